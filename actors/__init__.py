@@ -1,0 +1,1 @@
+"""The running system: a supervisor, its tenants, their consumers and workers."""

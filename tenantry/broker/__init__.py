@@ -1,0 +1,1 @@
+"""The broker: streams and queues, users, deliveries, confirms."""

@@ -1,0 +1,165 @@
+"""What a broker promises. Deliveries come in on its thread; everything else may come from any."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
+
+from tenantry.messages.port import Incoming
+
+
+class BrokerError(Exception):
+    """The broker refused or failed."""
+
+
+class BrokerUnavailableError(BrokerError):
+    """The broker can't be reached now; the same call may succeed later."""
+
+
+class UnroutableError(BrokerError):
+    """No queue takes the message: the stream or the topic does not exist."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QueueSpec:
+    """A queue that is consumed, and the topic and partition its messages belong to."""
+
+    name: str
+    topic: str
+    partition: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TenantTopology:
+    """A tenant's objects on the broker, named as in `tenantry.domain.names`."""
+
+    tenant_id: str
+    topics: tuple[str, ...]
+    partitions: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Credentials:
+    """A broker user's way in. The password is shown once and kept nowhere."""
+
+    username: str
+    password: str = field(repr=False)
+    amqp_url: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PasswordHash:
+    """A salted hash the broker takes in place of a password."""
+
+    value: str = field(repr=False)
+
+
+class Delivery(NamedTuple):
+    """A message from a queue, to be settled by its `tag`, which rises by one on its channel."""
+
+    tag: int
+    redelivered: bool
+    message: Incoming
+
+
+class DeliverySink(Protocol):
+    """Who receives a subscription's deliveries. Called on the broker's thread: must not block.
+
+    Every call names the channel's `generation`: tags of an older one mean nothing any more.
+    """
+
+    def consuming(self, generation: int) -> None:
+        """Every queue is being consumed on a new channel."""
+
+    def deliveries(self, generation: int, batch: list[Delivery]) -> None:
+        """Deliveries have come in, in the order of their tags."""
+
+    def cancelled(self, generation: int) -> None:
+        """The consumers are cancelled as asked; no delivery follows in this generation."""
+
+    def lost(self, generation: int, reason: str, *, missing: bool) -> None:
+        """The channel is gone, and with it every unsettled delivery: they will come again.
+
+        The subscription is taken up again by itself, unless `missing`: a queue is not there, or
+        was deleted; then it waits for `resubscribe`.
+        """
+
+
+class Subscription(Protocol):
+    """One tenant's consumption: a channel with a consumer a queue. Callable from any thread."""
+
+    def settle(self, generation: int, *, rejects: Sequence[int], ack_up_to: int | None) -> None:
+        """Reject `rejects` (to the dead-letter exchange), then ack all others up to a tag.
+
+        Of an older generation, it does nothing.
+        """
+
+    def cancel(self) -> None:
+        """Stop deliveries; `cancelled` answers. The channel stays open to settle what came."""
+
+    def resubscribe(self) -> None:
+        """Begin again on a new channel."""
+
+    def close(self) -> None:
+        """Give up the channel, after what was settled before this call has been sent."""
+
+
+class Consuming(Protocol):
+    """Takes up subscriptions."""
+
+    def subscribe(
+        self, queues: Sequence[QueueSpec], *, prefetch: int, sink: DeliverySink
+    ) -> Subscription:
+        """Consume `queues` on a channel of their own, each with at most `prefetch` unsettled.
+
+        Never raises for an absent broker: it is consumed as soon as it can be.
+        """
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outgoing:
+    """A message to be published. Durable; `headers` may hold what JSON holds."""
+
+    exchange: str
+    routing_key: str
+    body: bytes
+    message_id: str | None = None
+    content_type: str | None = None
+    headers: Mapping[str, object] | None = None
+
+
+class Publishing(Protocol):
+    """Publishes with confirms."""
+
+    def publish(self, messages: Sequence[Outgoing], *, timeout: float) -> None:
+        """Return once the broker has confirmed every message.
+
+        Raises `UnroutableError`, `BrokerUnavailableError` (some may have been taken: publish
+        again with the same message ids).
+        """
+
+
+class Administration(Protocol):
+    """Makes and removes tenants' objects. Every call is idempotent and bounded in time."""
+
+    def ensure_topology(self, topology: TenantTopology) -> None:
+        """Make the tenant's stream, queues, bindings and dead-letter queue, where missing."""
+
+    def remove_topology(self, tenant_id: str) -> int:
+        """Delete the tenant's stream and all its queues; give how many messages they held."""
+
+    def ensure_user(self, tenant_id: str, password: PasswordHash) -> None:
+        """Make the tenant's user with this password and its permissions."""
+
+    def remove_user(self, tenant_id: str) -> None:
+        """Delete the tenant's user and close its connections."""
+
+    def new_credentials(self, tenant_id: str) -> tuple[Credentials, PasswordHash]:
+        """Generate a password; nothing is changed on the broker yet."""
+
+    def pending(self) -> Mapping[str, int]:
+        """Count the messages ready in each tenant's queues, in one call; no dead letters."""
+
+    def check(self) -> None:
+        """Raise `BrokerError` with a clear line where the broker can't be used."""

@@ -1,0 +1,1 @@
+"""What Tenantry is about, in pure functions and frozen values; the standard library only."""

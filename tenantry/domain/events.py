@@ -1,0 +1,132 @@
+"""What has happened to a tenant. Events are facts: past tense, never changed, never taken back.
+
+Fields hold only what JSON holds (text, whole numbers, booleans, tuples of these), so that the
+codec needs no case of its own for any event.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TenantCreated:
+    """The tenant was accepted; its objects are about to be made."""
+
+    tenant_id: str
+    name: str
+    workers: int
+    topics: tuple[str, ...]
+    partitions: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TenantProvisioned:
+    """The tenant's stream, queues, user and partition exist."""
+
+    tenant_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProvisioningAbandoned:
+    """Provisioning failed; what was made has been undone and the id is free again."""
+
+    tenant_id: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkersResized:
+    """The number of workers changed."""
+
+    tenant_id: str
+    previous: int
+    workers: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TenantPaused:
+    """An operator stopped the consumer."""
+
+    tenant_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TenantParked:
+    """The supervisor stopped the tenant because it kept failing."""
+
+    tenant_id: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TenantResumed:
+    """The tenant consumes again."""
+
+    tenant_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CredentialsRotated:
+    """The broker user has a new password (which the journal never holds)."""
+
+    tenant_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TopicsAdded:
+    """The tenant has these topics too."""
+
+    tenant_id: str
+    topics: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeletionRequested:
+    """The tenant is being deleted; with `retain` its stored messages stay."""
+
+    tenant_id: str
+    retain: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TenantDeleted:
+    """Everything of the tenant is gone, with the counts of messages dropped."""
+
+    tenant_id: str
+    queued: int
+    stored: int
+
+
+TenantEvent: TypeAlias = (
+    TenantCreated
+    | TenantProvisioned
+    | ProvisioningAbandoned
+    | WorkersResized
+    | TenantPaused
+    | TenantParked
+    | TenantResumed
+    | CredentialsRotated
+    | TopicsAdded
+    | DeletionRequested
+    | TenantDeleted
+)
+"""The events of a tenant's life, in the stream `tenant-ID`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MessageDeadLettered:
+    """A message could not be stored and went to the dead-letter exchange, bytes unchanged."""
+
+    tenant_id: str
+    message_id: str | None
+    topic: str
+    partition: int
+    reason: str
+    error: str
+    attempts: int
+    size: int
+
+
+Event: TypeAlias = TenantEvent | MessageDeadLettered

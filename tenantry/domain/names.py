@@ -1,0 +1,76 @@
+"""What a tenant is called, and what its objects are called on the broker and in the database."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+TENANT_ID: Final = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,38}[a-z0-9])?", re.ASCII)
+TOPIC: Final = re.compile(r"[a-z0-9](?:[a-z0-9_-]{0,62})", re.ASCII)
+
+DEFAULT_TOPIC: Final = "default"
+"""The topic of messages that arrive through a tenant's default queue; no tenant may declare it."""
+
+DEAD_LETTER_EXCHANGE: Final = "dlx_exchange"
+
+
+def is_tenant_id(value: str) -> bool:
+    """Tell whether `value` may name a tenant: 1 to 40 of a-z, 0-9 and inner hyphens."""
+    return TENANT_ID.fullmatch(value) is not None
+
+
+def is_topic(value: str) -> bool:
+    """Tell whether `value` may name a topic: 1 to 63 of a-z, 0-9, `_` and `-`.
+
+    A dot is refused because it separates topic and partition in routing keys.
+    """
+    return TOPIC.fullmatch(value) is not None and value != DEFAULT_TOPIC
+
+
+def stream_name(tenant_id: str) -> str:
+    """Name the tenant's stream, a durable direct exchange."""
+    return f"tenant_{tenant_id}_stream"
+
+
+def queue_name(tenant_id: str) -> str:
+    """Name the tenant's default queue."""
+    return f"tenant_{tenant_id}_queue"
+
+
+def partition_queue_name(tenant_id: str, topic: str, partition: int) -> str:
+    """Name the queue of one partition (from 0) of a topic."""
+    return f"{stream_name(tenant_id)}.{topic}.{partition}"
+
+
+def dead_letter_queue_name(tenant_id: str) -> str:
+    """Name the queue that keeps the tenant's dead letters."""
+    return f"tenant_{tenant_id}_dead_letters"
+
+
+def username(tenant_id: str) -> str:
+    """Name the tenant's broker user."""
+    return f"tenant_{tenant_id}_producer"
+
+
+def partition_table_name(tenant_id: str) -> str:
+    """Name the tenant's partition of `messages` (49 bytes at most; PostgreSQL allows 63)."""
+    return f"messages_{tenant_id}"
+
+
+def journal_stream(tenant_id: str) -> str:
+    """Name the journal's stream of a tenant's life."""
+    return f"tenant-{tenant_id}"
+
+
+def dead_letter_journal_stream(tenant_id: str) -> str:
+    """Name the journal's stream of a tenant's dead letters.
+
+    It stands apart from the tenant's life so that a flood of bad messages neither makes that
+    stream long nor competes with commands for its version.
+    """
+    return f"dead_letters-{tenant_id}"
+
+
+def category(stream: str) -> str:
+    """Give the part of a journal stream's name before its first hyphen."""
+    return stream.partition("-")[0]

@@ -1,0 +1,251 @@
+"""The tenant: its state, what may be done to it (`decide`), what has happened to it (`evolve`).
+
+Both functions are pure. Time comes in with the events; ids come in with the commands.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from datetime import datetime
+from enum import StrEnum
+from functools import reduce
+from typing import Final, assert_never
+
+from tenantry.domain import names
+from tenantry.domain.commands import (
+    AbandonProvisioning,
+    AddTopics,
+    Command,
+    ConfirmDeleted,
+    ConfirmProvisioned,
+    CreateTenant,
+    ParkTenant,
+    PauseTenant,
+    RequestDeletion,
+    ResizeWorkers,
+    ResumeTenant,
+    RotateCredentials,
+)
+from tenantry.domain.errors import (
+    InvalidCommandError,
+    TenantExistsError,
+    TenantNotFoundError,
+    WrongStateError,
+)
+from tenantry.domain.events import (
+    CredentialsRotated,
+    DeletionRequested,
+    ProvisioningAbandoned,
+    TenantCreated,
+    TenantDeleted,
+    TenantEvent,
+    TenantParked,
+    TenantPaused,
+    TenantProvisioned,
+    TenantResumed,
+    TopicsAdded,
+    WorkersResized,
+)
+
+MIN_WORKERS: Final = 1
+MAX_WORKERS: Final = 64
+MIN_PARTITIONS: Final = 1
+MAX_PARTITIONS: Final = 64
+MAX_TOPICS: Final = 64
+MAX_NAME: Final = 200
+
+
+class Lifecycle(StrEnum):
+    """Where in its life a tenant stands."""
+
+    PROVISIONING = "provisioning"
+    ACTIVE = "active"
+    PAUSED = "paused"
+    DRAINING = "draining"
+    DELETED = "deleted"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TenantState:
+    """A tenant as its events tell it.
+
+    `version` is the number of events folded so far: the expected version of the next append.
+    `parked` is the reason a paused tenant was parked by the supervisor, or None.
+    `retained` tells that a deleted tenant's messages were kept.
+    """
+
+    tenant_id: str
+    name: str
+    lifecycle: Lifecycle
+    workers: int
+    topics: tuple[str, ...]
+    partitions: int
+    version: int
+    created_at: datetime
+    updated_at: datetime
+    parked: str | None = None
+    retained: bool = False
+
+    @property
+    def exists(self) -> bool:
+        """Whether the id is taken: false once the tenant is deleted."""
+        return self.lifecycle is not Lifecycle.DELETED
+
+
+def decide(state: TenantState | None, command: Command) -> tuple[TenantEvent, ...]:
+    """Answer a command with the events it causes; none, if it asks for what is so already.
+
+    Raises `DomainError` where the command is refused.
+    """
+    if isinstance(command, CreateTenant):
+        return _create(state, command)
+    if state is None or not state.exists:
+        raise TenantNotFoundError(command.tenant_id)
+    tenant_id = state.tenant_id
+    match command:
+        case ConfirmProvisioned():
+            if state.lifecycle is not Lifecycle.PROVISIONING:
+                return ()
+            return (TenantProvisioned(tenant_id=tenant_id),)
+        case AbandonProvisioning(reason=reason):
+            _require(state, "abandon provisioning", Lifecycle.PROVISIONING)
+            return (ProvisioningAbandoned(tenant_id=tenant_id, reason=reason),)
+        case ResizeWorkers(workers=workers):
+            _check_workers(workers)
+            _require(state, "be resized", Lifecycle.ACTIVE, Lifecycle.PAUSED)
+            if workers == state.workers:
+                return ()
+            return (WorkersResized(tenant_id=tenant_id, previous=state.workers, workers=workers),)
+        case PauseTenant():
+            _require(state, "be paused", Lifecycle.ACTIVE, Lifecycle.PAUSED)
+            if state.lifecycle is Lifecycle.PAUSED:
+                return ()
+            return (TenantPaused(tenant_id=tenant_id),)
+        case ParkTenant(reason=reason):
+            _require(state, "be parked", Lifecycle.ACTIVE, Lifecycle.PAUSED)
+            if state.parked is not None:
+                return ()
+            return (TenantParked(tenant_id=tenant_id, reason=reason),)
+        case ResumeTenant():
+            _require(state, "be resumed", Lifecycle.ACTIVE, Lifecycle.PAUSED)
+            if state.lifecycle is Lifecycle.ACTIVE:
+                return ()
+            return (TenantResumed(tenant_id=tenant_id),)
+        case RotateCredentials():
+            _require(state, "rotate credentials", Lifecycle.ACTIVE, Lifecycle.PAUSED)
+            return (CredentialsRotated(tenant_id=tenant_id),)
+        case AddTopics(topics=topics):
+            _require(state, "take new topics", Lifecycle.ACTIVE, Lifecycle.PAUSED)
+            _check_topics(topics)
+            new = tuple(topic for topic in topics if topic not in state.topics)
+            if not new:
+                return ()
+            if len(state.topics) + len(new) > MAX_TOPICS:
+                raise InvalidCommandError("topics", f"a tenant has {MAX_TOPICS} at most")
+            return (TopicsAdded(tenant_id=tenant_id, topics=new),)
+        case RequestDeletion(retain=retain):
+            if state.lifecycle is Lifecycle.DRAINING:
+                return ()
+            return (DeletionRequested(tenant_id=tenant_id, retain=retain),)
+        case ConfirmDeleted(queued=queued, stored=stored):
+            _require(state, "be confirmed deleted", Lifecycle.DRAINING)
+            return (TenantDeleted(tenant_id=tenant_id, queued=queued, stored=stored),)
+        case _:
+            assert_never(command)
+
+
+def evolve(state: TenantState | None, event: TenantEvent, at: datetime) -> TenantState:
+    """Fold one event, recorded at `at`, into the state. Never refuses: it has happened."""
+    if isinstance(event, TenantCreated):
+        return TenantState(
+            tenant_id=event.tenant_id,
+            name=event.name,
+            lifecycle=Lifecycle.PROVISIONING,
+            workers=event.workers,
+            topics=event.topics,
+            partitions=event.partitions,
+            version=1 if state is None else state.version + 1,
+            created_at=at,
+            updated_at=at,
+        )
+    if state is None:
+        raise ValueError(
+            f"the stream of tenant {event.tenant_id!r} does not begin with its creation"
+        )
+    state = replace(state, version=state.version + 1, updated_at=at)
+    match event:
+        case TenantProvisioned() | TenantResumed():
+            return replace(state, lifecycle=Lifecycle.ACTIVE, parked=None)
+        case WorkersResized(workers=workers):
+            return replace(state, workers=workers)
+        case TenantPaused():
+            return replace(state, lifecycle=Lifecycle.PAUSED)
+        case TenantParked(reason=reason):
+            return replace(state, lifecycle=Lifecycle.PAUSED, parked=reason)
+        case CredentialsRotated():
+            return state
+        case TopicsAdded(topics=topics):
+            return replace(state, topics=state.topics + topics)
+        case DeletionRequested(retain=retain):
+            return replace(state, lifecycle=Lifecycle.DRAINING, retained=retain, parked=None)
+        case TenantDeleted() | ProvisioningAbandoned():
+            return replace(state, lifecycle=Lifecycle.DELETED)
+        case _:
+            assert_never(event)
+
+
+def fold(
+    events: Iterable[tuple[TenantEvent, datetime]], state: TenantState | None = None
+) -> TenantState | None:
+    """Fold events, each with the time it was recorded, onto `state`, oldest first."""
+    return reduce(lambda folded, one: evolve(folded, *one), events, state)
+
+
+def _create(state: TenantState | None, command: CreateTenant) -> tuple[TenantEvent, ...]:
+    if not names.is_tenant_id(command.tenant_id):
+        raise InvalidCommandError(
+            "id", "must be 1 to 40 of a-z, 0-9 and hyphens, with no hyphen at either end"
+        )
+    if state is not None and state.exists:
+        raise TenantExistsError(command.tenant_id)
+    name = command.name
+    if not 1 <= len(name) <= MAX_NAME or name.isspace() or not name.isprintable():
+        raise InvalidCommandError("name", f"must be 1 to {MAX_NAME} printable characters")
+    _check_workers(command.workers)
+    _check_topics(command.topics)
+    if not MIN_PARTITIONS <= command.partitions <= MAX_PARTITIONS:
+        raise InvalidCommandError("partitions", f"must be {MIN_PARTITIONS} to {MAX_PARTITIONS}")
+    return (
+        TenantCreated(
+            tenant_id=command.tenant_id,
+            name=name,
+            workers=command.workers,
+            topics=command.topics,
+            partitions=command.partitions,
+        ),
+    )
+
+
+def _check_workers(workers: int) -> None:
+    if not MIN_WORKERS <= workers <= MAX_WORKERS:
+        raise InvalidCommandError("workers", f"must be {MIN_WORKERS} to {MAX_WORKERS}")
+
+
+def _check_topics(topics: tuple[str, ...]) -> None:
+    if len(topics) > MAX_TOPICS:
+        raise InvalidCommandError("topics", f"a tenant has {MAX_TOPICS} at most")
+    if len(set(topics)) != len(topics):
+        raise InvalidCommandError("topics", "names a topic twice")
+    for topic in topics:
+        if not names.is_topic(topic):
+            raise InvalidCommandError(
+                "topics",
+                f"{topic[:80]!r} is no topic name: 1 to 63 of a-z, 0-9, _ and -, "
+                f"and not {names.DEFAULT_TOPIC!r}",
+            )
+
+
+def _require(state: TenantState, wanted: str, *allowed: Lifecycle) -> None:
+    if state.lifecycle not in allowed:
+        raise WrongStateError(state.tenant_id, state.lifecycle.value, wanted)

@@ -1,0 +1,1 @@
+"""The journal: an append-only store of events, the truth about tenants."""

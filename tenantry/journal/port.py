@@ -1,0 +1,135 @@
+"""What an event store promises. One contract suite holds every adapter to it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import Enum
+from typing import Final, Protocol
+from uuid import UUID, uuid4
+
+from tenantry.domain.events import Event
+
+
+class JournalError(Exception):
+    """The journal could not be read or written."""
+
+
+class JournalUnavailableError(JournalError):
+    """The journal can't be reached now; the same call may succeed later."""
+
+
+class VersionConflictError(JournalError):
+    """The stream is not at the expected version: somebody else appended first."""
+
+    def __init__(self, stream: str, expected: int, actual: int) -> None:
+        super().__init__(f"stream {stream!r} is at version {actual}, not at {expected}")
+        self.stream = stream
+        self.expected = expected
+        self.actual = actual
+
+
+class UnknownEventError(JournalError):
+    """The journal holds an event this program does not know; a newer one wrote it."""
+
+
+class Expected(Enum):
+    """An expected version that is no number."""
+
+    ANY = "any"
+
+
+ANY: Final = Expected.ANY
+"""Append at whatever version the stream has."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Metadata:
+    """Who caused an event, and what it belongs to.
+
+    `actor` names the person or program (`uid=0`, `supervisor`); `correlation_id` is shared by
+    everything one request caused; `causation_id` is the id of the event or command before it.
+    """
+
+    actor: str
+    correlation_id: str = field(default_factory=lambda: uuid4().hex)
+    causation_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecordedEvent:
+    """An event as the journal holds it.
+
+    `position` (from 1) orders the whole journal without gaps a reader could fall into;
+    `version` (from 1, dense) orders the stream. `recorded_at` is UTC.
+    """
+
+    position: int
+    stream: str
+    version: int
+    id: UUID
+    event: Event
+    metadata: Metadata
+    recorded_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot:
+    """A folded state as of `version` of a stream, in the shape `data` of schema `schema_version`."""
+
+    stream: str
+    version: int
+    schema_version: int
+    data: dict[str, object]
+
+
+class EventStore(Protocol):
+    """An append-only store of events in streams."""
+
+    def append(
+        self,
+        stream: str,
+        events: Sequence[Event],
+        *,
+        expected: int | Expected,
+        metadata: Metadata,
+        ids: Sequence[UUID] | None = None,
+    ) -> list[RecordedEvent]:
+        """Append all of `events` or none; 0 expects a stream that does not exist yet.
+
+        With `ids`, an event whose id the journal already holds is passed over, so a repeated
+        append is harmless; only the newly recorded events are returned.
+        Raises `VersionConflictError`, `JournalUnavailableError`.
+        """
+
+    def read_stream(
+        self, stream: str, *, after: int = 0, limit: int | None = None
+    ) -> list[RecordedEvent]:
+        """Read a stream's events above version `after`, oldest first; an unknown stream is empty."""
+
+    def read_all(
+        self, *, after: int = 0, limit: int = 500, categories: Sequence[str] | None = None
+    ) -> list[RecordedEvent]:
+        """Read every stream's events above `after`, in order of position.
+
+        A reader that continues from the last position it saw misses none, whatever is being
+        appended meanwhile. `categories` keeps only streams of these categories.
+        """
+
+    def read_tenant(
+        self, tenant_id: str, *, after: int = 0, limit: int = 500
+    ) -> list[RecordedEvent]:
+        """Read all that happened to one tenant above position `after`: its life and dead letters."""
+
+    def save_snapshot(self, snapshot: Snapshot) -> None:
+        """Keep a snapshot, replacing an older one of the same stream."""
+
+    def load_snapshot(self, stream: str) -> Snapshot | None:
+        """Give the newest snapshot of a stream, if there is one."""
+
+    def wait_for_events(self, after: int, timeout: float) -> bool:
+        """Block until the journal goes beyond position `after`, at most `timeout` seconds.
+
+        Returns whether it does.
+        """

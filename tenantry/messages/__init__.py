@@ -1,0 +1,1 @@
+"""The message store: every tenant's messages in its own partition, exactly once."""

@@ -1,0 +1,1 @@
+"""The multi-tenant producer and the proof of isolation."""

@@ -1,0 +1,1 @@
+"""The SQL of the project: migrations, and queries by name."""

@@ -1,0 +1,1 @@
+"""Logging and metrics: observers, not code in the middle of the work."""
