@@ -76,7 +76,7 @@ class RecordedEvent:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
-    """A folded state as of `version` of a stream, in the shape `data` of schema `schema_version`."""
+    """A folded state as of `version` of a stream; `schema_version` tells the shape of `data`."""
 
     stream: str
     version: int
@@ -106,7 +106,7 @@ class EventStore(Protocol):
     def read_stream(
         self, stream: str, *, after: int = 0, limit: int | None = None
     ) -> list[RecordedEvent]:
-        """Read a stream's events above version `after`, oldest first; an unknown stream is empty."""
+        """Read a stream's events above version `after`, oldest first; none of an unknown stream."""
 
     def read_all(
         self, *, after: int = 0, limit: int = 500, categories: Sequence[str] | None = None
@@ -120,7 +120,7 @@ class EventStore(Protocol):
     def read_tenant(
         self, tenant_id: str, *, after: int = 0, limit: int = 500
     ) -> list[RecordedEvent]:
-        """Read all that happened to one tenant above position `after`: its life and dead letters."""
+        """Read all that happened to a tenant above position `after`: its life and dead letters."""
 
     def save_snapshot(self, snapshot: Snapshot) -> None:
         """Keep a snapshot, replacing an older one of the same stream."""

@@ -1,0 +1,119 @@
+"""The one door from the API to the running system: commands in, states out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from typing import Protocol
+
+from tenantry.broker.port import Credentials
+from tenantry.domain.commands import Command
+from tenantry.domain.tenant import TenantState
+from tenantry.journal.port import Metadata
+
+
+class ControlError(Exception):
+    """The running system did not carry out a command."""
+
+
+class UnavailableError(ControlError):
+    """It takes no commands now (starting, draining, or what it stands on is away): try later."""
+
+
+class CommandFailedError(ControlError):
+    """A step failed; what was half-made has been undone, or will be at the next start."""
+
+
+class CommandTimeoutError(ControlError):
+    """No answer in time; the command may still be carried out."""
+
+
+class SystemState(StrEnum):
+    """How the daemon as a whole is."""
+
+    STARTING = "starting"
+    RUNNING = "running"
+    DRAINING = "draining"
+    DRAINED = "drained"
+    STOPPING = "stopping"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ActorStatus:
+    """One actor of the tree: `kind` is its class, `state` a word, `mailbox` its depth."""
+
+    name: str
+    kind: str
+    state: str
+    mailbox: int
+    restarts: int
+    children: tuple[ActorStatus, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TenantRuntime:
+    """What a tenant's actors are doing. Totals count since the tenant's creation.
+
+    `unsettled` counts deliveries taken from the broker and not yet acknowledged; `rate` is
+    messages settled a second, over the last ten; `pending` is the broker's own count of waiting
+    messages, None while unknown.
+    """
+
+    tenant_id: str
+    workers_current: int
+    consuming: bool
+    unsettled: int
+    rate: float
+    pending: int | None
+    stored: int
+    duplicates: int
+    dead_lettered: int
+    parked: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SystemStatus:
+    """The daemon at a glance; `reasons` says why it is not ready, when it is not."""
+
+    state: SystemState
+    ready: bool
+    reasons: tuple[str, ...]
+    started_at: datetime
+    version: str
+    pid: int
+    tree: ActorStatus
+    tenants: Mapping[str, TenantRuntime] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """A command's effect. `credentials` come with creation and rotation, once."""
+
+    tenant: TenantState
+    runtime: TenantRuntime | None = None
+    credentials: Credentials | None = None
+
+
+class Control(Protocol):
+    """The running system, as commands and questions. Callable from any thread."""
+
+    def execute(self, command: Command, *, metadata: Metadata, timeout: float) -> Outcome:
+        """Carry out a tenant command; when it returns, the effect is in force.
+
+        Raises `DomainError` (refused), `UnavailableError`, `CommandFailedError`,
+        `CommandTimeoutError`.
+        """
+
+    def status(self) -> SystemStatus:
+        """Tell how everything is, without waiting for any actor."""
+
+    def runtime(self, tenant_id: str) -> TenantRuntime | None:
+        """Tell what one tenant's actors are doing, without waiting; None if it has none."""
+
+    def drain(self) -> None:
+        """Begin to stop consuming but stay up; `status` tells when it is done."""
+
+    def stop(self) -> None:
+        """Begin a graceful shutdown of the daemon."""

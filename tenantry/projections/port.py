@@ -1,0 +1,28 @@
+"""What the read model of tenants promises."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Protocol
+
+from tenantry.domain.tenant import TenantState
+
+
+class TenantDirectory(Protocol):
+    """The tenants as they are, and as they were.
+
+    It is brought forward in the transaction that appends the events, so who has seen a command
+    answered sees its effect here. Raises `JournalUnavailableError`.
+    """
+
+    def get(self, tenant_id: str) -> TenantState | None:
+        """Give a tenant's present state (deleted ones too), or None if there never was one."""
+
+    def page(self, *, after: str | None = None, limit: int = 50) -> list[TenantState]:
+        """List the tenants that exist, by id, from beyond the id `after`."""
+
+    def as_of_version(self, tenant_id: str, version: int) -> TenantState | None:
+        """Give a tenant's state after its first `version` events, or None if it has fewer."""
+
+    def as_of_time(self, tenant_id: str, at: datetime) -> TenantState | None:
+        """Give a tenant's state at a time (with a zone), or None if it did not exist yet."""
