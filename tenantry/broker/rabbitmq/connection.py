@@ -1,0 +1,164 @@
+"""One connection to RabbitMQ, kept open: pika's select loop on a thread, connected for good."""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Callable
+from typing import Final
+
+import pika
+import structlog
+from pika.exceptions import AMQPError
+
+from tenantry.broker.port import BrokerError
+
+log = structlog.get_logger(__name__)
+
+FIRST_BACKOFF: Final = 0.1
+LONGEST_BACKOFF: Final = 3.0
+"""Seconds between attempts to connect. Short, so that consuming is back soon after the broker."""
+
+CLOSE_TIMEOUT: Final = 3.0
+"""Seconds a closing handshake may take before the loop ends without it."""
+
+
+def parameters(url: str) -> pika.URLParameters:
+    """Turn an AMQP URL into pika's parameters, with every wait bounded.
+
+    Raises `BrokerError` for a URL that pika can't read; the message does not repeat the URL.
+    """
+    try:
+        wanted = pika.URLParameters(url)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise BrokerError(
+            "rabbitmq.url is not an AMQP URL: amqp://user:password@host:5672/"
+        ) from error
+    wanted.heartbeat = 20
+    wanted.socket_timeout = 5
+    wanted.stack_timeout = 10
+    wanted.connection_attempts = 1
+    wanted.blocked_connection_timeout = None
+    wanted.client_properties = {"connection_name": "tenantry", "product": "Tenantry"}
+    return wanted
+
+
+class IoLoop:
+    """Runs one connection and brings it back whenever it is lost, with backoff and jitter.
+
+    `run` belongs on a thread of its own; everything the callbacks do happens there. `call` and
+    `stop` come from any thread.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        name: str,
+        on_open: Callable[[pika.SelectConnection], None],
+        on_closed: Callable[[str], None],
+    ) -> None:
+        self._parameters = parameters(url)
+        self._parameters.client_properties = {"connection_name": name, "product": "Tenantry"}
+        self._name = name
+        self._on_open = on_open
+        self._on_closed = on_closed
+        self._lock = threading.Lock()
+        self._stopping = threading.Event()
+        self._connection: pika.SelectConnection | None = None
+        self._opened = False
+        self._failures = 0
+
+    @property
+    def connected(self) -> bool:
+        """Whether the connection is open now."""
+        return self._opened
+
+    def run(self) -> None:
+        """Connect, serve and reconnect until `stop`."""
+        while not self._stopping.is_set():
+            self._serve_once()
+            if self._stopping.is_set():
+                break
+            ceiling = min(LONGEST_BACKOFF, FIRST_BACKOFF * 2 ** min(self._failures, 8))
+            self._stopping.wait(ceiling * (0.5 + random.random() / 2))  # noqa: S311
+            self._failures += 1
+
+    def stop(self) -> None:
+        """Close the connection cleanly, what was sent before included, and end `run`."""
+        self._stopping.set()
+        self.call(self._close)
+
+    def call(self, fn: Callable[[], None]) -> bool:
+        """Run `fn` on the loop's thread soon; False if no loop is running to do so."""
+        with self._lock:
+            connection = self._connection
+            if connection is None:
+                return False
+            connection.ioloop.add_callback_threadsafe(fn)
+            return True
+
+    def _serve_once(self) -> None:
+        connection = pika.SelectConnection(
+            self._parameters,
+            on_open_callback=self._opened_now,
+            on_open_error_callback=self._not_opened,
+            on_close_callback=self._closed_now,
+        )
+        with self._lock:
+            self._connection = connection
+        if self._stopping.is_set():
+            # `stop` may have looked before the connection was there to be closed.
+            self.call(self._close)
+        reason = "the connection's loop failed"
+        try:
+            connection.ioloop.start()
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}"
+            log.exception("broker.loop_failed", connection=self._name)
+        finally:
+            with self._lock:
+                self._connection = None
+            if self._opened:
+                self._opened = False
+                self._on_closed(reason)
+            connection.ioloop.close()
+
+    def _close(self) -> None:
+        connection = self._connection
+        if connection is None:
+            return
+        connection.ioloop.call_later(CLOSE_TIMEOUT, connection.ioloop.stop)
+        try:
+            connection.close(200, "Tenantry stops")
+        except AMQPError:
+            connection.ioloop.stop()
+
+    def _opened_now(self, connection: pika.SelectConnection) -> None:
+        self._opened = True
+        self._failures = 0
+        log.info("broker.connected", connection=self._name)
+        self._on_open(connection)
+
+    def _not_opened(self, connection: pika.SelectConnection, error: Exception | str) -> None:
+        if not self._stopping.is_set():
+            log.warning("broker.unreachable", connection=self._name, error=describe(error))
+        connection.ioloop.stop()
+
+    def _closed_now(self, connection: pika.SelectConnection, error: Exception) -> None:
+        self._opened = False
+        if not self._stopping.is_set():
+            log.warning("broker.connection_lost", connection=self._name, error=describe(error))
+        self._on_closed(describe(error))
+        connection.ioloop.stop()
+
+
+def describe(error: object) -> str:
+    """Say in one line what pika's exceptions, which nest and are often empty, are about."""
+    parts: list[str] = []
+    seen = error
+    while isinstance(seen, BaseException) and len(parts) < 4:
+        parts.append(f"{type(seen).__name__}: {seen}" if str(seen) else type(seen).__name__)
+        nested = getattr(seen, "exceptions", None)
+        seen = nested[-1] if nested else seen.__cause__
+    return " <- ".join(parts) or str(error)

@@ -1,0 +1,322 @@
+"""Deliveries from RabbitMQ: one connection and one thread for the channels of many tenants.
+
+The thread does frames, batching and acks, and nothing else; what is done with a delivery happens
+behind the sink.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Final
+
+import pika
+import structlog
+from pika.exceptions import ChannelClosed, ChannelClosedByBroker, ChannelWrongStateError
+
+from tenantry.broker.port import Delivery, DeliverySink, QueueSpec
+from tenantry.broker.rabbitmq.connection import IoLoop, describe
+from tenantry.messages.port import Incoming
+
+if TYPE_CHECKING:
+    from pika.channel import Channel
+    from pika.spec import Basic, BasicProperties
+
+log = structlog.get_logger(__name__)
+
+REOPEN_AFTER: Final = 1.0
+"""Seconds before a channel that the broker closed is opened again."""
+
+NOT_FOUND: Final = 404
+
+
+class RabbitSubscription:
+    """One tenant's channel. Its fields belong to the loop's thread; the public calls go there."""
+
+    def __init__(
+        self,
+        loop: IoLoop,
+        queues: Sequence[QueueSpec],
+        *,
+        prefetch: int,
+        sink: DeliverySink,
+        forget: Callable[[RabbitSubscription], None],
+    ) -> None:
+        self._loop = loop
+        self._queues = tuple(queues)
+        self._prefetch = prefetch
+        self._sink = sink
+        self._forget = forget
+        self._connection: pika.SelectConnection | None = None
+        self._channel: Channel | None = None
+        self._generation = 0
+        self._buffer: list[Delivery] = []
+        self._tags: list[str] = []
+        self._wanted = True
+        self._cancelling = False
+        self._missing = False
+
+    # From any thread.
+
+    def settle(self, generation: int, *, rejects: Sequence[int], ack_up_to: int | None) -> None:
+        """Reject some tags, ack the rest; nothing, once the channel they came on is gone."""
+        self._loop.call(partial(self._settle, generation, rejects, ack_up_to))
+
+    def cancel(self) -> None:
+        """Stop deliveries; the sink hears `cancelled`, at once where nothing is connected."""
+        if not self._loop.call(self._cancel):
+            self._cancel()
+
+    def resubscribe(self) -> None:
+        """Consume again, on a new channel."""
+        self._loop.call(self._resubscribe)
+
+    def close(self) -> None:
+        """Close the channel and forget the subscription."""
+        if not self._loop.call(self._close):
+            self._close()
+
+    # On the loop's thread.
+
+    def connected(self, connection: pika.SelectConnection) -> None:
+        """Open a channel on a new connection, if deliveries are wanted."""
+        self._connection = connection
+        if self._wanted and not self._missing:
+            self._open()
+
+    def disconnected(self, reason: str) -> None:
+        """Note that the connection is gone; the channel's own callback may have come before."""
+        self._connection = None
+        self._lose(reason, missing=False)
+
+    def _open(self) -> None:
+        if self._connection is None or not self._connection.is_open or self._channel is not None:
+            return
+        self._generation += 1
+        self._buffer = []
+        self._tags = []
+        self._channel = self._connection.channel(on_open_callback=self._opened)
+
+    def _opened(self, channel: Channel) -> None:
+        generation = self._generation
+        channel.add_on_close_callback(partial(self._closed, generation))
+        channel.add_on_cancel_callback(partial(self._cancelled_by_broker, generation))
+        if not self._wanted:
+            self._close()
+            return
+        channel.basic_qos(prefetch_count=self._prefetch)
+        waiting = {queue.name for queue in self._queues}
+        for queue in self._queues:
+            tag = channel.basic_consume(
+                queue.name,
+                self._receiver(queue, generation),
+                callback=partial(self._consuming, generation, queue.name, waiting),
+            )
+            self._tags.append(tag)
+
+    def _consuming(self, generation: int, queue: str, waiting: set[str], _frame: object) -> None:
+        waiting.discard(queue)
+        if not waiting and generation == self._generation:
+            self._sink.consuming(generation)
+
+    def _receiver(
+        self, queue: QueueSpec, generation: int
+    ) -> Callable[[Channel, Basic.Deliver, BasicProperties, bytes], None]:
+        """Make the callback of one queue's deliveries. This is the hottest code there is."""
+        topic = queue.topic
+        partition = queue.partition
+        buffer = self._buffer
+        flush = partial(self._flush, generation)
+        assert self._connection is not None
+        soon = self._connection.ioloop.add_callback
+
+        def receive(
+            _channel: Channel, method: Basic.Deliver, properties: BasicProperties, body: bytes
+        ) -> None:
+            headers = properties.headers
+            if not buffer:
+                # Everything one read of the socket brings becomes one batch.
+                soon(flush)
+            buffer.append(
+                Delivery(
+                    method.delivery_tag,
+                    method.redelivered,
+                    Incoming(
+                        properties.message_id,
+                        topic,
+                        partition,
+                        body,
+                        properties.content_type,
+                        headers,
+                        _published_at(properties.timestamp, headers),
+                    ),
+                )
+            )
+
+        return receive
+
+    def _flush(self, generation: int) -> None:
+        if generation == self._generation and self._buffer:
+            batch = self._buffer.copy()
+            self._buffer.clear()
+            self._sink.deliveries(generation, batch)
+
+    def _settle(self, generation: int, rejects: Sequence[int], ack_up_to: int | None) -> None:
+        channel = self._channel
+        if generation != self._generation or channel is None or not channel.is_open:
+            return
+        for tag in rejects:
+            channel.basic_reject(tag, requeue=False)
+        if ack_up_to is not None:
+            channel.basic_ack(ack_up_to, multiple=True)
+
+    def _cancel(self) -> None:
+        self._wanted = False
+        channel = self._channel
+        if channel is None or not channel.is_open:
+            self._sink.cancelled(self._generation)
+            return
+        if self._cancelling:
+            return
+        self._cancelling = True
+        waiting = set(self._tags)
+        for tag in self._tags:
+            channel.basic_cancel(tag, callback=partial(self._cancel_ok, tag, waiting))
+        if not waiting:
+            self._cancelled()
+
+    def _cancel_ok(self, tag: str, waiting: set[str], _frame: object) -> None:
+        waiting.discard(tag)
+        if not waiting:
+            self._cancelled()
+
+    def _cancelled(self) -> None:
+        self._flush(self._generation)
+        self._cancelling = False
+        self._sink.cancelled(self._generation)
+
+    def _resubscribe(self) -> None:
+        self._wanted = True
+        self._missing = False
+        self._cancelling = False
+        channel = self._channel
+        if channel is not None:
+            # The deliveries of the old channel go back to their queues with it.
+            self._lose("consuming begins again", missing=False)
+            _close_channel(channel)
+        self._open()
+
+    def _close(self) -> None:
+        self._wanted = False
+        channel, self._channel = self._channel, None
+        self._generation += 1
+        self._forget(self)
+        if channel is not None:
+            _close_channel(channel)
+
+    def _cancelled_by_broker(self, generation: int, _frame: object) -> None:
+        """Handle a cancel that the broker sent: a queue was deleted or moved."""
+        if generation != self._generation:
+            return
+        channel = self._channel
+        self._lose("the broker cancelled a consumer: its queue was deleted", missing=True)
+        if channel is not None:
+            _close_channel(channel)
+
+    def _closed(self, generation: int, _channel: Channel, error: Exception) -> None:
+        if generation != self._generation or self._channel is None:
+            return
+        missing = isinstance(error, ChannelClosedByBroker) and error.reply_code == NOT_FOUND
+        self._lose(describe(error), missing=missing)
+        connection = self._connection
+        if (
+            self._wanted
+            and not missing
+            and isinstance(error, ChannelClosed)
+            and connection is not None
+            and connection.is_open
+        ):
+            connection.ioloop.call_later(REOPEN_AFTER, self._reopen)
+
+    def _reopen(self) -> None:
+        if self._wanted and not self._missing:
+            self._open()
+
+    def _lose(self, reason: str, *, missing: bool) -> None:
+        self._missing = missing
+        if self._channel is None:
+            return
+        self._channel = None
+        self._buffer = []
+        generation = self._generation
+        self._generation += 1
+        self._sink.lost(generation, reason, missing=missing)
+        if self._cancelling:
+            self._cancelling = False
+            self._sink.cancelled(generation)
+
+
+class RabbitConsuming:
+    """All subscriptions, on one connection. `run` and `stop` are the owner's to call."""
+
+    def __init__(self, url: str) -> None:
+        self._loop = IoLoop(
+            url, name="tenantry consuming", on_open=self._connected, on_closed=self._disconnected
+        )
+        self._subscriptions: set[RabbitSubscription] = set()
+        self._connection: pika.SelectConnection | None = None
+
+    @property
+    def connected(self) -> bool:
+        """Whether the broker is connected now."""
+        return self._loop.connected
+
+    def run(self) -> None:
+        """Serve every subscription until `stop`; belongs on a thread of its own."""
+        self._loop.run()
+
+    def stop(self) -> None:
+        """Close the connection once everything settled so far has been sent."""
+        self._loop.stop()
+
+    def subscribe(
+        self, queues: Sequence[QueueSpec], *, prefetch: int, sink: DeliverySink
+    ) -> RabbitSubscription:
+        """Consume `queues`, now or as soon as the broker is connected."""
+        subscription = RabbitSubscription(
+            self._loop, queues, prefetch=prefetch, sink=sink, forget=self._subscriptions.discard
+        )
+        # Added before the loop is told: one of the two finds it, `_open` makes it once.
+        self._subscriptions.add(subscription)
+        self._loop.call(partial(self._take_up, subscription))
+        return subscription
+
+    def _take_up(self, subscription: RabbitSubscription) -> None:
+        if self._connection is not None and subscription in self._subscriptions:
+            subscription.connected(self._connection)
+
+    def _connected(self, connection: pika.SelectConnection) -> None:
+        self._connection = connection
+        for subscription in tuple(self._subscriptions):
+            subscription.connected(connection)
+
+    def _disconnected(self, reason: str) -> None:
+        self._connection = None
+        for subscription in tuple(self._subscriptions):
+            subscription.disconnected(reason)
+
+
+def _published_at(timestamp: int | None, headers: Mapping[str, object] | None) -> int | None:
+    """Give the time of publishing in milliseconds: exact from a header, else whole seconds."""
+    if headers:
+        exact = headers.get("timestamp_in_ms")
+        if type(exact) is int:
+            return exact
+    return None if timestamp is None else timestamp * 1000
+
+
+def _close_channel(channel: Channel) -> None:
+    try:
+        channel.close()
+    except ChannelWrongStateError:
+        log.debug("broker.channel_was_closed")
