@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import threading
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final, cast
 
 import pika
 import structlog
@@ -101,9 +101,10 @@ class IoLoop:
     def _serve_once(self) -> None:
         connection = pika.SelectConnection(
             self._parameters,
-            on_open_callback=self._opened_now,
-            on_open_error_callback=self._not_opened,
-            on_close_callback=self._closed_now,
+            # pika types its callbacks by the base class; it calls them with this very connection.
+            on_open_callback=cast("Any", self._opened_now),
+            on_open_error_callback=cast("Any", self._not_opened),
+            on_close_callback=cast("Any", self._closed_now),
         )
         with self._lock:
             self._connection = connection
@@ -140,12 +141,12 @@ class IoLoop:
         log.info("broker.connected", connection=self._name)
         self._on_open(connection)
 
-    def _not_opened(self, connection: pika.SelectConnection, error: Exception | str) -> None:
+    def _not_opened(self, connection: pika.SelectConnection, error: BaseException) -> None:
         if not self._stopping.is_set():
             log.warning("broker.unreachable", connection=self._name, error=describe(error))
         connection.ioloop.stop()
 
-    def _closed_now(self, connection: pika.SelectConnection, error: Exception) -> None:
+    def _closed_now(self, connection: pika.SelectConnection, error: BaseException) -> None:
         self._opened = False
         if not self._stopping.is_set():
             log.warning("broker.connection_lost", connection=self._name, error=describe(error))

@@ -90,14 +90,15 @@ class RabbitSubscription:
         self._lose(reason, missing=False)
 
     def _open(self) -> None:
-        if self._connection is None or not self._connection.is_open or self._channel is not None:
+        connection = self._connection
+        if connection is None or not connection.is_open or self._channel is not None:
             return
         self._generation += 1
         self._buffer = []
         self._tags = []
-        self._channel = self._connection.channel(on_open_callback=self._opened)
+        self._channel = connection.channel(on_open_callback=partial(self._opened, connection))
 
-    def _opened(self, channel: Channel) -> None:
+    def _opened(self, connection: pika.SelectConnection, channel: Channel) -> None:
         generation = self._generation
         channel.add_on_close_callback(partial(self._closed, generation))
         channel.add_on_cancel_callback(partial(self._cancelled_by_broker, generation))
@@ -109,7 +110,7 @@ class RabbitSubscription:
         for queue in self._queues:
             tag = channel.basic_consume(
                 queue.name,
-                self._receiver(queue, generation),
+                self._receiver(connection, queue, generation),
                 callback=partial(self._consuming, generation, queue.name, waiting),
             )
             self._tags.append(tag)
@@ -120,15 +121,14 @@ class RabbitSubscription:
             self._sink.consuming(generation)
 
     def _receiver(
-        self, queue: QueueSpec, generation: int
+        self, connection: pika.SelectConnection, queue: QueueSpec, generation: int
     ) -> Callable[[Channel, Basic.Deliver, BasicProperties, bytes], None]:
         """Make the callback of one queue's deliveries. This is the hottest code there is."""
         topic = queue.topic
         partition = queue.partition
         buffer = self._buffer
         flush = partial(self._flush, generation)
-        assert self._connection is not None
-        soon = self._connection.ioloop.add_callback
+        soon = connection.ioloop.add_callback
 
         def receive(
             _channel: Channel, method: Basic.Deliver, properties: BasicProperties, body: bytes
