@@ -1,0 +1,228 @@
+"""Where the configuration comes from: a TOML file, the environment, flags."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+import tomllib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from tenantry.settings.model import CONTROL_SOCKET, DEFAULT_STATE_DIR, Settings
+
+
+class SettingsError(Exception):
+    """The configuration can't be used; the message is one line that says what to change where."""
+
+
+def _whole(text: str) -> object:
+    return int(text) if re.fullmatch(r"[+-]?[0-9]{1,18}", text.strip()) else text
+
+
+def _number(text: str) -> object:
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def _numbers(text: str) -> object:
+    """Read `0.1, 1, 5` or a JSON list."""
+    if text.lstrip().startswith("["):
+        try:
+            return json.loads(text)
+        except ValueError:
+            return text
+    return [_number(part) for part in text.split(",")]
+
+
+ENVIRONMENT: Final[Mapping[str, tuple[str, Callable[[str], object]]]] = {
+    "rabbitmq.url": ("RABBITMQ_URL", str),
+    "rabbitmq.management_url": ("RABBITMQ_MANAGEMENT_URL", str),
+    "database.url": ("DATABASE_URL", str),
+    "database.pool_size": ("TENANTRY_DATABASE_POOL_SIZE", _whole),
+    "state_dir": ("TENANTRY_STATE_DIR", str),
+    "workers": ("TENANTRY_WORKERS", _whole),
+    "server.host": ("TENANTRY_SERVER_HOST", str),
+    "server.port": ("TENANTRY_SERVER_PORT", _whole),
+    "control.socket": ("TENANTRY_CONTROL_SOCKET", str),
+    "metrics.port": ("TENANTRY_METRICS_PORT", _whole),
+    "security.jwt_secret": ("TENANTRY_JWT_SECRET", str),
+    "shutdown.deadline_seconds": ("TENANTRY_SHUTDOWN_DEADLINE_SECONDS", _number),
+    "retry.attempts": ("TENANTRY_RETRY_ATTEMPTS", _whole),
+    "retry.backoff_seconds": ("TENANTRY_RETRY_BACKOFF_SECONDS", _numbers),
+    "queue.type": ("TENANTRY_QUEUE_TYPE", str),
+    "consumer.prefetch": ("TENANTRY_CONSUMER_PREFETCH", _whole),
+    "consumer.batch_size": ("TENANTRY_CONSUMER_BATCH_SIZE", _whole),
+    "consumer.linger_ms": ("TENANTRY_CONSUMER_LINGER_MS", _number),
+    "log.level": ("TENANTRY_LOG_LEVEL", str),
+    "log.format": ("TENANTRY_LOG_FORMAT", str),
+}
+"""Every key, with its environment variable and how its text is read."""
+
+
+def load(
+    path: Path | None,
+    *,
+    environ: Mapping[str, str],
+    overrides: Mapping[str, object] | None = None,
+    client: bool = False,
+) -> Settings:
+    """Gather the configuration from a file, the environment and flags.
+
+    Without `path` the file is `$TENANTRY_CONFIG`, `./config.toml` or `/etc/tenantry/config.toml`,
+    whichever is there first; none is needed. `overrides` maps dotted keys to values; None is no
+    override. A `client` only needs to find the daemon, so it may lack the secret that the daemon
+    needs. Raises `SettingsError`.
+    """
+    file = _find(path, environ)
+    tree: dict[str, Any] = {} if file is None else _read(file)
+    sources: dict[str, str] = {}
+    for key, (variable, parse) in ENVIRONMENT.items():
+        if variable in environ:
+            _put(tree, sources, key, parse(environ[variable]), f"environment variable {variable}")
+    _take_credential(tree, sources, environ)
+    for key, value in (overrides or {}).items():
+        if value is not None:
+            _put(tree, sources, key, value, "command line")
+    _settle_paths(tree, environ)
+    where = str(file) if file is not None else "defaults"
+    try:
+        settings = Settings.model_validate(tree)
+    except ValidationError as error:
+        raise SettingsError(_explain(error, sources, where)) from None
+    if not (client or settings.server.is_loopback or settings.security.jwt_secret):
+        source = sources.get("server.host", where)
+        raise SettingsError(
+            f"server.host: {settings.server.host!r} is not loopback, so security.jwt_secret "
+            f"(TENANTRY_JWT_SECRET) must be set ({source})"
+        )
+    return settings
+
+
+def _find(path: Path | None, environ: Mapping[str, str]) -> Path | None:
+    if path is not None:
+        return path
+    if environ.get("TENANTRY_CONFIG"):
+        return Path(environ["TENANTRY_CONFIG"])
+    places = (Path("config.toml"), Path("/etc/tenantry/config.toml"))
+    return next((place for place in places if place.is_file()), None)
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        with file.open("rb") as stream:
+            return tomllib.load(stream)
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise SettingsError(f"{file}: the configuration can't be read: {reason}") from None
+    except ValueError as error:
+        raise SettingsError(f"{file}: is not valid TOML: {error}") from None
+
+
+def _put(
+    tree: dict[str, Any], sources: dict[str, str], key: str, value: object, source: str
+) -> None:
+    *sections, name = key.split(".")
+    table: Any = tree
+    for section in sections:
+        table = table.setdefault(section, {})
+        if not isinstance(table, dict):
+            return  # the file has no table there: validation says so
+    table[name] = value
+    sources[key] = source
+
+
+def _get(tree: Mapping[str, Any], key: str) -> object:
+    value: object = tree
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, dict) else None
+    return value
+
+
+def _take_credential(
+    tree: dict[str, Any], sources: dict[str, str], environ: Mapping[str, str]
+) -> None:
+    """Take systemd's credential `jwt_secret`, unless the environment names a secret itself."""
+    directory = environ.get("CREDENTIALS_DIRECTORY")
+    if not directory or "TENANTRY_JWT_SECRET" in environ:
+        return
+    try:
+        secret = Path(directory, "jwt_secret").read_text(encoding="utf-8").rstrip("\r\n")
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError):
+        raise SettingsError("security.jwt_secret: the credential can't be read") from None
+    _put(tree, sources, "security.jwt_secret", secret, "credential jwt_secret")
+
+
+def _settle_paths(tree: dict[str, Any], environ: Mapping[str, str]) -> None:
+    """Make texts paths: absolute, with `~` expanded, and those left empty as systemd tells."""
+    home = environ.get("HOME") or str(Path.home())
+    state = environ.get("STATE_DIRECTORY", "").partition(":")[0]
+    runtime = environ.get("RUNTIME_DIRECTORY", "").partition(":")[0]
+    derived = {
+        "state_dir": state or DEFAULT_STATE_DIR,
+        "control.socket": f"{runtime}/{CONTROL_SOCKET}" if runtime else None,
+    }
+    for key, default in derived.items():
+        value = _get(tree, key)
+        value = default if value in (None, "") else value
+        if isinstance(value, (str, Path)):
+            text = str(value)
+            if text == "~" or text.startswith("~/"):
+                text = home + text[1:]
+            value = Path(text).absolute()
+        _put(tree, {}, key, value, "")
+
+
+_PHRASES: Final = {
+    "int_type": "must be a whole number",
+    "float_type": "must be a number",
+    "finite_number": "must be a finite number",
+    "string_type": "must be text",
+    "is_instance_of": "must be a path",
+    "tuple_type": "must be a list of numbers",
+    "too_short": "must not be empty",
+    "too_long": "has too many entries",
+    "string_too_short": "must not be empty",
+    "string_too_long": "is too long",
+    "model_type": "must be a table of keys",
+    "model_attributes_type": "must be a table of keys",
+}
+
+
+def _explain(error: ValidationError, sources: Mapping[str, str], where: str) -> str:
+    """Put the first thing wrong into one line: key, problem, place; never a secret's value."""
+    detail = error.errors(include_url=False)[0]
+    parts = [str(part) for part in detail["loc"]]
+    context = detail.get("ctx", {})
+    key = str(context.get("key", "")) or ".".join(parts)
+    known = next((one for one in ENVIRONMENT if key == one or key.startswith(f"{one}.")), key)
+    return f"{known}: {_problem(detail, key)} ({sources.get(known, where)})"
+
+
+def _problem(detail: ErrorDetails, key: str) -> str:
+    kind, context = detail["type"], detail.get("ctx", {})
+    given = detail["input"]
+    shown = f", not {given!r}" if isinstance(given, (int, float)) else ""
+    match kind:
+        case "extra_forbidden":
+            names = [*ENVIRONMENT, *{name.partition(".")[0] for name in ENVIRONMENT}]
+            close = difflib.get_close_matches(key, names, n=1)
+            return "unknown key" + (f"; did you mean {close[0]}?" if close else "")
+        case "greater_than_equal":
+            return f"must be at least {context['ge']:g}{shown}"
+        case "greater_than":
+            return f"must be more than {context['gt']:g}{shown}"
+        case "less_than_equal":
+            return f"must be at most {context['le']:g}{shown}"
+        case "literal_error":
+            return f"must be {context['expected']}"
+        case _:
+            return _PHRASES.get(kind, detail["msg"])

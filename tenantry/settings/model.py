@@ -1,0 +1,224 @@
+"""What may be configured: sections, types, ranges, defaults, and what follows from them."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+from pathlib import Path
+from typing import Annotated, ClassVar, Final, Literal, Self, TypeAlias
+from urllib.parse import urlsplit, urlunsplit
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
+
+MAX_SOCKET_PATH: Final = 107
+"""Bytes a Unix socket's path may have on Linux."""
+
+MIN_SECRET: Final = 32
+MANAGEMENT_PORT: Final = 15672
+CONTROL_SOCKET: Final = "control.sock"
+DEFAULT_STATE_DIR: Final = "~/.local/state/tenantry"
+
+
+def _check_url(value: SecretStr, *schemes: str, host: bool) -> SecretStr:
+    text = value.get_secret_value()
+    if not text:
+        return value
+    wanted = " or ".join(f"{scheme}://" for scheme in schemes)
+    if not text.isprintable() or " " in text:
+        raise PydanticCustomError("url", "holds a space or a control character")
+    try:
+        url = urlsplit(text)
+        port = url.port if "," not in url.netloc else None  # PostgreSQL allows several hosts
+    except ValueError:
+        raise PydanticCustomError("url", "is no URL: its host or port can't be read") from None
+    if url.scheme not in schemes or not text.startswith(f"{url.scheme}://"):
+        raise PydanticCustomError("url", f"must be a URL that begins with {wanted}")
+    if (host and not url.hostname) or port == 0:
+        raise PydanticCustomError("url", "names no host" if port != 0 else "port 0 is no port")
+    return value
+
+
+def _amqp_url(value: SecretStr) -> SecretStr:
+    return _check_url(value, "amqp", "amqps", host=True)
+
+
+def _http_url(value: SecretStr) -> SecretStr:
+    return _check_url(value, "http", "https", host=True)
+
+
+def _postgres_url(value: SecretStr) -> SecretStr:
+    return _check_url(value, "postgresql", "postgres", host=False)
+
+
+def _secret(value: SecretStr) -> SecretStr:
+    size = len(value.get_secret_value().encode())
+    if 0 < size < MIN_SECRET:
+        raise PydanticCustomError("secret", f"must be at least {MIN_SECRET} bytes, not {size}")
+    return value
+
+
+def _empty_is_none(value: object) -> object:
+    return None if value == "" else value
+
+
+Port: TypeAlias = Annotated[int, Field(ge=0, le=65535)]
+Seconds: TypeAlias = Annotated[float, Field(gt=0, le=86400, allow_inf_nan=False)]
+
+
+class _Section(BaseModel):
+    model_config: ClassVar[ConfigDict] = ConfigDict(
+        frozen=True, extra="forbid", strict=True, hide_input_in_errors=True
+    )
+
+
+class RabbitMQ(_Section):
+    """Where the broker is. Both URLs may hold a password; an empty `url` is the embedded broker."""
+
+    url: Annotated[SecretStr, AfterValidator(_amqp_url)] = SecretStr("")
+    management_url: Annotated[SecretStr, AfterValidator(_http_url)] = SecretStr("")
+
+
+class Database(_Section):
+    """Where PostgreSQL is; an empty `url` is the embedded server in `state_dir`."""
+
+    url: Annotated[SecretStr, AfterValidator(_postgres_url)] = SecretStr("")
+    pool_size: Annotated[int, Field(ge=2, le=500)] = 20
+
+
+class Server(_Section):
+    """Where the HTTP API listens on TCP; port 0 is any free one."""
+
+    host: Annotated[str, Field(min_length=1, max_length=253)] = "127.0.0.1"
+    port: Port = 8080
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only this machine can reach the server."""
+        try:
+            return ipaddress.ip_address(self.host.strip("[]")).is_loopback
+        except ValueError:
+            return self.host == "localhost"
+
+
+class Control(_Section):
+    """Where the control socket is, if not in `state_dir`."""
+
+    socket: Path | None = None
+
+
+class Metrics(_Section):
+    """A port on 127.0.0.1 for `/metrics` without a token, or None."""
+
+    port: Annotated[Port | None, BeforeValidator(_empty_is_none)] = None
+
+
+class Security(_Section):
+    """The secret that signs tokens; empty means no tokens, and HTTP on loopback only."""
+
+    jwt_secret: Annotated[SecretStr, AfterValidator(_secret)] = SecretStr("")
+
+
+class Shutdown(_Section):
+    """How long a graceful shutdown may take, in seconds."""
+
+    deadline_seconds: Seconds = 30.0
+
+
+class Retry(_Section):
+    """How often a failing message is tried, and the pauses between; the last pause repeats."""
+
+    attempts: Annotated[int, Field(ge=1, le=100)] = 5
+    backoff_seconds: Annotated[
+        tuple[Seconds, ...], BeforeValidator(lambda v: tuple(v) if isinstance(v, list) else v)
+    ] = Field(default=(0.1, 1.0, 5.0, 30.0), min_length=1, max_length=100)
+
+
+class Queue(_Section):
+    """What kind of queue a tenant gets."""
+
+    type: Literal["quorum", "classic"] = "quorum"
+
+
+class Consumer(_Section):
+    """How deliveries are taken: unsettled messages a queue, a batch's size and its linger."""
+
+    prefetch: Annotated[int, Field(ge=1, le=65535)] = 2000
+    batch_size: Annotated[int, Field(ge=1, le=5000)] = 1000
+    linger_ms: Annotated[float, Field(ge=0, le=60000, allow_inf_nan=False)] = 5.0
+
+
+class Log(_Section):
+    """How much is logged, and how; `auto` is coloured on a terminal and JSON elsewhere."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["auto", "console", "json"] = "auto"
+
+
+class Settings(_Section):
+    """The whole configuration. Secrets are masked in every repr and dump."""
+
+    rabbitmq: RabbitMQ = RabbitMQ()
+    database: Database = Database()
+    state_dir: Path = Field(default_factory=lambda: Path(DEFAULT_STATE_DIR).expanduser())
+    workers: Annotated[int, Field(ge=1, le=64)] = 3
+    server: Server = Server()
+    control: Control = Control()
+    metrics: Metrics = Metrics()
+    security: Security = Security()
+    shutdown: Shutdown = Shutdown()
+    retry: Retry = Retry()
+    queue: Queue = Queue()
+    consumer: Consumer = Consumer()
+    log: Log = Log()
+
+    @model_validator(mode="after")
+    def _socket_fits(self) -> Self:
+        size = len(os.fsencode(self.control_socket))
+        if size > MAX_SOCKET_PATH:
+            key = "state_dir" if self.control.socket is None else "control.socket"
+            raise PydanticCustomError(
+                "socket",
+                f"the control socket's path would be {size} bytes long and may have "
+                f"{MAX_SOCKET_PATH}: choose a shorter one",
+                {"key": key},
+            )
+        return self
+
+    @property
+    def control_socket(self) -> Path:
+        """The control socket's path."""
+        return self.control.socket or self.state_dir / CONTROL_SOCKET
+
+    @property
+    def postgres_dir(self) -> Path:
+        """The embedded PostgreSQL's directory."""
+        return self.state_dir / "postgres"
+
+    @property
+    def management_url(self) -> SecretStr | None:
+        """The broker's management API, with the AMQP user where it names none.
+
+        None with the embedded broker.
+        """
+        amqp = urlsplit(self.rabbitmq.url.get_secret_value())
+        if not amqp.hostname:
+            return None
+        userinfo = amqp.netloc.rpartition("@")[0] or "guest:guest"
+        given = self.rabbitmq.management_url.get_secret_value()
+        if not given:
+            host = f"[{amqp.hostname}]" if ":" in amqp.hostname else amqp.hostname
+            scheme = "https" if amqp.scheme == "amqps" else "http"
+            return SecretStr(f"{scheme}://{userinfo}@{host}:{MANAGEMENT_PORT}")
+        url = urlsplit(given)
+        if "@" not in url.netloc:
+            url = url._replace(netloc=f"{userinfo}@{url.netloc}")
+        return SecretStr(urlunsplit(url).rstrip("/"))
