@@ -1,0 +1,246 @@
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from tenantry.settings import ENVIRONMENT, Settings, SettingsError, load
+
+SHIPPED = Path(__file__).parents[2] / "config.toml"
+SECRET = "0123456789abcdef0123456789abcdef"
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "config.toml"
+
+
+def read(file: Path, text: str = "", /, *, client: bool = False, **environ: str) -> Settings:
+    file.write_text(text)
+    return load(file, environ={"HOME": "/home/u", **environ}, client=client)
+
+
+def refusal(file: Path, text: str = "", /, **environ: str) -> str:
+    with pytest.raises(SettingsError) as caught:
+        read(file, text, **environ)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def test_the_shipped_file_lists_exactly_the_known_keys() -> None:
+    tree = tomllib.loads(SHIPPED.read_text())
+    listed = {
+        f"{section}.{key}" if isinstance(keys, dict) else section
+        for section, keys in tree.items()
+        for key in (keys if isinstance(keys, dict) else [""])
+    }
+    assert listed == set(ENVIRONMENT)
+
+
+def test_the_shipped_file_equals_the_defaults(file: Path) -> None:
+    assert load(SHIPPED, environ={"HOME": "/home/u"}) == read(file)
+
+
+def test_the_shipped_file_names_every_environment_variable_beside_its_key() -> None:
+    text = SHIPPED.read_text()
+    for variable, _ in ENVIRONMENT.values():
+        assert text.count(variable) == 1
+
+
+def test_every_key_of_the_model_has_an_environment_variable() -> None:
+    keys = set()
+    for name, field in Settings.model_fields.items():
+        section = getattr(field.annotation, "model_fields", None)
+        keys |= {f"{name}.{key}" for key in section} if section else {name}
+    assert keys == set(ENVIRONMENT)
+
+
+def test_the_environment_wins_over_the_file_and_a_flag_over_both(file: Path) -> None:
+    file.write_text("workers = 4")
+    environ = {"TENANTRY_WORKERS": "5"}
+    assert load(file, environ={}).workers == 4
+    assert load(file, environ=environ).workers == 5
+    assert load(file, environ=environ, overrides={"workers": 6, "server.port": None}).workers == 6
+
+
+def test_texts_of_the_environment_become_numbers_and_lists(file: Path) -> None:
+    settings = read(
+        file,
+        TENANTRY_SERVER_PORT="0",
+        TENANTRY_METRICS_PORT="9100",
+        TENANTRY_SHUTDOWN_DEADLINE_SECONDS="2.5",
+        TENANTRY_RETRY_BACKOFF_SECONDS="0.5, 2",
+    )
+    assert settings.server.port == 0
+    assert settings.metrics.port == 9100
+    assert settings.shutdown.deadline_seconds == 2.5
+    assert settings.retry.backoff_seconds == (0.5, 2.0)
+
+
+def test_without_any_file_the_defaults_hold(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings = load(None, environ={"HOME": "/home/u"})
+    assert settings.state_dir == Path("/home/u/.local/state/tenantry")
+    assert settings.control_socket == settings.state_dir / "control.sock"
+    assert settings.postgres_dir == settings.state_dir / "postgres"
+    assert settings.management_url is None
+
+
+def test_the_file_is_found_through_the_environment_and_in_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "config.toml").write_text("workers = 7")
+    (tmp_path / "other.toml").write_text("workers = 8")
+    assert load(None, environ={}).workers == 7
+    assert load(None, environ={"TENANTRY_CONFIG": "other.toml"}).workers == 8
+
+
+def test_a_file_that_was_asked_for_must_be_there(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"absent\.toml: .*no such file"):
+        load(tmp_path / "absent.toml", environ={})
+
+
+def test_systemd_s_directories_are_taken_and_a_key_wins_over_them(file: Path) -> None:
+    systemd = {"STATE_DIRECTORY": "/var/lib/t:/x", "RUNTIME_DIRECTORY": "/run/t"}
+    settings = read(file, **systemd)
+    assert settings.state_dir == Path("/var/lib/t")
+    assert settings.control_socket == Path("/run/t/control.sock")
+    settings = read(file, 'state_dir = "~/x"\n[control]\nsocket = "/s.sock"', **systemd)
+    assert settings.state_dir == Path("/home/u/x")
+    assert settings.control_socket == Path("/s.sock")
+
+
+def test_the_secret_may_be_a_systemd_credential(file: Path, tmp_path: Path) -> None:
+    (tmp_path / "jwt_secret").write_text(SECRET + "\n")
+    environ = {"CREDENTIALS_DIRECTORY": str(tmp_path)}
+    settings = read(file, '[server]\nhost = "0.0.0.0"', **environ)
+    assert settings.security.jwt_secret.get_secret_value() == SECRET
+    settings = read(file, **environ, TENANTRY_JWT_SECRET="x" * 32)
+    assert settings.security.jwt_secret.get_secret_value() == "x" * 32
+    (tmp_path / "jwt_secret").write_text("short")
+    assert "credential jwt_secret" in refusal(file, **environ)
+
+
+@pytest.mark.parametrize(
+    ("amqp", "given", "derived"),
+    [
+        ("amqp://u:p@h", "", "http://u:p@h:15672"),
+        ("amqps://u:p%40@h:5671/v", "", "https://u:p%40@h:15672"),
+        ("amqp://[::1]:5673", "", "http://guest:guest@[::1]:15672"),
+        ("amqp://u:p@h", "https://m:1/base/", "https://u:p@m:1/base"),
+        ("amqp://u:p@h", "http://a:b@m:1", "http://a:b@m:1"),
+    ],
+)
+def test_the_management_url_is_derived(file: Path, amqp: str, given: str, derived: str) -> None:
+    url = read(file, RABBITMQ_URL=amqp, RABBITMQ_MANAGEMENT_URL=given).management_url
+    assert url is not None
+    assert url.get_secret_value() == derived
+
+
+def test_secrets_are_in_no_repr_and_no_dump(file: Path) -> None:
+    settings = read(
+        file,
+        RABBITMQ_URL="amqp://u:hunter2@h",
+        RABBITMQ_MANAGEMENT_URL="http://u:hunter2@h",
+        DATABASE_URL="postgresql://u:hunter2@h/d",
+        TENANTRY_JWT_SECRET="hunter2" * 5,
+    )
+    shown = [repr(settings), str(settings), repr(settings.model_dump()), settings.model_dump_json()]
+    shown.append(repr(settings.management_url))
+    assert not any("hunter2" in text for text in shown)
+    assert settings.database.url.get_secret_value() == "postgresql://u:hunter2@h/d"
+
+
+def test_settings_can_t_be_changed(file: Path) -> None:
+    with pytest.raises(ValidationError):
+        read(file).workers = 4
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("wokers = 3", "wokers: unknown key; did you mean workers?"),
+        ("[sever]\nport = 1", "sever: unknown key; did you mean server?"),
+        ("[server]\nprot = 1", "server.prot: unknown key; did you mean server.port?"),
+        ("server = 1", "server: must be a table"),
+        ("workers = '3'", "workers: must be a whole number"),
+        ("workers = true", "workers: must be a whole number"),
+        ("workers = 0", "workers: must be at least 1, not 0"),
+        ("workers = 65", "workers: must be at most 64, not 65"),
+        ("database = {pool_size = 1}", "database.pool_size: must be at least 2"),
+        ("server = {port = 65536}", "server.port: must be at most 65535"),
+        ("metrics = {port = 'x'}", "metrics.port: must be a whole number"),
+        ("state_dir = 3", "state_dir: must be a path"),
+        ("queue = {type = 'lazy'}", "queue.type: must be 'quorum' or 'classic'"),
+        ("retry = {backoff_seconds = []}", "retry.backoff_seconds: must not be empty"),
+        ("retry = {backoff_seconds = [1, 'x']}", "retry.backoff_seconds: must be a number"),
+        ("shutdown = {deadline_seconds = inf}", "shutdown.deadline_seconds: must be a finite"),
+        ("consumer = {prefetch = 70000}", "consumer.prefetch: must be at most 65535"),
+        ("rabbitmq = {url = 'http://h'}", "rabbitmq.url: must be a URL that begins with amqp://"),
+        ("rabbitmq = {url = 'amqp:///v'}", "rabbitmq.url: names no host"),
+        ("rabbitmq = {url = 'amqp://h:99999'}", "rabbitmq.url: is no URL"),
+        ("database = {url = 'mysql://h'}", "database.url: must be a URL that begins with postgres"),
+        ("security = {jwt_secret = 'short'}", "security.jwt_secret: must be at least 32 bytes"),
+    ],
+)
+def test_a_bad_file_is_refused_by_key_and_file(file: Path, text: str, expected: str) -> None:
+    message = refusal(file, text)
+    assert expected in message
+    assert str(file) in message
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("TENANTRY_WORKERS", "many"),
+        ("TENANTRY_WORKERS", ""),
+        ("TENANTRY_SERVER_PORT", "1.5"),
+        ("TENANTRY_RETRY_BACKOFF_SECONDS", "1;2"),
+        ("TENANTRY_RETRY_BACKOFF_SECONDS", "[1"),
+        ("TENANTRY_LOG_LEVEL", "loud"),
+        ("RABBITMQ_URL", "localhost:5672"),
+        ("RABBITMQ_URL", "amqp://u:p@h\n"),
+        ("DATABASE_URL", "dbname=x"),
+    ],
+)
+def test_a_bad_variable_is_refused_by_its_name(file: Path, variable: str, value: str) -> None:
+    assert f"environment variable {variable}" in refusal(file, **{variable: value})
+
+
+def test_a_refusal_does_not_repeat_a_secret(file: Path) -> None:
+    assert "hunter2" not in refusal(file, TENANTRY_JWT_SECRET="hunter2")
+    assert "hunter2" not in refusal(file, RABBITMQ_URL="http://u:hunter2@h")
+
+
+def test_what_is_no_toml_is_refused(file: Path) -> None:
+    assert "is not valid TOML" in refusal(file, "workers = ")
+    file.write_bytes(b"\xff")
+    with pytest.raises(SettingsError, match="is not valid TOML"):
+        load(file, environ={})
+
+
+def test_without_a_secret_only_loopback_is_served(file: Path) -> None:
+    for host in ("127.0.0.1", "127.8.0.1", "::1", "localhost"):
+        assert read(file, TENANTRY_SERVER_HOST=host).server.host == host
+    assert "TENANTRY_SERVER_HOST" in refusal(file, TENANTRY_SERVER_HOST="0.0.0.0")
+    assert "jwt_secret" in refusal(file, '[server]\nhost = "example.org"')
+    settings = read(file, TENANTRY_SERVER_HOST="::", TENANTRY_JWT_SECRET=SECRET)
+    assert settings.server.host == "::"
+
+
+def test_a_client_needs_no_secret_to_find_the_daemon(file: Path) -> None:
+    assert read(file, client=True, TENANTRY_SERVER_HOST="0.0.0.0").control_socket
+
+
+def test_a_socket_path_too_long_for_the_system_is_refused(file: Path) -> None:
+    assert read(file, TENANTRY_CONTROL_SOCKET="/" + "x" * 106)
+    assert "control.socket" in refusal(file, TENANTRY_CONTROL_SOCKET="/" + "x" * 107)
+    message = refusal(file, TENANTRY_STATE_DIR="/" + "é" * 50)
+    assert "state_dir" in message
+    assert "107" in message
