@@ -1,0 +1,39 @@
+"""What can go wrong with the database, as those who stand on it need to tell it apart."""
+
+from __future__ import annotations
+
+
+class DatabaseError(Exception):
+    """The database can't be used as asked; the message is one line and holds no password."""
+
+
+class DatabaseUnavailableError(DatabaseError):
+    """The database can't be reached or gave up; the same work may succeed later.
+
+    Whether the work was committed is unknown. `permanent` tells that waiting won't help: the
+    password, the user or the database is wrong.
+    """
+
+    def __init__(self, message: str, *, permanent: bool = False) -> None:
+        super().__init__(message)
+        self.permanent = permanent
+
+
+class DatabaseUrlError(DatabaseError, ValueError):
+    """The database's URL is none."""
+
+
+class MigrationError(DatabaseError):
+    """The schema can't be brought up to date."""
+
+
+class SchemaTooNewError(MigrationError):
+    """A newer program has migrated the database; this one must not touch it."""
+
+    def __init__(self, database: int, program: int) -> None:
+        super().__init__(
+            f"the database's schema is at migration {database}, newer than this program's "
+            f"{program}; run the newer tenantry, or restore an older database"
+        )
+        self.database = database
+        self.program = program

@@ -1,0 +1,96 @@
+"""Which of psycopg's errors mean that the database is away, and how to say so in one line."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Final
+
+import psycopg
+from psycopg import errors as pg
+
+from tenantry.database.errors import DatabaseUnavailableError
+
+ITS_OWN_FAULT: Final = (
+    pg.ProgramLimitExceeded,
+    pg.StatementTooComplex,
+    pg.TooManyColumns,
+    pg.TooManyArguments,
+)
+"""Operational errors by class, but of the statement's making: repeating it can't help."""
+
+AWAY: Final = (
+    psycopg.OperationalError,
+    psycopg.InterfaceError,
+    pg.ReadOnlySqlTransaction,  # a primary that has become a standby
+    pg.IdleInTransactionSessionTimeout,
+)
+
+
+def is_unavailable(error: BaseException) -> bool:
+    """Tell whether `error` means that the same work may succeed later."""
+    return isinstance(error, AWAY) and not isinstance(error, ITS_OWN_FAULT)
+
+
+def place(parameters: Mapping[str, object]) -> str:
+    """Name a database for people, from its connection parameters: never the password."""
+    host = str(parameters.get("host") or os.environ.get("PGHOST") or "the local socket")
+    port = str(parameters.get("port") or os.environ.get("PGPORT") or "5432")
+    name = str(parameters.get("dbname") or os.environ.get("PGDATABASE") or "")
+    where = host if host.startswith(("/", "the ")) else f"{host}:{port}"
+    return f"PostgreSQL at {where}" + (f', database "{name}"' if name else "")
+
+
+def unavailable(error: BaseException, where: str) -> DatabaseUnavailableError:
+    """Say that a statement or a wait for a connection failed."""
+    return DatabaseUnavailableError(f"{where}: {one_line(error)}")
+
+
+def connect_failure(error: BaseException, where: str) -> DatabaseUnavailableError:
+    """Say why no connection could be made, and what to do about it."""
+    text = one_line(error)
+    lower = text.lower()
+    if "password authentication failed" in lower or "no password supplied" in lower:
+        remedy, permanent = "check user and password in database.url (DATABASE_URL)", True
+        text = "the password or user was refused"
+    elif "database" in lower and "does not exist" in lower:
+        remedy, permanent = "create it (createdb) or correct database.url (DATABASE_URL)", True
+        text = "there is no such database"
+    elif "role" in lower and "does not exist" in lower:
+        remedy, permanent = "create the user or correct database.url (DATABASE_URL)", True
+        text = "there is no such user"
+    elif "pg_hba.conf" in lower:
+        remedy, permanent = "let this machine in, in the server's pg_hba.conf", True
+    elif "starting up" in lower or "shutting down" in lower or "recovery mode" in lower:
+        remedy, permanent = "wait a moment", False
+    elif "connection slots" in lower or "too many clients" in lower:
+        remedy, permanent = "raise the server's max_connections", False
+    else:
+        remedy, permanent = "start the server or correct database.url (DATABASE_URL)", False
+        text = _plain_reason(lower) or text
+    return DatabaseUnavailableError(
+        f"can't connect to {where}: {text}; {remedy}", permanent=permanent
+    )
+
+
+def one_line(error: BaseException) -> str:
+    """Give an error's text on one line of bounded length."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 300 else text[:297] + "..."
+
+
+def _plain_reason(lower: str) -> str | None:
+    for sign, reason in (
+        ("connection refused", "connection refused"),
+        ("no such file or directory", "no server listens there"),
+        ("timeout expired", "no answer in time"),
+        ("timed out", "no answer in time"),
+        ("could not translate host name", "the host name is unknown"),
+        ("name or service not known", "the host name is unknown"),
+        ("failed to resolve host", "the host name is unknown"),
+        ("no route to host", "no route to the host"),
+        ("network is unreachable", "the network is unreachable"),
+    ):
+        if sign in lower:
+            return reason
+    return None

@@ -1,0 +1,179 @@
+"""The schema's history: numbered SQL files, each applied once, in order, in a transaction."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import resources
+from typing import Final
+
+import psycopg
+
+from tenantry.database.errors import MigrationError, SchemaTooNewError
+from tenantry.database.failures import is_unavailable, one_line
+from tenantry.database.pool import Connection, Database
+
+LOCK: Final = 0x74656E616E747279
+"""The advisory lock that lets one program at a time migrate a database ("tenantry" in ASCII)."""
+
+STATEMENT_TIMEOUT: Final = 600.0
+FILE_NAME: Final = re.compile(r"(\d{4})_([a-z0-9_]+)\.sql")
+
+log = logging.getLogger(__name__)
+
+_HISTORY: Final = """
+CREATE SCHEMA IF NOT EXISTS tenantry;
+CREATE TABLE IF NOT EXISTS tenantry.schema_migrations (
+    number     integer PRIMARY KEY,
+    name       text NOT NULL,
+    checksum   text NOT NULL,
+    applied_at timestamptz NOT NULL DEFAULT clock_timestamp()
+)
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Migration:
+    """A step of the schema's history; its text never changes once it has been released."""
+
+    number: int
+    name: str
+    sql: str
+
+    @property
+    def checksum(self) -> str:
+        """The fingerprint of the text, whatever its line ends."""
+        text = self.sql.replace("\r\n", "\n").strip()
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def __str__(self) -> str:
+        return f"{self.number:04}_{self.name}"
+
+
+def migrations() -> list[Migration]:
+    """Read the migrations that come with the program, in order.
+
+    Raises `MigrationError` where two have the same number or a file's name is none.
+    """
+    found: dict[int, Migration] = {}
+    for file in resources.files("tenantry.sql").joinpath("migrations").iterdir():
+        if not file.name.endswith(".sql"):
+            continue
+        match = FILE_NAME.fullmatch(file.name)
+        if match is None:
+            raise MigrationError(f"{file.name} is no migration's name: NNNN_name.sql")
+        number = int(match[1])
+        if number in found:
+            raise MigrationError(f"two migrations have the number {number:04}")
+        found[number] = Migration(number=number, name=match[2], sql=file.read_text("utf-8"))
+    return [found[number] for number in sorted(found)]
+
+
+def migrate(
+    database: Database | str, *, known: Sequence[Migration] | None = None
+) -> list[Migration]:
+    """Apply what is missing, in order, and give what was applied.
+
+    Each migration is committed by itself together with its record; one that fails leaves nothing
+    behind, and those before it in place. Programs that start at once wait for one another.
+    Raises `SchemaTooNewError`, `MigrationError`, `DatabaseUnavailableError`.
+    """
+    known = migrations() if known is None else known
+    applied: list[Migration] = []
+    with _session(database) as connection, _alone(connection):
+        connection.execute(_HISTORY)
+        for migration in _missing(connection, known):
+            _apply(connection, migration)
+            log.info("applied migration %s", migration)
+            applied.append(migration)
+    return applied
+
+
+def pending(
+    database: Database | str, *, known: Sequence[Migration] | None = None
+) -> list[Migration]:
+    """Tell which migrations `migrate` would apply; changes nothing.
+
+    Raises as `migrate` does.
+    """
+    with _session(database) as connection:
+        return _missing(connection, migrations() if known is None else known)
+
+
+@contextmanager
+def _session(database: Database | str) -> Iterator[Connection]:
+    # Not a connection of the pool: a session holds the lock, and big tables take their time.
+    if isinstance(database, str):
+        database = Database(database)
+    try:
+        with database.listen_connection(statement_timeout=STATEMENT_TIMEOUT) as connection:
+            yield connection
+    except psycopg.Error as error:
+        raise MigrationError(f"{database.where} can't be migrated: {one_line(error)}") from error
+
+
+@contextmanager
+def _alone(connection: Connection) -> Iterator[None]:
+    """Hold the lock for the whole run, so that the second of two programs finds all done."""
+    # Waiting for another program's migration may take as long as that takes.
+    connection.execute("SET lock_timeout = 0")
+    connection.execute("SELECT pg_advisory_lock(%s)", [LOCK])
+    connection.execute("RESET lock_timeout")
+    try:
+        yield
+    finally:
+        if not connection.closed:
+            connection.execute("SELECT pg_advisory_unlock(%s)", [LOCK])
+
+
+def _missing(connection: Connection, known: Sequence[Migration]) -> list[Migration]:
+    done = _applied(connection)
+    newest = max(done, default=0)
+    ours = max((migration.number for migration in known), default=0)
+    if newest > ours:
+        raise SchemaTooNewError(newest, ours)
+    missing: list[Migration] = []
+    for migration in known:
+        checksum = done.get(migration.number)
+        if checksum is None:
+            missing.append(migration)
+        elif checksum != migration.checksum:
+            raise MigrationError(
+                f"migration {migration} was applied with another text than this program's; "
+                "reinstall the tenantry that made this database"
+            )
+    if missing and missing[0].number < newest:
+        raise MigrationError(
+            f"migration {missing[0]} is missing below the schema's {newest:04}; "
+            "reinstall the tenantry that made this database"
+        )
+    return missing
+
+
+def _applied(connection: Connection) -> dict[int, str]:
+    row = connection.execute("SELECT to_regclass('tenantry.schema_migrations')").fetchone()
+    if row is None or row[0] is None:
+        return {}
+    rows = connection.execute("SELECT number, checksum FROM tenantry.schema_migrations")
+    return dict(rows.fetchall())
+
+
+def _apply(connection: Connection, migration: Migration) -> None:
+    try:
+        with connection.transaction():
+            # Names in a migration are written out in full; nobody's search_path has a say.
+            connection.execute("SET LOCAL search_path = pg_catalog")
+            connection.execute(migration.sql.encode())
+            connection.execute(
+                "INSERT INTO tenantry.schema_migrations (number, name, checksum)"
+                " VALUES (%s, %s, %s)",
+                [migration.number, migration.name, migration.checksum],
+            )
+    except psycopg.Error as error:
+        if is_unavailable(error):
+            raise
+        raise MigrationError(f"migration {migration} failed: {one_line(error)}") from error

@@ -1,0 +1,244 @@
+"""The way to PostgreSQL: a bounded pool of connections that survives the server's absence."""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Final, TypeAlias
+
+import psycopg
+from psycopg.conninfo import conninfo_to_dict
+from psycopg.rows import TupleRow
+from psycopg_pool import ConnectionPool, PoolTimeout
+
+from tenantry.database.errors import DatabaseUnavailableError, DatabaseUrlError
+from tenantry.database.failures import connect_failure, is_unavailable, place, unavailable
+
+Connection: TypeAlias = psycopg.Connection[TupleRow]
+
+ACQUIRE_TIMEOUT: Final = 5.0
+"""Seconds a caller waits for a free connection."""
+
+RECONNECT_FOR: Final = 3.0
+"""Seconds the pool tries to replace a lost connection by itself.
+
+Short on purpose: psycopg_pool doubles its delays, so that after a long outage its next attempt
+could be minutes away; once it has given up, the next caller makes it try at once.
+"""
+
+LOCK_TIMEOUT: Final = 10.0
+IDLE_IN_TRANSACTION_TIMEOUT: Final = 60.0
+
+log = logging.getLogger(__name__)
+
+
+class Database:
+    """Connections to one PostgreSQL database, autocommitting, bounded in number and in time.
+
+    Every statement ends within `statement_timeout` seconds and waits for a lock for 10 at most.
+    Safe to use from any thread. After an outage it recovers by itself: connections that were open
+    then are thrown away together when the first of them fails.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        pool_size: int = 20,
+        min_size: int = 1,
+        connect_timeout: float = 5.0,
+        statement_timeout: float = 30.0,
+    ) -> None:
+        """Raises `DatabaseUrlError`; connects to nothing yet."""
+        self._parameters = _parse(url)
+        self._where = place(self._parameters)
+        self._pool_size = pool_size
+        self._min_size = min(min_size, pool_size)
+        self._connect_timeout = connect_timeout
+        self._statement_timeout = statement_timeout
+        self._pool: ConnectionPool[Connection] | None = None
+        self._server_version = 0
+        self._guard = threading.Lock()
+        self._drained_at = 0.0
+        self._connect_failure: str | None = None
+
+    def __repr__(self) -> str:
+        return f"<Database {self._where}>"
+
+    @property
+    def where(self) -> str:
+        """Host and name of the database, for people; no password."""
+        return self._where
+
+    @property
+    def server_version(self) -> int:
+        """The server's version as libpq numbers it (180001), 0 before `open`."""
+        return self._server_version
+
+    def open(self, timeout: float = 10.0) -> None:
+        """Connect; a server that can't be reached is tried again for `timeout` seconds.
+
+        Raises `DatabaseUnavailableError` with one line that names the database, the reason and
+        the remedy, at once where waiting can't help. Of an open database it does nothing.
+        """
+        if self._pool is not None:
+            return
+        self._probe(timeout)
+        pool: ConnectionPool[Connection] = ConnectionPool(
+            connection_class=self._connection_class(),
+            kwargs=self._kwargs(),
+            min_size=self._min_size,
+            max_size=self._pool_size,
+            timeout=ACQUIRE_TIMEOUT,
+            reconnect_timeout=RECONNECT_FOR,
+            name="tenantry",
+            open=False,
+        )
+        pool.open()
+        self._pool = pool
+
+    def close(self) -> None:
+        """Close every connection; harmless twice, and before `open`."""
+        pool, self._pool = self._pool, None
+        if pool is not None:
+            pool.close()
+
+    @contextmanager
+    def connection(self, timeout: float | None = None) -> Iterator[Connection]:
+        """Lend a connection, waiting `timeout` seconds (5) for one.
+
+        Inside, an error that means "not now" (connection lost, server shutting down, timeouts,
+        deadlock, serialization failure) becomes `DatabaseUnavailableError`; errors of the
+        statement or the data pass through. An open transaction is rolled back on an error and
+        committed otherwise.
+        """
+        pool = self._pool
+        if pool is None:
+            raise DatabaseUnavailableError(f"{self._where}: the database is not open")
+        borrowed_at = time.monotonic()
+        lost = False
+        try:
+            with pool.connection(timeout) as connection:
+                borrowed_at = time.monotonic()
+                try:
+                    yield connection
+                except BaseException as error:
+                    if isinstance(error, psycopg.errors.ReadOnlySqlTransaction):
+                        connection.close()
+                    lost = connection.closed
+                    raise
+        except BaseException as error:
+            if lost:
+                self._forget_idle_connections(pool, borrowed_at)
+            if isinstance(error, PoolTimeout) and self._connect_failure is not None:
+                raise DatabaseUnavailableError(self._connect_failure) from error
+            if is_unavailable(error):
+                raise unavailable(error, self._where) from error
+            raise
+
+    @contextmanager
+    def listen_connection(self, *, statement_timeout: float | None = None) -> Iterator[Connection]:
+        """Open a connection of its own, outside the pool, for LISTEN, long work or session locks.
+
+        Its errors are mapped as those of `connection`; it is closed at the end.
+        """
+        try:
+            connection = psycopg.connect(**self._kwargs(statement_timeout))
+        except psycopg.Error as error:
+            raise connect_failure(error, self._where) from error
+        try:
+            yield connection
+        except psycopg.Error as error:
+            if not is_unavailable(error):
+                raise
+            raise unavailable(error, self._where) from error
+        finally:
+            connection.close()
+
+    def _probe(self, timeout: float) -> None:
+        deadline = time.monotonic() + timeout
+        delay = 0.1
+        while True:
+            try:
+                with psycopg.connect(**self._kwargs()) as connection:
+                    self._server_version = connection.info.server_version
+            except psycopg.Error as error:
+                failure = connect_failure(error, self._where)
+                left = deadline - time.monotonic()
+                if failure.permanent or left <= 0:
+                    raise failure from error
+                time.sleep(min(left, delay * random.uniform(0.5, 1.0)))  # noqa: S311
+                delay = min(2.0, delay * 2)
+            else:
+                return
+
+    def _forget_idle_connections(
+        self, pool: ConnectionPool[Connection], borrowed_at: float
+    ) -> None:
+        """Where one connection has died the others most likely have: replace those at rest.
+
+        Only the first of several losers does so, lest they throw away each other's fresh ones.
+        """
+        with self._guard:
+            if borrowed_at < self._drained_at:
+                return
+            self._drained_at = time.monotonic()
+        log.warning("lost a connection to %s; replacing all", self._where)
+        pool.drain()
+
+    def _kwargs(self, statement_timeout: float | None = None) -> dict[str, Any]:
+        statement = self._statement_timeout if statement_timeout is None else statement_timeout
+        options = (
+            f"-c statement_timeout={int(statement * 1000)}"
+            f" -c lock_timeout={int(LOCK_TIMEOUT * 1000)}"
+            f" -c idle_in_transaction_session_timeout={int(IDLE_IN_TRANSACTION_TIMEOUT * 1000)}"
+        )
+        given = self._parameters
+        return {
+            "application_name": "tenantry",
+            "connect_timeout": max(2, round(self._connect_timeout)),
+            "keepalives": 1,
+            "keepalives_idle": 10,
+            "keepalives_interval": 5,
+            "keepalives_count": 3,
+            "tcp_user_timeout": 20_000,
+            **given,
+            # What the URL asks for comes last, and so wins.
+            "options": f"{options} {given.get('options') or ''}".strip(),
+            "autocommit": True,
+        }
+
+    def _connection_class(self) -> type[Connection]:
+        """Make connections that leave word of why they couldn't be made: the pool won't tell."""
+        database = self
+
+        class Remembering(psycopg.Connection[TupleRow]):
+            @classmethod
+            def connect(cls, *args: Any, **kwargs: Any) -> Any:
+                try:
+                    connection = super().connect(*args, **kwargs)
+                except psycopg.Error as error:
+                    database._connect_failure = str(connect_failure(error, database.where))
+                    raise
+                database._connect_failure = None
+                return connection
+
+        return Remembering
+
+
+def _parse(url: str) -> dict[str, Any]:
+    # libpq's own complaint may quote the part that holds the password: it is not passed on.
+    try:
+        parameters = conninfo_to_dict(url)
+    except psycopg.Error:
+        parameters = {}
+    if not parameters:
+        raise DatabaseUrlError(
+            "database.url (DATABASE_URL) is no PostgreSQL URL; "
+            "it looks like postgresql://user:password@host:5432/database"
+        ) from None
+    return dict(parameters)
