@@ -1,0 +1,213 @@
+"""What the actors are doing, for whoever asks without waiting for an actor.
+
+Each field has one writer, the actor it tells of; readers may be a moment behind and never block it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from typing import Final
+
+from actors.messages import Orphan, Ref
+from actors.supervision import mailbox_depth
+from tenantry.api.port import ActorStatus, SystemState, TenantRuntime
+from tenantry.domain.tenant import Lifecycle, TenantState
+
+_WINDOW: Final = 10
+
+
+class RateMeter:
+    """Counts things a second over the last ten whole seconds. One writer, any reader."""
+
+    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
+        self._now = now
+        self._seconds = [0] * (_WINDOW + 1)
+        self._counts = [0] * (_WINDOW + 1)
+
+    def add(self, count: int) -> None:
+        """Count `count` things now."""
+        second = int(self._now())
+        slot = second % (_WINDOW + 1)
+        if self._seconds[slot] != second:
+            self._seconds[slot] = second
+            self._counts[slot] = 0
+        self._counts[slot] += count
+
+    def rate(self) -> float:
+        """Give the things a second over the last ten seconds, the one under way left out."""
+        second = int(self._now())
+        total = sum(
+            count
+            for at, count in zip(self._seconds, self._counts, strict=True)
+            if second - _WINDOW <= at < second
+        )
+        return total / _WINDOW
+
+
+class TenantBoard:
+    """One tenant's running facts."""
+
+    def __init__(self, tenant_id: str) -> None:
+        self.tenant_id = tenant_id
+        self.state: TenantState | None = None
+        self.ref: Ref | None = None
+        self.consumer: Ref | None = None
+        self.workers: dict[str, Ref] = {}
+        self.workers_current = 0
+        self.consuming = False
+        self.waiting_since: float | None = None
+        self.in_hand: dict[str, int] = {}
+        self.in_flight = 0
+        self.buffered = 0
+        self.stored = 0
+        self.duplicates = 0
+        self.dead_lettered = 0
+        self.restarts = 0
+        self.child_restarts: dict[str, int] = {}
+        self.store_down = False
+        self.meter = RateMeter()
+
+    @property
+    def unsettled(self) -> int:
+        """Deliveries taken from the broker and not yet acknowledged."""
+        return self.buffered + self.in_flight
+
+    def runtime(self, pending: int | None) -> TenantRuntime:
+        """Give the facts as the API shows them."""
+        state = self.state
+        return TenantRuntime(
+            tenant_id=self.tenant_id,
+            workers_current=self.workers_current,
+            consuming=self.consuming,
+            unsettled=self.unsettled,
+            rate=self.meter.rate(),
+            pending=pending,
+            stored=self.stored,
+            duplicates=self.duplicates,
+            dead_lettered=self.dead_lettered,
+            parked=None if state is None else state.parked,
+        )
+
+    def orphans(self) -> list[Orphan]:
+        """Name the actors that hold deliveries, and how many."""
+        held = [
+            Orphan(tenant_id=self.tenant_id, actor=name, deliveries=count)
+            for name, count in dict(self.in_hand).items()
+        ]
+        if self.buffered:
+            held.append(
+                Orphan(tenant_id=self.tenant_id, actor="consumer", deliveries=self.buffered)
+            )
+        return held
+
+    def status(self) -> ActorStatus:
+        """Give the tenant's part of the tree of actors."""
+        children = []
+        if self.consumer is not None:
+            children.append(
+                ActorStatus(
+                    name="consumer",
+                    kind="Consumer",
+                    state="consuming" if self.consuming else "waiting",
+                    mailbox=mailbox_depth(self.consumer),
+                    restarts=self.child_restarts.get("consumer", 0),
+                )
+            )
+        children.extend(
+            ActorStatus(
+                name=name,
+                kind="Worker",
+                state="busy" if name in self.in_hand else "idle",
+                mailbox=mailbox_depth(ref),
+                restarts=self.child_restarts.get("worker", 0),
+            )
+            for name, ref in sorted(self.workers.copy().items())
+        )
+        state = self.state
+        return ActorStatus(
+            name=self.tenant_id,
+            kind="Tenant",
+            state="starting"
+            if state is None
+            else "parked"
+            if state.parked
+            else state.lifecycle.value,
+            mailbox=0 if self.ref is None else mailbox_depth(self.ref),
+            restarts=self.restarts,
+            children=tuple(children),
+        )
+
+    def waits(self, now: float, grace: float) -> bool:
+        """Tell whether the tenant should consume and has not for longer than `grace` seconds."""
+        state = self.state
+        if state is None:
+            return True
+        return (
+            state.lifecycle is Lifecycle.ACTIVE
+            and not self.consuming
+            and self.waiting_since is not None
+            and now - self.waiting_since > grace
+        )
+
+
+class Board:
+    """The whole system's running facts. The supervisor writes, everybody reads."""
+
+    def __init__(self) -> None:
+        self.state = SystemState.STARTING
+        self.started_at = datetime.now(UTC)
+        self.supervisor: Ref | None = None
+        self.tenants: dict[str, TenantBoard] = {}
+        self.settled_in = False
+        self.probes: dict[str, Callable[[], bool]] = {}
+        self.pending: Callable[[], Mapping[str, int]] = dict
+
+    def tenant(self, tenant_id: str) -> TenantBoard:
+        """Give a tenant's board, making it if need be."""
+        return self.tenants.setdefault(tenant_id, TenantBoard(tenant_id))
+
+    def runtime(self, tenant_id: str) -> TenantRuntime | None:
+        """Give one tenant's facts, or None if it has no actor."""
+        board = self.tenants.get(tenant_id)
+        return None if board is None else board.runtime(self.pending().get(tenant_id))
+
+    def runtimes(self) -> dict[str, TenantRuntime]:
+        """Give every tenant's facts, by id."""
+        pending = self.pending()
+        return {
+            tenant_id: board.runtime(pending.get(tenant_id))
+            for tenant_id, board in sorted(self.tenants.copy().items())
+        }
+
+    def tree(self) -> ActorStatus:
+        """Give the tree of actors."""
+        ref = self.supervisor
+        return ActorStatus(
+            name="supervisor",
+            kind="Supervisor",
+            state=self.state.value,
+            mailbox=0 if ref is None else mailbox_depth(ref),
+            restarts=0,
+            children=tuple(board.status() for _, board in sorted(self.tenants.copy().items())),
+        )
+
+    def not_ready(self) -> tuple[str, ...]:
+        """Say why the system is not ready; nothing, if it is."""
+        reasons = []
+        if self.state is not SystemState.RUNNING:
+            reasons.append(f"the daemon is {self.state.value}")
+        reasons.extend(f"{name} is away" for name, probe in self.probes.items() if not probe())
+        now = time.monotonic()
+        grace = 2.0 if self.settled_in else 0.0
+        boards = list(self.tenants.copy().values())
+        waiting = [board.tenant_id for board in boards if board.waits(now, grace)]
+        if waiting:
+            more = f" and {len(waiting) - 5} more" if len(waiting) > 5 else ""
+            reasons.append(f"not consuming yet: {', '.join(sorted(waiting)[:5])}{more}")
+        if any(board.store_down for board in boards):
+            reasons.append("the database refuses to store")
+        if not reasons:
+            self.settled_in = True
+        return tuple(dict.fromkeys(reasons))

@@ -1,0 +1,255 @@
+"""What actors say to each other. Values only: frozen, and safe to hand from thread to thread."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import pykka
+
+from tenantry.api.port import Outcome
+from tenantry.broker.port import Delivery
+from tenantry.domain.commands import Command
+from tenantry.journal.port import Metadata
+from tenantry.messages.port import StoreResult
+
+Ref: TypeAlias = pykka.ActorRef[Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Begin:
+    """To a new child, first of all: start your work. An error here is a failure like any other.
+
+    `park` tells a tenant to stand still, and why, instead of consuming.
+    """
+
+    park: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Execute:
+    """From the API by way of the supervisor to a tenant: carry out a command, set `reply`."""
+
+    command: Command
+    metadata: Metadata
+    reply: Future[Outcome] = field(compare=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChildFailed:
+    """From a failed actor to its parent, as its last words."""
+
+    child: Ref
+    name: str
+    error: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RestartChild:
+    """From the clock to a parent: the backoff of a failed child is over."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ping:
+    """Asked, answered with True: the actor handles its mailbox."""
+
+
+# Draining: down the tree as a request, up again as an answer.
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Orphan:
+    """Deliveries that were accepted and not finished in time; the broker redelivers them."""
+
+    tenant_id: str
+    actor: str
+    deliveries: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drain:
+    """Finish what is accepted, take nothing new, then answer `Drained`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drained:
+    """From a child to its parent: nothing accepted is unfinished."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DrainAll:
+    """To the supervisor: drain every tenant, then set `reply` with the orphans, if any.
+
+    `seconds` bounds the whole. With `stop`, tenants stop once drained and commands are refused.
+    """
+
+    seconds: float
+    stop: bool
+    reply: Future[tuple[Orphan, ...]] = field(compare=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DrainExpired:
+    """From the clock to the supervisor: the deadline of a drain has come."""
+
+
+# The broker's words to a consumer, carried over from its thread.
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Consuming:
+    """Every queue is being consumed."""
+
+    generation: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arrived:
+    """Deliveries have come in, in the order of their tags."""
+
+    generation: int
+    deliveries: list[Delivery]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cancelled:
+    """No delivery follows in this generation."""
+
+    generation: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChannelLost:
+    """The channel is gone, and with it every unsettled delivery."""
+
+    generation: int
+    reason: str
+    missing: bool
+
+
+# Between a tenant, its consumer and its workers.
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Batch:
+    """Consecutive deliveries of one channel, stored together.
+
+    Not frozen: the consumer, which alone writes to it, notes here what became of it.
+    """
+
+    generation: int
+    deliveries: list[Delivery]
+    attempt: int = 1
+    done: bool = False
+    rejects: list[int] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """From a consumer to a worker: store this batch."""
+
+    batch: Batch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RetryWork:
+    """From the clock to a worker: try the batch again; `result`, once it is stored already."""
+
+    batch: Batch
+    result: StoreResult | None
+    failures: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkDone:
+    """From a worker to its consumer: the batch is committed."""
+
+    worker: Ref
+    batch: Batch
+    result: StoreResult
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerWanted:
+    """From a consumer to its tenant: there is work for one more worker."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerJoined:
+    """From a tenant to its consumer: here is a new worker."""
+
+    worker: Ref
+    name: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerLost:
+    """From a tenant to its consumer: the worker failed; its batch is the consumer's again."""
+
+    worker: Ref
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerReleased:
+    """From a consumer to its tenant: the worker is idle, gets no more work, and may stop."""
+
+    worker: Ref
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resize:
+    """From a tenant to its consumer: so many workers from now on; answered with `Resized`."""
+
+    workers: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resized:
+    """From a consumer to its tenant: no more than so many workers are left."""
+
+    workers: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConsumerReady:
+    """From a consumer to its tenant: every queue is being consumed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TopologyMissing:
+    """From a consumer to its tenant: a queue is not there."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resubscribe:
+    """From a tenant to its consumer: the queues are there again."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LingerOver:
+    """From the clock to a consumer: a small batch has waited long enough."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LookForIdle:
+    """From the clock to a consumer: see which workers have had nothing to do."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TryAgain:
+    """From the clock to a tenant: what could not be done for an outage may be possible now."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TenantGone:
+    """From a tenant to the supervisor: it exists no more, its actor may stop."""
+
+    tenant_id: str
+    ref: Ref

@@ -1,0 +1,135 @@
+"""The worker: stores one batch at a time, for as long as that takes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Final
+from uuid import NAMESPACE_OID, UUID, uuid5
+
+import structlog
+
+from actors.clock import Clock, tell
+from actors.messages import Batch, Begin, Ref, RetryWork, Work, WorkDone
+from actors.supervision import SupervisedActor, backoff
+from tenantry.broker.port import Delivery
+from tenantry.domain import names
+from tenantry.domain.events import MessageDeadLettered
+from tenantry.journal.port import ANY, EventStore, JournalUnavailableError, Metadata
+from tenantry.messages.port import MessageStore, StoreResult, StoreUnavailableError, Unstorable
+
+log = structlog.get_logger("actors.worker")
+
+LONGEST_BACKOFF: Final = 2.0
+"""Seconds between attempts while the database is away: short, so that work goes on soon after."""
+
+LONGEST_ERROR: Final = 500
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerPorts:
+    """What a worker stands on."""
+
+    messages: MessageStore
+    journal: EventStore
+    clock: Clock
+
+
+class Worker(SupervisedActor):
+    """Stores batches for its consumer, one after the other.
+
+    While the store can't be reached the batch is tried again, with backoff, without end: the
+    deliveries stay unacknowledged and nothing is lost. Any other failure ends the worker; the
+    consumer still has the batch and gives it to another.
+    """
+
+    def __init__(
+        self, *, name: str, tenant_id: str, parent: Ref, consumer: Ref, ports: WorkerPorts
+    ) -> None:
+        super().__init__(name=name, parent=parent, tenant_id=tenant_id)
+        self._tenant = tenant_id
+        self._consumer = consumer
+        self._ports = ports
+
+    def handle(self, message: object) -> None:
+        """Store a batch, or try again to."""
+        match message:
+            case Begin():
+                pass
+            case Work(batch=batch):
+                self._attempt(batch, None, 0)
+            case RetryWork(batch=batch, result=result, failures=failures):
+                self._attempt(batch, result, failures)
+            case _:
+                raise TypeError(f"a worker can't handle {type(message).__name__}")
+
+    def _attempt(self, batch: Batch, result: StoreResult | None, failures: int) -> None:
+        try:
+            if result is None:
+                result = self._ports.messages.store(
+                    self._tenant, [delivery.message for delivery in batch.deliveries]
+                )
+            if result.unstorable:
+                self._record(batch, result.unstorable)
+        except (StoreUnavailableError, JournalUnavailableError) as error:
+            delay = backoff(failures + 1, LONGEST_BACKOFF)
+            log.warning(
+                "worker.store_unavailable",
+                error=str(error),
+                failures=failures + 1,
+                retry_in=round(delay, 2),
+            )
+            self._ports.clock.tell_later(
+                delay,
+                self.actor_ref,
+                RetryWork(batch=batch, result=result, failures=failures + 1),
+            )
+            return
+        tell(self._consumer, WorkDone(worker=self.actor_ref, batch=batch, result=result))
+
+    def _record(self, batch: Batch, unstorable: Sequence[Unstorable]) -> None:
+        """Write what can't be stored into the journal, before it is rejected.
+
+        The events' ids are made from the messages, so that a redelivery records nothing twice.
+        """
+        events = []
+        ids = []
+        for one in unstorable:
+            delivery = batch.deliveries[one.index]
+            message = delivery.message
+            events.append(
+                MessageDeadLettered(
+                    tenant_id=self._tenant,
+                    message_id=message.id,
+                    topic=message.topic,
+                    partition=message.partition,
+                    reason=one.reason,
+                    error=one.error[:LONGEST_ERROR],
+                    attempts=batch.attempt,
+                    size=len(message.body),
+                )
+            )
+            ids.append(_dead_letter_id(self._tenant, delivery))
+            log.warning(
+                "message.dead_lettered",
+                message_id=message.id,
+                topic=message.topic,
+                reason=one.reason,
+                error=one.error[:LONGEST_ERROR],
+            )
+        self._ports.journal.append(
+            names.dead_letter_journal_stream(self._tenant),
+            events,
+            expected=ANY,
+            metadata=Metadata(actor=f"{self._tenant}/{self.name}"),
+            ids=ids,
+        )
+
+
+def _dead_letter_id(tenant_id: str, delivery: Delivery) -> UUID:
+    message = delivery.message
+    digest = sha256(message.body).hexdigest()
+    return uuid5(
+        NAMESPACE_OID, f"{tenant_id}/{message.topic}/{message.partition}/{message.id}/{digest}"
+    )
