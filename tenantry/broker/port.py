@@ -55,6 +55,22 @@ class PasswordHash:
     value: str = field(repr=False)
 
 
+class PasswordHashes(Protocol):
+    """Keeps the hashes of tenants' passwords, so that lost users can be made again.
+
+    Every call is committed when it returns. Raises `StoreUnavailableError`.
+    """
+
+    def save(self, tenant_id: str, password: PasswordHash) -> None:
+        """Keep a tenant's hash in place of an earlier one."""
+
+    def load(self, tenant_id: str) -> PasswordHash | None:
+        """Give a tenant's hash, or None."""
+
+    def remove(self, tenant_id: str) -> None:
+        """Forget a tenant's hash; forgetting none is no error."""
+
+
 class Delivery(NamedTuple):
     """A message from a queue, to be settled by its `tag`, which rises by one on its channel."""
 

@@ -1,0 +1,50 @@
+"""The hashes of the broker users' passwords: a broker that lost its users gets them back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import psycopg
+
+from tenantry.broker.port import PasswordHash
+from tenantry.database.errors import DatabaseUnavailableError
+from tenantry.database.failures import one_line
+from tenantry.database.pool import Connection, Database
+from tenantry.messages.port import MessageStoreError, StoreUnavailableError
+from tenantry.sql import queries
+
+
+class PostgresCredentials:
+    """Password hashes (`tenantry.broker.port.PasswordHashes`) in `tenantry.credentials`."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._sql = queries("tenants")
+
+    def save(self, tenant_id: str, password: PasswordHash) -> None:
+        """See `PasswordHashes.save`."""
+        with self._connection() as connection:
+            parameters = {"id": tenant_id, "hash": password.value}
+            connection.execute(self._sql["save_credentials"], parameters)
+
+    def load(self, tenant_id: str) -> PasswordHash | None:
+        """See `PasswordHashes.load`."""
+        with self._connection() as connection:
+            row = connection.execute(self._sql["load_credentials"], {"id": tenant_id}).fetchone()
+        return None if row is None else PasswordHash(value=row[0])
+
+    def remove(self, tenant_id: str) -> None:
+        """See `PasswordHashes.remove`."""
+        with self._connection() as connection:
+            connection.execute(self._sql["remove_credentials"], {"id": tenant_id})
+
+    @contextmanager
+    def _connection(self) -> Iterator[Connection]:
+        try:
+            with self._database.connection() as connection:
+                yield connection
+        except DatabaseUnavailableError as error:
+            raise StoreUnavailableError(str(error)) from error
+        except psycopg.Error as error:
+            raise MessageStoreError(f"{self._database.where}: {one_line(error)}") from error

@@ -1,0 +1,184 @@
+"""Events as the journal writes them, and back: a type's name, a schema version, and plain JSON.
+
+The events' own dataclasses are the schema: there is no case for any of them here. When an event's
+fields change, its version in `VERSIONS` goes up by one and an upcaster lifts what was written
+before; what is in the journal never changes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from datetime import datetime
+from functools import cache
+from types import MappingProxyType, NoneType, UnionType
+from typing import Any, Final, TypeAlias, get_args, get_origin, get_type_hints
+
+from tenantry.domain.events import Event, MessageDeadLettered, TenantEvent
+from tenantry.domain.tenant import Lifecycle, TenantState
+from tenantry.journal.port import JournalError, Metadata, UnknownEventError
+
+Data: TypeAlias = dict[str, Any]
+Upcaster: TypeAlias = Callable[[Data], Data]
+"""Lifts an event's data from one schema version to the next; must not change its argument."""
+
+EVENT_TYPES: Final[Mapping[str, type[Event]]] = MappingProxyType(
+    {one.__name__: one for one in (*get_args(TenantEvent), MessageDeadLettered)}
+)
+"""The events by the name the journal knows them by."""
+
+VERSIONS: Final[Mapping[str, int]] = MappingProxyType({})
+"""The schema version of each type that is not at 1 any more."""
+
+UPCASTERS: Final[Mapping[tuple[str, int], Upcaster]] = MappingProxyType({})
+"""For a type and a schema version, the way to the next."""
+
+STATE_SCHEMA: Final = 1
+"""The shape of a written tenant state. Raise it when the state's fields or `evolve` change: what
+was written in another shape is then folded anew from the events."""
+
+_UNHOLDABLE: Final = re.compile("[\0\ud800-\udfff]")
+_STAND_IN: Final = "\N{REPLACEMENT CHARACTER}"
+
+
+class MalformedEventError(JournalError):
+    """An event's data does not have the fields and types of its schema version."""
+
+
+class Codec:
+    """Turns events into `(type, schema version, data)` and back, strictly.
+
+    Text that PostgreSQL's JSON can't hold (NUL, lone surrogates) is written with U+FFFD instead.
+    """
+
+    def __init__(
+        self,
+        types: Mapping[str, type[Any]] = EVENT_TYPES,
+        versions: Mapping[str, int] = VERSIONS,
+        upcasters: Mapping[tuple[str, int], Upcaster] = UPCASTERS,
+    ) -> None:
+        """Raises `ValueError` where an upcaster is missing on the way to a current version."""
+        for name, current in versions.items():
+            for version in range(1, current):
+                if (name, version) not in upcasters:
+                    raise ValueError(f"no upcaster of {name} from version {version}")
+        self._types = types
+        self._versions = versions
+        self._upcasters = upcasters
+
+    def encode(self, event: Event) -> tuple[str, int, Data]:
+        """Write an event. Raises `UnknownEventError`."""
+        name = type(event).__name__
+        if self._types.get(name) is not type(event):
+            raise UnknownEventError(f"{name} is no event of the journal")
+        data = {one.name: _plain(getattr(event, one.name)) for one in fields(event)}
+        return name, self._versions.get(name, 1), data
+
+    def decode(self, name: str, schema_version: int, data: Mapping[str, object]) -> Event:
+        """Read an event of any schema version up to the current one.
+
+        Raises `UnknownEventError` for a type or a version this program does not know,
+        `MalformedEventError` for missing, extra or ill-typed fields.
+        """
+        kind = self._types.get(name)
+        current = self._versions.get(name, 1)
+        if kind is None or not 1 <= schema_version <= current:
+            raise UnknownEventError(
+                f"the journal holds {name} in version {schema_version}, which this program does "
+                "not know; run the newer tenantry that wrote it"
+            )
+        lifted = dict(data)
+        for version in range(schema_version, current):
+            lifted = self._upcasters[name, version](lifted)
+        event: Event = _build(kind, lifted)
+        return event
+
+
+CODEC: Final = Codec()
+"""The codec of this program's events."""
+
+
+def encode_metadata(metadata: Metadata) -> Data:
+    """Write metadata as plain JSON, without what is None."""
+    return {
+        one.name: _plain(value)
+        for one in fields(metadata)
+        if (value := getattr(metadata, one.name)) is not None
+    }
+
+
+def decode_metadata(data: Mapping[str, Any]) -> Metadata:
+    """Read metadata; leniently, unlike events: what a newer program adds to it decides nothing."""
+    return Metadata(
+        actor=str(data.get("actor", "")),
+        correlation_id=str(data.get("correlation_id", "")),
+        causation_id=data.get("causation_id"),
+    )
+
+
+def encode_state(state: TenantState) -> Data:
+    """Write a tenant's state as plain JSON."""
+    return {one.name: _plain(getattr(state, one.name)) for one in fields(state)}
+
+
+def decode_state(data: Mapping[str, object]) -> TenantState:
+    """Read a tenant's state of shape `STATE_SCHEMA`. Raises `MalformedEventError`."""
+    raw = dict(data)
+    try:
+        raw["lifecycle"] = Lifecycle(str(raw["lifecycle"]))
+        for name in ("created_at", "updated_at"):
+            raw[name] = datetime.fromisoformat(str(raw[name]))
+    except (KeyError, ValueError) as error:
+        raise MalformedEventError(f"a tenant's written state is malformed: {error}") from error
+    state: TenantState = _build(TenantState, raw)
+    return state
+
+
+def _plain(value: object) -> object:
+    match value:
+        case Lifecycle():
+            return value.value
+        case datetime():
+            return value.isoformat()
+        case str():
+            return _UNHOLDABLE.sub(_STAND_IN, value)
+        case tuple():
+            return [_plain(one) for one in value]
+        case _:
+            return value
+
+
+def _build(kind: Any, data: Mapping[str, object]) -> Any:
+    hints = _hints(kind)
+    if data.keys() != hints.keys():
+        missing, extra = sorted(hints.keys() - data.keys()), sorted(data.keys() - hints.keys())
+        raise MalformedEventError(f"{kind.__name__}: missing {missing}, unexpected {extra}")
+    return kind(
+        **{
+            name: _typed(value, hints[name], f"{kind.__name__}.{name}")
+            for name, value in data.items()
+        }
+    )
+
+
+@cache
+def _hints(kind: Any) -> Mapping[str, Any]:
+    hints = get_type_hints(kind)
+    return {one.name: hints[one.name] for one in fields(kind)}
+
+
+def _typed(value: object, hint: Any, where: str) -> object:
+    origin = get_origin(hint)
+    if origin is tuple:
+        (inner, _) = get_args(hint)
+        if isinstance(value, list | tuple):
+            return tuple(_typed(one, inner, where) for one in value)
+    elif origin is UnionType:
+        if value is None and NoneType in get_args(hint):
+            return None
+        inner = next(one for one in get_args(hint) if one is not NoneType)
+        return _typed(value, inner, where)
+    elif type(value) is hint:  # not isinstance: True is no number
+        return value
+    raise MalformedEventError(f"{where}: {value!r:.80} is no {hint}")

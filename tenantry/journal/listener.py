@@ -1,0 +1,83 @@
+"""Hears of appends the moment they are committed, whichever process makes them."""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+from typing import Final
+
+import psycopg
+
+from tenantry.database.errors import DatabaseError
+from tenantry.database.failures import one_line
+from tenantry.database.pool import Connection, Database
+from tenantry.journal.bell import Bell
+from tenantry.sql import queries
+
+CHANNEL: Final = "tenantry_events"
+SLICE: Final = 0.5
+"""Seconds after which it looks whether it has been asked to stop."""
+
+FIRST_DELAY: Final = 0.1
+LAST_DELAY: Final = 5.0
+
+log = logging.getLogger(__name__)
+
+
+class JournalListener:
+    """LISTENs on a connection of its own and rings `bell`; survives the server's absence.
+
+    `run` blocks on the thread that calls it, until `stop`, which any thread may call.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self.bell: Final = Bell()
+        self._database = database
+        self._stopping = threading.Event()
+        self._connected = threading.Event()
+
+    @property
+    def connected(self) -> bool:
+        """Whether appends are heard of now."""
+        return self._connected.is_set()
+
+    def wait_until_connected(self, timeout: float) -> bool:
+        """Wait `timeout` seconds at most until appends are heard of; tell whether they are."""
+        return self._connected.wait(timeout)
+
+    def run(self) -> None:
+        """Listen until stopped; connect again, with growing delays, whenever that fails."""
+        delay = FIRST_DELAY
+        while not self._stopping.is_set():
+            try:
+                with self._database.listen_connection() as connection:
+                    self._begin(connection)
+                    delay = FIRST_DELAY
+                    self._listen(connection)
+            except (DatabaseError, psycopg.Error) as error:
+                log.warning("not listening to the journal: %s", one_line(error))
+            finally:
+                self._connected.clear()
+            self._stopping.wait(delay * random.uniform(0.5, 1.0))  # noqa: S311 - jitter
+            delay = min(LAST_DELAY, delay * 2)
+
+    def stop(self) -> None:
+        """Make `run` return within half a second; harmless twice, and before `run`."""
+        self._stopping.set()
+
+    def _begin(self, connection: Connection) -> None:
+        connection.execute(f"LISTEN {CHANNEL}".encode())
+        # What was appended before LISTEN took effect is not told of: look once.
+        row = connection.execute(queries("journal")["head"]).fetchone()
+        if row is not None:
+            self.bell.ring(row[0])
+        self._connected.set()
+
+    def _listen(self, connection: Connection) -> None:
+        while not self._stopping.is_set():
+            for notice in connection.notifies(timeout=SLICE):
+                if notice.payload.isdecimal():
+                    self.bell.ring(int(notice.payload))
+                if self._stopping.is_set():
+                    return

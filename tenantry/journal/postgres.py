@@ -1,0 +1,196 @@
+"""The event store on PostgreSQL."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from datetime import UTC
+from typing import Any, Final, Protocol
+from uuid import UUID, uuid4
+
+from tenantry.database.pool import Connection, Database
+from tenantry.domain import names
+from tenantry.domain.events import Event
+from tenantry.journal.bell import Bell
+from tenantry.journal.codec import CODEC, decode_metadata, encode_metadata
+from tenantry.journal.listener import JournalListener
+from tenantry.journal.port import (
+    Expected,
+    Metadata,
+    RecordedEvent,
+    Snapshot,
+    VersionConflictError,
+)
+from tenantry.journal.rows import journal_connection, recorded_event
+from tenantry.sql import queries
+
+POLL: Final = 0.5
+"""Seconds between looks at the journal's head while no listener tells of it."""
+
+POLL_BESIDE_LISTENER: Final = 5.0
+"""Seconds between looks beside a listener: notifications can be lost with their connection."""
+
+
+class InlineProjection(Protocol):
+    """A read model that is brought forward in the transaction that appends the events."""
+
+    def concerns(self, stream: str) -> bool:
+        """Tell whether events of this stream change the read model."""
+
+    def apply(self, connection: Connection, recorded: Sequence[RecordedEvent]) -> None:
+        """Bring the read model forward; what fails here undoes the append."""
+
+
+class PostgresEventStore:
+    """An event store (`tenantry.journal.port.EventStore`) in PostgreSQL's table `events`.
+
+    An append is one statement in one round trip, and durable when it returns; appends to a stream
+    that a projection follows take a short transaction. All appends queue for the one row of the
+    journal's head, so positions are committed in order. Safe to use from any thread.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        *,
+        projections: Sequence[InlineProjection] = (),
+        listener: JournalListener | None = None,
+    ) -> None:
+        self._database = database
+        self._projections = tuple(projections)
+        self._listener = listener
+        self._bell = Bell() if listener is None else listener.bell
+        self._sql = queries("journal")
+
+    def append(
+        self,
+        stream: str,
+        events: Sequence[Event],
+        *,
+        expected: int | Expected,
+        metadata: Metadata,
+        ids: Sequence[UUID] | None = None,
+    ) -> list[RecordedEvent]:
+        """See `EventStore.append`."""
+        given = [uuid4() for _ in events] if ids is None else list(ids)
+        by_id: dict[UUID, Event] = {}
+        encoded = []
+        for one, event in zip(given, events, strict=True):
+            written = CODEC.encode(event)
+            encoded.append(written)
+            by_id.setdefault(one, CODEC.decode(*written))
+        if not encoded:
+            return []
+        plain_metadata = encode_metadata(metadata)
+        metadata = decode_metadata(plain_metadata)
+        parameters = {
+            "stream": stream,
+            "expected": None if isinstance(expected, Expected) else expected,
+            "ids": given,
+            "types": [name for name, _, _ in encoded],
+            "schema_versions": [version for _, version, _ in encoded],
+            "data": [json.dumps(data) for _, _, data in encoded],
+            "metadata": json.dumps(plain_metadata),
+        }
+        projections = [one for one in self._projections if one.concerns(stream)]
+        with journal_connection(self._database) as connection:
+            if projections:
+                with connection.transaction():
+                    recorded = self._record(connection, parameters, by_id, metadata)
+                    if recorded:
+                        for projection in projections:
+                            projection.apply(connection, recorded)
+            else:
+                recorded = self._record(connection, parameters, by_id, metadata)
+        if recorded:
+            self._bell.ring(recorded[-1].position)
+        return recorded
+
+    def read_stream(
+        self, stream: str, *, after: int = 0, limit: int | None = None
+    ) -> list[RecordedEvent]:
+        """See `EventStore.read_stream`."""
+        return self._read("read_stream", stream=stream, after=after, limit=limit)
+
+    def read_all(
+        self, *, after: int = 0, limit: int = 500, categories: Sequence[str] | None = None
+    ) -> list[RecordedEvent]:
+        """See `EventStore.read_all`."""
+        if categories is None:
+            return self._read("read_all", after=after, limit=limit)
+        wanted = sorted(set(categories))
+        return self._read("read_categories", after=after, limit=limit, categories=wanted)
+
+    def read_tenant(
+        self, tenant_id: str, *, after: int = 0, limit: int = 500
+    ) -> list[RecordedEvent]:
+        """See `EventStore.read_tenant`."""
+        streams = [names.journal_stream(tenant_id), names.dead_letter_journal_stream(tenant_id)]
+        return self._read("read_streams", streams=streams, after=after, limit=limit)
+
+    def save_snapshot(self, snapshot: Snapshot) -> None:
+        """See `EventStore.save_snapshot`."""
+        parameters = {
+            "stream": snapshot.stream,
+            "version": snapshot.version,
+            "schema_version": snapshot.schema_version,
+            "data": json.dumps(snapshot.data),
+        }
+        with journal_connection(self._database) as connection:
+            connection.execute(self._sql["save_snapshot"], parameters)
+
+    def load_snapshot(self, stream: str) -> Snapshot | None:
+        """See `EventStore.load_snapshot`."""
+        with journal_connection(self._database) as connection:
+            row = connection.execute(self._sql["load_snapshot"], {"stream": stream}).fetchone()
+        if row is None:
+            return None
+        version, schema_version, data = row
+        return Snapshot(stream=stream, version=version, schema_version=schema_version, data=data)
+
+    def wait_for_events(self, after: int, timeout: float) -> bool:
+        """See `EventStore.wait_for_events`. Raises `JournalUnavailableError`."""
+        deadline = time.monotonic() + timeout
+        while True:
+            if self._bell.wait(after, 0):
+                return True
+            with journal_connection(self._database) as connection:
+                row = connection.execute(self._sql["head"]).fetchone()
+            if row is not None:
+                self._bell.ring(row[0])
+            left = deadline - time.monotonic()
+            listening = self._listener is not None and self._listener.connected
+            if self._bell.wait(after, min(left, POLL_BESIDE_LISTENER if listening else POLL)):
+                return True
+            if left <= 0:
+                return False
+
+    def _record(
+        self,
+        connection: Connection,
+        parameters: Mapping[str, Any],
+        by_id: Mapping[UUID, Event],
+        metadata: Metadata,
+    ) -> list[RecordedEvent]:
+        rows = connection.execute(self._sql["append"], parameters).fetchall()
+        stream, expected = parameters["stream"], parameters["expected"]
+        if rows and rows[0][1] is None:
+            raise VersionConflictError(stream, expected, rows[0][2])
+        return [
+            RecordedEvent(
+                position=position,
+                stream=stream,
+                version=version,
+                id=one,
+                event=by_id[one],
+                metadata=metadata,
+                recorded_at=recorded_at.astimezone(UTC),
+            )
+            for one, position, version, recorded_at in rows
+        ]
+
+    def _read(self, query: str, **parameters: object) -> list[RecordedEvent]:
+        with journal_connection(self._database) as connection:
+            rows = connection.execute(self._sql[query], parameters).fetchall()
+        return [recorded_event(row) for row in rows]

@@ -1,0 +1,73 @@
+"""A tenant's present state from the journal: the latest snapshot and what came after it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from datetime import datetime
+from typing import Final
+
+from tenantry.domain import names
+from tenantry.domain.events import MessageDeadLettered, TenantEvent
+from tenantry.domain.tenant import TenantState, fold
+from tenantry.journal.codec import STATE_SCHEMA, MalformedEventError, decode_state, encode_state
+from tenantry.journal.port import EventStore, JournalError, RecordedEvent, Snapshot
+
+TENANT_CATEGORY: Final = names.category(names.journal_stream("any"))
+"""The category of the streams that hold tenants' lives."""
+
+SNAPSHOT_EVERY: Final = 100
+"""Events of a stream between two snapshots."""
+
+
+def load_tenant(store: EventStore, tenant_id: str) -> TenantState | None:
+    """Fold a tenant's state; deleted ones too; None if there never was one.
+
+    Raises `JournalUnavailableError`, `JournalError`.
+    """
+    state = snapshot_state(store, tenant_id)
+    tail = store.read_stream(
+        names.journal_stream(tenant_id), after=0 if state is None else state.version
+    )
+    return fold(tenant_events(tail), state)
+
+
+def snapshot_state(
+    store: EventStore, tenant_id: str, *, up_to: int | None = None
+) -> TenantState | None:
+    """Give the state in the tenant's snapshot, if that is of use: known shape, at most `up_to`."""
+    snapshot = store.load_snapshot(names.journal_stream(tenant_id))
+    if snapshot is None or snapshot.schema_version != STATE_SCHEMA:
+        return None
+    if up_to is not None and snapshot.version > up_to:
+        return None
+    try:
+        state = decode_state(snapshot.data)
+    except MalformedEventError:
+        return None
+    return state if state.version == snapshot.version else None
+
+
+def snapshot_due(before: int, now: int) -> bool:
+    """Tell whether an append that led from one version to another calls for a snapshot."""
+    return now // SNAPSHOT_EVERY > before // SNAPSHOT_EVERY
+
+
+def snapshot_of(state: TenantState) -> Snapshot:
+    """Make a snapshot of a tenant's state."""
+    return Snapshot(
+        stream=names.journal_stream(state.tenant_id),
+        version=state.version,
+        schema_version=STATE_SCHEMA,
+        data=encode_state(state),
+    )
+
+
+def tenant_events(recorded: Iterable[RecordedEvent]) -> Iterator[tuple[TenantEvent, datetime]]:
+    """Give the events of a tenant's life with their times, as `fold` takes them.
+
+    Raises `JournalError` where there is another event among them.
+    """
+    for one in recorded:
+        if isinstance(one.event, MessageDeadLettered):
+            raise JournalError(f"{one.stream} holds a dead letter at version {one.version}")
+        yield one.event, one.recorded_at

@@ -1,0 +1,185 @@
+"""The read model of tenants on PostgreSQL, written in the transaction that appends the events."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from typing import Any, Final
+
+import psycopg
+
+from tenantry.database.errors import DatabaseUnavailableError
+from tenantry.database.failures import one_line
+from tenantry.database.pool import Connection, Database
+from tenantry.domain import names
+from tenantry.domain.tenant import TenantState, fold
+from tenantry.journal.codec import STATE_SCHEMA, MalformedEventError, decode_state, encode_state
+from tenantry.journal.port import EventStore, JournalError, JournalUnavailableError, RecordedEvent
+from tenantry.journal.rows import journal_connection, recorded_event
+from tenantry.journal.tenants import TENANT_CATEGORY, tenant_events
+from tenantry.projections import history
+from tenantry.sql import queries
+
+CHECKPOINT: Final[Mapping[str, object]] = {"name": "tenants", "shape": STATE_SCHEMA}
+BATCH: Final = 500
+REBUILD_STATEMENT_TIMEOUT: Final = 300.0
+
+log = logging.getLogger(__name__)
+
+
+class TenantProjection:
+    """Keeps `tenantry.tenants` in step; give it to the event store as an inline projection."""
+
+    def __init__(self) -> None:
+        self._sql = queries("tenants")
+        self._journal = queries("journal")
+
+    def concerns(self, stream: str) -> bool:
+        """Tell whether events of this stream change the read model."""
+        return names.category(stream) == TENANT_CATEGORY
+
+    def apply(self, connection: Connection, recorded: Sequence[RecordedEvent]) -> None:
+        """Bring the read model forward within the caller's transaction.
+
+        Events it has seen are passed over; where it lacks some, the tenant is folded anew.
+        """
+        self._fold_in(connection, recorded)
+        parameters = {
+            **CHECKPOINT,
+            "category": TENANT_CATEGORY,
+            "first": recorded[0].position,
+            "position": recorded[-1].position,
+        }
+        connection.execute(self._sql["advance_checkpoint"], parameters)
+
+    def rebuild(self, database: Database) -> int:
+        """Throw the read model away and make it again from the journal; give the tenants' number.
+
+        Appends wait meanwhile; readers see the old one until the new one is complete.
+        Raises `JournalUnavailableError`, `JournalError`; the old one is then left in place.
+        """
+        try:
+            with (
+                database.listen_connection(
+                    statement_timeout=REBUILD_STATEMENT_TIMEOUT
+                ) as connection,
+                connection.transaction(),
+            ):
+                return self._rebuild(connection)
+        except DatabaseUnavailableError as error:
+            raise JournalUnavailableError(str(error)) from error
+        except psycopg.Error as error:
+            raise JournalError(f"{database.where}: {one_line(error)}") from error
+
+    def ensure_current(self, database: Database) -> bool:
+        """Rebuild the read model if it is behind the journal or of another shape; tell whether.
+
+        Raises as `rebuild` does.
+        """
+        parameters = {**CHECKPOINT, "category": TENANT_CATEGORY}
+        with journal_connection(database) as connection, connection.transaction():
+            connection.execute(self._journal["lock_head"])
+            row = connection.execute(self._sql["is_current"], parameters).fetchone()
+        if row is not None and row[0]:
+            return False
+        count = self.rebuild(database)
+        log.info("rebuilt the read model of %d tenants", count)
+        return True
+
+    def _rebuild(self, connection: Connection) -> int:
+        # Under the journal's lock no append can slip in between the last batch and the commit.
+        connection.execute(self._journal["lock_head"])
+        connection.execute(self._sql["clear"])
+        position = 0
+        tenants: set[str] = set()
+        while batch := self._read(connection, position):
+            self._fold_in(connection, batch)
+            tenants.update(one.event.tenant_id for one in batch)
+            position = batch[-1].position
+        connection.execute(self._sql["save_checkpoint"], {**CHECKPOINT, "position": position})
+        return len(tenants)
+
+    def _fold_in(self, connection: Connection, recorded: Iterable[RecordedEvent]) -> None:
+        streams: dict[str, list[RecordedEvent]] = {}
+        for one in recorded:
+            streams.setdefault(one.event.tenant_id, []).append(one)
+        rows = connection.execute(self._sql["get_many"], {"ids": list(streams)}).fetchall()
+        states = {key: _known(data) for key, data in rows}
+        changed = [
+            state
+            for key, events in streams.items()
+            if (state := self._advance(connection, states.get(key), events)) is not None
+        ]
+        connection.execute(self._sql["put"], _columns(changed))
+
+    def _advance(
+        self, connection: Connection, state: TenantState | None, events: Sequence[RecordedEvent]
+    ) -> TenantState | None:
+        version = 0 if state is None else state.version
+        fresh: Sequence[RecordedEvent] = [one for one in events if one.version > version]
+        if fresh and fresh[0].version != version + 1:
+            # The row is missing or behind: somebody appended without this projection.
+            parameters = {"stream": fresh[0].stream, "after": version, "limit": None}
+            rows = connection.execute(self._journal["read_stream"], parameters).fetchall()
+            fresh = [recorded_event(row) for row in rows]
+        return fold(tenant_events(fresh), state)
+
+    def _read(self, connection: Connection, after: int) -> list[RecordedEvent]:
+        parameters = {"categories": [TENANT_CATEGORY], "after": after, "limit": BATCH}
+        rows = connection.execute(self._journal["read_categories"], parameters).fetchall()
+        return [recorded_event(row) for row in rows]
+
+
+class PostgresTenantDirectory:
+    """A directory (`tenantry.projections.port.TenantDirectory`) of tenants on PostgreSQL.
+
+    The present comes from the read model; the past is folded from the journal.
+    """
+
+    def __init__(self, database: Database, store: EventStore) -> None:
+        self._database = database
+        self._store = store
+        self._sql = queries("tenants")
+
+    def get(self, tenant_id: str) -> TenantState | None:
+        """See `TenantDirectory.get`."""
+        found = self._read("get", id=tenant_id)
+        return found[0] if found else None
+
+    def page(self, *, after: str | None = None, limit: int = 50) -> list[TenantState]:
+        """See `TenantDirectory.page`."""
+        return self._read("page", after=after or "", limit=limit)
+
+    def as_of_version(self, tenant_id: str, version: int) -> TenantState | None:
+        """See `TenantDirectory.as_of_version`."""
+        return history.as_of_version(self._store, tenant_id, version)
+
+    def as_of_time(self, tenant_id: str, at: datetime) -> TenantState | None:
+        """See `TenantDirectory.as_of_time`."""
+        return history.as_of_time(self._store, tenant_id, at)
+
+    def _read(self, query: str, **parameters: object) -> list[TenantState]:
+        with journal_connection(self._database) as connection:
+            rows = connection.execute(self._sql[query], parameters).fetchall()
+        return [decode_state(data) for (data,) in rows]
+
+
+def _known(data: Mapping[str, object]) -> TenantState | None:
+    """Read a row's state; one that an older program wrote is as good as none."""
+    try:
+        return decode_state(data)
+    except MalformedEventError:
+        return None
+
+
+def _columns(states: Sequence[TenantState]) -> Mapping[str, Any]:
+    return {
+        "ids": [one.tenant_id for one in states],
+        "versions": [one.version for one in states],
+        "lifecycles": [one.lifecycle.value for one in states],
+        "states": [json.dumps(encode_state(one)) for one in states],
+        "created": [one.created_at for one in states],
+        "updated": [one.updated_at for one in states],
+    }

@@ -1,0 +1,57 @@
+-- The read model of tenants, and the credentials' hashes.
+
+-- name: get
+SELECT state FROM tenantry.tenants WHERE id = %(id)s;
+
+-- name: get_many
+-- No lock: whoever writes here holds the journal's head.
+SELECT id, state FROM tenantry.tenants WHERE id = ANY(%(ids)s::text[]);
+
+-- name: page
+SELECT state FROM tenantry.tenants
+WHERE lifecycle <> 'deleted' AND id > %(after)s
+ORDER BY id
+LIMIT %(limit)s;
+
+-- name: put
+INSERT INTO tenantry.tenants (id, version, lifecycle, state, created_at, updated_at)
+SELECT * FROM unnest(
+    %(ids)s::text[], %(versions)s::integer[], %(lifecycles)s::text[],
+    %(states)s::text[]::jsonb[], %(created)s::timestamptz[], %(updated)s::timestamptz[])
+ON CONFLICT (id) DO UPDATE
+SET version = excluded.version, lifecycle = excluded.lifecycle, state = excluded.state,
+    created_at = excluded.created_at, updated_at = excluded.updated_at;
+
+-- name: clear
+-- Not TRUNCATE: readers keep seeing the old rows until the new ones are committed.
+DELETE FROM tenantry.tenants;
+
+-- name: save_checkpoint
+INSERT INTO tenantry.projection_checkpoints (name, shape, position)
+VALUES (%(name)s, %(shape)s, %(position)s)
+ON CONFLICT (name) DO UPDATE
+SET shape = excluded.shape, position = excluded.position, updated_at = excluded.updated_at;
+
+-- name: advance_checkpoint
+-- Only from the event before: where one was missed, the checkpoint stays and tells of it.
+UPDATE tenantry.projection_checkpoints
+SET position = %(position)s, updated_at = clock_timestamp()
+WHERE name = %(name)s AND shape = %(shape)s
+  AND position = coalesce((SELECT max(e.position) FROM tenantry.events AS e
+                           WHERE e.category = %(category)s AND e.position < %(first)s), 0);
+
+-- name: is_current
+SELECT coalesce((SELECT max(position) FROM tenantry.events WHERE category = %(category)s), 0)
+     = coalesce((SELECT position FROM tenantry.projection_checkpoints
+                 WHERE name = %(name)s AND shape = %(shape)s), -1);
+
+-- name: save_credentials
+INSERT INTO tenantry.credentials (tenant_id, password_hash) VALUES (%(id)s, %(hash)s)
+ON CONFLICT (tenant_id) DO UPDATE
+SET password_hash = excluded.password_hash, set_at = excluded.set_at;
+
+-- name: load_credentials
+SELECT password_hash FROM tenantry.credentials WHERE tenant_id = %(id)s;
+
+-- name: remove_credentials
+DELETE FROM tenantry.credentials WHERE tenant_id = %(id)s;
