@@ -1,0 +1,90 @@
+"""Who may call what: every route of the API stands in this one table."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+
+from starlette.routing import BaseRoute, Route, compile_path
+
+
+class Access(StrEnum):
+    """Who may call a route on TCP once tokens are in use."""
+
+    PUBLIC = "public"
+    """Anyone, without a token."""
+    TENANT = "tenant"
+    """An admin, or the tenant the request is about."""
+    ADMIN = "admin"
+    """An admin."""
+
+
+TABLE: Final[dict[tuple[str, str], Access]] = {
+    ("GET", "/healthz"): Access.PUBLIC,
+    ("GET", "/readyz"): Access.PUBLIC,
+    ("GET", "/openapi.json"): Access.PUBLIC,
+    ("GET", "/docs"): Access.PUBLIC,
+    ("GET", "/swagger/{asset}"): Access.PUBLIC,
+    ("GET", "/tenants/{tenant_id}"): Access.TENANT,
+    ("POST", "/tenants/{tenant_id}/messages"): Access.TENANT,
+    ("GET", "/tenants/{tenant_id}/events"): Access.TENANT,
+    ("GET", "/messages"): Access.TENANT,
+    ("POST", "/tenants"): Access.ADMIN,
+    ("GET", "/tenants"): Access.ADMIN,
+    ("DELETE", "/tenants/{tenant_id}"): Access.ADMIN,
+    ("PUT", "/tenants/{tenant_id}/config/concurrency"): Access.ADMIN,
+    ("POST", "/tenants/{tenant_id}/pause"): Access.ADMIN,
+    ("POST", "/tenants/{tenant_id}/resume"): Access.ADMIN,
+    ("POST", "/tenants/{tenant_id}/credentials/rotate"): Access.ADMIN,
+    ("POST", "/tenants/{tenant_id}/topics"): Access.ADMIN,
+    ("GET", "/events"): Access.ADMIN,
+    ("GET", "/status"): Access.ADMIN,
+    ("GET", "/info"): Access.ADMIN,
+    ("POST", "/drain"): Access.ADMIN,
+    ("POST", "/stop"): Access.ADMIN,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rule:
+    """What the table says about a request; `tenant_id` as the path names it, if it does."""
+
+    access: Access
+    tenant_id: str | None
+
+
+_COMPILED: Final[list[tuple[str, re.Pattern[str], Access]]] = [
+    (method, compile_path(path)[0], access) for (method, path), access in TABLE.items()
+]
+
+
+def rule_for(method: str, path: str) -> Rule | None:
+    """Find the rule of a request; None where no route answers it."""
+    for wanted, pattern, access in _COMPILED:
+        if wanted == method and (match := pattern.match(path)):
+            return Rule(access=access, tenant_id=match.groupdict().get("tenant_id"))
+    return None
+
+
+def methods_of(path: str) -> list[str]:
+    """Tell which methods a path takes."""
+    return sorted({method for method, pattern, _ in _COMPILED if pattern.match(path)})
+
+
+def check_routes(routes: Iterable[BaseRoute]) -> None:
+    """Raise `RuntimeError` unless the table and the routes are the same, to the last method."""
+    there = set()
+    for route in routes:
+        if not isinstance(route, Route):
+            raise RuntimeError(  # noqa: TRY004 - a mistake of the program's, not of a type
+                f"{route!r} is no plain route, so no rule of access can hold for it"
+            )
+        there |= {(method, route.path) for method in route.methods or ()}
+    if there != TABLE.keys():
+        raise RuntimeError(
+            f"routes without a rule of access: {sorted(there - TABLE.keys())}; "
+            f"rules without a route: {sorted(TABLE.keys() - there)}"
+        )

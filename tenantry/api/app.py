@@ -1,0 +1,92 @@
+"""Puts the API together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from fastapi import FastAPI
+
+from tenantry import __version__
+from tenantry.api import access, handlers, openapi
+from tenantry.api.auth import Authentication
+from tenantry.api.cursors import Cursors
+from tenantry.api.jsonroute import JsonRoute
+from tenantry.api.middleware import BoundedBody, RequestContext
+from tenantry.api.partitions import Router
+from tenantry.api.port import Control
+from tenantry.api.routes import changes, events, pages, system, tenants
+from tenantry.api.routes import messages as message_routes
+from tenantry.api.services import Services
+from tenantry.api.tail import JournalTail
+from tenantry.api.tokens import Tokens
+from tenantry.broker.port import Publishing
+from tenantry.journal.port import EventStore
+from tenantry.messages.port import MessageStore
+from tenantry.projections.port import TenantDirectory
+
+MAX_BODY_BYTES: Final = 1024 * 1024
+COMMAND_SECONDS: Final = 30.0
+PUBLISH_SECONDS: Final = 10.0
+BODY_SECONDS: Final = 30.0
+
+
+def create_app(
+    *,
+    control: Control,
+    directory: TenantDirectory,
+    journal: EventStore,
+    messages: MessageStore,
+    publishing: Publishing,
+    cursor_key: bytes,
+    default_workers: int,
+    info: Mapping[str, object] | None = None,
+    jwt_secret: str | None = None,
+    max_body_bytes: int = MAX_BODY_BYTES,
+    command_timeout: float = COMMAND_SECONDS,
+    publish_timeout: float = PUBLISH_SECONDS,
+    body_timeout: float = BODY_SECONDS,
+) -> FastAPI:
+    """Make the application both listeners serve.
+
+    `cursor_key` (16 bytes at least) seals cursors: they outlive a restart if it does. Without
+    `jwt_secret` (32 bytes at least) TCP takes no tokens, and must be on loopback only. `info` is
+    what `GET /info` shows: no secrets. Timeouts are in seconds.
+    """
+    services = Services(
+        control=control,
+        directory=directory,
+        journal=journal,
+        messages=messages,
+        publishing=publishing,
+        info=dict(info or {}),
+        default_workers=default_workers,
+        command_timeout=command_timeout,
+        publish_timeout=publish_timeout,
+        cursors=Cursors(cursor_key),
+        router=Router(),
+        tail=JournalTail(journal),
+    )
+    app = FastAPI(
+        title="Tenantry",
+        version=__version__,
+        description=openapi.DESCRIPTION,
+        openapi_url=None,  # served as a route like all others, under the same rules
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    app.router.route_class = JsonRoute
+    system.add_routes(app, services)
+    tenants.add_routes(app, services)
+    changes.add_routes(app, services)
+    message_routes.add_routes(app, services)
+    events.add_routes(app, services)
+    pages.add_routes(app)
+    access.check_routes(app.routes)
+    handlers.install(app)
+    # The last one added is the outermost: who it is, and whether they may, comes before the body.
+    app.add_middleware(BoundedBody, max_bytes=max_body_bytes, seconds=body_timeout)
+    app.add_middleware(Authentication, tokens=Tokens(jwt_secret) if jwt_secret else None)
+    app.add_middleware(RequestContext)
+    return app

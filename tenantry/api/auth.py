@@ -1,0 +1,127 @@
+"""Who makes a request, and whether they may: decided before anything of it is read."""
+
+from __future__ import annotations
+
+import ipaddress
+from typing import Final
+from urllib.parse import parse_qsl, urlsplit
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from tenantry.api.access import Access, rule_for
+from tenantry.api.connection import Listener, connection_of
+from tenantry.api.problems import Problem
+from tenantry.api.tokens import BadTokenError, Principal, Tokens
+from tenantry.api.tokens import Scope as TokenScope
+
+_PRINCIPAL_KEY: Final = "tenantry.principal"
+
+
+def principal_of(scope: Scope) -> Principal:
+    """Tell who makes a request that has been let through."""
+    principal = scope[_PRINCIPAL_KEY]
+    assert isinstance(principal, Principal)  # noqa: S101 - set by the middleware below, always
+    return principal
+
+
+class Authentication:
+    """Lets a request through, or answers 401 or 403.
+
+    On the control socket the file's mode has already decided, and the peer's credentials name
+    the caller. On TCP, with tokens, the table of access decides; whatever it does not name is
+    for admins. On TCP without tokens everybody on this machine is let in, but no web page that
+    a browser on this machine has open.
+    """
+
+    def __init__(self, app: ASGIApp, *, tokens: Tokens | None) -> None:
+        self._app = app
+        self._tokens = tokens
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] == "http":
+            try:
+                scope[_PRINCIPAL_KEY] = self._admit(scope)
+            except Problem as problem:
+                await problem.response()(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+    def _admit(self, scope: Scope) -> Principal:
+        connection = connection_of(scope)
+        if connection.listener is Listener.CONTROL:
+            return Principal(name=connection.peer, scope=TokenScope.ADMIN)
+        anonymous = Principal(name=f"anonymous@{connection.peer}", scope=TokenScope.ADMIN)
+        headers = Headers(scope=scope)
+        rule = rule_for(scope["method"], scope["path"])
+        if rule is not None and rule.access is Access.PUBLIC:
+            return anonymous
+        if self._tokens is None:
+            _refuse_web_pages(headers)
+            return anonymous
+        principal = _authenticate(headers, self._tokens)
+        if principal.scope is TokenScope.ADMIN:
+            return principal
+        if rule is None or rule.access is not Access.TENANT:
+            raise Problem(403, "a tenant's token is not good for this")
+        asked = (
+            {rule.tenant_id}
+            if rule.tenant_id is not None
+            else set(_query_values(scope, "tenant_id"))
+        )
+        if not asked <= {principal.tenant_id}:
+            raise Problem(403, "the token is for another tenant")
+        return principal
+
+
+def _authenticate(headers: Headers, tokens: Tokens) -> Principal:
+    scheme, _, token = headers.get("authorization", "").partition(" ")
+    if scheme.lower() != "bearer" or not token.strip():
+        raise Problem(401, "this call needs a bearer token", headers={"WWW-Authenticate": "Bearer"})
+    try:
+        return tokens.read(token.strip())
+    except BadTokenError as error:
+        raise Problem(
+            401, str(error), headers={"WWW-Authenticate": 'Bearer error="invalid_token"'}
+        ) from None
+
+
+def _query_values(scope: Scope, name: str) -> list[str]:
+    # Every value counts: of two, a reader further on takes only one.
+    query = scope["query_string"].decode("latin-1")
+    return [value for key, value in parse_qsl(query, keep_blank_values=True) if key == name]
+
+
+def _refuse_web_pages(headers: Headers) -> None:
+    """Refuse what a foreign page makes a browser send: across origins, or by a rebound name."""
+    host = _host_name(f"//{headers.get('host', '')}")
+    if host and host != "localhost" and not _is_address(host):
+        raise Problem(
+            403, "without tokens, the server is reached by an address or as localhost only"
+        )
+    origin = headers.get("origin")
+    if origin is not None and _netloc(origin) != headers.get("host", ""):
+        raise Problem(403, "without tokens, no other web page may call")
+
+
+def _netloc(url: str) -> str:
+    try:
+        return urlsplit(url).netloc
+    except ValueError:
+        return ""
+
+
+def _host_name(url: str) -> str:
+    try:
+        return urlsplit(url).hostname or ""
+    except ValueError:
+        return "?"
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True

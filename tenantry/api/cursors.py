@@ -1,0 +1,70 @@
+"""Opaque cursors: where a page ended, sealed so that no client can read or make one."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import hmac
+from typing import Final
+
+_TAG: Final = 16
+_MAX_TOKEN: Final = 512
+_POSITION_BYTES: Final = 8
+
+
+class BadCursorError(Exception):
+    """The cursor was not given out for this list."""
+
+    def __init__(self) -> None:
+        super().__init__("the cursor is not one that this list gave out; begin without a cursor")
+
+
+class Cursors:
+    """Seals and opens cursors with a secret key.
+
+    A cursor opens only with the `binding` it was sealed with: the list it belongs to and
+    everything that decides which rows it holds and in which order.
+    """
+
+    def __init__(self, key: bytes) -> None:
+        if len(key) < _TAG:
+            raise ValueError(f"the cursor key must have {_TAG} bytes at least")
+        self._key = key
+
+    def seal(self, value: bytes, *binding: str) -> str:
+        """Give the cursor that holds `value`."""
+        return base64.urlsafe_b64encode(self._tag(value, binding) + value).rstrip(b"=").decode()
+
+    def open(self, token: str, *binding: str) -> bytes:
+        """Give the value a cursor holds, or raise `BadCursorError`."""
+        if len(token) > _MAX_TOKEN or not token.isascii():
+            raise BadCursorError
+        try:
+            padded = token + "=" * (-len(token) % 4)
+            sealed = base64.b64decode(padded, altchars=b"-_", validate=True)
+        except binascii.Error:
+            raise BadCursorError from None
+        tag, value = sealed[:_TAG], sealed[_TAG:]
+        if not hmac.compare_digest(tag, self._tag(value, binding)):
+            raise BadCursorError
+        return value
+
+    def seal_position(self, position: int, *binding: str) -> str:
+        """Give the cursor of a position (0 or more)."""
+        return self.seal(position.to_bytes(_POSITION_BYTES), *binding)
+
+    def open_position(self, token: str, *binding: str) -> int:
+        """Give the position a cursor holds, or raise `BadCursorError`."""
+        value = self.open(token, *binding)
+        if len(value) != _POSITION_BYTES:
+            raise BadCursorError
+        return int.from_bytes(value)
+
+    def _tag(self, value: bytes, binding: tuple[str, ...]) -> bytes:
+        # Every part is preceded by its length, so that no two bindings run together alike.
+        mac = hmac.new(self._key, digestmod=hashlib.sha256)
+        for part in (*(text.encode() for text in binding), value):
+            mac.update(len(part).to_bytes(4))
+            mac.update(part)
+        return mac.digest()[:_TAG]

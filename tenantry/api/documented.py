@@ -1,0 +1,41 @@
+"""The error answers of a route, as the OpenAPI document tells them."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from tenantry.api.problems import MEDIA_TYPE
+
+PROBLEM_REF: Final = "#/components/schemas/ProblemDocument"
+
+_MEANINGS: Final = {
+    400: "The body is not JSON, or the cursor is not one of this list.",
+    401: "No token, or a bad one (TCP only).",
+    403: "The token is not good for this (TCP only).",
+    404: "There is no such tenant or topic.",
+    408: "The body did not arrive in time.",
+    409: "The tenant's present state does not allow this, or the id is taken.",
+    413: "The body is too large.",
+    415: "The body is not sent as application/json.",
+    422: "Invalid input; `errors` names each field.",
+    500: "An error of the server's own, or a step of the command failed.",
+    503: "Not now: starting, draining, or a service is away. Try again.",
+    504: "No answer in time; the command may still be carried out.",
+}
+
+_ALWAYS: Final = (500,)
+_WITH_TOKENS: Final = (401, 403)
+_WITH_BODY: Final = (400, 408, 413, 415, 422)
+
+
+def errors(*statuses: int, body: bool = False, public: bool = False) -> dict[int | str, Any]:
+    """Give the `responses` of a route that may fail in these ways, beside the usual ones."""
+    all_of_them = {*statuses, *_ALWAYS}
+    all_of_them |= set(() if public else _WITH_TOKENS) | set(_WITH_BODY if body else ())
+    return {
+        status: {
+            "description": _MEANINGS[status],
+            "content": {MEDIA_TYPE: {"schema": {"$ref": PROBLEM_REF}}},
+        }
+        for status in sorted(all_of_them)
+    }

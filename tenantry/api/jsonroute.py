@@ -1,0 +1,48 @@
+"""How routes read bodies: strict JSON, announced as such."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from fastapi import Request, Response
+from fastapi.routing import APIRoute
+
+from tenantry.api import rawjson
+from tenantry.api.problems import Problem
+
+
+class JsonRequest(Request):
+    """A request whose JSON is read strictly."""
+
+    async def json(self) -> Any:
+        """Read the body. Raises `json.JSONDecodeError`."""
+        return rawjson.loads(await self.body())
+
+
+class JsonRoute(APIRoute):
+    """A route that takes nothing but `application/json` where it takes a body.
+
+    A web page can make a browser send other types to any server without asking; this one it
+    can't.
+    """
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """Wrap FastAPI's handler."""
+        handler = super().get_route_handler()
+        takes_body = self.body_field is not None
+
+        async def handle(request: Request) -> Response:
+            strict = JsonRequest(request.scope, request.receive)
+            if takes_body and await strict.body() and not _is_json(strict):
+                raise Problem(415, "send the body with Content-Type: application/json")
+            return await handler(strict)
+
+        return handle
+
+
+def _is_json(request: Request) -> bool:
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    return kind == "application/json" or (
+        kind.startswith("application/") and kind.endswith("+json")
+    )

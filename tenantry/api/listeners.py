@@ -1,0 +1,127 @@
+"""The sockets the API listens on, bound before anything is served, with errors that say what."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+import stat
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+_BACKLOG: Final = 512
+_MASK: Final = 0o117  # a socket is made with 0777 less this: 0660
+
+
+class ListenError(Exception):
+    """An address can't be listened on; the message is one clear line."""
+
+
+class ControlSocketBusyError(ListenError):
+    """Another process serves the control socket."""
+
+
+class ControlSocket:
+    """The control socket: a Unix socket with mode 0660 from its first moment.
+
+    A lock on a file beside it (`….lock`, which stays) tells whether a living process has the
+    path: it is gone with its process, however that ended. So a stale socket is replaced, and a
+    living one never. Raises `ListenError`.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock = _lock(path)
+        try:
+            self.socket = _bind_unix(path)
+            made = path.stat()
+            self._inode = (made.st_dev, made.st_ino)
+        except BaseException:
+            os.close(self._lock)
+            raise
+
+    def close(self) -> None:
+        """Remove the socket, unless the path is somebody else's by now; may be called again."""
+        self.socket.close()
+        if self._lock < 0:
+            return
+        with suppress(OSError):
+            there = self.path.lstat()
+            if (there.st_dev, there.st_ino) == self._inode:
+                self.path.unlink()
+        os.close(self._lock)
+        self._lock = -1
+
+
+def bind_tcp(host: str, port: int) -> socket.socket:
+    """Listen on the first address of `host`; port 0 takes a free one. Raises `ListenError`."""
+    where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    bound: socket.socket | None = None
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        bound = socket.socket(family, kind, protocol)
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind(address)
+        # At once: two sockets may be bound to an address as long as neither listens.
+        bound.listen(_BACKLOG)
+        bound.setblocking(False)
+    except (OSError, UnicodeError, OverflowError) as error:
+        if bound is not None:
+            bound.close()
+        raise ListenError(f"can't listen on {where}: {_reason(error)}") from error
+    return bound
+
+
+def _lock(path: Path) -> int:
+    beside = path.with_name(f"{path.name}.lock")
+    try:
+        lock = os.open(beside, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    except OSError as error:
+        raise ListenError(f"can't lock the control socket {path}: {_reason(error)}") from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(lock)
+        raise ControlSocketBusyError(
+            f"another daemon serves the control socket {path}: stop it, or choose another socket"
+        ) from None
+    except OSError as error:
+        os.close(lock)
+        raise ListenError(f"can't lock the control socket {path}: {_reason(error)}") from error
+    return lock
+
+
+def _bind_unix(path: Path) -> socket.socket:
+    bound = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        _clear(path)
+        # The process's mask, for this one moment: no socket is ever there with a wider mode.
+        before = os.umask(_MASK)
+        try:
+            bound.bind(os.fspath(path))
+        finally:
+            os.umask(before)
+        bound.listen(_BACKLOG)
+        bound.setblocking(False)
+    except OSError as error:
+        bound.close()
+        raise ListenError(f"can't make the control socket {path}: {_reason(error)}") from error
+    except BaseException:
+        bound.close()
+        raise
+    return bound
+
+
+def _clear(path: Path) -> None:
+    """Remove the socket a killed process has left (we hold the lock), and nothing else."""
+    with suppress(FileNotFoundError):
+        if not stat.S_ISSOCK(path.lstat().st_mode):
+            raise ListenError(f"can't make the control socket: {path} is there and is no socket")
+        path.unlink()
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error)

@@ -1,0 +1,45 @@
+"""The OpenAPI document: what FastAPI makes of the routes, with problems and tokens added."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+
+from tenantry.api import render
+from tenantry.api.access import TABLE, Access
+from tenantry.api.schemas import ProblemDocument
+
+DESCRIPTION = """\
+Takes many tenants' messages from RabbitMQ into PostgreSQL, each exactly once.
+
+The same API is served on the control socket, where the file's mode decides who may connect and no
+token is needed, and on TCP. Errors are problem documents (RFC 9457). Times are RFC 3339, UTC.
+"""
+
+
+def document(app: FastAPI) -> dict[str, Any]:
+    """Describe `app`; made once."""
+    if app.openapi_schema is None:
+        made = get_openapi(
+            title=app.title, version=app.version, description=app.description, routes=app.routes
+        )
+        components = made.setdefault("components", {})
+        components.setdefault("schemas", {})["ProblemDocument"] = (
+            ProblemDocument.model_json_schema()
+        )
+        components["securitySchemes"] = {
+            "token": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"}
+        }
+        for path, operations in made["paths"].items():
+            for method, operation in operations.items():
+                public = TABLE[method.upper(), path] is Access.PUBLIC
+                operation["security"] = [] if public else [{}, {"token": []}]
+        app.openapi_schema = made
+    return app.openapi_schema
+
+
+def written(app: FastAPI) -> bytes:
+    """Give the description of `app` as JSON."""
+    return render.dumps(document(app))

@@ -1,0 +1,91 @@
+"""The HTTP protocol of both listeners: uvicorn's, bounded in time, with the peer's credentials."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import struct
+from typing import Any, Final
+
+import h11
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from tenantry.api.problems import MEDIA_TYPE, Problem
+
+HEAD_SECONDS: Final = 15.0
+PEER_KEY: Final = "tenantry.peer"
+_CREDENTIALS: Final = struct.Struct("3i")
+
+
+class BoundedH11(H11Protocol):
+    """An HTTP/1.1 connection whose client has some seconds to send the head of a request.
+
+    It puts the peer into every request's state, where no header can reach it.
+    """
+
+    _head_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Begin a connection."""
+        super().connection_made(transport)
+        self.app_state = {**self.app_state, PEER_KEY: peer_of(transport)}
+        self._expect_head()
+
+    def data_received(self, data: bytes) -> None:
+        """Take bytes in; the timer runs while they are not yet a request's whole head."""
+        super().data_received(data)
+        if self.conn.their_state is not h11.IDLE:
+            self._drop_timer()
+        elif self._head_timer is None:
+            self._expect_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """End a connection."""
+        self._drop_timer()
+        super().connection_lost(exc)
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer what is no HTTP with a problem document, like everything else."""
+        if self.conn.our_state not in {h11.IDLE, h11.SEND_RESPONSE}:
+            self.transport.close()  # in the middle of an answer there is no room for another
+            return
+        body = Problem(400, msg).body()
+        headers = [
+            (b"content-type", MEDIA_TYPE.encode()),
+            (b"content-length", str(len(body)).encode()),
+            (b"connection", b"close"),
+        ]
+        for event in (
+            h11.Response(status_code=400, headers=headers, reason=b"Bad Request"),
+            h11.Data(data=body),
+            h11.EndOfMessage(),
+        ):
+            self.transport.write(self.conn.send(event) or b"")
+        self.transport.close()
+
+    def _expect_head(self) -> None:
+        self._head_timer = self.loop.call_later(HEAD_SECONDS, self._head_is_late)
+
+    def _head_is_late(self) -> None:
+        self._head_timer = None
+        if self.conn.their_state is h11.IDLE and not self.transport.is_closing():
+            self.transport.close()
+
+    def _drop_timer(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+
+def peer_of(transport: Any) -> str:
+    """Name who is at the other end: `uid=0 pid=4711` on a Unix socket, else the address."""
+    connected = transport.get_extra_info("socket")
+    if connected is not None and connected.family == socket.AF_UNIX:
+        option = getattr(socket, "SO_PEERCRED", None)
+        if option is None:  # not Linux: the file's mode has decided, the name stays open
+            return "control socket"
+        raw = connected.getsockopt(socket.SOL_SOCKET, option, _CREDENTIALS.size)
+        pid, uid, _ = _CREDENTIALS.unpack(raw)
+        return f"uid={uid} pid={pid}"
+    address = transport.get_extra_info("peername")
+    return str(address[0]) if isinstance(address, tuple) and address else "unknown"

@@ -1,0 +1,162 @@
+"""Writes answers: values of the ports as JSON bytes."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+import orjson
+from starlette.responses import Response
+
+from tenantry.api.port import ActorStatus, Outcome, SystemStatus, TenantRuntime
+from tenantry.api.times import format_time
+from tenantry.domain import names
+from tenantry.domain.tenant import TenantState
+from tenantry.journal.codec import CODEC
+from tenantry.journal.port import RecordedEvent
+from tenantry.messages.port import StoredMessage
+
+
+def dumps(value: object) -> bytes:
+    """Write JSON; times come out as RFC 3339, in UTC."""
+    return orjson.dumps(value, default=_default, option=orjson.OPT_PASSTHROUGH_DATETIME)
+
+
+def json_response(
+    body: bytes, status: int = 200, headers: Mapping[str, str] | None = None
+) -> Response:
+    """Answer with JSON that has been written already."""
+    return Response(body, status_code=status, media_type="application/json", headers=headers)
+
+
+def tenant(state: TenantState, runtime: TenantRuntime | None) -> dict[str, Any]:
+    """Show a tenant as it is now; without a runtime nothing of it is running."""
+    return _tenant(
+        state,
+        workers_current=0 if runtime is None else runtime.workers_current,
+        messages_pending=None if runtime is None else runtime.pending,
+    )
+
+
+def past_tenant(state: TenantState) -> dict[str, Any]:
+    """Show a tenant as it was; what was running then is not known."""
+    return _tenant(state, workers_current=None, messages_pending=None)
+
+
+def outcome(result: Outcome) -> dict[str, Any]:
+    """Show what a command has done, with the credentials it made, if it made any."""
+    shown = tenant(result.tenant, result.runtime)
+    if result.credentials is not None:
+        shown["credentials"] = {
+            "username": result.credentials.username,
+            "password": result.credentials.password,
+            "amqp_url": result.credentials.amqp_url,
+        }
+    return shown
+
+
+def message(row: StoredMessage) -> dict[str, Any]:
+    """Show a stored message. Payload and headers are JSON text already, and stay as they are."""
+    shown: dict[str, Any] = {
+        "id": row.id,
+        "tenant_id": row.tenant_id,
+        "position": row.position,
+        "topic": row.topic,
+        "partition": row.partition,
+    }
+    if row.payload is not None:
+        shown["payload"] = orjson.Fragment(row.payload)
+    if row.body is not None:
+        shown["body"] = base64.b64encode(row.body).decode()
+    shown["content_type"] = row.content_type
+    shown["headers"] = None if row.headers is None else orjson.Fragment(row.headers)
+    shown["created_at"] = row.created_at
+    return shown
+
+
+def event(recorded: RecordedEvent) -> dict[str, Any]:
+    """Show an event of the journal."""
+    type_name, schema_version, data = CODEC.encode(recorded.event)
+    return {
+        "position": recorded.position,
+        "stream": recorded.stream,
+        "version": recorded.version,
+        "id": recorded.id,
+        "tenant_id": recorded.event.tenant_id,
+        "type": type_name,
+        "schema_version": schema_version,
+        "data": data,
+        "actor": recorded.metadata.actor,
+        "correlation_id": recorded.metadata.correlation_id,
+        "causation_id": recorded.metadata.causation_id,
+        "recorded_at": recorded.recorded_at,
+    }
+
+
+def status(system: SystemStatus) -> dict[str, Any]:
+    """Show how everything is."""
+    return {
+        "state": system.state.value,
+        "ready": system.ready,
+        "reasons": system.reasons,
+        "started_at": system.started_at,
+        "version": system.version,
+        "pid": system.pid,
+        "tree": _actor(system.tree),
+        "tenants": {tenant_id: _runtime(one) for tenant_id, one in system.tenants.items()},
+    }
+
+
+def _tenant(
+    state: TenantState, *, workers_current: int | None, messages_pending: int | None
+) -> dict[str, Any]:
+    return {
+        "id": state.tenant_id,
+        "name": state.name,
+        "state": state.lifecycle.value,
+        "workers": state.workers,
+        "topics": state.topics,
+        "partitions": state.partitions,
+        "stream": names.stream_name(state.tenant_id),
+        "queue": names.queue_name(state.tenant_id),
+        "version": state.version,
+        "created_at": state.created_at,
+        "updated_at": state.updated_at,
+        "workers_current": workers_current,
+        "messages_pending": messages_pending,
+        "parked": state.parked,
+    }
+
+
+def _actor(actor: ActorStatus) -> dict[str, Any]:
+    return {
+        "name": actor.name,
+        "kind": actor.kind,
+        "state": actor.state,
+        "mailbox": actor.mailbox,
+        "restarts": actor.restarts,
+        "children": [_actor(child) for child in actor.children],
+    }
+
+
+def _runtime(runtime: TenantRuntime) -> dict[str, Any]:
+    return {
+        "tenant_id": runtime.tenant_id,
+        "workers_current": runtime.workers_current,
+        "consuming": runtime.consuming,
+        "unsettled": runtime.unsettled,
+        "rate": runtime.rate,
+        "pending": runtime.pending,
+        "stored": runtime.stored,
+        "duplicates": runtime.duplicates,
+        "dead_lettered": runtime.dead_lettered,
+        "parked": runtime.parked,
+    }
+
+
+def _default(value: object) -> object:
+    if isinstance(value, datetime):
+        return format_time(value)
+    raise TypeError(f"{type(value).__name__} can't be written as JSON")

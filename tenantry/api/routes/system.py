@@ -1,0 +1,117 @@
+"""The daemon itself: its health, its state, its end.
+
+Health, readiness and status touch no thread: they answer when every thread is stuck.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI
+from starlette.responses import Response
+
+from tenantry.api import render, schemas
+from tenantry.api.documented import errors
+from tenantry.api.port import SystemState, SystemStatus
+from tenantry.api.problems import unavailable
+from tenantry.api.services import Services
+
+_TAG = "daemon"
+_DEAD = frozenset({"crashed", "dead", "failed", "stopped"})
+
+
+def add_routes(app: FastAPI, services: Services) -> None:
+    """Serve the daemon's own state on `app`."""
+    control = services.control
+
+    @app.get(
+        "/healthz",
+        response_model=dict[str, str],
+        summary="Is the daemon alive?",
+        tags=[_TAG],
+        responses=errors(503, public=True),
+    )
+    async def health() -> Response:
+        """Answer 200 while the tree of actors lives, whatever it stands on may do."""
+        system = control.status()
+        if system.tree.state in _DEAD and system.state is not SystemState.STOPPING:
+            raise unavailable(
+                f"the root of the actors ({system.tree.name}) is {system.tree.state}",
+                code="not-alive",
+            )
+        return _answer({"status": "ok"})
+
+    @app.get(
+        "/readyz",
+        response_model=schemas.State,
+        summary="Does the daemon consume?",
+        tags=[_TAG],
+        responses=errors(503, public=True),
+    )
+    async def readiness() -> Response:
+        """Answer 200 while consuming; a 503 says in `reasons` why not."""
+        system = control.status()
+        if not system.ready:
+            reasons = list(system.reasons) or [f"the daemon is {system.state.value}"]
+            raise unavailable(
+                "; ".join(reasons),
+                code="not-ready",
+                extra={"state": system.state.value, "reasons": reasons},
+            )
+        return _answer(_state(system))
+
+    @app.get(
+        "/status",
+        response_model=schemas.Status,
+        summary="Show the daemon at a glance",
+        tags=[_TAG],
+        responses=errors(),
+    )
+    async def status() -> Response:
+        """Show the tree of actors and what every tenant's actors do."""
+        return _answer(render.status(control.status()))
+
+    @app.get(
+        "/info",
+        response_model=dict[str, Any],
+        summary="Show what the daemon runs on",
+        tags=[_TAG],
+        responses=errors(),
+    )
+    async def info() -> Response:
+        """Show the version and the places the daemon was configured with, without secrets."""
+        return _answer(dict(services.info))
+
+    @app.post(
+        "/drain",
+        status_code=202,
+        response_model=schemas.State,
+        summary="Stop consuming but stay up",
+        tags=[_TAG],
+        responses=errors(503),
+    )
+    async def drain() -> Response:
+        """Begin to drain; `/status` tells when it is done."""
+        await services.pools.urgent.run(control.drain)
+        return _answer(_state(control.status()), 202)
+
+    @app.post(
+        "/stop",
+        status_code=202,
+        response_model=schemas.State,
+        summary="Shut the daemon down",
+        tags=[_TAG],
+        responses=errors(503),
+    )
+    async def stop() -> Response:
+        """Begin a graceful shutdown."""
+        await services.pools.urgent.run(control.stop)
+        return _answer(_state(control.status()), 202)
+
+
+def _answer(body: dict[str, Any], status: int = 200) -> Response:
+    return render.json_response(render.dumps(body), status)
+
+
+def _state(system: SystemStatus) -> dict[str, Any]:
+    return {"state": system.state.value}

@@ -1,0 +1,127 @@
+"""Tenants: made, looked at, deleted."""
+
+from __future__ import annotations
+
+from typing import Annotated
+from uuid import uuid4
+
+from fastapi import FastAPI, Query
+from starlette.responses import Response
+
+from tenantry.api import lookup, render, schemas
+from tenantry.api.documented import errors
+from tenantry.api.services import Caller, Services
+from tenantry.domain.commands import CreateTenant, RequestDeletion
+
+_TENANTS = "tenants"
+
+
+def add_routes(app: FastAPI, services: Services) -> None:
+    """Serve tenants on `app`."""
+    _add_reading(app, services)
+    control, pool = services.control, services.pools.commands
+
+    @app.post(
+        "/tenants",
+        status_code=201,
+        response_model=schemas.TenantWithCredentials,
+        summary="Create a tenant",
+        tags=[_TENANTS],
+        responses={
+            201: {
+                "description": "It exists and consumes. The credentials are shown this once.",
+                "headers": {"Location": {"schema": {"type": "string"}}},
+            },
+            **errors(409, 503, 504, body=True),
+        },
+    )
+    async def create_tenant(wanted: schemas.TenantCreation, caller: Caller) -> Response:
+        """Make a tenant with its stream, queues, broker user and partition, and consume.
+
+        A step that fails leaves nothing behind.
+        """
+        command = CreateTenant(
+            tenant_id=str(uuid4()) if wanted.id is None else wanted.id,
+            name=wanted.name,
+            workers=services.default_workers if wanted.workers is None else wanted.workers,
+            topics=tuple(wanted.topics),
+            partitions=wanted.partitions,
+        )
+        outcome = await pool.run(
+            control.execute, command, metadata=caller, timeout=services.command_timeout
+        )
+        return render.json_response(
+            render.dumps(render.outcome(outcome)),
+            201,
+            {"Location": f"/tenants/{outcome.tenant.tenant_id}"},
+        )
+
+    @app.delete(
+        "/tenants/{tenant_id}",
+        status_code=204,
+        response_class=Response,
+        summary="Delete a tenant",
+        tags=[_TENANTS],
+        responses=errors(404, 409, 422, 503, 504),
+    )
+    async def delete_tenant(
+        tenant_id: str, query: Annotated[schemas.DeletionQuery, Query()], caller: Caller
+    ) -> Response:
+        """Finish what is in flight, then remove the queues, the user and the messages.
+
+        The journal keeps what happened, and how many messages were dropped.
+        """
+        command = RequestDeletion(tenant_id=lookup.checked_id(tenant_id), retain=query.retain)
+        await pool.run(control.execute, command, metadata=caller, timeout=services.command_timeout)
+        return Response(status_code=204)
+
+
+def _add_reading(app: FastAPI, services: Services) -> None:
+    control, directory, cursors = services.control, services.directory, services.cursors
+
+    @app.get(
+        "/tenants",
+        response_model=schemas.TenantPage,
+        summary="List tenants",
+        tags=[_TENANTS],
+        responses=errors(400, 422, 503),
+    )
+    async def list_tenants(query: Annotated[schemas.PageQuery, Query()]) -> Response:
+        """List the tenants that exist, by id."""
+        after = None if query.cursor is None else cursors.open(query.cursor, _TENANTS).decode()
+
+        def read() -> bytes:
+            states = directory.page(after=after, limit=query.limit + 1)
+            page = states[: query.limit]
+            more = len(states) > query.limit
+            return render.dumps(
+                {
+                    "data": [render.tenant(one, control.runtime(one.tenant_id)) for one in page],
+                    "next_cursor": cursors.seal(page[-1].tenant_id.encode(), _TENANTS)
+                    if more
+                    else None,
+                }
+            )
+
+        return render.json_response(await services.pools.reads.run(read))
+
+    @app.get(
+        "/tenants/{tenant_id}",
+        response_model=schemas.Tenant,
+        summary="Show a tenant, now or in the past",
+        tags=[_TENANTS],
+        responses=errors(404, 422, 503),
+    )
+    async def show_tenant(
+        tenant_id: str, query: Annotated[schemas.TenantQuery, Query()]
+    ) -> Response:
+        """Show a tenant as it is, or with `at` as of a time or a version, deleted ones too."""
+
+        def read() -> bytes:
+            if query.at is not None:
+                then = lookup.past(directory, tenant_id, query.at)
+                return render.dumps(render.past_tenant(then))
+            now = lookup.existing(directory, tenant_id)
+            return render.dumps(render.tenant(now, control.runtime(tenant_id)))
+
+        return render.json_response(await services.pools.reads.run(read))

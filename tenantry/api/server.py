@@ -1,0 +1,234 @@
+"""Serves the API on the control socket and on TCP: one application, one event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import threading
+from collections.abc import Generator
+from pathlib import Path
+from typing import Final
+
+import structlog
+import uvicorn
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from tenantry.api.connection import Connection, Listener, mark
+from tenantry.api.listeners import (
+    ControlSocket,
+    ControlSocketBusyError,
+    ListenError,
+    bind_tcp,
+)
+from tenantry.api.problems import unavailable
+from tenantry.api.protocol import PEER_KEY, BoundedH11
+
+__all__ = ["ApiServer", "ControlSocketBusyError", "ListenError"]
+
+_log: Final[structlog.stdlib.BoundLogger] = structlog.get_logger(__name__)
+
+MAX_REQUESTS: Final = 512
+KEEP_ALIVE_SECONDS: Final = 30
+GRACE_SECONDS: Final = 5
+_MARGIN_SECONDS: Final = 5.0
+
+
+class ApiServer:
+    """Listens and serves. Made on any thread; `run` blocks the thread that owns it.
+
+    `bind` takes the addresses and raises `ListenError` where one can't be had; then neither is.
+    `stop` may come from any thread, at any time, more than once.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        socket_path: Path | None = None,
+        tcp: tuple[str, int] | None = None,
+        max_requests: int = MAX_REQUESTS,
+        grace: int = GRACE_SECONDS,
+    ) -> None:
+        self._app = app
+        self._socket_path = socket_path
+        self._tcp_address = tcp
+        self._max_requests = max_requests
+        self._grace = grace
+        self._control: ControlSocket | None = None
+        self._tcp: socket.socket | None = None
+        self._port: int | None = None
+        self._guard = threading.Lock()
+        self._bound = self._running = self._stopping = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._closing: asyncio.Event | None = None
+        self._started = threading.Event()
+        self._ended = threading.Event()
+
+    @property
+    def tcp_port(self) -> int | None:
+        """The port TCP is served on, once bound."""
+        return self._port
+
+    def bind(self) -> None:
+        """Take the addresses; clients may connect and wait from now on. Does nothing twice."""
+        with self._guard:
+            if self._bound or self._stopping:
+                return
+            try:
+                if self._socket_path is not None:
+                    self._control = ControlSocket(self._socket_path)
+                if self._tcp_address is not None:
+                    self._tcp = bind_tcp(*self._tcp_address)
+                    self._port = self._tcp.getsockname()[1]
+            except ListenError:
+                self._release()
+                raise
+            self._bound = True
+
+    def run(self) -> None:
+        """Serve until `stop`; binds first if need be. Installs no signal handlers."""
+        self.bind()
+        with self._guard:
+            if self._stopping or self._running:
+                return
+            self._running = True
+        try:
+            asyncio.run(self._serve())
+        finally:
+            with self._guard:
+                self._loop = None
+                self._release()
+            self._started.set()
+            self._ended.set()
+
+    def wait_started(self, timeout: float) -> bool:
+        """Wait until requests are answered; false if that takes longer than `timeout` seconds."""
+        return self._started.wait(timeout)
+
+    def stop(self, timeout: float | None = None) -> bool:
+        """Stop listening, let requests end, cut off what takes too long; remove the socket.
+
+        Waits for the end, `timeout` seconds at most (by default the grace and a little more; 0
+        does not wait), and tells whether it has come.
+        """
+        with self._guard:
+            self._stopping = True
+            loop = self._loop
+            if not self._running:
+                self._release()
+                self._ended.set()
+            elif loop is not None and self._closing is not None:
+                loop.call_soon_threadsafe(self._closing.set)
+        return self._ended.wait(self._grace + _MARGIN_SECONDS if timeout is None else timeout)
+
+    async def _serve(self) -> None:
+        closing = asyncio.Event()
+        counter = _Counter(self._max_requests)
+        servers: list[tuple[_Server, socket.socket]] = []
+        if self._control is not None:
+            servers.append((self._server(Listener.CONTROL, closing, counter), self._control.socket))
+        if self._tcp is not None:
+            servers.append((self._server(Listener.TCP, closing, counter), self._tcp))
+        with self._guard:
+            self._loop, self._closing = asyncio.get_running_loop(), closing
+            if self._stopping:  # it came before there was a loop to tell
+                return
+        tasks = [asyncio.create_task(server.serve([bound])) for server, bound in servers]
+        _log.info("api_serving", control=str(self._socket_path), tcp_port=self.tcp_port)
+        ended = asyncio.create_task(closing.wait())
+        try:
+            listening = asyncio.create_task(_all_listening([server for server, _ in servers]))
+            await asyncio.wait([ended, listening, *tasks], return_when=asyncio.FIRST_COMPLETED)
+            listening.cancel()
+            self._started.set()
+            # A listener that ends by itself ends the other: half a server helps nobody.
+            await asyncio.wait([ended, *tasks], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            closing.set()
+            for server, _ in servers:
+                server.should_exit = True
+            await asyncio.gather(*tasks)
+            ended.cancel()
+
+    def _server(self, listener: Listener, closing: asyncio.Event, counter: _Counter) -> _Server:
+        return _Server(
+            uvicorn.Config(
+                _Entrance(self._app, listener, closing, counter),
+                interface="asgi3",
+                http=BoundedH11,
+                ws="none",
+                loop="asyncio",
+                lifespan="off",
+                log_config=None,
+                access_log=False,
+                # Headers of a proxy would let a client name its own address.
+                proxy_headers=False,
+                server_header=False,
+                timeout_keep_alive=KEEP_ALIVE_SECONDS,
+                timeout_graceful_shutdown=self._grace,
+            )
+        )
+
+    def _release(self) -> None:
+        if self._control is not None:
+            self._control.close()
+        if self._tcp is not None:
+            self._tcp.close()
+
+
+class _Server(uvicorn.Server):
+    """A uvicorn server that leaves signals to whoever owns the process, and says when it serves."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.listening = asyncio.Event()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to accept connections."""
+        await super().startup(sockets)
+        self.listening.set()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        """Capture none."""
+        yield
+
+
+async def _all_listening(servers: list[_Server]) -> None:
+    for server in servers:
+        await server.listening.wait()
+
+
+class _Counter:
+    """How many requests are being served, and may be."""
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.now = 0
+
+
+class _Entrance:
+    """Marks requests with how they came in, and turns away those that are too many."""
+
+    def __init__(
+        self, app: ASGIApp, listener: Listener, closing: asyncio.Event, counter: _Counter
+    ) -> None:
+        self._app = app
+        self._listener = listener
+        self._closing = closing
+        self._counter = counter
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        peer = str(scope.get("state", {}).get(PEER_KEY, "unknown"))
+        mark(scope, Connection(listener=self._listener, peer=peer, closing=self._closing))
+        if self._counter.now >= self._counter.most:
+            problem = unavailable("too many requests at once; try again", code="busy")
+            problem.headers["Connection"] = "close"
+            await problem.response()(scope, receive, send)
+            return
+        self._counter.now += 1
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            self._counter.now -= 1

@@ -1,0 +1,62 @@
+"""What the routes stand on: the ports, and the small things made once for all requests."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated
+
+from fastapi import Depends
+from starlette.requests import Request
+
+from tenantry.api.auth import principal_of
+from tenantry.api.cursors import Cursors
+from tenantry.api.middleware import correlation_id_of
+from tenantry.api.partitions import Router
+from tenantry.api.pool import Pool
+from tenantry.api.port import Control
+from tenantry.api.tail import JournalTail
+from tenantry.broker.port import Publishing
+from tenantry.journal.port import EventStore, Metadata
+from tenantry.messages.port import MessageStore
+from tenantry.projections.port import TenantDirectory
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pools:
+    """Threads for blocking calls, a kind each. `urgent` is for draining and stopping."""
+
+    commands: Pool = field(default_factory=lambda: Pool(16))
+    reads: Pool = field(default_factory=lambda: Pool(16))
+    publishes: Pool = field(default_factory=lambda: Pool(16))
+    urgent: Pool = field(default_factory=lambda: Pool(2))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Services:
+    """Everything a route may use. Timeouts are in seconds."""
+
+    control: Control
+    directory: TenantDirectory
+    journal: EventStore
+    messages: MessageStore
+    publishing: Publishing
+    info: Mapping[str, object]
+    default_workers: int
+    command_timeout: float
+    publish_timeout: float
+    cursors: Cursors
+    router: Router
+    tail: JournalTail
+    pools: Pools = field(default_factory=Pools)
+
+
+async def _metadata(request: Request) -> Metadata:
+    return Metadata(
+        actor=principal_of(request.scope).name,
+        correlation_id=correlation_id_of(request.scope),
+    )
+
+
+Caller = Annotated[Metadata, Depends(_metadata)]
+"""Who calls, for the journal."""
