@@ -12,6 +12,8 @@ from __future__ import annotations
 import random
 import threading
 from collections import deque
+from concurrent.futures import InvalidStateError
+from contextlib import suppress
 from types import TracebackType
 from typing import Final
 
@@ -20,7 +22,7 @@ import structlog
 
 from actors.clock import tell
 from actors.messages import ChildFailed, Execute, Ping, Ref
-from tenantry.api.port import UnavailableError
+from tenantry.api.port import Outcome, UnavailableError
 
 log = structlog.get_logger("actors")
 
@@ -155,10 +157,8 @@ class SupervisedActor(pykka.ThreadingActor):
         """Answer commands that nobody will handle any more, so that nobody waits for them."""
         while not self.actor_inbox.empty():
             message = self.actor_inbox.get().message
-            if isinstance(message, Execute) and not message.reply.done():
-                message.reply.set_exception(
-                    UnavailableError("the tenant's actor was restarted; try again")
-                )
+            if isinstance(message, Execute):
+                refuse(message, UnavailableError("the tenant's actor was restarted; try again"))
 
 
 def mailbox_depth(ref: Ref) -> int:
@@ -166,7 +166,13 @@ def mailbox_depth(ref: Ref) -> int:
     return int(ref.actor_inbox.qsize())  # type: ignore[attr-defined]
 
 
-def fail_reply(message: Execute, error: BaseException) -> None:
+def answer(message: Execute, outcome: Outcome) -> None:
+    """Answer a command, unless its sender has stopped waiting."""
+    with suppress(InvalidStateError):
+        message.reply.set_result(outcome)
+
+
+def refuse(message: Execute, error: Exception) -> None:
     """Answer a command with an error, unless it has been answered."""
-    if not message.reply.done():
+    with suppress(InvalidStateError):
         message.reply.set_exception(error)

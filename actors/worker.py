@@ -10,6 +10,7 @@ from uuid import NAMESPACE_OID, UUID, uuid5
 
 import structlog
 
+from actors.board import TenantBoard
 from actors.clock import Clock, tell
 from actors.messages import Batch, Begin, Ref, RetryWork, Work, WorkDone
 from actors.supervision import SupervisedActor, backoff
@@ -45,11 +46,19 @@ class Worker(SupervisedActor):
     """
 
     def __init__(
-        self, *, name: str, tenant_id: str, parent: Ref, consumer: Ref, ports: WorkerPorts
+        self,
+        *,
+        name: str,
+        tenant_id: str,
+        parent: Ref,
+        consumer: Ref,
+        board: TenantBoard,
+        ports: WorkerPorts,
     ) -> None:
         super().__init__(name=name, parent=parent, tenant_id=tenant_id)
         self._tenant = tenant_id
         self._consumer = consumer
+        self._board = board
         self._ports = ports
 
     def handle(self, message: object) -> None:
@@ -73,6 +82,7 @@ class Worker(SupervisedActor):
             if result.unstorable:
                 self._record(batch, result.unstorable)
         except (StoreUnavailableError, JournalUnavailableError) as error:
+            self._board.store_down = True
             delay = backoff(failures + 1, LONGEST_BACKOFF)
             log.warning(
                 "worker.store_unavailable",
@@ -86,6 +96,7 @@ class Worker(SupervisedActor):
                 RetryWork(batch=batch, result=result, failures=failures + 1),
             )
             return
+        self._board.store_down = False
         tell(self._consumer, WorkDone(worker=self.actor_ref, batch=batch, result=result))
 
     def _record(self, batch: Batch, unstorable: Sequence[Unstorable]) -> None:

@@ -1,0 +1,83 @@
+"""The actors' side of the API's door: commands become messages, answers become results."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeoutError
+
+from actors.board import Board
+from actors.clock import tell
+from actors.messages import DrainAll, Execute, Orphan, Ref
+from tenantry import __version__
+from tenantry.api.port import (
+    CommandTimeoutError,
+    Outcome,
+    SystemStatus,
+    TenantRuntime,
+    UnavailableError,
+)
+from tenantry.domain.commands import Command
+from tenantry.journal.port import Metadata
+
+
+class ActorControl:
+    """The running system behind the `Control` port."""
+
+    def __init__(
+        self,
+        supervisor: Ref,
+        board: Board,
+        *,
+        drain_seconds: float,
+        on_stop: Callable[[], None],
+    ) -> None:
+        self._supervisor = supervisor
+        self._board = board
+        self._drain_seconds = drain_seconds
+        self._on_stop = on_stop
+
+    def execute(self, command: Command, *, metadata: Metadata, timeout: float) -> Outcome:
+        """Send a command down the tree and wait for its answer."""
+        reply: Future[Outcome] = Future()
+        if not tell(self._supervisor, Execute(command=command, metadata=metadata, reply=reply)):
+            raise UnavailableError("the daemon is stopping")
+        try:
+            return reply.result(timeout)
+        except FutureTimeoutError:
+            reply.cancel()
+            raise CommandTimeoutError(
+                f"no answer within {timeout:g} s; the command may still be carried out"
+            ) from None
+
+    def status(self) -> SystemStatus:
+        """Tell how everything is."""
+        board = self._board
+        reasons = board.not_ready()
+        return SystemStatus(
+            state=board.state,
+            ready=not reasons,
+            reasons=reasons,
+            started_at=board.started_at,
+            version=__version__,
+            pid=os.getpid(),
+            tree=board.tree(),
+            tenants=board.runtimes(),
+        )
+
+    def runtime(self, tenant_id: str) -> TenantRuntime | None:
+        """Tell what one tenant's actors are doing."""
+        return self._board.runtime(tenant_id)
+
+    def drain(self) -> None:
+        """Begin to drain without stopping."""
+        reply: Future[tuple[Orphan, ...]] = Future()
+        if not tell(
+            self._supervisor, DrainAll(seconds=self._drain_seconds, stop=False, reply=reply)
+        ):
+            raise UnavailableError("the daemon is stopping")
+
+    def stop(self) -> None:
+        """Begin the shutdown."""
+        self._on_stop()

@@ -1,0 +1,48 @@
+"""The order of shutdown.
+
+New commands are refused, consumers cancel, workers finish what they and their consumer hold, acks
+are sent, tenants stop: all of that is `DrainAll` going down the tree and `Drained` coming up.
+What the actors stand on (broker connection, journal, database) is closed after them, by whoever
+opened it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeoutError
+
+import pykka
+import structlog
+
+from actors.clock import tell
+from actors.messages import DrainAll, Orphan, Ref
+from actors.supervisor import STOP_TIMEOUT
+
+log = structlog.get_logger("actors.drain")
+
+
+def drain_and_stop(supervisor: Ref, *, seconds: float) -> tuple[Orphan, ...]:
+    """Drain the whole tree within `seconds`, stop it, and name what was left unfinished.
+
+    Stopping may take a few seconds more. Never raises for an actor that is dead or hangs.
+    """
+    until = time.monotonic() + seconds
+    reply: Future[tuple[Orphan, ...]] = Future()
+    if not tell(supervisor, DrainAll(seconds=seconds, stop=True, reply=reply)):
+        return ()
+    try:
+        orphans = reply.result(max(0.0, until - time.monotonic()) + 1.0)
+    except FutureTimeoutError:
+        orphans = (Orphan(tenant_id="*", actor="supervisor", deliveries=0),)
+    try:
+        supervisor.stop(block=True, timeout=STOP_TIMEOUT + 1.0)
+    except (pykka.Timeout, pykka.ActorDeadError) as error:
+        log.warning("supervisor.does_not_stop", error=repr(error))
+    return orphans
+
+
+def describe(orphans: Iterable[Orphan]) -> list[str]:
+    """Name each orphan in a line."""
+    return [f"{one.tenant_id}/{one.actor}: {one.deliveries} deliveries" for one in orphans]

@@ -1,0 +1,88 @@
+"""A tenant's objects outside: made, restored and removed, each step harmless when repeated."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import structlog
+
+from tenantry.broker.port import (
+    Administration,
+    BrokerError,
+    Credentials,
+    PasswordHashes,
+    TenantTopology,
+)
+from tenantry.domain.tenant import TenantState
+from tenantry.messages.port import MessageStore, MessageStoreError
+
+log = structlog.get_logger("actors.tenant")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Removed:
+    """How many messages went with a tenant: from its queues, and from its partition."""
+
+    queued: int
+    stored: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Provisioner:
+    """Brings broker and database to what a tenant's state asks for."""
+
+    administration: Administration
+    messages: MessageStore
+    passwords: PasswordHashes
+
+    def provision(self, state: TenantState) -> Credentials:
+        """Make everything of a new tenant; the user comes last, so that nobody is let in early."""
+        self.messages.create_partition(state.tenant_id)
+        self.administration.ensure_topology(topology_of(state))
+        return self.renew_credentials(state.tenant_id)
+
+    def restore(self, state: TenantState) -> None:
+        """Make what is missing of a tenant that exists; its password stays."""
+        self.messages.create_partition(state.tenant_id)
+        self.administration.ensure_topology(topology_of(state))
+        known = self.passwords.load(state.tenant_id)
+        if known is None:
+            # A daemon died between the two; nobody has been shown a password yet.
+            self.renew_credentials(state.tenant_id)
+        else:
+            self.administration.ensure_user(state.tenant_id, known)
+
+    def renew_credentials(self, tenant_id: str) -> Credentials:
+        """Give the tenant's user a new password.
+
+        The hash is saved first: should the next step fail, the user is brought to it at the next
+        start.
+        """
+        credentials, hashed = self.administration.new_credentials(tenant_id)
+        self.passwords.save(tenant_id, hashed)
+        self.administration.ensure_user(tenant_id, hashed)
+        return credentials
+
+    def remove(self, tenant_id: str, *, retain: bool) -> Removed:
+        """Remove everything; the user goes first, so that nothing new comes in."""
+        self.administration.remove_user(tenant_id)
+        queued = self.administration.remove_topology(tenant_id)
+        self.passwords.remove(tenant_id)
+        stored = self.messages.drop_partition(tenant_id, retain=retain)
+        return Removed(queued=queued, stored=stored)
+
+    def undo(self, tenant_id: str) -> bool:
+        """Remove what a failed provisioning has left; tell whether all of it is gone."""
+        try:
+            self.remove(tenant_id, retain=False)
+        except (BrokerError, MessageStoreError) as error:
+            log.warning("tenant.undo_failed", error=str(error))
+            return False
+        return True
+
+
+def topology_of(state: TenantState) -> TenantTopology:
+    """Give what a tenant needs on the broker."""
+    return TenantTopology(
+        tenant_id=state.tenant_id, topics=state.topics, partitions=state.partitions
+    )

@@ -1,0 +1,248 @@
+"""The supervisor: one tenant actor for each tenant, watched, restarted, parked, drained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Final
+
+import structlog
+
+from actors.board import Board
+from actors.clock import tell
+from actors.messages import (
+    Begin,
+    ChildFailed,
+    Drain,
+    DrainAll,
+    Drained,
+    DrainExpired,
+    Execute,
+    Orphan,
+    Ref,
+    RestartChild,
+    TenantGone,
+    TryAgain,
+)
+from actors.supervision import RestartIntensity, SupervisedActor, backoff, refuse
+from actors.tenant import Tenant, TenantPorts
+from tenantry.api.port import SystemState, UnavailableError
+from tenantry.domain import names
+from tenantry.domain.commands import CreateTenant
+from tenantry.domain.errors import InvalidCommandError, TenantNotFoundError
+from tenantry.domain.tenant import TenantState
+from tenantry.journal.port import JournalUnavailableError
+from tenantry.projections.port import TenantDirectory
+
+log = structlog.get_logger("actors.supervisor")
+
+PAGE: Final = 500
+LONGEST_WAIT: Final = 2.0
+STOP_TIMEOUT: Final = 3.0
+"""Seconds the tenants are given together to stop, once they are drained."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SupervisorPorts:
+    """What the supervisor stands on, and what its tenants do."""
+
+    directory: TenantDirectory
+    tenant: TenantPorts
+
+
+class Supervisor(SupervisedActor):
+    """The root of the tree. It never waits for a tenant; a slow one delays no other."""
+
+    def __init__(
+        self, *, ports: SupervisorPorts, board: Board, on_crash: Callable[[str], None]
+    ) -> None:
+        super().__init__(name="supervisor", parent=None)
+        self._ports = ports
+        self._clock = ports.tenant.clock
+        self._board = board
+        self._on_crash = on_crash
+        self._tenants: dict[str, Ref] = {}
+        self._intensities: dict[str, RestartIntensity] = {}
+        self._restarting: dict[str, str | None] = {}
+        self._failures = 0
+        self._drain: DrainAll | None = None
+        self._undrained: set[str] = set()
+
+    def handle(self, message: object) -> None:
+        """Handle a command, a word of a tenant or the clock."""
+        match message:
+            case Execute():
+                self._route(message)
+            case TenantGone(tenant_id=tenant_id, ref=ref):
+                self._let_go(tenant_id, ref)
+            case ChildFailed(child=child, error=error):
+                self._child_failed(child, error)
+            case RestartChild(name=tenant_id):
+                self._restart(tenant_id)
+            case DrainAll():
+                self._drain_all(message)
+            case Drained(name=tenant_id):
+                self._undrained.discard(tenant_id)
+                self._drained_if_done()
+            case DrainExpired():
+                self._drain_expired()
+            case Begin() | TryAgain():
+                self._begin()
+            case _:
+                raise TypeError(f"the supervisor can't handle {type(message).__name__}")
+
+    def crashed(self) -> None:
+        """Tell the process that it can't go on: whoever started it starts it anew."""
+        self._stop_tenants()
+        self._on_crash("the supervisor failed")
+
+    def stopped(self) -> None:
+        """Stop every tenant."""
+        self._stop_tenants()
+
+    def _begin(self) -> None:
+        if self._drain is not None:
+            return
+        try:
+            for state in self._existing():
+                if state.tenant_id not in self._tenants:
+                    # Seen at once, so that nobody takes the system for ready before they consume.
+                    self._start(state.tenant_id)
+        except JournalUnavailableError as error:
+            self._failures += 1
+            delay = backoff(self._failures, LONGEST_WAIT)
+            log.warning("supervisor.waits_for_journal", error=str(error))
+            self._clock.tell_later(delay, self.actor_ref, TryAgain())
+            return
+        log.info("supervisor.started", tenants=len(self._tenants))
+        self._board.state = SystemState.RUNNING
+
+    def _existing(self) -> Iterator[TenantState]:
+        after: str | None = None
+        while page := self._ports.directory.page(after=after, limit=PAGE):
+            yield from page
+            after = page[-1].tenant_id
+
+    def _start(self, tenant_id: str, *, park: str | None = None, fresh: bool = False) -> Ref:
+        board = self._board.tenant(tenant_id)
+        ref = Tenant.start(
+            tenant_id=tenant_id,
+            parent=self.actor_ref,
+            ports=self._ports.tenant,
+            board=board,
+            fresh=fresh,
+        )
+        board.ref = ref
+        self._tenants[tenant_id] = ref
+        tell(ref, Begin(park=park))
+        return ref
+
+    def _route(self, message: Execute) -> None:
+        tenant_id = message.command.tenant_id
+        if self._board.state is not SystemState.RUNNING:
+            refuse(message, UnavailableError(f"the daemon is {self._board.state.value}"))
+            return
+        ref = self._tenants.get(tenant_id)
+        if ref is None:
+            if tenant_id in self._restarting:
+                refuse(message, UnavailableError(f"tenant {tenant_id!r} is being restarted"))
+                return
+            if not isinstance(message.command, CreateTenant):
+                refuse(message, TenantNotFoundError(tenant_id))
+                return
+            if not names.is_tenant_id(tenant_id):
+                problem = "must be 1 to 40 of a-z, 0-9 and hyphens, with no hyphen at either end"
+                refuse(message, InvalidCommandError("id", problem))
+                return
+            ref = self._start(tenant_id, fresh=True)
+        if not tell(ref, message):
+            refuse(message, UnavailableError(f"tenant {tenant_id!r} is being restarted"))
+
+    def _let_go(self, tenant_id: str, ref: Ref) -> None:
+        """Stop the actor of a tenant that exists no more."""
+        if self._tenants.get(tenant_id) == ref:
+            del self._tenants[tenant_id]
+            self._intensities.pop(tenant_id, None)
+            self._board.tenants.pop(tenant_id, None)
+        if ref.is_alive():
+            ref.stop(block=False)
+        self._undrained.discard(tenant_id)
+        self._drained_if_done()
+
+    # Supervision.
+
+    def _child_failed(self, child: Ref, error: str) -> None:
+        tenant_id = next((one for one, ref in self._tenants.items() if ref == child), None)
+        if tenant_id is None:
+            return
+        del self._tenants[tenant_id]
+        intensity = self._intensities.setdefault(tenant_id, RestartIntensity())
+        allowed = intensity.allows(self._clock.now())
+        board = self._board.tenant(tenant_id)
+        board.restarts = intensity.total
+        if self._drain is not None:
+            # Its channel is closed, the broker has its deliveries again: nothing is left to drain.
+            self._undrained.discard(tenant_id)
+            self._drained_if_done()
+            return
+        park = None if allowed else f"its actors failed too often, the last time with {error}"
+        if park is not None:
+            del self._intensities[tenant_id]
+        self._restarting[tenant_id] = park
+        delay = intensity.backoff()
+        log.warning(
+            "tenant.restarts", tenant=tenant_id, error=error, delay=round(delay, 2), park=park
+        )
+        self._clock.tell_later(delay, self.actor_ref, RestartChild(name=tenant_id))
+
+    def _restart(self, tenant_id: str) -> None:
+        park = self._restarting.pop(tenant_id, None)
+        if self._drain is None and tenant_id not in self._tenants:
+            self._start(tenant_id, park=park)
+
+    # Draining.
+
+    def _drain_all(self, message: DrainAll) -> None:
+        if message.stop:
+            self._board.state = SystemState.STOPPING
+        elif self._board.state is SystemState.RUNNING:
+            self._board.state = SystemState.DRAINING
+        previous, self._drain = self._drain, message
+        if previous is not None and not previous.reply.done():
+            previous.reply.set_result(())
+        self._undrained = {
+            tenant_id for tenant_id, ref in self._tenants.items() if tell(ref, Drain())
+        }
+        log.info("drain.started", tenants=len(self._undrained), seconds=message.seconds)
+        self._clock.tell_later(message.seconds, self.actor_ref, DrainExpired())
+        self._drained_if_done()
+
+    def _drained_if_done(self) -> None:
+        drain = self._drain
+        if drain is None or self._undrained or drain.reply.done():
+            return
+        if not drain.stop:
+            self._board.state = SystemState.DRAINED
+        log.info("drain.done")
+        drain.reply.set_result(())
+
+    def _drain_expired(self) -> None:
+        drain = self._drain
+        if drain is None or drain.reply.done() or not self._undrained:
+            return
+        orphans: list[Orphan] = []
+        for tenant_id in sorted(self._undrained):
+            held = self._board.tenant(tenant_id).orphans()
+            orphans.extend(held or [Orphan(tenant_id=tenant_id, actor="tenant", deliveries=0)])
+        drain.reply.set_result(tuple(orphans))
+
+    def _stop_tenants(self) -> None:
+        """Stop all tenants at once, then wait for each, for a bounded time together."""
+        until = self._clock.now() + STOP_TIMEOUT
+        stopping = [ref.stop(block=False) for ref in self._tenants.values() if ref.is_alive()]
+        for future in stopping:
+            try:
+                future.get(timeout=max(0.0, until - self._clock.now()))
+            except Exception as error:  # noqa: BLE001 - a tenant that won't stop must not stop us
+                log.warning("tenant.does_not_stop", error=repr(error))
+        self._tenants.clear()

@@ -1,0 +1,560 @@
+"""The tenant: decides its commands, records their events, and makes them so.
+
+It owns one consumer and its workers. Whatever it does outside is brought about from its state, so
+that after a fault it only has to begin again.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Final
+
+import structlog
+
+from actors.board import TenantBoard
+from actors.clock import Clock, tell
+from actors.consumer import Consumer, ConsumerLimits, ConsumerPorts
+from actors.messages import (
+    Begin,
+    ChildFailed,
+    ConsumerReady,
+    Drain,
+    Drained,
+    Execute,
+    Ref,
+    Resize,
+    Resized,
+    RestartChild,
+    Resubscribe,
+    TenantGone,
+    TopologyMissing,
+    TryAgain,
+    WorkerJoined,
+    WorkerLost,
+    WorkerReleased,
+    WorkerWanted,
+)
+from actors.provisioning import Provisioner, topology_of
+from actors.supervision import (
+    EscalationError,
+    RestartIntensity,
+    SupervisedActor,
+    answer,
+    backoff,
+    refuse,
+)
+from actors.worker import Worker, WorkerPorts
+from tenantry.api.port import CommandFailedError, Outcome, UnavailableError
+from tenantry.broker.port import BrokerError, BrokerUnavailableError, Consuming, Credentials
+from tenantry.broker.topology import queues_of
+from tenantry.domain import names
+from tenantry.domain.commands import (
+    AbandonProvisioning,
+    AddTopics,
+    Command,
+    ConfirmDeleted,
+    ConfirmProvisioned,
+    CreateTenant,
+    ParkTenant,
+    PauseTenant,
+    RequestDeletion,
+    ResizeWorkers,
+    ResumeTenant,
+    RotateCredentials,
+)
+from tenantry.domain.errors import DomainError
+from tenantry.domain.tenant import Lifecycle, TenantState, decide, fold
+from tenantry.journal.port import (
+    EventStore,
+    JournalError,
+    JournalUnavailableError,
+    Metadata,
+    VersionConflictError,
+)
+from tenantry.journal.tenants import load_tenant, snapshot_due, snapshot_of
+from tenantry.messages.port import MessageStore, MessageStoreError, StoreUnavailableError
+
+log = structlog.get_logger("actors.tenant")
+
+Unavailable: Final = (JournalUnavailableError, StoreUnavailableError, BrokerUnavailableError)
+"""An outage: the same step may succeed later. Waited out, not failed over."""
+
+CONFLICTS: Final = 3
+"""How often a command is decided anew because somebody else appended first."""
+
+LONGEST_STASH: Final = 100
+LONGEST_WAIT: Final = 2.0
+"""Seconds between attempts during an outage."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TenantPorts:
+    """What a tenant and its children stand on."""
+
+    journal: EventStore
+    messages: MessageStore
+    broker: Consuming
+    provisioner: Provisioner
+    clock: Clock
+    limits: ConsumerLimits
+
+
+class Tenant(SupervisedActor):
+    """One tenant's life. Commands are handled one at a time, in the order they come."""
+
+    def __init__(
+        self,
+        *,
+        tenant_id: str,
+        parent: Ref,
+        ports: TenantPorts,
+        board: TenantBoard,
+        fresh: bool = False,
+    ) -> None:
+        """With `fresh` the actor is made for a tenant that is only about to be created."""
+        super().__init__(name="tenant", parent=parent, tenant_id=tenant_id)
+        self._id = tenant_id
+        self._ports = ports
+        self._board = board
+        self._state: TenantState | None = None
+        self._loaded = False
+        self._fresh = fresh
+        self._gone = False
+        self._draining = False
+        self._failures = 0
+        self._retrying = False
+        self._park: str | None = None
+        self._abandoned: str | None = None
+        self._consumer: Ref | None = None
+        self._intensity = {"consumer": RestartIntensity(), "worker": RestartIntensity()}
+        self._ready_waiters: list[tuple[Execute, Credentials | None]] = []
+        self._resize_waiters: list[Execute] = []
+        self._deletion_waiters: list[Execute] = []
+        self._after_drain: list[Callable[[], None]] = []
+        self._stash: deque[Execute] = deque()
+
+    def handle(self, message: object) -> None:
+        """Handle a command, a word of a child, the supervisor or the clock."""
+        match message:
+            case Execute():
+                self._execute(message)
+            case WorkerWanted():
+                self._start_worker()
+            case WorkerReleased(worker=worker):
+                self._stop_worker(worker)
+            case ConsumerReady():
+                self._ready()
+            case Resized():
+                waiters, self._resize_waiters = self._resize_waiters, []
+                for waiter in waiters:
+                    self._answer(waiter)
+            case TopologyMissing(reason=reason):
+                log.warning("tenant.topology_missing", reason=reason)
+                self._reconcile()
+            case Drained():
+                self._consumer_drained()
+            case ChildFailed(child=child, name=name, error=error):
+                self._child_failed(child, name, error)
+            case RestartChild():
+                if self._consumer is None:
+                    self._reconcile()
+            case TryAgain():
+                self._retrying = False
+                self._reconcile()
+            case Drain():
+                self._drain()
+            case Begin(park=park):
+                self._park = park
+                self._reconcile()
+            case _:
+                raise TypeError(f"a tenant can't handle {type(message).__name__}")
+
+    def crashed(self) -> None:
+        """Stop the children; the supervisor starts everything anew."""
+        self.stopped()
+
+    def stopped(self) -> None:
+        """Stop the children and answer whoever still waits."""
+        self._stop_children()
+        self._board.ref = None
+        waiting = [waiter for waiter, _ in self._ready_waiters]
+        for message in (*waiting, *self._resize_waiters, *self._deletion_waiters, *self._stash):
+            refuse(message, UnavailableError("the tenant's actor has stopped; try again"))
+
+    # Commands.
+
+    def _execute(self, message: Execute) -> None:
+        structlog.contextvars.bind_contextvars(correlation_id=message.metadata.correlation_id)
+        try:
+            if self._gone:
+                # The supervisor is about to let this actor go; it routes the command anew.
+                self.tell_parent(message)
+            elif self._draining:
+                refuse(message, UnavailableError("the daemon is draining"))
+            elif not self._loaded:
+                refuse(message, UnavailableError("the tenant's events can't be read yet"))
+                if self._fresh:
+                    self._leave()
+            elif self._after_drain:
+                self._put_aside(message)
+            else:
+                self._carry_out(message)
+        except DomainError as error:
+            refuse(message, error)
+            self._gone_if_unknown()
+        except Unavailable as error:
+            refuse(message, UnavailableError(str(error)))
+            self._gone_if_unknown()
+        except Exception as error:
+            refuse(message, CommandFailedError(f"tenant {self._id!r}: {error}"))
+            raise
+        finally:
+            structlog.contextvars.unbind_contextvars("correlation_id")
+
+    def _put_aside(self, message: Execute) -> None:
+        """Keep a command until the consumer has drained."""
+        if len(self._stash) >= LONGEST_STASH:
+            refuse(message, UnavailableError("too many commands wait for this tenant"))
+        else:
+            self._stash.append(message)
+
+    def _carry_out(self, message: Execute) -> None:
+        command = message.command
+        match command:
+            case CreateTenant():
+                self._create(message, command)
+            case ResizeWorkers(workers=workers):
+                self._record(command, message.metadata)
+                if self._consumer is None:
+                    self._answer(message)
+                else:
+                    self._resize_waiters.append(message)
+                    tell(self._consumer, Resize(workers=workers))
+            case PauseTenant():
+                self._record(command, message.metadata)
+                self._drain_consumer(partial(self._answer, message))
+            case ResumeTenant():
+                self._record(command, message.metadata)
+                self._board.restarts = 0
+                self._consume(message, None)
+            case RotateCredentials():
+                self._record(command, message.metadata)
+                credentials = self._ports.provisioner.renew_credentials(self._id)
+                self._answer(message, credentials)
+            case AddTopics():
+                before = self._exists().topics
+                state = self._record(command, message.metadata)
+                if state.topics == before:
+                    self._answer(message)
+                    return
+                self._ports.provisioner.administration.ensure_topology(topology_of(state))
+                # A consumer's queues are fixed: it finishes, and a new one takes all of them.
+                self._drain_consumer(partial(self._consume, message, None))
+            case RequestDeletion():
+                self._record(command, message.metadata)
+                self._deletion_waiters.append(message)
+                self._drain_consumer(self._delete)
+            case _:
+                raise TypeError(f"{type(command).__name__} is no command from outside")
+
+    def _create(self, message: Execute, command: CreateTenant) -> None:
+        state = self._record(command, message.metadata)
+        try:
+            credentials = self._ports.provisioner.provision(state)
+            self._record(ConfirmProvisioned(tenant_id=self._id), message.metadata)
+        except (BrokerError, MessageStoreError, JournalError) as error:
+            log.warning("tenant.provisioning_failed", error=str(error))
+            self._abandoned = str(error)
+            undone = self._abandon(message.metadata)
+            effect = "what was made is undone" if undone else "what was made will be undone"
+            refuse(
+                message,
+                CommandFailedError(
+                    f"tenant {self._id!r} could not be provisioned: {error}; {effect}"
+                ),
+            )
+            if not undone:
+                self._try_again(error)
+            return
+        log.info("tenant.created")
+        self._consume(message, credentials)
+
+    def _abandon(self, metadata: Metadata) -> bool:
+        """Undo a failed provisioning and record that; tell whether it is done."""
+        if not self._ports.provisioner.undo(self._id):
+            return False
+        reason = self._abandoned or "provisioning failed"
+        try:
+            self._record(AbandonProvisioning(tenant_id=self._id, reason=reason), metadata)
+        except JournalError as error:
+            log.warning("tenant.undo_failed", error=str(error))
+            return False
+        self._abandoned = None
+        self._leave()
+        return True
+
+    def _consume(self, message: Execute, credentials: Credentials | None) -> None:
+        """See that a tenant that is active consumes, and answer when it does."""
+        if self._exists().lifecycle is not Lifecycle.ACTIVE or self._board.consuming:
+            self._answer(message, credentials)
+            return
+        self._ready_waiters.append((message, credentials))
+        self._reconcile()
+
+    def _delete(self) -> None:
+        """Remove what is outside; during an outage, as soon as it is over."""
+        state = self._exists()
+        try:
+            removed = self._ports.provisioner.remove(self._id, retain=state.retained)
+            self._record(
+                ConfirmDeleted(tenant_id=self._id, queued=removed.queued, stored=removed.stored),
+                Metadata(actor="tenant"),
+            )
+        except Unavailable as error:
+            self._try_again(error)
+            return
+        log.info("tenant.deleted", queued=removed.queued, stored=removed.stored)
+        waiters, self._deletion_waiters = self._deletion_waiters, []
+        for waiter in waiters:
+            self._answer(waiter)
+        self._leave()
+
+    # The state, and making it so.
+
+    def _record(self, command: Command, metadata: Metadata) -> TenantState:
+        """Decide a command, append its events, fold them; the state after them."""
+        for attempt in range(CONFLICTS):
+            events = decide(self._state, command)
+            if not events:
+                break
+            expected = 0 if self._state is None else self._state.version
+            try:
+                recorded = self._ports.journal.append(
+                    names.journal_stream(self._id), events, expected=expected, metadata=metadata
+                )
+            except VersionConflictError:
+                if attempt == CONFLICTS - 1:
+                    raise
+                self._state = load_tenant(self._ports.journal, self._id)
+                continue
+            state = fold(
+                zip(events, (one.recorded_at for one in recorded), strict=True), self._state
+            )
+            self._state = state
+            if state is not None and snapshot_due(expected, state.version):
+                self._keep_snapshot(state)
+            break
+        self._board.state = self._state
+        state = self._state
+        if state is None:
+            raise RuntimeError("a command was accepted and left no state")
+        return state
+
+    def _keep_snapshot(self, state: TenantState) -> None:
+        try:
+            self._ports.journal.save_snapshot(snapshot_of(state))
+        except JournalError as error:
+            # It only saves time; the next one will do.
+            log.warning("tenant.snapshot_failed", error=str(error))
+
+    def _exists(self) -> TenantState:
+        if self._state is None:
+            raise RuntimeError("the tenant has no state yet")
+        return self._state
+
+    def _reconcile(self) -> None:
+        """Bring about what the state says. An outage is waited out; any other failure is one."""
+        if self._draining or self._gone or self._after_drain:
+            return
+        try:
+            self._make_it_so()
+        except Unavailable as error:
+            self._try_again(error)
+        else:
+            self._failures = 0
+            self._board.store_down = False
+
+    def _make_it_so(self) -> None:
+        if not self._loaded:
+            self._state = self._board.state = load_tenant(self._ports.journal, self._id)
+            self._loaded = True
+        state = self._state
+        if state is None or not state.exists:
+            return
+        if self._park is not None and state.lifecycle is Lifecycle.ACTIVE:
+            state = self._record(
+                ParkTenant(tenant_id=self._id, reason=self._park), Metadata(actor="supervisor")
+            )
+            log.error("tenant.parked", reason=self._park)
+        self._park = None
+        match state.lifecycle:
+            case Lifecycle.PROVISIONING if self._abandoned is not None:
+                if not self._abandon(Metadata(actor="tenant")):
+                    raise BrokerUnavailableError("what was half-made can't be undone yet")
+            case Lifecycle.PROVISIONING:
+                self._ports.provisioner.restore(state)
+                self._record(ConfirmProvisioned(tenant_id=self._id), Metadata(actor="tenant"))
+                self._start_consumer()
+            case Lifecycle.ACTIVE:
+                self._ports.provisioner.restore(state)
+                self._start_consumer()
+            case Lifecycle.PAUSED:
+                if state.parked is None:
+                    self._ports.provisioner.restore(state)
+            case Lifecycle.DRAINING:
+                self._delete()
+            case Lifecycle.DELETED:
+                pass
+
+    def _try_again(self, error: Exception) -> None:
+        self._failures += 1
+        if self._retrying:
+            return
+        self._retrying = True
+        delay = backoff(self._failures, LONGEST_WAIT)
+        log.warning("tenant.waits_for_outage", error=str(error), retry_in=round(delay, 2))
+        self._ports.clock.tell_later(delay, self.actor_ref, TryAgain())
+
+    def _gone_if_unknown(self) -> None:
+        """Let the actor go that a refused creation has left without a tenant."""
+        if self._state is None or not self._state.exists:
+            self._leave()
+
+    def _leave(self) -> None:
+        if not self._gone:
+            self._gone = True
+            self.tell_parent(TenantGone(tenant_id=self._id, ref=self.actor_ref))
+
+    def _answer(self, message: Execute, credentials: Credentials | None = None) -> None:
+        outcome = Outcome(
+            tenant=self._exists(),
+            runtime=self._board.runtime(None),
+            credentials=credentials,
+        )
+        answer(message, outcome)
+
+    # Children.
+
+    def _start_consumer(self) -> None:
+        state = self._exists()
+        if self._consumer is not None:
+            # It is there and waits for queues that are back now.
+            if not self._board.consuming:
+                tell(self._consumer, Resubscribe())
+            return
+        counts = self._ports.messages.counts(self._id)
+        board = self._board
+        board.stored = counts.stored
+        board.duplicates = counts.duplicates
+        board.dead_lettered = counts.dead_lettered
+        board.waiting_since = self._ports.clock.now()
+        self._consumer = Consumer.start(
+            tenant_id=self._id,
+            parent=self.actor_ref,
+            queues=queues_of(topology_of(state)),
+            workers=state.workers,
+            limits=self._ports.limits,
+            ports=ConsumerPorts(broker=self._ports.broker, clock=self._ports.clock),
+            board=board,
+        )
+        board.consumer = self._consumer
+        tell(self._consumer, Begin())
+
+    def _ready(self) -> None:
+        log.info("tenant.consuming")
+        waiters, self._ready_waiters = self._ready_waiters, []
+        for waiter, credentials in waiters:
+            self._answer(waiter, credentials)
+
+    def _start_worker(self) -> None:
+        consumer = self._consumer
+        if consumer is None:
+            return
+        taken = self._board.workers
+        number = next(n for n in range(1, len(taken) + 2) if f"worker-{n}" not in taken)
+        name = f"worker-{number}"
+        worker = Worker.start(
+            name=name,
+            tenant_id=self._id,
+            parent=self.actor_ref,
+            consumer=consumer,
+            board=self._board,
+            ports=WorkerPorts(
+                messages=self._ports.messages,
+                journal=self._ports.journal,
+                clock=self._ports.clock,
+            ),
+        )
+        taken[name] = worker
+        tell(consumer, WorkerJoined(worker=worker, name=name))
+
+    def _stop_worker(self, worker: Ref) -> None:
+        for name, ref in list(self._board.workers.items()):
+            if ref == worker:
+                del self._board.workers[name]
+                worker.stop(block=False)
+
+    def _child_failed(self, child: Ref, name: str, error: str) -> None:
+        if child == self._consumer:
+            kind = "consumer"
+        elif self._board.workers.get(name) == child:
+            kind = "worker"
+        else:
+            return
+        intensity = self._intensity[kind]
+        allowed = intensity.allows(self._ports.clock.now())
+        self._board.child_restarts[kind] = intensity.total
+        if not allowed:
+            raise EscalationError(f"its {kind} failed too often, the last time with {error}")
+        if kind == "worker":
+            del self._board.workers[name]
+            if self._consumer is not None:
+                tell(self._consumer, WorkerLost(worker=child))
+            return
+        # The consumer's channel is closed: the broker has everything unsettled again.
+        self._stop_children()
+        if self._after_drain:
+            self._consumer_drained()
+        else:
+            delay = intensity.backoff()
+            self._ports.clock.tell_later(delay, self.actor_ref, RestartChild(name=name))
+
+    def _stop_children(self) -> None:
+        board = self._board
+        consumer, self._consumer = self._consumer, None
+        board.consumer = None
+        for ref in (*board.workers.values(), *([consumer] if consumer else [])):
+            if ref.is_alive():
+                ref.stop(block=False)
+        board.workers.clear()
+        board.workers_current = 0
+        board.consuming = False
+        board.store_down = False
+
+    # Draining.
+
+    def _drain(self) -> None:
+        self._draining = True
+        for waiter, _ in self._ready_waiters:
+            refuse(waiter, UnavailableError("the daemon is draining"))
+        self._ready_waiters.clear()
+        self._drain_consumer(lambda: self.tell_parent(Drained(name=self._id)))
+
+    def _drain_consumer(self, then: Callable[[], None]) -> None:
+        """Have the consumer finish what it has accepted, let it go, then go on with `then`."""
+        if self._consumer is None:
+            then()
+            return
+        self._after_drain.append(then)
+        tell(self._consumer, Drain())
+
+    def _consumer_drained(self) -> None:
+        self._stop_children()
+        after, self._after_drain = self._after_drain, []
+        for then in after:
+            then()
+        while self._stash and not self._after_drain:
+            self._execute(self._stash.popleft())

@@ -1,0 +1,382 @@
+"""The daemon: where settings become adapters, adapters actors, and actors a service.
+
+The only place that names concrete adapters, starts threads and hears signals. Every start stands
+beside its stop, and the stops run in the opposite order.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Final, NoReturn
+from urllib.parse import unquote, urlsplit
+
+import structlog
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from actors.board import Board
+from actors.clock import ThreadClock, tell
+from actors.consumer import ConsumerLimits
+from actors.control import ActorControl
+from actors.drain import describe, drain_and_stop
+from actors.messages import Begin, Ref
+from actors.provisioning import Provisioner
+from actors.supervisor import Supervisor, SupervisorPorts
+from actors.tenant import TenantPorts
+from tenantry import __version__
+from tenantry.api.app import create_app
+from tenantry.api.problems import unavailable
+from tenantry.api.server import ApiServer
+from tenantry.broker.pending import PendingCounts
+from tenantry.broker.rabbitmq.administration import RabbitAdministration
+from tenantry.broker.rabbitmq.consuming import RabbitConsuming
+from tenantry.broker.rabbitmq.publishing import RabbitPublishing
+from tenantry.database.credentials import PostgresCredentials
+from tenantry.database.embedded import EmbeddedPostgres
+from tenantry.database.migrations import migrate
+from tenantry.database.pool import Database
+from tenantry.journal.listener import JournalListener
+from tenantry.journal.postgres import PostgresEventStore
+from tenantry.messages.postgres import PostgresMessageStore
+from tenantry.projections.tenants import PostgresTenantDirectory, TenantProjection
+from tenantry.settings import Settings, SettingsError
+from tenantry.telemetry.systemd import Notifier
+
+if TYPE_CHECKING:
+    from tenantry.broker.port import Administration
+
+log = structlog.get_logger("daemon")
+
+JOIN_TIMEOUT: Final = 5.0
+"""Seconds a thread is given to end, once it has been told to."""
+
+LOOK_EVERY: Final = 0.25
+"""Seconds between looks at whether the system is ready, for the service manager."""
+
+
+class StopRequestedError(BaseException):
+    """A signal came while the daemon was starting; not an `Exception`, so that nothing eats it."""
+
+
+def serve(settings: Settings) -> int:
+    """Run the daemon until a signal or `tenantry stop`; give the exit code of the contract.
+
+    0: all that was accepted is finished. 1: something is left, or the supervisor failed; each
+    orphan is named in the log. Raises what keeps it from starting: `DatabaseError`, `BrokerError`,
+    `ListenError`, `SettingsError`.
+    """
+    daemon = Daemon(settings)
+    with daemon.signals():
+        try:
+            return daemon.run()
+        except StopRequestedError:
+            log.info("daemon.stopped_while_starting")
+            return 0
+
+
+class Daemon:
+    """One run of the daemon, from the first connection to the last."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._board = Board()
+        self._notifier = Notifier()
+        self._wake = threading.Event()
+        self._starting = True
+        self._signalled = False
+        self._failure: str | None = None
+        self._embedded: EmbeddedPostgres | None = None
+
+    def run(self) -> int:
+        """Start everything, wait, drain, stop everything."""
+        settings = self._settings
+        if not settings.rabbitmq.url.get_secret_value():
+            raise SettingsError(
+                "rabbitmq.url is empty, and this version has no embedded broker:"
+                " set RABBITMQ_URL or rabbitmq.url"
+            )
+        with ExitStack() as stack:
+            try:
+                supervisor = self._start(stack)
+            finally:
+                self._starting = False
+            self._wait()
+            return self._shut_down(supervisor)
+
+    # Starting.
+
+    def _start(self, stack: ExitStack) -> Ref:
+        settings = self._settings
+        log.info("daemon.starting", version=__version__, pid=os.getpid())
+        settings.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        door = _Door()
+        api = ApiServer(
+            door,
+            socket_path=settings.control_socket,
+            tcp=(settings.server.host, settings.server.port),
+        )
+        # The control socket comes first: whoever holds it is the daemon of this state.
+        api.bind()
+        self._run_thread(stack, "api", api.run, api.stop)
+
+        database = self._open_database(stack)
+        listener = JournalListener(database)
+        self._run_thread(stack, "journal-listener", listener.run, listener.stop)
+        journal = PostgresEventStore(database, projections=[TenantProjection()], listener=listener)
+        directory = PostgresTenantDirectory(database, journal)
+        messages = PostgresMessageStore(database)
+
+        administration = self._administration()
+        administration.check()
+        url = settings.rabbitmq.url.get_secret_value()
+        publishing = RabbitPublishing(url)
+        self._run_thread(stack, "broker-publishing", publishing.run, publishing.stop)
+        consuming = RabbitConsuming(url)
+        self._run_thread(stack, "broker-consuming", consuming.run, consuming.stop)
+        pending = PendingCounts(administration)
+        self._run_thread(stack, "broker-pending", pending.run, pending.stop)
+        clock = ThreadClock()
+        self._run_thread(stack, "clock", clock.run, clock.stop)
+
+        board = self._board
+        board.pending = pending.counts
+        board.probes = {
+            "the broker": lambda: consuming.connected,
+            "the database": lambda: listener.connected,
+        }
+        supervisor = Supervisor.start(
+            ports=SupervisorPorts(
+                directory=directory,
+                tenant=TenantPorts(
+                    journal=journal,
+                    messages=messages,
+                    broker=consuming,
+                    provisioner=Provisioner(
+                        administration=administration,
+                        messages=messages,
+                        passwords=PostgresCredentials(database),
+                    ),
+                    clock=clock,
+                    limits=ConsumerLimits(
+                        prefetch=settings.consumer.prefetch,
+                        batch_size=settings.consumer.batch_size,
+                        linger=settings.consumer.linger_ms / 1000,
+                    ),
+                ),
+            ),
+            board=board,
+            on_crash=self._crashed,
+        )
+        board.supervisor = supervisor
+        control = ActorControl(
+            supervisor,
+            board,
+            drain_seconds=settings.shutdown.deadline_seconds,
+            on_stop=self._wake.set,
+        )
+        door.open(
+            create_app(
+                control=control,
+                directory=directory,
+                journal=journal,
+                messages=messages,
+                publishing=publishing,
+                cursor_key=_cursor_key(settings.state_dir),
+                default_workers=settings.workers,
+                info=self._info(database, api),
+                jwt_secret=settings.security.jwt_secret.get_secret_value() or None,
+            )
+        )
+        if not settings.security.jwt_secret.get_secret_value():
+            log.warning(
+                "api.without_tokens",
+                listens_on=f"{settings.server.host}:{api.tcp_port}",
+                remedy="whoever is on this machine may do everything; set security.jwt_secret",
+            )
+        tell(supervisor, Begin())
+        return supervisor
+
+    def _open_database(self, stack: ExitStack) -> Database:
+        settings = self._settings
+        url = settings.database.url.get_secret_value()
+        if not url:
+            embedded = EmbeddedPostgres(settings.postgres_dir)
+            stack.callback(embedded.stop)
+            self._embedded = embedded
+            url = embedded.start()
+            log.info("postgres.embedded", directory=str(settings.postgres_dir))
+        database = Database(url, pool_size=settings.database.pool_size)
+        stack.callback(database.close)
+        database.open()
+        for migration in migrate(database):
+            log.info("schema.migrated", migration=str(migration))
+        return database
+
+    def _administration(self) -> Administration:
+        settings = self._settings
+        management = settings.management_url
+        if management is None:
+            raise SettingsError("rabbitmq.url names no host")
+        return RabbitAdministration(
+            url=settings.rabbitmq.url.get_secret_value(),
+            management_url=management.get_secret_value(),
+            queue_type=settings.queue.type,
+        )
+
+    def _info(self, database: Database, api: ApiServer) -> dict[str, object]:
+        settings = self._settings
+        return {
+            "version": __version__,
+            "rabbitmq": _broker_address(settings.rabbitmq.url.get_secret_value()),
+            "database": {
+                "embedded": self._embedded is not None,
+                "where": database.where,
+            },
+            "server": {"host": settings.server.host, "port": api.tcp_port},
+            "control_socket": str(settings.control_socket),
+            "state_dir": str(settings.state_dir),
+        }
+
+    @staticmethod
+    def _run_thread(
+        stack: ExitStack, name: str, run: Callable[[], None], stop: Callable[[], object]
+    ) -> None:
+        """Run something on a thread of its own; at the end stop it, then join the thread."""
+        thread = threading.Thread(target=run, name=name, daemon=True)
+
+        def join() -> None:
+            thread.join(JOIN_TIMEOUT)
+            if thread.is_alive():
+                log.warning("thread.does_not_end", thread=name)
+
+        stack.callback(join)
+        stack.callback(stop)
+        thread.start()
+
+    # Running.
+
+    def _wait(self) -> None:
+        """Wait for the end; tell the service manager when the system becomes ready, or is not."""
+        ready = False
+        while not self._wake.wait(LOOK_EVERY):
+            reasons = self._board.not_ready()
+            if not reasons and not ready:
+                ready = True
+                log.info("daemon.ready", tenants=len(self._board.tenants))
+                self._notifier.notify("READY=1", f"STATUS={self._summary()}")
+            elif reasons and ready:
+                ready = False
+                log.warning("daemon.not_ready", reasons=reasons)
+                self._notifier.notify(f"STATUS=not ready: {'; '.join(reasons)}")
+
+    def _summary(self) -> str:
+        return f"consuming for {len(self._board.tenants)} tenants"
+
+    def _crashed(self, reason: str) -> None:
+        self._failure = reason
+        self._wake.set()
+
+    # Stopping.
+
+    def _shut_down(self, supervisor: Ref) -> int:
+        seconds = self._settings.shutdown.deadline_seconds
+        log.info("daemon.stopping", deadline_seconds=seconds)
+        self._notifier.notify("STOPPING=1", "STATUS=draining")
+        orphans = drain_and_stop(supervisor, seconds=seconds)
+        for orphan in orphans:
+            log.error(
+                "drain.orphan",
+                tenant=orphan.tenant_id,
+                actor=orphan.actor,
+                deliveries=orphan.deliveries,
+            )
+        if orphans:
+            log.error("daemon.stopped_unfinished", orphans=describe(orphans))
+        elif self._failure is not None:
+            log.critical("daemon.failed", reason=self._failure)
+        else:
+            log.info("daemon.drained")
+        return 1 if orphans or self._failure is not None else 0
+
+    # Signals.
+
+    @contextmanager
+    def signals(self) -> Iterator[None]:
+        """Hear SIGTERM and SIGINT: the first ends the daemon in order, the second at once."""
+        wanted = (signal.SIGTERM, signal.SIGINT)
+        before = {number: signal.signal(number, self._signal) for number in wanted}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _signal(self, number: int, _frame: FrameType | None) -> None:
+        if self._signalled:
+            self._end_at_once()
+        self._signalled = True
+        self._wake.set()
+        if self._starting:
+            raise StopRequestedError(signal.Signals(number).name)
+
+    def _end_at_once(self) -> NoReturn:
+        """End without draining: the broker redelivers what was not acknowledged."""
+        os.write(sys.stderr.fileno(), b"tenantry: second signal, ending at once\n")
+        os._exit(1)
+
+
+class _Door:
+    """What the listeners serve while the daemon is still starting: 503, then the application."""
+
+    def __init__(self) -> None:
+        self._app: ASGIApp | None = None
+
+    def open(self, app: ASGIApp) -> None:
+        """Let requests in."""
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        app = self._app
+        if app is None:
+            problem = unavailable("the daemon is starting", code="starting")
+            await problem.response()(scope, receive, send)
+        else:
+            await app(scope, receive, send)
+
+
+def _broker_address(url: str) -> dict[str, str]:
+    """Say where clients find the broker; no user, no password."""
+    parts = urlsplit(url)
+    port = parts.port or (5671 if parts.scheme == "amqps" else 5672)
+    return {
+        "amqp_address": f"{parts.hostname}:{port}",
+        "vhost": unquote(parts.path[1:]) or "/",
+    }
+
+
+def _cursor_key(state_dir: Path) -> bytes:
+    """Give the key that seals cursors, made once and kept: cursors outlive a restart."""
+    path = state_dir / "cursor.key"
+    try:
+        key = path.read_bytes()
+    except FileNotFoundError:
+        key = secrets.token_bytes(32)
+        fresh = path.with_suffix(".new")
+        fresh.touch(mode=0o600)
+        fresh.write_bytes(key)
+        fresh.replace(path)
+    return hashlib.sha256(b"cursors" + key).digest()
+
+
+if __name__ == "__main__":
+    from tenantry.cli.main import main
+
+    sys.exit(main())
