@@ -1,1 +1,1 @@
-"""The command line: thin clients of the API over the control socket."""
+"""The command line: thin clients of the API over the control socket, and the daemon's start."""

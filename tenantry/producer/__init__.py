@@ -1,1 +1,23 @@
-"""The multi-tenant producer and the proof of isolation."""
+"""The multi-tenant producer: tenants that publish as themselves, and the proof of their isolation.
+
+`produce` runs it; `verify_isolation` is the proof alone.
+"""
+
+from tenantry.producer.access import Api, ProducerError, TenantAccess, TenantNames
+from tenantry.producer.isolation import Check, IsolationReport, verify_isolation
+from tenantry.producer.run import ProduceResult, ProducerOptions, produce
+from tenantry.producer.sender import Tally
+
+__all__ = [
+    "Api",
+    "Check",
+    "IsolationReport",
+    "ProduceResult",
+    "ProducerError",
+    "ProducerOptions",
+    "Tally",
+    "TenantAccess",
+    "TenantNames",
+    "produce",
+    "verify_isolation",
+]

@@ -1,0 +1,126 @@
+"""A daemon of one's own, as a subprocess: started, waited for, stopped, its log at hand."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+import tenantry
+from tenantry.cli.client import ControlClient
+from tenantry.cli.failures import CommandError
+from tenantry.settings import ENVIRONMENT
+
+POLL: Final = 0.1
+LAST_LINES: Final = 20
+KILL_TIMEOUT: Final = 10.0
+
+_FOREIGN: Final = (
+    "CREDENTIALS_DIRECTORY", "NOTIFY_SOCKET", "RUNTIME_DIRECTORY", "STATE_DIRECTORY",
+    "TENANTRY_CONFIG",
+)  # fmt: skip
+
+
+class ChildDaemon:
+    """`tenantry run` in a subprocess that keeps everything in `directory`.
+
+    Nothing of the caller's configuration reaches it but what `settings` (environment variables)
+    say. Secrets travel in the environment, never in arguments.
+    """
+
+    def __init__(self, directory: Path, settings: Mapping[str, str]) -> None:
+        self.log = directory / "daemon.log"
+        self.socket = directory / "control.sock"
+        self._directory = directory
+        self._settings = dict(settings)
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start it; `wait_ready` tells when it serves."""
+        empty = self._directory / "config.toml"
+        empty.touch(mode=0o600)
+        mine = {variable for variable, _ in ENVIRONMENT.values()} | set(_FOREIGN)
+        inherited = {key: value for key, value in os.environ.items() if key not in mine}
+        root = str(Path(tenantry.__file__).parents[1])
+        path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
+        environment = {
+            "TENANTRY_CONFIG": str(empty),
+            "TENANTRY_STATE_DIR": str(self._directory),
+            "TENANTRY_CONTROL_SOCKET": str(self.socket),
+            "TENANTRY_SERVER_PORT": "0",
+            "TENANTRY_LOG_FORMAT": "json",
+            **self._settings,
+        }
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "tenantry.cli.main", "run"],
+                cwd=self._directory,
+                env={**inherited, "PYTHONPATH": path, **environment},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                # Ctrl-C on the terminal is for the parent, which stops this one in order.
+                start_new_session=True,
+            )
+
+    def client(self, timeout: float = 60.0) -> ControlClient:
+        """Make a client of its control socket."""
+        return ControlClient(self.socket, timeout=timeout)
+
+    def wait_ready(self, timeout: float) -> None:
+        """Return once it consumes. Raises `CommandError` if it ends or takes too long."""
+        deadline = time.monotonic() + timeout
+        with self.client(timeout=5.0) as client:
+            while True:
+                self.check()
+                try:
+                    if client.send("GET", "/readyz")[0] == 200:
+                        return
+                except CommandError:
+                    pass  # not there yet
+                if time.monotonic() >= deadline:
+                    raise CommandError(f"the daemon was not ready within {timeout:g} s")
+                time.sleep(POLL)
+
+    def check(self) -> None:
+        """Raise `CommandError` if it has ended by itself."""
+        process = self._process
+        if process is None or process.poll() is not None:
+            code = None if process is None else process.returncode
+            raise CommandError(f"the daemon ended by itself (exit status {code})")
+
+    def drain(self, timeout: float) -> int:
+        """Ask it to shut down gracefully, and give its exit status. Raises `CommandError`."""
+        self.check()
+        process = self._process
+        assert process is not None  # noqa: S101 - `check` has seen to it
+        process.send_signal(signal.SIGTERM)
+        try:
+            return process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            raise CommandError(f"the daemon did not shut down within {timeout:g} s") from None
+
+    def stop(self, timeout: float) -> None:
+        """End it, gracefully if it can, in any case; harmless if it has ended."""
+        process, self._process = self._process, None
+        if process is None or process.poll() is not None:
+            return
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(timeout)
+        except (subprocess.TimeoutExpired, KeyboardInterrupt):
+            process.kill()
+            process.wait(KILL_TIMEOUT)
+
+    def last_words(self) -> str:
+        """Give the last lines of its log."""
+        try:
+            lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()
+        except OSError:
+            return ""
+        return "\n".join(lines[-LAST_LINES:])

@@ -1,0 +1,175 @@
+"""The daemon's HTTP API over its control socket."""
+
+from __future__ import annotations
+
+import errno
+import socket
+import struct
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self
+from urllib.parse import quote
+
+import httpx
+
+from tenantry.cli.failures import ApiError, CommandError, DaemonUnreachableError
+
+TIMEOUT: Final = 60.0
+"""Seconds an answer may take where a call says nothing else: a command waits for its effect."""
+
+CONNECT_TIMEOUT: Final = 5.0
+PAGE: Final = 500
+
+
+class ControlClient:
+    """Calls the API on the Unix socket at `path`. Every call ends within its timeout."""
+
+    def __init__(self, path: Path, *, timeout: float = TIMEOUT) -> None:
+        self.path = path
+        self._timeout = timeout
+        self._http = httpx.Client(
+            transport=httpx.HTTPTransport(uds=str(path)),
+            base_url="http://localhost",
+            trust_env=False,
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._http.close()
+
+    def send(
+        self,
+        method: str,
+        path: str,
+        body: object = None,
+        *,
+        params: Mapping[str, str | int] | None = None,
+        timeout: float | None = None,
+    ) -> tuple[int, Any]:
+        """Make one call and give its status and decoded body, whatever the status.
+
+        Raises `DaemonUnreachableError`, or `CommandError` where no answer comes in time.
+        """
+        wait = self._timeout if timeout is None else timeout
+        try:
+            answer = self._http.request(
+                method,
+                path,
+                params=params,
+                timeout=httpx.Timeout(wait, connect=CONNECT_TIMEOUT),
+                json=body,  # None sends no body
+            )
+        except httpx.ConnectError as error:
+            raise DaemonUnreachableError(self._unreachable(error)) from error
+        except httpx.ConnectTimeout as error:
+            raise DaemonUnreachableError(
+                f"the daemon does not take the connection at {self.path}"
+            ) from error
+        except httpx.TimeoutException as error:
+            raise CommandError(f"no answer from the daemon within {wait:g} s") from error
+        except httpx.TransportError as error:
+            raise DaemonUnreachableError(
+                f"the daemon at {self.path} closed the connection before it answered"
+            ) from error
+        return answer.status_code, _decoded(answer)
+
+    def call(
+        self,
+        method: str,
+        path: str,
+        body: object = None,
+        *,
+        params: Mapping[str, str | int] | None = None,
+        timeout: float | None = None,
+    ) -> Any:
+        """Make one call and give its body. Raises as `send`, and `ApiError` on a problem."""
+        status, decoded = self.send(method, path, body, params=params, timeout=timeout)
+        if status >= httpx.codes.BAD_REQUEST:
+            raise ApiError(status, describe_problem(status, decoded))
+        return decoded
+
+    def pages(
+        self, path: str, *, params: Mapping[str, str | int] | None = None, limit: int | None = None
+    ) -> Iterator[dict[str, Any]]:
+        """Give a paged collection's items one by one, at most `limit`."""
+        query: dict[str, str | int] = dict(params or {})
+        given = 0
+        while limit is None or given < limit:
+            query["limit"] = PAGE if limit is None else min(PAGE, limit - given)
+            page = self.call("GET", path, params=query)
+            yield from page["data"]
+            given += len(page["data"])
+            cursor = page.get("next_cursor")
+            # Some collections (events) always name a cursor, so that a reader can come back.
+            if not page["data"] or not cursor:
+                return
+            query["cursor"] = cursor
+
+    def daemon_pid(self) -> int | None:
+        """Tell who listens on the socket, as the kernel knows it; None where it can't tell."""
+        if not hasattr(socket, "SO_PEERCRED"):
+            return None
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+            probe.settimeout(CONNECT_TIMEOUT)
+            try:
+                probe.connect(str(self.path))
+                size = struct.calcsize("3i")
+                raw = probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
+            except OSError:
+                return None
+        pid: int = struct.unpack("3i", raw)[0]
+        return pid or None  # 0: it lives in another process namespace
+
+    def _unreachable(self, error: httpx.ConnectError) -> str:
+        code = _errno(error)
+        if code in (errno.EACCES, errno.EPERM):
+            return f"no permission to use the control socket {self.path}: ask for its group"
+        return f"no daemon answers at {self.path}: start it with `tenantry run`"
+
+
+def tenant_path(tenant_id: str, *rest: str) -> str:
+    """Give the path of a tenant's resource, safe for whatever the user typed."""
+    return "/".join(["/tenants", quote(tenant_id, safe=""), *rest])
+
+
+def describe_problem(status: int, body: object) -> str:
+    """Put a problem document into one line."""
+    if not isinstance(body, dict):
+        return f"the daemon answered with status {status}"
+    detail, title = body.get("detail"), body.get("title")
+    text = detail if isinstance(detail, str) and detail else title
+    line = " ".join(str(text or f"the daemon answered with status {status}").split())
+    return "".join(char if char.isprintable() else "?" for char in line)
+
+
+def _decoded(answer: httpx.Response) -> Any:
+    if not answer.content:
+        return None
+    try:
+        return answer.json()
+    except ValueError:
+        if answer.is_success:
+            raise CommandError("the daemon's answer is no JSON") from None
+        return None
+
+
+def _errno(error: BaseException) -> int | None:
+    """Find the system's error number below the HTTP client's own exceptions."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, OSError) and seen.errno is not None:
+            return seen.errno
+        seen = seen.__cause__ or seen.__context__
+    return None

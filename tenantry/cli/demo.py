@@ -1,0 +1,308 @@
+"""The command that shows everything at once, on this machine alone, and proves that it adds up."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any, Final, NoReturn
+
+import click
+
+from tenantry.cli import output
+from tenantry.cli.child import ChildDaemon
+from tenantry.cli.client import ControlClient
+from tenantry.cli.failures import CommandError
+from tenantry.cli.options import config_option, example, json_option
+from tenantry.cli.producing import progress_of
+from tenantry.producer.run import ProduceResult, ProducerOptions, produce
+
+READY_TIMEOUT: Final = 60.0
+STALL: Final = 20.0
+"""Seconds without a newly stored message after which the demo gives up."""
+
+DRAIN_TIMEOUT: Final = 45.0
+POLL: Final = 0.2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Line:
+    """What the demo found out about one tenant; `stored` counts rows read back through the API."""
+
+    tenant_id: str
+    sent: int
+    confirmed: int
+    stored: int
+    duplicates: int
+    dead_lettered: int
+    rate: float
+    isolated: bool
+
+    @property
+    def adds_up(self) -> bool:
+        """Whether every message sent is stored, once, and nothing else is."""
+        return self.sent == self.confirmed == self.stored and not self.dead_lettered
+
+
+@click.command(epilog=example("tenantry demo --keep"))
+@config_option
+@json_option
+@click.option("--keep", is_flag=True, help="Leave everything running afterwards, until Ctrl-C.")
+def demo(*, as_json: bool, keep: bool, **_config: object) -> None:
+    """Show everything at once, and prove that it adds up.
+
+    Needs no configuration and leaves nothing behind: it starts a RabbitMQ and a PostgreSQL of its
+    own, and the daemon, lets 3 tenants publish with their
+    own users, proves that none reaches another's, counts that what was sent is stored, and drains
+    the daemon. Exits with 0 only if nothing was lost or leaked. It reads no configuration:
+    --config is accepted, as by every command, and has no effect.
+    """
+    from tenantry.telemetry.logging import configure
+
+    configure("error")
+    directory = Path(tempfile.mkdtemp(prefix="tenantry-demo-"))
+    with _terminable():
+        try:
+            lines, code = _show(directory, as_json=as_json, keep=keep)
+        except CommandError:
+            output.notice(f"Everything is stopped; its state and logs are kept in {directory}")
+            raise
+        except BaseException:
+            shutil.rmtree(directory, ignore_errors=True)
+            raise
+    _judge(lines, code, directory)
+    shutil.rmtree(directory, ignore_errors=True)
+    if not as_json:
+        click.echo("Nothing was lost, nothing leaked, everything was drained.")
+
+
+def _show(directory: Path, *, as_json: bool, keep: bool) -> tuple[list[Line], int]:
+    """Run it all, leaving nothing running; give what was found, and the daemon's exit status."""
+    say = output.notice if as_json else click.echo
+    with ExitStack() as stack:
+        url, management_url = _start_broker(stack, directory / "rabbitmq")
+        daemon = ChildDaemon(
+            directory, {"RABBITMQ_URL": url, "RABBITMQ_MANAGEMENT_URL": management_url}
+        )
+        # Stopped before the broker is: the stack runs backwards.
+        stack.callback(_stop_database, directory / "postgres")
+        stack.callback(_stop, daemon)
+        try:
+            with _stage("Starting PostgreSQL and the daemon"):
+                daemon.start()
+                daemon.wait_ready(READY_TIMEOUT)
+            lines = _publish_and_count(daemon, say)
+            _print(lines, as_json=as_json)
+            if keep:
+                _keep(daemon)
+            with _stage("Draining the daemon"):
+                code = daemon.drain(DRAIN_TIMEOUT)
+            if code:
+                output.notice(daemon.last_words())
+        except CommandError:
+            output.notice(f"The last lines of {daemon.log}:\n{daemon.last_words()}")
+            raise
+    return lines, code
+
+
+def _start_broker(stack: ExitStack, directory: Path) -> tuple[str, str]:
+    from tenantry.broker.port import BrokerError
+    from tenantry.broker.rabbitmq.node import PrivateNode
+
+    node = PrivateNode(directory)
+    stack.callback(node.stop, 0)  # nobody needs its data any more
+    try:
+        with _stage("Starting RabbitMQ"):
+            node.start()
+    except BrokerError as error:
+        raise CommandError(str(error)) from error
+    return node.url, node.management_url
+
+
+def _publish_and_count(daemon: ChildDaemon, say: Callable[[str], None]) -> list[Line]:
+    from tenantry.producer import ProducerError
+
+    options = ProducerOptions()
+    with daemon.client() as client:
+        began = time.monotonic()
+        try:
+            with progress_of(options.messages) as (_, advance):
+                result = produce(options, client, say=say, progress=advance)
+        except ProducerError as error:
+            raise CommandError(str(error)) from error
+        with _stage("Waiting until everything is stored"):
+            ended = _wait_stored(daemon, client, result)
+        return [
+            _line(client, result, tenant_id, ended[tenant_id] - began)
+            for tenant_id in result.tallies
+        ]
+
+
+def _wait_stored(
+    daemon: ChildDaemon, client: ControlClient, result: ProduceResult
+) -> dict[str, float]:
+    """Wait until each tenant's messages are dealt with; give when each was.
+
+    A tenant whose count stands still for too long is taken as it is: the summary tells.
+    """
+    ended: dict[str, float] = {}
+    best = -1
+    moved = time.monotonic()
+    while len(ended) < len(result.tallies):
+        daemon.check()
+        now = time.monotonic()
+        tenants = client.call("GET", "/status")["tenants"]
+        done = {tenant_id: _settled(tenants.get(tenant_id, {})) for tenant_id in result.tallies}
+        for tenant_id, tally in result.tallies.items():
+            if done[tenant_id] >= tally.confirmed:
+                ended.setdefault(tenant_id, now)
+        if sum(done.values()) > best:
+            best, moved = sum(done.values()), now
+        elif now - moved > STALL:
+            output.notice(f"nothing has been stored for {STALL:g} s")
+            return {tenant_id: ended.get(tenant_id, moved) for tenant_id in result.tallies}
+        time.sleep(POLL)
+    return ended
+
+
+def _settled(tenant: dict[str, Any]) -> int:
+    return int(tenant.get("stored", 0)) + int(tenant.get("dead_lettered", 0))
+
+
+def _line(client: ControlClient, result: ProduceResult, tenant_id: str, seconds: float) -> Line:
+    tally = result.tallies[tenant_id]
+    runtime = client.call("GET", "/status")["tenants"].get(tenant_id, {})
+    rows = client.pages("/messages", params={"tenant_id": tenant_id})
+    stored = len({row["id"] for row in rows})
+    broken = () if result.isolation is None else result.isolation.checks
+    return Line(
+        tenant_id=tenant_id,
+        sent=tally.sent,
+        confirmed=tally.confirmed,
+        stored=stored,
+        duplicates=runtime.get("duplicates", 0),
+        dead_lettered=runtime.get("dead_lettered", 0),
+        rate=stored / max(seconds, 0.001),
+        isolated=result.isolation is not None
+        and all(one.holds for one in broken if tenant_id in (one.tenant_id, one.owner)),
+    )
+
+
+def _print(lines: list[Line], *, as_json: bool) -> None:
+    if as_json:
+        output.print_json(
+            {
+                "tenants": [
+                    {
+                        "tenant": one.tenant_id,
+                        "sent": one.sent,
+                        "confirmed": one.confirmed,
+                        "stored": one.stored,
+                        "duplicates": one.duplicates,
+                        "dead_lettered": one.dead_lettered,
+                        "rate": round(one.rate, 1),
+                        "isolated": one.isolated,
+                    }
+                    for one in lines
+                ],
+                "sent": sum(one.sent for one in lines),
+                "stored": sum(one.stored for one in lines),
+            }
+        )
+        return
+    columns = ("tenant", "sent", "confirmed", "stored", "duplicates", "dead letters", "stored/s")
+    click.echo()
+    output.print_table(
+        (*columns, "isolated"),
+        [
+            (
+                one.tenant_id,
+                one.sent,
+                one.confirmed,
+                one.stored,
+                one.duplicates,
+                one.dead_lettered,
+                one.rate,
+                one.isolated,
+            )
+            for one in lines
+        ],
+    )
+    total = f"{sum(one.sent for one in lines):,} sent, {sum(one.stored for one in lines):,} stored"
+    click.echo(f"\nTotal: {total}")
+
+
+def _judge(lines: list[Line], code: int, directory: Path) -> None:
+    """Raise `CommandError` unless everything adds up."""
+    wrong = [f"tenant {one.tenant_id}: sent and stored differ" for one in lines if not one.adds_up]
+    wrong += [f"tenant {one.tenant_id} is not isolated" for one in lines if not one.isolated]
+    if code:
+        wrong.append(f"the daemon exited with status {code}")
+    if wrong:
+        raise CommandError(f"{'; '.join(wrong)}; state and logs are kept in {directory}")
+
+
+def _keep(daemon: ChildDaemon) -> None:
+    with daemon.client() as client:
+        server = client.call("GET", "/info").get("server", {})
+    output.notice(
+        f"\nEverything keeps running until Ctrl-C.\n"
+        f"  HTTP API         http://{server.get('host')}:{server.get('port')}/docs\n"
+        f"  control socket   {daemon.socket}\n"
+        f"  daemon's log     {daemon.log}\n"
+        f"  try              TENANTRY_CONTROL_SOCKET={daemon.socket} tenantry status"
+    )
+    with suppress(KeyboardInterrupt):
+        while True:
+            daemon.check()
+            time.sleep(1.0)
+
+
+def _stop(daemon: ChildDaemon) -> None:
+    daemon.stop(DRAIN_TIMEOUT)
+
+
+def _stop_database(directory: Path) -> None:
+    """Stop the embedded server, should the daemon have left it behind."""
+    if not (directory / "postmaster.pid").exists():
+        return
+    from tenantry.database.embedded import EmbeddedPostgres
+    from tenantry.database.errors import DatabaseError
+
+    server = EmbeddedPostgres(directory)
+    try:
+        server.start()  # takes the running one over
+        server.stop()
+    except DatabaseError as error:
+        output.notice(str(error))
+
+
+@contextmanager
+def _stage(description: str) -> Iterator[None]:
+    """Show on stderr what is under way: a spinner on a terminal, a line elsewhere."""
+    began = time.monotonic()
+    with output.working(description):
+        yield
+    output.notice(f"{description}: done in {time.monotonic() - began:.1f} s")
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Make SIGTERM and SIGHUP end the demo as Ctrl-C does: in order."""
+
+    def end(_number: int, _frame: FrameType | None) -> NoReturn:
+        raise KeyboardInterrupt
+
+    wanted = (signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.signal(number, end) for number in wanted}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

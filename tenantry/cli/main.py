@@ -1,0 +1,86 @@
+"""The command `tenantry`: its group, and how failures become exit codes."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+import tenantry
+from tenantry.cli.completion import completion
+from tenantry.cli.demo import demo
+from tenantry.cli.failures import (
+    BAD_USAGE,
+    BROKEN_PIPE,
+    DONE,
+    FAILED,
+    INTERRUPTED,
+    CommandError,
+)
+from tenantry.cli.options import config_option
+from tenantry.cli.producing import produce, verify_isolation
+from tenantry.cli.reading import events, messages
+from tenantry.cli.service import migrate, run
+from tenantry.cli.system import drain, status, stop
+from tenantry.cli.tenants import tenant
+from tenantry.settings import SettingsError
+from tenantry.telemetry.masking import mask_text
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(tenantry.__version__, prog_name="tenantry")
+@config_option
+def cli(config: Path | None) -> None:
+    """Take many tenants' messages from RabbitMQ into PostgreSQL, each exactly once.
+
+    Exit codes: 0 done; 1 the operation failed; 2 bad usage or configuration; 3 the daemon can't
+    be reached.
+    """
+
+
+for _command in (
+    run, demo, migrate, status, tenant, events, messages, produce, verify_isolation, drain, stop,
+    completion,
+):  # fmt: skip
+    cli.add_command(_command)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command and give its exit code; failures become one line on stderr."""
+    try:
+        result = cli.main(
+            args=None if argv is None else list(argv), prog_name="tenantry", standalone_mode=False
+        )
+        sys.stdout.flush()
+    except (KeyboardInterrupt, click.Abort):
+        return INTERRUPTED
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except SettingsError as error:
+        return _fail(str(error), BAD_USAGE)
+    except CommandError as error:
+        return _fail(str(error), error.exit_code)
+    except BrokenPipeError:
+        # Whoever read has gone; the interpreter must not try to flush again at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
+    except Exception as error:  # noqa: BLE001 - the last resort: a line, not a traceback
+        if os.environ.get("TENANTRY_LOG_LEVEL", "").lower() == "debug":
+            sys.stderr.write(mask_text(traceback.format_exc()))
+        described = " ".join(mask_text(f"{type(error).__name__}: {error}").split())
+        return _fail(f"{described} (TENANTRY_LOG_LEVEL=debug shows where)", FAILED)
+    return result if isinstance(result, int) else DONE
+
+
+def _fail(message: str, code: int) -> int:
+    click.echo(f"{click.style('error:', fg='red')} {message}", err=True)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

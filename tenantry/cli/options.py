@@ -1,0 +1,113 @@
+"""What commands have in common: their configuration, their client, their shared options."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Concatenate, Final, ParamSpec, TypeVar
+
+import click
+
+from tenantry.settings import Settings, load
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
+    from tenantry.cli.client import ControlClient
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+COMPLETION_TIMEOUT: Final = 1.0
+
+config_option = click.option(
+    "--config",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="PATH",
+    help="The configuration file.  [default: $TENANTRY_CONFIG, ./config.toml, "
+    "/etc/tenantry/config.toml]",
+)
+json_option = click.option(
+    "--json", "as_json", is_flag=True, help="Print one JSON document and nothing else."
+)
+
+
+def example(*lines: str) -> str:
+    """Make the end of a command's help: an example, its lines as they are."""
+    return "\n".join(["\b", "Example:", *(f"  {line}" for line in lines)])
+
+
+def load_settings(
+    config: Path | None, *, client: bool = False, overrides: dict[str, object] | None = None
+) -> Settings:
+    """Load the configuration, from the group's `--config` where the command has none."""
+    context = click.get_current_context(silent=True)
+    if config is None and context is not None:
+        config = context.find_root().params.get("config")
+    return load(config, environ=os.environ, overrides=overrides, client=client)
+
+
+def _config(kwargs: dict[str, Any]) -> Path | None:
+    """Take `--config`, which the command itself need not know, from its options."""
+    config: Path | None = kwargs.pop("config", None)
+    return config
+
+
+def with_settings(function: Callable[Concatenate[Settings, P], T]) -> Callable[..., T]:
+    """Give a command `--config`, and the settings as its first argument."""
+
+    @config_option
+    @functools.wraps(function)
+    def command(*args: P.args, **kwargs: P.kwargs) -> T:
+        return function(load_settings(_config(kwargs), client=True), *args, **kwargs)
+
+    return command
+
+
+def with_client(function: Callable[Concatenate[ControlClient, P], T]) -> Callable[..., T]:
+    """Give a command `--config`, and a client of the daemon as its first argument."""
+
+    @config_option
+    @functools.wraps(function)
+    def command(*args: P.args, **kwargs: P.kwargs) -> T:
+        from tenantry.cli.client import ControlClient
+
+        settings = load_settings(_config(kwargs), client=True)
+        with ControlClient(settings.control_socket) as client:
+            return function(client, *args, **kwargs)
+
+    return command
+
+
+def complete_tenant(
+    context: click.Context, _parameter: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    """Offer the ids of the tenants there are; nothing where the daemon can't be asked."""
+    from click.shell_completion import CompletionItem
+
+    from tenantry.cli.client import ControlClient
+
+    try:
+        settings = load(context.params.get("config"), environ=os.environ, client=True)
+        with ControlClient(settings.control_socket, timeout=COMPLETION_TIMEOUT) as client:
+            tenants = list(client.pages("/tenants"))
+    except Exception:  # noqa: BLE001 - a shell that completes must not see a traceback
+        return []
+    return [
+        CompletionItem(tenant["id"], help=tenant["name"])
+        for tenant in tenants
+        if tenant["id"].startswith(incomplete)
+    ]
+
+
+def tenant_argument(*, many: bool = False, required: bool = True) -> Callable[[Any], Any]:
+    """Make the argument that names a tenant, or several."""
+    return click.argument(
+        "tenant_ids" if many else "tenant_id",
+        metavar="[TENANT]..." if many else "TENANT" if required else "[TENANT]",
+        nargs=-1 if many else 1,
+        required=required and not many,
+        shell_complete=complete_tenant,
+    )

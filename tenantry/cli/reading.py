@@ -1,0 +1,120 @@
+"""Commands that read what was written: the journal and the stored messages."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, Final
+
+import click
+
+from tenantry.cli import output
+from tenantry.cli.client import PAGE, ControlClient, tenant_path
+from tenantry.cli.options import example, json_option, tenant_argument, with_client
+
+LONG_POLL: Final = 20
+"""Seconds the daemon may hold a follower's call until something happens."""
+
+
+@click.command(epilog=example("tenantry events acme --follow"))
+@with_client
+@json_option
+@tenant_argument(required=False)
+@click.option(
+    "--follow", "-f", is_flag=True, help="Go on with what happens from now, until Ctrl-C."
+)
+@click.option("--limit", type=click.IntRange(min=1), help="How many at most.  [default: all]")
+def events(
+    client: ControlClient, *, as_json: bool, tenant_id: str | None, follow: bool, limit: int | None
+) -> None:
+    """Print the journal, oldest first.
+
+    With a TENANT, only what happened to it. With --json it is one list; with --follow as well, one object a line as they come.
+    """
+    path = tenant_path(tenant_id, "events") if tenant_id is not None else "/events"
+    if follow:
+        _follow(client, path, limit, as_json=as_json)
+        return
+    found = client.pages(path, limit=limit)
+    if as_json:
+        output.print_json(list(found))
+        return
+    for event in found:
+        click.echo(_event_line(event))
+
+
+def _follow(client: ControlClient, path: str, limit: int | None, *, as_json: bool) -> None:
+    cursor: str | None = None
+    left = limit
+    while left is None or left > 0:
+        query: dict[str, str | int] = {
+            "limit": PAGE if left is None else min(PAGE, left),
+            "wait": LONG_POLL,
+        }
+        if cursor is not None:
+            query["cursor"] = cursor
+        page = client.call("GET", path, params=query, timeout=LONG_POLL + 15.0)
+        cursor = page["next_cursor"] or cursor
+        for event in page["data"]:
+            click.echo(output.compact_json(event) if as_json else _event_line(event))
+        if left is not None:
+            left -= len(page["data"])
+
+
+def _event_line(event: Mapping[str, Any]) -> str:
+    return "  ".join(
+        (
+            output.clean(event["recorded_at"]),
+            f"{event['position']:>6}",
+            output.clean(f"{event['stream']}@{event['version']}"),
+            output.clean(event["type"]),
+            output.compact_json(event["data"]),
+            output.clean(f"by {event['metadata']['actor']}"),
+        )
+    )
+
+
+@click.command(epilog=example("tenantry messages acme --topic events --order desc --limit 10"))
+@with_client
+@json_option
+@tenant_argument()
+@click.option("--topic", help="Only messages of this topic.")
+@click.option("--limit", type=click.IntRange(min=1), default=50, show_default=True)
+@click.option("--order", type=click.Choice(["asc", "desc"]), default="asc", show_default=True)
+def messages(
+    client: ControlClient,
+    *,
+    as_json: bool,
+    tenant_id: str,
+    topic: str | None,
+    limit: int,
+    order: str,
+) -> None:
+    """Print a tenant's stored messages."""
+    params: dict[str, str | int] = {"tenant_id": tenant_id, "order": order}
+    if topic is not None:
+        params["topic"] = topic
+    found = list(client.pages("/messages", params=params, limit=limit))
+    if as_json:
+        output.print_json(found)
+        return
+    output.print_table(
+        ("position", "id", "topic", "partition", "created", "payload"),
+        [
+            (
+                one["position"],
+                one["id"],
+                one["topic"],
+                one["partition"],
+                one["created_at"],
+                _payload(one),
+            )
+            for one in found
+        ],
+    )
+
+
+def _payload(message: Mapping[str, Any]) -> str:
+    if message.get("body") is not None:
+        return f"base64:{message['body']}"
+    return json.dumps(message.get("payload"), ensure_ascii=False)

@@ -1,0 +1,111 @@
+"""Commands that need no running daemon: the daemon itself, and the schema."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from tenantry.cli import output
+from tenantry.cli.failures import FAILED, CommandError
+from tenantry.cli.options import config_option, example, json_option, load_settings, with_settings
+from tenantry.settings import Settings
+
+if TYPE_CHECKING:
+    from tenantry.database.migrations import Migration
+
+
+@click.command(
+    epilog=example("RABBITMQ_URL=amqp://user:password@broker:5672/ tenantry run --port 8080")
+)
+@config_option
+@click.option("--state-dir", type=click.Path(path_type=Path), help="Where the daemon keeps things.")
+@click.option("--workers", type=int, help="Workers of a new tenant, 1 to 64.")
+@click.option("--host", help="The address of the HTTP API.")
+@click.option("--port", type=int, help="The port of the HTTP API; 0 is any free one.")
+@click.option("--log-level", help="debug, info, warning or error.")
+@click.option("--log-format", help="auto, console or json.")
+@click.pass_context
+def run(
+    context: click.Context,
+    *,
+    config: Path | None,
+    state_dir: Path | None,
+    workers: int | None,
+    host: str | None,
+    port: int | None,
+    log_level: str | None,
+    log_format: str | None,
+) -> None:
+    """Run the daemon in the foreground.
+
+    It runs until SIGTERM, SIGINT or `tenantry stop`. Exits with 0 when all that was taken in has been finished in time. SIGUSR1 writes every
+    thread's stack to stderr.
+    """
+    overrides: dict[str, object] = {
+        "state_dir": state_dir,
+        "workers": workers,
+        "server.host": host,
+        "server.port": port,
+        "log.level": log_level,
+        "log.format": log_format,
+    }
+    settings = load_settings(config, overrides=overrides)
+
+    from daemon import serve
+    from tenantry.api.listeners import ListenError
+    from tenantry.broker.port import BrokerError
+    from tenantry.database.errors import DatabaseError
+    from tenantry.telemetry.logging import configure, dump_stacks_on_sigusr1
+
+    configure(settings.log.level, settings.log.format)
+    dump_stacks_on_sigusr1()
+    try:
+        code = serve(settings)
+    except (BrokerError, DatabaseError, ListenError) as error:
+        raise CommandError(str(error)) from error
+    context.exit(code)
+
+
+@click.command(epilog=example("tenantry migrate --check || tenantry migrate"))
+@with_settings
+@json_option
+@click.option("--check", is_flag=True, help="Change nothing; exit with 1 if something is missing.")
+def migrate(settings: Settings, *, as_json: bool, check: bool) -> None:
+    """Bring the database's schema up to date.
+
+    Harmless when it is. Where `database.url` is empty, the embedded server is started for the moment.
+    """
+    from tenantry.database.errors import DatabaseError
+
+    try:
+        with output.working("checking the schema" if check else "migrating"):
+            found = _migrate(settings, check=check)
+    except DatabaseError as error:
+        raise CommandError(str(error)) from error
+    names = [str(migration) for migration in found]
+    if as_json:
+        output.print_json({"pending" if check else "applied": names})
+    elif not names:
+        click.echo("the schema is up to date")
+    for name in () if as_json else names:
+        click.echo(f"missing: {name}" if check else f"applied: {name}")
+    if check and names:
+        raise click.exceptions.Exit(FAILED)
+
+
+def _migrate(settings: Settings, *, check: bool) -> list[Migration]:
+    from tenantry.database import migrations
+
+    step = migrations.pending if check else migrations.migrate
+    url = settings.database.url.get_secret_value()
+    if url:
+        return step(url)
+    from tenantry.database.embedded import EmbeddedPostgres
+
+    server = EmbeddedPostgres(settings.postgres_dir)
+    try:
+        return step(server.start())
+    finally:
+        server.stop()

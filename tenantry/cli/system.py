@@ -1,0 +1,171 @@
+"""Commands about the daemon as a whole: status, drain, stop."""
+
+from __future__ import annotations
+
+import os
+import select
+import time
+from collections.abc import Mapping
+from typing import Any, Final
+
+import click
+
+from tenantry.cli import output
+from tenantry.cli.client import ControlClient
+from tenantry.cli.failures import CommandError, DaemonUnreachableError
+from tenantry.cli.options import example, json_option, with_client
+
+POLL: Final = 0.2
+POLL_TIMEOUT: Final = 10.0
+MARGIN: Final = 15.0
+"""Seconds beyond the daemon's own deadline that `drain` and `stop` wait by default."""
+
+_wait_seconds = click.option(
+    "--timeout",
+    type=click.FloatRange(min=0.1),
+    default=30.0 + MARGIN,
+    show_default=True,
+    help="Seconds to wait at most.",
+)
+
+
+@click.command(epilog=example("tenantry status --json | jq .ready"))
+@with_client
+@json_option
+def status(client: ControlClient, *, as_json: bool) -> None:
+    """Show the tree of actors and the tenants."""
+    found = client.call("GET", "/status")
+    if as_json:
+        output.print_json(found)
+        return
+    ready = "ready" if found["ready"] else f"not ready: {'; '.join(found['reasons']) or 'unknown'}"
+    click.echo(
+        f"tenantry {found['version']}, pid {found['pid']}: {found['state']}, {output.clean(ready)}"
+    )
+    click.echo(f"started {found['started_at']}\n")
+    output.print_tree(found["tree"], _describe_actor)
+    tenants = found["tenants"]
+    if not tenants:
+        click.echo("\nno tenants; make one with `tenantry tenant create NAME`")
+        return
+    click.echo()
+    columns = ("tenant", "workers", "consuming", "pending", "unsettled", "rate/s", "stored")
+    output.print_table(
+        (*columns, "duplicates", "dead letters", "parked"),
+        [
+            (
+                tenant_id,
+                tenant["workers_current"],
+                tenant["consuming"],
+                tenant["pending"],
+                tenant["unsettled"],
+                float(tenant["rate"]),
+                tenant["stored"],
+                tenant["duplicates"],
+                tenant["dead_lettered"],
+                tenant["parked"],
+            )
+            for tenant_id, tenant in sorted(tenants.items())
+        ],
+    )
+
+
+def _describe_actor(node: Mapping[str, Any]) -> tuple[str, str]:
+    words = [node["kind"], node["state"], f"mailbox {node['mailbox']}"]
+    if node["restarts"]:
+        words.append(f"restarts {node['restarts']}")
+    return node["name"], ", ".join(words)
+
+
+@click.command(epilog=example("tenantry drain --timeout 60"))
+@with_client
+@json_option
+@click.option("--wait/--no-wait", default=True, show_default=True, help="Wait until it is done.")
+@_wait_seconds
+def drain(client: ControlClient, *, as_json: bool, wait: bool, timeout: float) -> None:
+    """Stop consuming but stay up; what has been taken in is finished."""
+    client.call("POST", "/drain")
+    state = "draining"
+    if wait:
+        with output.working("draining"):
+            state = _wait_drained(client, timeout)
+    if as_json:
+        output.print_json({"state": state})
+    else:
+        click.echo(state)
+
+
+def _wait_drained(client: ControlClient, timeout: float) -> str:
+    deadline = time.monotonic() + timeout
+    while True:
+        found = client.call("GET", "/status", timeout=POLL_TIMEOUT)
+        if found["state"] == "drained":
+            return "drained"
+        if time.monotonic() >= deadline:
+            left = {
+                tenant_id: tenant["unsettled"]
+                for tenant_id, tenant in found["tenants"].items()
+                if tenant["unsettled"]
+            }
+            named = ", ".join(f"{tenant_id}: {count}" for tenant_id, count in sorted(left.items()))
+            raise CommandError(
+                f"not drained within {timeout:g} s; unsettled by tenant: {named or 'none'}"
+            )
+        time.sleep(POLL)
+
+
+@click.command(epilog=example("tenantry stop --wait"))
+@with_client
+@json_option
+@click.option("--wait/--no-wait", default=False, show_default=True, help="Wait until it has ended.")
+@_wait_seconds
+def stop(client: ControlClient, *, as_json: bool, wait: bool, timeout: float) -> None:
+    """Shut the daemon down gracefully."""
+    pid = client.daemon_pid() if wait else None
+    client.call("POST", "/stop")
+    state = "stopping"
+    if wait:
+        with output.working("stopping"):
+            _wait_gone(client, pid, timeout)
+        state = "stopped"
+    if as_json:
+        output.print_json({"state": state})
+    else:
+        click.echo(state)
+
+
+def _wait_gone(client: ControlClient, pid: int | None, timeout: float) -> None:
+    deadline = time.monotonic() + timeout
+    process = _process(pid)
+    try:
+        while _answers(client):
+            if time.monotonic() >= deadline:
+                raise CommandError(f"the daemon still runs after {timeout:g} s")
+            time.sleep(POLL)
+        if process is not None:
+            left = max(0.0, deadline - time.monotonic())
+            if not select.select([process], [], [], left)[0]:
+                raise CommandError(f"the daemon (pid {pid}) still runs after {timeout:g} s")
+    finally:
+        if process is not None:
+            os.close(process)
+
+
+def _answers(client: ControlClient) -> bool:
+    try:
+        client.send("GET", "/healthz", timeout=POLL_TIMEOUT)
+    except DaemonUnreachableError:
+        return False
+    except CommandError:
+        return True  # late, but there
+    return True
+
+
+def _process(pid: int | None) -> int | None:
+    """Open a handle on a process, which can't be mistaken for a later one of the same number."""
+    if pid is None or not hasattr(os, "pidfd_open"):
+        return None
+    try:
+        return os.pidfd_open(pid)
+    except OSError:
+        return None

@@ -1,0 +1,205 @@
+"""Commands about tenants."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any, Final
+
+import click
+
+from tenantry.cli import output
+from tenantry.cli.client import ControlClient, tenant_path
+from tenantry.cli.failures import CommandError
+from tenantry.cli.options import example, json_option, tenant_argument, with_client
+
+DELETE_TIMEOUT: Final = 300.0
+
+Tenant = dict[str, Any]
+
+_FIELDS: Final[tuple[str, ...]] = (
+    "id", "name", "state", "workers", "workers_current", "topics", "partitions", "stream", "queue",
+    "messages_pending", "version", "created_at", "updated_at",
+)  # fmt: skip
+
+
+@click.group()
+def tenant() -> None:
+    """Create, change and delete tenants."""
+
+
+def _show(found: Tenant, *, as_json: bool) -> None:
+    if as_json:
+        output.print_json(found)
+        return
+    fields = {name: found[name] for name in _FIELDS if name in found}
+    credentials = found.get("credentials")
+    if credentials:
+        fields |= {name: credentials[name] for name in ("username", "password", "amqp_url")}
+    output.print_fields(fields)
+    if credentials:
+        output.notice("The password is shown this once; `rotate-credentials` makes a new one.")
+
+
+@tenant.command(
+    epilog=example('tenantry tenant create "Acme Ltd" --id acme --topic events --partitions 3')
+)
+@with_client
+@json_option
+@click.argument("name", required=False)
+@click.option("--id", "tenant_id", help="The id: a-z, 0-9 and hyphens.  [default: generated]")
+@click.option("--name", "name_option", help="The name, in place of the argument.")
+@click.option("--workers", type=click.IntRange(1, 64), help="Workers.  [default: as configured]")
+@click.option("--topic", "--topics", "topics", multiple=True, help="A topic; may be repeated.")
+@click.option("--partitions", type=click.IntRange(1, 64), help="Partitions a topic.  [default: 1]")
+def create(
+    client: ControlClient,
+    *,
+    as_json: bool,
+    name: str | None,
+    tenant_id: str | None,
+    name_option: str | None,
+    workers: int | None,
+    topics: tuple[str, ...],
+    partitions: int | None,
+) -> None:
+    """Create a tenant; once it is there, it consumes.
+
+    Prints its credentials, which are shown this once. --topics also takes a list, as in
+    events,logs.
+    """
+    if name and name_option:
+        raise click.UsageError("the name is given twice: as an argument and as --name")
+    wanted = name or name_option or tenant_id
+    if not wanted:
+        raise click.UsageError("a name is needed: tenantry tenant create NAME")
+    names = [topic for given in topics for topic in given.split(",") if topic]
+    body = {
+        "name": wanted,
+        "id": tenant_id,
+        "workers": workers,
+        "topics": names or None,
+        "partitions": partitions,
+    }
+    with output.working("creating the tenant"):
+        made = client.call(
+            "POST", "/tenants", {key: value for key, value in body.items() if value is not None}
+        )
+    _show(made, as_json=as_json)
+
+
+@tenant.command("list", epilog=example("tenantry tenant list --json | jq -r '.[].id'"))
+@with_client
+@json_option
+@click.option("--limit", type=click.IntRange(min=1), help="How many at most.  [default: all]")
+def list_(client: ControlClient, *, as_json: bool, limit: int | None) -> None:
+    """List the tenants, by id."""
+    tenants = list(client.pages("/tenants", limit=limit))
+    if as_json:
+        output.print_json(tenants)
+        return
+    output.print_table(
+        ("id", "name", "state", "workers", "topics", "partitions", "pending", "created"),
+        [
+            (
+                one["id"],
+                one["name"],
+                one["state"],
+                one["workers"],
+                one["topics"],
+                one["partitions"],
+                one.get("messages_pending"),
+                one["created_at"],
+            )
+            for one in tenants
+        ],
+    )
+
+
+@tenant.command(epilog=example("tenantry tenant show acme --at 2026-01-31T12:00:00Z"))
+@with_client
+@json_option
+@tenant_argument()
+@click.option("--at", metavar="TIME|VERSION", help="As of a time (RFC 3339) or a version.")
+def show(client: ControlClient, *, as_json: bool, tenant_id: str, at: str | None) -> None:
+    """Show a tenant, now or in the past."""
+    found = client.call("GET", tenant_path(tenant_id), params={"at": at} if at else None)
+    _show(found, as_json=as_json)
+
+
+@tenant.command(epilog=example("tenantry tenant resize acme 8"))
+@with_client
+@json_option
+@tenant_argument()
+@click.argument("workers", type=click.IntRange(1, 64))
+def resize(client: ControlClient, *, as_json: bool, tenant_id: str, workers: int) -> None:
+    """Set how many workers store the tenant's messages, 1 to 64; at once, losing nothing."""
+    path = tenant_path(tenant_id, "config", "concurrency")
+    with output.working("resizing"):
+        found = client.call("PUT", path, {"workers": workers})
+    _show(found, as_json=as_json)
+
+
+@tenant.command(epilog=example("tenantry tenant pause acme"))
+@with_client
+@json_option
+@tenant_argument()
+def pause(client: ControlClient, *, as_json: bool, tenant_id: str) -> None:
+    """Stop consuming; messages wait in the queues."""
+    with output.working("pausing"):
+        found = client.call("POST", tenant_path(tenant_id, "pause"))
+    _show(found, as_json=as_json)
+
+
+@tenant.command(epilog=example("tenantry tenant resume acme"))
+@with_client
+@json_option
+@tenant_argument()
+def resume(client: ControlClient, *, as_json: bool, tenant_id: str) -> None:
+    """Consume again, after a pause or after the tenant was parked for failing."""
+    with output.working("resuming"):
+        found = client.call("POST", tenant_path(tenant_id, "resume"))
+    _show(found, as_json=as_json)
+
+
+@tenant.command(
+    "rotate-credentials", epilog=example("tenantry tenant rotate-credentials acme --json")
+)
+@with_client
+@json_option
+@tenant_argument()
+def rotate_credentials(client: ControlClient, *, as_json: bool, tenant_id: str) -> None:
+    """Replace the password of the tenant's broker user, and print the new one this once."""
+    found = client.call("POST", tenant_path(tenant_id, "credentials", "rotate"))
+    _show(found, as_json=as_json)
+
+
+@tenant.command(epilog=example("tenantry tenant delete acme --retain --yes"))
+@with_client
+@json_option
+@tenant_argument()
+@click.option("--retain", is_flag=True, help="Keep the stored messages readable.")
+@click.option("--yes", is_flag=True, help="Don't ask.")
+def delete(
+    client: ControlClient, *, as_json: bool, tenant_id: str, retain: bool, yes: bool
+) -> None:
+    """Delete a tenant: its queues, user and credentials, and its stored messages.
+
+    What is in flight is finished first; what waits in the queues is dropped.
+    """
+    if not yes:
+        if not sys.stdin.isatty():
+            raise click.UsageError("deleting needs --yes where nobody can be asked")
+        lost = "what waits in its queues" if retain else "all its messages"
+        if not click.confirm(f"Delete tenant {output.clean(tenant_id)} and {lost}?", err=True):
+            raise CommandError("nothing was deleted")
+    with output.working("deleting"):
+        client.call(
+            "DELETE",
+            tenant_path(tenant_id),
+            params={"retain": "true"} if retain else None,
+            timeout=DELETE_TIMEOUT,
+        )
+    if as_json:
+        output.print_json({"id": tenant_id, "state": "deleted", "retained": retain})
+    else:
+        click.echo(f"deleted tenant {output.clean(tenant_id)}")

@@ -1,0 +1,168 @@
+"""How the producer gets its tenants and their passwords: from the daemon, over its API."""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
+from urllib.parse import quote
+
+from tenantry.broker.port import Credentials
+from tenantry.domain import names
+
+Say = Callable[[str], None]
+
+CREATED: Final = 201
+CONFLICT: Final = 409
+UNAVAILABLE: Final = 503
+
+TRIES: Final = 6
+FIRST_BACKOFF: Final = 0.25
+
+
+class ProducerError(Exception):
+    """The tenants can't be prepared, or their isolation can't be judged."""
+
+
+class Api(Protocol):
+    """The daemon's API, as much of it as is needed here."""
+
+    def send(self, method: str, path: str, body: object = None) -> tuple[int, Any]:
+        """Make one call; give its status and decoded body."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TenantNames:
+    """A tenant as others may know it: enough to name its objects."""
+
+    tenant_id: str
+    topics: tuple[str, ...]
+    partitions: int
+
+    @property
+    def stream(self) -> str:
+        """Name its stream."""
+        return names.stream_name(self.tenant_id)
+
+    @property
+    def queues(self) -> tuple[str, ...]:
+        """Name every queue it reads from, the default one first."""
+        return (
+            names.queue_name(self.tenant_id),
+            *(
+                names.partition_queue_name(self.tenant_id, topic, partition)
+                for topic in self.topics
+                for partition in range(self.partitions)
+            ),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TenantAccess:
+    """A tenant and its own way into the broker."""
+
+    names: TenantNames
+    credentials: Credentials
+    created: bool = False
+
+
+def ensure_tenant(
+    api: Api, tenant_id: str, *, topics: Sequence[str], partitions: int, say: Say
+) -> TenantAccess:
+    """Create a tenant, or find it, give it the topics it lacks and rotate its password.
+
+    A tenant that exists keeps its number of partitions. Raises `ProducerError`.
+    """
+    wanted = {
+        "id": tenant_id,
+        "name": f"Tenant {tenant_id}",
+        "topics": list(topics),
+        "partitions": partitions,
+    }
+    status, body = _send(api, "POST", "/tenants", wanted)
+    if status == CREATED:
+        return TenantAccess(
+            names=names_of(body), credentials=credentials_of(body["credentials"]), created=True
+        )
+    if status != CONFLICT:
+        raise ProducerError(f"tenant {tenant_id} was not created: {problem(status, body)}")
+    found = names_of(_get(api, _path(tenant_id)))
+    if any(topic not in found.topics for topic in topics):
+        status, body = _send(api, "POST", _path(tenant_id, "topics"), {"topics": list(topics)})
+        if status != 200:
+            raise ProducerError(f"tenant {tenant_id} gets no topics: {problem(status, body)}")
+        found = names_of(body)
+    if found.partitions != partitions:
+        say(
+            f"Notice: tenant {tenant_id} exists with {found.partitions} partition(s) a topic; "
+            f"they are used, not {partitions}"
+        )
+    return TenantAccess(names=found, credentials=rotate(api, tenant_id))
+
+
+def rotate(api: Api, tenant_id: str) -> Credentials:
+    """Give a tenant's broker user a new password. Raises `ProducerError`."""
+    status, body = _send(api, "POST", _path(tenant_id, "credentials", "rotate"))
+    if status != 200:
+        raise ProducerError(
+            f"tenant {tenant_id}'s password can't be rotated: {problem(status, body)}"
+        )
+    return credentials_of(body["credentials"])
+
+
+def every_tenant(api: Api) -> list[TenantNames]:
+    """List the tenants there are that have their objects on the broker."""
+    found: list[TenantNames] = []
+    cursor = ""
+    while True:
+        page = _get(api, f"/tenants?limit=500{cursor}")
+        found += [names_of(one) for one in page["data"] if one["state"] in ("active", "paused")]
+        if not page.get("next_cursor"):
+            return found
+        cursor = f"&cursor={quote(page['next_cursor'], safe='')}"
+
+
+def names_of(tenant: Mapping[str, Any]) -> TenantNames:
+    """Read a tenant's names from the API's answer."""
+    return TenantNames(
+        tenant_id=tenant["id"], topics=tuple(tenant["topics"]), partitions=tenant["partitions"]
+    )
+
+
+def credentials_of(found: Mapping[str, Any]) -> Credentials:
+    """Read credentials from the API's answer. Raises `KeyError`."""
+    return Credentials(
+        username=found["username"], password=found["password"], amqp_url=found["amqp_url"]
+    )
+
+
+def problem(status: int, body: object) -> str:
+    """Say in one line what a problem document says."""
+    if isinstance(body, dict) and (body.get("detail") or body.get("title")):
+        return " ".join(str(body.get("detail") or body["title"]).split())
+    return f"status {status}"
+
+
+def _get(api: Api, path: str) -> Any:
+    status, body = _send(api, "GET", path)
+    if status != 200:
+        raise ProducerError(problem(status, body))
+    return body
+
+
+def _send(api: Api, method: str, path: str, body: object = None) -> tuple[int, Any]:
+    """Make a call; a daemon that is busy starting or recovering is asked again for some seconds."""
+    delay = FIRST_BACKOFF
+    for _ in range(TRIES - 1):
+        status, decoded = api.send(method, path, body)
+        if status != UNAVAILABLE:
+            return status, decoded
+        threading.Event().wait(delay * random.uniform(0.5, 1.0))  # noqa: S311
+        delay *= 2
+    return api.send(method, path, body)
+
+
+def _path(tenant_id: str, *rest: str) -> str:
+    return "/".join(["/tenants", quote(tenant_id, safe=""), *rest])
