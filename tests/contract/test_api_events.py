@@ -1,0 +1,147 @@
+"""The journal over the real control socket."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx
+import pytest
+
+from tenantry.journal.memory import InMemoryEventStore
+from tenantry.journal.port import JournalUnavailableError
+from tests.fakes.api import Served, World, serving
+
+
+@pytest.fixture
+def api() -> Iterator[Served]:
+    with serving(World()) as served:
+        yield served
+
+
+def _types(page: dict[str, Any]) -> list[str]:
+    return [one["type"] for one in page["data"]]
+
+
+def test_an_event_is_shown_with_who_caused_it(api: Served) -> None:
+    api.control.post(
+        "/tenants", json={"id": "acme", "name": "A"}, headers={"X-Request-ID": "req-1"}
+    )
+    page = api.control.get("/tenants/acme/events").json()
+    assert _types(page) == ["TenantCreated", "TenantProvisioned"]
+    first = page["data"][0]
+    assert first.keys() == {
+        "position", "stream", "version", "id", "tenant_id", "type", "schema_version", "data",
+        "actor", "correlation_id", "causation_id", "recorded_at",
+    }  # fmt: skip
+    assert (first["position"], first["version"], first["stream"]) == (1, 1, "tenant-acme")
+    assert first["data"]["name"] == "A"
+    assert first["actor"].startswith("uid=")
+    assert first["correlation_id"] == "req-1"
+
+
+def test_events_are_read_page_by_page_with_a_cursor_that_never_ends(api: Served) -> None:
+    for tenant_id in ("a", "b", "c"):
+        api.world.create(tenant_id)
+    seen, cursor = [], None
+    for _ in range(5):
+        params = {"limit": 2} | ({"cursor": cursor} if cursor else {})
+        page = api.control.get("/events", params=params).json()
+        seen += [one["position"] for one in page["data"]]
+        cursor = page["next_cursor"]
+        assert cursor
+    assert seen == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_deleted_tenants_events_stay(api: Served) -> None:
+    api.world.create("acme")
+    api.control.delete("/tenants/acme")
+    page = api.control.get("/tenants/acme/events").json()
+    assert _types(page)[-2:] == ["DeletionRequested", "TenantDeleted"]
+
+
+def test_an_unknown_tenant_has_no_events(api: Served) -> None:
+    assert api.control.get("/tenants/nobody/events").status_code == 404
+
+
+def test_a_wait_ends_with_an_empty_page_when_nothing_happens(api: Served) -> None:
+    started = time.monotonic()
+    page = api.control.get("/events", params={"wait": 0.2}).json()
+    assert page["data"] == []
+    assert 0.2 <= time.monotonic() - started < 5
+    assert api.control.get("/events", params={"cursor": page["next_cursor"]}).status_code == 200
+
+
+def _waiting(api: Served, path: str, cursor: str, seconds: float = 20) -> dict[str, Any]:
+    transport = httpx.HTTPTransport(uds=str(api.path))
+    with httpx.Client(transport=transport, base_url="http://localhost", timeout=40) as client:
+        answer = client.get(path, params={"cursor": cursor, "wait": seconds})
+        assert answer.status_code == 200, answer.text
+        page: dict[str, Any] = answer.json()
+        return page
+
+
+def _until_following(api: Served, waiting: int) -> None:
+    tail = api.tail()
+    deadline = time.monotonic() + 10
+    while len(tail._waiters) < waiting or not tail._ready.is_set():
+        assert time.monotonic() < deadline
+        threading.Event().wait(0.005)
+
+
+def test_many_wait_on_one_thread_and_each_hears_of_its_own_tenant(api: Served) -> None:
+    for tenant_id in ("quiet", "loud"):
+        api.world.create(tenant_id)
+    paths = ["/tenants/quiet/events"] * 30 + ["/tenants/loud/events"] * 30 + ["/events"] * 30
+    cursors = {path: api.control.get(path).json()["next_cursor"] for path in set(paths)}
+    with ThreadPoolExecutor(90) as threads:
+        pages = [
+            threads.submit(_waiting, api, path, cursors[path], 3 if "quiet" in path else 20)
+            for path in paths
+        ]
+        _until_following(api, 90)
+        api.control.post("/tenants/loud/pause")
+        results = [_types(page.result(30)) for page in pages]
+    assert results == [[]] * 30 + [["TenantPaused"]] * 60
+
+
+def test_a_tenant_is_heard_however_far_behind_its_cursor_is(api: Served) -> None:
+    api.world.create("acme")
+    cursor = api.control.get("/tenants/acme/events").json()["next_cursor"]
+    for number in range(40):
+        api.world.create(f"other-{number}")
+    with ThreadPoolExecutor(1) as threads:
+        page = threads.submit(_waiting, api, "/tenants/acme/events", cursor)
+        _until_following(api, 1)
+        api.control.post("/tenants/acme/pause")
+        assert _types(page.result(30)) == ["TenantPaused"]
+
+
+def test_a_stopping_server_ends_the_waiting(api: Served) -> None:
+    with ThreadPoolExecutor(1) as threads:
+        cursor = api.control.get("/events").json()["next_cursor"]
+        page = threads.submit(_waiting, api, "/events", cursor, 30)
+        _until_following(api, 1)
+        started = time.monotonic()
+        assert api.server.stop()
+        assert page.result(10)["data"] == []
+        assert time.monotonic() - started < 4
+
+
+def test_a_journal_that_goes_away_ends_the_waiting_with_503(
+    api: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(*_: object, **__: object) -> list[Any]:
+        raise JournalUnavailableError("away")
+
+    with ThreadPoolExecutor(1) as threads:
+        future = threads.submit(
+            httpx.get, f"{api.url}/events", params={"wait": 20}, timeout=40, trust_env=False
+        )
+        _until_following(api, 1)
+        for name in ("wait_for_events", "read_all"):
+            monkeypatch.setattr(InMemoryEventStore, name, away)
+        assert future.result(30).status_code == 503

@@ -1,0 +1,199 @@
+"""Tenants over the real control socket."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from uuid import UUID
+
+import httpx
+import pytest
+
+from tests.fakes.api import Served, World, serving
+
+FIELDS = {
+    "id", "name", "state", "workers", "topics", "partitions", "stream", "queue", "version",
+    "created_at", "updated_at", "workers_current", "messages_pending", "parked",
+}  # fmt: skip
+
+
+@pytest.fixture
+def api() -> Iterator[Served]:
+    with serving(World()) as served:
+        yield served
+
+
+def test_a_created_tenant_is_answered_with_its_location_and_credentials(api: Served) -> None:
+    answer = api.control.post(
+        "/tenants",
+        json={"id": "acme", "name": "Acme", "workers": 5, "topics": ["logs"], "partitions": 2},
+    )
+    assert answer.status_code == 201
+    assert answer.headers["location"] == "/tenants/acme"
+    body = answer.json()
+    assert body.keys() == FIELDS | {"credentials"}
+    assert body["credentials"] == {
+        "username": "tenant_acme_producer",
+        "password": "shown once",
+        "amqp_url": "amqp://localhost",
+    }
+    assert body["state"] == "active"
+    assert (body["workers"], body["workers_current"], body["partitions"]) == (5, 5, 2)
+    assert (body["stream"], body["queue"]) == ("tenant_acme_stream", "tenant_acme_queue")
+    assert body["created_at"].endswith("Z")
+
+
+def test_credentials_are_not_shown_again(api: Served) -> None:
+    api.control.post("/tenants", json={"id": "acme", "name": "Acme"})
+    assert api.control.get("/tenants/acme").json().keys() == FIELDS
+
+
+def test_an_id_is_made_where_none_is_given_and_workers_are_the_default(api: Served) -> None:
+    body = api.control.post("/tenants", json={"name": "Acme"}).json()
+    assert str(UUID(body["id"])) == body["id"]
+    assert body["workers"] == 3
+    assert (body["topics"], body["partitions"], body["messages_pending"]) == ([], 1, None)
+
+
+def test_waiting_messages_are_shown(api: Served) -> None:
+    api.world.create("acme")
+    api.world.control.pending["acme"] = 42
+    assert api.control.get("/tenants/acme").json()["messages_pending"] == 42
+
+
+def test_tenants_are_listed_page_by_page(api: Served) -> None:
+    for number in range(5):
+        api.world.create(f"t{number}")
+    found, cursor = [], None
+    for _ in range(3):
+        params = {"limit": 2} | ({"cursor": cursor} if cursor else {})
+        page = api.control.get("/tenants", params=params).json()
+        found += [one["id"] for one in page["data"]]
+        cursor = page["next_cursor"]
+    assert found == ["t0", "t1", "t2", "t3", "t4"]
+    assert cursor is None
+
+
+def test_no_tenants_are_an_empty_list(api: Served) -> None:
+    assert api.control.get("/tenants").json() == {"data": [], "next_cursor": None}
+
+
+def test_workers_are_resized(api: Served) -> None:
+    api.world.create("acme")
+    answer = api.control.put("/tenants/acme/config/concurrency", json={"workers": 64})
+    assert answer.status_code == 200
+    assert answer.json()["workers"] == 64
+
+
+def test_a_tenant_is_paused_and_resumed(api: Served) -> None:
+    api.world.create("acme")
+    assert api.control.post("/tenants/acme/pause").json()["state"] == "paused"
+    assert api.control.post("/tenants/acme/resume").json()["state"] == "active"
+
+
+def test_rotated_credentials_are_shown_once(api: Served) -> None:
+    api.world.create("acme")
+    answer = api.control.post("/tenants/acme/credentials/rotate")
+    assert answer.status_code == 200
+    assert answer.json()["credentials"]["password"] == "shown once"
+    assert answer.headers["cache-control"] == "no-store"
+
+
+def test_topics_are_added(api: Served) -> None:
+    api.world.create("acme", topics=("logs",))
+    answer = api.control.post("/tenants/acme/topics", json={"topics": ["logs", "events"]})
+    assert answer.json()["topics"] == ["logs", "events"]
+
+
+def test_a_deleted_tenant_is_gone_and_its_id_free(api: Served) -> None:
+    api.world.create("acme")
+    answer = api.control.delete("/tenants/acme")
+    assert (answer.status_code, answer.content) == (204, b"")
+    assert api.control.get("/tenants/acme").status_code == 404
+    assert api.control.delete("/tenants/acme").status_code == 404
+    assert api.control.post("/tenants", json={"id": "acme", "name": "A"}).status_code == 201
+
+
+def test_the_past_is_shown_by_version(api: Served) -> None:
+    api.world.create("acme")
+    api.control.put("/tenants/acme/config/concurrency", json={"workers": 9})
+    api.control.delete("/tenants/acme")
+    past = api.control.get("/tenants/acme", params={"at": "2"}).json()
+    assert past.keys() == FIELDS
+    assert (past["state"], past["workers"], past["version"]) == ("active", 3, 2)
+    assert (past["workers_current"], past["messages_pending"]) == (None, None)
+    assert api.control.get("/tenants/acme", params={"at": "5"}).json()["state"] == "deleted"
+
+
+def test_the_past_is_shown_by_time(api: Served) -> None:
+    api.world.create("acme")
+    now = datetime.now(UTC).isoformat()
+    api.control.delete("/tenants/acme")
+    assert api.control.get("/tenants/acme", params={"at": now}).json()["state"] == "active"
+    assert api.control.get(f"/tenants/acme?at={now}").json()["state"] == "active"
+    before = api.control.get("/tenants/acme", params={"at": "2001-01-01T00:00:00Z"})
+    assert before.status_code == 404
+
+
+@pytest.mark.parametrize("version", ["0", "99", "9" * 30, "0" * 40])
+def test_a_version_that_never_was_is_404(api: Served, version: str) -> None:
+    api.world.create("acme")
+    assert api.control.get("/tenants/acme", params={"at": version}).status_code == 404
+
+
+def test_the_journal_names_the_peer_and_the_request(api: Served) -> None:
+    api.control.post(
+        "/tenants", json={"id": "acme", "name": "A"}, headers={"X-Request-ID": "req-1"}
+    )
+    metadata = api.world.control.metadata[-1]
+    assert metadata.actor == f"uid={os.getuid()} pid={os.getpid()}"
+    assert metadata.correlation_id == "req-1"
+
+
+def test_on_tcp_the_journal_names_the_address(api: Served) -> None:
+    assert api.tcp.post("/tenants", json={"id": "acme", "name": "A"}).status_code == 201
+    assert api.world.control.metadata[-1].actor == "anonymous@127.0.0.1"
+
+
+def test_headers_change_neither_the_address_nor_the_listener(api: Served) -> None:
+    forged = {"X-Forwarded-For": "10.1.2.3", "X-Real-IP": "10.1.2.3", "Forwarded": "for=10.1.2.3"}
+    api.tcp.post("/tenants", json={"id": "acme", "name": "A"}, headers=forged)
+    assert api.world.control.metadata[-1].actor == "anonymous@127.0.0.1"
+
+
+def test_a_sane_request_id_comes_back_and_any_other_is_replaced(api: Served) -> None:
+    same = api.control.get("/healthz", headers={"X-Request-ID": "abc-1"})
+    assert same.headers["x-request-id"] == "abc-1"
+    for bad in ("a b", "x" * 129, "<script>"):
+        other = api.control.get("/healthz", headers={"X-Request-ID": bad})
+        assert UUID(other.headers["x-request-id"])
+
+
+def test_curl_reaches_the_control_socket(api: Served) -> None:
+    api.world.create("acme")
+    done = subprocess.run(
+        ["curl", "-sS", "--max-time", "10", "--unix-socket", str(api.path), "http://localhost/tenants"],
+        capture_output=True, check=True, text=True,
+    )  # fmt: skip
+    assert [one["id"] for one in json.loads(done.stdout)["data"]] == ["acme"]
+
+
+def test_curl_creates_a_tenant_and_is_named_by_its_pid(api: Served) -> None:
+    process = subprocess.Popen(
+        ["curl", "-sS", "--max-time", "10", "--unix-socket", str(api.path),
+         "-H", "Content-Type: application/json", "-d", '{"id":"acme","name":"A"}',
+         "-w", "%{http_code}", "-o", "/dev/null", "http://localhost/tenants"],
+        stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    out, _ = process.communicate(timeout=20)
+    assert out == "201"
+    assert api.world.control.metadata[-1].actor == f"uid={os.getuid()} pid={process.pid}"
+
+
+def test_both_listeners_serve_the_same_document(api: Served) -> None:
+    one, other = api.control.get("/openapi.json"), api.tcp.get("/openapi.json")
+    assert one.json() == other.json()
+    assert httpx.codes.is_success(one.status_code)

@@ -1,0 +1,290 @@
+"""A running API on a control socket and TCP, over ports in memory."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import httpx
+from fastapi import FastAPI
+
+from tenantry.api.app import create_app
+from tenantry.api.port import (
+    ActorStatus,
+    Outcome,
+    SystemState,
+    SystemStatus,
+    TenantRuntime,
+)
+from tenantry.api.server import ApiServer
+from tenantry.api.tail import JournalTail
+from tenantry.broker.port import Credentials, Outgoing
+from tenantry.domain import names
+from tenantry.domain.commands import (
+    Command,
+    ConfirmDeleted,
+    ConfirmProvisioned,
+    CreateTenant,
+    RequestDeletion,
+    RotateCredentials,
+)
+from tenantry.domain.tenant import TenantState, decide
+from tenantry.journal.memory import InMemoryEventStore
+from tenantry.journal.port import Metadata
+from tenantry.messages.port import Order, StoredMessage
+from tenantry.projections.memory import InMemoryTenantDirectory, InMemoryTenantProjection
+
+CURSOR_KEY = b"a key for cursors in tests"
+SECRET = "a secret of more than thirty-two bytes, for tests"
+
+
+class FakeControl:
+    """Decides and records commands; its actors do nothing."""
+
+    def __init__(self, journal: InMemoryEventStore, directory: InMemoryTenantDirectory) -> None:
+        self._journal = journal
+        self._directory = directory
+        self._lock = threading.Lock()
+        self.error: Exception | None = None
+        self.held: threading.Event | None = None
+        self.entered = threading.Semaphore(0)
+        self.metadata: list[Metadata] = []
+        self.system = SystemStatus(
+            state=SystemState.RUNNING,
+            ready=True,
+            reasons=(),
+            started_at=datetime(2026, 1, 31, 12, tzinfo=UTC),
+            version="0.1.0",
+            pid=4711,
+            tree=ActorStatus(
+                name="supervisor", kind="Supervisor", state="running", mailbox=0, restarts=0
+            ),
+        )
+        self.pending: dict[str, int] = {}
+
+    def execute(self, command: Command, *, metadata: Metadata, timeout: float) -> Outcome:
+        self.entered.release()
+        if self.held is not None:
+            self.held.wait(timeout)
+        if self.error is not None:
+            raise self.error
+        with self._lock:
+            self.metadata.append(metadata)
+            state = self._take(command, metadata)
+            if isinstance(command, CreateTenant):
+                state = self._take(ConfirmProvisioned(tenant_id=command.tenant_id), metadata)
+            if isinstance(command, RequestDeletion):
+                done = ConfirmDeleted(tenant_id=command.tenant_id, queued=1, stored=2)
+                state = self._take(done, metadata)
+        fresh = isinstance(command, CreateTenant | RotateCredentials)
+        return Outcome(
+            tenant=state,
+            runtime=self.runtime(state.tenant_id),
+            credentials=Credentials(
+                username=names.username(state.tenant_id),
+                password="shown once",
+                amqp_url="amqp://localhost",
+            )
+            if fresh
+            else None,
+        )
+
+    def _take(self, command: Command, metadata: Metadata) -> TenantState:
+        tenant_id = command.tenant_id
+        state = self._directory.get(tenant_id)
+        events = decide(state, command)
+        self._journal.append(
+            names.journal_stream(tenant_id),
+            events,
+            expected=0 if state is None else state.version,
+            metadata=metadata,
+        )
+        after = self._directory.get(tenant_id)
+        assert after is not None
+        return after
+
+    def status(self) -> SystemStatus:
+        return self.system
+
+    def runtime(self, tenant_id: str) -> TenantRuntime | None:
+        state = self._directory.get(tenant_id)
+        if state is None or not state.exists:
+            return None
+        return TenantRuntime(
+            tenant_id=tenant_id,
+            workers_current=state.workers,
+            consuming=True,
+            unsettled=0,
+            rate=0.0,
+            pending=self.pending.get(tenant_id),
+            stored=0,
+            duplicates=0,
+            dead_lettered=0,
+            parked=None,
+        )
+
+    def drain(self) -> None:
+        self.system = replace(
+            self.system, state=SystemState.DRAINING, ready=False, reasons=("draining",)
+        )
+
+    def stop(self) -> None:
+        self.system = replace(self.system, state=SystemState.STOPPING, ready=False)
+
+
+class FakePublishing:
+    """Confirms everything and remembers it, or raises `error`."""
+
+    def __init__(self) -> None:
+        self.sent: list[Outgoing] = []
+        self.error: Exception | None = None
+
+    def publish(self, messages: Sequence[Outgoing], *, timeout: float) -> None:
+        if self.error is not None:
+            raise self.error
+        self.sent.extend(messages)
+
+
+class FakeMessages:
+    """Rows to be read; only `page` is there, which is all the API calls."""
+
+    def __init__(self) -> None:
+        self.rows: dict[str, list[StoredMessage]] = {}
+        self.error: Exception | None = None
+
+    def add(self, tenant_id: str, **fields: Any) -> StoredMessage:
+        rows = self.rows.setdefault(tenant_id, [])
+        given: dict[str, Any] = {
+            "id": f"m-{len(rows) + 1}",
+            "topic": "default",
+            "partition": 0,
+            "payload": "{}",
+            "body": None,
+            "content_type": "application/json",
+            "headers": None,
+        } | fields
+        row = StoredMessage(
+            tenant_id=tenant_id,
+            position=len(rows) + 1,
+            published_at=None,
+            created_at=datetime(2026, 1, 31, 12, tzinfo=UTC),
+            **given,
+        )
+        rows.append(row)
+        return row
+
+    def page(
+        self,
+        tenant_id: str,
+        *,
+        topic: str | None = None,
+        after: int | None = None,
+        limit: int = 50,
+        order: Order = Order.ASCENDING,
+    ) -> list[StoredMessage]:
+        if self.error is not None:
+            raise self.error
+        up = order is Order.ASCENDING
+        rows = self.rows.get(tenant_id, [])
+        return [
+            row
+            for row in (rows if up else reversed(rows))
+            if (topic is None or row.topic == topic)
+            and (after is None or (row.position > after if up else row.position < after))
+        ][:limit]
+
+
+class World:
+    """Everything the API stands on, in memory, and the application over it."""
+
+    def __init__(self, **options: Any) -> None:
+        projection = InMemoryTenantProjection()
+        self.journal = InMemoryEventStore(projections=[projection])
+        self.directory = InMemoryTenantDirectory(self.journal, projection)
+        self.control = FakeControl(self.journal, self.directory)
+        self.messages = FakeMessages()
+        self.publishing = FakePublishing()
+        self.options = options
+
+    def app(self) -> FastAPI:
+        given: dict[str, Any] = {
+            "control": self.control,
+            "directory": self.directory,
+            "journal": self.journal,
+            "messages": self.messages,
+            "publishing": self.publishing,
+            "cursor_key": CURSOR_KEY,
+            "default_workers": 3,
+            "info": {"version": "0.1.0"},
+        } | self.options
+        return create_app(**given)
+
+    def create(self, tenant_id: str, **fields: Any) -> None:
+        given: dict[str, Any] = {"name": "Acme", "workers": 3} | fields
+        self.control.execute(
+            CreateTenant(tenant_id=tenant_id, **given), metadata=Metadata(actor="test"), timeout=1
+        )
+
+
+class Served:
+    """A world that is being served, with clients of both listeners."""
+
+    def __init__(self, world: World, app: FastAPI, server: ApiServer, path: Path) -> None:
+        self.world = world
+        self.app = app
+        self.server = server
+        self.path = path
+        self.url = f"http://127.0.0.1:{server.tcp_port}"
+        self.control = httpx.Client(
+            transport=httpx.HTTPTransport(uds=str(path)),
+            base_url="http://localhost",
+            timeout=30,
+            trust_env=False,
+        )
+        self.tcp = httpx.Client(base_url=self.url, timeout=30, trust_env=False)
+
+    def tail(self) -> JournalTail:
+        tail = self.app.state.services.tail
+        assert isinstance(tail, JournalTail)
+        return tail
+
+
+@contextmanager
+def short_directory() -> Iterator[Path]:
+    """A directory whose path leaves room for a Unix socket's name."""
+    directory = Path(tempfile.mkdtemp(prefix="tenantry-", dir="/tmp"))
+    try:
+        yield directory
+    finally:
+        shutil.rmtree(directory)
+
+
+@contextmanager
+def serving(world: World, **options: Any) -> Iterator[Served]:
+    """Serve a world on both listeners, on a thread of its own."""
+    with short_directory() as directory:
+        path = directory / "control.sock"
+        app = world.app()
+        server = ApiServer(app, socket_path=path, tcp=("127.0.0.1", 0), **options)
+        server.bind()
+        thread = threading.Thread(target=server.run, name="api")
+        thread.start()
+        served = Served(world, app, server, path)
+        try:
+            assert server.wait_started(10)
+            yield served
+        finally:
+            served.control.close()
+            served.tcp.close()
+            if world.control.held is not None:
+                world.control.held.set()
+            server.stop()
+            thread.join(20)
+            assert not thread.is_alive()

@@ -1,0 +1,216 @@
+from __future__ import annotations
+
+import json
+import zlib
+from datetime import UTC, datetime, timedelta
+
+import jwt
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tenantry.api import access, rawjson
+from tenantry.api.cursors import BadCursorError, Cursors
+from tenantry.api.partitions import Router, partition_of_key
+from tenantry.api.times import format_time, parse_time
+from tenantry.api.tokens import BadTokenError, Principal, Scope, Tokens
+from tests.fakes.api import SECRET, World
+
+CURSORS = Cursors(b"sixteen bytes or more")
+
+
+def test_a_cursor_gives_back_what_it_holds() -> None:
+    assert CURSORS.open_position(CURSORS.seal_position(7, "a", "b"), "a", "b") == 7
+
+
+@pytest.mark.parametrize("binding", [("b",), ("a", "x"), ("ax",), ()])
+def test_a_cursor_opens_only_where_it_belongs(binding: tuple[str, ...]) -> None:
+    with pytest.raises(BadCursorError):
+        CURSORS.open(CURSORS.seal(b"1", "a"), *binding)
+
+
+def test_a_cursor_of_another_key_is_refused() -> None:
+    with pytest.raises(BadCursorError):
+        Cursors(b"quite another key").open(CURSORS.seal(b"1", "a"), "a")
+
+
+@given(st.text(max_size=80))
+def test_no_invented_cursor_opens(text: str) -> None:
+    with pytest.raises(BadCursorError):
+        CURSORS.open(text, "a")
+
+
+@given(st.integers(0, 2**63 - 1), st.integers(0, 31), st.integers(1, 255))
+def test_a_cursor_changed_in_any_byte_is_refused(position: int, place: int, flip: int) -> None:
+    token = bytearray(CURSORS.seal_position(position, "a").encode())
+    token[place] ^= flip
+    with pytest.raises(BadCursorError):
+        CURSORS.open(token.decode("latin-1"), "a")
+
+
+def test_a_short_cursor_key_is_refused() -> None:
+    with pytest.raises(ValueError, match="16 bytes"):
+        Cursors(b"short")
+
+
+@pytest.mark.parametrize(
+    ("text", "moment"),
+    [
+        ("2026-01-31T12:00:00Z", datetime(2026, 1, 31, 12, tzinfo=UTC)),
+        ("2026-01-31t12:00:00.123456789z", datetime(2026, 1, 31, 12, 0, 0, 123456, UTC)),
+        ("2026-01-31T12:00:00+02:00", datetime(2026, 1, 31, 10, tzinfo=UTC)),
+        ("2026-01-31T12:00:00 02:00", datetime(2026, 1, 31, 10, tzinfo=UTC)),
+    ],
+)
+def test_times_are_read_as_utc(text: str, moment: datetime) -> None:
+    assert parse_time(text) == moment
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "2026-01-31",
+        "2026-01-31T12:00:00",
+        "2026-02-30T12:00:00Z",
+        "0000-01-01T00:00:00Z",
+        "0001-01-01T00:00:00+23:59",
+        "2026-01-31T12:00:60Z",
+        "٢026-01-31T12:00:00Z",
+        "20260131T120000Z",
+    ],
+)
+def test_what_is_no_time_is_none(text: str) -> None:
+    assert parse_time(text) is None
+
+
+@given(st.text(max_size=40))
+def test_reading_a_time_never_fails(text: str) -> None:
+    parse_time(text)
+
+
+def test_times_are_written_with_z() -> None:
+    assert format_time(datetime(2026, 1, 31, 12, tzinfo=UTC)) == "2026-01-31T12:00:00.000000Z"
+
+
+def test_the_partition_of_a_key_is_its_crc_32_modulo_the_partitions() -> None:
+    assert partition_of_key("customer-42", 7) == zlib.crc32(b"customer-42") % 7
+
+
+def test_messages_without_a_key_take_turns() -> None:
+    router = Router()
+    keys = [router.routing_key("acme", "logs", 3, None) for _ in range(6)]
+    assert keys == ["logs.0", "logs.1", "logs.2"] * 2
+
+
+def test_each_topic_has_its_own_turns() -> None:
+    router = Router()
+    assert router.routing_key("acme", "logs", 3, None) == "logs.0"
+    assert router.routing_key("acme", "events", 3, None) == "events.0"
+
+
+def test_the_default_topic_has_no_partitions() -> None:
+    assert Router().routing_key("acme", "default", 3, "key") == "default"
+
+
+_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(st.characters(exclude_categories=["Cs"])),
+    lambda inner: st.lists(inner, max_size=4)
+    | st.dictionaries(st.text(st.characters(exclude_categories=["Cs"])), inner, max_size=4),
+    max_leaves=20,
+)
+
+
+@given(st.lists(_JSON, max_size=5), st.sampled_from([None, 1]), st.booleans())
+def test_cut_out_members_are_the_values_themselves(
+    values: list[object], indent: int | None, ascii_only: bool
+) -> None:
+    objects = [{"before": [1, {"payload": 0}], "payload": one, "after": "}"} for one in values]
+    body = json.dumps(objects, indent=indent, ensure_ascii=ascii_only).encode()
+    assert [json.loads(one) for one in rawjson.members(body, "payload")] == values
+
+
+def test_a_number_keeps_every_digit() -> None:
+    body = b' { "payload" : 12345678901234567890123.4500 } '
+    assert rawjson.members(body, "payload") == [b"12345678901234567890123.4500"]
+
+
+def test_of_a_member_that_comes_twice_the_last_holds() -> None:
+    assert rawjson.members(b'{"payload":1,"payload":[2]}', "payload") == [b"[2]"]
+
+
+def test_what_is_nested_too_deeply_is_bad_json() -> None:
+    body = b'{"payload":' + b"[" * 1020 + b"]" * 1020 + b"}"
+    rawjson.loads(body)
+    try:
+        rawjson.members(body, "payload")
+    except json.JSONDecodeError as error:
+        assert "nested" in error.msg  # noqa: PT017 - whether it fails depends on the stack's depth
+
+
+NOW = datetime.now(UTC)
+TOKENS = Tokens(SECRET)
+
+
+def test_an_admins_token_is_read_back() -> None:
+    token = TOKENS.issue(subject="ann", now=NOW, ttl=timedelta(hours=1))
+    assert TOKENS.read(token) == Principal(name="ann", scope=Scope.ADMIN)
+
+
+def test_a_tenants_token_names_its_tenant() -> None:
+    token = TOKENS.issue(subject="app", now=NOW, ttl=timedelta(hours=1), tenant_id="acme")
+    assert TOKENS.read(token) == Principal(name="app", scope=Scope.TENANT, tenant_id="acme")
+
+
+def _signed(algorithm: str = "HS256", secret: str = SECRET, **claims: object) -> str:
+    full = {"exp": NOW + timedelta(hours=1), "sub": "ann", "scope": "admin"} | claims
+    given = {name: value for name, value in full.items() if value is not None}
+    return jwt.encode(given, secret, algorithm=algorithm)
+
+
+@pytest.mark.parametrize(
+    "token",
+    [
+        "",
+        "a.b.c",
+        "é",
+        _signed(secret="another secret, and of thirty-two bytes or more"),
+        _signed(algorithm="HS512", secret=SECRET * 2),
+        jwt.encode({"exp": NOW + timedelta(hours=1), "scope": "admin"}, "", algorithm="none"),
+        _signed(exp=None),
+        _signed(exp="soon"),
+        _signed(exp=NOW - timedelta(seconds=1)),
+        _signed(nbf=NOW + timedelta(hours=1)),
+        _signed(scope=None),
+        _signed(scope="root"),
+        _signed(scope=["admin"]),
+        _signed(scope="tenant"),
+        _signed(scope="tenant", tenant_id="A B"),
+        _signed(scope="tenant", tenant_id=7),
+    ],
+)
+def test_a_bad_token_is_refused(token: str) -> None:
+    with pytest.raises(BadTokenError):
+        TOKENS.read(token)
+
+
+def test_a_short_secret_is_refused() -> None:
+    with pytest.raises(ValueError, match="32 bytes"):
+        Tokens("short")
+
+
+def test_every_route_has_a_rule_of_access_and_every_rule_a_route() -> None:
+    access.check_routes(World().app().routes)
+
+
+def test_a_route_without_a_rule_is_noticed() -> None:
+    app = World().app()
+    app.get("/forgotten")(lambda: None)
+    with pytest.raises(RuntimeError, match="/forgotten"):
+        access.check_routes(app.routes)
+
+
+def test_only_health_and_documentation_are_public() -> None:
+    public = {path for (_, path), rule in access.TABLE.items() if rule is access.Access.PUBLIC}
+    assert public == {"/healthz", "/readyz", "/openapi.json", "/docs", "/swagger/{asset}"}
