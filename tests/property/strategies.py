@@ -1,0 +1,88 @@
+"""Tenants' commands and events as Hypothesis makes them up."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any, get_args, get_type_hints
+
+from hypothesis import strategies as st
+
+from tenantry.domain.commands import (
+    AbandonProvisioning,
+    AddTopics,
+    Command,
+    ConfirmDeleted,
+    ConfirmProvisioned,
+    CreateTenant,
+    ParkTenant,
+    PauseTenant,
+    RequestDeletion,
+    ResizeWorkers,
+    ResumeTenant,
+    RotateCredentials,
+)
+from tenantry.domain.events import Event, MessageDeadLettered, TenantEvent
+
+TENANT = "acme"
+
+topics = st.sampled_from(["events", "logs", "notifications", "a", "b_c", "d-e"])
+bad_topics = st.sampled_from(["", "default", "a.b", "UPPER", "-a", "x" * 64])
+workers = st.integers(-2, 70)
+text = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=20)
+
+
+def commands(tenant_id: str = TENANT) -> st.SearchStrategy[Command]:
+    """Commands of one tenant, sensible ones and foolish ones."""
+    one = st.just(tenant_id)
+    topic_lists = st.lists(st.one_of(topics, topics, topics, bad_topics), max_size=5).map(tuple)
+    return st.one_of(
+        st.builds(
+            CreateTenant,
+            tenant_id=one,
+            name=st.sampled_from(["Acme", "", " ", "x" * 200, "x" * 201, "a\nb", "Ünï"]),
+            workers=workers,
+            topics=topic_lists,
+            partitions=workers,
+        ),
+        st.builds(CreateTenant, tenant_id=one, name=st.just("Acme"), workers=st.integers(1, 64)),
+        st.builds(ConfirmProvisioned, tenant_id=one),
+        st.builds(AbandonProvisioning, tenant_id=one, reason=text),
+        st.builds(ResizeWorkers, tenant_id=one, workers=workers),
+        st.builds(PauseTenant, tenant_id=one),
+        st.builds(ParkTenant, tenant_id=one, reason=text),
+        st.builds(ResumeTenant, tenant_id=one),
+        st.builds(RotateCredentials, tenant_id=one),
+        st.builds(AddTopics, tenant_id=one, topics=topic_lists),
+        st.builds(RequestDeletion, tenant_id=one, retain=st.booleans()),
+        st.builds(
+            ConfirmDeleted,
+            tenant_id=one,
+            queued=st.integers(0, 10**12),
+            stored=st.integers(0, 10**12),
+        ),
+    )
+
+
+def _values(hint: Any) -> st.SearchStrategy[Any]:
+    if hint is str:
+        return text
+    if hint is int:
+        return st.integers(-(2**63), 2**63)
+    if hint is bool:
+        return st.booleans()
+    if hint == str | None:
+        return st.none() | text
+    if hint == tuple[str, ...]:
+        return st.lists(text, max_size=4).map(tuple)
+    raise AssertionError(f"no strategy for {hint}")
+
+
+def _any_of(kind: type[Any]) -> st.SearchStrategy[Any]:
+    hints = get_type_hints(kind)
+    return st.builds(kind, **{one.name: _values(hints[one.name]) for one in fields(kind)})
+
+
+EVENT_KINDS: tuple[type[Any], ...] = (*get_args(TenantEvent), MessageDeadLettered)
+
+events: st.SearchStrategy[Event] = st.one_of(*map(_any_of, EVENT_KINDS))
+"""Every kind of event, with any values of its fields' types."""

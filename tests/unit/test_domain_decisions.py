@@ -1,0 +1,221 @@
+"""What each command leads to, in each state of a tenant."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime
+
+import pytest
+
+from tenantry.domain import names
+from tenantry.domain.commands import (
+    AbandonProvisioning,
+    AddTopics,
+    Command,
+    ConfirmDeleted,
+    ConfirmProvisioned,
+    CreateTenant,
+    ParkTenant,
+    PauseTenant,
+    RequestDeletion,
+    ResizeWorkers,
+    ResumeTenant,
+    RotateCredentials,
+)
+from tenantry.domain.errors import (
+    DomainError,
+    InvalidCommandError,
+    TenantExistsError,
+    TenantNotFoundError,
+    WrongStateError,
+)
+from tenantry.domain.events import (
+    CredentialsRotated,
+    DeletionRequested,
+    ProvisioningAbandoned,
+    TenantCreated,
+    TenantDeleted,
+    TenantEvent,
+    TenantParked,
+    TenantPaused,
+    TenantProvisioned,
+    TenantResumed,
+    TopicsAdded,
+    WorkersResized,
+)
+from tenantry.domain.tenant import MAX_TOPICS, Lifecycle, TenantState, decide, evolve, fold
+
+T = "acme"
+AT = datetime(2030, 1, 1, tzinfo=UTC)
+
+ACTIVE = TenantState(
+    tenant_id=T,
+    name="Acme",
+    lifecycle=Lifecycle.ACTIVE,
+    workers=3,
+    topics=("events",),
+    partitions=2,
+    version=2,
+    created_at=AT,
+    updated_at=AT,
+)
+STATES = {
+    "none": None,
+    "provisioning": replace(ACTIVE, lifecycle=Lifecycle.PROVISIONING),
+    "active": ACTIVE,
+    "paused": replace(ACTIVE, lifecycle=Lifecycle.PAUSED),
+    "parked": replace(ACTIVE, lifecycle=Lifecycle.PAUSED, parked="kept failing"),
+    "draining": replace(ACTIVE, lifecycle=Lifecycle.DRAINING),
+    "deleted": replace(ACTIVE, lifecycle=Lifecycle.DELETED),
+}
+
+CREATE = CreateTenant(tenant_id=T, name="Acme", workers=3, topics=("a",), partitions=2)
+CREATED = TenantCreated(tenant_id=T, name="Acme", workers=3, topics=("a",), partitions=2)
+PROVISIONED = ConfirmProvisioned(tenant_id=T)
+ABANDON = AbandonProvisioning(tenant_id=T, reason="no broker")
+RESIZE = ResizeWorkers(tenant_id=T, workers=5)
+PAUSE = PauseTenant(tenant_id=T)
+PARK = ParkTenant(tenant_id=T, reason="kept failing")
+RESUME = ResumeTenant(tenant_id=T)
+ROTATE = RotateCredentials(tenant_id=T)
+ADD = AddTopics(tenant_id=T, topics=("events", "logs"))
+DELETE = RequestDeletion(tenant_id=T, retain=True)
+DELETED = ConfirmDeleted(tenant_id=T, queued=1, stored=2)
+
+RESIZED = (WorkersResized(tenant_id=T, previous=3, workers=5),)
+ROTATED = (CredentialsRotated(tenant_id=T),)
+ADDED = (TopicsAdded(tenant_id=T, topics=("logs",)),)
+PARKED = (TenantParked(tenant_id=T, reason="kept failing"),)
+RESUMED = (TenantResumed(tenant_id=T),)
+GOING = (DeletionRequested(tenant_id=T, retain=True),)
+
+Answer = tuple[TenantEvent, ...] | type[DomainError]
+MISSING, EXISTS, WRONG = TenantNotFoundError, TenantExistsError, WrongStateError
+
+#             none     provisioning  active   paused    parked    draining  deleted
+TABLE: list[tuple[Command, list[Answer]]] = [
+    (CREATE, [(CREATED,), EXISTS, EXISTS, EXISTS, EXISTS, EXISTS, (CREATED,)]),
+    (PROVISIONED, [MISSING, (TenantProvisioned(tenant_id=T),), (), (), (), (), MISSING]),
+    (
+        ABANDON,
+        [
+            MISSING,
+            (ProvisioningAbandoned(tenant_id=T, reason="no broker"),),
+            WRONG,
+            WRONG,
+            WRONG,
+            WRONG,
+            MISSING,
+        ],
+    ),
+    (RESIZE, [MISSING, WRONG, RESIZED, RESIZED, RESIZED, WRONG, MISSING]),
+    (PAUSE, [MISSING, WRONG, (TenantPaused(tenant_id=T),), (), (), WRONG, MISSING]),
+    (PARK, [MISSING, WRONG, PARKED, PARKED, (), WRONG, MISSING]),
+    (RESUME, [MISSING, WRONG, (), RESUMED, RESUMED, WRONG, MISSING]),
+    (ROTATE, [MISSING, WRONG, ROTATED, ROTATED, ROTATED, WRONG, MISSING]),
+    (ADD, [MISSING, WRONG, ADDED, ADDED, ADDED, WRONG, MISSING]),
+    (DELETE, [MISSING, GOING, GOING, GOING, GOING, (), MISSING]),
+    (
+        DELETED,
+        [
+            MISSING,
+            WRONG,
+            WRONG,
+            WRONG,
+            WRONG,
+            (TenantDeleted(tenant_id=T, queued=1, stored=2),),
+            MISSING,
+        ],
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("command", "state", "answer"),
+    [
+        pytest.param(command, STATES[state], answer, id=f"{type(command).__name__}-{state}")
+        for command, answers in TABLE
+        for state, answer in zip(STATES, answers, strict=True)
+    ],
+)
+def test_a_command_has_its_answer_in_each_state(
+    command: Command, state: TenantState | None, answer: Answer
+) -> None:
+    if isinstance(answer, tuple):
+        assert decide(state, command) == answer
+    else:
+        with pytest.raises(answer, match="acme"):
+            decide(state, command)
+
+
+@pytest.mark.parametrize(
+    ("command", "field"),
+    [
+        (replace(CREATE, tenant_id="Acme"), "id"),
+        (replace(CREATE, tenant_id=""), "id"),
+        (replace(CREATE, tenant_id="-a"), "id"),
+        (replace(CREATE, tenant_id="a-"), "id"),
+        (replace(CREATE, tenant_id="a" * 41), "id"),
+        (replace(CREATE, tenant_id="a\n"), "id"),
+        (replace(CREATE, tenant_id="é"), "id"),
+        (replace(CREATE, name=""), "name"),
+        (replace(CREATE, name="   "), "name"),
+        (replace(CREATE, name="x" * 201), "name"),
+        (replace(CREATE, name="a\0b"), "name"),
+        (replace(CREATE, workers=0), "workers"),
+        (replace(CREATE, workers=65), "workers"),
+        (replace(CREATE, partitions=0), "partitions"),
+        (replace(CREATE, partitions=65), "partitions"),
+        (replace(CREATE, topics=("a", "a")), "topics"),
+        (replace(CREATE, topics=("default",)), "topics"),
+        (replace(CREATE, topics=("a.b",)), "topics"),
+        (replace(CREATE, topics=tuple(f"t{n}" for n in range(MAX_TOPICS + 1))), "topics"),
+    ],
+)
+def test_a_tenant_outside_the_limits_is_not_created(command: CreateTenant, field: str) -> None:
+    with pytest.raises(InvalidCommandError) as caught:
+        decide(None, command)
+    assert caught.value.field == field
+
+
+@pytest.mark.parametrize("workers", [0, 65, -1])
+def test_a_tenant_is_not_resized_beyond_the_limits(workers: int) -> None:
+    with pytest.raises(InvalidCommandError):
+        decide(ACTIVE, ResizeWorkers(tenant_id=T, workers=workers))
+
+
+def test_a_tenant_has_no_more_topics_than_allowed() -> None:
+    state = replace(ACTIVE, topics=tuple(f"t{number}" for number in range(MAX_TOPICS)))
+    assert decide(state, AddTopics(tenant_id=T, topics=("t1",))) == ()
+    with pytest.raises(InvalidCommandError):
+        decide(state, AddTopics(tenant_id=T, topics=("one-more",)))
+
+
+def test_resizing_to_the_present_size_changes_nothing() -> None:
+    assert decide(ACTIVE, ResizeWorkers(tenant_id=T, workers=3)) == ()
+
+
+def test_resuming_revives_a_parked_tenant() -> None:
+    state = evolve(STATES["parked"], TenantResumed(tenant_id=T), AT)
+    assert (state.lifecycle, state.parked) == (Lifecycle.ACTIVE, None)
+
+
+def test_an_abandoned_id_can_be_created_again() -> None:
+    state = evolve(STATES["provisioning"], ProvisioningAbandoned(tenant_id=T, reason="x"), AT)
+    assert not state.exists
+    again = fold([(event, AT) for event in decide(state, CREATE)], state)
+    assert again is not None
+    assert (again.version, again.lifecycle) == (state.version + 1, Lifecycle.PROVISIONING)
+
+
+def test_a_life_cannot_begin_in_the_middle() -> None:
+    with pytest.raises(ValueError, match="does not begin"):
+        fold([(TenantPaused(tenant_id=T), AT)])
+
+
+def test_names_of_tenants_fit_the_places_they_are_used_in() -> None:
+    longest = "a" * 40
+    assert names.is_tenant_id(longest)
+    assert len(names.partition_table_name(longest)) <= 63
+    assert names.category(names.journal_stream("a-b-c")) == "tenant"
+    assert names.category(names.dead_letter_journal_stream("a-b-c")) == "dead_letters"
