@@ -3,23 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from tenantry.database.pool import Database
-from tests import services_postgres
+from tests import services_postgres, services_rabbitmq
 
 _postgres = services_postgres.PostgresService()
+_rabbitmq = services_rabbitmq.RabbitService()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    # Once a run, by the controller: xdist's workers inherit the environment that names it.
-    if not hasattr(config, "workerinput") and not config.option.collectonly:
-        _postgres.start()
+    # Once a run, by the controller: xdist's workers inherit the environment that names them.
+    if hasattr(config, "workerinput") or config.option.collectonly:
+        return
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        starting = [pool.submit(service.start) for service in (_postgres, _rabbitmq)]
+    for one in starting:
+        one.result()
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
-    _postgres.stop()
+    try:
+        _rabbitmq.stop()
+    finally:
+        _postgres.stop()
+
+
+@pytest.fixture
+def rabbitmq() -> Iterator[services_rabbitmq.RabbitHost]:
+    """A fresh virtual host on the run's RabbitMQ, deleted after the test."""
+    with services_rabbitmq.virtual_host() as host:
+        yield host
 
 
 @pytest.fixture
