@@ -57,7 +57,7 @@ class TenantBoard:
         self.workers: dict[str, Ref] = {}
         self.workers_current = 0
         self.consuming = False
-        self.waiting_since: float | None = None
+        self.waiting_since = time.monotonic()
         self.in_hand: dict[str, int] = {}
         self.in_flight = 0
         self.buffered = 0
@@ -141,15 +141,10 @@ class TenantBoard:
 
     def waits(self, now: float, grace: float) -> bool:
         """Tell whether the tenant should consume and has not for longer than `grace` seconds."""
+        if self.consuming or now - self.waiting_since < grace:
+            return False
         state = self.state
-        if state is None:
-            return True
-        return (
-            state.lifecycle is Lifecycle.ACTIVE
-            and not self.consuming
-            and self.waiting_since is not None
-            and now - self.waiting_since > grace
-        )
+        return state is None or state.lifecycle is Lifecycle.ACTIVE
 
 
 class Board:

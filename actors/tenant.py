@@ -49,7 +49,6 @@ from actors.supervision import (
 from actors.worker import Worker, WorkerPorts
 from tenantry.api.port import CommandFailedError, Outcome, UnavailableError
 from tenantry.broker.port import BrokerError, BrokerUnavailableError, Consuming, Credentials
-from tenantry.broker.topology import queues_of
 from tenantry.domain import names
 from tenantry.domain.commands import (
     AbandonProvisioning,
@@ -454,7 +453,7 @@ class Tenant(SupervisedActor):
         self._consumer = Consumer.start(
             tenant_id=self._id,
             parent=self.actor_ref,
-            queues=queues_of(topology_of(state)),
+            queues=topology_of(state).queues(),
             workers=state.workers,
             limits=self._ports.limits,
             ports=ConsumerPorts(broker=self._ports.broker, clock=self._ports.clock),
@@ -532,6 +531,7 @@ class Tenant(SupervisedActor):
         board.workers.clear()
         board.workers_current = 0
         board.consuming = False
+        board.waiting_since = self._ports.clock.now()
         board.store_down = False
 
     # Draining.

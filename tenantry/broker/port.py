@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
+from tenantry.domain import names
 from tenantry.messages.port import Incoming
 
 
@@ -37,6 +38,23 @@ class TenantTopology:
     tenant_id: str
     topics: tuple[str, ...]
     partitions: int
+
+    def queues(self) -> tuple[QueueSpec, ...]:
+        """Give the queues that are consumed: the default one first, then topic by topic."""
+        return (
+            QueueSpec(
+                name=names.queue_name(self.tenant_id), topic=names.DEFAULT_TOPIC, partition=0
+            ),
+            *(
+                QueueSpec(
+                    name=names.partition_queue_name(self.tenant_id, topic, partition),
+                    topic=topic,
+                    partition=partition,
+                )
+                for topic in self.topics
+                for partition in range(self.partitions)
+            ),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

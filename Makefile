@@ -1,0 +1,48 @@
+# Everything here does its own set-up: Python 3.11+ and make are all it takes.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# Half of the cores for tests, the others for the broker and the database.
+JOBS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2); echo $$(( n > 3 ? n / 2 : 2 )))
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check bench format clean
+
+help: ## what there is
+	@awk -F':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: $(VENV)/.installed broker ## the main job, end to end, on this machine
+	@$(BIN)/tenantry demo
+
+test: $(VENV)/.installed broker ## the whole test suite, against a real RabbitMQ and a real PostgreSQL
+	@$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(PYTEST_ARGS)
+
+check: $(VENV)/.installed ## formatting, lint, types, import rules
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+bench: $(VENV)/.installed broker ## the benchmarks, side by side with the peers
+	@$(BIN)/python -m bench $(BENCH_ARGS)
+
+format: $(VENV)/.installed ## format and sort
+	@$(BIN)/ruff check --fix --select I .
+	@$(BIN)/ruff format .
+
+clean: ## remove what was made here
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache *.egg-info build
+
+.PHONY: broker
+broker:
+	@sh scripts/ensure-rabbitmq.sh
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Tenantry needs Python 3.11 or newer; set PYTHON=..." >&2; exit 1; }
+	@echo "Installing into $(VENV) ..."
+	@$(PYTHON) -m venv $(VENV) || \
+		{ echo "Python's venv module is missing (Debian and Ubuntu: apt install python3-venv)" >&2; exit 1; }
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@

@@ -1,0 +1,1 @@
+"""Benchmarks: the daemon and its peers, side by side in one run, on real services."""

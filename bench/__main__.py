@@ -1,0 +1,113 @@
+"""`python -m bench`: everything in one go, on services of its own, with the ratios."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import tempfile
+from pathlib import Path
+
+import psycopg
+from rich.console import Console
+from rich.table import Table
+
+from bench import peers, subject
+from tenantry.broker.rabbitmq.node import PrivateNode
+from tenantry.database.embedded import EmbeddedPostgres
+
+STEADY_RATE = 1000
+
+
+def main() -> None:
+    """Run the benchmarks and print their figures."""
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    parser.add_argument("--messages", type=int, default=200_000, help="per throughput figure")
+    parser.add_argument("--plain-messages", type=int, default=5_000, help="for the plain handler")
+    parser.add_argument(
+        "--backlog", type=int, default=1_000_000, help="for the memory figure; 0: skip"
+    )
+    parser.add_argument("--steady-seconds", type=int, default=15, help="for the latency figure")
+    parser.add_argument("--json", action="store_true", help="one JSON document on stdout")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="tenantry-bench-") as name:
+        figures = measure(Path(name), options)
+    if options.json:
+        print(json.dumps(figures, indent=2))
+    else:
+        show(figures)
+
+
+def measure(directory: Path, options: argparse.Namespace) -> dict[str, float]:
+    """Measure everything, one after the other."""
+    directory.chmod(0o755)
+    console = Console(stderr=True)
+    node = PrivateNode(directory / "rabbitmq")
+    postgres = EmbeddedPostgres(directory / "postgres")
+    figures: dict[str, float] = {}
+    try:
+        with console.status("starting RabbitMQ and PostgreSQL"):
+            node.start()
+            _enable_commit_times(postgres)
+            db = postgres.start()
+        with console.status("pika alone"):
+            figures["pika_alone"] = peers.pika_alone(node.url, options.messages)
+        with console.status("a plain handler"):
+            figures["plain_handler"] = peers.plain_handler(node.url, db, options.plain_messages)
+        with subject.running(directory / "one", node.url, node.management_url, db) as daemon:
+            with console.status("the daemon, one tenant"):
+                figures["daemon_1"] = daemon.drain_backlog(1, options.messages)
+            with console.status("the daemon, ten tenants"):
+                figures["daemon_10"] = daemon.drain_backlog(10, options.messages)
+            with console.status(f"the daemon at {STEADY_RATE} messages/s"):
+                latencies = daemon.latencies(STEADY_RATE, options.steady_seconds)
+            figures["latency_median_ms"] = statistics.median(latencies)
+            figures["latency_p99_ms"] = latencies[int(len(latencies) * 0.99)]
+        if options.backlog:
+            with (
+                subject.running(directory / "two", node.url, node.management_url, db) as daemon,
+                console.status(f"the daemon before {options.backlog:,} messages"),
+            ):
+                figures["daemon_backlog"] = daemon.drain_backlog(3, options.backlog)
+                figures["peak_rss_mb"] = daemon.peak_rss_mb()
+    finally:
+        node.stop()
+        postgres.stop()
+    return figures
+
+
+def _enable_commit_times(postgres: EmbeddedPostgres) -> None:
+    with psycopg.connect(postgres.start(), autocommit=True) as connection:
+        connection.execute("ALTER SYSTEM SET track_commit_timestamp = on")
+    postgres.stop()
+
+
+def show(figures: dict[str, float]) -> None:
+    """Print the figures as tables."""
+    alone, plain = figures["pika_alone"], figures["plain_handler"]
+    table = Table(title=f"250-byte JSON, durable quorum queue, fsync on ({platform.machine()})")
+    for heading in ("", "messages/s", "of pika alone", "times the plain handler"):
+        table.add_column(heading, justify="left" if not heading else "right")
+    for key, label in (
+        ("pika_alone", "(a) pika alone: consume and ack in batches"),
+        ("daemon_1", "(b) the daemon, broker to committed row to ack, 1 tenant"),
+        ("daemon_10", "(b) the same, 10 tenants"),
+        ("daemon_backlog", "(b) the same, 3 tenants, the whole backlog"),
+        ("plain_handler", "(c) a plain handler: insert, commit, ack one by one"),
+    ):
+        if key in figures:
+            rate = figures[key]
+            table.add_row(label, f"{rate:,.0f}", f"{rate / alone:.2f}", f"{rate / plain:.1f}")
+    console = Console(width=120)
+    console.print(table)
+    console.print(
+        f"published to committed at {STEADY_RATE} messages/s:"
+        f" median {figures['latency_median_ms']:.1f} ms, p99 {figures['latency_p99_ms']:.1f} ms"
+    )
+    if "peak_rss_mb" in figures:
+        console.print(f"largest resident set before the backlog: {figures['peak_rss_mb']:.0f} MB")
+
+
+if __name__ == "__main__":
+    main()

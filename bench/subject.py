@@ -1,0 +1,126 @@
+"""The daemon as a subject: started as a subprocess, driven over its control socket."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psycopg
+
+from bench.load import Filler, wait_until
+from tenantry.domain import names
+
+
+class Subject:
+    """A running daemon."""
+
+    def __init__(
+        self, process: subprocess.Popen[bytes], socket: Path, rabbit: str, db: str
+    ) -> None:
+        self._process = process
+        self._rabbit = rabbit
+        self._db = db
+        self._http = httpx.Client(
+            transport=httpx.HTTPTransport(uds=str(socket)), base_url="http://localhost", timeout=60
+        )
+
+    def call(self, method: str, path: str, **kwargs: Any) -> Any:
+        """Call the API; the JSON of its answer."""
+        answer = self._http.request(method, path, **kwargs)
+        answer.raise_for_status()
+        return answer.json() if answer.content else None
+
+    def ready(self) -> bool:
+        """Tell whether the daemon serves and is ready."""
+        if self._process.poll() is not None:
+            raise RuntimeError("the daemon ended")
+        try:
+            return self._http.get("/readyz").status_code == 200
+        except httpx.TransportError:
+            return False
+
+    def peak_rss_mb(self) -> float:
+        """Give the largest resident set so far, in MB."""
+        for line in Path(f"/proc/{self._process.pid}/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) / 1024
+        return float("nan")
+
+    def stored(self) -> int:
+        """Count what is committed, over all tenants."""
+        with psycopg.connect(self._db) as connection:
+            row = connection.execute(
+                "SELECT coalesce(sum(stored), 0) FROM tenantry.tenant_counters"
+            ).fetchone()
+        assert row is not None
+        return int(row[0])
+
+    def drain_backlog(self, tenants: int, count: int) -> float:
+        """Pile up `count` messages for `tenants`, let the daemon at them; messages a second."""
+        ids = [f"bench-{tenants}-{number}" for number in range(tenants)]
+        for tenant in ids:
+            self.call("POST", "/tenants", json={"id": tenant, "name": tenant})
+            self.call("POST", f"/tenants/{tenant}/pause")
+        before = self.stored()
+        Filler(self._rabbit, [(names.stream_name(one), "default") for one in ids], count).run()
+        started = time.perf_counter()
+        for tenant in ids:
+            self.call("POST", f"/tenants/{tenant}/resume")
+        wait_until(lambda: self.stored() - before >= count, timeout=600)
+        rate = count / (time.perf_counter() - started)
+        for tenant in ids:
+            self.call("DELETE", f"/tenants/{tenant}")
+        return rate
+
+    def latencies(self, rate: int, seconds: int) -> list[float]:
+        """Publish at a steady rate; milliseconds from publishing to commit, sorted."""
+        self.call("POST", "/tenants", json={"id": "steady", "name": "steady"})
+        Filler(self._rabbit, [(names.stream_name("steady"), "default")], rate * seconds, rate).run()
+        with psycopg.connect(self._db) as connection:
+            rows = connection.execute(
+                "SELECT extract(epoch FROM pg_xact_commit_timestamp(xmin) - published_at) * 1000"
+                " FROM tenantry.messages_steady"
+            ).fetchall()
+        self.call("DELETE", "/tenants/steady")
+        return sorted(float(row[0]) for row in rows)
+
+
+@contextmanager
+def running(directory: Path, rabbit: str, management: str, db: str) -> Iterator[Subject]:
+    """Start a daemon on these services; stop it with SIGTERM, and see that it has drained."""
+    directory.mkdir()
+    environ = dict(
+        os.environ,
+        RABBITMQ_URL=rabbit,
+        RABBITMQ_MANAGEMENT_URL=management,
+        DATABASE_URL=db,
+        TENANTRY_STATE_DIR=str(directory),
+        TENANTRY_SERVER_PORT="0",
+        TENANTRY_LOG_FORMAT="json",
+    )
+    with (directory / "log").open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "tenantry.cli.main", "run"], env=environ, stderr=log
+        )
+        try:
+            subject = Subject(process, directory / "control.sock", rabbit, db)
+            wait_until(subject.ready, timeout=60)
+            yield subject
+            process.send_signal(signal.SIGTERM)
+            code = process.wait(60)
+            assert code == 0, f"the daemon ended with {code}"
+        except BaseException:
+            print((directory / "log").read_text()[-3000:], file=sys.stderr)
+            raise
+        finally:
+            if process.poll() is None:
+                process.kill()
+                process.wait()

@@ -1,0 +1,383 @@
+"""The whole tree of actors over ports in memory; faults at the test's command."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from copy import copy
+from typing import Any
+
+import pykka
+
+from actors.board import Board
+from actors.clock import ThreadClock, tell
+from actors.consumer import ConsumerLimits
+from actors.control import ActorControl
+from actors.drain import drain_and_stop
+from actors.messages import Begin, Orphan
+from actors.provisioning import Provisioner
+from actors.supervisor import Supervisor, SupervisorPorts
+from actors.tenant import TenantPorts
+from tenantry.api.port import Outcome
+from tenantry.broker.port import (
+    BrokerUnavailableError,
+    Credentials,
+    Delivery,
+    DeliverySink,
+    PasswordHash,
+    QueueSpec,
+    TenantTopology,
+)
+from tenantry.domain import names
+from tenantry.domain.commands import Command, CreateTenant
+from tenantry.journal.memory import InMemoryEventStore
+from tenantry.journal.port import Metadata
+from tenantry.messages.port import Counts, Incoming, StoreResult, Unstorable
+from tenantry.projections.memory import InMemoryTenantDirectory, InMemoryTenantProjection
+from tests.waiting import eventually
+
+
+class Faults:
+    """Errors to be raised at named steps, each so many times."""
+
+    def __init__(self) -> None:
+        self._planned: dict[str, list[BaseException]] = {}
+        self.steps: list[str] = []
+
+    def plan(self, step: str, error: BaseException, times: int = 1) -> None:
+        self._planned.setdefault(step, []).extend([error] * times)
+
+    def clear(self) -> None:
+        self._planned.clear()
+
+    def reach(self, step: str) -> None:
+        self.steps.append(step)
+        planned = self._planned.get(step)
+        if planned:
+            # A fresh one each time: a raised exception gathers its traceback.
+            raise copy(planned.pop(0))
+
+
+class FakeStore:
+    """A message store. A body of `bad` is unstorable; `gate` holds batches back while cleared."""
+
+    def __init__(self, faults: Faults) -> None:
+        self._faults = faults
+        self._lock = threading.Lock()
+        self.rows: dict[str, dict[str, bytes]] = {}
+        self.deliveries: Counter[tuple[str, str | None]] = Counter()
+        self.totals: dict[str, Counter[str]] = {}
+        self.gate = threading.Event()
+        self.gate.set()
+        self.gates: dict[bytes, threading.Event] = {}
+        self.inside = 0
+        self.most_inside = 0
+
+    def create_partition(self, tenant_id: str) -> None:
+        self._faults.reach("create_partition")
+        self.rows.setdefault(tenant_id, {})
+        self.totals.setdefault(tenant_id, Counter())
+
+    def drop_partition(self, tenant_id: str, *, retain: bool) -> int:
+        self._faults.reach("drop_partition")
+        return 0 if retain else len(self.rows.pop(tenant_id, {}))
+
+    def store(self, tenant_id: str, batch: Sequence[Incoming]) -> StoreResult:
+        self._faults.reach(f"store {tenant_id}")
+        with self._lock:
+            self.inside += 1
+            self.most_inside = max(self.most_inside, self.inside)
+        try:
+            assert self.gate.wait(20)
+            for message in batch:
+                gate = self.gates.get(message.body)
+                assert gate is None or gate.wait(20)
+        finally:
+            with self._lock:
+                self.inside -= 1
+        with self._lock:
+            rows = self.rows[tenant_id]
+            stored = duplicates = 0
+            unstorable = []
+            for index, message in enumerate(batch):
+                identity = message.id or f"generated-{len(rows)}"
+                self.deliveries[tenant_id, identity] += 1
+                if message.body == b"bad":
+                    unstorable.append(Unstorable(index=index, reason="not_json", error="bad"))
+                elif identity in rows:
+                    duplicates += 1
+                else:
+                    rows[identity] = message.body
+                    stored += 1
+            totals = self.totals[tenant_id]
+            totals.update(stored=stored, duplicates=duplicates, dead_lettered=len(unstorable))
+        return StoreResult(stored=stored, duplicates=duplicates, unstorable=tuple(unstorable))
+
+    def page(self, tenant_id: str, **_: Any) -> list[Any]:
+        raise NotImplementedError
+
+    def counts(self, tenant_id: str) -> Counts:
+        totals = self.totals.get(tenant_id, Counter())
+        return Counts(
+            stored=totals["stored"],
+            duplicates=totals["duplicates"],
+            dead_lettered=totals["dead_lettered"],
+        )
+
+
+class FakeSubscription:
+    """A tenant's channel. It keeps what the broker would: unsettled and requeued messages."""
+
+    def __init__(self, queues: Sequence[QueueSpec], sink: DeliverySink) -> None:
+        self.queues = queues
+        self.sink = sink
+        self.generation = 0
+        self.next_tag = 1
+        self.unsettled: dict[int, Incoming] = {}
+        self.requeued: list[Incoming] = []
+        self.acked: list[int] = []
+        self.rejected: list[Incoming] = []
+        self.acks = 0
+        self.open = False
+        self.consuming = False
+        self.resubscribed = 0
+        self._lock = threading.RLock()
+
+    def connect(self) -> None:
+        with self._lock:
+            self.generation += 1
+            self.next_tag = 1
+            self.open = self.consuming = True
+            self.sink.consuming(self.generation)
+            again, self.requeued = self.requeued, []
+            if again:
+                self.deliver(again, redelivered=True)
+
+    def deliver(self, messages: Sequence[Incoming], *, redelivered: bool = False) -> None:
+        with self._lock:
+            if not self.consuming:
+                self.requeued.extend(messages)
+                return
+            batch = []
+            for message in messages:
+                self.unsettled[self.next_tag] = message
+                batch.append(Delivery(self.next_tag, redelivered, message))
+                self.next_tag += 1
+            self.sink.deliveries(self.generation, batch)
+
+    def lose(self, *, missing: bool = False) -> None:
+        with self._lock:
+            self.open = self.consuming = False
+            self.requeued = [*self.unsettled.values(), *self.requeued]
+            self.unsettled = {}
+            self.sink.lost(self.generation, "as planned", missing=missing)
+
+    def settle(self, generation: int, *, rejects: Sequence[int], ack_up_to: int | None) -> None:
+        with self._lock:
+            if generation != self.generation or not self.open:
+                return
+            self.acks += 1
+            for tag in rejects:
+                self.rejected.append(self.unsettled.pop(tag))
+            if ack_up_to is not None:
+                assert ack_up_to in self.unsettled, "the broker would close the channel"
+                for tag in [tag for tag in self.unsettled if tag <= ack_up_to]:
+                    self.acked.append(tag)
+                    del self.unsettled[tag]
+
+    def cancel(self) -> None:
+        with self._lock:
+            self.consuming = False
+            self.sink.cancelled(self.generation)
+
+    def resubscribe(self) -> None:
+        self.resubscribed += 1
+        self.connect()
+
+    def close(self) -> None:
+        with self._lock:
+            self.open = self.consuming = False
+            self.requeued = [*self.unsettled.values(), *self.requeued]
+            self.unsettled = {}
+
+
+class FakeBroker:
+    """Subscriptions by tenant, the latest of each. `up` tells whether channels open at once."""
+
+    def __init__(self) -> None:
+        self.up = True
+        self.subscriptions: dict[str, FakeSubscription] = {}
+        self.prefetch: dict[str, int] = {}
+
+    def subscribe(
+        self, queues: Sequence[QueueSpec], *, prefetch: int, sink: DeliverySink
+    ) -> FakeSubscription:
+        tenant_id = queues[0].name.removeprefix("tenant_").removesuffix("_queue")
+        before = self.subscriptions.get(tenant_id)
+        subscription = FakeSubscription(queues, sink)
+        if before is not None:
+            subscription.requeued = before.requeued
+        self.subscriptions[tenant_id] = subscription
+        self.prefetch[tenant_id] = prefetch
+        if self.up:
+            subscription.connect()
+        return subscription
+
+
+class FakeAdministration:
+    """Objects as sets of names."""
+
+    def __init__(self, faults: Faults) -> None:
+        self._faults = faults
+        self.topologies: dict[str, TenantTopology] = {}
+        self.users: dict[str, PasswordHash] = {}
+        self.waiting: Counter[str] = Counter()
+
+    def ensure_topology(self, topology: TenantTopology) -> None:
+        self._faults.reach("ensure_topology")
+        self.topologies[topology.tenant_id] = topology
+
+    def remove_topology(self, tenant_id: str) -> int:
+        self._faults.reach("remove_topology")
+        self.topologies.pop(tenant_id, None)
+        return self.waiting.pop(tenant_id, 0)
+
+    def ensure_user(self, tenant_id: str, password: PasswordHash) -> None:
+        self._faults.reach("ensure_user")
+        self.users[tenant_id] = password
+
+    def remove_user(self, tenant_id: str) -> None:
+        self._faults.reach("remove_user")
+        self.users.pop(tenant_id, None)
+
+    def new_credentials(self, tenant_id: str) -> tuple[Credentials, PasswordHash]:
+        number = len(self._faults.steps)
+        credentials = Credentials(
+            username=names.username(tenant_id), password=f"secret-{number}", amqp_url="amqp://"
+        )
+        return credentials, PasswordHash(value=f"hash-{number}")
+
+    def pending(self) -> Mapping[str, int]:
+        return dict(self.waiting)
+
+    def check(self) -> None:
+        pass
+
+
+class FakePasswords:
+    """Hashes in a dictionary."""
+
+    def __init__(self) -> None:
+        self.hashes: dict[str, PasswordHash] = {}
+
+    def save(self, tenant_id: str, password: PasswordHash) -> None:
+        self.hashes[tenant_id] = password
+
+    def load(self, tenant_id: str) -> PasswordHash | None:
+        return self.hashes.get(tenant_id)
+
+    def remove(self, tenant_id: str) -> None:
+        self.hashes.pop(tenant_id, None)
+
+
+class Tree:
+    """A running supervisor and everything under it. What is outside survives `restart`."""
+
+    def __init__(self) -> None:
+        self.faults = Faults()
+        self.projection = InMemoryTenantProjection()
+        self.journal = InMemoryEventStore(projections=[self.projection])
+        self.directory = InMemoryTenantDirectory(self.journal, self.projection)
+        self.store = FakeStore(self.faults)
+        self.broker = FakeBroker()
+        self.administration = FakeAdministration(self.faults)
+        self.passwords = FakePasswords()
+        self.crashes: list[str] = []
+        self.start()
+
+    def start(self) -> None:
+        self.clock = ThreadClock()
+        self._clock_thread = threading.Thread(target=self.clock.run, daemon=True)
+        self._clock_thread.start()
+        self.board = Board()
+        self.supervisor = Supervisor.start(
+            ports=SupervisorPorts(
+                directory=self.directory,
+                tenant=TenantPorts(
+                    journal=self.journal,
+                    messages=self.store,
+                    broker=self.broker,
+                    provisioner=Provisioner(
+                        administration=self.administration,
+                        messages=self.store,
+                        passwords=self.passwords,
+                    ),
+                    clock=self.clock,
+                    limits=ConsumerLimits(prefetch=100, batch_size=5, linger=0.01),
+                ),
+            ),
+            board=self.board,
+            on_crash=self.crashes.append,
+        )
+        self.board.supervisor = self.supervisor
+        self.control = ActorControl(
+            self.supervisor, self.board, drain_seconds=5, on_stop=lambda: None
+        )
+        tell(self.supervisor, Begin())
+        eventually(lambda: self.board.state.value == "running")
+
+    def stop(self, seconds: float = 5) -> tuple[Orphan, ...]:
+        self.store.gate.set()
+        orphans = drain_and_stop(self.supervisor, seconds=seconds)
+        self.clock.stop()
+        self._clock_thread.join(5)
+        return orphans
+
+    def execute(self, command: Command, timeout: float = 10) -> Outcome:
+        return self.control.execute(command, metadata=Metadata(actor="test"), timeout=timeout)
+
+    def create(self, tenant_id: str, workers: int = 3, topics: tuple[str, ...] = ()) -> Outcome:
+        return self.execute(
+            CreateTenant(
+                tenant_id=tenant_id, name=tenant_id, workers=workers, topics=topics, partitions=2
+            )
+        )
+
+    def subscription(self, tenant_id: str) -> FakeSubscription:
+        return self.broker.subscriptions[tenant_id]
+
+    def deliver(self, tenant_id: str, *ids: str, body: bytes = b"{}") -> None:
+        self.subscription(tenant_id).deliver([message(one, body) for one in ids])
+
+    def stored(self, tenant_id: str) -> set[str]:
+        return set(self.store.rows.get(tenant_id, {}))
+
+    def events(self, tenant_id: str) -> list[str]:
+        stream = names.journal_stream(tenant_id)
+        return [type(one.event).__name__ for one in self.journal.read_stream(stream)]
+
+
+def message(identity: str | None, body: bytes = b"{}") -> Incoming:
+    return Incoming(identity, "default", 0, body, "application/json", None, None)
+
+
+def outage() -> BrokerUnavailableError:
+    return BrokerUnavailableError("the broker is away")
+
+
+@contextmanager
+def running_tree(prepare: Callable[[Tree], None] | None = None) -> Iterator[Tree]:
+    """Run a tree; at the end no actor of it is left."""
+    tree = Tree()
+    try:
+        if prepare is not None:
+            prepare(tree)
+        yield tree
+    finally:
+        tree.faults.clear()
+        for gate in tree.store.gates.values():
+            gate.set()
+        tree.stop()
+        eventually(lambda: not pykka.ActorRegistry.get_all(), what="all actors stopped")

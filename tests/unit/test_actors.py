@@ -1,0 +1,380 @@
+"""The tree of actors: what it does with commands, deliveries and faults."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from tenantry.api.port import CommandFailedError, SystemState, UnavailableError
+from tenantry.domain import names
+from tenantry.domain.commands import (
+    AddTopics,
+    PauseTenant,
+    RequestDeletion,
+    ResizeWorkers,
+    ResumeTenant,
+    RotateCredentials,
+)
+from tenantry.domain.errors import TenantExistsError, TenantNotFoundError
+from tenantry.domain.events import MessageDeadLettered, TenantDeleted, TenantParked
+from tenantry.domain.tenant import Lifecycle
+from tenantry.messages.port import MessageStoreError, StoreUnavailableError
+from tests.fakes.actors import Tree, message, outage, running_tree
+from tests.waiting import eventually
+
+
+@pytest.fixture
+def tree() -> Iterator[Tree]:
+    with running_tree() as tree:
+        yield tree
+
+
+def test_creation_answers_when_the_tenant_consumes(tree: Tree) -> None:
+    outcome = tree.create("a")
+    assert outcome.tenant.lifecycle is Lifecycle.ACTIVE
+    assert outcome.credentials is not None
+    assert outcome.runtime is not None
+    assert outcome.runtime.consuming
+    assert outcome.runtime.workers_current == 3
+    assert tree.events("a") == ["TenantCreated", "TenantProvisioned"]
+    assert tree.administration.users["a"] == tree.passwords.hashes["a"]
+
+
+@pytest.mark.parametrize("step", ["create_partition", "ensure_topology", "ensure_user"])
+def test_a_creation_that_fails_at_a_step_leaves_nothing(tree: Tree, step: str) -> None:
+    tree.faults.plan(step, outage())
+    with pytest.raises(CommandFailedError, match="undone"):
+        tree.create("a")
+    assert tree.events("a")[-1] == "ProvisioningAbandoned"
+    assert not tree.administration.users
+    assert not tree.administration.topologies
+    assert not tree.passwords.hashes
+    assert "a" not in tree.store.rows
+    assert tree.create("a").tenant.lifecycle is Lifecycle.ACTIVE
+
+
+def test_a_creation_that_could_not_be_undone_is_undone_later(tree: Tree) -> None:
+    tree.faults.plan("ensure_user", outage())
+    tree.faults.plan("remove_user", outage(), times=2)
+    with pytest.raises(CommandFailedError, match="will be undone"):
+        tree.create("a")
+    eventually(lambda: tree.events("a")[-1] == "ProvisioningAbandoned")
+    assert not tree.administration.topologies
+
+
+def test_of_two_creations_of_one_id_one_wins(tree: Tree) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        futures = [pool.submit(tree.create, "a") for _ in range(8)]
+        errors = [future.exception() for future in futures]
+    assert sum(error is None for error in errors) == 1
+    assert all(isinstance(error, TenantExistsError) for error in errors if error is not None)
+
+
+def test_a_command_for_nobody_is_refused(tree: Tree) -> None:
+    with pytest.raises(TenantNotFoundError):
+        tree.execute(PauseTenant(tenant_id="nobody"))
+
+
+def test_deliveries_are_stored_and_acknowledged(tree: Tree) -> None:
+    tree.create("a")
+    ids = {str(number) for number in range(100)}
+    tree.deliver("a", *ids)
+    eventually(lambda: len(tree.subscription("a").acked) == 100)
+    assert tree.stored("a") == ids
+    assert tree.subscription("a").acks < 100
+
+
+def test_nothing_is_acknowledged_beyond_what_is_committed(tree: Tree) -> None:
+    tree.create("a", workers=2)
+    slow = tree.store.gates[b'"slow"'] = threading.Event()
+    tree.deliver("a", "first", body=b'"slow"')
+    eventually(lambda: tree.store.inside == 1)
+    tree.deliver("a", "second")
+    eventually(lambda: tree.stored("a") == {"second"})
+    assert tree.subscription("a").acked == []
+    slow.set()
+    eventually(lambda: tree.subscription("a").acked == [1, 2])
+
+
+def test_what_can_t_be_stored_is_rejected_and_its_neighbours_are_not(tree: Tree) -> None:
+    tree.create("a")
+    bad = message("bad", b"bad")
+    tree.subscription("a").deliver([message("1"), bad, message("2"), bad._replace(id="last")])
+    eventually(lambda: not tree.subscription("a").unsettled)
+    assert tree.stored("a") == {"1", "2"}
+    assert [one.id for one in tree.subscription("a").rejected] == ["bad", "last"]
+    letters = tree.journal.read_stream(names.dead_letter_journal_stream("a"))
+    assert [type(one.event) for one in letters] == [MessageDeadLettered] * 2
+    runtime = tree.control.runtime("a")
+    assert runtime is not None
+    assert (runtime.stored, runtime.dead_lettered) == (2, 2)
+
+
+def test_the_batch_of_a_crashed_worker_is_done_by_another(tree: Tree) -> None:
+    tree.create("a")
+    tree.faults.plan("store a", MessageStoreError("a bug"), times=2)
+    tree.deliver("a", "1", "2")
+    eventually(lambda: len(tree.subscription("a").acked) == 2)
+    assert tree.stored("a") == {"1", "2"}
+
+
+def test_a_worker_that_exits_takes_nobody_with_it(tree: Tree) -> None:
+    tree.create("a")
+    tree.create("b")
+    tree.faults.plan("store a", SystemExit(3))
+    tree.deliver("a", "1")
+    tree.deliver("b", "1")
+    eventually(lambda: tree.stored("a") == tree.stored("b") == {"1"})
+    assert not tree.crashes
+
+
+def test_a_tenant_that_keeps_crashing_is_parked_and_its_neighbours_go_on(tree: Tree) -> None:
+    tree.create("a")
+    tree.create("b")
+    tree.faults.plan("store a", MessageStoreError("a bug that stays"), times=1000)
+    tree.deliver("a", "1")
+    state = eventually(
+        lambda: next((s for s in [tree.directory.get("a")] if s and s.parked), None), timeout=60
+    )
+    assert "a bug that stays" in str(state.parked)
+    assert state.lifecycle is Lifecycle.PAUSED
+    tree.deliver("b", "1")
+    eventually(lambda: tree.stored("b") == {"1"})
+    runtime = tree.control.runtime("a")
+    assert runtime is not None
+    assert runtime.parked == state.parked
+    tree.faults.clear()
+    tree.execute(ResumeTenant(tenant_id="a"))
+    eventually(lambda: tree.stored("a") == {"1"})
+    parked = [
+        one.event
+        for one in tree.journal.read_stream(names.journal_stream("a"))
+        if isinstance(one.event, TenantParked)
+    ]
+    assert len(parked) == 1
+
+
+def test_more_workers_are_in_force_when_the_resize_returns(tree: Tree) -> None:
+    tree.create("a", workers=1)
+    tree.store.gate.clear()
+    for number in range(8):
+        tree.deliver("a", *(f"{number}-{one}" for one in range(5)))
+    eventually(lambda: tree.store.inside == 1)
+    outcome = tree.execute(ResizeWorkers(tenant_id="a", workers=4))
+    assert outcome.runtime is not None
+    assert outcome.runtime.workers_current == 4
+    eventually(lambda: tree.store.inside == 4)
+    tree.store.gate.set()
+    eventually(lambda: len(tree.subscription("a").acked) == 40)
+    assert tree.store.most_inside == 4
+
+
+def test_fewer_workers_are_in_force_when_the_resize_returns(tree: Tree) -> None:
+    tree.create("a", workers=4)
+    tree.store.gate.clear()
+    for number in range(8):
+        tree.deliver("a", *(f"{number}-{one}" for one in range(5)))
+    eventually(lambda: tree.store.inside == 4)
+    with ThreadPoolExecutor(1) as pool:
+        resize = pool.submit(tree.execute, ResizeWorkers(tenant_id="a", workers=1))
+        eventually(lambda: tree.events("a")[-1] == "WorkersResized")
+        assert not resize.done()
+        tree.store.gate.set()
+        outcome = resize.result(10)
+    assert outcome.runtime is not None
+    assert outcome.runtime.workers_current == 1
+    eventually(lambda: len(tree.subscription("a").acked) == 40)
+    eventually(lambda: len(tree.board.tenant("a").workers) == 1)
+
+
+def test_a_pause_finishes_what_was_taken_and_takes_nothing_more(tree: Tree) -> None:
+    tree.create("a")
+    tree.store.gate.clear()
+    tree.deliver("a", *(str(number) for number in range(30)))
+    eventually(lambda: tree.store.inside == 3)
+    with ThreadPoolExecutor(1) as pool:
+        pause = pool.submit(tree.execute, PauseTenant(tenant_id="a"))
+        eventually(lambda: not tree.subscription("a").consuming)
+        assert not pause.done()
+        tree.store.gate.set()
+        outcome = pause.result(10)
+    assert outcome.tenant.lifecycle is Lifecycle.PAUSED
+    assert len(tree.stored("a")) == 30
+    assert not tree.subscription("a").requeued
+    tree.deliver("a", "later")
+    assert tree.execute(ResumeTenant(tenant_id="a")).tenant.lifecycle is Lifecycle.ACTIVE
+    eventually(lambda: "later" in tree.stored("a"))
+
+
+def test_a_deletion_finishes_what_is_in_flight_and_removes_everything(tree: Tree) -> None:
+    tree.create("a")
+    tree.administration.waiting["a"] = 7
+    tree.deliver("a", "1", "2")
+    tree.execute(RequestDeletion(tenant_id="a"))
+    event = tree.journal.read_stream(names.journal_stream("a"))[-1].event
+    assert event == TenantDeleted(tenant_id="a", queued=7, stored=2)
+    assert not tree.administration.users
+    assert not tree.administration.topologies
+    assert not tree.passwords.hashes
+    assert "a" not in tree.store.rows
+    with pytest.raises(TenantNotFoundError):
+        tree.execute(PauseTenant(tenant_id="a"))
+    eventually(lambda: tree.control.runtime("a") is None)
+
+
+def test_the_id_of_a_deleted_tenant_may_be_used_again(tree: Tree) -> None:
+    for _ in range(3):
+        tree.create("a")
+        tree.execute(RequestDeletion(tenant_id="a"))
+    assert tree.create("a").tenant.lifecycle is Lifecycle.ACTIVE
+    tree.deliver("a", "1")
+    eventually(lambda: tree.stored("a") == {"1"})
+
+
+def test_a_deletion_goes_on_after_an_outage(tree: Tree) -> None:
+    tree.create("a")
+    tree.faults.plan("remove_topology", outage(), times=2)
+    tree.execute(RequestDeletion(tenant_id="a"))
+    assert tree.events("a")[-1] == "TenantDeleted"
+
+
+def test_rotation_gives_another_password(tree: Tree) -> None:
+    first = tree.create("a").credentials
+    second = tree.execute(RotateCredentials(tenant_id="a")).credentials
+    assert first is not None
+    assert second is not None
+    assert first.password != second.password
+    assert tree.administration.users["a"] == tree.passwords.hashes["a"]
+
+
+def test_new_topics_are_consumed_when_the_command_returns(tree: Tree) -> None:
+    tree.create("a", topics=("events",))
+    outcome = tree.execute(AddTopics(tenant_id="a", topics=("logs", "events")))
+    assert outcome.tenant.topics == ("events", "logs")
+    assert {queue.topic for queue in tree.subscription("a").queues} == {
+        "default",
+        "events",
+        "logs",
+    }
+    assert tree.subscription("a").consuming
+
+
+def test_deliveries_of_a_lost_channel_come_again_and_are_acknowledged_once(tree: Tree) -> None:
+    tree.create("a")
+    tree.store.gate.clear()
+    tree.deliver("a", *(str(number) for number in range(30)))
+    eventually(lambda: tree.store.inside == 3)
+    subscription = tree.subscription("a")
+    subscription.lose()
+    assert len(subscription.requeued) == 30
+    subscription.connect()
+    tree.store.gate.set()
+    eventually(lambda: len(subscription.acked) == 30)
+    assert len(tree.stored("a")) == 30
+    assert not subscription.requeued
+
+
+def test_missing_queues_are_made_again(tree: Tree) -> None:
+    tree.create("a")
+    del tree.administration.topologies["a"]
+    tree.subscription("a").lose(missing=True)
+    eventually(lambda: tree.subscription("a").resubscribed == 1)
+    assert "a" in tree.administration.topologies
+    eventually(lambda: not tree.board.not_ready())
+
+
+def test_nothing_is_acknowledged_while_the_store_is_away(tree: Tree) -> None:
+    tree.create("a")
+    tree.faults.plan("store a", StoreUnavailableError("away"), times=4)
+    tree.deliver("a", *(str(number) for number in range(20)))
+    eventually(lambda: "the database refuses to store" in tree.board.not_ready())
+    assert tree.subscription("a").acked == []
+    eventually(lambda: len(tree.subscription("a").acked) == 20)
+    eventually(lambda: not tree.board.not_ready())
+
+
+def test_a_crashed_consumer_is_replaced_and_loses_nothing(tree: Tree) -> None:
+    tree.create("a")
+    consumer = tree.board.tenant("a").consumer
+    assert consumer is not None
+    tree.store.gate.clear()
+    tree.deliver("a", *(str(number) for number in range(10)))
+    consumer.tell("not a message of ours")
+    eventually(lambda: tree.board.tenant("a").consumer not in {None, consumer})
+    tree.store.gate.set()
+    eventually(lambda: len(tree.stored("a")) == 10 and not tree.subscription("a").unsettled)
+    eventually(lambda: tree.control.status().tree.children[0].children[0].restarts == 1)
+
+
+def test_a_crash_of_the_supervisor_is_told_to_the_process(tree: Tree) -> None:
+    tree.create("a")
+    tree.supervisor.tell("not a message of ours")
+    eventually(lambda: tree.crashes == ["the supervisor failed"])
+
+
+def test_a_restart_brings_tenants_and_workers_back(tree: Tree) -> None:
+    tree.create("a")
+    tree.create("b")
+    tree.execute(ResizeWorkers(tenant_id="a", workers=8))
+    tree.execute(PauseTenant(tenant_id="b"))
+    hashes = dict(tree.passwords.hashes)
+    assert tree.stop() == ()
+    tree.administration.users.clear()
+    tree.start()
+    eventually(lambda: not tree.board.not_ready())
+    runtime = tree.control.runtime("a")
+    assert runtime is not None
+    assert runtime.workers_current == 8
+    paused = tree.control.runtime("b")
+    assert paused is not None
+    assert not paused.consuming
+    eventually(lambda: tree.administration.users == hashes)
+
+
+def test_a_start_waits_out_an_outage(tree: Tree) -> None:
+    tree.create("a")
+    tree.stop()
+    tree.faults.plan("ensure_topology", outage(), times=3)
+    tree.start()
+    eventually(lambda: not tree.board.not_ready())
+    assert tree.subscription("a").consuming
+
+
+def test_a_drain_finishes_what_was_taken_and_refuses_commands(tree: Tree) -> None:
+    tree.create("a")
+    tree.create("b")
+    tree.store.gate.clear()
+    tree.deliver("a", *(str(number) for number in range(20)))
+    eventually(lambda: tree.store.inside == 3)
+    tree.control.drain()
+    eventually(lambda: tree.board.state is SystemState.DRAINING)
+    with pytest.raises(UnavailableError):
+        tree.create("c")
+    tree.store.gate.set()
+    eventually(lambda: tree.board.state is SystemState.DRAINED)
+    assert len(tree.stored("a")) == 20
+    assert not tree.subscription("a").requeued
+    assert tree.board.not_ready()
+
+
+def test_a_drain_that_takes_too_long_names_its_orphans(tree: Tree) -> None:
+    tree.create("a", workers=2)
+    tree.create("b")
+    tree.store.gate.clear()
+    tree.deliver("a", *(str(number) for number in range(20)))
+    eventually(lambda: tree.store.inside == 2)
+    gate, tree.store.gate = tree.store.gate, threading.Event()
+    orphans = drain(tree, seconds=0.2)
+    gate.set()
+    assert {one.tenant_id for one in orphans} == {"a"}
+    assert sum(one.deliveries for one in orphans) == 20
+    assert {one.actor for one in orphans} == {"worker-1", "worker-2", "consumer"}
+
+
+def drain(tree: Tree, seconds: float):  # type: ignore[no-untyped-def]
+    from actors.drain import drain_and_stop
+
+    return drain_and_stop(tree.supervisor, seconds=seconds)
