@@ -27,6 +27,10 @@ START_TIMEOUT: Final = 60.0
 """Seconds a start may take: after a crash the server first replays its log."""
 
 STOP_TIMEOUT: Final = 60.0
+ORPHANS_TIMEOUT: Final = 20.0
+NOBODY: Final = 2**31 - 1
+"""A process number no system gives out."""
+
 LOCK_TIMEOUT: Final = 120.0
 PORT: Final = 5432
 CONFIG: Final = "tenantry.conf"
@@ -113,14 +117,31 @@ class EmbeddedPostgres:
         socket_dir = rundir.socket_dir(self._data_dir, self._account)
         self._configure(socket_dir)
         try:
-            self._pg_ctl("start", "-w", "-t", str(int(START_TIMEOUT)), "-l", STARTUP_LOG)
+            self._launch()
         except subprocess.SubprocessError as error:
             self._tidy(socket_dir)
             raise EmbeddedPostgresError(
-                f"the embedded PostgreSQL did not start: {self._last_words() or one_line(error)}; "
+                f"the embedded PostgreSQL did not start: {one_line(error)}; "
                 f"see {STARTUP_LOG} and log in {self._data_dir}"
             ) from error
         return _url(socket_dir)
+
+    def _launch(self) -> None:
+        deadline = time.monotonic() + ORPHANS_TIMEOUT
+        while True:
+            began = time.time()
+            (self._data_dir / STARTUP_LOG).unlink(missing_ok=True)
+            try:
+                self._pg_ctl("start", "-w", "-t", str(int(START_TIMEOUT)), "-l", STARTUP_LOG)
+            except subprocess.SubprocessError as error:
+                reason = self._last_words(began)
+                # The children of a killed server end a moment after it, and must have ended.
+                orphans = "still in use" in reason or "lock file" in reason
+                if not orphans or time.monotonic() > deadline:
+                    raise subprocess.SubprocessError(reason or one_line(error)) from error
+                time.sleep(0.2)
+            else:
+                return
 
     def _tidy(self, socket_dir: Path | None) -> None:
         if socket_dir is not None and socket_dir != self._data_dir:
@@ -184,10 +205,22 @@ class EmbeddedPostgres:
                     f"see {self.log_dir}"
                 )
             time.sleep(0.1)
-        # The number in a dead server's file may be another program's by now, and PostgreSQL
-        # would then refuse to start.
-        (self._data_dir / "postmaster.pid").unlink(missing_ok=True)
+        self._disown()
         return None
+
+    def _disown(self) -> None:
+        """Let a dead server's number not be taken for the program that has it now.
+
+        PostgreSQL would refuse to start. Its file is not removed: the rest of it lets PostgreSQL
+        see whether the dead server's children still use the data.
+        """
+        path = self._data_dir / "postmaster.pid"
+        with suppress(FileNotFoundError):
+            _, end, rest = path.read_text().partition("\n")
+            rundir.write_as(self._account, path, f"{NOBODY}{end}{rest}")
+        lock = f"{rundir.SOCKET_NAME}.lock"
+        for directory in (self._data_dir, self._recorded_socket_dir() or self._data_dir):
+            (directory / lock).unlink(missing_ok=True)
 
     def _server_pid(self) -> int | None:
         """Give the server's process, if there is one: its working directory is its data's."""
@@ -206,9 +239,12 @@ class EmbeddedPostgres:
             return Path(line) if line else None
         return None
 
-    def _last_words(self) -> str:
-        for path in (self._data_dir / STARTUP_LOG, *sorted(self.log_dir.glob("*.log"))):
+    def _last_words(self, since: float) -> str:
+        """Give the last complaint the server wrote after a time."""
+        for path in (self._data_dir / STARTUP_LOG, *self.log_dir.glob("*.log")):
             with suppress(OSError):
+                if path.stat().st_mtime < since - 1:
+                    continue
                 lines = path.read_text(errors="replace").splitlines()
                 fatal = [line for line in lines[-20:] if "FATAL" in line or "PANIC" in line]
                 if fatal:

@@ -241,4 +241,13 @@ def _parse(url: str) -> dict[str, Any]:
             "database.url (DATABASE_URL) is no PostgreSQL URL; "
             "it looks like postgresql://user:password@host:5432/database"
         ) from None
+    # A bare @ or / in the password moves a piece of it into the host, the port or the database,
+    # which messages name.
+    place_part = url.partition("://")[2].partition("?")[0]
+    port = str(parameters.get("port") or "0").replace(",", "")
+    if place_part.count("@") > 1 or "@" in place_part.partition("/")[2] or not port.isdecimal():
+        raise DatabaseUrlError(
+            "database.url (DATABASE_URL) is ambiguous; in user and password write "
+            "@ as %40, / as %2F, : as %3A, # as %23"
+        )
     return dict(parameters)
