@@ -1,0 +1,270 @@
+"""What the message store promises, on a real PostgreSQL."""
+
+from __future__ import annotations
+
+import json
+import threading
+from datetime import UTC, datetime
+from decimal import Decimal
+
+import psycopg
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tenantry.database.pool import Database
+from tenantry.messages.port import Incoming, Order, PartitionMissingError, StoreResult
+from tenantry.messages.postgres import PostgresMessageStore
+
+TENANT = "t"
+
+
+def incoming(
+    identity: str | None = "1",
+    body: bytes = b"{}",
+    content_type: str | None = "application/json",
+    topic: str = "default",
+    headers: dict[str, object] | None = None,
+    published: int | None = None,
+) -> Incoming:
+    return Incoming(identity, topic, 0, body, content_type, headers, published)
+
+
+@pytest.fixture
+def store(database: Database) -> PostgresMessageStore:
+    store = PostgresMessageStore(database)
+    store.create_partition(TENANT)
+    return store
+
+
+def test_a_json_message_is_stored_as_its_payload(store: PostgresMessageStore) -> None:
+    body = '{"n": 12345678901234567890.10, "ü": [null, true]}'.encode()
+    store.store(TENANT, [incoming("1", body, headers={"a": 1}, published=1_700_000_000_123)])
+    (row,) = store.page(TENANT)
+    assert row.body is None
+    assert row.payload is not None
+    assert json.loads(row.payload, parse_float=Decimal) == json.loads(body, parse_float=Decimal)
+    assert (row.id, row.tenant_id, row.topic, row.partition) == ("1", TENANT, "default", 0)
+    assert row.headers == '{"a": 1}'
+    assert row.published_at == datetime.fromtimestamp(1_700_000_000.123, UTC)
+
+
+@pytest.mark.parametrize("content_type", ["text/plain", "application/octet-stream", ""])
+def test_other_content_types_are_stored_as_bytes(
+    store: PostgresMessageStore, content_type: str
+) -> None:
+    store.store(TENANT, [incoming("1", b"\x00\xff{", content_type)])
+    (row,) = store.page(TENANT)
+    assert (row.payload, row.body, row.content_type) == (None, b"\x00\xff{", content_type)
+
+
+def test_a_message_without_a_content_type_is_json(store: PostgresMessageStore) -> None:
+    result = store.store(TENANT, [incoming("1", b"[1]", None), incoming("2", b"no", None)])
+    assert [one.index for one in result.unstorable] == [1]
+    assert [row.payload for row in store.page(TENANT)] == ["[1]"]
+
+
+def test_an_id_is_stored_once_within_a_batch_and_ever_after(store: PostgresMessageStore) -> None:
+    first = store.store(TENANT, [incoming("1", b"1"), incoming("1", b"2"), incoming("2")])
+    again = store.store(TENANT, [incoming("2", b"3"), incoming("3")])
+    assert (first.stored, first.duplicates) == (2, 1)
+    assert (again.stored, again.duplicates) == (1, 1)
+    assert [row.payload for row in store.page(TENANT)] == ["1", "{}", "{}"]
+    counts = store.counts(TENANT)
+    assert (counts.stored, counts.duplicates, counts.dead_lettered) == (3, 2, 0)
+
+
+def test_a_message_without_an_id_gets_one(store: PostgresMessageStore) -> None:
+    assert store.store(TENANT, [incoming(None), incoming(None)]).stored == 2
+    assert len({row.id for row in store.page(TENANT)}) == 2
+
+
+@pytest.mark.parametrize(
+    ("message", "reason"),
+    [
+        (incoming("x", b"{"), "not_json"),
+        (incoming("x", b""), "not_json"),
+        (incoming("x", b"NaN"), "not_json"),
+        (incoming("x", b"\xff"), "not_json"),
+        (incoming("x", b'"\\ud800"'), "not_json"),
+        (incoming("x", b'"a\\u0000b"'), "nul_in_text"),
+        (incoming("x", b"[" * 100_000 + b"]" * 100_000), "not_json"),
+        (incoming("x", b"1e-20000"), "refused_by_database"),
+        (incoming("x\x00y"), "nul_in_text"),
+        (incoming("x", b"x", "text/\x00"), "nul_in_text"),
+        (incoming("x", b" " * 2000 + b"1"), "too_large"),
+    ],
+)
+def test_what_can_t_be_stored_is_named_and_its_neighbours_are_stored(
+    database: Database, message: Incoming, reason: str
+) -> None:
+    store = PostgresMessageStore(database, max_bytes=1000 if reason == "too_large" else 1_000_000)
+    store.create_partition(TENANT)
+    batch = [incoming(f"before-{n}") for n in range(5)] + [message]
+    batch += [incoming(f"after-{n}") for n in range(5)]
+    result = store.store(TENANT, batch)
+    assert result.stored == 10
+    assert [(one.index, one.reason) for one in result.unstorable] == [(5, reason)]
+    assert result.unstorable[0].error
+    assert store.counts(TENANT).dead_lettered == 1
+    assert len(store.page(TENANT)) == 10
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b'"a\\\\u0000b"', b"1e400", b'{"a":1,"a":2}', b" null ", b"\xef\xbb\xbf1"[3:], b"-0"],
+)
+def test_unusual_json_that_jsonb_can_hold_is_stored(
+    store: PostgresMessageStore, body: bytes
+) -> None:
+    assert store.store(TENANT, [incoming("1", body)]).stored == 1
+
+
+def test_headers_of_every_kind_are_stored_as_json(store: PostgresMessageStore) -> None:
+    headers: dict[str, object] = {
+        "text": "ü\x00",
+        "bytes": b"\xff\x00",
+        "utf8": b"ok",
+        "decimal": Decimal("1.5"),
+        "time": datetime(2026, 1, 2, tzinfo=UTC),
+        "nested": {"list": [1, None, True, {"deep\x00": "\x00"}]},
+        "literal": "\\u0000",
+    }
+    store.store(TENANT, [incoming("1", headers=headers)])
+    (row,) = store.page(TENANT)
+    assert row.headers is not None
+    assert json.loads(row.headers) == {
+        "text": "ü\ufffd",
+        "bytes": "ff00",
+        "utf8": "ok",
+        "decimal": "1.5",
+        "time": "2026-01-02T00:00:00+00:00",
+        "nested": {"list": [1, None, True, {"deep\ufffd": "\ufffd"}]},
+        "literal": "\\u0000",
+    }
+
+
+@pytest.mark.parametrize("published", [-1, 2**63, 10**17, None])
+def test_a_time_of_publishing_that_is_none_is_left_out(
+    store: PostgresMessageStore, published: int | None
+) -> None:
+    store.store(TENANT, [incoming("1", published=published)])
+    assert store.page(TENANT)[0].published_at is None
+
+
+@pytest.mark.parametrize("tenant", ["a", "0-9", "x" * 40, "drop-table", "select"])
+def test_every_tenant_id_has_a_partition(database: Database, tenant: str) -> None:
+    store = PostgresMessageStore(database)
+    store.create_partition(tenant)
+    store.create_partition(tenant)
+    store.store(tenant, [incoming("1"), incoming("2")])
+    with database.connection() as connection:
+        rows = connection.execute(
+            "SELECT tableoid::regclass::text FROM public.messages WHERE tenant_id = %s", [tenant]
+        ).fetchall()
+    assert len(rows) == 2
+    assert len(set(rows)) == 1
+    assert store.drop_partition(tenant, retain=True) == 0
+    assert len(store.page(tenant)) == 2
+    assert store.drop_partition(tenant, retain=False) == 2
+    assert store.drop_partition(tenant, retain=False) == 0
+    with pytest.raises(PartitionMissingError):
+        store.page(tenant)
+
+
+def test_tenants_are_kept_apart(store: PostgresMessageStore) -> None:
+    store.create_partition("u")
+    store.store(TENANT, [incoming("1", b"1")])
+    store.store("u", [incoming("1", b"2")])
+    assert [row.payload for row in store.page(TENANT)] == ["1"]
+    assert [row.payload for row in store.page("u")] == ["2"]
+
+
+def test_without_a_partition_nothing_is_stored(database: Database) -> None:
+    with pytest.raises(PartitionMissingError):
+        PostgresMessageStore(database).store("nobody", [incoming()])
+
+
+def test_a_row_of_an_unknown_tenant_is_refused_by_the_database(database: Database) -> None:
+    with database.connection() as connection, pytest.raises(psycopg.errors.CheckViolation):
+        connection.execute(
+            "INSERT INTO messages (tenant_id, id, position, topic, partition, body, created_at)"
+            " VALUES ('nobody', '1', 1, 'default', 0, '', now())"
+        )
+
+
+def test_pages_follow_one_another_in_both_directions(store: PostgresMessageStore) -> None:
+    for start in range(0, 100, 20):
+        store.store(
+            TENANT,
+            [incoming(str(n), topic="odd" if n % 2 else "even") for n in range(start, start + 20)],
+        )
+    for order in Order:
+        for topic in (None, "odd"):
+            seen: list[int] = []
+            after = None
+            while page := store.page(TENANT, topic=topic, after=after, limit=7, order=order):
+                assert len(page) <= 7
+                after = page[-1].position
+                seen.extend(int(row.id) for row in page)
+            expected = [n for n in range(100) if topic is None or n % 2]
+            assert seen == (expected if order is Order.ASCENDING else expected[::-1])
+
+
+def test_a_reader_beside_writers_misses_none_and_sees_none_twice(
+    store: PostgresMessageStore,
+) -> None:
+    writers, batches, size = 4, 15, 7
+
+    def write(writer: int) -> None:
+        for batch in range(batches):
+            store.store(TENANT, [incoming(f"{writer}-{batch}-{n}") for n in range(size)])
+
+    threads = [threading.Thread(target=write, args=[number]) for number in range(writers)]
+    for thread in threads:
+        thread.start()
+    seen: list[str] = []
+    after = 0
+    finishing = False
+    while True:
+        page = store.page(TENANT, after=after, limit=50)
+        seen.extend(row.id for row in page)
+        after = page[-1].position if page else after
+        if finishing and not page:
+            break
+        finishing = not any(thread.is_alive() for thread in threads)
+    for thread in threads:
+        thread.join()
+    assert len(seen) == len(set(seen)) == writers * batches * size
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+    max_leaves=10,
+)
+
+
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    bodies=st.lists(
+        st.binary(max_size=60)
+        | st.text(max_size=30).map(lambda text: text.encode("utf-8", "surrogatepass"))
+        | json_values.map(lambda value: json.dumps(value).encode()),
+        min_size=1,
+        max_size=20,
+    ),
+    content_type=st.sampled_from([None, "application/json", "Application/JSON; a=b", "text/plain"]),
+)
+def test_any_bytes_are_either_stored_or_named(
+    store: PostgresMessageStore, bodies: list[bytes], content_type: str | None
+) -> None:
+    before = store.counts(TENANT).stored
+    result: StoreResult = store.store(
+        TENANT, [incoming(None, body, content_type) for body in bodies]
+    )
+    assert result.stored + len(result.unstorable) == len(bodies)
+    assert result.duplicates == 0
+    assert store.counts(TENANT).stored == before + result.stored
