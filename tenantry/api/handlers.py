@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final
 
@@ -185,7 +186,9 @@ async def _answer(request: Request, error: Exception) -> Response:
     if problem is None:  # to the outermost middleware, which logs it
         raise error
     if problem.status >= 500:
-        _log.warning(
+        # A 503 is asked for again and again, and whoever is away is in the log already.
+        _log.log(
+            logging.DEBUG if problem.status == 503 else logging.WARNING,
             "request_failed",
             method=request.method,
             path=request.url.path,

@@ -9,7 +9,7 @@ from fastapi.openapi.utils import get_openapi
 
 from tenantry.api import render
 from tenantry.api.access import TABLE, Access
-from tenantry.api.schemas import ProblemDocument
+from tenantry.api.answers import ProblemDocument
 
 DESCRIPTION = """\
 Takes many tenants' messages from RabbitMQ into PostgreSQL, each exactly once.
@@ -25,16 +25,20 @@ def document(app: FastAPI) -> dict[str, Any]:
         made = get_openapi(
             title=app.title, version=app.version, description=app.description, routes=app.routes
         )
-        components = made.setdefault("components", {})
-        components.setdefault("schemas", {})["ProblemDocument"] = (
-            ProblemDocument.model_json_schema()
-        )
+        components = made["components"]
+        for foreign in ("HTTPValidationError", "ValidationError"):
+            components["schemas"].pop(foreign, None)
+        components["schemas"]["ProblemDocument"] = ProblemDocument.model_json_schema()
         components["securitySchemes"] = {
             "token": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"}
         }
         for path, operations in made["paths"].items():
             for method, operation in operations.items():
                 public = TABLE[method.upper(), path] is Access.PUBLIC
+                # FastAPI adds its own 422 wherever a path has a parameter; here these are text,
+                # and what can be invalid is said by the route.
+                if "application/json" in operation["responses"].get("422", {}).get("content", {}):
+                    del operation["responses"]["422"]
                 operation["security"] = [] if public else [{}, {"token": []}]
         app.openapi_schema = made
     return app.openapi_schema

@@ -1,16 +1,11 @@
-"""What comes in and goes out, as the OpenAPI document describes it.
-
-Input is strict: no number as text, no unknown field. Output models document; the bytes are
-written by `tenantry.api.render`.
-"""
+"""What comes in: strict, so no number as text, no unknown field, no misspelt parameter."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Final, Literal, TypeAlias
+from typing import Annotated, Any, ClassVar, Final, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator
 
-from tenantry.domain import names
 from tenantry.domain.tenant import (
     MAX_NAME,
     MAX_PARTITIONS,
@@ -25,7 +20,7 @@ MAX_LIST: Final = 1000
 MAX_WAIT: Final = 30
 _MAX_ID_BYTES: Final = 255  # a short string of AMQP
 _MAX_KEY: Final = 1024
-_TIME: Final = "2026-01-31T12:00:00.000000Z"
+EXAMPLE_TIME: Final = "2026-01-31T12:00:00.000000Z"
 
 
 class _Input(BaseModel):
@@ -178,7 +173,7 @@ class TenantQuery(_Query):
         Field(
             max_length=64,
             description="An RFC 3339 time, or a version number.",
-            examples=[_TIME, "3"],
+            examples=[EXAMPLE_TIME, "3"],
         ),
     ] = None
 
@@ -211,166 +206,3 @@ class MessagesQuery(PageQuery):
         str | None, Field(max_length=255, description="Of this topic only.", examples=["logs"])
     ] = None
     order: Annotated[Order, Field(description="Oldest or newest first.")] = Order.ASCENDING
-
-
-class Tenant(BaseModel):
-    """A tenant. What is running is null where the past is shown."""
-
-    id: Annotated[str, Field(examples=["acme"])]
-    name: Annotated[str, Field(examples=["Acme Ltd"])]
-    state: Literal["provisioning", "active", "paused", "draining", "deleted"]
-    workers: Workers
-    topics: Topics
-    partitions: Annotated[int, Field(examples=[1])]
-    stream: Annotated[
-        str, Field(description="The exchange to publish to.", examples=["tenant_acme_stream"])
-    ]
-    queue: Annotated[
-        str, Field(description="The default queue.", examples=[names.queue_name("acme")])
-    ]
-    version: Annotated[int, Field(description="Counts the tenant's events.", examples=[2])]
-    created_at: Annotated[str, Field(examples=[_TIME])]
-    updated_at: Annotated[str, Field(examples=[_TIME])]
-    workers_current: Annotated[int | None, Field(description="Workers running now.", examples=[3])]
-    messages_pending: Annotated[
-        int | None,
-        Field(description="Messages waiting in the queues; null if unknown.", examples=[0]),
-    ]
-    parked: Annotated[
-        str | None,
-        Field(description="Why the daemon itself paused the tenant; null if it did not."),
-    ]
-
-
-class AccessData(BaseModel):
-    """A tenant's way to the broker, shown this once."""
-
-    username: Annotated[str, Field(examples=["tenant_acme_producer"])]
-    password: str
-    amqp_url: Annotated[str, Field(examples=["amqp://tenant_acme_producer:…@localhost:5672/"])]
-
-
-class TenantWithCredentials(Tenant):
-    """A tenant, and its new credentials."""
-
-    credentials: AccessData
-
-
-class TenantPage(BaseModel):
-    """Tenants by id; `next_cursor` is null on the last page."""
-
-    data: list[Tenant]
-    next_cursor: str | None
-
-
-class Accepted(BaseModel):
-    """Ids of messages the broker has confirmed, in the order they came in."""
-
-    ids: Annotated[list[str], Field(examples=[["order-7"]])]
-
-
-class Message(BaseModel):
-    """A stored message: `payload` for JSON, `body` for anything else."""
-
-    id: Annotated[str, Field(examples=["order-7"])]
-    tenant_id: Annotated[str, Field(examples=["acme"])]
-    position: Annotated[int, Field(description="Rises in commit order.", examples=[1])]
-    topic: Annotated[str, Field(examples=["logs"])]
-    partition: Annotated[int, Field(examples=[0])]
-    payload: Annotated[Any, Field(examples=[{"order": 7}])] = None
-    body: Annotated[str | None, Field(description="Base64.")] = None
-    content_type: Annotated[str | None, Field(examples=["application/json"])]
-    headers: dict[str, Any] | None
-    created_at: Annotated[str, Field(examples=[_TIME])]
-
-
-class MessagePage(BaseModel):
-    """Messages of a tenant; `next_cursor` is null on the last page.
-
-    `follow_cursor` leads to what is stored later, from the last page too (oldest first only).
-    """
-
-    data: list[Message]
-    next_cursor: str | None
-    follow_cursor: str | None
-
-
-class JournalEntry(BaseModel):
-    """An event of the journal."""
-
-    position: Annotated[int, Field(description="Place in the whole journal.", examples=[12])]
-    stream: Annotated[str, Field(examples=["tenant-acme"])]
-    version: Annotated[int, Field(description="Place in its stream.", examples=[2])]
-    id: Annotated[str, Field(examples=["8a9c6f0e-3f5f-4c55-a36e-0d6a3f9f0f11"])]
-    tenant_id: Annotated[str, Field(examples=["acme"])]
-    type: Annotated[str, Field(examples=["WorkersResized"])]
-    schema_version: Annotated[int, Field(examples=[1])]
-    data: Annotated[
-        dict[str, Any], Field(examples=[{"tenant_id": "acme", "previous": 3, "workers": 5}])
-    ]
-    actor: Annotated[str, Field(description="Who caused it.", examples=["uid=0 pid=4711"])]
-    correlation_id: str
-    causation_id: str | None
-    recorded_at: Annotated[str, Field(examples=[_TIME])]
-
-
-class EventPage(BaseModel):
-    """Events, oldest first; `next_cursor` is always given, to continue when there are more."""
-
-    data: list[JournalEntry]
-    next_cursor: str
-
-
-class Actor(BaseModel):
-    """An actor and those it owns."""
-
-    name: Annotated[str, Field(examples=["supervisor"])]
-    kind: Annotated[str, Field(examples=["Supervisor"])]
-    state: Annotated[str, Field(examples=["running"])]
-    mailbox: Annotated[int, Field(description="Messages that wait for it.", examples=[0])]
-    restarts: Annotated[int, Field(examples=[0])]
-    children: list[Actor]
-
-
-class Runtime(BaseModel):
-    """What a tenant's actors do; totals since the tenant's creation."""
-
-    tenant_id: Annotated[str, Field(examples=["acme"])]
-    workers_current: int
-    consuming: bool
-    unsettled: Annotated[int, Field(description="Taken, not yet acknowledged.")]
-    rate: Annotated[float, Field(description="Messages settled a second.")]
-    pending: int | None
-    stored: int
-    duplicates: int
-    dead_lettered: int
-    parked: str | None
-
-
-class Status(BaseModel):
-    """The daemon at a glance."""
-
-    state: Literal["starting", "running", "draining", "drained", "stopping"]
-    ready: bool
-    reasons: list[str]
-    started_at: Annotated[str, Field(examples=[_TIME])]
-    version: Annotated[str, Field(examples=["0.1.0"])]
-    pid: int
-    tree: Actor
-    tenants: dict[str, Runtime]
-
-
-class State(BaseModel):
-    """How the daemon as a whole is."""
-
-    state: Annotated[str, Field(examples=["running"])]
-
-
-class ProblemDocument(BaseModel):
-    """What went wrong (RFC 9457)."""
-
-    type: Annotated[str, Field(examples=["urn:problem-type:tenantry:tenant-not-found"])]
-    title: Annotated[str, Field(examples=["No such tenant"])]
-    status: Annotated[int, Field(examples=[404])]
-    detail: Annotated[str, Field(examples=["there is no such tenant"])]
-    correlation_id: str | None = None

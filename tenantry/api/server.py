@@ -6,9 +6,9 @@ import asyncio
 import contextlib
 import socket
 import threading
-from collections.abc import Generator
+from collections.abc import Coroutine, Generator
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import structlog
 import uvicorn
@@ -94,7 +94,7 @@ class ApiServer:
                 return
             self._running = True
         try:
-            asyncio.run(self._serve())
+            _run(self._serve())
         finally:
             with self._guard:
                 self._loop = None
@@ -137,10 +137,12 @@ class ApiServer:
         tasks = [asyncio.create_task(server.serve([bound])) for server, bound in servers]
         _log.info("api_serving", control=str(self._socket_path), tcp_port=self.tcp_port)
         ended = asyncio.create_task(closing.wait())
+        waits: list[asyncio.Task[Any]] = [
+            ended,
+            asyncio.create_task(_all_listening([server for server, _ in servers])),
+        ]
         try:
-            listening = asyncio.create_task(_all_listening([server for server, _ in servers]))
-            await asyncio.wait([ended, listening, *tasks], return_when=asyncio.FIRST_COMPLETED)
-            listening.cancel()
+            await asyncio.wait([*waits, *tasks], return_when=asyncio.FIRST_COMPLETED)
             self._started.set()
             # A listener that ends by itself ends the other: half a server helps nobody.
             await asyncio.wait([ended, *tasks], return_when=asyncio.FIRST_COMPLETED)
@@ -149,7 +151,8 @@ class ApiServer:
             for server, _ in servers:
                 server.should_exit = True
             await asyncio.gather(*tasks)
-            ended.cancel()
+            for wait in waits:
+                wait.cancel()
 
     def _server(self, listener: Listener, closing: asyncio.Event, counter: _Counter) -> _Server:
         return _Server(
@@ -175,6 +178,24 @@ class ApiServer:
             self._control.close()
         if self._tcp is not None:
             self._tcp.close()
+
+
+def _run(main: Coroutine[Any, Any, None]) -> None:
+    """Run to the end on a new loop. `asyncio.run` would take SIGINT, were this the main thread."""
+    loop = asyncio.new_event_loop()
+    try:
+        loop.run_until_complete(main)
+    finally:
+        loop.run_until_complete(_cancel_others())
+        loop.run_until_complete(loop.shutdown_asyncgens())
+        loop.close()
+
+
+async def _cancel_others() -> None:
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in others:
+        task.cancel()
+    await asyncio.gather(*others, return_exceptions=True)
 
 
 class _Server(uvicorn.Server):

@@ -6,6 +6,7 @@ import base64
 import json
 import zlib
 from collections.abc import Iterator
+from typing import Any
 from uuid import UUID
 
 import pytest
@@ -106,7 +107,7 @@ def test_stored_messages_are_shown_without_reading_their_payload(api: Served) ->
     assert third["payload"] is None
 
 
-def _walk(api: Served, **params: object) -> list[int]:
+def _walk(api: Served, **params: Any) -> list[int]:
     found, cursor = [], None
     while True:
         query = params | ({"cursor": cursor} if cursor else {})
@@ -130,7 +131,7 @@ def test_a_reader_follows_what_is_stored_later_from_the_last_page(api: Served) -
     api.world.messages.add("acme")
     first = api.control.get("/messages", params={"tenant_id": "acme"}).json()
     assert first["next_cursor"] is None
-    query = {"tenant_id": "acme", "cursor": first["follow_cursor"]}
+    query: dict[str, str] = {"tenant_id": "acme", "cursor": first["follow_cursor"]}
     empty = api.control.get("/messages", params=query).json()
     assert empty["data"] == []
     api.world.messages.add("acme")
@@ -143,9 +144,9 @@ def test_a_cursor_belongs_to_its_tenant_topic_and_order(api: Served) -> None:
     api.world.create("other")
     for _ in range(3):
         api.world.messages.add("acme")
-    params = {"tenant_id": "acme", "limit": 1}
+    params = {"tenant_id": "acme", "limit": "1"}
     cursor = api.control.get("/messages", params=params).json()["next_cursor"]
-    same = {"tenant_id": "acme", "cursor": cursor}
+    same: dict[str, str] = {"tenant_id": "acme", "cursor": cursor}
     assert api.control.get("/messages", params=same).status_code == 200
     for change in ({"tenant_id": "other"}, {"topic": "logs"}, {"order": "desc"}):
         assert api.control.get("/messages", params=same | change).status_code == 400
@@ -164,8 +165,8 @@ def test_a_topic_that_can_not_be_has_no_messages(api: Served, topic: str) -> Non
 def test_retained_messages_of_a_deleted_tenant_stay_readable(api: Served) -> None:
     api.world.create("kept")
     api.world.messages.add("kept")
-    for tenant_id, params in (("acme", {}), ("kept", {"retain": "true"})):
-        assert api.control.delete(f"/tenants/{tenant_id}", params=params).status_code == 204
+    assert api.control.delete("/tenants/acme").status_code == 204
+    assert api.control.delete("/tenants/kept", params={"retain": "true"}).status_code == 204
     assert api.control.get("/messages", params={"tenant_id": "acme"}).status_code == 404
     kept = api.control.get("/messages", params={"tenant_id": "kept"})
     assert len(kept.json()["data"]) == 1

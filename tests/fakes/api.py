@@ -42,7 +42,7 @@ from tenantry.messages.port import Order, StoredMessage
 from tenantry.projections.memory import InMemoryTenantDirectory, InMemoryTenantProjection
 
 CURSOR_KEY = b"a key for cursors in tests"
-SECRET = "a secret of more than thirty-two bytes, for tests"
+SECRET = "a secret of sixty-four bytes or more, so that it would do for HS512"
 
 
 class FakeControl:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import FastAPI
 from starlette.responses import Response
 
-from tenantry.api import lookup, render, schemas
+from tenantry.api import answers, lookup, render, schemas
 from tenantry.api.documented import errors
 from tenantry.api.services import Caller, Services
 from tenantry.domain.commands import (
@@ -32,7 +32,7 @@ def add_routes(app: FastAPI, services: Services) -> None:
 
     @app.put(
         "/tenants/{tenant_id}/config/concurrency",
-        response_model=schemas.Tenant,
+        response_model=answers.Tenant,
         summary="Resize a tenant's workers",
         tags=[_TAG],
         responses=errors(404, 409, 503, 504, body=True),
@@ -44,7 +44,7 @@ def add_routes(app: FastAPI, services: Services) -> None:
 
     @app.post(
         "/tenants/{tenant_id}/pause",
-        response_model=schemas.Tenant,
+        response_model=answers.Tenant,
         summary="Pause a tenant",
         tags=[_TAG],
         responses=errors(404, 409, 503, 504),
@@ -55,7 +55,7 @@ def add_routes(app: FastAPI, services: Services) -> None:
 
     @app.post(
         "/tenants/{tenant_id}/resume",
-        response_model=schemas.Tenant,
+        response_model=answers.Tenant,
         summary="Resume a tenant",
         tags=[_TAG],
         responses=errors(404, 409, 503, 504),
@@ -66,7 +66,7 @@ def add_routes(app: FastAPI, services: Services) -> None:
 
     @app.post(
         "/tenants/{tenant_id}/credentials/rotate",
-        response_model=schemas.TenantWithCredentials,
+        response_model=answers.TenantWithCredentials,
         summary="Rotate a tenant's credentials",
         tags=[_TAG],
         responses=errors(404, 409, 503, 504),
@@ -77,7 +77,7 @@ def add_routes(app: FastAPI, services: Services) -> None:
 
     @app.post(
         "/tenants/{tenant_id}/topics",
-        response_model=schemas.Tenant,
+        response_model=answers.Tenant,
         summary="Add topics to a tenant",
         tags=[_TAG],
         responses=errors(404, 409, 503, 504, body=True),

@@ -9,7 +9,7 @@ from fastapi import FastAPI, Query
 from starlette.requests import Request
 from starlette.responses import Response
 
-from tenantry.api import lookup, render, schemas
+from tenantry.api import answers, lookup, render, schemas
 from tenantry.api.connection import connection_of
 from tenantry.api.documented import errors
 from tenantry.api.services import Services
@@ -52,7 +52,7 @@ def add_routes(app: FastAPI, services: Services) -> None:
 
     @app.get(
         "/events",
-        response_model=schemas.EventPage,
+        response_model=answers.EventPage,
         summary="Read the journal",
         tags=[_TAG],
         responses=errors(400, 422, 503),
@@ -67,7 +67,7 @@ def add_routes(app: FastAPI, services: Services) -> None:
 
     @app.get(
         "/tenants/{tenant_id}/events",
-        response_model=schemas.EventPage,
+        response_model=answers.EventPage,
         summary="Read a tenant's events",
         tags=[_TAG],
         responses=errors(400, 404, 422, 503),

@@ -10,7 +10,7 @@ from fastapi import FastAPI, Query
 from starlette.requests import Request
 from starlette.responses import Response
 
-from tenantry.api import lookup, rawjson, render, schemas
+from tenantry.api import answers, lookup, rawjson, render, schemas
 from tenantry.api.documented import errors
 from tenantry.api.problems import Problem
 from tenantry.api.services import Services
@@ -30,7 +30,7 @@ def add_routes(app: FastAPI, services: Services) -> None:
     @app.post(
         "/tenants/{tenant_id}/messages",
         status_code=202,
-        response_model=schemas.Accepted,
+        response_model=answers.Accepted,
         summary="Publish messages",
         tags=[_TAG],
         responses=errors(404, 409, 503, body=True),
@@ -57,7 +57,7 @@ def add_routes(app: FastAPI, services: Services) -> None:
 
     @app.get(
         "/messages",
-        response_model=schemas.MessagePage,
+        response_model=answers.MessagePage,
         summary="Read a tenant's stored messages",
         tags=[_TAG],
         responses=errors(400, 404, 422, 503),

@@ -10,7 +10,7 @@ from typing import Any
 from fastapi import FastAPI
 from starlette.responses import Response
 
-from tenantry.api import render, schemas
+from tenantry.api import answers, render
 from tenantry.api.documented import errors
 from tenantry.api.port import SystemState, SystemStatus
 from tenantry.api.problems import unavailable
@@ -43,7 +43,7 @@ def add_routes(app: FastAPI, services: Services) -> None:
 
     @app.get(
         "/readyz",
-        response_model=schemas.State,
+        response_model=answers.State,
         summary="Does the daemon consume?",
         tags=[_TAG],
         responses=errors(503, public=True),
@@ -62,7 +62,7 @@ def add_routes(app: FastAPI, services: Services) -> None:
 
     @app.get(
         "/status",
-        response_model=schemas.Status,
+        response_model=answers.Status,
         summary="Show the daemon at a glance",
         tags=[_TAG],
         responses=errors(),
@@ -85,7 +85,7 @@ def add_routes(app: FastAPI, services: Services) -> None:
     @app.post(
         "/drain",
         status_code=202,
-        response_model=schemas.State,
+        response_model=answers.State,
         summary="Stop consuming but stay up",
         tags=[_TAG],
         responses=errors(503),
@@ -98,7 +98,7 @@ def add_routes(app: FastAPI, services: Services) -> None:
     @app.post(
         "/stop",
         status_code=202,
-        response_model=schemas.State,
+        response_model=answers.State,
         summary="Shut the daemon down",
         tags=[_TAG],
         responses=errors(503),

@@ -8,7 +8,7 @@ from uuid import uuid4
 from fastapi import FastAPI, Query
 from starlette.responses import Response
 
-from tenantry.api import lookup, render, schemas
+from tenantry.api import answers, lookup, render, schemas
 from tenantry.api.documented import errors
 from tenantry.api.services import Caller, Services
 from tenantry.domain.commands import CreateTenant, RequestDeletion
@@ -24,7 +24,7 @@ def add_routes(app: FastAPI, services: Services) -> None:
     @app.post(
         "/tenants",
         status_code=201,
-        response_model=schemas.TenantWithCredentials,
+        response_model=answers.TenantWithCredentials,
         summary="Create a tenant",
         tags=[_TENANTS],
         responses={
@@ -81,7 +81,7 @@ def _add_reading(app: FastAPI, services: Services) -> None:
 
     @app.get(
         "/tenants",
-        response_model=schemas.TenantPage,
+        response_model=answers.TenantPage,
         summary="List tenants",
         tags=[_TENANTS],
         responses=errors(400, 422, 503),
@@ -107,7 +107,7 @@ def _add_reading(app: FastAPI, services: Services) -> None:
 
     @app.get(
         "/tenants/{tenant_id}",
-        response_model=schemas.Tenant,
+        response_model=answers.Tenant,
         summary="Show a tenant, now or in the past",
         tags=[_TENANTS],
         responses=errors(404, 422, 503),

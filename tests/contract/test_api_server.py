@@ -1,0 +1,304 @@
+"""The listeners: taking their addresses, serving, ending."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tenantry.api import protocol
+from tenantry.api.server import ApiServer, ControlSocketBusyError, ListenError
+from tests.fakes.api import Served, World, serving, short_directory
+
+
+@pytest.fixture
+def directory() -> Iterator[Path]:
+    with short_directory() as made:
+        yield made
+
+
+def test_the_socket_has_mode_0660_whatever_the_umask(directory: Path) -> None:
+    for mask in (0o000, 0o022, 0o077):
+        before = os.umask(mask)
+        try:
+            path = directory / f"{mask}.sock"
+            server = ApiServer(World().app(), socket_path=path)
+            server.bind()
+            assert stat.S_IMODE(path.stat().st_mode) == 0o660
+            assert os.umask(mask) == mask
+            server.stop()
+        finally:
+            os.umask(before)
+
+
+def test_a_second_server_on_the_socket_is_told_and_the_first_keeps_serving() -> None:
+    with serving(World()) as first:
+        second = ApiServer(World().app(), socket_path=first.path, tcp=("127.0.0.1", 0))
+        with pytest.raises(ControlSocketBusyError, match=f"another daemon serves .*{first.path}"):
+            second.bind()
+        assert second.stop()
+        assert first.path.is_socket()
+        assert first.control.get("/healthz").status_code == 200
+
+
+def test_the_socket_of_a_killed_process_is_replaced(directory: Path) -> None:
+    path = directory / "control.sock"
+    code = (
+        "import sys, time; from pathlib import Path;"
+        "from tenantry.api.listeners import ControlSocket;"
+        "held = ControlSocket(Path(sys.argv[1])); print('bound', flush=True); time.sleep(60)"
+    )
+    killed = subprocess.Popen([sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE)
+    assert killed.stdout is not None
+    assert killed.stdout.readline() == b"bound\n"
+    with pytest.raises(ControlSocketBusyError):
+        ApiServer(World().app(), socket_path=path).bind()
+    killed.send_signal(signal.SIGKILL)
+    killed.wait(10)
+    killed.stdout.close()
+    assert path.is_socket()
+    server = ApiServer(World().app(), socket_path=path)
+    server.bind()
+    assert server.stop()
+    assert not path.exists()
+
+
+def test_a_file_that_is_no_socket_is_left_alone(directory: Path) -> None:
+    path = directory / "control.sock"
+    path.write_text("precious")
+    with pytest.raises(ListenError, match=r"control\.sock is there and is no socket"):
+        ApiServer(World().app(), socket_path=path).bind()
+    assert path.read_text() == "precious"
+
+
+@pytest.mark.parametrize("name", ["missing/control.sock", "x" * 120])
+def test_a_path_that_can_not_be_bound_is_named(directory: Path, name: str) -> None:
+    with pytest.raises(ListenError, match=name):
+        ApiServer(World().app(), socket_path=directory / name).bind()
+
+
+def test_a_taken_port_is_named_and_the_control_socket_given_back(directory: Path) -> None:
+    path = directory / "control.sock"
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        server = ApiServer(World().app(), socket_path=path, tcp=("127.0.0.1", port))
+        with pytest.raises(ListenError, match=f"can't listen on 127.0.0.1:{port}: .*in use"):
+            server.bind()
+    assert not path.exists()
+    again = ApiServer(World().app(), socket_path=path)
+    again.bind()
+    again.stop()
+
+
+def test_a_host_that_is_not_there_is_named() -> None:
+    server = ApiServer(World().app(), tcp=("192.0.2.1", 8080))
+    with pytest.raises(ListenError, match=r"192\.0\.2\.1:8080"):
+        server.bind()
+
+
+def test_two_servers_can_not_have_one_port() -> None:
+    first = ApiServer(World().app(), tcp=("127.0.0.1", 0))
+    first.bind()
+    port = first.tcp_port
+    assert port
+    with pytest.raises(ListenError, match=str(port)):
+        ApiServer(World().app(), tcp=("127.0.0.1", port)).bind()
+    first.stop()
+
+
+def test_stopping_removes_the_socket_and_closes_the_port() -> None:
+    with serving(World()) as api:
+        assert api.control.get("/healthz").status_code == 200
+        assert api.server.stop()
+        assert api.server.stop()
+        assert not api.path.exists()
+        with pytest.raises(httpx.ConnectError):
+            httpx.get(f"{api.url}/healthz", trust_env=False)
+
+
+def test_stopping_before_running_makes_running_end_at_once(directory: Path) -> None:
+    server = ApiServer(World().app(), socket_path=directory / "control.sock")
+    server.bind()
+    assert server.stop()
+    server.run()
+    assert not (directory / "control.sock").exists()
+
+
+def test_a_server_that_was_never_bound_can_be_stopped() -> None:
+    assert ApiServer(World().app()).stop()
+
+
+def test_running_leaves_the_signal_handlers_alone(directory: Path) -> None:
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    server = ApiServer(World().app(), socket_path=directory / "control.sock")
+    seen = []
+
+    def look_and_stop() -> None:
+        assert server.wait_started(10)
+        seen.append((signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)))
+        server.stop(0)
+
+    thread = threading.Thread(target=look_and_stop)
+    thread.start()
+    server.run()  # here, on the main thread, where uvicorn would install its own
+    thread.join(10)
+    assert seen == [before]
+
+
+def test_a_stuck_command_does_not_hold_up_the_end() -> None:
+    world = World(command_timeout=20.0)
+    world.create("acme")
+    world.control.held = threading.Event()
+    world.control.entered.acquire()
+    with serving(world, grace=1) as api:
+        thread = threading.Thread(target=_pause, args=(api,))
+        thread.start()
+        assert world.control.entered.acquire(timeout=10)
+        started = time.monotonic()
+        assert api.server.stop()
+        assert time.monotonic() - started < 5
+        world.control.held.set()
+        thread.join(10)
+
+
+def _pause(api: Served) -> None:
+    with pytest.raises((httpx.HTTPError, AssertionError)):
+        assert api.tcp.post("/tenants/acme/pause").is_success
+
+
+def test_a_request_that_is_being_served_is_finished_when_the_server_stops() -> None:
+    world = World()
+    world.create("acme")
+    world.control.entered.acquire()
+    world.control.held = threading.Event()
+    answers: list[int] = []
+    with serving(world) as api:
+        thread = threading.Thread(
+            target=lambda: answers.append(api.tcp.post("/tenants/acme/pause").status_code)
+        )
+        thread.start()
+        assert world.control.entered.acquire(timeout=10)
+        api.server.stop(0)
+        world.control.held.set()
+        thread.join(10)
+    assert answers == [200]
+
+
+def test_health_status_and_stop_answer_while_every_command_thread_is_stuck() -> None:
+    world = World()
+    world.create("acme")
+    world.control.entered.acquire()
+    world.control.held = threading.Event()
+    with serving(world, grace=1) as api:
+        threads = [threading.Thread(target=_pause_quietly, args=(api,)) for _ in range(40)]
+        for thread in threads:
+            thread.start()
+        for _ in range(16):
+            assert world.control.entered.acquire(timeout=10)
+        for path in ("/healthz", "/readyz", "/status", "/info", "/tenants/acme", "/events"):
+            assert api.control.get(path, timeout=5).status_code == 200
+        assert api.control.post("/stop", timeout=5).status_code == 202
+        world.control.held.set()
+        for thread in threads:
+            thread.join(20)
+
+
+def _pause_quietly(api: Served) -> None:
+    httpx.post(f"{api.url}/tenants/acme/pause", timeout=30, trust_env=False)
+
+
+def test_too_many_commands_at_once_are_asked_to_come_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World()
+    world.create("acme")
+    world.control.entered.acquire()
+    world.control.held = threading.Event()
+    with serving(world, grace=1) as api:
+        api.app.state.services.pools.commands._patience = 0.05
+        threads = [threading.Thread(target=_pause_quietly, args=(api,)) for _ in range(16)]
+        for thread in threads:
+            thread.start()
+        for _ in range(16):
+            assert world.control.entered.acquire(timeout=10)
+        answer = api.control.post("/tenants/acme/pause")
+        assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+        world.control.held.set()
+        for thread in threads:
+            thread.join(20)
+
+
+def test_more_requests_than_allowed_are_turned_away() -> None:
+    with serving(World(), max_requests=0) as api:
+        answer = api.control.get("/healthz")
+        assert answer.status_code == 503
+        assert answer.headers["content-type"] == "application/problem+json"
+
+
+def _raw(api: Served, data: bytes) -> bytes:
+    with socket.create_connection(("127.0.0.1", api.server.tcp_port or 0), timeout=10) as raw:
+        raw.sendall(data)
+        return raw.makefile("rb").read()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"nonsense\r\n\r\n",
+        b"GET / HTTP/1.1\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n",
+        b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nX: " + b"x" * 66_000,
+        b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: -1\r\n\r\n",
+        b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n",
+    ],
+)
+def test_what_is_no_http_is_answered_with_a_problem(data: bytes) -> None:
+    with serving(World()) as api:
+        answer = _raw(api, data)
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert b"application/problem+json" in answer
+
+
+def test_a_client_that_sends_no_request_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocol, "HEAD_SECONDS", 0.1)
+    with serving(World()) as api:
+        assert _raw(api, b"") == b""
+        assert _raw(api, b"GET /healthz HT") == b""
+        # The same on a connection that has been used.
+        with socket.create_connection(("127.0.0.1", api.server.tcp_port or 0), timeout=10) as raw:
+            raw.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            received = raw.makefile("rb")
+            while received.read(1) != b"}":
+                pass
+            raw.sendall(b"GET")
+            assert received.read() == b""
+
+
+def test_a_body_that_does_not_come_is_408() -> None:
+    head = b"POST /tenants HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n{"
+    with serving(World(body_timeout=0.1)) as api:
+        assert _raw(api, head).startswith(b"HTTP/1.1 408")
+
+
+@pytest.mark.parametrize("length", [b"2000000", b"9" * 17, b"9" * 19])
+def test_a_client_that_asks_first_is_refused_before_it_sends(length: bytes) -> None:
+    head = b"POST /tenants HTTP/1.1\r\nHost: localhost\r\nExpect: 100-continue\r\nContent-Length: "
+    with serving(World()) as api:
+        answer = _raw(api, head + length + b"\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 413")
+
+
+def test_a_chunked_body_is_bounded_too() -> None:
+    with serving(World()) as api:
+        chunks = (b"x" * 65536 for _ in range(40))
+        headers = {"Content-Type": "application/json"}
+        answer = api.control.post("/tenants", content=chunks, headers=headers)
+        assert answer.status_code == 413

@@ -1,0 +1,132 @@
+"""The daemon's own state, and the description of the API."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from tenantry.api.access import TABLE, Access
+from tenantry.api.port import SystemState
+from tests.fakes.api import Served, World, serving
+
+
+@pytest.fixture
+def api() -> Iterator[Served]:
+    with serving(World()) as served:
+        yield served
+
+
+def test_a_running_daemon_is_healthy_and_ready(api: Served) -> None:
+    assert api.control.get("/healthz").json() == {"status": "ok"}
+    assert api.control.get("/readyz").json() == {"state": "running"}
+
+
+def test_a_daemon_that_is_not_ready_says_why_and_stays_healthy(api: Served) -> None:
+    control = api.world.control
+    control.system = replace(
+        control.system, ready=False, reasons=("the broker is away", "a standby")
+    )
+    answer = api.control.get("/readyz")
+    assert answer.status_code == 503
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert answer.headers["retry-after"] == "1"
+    assert answer.json()["reasons"] == ["the broker is away", "a standby"]
+    assert api.control.get("/healthz").status_code == 200
+
+
+def test_a_dead_root_is_not_healthy_unless_the_daemon_stops(api: Served) -> None:
+    control = api.world.control
+    control.system = replace(control.system, tree=replace(control.system.tree, state="dead"))
+    assert api.control.get("/healthz").status_code == 503
+    control.system = replace(control.system, state=SystemState.STOPPING)
+    assert api.control.get("/healthz").status_code == 200
+
+
+def test_the_status_shows_the_tree_and_the_tenants(api: Served) -> None:
+    api.world.create("acme")
+    control = api.world.control
+    runtime = control.runtime("acme")
+    assert runtime is not None
+    child = replace(control.system.tree, name="acme", kind="Tenant", mailbox=2)
+    control.system = replace(
+        control.system,
+        tree=replace(control.system.tree, children=(child,)),
+        tenants={"acme": runtime},
+    )
+    body = api.control.get("/status").json()
+    assert body["tree"]["children"][0]["mailbox"] == 2
+    assert body["tenants"]["acme"]["workers_current"] == 3
+    assert body["started_at"] == "2026-01-31T12:00:00.000000Z"
+    assert (body["pid"], body["state"], body["ready"]) == (4711, "running", True)
+
+
+def test_draining_and_stopping_are_accepted(api: Served) -> None:
+    drained = api.control.post("/drain")
+    assert (drained.status_code, drained.json()) == (202, {"state": "draining"})
+    assert api.control.get("/readyz").json()["reasons"] == ["draining"]
+    stopped = api.control.post("/stop")
+    assert (stopped.status_code, stopped.json()) == (202, {"state": "stopping"})
+
+
+def test_the_info_is_shown_as_given(api: Served) -> None:
+    assert api.control.get("/info").json() == {"version": "0.1.0"}
+
+
+@pytest.mark.parametrize("path", ["/docs", "/swagger/index.html"])
+def test_the_documentation_needs_nothing_from_elsewhere(api: Served, path: str) -> None:
+    page = api.tcp.get(path)
+    assert page.headers["content-type"].startswith("text/html")
+    assert "default-src 'self'" in page.headers["content-security-policy"]
+    assert "://" not in page.text
+    links = re.findall(r'(?:src|href)="([^"]+)"', page.text)
+    assert len(links) == 4
+    for link in links:
+        if not link.startswith("data:"):
+            found = api.tcp.get(link)
+            assert found.status_code == 200
+            assert "://" not in found.text if link.endswith("start.js") else len(found.text) > 9999
+
+
+def _operations(document: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    for path, operations in document["paths"].items():
+        for method, operation in operations.items():
+            yield method.upper(), path, operation
+
+
+def test_every_route_is_described_with_its_errors(api: Served) -> None:
+    document = api.control.get("/openapi.json").json()
+    described = {(method, path) for method, path, _ in _operations(document)}
+    pages = {("GET", "/openapi.json"), ("GET", "/docs"), ("GET", "/swagger/{asset}")}
+    assert described == TABLE.keys() - pages
+    for method, path, operation in _operations(document):
+        assert operation["summary"], path
+        assert operation["description"], path
+        errors = {status for status in operation["responses"] if status >= "400"}
+        assert errors, path
+        for status in errors:
+            content = operation["responses"][status]["content"]
+            assert content.keys() == {"application/problem+json"}, (method, path, status)
+        public = TABLE[method, path] is Access.PUBLIC
+        assert operation["security"] == ([] if public else [{}, {"token": []}])
+        assert public or {"401", "403"} <= errors
+
+
+def test_the_document_holds_no_dangling_reference_and_no_foreign_error(api: Served) -> None:
+    answer = api.control.get("/openapi.json")
+    schemas = answer.json()["components"]["schemas"]
+    references = set(re.findall(r'"#/components/schemas/([^"]+)"', answer.text))
+    assert references <= schemas.keys()
+    assert "HTTPValidationError" not in schemas
+
+
+def test_every_field_of_a_body_has_an_example_and_says_what_it_is_for(api: Served) -> None:
+    schemas = api.control.get("/openapi.json").json()["components"]["schemas"]
+    for model in ("TenantCreation", "Concurrency", "NewTopics", "Publication"):
+        for name, field in schemas[model]["properties"].items():
+            told = [field, *field.get("anyOf", [])]
+            assert any("examples" in one for one in told), (model, name)
+            assert any("description" in one for one in told), (model, name)
