@@ -1,0 +1,254 @@
+"""Tenants' objects on RabbitMQ: declared over AMQP; users and counts over the management API."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+import secrets
+import threading
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from typing import Any, Final
+from urllib.parse import quote, urlsplit
+
+import pika
+from pika.adapters.blocking_connection import BlockingChannel
+from pika.exceptions import (
+    AMQPError,
+    AuthenticationError,
+    ChannelClosedByBroker,
+    ConnectionClosedByBroker,
+    ProbableAccessDeniedError,
+    ProbableAuthenticationError,
+)
+
+from tenantry.broker import topology as layout
+from tenantry.broker.port import (
+    BrokerError,
+    BrokerUnavailableError,
+    Credentials,
+    PasswordHash,
+    TenantTopology,
+)
+from tenantry.broker.rabbitmq.connection import describe, parameters
+from tenantry.broker.rabbitmq.management import ManagementClient
+from tenantry.domain import names
+
+CONNECTIONS: Final = 4
+"""How many declarations go on at once, each on a connection of its own."""
+
+WAIT: Final = 30.0
+"""Seconds to wait for one of them to end."""
+
+BLOCKED_TIMEOUT: Final = 10.0
+"""Seconds a declaration waits for a broker that is out of memory or disk."""
+
+_PRECONDITION_FAILED: Final = 406
+_ACCESS_REFUSED: Final = 403
+_NOT_FOUND: Final = 404
+_SALT_BYTES: Final = 4
+
+
+class RabbitAdministration:
+    """Makes and removes tenants' objects on RabbitMQ. Callable from any thread.
+
+    `url` is the AMQP URL of a user that may configure everything in its virtual host;
+    `management_url` that of the management API, of a user with the tag administrator.
+    """
+
+    def __init__(self, *, url: str, management_url: str, queue_type: layout.QueueType) -> None:
+        self._parameters = parameters(url)
+        self._parameters.blocked_connection_timeout = BLOCKED_TIMEOUT
+        self._parameters.client_properties = {
+            "connection_name": "tenantry administration",
+            "product": "Tenantry",
+        }
+        self._scheme = urlsplit(url).scheme
+        self._management = ManagementClient(management_url, vhost=self._parameters.virtual_host)
+        self._queue_type = queue_type
+        self._free = threading.BoundedSemaphore(CONNECTIONS)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._where!r})"
+
+    def close(self) -> None:
+        """Give up what is kept open between calls."""
+        self._management.close()
+
+    def ensure_topology(self, topology: TenantTopology) -> None:
+        """Make the tenant's stream, queues, bindings and dead-letter queue, where missing.
+
+        Raises `BrokerError` where one of them exists with other arguments.
+        """
+        plan = layout.plan(topology, self._queue_type)
+        with self._channel() as channel:
+            for exchange in plan.exchanges:
+                with _naming("exchange", exchange):
+                    channel.exchange_declare(exchange, exchange_type="direct", durable=True)
+            for queue in plan.queues:
+                with _naming("queue", queue.name, self._queue_type):
+                    channel.queue_declare(queue.name, durable=True, arguments=dict(queue.arguments))
+            for binding in plan.bindings:
+                with _naming("queue", binding.queue):
+                    channel.queue_bind(binding.queue, binding.exchange, binding.routing_key)
+
+    def remove_topology(self, tenant_id: str) -> int:
+        """Delete the tenant's stream and all its queues; give how many messages they held.
+
+        The stream goes first, so that nothing is published any more; the dead letters last, so
+        that nothing is dead-lettered into nothing meanwhile.
+        """
+        owned = [
+            queue
+            for queue in self._management.queues(f"^{re.escape(f'tenant_{tenant_id}_')}")
+            if layout.owner(queue) == tenant_id
+        ]
+        owned.sort(key=layout.is_dead_letter_queue)
+        dropped = 0
+        with self._channel() as channel:
+            channel.exchange_delete(names.stream_name(tenant_id))
+            for queue in owned:
+                with _naming("queue", queue):
+                    dropped += channel.queue_delete(queue).method.message_count
+        return dropped
+
+    def ensure_user(self, tenant_id: str, password: PasswordHash) -> None:
+        """Make the tenant's user with this password and its permissions."""
+        name = names.username(tenant_id)
+        allowed = layout.permissions(tenant_id)
+        self._management.put_user(name, password.value)
+        self._management.put_permissions(
+            name, configure=allowed.configure, write=allowed.write, read=allowed.read
+        )
+
+    def remove_user(self, tenant_id: str) -> None:
+        """Delete the tenant's user and close its connections."""
+        name = names.username(tenant_id)
+        # In this order, since a client that is thrown out connects again at once.
+        self._management.delete_user(name)
+        self._management.close_connections(name, "the tenant was deleted")
+
+    def new_credentials(self, tenant_id: str) -> tuple[Credentials, PasswordHash]:
+        """Generate a password and the hash that stands for it; nothing changes on the broker."""
+        password = secrets.token_urlsafe(32)
+        name = names.username(tenant_id)
+        host, port = self._parameters.host, self._parameters.port
+        vhost = quote(self._parameters.virtual_host, safe="")
+        shown = f"[{host}]" if ":" in host else host
+        credentials = Credentials(
+            username=name,
+            password=password,
+            amqp_url=f"{self._scheme}://{quote(name, safe='')}:{quote(password, safe='')}"
+            f"@{shown}:{port}/{vhost}",
+        )
+        return credentials, PasswordHash(value=hash_password(password))
+
+    def pending(self) -> Mapping[str, int]:
+        """Count the messages ready in each tenant's queues, dead letters left out."""
+        counts: Counter[str] = Counter()
+        for queue, ready in self._management.ready_messages().items():
+            tenant_id = layout.owner(queue)
+            if tenant_id is not None and not layout.is_dead_letter_queue(queue):
+                counts[tenant_id] += ready
+        return counts
+
+    def check(self) -> None:
+        """Raise `BrokerError` with a clear line where the broker can't be used."""
+        with self._channel() as channel, _naming("exchange", names.DEAD_LETTER_EXCHANGE):
+            channel.exchange_declare(
+                names.DEAD_LETTER_EXCHANGE, exchange_type="direct", durable=True
+            )
+        if "administrator" not in self._management.tags():
+            raise BrokerError(
+                f"the user of RabbitMQ's management API at {self._management.address} may not "
+                "manage users: give it the tag administrator"
+            )
+        self._management.check_vhost()
+
+    @property
+    def _where(self) -> str:
+        return f"{self._parameters.host}:{self._parameters.port}"
+
+    @contextmanager
+    def _channel(self) -> Iterator[BlockingChannel]:
+        """Give a channel on a connection of its own; what goes wrong becomes `BrokerError`."""
+        if not self._free.acquire(timeout=WAIT):
+            raise BrokerUnavailableError(
+                f"RabbitMQ at {self._where} is too slow: {CONNECTIONS} declarations are waiting"
+            )
+        try:
+            connection = self._connect()
+            try:
+                yield connection.channel()
+            except (AMQPError, OSError) as error:
+                raise self._failed(error) from error
+            finally:
+                with suppress(AMQPError, OSError):
+                    connection.close()
+        finally:
+            self._free.release()
+
+    def _connect(self) -> pika.BlockingConnection:
+        try:
+            return pika.BlockingConnection(self._parameters)
+        except (AuthenticationError, ProbableAuthenticationError) as error:
+            raise BrokerError(
+                f"RabbitMQ at {self._where} refuses user name and password: check rabbitmq.url"
+            ) from error
+        except ProbableAccessDeniedError as error:
+            raise self._no_access() from error
+        except ConnectionClosedByBroker as error:
+            if error.reply_code in {_ACCESS_REFUSED, _NOT_FOUND, 530}:
+                raise self._no_access() from error
+            raise self._failed(error) from error
+        except (AMQPError, OSError) as error:
+            raise BrokerUnavailableError(
+                f"RabbitMQ can't be reached at {self._where}: {describe(error)}"
+            ) from error
+
+    def _no_access(self) -> BrokerError:
+        return BrokerError(
+            f"RabbitMQ at {self._where} gives no access to the virtual host "
+            f"{self._parameters.virtual_host!r}: it must exist, and the user have rights on it"
+        )
+
+    def _failed(self, error: Exception) -> BrokerError:
+        if isinstance(error, ChannelClosedByBroker):
+            if error.reply_code == _ACCESS_REFUSED:
+                return BrokerError(
+                    f"the user of rabbitmq.url lacks rights: {_text(error)}; it must be allowed to "
+                    "configure, write and read everything in its virtual host"
+                )
+            return BrokerError(f"RabbitMQ refuses: {_text(error)}")
+        return BrokerUnavailableError(
+            f"the connection to RabbitMQ at {self._where} failed: {describe(error)}"
+        )
+
+
+def hash_password(password: str) -> str:
+    """Hash a password as RabbitMQ keeps it: base64 of a random salt and the SHA-256 of both."""
+    salt = secrets.token_bytes(_SALT_BYTES)
+    digest = hashlib.sha256(salt + password.encode()).digest()
+    return base64.b64encode(salt + digest).decode("ascii")
+
+
+@contextmanager
+def _naming(kind: str, name: str, queue_type: str | None = None) -> Iterator[None]:
+    """Say of which object the broker refuses a declaration, and what to do."""
+    try:
+        yield
+    except ChannelClosedByBroker as error:
+        if error.reply_code != _PRECONDITION_FAILED:
+            raise
+        wanted = f" (queue.type is {queue_type})" if queue_type else ""
+        raise BrokerError(
+            f"{kind} {name!r} exists with other arguments than wanted{wanted}: "
+            f"set the configuration back, or empty and delete the {kind} and start again; "
+            f"RabbitMQ says: {_text(error)}"
+        ) from error
+
+
+def _text(error: Any) -> str:
+    return re.sub(r"\s+", " ", str(error.reply_text)).strip()[:300]

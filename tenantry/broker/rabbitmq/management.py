@@ -1,0 +1,237 @@
+"""RabbitMQ's management API: the few calls made of it, in versions 3.10 to 4.x."""
+
+from __future__ import annotations
+
+import random
+import re
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Final, Self
+from urllib.parse import quote, unquote, urlsplit
+
+import httpx
+
+from tenantry.broker.port import BrokerError, BrokerUnavailableError
+
+ATTEMPTS: Final = 4
+FIRST_BACKOFF: Final = 0.1
+LONGEST_BACKOFF: Final = 1.0
+TIMEOUT: Final = httpx.Timeout(10.0, connect=3.0)
+"""Seconds. A call with all its attempts ends within a minute, mostly much sooner."""
+
+_PAGE_SIZE: Final = 500
+_HASHING: Final = "rabbit_password_hashing_sha256"
+_LIGHT: Final = {"disable_stats": "true"}
+
+
+class ManagementClient:
+    """A client of the management API, for one virtual host. Callable from any thread.
+
+    Every call here may be repeated without harm and is, a bounded number of times, when the
+    broker can't be reached or fails. Raises `BrokerUnavailableError` when that does not help,
+    and `BrokerError` where the broker refuses; neither repeats a password.
+    """
+
+    def __init__(self, url: str, *, vhost: str) -> None:
+        try:
+            parts = urlsplit(url)
+            host, port = parts.hostname, parts.port
+        except ValueError:
+            host, port = None, None
+        if not host or parts.scheme not in {"http", "https"}:
+            raise BrokerError(
+                "rabbitmq.management_url is not an HTTP URL: http://user:password@host:15672"
+            )
+        shown = f"[{host}]" if ":" in host else host
+        origin = f"{parts.scheme}://{shown}" + (f":{port}" if port else "")
+        self.address = origin + parts.path.rstrip("/")
+        self._vhost = quote(vhost, safe="")
+        self._shown_vhost = vhost
+        self._client = httpx.Client(
+            auth=(unquote(parts.username or ""), unquote(parts.password or "")),
+            timeout=TIMEOUT,
+            # Neither a proxy nor a .netrc stands between us and the broker.
+            trust_env=False,
+        )
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.address!r}, vhost={self._shown_vhost!r})"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give up the connections to the broker."""
+        self._client.close()
+
+    def put_user(self, name: str, password_hash: str) -> None:
+        """Make a user without tags, or give one a new password, known here by its hash only."""
+        body = {"password_hash": password_hash, "hashing_algorithm": _HASHING, "tags": ""}
+        self._call("PUT", f"users/{_quoted(name)}", body=body)
+
+    def delete_user(self, name: str) -> None:
+        """Delete a user, if there is one."""
+        self._call("DELETE", f"users/{_quoted(name)}", absent_is_fine=True)
+
+    def put_permissions(self, name: str, *, configure: str, write: str, read: str) -> None:
+        """Say what a user may configure, write to and read from, by patterns of names."""
+        body = {"configure": configure, "write": write, "read": read}
+        self._call("PUT", f"permissions/{self._vhost}/{_quoted(name)}", body=body)
+
+    def close_connections(self, name: str, reason: str) -> None:
+        """Close all connections of a user, which gets to know the reason."""
+        self._call(
+            "DELETE",
+            f"connections/username/{_quoted(name)}",
+            headers={"X-Reason": reason},
+            absent_is_fine=True,
+        )
+
+    def ready_messages(self) -> Mapping[str, int]:
+        """Count the messages ready in every queue, as of some 5 seconds ago, in one call."""
+        parameters = {
+            **_LIGHT,
+            "enable_queue_totals": "true",
+            "columns": "name,messages_ready",
+        }
+        queues = self._call("GET", f"queues/{self._vhost}", parameters=parameters)
+        # A queue that was made a moment ago has no count yet.
+        return {queue["name"]: queue.get("messages_ready") or 0 for queue in queues}
+
+    def queues(self, pattern: str) -> Sequence[str]:
+        """List the queues whose names match a regular expression somewhere."""
+        return list(self._names("queues", pattern))
+
+    def exchanges(self, pattern: str) -> Sequence[str]:
+        """List the exchanges whose names match a regular expression somewhere."""
+        return list(self._names("exchanges", pattern))
+
+    def tags(self) -> frozenset[str]:
+        """Give the tags of the user this client is."""
+        # A string with commas up to 3.8, a list since.
+        tags = self._call("GET", "whoami").get("tags") or ()
+        return frozenset(tags.split(",") if isinstance(tags, str) else tags)
+
+    def check_vhost(self) -> None:
+        """Raise `BrokerError` unless the virtual host exists and may be seen."""
+        self._call("GET", f"vhosts/{self._vhost}", parameters={"columns": "name"})
+
+    def _names(self, kind: str, pattern: str) -> Iterator[str]:
+        page, pages = 1, 1
+        while page <= pages:
+            parameters: dict[str, str | int] = {
+                **_LIGHT,
+                "columns": "name",
+                "name": pattern,
+                "use_regex": "true",
+                "page": page,
+                "page_size": _PAGE_SIZE,
+            }
+            answer = self._call("GET", f"{kind}/{self._vhost}", parameters=parameters)
+            yield from (item["name"] for item in answer["items"])
+            page, pages = page + 1, answer["page_count"]
+
+    def _call(
+        self,
+        method: str,
+        path: str,
+        *,
+        parameters: Mapping[str, str | int] | None = None,
+        body: Mapping[str, str] | None = None,
+        headers: Mapping[str, str] | None = None,
+        absent_is_fine: bool = False,
+    ) -> Any:
+        """Make a call and give its JSON; None, if it has none or answers that there is nothing."""
+        url = f"{self.address}/api/{path}"
+        problem = ""
+        for attempt in range(ATTEMPTS):
+            if attempt:
+                ceiling = min(LONGEST_BACKOFF, FIRST_BACKOFF * 2 ** (attempt - 1))
+                time.sleep(ceiling * (0.5 + random.random() / 2))  # noqa: S311 - jitter
+            try:
+                response = self._client.request(
+                    method, url, params=parameters, json=body, headers=headers
+                )
+            except httpx.TransportError as error:
+                problem = _one_line(str(error)) or type(error).__name__
+                continue
+            if response.is_server_error:
+                problem = f"HTTP {response.status_code}"
+                continue
+            if response.status_code == httpx.codes.NOT_FOUND and absent_is_fine:
+                return None
+            if not response.is_success:
+                raise self._refused(response, method, path)
+            return self._json(response)
+        raise BrokerUnavailableError(
+            f"RabbitMQ's management API does not answer at {self.address}: {problem}"
+        )
+
+    def _json(self, response: httpx.Response) -> Any:
+        if not response.content:
+            return None
+        try:
+            return response.json()
+        except ValueError:
+            raise self._not_management() from None
+
+    def _refused(self, response: httpx.Response, method: str, path: str) -> BrokerError:
+        match response.status_code:
+            case httpx.codes.UNAUTHORIZED:
+                return BrokerError(
+                    f"RabbitMQ's management API at {self.address} refuses user name and password: "
+                    "check rabbitmq.management_url, and that the user has the tag administrator"
+                )
+            case httpx.codes.FORBIDDEN:
+                return BrokerError(
+                    f"RabbitMQ's management API at {self.address} forbids {method} {path}: "
+                    "the user needs the tag administrator"
+                )
+            case httpx.codes.NOT_FOUND if not _is_json(response):
+                return self._not_management()
+            case httpx.codes.NOT_FOUND:
+                return BrokerError(
+                    f"RabbitMQ's management API at {self.address} knows no {path}: does the "
+                    f"virtual host {self._shown_vhost!r} exist?"
+                )
+            case _:
+                return BrokerError(
+                    f"RabbitMQ's management API at {self.address} refuses {method} {path} "
+                    f"with HTTP {response.status_code}: {_reason(response)}"
+                )
+
+    def _not_management(self) -> BrokerError:
+        return BrokerError(
+            f"what answers at {self.address} is not RabbitMQ's management API: check "
+            "rabbitmq.management_url; is the plugin rabbitmq_management enabled?"
+        )
+
+
+def _quoted(name: str) -> str:
+    return quote(name, safe="")
+
+
+def _is_json(response: httpx.Response) -> bool:
+    return "json" in response.headers.get("content-type", "")
+
+
+def _reason(response: httpx.Response) -> str:
+    try:
+        answer = response.json()
+    except ValueError:
+        return _one_line(response.text)
+    reason = answer.get("reason") if isinstance(answer, dict) else answer
+    return _one_line(str(reason))
+
+
+def _one_line(text: str) -> str:
+    return re.sub(r"\s+", " ", text).strip()[:200]

@@ -1,0 +1,165 @@
+"""A tenant's objects on the broker, described: what to declare, bind, allow and consume."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final, Literal, TypeAlias
+
+from tenantry.broker.port import QueueSpec, TenantTopology
+from tenantry.domain import names
+
+QueueType: TypeAlias = Literal["quorum", "classic"]
+
+UNLIMITED_DELIVERIES: Final = 1_000_000
+"""A delivery limit that no message reaches.
+
+A quorum queue counts each time a message comes back because its consumer went away, and drops
+or dead-letters it at the limit: 20 by default since RabbitMQ 4.0, so twenty crashes would lose
+good messages. -1 lifts the limit from 4.0 on, but 3.x takes a negative number for 0, and a
+policy can't express -1. A large number means the same to all of them, and a queue with a limit
+puts returned messages back where they were instead of at its end.
+"""
+
+_OWNED: Final = re.compile(
+    rf"tenant_(?P<tenant>{names.TENANT_ID.pattern})_"
+    r"(?:queue|(?P<dead>dead_letters)|stream\..+)",
+    re.ASCII,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Queue:
+    """A durable queue and its arguments."""
+
+    name: str
+    arguments: Mapping[str, str | int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Binding:
+    """What goes from an exchange into a queue."""
+
+    exchange: str
+    queue: str
+    routing_key: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Permissions:
+    """Patterns of the names a user may configure, write to and read from."""
+
+    configure: str
+    write: str
+    read: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """All of a tenant's objects, in the order they are to be made.
+
+    Exchanges are durable and direct. Dead-letter queue and its binding come first, so that a
+    message is never dead-lettered into nothing.
+    """
+
+    exchanges: tuple[str, ...]
+    queues: tuple[Queue, ...] = field(repr=False)
+    bindings: tuple[Binding, ...] = field(repr=False)
+
+
+def plan(topology: TenantTopology, queue_type: QueueType) -> Plan:
+    """Describe everything a tenant has on the broker, dead letters included."""
+    tenant_id = topology.tenant_id
+    stream = names.stream_name(tenant_id)
+    dead_letters = names.dead_letter_queue_name(tenant_id)
+    queues = [Queue(name=dead_letters, arguments=_dead_letter_arguments(queue_type))]
+    bindings = [
+        Binding(exchange=names.DEAD_LETTER_EXCHANGE, queue=dead_letters, routing_key=tenant_id)
+    ]
+    arguments = _arguments(tenant_id, queue_type)
+    for spec in consumed(topology):
+        queues.append(Queue(name=spec.name, arguments=arguments))
+        bindings += [
+            Binding(exchange=stream, queue=spec.name, routing_key=key) for key in _keys(spec)
+        ]
+    return Plan(
+        exchanges=(names.DEAD_LETTER_EXCHANGE, stream),
+        queues=tuple(queues),
+        bindings=tuple(bindings),
+    )
+
+
+def consumed(topology: TenantTopology) -> tuple[QueueSpec, ...]:
+    """List the queues to consume: the default queue, then each partition of each topic."""
+    tenant_id = topology.tenant_id
+    default = QueueSpec(name=names.queue_name(tenant_id), topic=names.DEFAULT_TOPIC, partition=0)
+    return (
+        default,
+        *(
+            QueueSpec(
+                name=names.partition_queue_name(tenant_id, topic, partition),
+                topic=topic,
+                partition=partition,
+            )
+            for topic in topology.topics
+            for partition in range(topology.partitions)
+        ),
+    )
+
+
+def permissions(tenant_id: str) -> Permissions:
+    """Say what a tenant's user may do: publish to its stream, read its queues; no dead letters.
+
+    The patterns match whole names. The default exchange, whose name is empty, matches none.
+    """
+    stream = re.escape(names.stream_name(tenant_id))
+    queue = re.escape(names.queue_name(tenant_id))
+    return Permissions(
+        configure="^$",
+        write=f"^{stream}$",
+        read=rf"^({queue}|{stream}\.[a-z0-9_-]+\.[0-9]+)$",
+    )
+
+
+def owner(queue: str) -> str | None:
+    """Give the tenant that owns a queue by its name, dead-letter queues included."""
+    match = _OWNED.fullmatch(queue)
+    return None if match is None else match["tenant"]
+
+
+def is_dead_letter_queue(queue: str) -> bool:
+    """Tell whether a queue, by its name, keeps a tenant's dead letters."""
+    match = _OWNED.fullmatch(queue)
+    return match is not None and match["dead"] is not None
+
+
+def _keys(spec: QueueSpec) -> tuple[str, ...]:
+    if spec.topic == names.DEFAULT_TOPIC:
+        return (names.DEFAULT_TOPIC,)
+    key = f"{spec.topic}.{spec.partition}"
+    return (key, spec.topic) if spec.partition == 0 else (key,)
+
+
+def _arguments(tenant_id: str, queue_type: QueueType) -> Mapping[str, str | int]:
+    dead_lettering: dict[str, str | int] = {
+        "x-queue-type": queue_type,
+        "x-dead-letter-exchange": names.DEAD_LETTER_EXCHANGE,
+        "x-dead-letter-routing-key": tenant_id,
+    }
+    if queue_type == "classic":
+        return dead_lettering
+    return dead_lettering | {
+        # A dead letter leaves its queue only once the other has confirmed it. RabbitMQ does that
+        # only where a full queue refuses messages instead of dropping the oldest.
+        "x-dead-letter-strategy": "at-least-once",
+        "x-overflow": "reject-publish",
+        "x-delivery-limit": UNLIMITED_DELIVERIES,
+    }
+
+
+def _dead_letter_arguments(queue_type: QueueType) -> Mapping[str, str | int]:
+    if queue_type == "classic":
+        return {"x-queue-type": queue_type}
+    # Who lists dead letters gives them back each time, which counts as a delivery.
+    return {"x-queue-type": queue_type, "x-delivery-limit": UNLIMITED_DELIVERIES}
