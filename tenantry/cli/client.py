@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import socket
 import struct
 from collections.abc import Iterator, Mapping
@@ -28,6 +27,7 @@ class ControlClient:
     def __init__(self, path: Path, *, timeout: float = TIMEOUT) -> None:
         self.path = path
         self._timeout = timeout
+        self._reached = False
         self._http = httpx.Client(
             transport=httpx.HTTPTransport(uds=str(path)),
             base_url="http://localhost",
@@ -63,6 +63,8 @@ class ControlClient:
         Raises `DaemonUnreachableError`, or `CommandError` where no answer comes in time.
         """
         wait = self._timeout if timeout is None else timeout
+        if not self._reached:
+            self._reach()
         try:
             answer = self._http.request(
                 method,
@@ -71,15 +73,10 @@ class ControlClient:
                 timeout=httpx.Timeout(wait, connect=CONNECT_TIMEOUT),
                 json=body,  # None sends no body
             )
-        except httpx.ConnectError as error:
-            raise DaemonUnreachableError(self._unreachable(error)) from error
-        except httpx.ConnectTimeout as error:
-            raise DaemonUnreachableError(
-                f"the daemon does not take the connection at {self.path}"
-            ) from error
         except httpx.TimeoutException as error:
             raise CommandError(f"no answer from the daemon within {wait:g} s") from error
         except httpx.TransportError as error:
+            self._reached = False
             raise DaemonUnreachableError(
                 f"the daemon at {self.path} closed the connection before it answered"
             ) from error
@@ -121,22 +118,38 @@ class ControlClient:
         """Tell who listens on the socket, as the kernel knows it; None where it can't tell."""
         if not hasattr(socket, "SO_PEERCRED"):
             return None
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-            probe.settimeout(CONNECT_TIMEOUT)
-            try:
-                probe.connect(str(self.path))
+        try:
+            with self._connect() as probe:
                 size = struct.calcsize("3i")
                 raw = probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
-            except OSError:
-                return None
+        except OSError:
+            return None
         pid: int = struct.unpack("3i", raw)[0]
         return pid or None  # 0: it lives in another process namespace
 
-    def _unreachable(self, error: httpx.ConnectError) -> str:
-        code = _errno(error)
-        if code in (errno.EACCES, errno.EPERM):
-            return f"no permission to use the control socket {self.path}: ask for its group"
-        return f"no daemon answers at {self.path}: start it with `tenantry run`"
+    def _reach(self) -> None:
+        """Try the socket before the HTTP client does, which hides the reason and leaks sockets."""
+        try:
+            self._connect().close()
+        except PermissionError as error:
+            raise DaemonUnreachableError(
+                f"no permission to use the control socket {self.path}: ask for its group"
+            ) from error
+        except OSError as error:
+            raise DaemonUnreachableError(
+                f"no daemon answers at {self.path}: start it with `tenantry run`"
+            ) from error
+        self._reached = True
+
+    def _connect(self) -> socket.socket:
+        probe = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            probe.settimeout(CONNECT_TIMEOUT)
+            probe.connect(str(self.path))
+        except BaseException:
+            probe.close()
+            raise
+        return probe
 
 
 def tenant_path(tenant_id: str, *rest: str) -> str:
@@ -163,13 +176,3 @@ def _decoded(answer: httpx.Response) -> Any:
         if answer.is_success:
             raise CommandError("the daemon's answer is no JSON") from None
         return None
-
-
-def _errno(error: BaseException) -> int | None:
-    """Find the system's error number below the HTTP client's own exceptions."""
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, OSError) and seen.errno is not None:
-            return seen.errno
-        seen = seen.__cause__ or seen.__context__
-    return None

@@ -90,10 +90,10 @@ def produce(
 ) -> None:
     """Publish as many tenants at once, and count.
 
-    Each tenant has its own user. Tenants 1, 2, ... are created where they don't exist; an existing one gets a new password. By
-    default 3 tenants x 3 topics x 3 producers x 10 batches x 10 messages are sent. With --json
-    the lines go to stderr. Exits with 1 if a message was not confirmed or a tenant reaches
-    another's objects.
+    Each tenant has its own user. Tenants 1, 2, ... are created where they don't exist; an existing
+    one gets a new password. By default 3 tenants x 3 topics x 3 producers x 10 batches x 10
+    messages are sent. With --json the lines go to stderr. Exits with 1 if a message was not
+    confirmed or a tenant reaches another's objects.
     """
     from tenantry.producer import ProducerError, ProducerOptions
     from tenantry.producer import produce as run

@@ -29,7 +29,8 @@ def events(
 ) -> None:
     """Print the journal, oldest first.
 
-    With a TENANT, only what happened to it. With --json it is one list; with --follow as well, one object a line as they come.
+    With a TENANT, only what happened to it. With --json it is one list; with --follow as well, one
+    object a line as they come.
     """
     path = tenant_path(tenant_id, "events") if tenant_id is not None else "/events"
     if follow:
@@ -62,6 +63,7 @@ def _follow(client: ControlClient, path: str, limit: int | None, *, as_json: boo
 
 
 def _event_line(event: Mapping[str, Any]) -> str:
+    actor = event.get("metadata", event).get("actor")
     return "  ".join(
         (
             output.clean(event["recorded_at"]),
@@ -69,7 +71,7 @@ def _event_line(event: Mapping[str, Any]) -> str:
             output.clean(f"{event['stream']}@{event['version']}"),
             output.clean(event["type"]),
             output.compact_json(event["data"]),
-            output.clean(f"by {event['metadata']['actor']}"),
+            output.clean(f"by {actor}"),
         )
     )
 

@@ -40,8 +40,8 @@ def run(
 ) -> None:
     """Run the daemon in the foreground.
 
-    It runs until SIGTERM, SIGINT or `tenantry stop`. Exits with 0 when all that was taken in has been finished in time. SIGUSR1 writes every
-    thread's stack to stderr.
+    It runs until SIGTERM, SIGINT or `tenantry stop`. Exits with 0 when all that was taken in has
+    been finished in time. SIGUSR1 writes every thread's stack to stderr.
     """
     overrides: dict[str, object] = {
         "state_dir": state_dir,
@@ -75,7 +75,8 @@ def run(
 def migrate(settings: Settings, *, as_json: bool, check: bool) -> None:
     """Bring the database's schema up to date.
 
-    Harmless when it is. Where `database.url` is empty, the embedded server is started for the moment.
+    Harmless when it is. Where `database.url` is empty, the embedded server is started for the
+    moment.
     """
     from tenantry.database.errors import DatabaseError
 
