@@ -16,6 +16,7 @@ ITS_OWN_FAULT: Final = (
     pg.StatementTooComplex,
     pg.TooManyColumns,
     pg.TooManyArguments,
+    pg.ObjectNotInPrerequisiteState,
 )
 """Operational errors by class, but of the statement's making: repeating it can't help."""
 

@@ -22,7 +22,7 @@ CREATE INDEX events_stream_position ON tenantry.events (stream, position);
 CREATE FUNCTION tenantry.refuse_change() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     RAISE EXCEPTION 'the journal is append-only: % of tenantry.events is refused', TG_OP
-        USING ERRCODE = 'object_not_in_prerequisite_state';
+        USING ERRCODE = 'restrict_violation';
 END
 $$;
 CREATE TRIGGER events_append_only
@@ -48,7 +48,7 @@ BEGIN
         RETURN NEW;
     END IF;
     RAISE EXCEPTION 'the head of the journal only moves on'
-        USING ERRCODE = 'object_not_in_prerequisite_state';
+        USING ERRCODE = 'restrict_violation';
 END
 $$;
 CREATE TRIGGER journal_head_moves_on
