@@ -189,7 +189,7 @@ async def _answer(request: Request, error: Exception) -> Response:
         # A 503 is asked for again and again, and whoever is away is in the log already.
         _log.log(
             logging.DEBUG if problem.status == 503 else logging.WARNING,
-            "request_failed",
+            "api.request_failed",
             method=request.method,
             path=request.url.path,
             status=problem.status,

@@ -55,7 +55,7 @@ class RequestContext:
                 headers.setdefault("Cache-Control", "no-store")
                 headers["X-Content-Type-Options"] = "nosniff"
                 _log.debug(
-                    "request",
+                    "api.request",
                     method=scope["method"],
                     path=scope["path"],
                     status=message["status"],
@@ -67,7 +67,7 @@ class RequestContext:
             try:
                 await self._app(scope, receive, send_marked)
             except Exception:
-                _log.exception("request_crashed", method=scope["method"], path=scope["path"])
+                _log.exception("api.request_crashed", method=scope["method"], path=scope["path"])
                 if started:
                     raise
                 problem = Problem(500, "an error of the server's own; its log tells more")

@@ -135,7 +135,7 @@ class ApiServer:
             if self._stopping:  # it came before there was a loop to tell
                 return
         tasks = [asyncio.create_task(server.serve([bound])) for server, bound in servers]
-        _log.info("api_serving", control=str(self._socket_path), tcp_port=self.tcp_port)
+        _log.info("api.serving", control=str(self._socket_path), tcp_port=self.tcp_port)
         ended = asyncio.create_task(closing.wait())
         waits: list[asyncio.Task[Any]] = [
             ended,

@@ -100,7 +100,7 @@ class JournalTail:
                         if waiter.tenant_id is None or waiter.tenant_id in events:
                             waiter.woken.set()
         except JournalError as error:
-            _log.info("events_not_followed", error=str(error))
+            _log.info("api.events_not_followed", error=str(error))
         finally:
             # Whoever waits reads once more, and gets the journal's own error if it is away.
             ready.set()

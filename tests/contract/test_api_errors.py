@@ -237,7 +237,7 @@ def test_a_failing_command_is_told(api: Served, error: Exception, status: int, w
     api.world.control.error = error
     with capture_logs() as logs:
         answer = api.control.post("/tenants/acme/pause")
-    crashed = [one for one in logs if one["event"] == "request_crashed"]
+    crashed = [one for one in logs if one["event"] == "api.request_crashed"]
     assert bool(crashed) is ("server's own" in word)
     assert word in problem(answer, status)["detail"]
     assert "secret" not in answer.text
