@@ -130,7 +130,6 @@ def _publish_and_count(daemon: ChildDaemon, say: Callable[[str], None]) -> list[
 
     options = ProducerOptions()
     with daemon.client() as client:
-        began = time.monotonic()
         try:
             with progress_of(options.messages) as (_, advance):
                 result = produce(options, client, say=say, progress=advance)
@@ -139,7 +138,7 @@ def _publish_and_count(daemon: ChildDaemon, say: Callable[[str], None]) -> list[
         with _stage("Waiting until everything is stored"):
             ended = _wait_stored(daemon, client, result)
         return [
-            _line(client, result, tenant_id, ended[tenant_id] - began)
+            _line(client, result, tenant_id, ended[tenant_id] - result.began)
             for tenant_id in result.tallies
         ]
 

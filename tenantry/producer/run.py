@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+import time
 import uuid
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
@@ -44,9 +45,13 @@ class ProducerOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProduceResult:
-    """What became of every tenant's messages; `isolation` is None if it was not examined."""
+    """What became of every tenant's messages; `isolation` is None if it was not examined.
+
+    `began` is when sending began, by the monotonic clock.
+    """
 
     tallies: dict[str, Tally]
+    began: float
     isolation: IsolationReport | None
 
     @property
@@ -94,10 +99,11 @@ def produce(
             amqp_address=options.amqp_address,
         )
     say(f"--- Starting {options.producers} producer(s) for each tenant ---")
+    began = time.monotonic()
     tallies = _send(options, accesses, say, progress)
     for tenant_id, tally in tallies.items():
         say(f"Tenant: {tenant_id}, {_counts(tally)}")
-    result = ProduceResult(tallies=tallies, isolation=isolation)
+    result = ProduceResult(tallies=tallies, began=began, isolation=isolation)
     say(f"Total: {_counts(result.total)}")
     return result
 
