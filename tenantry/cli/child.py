@@ -87,18 +87,25 @@ class ChildDaemon:
                     raise CommandError(f"the daemon was not ready within {timeout:g} s")
                 time.sleep(POLL)
 
+    @property
+    def running(self) -> bool:
+        """Whether it has been started and has not ended."""
+        return self._process is not None and self._process.poll() is None
+
     def check(self) -> None:
         """Raise `CommandError` if it has ended by itself."""
-        process = self._process
-        if process is None or process.poll() is not None:
-            code = None if process is None else process.returncode
+        if not self.running:
+            code = None if self._process is None else self._process.returncode
             raise CommandError(f"the daemon ended by itself (exit status {code})")
 
     def drain(self, timeout: float) -> int:
-        """Ask it to shut down gracefully, and give its exit status. Raises `CommandError`."""
-        self.check()
+        """Ask it to shut down gracefully, and give its exit status, also if it has ended before.
+
+        Raises `CommandError` if it takes too long.
+        """
         process = self._process
-        assert process is not None  # noqa: S101 - `check` has seen to it
+        if process is None:
+            raise CommandError("the daemon was not started")
         process.send_signal(signal.SIGTERM)
         try:
             return process.wait(timeout)

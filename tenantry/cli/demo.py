@@ -258,9 +258,8 @@ def _keep(daemon: ChildDaemon) -> None:
         f"  try              TENANTRY_CONTROL_SOCKET={daemon.socket} tenantry status"
     )
     with suppress(KeyboardInterrupt):
-        while True:
-            daemon.check()
-            time.sleep(1.0)
+        while daemon.running:  # it may be ended by `tenantry stop`, too
+            time.sleep(0.5)
 
 
 def _stop(daemon: ChildDaemon) -> None:

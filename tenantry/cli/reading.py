@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Mapping
 from typing import Any, Final
@@ -117,6 +118,11 @@ def messages(
 
 
 def _payload(message: Mapping[str, Any]) -> str:
-    if message.get("body") is not None:
-        return f"base64:{message['body']}"
-    return json.dumps(message.get("payload"), ensure_ascii=False)
+    """Show a payload as JSON, a body as text where it is text, else in base64."""
+    body = message.get("body")
+    if body is None:
+        return json.dumps(message.get("payload"), ensure_ascii=False)
+    try:
+        return base64.b64decode(body).decode()
+    except UnicodeDecodeError:
+        return f"base64:{body}"

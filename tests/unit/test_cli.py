@@ -141,13 +141,17 @@ def test_lists_are_complete_however_many_pages_they_have(
 def test_piped_tables_are_plain_and_hostile_names_break_no_line(api: Served, run: Run) -> None:
     api.world.create("acme", name="[red]a[/red]")
     api.world.messages.add("acme", id="one\ntwo\x1b[2J", payload='"\u2028"')
+    api.world.messages.add("acme", payload=None, body=b"a text\n")
+    api.world.messages.add("acme", payload=None, body=b"\xff")
     code, out, _ = run("tenant", "list")
     assert code == 0
     assert out.splitlines()[0].split()[:3] == ["ID", "NAME", "STATE"]
     assert "[red]a[/red]" in out
     assert "\x1b" not in out
     out = run("messages", "acme")[1]
-    assert len(out.splitlines()) == 2
+    assert len(out.splitlines()) == 4
+    assert out.splitlines()[2].endswith("a text\\n")
+    assert out.splitlines()[3].endswith("base64:/w==")
     assert "one\\ntwo\\x1b[2J" in out
 
 
