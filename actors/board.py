@@ -49,8 +49,9 @@ class RateMeter:
 class TenantBoard:
     """One tenant's running facts."""
 
-    def __init__(self, tenant_id: str) -> None:
+    def __init__(self, tenant_id: str, pending: Callable[[], int | None] = lambda: None) -> None:
         self.tenant_id = tenant_id
+        self.pending = pending
         self.state: TenantState | None = None
         self.ref: Ref | None = None
         self.consumer: Ref | None = None
@@ -74,7 +75,7 @@ class TenantBoard:
         """Deliveries taken from the broker and not yet acknowledged."""
         return self.buffered + self.in_flight
 
-    def runtime(self, pending: int | None) -> TenantRuntime:
+    def runtime(self) -> TenantRuntime:
         """Give the facts as the API shows them."""
         state = self.state
         return TenantRuntime(
@@ -83,7 +84,7 @@ class TenantBoard:
             consuming=self.consuming,
             unsettled=self.unsettled,
             rate=self.meter.rate(),
-            pending=pending,
+            pending=self.pending(),
             stored=self.stored,
             duplicates=self.duplicates,
             dead_lettered=self.dead_lettered,
@@ -157,24 +158,28 @@ class Board:
         self.tenants: dict[str, TenantBoard] = {}
         self.settled_in = False
         self.probes: dict[str, Callable[[], bool]] = {}
-        self.pending: Callable[[], Mapping[str, int]] = dict
+        self.pending: Callable[[], Mapping[str, int] | None] = lambda: None
 
     def tenant(self, tenant_id: str) -> TenantBoard:
         """Give a tenant's board, making it if need be."""
-        return self.tenants.setdefault(tenant_id, TenantBoard(tenant_id))
+        board = TenantBoard(tenant_id, lambda: self._pending(tenant_id))
+        return self.tenants.setdefault(tenant_id, board)
 
     def runtime(self, tenant_id: str) -> TenantRuntime | None:
         """Give one tenant's facts, or None if it has no actor."""
         board = self.tenants.get(tenant_id)
-        return None if board is None else board.runtime(self.pending().get(tenant_id))
+        return None if board is None else board.runtime()
 
     def runtimes(self) -> dict[str, TenantRuntime]:
         """Give every tenant's facts, by id."""
-        pending = self.pending()
         return {
-            tenant_id: board.runtime(pending.get(tenant_id))
-            for tenant_id, board in sorted(self.tenants.copy().items())
+            tenant_id: board.runtime() for tenant_id, board in sorted(self.tenants.copy().items())
         }
+
+    def _pending(self, tenant_id: str) -> int | None:
+        """Give the broker's count; a tenant it has not counted yet has nothing waiting."""
+        counts = self.pending()
+        return None if counts is None else counts.get(tenant_id, 0)
 
     def tree(self) -> ActorStatus:
         """Give the tree of actors."""
@@ -182,7 +187,7 @@ class Board:
         return ActorStatus(
             name="supervisor",
             kind="Supervisor",
-            state=self.state.value,
+            state="dead" if ref is not None and not ref.is_alive() else self.state.value,
             mailbox=0 if ref is None else mailbox_depth(ref),
             restarts=0,
             children=tuple(board.status() for _, board in sorted(self.tenants.copy().items())),

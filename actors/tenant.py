@@ -430,7 +430,7 @@ class Tenant(SupervisedActor):
     def _answer(self, message: Execute, credentials: Credentials | None = None) -> None:
         outcome = Outcome(
             tenant=self._exists(),
-            runtime=self._board.runtime(None),
+            runtime=self._board.runtime(),
             credentials=credentials,
         )
         answer(message, outcome)
