@@ -21,6 +21,7 @@ from urllib.parse import unquote, urlsplit
 
 import structlog
 from starlette.types import ASGIApp, Receive, Scope, Send
+from tenantry.broker.rabbitmq.publishing import RabbitPublishing
 
 from actors.board import Board
 from actors.clock import ThreadClock, tell
@@ -38,7 +39,6 @@ from tenantry.api.server import ApiServer
 from tenantry.broker.pending import PendingCounts
 from tenantry.broker.rabbitmq.administration import RabbitAdministration
 from tenantry.broker.rabbitmq.consuming import RabbitConsuming
-from tenantry.broker.rabbitmq.publishing import RabbitPublishing
 from tenantry.database.credentials import PostgresCredentials
 from tenantry.database.embedded import EmbeddedPostgres
 from tenantry.database.migrations import migrate
@@ -216,8 +216,7 @@ class Daemon:
         database = Database(url, pool_size=settings.database.pool_size)
         stack.callback(database.close)
         database.open()
-        for migration in migrate(database):
-            log.info("schema.migrated", migration=str(migration))
+        migrate(database)
         return database
 
     def _administration(self) -> Administration:

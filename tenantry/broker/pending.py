@@ -23,10 +23,10 @@ class PendingCounts:
         self._administration = administration
         self._every = every
         self._stopping = threading.Event()
-        self._counts: Mapping[str, int] = {}
+        self._counts: Mapping[str, int] | None = None
 
-    def counts(self) -> Mapping[str, int]:
-        """Give the latest counts; none while the broker can't be asked."""
+    def counts(self) -> Mapping[str, int] | None:
+        """Give the latest counts; None while the broker can't be asked."""
         return self._counts
 
     def run(self) -> None:
@@ -35,7 +35,7 @@ class PendingCounts:
             try:
                 self._counts = self._administration.pending()
             except BrokerError as error:
-                self._counts = {}
+                self._counts = None
                 log.debug("broker.pending_unknown", error=str(error))
             self._stopping.wait(self._every)
 
