@@ -310,8 +310,9 @@ def _published_at(timestamp: int | None, headers: Mapping[str, object] | None) -
     """Give the time of publishing in milliseconds: exact from a header, else whole seconds."""
     if headers:
         exact = headers.get("timestamp_in_ms")
-        if type(exact) is int:
-            return exact
+        # pika reads long integers as a class of its own.
+        if isinstance(exact, int) and not isinstance(exact, bool):
+            return int(exact)
     return None if timestamp is None else timestamp * 1000
 
 
