@@ -23,6 +23,9 @@ Connection: TypeAlias = psycopg.Connection[TupleRow]
 ACQUIRE_TIMEOUT: Final = 5.0
 """Seconds a caller waits for a free connection."""
 
+ACQUIRE_TIMEOUT_DOWN: Final = 1.0
+"""Seconds a caller waits while the last attempt to connect has failed: long enough for another."""
+
 RECONNECT_FOR: Final = 3.0
 """Seconds the pool tries to replace a lost connection by itself.
 
@@ -34,6 +37,8 @@ LOCK_TIMEOUT: Final = 10.0
 IDLE_IN_TRANSACTION_TIMEOUT: Final = 60.0
 
 log = logging.getLogger(__name__)
+# It warns of every attempt, on several lines; what changes is logged here.
+logging.getLogger("psycopg.pool").setLevel(logging.ERROR)
 
 
 class Database:
@@ -109,7 +114,7 @@ class Database:
 
     @contextmanager
     def connection(self, timeout: float | None = None) -> Iterator[Connection]:
-        """Lend a connection, waiting `timeout` seconds (5) for one.
+        """Lend a connection, waiting `timeout` seconds for one (5, or 1 while the server is away).
 
         Inside, an error that means "not now" (connection lost, server shutting down, timeouts,
         deadlock, serialization failure) becomes `DatabaseUnavailableError`; errors of the
@@ -119,6 +124,8 @@ class Database:
         pool = self._pool
         if pool is None:
             raise DatabaseUnavailableError(f"{self._where}: the database is not open")
+        if timeout is None and self._connect_failure is not None:
+            timeout = ACQUIRE_TIMEOUT_DOWN
         borrowed_at = time.monotonic()
         lost = False
         try:
@@ -222,12 +229,19 @@ class Database:
                 try:
                     connection = super().connect(*args, **kwargs)
                 except psycopg.Error as error:
-                    database._connect_failure = str(connect_failure(error, database.where))
+                    database._note(str(connect_failure(error, database.where)))
                     raise
-                database._connect_failure = None
+                database._note(None)
                 return connection
 
         return Remembering
+
+    def _note(self, failure: str | None) -> None:
+        before, self._connect_failure = self._connect_failure, failure
+        if failure is not None and failure != before:
+            log.warning("%s", failure)
+        elif failure is None and before is not None:
+            log.info("connected to %s again", self._where)
 
 
 def _parse(url: str) -> dict[str, Any]:

@@ -46,13 +46,6 @@ class TenantProjection:
         Events it has seen are passed over; where it lacks some, the tenant is folded anew.
         """
         self._fold_in(connection, recorded)
-        parameters = {
-            **CHECKPOINT,
-            "category": TENANT_CATEGORY,
-            "first": recorded[0].position,
-            "position": recorded[-1].position,
-        }
-        connection.execute(self._sql["advance_checkpoint"], parameters)
 
     def rebuild(self, database: Database) -> int:
         """Throw the read model away and make it again from the journal; give the tenants' number.
@@ -79,8 +72,7 @@ class TenantProjection:
         Raises as `rebuild` does.
         """
         parameters = {**CHECKPOINT, "category": TENANT_CATEGORY}
-        with journal_connection(database) as connection, connection.transaction():
-            connection.execute(self._journal["lock_head"])
+        with journal_connection(database) as connection:
             row = connection.execute(self._sql["is_current"], parameters).fetchone()
         if row is not None and row[0]:
             return False

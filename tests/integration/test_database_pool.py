@@ -368,6 +368,10 @@ def test_it_recovers_by_itself_soon_after_an_outage(
                 failures.append(error)
         assert "can't connect to PostgreSQL" in str(failures[-1])
         assert "no server listens there" in str(failures[-1])
+        asked = time.monotonic()
+        with pytest.raises(DatabaseUnavailableError):
+            use(database)
+        assert time.monotonic() - asked < 3
         server.start()
         back = time.monotonic()
         while True:

@@ -64,6 +64,9 @@ CREATE TRIGGER journal_head_moves_on
 -- The lock comes first: under READ COMMITTED each statement after it sees what was committed
 -- before it was granted. As one statement with the lock it would see the stream as it was before
 -- the wait.
+--
+-- Plans are kept for a session: one made while the table was small would walk through all of it
+-- when it is large. Hence the index is insisted upon, and ids are looked up one by one.
 CREATE FUNCTION tenantry.append_events(
     p_stream          text,
     p_expected        integer,
@@ -73,7 +76,7 @@ CREATE FUNCTION tenantry.append_events(
     p_data            jsonb[],
     p_metadata        jsonb
 ) RETURNS TABLE (event_id uuid, at_position bigint, at_version integer, at_time timestamptz)
-LANGUAGE plpgsql AS $$
+LANGUAGE plpgsql SET enable_seqscan = off AS $$
 DECLARE
     head   bigint;
     moment timestamptz;
@@ -88,7 +91,7 @@ BEGIN
     FROM (
         SELECT min(given.n)::integer AS n
         FROM unnest(p_ids) WITH ORDINALITY AS given (id, n)
-        WHERE NOT EXISTS (SELECT FROM tenantry.events AS e WHERE e.id = given.id)
+        WHERE (SELECT e.position FROM tenantry.events AS e WHERE e.id = given.id) IS NULL
         GROUP BY given.id
     ) AS first;
     IF fresh IS NULL THEN
@@ -138,7 +141,8 @@ CREATE TABLE tenantry.tenants (
 );
 CREATE INDEX tenants_existing ON tenantry.tenants (id) WHERE lifecycle <> 'deleted';
 
--- How far each read model has come, and in which shape it was written.
+-- In which shape each read model is written, and how far the journal was when it was last built
+-- from the start.
 CREATE TABLE tenantry.projection_checkpoints (
     name       text        PRIMARY KEY,
     shape      integer     NOT NULL,
