@@ -1,0 +1,353 @@
+"""The program as its users run it: a subprocess, its signals, its socket, its exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+from urllib.parse import quote, unquote, urlsplit
+
+import httpx
+import pika
+
+from tests.services_rabbitmq import RabbitHost
+from tests.waiting import eventually
+
+ROOT = Path(__file__).parents[2]
+COMMAND = (sys.executable, "-m", "tenantry.cli.main")
+READY_TIMEOUT = 15.0
+EXIT_TIMEOUT = 20.0
+OWN_VARIABLES = (
+    "TENANTRY_", "RABBITMQ_", "DATABASE_URL", "STATE_DIRECTORY", "RUNTIME_DIRECTORY",
+    "CREDENTIALS_DIRECTORY", "NOTIFY_SOCKET", "PG",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ended:
+    """How a command ended."""
+
+    code: int
+    stdout: str
+    stderr: str
+    seconds: float = 0.0
+
+    @property
+    def json(self) -> Any:
+        """What it printed, which must be one JSON document."""
+        return json.loads(self.stdout)
+
+    @property
+    def complaint(self) -> str:
+        """The one line for people among the log's lines on stderr; there must be just one."""
+        lines = [line for line in self.stderr.splitlines() if not line.startswith("{")]
+        assert len(lines) == 1, self.stderr
+        assert "Traceback" not in self.stderr, self.stderr
+        return lines[0]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tenant:
+    """A tenant that was made, and its own way to the broker."""
+
+    id: str
+    password: str = field(repr=False)
+    amqp_url: str = field(repr=False)
+    shown: dict[str, Any] = field(repr=False)
+
+    @property
+    def stream(self) -> str:
+        return f"tenant_{self.id}_stream"
+
+    @property
+    def queue(self) -> str:
+        return f"tenant_{self.id}_queue"
+
+    @property
+    def dead_letters(self) -> str:
+        return f"tenant_{self.id}_dead_letters"
+
+    @property
+    def user(self) -> str:
+        return f"tenant_{self.id}_producer"
+
+
+class Program:
+    """A daemon with a state directory of its own. At the end it is killed if it still runs."""
+
+    def __init__(self, host: RabbitHost, database_url: str) -> None:
+        self.host = host
+        self.database_url = database_url
+        # Short: a Unix socket's path may have 107 bytes.
+        self.directory = Path(tempfile.mkdtemp(prefix="tnt-"))
+        self.socket = self.directory / "control.sock"
+        self.log = self.directory / "stderr.log"
+        self.config = self.directory / "config.toml"
+        self.config.touch()
+        self.settings: dict[str, str] = {}
+        self._tag = secrets.token_hex(4)
+        self._process: subprocess.Popen[bytes] | None = None
+        parts = urlsplit(host.management_url)
+        self.management = httpx.Client(
+            base_url=f"http://{parts.hostname}:{parts.port}/api",
+            auth=(unquote(parts.username or ""), unquote(parts.password or "")),
+            timeout=30,
+            trust_env=False,
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.kill()
+        self._remove_users()
+        self.management.close()
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+    def name(self, word: str) -> str:
+        """Make a tenant's id that no other test has: broker users are shared by all of them."""
+        return f"{word}-{self._tag}"
+
+    # The process.
+
+    def environment(self, **settings: str) -> dict[str, str]:
+        """Give a daemon's environment, free of the caller's own configuration."""
+        inherited = {
+            key: value for key, value in os.environ.items() if not key.startswith(OWN_VARIABLES)
+        }
+        return {
+            **inherited,
+            "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), inherited.get("PYTHONPATH")))),
+            "TENANTRY_CONFIG": str(self.config),
+            "TENANTRY_STATE_DIR": str(self.directory),
+            "TENANTRY_SERVER_PORT": "0",
+            "RABBITMQ_URL": self.host.url,
+            "RABBITMQ_MANAGEMENT_URL": self.host.management_url,
+            "DATABASE_URL": self.database_url,
+            **self.settings,
+            **settings,
+        }
+
+    def spawn(self, **settings: str) -> subprocess.Popen[bytes]:
+        """Start the daemon and wait for nothing."""
+        assert not self.running
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(
+                [*COMMAND, "run"],
+                cwd=self.directory,
+                env=self.environment(**settings),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        return self._process
+
+    def start(self, **settings: str) -> Self:
+        """Start the daemon and wait until it consumes."""
+        self.spawn(**settings)
+        self.wait_ready()
+        return self
+
+    def wait_ready(self, timeout: float = READY_TIMEOUT) -> None:
+        eventually(lambda: self.status_of("/readyz") == 200, timeout=timeout, what="readyz 200")
+
+    def run(self, **settings: str) -> Ended:
+        """Run the daemon to an end it comes to by itself."""
+        return self._run([*COMMAND, "run"], self.environment(**settings))
+
+    def cli(self, *arguments: str, timeout: float = 60, **settings: str) -> Ended:
+        """Run another command of the program beside the daemon."""
+        return self._run([*COMMAND, *arguments], self.environment(**settings), timeout=timeout)
+
+    def _run(
+        self, command: list[str], environment: dict[str, str], timeout: float = 60
+    ) -> Ended:
+        began = time.monotonic()
+        ended = subprocess.run(
+            command,
+            cwd=self.directory,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+        return Ended(
+            code=ended.returncode,
+            stdout=ended.stdout,
+            stderr=ended.stderr,
+            seconds=time.monotonic() - began,
+        )
+
+    @property
+    def process(self) -> subprocess.Popen[bytes]:
+        assert self._process is not None, "the daemon was not started"
+        return self._process
+
+    @property
+    def running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    def check_running(self) -> None:
+        assert self.running, f"the daemon has ended with {self.process.returncode}"
+
+    def send(self, number: int) -> None:
+        self.check_running()
+        self.process.send_signal(number)
+
+    def wait(self, timeout: float = EXIT_TIMEOUT) -> int:
+        """Wait for the end and give the exit code."""
+        return self.process.wait(timeout)
+
+    def stop(self, number: int = signal.SIGTERM, timeout: float = EXIT_TIMEOUT) -> int:
+        self.send(number)
+        return self.wait(timeout)
+
+    def kill(self) -> None:
+        """End it as a fault would; harmless if it has ended."""
+        if self._process is not None and self._process.poll() is None:
+            self._process.kill()
+        if self._process is not None:
+            self._process.wait(10)
+
+    @property
+    def stderr(self) -> str:
+        return self.log.read_text(encoding="utf-8", errors="replace") if self.log.exists() else ""
+
+    def events(self, name: str) -> list[dict[str, Any]]:
+        """Give the log's events of a name, from all runs."""
+        entries = [json.loads(line) for line in self.stderr.splitlines() if line.startswith("{")]
+        return [entry for entry in entries if entry["event"] == name]
+
+    def wait_logged(self, name: str, count: int = 1) -> list[dict[str, Any]]:
+        def look() -> list[dict[str, Any]]:
+            found = self.events(name)
+            return found if len(found) >= count else []
+
+        return eventually(look, what=f"the log's event {name}")
+
+    # The API on the control socket.
+
+    def call(
+        self, method: str, path: str, body: object = None, *, timeout: float = 30
+    ) -> httpx.Response:
+        transport = httpx.HTTPTransport(uds=str(self.socket))
+        with httpx.Client(transport=transport, base_url="http://localhost") as client:
+            return client.request(method, path, json=body, timeout=timeout)
+
+    def get(self, path: str) -> Any:
+        answer = self.call("GET", path)
+        assert answer.status_code == 200, (answer.status_code, answer.text)
+        return answer.json()
+
+    def status_of(self, path: str) -> int | None:
+        """Give the status a GET is answered with, None where nobody answers."""
+        self.check_running()
+        probe = socket.socket(socket.AF_UNIX)
+        try:
+            probe.settimeout(5)
+            probe.connect(str(self.socket))
+        except OSError:
+            return None
+        finally:
+            probe.close()
+        try:
+            return self.call("GET", path, timeout=5).status_code
+        except httpx.TransportError:
+            return None
+
+    def create(self, word: str = "acme", **fields: Any) -> Tenant:
+        """Make a tenant through the API."""
+        body = {"name": word, "id": self.name(word), **fields}
+        answer = self.call("POST", "/tenants", body)
+        assert answer.status_code == 201, (answer.status_code, answer.text)
+        return tenant_of(answer.json())
+
+    def rotated(self, tenant_id: str) -> Tenant:
+        answer = self.call("POST", f"/tenants/{tenant_id}/credentials/rotate")
+        assert answer.status_code == 200, (answer.status_code, answer.text)
+        return tenant_of(answer.json())
+
+    def runtime(self, tenant: Tenant) -> dict[str, Any]:
+        found: dict[str, Any] = self.get("/status")["tenants"][tenant.id]
+        return found
+
+    # The broker, as its administrator sees it.
+
+    def connect_admin(self) -> pika.BlockingConnection:
+        return pika.BlockingConnection(pika.URLParameters(self.host.url))
+
+    def ready_messages(self, *queues: str) -> int:
+        """Count the messages ready in queues, by what the queues themselves say."""
+        with self.connect_admin() as connection:
+            channel = connection.channel()
+            return sum(
+                channel.queue_declare(queue, passive=True).method.message_count for queue in queues
+            )
+
+    def broker_objects(self, tenant_id: str) -> list[str]:
+        """Name everything on the broker that carries the tenant's name."""
+        vhost = quote(self.host.vhost, safe="")
+        found = []
+        for path in (f"/queues/{vhost}", f"/exchanges/{vhost}", "/users"):
+            listed = self.management.get(path).raise_for_status().json()
+            found += [one["name"] for one in listed if f"tenant_{tenant_id}_" in one["name"]]
+        return found
+
+    def daemon_connections(self) -> list[str]:
+        """Name the daemon's connections, as the broker's management API knows them now."""
+        listed = self.management.get(
+            f"/vhosts/{quote(self.host.vhost, safe='')}/connections"
+        ).raise_for_status()
+        return [
+            one["name"]
+            for one in listed.json()
+            if str(one.get("client_properties", {}).get("connection_name")).startswith("tenantry")
+        ]
+
+    def _remove_users(self) -> None:
+        for user in self.management.get("/users").raise_for_status().json():
+            if f"-{self._tag}" in user["name"]:
+                self.management.delete(f"/users/{quote(user['name'], safe='')}")
+
+
+def tenant_of(shown: dict[str, Any]) -> Tenant:
+    credentials = shown["credentials"]
+    return Tenant(
+        id=shown["id"],
+        password=credentials["password"],
+        amqp_url=credentials["amqp_url"],
+        shown=shown,
+    )
+
+
+@contextmanager
+def in_background(work: Any) -> Iterator[threading.Thread]:
+    """Run something on a thread beside the block; joined at its end."""
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    try:
+        yield thread
+    finally:
+        thread.join(60)
