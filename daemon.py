@@ -130,7 +130,9 @@ class Daemon:
         database = self._open_database(stack)
         listener = JournalListener(database)
         self._run_thread(stack, "journal-listener", listener.run, listener.stop)
-        journal = PostgresEventStore(database, projections=[TenantProjection()], listener=listener)
+        projection = TenantProjection()
+        projection.ensure_current(database)
+        journal = PostgresEventStore(database, projections=[projection], listener=listener)
         directory = PostgresTenantDirectory(database, journal)
         messages = PostgresMessageStore(database)
 

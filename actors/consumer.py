@@ -50,7 +50,8 @@ LARGEST_BATCH_BYTES: Final = 8 * 1024 * 1024
 IDLE_SECONDS: Final = 60.0
 """How long a worker without work is kept."""
 
-SMALLEST_PREFETCH: Final = 10
+SMALLEST_PREFETCH: Final = 100
+"""Of one queue, however many share the tenant's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -149,9 +149,9 @@ class Queue(_Section):
 
 
 class Consumer(_Section):
-    """How deliveries are taken: unsettled messages a queue, a batch's size and its linger."""
+    """How deliveries are taken: unsettled messages a tenant, a batch's size and its linger."""
 
-    prefetch: Annotated[int, Field(ge=1, le=65535)] = 2000
+    prefetch: Annotated[int, Field(ge=1, le=65535)] = 4000
     batch_size: Annotated[int, Field(ge=1, le=5000)] = 1000
     linger_ms: Annotated[float, Field(ge=0, le=60000, allow_inf_nan=False)] = 5.0
 

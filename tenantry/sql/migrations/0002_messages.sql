@@ -91,7 +91,10 @@ CREATE FUNCTION tenantry.store_messages(
     OUT stored integer,
     OUT duplicates integer
 )
-LANGUAGE plpgsql AS $$
+LANGUAGE plpgsql
+-- A plan kept from when the counters were few would read all of them for ever.
+SET enable_seqscan = off
+AS $$
 DECLARE
     base bigint;
     total integer := coalesce(array_length(p_ids, 1), 0);
