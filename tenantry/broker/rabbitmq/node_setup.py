@@ -170,7 +170,8 @@ def arguments(server: Path, ports: Ports) -> list[str]:
     """Give the command line: distribution on loopback only, on a fixed port, without epmd.
 
     A node that is started with its name does not ask for the port mapper, so none is left
-    behind, and nodes of the same name do not meet.
+    behind, and nodes of the same name do not meet. For rabbitmqctl, take the same HOME, and
+    RABBITMQ_CTL_ERL_ARGS="-dist_listen false -start_epmd false -erl_epmd_port PORT".
     """
     return [
         str(server),

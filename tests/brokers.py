@@ -1,0 +1,169 @@
+"""Brokers for tests: the one in memory and RabbitMQ behind the same handle, and a sink."""
+
+from __future__ import annotations
+
+import threading
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+
+import pika
+
+from tenantry.broker.memory import MemoryBroker
+from tenantry.broker.port import (
+    Administration,
+    Consuming,
+    Delivery,
+    Outgoing,
+    Publishing,
+    TenantTopology,
+)
+from tenantry.broker.rabbitmq.administration import RabbitAdministration
+from tenantry.broker.rabbitmq.consuming import RabbitConsuming
+from tenantry.broker.rabbitmq.publishing import RabbitPublishing
+from tenantry.broker.topology import QueueType
+from tenantry.domain import names
+from tests.services_rabbitmq import RabbitHost
+from tests.waiting import eventually
+
+
+@dataclass
+class RecordingSink:
+    """Remembers what it is told, in order; `log` holds the words, `got` the deliveries."""
+
+    log: list[tuple[str, int]] = field(default_factory=list)
+    got: list[tuple[int, Delivery]] = field(default_factory=list)
+    missing: list[bool] = field(default_factory=list)
+
+    def consuming(self, generation: int) -> None:
+        self.log.append(("consuming", generation))
+
+    def deliveries(self, generation: int, batch: list[Delivery]) -> None:
+        self.log.append(("deliveries", generation))
+        self.got.extend((generation, delivery) for delivery in batch)
+
+    def cancelled(self, generation: int) -> None:
+        self.log.append(("cancelled", generation))
+
+    def lost(self, generation: int, reason: str, *, missing: bool) -> None:
+        assert reason
+        self.missing.append(missing)
+        self.log.append(("lost", generation))
+
+    def heard(self, word: str, times: int = 1) -> int:
+        """Wait until it has heard a word so many times; give the generation of the last one."""
+        return eventually(
+            lambda: _last([g for w, g in self.log if w == word], times),
+            what=f"{word} {times} times; heard {self.log}",
+        )
+
+    def received(self, count: int) -> list[Delivery]:
+        """Wait until it has received so many deliveries in all."""
+        eventually(lambda: len(self.got) >= count, what=f"{count} deliveries: {len(self.got)}")
+        return [delivery for _, delivery in self.got]
+
+
+def _last(generations: list[int], times: int) -> int:
+    return generations[-1] if len(generations) >= times else 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Broker:
+    """A broker's three faces, and what lies in its queues."""
+
+    kind: str
+    administration: Administration
+    consuming: Consuming
+    publishing: Publishing
+    memory: MemoryBroker | None = None
+    host: RabbitHost | None = None
+
+    def tenant(self, *topics: str, partitions: int = 1) -> TenantTopology:
+        """Make the topology of a new tenant, with an id nobody else has."""
+        made = TenantTopology(
+            tenant_id=f"t{uuid.uuid4().hex[:12]}", topics=topics, partitions=partitions
+        )
+        self.administration.ensure_topology(made)
+        return made
+
+    def publish(self, tenant: TenantTopology, key: str, *bodies: bytes) -> None:
+        """Publish messages to the tenant's stream; a message's id is its body."""
+        self.publishing.publish(
+            [
+                Outgoing(
+                    exchange=names.stream_name(tenant.tenant_id),
+                    routing_key=key,
+                    body=body,
+                    message_id=body.decode(),
+                )
+                for body in bodies
+            ],
+            timeout=20,
+        )
+
+    def ready(self, queue: str) -> list[bytes]:
+        """Take all messages out of a queue, oldest first."""
+        if self.memory is not None:
+            return [message.body for message in self.memory.messages(queue)]
+        assert self.host is not None
+        bodies: list[bytes] = []
+        with pika.BlockingConnection(pika.URLParameters(self.host.url)) as connection:
+            channel = connection.channel()
+            while True:
+                method, _, body = channel.basic_get(queue, auto_ack=True)
+                if method is None:
+                    return bodies
+                bodies.append(body)
+
+
+@contextmanager
+def memory() -> Iterator[Broker]:
+    """Run the broker in memory."""
+    broker = MemoryBroker()
+    with running(broker):
+        yield Broker(
+            kind="memory",
+            administration=broker,
+            consuming=broker,
+            publishing=broker,
+            memory=broker,
+        )
+
+
+@contextmanager
+def rabbitmq(host: RabbitHost, queue_type: QueueType = "quorum") -> Iterator[Broker]:
+    """Run the adapters of RabbitMQ on a virtual host."""
+    administration = RabbitAdministration(
+        url=host.url, management_url=host.management_url, queue_type=queue_type
+    )
+    consuming, publishing = RabbitConsuming(host.url), RabbitPublishing(host.url)
+    with ExitStack() as stack:
+        stack.callback(administration.close)
+        stack.enter_context(running(consuming))
+        stack.enter_context(running(publishing))
+        yield Broker(
+            kind="rabbitmq",
+            administration=administration,
+            consuming=consuming,
+            publishing=publishing,
+            host=host,
+        )
+
+
+@contextmanager
+def running(service: MemoryBroker | RabbitConsuming | RabbitPublishing) -> Iterator[None]:
+    """Run a service on a thread and join it."""
+    thread = threading.Thread(target=service.run, name=type(service).__name__)
+    thread.start()
+    try:
+        yield
+    finally:
+        service.stop()
+        thread.join(10)
+        assert not thread.is_alive()
+
+
+def bodies(deliveries: Sequence[Delivery]) -> list[bytes]:
+    """Give the bodies of deliveries."""
+    return [delivery.message.body for delivery in deliveries]

@@ -1,0 +1,118 @@
+"""What RabbitMQ's administration says when it can't do its work."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from urllib.parse import urlsplit, urlunsplit
+
+import pytest
+
+from tenantry.broker.port import BrokerError, BrokerUnavailableError, TenantTopology
+from tenantry.broker.rabbitmq.administration import RabbitAdministration
+from tenantry.broker.rabbitmq.management import ManagementClient
+from tenantry.broker.topology import QueueType
+from tenantry.domain import names
+from tests import brokers
+from tests.services_rabbitmq import RabbitHost
+
+NOBODY_LISTENS = "http://127.0.0.1:9"
+
+
+def administration(host: RabbitHost, queue_type: QueueType = "quorum") -> RabbitAdministration:
+    return RabbitAdministration(
+        url=host.url, management_url=host.management_url, queue_type=queue_type
+    )
+
+
+def with_password(url: str, password: str) -> str:
+    parts = urlsplit(url)
+    netloc = f"{parts.username}:{password}@{parts.hostname}:{parts.port}"
+    return urlunsplit(parts._replace(netloc=netloc))
+
+
+def complaint(host: RabbitHost) -> str:
+    """Give the line with which the check fails; it never holds a password."""
+    checked = administration(host)
+    with pytest.raises(BrokerError) as caught:
+        checked.check()
+    line = str(caught.value)
+    assert "\n" not in line
+    for url in (host.url, host.management_url):
+        assert (urlsplit(url).password or "-") not in line
+    checked.close()
+    return line
+
+
+def test_an_absent_broker_is_said_to_be_out_of_reach(rabbitmq: RabbitHost) -> None:
+    gone = replace(rabbitmq, url="amqp://a:secret@127.0.0.1:9/")
+    assert "can't be reached at 127.0.0.1:9" in complaint(gone)
+    with pytest.raises(BrokerUnavailableError):
+        administration(gone).check()
+
+
+def test_a_wrong_password_is_named_as_such(rabbitmq: RabbitHost) -> None:
+    wrong = replace(rabbitmq, url=with_password(rabbitmq.url, "wrong-one"))
+    assert "refuses user name and password: check rabbitmq.url" in complaint(wrong)
+
+
+def test_a_missing_virtual_host_is_named_as_such(rabbitmq: RabbitHost) -> None:
+    url = urlunsplit(urlsplit(rabbitmq.url)._replace(path="/nowhere"))
+    assert "no access to the virtual host 'nowhere'" in complaint(replace(rabbitmq, url=url))
+
+
+def test_an_absent_management_api_is_said_not_to_answer(rabbitmq: RabbitHost) -> None:
+    line = complaint(replace(rabbitmq, management_url=NOBODY_LISTENS))
+    assert "management API does not answer at http://127.0.0.1:9" in line
+
+
+def test_a_wrong_password_of_the_management_api_is_named_as_such(rabbitmq: RabbitHost) -> None:
+    url = with_password(rabbitmq.management_url, "wrong-one")
+    assert "check rabbitmq.management_url" in complaint(replace(rabbitmq, management_url=url))
+
+
+def test_a_user_that_is_no_administrator_is_not_enough(rabbitmq: RabbitHost) -> None:
+    ours = administration(rabbitmq)
+    tenant_id = rabbitmq.vhost
+    credentials, hashed = ours.new_credentials(tenant_id)
+    ours.ensure_user(tenant_id, hashed)
+    try:
+        management = urlsplit(rabbitmq.management_url)
+        netloc = f"{credentials.username}:{credentials.password}@{management.netloc.split('@')[1]}"
+        theirs = replace(rabbitmq, management_url=urlunsplit(management._replace(netloc=netloc)))
+        assert "administrator" in complaint(theirs)
+        line = complaint(replace(rabbitmq, url=credentials.amqp_url))
+        assert "lacks rights" in line
+    finally:
+        ours.remove_user(tenant_id)
+        ours.close()
+
+
+def test_another_queue_type_than_before_is_refused_with_the_queues_name(
+    rabbitmq: RabbitHost,
+) -> None:
+    with brokers.rabbitmq(rabbitmq, "classic") as broker:
+        tenant = broker.tenant("events")
+        broker.publish(tenant, "events", b"1")
+        with pytest.raises(BrokerError) as caught:
+            administration(rabbitmq, "quorum").ensure_topology(tenant)
+        line = str(caught.value)
+        assert re.search(r"queue 'tenant_\S+' exists with other arguments", line)
+        assert "queue.type is quorum" in line
+        assert "\n" not in line
+        assert broker.ready(f"{names.stream_name(tenant.tenant_id)}.events.0") == [b"1"]
+
+
+def test_more_queues_than_a_page_of_the_management_api_holds_are_all_found(
+    rabbitmq: RabbitHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tenantry.broker.rabbitmq.management._PAGE_SIZE", 2)
+    ours = administration(rabbitmq, "classic")
+    topology = TenantTopology(tenant_id="paged", topics=("a", "b"), partitions=2)
+    ours.ensure_topology(topology)
+    with ManagementClient(rabbitmq.management_url, vhost=rabbitmq.vhost) as client:
+        assert len(client.queues("^tenant_paged_")) == 6
+        assert client.exchanges("^tenant_paged_") == ["tenant_paged_stream"]
+        ours.remove_topology("paged")
+        assert client.queues("^tenant_paged_") == []
+    ours.close()

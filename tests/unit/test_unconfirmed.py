@@ -1,0 +1,120 @@
+"""Confirms, refusals, returns and lost channels, without a broker."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from tenantry.broker.port import BrokerError, BrokerUnavailableError, Outgoing, UnroutableError
+from tenantry.broker.rabbitmq.unconfirmed import Batch, Unconfirmed
+
+REFUSED = partial(BrokerUnavailableError, "refused")
+
+
+def message(key: str = "events", message_id: str | None = None) -> Outgoing:
+    return Outgoing(exchange="stream", routing_key=key, body=b"12345", message_id=message_id)
+
+
+def send(unconfirmed: Unconfirmed, batch: Batch) -> None:
+    while (one := batch.next_unsent()) is not None:
+        unconfirmed.sent(batch, one)
+
+
+def sent(unconfirmed: Unconfirmed, *messages: Outgoing) -> Batch:
+    batch = Batch(messages)
+    send(unconfirmed, batch)
+    return batch
+
+
+def test_a_batch_is_done_when_its_last_message_is_confirmed() -> None:
+    unconfirmed = Unconfirmed()
+    batch = sent(unconfirmed, message(), message(), message())
+    assert unconfirmed.bytes == 15
+    for tag in (2, 1):
+        unconfirmed.settle(tag, multiple=False, refusal=None)
+        assert not batch.done.is_set()
+    unconfirmed.settle(3, multiple=False, refusal=None)
+    assert batch.done.is_set()
+    assert batch.error is None
+    assert (len(unconfirmed), unconfirmed.bytes) == (0, 0)
+
+
+def test_one_answer_may_confirm_many_batches() -> None:
+    unconfirmed = Unconfirmed()
+    batches = [sent(unconfirmed, message(), message()) for _ in range(3)]
+    unconfirmed.settle(5, multiple=True, refusal=None)
+    assert [batch.done.is_set() for batch in batches] == [True, True, False]
+    unconfirmed.settle(6, multiple=True, refusal=None)
+    assert batches[2].done.is_set()
+
+
+def test_a_refused_message_fails_its_batch_only() -> None:
+    unconfirmed = Unconfirmed()
+    one, two = sent(unconfirmed, message()), sent(unconfirmed, message())
+    unconfirmed.settle(1, multiple=False, refusal=REFUSED)
+    unconfirmed.settle(2, multiple=False, refusal=None)
+    assert isinstance(one.error, BrokerUnavailableError)
+    assert two.error is None
+
+
+def test_a_returned_message_is_unroutable_though_it_is_confirmed() -> None:
+    unconfirmed = Unconfirmed()
+    lost = sent(unconfirmed, message("nothing", "a"))
+    kept = sent(unconfirmed, message("events", "b"))
+    unconfirmed.returned("stream", "nothing", "a")
+    unconfirmed.settle(2, multiple=True, refusal=None)
+    assert isinstance(lost.error, UnroutableError)
+    assert kept.error is None
+
+
+def test_a_return_never_counts_for_what_was_sent_later() -> None:
+    unconfirmed = Unconfirmed()
+    before = sent(unconfirmed, message(message_id="a"))
+    unconfirmed.returned("stream", "events", "a")
+    after = sent(unconfirmed, message(message_id="a"))
+    unconfirmed.settle(2, multiple=True, refusal=None)
+    assert isinstance(before.error, UnroutableError)
+    assert after.done.is_set()
+    assert after.error is None
+
+
+def test_many_returns_are_remembered_no_longer_than_needed() -> None:
+    unconfirmed = Unconfirmed()
+    for number in range(5_000):
+        sent(unconfirmed, message(message_id=str(number)))
+        unconfirmed.returned("stream", "events", str(number))
+        if number >= 10:
+            unconfirmed.settle(number - 9, multiple=False, refusal=None)
+    assert len(unconfirmed._returned) < 1_100
+
+
+def test_what_a_channel_leaves_unconfirmed_is_sent_again_in_its_order() -> None:
+    unconfirmed = Unconfirmed()
+    batch = Batch([message(message_id=str(number)) for number in range(5)])
+    for _ in range(4):
+        one = batch.next_unsent()
+        assert one is not None
+        unconfirmed.sent(batch, one)
+    unconfirmed.settle(2, multiple=False, refusal=None)
+    assert unconfirmed.lose_channel() == [batch]
+    again = [batch.next_unsent() for _ in range(4)]
+    assert [one.message_id for one in again if one] == ["0", "2", "3", "4"]
+
+
+def test_numbers_begin_anew_on_a_new_channel() -> None:
+    unconfirmed = Unconfirmed()
+    batch = sent(unconfirmed, message(), message())
+    unconfirmed.lose_channel()
+    send(unconfirmed, batch)
+    unconfirmed.settle(2, multiple=True, refusal=None)
+    assert batch.done.is_set()
+
+
+def test_nobody_waits_for_an_abandoned_or_failed_batch() -> None:
+    unconfirmed = Unconfirmed()
+    abandoned, failed = sent(unconfirmed, message()), sent(unconfirmed, message())
+    abandoned.abandoned = True
+    failed.fail(BrokerError("no"))
+    failed.fail(BrokerError("again"))
+    assert str(failed.error) == "no"
+    assert unconfirmed.lose_channel() == []
+    assert abandoned.next_unsent() is None
