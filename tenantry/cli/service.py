@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
@@ -11,9 +12,6 @@ from tenantry.cli import output
 from tenantry.cli.failures import FAILED, CommandError
 from tenantry.cli.options import config_option, example, json_option, load_settings, with_settings
 from tenantry.settings import Settings
-
-if TYPE_CHECKING:
-    from tenantry.database.migrations import Migration
 
 
 @click.command(
@@ -72,41 +70,68 @@ def run(
 @with_settings
 @json_option
 @click.option("--check", is_flag=True, help="Change nothing; exit with 1 if something is missing.")
-def migrate(settings: Settings, *, as_json: bool, check: bool) -> None:
+@click.option(
+    "--rebuild", is_flag=True, help="Throw the read model away and make it anew from the journal."
+)
+def migrate(settings: Settings, *, as_json: bool, check: bool, rebuild: bool) -> None:
     """Bring the database's schema up to date.
 
     Harmless when it is. Where `database.url` is empty, the embedded server is started for the
     moment.
     """
+    from tenantry.database import migrations
     from tenantry.database.errors import DatabaseError
+    from tenantry.journal.port import JournalError
 
+    if check and rebuild:
+        raise click.UsageError("--check changes nothing and --rebuild does: choose one")
+    rebuilt: int | None = None
     try:
-        with output.working("checking the schema" if check else "migrating"):
-            found = _migrate(settings, check=check)
-    except DatabaseError as error:
+        with _database_url(settings) as url:
+            with output.working("checking the schema" if check else "migrating"):
+                found = migrations.pending(url) if check else migrations.migrate(url)
+            if rebuild:
+                with output.working("rebuilding the read model"):
+                    rebuilt = _rebuild(url)
+    except (DatabaseError, JournalError) as error:
         raise CommandError(str(error)) from error
     names = [str(migration) for migration in found]
     if as_json:
-        output.print_json({"pending" if check else "applied": names})
+        document: dict[str, object] = {"pending" if check else "applied": names}
+        output.print_json(document if rebuilt is None else document | {"rebuilt": rebuilt})
     elif not names:
         click.echo("the schema is up to date")
     for name in () if as_json else names:
         click.echo(f"missing: {name}" if check else f"applied: {name}")
+    if rebuilt is not None and not as_json:
+        click.echo(f"rebuilt the read model of {rebuilt} tenant(s) from the journal")
     if check and names:
         raise click.exceptions.Exit(FAILED)
 
 
-def _migrate(settings: Settings, *, check: bool) -> list[Migration]:
-    from tenantry.database import migrations
-
-    step = migrations.pending if check else migrations.migrate
+@contextmanager
+def _database_url(settings: Settings) -> Iterator[str]:
+    """Give the database's URL; the embedded server runs as long as it is needed."""
     url = settings.database.url.get_secret_value()
     if url:
-        return step(url)
+        yield url
+        return
     from tenantry.database.embedded import EmbeddedPostgres
 
     server = EmbeddedPostgres(settings.postgres_dir)
     try:
-        return step(server.start())
+        yield server.start()
     finally:
         server.stop()
+
+
+def _rebuild(url: str) -> int:
+    from tenantry.database.pool import Database
+    from tenantry.projections.tenants import TenantProjection
+
+    database = Database(url, pool_size=2)
+    try:
+        database.open()
+        return TenantProjection().rebuild(database)
+    finally:
+        database.close()
