@@ -91,6 +91,10 @@ class Client:
         self._began = time.monotonic()
         self._thread.start()
 
+    @property
+    def publishing(self) -> bool:
+        return not (self._finishing.is_set() or self._abandoned.is_set())
+
     def finish(self, timeout: float = 20.0) -> None:
         """Send nothing new, and return once everything sent is confirmed."""
         self._finishing.set()
@@ -268,8 +272,8 @@ class Ledger:
         return sum(len(client.confirmed) for client in self.clients)
 
     def wait_confirmed(self, more: int = 1, *, timeout: float = 10.0) -> None:
-        """Wait until every client has `more` confirms than now."""
-        before = {client: len(client.confirmed) for client in self.clients}
+        """Wait until every client that still publishes has `more` confirms than now."""
+        before = {one: len(one.confirmed) for one in self.clients if one.publishing}
         eventually(
             lambda: all(len(one.confirmed) >= count + more for one, count in before.items()),
             timeout=timeout,
