@@ -17,6 +17,9 @@ from tenantry.domain.tenant import Lifecycle, TenantState
 
 _WINDOW: Final = 10
 
+GRACE: Final = 2.0
+"""Seconds without consuming after which a tenant makes a running system not ready."""
+
 
 class RateMeter:
     """Counts things a second over the last ten whole seconds. One writer, any reader."""
@@ -140,12 +143,18 @@ class TenantBoard:
             children=tuple(children),
         )
 
-    def waits(self, now: float, grace: float) -> bool:
-        """Tell whether the tenant should consume and has not for longer than `grace` seconds."""
-        if self.consuming or now - self.waiting_since < grace:
+    def waits(self, now: float, *, settled_in: bool) -> bool:
+        """Tell whether the tenant should consume and does not.
+
+        Once the system has settled in it has some seconds to come back, and one that is only
+        being made keeps nobody waiting; before, it is one whose making was cut short.
+        """
+        if self.consuming or (settled_in and now - self.waiting_since < GRACE):
             return False
         state = self.state
-        return state is None or state.lifecycle is Lifecycle.ACTIVE
+        if state is None or state.lifecycle is Lifecycle.ACTIVE:
+            return True
+        return state.lifecycle is Lifecycle.PROVISIONING and not settled_in
 
 
 class Board:
@@ -200,9 +209,9 @@ class Board:
             reasons.append(f"the daemon is {self.state.value}")
         reasons.extend(f"{name} is away" for name, probe in self.probes.items() if not probe())
         now = time.monotonic()
-        grace = 2.0 if self.settled_in else 0.0
         boards = list(self.tenants.copy().values())
-        waiting = [board.tenant_id for board in boards if board.waits(now, grace)]
+        settled_in = self.settled_in
+        waiting = [board.tenant_id for board in boards if board.waits(now, settled_in=settled_in)]
         if waiting:
             more = f" and {len(waiting) - 5} more" if len(waiting) > 5 else ""
             reasons.append(f"not consuming yet: {', '.join(sorted(waiting)[:5])}{more}")
