@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import threading
 from collections.abc import Callable
-from typing import Any, Final, cast
+from typing import Any, Final, Generic, TypeVar, cast
 
 import pika
 import structlog
@@ -43,7 +43,10 @@ def parameters(url: str) -> pika.URLParameters:
     return wanted
 
 
-class IoLoop:
+C = TypeVar("C", bound=pika.SelectConnection)
+
+
+class IoLoop(Generic[C]):
     """Runs one connection and brings it back whenever it is lost, with backoff and jitter.
 
     `run` belongs on a thread of its own; everything the callbacks do happens there. `call` and
@@ -55,8 +58,9 @@ class IoLoop:
         url: str,
         *,
         name: str,
-        on_open: Callable[[pika.SelectConnection], None],
+        on_open: Callable[[C], None],
         on_closed: Callable[[str], None],
+        kind: type[C],
     ) -> None:
         self._parameters = parameters(url)
         self._parameters.client_properties = {"connection_name": name, "product": "Tenantry"}
@@ -65,7 +69,8 @@ class IoLoop:
         self._on_closed = on_closed
         self._lock = threading.Lock()
         self._stopping = threading.Event()
-        self._connection: pika.SelectConnection | None = None
+        self._kind = kind
+        self._connection: C | None = None
         self._opened = False
         self._failures = 0
 
@@ -99,7 +104,7 @@ class IoLoop:
             return True
 
     def _serve_once(self) -> None:
-        connection = pika.SelectConnection(
+        connection = self._kind(
             self._parameters,
             # pika types its callbacks by the base class; it calls them with this very connection.
             on_open_callback=cast("Any", self._opened_now),
@@ -135,18 +140,18 @@ class IoLoop:
         except AMQPError:
             connection.ioloop.stop()
 
-    def _opened_now(self, connection: pika.SelectConnection) -> None:
+    def _opened_now(self, connection: C) -> None:
         self._opened = True
         self._failures = 0
         log.info("broker.connected", connection=self._name)
         self._on_open(connection)
 
-    def _not_opened(self, connection: pika.SelectConnection, error: BaseException) -> None:
+    def _not_opened(self, connection: C, error: BaseException) -> None:
         if not self._stopping.is_set():
             log.warning("broker.unreachable", connection=self._name, error=describe(error))
         connection.ioloop.stop()
 
-    def _closed_now(self, connection: pika.SelectConnection, error: BaseException) -> None:
+    def _closed_now(self, connection: C, error: BaseException) -> None:
         self._opened = False
         if not self._stopping.is_set():
             log.warning("broker.connection_lost", connection=self._name, error=describe(error))

@@ -6,21 +6,19 @@ behind the sink.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-import pika
 import structlog
 from pika.exceptions import ChannelClosed, ChannelClosedByBroker, ChannelWrongStateError
 
 from tenantry.broker.port import Delivery, DeliverySink, QueueSpec
 from tenantry.broker.rabbitmq.connection import IoLoop, describe
-from tenantry.messages.port import Incoming
+from tenantry.broker.rabbitmq.reading import ReadingConnection, Receiver
 
 if TYPE_CHECKING:
     from pika.channel import Channel
-    from pika.spec import Basic, BasicProperties
 
 log = structlog.get_logger(__name__)
 
@@ -35,7 +33,7 @@ class RabbitSubscription:
 
     def __init__(
         self,
-        loop: IoLoop,
+        loop: IoLoop[ReadingConnection],
         queues: Sequence[QueueSpec],
         *,
         prefetch: int,
@@ -47,7 +45,7 @@ class RabbitSubscription:
         self._prefetch = prefetch
         self._sink = sink
         self._forget = forget
-        self._connection: pika.SelectConnection | None = None
+        self._connection: ReadingConnection | None = None
         self._channel: Channel | None = None
         self._generation = 0
         self._buffer: list[Delivery] = []
@@ -78,7 +76,7 @@ class RabbitSubscription:
 
     # On the loop's thread.
 
-    def connected(self, connection: pika.SelectConnection) -> None:
+    def connected(self, connection: ReadingConnection) -> None:
         """Open a channel on a new connection, if deliveries are wanted."""
         self._connection = connection
         if self._wanted and not self._missing:
@@ -98,7 +96,7 @@ class RabbitSubscription:
         self._tags = []
         self._channel = connection.channel(on_open_callback=partial(self._opened, connection))
 
-    def _opened(self, connection: pika.SelectConnection, channel: Channel) -> None:
+    def _opened(self, connection: ReadingConnection, channel: Channel) -> None:
         generation = self._generation
         channel.add_on_close_callback(partial(self._closed, generation))
         channel.add_on_cancel_callback(partial(self._cancelled_by_broker, generation))
@@ -107,10 +105,15 @@ class RabbitSubscription:
             return
         channel.basic_qos(prefetch_count=self._prefetch)
         waiting = {queue.name for queue in self._queues}
-        for queue in self._queues:
-            tag = channel.basic_consume(
+        take = self._taker(connection, generation)
+        for number, queue in enumerate(self._queues):
+            tag = str(number)
+            receiver: Receiver = (queue.topic, queue.partition, take)
+            connection.receive(channel.channel_number, tag, receiver)
+            channel.basic_consume(
                 queue.name,
-                self._receiver(connection, queue, generation),
+                _passed_by,
+                consumer_tag=tag,
                 callback=partial(self._consuming, generation, queue.name, waiting),
             )
             self._tags.append(tag)
@@ -120,43 +123,23 @@ class RabbitSubscription:
         if not waiting and generation == self._generation:
             self._sink.consuming(generation)
 
-    def _receiver(
-        self, connection: pika.SelectConnection, queue: QueueSpec, generation: int
-    ) -> Callable[[Channel, Basic.Deliver, BasicProperties, bytes], None]:
-        """Make the callback of one queue's deliveries. This is the hottest code there is."""
-        topic = queue.topic
-        partition = queue.partition
+    def _taker(self, connection: ReadingConnection, generation: int) -> Callable[[Delivery], None]:
+        """Make what takes the channel's deliveries, one by one: the hottest code there is."""
         buffer = self._buffer
         flush = partial(self._flush, generation)
         soon = connection.ioloop.add_callback
 
-        def receive(
-            _channel: Channel, method: Basic.Deliver, properties: BasicProperties, body: bytes
-        ) -> None:
-            headers = properties.headers
+        def take(delivery: Delivery) -> None:
             if not buffer:
                 # Everything one read of the socket brings becomes one batch.
                 soon(flush)
-            buffer.append(
-                Delivery(
-                    method.delivery_tag,
-                    method.redelivered,
-                    Incoming(
-                        properties.message_id,
-                        topic,
-                        partition,
-                        body,
-                        properties.content_type,
-                        headers,
-                        _published_at(properties.timestamp, headers),
-                    ),
-                )
-            )
+            buffer.append(delivery)
 
-        return receive
+        return take
 
     def _flush(self, generation: int) -> None:
         if generation == self._generation and self._buffer:
+            # The list itself is known to `take`: it is emptied, not replaced.
             batch = self._buffer.copy()
             self._buffer.clear()
             self._sink.deliveries(generation, batch)
@@ -203,7 +186,7 @@ class RabbitSubscription:
         if channel is not None:
             # The deliveries of the old channel go back to their queues with it.
             self._lose("consuming begins again", missing=False)
-            _close_channel(channel)
+            self._end(channel)
         self._open()
 
     def _close(self) -> None:
@@ -212,7 +195,7 @@ class RabbitSubscription:
         self._generation += 1
         self._forget(self)
         if channel is not None:
-            _close_channel(channel)
+            self._end(channel)
 
     def _cancelled_by_broker(self, generation: int, _frame: object) -> None:
         """Handle a cancel that the broker sent: a queue was deleted or moved."""
@@ -221,7 +204,7 @@ class RabbitSubscription:
         channel = self._channel
         self._lose("the broker cancelled a consumer: its queue was deleted", missing=True)
         if channel is not None:
-            _close_channel(channel)
+            self._end(channel)
 
     def _closed(self, generation: int, _channel: Channel, error: Exception) -> None:
         if generation != self._generation or self._channel is None:
@@ -242,10 +225,23 @@ class RabbitSubscription:
         if self._wanted and not self._missing:
             self._open()
 
+    def _end(self, channel: Channel) -> None:
+        self._forget_channel(channel)
+        try:
+            channel.close()
+        except ChannelWrongStateError:
+            log.debug("broker.channel_was_closed")
+
+    def _forget_channel(self, channel: Channel) -> None:
+        """See that what still comes on a channel that is gone reaches nobody."""
+        if self._connection is not None:
+            self._connection.forget(channel.channel_number)
+
     def _lose(self, reason: str, *, missing: bool) -> None:
         self._missing = missing
         if self._channel is None:
             return
+        self._forget_channel(self._channel)
         self._channel = None
         self._buffer = []
         generation = self._generation
@@ -261,10 +257,14 @@ class RabbitConsuming:
 
     def __init__(self, url: str) -> None:
         self._loop = IoLoop(
-            url, name="tenantry consuming", on_open=self._connected, on_closed=self._disconnected
+            url,
+            name="tenantry consuming",
+            on_open=self._connected,
+            on_closed=self._disconnected,
+            kind=ReadingConnection,
         )
         self._subscriptions: set[RabbitSubscription] = set()
-        self._connection: pika.SelectConnection | None = None
+        self._connection: ReadingConnection | None = None
 
     @property
     def connected(self) -> bool:
@@ -295,7 +295,8 @@ class RabbitConsuming:
         if self._connection is not None and subscription in self._subscriptions:
             subscription.connected(self._connection)
 
-    def _connected(self, connection: pika.SelectConnection) -> None:
+    def _connected(self, connection: ReadingConnection) -> None:
+        connection.read_in_large_pieces()
         self._connection = connection
         for subscription in tuple(self._subscriptions):
             subscription.connected(connection)
@@ -306,18 +307,6 @@ class RabbitConsuming:
             subscription.disconnected(reason)
 
 
-def _published_at(timestamp: int | None, headers: Mapping[str, object] | None) -> int | None:
-    """Give the time of publishing in milliseconds: exact from a header, else whole seconds."""
-    if headers:
-        exact = headers.get("timestamp_in_ms")
-        # pika reads long integers as a class of its own.
-        if isinstance(exact, int) and not isinstance(exact, bool):
-            return int(exact)
-    return None if timestamp is None else timestamp * 1000
-
-
-def _close_channel(channel: Channel) -> None:
-    try:
-        channel.close()
-    except ChannelWrongStateError:
-        log.debug("broker.channel_was_closed")
+def _passed_by(*_delivery: object) -> None:
+    """Stand in for the callback that pika wants; deliveries take another way."""
+    raise AssertionError("a delivery took pika's way")

@@ -48,7 +48,11 @@ class RabbitPublishing:
 
     def __init__(self, url: str) -> None:
         self._loop = IoLoop(
-            url, name="tenantry publishing", on_open=self._connected, on_closed=self._disconnected
+            url,
+            name="tenantry publishing",
+            on_open=self._connected,
+            on_closed=self._disconnected,
+            kind=pika.SelectConnection,
         )
         # From here to the loop's thread; everything below belongs to that thread.
         self._incoming: deque[Batch] = deque()
