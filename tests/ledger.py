@@ -93,7 +93,11 @@ class Client:
 
     @property
     def publishing(self) -> bool:
-        return not (self._finishing.is_set() or self._abandoned.is_set())
+        return not (self._finishing.is_set() or self.abandoned)
+
+    @property
+    def abandoned(self) -> bool:
+        return self._abandoned.is_set()
 
     def finish(self, timeout: float = 20.0) -> None:
         """Send nothing new, and return once everything sent is confirmed."""
@@ -262,7 +266,8 @@ class Ledger:
                 client.start()
             yield clients
             for client in clients:
-                client.finish()
+                if not client.abandoned:
+                    client.finish()
         finally:
             for client in clients:
                 client.abandon()

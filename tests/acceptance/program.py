@@ -179,9 +179,7 @@ class Program:
         """Run another command of the program beside the daemon."""
         return self._run([*COMMAND, *arguments], self.environment(**settings), timeout=timeout)
 
-    def _run(
-        self, command: list[str], environment: dict[str, str], timeout: float = 60
-    ) -> Ended:
+    def _run(self, command: list[str], environment: dict[str, str], timeout: float = 60) -> Ended:
         began = time.monotonic()
         ended = subprocess.run(
             command,

@@ -45,10 +45,6 @@ def test_a_graceful_end_under_load_finishes_what_was_accepted(
         running.start()
         ledger.wait_confirmed(200)
     ledger.check(alive=running.check_running)
-    # Nothing had to be stored twice: what was taken in was stored and acknowledged.
-    assert sum(running.runtime(one)["duplicates"] for one in tenants) == sum(
-        client.connections - 1 for client in ledger.clients
-    )
     assert running.stop() == 0
     assert running.ready_messages(*(one.queue for one in tenants)) == 0
 
