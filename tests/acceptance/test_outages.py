@@ -1,0 +1,134 @@
+"""Broker and database go away under load; the daemon stays, and makes up for it afterwards."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from pathlib import Path
+from urllib.parse import quote, urlsplit
+
+import psycopg
+import pytest
+
+from tenantry.broker.rabbitmq.node import PrivateNode
+from tests.acceptance.program import Program
+from tests.ledger import Ledger
+from tests.services_postgres import in_database
+from tests.services_rabbitmq import virtual_host_of
+from tests.waiting import eventually
+
+RECOVERY = 10.0
+"""Seconds after which the contract promises the daemon to be back."""
+
+
+def cut_database_connections(program: Program) -> int:
+    with psycopg.connect(program.database_url, autocommit=True) as connection:
+        cut = connection.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+            " WHERE datname = current_database() AND application_name = 'tenantry'"
+        )
+        return cut.rowcount
+
+
+def cut_broker_connections(program: Program) -> int:
+    names = program.daemon_connections()
+    for name in names:
+        # Gone by itself in the meantime is as good.
+        program.management.delete(f"/connections/{quote(name, safe='')}")
+    return len(names)
+
+
+def wait_consuming(program: Program, ledger: Ledger) -> None:
+    """Wait until the daemon is ready and stores what is new, within the promised time."""
+    began = time.monotonic()
+    eventually(lambda: program.status_of("/readyz") == 200, timeout=RECOVERY, what="readyz 200")
+    stored = ledger.stored()
+    left = RECOVERY - (time.monotonic() - began)
+    eventually(lambda: ledger.stored() > stored, timeout=left, what="new rows")
+
+
+def test_cut_connections_are_made_anew_and_nothing_is_lost(
+    running: Program, ledger: Ledger
+) -> None:
+    tenants = [running.create("one", workers=5), running.create("two")]
+    pid = running.get("/status")["pid"]
+    with ledger.publishing([(one.id, one.amqp_url) for one in tenants], rate=1500):
+        ledger.wait_confirmed(300)
+        for cut_database, cut_broker in ((True, False), (False, True), (True, True)):
+            if cut_database:
+                assert cut_database_connections(running) > 0
+            if cut_broker:
+                assert eventually(lambda: cut_broker_connections(running), what="connections") > 0
+            wait_consuming(running, ledger)
+    ledger.check(alive=running.check_running)
+    assert running.get("/status")["pid"] == pid
+    assert running.stop() == 0
+    assert running.ready_messages(*(one.queue for one in tenants)) == 0
+
+
+def test_a_database_that_takes_no_connections_for_a_while_stops_nothing_for_good(
+    running: Program, ledger: Ledger
+) -> None:
+    tenant = running.create()
+    name = urlsplit(running.database_url).path[1:]
+    admin = in_database(running.database_url, "postgres")
+    with ledger.publishing([(tenant.id, tenant.amqp_url)], rate=1000):
+        ledger.wait_confirmed(200)
+        with psycopg.connect(admin, autocommit=True) as connection:
+            connection.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS false')
+            try:
+                connection.execute(
+                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s",
+                    [name],
+                )
+                eventually(lambda: running.status_of("/readyz") == 503, what="readyz 503")
+                assert running.status_of("/healthz") == 200
+                refused = running.call("POST", "/tenants", {"name": "x", "id": running.name("x")})
+                assert refused.status_code == 503
+                assert refused.headers["content-type"] == "application/problem+json"
+                assert running.call("GET", f"/tenants/{tenant.id}").status_code == 503
+                ledger.wait_confirmed(1000)
+                running.check_running()
+            finally:
+                connection.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS true')
+        wait_consuming(running, ledger)
+    ledger.check(alive=running.check_running)
+    assert running.create("after").shown["state"] == "active"
+    assert running.stop() == 0
+    assert running.ready_messages(tenant.queue) == 0
+
+
+@pytest.mark.timeout(180)
+def test_a_restarted_and_a_killed_broker_are_survived(database_url: str, ledger: Ledger) -> None:
+    # The slowest of all: a broker of its own, started three times.
+    with tempfile.TemporaryDirectory(prefix="tnt-mq-") as directory:
+        node = PrivateNode(Path(directory) / "node")
+        node.start()
+        try:
+            with (
+                virtual_host_of(node.url, node.management_url) as host,
+                Program(host, database_url) as program,
+            ):
+                program.start()
+                tenants = [program.create("one"), program.create("two", workers=1)]
+                pid = program.get("/status")["pid"]
+                with ledger.publishing([(one.id, one.amqp_url) for one in tenants], rate=500):
+                    ledger.wait_confirmed(500)
+                    node.stop()
+                    eventually(lambda: program.status_of("/readyz") == 503, what="readyz 503")
+                    assert program.status_of("/healthz") == 200
+                    node.start()
+                    wait_consuming(program, ledger)
+                    ledger.wait_confirmed(500, timeout=20)
+                    node.kill()
+                    node.start()
+                    wait_consuming(program, ledger)
+                    ledger.wait_confirmed(200, timeout=20)
+                ledger.check(alive=program.check_running)
+                assert program.get("/status")["pid"] == pid
+                assert program.create("after").shown["state"] == "active"
+                assert program.stop() == 0
+                assert program.ready_messages(*(one.queue for one in tenants)) == 0
+                assert "Traceback" not in program.stderr
+        finally:
+            node.stop(grace=0)
