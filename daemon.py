@@ -16,12 +16,11 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Final, NoReturn
+from typing import Final, NoReturn
 from urllib.parse import unquote, urlsplit
 
 import structlog
 from starlette.types import ASGIApp, Receive, Scope, Send
-from tenantry.broker.rabbitmq.publishing import RabbitPublishing
 
 from actors.board import Board
 from actors.clock import ThreadClock, tell
@@ -39,6 +38,7 @@ from tenantry.api.server import ApiServer
 from tenantry.broker.pending import PendingCounts
 from tenantry.broker.rabbitmq.administration import RabbitAdministration
 from tenantry.broker.rabbitmq.consuming import RabbitConsuming
+from tenantry.broker.rabbitmq.publishing import RabbitPublishing
 from tenantry.database.credentials import PostgresCredentials
 from tenantry.database.embedded import EmbeddedPostgres
 from tenantry.database.migrations import migrate
@@ -49,9 +49,6 @@ from tenantry.messages.postgres import PostgresMessageStore
 from tenantry.projections.tenants import PostgresTenantDirectory, TenantProjection
 from tenantry.settings import Settings, SettingsError
 from tenantry.telemetry.systemd import Notifier
-
-if TYPE_CHECKING:
-    from tenantry.broker.port import Administration
 
 log = structlog.get_logger("daemon")
 
@@ -137,6 +134,7 @@ class Daemon:
         messages = PostgresMessageStore(database)
 
         administration = self._administration()
+        stack.callback(administration.close)
         administration.check()
         url = settings.rabbitmq.url.get_secret_value()
         publishing = RabbitPublishing(url)
@@ -221,7 +219,7 @@ class Daemon:
         migrate(database)
         return database
 
-    def _administration(self) -> Administration:
+    def _administration(self) -> RabbitAdministration:
         settings = self._settings
         management = settings.management_url
         if management is None:
