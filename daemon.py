@@ -41,6 +41,7 @@ from tenantry.broker.rabbitmq.consuming import RabbitConsuming
 from tenantry.broker.rabbitmq.publishing import RabbitPublishing
 from tenantry.database.credentials import PostgresCredentials
 from tenantry.database.embedded import EmbeddedPostgres
+from tenantry.database.keeper import PostgresKeeper
 from tenantry.database.migrations import migrate
 from tenantry.database.pool import Database
 from tenantry.journal.listener import JournalListener
@@ -212,6 +213,8 @@ class Daemon:
             stack.callback(embedded.stop)
             self._embedded = embedded
             url = embedded.start()
+            keeper = PostgresKeeper(embedded)
+            self._run_thread(stack, "postgres-keeper", keeper.run, keeper.stop)
             log.info("postgres.embedded", directory=str(settings.postgres_dir))
         database = Database(url, pool_size=settings.database.pool_size)
         stack.callback(database.close)

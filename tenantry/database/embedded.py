@@ -66,6 +66,11 @@ class EmbeddedPostgres:
         """Where the server writes its logs: one file a weekday, each overwritten a week later."""
         return self._data_dir / "log"
 
+    @property
+    def running(self) -> bool:
+        """Whether the server's process is there."""
+        return self._server_pid() is not None
+
     def start(self) -> str:
         """Start the server, or find it running; give the URL to reach it by.
 

@@ -101,7 +101,7 @@ class MessageStore(Protocol):
         """
 
     def store(self, tenant_id: str, batch: Sequence[Incoming]) -> StoreResult:
-        """Store a batch in one transaction, committed when this returns.
+        """Store a batch, committed when this returns; in one transaction, if nothing is refused.
 
         A message whose id the tenant has stored before is a duplicate, also within the batch.
         Unstorable messages don't hinder the others. Raises `StoreUnavailableError` (outcome

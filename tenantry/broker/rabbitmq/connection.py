@@ -148,7 +148,9 @@ class IoLoop(Generic[C]):
 
     def _not_opened(self, connection: C, error: BaseException) -> None:
         if not self._stopping.is_set():
-            log.warning("broker.unreachable", connection=self._name, error=describe(error))
+            # Said once an outage; an operator who wants every attempt has the level debug.
+            say = log.debug if self._failures else log.warning
+            say("broker.unreachable", connection=self._name, error=describe(error))
         connection.ioloop.stop()
 
     def _closed_now(self, connection: C, error: BaseException) -> None:

@@ -1,0 +1,42 @@
+"""The embedded PostgreSQL comes back by itself."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from pathlib import Path
+
+import psycopg
+
+from tenantry.database.embedded import EmbeddedPostgres
+from tenantry.database.keeper import PostgresKeeper
+from tests.waiting import eventually
+
+
+def test_a_server_that_is_killed_is_started_again_with_its_data(tmp_path: Path) -> None:
+    server = EmbeddedPostgres(tmp_path / "postgres")
+    url = server.start()
+    keeper = PostgresKeeper(server, every=0.05)
+    thread = threading.Thread(target=keeper.run)
+    thread.start()
+    try:
+        with psycopg.connect(url, autocommit=True) as connection:
+            connection.execute("CREATE TABLE kept AS SELECT 42 AS n")
+        pid = int((tmp_path / "postgres" / "postmaster.pid").read_text().split()[0])
+        os.kill(pid, signal.SIGKILL)
+
+        def answers() -> bool:
+            try:
+                with psycopg.connect(url, connect_timeout=2) as connection:
+                    return connection.execute("SELECT n FROM kept").fetchone() == (42,)
+            except psycopg.OperationalError:
+                return False
+
+        eventually(answers, timeout=60)
+    finally:
+        keeper.stop()
+        thread.join(30)
+        server.stop()
+    assert not thread.is_alive()
+    assert not server.running
