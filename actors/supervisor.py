@@ -164,6 +164,7 @@ class Supervisor(SupervisedActor):
             del self._tenants[tenant_id]
             self._intensities.pop(tenant_id, None)
             self._board.tenants.pop(tenant_id, None)
+            self._ports.tenant.observer.tenant_gone(tenant_id)
         if ref.is_alive():
             ref.stop(block=False)
         self._undrained.discard(tenant_id)
@@ -176,6 +177,7 @@ class Supervisor(SupervisedActor):
         if tenant_id is None:
             return
         del self._tenants[tenant_id]
+        self._ports.tenant.observer.actor_failed("tenant")
         intensity = self._intensities.setdefault(tenant_id, RestartIntensity())
         allowed = intensity.allows(self._clock.now())
         board = self._board.tenant(tenant_id)

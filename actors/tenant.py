@@ -37,6 +37,7 @@ from actors.messages import (
     WorkerReleased,
     WorkerWanted,
 )
+from actors.observer import NoObserver, Observer
 from actors.provisioning import Provisioner, topology_of
 from actors.supervision import (
     EscalationError,
@@ -99,6 +100,7 @@ class TenantPorts:
     provisioner: Provisioner
     clock: Clock
     limits: ConsumerLimits
+    observer: Observer = NoObserver()
 
 
 class Tenant(SupervisedActor):
@@ -330,6 +332,7 @@ class Tenant(SupervisedActor):
             if not events:
                 break
             expected = 0 if self._state is None else self._state.version
+            began = self._ports.clock.now()
             try:
                 recorded = self._ports.journal.append(
                     names.journal_stream(self._id), events, expected=expected, metadata=metadata
@@ -339,6 +342,8 @@ class Tenant(SupervisedActor):
                     raise
                 self._state = load_tenant(self._ports.journal, self._id)
                 continue
+            took = self._ports.clock.now() - began
+            self._ports.observer.journal_appended(len(recorded), took)
             state = fold(
                 zip(events, (one.recorded_at for one in recorded), strict=True), self._state
             )
@@ -378,7 +383,11 @@ class Tenant(SupervisedActor):
 
     def _make_it_so(self) -> None:
         if not self._loaded:
-            self._state = self._board.state = load_tenant(self._ports.journal, self._id)
+            state = load_tenant(self._ports.journal, self._id)
+            if state is not None and state.exists:
+                # First the totals, then the state: whoever sees a tenant sees them right.
+                self._show_totals()
+            self._state = self._board.state = state
             self._loaded = True
         state = self._state
         if state is None or not state.exists:
@@ -444,11 +453,8 @@ class Tenant(SupervisedActor):
             if not self._board.consuming:
                 tell(self._consumer, Resubscribe())
             return
-        counts = self._ports.messages.counts(self._id)
+        self._show_totals()
         board = self._board
-        board.stored = counts.stored
-        board.duplicates = counts.duplicates
-        board.dead_lettered = counts.dead_lettered
         board.waiting_since = self._ports.clock.now()
         self._consumer = Consumer.start(
             tenant_id=self._id,
@@ -461,6 +467,14 @@ class Tenant(SupervisedActor):
         )
         board.consumer = self._consumer
         tell(self._consumer, Begin())
+
+    def _show_totals(self) -> None:
+        """Put the tenant's totals on the board as the database has them."""
+        counts = self._ports.messages.counts(self._id)
+        board = self._board
+        board.stored = counts.stored
+        board.duplicates = counts.duplicates
+        board.dead_lettered = counts.dead_lettered
 
     def _ready(self) -> None:
         log.info("tenant.consuming")
@@ -485,6 +499,7 @@ class Tenant(SupervisedActor):
                 messages=self._ports.messages,
                 journal=self._ports.journal,
                 clock=self._ports.clock,
+                observer=self._ports.observer,
             ),
         )
         taken[name] = worker
@@ -503,6 +518,7 @@ class Tenant(SupervisedActor):
             kind = "worker"
         else:
             return
+        self._ports.observer.actor_failed(kind)
         intensity = self._intensity[kind]
         allowed = intensity.allows(self._ports.clock.now())
         self._board.child_restarts[kind] = intensity.total

@@ -13,6 +13,7 @@ import structlog
 from actors.board import TenantBoard
 from actors.clock import Clock, tell
 from actors.messages import Batch, Begin, Ref, RetryWork, Work, WorkDone
+from actors.observer import NoObserver, Observer
 from actors.supervision import SupervisedActor, backoff
 from tenantry.broker.port import Delivery
 from tenantry.domain import names
@@ -35,6 +36,7 @@ class WorkerPorts:
     messages: MessageStore
     journal: EventStore
     clock: Clock
+    observer: Observer = NoObserver()
 
 
 class Worker(SupervisedActor):
@@ -76,13 +78,17 @@ class Worker(SupervisedActor):
     def _attempt(self, batch: Batch, result: StoreResult | None, failures: int) -> None:
         try:
             if result is None:
+                began = self._ports.clock.now()
                 result = self._ports.messages.store(
                     self._tenant, [delivery.message for delivery in batch.deliveries]
                 )
+                took = self._ports.clock.now() - began
+                self._ports.observer.batch_stored(self._tenant, batch.deliveries, took)
             if result.unstorable:
                 self._record(batch, result.unstorable)
         except (StoreUnavailableError, JournalUnavailableError) as error:
             self._board.store_down = True
+            self._ports.observer.batch_delayed(self._tenant)
             delay = backoff(failures + 1, LONGEST_BACKOFF)
             log.warning(
                 "worker.store_unavailable",
@@ -129,13 +135,15 @@ class Worker(SupervisedActor):
                 reason=one.reason,
                 error=one.error[:LONGEST_ERROR],
             )
-        self._ports.journal.append(
+        began = self._ports.clock.now()
+        recorded = self._ports.journal.append(
             names.dead_letter_journal_stream(self._tenant),
             events,
             expected=ANY,
             metadata=Metadata(actor=f"{self._tenant}/{self.name}"),
             ids=ids,
         )
+        self._ports.observer.journal_appended(len(recorded), self._ports.clock.now() - began)
 
 
 def _dead_letter_id(tenant_id: str, delivery: Delivery) -> UUID:

@@ -1,0 +1,46 @@
+"""What a bystander hears of the actors' work: a call a batch, never a call a message."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from tenantry.broker.port import Delivery
+
+
+class Observer(Protocol):
+    """Hears what the actors do. Called on their threads: must neither block nor raise."""
+
+    def batch_stored(self, tenant_id: str, batch: Sequence[Delivery], seconds: float) -> None:
+        """A batch has been committed just now; the store took `seconds` for it."""
+
+    def batch_delayed(self, tenant_id: str) -> None:
+        """The database could not be reached; the batch is kept, and tried again."""
+
+    def journal_appended(self, events: int, seconds: float) -> None:
+        """The journal has taken some events, in `seconds`."""
+
+    def actor_failed(self, kind: str) -> None:
+        """A `tenant`, `consumer` or `worker` has failed; its parent sees to what follows."""
+
+    def tenant_gone(self, tenant_id: str) -> None:
+        """A tenant exists no more; its id may come back as another tenant's."""
+
+
+class NoObserver:
+    """Looks away."""
+
+    def batch_stored(self, tenant_id: str, batch: Sequence[Delivery], seconds: float) -> None:
+        """Do nothing."""
+
+    def batch_delayed(self, tenant_id: str) -> None:
+        """Do nothing."""
+
+    def journal_appended(self, events: int, seconds: float) -> None:
+        """Do nothing."""
+
+    def actor_failed(self, kind: str) -> None:
+        """Do nothing."""
+
+    def tenant_gone(self, tenant_id: str) -> None:
+        """Do nothing."""
