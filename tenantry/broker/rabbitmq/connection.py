@@ -22,6 +22,9 @@ LONGEST_BACKOFF: Final = 3.0
 CLOSE_TIMEOUT: Final = 3.0
 """Seconds a closing handshake may take before the loop ends without it."""
 
+OPENING_TIMEOUT: Final = 1.0
+"""Seconds a connection in the making is given to open, once it is only to be closed."""
+
 
 def parameters(url: str) -> pika.URLParameters:
     """Turn an AMQP URL into pika's parameters, with every wait bounded.
@@ -134,6 +137,10 @@ class IoLoop(Generic[C]):
         connection = self._connection
         if connection is None:
             return
+        if not self._opened:
+            # Pika can't be told to stop connecting without failing: it closes once it is open.
+            connection.ioloop.call_later(OPENING_TIMEOUT, connection.ioloop.stop)
+            return
         connection.ioloop.call_later(CLOSE_TIMEOUT, connection.ioloop.stop)
         try:
             connection.close(200, "Tenantry stops")
@@ -142,6 +149,9 @@ class IoLoop(Generic[C]):
 
     def _opened_now(self, connection: C) -> None:
         self._opened = True
+        if self._stopping.is_set():
+            self._close()
+            return
         self._failures = 0
         log.info("broker.connected", connection=self._name)
         self._on_open(connection)
