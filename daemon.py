@@ -78,6 +78,12 @@ def serve(settings: Settings) -> int:
         except StopRequestedError:
             log.info("daemon.stopped_while_starting")
             return 0
+        except Exception as error:
+            if not daemon.interrupted:
+                raise
+            # Whatever the signal broke off, a statement say, fails in its own way on the way out.
+            log.info("daemon.stopped_while_starting", error=f"{type(error).__name__}: {error}")
+            return 0
 
 
 class Daemon:
@@ -90,6 +96,7 @@ class Daemon:
         self._wake = threading.Event()
         self._starting = True
         self._signalled = False
+        self.interrupted = False
         self._failure: str | None = None
         self._embedded: EmbeddedPostgres | None = None
 
@@ -327,6 +334,7 @@ class Daemon:
         self._signalled = True
         self._wake.set()
         if self._starting:
+            self.interrupted = True
             raise StopRequestedError(signal.Signals(number).name)
 
     def _end_at_once(self) -> NoReturn:
