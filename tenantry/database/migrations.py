@@ -123,11 +123,9 @@ def _alone(connection: Connection) -> Iterator[None]:
     connection.execute("SET lock_timeout = 0")
     connection.execute("SELECT pg_advisory_lock(%s)", [LOCK])
     connection.execute("RESET lock_timeout")
-    try:
-        yield
-    finally:
-        if not connection.closed:
-            connection.execute("SELECT pg_advisory_unlock(%s)", [LOCK])
+    yield
+    # However else this ends, the session's end gives the lock back.
+    connection.execute("SELECT pg_advisory_unlock(%s)", [LOCK])
 
 
 def _missing(connection: Connection, known: Sequence[Migration]) -> list[Migration]:
