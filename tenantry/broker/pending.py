@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Mapping
 from typing import Final
 
@@ -12,8 +13,11 @@ from tenantry.broker.port import Administration, BrokerError
 
 log = structlog.get_logger(__name__)
 
-EVERY: Final = 5.0
-"""Seconds between questions; the broker's own statistics are as old."""
+EVERY: Final = 3.0
+"""Seconds between questions. The broker's own counts are up to 5 seconds old; 10 is promised."""
+
+STALE: Final = 10.0
+"""Seconds after which an answer is none any more: the broker is slow to give another."""
 
 
 class PendingCounts:
@@ -23,19 +27,23 @@ class PendingCounts:
         self._administration = administration
         self._every = every
         self._stopping = threading.Event()
-        self._counts: Mapping[str, int] | None = None
+        self._latest: tuple[float, Mapping[str, int]] | None = None
 
     def counts(self) -> Mapping[str, int] | None:
-        """Give the latest counts; None while the broker can't be asked."""
-        return self._counts
+        """Give the latest counts; None while the broker can't be asked, or does not answer."""
+        latest = self._latest
+        if latest is None or time.monotonic() - latest[0] > STALE:
+            return None
+        return latest[1]
 
     def run(self) -> None:
         """Ask again and again."""
         while not self._stopping.is_set():
             try:
-                self._counts = self._administration.pending()
+                counts = self._administration.pending()
+                self._latest = time.monotonic(), counts
             except BrokerError as error:
-                self._counts = None
+                self._latest = None
                 log.debug("broker.pending_unknown", error=str(error))
             self._stopping.wait(self._every)
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
 from urllib.parse import urlsplit, urlunsplit
 
+import pika
 import pytest
 
 from tenantry.broker.port import BrokerError, BrokerUnavailableError, TenantTopology
@@ -88,19 +88,35 @@ def test_a_user_that_is_no_administrator_is_not_enough(rabbitmq: RabbitHost) -> 
         ours.close()
 
 
-def test_another_queue_type_than_before_is_refused_with_the_queues_name(
+def test_queues_of_another_type_than_is_wanted_now_stay_and_new_ones_are_made_as_wanted(
     rabbitmq: RabbitHost,
 ) -> None:
     with brokers.rabbitmq(rabbitmq, "classic") as broker:
         tenant = broker.tenant("events")
         broker.publish(tenant, "events", b"1")
-        with pytest.raises(BrokerError) as caught:
-            administration(rabbitmq, "quorum").ensure_topology(tenant)
-        line = str(caught.value)
-        assert re.search(r"queue 'tenant_\S+' exists with other arguments", line)
-        assert "queue.type is quorum" in line
-        assert "\n" not in line
-        assert broker.ready(f"{names.stream_name(tenant.tenant_id)}.events.0") == [b"1"]
+        ours = administration(rabbitmq, "quorum")
+        ours.ensure_topology(replace(tenant, topics=("events", "logs")))
+        ours.ensure_topology(replace(tenant, topics=("events", "logs")))
+        stream = names.stream_name(tenant.tenant_id)
+        assert broker.ready(f"{stream}.events.0") == [b"1"]
+        with ManagementClient(rabbitmq.management_url, vhost=rabbitmq.vhost) as client:
+            assert f"{stream}.logs.0" in client.queues(f"^{stream}")
+        ours.close()
+
+
+def test_a_queue_with_other_arguments_is_refused_with_its_name(rabbitmq: RabbitHost) -> None:
+    tenant = TenantTopology(tenant_id="taken", topics=("events",), partitions=1)
+    name = names.partition_queue_name("taken", "events", 0)
+    with pika.BlockingConnection(pika.URLParameters(rabbitmq.url)) as connection:
+        connection.channel().queue_declare(name, durable=True)
+    ours = administration(rabbitmq, "quorum")
+    with pytest.raises(BrokerError) as caught:
+        ours.ensure_topology(tenant)
+    ours.close()
+    line = str(caught.value)
+    assert f"queue {name!r} exists with other arguments" in line
+    assert "queue.type is" in line
+    assert "\n" not in line
 
 
 def test_more_queues_than_a_page_of_the_management_api_holds_are_all_found(

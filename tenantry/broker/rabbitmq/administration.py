@@ -10,10 +10,12 @@ import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from typing import Any, Final
 from urllib.parse import quote, urlsplit
 
 import pika
+import structlog
 from pika.adapters.blocking_connection import BlockingChannel
 from pika.exceptions import (
     AMQPError,
@@ -35,6 +37,8 @@ from tenantry.broker.port import (
 from tenantry.broker.rabbitmq.connection import describe, parameters
 from tenantry.broker.rabbitmq.management import ManagementClient
 from tenantry.domain import names
+
+log = structlog.get_logger(__name__)
 
 CONNECTIONS: Final = 4
 """How many declarations go on at once, each on a connection of its own."""
@@ -80,9 +84,21 @@ class RabbitAdministration:
     def ensure_topology(self, topology: TenantTopology) -> None:
         """Make the tenant's stream, queues, bindings and dead-letter queue, where missing.
 
+        A queue of the other type stays as it is: `queue.type` is for queues made from now on.
         Raises `BrokerError` where one of them exists with other arguments.
         """
         plan = layout.plan(topology, self._queue_type)
+        try:
+            self._declare(plan)
+        except _OtherArgumentsError as error:
+            log.info("broker.queue_of_other_type", queue=error.name, queue_type=self._queue_type)
+            self._declare_mixed(topology)
+        with self._channel() as channel:
+            for binding in plan.bindings:
+                with _naming("queue", binding.queue):
+                    channel.queue_bind(binding.queue, binding.exchange, binding.routing_key)
+
+    def _declare(self, plan: layout.Plan) -> None:
         with self._channel() as channel:
             for exchange in plan.exchanges:
                 with _naming("exchange", exchange):
@@ -90,9 +106,17 @@ class RabbitAdministration:
             for queue in plan.queues:
                 with _naming("queue", queue.name, self._queue_type):
                     channel.queue_declare(queue.name, durable=True, arguments=dict(queue.arguments))
-            for binding in plan.bindings:
-                with _naming("queue", binding.queue):
-                    channel.queue_bind(binding.queue, binding.exchange, binding.routing_key)
+
+    def _declare_mixed(self, topology: TenantTopology) -> None:
+        """Declare queue by queue, each as the type it has or else as the one that is wanted."""
+        other: layout.QueueType = "classic" if self._queue_type == "quorum" else "quorum"
+        wanted = layout.plan(topology, self._queue_type).queues
+        for queue, alternative in zip(wanted, layout.plan(topology, other).queues, strict=True):
+            one = layout.Plan(exchanges=(), queues=(queue,), bindings=())
+            try:
+                self._declare(one)
+            except _OtherArgumentsError:
+                self._declare(replace(one, queues=(alternative,)))
 
     def remove_topology(self, tenant_id: str) -> int:
         """Delete the tenant's stream and all its queues; give how many messages they held.
@@ -227,6 +251,14 @@ class RabbitAdministration:
         )
 
 
+class _OtherArgumentsError(BrokerError):
+    """Something of this name exists and is made otherwise."""
+
+    def __init__(self, name: str, message: str) -> None:
+        super().__init__(message)
+        self.name = name
+
+
 def hash_password(password: str) -> str:
     """Hash a password as RabbitMQ keeps it: base64 of a random salt and the SHA-256 of both."""
     salt = secrets.token_bytes(_SALT_BYTES)
@@ -243,10 +275,11 @@ def _naming(kind: str, name: str, queue_type: str | None = None) -> Iterator[Non
         if error.reply_code != _PRECONDITION_FAILED:
             raise
         wanted = f" (queue.type is {queue_type})" if queue_type else ""
-        raise BrokerError(
+        raise _OtherArgumentsError(
+            name,
             f"{kind} {name!r} exists with other arguments than wanted{wanted}: "
             f"set the configuration back, or empty and delete the {kind} and start again; "
-            f"RabbitMQ says: {_text(error)}"
+            f"RabbitMQ says: {_text(error)}",
         ) from error
 
 

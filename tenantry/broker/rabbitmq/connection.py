@@ -75,12 +75,18 @@ class IoLoop(Generic[C]):
         self._kind = kind
         self._connection: C | None = None
         self._opened = False
+        self._openings = 0
         self._failures = 0
 
     @property
     def connected(self) -> bool:
         """Whether the connection is open now."""
         return self._opened
+
+    @property
+    def reconnects(self) -> int:
+        """How often the connection was opened again after it had been lost."""
+        return max(0, self._openings - 1)
 
     def run(self) -> None:
         """Connect, serve and reconnect until `stop`."""
@@ -149,6 +155,7 @@ class IoLoop(Generic[C]):
 
     def _opened_now(self, connection: C) -> None:
         self._opened = True
+        self._openings += 1
         if self._stopping.is_set():
             self._close()
             return

@@ -271,6 +271,11 @@ class RabbitConsuming:
         """Whether the broker is connected now."""
         return self._loop.connected
 
+    @property
+    def reconnects(self) -> int:
+        """How often the connection was opened again after it had been lost."""
+        return self._loop.reconnects
+
     def run(self) -> None:
         """Serve every subscription until `stop`; belongs on a thread of its own."""
         self._loop.run()

@@ -70,6 +70,11 @@ class RabbitPublishing:
         """Whether the broker is connected now."""
         return self._loop.connected
 
+    @property
+    def reconnects(self) -> int:
+        """How often the connection was opened again after it had been lost."""
+        return self._loop.reconnects
+
     def run(self) -> None:
         """Publish what callers bring until `stop`; belongs on a thread of its own."""
         try:
