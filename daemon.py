@@ -34,6 +34,7 @@ from actors.tenant import TenantPorts
 from tenantry import __version__
 from tenantry.api.app import create_app
 from tenantry.api.problems import unavailable
+from tenantry.api.routes.metrics import alone
 from tenantry.api.server import ApiServer
 from tenantry.broker.pending import PendingCounts
 from tenantry.broker.rabbitmq.administration import RabbitAdministration
@@ -49,6 +50,9 @@ from tenantry.journal.postgres import PostgresEventStore
 from tenantry.messages.postgres import PostgresMessageStore
 from tenantry.projections.tenants import PostgresTenantDirectory, TenantProjection
 from tenantry.settings import Settings, SettingsError
+from tenantry.telemetry.metrics import Recorder
+from tenantry.telemetry.metrics_collector import SystemCollector
+from tenantry.telemetry.metrics_page import MetricsPage
 from tenantry.telemetry.systemd import Notifier
 
 log = structlog.get_logger("daemon")
@@ -128,9 +132,14 @@ class Daemon:
             socket_path=settings.control_socket,
             tcp=(settings.server.host, settings.server.port),
         )
+        metrics_door = _Door()
+        metrics_api = self._metrics_api(metrics_door)
         # The control socket comes first: whoever holds it is the daemon of this state.
         api.bind()
         self._run_thread(stack, "api", api.run, api.stop)
+        if metrics_api is not None:
+            metrics_api.bind()
+            self._run_thread(stack, "metrics", metrics_api.run, metrics_api.stop)
 
         database = self._open_database(stack)
         listener = JournalListener(database)
@@ -154,6 +163,7 @@ class Daemon:
         clock = ThreadClock()
         self._run_thread(stack, "clock", clock.run, clock.stop)
 
+        recorder = Recorder()
         board = self._board
         board.pending = pending.counts
         board.probes = {
@@ -178,6 +188,7 @@ class Daemon:
                         batch_size=settings.consumer.batch_size,
                         linger=settings.consumer.linger_ms / 1000,
                     ),
+                    observer=recorder,
                 ),
             ),
             board=board,
@@ -190,6 +201,17 @@ class Daemon:
             drain_seconds=settings.shutdown.deadline_seconds,
             on_stop=self._wake.set,
         )
+        metrics = MetricsPage(
+            SystemCollector(
+                status=control.status,
+                recorder=recorder,
+                reconnects={
+                    "consuming": lambda: consuming.reconnects,
+                    "publishing": lambda: publishing.reconnects,
+                },
+            )
+        )
+        metrics_door.open(alone(metrics))
         door.open(
             create_app(
                 control=control,
@@ -199,8 +221,9 @@ class Daemon:
                 publishing=publishing,
                 cursor_key=_cursor_key(settings.state_dir),
                 default_workers=settings.workers,
-                info=self._info(database, api),
+                info=self._info(database, api, metrics_api),
                 jwt_secret=settings.security.jwt_secret.get_secret_value() or None,
+                metrics=metrics,
             )
         )
         if not settings.security.jwt_secret.get_secret_value():
@@ -229,6 +252,10 @@ class Daemon:
         migrate(database)
         return database
 
+    def _metrics_api(self, app: ASGIApp) -> ApiServer | None:
+        port = self._settings.metrics.port
+        return None if port is None else ApiServer(app, tcp=("127.0.0.1", port))
+
     def _administration(self) -> RabbitAdministration:
         settings = self._settings
         management = settings.management_url
@@ -240,7 +267,9 @@ class Daemon:
             queue_type=settings.queue.type,
         )
 
-    def _info(self, database: Database, api: ApiServer) -> dict[str, object]:
+    def _info(
+        self, database: Database, api: ApiServer, metrics: ApiServer | None
+    ) -> dict[str, object]:
         settings = self._settings
         return {
             "version": __version__,
@@ -250,6 +279,7 @@ class Daemon:
                 "where": database.where,
             },
             "server": {"host": settings.server.host, "port": api.tcp_port},
+            "metrics": {"port": None if metrics is None else metrics.tcp_port},
             "control_socket": str(settings.control_socket),
             "state_dir": str(settings.state_dir),
         }

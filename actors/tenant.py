@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
 
@@ -100,7 +100,7 @@ class TenantPorts:
     provisioner: Provisioner
     clock: Clock
     limits: ConsumerLimits
-    observer: Observer = NoObserver()
+    observer: Observer = field(default_factory=NoObserver)
 
 
 class Tenant(SupervisedActor):

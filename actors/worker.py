@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Final
 from uuid import NAMESPACE_OID, UUID, uuid5
@@ -36,7 +36,7 @@ class WorkerPorts:
     messages: MessageStore
     journal: EventStore
     clock: Clock
-    observer: Observer = NoObserver()
+    observer: Observer = field(default_factory=NoObserver)
 
 
 class Worker(SupervisedActor):

@@ -43,6 +43,7 @@ TABLE: Final[dict[tuple[str, str], Access]] = {
     ("GET", "/events"): Access.ADMIN,
     ("GET", "/status"): Access.ADMIN,
     ("GET", "/info"): Access.ADMIN,
+    ("GET", "/metrics"): Access.ADMIN,
     ("POST", "/drain"): Access.ADMIN,
     ("POST", "/stop"): Access.ADMIN,
 }

@@ -17,6 +17,7 @@ from tenantry.api.partitions import Router
 from tenantry.api.port import Control
 from tenantry.api.routes import changes, events, pages, system, tenants
 from tenantry.api.routes import messages as message_routes
+from tenantry.api.routes import metrics as metrics_routes
 from tenantry.api.services import Services
 from tenantry.api.tail import JournalTail
 from tenantry.api.tokens import Tokens
@@ -24,6 +25,7 @@ from tenantry.broker.port import Publishing
 from tenantry.journal.port import EventStore
 from tenantry.messages.port import MessageStore
 from tenantry.projections.port import TenantDirectory
+from tenantry.telemetry.metrics_page import MetricsPage
 
 MAX_BODY_BYTES: Final = 1024 * 1024
 COMMAND_SECONDS: Final = 30.0
@@ -42,6 +44,7 @@ def create_app(
     default_workers: int,
     info: Mapping[str, object] | None = None,
     jwt_secret: str | None = None,
+    metrics: MetricsPage | None = None,
     max_body_bytes: int = MAX_BODY_BYTES,
     command_timeout: float = COMMAND_SECONDS,
     publish_timeout: float = PUBLISH_SECONDS,
@@ -51,7 +54,8 @@ def create_app(
 
     `cursor_key` (16 bytes at least) seals cursors: they outlive a restart if it does. Without
     `jwt_secret` (32 bytes at least) TCP takes no tokens, and must be on loopback only. `info` is
-    what `GET /info` shows: no secrets. Timeouts are in seconds.
+    what `GET /info` shows: no secrets. `metrics` is what `GET /metrics` shows. Timeouts are in
+    seconds.
     """
     services = Services(
         control=control,
@@ -79,6 +83,7 @@ def create_app(
     app.state.services = services
     app.router.route_class = JsonRoute
     system.add_routes(app, services)
+    metrics_routes.add_routes(app, metrics or MetricsPage())
     tenants.add_routes(app, services)
     changes.add_routes(app, services)
     message_routes.add_routes(app, services)

@@ -1,0 +1,85 @@
+"""Metrics for Prometheus: as a route of the API, and alone, for a port of their own."""
+
+from __future__ import annotations
+
+from fastapi import FastAPI
+from starlette.datastructures import Headers
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from tenantry.api.auth import Authentication
+from tenantry.api.documented import errors
+from tenantry.api.middleware import BoundedBody, RequestContext
+from tenantry.api.pool import Pool
+from tenantry.api.problems import Problem
+from tenantry.telemetry.metrics_page import MetricsPage
+
+PATH = "/metrics"
+_AT_ONCE = 2
+_BODY_BYTES = 0
+_BODY_SECONDS = 5.0
+
+
+class _Metrics:
+    """Answers with a page. Writing it takes a while with many tenants, so it has a thread."""
+
+    def __init__(self, page: MetricsPage) -> None:
+        self._page = page
+        self._pool = Pool(_AT_ONCE)
+
+    async def answer(self, headers: Headers) -> Response:
+        # Prometheus may send the header more than once.
+        accept = ",".join(headers.getlist("accept"))
+        page = await self._pool.run(self._page.render, accept)
+        return Response(page.body, headers={"Content-Type": page.content_type})
+
+
+def add_routes(app: FastAPI, page: MetricsPage) -> None:
+    """Serve `page` on `app`."""
+    metrics = _Metrics(page)
+
+    @app.get(
+        PATH,
+        response_class=PlainTextResponse,
+        summary="Show the metrics",
+        tags=["daemon"],
+        responses=errors(503),
+    )
+    async def show(request: Request) -> Response:
+        """Show everything that is counted and measured, for Prometheus.
+
+        In its text format (version 0.0.4), or in OpenMetrics for those who accept it.
+        """
+        return await metrics.answer(request.headers)
+
+
+def alone(page: MetricsPage) -> ASGIApp:
+    """Make an application that serves `page` under `/metrics` without a token, and nothing else.
+
+    It is for loopback: web pages that a browser on this machine has open are refused.
+    """
+    only = BoundedBody(_Only(page), max_bytes=_BODY_BYTES, seconds=_BODY_SECONDS)
+    return RequestContext(Authentication(only, tokens=None))
+
+
+class _Only:
+    def __init__(self, page: MetricsPage) -> None:
+        self._metrics = _Metrics(page)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != "http":
+            raise RuntimeError(f"{scope['type']!r} is not served")
+        try:
+            response = await self._answer(scope)
+        except Problem as problem:
+            response = problem.response()
+        await response(scope, receive, send)
+
+    async def _answer(self, scope: Scope) -> Response:
+        if scope["path"] != PATH:
+            raise Problem(404, f"nothing but {PATH} is served here")
+        if scope["method"] != "GET":
+            raise Problem(405, "the metrics can only be read", headers={"Allow": "GET"})
+        return await self._metrics.answer(Headers(scope=scope))

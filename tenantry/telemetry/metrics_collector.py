@@ -1,0 +1,198 @@
+"""Makes metrics of the system's state at the moment somebody asks; nothing is kept in between."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Final
+
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    InfoMetricFamily,
+    Metric,
+)
+from prometheus_client.registry import Collector
+
+from tenantry.api.port import ActorStatus, SystemState, SystemStatus, TenantRuntime
+from tenantry.domain.tenant import Lifecycle
+from tenantry.telemetry.metrics import LATENCY_MS, Reading, Recorder
+
+PARKED: Final = "parked"
+
+_ID: Final = ["tenant_id"]
+_NOT_SEEN: Final = frozenset({"starting", Lifecycle.DELETED.value})
+"""States of tenants whose totals are not known yet, and of those that exist no more."""
+
+_STATES: Final = (
+    *(one.value for one in Lifecycle if one is not Lifecycle.DELETED),
+    PARKED,
+)
+_LATENCY_BOUNDS: Final = tuple(bound / 1000 for bound in LATENCY_MS)
+
+
+class SystemCollector(Collector):
+    """The daemon's own metrics.
+
+    `status` is asked once a scrape and gives one picture for all of them. `reconnects` tells for
+    each connection to the broker how often it was opened again after a loss.
+    """
+
+    def __init__(
+        self,
+        *,
+        status: Callable[[], SystemStatus],
+        recorder: Recorder,
+        reconnects: Mapping[str, Callable[[], int]],
+    ) -> None:
+        self._status = status
+        self._recorder = recorder
+        self._reconnects = dict(reconnects)
+
+    def collect(self) -> Iterator[Metric]:
+        """Give every metric as of now."""
+        status = self._status()
+        tenants = [
+            (actor, runtime)
+            for actor in status.tree.children
+            if actor.state not in _NOT_SEEN
+            and (runtime := status.tenants.get(actor.name)) is not None
+        ]
+        yield from _system(status)
+        yield from _tenants(tenants)
+        yield _mailboxes(status.tree, [actor for actor, _ in tenants])
+        yield self._latencies([actor.name for actor, _ in tenants])
+        yield from self._events()
+
+    def _latencies(self, tenant_ids: Iterable[str]) -> Metric:
+        family = HistogramMetricFamily(
+            "tenantry_message_latency_seconds",
+            "Time from a message's publishing to its commit",
+            labels=_ID,
+        )
+        for tenant_id in tenant_ids:
+            reading = self._recorder.latency(tenant_id)
+            if reading is not None:
+                _add(family, reading, [tenant_id], bounds=_LATENCY_BOUNDS)
+        return family
+
+    def _events(self) -> Iterator[Metric]:
+        recorder = self._recorder
+        for name, text, distribution in (
+            ("tenantry_batch_messages", "Messages in a stored batch", recorder.batch_sizes),
+            ("tenantry_store_seconds", "Time a batch took to commit", recorder.store_seconds),
+            (
+                "tenantry_journal_append_seconds",
+                "Time an append to the journal took",
+                recorder.append_seconds,
+            ),
+        ):
+            family = HistogramMetricFamily(name, text)
+            _add(family, distribution.read(), [])
+            yield family
+        yield CounterMetricFamily(
+            "tenantry_store_retries",
+            "Attempts at a batch that failed as the database could not be reached",
+            value=recorder.delays,
+        )
+        yield CounterMetricFamily(
+            "tenantry_journal_events", "Events appended to the journal", value=recorder.events
+        )
+        restarts = CounterMetricFamily(
+            "tenantry_restarts", "Actors that failed and were replaced", labels=["kind"]
+        )
+        for kind, count in recorder.failures().items():
+            restarts.add_metric([kind], count)
+        yield restarts
+        reconnects = CounterMetricFamily(
+            "tenantry_broker_reconnects",
+            "Times a connection to the broker was opened again",
+            labels=["connection"],
+        )
+        for connection, count_of in self._reconnects.items():
+            reconnects.add_metric([connection], count_of())
+        yield reconnects
+
+
+def _system(status: SystemStatus) -> Iterator[Metric]:
+    yield InfoMetricFamily("tenantry_build", "What runs here", value={"version": status.version})
+    yield GaugeMetricFamily(
+        "tenantry_ready", "1 while consuming, as /readyz tells", value=float(status.ready)
+    )
+    state = GaugeMetricFamily(
+        "tenantry_state", "1 for the state the daemon is in", labels=["state"]
+    )
+    for one in SystemState:
+        state.add_metric([one.value], float(one is status.state))
+    yield state
+    counts = Counter(actor.state for actor in status.tree.children)
+    tenants = GaugeMetricFamily("tenantry_tenants", "Tenants in each state", labels=["state"])
+    for name in _STATES:
+        tenants.add_metric([name], counts[name])
+    yield tenants
+
+
+def _tenants(tenants: list[tuple[ActorStatus, TenantRuntime]]) -> Iterator[Metric]:
+    workers = GaugeMetricFamily(
+        "tenant_workers_current", "Workers that may store a tenant's messages now", labels=_ID
+    )
+    pending = GaugeMetricFamily(
+        "queue_messages_pending",
+        "Messages waiting in a tenant's queues, by the broker's count",
+        labels=_ID,
+    )
+    unsettled = GaugeMetricFamily(
+        "tenantry_unsettled",
+        "Deliveries taken from the broker and not acknowledged yet",
+        labels=_ID,
+    )
+    consuming = GaugeMetricFamily(
+        "tenantry_consuming", "1 while a tenant's queues are consumed", labels=_ID
+    )
+    processed = CounterMetricFamily(
+        "messages_processed",
+        "Messages brought to an end since the tenant was created",
+        labels=[*_ID, "outcome"],
+    )
+    for _, tenant in tenants:
+        tenant_id = tenant.tenant_id
+        workers.add_metric([tenant_id], tenant.workers_current)
+        if tenant.pending is not None:
+            pending.add_metric([tenant_id], tenant.pending)
+        unsettled.add_metric([tenant_id], tenant.unsettled)
+        consuming.add_metric([tenant_id], float(tenant.consuming))
+        processed.add_metric([tenant_id, "stored"], tenant.stored)
+        processed.add_metric([tenant_id, "duplicate"], tenant.duplicates)
+        processed.add_metric([tenant_id, "dead_lettered"], tenant.dead_lettered)
+    yield from (workers, pending, unsettled, consuming, processed)
+
+
+def _mailboxes(root: ActorStatus, tenants: Iterable[ActorStatus]) -> Metric:
+    """Count waiting messages by tenant and kind of actor; the workers of a tenant together."""
+    family = GaugeMetricFamily(
+        "tenantry_mailbox_depth",
+        "Messages waiting for an actor; for the supervisor, tenant_id is empty",
+        labels=[*_ID, "actor"],
+    )
+    family.add_metric(["", "supervisor"], root.mailbox)
+    for tenant in tenants:
+        depths = {"tenant": tenant.mailbox, "consumer": 0, "worker": 0}
+        for child in tenant.children:
+            depths[child.kind.lower()] += child.mailbox
+        for kind, depth in depths.items():
+            family.add_metric([tenant.name, kind], depth)
+    return family
+
+
+def _add(
+    family: HistogramMetricFamily,
+    reading: Reading,
+    labels: list[str],
+    *,
+    bounds: tuple[float, ...] | None = None,
+) -> None:
+    names = [*(str(float(bound)) for bound in bounds or reading.bounds), "+Inf"]
+    family.add_metric(
+        labels, list(zip(names, reading.counts, strict=True)), sum_value=reading.total
+    )
