@@ -32,6 +32,7 @@ TABLE: Final[dict[tuple[str, str], Access]] = {
     ("POST", "/tenants/{tenant_id}/messages"): Access.TENANT,
     ("GET", "/tenants/{tenant_id}/events"): Access.TENANT,
     ("GET", "/messages"): Access.TENANT,
+    ("GET", "/messages/stream"): Access.TENANT,
     ("POST", "/tenants"): Access.ADMIN,
     ("GET", "/tenants"): Access.ADMIN,
     ("DELETE", "/tenants/{tenant_id}"): Access.ADMIN,

@@ -15,10 +15,12 @@ from tenantry.api.jsonroute import JsonRoute
 from tenantry.api.middleware import BoundedBody, RequestContext
 from tenantry.api.partitions import Router
 from tenantry.api.port import Control
-from tenantry.api.routes import changes, events, pages, system, tenants
+from tenantry.api.routes import changes, events, pages, stream, system, tenants
 from tenantry.api.routes import messages as message_routes
 from tenantry.api.routes import metrics as metrics_routes
+from tenantry.api.routes import publishing as publish_routes
 from tenantry.api.services import Services
+from tenantry.api.streams import Streams
 from tenantry.api.tail import JournalTail
 from tenantry.api.tokens import Tokens
 from tenantry.broker.port import Publishing
@@ -70,6 +72,7 @@ def create_app(
         cursors=Cursors(cursor_key),
         router=Router(),
         tail=JournalTail(journal),
+        streams=Streams(control),
     )
     app = FastAPI(
         title="Tenantry",
@@ -86,7 +89,9 @@ def create_app(
     metrics_routes.add_routes(app, metrics or MetricsPage())
     tenants.add_routes(app, services)
     changes.add_routes(app, services)
+    publish_routes.add_routes(app, services)
     message_routes.add_routes(app, services)
+    stream.add_routes(app, services)
     events.add_routes(app, services)
     pages.add_routes(app)
     access.check_routes(app.routes)

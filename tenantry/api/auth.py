@@ -25,6 +25,17 @@ def principal_of(scope: Scope) -> Principal:
     return principal
 
 
+def client_of(scope: Scope) -> str:
+    """Name the client that limits are counted for: a token's holder, else the peer's address.
+
+    A client on the control socket is named by its credentials.
+    """
+    principal, connection = principal_of(scope), connection_of(scope)
+    if connection.listener is Listener.TCP and not principal.anonymous:
+        return f"{principal.tenant_id or ''}/{principal.name}"
+    return connection.peer
+
+
 class Authentication:
     """Lets a request through, or answers 401 or 403.
 
@@ -52,7 +63,9 @@ class Authentication:
         connection = connection_of(scope)
         if connection.listener is Listener.CONTROL:
             return Principal(name=connection.peer, scope=TokenScope.ADMIN)
-        anonymous = Principal(name=f"anonymous@{connection.peer}", scope=TokenScope.ADMIN)
+        anonymous = Principal(
+            name=f"anonymous@{connection.peer}", scope=TokenScope.ADMIN, anonymous=True
+        )
         headers = Headers(scope=scope)
         rule = rule_for(scope["method"], scope["path"])
         if rule is not None and rule.access is Access.PUBLIC:

@@ -18,13 +18,14 @@ _MEANINGS: Final = {
     413: "The body is too large.",
     415: "The body is not sent as application/json.",
     422: "Invalid input; `errors` names each field.",
+    429: "Too much at once from this client. Try again.",
     500: "An error of the server's own, or a step of the command failed.",
     503: "Not now: starting, draining, or a service is away. Try again.",
     504: "No answer in time; the command may still be carried out.",
 }
 
-_ALWAYS: Final = (500,)
-_WITH_TOKENS: Final = (401, 403)
+_ALWAYS: Final = (500, 503)
+_WITH_TOKENS: Final = (401, 403, 429)
 _WITH_BODY: Final = (400, 408, 413, 415, 422)
 
 

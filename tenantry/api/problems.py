@@ -69,6 +69,14 @@ def unavailable(detail: str, *, code: str, extra: Mapping[str, Any] | None = Non
     )
 
 
+def too_many(detail: str) -> Problem:
+    """Make the 429 for a client that asks for too much at once."""
+    headers = {"Retry-After": str(RETRY_AFTER_SECONDS)}
+    return Problem(
+        429, detail, code="too-many-requests", title="Too many requests", headers=headers
+    )
+
+
 def invalid(problems: Sequence[tuple[str, str]]) -> Problem:
     """Make the 422 that names each field and what is wrong with it."""
     return Problem(

@@ -13,17 +13,24 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from tenantry.api.problems import MEDIA_TYPE, Problem
 
 HEAD_SECONDS: Final = 15.0
+"""How long the head of a request may take to come in, however busily its bytes trickle."""
+
+WRITE_SECONDS: Final = 20.0
+"""How long a client may leave what was sent to it unread: some 50 KB, beside what the kernel holds.
+"""
+
 PEER_KEY: Final = "tenantry.peer"
 _CREDENTIALS: Final = struct.Struct("3i")
 
 
 class BoundedH11(H11Protocol):
-    """An HTTP/1.1 connection whose client has some seconds to send the head of a request.
+    """An HTTP/1.1 connection whose client has some seconds to send a request, and to read.
 
     It puts the peer into every request's state, where no header can reach it.
     """
 
     _head_timer: asyncio.TimerHandle | None = None
+    _write_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin a connection."""
@@ -42,7 +49,20 @@ class BoundedH11(H11Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """End a connection."""
         self._drop_timer()
+        self._drop_write_timer()
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        """Note that the client has stopped reading."""
+        super().pause_writing()
+        self._drop_write_timer()
+        # Closing would wait until everything has been read, and so for ever.
+        self._write_timer = self.loop.call_later(WRITE_SECONDS, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """Note that the client reads again."""
+        self._drop_write_timer()
+        super().resume_writing()
 
     def send_400_response(self, msg: str) -> None:
         """Answer what is no HTTP with a problem document, like everything else."""
@@ -75,6 +95,11 @@ class BoundedH11(H11Protocol):
         if self._head_timer is not None:
             self._head_timer.cancel()
             self._head_timer = None
+
+    def _drop_write_timer(self) -> None:
+        if self._write_timer is not None:
+            self._write_timer.cancel()
+            self._write_timer = None
 
 
 def peer_of(transport: Any) -> str:

@@ -206,3 +206,19 @@ class MessagesQuery(PageQuery):
         str | None, Field(max_length=255, description="Of this topic only.", examples=["logs"])
     ] = None
     order: Annotated[Order, Field(description="Oldest or newest first.")] = Order.ASCENDING
+
+
+class StreamQuery(_Query):
+    """Which messages are followed, and from where."""
+
+    tenant_id: Annotated[str, Field(description="Whose.", examples=["acme"])]
+    topic: Annotated[
+        str | None, Field(max_length=255, description="Of this topic only.", examples=["logs"])
+    ] = None
+    cursor: Annotated[
+        str | None,
+        Field(
+            max_length=1024,
+            description="Begin after this `follow_cursor` or event id; from now on if left out.",
+        ),
+    ] = None

@@ -15,6 +15,7 @@ from tenantry.api.middleware import correlation_id_of
 from tenantry.api.partitions import Router
 from tenantry.api.pool import Pool
 from tenantry.api.port import Control
+from tenantry.api.streams import Streams
 from tenantry.api.tail import JournalTail
 from tenantry.broker.port import Publishing
 from tenantry.journal.port import EventStore, Metadata
@@ -48,6 +49,7 @@ class Services:
     cursors: Cursors
     router: Router
     tail: JournalTail
+    streams: Streams
     pools: Pools = field(default_factory=Pools)
 
 

@@ -14,6 +14,8 @@ from tenantry.domain import names
 _ALGORITHM: Final = "HS256"
 _MIN_SECRET: Final = 32
 _MAX_SUBJECT: Final = 200
+LEEWAY_SECONDS: Final = 30
+"""How far apart the clocks of who signs and who reads may be."""
 
 
 class Scope(StrEnum):
@@ -29,11 +31,15 @@ class BadTokenError(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Principal:
-    """Who makes a request: `name` for the journal, `tenant_id` with the scope `tenant` only."""
+    """Who makes a request: `name` for the journal, `tenant_id` with the scope `tenant` only.
+
+    `anonymous` is who has shown no token because none was asked for.
+    """
 
     name: str
     scope: Scope
     tenant_id: str | None = None
+    anonymous: bool = False
 
 
 class Tokens:
@@ -62,7 +68,11 @@ class Tokens:
         """Tell who holds a token. Raises `BadTokenError`."""
         try:
             claims = jwt.decode(
-                token, self._secret, algorithms=[_ALGORITHM], options={"require": ["exp"]}
+                token,
+                self._secret,
+                algorithms=[_ALGORITHM],
+                options={"require": ["exp"]},
+                leeway=LEEWAY_SECONDS,
             )
         except jwt.ExpiredSignatureError:
             raise BadTokenError("the token has expired") from None

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import socket
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import httpx
+import jwt
 import pytest
 from starlette.routing import Route
 
@@ -32,49 +36,121 @@ def api() -> Iterator[Served]:
         yield served
 
 
-def _routes(api: Served) -> list[tuple[str, str]]:
-    return [
+@pytest.fixture(scope="module")
+def spent() -> Iterator[Served]:
+    """Where anything may be called: the tenant deleted, the daemon stopped."""
+    with serving(World(jwt_secret=SECRET)) as served:
+        served.world.create("acme")
+        yield served
+
+
+def _status(client: httpx.Client, route: tuple[str, str], tenant_id: str, **more: Any) -> int:
+    """Ask a route about a tenant and give the status; a stream is not read to its end."""
+    method, template = route
+    path = template.replace("{tenant_id}", tenant_id).replace("{asset}", "index.html")
+    if template.startswith("/messages"):
+        more["params"] = {"tenant_id": tenant_id}
+    with client.stream(method, path, **more) as answer:
+        if answer.status_code in {401, 403}:
+            assert answer.headers["content-type"] == "application/problem+json"
+            assert json.loads(answer.read())["status"] == answer.status_code
+        return answer.status_code
+
+
+def _signed(algorithm: str = "HS256", secret: str = SECRET, **claims: Any) -> str:
+    full = {"exp": NOW + timedelta(hours=1), "sub": "ann", "scope": "admin"} | claims
+    given = {name: value for name, value in full.items() if value is not None}
+    return jwt.encode(given, secret, algorithm=algorithm)
+
+
+def _part(value: object) -> str:
+    return base64.urlsafe_b64encode(json.dumps(value).encode()).rstrip(b"=").decode()
+
+
+NOW = datetime.now(UTC)
+CLAIMS = {"exp": int(NOW.timestamp()) + 3600, "sub": "ann", "scope": "admin"}
+BAD_TOKENS = {
+    "garbage": "x",
+    "three garbage parts": "x.y.z",
+    "no signature asked for": _signed(algorithm="none", secret=""),
+    "no signature, in other letters": f"{_part({'alg': 'nOnE'})}.{_part(CLAIMS)}.",
+    "another secret": _signed(secret="another secret, and of thirty-two bytes or more"),
+    "another algorithm, the same secret": _signed(algorithm="HS512"),
+    "a public key's algorithm": f"{_part({'alg': 'RS256'})}.{_part(CLAIMS)}.{_part('signed')}",
+    "a key of its own": f"{_part({'alg': 'HS256', 'jwk': {'k': 'eA'}})}.{_part(CLAIMS)}.eA",
+    "expired": _signed(exp=NOW - timedelta(minutes=2)),
+    "never expiring": _signed(exp=None),
+    "not yet valid": _signed(nbf=NOW + timedelta(minutes=2)),
+    "no scope": _signed(scope=None),
+    "another scope": _signed(scope="root"),
+    "a tenant's without a tenant": _signed(scope="tenant"),
+    "a tenant's with a bad tenant": _signed(scope="tenant", tenant_id="../acme"),
+    "claims that are a list": "e30.W10.e30",
+}
+
+
+def test_every_route_is_in_the_matrix(api: Served) -> None:
+    served = {
         (method, route.path)
         for route in api.app.routes
         if isinstance(route, Route)
         for method in route.methods or ()
-    ]
+    }
+    assert served == TABLE.keys()
 
 
-def _path(template: str, tenant_id: str) -> str:
-    return template.replace("{tenant_id}", tenant_id).replace("{asset}", "index.html")
+@pytest.mark.parametrize("route", TABLE, ids=" ".join)
+@pytest.mark.parametrize("token", [None, *BAD_TOKENS])
+def test_no_token_and_a_bad_one_reach_nothing_but_what_is_public(
+    api: Served, route: tuple[str, str], token: str | None
+) -> None:
+    headers = {} if token is None else {"Authorization": f"Bearer {BAD_TOKENS[token]}"}
+    expected = 200 if TABLE[route] is Access.PUBLIC else 401
+    assert _status(api.tcp, route, "acme", headers=headers) == expected
 
 
-def test_without_a_token_every_route_but_the_public_ones_is_401(api: Served) -> None:
-    routes = _routes(api)
-    assert len(routes) == len(TABLE)
-    for method, template in routes:
-        answer = api.tcp.request(method, _path(template, "acme"))
-        if TABLE[method, template] is Access.PUBLIC:
-            assert answer.status_code == 200, template
-        else:
-            assert answer.status_code == 401, template
-            assert answer.headers["www-authenticate"] == "Bearer"
-            assert answer.json()["status"] == 401
+@pytest.mark.parametrize("route", TABLE, ids=" ".join)
+def test_a_tenants_token_reaches_its_own_and_nothing_else(
+    api: Served, route: tuple[str, str]
+) -> None:
+    own = _status(api.tcp, route, "acme", headers=_bearer("acme"))
+    foreign = _status(api.tcp, route, "acme", headers=_bearer("other"))
+    match TABLE[route]:
+        case Access.PUBLIC:
+            assert own == foreign == 200
+        case Access.TENANT:
+            assert own not in {401, 403}
+            assert foreign == 403
+        case Access.ADMIN:
+            assert own == foreign == 403
 
 
-def test_a_tenants_token_reaches_its_own_and_nothing_else(api: Served) -> None:
-    mine = _bearer("acme")
-    for method, template in _routes(api):
-        access = TABLE[method, template]
-        if access is Access.PUBLIC:
-            continue
-        path, foreign = _path(template, "acme"), _path(template, "other")
-        own = {"tenant_id": "acme"} if template == "/messages" else {}
-        theirs = {"tenant_id": "other"} if template == "/messages" else {}
-        answer = api.tcp.request(method, path, params=own, headers=mine)
-        if access is Access.TENANT:
-            assert answer.status_code not in {401, 403}, template
-        else:
-            assert answer.status_code == 403, template
-        answer = api.tcp.request(method, foreign, params=theirs, headers=mine)
-        assert answer.status_code == 403, template
-        assert answer.headers["content-type"] == "application/problem+json"
+@pytest.mark.parametrize("route", TABLE, ids=" ".join)
+def test_a_tenants_token_does_not_tell_whether_another_tenant_exists(
+    api: Served, route: tuple[str, str]
+) -> None:
+    method, template = route
+    answers = []
+    for tenant_id in ("other", "nobody", "NOT-AN-ID"):
+        path = template.replace("{tenant_id}", tenant_id).replace("{asset}", "index.html")
+        params = {"tenant_id": tenant_id} if template.startswith("/messages") else None
+        headers = _bearer("acme") | {"X-Request-ID": "same"}
+        answer = api.tcp.request(method, path, params=params, headers=headers)
+        answers.append((answer.status_code, answer.content))
+    assert answers[0] == answers[1] == answers[2]
+
+
+@pytest.mark.parametrize("route", TABLE, ids=" ".join)
+def test_an_admins_token_is_refused_nowhere(spent: Served, route: tuple[str, str]) -> None:
+    assert _status(spent.tcp, route, "acme", headers=_bearer()) not in {401, 403}
+
+
+@pytest.mark.parametrize("route", TABLE, ids=" ".join)
+def test_the_control_socket_takes_no_notice_of_tokens(
+    spent: Served, route: tuple[str, str]
+) -> None:
+    for headers in ({}, {"Authorization": "Bearer x.y.z"}, _bearer("other")):
+        assert _status(spent.control, route, "acme", headers=headers) not in {401, 403}
 
 
 @pytest.mark.parametrize(

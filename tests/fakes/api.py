@@ -68,6 +68,7 @@ class FakeControl:
             ),
         )
         self.pending: dict[str, int] = {}
+        self.stored: dict[str, int] = {}
 
     def execute(self, command: Command, *, metadata: Metadata, timeout: float) -> Outcome:
         self.entered.release()
@@ -124,7 +125,7 @@ class FakeControl:
             unsettled=0,
             rate=0.0,
             pending=self.pending.get(tenant_id),
-            stored=0,
+            stored=self.stored.get(tenant_id, 0),
             duplicates=0,
             dead_lettered=0,
             parked=None,

@@ -14,7 +14,7 @@ from tenantry.api import access, rawjson
 from tenantry.api.cursors import BadCursorError, Cursors
 from tenantry.api.partitions import Router, partition_of_key
 from tenantry.api.times import format_time, parse_time
-from tenantry.api.tokens import BadTokenError, Principal, Scope, Tokens
+from tenantry.api.tokens import LEEWAY_SECONDS, BadTokenError, Principal, Scope, Tokens
 from tests.fakes.api import SECRET, World
 
 CURSORS = Cursors(b"sixteen bytes or more")
@@ -180,7 +180,7 @@ def _signed(algorithm: str = "HS256", secret: str = SECRET, **claims: Any) -> st
     [
         {"exp": None},
         {"exp": "soon"},
-        {"exp": NOW - timedelta(seconds=1)},
+        {"exp": NOW - timedelta(seconds=LEEWAY_SECONDS + 5)},
         {"nbf": NOW + timedelta(hours=1)},
         {"scope": None},
         {"scope": "root"},
@@ -208,6 +208,12 @@ def test_a_token_that_is_not_signed_with_the_secret_by_hs256_is_refused() -> Non
     ):
         with pytest.raises(BadTokenError):
             TOKENS.read(token)
+
+
+def test_clocks_may_differ_by_less_than_a_minute() -> None:
+    assert LEEWAY_SECONDS <= 60
+    for late in ({"exp": NOW - timedelta(seconds=5)}, {"nbf": NOW + timedelta(seconds=5)}):
+        assert TOKENS.read(_signed(**late)).name == "ann"
 
 
 def test_a_short_secret_is_refused() -> None:

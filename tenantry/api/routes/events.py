@@ -9,7 +9,7 @@ from fastapi import FastAPI, Query
 from starlette.requests import Request
 from starlette.responses import Response
 
-from tenantry.api import answers, lookup, render, schemas
+from tenantry.api import answers, links, lookup, render, schemas
 from tenantry.api.connection import connection_of
 from tenantry.api.documented import errors
 from tenantry.api.services import Services
@@ -39,23 +39,23 @@ def add_routes(app: FastAPI, services: Services) -> None:
             closing=connection_of(request.scope).closing,
         )
 
-        def write() -> bytes:
-            last = found[-1].position if found else after
-            return render.dumps(
-                {
-                    "data": [render.event(one) for one in found],
-                    "next_cursor": cursors.seal_position(last, *binding),
-                }
-            )
+        end = cursors.seal_position(found[-1].position if found else after, *binding)
 
-        return render.json_response(await services.pools.reads.run(write))
+        def write() -> bytes:
+            return render.dumps({"data": [render.event(one) for one in found], "next_cursor": end})
+
+        # The cursor is always there, to come back with; the link only where there may be more now.
+        more = end if len(found) == query.limit else None
+        return render.json_response(
+            await services.pools.reads.run(write), headers=links.next_page(request, more)
+        )
 
     @app.get(
         "/events",
         response_model=answers.EventPage,
         summary="Read the journal",
         tags=[_TAG],
-        responses=errors(400, 422, 503),
+        responses={200: {"headers": links.DOCUMENTED}, **errors(400, 422, 503)},
     )
     async def read_events(
         request: Request, query: Annotated[schemas.EventsQuery, Query()]
@@ -70,7 +70,7 @@ def add_routes(app: FastAPI, services: Services) -> None:
         response_model=answers.EventPage,
         summary="Read a tenant's events",
         tags=[_TAG],
-        responses=errors(400, 404, 422, 503),
+        responses={200: {"headers": links.DOCUMENTED}, **errors(400, 404, 422, 503)},
     )
     async def read_tenant_events(
         tenant_id: str, request: Request, query: Annotated[schemas.EventsQuery, Query()]

@@ -1,132 +1,70 @@
-"""Messages: published with confirms, read page by page."""
+"""Messages that are stored, read page by page."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Annotated
-from uuid import uuid4
+from typing import Annotated, Final
 
 from fastapi import FastAPI, Query
 from starlette.requests import Request
 from starlette.responses import Response
 
-from tenantry.api import answers, lookup, rawjson, render, schemas
+from tenantry.api import answers, links, lookup, render, schemas
 from tenantry.api.documented import errors
-from tenantry.api.problems import Problem
 from tenantry.api.services import Services
-from tenantry.broker.port import Outgoing
 from tenantry.domain import names
-from tenantry.domain.errors import WrongStateError
-from tenantry.domain.tenant import Lifecycle, TenantState
-from tenantry.messages.port import Order
+from tenantry.messages.port import Order, StoredMessage
 
-_TAG = "messages"
-_CONTENT_TYPE = "application/json"
+TAG: Final = "messages"
+
+
+def binding(tenant_id: str, topic: str | None, order: Order) -> tuple[str, ...]:
+    """Give what a cursor of messages belongs to."""
+    return (TAG, tenant_id, topic or "*", order.value)
+
+
+def topic_can_be(topic: str | None) -> bool:
+    """Tell whether any message can have this topic."""
+    return topic is None or topic == names.DEFAULT_TOPIC or names.is_topic(topic)
 
 
 def add_routes(app: FastAPI, services: Services) -> None:
-    """Serve messages on `app`."""
-
-    @app.post(
-        "/tenants/{tenant_id}/messages",
-        status_code=202,
-        response_model=answers.Accepted,
-        summary="Publish messages",
-        tags=[_TAG],
-        responses=errors(404, 409, 503, body=True),
-    )
-    async def publish(
-        tenant_id: str, publications: schemas.Publications, request: Request
-    ) -> Response:
-        """Publish one message or a list of them; answers once the broker has confirmed all.
-
-        After a 503 some may have been taken: send all again with the same ids, and each is
-        stored once.
-        """
-        several = publications if isinstance(publications, list) else [publications]
-        body = await request.body()
-
-        def send() -> bytes:
-            payloads = rawjson.members(body, "payload")
-            state = _publishable(lookup.existing(services.directory, tenant_id))
-            messages = _outgoing(services, state, several, payloads)
-            services.publishing.publish(messages, timeout=services.publish_timeout)
-            return render.dumps({"ids": [one.message_id for one in messages]})
-
-        return render.json_response(await services.pools.publishes.run(send), 202)
+    """Serve stored messages on `app`."""
 
     @app.get(
         "/messages",
         response_model=answers.MessagePage,
         summary="Read a tenant's stored messages",
-        tags=[_TAG],
-        responses=errors(400, 404, 422, 503),
+        tags=[TAG],
+        responses={200: {"headers": links.DOCUMENTED}, **errors(400, 404, 422, 503)},
     )
-    async def read_messages(query: Annotated[schemas.MessagesQuery, Query()]) -> Response:
+    async def read_messages(
+        request: Request, query: Annotated[schemas.MessagesQuery, Query()]
+    ) -> Response:
         """Read messages in commit order; a page costs the same however deep it is."""
-        binding = (_TAG, query.tenant_id, query.topic or "*", query.order.value)
+        bound = binding(query.tenant_id, query.topic, query.order)
         cursors = services.cursors
-        after = None if query.cursor is None else cursors.open_position(query.cursor, *binding)
+        after = None if query.cursor is None else cursors.open_position(query.cursor, *bound)
 
-        def read() -> bytes:
+        def read() -> tuple[bytes, str | None]:
             lookup.readable(services.directory, query.tenant_id)
-            topic = query.topic
-            if topic is not None and topic != names.DEFAULT_TOPIC and not names.is_topic(topic):
-                rows = []  # no message can have this topic
-            else:
+            rows: list[StoredMessage] = []
+            if topic_can_be(query.topic):
                 rows = services.messages.page(
                     query.tenant_id,
-                    topic=topic,
+                    topic=query.topic,
                     after=after,
                     limit=query.limit + 1,
                     order=query.order,
                 )
             page = rows[: query.limit]
-            last = page[-1].position if page else after or 0
-            end = cursors.seal_position(last, *binding)
-            return render.dumps(
-                {
-                    "data": [render.message(row) for row in page],
-                    "next_cursor": end if len(rows) > query.limit else None,
-                    "follow_cursor": end if query.order is Order.ASCENDING else None,
-                }
-            )
+            end = cursors.seal_position(page[-1].position if page else after or 0, *bound)
+            more = end if len(rows) > query.limit else None
+            body = {
+                "data": [render.message(row) for row in page],
+                "next_cursor": more,
+                "follow_cursor": end if query.order is Order.ASCENDING else None,
+            }
+            return render.dumps(body), more
 
-        return render.json_response(await services.pools.reads.run(read))
-
-
-def _publishable(state: TenantState) -> TenantState:
-    if state.lifecycle not in (Lifecycle.ACTIVE, Lifecycle.PAUSED):
-        raise WrongStateError(state.tenant_id, state.lifecycle.value, "take messages")
-    return state
-
-
-def _outgoing(
-    services: Services,
-    state: TenantState,
-    publications: Sequence[schemas.Publication],
-    payloads: Sequence[bytes],
-) -> list[Outgoing]:
-    exchange = names.stream_name(state.tenant_id)
-    messages = []
-    for one, payload in zip(publications, payloads, strict=True):
-        topic = names.DEFAULT_TOPIC if one.topic is None else one.topic
-        if topic != names.DEFAULT_TOPIC and topic not in state.topics:
-            raise Problem(
-                404,
-                f"tenant {state.tenant_id!r} has no topic {topic[:80]!r}",
-                code="topic-not-found",
-                title="No such topic",
-            )
-        messages.append(
-            Outgoing(
-                exchange=exchange,
-                routing_key=services.router.routing_key(
-                    state.tenant_id, topic, state.partitions, one.key
-                ),
-                body=payload,
-                message_id=str(uuid4()) if one.id is None else one.id,
-                content_type=_CONTENT_TYPE,
-            )
-        )
-    return messages
+        written, more = await services.pools.reads.run(read)
+        return render.json_response(written, headers=links.next_page(request, more))

@@ -6,9 +6,10 @@ from typing import Annotated
 from uuid import uuid4
 
 from fastapi import FastAPI, Query
+from starlette.requests import Request
 from starlette.responses import Response
 
-from tenantry.api import answers, lookup, render, schemas
+from tenantry.api import answers, links, lookup, render, schemas
 from tenantry.api.documented import errors
 from tenantry.api.services import Caller, Services
 from tenantry.domain.commands import CreateTenant, RequestDeletion
@@ -84,26 +85,25 @@ def _add_reading(app: FastAPI, services: Services) -> None:
         response_model=answers.TenantPage,
         summary="List tenants",
         tags=[_TENANTS],
-        responses=errors(400, 422, 503),
+        responses={200: {"headers": links.DOCUMENTED}, **errors(400, 422, 503)},
     )
-    async def list_tenants(query: Annotated[schemas.PageQuery, Query()]) -> Response:
+    async def list_tenants(
+        request: Request, query: Annotated[schemas.PageQuery, Query()]
+    ) -> Response:
         """List the tenants that exist, by id."""
         after = None if query.cursor is None else cursors.open(query.cursor, _TENANTS).decode()
 
-        def read() -> bytes:
+        def read() -> tuple[bytes, str | None]:
             states = directory.page(after=after, limit=query.limit + 1)
             page = states[: query.limit]
-            more = len(states) > query.limit
-            return render.dumps(
-                {
-                    "data": [render.tenant(one, control.runtime(one.tenant_id)) for one in page],
-                    "next_cursor": cursors.seal(page[-1].tenant_id.encode(), _TENANTS)
-                    if more
-                    else None,
-                }
-            )
+            end = None
+            if len(states) > query.limit:
+                end = cursors.seal(page[-1].tenant_id.encode(), _TENANTS)
+            shown = [render.tenant(one, control.runtime(one.tenant_id)) for one in page]
+            return render.dumps({"data": shown, "next_cursor": end}), end
 
-        return render.json_response(await services.pools.reads.run(read))
+        body, end = await services.pools.reads.run(read)
+        return render.json_response(body, headers=links.next_page(request, end))
 
     @app.get(
         "/tenants/{tenant_id}",

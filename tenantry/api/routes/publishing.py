@@ -1,0 +1,91 @@
+"""Messages: published with confirms."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from uuid import uuid4
+
+from fastapi import FastAPI
+from starlette.requests import Request
+from starlette.responses import Response
+
+from tenantry.api import answers, lookup, rawjson, render, schemas
+from tenantry.api.documented import errors
+from tenantry.api.problems import Problem
+from tenantry.api.services import Services
+from tenantry.broker.port import Outgoing
+from tenantry.domain import names
+from tenantry.domain.errors import WrongStateError
+from tenantry.domain.tenant import Lifecycle, TenantState
+
+_TAG = "messages"
+_CONTENT_TYPE = "application/json"
+
+
+def add_routes(app: FastAPI, services: Services) -> None:
+    """Serve messages on `app`."""
+
+    @app.post(
+        "/tenants/{tenant_id}/messages",
+        status_code=202,
+        response_model=answers.Accepted,
+        summary="Publish messages",
+        tags=[_TAG],
+        responses=errors(404, 409, 503, body=True),
+    )
+    async def publish(
+        tenant_id: str, publications: schemas.Publications, request: Request
+    ) -> Response:
+        """Publish one message or a list of them; answers once the broker has confirmed all.
+
+        After a 503 some may have been taken: send all again with the same ids, and each is
+        stored once.
+        """
+        several = publications if isinstance(publications, list) else [publications]
+        body = await request.body()
+
+        def send() -> bytes:
+            payloads = rawjson.members(body, "payload")
+            state = _publishable(lookup.existing(services.directory, tenant_id))
+            messages = _outgoing(services, state, several, payloads)
+            services.publishing.publish(messages, timeout=services.publish_timeout)
+            return render.dumps({"ids": [one.message_id for one in messages]})
+
+        return render.json_response(await services.pools.publishes.run(send), 202)
+
+
+def _publishable(state: TenantState) -> TenantState:
+    if state.lifecycle not in (Lifecycle.ACTIVE, Lifecycle.PAUSED):
+        raise WrongStateError(state.tenant_id, state.lifecycle.value, "take messages")
+    return state
+
+
+def _outgoing(
+    services: Services,
+    state: TenantState,
+    publications: Sequence[schemas.Publication],
+    payloads: Sequence[bytes],
+) -> list[Outgoing]:
+    exchange = names.stream_name(state.tenant_id)
+    messages = []
+    for one, payload in zip(publications, payloads, strict=True):
+        topic = names.DEFAULT_TOPIC if one.topic is None else one.topic
+        if topic != names.DEFAULT_TOPIC and topic not in state.topics:
+            raise Problem(
+                404,
+                f"tenant {state.tenant_id!r} has no topic {topic[:80]!r}",
+                code="topic-not-found",
+                title="No such topic",
+            )
+        messages.append(
+            Outgoing(
+                exchange=exchange,
+                routing_key=services.router.routing_key(
+                    state.tenant_id, topic, state.partitions, one.key
+                ),
+                body=payload,
+                message_id=str(uuid4()) if one.id is None else one.id,
+                content_type=_CONTENT_TYPE,
+            )
+        )
+    return messages

@@ -1,0 +1,126 @@
+"""The live tail of a tenant's messages, as server-sent events."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import AbstractContextManager, aclosing
+from typing import Annotated, Final
+
+from fastapi import FastAPI, Header, Query
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from tenantry.api import lookup, render, schemas, streams
+from tenantry.api.auth import client_of
+from tenantry.api.connection import connection_of
+from tenantry.api.documented import errors
+from tenantry.api.routes.messages import TAG, binding, topic_can_be
+from tenantry.api.services import Services
+from tenantry.messages.port import Order, StoredMessage
+
+_ONE_LINE: Final = bytes.maketrans(b"\r\n", b"  ")
+_EXAMPLE: Final = """\
+retry: 1000
+id: kZ0x...
+
+id: p7Qa...
+data: {"id":"order-7","tenant_id":"acme","position":8,"topic":"logs","payload":{"order":7}}
+
+: still here
+
+"""
+
+
+def add_routes(app: FastAPI, services: Services) -> None:
+    """Serve live tails on `app`."""
+
+    @app.get(
+        "/messages/stream",
+        response_class=Response,
+        summary="Follow a tenant's messages as they are stored",
+        tags=[TAG],
+        responses={
+            200: {
+                "description": "Server-sent events: `id` is a cursor, `data` the message as in "
+                "`GET /messages`. Lines that begin with a colon only keep the connection alive.",
+                "content": {
+                    "text/event-stream": {"schema": {"type": "string"}, "example": _EXAMPLE}
+                },
+            },
+            **errors(400, 404, 422, 503),
+        },
+    )
+    async def follow_messages(
+        request: Request,
+        query: Annotated[schemas.StreamQuery, Query()],
+        last_event_id: Annotated[
+            str | None,
+            Header(
+                max_length=1024,
+                description="The `id` of the last event that was seen: what came after it follows.",
+            ),
+        ] = None,
+    ) -> Response:
+        """Send every message in commit order, each once, from a cursor or from now on.
+
+        A stream ends after an hour at most, when the server stops, and for who reads too slowly;
+        come back with `Last-Event-ID`, and nothing is missed. `Last-Event-ID` goes before
+        `cursor`, which may be a `follow_cursor` of `GET /messages`.
+        """
+        bound = binding(query.tenant_id, query.topic, Order.ASCENDING)
+        cursor = last_event_id or query.cursor
+        after = None if cursor is None else services.cursors.open_position(cursor, *bound)
+        topic = query.topic
+        known = topic_can_be(topic)
+
+        def begin() -> int:
+            lookup.readable(services.directory, query.tenant_id)
+            if after is not None or not known:
+                return after or 0
+            newest = services.messages.page(query.tenant_id, limit=1, order=Order.DESCENDING)
+            return newest[0].position if newest else 0
+
+        def read(position: int) -> streams.Chunk:
+            rows: list[StoredMessage] = []
+            if known:
+                rows = services.messages.page(
+                    query.tenant_id, topic=topic, after=position, limit=streams.PAGE
+                )
+            data = b"".join(
+                _event(services.cursors.seal_position(row.position, *bound), row) for row in rows
+            )
+            return streams.Chunk(data, len(rows), rows[-1].position if rows else position)
+
+        start = await services.pools.reads.run(begin)
+        first = services.cursors.seal_position(start, *bound)
+        events = services.streams.follow(
+            read,
+            tenant_id=query.tenant_id,
+            after=start,
+            opening=f"retry: 1000\nid: {first}\n\n".encode(),
+            closing=connection_of(request.scope).closing,
+        )
+        return _Events(events, services.streams.place(client_of(request.scope)))
+
+
+class _Events(Response):
+    """An answer that goes on for as long as there are events; it gives its place back."""
+
+    def __init__(self, events: AsyncGenerator[bytes], place: AbstractContextManager[None]) -> None:
+        super().__init__(media_type="text/event-stream")
+        self._events = events
+        self._place = place
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with self._place:
+            async with aclosing(self._events) as events:
+                headers = {"X-Accel-Buffering": "no"}
+                answer = StreamingResponse(events, headers=headers, media_type=self.media_type)
+                await answer(scope, receive, send)
+
+
+def _event(cursor: str, row: StoredMessage) -> bytes:
+    # Between the tokens of JSON a line's end may stand; in an event it would end the data.
+    data = render.dumps(render.message(row)).translate(_ONE_LINE)
+    return b"id: %b\ndata: %b\n\n" % (cursor.encode(), data)

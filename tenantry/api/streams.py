@@ -1,0 +1,172 @@
+"""Live tails of tenants' messages: a coroutine a stream, no thread, and no query while idle.
+
+What wakes a stream is the running total of what its tenant has stored, which the actors keep in
+memory: one task looks at the totals of all tenants that have streams. A slower look at the store
+itself, with backoff, stands behind it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import Counter
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from typing import Final, NamedTuple
+
+import structlog
+
+from tenantry.api.pool import Pool
+from tenantry.api.port import Control
+from tenantry.api.problems import Problem, too_many, unavailable
+from tenantry.messages.port import PartitionMissingError, StoreUnavailableError
+
+_log: Final[structlog.stdlib.BoundLogger] = structlog.get_logger(__name__)
+
+MAX_STREAMS: Final = 128
+MAX_OF_A_CLIENT: Final = 16
+PAGE: Final = 100
+LOOK_SECONDS: Final = 0.05
+SHORTEST_WAIT: Final = 0.5
+LONGEST_WAIT: Final = 5.0
+HEARTBEAT_SECONDS: Final = 15.0
+LONGEST_STREAM: Final = 3600.0
+"""Seconds after which a stream ends: who comes back must still have the right to."""
+
+HEARTBEAT: Final = b": still here\n\n"
+
+
+class Chunk(NamedTuple):
+    """Events as bytes, how many they are, and the position of the last."""
+
+    data: bytes
+    rows: int
+    last: int
+
+
+class _Sleeper:
+    """A stream that waits for news of its tenant."""
+
+    def __init__(self, tenant_id: str) -> None:
+        self.tenant_id = tenant_id
+        self.woken = asyncio.Event()
+
+
+class Streams:
+    """Hands out a bounded number of streams. Used on one event loop."""
+
+    def __init__(
+        self,
+        control: Control,
+        *,
+        most: int = MAX_STREAMS,
+        most_of_a_client: int = MAX_OF_A_CLIENT,
+        heartbeat: float = HEARTBEAT_SECONDS,
+        longest: float = LONGEST_STREAM,
+    ) -> None:
+        self._control = control
+        self._most = most
+        self._most_of_a_client = most_of_a_client
+        self._heartbeat = heartbeat
+        self._longest = longest
+        self._pool = Pool(4)
+        self._clients: Counter[str] = Counter()
+        self._sleepers: set[_Sleeper] = set()
+        self._watcher: asyncio.Task[None] | None = None
+
+    @property
+    def open(self) -> int:
+        """How many streams there are."""
+        return self._clients.total()
+
+    @contextlib.contextmanager
+    def place(self, client: str) -> Iterator[None]:
+        """Take a place for a stream of `client`. Raises `Problem` where there is none."""
+        if self._clients.total() >= self._most:
+            raise unavailable("too many streams are open; try again later", code="busy")
+        if self._clients[client] >= self._most_of_a_client:
+            raise too_many(f"a client may have {self._most_of_a_client} streams at once")
+        self._clients[client] += 1
+        try:
+            yield
+        finally:
+            self._clients[client] -= 1
+            if not self._clients[client]:
+                del self._clients[client]
+
+    async def follow(
+        self,
+        read: Callable[[int], Chunk],
+        *,
+        tenant_id: str,
+        after: int,
+        opening: bytes,
+        closing: asyncio.Event | None,
+    ) -> AsyncGenerator[bytes]:
+        """Give `opening`, then what `read` finds beyond a position, while the stream lasts.
+
+        It ends with the server, with the tenant's messages, and after an hour. While the store is
+        away it waits.
+        """
+        loop = asyncio.get_running_loop()
+        until = loop.time() + self._longest
+        sent_at, wait = loop.time(), SHORTEST_WAIT
+        yield opening
+        sleeper = _Sleeper(tenant_id)
+        self._sleepers.add(sleeper)
+        try:
+            while loop.time() < until and not (closing is not None and closing.is_set()):
+                self._watch()
+                sleeper.woken.clear()
+                try:
+                    chunk = await self._pool.run(read, after)
+                except PartitionMissingError:
+                    return
+                except (StoreUnavailableError, Problem) as error:
+                    _log.debug("api.stream_waits", tenant=tenant_id, error=str(error))
+                    chunk = Chunk(b"", 0, after)
+                if chunk.rows:
+                    yield chunk.data
+                    after, sent_at, wait = chunk.last, loop.time(), SHORTEST_WAIT
+                    if chunk.rows >= PAGE:
+                        continue
+                elif loop.time() - sent_at >= self._heartbeat:
+                    yield HEARTBEAT
+                    sent_at = loop.time()
+                pause = min(wait, max(0.0, sent_at + self._heartbeat - loop.time()))
+                if not await _woken(sleeper.woken, closing, pause):
+                    wait = min(wait * 2, LONGEST_WAIT)
+        finally:
+            self._sleepers.discard(sleeper)
+
+    def _watch(self) -> None:
+        if self._watcher is None or self._watcher.done():
+            self._watcher = asyncio.create_task(self._look())
+
+    async def _look(self) -> None:
+        """Wake the streams of tenants that have stored something; end when nobody waits."""
+        totals: dict[str, int] = {}
+        while self._sleepers:
+            tenants: dict[str, list[_Sleeper]] = {}
+            for sleeper in self._sleepers:
+                tenants.setdefault(sleeper.tenant_id, []).append(sleeper)
+            for tenant_id, sleepers in tenants.items():
+                runtime = self._control.runtime(tenant_id)
+                total = -1 if runtime is None else runtime.stored
+                if totals.get(tenant_id, total) != total:
+                    for sleeper in sleepers:
+                        sleeper.woken.set()
+                totals[tenant_id] = total
+            totals = {tenant_id: totals[tenant_id] for tenant_id in tenants}
+            await asyncio.sleep(LOOK_SECONDS)
+
+
+async def _woken(event: asyncio.Event, closing: asyncio.Event | None, seconds: float) -> bool:
+    """Wait for an event or the end; tell whether it came before `seconds` were over."""
+    events: Sequence[asyncio.Event] = [event] if closing is None else [event, closing]
+    tasks = [asyncio.create_task(one.wait()) for one in events]
+    try:
+        done, _ = await asyncio.wait(tasks, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+    return bool(done)
