@@ -27,6 +27,7 @@ from tenantry.cli.reading import events, messages
 from tenantry.cli.service import migrate, run
 from tenantry.cli.system import drain, status, stop
 from tenantry.cli.tenants import tenant
+from tenantry.cli.token import token
 from tenantry.settings import SettingsError
 from tenantry.telemetry.masking import mask_text
 
@@ -44,7 +45,7 @@ def cli(config: Path | None) -> None:
 
 for _command in (
     run, demo, migrate, status, tenant, events, messages, produce, verify_isolation, drain, stop,
-    completion,
+    token, completion,
 ):  # fmt: skip
     cli.add_command(_command)
 

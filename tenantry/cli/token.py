@@ -1,0 +1,96 @@
+"""`tenantry token`: bearer tokens, signed with the configured secret. Needs no daemon."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime, timedelta
+from typing import Final
+
+import click
+
+from tenantry.cli import output
+from tenantry.cli.options import example, json_option, with_settings
+from tenantry.domain import names
+from tenantry.settings import Settings, SettingsError
+
+_UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+_LONGEST: Final = timedelta(days=3650)
+
+
+class _Ttl(click.ParamType):
+    """A time to live: a whole number and s, m, h or d."""
+
+    name = "TIME"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> timedelta:
+        """Read it."""
+        if isinstance(value, timedelta):
+            return value
+        match = re.fullmatch(r"([0-9]{1,9})([smhd])", str(value), re.ASCII)
+        ttl = timedelta(seconds=int(match[1]) * _UNITS[match[2]]) if match else timedelta()
+        if not timedelta() < ttl <= _LONGEST:
+            self.fail("must be like 90s, 30m, 1h or 7d, and at most 3650d", param, ctx)
+        return ttl
+
+
+@click.command(
+    epilog=example(
+        "tenantry token --tenant acme --ttl 8h",
+        'curl -H "Authorization: Bearer $(tenantry token --admin)" http://localhost:8080/tenants',
+    )
+)
+@with_settings
+@json_option
+@click.option("--tenant", "tenant_id", metavar="ID", help="For this tenant: its own data only.")
+@click.option("--admin", is_flag=True, help="For everything.")
+@click.option("--ttl", type=_Ttl(), default="1h", show_default=True, help="How long it is valid.")
+@click.option("--subject", help="Whose it is; the journal names it.  [default: the scope]")
+def token(
+    settings: Settings,
+    *,
+    as_json: bool,
+    tenant_id: str | None,
+    admin: bool,
+    ttl: timedelta,
+    subject: str | None,
+) -> None:
+    """Print a token for the HTTP API on TCP.
+
+    It can't be taken back before it expires, but by another security.jwt_secret. The tenant need
+    not exist.
+    """
+    if admin == (tenant_id is not None):
+        raise click.UsageError("give either --tenant ID or --admin")
+    if tenant_id is not None and not names.is_tenant_id(tenant_id):
+        raise click.BadParameter(
+            "must be 1 to 40 of a-z, 0-9 and hyphens, with no hyphen at either end",
+            param_hint="--tenant",
+        )
+    if subject is not None and (not subject.isprintable() or not 0 < len(subject) <= 200):
+        raise click.BadParameter("must be 1 to 200 printable characters", param_hint="--subject")
+    secret = settings.security.jwt_secret.get_secret_value()
+    if not secret:
+        raise SettingsError(
+            "security.jwt_secret is empty: set it (TENANTRY_JWT_SECRET) to what the daemon has"
+        )
+
+    from tenantry.api.times import format_time
+    from tenantry.api.tokens import Tokens
+
+    now = datetime.now(UTC)
+    name = subject or ("admin" if tenant_id is None else f"tenant {tenant_id}")
+    written = Tokens(secret).issue(subject=name, now=now, ttl=ttl, tenant_id=tenant_id)
+    if not as_json:
+        click.echo(written)
+        return
+    output.print_json(
+        {
+            "token": written,
+            "scope": "admin" if tenant_id is None else "tenant",
+            "tenant_id": tenant_id,
+            "subject": name,
+            "expires_at": format_time(now + ttl),
+        }
+    )
