@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Generator, Iterator
 
 import pytest
@@ -11,6 +12,9 @@ from tests.ledger import Ledger
 from tests.services_rabbitmq import RabbitHost
 
 LAST_LINES = 60
+
+# The tests' own clients lose connections on purpose.
+logging.getLogger("pika").setLevel(logging.CRITICAL + 1)
 
 
 @pytest.fixture
@@ -37,7 +41,8 @@ def ledger(database_url: str) -> Ledger:
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, None]:
     outcome = yield
     report = outcome.get_result()  # type: ignore[attr-defined]
-    program = getattr(item, "funcargs", {}).get("program")
-    if report.failed and isinstance(program, Program):
+    arguments = getattr(item, "funcargs", {}).values()
+    programs = {one for one in arguments if isinstance(one, Program)}
+    for program in programs if report.failed else ():
         lines = program.stderr.splitlines()[-LAST_LINES:]
         report.sections.append(("the daemon's stderr", "\n".join(lines)))

@@ -255,7 +255,7 @@ def test_a_port_that_is_taken_is_told(program: Program) -> None:
 
 
 def test_commands_without_a_daemon_are_exit_3(program: Program) -> None:
-    for command in (("status",), ("tenant", "list"), ("stop",), ("events", "x")):
+    for command in (("status",), ("tenant", "list"), ("stop",)):
         ended = program.cli(*command)
         assert ended.code == 3, command
         assert str(program.socket) in ended.complaint
