@@ -17,22 +17,13 @@ _UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _LONGEST: Final = timedelta(days=3650)
 
 
-class _Ttl(click.ParamType):
-    """A time to live: a whole number and s, m, h or d."""
-
-    name = "TIME"
-
-    def convert(
-        self, value: object, param: click.Parameter | None, ctx: click.Context | None
-    ) -> timedelta:
-        """Read it."""
-        if isinstance(value, timedelta):
-            return value
-        match = re.fullmatch(r"([0-9]{1,9})([smhd])", str(value), re.ASCII)
-        ttl = timedelta(seconds=int(match[1]) * _UNITS[match[2]]) if match else timedelta()
-        if not timedelta() < ttl <= _LONGEST:
-            self.fail("must be like 90s, 30m, 1h or 7d, and at most 3650d", param, ctx)
-        return ttl
+def _ttl(_context: click.Context, _parameter: click.Parameter, value: str) -> timedelta:
+    """Read a time to live: a whole number and s, m, h or d."""
+    match = re.fullmatch(r"([0-9]{1,9})([smhd])", value, re.ASCII)
+    ttl = timedelta(seconds=int(match[1]) * _UNITS[match[2]]) if match else timedelta()
+    if not timedelta() < ttl <= _LONGEST:
+        raise click.BadParameter("must be like 90s, 30m, 1h or 7d, and at most 3650d")
+    return ttl
 
 
 @click.command(
@@ -45,7 +36,14 @@ class _Ttl(click.ParamType):
 @json_option
 @click.option("--tenant", "tenant_id", metavar="ID", help="For this tenant: its own data only.")
 @click.option("--admin", is_flag=True, help="For everything.")
-@click.option("--ttl", type=_Ttl(), default="1h", show_default=True, help="How long it is valid.")
+@click.option(
+    "--ttl",
+    callback=_ttl,
+    metavar="TIME",
+    default="1h",
+    show_default=True,
+    help="How long it is valid: 90s, 30m, 1h, 7d.",
+)
 @click.option("--subject", help="Whose it is; the journal names it.  [default: the scope]")
 def token(
     settings: Settings,
