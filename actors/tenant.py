@@ -15,8 +15,9 @@ from typing import Final
 import structlog
 
 from actors.board import TenantBoard
+from actors.children import Children
 from actors.clock import Clock, tell
-from actors.consumer import Consumer, ConsumerLimits, ConsumerPorts
+from actors.consumer import ConsumerLimits, ConsumerPorts
 from actors.messages import (
     Begin,
     ChildFailed,
@@ -28,26 +29,21 @@ from actors.messages import (
     Resize,
     Resized,
     RestartChild,
-    Resubscribe,
     TenantGone,
     TopologyMissing,
     TryAgain,
-    WorkerJoined,
-    WorkerLost,
     WorkerReleased,
     WorkerWanted,
 )
 from actors.observer import NoObserver, Observer
 from actors.provisioning import Provisioner, topology_of
 from actors.supervision import (
-    EscalationError,
-    RestartIntensity,
     SupervisedActor,
     answer,
     backoff,
     refuse,
 )
-from actors.worker import Worker, WorkerPorts
+from actors.worker import WorkerPorts
 from tenantry.api.port import CommandFailedError, Outcome, UnavailableError
 from tenantry.broker.port import BrokerError, BrokerUnavailableError, Consuming, Credentials
 from tenantry.domain import names
@@ -129,8 +125,21 @@ class Tenant(SupervisedActor):
         self._retrying = False
         self._park: str | None = None
         self._abandoned: str | None = None
-        self._consumer: Ref | None = None
-        self._intensity = {"consumer": RestartIntensity(), "worker": RestartIntensity()}
+        self._children = Children(
+            tenant_id=tenant_id,
+            parent=self.actor_ref,
+            board=board,
+            clock=ports.clock,
+            observer=ports.observer,
+            limits=ports.limits,
+            consumer_ports=ConsumerPorts(broker=ports.broker, clock=ports.clock),
+            worker_ports=WorkerPorts(
+                messages=ports.messages,
+                journal=ports.journal,
+                clock=ports.clock,
+                observer=ports.observer,
+            ),
+        )
         self._ready_waiters: list[tuple[Execute, Credentials | None]] = []
         self._resize_waiters: list[Execute] = []
         self._deletion_waiters: list[Execute] = []
@@ -143,9 +152,9 @@ class Tenant(SupervisedActor):
             case Execute():
                 self._execute(message)
             case WorkerWanted():
-                self._start_worker()
+                self._children.start_worker()
             case WorkerReleased(worker=worker):
-                self._stop_worker(worker)
+                self._children.stop_worker(worker)
             case ConsumerReady():
                 self._ready()
             case Resized():
@@ -160,8 +169,7 @@ class Tenant(SupervisedActor):
             case ChildFailed(child=child, name=name, error=error):
                 self._child_failed(child, name, error)
             case RestartChild():
-                if self._consumer is None:
-                    self._reconcile()
+                self._reconcile()
             case TryAgain():
                 self._retrying = False
                 self._reconcile()
@@ -179,7 +187,7 @@ class Tenant(SupervisedActor):
 
     def stopped(self) -> None:
         """Stop the children and answer whoever still waits."""
-        self._stop_children()
+        self._children.stop()
         self._board.ref = None
         waiting = [waiter for waiter, _ in self._ready_waiters]
         for message in (*waiting, *self._resize_waiters, *self._deletion_waiters, *self._stash):
@@ -229,11 +237,11 @@ class Tenant(SupervisedActor):
                 self._create(message, command)
             case ResizeWorkers(workers=workers):
                 self._record(command, message.metadata)
-                if self._consumer is None:
+                if self._children.consumer is None:
                     self._answer(message)
                 else:
                     self._resize_waiters.append(message)
-                    tell(self._consumer, Resize(workers=workers))
+                    tell(self._children.consumer, Resize(workers=workers))
             case PauseTenant():
                 self._record(command, message.metadata)
                 self._drain_consumer(partial(self._answer, message))
@@ -447,26 +455,9 @@ class Tenant(SupervisedActor):
     # Children.
 
     def _start_consumer(self) -> None:
-        state = self._exists()
-        if self._consumer is not None:
-            # It is there and waits for queues that are back now.
-            if not self._board.consuming:
-                tell(self._consumer, Resubscribe())
-            return
-        self._show_totals()
-        board = self._board
-        board.waiting_since = self._ports.clock.now()
-        self._consumer = Consumer.start(
-            tenant_id=self._id,
-            parent=self.actor_ref,
-            queues=topology_of(state).queues(),
-            workers=state.workers,
-            limits=self._ports.limits,
-            ports=ConsumerPorts(broker=self._ports.broker, clock=self._ports.clock),
-            board=board,
-        )
-        board.consumer = self._consumer
-        tell(self._consumer, Begin())
+        if self._children.consumer is None:
+            self._show_totals()
+        self._children.consume(self._exists())
 
     def _show_totals(self) -> None:
         """Put the tenant's totals on the board as the database has them."""
@@ -482,73 +473,14 @@ class Tenant(SupervisedActor):
         for waiter, credentials in waiters:
             self._answer(waiter, credentials)
 
-    def _start_worker(self) -> None:
-        consumer = self._consumer
-        if consumer is None:
-            return
-        taken = self._board.workers
-        number = next(n for n in range(1, len(taken) + 2) if f"worker-{n}" not in taken)
-        name = f"worker-{number}"
-        worker = Worker.start(
-            name=name,
-            tenant_id=self._id,
-            parent=self.actor_ref,
-            consumer=consumer,
-            board=self._board,
-            ports=WorkerPorts(
-                messages=self._ports.messages,
-                journal=self._ports.journal,
-                clock=self._ports.clock,
-                observer=self._ports.observer,
-            ),
-        )
-        taken[name] = worker
-        tell(consumer, WorkerJoined(worker=worker, name=name))
-
-    def _stop_worker(self, worker: Ref) -> None:
-        for name, ref in list(self._board.workers.items()):
-            if ref == worker:
-                del self._board.workers[name]
-                worker.stop(block=False)
-
     def _child_failed(self, child: Ref, name: str, error: str) -> None:
-        if child == self._consumer:
-            kind = "consumer"
-        elif self._board.workers.get(name) == child:
-            kind = "worker"
-        else:
+        delay = self._children.failed(child, name, error)
+        if delay is None:
             return
-        self._ports.observer.actor_failed(kind)
-        intensity = self._intensity[kind]
-        allowed = intensity.allows(self._ports.clock.now())
-        self._board.child_restarts[kind] = intensity.total
-        if not allowed:
-            raise EscalationError(f"its {kind} failed too often, the last time with {error}")
-        if kind == "worker":
-            del self._board.workers[name]
-            if self._consumer is not None:
-                tell(self._consumer, WorkerLost(worker=child))
-            return
-        # The consumer's channel is closed: the broker has everything unsettled again.
-        self._stop_children()
         if self._after_drain:
             self._consumer_drained()
         else:
-            delay = intensity.backoff()
             self._ports.clock.tell_later(delay, self.actor_ref, RestartChild(name=name))
-
-    def _stop_children(self) -> None:
-        board = self._board
-        consumer, self._consumer = self._consumer, None
-        board.consumer = None
-        for ref in (*board.workers.values(), *([consumer] if consumer else [])):
-            if ref.is_alive():
-                ref.stop(block=False)
-        board.workers.clear()
-        board.workers_current = 0
-        board.consuming = False
-        board.waiting_since = self._ports.clock.now()
-        board.store_down = False
 
     # Draining.
 
@@ -561,14 +493,14 @@ class Tenant(SupervisedActor):
 
     def _drain_consumer(self, then: Callable[[], None]) -> None:
         """Have the consumer finish what it has accepted, let it go, then go on with `then`."""
-        if self._consumer is None:
+        if self._children.consumer is None:
             then()
             return
         self._after_drain.append(then)
-        tell(self._consumer, Drain())
+        tell(self._children.consumer, Drain())
 
     def _consumer_drained(self) -> None:
-        self._stop_children()
+        self._children.stop()
         after, self._after_drain = self._after_drain, []
         for then in after:
             then()
