@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from typing import Final
 
 from actors.messages import Orphan, Ref
-from actors.supervision import mailbox_depth
+from actors.supervision import is_stuck, mailbox_depth
 from tenantry.api.port import ActorStatus, SystemState, TenantRuntime
 from tenantry.domain.tenant import Lifecycle, TenantState
 
@@ -92,6 +92,7 @@ class TenantBoard:
             duplicates=self.duplicates,
             dead_lettered=self.dead_lettered,
             parked=None if state is None else state.parked,
+            lifecycle=None if state is None else state.lifecycle,
         )
 
     def orphans(self) -> list[Orphan]:
@@ -114,7 +115,7 @@ class TenantBoard:
                 ActorStatus(
                     name="consumer",
                     kind="Consumer",
-                    state="consuming" if self.consuming else "waiting",
+                    state=_state(self.consumer, "consuming" if self.consuming else "waiting"),
                     mailbox=mailbox_depth(self.consumer),
                     restarts=self.child_restarts.get("consumer", 0),
                 )
@@ -123,7 +124,7 @@ class TenantBoard:
             ActorStatus(
                 name=name,
                 kind="Worker",
-                state="busy" if name in self.in_hand else "idle",
+                state=_state(ref, "busy" if name in self.in_hand else "idle"),
                 mailbox=mailbox_depth(ref),
                 restarts=self.child_restarts.get("worker", 0),
             )
@@ -133,11 +134,14 @@ class TenantBoard:
         return ActorStatus(
             name=self.tenant_id,
             kind="Tenant",
-            state="starting"
-            if state is None
-            else "parked"
-            if state.parked
-            else state.lifecycle.value,
+            state=_state(
+                self.ref,
+                "starting"
+                if state is None
+                else "parked"
+                if state.parked
+                else state.lifecycle.value,
+            ),
             mailbox=0 if self.ref is None else mailbox_depth(self.ref),
             restarts=self.restarts,
             children=tuple(children),
@@ -196,7 +200,9 @@ class Board:
         return ActorStatus(
             name="supervisor",
             kind="Supervisor",
-            state="dead" if ref is not None and not ref.is_alive() else self.state.value,
+            state="dead"
+            if ref is not None and not ref.is_alive()
+            else _state(ref, self.state.value),
             mailbox=0 if ref is None else mailbox_depth(ref),
             restarts=0,
             children=tuple(board.status() for _, board in sorted(self.tenants.copy().items())),
@@ -220,3 +226,7 @@ class Board:
         if not reasons:
             self.settled_in = True
         return tuple(dict.fromkeys(reasons))
+
+
+def _state(ref: Ref | None, otherwise: str) -> str:
+    return "stuck" if ref is not None and is_stuck(ref) else otherwise

@@ -9,7 +9,7 @@ from concurrent.futures import TimeoutError as FutureTimeoutError
 
 from actors.board import Board
 from actors.clock import tell
-from actors.messages import DrainAll, Execute, Orphan, Ref
+from actors.messages import DrainAll, Execute, Orphan, Ping, Ref
 from tenantry import __version__
 from tenantry.api.port import (
     CommandTimeoutError,
@@ -69,6 +69,13 @@ class ActorControl:
     def runtime(self, tenant_id: str) -> TenantRuntime | None:
         """Tell what one tenant's actors are doing."""
         return self._board.runtime(tenant_id)
+
+    def ping(self) -> Future[None]:
+        """Ask the supervisor for a sign of life."""
+        reply: Future[None] = Future()
+        if not tell(self._supervisor, Ping(reply=reply)):
+            raise UnavailableError("the supervisor is dead")
+        return reply
 
     def drain(self) -> None:
         """Begin to drain without stopping."""

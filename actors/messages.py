@@ -54,7 +54,9 @@ class RestartChild:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ping:
-    """Asked, answered with True: the actor handles its mailbox."""
+    """Asked, answered with True: the actor handles its mailbox. Told, it sets `reply`."""
+
+    reply: Future[None] | None = field(default=None, compare=False)
 
 
 # Draining: down the tree as a request, up again as an answer.

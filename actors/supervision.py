@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import random
 import threading
+import time
 from collections import deque
 from concurrent.futures import InvalidStateError
 from contextlib import suppress
@@ -28,6 +29,13 @@ log = structlog.get_logger("actors")
 
 FIRST_BACKOFF: Final = 0.1
 LONGEST_BACKOFF: Final = 5.0
+
+STUCK_SECONDS: Final = 180.0
+"""How long an actor may handle one message: every wait in it is bounded, and they don't add up to
+this, not even while broker and database are away."""
+
+_busy_since: Final[dict[str, float]] = {}
+"""Of each actor that is handling a message, by its URN: since when, on the monotonic clock."""
 
 
 class ActorCrashError(Exception):
@@ -113,7 +121,11 @@ class SupervisedActor(pykka.ThreadingActor):
     def on_receive(self, message: object) -> object:
         """Hand a message to `handle`; whatever escapes ends this actor and no other."""
         if isinstance(message, Ping):
+            if message.reply is not None:
+                with suppress(InvalidStateError):
+                    message.reply.set_result(None)
             return True
+        _busy_since[self.actor_urn] = time.monotonic()
         try:
             return self.handle(message)
         except Exception:
@@ -121,6 +133,8 @@ class SupervisedActor(pykka.ThreadingActor):
         except BaseException as error:
             # Pykka would stop every actor there is; one is enough.
             raise ActorCrashError(f"{type(error).__name__}: {error}") from error
+        finally:
+            del _busy_since[self.actor_urn]
 
     def on_failure(
         self,
@@ -164,6 +178,12 @@ class SupervisedActor(pykka.ThreadingActor):
 def mailbox_depth(ref: Ref) -> int:
     """Count the messages waiting for an actor."""
     return int(ref.actor_inbox.qsize())  # type: ignore[attr-defined]
+
+
+def is_stuck(ref: Ref) -> bool:
+    """Tell whether an actor has been handling one message for longer than any may take."""
+    since = _busy_since.get(ref.actor_urn)
+    return since is not None and time.monotonic() - since > STUCK_SECONDS
 
 
 def answer(message: Execute, outcome: Outcome) -> None:

@@ -23,6 +23,7 @@ from tenantry.api.services import Services
 from tenantry.api.streams import Streams
 from tenantry.api.tail import JournalTail
 from tenantry.api.tokens import Tokens
+from tenantry.api.vitals import Vitals
 from tenantry.broker.port import Publishing
 from tenantry.journal.port import EventStore
 from tenantry.messages.port import MessageStore
@@ -73,6 +74,7 @@ def create_app(
         router=Router(),
         tail=JournalTail(journal),
         streams=Streams(control),
+        vitals=Vitals(control),
     )
     app = FastAPI(
         title="Tenantry",

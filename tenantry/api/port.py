@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
@@ -10,7 +11,7 @@ from typing import Protocol
 
 from tenantry.broker.port import Credentials
 from tenantry.domain.commands import Command
-from tenantry.domain.tenant import TenantState
+from tenantry.domain.tenant import Lifecycle, TenantState
 from tenantry.journal.port import Metadata
 
 
@@ -42,7 +43,10 @@ class SystemState(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ActorStatus:
-    """One actor of the tree: `kind` is its class, `state` a word, `mailbox` its depth."""
+    """One actor of the tree: `kind` is its class, `state` a word, `mailbox` its depth.
+
+    `stuck` is the state of one that has been handling one message for minutes.
+    """
 
     name: str
     kind: str
@@ -58,7 +62,8 @@ class TenantRuntime:
 
     `unsettled` counts deliveries taken from the broker and not yet acknowledged; `rate` is
     messages settled a second, over the last ten; `pending` is the broker's own count of waiting
-    messages, None while unknown.
+    messages, None while unknown. `lifecycle` is None until the tenant's events, and with them its
+    totals, have been read.
     """
 
     tenant_id: str
@@ -71,6 +76,7 @@ class TenantRuntime:
     duplicates: int
     dead_lettered: int
     parked: str | None
+    lifecycle: Lifecycle | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,6 +117,12 @@ class Control(Protocol):
 
     def runtime(self, tenant_id: str) -> TenantRuntime | None:
         """Tell what one tenant's actors are doing, without waiting; None if it has none."""
+
+    def ping(self) -> Future[None]:
+        """Ask the root of the actors for a sign of life; the future is set when it handles that.
+
+        Never waits. Raises `UnavailableError` where nobody will ever answer.
+        """
 
     def drain(self) -> None:
         """Begin to stop consuming but stay up; `status` tells when it is done."""

@@ -17,6 +17,7 @@ from tenantry.api.pool import Pool
 from tenantry.api.port import Control
 from tenantry.api.streams import Streams
 from tenantry.api.tail import JournalTail
+from tenantry.api.vitals import Vitals
 from tenantry.broker.port import Publishing
 from tenantry.journal.port import EventStore, Metadata
 from tenantry.messages.port import MessageStore
@@ -50,6 +51,7 @@ class Services:
     router: Router
     tail: JournalTail
     streams: Streams
+    vitals: Vitals
     pools: Pools = field(default_factory=Pools)
 
 

@@ -6,6 +6,7 @@ import shutil
 import tempfile
 import threading
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -69,6 +70,8 @@ class FakeControl:
         )
         self.pending: dict[str, int] = {}
         self.stored: dict[str, int] = {}
+        self.deaf = False
+        self.pings = 0
 
     def execute(self, command: Command, *, metadata: Metadata, timeout: float) -> Outcome:
         self.entered.release()
@@ -130,6 +133,13 @@ class FakeControl:
             dead_lettered=0,
             parked=None,
         )
+
+    def ping(self) -> Future[None]:
+        self.pings += 1
+        answer: Future[None] = Future()
+        if not self.deaf:
+            answer.set_result(None)
+        return answer
 
     def drain(self) -> None:
         self.system = replace(

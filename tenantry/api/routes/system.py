@@ -12,12 +12,11 @@ from starlette.responses import Response
 
 from tenantry.api import answers, render
 from tenantry.api.documented import errors
-from tenantry.api.port import SystemState, SystemStatus
+from tenantry.api.port import SystemStatus
 from tenantry.api.problems import unavailable
 from tenantry.api.services import Services
 
 _TAG = "daemon"
-_DEAD = frozenset({"crashed", "dead", "failed", "stopped"})
 
 
 def add_routes(app: FastAPI, services: Services) -> None:
@@ -32,13 +31,13 @@ def add_routes(app: FastAPI, services: Services) -> None:
         responses=errors(503, public=True),
     )
     async def health() -> Response:
-        """Answer 200 while the tree of actors lives, whatever it stands on may do."""
-        system = control.status()
-        if system.tree.state in _DEAD and system.state is not SystemState.STOPPING:
-            raise unavailable(
-                f"the root of the actors ({system.tree.name}) is {system.tree.state}",
-                code="not-alive",
-            )
+        """Answer 200 while the actors live, whatever they stand on may do.
+
+        A 503 names an actor that is dead, or has been busy with one thing for minutes.
+        """
+        problem = await services.vitals.check()
+        if problem is not None:
+            raise problem
         return _answer({"status": "ok"})
 
     @app.get(

@@ -1,0 +1,69 @@
+"""Whether the actors live: a ping through the supervisor's mailbox, and nobody stuck below it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator
+from typing import Final
+
+from tenantry.api.port import ActorStatus, Control, SystemState, UnavailableError
+from tenantry.api.problems import Problem, unavailable
+
+PATIENCE_SECONDS: Final = 0.5
+"""How long a question about health may wait for the supervisor's answer."""
+
+DEAF_SECONDS: Final = 15.0
+"""How long the supervisor may be busy: it reads tenants from a database that may be away."""
+
+_DEAD: Final = frozenset({"crashed", "dead", "failed", "stopped", "stuck"})
+_NAMED: Final = 5
+
+
+class Vitals:
+    """Asks the tree of actors, with one ping on its way at a time. Used on one event loop."""
+
+    def __init__(
+        self, control: Control, *, patience: float = PATIENCE_SECONDS, deaf: float = DEAF_SECONDS
+    ) -> None:
+        self._control = control
+        self._patience = patience
+        self._deaf = deaf
+        self._answer: asyncio.Future[None] | None = None
+        self._sent_at = 0.0
+
+    async def check(self) -> Problem | None:
+        """Say what is wrong with the actors; None while they live. Takes a second at most."""
+        system = self._control.status()
+        if system.state is SystemState.STOPPING:
+            return None  # it is on its way out, and says so at /readyz
+        bad = [f"{name} is {state}" for name, state in _walk(system.tree) if state in _DEAD]
+        if bad:
+            more = f" and {len(bad) - _NAMED} more" if len(bad) > _NAMED else ""
+            return _not_alive("; ".join(bad[:_NAMED]) + more)
+        return await self._answers(system.tree.name)
+
+    async def _answers(self, root: str) -> Problem | None:
+        answer = self._answer
+        if answer is None or answer.done():
+            self._sent_at = time.monotonic()
+            try:
+                answer = self._answer = asyncio.wrap_future(self._control.ping())
+            except UnavailableError as error:
+                return _not_alive(str(error))
+        await asyncio.wait([answer], timeout=self._patience)
+        silent = time.monotonic() - self._sent_at
+        if answer.done() or silent < self._deaf:
+            return None
+        return _not_alive(f"{root} has not answered for {silent:.0f} seconds")
+
+
+def _not_alive(detail: str) -> Problem:
+    return unavailable(detail, code="not-alive")
+
+
+def _walk(actor: ActorStatus, parent: str = "") -> Iterator[tuple[str, str]]:
+    name = f"{parent}/{actor.name}" if parent else actor.name
+    yield name, actor.state
+    for child in actor.children:
+        yield from _walk(child, name)

@@ -1,0 +1,128 @@
+"""Health asks the tree of actors: in memory first, then a real tree with actors that hang."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future
+from dataclasses import replace
+
+import pytest
+
+from actors import supervision
+from actors.clock import tell
+from actors.messages import Execute
+from tenantry.api.port import ActorStatus, Outcome, SystemState
+from tenantry.api.vitals import Vitals
+from tenantry.journal.port import Metadata
+from tests.fakes.actors import Tree, running_tree
+from tests.fakes.api import Served, World, serving
+from tests.waiting import eventually
+
+
+@pytest.fixture
+def api() -> Iterator[Served]:
+    with serving(World()) as served:
+        yield served
+
+
+def test_a_supervisor_that_does_not_answer_for_long_is_not_healthy(api: Served) -> None:
+    vitals: Vitals = api.app.state.services.vitals
+    vitals._patience, vitals._deaf = 0.01, 0.2
+    api.world.control.deaf = True
+    assert api.control.get("/healthz").status_code == 200  # busy, so far
+    problem = eventually(
+        lambda: (answer := api.control.get("/healthz")).status_code == 503 and answer.json()
+    )
+    assert "supervisor has not answered for" in problem["detail"]
+    assert api.world.control.pings == 1  # one ping on its way, however many ask
+
+
+def test_a_supervisor_that_answers_late_is_healthy_again(api: Served) -> None:
+    vitals: Vitals = api.app.state.services.vitals
+    vitals._patience, vitals._deaf = 0.01, 0.0
+    late: Future[None] = Future()
+    api.world.control.ping = lambda: late  # type: ignore[method-assign]
+    assert api.control.get("/healthz").status_code == 503
+    late.set_result(None)
+    del api.world.control.ping
+    assert api.control.get("/healthz").status_code == 200
+
+
+def test_a_stuck_actor_anywhere_is_named(api: Served) -> None:
+    control = api.world.control
+    worker = ActorStatus(name="worker-1", kind="Worker", state="stuck", mailbox=9, restarts=0)
+    tenant = ActorStatus(
+        name="acme", kind="Tenant", state="active", mailbox=0, restarts=0, children=(worker,)
+    )
+    control.system = replace(control.system, tree=replace(control.system.tree, children=(tenant,)))
+    answer = api.tcp.get("/healthz")
+    assert answer.status_code == 503
+    assert answer.json()["detail"] == "supervisor/acme/worker-1 is stuck"
+    control.system = replace(control.system, state=SystemState.STOPPING)
+    assert api.tcp.get("/healthz").status_code == 200
+
+
+@pytest.fixture
+def tree() -> Iterator[Tree]:
+    with running_tree() as tree:
+        yield tree
+
+
+@pytest.fixture
+def real(tree: Tree) -> Iterator[Served]:
+    with serving(World(control=tree.control)) as served:
+        yield served
+
+
+class Hanging:
+    """A command that keeps whoever looks at it."""
+
+    def __init__(self) -> None:
+        self.entered = threading.Event()
+        self.released = threading.Event()
+
+    @property
+    def tenant_id(self) -> str:
+        self.entered.set()
+        assert self.released.wait(20)
+        return "nobody"
+
+
+def test_a_hanging_supervisor_shows_and_recovers(tree: Tree, real: Served) -> None:
+    vitals: Vitals = real.app.state.services.vitals
+    vitals._patience, vitals._deaf = 0.05, 0.2
+    assert real.control.get("/healthz").status_code == 200
+    hanging, reply = Hanging(), Future[Outcome]()
+    command = Execute(command=hanging, metadata=Metadata(actor="test"), reply=reply)  # type: ignore[arg-type]
+    assert tell(tree.supervisor, command)
+    assert hanging.entered.wait(10)
+    eventually(lambda: real.control.get("/healthz").status_code == 503)
+    began = time.monotonic()
+    real.control.get("/healthz")
+    assert time.monotonic() - began < 2  # it says so at once
+    hanging.released.set()
+    eventually(lambda: real.control.get("/healthz").status_code == 200)
+
+
+def test_a_worker_that_hangs_shows(
+    tree: Tree, real: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree.create("acme")
+    tree.store.gate.clear()
+    tree.deliver("acme", "m-1")
+    eventually(lambda: tree.store.inside == 1)
+    assert real.control.get("/healthz").status_code == 200
+    monkeypatch.setattr(supervision, "STUCK_SECONDS", 0.05)
+    eventually(lambda: real.control.get("/healthz").status_code == 503)
+    detail = real.control.get("/healthz").json()["detail"]
+    assert detail == "supervisor/acme/worker-1 is stuck"
+    tree.store.gate.set()
+    eventually(lambda: real.control.get("/healthz").status_code == 200)
+
+
+def test_a_dead_supervisor_shows(tree: Tree, real: Served) -> None:
+    assert tell(tree.supervisor, "nothing a supervisor knows")
+    eventually(lambda: tree.crashes)
+    assert real.control.get("/healthz").status_code == 503
