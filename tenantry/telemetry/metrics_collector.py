@@ -21,9 +21,11 @@ from tenantry.telemetry.metrics import LATENCY_MS, Reading, Recorder
 
 PARKED: Final = "parked"
 
+STUCK: Final = "stuck"
+
 _ID: Final = ["tenant_id"]
-_NOT_SEEN: Final = frozenset({"starting", Lifecycle.DELETED.value})
-"""States of tenants whose totals are not known yet, and of those that exist no more."""
+_NOT_SEEN: Final = frozenset({None, Lifecycle.DELETED})
+"""Of tenants whose totals are not known yet, and of those that exist no more."""
 
 _STATES: Final = (
     *(one.value for one in Lifecycle if one is not Lifecycle.DELETED),
@@ -53,16 +55,13 @@ class SystemCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         """Give every metric as of now."""
         status = self._status()
-        tenants = [
-            (actor, runtime)
-            for actor in status.tree.children
-            if actor.state not in _NOT_SEEN
-            and (runtime := status.tenants.get(actor.name)) is not None
-        ]
+        tenants = [one for one in status.tenants.values() if one.lifecycle not in _NOT_SEEN]
+        ids = [tenant.tenant_id for tenant in tenants]
         yield from _system(status)
+        yield _states(tenants)
         yield from _tenants(tenants)
-        yield _mailboxes(status.tree, [actor for actor, _ in tenants])
-        yield self._latencies([actor.name for actor, _ in tenants])
+        yield _mailboxes(status.tree, frozenset(ids))
+        yield self._latencies(ids)
         yield from self._events()
 
     def _latencies(self, tenant_ids: Iterable[str]) -> Metric:
@@ -126,14 +125,26 @@ def _system(status: SystemStatus) -> Iterator[Metric]:
     for one in SystemState:
         state.add_metric([one.value], float(one is status.state))
     yield state
-    counts = Counter(actor.state for actor in status.tree.children)
-    tenants = GaugeMetricFamily("tenantry_tenants", "Tenants in each state", labels=["state"])
+    yield GaugeMetricFamily(
+        "tenantry_stuck_actors",
+        "Actors that have been handling one message for minutes",
+        value=_stuck(status.tree),
+    )
+
+
+def _stuck(actor: ActorStatus) -> int:
+    return (actor.state == STUCK) + sum(_stuck(child) for child in actor.children)
+
+
+def _states(tenants: Iterable[TenantRuntime]) -> Metric:
+    counts = Counter(PARKED if tenant.parked else str(tenant.lifecycle) for tenant in tenants)
+    family = GaugeMetricFamily("tenantry_tenants", "Tenants in each state", labels=["state"])
     for name in _STATES:
-        tenants.add_metric([name], counts[name])
-    yield tenants
+        family.add_metric([name], counts[name])
+    return family
 
 
-def _tenants(tenants: list[tuple[ActorStatus, TenantRuntime]]) -> Iterator[Metric]:
+def _tenants(tenants: Iterable[TenantRuntime]) -> Iterator[Metric]:
     workers = GaugeMetricFamily(
         "tenant_workers_current", "Workers that may store a tenant's messages now", labels=_ID
     )
@@ -155,7 +166,7 @@ def _tenants(tenants: list[tuple[ActorStatus, TenantRuntime]]) -> Iterator[Metri
         "Messages brought to an end since the tenant was created",
         labels=[*_ID, "outcome"],
     )
-    for _, tenant in tenants:
+    for tenant in tenants:
         tenant_id = tenant.tenant_id
         workers.add_metric([tenant_id], tenant.workers_current)
         if tenant.pending is not None:
@@ -168,7 +179,7 @@ def _tenants(tenants: list[tuple[ActorStatus, TenantRuntime]]) -> Iterator[Metri
     yield from (workers, pending, unsettled, consuming, processed)
 
 
-def _mailboxes(root: ActorStatus, tenants: Iterable[ActorStatus]) -> Metric:
+def _mailboxes(root: ActorStatus, tenant_ids: frozenset[str]) -> Metric:
     """Count waiting messages by tenant and kind of actor; the workers of a tenant together."""
     family = GaugeMetricFamily(
         "tenantry_mailbox_depth",
@@ -176,7 +187,9 @@ def _mailboxes(root: ActorStatus, tenants: Iterable[ActorStatus]) -> Metric:
         labels=[*_ID, "actor"],
     )
     family.add_metric(["", "supervisor"], root.mailbox)
-    for tenant in tenants:
+    for tenant in root.children:
+        if tenant.name not in tenant_ids:
+            continue
         depths = {"tenant": tenant.mailbox, "consumer": 0, "worker": 0}
         for child in tenant.children:
             depths[child.kind.lower()] += child.mailbox

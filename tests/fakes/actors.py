@@ -17,6 +17,7 @@ from actors.consumer import ConsumerLimits
 from actors.control import ActorControl
 from actors.drain import drain_and_stop
 from actors.messages import Begin, Orphan
+from actors.observer import NoObserver, Observer
 from actors.provisioning import Provisioner
 from actors.supervisor import Supervisor, SupervisorPorts
 from actors.tenant import TenantPorts
@@ -285,7 +286,8 @@ class FakePasswords:
 class Tree:
     """A running supervisor and everything under it. What is outside survives `restart`."""
 
-    def __init__(self) -> None:
+    def __init__(self, observer: Observer | None = None) -> None:
+        self.observer = observer or NoObserver()
         self.faults = Faults()
         self.projection = InMemoryTenantProjection()
         self.journal = InMemoryEventStore(projections=[self.projection])
@@ -316,6 +318,7 @@ class Tree:
                     ),
                     clock=self.clock,
                     limits=ConsumerLimits(prefetch=100, batch_size=5, linger=0.01),
+                    observer=self.observer,
                 ),
             ),
             board=self.board,
@@ -368,9 +371,11 @@ def outage() -> BrokerUnavailableError:
 
 
 @contextmanager
-def running_tree(prepare: Callable[[Tree], None] | None = None) -> Iterator[Tree]:
+def running_tree(
+    prepare: Callable[[Tree], None] | None = None, observer: Observer | None = None
+) -> Iterator[Tree]:
     """Run a tree; at the end no actor of it is left."""
-    tree = Tree()
+    tree = Tree(observer)
     try:
         if prepare is not None:
             prepare(tree)

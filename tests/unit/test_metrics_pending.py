@@ -1,0 +1,79 @@
+"""The broker's counts, and when they are none."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping
+
+import pytest
+
+from tenantry.broker import pending
+from tenantry.broker.pending import PendingCounts
+from tenantry.broker.port import BrokerUnavailableError
+from tests.fakes.actors import FakeAdministration, Faults
+from tests.waiting import eventually
+
+
+class Counting(FakeAdministration):
+    """An administration that counts what it is told, and may be away."""
+
+    def __init__(self) -> None:
+        super().__init__(Faults())
+        self.away = False
+        self.held = threading.Event()
+        self.held.set()
+        self.asked = 0
+
+    def pending(self) -> Mapping[str, int]:
+        self.asked += 1
+        assert self.held.wait(10)
+        if self.away:
+            raise BrokerUnavailableError("away")
+        return super().pending()
+
+
+@pytest.fixture
+def broker() -> Counting:
+    return Counting()
+
+
+@pytest.fixture
+def counts(broker: Counting) -> Iterator[PendingCounts]:
+    made = PendingCounts(broker, every=0.01)
+    thread = threading.Thread(target=made.run)
+    thread.start()
+    yield made
+    broker.held.set()
+    made.stop()
+    thread.join(10)
+    assert not thread.is_alive()
+
+
+def test_counts_follow_the_broker_and_are_unknown_while_it_is_away(
+    broker: Counting, counts: PendingCounts
+) -> None:
+    broker.waiting["a"] = 3
+    eventually(lambda: counts.counts() == {"a": 3})
+    broker.away = True
+    eventually(lambda: counts.counts() is None)
+    broker.away = False
+    broker.waiting["a"] = 4
+    eventually(lambda: counts.counts() == {"a": 4})
+
+
+def test_counts_of_a_broker_that_does_not_answer_grow_stale(
+    broker: Counting, counts: PendingCounts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broker.waiting["a"] = 3
+    eventually(lambda: counts.counts() == {"a": 3})
+    broker.held.clear()
+    monkeypatch.setattr(pending, "STALE", 0.05)
+    eventually(lambda: counts.counts() is None)
+    monkeypatch.setattr(pending, "STALE", 60)
+    broker.held.set()
+    eventually(lambda: counts.counts() == {"a": 3})
+
+
+def test_the_counts_are_young_enough_for_what_is_promised() -> None:
+    brokers_own_age = 5
+    assert brokers_own_age + pending.EVERY + 1 < 10
