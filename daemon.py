@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import resource
 import secrets
 import signal
 import sys
@@ -57,6 +58,9 @@ from tenantry.telemetry.systemd import Notifier
 
 log = structlog.get_logger("daemon")
 
+OPEN_FILES: Final = 16_384
+"""Files and sockets the process may have open; more only makes its children slower to start."""
+
 JOIN_TIMEOUT: Final = 5.0
 """Seconds a thread is given to end, once it has been told to."""
 
@@ -75,6 +79,7 @@ def serve(settings: Settings) -> int:
     orphan is named in the log. Raises what keeps it from starting: `DatabaseError`, `BrokerError`,
     `ListenError`, `SettingsError`.
     """
+    _allow_open_files()
     daemon = Daemon(settings)
     with daemon.signals():
         try:
@@ -390,6 +395,16 @@ class _Door:
             await problem.response()(scope, receive, send)
         else:
             await app(scope, receive, send)
+
+
+def _allow_open_files() -> None:
+    """Raise the soft limit of open files as far as needed: clients of the API take one each."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, OPEN_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    if wanted < OPEN_FILES:
+        log.warning("daemon.few_open_files", limit=max(soft, wanted), wanted=OPEN_FILES)
 
 
 def _broker_address(url: str) -> dict[str, str]:

@@ -12,6 +12,7 @@ from tenantry.api import access, handlers, openapi
 from tenantry.api.auth import Authentication
 from tenantry.api.cursors import Cursors
 from tenantry.api.jsonroute import JsonRoute
+from tenantry.api.limits import MAX_REQUESTS, REQUEST_SECONDS, Limits
 from tenantry.api.middleware import BoundedBody, RequestContext
 from tenantry.api.partitions import Router
 from tenantry.api.port import Control
@@ -52,6 +53,8 @@ def create_app(
     command_timeout: float = COMMAND_SECONDS,
     publish_timeout: float = PUBLISH_SECONDS,
     body_timeout: float = BODY_SECONDS,
+    request_timeout: float = REQUEST_SECONDS,
+    max_requests: int = MAX_REQUESTS,
 ) -> FastAPI:
     """Make the application both listeners serve.
 
@@ -99,6 +102,7 @@ def create_app(
     access.check_routes(app.routes)
     handlers.install(app)
     # The last one added is the outermost: who it is, and whether they may, comes before the body.
+    app.add_middleware(Limits, most=max_requests, seconds=request_timeout)
     app.add_middleware(BoundedBody, max_bytes=max_body_bytes, seconds=body_timeout)
     app.add_middleware(Authentication, tokens=Tokens(jwt_secret) if jwt_secret else None)
     app.add_middleware(RequestContext)

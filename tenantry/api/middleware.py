@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections import Counter
 from typing import Final
 from uuid import uuid4
 
@@ -11,8 +12,8 @@ import structlog
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from tenantry.api.connection import connection_of
-from tenantry.api.problems import Problem
+from tenantry.api.connection import Listener, connection_of
+from tenantry.api.problems import Problem, unavailable
 
 CORRELATION_HEADER: Final = "X-Request-ID"
 
@@ -20,6 +21,9 @@ _log: Final[structlog.stdlib.BoundLogger] = structlog.get_logger(__name__)
 _SANE_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}", re.ASCII)
 _CORRELATION_KEY: Final = "tenantry.correlation_id"
 _PATIENCE: Final = 16
+
+HELD_BYTES: Final = 64 * 1024 * 1024
+"""Bytes of bodies held at once, of one listener's requests."""
 
 
 def correlation_id_of(scope: Scope) -> str:
@@ -74,26 +78,60 @@ class RequestContext:
                 await problem.response()(scope, receive, send_marked)
 
 
+class _Held:
+    """What one request's body takes of what all of them may."""
+
+    def __init__(self, held: Counter[Listener], listener: Listener, most: int) -> None:
+        self._held = held
+        self._listener = listener
+        self._most = most
+        self._mine = 0
+
+    def take(self, size: int) -> None:
+        if self._held[self._listener] + size > self._most:
+            problem = unavailable("too much is being sent at once; try again", code="busy")
+            problem.headers["Connection"] = "close"
+            raise problem
+        self._held[self._listener] += size
+        self._mine += size
+
+    def release(self) -> None:
+        self._held[self._listener] -= self._mine
+        self._mine = 0
+
+
 class BoundedBody:
     """Reads a request's body before anything is done with it: bounded in size and in time.
 
-    A larger body is a 413, one that does not arrive within `seconds` a 408.
+    A larger body is a 413, one that does not arrive within `seconds` a 408. All bodies together
+    hold `held_bytes` at most, on each listener; what would be more is a 503.
     """
 
-    def __init__(self, app: ASGIApp, *, max_bytes: int, seconds: float) -> None:
+    def __init__(
+        self, app: ASGIApp, *, max_bytes: int, seconds: float, held_bytes: int = HELD_BYTES
+    ) -> None:
         self._app = app
         self._max_bytes = max_bytes
         self._seconds = seconds
+        self._held_bytes = held_bytes
+        self._held: Counter[Listener] = Counter()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        held = _Held(self._held, connection_of(scope).listener, self._held_bytes)
+        try:
+            await self._serve(scope, receive, send, held)
+        finally:
+            held.release()
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send, held: _Held) -> None:
         try:
             self._refuse_early(Headers(scope=scope))
             async with asyncio.timeout(self._seconds):
-                body = await self._read(receive)
+                body = await self._read(receive, held)
         except TimeoutError:
             problem = Problem(408, f"the body did not arrive within {self._seconds:g} seconds")
             problem.headers["Connection"] = "close"
@@ -125,7 +163,7 @@ class BoundedBody:
         if size is not None and size > self._max_bytes and "expect" in headers:
             raise self._too_large()
 
-    async def _read(self, receive: Receive) -> bytes | None:
+    async def _read(self, receive: Receive, held: _Held) -> bytes | None:
         parts: list[bytes] = []
         size = 0
         while True:
@@ -135,10 +173,12 @@ class BoundedBody:
             part = message.get("body", b"")
             size += len(part)
             if size <= self._max_bytes:
+                held.take(len(part))
                 parts.append(part)
             else:
                 # Many clients read no answer before they have sent everything: let them.
                 parts.clear()
+                held.release()
                 if size > self._max_bytes * _PATIENCE:
                     raise self._too_large()
             if not message.get("more_body", False):

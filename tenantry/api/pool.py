@@ -36,19 +36,25 @@ class Pool:
     ) -> _Result:
         """Run a blocking call in a thread and give its result.
 
-        When the request is cancelled (only a stopping server does that), it returns at once and
-        the thread ends by the call's own timeout.
+        When the request is cancelled (its time is over, or the server stops), it returns at once.
+        The thread ends by the call's own timeout, and keeps its place until then.
         """
         try:
             async with asyncio.timeout(self._patience):
                 await self._free.acquire()
         except TimeoutError:
             raise unavailable("too much is going on; try again", code="busy") from None
-        try:
-            if self._limiter is None:
-                self._limiter = CapacityLimiter(self._size)
-            return await to_thread.run_sync(
+        if self._limiter is None:
+            self._limiter = CapacityLimiter(self._size)
+        running = asyncio.create_task(
+            to_thread.run_sync(
                 lambda: call(*args, **kwargs), abandon_on_cancel=True, limiter=self._limiter
             )
-        finally:
-            self._free.release()
+        )
+        running.add_done_callback(self._ended)
+        return await asyncio.shield(running)
+
+    def _ended(self, running: asyncio.Task[_Result]) -> None:
+        self._free.release()
+        if not running.cancelled():
+            running.exception()  # asked for, so that nobody complains when the request has gone

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -29,12 +29,16 @@ class BoundedH11(H11Protocol):
     It puts the peer into every request's state, where no header can reach it.
     """
 
+    most_connections: ClassVar[int]
     _head_timer: asyncio.TimerHandle | None = None
     _write_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Begin a connection."""
+        """Begin a connection, or end it at once where there are too many."""
         super().connection_made(transport)
+        if len(self.connections) > self.most_connections:
+            transport.abort()
+            return
         self.app_state = {**self.app_state, PEER_KEY: peer_of(transport)}
         self._expect_head()
 
@@ -100,6 +104,11 @@ class BoundedH11(H11Protocol):
         if self._write_timer is not None:
             self._write_timer.cancel()
             self._write_timer = None
+
+
+def bounded_h11(most_connections: int) -> type[BoundedH11]:
+    """Make the protocol of a listener that may have so many connections at once."""
+    return type("BoundedH11", (BoundedH11,), {"most_connections": most_connections})
 
 
 def peer_of(transport: Any) -> str:

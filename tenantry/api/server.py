@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import resource
 import socket
 import threading
 from collections.abc import Coroutine, Generator
@@ -21,14 +22,15 @@ from tenantry.api.listeners import (
     ListenError,
     bind_tcp,
 )
-from tenantry.api.problems import unavailable
-from tenantry.api.protocol import PEER_KEY, BoundedH11
+from tenantry.api.protocol import PEER_KEY, bounded_h11
 
 __all__ = ["ApiServer", "ControlSocketBusyError", "ListenError"]
 
 _log: Final[structlog.stdlib.BoundLogger] = structlog.get_logger(__name__)
 
-MAX_REQUESTS: Final = 512
+MAX_CONNECTIONS: Final = 2048
+"""On each listener; fewer where the process may open few files."""
+
 KEEP_ALIVE_SECONDS: Final = 30
 GRACE_SECONDS: Final = 5
 _MARGIN_SECONDS: Final = 5.0
@@ -47,13 +49,13 @@ class ApiServer:
         *,
         socket_path: Path | None = None,
         tcp: tuple[str, int] | None = None,
-        max_requests: int = MAX_REQUESTS,
+        max_connections: int = MAX_CONNECTIONS,
         grace: int = GRACE_SECONDS,
     ) -> None:
         self._app = app
         self._socket_path = socket_path
         self._tcp_address = tcp
-        self._max_requests = max_requests
+        self._max_connections = max_connections
         self._grace = grace
         self._control: ControlSocket | None = None
         self._tcp: socket.socket | None = None
@@ -124,12 +126,11 @@ class ApiServer:
 
     async def _serve(self) -> None:
         closing = asyncio.Event()
-        counter = _Counter(self._max_requests)
         servers: list[tuple[_Server, socket.socket]] = []
         if self._control is not None:
-            servers.append((self._server(Listener.CONTROL, closing, counter), self._control.socket))
+            servers.append((self._server(Listener.CONTROL, closing), self._control.socket))
         if self._tcp is not None:
-            servers.append((self._server(Listener.TCP, closing, counter), self._tcp))
+            servers.append((self._server(Listener.TCP, closing), self._tcp))
         with self._guard:
             self._loop, self._closing = asyncio.get_running_loop(), closing
             if self._stopping:  # it came before there was a loop to tell
@@ -154,12 +155,12 @@ class ApiServer:
             for wait in waits:
                 wait.cancel()
 
-    def _server(self, listener: Listener, closing: asyncio.Event, counter: _Counter) -> _Server:
+    def _server(self, listener: Listener, closing: asyncio.Event) -> _Server:
         return _Server(
             uvicorn.Config(
-                _Entrance(self._app, listener, closing, counter),
+                _Entrance(self._app, listener, closing),
                 interface="asgi3",
-                http=BoundedH11,
+                http=bounded_h11(self._most_connections()),
                 ws="none",
                 loop="asyncio",
                 lifespan="off",
@@ -172,6 +173,12 @@ class ApiServer:
                 timeout_graceful_shutdown=self._grace,
             )
         )
+
+    def _most_connections(self) -> int:
+        # Whatever clients do, descriptors are left for the broker, the database and the disk.
+        files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        share = self._max_connections if files == resource.RLIM_INFINITY else files // 3
+        return min(self._max_connections, share)
 
     def _release(self) -> None:
         if self._control is not None:
@@ -221,35 +228,15 @@ async def _all_listening(servers: list[_Server]) -> None:
         await server.listening.wait()
 
 
-class _Counter:
-    """How many requests are being served, and may be."""
-
-    def __init__(self, most: int) -> None:
-        self.most = most
-        self.now = 0
-
-
 class _Entrance:
-    """Marks requests with how they came in, and turns away those that are too many."""
+    """Marks requests with how they came in."""
 
-    def __init__(
-        self, app: ASGIApp, listener: Listener, closing: asyncio.Event, counter: _Counter
-    ) -> None:
+    def __init__(self, app: ASGIApp, listener: Listener, closing: asyncio.Event) -> None:
         self._app = app
         self._listener = listener
         self._closing = closing
-        self._counter = counter
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         peer = str(scope.get("state", {}).get(PEER_KEY, "unknown"))
         mark(scope, Connection(listener=self._listener, peer=peer, closing=self._closing))
-        if self._counter.now >= self._counter.most:
-            problem = unavailable("too many requests at once; try again", code="busy")
-            problem.headers["Connection"] = "close"
-            await problem.response()(scope, receive, send)
-            return
-        self._counter.now += 1
-        try:
-            await self._app(scope, receive, send)
-        finally:
-            self._counter.now -= 1
+        await self._app(scope, receive, send)

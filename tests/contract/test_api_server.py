@@ -236,13 +236,6 @@ def test_too_many_commands_at_once_are_asked_to_come_again(monkeypatch: pytest.M
             thread.join(20)
 
 
-def test_more_requests_than_allowed_are_turned_away() -> None:
-    with serving(World(), max_requests=0) as api:
-        answer = api.control.get("/healthz")
-        assert answer.status_code == 503
-        assert answer.headers["content-type"] == "application/problem+json"
-
-
 def _raw(api: Served, data: bytes) -> bytes:
     with socket.create_connection(("127.0.0.1", api.server.tcp_port or 0), timeout=10) as raw:
         raw.sendall(data)

@@ -1,0 +1,250 @@
+"""What clients may take: requests at once, time, memory, connections. Real sockets throughout."""
+
+from __future__ import annotations
+
+import asyncio
+import resource
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import httpx
+import pytest
+
+from tenantry.api import protocol
+from tenantry.api.pool import Pool
+from tenantry.api.problems import Problem
+from tenantry.api.tokens import Tokens
+from tests.fakes.api import SECRET, Served, World, serving
+from tests.waiting import eventually
+
+HEAD = b"POST /tenants/acme/messages HTTP/1.1\r\nHost: localhost\r\n"
+BODY_BEGUN = HEAD + b"Content-Type: application/json\r\nContent-Length: 900000\r\n\r\n"
+
+
+@pytest.fixture
+def api() -> Iterator[Served]:
+    with serving(World()) as served:
+        served.world.create("acme")
+        yield served
+
+
+@contextmanager
+def stuck(api: Served, requests: int) -> Iterator[None]:
+    """Have so many requests served that don't end before the block does."""
+    world = api.world
+    while world.control.entered.acquire(blocking=False):
+        pass
+    world.control.held = threading.Event()
+    with ThreadPoolExecutor(requests) as pool:
+        url = f"{api.url}/tenants/acme/pause"
+        asked = [pool.submit(httpx.post, url, timeout=30, trust_env=False) for _ in range(requests)]
+        try:
+            for _ in range(requests):
+                assert world.control.entered.acquire(timeout=10)
+            yield
+        finally:
+            world.control.held.set()
+            for one in asked:
+                one.result(20)
+
+
+def test_a_client_with_too_many_requests_is_told_so_and_others_are_served(api: Served) -> None:
+    limits = _limits(api)
+    limits._most_of_a_client = 3
+    with stuck(api, 3):
+        refused = api.tcp.get("/tenants/acme")
+        assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
+        assert refused.headers["content-type"] == "application/problem+json"
+        assert api.control.get("/tenants/acme").status_code == 200
+        assert api.tcp.get("/healthz").status_code == 200
+        assert api.tcp.get("/readyz").status_code == 200
+    eventually(lambda: not limits._clients.total())
+    assert api.tcp.get("/tenants/acme").status_code == 200
+
+
+def test_too_many_requests_on_tcp_leave_the_control_socket_alone(api: Served) -> None:
+    _limits(api)._most = 3
+    with stuck(api, 3):
+        assert api.tcp.get("/tenants/acme").status_code == 503
+        assert api.control.get("/tenants/acme").status_code == 200
+        assert api.control.post("/drain").status_code == 202
+
+
+def test_holders_of_tokens_are_counted_apart() -> None:
+    def bearer(subject: str) -> dict[str, str]:
+        token = Tokens(SECRET).issue(subject=subject, now=datetime.now(UTC), ttl=timedelta(hours=1))
+        return {"Authorization": f"Bearer {token}"}
+
+    with serving(World(jwt_secret=SECRET)) as api:
+        api.world.create("acme")
+        limits = _limits(api)
+        limits._most_of_a_client = 1
+        with api.tcp.stream(
+            "GET", "/messages/stream?tenant_id=acme", headers=bearer("ann")
+        ) as open_stream:
+            assert open_stream.status_code == 200
+            assert api.tcp.get("/tenants", headers=bearer("ann")).status_code == 429
+            assert api.tcp.get("/tenants", headers=bearer("bob")).status_code == 200
+
+
+def test_a_request_that_takes_too_long_is_answered_nevertheless() -> None:
+    with serving(World(request_timeout=0.2)) as api:
+        api.world.create("acme")
+        with stuck(api, 1):
+            answer = api.tcp.post("/tenants/acme/pause")
+            assert answer.status_code == 504
+            assert answer.json()["type"].endswith("request-timeout")
+
+
+def test_a_thread_that_nobody_waits_for_any_more_keeps_its_place() -> None:
+    async def scenario() -> None:
+        pool, release = Pool(1, patience=0.05), threading.Event()
+        running = asyncio.create_task(pool.run(release.wait, 10))
+        await asyncio.sleep(0.02)
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+        with pytest.raises(Problem):
+            await pool.run(int)
+        release.set()
+        for _ in range(100):
+            try:
+                assert await pool.run(int) == 0
+            except Problem:
+                continue
+            return
+        raise AssertionError("the place never came free")
+
+    asyncio.run(scenario())
+
+
+def test_all_bodies_together_are_bounded(api: Served) -> None:
+    assert api.control.get("/healthz").status_code == 200  # builds the stack
+    bounded = _middleware(api, "BoundedBody")
+    bounded._held_bytes = 1_500_000
+    begun = []
+    try:
+        for _ in range(2):
+            raw = socket.create_connection(("127.0.0.1", api.server.tcp_port or 0), timeout=10)
+            raw.sendall(BODY_BEGUN + b"x" * 700_000)
+            begun.append(raw)
+        eventually(lambda: bounded._held.total() >= 1_400_000)
+        large = {"payload": "x" * 200_000}
+        refused = api.tcp.post("/tenants/acme/messages", json=large)
+        assert refused.status_code == 503
+        assert api.tcp.get("/tenants/acme").status_code == 200
+        assert api.control.post("/tenants/acme/messages", json=large).status_code == 202
+    finally:
+        for raw in begun:
+            raw.close()
+    eventually(lambda: bounded._held.total() == 0, what="everything given back")
+    assert api.tcp.post("/tenants/acme/messages", json=large).status_code == 202
+
+
+def test_connections_beyond_the_limit_are_closed() -> None:
+    with serving(World(), max_connections=5) as api:
+        opened = [
+            socket.create_connection(("127.0.0.1", api.server.tcp_port or 0), timeout=10)
+            for _ in range(8)
+        ]
+        try:
+            assert [_is_closed(raw) for raw in opened[5:]] == [True] * 3
+            assert api.control.get("/healthz").status_code == 200
+        finally:
+            for raw in opened:
+                raw.close()
+        eventually(lambda: api.tcp.get("/healthz").status_code == 200)
+
+
+@pytest.fixture
+def many_files() -> Iterator[None]:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 16_384), hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.usefixtures("many_files")
+def test_a_thousand_clients_that_trickle_hold_up_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocol, "HEAD_SECONDS", 60.0)  # nobody is let go during the test
+    with serving(World(body_timeout=60.0)) as api:
+        api.world.create("acme")
+        with trickling(api.server.tcp_port or 0, 1000) as trickled:
+            eventually(lambda: trickled() > 3000, timeout=30, what="bytes trickling")
+            slowest = 0.0
+            for _ in range(20):
+                for call in (
+                    lambda: api.control.get("/healthz"),
+                    lambda: api.tcp.get("/healthz"),
+                    lambda: api.control.get("/tenants/acme"),
+                    lambda: api.tcp.post("/tenants/acme/messages", json={"payload": 1}),
+                ):
+                    slowest = max(slowest, _seconds(call))
+            assert slowest < 2.0
+            assert len(api.world.publishing.sent) == 20
+
+
+@contextmanager
+def trickling(port: int, clients: int) -> Iterator[Callable[[], int]]:
+    """Have clients send a request's head, or its body, a byte at a time; tells how many bytes."""
+    sockets = []
+    done = threading.Event()
+    sent = 0
+
+    def trickle() -> None:
+        nonlocal sent
+        while not done.is_set():
+            for raw in sockets:
+                try:
+                    raw.send(b"x")
+                except OSError:
+                    continue
+                sent += 1
+            done.wait(0.1)
+
+    thread = threading.Thread(target=trickle)
+    try:
+        for number in range(clients):
+            raw = socket.create_connection(("127.0.0.1", port), timeout=10)
+            raw.sendall(BODY_BEGUN if number % 2 else HEAD + b"X-Slow: ")
+            raw.setblocking(False)
+            sockets.append(raw)
+        thread.start()
+        yield lambda: sent
+    finally:
+        done.set()
+        if thread.is_alive():
+            thread.join(10)
+        for raw in sockets:
+            raw.close()
+
+
+def _is_closed(raw: socket.socket) -> bool:
+    try:
+        return raw.recv(1) == b""
+    except ConnectionResetError:
+        return True
+
+
+def _seconds(call: Callable[[], httpx.Response]) -> float:
+    began = time.monotonic()
+    assert call().is_success
+    return time.monotonic() - began
+
+
+def _middleware(api: Served, name: str) -> Any:
+    layer: Any = api.app.middleware_stack
+    while type(layer).__name__ != name:
+        layer = getattr(layer, "_app", None) or layer.app
+    return layer
+
+
+def _limits(api: Served) -> Any:
+    assert api.control.get("/healthz").status_code == 200  # builds the stack
+    return _middleware(api, "Limits")
