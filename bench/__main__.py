@@ -1,4 +1,7 @@
-"""`python -m bench`: everything in one go, on services of its own, with the ratios."""
+"""`python -m bench`: everything in one go, on services of its own, with the ratios.
+
+Two tables: messages from the broker to the database, and the HTTP API under load.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import argparse
 import json
 import platform
 import statistics
+import sys
 import tempfile
 from pathlib import Path
 
@@ -13,7 +17,7 @@ import psycopg
 from rich.console import Console
 from rich.table import Table
 
-from bench import peers, subject
+from bench import api, api_table, api_wrk, peers, subject
 from tenantry.broker.rabbitmq.node import PrivateNode
 from tenantry.database.embedded import EmbeddedPostgres
 
@@ -30,17 +34,33 @@ def main() -> None:
     )
     parser.add_argument("--steady-seconds", type=int, default=15, help="for the latency figure")
     parser.add_argument("--json", action="store_true", help="one JSON document on stdout")
+    parser.add_argument("--only", choices=["messages", "api"], help="one of the two tables only")
+    parser.add_argument("--api-seconds", type=float, default=5.0, help="a run of wrk")
+    parser.add_argument(
+        "--api-backlog", type=int, default=500_000, help="stored while pages are read; 0: skip"
+    )
+    parser.add_argument(
+        "--deep-rows", type=int, default=10_000_000, help="of the tenant paged through; 0: skip"
+    )
     options = parser.parse_args()
+    if options.only != "messages" and (problem := api_wrk.missing()):
+        if options.only == "api":
+            parser.error(problem)
+        print(f"without the HTTP API: {problem}", file=sys.stderr)
+        options.only = "messages"
     with tempfile.TemporaryDirectory(prefix="tenantry-bench-") as name:
         figures = measure(Path(name), options)
     if options.json:
         print(json.dumps(figures, indent=2))
-    else:
+        return
+    if options.only != "api":
         show(figures)
+    if options.only != "messages":
+        api_table.show(figures)
 
 
 def measure(directory: Path, options: argparse.Namespace) -> dict[str, float]:
-    """Measure everything, one after the other."""
+    """Measure everything that is wanted, one after the other."""
     directory.chmod(0o755)
     console = Console(stderr=True)
     node = PrivateNode(directory / "rabbitmq")
@@ -51,29 +71,50 @@ def measure(directory: Path, options: argparse.Namespace) -> dict[str, float]:
             node.start()
             _enable_commit_times(postgres)
             db = postgres.start()
-        with console.status("pika alone"):
-            figures["pika_alone"] = peers.pika_alone(node.url, options.messages)
-        with console.status("a plain handler"):
-            figures["plain_handler"] = peers.plain_handler(node.url, db, options.plain_messages)
-        with subject.running(directory / "one", node.url, node.management_url, db) as daemon:
-            with console.status("the daemon, one tenant"):
-                figures["daemon_1"] = daemon.drain_backlog(1, options.messages)
-            with console.status("the daemon, ten tenants"):
-                figures["daemon_10"] = daemon.drain_backlog(10, options.messages)
-            with console.status(f"the daemon at {STEADY_RATE} messages/s"):
-                latencies = daemon.latencies(STEADY_RATE, options.steady_seconds)
-            figures["latency_median_ms"] = statistics.median(latencies)
-            figures["latency_p99_ms"] = latencies[int(len(latencies) * 0.99)]
-        if options.backlog:
+        if options.only != "api":
+            figures |= _measure_messages(directory, options, console, node, db)
+        if options.only != "messages":
+            plan = api.Plan(
+                seconds=options.api_seconds,
+                deep_rows=options.deep_rows,
+                backlog=options.api_backlog,
+            )
             with (
-                subject.running(directory / "two", node.url, node.management_url, db) as daemon,
-                console.status(f"the daemon before {options.backlog:,} messages"),
+                subject.running(directory / "api", node.url, node.management_url, db) as daemon,
+                console.status("the HTTP API"),
             ):
-                figures["daemon_backlog"] = daemon.drain_backlog(3, options.backlog)
-                figures["peak_rss_mb"] = daemon.peak_rss_mb()
+                measured = api.Api(daemon, db, node.url, directory / "api")
+                figures |= api.measure(measured, plan)
     finally:
         node.stop()
         postgres.stop()
+    return figures
+
+
+def _measure_messages(
+    directory: Path, options: argparse.Namespace, console: Console, node: PrivateNode, db: str
+) -> dict[str, float]:
+    figures: dict[str, float] = {}
+    with console.status("pika alone"):
+        figures["pika_alone"] = peers.pika_alone(node.url, options.messages)
+    with console.status("a plain handler"):
+        figures["plain_handler"] = peers.plain_handler(node.url, db, options.plain_messages)
+    with subject.running(directory / "one", node.url, node.management_url, db) as daemon:
+        with console.status("the daemon, one tenant"):
+            figures["daemon_1"] = daemon.drain_backlog(1, options.messages)
+        with console.status("the daemon, ten tenants"):
+            figures["daemon_10"] = daemon.drain_backlog(10, options.messages)
+        with console.status(f"the daemon at {STEADY_RATE} messages/s"):
+            latencies = daemon.latencies(STEADY_RATE, options.steady_seconds)
+        figures["latency_median_ms"] = statistics.median(latencies)
+        figures["latency_p99_ms"] = latencies[int(len(latencies) * 0.99)]
+    if options.backlog:
+        with (
+            subject.running(directory / "two", node.url, node.management_url, db) as daemon,
+            console.status(f"the daemon before {options.backlog:,} messages"),
+        ):
+            figures["daemon_backlog"] = daemon.drain_backlog(3, options.backlog)
+            figures["peak_rss_mb"] = daemon.peak_rss_mb()
     return figures
 
 
