@@ -16,7 +16,7 @@ from tenantry.journal.bell import Bell
 from tenantry.sql import queries
 
 CHANNEL: Final = "tenantry_events"
-SLICE: Final = 0.5
+SLICE: Final = 0.2
 """Seconds after which it looks whether it has been asked to stop."""
 
 FIRST_DELAY: Final = 0.1
@@ -63,7 +63,7 @@ class JournalListener:
             delay = min(LAST_DELAY, delay * 2)
 
     def stop(self) -> None:
-        """Make `run` return within half a second; harmless twice, and before `run`."""
+        """Make `run` return within a fraction of a second; harmless twice, and before `run`."""
         self._stopping.set()
 
     def _begin(self, connection: Connection) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Final, Generic, TypeVar, cast
 
 import pika
@@ -64,7 +65,9 @@ class IoLoop(Generic[C]):
         on_open: Callable[[C], None],
         on_closed: Callable[[str], None],
         kind: type[C],
+        linger: Callable[[C], float] = lambda _: 0.0,
     ) -> None:
+        """`linger` gives the seconds an open connection is kept once it is to be closed."""
         self._parameters = parameters(url)
         self._parameters.client_properties = {"connection_name": name, "product": "Tenantry"}
         self._name = name
@@ -73,6 +76,7 @@ class IoLoop(Generic[C]):
         self._lock = threading.Lock()
         self._stopping = threading.Event()
         self._kind = kind
+        self._linger = linger
         self._connection: C | None = None
         self._opened = False
         self._openings = 0
@@ -147,7 +151,12 @@ class IoLoop(Generic[C]):
             # Pika can't be told to stop connecting without failing: it closes once it is open.
             connection.ioloop.call_later(OPENING_TIMEOUT, connection.ioloop.stop)
             return
-        connection.ioloop.call_later(CLOSE_TIMEOUT, connection.ioloop.stop)
+        delay = self._linger(connection)
+        connection.ioloop.call_later(delay + CLOSE_TIMEOUT, connection.ioloop.stop)
+        connection.ioloop.call_later(delay, partial(self._say_goodbye, connection))
+
+    @staticmethod
+    def _say_goodbye(connection: C) -> None:
         try:
             connection.close(200, "Tenantry stops")
         except AMQPError:

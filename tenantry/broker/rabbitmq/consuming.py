@@ -6,6 +6,7 @@ behind the sink.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Final
@@ -27,6 +28,14 @@ REOPEN_AFTER: Final = 1.0
 
 NOT_FOUND: Final = 404
 
+ACKS_SETTLE: Final = 0.3
+"""Seconds between the last ack and the end of its channel.
+
+A quorum queue's side of the channel holds acks back while many are under way, and forgets them
+when the channel ends; AMQP has no word by which it would tell that they are through. What is
+forgotten is delivered again, and found to be a duplicate: this only makes that rare.
+"""
+
 
 class RabbitSubscription:
     """One tenant's channel. Its fields belong to the loop's thread; the public calls go there."""
@@ -40,6 +49,7 @@ class RabbitSubscription:
         sink: DeliverySink,
         forget: Callable[[RabbitSubscription], None],
     ) -> None:
+        self._settled_at = 0.0
         self._loop = loop
         self._queues = tuple(queues)
         self._prefetch = prefetch
@@ -152,6 +162,9 @@ class RabbitSubscription:
             channel.basic_reject(tag, requeue=False)
         if ack_up_to is not None:
             channel.basic_ack(ack_up_to, multiple=True)
+        self._settled_at = time.monotonic()
+        if self._connection is not None:
+            self._connection.settled_at = self._settled_at
 
     def _cancel(self) -> None:
         self._wanted = False
@@ -194,7 +207,14 @@ class RabbitSubscription:
         channel, self._channel = self._channel, None
         self._generation += 1
         self._forget(self)
-        if channel is not None:
+        if channel is None:
+            return
+        self._forget_channel(channel)
+        connection = self._connection
+        delay = acks_settle_in(self._settled_at)
+        if connection is not None and connection.is_open and delay > 0:
+            connection.ioloop.call_later(delay, partial(self._end, channel))
+        else:
             self._end(channel)
 
     def _cancelled_by_broker(self, generation: int, _frame: object) -> None:
@@ -262,6 +282,7 @@ class RabbitConsuming:
             on_open=self._connected,
             on_closed=self._disconnected,
             kind=ReadingConnection,
+            linger=lambda connection: acks_settle_in(connection.settled_at),
         )
         self._subscriptions: set[RabbitSubscription] = set()
         self._connection: ReadingConnection | None = None
@@ -310,6 +331,11 @@ class RabbitConsuming:
         self._connection = None
         for subscription in tuple(self._subscriptions):
             subscription.disconnected(reason)
+
+
+def acks_settle_in(settled_at: float) -> float:
+    """Give the seconds after which acks sent at `settled_at` may be taken to be through."""
+    return max(0.0, settled_at + ACKS_SETTLE - time.monotonic())
 
 
 def _passed_by(*_delivery: object) -> None:

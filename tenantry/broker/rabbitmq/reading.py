@@ -90,6 +90,7 @@ class ReadingConnection(pika.SelectConnection):
         self._receivers: dict[tuple[int, bytes], Receiver] = {}
         self._partial: dict[int, _Partial] = {}
         self._content_types: dict[bytes, str] = {}
+        self.settled_at = 0.0
         super().__init__(*arguments, **keywords)
 
     def receive(self, channel: int, consumer_tag: str, receiver: Receiver) -> None:
