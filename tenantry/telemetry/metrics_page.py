@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Final
 
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
-from prometheus_client import exposition as text
-from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.registry import Collector
+
+from tenantry.telemetry.metrics_text import write
 
 OPENMETRICS: Final = "application/openmetrics-text"
 TEXT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
@@ -39,10 +39,9 @@ class MetricsPage:
 
     def render(self, accept: str = "") -> Page:
         """Ask the collectors and write what they say: OpenMetrics for those who accept it."""
-        if _takes_openmetrics(accept):
-            body = openmetrics.generate_latest(self._registry)  # type: ignore[no-untyped-call]
-            return Page(body=body, content_type=OPENMETRICS_TYPE)
-        return Page(body=text.generate_latest(self._registry), content_type=TEXT_TYPE)
+        openmetrics = _takes_openmetrics(accept)
+        text = write(self._registry.collect(), openmetrics=openmetrics)
+        return Page(body=text.encode(), content_type=OPENMETRICS_TYPE if openmetrics else TEXT_TYPE)
 
 
 def _takes_openmetrics(accept: str) -> bool:
