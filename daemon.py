@@ -43,6 +43,7 @@ from tenantry.broker.rabbitmq.consuming import RabbitConsuming
 from tenantry.broker.rabbitmq.publishing import RabbitPublishing
 from tenantry.database.credentials import PostgresCredentials
 from tenantry.database.embedded import EmbeddedPostgres
+from tenantry.database.idempotency import PostgresIdempotencyKeys
 from tenantry.database.keeper import PostgresKeeper
 from tenantry.database.migrations import migrate
 from tenantry.database.pool import Database
@@ -224,6 +225,7 @@ class Daemon:
                 journal=journal,
                 messages=messages,
                 publishing=publishing,
+                idempotency=PostgresIdempotencyKeys(database),
                 cursor_key=_cursor_key(settings.state_dir),
                 default_workers=settings.workers,
                 info=self._info(database, api, metrics_api),

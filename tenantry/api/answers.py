@@ -50,6 +50,12 @@ class TenantWithCredentials(Tenant):
     credentials: AccessData
 
 
+class CreatedTenant(Tenant):
+    """A tenant that was made; `credentials` are missing where an earlier call has shown them."""
+
+    credentials: AccessData | None = None
+
+
 class TenantPage(BaseModel):
     """Tenants by id; `next_cursor` is null on the last page."""
 

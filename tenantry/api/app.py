@@ -11,6 +11,7 @@ from tenantry import __version__
 from tenantry.api import access, handlers, openapi
 from tenantry.api.auth import Authentication
 from tenantry.api.cursors import Cursors
+from tenantry.api.idempotency import IdempotencyKeys, MemoryIdempotencyKeys
 from tenantry.api.jsonroute import JsonRoute
 from tenantry.api.limits import MAX_REQUESTS, REQUEST_SECONDS, Limits
 from tenantry.api.middleware import BoundedBody, RequestContext
@@ -49,6 +50,7 @@ def create_app(
     info: Mapping[str, object] | None = None,
     jwt_secret: str | None = None,
     metrics: MetricsPage | None = None,
+    idempotency: IdempotencyKeys | None = None,
     max_body_bytes: int = MAX_BODY_BYTES,
     command_timeout: float = COMMAND_SECONDS,
     publish_timeout: float = PUBLISH_SECONDS,
@@ -60,8 +62,8 @@ def create_app(
 
     `cursor_key` (16 bytes at least) seals cursors: they outlive a restart if it does. Without
     `jwt_secret` (32 bytes at least) TCP takes no tokens, and must be on loopback only. `info` is
-    what `GET /info` shows: no secrets. `metrics` is what `GET /metrics` shows. Timeouts are in
-    seconds.
+    what `GET /info` shows: no secrets. `metrics` is what `GET /metrics` shows. Without
+    `idempotency` keys are forgotten with the process. Timeouts are in seconds.
     """
     services = Services(
         control=control,
@@ -69,6 +71,7 @@ def create_app(
         journal=journal,
         messages=messages,
         publishing=publishing,
+        idempotency=idempotency or MemoryIdempotencyKeys(),
         info=dict(info or {}),
         default_workers=default_workers,
         command_timeout=command_timeout,

@@ -11,6 +11,7 @@ from starlette.requests import Request
 
 from tenantry.api.auth import principal_of
 from tenantry.api.cursors import Cursors
+from tenantry.api.idempotency import IdempotencyKeys
 from tenantry.api.middleware import correlation_id_of
 from tenantry.api.partitions import Router
 from tenantry.api.pool import Pool
@@ -43,6 +44,7 @@ class Services:
     journal: EventStore
     messages: MessageStore
     publishing: Publishing
+    idempotency: IdempotencyKeys
     info: Mapping[str, object]
     default_workers: int
     command_timeout: float

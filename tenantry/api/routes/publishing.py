@@ -9,8 +9,9 @@ from fastapi import FastAPI
 from starlette.requests import Request
 from starlette.responses import Response
 
-from tenantry.api import answers, lookup, rawjson, render, schemas
+from tenantry.api import answers, idempotency, lookup, rawjson, render, schemas
 from tenantry.api.documented import errors
+from tenantry.api.idempotency import Once
 from tenantry.api.problems import Problem
 from tenantry.api.services import Services
 from tenantry.broker.port import Outgoing
@@ -34,20 +35,29 @@ def add_routes(app: FastAPI, services: Services) -> None:
         responses=errors(404, 409, 503, body=True),
     )
     async def publish(
-        tenant_id: str, publications: schemas.Publications, request: Request
+        tenant_id: str,
+        publications: schemas.Publications,
+        request: Request,
+        idempotency_key: idempotency.Key = None,
     ) -> Response:
         """Publish one message or a list of them; answers once the broker has confirmed all.
 
-        After a 503 some may have been taken: send all again with the same ids, and each is
-        stored once.
+        After a 503 some may have been taken: send all again, with the same ids or the same
+        `Idempotency-Key`, and each is stored once. With a key, ids that are left out are made
+        from it, so that a repeated call has the same answer.
         """
         several = publications if isinstance(publications, list) else [publications]
         body = await request.body()
+        once = None
+        if idempotency_key is not None:
+            once = Once(f"POST /tenants/{tenant_id}/messages", idempotency_key, body)
 
         def send() -> bytes:
             payloads = rawjson.members(body, "payload")
             state = _publishable(lookup.existing(services.directory, tenant_id))
-            messages = _outgoing(services, state, several, payloads)
+            messages = _outgoing(services, state, several, payloads, once)
+            if once is not None:
+                once.claim(services.idempotency)
             services.publishing.publish(messages, timeout=services.publish_timeout)
             return render.dumps({"ids": [one.message_id for one in messages]})
 
@@ -65,10 +75,11 @@ def _outgoing(
     state: TenantState,
     publications: Sequence[schemas.Publication],
     payloads: Sequence[bytes],
+    once: Once | None,
 ) -> list[Outgoing]:
     exchange = names.stream_name(state.tenant_id)
     messages = []
-    for one, payload in zip(publications, payloads, strict=True):
+    for number, (one, payload) in enumerate(zip(publications, payloads, strict=True)):
         topic = names.DEFAULT_TOPIC if one.topic is None else one.topic
         if topic != names.DEFAULT_TOPIC and topic not in state.topics:
             raise Problem(
@@ -84,7 +95,7 @@ def _outgoing(
                     state.tenant_id, topic, state.partitions, one.key
                 ),
                 body=payload,
-                message_id=str(uuid4()) if one.id is None else one.id,
+                message_id=one.id or (str(uuid4()) if once is None else once.id(number)),
                 content_type=_CONTENT_TYPE,
             )
         )

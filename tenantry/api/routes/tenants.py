@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from typing import Annotated
-from uuid import uuid4
 
 from fastapi import FastAPI, Query
 from starlette.requests import Request
@@ -11,51 +10,18 @@ from starlette.responses import Response
 
 from tenantry.api import answers, links, lookup, render, schemas
 from tenantry.api.documented import errors
+from tenantry.api.routes import creation
 from tenantry.api.services import Caller, Services
-from tenantry.domain.commands import CreateTenant, RequestDeletion
+from tenantry.domain.commands import RequestDeletion
 
 _TENANTS = "tenants"
 
 
 def add_routes(app: FastAPI, services: Services) -> None:
     """Serve tenants on `app`."""
+    creation.add_routes(app, services)
     _add_reading(app, services)
     control, pool = services.control, services.pools.commands
-
-    @app.post(
-        "/tenants",
-        status_code=201,
-        response_model=answers.TenantWithCredentials,
-        summary="Create a tenant",
-        tags=[_TENANTS],
-        responses={
-            201: {
-                "description": "It exists and consumes. The credentials are shown this once.",
-                "headers": {"Location": {"schema": {"type": "string"}}},
-            },
-            **errors(409, 503, 504, body=True),
-        },
-    )
-    async def create_tenant(wanted: schemas.TenantCreation, caller: Caller) -> Response:
-        """Make a tenant with its stream, queues, broker user and partition, and consume.
-
-        A step that fails leaves nothing behind.
-        """
-        command = CreateTenant(
-            tenant_id=str(uuid4()) if wanted.id is None else wanted.id,
-            name=wanted.name,
-            workers=services.default_workers if wanted.workers is None else wanted.workers,
-            topics=tuple(wanted.topics),
-            partitions=wanted.partitions,
-        )
-        outcome = await pool.run(
-            control.execute, command, metadata=caller, timeout=services.command_timeout
-        )
-        return render.json_response(
-            render.dumps(render.outcome(outcome)),
-            201,
-            {"Location": f"/tenants/{outcome.tenant.tenant_id}"},
-        )
 
     @app.delete(
         "/tenants/{tenant_id}",
