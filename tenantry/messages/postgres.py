@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Final, LiteralString, TypeAlias
+from typing import TYPE_CHECKING, Final, LiteralString, TypeAlias, TypeVar
 
 import psycopg
-from psycopg import errors, sql
-from psycopg.rows import TupleRow, class_row
+from psycopg import errors
+from psycopg.rows import RowFactory, TupleRow, class_row, tuple_row
 
 from tenantry.database.errors import DatabaseUnavailableError
-from tenantry.domain import names
-from tenantry.messages import validation
+from tenantry.messages import pages, validation
 from tenantry.messages.encoding import columns
 from tenantry.messages.port import (
     Counts,
@@ -24,6 +23,7 @@ from tenantry.messages.port import (
     StoreResult,
     StoreUnavailableError,
     Unstorable,
+    WrittenMessage,
 )
 from tenantry.messages.validation import Verdict
 
@@ -38,15 +38,6 @@ SELECT stored, duplicates FROM tenantry.store_messages(
     %s::text, %b, %b, %b, %b, %b, %b, %b, %b, %s::integer)
 """
 
-_PAGE: Final[LiteralString] = """
-SELECT id, tenant_id, position, topic, partition, payload::text AS payload, body, content_type,
-       headers::text AS headers, published_at, created_at
-FROM {table}
-WHERE {conditions}
-ORDER BY position {direction}
-LIMIT %(limit)s
-"""
-
 _REFUSALS: Final = (
     errors.DataError,
     errors.ProgramLimitExceeded,
@@ -56,6 +47,8 @@ _REFUSALS: Final = (
 )
 """What PostgreSQL says of a value it will never take, however often it is tried."""
 
+
+_Row = TypeVar("_Row")
 
 Connection: TypeAlias = psycopg.Connection[TupleRow]
 
@@ -122,32 +115,23 @@ class PostgresMessageStore:
         order: Order = Order.ASCENDING,
     ) -> list[StoredMessage]:
         """Read a page of a tenant's messages by position; an index gives it at constant cost."""
-        ascending = order is Order.ASCENDING
-        conditions = [sql.SQL("true")]
-        if topic is not None:
-            conditions.append(sql.SQL("topic = %(topic)s"))
-        if after is not None:
-            conditions.append(
-                sql.SQL("position > %(after)s" if ascending else "position < %(after)s")
-            )
-        query = sql.SQL(_PAGE).format(
-            table=sql.Identifier("tenantry", names.partition_table_name(tenant_id)),
-            conditions=sql.SQL(" AND ").join(conditions),
-            direction=sql.SQL("ASC" if ascending else "DESC"),
-        )
-        wanted = {"topic": topic, "after": after, "limit": limit}
-        try:
-            with (
-                self._database.connection() as connection,
-                connection.cursor(row_factory=class_row(StoredMessage)) as cursor,
-            ):
-                return cursor.execute(query, wanted).fetchall()
-        except DatabaseUnavailableError as error:
-            raise StoreUnavailableError(str(error)) from error
-        except errors.UndefinedTable as error:
-            raise PartitionMissingError(f"tenant {tenant_id!r} has no partition") from error
-        except psycopg.Error as error:
-            raise MessageStoreError(_one_line(error)) from error
+        query = pages.query(tenant_id, pages.COLUMNS, of_topic=topic is not None, order=order)
+        wanted = pages.parameters(topic, after, limit, order)
+        return self._read(tenant_id, query, wanted, class_row(StoredMessage))
+
+    def written_page(
+        self,
+        tenant_id: str,
+        *,
+        topic: str | None = None,
+        after: int | None = None,
+        limit: int = 50,
+        order: Order = Order.ASCENDING,
+    ) -> list[WrittenMessage]:
+        """Read a page as `page` does, as JSON written by the database."""
+        query = pages.query(tenant_id, pages.WRITTEN, of_topic=topic is not None, order=order)
+        wanted = pages.parameters(topic, after, limit, order)
+        return self._read(tenant_id, query, wanted, tuple_row)
 
     def counts(self, tenant_id: str) -> Counts:
         """Give the tenant's running totals."""
@@ -201,6 +185,22 @@ class PostgresMessageStore:
             stored += counts[0]
             duplicates += counts[1]
         return stored, duplicates
+
+    def _read(
+        self, tenant_id: str, query: bytes, wanted: pages.Parameters, rows: RowFactory[_Row]
+    ) -> list[_Row]:
+        try:
+            with (
+                self._database.connection() as connection,
+                connection.cursor(binary=True, row_factory=rows) as cursor,
+            ):
+                return cursor.execute(query, wanted, prepare=False).fetchall()
+        except DatabaseUnavailableError as error:
+            raise StoreUnavailableError(str(error)) from error
+        except errors.UndefinedTable as error:
+            raise PartitionMissingError(f"tenant {tenant_id!r} has no partition") from error
+        except psycopg.Error as error:
+            raise MessageStoreError(_one_line(error)) from error
 
     @staticmethod
     def _call_store(

@@ -6,12 +6,15 @@ import json
 import threading
 from datetime import UTC, datetime
 from decimal import Decimal
+from typing import Any
 
+import orjson
 import psycopg
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tenantry.api import render
 from tenantry.database.pool import Database
 from tenantry.messages.port import Incoming, Order, PartitionMissingError, StoreResult
 from tenantry.messages.postgres import PostgresMessageStore
@@ -211,6 +214,29 @@ def test_pages_follow_one_another_in_both_directions(store: PostgresMessageStore
             assert seen == (expected if order is Order.ASCENDING else expected[::-1])
 
 
+def test_a_written_page_shows_what_a_page_holds(store: PostgresMessageStore) -> None:
+    awkward = 'a"b\\c\n\t\x7f\u2028é\U0001f600'
+    batch = [
+        incoming(awkward, b'{"n": 12345678901234567890.10}', headers={awkward: awkward}),
+        incoming("long", bytes(range(256)) * 3, awkward, topic=awkward),
+        incoming("empty", b"", "text/plain", published=1),
+        incoming("null", b"null", None),
+    ]
+    assert store.store(TENANT, batch).stored == 4
+    for order in Order:
+        for topic in (None, "default", awkward, "none"):
+            for after in (None, 1, 3):
+                choice: dict[str, Any] = {"topic": topic, "after": after, "order": order}
+                rows = store.page(TENANT, limit=2, **choice)
+                written = store.written_page(TENANT, limit=2, **choice)
+                assert [position for position, _ in written] == [row.position for row in rows]
+                for row, (_, text) in zip(rows, written, strict=True):
+                    assert json.loads(text) == json.loads(render.dumps(render.message(row)))
+                    assert "\n" not in text
+    with pytest.raises(PartitionMissingError):
+        store.written_page("nobody")
+
+
 def test_a_reader_beside_writers_misses_none_and_sees_none_twice(
     store: PostgresMessageStore,
 ) -> None:
@@ -266,5 +292,9 @@ def test_any_bytes_are_either_stored_or_named(
         TENANT, [incoming(None, body, content_type) for body in bodies]
     )
     assert result.stored + len(result.unstorable) == len(bodies)
+    rows = store.page(TENANT, limit=20, order=Order.DESCENDING)
+    written = store.written_page(TENANT, limit=20, order=Order.DESCENDING)
+    shown = [orjson.loads(text) for _, text in written]
+    assert shown == [orjson.loads(render.dumps(render.message(row))) for row in rows]
     assert result.duplicates == 0
     assert store.counts(TENANT).stored == before + result.stored

@@ -1,0 +1,71 @@
+"""How PostgreSQL reads pages: the plans, with the statistics it has and without."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tenantry.database.pool import Connection, Database
+from tenantry.messages import pages
+from tenantry.messages.port import Order
+from tenantry.messages.postgres import PostgresMessageStore
+
+ROWS = 20_000
+LATE = 15_000
+
+
+@pytest.fixture
+def connection(database: Database) -> Any:
+    PostgresMessageStore(database).create_partition("t")
+    with database.connection() as connection:
+        yield connection
+
+
+def fill(connection: Connection) -> None:
+    """Give the tenant two topics, one of them only at the end, and a third hardly ever."""
+    connection.execute(
+        "INSERT INTO tenantry.messages_t (tenant_id, id, position, topic, partition, body,"
+        " created_at) SELECT 't', n, n, CASE WHEN n %% 9999 = 7 THEN 'rare' WHEN n > %s THEN 'late'"
+        " ELSE 'early' END, 0, '', now() FROM generate_series(1, %s) AS n",
+        (LATE, ROWS),
+    )
+
+
+def touched(connection: Connection, topic: str | None, after: int | None, order: Order) -> int:
+    """Read a page of 100, and tell how many rows and pages of the index and the table it took."""
+    query = pages.query("t", pages.WRITTEN, of_topic=topic is not None, order=order)
+    wanted = pages.parameters(topic, after, 100, order)
+    row = connection.execute(
+        b"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) " + query, wanted, prepare=False
+    ).fetchone()
+    assert row is not None
+    plan = row[0][0]["Plan"]
+    return int(plan["Shared Hit Blocks"] + plan["Shared Read Blocks"])
+
+
+@pytest.mark.parametrize("analyzed", [True, False])
+@pytest.mark.parametrize("order", Order)
+@pytest.mark.parametrize("topic", [None, "early", "late", "rare", "none"])
+def test_a_page_costs_the_same_wherever_it_is(
+    connection: Connection, topic: str | None, order: Order, analyzed: bool
+) -> None:
+    if not analyzed:
+        connection.execute(
+            "ALTER TABLE tenantry.messages_t SET (autovacuum_enabled = off)", prepare=False
+        )
+    fill(connection)
+    if analyzed:
+        connection.execute("ANALYZE tenantry.messages_t")
+    for after in (None, 1, ROWS // 2, LATE, ROWS - 1, ROWS):
+        assert touched(connection, topic, after, order) < 30
+
+
+def test_no_plan_is_kept_from_when_messages_were_few(database: Database) -> None:
+    store = PostgresMessageStore(database)
+    store.create_partition("t")
+    for _ in range(20):
+        assert store.written_page("t") == store.page("t") == []
+    with database.connection() as connection:  # the only one there is: nothing ran side by side
+        kept = connection.execute("SELECT statement FROM pg_prepared_statements").fetchall()
+    assert not [statement for (statement,) in kept if "messages_t" in statement]
