@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -16,7 +16,7 @@ from tenantry.domain import names
 from tenantry.domain.tenant import TenantState
 from tenantry.journal.codec import CODEC
 from tenantry.journal.port import RecordedEvent
-from tenantry.messages.port import StoredMessage
+from tenantry.messages.port import StoredMessage, WrittenMessage
 
 
 def dumps(value: object) -> bytes:
@@ -74,6 +74,15 @@ def message(row: StoredMessage) -> dict[str, Any]:
     shown["headers"] = None if row.headers is None else orjson.Fragment(row.headers)
     shown["created_at"] = row.created_at
     return shown
+
+
+def message_page(
+    rows: Sequence[WrittenMessage], *, next_cursor: str | None, follow_cursor: str | None
+) -> bytes:
+    """Write a page of messages that are written already."""
+    texts = ",".join([text for _, text in rows]).encode()
+    cursors = dumps({"next_cursor": next_cursor, "follow_cursor": follow_cursor})
+    return b'{"data":[%b],%b' % (texts, cursors[1:])
 
 
 def event(recorded: RecordedEvent) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from typing import Any
 import httpx
 from fastapi import FastAPI
 
+from tenantry.api import render
 from tenantry.api.app import create_app
 from tenantry.api.port import (
     ActorStatus,
@@ -39,7 +40,7 @@ from tenantry.domain.commands import (
 from tenantry.domain.tenant import TenantState, decide
 from tenantry.journal.memory import InMemoryEventStore
 from tenantry.journal.port import Metadata
-from tenantry.messages.port import Order, StoredMessage
+from tenantry.messages.port import Order, StoredMessage, WrittenMessage
 from tenantry.projections.memory import InMemoryTenantDirectory, InMemoryTenantProjection
 
 CURSOR_KEY = b"a key for cursors in tests"
@@ -210,6 +211,12 @@ class FakeMessages:
             if (topic is None or row.topic == topic)
             and (after is None or (row.position > after if up else row.position < after))
         ][:limit]
+
+    def written_page(self, tenant_id: str, **choice: Any) -> list[WrittenMessage]:
+        return [
+            (row.position, render.dumps(render.message(row)).decode())
+            for row in self.page(tenant_id, **choice)
+        ]
 
 
 class World:

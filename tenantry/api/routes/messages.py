@@ -12,7 +12,7 @@ from tenantry.api import answers, links, lookup, render, schemas
 from tenantry.api.documented import errors
 from tenantry.api.services import Services
 from tenantry.domain import names
-from tenantry.messages.port import Order, StoredMessage
+from tenantry.messages.port import Order, WrittenMessage
 
 TAG: Final = "messages"
 
@@ -46,25 +46,23 @@ def add_routes(app: FastAPI, services: Services) -> None:
         after = None if query.cursor is None else cursors.open_position(query.cursor, *bound)
 
         def read() -> tuple[bytes, str | None]:
-            lookup.readable(services.directory, query.tenant_id)
-            rows: list[StoredMessage] = []
+            tenant_id = lookup.checked_id(query.tenant_id)
+            rows: list[WrittenMessage] = []
             if topic_can_be(query.topic):
-                rows = services.messages.page(
-                    query.tenant_id,
+                rows = services.messages.written_page(
+                    tenant_id,
                     topic=query.topic,
                     after=after,
                     limit=query.limit + 1,
                     order=query.order,
                 )
+            if not rows:  # where rows are, there is their tenant: they go with it
+                lookup.readable(services.directory, tenant_id)
             page = rows[: query.limit]
-            end = cursors.seal_position(page[-1].position if page else after or 0, *bound)
+            end = cursors.seal_position(page[-1][0] if page else after or 0, *bound)
             more = end if len(rows) > query.limit else None
-            body = {
-                "data": [render.message(row) for row in page],
-                "next_cursor": more,
-                "follow_cursor": end if query.order is Order.ASCENDING else None,
-            }
-            return render.dumps(body), more
+            follow = end if query.order is Order.ASCENDING else None
+            return render.message_page(page, next_cursor=more, follow_cursor=follow), more
 
         written, more = await services.pools.reads.run(read)
         return render.json_response(written, headers=links.next_page(request, more))
