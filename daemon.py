@@ -49,6 +49,7 @@ from tenantry.database.migrations import migrate
 from tenantry.database.pool import Database
 from tenantry.journal.listener import JournalListener
 from tenantry.journal.postgres import PostgresEventStore
+from tenantry.messages.dead_letters_postgres import PostgresDeadLetterIndex
 from tenantry.messages.postgres import PostgresMessageStore
 from tenantry.projections.tenants import PostgresTenantDirectory, TenantProjection
 from tenantry.settings import Settings, SettingsError
@@ -155,6 +156,7 @@ class Daemon:
         journal = PostgresEventStore(database, projections=[projection], listener=listener)
         directory = PostgresTenantDirectory(database, journal)
         messages = PostgresMessageStore(database)
+        dead_letters = PostgresDeadLetterIndex(database)
 
         administration = self._administration()
         stack.callback(administration.close)
@@ -182,6 +184,7 @@ class Daemon:
                 tenant=TenantPorts(
                     journal=journal,
                     messages=messages,
+                    dead_letters=dead_letters,
                     broker=consuming,
                     provisioner=Provisioner(
                         administration=administration,

@@ -71,6 +71,7 @@ from tenantry.journal.port import (
     VersionConflictError,
 )
 from tenantry.journal.tenants import load_tenant, snapshot_due, snapshot_of
+from tenantry.messages.dead_letters import DeadLetterIndex
 from tenantry.messages.port import MessageStore, MessageStoreError, StoreUnavailableError
 
 log = structlog.get_logger("actors.tenant")
@@ -92,6 +93,7 @@ class TenantPorts:
 
     journal: EventStore
     messages: MessageStore
+    dead_letters: DeadLetterIndex
     broker: Consuming
     provisioner: Provisioner
     clock: Clock
@@ -135,6 +137,7 @@ class Tenant(SupervisedActor):
             consumer_ports=ConsumerPorts(broker=ports.broker, clock=ports.clock),
             worker_ports=WorkerPorts(
                 messages=ports.messages,
+                dead_letters=ports.dead_letters,
                 journal=ports.journal,
                 clock=ports.clock,
                 observer=ports.observer,

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from hashlib import sha256
 from typing import Final
-from uuid import NAMESPACE_OID, UUID, uuid5
 
 import structlog
 
@@ -15,10 +13,10 @@ from actors.clock import Clock, tell
 from actors.messages import Batch, Begin, Ref, RetryWork, Work, WorkDone
 from actors.observer import NoObserver, Observer
 from actors.supervision import SupervisedActor, backoff
-from tenantry.broker.port import Delivery
 from tenantry.domain import names
 from tenantry.domain.events import MessageDeadLettered
 from tenantry.journal.port import ANY, EventStore, JournalUnavailableError, Metadata
+from tenantry.messages.dead_letters import DeadLetterIndex, Judged
 from tenantry.messages.port import MessageStore, StoreResult, StoreUnavailableError, Unstorable
 
 log = structlog.get_logger("actors.worker")
@@ -34,6 +32,7 @@ class WorkerPorts:
     """What a worker stands on."""
 
     messages: MessageStore
+    dead_letters: DeadLetterIndex
     journal: EventStore
     clock: Clock
     observer: Observer = field(default_factory=NoObserver)
@@ -106,15 +105,25 @@ class Worker(SupervisedActor):
         tell(self._consumer, WorkDone(worker=self.actor_ref, batch=batch, result=result))
 
     def _record(self, batch: Batch, unstorable: Sequence[Unstorable]) -> None:
-        """Write what can't be stored into the journal, before it is rejected.
+        """Write down what can't be stored, in the index and the journal, before it is rejected.
 
-        The events' ids are made from the messages, so that a redelivery records nothing twice.
+        An event has the id of its letter in the index, so that a redelivery records nothing twice.
         """
+        ids = self._ports.dead_letters.keep(
+            self._tenant,
+            [
+                Judged(
+                    batch.deliveries[one.index].message,
+                    one.reason,
+                    one.error[:LONGEST_ERROR],
+                    batch.attempt,
+                )
+                for one in unstorable
+            ],
+        )
         events = []
-        ids = []
         for one in unstorable:
-            delivery = batch.deliveries[one.index]
-            message = delivery.message
+            message = batch.deliveries[one.index].message
             events.append(
                 MessageDeadLettered(
                     tenant_id=self._tenant,
@@ -127,7 +136,6 @@ class Worker(SupervisedActor):
                     size=len(message.body),
                 )
             )
-            ids.append(_dead_letter_id(self._tenant, delivery))
             log.warning(
                 "message.dead_lettered",
                 message_id=message.id,
@@ -144,11 +152,3 @@ class Worker(SupervisedActor):
             ids=ids,
         )
         self._ports.observer.journal_appended(len(recorded), self._ports.clock.now() - began)
-
-
-def _dead_letter_id(tenant_id: str, delivery: Delivery) -> UUID:
-    message = delivery.message
-    digest = sha256(message.body).hexdigest()
-    return uuid5(
-        NAMESPACE_OID, f"{tenant_id}/{message.topic}/{message.partition}/{message.id}/{digest}"
-    )

@@ -129,4 +129,23 @@ class MessageDeadLettered:
     size: int
 
 
-Event: TypeAlias = TenantEvent | MessageDeadLettered
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeadLettersReplayed:
+    """Dead letters were published to their own stream again; `ids` are the letters'."""
+
+    tenant_id: str
+    ids: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeadLettersDiscarded:
+    """Dead letters were thrown away; `ids` are the letters'."""
+
+    tenant_id: str
+    ids: tuple[str, ...]
+
+
+DeadLetterEvent: TypeAlias = MessageDeadLettered | DeadLettersReplayed | DeadLettersDiscarded
+"""The events of a tenant's dead letters, in the stream `dead_letters-ID`."""
+
+Event: TypeAlias = TenantEvent | DeadLetterEvent

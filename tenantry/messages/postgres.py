@@ -84,7 +84,11 @@ class PostgresMessageStore:
         self._call("SELECT tenantry.create_messages_partition(%s)", tenant_id)
 
     def drop_partition(self, tenant_id: str, *, retain: bool) -> int:
-        """Drop the tenant's partition, or with `retain` leave everything as it is."""
+        """Drop the tenant's partition, unless `retain`, and the list of its dead letters.
+
+        These have gone with its queues either way.
+        """
+        self._call("DELETE FROM tenantry.dead_letters WHERE tenant_id = %s RETURNING id", tenant_id)
         if retain:
             return 0
         row = self._call("SELECT tenantry.drop_messages_partition(%s)", tenant_id)

@@ -35,6 +35,7 @@ from tenantry.domain import names
 from tenantry.domain.commands import Command, CreateTenant
 from tenantry.journal.memory import InMemoryEventStore
 from tenantry.journal.port import Metadata
+from tenantry.messages.dead_letters_memory import InMemoryDeadLetterIndex
 from tenantry.messages.port import Counts, Incoming, StoreResult, Unstorable
 from tenantry.projections.memory import InMemoryTenantDirectory, InMemoryTenantProjection
 from tests.waiting import eventually
@@ -293,6 +294,7 @@ class Tree:
         self.journal = InMemoryEventStore(projections=[self.projection])
         self.directory = InMemoryTenantDirectory(self.journal, self.projection)
         self.store = FakeStore(self.faults)
+        self.dead_letters = InMemoryDeadLetterIndex()
         self.broker = FakeBroker()
         self.administration = FakeAdministration(self.faults)
         self.passwords = FakePasswords()
@@ -310,6 +312,7 @@ class Tree:
                 tenant=TenantPorts(
                     journal=self.journal,
                     messages=self.store,
+                    dead_letters=self.dead_letters,
                     broker=self.broker,
                     provisioner=Provisioner(
                         administration=self.administration,

@@ -21,7 +21,7 @@ from tenantry.domain.commands import (
     ResumeTenant,
     RotateCredentials,
 )
-from tenantry.domain.events import Event, MessageDeadLettered, TenantEvent
+from tenantry.domain.events import DeadLetterEvent, Event, TenantEvent
 
 TENANT = "acme"
 
@@ -82,7 +82,7 @@ def _any_of(kind: type[Any]) -> st.SearchStrategy[Any]:
     return st.builds(kind, **{one.name: _values(hints[one.name]) for one in fields(kind)})
 
 
-EVENT_KINDS: tuple[type[Any], ...] = (*get_args(TenantEvent), MessageDeadLettered)
+EVENT_KINDS: tuple[type[Any], ...] = (*get_args(TenantEvent), *get_args(DeadLetterEvent))
 
 events: st.SearchStrategy[Event] = st.one_of(*map(_any_of, EVENT_KINDS))
 """Every kind of event, with any values of its fields' types."""
