@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
@@ -197,3 +198,39 @@ class Administration(Protocol):
 
     def check(self) -> None:
         """Raise `BrokerError` with a clear line where the broker can't be used."""
+
+
+class DeadLettersBusyError(BrokerError):
+    """Somebody is walking along the tenant's dead letters already."""
+
+
+class DeadLetterWalk(Protocol):
+    """One way along a tenant's dead letters, oldest first. What is not removed stays as it was."""
+
+    @property
+    def gone(self) -> bool:
+        """Whether all that was removed is known to have left the queue; told after the walk.
+
+        Where it is not, a later walk may meet such a message again.
+        """
+
+    def next(self, most: int) -> list[Incoming]:
+        """Give up to `most` further messages; none at the end of what was there at the start.
+
+        Topic and partition are those of the queue the message was rejected from. Fewer than
+        `most` may be given where they are large.
+        """
+
+    def remove(self, indexes: Collection[int]) -> None:
+        """Remove messages from the queue, by their place in what `next` gave last."""
+
+
+class DeadLetters(Protocol):
+    """Gives access to tenants' dead-letter queues. Callable from any thread; calls block."""
+
+    def walk(self, tenant_id: str) -> AbstractContextManager[DeadLetterWalk]:
+        """Begin a walk; a tenant without a queue has no dead letters.
+
+        One walk of a tenant at a time: another raises `DeadLettersBusyError`. Every call may raise
+        `BrokerUnavailableError`: what was not removed is in the queue, what was removed may be.
+        """

@@ -1,0 +1,295 @@
+"""Tenants' dead-letter queues on RabbitMQ, walked along from the oldest message on.
+
+A walk consumes without acknowledging: so each message is met once, and those that are not removed
+go back to where they were when it ends, also when this process dies. It runs its connection's loop
+on the caller's thread, and only while it waits for something.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, cast
+
+import structlog
+from pika.exceptions import AMQPError, ChannelClosedByBroker
+
+from tenantry.broker.port import BrokerUnavailableError, DeadLettersBusyError, Delivery
+from tenantry.broker.rabbitmq.connection import describe, parameters
+from tenantry.broker.rabbitmq.consuming import acks_settle_in
+from tenantry.broker.rabbitmq.reading import ReadingConnection
+from tenantry.domain import names
+from tenantry.messages.port import Incoming
+
+if TYPE_CHECKING:
+    import pika
+    from pika.channel import Channel
+    from pika.frame import Method
+
+log = structlog.get_logger(__name__)
+
+BATCH_BYTES: Final = 8 * 1024 * 1024
+"""Bytes of bodies given at once, but for the last message's."""
+
+ANSWER_TIMEOUT: Final = 10.0
+"""Seconds the broker may take to answer."""
+
+QUIET_SECONDS: Final = 2.0
+"""Without a message for so long, what was counted at the start is in somebody else's hands."""
+
+COUNT_SECONDS: Final = 1.0
+HEARTBEAT: Final = 180
+"""Seconds: between two steps of a walk, its caller may wait for the database."""
+
+_NOT_FOUND: Final = 404
+
+
+class RabbitDeadLetterWalk:
+    """A walk (`tenantry.broker.port.DeadLetterWalk`) on a connection of its own."""
+
+    def __init__(self, wanted: pika.URLParameters, tenant_id: str) -> None:
+        self.gone = False
+        self._where = f"{wanted.host}:{wanted.port}"
+        self._tenant_id = tenant_id
+        self._queue = names.dead_letter_queue_name(tenant_id)
+        self._failure: str | None = None
+        self._missing = False
+        self._channel: Channel | None = None
+        self._counted: int | None = None
+        self._closed = self._ending = False
+        self._arrived: deque[Delivery] = deque()
+        self._given: list[int] = []
+        self._there = self._left = self._removed = 0
+        self._settled_at = 0.0
+        self._connection = ReadingConnection(
+            wanted,
+            # pika types its callbacks by the base class; it calls them with this very connection.
+            on_open_callback=cast("Any", self._opened),
+            on_open_error_callback=cast("Any", self._failed),
+            on_close_callback=cast("Any", self._failed),
+        )
+
+    def next(self, most: int) -> list[Incoming]:
+        """See `DeadLetterWalk.next`."""
+        most = min(most, self._left)
+        arrived = self._arrived
+        while len(arrived) < most and sum(len(one.message.body) for one in arrived) < BATCH_BYTES:
+            before = len(arrived)
+            self._run(partial(self._more_than, before), QUIET_SECONDS, patient=True)
+            if len(arrived) == before:
+                most = self._left = before  # what has come is the rest
+        batch: list[Incoming] = []
+        self._given = []
+        size = 0
+        while arrived and len(batch) < most and size < BATCH_BYTES:
+            delivery = arrived.popleft()
+            topic, partition = _place(self._tenant_id, delivery.message.headers or {})
+            self._given.append(delivery.tag)
+            size += len(delivery.message.body)
+            batch.append(delivery.message._replace(topic=topic, partition=partition))
+        self._left -= len(batch)
+        return batch
+
+    def remove(self, indexes: Collection[int]) -> None:
+        """See `DeadLetterWalk.remove`."""
+        channel = self._channel
+        if self._failure is not None or channel is None or not channel.is_open:
+            raise self._unavailable()
+        for index in indexes:
+            channel.basic_ack(self._given[index])
+        self._removed += len(indexes)
+        self._settled_at = time.monotonic()
+
+    # The beginning and the end.
+
+    def open(self) -> None:
+        """Connect, count, and begin to consume."""
+        self._run(lambda: self._channel is not None)
+        self._count()
+        if self._missing:
+            return
+        self._there = self._left = self._counted or 0
+        if self._left:
+            channel = self._open_channel
+            tag = f"dead-letters-{self._tenant_id}"
+            receiver = ("default", 0, self._take)
+            self._connection.receive(channel.channel_number, tag, receiver)
+            channel.basic_consume(self._queue, cast("Any", _passed_by), consumer_tag=tag)
+
+    def end(self, *, well: bool) -> None:
+        """Give back what was not removed; where all went `well`, see whether the rest is gone."""
+        try:
+            if well and self._removed and not self._missing:
+                self._settle()
+        finally:
+            self._close()
+
+    def _settle(self) -> None:
+        """Let the acks through, give everything else back, and count what is there then."""
+        self._arrived.clear()
+        settled_in = acks_settle_in(self._settled_at)
+        if settled_in > 0:
+            self._run(lambda: False, settled_in, patient=True)
+        old, self._channel = self._open_channel, None
+        self._connection.forget(old.channel_number)
+        old.close()
+        self._connection.channel(on_open_callback=self._channel_opened)
+        self._run(lambda: self._channel is not None)
+        until = time.monotonic() + COUNT_SECONDS
+        while not self.gone and time.monotonic() < until:
+            self._count()
+            # More may have come meanwhile; then nothing is known, and nothing is lost by it.
+            self.gone = self._counted == self._there - self._removed
+            if not self.gone:
+                self._run(lambda: False, 0.05, patient=True)
+
+    def _close(self) -> None:
+        connection = self._connection
+        self._ending, self._failure = True, None
+        try:
+            if connection.is_open:
+                connection.close(200, "the walk is over")
+            if not connection.is_closed:
+                self._run(lambda: self._closed, patient=True)
+        except (BrokerUnavailableError, AMQPError) as error:
+            log.debug("broker.walk_ended_badly", error=str(error))
+        finally:
+            connection.ioloop.close()
+
+    # The loop, on the caller's thread.
+
+    def _run(
+        self, done: Callable[[], bool], seconds: float = ANSWER_TIMEOUT, *, patient: bool = False
+    ) -> None:
+        """Serve the connection until something is done; being late is an error unless `patient`."""
+        loop = self._connection.ioloop
+        until = time.monotonic() + seconds
+        while not done():
+            if self._failure is not None:
+                raise self._unavailable()
+            left = until - time.monotonic()
+            if left <= 0:
+                if patient:
+                    return
+                self._failure = f"no answer within {seconds:g} s"
+                raise self._unavailable()
+            timer = loop.call_later(left, loop.stop)
+            loop.start()
+            loop.remove_timeout(timer)
+        if self._failure is not None and not patient:
+            raise self._unavailable()
+
+    def _wake(self) -> None:
+        self._connection.ioloop.stop()
+
+    def _unavailable(self) -> BrokerUnavailableError:
+        return BrokerUnavailableError(
+            f"the connection to RabbitMQ at {self._where} failed: {self._failure}"
+        )
+
+    @property
+    def _open_channel(self) -> Channel:
+        if self._channel is None:
+            raise self._unavailable()
+        return self._channel
+
+    def _count(self) -> None:
+        self._counted = None
+        self._open_channel.queue_declare(self._queue, passive=True, callback=self._declared)
+        self._run(lambda: self._counted is not None or self._missing)
+
+    def _more_than(self, before: int) -> bool:
+        return len(self._arrived) > before
+
+    # Callbacks.
+
+    def _opened(self, connection: ReadingConnection) -> None:
+        connection.read_in_large_pieces()
+        connection.channel(on_open_callback=self._channel_opened)
+
+    def _channel_opened(self, channel: Channel) -> None:
+        channel.add_on_close_callback(self._channel_closed)
+        self._channel = channel
+        self._wake()
+
+    def _channel_closed(self, channel: Channel, error: Exception) -> None:
+        if channel is not self._channel:
+            return
+        if isinstance(error, ChannelClosedByBroker) and error.reply_code == _NOT_FOUND:
+            self._missing = True
+        else:
+            self._fail(error)
+        self._wake()
+
+    def _declared(self, frame: Method[Any]) -> None:
+        self._counted = int(frame.method.message_count)
+        self._wake()
+
+    def _take(self, delivery: Delivery) -> None:
+        self._arrived.append(delivery)
+        self._wake()
+
+    def _failed(self, _connection: object, error: BaseException) -> None:
+        self._closed = True
+        self._fail(error)
+        self._wake()
+
+    def _fail(self, error: BaseException) -> None:
+        if self._failure is None and not self._ending:
+            self._failure = describe(error)
+
+
+class RabbitDeadLetters:
+    """Dead-letter queues (`tenantry.broker.port.DeadLetters`) of the broker at `url`."""
+
+    def __init__(self, url: str) -> None:
+        self._parameters = parameters(url)
+        self._parameters.heartbeat = HEARTBEAT
+        self._parameters.client_properties = {
+            "connection_name": "tenantry dead letters",
+            "product": "Tenantry",
+        }
+        self._guard = threading.Lock()
+        self._walked: set[str] = set()
+
+    @contextmanager
+    def walk(self, tenant_id: str) -> Iterator[RabbitDeadLetterWalk]:
+        """See `DeadLetters.walk`."""
+        with self._guard:
+            if tenant_id in self._walked:
+                raise DeadLettersBusyError(
+                    f"the dead letters of tenant {tenant_id!r} are being replayed or discarded"
+                )
+            self._walked.add(tenant_id)
+        try:
+            walk = RabbitDeadLetterWalk(self._parameters, tenant_id)
+            well = False
+            try:
+                walk.open()
+                yield walk
+                well = True
+            finally:
+                walk.end(well=well)
+        finally:
+            with self._guard:
+                self._walked.discard(tenant_id)
+
+
+def _place(tenant_id: str, headers: Mapping[str, object]) -> tuple[str, int]:
+    """Tell topic and partition by the queue that the broker names; the default one otherwise."""
+    queue = headers.get("x-first-death-queue")
+    prefix = f"{names.stream_name(tenant_id)}."
+    if isinstance(queue, str) and queue.startswith(prefix):
+        topic, _, partition = queue.removeprefix(prefix).rpartition(".")
+        if names.is_topic(topic) and partition.isdecimal() and len(partition) < 6:
+            return topic, int(partition)
+    return names.DEFAULT_TOPIC, 0
+
+
+def _passed_by(*_delivery: object) -> None:
+    """Stand in for the callback that pika wants; deliveries take another way."""
+    raise AssertionError("a delivery took pika's way")

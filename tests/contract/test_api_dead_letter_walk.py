@@ -1,0 +1,231 @@
+"""Walking along dead letters on a real RabbitMQ."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pika
+import pytest
+
+from tenantry.broker.port import BrokerUnavailableError, DeadLettersBusyError, TenantTopology
+from tenantry.broker.rabbitmq import dead_letters
+from tenantry.broker.rabbitmq.administration import RabbitAdministration
+from tenantry.broker.rabbitmq.dead_letters import RabbitDeadLetters
+from tenantry.broker.topology import QueueType
+from tenantry.messages.port import Incoming
+from tests.services_rabbitmq import RabbitHost
+from tests.waiting import eventually
+
+QUEUE = "tenant_acme_dead_letters"
+
+
+class Queue:
+    """A tenant with two partitions, and what it has in its dead-letter queue."""
+
+    def __init__(self, host: RabbitHost, queue_type: QueueType) -> None:
+        self.host = host
+        administration = RabbitAdministration(
+            url=host.url, management_url=host.management_url, queue_type=queue_type
+        )
+        administration.ensure_topology(
+            TenantTopology(tenant_id="acme", topics=("logs",), partitions=2)
+        )
+        administration.close()
+        self.connection = pika.BlockingConnection(pika.URLParameters(host.url))
+        self.channel = self.connection.channel()
+        self.channel.confirm_delivery()
+        self.letters = RabbitDeadLetters(host.url)
+
+    def reject(self, *bodies: bytes, key: str = "logs.1", **properties: Any) -> None:
+        """Publish messages, and have them rejected."""
+        queue = f"tenant_acme_stream.{key}" if "." in key else "tenant_acme_queue"
+        before = self.ready()
+        for number, body in enumerate(bodies):
+            given = {"message_id": f"m-{number}", "delivery_mode": 2} | properties
+            self.channel.basic_publish(
+                "tenant_acme_stream", key, body, pika.BasicProperties(**given), mandatory=True
+            )
+        for _ in bodies:
+            method, _, _ = eventually(
+                lambda: (got := self.channel.basic_get(queue))[0] is not None and got
+            )
+            self.channel.basic_reject(method.delivery_tag, requeue=False)
+        eventually(lambda: self.ready() == before + len(bodies))
+
+    def ready(self) -> int:
+        count: int = self.channel.queue_declare(QUEUE, passive=True).method.message_count
+        return count
+
+    def bodies(self) -> list[bytes]:
+        """Look at what is in the queue, from the oldest on, and put it back."""
+        count = self.ready()
+        looking = self.connection.channel()
+        try:
+            return [looking.basic_get(QUEUE)[2] for _ in range(count)]
+        finally:
+            looking.close()
+            eventually(lambda: self.ready() == count)
+
+    def walked(self, most: int = 100) -> list[Incoming]:
+        found = []
+        with self.letters.walk("acme") as walk:
+            while batch := walk.next(most):
+                found += batch
+        return found
+
+
+@pytest.fixture(params=["quorum", "classic"])
+def queue(request: pytest.FixtureRequest, rabbitmq: RabbitHost) -> Iterator[Queue]:
+    made = Queue(rabbitmq, request.param)
+    yield made
+    made.connection.close()
+
+
+def test_a_walk_meets_every_message_as_it_was(queue: Queue) -> None:
+    queue.reject(b"\x00\xff", headers={"n": 1}, content_type="a/b", timestamp=1_700_000_000)
+    queue.reject(b"default", key="default")
+    first, second = queue.walked(1)
+    assert (first.id, first.topic, first.partition) == ("m-0", "logs", 1)
+    assert (first.body, first.content_type) == (b"\x00\xff", "a/b")
+    assert first.published_at_ms == 1_700_000_000_000
+    assert first.headers is not None
+    assert first.headers["n"] == 1
+    assert first.headers["x-first-death-reason"] == "rejected"
+    assert (second.body, second.topic, second.partition) == (b"default", "default", 0)
+
+
+def test_what_is_not_removed_stays_in_its_place(queue: Queue) -> None:
+    queue.reject(*[b"%d" % number for number in range(10)])
+    with queue.letters.walk("acme") as walk:
+        assert len(walk.next(4)) == 4
+        walk.remove([1, 3])
+        assert [one.body for one in walk.next(100)] == [b"%d" % number for number in range(4, 10)]
+        walk.remove([0])
+        assert walk.next(1) == []
+    assert walk.gone
+    rest = [b"0", b"2", b"5", b"6", b"7", b"8", b"9"]
+    eventually(lambda: queue.ready() == len(rest))
+    assert queue.bodies() == rest
+    assert [one.body for one in queue.walked()] == rest
+
+
+def test_a_walk_that_fails_leaves_what_was_not_removed(queue: Queue) -> None:
+    queue.reject(b"0", b"1", b"2")
+
+    def fail() -> None:
+        with queue.letters.walk("acme") as walk:
+            walk.next(3)
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
+    eventually(lambda: queue.ready() == 3)
+    assert queue.bodies() == [b"0", b"1", b"2"]
+
+
+def test_what_comes_during_a_walk_is_for_the_next(queue: Queue) -> None:
+    queue.reject(b"0", b"1")
+    with queue.letters.walk("acme") as walk:
+        assert len(walk.next(1)) == 1
+        queue.channel.basic_publish("dlx_exchange", "acme", b"late", mandatory=True)
+        assert [one.body for one in walk.next(5)] == [b"1"]
+        walk.remove([0])
+        assert walk.next(5) == []
+    assert not walk.gone  # not known, for what has come
+    eventually(lambda: queue.ready() == 2)
+    assert sorted(one.body for one in queue.walked()) == [b"0", b"late"]
+
+
+def test_many_messages_are_walked_along_quickly(queue: Queue) -> None:
+    for number in range(3000):
+        queue.channel.basic_publish("dlx_exchange", "acme", b"%d" % number)
+    eventually(lambda: queue.ready() == 3000)
+    began = time.monotonic()
+    with queue.letters.walk("acme") as walk:
+        seen = 0
+        while batch := walk.next(100):
+            assert [one.body for one in batch] == [b"%d" % n for n in range(seen, seen + 100)]
+            seen += len(batch)
+            walk.remove(range(len(batch)))
+    assert seen == 3000
+    assert walk.gone
+    assert time.monotonic() - began < 20
+    assert queue.ready() == 0
+
+
+def test_large_messages_come_in_small_batches(
+    queue: Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dead_letters, "BATCH_BYTES", 1_000_000)
+    for number in range(5):
+        queue.channel.basic_publish("dlx_exchange", "acme", bytes([number]) * 600_000)
+    eventually(lambda: queue.ready() == 5)
+    with queue.letters.walk("acme") as walk:
+        sizes = []
+        while batch := walk.next(100):
+            sizes.append(len(batch))
+    assert sizes == [2, 2, 1]
+
+
+def test_one_walk_of_a_tenant_at_a_time(queue: Queue) -> None:
+    queue.reject(b"0")
+    entered, leave = threading.Event(), threading.Event()
+
+    def first() -> None:
+        with queue.letters.walk("acme") as walk:
+            walk.next(1)
+            entered.set()
+            assert leave.wait(20)
+
+    with ThreadPoolExecutor(1) as pool:
+        walking = pool.submit(first)
+        assert entered.wait(20)
+        with pytest.raises(DeadLettersBusyError), queue.letters.walk("acme"):
+            pass
+        with queue.letters.walk("somebody-else") as other:
+            assert other.next(1) == []
+        leave.set()
+        walking.result(20)
+    eventually(lambda: queue.ready() == 1)
+    assert len(queue.walked()) == 1
+
+
+def test_messages_in_somebody_elses_hands_are_not_waited_for(
+    queue: Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dead_letters, "QUIET_SECONDS", 0.3)
+    queue.reject(b"0", b"1", b"2")
+    other = queue.connection.channel()
+    with queue.letters.walk("acme") as walk:
+        assert len(walk.next(1)) == 1
+        walk._left += 5  # as if more had been counted
+        assert len(walk.next(10)) == 2
+        assert walk.next(10) == []
+    other.close()
+
+
+def test_a_broker_that_is_not_there_is_an_outage(queue: Queue) -> None:
+    away = RabbitDeadLetters("amqp://guest:guest@127.0.0.1:1/")
+    with pytest.raises(BrokerUnavailableError), away.walk("acme"):
+        pass
+    queue.reject(b"0")
+    assert len(queue.walked()) == 1
+
+
+def test_a_connection_that_breaks_during_a_walk_loses_nothing(queue: Queue) -> None:
+    queue.reject(b"0", b"1")
+
+    def lose() -> None:
+        with queue.letters.walk("acme") as walk:
+            assert walk.next(1)
+            walk._connection._transport._sock.shutdown(socket.SHUT_RDWR)
+            walk._run(lambda: False, 5)
+
+    with pytest.raises(BrokerUnavailableError):
+        lose()
+    eventually(lambda: queue.ready() == 2)
