@@ -40,6 +40,7 @@ from tenantry.api.server import ApiServer
 from tenantry.broker.pending import PendingCounts
 from tenantry.broker.rabbitmq.administration import RabbitAdministration
 from tenantry.broker.rabbitmq.consuming import RabbitConsuming
+from tenantry.broker.rabbitmq.dead_letters import RabbitDeadLetters
 from tenantry.broker.rabbitmq.publishing import RabbitPublishing
 from tenantry.database.credentials import PostgresCredentials
 from tenantry.database.embedded import EmbeddedPostgres
@@ -228,6 +229,8 @@ class Daemon:
                 journal=journal,
                 messages=messages,
                 publishing=publishing,
+                dead_letters=RabbitDeadLetters(url),
+                letters=dead_letters,
                 idempotency=PostgresIdempotencyKeys(database),
                 cursor_key=_cursor_key(settings.state_dir),
                 default_workers=settings.workers,

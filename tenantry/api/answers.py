@@ -95,6 +95,50 @@ class MessagePage(BaseModel):
     follow_cursor: str | None
 
 
+class DeadLetterEntry(BaseModel):
+    """A message that could not be stored, and why."""
+
+    id: Annotated[
+        str, Field(description="The message's id, or the letter's.", examples=["order-7"])
+    ]
+    letter_id: Annotated[str, Field(examples=["8a9c6f0e-3f5f-4c55-a36e-0d6a3f9f0f11"])]
+    tenant_id: Annotated[str, Field(examples=["acme"])]
+    message_id: Annotated[str | None, Field(examples=["order-7"])]
+    topic: Annotated[str, Field(examples=["logs"])]
+    partition: Annotated[int, Field(examples=[0])]
+    reason: Annotated[str, Field(description="A stable word.", examples=["not_json"])]
+    error: Annotated[str, Field(examples=["the body is not JSON"])]
+    attempts: Annotated[int, Field(description="How often it was tried.", examples=[1])]
+    size: Annotated[int, Field(description="Bytes of the body.", examples=[9])]
+    body: Annotated[
+        str | None,
+        Field(description="Base64; null for more than 1 MiB.", examples=["bm90IGpzb24h"]),
+    ]
+    content_type: Annotated[str | None, Field(examples=["application/json"])]
+    headers: dict[str, Any] | None
+    published_at: Annotated[str | None, Field(examples=[EXAMPLE_TIME])]
+    dead_lettered_at: Annotated[str, Field(examples=[EXAMPLE_TIME])]
+
+
+class DeadLetterPage(BaseModel):
+    """Dead letters, oldest first; `next_cursor` is null on the last page."""
+
+    data: list[DeadLetterEntry]
+    next_cursor: str | None
+
+
+class Replayed(BaseModel):
+    """How many dead letters were published again."""
+
+    replayed: Annotated[int, Field(examples=[1])]
+
+
+class Discarded(BaseModel):
+    """How many dead letters were thrown away."""
+
+    discarded: Annotated[int, Field(examples=[1])]
+
+
 class JournalEntry(BaseModel):
     """An event of the journal."""
 

@@ -17,7 +17,9 @@ from tenantry.api.limits import MAX_REQUESTS, REQUEST_SECONDS, Limits
 from tenantry.api.middleware import BoundedBody, RequestContext
 from tenantry.api.partitions import Router
 from tenantry.api.port import Control
+from tenantry.api.reprocessing import Reprocessing
 from tenantry.api.routes import changes, events, pages, stream, system, tenants
+from tenantry.api.routes import dead_letters as letter_routes
 from tenantry.api.routes import messages as message_routes
 from tenantry.api.routes import metrics as metrics_routes
 from tenantry.api.routes import publishing as publish_routes
@@ -26,8 +28,9 @@ from tenantry.api.streams import Streams
 from tenantry.api.tail import JournalTail
 from tenantry.api.tokens import Tokens
 from tenantry.api.vitals import Vitals
-from tenantry.broker.port import Publishing
+from tenantry.broker.port import DeadLetters, Publishing
 from tenantry.journal.port import EventStore
+from tenantry.messages.dead_letters import DeadLetterIndex
 from tenantry.messages.port import MessageStore
 from tenantry.projections.port import TenantDirectory
 from tenantry.telemetry.metrics_page import MetricsPage
@@ -45,6 +48,8 @@ def create_app(
     journal: EventStore,
     messages: MessageStore,
     publishing: Publishing,
+    dead_letters: DeadLetters,
+    letters: DeadLetterIndex,
     cursor_key: bytes,
     default_workers: int,
     info: Mapping[str, object] | None = None,
@@ -78,6 +83,14 @@ def create_app(
         publish_timeout=publish_timeout,
         cursors=Cursors(cursor_key),
         router=Router(),
+        letters=letters,
+        reprocessing=Reprocessing(
+            index=letters,
+            queues=dead_letters,
+            publishing=publishing,
+            journal=journal,
+            publish_timeout=publish_timeout,
+        ),
         tail=JournalTail(journal),
         streams=Streams(control),
         vitals=Vitals(control),
@@ -100,6 +113,7 @@ def create_app(
     publish_routes.add_routes(app, services)
     message_routes.add_routes(app, services)
     stream.add_routes(app, services)
+    letter_routes.add_routes(app, services)
     events.add_routes(app, services)
     pages.add_routes(app)
     access.check_routes(app.routes)

@@ -23,7 +23,12 @@ from tenantry.api.port import (
     UnavailableError,
 )
 from tenantry.api.problems import Problem
-from tenantry.broker.port import BrokerError, BrokerUnavailableError, UnroutableError
+from tenantry.broker.port import (
+    BrokerError,
+    BrokerUnavailableError,
+    DeadLettersBusyError,
+    UnroutableError,
+)
 from tenantry.domain.errors import (
     DomainError,
     InvalidCommandError,
@@ -81,6 +86,8 @@ def of(error: Exception) -> Problem | None:
                 code="version-conflict",
                 title="Version conflict",
             )
+        case DeadLettersBusyError():
+            return Problem(409, str(error), code="dead-letters-busy", title="Being worked off")
         case UnroutableError():
             return Problem(
                 404,
@@ -175,7 +182,7 @@ def _readable(error: Any) -> tuple[str, str]:
 
 
 # Names pydantic puts into the place of an error for a branch of a union, not for a field.
-_TAGS: Final = frozenset({"<one>", "<many>"})
+_TAGS: Final = frozenset({"<one>", "<many>", "<some>", "<all>"})
 
 
 async def _answer(request: Request, error: Exception) -> Response:

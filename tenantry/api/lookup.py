@@ -5,7 +5,8 @@ from __future__ import annotations
 from tenantry.api.problems import Problem, invalid, no_such_tenant
 from tenantry.api.times import parse_time
 from tenantry.domain import names
-from tenantry.domain.tenant import TenantState
+from tenantry.domain.errors import WrongStateError
+from tenantry.domain.tenant import Lifecycle, TenantState
 from tenantry.projections.port import TenantDirectory
 
 _MAX_VERSION_DIGITS = 9
@@ -31,6 +32,14 @@ def existing(directory: TenantDirectory, tenant_id: str) -> TenantState:
     state = known(directory, tenant_id)
     if not state.exists:
         raise no_such_tenant()
+    return state
+
+
+def publishable(directory: TenantDirectory, tenant_id: str) -> TenantState:
+    """Find a tenant that takes messages. Blocks; 404, 409."""
+    state = existing(directory, tenant_id)
+    if state.lifecycle not in (Lifecycle.ACTIVE, Lifecycle.PAUSED):
+        raise WrongStateError(tenant_id, state.lifecycle.value, "take messages")
     return state
 
 

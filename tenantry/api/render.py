@@ -16,6 +16,7 @@ from tenantry.domain import names
 from tenantry.domain.tenant import TenantState
 from tenantry.journal.codec import CODEC
 from tenantry.journal.port import RecordedEvent
+from tenantry.messages.dead_letters import DeadLetter
 from tenantry.messages.port import StoredMessage, WrittenMessage
 
 
@@ -83,6 +84,27 @@ def message_page(
     texts = ",".join([text for _, text in rows]).encode()
     cursors = dumps({"next_cursor": next_cursor, "follow_cursor": follow_cursor})
     return b'{"data":[%b],%b' % (texts, cursors[1:])
+
+
+def dead_letter(letter: DeadLetter) -> dict[str, Any]:
+    """Show a dead letter. Its id is the message's own, if it has one."""
+    return {
+        "id": str(letter.id) if letter.message_id is None else letter.message_id,
+        "letter_id": str(letter.id),
+        "tenant_id": letter.tenant_id,
+        "message_id": letter.message_id,
+        "topic": letter.topic,
+        "partition": letter.partition,
+        "reason": letter.reason,
+        "error": letter.error,
+        "attempts": letter.attempts,
+        "size": letter.size,
+        "body": None if letter.body is None else base64.b64encode(letter.body).decode(),
+        "content_type": letter.content_type,
+        "headers": None if letter.headers is None else orjson.Fragment(letter.headers),
+        "published_at": letter.published_at,
+        "dead_lettered_at": letter.dead_lettered_at,
+    }
 
 
 def event(recorded: RecordedEvent) -> dict[str, Any]:

@@ -222,3 +222,53 @@ class StreamQuery(_Query):
             description="Begin after this `follow_cursor` or event id; from now on if left out.",
         ),
     ] = None
+
+
+class LettersById(_Input):
+    """Some dead letters."""
+
+    ids: Annotated[
+        list[Annotated[str, Field(min_length=1, max_length=_MAX_ID_BYTES)]],
+        Field(
+            min_length=1,
+            max_length=MAX_LIST,
+            description="As listed: `id`, or `letter_id` for just one of several with the same id.",
+            examples=[["order-7"]],
+        ),
+    ]
+
+    @property
+    def chosen(self) -> frozenset[str] | None:
+        """The ids; None would mean all."""
+        return frozenset(self.ids)
+
+
+class AllLetters(_Input):
+    """All dead letters there are."""
+
+    everything: Annotated[
+        bool, Field(alias="all", examples=[True], json_schema_extra={"const": True})
+    ]
+
+    @field_validator("everything")
+    @classmethod
+    def _is_true(cls, value: bool) -> bool:
+        if not value:
+            raise ValueError("must be true")
+        return value
+
+    @property
+    def chosen(self) -> frozenset[str] | None:
+        """No ids: all."""
+        return None
+
+
+def _some_or_all(value: object) -> str:
+    return "<all>" if isinstance(value, dict) and "all" in value else "<some>"
+
+
+WhichLetters: TypeAlias = Annotated[
+    Annotated[LettersById, Tag("<some>")] | Annotated[AllLetters, Tag("<all>")],
+    Discriminator(_some_or_all),
+]
+"""Which dead letters."""

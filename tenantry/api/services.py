@@ -16,11 +16,13 @@ from tenantry.api.middleware import correlation_id_of
 from tenantry.api.partitions import Router
 from tenantry.api.pool import Pool
 from tenantry.api.port import Control
+from tenantry.api.reprocessing import Reprocessing
 from tenantry.api.streams import Streams
 from tenantry.api.tail import JournalTail
 from tenantry.api.vitals import Vitals
 from tenantry.broker.port import Publishing
 from tenantry.journal.port import EventStore, Metadata
+from tenantry.messages.dead_letters import DeadLetterIndex
 from tenantry.messages.port import MessageStore
 from tenantry.projections.port import TenantDirectory
 
@@ -32,6 +34,7 @@ class Pools:
     commands: Pool = field(default_factory=lambda: Pool(16))
     reads: Pool = field(default_factory=lambda: Pool(16))
     publishes: Pool = field(default_factory=lambda: Pool(16))
+    dead_letters: Pool = field(default_factory=lambda: Pool(4))
     urgent: Pool = field(default_factory=lambda: Pool(2))
 
 
@@ -45,6 +48,8 @@ class Services:
     messages: MessageStore
     publishing: Publishing
     idempotency: IdempotencyKeys
+    letters: DeadLetterIndex
+    reprocessing: Reprocessing
     info: Mapping[str, object]
     default_workers: int
     command_timeout: float

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import replace
@@ -40,7 +40,8 @@ from tenantry.domain.commands import (
 from tenantry.domain.tenant import TenantState, decide
 from tenantry.journal.memory import InMemoryEventStore
 from tenantry.journal.port import Metadata
-from tenantry.messages.port import Order, StoredMessage, WrittenMessage
+from tenantry.messages.dead_letters_memory import InMemoryDeadLetterIndex
+from tenantry.messages.port import Incoming, Order, StoredMessage, WrittenMessage
 from tenantry.projections.memory import InMemoryTenantDirectory, InMemoryTenantProjection
 
 CURSOR_KEY = b"a key for cursors in tests"
@@ -164,6 +165,41 @@ class FakePublishing:
         self.sent.extend(messages)
 
 
+class FakeWalk:
+    """A walk along a list of messages."""
+
+    def __init__(self, queue: list[Incoming]) -> None:
+        self._queue = queue
+        self._there = list(queue)
+        self._given: list[Incoming] = []
+        self.gone = False
+
+    def next(self, most: int) -> list[Incoming]:
+        self._given, self._there = self._there[:most], self._there[most:]
+        return list(self._given)
+
+    def remove(self, indexes: Collection[int]) -> None:
+        for index in indexes:
+            self._queue.remove(self._given[index])
+
+
+class FakeDeadLetters:
+    """Dead-letter queues that are lists."""
+
+    def __init__(self) -> None:
+        self.queues: dict[str, list[Incoming]] = {}
+        self.error: Exception | None = None
+        self.gone = True
+
+    @contextmanager
+    def walk(self, tenant_id: str) -> Iterator[FakeWalk]:
+        if self.error is not None:
+            raise self.error
+        walk = FakeWalk(self.queues.setdefault(tenant_id, []))
+        yield walk
+        walk.gone = self.gone
+
+
 class FakeMessages:
     """Rows to be read; only `page` is there, which is all the API calls."""
 
@@ -229,6 +265,8 @@ class World:
         self.control = FakeControl(self.journal, self.directory)
         self.messages = FakeMessages()
         self.publishing = FakePublishing()
+        self.dead_letters = FakeDeadLetters()
+        self.letters = InMemoryDeadLetterIndex()
         self.options = options
 
     def app(self) -> FastAPI:
@@ -238,6 +276,8 @@ class World:
             "journal": self.journal,
             "messages": self.messages,
             "publishing": self.publishing,
+            "dead_letters": self.dead_letters,
+            "letters": self.letters,
             "cursor_key": CURSOR_KEY,
             "default_workers": 3,
             "info": {"version": "0.1.0"},

@@ -16,8 +16,7 @@ from tenantry.api.problems import Problem
 from tenantry.api.services import Services
 from tenantry.broker.port import Outgoing
 from tenantry.domain import names
-from tenantry.domain.errors import WrongStateError
-from tenantry.domain.tenant import Lifecycle, TenantState
+from tenantry.domain.tenant import TenantState
 
 _TAG = "messages"
 _CONTENT_TYPE = "application/json"
@@ -54,7 +53,7 @@ def add_routes(app: FastAPI, services: Services) -> None:
 
         def send() -> bytes:
             payloads = rawjson.members(body, "payload")
-            state = _publishable(lookup.existing(services.directory, tenant_id))
+            state = lookup.publishable(services.directory, tenant_id)
             messages = _outgoing(services, state, several, payloads, once)
             if once is not None:
                 once.claim(services.idempotency)
@@ -62,12 +61,6 @@ def add_routes(app: FastAPI, services: Services) -> None:
             return render.dumps({"ids": [one.message_id for one in messages]})
 
         return render.json_response(await services.pools.publishes.run(send), 202)
-
-
-def _publishable(state: TenantState) -> TenantState:
-    if state.lifecycle not in (Lifecycle.ACTIVE, Lifecycle.PAUSED):
-        raise WrongStateError(state.tenant_id, state.lifecycle.value, "take messages")
-    return state
 
 
 def _outgoing(

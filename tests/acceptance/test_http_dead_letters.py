@@ -1,0 +1,145 @@
+"""Dead letters of a running daemon: listed, replayed, discarded; a death in the middle."""
+
+from __future__ import annotations
+
+import base64
+from typing import Any
+
+import pika
+import psycopg
+
+from tests.acceptance.program import Program, Tenant, in_background
+from tests.waiting import eventually
+
+
+def publish(tenant: Tenant, *bodies: bytes, key: str = "default") -> None:
+    """Publish as the tenant's own user."""
+    with pika.BlockingConnection(pika.URLParameters(tenant.amqp_url)) as connection:
+        channel = connection.channel()
+        channel.confirm_delivery()
+        for number, body in enumerate(bodies):
+            properties = pika.BasicProperties(
+                message_id=f"m-{number}", content_type="application/json", delivery_mode=2
+            )
+            channel.basic_publish(tenant.stream, key, body, properties, mandatory=True)
+
+
+def reject(tenant: Tenant, queue: str, count: int) -> None:
+    """Reject messages as the tenant's own user, which may read its queues."""
+    with pika.BlockingConnection(pika.URLParameters(tenant.amqp_url)) as connection:
+        channel = connection.channel()
+        for _ in range(count):
+            method, _, _ = eventually(
+                lambda: (got := channel.basic_get(queue))[0] is not None and got
+            )
+            channel.basic_reject(method.delivery_tag, requeue=False)
+
+
+def listed(program: Program, tenant: Tenant) -> list[dict[str, Any]]:
+    data: list[dict[str, Any]] = program.get(f"/tenants/{tenant.id}/dead-letters")["data"]
+    return data
+
+
+def count_rows(program: Program, tenant: Tenant) -> int:
+    with psycopg.connect(program.database_url) as connection:
+        row = connection.execute(
+            "SELECT count(*) FROM public.messages WHERE tenant_id = %s", [tenant.id]
+        ).fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+def test_what_can_not_be_stored_is_listed_and_comes_back_when_it_is_replayed_in_vain(
+    running: Program,
+) -> None:
+    tenant = running.create(topics=["logs"], partitions=2)
+    publish(tenant, b"not json", b"{}", key="logs.1")
+    (letter,) = eventually(lambda: listed(running, tenant))
+    assert (letter["id"], letter["topic"], letter["partition"]) == ("m-0", "logs", 1)
+    assert base64.b64decode(letter["body"]) == b"not json"
+    assert (letter["reason"], letter["attempts"]) == ("not_json", 1)
+    eventually(lambda: running.ready_messages(tenant.dead_letters) == 1)
+
+    path = f"/tenants/{tenant.id}/dead-letters"
+    answer = running.call("POST", f"{path}/replay", {"all": True})
+    assert (answer.status_code, answer.json()) == (202, {"replayed": 1})
+    (again,) = eventually(
+        lambda: [one for one in listed(running, tenant) if one["letter_id"] != letter["letter_id"]]
+    )
+    assert again["body"] == letter["body"]
+    assert again["headers"] == {"x-tenantry-replay": letter["letter_id"]}
+    eventually(lambda: running.ready_messages(tenant.dead_letters) == 1)
+    assert len(listed(running, tenant)) == 1
+
+    answer = running.call("DELETE", path, {"ids": ["m-0"]})
+    assert (answer.status_code, answer.json()) == (200, {"discarded": 1})
+    assert listed(running, tenant) == []
+    eventually(lambda: running.ready_messages(tenant.dead_letters) == 0)
+    kinds = [one["type"] for one in running.get(f"/tenants/{tenant.id}/events")["data"]]
+    assert kinds[2:] == [
+        "MessageDeadLettered",
+        "DeadLettersReplayed",
+        "MessageDeadLettered",
+        "DeadLettersDiscarded",
+    ]
+    assert count_rows(running, tenant) == 1
+
+
+def test_good_messages_that_were_rejected_are_stored_by_a_replay(running: Program) -> None:
+    tenant = running.create()
+    assert running.call("POST", f"/tenants/{tenant.id}/pause").status_code == 200
+    publish(tenant, *[b'{"n": %d}' % number for number in range(300)])
+    reject(tenant, tenant.queue, 300)
+    eventually(lambda: running.ready_messages(tenant.dead_letters) == 300)
+    assert running.call("POST", f"/tenants/{tenant.id}/resume").status_code == 200
+    answer = running.call("POST", f"/tenants/{tenant.id}/dead-letters/replay", {"all": True})
+    assert answer.json() == {"replayed": 300}
+    eventually(lambda: count_rows(running, tenant) == 300)
+    assert listed(running, tenant) == []
+    eventually(lambda: running.ready_messages(tenant.dead_letters) == 0)
+
+
+def test_a_daemon_that_dies_during_a_replay_loses_nothing_and_stores_nothing_twice(
+    running: Program,
+) -> None:
+    tenant = running.create()
+    assert running.call("POST", f"/tenants/{tenant.id}/pause").status_code == 200
+    publish(tenant, *[b'{"n": %d}' % number for number in range(1500)])
+    reject(tenant, tenant.queue, 1500)
+    assert running.call("POST", f"/tenants/{tenant.id}/resume").status_code == 200
+
+    def replay() -> None:
+        try:
+            running.call("POST", f"/tenants/{tenant.id}/dead-letters/replay", {"all": True})
+        except Exception:  # noqa: BLE001 - its daemon is killed
+            return
+
+    with in_background(replay):
+        eventually(lambda: count_rows(running, tenant) > 100, timeout=30)
+        running.kill()
+    stored = count_rows(running, tenant)
+    running.start()
+    assert stored < 1500, "the replay was over before the kill"
+
+    def replayed_to_the_end() -> bool:
+        answer = running.call("POST", f"/tenants/{tenant.id}/dead-letters/replay", {"all": True})
+        return answer.status_code == 202
+
+    eventually(replayed_to_the_end)
+    eventually(lambda: count_rows(running, tenant) == 1500, timeout=20)
+    assert listed(running, tenant) == []
+    eventually(lambda: running.ready_messages(tenant.dead_letters) == 0)
+
+
+def test_a_deleted_tenants_dead_letters_go_with_it(running: Program) -> None:
+    for query in ("", "?retain=true"):
+        tenant = running.create()
+        publish(tenant, b"not json")
+        eventually(lambda tenant=tenant: listed(running, tenant))  # type: ignore[misc]
+        assert running.call("DELETE", f"/tenants/{tenant.id}{query}").status_code == 204
+        path = f"/tenants/{tenant.id}/dead-letters"
+        assert running.call("GET", path).status_code == 404
+        assert running.call("DELETE", path, {"all": True}).status_code == 404
+        with psycopg.connect(running.database_url) as connection:
+            row = connection.execute("SELECT count(*) FROM tenantry.dead_letters").fetchone()
+        assert row == (0,)

@@ -1,0 +1,330 @@
+"""Dead letters over the control socket; and what a break at each step of a replay leaves behind."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterator
+from typing import Any
+from uuid import UUID
+
+import pytest
+
+from tenantry.api.reprocessing import Reprocessing
+from tenantry.broker.port import (
+    BrokerError,
+    BrokerUnavailableError,
+    DeadLettersBusyError,
+    Outgoing,
+)
+from tenantry.domain.events import DeadLettersDiscarded, DeadLettersReplayed
+from tenantry.journal.port import JournalUnavailableError, Metadata
+from tenantry.messages.dead_letters import REPLAY_HEADER, Judged
+from tenantry.messages.port import Incoming, StoreUnavailableError
+from tests.fakes.api import FakeWalk, Served, World, serving
+
+
+@pytest.fixture
+def api() -> Iterator[Served]:
+    with serving(World()) as served:
+        served.world.create("acme", topics=("logs",), partitions=2)
+        yield served
+
+
+def message(message_id: str | None, body: bytes = b"bad", **fields: Any) -> Incoming:
+    given: dict[str, Any] = {
+        "topic": "logs",
+        "partition": 1,
+        "content_type": "application/json",
+        "headers": None,
+        "published_at_ms": None,
+    } | fields
+    return Incoming(id=message_id, body=body, **given)
+
+
+def reject(world: World, *messages: Incoming) -> list[UUID]:
+    """List messages as a worker does, and put them into the queue as the broker does."""
+    ids = world.letters.keep("acme", [Judged(one, "not_json", "no JSON", 1) for one in messages])
+    death = {"x-death": [{}], "x-first-death-queue": "q", "x-delivery-count": 1}
+    world.dead_letters.queues.setdefault("acme", []).extend(
+        one._replace(headers={**(one.headers or {}), **death}) for one in messages
+    )
+    return ids
+
+
+def listed(api: Served, **params: str) -> list[dict[str, Any]]:
+    answer = api.control.get("/tenants/acme/dead-letters", params=params)
+    assert answer.status_code == 200, answer.text
+    data: list[dict[str, Any]] = answer.json()["data"]
+    return data
+
+
+def replay(api: Served, body: object) -> Any:
+    answer = api.control.post("/tenants/acme/dead-letters/replay", json=body)
+    assert answer.status_code == 202, answer.text
+    return answer.json()
+
+
+def discard(api: Served, body: object) -> Any:
+    answer = api.control.request("DELETE", "/tenants/acme/dead-letters", json=body)
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+def test_dead_letters_are_listed_with_why_and_their_bytes(api: Served) -> None:
+    ids = reject(api.world, message("m-1", b"\x00\xff", headers={"n": 1}), message(None))
+    first, second = listed(api)
+    assert (first["id"], first["message_id"], first["letter_id"]) == ("m-1", "m-1", str(ids[0]))
+    assert (first["topic"], first["partition"], first["size"]) == ("logs", 1, 2)
+    assert (first["reason"], first["error"], first["attempts"]) == ("not_json", "no JSON", 1)
+    assert base64.b64decode(first["body"]) == b"\x00\xff"
+    assert first["headers"] == {"n": 1}
+    assert (second["id"], second["message_id"]) == (str(ids[1]), None)
+
+
+def test_pages_of_dead_letters_follow_each_other(api: Served) -> None:
+    reject(api.world, *[message(str(number)) for number in range(5)])
+    seen, url = [], "/tenants/acme/dead-letters?limit=2"
+    while url:
+        answer = api.control.get(url)
+        page = answer.json()
+        seen += [one["id"] for one in page["data"]]
+        link = answer.headers.get("link", "")
+        assert bool(link) == bool(page["next_cursor"])
+        url = link.partition(">")[0].lstrip("<")
+    assert seen == ["0", "1", "2", "3", "4"]
+
+
+def test_a_replay_publishes_the_message_to_where_it_came_from(api: Served) -> None:
+    original = message("m-1", b"bytes", headers={"n": 1.5}, published_at_ms=1_700_000_000_123)
+    ids = reject(api.world, original, message(None, topic="default", partition=0))
+    assert replay(api, {"all": True}) == {"replayed": 2}
+    assert api.world.publishing.sent == [
+        Outgoing(
+            exchange="tenant_acme_stream",
+            routing_key="logs.1",
+            body=b"bytes",
+            message_id="m-1",
+            content_type="application/json",
+            headers={
+                "n": 1.5,
+                REPLAY_HEADER: str(ids[0]),
+                "timestamp_in_ms": 1_700_000_000_123,
+            },
+        ),
+        Outgoing(
+            exchange="tenant_acme_stream",
+            routing_key="default",
+            body=b"bad",
+            message_id=str(ids[1]),
+            content_type="application/json",
+            headers={REPLAY_HEADER: str(ids[1])},
+        ),
+    ]
+    assert api.world.dead_letters.queues["acme"] == []
+    assert listed(api) == []
+    assert replay(api, {"all": True}) == {"replayed": 0}
+
+
+def test_some_are_replayed_by_either_id(api: Served) -> None:
+    ids = reject(api.world, *[message(str(number)) for number in range(4)], message("3", b"other"))
+    assert replay(api, {"ids": ["1", str(ids[2]), "3", "unknown"]}) == {"replayed": 4}
+    assert [one.message_id for one in api.world.publishing.sent] == ["1", "2", "3", "3"]
+    assert [one["id"] for one in listed(api)] == ["0"]
+    assert replay(api, {"ids": ["1"]}) == {"replayed": 0}
+
+
+def test_discarded_letters_are_gone(api: Served) -> None:
+    reject(api.world, *[message(str(number)) for number in range(3)])
+    assert discard(api, {"ids": ["1"]}) == {"discarded": 1}
+    assert [one["id"] for one in listed(api)] == ["0", "2"]
+    assert discard(api, {"all": True}) == {"discarded": 2}
+    assert api.world.dead_letters.queues["acme"] == []
+    assert api.world.publishing.sent == []
+
+
+def test_the_journal_tells_who_did_it(api: Served) -> None:
+    first, second = reject(api.world, message("a"), message("b"))
+    replay(api, {"ids": ["a"]})
+    discard(api, {"all": True})
+    events = api.world.journal.read_stream("dead_letters-acme")
+    assert [one.event for one in events] == [
+        DeadLettersReplayed(tenant_id="acme", ids=(str(first),)),
+        DeadLettersDiscarded(tenant_id="acme", ids=(str(second),)),
+    ]
+    assert events[0].metadata.actor.startswith("uid=")
+    shown = api.control.get("/tenants/acme/events").json()["data"]
+    assert [one["type"] for one in shown][-2:] == ["DeadLettersReplayed", "DeadLettersDiscarded"]
+
+
+def test_a_message_somebody_else_rejected_is_found_by_a_walk(api: Served) -> None:
+    reject(api.world, message("known"))
+    api.world.dead_letters.queues["acme"].append(message("stranger"))
+    assert [one["id"] for one in listed(api)] == ["known"]
+    assert replay(api, {"ids": ["known"]}) == {"replayed": 1}
+    discard(api, {"ids": ["nothing"]})
+    assert [one["reason"] for one in listed(api)] in ([], ["rejected"])
+    assert replay(api, {"all": True}) == {"replayed": 1}
+    assert [one.message_id for one in api.world.publishing.sent] == ["known", "stranger"]
+
+
+def test_several_hundred_are_replayed_in_batches(api: Served) -> None:
+    reject(api.world, *[message(str(number)) for number in range(250)])
+    assert replay(api, {"all": True}) == {"replayed": 250}
+    events = api.world.journal.read_stream("dead_letters-acme")
+    assert sum(len(one.event.ids) for one in events) == 250  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {},
+        {"ids": []},
+        {"ids": [""]},
+        {"ids": [1]},
+        {"ids": "m"},
+        {"ids": ["m"], "all": True},
+        {"all": False},
+        {"all": 1},
+        {"all": "true"},
+        {"ids": ["m"] * 1001},
+        [],
+        None,
+    ],
+)
+def test_a_body_that_does_not_say_which_is_422(api: Served, body: object) -> None:
+    reject(api.world, message("m"))
+    for method, path in (("POST", "dead-letters/replay"), ("DELETE", "dead-letters")):
+        answer = api.control.request(method, f"/tenants/acme/{path}", json=body)
+        assert answer.status_code == 422, answer.text
+    assert len(listed(api)) == 1
+
+
+def test_an_unknown_tenant_is_404_and_a_busy_queue_409(api: Served) -> None:
+    assert api.control.get("/tenants/nobody/dead-letters").status_code == 404
+    path = "/tenants/nobody/dead-letters/replay"
+    assert api.control.post(path, json={"all": True}).status_code == 404
+    api.world.dead_letters.error = DeadLettersBusyError("being replayed")
+    path = "/tenants/acme/dead-letters/replay"
+    assert api.control.post(path, json={"all": True}).status_code == 409
+    api.world.dead_letters.error = BrokerUnavailableError("away")
+    assert api.control.post(path, json={"all": True}).status_code == 503
+
+
+def test_a_letter_the_broker_will_not_take_does_not_hinder_the_others(
+    api: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reject(api.world, message("a"), message("never"), message("b"))
+    publish = api.world.publishing.publish
+
+    def refuse(messages: list[Outgoing], *, timeout: float) -> None:
+        if any(one.message_id == "never" for one in messages):
+            raise BrokerError("a message can't be sent over AMQP")
+        publish(messages, timeout=timeout)
+
+    monkeypatch.setattr(api.world.publishing, "publish", refuse)
+    assert replay(api, {"all": True}) == {"replayed": 2}
+    assert [one["id"] for one in listed(api)] == ["never"]
+
+
+# What breaks in the middle.
+
+
+class BrokenOffError(Exception):
+    """The process has died."""
+
+
+def reprocessing(world: World, **options: Any) -> Reprocessing:
+    return Reprocessing(
+        index=world.letters,
+        queues=world.dead_letters,
+        publishing=world.publishing,
+        journal=world.journal,
+        publish_timeout=1,
+        **options,
+    )
+
+
+STEPS = {
+    "publish": ("publishing", "publish"),
+    "journal": ("journal", "append"),
+    "settle": ("letters", "settle"),
+    "forget": ("letters", "forget"),
+}
+
+
+@pytest.mark.parametrize("step", [*STEPS, "remove"])
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+def test_a_replay_that_breaks_off_is_taken_up_and_nothing_is_lost_or_doubled(
+    api: Served, monkeypatch: pytest.MonkeyPatch, step: str, after: bool
+) -> None:
+    world = api.world
+    reject(world, *[message(str(number)) for number in range(150)])
+    owner, name = ("dead_letters", "walk") if step == "remove" else STEPS[step]
+    target = getattr(world, owner)
+    if step == "remove":
+        target, name = FakeWalk, "remove"
+    real = getattr(target, name)
+
+    def breaks(*given: Any, **options: Any) -> Any:
+        if after:
+            real(*given, **options)
+        raise BrokenOffError
+
+    with monkeypatch.context() as broken:
+        broken.setattr(target, name, breaks)
+        with pytest.raises(BrokenOffError):
+            reprocessing(world).replay("acme", None, Metadata(actor="test"))
+    # Every message is in the queue, or the broker has it again.
+    sent = {one.message_id for one in world.publishing.sent}
+    there = {one.id for one in world.dead_letters.queues["acme"]}
+    everything = {str(number) for number in range(150)}
+    assert sent | there == everything
+    reprocessing(world).replay("acme", None, Metadata(actor="test"))
+    assert {one.message_id for one in world.publishing.sent} == everything
+    assert world.dead_letters.queues["acme"] == []
+    assert listed(api) == []
+
+
+def test_a_settled_message_that_is_still_in_the_queue_is_only_removed(api: Served) -> None:
+    world = api.world
+    (letter,) = reject(world, message("m"))
+    world.letters.settle("acme", [letter])
+    assert replay(api, {"all": True}) == {"replayed": 0}
+    assert world.publishing.sent == []
+    assert world.dead_letters.queues["acme"] == []
+
+
+def test_a_letter_is_remembered_until_its_message_is_known_to_be_gone(api: Served) -> None:
+    world = api.world
+    reject(world, message("m"))
+    kept = list(world.dead_letters.queues["acme"])
+    world.dead_letters.gone = False
+    assert replay(api, {"all": True}) == {"replayed": 1}
+    world.dead_letters.queues["acme"].extend(kept)  # the broker lost the ack
+    assert listed(api) == []
+    assert replay(api, {"all": True}) == {"replayed": 0}
+    assert len(world.publishing.sent) == 1
+
+
+def test_a_call_ends_in_time_and_the_next_goes_on(api: Served) -> None:
+    world = api.world
+    reject(world, *[message(str(number)) for number in range(150)])
+    assert reprocessing(world, seconds=0.0).replay("acme", None, Metadata(actor="t")) == 0
+    assert reprocessing(world).discard("acme", None, Metadata(actor="t")) == 150
+
+
+@pytest.mark.parametrize("error", [StoreUnavailableError("away"), JournalUnavailableError("away")])
+def test_a_database_that_is_away_is_503_and_leaves_everything(
+    api: Served, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    reject(api.world, message("m"))
+
+    def away(*_: object, **__: object) -> None:
+        raise error
+
+    with monkeypatch.context() as broken:
+        broken.setattr(api.world.letters, "settle", away)
+        answer = api.control.post("/tenants/acme/dead-letters/replay", json={"all": True})
+        assert answer.status_code == 503
+    assert [one["id"] for one in listed(api)] == ["m"]
+    assert len(api.world.dead_letters.queues["acme"]) == 1
