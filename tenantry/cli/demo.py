@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import tempfile
@@ -22,6 +23,7 @@ from tenantry.cli.failures import CommandError
 from tenantry.cli.options import config_option, example, json_option
 from tenantry.cli.producing import progress_of
 from tenantry.producer.run import ProduceResult, ProducerOptions, produce
+from tenantry.settings.model import CONTROL_SOCKET, MAX_SOCKET_PATH
 
 READY_TIMEOUT: Final = 60.0
 STALL: Final = 20.0
@@ -58,15 +60,15 @@ def demo(*, as_json: bool, keep: bool, **_config: object) -> None:
     """Show everything at once, and prove that it adds up.
 
     Needs no configuration and leaves nothing behind: it starts a RabbitMQ and a PostgreSQL of its
-    own, and the daemon, lets 3 tenants publish with their
-    own users, proves that none reaches another's, counts that what was sent is stored, and drains
-    the daemon. Exits with 0 only if nothing was lost or leaked. It reads no configuration:
+    own, and the daemon, lets 3 tenants publish with their own users, proves that none reaches
+    another's, counts that what was sent is stored, and drains the daemon. Exits with 0 only if
+    nothing was lost or leaked. It reads no configuration:
     --config is accepted, as by every command, and has no effect.
     """
     from tenantry.telemetry.logging import configure
 
     configure("error")
-    directory = Path(tempfile.mkdtemp(prefix="tenantry-demo-"))
+    directory = _directory()
     with _terminable():
         try:
             lines, code = _show(directory, as_json=as_json, keep=keep)
@@ -80,6 +82,15 @@ def demo(*, as_json: bool, keep: bool, **_config: object) -> None:
     shutil.rmtree(directory, ignore_errors=True)
     if not as_json:
         click.echo("Nothing was lost, nothing leaked, everything was drained.")
+
+
+def _directory() -> Path:
+    """Make a directory for it all, where the path of a socket in it is not too long."""
+    directory = Path(tempfile.mkdtemp(prefix="tenantry-demo-"))
+    if len(os.fsencode(directory / CONTROL_SOCKET)) <= MAX_SOCKET_PATH:
+        return directory
+    directory.rmdir()
+    return Path(tempfile.mkdtemp(prefix="tenantry-demo-", dir="/tmp"))
 
 
 def _show(directory: Path, *, as_json: bool, keep: bool) -> tuple[list[Line], int]:

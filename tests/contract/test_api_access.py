@@ -80,7 +80,7 @@ BAD_TOKENS = {
     "a key of its own": f"{_part({'alg': 'HS256', 'jwk': {'k': 'eA'}})}.{_part(CLAIMS)}.eA",
     "expired": _signed(exp=NOW - timedelta(minutes=2)),
     "never expiring": _signed(exp=None),
-    "not yet valid": _signed(nbf=NOW + timedelta(minutes=2)),
+    "not yet valid": _signed(nbf=NOW + timedelta(days=1), exp=NOW + timedelta(days=2)),
     "no scope": _signed(scope=None),
     "another scope": _signed(scope="root"),
     "a tenant's without a tenant": _signed(scope="tenant"),
