@@ -4,8 +4,17 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Final, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    field_validator,
+)
 
+from tenantry.domain import names
 from tenantry.domain.tenant import (
     MAX_NAME,
     MAX_PARTITIONS,
@@ -35,6 +44,13 @@ class _Query(BaseModel):
     model_config: ClassVar[ConfigDict] = ConfigDict(extra="forbid", hide_input_in_errors=True)
 
 
+def _whole(value: object) -> object:
+    """Take 7.0 for 7: JSON knows one kind of numbers."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+_AS_WHOLE: Final = BeforeValidator(_whole)
+
 Workers: TypeAlias = Annotated[
     int,
     Field(
@@ -43,9 +59,10 @@ Workers: TypeAlias = Annotated[
         description="How many workers may store the tenant's messages at once.",
         examples=[3],
     ),
+    _AS_WHOLE,
 ]
 Topics: TypeAlias = Annotated[
-    list[str],
+    list[Annotated[str, Field(json_schema_extra={"pattern": f"^{names.TOPIC.pattern}$"})]],
     Field(
         max_length=MAX_TOPICS,
         description="Names of 1 to 63 of a-z, 0-9, _ and -; `default` always exists.",
@@ -70,6 +87,7 @@ class TenantCreation(_Input):
         str | None,
         Field(
             description="1 to 40 of a-z, 0-9 and inner hyphens; a UUID if left out.",
+            json_schema_extra={"pattern": f"^{names.TENANT_ID.pattern}$"},
             examples=["acme"],
         ),
     ] = None
@@ -83,6 +101,7 @@ class TenantCreation(_Input):
             description="Queues a topic.",
             examples=[1],
         ),
+        _AS_WHOLE,
     ] = 1
 
 

@@ -1,0 +1,124 @@
+"""Requests made up from the OpenAPI document, good and bad, and what every answer must be."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import hypothesis
+import requests
+import schemathesis
+from hypothesis import HealthCheck, Phase
+from schemathesis import GenerationMode
+from schemathesis.checks import CHECKS
+
+from tenantry.api.access import TABLE
+from tenantry.api.problems import MEDIA_TYPE
+
+schemathesis.checks.load_all_checks()
+
+CONFORMANCE = [
+    CHECKS.get_one(name)
+    for name in (
+        "not_a_server_error",
+        "status_code_conformance",
+        "content_type_conformance",
+        "response_headers_conformance",
+        "response_schema_conformance",
+    )
+]
+UNDESCRIBED = {"/openapi.json", "/docs", "/swagger/{asset}"}
+OPERATIONS = sorted(f"{method} {path}" for method, path in TABLE if path not in UNDESCRIBED)
+ENDING = {"POST /stop", "POST /drain"}
+"""What a running daemon is not asked to do."""
+
+MODES = {"good": GenerationMode.POSITIVE, "bad": GenerationMode.NEGATIVE}
+_SERVERS_OWN = {500}
+
+
+@dataclass(slots=True)
+class Api:
+    """An API that is being served, and how often it answered what."""
+
+    url: str
+    schema: Any
+    session: requests.Session
+    answers: Counter[tuple[str, int]] = field(default_factory=Counter)
+
+    def operation(self, name: str) -> Any:
+        method, path = name.split(" ", 1)
+        return self.schema[path][method]
+
+
+def load(url: str) -> Api:
+    session = requests.Session()
+    session.trust_env = False
+    document = session.get(f"{url}/openapi.json", timeout=30).json()
+    schema = schemathesis.openapi.from_dict(document)
+    schema.config.update(base_url=url)
+    return Api(url=url, schema=schema, session=session)
+
+
+def attack(
+    api: Api,
+    operation: str,
+    mode: GenerationMode,
+    *,
+    examples: int,
+    tenants: tuple[str, ...] = (),
+    headers: Callable[[], Mapping[str, str]] = dict,
+) -> None:
+    """Send made-up requests of an operation; every third names one of `tenants`."""
+    try:
+        strategy = api.operation(operation).as_strategy(generation_mode=mode)
+    except Exception as error:
+        raise AssertionError(f"{operation} can't be made up: {error}") from error
+    sent = 0
+
+    @hypothesis.settings(
+        max_examples=examples,
+        deadline=None,
+        database=None,
+        derandomize=True,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    @hypothesis.given(case=strategy)
+    def run(case: Any) -> None:
+        nonlocal sent
+        sent += 1
+        if tenants and sent % 3:
+            _name(case, tenants[sent % len(tenants)])
+        answer = case.call(session=api.session, headers=dict(headers()), timeout=60)
+        api.answers[operation, answer.status_code] += 1
+        case.validate_response(answer, checks=CONFORMANCE)
+        check(answer.status_code, answer.headers, answer.content)
+
+    try:
+        run()
+    except hypothesis.errors.Unsatisfiable:
+        assert mode is GenerationMode.NEGATIVE, operation  # nothing in it can be wrong
+
+
+def _name(case: Any, tenant_id: str) -> None:
+    for place in (case.path_parameters, case.query):
+        if place and "tenant_id" in place:
+            place["tenant_id"] = tenant_id
+
+
+def check(status: int, headers: Mapping[str, Any], content: bytes) -> None:
+    """Hold an answer to what is true of all: problem documents, and nothing from inside."""
+    for inside in (b"Traceback", b'File "', b"psycopg", b"pika."):
+        assert inside not in content
+    assert status not in _SERVERS_OWN
+    if status >= 400:
+        kind = headers["content-type"]
+        kind = kind[0] if isinstance(kind, list) else kind
+        assert kind == MEDIA_TYPE
+        problem = json.loads(content)
+        assert problem["status"] == status
+        assert problem["title"]
+        assert problem["type"]
