@@ -6,22 +6,19 @@ beside its stop, and the stops run in the opposite order.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import resource
-import secrets
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from types import FrameType
 from typing import Final, NoReturn
 from urllib.parse import unquote, urlsplit
 
 import structlog
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp
 
 from actors.board import Board
 from actors.clock import ThreadClock, tell
@@ -34,7 +31,8 @@ from actors.supervisor import Supervisor, SupervisorPorts
 from actors.tenant import TenantPorts
 from tenantry import __version__
 from tenantry.api.app import create_app
-from tenantry.api.problems import unavailable
+from tenantry.api.cursors import kept_key
+from tenantry.api.door import Door
 from tenantry.api.routes.metrics import alone
 from tenantry.api.server import ApiServer
 from tenantry.broker.pending import PendingCounts
@@ -134,13 +132,13 @@ class Daemon:
         settings = self._settings
         log.info("daemon.starting", version=__version__, pid=os.getpid())
         settings.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        door = _Door()
+        door = Door()
         api = ApiServer(
             door,
             socket_path=settings.control_socket,
             tcp=(settings.server.host, settings.server.port),
         )
-        metrics_door = _Door()
+        metrics_door = Door()
         metrics_api = self._metrics_api(metrics_door)
         # The control socket comes first: whoever holds it is the daemon of this state.
         api.bind()
@@ -232,7 +230,7 @@ class Daemon:
                 dead_letters=RabbitDeadLetters(url),
                 letters=dead_letters,
                 idempotency=PostgresIdempotencyKeys(database),
-                cursor_key=_cursor_key(settings.state_dir),
+                cursor_key=kept_key(settings.state_dir / "cursor.key"),
                 default_workers=settings.workers,
                 info=self._info(database, api, metrics_api),
                 jwt_secret=settings.security.jwt_secret.get_secret_value() or None,
@@ -386,25 +384,6 @@ class Daemon:
         os._exit(1)
 
 
-class _Door:
-    """What the listeners serve while the daemon is still starting: 503, then the application."""
-
-    def __init__(self) -> None:
-        self._app: ASGIApp | None = None
-
-    def open(self, app: ASGIApp) -> None:
-        """Let requests in."""
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        app = self._app
-        if app is None:
-            problem = unavailable("the daemon is starting", code="starting")
-            await problem.response()(scope, receive, send)
-        else:
-            await app(scope, receive, send)
-
-
 def _allow_open_files() -> None:
     """Raise the soft limit of open files as far as needed: clients of the API take one each."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -423,20 +402,6 @@ def _broker_address(url: str) -> dict[str, str]:
         "amqp_address": f"{parts.hostname}:{port}",
         "vhost": unquote(parts.path[1:]) or "/",
     }
-
-
-def _cursor_key(state_dir: Path) -> bytes:
-    """Give the key that seals cursors, made once and kept: cursors outlive a restart."""
-    path = state_dir / "cursor.key"
-    try:
-        key = path.read_bytes()
-    except FileNotFoundError:
-        key = secrets.token_bytes(32)
-        fresh = path.with_suffix(".new")
-        fresh.touch(mode=0o600)
-        fresh.write_bytes(key)
-        fresh.replace(path)
-    return hashlib.sha256(b"cursors" + key).digest()
 
 
 if __name__ == "__main__":

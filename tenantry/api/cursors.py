@@ -6,6 +6,8 @@ import base64
 import binascii
 import hashlib
 import hmac
+import secrets
+from pathlib import Path
 from typing import Final
 
 _TAG: Final = 16
@@ -68,3 +70,19 @@ class Cursors:
             mac.update(len(part).to_bytes(4))
             mac.update(part)
         return mac.digest()[:_TAG]
+
+
+def kept_key(path: Path) -> bytes:
+    """Give the key in a file, which is made the first time: cursors outlive a restart.
+
+    Only the file's owner may read it. Raises `OSError`.
+    """
+    try:
+        key = path.read_bytes()
+    except FileNotFoundError:
+        key = secrets.token_bytes(32)
+        fresh = path.with_suffix(".new")
+        fresh.touch(mode=0o600)
+        fresh.write_bytes(key)
+        fresh.replace(path)
+    return hashlib.sha256(b"cursors" + key).digest()
