@@ -165,6 +165,8 @@ class ApiServer:
                 loop="asyncio",
                 lifespan="off",
                 log_config=None,
+                # A line for each client that talks no HTTP would be theirs to write.
+                log_level="error",
                 access_log=False,
                 # Headers of a proxy would let a client name its own address.
                 proxy_headers=False,
