@@ -3,8 +3,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Half of the cores for tests, the others for the broker and the database.
-JOBS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2); echo $$(( n > 3 ? n / 2 : 2 )))
+# Most of a test is waiting for the program it has started: four at once keep two cores busy.
+JOBS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2); echo $$(( n > 4 ? n : 4 )))
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test check bench format clean
