@@ -137,6 +137,7 @@ class Daemon:
             door,
             socket_path=settings.control_socket,
             tcp=(settings.server.host, settings.server.port),
+            tls=settings.server.tls,
         )
         metrics_door = Door()
         metrics_api = self._metrics_api(metrics_door)
@@ -289,7 +290,11 @@ class Daemon:
                 "embedded": self._embedded is not None,
                 "where": database.where,
             },
-            "server": {"host": settings.server.host, "port": api.tcp_port},
+            "server": {
+                "host": settings.server.host,
+                "port": api.tcp_port,
+                "tls": settings.server.tls is not None,
+            },
             "metrics": {"port": None if metrics is None else metrics.tcp_port},
             "control_socket": str(settings.control_socket),
             "state_dir": str(settings.state_dir),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import socket
+import ssl
 import stat
 from contextlib import suppress
 from pathlib import Path
@@ -73,6 +74,25 @@ def bind_tcp(host: str, port: int) -> socket.socket:
             bound.close()
         raise ListenError(f"can't listen on {where}: {_reason(error)}") from error
     return bound
+
+
+def tls_context(certificate: Path, key: Path) -> ssl.SSLContext:
+    """Read what TLS is served with, version 1.2 at least. Raises `ListenError`."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    for file in (certificate, key):
+        try:
+            file.open("rb").close()
+        except OSError as error:
+            raise ListenError(f"can't read {file}: {_reason(error)}") from error
+    try:
+        # Without a word for it, OpenSSL would ask the terminal for an encrypted key's password.
+        context.load_cert_chain(certificate, key, password="")
+    except (ssl.SSLError, ValueError) as error:
+        raise ListenError(
+            f"can't serve TLS with {certificate} and {key}: they must be PEM, belong together, and "
+            f"the key must not be encrypted ({getattr(error, 'reason', None) or error})"
+        ) from error
+    return context
 
 
 def _lock(path: Path) -> int:

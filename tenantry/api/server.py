@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import resource
 import socket
+import ssl
 import threading
 from collections.abc import Coroutine, Generator
 from pathlib import Path
@@ -21,6 +22,7 @@ from tenantry.api.listeners import (
     ControlSocketBusyError,
     ListenError,
     bind_tcp,
+    tls_context,
 )
 from tenantry.api.protocol import PEER_KEY, bounded_h11
 
@@ -33,11 +35,14 @@ MAX_CONNECTIONS: Final = 2048
 
 KEEP_ALIVE_SECONDS: Final = 30
 GRACE_SECONDS: Final = 5
+HANDSHAKE_SECONDS: Final = 10.0
 _MARGIN_SECONDS: Final = 5.0
 
 
 class ApiServer:
     """Listens and serves. Made on any thread; `run` blocks the thread that owns it.
+
+    With `tls`, the files of a certificate and its key, TCP is served as HTTPS.
 
     `bind` takes the addresses and raises `ListenError` where one can't be had; then neither is.
     `stop` may come from any thread, at any time, more than once.
@@ -49,12 +54,15 @@ class ApiServer:
         *,
         socket_path: Path | None = None,
         tcp: tuple[str, int] | None = None,
+        tls: tuple[Path, Path] | None = None,
         max_connections: int = MAX_CONNECTIONS,
         grace: int = GRACE_SECONDS,
     ) -> None:
         self._app = app
         self._socket_path = socket_path
         self._tcp_address = tcp
+        self._tls_files = tls
+        self._tls: ssl.SSLContext | None = None
         self._max_connections = max_connections
         self._grace = grace
         self._control: ControlSocket | None = None
@@ -78,6 +86,8 @@ class ApiServer:
             if self._bound or self._stopping:
                 return
             try:
+                if self._tls_files is not None:
+                    self._tls = tls_context(*self._tls_files)
                 if self._socket_path is not None:
                     self._control = ControlSocket(self._socket_path)
                 if self._tcp_address is not None:
@@ -156,25 +166,27 @@ class ApiServer:
                 wait.cancel()
 
     def _server(self, listener: Listener, closing: asyncio.Event) -> _Server:
-        return _Server(
-            uvicorn.Config(
-                _Entrance(self._app, listener, closing),
-                interface="asgi3",
-                http=bounded_h11(self._most_connections()),
-                ws="none",
-                loop="asyncio",
-                lifespan="off",
-                log_config=None,
-                # A line for each client that talks no HTTP would be theirs to write.
-                log_level="error",
-                access_log=False,
-                # Headers of a proxy would let a client name its own address.
-                proxy_headers=False,
-                server_header=False,
-                timeout_keep_alive=KEEP_ALIVE_SECONDS,
-                timeout_graceful_shutdown=self._grace,
-            )
+        config = uvicorn.Config(
+            _Entrance(self._app, listener, closing),
+            interface="asgi3",
+            http=bounded_h11(self._most_connections()),
+            ws="none",
+            loop="asyncio",
+            lifespan="off",
+            log_config=None,
+            # A line for each client that talks no HTTP would be theirs to write.
+            log_level="error",
+            access_log=False,
+            # Headers of a proxy would let a client name its own address.
+            proxy_headers=False,
+            server_header=False,
+            timeout_keep_alive=KEEP_ALIVE_SECONDS,
+            timeout_graceful_shutdown=self._grace,
         )
+        config.load()
+        if listener is Listener.TCP:
+            config.ssl = self._tls
+        return _Server(config)
 
     def _most_connections(self) -> int:
         # Whatever clients do, descriptors are left for the broker, the database and the disk.
@@ -189,9 +201,19 @@ class ApiServer:
             self._tcp.close()
 
 
+class _Loop(asyncio.SelectorEventLoop):
+    """A loop whose TLS handshakes have some seconds: until then a connection is not counted."""
+
+    async def create_server(self, *arguments: Any, **keywords: Any) -> asyncio.Server:
+        """Begin to listen."""
+        if keywords.get("ssl") is not None:
+            keywords["ssl_handshake_timeout"] = HANDSHAKE_SECONDS
+        return await super().create_server(*arguments, **keywords)
+
+
 def _run(main: Coroutine[Any, Any, None]) -> None:
     """Run to the end on a new loop. `asyncio.run` would take SIGINT, were this the main thread."""
-    loop = asyncio.new_event_loop()
+    loop = _Loop()
     try:
         loop.run_until_complete(main)
     finally:

@@ -50,6 +50,8 @@ ENVIRONMENT: Final[Mapping[str, tuple[str, Callable[[str], object]]]] = {
     "workers": ("TENANTRY_WORKERS", _whole),
     "server.host": ("TENANTRY_SERVER_HOST", str),
     "server.port": ("TENANTRY_SERVER_PORT", _whole),
+    "server.tls_cert": ("TENANTRY_SERVER_TLS_CERT", str),
+    "server.tls_key": ("TENANTRY_SERVER_TLS_KEY", str),
     "control.socket": ("TENANTRY_CONTROL_SOCKET", str),
     "metrics.port": ("TENANTRY_METRICS_PORT", _whole),
     "security.jwt_secret": ("TENANTRY_JWT_SECRET", str),

@@ -95,10 +95,28 @@ class Database(_Section):
 
 
 class Server(_Section):
-    """Where the HTTP API listens on TCP; port 0 is any free one."""
+    """Where the HTTP API listens on TCP; with both files it is HTTPS. Port 0 is any free one."""
 
     host: Annotated[str, Field(min_length=1, max_length=253)] = "127.0.0.1"
     port: Port = 8080
+    tls_cert: Annotated[str, Field(max_length=4096)] = ""
+    tls_key: Annotated[str, Field(max_length=4096)] = ""
+
+    @model_validator(mode="after")
+    def _both_or_none(self) -> Self:
+        if bool(self.tls_cert) != bool(self.tls_key):
+            missing = "tls_key" if self.tls_cert else "tls_cert"
+            raise PydanticCustomError(
+                "tls", "certificate and key are needed", {"key": f"server.{missing}"}
+            )
+        return self
+
+    @property
+    def tls(self) -> tuple[Path, Path] | None:
+        """The files of the certificate (with what leads to its authority) and its key."""
+        if not self.tls_cert:
+            return None
+        return Path(self.tls_cert).expanduser(), Path(self.tls_key).expanduser()
 
     @property
     def is_loopback(self) -> bool:

@@ -1,0 +1,115 @@
+"""HTTPS on TCP, with a certificate of our own making."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import ssl
+import subprocess
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tenantry.api import server as serving_module
+from tenantry.api.server import ApiServer, ListenError
+from tenantry.settings import SettingsError, load
+from tests.fakes.api import World, serving
+
+OPENSSL = shutil.which("openssl")
+
+pytestmark = pytest.mark.skipif(OPENSSL is None, reason="openssl makes the certificates")
+
+
+def _make(directory: Path, name: str, *options: str) -> tuple[Path, Path]:
+    certificate, key = directory / f"{name}.pem", directory / f"{name}.key"
+    subprocess.run(
+        [
+            str(OPENSSL), "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256",
+            "-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1,DNS:localhost",
+            "-days", "2", "-keyout", str(key), "-out", str(certificate), *options,
+        ],
+        check=True,
+        capture_output=True,
+        timeout=60,
+    )  # fmt: skip
+    return certificate, key
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    return _make(tmp_path_factory.mktemp("tls"), "server", "-nodes")
+
+
+def test_tcp_speaks_tls_and_the_control_socket_does_not(files: tuple[Path, Path]) -> None:
+    with serving(World(), tls=files) as api:
+        context = ssl.create_default_context(cafile=files[0])
+        url = f"https://127.0.0.1:{api.server.tcp_port}"
+        with httpx.Client(base_url=url, verify=context, trust_env=False) as client:
+            assert client.get("/healthz").json() == {"status": "ok"}
+            assert client.post("/tenants", json={"name": "Acme"}).status_code == 201
+            assert api.world.control.metadata[-1].actor == "anonymous@127.0.0.1"
+        assert api.control.get("/healthz").status_code == 200
+        with pytest.raises(httpx.RemoteProtocolError):
+            api.tcp.get("/healthz")
+        with pytest.raises(httpx.ConnectError, match=r"(?i)certificate"):
+            httpx.get(f"{url}/healthz", trust_env=False)
+
+
+def test_old_versions_of_tls_are_refused(files: tuple[Path, Path]) -> None:
+    with serving(World(), tls=files) as api:
+        old = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        old.load_verify_locations(files[0])
+        old.set_ciphers("DEFAULT:@SECLEVEL=0")
+        with pytest.warns(DeprecationWarning, match="TLSv1_1"):
+            old.minimum_version = old.maximum_version = ssl.TLSVersion.TLSv1_1
+        with (
+            socket.create_connection(("127.0.0.1", api.server.tcp_port or 0), timeout=10) as raw,
+            pytest.raises(OSError),
+        ):
+            old.wrap_socket(raw, server_hostname="127.0.0.1")
+
+
+def test_a_client_that_does_not_shake_hands_is_let_go(
+    files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serving_module, "HANDSHAKE_SECONDS", 0.2)
+    with (
+        serving(World(), tls=files) as api,
+        socket.create_connection(("127.0.0.1", api.server.tcp_port or 0), timeout=10) as raw,
+    ):
+        assert raw.recv(1) == b""
+
+
+def test_files_that_will_not_do_are_named_before_anything_is_served(
+    files: tuple[Path, Path], tmp_path: Path
+) -> None:
+    certificate, key = files
+    other = _make(tmp_path, "other", "-nodes")
+    encrypted = _make(tmp_path, "encrypted", "-passout", "pass:secret")
+    text = tmp_path / "text"
+    text.write_text("no PEM")
+    for bad, word in (
+        ((certificate, tmp_path / "missing"), "missing"),
+        ((tmp_path / "missing", key), "missing"),
+        ((certificate, other[1]), "belong together"),
+        ((text, key), "PEM"),
+        ((certificate, text), "PEM"),
+        (encrypted, "not be encrypted"),
+    ):
+        server = ApiServer(World().app(), tcp=("127.0.0.1", 0), tls=bad)
+        with pytest.raises(ListenError, match=word) as caught:
+            server.bind()
+        assert "\n" not in str(caught.value)
+        assert server.tcp_port is None
+
+
+def test_one_of_the_two_files_is_not_enough(tmp_path: Path) -> None:
+    environ = {"HOME": str(tmp_path), "TENANTRY_SERVER_TLS_CERT": "/a.pem"}
+    with pytest.raises(SettingsError, match=r"server\.tls_key: certificate and key are needed"):
+        load(None, environ=environ)
+    environ |= {"TENANTRY_SERVER_TLS_KEY": "~/b.key"}
+    tls = load(None, environ=environ).server.tls
+    assert tls is not None
+    assert tls[0] == Path("/a.pem")
+    assert load(None, environ={"HOME": str(tmp_path)}).server.tls is None
