@@ -140,7 +140,7 @@ MESSAGES = "/tenants/acme/messages"
         ("POST", "/tenants", NAMED | {"id": 7}, 422, "id: must be"),
         ("POST", "/tenants", NAMED | {"workers": "5"}, 422, "workers: must be a valid integer"),
         ("POST", "/tenants", NAMED | {"workers": True}, 422, "workers: must be a valid integer"),
-        ("POST", "/tenants", NAMED | {"workers": 2.0}, 422, "workers"),
+        ("POST", "/tenants", NAMED | {"workers": 2.5}, 422, "workers"),
         ("POST", "/tenants", NAMED | {"workers": 0}, 422, "workers"),
         ("POST", "/tenants", NAMED | {"workers": 65}, 422, "workers"),
         ("POST", "/tenants", NAMED | {"workers": 10**30}, 422, "workers"),
