@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal, TypeAlias
 
 from pydantic import BaseModel, Field
 
 from tenantry.api.schemas import EXAMPLE_TIME, Topics, Workers
+
+_CURSOR: Final = "RhsZoTY0QjsSn1VLt"
+Cursor: TypeAlias = Annotated[str | None, Field(examples=[_CURSOR])]
 
 
 class Tenant(BaseModel):
@@ -14,7 +17,10 @@ class Tenant(BaseModel):
 
     id: Annotated[str, Field(examples=["acme"])]
     name: Annotated[str, Field(examples=["Acme Ltd"])]
-    state: Literal["provisioning", "active", "paused", "draining", "deleted"]
+    state: Annotated[
+        Literal["provisioning", "active", "paused", "draining", "deleted"],
+        Field(examples=["active"]),
+    ]
     workers: Workers
     topics: Topics
     partitions: Annotated[int, Field(examples=[1])]
@@ -32,7 +38,10 @@ class Tenant(BaseModel):
     ]
     parked: Annotated[
         str | None,
-        Field(description="Why the daemon itself paused the tenant; null if it did not."),
+        Field(
+            description="Why the daemon itself paused the tenant; null if it did not.",
+            examples=[None],
+        ),
     ]
 
 
@@ -40,7 +49,7 @@ class AccessData(BaseModel):
     """A tenant's way to the broker, shown this once."""
 
     username: Annotated[str, Field(examples=["tenant_acme_producer"])]
-    password: str
+    password: Annotated[str, Field(examples=["mU3q…"])]
     amqp_url: Annotated[str, Field(examples=["amqp://tenant_acme_producer:…@localhost:5672/"])]
 
 
@@ -60,7 +69,7 @@ class TenantPage(BaseModel):
     """Tenants by id; `next_cursor` is null on the last page."""
 
     data: list[Tenant]
-    next_cursor: str | None
+    next_cursor: Cursor
 
 
 class Accepted(BaseModel):
@@ -78,9 +87,11 @@ class Message(BaseModel):
     topic: Annotated[str, Field(examples=["logs"])]
     partition: Annotated[int, Field(examples=[0])]
     payload: Annotated[Any, Field(examples=[{"order": 7}])] = None
-    body: Annotated[str | None, Field(description="Base64.")] = None
+    body: Annotated[
+        str | None, Field(description="Base64; only where there is no payload.", examples=[None])
+    ] = None
     content_type: Annotated[str | None, Field(examples=["application/json"])]
-    headers: dict[str, Any] | None
+    headers: Annotated[dict[str, Any] | None, Field(examples=[{"trace": "7f3a"}])]
     created_at: Annotated[str, Field(examples=[EXAMPLE_TIME])]
 
 
@@ -91,8 +102,8 @@ class MessagePage(BaseModel):
     """
 
     data: list[Message]
-    next_cursor: str | None
-    follow_cursor: str | None
+    next_cursor: Cursor
+    follow_cursor: Cursor
 
 
 class DeadLetterEntry(BaseModel):
@@ -115,7 +126,7 @@ class DeadLetterEntry(BaseModel):
         Field(description="Base64; null for more than 1 MiB.", examples=["bm90IGpzb24h"]),
     ]
     content_type: Annotated[str | None, Field(examples=["application/json"])]
-    headers: dict[str, Any] | None
+    headers: Annotated[dict[str, Any] | None, Field(examples=[{"trace": "7f3a"}])]
     published_at: Annotated[str | None, Field(examples=[EXAMPLE_TIME])]
     dead_lettered_at: Annotated[str, Field(examples=[EXAMPLE_TIME])]
 
@@ -124,7 +135,7 @@ class DeadLetterPage(BaseModel):
     """Dead letters, oldest first; `next_cursor` is null on the last page."""
 
     data: list[DeadLetterEntry]
-    next_cursor: str | None
+    next_cursor: Cursor
 
 
 class Replayed(BaseModel):
@@ -162,7 +173,7 @@ class EventPage(BaseModel):
     """Events, oldest first; `next_cursor` is always given, to continue when there are more."""
 
     data: list[JournalEntry]
-    next_cursor: str
+    next_cursor: Annotated[str, Field(examples=[_CURSOR])]
 
 
 class Actor(BaseModel):

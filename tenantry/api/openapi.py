@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
@@ -18,6 +18,14 @@ The same API is served on the control socket, where the file's mode decides who 
 token is needed, and on TCP. Errors are problem documents (RFC 9457). Times are RFC 3339, UTC.
 """
 
+_TAGS: Final = {
+    "tenants": "Made, changed, deleted; as they are, and as they were.",
+    "messages": "Published with confirms; read page by page, or followed as they are stored.",
+    "dead letters": "Messages that could not be stored.",
+    "events": "The journal: all that has happened.",
+    "daemon": "The daemon itself.",
+}
+
 
 def document(app: FastAPI) -> dict[str, Any]:
     """Describe `app`; made once."""
@@ -32,8 +40,11 @@ def document(app: FastAPI) -> dict[str, Any]:
         components["securitySchemes"] = {
             "token": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"}
         }
+        made["tags"] = [{"name": name, "description": text} for name, text in _TAGS.items()]
         for path, operations in made["paths"].items():
             for method, operation in operations.items():
+                for parameter in operation.get("parameters", ()):
+                    _tidy(parameter)
                 public = TABLE[method.upper(), path] is Access.PUBLIC
                 # FastAPI adds its own 422 wherever a path has a parameter; here these are text,
                 # and what can be invalid is said by the route.
@@ -42,6 +53,18 @@ def document(app: FastAPI) -> dict[str, Any]:
                 operation["security"] = [] if public else [{}, {"token": []}]
         app.openapi_schema = made
     return app.openapi_schema
+
+
+def _tidy(parameter: dict[str, Any]) -> None:
+    """Say what FastAPI does not of a parameter, and not what makes no sense for one: null."""
+    schema = parameter["schema"]
+    kinds = [kind for kind in schema.get("anyOf", ()) if kind != {"type": "null"}]
+    if len(kinds) == 1:
+        del schema["anyOf"]
+        parameter["schema"] = kinds[0] | schema
+    if parameter["in"] == "path" and parameter["name"] == "tenant_id":
+        parameter["description"] = "The tenant's id."
+        parameter["example"] = "acme"
 
 
 def written(app: FastAPI) -> bytes:

@@ -35,7 +35,7 @@ class Problem(Exception):  # noqa: N818 - the word of RFC 9457
         super().__init__(detail)
         self.status = status
         self.detail = detail
-        self.type = BLANK if code is None else f"urn:problem-type:tenantry:{code}"
+        self.type = type_of(code)
         self.title = title or HTTPStatus(status).phrase
         self.extra = dict(extra or {})
         self.headers = dict(headers or {})
@@ -59,6 +59,11 @@ class Problem(Exception):  # noqa: N818 - the word of RFC 9457
         return Response(
             self.body(), status_code=self.status, media_type=MEDIA_TYPE, headers=self.headers
         )
+
+
+def type_of(code: str | None) -> str:
+    """Give the `type` of problems with this code."""
+    return BLANK if code is None else f"urn:problem-type:tenantry:{code}"
 
 
 def unavailable(detail: str, *, code: str, extra: Mapping[str, Any] | None = None) -> Problem:

@@ -130,3 +130,26 @@ def test_every_field_of_a_body_has_an_example_and_says_what_it_is_for(api: Serve
             told = [field, *field.get("anyOf", [])]
             assert any("examples" in one for one in told), (model, name)
             assert any("description" in one for one in told), (model, name)
+
+
+def test_every_error_is_shown_by_an_example_of_its_own_status(api: Served) -> None:
+    document = api.control.get("/openapi.json").json()
+    for method, path, operation in _operations(document):
+        for status, answer in operation["responses"].items():
+            for content in answer.get("content", {}).values():
+                if status >= "400":
+                    assert content["example"]["status"] == int(status), (method, path)
+
+
+def test_every_parameter_is_described_and_none_may_be_null(api: Served) -> None:
+    document = api.control.get("/openapi.json").json()
+    for method, path, operation in _operations(document):
+        for parameter in operation.get("parameters", []):
+            assert parameter["description"], (method, path, parameter["name"])
+            assert "anyOf" not in parameter["schema"], (method, path, parameter["name"])
+
+
+def test_every_tag_is_described(api: Served) -> None:
+    document = api.control.get("/openapi.json").json()
+    used = {tag for _, _, operation in _operations(document) for tag in operation["tags"]}
+    assert used == {tag["name"] for tag in document["tags"] if tag["description"]}
