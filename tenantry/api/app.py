@@ -13,8 +13,10 @@ from tenantry.api.auth import Authentication
 from tenantry.api.cursors import Cursors
 from tenantry.api.idempotency import IdempotencyKeys, MemoryIdempotencyKeys
 from tenantry.api.jsonroute import JsonRoute
+from tenantry.api.lanes import Lanes
 from tenantry.api.limits import MAX_REQUESTS, REQUEST_SECONDS, Limits
 from tenantry.api.middleware import BoundedBody, RequestContext
+from tenantry.api.paging import PooledPageReader
 from tenantry.api.partitions import Router
 from tenantry.api.port import Control
 from tenantry.api.reprocessing import Reprocessing
@@ -23,7 +25,7 @@ from tenantry.api.routes import dead_letters as letter_routes
 from tenantry.api.routes import messages as message_routes
 from tenantry.api.routes import metrics as metrics_routes
 from tenantry.api.routes import publishing as publish_routes
-from tenantry.api.services import Services
+from tenantry.api.services import Pools, Services
 from tenantry.api.streams import Streams
 from tenantry.api.tail import JournalTail
 from tenantry.api.tokens import Tokens
@@ -31,7 +33,7 @@ from tenantry.api.vitals import Vitals
 from tenantry.broker.port import DeadLetters, Publishing
 from tenantry.journal.port import EventStore
 from tenantry.messages.dead_letters import DeadLetterIndex
-from tenantry.messages.port import MessageStore
+from tenantry.messages.port import MessageStore, PageReader
 from tenantry.projections.port import TenantDirectory
 from tenantry.telemetry.metrics_page import MetricsPage
 
@@ -47,6 +49,7 @@ def create_app(
     directory: TenantDirectory,
     journal: EventStore,
     messages: MessageStore,
+    page_reader: PageReader | None = None,
     publishing: Publishing,
     dead_letters: DeadLetters,
     letters: DeadLetterIndex,
@@ -70,11 +73,13 @@ def create_app(
     what `GET /info` shows: no secrets. `metrics` is what `GET /metrics` shows. Without
     `idempotency` keys are forgotten with the process. Timeouts are in seconds.
     """
+    pools = Pools()
     services = Services(
         control=control,
         directory=directory,
         journal=journal,
         messages=messages,
+        page_reader=page_reader or PooledPageReader(messages, pools.reads),
         publishing=publishing,
         idempotency=idempotency or MemoryIdempotencyKeys(),
         info=dict(info or {}),
@@ -94,6 +99,7 @@ def create_app(
         tail=JournalTail(journal),
         streams=Streams(control),
         vitals=Vitals(control),
+        pools=pools,
     )
     app = FastAPI(
         title="Tenantry",
@@ -103,6 +109,7 @@ def create_app(
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
+        telemetry={"tracing": False, "metrics": False, "logs": False},
     )
     app.state.services = services
     app.router.route_class = JsonRoute
@@ -119,6 +126,7 @@ def create_app(
     access.check_routes(app.routes)
     handlers.install(app)
     # The last one added is the outermost: who it is, and whether they may, comes before the body.
+    app.add_middleware(Lanes, lanes=[message_routes.lane(services)])
     app.add_middleware(Limits, most=max_requests, seconds=request_timeout)
     app.add_middleware(BoundedBody, max_bytes=max_body_bytes, seconds=body_timeout)
     app.add_middleware(Authentication, tokens=Tokens(jwt_secret) if jwt_secret else None)

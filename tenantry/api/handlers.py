@@ -185,7 +185,8 @@ def _readable(error: Any) -> tuple[str, str]:
 _TAGS: Final = frozenset({"<one>", "<many>", "<some>", "<all>"})
 
 
-async def _answer(request: Request, error: Exception) -> Response:
+async def answer(request: Request, error: Exception) -> Response:
+    """Answer an error with its problem document; one that should never have come is raised."""
     if isinstance(error, HTTPException) and error.status_code == 405:
         allowed = access.methods_of(request.url.path)
         error.headers = {"Allow": ", ".join(allowed)}
@@ -208,7 +209,7 @@ async def _answer(request: Request, error: Exception) -> Response:
 
 def install(app: FastAPI) -> None:
     """Answer every error of `app` with a problem document."""
-    handler: Callable[[Request, Any], Awaitable[Response]] = _answer
+    handler: Callable[[Request, Any], Awaitable[Response]] = answer
     for kind in (
         Problem,
         HTTPException,

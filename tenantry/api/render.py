@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
@@ -17,7 +17,7 @@ from tenantry.domain.tenant import TenantState
 from tenantry.journal.codec import CODEC
 from tenantry.journal.port import RecordedEvent
 from tenantry.messages.dead_letters import DeadLetter
-from tenantry.messages.port import StoredMessage, WrittenMessage
+from tenantry.messages.port import StoredMessage
 
 
 def dumps(value: object) -> bytes:
@@ -77,13 +77,10 @@ def message(row: StoredMessage) -> dict[str, Any]:
     return shown
 
 
-def message_page(
-    rows: Sequence[WrittenMessage], *, next_cursor: str | None, follow_cursor: str | None
-) -> bytes:
-    """Write a page of messages that are written already."""
-    texts = ",".join([text for _, text in rows]).encode()
+def message_page(text: bytes, *, next_cursor: str | None, follow_cursor: str | None) -> bytes:
+    """Write a page of messages that are written already, with commas between them."""
     cursors = dumps({"next_cursor": next_cursor, "follow_cursor": follow_cursor})
-    return b'{"data":[%b],%b' % (texts, cursors[1:])
+    return b'{"data":[%b],%b' % (text, cursors[1:])
 
 
 def dead_letter(letter: DeadLetter) -> dict[str, Any]:

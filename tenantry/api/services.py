@@ -23,7 +23,7 @@ from tenantry.api.vitals import Vitals
 from tenantry.broker.port import Publishing
 from tenantry.journal.port import EventStore, Metadata
 from tenantry.messages.dead_letters import DeadLetterIndex
-from tenantry.messages.port import MessageStore
+from tenantry.messages.port import MessageStore, PageReader
 from tenantry.projections.port import TenantDirectory
 
 
@@ -46,6 +46,7 @@ class Services:
     directory: TenantDirectory
     journal: EventStore
     messages: MessageStore
+    page_reader: PageReader
     publishing: Publishing
     idempotency: IdempotencyKeys
     letters: DeadLetterIndex

@@ -166,6 +166,16 @@ class Database:
         finally:
             connection.close()
 
+    async def connect_async(self) -> psycopg.AsyncConnection[TupleRow]:
+        """Open a connection of its own, outside the pool, for an event loop; the caller closes it.
+
+        Raises `DatabaseUnavailableError`.
+        """
+        try:
+            return await psycopg.AsyncConnection.connect(**self._kwargs())
+        except psycopg.Error as error:
+            raise connect_failure(error, self._where) from error
+
     def _probe(self, timeout: float) -> None:
         deadline = time.monotonic() + timeout
         delay = 0.1

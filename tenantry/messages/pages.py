@@ -1,9 +1,13 @@
-"""The queries that read a page of a tenant's messages, at the same cost however deep it is."""
+"""The queries that read a page of a tenant's messages, at the same cost however deep it is.
+
+They are to be planned anew each time they are run: the plan that is best while a tenant has few
+messages, kept, would read all of them later.
+"""
 
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Final, LiteralString, TypeAlias
+from typing import Final, LiteralString
 
 from psycopg import sql
 
@@ -12,33 +16,50 @@ from tenantry.messages.port import Order
 
 MAX_POSITION: Final = 2**63 - 1
 
-Parameters: TypeAlias = dict[str, str | int | None]
+PAGE_BYTES: Final = 8 * 1024 * 1024
+"""A written page holds no further message once it holds as many bytes of payloads and bodies."""
 
-COLUMNS: Final[LiteralString] = """
-    id, tenant_id, position, topic, partition, payload::text AS payload, body, content_type,
-    headers::text AS headers, published_at, created_at
+_ROWS: Final[LiteralString] = """
+SELECT id, tenant_id, position, topic, partition, payload::text AS payload, body, content_type,
+       headers::text AS headers, published_at, created_at
+FROM {table} WHERE {condition} LIMIT {limit}
 """
 
-# `concat` passes over what is NULL; what is joined by `||` is then NULL as a whole.
-WRITTEN: Final[LiteralString] = """
-    position,
-    concat(
-        '{"id":', to_json(id),
-        ',"tenant_id":', to_json(tenant_id),
-        ',"position":', position,
-        ',"topic":', to_json(topic),
-        ',"partition":', partition,
-        ',"payload":' || payload::text,
-        ',"body":"' || translate(encode(body, 'base64'), E'\\n', '') || '"',
-        ',"content_type":', coalesce(to_json(content_type)::text, 'null'),
-        ',"headers":', coalesce(headers::text, 'null'),
-        ',"created_at":"', to_char(created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'),
-        '"}')
+# `concat` passes over what is NULL; what is joined by `||` is then NULL as a whole. How large a
+# message is, PostgreSQL knows without reading what it has stored apart.
+_WRITTEN: Final[LiteralString] = """
+SELECT
+    count(*),
+    count(*) FILTER (WHERE before < {bytes}),
+    {furthest}(position) FILTER (WHERE before < {bytes}),
+    string_agg(
+        concat(
+            '{{"id":', to_json(id),
+            ',"tenant_id":', to_json(tenant_id),
+            ',"position":', position,
+            ',"topic":', to_json(topic),
+            ',"partition":', partition,
+            ',"payload":' || payload::text,
+            ',"body":"' || translate(encode(body, 'base64'), E'\\n', '') || '"',
+            ',"content_type":', coalesce(to_json(content_type)::text, 'null'),
+            ',"headers":', coalesce(headers::text, 'null'),
+            ',"created_at":"',
+            to_char(created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'),
+            '"}}'),
+        E',\\n') FILTER (WHERE before < {bytes})
+FROM (
+    SELECT *, sum(size) OVER (ROWS UNBOUNDED PRECEDING) - size AS before
+    FROM (
+        SELECT id, tenant_id, position, topic, partition, payload, body, content_type, headers,
+               created_at, coalesce(octet_length(body), pg_column_size(payload)) AS size
+        FROM {table} WHERE {condition} LIMIT {limit}
+    ) AS found
+) AS measured
 """
 
 _OF_ALL: Final[dict[Order, LiteralString]] = {
-    Order.ASCENDING: "position > %(after)s::bigint ORDER BY position",
-    Order.DESCENDING: "position < %(after)s::bigint ORDER BY position DESC",
+    Order.ASCENDING: "position > {after} ORDER BY position",
+    Order.DESCENDING: "position < {after} ORDER BY position DESC",
 }
 
 # Both columns are compared and sorted by together, so that nothing but the index on both will do.
@@ -46,33 +67,62 @@ _OF_ALL: Final[dict[Order, LiteralString]] = {
 # over what is not of the topic: all rows of the tenant, where the topic's come late.
 _OF_TOPIC: Final[dict[Order, LiteralString]] = {
     Order.ASCENDING: """
-        (topic, position) > (%(topic)s, %(after)s::bigint)
-        AND (topic, position) <= (%(topic)s, 9223372036854775807)
+        (topic, position) > ({topic}, {after})
+        AND (topic, position) <= ({topic}, 9223372036854775807)
         ORDER BY topic, position""",
     Order.DESCENDING: """
-        (topic, position) < (%(topic)s, %(after)s::bigint)
-        AND (topic, position) >= (%(topic)s, 0)
+        (topic, position) < ({topic}, {after}) AND (topic, position) >= ({topic}, 0)
         ORDER BY topic DESC, position DESC""",
 }
 
 
 @lru_cache(maxsize=1024)
-def query(tenant_id: str, columns: LiteralString, *, of_topic: bool, order: Order) -> bytes:
-    """Give the query of a page, with the parameters `topic`, `after` and `limit`.
+def rows(tenant_id: str, *, of_topic: bool, order: Order) -> bytes:
+    """Give the query of a page's rows, for psycopg: `after`, `limit`, and `topic` if wanted."""
+    return _composed(
+        _ROWS,
+        tenant_id,
+        of_topic,
+        order,
+        after=sql.SQL("%(after)s::bigint"),
+        limit=sql.SQL("%(limit)s"),
+        topic=sql.SQL("%(topic)s::text"),
+    )
 
-    It is to be planned anew each time it is run: the plan that is best while a tenant has few
-    messages, kept, would read all of them later.
+
+@lru_cache(maxsize=1024)
+def written(tenant_id: str, *, of_topic: bool, order: Order) -> bytes:
+    """Give the query of a page as JSON, for libpq: `$1` after, `$2` limit, `$3` topic if wanted.
+
+    Its one row: how many messages were found and how many of them are given, as `PAGE_BYTES`
+    allows; the furthest position of these; and these, each written as a JSON object as the API
+    shows it, with a comma and a line feed between them: a line feed is nowhere else.
     """
-    composed = sql.SQL("SELECT {columns} FROM {table} WHERE {rows} LIMIT %(limit)s").format(
-        columns=sql.SQL(columns),
+    return _composed(
+        _WRITTEN,
+        tenant_id,
+        of_topic,
+        order,
+        after=sql.SQL("$1::bigint"),
+        limit=sql.SQL("$2::bigint"),
+        topic=sql.SQL("$3::text"),
+    )
+
+
+def begin(order: Order) -> int:
+    """Give the position before the first page."""
+    return 0 if order is Order.ASCENDING else MAX_POSITION
+
+
+def _composed(
+    query: LiteralString, tenant_id: str, of_topic: bool, order: Order, **parameters: sql.SQL
+) -> bytes:
+    condition = sql.SQL((_OF_TOPIC if of_topic else _OF_ALL)[order])
+    composed = sql.SQL(query).format(
         table=sql.Identifier("tenantry", names.partition_table_name(tenant_id)),
-        rows=sql.SQL((_OF_TOPIC if of_topic else _OF_ALL)[order]),
+        condition=condition.format(**parameters),
+        bytes=sql.Literal(PAGE_BYTES),
+        furthest=sql.SQL("max" if order is Order.ASCENDING else "min"),
+        limit=parameters["limit"],
     )
     return composed.as_bytes(None)
-
-
-def parameters(topic: str | None, after: int | None, limit: int, order: Order) -> Parameters:
-    """Give the parameters of a query; without `after` they begin at the end that `order` names."""
-    if after is None:
-        after = 0 if order is Order.ASCENDING else MAX_POSITION
-    return {"topic": topic, "after": after, "limit": limit}

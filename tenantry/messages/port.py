@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
-from typing import NamedTuple, Protocol, TypeAlias
+from typing import NamedTuple, Protocol
 
 
 class Incoming(NamedTuple):
@@ -60,12 +60,18 @@ class StoredMessage:
     created_at: datetime
 
 
-WrittenMessage: TypeAlias = tuple[int, str]
-"""A stored message's position, and the text of the JSON object the API shows of it.
+class WrittenPage(NamedTuple):
+    """A page of stored messages as JSON.
 
-Its members are `id`, `tenant_id`, `position`, `topic`, `partition`, `payload` or `body` (base64),
-`content_type`, `headers` and `created_at` (RFC 3339 in UTC, with microseconds).
-"""
+    `text` is objects with commas between them; the members of each are `id`, `tenant_id`,
+    `position`, `topic`, `partition`, `payload` or `body` (base64), `content_type`, `headers` and
+    `created_at` (RFC 3339 in UTC, with microseconds). Beyond the position `last` is what follows
+    the page, which tells `more` if it is there already.
+    """
+
+    text: bytes
+    last: int
+    more: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,16 +136,18 @@ class MessageStore(Protocol):
         Raises `StoreUnavailableError`, `PartitionMissingError`.
         """
 
-    def written_page(
-        self,
-        tenant_id: str,
-        *,
-        topic: str | None = None,
-        after: int | None = None,
-        limit: int = 50,
-        order: Order = Order.ASCENDING,
-    ) -> list[WrittenMessage]:
-        """Read what `page` reads, as JSON that the store itself has written: much faster."""
-
     def counts(self, tenant_id: str) -> Counts:
         """Give the tenant's running totals; zeros for an unknown tenant."""
+
+
+class PageReader(Protocol):
+    """Reads pages on an event loop: what `MessageStore.page` reads, written as JSON already."""
+
+    async def written_page(
+        self, tenant_id: str, *, topic: str | None, after: int | None, limit: int, order: Order
+    ) -> WrittenPage:
+        """Read messages beyond position `after` in the given order; the cost is constant.
+
+        A page of very large messages may hold fewer than `limit`, though more follow. Raises as
+        `MessageStore.page` does.
+        """

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Final, LiteralString, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Final, LiteralString, TypeAlias
 
 import psycopg
 from psycopg import errors
-from psycopg.rows import RowFactory, TupleRow, class_row, tuple_row
+from psycopg.rows import TupleRow, class_row
 
 from tenantry.database.errors import DatabaseUnavailableError
 from tenantry.messages import pages, validation
@@ -23,7 +23,6 @@ from tenantry.messages.port import (
     StoreResult,
     StoreUnavailableError,
     Unstorable,
-    WrittenMessage,
 )
 from tenantry.messages.validation import Verdict
 
@@ -47,8 +46,6 @@ _REFUSALS: Final = (
 )
 """What PostgreSQL says of a value it will never take, however often it is tried."""
 
-
-_Row = TypeVar("_Row")
 
 Connection: TypeAlias = psycopg.Connection[TupleRow]
 
@@ -119,23 +116,21 @@ class PostgresMessageStore:
         order: Order = Order.ASCENDING,
     ) -> list[StoredMessage]:
         """Read a page of a tenant's messages by position; an index gives it at constant cost."""
-        query = pages.query(tenant_id, pages.COLUMNS, of_topic=topic is not None, order=order)
-        wanted = pages.parameters(topic, after, limit, order)
-        return self._read(tenant_id, query, wanted, class_row(StoredMessage))
-
-    def written_page(
-        self,
-        tenant_id: str,
-        *,
-        topic: str | None = None,
-        after: int | None = None,
-        limit: int = 50,
-        order: Order = Order.ASCENDING,
-    ) -> list[WrittenMessage]:
-        """Read a page as `page` does, as JSON written by the database."""
-        query = pages.query(tenant_id, pages.WRITTEN, of_topic=topic is not None, order=order)
-        wanted = pages.parameters(topic, after, limit, order)
-        return self._read(tenant_id, query, wanted, tuple_row)
+        query = pages.rows(tenant_id, of_topic=topic is not None, order=order)
+        after = pages.begin(order) if after is None else after
+        wanted = {"topic": topic, "after": after, "limit": limit}
+        try:
+            with (
+                self._database.connection() as connection,
+                connection.cursor(row_factory=class_row(StoredMessage)) as cursor,
+            ):
+                return cursor.execute(query, wanted, prepare=False).fetchall()
+        except DatabaseUnavailableError as error:
+            raise StoreUnavailableError(str(error)) from error
+        except errors.UndefinedTable as error:
+            raise PartitionMissingError(f"tenant {tenant_id!r} has no partition") from error
+        except psycopg.Error as error:
+            raise MessageStoreError(_one_line(error)) from error
 
     def counts(self, tenant_id: str) -> Counts:
         """Give the tenant's running totals."""
@@ -189,22 +184,6 @@ class PostgresMessageStore:
             stored += counts[0]
             duplicates += counts[1]
         return stored, duplicates
-
-    def _read(
-        self, tenant_id: str, query: bytes, wanted: pages.Parameters, rows: RowFactory[_Row]
-    ) -> list[_Row]:
-        try:
-            with (
-                self._database.connection() as connection,
-                connection.cursor(binary=True, row_factory=rows) as cursor,
-            ):
-                return cursor.execute(query, wanted, prepare=False).fetchall()
-        except DatabaseUnavailableError as error:
-            raise StoreUnavailableError(str(error)) from error
-        except errors.UndefinedTable as error:
-            raise PartitionMissingError(f"tenant {tenant_id!r} has no partition") from error
-        except psycopg.Error as error:
-            raise MessageStoreError(_one_line(error)) from error
 
     @staticmethod
     def _call_store(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import threading
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
@@ -15,9 +17,19 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tenantry.api import render
+from tenantry.database.loop import LoopQueries
 from tenantry.database.pool import Database
-from tenantry.messages.port import Incoming, Order, PartitionMissingError, StoreResult
+from tenantry.messages.pages import PAGE_BYTES
+from tenantry.messages.port import (
+    Incoming,
+    Order,
+    PartitionMissingError,
+    StoredMessage,
+    StoreResult,
+    WrittenPage,
+)
 from tenantry.messages.postgres import PostgresMessageStore
+from tenantry.messages.reader import PostgresPageReader
 
 TENANT = "t"
 
@@ -214,8 +226,25 @@ def test_pages_follow_one_another_in_both_directions(store: PostgresMessageStore
             assert seen == (expected if order is Order.ASCENDING else expected[::-1])
 
 
-def test_a_written_page_shows_what_a_page_holds(store: PostgresMessageStore) -> None:
-    awkward = 'a"b\\c\n\t\x7f\u2028é\U0001f600'
+def written(database: Database, tenant: str, *choices: dict[str, Any]) -> list[WrittenPage]:
+    """Read pages of two messages, unless told otherwise, as JSON."""
+
+    async def read() -> list[WrittenPage]:
+        reader = PostgresPageReader(LoopQueries(database))
+        usual = {"topic": None, "after": None, "limit": 2, "order": Order.ASCENDING}
+        return [await reader.written_page(tenant, **(usual | choice)) for choice in choices]
+
+    return asyncio.run(read())
+
+
+def shown(rows: Sequence[StoredMessage]) -> list[object]:
+    return [json.loads(render.dumps(render.message(row))) for row in rows]
+
+
+def test_a_written_page_shows_what_a_page_holds(
+    database: Database, store: PostgresMessageStore
+) -> None:
+    awkward = 'a"b\\c\n\t\x7f\u2028é\U0001f600,\n'
     batch = [
         incoming(awkward, b'{"n": 12345678901234567890.10}', headers={awkward: awkward}),
         incoming("long", bytes(range(256)) * 3, awkward, topic=awkward),
@@ -223,18 +252,69 @@ def test_a_written_page_shows_what_a_page_holds(store: PostgresMessageStore) -> 
         incoming("null", b"null", None),
     ]
     assert store.store(TENANT, batch).stored == 4
-    for order in Order:
-        for topic in (None, "default", awkward, "none"):
-            for after in (None, 1, 3):
-                choice: dict[str, Any] = {"topic": topic, "after": after, "order": order}
-                rows = store.page(TENANT, limit=2, **choice)
-                written = store.written_page(TENANT, limit=2, **choice)
-                assert [position for position, _ in written] == [row.position for row in rows]
-                for row, (_, text) in zip(rows, written, strict=True):
-                    assert json.loads(text) == json.loads(render.dumps(render.message(row)))
-                    assert "\n" not in text
+    choices: list[dict[str, Any]] = [
+        {"topic": topic, "after": after, "order": order}
+        for order in Order
+        for topic in (None, "default", awkward, "none")
+        for after in (None, 1, 3)
+    ]
+    for choice, page in zip(choices, written(database, TENANT, *choices), strict=True):
+        rows = store.page(TENANT, **choice)
+        assert json.loads(b"[%b]" % page.text) == shown(rows[:2])
+        assert page.more == (len(rows) > 2)
+        assert store.page(TENANT, **(choice | {"after": page.last})) == rows[2:]
+
+
+def test_without_a_partition_no_page_is_written(database: Database) -> None:
     with pytest.raises(PartitionMissingError):
-        store.written_page("nobody")
+        written(database, "nobody", {})
+
+
+def test_a_written_page_of_an_empty_partition_is_empty(
+    database: Database, store: PostgresMessageStore
+) -> None:
+    pages = written(database, TENANT, {}, {"after": 7}, {"order": Order.DESCENDING})
+    assert pages[:2] == [WrittenPage(b"", 0, more=False), WrittenPage(b"", 7, more=False)]
+    assert (pages[2].text, pages[2].more) == (b"", False)
+
+
+def test_written_pages_follow_one_another_in_both_directions(
+    database: Database, store: PostgresMessageStore
+) -> None:
+    store.store(TENANT, [incoming(str(n), topic="odd" if n % 2 else "even") for n in range(20)])
+    # Positions that are never given out, as duplicates leave them behind.
+    store.store(TENANT, [incoming(str(n)) for n in (3, 20, 4, 21, 5)])
+    for order in Order:
+        for topic in (None, "odd"):
+            seen: list[int] = []
+            choice: dict[str, Any] = {"order": order, "topic": topic, "limit": 3}
+            page = WrittenPage(b"", 0, more=True)
+            while page.more:
+                (page,) = written(database, TENANT, choice)
+                seen += [int(one["id"]) for one in json.loads(b"[%b]" % page.text)]
+                choice["after"] = page.last
+            expected = [n for n in range(22) if topic is None or (n % 2 and n < 20)]
+            assert seen == (expected if order is Order.ASCENDING else expected[::-1])
+
+
+def test_a_page_of_very_large_messages_ends_early_and_leads_on(
+    database: Database, store: PostgresMessageStore
+) -> None:
+    large = b"x" * (PAGE_BYTES // 2)
+    bodies = [b"", large, large, b"", b"y" * 2 * PAGE_BYTES, b"", b"", b""]
+    store.store(TENANT, [incoming(str(n), body, "a/b") for n, body in enumerate(bodies)])
+    for order, expected in (
+        (Order.ASCENDING, [["0", "1", "2"], ["3", "4"], ["5", "6", "7"]]),
+        (Order.DESCENDING, [["7", "6", "5", "4"], ["3", "2", "1"], ["0"]]),
+    ):
+        found = []
+        choice: dict[str, Any] = {"order": order, "limit": 10}
+        page = WrittenPage(b"", 0, more=True)
+        while page.more:
+            (page,) = written(database, TENANT, choice)
+            found.append([one["id"] for one in json.loads(b"[%b]" % page.text)])
+            choice["after"] = page.last
+        assert found == expected
 
 
 def test_a_reader_beside_writers_misses_none_and_sees_none_twice(
@@ -285,7 +365,7 @@ json_values = st.recursive(
     content_type=st.sampled_from([None, "application/json", "Application/JSON; a=b", "text/plain"]),
 )
 def test_any_bytes_are_either_stored_or_named(
-    store: PostgresMessageStore, bodies: list[bytes], content_type: str | None
+    database: Database, store: PostgresMessageStore, bodies: list[bytes], content_type: str | None
 ) -> None:
     before = store.counts(TENANT).stored
     result: StoreResult = store.store(
@@ -293,8 +373,9 @@ def test_any_bytes_are_either_stored_or_named(
     )
     assert result.stored + len(result.unstorable) == len(bodies)
     rows = store.page(TENANT, limit=20, order=Order.DESCENDING)
-    written = store.written_page(TENANT, limit=20, order=Order.DESCENDING)
-    shown = [orjson.loads(text) for _, text in written]
-    assert shown == [orjson.loads(render.dumps(render.message(row))) for row in rows]
+    (page,) = written(database, TENANT, {"limit": 20, "order": Order.DESCENDING})
+    assert orjson.loads(b"[%b]" % page.text) == [
+        orjson.loads(render.dumps(render.message(row))) for row in rows
+    ]
     assert result.duplicates == 0
     assert store.counts(TENANT).stored == before + result.stored

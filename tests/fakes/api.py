@@ -16,7 +16,6 @@ from typing import Any
 import httpx
 from fastapi import FastAPI
 
-from tenantry.api import render
 from tenantry.api.app import create_app
 from tenantry.api.port import (
     ActorStatus,
@@ -41,7 +40,7 @@ from tenantry.domain.tenant import TenantState, decide
 from tenantry.journal.memory import InMemoryEventStore
 from tenantry.journal.port import Metadata
 from tenantry.messages.dead_letters_memory import InMemoryDeadLetterIndex
-from tenantry.messages.port import Incoming, Order, StoredMessage, WrittenMessage
+from tenantry.messages.port import Incoming, Order, StoredMessage
 from tenantry.projections.memory import InMemoryTenantDirectory, InMemoryTenantProjection
 
 CURSOR_KEY = b"a key for cursors in tests"
@@ -247,12 +246,6 @@ class FakeMessages:
             if (topic is None or row.topic == topic)
             and (after is None or (row.position > after if up else row.position < after))
         ][:limit]
-
-    def written_page(self, tenant_id: str, **choice: Any) -> list[WrittenMessage]:
-        return [
-            (row.position, render.dumps(render.message(row)).decode())
-            for row in self.page(tenant_id, **choice)
-        ]
 
 
 class World:

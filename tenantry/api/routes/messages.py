@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Final
+from urllib.parse import parse_qsl
 
 from fastapi import FastAPI, Query
+from pydantic import ValidationError
 from starlette.requests import Request
 from starlette.responses import Response
 
 from tenantry.api import answers, links, lookup, render, schemas
 from tenantry.api.documented import errors
+from tenantry.api.lanes import Lane
 from tenantry.api.services import Services
 from tenantry.domain import names
-from tenantry.messages.port import Order, WrittenMessage
+from tenantry.messages.port import Order, WrittenPage
 
 TAG: Final = "messages"
+_PATH: Final = re.compile("/messages")
 
 
 def binding(tenant_id: str, topic: str | None, order: Order) -> tuple[str, ...]:
@@ -25,6 +30,16 @@ def binding(tenant_id: str, topic: str | None, order: Order) -> tuple[str, ...]:
 def topic_can_be(topic: str | None) -> bool:
     """Tell whether any message can have this topic."""
     return topic is None or topic == names.DEFAULT_TOPIC or names.is_topic(topic)
+
+
+def lane(services: Services) -> Lane:
+    """Give the short way to pages."""
+
+    async def serve(request: Request, _: object, __: bytes) -> Response | None:
+        query = _plain(request.scope["query_string"])
+        return None if query is None else await _page(services, request, query)
+
+    return Lane(method="GET", path=_PATH, serve=serve)
 
 
 def add_routes(app: FastAPI, services: Services) -> None:
@@ -41,28 +56,37 @@ def add_routes(app: FastAPI, services: Services) -> None:
         request: Request, query: Annotated[schemas.MessagesQuery, Query()]
     ) -> Response:
         """Read messages in commit order; a page costs the same however deep it is."""
-        bound = binding(query.tenant_id, query.topic, query.order)
-        cursors = services.cursors
-        after = None if query.cursor is None else cursors.open_position(query.cursor, *bound)
+        return await _page(services, request, query)
 
-        def read() -> tuple[bytes, str | None]:
-            tenant_id = lookup.checked_id(query.tenant_id)
-            rows: list[WrittenMessage] = []
-            if topic_can_be(query.topic):
-                rows = services.messages.written_page(
-                    tenant_id,
-                    topic=query.topic,
-                    after=after,
-                    limit=query.limit + 1,
-                    order=query.order,
-                )
-            if not rows:  # where rows are, there is their tenant: they go with it
-                lookup.readable(services.directory, tenant_id)
-            page = rows[: query.limit]
-            end = cursors.seal_position(page[-1][0] if page else after or 0, *bound)
-            more = end if len(rows) > query.limit else None
-            follow = end if query.order is Order.ASCENDING else None
-            return render.message_page(page, next_cursor=more, follow_cursor=follow), more
 
-        written, more = await services.pools.reads.run(read)
-        return render.json_response(written, headers=links.next_page(request, more))
+def _plain(query_string: bytes) -> schemas.MessagesQuery | None:
+    """Read a query whose parameters are valid and come once each; None for any other."""
+    pairs = parse_qsl(query_string.decode("latin-1"), keep_blank_values=True)
+    given = dict(pairs)
+    if len(given) < len(pairs):
+        return None
+    try:
+        return schemas.MessagesQuery.model_validate(given)
+    except ValidationError:
+        return None
+
+
+async def _page(services: Services, request: Request, query: schemas.MessagesQuery) -> Response:
+    bound = binding(query.tenant_id, query.topic, query.order)
+    cursors = services.cursors
+    after = None if query.cursor is None else cursors.open_position(query.cursor, *bound)
+    tenant_id = lookup.checked_id(query.tenant_id)
+    page = WrittenPage(b"", after or 0, more=False)
+    if topic_can_be(query.topic):
+        page = await services.page_reader.written_page(
+            tenant_id, topic=query.topic, after=after, limit=query.limit, order=query.order
+        )
+    if not page.text:  # where messages are, there is their tenant: they go with it
+        await services.pools.reads.run(lookup.readable, services.directory, tenant_id)
+    end = cursors.seal_position(page.last, *bound)
+    more = end if page.more else None
+    follow = end if query.order is Order.ASCENDING else None
+    return render.json_response(
+        render.message_page(page.text, next_cursor=more, follow_cursor=follow),
+        headers=links.next_page(request, more),
+    )

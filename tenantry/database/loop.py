@@ -1,0 +1,199 @@
+"""Queries on an event loop, without a thread: for those whose speed is that of the loop."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Final, TypeAlias
+
+import psycopg
+from psycopg import errors, pq
+
+from tenantry.database.errors import DatabaseUnavailableError
+from tenantry.database.failures import is_unavailable, unavailable
+from tenantry.database.pool import Database
+
+CONNECTIONS: Final = 8
+PATIENCE: Final = 5.0
+"""Seconds a query waits for a connection."""
+
+IDLE: Final = 60.0
+"""Seconds after which a connection that nobody has used is closed."""
+
+Row: TypeAlias = list[bytes | None]
+
+
+class _LostError(Exception):
+    """The connection is gone."""
+
+
+class LoopQueries:
+    """Runs queries over a few connections of its own, opened when they are needed.
+
+    Belongs to the event loop that uses it first, and closes its connections when that loop
+    cancels its tasks at the end. Queries must only read: one that finds its connection gone is
+    run again on a new one. They end within the database's own limit of time for statements.
+    """
+
+    def __init__(
+        self, database: Database, *, connections: int = CONNECTIONS, patience: float = PATIENCE
+    ) -> None:
+        self._database = database
+        self._patience = patience
+        self._turn = asyncio.Semaphore(connections)
+        self._idle: list[_Link] = []
+        self._keeper: asyncio.Task[None] | None = None
+
+    async def row(self, query: bytes, parameters: Sequence[bytes | None]) -> Row:
+        """Give the first row of a query: its parameters as text, its values in binary.
+
+        Raises `DatabaseUnavailableError`, and what psycopg raises for a query that is refused.
+        """
+        await self._acquire()
+        try:
+            return await self._row(query, parameters)
+        except (psycopg.Error, _LostError) as error:
+            if isinstance(error, _LostError) or is_unavailable(error):
+                raise unavailable(error, self._database.where) from error
+            raise
+        finally:
+            self._turn.release()
+
+    async def _acquire(self) -> None:
+        if not self._turn.locked():
+            await self._turn.acquire()
+            return
+        try:
+            async with asyncio.timeout(self._patience):
+                await self._turn.acquire()
+        except TimeoutError:
+            raise DatabaseUnavailableError(
+                f"{self._database.where}: no connection was free for {self._patience:g} seconds"
+            ) from None
+
+    async def _row(self, query: bytes, parameters: Sequence[bytes | None]) -> Row:
+        while self._idle:
+            link = self._idle.pop()
+            with suppress(_LostError):
+                return await self._ask(link, query, parameters)
+        return await self._ask(await self._connect(), query, parameters)
+
+    async def _ask(self, link: _Link, query: bytes, parameters: Sequence[bytes | None]) -> Row:
+        try:
+            row = await link.row(query, parameters)
+        except errors.OperationalError:
+            # Cancelled, out of time, shutting down: whatever it is, the next one begins afresh.
+            link.close()
+            raise
+        except psycopg.Error:
+            self._idle.append(link)
+            raise
+        except BaseException:  # given up in the middle of an answer
+            link.close()
+            raise
+        self._idle.append(link)
+        return row
+
+    async def _connect(self) -> _Link:
+        if self._keeper is None or self._keeper.done():
+            self._keeper = asyncio.create_task(self._keep())
+        return _Link(await self._database.connect_async())
+
+    async def _keep(self) -> None:
+        """Close what has been idle for long, and at the loop's end everything."""
+        try:
+            while True:
+                await asyncio.sleep(IDLE / 2)
+                since = time.monotonic() - IDLE
+                for link in [link for link in self._idle if link.used_at < since]:
+                    self._idle.remove(link)
+                    link.close()
+        finally:
+            while self._idle:
+                self._idle.pop().close()
+
+
+class _Link:
+    """A connection and its socket's events; one query at a time."""
+
+    def __init__(self, connection: psycopg.AsyncConnection[tuple[object, ...]]) -> None:
+        self._connection = connection  # kept: it closes its socket when nobody holds it
+        self._pg = connection.pgconn
+        self._loop = asyncio.get_running_loop()
+        self._socket = self._pg.socket
+        self._answer: asyncio.Future[Row] | None = None
+        self._results: list[pq.abc.PGresult] = []
+        self.used_at = time.monotonic()
+        # For good: to wait for each answer anew would cost two more system calls a query.
+        self._loop.add_reader(self._socket, self._readable)
+
+    async def row(self, query: bytes, parameters: Sequence[bytes | None]) -> Row:
+        """Run a query and give its first row."""
+        if self._connection.closed:
+            raise _LostError("the connection was closed")
+        self._results = []
+        self._answer = self._loop.create_future()
+        try:
+            self._pg.send_query_params(query, parameters, result_format=pq.Format.BINARY)
+            self._flush()
+        except psycopg.Error as error:
+            self.close()
+            raise _LostError(str(error)) from error
+        try:
+            return await self._answer
+        finally:
+            self._answer = None
+            self.used_at = time.monotonic()
+
+    def close(self) -> None:
+        """Close the connection; harmless twice."""
+        if self._connection.closed:
+            return
+        self._loop.remove_reader(self._socket)
+        self._loop.remove_writer(self._socket)
+        self._pg.finish()
+
+    def _flush(self) -> None:
+        """Send what can be sent, and the rest as soon as it can."""
+        if self._pg.flush():
+            self._loop.add_writer(self._socket, self._writable)
+        else:
+            self._loop.remove_writer(self._socket)
+
+    def _writable(self) -> None:
+        try:
+            self._flush()
+        except psycopg.Error as error:
+            self._lost(error)
+
+    def _readable(self) -> None:
+        try:
+            self._pg.consume_input()
+            while not self._pg.is_busy():
+                result = self._pg.get_result()
+                if result is None:
+                    self._finish()
+                    return
+                self._results.append(result)
+        except psycopg.Error as error:
+            self._lost(error)
+
+    def _finish(self) -> None:
+        if self._pg.status != pq.ConnStatus.OK:
+            self._lost(_LostError("the server closed the connection"))
+        elif self._answer is not None and not self._answer.done() and self._results:
+            result = self._results[-1]
+            if result.status == pq.ExecStatus.TUPLES_OK and result.ntuples:
+                row = [result.get_value(0, column) for column in range(result.nfields)]
+                self._answer.set_result(row)
+            else:
+                self._answer.set_exception(errors.error_from_result(result))
+
+    def _lost(self, error: Exception) -> None:
+        self.close()
+        if self._answer is not None and not self._answer.done():
+            lost = _LostError(str(error))
+            lost.__cause__ = error
+            self._answer.set_exception(lost)
