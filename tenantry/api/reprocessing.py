@@ -111,15 +111,15 @@ class Reprocessing:
         wanted = None if ids is None else self._index.named(tenant_id, ids)
         began, walk_id = time.monotonic(), uuid4()
         removed: set[UUID] = set()
-        count, complete = 0, False
+        count, ended = 0, False
         if wanted is not None and not wanted:
             return 0
         with self._queues.walk(tenant_id) as walk:
-            while not complete and time.monotonic() - began < self._seconds:
+            while not ended and time.monotonic() - began < self._seconds:
                 if wanted is not None and wanted <= removed:
                     break
                 letters, settled = self._next(tenant_id, walk, walk_id)
-                complete = not letters and not settled
+                ended = not letters and not settled
                 chosen = [one for one in letters if wanted is None or one.id in wanted]
                 if chosen:
                     chosen = act(chosen)
@@ -136,7 +136,7 @@ class Reprocessing:
                 removed |= {one.id for one in (*chosen, *settled)}
         if walk.gone:
             self._index.forget(tenant_id, removed)
-        if complete:
+        if ended and walk.complete:
             self._forget_missing(tenant_id, walk_id, time.monotonic() - began)
         return count
 

@@ -214,6 +214,13 @@ class DeadLetterWalk(Protocol):
         Where it is not, a later walk may meet such a message again.
         """
 
+    @property
+    def complete(self) -> bool:
+        """Whether `next`, at its end, has given all that was there at the start.
+
+        It has not where others hold messages of the queue.
+        """
+
     def next(self, most: int) -> list[Incoming]:
         """Give up to `most` further messages; none at the end of what was there at the start.
 

@@ -158,6 +158,28 @@ def test_many_messages_are_walked_along_quickly(queue: Queue) -> None:
     assert queue.ready() == 0
 
 
+def test_a_walk_holds_more_than_a_channel_may(
+    queue: Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dead_letters, "PREFETCH", 100)
+    for number in range(1050):
+        queue.channel.basic_publish("dlx_exchange", "acme", b"%d" % number)
+    eventually(lambda: queue.ready() == 1050)
+    with queue.letters.walk("acme") as walk:
+        bodies = []
+        while batch := walk.next(70):
+            bodies += [one.body for one in batch]
+            if len(bodies) % 140 == 0:
+                walk.remove([0, 69])
+        assert walk.complete
+    assert bodies == [b"%d" % number for number in range(1050)]
+    assert walk.gone
+    removed = {b"%d" % (at + place) for at in range(70, 1050, 140) for place in (0, 69)}
+    left = [body for body in bodies if body not in removed]
+    eventually(lambda: queue.ready() == len(left))
+    assert sorted(queue.bodies()) == sorted(left)
+
+
 def test_large_messages_come_in_small_batches(
     queue: Queue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -204,8 +226,10 @@ def test_messages_in_somebody_elses_hands_are_not_waited_for(
     with queue.letters.walk("acme") as walk:
         assert len(walk.next(1)) == 1
         walk._left += 5  # as if more had been counted
+        assert walk.complete
         assert len(walk.next(10)) == 2
         assert walk.next(10) == []
+        assert not walk.complete
     other.close()
 
 

@@ -9,6 +9,7 @@ from uuid import UUID
 
 import pytest
 
+from tenantry.api import reprocessing as reprocessing_module
 from tenantry.api.reprocessing import Reprocessing
 from tenantry.broker.port import (
     BrokerError,
@@ -304,6 +305,24 @@ def test_a_letter_is_remembered_until_its_message_is_known_to_be_gone(api: Serve
     assert listed(api) == []
     assert replay(api, {"all": True}) == {"replayed": 0}
     assert len(world.publishing.sent) == 1
+
+
+@pytest.mark.parametrize("complete", [True, False])
+def test_a_letter_without_a_message_is_forgotten_only_by_a_complete_walk(
+    api: Served, monkeypatch: pytest.MonkeyPatch, complete: bool
+) -> None:
+    monkeypatch.setattr(reprocessing_module, "GRACE_SECONDS", -60.0)
+    real = FakeWalk.__init__
+
+    def begin(walk: FakeWalk, queue: list[Incoming]) -> None:
+        real(walk, queue)
+        walk.complete = complete
+
+    monkeypatch.setattr(FakeWalk, "__init__", begin)
+    reject(api.world, message("there"), message("purged"))
+    del api.world.dead_letters.queues["acme"][1]
+    assert replay(api, {"all": True}) == {"replayed": 1}
+    assert [one["id"] for one in listed(api)] == ([] if complete else ["purged"])
 
 
 def test_a_call_ends_in_time_and_the_next_goes_on(api: Served) -> None:

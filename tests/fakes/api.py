@@ -172,6 +172,7 @@ class FakeWalk:
         self._there = list(queue)
         self._given: list[Incoming] = []
         self.gone = False
+        self.complete = True
 
     def next(self, most: int) -> list[Incoming]:
         self._given, self._there = self._there[:most], self._there[most:]

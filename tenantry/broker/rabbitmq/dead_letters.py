@@ -35,6 +35,9 @@ log = structlog.get_logger(__name__)
 BATCH_BYTES: Final = 8 * 1024 * 1024
 """Bytes of bodies given at once, but for the last message's."""
 
+PREFETCH: Final = 5_000
+"""Messages held on one channel; a walk that holds more goes on on another."""
+
 ANSWER_TIMEOUT: Final = 10.0
 """Seconds the broker may take to answer."""
 
@@ -53,16 +56,19 @@ class RabbitDeadLetterWalk:
 
     def __init__(self, wanted: pika.URLParameters, tenant_id: str) -> None:
         self.gone = False
+        self.complete = False
         self._where = f"{wanted.host}:{wanted.port}"
         self._tenant_id = tenant_id
         self._queue = names.dead_letter_queue_name(tenant_id)
         self._failure: str | None = None
         self._missing = False
-        self._channel: Channel | None = None
+        self._channels: list[Channel] = []
+        self._held = 0
+        self._tag = ""
         self._counted: int | None = None
         self._closed = self._ending = False
-        self._arrived: deque[Delivery] = deque()
-        self._given: list[int] = []
+        self._arrived: deque[tuple[Channel, Delivery]] = deque()
+        self._given: list[tuple[Channel, int]] = []
         self._there = self._left = self._removed = 0
         self._settled_at = 0.0
         self._connection = ReadingConnection(
@@ -77,18 +83,24 @@ class RabbitDeadLetterWalk:
         """See `DeadLetterWalk.next`."""
         most = min(most, self._left)
         arrived = self._arrived
-        while len(arrived) < most and sum(len(one.message.body) for one in arrived) < BATCH_BYTES:
+        while (
+            len(arrived) < most and sum(len(one.message.body) for _, one in arrived) < BATCH_BYTES
+        ):
+            if self._held >= PREFETCH:
+                self._consume()
             before = len(arrived)
             self._run(partial(self._more_than, before), QUIET_SECONDS, patient=True)
             if len(arrived) == before:
-                most = self._left = before  # what has come is the rest
+                log.info("broker.dead_letters_elsewhere", tenant=self._tenant_id, count=self._left)
+                self.complete = False
+                most = self._left = before
         batch: list[Incoming] = []
         self._given = []
         size = 0
         while arrived and len(batch) < most and size < BATCH_BYTES:
-            delivery = arrived.popleft()
+            channel, delivery = arrived.popleft()
             topic, partition = _place(self._tenant_id, delivery.message.headers or {})
-            self._given.append(delivery.tag)
+            self._given.append((channel, delivery.tag))
             size += len(delivery.message.body)
             batch.append(delivery.message._replace(topic=topic, partition=partition))
         self._left -= len(batch)
@@ -96,11 +108,12 @@ class RabbitDeadLetterWalk:
 
     def remove(self, indexes: Collection[int]) -> None:
         """See `DeadLetterWalk.remove`."""
-        channel = self._channel
-        if self._failure is not None or channel is None or not channel.is_open:
-            raise self._unavailable()
         for index in indexes:
-            channel.basic_ack(self._given[index])
+            channel, tag = self._given[index]
+            if self._failure is not None or not channel.is_open:
+                raise self._unavailable()
+            channel.basic_ack(tag)
+            self._held -= channel is self._channels[-1]
         self._removed += len(indexes)
         self._settled_at = time.monotonic()
 
@@ -108,17 +121,32 @@ class RabbitDeadLetterWalk:
 
     def open(self) -> None:
         """Connect, count, and begin to consume."""
-        self._run(lambda: self._channel is not None)
+        self._run(lambda: bool(self._channels))
         self._count()
+        self.complete = True
         if self._missing:
             return
         self._there = self._left = self._counted or 0
         if self._left:
-            channel = self._open_channel
-            tag = f"dead-letters-{self._tenant_id}"
-            receiver = ("default", 0, self._take)
-            self._connection.receive(channel.channel_number, tag, receiver)
-            channel.basic_consume(self._queue, cast("Any", _passed_by), consumer_tag=tag)
+            self._consume()
+
+    def _consume(self) -> None:
+        """Consume on another channel: what is held on the one before stays there."""
+        opened = len(self._channels)
+        if self._held:
+            # One consumer at a time, so that messages come in their order.
+            self._channels[-1].basic_cancel(self._tag, callback=self._cancelled)
+            self._run(lambda: not self._tag)
+            self._connection.channel(on_open_callback=self._channel_opened)
+            self._run(lambda: len(self._channels) > opened)
+        channel = self._channels[-1]
+        self._held = 0
+        self._tag = f"dead-letters-{self._tenant_id}-{opened}"
+        receiver = ("default", 0, partial(self._take, channel))
+        self._connection.receive(channel.channel_number, self._tag, receiver)
+        # Without a number a quorum queue gives 2,000 messages; any number has its end.
+        channel.basic_qos(prefetch_count=PREFETCH)
+        channel.basic_consume(self._queue, cast("Any", _passed_by), consumer_tag=self._tag)
 
     def end(self, *, well: bool) -> None:
         """Give back what was not removed; where all went `well`, see whether the rest is gone."""
@@ -134,11 +162,12 @@ class RabbitDeadLetterWalk:
         settled_in = acks_settle_in(self._settled_at)
         if settled_in > 0:
             self._run(lambda: False, settled_in, patient=True)
-        old, self._channel = self._open_channel, None
-        self._connection.forget(old.channel_number)
-        old.close()
+        used, self._channels = self._channels, []
+        for channel in used:
+            self._connection.forget(channel.channel_number)
+            channel.close()
         self._connection.channel(on_open_callback=self._channel_opened)
-        self._run(lambda: self._channel is not None)
+        self._run(lambda: bool(self._channels))
         until = time.monotonic() + COUNT_SECONDS
         while not self.gone and time.monotonic() < until:
             self._count()
@@ -191,15 +220,9 @@ class RabbitDeadLetterWalk:
             f"the connection to RabbitMQ at {self._where} failed: {self._failure}"
         )
 
-    @property
-    def _open_channel(self) -> Channel:
-        if self._channel is None:
-            raise self._unavailable()
-        return self._channel
-
     def _count(self) -> None:
         self._counted = None
-        self._open_channel.queue_declare(self._queue, passive=True, callback=self._declared)
+        self._channels[-1].queue_declare(self._queue, passive=True, callback=self._declared)
         self._run(lambda: self._counted is not None or self._missing)
 
     def _more_than(self, before: int) -> bool:
@@ -213,11 +236,11 @@ class RabbitDeadLetterWalk:
 
     def _channel_opened(self, channel: Channel) -> None:
         channel.add_on_close_callback(self._channel_closed)
-        self._channel = channel
+        self._channels.append(channel)
         self._wake()
 
     def _channel_closed(self, channel: Channel, error: Exception) -> None:
-        if channel is not self._channel:
+        if channel not in self._channels:
             return
         if isinstance(error, ChannelClosedByBroker) and error.reply_code == _NOT_FOUND:
             self._missing = True
@@ -225,12 +248,17 @@ class RabbitDeadLetterWalk:
             self._fail(error)
         self._wake()
 
+    def _cancelled(self, _frame: object) -> None:
+        self._tag = ""
+        self._wake()
+
     def _declared(self, frame: Method[Any]) -> None:
         self._counted = int(frame.method.message_count)
         self._wake()
 
-    def _take(self, delivery: Delivery) -> None:
-        self._arrived.append(delivery)
+    def _take(self, channel: Channel, delivery: Delivery) -> None:
+        self._held += 1
+        self._arrived.append((channel, delivery))
         self._wake()
 
     def _failed(self, _connection: object, error: BaseException) -> None:
