@@ -30,7 +30,7 @@ from actors.messages import Begin, Ref
 from actors.provisioning import Provisioner
 from actors.supervisor import Supervisor, SupervisorPorts
 from actors.tenant import TenantPorts
-from tenantry import __version__
+from tenantry import __version__, failpoints
 from tenantry.api.app import create_app
 from tenantry.api.cursors import kept_key
 from tenantry.api.door import Door
@@ -84,6 +84,10 @@ def serve(settings: Settings) -> int:
     `ListenError`, `SettingsError`.
     """
     _allow_open_files()
+    try:
+        failpoints.arm(os.environ.get(failpoints.VARIABLE, ""))
+    except failpoints.FailpointsError as error:
+        raise SettingsError(str(error)) from None
     daemon = Daemon(settings)
     with daemon.signals():
         try:

@@ -9,6 +9,7 @@ from datetime import UTC
 from typing import Any, Final, Protocol
 from uuid import UUID, uuid4
 
+from tenantry import failpoints
 from tenantry.database.pool import Connection, Database
 from tenantry.domain import names
 from tenantry.domain.events import Event
@@ -94,6 +95,7 @@ class PostgresEventStore:
             "metadata": json.dumps(plain_metadata),
         }
         projections = [one for one in self._projections if one.concerns(stream)]
+        failpoints.reach("before_append")
         with journal_connection(self._database) as connection:
             if projections:
                 with connection.transaction():
@@ -103,6 +105,7 @@ class PostgresEventStore:
                             projection.apply(connection, recorded)
             else:
                 recorded = self._record(connection, parameters, by_id, metadata)
+        failpoints.reach("after_append")
         if recorded:
             self._bell.ring(recorded[-1].position)
         return recorded

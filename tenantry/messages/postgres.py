@@ -10,6 +10,7 @@ import psycopg
 from psycopg import errors
 from psycopg.rows import TupleRow, class_row
 
+from tenantry import failpoints
 from tenantry.database.errors import DatabaseUnavailableError
 from tenantry.messages import pages, validation
 from tenantry.messages.encoding import columns
@@ -103,6 +104,7 @@ class PostgresMessageStore:
             raise PartitionMissingError(f"tenant {tenant_id!r} has no partition") from error
         except psycopg.Error as error:
             raise MessageStoreError(_one_line(error)) from error
+        failpoints.reach("after_commit")
         unstorable = tuple(sorted(sifted.unstorable, key=lambda one: one.index))
         return StoreResult(stored=stored, duplicates=duplicates, unstorable=unstorable)
 
@@ -190,6 +192,7 @@ class PostgresMessageStore:
         connection: Connection, tenant_id: str, batch: _Sifted, dead_lettered: int
     ) -> tuple[int, int]:
         rows = columns([batch.messages[index] for index in batch.indexes], batch.is_json)
+        failpoints.reach("before_commit")
         row = connection.execute(_STORE, (tenant_id, *rows, dead_lettered), prepare=True).fetchone()
         if row is None:
             raise MessageStoreError("store_messages gave no row")

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 import structlog
 from pika.exceptions import ChannelClosed, ChannelClosedByBroker, ChannelWrongStateError
 
+from tenantry import failpoints
 from tenantry.broker.port import Delivery, DeliverySink, QueueSpec
 from tenantry.broker.rabbitmq.connection import IoLoop, describe
 from tenantry.broker.rabbitmq.reading import ReadingConnection, Receiver
@@ -158,10 +159,12 @@ class RabbitSubscription:
         channel = self._channel
         if generation != self._generation or channel is None or not channel.is_open:
             return
+        failpoints.reach("before_ack")
         for tag in rejects:
             channel.basic_reject(tag, requeue=False)
         if ack_up_to is not None:
             channel.basic_ack(ack_up_to, multiple=True)
+        failpoints.reach("after_ack")
         self._settled_at = time.monotonic()
         if self._connection is not None:
             self._connection.settled_at = self._settled_at
