@@ -14,7 +14,6 @@ from datetime import datetime
 from decimal import Decimal
 from struct import Struct
 from typing import Final
-from uuid import uuid4
 
 import orjson
 import psycopg
@@ -22,6 +21,7 @@ from psycopg.adapt import Dumper
 from psycopg.pq import Format
 
 from tenantry.messages.port import Incoming
+from tenantry.uuids import random_uuids
 
 _HEADER: Final = Struct(">iiIii").pack
 _LENGTH: Final = Struct(">i").pack
@@ -88,6 +88,8 @@ for _class, _oid in (
 def columns(batch: Sequence[Incoming], is_json: Sequence[bool]) -> tuple[Array, ...]:
     """Turn a batch into the array parameters of `tenantry.store_messages`, in its order."""
     size = len(batch)
+    nameless = sum(1 for message in batch if message.message_id is None)
+    new_ids = iter(random_uuids(nameless))
     topics: dict[str, bytes] = {}
     types: dict[str | None, bytes] = {None: _NULL}
     ids = []
@@ -100,7 +102,7 @@ def columns(batch: Sequence[Incoming], is_json: Sequence[bool]) -> tuple[Array, 
     times = []
     for message, json in zip(batch, is_json, strict=True):
         identity, topic, partition, body, content_type, header, published = message
-        ids.append(_text(identity) if identity is not None else _text(uuid4().hex))
+        ids.append(_text(next(new_ids) if identity is None else identity))
         cell = topics.get(topic)
         if cell is None:
             cell = topics[topic] = _text(topic)

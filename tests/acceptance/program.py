@@ -314,15 +314,18 @@ class Program:
         return found
 
     def daemon_connections(self) -> list[str]:
-        """Name the daemon's connections, as the broker's management API knows them now."""
+        """Name the daemon's connections; none before the management API knows of both kinds."""
         listed = self.management.get(
             f"/vhosts/{quote(self.host.vhost, safe='')}/connections"
         ).raise_for_status()
-        return [
-            one["name"]
+        ours = {
+            one["name"]: str(one.get("client_properties", {}).get("connection_name"))
             for one in listed.json()
-            if str(one.get("client_properties", {}).get("connection_name")).startswith("tenantry")
-        ]
+        }
+        kinds = ("tenantry consuming", "tenantry publishing")
+        if not all(any(name.startswith(kind) for name in ours.values()) for kind in kinds):
+            return []
+        return [one for one, name in ours.items() if name.startswith("tenantry")]
 
     def _remove_users(self) -> None:
         for user in self.management.get("/users").raise_for_status().json():

@@ -56,18 +56,21 @@ def is_alive(pid: int) -> bool:
 def test_it_keeps_messages_ports_and_password_over_a_crash_and_a_restart(
     node: PrivateNode, tmp_path: Path
 ) -> None:
-    url, first = node.url, node.pid
+    url = node.url
+    with pika.BlockingConnection(pika.URLParameters(url)) as connection:
+        connection.channel().queue_declare("kept", durable=True)
+    # RabbitMQ writes definitions down a moment later; that they are, a stop in order makes sure.
+    node.restart()
+    first = node.pid
     with pika.BlockingConnection(pika.URLParameters(url)) as connection:
         channel = connection.channel()
         channel.confirm_delivery()
-        channel.queue_declare("kept", durable=True)
         persistent = pika.BasicProperties(delivery_mode=2)
         channel.basic_publish("", "kept", b"still here", persistent)
     node.kill()
     assert first is not None
     assert not is_alive(first)
     node.start()
-    node.restart()
     assert node.url == url
     with pika.BlockingConnection(pika.URLParameters(url)) as connection:
         assert connection.channel().basic_get("kept", auto_ack=True)[2] == b"still here"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from uuid import uuid4
 
 from fastapi import FastAPI
 from starlette.requests import Request
@@ -17,6 +16,7 @@ from tenantry.api.services import Services
 from tenantry.broker.port import Outgoing
 from tenantry.domain import names
 from tenantry.domain.tenant import TenantState
+from tenantry.uuids import random_uuids
 
 _TAG = "messages"
 _CONTENT_TYPE = "application/json"
@@ -71,8 +71,12 @@ def _outgoing(
     once: Once | None,
 ) -> list[Outgoing]:
     exchange = names.stream_name(state.tenant_id)
+    if once is None:
+        ids = random_uuids(len(publications))
+    else:
+        ids = [once.id(number) for number in range(len(publications))]
     messages = []
-    for number, (one, payload) in enumerate(zip(publications, payloads, strict=True)):
+    for one, payload, new_id in zip(publications, payloads, ids, strict=True):
         topic = names.DEFAULT_TOPIC if one.topic is None else one.topic
         if topic != names.DEFAULT_TOPIC and topic not in state.topics:
             raise Problem(
@@ -88,7 +92,7 @@ def _outgoing(
                     state.tenant_id, topic, state.partitions, one.key
                 ),
                 body=payload,
-                message_id=one.id or (str(uuid4()) if once is None else once.id(number)),
+                message_id=one.id or new_id,
                 content_type=_CONTENT_TYPE,
             )
         )
