@@ -1,0 +1,164 @@
+"""The comparison of what was confirmed with what is there."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, field, fields
+from typing import TypeAlias
+
+import psycopg
+
+from tests.ledger.entries import Sent
+from tests.ledger.places import Queued, Row, queued, rows
+
+Key: TypeAlias = tuple[str, str]
+"""A tenant's id, and the key of a message of it."""
+
+SHOWN = 3
+
+
+@dataclass(slots=True, kw_only=True)
+class Findings:
+    """What does not add up; nothing, where all is well."""
+
+    missing: list[object] = field(default_factory=list)
+    """Confirmed, and neither stored nor dead-lettered nor in a queue."""
+    doubled: list[object] = field(default_factory=list)
+    """Two rows, or a row and a dead letter."""
+    unexpected: list[object] = field(default_factory=list)
+    """Never sent by this tenant; `foreign` where another has."""
+    foreign: list[object] = field(default_factory=list)
+    altered: list[object] = field(default_factory=list)
+    """Another content, type or place than it was sent with."""
+    misjudged: list[object] = field(default_factory=list)
+    """Stored, and should be a dead letter, or the other way round."""
+
+    @property
+    def clean(self) -> bool:
+        return not any(getattr(self, one.name) for one in fields(self))
+
+    def __str__(self) -> str:
+        found = {one.name: getattr(self, one.name) for one in fields(self)}
+        parts = [f"{len(of)} {name}: {of[:SHOWN]}" for name, of in found.items() if of]
+        return "; ".join(parts) or "clean"
+
+    def counts(self) -> dict[str, int]:
+        return {one.name: len(getattr(self, one.name)) for one in fields(self)}
+
+
+class Audit:
+    """Follows every tenant's rows, and looks into its queues where asked to.
+
+    It remembers what it has seen, so that looking again costs only what is new.
+    """
+
+    def __init__(self, database_url: str, broker_url: str | None = None) -> None:
+        self._database_url = database_url
+        self._broker_url = broker_url
+        self._positions: Counter[str] = Counter()
+        self._owners: dict[str, str] = {}
+        self._rows: dict[Key, Row] = {}
+        self._dead: dict[Key, list[Queued]] = {}
+        self._waiting: set[Key] = set()
+        self._read: Counter[str] = Counter()
+        self._findings = Findings()
+
+    @property
+    def stored(self) -> int:
+        return len(self._rows)
+
+    @property
+    def dead_lettered(self) -> int:
+        return len(self._dead)
+
+    @property
+    def waiting(self) -> int:
+        return len(self._waiting)
+
+    def follow(self, sent: Sent) -> int:
+        """Take in the rows that are new; give the number of all."""
+        with psycopg.connect(self._database_url) as connection:
+            for tenant_id in sent.tenants:
+                for row in rows(connection, tenant_id, self._positions[tenant_id]):
+                    self._positions[tenant_id] = row.position
+                    self._take(tenant_id, row, sent)
+        return len(self._rows)
+
+    def look_into_queues(self, tenants: Sequence[str], queues: Mapping[str, Sequence[str]]) -> None:
+        """List anew what lies in dead-letter queues, and in the tenants' own."""
+        if self._broker_url is None:
+            return
+        self._dead.clear()
+        self._waiting.clear()
+        for tenant_id in tenants:
+            for one in queued(self._broker_url, f"tenant_{tenant_id}_dead_letters"):
+                self._dead.setdefault((tenant_id, one.key), []).append(one)
+            for queue in queues.get(tenant_id, ()):
+                self._waiting |= {(tenant_id, one.key) for one in queued(self._broker_url, queue)}
+
+    def missing(self, confirmed: AbstractSet[Key]) -> list[Key]:
+        return sorted(confirmed - self._rows.keys() - self._dead.keys() - self._waiting)
+
+    def judge(self, sent: Sent, confirmed: AbstractSet[Key]) -> Findings:
+        """Compare everything seen so far with what was sent and confirmed."""
+        found = Findings(
+            **{one.name: list(getattr(self._findings, one.name)) for one in fields(Findings)}
+        )
+        found.missing += self.missing(confirmed)
+        self._judge_dead_letters(sent, found)
+        self._count(sent, found)
+        return found
+
+    def _count(self, sent: Sent, found: Findings) -> None:
+        """See that no row has gone, and none come where a reader has passed already."""
+        with psycopg.connect(self._database_url) as connection:
+            tenants = connection.execute(
+                "SELECT DISTINCT tenant_id FROM public.messages"
+            ).fetchall()
+            found.unexpected += [(one, "rows") for (one,) in tenants if one not in sent.tenants]
+            for tenant_id in sent.tenants:
+                row = connection.execute(
+                    "SELECT count(*) FROM public.messages WHERE tenant_id = %s AND position <= %s",
+                    [tenant_id, self._positions[tenant_id]],
+                ).fetchone()
+                if row != (self._read[tenant_id],):
+                    found.unexpected.append((tenant_id, row, "rows, met", self._read[tenant_id]))
+
+    def _take(self, tenant_id: str, row: Row, sent: Sent) -> None:
+        self._read[tenant_id] += 1
+        key = (tenant_id, row.key)
+        entry = sent.find(*key)
+        if entry is None:
+            foreign = sent.by_another(row.key)
+            (self._findings.foreign if foreign else self._findings.unexpected).append(key)
+            return
+        if key in self._rows:
+            self._findings.doubled.append(key)
+        self._rows[key] = row
+        if self._owners.setdefault(row.table, tenant_id) != tenant_id:
+            self._findings.foreign.append((*key, row.table))
+        where = (row.topic, row.partition, row.content_type)
+        if where != (entry.target.topic, entry.target.partition, entry.content_type):
+            self._findings.altered.append((*key, where))
+        is_same = row.meaning == entry.meaning if row.sha256 is None else row.sha256 == entry.sha256
+        if not is_same:
+            self._findings.altered.append(key)
+        if entry.fate == "dead_lettered":
+            self._findings.misjudged.append((*key, "stored"))
+
+    def _judge_dead_letters(self, sent: Sent, found: Findings) -> None:
+        for key, letters in self._dead.items():
+            entry = sent.find(*key)
+            if entry is None:
+                foreign = sent.by_another(key[1])
+                (found.foreign if foreign else found.unexpected).append((*key, "dead letter"))
+                continue
+            if key in self._rows:
+                found.doubled.append((*key, "stored and dead-lettered"))
+            if entry.fate == "stored":
+                found.misjudged.append((*key, "dead-lettered"))
+            for one in letters:
+                if (one.sha256, one.content_type) != (entry.sha256, entry.content_type):
+                    found.altered.append((*key, "dead letter"))

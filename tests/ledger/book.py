@@ -1,0 +1,134 @@
+"""The ledger: every client of a test, and the check of what they were promised."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import psycopg
+
+from tests.ledger.audit import Audit, Findings, Key
+from tests.ledger.client import WINDOW, Client
+from tests.ledger.entries import DEFAULT, Entry, Maker, Sent, Target, mixed
+from tests.ledger.places import ready
+from tests.ledger.record import Record
+from tests.waiting import eventually
+
+
+@dataclass(slots=True, kw_only=True)
+class Ledger:
+    """All clients of a test. `check` compares what they were promised with what is there.
+
+    With the broker's URL (an administrator's) dead letters count as well, and are compared.
+    """
+
+    database_url: str = field(repr=False)
+    broker_url: str | None = field(default=None, repr=False)
+    record: Record | None = None
+    clients: list[Client] = field(default_factory=list)
+    _audit: Audit | None = None
+
+    @contextmanager
+    def publishing(
+        self,
+        tenants: Iterable[tuple[str, str]],
+        targets: Sequence[Target] = (DEFAULT,),
+        *,
+        rate: float = 1500,
+        window: int = WINDOW,
+        limit: int | None = None,
+        make: Maker = mixed,
+        patience: float = 20.0,
+    ) -> Iterator[list[Client]]:
+        """Publish for tenants, given as id and AMQP URL; at the end, wait for all confirms."""
+        clients = [
+            Client(
+                tenant_id,
+                url,
+                targets,
+                rate=rate,
+                window=window,
+                limit=limit,
+                make=make,
+                record=self.record,
+            )
+            for tenant_id, url in tenants
+        ]
+        self.clients += clients
+        try:
+            for client in clients:
+                client.start()
+            yield clients
+            for client in clients:
+                if not client.abandoned:
+                    client.finish(patience)
+        finally:
+            for client in clients:
+                client.abandon()
+
+    @property
+    def confirmed(self) -> int:
+        return sum(len(client.confirmed) for client in self.clients)
+
+    @property
+    def audit(self) -> Audit:
+        if self._audit is None:
+            self._audit = Audit(self.database_url, self.broker_url)
+        return self._audit
+
+    def wait_confirmed(self, more: int = 1, *, timeout: float = 10.0) -> None:
+        """Wait until every client that still publishes has `more` confirms than now."""
+        before = {one: len(one.confirmed) for one in self.clients if one.publishing}
+        eventually(
+            lambda: all(len(one.confirmed) >= count + more for one, count in before.items()),
+            timeout=timeout,
+            what=f"{more} more confirms for every client",
+        )
+
+    def stored(self) -> int:
+        with psycopg.connect(self.database_url) as connection:
+            row = connection.execute("SELECT count(*) FROM public.messages").fetchone()
+            assert row is not None
+            return int(row[0])
+
+    def follow(self) -> int:
+        """Take in the rows that are new; give the number of all."""
+        return self.audit.follow(self._sent())
+
+    def check(self, *, timeout: float = 15.0, alive: Callable[[], object] = lambda: None) -> None:
+        """Every confirmed message is in its place once and unchanged; nothing else is."""
+
+        def complete() -> bool:
+            alive()
+            return self.follow() + self._dead_letters() >= self.confirmed
+
+        eventually(
+            complete, timeout=timeout, what=f"{self.confirmed} rows or dead letters, one a confirm"
+        )
+        found = self.judge()
+        assert found.clean, str(found)
+
+    def judge(self, queues: dict[str, Sequence[str]] | None = None) -> Findings:
+        """Compare now, whatever is still under way; `queues` that are looked into, a tenant's."""
+        sent = self._sent()
+        self.audit.follow(sent)
+        self.audit.look_into_queues(sent.tenants, queues or {})
+        return self.audit.judge(sent, self._confirmed())
+
+    def _dead_letters(self) -> int:
+        if self.broker_url is None:
+            return 0
+        tenants = {client.tenant_id for client in self.clients}
+        return ready(self.broker_url, [f"tenant_{one}_dead_letters" for one in tenants])
+
+    def _sent(self) -> Sent:
+        entries: dict[str, list[dict[str, Entry]]] = {}
+        for client in self.clients:
+            entries.setdefault(client.tenant_id, []).append(client.sent)
+        return Sent(entries)
+
+    def _confirmed(self) -> set[Key]:
+        return {
+            (client.tenant_id, key) for client in self.clients for key in tuple(client.confirmed)
+        }

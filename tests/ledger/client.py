@@ -1,0 +1,224 @@
+"""A tenant's own client, which remembers what the broker has confirmed to it."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pika
+from pika.exceptions import AMQPError
+
+from tests.ledger.entries import Draft, Entry, Maker, Target, entry, mixed
+from tests.ledger.record import Record
+
+WINDOW = 200
+"""Messages a client leaves unconfirmed at most."""
+
+RECONNECT_AFTER = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class _Message:
+    draft: Draft
+    entry: Entry
+
+
+class Client:
+    """A tenant's own client: publishes with confirms, reconnects, sends the unconfirmed again.
+
+    `start` and `finish` are the owner's to call. `sent` and `confirmed` go by the messages' keys.
+    """
+
+    def __init__(
+        self,
+        tenant_id: str,
+        url: str,
+        targets: Sequence[Target],
+        *,
+        rate: float,
+        window: int = WINDOW,
+        limit: int | None = None,
+        make: Maker = mixed,
+        record: Record | None = None,
+    ) -> None:
+        """`rate` is messages a second; of `limit` messages the last is followed by none."""
+        self.tenant_id = tenant_id
+        self.confirmed: dict[str, Entry] = {}
+        self.sent: dict[str, Entry] = {}
+        self.errors: list[str] = []
+        self.connections = 0
+        self._stream = f"tenant_{tenant_id}_stream"
+        self._targets = itertools.cycle(targets)
+        self._rate = rate
+        self._window = window
+        self._limit = limit
+        self._make = make
+        self._record = record
+        self._parameters = pika.URLParameters(url)
+        self._parameters.socket_timeout = 5
+        self._parameters.stack_timeout = 5
+        self._again: deque[_Message] = deque()
+        self._unconfirmed: dict[int, _Message] = {}
+        self._tag = 0
+        self._count = 0
+        self._began = 0.0
+        self._finishing = threading.Event()
+        self._abandoned = threading.Event()
+        self._lock = threading.Lock()
+        self._connection: pika.SelectConnection | None = None
+        self._channel: Any = None
+        self._thread = threading.Thread(target=self._run, name=f"client-{tenant_id}")
+
+    def start(self) -> None:
+        self._began = time.monotonic()
+        self._thread.start()
+
+    @property
+    def publishing(self) -> bool:
+        return not (self._finishing.is_set() or self.abandoned)
+
+    @property
+    def abandoned(self) -> bool:
+        return self._abandoned.is_set()
+
+    def finish(self, timeout: float = 20.0) -> None:
+        """Send nothing new, and return once everything sent is confirmed."""
+        self._finishing.set()
+        self._wake()
+        self._thread.join(timeout)
+        alive = self._thread.is_alive()
+        self.abandon()
+        if alive:
+            raise AssertionError(
+                f"{self.tenant_id}: {len(self.sent) - len(self.confirmed)} messages were not"
+                f" confirmed within {timeout:g} s"
+            )
+        assert not self.errors, self.errors[:3]
+        assert self.sent.keys() == self.confirmed.keys()
+
+    def abandon(self) -> None:
+        """End at once, whatever is unconfirmed; harmless after `finish`."""
+        self._abandoned.set()
+        self._wake()
+        if self._thread.ident is not None:
+            self._thread.join(10)
+
+    def _wake(self) -> None:
+        with self._lock:
+            if self._connection is not None:
+                self._connection.ioloop.add_callback_threadsafe(self._more)
+
+    def _run(self) -> None:
+        while not self._done():
+            connection = pika.SelectConnection(
+                self._parameters,
+                on_open_callback=self._opened,
+                on_open_error_callback=lambda c, _: c.ioloop.stop(),
+                on_close_callback=lambda c, _: c.ioloop.stop(),
+            )
+            with self._lock:
+                self._connection = connection
+            try:
+                connection.ioloop.start()
+            except (AMQPError, OSError) as error:
+                self.errors.append(repr(error))
+            finally:
+                with self._lock:
+                    self._connection = None
+                self._channel = None
+                connection.ioloop.close()
+            # In the order of their tags; the broker may have them already, under the same ids.
+            self._again.extendleft(reversed(self._unconfirmed.values()))
+            self._unconfirmed.clear()
+            self._abandoned.wait(RECONNECT_AFTER)
+
+    def _done(self) -> bool:
+        return self._abandoned.is_set() or (
+            self._finishing.is_set() and not self._unconfirmed and not self._again
+        )
+
+    def _opened(self, connection: pika.SelectConnection) -> None:
+        self.connections += 1
+        connection.channel(on_open_callback=self._channel_opened)
+
+    def _channel_opened(self, channel: Any) -> None:
+        self._channel = channel
+        self._tag = 0
+        channel.add_on_return_callback(
+            lambda _c, method, *_: self.errors.append(f"returned: {method.reply_text}")
+        )
+        channel.add_on_close_callback(lambda *_: self._close())
+        channel.confirm_delivery(self._confirmed, callback=lambda _: self._tick())
+
+    def _tick(self) -> None:
+        self._more()
+        connection = self._connection
+        if connection is not None and self._channel is not None and connection.is_open:
+            connection.ioloop.call_later(0.005, self._tick)
+
+    def _close(self) -> None:
+        self._channel = None
+        connection = self._connection
+        if connection is not None and connection.is_open:
+            connection.close()
+
+    def _more(self) -> None:
+        channel = self._channel
+        if self._done() and self._connection is not None:
+            if self._connection.is_open:
+                self._close()
+            return
+        while channel is not None and channel.is_open and len(self._unconfirmed) < self._window:
+            if self._again:
+                message = self._again.popleft()
+            elif self._finishing.is_set() or self._count == self._limit:
+                return
+            elif self._count < (time.monotonic() - self._began) * self._rate:
+                message = self._next()
+            else:
+                return
+            self._tag += 1
+            self._unconfirmed[self._tag] = message
+            channel.basic_publish(
+                self._stream,
+                message.entry.target.routing_key,
+                message.draft.body,
+                pika.BasicProperties(
+                    delivery_mode=2,
+                    message_id=message.draft.message_id,
+                    content_type=message.draft.content_type,
+                    headers=message.draft.headers,
+                ),
+                mandatory=True,
+            )
+
+    def _next(self) -> _Message:
+        self._count += 1
+        draft = self._make(self.tenant_id, self._count)
+        message = _Message(draft, entry(draft, next(self._targets)))
+        self.sent[draft.key] = message.entry
+        if self._record is not None:
+            self._record.sent(self.tenant_id, draft.key, message.entry)
+        return message
+
+    def _confirmed(self, frame: Any) -> None:
+        method = frame.method
+        tags = (
+            [tag for tag in self._unconfirmed if tag <= method.delivery_tag]
+            if method.multiple
+            else [method.delivery_tag]
+        )
+        messages = [self._unconfirmed.pop(tag) for tag in tags]
+        if isinstance(method, pika.spec.Basic.Ack):
+            if self._record is not None:
+                self._record.confirmed(self.tenant_id, [one.draft.key for one in messages])
+            for message in messages:
+                self.confirmed[message.draft.key] = message.entry
+        else:
+            self._again.extend(messages)
+        self._more()

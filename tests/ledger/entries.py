@@ -1,0 +1,128 @@
+"""What is written down of a message, and how its content is recognised again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from decimal import MAX_EMAX, MAX_PREC, MIN_EMIN, Context, Decimal
+from typing import Any, Literal, TypeAlias
+
+Fate: TypeAlias = Literal["stored", "dead_lettered", "either"]
+
+KEY_HEADER = "ledger"
+"""Names a message in the ledger whose AMQP message id can't: it has none, or a strange one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """Where messages go, and where they must turn up."""
+
+    routing_key: str
+    topic: str
+    partition: int
+
+
+DEFAULT = Target(routing_key="default", topic="default", partition=0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """A message as it was sent: its place, digests of its content, and what must become of it."""
+
+    target: Target
+    content_type: str | None
+    sha256: str
+    meaning: str | None = None
+    """A digest of what its JSON says: `jsonb` writes it anew."""
+    fate: Fate = "stored"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Draft:
+    """A message to be sent. `key` names it in the ledger; without headers it is its message id."""
+
+    key: str
+    message_id: str | None
+    body: bytes
+    content_type: str | None = None
+    headers: Mapping[str, Any] | None = None
+    fate: Fate = "stored"
+    target: Target | None = field(default=None)
+
+
+class Sent:
+    """What was sent: for each tenant, entries by key, in one mapping or several."""
+
+    def __init__(self, entries: Mapping[str, Sequence[Mapping[str, Entry]]]) -> None:
+        self._entries = entries
+
+    @property
+    def tenants(self) -> list[str]:
+        return sorted(self._entries)
+
+    def find(self, tenant_id: str, key: str) -> Entry | None:
+        for entries in self._entries.get(tenant_id, ()):
+            if key in entries:
+                return entries[key]
+        return None
+
+    def by_another(self, key: str) -> bool:
+        return any(key in entries for of in self._entries.values() for entries in of)
+
+
+Maker: TypeAlias = Callable[[str, int], Draft]
+"""Makes a tenant's message of a number."""
+
+
+def mixed(tenant_id: str, number: int) -> Draft:
+    """Make JSON; every third message is bytes that are no text."""
+    key = str(uuid.uuid4())
+    if number % 3:
+        content = {"tenant": tenant_id, "number": number, "note": "ä€" * 40}
+        body, content_type = json.dumps(content).encode(), "application/json"
+    else:
+        body, content_type = f"{tenant_id}-{number}-{key}\x00\xff".encode(), "text/plain"
+    return Draft(key=key, message_id=key, body=body, content_type=content_type)
+
+
+def entry(draft: Draft, target: Target) -> Entry:
+    """Write a message down."""
+    return Entry(
+        target=draft.target or target,
+        content_type=draft.content_type,
+        sha256=sha256(draft.body),
+        meaning=meaning(draft.body),
+        fate=draft.fate,
+    )
+
+
+def sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def meaning(document: bytes | str) -> str | None:
+    """Digest what a JSON document says, to the last digit; None of what is no JSON."""
+    try:
+        content = json.loads(document, parse_float=Decimal, parse_int=Decimal)
+        return sha256(_canonical(content).encode())
+    except (ValueError, RecursionError):
+        return None
+
+
+_EXACT = Context(prec=MAX_PREC, Emin=MIN_EMIN, Emax=MAX_EMAX)
+
+
+def _canonical(content: object) -> str:
+    if isinstance(content, dict):
+        pairs = (f"{json.dumps(key)}:{_canonical(content[key])}" for key in sorted(content))
+        return "{" + ",".join(pairs) + "}"
+    if isinstance(content, list):
+        return "[" + ",".join(_canonical(one) for one in content) + "]"
+    if isinstance(content, Decimal):
+        number = content.normalize(_EXACT)
+        # `numeric` knows no negative zero.
+        return "0" if number.is_zero() else str(number)
+    return json.dumps(content)

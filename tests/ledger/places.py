@@ -1,0 +1,102 @@
+"""Where messages may be by now: in the tenant's rows, among its dead letters, in its queues."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pika
+import psycopg
+
+from tests.ledger.entries import KEY_HEADER, meaning, sha256
+
+PAGE = 5_000
+
+_ROWS = f"""
+SELECT coalesce(headers->>'{KEY_HEADER}', id), topic, partition, payload::text, body, content_type,
+       position, tableoid::regclass::text
+FROM public.messages WHERE tenant_id = %s AND position > %s ORDER BY position LIMIT %s
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """A stored message."""
+
+    key: str
+    topic: str
+    partition: int
+    content_type: str | None
+    position: int
+    table: str
+    sha256: str | None
+    meaning: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Queued:
+    """A message in a queue."""
+
+    key: str
+    routing_key: str
+    content_type: str | None
+    sha256: str
+
+
+def rows(connection: psycopg.Connection[Any], tenant_id: str, after: int) -> Iterator[Row]:
+    """Follow a tenant's positions as a reader does."""
+    while True:
+        page = connection.execute(_ROWS, [tenant_id, after, PAGE]).fetchall()
+        for key, topic, partition, payload, body, content_type, position, table in page:
+            after = position
+            yield Row(
+                key=key,
+                topic=topic,
+                partition=partition,
+                content_type=content_type,
+                position=position,
+                table=table,
+                sha256=None if body is None else sha256(body),
+                meaning=None if payload is None else meaning(payload),
+            )
+        if len(page) < PAGE:
+            return
+
+
+def queued(broker_url: str, queue: str) -> list[Queued]:
+    """List what lies ready in a queue; it stays there. A queue that is not there holds nothing."""
+    found: list[Queued] = []
+    with pika.BlockingConnection(pika.URLParameters(broker_url)) as connection:
+        channel = connection.channel()
+        try:
+            while True:
+                # Taken without an ack: all of it goes back when the connection closes.
+                method, properties, body = channel.basic_get(queue)
+                if method is None or properties is None or body is None:
+                    return found
+                found.append(
+                    Queued(
+                        key=_key(properties),
+                        routing_key=method.routing_key,
+                        content_type=properties.content_type,
+                        sha256=sha256(body),
+                    )
+                )
+        except pika.exceptions.ChannelClosedByBroker as closed:
+            if closed.reply_code != 404:
+                raise
+            return found
+
+
+def ready(broker_url: str, queues: list[str]) -> int:
+    """Count what lies ready in queues, by what these say themselves."""
+    with pika.BlockingConnection(pika.URLParameters(broker_url)) as connection:
+        channel = connection.channel()
+        return sum(
+            channel.queue_declare(queue, passive=True).method.message_count for queue in queues
+        )
+
+
+def _key(properties: pika.BasicProperties) -> str:
+    return str((properties.headers or {}).get(KEY_HEADER) or properties.message_id)
