@@ -88,7 +88,7 @@ for _class, _oid in (
 def columns(batch: Sequence[Incoming], is_json: Sequence[bool]) -> tuple[Array, ...]:
     """Turn a batch into the array parameters of `tenantry.store_messages`, in its order."""
     size = len(batch)
-    nameless = sum(1 for message in batch if message.message_id is None)
+    nameless = sum(1 for message in batch if message.id is None)
     new_ids = iter(random_uuids(nameless))
     topics: dict[str, bytes] = {}
     types: dict[str | None, bytes] = {None: _NULL}
