@@ -41,14 +41,27 @@ class MemorySubscription:
         self._generation = 0
         self._tag = 0
         self._unsettled: dict[int, tuple[str, QueuedMessage]] = {}
+        self._excused: set[int] = set()
         self._open = False
         self._wanted = True
         self._missing = False
         self._closed = False
 
-    def settle(self, generation: int, *, rejects: Sequence[int], ack_up_to: int | None) -> None:
-        """Reject some tags, ack the rest up to one."""
-        self._broker.post(partial(self._settle, generation, tuple(rejects), ack_up_to))
+    def settle(
+        self,
+        generation: int,
+        *,
+        rejects: Sequence[int] = (),
+        acks: Sequence[int] = (),
+        ack_up_to: int | None = None,
+    ) -> None:
+        """Reject some tags, ack some, ack the rest up to one."""
+        settle = partial(self._settle, generation, tuple(rejects), tuple(acks), ack_up_to)
+        self._broker.post(settle)
+
+    def widen(self, generation: int, queue: QueueSpec) -> None:
+        """Count what is unsettled of a queue no longer against its prefetch."""
+        self._broker.post(partial(self._widen, generation, queue.name))
 
     def cancel(self) -> None:
         """Stop deliveries; the sink hears `cancelled`."""
@@ -74,6 +87,7 @@ class MemorySubscription:
             return
         self._generation += 1
         self._tag = 0
+        self._excused.clear()
         missing = self._broker.missing(self._queues)
         if missing is not None:
             self._missing = True
@@ -87,7 +101,9 @@ class MemorySubscription:
         """Take messages off the queues, as far as the prefetch allows, and deliver them."""
         if not self._open or not self._wanted:
             return
-        unsettled = Counter(name for name, _ in self._unsettled.values())
+        unsettled = Counter(
+            name for tag, (name, _) in self._unsettled.items() if tag not in self._excused
+        )
         batch: list[Delivery] = []
         for spec in self._queues:
             for message in self._broker.take(spec.name, self._prefetch - unsettled[spec.name]):
@@ -110,13 +126,23 @@ class MemorySubscription:
         unsettled, self._unsettled = self._unsettled, {}
         self._broker.give_back(list(unsettled.values()))
 
-    def _settle(self, generation: int, rejects: Sequence[int], ack_up_to: int | None) -> None:
+    def _widen(self, generation: int, queue: str) -> None:
+        if generation != self._generation or not self._open:
+            return
+        self._excused.update(tag for tag, (name, _) in self._unsettled.items() if name == queue)
+        self.fetch()
+
+    def _settle(
+        self, generation: int, rejects: Sequence[int], acks: Sequence[int], ack_up_to: int | None
+    ) -> None:
         if generation != self._generation or not self._open:
             return
         for tag in rejects:
             rejected = self._unsettled.pop(tag, None)
             if rejected is not None:
                 self._broker.dead_letter(*rejected)
+        for tag in acks:
+            self._unsettled.pop(tag, None)
         if ack_up_to is not None:
             for tag in [tag for tag in self._unsettled if tag <= ack_up_to]:
                 del self._unsettled[tag]

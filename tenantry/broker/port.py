@@ -124,10 +124,24 @@ class DeliverySink(Protocol):
 class Subscription(Protocol):
     """One tenant's consumption: a channel with a consumer a queue. Callable from any thread."""
 
-    def settle(self, generation: int, *, rejects: Sequence[int], ack_up_to: int | None) -> None:
-        """Reject `rejects` (to the dead-letter exchange), then ack all others up to a tag.
+    def settle(
+        self,
+        generation: int,
+        *,
+        rejects: Sequence[int] = (),
+        acks: Sequence[int] = (),
+        ack_up_to: int | None = None,
+    ) -> None:
+        """Reject `rejects` (to the dead-letter exchange), ack `acks`, then all others up to a tag.
 
         Of an older generation, it does nothing.
+        """
+
+    def widen(self, generation: int, queue: QueueSpec) -> None:
+        """Let `prefetch` more deliveries of a queue come, whatever is unsettled of it.
+
+        Those stay with the channel and are to be settled as before. Of an older generation, or
+        once cancelled, it does nothing.
         """
 
     def cancel(self) -> None:
@@ -147,6 +161,8 @@ class Consuming(Protocol):
         self, queues: Sequence[QueueSpec], *, prefetch: int, sink: DeliverySink
     ) -> Subscription:
         """Consume `queues` on a channel of their own, each with at most `prefetch` unsettled.
+
+        `Subscription.widen` lets more of one queue come.
 
         Never raises for an absent broker: it is consumed as soon as it can be.
         """

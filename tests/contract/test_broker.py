@@ -125,6 +125,65 @@ def test_what_is_acked_does_not_come_again(broker: Broker) -> None:
     assert again.redelivered
 
 
+def test_single_acks_leave_what_lies_between_them(broker: Broker) -> None:
+    tenant = broker.tenant("events")
+    broker.publish(tenant, "events", *[b"%d" % n for n in range(1, 10)])
+    subscription, sink = subscribed(broker, tenant)
+    sink.received(9)
+    generation = sink.heard("consuming")
+    subscription.settle(generation, ack_up_to=2)
+    subscription.settle(generation, rejects=(4,), acks=(5, 6, 8))
+    subscription.settle(generation, acks=(9,))
+    subscription.close()
+    _, after = subscribed(broker, tenant)
+    again = after.received(2)
+    assert bodies(again) == [b"3", b"7"]
+    assert all(one.redelivered for one in again)
+
+
+def test_a_widened_queue_delivers_beside_what_is_unsettled_and_that_stays_valid(
+    broker: Broker,
+) -> None:
+    tenant = broker.tenant("events")
+    broker.publish(tenant, "events", *[b"%02d" % n for n in range(35)])
+    subscription, sink = subscribed(broker, tenant, prefetch=10)
+    generation = sink.heard("consuming")
+    sink.received(10)
+    events = consumed(tenant)[1]
+    for round_ in (2, 3):
+        subscription.widen(generation, events)
+        sink.received(10 * round_)
+    assert broker_gives_nothing_more(broker, tenant, sink, 30)
+    assert not any(one.redelivered for one in sink.received(30))
+    # Of the first consumer, of the second, and up to the last of the third.
+    subscription.settle(generation, acks=(2, 13), rejects=(5,))
+    subscription.settle(generation, ack_up_to=31)
+    assert bodies(sink.received(35))[30:] == [b"%02d" % n for n in range(30, 35)]
+    subscription.cancel()
+    assert sink.heard("cancelled") == generation
+    subscription.settle(generation, acks=(36,))
+    subscription.close()
+    _, after = subscribed(broker, tenant)
+    assert bodies(after.received(4)) == [b"%02d" % n for n in range(30, 34)]
+
+
+def test_a_cancel_right_after_a_widening_ends_deliveries_all_the_same(broker: Broker) -> None:
+    tenant = broker.tenant("events")
+    broker.publish(tenant, "events", *[b"%02d" % n for n in range(30)])
+    subscription, sink = subscribed(broker, tenant, prefetch=10)
+    generation = sink.heard("consuming")
+    sink.received(10)
+    subscription.widen(generation, consumed(tenant)[1])
+    subscription.cancel()
+    sink.heard("cancelled")
+    count = len(sink.got)
+    subscription.settle(generation, ack_up_to=count)
+    subscription.close()
+    _, after = subscribed(broker, tenant)
+    assert len(after.received(30 - count)) == 30 - count
+    assert len(sink.got) == count
+
+
 def test_what_is_rejected_becomes_a_dead_letter(broker: Broker) -> None:
     tenant = broker.tenant("events")
     broker.publish(tenant, "events", b"1", b"bad", b"3")

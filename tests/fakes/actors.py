@@ -145,6 +145,7 @@ class FakeSubscription:
         self.open = False
         self.consuming = False
         self.resubscribed = 0
+        self.widened: list[tuple[int, QueueSpec]] = []
         self._lock = threading.RLock()
 
     def connect(self) -> None:
@@ -176,18 +177,31 @@ class FakeSubscription:
             self.unsettled = {}
             self.sink.lost(self.generation, "as planned", missing=missing)
 
-    def settle(self, generation: int, *, rejects: Sequence[int], ack_up_to: int | None) -> None:
+    def settle(
+        self,
+        generation: int,
+        *,
+        rejects: Sequence[int] = (),
+        acks: Sequence[int] = (),
+        ack_up_to: int | None = None,
+    ) -> None:
         with self._lock:
             if generation != self.generation or not self.open:
                 return
             self.acks += 1
             for tag in rejects:
                 self.rejected.append(self.unsettled.pop(tag))
+            for tag in acks:
+                del self.unsettled[tag]
+                self.acked.append(tag)
             if ack_up_to is not None:
                 assert ack_up_to in self.unsettled, "the broker would close the channel"
                 for tag in [tag for tag in self.unsettled if tag <= ack_up_to]:
                     self.acked.append(tag)
                     del self.unsettled[tag]
+
+    def widen(self, generation: int, queue: QueueSpec) -> None:
+        self.widened.append((generation, queue))
 
     def cancel(self) -> None:
         with self._lock:

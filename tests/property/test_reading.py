@@ -17,7 +17,7 @@ from pika import frame, spec
 from pika.connection import Connection
 
 from tenantry.broker.port import Delivery
-from tenantry.broker.rabbitmq.reading import ReadingConnection
+from tenantry.broker.rabbitmq.reading import ReadingConnection, _acks
 from tenantry.broker.rabbitmq.tables import MalformedTableError, read_table
 
 short_texts = st.text(max_size=20)
@@ -135,6 +135,12 @@ def with_zones(value: Any) -> Any:
             return [with_zones(item) for item in value]
         case _:
             return value
+
+
+@given(channel=st.integers(1, 65535), tags=st.lists(st.integers(1, 2**64 - 1)))
+def test_single_acks_are_written_as_pika_writes_them(channel: int, tags: list[int]) -> None:
+    expected = [frame.Method(channel, spec.Basic.Ack(tag)).marshal() for tag in tags]
+    assert _acks(channel, tags) == b"".join(expected)
 
 
 def test_deliveries_of_channels_may_come_interleaved() -> None:

@@ -61,15 +61,30 @@ class RabbitSubscription:
         self._generation = 0
         self._buffer: list[Delivery] = []
         self._tags: list[str] = []
+        self._take: Callable[[Delivery], None] = _nobody_takes
+        self._uncancelled: set[str] = set()
+        self._widening: set[int] = set()
+        self._renewals = 0
         self._wanted = True
         self._cancelling = False
         self._missing = False
 
     # From any thread.
 
-    def settle(self, generation: int, *, rejects: Sequence[int], ack_up_to: int | None) -> None:
+    def settle(
+        self,
+        generation: int,
+        *,
+        rejects: Sequence[int] = (),
+        acks: Sequence[int] = (),
+        ack_up_to: int | None = None,
+    ) -> None:
         """Reject some tags, ack the rest; nothing, once the channel they came on is gone."""
-        self._loop.call(partial(self._settle, generation, rejects, ack_up_to))
+        self._loop.call(partial(self._settle, generation, rejects, acks, ack_up_to))
+
+    def widen(self, generation: int, queue: QueueSpec) -> None:
+        """Let more deliveries of a queue come, beside those that are unsettled."""
+        self._loop.call(partial(self._widen, generation, queue))
 
     def cancel(self) -> None:
         """Stop deliveries; the sink hears `cancelled`, at once where nothing is connected."""
@@ -105,6 +120,7 @@ class RabbitSubscription:
         self._generation += 1
         self._buffer = []
         self._tags = []
+        self._widening = set()
         self._channel = connection.channel(on_open_callback=partial(self._opened, connection))
 
     def _opened(self, connection: ReadingConnection, channel: Channel) -> None:
@@ -116,7 +132,7 @@ class RabbitSubscription:
             return
         channel.basic_qos(prefetch_count=self._prefetch)
         waiting = {queue.name for queue in self._queues}
-        take = self._taker(connection, generation)
+        take = self._take = self._taker(connection, generation)
         for number, queue in enumerate(self._queues):
             tag = str(number)
             receiver: Receiver = (queue.topic, queue.partition, take)
@@ -155,13 +171,55 @@ class RabbitSubscription:
             self._buffer.clear()
             self._sink.deliveries(generation, batch)
 
-    def _settle(self, generation: int, rejects: Sequence[int], ack_up_to: int | None) -> None:
+    def _widen(self, generation: int, queue: QueueSpec) -> None:
+        """Put another consumer in the place of a queue's: the broker counts for each anew.
+
+        What the first one has brought stays with the channel. The other begins once the first
+        has ended, so that messages come in their order.
+        """
+        channel = self._channel
+        place = self._queues.index(queue)
+        if (
+            generation != self._generation
+            or channel is None
+            or not channel.is_open
+            or not self._wanted
+            or place in self._widening
+        ):
+            return
+        self._widening.add(place)
+        consume = partial(self._consume_again, generation, channel, place)
+        channel.basic_cancel(self._tags[place], callback=consume)
+
+    def _consume_again(self, generation: int, channel: Channel, place: int, _frame: object) -> None:
+        connection = self._connection
+        if generation != self._generation or connection is None:
+            return
+        self._widening.discard(place)
+        if self._cancelling:
+            self._cancel_ok(self._tags[place], None)
+            return
+        queue = self._queues[place]
+        self._renewals += 1
+        tag = self._tags[place] = f"{place}.{self._renewals}"
+        connection.receive(channel.channel_number, tag, (queue.topic, queue.partition, self._take))
+        channel.basic_consume(queue.name, _passed_by, consumer_tag=tag)
+
+    def _settle(
+        self,
+        generation: int,
+        rejects: Sequence[int],
+        acks: Sequence[int],
+        ack_up_to: int | None,
+    ) -> None:
         channel = self._channel
         if generation != self._generation or channel is None or not channel.is_open:
             return
         failpoints.reach("before_ack")
         for tag in rejects:
             channel.basic_reject(tag, requeue=False)
+        if acks and self._connection is not None:
+            self._connection.ack_each(channel.channel_number, acks)
         if ack_up_to is not None:
             channel.basic_ack(ack_up_to, multiple=True)
         failpoints.reach("after_ack")
@@ -178,15 +236,17 @@ class RabbitSubscription:
         if self._cancelling:
             return
         self._cancelling = True
-        waiting = set(self._tags)
-        for tag in self._tags:
-            channel.basic_cancel(tag, callback=partial(self._cancel_ok, tag, waiting))
-        if not waiting:
+        self._uncancelled = set(self._tags)
+        for place, tag in enumerate(self._tags):
+            # One that is being replaced has been cancelled already, and is not.
+            if place not in self._widening:
+                channel.basic_cancel(tag, callback=partial(self._cancel_ok, tag))
+        if not self._uncancelled:
             self._cancelled()
 
-    def _cancel_ok(self, tag: str, waiting: set[str], _frame: object) -> None:
-        waiting.discard(tag)
-        if not waiting:
+    def _cancel_ok(self, tag: str, _frame: object) -> None:
+        self._uncancelled.discard(tag)
+        if not self._uncancelled:
             self._cancelled()
 
     def _cancelled(self) -> None:
@@ -339,6 +399,10 @@ class RabbitConsuming:
 def acks_settle_in(settled_at: float) -> float:
     """Give the seconds after which acks sent at `settled_at` may be taken to be through."""
     return max(0.0, settled_at + ACKS_SETTLE - time.monotonic())
+
+
+def _nobody_takes(_delivery: Delivery) -> None:
+    raise AssertionError("a delivery came before its channel")
 
 
 def _passed_by(*_delivery: object) -> None:

@@ -5,14 +5,15 @@ path it takes most of the daemon's processor time. Here the three frames of a de
 header, body; AMQP 0-9-1, chapter 4.2) become one `Delivery`, and only what is stored is read.
 Everything else the broker sends is pika's business as before.
 
-This leans on two of pika's private names, `_on_data_available` and `_frame_buffer`; a differential
-test against pika's own reading holds it to them.
+This leans on three of pika's private names, `_on_data_available`, `_frame_buffer` and
+`_output_marshaled_frames`; a differential test against pika's own reading and writing holds it to
+them.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, TypeAlias
 
 import pika
@@ -54,6 +55,10 @@ _TIMESTAMP: Final = 1 << 6
 LARGEST_READ: Final = 64 * 1024
 """Bytes taken from the socket at once. Each read gives up the interpreter's lock and has to wait
 for it again; pika's 4 KiB would do so every dozen messages."""
+
+
+_ACK: Final = struct.Struct(">BHIHHQBB").pack
+"""A whole frame: method, channel, size; class 60, method 80, delivery tag, not multiple; end."""
 
 
 class _Partial:
@@ -102,6 +107,10 @@ class ReadingConnection(pika.SelectConnection):
         self._partial.pop(channel, None)
         for key in [key for key in self._receivers if key[0] == channel]:
             del self._receivers[key]
+
+    def ack_each(self, channel: int, tags: Sequence[int]) -> None:
+        """Ack deliveries one by one; for many that is a tenth of what pika's way takes."""
+        self._output_marshaled_frames([_acks(channel, tags)])
 
     def read_in_large_pieces(self) -> None:
         """Take more from the socket at once than pika does; call it when the connection is open."""
@@ -223,6 +232,10 @@ class ReadingConnection(pika.SelectConnection):
                 self._content_types.clear()
             known = self._content_types[raw] = raw.decode("utf-8", "backslashreplace")
         return known
+
+
+def _acks(channel: int, tags: Sequence[int]) -> bytes:
+    return b"".join([_ACK(_METHOD, channel, 13, 60, 80, tag, 0, _END) for tag in tags])
 
 
 def _table(data: bytes, at: int, stop: int) -> tuple[Mapping[str, object] | None, int]:
