@@ -30,6 +30,7 @@ from actors.messages import Begin, Ref
 from actors.provisioning import Provisioner
 from actors.supervisor import Supervisor, SupervisorPorts
 from actors.tenant import TenantPorts
+from actors.watch import Watch
 from tenantry import __version__, failpoints
 from tenantry.api.app import create_app
 from tenantry.api.cursors import kept_key
@@ -55,6 +56,7 @@ from tenantry.messages.postgres import PostgresMessageStore
 from tenantry.messages.reader import PostgresPageReader
 from tenantry.projections.tenants import PostgresTenantDirectory, TenantProjection
 from tenantry.settings import Settings, SettingsError
+from tenantry.telemetry.heartbeat import Heartbeat
 from tenantry.telemetry.metrics import Recorder
 from tenantry.telemetry.metrics_collector import SystemCollector
 from tenantry.telemetry.metrics_page import MetricsPage
@@ -109,6 +111,7 @@ class Daemon:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._board = Board()
+        self._watch = Watch(self._board, patience=settings.supervision.hang_seconds)
         self._notifier = Notifier()
         self._wake = threading.Event()
         self._starting = True
@@ -154,14 +157,16 @@ class Daemon:
         metrics_api = self._metrics_api(metrics_door)
         # The control socket comes first: whoever holds it is the daemon of this state.
         api.bind()
-        self._run_thread(stack, "api", api.run, api.stop)
+        self._run_thread(stack, "api", api.run, api.stop, api.heartbeat)
         if metrics_api is not None:
             metrics_api.bind()
-            self._run_thread(stack, "metrics", metrics_api.run, metrics_api.stop)
+            self._run_thread(
+                stack, "metrics", metrics_api.run, metrics_api.stop, metrics_api.heartbeat
+            )
 
         database = self._open_database(stack)
         listener = JournalListener(database)
-        self._run_thread(stack, "journal-listener", listener.run, listener.stop)
+        self._run_thread(stack, "journal-listener", listener.run, listener.stop, listener.heartbeat)
         projection = TenantProjection()
         projection.ensure_current(database)
         journal = PostgresEventStore(database, projections=[projection], listener=listener)
@@ -174,13 +179,17 @@ class Daemon:
         administration.check()
         url = settings.rabbitmq.url.get_secret_value()
         publishing = RabbitPublishing(url)
-        self._run_thread(stack, "broker-publishing", publishing.run, publishing.stop)
+        self._run_thread(
+            stack, "broker-publishing", publishing.run, publishing.stop, publishing.heartbeat
+        )
         consuming = RabbitConsuming(url)
-        self._run_thread(stack, "broker-consuming", consuming.run, consuming.stop)
+        self._run_thread(
+            stack, "broker-consuming", consuming.run, consuming.stop, consuming.heartbeat
+        )
         pending = PendingCounts(administration)
-        self._run_thread(stack, "broker-pending", pending.run, pending.stop)
+        self._run_thread(stack, "broker-pending", pending.run, pending.stop, pending.heartbeat)
         clock = ThreadClock()
-        self._run_thread(stack, "clock", clock.run, clock.stop)
+        self._run_thread(stack, "clock", clock.run, clock.stop, clock.heartbeat)
 
         recorder = Recorder()
         board = self._board
@@ -218,6 +227,7 @@ class Daemon:
         control = ActorControl(
             supervisor,
             board,
+            self._watch,
             drain_seconds=settings.shutdown.deadline_seconds,
             on_stop=self._wake.set,
         )
@@ -312,11 +322,15 @@ class Daemon:
             "state_dir": str(settings.state_dir),
         }
 
-    @staticmethod
     def _run_thread(
-        stack: ExitStack, name: str, run: Callable[[], None], stop: Callable[[], object]
+        self,
+        stack: ExitStack,
+        name: str,
+        run: Callable[[], None],
+        stop: Callable[[], object],
+        heartbeat: Heartbeat | None = None,
     ) -> None:
-        """Run something on a thread of its own; at the end stop it, then join the thread."""
+        """Run something on a thread of its own, watched; at the end stop it, then join it."""
         thread = threading.Thread(target=run, name=name, daemon=True)
 
         def join() -> None:
@@ -327,6 +341,7 @@ class Daemon:
         stack.callback(join)
         stack.callback(stop)
         thread.start()
+        self._watch.add(name, thread, heartbeat)
 
     # Running.
 
@@ -334,6 +349,10 @@ class Daemon:
         """Wait for the end; tell the service manager when the system becomes ready, or is not."""
         ready = False
         while not self._wake.wait(LOOK_EVERY):
+            self._watch.look()
+            if dead := self._watch.liveness():
+                self._failure = "; ".join(dead)
+                return
             reasons = self._board.not_ready()
             if not reasons and not ready:
                 ready = True

@@ -10,8 +10,9 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Final
 
+from actors.departures import Departures
 from actors.messages import Orphan, Ref
-from actors.supervision import is_stuck, mailbox_depth
+from actors.pulse import mailbox_depth, pulse_of
 from tenantry.api.port import ActorStatus, SystemState, TenantRuntime
 from tenantry.domain.tenant import Lifecycle, TenantState
 
@@ -52,9 +53,15 @@ class RateMeter:
 class TenantBoard:
     """One tenant's running facts."""
 
-    def __init__(self, tenant_id: str, pending: Callable[[], int | None] = lambda: None) -> None:
+    def __init__(
+        self,
+        tenant_id: str,
+        pending: Callable[[], int | None] = lambda: None,
+        departures: Departures | None = None,
+    ) -> None:
         self.tenant_id = tenant_id
         self.pending = pending
+        self.departures = departures or Departures()
         self.state: TenantState | None = None
         self.ref: Ref | None = None
         self.consumer: Ref | None = None
@@ -71,7 +78,20 @@ class TenantBoard:
         self.restarts = 0
         self.child_restarts: dict[str, int] = {}
         self.store_down = False
+        self.stands_still: str | None = None
+        """Why the tenant's actor waits, though nothing is recorded of it: it can't be parked."""
         self.meter = RateMeter()
+
+    def renewed(self) -> TenantBoard:
+        """Make a board for the actor that takes this one's place: its totals, nothing running."""
+        board = TenantBoard(self.tenant_id, self.pending, self.departures)
+        board.state = self.state
+        board.stored = self.stored
+        board.duplicates = self.duplicates
+        board.dead_lettered = self.dead_lettered
+        board.restarts = self.restarts
+        board.child_restarts = dict(self.child_restarts)
+        return board
 
     @property
     def unsettled(self) -> int:
@@ -91,9 +111,15 @@ class TenantBoard:
             stored=self.stored,
             duplicates=self.duplicates,
             dead_lettered=self.dead_lettered,
-            parked=None if state is None else state.parked,
+            parked=self.parked,
             lifecycle=None if state is None else state.lifecycle,
         )
+
+    @property
+    def parked(self) -> str | None:
+        """Why the tenant was given up, or None."""
+        state = self.state
+        return self.stands_still or (None if state is None else state.parked)
 
     def orphans(self) -> list[Orphan]:
         """Name the actors that hold deliveries, and how many."""
@@ -136,11 +162,7 @@ class TenantBoard:
             kind="Tenant",
             state=_state(
                 self.ref,
-                "starting"
-                if state is None
-                else "parked"
-                if state.parked
-                else state.lifecycle.value,
+                "starting" if state is None else "parked" if self.parked else state.lifecycle.value,
             ),
             mailbox=0 if self.ref is None else mailbox_depth(self.ref),
             restarts=self.restarts,
@@ -156,6 +178,8 @@ class TenantBoard:
         if self.consuming or (settled_in and now - self.waiting_since < GRACE):
             return False
         state = self.state
+        if self.stands_still is not None:
+            return False
         if state is None or state.lifecycle is Lifecycle.ACTIVE:
             return True
         return state.lifecycle is Lifecycle.PROVISIONING and not settled_in
@@ -170,13 +194,19 @@ class Board:
         self.supervisor: Ref | None = None
         self.tenants: dict[str, TenantBoard] = {}
         self.settled_in = False
+        self.departures = Departures()
         self.probes: dict[str, Callable[[], bool]] = {}
         self.pending: Callable[[], Mapping[str, int] | None] = lambda: None
 
     def tenant(self, tenant_id: str) -> TenantBoard:
         """Give a tenant's board, making it if need be."""
-        board = TenantBoard(tenant_id, lambda: self._pending(tenant_id))
+        board = TenantBoard(tenant_id, lambda: self._pending(tenant_id), self.departures)
         return self.tenants.setdefault(tenant_id, board)
+
+    def renew(self, tenant_id: str) -> TenantBoard:
+        """Give a tenant a new board for a new actor; nobody looks at the old one any more."""
+        board = self.tenants[tenant_id] = self.tenant(tenant_id).renewed()
+        return board
 
     def runtime(self, tenant_id: str) -> TenantRuntime | None:
         """Give one tenant's facts, or None if it has no actor."""
@@ -229,4 +259,4 @@ class Board:
 
 
 def _state(ref: Ref | None, otherwise: str) -> str:
-    return "stuck" if ref is not None and is_stuck(ref) else otherwise
+    return "stuck" if ref is not None and pulse_of(ref).stuck else otherwise

@@ -1,9 +1,11 @@
-"""A tenant's consumer and workers: started when wanted, counted when they fail, stopped together.
+"""A tenant's consumer and workers: started when wanted, judged when they fail, stopped together.
 
 Used by the tenant, in its own thread.
 """
 
 from __future__ import annotations
+
+from typing import Final
 
 from actors.board import TenantBoard
 from actors.clock import Clock, tell
@@ -11,9 +13,15 @@ from actors.consumer import Consumer, ConsumerLimits, ConsumerPorts
 from actors.messages import Begin, Ref, Resubscribe, WorkerJoined, WorkerLost
 from actors.observer import Observer
 from actors.provisioning import topology_of
-from actors.supervision import EscalationError, RestartIntensity
+from actors.pulse import pulse_of
+from actors.restarts import Restarts
+from actors.supervision import EscalationError
 from actors.worker import Worker, WorkerPorts
 from tenantry.domain.tenant import TenantState
+
+CONSUMER: Final = "consumer"
+WORKER: Final = "worker"
+"""Workers are judged together: they are alike, and a bad batch goes from one to the next."""
 
 
 class Children:
@@ -39,7 +47,7 @@ class Children:
         self._limits = limits
         self._consumer_ports = consumer_ports
         self._worker_ports = worker_ports
-        self._intensity = {"consumer": RestartIntensity(), "worker": RestartIntensity()}
+        self._restarts = Restarts()
         self.consumer: Ref | None = None
 
     def consume(self, state: TenantState) -> None:
@@ -50,7 +58,7 @@ class Children:
                 tell(self.consumer, Resubscribe())
             return
         board.waiting_since = self._clock.now()
-        self.consumer = board.consumer = Consumer.start(
+        consumer = Consumer.start(
             tenant_id=self._id,
             parent=self._parent,
             queues=topology_of(state).queues(),
@@ -59,7 +67,10 @@ class Children:
             ports=self._consumer_ports,
             board=board,
         )
-        tell(self.consumer, Begin())
+        self.consumer = board.consumer = consumer
+        if self._orphaned(consumer):
+            return
+        tell(consumer, Begin())
 
     def start_worker(self) -> None:
         """Give the consumer one more worker."""
@@ -78,42 +89,47 @@ class Children:
             ports=self._worker_ports,
         )
         workers[name] = worker
-        tell(consumer, WorkerJoined(worker=worker, name=name))
+        if not self._orphaned(worker):
+            tell(consumer, WorkerJoined(worker=worker, name=name))
 
     def stop_worker(self, worker: Ref) -> None:
         """Stop a worker that the consumer has let go."""
         for name, ref in list(self._board.workers.items()):
             if ref == worker:
                 del self._board.workers[name]
-                worker.stop(block=False)
+                self._board.departures.let_go(worker)
 
-    def failed(self, child: Ref, name: str, error: str) -> float | None:
-        """Take note of a failure.
+    def failed(self, child: Ref, error: str, *, stuck: bool = False) -> float | None:
+        """Take note of a child that failed, or of one that hangs, which is replaced like it.
 
         A worker's batch is the consumer's again, which will ask for another worker. After a
         failure of the consumer, whose channel is closed, everything is stopped; gives the seconds
         to wait before it is started anew. None, if there is nothing to do.
-        Raises `EscalationError` for a child that fails too often.
+        Raises `EscalationError` where that is not worth trying any more.
         """
-        if child == self.consumer:
-            kind = "consumer"
-        elif self._board.workers.get(name) == child:
-            kind = "worker"
-        else:
+        board = self._board
+        name = next((name for name, ref in board.workers.items() if ref == child), None)
+        if name is None and child != self.consumer:
             return None
+        kind = CONSUMER if name is None else WORKER
+        if stuck:
+            self._observer.actor_stuck(kind)
+            board.departures.replace(child)
         self._observer.actor_failed(kind)
-        intensity = self._intensity[kind]
-        allowed = intensity.allows(self._clock.now())
-        self._board.child_restarts[kind] = intensity.total
-        if not allowed:
+        board.child_restarts[kind] = board.child_restarts.get(kind, 0) + 1
+        verdict = self._restarts.failed(kind, self._clock.now())
+        if verdict.given_up:
             raise EscalationError(f"its {kind} failed too often, the last time with {error}")
-        if kind == "worker":
-            del self._board.workers[name]
+        if name is not None:
+            del board.workers[name]
             if self.consumer is not None:
                 tell(self.consumer, WorkerLost(worker=child))
             return None
+        if stuck:
+            # It may come back and write to the board: the tenant begins anew, with another.
+            raise EscalationError(f"its consumer hangs: {error}")
         self.stop()
-        return intensity.backoff()
+        return verdict.delay
 
     def stop(self) -> None:
         """Stop them all; harmless if there are none."""
@@ -121,10 +137,16 @@ class Children:
         consumer, self.consumer = self.consumer, None
         board.consumer = None
         for ref in (*board.workers.values(), *([consumer] if consumer else [])):
-            if ref.is_alive():
-                ref.stop(block=False)
+            board.departures.let_go(ref)
         board.workers.clear()
         board.workers_current = 0
         board.consuming = False
         board.waiting_since = self._clock.now()
         board.store_down = False
+
+    def _orphaned(self, child: Ref) -> bool:
+        """Let a new child go again if the tenant was replaced before it could be known."""
+        if not pulse_of(self._parent).is_fenced():
+            return False
+        self._board.departures.replace(child)
+        return True

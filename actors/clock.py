@@ -6,11 +6,14 @@ import heapq
 import itertools
 import threading
 import time
-from typing import Protocol
+from typing import Final, Protocol
 
 import pykka
 
 from actors.messages import Ref
+from tenantry.telemetry.heartbeat import Heartbeat
+
+BEAT_EVERY: Final = 1.0
 
 
 class Clock(Protocol):
@@ -27,6 +30,7 @@ class ThreadClock:
     """A clock whose `run` belongs on a thread of its own, until `stop`."""
 
     def __init__(self) -> None:
+        self.heartbeat: Final = Heartbeat()
         self._due: list[tuple[float, int, Ref, object]] = []
         self._order = itertools.count()
         self._changed = threading.Condition()
@@ -48,7 +52,9 @@ class ThreadClock:
         while True:
             with self._changed:
                 while not self._stopping and (not self._due or self._due[0][0] > self.now()):
-                    self._changed.wait(self._due[0][0] - self.now() if self._due else None)
+                    self.heartbeat.beat()
+                    left = self._due[0][0] - self.now() if self._due else BEAT_EVERY
+                    self._changed.wait(min(BEAT_EVERY, left))
                 if self._stopping:
                     return
                 _, _, ref, message = heapq.heappop(self._due)

@@ -191,6 +191,7 @@ class Consumer(SupervisedActor):
             prefetch=max(SMALLEST_PREFETCH, self._limits.prefetch // len(self._queues)),
             sink=_Mailbox(self.actor_ref),
         )
+        self.pulse.on_fence(self._subscription.close)
 
     # Deliveries in.
 

@@ -10,6 +10,7 @@ from concurrent.futures import TimeoutError as FutureTimeoutError
 from actors.board import Board
 from actors.clock import tell
 from actors.messages import DrainAll, Execute, Orphan, Ping, Ref
+from actors.watch import Watch
 from tenantry import __version__
 from tenantry.api.port import (
     CommandTimeoutError,
@@ -29,12 +30,14 @@ class ActorControl:
         self,
         supervisor: Ref,
         board: Board,
+        watch: Watch,
         *,
         drain_seconds: float,
         on_stop: Callable[[], None],
     ) -> None:
         self._supervisor = supervisor
         self._board = board
+        self._watch = watch
         self._drain_seconds = drain_seconds
         self._on_stop = on_stop
 
@@ -69,6 +72,10 @@ class ActorControl:
     def runtime(self, tenant_id: str) -> TenantRuntime | None:
         """Tell what one tenant's actors are doing."""
         return self._board.runtime(tenant_id)
+
+    def liveness(self) -> tuple[str, ...]:
+        """Say why the process can't go on; nothing, while it can."""
+        return self._watch.liveness()
 
     def ping(self) -> Future[None]:
         """Ask the supervisor for a sign of life."""

@@ -46,6 +46,21 @@ class ChildFailed:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ChildStuck:
+    """From the watch to a parent: a child hangs, or is gone without a word; replace it."""
+
+    child: Ref
+    error: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parked:
+    """From a tenant to the supervisor: it stands still, and that is recorded."""
+
+    tenant_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RestartChild:
     """From the clock to a parent: the backoff of a failed child is over."""
 

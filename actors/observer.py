@@ -23,6 +23,9 @@ class Observer(Protocol):
     def actor_failed(self, kind: str) -> None:
         """A `tenant`, `consumer` or `worker` has failed; its parent sees to what follows."""
 
+    def actor_stuck(self, kind: str) -> None:
+        """A `tenant`, `consumer` or `worker` hangs and is replaced; it counts as failed, too."""
+
     def tenant_gone(self, tenant_id: str) -> None:
         """A tenant exists no more; its id may come back as another tenant's."""
 
@@ -40,6 +43,9 @@ class NoObserver:
         """Do nothing."""
 
     def actor_failed(self, kind: str) -> None:
+        """Do nothing."""
+
+    def actor_stuck(self, kind: str) -> None:
         """Do nothing."""
 
     def tenant_gone(self, tenant_id: str) -> None:

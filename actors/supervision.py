@@ -1,18 +1,15 @@
-"""What Pykka leaves to its users: children that are watched, restarted within limits, given up.
+"""What Pykka leaves to its users: actors that tell when they fail, and can be replaced.
 
-The rules are Erlang's: a child that fails is restarted by its parent, after a backoff; one that
-fails too often within a period is not worth restarting, and the failure is its parent's own.
 Pykka starts a thread per actor, and what it does on an error is silent: an exception under `tell`
 ends the actor and drops its mailbox, one in `on_start` calls no hook at all. So children do nothing
-in `on_start`; the first message, `Begin`, does the work, and every failure takes the same way.
+in `on_start`; the first message, `Begin`, does the work, and every failure takes the same way. When
+a child is started again and when it is given up stands in `actors.restarts`; how one that hangs is
+noticed, in `actors.watch`.
 """
 
 from __future__ import annotations
 
-import random
 import threading
-import time
-from collections import deque
 from concurrent.futures import InvalidStateError
 from contextlib import suppress
 from types import TracebackType
@@ -23,19 +20,12 @@ import structlog
 
 from actors.clock import tell
 from actors.messages import ChildFailed, Execute, Ping, Ref
+from actors.pulse import FencedError, Pulse, SupervisedRef
 from tenantry.api.port import Outcome, UnavailableError
 
 log = structlog.get_logger("actors")
 
-FIRST_BACKOFF: Final = 0.1
-LONGEST_BACKOFF: Final = 5.0
-
-STUCK_SECONDS: Final = 180.0
-"""How long an actor may handle one message: every wait in it is bounded, and they don't add up to
-this, not even while broker and database are away."""
-
-_busy_since: Final[dict[str, float]] = {}
-"""Of each actor that is handling a message, by its URN: since when, on the monotonic clock."""
+RESTARTED: Final = "the tenant's actor was restarted; try again"
 
 
 class ActorCrashError(Exception):
@@ -44,34 +34,6 @@ class ActorCrashError(Exception):
 
 class EscalationError(Exception):
     """A child failed too often; its parent fails in its turn."""
-
-
-class RestartIntensity:
-    """How many restarts are allowed within how many seconds, for one child."""
-
-    def __init__(self, *, restarts: int = 5, within: float = 30.0) -> None:
-        self._restarts = restarts
-        self._within = within
-        self._times: deque[float] = deque()
-        self.total = 0
-
-    def allows(self, now: float) -> bool:
-        """Count a failure at `now`; tell whether the child may be started once more."""
-        self.total += 1
-        self._times.append(now)
-        while self._times and self._times[0] <= now - self._within:
-            self._times.popleft()
-        return len(self._times) <= self._restarts
-
-    def backoff(self) -> float:
-        """Give the seconds to wait before the next start, more with each recent failure."""
-        return backoff(len(self._times))
-
-
-def backoff(failures: int, longest: float = LONGEST_BACKOFF) -> float:
-    """Give seconds to wait after so many failures in a row: doubling, bounded, with jitter."""
-    ceiling = min(longest, FIRST_BACKOFF * 2.0 ** min(max(failures - 1, 0), 16))
-    return ceiling * (0.5 + random.random() / 2)  # noqa: S311
 
 
 class SupervisedActor(pykka.ThreadingActor):
@@ -88,6 +50,8 @@ class SupervisedActor(pykka.ThreadingActor):
         self.name = name
         self.parent = parent
         self.tenant_id = tenant_id
+        self.pulse = Pulse("/".join(filter(None, (tenant_id, name))))
+        self._actor_ref = SupervisedRef(self)
 
     def handle(self, message: object) -> object:
         """Handle one message; what is returned answers an `ask`."""
@@ -104,15 +68,28 @@ class SupervisedActor(pykka.ThreadingActor):
         self.actor_ref.tell(message)
 
     def tell_parent(self, message: object) -> None:
-        """Tell the parent something, if it is there to hear it."""
-        if self.parent is not None:
-            tell(self.parent, message)
+        """Tell the parent something, if it is there to hear it and this actor is not replaced."""
+        parent = self.parent
+        if parent is not None:
+            self.pulse.unless_fenced(lambda: tell(parent, message))
+
+    def beat(self, patience: float | None = None) -> None:
+        """Say, between the steps of a long work, that it goes on.
+
+        The next beat, or the end of the message, is due within `patience` seconds; without, within
+        the usual. Raises `FencedError` where the actor has been replaced meanwhile, so that it
+        takes no further step: to be called before each one that counts outside.
+        """
+        if self.pulse.is_fenced():
+            raise FencedError(self.pulse.name)
+        self.pulse.beat(patience)
 
     # Pykka's hooks.
 
     def on_start(self) -> None:
         """Name the thread, and what it logs, after the actor."""
-        threading.current_thread().name = "/".join(filter(None, (self.tenant_id, self.name)))
+        self.pulse.thread = threading.current_thread()
+        self.pulse.thread.name = self.pulse.name
         context = {"actor": self.name}
         if self.tenant_id is not None:
             context["tenant"] = self.tenant_id
@@ -125,16 +102,23 @@ class SupervisedActor(pykka.ThreadingActor):
                 with suppress(InvalidStateError):
                     message.reply.set_result(None)
             return True
-        _busy_since[self.actor_urn] = time.monotonic()
+        if self.pulse.is_fenced():
+            self._dismiss(message)
+            return None
+        self.pulse.beat()
         try:
             return self.handle(message)
-        except Exception:
-            raise
         except BaseException as error:
+            if self.pulse.is_fenced():
+                # It was replaced: its failure is nobody's concern any more.
+                log.warning("actor.came_back", error=repr(error))
+                return None
+            if isinstance(error, Exception):
+                raise
             # Pykka would stop every actor there is; one is enough.
             raise ActorCrashError(f"{type(error).__name__}: {error}") from error
         finally:
-            del _busy_since[self.actor_urn]
+            self.pulse.rest()
 
     def on_failure(
         self,
@@ -143,6 +127,7 @@ class SupervisedActor(pykka.ThreadingActor):
         traceback: TracebackType | None,
     ) -> None:
         """Clean up, answer who waits, and tell the parent."""
+        self.pulse.beat()
         kind = exception_type.__name__ if exception_type else "failure"
         error = f"{kind}: {exception_value}"
         log.error(
@@ -162,28 +147,22 @@ class SupervisedActor(pykka.ThreadingActor):
 
     def on_stop(self) -> None:
         """Clean up and answer who waits."""
+        self.pulse.beat()
         try:
-            self.stopped()
+            if not self.pulse.is_fenced():
+                self.stopped()
         finally:
             self._refuse_mailbox()
 
     def _refuse_mailbox(self) -> None:
         """Answer commands that nobody will handle any more, so that nobody waits for them."""
         while not self.actor_inbox.empty():
-            message = self.actor_inbox.get().message
-            if isinstance(message, Execute):
-                refuse(message, UnavailableError("the tenant's actor was restarted; try again"))
+            self._dismiss(self.actor_inbox.get().message)
 
-
-def mailbox_depth(ref: Ref) -> int:
-    """Count the messages waiting for an actor."""
-    return int(ref.actor_inbox.qsize())  # type: ignore[attr-defined]
-
-
-def is_stuck(ref: Ref) -> bool:
-    """Tell whether an actor has been handling one message for longer than any may take."""
-    since = _busy_since.get(ref.actor_urn)
-    return since is not None and time.monotonic() - since > STUCK_SECONDS
+    @staticmethod
+    def _dismiss(message: object) -> None:
+        if isinstance(message, Execute):
+            refuse(message, UnavailableError(RESTARTED))
 
 
 def answer(message: Execute, outcome: Outcome) -> None:

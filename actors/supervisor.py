@@ -8,23 +8,26 @@ from typing import Final
 
 import structlog
 
-from actors.board import Board
+from actors.board import Board, TenantBoard
 from actors.clock import tell
 from actors.messages import (
     Begin,
     ChildFailed,
+    ChildStuck,
     Drain,
     DrainAll,
     Drained,
     DrainExpired,
     Execute,
     Orphan,
+    Parked,
     Ref,
     RestartChild,
     TenantGone,
     TryAgain,
 )
-from actors.supervision import RestartIntensity, SupervisedActor, backoff, refuse
+from actors.restarts import Restarts, backoff
+from actors.supervision import SupervisedActor, refuse
 from actors.tenant import Tenant, TenantPorts
 from tenantry.api.port import SystemState, UnavailableError
 from tenantry.domain import names
@@ -62,7 +65,7 @@ class Supervisor(SupervisedActor):
         self._board = board
         self._on_crash = on_crash
         self._tenants: dict[str, Ref] = {}
-        self._intensities: dict[str, RestartIntensity] = {}
+        self._restarts = Restarts()
         self._restarting: dict[str, str | None] = {}
         self._failures = 0
         self._drain: DrainAll | None = None
@@ -77,6 +80,10 @@ class Supervisor(SupervisedActor):
                 self._let_go(tenant_id, ref)
             case ChildFailed(child=child, error=error):
                 self._child_failed(child, error)
+            case ChildStuck(child=child, error=error):
+                self._child_failed(child, error, stuck=True)
+            case Parked(tenant_id=tenant_id):
+                self._restarts.forget(tenant_id)
             case RestartChild(name=tenant_id):
                 self._restart(tenant_id)
             case DrainAll():
@@ -93,8 +100,8 @@ class Supervisor(SupervisedActor):
 
     def crashed(self) -> None:
         """Tell the process that it can't go on: whoever started it starts it anew."""
-        self._stop_tenants()
         self._on_crash("the supervisor failed")
+        self._stop_tenants()
 
     def stopped(self) -> None:
         """Stop every tenant."""
@@ -122,9 +129,12 @@ class Supervisor(SupervisedActor):
         while page := self._ports.directory.page(after=after, limit=PAGE):
             yield from page
             after = page[-1].tenant_id
+            self.beat()
 
     def _start(self, tenant_id: str, *, park: str | None = None, fresh: bool = False) -> Ref:
-        board = self._board.tenant(tenant_id)
+        # A new one each time: whoever was replaced writes to the old one, if to any.
+        board = self._board.renew(tenant_id)
+        board.stands_still = park
         ref = Tenant.start(
             tenant_id=tenant_id,
             parent=self.actor_ref,
@@ -162,40 +172,54 @@ class Supervisor(SupervisedActor):
         """Stop the actor of a tenant that exists no more."""
         if self._tenants.get(tenant_id) == ref:
             del self._tenants[tenant_id]
-            self._intensities.pop(tenant_id, None)
+            self._restarts.forget(tenant_id)
             self._board.tenants.pop(tenant_id, None)
             self._ports.tenant.observer.tenant_gone(tenant_id)
-        if ref.is_alive():
-            ref.stop(block=False)
+        self._board.departures.let_go(ref)
         self._undrained.discard(tenant_id)
         self._drained_if_done()
 
     # Supervision.
 
-    def _child_failed(self, child: Ref, error: str) -> None:
+    def _child_failed(self, child: Ref, error: str, *, stuck: bool = False) -> None:
         tenant_id = next((one for one, ref in self._tenants.items() if ref == child), None)
         if tenant_id is None:
             return
         del self._tenants[tenant_id]
-        self._ports.tenant.observer.actor_failed("tenant")
-        intensity = self._intensities.setdefault(tenant_id, RestartIntensity())
-        allowed = intensity.allows(self._clock.now())
         board = self._board.tenant(tenant_id)
-        board.restarts = intensity.total
+        if stuck:
+            self._replace(board)
+        self._ports.tenant.observer.actor_failed("tenant")
+        board.restarts += 1
         if self._drain is not None:
             # Its channel is closed, the broker has its deliveries again: nothing is left to drain.
             self._undrained.discard(tenant_id)
             self._drained_if_done()
             return
-        park = None if allowed else f"its actors failed too often, the last time with {error}"
-        if park is not None:
-            del self._intensities[tenant_id]
+        verdict = self._restarts.failed(tenant_id, self._clock.now())
+        park = None
+        if verdict.given_up:
+            park = f"its actors failed too often, the last time with {error}"
         self._restarting[tenant_id] = park
-        delay = intensity.backoff()
         log.warning(
-            "tenant.restarts", tenant=tenant_id, error=error, delay=round(delay, 2), park=park
+            "tenant.restarts",
+            tenant=tenant_id,
+            error=error,
+            delay=round(verdict.delay, 2),
+            park=park,
         )
-        self._clock.tell_later(delay, self.actor_ref, RestartChild(name=tenant_id))
+        self._clock.tell_later(verdict.delay, self.actor_ref, RestartChild(name=tenant_id))
+
+    def _replace(self, board: TenantBoard) -> None:
+        """Take a tenant that hangs out of the way, and with it what it can't stop itself."""
+        self._ports.tenant.observer.actor_stuck("tenant")
+        # The tenant first: what it starts from now on, it finds that it must let go again.
+        for ref in (board.ref, board.consumer, *board.workers.copy().values()):
+            if ref is not None:
+                board.departures.replace(ref)
+        board.consuming = False
+        board.ref = board.consumer = None
+        board.workers = {}
 
     def _restart(self, tenant_id: str) -> None:
         park = self._restarting.pop(tenant_id, None)

@@ -21,10 +21,12 @@ from actors.consumer import ConsumerLimits, ConsumerPorts
 from actors.messages import (
     Begin,
     ChildFailed,
+    ChildStuck,
     ConsumerReady,
     Drain,
     Drained,
     Execute,
+    Parked,
     Ref,
     Resize,
     Resized,
@@ -37,12 +39,8 @@ from actors.messages import (
 )
 from actors.observer import NoObserver, Observer
 from actors.provisioning import Provisioner, topology_of
-from actors.supervision import (
-    SupervisedActor,
-    answer,
-    backoff,
-    refuse,
-)
+from actors.restarts import HOPELESS, backoff
+from actors.supervision import SupervisedActor, answer, refuse
 from actors.worker import WorkerPorts
 from tenantry.api.port import CommandFailedError, Outcome, UnavailableError
 from tenantry.broker.port import BrokerError, BrokerUnavailableError, Consuming, Credentials
@@ -83,6 +81,14 @@ CONFLICTS: Final = 3
 """How often a command is decided anew because somebody else appended first."""
 
 LONGEST_STASH: Final = 100
+
+PROVISIONING_SECONDS: Final = 180.0
+"""How long a tenant may be silent while its objects are made or removed: several calls, each with
+a timeout of its own."""
+
+QUEUE_SECONDS: Final = 0.2
+"""How much longer for each of its queues."""
+
 LONGEST_WAIT: Final = 2.0
 """Seconds between attempts during an outage."""
 
@@ -169,12 +175,15 @@ class Tenant(SupervisedActor):
                 self._reconcile()
             case Drained():
                 self._consumer_drained()
-            case ChildFailed(child=child, name=name, error=error):
-                self._child_failed(child, name, error)
+            case ChildFailed(child=child, error=error):
+                self._child_failed(child, error)
+            case ChildStuck(child=child, error=error):
+                self._child_failed(child, error, stuck=True)
             case RestartChild():
                 self._reconcile()
             case TryAgain():
                 self._retrying = False
+                self._board.stands_still = None
                 self._reconcile()
             case Drain():
                 self._drain()
@@ -254,6 +263,7 @@ class Tenant(SupervisedActor):
                 self._consume(message, None)
             case RotateCredentials():
                 self._record(command, message.metadata)
+                self._begin_provisioning()
                 credentials = self._ports.provisioner.renew_credentials(self._id)
                 self._answer(message, credentials)
             case AddTopics():
@@ -262,6 +272,7 @@ class Tenant(SupervisedActor):
                 if state.topics == before:
                     self._answer(message)
                     return
+                self._begin_provisioning()
                 self._ports.provisioner.administration.ensure_topology(topology_of(state))
                 # A consumer's queues are fixed: it finishes, and a new one takes all of them.
                 self._drain_consumer(partial(self._consume, message, None))
@@ -275,6 +286,7 @@ class Tenant(SupervisedActor):
     def _create(self, message: Execute, command: CreateTenant) -> None:
         state = self._record(command, message.metadata)
         try:
+            self._begin_provisioning()
             credentials = self._ports.provisioner.provision(state)
             self._record(ConfirmProvisioned(tenant_id=self._id), message.metadata)
         except (BrokerError, MessageStoreError, JournalError) as error:
@@ -296,6 +308,7 @@ class Tenant(SupervisedActor):
 
     def _abandon(self, metadata: Metadata) -> bool:
         """Undo a failed provisioning and record that; tell whether it is done."""
+        self._begin_provisioning()
         if not self._ports.provisioner.undo(self._id):
             return False
         reason = self._abandoned or "provisioning failed"
@@ -319,6 +332,7 @@ class Tenant(SupervisedActor):
     def _delete(self) -> None:
         """Remove what is outside; during an outage, as soon as it is over."""
         state = self._exists()
+        self._begin_provisioning()
         try:
             removed = self._ports.provisioner.remove(self._id, retain=state.retained)
             self._record(
@@ -343,6 +357,7 @@ class Tenant(SupervisedActor):
             if not events:
                 break
             expected = 0 if self._state is None else self._state.version
+            self.beat()
             began = self._ports.clock.now()
             try:
                 recorded = self._ports.journal.append(
@@ -403,30 +418,57 @@ class Tenant(SupervisedActor):
         state = self._state
         if state is None or not state.exists:
             return
-        if self._park is not None and state.lifecycle is Lifecycle.ACTIVE:
-            state = self._record(
-                ParkTenant(tenant_id=self._id, reason=self._park), Metadata(actor="supervisor")
-            )
-            log.error("tenant.parked", reason=self._park)
-        self._park = None
+        if self._park is not None and not self._stand_still(self._park):
+            return
+        state = self._exists()
         match state.lifecycle:
             case Lifecycle.PROVISIONING if self._abandoned is not None:
                 if not self._abandon(Metadata(actor="tenant")):
                     raise BrokerUnavailableError("what was half-made can't be undone yet")
             case Lifecycle.PROVISIONING:
-                self._ports.provisioner.restore(state)
+                self._restore(state)
                 self._record(ConfirmProvisioned(tenant_id=self._id), Metadata(actor="tenant"))
                 self._start_consumer()
             case Lifecycle.ACTIVE:
-                self._ports.provisioner.restore(state)
+                self._restore(state)
                 self._start_consumer()
             case Lifecycle.PAUSED:
                 if state.parked is None:
-                    self._ports.provisioner.restore(state)
+                    self._restore(state)
             case Lifecycle.DRAINING:
                 self._delete()
             case Lifecycle.DELETED:
                 pass
+
+    def _stand_still(self, reason: str) -> bool:
+        """Park the tenant; tell whether to go on, as its state then says.
+
+        One that is being made or deleted can't be parked, and goes on after a while.
+        """
+        state = self._exists()
+        if state.lifecycle in {Lifecycle.PROVISIONING, Lifecycle.DRAINING}:
+            log.error("tenant.stands_still", reason=reason, seconds=HOPELESS)
+            self._park = None
+            self._retrying = True
+            self._ports.clock.tell_later(HOPELESS, self.actor_ref, TryAgain())
+            return False
+        if state.lifecycle is Lifecycle.ACTIVE:
+            self._record(
+                ParkTenant(tenant_id=self._id, reason=reason), Metadata(actor="supervisor")
+            )
+            log.error("tenant.parked", reason=reason)
+        self._park = None
+        self._board.stands_still = None
+        self.tell_parent(Parked(tenant_id=self._id))
+        return True
+
+    def _restore(self, state: TenantState) -> None:
+        self._begin_provisioning()
+        self._ports.provisioner.restore(state)
+
+    def _begin_provisioning(self) -> None:
+        queues = 0 if self._state is None else len(topology_of(self._state).queues())
+        self.beat(PROVISIONING_SECONDS + QUEUE_SECONDS * queues)
 
     def _try_again(self, error: Exception) -> None:
         self._failures += 1
@@ -476,14 +518,14 @@ class Tenant(SupervisedActor):
         for waiter, credentials in waiters:
             self._answer(waiter, credentials)
 
-    def _child_failed(self, child: Ref, name: str, error: str) -> None:
-        delay = self._children.failed(child, name, error)
+    def _child_failed(self, child: Ref, error: str, *, stuck: bool = False) -> None:
+        delay = self._children.failed(child, error, stuck=stuck)
         if delay is None:
             return
         if self._after_drain:
             self._consumer_drained()
         else:
-            self._ports.clock.tell_later(delay, self.actor_ref, RestartChild(name=name))
+            self._ports.clock.tell_later(delay, self.actor_ref, RestartChild(name="consumer"))
 
     # Draining.
 

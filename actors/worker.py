@@ -12,7 +12,8 @@ from actors.board import TenantBoard
 from actors.clock import Clock, tell
 from actors.messages import Batch, Begin, Ref, RetryWork, Work, WorkDone
 from actors.observer import NoObserver, Observer
-from actors.supervision import SupervisedActor, backoff
+from actors.restarts import backoff
+from actors.supervision import SupervisedActor
 from tenantry.domain import names
 from tenantry.domain.events import MessageDeadLettered
 from tenantry.journal.port import ANY, EventStore, JournalUnavailableError, Metadata

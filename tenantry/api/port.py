@@ -45,7 +45,7 @@ class SystemState(StrEnum):
 class ActorStatus:
     """One actor of the tree: `kind` is its class, `state` a word, `mailbox` its depth.
 
-    `stuck` is the state of one that has been handling one message for minutes.
+    `stuck` is the state of one that hangs and is about to be replaced.
     """
 
     name: str
@@ -117,6 +117,12 @@ class Control(Protocol):
 
     def runtime(self, tenant_id: str) -> TenantRuntime | None:
         """Tell what one tenant's actors are doing, without waiting; None if it has none."""
+
+    def liveness(self) -> tuple[str, ...]:
+        """Say why the daemon can't go on and has to be started anew; nothing, while it can.
+
+        An actor that hangs is none of these while somebody is there to replace it. Never waits.
+        """
 
     def ping(self) -> Future[None]:
         """Ask the root of the actors for a sign of life; the future is set when it handles that.

@@ -25,6 +25,7 @@ from tenantry.api.listeners import (
     tls_context,
 )
 from tenantry.api.protocol import PEER_KEY, bounded_h11
+from tenantry.telemetry.heartbeat import Heartbeat
 
 __all__ = ["ApiServer", "ControlSocketBusyError", "ListenError"]
 
@@ -36,6 +37,7 @@ MAX_CONNECTIONS: Final = 2048
 KEEP_ALIVE_SECONDS: Final = 30
 GRACE_SECONDS: Final = 5
 HANDSHAKE_SECONDS: Final = 10.0
+BEAT_SECONDS: Final = 1.0
 _MARGIN_SECONDS: Final = 5.0
 
 
@@ -58,6 +60,7 @@ class ApiServer:
         max_connections: int = MAX_CONNECTIONS,
         grace: int = GRACE_SECONDS,
     ) -> None:
+        self.heartbeat: Final = Heartbeat()
         self._app = app
         self._socket_path = socket_path
         self._tcp_address = tcp
@@ -150,6 +153,7 @@ class ApiServer:
         ended = asyncio.create_task(closing.wait())
         waits: list[asyncio.Task[Any]] = [
             ended,
+            asyncio.create_task(_beat(self.heartbeat)),
             asyncio.create_task(_all_listening([server for server, _ in servers])),
         ]
         try:
@@ -245,6 +249,12 @@ class _Server(uvicorn.Server):
     def capture_signals(self) -> Generator[None, None, None]:
         """Capture none."""
         yield
+
+
+async def _beat(heartbeat: Heartbeat) -> None:
+    while True:
+        heartbeat.beat()
+        await asyncio.sleep(BEAT_SECONDS)
 
 
 async def _all_listening(servers: list[_Server]) -> None:

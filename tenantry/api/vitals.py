@@ -38,6 +38,7 @@ class Vitals:
         if system.state is SystemState.STOPPING:
             return None  # it is on its way out, and says so at /readyz
         bad = [f"{name} is {state}" for name, state in _walk(system.tree) if state in _DEAD]
+        bad.extend(self._control.liveness())
         if bad:
             more = f" and {len(bad) - _NAMED} more" if len(bad) > _NAMED else ""
             return _not_alive("; ".join(bad[:_NAMED]) + more)

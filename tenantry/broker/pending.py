@@ -10,6 +10,7 @@ from typing import Final
 import structlog
 
 from tenantry.broker.port import Administration, BrokerError
+from tenantry.telemetry.heartbeat import Heartbeat
 
 log = structlog.get_logger(__name__)
 
@@ -24,6 +25,7 @@ class PendingCounts:
     """The broker's latest counts, by tenant. `run` belongs on a thread of its own, until `stop`."""
 
     def __init__(self, administration: Administration, *, every: float = EVERY) -> None:
+        self.heartbeat: Final = Heartbeat()
         self._administration = administration
         self._every = every
         self._stopping = threading.Event()
@@ -39,6 +41,7 @@ class PendingCounts:
     def run(self) -> None:
         """Ask again and again."""
         while not self._stopping.is_set():
+            self.heartbeat.beat()
             try:
                 counts = self._administration.pending()
                 self._latest = time.monotonic(), counts

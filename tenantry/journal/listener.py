@@ -14,6 +14,7 @@ from tenantry.database.failures import one_line
 from tenantry.database.pool import Connection, Database
 from tenantry.journal.bell import Bell
 from tenantry.sql import queries
+from tenantry.telemetry.heartbeat import Heartbeat
 
 CHANNEL: Final = "tenantry_events"
 SLICE: Final = 0.2
@@ -33,6 +34,7 @@ class JournalListener:
 
     def __init__(self, database: Database) -> None:
         self.bell: Final = Bell()
+        self.heartbeat: Final = Heartbeat()
         self._database = database
         self._stopping = threading.Event()
         self._connected = threading.Event()
@@ -50,6 +52,7 @@ class JournalListener:
         """Listen until stopped; connect again, with growing delays, whenever that fails."""
         delay = FIRST_DELAY
         while not self._stopping.is_set():
+            self.heartbeat.beat()
             try:
                 with self._database.listen_connection() as connection:
                     self._begin(connection)
@@ -76,6 +79,7 @@ class JournalListener:
 
     def _listen(self, connection: Connection) -> None:
         while not self._stopping.is_set():
+            self.heartbeat.beat()
             for notice in connection.notifies(timeout=SLICE):
                 if notice.payload.isdecimal():
                     self.bell.ring(int(notice.payload))

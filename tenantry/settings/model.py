@@ -174,6 +174,12 @@ class Consumer(_Section):
     linger_ms: Annotated[float, Field(ge=0, le=60000, allow_inf_nan=False)] = 5.0
 
 
+class Supervision(_Section):
+    """How long an actor, or a loop that all depend on, may be silent before it is replaced."""
+
+    hang_seconds: Annotated[float, Field(ge=1, le=3600, allow_inf_nan=False)] = 60.0
+
+
 class Log(_Section):
     """How much is logged, and how; `auto` is coloured on a terminal and JSON elsewhere."""
 
@@ -196,6 +202,7 @@ class Settings(_Section):
     retry: Retry = Retry()
     queue: Queue = Queue()
     consumer: Consumer = Consumer()
+    supervision: Supervision = Supervision()
     log: Log = Log()
 
     @model_validator(mode="after")

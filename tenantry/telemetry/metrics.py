@@ -89,6 +89,7 @@ class Recorder:
         self.append_seconds = Distribution(SECONDS)
         self._latencies: dict[str, Distribution] = {}
         self._failures = dict.fromkeys(KINDS, 0)
+        self._stuck = dict.fromkeys(KINDS, 0)
         self._delays = 0
         self._events = 0
         self._lock = threading.Lock()
@@ -125,6 +126,11 @@ class Recorder:
         with self._lock:
             self._failures[kind] += 1
 
+    def actor_stuck(self, kind: str) -> None:
+        """Count an actor that hangs."""
+        with self._lock:
+            self._stuck[kind] += 1
+
     def tenant_gone(self, tenant_id: str) -> None:
         """Forget a tenant; another one may take its id."""
         self._latencies.pop(tenant_id, None)
@@ -143,6 +149,11 @@ class Recorder:
         """Count the failures of each kind of actor."""
         with self._lock:
             return self._failures.copy()
+
+    def stuck(self) -> dict[str, int]:
+        """Count the actors of each kind that hung and were replaced."""
+        with self._lock:
+            return self._stuck.copy()
 
     def latency(self, tenant_id: str) -> Reading | None:
         """Give a tenant's latencies in milliseconds (their sum in seconds); None before any."""

@@ -10,7 +10,6 @@ from dataclasses import replace
 
 import pytest
 
-from actors import supervision
 from actors.clock import tell
 from actors.messages import Execute
 from tenantry.api.port import ActorStatus, Outcome, SystemState
@@ -106,19 +105,27 @@ def test_a_hanging_supervisor_shows_and_recovers(tree: Tree, real: Served) -> No
     eventually(lambda: real.control.get("/healthz").status_code == 200)
 
 
-def test_a_worker_that_hangs_shows(
-    tree: Tree, real: Served, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    tree.create("acme")
-    tree.store.gate.clear()
-    tree.deliver("acme", "m-1")
-    eventually(lambda: tree.store.inside == 1)
-    assert real.control.get("/healthz").status_code == 200
-    monkeypatch.setattr(supervision, "STUCK_SECONDS", 0.05)
-    eventually(lambda: real.control.get("/healthz").status_code == 503)
-    detail = real.control.get("/healthz").json()["detail"]
-    assert detail == "supervisor/acme/worker-1 is stuck"
-    tree.store.gate.set()
+def test_what_the_daemon_cannot_go_on_without_is_named(api: Served) -> None:
+    api.world.control.ailments = ("the thread clock has ended",)
+    answer = api.tcp.get("/healthz")
+    assert answer.status_code == 503
+    assert answer.json()["detail"] == "the thread clock has ended"
+
+
+def test_a_hanging_supervisor_is_named_with_where_it_hangs(tree: Tree, real: Served) -> None:
+    hanging = Hanging()
+    command = Execute(command=hanging, metadata=Metadata(actor="test"), reply=Future[Outcome]())  # type: ignore[arg-type]
+    assert tell(tree.supervisor, command)
+    assert hanging.entered.wait(10)
+    tree.pass_time(61)
+    detail = eventually(
+        lambda: (
+            (answer := real.control.get("/healthz")).status_code == 503 and answer.json()["detail"]
+        )
+    )
+    assert "the supervisor has hung for" in detail
+    assert "in tenant_id" in detail
+    hanging.released.set()
     eventually(lambda: real.control.get("/healthz").status_code == 200)
 
 

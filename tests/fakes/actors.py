@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,8 +21,10 @@ from actors.drain import drain_and_stop
 from actors.messages import Begin, Orphan
 from actors.observer import NoObserver, Observer
 from actors.provisioning import Provisioner
+from actors.pulse import pulse_of
 from actors.supervisor import Supervisor, SupervisorPorts
 from actors.tenant import TenantPorts
+from actors.watch import Watch
 from tenantry.api.port import Outcome
 from tenantry.broker.port import (
     BrokerUnavailableError,
@@ -313,6 +317,7 @@ class Tree:
         self.administration = FakeAdministration(self.faults)
         self.passwords = FakePasswords()
         self.crashes: list[str] = []
+        self.later = 0.0
         self.start()
 
     def start(self) -> None:
@@ -320,6 +325,7 @@ class Tree:
         self._clock_thread = threading.Thread(target=self.clock.run, daemon=True)
         self._clock_thread.start()
         self.board = Board()
+        self.watch = Watch(self.board, now=lambda: time.monotonic() + self.later)
         self.supervisor = Supervisor.start(
             ports=SupervisorPorts(
                 directory=self.directory,
@@ -343,7 +349,11 @@ class Tree:
         )
         self.board.supervisor = self.supervisor
         self.control = ActorControl(
-            self.supervisor, self.board, drain_seconds=5, on_stop=lambda: None
+            self.supervisor,
+            self.board,
+            self.watch,
+            drain_seconds=5,
+            on_stop=lambda: None,
         )
         tell(self.supervisor, Begin())
         eventually(lambda: self.board.state.value == "running")
@@ -354,6 +364,21 @@ class Tree:
         self.clock.stop()
         self._clock_thread.join(5)
         return orphans
+
+    def pass_time(self, seconds: float) -> None:
+        """Let the watch, and nobody else, see so many seconds pass, and look now and then."""
+        until = self.later + seconds
+        while self.later < until:
+            self.later = min(until, self.later + 4)
+            self.watch.look()
+
+    def busy(self) -> set[str]:
+        """Name the actors that are at work."""
+        return {
+            pulse.name
+            for ref in pykka.ActorRegistry.get_all()
+            if (pulse := pulse_of(ref)).overdue(math.inf, patience=0) is not None
+        }
 
     def execute(self, command: Command, timeout: float = 10) -> Outcome:
         return self.control.execute(command, metadata=Metadata(actor="test"), timeout=timeout)

@@ -72,6 +72,7 @@ class FakeControl:
         self.pending: dict[str, int] = {}
         self.stored: dict[str, int] = {}
         self.deaf = False
+        self.ailments: tuple[str, ...] = ()
         self.pings = 0
 
     def execute(self, command: Command, *, metadata: Metadata, timeout: float) -> Outcome:
@@ -134,6 +135,9 @@ class FakeControl:
             dead_lettered=0,
             parked=None,
         )
+
+    def liveness(self) -> tuple[str, ...]:
+        return self.ailments
 
     def ping(self) -> Future[None]:
         self.pings += 1

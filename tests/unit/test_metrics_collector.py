@@ -204,8 +204,9 @@ def test_restarts_and_retries_are_counted(watched: Watched) -> None:
     assert tenant is not None
     tenant.tell("not a message of ours")
     eventually(lambda: watched.scrape().value("tenantry_restarts_total", kind="tenant") == 1)
-    board = tree.board.tenant("a")
-    eventually(lambda: board.ref not in {None, tenant} and board.consuming)
+    eventually(
+        lambda: (board := tree.board.tenant("a")).ref not in {None, tenant} and board.consuming
+    )
     tree.execute(PauseTenant(tenant_id="a"))
     tree.execute(ResumeTenant(tenant_id="a"))
     assert watched.scrape().value("tenantry_restarts_total", kind="worker") == 2

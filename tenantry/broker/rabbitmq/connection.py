@@ -13,12 +13,16 @@ import structlog
 from pika.exceptions import AMQPError
 
 from tenantry.broker.port import BrokerError
+from tenantry.telemetry.heartbeat import Heartbeat
 
 log = structlog.get_logger(__name__)
 
 FIRST_BACKOFF: Final = 0.1
 LONGEST_BACKOFF: Final = 3.0
 """Seconds between attempts to connect. Short, so that consuming is back soon after the broker."""
+
+BEAT_EVERY: Final = 1.0
+"""Seconds between the loop's signs of life."""
 
 CLOSE_TIMEOUT: Final = 3.0
 """Seconds a closing handshake may take before the loop ends without it."""
@@ -68,6 +72,7 @@ class IoLoop(Generic[C]):
         linger: Callable[[C], float] = lambda _: 0.0,
     ) -> None:
         """`linger` gives the seconds an open connection is kept once it is to be closed."""
+        self.heartbeat: Final = Heartbeat()
         self._parameters = parameters(url)
         self._parameters.client_properties = {"connection_name": name, "product": "Tenantry"}
         self._name = name
@@ -95,6 +100,7 @@ class IoLoop(Generic[C]):
     def run(self) -> None:
         """Connect, serve and reconnect until `stop`."""
         while not self._stopping.is_set():
+            self.heartbeat.beat()
             self._serve_once()
             if self._stopping.is_set():
                 break
@@ -130,6 +136,7 @@ class IoLoop(Generic[C]):
             # `stop` may have looked before the connection was there to be closed.
             self.call(self._close)
         reason = "the connection's loop failed"
+        self._beat(connection)
         try:
             connection.ioloop.start()
         except Exception as error:
@@ -142,6 +149,10 @@ class IoLoop(Generic[C]):
                 self._opened = False
                 self._on_closed(reason)
             connection.ioloop.close()
+
+    def _beat(self, connection: C) -> None:
+        self.heartbeat.beat()
+        connection.ioloop.call_later(BEAT_EVERY, partial(self._beat, connection))
 
     def _close(self) -> None:
         connection = self._connection

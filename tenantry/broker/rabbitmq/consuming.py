@@ -18,6 +18,7 @@ from tenantry import failpoints
 from tenantry.broker.port import Delivery, DeliverySink, QueueSpec
 from tenantry.broker.rabbitmq.connection import IoLoop, describe
 from tenantry.broker.rabbitmq.reading import ReadingConnection, Receiver
+from tenantry.telemetry.heartbeat import Heartbeat
 
 if TYPE_CHECKING:
     from pika.channel import Channel
@@ -354,6 +355,11 @@ class RabbitConsuming:
     def connected(self) -> bool:
         """Whether the broker is connected now."""
         return self._loop.connected
+
+    @property
+    def heartbeat(self) -> Heartbeat:
+        """The loop's sign of life."""
+        return self._loop.heartbeat
 
     @property
     def reconnects(self) -> int:

@@ -19,6 +19,7 @@ from tenantry.broker.port import BrokerError, BrokerUnavailableError, Outgoing, 
 from tenantry.broker.rabbitmq.connection import IoLoop, describe
 from tenantry.broker.rabbitmq.unconfirmed import Batch, Unconfirmed
 from tenantry.broker.rabbitmq.wire import UnencodableError, encode
+from tenantry.telemetry.heartbeat import Heartbeat
 
 if TYPE_CHECKING:
     from pika.channel import Channel
@@ -69,6 +70,11 @@ class RabbitPublishing:
     def connected(self) -> bool:
         """Whether the broker is connected now."""
         return self._loop.connected
+
+    @property
+    def heartbeat(self) -> Heartbeat:
+        """The loop's sign of life."""
+        return self._loop.heartbeat
 
     @property
     def reconnects(self) -> int:

@@ -1,0 +1,120 @@
+"""An actor's pulse: whether it goes on with its work, and whether what it says still counts."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import pykka
+import structlog
+
+from actors.messages import Ref
+from tenantry.telemetry.heartbeat import Heartbeat
+
+if TYPE_CHECKING:
+    from actors.supervision import SupervisedActor
+
+log = structlog.get_logger("actors")
+
+_ROOT: Final = Path(__file__).parent.parent
+
+
+class FencedError(Exception):
+    """The actor was replaced while it was busy: nothing it still does may count."""
+
+
+class Pulse(Heartbeat):
+    """A heartbeat, and a fence.
+
+    An actor that is replaced while its thread hangs can't be ended: Python has no way. It is
+    fenced instead: from then on it says nothing to its parent, handles no message, and what it
+    holds outside is given back by whoever fences it.
+    """
+
+    __slots__ = ("_fenced", "_gate", "_releases", "name", "stuck", "thread")
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
+        self.thread: threading.Thread | None = None
+        self._fenced = False
+        self.stuck = False
+        """Written by the watch alone."""
+        self._gate = threading.Lock()
+        self._releases: list[Callable[[], None]] = []
+
+    def is_fenced(self) -> bool:
+        """Tell whether the actor has been replaced."""
+        return self._fenced
+
+    def fence(self) -> None:
+        """Make void what the actor says from now on, and give back what it holds. From any thread.
+
+        When this returns, no word of the actor is under way any more. Harmless twice.
+        """
+        with self._gate:
+            self._fenced = True
+            releases, self._releases = self._releases, []
+        for release in releases:
+            self._release(release)
+
+    def on_fence(self, release: Callable[[], None]) -> None:
+        """Have `release`, which may be called from any thread, give back something at a fence."""
+        with self._gate:
+            if not self._fenced:
+                self._releases.append(release)
+                return
+        self._release(release)
+
+    def unless_fenced(self, say: Callable[[], object]) -> None:
+        """Say something, which must not block, unless nobody is to hear it any more."""
+        with self._gate:
+            if not self._fenced:
+                say()
+
+    @property
+    def ended(self) -> bool:
+        """Whether the actor's thread was there and is there no more."""
+        return self.thread is not None and not self.thread.is_alive()
+
+    def where(self) -> str:
+        """Say where in the program the actor's thread is now, for people."""
+        thread = self.thread
+        # The one way to look at another thread; it has been there since Python 2.5.
+        frame = None if thread is None else sys._current_frames().get(thread.ident or 0)  # noqa: SLF001
+        places: list[str] = []
+        while frame is not None and len(places) < 3:
+            path = Path(frame.f_code.co_filename)
+            name = path.relative_to(_ROOT) if path.is_relative_to(_ROOT) else path.name
+            places.append(f"{name}:{frame.f_lineno} in {frame.f_code.co_name}")
+            frame = frame.f_back
+        return " < ".join(places)
+
+    def _release(self, release: Callable[[], None]) -> None:
+        try:
+            release()
+        except Exception:
+            log.exception("actor.release_failed", stuck=self.name)
+
+
+class SupervisedRef(pykka.ActorRef["SupervisedActor"]):
+    """An actor's reference, with its pulse: what others may know of it without asking."""
+
+    def __init__(self, actor: SupervisedActor) -> None:
+        super().__init__(actor)
+        self.pulse = actor.pulse
+
+
+def pulse_of(ref: Ref) -> Pulse:
+    """Give the pulse of one of our actors."""
+    if not isinstance(ref, SupervisedRef):
+        raise TypeError(f"{ref} is no supervised actor")
+    return ref.pulse
+
+
+def mailbox_depth(ref: Ref) -> int:
+    """Count the messages waiting for an actor."""
+    return int(ref.actor_inbox.qsize())  # type: ignore[attr-defined]

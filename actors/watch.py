@@ -1,0 +1,141 @@
+"""Notices what hangs or has died without a word, and tells those who can do something about it.
+
+It runs on a thread that needs no actor, and asks nobody: every actor and every loop below them
+leaves a heartbeat. A child that hangs is its parent's to replace. Where nobody is left to do so
+(the supervisor itself, a loop that all depend on, too many threads that can't be ended), the
+process is not alive any more, and whoever started it has to start it anew.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Final
+
+import structlog
+
+from actors.board import Board
+from actors.clock import tell
+from actors.messages import ChildStuck, Ref
+from actors.pulse import pulse_of
+from tenantry.api.port import SystemState
+from tenantry.telemetry.heartbeat import Heartbeat
+
+log = structlog.get_logger("actors.watch")
+
+PATIENCE: Final = 60.0
+"""Seconds an actor or a loop may be silent that has named no time of its own."""
+
+MOST_ABANDONED: Final = 16
+"""Threads of replaced actors that may hang; each holds memory, and perhaps a connection."""
+
+FROZEN: Final = 5.0
+"""Seconds between two looks after which the watch itself was held up, and so was everything."""
+
+
+_RESTING: Final = Heartbeat()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loop:
+    """A thread that runs until the process ends, and its heartbeat, if it has one."""
+
+    name: str
+    thread: threading.Thread
+    heartbeat: Heartbeat | None
+
+
+class Watch:
+    """Looks after everything that runs. `look` is its owner's to call, every second or so."""
+
+    def __init__(
+        self,
+        board: Board,
+        *,
+        patience: float = PATIENCE,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._now = now
+        self._board = board
+        self._patience = patience
+        self._loops: dict[str, Loop] = {}
+        self._looked_at = now()
+        self._woke_at = 0.0
+
+    def add(self, name: str, thread: threading.Thread, heartbeat: Heartbeat | None = None) -> None:
+        """Watch a thread as well: without it the process can't go on."""
+        self._loops[name] = Loop(name=name, thread=thread, heartbeat=heartbeat)
+
+    def look(self) -> None:
+        """Tell the parents of children that hang; see which of those let go do not go."""
+        now = self._now()
+        if now - self._looked_at > FROZEN:
+            # Everything was held up with us, by SIGSTOP say: all begin with a fresh patience.
+            self._woke_at = now
+        self._looked_at = now
+        for parent, child in self._children():
+            self._judge(parent, child, now)
+        self._board.departures.look(now, patience=self._patience, not_before=self._woke_at)
+
+    def liveness(self) -> tuple[str, ...]:
+        """Say why the process can't go on; nothing, while it can. From any thread, at once.
+
+        Until the first `look`, and where none comes any more, nobody is taken to hang.
+        """
+        return tuple(self._reasons(self._now()))
+
+    def _reasons(self, now: float) -> Iterator[str]:
+        if self._board.state is SystemState.STOPPING:
+            return  # its end has begun, and has a deadline of its own
+        not_before = now if now - self._looked_at > FROZEN else self._woke_at
+        supervisor = self._board.supervisor
+        if supervisor is not None:
+            pulse = pulse_of(supervisor)
+            silent = pulse.overdue(now, patience=self._patience, not_before=not_before)
+            if silent is not None:
+                yield f"the supervisor has hung for {silent:.0f} s: {pulse.where()}"
+            elif not supervisor.is_alive() or pulse.ended:
+                yield "the supervisor is dead"
+        for loop in self._loops.values():
+            heartbeat = loop.heartbeat or _RESTING
+            silent = heartbeat.overdue(now, patience=self._patience, not_before=not_before)
+            if silent is not None:
+                yield f"the thread {loop.name} has hung for {silent:.0f} s"
+            if not loop.thread.is_alive():
+                yield f"the thread {loop.name} has ended"
+        abandoned = len(self._board.departures.abandoned)
+        if abandoned > MOST_ABANDONED:
+            yield f"{abandoned} threads of replaced actors hang"
+
+    def _judge(self, parent: Ref, child: Ref, now: float) -> None:
+        pulse = pulse_of(child)
+        silent = pulse.overdue(now, patience=self._patience, not_before=self._woke_at)
+        if silent is not None:
+            error = f"it has hung for {silent:.0f} s: {pulse.where()}"
+        elif child.is_alive() and pulse.ended:
+            error = "its thread has ended without a word"
+        else:
+            pulse.stuck = False
+            return
+        if not pulse.stuck:
+            # Told once: the parent's mailbox is no place for reminders.
+            pulse.stuck = True
+            log.error("actor.stuck", stuck=pulse.name, error=error)
+            tell(parent, ChildStuck(child=child, error=error))
+
+    def _children(self) -> Iterator[tuple[Ref, Ref]]:
+        """Give every actor but the supervisor, with its parent."""
+        supervisor = self._board.supervisor
+        if supervisor is None:
+            return
+        for board in self._board.tenants.copy().values():
+            tenant, consumer = board.ref, board.consumer
+            if tenant is None:
+                continue
+            yield supervisor, tenant
+            if consumer is not None:
+                yield tenant, consumer
+            for worker in board.workers.copy().values():
+                yield tenant, worker
