@@ -28,6 +28,7 @@ from actors.control import ActorControl
 from actors.drain import describe, drain_and_stop
 from actors.messages import Begin, Ref
 from actors.provisioning import Provisioner
+from actors.reconciler import ReconcilerPorts
 from actors.supervisor import Supervisor, SupervisorPorts
 from actors.tenant import TenantPorts
 from actors.watch import Watch
@@ -198,6 +199,11 @@ class Daemon:
             "the broker": lambda: consuming.connected,
             "the database": lambda: listener.connected,
         }
+        provisioner = Provisioner(
+            administration=administration,
+            messages=messages,
+            passwords=PostgresCredentials(database),
+        )
         supervisor = Supervisor.start(
             ports=SupervisorPorts(
                 directory=directory,
@@ -206,11 +212,7 @@ class Daemon:
                     messages=messages,
                     dead_letters=dead_letters,
                     broker=consuming,
-                    provisioner=Provisioner(
-                        administration=administration,
-                        messages=messages,
-                        passwords=PostgresCredentials(database),
-                    ),
+                    provisioner=provisioner,
                     clock=clock,
                     limits=ConsumerLimits(
                         prefetch=settings.consumer.prefetch,
@@ -218,6 +220,13 @@ class Daemon:
                         linger=settings.consumer.linger_ms / 1000,
                     ),
                     observer=recorder,
+                ),
+                reconciler=ReconcilerPorts(
+                    directory=directory,
+                    provisioner=provisioner,
+                    clock=clock,
+                    observer=recorder,
+                    every=settings.reconcile.every_seconds,
                 ),
             ),
             board=board,

@@ -67,7 +67,8 @@ class TenantBoard:
         self.consumer: Ref | None = None
         self.workers: dict[str, Ref] = {}
         self.workers_current = 0
-        self.consuming = False
+        self._consuming = False
+        self.consuming_since = time.monotonic()
         self.waiting_since = time.monotonic()
         self.in_hand: dict[str, int] = {}
         self.in_flight = 0
@@ -92,6 +93,17 @@ class TenantBoard:
         board.restarts = self.restarts
         board.child_restarts = dict(self.child_restarts)
         return board
+
+    @property
+    def consuming(self) -> bool:
+        """Whether every queue is being consumed."""
+        return self._consuming
+
+    @consuming.setter
+    def consuming(self, consuming: bool) -> None:
+        if consuming:
+            self.consuming_since = time.monotonic()
+        self._consuming = consuming
 
     @property
     def unsettled(self) -> int:
@@ -192,6 +204,7 @@ class Board:
         self.state = SystemState.STARTING
         self.started_at = datetime.now(UTC)
         self.supervisor: Ref | None = None
+        self.reconciler: Ref | None = None
         self.tenants: dict[str, TenantBoard] = {}
         self.settled_in = False
         self.departures = Departures()

@@ -72,6 +72,11 @@ class Children:
             return
         tell(consumer, Begin())
 
+    def resubscribe(self) -> None:
+        """Have the consumer begin again on a new channel, if there is one."""
+        if self.consumer is not None:
+            tell(self.consumer, Resubscribe())
+
     def start_worker(self) -> None:
         """Give the consumer one more worker."""
         consumer = self.consumer

@@ -10,6 +10,7 @@ import pykka
 
 from tenantry.api.port import Outcome
 from tenantry.broker.port import Delivery
+from tenantry.broker.survey import Drift
 from tenantry.domain.commands import Command
 from tenantry.journal.port import Metadata
 from tenantry.messages.port import StoreResult
@@ -262,6 +263,38 @@ class LookForIdle:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TryAgain:
     """From the clock to a tenant: what could not be done for an outage may be possible now."""
+
+
+# What has changed outside, behind the daemon's back.
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LookForDrift:
+    """From the clock to the reconciler: compare what should be with what is."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StartReconciler:
+    """From the clock to the supervisor: the reconciler has failed a while ago."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FirstLookDone:
+    """From the reconciler to the supervisor: tenants may be started, and mend what they are to."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drifted:
+    """From the reconciler by way of the supervisor to a tenant: mend this.
+
+    What was seen before the tenant itself last changed something outside means nothing. A
+    `leftover` belongs to a tenant that the journal says is deleted.
+    """
+
+    tenant_id: str
+    drift: tuple[Drift, ...]
+    seen_at: float
+    leftover: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -26,6 +26,13 @@ class Observer(Protocol):
     def actor_stuck(self, kind: str) -> None:
         """A `tenant`, `consumer` or `worker` hangs and is replaced; it counts as failed, too."""
 
+    def drifted(self, kind: str, outcome: str) -> None:
+        """Something outside had changed behind the daemon's back.
+
+        The outcome is `repaired`, `failed` (it will be tried again) or `reported` (it can't be
+        repaired without loss).
+        """
+
     def tenant_gone(self, tenant_id: str) -> None:
         """A tenant exists no more; its id may come back as another tenant's."""
 
@@ -46,6 +53,9 @@ class NoObserver:
         """Do nothing."""
 
     def actor_stuck(self, kind: str) -> None:
+        """Do nothing."""
+
+    def drifted(self, kind: str, outcome: str) -> None:
         """Do nothing."""
 
     def tenant_gone(self, tenant_id: str) -> None:

@@ -45,12 +45,16 @@ class Provisioner:
         """Make what is missing of a tenant that exists; its password stays."""
         self.messages.create_partition(state.tenant_id)
         self.administration.ensure_topology(topology_of(state))
-        known = self.passwords.load(state.tenant_id)
+        self.restore_user(state.tenant_id)
+
+    def restore_user(self, tenant_id: str) -> None:
+        """Make the tenant's user as it was, with the password its client has."""
+        known = self.passwords.load(tenant_id)
         if known is None:
             # A daemon died between the two; nobody has been shown a password yet.
-            self.renew_credentials(state.tenant_id)
+            self.renew_credentials(tenant_id)
         else:
-            self.administration.ensure_user(state.tenant_id, known)
+            self.administration.ensure_user(tenant_id, known)
 
     def renew_credentials(self, tenant_id: str) -> Credentials:
         """Give the tenant's user a new password.

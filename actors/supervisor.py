@@ -18,14 +18,18 @@ from actors.messages import (
     DrainAll,
     Drained,
     DrainExpired,
+    Drifted,
     Execute,
+    FirstLookDone,
     Orphan,
     Parked,
     Ref,
     RestartChild,
+    StartReconciler,
     TenantGone,
     TryAgain,
 )
+from actors.reconciler import Reconciler, ReconcilerPorts
 from actors.restarts import Restarts, backoff
 from actors.supervision import SupervisedActor, refuse
 from actors.tenant import Tenant, TenantPorts
@@ -51,6 +55,8 @@ class SupervisorPorts:
 
     directory: TenantDirectory
     tenant: TenantPorts
+    reconciler: ReconcilerPorts | None = None
+    """None: nobody looks for drift."""
 
 
 class Supervisor(SupervisedActor):
@@ -68,6 +74,7 @@ class Supervisor(SupervisedActor):
         self._restarts = Restarts()
         self._restarting: dict[str, str | None] = {}
         self._failures = 0
+        self._reconciler: Ref | None = None
         self._drain: DrainAll | None = None
         self._undrained: set[str] = set()
 
@@ -93,8 +100,17 @@ class Supervisor(SupervisedActor):
                 self._drained_if_done()
             case DrainExpired():
                 self._drain_expired()
-            case Begin() | TryAgain():
+            case Drifted():
+                self._drifted(message)
+            case Begin() if self._ports.reconciler is not None:
+                # What has drifted is seen before the tenants make it right.
+                self._start_reconciler()
+            case FirstLookDone() if self._board.state is not SystemState.STARTING:
+                pass  # of a reconciler that was restarted
+            case Begin() | FirstLookDone() | TryAgain():
                 self._begin()
+            case StartReconciler():
+                self._start_reconciler()
             case _:
                 raise TypeError(f"the supervisor can't handle {type(message).__name__}")
 
@@ -123,6 +139,24 @@ class Supervisor(SupervisedActor):
             return
         log.info("supervisor.started", tenants=len(self._tenants))
         self._board.state = SystemState.RUNNING
+
+    def _start_reconciler(self) -> None:
+        ports = self._ports.reconciler
+        if ports is not None and self._drain is None:
+            self._reconciler = self._board.reconciler = Reconciler.start(
+                parent=self.actor_ref, ports=ports, board=self._board
+            )
+            tell(self._reconciler, Begin())
+
+    def _drifted(self, message: Drifted) -> None:
+        tenant_id = message.tenant_id
+        ref = self._tenants.get(tenant_id)
+        idle = self._board.state is SystemState.RUNNING and tenant_id not in self._restarting
+        if ref is None and message.leftover and idle:
+            # The actor of a deleted tenant, for as long as it takes to remove what is left.
+            ref = self._start(tenant_id, fresh=True)
+        if ref is not None:
+            tell(ref, message)
 
     def _existing(self) -> Iterator[TenantState]:
         after: str | None = None
@@ -182,6 +216,9 @@ class Supervisor(SupervisedActor):
     # Supervision.
 
     def _child_failed(self, child: Ref, error: str, *, stuck: bool = False) -> None:
+        if child == self._reconciler:
+            self._reconciler_failed(child, error, stuck=stuck)
+            return
         tenant_id = next((one for one, ref in self._tenants.items() if ref == child), None)
         if tenant_id is None:
             return
@@ -220,6 +257,18 @@ class Supervisor(SupervisedActor):
         board.consuming = False
         board.ref = board.consumer = None
         board.workers = {}
+
+    def _reconciler_failed(self, child: Ref, error: str, *, stuck: bool) -> None:
+        """Have it look again at its usual time: without it everything else goes on."""
+        if stuck:
+            self._board.departures.replace(child)
+            if self._board.state is SystemState.STARTING:
+                self.tell_self(FirstLookDone())
+        self._reconciler = self._board.reconciler = None
+        ports = self._ports.reconciler
+        if ports is not None:
+            log.error("reconciler.restarts", error=error, delay=ports.every)
+            self._clock.tell_later(ports.every, self.actor_ref, StartReconciler())
 
     def _restart(self, tenant_id: str) -> None:
         park = self._restarting.pop(tenant_id, None)
@@ -264,6 +313,10 @@ class Supervisor(SupervisedActor):
 
     def _stop_tenants(self) -> None:
         """Stop all tenants at once, then wait for each, for a bounded time together."""
+        if self._reconciler is not None:
+            # Not waited for: it only looks, and its questions are bounded.
+            self._board.departures.let_go(self._reconciler)
+            self._reconciler = self._board.reconciler = None
         until = self._clock.now() + STOP_TIMEOUT
         stopping = [ref.stop(block=False) for ref in self._tenants.values() if ref.is_alive()]
         for future in stopping:

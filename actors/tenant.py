@@ -7,7 +7,7 @@ that after a fault it only has to begin again.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
@@ -18,6 +18,7 @@ from actors.board import TenantBoard
 from actors.children import Children
 from actors.clock import Clock, tell
 from actors.consumer import ConsumerLimits, ConsumerPorts
+from actors.mending import Mender
 from actors.messages import (
     Begin,
     ChildFailed,
@@ -25,6 +26,7 @@ from actors.messages import (
     ConsumerReady,
     Drain,
     Drained,
+    Drifted,
     Execute,
     Parked,
     Ref,
@@ -44,6 +46,7 @@ from actors.supervision import SupervisedActor, answer, refuse
 from actors.worker import WorkerPorts
 from tenantry.api.port import CommandFailedError, Outcome, UnavailableError
 from tenantry.broker.port import BrokerError, BrokerUnavailableError, Consuming, Credentials
+from tenantry.broker.survey import Drift, DriftKind
 from tenantry.domain import names
 from tenantry.domain.commands import (
     AbandonProvisioning,
@@ -133,6 +136,14 @@ class Tenant(SupervisedActor):
         self._retrying = False
         self._park: str | None = None
         self._abandoned: str | None = None
+        self._changed_at = 0.0
+        self._queue_gone: str | None = None
+        self._mender = Mender(
+            tenant_id=tenant_id,
+            provisioner=ports.provisioner,
+            clock=ports.clock,
+            observer=ports.observer,
+        )
         self._children = Children(
             tenant_id=tenant_id,
             parent=self.actor_ref,
@@ -172,7 +183,10 @@ class Tenant(SupervisedActor):
                     self._answer(waiter)
             case TopologyMissing(reason=reason):
                 log.warning("tenant.topology_missing", reason=reason)
+                self._queue_gone = reason
                 self._reconcile()
+            case Drifted():
+                self._drifted(message)
             case Drained():
                 self._consumer_drained()
             case ChildFailed(child=child, error=error):
@@ -233,6 +247,7 @@ class Tenant(SupervisedActor):
             refuse(message, CommandFailedError(f"tenant {self._id!r}: {error}"))
             raise
         finally:
+            self._changed_at = self._ports.clock.now()
             structlog.contextvars.unbind_contextvars("correlation_id")
 
     def _put_aside(self, message: Execute) -> None:
@@ -333,6 +348,7 @@ class Tenant(SupervisedActor):
         """Remove what is outside; during an outage, as soon as it is over."""
         state = self._exists()
         self._begin_provisioning()
+        self._changed_at = self._ports.clock.now()
         try:
             removed = self._ports.provisioner.remove(self._id, retain=state.retained)
             self._record(
@@ -403,9 +419,39 @@ class Tenant(SupervisedActor):
             self._make_it_so()
         except Unavailable as error:
             self._try_again(error)
-        else:
-            self._failures = 0
-            self._board.store_down = False
+            return
+        self._failures = 0
+        self._board.store_down = False
+        if self._queue_gone is not None:
+            gone = Drift(kind=DriftKind.QUEUE, found=self._queue_gone)
+            self._queue_gone = None
+            self._confirm_mended((gone,))
+
+    def _drifted(self, message: Drifted) -> None:
+        """Mend what has changed behind our back; not what we have changed ourselves since."""
+        if self._draining or self._gone or self._after_drain:
+            return
+        state = self._state
+        if self._loaded and state is not None and message.seen_at >= self._changed_at:
+            settled = state.lifecycle in {Lifecycle.ACTIVE, Lifecycle.PAUSED}
+            if settled or not state.exists:
+                self._begin_provisioning()
+                mended = self._mender.mend(
+                    state, message.drift, resubscribe=self._children.resubscribe
+                )
+                self._confirm_mended(mended)
+        if message.leftover:
+            self._gone_if_unknown()
+
+    def _confirm_mended(self, mended: Sequence[Drift]) -> None:
+        """Record what was mended. It is no matter if the journal is away: it was logged."""
+        command = self._mender.confirmation(mended)
+        if command is None:
+            return
+        try:
+            self._record(command, Metadata(actor="reconciler"))
+        except JournalError as error:
+            log.warning("tenant.repair_unrecorded", error=str(error))
 
     def _make_it_so(self) -> None:
         if not self._loaded:

@@ -130,6 +130,8 @@ class Watch:
         supervisor = self._board.supervisor
         if supervisor is None:
             return
+        if self._board.reconciler is not None:
+            yield supervisor, self._board.reconciler
         for board in self._board.tenants.copy().values():
             tenant, consumer = board.ref, board.consumer
             if tenant is None:

@@ -22,6 +22,7 @@ from tenantry.broker.port import (
     TenantTopology,
     UnroutableError,
 )
+from tenantry.broker.survey import Survey, User
 from tenantry.domain import names
 
 _STOP: Final = None
@@ -29,6 +30,7 @@ _STOP: Final = None
 
 @dataclass(slots=True)
 class _Queue:
+    arguments: Mapping[str, str | int]
     dead_letter_to: tuple[str, str] | None
     ready: deque[QueuedMessage] = field(default_factory=deque)
 
@@ -133,7 +135,7 @@ class MemoryBroker:
                 target = wanted.arguments.get("x-dead-letter-exchange")
                 key = wanted.arguments.get("x-dead-letter-routing-key")
                 dead_letters = None if target is None else (str(target), str(key))
-                self._queues.setdefault(wanted.name, _Queue(dead_letters))
+                self._queues.setdefault(wanted.name, _Queue(wanted.arguments, dead_letters))
             for binding in plan.bindings:
                 targets = self._routes[binding.exchange][binding.routing_key]
                 if binding.queue not in targets:
@@ -179,6 +181,34 @@ class MemoryBroker:
                 if tenant_id is not None and not layout.is_dead_letter_queue(name):
                     counts[tenant_id] += len(found.ready)
             return counts
+
+    def survey(self) -> Survey:
+        """Give what there is; whoever is made here has the right permissions."""
+        with self._lock:
+            self._reach()
+            users: dict[str, User] = {}
+            for name, password in self.users.items():
+                allowed = layout.permissions(layout.owner_of(name) or "")
+                users[name] = User(
+                    password_hash=password.value,
+                    permissions=(allowed.configure, allowed.write, allowed.read),
+                )
+            return Survey(
+                exchanges=dict.fromkeys(self._routes, "direct"),
+                queues={name: one.arguments for name, one in self._queues.items()},
+                bindings=frozenset(
+                    (exchange, queue, key)
+                    for exchange, routes in self._routes.items()
+                    for key, queues in routes.items()
+                    for queue in queues
+                ),
+                users=users,
+                consumed=frozenset(
+                    name
+                    for name in self._queues
+                    if any(one.consumes(name) for one in self._subscriptions)
+                ),
+            )
 
     def check(self) -> None:
         """Raise `BrokerUnavailableError` while the broker is away."""

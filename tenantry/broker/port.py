@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
+from tenantry.broker.survey import Survey
 from tenantry.domain import names
 from tenantry.messages.port import Incoming
 
@@ -88,6 +89,9 @@ class PasswordHashes(Protocol):
 
     def remove(self, tenant_id: str) -> None:
         """Forget a tenant's hash; forgetting none is no error."""
+
+    def all(self) -> Mapping[str, PasswordHash]:
+        """Give every tenant's hash, in one query."""
 
 
 class Delivery(NamedTuple):
@@ -211,6 +215,9 @@ class Administration(Protocol):
 
     def pending(self) -> Mapping[str, int]:
         """Count the messages ready in each tenant's queues, in one call; no dead letters."""
+
+    def survey(self) -> Survey:
+        """Give what there is of all tenants together, in a few calls however many they are."""
 
     def check(self) -> None:
         """Raise `BrokerError` with a clear line where the broker can't be used."""

@@ -28,6 +28,10 @@ _OWNED: Final = re.compile(
     re.ASCII,
 )
 
+_NAMED: Final = re.compile(
+    rf"tenant_(?P<tenant>{names.TENANT_ID.pattern})_(?:stream|producer)", re.ASCII
+)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Queue:
@@ -120,6 +124,12 @@ def permissions(tenant_id: str) -> Permissions:
         write=f"^{stream}$",
         read=rf"^({queue}|{stream}\.[a-z0-9_-]+\.[0-9]+)$",
     )
+
+
+def owner_of(name: str) -> str | None:
+    """Give the tenant that an exchange, a queue or a user is named after."""
+    match = _NAMED.fullmatch(name)
+    return owner(name) if match is None else match["tenant"]
 
 
 def owner(queue: str) -> str | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import psycopg
@@ -38,6 +38,12 @@ class PostgresCredentials:
         """See `PasswordHashes.remove`."""
         with self._connection() as connection:
             connection.execute(self._sql["remove_credentials"], {"id": tenant_id})
+
+    def all(self) -> Mapping[str, PasswordHash]:
+        """See `PasswordHashes.all`."""
+        with self._connection() as connection:
+            rows = connection.execute(self._sql["all_credentials"]).fetchall()
+        return {tenant_id: PasswordHash(value=value) for tenant_id, value in rows}
 
     @contextmanager
     def _connection(self) -> Iterator[Connection]:

@@ -97,6 +97,15 @@ class ConfirmDeleted:
     stored: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConfirmRepaired:
+    """Record that what had drifted outside was made right; also of a tenant that is deleted."""
+
+    tenant_id: str
+    kinds: tuple[str, ...]
+    found: tuple[str, ...]
+
+
 Command: TypeAlias = (
     CreateTenant
     | ConfirmProvisioned
@@ -109,4 +118,5 @@ Command: TypeAlias = (
     | AddTopics
     | RequestDeletion
     | ConfirmDeleted
+    | ConfirmRepaired
 )

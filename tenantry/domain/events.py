@@ -99,6 +99,18 @@ class TenantDeleted:
     stored: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DriftRepaired:
+    """What the tenant has outside had changed behind the daemon's back, and was made right.
+
+    `kinds` are of a fixed list (`queue`, `binding`, `user`, ...), `found` says what was wrong.
+    """
+
+    tenant_id: str
+    kinds: tuple[str, ...]
+    found: tuple[str, ...]
+
+
 TenantEvent: TypeAlias = (
     TenantCreated
     | TenantProvisioned
@@ -111,6 +123,7 @@ TenantEvent: TypeAlias = (
     | TopicsAdded
     | DeletionRequested
     | TenantDeleted
+    | DriftRepaired
 )
 """The events of a tenant's life, in the stream `tenant-ID`."""
 

@@ -19,6 +19,7 @@ from tenantry.domain.commands import (
     Command,
     ConfirmDeleted,
     ConfirmProvisioned,
+    ConfirmRepaired,
     CreateTenant,
     ParkTenant,
     PauseTenant,
@@ -36,6 +37,7 @@ from tenantry.domain.errors import (
 from tenantry.domain.events import (
     CredentialsRotated,
     DeletionRequested,
+    DriftRepaired,
     ProvisioningAbandoned,
     TenantCreated,
     TenantDeleted,
@@ -100,7 +102,12 @@ def decide(state: TenantState | None, command: Command) -> tuple[TenantEvent, ..
     """
     if isinstance(command, CreateTenant):
         return _create(state, command)
-    if state is None or not state.exists:
+    if state is None:
+        raise TenantNotFoundError(command.tenant_id)
+    if isinstance(command, ConfirmRepaired):
+        kinds, found = command.kinds, command.found
+        return (DriftRepaired(tenant_id=state.tenant_id, kinds=kinds, found=found),)
+    if not state.exists:
         raise TenantNotFoundError(command.tenant_id)
     tenant_id = state.tenant_id
     match command:
@@ -183,7 +190,7 @@ def evolve(state: TenantState | None, event: TenantEvent, at: datetime) -> Tenan
             return replace(state, lifecycle=Lifecycle.PAUSED)
         case TenantParked(reason=reason):
             return replace(state, lifecycle=Lifecycle.PAUSED, parked=reason)
-        case CredentialsRotated():
+        case CredentialsRotated() | DriftRepaired():
             return state
         case TopicsAdded(topics=topics):
             return replace(state, topics=state.topics + topics)

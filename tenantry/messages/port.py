@@ -102,6 +102,14 @@ class PartitionMissingError(MessageStoreError):
     """The tenant has no partition."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Partitions:
+    """Whose messages there is room for: `whole` have partition and counters, `partial` not all."""
+
+    whole: frozenset[str]
+    partial: frozenset[str]
+
+
 class MessageStore(Protocol):
     """Keeps tenants' messages apart, each stored once."""
 
@@ -112,6 +120,12 @@ class MessageStore(Protocol):
         """Drop the tenant's partition and say how many messages went with it.
 
         With `retain` nothing is dropped (0). Dropping what is not there is no error (0).
+        """
+
+    def partitions(self) -> Partitions:
+        """Tell whose partitions there are, in one query of the catalogue.
+
+        Raises `StoreUnavailableError`.
         """
 
     def store(self, tenant_id: str, batch: Sequence[Incoming]) -> StoreResult:

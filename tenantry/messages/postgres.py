@@ -20,6 +20,7 @@ from tenantry.messages.port import (
     MessageStoreError,
     Order,
     PartitionMissingError,
+    Partitions,
     StoredMessage,
     StoreResult,
     StoreUnavailableError,
@@ -36,6 +37,15 @@ MAX_BYTES: Final = 16 * 1024 * 1024
 _STORE: Final[LiteralString] = """
 SELECT stored, duplicates FROM tenantry.store_messages(
     %s::text, %b, %b, %b, %b, %b, %b, %b, %b, %s::integer)
+"""
+
+_PARTITIONS: Final[LiteralString] = """
+SELECT tenant_id, coalesce(leaf.attached, false) AND totals.tenant_id IS NOT NULL
+FROM (SELECT substr(relname, 10) AS tenant_id, relispartition AS attached
+      FROM pg_class
+      WHERE relnamespace = 'tenantry'::regnamespace AND relkind = 'r'
+        AND starts_with(relname, 'messages_')) AS leaf
+FULL JOIN tenantry.tenant_counters AS totals USING (tenant_id)
 """
 
 _REFUSALS: Final = (
@@ -91,6 +101,20 @@ class PostgresMessageStore:
             return 0
         row = self._call("SELECT tenantry.drop_messages_partition(%s)", tenant_id)
         return int(row[0]) if row else 0
+
+    def partitions(self) -> Partitions:
+        """See `MessageStore.partitions`."""
+        try:
+            with self._database.connection() as connection:
+                rows = connection.execute(_PARTITIONS).fetchall()
+        except DatabaseUnavailableError as error:
+            raise StoreUnavailableError(str(error)) from error
+        except psycopg.Error as error:
+            raise MessageStoreError(_one_line(error)) from error
+        whole = frozenset(tenant_id for tenant_id, is_whole in rows if is_whole)
+        return Partitions(
+            whole=whole, partial=frozenset(tenant_id for tenant_id, _ in rows) - whole
+        )
 
     def store(self, tenant_id: str, batch: Sequence[Incoming]) -> StoreResult:
         """Store a batch; what can't be stored is set aside and named in the result."""

@@ -180,6 +180,12 @@ class Supervision(_Section):
     hang_seconds: Annotated[float, Field(ge=1, le=3600, allow_inf_nan=False)] = 60.0
 
 
+class Reconcile(_Section):
+    """How often what tenants should have is compared with what there is."""
+
+    every_seconds: Annotated[float, Field(ge=1, le=86400, allow_inf_nan=False)] = 60.0
+
+
 class Log(_Section):
     """How much is logged, and how; `auto` is coloured on a terminal and JSON elsewhere."""
 
@@ -203,6 +209,7 @@ class Settings(_Section):
     queue: Queue = Queue()
     consumer: Consumer = Consumer()
     supervision: Supervision = Supervision()
+    reconcile: Reconcile = Reconcile()
     log: Log = Log()
 
     @model_validator(mode="after")

@@ -48,5 +48,8 @@ SET password_hash = excluded.password_hash, set_at = excluded.set_at;
 -- name: load_credentials
 SELECT password_hash FROM tenantry.credentials WHERE tenant_id = %(id)s;
 
+-- name: all_credentials
+SELECT tenant_id, password_hash FROM tenantry.credentials;
+
 -- name: remove_credentials
 DELETE FROM tenantry.credentials WHERE tenant_id = %(id)s;

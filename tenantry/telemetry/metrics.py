@@ -9,12 +9,14 @@ from __future__ import annotations
 import threading
 import time
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import Final
 
 from tenantry.broker.port import Delivery
+from tenantry.broker.survey import DriftKind
 
 LATENCY_MS: Final = (
     1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 30_000, 60_000,
@@ -90,6 +92,7 @@ class Recorder:
         self._latencies: dict[str, Distribution] = {}
         self._failures = dict.fromkeys(KINDS, 0)
         self._stuck = dict.fromkeys(KINDS, 0)
+        self._drift = Counter({(kind.value, "repaired"): 0 for kind in DriftKind})
         self._delays = 0
         self._events = 0
         self._lock = threading.Lock()
@@ -131,6 +134,11 @@ class Recorder:
         with self._lock:
             self._stuck[kind] += 1
 
+    def drifted(self, kind: str, outcome: str) -> None:
+        """Count something that had changed outside behind the daemon's back."""
+        with self._lock:
+            self._drift[kind, outcome] += 1
+
     def tenant_gone(self, tenant_id: str) -> None:
         """Forget a tenant; another one may take its id."""
         self._latencies.pop(tenant_id, None)
@@ -154,6 +162,11 @@ class Recorder:
         """Count the actors of each kind that hung and were replaced."""
         with self._lock:
             return self._stuck.copy()
+
+    def drift(self) -> dict[tuple[str, str], int]:
+        """Count what had drifted, by kind and outcome."""
+        with self._lock:
+            return dict(self._drift)
 
     def latency(self, tenant_id: str) -> Reading | None:
         """Give a tenant's latencies in milliseconds (their sum in seconds); None before any."""

@@ -104,6 +104,14 @@ class SystemCollector(Collector):
         for kind, count in recorder.failures().items():
             restarts.add_metric([kind], count)
         yield restarts
+        drift = CounterMetricFamily(
+            "tenantry_drift",
+            "Things of tenants found changed behind the daemon's back",
+            labels=["kind", "outcome"],
+        )
+        for (kind, outcome), count in recorder.drift().items():
+            drift.add_metric([kind, outcome], count)
+        yield drift
         reconnects = CounterMetricFamily(
             "tenantry_broker_reconnects",
             "Times a connection to the broker was opened again",

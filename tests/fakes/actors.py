@@ -22,10 +22,12 @@ from actors.messages import Begin, Orphan
 from actors.observer import NoObserver, Observer
 from actors.provisioning import Provisioner
 from actors.pulse import pulse_of
+from actors.reconciler import ReconcilerPorts
 from actors.supervisor import Supervisor, SupervisorPorts
 from actors.tenant import TenantPorts
 from actors.watch import Watch
 from tenantry.api.port import Outcome
+from tenantry.broker import topology as layout
 from tenantry.broker.port import (
     BrokerUnavailableError,
     Credentials,
@@ -35,12 +37,13 @@ from tenantry.broker.port import (
     QueueSpec,
     TenantTopology,
 )
+from tenantry.broker.survey import Survey, User
 from tenantry.domain import names
 from tenantry.domain.commands import Command, CreateTenant
 from tenantry.journal.memory import InMemoryEventStore
 from tenantry.journal.port import Metadata
 from tenantry.messages.dead_letters_memory import InMemoryDeadLetterIndex
-from tenantry.messages.port import Counts, Incoming, StoreResult, Unstorable
+from tenantry.messages.port import Counts, Incoming, Partitions, StoreResult, Unstorable
 from tenantry.projections.memory import InMemoryTenantDirectory, InMemoryTenantProjection
 from tests.waiting import eventually
 
@@ -89,6 +92,10 @@ class FakeStore:
     def drop_partition(self, tenant_id: str, *, retain: bool) -> int:
         self._faults.reach("drop_partition")
         return 0 if retain else len(self.rows.pop(tenant_id, {}))
+
+    def partitions(self) -> Partitions:
+        self._faults.reach("partitions")
+        return Partitions(whole=frozenset(self.rows), partial=frozenset())
 
     def store(self, tenant_id: str, batch: Sequence[Incoming]) -> StoreResult:
         self._faults.reach(f"store {tenant_id}")
@@ -282,8 +289,33 @@ class FakeAdministration:
     def pending(self) -> Mapping[str, int]:
         return dict(self.waiting)
 
+    def survey(self) -> Survey:
+        self._faults.reach("survey")
+        plans = [layout.plan(one, "quorum") for one in self.topologies.values()]
+        return Survey(
+            exchanges={name: "direct" for plan in plans for name in plan.exchanges},
+            queues={one.name: one.arguments for plan in plans for one in plan.queues},
+            bindings=frozenset(
+                (one.exchange, one.queue, one.routing_key)
+                for plan in plans
+                for one in plan.bindings
+            ),
+            users={
+                names.username(tenant_id): User(
+                    password_hash=password.value, permissions=_allowed(tenant_id)
+                )
+                for tenant_id, password in self.users.items()
+            },
+            consumed=frozenset(one.name for plan in plans for one in plan.queues),
+        )
+
     def check(self) -> None:
         pass
+
+
+def _allowed(tenant_id: str) -> tuple[str, str, str]:
+    allowed = layout.permissions(tenant_id)
+    return allowed.configure, allowed.write, allowed.read
 
 
 class FakePasswords:
@@ -301,11 +333,15 @@ class FakePasswords:
     def remove(self, tenant_id: str) -> None:
         self.hashes.pop(tenant_id, None)
 
+    def all(self) -> Mapping[str, PasswordHash]:
+        return dict(self.hashes)
+
 
 class Tree:
     """A running supervisor and everything under it. What is outside survives `restart`."""
 
-    def __init__(self, observer: Observer | None = None) -> None:
+    def __init__(self, observer: Observer | None = None, *, look_every: float = 60.0) -> None:
+        self.look_every = look_every
         self.observer = observer or NoObserver()
         self.faults = Faults()
         self.projection = InMemoryTenantProjection()
@@ -326,6 +362,9 @@ class Tree:
         self._clock_thread.start()
         self.board = Board()
         self.watch = Watch(self.board, now=lambda: time.monotonic() + self.later)
+        provisioner = Provisioner(
+            administration=self.administration, messages=self.store, passwords=self.passwords
+        )
         self.supervisor = Supervisor.start(
             ports=SupervisorPorts(
                 directory=self.directory,
@@ -334,14 +373,17 @@ class Tree:
                     messages=self.store,
                     dead_letters=self.dead_letters,
                     broker=self.broker,
-                    provisioner=Provisioner(
-                        administration=self.administration,
-                        messages=self.store,
-                        passwords=self.passwords,
-                    ),
+                    provisioner=provisioner,
                     clock=self.clock,
                     limits=ConsumerLimits(prefetch=100, batch_size=5, linger=0.01),
                     observer=self.observer,
+                ),
+                reconciler=ReconcilerPorts(
+                    directory=self.directory,
+                    provisioner=provisioner,
+                    clock=self.clock,
+                    observer=self.observer,
+                    every=self.look_every,
                 ),
             ),
             board=self.board,
@@ -414,10 +456,13 @@ def outage() -> BrokerUnavailableError:
 
 @contextmanager
 def running_tree(
-    prepare: Callable[[Tree], None] | None = None, observer: Observer | None = None
+    prepare: Callable[[Tree], None] | None = None,
+    observer: Observer | None = None,
+    *,
+    look_every: float = 60.0,
 ) -> Iterator[Tree]:
     """Run a tree; at the end no actor of it is left."""
-    tree = Tree(observer)
+    tree = Tree(observer, look_every=look_every)
     try:
         if prepare is not None:
             prepare(tree)

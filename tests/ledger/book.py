@@ -40,6 +40,7 @@ class Ledger:
         limit: int | None = None,
         make: Maker = mixed,
         patience: float = 20.0,
+        patient: bool = False,
     ) -> Iterator[list[Client]]:
         """Publish for tenants, given as id and AMQP URL; at the end, wait for all confirms."""
         clients = [
@@ -52,6 +53,7 @@ class Ledger:
                 limit=limit,
                 make=make,
                 record=self.record,
+                patient=patient,
             )
             for tenant_id, url in tenants
         ]

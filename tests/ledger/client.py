@@ -13,7 +13,7 @@ from typing import Any
 import pika
 from pika.exceptions import AMQPError
 
-from tests.ledger.entries import Draft, Entry, Maker, Target, entry, mixed
+from tests.ledger.entries import KEY_HEADER, Draft, Entry, Maker, Target, entry, mixed
 from tests.ledger.record import Record
 
 WINDOW = 200
@@ -31,6 +31,7 @@ class _Message:
 class Client:
     """A tenant's own client: publishes with confirms, reconnects, sends the unconfirmed again.
 
+    A message that no queue takes is an error, or sent again by a `patient` client.
     `start` and `finish` are the owner's to call. `sent` and `confirmed` go by the messages' keys.
     """
 
@@ -45,6 +46,7 @@ class Client:
         limit: int | None = None,
         make: Maker = mixed,
         record: Record | None = None,
+        patient: bool = False,
     ) -> None:
         """`rate` is messages a second; of `limit` messages the last is followed by none."""
         self.tenant_id = tenant_id
@@ -62,6 +64,8 @@ class Client:
         self._parameters = pika.URLParameters(url)
         self._parameters.socket_timeout = 5
         self._parameters.stack_timeout = 5
+        self._patient = patient
+        self._returned: set[str] = set()
         self._again: deque[_Message] = deque()
         self._unconfirmed: dict[int, _Message] = {}
         self._tag = 0
@@ -149,11 +153,17 @@ class Client:
     def _channel_opened(self, channel: Any) -> None:
         self._channel = channel
         self._tag = 0
-        channel.add_on_return_callback(
-            lambda _c, method, *_: self.errors.append(f"returned: {method.reply_text}")
-        )
+        channel.add_on_return_callback(self._on_return)
         channel.add_on_close_callback(lambda *_: self._close())
         channel.confirm_delivery(self._confirmed, callback=lambda _: self._tick())
+
+    def _on_return(self, _channel: Any, method: Any, properties: Any, _body: bytes) -> None:
+        """Hear that no queue has taken a message; its confirm follows, and means nothing."""
+        if self._patient:
+            headers = properties.headers or {}
+            self._returned.add(str(properties.message_id or headers.get(KEY_HEADER)))
+        else:
+            self.errors.append(f"returned: {method.reply_text}")
 
     def _tick(self) -> None:
         self._more()
@@ -215,6 +225,10 @@ class Client:
         )
         messages = [self._unconfirmed.pop(tag) for tag in tags]
         if isinstance(method, pika.spec.Basic.Ack):
+            if self._returned:
+                self._again.extend(one for one in messages if one.draft.key in self._returned)
+                messages = [one for one in messages if one.draft.key not in self._returned]
+                self._returned.difference_update(one.draft.key for one in self._again)
             if self._record is not None:
                 self._record.confirmed(self.tenant_id, [one.draft.key for one in messages])
             for message in messages:

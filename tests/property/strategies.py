@@ -13,6 +13,7 @@ from tenantry.domain.commands import (
     Command,
     ConfirmDeleted,
     ConfirmProvisioned,
+    ConfirmRepaired,
     CreateTenant,
     ParkTenant,
     PauseTenant,
@@ -54,6 +55,12 @@ def commands(tenant_id: str = TENANT) -> st.SearchStrategy[Command]:
         st.builds(RotateCredentials, tenant_id=one),
         st.builds(AddTopics, tenant_id=one, topics=topic_lists),
         st.builds(RequestDeletion, tenant_id=one, retain=st.booleans()),
+        st.builds(
+            ConfirmRepaired,
+            tenant_id=one,
+            kinds=st.lists(text, max_size=3).map(tuple),
+            found=st.lists(text, max_size=3).map(tuple),
+        ),
         st.builds(
             ConfirmDeleted,
             tenant_id=one,

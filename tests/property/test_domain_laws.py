@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tenantry.domain import names
 from tenantry.domain.commands import Command
 from tenantry.domain.errors import DomainError
-from tenantry.domain.events import TenantCreated, TenantEvent
+from tenantry.domain.events import DriftRepaired, TenantCreated, TenantEvent
 from tenantry.domain.tenant import (
     MAX_NAME,
     MAX_PARTITIONS,
@@ -117,8 +117,8 @@ def test_a_command_repeated_at_once_adds_nothing_or_is_refused(
         again = decide(state, wish)
     except DomainError:
         return
-    # Rotating twice makes two passwords; everything else is so already.
-    assert again == () or type(wish).__name__ == "RotateCredentials"
+    # Rotating twice makes two passwords, a drift may come twice; everything else is so already.
+    assert again == () or type(wish).__name__ in {"RotateCredentials", "ConfirmRepaired"}
 
 
 @given(histories)
@@ -130,7 +130,8 @@ def test_a_refused_id_is_free_again_once_it_is_deleted(wishes: list[Command]) ->
             assert state is None or not state.exists
         else:
             assert state is not None
-            assert state.exists
+            # What is left of a deleted tenant may be found, and removed, later.
+            assert state.exists or isinstance(event, DriftRepaired)
         state = evolve(state, event, at)
 
 

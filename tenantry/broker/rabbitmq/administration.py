@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any, Final
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 import pika
 import structlog
@@ -36,6 +36,7 @@ from tenantry.broker.port import (
 )
 from tenantry.broker.rabbitmq.connection import describe, parameters
 from tenantry.broker.rabbitmq.management import ManagementClient
+from tenantry.broker.survey import Survey, User
 from tenantry.domain import names
 
 log = structlog.get_logger(__name__)
@@ -70,6 +71,7 @@ class RabbitAdministration:
             "product": "Tenantry",
         }
         self._scheme = urlsplit(url).scheme
+        self._user = unquote(urlsplit(url).username or "guest")
         self._management = ManagementClient(management_url, vhost=self._parameters.virtual_host)
         self._queue_type = queue_type
         self._free = threading.BoundedSemaphore(CONNECTIONS)
@@ -177,6 +179,30 @@ class RabbitAdministration:
             if tenant_id is not None and not layout.is_dead_letter_queue(queue):
                 counts[tenant_id] += ready
         return counts
+
+    def survey(self) -> Survey:
+        """Give what there is of all tenants, in four calls of the management API."""
+        found = self._management.definitions()
+        permissions = self._management.permissions()
+        users = {
+            user["name"]: User(
+                password_hash=user["password_hash"],
+                tags=user["tags"],
+                permissions=permissions.get(user["name"]),
+            )
+            for user in self._management.users()
+        }
+        return Survey(
+            exchanges={one["name"]: one["type"] for one in found["exchanges"] if one["durable"]},
+            queues={one["name"]: one["arguments"] for one in found["queues"] if one["durable"]},
+            bindings=frozenset(
+                (one["source"], one["destination"], one["routing_key"])
+                for one in found["bindings"]
+                if one["destination_type"] == "queue"
+            ),
+            users=users,
+            consumed=self._management.consumed_by(self._user),
+        )
 
     def check(self) -> None:
         """Raise `BrokerError` with a clear line where the broker can't be used."""

@@ -22,6 +22,7 @@ TIMEOUT: Final = httpx.Timeout(10.0, connect=3.0)
 
 _PAGE_SIZE: Final = 500
 _HASHING: Final = "rabbit_password_hashing_sha256"
+_USER_COLUMNS: Final = "name,password_hash,tags"
 _LIGHT: Final = {"disable_stats": "true"}
 
 
@@ -115,11 +116,38 @@ class ManagementClient:
         """List the exchanges whose names match a regular expression somewhere."""
         return list(self._names("exchanges", pattern))
 
+    def definitions(self) -> Mapping[str, Sequence[Mapping[str, Any]]]:
+        """Give the durable exchanges, queues and bindings of the virtual host, in one call."""
+        found = self._call("GET", f"definitions/{self._vhost}")
+        return {kind: found.get(kind) or [] for kind in ("exchanges", "queues", "bindings")}
+
+    def users(self) -> Sequence[Mapping[str, Any]]:
+        """List all users, with the hashes of their passwords and their tags."""
+        return [
+            {**user, "tags": _tags(user.get("tags"))}
+            for user in self._call("GET", "users", parameters={"columns": _USER_COLUMNS})
+        ]
+
+    def permissions(self) -> Mapping[str, tuple[str, str, str]]:
+        """Give for each user what it may configure, write to and read from."""
+        listed = self._call("GET", f"vhosts/{self._vhost}/permissions")
+        return {one["user"]: (one["configure"], one["write"], one["read"]) for one in listed}
+
+    def consumed_by(self, user: str) -> frozenset[str]:
+        """Name the queues that have a consumer of a user."""
+        columns = {"columns": "queue.name,channel_details.user"}
+        listed = self._call("GET", f"consumers/{self._vhost}", parameters=columns)
+        return frozenset(
+            one["queue"]["name"]
+            for one in listed
+            # A channel that has just gone has no details any more.
+            if isinstance(one.get("channel_details"), dict)
+            and one["channel_details"].get("user") == user
+        )
+
     def tags(self) -> frozenset[str]:
         """Give the tags of the user this client is."""
-        # A string with commas up to 3.8, a list since.
-        tags = self._call("GET", "whoami").get("tags") or ()
-        return frozenset(tags.split(",") if isinstance(tags, str) else tags)
+        return _tags(self._call("GET", "whoami").get("tags"))
 
     def check_vhost(self) -> None:
         """Raise `BrokerError` unless the virtual host exists and may be seen."""
@@ -214,6 +242,12 @@ class ManagementClient:
             f"what answers at {self.address} is not RabbitMQ's management API: check "
             "rabbitmq.management_url; is the plugin rabbitmq_management enabled?"
         )
+
+
+def _tags(listed: str | Sequence[str] | None) -> frozenset[str]:
+    # A string with commas up to 3.8, a list since.
+    tags = listed.split(",") if isinstance(listed, str) else listed or ()
+    return frozenset(filter(None, tags))
 
 
 def _quoted(name: str) -> str:

@@ -1,0 +1,177 @@
+"""The reconciler: compares what the journal asks for with what broker and database have.
+
+It only looks. What has drifted it tells the supervisor, and so the tenant whose it is: all that is
+done to a tenant's objects is done by one actor, in the order of its mailbox.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+import structlog
+
+from actors.board import Board
+from actors.clock import Clock
+from actors.messages import Begin, Drifted, FirstLookDone, LookForDrift, Ref
+from actors.observer import Observer
+from actors.provisioning import Provisioner, topology_of
+from actors.supervision import SupervisedActor
+from tenantry.broker import drift
+from tenantry.broker.port import BrokerError
+from tenantry.broker.survey import Drift, DriftKind
+from tenantry.domain import names
+from tenantry.domain.tenant import Lifecycle, TenantState
+from tenantry.journal.port import JournalError
+from tenantry.messages.port import MessageStoreError, Partitions
+from tenantry.projections.port import TenantDirectory
+
+log = structlog.get_logger("actors.reconciler")
+
+PAGE: Final = 500
+
+SETTLED: Final = 10.0
+"""Seconds a tenant consumes before the broker is expected to know of it."""
+
+LONGEST_LOOK: Final = 600.0
+"""Seconds after which it is taken to hang: each of its questions is bounded, and repeated."""
+
+_COMPARED: Final = {Lifecycle.ACTIVE, Lifecycle.PAUSED}
+"""The others are being made or removed this moment, by their actor."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReconcilerPorts:
+    """What the reconciler looks at; `every` is the seconds between two looks."""
+
+    directory: TenantDirectory
+    provisioner: Provisioner
+    clock: Clock
+    observer: Observer
+    every: float
+
+
+class Reconciler(SupervisedActor):
+    """Looks at start, and then again and again; an outage only makes it wait for the next time."""
+
+    def __init__(self, *, parent: Ref, ports: ReconcilerPorts, board: Board) -> None:
+        super().__init__(name="reconciler", parent=parent)
+        self._ports = ports
+        self._board = board
+        self._unknown: frozenset[str] = frozenset()
+
+    def handle(self, message: object) -> None:
+        """Handle the clock's word."""
+        match message:
+            case Begin():
+                try:
+                    found = self._look()
+                finally:
+                    self.tell_parent(FirstLookDone())
+                self._tell(found)
+            case LookForDrift():
+                self._tell(self._look())
+            case _:
+                raise TypeError(f"the reconciler can't handle {type(message).__name__}")
+        self._ports.clock.tell_later(self._ports.every, self.actor_ref, LookForDrift())
+
+    def _tell(self, found: list[Drifted]) -> None:
+        for one in found:
+            self.tell_parent(one)
+
+    def _look(self) -> list[Drifted]:
+        """Compare everything once; nothing is found where something can't be asked."""
+        ports = self._ports
+        began = ports.clock.now()
+        self.beat(LONGEST_LOOK)
+        try:
+            # The states first: what is made after them is then seen as not compared yet.
+            states = list(self._existing())
+            survey = ports.provisioner.administration.survey()
+            partitions = ports.provisioner.messages.partitions()
+            hashes = ports.provisioner.passwords.all()
+            found = [
+                Drifted(tenant_id=state.tenant_id, drift=difference, seen_at=began)
+                for state in states
+                if state.lifecycle in _COMPARED
+                and (
+                    difference := (
+                        *drift.differences(
+                            topology_of(state),
+                            hashes.get(state.tenant_id),
+                            survey,
+                            consuming=self._consumes(state, began),
+                        ),
+                        *_partition(state.tenant_id, partitions),
+                    )
+                )
+            ]
+            left = _left(drift.owners(survey), partitions)
+            for state in states:
+                left.pop(state.tenant_id, None)
+            found += self._leftovers(left, began)
+        except (BrokerError, MessageStoreError, JournalError) as error:
+            log.info("reconciler.waits", error=str(error))
+            return []
+        took = ports.clock.now() - began
+        log.debug("reconciler.looked", tenants=len(states), drifted=len(found), seconds=took)
+        return found
+
+    def _existing(self) -> Iterator[TenantState]:
+        after: str | None = None
+        while page := self._ports.directory.page(after=after, limit=PAGE):
+            yield from page
+            after = page[-1].tenant_id
+
+    def _consumes(self, state: TenantState, now: float) -> bool:
+        board = self._board.tenants.get(state.tenant_id)
+        return (
+            state.lifecycle is Lifecycle.ACTIVE
+            and board is not None
+            and board.consuming
+            and now - board.consuming_since >= SETTLED
+        )
+
+    def _leftovers(self, left: Mapping[str, list[str]], began: float) -> Iterator[Drifted]:
+        """Tell what is to be removed: only what the journal says was a tenant's, now deleted."""
+        unknown = set()
+        for tenant_id, things in sorted(left.items()):
+            state = self._ports.directory.get(tenant_id)
+            if state is None:
+                unknown.add(tenant_id)
+                if tenant_id not in self._unknown:
+                    self._ports.observer.drifted(DriftKind.LEFTOVER.value, "reported")
+                    log.warning(
+                        "reconciler.unknown_tenant",
+                        tenant=tenant_id,
+                        found=things,
+                        remedy="no tenant of this id was ever created here: remove it by hand",
+                    )
+            elif not state.exists:
+                # What is retained of a deleted tenant is no leftover.
+                left_over = [one for one in things if not (state.retained and one == _PARTITION)]
+                if left_over:
+                    found = tuple(
+                        Drift(kind=DriftKind.LEFTOVER, found=f"{one} was left") for one in left_over
+                    )
+                    yield Drifted(tenant_id=tenant_id, drift=found, seen_at=began, leftover=True)
+        self._unknown = frozenset(unknown)
+
+
+_PARTITION: Final = "its partition"
+
+
+def _partition(tenant_id: str, partitions: Partitions) -> tuple[Drift, ...]:
+    if tenant_id in partitions.whole:
+        return ()
+    table = names.partition_table_name(tenant_id)
+    return (Drift(kind=DriftKind.PARTITION, found=f"partition {table} was missing"),)
+
+
+def _left(named: Mapping[str, list[str]], partitions: Partitions) -> dict[str, list[str]]:
+    left = dict(named)
+    for tenant_id in partitions.whole | partitions.partial:
+        if names.is_tenant_id(tenant_id):
+            left.setdefault(tenant_id, []).append(_PARTITION)
+    return left

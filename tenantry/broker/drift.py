@@ -1,0 +1,92 @@
+"""How what the broker has differs from what a tenant needs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from tenantry.broker import topology as layout
+from tenantry.broker.port import PasswordHash, TenantTopology
+from tenantry.broker.survey import Drift, DriftKind, Survey
+from tenantry.domain import names
+
+
+def differences(
+    topology: TenantTopology, password: PasswordHash | None, survey: Survey, *, consuming: bool
+) -> tuple[Drift, ...]:
+    """List what is missing or otherwise of a tenant; nothing, if all is as it should be.
+
+    A queue may be of either type: the setting is for queues made from now on. Without a known
+    `password` the user's is not compared; consumers are looked at if the tenant is `consuming`.
+    """
+    return (
+        *_objects(topology, survey),
+        *_user(topology.tenant_id, password, survey),
+        *(_consumers(topology, survey) if consuming else ()),
+    )
+
+
+def owners(survey: Survey) -> Mapping[str, list[str]]:
+    """Give the tenants that anything on the broker is named after, and these things."""
+    found: dict[str, list[str]] = {}
+    for kind, things in (
+        ("queue", survey.queues),
+        ("exchange", survey.exchanges),
+        ("user", survey.users),
+    ):
+        for name in things:
+            tenant_id = layout.owner_of(name)
+            if kind == "user" and survey.users[name].permissions is None:
+                # Users are shared by all virtual hosts: this one belongs to another.
+                continue
+            if tenant_id is not None:
+                found.setdefault(tenant_id, []).append(f"{kind} {name}")
+    return found
+
+
+def _objects(topology: TenantTopology, survey: Survey) -> Iterator[Drift]:
+    quorum = layout.plan(topology, "quorum")
+    classic = layout.plan(topology, "classic")
+    for exchange in quorum.exchanges:
+        kind = survey.exchanges.get(exchange)
+        if kind is None:
+            yield Drift(kind=DriftKind.EXCHANGE, found=f"exchange {exchange} was missing")
+        elif kind != "direct":
+            found = f"exchange {exchange} is {kind}, not direct"
+            yield Drift(kind=DriftKind.ARGUMENTS, found=found)
+    for one, other in zip(quorum.queues, classic.queues, strict=True):
+        arguments = survey.queues.get(one.name)
+        if arguments is None:
+            yield Drift(kind=DriftKind.QUEUE, found=f"queue {one.name} was missing")
+        elif dict(arguments) not in (one.arguments, other.arguments):
+            found = f"queue {one.name} has other arguments than wanted"
+            yield Drift(kind=DriftKind.ARGUMENTS, found=found)
+    for binding in quorum.bindings:
+        if (binding.exchange, binding.queue, binding.routing_key) not in survey.bindings:
+            found = (
+                f"binding {binding.exchange} -{binding.routing_key}-> {binding.queue} was missing"
+            )
+            yield Drift(kind=DriftKind.BINDING, found=found)
+
+
+def _user(tenant_id: str, password: PasswordHash | None, survey: Survey) -> Iterator[Drift]:
+    name = names.username(tenant_id)
+    user = survey.users.get(name)
+    if user is None:
+        yield Drift(kind=DriftKind.USER, found=f"user {name} was missing")
+        return
+    if user.tags:
+        found = f"user {name} had the tags {', '.join(sorted(user.tags))}"
+        yield Drift(kind=DriftKind.USER, found=found)
+    if password is not None and user.password_hash != password.value:
+        yield Drift(kind=DriftKind.PASSWORD, found=f"user {name} had another password")
+    allowed = layout.permissions(tenant_id)
+    if user.permissions != (allowed.configure, allowed.write, allowed.read):
+        what = "no permissions" if user.permissions is None else "other permissions"
+        yield Drift(kind=DriftKind.PERMISSIONS, found=f"user {name} had {what}")
+
+
+def _consumers(topology: TenantTopology, survey: Survey) -> Iterator[Drift]:
+    for queue in topology.queues():
+        # A queue that is missing is told of already.
+        if queue.name in survey.queues and queue.name not in survey.consumed:
+            yield Drift(kind=DriftKind.CONSUMER, found=f"queue {queue.name} had no consumer")

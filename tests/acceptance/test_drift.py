@@ -1,0 +1,178 @@
+"""Somebody changes tenants' objects behind the daemon's back; it sees to it, and loses nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from urllib.parse import quote
+
+import pika
+import psycopg
+import pytest
+
+from tests.acceptance.program import Program, Tenant
+from tests.ledger import Ledger, Target
+from tests.waiting import eventually
+
+EVENTS = Target(routing_key="events", topic="events", partition=0)
+
+
+@pytest.fixture
+def often(program: Program) -> Program:
+    """A daemon that looks for drift every second."""
+    return program.start(TENANTRY_RECONCILE_EVERY_SECONDS="1")
+
+
+@contextmanager
+def on_broker(program: Program) -> Iterator[pika.adapters.blocking_connection.BlockingChannel]:
+    with program.connect_admin() as connection:
+        yield connection.channel()
+
+
+def repairs(program: Program, tenant: Tenant) -> list[dict[str, object]]:
+    listed = program.get(f"/tenants/{tenant.id}/events?limit=500")["data"]
+    return [one["data"] for one in listed if one["type"] == "DriftRepaired"]
+
+
+def kinds(program: Program, tenant: Tenant) -> set[str]:
+    return {str(kind) for one in repairs(program, tenant) for kind in one["kinds"]}  # type: ignore[attr-defined]
+
+
+def delete(program: Program, path: str) -> None:
+    program.management.delete(path).raise_for_status()
+
+
+def test_whatever_is_taken_away_under_load_is_made_again_and_nothing_is_lost(
+    often: Program, ledger: Ledger
+) -> None:
+    tenant = often.create("one", topics=["events"])
+    other = often.create("two", topics=["events"])
+    vhost = quote(often.host.vhost, safe="")
+
+    def lose_binding() -> None:
+        with on_broker(often) as channel:
+            channel.queue_unbind(f"{tenant.stream}.events.0", tenant.stream, "events")
+
+    def lose_stream() -> None:
+        with on_broker(often) as channel:
+            channel.exchange_delete(tenant.stream)
+
+    def lose_dead_letter_exchange() -> None:
+        with on_broker(often) as channel:
+            channel.exchange_delete("dlx_exchange")
+
+    def lose_queue() -> None:
+        # Nothing is published to it, so that nothing confirmed goes with it.
+        with on_broker(often) as channel:
+            channel.queue_delete(tenant.queue)
+
+    def lose_dead_letter_queue() -> None:
+        with on_broker(often) as channel:
+            channel.queue_delete(tenant.dead_letters)
+
+    def lose_user() -> None:
+        delete(often, f"/users/{tenant.user}")
+
+    def lose_permissions() -> None:
+        delete(often, f"/permissions/{vhost}/{tenant.user}")
+
+    def widen_permissions() -> None:
+        everything = {"configure": ".*", "write": ".*", "read": ".*"}
+        path = f"/permissions/{vhost}/{tenant.user}"
+        often.management.put(path, json=everything).raise_for_status()
+
+    def change_password() -> None:
+        body = {"password": "another", "tags": "management"}
+        often.management.put(f"/users/{tenant.user}", json=body).raise_for_status()
+
+    faults: list[tuple[Callable[[], None], str]] = [
+        (lose_binding, "binding"),
+        (lose_stream, "exchange"),
+        (lose_dead_letter_exchange, "exchange dlx_exchange was missing"),
+        (lose_queue, "queue"),
+        (lose_dead_letter_queue, f"queue {tenant.dead_letters} was missing"),
+        (lose_user, "user"),
+        (lose_permissions, "had no permissions"),
+        (widen_permissions, "had other permissions"),
+        (change_password, "password"),
+    ]
+    with ledger.publishing(
+        [(one.id, one.amqp_url) for one in (tenant, other)], [EVENTS], rate=300, patient=True
+    ):
+        ledger.wait_confirmed(100)
+        for fault, sign in faults:
+            fault()
+            eventually(
+                lambda what=sign: what in str(repairs(often, tenant)),
+                timeout=15,
+                what=f"the repair after {fault.__name__}",
+            )
+            ledger.wait_confirmed(50, timeout=15)
+    ledger.check(alive=often.check_running)
+    eventually(lambda: often.status_of("/readyz") == 200, what="readyz 200")
+    # Its client's password still works, and it may do again no more than it should.
+    with pika.BlockingConnection(pika.URLParameters(tenant.amqp_url)) as connection:
+        channel = connection.channel()
+        with pytest.raises(pika.exceptions.ChannelClosedByBroker, match="ACCESS_REFUSED"):
+            channel.basic_get(other.queue)
+    answer = often.call("GET", "/metrics").text
+    assert 'tenantry_drift_total{kind="user",outcome="repaired"}' in answer
+    assert often.stop() == 0
+
+
+def test_a_partition_that_is_gone_is_made_again(often: Program, ledger: Ledger) -> None:
+    tenant = often.create()
+    with psycopg.connect(often.database_url, autocommit=True) as connection:
+        connection.execute(f'DROP TABLE tenantry."messages_{tenant.id}"')
+    eventually(lambda: "partition" in kinds(often, tenant), what="the repair")
+    with ledger.publishing([(tenant.id, tenant.amqp_url)], rate=300):
+        ledger.wait_confirmed(50)
+    ledger.check(alive=often.check_running)
+
+
+def test_what_drifted_while_the_daemon_was_down_is_repaired_and_recorded_at_its_start(
+    running: Program,
+) -> None:
+    tenant = running.create(topics=["events"])
+    assert running.stop() == 0
+    with on_broker(running) as channel:
+        channel.queue_delete(f"{tenant.stream}.events.0")
+    delete(running, f"/users/{tenant.user}")
+    running.start()
+    eventually(lambda: kinds(running, tenant) >= {"queue", "binding", "user"}, what="the repairs")
+    with pika.BlockingConnection(pika.URLParameters(tenant.amqp_url)) as connection:
+        channel = connection.channel()
+        channel.confirm_delivery()
+        channel.basic_publish(tenant.stream, "events", b"{}", mandatory=True)
+    eventually(lambda: running.runtime(tenant)["stored"] == 1, what="the row")
+
+
+def test_what_is_left_of_a_deleted_tenant_is_removed_and_a_strangers_is_not(
+    often: Program,
+) -> None:
+    tenant = often.create()
+    assert often.call("DELETE", f"/tenants/{tenant.id}").status_code == 204
+    stranger = often.name("stranger")
+    with on_broker(often) as channel:
+        channel.queue_declare(tenant.queue, durable=True)
+        channel.queue_declare(f"tenant_{stranger}_queue", durable=True)
+    eventually(lambda: not often.broker_objects(tenant.id), what="the leftover's removal")
+    reported = often.wait_logged("reconciler.unknown_tenant")
+    assert reported[0]["tenant"] == stranger
+    assert often.broker_objects(stranger) == [f"tenant_{stranger}_queue"]
+
+
+def test_arguments_that_cant_be_changed_are_reported_and_disturb_nobody(
+    often: Program, ledger: Ledger
+) -> None:
+    tenant = often.create()
+    with on_broker(often) as channel:
+        channel.queue_delete(tenant.dead_letters)
+        channel.queue_declare(tenant.dead_letters, durable=True, arguments={"x-max-length": 5})
+        channel.queue_bind(tenant.dead_letters, "dlx_exchange", tenant.id)
+    reported = often.wait_logged("tenant.drift_unrepaired")[0]
+    assert tenant.dead_letters in str(reported["found"])
+    with ledger.publishing([(tenant.id, tenant.amqp_url)], rate=300):
+        ledger.wait_confirmed(50)
+    ledger.check(alive=often.check_running)
+    assert not repairs(often, tenant)
