@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Iterator
-from pathlib import Path
 from urllib.parse import quote, urlsplit
 
 import psycopg
-import pytest
 
-from tenantry.broker.rabbitmq.node import PrivateNode
 from tests.acceptance.program import Program
 from tests.ledger import Ledger
 from tests.services_postgres import in_database
-from tests.services_rabbitmq import virtual_host_of
 from tests.waiting import eventually
 
 RECOVERY = 10.0
@@ -96,53 +90,3 @@ def test_a_database_that_takes_no_connections_for_a_while_stops_nothing_for_good
     assert running.create("after").shown["state"] == "active"
     assert running.stop() == 0
     assert running.ready_messages(tenant.queue) == 0
-
-
-@pytest.fixture
-def node() -> Iterator[PrivateNode]:
-    """A broker of the test's own."""
-    with tempfile.TemporaryDirectory(prefix="tnt-mq-") as directory:
-        made = PrivateNode(Path(directory) / "node")
-        made.start()
-        try:
-            yield made
-        finally:
-            made.stop(grace=0)
-
-
-@pytest.fixture
-def program_on_node(node: PrivateNode, database_url: str) -> Iterator[Program]:
-    """A daemon on the test's own broker, which must run again at the end."""
-    with (
-        virtual_host_of(node.url, node.management_url) as host,
-        Program(host, database_url) as program,
-    ):
-        yield program
-        assert "Traceback" not in program.stderr
-
-
-@pytest.mark.timeout(180)
-def test_a_restarted_and_a_killed_broker_are_survived(
-    node: PrivateNode, program_on_node: Program, ledger: Ledger
-) -> None:
-    # The slowest of all: its broker starts three times.
-    program = program_on_node.start()
-    tenants = [program.create("one"), program.create("two", workers=1)]
-    pid = program.get("/status")["pid"]
-    with ledger.publishing([(one.id, one.amqp_url) for one in tenants], rate=500):
-        ledger.wait_confirmed(500)
-        node.stop()
-        eventually(lambda: program.status_of("/readyz") == 503, what="readyz 503")
-        assert program.status_of("/healthz") == 200
-        node.start()
-        wait_consuming(program, ledger)
-        ledger.wait_confirmed(500, timeout=20)
-        node.kill()
-        node.start()
-        wait_consuming(program, ledger)
-        ledger.wait_confirmed(200, timeout=20)
-    ledger.check(alive=program.check_running)
-    assert program.get("/status")["pid"] == pid
-    assert program.create("after").shown["state"] == "active"
-    assert program.stop() == 0
-    assert program.ready_messages(*(one.queue for one in tenants)) == 0

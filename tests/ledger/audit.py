@@ -98,15 +98,21 @@ class Audit:
             for queue in queues.get(tenant_id, ()):
                 self._waiting |= {(tenant_id, one.key) for one in queued(self._broker_url, queue)}
 
-    def missing(self, confirmed: AbstractSet[Key]) -> list[Key]:
-        return sorted(confirmed - self._rows.keys() - self._dead.keys() - self._waiting)
+    @property
+    def so_far(self) -> Findings:
+        """What following the rows has found wrong."""
+        return self._findings
+
+    def missing(self, confirmed: AbstractSet[Key]) -> set[Key]:
+        """Name what is in no place that was looked into."""
+        return confirmed - self._rows.keys() - self._dead.keys() - self._waiting
 
     def judge(self, sent: Sent, confirmed: AbstractSet[Key]) -> Findings:
         """Compare everything seen so far with what was sent and confirmed."""
         found = Findings(
             **{one.name: list(getattr(self._findings, one.name)) for one in fields(Findings)}
         )
-        found.missing += self.missing(confirmed)
+        found.missing += sorted(self.missing(confirmed))
         self._judge_dead_letters(sent, found)
         self._count(sent, found)
         return found

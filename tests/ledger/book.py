@@ -111,12 +111,23 @@ class Ledger:
         found = self.judge()
         assert found.clean, str(found)
 
+    def promised(self) -> set[Key]:
+        """Name what has been confirmed until now."""
+        return {
+            (client.tenant_id, key) for client in self.clients for key in tuple(client.confirmed)
+        }
+
+    def outstanding(self, promised: set[Key]) -> set[Key]:
+        """Name what of it has no row yet; a dead letter counts once queues were looked into."""
+        self.follow()
+        return self.audit.missing(promised)
+
     def judge(self, queues: dict[str, Sequence[str]] | None = None) -> Findings:
         """Compare now, whatever is still under way; `queues` that are looked into, a tenant's."""
         sent = self._sent()
         self.audit.follow(sent)
         self.audit.look_into_queues(sent.tenants, queues or {})
-        return self.audit.judge(sent, self._confirmed())
+        return self.audit.judge(sent, self.promised())
 
     def _dead_letters(self) -> int:
         if self.broker_url is None:
@@ -129,8 +140,3 @@ class Ledger:
         for client in self.clients:
             entries.setdefault(client.tenant_id, []).append(client.sent)
         return Sent(entries)
-
-    def _confirmed(self) -> set[Key]:
-        return {
-            (client.tenant_id, key) for client in self.clients for key in tuple(client.confirmed)
-        }

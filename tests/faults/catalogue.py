@@ -1,0 +1,106 @@
+"""Every experiment, by name, and how to run one."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.faults.experiments import (
+    alarm,
+    broker,
+    commit_cuts,
+    database,
+    failpoint,
+    freeze,
+    kill,
+    sigterm,
+    start_up,
+)
+from tests.faults.figures import Figures
+from tests.faults.rig import PATIENCE, Rig, rig
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Experiment:
+    """`rounds` is how many the promise speaks of, `few` how many every change is tried with."""
+
+    run: Callable[[Rig, int], None]
+    rounds: int
+    few: int
+    own_broker: bool = False
+    own_database: bool = False
+
+    @property
+    def about(self) -> str:
+        """Say in one line what it does."""
+        return (self.run.__globals__["__doc__"] or "").strip().splitlines()[0]
+
+
+EXPERIMENTS = {
+    "kill": Experiment(run=kill.run, rounds=100, few=1),
+    "failpoint": Experiment(run=failpoint.run, rounds=100, few=3),
+    "sigterm": Experiment(run=sigterm.run, rounds=50, few=1),
+    "start-up": Experiment(run=start_up.run, rounds=50, few=0),
+    "broker": Experiment(run=broker.run, rounds=20, few=2, own_broker=True),
+    "database": Experiment(run=database.run, rounds=20, few=2, own_database=True),
+    "commit-cuts": Experiment(run=commit_cuts.run, rounds=200, few=6),
+    "freeze": Experiment(run=freeze.run, rounds=5, few=0),
+    "alarm": Experiment(run=alarm.run, rounds=5, few=0, own_broker=True),
+}
+
+
+def conduct(
+    name: str, *, rounds: int | None = None, seed: int, say: Callable[[str], None] = lambda _: None
+) -> Figures:
+    """Run an experiment on the services of this test run; the outcome is in the figures."""
+    experiment = EXPERIMENTS[name]
+    began = time.monotonic()
+    with rig(
+        name,
+        seed=seed,
+        say=say,
+        own_broker=experiment.own_broker,
+        own_database=experiment.own_database,
+    ) as made:
+        figures = made.figures
+        try:
+            experiment.run(made, experiment.rounds if rounds is None else rounds)
+            say(f"{name}: the ledger")
+            _check(made)
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is the experiment's outcome
+            figures.wrong.append(f"{type(error).__name__}: {error}")
+        if figures.wrong:
+            figures.notes["evidence"] = str(_keep_evidence(made))
+        figures.seconds = time.monotonic() - began
+        return figures
+
+
+def _check(made: Rig) -> None:
+    """Compare everything with the ledger, end the daemon in order, and see what it leaves."""
+    figures, ledger = made.figures, made.ledger
+    if not made.program.running:
+        made.program.start()
+    try:
+        ledger.check(timeout=PATIENCE, alive=made.program.check_running)
+    finally:
+        figures.confirmed = ledger.confirmed
+        figures.stored = ledger.audit.stored
+        figures.dead_lettered = ledger.audit.dead_lettered
+    made.count_duplicates()
+    if (code := made.program.stop()) != 0:
+        figures.wrong.append(f"the daemon ended with {code}")
+    made.queues_are_empty()
+    if "Traceback" in made.program.stderr:
+        figures.wrong.append("there is a traceback in the log")
+
+
+def _keep_evidence(made: Rig) -> Path:
+    kept = Path(tempfile.mkdtemp(prefix=f"tenantry-{made.figures.experiment}-"))
+    for file in (made.program.log, made.record):
+        if file.exists():
+            shutil.copy(file, kept)
+    return kept

@@ -1,0 +1,42 @@
+"""The broker is short of memory and takes nothing in; it gives out what it has."""
+
+from __future__ import annotations
+
+import time
+
+from tests.faults.rig import PATIENCE, Rig
+from tests.faults.services import rabbitmqctl
+from tests.waiting import eventually
+
+ENOUGH = "0.4"
+TOO_LITTLE = "0.00001"
+
+
+def run(rig: Rig, rounds: int) -> None:
+    assert rig.node is not None
+    rig.start()
+    with rig.load(rate=300):
+        for _ in rig.rounds(rounds):
+            rig.wait_for_some()
+            rabbitmqctl(rig.node, "set_vm_memory_high_watermark", TOO_LITTLE)
+            try:
+                _blocked(rig)
+                # What the broker has confirmed before still comes through.
+                rig.caught_up()
+                rig.program.check_running()
+                assert rig.program.status_of("/healthz") == 200
+            finally:
+                rabbitmqctl(rig.node, "set_vm_memory_high_watermark", ENOUGH)
+            rig.recover(time.monotonic())
+            rig.caught_up()
+
+
+def _blocked(rig: Rig) -> None:
+    """Wait until no client gets a confirm any more."""
+
+    def stands_still() -> bool:
+        before = rig.ledger.confirmed
+        time.sleep(0.5)
+        return rig.ledger.confirmed == before
+
+    eventually(stands_still, timeout=PATIENCE, what="a broker that confirms nothing")

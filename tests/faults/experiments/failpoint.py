@@ -1,0 +1,32 @@
+"""The daemon kills itself at the worst places: before a commit, after it, before the ack."""
+
+from __future__ import annotations
+
+import signal
+
+from tests.faults.rig import PATIENCE, Rig
+
+POINTS = ("before_commit", "after_commit", "before_ack", "after_ack")
+LATEST = 40
+"""The pass at which a place kills is drawn from 1 up to this."""
+
+CATCH_UP_EVERY = 8
+"""Rounds after which the daemon is let catch up; until then it goes from death to death."""
+
+
+def run(rig: Rig, rounds: int) -> None:
+    rig.start()
+    with rig.load():
+        rig.program.stop()
+        for number in rig.rounds(rounds):
+            point = POINTS[number % len(POINTS)]
+            hit = rig.random.randint(1, LATEST)
+            rig.program.spawn(TENANTRY_FAILPOINTS=f"{point}:kill@{hit}")
+            assert rig.program.wait(PATIENCE) == -signal.SIGKILL, "it was to kill itself"
+            if number % CATCH_UP_EVERY == 0:
+                rig.program.start()
+                rig.caught_up()
+                rig.program.stop()
+        rig.program.start()
+        rig.caught_up()
+    rig.figures.notes["places"] = ", ".join(POINTS)

@@ -1,0 +1,24 @@
+"""The daemon is told to end, under load; it finishes what it has, and starts again."""
+
+from __future__ import annotations
+
+import time
+
+from tests.faults.rig import Rig
+
+
+def run(rig: Rig, rounds: int) -> None:
+    rig.start()
+    longest = 0.0
+    with rig.load():
+        for number in rig.rounds(rounds):
+            rig.wait_for_some()
+            rig.moment(0.1)
+            began = time.monotonic()
+            code = rig.program.stop()
+            longest = max(longest, time.monotonic() - began)
+            if code != 0:
+                rig.figures.wrong.append(f"round {number}: exit {code}")
+            rig.program.start()
+            rig.caught_up()
+    rig.figures.notes["longest_end_seconds"] = round(longest, 2)

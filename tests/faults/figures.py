@@ -1,0 +1,97 @@
+"""What an experiment has measured, and what it has found wrong."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+RECOVERY = 10.0
+"""Seconds after a service's return within which the contract promises all to be well."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Figures:
+    """An experiment's outcome. It has failed where `wrong` names anything."""
+
+    experiment: str
+    seed: int
+    rounds: int = 0
+    seconds: float = 0.0
+    confirmed: int = 0
+    stored: int = 0
+    dead_lettered: int = 0
+    duplicates: int = 0
+    recoveries: list[float] = field(default_factory=list)
+    rss_first: float = 0.0
+    rss_peak: float = 0.0
+    rss_last: float = 0.0
+    notes: dict[str, Any] = field(default_factory=dict)
+    wrong: list[str] = field(default_factory=list)
+    skipped: str | None = None
+
+    @property
+    def ok(self) -> bool:
+        return not self.wrong
+
+    def recovered(self, seconds: float) -> None:
+        """Note a recovery, which must come within what is promised."""
+        self.recoveries.append(seconds)
+        if seconds > RECOVERY:
+            self.wrong.append(f"round {self.rounds + 1}: recovery took {seconds:.1f} s")
+
+    def document(self) -> dict[str, Any]:
+        """Give everything as JSON can hold it."""
+        return {
+            "experiment": self.experiment,
+            "ok": self.ok,
+            "skipped": self.skipped,
+            "seed": self.seed,
+            "rounds": self.rounds,
+            "seconds": round(self.seconds, 1),
+            "confirmed": self.confirmed,
+            "stored": self.stored,
+            "dead_lettered": self.dead_lettered,
+            "duplicates": self.duplicates,
+            "recovery_seconds": self._recovery(),
+            "rss_mb": {
+                "first": round(self.rss_first, 1),
+                "peak": round(self.rss_peak, 1),
+                "last": round(self.rss_last, 1),
+            },
+            **self.notes,
+            "wrong": self.wrong,
+        }
+
+    def lines(self) -> Iterator[str]:
+        """Say it in words."""
+        if self.skipped is not None:
+            yield f"{self.experiment}: skipped: {self.skipped}"
+            return
+        yield f"{self.experiment}: {'ok' if self.ok else 'FAILED'}, seed {self.seed}"
+        yield (
+            f"  {self.rounds} rounds in {self.seconds:.0f} s; {self.confirmed} confirmed,"
+            f" {self.stored} stored, {self.dead_lettered} dead letters,"
+            f" {self.duplicates} delivered again"
+        )
+        if self.recoveries:
+            found = self._recovery()
+            yield f"  recovery: median {found['median']} s, longest {found['longest']} s"
+        if self.rss_peak:
+            yield (
+                f"  resident: {self.rss_first:.0f} MB at first, {self.rss_peak:.0f} at most,"
+                f" {self.rss_last:.0f} at last"
+            )
+        for name, value in self.notes.items():
+            yield f"  {name.replace('_', ' ')}: {value}"
+        for one in self.wrong:
+            yield f"  wrong: {one}"
+
+    def _recovery(self) -> dict[str, float]:
+        if not self.recoveries:
+            return {}
+        return {
+            "median": round(statistics.median(self.recoveries), 2),
+            "longest": round(max(self.recoveries), 2),
+        }

@@ -1,0 +1,234 @@
+"""What every experiment stands on: services, the daemon, tenants, their clients, the ledger."""
+
+from __future__ import annotations
+
+import random
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
+
+import psutil
+
+from tenantry.broker.rabbitmq.node import PrivateNode
+from tests import services_postgres, services_rabbitmq
+from tests.acceptance.program import Program, Tenant
+from tests.faults.figures import Figures
+from tests.faults.proxy import Proxy
+from tests.faults.services import Postgres, address_of, own_node, own_postgres
+from tests.ledger import DEFAULT, Ledger, Maker, Record, Target, mixed
+from tests.services_rabbitmq import RabbitHost
+from tests.waiting import eventually
+
+PATIENCE = 60.0
+"""Seconds any single wait may take before the experiment gives up."""
+
+SAMPLE_EVERY = 0.25
+
+
+class Memory:
+    """Looks at the daemon's resident set now and then, beside everything else."""
+
+    def __init__(self, program: Program, figures: Figures) -> None:
+        self._program = program
+        self._figures = figures
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="memory", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._over.set()
+        self._thread.join(5)
+
+    def _watch(self) -> None:
+        while not self._over.wait(SAMPLE_EVERY):
+            try:
+                rss = psutil.Process(self._program.process.pid).memory_info().rss / 1e6
+            except (psutil.Error, AssertionError):
+                continue
+            self._figures.rss_first = self._figures.rss_first or rss
+            self._figures.rss_peak = max(self._figures.rss_peak, rss)
+            self._figures.rss_last = rss or self._figures.rss_last
+
+
+@dataclass(slots=True, kw_only=True)
+class Rig:
+    """An experiment's tools. `node` and `postgres` are there where it has asked for its own."""
+
+    program: Program
+    ledger: Ledger
+    figures: Figures
+    random: random.Random
+    say: Callable[[str], None]
+    record: Path
+    node: PrivateNode | None = None
+    postgres: Postgres | None = None
+    stack: ExitStack = field(default_factory=ExitStack)
+    tenants: list[Tenant] = field(default_factory=list)
+
+    def proxy_to_database(self, **watch: object) -> Proxy:
+        """Put a proxy before the database, for the daemon alone."""
+        url = self.program.database_url
+        proxy = self.stack.enter_context(Proxy(address_of(url), **watch))  # type: ignore[arg-type]
+        parts = urlsplit(url)
+        user = parts.username or "postgres"
+        self.program.settings["DATABASE_URL"] = urlunsplit(
+            parts._replace(
+                netloc=f"{user}@127.0.0.1:{proxy.port}", query="sslmode=disable&gssencmode=disable"
+            )
+        )
+        return proxy
+
+    def proxy_to_broker(self) -> Proxy:
+        """Put a proxy before the broker, for the daemon alone."""
+        url = self.program.host.url
+        proxy = self.stack.enter_context(Proxy(address_of(url)))
+        parts = urlsplit(url)
+        netloc = f"{parts.username}:{parts.password}@127.0.0.1:{proxy.port}"
+        self.program.settings["RABBITMQ_URL"] = urlunsplit(parts._replace(netloc=netloc))
+        return proxy
+
+    def start(self, *, tenants: int = 3, **settings: str) -> None:
+        """Start the daemon and make tenants with a topic of two partitions each."""
+        self.program.start(**settings)
+        for number in range(tenants):
+            made = self.program.create(f"t{number}", topics=["events"], partitions=2)
+            self.tenants.append(made)
+
+    @contextmanager
+    def load(
+        self, *, rate: float = 200, make: Maker = mixed, limit: int | None = None
+    ) -> Iterator[None]:
+        """Have every tenant publish, round its queues; at the end all of it is confirmed."""
+        everyone = [(one.id, self._directly(one.amqp_url)) for one in self.tenants]
+        with self.ledger.publishing(
+            everyone, TARGETS, rate=rate, make=make, limit=limit, patience=PATIENCE
+        ):
+            yield
+
+    def rounds(self, count: int) -> Iterator[int]:
+        """Count rounds, aloud; after each, what was confirmed by then must be there."""
+        for number in range(1, count + 1):
+            self.say(f"{self.figures.experiment}: round {number} of {count}")
+            yield number
+            self.figures.rounds = number
+
+    def count_duplicates(self) -> None:
+        """Take in how many messages were delivered again, in all of the daemon's runs."""
+        runtime = [self.program.runtime(one) for one in self.tenants]
+        self.figures.duplicates = sum(int(one["duplicates"]) for one in runtime)
+
+    def wait_for_some(self, most: int = 400) -> None:
+        """Wait until the clients have got some more confirms, nobody knows how many."""
+        self.ledger.wait_confirmed(self.random.randint(1, most), timeout=PATIENCE)
+
+    def moment(self, longest: float) -> None:
+        """Let a moment of random length pass: a fault comes at any point."""
+        time.sleep(self.random.uniform(0, longest))
+
+    def recover(self, since: float | None = None) -> None:
+        """Wait until the daemon is ready and stores what is new; note how long that took."""
+        since = time.monotonic() if since is None else since
+        eventually(
+            lambda: self.program.status_of("/readyz") == 200, timeout=PATIENCE, what="readyz 200"
+        )
+        ready = time.monotonic() - since
+        stored = self.ledger.follow()
+        # The clients have to find their way back, too.
+        self.ledger.wait_confirmed(1, timeout=PATIENCE)
+        eventually(lambda: self.ledger.follow() > stored, timeout=PATIENCE, what="new rows")
+        self.figures.recovered(ready)
+
+    def wait_not_ready(self) -> float:
+        """Wait until the daemon says that it is not ready; give the seconds that took."""
+        began = time.monotonic()
+        eventually(
+            lambda: self.program.status_of("/readyz") == 503, timeout=PATIENCE, what="readyz 503"
+        )
+        return time.monotonic() - began
+
+    def caught_up(self) -> None:
+        """Wait until all that is confirmed by now has arrived."""
+        promised = self.ledger.promised()
+        eventually(
+            lambda: not self.ledger.outstanding(promised),
+            timeout=PATIENCE,
+            what="all that was confirmed",
+        )
+
+    def queues_are_empty(self) -> None:
+        """See that nothing is left over, once the daemon has ended in order."""
+        queues = [name for one in self.tenants for name in queues_of(one)]
+        left = self.program.ready_messages(*queues)
+        if left:
+            self.figures.wrong.append(f"{left} messages lie in the queues of a drained daemon")
+
+    def _directly(self, url: str) -> str:
+        """Lead a client past the proxy."""
+        target = urlsplit(self.program.host.url)
+        parts = urlsplit(url)
+        netloc = f"{parts.username}:{parts.password}@127.0.0.1:{target.port}"
+        return urlunsplit(parts._replace(netloc=netloc))
+
+
+TARGETS: Sequence[Target] = (
+    DEFAULT,
+    Target(routing_key="events", topic="events", partition=0),
+    Target(routing_key="events.1", topic="events", partition=1),
+)
+
+
+def queues_of(tenant: Tenant) -> list[str]:
+    return [tenant.queue, f"{tenant.stream}.events.0", f"{tenant.stream}.events.1"]
+
+
+@contextmanager
+def rig(
+    name: str,
+    *,
+    seed: int,
+    say: Callable[[str], None],
+    own_broker: bool = False,
+    own_database: bool = False,
+    database_directory: Path | None = None,
+) -> Iterator[Rig]:
+    """Set everything up; at the end end it all, whatever has happened.
+
+    Services that the experiment needs not to itself are those of the test run.
+    """
+    with ExitStack() as stack:
+        node = stack.enter_context(own_node()) if own_broker else None
+        postgres = stack.enter_context(own_postgres(database_directory)) if own_database else None
+        host: RabbitHost = stack.enter_context(
+            services_rabbitmq.virtual_host()
+            if node is None
+            else services_rabbitmq.virtual_host_of(node.url, node.management_url)
+        )
+        server = services_postgres.admin_url() if postgres is None else postgres.url
+        database_url = stack.enter_context(services_postgres.database(server))
+        directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tnt-ledger-")))
+        file = directory / "ledger.jsonl"
+        record = Record(file)
+        stack.callback(record.close)
+        program = stack.enter_context(Program(host, database_url))
+        figures = Figures(experiment=name, seed=seed)
+        memory = Memory(program, figures)
+        stack.callback(memory.stop)
+        memory.start()
+        yield Rig(
+            program=program,
+            ledger=Ledger(database_url=database_url, broker_url=host.url, record=record),
+            figures=figures,
+            random=random.Random(seed),
+            say=say,
+            record=file,
+            node=node,
+            postgres=postgres,
+            stack=stack.enter_context(ExitStack()),
+        )
