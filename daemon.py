@@ -36,8 +36,11 @@ from tenantry import __version__, failpoints
 from tenantry.api.app import create_app
 from tenantry.api.cursors import kept_key
 from tenantry.api.door import Door
+from tenantry.api.port import SystemState
 from tenantry.api.routes.metrics import alone
 from tenantry.api.server import ApiServer
+from tenantry.audit.auditor import Auditor
+from tenantry.audit.postgres import PostgresAccounts
 from tenantry.broker.pending import PendingCounts
 from tenantry.broker.rabbitmq.administration import RabbitAdministration
 from tenantry.broker.rabbitmq.consuming import RabbitConsuming
@@ -56,6 +59,7 @@ from tenantry.messages.dead_letters_postgres import PostgresDeadLetterIndex
 from tenantry.messages.postgres import PostgresMessageStore
 from tenantry.messages.reader import PostgresPageReader
 from tenantry.projections.tenants import PostgresTenantDirectory, TenantProjection
+from tenantry.schedule import Schedule
 from tenantry.settings import Settings, SettingsError
 from tenantry.telemetry.heartbeat import Heartbeat
 from tenantry.telemetry.metrics import Recorder
@@ -240,6 +244,8 @@ class Daemon:
             drain_seconds=settings.shutdown.deadline_seconds,
             on_stop=self._wake.set,
         )
+        auditor = Auditor(PostgresAccounts(database), administration, board.in_flight)
+        stack.callback(auditor.stop)
         metrics = MetricsPage(
             SystemCollector(
                 status=control.status,
@@ -248,6 +254,7 @@ class Daemon:
                     "consuming": lambda: consuming.reconnects,
                     "publishing": lambda: publishing.reconnects,
                 },
+                audits=auditor.latest,
             )
         )
         metrics_door.open(alone(metrics))
@@ -261,6 +268,7 @@ class Daemon:
                 publishing=publishing,
                 dead_letters=RabbitDeadLetters(url),
                 letters=dead_letters,
+                auditor=auditor,
                 idempotency=PostgresIdempotencyKeys(database),
                 cursor_key=kept_key(settings.state_dir / "cursor.key"),
                 default_workers=settings.workers,
@@ -276,7 +284,22 @@ class Daemon:
                 remedy="whoever is on this machine may do everything; set security.jwt_secret",
             )
         tell(supervisor, Begin())
+        self._start_audits(stack, auditor, directory)
         return supervisor
+
+    def _start_audits(
+        self, stack: ExitStack, auditor: Auditor, directory: PostgresTenantDirectory
+    ) -> None:
+        seconds = self._settings.audit.every_seconds
+        if not seconds:
+            return
+        schedule = Schedule(
+            "audit",
+            lambda: auditor.audit_all(directory),
+            seconds=seconds,
+            when=lambda: self._board.state is SystemState.RUNNING,
+        )
+        self._run_thread(stack, "audit", schedule.run, schedule.stop)
 
     def _open_database(self, stack: ExitStack) -> Database:
         settings = self._settings

@@ -232,6 +232,11 @@ class Board:
             tenant_id: board.runtime() for tenant_id, board in sorted(self.tenants.copy().items())
         }
 
+    def in_flight(self, tenant_id: str) -> int | None:
+        """Count a tenant's deliveries that are not settled; None if it has no actor."""
+        board = self.tenants.get(tenant_id)
+        return None if board is None else board.unsettled
+
     def _pending(self, tenant_id: str) -> int | None:
         """Give the broker's count; a tenant it has not counted yet has nothing waiting."""
         counts = self.pending()

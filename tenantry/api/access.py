@@ -45,6 +45,8 @@ TABLE: Final[dict[tuple[str, str], Access]] = {
     ("POST", "/tenants/{tenant_id}/credentials/rotate"): Access.ADMIN,
     ("POST", "/tenants/{tenant_id}/topics"): Access.ADMIN,
     ("GET", "/events"): Access.ADMIN,
+    ("GET", "/tenants/{tenant_id}/audit"): Access.ADMIN,
+    ("GET", "/audit"): Access.ADMIN,
     ("GET", "/status"): Access.ADMIN,
     ("GET", "/info"): Access.ADMIN,
     ("GET", "/metrics"): Access.ADMIN,

@@ -215,6 +215,75 @@ class Status(BaseModel):
     tenants: dict[str, Runtime]
 
 
+class LetterBooks(BaseModel):
+    """A tenant's dead letters since its creation: `kept` less the other three are `listed`."""
+
+    kept: Annotated[int, Field(description="Ever listed.", examples=[3])]
+    replayed: Annotated[int, Field(examples=[1])]
+    discarded: Annotated[int, Field(examples=[1])]
+    missing: Annotated[
+        int, Field(description="Listed, and found gone from the queue.", examples=[0])
+    ]
+    listed: Annotated[int, Field(description="Listed now.", examples=[1])]
+    queued: Annotated[
+        int | None,
+        Field(description="In the queue now; null where the broker can't be asked.", examples=[1]),
+    ]
+
+
+class AuditDifference(BaseModel):
+    """Two figures that should be equal."""
+
+    kind: Literal["counts", "rows", "dead_letters", "dead_letter_queue", "in_flight"]
+    expected: Annotated[int, Field(examples=[1000])]
+    found: Annotated[int, Field(examples=[997])]
+    text: Annotated[
+        str,
+        Field(
+            examples=["3 rows of tenant acme are missing: counted 1000 stored, 997 rows"],
+        ),
+    ]
+
+
+class TenantAudit(BaseModel):
+    """What was counted of a tenant since its creation, held against what is there."""
+
+    tenant_id: Annotated[str, Field(examples=["acme"])]
+    balanced: Annotated[bool, Field(description="It adds up.")]
+    accepted: Annotated[
+        int,
+        Field(description="stored + duplicates + dead_lettered + in_flight", examples=[1010]),
+    ]
+    stored: Annotated[int, Field(examples=[1000])]
+    duplicates: Annotated[int, Field(examples=[7])]
+    dead_lettered: Annotated[int, Field(examples=[3])]
+    in_flight: Annotated[
+        int | None,
+        Field(description="Taken, not yet acknowledged; null without actors.", examples=[0]),
+    ]
+    waiting: Annotated[
+        int | None,
+        Field(description="Ready in the queues; null where the broker can't be asked."),
+    ]
+    removed: Annotated[int, Field(description="Rows taken away on purpose.", examples=[0])]
+    rows: Annotated[int | None, Field(description="Null where not counted.", examples=[997])]
+    dead_letters: LetterBooks
+    differences: list[AuditDifference]
+    moving: Annotated[
+        bool,
+        Field(description="Books and queues never stood still together; these go uncompared."),
+    ]
+    uncounted: Annotated[str | None, Field(description="Why the rows were not counted.")]
+
+
+class AuditPage(BaseModel):
+    """Audits of tenants, by id; `next_cursor` is null on the last page."""
+
+    balanced: Annotated[bool, Field(description="All on this page adds up.")]
+    data: list[TenantAudit]
+    next_cursor: Cursor
+
+
 class State(BaseModel):
     """How the daemon as a whole is."""
 

@@ -20,7 +20,7 @@ from tenantry.api.paging import PooledPageReader
 from tenantry.api.partitions import Router
 from tenantry.api.port import Control
 from tenantry.api.reprocessing import Reprocessing
-from tenantry.api.routes import changes, events, pages, stream, system, tenants
+from tenantry.api.routes import audit, changes, events, pages, stream, system, tenants
 from tenantry.api.routes import dead_letters as letter_routes
 from tenantry.api.routes import messages as message_routes
 from tenantry.api.routes import metrics as metrics_routes
@@ -30,6 +30,7 @@ from tenantry.api.streams import Streams
 from tenantry.api.tail import JournalTail
 from tenantry.api.tokens import Tokens
 from tenantry.api.vitals import Vitals
+from tenantry.audit.auditor import Auditor
 from tenantry.broker.port import DeadLetters, Publishing
 from tenantry.journal.port import EventStore
 from tenantry.messages.dead_letters import DeadLetterIndex
@@ -53,6 +54,7 @@ def create_app(
     publishing: Publishing,
     dead_letters: DeadLetters,
     letters: DeadLetterIndex,
+    auditor: Auditor,
     cursor_key: bytes,
     default_workers: int,
     info: Mapping[str, object] | None = None,
@@ -99,6 +101,7 @@ def create_app(
         tail=JournalTail(journal),
         streams=Streams(control),
         vitals=Vitals(control),
+        auditor=auditor,
         pools=pools,
     )
     app = FastAPI(
@@ -122,6 +125,7 @@ def create_app(
     stream.add_routes(app, services)
     letter_routes.add_routes(app, services)
     events.add_routes(app, services)
+    audit.add_routes(app, services)
     pages.add_routes(app)
     access.check_routes(app.routes)
     handlers.install(app)

@@ -23,6 +23,7 @@ _TAGS: Final = {
     "messages": "Published with confirms; read page by page, or followed as they are stored.",
     "dead letters": "Messages that could not be stored.",
     "events": "The journal: all that has happened.",
+    "audit": "Does it add up: what was counted, held against what is there.",
     "daemon": "The daemon itself.",
 }
 

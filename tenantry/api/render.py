@@ -12,6 +12,7 @@ from starlette.responses import Response
 
 from tenantry.api.port import ActorStatus, Outcome, SystemStatus, TenantRuntime
 from tenantry.api.times import format_time
+from tenantry.audit.balance import Audit
 from tenantry.domain import names
 from tenantry.domain.tenant import TenantState
 from tenantry.journal.codec import CODEC
@@ -56,6 +57,37 @@ def outcome(result: Outcome) -> dict[str, Any]:
             "amqp_url": result.credentials.amqp_url,
         }
     return shown
+
+
+def audit(found: Audit) -> dict[str, Any]:
+    """Show what an audit has found."""
+    account, queues = found.account, found.queues
+    return {
+        "tenant_id": found.tenant_id,
+        "balanced": found.balanced,
+        "accepted": found.accepted,
+        "stored": account.stored,
+        "duplicates": account.duplicates,
+        "dead_lettered": account.dead_lettered,
+        "in_flight": found.in_flight,
+        "waiting": None if queues is None else queues.ready,
+        "removed": account.removed,
+        "rows": account.rows,
+        "dead_letters": {
+            "kept": account.kept,
+            "replayed": account.replayed,
+            "discarded": account.discarded,
+            "missing": account.missing,
+            "listed": account.listed,
+            "queued": None if queues is None else queues.dead_letters,
+        },
+        "differences": [
+            {"kind": one.kind.value, "expected": one.expected, "found": one.found, "text": one.text}
+            for one in found.differences
+        ],
+        "moving": found.moving,
+        "uncounted": found.uncounted,
+    }
 
 
 def message(row: StoredMessage) -> dict[str, Any]:

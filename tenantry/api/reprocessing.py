@@ -32,6 +32,7 @@ from tenantry.messages.dead_letters import (
     DeadLetterIndex,
     Judged,
     Known,
+    Outcome,
     fingerprint,
 )
 from tenantry.messages.port import Incoming
@@ -84,28 +85,21 @@ class Reprocessing:
         Each has the header `x-tenantry-replay` then. Gives how many there were.
         """
 
-        def replayed(taken: tuple[str, ...]) -> Event:
-            return DeadLettersReplayed(tenant_id=tenant_id, ids=taken)
-
         def publish(letters: Sequence[Letter]) -> list[Letter]:
             return self._publish(tenant_id, letters)
 
-        return self._walk(tenant_id, ids, publish, replayed, metadata)
+        return self._walk(tenant_id, ids, publish, Outcome.REPLAYED, metadata)
 
     def discard(self, tenant_id: str, ids: Collection[str] | None, metadata: Metadata) -> int:
         """Throw letters away; None means all of them. Gives how many there were."""
-
-        def discarded(taken: tuple[str, ...]) -> Event:
-            return DeadLettersDiscarded(tenant_id=tenant_id, ids=taken)
-
-        return self._walk(tenant_id, ids, list, discarded, metadata)
+        return self._walk(tenant_id, ids, list, Outcome.DISCARDED, metadata)
 
     def _walk(
         self,
         tenant_id: str,
         ids: Collection[str] | None,
         act: Callable[[Sequence[Letter]], list[Letter]],
-        event: Callable[[tuple[str, ...]], Event],
+        outcome: Outcome,
         metadata: Metadata,
     ) -> int:
         wanted = None if ids is None else self._index.named(tenant_id, ids)
@@ -126,11 +120,11 @@ class Reprocessing:
                     taken = {one.id for one in chosen}
                     self._journal.append(
                         names.dead_letter_journal_stream(tenant_id),
-                        [event(tuple(sorted(map(str, taken))))] if taken else [],
+                        [_event(tenant_id, outcome, taken)] if taken else [],
                         expected=ANY,
                         metadata=metadata,
                     )
-                    self._index.settle(tenant_id, taken)
+                    self._index.settle(tenant_id, taken, outcome)
                 count += len(chosen)
                 walk.remove([one.place for one in (*chosen, *settled)])
                 removed |= {one.id for one in (*chosen, *settled)}
@@ -193,6 +187,13 @@ class Reprocessing:
         )
         if missing:
             _log.warning("dead_letters.missing", tenant=tenant_id, count=missing)
+
+
+def _event(tenant_id: str, outcome: Outcome, taken: Collection[UUID]) -> Event:
+    ids = tuple(sorted(map(str, taken)))
+    if outcome is Outcome.REPLAYED:
+        return DeadLettersReplayed(tenant_id=tenant_id, ids=ids)
+    return DeadLettersDiscarded(tenant_id=tenant_id, ids=ids)
 
 
 def _outgoing(tenant_id: str, letter: Letter) -> Outgoing:

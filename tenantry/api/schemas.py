@@ -203,6 +203,21 @@ class DeletionQuery(_Query):
     retain: Annotated[bool, Field(description="Keep the stored messages readable.")] = False
 
 
+Quick: TypeAlias = Annotated[bool, Field(description="Count no rows; everything else is compared.")]
+
+
+class AuditQuery(_Query):
+    """How thoroughly a tenant is audited."""
+
+    quick: Quick = False
+
+
+class AuditsQuery(PageQuery):
+    """Which tenants are audited, and how thoroughly."""
+
+    quick: Quick = False
+
+
 class EventsQuery(PageQuery):
     """Which part of the journal, and how long to wait for it."""
 

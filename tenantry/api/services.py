@@ -20,6 +20,7 @@ from tenantry.api.reprocessing import Reprocessing
 from tenantry.api.streams import Streams
 from tenantry.api.tail import JournalTail
 from tenantry.api.vitals import Vitals
+from tenantry.audit.auditor import Auditor
 from tenantry.broker.port import Publishing
 from tenantry.journal.port import EventStore, Metadata
 from tenantry.messages.dead_letters import DeadLetterIndex
@@ -35,6 +36,7 @@ class Pools:
     reads: Pool = field(default_factory=lambda: Pool(16))
     publishes: Pool = field(default_factory=lambda: Pool(16))
     dead_letters: Pool = field(default_factory=lambda: Pool(4))
+    audits: Pool = field(default_factory=lambda: Pool(2))
     urgent: Pool = field(default_factory=lambda: Pool(2))
 
 
@@ -60,6 +62,7 @@ class Services:
     tail: JournalTail
     streams: Streams
     vitals: Vitals
+    auditor: Auditor
     pools: Pools = field(default_factory=Pools)
 
 

@@ -18,6 +18,7 @@ from tenantry.broker.port import (
     DeliverySink,
     Outgoing,
     PasswordHash,
+    QueueCounts,
     QueueSpec,
     TenantTopology,
     UnroutableError,
@@ -208,6 +209,17 @@ class MemoryBroker:
                     for name in self._queues
                     if any(one.consumes(name) for one in self._subscriptions)
                 ),
+            )
+
+    def queue_counts(self) -> Mapping[str, QueueCounts]:
+        """Count what is ready and unsettled in each tenant's queues."""
+        with self._lock:
+            self._reach()
+            unsettled = Counter(
+                name for one in self._subscriptions for name in one.unsettled_queues()
+            )
+            return layout.counts_by_tenant(
+                {name: (len(found.ready), unsettled[name]) for name, found in self._queues.items()}
             )
 
     def check(self) -> None:

@@ -63,6 +63,10 @@ class MemorySubscription:
         """Count what is unsettled of a queue no longer against its prefetch."""
         self._broker.post(partial(self._widen, generation, queue.name))
 
+    def unsettled_queues(self) -> list[str]:
+        """Name the queue of each unsettled delivery."""
+        return [name for name, _ in list(self._unsettled.values())]
+
     def cancel(self) -> None:
         """Stop deliveries; the sink hears `cancelled`."""
         self._broker.post(self._cancel)

@@ -223,6 +223,25 @@ class Administration(Protocol):
         """Raise `BrokerError` with a clear line where the broker can't be used."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QueueCounts:
+    """What lies in a tenant's queues: `ready` and `unsettled` in those that are consumed."""
+
+    ready: int = 0
+    unsettled: int = 0
+    dead_letters: int = 0
+
+
+class Queues(Protocol):
+    """Tells how full queues are."""
+
+    def queue_counts(self) -> Mapping[str, QueueCounts]:
+        """Count what lies in each tenant's queues, in one call, as of 5 seconds ago at most.
+
+        Raises `BrokerError`.
+        """
+
+
 class DeadLettersBusyError(BrokerError):
     """Somebody is walking along the tenant's dead letters already."""
 

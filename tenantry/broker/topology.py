@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final, Literal, TypeAlias
 
-from tenantry.broker.port import QueueSpec, TenantTopology
+from tenantry.broker.port import QueueCounts, QueueSpec, TenantTopology
 from tenantry.domain import names
 
 QueueType: TypeAlias = Literal["quorum", "classic"]
@@ -142,6 +142,24 @@ def is_dead_letter_queue(queue: str) -> bool:
     """Tell whether a queue, by its name, keeps a tenant's dead letters."""
     match = _OWNED.fullmatch(queue)
     return match is not None and match["dead"] is not None
+
+
+def counts_by_tenant(queues: Mapping[str, tuple[int, int]]) -> dict[str, QueueCounts]:
+    """Add up what is ready and unsettled in queues, by the tenant that owns them."""
+    counts: dict[str, QueueCounts] = {}
+    for queue, (ready, unsettled) in queues.items():
+        tenant_id = owner(queue)
+        if tenant_id is None:
+            continue
+        so_far = counts.get(tenant_id, QueueCounts())
+        if is_dead_letter_queue(queue):
+            more = replace(so_far, dead_letters=so_far.dead_letters + ready + unsettled)
+        else:
+            more = replace(
+                so_far, ready=so_far.ready + ready, unsettled=so_far.unsettled + unsettled
+            )
+        counts[tenant_id] = more
+    return counts
 
 
 def _keys(spec: QueueSpec) -> tuple[str, ...]:

@@ -98,14 +98,19 @@ class ControlClient:
         return decoded
 
     def pages(
-        self, path: str, *, params: Mapping[str, str | int] | None = None, limit: int | None = None
+        self,
+        path: str,
+        *,
+        params: Mapping[str, str | int] | None = None,
+        limit: int | None = None,
+        timeout: float | None = None,
     ) -> Iterator[dict[str, Any]]:
         """Give a paged collection's items one by one, at most `limit`."""
         query: dict[str, str | int] = dict(params or {})
         given = 0
         while limit is None or given < limit:
             query["limit"] = PAGE if limit is None else min(PAGE, limit - given)
-            page = self.call("GET", path, params=query)
+            page = self.call("GET", path, params=query, timeout=timeout)
             yield from page["data"]
             given += len(page["data"])
             cursor = page.get("next_cursor")

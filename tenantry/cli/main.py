@@ -11,6 +11,7 @@ from pathlib import Path
 import click
 
 import tenantry
+from tenantry.cli.audit import audit
 from tenantry.cli.completion import completion
 from tenantry.cli.demo import demo
 from tenantry.cli.failures import (
@@ -44,8 +45,8 @@ def cli(config: Path | None) -> None:
 
 
 for _command in (
-    run, demo, migrate, status, tenant, events, messages, produce, verify_isolation, drain, stop,
-    token, completion,
+    run, demo, migrate, status, tenant, events, messages, produce, verify_isolation, audit, drain,
+    stop, token, completion,
 ):  # fmt: skip
     cli.add_command(_command)
 

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from enum import StrEnum
 from typing import Final, NamedTuple, Protocol
 from uuid import UUID
 
@@ -49,6 +50,13 @@ class DeadLetter:
     headers: str | None
     published_at: datetime | None
     dead_lettered_at: datetime
+
+
+class Outcome(StrEnum):
+    """How a letter was settled."""
+
+    REPLAYED = "replayed"
+    DISCARDED = "discarded"
 
 
 class Known(NamedTuple):
@@ -99,8 +107,8 @@ class DeadLetterIndex(Protocol):
     ) -> Mapping[bytes, Known]:
         """Tell what is known of messages that a walk along the queue has met, and note that."""
 
-    def settle(self, tenant_id: str, ids: Collection[UUID]) -> None:
-        """Note that letters were replayed or discarded: they are listed no more."""
+    def settle(self, tenant_id: str, ids: Collection[UUID], outcome: Outcome) -> None:
+        """Note what became of letters: they are listed no more, and counted in the same breath."""
 
     def forget(self, tenant_id: str, ids: Collection[UUID]) -> None:
         """Forget settled letters whose messages have left the queue."""

@@ -14,6 +14,7 @@ from tenantry.messages.dead_letters import (
     DeadLetter,
     Judged,
     Known,
+    Outcome,
     fingerprint,
 )
 from tenantry.messages.encoding import headers_json
@@ -80,8 +81,8 @@ class InMemoryDeadLetterIndex:
                 row.seen_in = walk
             return {key: Known(row.letter.id, row.settled) for key, row in met.items()}
 
-    def settle(self, tenant_id: str, ids: Collection[UUID]) -> None:
-        """See `DeadLetterIndex.settle`."""
+    def settle(self, tenant_id: str, ids: Collection[UUID], outcome: Outcome) -> None:  # noqa: ARG002
+        """See `DeadLetterIndex.settle`; nothing is counted here."""
         with self._lock:
             for row in self._rows(tenant_id):
                 if row.letter.id in ids:

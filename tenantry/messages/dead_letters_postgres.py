@@ -18,6 +18,7 @@ from tenantry.messages.dead_letters import (
     DeadLetter,
     Judged,
     Known,
+    Outcome,
     fingerprint,
 )
 from tenantry.messages.encoding import headers_json
@@ -100,9 +101,9 @@ class PostgresDeadLetterIndex:
             rows = connection.execute(self._sql["find"], parameters).fetchall()
         return {bytes(key): Known(letter_id, settled) for key, letter_id, settled in rows}
 
-    def settle(self, tenant_id: str, ids: Collection[UUID]) -> None:
+    def settle(self, tenant_id: str, ids: Collection[UUID], outcome: Outcome) -> None:
         """See `DeadLetterIndex.settle`."""
-        self._execute("settle", tenant=tenant_id, ids=list(ids))
+        self._execute("settle", tenant=tenant_id, ids=list(ids), outcome=outcome.value)
 
     def forget(self, tenant_id: str, ids: Collection[UUID]) -> None:
         """See `DeadLetterIndex.forget`."""
@@ -112,8 +113,8 @@ class PostgresDeadLetterIndex:
         """See `DeadLetterIndex.forget_missing`."""
         parameters = {"tenant": tenant_id, "walk": walk, "age": timedelta(seconds=older_than)}
         with self._connection() as connection:
-            rows = connection.execute(self._sql["forget_missing"], parameters).fetchall()
-        return sum(not settled for (settled,) in rows)
+            row = connection.execute(self._sql["forget_missing"], parameters).fetchone()
+        return 0 if row is None else int(row[0])
 
     def drop(self, tenant_id: str) -> None:
         """See `DeadLetterIndex.drop`."""

@@ -96,7 +96,7 @@ class PostgresMessageStore:
 
         These have gone with its queues either way.
         """
-        self._call("DELETE FROM tenantry.dead_letters WHERE tenant_id = %s RETURNING id", tenant_id)
+        self._call("SELECT tenantry.drop_letters(%s)", tenant_id)
         if retain:
             return 0
         row = self._call("SELECT tenantry.drop_messages_partition(%s)", tenant_id)

@@ -71,6 +71,7 @@ def _empty_is_none(value: object) -> object:
 
 
 Port: TypeAlias = Annotated[int, Field(ge=0, le=65535)]
+Interval: TypeAlias = Annotated[float, Field(ge=0, le=31_536_000, allow_inf_nan=False)]
 Seconds: TypeAlias = Annotated[float, Field(gt=0, le=86400, allow_inf_nan=False)]
 
 
@@ -186,6 +187,12 @@ class Reconcile(_Section):
     every_seconds: Annotated[float, Field(ge=1, le=86400, allow_inf_nan=False)] = 60.0
 
 
+class Audit(_Section):
+    """How often the daemon audits all tenants by itself, in seconds; 0 is never."""
+
+    every_seconds: Interval = 3600.0
+
+
 class Log(_Section):
     """How much is logged, and how; `auto` is coloured on a terminal and JSON elsewhere."""
 
@@ -210,6 +217,7 @@ class Settings(_Section):
     consumer: Consumer = Consumer()
     supervision: Supervision = Supervision()
     reconcile: Reconcile = Reconcile()
+    audit: Audit = Audit()
     log: Log = Log()
 
     @model_validator(mode="after")

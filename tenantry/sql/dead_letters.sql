@@ -17,7 +17,7 @@ SET id = CASE WHEN kept.settled THEN excluded.id ELSE kept.id END,
     dead_lettered_at =
         CASE WHEN kept.settled THEN excluded.dead_lettered_at ELSE kept.dead_lettered_at END,
     reason = excluded.reason, error = excluded.error, attempts = excluded.attempts,
-    settled = false
+    settled = false, outcome = NULL
 RETURNING fingerprint, id;
 
 -- name: page
@@ -48,18 +48,15 @@ WHERE tenant_id = %(tenant)s AND fingerprint = ANY(%(fingerprints)s::bytea[])
 RETURNING fingerprint, id, settled;
 
 -- name: settle
-UPDATE tenantry.dead_letters SET settled = true
-WHERE tenant_id = %(tenant)s AND id = ANY(%(ids)s::uuid[]);
+UPDATE tenantry.dead_letters SET settled = true, outcome = %(outcome)s
+WHERE tenant_id = %(tenant)s AND id = ANY(%(ids)s::uuid[]) AND NOT settled;
 
 -- name: forget
 DELETE FROM tenantry.dead_letters
 WHERE tenant_id = %(tenant)s AND id = ANY(%(ids)s::uuid[]) AND settled;
 
 -- name: forget_missing
-DELETE FROM tenantry.dead_letters
-WHERE tenant_id = %(tenant)s AND seen_in IS DISTINCT FROM %(walk)s
-  AND dead_lettered_at < clock_timestamp() - %(age)s::interval
-RETURNING settled;
+SELECT tenantry.forget_missing_letters(%(tenant)s, %(walk)s, %(age)s);
 
 -- name: drop
-DELETE FROM tenantry.dead_letters WHERE tenant_id = %(tenant)s;
+SELECT tenantry.drop_letters(%(tenant)s);

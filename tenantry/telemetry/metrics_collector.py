@@ -16,6 +16,7 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector
 
 from tenantry.api.port import ActorStatus, SystemState, SystemStatus, TenantRuntime
+from tenantry.audit.auditor import Latest
 from tenantry.domain.tenant import Lifecycle
 from tenantry.telemetry.metrics import LATENCY_MS, Reading, Recorder
 
@@ -38,7 +39,8 @@ class SystemCollector(Collector):
     """The daemon's own metrics.
 
     `status` is asked once a scrape and gives one picture for all of them. `reconnects` tells for
-    each connection to the broker how often it was opened again after a loss.
+    each connection to the broker how often it was opened again after a loss,
+    `audits` the outcome of each tenant's latest audit.
     """
 
     def __init__(
@@ -47,10 +49,12 @@ class SystemCollector(Collector):
         status: Callable[[], SystemStatus],
         recorder: Recorder,
         reconnects: Mapping[str, Callable[[], int]],
+        audits: Callable[[], Mapping[str, Latest]] = dict,
     ) -> None:
         self._status = status
         self._recorder = recorder
         self._reconnects = dict(reconnects)
+        self._audits = audits
 
     def collect(self) -> Iterator[Metric]:
         """Give every metric as of now."""
@@ -62,6 +66,7 @@ class SystemCollector(Collector):
         yield from _tenants(tenants)
         yield _mailboxes(status.tree, frozenset(ids))
         yield self._latencies(ids)
+        yield from _audits(self._audits(), ids)
         yield from self._events()
 
     def _latencies(self, tenant_ids: Iterable[str]) -> Metric:
@@ -120,6 +125,22 @@ class SystemCollector(Collector):
         for connection, count_of in self._reconnects.items():
             reconnects.add_metric([connection], count_of())
         yield reconnects
+
+
+def _audits(latest: Mapping[str, Latest], tenant_ids: Iterable[str]) -> Iterator[Metric]:
+    difference = GaugeMetricFamily(
+        "tenantry_audit_difference",
+        "Messages by which the tenant's latest audit did not add up; 0 is right",
+        labels=_ID,
+    )
+    at = GaugeMetricFamily(
+        "tenantry_audit_timestamp_seconds", "When the tenant was last audited", labels=_ID
+    )
+    for tenant_id in tenant_ids:
+        if (found := latest.get(tenant_id)) is not None:
+            difference.add_metric([tenant_id], found.difference)
+            at.add_metric([tenant_id], found.at)
+    yield from (difference, at)
 
 
 def _system(status: SystemStatus) -> Iterator[Metric]:

@@ -13,6 +13,7 @@ from tenantry.messages.dead_letters import (
     REPLAY_HEADER,
     DeadLetterIndex,
     Judged,
+    Outcome,
     fingerprint,
 )
 from tenantry.messages.dead_letters_memory import InMemoryDeadLetterIndex
@@ -126,7 +127,7 @@ def test_a_settled_letter_is_listed_no_more_and_known_until_it_is_forgotten(
 ) -> None:
     one, two = index.keep("acme", [letter("a"), letter("b")])
     keys = [fingerprint(letter("a").message), fingerprint(letter("b").message)]
-    index.settle("acme", [one])
+    index.settle("acme", [one], Outcome.DISCARDED)
     assert listed(index) == ["b"]
     assert index.named("acme", ["a"]) == set()
     known = index.find("acme", [*keys, b"unknown"], walk=uuid4())
@@ -140,7 +141,7 @@ def test_a_message_that_comes_again_after_it_was_settled_is_another_letter(
     index: DeadLetterIndex,
 ) -> None:
     (one,) = index.keep("acme", [letter("a")])
-    index.settle("acme", [one])
+    index.settle("acme", [one], Outcome.DISCARDED)
     (two,) = index.keep("acme", [letter("a")])
     assert one != two
     assert listed(index) == ["a"]
@@ -152,7 +153,7 @@ def test_letters_whose_message_is_not_in_the_queue_any_more_are_forgotten(
     index: DeadLetterIndex,
 ) -> None:
     ids = index.keep("acme", [letter("seen"), letter("gone"), letter("settled and gone")])
-    index.settle("acme", [ids[2]])
+    index.settle("acme", [ids[2]], Outcome.REPLAYED)
     walk: UUID = uuid4()
     index.find("acme", [fingerprint(letter("seen").message)], walk=walk)
     assert index.forget_missing("acme", walk=walk, older_than=60) == 0  # too young

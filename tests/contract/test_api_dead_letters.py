@@ -19,7 +19,7 @@ from tenantry.broker.port import (
 )
 from tenantry.domain.events import DeadLettersDiscarded, DeadLettersReplayed
 from tenantry.journal.port import JournalUnavailableError, Metadata
-from tenantry.messages.dead_letters import REPLAY_HEADER, Judged
+from tenantry.messages.dead_letters import REPLAY_HEADER, Judged, Outcome
 from tenantry.messages.port import Incoming, StoreUnavailableError
 from tests.fakes.api import FakeWalk, Served, World, serving
 
@@ -289,7 +289,7 @@ def test_a_replay_that_breaks_off_is_taken_up_and_nothing_is_lost_or_doubled(
 def test_a_settled_message_that_is_still_in_the_queue_is_only_removed(api: Served) -> None:
     world = api.world
     (letter,) = reject(world, message("m"))
-    world.letters.settle("acme", [letter])
+    world.letters.settle("acme", [letter], Outcome.REPLAYED)
     assert replay(api, {"all": True}) == {"replayed": 0}
     assert world.publishing.sent == []
     assert world.dead_letters.queues["acme"] == []

@@ -26,7 +26,10 @@ from tenantry.api.port import (
 )
 from tenantry.api.server import ApiServer
 from tenantry.api.tail import JournalTail
-from tenantry.broker.port import Credentials, Outgoing
+from tenantry.audit.auditor import Auditor
+from tenantry.audit.balance import Account
+from tenantry.audit.port import CountingTookTooLongError
+from tenantry.broker.port import BrokerError, Credentials, Outgoing, QueueCounts
 from tenantry.domain import names
 from tenantry.domain.commands import (
     Command,
@@ -253,6 +256,44 @@ class FakeMessages:
         ][:limit]
 
 
+class FakeAccounts:
+    """Books in which nothing has happened yet, until a test puts others in."""
+
+    def __init__(self, directory: InMemoryTenantDirectory) -> None:
+        self._directory = directory
+        self.books: dict[str, Account] = {}
+        self.slow: set[str] = set()
+
+    def read(self, tenant_id: str, *, seconds: float | None = None) -> Account | None:
+        if self._directory.get(tenant_id) is None:
+            return None
+        if seconds is not None and tenant_id in self.slow:
+            raise CountingTookTooLongError(f"the rows of tenant {tenant_id} are too many")
+        known = self.books.get(tenant_id) or empty_account(tenant_id)
+        return known if seconds is not None else replace(known, rows=None, newest=None)
+
+
+class FakeQueues:
+    """Queues that hold what a test says."""
+
+    def __init__(self) -> None:
+        self.counts: dict[str, QueueCounts] = {}
+        self.error: BrokerError | None = None
+
+    def queue_counts(self) -> dict[str, QueueCounts]:
+        if self.error is not None:
+            raise self.error
+        return self.counts
+
+
+def empty_account(tenant_id: str, **figures: int) -> Account:
+    names = (
+        "position", "stored", "duplicates", "dead_lettered", "removed", "kept", "replayed",
+        "discarded", "missing", "listed", "settled", "rows", "newest",
+    )  # fmt: skip
+    return Account(tenant_id=tenant_id, **(dict.fromkeys(names, 0) | figures))
+
+
 class World:
     """Everything the API stands on, in memory, and the application over it."""
 
@@ -265,6 +306,8 @@ class World:
         self.publishing = FakePublishing()
         self.dead_letters = FakeDeadLetters()
         self.letters = InMemoryDeadLetterIndex()
+        self.accounts = FakeAccounts(self.directory)
+        self.queues = FakeQueues()
         self.options = options
 
     def app(self) -> FastAPI:
@@ -276,6 +319,9 @@ class World:
             "publishing": self.publishing,
             "dead_letters": self.dead_letters,
             "letters": self.letters,
+            "auditor": Auditor(
+                self.accounts, self.queues, lambda _tenant_id: 0, still=0.0, pause=0.0
+            ),
             "cursor_key": CURSOR_KEY,
             "default_workers": 3,
             "info": {"version": "0.1.0"},

@@ -32,6 +32,7 @@ from tenantry.broker.port import (
     BrokerUnavailableError,
     Credentials,
     PasswordHash,
+    QueueCounts,
     TenantTopology,
 )
 from tenantry.broker.rabbitmq.connection import describe, parameters
@@ -203,6 +204,10 @@ class RabbitAdministration:
             users=users,
             consumed=self._management.consumed_by(self._user),
         )
+
+    def queue_counts(self) -> Mapping[str, QueueCounts]:
+        """Count what is ready and unsettled in each tenant's queues."""
+        return layout.counts_by_tenant(self._management.message_counts())
 
     def check(self) -> None:
         """Raise `BrokerError` with a clear line where the broker can't be used."""

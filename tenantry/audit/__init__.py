@@ -1,0 +1,1 @@
+"""Does it add up: what was counted, held against what is there."""

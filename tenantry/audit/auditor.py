@@ -1,0 +1,181 @@
+"""The auditor: reads books, rows and queues, and says what does not add up."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+import structlog
+
+from tenantry.audit.balance import Account, Audit, Difference, of_books, of_broker
+from tenantry.audit.port import Accounts, CountingTookTooLongError
+from tenantry.broker.port import BrokerError, QueueCounts, Queues
+from tenantry.projections.port import TenantDirectory
+
+log = structlog.get_logger(__name__)
+
+SECONDS: Final = 60.0
+"""How long reading and counting may take for all tenants of one call."""
+
+STILL: Final = 6.0
+"""Seconds that books and queues must stand still to be compared: the broker's counts are 5 old."""
+
+PATIENCE: Final = 13.0
+"""Seconds after which something that never stood still is left uncompared."""
+
+PAUSE: Final = 1.0
+PAGE: Final = 100
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Latest:
+    """The outcome of a tenant's latest audit; `at` is seconds since 1970."""
+
+    difference: int
+    at: float
+
+
+class Auditor:
+    """Audits tenants. Callable from any thread; remembers what it found last.
+
+    `in_flight` tells how many deliveries the daemon holds of a tenant, None where it has no actors.
+    """
+
+    def __init__(
+        self,
+        accounts: Accounts,
+        queues: Queues,
+        in_flight: Callable[[str], int | None],
+        *,
+        still: float = STILL,
+        patience: float = PATIENCE,
+        pause: float = PAUSE,
+        seconds: float = SECONDS,
+    ) -> None:
+        self._accounts = accounts
+        self._queues = queues
+        self._in_flight = in_flight
+        self._still = still
+        self._patience = patience
+        self._pause = pause
+        self._seconds = seconds
+        self._stopping = threading.Event()
+        self._latest: dict[str, Latest] = {}
+
+    def audit(self, tenant_ids: Sequence[str], *, quick: bool = False) -> list[Audit]:
+        """Audit tenants, in the order given; one that has no books is left out.
+
+        Where reading takes too long the later ones are left out too: ask again for them. The first
+        is always there. `quick` counts no rows. Raises `StoreUnavailableError`.
+        """
+        until = time.monotonic() + self._seconds
+        read: dict[str, Audit] = {}
+        for tenant_id in tenant_ids:
+            left = until - time.monotonic()
+            if read and left <= self._seconds / 10:
+                break
+            found = self._books(tenant_id, None if quick else max(left, 1.0))
+            if found is not None:
+                read[tenant_id] = found
+        self._compare_with_broker(read)
+        for tenant_id, one in read.items():
+            self._note(tenant_id, one, quick=quick)
+        return list(read.values())
+
+    def audit_all(self, directory: TenantDirectory) -> None:
+        """Audit every tenant there is. Raises as `audit`, and `JournalUnavailableError`."""
+        after: str | None = None
+        existing: list[str] = []
+        while page := directory.page(after=after, limit=PAGE):
+            ids = [state.tenant_id for state in page]
+            existing += ids
+            while ids and not self._stopping.is_set():
+                done = [one.tenant_id for one in self.audit(ids)]
+                ids = [one for one in ids if done and one > done[-1]]
+            after = existing[-1]
+        for gone in self._latest.keys() - set(existing):
+            self._latest.pop(gone, None)
+
+    def latest(self) -> Mapping[str, Latest]:
+        """Give the outcome of each tenant's latest audit that counted its rows."""
+        return self._latest.copy()
+
+    def stop(self) -> None:
+        """Wait for nothing any more."""
+        self._stopping.set()
+
+    def _books(self, tenant_id: str, seconds: float | None) -> Audit | None:
+        uncounted = None if seconds is not None else "not asked for"
+        try:
+            account = self._accounts.read(tenant_id, seconds=seconds)
+        except CountingTookTooLongError as error:
+            uncounted = str(error)
+            account = self._accounts.read(tenant_id)
+        if account is None:
+            return None
+        return Audit(
+            account=account,
+            queues=None,
+            in_flight=self._in_flight(tenant_id),
+            differences=tuple(of_books(account)),
+            uncounted=uncounted,
+        )
+
+    def _compare_with_broker(self, audits: dict[str, Audit]) -> None:
+        """Compare with the queues, looking again until what differs has stood still.
+
+        Books and queues can't be read at one moment; most of what differs is only on its way.
+        """
+        waiting = set(audits)
+        stood: dict[str, tuple[object, float]] = {}
+        began = time.monotonic()
+        while waiting:
+            try:
+                counts = self._queues.queue_counts()
+            except BrokerError as error:
+                log.warning("audit.without_broker", error=str(error))
+                return
+            now = time.monotonic()
+            for tenant_id in list(waiting):
+                queues = counts.get(tenant_id, QueueCounts())
+                found, figures, in_flight = self._look(tenant_id, queues)
+                audits[tenant_id] = replace(audits[tenant_id], queues=queues, in_flight=in_flight)
+                before = stood.get(tenant_id)
+                if before is None or before[0] != figures:
+                    stood[tenant_id] = figures, now
+                if not found:
+                    waiting.discard(tenant_id)
+                elif now - stood[tenant_id][1] >= self._still:
+                    books = audits[tenant_id].differences
+                    audits[tenant_id] = replace(audits[tenant_id], differences=(*books, *found))
+                    waiting.discard(tenant_id)
+            if waiting and (now - began > self._patience or self._stopping.wait(self._pause)):
+                break
+        for tenant_id in waiting:
+            audits[tenant_id] = replace(audits[tenant_id], moving=True)
+
+    def _look(
+        self, tenant_id: str, queues: QueueCounts
+    ) -> tuple[tuple[Difference, ...], object, int | None]:
+        account: Account | None = self._accounts.read(tenant_id)
+        in_flight = self._in_flight(tenant_id)
+        if account is None:  # deleted meanwhile
+            return (), None, in_flight
+        return tuple(of_broker(account, queues, in_flight)), (account, queues, in_flight), in_flight
+
+    def _note(self, tenant_id: str, audit: Audit, *, quick: bool) -> None:
+        for difference in audit.differences:
+            log.error(
+                "audit.difference",
+                tenant=tenant_id,
+                kind=difference.kind.value,
+                expected=difference.expected,
+                found=difference.found,
+                difference=difference.text,
+            )
+        if not quick and audit.uncounted is None:
+            size = sum(one.size for one in audit.differences)
+            self._latest[tenant_id] = Latest(difference=size, at=time.time())

@@ -1,0 +1,25 @@
+"""What an audit reads of the database."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from tenantry.audit.balance import Account
+
+
+class CountingTookTooLongError(Exception):
+    """A tenant's rows were not counted in the time there was."""
+
+
+class Accounts(Protocol):
+    """Gives tenants' books, each as of one moment, however much is being written meanwhile.
+
+    Raises `StoreUnavailableError`.
+    """
+
+    def read(self, tenant_id: str, *, seconds: float | None = None) -> Account | None:
+        """Read a tenant's books; None where it has none.
+
+        Its rows are counted, in `seconds` at most (`CountingTookTooLongError`), or left out with
+        None.
+        """

@@ -1,0 +1,12 @@
+-- What an audit compares.
+
+-- name: account
+-- Before the rows are counted, in the same snapshot.
+SELECT c.position, c.stored, c.duplicates, c.dead_lettered, c.removed,
+       c.letters_kept AS kept, c.letters_replayed AS replayed, c.letters_discarded AS discarded,
+       c.letters_missing AS missing, letters.listed, letters.settled
+FROM tenantry.tenant_counters AS c,
+     LATERAL (SELECT count(*) FILTER (WHERE NOT settled) AS listed,
+                     count(*) FILTER (WHERE settled) AS settled
+              FROM tenantry.dead_letters WHERE tenant_id = c.tenant_id) AS letters
+WHERE c.tenant_id = %(tenant)s;
