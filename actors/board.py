@@ -72,6 +72,7 @@ class TenantBoard:
         self.waiting_since = time.monotonic()
         self.in_hand: dict[str, int] = {}
         self.in_flight = 0
+        self.held = 0
         self.buffered = 0
         self.stored = 0
         self.duplicates = 0
@@ -108,7 +109,7 @@ class TenantBoard:
     @property
     def unsettled(self) -> int:
         """Deliveries taken from the broker and not yet acknowledged."""
-        return self.buffered + self.in_flight
+        return self.buffered + self.in_flight + self.held
 
     def runtime(self) -> TenantRuntime:
         """Give the facts as the API shows them."""
@@ -118,6 +119,7 @@ class TenantBoard:
             workers_current=self.workers_current,
             consuming=self.consuming,
             unsettled=self.unsettled,
+            held=self.held,
             rate=self.meter.rate(),
             pending=self.pending(),
             stored=self.stored,

@@ -16,6 +16,7 @@ import structlog
 
 from actors.board import TenantBoard
 from actors.clock import Clock, tell
+from actors.holding import Holding
 from actors.messages import (
     Arrived,
     Batch,
@@ -32,6 +33,7 @@ from actors.messages import (
     Resize,
     Resized,
     Resubscribe,
+    RetryDue,
     TopologyMissing,
     Work,
     WorkDone,
@@ -41,8 +43,10 @@ from actors.messages import (
     WorkerWanted,
 )
 from actors.supervision import SupervisedActor
+from actors.window import Window
 from tenantry.broker import port as broker
 from tenantry.broker.port import Delivery, QueueSpec, Subscription
+from tenantry.messages.port import Held, StoreResult
 
 log = structlog.get_logger("actors.consumer")
 
@@ -118,7 +122,10 @@ class Consumer(SupervisedActor):
         self._pending: deque[Delivery] = deque()
         self._pending_since = 0.0
         self._lingering = False
-        self._window: deque[Batch] = deque()
+        self._prefetch = max(SMALLEST_PREFETCH, limits.prefetch // len(queues))
+        self._window = Window()
+        self._holding = Holding(queues, prefetch=self._prefetch)
+        self._retry_at: float | None = None
         self._redo: deque[Batch] = deque()
         self._limit = workers
         self._idle: dict[Ref, float] = {}
@@ -147,6 +154,8 @@ class Consumer(SupervisedActor):
             case LingerOver():
                 self._lingering = False
                 self._dispatch()
+            case RetryDue():
+                self._retry()
             case LookForIdle():
                 self._release_idle()
             case Resize(workers=workers):
@@ -181,6 +190,7 @@ class Consumer(SupervisedActor):
         self._board.consuming = False
         self._board.buffered = 0
         self._board.in_flight = 0
+        self._board.held = 0
         self._board.in_hand.clear()
         if self._subscription is not None:
             self._subscription.close()
@@ -188,7 +198,7 @@ class Consumer(SupervisedActor):
     def _begin(self) -> None:
         self._subscription = self._ports.broker.subscribe(
             self._queues,
-            prefetch=max(SMALLEST_PREFETCH, self._limits.prefetch // len(self._queues)),
+            prefetch=self._prefetch,
             sink=_Mailbox(self.actor_ref),
         )
         self.pulse.on_fence(self._subscription.close)
@@ -224,7 +234,8 @@ class Consumer(SupervisedActor):
     def _forget_deliveries(self) -> None:
         """Drop what can't be acknowledged any more. Batches that workers have are left to them."""
         self._pending.clear()
-        self._window.clear()
+        self._window = Window()
+        self._holding.clear()
         self._redo.clear()
 
     # Batches out.
@@ -271,7 +282,7 @@ class Consumer(SupervisedActor):
             deliveries.append(delivery)
         self._pending_since = self._ports.clock.now()
         batch = Batch(generation=self._generation, deliveries=deliveries)
-        self._window.append(batch)
+        self._window.enter(batch)
         return batch
 
     def _want_worker(self) -> None:
@@ -285,38 +296,107 @@ class Consumer(SupervisedActor):
         if self._busy.pop(worker, None) is None:
             return
         self._board.in_hand.pop(self._names[worker], None)
-        self._count(batch, done)
-        batch.done = True
-        batch.rejects = [batch.deliveries[one.index].tag for one in done.result.unstorable]
+        self._count(done.result)
         if len(self._busy) + len(self._idle) >= self._limit:
             self._release(worker)
         else:
             self._idle[worker] = self._ports.clock.now()
             self._look_for_idle()
         if batch.generation == self._generation:
+            if batch.tried is None:
+                self._first_done(batch, done.result)
+            else:
+                self._retry_done(batch, done.result)
             self._settle()
         self._resized_if_done()
         self._dispatch()
         self._drained_if_done()
 
-    def _count(self, batch: Batch, done: WorkDone) -> None:
-        result = done.result
+    def _count(self, result: StoreResult) -> None:
+        ended = result.stored + result.duplicates + len(result.unstorable)
         self._board.stored += result.stored
         self._board.duplicates += result.duplicates
         self._board.dead_lettered += len(result.unstorable)
-        self._board.meter.add(len(batch.deliveries))
+        self._board.meter.add(ended)
+
+    def _first_done(self, batch: Batch, result: StoreResult) -> None:
+        """Note what became of a batch; hold what is to be tried again, give out what is left."""
+        deliveries = batch.deliveries
+        whole = batch.whole or batch
+        self._window.finished(
+            whole,
+            len(deliveries) - len(result.left),
+            rejects=[deliveries[one.index].tag for one in result.unstorable],
+            held=[deliveries[one.index].tag for one in result.held],
+        )
+        self._hold(batch, result.held)
+        left = [deliveries[index] for index in result.left]
+        # One part for each worker that has nothing to do: handlers are slow.
+        size = -(-len(left) // max(1, self._limit - len(self._busy)))
+        self._redo.extend(
+            Batch(generation=batch.generation, deliveries=left[at : at + size], whole=whole)
+            for at in range(0, len(left), size or 1)
+        )
 
     def _settle(self) -> None:
-        """Settle the batches at the head of the window that are done, in one go."""
-        rejects: list[int] = []
-        ack_up_to: int | None = None
-        while self._window and self._window[0].done:
-            batch = self._window.popleft()
-            rejects.extend(batch.rejects)
-            last = _last_not_in(batch.rejects, batch.deliveries)
-            ack_up_to = last if last is not None else ack_up_to
-        if (rejects or ack_up_to is not None) and self._subscription is not None:
-            self._subscription.settle(self._generation, rejects=rejects, ack_up_to=ack_up_to)
+        """Settle what may be settled by now, in one go."""
+        settlement = self._window.settle()
+        if settlement is not None and self._subscription is not None:
+            self._subscription.settle(
+                self._generation,
+                rejects=settlement.rejects,
+                acks=settlement.acks,
+                ack_up_to=settlement.ack_up_to,
+            )
+
+    # What is tried again.
+
+    def _hold(self, batch: Batch, held: Sequence[Held]) -> None:
+        """Keep deliveries unsettled until their pauses are over; their neighbours go on."""
+        now = self._ports.clock.now()
+        for one in held:
+            self._holding.hold(batch.deliveries[one.index], one.tried, now + one.seconds)
+        for queue in self._holding.crowded():
+            if self._subscription is not None:
+                self._subscription.widen(self._generation, queue)
+        self._wake_for_retries()
+
+    def _wake_for_retries(self) -> None:
+        due = self._holding.next_due()
+        if due is not None and (self._retry_at is None or due < self._retry_at):
+            self._retry_at = due
+            delay = max(0.0, due - self._ports.clock.now())
+            self._ports.clock.tell_later(delay, self.actor_ref, RetryDue())
+
+    def _retry(self) -> None:
+        """Give out what is due. Once draining, what is held stays so: the broker has it again."""
+        self._retry_at = None
+        if self._draining or self._cancelled:
+            return
+        due = self._holding.take_due(self._ports.clock.now())
+        for at in range(0, len(due), self._limits.batch_size):
+            part = due[at : at + self._limits.batch_size]
+            self._redo.append(
+                Batch(
+                    generation=self._generation,
+                    deliveries=[delivery for delivery, _ in part],
+                    tried=[tried for _, tried in part],
+                )
+            )
+        self._wake_for_retries()
+        self._dispatch()
+
+    def _retry_done(self, batch: Batch, result: StoreResult) -> None:
+        """Let go of deliveries whose last attempt is over; hold the others on."""
+        deliveries, tried = batch.deliveries, batch.tried or []
+        rejects = {one.index for one in result.unstorable}
+        left = [Held(index=index, seconds=0, tried=tried[index]) for index in result.left]
+        kept = {*result.left, *(one.index for one in result.held)}
+        acks = [one for index, one in enumerate(deliveries) if index not in kept | rejects]
+        rejected = [deliveries[index] for index in sorted(rejects)]
+        self._window.free(acks=[one.tag for one in acks], rejects=[one.tag for one in rejected])
+        self._holding.free([*acks, *rejected])
+        self._hold(batch, [*result.held, *left])
 
     # Workers.
 
@@ -390,13 +470,6 @@ class Consumer(SupervisedActor):
     def _show(self) -> None:
         board = self._board
         board.buffered = len(self._pending)
-        board.in_flight = sum(len(batch.deliveries) for batch in self._window)
+        board.in_flight = self._window.unsettled - self._window.held
+        board.held = self._window.held
         board.workers_current = max(self._limit, len(self._busy))
-
-
-def _last_not_in(rejects: Sequence[int], deliveries: Sequence[Delivery]) -> int | None:
-    """Give the last tag that is not rejected: the broker knows a rejected one no more."""
-    if not rejects:
-        return deliveries[-1].tag
-    rejected = set(rejects)
-    return next((d.tag for d in reversed(deliveries) if d.tag not in rejected), None)

@@ -13,7 +13,7 @@ from tenantry.broker.port import Delivery
 from tenantry.broker.survey import Drift
 from tenantry.domain.commands import Command
 from tenantry.journal.port import Metadata
-from tenantry.messages.port import StoreResult
+from tenantry.messages.port import StoreResult, Tried
 
 Ref: TypeAlias = pykka.ActorRef[Any]
 
@@ -155,16 +155,18 @@ class ChannelLost:
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class Batch:
-    """Consecutive deliveries of one channel, stored together.
+    """Deliveries of one channel, stored together: consecutive ones, as they were cut off.
 
-    Not frozen: the consumer, which alone writes to it, notes here what became of it.
+    Of a batch that a worker could not finish, the rest is a batch of its own, with the first one as
+    `whole`. Deliveries that were held are a batch too, with what is known of each as `tried`. Not
+    frozen: the consumer, which alone writes to it, counts in `attempt` the workers it is given to.
     """
 
     generation: int
     deliveries: list[Delivery]
+    whole: Batch | None = None
+    tried: list[Tried] | None = None
     attempt: int = 1
-    done: bool = False
-    rejects: list[int] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -253,6 +255,11 @@ class Resubscribe:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LingerOver:
     """From the clock to a consumer: a small batch has waited long enough."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RetryDue:
+    """From the clock to a consumer: the pause of held deliveries may be over."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,6 +14,9 @@ class Observer(Protocol):
     def batch_stored(self, tenant_id: str, batch: Sequence[Delivery], seconds: float) -> None:
         """A batch has been committed just now; the store took `seconds` for it."""
 
+    def attempts_failed(self, tenant_id: str, reasons: Sequence[str]) -> None:
+        """Handlers have failed on messages, for these reasons, one a message."""
+
     def batch_delayed(self, tenant_id: str) -> None:
         """The database could not be reached; the batch is kept, and tried again."""
 
@@ -41,6 +44,9 @@ class NoObserver:
     """Looks away."""
 
     def batch_stored(self, tenant_id: str, batch: Sequence[Delivery], seconds: float) -> None:
+        """Do nothing."""
+
+    def attempts_failed(self, tenant_id: str, reasons: Sequence[str]) -> None:
         """Do nothing."""
 
     def batch_delayed(self, tenant_id: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -18,7 +18,13 @@ from tenantry.domain import names
 from tenantry.domain.events import MessageDeadLettered
 from tenantry.journal.port import ANY, EventStore, JournalUnavailableError, Metadata
 from tenantry.messages.dead_letters import DeadLetterIndex, Judged
-from tenantry.messages.port import MessageStore, StoreResult, StoreUnavailableError, Unstorable
+from tenantry.messages.port import (
+    MessageStore,
+    StoreResult,
+    StoreUnavailableError,
+    Tried,
+    Unstorable,
+)
 
 log = structlog.get_logger("actors.worker")
 
@@ -80,10 +86,11 @@ class Worker(SupervisedActor):
             if result is None:
                 began = self._ports.clock.now()
                 result = self._ports.messages.store(
-                    self._tenant, [delivery.message for delivery in batch.deliveries]
+                    self._tenant,
+                    [delivery.message for delivery in batch.deliveries],
+                    _again(batch),
                 )
-                took = self._ports.clock.now() - began
-                self._ports.observer.batch_stored(self._tenant, batch.deliveries, took)
+                self._observe(batch, result, self._ports.clock.now() - began)
             if result.unstorable:
                 self._record(batch, result.unstorable)
         except (StoreUnavailableError, JournalUnavailableError) as error:
@@ -105,6 +112,17 @@ class Worker(SupervisedActor):
         self._board.store_down = False
         tell(self._consumer, WorkDone(worker=self.actor_ref, batch=batch, result=result))
 
+    def _observe(self, batch: Batch, result: StoreResult, seconds: float) -> None:
+        observer = self._ports.observer
+        if result.failures:
+            observer.attempts_failed(self._tenant, result.failures)
+        ended = batch.deliveries
+        if result.held or result.left:
+            others = {*result.left, *(one.index for one in result.held)}
+            ended = [one for index, one in enumerate(ended) if index not in others]
+        if ended:
+            observer.batch_stored(self._tenant, ended, seconds)
+
     def _record(self, batch: Batch, unstorable: Sequence[Unstorable]) -> None:
         """Write down what can't be stored, in the index and the journal, before it is rejected.
 
@@ -117,7 +135,8 @@ class Worker(SupervisedActor):
                     batch.deliveries[one.index].message,
                     one.reason,
                     one.error[:LONGEST_ERROR],
-                    batch.attempt,
+                    max(one.attempts, batch.attempt),
+                    (one.first_error or one.error)[:LONGEST_ERROR],
                 )
                 for one in unstorable
             ],
@@ -133,7 +152,8 @@ class Worker(SupervisedActor):
                     partition=message.partition,
                     reason=one.reason,
                     error=one.error[:LONGEST_ERROR],
-                    attempts=batch.attempt,
+                    first_error=(one.first_error or one.error)[:LONGEST_ERROR],
+                    attempts=max(one.attempts, batch.attempt),
                     size=len(message.body),
                 )
             )
@@ -153,3 +173,10 @@ class Worker(SupervisedActor):
             ids=ids,
         )
         self._ports.observer.journal_appended(len(recorded), self._ports.clock.now() - began)
+
+
+def _again(batch: Batch) -> Mapping[int, Tried | None]:
+    """Tell the store which deliveries are not the first of their messages."""
+    if batch.tried is not None:
+        return dict(enumerate(batch.tried))
+    return {index: None for index, one in enumerate(batch.deliveries) if one.redelivered}

@@ -118,7 +118,12 @@ class DeadLetterEntry(BaseModel):
     topic: Annotated[str, Field(examples=["logs"])]
     partition: Annotated[int, Field(examples=[0])]
     reason: Annotated[str, Field(description="A stable word.", examples=["not_json"])]
-    error: Annotated[str, Field(examples=["the body is not JSON"])]
+    error: Annotated[
+        str, Field(description="Of the last attempt.", examples=["the body is not JSON"])
+    ]
+    first_error: Annotated[
+        str, Field(description="Of the first attempt.", examples=["the body is not JSON"])
+    ]
     attempts: Annotated[int, Field(description="How often it was tried.", examples=[1])]
     size: Annotated[int, Field(description="Bytes of the body.", examples=[9])]
     body: Annotated[
@@ -194,6 +199,7 @@ class Runtime(BaseModel):
     workers_current: int
     consuming: bool
     unsettled: Annotated[int, Field(description="Taken, not yet acknowledged.")]
+    held: Annotated[int, Field(description="Of these, waiting for another attempt.")]
     rate: Annotated[float, Field(description="Messages settled a second.")]
     pending: int | None
     stored: int

@@ -60,10 +60,10 @@ class ActorStatus:
 class TenantRuntime:
     """What a tenant's actors are doing. Totals count since the tenant's creation.
 
-    `unsettled` counts deliveries taken from the broker and not yet acknowledged; `rate` is
-    messages settled a second, over the last ten; `pending` is the broker's own count of waiting
-    messages, None while unknown. `lifecycle` is None until the tenant's events, and with them its
-    totals, have been read.
+    `unsettled` counts deliveries taken from the broker and not yet acknowledged, `held` those of
+    them that wait for another attempt; `rate` is messages settled a second, over the last ten;
+    `pending` is the broker's own count of waiting messages, None while unknown. `lifecycle` is
+    None until the tenant's events, and with them its totals, have been read.
     """
 
     tenant_id: str
@@ -76,6 +76,7 @@ class TenantRuntime:
     duplicates: int
     dead_lettered: int
     parked: str | None
+    held: int = 0
     lifecycle: Lifecycle | None = None
 
 

@@ -130,7 +130,10 @@ TenantEvent: TypeAlias = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MessageDeadLettered:
-    """A message could not be stored and went to the dead-letter exchange, bytes unchanged."""
+    """A message could not be stored and went to the dead-letter exchange, bytes unchanged.
+
+    It was tried `attempts` times; `error` is the last one's.
+    """
 
     tenant_id: str
     message_id: str | None
@@ -138,6 +141,7 @@ class MessageDeadLettered:
     partition: int
     reason: str
     error: str
+    first_error: str
     attempts: int
     size: int
 

@@ -28,10 +28,18 @@ EVENT_TYPES: Final[Mapping[str, type[Event]]] = MappingProxyType(
 )
 """The events by the name the journal knows them by."""
 
-VERSIONS: Final[Mapping[str, int]] = MappingProxyType({})
+VERSIONS: Final[Mapping[str, int]] = MappingProxyType({"MessageDeadLettered": 2})
 """The schema version of each type that is not at 1 any more."""
 
-UPCASTERS: Final[Mapping[tuple[str, int], Upcaster]] = MappingProxyType({})
+
+def _with_first_error(data: Data) -> Data:
+    """Of version 1 only the last error is known."""
+    return {**data, "first_error": data["error"]}
+
+
+UPCASTERS: Final[Mapping[tuple[str, int], Upcaster]] = MappingProxyType(
+    {("MessageDeadLettered", 1): _with_first_error}
+)
 """For a type and a schema version, the way to the next."""
 
 STATE_SCHEMA: Final = 1

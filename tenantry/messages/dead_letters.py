@@ -20,12 +20,16 @@ LARGEST_BODY: Final = 1024 * 1024
 
 
 class Judged(NamedTuple):
-    """A message that will be rejected, and why; `attempts` is how often it was tried."""
+    """A message that will be rejected, and why; `attempts` is how often it was tried.
+
+    `error` is the last attempt's; `first_error` the first one's, None if it is the same.
+    """
 
     message: Incoming
     reason: str
     error: str
     attempts: int
+    first_error: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +47,7 @@ class DeadLetter:
     partition: int
     reason: str
     error: str
+    first_error: str
     attempts: int
     size: int
     body: bytes | None

@@ -127,6 +127,7 @@ class InMemoryDeadLetterIndex:
             topic=message.topic,
             partition=message.partition,
             reason=judged.reason,
+            first_error=judged.first_error or judged.error,
             error=judged.error,
             attempts=judged.attempts,
             size=len(message.body),

@@ -56,6 +56,7 @@ class PostgresDeadLetterIndex:
             "partitions": [message.partition for message in messages],
             "reasons": [judged.reason for judged in once.values()],
             "errors": [_text(judged.error) for judged in once.values()],
+            "first_errors": [_text(judged.first_error) for judged in once.values()],
             "attempts": [judged.attempts for judged in once.values()],
             "sizes": [len(message.body) for message in messages],
             "bodies": [

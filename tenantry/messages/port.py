@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
-from typing import NamedTuple, Protocol
+from types import MappingProxyType
+from typing import Final, NamedTuple, Protocol
 
 
 class Incoming(NamedTuple):
@@ -27,20 +28,49 @@ class Incoming(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unstorable:
-    """A message the store will never take: `index` in its batch, a stable `reason`, the `error`."""
+    """A message the store will never take: `index` in its batch, a stable `reason`, the `error`.
+
+    `attempts` is how often it was tried; the last one ended in `error`, the first in `first_error`
+    (None: in the same).
+    """
 
     index: int
     reason: str
     error: str
+    attempts: int = 1
+    first_error: str | None = None
+
+
+class Tried(NamedTuple):
+    """What is known of a message that was tried before: how often, and why that was in vain."""
+
+    attempts: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Held:
+    """A message to be given to the store again, with `tried`, in so many `seconds`."""
+
+    index: int
+    seconds: float
+    tried: Tried
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoreResult:
-    """What became of a batch: stored + duplicates + len(unstorable) is its length."""
+    """What became of a batch: each message is one of these.
+
+    Stored, a duplicate, unstorable, held for another attempt, or left: not looked at for want of
+    time, to be given again at once. `failures` are the reasons of attempts that failed by now.
+    """
 
     stored: int
     duplicates: int
     unstorable: tuple[Unstorable, ...] = ()
+    held: tuple[Held, ...] = ()
+    left: tuple[int, ...] = ()
+    failures: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,6 +120,10 @@ class Order(StrEnum):
     DESCENDING = "desc"
 
 
+NOTHING: Final[Mapping[int, Tried | None]] = MappingProxyType({})
+"""Of a batch in which every message comes for the first time."""
+
+
 class MessageStoreError(Exception):
     """The message store refused or failed."""
 
@@ -128,12 +162,18 @@ class MessageStore(Protocol):
         Raises `StoreUnavailableError`.
         """
 
-    def store(self, tenant_id: str, batch: Sequence[Incoming]) -> StoreResult:
+    def store(
+        self,
+        tenant_id: str,
+        batch: Sequence[Incoming],
+        again: Mapping[int, Tried | None] = NOTHING,
+    ) -> StoreResult:
         """Store a batch, committed when this returns; in one transaction, if nothing is refused.
 
         A message whose id the tenant has stored before is a duplicate, also within the batch.
-        Unstorable messages don't hinder the others. Raises `StoreUnavailableError` (outcome
-        unknown: store again), `PartitionMissingError`.
+        Unstorable messages don't hinder the others. `again` has the indexes of messages that were
+        delivered before: with what `Held` has told of them, or None if that is not known. Raises
+        `StoreUnavailableError` (outcome unknown: store again), `PartitionMissingError`.
         """
 
     def page(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final, LiteralString, TypeAlias
 
@@ -15,6 +15,7 @@ from tenantry.database.errors import DatabaseUnavailableError
 from tenantry.messages import pages, validation
 from tenantry.messages.encoding import columns
 from tenantry.messages.port import (
+    NOTHING,
     Counts,
     Incoming,
     MessageStoreError,
@@ -24,6 +25,7 @@ from tenantry.messages.port import (
     StoredMessage,
     StoreResult,
     StoreUnavailableError,
+    Tried,
     Unstorable,
 )
 from tenantry.messages.validation import Verdict
@@ -97,6 +99,8 @@ class PostgresMessageStore:
         These have gone with its queues either way.
         """
         self._call("SELECT tenantry.drop_letters(%s)", tenant_id)
+
+        self._call("DELETE FROM tenantry.attempts WHERE tenant_id = %s RETURNING key", tenant_id)
         if retain:
             return 0
         row = self._call("SELECT tenantry.drop_messages_partition(%s)", tenant_id)
@@ -116,7 +120,12 @@ class PostgresMessageStore:
             whole=whole, partial=frozenset(tenant_id for tenant_id, _ in rows) - whole
         )
 
-    def store(self, tenant_id: str, batch: Sequence[Incoming]) -> StoreResult:
+    def store(
+        self,
+        tenant_id: str,
+        batch: Sequence[Incoming],
+        again: Mapping[int, Tried | None] = NOTHING,  # noqa: ARG002 - nothing is tried twice here
+    ) -> StoreResult:
         """Store a batch; what can't be stored is set aside and named in the result."""
         try:
             with self._database.connection() as connection:

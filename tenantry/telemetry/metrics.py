@@ -90,6 +90,7 @@ class Recorder:
         self.store_seconds = Distribution(SECONDS)
         self.append_seconds = Distribution(SECONDS)
         self._latencies: dict[str, Distribution] = {}
+        self._failed_attempts: dict[str, Counter[str]] = {}
         self._failures = dict.fromkeys(KINDS, 0)
         self._stuck = dict.fromkeys(KINDS, 0)
         self._drift = Counter({(kind.value, "repaired"): 0 for kind in DriftKind})
@@ -112,6 +113,12 @@ class Recorder:
         if known is None:
             known = self._latencies.setdefault(tenant_id, Distribution(LATENCY_MS))
         known.add_many(counts, total)
+
+    def attempts_failed(self, tenant_id: str, reasons: Sequence[str]) -> None:
+        """Count messages on which a handler has failed."""
+        with self._lock:
+            counts = self._failed_attempts.setdefault(tenant_id, Counter())
+            counts.update(reasons)
 
     def batch_delayed(self, tenant_id: str) -> None:  # noqa: ARG002 - counted for all together
         """Count an attempt that failed because the database could not be reached."""
@@ -142,6 +149,8 @@ class Recorder:
     def tenant_gone(self, tenant_id: str) -> None:
         """Forget a tenant; another one may take its id."""
         self._latencies.pop(tenant_id, None)
+        with self._lock:
+            self._failed_attempts.pop(tenant_id, None)
 
     @property
     def delays(self) -> int:
@@ -167,6 +176,11 @@ class Recorder:
         """Count what had drifted, by kind and outcome."""
         with self._lock:
             return dict(self._drift)
+
+    def failed_attempts(self, tenant_id: str) -> dict[str, int]:
+        """Count a tenant's attempts that a handler has failed, by reason."""
+        with self._lock:
+            return dict(self._failed_attempts.get(tenant_id, {}))
 
     def latency(self, tenant_id: str) -> Reading | None:
         """Give a tenant's latencies in milliseconds (their sum in seconds); None before any."""

@@ -67,6 +67,8 @@ class SystemCollector(Collector):
         yield _mailboxes(status.tree, frozenset(ids))
         yield self._latencies(ids)
         yield from _audits(self._audits(), ids)
+
+        yield self._failed_attempts(ids)
         yield from self._events()
 
     def _latencies(self, tenant_ids: Iterable[str]) -> Metric:
@@ -79,6 +81,17 @@ class SystemCollector(Collector):
             reading = self._recorder.latency(tenant_id)
             if reading is not None:
                 _add(family, reading, [tenant_id], bounds=_LATENCY_BOUNDS)
+        return family
+
+    def _failed_attempts(self, tenant_ids: Iterable[str]) -> Metric:
+        family = CounterMetricFamily(
+            "tenantry_failed_attempts",
+            "Attempts at a message that its handler has failed",
+            labels=[*_ID, "reason"],
+        )
+        for tenant_id in tenant_ids:
+            for reason, count in self._recorder.failed_attempts(tenant_id).items():
+                family.add_metric([tenant_id, reason], count)
         return family
 
     def _events(self) -> Iterator[Metric]:
@@ -187,6 +200,9 @@ def _tenants(tenants: Iterable[TenantRuntime]) -> Iterator[Metric]:
         "Deliveries taken from the broker and not acknowledged yet",
         labels=_ID,
     )
+    held = GaugeMetricFamily(
+        "tenantry_held", "Deliveries that wait for another attempt", labels=_ID
+    )
     consuming = GaugeMetricFamily(
         "tenantry_consuming", "1 while a tenant's queues are consumed", labels=_ID
     )
@@ -201,11 +217,12 @@ def _tenants(tenants: Iterable[TenantRuntime]) -> Iterator[Metric]:
         if tenant.pending is not None:
             pending.add_metric([tenant_id], tenant.pending)
         unsettled.add_metric([tenant_id], tenant.unsettled)
+        held.add_metric([tenant_id], tenant.held)
         consuming.add_metric([tenant_id], float(tenant.consuming))
         processed.add_metric([tenant_id, "stored"], tenant.stored)
         processed.add_metric([tenant_id, "duplicate"], tenant.duplicates)
         processed.add_metric([tenant_id, "dead_lettered"], tenant.dead_lettered)
-    yield from (workers, pending, unsettled, consuming, processed)
+    yield from (workers, pending, unsettled, held, consuming, processed)
 
 
 def _mailboxes(root: ActorStatus, tenant_ids: frozenset[str]) -> Metric:

@@ -62,6 +62,7 @@ def dead(tenant_id: str = "acme") -> MessageDeadLettered:
         partition=0,
         reason="not-json",
         error="Expecting value",
+        first_error="Expecting value",
         attempts=1,
         size=12,
     )

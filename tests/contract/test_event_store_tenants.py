@@ -158,6 +158,7 @@ def test_dead_letters_change_no_tenant(tenants: Tenants) -> None:
         partition=0,
         reason="not-json",
         error="",
+        first_error="",
         attempts=1,
         size=3,
     )
@@ -181,6 +182,7 @@ def test_a_dead_letter_in_a_life_is_an_error_not_a_guess(tenants: Tenants) -> No
         partition=0,
         reason="r",
         error="e",
+        first_error="e",
         attempts=1,
         size=0,
     )

@@ -43,7 +43,16 @@ from tenantry.domain.commands import Command, CreateTenant
 from tenantry.journal.memory import InMemoryEventStore
 from tenantry.journal.port import Metadata
 from tenantry.messages.dead_letters_memory import InMemoryDeadLetterIndex
-from tenantry.messages.port import Counts, Incoming, Partitions, StoreResult, Unstorable
+from tenantry.messages.port import (
+    NOTHING,
+    Counts,
+    Held,
+    Incoming,
+    Partitions,
+    StoreResult,
+    Tried,
+    Unstorable,
+)
 from tenantry.projections.memory import InMemoryTenantDirectory, InMemoryTenantProjection
 from tests.waiting import eventually
 
@@ -70,7 +79,10 @@ class Faults:
 
 
 class FakeStore:
-    """A message store. A body of `bad` is unstorable; `gate` holds batches back while cleared."""
+    """A message store. A body of `bad` is unstorable; `gate` holds batches back while cleared.
+
+    `fails3` fails three times, `left` is left over behind the second place of a batch.
+    """
 
     def __init__(self, faults: Faults) -> None:
         self._faults = faults
@@ -81,6 +93,8 @@ class FakeStore:
         self.gate = threading.Event()
         self.gate.set()
         self.gates: dict[bytes, threading.Event] = {}
+        self.pause = 0.0
+        self.attempts = 5
         self.inside = 0
         self.most_inside = 0
 
@@ -97,7 +111,12 @@ class FakeStore:
         self._faults.reach("partitions")
         return Partitions(whole=frozenset(self.rows), partial=frozenset())
 
-    def store(self, tenant_id: str, batch: Sequence[Incoming]) -> StoreResult:
+    def store(
+        self,
+        tenant_id: str,
+        batch: Sequence[Incoming],
+        again: Mapping[int, Tried | None] = NOTHING,
+    ) -> StoreResult:
         self._faults.reach(f"store {tenant_id}")
         with self._lock:
             self.inside += 1
@@ -113,11 +132,23 @@ class FakeStore:
         with self._lock:
             rows = self.rows[tenant_id]
             stored = duplicates = 0
-            unstorable = []
+            unstorable, held, left = [], [], []
             for index, message in enumerate(batch):
                 identity = message.id or f"generated-{len(rows)}"
                 self.deliveries[tenant_id, identity] += 1
-                if message.body == b"bad":
+                tried = again.get(index) or Tried(0, "")
+                attempts = tried.attempts + 1
+                if message.body.startswith(b"left") and index >= 2:
+                    left.append(index)
+                elif message.body.startswith(b"fails") and attempts <= int(message.body[5:]):
+                    if attempts == self.attempts:
+                        unstorable.append(
+                            Unstorable(index=index, reason="no", error="no", attempts=attempts)
+                        )
+                    else:
+                        now = Tried(attempts, "no")
+                        held.append(Held(index=index, seconds=self.pause, tried=now))
+                elif message.body == b"bad":
                     unstorable.append(Unstorable(index=index, reason="not_json", error="bad"))
                 elif identity in rows:
                     duplicates += 1
@@ -126,7 +157,14 @@ class FakeStore:
                     stored += 1
             totals = self.totals[tenant_id]
             totals.update(stored=stored, duplicates=duplicates, dead_lettered=len(unstorable))
-        return StoreResult(stored=stored, duplicates=duplicates, unstorable=tuple(unstorable))
+        return StoreResult(
+            stored=stored,
+            duplicates=duplicates,
+            unstorable=tuple(unstorable),
+            held=tuple(held),
+            left=tuple(left),
+            failures=tuple(one.tried.reason for one in held),
+        )
 
     def page(self, tenant_id: str, **_: Any) -> list[Any]:
         raise NotImplementedError

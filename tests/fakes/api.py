@@ -131,6 +131,7 @@ class FakeControl:
             workers_current=state.workers,
             consuming=True,
             unsettled=0,
+            held=0,
             rate=0.0,
             pending=self.pending.get(tenant_id),
             stored=self.stored.get(tenant_id, 0),

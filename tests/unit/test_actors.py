@@ -113,6 +113,81 @@ def test_what_can_t_be_stored_is_rejected_and_its_neighbours_are_not(tree: Tree)
     assert (runtime.stored, runtime.dead_lettered) == (2, 2)
 
 
+def test_a_message_that_fails_is_held_and_its_neighbours_go_on(tree: Tree) -> None:
+    tree.store.pause = 3600
+    tree.create("a")
+    subscription = tree.subscription("a")
+    subscription.deliver([message("1"), message("2", b"fails1"), message("3")])
+    tree.deliver("a", "4", "5")
+    eventually(lambda: set(subscription.unsettled) == {2})
+    assert tree.stored("a") == {"1", "3", "4", "5"}
+    runtime = tree.control.runtime("a")
+    assert runtime is not None
+    assert (runtime.held, runtime.unsettled) == (1, 1)
+
+
+def test_a_message_that_fails_is_tried_again_until_it_is_stored(tree: Tree) -> None:
+    tree.create("a")
+    tree.deliver("a", "flaky", body=b"fails4")
+    tree.deliver("a", *map(str, range(20)))
+    eventually(lambda: not tree.subscription("a").unsettled)
+    assert "flaky" in tree.stored("a")
+    assert tree.store.deliveries["a", "flaky"] == 5
+    assert not tree.subscription("a").rejected
+
+
+def test_a_message_that_fails_for_the_last_time_is_rejected_with_its_attempts(tree: Tree) -> None:
+    tree.create("a")
+    tree.deliver("a", *map(str, range(7)))
+    tree.deliver("a", "poison", body=b"fails5")
+    tree.deliver("a", "after")
+    eventually(lambda: not tree.subscription("a").unsettled)
+    assert [one.id for one in tree.subscription("a").rejected] == ["poison"]
+    (letter,) = tree.journal.read_stream(names.dead_letter_journal_stream("a"))
+    assert isinstance(letter.event, MessageDeadLettered)
+    assert letter.event.attempts == 5
+
+
+def test_what_a_worker_leaves_is_shared_out_and_acknowledged_once(tree: Tree) -> None:
+    tree.create("a", workers=2)
+    tree.deliver("a", *map(str, range(50)), body=b"left")
+    eventually(lambda: len(tree.subscription("a").acked) == 50)
+    assert sorted(tree.subscription("a").acked) == list(range(1, 51))
+    assert len(tree.stored("a")) == 50
+
+
+def test_a_drain_does_not_wait_for_what_is_held(tree: Tree) -> None:
+    tree.store.pause = 3600
+    tree.create("a")
+    tree.deliver("a", "flaky", body=b"fails1")
+    tree.deliver("a", "1")
+    eventually(lambda: set(tree.subscription("a").unsettled) == {1})
+    tree.execute(PauseTenant(tenant_id="a"))
+    assert [one.id for one in tree.subscription("a").requeued] == ["flaky"]
+
+
+def test_deliveries_held_on_a_lost_channel_come_again_and_are_settled_once(tree: Tree) -> None:
+    tree.store.pause = 3600
+    tree.create("a")
+    subscription = tree.subscription("a")
+    tree.deliver("a", "flaky", body=b"fails1")
+    eventually(lambda: tree.board.tenant("a").held == 1)
+    subscription.lose()
+    eventually(lambda: tree.board.tenant("a").held == 0)
+    tree.store.pause = 0
+    subscription.connect()
+    eventually(lambda: tree.stored("a") == {"flaky"} and subscription.acked == [1])
+
+
+def test_a_queue_whose_prefetch_is_held_is_widened(tree: Tree) -> None:
+    tree.store.pause = 3600
+    tree.create("a")
+    subscription = tree.subscription("a")
+    tree.deliver("a", *map(str, range(120)), body=b"fails1")
+    eventually(lambda: tree.board.tenant("a").held == 120)
+    assert subscription.widened == [(1, subscription.queues[0])] * 2
+
+
 def test_the_batch_of_a_crashed_worker_is_done_by_another(tree: Tree) -> None:
     tree.create("a")
     tree.faults.plan("store a", MessageStoreError("a bug"), times=2)
