@@ -99,7 +99,6 @@ class PostgresMessageStore:
         These have gone with its queues either way.
         """
         self._call("SELECT tenantry.drop_letters(%s)", tenant_id)
-
         self._call("DELETE FROM tenantry.attempts WHERE tenant_id = %s RETURNING key", tenant_id)
         if retain:
             return 0

@@ -67,7 +67,6 @@ class SystemCollector(Collector):
         yield _mailboxes(status.tree, frozenset(ids))
         yield self._latencies(ids)
         yield from _audits(self._audits(), ids)
-
         yield self._failed_attempts(ids)
         yield from self._events()
 
