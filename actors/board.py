@@ -126,6 +126,7 @@ class TenantBoard:
             duplicates=self.duplicates,
             dead_lettered=self.dead_lettered,
             parked=self.parked,
+            parked_at=None if state is None else state.parked_at,
             lifecycle=None if state is None else state.lifecycle,
         )
 

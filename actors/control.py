@@ -66,6 +66,7 @@ class ActorControl:
             version=__version__,
             pid=os.getpid(),
             tree=board.tree(),
+            abandoned=tuple(pulse.name for pulse in board.departures.abandoned),
             tenants=board.runtimes(),
         )
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import structlog
 
 from tenantry.database.pool import Database
 from tests import services_postgres, services_rabbitmq
@@ -29,6 +30,15 @@ def pytest_unconfigure(config: pytest.Config) -> None:
         _rabbitmq.stop()
     finally:
         _postgres.stop()
+
+
+@pytest.fixture(autouse=True)
+def _plain_tracebacks() -> None:
+    """Log tracebacks as they are: drawn with rich, a failing actor's takes a second."""
+    renderer = structlog.dev.ConsoleRenderer(
+        colors=False, exception_formatter=structlog.dev.plain_traceback
+    )
+    structlog.configure(processors=[structlog.contextvars.merge_contextvars, renderer])
 
 
 @pytest.fixture

@@ -43,6 +43,10 @@ class Tenant(BaseModel):
             examples=[None],
         ),
     ]
+    parked_at: Annotated[
+        str | None,
+        Field(description="Since when; null if the daemon did not.", examples=[None]),
+    ]
 
 
 class AccessData(BaseModel):
@@ -205,7 +209,11 @@ class Runtime(BaseModel):
     stored: int
     duplicates: int
     dead_lettered: int
-    parked: str | None
+    parked: Annotated[
+        str | None,
+        Field(description="Why the tenant was given up, by the journal or for now."),
+    ]
+    parked_at: str | None
 
 
 class Status(BaseModel):
@@ -218,6 +226,9 @@ class Status(BaseModel):
     version: Annotated[str, Field(examples=["0.1.0"])]
     pid: int
     tree: Actor
+    abandoned: Annotated[
+        list[str], Field(description="Actors that were replaced and whose threads still hang.")
+    ]
     tenants: dict[str, Runtime]
 
 

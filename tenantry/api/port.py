@@ -62,8 +62,9 @@ class TenantRuntime:
 
     `unsettled` counts deliveries taken from the broker and not yet acknowledged, `held` those of
     them that wait for another attempt; `rate` is messages settled a second, over the last ten;
-    `pending` is the broker's own count of waiting messages, None while unknown. `lifecycle` is
-    None until the tenant's events, and with them its totals, have been read.
+    `pending` is the broker's own count of waiting messages, None while unknown. `parked` says why
+    the tenant was given up; `parked_at` since when, where that is recorded. `lifecycle` is None
+    until the tenant's events, and with them its totals, have been read.
     """
 
     tenant_id: str
@@ -78,11 +79,15 @@ class TenantRuntime:
     parked: str | None
     held: int = 0
     lifecycle: Lifecycle | None = None
+    parked_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SystemStatus:
-    """The daemon at a glance; `reasons` says why it is not ready, when it is not."""
+    """The daemon at a glance; `reasons` says why it is not ready, when it is not.
+
+    `abandoned` names replaced actors whose threads still hang.
+    """
 
     state: SystemState
     ready: bool
@@ -91,6 +96,7 @@ class SystemStatus:
     version: str
     pid: int
     tree: ActorStatus
+    abandoned: tuple[str, ...] = ()
     tenants: Mapping[str, TenantRuntime] = field(default_factory=dict)
 
 

@@ -166,6 +166,7 @@ def status(system: SystemStatus) -> dict[str, Any]:
         "version": system.version,
         "pid": system.pid,
         "tree": _actor(system.tree),
+        "abandoned": system.abandoned,
         "tenants": {tenant_id: _runtime(one) for tenant_id, one in system.tenants.items()},
     }
 
@@ -188,6 +189,7 @@ def _tenant(
         "workers_current": workers_current,
         "messages_pending": messages_pending,
         "parked": state.parked,
+        "parked_at": state.parked_at,
     }
 
 
@@ -215,6 +217,7 @@ def _runtime(runtime: TenantRuntime) -> dict[str, Any]:
         "duplicates": runtime.duplicates,
         "dead_lettered": runtime.dead_lettered,
         "parked": runtime.parked,
+        "parked_at": runtime.parked_at,
     }
 
 

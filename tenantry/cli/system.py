@@ -44,6 +44,8 @@ def status(client: ControlClient, *, as_json: bool) -> None:
     )
     click.echo(f"started {found['started_at']}\n")
     output.print_tree(found["tree"], _describe_actor)
+    if found["abandoned"]:
+        click.echo(f"\nreplaced, but their threads still hang: {output.clean(found['abandoned'])}")
     tenants = found["tenants"]
     if not tenants:
         click.echo("\nno tenants; make one with `tenantry tenant create NAME`")
@@ -63,11 +65,19 @@ def status(client: ControlClient, *, as_json: bool) -> None:
                 tenant["stored"],
                 tenant["duplicates"],
                 tenant["dead_lettered"],
-                tenant["parked"],
+                _since(tenant),
             )
             for tenant_id, tenant in sorted(tenants.items())
         ],
     )
+
+
+def _since(tenant: Mapping[str, Any]) -> str | None:
+    """Say why a tenant was given up, and since when."""
+    if tenant["parked"] is None:
+        return None
+    at = tenant["parked_at"]
+    return f"{tenant['parked']} (since {at})" if at else f"{tenant['parked']} (for now)"
 
 
 def _describe_actor(node: Mapping[str, Any]) -> tuple[str, str]:

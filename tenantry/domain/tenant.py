@@ -73,7 +73,8 @@ class TenantState:
     """A tenant as its events tell it.
 
     `version` is the number of events folded so far: the expected version of the next append.
-    `parked` is the reason a paused tenant was parked by the supervisor, or None.
+    `parked` is the reason a paused tenant was parked by the supervisor, and `parked_at` the time;
+    both are None otherwise.
     `retained` tells that a deleted tenant's messages were kept.
     """
 
@@ -87,6 +88,7 @@ class TenantState:
     created_at: datetime
     updated_at: datetime
     parked: str | None = None
+    parked_at: datetime | None = None
     retained: bool = False
 
     @property
@@ -183,19 +185,25 @@ def evolve(state: TenantState | None, event: TenantEvent, at: datetime) -> Tenan
     state = replace(state, version=state.version + 1, updated_at=at)
     match event:
         case TenantProvisioned() | TenantResumed():
-            return replace(state, lifecycle=Lifecycle.ACTIVE, parked=None)
+            return replace(state, lifecycle=Lifecycle.ACTIVE, parked=None, parked_at=None)
         case WorkersResized(workers=workers):
             return replace(state, workers=workers)
         case TenantPaused():
             return replace(state, lifecycle=Lifecycle.PAUSED)
         case TenantParked(reason=reason):
-            return replace(state, lifecycle=Lifecycle.PAUSED, parked=reason)
+            return replace(state, lifecycle=Lifecycle.PAUSED, parked=reason, parked_at=at)
         case CredentialsRotated() | DriftRepaired():
             return state
         case TopicsAdded(topics=topics):
             return replace(state, topics=state.topics + topics)
         case DeletionRequested(retain=retain):
-            return replace(state, lifecycle=Lifecycle.DRAINING, retained=retain, parked=None)
+            return replace(
+                state,
+                lifecycle=Lifecycle.DRAINING,
+                retained=retain,
+                parked=None,
+                parked_at=None,
+            )
         case TenantDeleted() | ProvisioningAbandoned():
             return replace(state, lifecycle=Lifecycle.DELETED)
         case _:

@@ -42,7 +42,7 @@ UPCASTERS: Final[Mapping[tuple[str, int], Upcaster]] = MappingProxyType(
 )
 """For a type and a schema version, the way to the next."""
 
-STATE_SCHEMA: Final = 1
+STATE_SCHEMA: Final = 2
 """The shape of a written tenant state. Raise it when the state's fields or `evolve` change: what
 was written in another shape is then folded anew from the events."""
 
@@ -137,6 +137,8 @@ def decode_state(data: Mapping[str, object]) -> TenantState:
         raw["lifecycle"] = Lifecycle(str(raw["lifecycle"]))
         for name in ("created_at", "updated_at"):
             raw[name] = datetime.fromisoformat(str(raw[name]))
+        if raw["parked_at"] is not None:
+            raw["parked_at"] = datetime.fromisoformat(str(raw["parked_at"]))
     except (KeyError, ValueError) as error:
         raise MalformedEventError(f"a tenant's written state is malformed: {error}") from error
     state: TenantState = _build(TenantState, raw)

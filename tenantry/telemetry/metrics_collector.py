@@ -129,6 +129,12 @@ class SystemCollector(Collector):
         for (kind, outcome), count in recorder.drift().items():
             drift.add_metric([kind, outcome], count)
         yield drift
+        stuck = CounterMetricFamily(
+            "tenantry_stuck", "Actors that hung and were replaced", labels=["kind"]
+        )
+        for kind, count in recorder.stuck().items():
+            stuck.add_metric([kind], count)
+        yield stuck
         reconnects = CounterMetricFamily(
             "tenantry_broker_reconnects",
             "Times a connection to the broker was opened again",
@@ -168,8 +174,13 @@ def _system(status: SystemStatus) -> Iterator[Metric]:
     yield state
     yield GaugeMetricFamily(
         "tenantry_stuck_actors",
-        "Actors that have been handling one message for minutes",
+        "Actors that hang and are about to be replaced",
         value=_stuck(status.tree),
+    )
+    yield GaugeMetricFamily(
+        "tenantry_abandoned_threads",
+        "Threads of replaced actors that still hang",
+        value=len(status.abandoned),
     )
 
 
@@ -205,6 +216,9 @@ def _tenants(tenants: Iterable[TenantRuntime]) -> Iterator[Metric]:
     consuming = GaugeMetricFamily(
         "tenantry_consuming", "1 while a tenant's queues are consumed", labels=_ID
     )
+    parked = GaugeMetricFamily(
+        "tenantry_parked", "1 for a tenant that was given up, until it is resumed", labels=_ID
+    )
     processed = CounterMetricFamily(
         "messages_processed",
         "Messages brought to an end since the tenant was created",
@@ -218,10 +232,11 @@ def _tenants(tenants: Iterable[TenantRuntime]) -> Iterator[Metric]:
         unsettled.add_metric([tenant_id], tenant.unsettled)
         held.add_metric([tenant_id], tenant.held)
         consuming.add_metric([tenant_id], float(tenant.consuming))
+        parked.add_metric([tenant_id], float(tenant.parked is not None))
         processed.add_metric([tenant_id, "stored"], tenant.stored)
         processed.add_metric([tenant_id, "duplicate"], tenant.duplicates)
         processed.add_metric([tenant_id, "dead_lettered"], tenant.dead_lettered)
-    yield from (workers, pending, unsettled, held, consuming, processed)
+    yield from (workers, pending, unsettled, held, consuming, parked, processed)
 
 
 def _mailboxes(root: ActorStatus, tenant_ids: frozenset[str]) -> Metric:

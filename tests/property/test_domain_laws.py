@@ -60,6 +60,7 @@ def check_limits(state: TenantState) -> None:
     assert state.created_at <= state.updated_at
     if state.parked is not None:
         assert state.lifecycle is Lifecycle.PAUSED
+    assert (state.parked is None) == (state.parked_at is None)
 
 
 @given(histories)

@@ -27,6 +27,7 @@ states = st.builds(
     created_at=times,
     updated_at=times,
     parked=st.none() | text,
+    parked_at=st.none() | times,
     retained=st.booleans(),
 )
 

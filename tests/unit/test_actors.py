@@ -5,9 +5,11 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import NoReturn
 
 import pytest
 
+from actors import restarts, tenant
 from tenantry.api.port import CommandFailedError, SystemState, UnavailableError
 from tenantry.domain import names
 from tenantry.domain.commands import (
@@ -21,9 +23,16 @@ from tenantry.domain.commands import (
 from tenantry.domain.errors import TenantExistsError, TenantNotFoundError
 from tenantry.domain.events import MessageDeadLettered, TenantDeleted, TenantParked
 from tenantry.domain.tenant import Lifecycle
+from tenantry.journal.port import JournalError
 from tenantry.messages.port import MessageStoreError, StoreUnavailableError
 from tests.fakes.actors import Tree, message, outage, running_tree
 from tests.waiting import eventually
+
+
+@pytest.fixture
+def _hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave hardly a pause between restarts."""
+    monkeypatch.setattr(restarts, "FIRST_BACKOFF", 0.001)
 
 
 @pytest.fixture
@@ -206,6 +215,7 @@ def test_a_worker_that_exits_takes_nobody_with_it(tree: Tree) -> None:
     assert not tree.crashes
 
 
+@pytest.mark.usefixtures("_hasty")
 def test_a_tenant_that_keeps_crashing_is_parked_and_its_neighbours_go_on(tree: Tree) -> None:
     tree.create("a")
     tree.create("b")
@@ -453,3 +463,60 @@ def drain(tree: Tree, seconds: float):  # type: ignore[no-untyped-def]
     from actors.drain import drain_and_stop
 
     return drain_and_stop(tree.supervisor, seconds=seconds)
+
+
+@pytest.mark.usefixtures("_hasty")
+def test_a_parked_tenant_stays_parked_over_a_restart_until_it_is_resumed(tree: Tree) -> None:
+    tree.create("a")
+    tree.faults.plan("store a", MessageStoreError("a bug that stays"), times=1000)
+    tree.deliver("a", "1")
+    parked = eventually(lambda: (one := tree.control.runtime("a")) and one.parked_at and one)
+    tree.stop()
+    tree.faults.clear()
+    tree.start()
+    again = eventually(lambda: (one := tree.control.runtime("a")) and one.parked and one)
+    assert (again.parked, again.parked_at) == (parked.parked, parked.parked_at)
+    assert not again.consuming
+    assert tree.board.not_ready() == ()
+    assert tree.execute(ResumeTenant(tenant_id="a")).tenant.parked is None
+    eventually(lambda: tree.stored("a") == {"1"})
+    assert tree.events("a")[-2:] == ["TenantParked", "TenantResumed"]
+
+
+@pytest.mark.usefixtures("_hasty")
+def test_a_tenant_that_can_t_even_be_parked_stands_still_and_delays_nobody(tree: Tree) -> None:
+    tree.create("a")
+    tree.create("b")
+    tree.stop()
+    read = tree.journal.read_stream
+    tree.journal.read_stream = lambda stream, **more: (  # type: ignore[method-assign]
+        broken() if stream == names.journal_stream("a") else read(stream, **more)
+    )
+    tree.start()
+    eventually(lambda: (one := tree.control.runtime("a")) and one.parked)
+    eventually(lambda: tree.board.not_ready() == ())
+    runtime = tree.control.runtime("a")
+    assert runtime is not None
+    assert "a row that can't be read" in str(runtime.parked)
+    assert runtime.parked_at is None
+    tree.deliver("b", "1")
+    eventually(lambda: tree.stored("b") == {"1"})
+
+
+def broken() -> NoReturn:
+    raise JournalError("a row that can't be read")
+
+
+@pytest.mark.usefixtures("_hasty")
+def test_a_deletion_that_keeps_failing_stands_still_and_then_goes_on(
+    tree: Tree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (tenant, restarts):
+        monkeypatch.setattr(module, "HOPELESS", 0.1)
+    tree.create("a")
+    # Two lives of failures: what is being deleted can't be parked.
+    tree.faults.plan("remove_topology", ZeroDivisionError("a bug"), times=8)
+    with pytest.raises(UnavailableError):
+        tree.execute(RequestDeletion(tenant_id="a"))
+    eventually(lambda: tree.events("a")[-1] == "TenantDeleted")
+    eventually(lambda: tree.control.runtime("a") is None)

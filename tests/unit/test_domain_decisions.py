@@ -64,7 +64,7 @@ STATES = {
     "provisioning": replace(ACTIVE, lifecycle=Lifecycle.PROVISIONING),
     "active": ACTIVE,
     "paused": replace(ACTIVE, lifecycle=Lifecycle.PAUSED),
-    "parked": replace(ACTIVE, lifecycle=Lifecycle.PAUSED, parked="kept failing"),
+    "parked": replace(ACTIVE, lifecycle=Lifecycle.PAUSED, parked="kept failing", parked_at=AT),
     "draining": replace(ACTIVE, lifecycle=Lifecycle.DRAINING),
     "deleted": replace(ACTIVE, lifecycle=Lifecycle.DELETED),
 }
