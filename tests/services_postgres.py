@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import signal
 import tempfile
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
@@ -117,3 +118,24 @@ def _template(connection: psycopg.Connection, server_url: str) -> str:
     finally:
         connection.execute("SELECT pg_advisory_unlock(%s)", [TEMPLATE_LOCK])
     return name
+
+
+def processes(server: EmbeddedPostgres) -> list[int]:
+    """Give the server's processes, its children first."""
+    parent = int((server.log_dir.parent / "postmaster.pid").read_text().split()[0])
+    children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
+    return [*map(int, children), parent]
+
+
+@contextmanager
+def frozen(server: EmbeddedPostgres) -> Iterator[None]:
+    """Stop all of a server's processes: its connections stay, and nobody answers."""
+    stopped = processes(server)
+    for pid in stopped:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for pid in stopped:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)

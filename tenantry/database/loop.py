@@ -19,6 +19,9 @@ CONNECTIONS: Final = 8
 PATIENCE: Final = 5.0
 """Seconds a query waits for a connection."""
 
+LONGEST: Final = 35.0
+"""Seconds an answer is waited for: a server that lives gives a statement up before."""
+
 IDLE: Final = 60.0
 """Seconds after which a connection that nobody has used is closed."""
 
@@ -142,7 +145,11 @@ class _Link:
             self.close()
             raise _LostError(str(error)) from error
         try:
-            return await self._answer
+            async with asyncio.timeout(LONGEST):
+                return await self._answer
+        except TimeoutError:
+            # Not lost: another connection would not fare better.
+            raise errors.OperationalError(f"no answer for {LONGEST:g} seconds") from None
         finally:
             self._answer = None
             self.used_at = time.monotonic()

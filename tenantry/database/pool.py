@@ -17,6 +17,7 @@ from psycopg_pool import ConnectionPool, PoolTimeout
 
 from tenantry.database.errors import DatabaseUnavailableError, DatabaseUrlError
 from tenantry.database.failures import connect_failure, is_unavailable, place, unavailable
+from tenantry.database.silence import MARGIN, PROBE_TIMEOUT, Silence, bounded
 
 Connection: TypeAlias = psycopg.Connection[TupleRow]
 
@@ -44,7 +45,8 @@ logging.getLogger("psycopg.pool").setLevel(logging.ERROR)
 class Database:
     """Connections to one PostgreSQL database, autocommitting, bounded in number and in time.
 
-    Every statement ends within `statement_timeout` seconds and waits for a lock for 10 at most.
+    Every statement ends within `statement_timeout` seconds and waits for a lock for 10 at most; at
+    a server that has fallen silent, as a stopped one does, it is given up within some 10 seconds.
     Safe to use from any thread. After an outage it recovers by itself: connections that were open
     then are thrown away together when the first of them fails.
     """
@@ -70,6 +72,7 @@ class Database:
         self._guard = threading.Lock()
         self._drained_at = 0.0
         self._connect_failure: str | None = None
+        self._silence = Silence(self._knock)
 
     def __repr__(self) -> str:
         return f"<Database {self._where}>"
@@ -94,7 +97,7 @@ class Database:
             return
         self._probe(timeout)
         pool: ConnectionPool[Connection] = ConnectionPool(
-            connection_class=self._connection_class(),
+            connection_class=self._connection_class(self._longest(self._statement_timeout)),
             kwargs=self._kwargs(),
             min_size=self._min_size,
             max_size=self._pool_size,
@@ -153,8 +156,10 @@ class Database:
 
         Its errors are mapped as those of `connection`; it is closed at the end.
         """
+        limit = self._statement_timeout if statement_timeout is None else statement_timeout
+        kind = self._connection_class(self._longest(limit))
         try:
-            connection = psycopg.connect(**self._kwargs(statement_timeout))
+            connection = kind.connect(**self._kwargs(statement_timeout))
         except psycopg.Error as error:
             raise connect_failure(error, self._where) from error
         try:
@@ -229,22 +234,41 @@ class Database:
             "autocommit": True,
         }
 
-    def _connection_class(self) -> type[Connection]:
-        """Make connections that leave word of why they couldn't be made: the pool won't tell."""
+    def _connection_class(self, longest: float | None) -> type[Connection]:
+        """Make connections that give a silent server up, and leave word of why there are none."""
         database = self
 
-        class Remembering(psycopg.Connection[TupleRow]):
+        class Attentive(psycopg.Connection[TupleRow]):
             @classmethod
             def connect(cls, *args: Any, **kwargs: Any) -> Any:
                 try:
                     connection = super().connect(*args, **kwargs)
                 except psycopg.Error as error:
+                    # The pool won't tell.
                     database._note(str(connect_failure(error, database.where)))
                     raise
                 database._note(None)
                 return connection
 
-        return Remembering
+            def wait(self, gen: Any, *args: Any, **kwargs: Any) -> Any:
+                steps = bounded(
+                    gen,
+                    silence=database._silence,
+                    longest=longest,
+                    give_up=self.pgconn.finish,
+                )
+                return super().wait(steps, *args, **kwargs)
+
+        return Attentive
+
+    def _longest(self, statement_timeout: float) -> float | None:
+        """Give the seconds after which no answer is to be expected, None where nobody can say."""
+        if not statement_timeout or "statement_timeout" in (self._parameters.get("options") or ""):
+            return None
+        return statement_timeout + MARGIN
+
+    def _knock(self) -> Connection:
+        return psycopg.connect(**{**self._kwargs(), "connect_timeout": PROBE_TIMEOUT})
 
     def _note(self, failure: str | None) -> None:
         before, self._connect_failure = self._connect_failure, failure

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import random
 import threading
+import time
 from typing import Final
 
 import psycopg
@@ -19,6 +20,9 @@ from tenantry.telemetry.heartbeat import Heartbeat
 CHANNEL: Final = "tenantry_events"
 SLICE: Final = 0.2
 """Seconds after which it looks whether it has been asked to stop."""
+
+ASK_EVERY: Final = 5.0
+"""Seconds after which it makes sure that the server still answers."""
 
 FIRST_DELAY: Final = 0.1
 LAST_DELAY: Final = 5.0
@@ -78,8 +82,13 @@ class JournalListener:
         self._connected.set()
 
     def _listen(self, connection: Connection) -> None:
+        asked = time.monotonic()
         while not self._stopping.is_set():
             self.heartbeat.beat()
+            if time.monotonic() - asked > ASK_EVERY:
+                # A server that has fallen silent looks like one that has nothing to tell.
+                connection.execute("SELECT 1")
+                asked = time.monotonic()
             for notice in connection.notifies(timeout=SLICE):
                 if notice.payload.isdecimal():
                     self.bell.ring(int(notice.payload))

@@ -1,0 +1,56 @@
+"""A database that is stopped, not ended: connected, and silent."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tenantry.database.embedded import EmbeddedPostgres
+from tests.acceptance.program import Program
+from tests.acceptance.test_outages import wait_consuming
+from tests.ledger import Ledger
+from tests.services_postgres import frozen
+from tests.services_rabbitmq import RabbitHost
+from tests.waiting import eventually
+
+
+@pytest.fixture
+def server() -> Iterator[EmbeddedPostgres]:
+    """A PostgreSQL of the test's own: nobody else shall freeze with it."""
+    with tempfile.TemporaryDirectory(prefix="tnt-pg-") as directory:
+        made = EmbeddedPostgres(Path(directory) / "pg")
+        made.start()
+        try:
+            yield made
+        finally:
+            made.stop()
+
+
+def test_a_frozen_database_is_noticed_and_nothing_waits_for_it_for_ever(
+    rabbitmq: RabbitHost, server: EmbeddedPostgres
+) -> None:
+    url = server.start()
+    ledger = Ledger(database_url=url)
+    with Program(rabbitmq, url) as program:
+        program.start(TENANTRY_SHUTDOWN_DEADLINE_SECONDS="3")
+        tenant = program.create()
+        with ledger.publishing([(tenant.id, tenant.amqp_url)], rate=500):
+            ledger.wait_confirmed(200)
+            with frozen(server):
+                eventually(
+                    lambda: program.status_of("/readyz") == 503, timeout=20, what="readyz 503"
+                )
+                assert program.status_of("/healthz") == 200
+                ledger.wait_confirmed(100)
+            wait_consuming(program, ledger)
+        ledger.check(alive=program.check_running)
+        with ledger.publishing([(tenant.id, tenant.amqp_url)], rate=500):
+            ledger.wait_confirmed(100)
+            with frozen(server):
+                assert program.stop() in {0, 1}
+        program.start()
+        ledger.check(alive=program.check_running)
+        assert "Traceback" not in program.stderr

@@ -1,0 +1,103 @@
+"""A PostgreSQL that is stopped, not ended: it holds its connections and answers nothing."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import closing, suppress
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from tenantry.database.embedded import EmbeddedPostgres
+from tenantry.database.pool import Database
+from tenantry.database.silence import Silence, bounded
+from tests.services_postgres import frozen
+
+
+@pytest.fixture
+def server() -> Iterator[EmbeddedPostgres]:
+    with tempfile.TemporaryDirectory(prefix="tnt-pg-") as directory:
+        made = EmbeddedPostgres(Path(directory) / "pg")
+        made.start()
+        try:
+            yield made
+        finally:
+            made.stop()
+
+
+def test_a_frozen_server_is_given_up_in_time_and_used_again_afterwards(
+    server: EmbeddedPostgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tenantry.database.silence.PROBE_AFTER", 0.5)
+    monkeypatch.setattr("tenantry.database.pool.PROBE_TIMEOUT", 2)
+    with closing(Database(server.start())) as database:
+        database.open()
+        with database.connection() as connection:
+            connection.execute("CREATE TABLE told (n int)")
+        with database.connection() as connection, frozen(server):
+            began = time.monotonic()
+            with pytest.raises(psycopg.OperationalError, match="fallen silent"):
+                connection.execute("INSERT INTO told VALUES (1)")
+            assert time.monotonic() - began < 20
+            assert connection.closed
+        with database.connection() as connection:
+            connection.execute("SELECT 1")
+
+
+class _Answers(Silence):
+    def __init__(self, *, silent: bool) -> None:
+        super().__init__(lambda: pytest.fail("nobody was to connect"))
+        self.silent = silent
+        self.asked = 0
+
+    def found(self) -> bool:
+        self.asked += 1
+        return self.silent
+
+
+def waiting(steps: int) -> Iterator[object]:
+    """Wait so many times, as psycopg does, then answer."""
+    for _ in range(steps):
+        yield "read"
+
+
+def go_along(silence: Silence, clock: list[float], *, longest: float | None = None) -> list[str]:
+    given_up: list[str] = []
+    going = bounded(
+        waiting(len(clock)),  # type: ignore[arg-type]
+        silence=silence,
+        longest=longest,
+        give_up=lambda: given_up.append("given up"),
+    )
+    next(going)
+    with suppress(StopIteration):
+        while True:
+            going.send(0)
+    return given_up
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    times = [float(n) for n in range(40)]
+    left = iter(times)
+    monkeypatch.setattr("tenantry.database.silence.time.monotonic", lambda: next(left, 99.0))
+    return times[:30]
+
+
+def test_a_slow_answer_of_a_server_that_lives_is_waited_for(clock: list[float]) -> None:
+    silence = _Answers(silent=False)
+    assert go_along(silence, clock) == []
+    assert silence.asked > 1
+
+
+def test_beyond_the_servers_own_limit_no_answer_is_waited_for(clock: list[float]) -> None:
+    with pytest.raises(psycopg.OperationalError, match="no answer for 12 seconds"):
+        go_along(_Answers(silent=False), clock, longest=12.0)
+
+
+def test_a_silent_server_is_not_waited_for(clock: list[float]) -> None:
+    with pytest.raises(psycopg.OperationalError, match="silent"):
+        go_along(_Answers(silent=True), clock)
