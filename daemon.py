@@ -53,6 +53,8 @@ from tenantry.database.keeper import PostgresKeeper
 from tenantry.database.loop import LoopQueries
 from tenantry.database.migrations import migrate
 from tenantry.database.pool import Database
+from tenantry.front.plan import WorkWith
+from tenantry.front.process import Front, relay_beside
 from tenantry.journal.listener import JournalListener
 from tenantry.journal.postgres import PostgresEventStore
 from tenantry.messages.dead_letters_postgres import PostgresDeadLetterIndex
@@ -151,24 +153,9 @@ class Daemon:
         settings = self._settings
         log.info("daemon.starting", version=__version__, pid=os.getpid())
         settings.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        door = Door()
-        api = ApiServer(
-            door,
-            socket_path=settings.control_socket,
-            tcp=(settings.server.host, settings.server.port),
-            tls=settings.server.tls,
-        )
-        metrics_door = Door()
-        metrics_api = self._metrics_api(metrics_door)
-        # The control socket comes first: whoever holds it is the daemon of this state.
-        api.bind()
-        self._run_thread(stack, "api", api.run, api.stop, api.heartbeat)
-        if metrics_api is not None:
-            metrics_api.bind()
-            self._run_thread(
-                stack, "metrics", metrics_api.run, metrics_api.stop, metrics_api.heartbeat
-            )
-
+        door, metrics_door = Door(), Door()
+        front = self._listen(stack, door)
+        metrics_port = self._listen_for_metrics(stack, metrics_door)
         database = self._open_database(stack)
         listener = JournalListener(database)
         self._run_thread(stack, "journal-listener", listener.run, listener.stop, listener.heartbeat)
@@ -258,6 +245,7 @@ class Daemon:
             )
         )
         metrics_door.open(alone(metrics))
+        cursor_key = kept_key(settings.state_dir / "cursor.key")
         door.open(
             create_app(
                 control=control,
@@ -270,9 +258,9 @@ class Daemon:
                 letters=dead_letters,
                 auditor=auditor,
                 idempotency=PostgresIdempotencyKeys(database),
-                cursor_key=kept_key(settings.state_dir / "cursor.key"),
+                cursor_key=cursor_key,
                 default_workers=settings.workers,
-                info=self._info(database, api, metrics_api),
+                info=self._info(database, front, metrics_port),
                 jwt_secret=settings.security.jwt_secret.get_secret_value() or None,
                 metrics=metrics,
             )
@@ -280,9 +268,12 @@ class Daemon:
         if not settings.security.jwt_secret.get_secret_value():
             log.warning(
                 "api.without_tokens",
-                listens_on=f"{settings.server.host}:{api.tcp_port}",
+                listens_on=f"{settings.server.host}:{front.port}",
                 remedy="whoever is on this machine may do everything; set security.jwt_secret",
             )
+        front.work_with(
+            WorkWith(database_url=database.url, cursor_key=cursor_key.hex(), rabbitmq_url=url)
+        )
         tell(supervisor, Begin())
         self._start_audits(stack, auditor, directory)
         return supervisor
@@ -318,9 +309,34 @@ class Daemon:
         migrate(database)
         return database
 
-    def _metrics_api(self, app: ASGIApp) -> ApiServer | None:
+    def _listen(self, stack: ExitStack, app: ASGIApp) -> Front:
+        settings = self._settings
+        relay = relay_beside(settings.control_socket)
+        api = ApiServer(app, socket_path=settings.control_socket, relay_path=relay)
+        front = Front(
+            (settings.server.host, settings.server.port),
+            relay=relay,
+            jwt_secret=settings.security.jwt_secret.get_secret_value() or None,
+            tls=settings.server.tls,
+            log_level=settings.log.level,
+            log_format=settings.log.format,
+        )
+        # The control socket comes first: whoever holds it is the daemon of this state.
+        api.bind()
+        front.bind()
+        # Stopped last: what hangs on the daemon's answers has then come to its end.
+        self._run_thread(stack, "front", front.run, front.stop)
+        self._run_thread(stack, "api", api.run, api.stop, api.heartbeat)
+        return front
+
+    def _listen_for_metrics(self, stack: ExitStack, app: ASGIApp) -> int | None:
         port = self._settings.metrics.port
-        return None if port is None else ApiServer(app, tcp=("127.0.0.1", port))
+        if port is None:
+            return None
+        api = ApiServer(app, tcp=("127.0.0.1", port))
+        api.bind()
+        self._run_thread(stack, "metrics", api.run, api.stop, api.heartbeat)
+        return api.tcp_port
 
     def _administration(self) -> RabbitAdministration:
         settings = self._settings
@@ -334,7 +350,7 @@ class Daemon:
         )
 
     def _info(
-        self, database: Database, api: ApiServer, metrics: ApiServer | None
+        self, database: Database, front: Front, metrics_port: int | None
     ) -> dict[str, object]:
         settings = self._settings
         return {
@@ -346,10 +362,10 @@ class Daemon:
             },
             "server": {
                 "host": settings.server.host,
-                "port": api.tcp_port,
+                "port": front.port,
                 "tls": settings.server.tls is not None,
             },
-            "metrics": {"port": None if metrics is None else metrics.tcp_port},
+            "metrics": {"port": metrics_port},
             "control_socket": str(settings.control_socket),
             "state_dir": str(settings.state_dir),
         }

@@ -130,7 +130,7 @@ def create_app(
     access.check_routes(app.routes)
     handlers.install(app)
     # The last one added is the outermost: who it is, and whether they may, comes before the body.
-    app.add_middleware(Lanes, lanes=[message_routes.lane(services)])
+    app.add_middleware(Lanes, lanes=[message_routes.lane(services), publish_routes.lane(services)])
     app.add_middleware(Limits, most=max_requests, seconds=request_timeout)
     app.add_middleware(BoundedBody, max_bytes=max_body_bytes, seconds=body_timeout)
     app.add_middleware(Authentication, tokens=Tokens(jwt_secret) if jwt_secret else None)

@@ -10,6 +10,9 @@ from typing import Any, Final
 
 _KEY: Final = "tenantry.connection"
 
+RELAYED_PEER: Final = b"tenantry-peer"
+"""The header in which the front names a request's peer, on the socket that is the front's alone."""
+
 
 class Listener(StrEnum):
     """Which door a request came through."""

@@ -15,10 +15,12 @@ from tenantry.api.problems import Problem
 _NAMESPACE: Final = UUID("5d3f6c1e-0f6b-5b0e-9b55-6d2f1c9a7e10")
 _MOST_IN_MEMORY: Final = 10_000
 
+HEADER: Final = "Idempotency-Key"
+
 Key: TypeAlias = Annotated[
     str | None,
     Header(
-        alias="Idempotency-Key",
+        alias=HEADER,
         pattern=r"^[\x21-\x7e]{1,255}$",
         description="Any text of your own, a new one for each thing to be done: 1 to 255 visible "
         "ASCII characters. The same call with the same key and body, made again within a day, has "

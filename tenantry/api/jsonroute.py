@@ -34,14 +34,15 @@ class JsonRoute(APIRoute):
 
         async def handle(request: Request) -> Response:
             strict = JsonRequest(request.scope, request.receive)
-            if takes_body and await strict.body() and not _is_json(strict):
+            if takes_body and await strict.body() and not is_json(strict):
                 raise Problem(415, "send the body with Content-Type: application/json")
             return await handler(strict)
 
         return handle
 
 
-def _is_json(request: Request) -> bool:
+def is_json(request: Request) -> bool:
+    """Tell whether a request's body is announced as JSON."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     return kind == "application/json" or (
         kind.startswith("application/") and kind.endswith("+json")

@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Final
 
 _BACKLOG: Final = 512
-_MASK: Final = 0o117  # a socket is made with 0777 less this: 0660
+# A socket is made with 0777 less the mask.
+_GROUP: Final = 0o117
+_OWNER: Final = 0o177
 
 
 class ListenError(Exception):
@@ -35,7 +37,7 @@ class ControlSocket:
         self.path = path
         self._lock = _lock(path)
         try:
-            self.socket = _bind_unix(path)
+            self.socket = _bind_unix(path, _GROUP)
             made = path.stat()
             self._inode = (made.st_dev, made.st_ino)
         except BaseException:
@@ -114,12 +116,20 @@ def _lock(path: Path) -> int:
     return lock
 
 
-def _bind_unix(path: Path) -> socket.socket:
+def bind_private(path: Path) -> socket.socket:
+    """Listen on a Unix socket for the same user only, in place of one a killed process has left.
+
+    Whoever calls it must be the only one who would: it asks nobody. Raises `ListenError`.
+    """
+    return _bind_unix(path, _OWNER)
+
+
+def _bind_unix(path: Path, mask: int) -> socket.socket:
     bound = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         _clear(path)
         # The process's mask, for this one moment: no socket is ever there with a wider mode.
-        before = os.umask(_MASK)
+        before = os.umask(mask)
         try:
             bound.bind(os.fspath(path))
         finally:

@@ -8,7 +8,7 @@ import resource
 import socket
 import ssl
 import threading
-from collections.abc import Coroutine, Generator
+from collections.abc import Callable, Coroutine, Generator
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,11 +16,12 @@ import structlog
 import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from tenantry.api.connection import Connection, Listener, mark
+from tenantry.api.connection import RELAYED_PEER, Connection, Listener, mark
 from tenantry.api.listeners import (
     ControlSocket,
     ControlSocketBusyError,
     ListenError,
+    bind_private,
     bind_tcp,
     tls_context,
 )
@@ -44,7 +45,8 @@ _MARGIN_SECONDS: Final = 5.0
 class ApiServer:
     """Listens and serves. Made on any thread; `run` blocks the thread that owns it.
 
-    With `tls`, the files of a certificate and its key, TCP is served as HTTPS.
+    With `tls`, the files of a certificate and its key, TCP is served as HTTPS. `listening` is a
+    TCP socket that is bound already. `relay_path` is where a front hands on what it has from TCP.
 
     `bind` takes the addresses and raises `ListenError` where one can't be had; then neither is.
     `stop` may come from any thread, at any time, more than once.
@@ -55,7 +57,9 @@ class ApiServer:
         app: ASGIApp,
         *,
         socket_path: Path | None = None,
+        relay_path: Path | None = None,
         tcp: tuple[str, int] | None = None,
+        listening: socket.socket | None = None,
         tls: tuple[Path, Path] | None = None,
         max_connections: int = MAX_CONNECTIONS,
         grace: int = GRACE_SECONDS,
@@ -63,13 +67,15 @@ class ApiServer:
         self.heartbeat: Final = Heartbeat()
         self._app = app
         self._socket_path = socket_path
+        self._relay_path = relay_path
         self._tcp_address = tcp
         self._tls_files = tls
         self._tls: ssl.SSLContext | None = None
         self._max_connections = max_connections
         self._grace = grace
         self._control: ControlSocket | None = None
-        self._tcp: socket.socket | None = None
+        self._relay: socket.socket | None = None
+        self._tcp = listening
         self._port: int | None = None
         self._guard = threading.Lock()
         self._bound = self._running = self._stopping = False
@@ -93,8 +99,11 @@ class ApiServer:
                     self._tls = tls_context(*self._tls_files)
                 if self._socket_path is not None:
                     self._control = ControlSocket(self._socket_path)
+                if self._relay_path is not None:
+                    self._relay = bind_private(self._relay_path)
                 if self._tcp_address is not None:
                     self._tcp = bind_tcp(*self._tcp_address)
+                if self._tcp is not None:
                     self._port = self._tcp.getsockname()[1]
             except ListenError:
                 self._release()
@@ -137,11 +146,19 @@ class ApiServer:
                 loop.call_soon_threadsafe(self._closing.set)
         return self._ended.wait(self._grace + _MARGIN_SECONDS if timeout is None else timeout)
 
+    def call(self, act: Callable[[], None]) -> None:
+        """Have something done on the event loop, soon; while there is none, nothing."""
+        with self._guard:
+            if self._loop is not None:
+                self._loop.call_soon_threadsafe(act)
+
     async def _serve(self) -> None:
         closing = asyncio.Event()
         servers: list[tuple[_Server, socket.socket]] = []
         if self._control is not None:
             servers.append((self._server(Listener.CONTROL, closing), self._control.socket))
+        if self._relay is not None:
+            servers.append((self._server(Listener.TCP, closing, relayed=True), self._relay))
         if self._tcp is not None:
             servers.append((self._server(Listener.TCP, closing), self._tcp))
         with self._guard:
@@ -149,7 +166,8 @@ class ApiServer:
             if self._stopping:  # it came before there was a loop to tell
                 return
         tasks = [asyncio.create_task(server.serve([bound])) for server, bound in servers]
-        _log.info("api.serving", control=str(self._socket_path), tcp_port=self.tcp_port)
+        where = {"control": self._socket_path and str(self._socket_path), "tcp_port": self._port}
+        _log.info("api.serving", **{key: value for key, value in where.items() if value})
         ended = asyncio.create_task(closing.wait())
         waits: list[asyncio.Task[Any]] = [
             ended,
@@ -169,9 +187,11 @@ class ApiServer:
             for wait in waits:
                 wait.cancel()
 
-    def _server(self, listener: Listener, closing: asyncio.Event) -> _Server:
+    def _server(
+        self, listener: Listener, closing: asyncio.Event, *, relayed: bool = False
+    ) -> _Server:
         config = uvicorn.Config(
-            _Entrance(self._app, listener, closing),
+            _Entrance(self._app, listener, closing, relayed=relayed),
             interface="asgi3",
             http=bounded_h11(self._most_connections()),
             ws="none",
@@ -188,7 +208,7 @@ class ApiServer:
             timeout_graceful_shutdown=self._grace,
         )
         config.load()
-        if listener is Listener.TCP:
+        if listener is Listener.TCP and not relayed:
             config.ssl = self._tls
         return _Server(config)
 
@@ -201,6 +221,9 @@ class ApiServer:
     def _release(self) -> None:
         if self._control is not None:
             self._control.close()
+        if self._relay is not None and self._relay_path is not None:
+            self._relay.close()
+            self._relay_path.unlink(missing_ok=True)
         if self._tcp is not None:
             self._tcp.close()
 
@@ -265,12 +288,17 @@ async def _all_listening(servers: list[_Server]) -> None:
 class _Entrance:
     """Marks requests with how they came in."""
 
-    def __init__(self, app: ASGIApp, listener: Listener, closing: asyncio.Event) -> None:
+    def __init__(
+        self, app: ASGIApp, listener: Listener, closing: asyncio.Event, *, relayed: bool
+    ) -> None:
         self._app = app
         self._listener = listener
         self._closing = closing
+        self._relayed = relayed
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         peer = str(scope.get("state", {}).get(PEER_KEY, "unknown"))
+        if self._relayed:
+            peer = dict(scope["headers"]).get(RELAYED_PEER, b"unknown").decode("latin-1")
         mark(scope, Connection(listener=self._listener, peer=peer, closing=self._closing))
         await self._app(scope, receive, send)

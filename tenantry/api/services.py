@@ -65,6 +65,16 @@ class Services:
     auditor: Auditor
     pools: Pools = field(default_factory=Pools)
 
+    @property
+    def threads(self) -> Pool:
+        """Threads for reading."""
+        return self.pools.reads
+
+    @property
+    def publish_threads(self) -> Pool:
+        """Threads that wait for the broker."""
+        return self.pools.publishes
+
 
 async def _metadata(request: Request) -> Metadata:
     return Metadata(

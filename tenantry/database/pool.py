@@ -62,6 +62,7 @@ class Database:
     ) -> None:
         """Raises `DatabaseUrlError`; connects to nothing yet."""
         self._parameters = _parse(url)
+        self._url = url
         self._where = place(self._parameters)
         self._pool_size = pool_size
         self._min_size = min(min_size, pool_size)
@@ -81,6 +82,11 @@ class Database:
     def where(self) -> str:
         """Host and name of the database, for people; no password."""
         return self._where
+
+    @property
+    def url(self) -> str:
+        """What it was made with, the password included."""
+        return self._url
 
     @property
     def server_version(self) -> int:

@@ -126,7 +126,7 @@ def test_a_stopping_server_ends_the_waiting(api: Served) -> None:
         page = threads.submit(_waiting, api, "/events", cursor, 30)
         _until_following(api, 1)
         started = time.monotonic()
-        assert api.server.stop()
+        assert api.stop()
         assert page.result(10)["data"] == []
         assert time.monotonic() - started < 4
 

@@ -125,8 +125,7 @@ def test_a_thread_that_nobody_waits_for_any_more_keeps_its_place() -> None:
 
 
 def test_all_bodies_together_are_bounded(api: Served) -> None:
-    assert api.control.get("/healthz").status_code == 200  # builds the stack
-    bounded = _middleware(api, "BoundedBody")
+    bounded = api.front.bodies
     bounded._held_bytes = 1_500_000
     begun = []
     try:

@@ -119,8 +119,8 @@ def test_two_servers_can_not_have_one_port() -> None:
 def test_stopping_removes_the_socket_and_closes_the_port() -> None:
     with serving(World()) as api:
         assert api.control.get("/healthz").status_code == 200
-        assert api.server.stop()
-        assert api.server.stop()
+        assert api.stop()
+        assert api.stop()
         assert not api.path.exists()
         with pytest.raises(httpx.ConnectError):
             httpx.get(f"{api.url}/healthz", trust_env=False)
@@ -165,7 +165,7 @@ def test_a_stuck_command_does_not_hold_up_the_end() -> None:
         thread.start()
         assert world.control.entered.acquire(timeout=10)
         started = time.monotonic()
-        assert api.server.stop()
+        assert api.stop()
         assert time.monotonic() - started < 5
         world.control.held.set()
         thread.join(10)
@@ -188,7 +188,7 @@ def test_a_request_that_is_being_served_is_finished_when_the_server_stops() -> N
         )
         thread.start()
         assert world.control.entered.acquire(timeout=10)
-        api.server.stop(0)
+        api.stop(0)
         world.control.held.set()
         thread.join(10)
     assert answers == [200]

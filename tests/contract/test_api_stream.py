@@ -172,7 +172,7 @@ def test_a_stream_ends_after_its_time(api: Served) -> None:
 def test_streams_end_when_the_server_stops(api: Served) -> None:
     with following(api) as tail:
         tail.block()
-        stopping = threading.Thread(target=api.server.stop)
+        stopping = threading.Thread(target=api.stop)
         stopping.start()
         with pytest.raises(EOFError):
             tail.message()

@@ -40,6 +40,7 @@ from tenantry.domain.commands import (
     RotateCredentials,
 )
 from tenantry.domain.tenant import TenantState, decide
+from tenantry.front.application import FrontApplication
 from tenantry.journal.memory import InMemoryEventStore
 from tenantry.journal.port import Metadata
 from tenantry.messages.dead_letters_memory import InMemoryDeadLetterIndex
@@ -337,11 +338,25 @@ class World:
 
 
 class Served:
-    """A world that is being served, with clients of both listeners."""
+    """A world that is being served, with clients of both listeners.
 
-    def __init__(self, world: World, app: FastAPI, server: ApiServer, path: Path) -> None:
+    TCP is the front's, as in the daemon, here on a thread: `server` is the one that serves it.
+    """
+
+    def __init__(
+        self,
+        *,
+        world: World,
+        app: FastAPI,
+        api: ApiServer,
+        front: FrontApplication,
+        server: ApiServer,
+        path: Path,
+    ) -> None:
         self.world = world
         self.app = app
+        self.api = api
+        self.front = front
         self.server = server
         self.path = path
         self.url = f"http://127.0.0.1:{server.tcp_port}"
@@ -352,6 +367,11 @@ class Served:
             trust_env=False,
         )
         self.tcp = httpx.Client(base_url=self.url, timeout=30, trust_env=False)
+
+    def stop(self, timeout: float | None = None) -> bool:
+        """Stop both servers in the daemon's order."""
+        api_ended = self.api.stop(timeout)
+        return self.server.stop(timeout) and api_ended
 
     def tail(self) -> JournalTail:
         tail = self.app.state.services.tail
@@ -371,16 +391,26 @@ def short_directory() -> Iterator[Path]:
 
 @contextmanager
 def serving(world: World, **options: Any) -> Iterator[Served]:
-    """Serve a world on both listeners, on a thread of its own."""
+    """Serve a world on both listeners, on threads of their own."""
     with short_directory() as directory:
-        path = directory / "control.sock"
+        path, relay = directory / "control.sock", directory / "relay.sock"
         app = world.app()
-        server = ApiServer(app, socket_path=path, tcp=("127.0.0.1", 0), **options)
-        server.bind()
-        thread = threading.Thread(target=server.run, name="api")
-        thread.start()
-        served = Served(world, app, server, path)
+        api = ApiServer(app, socket_path=path, relay_path=relay, **options)
+        limits = {
+            key: world.options[key]
+            for key in ("max_body_bytes", "body_timeout")
+            if key in world.options
+        }
+        front = FrontApplication(relay, world.options.get("jwt_secret"), **limits)
+        server = ApiServer(front, tcp=("127.0.0.1", 0), **options)
+        threads = []
+        for one, name in ((api, "api"), (server, "front")):
+            one.bind()
+            threads.append(threading.Thread(target=one.run, name=name))
+            threads[-1].start()
+        served = Served(world=world, app=app, api=api, front=front, server=server, path=path)
         try:
+            assert api.wait_started(10)
             assert server.wait_started(10)
             yield served
         finally:
@@ -388,6 +418,7 @@ def serving(world: World, **options: Any) -> Iterator[Served]:
             served.tcp.close()
             if world.control.held is not None:
                 world.control.held.set()
-            server.stop()
-            thread.join(20)
+            for one, thread in zip((api, server), threads, strict=True):
+                one.stop()
+                thread.join(20)
             assert not thread.is_alive()

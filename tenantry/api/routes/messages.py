@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Final
+from typing import Annotated, Final, Protocol
 from urllib.parse import parse_qsl
 
 from fastapi import FastAPI, Query
@@ -12,11 +12,14 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from tenantry.api import answers, links, lookup, render, schemas
+from tenantry.api.cursors import Cursors
 from tenantry.api.documented import errors
 from tenantry.api.lanes import Lane
+from tenantry.api.pool import Pool
 from tenantry.api.services import Services
 from tenantry.domain import names
-from tenantry.messages.port import Order, WrittenPage
+from tenantry.messages.port import Order, PageReader, WrittenPage
+from tenantry.projections.port import TenantDirectory
 
 TAG: Final = "messages"
 _PATH: Final = re.compile("/messages")
@@ -32,7 +35,27 @@ def topic_can_be(topic: str | None) -> bool:
     return topic is None or topic == names.DEFAULT_TOPIC or names.is_topic(topic)
 
 
-def lane(services: Services) -> Lane:
+class Reading(Protocol):
+    """What pages are read with."""
+
+    @property
+    def page_reader(self) -> PageReader:
+        """Reads them."""
+
+    @property
+    def directory(self) -> TenantDirectory:
+        """Tells an empty page from no tenant, on `threads`."""
+
+    @property
+    def cursors(self) -> Cursors:
+        """Opens and seals cursors."""
+
+    @property
+    def threads(self) -> Pool:
+        """Threads for what blocks."""
+
+
+def lane(services: Reading) -> Lane:
     """Give the short way to pages."""
 
     async def serve(request: Request, _: object, __: bytes) -> Response | None:
@@ -71,7 +94,7 @@ def _plain(query_string: bytes) -> schemas.MessagesQuery | None:
         return None
 
 
-async def _page(services: Services, request: Request, query: schemas.MessagesQuery) -> Response:
+async def _page(services: Reading, request: Request, query: schemas.MessagesQuery) -> Response:
     bound = binding(query.tenant_id, query.topic, query.order)
     cursors = services.cursors
     after = None if query.cursor is None else cursors.open_position(query.cursor, *bound)
@@ -82,7 +105,7 @@ async def _page(services: Services, request: Request, query: schemas.MessagesQue
             tenant_id, topic=query.topic, after=after, limit=query.limit, order=query.order
         )
     if not page.text:  # where messages are, there is their tenant: they go with it
-        await services.pools.reads.run(lookup.readable, services.directory, tenant_id)
+        await services.threads.run(lookup.readable, services.directory, tenant_id)
     end = cursors.seal_position(page.last, *bound)
     more = end if page.more else None
     follow = end if query.order is Order.ASCENDING else None

@@ -2,24 +2,78 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Sequence
+from typing import Final, Protocol
 
 from fastapi import FastAPI
+from pydantic import TypeAdapter, ValidationError
 from starlette.requests import Request
 from starlette.responses import Response
 
-from tenantry.api import answers, idempotency, lookup, rawjson, render, schemas
+from tenantry.api import answers, idempotency, jsonroute, lookup, rawjson, render, schemas
 from tenantry.api.documented import errors
 from tenantry.api.idempotency import Once
+from tenantry.api.lanes import Lane
+from tenantry.api.partitions import Router
+from tenantry.api.pool import Pool
 from tenantry.api.problems import Problem
 from tenantry.api.services import Services
-from tenantry.broker.port import Outgoing
+from tenantry.broker.port import Outgoing, Publishing
 from tenantry.domain import names
 from tenantry.domain.tenant import TenantState
+from tenantry.projections.port import TenantDirectory
 from tenantry.uuids import random_uuids
 
-_TAG = "messages"
-_CONTENT_TYPE = "application/json"
+_TAG: Final = "messages"
+_CONTENT_TYPE: Final = "application/json"
+_PATH: Final = re.compile("/tenants/([^/]+)/messages")
+_PUBLICATIONS: Final[TypeAdapter[schemas.Publications]] = TypeAdapter(schemas.Publications)
+
+
+class Publishers(Protocol):
+    """What messages are published with; `publish_timeout` is in seconds."""
+
+    @property
+    def directory(self) -> TenantDirectory:
+        """Tells which tenants take messages, and their topics."""
+
+    @property
+    def publishing(self) -> Publishing:
+        """Takes them to the broker."""
+
+    @property
+    def router(self) -> Router:
+        """Tells which partition a message goes to."""
+
+    @property
+    def publish_timeout(self) -> float:
+        """How long the broker has to confirm."""
+
+    @property
+    def publish_threads(self) -> Pool:
+        """Threads that wait for the broker."""
+
+
+def lane(publishers: Publishers) -> Lane:
+    """Give the short way to publishing, for calls without an idempotency key."""
+
+    async def serve(request: Request, match: re.Match[str], body: bytes) -> Response | None:
+        if idempotency.HEADER in request.headers or not jsonroute.is_json(request):
+            return None
+        try:
+            publications = _PUBLICATIONS.validate_python(rawjson.loads(body))
+        except (json.JSONDecodeError, ValidationError):
+            return None
+        several = publications if isinstance(publications, list) else [publications]
+
+        def send() -> bytes:
+            return _publish(publishers, _messages(publishers, match[1], several, body))
+
+        return render.json_response(await publishers.publish_threads.run(send), 202)
+
+    return Lane(method="POST", path=_PATH, serve=serve)
 
 
 def add_routes(app: FastAPI, services: Services) -> None:
@@ -52,19 +106,35 @@ def add_routes(app: FastAPI, services: Services) -> None:
             once = Once(f"POST /tenants/{tenant_id}/messages", idempotency_key, body)
 
         def send() -> bytes:
-            payloads = rawjson.members(body, "payload")
-            state = lookup.publishable(services.directory, tenant_id)
-            messages = _outgoing(services, state, several, payloads, once)
+            messages = _messages(services, tenant_id, several, body, once)
             if once is not None:
                 once.claim(services.idempotency)
-            services.publishing.publish(messages, timeout=services.publish_timeout)
-            return render.dumps({"ids": [one.message_id for one in messages]})
+            return _publish(services, messages)
 
-        return render.json_response(await services.pools.publishes.run(send), 202)
+        return render.json_response(await services.publish_threads.run(send), 202)
+
+
+def _publish(publishers: Publishers, messages: Sequence[Outgoing]) -> bytes:
+    """Publish and wait for the broker; the answer. Blocks."""
+    publishers.publishing.publish(messages, timeout=publishers.publish_timeout)
+    return render.dumps({"ids": [one.message_id for one in messages]})
+
+
+def _messages(
+    publishers: Publishers,
+    tenant_id: str,
+    publications: Sequence[schemas.Publication],
+    body: bytes,
+    once: Once | None = None,
+) -> list[Outgoing]:
+    """Make the messages a body asks for, of which `publications` are what was read. Blocks."""
+    payloads = rawjson.members(body, "payload")
+    state = lookup.publishable(publishers.directory, tenant_id)
+    return _outgoing(publishers, state, publications, payloads, once)
 
 
 def _outgoing(
-    services: Services,
+    services: Publishers,
     state: TenantState,
     publications: Sequence[schemas.Publication],
     payloads: Sequence[bytes],

@@ -1,0 +1,78 @@
+"""What the front does by itself: reading pages, and publishing."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field
+from typing import Final
+
+from tenantry.api.app import PUBLISH_SECONDS
+from tenantry.api.cursors import Cursors
+from tenantry.api.lanes import Lane
+from tenantry.api.partitions import Router
+from tenantry.api.pool import Pool
+from tenantry.api.routes import messages, publishing
+from tenantry.broker.port import Publishing
+from tenantry.broker.rabbitmq.publishing import RabbitPublishing
+from tenantry.database.loop import LoopQueries
+from tenantry.database.pool import Database
+from tenantry.front.plan import WorkWith
+from tenantry.journal.postgres import PostgresEventStore
+from tenantry.messages.port import PageReader
+from tenantry.messages.reader import PostgresPageReader
+from tenantry.projections.port import TenantDirectory
+from tenantry.projections.tenants import PostgresTenantDirectory
+
+_READERS: Final = 4
+_PUBLISHERS: Final = 16
+_JOIN_SECONDS: Final = 5.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Reading:
+    page_reader: PageReader
+    directory: TenantDirectory
+    cursors: Cursors
+    threads: Pool = field(default_factory=lambda: Pool(_READERS))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Publishers:
+    directory: TenantDirectory
+    publishing: Publishing
+    router: Router = field(default_factory=Router)
+    publish_timeout: float = PUBLISH_SECONDS
+    publish_threads: Pool = field(default_factory=lambda: Pool(_PUBLISHERS))
+
+
+class Means:
+    """Connections to the database and the broker, and the lanes that use them.
+
+    Raises `DatabaseError`; blocks while it connects.
+    """
+
+    def __init__(self, plan: WorkWith) -> None:
+        self._database = Database(plan.database_url, pool_size=_READERS + _PUBLISHERS)
+        self._database.open()
+        directory = PostgresTenantDirectory(self._database, PostgresEventStore(self._database))
+        reading = _Reading(
+            page_reader=PostgresPageReader(LoopQueries(self._database)),
+            directory=directory,
+            cursors=Cursors(bytes.fromhex(plan.cursor_key)),
+        )
+        self.lanes: list[Lane] = [messages.lane(reading)]
+        self._publishing: RabbitPublishing | None = None
+        self._thread: threading.Thread | None = None
+        if plan.rabbitmq_url is not None:
+            self._publishing = RabbitPublishing(plan.rabbitmq_url)
+            self._thread = threading.Thread(target=self._publishing.run, name="broker-publishing")
+            self._thread.start()
+            publishers = _Publishers(directory=directory, publishing=self._publishing)
+            self.lanes.append(publishing.lane(publishers))
+
+    def close(self) -> None:
+        """Close the connections."""
+        if self._publishing is not None and self._thread is not None:
+            self._publishing.stop()
+            self._thread.join(_JOIN_SECONDS)
+        self._database.close()

@@ -1,0 +1,59 @@
+"""What the daemon tells its front, a line of JSON each, on the front's standard input.
+
+First how to serve, then, once the daemon has them, what to work with; at last to stop.
+The end of the input without that means that the daemon is gone.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Any, Final
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Serve:
+    """How to serve: `descriptor` is the listening socket's, `relay` the daemon's Unix socket.
+
+    `tls` names the files of a certificate and its key.
+    """
+
+    descriptor: int
+    relay: str
+    jwt_secret: str | None
+    tls: tuple[str, str] | None
+    log_level: str
+    log_format: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkWith:
+    """Where messages are, the key of cursors (in hexadecimal digits), and where messages go.
+
+    Without `rabbitmq_url` the daemon publishes them.
+    """
+
+    database_url: str
+    cursor_key: str
+    rabbitmq_url: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stop:
+    """Let requests end, then end."""
+
+
+Word = Serve | WorkWith | Stop
+
+_WORDS: Final[dict[str, type[Word]]] = {one.__name__: one for one in (Serve, WorkWith, Stop)}
+
+
+def write(word: Word) -> bytes:
+    """Write a word as a line."""
+    return json.dumps({"word": type(word).__name__, **asdict(word)}).encode() + b"\n"
+
+
+def read(line: bytes) -> Word:
+    """Read a word from a line."""
+    said: dict[str, Any] = json.loads(line)
+    return _WORDS[said.pop("word")](**said)

@@ -1,0 +1,184 @@
+"""The daemon's side of its front: the process that serves HTTP on TCP."""
+
+from __future__ import annotations
+
+import os
+import random
+import socket
+import subprocess
+import sys
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+import structlog
+
+from tenantry.api.listeners import ListenError, bind_tcp, tls_context
+from tenantry.front import plan
+
+log = structlog.get_logger("front")
+
+BIND_SECONDS: Final = 1.0
+BIND_AGAIN: Final = 0.05
+END_SECONDS: Final = 12.0
+"""How long the front may take to let its requests end."""
+
+KILL_SECONDS: Final = 5.0
+FIRST_DELAY: Final = 0.1
+LONGEST_DELAY: Final = 5.0
+HEALTHY_SECONDS: Final = 30.0
+"""How long a front has to live for its next failure to count as the first one again."""
+
+
+def relay_beside(control_socket: Path) -> Path:
+    """Give the path of the socket between the daemon and its front."""
+    return control_socket.with_name(f"{control_socket.name}.front")
+
+
+def _bind(address: tuple[str, int]) -> socket.socket:
+    """Listen; a front whose daemon was killed a moment ago gets the time to end."""
+    until = time.monotonic() + BIND_SECONDS
+    while True:
+        try:
+            return bind_tcp(*address)
+        except ListenError:
+            if time.monotonic() > until:
+                raise
+            time.sleep(BIND_AGAIN)
+
+
+class Front:
+    """Runs the front, and starts it again when it ends by itself. `run` is its owner's to call.
+
+    The listening socket is the daemon's own: while the front is away, clients wait in its queue.
+    """
+
+    def __init__(
+        self,
+        address: tuple[str, int],
+        *,
+        relay: Path,
+        jwt_secret: str | None,
+        tls: tuple[Path, Path] | None,
+        log_level: str,
+        log_format: str,
+    ) -> None:
+        self._address = address
+        self._relay = relay
+        self._jwt_secret = jwt_secret
+        self._tls = tls
+        self._log = (log_level, log_format)
+        self._socket: socket.socket | None = None
+        self._means: plan.WorkWith | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+        self._guard = threading.Lock()
+        self._stopping = threading.Event()
+        self.port: int | None = None
+        self.restarts = 0
+
+    @property
+    def pid(self) -> int | None:
+        """The process that serves now."""
+        process = self._process
+        return None if process is None else process.pid
+
+    def bind(self) -> None:
+        """Take the address. Raises `ListenError`, for files of TLS that can't be used as well."""
+        if self._tls is not None:
+            tls_context(*self._tls)
+        self._socket = _bind(self._address)
+        self.port = self._socket.getsockname()[1]
+
+    def run(self) -> None:
+        """Keep a front running until `stop`."""
+        failures = 0
+        try:
+            while not self._stopping.is_set():
+                try:
+                    process = self._launch()
+                except OSError as error:
+                    log.critical("front.not_started", error=str(error))
+                    self._stopping.wait(LONGEST_DELAY)
+                    continue
+                if process is None:
+                    return
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(HEALTHY_SECONDS)
+                    failures += 1
+                if process.poll() is None:
+                    failures = 0
+                    process.wait()
+                if self._stopping.is_set():
+                    return
+                self.restarts += 1
+                delay = min(LONGEST_DELAY, FIRST_DELAY * 2 ** min(failures, 10))
+                delay *= random.uniform(0.5, 1.0)  # noqa: S311
+                log.error("front.ended", status=process.returncode, again_in=round(delay, 2))
+                self._stopping.wait(delay)
+        finally:
+            if self._socket is not None:
+                self._socket.close()
+
+    def work_with(self, means: plan.WorkWith) -> None:
+        """Have the front do by itself what it can, from now on."""
+        with self._guard:
+            self._means = means
+            self._say(means)
+
+    def stop(self) -> None:
+        """Let the front's requests end, and the front with them."""
+        self._stopping.set()
+        with self._guard:
+            process = self._process
+            self._say(plan.Stop())
+            if process is not None and process.stdin is not None:
+                with suppress(OSError):
+                    process.stdin.close()
+        if process is None:
+            return
+        try:
+            process.wait(END_SECONDS)
+        except subprocess.TimeoutExpired:
+            log.warning("front.killed", after_seconds=END_SECONDS)
+            process.kill()
+            process.wait(KILL_SECONDS)
+
+    def _launch(self) -> subprocess.Popen[bytes] | None:
+        """Start a front and tell it all it has to know; None where the end has come meanwhile."""
+        assert self._socket is not None  # noqa: S101 - bound before it is run
+        descriptor = self._socket.fileno()
+        with self._guard:
+            if self._stopping.is_set():
+                return None
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "tenantry.front"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                pass_fds=[descriptor],
+                # Found where this process has found it, wherever that was started.
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+            )
+            level, style = self._log
+            self._say(
+                plan.Serve(
+                    descriptor=descriptor,
+                    relay=str(self._relay),
+                    jwt_secret=self._jwt_secret,
+                    tls=None if self._tls is None else (str(self._tls[0]), str(self._tls[1])),
+                    log_level=level,
+                    log_format=style,
+                )
+            )
+            if self._means is not None:
+                self._say(self._means)
+            return self._process
+
+    def _say(self, word: plan.Word) -> None:
+        """Tell the front something; one that has ended is told again when it is started again."""
+        process = self._process
+        if process is not None and process.stdin is not None and not process.stdin.closed:
+            with suppress(OSError):
+                process.stdin.write(plan.write(word))
+                process.stdin.flush()
