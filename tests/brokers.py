@@ -19,10 +19,14 @@ from tenantry.broker.port import (
     Publishing,
     TenantTopology,
 )
+from tenantry.broker.postgres.administration import PostgresAdministration
+from tenantry.broker.postgres.consuming import PostgresConsuming
+from tenantry.broker.postgres.publishing import PostgresPublishing
 from tenantry.broker.rabbitmq.administration import RabbitAdministration
 from tenantry.broker.rabbitmq.consuming import RabbitConsuming
 from tenantry.broker.rabbitmq.publishing import RabbitPublishing
 from tenantry.broker.topology import QueueType
+from tenantry.database.pool import Database
 from tenantry.domain import names
 from tests.services_rabbitmq import RabbitHost
 from tests.waiting import eventually
@@ -78,6 +82,7 @@ class Broker:
     publishing: Publishing
     memory: MemoryBroker | None = None
     host: RabbitHost | None = None
+    database: Database | None = None
 
     def tenant(self, *topics: str, partitions: int = 1) -> TenantTopology:
         """Make the topology of a new tenant, with an id nobody else has."""
@@ -106,6 +111,8 @@ class Broker:
         """Take all messages out of a queue, oldest first."""
         if self.memory is not None:
             return [message.body for message in self.memory.messages(queue)]
+        if self.database is not None:
+            return _lying_in(self.database, queue)
         assert self.host is not None
         bodies: list[bytes] = []
         with pika.BlockingConnection(pika.URLParameters(self.host.url)) as connection:
@@ -152,7 +159,35 @@ def rabbitmq(host: RabbitHost, queue_type: QueueType = "quorum") -> Iterator[Bro
 
 
 @contextmanager
-def running(service: MemoryBroker | RabbitConsuming | RabbitPublishing) -> Iterator[None]:
+def postgres(database: Database) -> Iterator[Broker]:
+    """Run the embedded broker in a database."""
+    consuming = PostgresConsuming(database)
+    with running(consuming):
+        yield Broker(
+            kind="postgres",
+            administration=PostgresAdministration(database, in_hand=consuming.in_hand),
+            consuming=consuming,
+            publishing=PostgresPublishing(database),
+            database=database,
+        )
+
+
+def _lying_in(database: Database, queue: str) -> list[bytes]:
+    with database.connection() as connection:
+        rows = connection.execute(
+            "SELECT m.seq, m.body FROM tenantry.queued AS m JOIN tenantry.queues AS q"
+            " ON q.id = m.queue WHERE q.name = %(queue)s"
+            " UNION ALL SELECT seq, body FROM tenantry.rejected"
+            " WHERE format('tenant_%%s_dead_letters', tenant_id) = %(queue)s ORDER BY seq",
+            {"queue": queue},
+        )
+        return [body for _, body in rows]
+
+
+@contextmanager
+def running(
+    service: MemoryBroker | PostgresConsuming | RabbitConsuming | RabbitPublishing,
+) -> Iterator[None]:
     """Run a service on a thread and join it."""
     thread = threading.Thread(target=service.run, name=type(service).__name__)
     thread.start()

@@ -50,11 +50,24 @@ class Tenant(BaseModel):
 
 
 class AccessData(BaseModel):
-    """A tenant's way to the broker, shown this once."""
+    """A tenant's way to the broker, shown this once: by one URL or the other."""
 
     username: Annotated[str, Field(examples=["tenant_acme_producer"])]
     password: Annotated[str, Field(examples=["mU3q…"])]
-    amqp_url: Annotated[str, Field(examples=["amqp://tenant_acme_producer:…@localhost:5672/"])]
+    amqp_url: Annotated[
+        str | None,
+        Field(
+            description="Where the broker is RabbitMQ.",
+            examples=["amqp://tenant_acme_producer:…@localhost:5672/"],
+        ),
+    ] = None
+    postgres_url: Annotated[
+        str | None,
+        Field(
+            description="Where the broker is the embedded one: publish with tenantry.publish().",
+            examples=["postgresql://tenant_acme_producer:…@localhost:5432/tenantry"],
+        ),
+    ] = None
 
 
 class TenantWithCredentials(Tenant):

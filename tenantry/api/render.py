@@ -51,10 +51,12 @@ def outcome(result: Outcome) -> dict[str, Any]:
     """Show what a command has done, with the credentials it made, if it made any."""
     shown = tenant(result.tenant, result.runtime)
     if result.credentials is not None:
+        credentials = result.credentials
+        kind = "amqp_url" if credentials.amqp_url else "postgres_url"
         shown["credentials"] = {
-            "username": result.credentials.username,
-            "password": result.credentials.password,
-            "amqp_url": result.credentials.amqp_url,
+            "username": credentials.username,
+            "password": credentials.password,
+            kind: credentials.url,
         }
     return shown
 

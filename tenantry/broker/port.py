@@ -61,11 +61,17 @@ class TenantTopology:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Credentials:
-    """A broker user's way in. The password is shown once and kept nowhere."""
+    """A broker user's way in, by the one URL that is set. The password is kept nowhere."""
 
     username: str
     password: str = field(repr=False)
-    amqp_url: str = field(repr=False)
+    amqp_url: str = field(default="", repr=False)
+    postgres_url: str = field(default="", repr=False)
+
+    @property
+    def url(self) -> str:
+        """The URL, whichever kind of broker it leads to."""
+        return self.amqp_url or self.postgres_url
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

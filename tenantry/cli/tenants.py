@@ -34,7 +34,7 @@ def _show(found: Tenant, *, as_json: bool) -> None:
     fields = {name: found[name] for name in _FIELDS if name in found}
     credentials = found.get("credentials")
     if credentials:
-        fields |= {name: credentials[name] for name in ("username", "password", "amqp_url")}
+        fields |= credentials
     output.print_fields(fields)
     if credentials:
         output.notice("The password is shown this once; `rotate-credentials` makes a new one.")

@@ -34,7 +34,7 @@ _POSTGRES_EPOCH_US: Final = 946_684_800_000_000
 """2000-01-01 in microseconds since 1970: where PostgreSQL's timestamps begin."""
 _YEAR_9999_MS: Final = 253_370_764_800_000
 
-_BYTEA, _TEXT, _INTEGER, _TIMESTAMPTZ, _JSONB = 17, 25, 23, 1184, 3802
+_BYTEA, _BIGINT, _TEXT, _INTEGER, _TIMESTAMPTZ, _JSONB = 17, 20, 25, 23, 1184, 3802
 
 
 class Array:
@@ -52,6 +52,10 @@ class TextArray(Array):
 
 class IntegerArray(Array):
     """An `integer[]`."""
+
+
+class BigintArray(Array):
+    """A `bigint[]`."""
 
 
 class ByteaArray(Array):
@@ -76,6 +80,7 @@ class _ArrayDumper(Dumper):
 for _class, _oid in (
     (TextArray, 1009),
     (IntegerArray, 1007),
+    (BigintArray, 1016),
     (ByteaArray, 1001),
     (JsonbArray, 3807),
     (TimestampArray, 1185),
@@ -101,7 +106,7 @@ def columns(batch: Sequence[Incoming], is_json: Sequence[bool]) -> tuple[Array, 
     headers = []
     times = []
     for message, json in zip(batch, is_json, strict=True):
-        identity, topic, partition, body, content_type, header, published = message
+        identity, topic, partition, body, content_type, header, published, _ = message
         ids.append(_text(next(new_ids) if identity is None else identity))
         cell = topics.get(topic)
         if cell is None:
@@ -134,6 +139,34 @@ def columns(batch: Sequence[Incoming], is_json: Sequence[bool]) -> tuple[Array, 
         JsonbArray(_array(_JSONB, size, headers)),
         TimestampArray(_array(_TIMESTAMPTZ, size, times)),
     )
+
+
+def text_array(values: Sequence[str | None]) -> TextArray:
+    """Turn texts into an array."""
+    return TextArray(_array(_TEXT, len(values), [_NULL if v is None else _text(v) for v in values]))
+
+
+def integer_array(values: Sequence[int]) -> IntegerArray:
+    """Turn numbers into an array."""
+    return IntegerArray(_array(_INTEGER, len(values), [_INT4(4, value) for value in values]))
+
+
+def bigint_array(values: Sequence[int]) -> BigintArray:
+    """Turn numbers into an array."""
+    return BigintArray(_array(_BIGINT, len(values), [_INT8(8, value) for value in values]))
+
+
+def bytea_array(values: Sequence[bytes]) -> ByteaArray:
+    """Turn bytes into an array."""
+    return ByteaArray(
+        _array(_BYTEA, len(values), [_LENGTH(len(value)) + value for value in values])
+    )
+
+
+def headers_array(values: Sequence[Mapping[str, object] | None]) -> JsonbArray:
+    """Turn header tables into an array; an empty one is NULL."""
+    cells = [_jsonb(headers_json(value)) if value else _NULL for value in values]
+    return JsonbArray(_array(_JSONB, len(values), cells))
 
 
 def headers_json(headers: Mapping[str, object]) -> bytes:

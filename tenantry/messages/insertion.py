@@ -12,13 +12,18 @@ from psycopg.rows import TupleRow
 
 from tenantry import failpoints
 from tenantry.messages import validation
-from tenantry.messages.encoding import columns
+from tenantry.messages.encoding import bigint_array, columns
 from tenantry.messages.port import Incoming, MessageStoreError, Unstorable
 from tenantry.messages.validation import Verdict
 
 _STORE: Final[LiteralString] = """
 SELECT stored, duplicates FROM tenantry.store_messages(
     %s::text, %b, %b, %b, %b, %b, %b, %b, %b, %s::integer)
+"""
+
+_STORE_TAKEN: Final[LiteralString] = """
+SELECT stored, duplicates FROM tenantry.store_taken(
+    %s::text, %b, %b, %b, %b, %b, %b, %b, %b, %s::integer, %b)
 """
 
 REFUSALS: Final = (
@@ -103,9 +108,13 @@ def call_store(
     connection: Connection, tenant_id: str, batch: Sifted, dead_lettered: int
 ) -> tuple[int, int]:
     """Insert a batch in one call; give how many rows are new, and how many were there."""
-    rows = columns([batch.messages[index] for index in batch.indexes], batch.is_json)
+    messages = [batch.messages[index] for index in batch.indexes]
+    query, parameters = _STORE, (tenant_id, *columns(messages, batch.is_json), dead_lettered)
+    receipts = [message.receipt for message in messages if message.receipt is not None]
+    if receipts:
+        query, parameters = _STORE_TAKEN, (*parameters, bigint_array(receipts))
     failpoints.reach("before_commit")
-    row = connection.execute(_STORE, (tenant_id, *rows, dead_lettered), prepare=True).fetchone()
+    row = connection.execute(query, parameters, prepare=True).fetchone()
     if row is None:
         raise MessageStoreError("store_messages gave no row")
     return row[0], row[1]

@@ -14,7 +14,9 @@ class Incoming(NamedTuple):
     """A message on its way into the store.
 
     A named tuple, not a dataclass: one is made for every delivery, and it costs a third.
-    `published_at_ms` is milliseconds since 1970 (UTC) or None.
+    `published_at_ms` is milliseconds since 1970 (UTC) or None. A `receipt` says where the message
+    lies in a queue of the store's own database: it is taken out of there as it is stored, in the
+    same transaction, and not stored if it has gone.
     """
 
     id: str | None
@@ -24,6 +26,7 @@ class Incoming(NamedTuple):
     content_type: str | None
     headers: Mapping[str, object] | None
     published_at_ms: int | None
+    receipt: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""What every broker promises, held against the one in memory and RabbitMQ."""
+"""What every broker promises, held against the one in memory, the embedded one and RabbitMQ."""
 
 from __future__ import annotations
 
@@ -15,12 +15,15 @@ from tests.brokers import Broker, RecordingSink, bodies
 from tests.waiting import eventually
 
 
-@pytest.fixture(params=["memory", "rabbitmq-quorum", "rabbitmq-classic"])
+@pytest.fixture(params=["memory", "postgres", "rabbitmq-quorum", "rabbitmq-classic"])
 def broker(request: pytest.FixtureRequest) -> Iterator[Broker]:
     with ExitStack() as stack:
         match request.param:
             case "memory":
                 yield stack.enter_context(brokers.memory())
+            case "postgres":
+                database = request.getfixturevalue("database")
+                yield stack.enter_context(brokers.postgres(database))
             case "rabbitmq-quorum":
                 host = request.getfixturevalue("rabbitmq")
                 yield stack.enter_context(brokers.rabbitmq(host, "quorum"))

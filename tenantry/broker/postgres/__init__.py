@@ -1,0 +1,1 @@
+"""The embedded broker: queues in PostgreSQL, for where there is no RabbitMQ."""

@@ -1,0 +1,161 @@
+"""Tenants' objects on the embedded broker: rows for streams and queues, roles for users."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Final
+
+import psycopg
+from psycopg import errors
+
+from tenantry.broker import topology as layout
+from tenantry.broker.port import (
+    BrokerError,
+    BrokerUnavailableError,
+    Credentials,
+    PasswordHash,
+    TenantTopology,
+)
+from tenantry.broker.postgres import users
+from tenantry.database.errors import DatabaseUnavailableError
+from tenantry.database.failures import one_line
+from tenantry.database.pool import Connection, Database
+from tenantry.domain import names
+from tenantry.sql import queries
+
+OLDEST_SERVER: Final = 140_000
+TRIES: Final = 5
+
+
+class PostgresAdministration:
+    """Makes and removes tenants' objects. Callable from any thread.
+
+    `in_hand` tells what is being worked on, by tenant: that is not pending any more.
+    """
+
+    def __init__(
+        self, database: Database, *, in_hand: Callable[[], Mapping[str, int]] = dict
+    ) -> None:
+        self._database = database
+        self._in_hand = in_hand
+        self._sql = queries("queues")
+
+    def close(self) -> None:
+        """Give up nothing: every call lends its connection."""
+
+    def ensure_topology(self, topology: TenantTopology) -> None:
+        """Make the tenant's stream and queues, where missing."""
+        queues = layout.consumed(topology)
+        plan = layout.plan(topology, "classic")
+        stream = names.stream_name(topology.tenant_id)
+        bindings = [one for one in plan.bindings if one.exchange == stream]
+        with self._connection() as connection, connection.transaction():
+            self._lock(connection, topology.tenant_id)
+            connection.execute(
+                self._sql["ensure_queues"],
+                {
+                    "tenant": topology.tenant_id,
+                    "names": [one.name for one in queues],
+                    "topics": [one.topic for one in queues],
+                    "partitions": [one.partition for one in queues],
+                },
+            )
+            connection.execute(
+                self._sql["ensure_bindings"],
+                {
+                    "stream": stream,
+                    "queues": [one.queue for one in bindings],
+                    "keys": [one.routing_key for one in bindings],
+                },
+            )
+
+    def remove_topology(self, tenant_id: str) -> int:
+        """Delete the tenant's stream and all its queues; give how many messages they held."""
+        with self._connection() as connection, connection.transaction():
+            self._lock(connection, tenant_id)
+            gone = connection.execute(self._sql["remove_queues"], {"tenant": tenant_id})
+            queues = [row[0] for row in gone]
+            row = connection.execute(
+                self._sql["drop_messages"], {"tenant": tenant_id, "queues": queues}
+            ).fetchone()
+        return 0 if row is None else int(row[0])
+
+    def ensure_user(self, tenant_id: str, password: PasswordHash) -> None:
+        """Make the tenant's role with this password and its rights."""
+        with self._roles() as connection:
+            users.ensure_group(connection)
+            users.ensure_user(connection, names.username(tenant_id), password)
+
+    def remove_user(self, tenant_id: str) -> None:
+        """Drop the tenant's role and end its sessions."""
+        with self._roles() as connection:
+            users.remove_user(connection, names.username(tenant_id))
+
+    def new_credentials(self, tenant_id: str) -> tuple[Credentials, PasswordHash]:
+        """Generate a password and the hash that stands for it; nothing changes yet."""
+        password = secrets.token_urlsafe(32)
+        name = names.username(tenant_id)
+        credentials = Credentials(
+            username=name,
+            password=password,
+            postgres_url=self._database.url_for(name, password),
+        )
+        return credentials, users.scram(password)
+
+    def pending(self) -> Mapping[str, int]:
+        """Count the messages ready in each tenant's queues, dead letters left out."""
+        in_hand = self._in_hand()
+        with self._connection() as connection:
+            rows = connection.execute(self._sql["pending"]).fetchall()
+        return {tenant: max(0, count - in_hand.get(tenant, 0)) for tenant, count in rows}
+
+    def check(self) -> None:
+        """Raise `BrokerError` with a clear line where the database can't be the broker."""
+        if 0 < self._database.server_version < OLDEST_SERVER:
+            raise BrokerError(
+                f"{self._database.where} is too old for the embedded broker: it needs"
+                " PostgreSQL 14; or set rabbitmq.url (RABBITMQ_URL)"
+            )
+        with self._connection() as connection:
+            row = connection.execute(
+                "SELECT current_user, rolsuper OR rolcreaterole FROM pg_roles"
+                " WHERE rolname = current_user"
+            ).fetchone()
+        if row is None or not row[1]:
+            user = "the database's user" if row is None else row[0]
+            raise BrokerError(
+                f"the embedded broker makes a role for each tenant, which {user} may not on"
+                f" {self._database.where}: ALTER ROLE ... CREATEROLE, or set rabbitmq.url"
+            )
+        with self._roles() as connection:
+            users.ensure_group(connection)
+
+    def _lock(self, connection: Connection, tenant_id: str) -> None:
+        connection.execute(self._sql["lock_topology"], {"tenant": tenant_id})
+
+    @contextmanager
+    def _connection(self) -> Iterator[Connection]:
+        try:
+            with self._database.connection() as connection:
+                yield connection
+        except DatabaseUnavailableError as error:
+            raise BrokerUnavailableError(str(error)) from error
+        except psycopg.Error as error:
+            raise BrokerError(f"{self._database.where}: {one_line(error)}") from error
+
+    @contextmanager
+    def _roles(self) -> Iterator[Connection]:
+        """Give a connection that alone changes roles in this database."""
+        with self._connection() as connection, connection.transaction():
+            connection.execute(
+                "SELECT pg_advisory_xact_lock(hashtextextended('tenantry.roles', 0))"
+            )
+            try:
+                yield connection
+            except errors.InternalError as error:
+                # Roles belong to the whole server, and another database's daemon has no lock here.
+                raise BrokerUnavailableError(
+                    f"{self._database.where}: {one_line(error)}"
+                ) from error

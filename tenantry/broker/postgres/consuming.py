@@ -1,0 +1,260 @@
+"""Deliveries from the embedded broker: one connection and one thread read for many tenants.
+
+Nothing is written when a message is given out: a queue has one reader at a time, who knows by
+itself what it has in hand. Who reads is settled by a lease that ends with the reader's session, or
+when it was not renewed in time.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Final
+
+import psycopg
+import structlog
+
+from tenantry.broker import topology as layout
+from tenantry.broker.port import DeliverySink, QueueSpec
+from tenantry.broker.postgres.link import LEASE, Link
+from tenantry.broker.postgres.reading import QueueReading
+from tenantry.broker.postgres.subscription import Place, PostgresSubscription
+from tenantry.broker.postgres.wakeup import Wakeup
+from tenantry.database.errors import DatabaseError
+from tenantry.database.failures import one_line
+from tenantry.database.pool import Database
+
+log = structlog.get_logger(__name__)
+
+FIRST_BACKOFF: Final = 0.1
+LONGEST_BACKOFF: Final = 3.0
+"""Seconds between attempts to connect."""
+
+LOOK_EVERY: Final = 2.0
+"""Seconds between looks at queues nobody has told of, and at those another reader holds."""
+
+SMALL_CREDIT: Final = 0.02
+"""Seconds that pass before a queue is asked for the few messages its prefetch allows just now."""
+
+
+class PostgresConsuming:
+    """All subscriptions (`tenantry.broker.port.Consuming`). `run` and `stop` are the owner's.
+
+    Where what stores the messages also takes them out of their queues, by their receipts,
+    `acks_remove` is false: an ack then needs nothing of the database.
+    """
+
+    def __init__(self, database: Database, *, acks_remove: bool = True) -> None:
+        self._database = database
+        self._acks_remove = acks_remove
+        self._wakeup = Wakeup()
+        self._jobs: deque[Callable[[], None]] = deque()
+        self._guard = threading.Lock()
+        self._stopping = threading.Event()
+        self._ended = False
+        # Of the thread that runs.
+        self._link: Link | None = None
+        self._subscriptions: list[PostgresSubscription] = []
+        self._by_id: dict[int, QueueReading] = {}
+        self._connections = 0
+        self._failures = 0
+
+    @property
+    def connected(self) -> bool:
+        """Whether the database can be read now."""
+        return self._link is not None
+
+    @property
+    def reconnects(self) -> int:
+        """How often the connection was opened again after it had been lost."""
+        return max(0, self._connections - 1)
+
+    def in_hand(self) -> Mapping[str, int]:
+        """Count the deliveries that are unsettled, by tenant."""
+        counts: Counter[str] = Counter()
+        for subscription in tuple(self._subscriptions):
+            for name, unsettled in subscription.counts().items():
+                counts[layout.owner(name) or ""] += unsettled
+        return counts
+
+    def subscribe(
+        self, queues: Sequence[QueueSpec], *, prefetch: int, sink: DeliverySink
+    ) -> PostgresSubscription:
+        """Consume `queues`, now or as soon as they can be had."""
+        subscription = PostgresSubscription(self, queues, prefetch=prefetch, sink=sink)
+        self.call(partial(self._subscriptions.append, subscription))
+        return subscription
+
+    def run(self) -> None:
+        """Serve every subscription until `stop`; belongs on a thread of its own."""
+        while not self._stopping.is_set():
+            try:
+                with self._database.listen_connection() as connection:
+                    self._serve(connection)
+            except (DatabaseError, psycopg.Error) as error:
+                self._disconnected(one_line(error))
+            self._wait_away()
+        with self._guard:
+            self._ended = True
+        self._work_off()
+
+    def stop(self) -> None:
+        """Give every queue back and end `run`."""
+        self._stopping.set()
+        self._wakeup.set()
+
+    # For subscriptions.
+
+    def call(self, job: Callable[[], None]) -> None:
+        """Do something on the thread; at once, where it has ended."""
+        with self._guard:
+            if not self._ended:
+                self._jobs.append(job)
+                self._wakeup.set()
+                return
+        job()
+
+    def open(self, subscription: PostgresSubscription) -> None:
+        """Take its queues up with the next turn."""
+        subscription.retry_at = 0.0
+
+    def give_back(self, readings: Sequence[QueueReading]) -> None:
+        """Leave queues to others."""
+        for reading in readings:
+            self._by_id.pop(reading.id, None)
+        if self._link is not None and readings:
+            self._link.release(readings)
+
+    def forget(self, subscription: PostgresSubscription) -> None:
+        """Leave a subscription out of everything from now on."""
+        if subscription in self._subscriptions:
+            self._subscriptions.remove(subscription)
+
+    def acknowledge(self, places: Sequence[Place]) -> None:
+        """Remove messages from their queues, unless that has been done."""
+        if self._acks_remove and self._link is not None:
+            self._link.acknowledge(places)
+
+    def reject(self, places: Sequence[Place]) -> None:
+        """Make messages dead letters."""
+        if self._link is not None:
+            self._link.reject(places)
+
+    # The thread.
+
+    def _serve(self, connection: psycopg.Connection[tuple[object, ...]]) -> None:
+        link = Link(connection)
+        link.begin()
+        self._link = link
+        self._connections += 1
+        self._failures = 0
+        log.info("broker.connected", connection="tenantry consuming")
+        renew_at = time.monotonic() + LEASE / 3
+        look_at = 0.0
+        while True:
+            self._work_off()
+            if self._stopping.is_set():
+                break
+            now = time.monotonic()
+            told = link.told()
+            if told.gone or now >= renew_at:
+                self._renew(link)
+                renew_at = now + LEASE / 3
+            if now >= look_at:
+                look_at = now + LOOK_EVERY * random.uniform(0.8, 1.0)  # noqa: S311 - jitter
+                told.queues.update(self._by_id)
+            for number in told.queues:
+                reading = self._by_id.get(number)
+                if reading is not None:
+                    reading.hungry = True
+            self._take_up(link, now)
+            pause = self._fetch(link)
+            if pause is None:
+                pause = max(0.0, min(renew_at, look_at) - time.monotonic())
+            if pause > 0 and not self._jobs:
+                self._wakeup.wait(connection.fileno(), pause)
+        held = [one for subscription in self._subscriptions for one in subscription.readings]
+        link.end(held)
+        self._link = None
+
+    def _work_off(self) -> None:
+        self._wakeup.clear()
+        while self._jobs:
+            self._jobs.popleft()()
+
+    def _wait_away(self) -> None:
+        """Wait for the next attempt to connect; what is asked for meanwhile is answered."""
+        if self._stopping.is_set():
+            return
+        ceiling = min(LONGEST_BACKOFF, FIRST_BACKOFF * 2 ** min(self._failures, 8))
+        until = time.monotonic() + ceiling * random.uniform(0.5, 1.0)  # noqa: S311 - jitter
+        self._failures += 1
+        while not self._stopping.is_set() and (left := until - time.monotonic()) > 0:
+            self._wakeup.wait(None, left)
+            self._work_off()
+
+    def _disconnected(self, reason: str) -> None:
+        if self._link is not None or not self._failures:
+            log.warning("broker.connection_lost", connection="tenantry consuming", error=reason)
+        self._link = None
+        self._by_id.clear()
+        for subscription in tuple(self._subscriptions):
+            subscription.lose(reason, missing=False)
+
+    def _take_up(self, link: Link, now: float) -> None:
+        for subscription in tuple(self._subscriptions):
+            if not subscription.waits or now < subscription.retry_at:
+                continue
+            found = link.acquire(subscription.queues, subscription.prefetch)
+            absent = [one.name for one in subscription.queues if one.name not in found.names]
+            if absent:
+                subscription.absent(absent[0])
+            elif not found.readings:
+                subscription.retry_at = now + LOOK_EVERY / 2
+                log.info("broker.queues_are_read_by_another", queue=subscription.queues[0].name)
+            else:
+                self._by_id.update({one.id: one for one in found.readings})
+                subscription.opened(found.readings)
+
+    def _renew(self, link: Link) -> None:
+        """Keep the lease; drop the channels whose queues have gone, or are another's now."""
+        held = link.renew()
+        for subscription in tuple(self._subscriptions):
+            lost = [one for one in subscription.readings if one.id not in held]
+            if not lost:
+                continue
+            rest = [one for one in subscription.readings if one.id in held]
+            there = link.existing(lost)
+            for one in subscription.readings:
+                self._by_id.pop(one.id, None)
+            missing = len(there) < len(lost)
+            subscription.lose(
+                "a queue was deleted" if missing else "another reader has taken a queue over",
+                missing=missing,
+            )
+            link.release(rest)
+
+    def _fetch(self, link: Link) -> float | None:
+        """Fetch once for all who have credit; give the seconds until there may be more, if any."""
+        pause: float | None = None
+        for subscription in tuple(self._subscriptions):
+            hungry = list(subscription.hungry)
+            if not hungry:
+                continue
+            if all(one.credit < one.prefetch // 4 and one.unsettled for one in hungry):
+                # Some more acks, and it is worth its round trip.
+                waited = time.monotonic() - subscription.fetched_at
+                if waited < SMALL_CREDIT:
+                    pause = min(SMALL_CREDIT - waited, pause or SMALL_CREDIT)
+                    continue
+            subscription.fetched_at = time.monotonic()
+            parts = link.fetch(hungry, subscription.in_hand(hungry))
+            if parts:
+                subscription.deliver(parts)
+            if any(True for _ in subscription.hungry):
+                pause = 0.0 if pause is None or parts else pause
+        return pause

@@ -1,0 +1,81 @@
+"""Walks along tenants' dead letters on the embedded broker."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import orjson
+import psycopg
+from psycopg.types.json import set_json_loads
+
+from tenantry.broker.port import BrokerError, BrokerUnavailableError, DeadLettersBusyError
+from tenantry.broker.postgres.reading import BYTES
+from tenantry.database.errors import DatabaseUnavailableError
+from tenantry.database.failures import is_unavailable, one_line
+from tenantry.database.pool import Database
+from tenantry.messages.port import Incoming
+from tenantry.sql import queries
+
+
+class PostgresDeadLetterWalk:
+    """A walk, on a connection of its own that holds the tenant's lock."""
+
+    gone = True
+    complete = True
+
+    def __init__(self, connection: psycopg.Connection[Any], tenant_id: str) -> None:
+        self._connection = connection
+        self._tenant_id = tenant_id
+        self._sql = queries("queues")
+        self._after = 0
+        self._given: list[int] = []
+        row = self._execute("last_rejected").fetchone()
+        self._last = 0 if row is None else row[0]
+
+    def next(self, most: int) -> list[Incoming]:
+        """Give further messages; none at the end of what was there at the start."""
+        rows = self._execute(
+            "next_rejected", after=self._after, last=self._last, most=most, bytes=BYTES
+        ).fetchall()
+        self._given = [row[0] for row in rows]
+        if rows:
+            self._after = self._given[-1]
+        return [Incoming(*row[1:]) for row in rows]
+
+    def remove(self, indexes: Collection[int]) -> None:
+        """Remove messages, by their place in what `next` gave last."""
+        self._execute("remove_rejected", seqs=[self._given[index] for index in indexes])
+
+    def _execute(self, name: str, **parameters: object) -> psycopg.Cursor[Any]:
+        try:
+            return self._connection.execute(
+                self._sql[name], {"tenant": self._tenant_id, **parameters}
+            )
+        except psycopg.Error as error:
+            kind = BrokerUnavailableError if is_unavailable(error) else BrokerError
+            raise kind(f"the dead letters can't be read: {one_line(error)}") from error
+
+
+class PostgresDeadLetters:
+    """Dead letters (`tenantry.broker.port.DeadLetters`) in `tenantry.rejected`."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._lock = queries("queues")["lock_rejected"]
+
+    @contextmanager
+    def walk(self, tenant_id: str) -> Iterator[PostgresDeadLetterWalk]:
+        """See `DeadLetters.walk`."""
+        try:
+            with self._database.listen_connection() as connection:
+                set_json_loads(orjson.loads, connection)
+                row = connection.execute(self._lock, {"tenant": tenant_id}).fetchone()
+                if row is None or not row[0]:
+                    raise DeadLettersBusyError(
+                        f"the dead letters of tenant {tenant_id!r} are being replayed or discarded"
+                    )
+                yield PostgresDeadLetterWalk(connection, tenant_id)
+        except DatabaseUnavailableError as error:
+            raise BrokerUnavailableError(str(error)) from error

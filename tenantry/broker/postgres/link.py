@@ -1,0 +1,175 @@
+"""The connection that reads queues, and its place among the readers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from operator import itemgetter
+from typing import Any, Final
+
+import orjson
+import psycopg
+from psycopg import sql
+from psycopg.types.json import set_json_loads
+
+from tenantry.broker.port import QueueSpec
+from tenantry.broker.postgres.reading import BYTES, MESSAGES, QueueReading
+from tenantry.broker.postgres.subscription import Place, Row
+from tenantry.database.errors import DatabaseUnavailableError
+from tenantry.messages.encoding import bigint_array, integer_array
+from tenantry.sql import queries
+
+LEASE: Final = 10.0
+"""Seconds after which the queues of a reader that has not renewed its lease are free."""
+
+CHANNEL: Final = "tenantry_queued"
+
+_PLANS: Final = """
+SET enable_seqscan = off; SET enable_bitmapscan = off; SET enable_hashjoin = off;
+SET enable_mergejoin = off; SET jit = off
+"""
+"""The tables are full and empty by turns; a plan made for one state must not serve the other."""
+
+
+@dataclass(slots=True)
+class Told:
+    """What others have told: queues with new messages, and whether some have gone."""
+
+    queues: set[int] = field(default_factory=set)
+    gone: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """The queues that are there, by name; `readings` of them, unless another reads one."""
+
+    names: frozenset[str]
+    readings: tuple[QueueReading, ...]
+
+
+class Link:
+    """Reads queues on a connection of its own; every call may raise `psycopg.Error`."""
+
+    def __init__(self, connection: psycopg.Connection[Any]) -> None:
+        self._connection = connection
+        self._sql = queries("queues")
+        self._consumer = 0
+        self._told = Told()
+
+    def begin(self) -> None:
+        """Become a reader."""
+        connection = self._connection
+        set_json_loads(orjson.loads, connection)
+        connection.add_notify_handler(self._on_notify)
+        connection.execute(_PLANS)
+        connection.execute(sql.SQL("LISTEN {}").format(sql.Identifier(CHANNEL)))
+        row = connection.execute(self._sql["become_consumer"], {"lease": LEASE}).fetchone()
+        self._consumer = 0 if row is None else row[0]
+
+    def end(self, readings: Sequence[QueueReading]) -> None:
+        """Give queues back and be no reader any more."""
+        self.release(readings)
+        self._connection.execute(self._sql["forget_consumer"], {"consumer": self._consumer})
+
+    def told(self) -> Told:
+        """Give what others have told since the last call, without waiting."""
+        pgconn = self._connection.pgconn
+        pgconn.consume_input()
+        while (notice := pgconn.notifies()) is not None:
+            self._note(notice.extra.decode(errors="replace"))
+        told, self._told = self._told, Told()
+        return told
+
+    def renew(self) -> frozenset[int]:
+        """Keep the lease; give the queues it is for. Raises where it has been lost."""
+        row = self._connection.execute(
+            self._sql["renew"], {"lease": LEASE, "consumer": self._consumer}
+        ).fetchone()
+        if row is None:
+            raise DatabaseUnavailableError("the lease on the queues is lost")
+        return frozenset(row[0])
+
+    def acquire(self, queues: Sequence[QueueSpec], prefetch: int) -> Found:
+        """Become the reader of queues: of all, or of none."""
+        specs = {queue.name: queue for queue in queues}
+        parameters = {"consumer": self._consumer, "names": list(specs)}
+        rows = self._connection.execute(self._sql["acquire"], parameters).fetchall()
+        readings = tuple(
+            QueueReading(spec=specs[name], id=queue, redelivered_up_to=known, prefetch=prefetch)
+            for name, queue, known, acquired in rows
+            if acquired
+        )
+        names = frozenset(row[0] for row in rows)
+        return Found(names=names, readings=readings if len(names) == len(specs) else ())
+
+    def release(self, readings: Sequence[QueueReading]) -> None:
+        """Leave queues to others; what was given out of them is marked as redelivered."""
+        parameters = {
+            "consumer": self._consumer,
+            "queues": [one.id for one in readings],
+            "delivered": [one.highest for one in readings],
+        }
+        self._connection.execute(self._sql["release"], parameters)
+
+    def existing(self, readings: Sequence[QueueReading]) -> frozenset[int]:
+        """Tell which queues there are still."""
+        rows = self._connection.execute(
+            "SELECT id FROM tenantry.queues WHERE id = ANY(%s)", [[one.id for one in readings]]
+        )
+        return frozenset(row[0] for row in rows)
+
+    def fetch(
+        self, readings: Sequence[QueueReading], in_hand: Sequence[int]
+    ) -> list[tuple[QueueReading, list[Row]]]:
+        """Read what has come to some queues, as far as their credit goes."""
+        most = [min(one.credit, MESSAGES) for one in readings]
+        parameters = {
+            "consumer": self._consumer,
+            "queues": [one.id for one in readings],
+            "floors": [one.floor for one in readings],
+            "most": most,
+            "in_hand": bigint_array(in_hand),
+            "bytes": BYTES,
+        }
+        for reading in readings:
+            reading.hungry = False
+        cursor = self._connection.cursor(binary=True)
+        found = cursor.execute(self._sql["fetch"], parameters, prepare=True).fetchall()
+        parts: list[tuple[QueueReading, list[Row]]] = []
+        for place, group in groupby(found, itemgetter(0)):
+            reading, rows = readings[place - 1], list(group)
+            size = sum(len(row[6]) for row in rows)
+            reading.fetched(
+                rows[-1][1],
+                exhausted=len(rows) < most[place - 1] and size < BYTES,
+                oldest_open=rows[0][7],
+                newest=rows[0][8],
+            )
+            parts.append((reading, rows))
+        return parts
+
+    def acknowledge(self, places: Sequence[Place]) -> None:
+        """Remove messages from their queues."""
+        self._connection.execute(self._sql["acknowledge"], _columns(places))
+
+    def reject(self, places: Sequence[Place]) -> None:
+        """Make messages dead letters of their tenant."""
+        self._connection.execute(self._sql["reject"], _columns(places))
+
+    def _on_notify(self, notice: psycopg.Notify) -> None:
+        self._note(notice.payload)
+
+    def _note(self, payload: str) -> None:
+        # Anybody with access to the database may say anything here: it is a hint, no more.
+        if payload.isdecimal() and len(payload) < 10:
+            self._told.queues.add(int(payload))
+        elif payload.startswith("-"):
+            self._told.gone = True
+
+
+def _columns(places: Sequence[Place]) -> dict[str, object]:
+    return {
+        "queues": integer_array([reading.id for reading, _ in places]),
+        "seqs": bigint_array([seq for _, seq in places]),
+    }

@@ -1,0 +1,76 @@
+"""Publishing to the embedded broker: a message is confirmed by the commit that puts it in."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from itertools import groupby
+from operator import attrgetter
+from typing import Final
+
+import psycopg
+from psycopg import errors
+
+from tenantry.broker.port import BrokerError, BrokerUnavailableError, Outgoing, UnroutableError
+from tenantry.database.errors import DatabaseUnavailableError
+from tenantry.database.failures import one_line
+from tenantry.database.pool import Connection, Database
+from tenantry.messages.encoding import bigint_array, bytea_array, headers_array, text_array
+from tenantry.sql import queries
+
+AT_ONCE: Final = 1000
+"""Messages put in by one call of the database."""
+
+
+class PostgresPublishing:
+    """Publishes in one transaction a call: all messages are taken, or none."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._enqueue = queries("queues")["enqueue"]
+
+    def publish(self, messages: Sequence[Outgoing], *, timeout: float) -> None:
+        """Return once every message is committed to its queue. Callable from any thread.
+
+        Raises `UnroutableError`; `BrokerUnavailableError`, when they may have been taken; and
+        `BrokerError` for a message that the database refuses.
+        """
+        if not messages:
+            return
+        until = time.monotonic() + timeout
+        try:
+            with (
+                self._database.connection(timeout) as connection,
+                connection.transaction(),
+            ):
+                left = max(1, round((until - time.monotonic()) * 1000))
+                connection.execute("SELECT set_config('statement_timeout', %s, true)", [str(left)])
+                for stream, group in groupby(messages, attrgetter("exchange")):
+                    part = list(group)
+                    for start in range(0, len(part), AT_ONCE):
+                        self._put(connection, stream, part[start : start + AT_ONCE])
+        except DatabaseUnavailableError as error:
+            raise BrokerUnavailableError(str(error)) from error
+        except errors.UndefinedObject as error:
+            raise UnroutableError(error.diag.message_primary or one_line(error)) from error
+        except psycopg.Error as error:
+            raise BrokerError(f"a message can't be queued: {one_line(error)}") from error
+
+    def _put(self, connection: Connection, stream: str, part: Sequence[Outgoing]) -> None:
+        now = time.time_ns() // 1_000_000
+        parameters = {
+            "stream": stream,
+            "keys": text_array([one.routing_key for one in part]),
+            "ids": text_array([one.message_id for one in part]),
+            "bodies": bytea_array([one.body for one in part]),
+            "content_types": text_array([one.content_type for one in part]),
+            "headers": headers_array([one.headers for one in part]),
+            "published_at_ms": bigint_array([_published_at(one, now) for one in part]),
+        }
+        connection.execute(self._enqueue, parameters, prepare=True)
+
+
+def _published_at(message: Outgoing, now: int) -> int:
+    """Give the time a message says it was published at, as over AMQP; else the present."""
+    given = (message.headers or {}).get("timestamp_in_ms")
+    return given if isinstance(given, int) and 0 <= given < 2**53 else now

@@ -1,0 +1,115 @@
+"""Tenants' database roles: each may publish to its own stream and look into its own queues."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import secrets
+from typing import Final
+
+import structlog
+from psycopg import errors, sql
+
+from tenantry.broker.port import PasswordHash
+from tenantry.database.pool import Connection
+
+log = structlog.get_logger(__name__)
+
+GROUP: Final = "tenantry_producers"
+"""Whose members may call what is for tenants. A role of the whole server, without a login."""
+
+CONNECTIONS: Final = 100
+"""How many connections a tenant may have at once."""
+
+_ITERATIONS: Final = 4096
+_SALT_BYTES: Final = 16
+
+
+def scram(password: str) -> PasswordHash:
+    """Make what PostgreSQL keeps of a password (RFC 5803), so that it never sees the password."""
+    salt = secrets.token_bytes(_SALT_BYTES)
+    salted = hashlib.pbkdf2_hmac("sha256", password.encode(), salt, _ITERATIONS)
+    client = hmac.digest(salted, b"Client Key", "sha256")
+    server = hmac.digest(salted, b"Server Key", "sha256")
+    stored = hashlib.sha256(client).digest()
+    shown = (base64.b64encode(part).decode() for part in (salt, stored, server))
+    salt64, stored64, server64 = shown
+    return PasswordHash(value=f"SCRAM-SHA-256${_ITERATIONS}:{salt64}${stored64}:{server64}")
+
+
+def ensure_group(connection: Connection) -> None:
+    """Make the group and give it its rights in this database."""
+    group = sql.Identifier(GROUP)
+    if not _exists(connection, GROUP):
+        try:
+            with connection.transaction():
+                connection.execute(sql.SQL("CREATE ROLE {} NOLOGIN").format(group))
+        except (errors.DuplicateObject, errors.UniqueViolation):
+            log.debug("broker.group_made_by_another")
+    row = connection.execute(
+        "SELECT has_schema_privilege(%s, 'tenantry', 'USAGE')", [GROUP]
+    ).fetchone()
+    if row is None or not row[0]:
+        connection.execute(sql.SQL("GRANT USAGE ON SCHEMA tenantry TO {}").format(group))
+    rows = connection.execute(
+        "SELECT p.oid::regprocedure::text FROM pg_proc AS p"
+        " WHERE p.pronamespace = 'tenantry'::regnamespace AND p.prosecdef"
+        " AND p.proname IN ('publish', 'publish_bytes', 'publish_many', 'look')"
+        " AND NOT has_function_privilege(%s, p.oid, 'EXECUTE')",
+        [GROUP],
+    ).fetchall()
+    for (signature,) in rows:
+        grant = sql.SQL("GRANT EXECUTE ON FUNCTION {} TO {}").format(sql.SQL(signature), group)
+        connection.execute(grant)
+
+
+def ensure_user(connection: Connection, name: str, password: PasswordHash) -> None:
+    """Make a tenant's role with this password.
+
+    A hash of another broker's kind leaves it without a password, until it is given a new one.
+    """
+    verifier = password.value if password.value.startswith("SCRAM-SHA-256$") else None
+    if verifier is None:
+        log.warning("broker.password_of_another_broker", user=name, remedy="rotate its credentials")
+    role = sql.Identifier(name)
+    what = sql.SQL(
+        "ROLE {} LOGIN INHERIT NOSUPERUSER NOCREATEDB NOCREATEROLE NOREPLICATION NOBYPASSRLS"
+        " CONNECTION LIMIT {} PASSWORD {}"
+    ).format(role, sql.Literal(CONNECTIONS), sql.Literal(verifier))
+    if not _exists(connection, name):
+        connection.execute(sql.SQL("CREATE {}").format(what))
+    else:
+        # Attributes only a superuser may speak of are left alone, for this is no superuser's role.
+        connection.execute(
+            sql.SQL("ALTER ROLE {} LOGIN PASSWORD {}").format(role, sql.Literal(verifier))
+        )
+    connection.execute(sql.SQL("GRANT {} TO {}").format(sql.Identifier(GROUP), role))
+
+
+def remove_user(connection: Connection, name: str) -> None:
+    """Drop a tenant's role and end its sessions; one that owns things is locked out for good."""
+    if not _exists(connection, name):
+        return
+    role = sql.Identifier(name)
+    # In this order, since a client that is thrown out connects again at once.
+    connection.execute(sql.SQL("ALTER ROLE {} NOLOGIN PASSWORD NULL").format(role))
+    connection.execute(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = %s", [name]
+    )
+    connection.execute(sql.SQL("REVOKE {} FROM {}").format(sql.Identifier(GROUP), role))
+    try:
+        with connection.transaction():
+            connection.execute(sql.SQL("DROP ROLE {}").format(role))
+    except errors.DependentObjectsStillExist as error:
+        log.warning(
+            "broker.user_is_locked_out",
+            user=name,
+            reason=error.diag.message_detail,
+            remedy="it owns objects or has rights beyond ours; see to them, then DROP ROLE",
+        )
+
+
+def _exists(connection: Connection, name: str) -> bool:
+    query = "SELECT FROM pg_roles WHERE rolname = %s"
+    return connection.execute(query, [name]).fetchone() is not None

@@ -1,0 +1,148 @@
+-- The embedded broker.
+
+-- name: enqueue
+SELECT tenantry.enqueue(
+    %(stream)s::text, %(keys)b, %(ids)b, %(bodies)b, %(content_types)b, %(headers)b,
+    %(published_at_ms)b);
+
+-- Consuming.
+
+-- name: become_consumer
+WITH forgotten AS (
+    DELETE FROM tenantry.consumers WHERE expires_at < clock_timestamp() - interval '1 day'
+)
+INSERT INTO tenantry.consumers (expires_at)
+VALUES (clock_timestamp() + make_interval(secs => %(lease)s))
+RETURNING id, pg_advisory_lock(hashtextextended('tenantry.consumer.' || id, 0));
+
+-- name: renew
+-- No row: the lease is another's to give up, and everything with it.
+WITH renewed AS (
+    UPDATE tenantry.consumers SET expires_at = clock_timestamp() + make_interval(secs => %(lease)s)
+    WHERE id = %(consumer)s RETURNING id
+)
+SELECT coalesce(array_agg(q.id) FILTER (WHERE q.id IS NOT NULL), '{}')
+FROM renewed LEFT JOIN tenantry.queues AS q ON q.consumer = renewed.id
+GROUP BY renewed.id;
+
+-- name: acquire
+SELECT name, queue, redelivered_up_to, acquired
+FROM tenantry.acquire_queues(%(consumer)s, %(names)s::text[]);
+
+-- name: release
+UPDATE tenantry.queues AS q SET consumer = NULL, delivered = greatest(q.delivered, r.delivered)
+FROM unnest(%(queues)s::integer[], %(delivered)s::bigint[]) AS r(queue, delivered)
+WHERE q.id = r.queue AND q.consumer = %(consumer)s;
+
+-- name: forget_consumer
+DELETE FROM tenantry.consumers WHERE id = %(consumer)s;
+
+-- name: fetch
+-- What lies in queues beyond their floors and is not in hand, up to so many messages and bytes of
+-- each. The snapshot tells later what can still turn up between what is given here.
+SELECT wanted.n, m.seq, m.published_at_ms, m.id, m.content_type, m.headers, m.body,
+       (SELECT pg_snapshot_xmin(pg_current_snapshot())::text::bigint),
+       (SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint)
+FROM unnest(%(queues)s::integer[], %(floors)s::bigint[], %(most)s::integer[])
+    WITH ORDINALITY AS wanted(queue, floor, most, n)
+JOIN tenantry.queues AS q ON q.id = wanted.queue AND q.consumer = %(consumer)s
+CROSS JOIN LATERAL (
+    SELECT ready.*,
+           sum(octet_length(body)) OVER (ORDER BY seq ROWS UNBOUNDED PRECEDING)
+               - octet_length(body) AS before
+    FROM tenantry.queued AS ready
+    WHERE ready.queue = wanted.queue AND ready.seq > wanted.floor
+        AND ready.seq NOT IN (SELECT unnest(%(in_hand)b))
+    ORDER BY ready.seq
+    LIMIT wanted.most
+) AS m
+WHERE m.before < %(bytes)s
+ORDER BY wanted.n, m.seq;
+
+-- name: acknowledge
+DELETE FROM tenantry.queued AS m USING unnest(%(queues)b, %(seqs)b) AS r(queue, seq)
+WHERE m.queue = r.queue AND m.seq = r.seq;
+
+-- name: reject
+WITH gone AS (
+    DELETE FROM tenantry.queued AS m USING unnest(%(queues)b, %(seqs)b) AS r(queue, seq)
+    WHERE m.queue = r.queue AND m.seq = r.seq
+    RETURNING m.*
+)
+INSERT INTO tenantry.rejected
+    (seq, tenant_id, topic, partition, published_at_ms, id, content_type, headers, body)
+SELECT gone.seq, q.tenant_id, q.topic, q.partition, gone.published_at_ms, gone.id,
+       gone.content_type, gone.headers, gone.body
+FROM gone JOIN tenantry.queues AS q ON q.id = gone.queue;
+
+-- Dead letters.
+
+-- name: lock_rejected
+SELECT pg_try_advisory_lock(hashtextextended('tenantry.walk.' || %(tenant)s, 0));
+
+-- name: last_rejected
+SELECT coalesce(max(seq), 0) FROM tenantry.rejected WHERE tenant_id = %(tenant)s;
+
+-- name: next_rejected
+SELECT seq, id, topic, partition, body, content_type, headers, published_at_ms
+FROM (
+    SELECT r.*, sum(octet_length(body)) OVER (ORDER BY seq) - octet_length(body) AS before
+    FROM tenantry.rejected AS r
+    WHERE tenant_id = %(tenant)s AND seq > %(after)s AND seq <= %(last)s
+    ORDER BY seq LIMIT %(most)s
+) AS page
+WHERE before < %(bytes)s ORDER BY seq;
+
+-- name: remove_rejected
+DELETE FROM tenantry.rejected WHERE tenant_id = %(tenant)s AND seq = ANY(%(seqs)s::bigint[]);
+
+-- Administration.
+
+-- name: lock_topology
+SELECT pg_advisory_xact_lock(hashtextextended('tenantry.topology.' || %(tenant)s, 0));
+
+-- name: ensure_queues
+INSERT INTO tenantry.queues (name, tenant_id, topic, partition)
+SELECT w.name, %(tenant)s, w.topic, w.partition
+FROM unnest(%(names)s::text[], %(topics)s::text[], %(partitions)s::integer[])
+    AS w(name, topic, partition)
+WHERE NOT EXISTS (SELECT FROM tenantry.queues AS q WHERE q.name = w.name)
+ON CONFLICT DO NOTHING;
+
+-- name: ensure_bindings
+INSERT INTO tenantry.bindings (stream, routing_key, queue)
+SELECT %(stream)s, w.key, q.id
+FROM unnest(%(queues)s::text[], %(keys)s::text[]) AS w(name, key)
+JOIN tenantry.queues AS q ON q.name = w.name
+ON CONFLICT DO NOTHING;
+
+-- name: remove_queues
+-- Readers are told by the minus that the queue has gone.
+WITH gone AS (DELETE FROM tenantry.queues WHERE tenant_id = %(tenant)s RETURNING id)
+SELECT id, pg_notify('tenantry_queued', '-' || id) FROM gone;
+
+-- name: drop_messages
+WITH messages AS (
+    DELETE FROM tenantry.queued WHERE queue = ANY(%(queues)s::integer[]) RETURNING 1
+), letters AS (
+    DELETE FROM tenantry.rejected WHERE tenant_id = %(tenant)s RETURNING 1
+)
+SELECT (SELECT count(*) FROM messages) + (SELECT count(*) FROM letters);
+
+-- name: pending
+SELECT q.tenant_id, coalesce(sum(waiting.messages), 0)::bigint
+FROM tenantry.queues AS q
+LEFT JOIN (SELECT queue, count(*) AS messages FROM tenantry.queued GROUP BY queue) AS waiting
+    ON waiting.queue = q.id
+GROUP BY q.tenant_id;
+
+-- The ring of segments.
+
+-- name: segments
+SELECT s.segment, pg_relation_size(format('tenantry.queued_%%s', s.segment)::regclass),
+       s.segment = c.segment
+FROM generate_series(0, 3) AS s(segment), tenantry.current_segment AS c
+ORDER BY s.segment;
+
+-- name: make_current
+UPDATE tenantry.current_segment SET segment = %(segment)s;
