@@ -12,8 +12,9 @@ import resource
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from types import FrameType
 from typing import Final, NoReturn
 from urllib.parse import unquote, urlsplit
@@ -42,6 +43,12 @@ from tenantry.api.server import ApiServer
 from tenantry.audit.auditor import Auditor
 from tenantry.audit.postgres import PostgresAccounts
 from tenantry.broker.pending import PendingCounts
+from tenantry.broker.port import Administration, Consuming, DeadLetters, Publishing, Queues
+from tenantry.broker.postgres.administration import PostgresAdministration
+from tenantry.broker.postgres.consuming import PostgresConsuming
+from tenantry.broker.postgres.dead_letters import PostgresDeadLetters
+from tenantry.broker.postgres.publishing import PostgresPublishing
+from tenantry.broker.postgres.rotation import QueueRotation
 from tenantry.broker.rabbitmq.administration import RabbitAdministration
 from tenantry.broker.rabbitmq.consuming import RabbitConsuming
 from tenantry.broker.rabbitmq.dead_letters import RabbitDeadLetters
@@ -79,6 +86,19 @@ JOIN_TIMEOUT: Final = 5.0
 
 LOOK_EVERY: Final = 0.25
 """Seconds between looks at whether the system is ready, for the service manager."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BrokerAdapters:
+    """One kind of broker, as the daemon needs it; `reconnects` counts by connection."""
+
+    administration: Administration
+    queues: Queues
+    consuming: Consuming
+    publishing: Publishing
+    dead_letters: DeadLetters
+    connected: Callable[[], bool]
+    reconnects: Mapping[str, Callable[[], int]]
 
 
 class StopRequestedError(BaseException):
@@ -129,12 +149,6 @@ class Daemon:
 
     def run(self) -> int:
         """Start everything, wait, drain, stop everything."""
-        settings = self._settings
-        if not settings.rabbitmq.url.get_secret_value():
-            raise SettingsError(
-                "rabbitmq.url is empty, and this version has no embedded broker:"
-                " set RABBITMQ_URL or rabbitmq.url"
-            )
         with ExitStack() as stack:
             try:
                 supervisor = self._start(stack)
@@ -166,19 +180,9 @@ class Daemon:
         messages = PostgresMessageStore(database)
         dead_letters = PostgresDeadLetterIndex(database)
 
-        administration = self._administration()
-        stack.callback(administration.close)
-        administration.check()
         url = settings.rabbitmq.url.get_secret_value()
-        publishing = RabbitPublishing(url)
-        self._run_thread(
-            stack, "broker-publishing", publishing.run, publishing.stop, publishing.heartbeat
-        )
-        consuming = RabbitConsuming(url)
-        self._run_thread(
-            stack, "broker-consuming", consuming.run, consuming.stop, consuming.heartbeat
-        )
-        pending = PendingCounts(administration)
+        broker = self._rabbitmq(stack, url) if url else self._embedded_broker(stack, database)
+        pending = PendingCounts(broker.administration)
         self._run_thread(stack, "broker-pending", pending.run, pending.stop, pending.heartbeat)
         clock = ThreadClock()
         self._run_thread(stack, "clock", clock.run, clock.stop, clock.heartbeat)
@@ -187,11 +191,11 @@ class Daemon:
         board = self._board
         board.pending = pending.counts
         board.probes = {
-            "the broker": lambda: consuming.connected,
+            "the broker": broker.connected,
             "the database": lambda: listener.connected,
         }
         provisioner = Provisioner(
-            administration=administration,
+            administration=broker.administration,
             messages=messages,
             passwords=PostgresCredentials(database),
         )
@@ -202,7 +206,7 @@ class Daemon:
                     journal=journal,
                     messages=messages,
                     dead_letters=dead_letters,
-                    broker=consuming,
+                    broker=broker.consuming,
                     provisioner=provisioner,
                     clock=clock,
                     limits=ConsumerLimits(
@@ -231,16 +235,13 @@ class Daemon:
             drain_seconds=settings.shutdown.deadline_seconds,
             on_stop=self._wake.set,
         )
-        auditor = Auditor(PostgresAccounts(database), administration, board.in_flight)
+        auditor = Auditor(PostgresAccounts(database), broker.queues, board.in_flight)
         stack.callback(auditor.stop)
         metrics = MetricsPage(
             SystemCollector(
                 status=control.status,
                 recorder=recorder,
-                reconnects={
-                    "consuming": lambda: consuming.reconnects,
-                    "publishing": lambda: publishing.reconnects,
-                },
+                reconnects=broker.reconnects,
                 audits=auditor.latest,
             )
         )
@@ -253,8 +254,8 @@ class Daemon:
                 journal=journal,
                 messages=messages,
                 page_reader=PostgresPageReader(LoopQueries(database)),
-                publishing=publishing,
-                dead_letters=RabbitDeadLetters(url),
+                publishing=broker.publishing,
+                dead_letters=broker.dead_letters,
                 letters=dead_letters,
                 auditor=auditor,
                 idempotency=PostgresIdempotencyKeys(database),
@@ -338,15 +339,57 @@ class Daemon:
         self._run_thread(stack, "metrics", api.run, api.stop, api.heartbeat)
         return api.tcp_port
 
-    def _administration(self) -> RabbitAdministration:
+    def _rabbitmq(self, stack: ExitStack, url: str) -> BrokerAdapters:
         settings = self._settings
         management = settings.management_url
         if management is None:
             raise SettingsError("rabbitmq.url names no host")
-        return RabbitAdministration(
-            url=settings.rabbitmq.url.get_secret_value(),
+        administration = RabbitAdministration(
+            url=url,
             management_url=management.get_secret_value(),
             queue_type=settings.queue.type,
+        )
+        stack.callback(administration.close)
+        administration.check()
+        publishing = RabbitPublishing(url)
+        self._run_thread(
+            stack, "broker-publishing", publishing.run, publishing.stop, publishing.heartbeat
+        )
+        consuming = RabbitConsuming(url)
+        self._run_thread(
+            stack, "broker-consuming", consuming.run, consuming.stop, consuming.heartbeat
+        )
+        return BrokerAdapters(
+            administration=administration,
+            queues=administration,
+            consuming=consuming,
+            publishing=publishing,
+            dead_letters=RabbitDeadLetters(url),
+            connected=lambda: consuming.connected,
+            reconnects={
+                "consuming": lambda: consuming.reconnects,
+                "publishing": lambda: publishing.reconnects,
+            },
+        )
+
+    def _embedded_broker(self, stack: ExitStack, database: Database) -> BrokerAdapters:
+        # The message store takes what it stores out of the queues: an ack has nothing to remove.
+        consuming = PostgresConsuming(database, acks_remove=False)
+        administration = PostgresAdministration(database, in_hand=consuming.in_hand)
+        administration.check()
+        self._run_thread(
+            stack, "broker-consuming", consuming.run, consuming.stop, consuming.heartbeat
+        )
+        rotation = QueueRotation(database)
+        self._run_thread(stack, "broker-rotation", rotation.run, rotation.stop, rotation.heartbeat)
+        return BrokerAdapters(
+            administration=administration,
+            queues=administration,
+            consuming=consuming,
+            publishing=PostgresPublishing(database),
+            dead_letters=PostgresDeadLetters(database),
+            connected=lambda: consuming.connected,
+            reconnects={"consuming": lambda: consuming.reconnects},
         )
 
     def _info(
@@ -478,8 +521,10 @@ def _allow_open_files() -> None:
         log.warning("daemon.few_open_files", limit=max(soft, wanted), wanted=OPEN_FILES)
 
 
-def _broker_address(url: str) -> dict[str, str]:
-    """Say where clients find the broker; no user, no password."""
+def _broker_address(url: str) -> dict[str, str] | None:
+    """Say where clients find RabbitMQ, without user and password; None: the broker is embedded."""
+    if not url:
+        return None
     parts = urlsplit(url)
     port = parts.port or (5671 if parts.scheme == "amqps" else 5672)
     return {

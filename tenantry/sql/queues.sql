@@ -129,12 +129,38 @@ WITH messages AS (
 )
 SELECT (SELECT count(*) FROM messages) + (SELECT count(*) FROM letters);
 
--- name: pending
-SELECT q.tenant_id, coalesce(sum(waiting.messages), 0)::bigint
+-- name: queue_counts
+SELECT q.tenant_id, coalesce(sum(waiting.messages), 0)::bigint, coalesce(max(letters.messages), 0)
 FROM tenantry.queues AS q
 LEFT JOIN (SELECT queue, count(*) AS messages FROM tenantry.queued GROUP BY queue) AS waiting
     ON waiting.queue = q.id
+LEFT JOIN (SELECT tenant_id, count(*) AS messages FROM tenantry.rejected GROUP BY tenant_id)
+    AS letters ON letters.tenant_id = q.tenant_id
 GROUP BY q.tenant_id;
+
+-- name: surveyed_queues
+SELECT q.name, q.tenant_id, c.id IS NOT NULL
+FROM tenantry.queues AS q
+LEFT JOIN tenantry.consumers AS c
+    ON c.id = q.consumer AND c.expires_at > clock_timestamp();
+
+-- name: surveyed_bindings
+SELECT b.stream, q.name, b.routing_key
+FROM tenantry.bindings AS b JOIN tenantry.queues AS q ON q.id = b.queue;
+
+-- name: surveyed_users
+-- Roles are the whole server's: a tenant's role has a setting in the database where it is one.
+-- Whoever may not read what is kept of passwords takes them to be right.
+SELECT r.rolname, r.rolsuper OR r.rolcreaterole OR r.rolcreatedb OR r.rolbypassrls, c.password_hash,
+       EXISTS (SELECT FROM pg_db_role_setting AS s JOIN pg_database AS d ON d.oid = s.setdatabase
+               WHERE s.setrole = r.oid AND d.datname = current_database())
+           AND pg_has_role(r.oid, %(group)s, 'MEMBER')
+FROM pg_roles AS r
+LEFT JOIN tenantry.credentials AS c ON r.rolname = format('tenant_%%s_producer', c.tenant_id)
+WHERE r.rolname ~ '^tenant_.+_producer$';
+
+-- name: surveyed_passwords
+SELECT rolname, coalesce(rolpassword, '') FROM pg_authid WHERE rolname ~ '^tenant_.+_producer$';
 
 -- The ring of segments.
 

@@ -16,9 +16,12 @@ from tenantry.broker.port import (
     BrokerUnavailableError,
     Credentials,
     PasswordHash,
+    QueueCounts,
     TenantTopology,
 )
 from tenantry.broker.postgres import users
+from tenantry.broker.postgres.surveying import surveyed
+from tenantry.broker.survey import Survey
 from tenantry.database.errors import DatabaseUnavailableError
 from tenantry.database.failures import one_line
 from tenantry.database.pool import Connection, Database
@@ -106,10 +109,32 @@ class PostgresAdministration:
 
     def pending(self) -> Mapping[str, int]:
         """Count the messages ready in each tenant's queues, dead letters left out."""
+        return {tenant_id: counts.ready for tenant_id, counts in self.queue_counts().items()}
+
+    def queue_counts(self) -> Mapping[str, QueueCounts]:
+        """Count what lies in each tenant's queues, now."""
         in_hand = self._in_hand()
         with self._connection() as connection:
-            rows = connection.execute(self._sql["pending"]).fetchall()
-        return {tenant: max(0, count - in_hand.get(tenant, 0)) for tenant, count in rows}
+            rows = connection.execute(self._sql["queue_counts"]).fetchall()
+        return {
+            tenant_id: QueueCounts(
+                ready=max(0, lying - in_hand.get(tenant_id, 0)),
+                unsettled=min(lying, in_hand.get(tenant_id, 0)),
+                dead_letters=letters,
+            )
+            for tenant_id, lying, letters in rows
+        }
+
+    def survey(self) -> Survey:
+        """Give what there is of all tenants, in a few queries."""
+        with self._connection() as connection:
+            queues = connection.execute(self._sql["surveyed_queues"]).fetchall()
+            bindings = connection.execute(self._sql["surveyed_bindings"]).fetchall()
+            roles = connection.execute(
+                self._sql["surveyed_users"], {"group": users.GROUP}
+            ).fetchall()
+            passwords = self._passwords(connection)
+        return surveyed(queues, bindings, roles, passwords)
 
     def check(self) -> None:
         """Raise `BrokerError` with a clear line where the database can't be the broker."""
@@ -131,6 +156,14 @@ class PostgresAdministration:
             )
         with self._roles() as connection:
             users.ensure_group(connection)
+
+    def _passwords(self, connection: Connection) -> Mapping[str, str]:
+        try:
+            with connection.transaction():
+                rows = connection.execute(self._sql["surveyed_passwords"]).fetchall()
+        except errors.InsufficientPrivilege:
+            return {}
+        return dict(rows)
 
     def _lock(self, connection: Connection, tenant_id: str) -> None:
         connection.execute(self._sql["lock_topology"], {"tenant": tenant_id})

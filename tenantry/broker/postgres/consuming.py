@@ -27,6 +27,7 @@ from tenantry.broker.postgres.wakeup import Wakeup
 from tenantry.database.errors import DatabaseError
 from tenantry.database.failures import one_line
 from tenantry.database.pool import Database
+from tenantry.telemetry.heartbeat import Heartbeat
 
 log = structlog.get_logger(__name__)
 
@@ -54,6 +55,7 @@ class PostgresConsuming:
         self._wakeup = Wakeup()
         self._jobs: deque[Callable[[], None]] = deque()
         self._guard = threading.Lock()
+        self.heartbeat: Final = Heartbeat()
         self._stopping = threading.Event()
         self._ended = False
         # Of the thread that runs.
@@ -156,6 +158,7 @@ class PostgresConsuming:
         renew_at = time.monotonic() + LEASE / 3
         look_at = 0.0
         while True:
+            self.heartbeat.beat()
             self._work_off()
             if self._stopping.is_set():
                 break
@@ -194,6 +197,7 @@ class PostgresConsuming:
         until = time.monotonic() + ceiling * random.uniform(0.5, 1.0)  # noqa: S311 - jitter
         self._failures += 1
         while not self._stopping.is_set() and (left := until - time.monotonic()) > 0:
+            self.heartbeat.beat()
             self._wakeup.wait(None, left)
             self._work_off()
 

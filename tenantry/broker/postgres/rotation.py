@@ -14,6 +14,7 @@ from tenantry.database.errors import DatabaseError
 from tenantry.database.failures import one_line
 from tenantry.database.pool import Connection, Database
 from tenantry.sql import queries
+from tenantry.telemetry.heartbeat import Heartbeat
 
 log = structlog.get_logger(__name__)
 
@@ -48,11 +49,13 @@ class QueueRotation:
         self._every = every
         self._full = full
         self._sql = queries("queues")
+        self.heartbeat: Final = Heartbeat()
         self._stopping = threading.Event()
 
     def run(self) -> None:
         """Look again and again."""
         while not self._stopping.wait(self._every):
+            self.heartbeat.beat()
             try:
                 self.turn()
             except (DatabaseError, psycopg.Error) as error:

@@ -73,18 +73,24 @@ def ensure_user(connection: Connection, name: str, password: PasswordHash) -> No
     if verifier is None:
         log.warning("broker.password_of_another_broker", user=name, remedy="rotate its credentials")
     role = sql.Identifier(name)
-    what = sql.SQL(
-        "ROLE {} LOGIN INHERIT NOSUPERUSER NOCREATEDB NOCREATEROLE NOREPLICATION NOBYPASSRLS"
-        " CONNECTION LIMIT {} PASSWORD {}"
-    ).format(role, sql.Literal(CONNECTIONS), sql.Literal(verifier))
     if not _exists(connection, name):
-        connection.execute(sql.SQL("CREATE {}").format(what))
-    else:
-        # Attributes only a superuser may speak of are left alone, for this is no superuser's role.
-        connection.execute(
-            sql.SQL("ALTER ROLE {} LOGIN PASSWORD {}").format(role, sql.Literal(verifier))
+        connection.execute(sql.SQL("CREATE ROLE {}").format(role))
+    connection.execute(
+        sql.SQL("ALTER ROLE {} LOGIN INHERIT {} CONNECTION LIMIT {} PASSWORD {}").format(
+            role,
+            sql.SQL(" ".join(_rights_too_many(connection, name))),
+            sql.Literal(CONNECTIONS),
+            sql.Literal(verifier),
         )
+    )
     connection.execute(sql.SQL("GRANT {} TO {}").format(sql.Identifier(GROUP), role))
+    # Roles are the whole server's: this says in which database it is a tenant's.
+    row = connection.execute("SELECT current_database()").fetchone()
+    connection.execute(
+        sql.SQL("ALTER ROLE {} IN DATABASE {} SET tenantry.tenant = {}").format(
+            role, sql.Identifier("" if row is None else row[0]), sql.Literal(name)
+        )
+    )
 
 
 def remove_user(connection: Connection, name: str) -> None:
@@ -108,6 +114,17 @@ def remove_user(connection: Connection, name: str) -> None:
             reason=error.diag.message_detail,
             remedy="it owns objects or has rights beyond ours; see to them, then DROP ROLE",
         )
+
+
+def _rights_too_many(connection: Connection, name: str) -> list[str]:
+    """Say what to take away. Only what is there is named: not everybody may speak of the rest."""
+    row = connection.execute(
+        "SELECT rolsuper, rolcreatedb, rolcreaterole, rolbypassrls"
+        " FROM pg_roles WHERE rolname = %s",
+        [name],
+    ).fetchone()
+    words = ("NOSUPERUSER", "NOCREATEDB", "NOCREATEROLE", "NOBYPASSRLS")
+    return [word for word, has in zip(words, row or (), strict=False) if has]
 
 
 def _exists(connection: Connection, name: str) -> bool:

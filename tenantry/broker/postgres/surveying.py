@@ -1,0 +1,57 @@
+"""What the embedded broker has, in the words in which RabbitMQ is asked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from tenantry.broker import topology as layout
+from tenantry.broker.port import TenantTopology
+from tenantry.broker.survey import Survey, User
+from tenantry.domain import names
+
+
+def surveyed(
+    queues: Iterable[tuple[Any, ...]],
+    bindings: Iterable[tuple[Any, ...]],
+    roles: Iterable[tuple[Any, ...]],
+    passwords: Mapping[str, str],
+) -> Survey:
+    """Make a survey of rows.
+
+    What every tenant has here without being asked is there as long as its default queue is: the
+    dead-letter exchange, its own queue on it, and that a queue's rejects go there.
+    """
+    exchanges = {names.DEAD_LETTER_EXCHANGE: "direct"}
+    arguments: dict[str, Mapping[str, object]] = {}
+    bound = {(stream, queue, key) for stream, queue, key in bindings}
+    consumed: set[str] = set()
+    for name, tenant_id, has_consumer in queues:
+        plan = layout.plan(TenantTopology(tenant_id=tenant_id, topics=(), partitions=1), "classic")
+        letters, default = plan.queues
+        exchanges[names.stream_name(tenant_id)] = "direct"
+        arguments[name] = default.arguments
+        if name == default.name:
+            arguments[letters.name] = letters.arguments
+            bound.add((names.DEAD_LETTER_EXCHANGE, letters.name, tenant_id))
+        if has_consumer:
+            consumed.add(name)
+    return Survey(
+        exchanges=exchanges,
+        queues=arguments,
+        bindings=frozenset(bound),
+        users={
+            name: _user(name, passwords.get(name, kept or ""), powerful=powerful, allowed=allowed)
+            for name, powerful, kept, allowed in roles
+        },
+        consumed=frozenset(consumed),
+    )
+
+
+def _user(name: str, password: str, *, powerful: bool, allowed: bool) -> User:
+    wanted = layout.permissions(layout.owner_of(name) or "")
+    return User(
+        password_hash=password,
+        tags=frozenset({"powerful"} if powerful else ()),
+        permissions=(wanted.configure, wanted.write, wanted.read) if allowed else None,
+    )
