@@ -236,13 +236,6 @@ def test_other_addresses_than_loopback_need_a_secret(program: Program) -> None:
     assert "security.jwt_secret" in ended.complaint
 
 
-def test_a_broker_url_that_is_empty_is_told(program: Program) -> None:
-    ended = program.run(RABBITMQ_URL="")
-    assert ended.code == 2
-    assert "rabbitmq.url" in ended.complaint
-    assert "RABBITMQ_URL" in ended.complaint
-
-
 def test_a_port_that_is_taken_is_told(program: Program) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
