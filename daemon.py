@@ -84,6 +84,11 @@ OPEN_FILES: Final = 16_384
 JOIN_TIMEOUT: Final = 5.0
 """Seconds a thread is given to end, once it has been told to."""
 
+FAILED_DRAIN_SECONDS: Final = 5.0
+FAILED_END_SECONDS: Final = 20.0
+"""Once the daemon can't go on: what is left to drain, and to all of the end. The broker redelivers
+what is not finished, and whoever started the daemon waits to start it anew."""
+
 LOOK_EVERY: Final = 0.25
 """Seconds between looks at whether the system is ready, for the service manager."""
 
@@ -422,7 +427,14 @@ class Daemon:
         heartbeat: Heartbeat | None = None,
     ) -> None:
         """Run something on a thread of its own, watched; at the end stop it, then join it."""
-        thread = threading.Thread(target=run, name=name, daemon=True)
+
+        def guarded() -> None:
+            try:
+                run()
+            except Exception:
+                log.exception("thread.failed", thread=name)
+
+        thread = threading.Thread(target=guarded, name=name, daemon=True)
 
         def join() -> None:
             thread.join(JOIN_TIMEOUT)
@@ -442,7 +454,7 @@ class Daemon:
         while not self._wake.wait(LOOK_EVERY):
             self._watch.look()
             if dead := self._watch.liveness():
-                self._failure = "; ".join(dead)
+                self._crashed("; ".join(dead))
                 return
             reasons = self._board.not_ready()
             if not reasons and not ready:
@@ -465,6 +477,10 @@ class Daemon:
 
     def _shut_down(self, supervisor: Ref) -> int:
         seconds = self._settings.shutdown.deadline_seconds
+        if self._failure is not None:
+            log.critical("daemon.failed", reason=self._failure)
+            seconds = min(seconds, FAILED_DRAIN_SECONDS)
+            self._end_at_latest(FAILED_END_SECONDS)
         log.info("daemon.stopping", deadline_seconds=seconds)
         self._notifier.notify("STOPPING=1", "STATUS=draining")
         orphans = drain_and_stop(supervisor, seconds=seconds)
@@ -477,9 +493,7 @@ class Daemon:
             )
         if orphans:
             log.error("daemon.stopped_unfinished", orphans=describe(orphans))
-        elif self._failure is not None:
-            log.critical("daemon.failed", reason=self._failure)
-        else:
+        elif self._failure is None:
             log.info("daemon.drained")
         return 1 if orphans or self._failure is not None else 0
 
@@ -504,6 +518,18 @@ class Daemon:
         if self._starting:
             self.interrupted = True
             raise StopRequestedError(signal.Signals(number).name)
+
+    @staticmethod
+    def _end_at_latest(seconds: float) -> None:
+        """End the process, whatever hangs in it, unless it has ended by itself by then."""
+
+        def end() -> NoReturn:
+            os.write(sys.stderr.fileno(), b"tenantry: it does not end by itself, ending at once\n")
+            os._exit(1)
+
+        timer = threading.Timer(seconds, end)
+        timer.daemon = True
+        timer.start()
 
     def _end_at_once(self) -> NoReturn:
         """End without draining: the broker redelivers what was not acknowledged."""

@@ -12,8 +12,9 @@ from __future__ import annotations
 import threading
 from concurrent.futures import InvalidStateError
 from contextlib import suppress
+from queue import Empty, Queue
 from types import TracebackType
-from typing import Final
+from typing import Any, Final, cast
 
 import pykka
 import structlog
@@ -50,7 +51,10 @@ class SupervisedActor(pykka.ThreadingActor):
         self.name = name
         self.parent = parent
         self.tenant_id = tenant_id
+        self.failure: str | None = None
+        """What ended the actor, once it has failed."""
         self.pulse = Pulse("/".join(filter(None, (tenant_id, name))))
+        self.pulse.on_fence(self._refuse_mailbox)
         self._actor_ref = SupervisedRef(self)
 
     def handle(self, message: object) -> object:
@@ -129,7 +133,7 @@ class SupervisedActor(pykka.ThreadingActor):
         """Clean up, answer who waits, and tell the parent."""
         self.pulse.beat()
         kind = exception_type.__name__ if exception_type else "failure"
-        error = f"{kind}: {exception_value}"
+        error = self.failure = f"{kind}: {exception_value}"
         log.error(
             "actor.failed",
             error=error,
@@ -156,8 +160,10 @@ class SupervisedActor(pykka.ThreadingActor):
 
     def _refuse_mailbox(self) -> None:
         """Answer commands that nobody will handle any more, so that nobody waits for them."""
-        while not self.actor_inbox.empty():
-            self._dismiss(self.actor_inbox.get().message)
+        inbox = cast("Queue[Any]", self.actor_inbox)
+        with suppress(Empty):
+            while True:
+                self._dismiss(inbox.get_nowait().message)
 
     @staticmethod
     def _dismiss(message: object) -> None:

@@ -116,7 +116,7 @@ class Supervisor(SupervisedActor):
 
     def crashed(self) -> None:
         """Tell the process that it can't go on: whoever started it starts it anew."""
-        self._on_crash("the supervisor failed")
+        self._on_crash(f"the supervisor failed: {self.failure}")
         self._stop_tenants()
 
     def stopped(self) -> None:

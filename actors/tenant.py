@@ -165,6 +165,8 @@ class Tenant(SupervisedActor):
         self._deletion_waiters: list[Execute] = []
         self._after_drain: list[Callable[[], None]] = []
         self._stash: deque[Execute] = deque()
+        self._carried: Execute | None = None
+        self.pulse.on_fence(self._refuse_all)
 
     def handle(self, message: object) -> None:
         """Handle a command, a word of a child, the supervisor or the clock."""
@@ -215,14 +217,22 @@ class Tenant(SupervisedActor):
         """Stop the children and answer whoever still waits."""
         self._children.stop()
         self._board.ref = None
+        self._refuse_all()
+
+    def _refuse_all(self) -> None:
+        """Refuse what is not answered; of a tenant that was replaced, from another thread."""
         waiting = [waiter for waiter, _ in self._ready_waiters]
-        for message in (*waiting, *self._resize_waiters, *self._deletion_waiters, *self._stash):
+        carried = [] if self._carried is None else [self._carried]
+        for message in (
+            *carried, *waiting, *self._resize_waiters, *self._deletion_waiters, *self._stash
+        ):  # fmt: skip
             refuse(message, UnavailableError("the tenant's actor has stopped; try again"))
 
     # Commands.
 
     def _execute(self, message: Execute) -> None:
         structlog.contextvars.bind_contextvars(correlation_id=message.metadata.correlation_id)
+        self._carried = message
         try:
             if self._gone:
                 # The supervisor is about to let this actor go; it routes the command anew.
@@ -247,6 +257,7 @@ class Tenant(SupervisedActor):
             refuse(message, CommandFailedError(f"tenant {self._id!r}: {error}"))
             raise
         finally:
+            self._carried = None
             self._changed_at = self._ports.clock.now()
             structlog.contextvars.unbind_contextvars("correlation_id")
 

@@ -90,10 +90,12 @@ class Worker(SupervisedActor):
                     [delivery.message for delivery in batch.deliveries],
                     _again(batch),
                 )
+                self.beat()
                 self._observe(batch, result, self._ports.clock.now() - began)
             if result.unstorable:
                 self._record(batch, result.unstorable)
         except (StoreUnavailableError, JournalUnavailableError) as error:
+            self.beat()
             self._board.store_down = True
             self._ports.observer.batch_delayed(self._tenant)
             delay = backoff(failures + 1, LONGEST_BACKOFF)
@@ -164,6 +166,7 @@ class Worker(SupervisedActor):
                 reason=one.reason,
                 error=one.error[:LONGEST_ERROR],
             )
+        self.beat()
         began = self._ports.clock.now()
         recorded = self._ports.journal.append(
             names.dead_letter_journal_stream(self._tenant),

@@ -1,0 +1,133 @@
+"""What hangs is replaced, what keeps failing is parked, and what can't go on ends the process."""
+
+from __future__ import annotations
+
+from typing import Any
+from urllib.parse import quote
+
+from tests.acceptance.program import Program, Tenant
+from tests.ledger import Ledger
+from tests.scrapes import Scrape, read
+from tests.services_rabbitmq import RabbitHost
+from tests.waiting import eventually
+
+HANG_SECONDS = "3"
+
+
+def scrape(program: Program) -> Scrape:
+    return read(program.call("GET", "/metrics").text)
+
+
+def test_a_worker_that_hangs_is_replaced_and_nothing_is_lost_or_doubled(
+    program: Program, ledger: Ledger
+) -> None:
+    program.start(
+        TENANTRY_SUPERVISION_HANG_SECONDS=HANG_SECONDS,
+        TENANTRY_FAILPOINTS="before_commit:hang@3",
+    )
+    tenants = [program.create("one", workers=2), program.create("two", workers=2)]
+    with ledger.publishing([(one.id, one.amqp_url) for one in tenants], rate=200):
+        (stuck,) = eventually(lambda: program.events("actor.stuck"), timeout=30)
+        assert "worker-" in stuck["stuck"]
+        assert "tenantry/failpoints.py" in stuck["error"]
+        ledger.wait_confirmed(100)
+    ledger.check(alive=program.check_running)
+    assert scrape(program).value("tenantry_stuck_total", kind="worker") == 1
+    eventually(lambda: scrape(program).value("tenantry_abandoned_threads") == 1)
+    assert program.get("/status")["abandoned"] == [stuck["stuck"]]
+    assert program.call("GET", "/healthz").status_code == 200
+    assert program.stop() == 0
+    assert program.ready_messages(*(one.queue for one in tenants)) == 0
+
+
+def test_a_tenant_that_hangs_in_a_command_is_replaced_and_its_neighbour_notices_nothing(
+    program: Program, ledger: Ledger
+) -> None:
+    program.start(
+        TENANTRY_SUPERVISION_HANG_SECONDS=HANG_SECONDS,
+        # Two appends make a tenant: the fifth is the first command after two of them.
+        TENANTRY_FAILPOINTS="before_append:hang@5",
+    )
+    tenant, other = program.create("one"), program.create("other")
+    with ledger.publishing([(one.id, one.amqp_url) for one in (tenant, other)], rate=200):
+        path = f"/tenants/{tenant.id}/config/concurrency"
+        answer = program.call("PUT", path, {"workers": 5}, timeout=60)
+        assert answer.status_code == 503
+        (stuck,) = program.wait_logged("actor.stuck")
+        assert stuck["stuck"] == f"{tenant.id}/tenant"
+        eventually(lambda: program.status_of("/readyz") == 200, what="readyz 200")
+        answer = program.call("PUT", path, {"workers": 5})
+        assert (answer.status_code, answer.json()["workers_current"]) == (200, 5)
+        ledger.wait_confirmed(100)
+    ledger.check(alive=program.check_running)
+    assert {one["tenant"] for one in program.events("tenant.restarts")} == {tenant.id}
+    assert program.stop() == 0
+
+
+def test_a_loop_that_hangs_ends_the_process_and_the_next_one_makes_up_for_it(
+    program: Program, ledger: Ledger
+) -> None:
+    program.start(
+        TENANTRY_SUPERVISION_HANG_SECONDS=HANG_SECONDS,
+        TENANTRY_FAILPOINTS="before_ack:hang@3",
+    )
+    tenant = program.create()
+    with ledger.publishing([(tenant.id, tenant.amqp_url)], rate=200):
+        assert program.wait(60) == 1
+        (failed,) = program.events("daemon.failed")
+        assert "the thread broker-consuming has hung" in failed["reason"]
+        program.start()
+        ledger.wait_confirmed(100)
+    ledger.check(alive=program.check_running)
+    assert program.stop() == 0
+
+
+def declare_otherwise(program: Program, tenant: Tenant) -> None:
+    """Replace a tenant's queue by one that its declaration is refused for."""
+    with program.connect_admin() as connection:
+        channel = connection.channel()
+        channel.queue_delete(tenant.queue)
+        channel.queue_declare(tenant.queue, durable=True, arguments={"x-max-length": 1})
+
+
+def shown(program: Program, tenant: Tenant) -> Any:
+    return program.cli("tenant", "show", tenant.id, "--json").json
+
+
+def test_a_tenant_that_keeps_failing_is_parked_seen_and_revived(
+    rabbitmq: RabbitHost, database_url: str, ledger: Ledger
+) -> None:
+    # One of its own: what fails here is in the log with its traceback, as it should be.
+    with Program(rabbitmq, database_url) as program:
+        park(program.start(), ledger)
+
+
+def park(program: Program, ledger: Ledger) -> None:
+    tenant, other = program.create("one"), program.create("other")
+    assert program.stop() == 0
+    declare_otherwise(program, tenant)
+    program.start()
+    parked = eventually(lambda: (one := shown(program, tenant))["parked"] and one, timeout=40)
+    assert "exists with other arguments" in parked["parked"]
+    assert (parked["state"], parked["workers_current"]) == ("paused", 0)
+    assert program.status_of("/readyz") == 200
+    assert scrape(program).value("tenantry_parked", tenant_id=tenant.id) == 1
+    assert scrape(program).value("tenantry_parked", tenant_id=other.id) == 0
+    assert f"(since {parked['parked_at']})" in program.cli("status").stdout
+    with ledger.publishing([(other.id, other.amqp_url)], rate=200):
+        ledger.wait_confirmed(50)
+    ledger.check(alive=program.check_running)
+
+    assert program.stop() == 0
+    program.start()
+    again = shown(program, tenant)
+    assert (again["parked"], again["parked_at"]) == (parked["parked"], parked["parked_at"])
+    queue = f"/queues/{quote(program.host.vhost, safe='')}/{tenant.queue}"
+    program.management.delete(queue).raise_for_status()
+    revived = program.cli("tenant", "resume", tenant.id, "--json").json
+    assert (revived["state"], revived["parked"], revived["parked_at"]) == ("active", None, None)
+    with ledger.publishing([(tenant.id, tenant.amqp_url)], rate=200):
+        ledger.wait_confirmed(50)
+    ledger.check(alive=program.check_running)
+    types = [one["type"] for one in program.get(f"/tenants/{tenant.id}/events")["data"]]
+    assert types[-2:] == ["TenantParked", "TenantResumed"]
