@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
 from urllib.parse import quote
 
 from tests.acceptance.program import Program, Tenant
@@ -90,10 +89,6 @@ def declare_otherwise(program: Program, tenant: Tenant) -> None:
         channel.queue_declare(tenant.queue, durable=True, arguments={"x-max-length": 1})
 
 
-def shown(program: Program, tenant: Tenant) -> Any:
-    return program.cli("tenant", "show", tenant.id, "--json").json
-
-
 def test_a_tenant_that_keeps_failing_is_parked_seen_and_revived(
     rabbitmq: RabbitHost, database_url: str, ledger: Ledger
 ) -> None:
@@ -107,7 +102,9 @@ def park(program: Program, ledger: Ledger) -> None:
     assert program.stop() == 0
     declare_otherwise(program, tenant)
     program.start()
-    parked = eventually(lambda: (one := shown(program, tenant))["parked"] and one, timeout=40)
+    path = f"/tenants/{tenant.id}"
+    eventually(lambda: program.get(path)["parked"], timeout=40, what="the tenant parked")
+    parked = program.cli("tenant", "show", tenant.id, "--json").json
     assert "exists with other arguments" in parked["parked"]
     assert (parked["state"], parked["workers_current"]) == ("paused", 0)
     assert program.status_of("/readyz") == 200
@@ -120,7 +117,7 @@ def park(program: Program, ledger: Ledger) -> None:
 
     assert program.stop() == 0
     program.start()
-    again = shown(program, tenant)
+    again = program.get(path)
     assert (again["parked"], again["parked_at"]) == (parked["parked"], parked["parked_at"])
     queue = f"/queues/{quote(program.host.vhost, safe='')}/{tenant.queue}"
     program.management.delete(queue).raise_for_status()
