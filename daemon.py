@@ -278,7 +278,9 @@ class Daemon:
                 remedy="whoever is on this machine may do everything; set security.jwt_secret",
             )
         front.work_with(
-            WorkWith(database_url=database.url, cursor_key=cursor_key.hex(), rabbitmq_url=url)
+            WorkWith(
+                database_url=database.url, cursor_key=cursor_key.hex(), rabbitmq_url=url or None
+            )
         )
         tell(supervisor, Begin())
         self._start_audits(stack, auditor, directory)
