@@ -13,6 +13,7 @@ from tenantry.api.partitions import Router
 from tenantry.api.pool import Pool
 from tenantry.api.routes import messages, publishing
 from tenantry.broker.port import Publishing
+from tenantry.broker.postgres.publishing import PostgresPublishing
 from tenantry.broker.rabbitmq.publishing import RabbitPublishing
 from tenantry.database.loop import LoopQueries
 from tenantry.database.pool import Database
@@ -60,19 +61,24 @@ class Means:
             directory=directory,
             cursors=Cursors(bytes.fromhex(plan.cursor_key)),
         )
-        self.lanes: list[Lane] = [messages.lane(reading)]
-        self._publishing: RabbitPublishing | None = None
+        self._broker: RabbitPublishing | None = None
         self._thread: threading.Thread | None = None
-        if plan.rabbitmq_url is not None:
-            self._publishing = RabbitPublishing(plan.rabbitmq_url)
-            self._thread = threading.Thread(target=self._publishing.run, name="broker-publishing")
-            self._thread.start()
-            publishers = _Publishers(directory=directory, publishing=self._publishing)
-            self.lanes.append(publishing.lane(publishers))
+        publishers = _Publishers(
+            directory=directory, publishing=self._publishing(plan.rabbitmq_url)
+        )
+        self.lanes: list[Lane] = [messages.lane(reading), publishing.lane(publishers)]
+
+    def _publishing(self, rabbitmq_url: str | None) -> Publishing:
+        if rabbitmq_url is None:
+            return PostgresPublishing(self._database)
+        self._broker = RabbitPublishing(rabbitmq_url)
+        self._thread = threading.Thread(target=self._broker.run, name="broker-publishing")
+        self._thread.start()
+        return self._broker
 
     def close(self) -> None:
         """Close the connections."""
-        if self._publishing is not None and self._thread is not None:
-            self._publishing.stop()
+        if self._broker is not None and self._thread is not None:
+            self._broker.stop()
             self._thread.join(_JOIN_SECONDS)
         self._database.close()

@@ -30,7 +30,7 @@ class Serve:
 class WorkWith:
     """Where messages are, the key of cursors (in hexadecimal digits), and where messages go.
 
-    Without `rabbitmq_url` the daemon publishes them.
+    Without `rabbitmq_url` they go to the embedded broker's queues, in the same database.
     """
 
     database_url: str
