@@ -59,11 +59,11 @@ class Line:
 def demo(*, as_json: bool, keep: bool, **_config: object) -> None:
     """Show everything at once, and prove that it adds up.
 
-    Needs no configuration and leaves nothing behind: it starts a RabbitMQ and a PostgreSQL of its
-    own, and the daemon, lets 3 tenants publish with their own users, proves that none reaches
-    another's, counts that what was sent is stored, and drains the daemon. Exits with 0 only if
-    nothing was lost or leaked. It reads no configuration:
-    --config is accepted, as by every command, and has no effect.
+    Needs no configuration and leaves nothing behind: it starts the daemon on a PostgreSQL of its
+    own, which is the broker as well, lets 3 tenants publish with their own users, proves that none
+    reaches another's, counts that what was sent is stored, and drains the daemon. Exits with 0
+    only if nothing was lost or leaked. It reads no configuration: --config is accepted, as by
+    every command, and has no effect.
     """
     from tenantry.telemetry.logging import configure
 
@@ -97,11 +97,7 @@ def _show(directory: Path, *, as_json: bool, keep: bool) -> tuple[list[Line], in
     """Run it all, leaving nothing running; give what was found, and the daemon's exit status."""
     say = output.notice if as_json else click.echo
     with ExitStack() as stack:
-        url, management_url = _start_broker(stack, directory / "rabbitmq")
-        daemon = ChildDaemon(
-            directory, {"RABBITMQ_URL": url, "RABBITMQ_MANAGEMENT_URL": management_url}
-        )
-        # Stopped before the broker is: the stack runs backwards.
+        daemon = ChildDaemon(directory, {})
         stack.callback(_stop_database, directory / "postgres")
         stack.callback(_stop, daemon)
         try:
@@ -120,20 +116,6 @@ def _show(directory: Path, *, as_json: bool, keep: bool) -> tuple[list[Line], in
             output.notice(f"The last lines of {daemon.log}:\n{daemon.last_words()}")
             raise
     return lines, code
-
-
-def _start_broker(stack: ExitStack, directory: Path) -> tuple[str, str]:
-    from tenantry.broker.port import BrokerError
-    from tenantry.broker.rabbitmq.node import PrivateNode
-
-    node = PrivateNode(directory)
-    stack.callback(node.stop, 0)  # nobody needs its data any more
-    try:
-        with _stage("Starting RabbitMQ"):
-            node.start()
-    except BrokerError as error:
-        raise CommandError(str(error)) from error
-    return node.url, node.management_url
 
 
 def _publish_and_count(daemon: ChildDaemon, say: Callable[[str], None]) -> list[Line]:

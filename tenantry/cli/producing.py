@@ -170,8 +170,8 @@ def result_document(result: ProduceResult) -> dict[str, Any]:
     "--credentials",
     "credentials_file",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    help='A JSON file {"ID": {"username", "password", "amqp_url"}} to use, so that no password '
-    "is changed.",
+    help='A JSON file {"ID": {"username", "password", "amqp_url" or "postgres_url"}} to use, so '
+    "that no password is changed.",
 )
 @_address_option
 def verify_isolation(
@@ -245,13 +245,16 @@ def _accesses(
 
 def read_credentials(file: Path) -> dict[str, dict[str, str]]:
     """Read a file of credentials. Raises `click.UsageError`, which does not repeat its content."""
-    wanted = ("username", "password", "amqp_url")
+    wanted = ("username", "password")
+    urls = ("amqp_url", "postgres_url")
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         found = None
     if not isinstance(found, dict) or not all(
-        isinstance(one, dict) and all(isinstance(one.get(key), str) for key in wanted)
+        isinstance(one, dict)
+        and all(isinstance(one.get(key), str) for key in wanted)
+        and any(isinstance(one.get(key), str) for key in urls)
         for one in found.values()
     ):
         raise click.UsageError(

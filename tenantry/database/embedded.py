@@ -34,7 +34,15 @@ NOBODY: Final = 2**31 - 1
 LOCK_TIMEOUT: Final = 120.0
 PORT: Final = 5432
 CONFIG: Final = "tenantry.conf"
+ACCESS: Final = "tenantry_hba.conf"
 STARTUP_LOG: Final = "startup.log"
+
+_ACCESS_RULES: Final = """\
+# Written by tenantry at every start.
+# Whoever gets to the socket is its user: that one owns all this anyway. Tenants have passwords.
+local all postgres trust
+local all all scram-sha-256
+"""
 
 log = logging.getLogger(__name__)
 
@@ -178,11 +186,11 @@ class EmbeddedPostgres:
         new.rename(self._data_dir)
 
     def _configure(self, socket_dir: Path) -> None:
-        directory = str(socket_dir).replace("\\", "\\\\").replace('"', '""').replace("'", "''")
+        directory = str(socket_dir).replace('"', '""')
         settings = {
             "listen_addresses": "''",
             "port": str(PORT),
-            "unix_socket_directories": f"'\"{directory}\"'",
+            "unix_socket_directories": _quoted(f'"{directory}"'),
             "unix_socket_permissions": "0700",
             "max_connections": "200",
             "logging_collector": "on",
@@ -192,10 +200,12 @@ class EmbeddedPostgres:
             "log_truncate_on_rotation": "on",
             "cluster_name": "'tenantry'",
             "log_line_prefix": "'%m [%p] '",
+            "hba_file": _quoted(str(self._data_dir / ACCESS)),
         }
         lines = [f"{key} = {value}\n" for key, value in settings.items()]
         text = "# Written by tenantry at every start.\n" + "".join(lines)
         rundir.write_as(self._account, self._data_dir / CONFIG, text)
+        rundir.write_as(self._account, self._data_dir / ACCESS, _ACCESS_RULES)
 
     def _running_url(self) -> str | None:
         """Give the URL of the server that runs on this data, or clear away what a dead one left."""
@@ -317,6 +327,12 @@ class EmbeddedPostgres:
             return False
         with file:
             return _try_lock(file, fcntl.LOCK_EX)
+
+
+def _quoted(value: str) -> str:
+    """Write a value as the server's configuration file wants it."""
+    escaped = value.replace("\\", "\\\\").replace("'", "''")
+    return f"'{escaped}'"
 
 
 def _private(path: Path) -> IO[bytes]:

@@ -134,7 +134,10 @@ def names_of(tenant: Mapping[str, Any]) -> TenantNames:
 def credentials_of(found: Mapping[str, Any]) -> Credentials:
     """Read credentials from the API's answer. Raises `KeyError`."""
     return Credentials(
-        username=found["username"], password=found["password"], amqp_url=found["amqp_url"]
+        username=found["username"],
+        password=found["password"],
+        amqp_url=found.get("amqp_url", ""),
+        postgres_url=found.get("postgres_url", ""),
     )
 
 

@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from tenantry.domain import names
+from tenantry.producer import isolation_sql
 from tenantry.producer.access import ProducerError, Say, TenantAccess, TenantNames
 from tenantry.producer.link import Link, LinkError, Verdict, at_address
+from tenantry.producer.sql_link import SqlLink
 
 AT_ONCE: Final = 8
 """Tenants examined at the same time."""
@@ -91,9 +93,13 @@ def _examine(
     access: TenantAccess, everybody: Sequence[TenantNames], amqp_address: str | None
 ) -> list[Check]:
     tenant_id = access.names.tenant_id
-    link = Link(
-        at_address(access.credentials.amqp_url, amqp_address), name=f"isolation of {tenant_id}"
-    )
+    try:
+        url = at_address(access.credentials.url, amqp_address)
+        if access.credentials.postgres_url:
+            return _examine_sql(url, access.names, everybody)
+    except LinkError as error:
+        raise ProducerError(f"tenant {tenant_id}'s access can't be judged: {error}") from error
+    link = Link(url, name=f"isolation of {tenant_id}")
     try:
         link.open()
         checks = _own(link, access.names)
@@ -102,6 +108,28 @@ def _examine(
                 checks += _foreign(link, access.names, other)
     except LinkError as error:
         raise ProducerError(f"tenant {tenant_id}'s access can't be judged: {error}") from error
+    finally:
+        link.close()
+    return checks
+
+
+def _examine_sql(url: str, mine: TenantNames, everybody: Sequence[TenantNames]) -> list[Check]:
+    checks: list[Check] = []
+
+    def note(owner: TenantNames) -> isolation_sql.Told:
+        def tell(action: Literal["write", "read"], target: str, verdict: Verdict) -> None:
+            make = _write if action == "write" else _read
+            checks.append(make(mine, owner, target, verdict))
+
+        return tell
+
+    link = SqlLink(url, name=f"isolation of {mine.tenant_id}")
+    link.open()
+    try:
+        isolation_sql.own(link, mine, note(mine))
+        for other in everybody:
+            if other.tenant_id != mine.tenant_id:
+                isolation_sql.foreign(link, other, note(other))
     finally:
         link.close()
     return checks

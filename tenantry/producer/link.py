@@ -46,10 +46,12 @@ class Outcome:
 
 
 def at_address(amqp_url: str, address: str | None) -> str:
-    """Give the URL with another HOST:PORT, if there is one."""
+    """Give the URL with another HOST:PORT, if there is one. Raises `LinkError`."""
     if address is None:
         return amqp_url
     url = urlsplit(amqp_url)
+    if not url.scheme.startswith("amqp"):
+        raise LinkError("the broker is the embedded one: it has no AMQP address")
     userinfo = url.netloc.rpartition("@")[0]
     return urlunsplit(url._replace(netloc=f"{userinfo}@{address}" if userinfo else address))
 

@@ -14,7 +14,7 @@ from typing import Final
 from tenantry.domain import names
 from tenantry.producer.access import Api, ProducerError, Say, TenantAccess, ensure_tenant
 from tenantry.producer.isolation import IsolationReport, verify_isolation
-from tenantry.producer.link import at_address
+from tenantry.producer.link import LinkError, at_address
 from tenantry.producer.sender import Assignment, Sender, Tally
 
 KINDS: Final = {"events": "event", "logs": "log", "notifications": "notification"}
@@ -139,7 +139,10 @@ def _send(
         with lock:
             progress(messages)
 
-    todo = _assignments(options, accesses)
+    try:
+        todo = _assignments(options, accesses)
+    except LinkError as error:
+        raise ProducerError(str(error)) from error
     results: dict[str, list[Tally]] = {access.names.tenant_id: [] for access in accesses}
     with ThreadPoolExecutor(
         max_workers=min(AT_ONCE, len(todo)), thread_name_prefix="producer"
@@ -164,7 +167,7 @@ def _assignments(options: ProducerOptions, accesses: Sequence[TenantAccess]) -> 
     return [
         Assignment(
             run=run,
-            amqp_url=at_address(access.credentials.amqp_url, options.amqp_address),
+            url=at_address(access.credentials.url, options.amqp_address),
             tenant_id=access.names.tenant_id,
             topic=topic,
             kind=kind,

@@ -14,6 +14,7 @@ from tenantry.domain import names
 from tenantry.producer.access import Say
 from tenantry.producer.confirms import Mail
 from tenantry.producer.link import Link, LinkError
+from tenantry.producer.sql_link import SqlLink
 
 ATTEMPTS: Final = 10
 FIRST_BACKOFF: Final = 0.2
@@ -45,7 +46,7 @@ class Assignment:
     """What one producer sends. `run` makes its message ids its own; `interval` is in seconds."""
 
     run: str
-    amqp_url: str
+    url: str
     tenant_id: str
     topic: str
     kind: str
@@ -72,10 +73,9 @@ class Sender:
         self._say = say
         self._stop = stop
         self._sent = sent
-        self._link = Link(
-            assignment.amqp_url,
-            name=f"producer {assignment.producer} of {assignment.topic}",
-        )
+        name = f"producer {assignment.producer} of {assignment.topic}"
+        kind = Link if assignment.url.startswith("amqp") else SqlLink
+        self._link = kind(assignment.url, name=name)
 
     def run(self) -> Tally:
         """Send everything and count. Never raises for what the broker does."""

@@ -17,7 +17,7 @@ from tenantry.producer.sender import Assignment, Sender, Tally
 
 ASSIGNMENT = Assignment(
     run="run",
-    amqp_url="amqp://user:hunter2@127.0.0.1:1/",
+    url="amqp://user:hunter2@127.0.0.1:1/",
     tenant_id="1",
     topic="events",
     kind="event",
