@@ -12,7 +12,7 @@ import resource
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from types import FrameType
@@ -60,6 +60,8 @@ from tenantry.database.keeper import PostgresKeeper
 from tenantry.database.loop import LoopQueries
 from tenantry.database.migrations import migrate
 from tenantry.database.pool import Database
+from tenantry.database.sql_access import LOOK_EVERY as LOOK_EVERY_SQL
+from tenantry.database.sql_access import PostgresSqlAccess
 from tenantry.front.plan import WorkWith
 from tenantry.front.process import Front, relay_beside
 from tenantry.journal.listener import JournalListener
@@ -199,10 +201,12 @@ class Daemon:
             "the broker": broker.connected,
             "the database": lambda: listener.connected,
         }
+        sql_access = PostgresSqlAccess(database)
         provisioner = Provisioner(
             administration=broker.administration,
             messages=messages,
             passwords=PostgresCredentials(database),
+            sql_access=sql_access,
         )
         supervisor = Supervisor.start(
             ports=SupervisorPorts(
@@ -283,22 +287,33 @@ class Daemon:
             )
         )
         tell(supervisor, Begin())
-        self._start_audits(stack, auditor, directory)
+        self._start_schedules(
+            stack,
+            (
+                (
+                    "audit",
+                    settings.audit.every_seconds,
+                    lambda: auditor.audit_all(directory),
+                ),
+                ("sql-sessions", LOOK_EVERY_SQL, sql_access.end_long_transactions),
+            ),
+        )
         return supervisor
 
-    def _start_audits(
-        self, stack: ExitStack, auditor: Auditor, directory: PostgresTenantDirectory
+    def _start_schedules(
+        self, stack: ExitStack, wanted: Iterable[tuple[str, float, Callable[[], object]]]
     ) -> None:
-        seconds = self._settings.audit.every_seconds
-        if not seconds:
-            return
-        schedule = Schedule(
-            "audit",
-            lambda: auditor.audit_all(directory),
-            seconds=seconds,
-            when=lambda: self._board.state is SystemState.RUNNING,
-        )
-        self._run_thread(stack, "audit", schedule.run, schedule.stop)
+        """Do things every so many seconds while the system runs; never, where that is 0."""
+        for name, seconds, work in wanted:
+            if not seconds:
+                continue
+            schedule = Schedule(
+                name,
+                work,
+                seconds=seconds,
+                when=lambda: self._board.state is SystemState.RUNNING,
+            )
+            self._run_thread(stack, name, schedule.run, schedule.stop)
 
     def _open_database(self, stack: ExitStack) -> Database:
         settings = self._settings

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import structlog
 
@@ -15,6 +15,7 @@ from tenantry.broker.port import (
 )
 from tenantry.domain.tenant import TenantState
 from tenantry.messages.port import MessageStore, MessageStoreError
+from tenantry.messages.sql_access import NoSqlAccess, SqlAccess
 
 log = structlog.get_logger("actors.tenant")
 
@@ -34,6 +35,7 @@ class Provisioner:
     administration: Administration
     messages: MessageStore
     passwords: PasswordHashes
+    sql_access: SqlAccess = field(default_factory=NoSqlAccess)
 
     def provision(self, state: TenantState) -> Credentials:
         """Make everything of a new tenant; the user comes last, so that nobody is let in early."""
@@ -72,6 +74,7 @@ class Provisioner:
         self.administration.remove_user(tenant_id)
         queued = self.administration.remove_topology(tenant_id)
         self.passwords.remove(tenant_id)
+        self.sql_access.revoke(tenant_id)
         stored = self.messages.drop_partition(tenant_id, retain=retain)
         return Removed(queued=queued, stored=stored)
 

@@ -55,11 +55,13 @@ from tenantry.domain.commands import (
     ConfirmDeleted,
     ConfirmProvisioned,
     CreateTenant,
+    GrantSqlAccess,
     ParkTenant,
     PauseTenant,
     RequestDeletion,
     ResizeWorkers,
     ResumeTenant,
+    RevokeSqlAccess,
     RotateCredentials,
 )
 from tenantry.domain.errors import DomainError
@@ -74,6 +76,7 @@ from tenantry.journal.port import (
 from tenantry.journal.tenants import load_tenant, snapshot_due, snapshot_of
 from tenantry.messages.dead_letters import DeadLetterIndex
 from tenantry.messages.port import MessageStore, MessageStoreError, StoreUnavailableError
+from tenantry.messages.sql_access import SqlCredentials
 
 log = structlog.get_logger("actors.tenant")
 
@@ -292,6 +295,8 @@ class Tenant(SupervisedActor):
                 self._begin_provisioning()
                 credentials = self._ports.provisioner.renew_credentials(self._id)
                 self._answer(message, credentials)
+            case GrantSqlAccess() | RevokeSqlAccess():
+                self._change_sql_access(message, command)
             case AddTopics():
                 before = self._exists().topics
                 state = self._record(command, message.metadata)
@@ -308,6 +313,27 @@ class Tenant(SupervisedActor):
                 self._drain_consumer(self._delete)
             case _:
                 raise TypeError(f"{type(command).__name__} is no command from outside")
+
+    def _change_sql_access(
+        self, message: Execute, command: GrantSqlAccess | RevokeSqlAccess
+    ) -> None:
+        decide(self._state, command)  # refused before anything is done
+        access = self._ports.provisioner.sql_access
+        self._begin_provisioning()
+        try:
+            if isinstance(command, GrantSqlAccess):
+                granted = access.grant(self._id)
+            else:
+                granted = None
+                access.revoke(self._id)
+        except StoreUnavailableError:
+            raise
+        except MessageStoreError as error:
+            # Most likely the daemon's user may not make roles: nothing is wrong with the tenant.
+            refuse(message, CommandFailedError(f"tenant {self._id!r}: {error}"))
+            return
+        self._record(command, message.metadata)
+        self._answer(message, sql_credentials=granted)
 
     def _create(self, message: Execute, command: CreateTenant) -> None:
         state = self._record(command, message.metadata)
@@ -546,11 +572,18 @@ class Tenant(SupervisedActor):
             self._gone = True
             self.tell_parent(TenantGone(tenant_id=self._id, ref=self.actor_ref))
 
-    def _answer(self, message: Execute, credentials: Credentials | None = None) -> None:
+    def _answer(
+        self,
+        message: Execute,
+        credentials: Credentials | None = None,
+        *,
+        sql_credentials: SqlCredentials | None = None,
+    ) -> None:
         outcome = Outcome(
             tenant=self._exists(),
             runtime=self._board.runtime(),
             credentials=credentials,
+            sql_credentials=sql_credentials,
         )
         answer(message, outcome)
 

@@ -21,7 +21,7 @@ class Schedule:
     def __init__(
         self,
         name: str,
-        work: Callable[[], None],
+        work: Callable[[], object],
         *,
         seconds: float,
         when: Callable[[], bool] = lambda: True,

@@ -76,6 +76,18 @@ class TenantWithCredentials(Tenant):
     credentials: AccessData
 
 
+class SqlAccessData(BaseModel):
+    """A tenant's way to its rows with SQL. The password is shown this once."""
+
+    tenant_id: Annotated[str, Field(examples=["acme"])]
+    username: Annotated[str, Field(examples=["tenant_acme_sql_16384"])]
+    password: Annotated[str, Field(examples=["mU3q…"])]
+    url: Annotated[
+        str,
+        Field(examples=["postgresql://tenant_acme_sql_16384:…@db.example.org:5432/tenantry"]),
+    ]
+
+
 class CreatedTenant(Tenant):
     """A tenant that was made; `credentials` are missing where an earlier call has shown them."""
 

@@ -13,6 +13,7 @@ from tenantry.broker.port import Credentials
 from tenantry.domain.commands import Command
 from tenantry.domain.tenant import Lifecycle, TenantState
 from tenantry.journal.port import Metadata
+from tenantry.messages.sql_access import SqlCredentials
 
 
 class ControlError(Exception):
@@ -102,11 +103,15 @@ class SystemStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """A command's effect. `credentials` come with creation and rotation, once."""
+    """A command's effect. `credentials` come with creation and rotation, once.
+
+    So do `sql_credentials` with a grant of SQL access.
+    """
 
     tenant: TenantState
     runtime: TenantRuntime | None = None
     credentials: Credentials | None = None
+    sql_credentials: SqlCredentials | None = None
 
 
 class Control(Protocol):

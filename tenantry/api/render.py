@@ -61,6 +61,19 @@ def outcome(result: Outcome) -> dict[str, Any]:
     return shown
 
 
+def sql_access(result: Outcome) -> dict[str, Any]:
+    """Show the credentials of a database role, this once."""
+    credentials = result.sql_credentials
+    if credentials is None:
+        raise RuntimeError("a grant of SQL access came back without credentials")
+    return {
+        "tenant_id": result.tenant.tenant_id,
+        "username": credentials.username,
+        "password": credentials.password,
+        "url": credentials.url,
+    }
+
+
 def audit(found: Audit) -> dict[str, Any]:
     """Show what an audit has found."""
     account, queues = found.account, found.queues

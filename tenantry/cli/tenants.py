@@ -173,6 +173,35 @@ def rotate_credentials(client: ControlClient, *, as_json: bool, tenant_id: str) 
     _show(found, as_json=as_json)
 
 
+@tenant.command(
+    "sql-access", epilog=example('psql "$(tenantry tenant sql-access acme --json | jq -r .url)"')
+)
+@with_client
+@json_option
+@tenant_argument()
+@click.option("--revoke", is_flag=True, help="Take the access away, and end its sessions.")
+def sql_access(client: ControlClient, *, as_json: bool, tenant_id: str, revoke: bool) -> None:
+    """Let the tenant read its stored messages with SQL, and nothing else.
+
+    Makes a database role and prints its credentials, this once. Called again, it replaces the
+    password. The role is gone when the tenant is deleted.
+    """
+    path = tenant_path(tenant_id, "sql-access")
+    if revoke:
+        client.call("DELETE", path)
+        if as_json:
+            output.print_json({"tenant_id": tenant_id, "revoked": True})
+        else:
+            click.echo(f"tenant {output.clean(tenant_id)} has no SQL access")
+        return
+    found = client.call("POST", path)
+    if as_json:
+        output.print_json(found)
+        return
+    output.print_fields(found)
+    output.notice("The password is shown this once; the same command makes a new one.")
+
+
 @tenant.command(epilog=example("tenantry tenant delete acme --retain --yes"))
 @with_client
 @json_option

@@ -6,16 +6,16 @@ import logging
 import random
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final, TypeAlias
-from urllib.parse import quote, urlencode
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
 from psycopg.rows import TupleRow
 from psycopg_pool import ConnectionPool, PoolTimeout
 
+from tenantry.database.conninfo import url_for
 from tenantry.database.errors import DatabaseUnavailableError, DatabaseUrlError
 from tenantry.database.failures import connect_failure, is_unavailable, place, unavailable
 from tenantry.database.silence import MARGIN, PROBE_TIMEOUT, Silence, bounded
@@ -86,7 +86,7 @@ class Database:
 
     def url_for(self, user: str, password: str) -> str:
         """Give the URL by which somebody else connects to this database."""
-        return url_of(self._parameters, user, password)
+        return url_for(self._parameters, user, password)
 
     @property
     def url(self) -> str:
@@ -287,26 +287,6 @@ class Database:
             log.warning("%s", failure)
         elif failure is None and before is not None:
             log.info("connected to %s again", self._where)
-
-
-def url_of(parameters: Mapping[str, Any], user: str, password: str) -> str:
-    """Write a URL for a user, to the place that connection parameters name."""
-    host, port = str(parameters.get("host") or ""), str(parameters.get("port") or "")
-    rest = {
-        key: str(value)
-        for key, value in parameters.items()
-        if key in ("sslmode", "sslrootcert", "target_session_attrs")
-    }
-    # Where the host is a socket's directory, or several, it only fits behind the question mark.
-    if "/" in host or "," in host or not host:
-        rest = {key: value for key, value in (("host", host), ("port", port)) if value} | rest
-        address = ""
-    else:
-        address = f"[{host}]" if ":" in host else host
-        address += f":{port}" if port else ""
-    query = f"?{urlencode(rest, safe='/,')}" if rest else ""
-    name = quote(str(parameters.get("dbname") or ""), safe="")
-    return f"postgresql://{quote(user, safe='')}:{quote(password, safe='')}@{address}/{name}{query}"
 
 
 def _parse(url: str) -> dict[str, Any]:

@@ -70,6 +70,20 @@ class RotateCredentials:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class GrantSqlAccess:
+    """Give the tenant a database role that reads its rows, or that role a new password."""
+
+    tenant_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RevokeSqlAccess:
+    """Take the tenant's database role away."""
+
+    tenant_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AddTopics:
     """Give the tenant more topics; those it has already are left as they are."""
 
@@ -115,6 +129,8 @@ Command: TypeAlias = (
     | ParkTenant
     | ResumeTenant
     | RotateCredentials
+    | GrantSqlAccess
+    | RevokeSqlAccess
     | AddTopics
     | RequestDeletion
     | ConfirmDeleted

@@ -75,6 +75,20 @@ class CredentialsRotated:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SqlAccessGranted:
+    """The tenant has a database role, with a new password (which the journal never holds)."""
+
+    tenant_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SqlAccessRevoked:
+    """The tenant's database role is gone."""
+
+    tenant_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TopicsAdded:
     """The tenant has these topics too."""
 
@@ -120,6 +134,8 @@ TenantEvent: TypeAlias = (
     | TenantParked
     | TenantResumed
     | CredentialsRotated
+    | SqlAccessGranted
+    | SqlAccessRevoked
     | TopicsAdded
     | DeletionRequested
     | TenantDeleted

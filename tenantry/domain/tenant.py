@@ -21,11 +21,13 @@ from tenantry.domain.commands import (
     ConfirmProvisioned,
     ConfirmRepaired,
     CreateTenant,
+    GrantSqlAccess,
     ParkTenant,
     PauseTenant,
     RequestDeletion,
     ResizeWorkers,
     ResumeTenant,
+    RevokeSqlAccess,
     RotateCredentials,
 )
 from tenantry.domain.errors import (
@@ -39,6 +41,8 @@ from tenantry.domain.events import (
     DeletionRequested,
     DriftRepaired,
     ProvisioningAbandoned,
+    SqlAccessGranted,
+    SqlAccessRevoked,
     TenantCreated,
     TenantDeleted,
     TenantEvent,
@@ -144,6 +148,12 @@ def decide(state: TenantState | None, command: Command) -> tuple[TenantEvent, ..
         case RotateCredentials():
             _require(state, "rotate credentials", Lifecycle.ACTIVE, Lifecycle.PAUSED)
             return (CredentialsRotated(tenant_id=tenant_id),)
+        case GrantSqlAccess():
+            _require(state, "be given SQL access", Lifecycle.ACTIVE, Lifecycle.PAUSED)
+            return (SqlAccessGranted(tenant_id=tenant_id),)
+        case RevokeSqlAccess():
+            _require(state, "have SQL access revoked", Lifecycle.ACTIVE, Lifecycle.PAUSED)
+            return (SqlAccessRevoked(tenant_id=tenant_id),)
         case AddTopics(topics=topics):
             _require(state, "take new topics", Lifecycle.ACTIVE, Lifecycle.PAUSED)
             _check_topics(topics)
@@ -192,7 +202,7 @@ def evolve(state: TenantState | None, event: TenantEvent, at: datetime) -> Tenan
             return replace(state, lifecycle=Lifecycle.PAUSED)
         case TenantParked(reason=reason):
             return replace(state, lifecycle=Lifecycle.PAUSED, parked=reason, parked_at=at)
-        case CredentialsRotated() | DriftRepaired():
+        case CredentialsRotated() | SqlAccessGranted() | SqlAccessRevoked() | DriftRepaired():
             return state
         case TopicsAdded(topics=topics):
             return replace(state, topics=state.topics + topics)

@@ -76,10 +76,13 @@ class JournalListener:
     def _begin(self, connection: Connection) -> None:
         connection.execute(f"LISTEN {CHANNEL}".encode())
         # What was appended before LISTEN took effect is not told of: look once.
+        self._look(connection)
+        self._connected.set()
+
+    def _look(self, connection: Connection) -> None:
         row = connection.execute(queries("journal")["head"]).fetchone()
         if row is not None:
             self.bell.ring(row[0])
-        self._connected.set()
 
     def _listen(self, connection: Connection) -> None:
         asked = time.monotonic()
@@ -89,8 +92,6 @@ class JournalListener:
                 # A server that has fallen silent looks like one that has nothing to tell.
                 connection.execute("SELECT 1")
                 asked = time.monotonic()
-            for notice in connection.notifies(timeout=SLICE):
-                if notice.payload.isdecimal():
-                    self.bell.ring(int(notice.payload))
-                if self._stopping.is_set():
-                    return
+            # What a notice says is not believed: whoever may connect may send one.
+            if list(connection.notifies(timeout=SLICE, stop_after=1)):
+                self._look(connection)

@@ -36,6 +36,7 @@ from tenantry.domain.commands import (
     ConfirmDeleted,
     ConfirmProvisioned,
     CreateTenant,
+    GrantSqlAccess,
     RequestDeletion,
     RotateCredentials,
 )
@@ -45,6 +46,7 @@ from tenantry.journal.memory import InMemoryEventStore
 from tenantry.journal.port import Metadata
 from tenantry.messages.dead_letters_memory import InMemoryDeadLetterIndex
 from tenantry.messages.port import Incoming, Order, StoredMessage
+from tenantry.messages.sql_access import SqlCredentials
 from tenantry.projections.memory import InMemoryTenantDirectory, InMemoryTenantProjection
 
 CURSOR_KEY = b"a key for cursors in tests"
@@ -103,6 +105,13 @@ class FakeControl:
                 amqp_url="amqp://localhost",
             )
             if fresh
+            else None,
+            sql_credentials=SqlCredentials(
+                username=f"tenant_{state.tenant_id}_sql_1",
+                password="shown once",
+                url="postgresql://localhost",
+            )
+            if isinstance(command, GrantSqlAccess)
             else None,
         )
 

@@ -15,11 +15,13 @@ from tenantry.domain.commands import (
     ConfirmProvisioned,
     ConfirmRepaired,
     CreateTenant,
+    GrantSqlAccess,
     ParkTenant,
     PauseTenant,
     RequestDeletion,
     ResizeWorkers,
     ResumeTenant,
+    RevokeSqlAccess,
     RotateCredentials,
 )
 from tenantry.domain.events import DeadLetterEvent, Event, TenantEvent
@@ -53,6 +55,8 @@ def commands(tenant_id: str = TENANT) -> st.SearchStrategy[Command]:
         st.builds(ParkTenant, tenant_id=one, reason=text),
         st.builds(ResumeTenant, tenant_id=one),
         st.builds(RotateCredentials, tenant_id=one),
+        st.builds(GrantSqlAccess, tenant_id=one),
+        st.builds(RevokeSqlAccess, tenant_id=one),
         st.builds(AddTopics, tenant_id=one, topics=topic_lists),
         st.builds(RequestDeletion, tenant_id=one, retain=st.booleans()),
         st.builds(

@@ -7,13 +7,16 @@ from starlette.responses import Response
 
 from tenantry.api import answers, lookup, render, schemas
 from tenantry.api.documented import errors
+from tenantry.api.port import Outcome
 from tenantry.api.services import Caller, Services
 from tenantry.domain.commands import (
     AddTopics,
     Command,
+    GrantSqlAccess,
     PauseTenant,
     ResizeWorkers,
     ResumeTenant,
+    RevokeSqlAccess,
     RotateCredentials,
 )
 from tenantry.journal.port import Metadata
@@ -24,10 +27,13 @@ _TAG = "tenants"
 def add_routes(app: FastAPI, services: Services) -> None:
     """Serve changes of tenants on `app`."""
 
-    async def carry_out(command: Command, caller: Metadata) -> Response:
-        outcome = await services.pools.commands.run(
+    async def execute(command: Command, caller: Metadata) -> Outcome:
+        return await services.pools.commands.run(
             services.control.execute, command, metadata=caller, timeout=services.command_timeout
         )
+
+    async def carry_out(command: Command, caller: Metadata) -> Response:
+        outcome = await execute(command, caller)
         return render.json_response(render.dumps(render.outcome(outcome)))
 
     @app.put(
@@ -74,6 +80,35 @@ def add_routes(app: FastAPI, services: Services) -> None:
     async def rotate_credentials(tenant_id: str, caller: Caller) -> Response:
         """Replace the password of the tenant's broker user. It is shown this once."""
         return await carry_out(RotateCredentials(tenant_id=lookup.checked_id(tenant_id)), caller)
+
+    @app.post(
+        "/tenants/{tenant_id}/sql-access",
+        response_model=answers.SqlAccessData,
+        summary="Let a tenant read its messages with SQL",
+        tags=[_TAG],
+        responses=errors(404, 409, 503, 504),
+    )
+    async def grant_sql_access(tenant_id: str, caller: Caller) -> Response:
+        """Give the tenant a database role that reads its own rows of `public.messages` only.
+
+        One it has already gets a new password. It is shown this once.
+        """
+        command = GrantSqlAccess(tenant_id=lookup.checked_id(tenant_id))
+        outcome = await execute(command, caller)
+        return render.json_response(render.dumps(render.sql_access(outcome)))
+
+    @app.delete(
+        "/tenants/{tenant_id}/sql-access",
+        status_code=204,
+        response_class=Response,
+        summary="Revoke a tenant's SQL access",
+        tags=[_TAG],
+        responses=errors(404, 409, 503, 504),
+    )
+    async def revoke_sql_access(tenant_id: str, caller: Caller) -> Response:
+        """End the sessions of the tenant's database role, if it has one, and drop it."""
+        await execute(RevokeSqlAccess(tenant_id=lookup.checked_id(tenant_id)), caller)
+        return Response(status_code=204)
 
     @app.post(
         "/tenants/{tenant_id}/topics",

@@ -1,0 +1,101 @@
+"""Tenants' roles in PostgreSQL: passwords are hashed here, so that the server never sees one."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Final
+
+import psycopg
+import structlog
+from psycopg import errors
+
+from tenantry.database.errors import DatabaseUnavailableError
+from tenantry.database.failures import one_line
+from tenantry.database.pool import Connection, Database
+from tenantry.messages.port import MessageStoreError, StoreUnavailableError
+from tenantry.messages.sql_access import SqlCredentials
+
+log = structlog.get_logger(__name__)
+
+CONNECTIONS: Final = 5
+"""Connections a tenant's role may have at once."""
+
+LONGEST_TRANSACTION: Final = 60.0
+"""Seconds a tenant's transaction may last. It keeps what is deleted, and partitions, in place."""
+
+LOOK_EVERY: Final = 15.0
+"""Seconds between looks for such transactions."""
+
+
+class PostgresSqlAccess:
+    """Roles that may read their tenant's rows (`SqlAccess`); see migration 0008."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def grant(self, tenant_id: str) -> SqlCredentials:
+        """See `SqlAccess.grant`."""
+        password = secrets.token_urlsafe(32)
+        with self._connection() as connection:
+            row = connection.execute("SELECT tenantry.sql_role(%s)", (tenant_id,)).fetchone()
+            role = str(row[0]) if row else ""
+            connection.execute(
+                "SELECT tenantry.grant_sql_access(%s, %s, %s)",
+                (tenant_id, verifier(connection, role, password), CONNECTIONS),
+            )
+        return SqlCredentials(
+            username=role, password=password, url=self._database.url_for(role, password)
+        )
+
+    def revoke(self, tenant_id: str) -> bool:
+        """See `SqlAccess.revoke`."""
+        with self._connection() as connection:
+            row = connection.execute(
+                "SELECT tenantry.revoke_sql_access(%s)", (tenant_id,)
+            ).fetchone()
+        return bool(row and row[0])
+
+    def end_long_transactions(self, *, seconds: float = LONGEST_TRANSACTION) -> int:
+        """End tenants' sessions whose transaction is older than that; give how many."""
+        with self._connection() as connection:
+            row = connection.execute(
+                "SELECT tenantry.end_long_sql_transactions(%s)", (timedelta(seconds=seconds),)
+            ).fetchone()
+        ended = int(row[0]) if row else 0
+        if ended:
+            log.warning("sql_access.sessions_ended", count=ended, older_than_seconds=seconds)
+        return ended
+
+    @contextmanager
+    def _connection(self) -> Iterator[Connection]:
+        with mapped(self._database), self._database.connection() as connection:
+            yield connection
+
+
+def verifier(connection: Connection, role: str, password: str) -> str:
+    """Hash a password as PostgreSQL keeps it (SCRAM-SHA-256)."""
+    hashed = connection.pgconn.encrypt_password(password.encode(), role.encode(), b"scram-sha-256")
+    return hashed.decode()
+
+
+@contextmanager
+def mapped(database: Database) -> Iterator[None]:
+    """Make the port's errors of what goes wrong with roles."""
+    try:
+        yield
+    except DatabaseUnavailableError as error:
+        raise StoreUnavailableError(str(error)) from error
+    except errors.InsufficientPrivilege as error:
+        raise MessageStoreError(
+            f"{database.where}: {one_line(error)}; tenants' roles need a user of database.url "
+            "that may make roles: ALTER ROLE ... CREATEROLE"
+        ) from error
+    except errors.DuplicateObject as error:
+        raise MessageStoreError(
+            f"{database.where}: {one_line(error)}, and was not made by this program: drop it"
+        ) from error
+    except psycopg.Error as error:
+        raise MessageStoreError(f"{database.where}: {one_line(error)}") from error

@@ -1,0 +1,41 @@
+"""A tenant's way to its own rows with SQL."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SqlCredentials:
+    """A database role's way in. The password is shown once and kept nowhere."""
+
+    username: str
+    password: str = field(repr=False)
+    url: str = field(repr=False)
+
+
+class SqlAccess(Protocol):
+    """Gives tenants roles that may read their own rows of `public.messages`, and nothing else.
+
+    Every call is committed when it returns. Raises `StoreUnavailableError`, and
+    `MessageStoreError` where the database refuses.
+    """
+
+    def grant(self, tenant_id: str) -> SqlCredentials:
+        """Give a tenant its role; one it has already gets a new password."""
+
+    def revoke(self, tenant_id: str) -> bool:
+        """End the role's sessions and drop it; tell whether there was one."""
+
+
+class NoSqlAccess:
+    """For a store that is no SQL database."""
+
+    def grant(self, tenant_id: str) -> SqlCredentials:
+        """Refuse."""
+        raise NotImplementedError(f"tenant {tenant_id!r} can't read this store with SQL")
+
+    def revoke(self, tenant_id: str) -> bool:  # noqa: ARG002 - there is none
+        """Do nothing."""
+        return False

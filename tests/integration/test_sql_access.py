@@ -1,0 +1,276 @@
+"""A tenant's role in a real PostgreSQL: its own rows, and nothing else."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import re
+import secrets
+from collections.abc import Callable, Iterator
+
+import psycopg
+import pytest
+from psycopg import errors, sql
+
+from tenantry.database.conninfo import url_for
+from tenantry.database.migrations import migrate
+from tenantry.database.pool import Database
+from tenantry.database.sql_access import CONNECTIONS, PostgresSqlAccess
+from tenantry.messages.port import Incoming, MessageStoreError
+from tenantry.messages.postgres import PostgresMessageStore
+from tests.services_postgres import admin_url, database
+
+LONGEST = "a-tenant-whose-id-has-40-characters-0000"
+OTHER = f"{LONGEST[:-1]}1"
+TENANTS = (LONGEST, OTHER, "a")
+
+
+def fill(database: Database) -> None:
+    store = PostgresMessageStore(database)
+    for tenant_id in TENANTS:
+        store.create_partition(tenant_id)
+        store.store(
+            tenant_id,
+            [
+                Incoming(f"{tenant_id}-{n}", "default", 0, b"{}", None, None, None)
+                for n in range(len(tenant_id))
+            ],
+        )
+
+
+@pytest.fixture
+def access(database: Database) -> Iterator[PostgresSqlAccess]:
+    fill(database)
+    access = PostgresSqlAccess(database)
+    yield access
+    for tenant_id in TENANTS:  # roles outlive a test's database
+        access.revoke(tenant_id)
+
+
+def rows(url: str, query: str = "SELECT tenant_id, count(*) FROM messages GROUP BY 1") -> list:
+    with psycopg.connect(url, autocommit=True) as connection:
+        return connection.execute(query.encode()).fetchall()
+
+
+def test_a_role_sees_its_own_tenants_rows_whatever_it_asks_for(access: PostgresSqlAccess) -> None:
+    for tenant_id in TENANTS:
+        url = access.grant(tenant_id).url
+        assert rows(url) == [(tenant_id, len(tenant_id))]
+        assert rows(url, f"SELECT 1 FROM messages WHERE tenant_id <> '{tenant_id}'") == []
+
+
+def test_only_the_tenants_own_partition_is_looked_at(access: PostgresSqlAccess) -> None:
+    plan = rows(access.grant("a").url, "EXPLAIN (ANALYZE, COSTS off) SELECT * FROM messages")
+    scans = [line for (line,) in plan if "Scan on messages_" in line and "never" not in line]
+    assert len(scans) == 1
+    assert "messages_a " in scans[0]
+
+
+ATTEMPTS: dict[str, str] = {
+    "write a row": "INSERT INTO messages (tenant_id, id, position, topic, partition, body,"
+    " created_at) VALUES ('a', 'x', 9, 't', 0, '', now())",
+    "change a row": "UPDATE messages SET topic = 't'",
+    "delete a row": "DELETE FROM messages",
+    "empty the table": "TRUNCATE messages",
+    "lock the table": "BEGIN; LOCK TABLE messages IN EXCLUSIVE MODE",
+    "read its partition past the table": "SELECT * FROM tenantry.messages_a",
+    "read another's partition": f'SELECT * FROM tenantry."messages_{LONGEST}"',
+    "read the journal": "SELECT * FROM tenantry.events",
+    "read password hashes": "SELECT * FROM tenantry.credentials",
+    "read the counts": "SELECT * FROM tenantry.tenant_counters",
+    "read who may read": "SELECT * FROM tenantry.sql_roles",
+    "ask whose a role is": "SELECT tenantry.tenant_of_role(current_user)",
+    "store a message": "SELECT tenantry.create_messages_partition('x')",
+    "grant itself access": "SELECT tenantry.grant_sql_access('a', '', 1)",
+    "read statistics of the values": "SELECT * FROM pg_statistic",
+    "read passwords": "SELECT * FROM pg_authid",
+    "make a table": "CREATE TABLE public.mine ()",
+    "make a role": "CREATE ROLE mine",
+    "become the owner": "SET ROLE postgres",
+    "become another tenant": "SET SESSION AUTHORIZATION postgres",
+    "lift the policy": "ALTER TABLE messages DISABLE ROW LEVEL SECURITY",
+    "drop the policy": "DROP POLICY tenants_read_their_own ON messages",
+    "read a file": "SELECT pg_read_file('/etc/passwd')",
+    "run a program": "COPY (SELECT 1) TO PROGRAM 'true'",
+    "look past the policy": "SET row_security = off; SELECT * FROM messages",
+}
+
+
+@pytest.mark.parametrize("attempt", ATTEMPTS)
+def test_a_role_is_refused_all_else(access: PostgresSqlAccess, attempt: str) -> None:
+    url = access.grant("a").url
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute("SET default_transaction_read_only = off")
+        with pytest.raises((errors.InsufficientPrivilege, errors.InvalidParameterValue)):
+            connection.execute(ATTEMPTS[attempt].encode())
+
+
+def test_a_function_that_tells_what_it_is_given_is_not_given_others_rows(
+    access: PostgresSqlAccess,
+) -> None:
+    url = access.grant("a").url
+    leaky = "SELECT 1 FROM messages WHERE 1 / (CASE tenant_id WHEN 'a' THEN 1 ELSE 0 END) = 1"
+    assert len(rows(url, leaky)) == 1  # a division by zero would tell of others' rows
+    assert rows(url, "SELECT * FROM pg_stats WHERE schemaname IN ('public', 'tenantry')") == []
+
+
+def test_rights_on_a_partition_granted_by_mistake_show_nothing_of_others(
+    access: PostgresSqlAccess, database: Database
+) -> None:
+    granted = access.grant("a")
+    with database.connection() as connection:
+        for tenant_id in TENANTS:
+            connection.execute(
+                sql.SQL("GRANT SELECT ON {} TO {}").format(
+                    sql.Identifier("tenantry", f"messages_{tenant_id}"),
+                    sql.Identifier(granted.username),
+                )
+            )
+        connection.execute(
+            sql.SQL("GRANT USAGE ON SCHEMA tenantry TO {}").format(sql.Identifier(granted.username))
+        )
+    assert len(rows(granted.url, "SELECT * FROM tenantry.messages_a")) == 1
+    assert rows(granted.url, f'SELECT * FROM tenantry."messages_{LONGEST}"') == []
+
+
+def test_another_grant_replaces_the_password_of_which_the_server_only_gets_a_hash(
+    access: PostgresSqlAccess, database: Database
+) -> None:
+    first, second = access.grant("a"), access.grant("a")
+    assert first.username == second.username
+    with database.connection() as connection:
+        (kept,) = connection.execute(
+            "SELECT rolpassword FROM pg_authid WHERE rolname = %s", [first.username]
+        ).fetchone() or ("",)
+    assert matches(kept, second.password)
+    assert not matches(kept, first.password)
+    assert second.password not in f"{second!r}"
+
+
+def matches(verifier: str, password: str) -> bool:
+    """Check a password as a server does (RFC 5802); this one trusts everybody who gets to it."""
+    method, rounds, salt, stored, _ = re.split(r"[$:]", verifier)
+    assert method == "SCRAM-SHA-256"
+    salted = hashlib.pbkdf2_hmac("sha256", password.encode(), base64.b64decode(salt), int(rounds))
+    key = hmac.digest(salted, b"Client Key", "sha256")
+    return hashlib.sha256(key).digest() == base64.b64decode(stored)
+
+
+def test_a_role_has_so_many_connections_at_most(access: PostgresSqlAccess) -> None:
+    url = access.grant("a").url
+    opened = [psycopg.connect(url) for _ in range(CONNECTIONS)]
+    try:
+        with pytest.raises(psycopg.OperationalError, match="too many connections"):
+            psycopg.connect(url)
+    finally:
+        for connection in opened:
+            connection.close()
+
+
+def test_a_transaction_that_lasts_too_long_is_ended_whatever_its_session_has_set(
+    access: PostgresSqlAccess,
+) -> None:
+    with psycopg.connect(access.grant("a").url) as connection:
+        connection.execute("SET idle_in_transaction_session_timeout = 0")
+        connection.execute("SELECT * FROM messages")
+        assert access.end_long_transactions(seconds=60) == 0
+        connection.execute("SELECT 1")
+        assert access.end_long_transactions(seconds=0) == 1
+        with pytest.raises(psycopg.OperationalError):
+            connection.execute("SELECT 1")
+
+
+def test_revoking_ends_the_sessions_and_drops_the_role(access: PostgresSqlAccess) -> None:
+    url = access.grant("a").url
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute("SET default_transaction_read_only = off")
+        connection.execute("CREATE TEMPORARY TABLE mine AS SELECT 1")
+        assert access.revoke("a")
+        with pytest.raises(psycopg.OperationalError):
+            connection.execute("SELECT 1")
+    with pytest.raises(psycopg.OperationalError, match="does not exist"):
+        psycopg.connect(url)
+    assert not access.revoke("a")
+
+
+@pytest.fixture
+def modest() -> Iterator[Callable[[str], Database]]:
+    """Databases that are owned by a user who is no superuser, with such attributes as are given."""
+    name = f"modest_{secrets.token_hex(4)}"
+    opened: list[Database] = []
+    with psycopg.connect(admin_url(), autocommit=True) as admin:
+        admin.execute(sql.SQL("CREATE ROLE {} LOGIN").format(sql.Identifier(name)))
+        with database(admin_url(), migrated=False) as url:
+
+            def make(attributes: str) -> Database:
+                admin.execute(
+                    sql.SQL("ALTER ROLE {} {}").format(
+                        sql.Identifier(name),
+                        sql.SQL(attributes),  # type: ignore[arg-type]
+                    )
+                )
+                with psycopg.connect(url, autocommit=True) as connection:
+                    connection.execute(
+                        sql.SQL("ALTER DATABASE {} OWNER TO {}").format(
+                            sql.Identifier(connection.info.dbname), sql.Identifier(name)
+                        )
+                    )
+                made = Database(url.replace("postgres@", f"{name}@"))
+                made.open()
+                migrate(made)
+                fill(made)
+                opened.append(made)
+                return made
+
+            yield make
+            for one in opened:
+                access = PostgresSqlAccess(one)
+                for tenant_id in TENANTS:
+                    access.revoke(tenant_id)
+                one.close()
+
+
+def test_a_daemon_that_is_no_superuser_grants_and_revokes(
+    modest: Callable[[str], Database],
+) -> None:
+    access = PostgresSqlAccess(modest("CREATEROLE"))
+    url = access.grant(LONGEST).url
+    assert rows(url) == [(LONGEST, len(LONGEST))]
+    with psycopg.connect(url) as connection:
+        connection.execute("SELECT 1")
+        assert access.end_long_transactions(seconds=0) == 1
+        with pytest.raises(psycopg.OperationalError):
+            connection.execute("SELECT 1")
+    with psycopg.connect(url) as connection:
+        assert access.revoke(LONGEST)
+        with pytest.raises(psycopg.OperationalError):
+            connection.execute("SELECT 1")
+
+
+def test_a_daemon_that_may_not_make_roles_says_what_it_lacks(
+    modest: Callable[[str], Database],
+) -> None:
+    access = PostgresSqlAccess(modest("NOCREATEROLE"))
+    with pytest.raises(MessageStoreError, match="CREATEROLE"):
+        access.grant("a")
+    assert not access.revoke("a")
+
+
+@pytest.mark.parametrize(
+    ("parameters", "url"),
+    [
+        ({"host": "db", "dbname": "t", "user": "x"}, "postgresql://u:p%2F@db:5432/t"),
+        (
+            {"host": "/run/pg", "port": "5433", "dbname": "t"},
+            "postgresql://u:p%2F@/t?host=/run/pg&port=5433",
+        ),
+        (
+            {"host": "a,b", "port": "1,2", "dbname": "t", "sslmode": "require"},
+            "postgresql://u:p%2F@a:1,b:2/t?sslmode=require",
+        ),
+        ({"host": "::1", "user": "me", "password": "s"}, "postgresql://u:p%2F@[::1]:5432/me"),
+    ],
+)
+def test_another_users_url_leads_to_the_same_place(parameters: dict[str, str], url: str) -> None:
+    assert url_for(parameters, "u", "p/") == url
