@@ -208,6 +208,7 @@ class Board:
         self.started_at = datetime.now(UTC)
         self.supervisor: Ref | None = None
         self.reconciler: Ref | None = None
+        self.reconciler_restarts = 0
         self.tenants: dict[str, TenantBoard] = {}
         self.settled_in = False
         self.departures = Departures()
@@ -248,6 +249,17 @@ class Board:
     def tree(self) -> ActorStatus:
         """Give the tree of actors."""
         ref = self.supervisor
+        children = [board.status() for _, board in sorted(self.tenants.copy().items())]
+        if self.reconciler is not None:
+            children.append(
+                ActorStatus(
+                    name="reconciler",
+                    kind="Reconciler",
+                    state=_state(self.reconciler, "watching"),
+                    mailbox=mailbox_depth(self.reconciler),
+                    restarts=self.reconciler_restarts,
+                )
+            )
         return ActorStatus(
             name="supervisor",
             kind="Supervisor",
@@ -256,7 +268,7 @@ class Board:
             else _state(ref, self.state.value),
             mailbox=0 if ref is None else mailbox_depth(ref),
             restarts=0,
-            children=tuple(board.status() for _, board in sorted(self.tenants.copy().items())),
+            children=tuple(children),
         )
 
     def not_ready(self) -> tuple[str, ...]:

@@ -265,6 +265,7 @@ class Supervisor(SupervisedActor):
             if self._board.state is SystemState.STARTING:
                 self.tell_self(FirstLookDone())
         self._reconciler = self._board.reconciler = None
+        self._board.reconciler_restarts += 1
         ports = self._ports.reconciler
         if ports is not None:
             log.error("reconciler.restarts", error=error, delay=ports.every)

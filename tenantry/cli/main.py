@@ -29,6 +29,7 @@ from tenantry.cli.service import migrate, run
 from tenantry.cli.system import drain, status, stop
 from tenantry.cli.tenants import tenant
 from tenantry.cli.token import token
+from tenantry.cli.top import top
 from tenantry.settings import SettingsError
 from tenantry.telemetry.masking import mask_text
 
@@ -45,8 +46,8 @@ def cli(config: Path | None) -> None:
 
 
 for _command in (
-    run, demo, migrate, status, tenant, events, messages, produce, verify_isolation, audit, drain,
-    stop, token, completion,
+    run, demo, migrate, status, top, tenant, events, messages, produce, verify_isolation, audit,
+    drain, stop, token, completion,
 ):  # fmt: skip
     cli.add_command(_command)
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import click
 
 if TYPE_CHECKING:
+    from rich.table import Table
     from rich.tree import Tree
 
 
@@ -56,6 +57,34 @@ def notice(text: str) -> None:
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """Print rows under their columns' names; columns of numbers are right-aligned."""
+    if sys.stdout.isatty():
+        from rich.console import Console
+
+        Console(highlight=False).print(table(columns, rows))
+        return
+    cells, right = _cells(columns, rows)
+    _print_plain([[column.upper() for column in columns], *cells], right)
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Table:
+    """Make rich's table of rows."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+    from rich.text import Text
+
+    cells, right = _cells(columns, rows)
+    made = Table(box=SIMPLE_HEAD, header_style="bold", pad_edge=False)
+    for column, numeric in zip(columns, right, strict=True):
+        made.add_column(column, justify="right" if numeric else "left", overflow="fold")
+    for row in cells:
+        made.add_row(*(Text(cell) for cell in row))
+    return made
+
+
+def _cells(
+    columns: Sequence[str], rows: Sequence[Sequence[object]]
+) -> tuple[list[list[str]], list[bool]]:
+    """Give every cell's text, and which columns are numbers."""
     cells = [[clean(cell) for cell in row] for row in rows]
     right = [
         bool(rows)
@@ -63,20 +92,7 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Non
         and not any(isinstance(row[index], bool) for row in rows)
         for index in range(len(columns))
     ]
-    if not sys.stdout.isatty():
-        _print_plain([[column.upper() for column in columns], *cells], right)
-        return
-    from rich.box import SIMPLE_HEAD
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=SIMPLE_HEAD, header_style="bold", pad_edge=False)
-    for column, numeric in zip(columns, right, strict=True):
-        table.add_column(column, justify="right" if numeric else "left", overflow="fold")
-    for row in cells:
-        table.add_row(*(Text(cell) for cell in row))
-    Console(highlight=False).print(table)
+    return cells, right
 
 
 def print_fields(fields: Mapping[str, object]) -> None:

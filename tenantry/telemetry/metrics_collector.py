@@ -248,7 +248,7 @@ def _mailboxes(root: ActorStatus, tenant_ids: frozenset[str]) -> Metric:
     )
     family.add_metric(["", "supervisor"], root.mailbox)
     for tenant in root.children:
-        if tenant.name not in tenant_ids:
+        if tenant.kind != "Tenant" or tenant.name not in tenant_ids:
             continue
         depths = {"tenant": tenant.mailbox, "consumer": 0, "worker": 0}
         for child in tenant.children:

@@ -1,0 +1,181 @@
+"""`tenantry top`: the daemon and its tenants, live; the busiest first."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from tenantry.cli import output
+from tenantry.cli.client import ControlClient
+from tenantry.cli.failures import CommandError
+from tenantry.cli.options import example, json_option, with_client
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+TIMEOUT: Final = 10.0
+LINES_AROUND: Final = 9
+"""Of the screen, lines that are not rows of the table."""
+
+Row = dict[str, Any]
+
+ORDERS: Final[Mapping[str, Callable[[Row], Any]]] = {
+    "rate": lambda row: (-row["rate"], -(row["pending"] or 0), row["tenant_id"]),
+    "pending": lambda row: (-(row["pending"] or 0), -row["rate"], row["tenant_id"]),
+    "unsettled": lambda row: (-row["unsettled"], row["tenant_id"]),
+    "mailbox": lambda row: (-row["mailbox"], row["tenant_id"]),
+    "restarts": lambda row: (-row["restarts"], row["tenant_id"]),
+    "tenant": lambda row: row["tenant_id"],
+}
+COLUMNS: Final = (
+    "tenant", "state", "workers", "mailbox", "rate/s", "pending", "unsettled", "held", "stored",
+    "dead", "restarts",
+)  # fmt: skip
+
+
+@click.command(epilog=example("tenantry top --sort pending", "tenantry top --json | jq .totals"))
+@with_client
+@json_option
+@click.option(
+    "--interval",
+    type=click.FloatRange(min=0.2, max=3600),
+    default=1.0,
+    show_default=True,
+    help="Seconds between two frames.",
+)
+@click.option("--sort", type=click.Choice(list(ORDERS)), default="rate", show_default=True)
+def top(client: ControlClient, *, as_json: bool, interval: float, sort: str) -> None:
+    """Show the tenants as they work, until Ctrl-C; with --json or piped, one frame.
+
+    WORKERS is busy of allowed, MAILBOX what waits for the tenant's actors, RATE/S the messages
+    settled a second over the last ten. A daemon that goes away is waited for.
+    """
+    found = frame(client.call("GET", "/status", timeout=TIMEOUT), sort)
+    if as_json:
+        output.print_json(found)
+    elif not sys.stdout.isatty():
+        for line in heading(found):
+            click.echo(line)
+        output.print_table(COLUMNS, [cells(row) for row in found["tenants"]])
+    else:
+        _live(client, found, interval=interval, sort=sort)
+
+
+def frame(status: Mapping[str, Any], sort: str) -> dict[str, Any]:
+    """Make what is shown at one moment of an answer of `/status`."""
+    actors = {one["name"]: one for one in status["tree"]["children"] if one["kind"] == "Tenant"}
+    rows = [_row(tenant, actors.get(name)) for name, tenant in status["tenants"].items()]
+    rows.sort(key=ORDERS[sort])
+    summed = (
+        "workers_busy", "workers_current", "mailbox", "rate", "unsettled", "held", "stored",
+        "duplicates", "dead_lettered", "restarts",
+    )  # fmt: skip
+    totals: dict[str, Any] = {name: sum(row[name] for row in rows) for name in summed}
+    known = [row["pending"] for row in rows if row["pending"] is not None]
+    totals["pending"] = sum(known) if known or not rows else None
+    totals["parked"] = sum(row["parked"] is not None for row in rows)
+    return {
+        "state": status["state"],
+        "ready": status["ready"],
+        "reasons": status["reasons"],
+        "started_at": status["started_at"],
+        "pid": status["pid"],
+        "abandoned": status["abandoned"],
+        "supervisor": {key: status["tree"][key] for key in ("state", "mailbox")},
+        "totals": totals,
+        "tenants": rows,
+    }
+
+
+def _row(tenant: Mapping[str, Any], actor: Mapping[str, Any] | None) -> Row:
+    below = [] if actor is None else actor["children"]
+    everybody = [] if actor is None else [actor, *below]
+    stuck = [one["name"] for one in everybody if one["state"] == "stuck"]
+    return {
+        **tenant,
+        "state": "starting" if actor is None else actor["state"],
+        "stuck": stuck,
+        "workers_busy": sum(one["state"] == "busy" for one in below),
+        "mailbox": sum(one["mailbox"] for one in everybody),
+        # Children of a kind tell the same number: that of their kind.
+        "restarts": sum({one["kind"]: one["restarts"] for one in everybody}.values()),
+    }
+
+
+def heading(found: Mapping[str, Any]) -> list[str]:
+    """Give the lines above the table."""
+    totals = found["totals"]
+    ready = "ready" if found["ready"] else f"not ready: {'; '.join(found['reasons'])}"
+    lines = [
+        f"tenantry, pid {found['pid']}: {found['state']}, {output.clean(ready)}",
+        (
+            f"{len(found['tenants'])} tenants, {totals['parked']} parked;"
+            f" {totals['workers_busy']} of {totals['workers_current']} workers busy;"
+            f" {totals['rate']:,.1f} messages/s; {output.clean(totals['pending'])} pending,"
+            f" {totals['unsettled']} unsettled; {totals['mailbox']} in mailboxes,"
+            f" {found['supervisor']['mailbox']} in the supervisor's"
+        ),
+    ]
+    if found["abandoned"]:
+        lines.append(f"threads that hang: {output.clean(found['abandoned'])}")
+    return lines
+
+
+def cells(row: Row) -> Sequence[object]:
+    """Give a tenant's cells, in the order of `COLUMNS`."""
+    state = row["state"]
+    if row["stuck"]:
+        state = f"{state}, stuck: {', '.join(row['stuck'])}"
+    elif state == "active" and not row["consuming"]:
+        state = "active, not consuming"
+    return (
+        row["tenant_id"],
+        state,
+        f"{row['workers_busy']}/{row['workers_current']}",
+        row["mailbox"],
+        float(row["rate"]),
+        row["pending"],
+        row["unsettled"],
+        row["held"],
+        row["stored"],
+        row["dead_lettered"],
+        row["restarts"],
+    )
+
+
+def _live(client: ControlClient, found: dict[str, Any], *, interval: float, sort: str) -> None:
+    from rich.console import Console
+    from rich.live import Live
+
+    console = Console(highlight=False)
+    trouble: str | None = None
+    try:
+        with Live(console=console, screen=True, auto_refresh=False) as live:
+            while True:
+                live.update(_screen(found, trouble, console.height), refresh=True)
+                time.sleep(interval)
+                try:
+                    found = frame(client.call("GET", "/status", timeout=TIMEOUT), sort)
+                    trouble = None
+                except CommandError as error:
+                    trouble = str(error)
+    except KeyboardInterrupt:
+        return  # the way to leave
+
+
+def _screen(found: Mapping[str, Any], trouble: str | None, height: int) -> RenderableType:
+    from rich.console import Group
+    from rich.text import Text
+
+    lines = [Text(line) for line in heading(found)]
+    lines[0].stylize("green" if found["ready"] else "red")
+    if trouble is not None:
+        lines.insert(0, Text(f"as it was: {trouble}", style="bold red"))
+    rows = found["tenants"][: max(1, height - LINES_AROUND)]
+    left = len(found["tenants"]) - len(rows)
+    rest = [Text(f"and {left} more", style="dim")] if left else []
+    return Group(*lines, output.table(COLUMNS, [cells(row) for row in rows]), *rest)
