@@ -14,14 +14,17 @@ from tests.faults.experiments import (
     broker,
     commit_cuts,
     database,
+    disk_full,
     failpoint,
     freeze,
+    fuzz,
     kill,
     sigterm,
     start_up,
 )
 from tests.faults.figures import Figures
 from tests.faults.rig import PATIENCE, Rig, rig
+from tests.faults.services import NoRightsError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +36,8 @@ class Experiment:
     few: int
     own_broker: bool = False
     own_database: bool = False
+    disk_mb: int | None = None
+    """Megabytes of the disk of its own database."""
 
     @property
     def about(self) -> str:
@@ -48,6 +53,8 @@ EXPERIMENTS = {
     "broker": Experiment(run=broker.run, rounds=20, few=2, own_broker=True),
     "database": Experiment(run=database.run, rounds=20, few=2, own_database=True),
     "commit-cuts": Experiment(run=commit_cuts.run, rounds=200, few=6),
+    "fuzz": Experiment(run=fuzz.run, rounds=100_000, few=600),
+    "disk-full": Experiment(run=disk_full.run, rounds=6, few=0, own_database=True, disk_mb=250),
     "freeze": Experiment(run=freeze.run, rounds=5, few=0),
     "alarm": Experiment(run=alarm.run, rounds=5, few=0, own_broker=True),
 }
@@ -58,6 +65,15 @@ def conduct(
 ) -> Figures:
     """Run an experiment on the services of this test run; the outcome is in the figures."""
     experiment = EXPERIMENTS[name]
+    try:
+        return _conduct(name, experiment, rounds or experiment.rounds, seed, say)
+    except NoRightsError as error:
+        return Figures(experiment=name, seed=seed, skipped=str(error))
+
+
+def _conduct(
+    name: str, experiment: Experiment, rounds: int, seed: int, say: Callable[[str], None]
+) -> Figures:
     began = time.monotonic()
     with rig(
         name,
@@ -65,10 +81,11 @@ def conduct(
         say=say,
         own_broker=experiment.own_broker,
         own_database=experiment.own_database,
+        disk_mb=experiment.disk_mb,
     ) as made:
         figures = made.figures
         try:
-            experiment.run(made, experiment.rounds if rounds is None else rounds)
+            experiment.run(made, rounds)
             say(f"{name}: the ledger")
             _check(made)
         except Exception as error:  # noqa: BLE001 - whatever it is, it is the experiment's outcome

@@ -196,7 +196,7 @@ def rig(
     say: Callable[[str], None],
     own_broker: bool = False,
     own_database: bool = False,
-    database_directory: Path | None = None,
+    disk_mb: int | None = None,
 ) -> Iterator[Rig]:
     """Set everything up; at the end end it all, whatever has happened.
 
@@ -204,7 +204,7 @@ def rig(
     """
     with ExitStack() as stack:
         node = stack.enter_context(own_node()) if own_broker else None
-        postgres = stack.enter_context(own_postgres(database_directory)) if own_database else None
+        postgres = stack.enter_context(own_postgres(disk_mb=disk_mb)) if own_database else None
         host: RabbitHost = stack.enter_context(
             services_rabbitmq.virtual_host()
             if node is None

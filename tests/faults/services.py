@@ -8,7 +8,7 @@ import signal
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -22,8 +22,9 @@ class Postgres:
     """A PostgreSQL server with fsync on, which ends in every way a server can end."""
 
     def __init__(self, directory: Path) -> None:
-        self._data = directory
-        self._server = EmbeddedPostgres(directory)
+        self.directory = directory
+        self._data = directory / "data"
+        self._server = EmbeddedPostgres(self._data)
         self.url = ""
 
     def start(self) -> None:
@@ -50,16 +51,37 @@ class Postgres:
 
 
 @contextmanager
-def own_postgres(directory: Path | None = None) -> Iterator[Postgres]:
-    """Run a server, in a directory of its own unless one is given."""
+def own_postgres(*, disk_mb: int | None = None) -> Iterator[Postgres]:
+    """Run a server in a directory of its own, or on a disk as small as is wanted.
+
+    Raises `NoRightsError` where disks can't be mounted.
+    """
     made = Path(tempfile.mkdtemp(prefix="tnt-pg-"))
-    server = Postgres((directory or made) / "pg")
-    try:
+    with ExitStack() as stack:
+        stack.callback(shutil.rmtree, made, ignore_errors=True)
+        if disk_mb is not None:
+            stack.enter_context(_small_disk(made, disk_mb))
+        server = Postgres(made)
+        stack.callback(server.stop)
         server.start()
         yield server
+
+
+class NoRightsError(Exception):
+    """What is wanted is not for this user to do."""
+
+
+@contextmanager
+def _small_disk(directory: Path, megabytes: int) -> Iterator[None]:
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tenantry", str(directory)]
+    done = subprocess.run(mount, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise NoRightsError(f"a small disk can't be mounted: {done.stderr.strip()}")
+    try:
+        yield
     finally:
-        server.stop()
-        shutil.rmtree(made, ignore_errors=True)
+        # Lazily: what is left of the server's children lets go of it soon.
+        subprocess.run(["umount", "-l", str(directory)], check=True)
 
 
 @contextmanager

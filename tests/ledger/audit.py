@@ -145,9 +145,10 @@ class Audit:
         self._rows[key] = row
         if self._owners.setdefault(row.table, tenant_id) != tenant_id:
             self._findings.foreign.append((*key, row.table))
-        where = (row.topic, row.partition, row.content_type)
-        if where != (entry.target.topic, entry.target.partition, entry.content_type):
-            self._findings.altered.append((*key, where))
+        if (row.topic, row.partition) != (entry.target.topic, entry.target.partition):
+            self._findings.altered.append((*key, row.topic, row.partition))
+        if row.content_type != entry.content_type and not entry.opaque:
+            self._findings.altered.append((*key, row.content_type))
         is_same = row.meaning == entry.meaning if row.sha256 is None else row.sha256 == entry.sha256
         if not is_same:
             self._findings.altered.append(key)
@@ -166,5 +167,7 @@ class Audit:
             if entry.fate == "stored":
                 found.misjudged.append((*key, "dead-lettered"))
             for one in letters:
-                if (one.sha256, one.content_type) != (entry.sha256, entry.content_type):
+                if one.sha256 != entry.sha256:
                     found.altered.append((*key, "dead letter"))
+                if one.content_type != entry.content_type and not entry.opaque:
+                    found.altered.append((*key, "dead letter", one.content_type))

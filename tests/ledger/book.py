@@ -103,11 +103,16 @@ class Ledger:
 
         def complete() -> bool:
             alive()
-            return self.follow() + self._dead_letters() >= self.confirmed
+            return self.follow() + self.dead_letters() >= self.confirmed
 
-        eventually(
-            complete, timeout=timeout, what=f"{self.confirmed} rows or dead letters, one a confirm"
-        )
+        try:
+            eventually(
+                complete,
+                timeout=timeout,
+                what=f"{self.confirmed} rows or dead letters, one a confirm",
+            )
+        except AssertionError as late:
+            raise AssertionError(f"{late}; the ledger: {self.judge()}") from late
         found = self.judge()
         assert found.clean, str(found)
 
@@ -129,7 +134,8 @@ class Ledger:
         self.audit.look_into_queues(sent.tenants, queues or {})
         return self.audit.judge(sent, self.promised())
 
-    def _dead_letters(self) -> int:
+    def dead_letters(self) -> int:
+        """Count what lies in the tenants' dead-letter queues."""
         if self.broker_url is None:
             return 0
         tenants = {client.tenant_id for client in self.clients}

@@ -38,6 +38,8 @@ class Entry:
     meaning: str | None = None
     """A digest of what its JSON says: `jsonb` writes it anew."""
     fate: Fate = "stored"
+    opaque: bool = False
+    """Its content type is no text: what a reader makes of it is not compared."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,9 +47,9 @@ class Draft:
     """A message to be sent. `key` names it in the ledger; without headers it is its message id."""
 
     key: str
-    message_id: str | None
+    message_id: str | bytes | None
     body: bytes
-    content_type: str | None = None
+    content_type: str | bytes | None = None
     headers: Mapping[str, Any] | None = None
     fate: Fate = "stored"
     target: Target | None = field(default=None)
@@ -92,7 +94,8 @@ def entry(draft: Draft, target: Target) -> Entry:
     """Write a message down."""
     return Entry(
         target=draft.target or target,
-        content_type=draft.content_type,
+        content_type=None if isinstance(draft.content_type, bytes) else draft.content_type,
+        opaque=isinstance(draft.content_type, bytes),
         sha256=sha256(draft.body),
         meaning=meaning(draft.body),
         fate=draft.fate,

@@ -1,0 +1,57 @@
+"""The database's disk is full, and has room again."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import psycopg
+
+from tests.faults.rig import Rig
+from tests.services_postgres import in_database
+
+PIECE = bytes(64 * 1024)
+
+
+def run(rig: Rig, rounds: int) -> None:
+    assert rig.postgres is not None
+    filler = rig.postgres.directory / "filler"
+    _keep_the_log_small(rig.postgres.url)
+    rig.start()
+    pid = rig.program.process.pid
+    gave_up = 0
+    with rig.load():
+        for number in rig.rounds(rounds):
+            rig.wait_for_some()
+            # Every other time there is room for a while: tables are full before the log is.
+            _fill(filler, leave=number % 2 * 4_000_000)
+            try:
+                rig.wait_not_ready()
+                rig.program.check_running()
+                assert rig.program.status_of("/healthz") == 200
+            finally:
+                filler.unlink()
+            if not rig.postgres.running:
+                # Out of room for its log, PostgreSQL gives up; whoever runs it starts it again.
+                gave_up += 1
+                rig.postgres.start()
+            rig.recover(time.monotonic())
+            rig.caught_up()
+    assert rig.program.process.pid == pid
+    rig.figures.notes["database_gave_up"] = gave_up
+
+
+def _keep_the_log_small(url: str) -> None:
+    with psycopg.connect(in_database(url, "postgres"), autocommit=True) as connection:
+        connection.execute("ALTER SYSTEM SET max_wal_size = '48MB'")
+        connection.execute("ALTER SYSTEM SET min_wal_size = '32MB'")
+        connection.execute("SELECT pg_reload_conf()")
+
+
+def _fill(filler: Path, *, leave: int) -> None:
+    with filler.open("wb", buffering=0) as file:
+        try:
+            while True:
+                file.write(PIECE)
+        except OSError:
+            file.truncate(max(0, file.tell() - leave))
