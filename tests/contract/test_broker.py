@@ -260,6 +260,24 @@ def test_a_settlement_of_an_older_generation_does_nothing(broker: Broker) -> Non
     assert bodies(after.received(1)) == [b"1"]
 
 
+def test_one_that_was_closed_by_others_settles_nothing_any_more(broker: Broker) -> None:
+    """What a consumer that hung and was replaced says on waking."""
+    tenant = broker.tenant("events")
+    broker.publish(tenant, "events", b"1", b"2")
+    subscription, sink = subscribed(broker, tenant)
+    generation = sink.heard("consuming")
+    sink.received(2)
+    subscription.close()
+    second, after = subscribed(broker, tenant)
+    assert bodies(after.received(2)) == [b"1", b"2"]
+    subscription.settle(generation, rejects=[1], ack_up_to=2)
+    subscription.cancel()
+    subscription.close()
+    second.close()
+    _, last = subscribed(broker, tenant)
+    assert bodies(last.received(2)) == [b"1", b"2"]
+
+
 def test_a_subscription_whose_queue_is_missing_waits_until_it_is_told(broker: Broker) -> None:
     tenant = broker.tenant("events")
     sink = RecordingSink()
