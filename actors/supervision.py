@@ -114,15 +114,15 @@ class SupervisedActor(pykka.ThreadingActor):
             return self.handle(message)
         except BaseException as error:
             if self.pulse.is_fenced():
-                # It was replaced: its failure is nobody's concern any more.
-                log.warning("actor.came_back", error=repr(error))
-                return None
+                return None  # It was replaced: its failure is nobody's concern any more.
             if isinstance(error, Exception):
                 raise
             # Pykka would stop every actor there is; one is enough.
             raise ActorCrashError(f"{type(error).__name__}: {error}") from error
         finally:
             self.pulse.rest()
+            if self.pulse.is_fenced():
+                log.warning("actor.came_back")
 
     def on_failure(
         self,

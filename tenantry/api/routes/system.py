@@ -33,7 +33,7 @@ def add_routes(app: FastAPI, services: Services) -> None:
     async def health() -> Response:
         """Answer 200 while the actors live, whatever they stand on may do.
 
-        A 503 names an actor that is dead, or has been busy with one thing for minutes.
+        A 503 names what is dead or hangs: an actor, or a loop that all depend on.
         """
         problem = await services.vitals.check()
         if problem is not None:
