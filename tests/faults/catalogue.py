@@ -19,6 +19,7 @@ from tests.faults.experiments import (
     freeze,
     fuzz,
     kill,
+    poison,
     sigterm,
     start_up,
 )
@@ -54,6 +55,7 @@ EXPERIMENTS = {
     "database": Experiment(run=database.run, rounds=20, few=2, own_database=True),
     "commit-cuts": Experiment(run=commit_cuts.run, rounds=200, few=6),
     "fuzz": Experiment(run=fuzz.run, rounds=100_000, few=600),
+    "poison": Experiment(run=poison.run, rounds=20_000, few=0),
     "disk-full": Experiment(run=disk_full.run, rounds=6, few=0, own_database=True, disk_mb=250),
     "freeze": Experiment(run=freeze.run, rounds=5, few=0),
     "alarm": Experiment(run=alarm.run, rounds=5, few=0, own_broker=True),

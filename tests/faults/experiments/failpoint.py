@@ -19,7 +19,7 @@ def run(rig: Rig, rounds: int) -> None:
     with rig.load():
         rig.program.stop()
         for number in rig.rounds(rounds):
-            point = POINTS[number % len(POINTS)]
+            point = POINTS[(number - 1) % len(POINTS)]
             hit = rig.random.randint(1, LATEST)
             rig.program.spawn(TENANTRY_FAILPOINTS=f"{point}:kill@{hit}")
             assert rig.program.wait(PATIENCE) == -signal.SIGKILL, "it was to kill itself"
