@@ -4,7 +4,8 @@
 """
 
 from tenantry.producer.access import Api, ProducerError, TenantAccess, TenantNames
-from tenantry.producer.isolation import Check, IsolationReport, verify_isolation
+from tenantry.producer.checks import Check, IsolationReport
+from tenantry.producer.isolation import verify_isolation
 from tenantry.producer.run import ProduceResult, ProducerOptions, produce
 from tenantry.producer.sender import Tally
 

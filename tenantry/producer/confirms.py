@@ -24,6 +24,7 @@ class Mail:
     message_id: str
     content_type: str = "text/plain"
     published_at_ms: int = 0
+    user_id: str | None = None
 
 
 class Closing:
@@ -91,6 +92,7 @@ class Confirms:
                     content_type=mail.content_type,
                     delivery_mode=PERSISTENT_DELIVERY_MODE,
                     message_id=mail.message_id,
+                    user_id=mail.user_id,
                     timestamp=mail.published_at_ms // 1000,
                     headers={"timestamp_in_ms": mail.published_at_ms},
                 ),

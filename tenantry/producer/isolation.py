@@ -1,71 +1,22 @@
 """Proves with tenants' own credentials what each can reach on the broker, and what it can't.
 
-Every attempt is one that changes nothing if it succeeds: messages are published with a key that no
-queue is bound by, and a consumer is closed before it keeps anything.
+What is tried is in `isolation_amqp` (RabbitMQ) and `isolation_sql` (the embedded broker).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final
 
-from tenantry.domain import names
-from tenantry.producer import isolation_sql
+from tenantry.producer import isolation_amqp, isolation_sql
 from tenantry.producer.access import ProducerError, Say, TenantAccess, TenantNames
-from tenantry.producer.link import Link, LinkError, Verdict, at_address
+from tenantry.producer.checks import Check, IsolationReport, Notes
+from tenantry.producer.link import Link, LinkError, at_address
 from tenantry.producer.sql_link import SqlLink
 
 AT_ONCE: Final = 8
 """Tenants examined at the same time."""
-
-UNBOUND: Final = "isolation-probe.nowhere"
-"""A routing key that no queue can be bound by: a partition's ends in a number."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Check:
-    """One attempt: `tenant_id` tried to `action` what belongs to `owner`."""
-
-    tenant_id: str
-    owner: str
-    action: Literal["write", "read"]
-    target: str
-    allowed: bool
-
-    @property
-    def holds(self) -> bool:
-        """Whether it went as it should: one's own is open, another's is shut."""
-        return self.allowed == (self.tenant_id == self.owner)
-
-    def __str__(self) -> str:
-        verb = "to write to" if self.action == "write" else "to read from"
-        if self.tenant_id == self.owner:
-            return f"tenant {self.tenant_id} is refused {verb} its own {self.target}"
-        return f"tenant {self.tenant_id} is allowed {verb} {self.target} of tenant {self.owner}"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class IsolationReport:
-    """Every attempt that was made."""
-
-    checks: tuple[Check, ...]
-
-    @property
-    def leaks(self) -> tuple[Check, ...]:
-        """Attempts on another tenant's objects that succeeded."""
-        return tuple(one for one in self.checks if not one.holds and one.tenant_id != one.owner)
-
-    @property
-    def denials(self) -> tuple[Check, ...]:
-        """Attempts on a tenant's own objects that were refused."""
-        return tuple(one for one in self.checks if not one.holds and one.tenant_id == one.owner)
-
-    @property
-    def holds(self) -> bool:
-        """Whether every tenant reaches its own and nothing else."""
-        return all(one.holds for one in self.checks)
 
 
 def verify_isolation(
@@ -102,10 +53,10 @@ def _examine(
     link = Link(url, name=f"isolation of {tenant_id}")
     try:
         link.open()
-        checks = _own(link, access.names)
+        checks = isolation_amqp.own(link, access.names)
         for other in everybody:
             if other.tenant_id != tenant_id:
-                checks += _foreign(link, access.names, other)
+                checks += isolation_amqp.foreign(link, access.names, other)
     except LinkError as error:
         raise ProducerError(f"tenant {tenant_id}'s access can't be judged: {error}") from error
     finally:
@@ -115,68 +66,20 @@ def _examine(
 
 def _examine_sql(url: str, mine: TenantNames, everybody: Sequence[TenantNames]) -> list[Check]:
     checks: list[Check] = []
-
-    def note(owner: TenantNames) -> isolation_sql.Told:
-        def tell(action: Literal["write", "read"], target: str, verdict: Verdict) -> None:
-            make = _write if action == "write" else _read
-            checks.append(make(mine, owner, target, verdict))
-
-        return tell
-
     link = SqlLink(url, name=f"isolation of {mine.tenant_id}")
     link.open()
     try:
-        isolation_sql.own(link, mine, note(mine))
+        notes = Notes(mine, mine)
+        isolation_sql.own(link, mine, notes.note)
+        checks += notes.checks
         for other in everybody:
             if other.tenant_id != mine.tenant_id:
-                isolation_sql.foreign(link, other, note(other))
+                notes = Notes(mine, other)
+                isolation_sql.foreign(link, other, notes.note)
+                checks += notes.checks
     finally:
         link.close()
     return checks
-
-
-def _own(link: Link, mine: TenantNames) -> list[Check]:
-    return [
-        _write(mine, mine, mine.stream, link.try_to_publish(mine.stream, UNBOUND)),
-        _read(mine, mine, mine.queues[0], link.try_to_consume(mine.queues[0])),
-    ]
-
-
-def _foreign(link: Link, mine: TenantNames, other: TenantNames) -> list[Check]:
-    # The right to publish is one on the exchange, whatever the key: a key of no queue proves as
-    # much, and leaves nothing in a neighbour's queue if it is allowed.
-    through_default = f"{other.queues[0]} (through the default exchange)"
-    exchange = names.DEAD_LETTER_EXCHANGE
-    dead_letters = names.dead_letter_queue_name(other.tenant_id)
-    return [
-        _write(mine, other, other.stream, link.try_to_publish(other.stream, UNBOUND)),
-        _write(mine, other, through_default, link.try_to_publish("", UNBOUND)),
-        _write(mine, other, exchange, link.try_to_publish(exchange, UNBOUND)),
-        *(
-            _read(mine, other, queue, link.try_to_consume(queue))
-            for queue in (*other.queues, dead_letters)
-        ),
-    ]
-
-
-def _write(mine: TenantNames, owner: TenantNames, target: str, verdict: Verdict) -> Check:
-    return Check(
-        tenant_id=mine.tenant_id,
-        owner=owner.tenant_id,
-        action="write",
-        target=target,
-        allowed=verdict is Verdict.ALLOWED,
-    )
-
-
-def _read(mine: TenantNames, owner: TenantNames, target: str, verdict: Verdict) -> Check:
-    return Check(
-        tenant_id=mine.tenant_id,
-        owner=owner.tenant_id,
-        action="read",
-        target=target,
-        allowed=verdict is Verdict.ALLOWED,
-    )
 
 
 def _tell(
@@ -187,7 +90,7 @@ def _tell(
         say(f"Ensured access to stream: {mine.stream}")
     for one in own:
         if not one.holds:
-            say(f"NO ACCESS: {one}")
+            say(f"LEAK: {one}" if one.allowed else f"NO ACCESS: {one}")
     for other in everybody:
         if other.tenant_id == mine.tenant_id:
             continue

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Final, Literal
+from typing import Final
 
 from psycopg import sql
 
 from tenantry.domain import names
 from tenantry.producer.access import TenantNames
+from tenantry.producer.checks import Action
 from tenantry.producer.link import Verdict
 from tenantry.producer.sql_link import SqlLink
 
@@ -25,7 +26,7 @@ DELETE FROM tenantry.queued
 WHERE queue IN (SELECT id FROM tenantry.queues WHERE tenant_id = %s)
 """
 
-Told = Callable[[Literal["write", "read"], str, Verdict], None]
+Told = Callable[[Action, str, Verdict], object]
 """Called with each attempt: what was tried, on what, and what came of it."""
 
 

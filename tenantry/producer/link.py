@@ -24,6 +24,7 @@ CONFIRMS_A_SECOND: Final = 500
 """The slowest broker that a big batch waits for, in messages confirmed a second."""
 
 ACCESS_REFUSED: Final = 403
+PRECONDITION_FAILED: Final = 406
 
 
 class LinkError(Exception):
@@ -134,17 +135,41 @@ class Link:
             self._publisher = confirms
         return Outcome(confirmed=confirms.confirmed, reason=confirms.reason)
 
-    def try_to_publish(self, exchange: str, routing_key: str) -> Verdict:
+    def try_to_publish(
+        self, exchange: str, routing_key: str, *, user_id: str | None = None
+    ) -> Verdict:
         """Try to publish a message that no queue takes, and tell whether that is allowed.
 
-        It is not mandatory and its key is bound to nothing, so it is confirmed and dropped.
+        It is not mandatory and its key is bound to nothing, so it is confirmed and dropped. With
+        `user_id` it claims to be that user's, which the broker refuses in words of its own.
         Raises `LinkError` where the broker gives no verdict.
         """
         confirms = self._confirms()
-        probe = Mail(routing_key=routing_key, body=b"", message_id="isolation-probe")
+        probe = Mail(
+            routing_key=routing_key, body=b"", message_id="isolation-probe", user_id=user_id
+        )
         confirms.send(exchange, [probe], mandatory=False)
         self._run(lambda: confirms.settled, self._timeout)
-        return self._verdict(confirms.channel, confirms.closing)
+        refusals = (ACCESS_REFUSED,) if user_id is None else (ACCESS_REFUSED, PRECONDITION_FAILED)
+        return self._verdict(confirms.channel, confirms.closing, refusals)
+
+    def attempt(self, begin: Callable[[Channel, Callable[[object], None]], object]) -> Verdict:
+        """Try an operation on a channel of its own, and tell whether it is allowed.
+
+        `begin` starts it, and hands over the callback it is given. Raises `LinkError` as
+        `try_to_publish`.
+        """
+        channel = self._channel()
+        closing = Closing(channel, self._step)
+        answered: list[object] = []
+
+        def answer(frame: object) -> None:
+            answered.append(frame)
+            self._step()
+
+        begin(channel, answer)
+        self._run(lambda: bool(answered) or not channel.is_open, self._timeout)
+        return self._verdict(channel, closing)
 
     def try_to_consume(self, queue: str) -> Verdict:
         """Try to consume from a queue, and tell whether that is allowed; take nothing from it.
@@ -153,26 +178,22 @@ class Link:
         so that a message goes to others first, and one message at most; should it get one, that
         goes back when the channel is closed at once. Raises `LinkError` as `try_to_publish`.
         """
-        channel = self._channel()
-        closing = Closing(channel, self._step)
-        accepted: list[object] = []
 
-        def consuming(frame: object) -> None:
-            accepted.append(frame)
-            self._step()
+        def begin(channel: Channel, answered: Callable[[object], None]) -> None:
+            channel.basic_qos(prefetch_count=1)
+            channel.basic_consume(
+                queue,
+                lambda *_delivery: None,
+                auto_ack=False,
+                arguments={"x-priority": -1000},
+                callback=answered,
+            )
 
-        channel.basic_qos(prefetch_count=1)
-        channel.basic_consume(
-            queue,
-            lambda *_delivery: None,
-            auto_ack=False,
-            arguments={"x-priority": -1000},
-            callback=consuming,
-        )
-        self._run(lambda: bool(accepted) or not channel.is_open, self._timeout)
-        return self._verdict(channel, closing)
+        return self.attempt(begin)
 
-    def _verdict(self, channel: Channel, closing: Closing) -> Verdict:
+    def _verdict(
+        self, channel: Channel, closing: Closing, refusals: Sequence[int] = (ACCESS_REFUSED,)
+    ) -> Verdict:
         if channel.is_open:
             channel.close()
             self._run(lambda: closing.error is not None, self._timeout)
@@ -180,7 +201,7 @@ class Link:
         error = closing.error
         if isinstance(error, ChannelClosedByBroker):
             # The broker looks at permissions first: 404 means allowed, had it been there.
-            return Verdict.REFUSED if error.reply_code == ACCESS_REFUSED else Verdict.ALLOWED
+            return Verdict.REFUSED if error.reply_code in refusals else Verdict.ALLOWED
         raise LinkError(describe(error))
 
     def _confirms(self) -> Confirms:

@@ -13,7 +13,8 @@ from typing import Final
 
 from tenantry.domain import names
 from tenantry.producer.access import Api, ProducerError, Say, TenantAccess, ensure_tenant
-from tenantry.producer.isolation import IsolationReport, verify_isolation
+from tenantry.producer.checks import IsolationReport
+from tenantry.producer.isolation import verify_isolation
 from tenantry.producer.link import LinkError, at_address
 from tenantry.producer.sender import Assignment, Sender, Tally
 

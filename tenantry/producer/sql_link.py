@@ -77,11 +77,34 @@ class SqlLink:
             return Outcome(confirmed=frozenset(), reason=one_line(error))
         return Outcome(confirmed=frozenset(range(len(batch))), reason=None)
 
-    def attempt(self, statement: psycopg.sql.Composed | str, *parameters: object) -> Verdict:
+    def lift_defaults(self) -> None:
+        """Let the session write, as far as its rights go. Raises `LinkError`."""
+        try:
+            self._open_connection().execute("SET default_transaction_read_only = off")
+        except psycopg.Error as error:
+            raise LinkError(one_line(error)) from error
+
+    def sees(self, query: str, *parameters: object) -> bool:
+        """Tell whether a query gives a row. Raises `LinkError`."""
+        try:
+            cursor = self._open_connection().execute(query.encode(), parameters)
+            return cursor.fetchone() is not None
+        except psycopg.errors.InsufficientPrivilege:
+            return False
+        except psycopg.Error as error:
+            raise LinkError(one_line(error)) from error
+
+    def attempt(
+        self,
+        statement: psycopg.sql.Composed | str,
+        *parameters: object,
+        missing: Verdict = Verdict.ALLOWED,
+    ) -> Verdict:
         """Try a statement, tell whether it is allowed, and undo it.
 
         Only the lack of a privilege is a refusal: whoever is told that something does not exist
-        was allowed to ask. Raises `LinkError` where the database gives no verdict.
+        was allowed to ask, unless `missing` says otherwise. Raises `LinkError` where the database
+        gives no verdict.
         """
         connection = self._open_connection()
         query = statement.encode() if isinstance(statement, str) else statement
@@ -95,7 +118,7 @@ class SqlLink:
                 connection.close()
             raise LinkError(one_line(error)) from error
         except psycopg.Error:
-            return Verdict.ALLOWED
+            return missing
         return Verdict.ALLOWED
 
     def _open_connection(self) -> psycopg.Connection[Any]:

@@ -113,10 +113,10 @@ class BrokerApi:
             "amqp_url": urlunsplit(url._replace(netloc=f"{user}:{password}@{address}")),
         }
 
-    def allow(self, tenant_id: str, *, write: str, read: str) -> None:
+    def allow(self, tenant_id: str, *, configure: str = "^$", write: str, read: str) -> None:
         self.http.put(
             f"/permissions/{self.host.vhost}/{self.user(tenant_id)}",
-            json={"configure": "^$", "write": write, "read": read},
+            json={"configure": configure, "write": write, "read": read},
         ).raise_for_status()
 
     def access(self, tenant_id: str) -> TenantAccess:
@@ -314,7 +314,17 @@ def test_isolation_holds_and_leaves_no_trace(api: BrokerApi, channel: Any) -> No
     before = [depth(channel, queue) for one in everybody for queue in one.queues]
     report = verify_isolation([api.access("1"), api.access("2")], everybody, say=lambda _line: None)
     assert report.holds
-    assert len(report.checks) == 2 * (2 + 3 + 7 + 1)
+    tried = {(one.owner, one.action, one.target) for one in report.checks if one.tenant_id == "1"}
+    assert tried >= {
+        ("1", "read", "tenant_1_dead_letters"),
+        ("2", "write", "dlx_exchange (by its id)"),
+        ("2", "write", "tenant_2_queue (through the default exchange, by its name)"),
+        ("2", "write", "tenant_1_stream (in the name of tenant_2_producer)"),
+        ("2", "read", "tenant_2_queue (by purging it)"),
+        ("2", "read", "tenant_2_stream (by binding tenant_1_stream to it)"),
+        ("2", "configure", "tenant_2_queue (by deleting it)"),
+        ("2", "configure", "tenant_2_stream (by deleting it)"),
+    }
     assert [depth(channel, queue) for one in everybody for queue in one.queues] == before
     assert [body for _, body in taken(channel, names.queue_name("1"))] == [b"waiting"]
 
@@ -324,20 +334,46 @@ def test_every_kind_of_leak_is_found(api: BrokerApi, channel: Any) -> None:
     everybody = every_tenant(api)
     access = api.access("1")
     foreign = everybody[1]
-    for write, read, target in [
-        ("^tenant_(1|2)_stream$", "^tenant_1_queue$", "tenant_2_stream"),
+    nothing = "^$"
+    for configure, write, read, target in [
+        (nothing, "^tenant_(1|2)_stream$", "^tenant_1_queue$", "tenant_2_stream"),
         # The broker asks for the default exchange's permission by this name.
-        ("^(tenant_1_stream|amq\\.default)$", "^tenant_1_queue$", "tenant_2_queue (through the"),
-        ("^(tenant_1_stream|dlx_exchange)$", "^tenant_1_queue$", "dlx_exchange"),
-        ("^tenant_1_stream$", "^tenant_(1|2)_queue$", "tenant_2_queue"),
-        ("^tenant_1_stream$", "^tenant_(1_queue|2_stream\\.logs\\.1)$", "tenant_2_stream.logs.1"),
-        ("^tenant_1_stream$", "^tenant_(1_queue|2_dead_letters)$", "tenant_2_dead_letters"),
+        (
+            nothing,
+            "^(tenant_1_stream|amq\\.default)$",
+            "^tenant_1_queue$",
+            "tenant_2_queue (through the",
+        ),
+        (nothing, "^(tenant_1_stream|dlx_exchange)$", "^tenant_1_queue$", "dlx_exchange"),
+        (nothing, "^tenant_1_stream$", "^tenant_(1|2)_queue$", "tenant_2_queue"),
+        (
+            nothing,
+            "^tenant_1_stream$",
+            "^tenant_(1_queue|2_stream\\.logs\\.1)$",
+            "tenant_2_stream.logs.1",
+        ),
+        (
+            nothing,
+            "^tenant_1_stream$",
+            "^tenant_(1_queue|2_dead_letters)$",
+            "tenant_2_dead_letters",
+        ),
+        ("^tenant_2_queue$", "^tenant_1_stream$", "^tenant_1_queue$", "tenant_2_queue"),
+        ("^tenant_2_stream$", "^tenant_1_stream$", "^tenant_1_queue$", "tenant_2_stream"),
+        # Whoever may read a stream may bind something to it, and listen.
+        (
+            nothing,
+            "^tenant_1_stream$",
+            "^tenant_(1_queue|2_stream)$",
+            "tenant_2_stream (by binding t",
+        ),
     ]:
-        api.allow("1", write=write, read=read)
+        api.allow("1", configure=configure, write=write, read=read)
         lines: list[str] = []
         report = verify_isolation([access], everybody, say=lines.append)
-        assert len(report.leaks) == 1
-        assert report.leaks[0].target.startswith(target)
+        leaks = [one for one in report.leaks if one.owner == "2"]
+        assert len(leaks) == 1
+        assert leaks[0].target.startswith(target)
         assert not report.holds
         assert any(line.startswith("LEAK: tenant 1") and target in line for line in lines)
         assert "Ensured no access to stream: tenant_2_stream" not in lines
@@ -351,10 +387,11 @@ def test_a_tenant_shut_out_of_its_own_stream_is_reported(api: BrokerApi) -> None
     lines: list[str] = []
     report = verify_isolation([access], every_tenant(api), say=lines.append)
     assert not report.holds
-    assert [one.action for one in report.denials] == ["write", "read"]
+    stream, queues = names.stream_name("1"), access.names.queues
+    assert [one.target for one in report.denials] == [stream, *queues]
+    assert not report.leaks
     assert [re.sub(r":.*", "", line) for line in lines] == [
-        "NO ACCESS",
-        "NO ACCESS",
+        *["NO ACCESS"] * (1 + len(queues)),
         "Ensured no access to stream",
     ]
 
