@@ -102,7 +102,7 @@ def _check(made: Rig) -> None:
     """Compare everything with the ledger, end the daemon in order, and see what it leaves."""
     figures, ledger = made.figures, made.ledger
     if not made.program.running:
-        made.program.start()
+        made.start_again()
     try:
         ledger.check(timeout=PATIENCE, alive=made.program.check_running)
     finally:

@@ -96,10 +96,15 @@ class Rig:
 
     def start(self, *, tenants: int = 3, **settings: str) -> None:
         """Start the daemon and make tenants with a topic of two partitions each."""
-        self.program.start(**settings)
+        self.start_again(**settings)
         for number in range(tenants):
             made = self.program.create(f"t{number}", topics=["events"], partitions=2)
             self.tenants.append(made)
+
+    def start_again(self, **settings: str) -> None:
+        """Start the daemon; a busy machine may take its time."""
+        self.program.spawn(**settings)
+        self.program.wait_ready(PATIENCE)
 
     @contextmanager
     def load(

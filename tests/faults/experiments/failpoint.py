@@ -24,9 +24,9 @@ def run(rig: Rig, rounds: int) -> None:
             rig.program.spawn(TENANTRY_FAILPOINTS=f"{point}:kill@{hit}")
             assert rig.program.wait(PATIENCE) == -signal.SIGKILL, "it was to kill itself"
             if number % CATCH_UP_EVERY == 0:
-                rig.program.start()
+                rig.start_again()
                 rig.caught_up()
                 rig.program.stop()
-        rig.program.start()
+        rig.start_again()
         rig.caught_up()
     rig.figures.notes["places"] = ", ".join(POINTS)

@@ -23,5 +23,5 @@ def run(rig: Rig, rounds: int) -> None:
                 rig.moment(0.1)
             rig.program.kill()
             assert rig.program.process.returncode == -signal.SIGKILL
-            rig.program.start()
+            rig.start_again()
             rig.caught_up()

@@ -19,6 +19,6 @@ def run(rig: Rig, rounds: int) -> None:
             longest = max(longest, time.monotonic() - began)
             if code != 0:
                 rig.figures.wrong.append(f"round {number}: exit {code}")
-            rig.program.start()
+            rig.start_again()
             rig.caught_up()
     rig.figures.notes["longest_end_seconds"] = round(longest, 2)

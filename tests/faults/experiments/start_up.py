@@ -36,7 +36,7 @@ def run(rig: Rig, rounds: int) -> None:
             codes[code] += 1
             if took > WITHIN:
                 rig.figures.wrong.append(f"round {number}: it took {took:.1f} s to end")
-        rig.program.start()
+        rig.start_again()
         rig.caught_up()
     if codes[0] != sum(codes.values()):
         rig.figures.wrong.append(f"not all ended with 0: {dict(codes)}")
