@@ -59,14 +59,20 @@ from tenantry.database.idempotency import PostgresIdempotencyKeys
 from tenantry.database.keeper import PostgresKeeper
 from tenantry.database.loop import LoopQueries
 from tenantry.database.migrations import migrate
-from tenantry.database.pool import Database
+from tenantry.database.pool import STATEMENT_TIMEOUT, Database
 from tenantry.database.sql_access import LOOK_EVERY as LOOK_EVERY_SQL
 from tenantry.database.sql_access import PostgresSqlAccess
 from tenantry.front.plan import WorkWith
 from tenantry.front.process import Front, relay_beside
+from tenantry.handlers.crew import Crew
+from tenantry.handlers.message import Handler
+from tenantry.handlers.resolve import resolve
 from tenantry.journal.listener import JournalListener
 from tenantry.journal.postgres import PostgresEventStore
+from tenantry.messages.attempts import RetryPolicy
 from tenantry.messages.dead_letters_postgres import PostgresDeadLetterIndex
+from tenantry.messages.handling import TRANSACTIONS, HandlingStore
+from tenantry.messages.port import MessageStore
 from tenantry.messages.postgres import PostgresMessageStore
 from tenantry.messages.reader import PostgresPageReader
 from tenantry.projections.tenants import PostgresTenantDirectory, TenantProjection
@@ -108,6 +114,10 @@ class BrokerAdapters:
     reconnects: Mapping[str, Callable[[], int]]
 
 
+IDLE_MARGIN: Final = 30.0
+"""Seconds beyond its time after which the server ends a transaction in which a handler hangs."""
+
+
 class StopRequestedError(BaseException):
     """A signal came while the daemon was starting; not an `Exception`, so that nothing eats it."""
 
@@ -117,7 +127,7 @@ def serve(settings: Settings) -> int:
 
     0: all that was accepted is finished. 1: something is left, or the supervisor failed; each
     orphan is named in the log. Raises what keeps it from starting: `DatabaseError`, `BrokerError`,
-    `ListenError`, `SettingsError`.
+    `ListenError`, `SettingsError`, `HandlerResolveError`.
     """
     _allow_open_files()
     try:
@@ -152,6 +162,8 @@ class Daemon:
         self._signalled = False
         self.interrupted = False
         self._failure: str | None = None
+        self._handlers: Mapping[str, Handler] = {}
+        self._crew: Crew | None = None
         self._embedded: EmbeddedPostgres | None = None
 
     def run(self) -> int:
@@ -172,6 +184,7 @@ class Daemon:
 
     def _start(self, stack: ExitStack) -> Ref:
         settings = self._settings
+        self._handlers = resolve(settings.handlers)
         log.info("daemon.starting", version=__version__, pid=os.getpid())
         settings.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         door, metrics_door = Door(), Door()
@@ -213,7 +226,7 @@ class Daemon:
                 directory=directory,
                 tenant=TenantPorts(
                     journal=journal,
-                    messages=messages,
+                    messages=self._handling(stack, messages, database),
                     dead_letters=dead_letters,
                     broker=broker.consuming,
                     provisioner=provisioner,
@@ -224,6 +237,7 @@ class Daemon:
                         linger=settings.consumer.linger_ms / 1000,
                     ),
                     observer=recorder,
+                    store_patience=self._store_patience(),
                 ),
                 reconciler=ReconcilerPorts(
                     directory=directory,
@@ -314,6 +328,46 @@ class Daemon:
                 when=lambda: self._board.state is SystemState.RUNNING,
             )
             self._run_thread(stack, name, schedule.run, schedule.stop)
+
+    def _handling(
+        self, stack: ExitStack, plain: PostgresMessageStore, database: Database
+    ) -> MessageStore:
+        """Put handlers before the store, with threads and connections of their own."""
+        if not self._handlers:
+            return plain
+        settings = self._settings
+        seconds = settings.handler.timeout_seconds
+        own = database.beside(
+            pool_size=settings.handler.connections,
+            statement_timeout=max(seconds, STATEMENT_TIMEOUT),
+            idle_timeout=seconds + IDLE_MARGIN,
+        )
+        stack.callback(own.close)
+        own.open()
+        crew = Crew(places=settings.handler.connections, timeout=seconds, on_overrun=self._crashed)
+        stack.callback(crew.close)
+        self._crew = crew
+        store = HandlingStore(
+            plain,
+            own,
+            self._handlers,
+            crew=crew,
+            retry=RetryPolicy(
+                attempts=settings.retry.attempts, pauses=settings.retry.backoff_seconds
+            ),
+        )
+        store.sweep()
+        log.info("handlers.ready", topics=sorted(self._handlers), timeout_seconds=seconds)
+        return store
+
+    def _store_patience(self) -> float | None:
+        settings = self._settings
+        if not self._handlers:
+            return None
+        return (
+            settings.supervision.hang_seconds
+            + (TRANSACTIONS + 1) * settings.handler.timeout_seconds
+        )
 
     def _open_database(self, stack: ExitStack) -> Database:
         settings = self._settings

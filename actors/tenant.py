@@ -111,6 +111,7 @@ class TenantPorts:
     clock: Clock
     limits: ConsumerLimits
     observer: Observer = field(default_factory=NoObserver)
+    store_patience: float | None = None
 
 
 class Tenant(SupervisedActor):
@@ -161,6 +162,7 @@ class Tenant(SupervisedActor):
                 journal=ports.journal,
                 clock=ports.clock,
                 observer=ports.observer,
+                patience=ports.store_patience,
             ),
         )
         self._ready_waiters: list[tuple[Execute, Credentials | None]] = []

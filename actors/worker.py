@@ -43,6 +43,8 @@ class WorkerPorts:
     journal: EventStore
     clock: Clock
     observer: Observer = field(default_factory=NoObserver)
+    patience: float | None = None
+    """Seconds the store may take for a batch, where that is longer than others may be silent."""
 
 
 class Worker(SupervisedActor):
@@ -84,6 +86,7 @@ class Worker(SupervisedActor):
     def _attempt(self, batch: Batch, result: StoreResult | None, failures: int) -> None:
         try:
             if result is None:
+                self.beat(self._ports.patience)
                 began = self._ports.clock.now()
                 result = self._ports.messages.store(
                     self._tenant,
@@ -93,6 +96,7 @@ class Worker(SupervisedActor):
                 self.beat()
                 self._observe(batch, result, self._ports.clock.now() - began)
             if result.unstorable:
+                self.beat()
                 self._record(batch, result.unstorable)
         except (StoreUnavailableError, JournalUnavailableError) as error:
             self.beat()

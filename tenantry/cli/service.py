@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +12,7 @@ import click
 from tenantry.cli import output
 from tenantry.cli.failures import FAILED, CommandError
 from tenantry.cli.options import config_option, example, json_option, load_settings, with_settings
-from tenantry.settings import Settings
+from tenantry.settings import Settings, SettingsError, source
 
 
 @click.command(
@@ -55,12 +56,16 @@ def run(
     from tenantry.api.listeners import ListenError
     from tenantry.broker.port import BrokerError
     from tenantry.database.errors import DatabaseError
+    from tenantry.handlers.resolve import HandlerResolveError
     from tenantry.telemetry.logging import configure, dump_stacks_on_sigusr1
 
     configure(settings.log.level, settings.log.format)
     dump_stacks_on_sigusr1()
     try:
         code = serve(settings)
+    except HandlerResolveError as error:
+        where = source(config, "handlers", environ=os.environ)
+        raise SettingsError(f"handlers.{error.topic}: {error} ({where})") from error
     except (BrokerError, DatabaseError, ListenError) as error:
         raise CommandError(str(error)) from error
     context.exit(code)

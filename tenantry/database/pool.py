@@ -35,6 +35,7 @@ Short on purpose: psycopg_pool doubles its delays, so that after a long outage i
 could be minutes away; once it has given up, the next caller makes it try at once.
 """
 
+STATEMENT_TIMEOUT: Final = 30.0
 LOCK_TIMEOUT: Final = 10.0
 IDLE_IN_TRANSACTION_TIMEOUT: Final = 60.0
 
@@ -59,9 +60,13 @@ class Database:
         pool_size: int = 20,
         min_size: int = 1,
         connect_timeout: float = 5.0,
-        statement_timeout: float = 30.0,
+        statement_timeout: float = STATEMENT_TIMEOUT,
+        idle_timeout: float = IDLE_IN_TRANSACTION_TIMEOUT,
     ) -> None:
-        """Raises `DatabaseUrlError`; connects to nothing yet."""
+        """Raises `DatabaseUrlError`; connects to nothing yet.
+
+        A transaction in which nothing happens for `idle_timeout` seconds is ended by the server.
+        """
         self._parameters = _parse(url)
         self._url = url
         self._where = place(self._parameters)
@@ -69,6 +74,7 @@ class Database:
         self._min_size = min(min_size, pool_size)
         self._connect_timeout = connect_timeout
         self._statement_timeout = statement_timeout
+        self._idle_timeout = idle_timeout
         self._pool: ConnectionPool[Connection] | None = None
         self._server_version = 0
         self._guard = threading.Lock()
@@ -78,6 +84,15 @@ class Database:
 
     def __repr__(self) -> str:
         return f"<Database {self._where}>"
+
+    def beside(self, *, pool_size: int, statement_timeout: float, idle_timeout: float) -> Database:
+        """Make another pool to the same database; it is opened and closed by itself."""
+        return Database(
+            self._url,
+            pool_size=pool_size,
+            statement_timeout=statement_timeout,
+            idle_timeout=idle_timeout,
+        )
 
     @property
     def where(self) -> str:
@@ -150,7 +165,7 @@ class Database:
                 except BaseException as error:
                     if isinstance(error, psycopg.errors.ReadOnlySqlTransaction):
                         connection.close()
-                    lost = connection.closed
+                    lost = connection.closed and is_unavailable(error)
                     raise
         except BaseException as error:
             if lost:
@@ -228,7 +243,7 @@ class Database:
         options = (
             f"-c statement_timeout={int(statement * 1000)}"
             f" -c lock_timeout={int(LOCK_TIMEOUT * 1000)}"
-            f" -c idle_in_transaction_session_timeout={int(IDLE_IN_TRANSACTION_TIMEOUT * 1000)}"
+            f" -c idle_in_transaction_session_timeout={int(self._idle_timeout * 1000)}"
         )
         given = self._parameters
         return {

@@ -4,7 +4,7 @@ Environment wins over the file, a flag wins over both. Nothing is taken silently
 wrong type or a value out of range is a `SettingsError` that names the key and where it stands.
 """
 
-from tenantry.settings.load import ENVIRONMENT, SettingsError, load
+from tenantry.settings.load import ENVIRONMENT, SettingsError, load, source
 from tenantry.settings.model import Settings
 
-__all__ = ["ENVIRONMENT", "Settings", "SettingsError", "load"]
+__all__ = ["ENVIRONMENT", "Settings", "SettingsError", "load", "source"]

@@ -41,6 +41,14 @@ def _numbers(text: str) -> object:
     return [_number(part) for part in text.split(",")]
 
 
+def _pairs(text: str) -> object:
+    """Read `events=package.module:function,logs=...`."""
+    pairs = [part.partition("=") for part in text.split(",") if part.strip()]
+    if not all(equals for _, equals, _ in pairs):
+        return text
+    return {key.strip(): value.strip() for key, _, value in pairs}
+
+
 ENVIRONMENT: Final[Mapping[str, tuple[str, Callable[[str], object]]]] = {
     "rabbitmq.url": ("RABBITMQ_URL", str),
     "rabbitmq.management_url": ("RABBITMQ_MANAGEMENT_URL", str),
@@ -58,6 +66,9 @@ ENVIRONMENT: Final[Mapping[str, tuple[str, Callable[[str], object]]]] = {
     "shutdown.deadline_seconds": ("TENANTRY_SHUTDOWN_DEADLINE_SECONDS", _number),
     "retry.attempts": ("TENANTRY_RETRY_ATTEMPTS", _whole),
     "retry.backoff_seconds": ("TENANTRY_RETRY_BACKOFF_SECONDS", _numbers),
+    "handler.timeout_seconds": ("TENANTRY_HANDLER_TIMEOUT_SECONDS", _number),
+    "handler.connections": ("TENANTRY_HANDLER_CONNECTIONS", _whole),
+    "handlers": ("TENANTRY_HANDLERS", _pairs),
     "queue.type": ("TENANTRY_QUEUE_TYPE", str),
     "consumer.prefetch": ("TENANTRY_CONSUMER_PREFETCH", _whole),
     "consumer.batch_size": ("TENANTRY_CONSUMER_BATCH_SIZE", _whole),
@@ -69,6 +80,9 @@ ENVIRONMENT: Final[Mapping[str, tuple[str, Callable[[str], object]]]] = {
     "log.format": ("TENANTRY_LOG_FORMAT", str),
 }
 """Every key, with its environment variable and how its text is read."""
+
+OPEN_TABLES: Final = frozenset({"handlers"})
+"""Keys whose tables have keys of the user's."""
 
 
 def load(
@@ -108,6 +122,14 @@ def load(
             f"(TENANTRY_JWT_SECRET) must be set ({source})"
         )
     return settings
+
+
+def source(path: Path | None, key: str, *, environ: Mapping[str, str]) -> str:
+    """Say where a key gets its value from, as `load` does: an environment variable or a file."""
+    variable, _ = ENVIRONMENT[key]
+    if variable in environ:
+        return f"environment variable {variable}"
+    return str(_find(path, environ) or "defaults")
 
 
 def _find(path: Path | None, environ: Mapping[str, str]) -> Path | None:
@@ -193,6 +215,7 @@ _PHRASES: Final = {
     "string_type": "must be text",
     "is_instance_of": "must be a path",
     "tuple_type": "must be a list of numbers",
+    "dict_type": "must be a table of topics, each with its function",
     "too_short": "must not be empty",
     "too_long": "has too many entries",
     "string_too_short": "must not be empty",
@@ -205,11 +228,12 @@ _PHRASES: Final = {
 def _explain(error: ValidationError, sources: Mapping[str, str], where: str) -> str:
     """Put the first thing wrong into one line: key, problem, place; never a secret's value."""
     detail = error.errors(include_url=False)[0]
-    parts = [str(part) for part in detail["loc"]]
+    parts = [str(part) for part in detail["loc"] if part != "[key]"]
     context = detail.get("ctx", {})
     key = str(context.get("key", "")) or ".".join(parts)
     known = next((one for one in ENVIRONMENT if key == one or key.startswith(f"{one}.")), key)
-    return f"{known}: {_problem(detail, key)} ({sources.get(known, where)})"
+    shown = key if known in OPEN_TABLES else known
+    return f"{shown}: {_problem(detail, key)} ({sources.get(known, where)})"
 
 
 def _problem(detail: ErrorDetails, key: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import re
 from pathlib import Path
 from typing import Annotated, ClassVar, Final, Literal, Self, TypeAlias
 from urllib.parse import urlsplit, urlunsplit
@@ -73,6 +74,24 @@ def _empty_is_none(value: object) -> object:
 Port: TypeAlias = Annotated[int, Field(ge=0, le=65535)]
 Interval: TypeAlias = Annotated[float, Field(ge=0, le=31_536_000, allow_inf_nan=False)]
 Seconds: TypeAlias = Annotated[float, Field(gt=0, le=86400, allow_inf_nan=False)]
+
+
+def _topic(value: str) -> str:
+    if not re.fullmatch(r"[a-z0-9][a-z0-9_-]{0,62}", value, re.ASCII):
+        raise PydanticCustomError("topic", "is no topic")
+    return value
+
+
+def _handler(value: str) -> str:
+    if not all(part.isidentifier() for name in value.split(":") for part in name.split(".")):
+        raise PydanticCustomError("handler", 'must look like "package.module:function"')
+    if value.count(":") != 1:
+        raise PydanticCustomError("handler", 'must look like "package.module:function"')
+    return value
+
+
+Topic: TypeAlias = Annotated[str, AfterValidator(_topic)]
+HandlerName: TypeAlias = Annotated[str, AfterValidator(_handler)]
 
 
 class _Section(BaseModel):
@@ -161,6 +180,13 @@ class Retry(_Section):
     ] = Field(default=(0.1, 1.0, 5.0, 30.0), min_length=1, max_length=100)
 
 
+class Handling(_Section):
+    """How long a handler may take for a message, and how many run at once, all tenants together."""
+
+    timeout_seconds: Annotated[float, Field(ge=0.1, le=3600, allow_inf_nan=False)] = 30.0
+    connections: Annotated[int, Field(ge=1, le=100)] = 10
+
+
 class Queue(_Section):
     """What kind of queue a tenant gets."""
 
@@ -213,6 +239,8 @@ class Settings(_Section):
     security: Security = Security()
     shutdown: Shutdown = Shutdown()
     retry: Retry = Retry()
+    handler: Handling = Handling()
+    handlers: dict[Topic, HandlerName] = Field(default_factory=dict)
     queue: Queue = Queue()
     consumer: Consumer = Consumer()
     supervision: Supervision = Supervision()

@@ -33,9 +33,9 @@ def refusal(file: Path, text: str = "", /, **environ: str) -> str:
 def test_the_shipped_file_lists_exactly_the_known_keys() -> None:
     tree = tomllib.loads(SHIPPED.read_text())
     listed = {
-        f"{section}.{key}" if isinstance(keys, dict) else section
+        f"{section}.{key}" if isinstance(keys, dict) and keys else section
         for section, keys in tree.items()
-        for key in (keys if isinstance(keys, dict) else [""])
+        for key in (keys if isinstance(keys, dict) and keys else [""])
     }
     assert listed == set(ENVIRONMENT)
 

@@ -1,0 +1,236 @@
+"""The threads that handlers run on, so that one that hangs can be left behind.
+
+Python can't end a thread. One whose handler hangs is abandoned: its connection is severed by the
+caller, what it still does counts for nothing, and it ends when the handler does. Another takes its
+place. Too many of them, and the process is not worth going on with.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import inspect
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from queue import Empty, SimpleQueue
+from time import monotonic
+from typing import Final, NamedTuple
+
+import structlog
+
+from tenantry.handlers.cursor import HandlerCursor, HandlerMisuseError
+from tenantry.handlers.message import Handler, Message
+
+log = structlog.get_logger(__name__)
+
+IDLE_SECONDS: Final = 60.0
+"""How long a thread without work is kept."""
+
+MOST_ABANDONED: Final = 16
+"""Threads whose handlers hang, at most."""
+
+JOIN_TIMEOUT: Final = 1.0
+
+
+class Call(NamedTuple):
+    """A handler and what it is to handle."""
+
+    handler: Handler
+    message: Message
+
+
+@dataclass(frozen=True, slots=True)
+class Ran:
+    """How far a series of calls has come: `count` went well; the next failed with `error`, if any.
+
+    With neither an error nor all calls made, the time was up.
+    """
+
+    count: int
+    error: BaseException | None = None
+
+
+class HandlerHangsError(Exception):
+    """The call after the first `count` has not come back in time."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__("the handler has not come back in time")
+        self.count = count
+
+
+class _Job:
+    """A series of calls on one cursor. The lock decides who was first: the handler or the clock."""
+
+    def __init__(self, calls: Sequence[Call], cursor: HandlerCursor, until: float) -> None:
+        self._calls = calls
+        self._cursor = cursor
+        self._until = until
+        self._context = contextvars.copy_context()
+        self._lock = threading.Lock()
+        self._count = 0
+        self._since = monotonic()
+        self._error: BaseException | None = None
+        self._abandoned = False
+        self._done = threading.Event()
+
+    # On the handler's thread.
+
+    def work(self) -> bool:
+        """Make the calls; tell whether somebody still waits for that."""
+        self._context.run(self._make_calls)
+        self._done.set()
+        with self._lock:
+            return not self._abandoned
+
+    def _make_calls(self) -> None:
+        for handler, message in self._calls:
+            if not self._go_on():
+                return
+            error = self._call(handler, message)
+            with self._lock:
+                if self._abandoned:
+                    return
+                if error is not None:
+                    self._error = error
+                    return
+                self._count += 1
+
+    def _go_on(self) -> bool:
+        now = monotonic()
+        with self._lock:
+            self._since = now
+            return not self._abandoned and (now < self._until or not self._count)
+
+    def _call(self, handler: Handler, message: Message) -> BaseException | None:
+        try:
+            result = handler(message, self._cursor)
+        except BaseException as error:  # noqa: BLE001 - an exit, too, is the message's failure
+            return error
+        if result is not None and inspect.isawaitable(result):
+            return HandlerMisuseError("the handler is asynchronous: nobody awaits what it returned")
+        misuse = self._cursor.misuse()
+        return None if misuse is None else HandlerMisuseError(misuse)
+
+    # On the caller's.
+
+    def wait(self, timeout: float) -> Ran:
+        while not self._done.wait(max(0.001, self._since + timeout - monotonic())):
+            with self._lock:
+                if monotonic() - self._since >= timeout and not self._done.is_set():
+                    self._abandoned = True
+                    raise HandlerHangsError(self._count)
+        return Ran(self._count, self._error)
+
+
+class _Hand:
+    """A thread, and the jobs it is given."""
+
+    def __init__(self, name: str, crew: Crew) -> None:
+        self.jobs: SimpleQueue[_Job | None] = SimpleQueue()
+        self._crew = crew
+        self.thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self.thread.start()
+
+    def _run(self) -> None:
+        while True:
+            try:
+                job = self.jobs.get(timeout=IDLE_SECONDS)
+            except Empty:
+                if self._crew.dismiss(self):
+                    return
+                continue
+            if job is None:
+                return
+            if not job.work():
+                self._crew.returned()
+                return
+
+
+class Crew:
+    """Runs handlers, on as many threads at once as there are places. Callable from any thread."""
+
+    def __init__(
+        self, *, places: int, timeout: float, on_overrun: Callable[[str], object] = log.critical
+    ) -> None:
+        """A call may take `timeout` seconds. `on_overrun` hears when too many threads hang."""
+        self._places = threading.BoundedSemaphore(places)
+        self._timeout = timeout
+        self._on_overrun = on_overrun
+        self._idle: list[_Hand] = []
+        self._lock = threading.Lock()
+        self._started = 0
+        self._closed = False
+        self.abandoned = 0
+        """Threads that were left behind and have not come back."""
+
+    @contextmanager
+    def place(self, seconds: float) -> Iterator[bool]:
+        """Take a place, waiting so long for one; False if there is none."""
+        taken = self._places.acquire(timeout=seconds)
+        try:
+            yield taken
+        finally:
+            if taken:
+                self._places.release()
+
+    def run(self, calls: Sequence[Call], cursor: HandlerCursor, *, until: float) -> Ran:
+        """Make the calls one after the other, at least one; begin none after `until`.
+
+        Raises `HandlerHangsError`: then the thread is left behind with the cursor, whose connection
+        the caller has to sever.
+        """
+        hand = self._hand()
+        job = _Job(calls, cursor, until)
+        hand.jobs.put(job)
+        try:
+            ran = job.wait(self._timeout)
+        except HandlerHangsError:
+            self._abandon(hand)
+            raise
+        with self._lock:
+            self._idle.append(hand)
+        return ran
+
+    def close(self) -> None:
+        """End the threads that are idle; what hangs is left, and named."""
+        with self._lock:
+            self._closed = True
+            idle, self._idle = self._idle, []
+        for hand in idle:
+            hand.jobs.put(None)
+        for hand in idle:
+            hand.thread.join(JOIN_TIMEOUT)
+        if self.abandoned:
+            log.warning("handlers.hang", threads=self.abandoned)
+
+    # For the threads.
+
+    def dismiss(self, hand: _Hand) -> bool:
+        """Let a thread go that has had nothing to do; not, if it has just been chosen."""
+        with self._lock:
+            if hand not in self._idle:
+                return False
+            self._idle.remove(hand)
+            return True
+
+    def returned(self) -> None:
+        """Note that an abandoned thread has come back, and ends."""
+        with self._lock:
+            self.abandoned -= 1
+
+    def _hand(self) -> _Hand:
+        with self._lock:
+            if self._idle:
+                return self._idle.pop()
+            self._started += 1
+            number = self._started
+        return _Hand(f"handler-{number}", self)
+
+    def _abandon(self, hand: _Hand) -> None:
+        with self._lock:
+            self.abandoned += 1
+            count = self.abandoned
+        log.error("handler.abandoned", thread=hand.thread.name, abandoned=count)
+        if count > MOST_ABANDONED:
+            self._on_overrun(f"{count} threads hang in handlers")

@@ -1,0 +1,330 @@
+"""One transaction in which messages are handled and stored: both, or neither.
+
+Handlers run first, then the rows are written: so the lock on the tenant's counters, which orders
+its positions, is held for the moment of the insert only, and workers handle side by side. Which
+messages are duplicates is asked before; should another worker have stored one meanwhile, the
+insert tells, and everything is done again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from time import monotonic
+from typing import TYPE_CHECKING, Final
+
+import psycopg
+import structlog
+from psycopg import errors, sql
+from psycopg.pq import TransactionStatus
+from psycopg.rows import tuple_row
+
+from tenantry.domain import names
+from tenantry.handlers.crew import Call, Crew, HandlerHangsError
+from tenantry.handlers.cursor import HandlerCursor
+from tenantry.handlers.message import Handler, Message
+from tenantry.messages.attempts import HANDLER_FAILED, HANDLER_TIMEOUT
+from tenantry.messages.dead_letters import fingerprint
+from tenantry.messages.insertion import REFUSALS, Sifted, call_store, one_line
+from tenantry.messages.port import Incoming
+
+if TYPE_CHECKING:
+    from tenantry.database.pool import Connection
+
+log = structlog.get_logger(__name__)
+
+SMALLEST_CHUNK: Final = 8
+LARGEST_CHUNK: Final = 1024
+CHUNK_STEP: Final = 16
+CANCEL_SECONDS: Final = 2.0
+
+_RESET: Final = (
+    "CLOSE ALL; UNLISTEN *; RESET ALL; RESET SESSION AUTHORIZATION; DISCARD TEMP;"
+    " SELECT pg_advisory_unlock_all()"
+)
+"""What a handler may have left behind on its connection, which others will use."""
+
+
+@dataclass(slots=True)
+class Entry:
+    """A message to be handled. `attempts` were made before; `noted`, if there is a row of them."""
+
+    index: int
+    message: Incoming
+    stored_as: Incoming
+    is_json: bool
+    attempts: int = 0
+    noted: bool = False
+
+    @property
+    def key(self) -> bytes:
+        """What tells the message from others in the table of attempts."""
+        return fingerprint(self.message)
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A message whose attempt was in vain, and why."""
+
+    entry: Entry
+    reason: str
+    error: BaseException
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What has become of entries, once the transaction is committed."""
+
+    passed: list[Entry] = field(default_factory=list)
+    duplicates: list[Entry] = field(default_factory=list)
+    failed: list[Failure] = field(default_factory=list)
+    left: list[Entry] = field(default_factory=list)
+
+
+class RacedError(Exception):
+    """Another worker has stored one of the messages meanwhile: do everything again."""
+
+
+class RefusedError(Exception):
+    """The database refuses rows that looked well; `refused` has each entry, and why."""
+
+    def __init__(self, refused: Sequence[tuple[Entry, str]]) -> None:
+        super().__init__("rows were refused")
+        self.refused = refused
+
+
+class SpoiledError(Exception):
+    """A handler has made the whole transaction void; only its own message is to blame."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure.reason)
+        self.failure = failure
+
+
+class ConflictError(SpoiledError):
+    """The transaction lost against another one (a deadlock, say): do everything again."""
+
+
+class Pace:
+    """How many messages are handled under one savepoint.
+
+    As many as there are, while handlers don't fail. One that fails undoes those before it in its
+    chunk, which are handled again: then chunks are small, and grow while all goes well.
+    """
+
+    def __init__(self) -> None:
+        self.size = LARGEST_CHUNK
+
+    def well(self) -> None:
+        """A chunk went well."""
+        self.size = min(LARGEST_CHUNK, self.size + CHUNK_STEP)
+
+    def failed(self) -> None:
+        """A handler has failed in a chunk, behind others."""
+        self.size = max(SMALLEST_CHUNK, self.size // 4)
+
+
+class HandledTransaction:
+    """Handles and stores a tenant's messages, inside a transaction that is its caller's."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        tenant_id: str,
+        *,
+        handlers: Mapping[str, Handler],
+        crew: Crew,
+        pace: Pace,
+        until: float,
+    ) -> None:
+        """No handler is begun after `until`, but the first."""
+        self._connection = connection
+        self._tenant = tenant_id
+        self._handlers = handlers
+        self._crew = crew
+        self._pace = pace
+        self._until = until
+        self.severed: SpoiledError | None = None
+        """Why the connection was severed, if it was: its own error tells nothing more."""
+
+    def handle(self, entries: Sequence[Entry]) -> Outcome:
+        """Run handlers inside the open transaction; nothing is stored yet.
+
+        Raises `SpoiledError`, `ConflictError`, and `psycopg.OperationalError` for a connection
+        that was lost.
+        """
+        outcome = Outcome()
+        there = self._stored_before(entries)
+        todo: list[Entry] = []
+        seen: set[str | None] = set()
+        for entry in entries:
+            identity = entry.stored_as.id
+            if identity in there:
+                outcome.duplicates.append(entry)
+            elif identity in seen:
+                # Its turn comes when it is known what has become of the other.
+                outcome.left.append(entry)
+            else:
+                seen.add(identity)
+                todo.append(entry)
+        self._run(todo, outcome)
+        return outcome
+
+    def store(self, outcome: Outcome, *, dead_lettered: int) -> None:
+        """Write the rows. Raises `RacedError`, `RefusedError`: roll back, and begin anew."""
+        entries = [*outcome.passed, *outcome.duplicates]
+        try:
+            with self._connection.transaction():
+                _, duplicates = self._call_store(entries, dead_lettered)
+        except REFUSALS as refusal:
+            raise RefusedError(self._refused(entries, refusal)) from refusal
+        if duplicates != len(outcome.duplicates):
+            raise RacedError
+
+    # Running handlers.
+
+    def _run(self, todo: list[Entry], outcome: Outcome) -> None:
+        pace = self._pace
+        while todo and (monotonic() < self._until or not (outcome.passed or outcome.failed)):
+            chunk = todo[: pace.size]
+            self._connection.execute("SAVEPOINT tenantry_chunk")
+            count, failure = self._run_chunk(chunk)
+            if failure is None:
+                self._connection.execute("RELEASE SAVEPOINT tenantry_chunk")
+                outcome.passed += chunk[:count]
+                del todo[:count]
+                pace.well()
+                if count < len(chunk):
+                    break
+                continue
+            # Those before it went well; they are handled again without it.
+            self._connection.execute("ROLLBACK TO SAVEPOINT tenantry_chunk")
+            self._connection.execute("RELEASE SAVEPOINT tenantry_chunk")
+            outcome.failed.append(failure)
+            del todo[count]
+            if count:
+                pace.failed()
+        outcome.left += todo
+
+    def _run_chunk(self, chunk: Sequence[Entry]) -> tuple[int, Failure | None]:
+        calls: list[Call] = []
+        unreadable: Failure | None = None
+        for entry in chunk:
+            try:
+                message = self._message(entry)
+            except (ValueError, RecursionError) as error:
+                unreadable = Failure(entry, HANDLER_FAILED, error)
+                break
+            calls.append(Call(self._handlers[entry.message.topic], message))
+        if not calls:
+            return 0, unreadable
+        cursor = HandlerCursor(self._connection)
+        try:
+            ran = self._crew.run(calls, cursor, until=self._until)
+        except HandlerHangsError as error:
+            self.severed = SpoiledError(Failure(chunk[error.count], HANDLER_TIMEOUT, error))
+            sever(self._connection)
+            raise self.severed from error
+        finally:
+            _as_it_was(self._connection)
+        if ran.error is None:
+            return ran.count, unreadable if ran.count == len(calls) else None
+        failure = Failure(chunk[ran.count], HANDLER_FAILED, ran.error)
+        self._judge(failure)
+        return ran.count, failure
+
+    def _judge(self, failure: Failure) -> None:
+        """See whether the transaction can go on after a failure."""
+        connection, error = self._connection, failure.error
+        if connection.broken:
+            raise psycopg.OperationalError("the connection was lost while a handler ran") from error
+        status = connection.pgconn.transaction_status
+        if connection.closed or status in (TransactionStatus.IDLE, TransactionStatus.ACTIVE):
+            raise SpoiledError(failure) from error
+        if status == TransactionStatus.INERROR and isinstance(
+            error, errors.DeadlockDetected | errors.SerializationFailure
+        ):
+            raise ConflictError(failure) from error
+
+    def _message(self, entry: Entry) -> Message:
+        message = entry.stored_as
+        return Message(
+            id=message.id or "",
+            tenant_id=self._tenant,
+            topic=message.topic,
+            partition=message.partition,
+            # The standard library's: whole numbers of any length stay what they are.
+            payload=json.loads(message.body.decode()) if entry.is_json else None,
+            body=None if entry.is_json else message.body,
+            content_type=message.content_type,
+            headers=dict(message.headers or {}),
+            attempt=entry.attempts + 1,
+        )
+
+    # Rows.
+
+    def _stored_before(self, entries: Sequence[Entry]) -> set[str]:
+        ids = [entry.stored_as.id for entry in entries]
+        rows = self._connection.execute(_find(self._tenant), (self._tenant, ids)).fetchall()
+        return {identity for (identity,) in rows}
+
+    def _call_store(self, entries: Sequence[Entry], dead_lettered: int) -> tuple[int, int]:
+        sifted = Sifted(
+            messages=[entry.stored_as for entry in entries],
+            indexes=list(range(len(entries))),
+            is_json=[entry.is_json for entry in entries],
+        )
+        return call_store(self._connection, self._tenant, sifted, dead_lettered)
+
+    def _refused(self, entries: Sequence[Entry], refusal: psycopg.Error) -> list[tuple[Entry, str]]:
+        """Find the rows that are refused, by trying halves and undoing that."""
+        if len(entries) == 1:
+            return [(entries[0], one_line(refusal))]
+        found: list[tuple[Entry, str]] = []
+        middle = len(entries) // 2
+        for half in (entries[:middle], entries[middle:]):
+            try:
+                with self._connection.transaction(force_rollback=True):
+                    self._call_store(half, 0)
+            except REFUSALS as error:
+                found += self._refused(half, error)
+        return found
+
+
+def tidy(connection: Connection) -> None:
+    """Undo what a handler may have changed on its connection beyond the transaction."""
+    connection.execute(_RESET)
+
+
+def _as_it_was(connection: Connection) -> None:
+    connection.row_factory = tuple_row
+    connection.cursor_factory = psycopg.Cursor
+
+
+def sever(connection: Connection) -> None:
+    """Cut a connection under whoever uses it: nothing that was done on it can be committed.
+
+    What it has running on the server is cancelled, as far as that can be reached.
+    """
+    try:
+        if connection.pgconn.transaction_status == TransactionStatus.ACTIVE:
+            connection.cancel_safe(timeout=CANCEL_SECONDS)
+    except psycopg.Error as error:
+        log.warning("handler.not_cancelled", error=one_line(error))
+    try:
+        with socket.socket(fileno=os.dup(connection.fileno())) as line:
+            line.shutdown(socket.SHUT_RDWR)
+    except (OSError, psycopg.Error) as error:
+        log.debug("handler.connection_was_gone", error=str(error))
+
+
+@lru_cache(maxsize=1024)
+def _find(tenant_id: str) -> bytes:
+    """Give the query of the ids that are stored already."""
+    table = sql.Identifier("tenantry", names.partition_table_name(tenant_id))
+    query = sql.SQL("SELECT id FROM {} WHERE tenant_id = %s AND id = ANY(%s)")
+    return query.format(table).as_bytes(None)
