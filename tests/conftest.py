@@ -5,11 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
+import hypothesis
 import pytest
 import structlog
 
 from tenantry.database.pool import Database
 from tests import services_postgres, services_rabbitmq
+
+# How long a machine takes says nothing about what is tested.
+hypothesis.settings.register_profile(
+    "anywhere", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("anywhere")
 
 _postgres = services_postgres.PostgresService()
 _rabbitmq = services_rabbitmq.RabbitService()

@@ -50,6 +50,8 @@ def main() -> None:
     threading.Thread(target=_listen, args=(words, worker), name="words", daemon=True).start()
     gc.collect()
     gc.freeze()
+    server.bind()
+    os.write(sys.stdout.fileno(), b"serving\n")
     server.run()
     worker.close()
 

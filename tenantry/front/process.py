@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import select
 import socket
 import subprocess
 import sys
@@ -47,6 +48,14 @@ def _bind(address: tuple[str, int]) -> socket.socket:
             if time.monotonic() > until:
                 raise
             time.sleep(BIND_AGAIN)
+
+
+def _serves(process: subprocess.Popen[bytes]) -> bool:
+    """Tell whether a front has said that it serves, which it does once."""
+    if process.stdout is None:
+        return False
+    readable, _, _ = select.select([process.stdout], [], [], 0)
+    return bool(readable)
 
 
 class Front:
@@ -138,6 +147,8 @@ class Front:
                     process.stdin.close()
         if process is None:
             return
+        if not _serves(process):
+            process.kill()  # still being loaded: nobody has asked it for anything
         try:
             process.wait(END_SECONDS)
         except subprocess.TimeoutExpired:
@@ -155,7 +166,9 @@ class Front:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "tenantry.front"],
                 stdin=subprocess.PIPE,
-                stdout=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                # A terminal's Ctrl-C is the daemon's to hear.
+                process_group=0,
                 pass_fds=[descriptor],
                 # Found where this process has found it, wherever that was started.
                 env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},

@@ -37,14 +37,14 @@ def test_it_reads_and_publishes_by_itself_while_the_daemon_stands_still(program:
     path = f"{base}/tenants/{tenant.id}/messages"
     message = {"payload": {"n": 1}, "topic": "logs"}
     # Until it has its own connections it hands requests on; both ways answer the same.
-    ids = httpx.post(path, json=message, trust_env=False).json()["ids"]
+    ids = httpx.post(path, json=message, trust_env=False, timeout=20).json()["ids"]
     found = eventually(lambda: httpx.get(page, trust_env=False).json()["data"])
     assert [one["id"] for one in found] == ids
 
     def by_itself() -> bool:
         program.send(signal.SIGSTOP)
         try:
-            with httpx.Client(trust_env=False, timeout=2) as client:
+            with httpx.Client(trust_env=False, timeout=3) as client:
                 read = client.get(page)
                 taken = client.post(path, json=message)
         except httpx.TimeoutException:
@@ -61,7 +61,7 @@ def test_when_it_dies_another_takes_over_and_nobody_else_notices(program: Progra
     port = free_port()
     program.start(TENANTRY_SERVER_PORT=str(port))
     health = f"http://127.0.0.1:{port}/healthz"
-    assert httpx.get(health, trust_env=False).status_code == 200
+    assert httpx.get(health, trust_env=False, timeout=20).status_code == 200
     first = eventually(lambda: front_of(program))
     assert first is not None
     os.kill(first, signal.SIGKILL)
