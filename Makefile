@@ -12,7 +12,7 @@ JOBS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2); echo $$((
 help: ## what there is
 	@awk -F':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-demo: $(VENV)/.installed broker ## the main job, end to end, on this machine
+demo: $(VENV)/.runs ## the main job, end to end, on this machine
 	@$(BIN)/tenantry demo
 
 test: $(VENV)/.installed broker ## the whole test suite, against a real RabbitMQ and a real PostgreSQL
@@ -38,11 +38,16 @@ clean: ## remove what was made here
 broker:
 	@sh scripts/ensure-rabbitmq.sh
 
-$(VENV)/.installed: pyproject.toml constraints.txt
+# What runs the program, and no more: the demo shall not wait for what develops it.
+$(VENV)/.runs: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "Tenantry needs Python 3.11 or newer; set PYTHON=..." >&2; exit 1; }
 	@echo "Installing into $(VENV) ..."
 	@$(PYTHON) -m venv $(VENV) || \
 		{ echo "Python's venv module is missing (Debian and Ubuntu: apt install python3-venv)" >&2; exit 1; }
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --no-compile -c constraints.txt -e .
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.runs
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@

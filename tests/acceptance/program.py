@@ -23,6 +23,8 @@ from urllib.parse import quote, unquote, urlsplit
 
 import httpx
 import pika
+import psycopg
+from psycopg import sql
 
 from tests.services_rabbitmq import RabbitHost
 from tests.waiting import eventually
@@ -62,7 +64,7 @@ class Ended:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tenant:
-    """A tenant that was made, and its own way to the broker."""
+    """A tenant that was made, and its own way to the broker; on the embedded one a database URL."""
 
     id: str
     password: str = field(repr=False)
@@ -89,8 +91,9 @@ class Tenant:
 class Program:
     """A daemon with a state directory of its own. At the end it is killed if it still runs."""
 
-    def __init__(self, host: RabbitHost, database_url: str) -> None:
-        self.host = host
+    def __init__(self, host: RabbitHost | None, database_url: str) -> None:
+        """Without a `host` the daemon has its embedded broker."""
+        self.broker = host
         self.database_url = database_url
         # Short: a Unix socket's path may have 107 bytes.
         self.directory = Path(tempfile.mkdtemp(prefix="tnt-"))
@@ -101,9 +104,9 @@ class Program:
         self.settings: dict[str, str] = {}
         self._tag = secrets.token_hex(4)
         self._process: subprocess.Popen[bytes] | None = None
-        parts = urlsplit(host.management_url)
+        parts = urlsplit(host.management_url if host else "")
         self.management = httpx.Client(
-            base_url=f"http://{parts.hostname}:{parts.port}/api",
+            base_url=f"http://{parts.hostname}:{parts.port}/api" if host else "",
             auth=(unquote(parts.username or ""), unquote(parts.password or "")),
             timeout=30,
             trust_env=False,
@@ -140,8 +143,8 @@ class Program:
             "TENANTRY_CONFIG": str(self.config),
             "TENANTRY_STATE_DIR": str(self.directory),
             "TENANTRY_SERVER_PORT": "0",
-            "RABBITMQ_URL": self.host.url,
-            "RABBITMQ_MANAGEMENT_URL": self.host.management_url,
+            "RABBITMQ_URL": self.broker.url if self.broker else "",
+            "RABBITMQ_MANAGEMENT_URL": self.broker.management_url if self.broker else "",
             "DATABASE_URL": self.database_url,
             **self.settings,
             **settings,
@@ -293,11 +296,18 @@ class Program:
 
     # The broker, as its administrator sees it.
 
+    @property
+    def host(self) -> RabbitHost:
+        assert self.broker is not None, "the broker is the embedded one"
+        return self.broker
+
     def connect_admin(self) -> pika.BlockingConnection:
         return pika.BlockingConnection(pika.URLParameters(self.host.url))
 
     def ready_messages(self, *queues: str) -> int:
         """Count the messages ready in queues, by what the queues themselves say."""
+        if self.broker is None:
+            return self._lying_in(queues)
         with self.connect_admin() as connection:
             channel = connection.channel()
             return sum(
@@ -327,7 +337,26 @@ class Program:
             return []
         return [one for one, name in ours.items() if name.startswith("tenantry")]
 
+    def _lying_in(self, queues: tuple[str, ...]) -> int:
+        with psycopg.connect(self.database_url) as connection:
+            row = connection.execute(
+                "SELECT count(*) FROM tenantry.queued AS m JOIN tenantry.queues AS q"
+                " ON q.id = m.queue WHERE q.name = ANY(%s)",
+                [list(queues)],
+            ).fetchone()
+            assert row is not None
+            return int(row[0])
+
+    def _remove_roles(self) -> None:
+        with psycopg.connect(self.database_url, autocommit=True) as connection:
+            query = "SELECT rolname FROM pg_roles WHERE rolname LIKE %s"
+            for (role,) in connection.execute(query, [f"%-{self._tag}%"]).fetchall():
+                connection.execute(sql.SQL("DROP ROLE IF EXISTS {}").format(sql.Identifier(role)))
+
     def _remove_users(self) -> None:
+        if self.broker is None:
+            self._remove_roles()
+            return
         for user in self.management.get("/users").raise_for_status().json():
             if f"-{self._tag}" in user["name"]:
                 self.management.delete(f"/users/{quote(user['name'], safe='')}")
@@ -338,7 +367,7 @@ def tenant_of(shown: dict[str, Any]) -> Tenant:
     return Tenant(
         id=shown["id"],
         password=credentials["password"],
-        amqp_url=credentials["amqp_url"],
+        amqp_url=credentials.get("amqp_url") or credentials["postgres_url"],
         shown=shown,
     )
 

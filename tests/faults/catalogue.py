@@ -39,6 +39,7 @@ class Experiment:
     own_database: bool = False
     disk_mb: int | None = None
     """Megabytes of the disk of its own database."""
+    embedded: bool = False
 
     @property
     def about(self) -> str:
@@ -58,6 +59,13 @@ EXPERIMENTS = {
     "poison": Experiment(run=poison.run, rounds=20_000, few=0),
     "disk-full": Experiment(run=disk_full.run, rounds=6, few=0, own_database=True, disk_mb=250),
     "freeze": Experiment(run=freeze.run, rounds=5, few=0),
+    "embedded-kill": Experiment(run=kill.run, rounds=20, few=1, embedded=True),
+    "embedded-failpoint": Experiment(run=failpoint.run, rounds=20, few=3, embedded=True),
+    "embedded-sigterm": Experiment(run=sigterm.run, rounds=20, few=1, embedded=True),
+    "embedded-database": Experiment(
+        run=database.run, rounds=20, few=1, own_database=True, embedded=True
+    ),
+    "embedded-commit-cuts": Experiment(run=commit_cuts.run, rounds=50, few=3, embedded=True),
     "alarm": Experiment(run=alarm.run, rounds=5, few=0, own_broker=True),
 }
 
@@ -84,6 +92,7 @@ def _conduct(
         own_broker=experiment.own_broker,
         own_database=experiment.own_database,
         disk_mb=experiment.disk_mb,
+        embedded=experiment.embedded,
     ) as made:
         figures = made.figures
         try:

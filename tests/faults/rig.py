@@ -13,8 +13,10 @@ from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
 import psutil
+from psycopg.conninfo import conninfo_to_dict
 
 from tenantry.broker.rabbitmq.node import PrivateNode
+from tenantry.database.pool import url_of
 from tests import services_postgres, services_rabbitmq
 from tests.acceptance.program import Program, Tenant
 from tests.faults.figures import Figures
@@ -176,6 +178,10 @@ class Rig:
 
     def _directly(self, url: str) -> str:
         """Lead a client past the proxy."""
+        if self.program.broker is None:
+            own = conninfo_to_dict(url)
+            place = conninfo_to_dict(self.program.database_url)
+            return url_of(place, str(own["user"]), str(own["password"]))
         target = urlsplit(self.program.host.url)
         parts = urlsplit(url)
         netloc = f"{parts.username}:{parts.password}@127.0.0.1:{target.port}"
@@ -202,19 +208,23 @@ def rig(
     own_broker: bool = False,
     own_database: bool = False,
     disk_mb: int | None = None,
+    embedded: bool = False,
 ) -> Iterator[Rig]:
     """Set everything up; at the end end it all, whatever has happened.
 
-    Services that the experiment needs not to itself are those of the test run.
+    Services that the experiment needs not to itself are those of the test run. An `embedded`
+    broker is the database's server.
     """
     with ExitStack() as stack:
         node = stack.enter_context(own_node()) if own_broker else None
         postgres = stack.enter_context(own_postgres(disk_mb=disk_mb)) if own_database else None
-        host: RabbitHost = stack.enter_context(
-            services_rabbitmq.virtual_host()
-            if node is None
-            else services_rabbitmq.virtual_host_of(node.url, node.management_url)
-        )
+        host: RabbitHost | None = None
+        if not embedded:
+            host = stack.enter_context(
+                services_rabbitmq.virtual_host()
+                if node is None
+                else services_rabbitmq.virtual_host_of(node.url, node.management_url)
+            )
         server = services_postgres.admin_url() if postgres is None else postgres.url
         database_url = stack.enter_context(services_postgres.database(server))
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tnt-ledger-")))
@@ -228,7 +238,7 @@ def rig(
         memory.start()
         yield Rig(
             program=program,
-            ledger=Ledger(database_url=database_url, broker_url=host.url, record=record),
+            ledger=Ledger(database_url=database_url, broker_url=host and host.url, record=record),
             figures=figures,
             random=random.Random(seed),
             say=say,

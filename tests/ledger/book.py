@@ -13,6 +13,7 @@ from tests.ledger.client import WINDOW, Client
 from tests.ledger.entries import DEFAULT, Entry, Maker, Sent, Target, mixed
 from tests.ledger.places import ready
 from tests.ledger.record import Record
+from tests.ledger.sql_client import SqlClient
 from tests.waiting import eventually
 
 
@@ -26,7 +27,7 @@ class Ledger:
     database_url: str = field(repr=False)
     broker_url: str | None = field(default=None, repr=False)
     record: Record | None = None
-    clients: list[Client] = field(default_factory=list)
+    clients: list[Client | SqlClient] = field(default_factory=list)
     _audit: Audit | None = None
 
     @contextmanager
@@ -41,10 +42,10 @@ class Ledger:
         make: Maker = mixed,
         patience: float = 20.0,
         patient: bool = False,
-    ) -> Iterator[list[Client]]:
-        """Publish for tenants, given as id and AMQP URL; at the end, wait for all confirms."""
-        clients = [
-            Client(
+    ) -> Iterator[list[Client | SqlClient]]:
+        """Publish for tenants, given as id and URL; at the end, wait for all confirms."""
+        clients: list[Client | SqlClient] = [
+            (Client if url.startswith("amqp") else SqlClient)(
                 tenant_id,
                 url,
                 targets,
