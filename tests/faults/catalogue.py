@@ -65,7 +65,6 @@ EXPERIMENTS = {
     "embedded-database": Experiment(
         run=database.run, rounds=20, few=1, own_database=True, embedded=True
     ),
-    "embedded-commit-cuts": Experiment(run=commit_cuts.run, rounds=50, few=3, embedded=True),
     "alarm": Experiment(run=alarm.run, rounds=5, few=0, own_broker=True),
 }
 

@@ -16,7 +16,7 @@ import psutil
 from psycopg.conninfo import conninfo_to_dict
 
 from tenantry.broker.rabbitmq.node import PrivateNode
-from tenantry.database.pool import url_of
+from tenantry.database.conninfo import url_for
 from tests import services_postgres, services_rabbitmq
 from tests.acceptance.program import Program, Tenant
 from tests.faults.figures import Figures
@@ -181,7 +181,7 @@ class Rig:
         if self.program.broker is None:
             own = conninfo_to_dict(url)
             place = conninfo_to_dict(self.program.database_url)
-            return url_of(place, str(own["user"]), str(own["password"]))
+            return url_for(place, str(own["user"]), str(own["password"]))
         target = urlsplit(self.program.host.url)
         parts = urlsplit(url)
         netloc = f"{parts.username}:{parts.password}@127.0.0.1:{target.port}"
