@@ -69,6 +69,11 @@ class Pulse(Heartbeat):
                 return
         self._release(release)
 
+    def forget(self) -> None:
+        """Hold the actor no longer, which has ended and has given everything back itself."""
+        with self._gate:
+            self._releases.clear()
+
     def unless_fenced(self, say: Callable[[], object]) -> None:
         """Say something, which must not block, unless nobody is to hear it any more."""
         with self._gate:

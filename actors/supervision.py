@@ -147,6 +147,7 @@ class SupervisedActor(pykka.ThreadingActor):
             log.exception("actor.cleanup_failed")
         finally:
             self._refuse_mailbox()
+            self.pulse.forget()
             self.tell_parent(ChildFailed(child=self.actor_ref, name=self.name, error=error))
 
     def on_stop(self) -> None:
@@ -157,6 +158,7 @@ class SupervisedActor(pykka.ThreadingActor):
                 self.stopped()
         finally:
             self._refuse_mailbox()
+            self.pulse.forget()
 
     def _refuse_mailbox(self) -> None:
         """Answer commands that nobody will handle any more, so that nobody waits for them."""

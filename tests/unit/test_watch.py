@@ -212,3 +212,15 @@ def test_what_is_held_is_given_back_at_a_fence_whichever_comes_first() -> None:
     pulse.on_fence(lambda: given_back.append("after"))
     pulse.unless_fenced(lambda: given_back.append("a word"))
     assert given_back == ["before", "after"]
+
+
+def test_an_actor_that_has_ended_is_held_by_nobody(tree: Tree) -> None:
+    tree.create("a")
+    ref = tree.board.tenant("a").consumer
+    assert ref is not None
+    actor = ref._actor_weakref
+    assert actor() is not None
+    tree.execute(PauseTenant(tenant_id="a"))
+    eventually(lambda: pulse_of(ref).ended)
+    tree.watch.look()
+    eventually(lambda: actor() is None)
