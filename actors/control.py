@@ -17,6 +17,7 @@ from tenantry.api.port import (
     Outcome,
     SystemStatus,
     TenantRuntime,
+    TermStatus,
     UnavailableError,
 )
 from tenantry.domain.commands import Command
@@ -33,11 +34,13 @@ class ActorControl:
         watch: Watch,
         *,
         drain_seconds: float,
+        term: TermStatus | None = None,
         on_stop: Callable[[], None],
     ) -> None:
         self._supervisor = supervisor
         self._board = board
         self._watch = watch
+        self._term = term
         self._drain_seconds = drain_seconds
         self._on_stop = on_stop
 
@@ -65,6 +68,7 @@ class ActorControl:
             started_at=board.started_at,
             version=__version__,
             pid=os.getpid(),
+            term=self._term,
             tree=board.tree(),
             abandoned=tuple(pulse.name for pulse in board.departures.abandoned),
             tenants=board.runtimes(),

@@ -241,15 +241,26 @@ class Runtime(BaseModel):
     parked_at: str | None
 
 
+class Term(BaseModel):
+    """Who acts, of several daemons on one database."""
+
+    number: Annotated[int, Field(examples=[7])]
+    host: Annotated[str, Field(examples=["ingest-1"])]
+    pid: Annotated[int, Field(examples=[4711])]
+    since: Annotated[str, Field(examples=[EXAMPLE_TIME])]
+
+
 class Status(BaseModel):
     """The daemon at a glance."""
 
-    state: Literal["starting", "running", "draining", "drained", "stopping"]
+    state: Literal["starting", "standby", "running", "draining", "drained", "stopping"]
     ready: bool
     reasons: list[str]
     started_at: Annotated[str, Field(examples=[EXAMPLE_TIME])]
     version: Annotated[str, Field(examples=["0.1.0"])]
     pid: int
+    role: Literal["leader", "standby"]
+    term: Term | None
     tree: Actor
     abandoned: Annotated[
         list[str], Field(description="Actors that were replaced and whose threads still hang.")

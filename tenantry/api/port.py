@@ -36,10 +36,28 @@ class SystemState(StrEnum):
     """How the daemon as a whole is."""
 
     STARTING = "starting"
+    STANDBY = "standby"
     RUNNING = "running"
     DRAINING = "draining"
     DRAINED = "drained"
     STOPPING = "stopping"
+
+
+class Role(StrEnum):
+    """What the daemon is among those on the same database: the one that acts, or one that waits."""
+
+    LEADER = "leader"
+    STANDBY = "standby"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TermStatus:
+    """The term as this daemon knows it: its number, who holds it, and since when."""
+
+    number: int
+    host: str
+    pid: int
+    since: datetime
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,6 +116,8 @@ class SystemStatus:
     pid: int
     tree: ActorStatus
     abandoned: tuple[str, ...] = ()
+    role: Role = Role.LEADER
+    term: TermStatus | None = None
     tenants: Mapping[str, TenantRuntime] = field(default_factory=dict)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import orjson
 from starlette.responses import Response
 
-from tenantry.api.port import ActorStatus, Outcome, SystemStatus, TenantRuntime
+from tenantry.api.port import ActorStatus, Outcome, SystemStatus, TenantRuntime, TermStatus
 from tenantry.api.times import format_time
 from tenantry.audit.balance import Audit
 from tenantry.domain import names
@@ -180,9 +180,20 @@ def status(system: SystemStatus) -> dict[str, Any]:
         "started_at": system.started_at,
         "version": system.version,
         "pid": system.pid,
+        "role": system.role.value,
+        "term": None if system.term is None else _term(system.term),
         "tree": _actor(system.tree),
         "abandoned": system.abandoned,
         "tenants": {tenant_id: _runtime(one) for tenant_id, one in system.tenants.items()},
+    }
+
+
+def _term(term: TermStatus) -> dict[str, Any]:
+    return {
+        "number": term.number,
+        "host": term.host,
+        "pid": term.pid,
+        "since": term.since,
     }
 
 

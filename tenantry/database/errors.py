@@ -19,6 +19,10 @@ class DatabaseUnavailableError(DatabaseError):
         self.permanent = permanent
 
 
+class TermOverError(DatabaseUnavailableError):
+    """The session's term has been taken by another daemon: nothing it writes is committed."""
+
+
 class DatabaseUrlError(DatabaseError, ValueError):
     """The database's URL is none."""
 

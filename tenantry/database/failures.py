@@ -9,7 +9,7 @@ from typing import Final
 import psycopg
 from psycopg import errors as pg
 
-from tenantry.database.errors import DatabaseUnavailableError
+from tenantry.database.errors import DatabaseUnavailableError, TermOverError
 
 ITS_OWN_FAULT: Final = (
     pg.ProgramLimitExceeded,
@@ -28,9 +28,19 @@ AWAY: Final = (
 )
 
 
+TERM_OVER: Final = "TN001"
+"""What `tenantry.check_term` says to a session whose term is another's."""
+
+
 def is_unavailable(error: BaseException) -> bool:
-    """Tell whether `error` means that the same work may succeed later."""
+    """Tell whether `error` means that the same work may succeed later, here or elsewhere."""
+    if _is_term_over(error):
+        return True
     return isinstance(error, AWAY) and not isinstance(error, ITS_OWN_FAULT)
+
+
+def _is_term_over(error: BaseException) -> bool:
+    return isinstance(error, psycopg.Error) and error.sqlstate == TERM_OVER
 
 
 def place(parameters: Mapping[str, object]) -> str:
@@ -44,7 +54,8 @@ def place(parameters: Mapping[str, object]) -> str:
 
 def unavailable(error: BaseException, where: str) -> DatabaseUnavailableError:
     """Say that a statement or a wait for a connection failed."""
-    return DatabaseUnavailableError(f"{where}: {one_line(error)}")
+    kind = TermOverError if _is_term_over(error) else DatabaseUnavailableError
+    return kind(f"{where}: {one_line(error)}")
 
 
 def connect_failure(error: BaseException, where: str) -> DatabaseUnavailableError:

@@ -17,6 +17,9 @@ from tenantry.database.errors import MigrationError, SchemaTooNewError
 from tenantry.database.failures import is_unavailable, one_line
 from tenantry.database.pool import Connection, Database
 
+TERMS: Final = 6
+"""The migration since which there are terms."""
+
 LOCK: Final = 0x74656E616E747279
 """The advisory lock that lets one program at a time migrate a database ("tenantry" in ASCII)."""
 
@@ -90,6 +93,7 @@ def migrate(
             _apply(connection, migration)
             log.info("applied migration %s", migration)
             applied.append(migration)
+        _fence(connection)
     return applied
 
 
@@ -102,6 +106,17 @@ def pending(
     """
     with _session(database) as connection:
         return _missing(connection, migrations() if known is None else known)
+
+
+def migrate_unless_led(database: Database) -> list[Migration]:
+    """Apply what is missing to a schema that is too old for terms; give what was applied.
+
+    Any other schema is for the daemon that holds the term to change: another, perhaps older, works
+    with it as it is. Raises as `migrate` does, for a schema that is too new as well.
+    """
+    if any(one.number <= TERMS for one in pending(database)):
+        return migrate(database)
+    return []
 
 
 @contextmanager
@@ -126,6 +141,13 @@ def _alone(connection: Connection) -> Iterator[None]:
     yield
     # However else this ends, the session's end gives the lock back.
     connection.execute("SELECT pg_advisory_unlock(%s)", [LOCK])
+
+
+def _fence(connection: Connection) -> None:
+    """See that what a daemon writes is written by who holds the term only, in new tables too."""
+    row = connection.execute("SELECT to_regprocedure('tenantry.fence_tables()')").fetchone()
+    if row is not None and row[0] is not None:
+        connection.execute("SELECT tenantry.fence_tables()")
 
 
 def _missing(connection: Connection, known: Sequence[Migration]) -> list[Migration]:

@@ -62,10 +62,12 @@ class Database:
         connect_timeout: float = 5.0,
         statement_timeout: float = STATEMENT_TIMEOUT,
         idle_timeout: float = IDLE_IN_TRANSACTION_TIMEOUT,
+        term: str = "",
     ) -> None:
         """Raises `DatabaseUrlError`; connects to nothing yet.
 
         A transaction in which nothing happens for `idle_timeout` seconds is ended by the server.
+        With a `term`, the sessions write only as long as it lasts.
         """
         self._parameters = _parse(url)
         self._url = url
@@ -75,6 +77,7 @@ class Database:
         self._connect_timeout = connect_timeout
         self._statement_timeout = statement_timeout
         self._idle_timeout = idle_timeout
+        self._term = term
         self._pool: ConnectionPool[Connection] | None = None
         self._server_version = 0
         self._guard = threading.Lock()
@@ -92,6 +95,7 @@ class Database:
             pool_size=pool_size,
             statement_timeout=statement_timeout,
             idle_timeout=idle_timeout,
+            term=self._term,
         )
 
     @property
@@ -245,6 +249,8 @@ class Database:
             f" -c lock_timeout={int(LOCK_TIMEOUT * 1000)}"
             f" -c idle_in_transaction_session_timeout={int(self._idle_timeout * 1000)}"
         )
+        if self._term:
+            options += f" -c tenantry.term={self._term}"
         given = self._parameters
         return {
             "application_name": "tenantry",

@@ -15,7 +15,7 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
-from tenantry.api.port import ActorStatus, SystemState, SystemStatus, TenantRuntime
+from tenantry.api.port import ActorStatus, Role, SystemState, SystemStatus, TenantRuntime
 from tenantry.audit.auditor import Latest
 from tenantry.domain.tenant import Lifecycle
 from tenantry.telemetry.metrics import LATENCY_MS, Reading, Recorder
@@ -166,6 +166,17 @@ def _system(status: SystemStatus) -> Iterator[Metric]:
     yield GaugeMetricFamily(
         "tenantry_ready", "1 while consuming, as /readyz tells", value=float(status.ready)
     )
+    yield GaugeMetricFamily(
+        "tenantry_is_leader",
+        "1 while this daemon holds the term, 0 while it is a standby",
+        value=float(status.role is Role.LEADER),
+    )
+    if status.term is not None:
+        yield GaugeMetricFamily(
+            "tenantry_term",
+            "The term's number; it goes up whenever a daemon takes it",
+            value=status.term.number,
+        )
     state = GaugeMetricFamily(
         "tenantry_state", "1 for the state the daemon is in", labels=["state"]
     )

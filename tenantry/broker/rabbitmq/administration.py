@@ -37,6 +37,8 @@ from tenantry.broker.port import (
 )
 from tenantry.broker.rabbitmq.connection import describe, parameters
 from tenantry.broker.rabbitmq.management import ManagementClient
+from tenantry.broker.rabbitmq.permit import UNLIMITED, Permit
+from tenantry.broker.rabbitmq.takeover import shut_out
 from tenantry.broker.survey import Survey, User
 from tenantry.domain import names
 
@@ -64,16 +66,22 @@ class RabbitAdministration:
     `management_url` that of the management API, of a user with the tag administrator.
     """
 
-    def __init__(self, *, url: str, management_url: str, queue_type: layout.QueueType) -> None:
-        self._parameters = parameters(url)
+    def __init__(
+        self,
+        *,
+        url: str,
+        management_url: str,
+        queue_type: layout.QueueType,
+        permit: Permit = UNLIMITED,
+    ) -> None:
+        self._parameters = parameters(url, "administration", permit)
         self._parameters.blocked_connection_timeout = BLOCKED_TIMEOUT
-        self._parameters.client_properties = {
-            "connection_name": "tenantry administration",
-            "product": "Tenantry",
-        }
+        self._permit = permit
         self._scheme = urlsplit(url).scheme
         self._user = unquote(urlsplit(url).username or "guest")
-        self._management = ManagementClient(management_url, vhost=self._parameters.virtual_host)
+        self._management = ManagementClient(
+            management_url, vhost=self._parameters.virtual_host, permit=permit
+        )
         self._queue_type = queue_type
         self._free = threading.BoundedSemaphore(CONNECTIONS)
 
@@ -172,6 +180,10 @@ class RabbitAdministration:
         )
         return credentials, PasswordHash(value=hash_password(password))
 
+    def shut_out_earlier_terms(self) -> int:
+        """Close what daemons of earlier terms have left open; see `takeover.shut_out`."""
+        return shut_out(self._management, self._permit)
+
     def pending(self) -> Mapping[str, int]:
         """Count the messages ready in each tenant's queues, dead letters left out."""
         counts: Counter[str] = Counter()
@@ -229,6 +241,7 @@ class RabbitAdministration:
     @contextmanager
     def _channel(self) -> Iterator[BlockingChannel]:
         """Give a channel on a connection of its own; what goes wrong becomes `BrokerError`."""
+        self._permit.check()
         if not self._free.acquire(timeout=WAIT):
             raise BrokerUnavailableError(
                 f"RabbitMQ at {self._where} is too slow: {CONNECTIONS} declarations are waiting"

@@ -13,6 +13,7 @@ import structlog
 from pika.exceptions import AMQPError
 
 from tenantry.broker.port import BrokerError
+from tenantry.broker.rabbitmq.permit import UNLIMITED, Permit, PermittedConnection
 from tenantry.telemetry.heartbeat import Heartbeat
 
 log = structlog.get_logger(__name__)
@@ -31,7 +32,11 @@ OPENING_TIMEOUT: Final = 1.0
 """Seconds a connection in the making is given to open, once it is only to be closed."""
 
 
-def parameters(url: str) -> pika.URLParameters:
+PERMIT_POLL: Final = 0.1
+"""Seconds between looks at whether a lapsed permit is good again."""
+
+
+def parameters(url: str, name: str, permit: Permit = UNLIMITED) -> pika.URLParameters:
     """Turn an AMQP URL into pika's parameters, with every wait bounded.
 
     Raises `BrokerError` for a URL that pika can't read; the message does not repeat the URL.
@@ -47,18 +52,19 @@ def parameters(url: str) -> pika.URLParameters:
     wanted.stack_timeout = 10
     wanted.connection_attempts = 1
     wanted.blocked_connection_timeout = None
-    wanted.client_properties = {"connection_name": "tenantry", "product": "Tenantry"}
+    wanted.client_properties = permit.properties(name)
     return wanted
 
 
-C = TypeVar("C", bound=pika.SelectConnection)
+C = TypeVar("C", bound=PermittedConnection)
 
 
 class IoLoop(Generic[C]):
     """Runs one connection and brings it back whenever it is lost, with backoff and jitter.
 
     `run` belongs on a thread of its own; everything the callbacks do happens there. `call` and
-    `stop` come from any thread.
+    `stop` come from any thread. While `permit` is not valid nothing is sent, and the connection is
+    given up, which gives its deliveries back.
     """
 
     def __init__(
@@ -70,12 +76,13 @@ class IoLoop(Generic[C]):
         on_closed: Callable[[str], None],
         kind: type[C],
         linger: Callable[[C], float] = lambda _: 0.0,
+        permit: Permit = UNLIMITED,
     ) -> None:
         """`linger` gives the seconds an open connection is kept once it is to be closed."""
         self.heartbeat: Final = Heartbeat()
-        self._parameters = parameters(url)
-        self._parameters.client_properties = {"connection_name": name, "product": "Tenantry"}
-        self._name = name
+        self._parameters = parameters(url, name, permit)
+        self._permit = permit
+        self._name = f"tenantry {name}"
         self._on_open = on_open
         self._on_closed = on_closed
         self._lock = threading.Lock()
@@ -101,6 +108,9 @@ class IoLoop(Generic[C]):
         """Connect, serve and reconnect until `stop`."""
         while not self._stopping.is_set():
             self.heartbeat.beat()
+            if not self._permit.valid():
+                self._stopping.wait(PERMIT_POLL)
+                continue
             self._serve_once()
             if self._stopping.is_set():
                 break
@@ -130,6 +140,7 @@ class IoLoop(Generic[C]):
             on_open_error_callback=cast("Any", self._not_opened),
             on_close_callback=cast("Any", self._closed_now),
         )
+        connection.permit = self._permit
         with self._lock:
             self._connection = connection
         if self._stopping.is_set():

@@ -17,6 +17,7 @@ from pika.exceptions import ChannelClosed, ChannelClosedByBroker, ChannelWrongSt
 from tenantry import failpoints
 from tenantry.broker.port import Delivery, DeliverySink, QueueSpec
 from tenantry.broker.rabbitmq.connection import IoLoop, describe
+from tenantry.broker.rabbitmq.permit import UNLIMITED, Permit
 from tenantry.broker.rabbitmq.reading import ReadingConnection, Receiver
 from tenantry.telemetry.heartbeat import Heartbeat
 
@@ -339,10 +340,11 @@ class RabbitSubscription:
 class RabbitConsuming:
     """All subscriptions, on one connection. `run` and `stop` are the owner's to call."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, permit: Permit = UNLIMITED) -> None:
         self._loop = IoLoop(
             url,
-            name="tenantry consuming",
+            permit=permit,
+            name="consuming",
             on_open=self._connected,
             on_closed=self._disconnected,
             kind=ReadingConnection,

@@ -21,6 +21,7 @@ from pika.exceptions import AMQPError, ChannelClosedByBroker
 from tenantry.broker.port import BrokerUnavailableError, DeadLettersBusyError, Delivery
 from tenantry.broker.rabbitmq.connection import describe, parameters
 from tenantry.broker.rabbitmq.consuming import acks_settle_in
+from tenantry.broker.rabbitmq.permit import UNLIMITED, Permit
 from tenantry.broker.rabbitmq.reading import ReadingConnection
 from tenantry.domain import names
 from tenantry.messages.port import Incoming
@@ -54,7 +55,9 @@ _NOT_FOUND: Final = 404
 class RabbitDeadLetterWalk:
     """A walk (`tenantry.broker.port.DeadLetterWalk`) on a connection of its own."""
 
-    def __init__(self, wanted: pika.URLParameters, tenant_id: str) -> None:
+    def __init__(
+        self, wanted: pika.URLParameters, tenant_id: str, permit: Permit = UNLIMITED
+    ) -> None:
         self.gone = False
         self.complete = False
         self._where = f"{wanted.host}:{wanted.port}"
@@ -78,6 +81,7 @@ class RabbitDeadLetterWalk:
             on_open_error_callback=cast("Any", self._failed),
             on_close_callback=cast("Any", self._failed),
         )
+        self._connection.permit = permit
 
     def next(self, most: int) -> list[Incoming]:
         """See `DeadLetterWalk.next`."""
@@ -274,13 +278,10 @@ class RabbitDeadLetterWalk:
 class RabbitDeadLetters:
     """Dead-letter queues (`tenantry.broker.port.DeadLetters`) of the broker at `url`."""
 
-    def __init__(self, url: str) -> None:
-        self._parameters = parameters(url)
+    def __init__(self, url: str, permit: Permit = UNLIMITED) -> None:
+        self._parameters = parameters(url, "dead letters", permit)
         self._parameters.heartbeat = HEARTBEAT
-        self._parameters.client_properties = {
-            "connection_name": "tenantry dead letters",
-            "product": "Tenantry",
-        }
+        self._permit = permit
         self._guard = threading.Lock()
         self._walked: set[str] = set()
 
@@ -294,7 +295,7 @@ class RabbitDeadLetters:
                 )
             self._walked.add(tenant_id)
         try:
-            walk = RabbitDeadLetterWalk(self._parameters, tenant_id)
+            walk = RabbitDeadLetterWalk(self._parameters, tenant_id, self._permit)
             well = False
             try:
                 walk.open()

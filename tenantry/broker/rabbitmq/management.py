@@ -13,6 +13,7 @@ from urllib.parse import quote, unquote, urlsplit
 import httpx
 
 from tenantry.broker.port import BrokerError, BrokerUnavailableError
+from tenantry.broker.rabbitmq.permit import UNLIMITED, Permit
 
 ATTEMPTS: Final = 4
 FIRST_BACKOFF: Final = 0.1
@@ -34,7 +35,7 @@ class ManagementClient:
     and `BrokerError` where the broker refuses; neither repeats a password.
     """
 
-    def __init__(self, url: str, *, vhost: str) -> None:
+    def __init__(self, url: str, *, vhost: str, permit: Permit = UNLIMITED) -> None:
         try:
             parts = urlsplit(url)
             host, port = parts.hostname, parts.port
@@ -47,6 +48,7 @@ class ManagementClient:
         shown = f"[{host}]" if ":" in host else host
         origin = f"{parts.scheme}://{shown}" + (f":{port}" if port else "")
         self.address = origin + parts.path.rstrip("/")
+        self._permit = permit
         self._vhost = quote(vhost, safe="")
         self._shown_vhost = vhost
         self._client = httpx.Client(
@@ -93,6 +95,27 @@ class ManagementClient:
         self._call(
             "DELETE",
             f"connections/username/{_quoted(name)}",
+            headers={"X-Reason": reason},
+            absent_is_fine=True,
+        )
+
+    def connections(self) -> Sequence[tuple[str, str]]:
+        """List the connections to the virtual host: each name, and what its client calls it."""
+        listed = self._call(
+            "GET",
+            f"vhosts/{self._vhost}/connections",
+            parameters={"columns": "name,client_properties"},
+        )
+        return [
+            (one["name"], str((one.get("client_properties") or {}).get("connection_name", "")))
+            for one in listed
+        ]
+
+    def close_connection(self, name: str, reason: str) -> None:
+        """Close a connection by its name; its client gets to know the reason."""
+        self._call(
+            "DELETE",
+            f"connections/{_quoted(name)}",
             headers={"X-Reason": reason},
             absent_is_fine=True,
         )
@@ -200,6 +223,7 @@ class ManagementClient:
             if attempt:
                 ceiling = min(LONGEST_BACKOFF, FIRST_BACKOFF * 2 ** (attempt - 1))
                 time.sleep(ceiling * (0.5 + random.random() / 2))  # noqa: S311 - jitter
+            self._permit.check()
             try:
                 response = self._client.request(
                     method, url, params=parameters, json=body, headers=headers

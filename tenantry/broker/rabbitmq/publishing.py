@@ -17,6 +17,7 @@ from pika.spec import Basic, BasicProperties
 
 from tenantry.broker.port import BrokerError, BrokerUnavailableError, Outgoing, UnroutableError
 from tenantry.broker.rabbitmq.connection import IoLoop, describe
+from tenantry.broker.rabbitmq.permit import UNLIMITED, Permit, PermittedConnection
 from tenantry.broker.rabbitmq.unconfirmed import Batch, Unconfirmed
 from tenantry.broker.rabbitmq.wire import UnencodableError, encode
 from tenantry.telemetry.heartbeat import Heartbeat
@@ -47,13 +48,14 @@ class RabbitPublishing:
     same message ids, until the caller's time is up.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, permit: Permit = UNLIMITED) -> None:
         self._loop = IoLoop(
             url,
-            name="tenantry publishing",
+            permit=permit,
+            name="publishing",
             on_open=self._connected,
             on_closed=self._disconnected,
-            kind=pika.SelectConnection,
+            kind=PermittedConnection,
         )
         # From here to the loop's thread; everything below belongs to that thread.
         self._incoming: deque[Batch] = deque()

@@ -16,11 +16,11 @@ import struct
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, TypeAlias
 
-import pika
 from pika import frame as pika_frame
 from pika.exceptions import InvalidFrameError
 
 from tenantry.broker.port import Delivery
+from tenantry.broker.rabbitmq.permit import PermittedConnection
 from tenantry.broker.rabbitmq.tables import MalformedTableError, read_table
 from tenantry.messages.port import Incoming
 
@@ -88,7 +88,7 @@ class _Partial:
         self.published: int | None = None
 
 
-class ReadingConnection(pika.SelectConnection):
+class ReadingConnection(PermittedConnection):
     """A connection that gives deliveries to receivers, past pika's channels."""
 
     def __init__(self, *arguments: Any, **keywords: Any) -> None:

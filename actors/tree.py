@@ -1,0 +1,94 @@
+"""The whole tree of actors, from the ports it stands on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from actors.board import Board
+from actors.clock import Clock, tell
+from actors.consumer import ConsumerLimits
+from actors.messages import Begin, Ref
+from actors.observer import Observer
+from actors.provisioning import Provisioner
+from actors.reconciler import ReconcilerPorts
+from actors.supervisor import Supervisor, SupervisorPorts
+from actors.tenant import TenantPorts
+from tenantry.broker.port import Administration, Consuming, PasswordHashes
+from tenantry.journal.port import EventStore
+from tenantry.messages.dead_letters import DeadLetterIndex
+from tenantry.messages.port import MessageStore
+from tenantry.messages.sql_access import SqlAccess
+from tenantry.projections.port import TenantDirectory
+from tenantry.settings import Settings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TreePorts:
+    """What the actors stand on, all together."""
+
+    journal: EventStore
+    directory: TenantDirectory
+    messages: MessageStore
+    handling: MessageStore
+    """The store that workers use, with the handlers before it."""
+    letters: DeadLetterIndex
+    consuming: Consuming
+    administration: Administration
+    passwords: PasswordHashes
+    sql_access: SqlAccess
+    clock: Clock
+    observer: Observer
+
+
+def plant(
+    ports: TreePorts,
+    settings: Settings,
+    board: Board,
+    *,
+    limits: ConsumerLimits,
+    store_patience: float | None,
+    on_crash: Callable[[str], None],
+) -> Ref:
+    """Make the supervisor, which is on the board then; it does nothing before `begin`.
+
+    `store_patience` is how long a batch may take, where that is longer than usual.
+    """
+    provisioner = Provisioner(
+        administration=ports.administration,
+        messages=ports.messages,
+        passwords=ports.passwords,
+        sql_access=ports.sql_access,
+    )
+    supervisor: Ref = Supervisor.start(
+        ports=SupervisorPorts(
+            directory=ports.directory,
+            tenant=TenantPorts(
+                journal=ports.journal,
+                messages=ports.handling,
+                dead_letters=ports.letters,
+                broker=ports.consuming,
+                provisioner=provisioner,
+                clock=ports.clock,
+                limits=limits,
+                observer=ports.observer,
+                store_patience=store_patience,
+            ),
+            reconciler=ReconcilerPorts(
+                directory=ports.directory,
+                provisioner=provisioner,
+                clock=ports.clock,
+                observer=ports.observer,
+                every=settings.reconcile.every_seconds,
+            ),
+        ),
+        board=board,
+        on_crash=on_crash,
+    )
+    board.supervisor = supervisor
+    return supervisor
+
+
+def begin(supervisor: Ref) -> None:
+    """Let the tree take up the tenants there are."""
+    tell(supervisor, Begin())

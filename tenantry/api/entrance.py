@@ -1,0 +1,75 @@
+"""Everything the daemon listens on, and what stands behind it as the daemon changes its state."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from starlette.types import ASGIApp
+
+from tenantry.api.door import Door
+from tenantry.api.routes.metrics import alone
+from tenantry.api.server import ApiServer
+from tenantry.front.plan import WorkWith
+from tenantry.front.process import Front, relay_beside
+from tenantry.settings import Settings
+from tenantry.telemetry.metrics_page import MetricsPage
+
+
+class Entrance:
+    """The listeners: they answer 503 at first, then serve the application that was opened last."""
+
+    def __init__(self, settings: Settings) -> None:
+        relay = relay_beside(settings.control_socket)
+        self._door, self._metrics_door = Door(), Door()
+        self._api = ApiServer(self._door, socket_path=settings.control_socket, relay_path=relay)
+        self._front = Front(
+            (settings.server.host, settings.server.port),
+            relay=relay,
+            jwt_secret=settings.security.jwt_secret.get_secret_value() or None,
+            tls=settings.server.tls,
+            log_level=settings.log.level,
+            log_format=settings.log.format,
+        )
+        port = settings.metrics.port
+        self._metrics = (
+            None if port is None else ApiServer(self._metrics_door, tcp=("127.0.0.1", port))
+        )
+
+    def bind(self) -> None:
+        """Take every address. Raises `ListenError`.
+
+        The control socket comes first: whoever holds it is the daemon of this state.
+        """
+        self._api.bind()
+        self._front.bind()
+        if self._metrics is not None:
+            self._metrics.bind()
+
+    def loops(self) -> Mapping[str, ApiServer | Front]:
+        """Give what is to be run on threads of their own, in this order.
+
+        The front ends last: what hangs on the daemon's answers has then come to its end.
+        """
+        loops: dict[str, ApiServer | Front] = {"front": self._front, "api": self._api}
+        if self._metrics is not None:
+            loops["metrics"] = self._metrics
+        return loops
+
+    @property
+    def port(self) -> int | None:
+        """The port of HTTP on TCP, once bound."""
+        return self._front.port
+
+    @property
+    def metrics_port(self) -> int | None:
+        """The port that serves metrics alone, if there is one."""
+        return None if self._metrics is None else self._metrics.tcp_port
+
+    def open(self, app: ASGIApp, metrics: MetricsPage) -> None:
+        """Serve an application, and metrics where they have a port of their own."""
+        self._metrics_door.open(alone(metrics))
+        self._door.open(app)
+
+    def work_with(self, means: WorkWith) -> None:
+        """Have the front do by itself what it can, from now on."""
+        self._front.work_with(means)

@@ -1,0 +1,40 @@
+"""All of a daemon's ways to one kind of broker, made together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from tenantry.broker.port import Administration, Consuming, DeadLetters, Publishing, Queues
+
+
+class Loop(Protocol):
+    """What runs on a thread of its own until it is stopped."""
+
+    def run(self) -> None:
+        """Work until `stop`."""
+
+    def stop(self) -> object:
+        """Make `run` return soon; harmless twice, and before it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Links:
+    """The broker behind its ports.
+
+    Nothing is connected before its owner calls `prepare`, which raises `BrokerError` where the
+    broker can't be used, and then runs the `loops`, each on a thread of its own, in their order.
+    `reconnects` counts by connection; `close` gives up what is kept open between calls.
+    """
+
+    administration: Administration
+    queues: Queues
+    consuming: Consuming
+    publishing: Publishing
+    dead_letters: DeadLetters
+    connected: Callable[[], bool]
+    reconnects: Mapping[str, Callable[[], int]]
+    prepare: Callable[[], None]
+    loops: Mapping[str, Loop]
+    close: Callable[[], None]

@@ -1,0 +1,1 @@
+"""The daemon as a process: its signals, its threads, its limits."""

@@ -1,0 +1,42 @@
+"""Everything that is kept in PostgreSQL, behind its ports, over the sessions of one `Database`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Self
+
+from tenantry.database.pool import Database
+from tenantry.journal.listener import JournalListener
+from tenantry.journal.postgres import PostgresEventStore
+from tenantry.messages.dead_letters_postgres import PostgresDeadLetterIndex
+from tenantry.messages.postgres import PostgresMessageStore
+from tenantry.projections.tenants import PostgresTenantDirectory, TenantProjection
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stores:
+    """What a daemon keeps; it writes only where the sessions may."""
+
+    database: Database
+    journal: PostgresEventStore
+    directory: PostgresTenantDirectory
+    messages: PostgresMessageStore
+    letters: PostgresDeadLetterIndex
+
+    @classmethod
+    def on(
+        cls,
+        database: Database,
+        projection: TenantProjection | None = None,
+        listener: JournalListener | None = None,
+    ) -> Self:
+        """Stand on a database; for reading only, without the projection and the listener."""
+        projections = [] if projection is None else [projection]
+        journal = PostgresEventStore(database, projections=projections, listener=listener)
+        return cls(
+            database=database,
+            journal=journal,
+            directory=PostgresTenantDirectory(database, journal),
+            messages=PostgresMessageStore(database),
+            letters=PostgresDeadLetterIndex(database),
+        )

@@ -1,0 +1,69 @@
+"""Waits for a term, and takes it when nobody can be acting under it any more."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Final
+
+import structlog
+
+from tenantry.terms.lease import Term, Watch, time_since_boot
+from tenantry.terms.port import Holder, Standing, Terms, TermsUnavailableError
+
+log: Final = structlog.get_logger("terms")
+
+
+class Candidate:
+    """A daemon that would hold the term; its owner calls `try_to_lead` again and again."""
+
+    def __init__(
+        self,
+        terms: Terms,
+        me: Holder,
+        *,
+        now: Callable[[], float] = time.monotonic,
+        boot_time: Callable[[], float] = time_since_boot,
+    ) -> None:
+        self.me = me
+        self.standing: Standing | None = None
+        """How the term stood when last seen; None before that."""
+        self.trouble: str | None = None
+        """Why the term can't be seen or taken, as long as it can't."""
+        self._terms = terms
+        self._watch = Watch(me)
+        self._now = now
+        self._boot_time = boot_time
+
+    def try_to_lead(self) -> Term | None:
+        """Look at the term, and take it if it is free; None while it is not.
+
+        Takes a few seconds at most, and never raises for a place that is away.
+        """
+        try:
+            standing = self._terms.look()
+        except TermsUnavailableError as error:
+            self._watch.interrupted()
+            self._note_trouble(str(error))
+            return None
+        self.standing = standing
+        if not self._watch.may_take(standing, self._now()):
+            self._note_trouble(None)
+            return None
+        asked_at = self._boot_time()
+        try:
+            taken = self._terms.take(standing, self.me)
+        except TermsUnavailableError as error:
+            self._note_trouble(str(error))
+            return None
+        self._note_trouble(None)
+        if taken is None:
+            return None
+        self.standing = taken
+        log.info("term.taken", number=taken.number, after=standing.holder.host or None)
+        return Term(taken, asked_at=asked_at, now=self._boot_time)
+
+    def _note_trouble(self, trouble: str | None) -> None:
+        if trouble is not None and self.trouble is None:
+            log.warning("term.out_of_reach", error=trouble)
+        self.trouble = trouble

@@ -1,0 +1,93 @@
+"""Terms in PostgreSQL, beside what is written under them: so a write and its check are one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC
+from typing import Final
+
+import psycopg
+from psycopg.rows import TupleRow
+
+from tenantry.database.errors import DatabaseUnavailableError
+from tenantry.database.failures import one_line
+from tenantry.database.pool import Connection, Database
+from tenantry.sql import queries
+from tenantry.terms.port import DAEMON, Holder, Standing, TermsUnavailableError
+
+PATIENCE: Final = 2.0
+"""Seconds to wait for a connection."""
+
+
+class PostgresTerms:
+    """The terms of one scope (`tenantry.terms.port.Terms`) in `tenantry.terms`.
+
+    A session of `Database` whose `term` is `claim(number)` writes only as long as that is the
+    term's number: a trigger on every table sees to it (migration 0006).
+    """
+
+    def __init__(self, database: Database, scope: str = DAEMON) -> None:
+        self._database = database
+        self._scope = scope
+        self._sql = queries("terms")
+
+    def claim(self, number: int) -> str:
+        """Give what sessions say of themselves that write under the term."""
+        return f"{self._scope}/{number}"
+
+    def look(self) -> Standing:
+        """See `Terms.look`."""
+        with self._connection() as connection:
+            row = connection.execute(self._sql["look"], {"scope": self._scope}).fetchone()
+        if row is None:
+            raise TermsUnavailableError(f"{self._database.where}: no scope {self._scope!r}")
+        return _standing(row)
+
+    def take(self, seen: Standing, by: Holder) -> Standing | None:
+        """See `Terms.take`."""
+        parameters = {
+            "scope": self._scope,
+            "number": seen.number,
+            "beat": seen.beat,
+            "instance": by.instance,
+            "host": by.host,
+            "pid": by.pid,
+        }
+        with self._connection() as connection:
+            row = connection.execute(self._sql["take"], parameters).fetchone()
+        return None if row is None else _standing(row)
+
+    def renew(self, number: int) -> bool:
+        """See `Terms.renew`."""
+        return self._change("renew", number) == 1
+
+    def release(self, number: int) -> None:
+        """See `Terms.release`."""
+        self._change("release", number)
+
+    def _change(self, query: str, number: int) -> int:
+        with self._connection() as connection:
+            done = connection.execute(self._sql[query], {"scope": self._scope, "number": number})
+            return done.rowcount
+
+    @contextmanager
+    def _connection(self) -> Iterator[Connection]:
+        try:
+            with self._database.connection(PATIENCE) as connection:
+                yield connection
+        except DatabaseUnavailableError as error:
+            raise TermsUnavailableError(str(error)) from error
+        except psycopg.Error as error:
+            raise TermsUnavailableError(f"{self._database.where}: {one_line(error)}") from error
+
+
+def _standing(row: TupleRow) -> Standing:
+    number, beat, held, instance, host, pid, since = row
+    return Standing(
+        number=number,
+        beat=beat,
+        held=held,
+        holder=Holder(instance=instance, host=host, pid=pid),
+        since=since.astimezone(UTC),
+    )
