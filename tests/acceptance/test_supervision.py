@@ -36,6 +36,9 @@ def test_a_worker_that_hangs_is_replaced_and_nothing_is_lost_or_doubled(
     eventually(lambda: program.get("/status")["abandoned"] == [stuck["stuck"]])
     assert scrape(program).value("tenantry_abandoned_threads") == 1
     assert program.call("GET", "/healthz").status_code == 200
+    top = program.cli("top", "--json").json
+    assert top["abandoned"] == [stuck["stuck"]]
+    assert top["totals"]["stored"] == ledger.stored()
     assert program.stop() == 0
     assert program.ready_messages(*(one.queue for one in tenants)) == 0
 
