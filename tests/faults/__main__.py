@@ -19,7 +19,7 @@ from tests.services_rabbitmq import RabbitService
 def main() -> int:
     """Run what is asked for; exit 1 where a ledger is not clean or a promise is not kept."""
     listed = "\n".join(
-        f"  {name:<12} {one.about} ({one.rounds})" for name, one in EXPERIMENTS.items()
+        f"  {name:<18} {one.about} ({one.rounds})" for name, one in EXPERIMENTS.items()
     )
     parser = argparse.ArgumentParser(
         prog="python -m tests.faults",
