@@ -50,7 +50,7 @@ from tenantry.database.sql_access import PostgresSqlAccess
 from tenantry.front.plan import WorkWith
 from tenantry.handlers.message import Handler
 from tenantry.handlers.resolve import resolve
-from tenantry.handlers.wiring import put_before, store_patience
+from tenantry.handlers.wiring import abandoned, put_before, store_patience
 from tenantry.journal.listener import JournalListener
 from tenantry.messages.reader import PostgresPageReader
 from tenantry.process.limits import allow_open_files
@@ -251,19 +251,20 @@ class Daemon:
             "the term": term.valid,
         }
         sql_access = PostgresSqlAccess(database)
+        handling = put_before(
+            stores.messages,
+            self._handlers,
+            database,
+            settings,
+            stack=stack,
+            on_overrun=self._crashed,
+        )
         supervisor = tree.plant(
             tree.TreePorts(
                 journal=stores.journal,
                 directory=stores.directory,
                 messages=stores.messages,
-                handling=put_before(
-                    stores.messages,
-                    self._handlers,
-                    database,
-                    settings,
-                    stack=stack,
-                    on_overrun=self._crashed,
-                ),
+                handling=handling,
                 letters=stores.letters,
                 consuming=links.consuming,
                 administration=links.administration,
@@ -305,6 +306,7 @@ class Daemon:
                 recorder=recorder,
                 reconnects=links.reconnects,
                 audits=auditor.latest,
+                abandoned_handlers=lambda: abandoned(handling),
             ),
         )
         entrance.work_with(

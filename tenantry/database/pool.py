@@ -42,6 +42,8 @@ IDLE_IN_TRANSACTION_TIMEOUT: Final = 60.0
 log = logging.getLogger(__name__)
 # It warns of every attempt, on several lines; what changes is logged here.
 logging.getLogger("psycopg.pool").setLevel(logging.ERROR)
+# Of a rollback on a lost connection; the error that led to it is raised, and tells more.
+logging.getLogger("psycopg.transaction").setLevel(logging.ERROR)
 
 
 class Database:

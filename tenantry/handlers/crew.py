@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextvars
 import inspect
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -54,8 +55,8 @@ class Ran:
 class HandlerHangsError(Exception):
     """The call after the first `count` has not come back in time."""
 
-    def __init__(self, count: int) -> None:
-        super().__init__("the handler has not come back in time")
+    def __init__(self, count: int, seconds: float, where: str) -> None:
+        super().__init__(f"the handler has not come back within {seconds:g} s{where}")
         self.count = count
 
 
@@ -64,6 +65,7 @@ class _Job:
 
     def __init__(self, calls: Sequence[Call], cursor: HandlerCursor, until: float) -> None:
         self._calls = calls
+        self._thread: int | None = None
         self._cursor = cursor
         self._until = until
         self._context = contextvars.copy_context()
@@ -78,6 +80,7 @@ class _Job:
 
     def work(self) -> bool:
         """Make the calls; tell whether somebody still waits for that."""
+        self._thread = threading.get_ident()
         self._context.run(self._make_calls)
         self._done.set()
         with self._lock:
@@ -119,8 +122,20 @@ class _Job:
             with self._lock:
                 if monotonic() - self._since >= timeout and not self._done.is_set():
                     self._abandoned = True
-                    raise HandlerHangsError(self._count)
+                    raise HandlerHangsError(self._count, timeout, self._where())
         return Ran(self._count, self._error)
+
+    def _where(self) -> str:
+        """Say where in the handler's code its thread is."""
+        # The one way to look at another thread; it has been there since Python 2.5.
+        frame = sys._current_frames().get(self._thread or 0)  # noqa: SLF001
+        found = ""
+        while frame is not None and frame.f_code is not _Job._call.__code__:
+            code = frame.f_code
+            file = code.co_filename.rpartition("/")[2]
+            found = f": it is in {code.co_name}, at {file}:{frame.f_lineno}"
+            frame = frame.f_back
+        return found
 
 
 class _Hand:

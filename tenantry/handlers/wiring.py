@@ -52,6 +52,11 @@ def put_before(
     return store
 
 
+def abandoned(store: MessageStore) -> int:
+    """Count the threads that were left behind because a handler on them hangs."""
+    return store.abandoned if isinstance(store, HandlingStore) else 0
+
+
 def store_patience(handlers: Mapping[str, Handler], settings: Settings) -> float | None:
     """Give the seconds a batch may take with handlers; None, where there are none."""
     if not handlers:

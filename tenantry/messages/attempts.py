@@ -6,8 +6,10 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from types import TracebackType
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from tenantry.handlers.crew import HandlerHangsError
 from tenantry.sql import queries
 
 if TYPE_CHECKING:
@@ -107,15 +109,19 @@ class Attempts:
 
 def in_words(error: BaseException) -> str:
     """Say on one line what a handler has raised, and where."""
-    text = " ".join(str(error).split())
-    name = type(error).__name__
-    line = f"{name}: {text}" if text else name
-    trace, last = error.__traceback__, None
+    text = " ".join(str(error).split()).replace("\0", "\ufffd").encode(errors="replace").decode()
+    if isinstance(error, HandlerHangsError):
+        return text[:LONGEST_ERROR]
+    place = _place(error.__traceback__)
+    line = f"{type(error).__name__}: {text}" if text else type(error).__name__
+    return line[: LONGEST_ERROR - len(place)] + place
+
+
+def _place(trace: TracebackType | None) -> str:
+    last = trace
     while trace is not None:
         last, trace = trace, trace.tb_next
-    line = line.replace("\0", "\ufffd").encode(errors="replace").decode()
     if last is None:
-        return line[:LONGEST_ERROR]
+        return ""
     code = last.tb_frame.f_code
-    place = f" ({code.co_filename.rpartition('/')[2]}:{last.tb_lineno} in {code.co_name})"
-    return line[: LONGEST_ERROR - len(place)] + place
+    return f" ({code.co_filename.rpartition('/')[2]}:{last.tb_lineno} in {code.co_name})"

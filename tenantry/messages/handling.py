@@ -177,6 +177,11 @@ class HandlingStore:
         failpoints.reach("after_commit")
         return tally.result()
 
+    @property
+    def abandoned(self) -> int:
+        """Threads that were left behind because a handler on them hangs."""
+        return self._crew.abandoned
+
     def sweep(self) -> int:
         """Forget attempts at messages that have not come for days; tell how many."""
         with self._database.connection() as connection:

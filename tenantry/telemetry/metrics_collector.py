@@ -50,11 +50,13 @@ class SystemCollector(Collector):
         recorder: Recorder,
         reconnects: Mapping[str, Callable[[], int]],
         audits: Callable[[], Mapping[str, Latest]] = dict,
+        abandoned_handlers: Callable[[], int] = int,
     ) -> None:
         self._status = status
         self._recorder = recorder
         self._reconnects = dict(reconnects)
         self._audits = audits
+        self._abandoned_handlers = abandoned_handlers
 
     def collect(self) -> Iterator[Metric]:
         """Give every metric as of now."""
@@ -68,6 +70,11 @@ class SystemCollector(Collector):
         yield self._latencies(ids)
         yield from _audits(self._audits(), ids)
         yield self._failed_attempts(ids)
+        yield GaugeMetricFamily(
+            "tenantry_handler_threads_abandoned",
+            "Threads left behind whose handlers hang",
+            value=self._abandoned_handlers(),
+        )
         yield from self._events()
 
     def _latencies(self, tenant_ids: Iterable[str]) -> Metric:

@@ -1,0 +1,37 @@
+"""Handlers for the daemon under test. What a message says is what its handler does."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from typing import Any
+
+import psycopg
+
+from tenantry.handlers.message import Message
+
+not_a_function = 7
+
+
+def act(message: Message, cursor: psycopg.Cursor[Any]) -> None:
+    """Write a row; then fail, hang or end the daemon, if the message says so."""
+    cursor.execute(
+        "INSERT INTO effects VALUES (%s, %s, %s)", [message.tenant_id, message.id, message.attempt]
+    )
+    match message.payload:
+        case {"fails": int(often)} if message.attempt <= often:
+            raise ValueError(f"attempt {message.attempt} is in vain")
+        case {"exits": "thread"}:
+            sys.exit(3)
+        case {"exits": "process"}:
+            os._exit(9)
+        case {"hangs": True}:
+            time.sleep(3600)
+
+
+def one_in_a_hundred(message: Message, cursor: psycopg.Cursor[Any]) -> None:
+    """Write a row; fail on every hundredth message of a load that is poisoned."""
+    cursor.execute("INSERT INTO effects VALUES (%s, %s, 1)", [message.tenant_id, message.id])
+    if message.headers.get("poison"):
+        raise ValueError("poison")
