@@ -29,6 +29,7 @@ from actors.messages import (
     Drained,
     LingerOver,
     LookForIdle,
+    QueuesSilent,
     Ref,
     Resize,
     Resized,
@@ -89,6 +90,9 @@ class _Mailbox:
 
     def cancelled(self, generation: int) -> None:
         tell(self._consumer, Cancelled(generation=generation))
+
+    def silent(self, queues: Sequence[str]) -> None:
+        tell(self._consumer, QueuesSilent(queues=tuple(queues)))
 
     def lost(self, generation: int, reason: str, *, missing: bool) -> None:
         tell(self._consumer, ChannelLost(generation=generation, reason=reason, missing=missing))
@@ -170,6 +174,8 @@ class Consumer(SupervisedActor):
                 self._drained_if_done()
             case ChannelLost(generation=generation, reason=reason, missing=missing):
                 self._channel_lost(generation, reason, missing=missing)
+            case QueuesSilent():
+                self.tell_parent(message)
             case Resubscribe():
                 if self._subscription is not None and not self._draining:
                     self._subscription.resubscribe()

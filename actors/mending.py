@@ -67,6 +67,36 @@ class Mender:
             self._report(rest)
         return tuple(mended)
 
+    def silent(
+        self,
+        state: TenantState,
+        queues: tuple[str, ...],
+        *,
+        unused: bool,
+        resubscribe: Callable[[], None],
+    ) -> tuple[Drift, ...]:
+        """Make queues anew that do not answer, if the tenant is `unused`; report them otherwise.
+
+        RabbitMQ, killed within a second of declaring a quorum queue, may leave it without a
+        leader for good. What is in a queue that does not answer nobody can tell.
+        """
+        found = [
+            Drift(kind=DriftKind.SILENT, found=f"queue {one} did not answer") for one in queues
+        ]
+        mended: list[Drift] = []
+        if not unused:
+            self._report(found)
+            return ()
+
+        def remake() -> None:
+            administration = self._provisioner.administration
+            administration.remove_topology(self._id)
+            administration.ensure_topology(topology_of(state))
+            resubscribe()
+
+        self._step(found, mended, remake)
+        return tuple(mended)
+
     def confirmation(self, mended: Iterable[Drift]) -> ConfirmRepaired | None:
         """Count and log what was mended; give the command that records it, if it is news."""
         drift = tuple(mended)
@@ -109,7 +139,7 @@ class Mender:
         log.error(
             "tenant.drift_unrepaired",
             found=_listed(mine),
-            remedy="empty and delete it: it is made again as it should be",
+            remedy="take out what is in it, and delete it: it is made again as it should be",
         )
 
 

@@ -248,6 +248,13 @@ class TopologyMissing:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class QueuesSilent:
+    """From the broker to a consumer, and on to its tenant: these queues do not answer."""
+
+    queues: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Resubscribe:
     """From a tenant to its consumer: the queues are there again."""
 

@@ -29,6 +29,7 @@ from actors.messages import (
     Drifted,
     Execute,
     Parked,
+    QueuesSilent,
     Ref,
     Resize,
     Resized,
@@ -141,6 +142,8 @@ class Tenant(SupervisedActor):
         self._park: str | None = None
         self._abandoned: str | None = None
         self._changed_at = 0.0
+        self._unused = False
+        """Whether nobody can have published yet: nobody was shown the tenant's password."""
         self._queue_gone: str | None = None
         self._mender = Mender(
             tenant_id=tenant_id,
@@ -192,6 +195,8 @@ class Tenant(SupervisedActor):
                 log.warning("tenant.topology_missing", reason=reason)
                 self._queue_gone = reason
                 self._reconcile()
+            case QueuesSilent(queues=queues):
+                self._queues_silent(queues)
             case Drifted():
                 self._drifted(message)
             case Drained():
@@ -293,6 +298,7 @@ class Tenant(SupervisedActor):
                 self._board.restarts = 0
                 self._consume(message, None)
             case RotateCredentials():
+                self._unused = False
                 self._record(command, message.metadata)
                 self._begin_provisioning()
                 credentials = self._ports.provisioner.renew_credentials(self._id)
@@ -358,6 +364,7 @@ class Tenant(SupervisedActor):
                 self._try_again(error)
             return
         log.info("tenant.created")
+        self._unused = True
         self._consume(message, credentials)
 
     def _abandon(self, metadata: Metadata) -> bool:
@@ -482,6 +489,17 @@ class Tenant(SupervisedActor):
         if message.leftover:
             self._gone_if_unknown()
 
+    def _queues_silent(self, queues: tuple[str, ...]) -> None:
+        """Make queues anew that do not answer, if it is certain that nothing is in them."""
+        state = self._state
+        if self._draining or self._gone or self._after_drain or state is None or not state.exists:
+            return
+        self._begin_provisioning()
+        mended = self._mender.silent(
+            state, queues, unused=self._unused, resubscribe=self._children.resubscribe
+        )
+        self._confirm_mended(mended)
+
     def _confirm_mended(self, mended: Sequence[Drift]) -> None:
         """Record what was mended. It is no matter if the journal is away: it was logged."""
         command = self._mender.confirmation(mended)
@@ -513,6 +531,7 @@ class Tenant(SupervisedActor):
             case Lifecycle.PROVISIONING:
                 self._restore(state)
                 self._record(ConfirmProvisioned(tenant_id=self._id), Metadata(actor="tenant"))
+                self._unused = True
                 self._start_consumer()
             case Lifecycle.ACTIVE:
                 self._restore(state)
@@ -606,6 +625,7 @@ class Tenant(SupervisedActor):
 
     def _ready(self) -> None:
         log.info("tenant.consuming")
+        self._unused = False
         waiters, self._ready_waiters = self._ready_waiters, []
         for waiter, credentials in waiters:
             self._answer(waiter, credentials)

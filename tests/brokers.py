@@ -39,6 +39,7 @@ class RecordingSink:
     log: list[tuple[str, int]] = field(default_factory=list)
     got: list[tuple[int, Delivery]] = field(default_factory=list)
     missing: list[bool] = field(default_factory=list)
+    silences: list[tuple[str, ...]] = field(default_factory=list)
 
     def consuming(self, generation: int) -> None:
         self.log.append(("consuming", generation))
@@ -49,6 +50,9 @@ class RecordingSink:
 
     def cancelled(self, generation: int) -> None:
         self.log.append(("cancelled", generation))
+
+    def silent(self, queues: Sequence[str]) -> None:
+        self.silences.append(tuple(queues))
 
     def lost(self, generation: int, reason: str, *, missing: bool) -> None:
         assert reason

@@ -24,6 +24,7 @@ from tenantry.api.port import (
 )
 from tenantry.api.problems import Problem
 from tenantry.broker.port import (
+    BrokerBlockedError,
     BrokerError,
     BrokerUnavailableError,
     DeadLettersBusyError,
@@ -73,6 +74,10 @@ def of(error: Exception) -> Problem | None:
         case JournalUnavailableError() | StoreUnavailableError():
             return problems.unavailable(
                 "the database can't be reached now; try again", code="database-unavailable"
+            )
+        case BrokerBlockedError():
+            return problems.unavailable(
+                f"{error}; try again with the same message ids", code="broker-unavailable"
             )
         case BrokerUnavailableError():
             return problems.unavailable(

@@ -20,6 +20,10 @@ class BrokerUnavailableError(BrokerError):
     """The broker can't be reached now; the same call may succeed later."""
 
 
+class BrokerBlockedError(BrokerUnavailableError):
+    """The broker takes no messages now, for a reason that whoever publishes may know."""
+
+
 class UnroutableError(BrokerError):
     """No queue takes the message: the stream or the topic does not exist."""
 
@@ -129,6 +133,9 @@ class DeliverySink(Protocol):
         The subscription is taken up again by itself, unless `missing`: a queue is not there, or
         was deleted; then it waits for `resubscribe`.
         """
+
+    def silent(self, queues: Sequence[str]) -> None:
+        """These queues exist and do not answer; they are asked on and on. May come again."""
 
 
 class Subscription(Protocol):

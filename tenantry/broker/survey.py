@@ -13,6 +13,7 @@ class DriftKind(StrEnum):
     EXCHANGE = "exchange"
     QUEUE = "queue"
     ARGUMENTS = "arguments"
+    SILENT = "silent"
     BINDING = "binding"
     CONSUMER = "consumer"
     USER = "user"
@@ -32,7 +33,7 @@ class Drift:
     @property
     def mendable(self) -> bool:
         """Whether making what is missing mends it: a queue's arguments can't be changed."""
-        return self.kind is not DriftKind.ARGUMENTS
+        return self.kind not in {DriftKind.ARGUMENTS, DriftKind.SILENT}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

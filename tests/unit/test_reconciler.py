@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -188,3 +189,27 @@ def test_a_queue_lost_under_its_consumer_is_recorded_when_it_is_there_again(tree
     tree.subscription("a").lose(missing=True)
     assert eventually(lambda: repairs(tree, "a"))[0].kinds == ("queue",)
     eventually(lambda: tree.board.tenants["a"].consuming)
+
+
+def test_a_silent_queue_of_a_tenant_nobody_could_use_yet_is_made_anew() -> None:
+    def broker_is_down(tree: Tree) -> None:
+        tree.broker.up = False
+
+    with running_tree(broker_is_down) as tree, ThreadPoolExecutor(1) as pool:
+        creating = pool.submit(tree.create, "a")
+        subscription = eventually(lambda: tree.broker.subscriptions.get("a"))
+        subscription.sink.silent(("tenant_a_queue",))
+        eventually(lambda: "remove_topology" in tree.faults.steps)
+        assert eventually(lambda: repairs(tree, "a"))[0].kinds == ("silent",)
+        assert creating.result(10).credentials is not None
+        assert subscription.resubscribed == 1
+
+
+def test_a_silent_queue_that_may_hold_messages_is_only_reported(
+    tree: Tree, observer: Watching
+) -> None:
+    tree.create("a")
+    tree.subscription("a").sink.silent(("tenant_a_queue",))
+    eventually(lambda: observer.drift["silent", "reported"])
+    assert "remove_topology" not in tree.faults.steps
+    assert not repairs(tree, "a")

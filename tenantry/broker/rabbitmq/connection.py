@@ -1,29 +1,26 @@
-"""One connection to RabbitMQ, kept open: pika's select loop on a thread, connected for good."""
+"""A connection to RabbitMQ, kept open for good."""
 
 from __future__ import annotations
 
 import random
-import threading
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Final, Generic, TypeVar, cast
 
 import pika
 import structlog
+from pika.adapters.select_connection import IOLoop
 from pika.exceptions import AMQPError
 
 from tenantry.broker.port import BrokerError
+from tenantry.broker.rabbitmq.loop import IoLoop
 from tenantry.broker.rabbitmq.permit import UNLIMITED, Permit, PermittedConnection
-from tenantry.telemetry.heartbeat import Heartbeat
 
 log = structlog.get_logger(__name__)
 
 FIRST_BACKOFF: Final = 0.1
 LONGEST_BACKOFF: Final = 3.0
 """Seconds between attempts to connect. Short, so that consuming is back soon after the broker."""
-
-BEAT_EVERY: Final = 1.0
-"""Seconds between the loop's signs of life."""
 
 CLOSE_TIMEOUT: Final = 3.0
 """Seconds a closing handshake may take before the loop ends without it."""
@@ -59,40 +56,46 @@ def parameters(url: str, name: str, permit: Permit = UNLIMITED) -> pika.URLParam
 C = TypeVar("C", bound=PermittedConnection)
 
 
-class IoLoop(Generic[C]):
-    """Runs one connection and brings it back whenever it is lost, with backoff and jitter.
+class Link(Generic[C]):
+    """A connection on a loop, brought back whenever it is lost, with backoff and jitter.
 
-    `run` belongs on a thread of its own; everything the callbacks do happens there. `call` and
-    `stop` come from any thread. While `permit` is not valid nothing is sent, and the connection is
-    given up, which gives its deliveries back.
+    Made before the loop runs, or on its thread; everything but the properties belongs there. While
+    `permit` is not valid nothing is sent, and the connection is given up, which gives its
+    deliveries back.
     """
 
     def __init__(
         self,
+        loop: IoLoop,
         url: str,
         *,
         name: str,
         on_open: Callable[[C], None],
-        on_closed: Callable[[str], None],
+        on_closed: Callable[[BaseException | None, str], None],
         kind: type[C],
         linger: Callable[[C], float] = lambda _: 0.0,
         permit: Permit = UNLIMITED,
     ) -> None:
-        """`linger` gives the seconds an open connection is kept once it is to be closed."""
-        self.heartbeat: Final = Heartbeat()
+        """`linger` gives the seconds an open connection is kept once it is to be closed.
+
+        `on_closed` hears of the loss of an open connection: the error, if there was one, and the
+        reason in words.
+        """
+        self._loop = loop
         self._parameters = parameters(url, name, permit)
         self._permit = permit
         self._name = f"tenantry {name}"
         self._on_open = on_open
         self._on_closed = on_closed
-        self._lock = threading.Lock()
-        self._stopping = threading.Event()
         self._kind = kind
         self._linger = linger
+        self._ioloop: IOLoop | None = None
         self._connection: C | None = None
         self._opened = False
         self._openings = 0
         self._failures = 0
+        self._closing = False
+        loop.add(self)
 
     @property
     def connected(self) -> bool:
@@ -104,109 +107,93 @@ class IoLoop(Generic[C]):
         """How often the connection was opened again after it had been lost."""
         return max(0, self._openings - 1)
 
-    def run(self) -> None:
-        """Connect, serve and reconnect until `stop`."""
-        while not self._stopping.is_set():
-            self.heartbeat.beat()
-            if not self._permit.valid():
-                self._stopping.wait(PERMIT_POLL)
-                continue
-            self._serve_once()
-            if self._stopping.is_set():
-                break
-            ceiling = min(LONGEST_BACKOFF, FIRST_BACKOFF * 2 ** min(self._failures, 8))
-            self._stopping.wait(ceiling * (0.5 + random.random() / 2))  # noqa: S311
-            self._failures += 1
+    def begin(self, ioloop: IOLoop) -> None:
+        """Connect, and again whenever that is lost."""
+        self._ioloop = ioloop
+        self._connect()
 
-    def stop(self) -> None:
-        """Close the connection cleanly, what was sent before included, and end `run`."""
-        self._stopping.set()
-        self.call(self._close)
+    def abandon(self, reason: str) -> None:
+        """Note that the loop is gone; the next `begin` connects again."""
+        self._ioloop = self._connection = None
+        if self._opened:
+            self._opened = False
+            self._on_closed(None, reason)
 
-    def call(self, fn: Callable[[], None]) -> bool:
-        """Run `fn` on the loop's thread soon; False if no loop is running to do so."""
-        with self._lock:
-            connection = self._connection
-            if connection is None:
-                return False
-            connection.ioloop.add_callback_threadsafe(fn)
-            return True
+    def close(self) -> None:
+        """Close cleanly and for good; harmless twice."""
+        if self._closing:
+            return
+        self._closing = True
+        ioloop, connection = self._ioloop, self._connection
+        if ioloop is None or connection is None:
+            self._end()
+            return
+        if not self._opened:
+            # Pika can't be told to stop connecting without failing: it closes once it is open.
+            ioloop.call_later(OPENING_TIMEOUT, self._end)
+            return
+        delay = self._linger(connection)
+        ioloop.call_later(delay + CLOSE_TIMEOUT, self._end)
+        ioloop.call_later(delay, partial(self._say_goodbye, connection))
 
-    def _serve_once(self) -> None:
-        connection = self._kind(
+    def _connect(self) -> None:
+        if self._ioloop is None or self._closing:
+            return
+        if not self._permit.valid():
+            self._ioloop.call_later(PERMIT_POLL, self._connect)
+            return
+        self._connection = self._kind(
             self._parameters,
             # pika types its callbacks by the base class; it calls them with this very connection.
             on_open_callback=cast("Any", self._opened_now),
             on_open_error_callback=cast("Any", self._not_opened),
             on_close_callback=cast("Any", self._closed_now),
+            custom_ioloop=self._ioloop,
         )
-        connection.permit = self._permit
-        with self._lock:
-            self._connection = connection
-        if self._stopping.is_set():
-            # `stop` may have looked before the connection was there to be closed.
-            self.call(self._close)
-        reason = "the connection's loop failed"
-        self._beat(connection)
-        try:
-            connection.ioloop.start()
-        except Exception as error:
-            reason = f"{type(error).__name__}: {error}"
-            log.exception("broker.loop_failed", connection=self._name)
-        finally:
-            with self._lock:
-                self._connection = None
-            if self._opened:
-                self._opened = False
-                self._on_closed(reason)
-            connection.ioloop.close()
+        self._connection.permit = self._permit
 
-    def _beat(self, connection: C) -> None:
-        self.heartbeat.beat()
-        connection.ioloop.call_later(BEAT_EVERY, partial(self._beat, connection))
-
-    def _close(self) -> None:
-        connection = self._connection
-        if connection is None:
+    def _connect_later(self) -> None:
+        self._connection = None
+        if self._closing:
+            self._end()
             return
-        if not self._opened:
-            # Pika can't be told to stop connecting without failing: it closes once it is open.
-            connection.ioloop.call_later(OPENING_TIMEOUT, connection.ioloop.stop)
-            return
-        delay = self._linger(connection)
-        connection.ioloop.call_later(delay + CLOSE_TIMEOUT, connection.ioloop.stop)
-        connection.ioloop.call_later(delay, partial(self._say_goodbye, connection))
+        ceiling = min(LONGEST_BACKOFF, FIRST_BACKOFF * 2 ** min(self._failures, 8))
+        self._failures += 1
+        if self._ioloop is not None:
+            self._ioloop.call_later(ceiling * (0.5 + random.random() / 2), self._connect)  # noqa: S311
 
-    @staticmethod
-    def _say_goodbye(connection: C) -> None:
+    def _end(self) -> None:
+        self._loop.remove(self)
+
+    def _say_goodbye(self, connection: C) -> None:
         try:
             connection.close(200, "Tenantry stops")
         except AMQPError:
-            connection.ioloop.stop()
+            self._end()
 
     def _opened_now(self, connection: C) -> None:
         self._opened = True
         self._openings += 1
-        if self._stopping.is_set():
-            self._close()
+        if self._closing:
+            self._say_goodbye(connection)
             return
         self._failures = 0
         log.info("broker.connected", connection=self._name)
         self._on_open(connection)
 
-    def _not_opened(self, connection: C, error: BaseException) -> None:
-        if not self._stopping.is_set():
+    def _not_opened(self, _connection: C, error: BaseException) -> None:
+        if not self._closing:
             # Said once an outage; an operator who wants every attempt has the level debug.
             say = log.debug if self._failures else log.warning
             say("broker.unreachable", connection=self._name, error=describe(error))
-        connection.ioloop.stop()
+        self._connect_later()
 
-    def _closed_now(self, connection: C, error: BaseException) -> None:
+    def _closed_now(self, _connection: C, error: BaseException) -> None:
         self._opened = False
-        if not self._stopping.is_set():
+        if not self._closing:
             log.warning("broker.connection_lost", connection=self._name, error=describe(error))
-        self._on_closed(describe(error))
-        connection.ioloop.stop()
+        self._on_closed(error, describe(error))
+        self._connect_later()
 
 
 def describe(error: object) -> str:

@@ -1,4 +1,4 @@
-"""Deliveries from RabbitMQ: one connection and one thread for the channels of many tenants.
+"""Deliveries from RabbitMQ: one thread for the channels of many tenants.
 
 The thread does frames, batching and acks, and nothing else; what is done with a delivery happens
 behind the sink.
@@ -7,7 +7,8 @@ behind the sink.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -16,7 +17,9 @@ from pika.exceptions import ChannelClosed, ChannelClosedByBroker, ChannelWrongSt
 
 from tenantry import failpoints
 from tenantry.broker.port import Delivery, DeliverySink, QueueSpec
-from tenantry.broker.rabbitmq.connection import IoLoop, describe
+from tenantry.broker.rabbitmq.connection import describe
+from tenantry.broker.rabbitmq.lanes import Lanes
+from tenantry.broker.rabbitmq.loop import IoLoop
 from tenantry.broker.rabbitmq.permit import UNLIMITED, Permit
 from tenantry.broker.rabbitmq.reading import ReadingConnection, Receiver
 from tenantry.telemetry.heartbeat import Heartbeat
@@ -45,13 +48,16 @@ class RabbitSubscription:
 
     def __init__(
         self,
-        loop: IoLoop[ReadingConnection],
+        loop: IoLoop,
         queues: Sequence[QueueSpec],
         *,
         prefetch: int,
         sink: DeliverySink,
         forget: Callable[[RabbitSubscription], None],
     ) -> None:
+        self.asked_at = 0.0
+        self.answered_at = 0.0
+        self._unanswered: set[str] = set()
         self._settled_at = 0.0
         self._loop = loop
         self._queues = tuple(queues)
@@ -115,6 +121,28 @@ class RabbitSubscription:
         self._connection = None
         self._lose(reason, missing=False)
 
+    @property
+    def unanswered(self) -> Iterable[str]:
+        """The queues that were asked to be consumed and have not answered."""
+        return self._unanswered if self._channel is not None else ()
+
+    def tell_silent(self) -> None:
+        """Tell the sink which queues do not answer."""
+        queues = tuple(self.unanswered)
+        if queues and self._wanted:
+            self._sink.silent(queues)
+
+    def leave(self, reason: str) -> None:
+        """Give up the channel, to go on with another connection."""
+        connection, channel = self._connection, self._channel
+        self._connection = None
+        if connection is None or channel is None:
+            return
+        connection.forget(channel.channel_number)
+        self._lose(reason, missing=False)
+        # What was settled until now shall still be heard.
+        connection.ioloop.call_later(acks_settle_in(self._settled_at), partial(_end, channel))
+
     def _open(self) -> None:
         connection = self._connection
         if connection is None or not connection.is_open or self._channel is not None:
@@ -133,7 +161,8 @@ class RabbitSubscription:
             self._close()
             return
         channel.basic_qos(prefetch_count=self._prefetch)
-        waiting = {queue.name for queue in self._queues}
+        waiting = self._unanswered = {queue.name for queue in self._queues}
+        self.asked_at = time.monotonic()
         take = self._take = self._taker(connection, generation)
         for number, queue in enumerate(self._queues):
             tag = str(number)
@@ -149,6 +178,7 @@ class RabbitSubscription:
 
     def _consuming(self, generation: int, queue: str, waiting: set[str], _frame: object) -> None:
         waiting.discard(queue)
+        self.answered_at = time.monotonic()
         if not waiting and generation == self._generation:
             self._sink.consuming(generation)
 
@@ -237,6 +267,13 @@ class RabbitSubscription:
             return
         if self._cancelling:
             return
+        if self._unanswered:
+            # A queue that does not answer holds up every word on its channel.
+            generation = self._generation
+            self._lose("a queue does not answer, and is not wanted any more", missing=False)
+            self._end(channel)
+            self._sink.cancelled(generation)
+            return
         self._cancelling = True
         self._uncancelled = set(self._tags)
         for place, tag in enumerate(self._tags):
@@ -312,10 +349,7 @@ class RabbitSubscription:
 
     def _end(self, channel: Channel) -> None:
         self._forget_channel(channel)
-        try:
-            channel.close()
-        except ChannelWrongStateError:
-            log.debug("broker.channel_was_closed")
+        _end(channel)
 
     def _forget_channel(self, channel: Channel) -> None:
         """See that what still comes on a channel that is gone reaches nobody."""
@@ -338,25 +372,23 @@ class RabbitSubscription:
 
 
 class RabbitConsuming:
-    """All subscriptions, on one connection. `run` and `stop` are the owner's to call."""
+    """All subscriptions, on as few connections as will do, and one thread.
+
+    `run` and `stop` are the owner's to call.
+    """
 
     def __init__(self, url: str, permit: Permit = UNLIMITED) -> None:
-        self._loop = IoLoop(
-            url,
-            permit=permit,
-            name="consuming",
-            on_open=self._connected,
-            on_closed=self._disconnected,
-            kind=ReadingConnection,
-            linger=lambda connection: acks_settle_in(connection.settled_at),
+        self._loop = IoLoop()
+        self._lanes = Lanes(
+            self._loop, url, permit=permit, opened=self._take_up, linger=acks_settle_in
         )
         self._subscriptions: set[RabbitSubscription] = set()
-        self._connection: ReadingConnection | None = None
+        self._new: deque[RabbitSubscription] = deque()
 
     @property
     def connected(self) -> bool:
         """Whether the broker is connected now."""
-        return self._loop.connected
+        return self._lanes.connected
 
     @property
     def heartbeat(self) -> Heartbeat:
@@ -365,15 +397,15 @@ class RabbitConsuming:
 
     @property
     def reconnects(self) -> int:
-        """How often the connection was opened again after it had been lost."""
-        return self._loop.reconnects
+        """How often a connection was opened again after it had been lost."""
+        return self._lanes.reconnects
 
     def run(self) -> None:
         """Serve every subscription until `stop`; belongs on a thread of its own."""
         self._loop.run()
 
     def stop(self) -> None:
-        """Close the connection once everything settled so far has been sent."""
+        """Close the connections once everything settled so far has been sent."""
         self._loop.stop()
 
     def subscribe(
@@ -381,27 +413,30 @@ class RabbitConsuming:
     ) -> RabbitSubscription:
         """Consume `queues`, now or as soon as the broker is connected."""
         subscription = RabbitSubscription(
-            self._loop, queues, prefetch=prefetch, sink=sink, forget=self._subscriptions.discard
+            self._loop, queues, prefetch=prefetch, sink=sink, forget=self._forget
         )
-        # Added before the loop is told: one of the two finds it, `_open` makes it once.
         self._subscriptions.add(subscription)
-        self._loop.call(partial(self._take_up, subscription))
+        self._new.append(subscription)
+        # Where no loop runs yet, the first connection that opens will find it.
+        self._loop.call(self._take_up)
         return subscription
 
-    def _take_up(self, subscription: RabbitSubscription) -> None:
-        if self._connection is not None and subscription in self._subscriptions:
-            subscription.connected(self._connection)
+    def _take_up(self) -> None:
+        while self._new:
+            subscription = self._new.popleft()
+            if subscription in self._subscriptions:
+                self._lanes.take(subscription)
 
-    def _connected(self, connection: ReadingConnection) -> None:
-        connection.read_in_large_pieces()
-        self._connection = connection
-        for subscription in tuple(self._subscriptions):
-            subscription.connected(connection)
+    def _forget(self, subscription: RabbitSubscription) -> None:
+        self._subscriptions.discard(subscription)
+        self._lanes.forget(subscription)
 
-    def _disconnected(self, reason: str) -> None:
-        self._connection = None
-        for subscription in tuple(self._subscriptions):
-            subscription.disconnected(reason)
+
+def _end(channel: Channel) -> None:
+    try:
+        channel.close()
+    except ChannelWrongStateError:
+        log.debug("broker.channel_was_closed")
 
 
 def acks_settle_in(settled_at: float) -> float:

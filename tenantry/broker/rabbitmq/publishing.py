@@ -15,8 +15,15 @@ import structlog
 from pika.exceptions import ChannelClosedByBroker
 from pika.spec import Basic, BasicProperties
 
-from tenantry.broker.port import BrokerError, BrokerUnavailableError, Outgoing, UnroutableError
-from tenantry.broker.rabbitmq.connection import IoLoop, describe
+from tenantry.broker.port import (
+    BrokerBlockedError,
+    BrokerError,
+    BrokerUnavailableError,
+    Outgoing,
+    UnroutableError,
+)
+from tenantry.broker.rabbitmq.connection import Link, describe
+from tenantry.broker.rabbitmq.loop import IoLoop
 from tenantry.broker.rabbitmq.permit import UNLIMITED, Permit, PermittedConnection
 from tenantry.broker.rabbitmq.unconfirmed import Batch, Unconfirmed
 from tenantry.broker.rabbitmq.wire import UnencodableError, encode
@@ -38,6 +45,9 @@ MAX_BURST: Final = 250
 REOPEN_AFTER: Final = 0.5
 """Seconds before a channel that the broker closed is opened again."""
 
+BLOCKED_PATIENCE: Final = 1.0
+"""Seconds a caller waits for a broker that takes no messages now."""
+
 _NOT_FOUND: Final = 404
 
 
@@ -49,7 +59,9 @@ class RabbitPublishing:
     """
 
     def __init__(self, url: str, permit: Permit = UNLIMITED) -> None:
-        self._loop = IoLoop(
+        self._loop = IoLoop()
+        self._link = Link(
+            self._loop,
             url,
             permit=permit,
             name="publishing",
@@ -71,7 +83,7 @@ class RabbitPublishing:
     @property
     def connected(self) -> bool:
         """Whether the broker is connected now."""
-        return self._loop.connected
+        return self._link.connected
 
     @property
     def heartbeat(self) -> Heartbeat:
@@ -81,7 +93,7 @@ class RabbitPublishing:
     @property
     def reconnects(self) -> int:
         """How often the connection was opened again after it had been lost."""
-        return self._loop.reconnects
+        return self._link.reconnects
 
     def run(self) -> None:
         """Publish what callers bring until `stop`; belongs on a thread of its own."""
@@ -109,22 +121,27 @@ class RabbitPublishing:
         if self._stopped.is_set():
             raise BrokerUnavailableError("publishing has been stopped")
         self._loop.call(self._pump)
+        if self._blocked is not None:
+            # It may take long: better to say so than to keep everybody waiting.
+            timeout = min(timeout, BLOCKED_PATIENCE)
         if not batch.done.wait(timeout):
             batch.abandoned = True
             with suppress(ValueError, IndexError):
                 # Unless the loop has taken it already, which then sees that it is abandoned.
                 self._incoming.remove(batch)
-            raise BrokerUnavailableError(self._why_late(timeout))
+            raise self._late(timeout)
         if batch.error is not None:
             raise batch.error
 
-    def _why_late(self, timeout: float) -> str:
+    def _late(self, timeout: float) -> BrokerUnavailableError:
         blocked = self._blocked
-        if not self._loop.connected:
-            return f"RabbitMQ can't be reached; the messages were not confirmed in {timeout:g} s"
+        if not self._link.connected:
+            return BrokerUnavailableError(
+                f"RabbitMQ can't be reached; the messages were not confirmed in {timeout:g} s"
+            )
         if blocked is not None:
-            return f"RabbitMQ takes no messages now: {blocked}"
-        return f"RabbitMQ did not confirm the messages in {timeout:g} s"
+            return BrokerBlockedError(f"RabbitMQ takes no messages now: {blocked}")
+        return BrokerUnavailableError(f"RabbitMQ did not confirm the messages in {timeout:g} s")
 
     # On the loop's thread.
 
@@ -135,7 +152,7 @@ class RabbitPublishing:
         connection.add_on_connection_unblocked_callback(self._on_unblocked)
         self._open()
 
-    def _disconnected(self, _reason: str) -> None:
+    def _disconnected(self, _error: object, _reason: str) -> None:
         self._connection = None
         self._blocked = None
         self._lose_channel()

@@ -21,6 +21,7 @@ def run(rig: Rig, rounds: int) -> None:
             rabbitmqctl(rig.node, "set_vm_memory_high_watermark", TOO_LITTLE)
             try:
                 _blocked(rig)
+                _refused(rig)
                 # What the broker has confirmed before still comes through.
                 rig.caught_up()
                 rig.program.check_running()
@@ -40,3 +41,12 @@ def _blocked(rig: Rig) -> None:
         return rig.ledger.confirmed == before
 
     eventually(stands_still, timeout=PATIENCE, what="a broker that confirms nothing")
+
+
+def _refused(rig: Rig) -> None:
+    """Publish over the API, which says why it can't; it consumes, and so it is ready."""
+    tenant = rig.tenants[0]
+    answer = rig.program.call("POST", f"/tenants/{tenant.id}/messages", {"payload": {}})
+    assert answer.status_code == 503, (answer.status_code, answer.text)
+    assert "RabbitMQ takes no messages now: low on memory" in answer.json()["detail"], answer.text
+    assert rig.program.status_of("/readyz") == 200

@@ -1,0 +1,102 @@
+"""Subscriptions spread over connections; a queue that keeps silent costs nobody else theirs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from urllib.parse import urlsplit
+
+import pika
+import pytest
+
+from tenantry.broker.rabbitmq import lanes
+from tenantry.broker.rabbitmq.consuming import RabbitConsuming
+from tenantry.broker.rabbitmq.node import PrivateNode
+from tenantry.broker.topology import consumed
+from tenantry.domain import names
+from tests import brokers
+from tests.brokers import Broker, RecordingSink, bodies, running
+from tests.faults.services import own_node, rabbitmqctl
+from tests.services_rabbitmq import RabbitHost, virtual_host_of
+from tests.waiting import eventually
+
+
+def connections(consuming: RabbitConsuming) -> list[int]:
+    """Give the number of subscriptions on each connection."""
+    return [len(lane.riders) for lane in consuming._lanes._lanes]
+
+
+def test_more_subscriptions_than_a_connection_holds_take_another(rabbitmq: RabbitHost) -> None:
+    with ExitStack() as stack:
+        broker = stack.enter_context(brokers.rabbitmq(rabbitmq, "classic"))
+        few_channels = urlsplit(rabbitmq.url)._replace(query="channel_max=6").geturl()
+        consuming = RabbitConsuming(few_channels)
+        stack.enter_context(running(consuming))
+        eventually(lambda: consuming.connected)
+        made = []
+        for number in range(7):
+            tenant, sink = broker.tenant("events"), RecordingSink()
+            subscription = consuming.subscribe(consumed(tenant), prefetch=10, sink=sink)
+            broker.publish(tenant, "events", b"%d" % number)
+            made.append((subscription, sink))
+        for number, (_, sink) in enumerate(made):
+            assert bodies(sink.received(1)) == [b"%d" % number]
+        assert connections(consuming) == [3, 3, 1]
+        for subscription, _ in made[1:]:
+            subscription.close()
+        eventually(lambda: connections(consuming) == [1], what="the others closed")
+        assert consuming.connected
+        assert consuming.reconnects == 0
+
+
+@pytest.fixture
+def node() -> Iterator[PrivateNode]:
+    with own_node() as made:
+        yield made
+
+
+@pytest.fixture
+def broker(node: PrivateNode) -> Iterator[Broker]:
+    with (
+        virtual_host_of(node.url, node.management_url) as host,
+        brokers.rabbitmq(host, "quorum") as made,
+    ):
+        yield made
+
+
+def hold(node: PrivateNode, broker: Broker, queue: str, word: str) -> None:
+    """Have the process behind a quorum queue stop to answer, or answer again."""
+    assert broker.host is not None
+    rabbitmqctl(node, "eval", f"sys:{word}(whereis('{broker.host.vhost}_{queue}')).")
+
+
+def test_a_silent_queue_is_left_alone_until_it_answers(
+    node: PrivateNode, broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lanes, "PATIENCE", 1.0)
+    monkeypatch.setattr(lanes, "STILL", 0.5)
+    consuming = broker.consuming
+    assert isinstance(consuming, RabbitConsuming)
+    healthy, silent = broker.tenant("events"), broker.tenant()
+    hold(node, broker, names.queue_name(silent.tenant_id), "suspend")
+    good, bad = RecordingSink(), RecordingSink()
+    consuming.subscribe(consumed(healthy), prefetch=10, sink=good)
+    consuming.subscribe(consumed(silent), prefetch=10, sink=bad)
+    good.heard("consuming")
+    # The one that answers goes on with a new connection; the other stays where it is.
+    good.heard("consuming", 2)
+    assert connections(consuming) == [1, 1]
+    assert consuming.connected
+    broker.publish(healthy, "events", b"1")
+    assert bodies(good.received(1)) == [b"1"]
+    assert not bad.log
+    assert bad.silences == [(names.queue_name(silent.tenant_id),)]
+    hold(node, broker, names.queue_name(silent.tenant_id), "resume")
+    # It answers, and is taken back to the others.
+    bad.heard("consuming", 2)
+    eventually(lambda: connections(consuming) == [2], what="one connection for both")
+    with pika.BlockingConnection(pika.URLParameters(broker.host.url)) as connection:  # type: ignore[union-attr]
+        connection.channel().basic_publish("", names.queue_name(silent.tenant_id), b"2")
+    assert bodies(bad.received(1))[-1:] == [b"2"]
+    assert good.log.count(("lost", 1)) == 1
+    assert len([word for word, _ in good.log if word == "lost"]) == 1
