@@ -53,6 +53,7 @@ from tenantry.handlers.resolve import resolve
 from tenantry.handlers.wiring import abandoned, put_before, store_patience
 from tenantry.journal.listener import JournalListener
 from tenantry.messages.reader import PostgresPageReader
+from tenantry.process.ending import DRAIN_SECONDS, end_at_latest
 from tenantry.process.limits import allow_open_files
 from tenantry.process.report import Report
 from tenantry.process.signals import Signals, StopRequestedError
@@ -395,6 +396,10 @@ class Daemon:
 
     def _shut_down(self, supervisor: Ref) -> int:
         seconds = self._settings.shutdown.deadline_seconds
+        if self._failure is not None:
+            log.critical("daemon.failed", reason=self._failure)
+            seconds = min(seconds, DRAIN_SECONDS)
+            end_at_latest()
         log.info("daemon.stopping", deadline_seconds=seconds)
         self._notifier.notify("STOPPING=1", "STATUS=draining")
         orphans = drain_and_stop(supervisor, seconds=seconds)
@@ -407,9 +412,7 @@ class Daemon:
             )
         if orphans:
             log.error("daemon.stopped_unfinished", orphans=describe(orphans))
-        elif self._failure is not None:
-            log.critical("daemon.failed", reason=self._failure)
-        else:
+        elif self._failure is None:
             log.info("daemon.drained")
         return 1 if orphans or self._failure is not None else 0
 
