@@ -30,7 +30,7 @@ from tenantry.api.entrance import Entrance
 from tenantry.api.idempotency import IdempotencyKeys, MemoryIdempotencyKeys
 from tenantry.api.info import describe as describe_place
 from tenantry.api.port import Control, SystemState
-from tenantry.api.standby import StandbyBroker, StandbyControl, term_status
+from tenantry.api.standby import StandbyBroker, StandbyControl, StandbyProver, term_status
 from tenantry.audit.auditor import Auditor
 from tenantry.audit.postgres import PostgresAccounts
 from tenantry.broker.pending import PendingCounts
@@ -45,13 +45,17 @@ from tenantry.database.keeper import PostgresKeeper
 from tenantry.database.loop import LoopQueries
 from tenantry.database.migrations import migrate, migrate_unless_led
 from tenantry.database.pool import Database
+from tenantry.database.probes import PostgresProbes
 from tenantry.database.sql_access import LOOK_EVERY as LOOK_EVERY_SQL
 from tenantry.database.sql_access import PostgresSqlAccess
 from tenantry.front.plan import WorkWith
 from tenantry.handlers.message import Handler
 from tenantry.handlers.resolve import resolve
 from tenantry.handlers.wiring import abandoned, put_before, store_patience
+from tenantry.isolation.port import Prover
+from tenantry.isolation.prover import IsolationProver
 from tenantry.journal.listener import JournalListener
+from tenantry.journal.port import Metadata
 from tenantry.messages.reader import PostgresPageReader
 from tenantry.process.ending import DRAIN_SECONDS, end_at_latest
 from tenantry.process.limits import allow_open_files
@@ -204,6 +208,7 @@ class Daemon:
             publishing=broker,
             dead_letters=broker,
             auditor=Auditor(PostgresAccounts(database), broker, lambda _: None),
+            prover=StandbyProver(control.reasons),
             idempotency=MemoryIdempotencyKeys(),
             metrics=SystemCollector(status=control.status, recorder=Recorder(), reconnects={}),
         )
@@ -294,6 +299,12 @@ class Daemon:
         )
         auditor = Auditor(PostgresAccounts(database), links.queues, board.in_flight)
         stack.callback(auditor.stop)
+        prover = IsolationProver(
+            directory=stores.directory,
+            journal=stores.journal,
+            broker=links.probes,
+            database=PostgresProbes(database),
+        )
         self._open(
             entrance,
             stores,
@@ -301,6 +312,7 @@ class Daemon:
             publishing=links.publishing,
             dead_letters=links.dead_letters,
             auditor=auditor,
+            prover=prover,
             idempotency=PostgresIdempotencyKeys(database),
             metrics=SystemCollector(
                 status=control.status,
@@ -308,6 +320,7 @@ class Daemon:
                 reconnects=links.reconnects,
                 audits=auditor.latest,
                 abandoned_handlers=lambda: abandoned(handling),
+                isolation=prover.latest,
             ),
         )
         entrance.work_with(
@@ -320,6 +333,9 @@ class Daemon:
         tree.begin(supervisor)
         every = settings.audit.every_seconds
         self._schedule("audit", lambda: auditor.audit_all(stores.directory), seconds=every)
+        every = settings.isolation.verify_every_seconds
+        by = Metadata(actor="daemon")
+        self._schedule("isolation", lambda: prover.prove(metadata=by), seconds=every)
         self._schedule("sql-sessions", sql_access.end_long_transactions, seconds=LOOK_EVERY_SQL)
         return supervisor
 
@@ -338,6 +354,7 @@ class Daemon:
         publishing: Publishing,
         dead_letters: DeadLetters,
         auditor: Auditor,
+        prover: Prover,
         idempotency: IdempotencyKeys,
         metrics: SystemCollector,
     ) -> None:
@@ -354,6 +371,7 @@ class Daemon:
             dead_letters=dead_letters,
             letters=stores.letters,
             auditor=auditor,
+            prover=prover,
             idempotency=idempotency,
             cursor_key=self._cursor_key(),
             default_workers=settings.workers,

@@ -49,6 +49,7 @@ TABLE: Final[dict[tuple[str, str], Access]] = {
     ("GET", "/events"): Access.ADMIN,
     ("GET", "/tenants/{tenant_id}/audit"): Access.ADMIN,
     ("GET", "/audit"): Access.ADMIN,
+    ("POST", "/isolation"): Access.ADMIN,
     ("GET", "/status"): Access.ADMIN,
     ("GET", "/info"): Access.ADMIN,
     ("GET", "/metrics"): Access.ADMIN,

@@ -191,7 +191,9 @@ class JournalEntry(BaseModel):
     stream: Annotated[str, Field(examples=["tenant-acme"])]
     version: Annotated[int, Field(description="Place in its stream.", examples=[2])]
     id: Annotated[str, Field(examples=["8a9c6f0e-3f5f-4c55-a36e-0d6a3f9f0f11"])]
-    tenant_id: Annotated[str, Field(examples=["acme"])]
+    tenant_id: Annotated[
+        str | None, Field(description="Null for what is about no single one.", examples=["acme"])
+    ]
     type: Annotated[str, Field(examples=["WorkersResized"])]
     schema_version: Annotated[int, Field(examples=[1])]
     data: Annotated[
@@ -335,6 +337,27 @@ class AuditPage(BaseModel):
     balanced: Annotated[bool, Field(description="All on this page adds up.")]
     data: list[TenantAudit]
     next_cursor: Cursor
+
+
+class IsolationCheck(BaseModel):
+    """One attempt: a probe in the tenant's place tried to reach what belongs to the owner."""
+
+    tenant: Annotated[str, Field(examples=["acme"])]
+    owner: Annotated[str, Field(examples=["globex"])]
+    action: Literal["write", "read", "configure"]
+    target: Annotated[str, Field(examples=["tenant_globex_stream"])]
+    allowed: Annotated[bool, Field(examples=[False])]
+    holds: Annotated[bool, Field(description="It went as it should.", examples=[True])]
+
+
+class Isolation(BaseModel):
+    """A proof that each tenant reaches its own and no other's."""
+
+    isolated: bool
+    leaks: Annotated[list[str], Field(description="What was possible and must not be.")]
+    denials: Annotated[list[str], Field(description="What was refused and must not be.")]
+    unjudged: Annotated[list[str], Field(description="Of whom there is no verdict, and why.")]
+    checks: list[IsolationCheck]
 
 
 class State(BaseModel):

@@ -20,7 +20,7 @@ from tenantry.api.paging import PooledPageReader
 from tenantry.api.partitions import Router
 from tenantry.api.port import Control
 from tenantry.api.reprocessing import Reprocessing
-from tenantry.api.routes import audit, changes, events, pages, stream, system, tenants
+from tenantry.api.routes import audit, changes, events, isolation, pages, stream, system, tenants
 from tenantry.api.routes import dead_letters as letter_routes
 from tenantry.api.routes import messages as message_routes
 from tenantry.api.routes import metrics as metrics_routes
@@ -32,6 +32,7 @@ from tenantry.api.tokens import Tokens
 from tenantry.api.vitals import Vitals
 from tenantry.audit.auditor import Auditor
 from tenantry.broker.port import DeadLetters, Publishing
+from tenantry.isolation.port import Prover
 from tenantry.journal.port import EventStore
 from tenantry.messages.dead_letters import DeadLetterIndex
 from tenantry.messages.port import MessageStore, PageReader
@@ -55,6 +56,7 @@ def create_app(
     dead_letters: DeadLetters,
     letters: DeadLetterIndex,
     auditor: Auditor,
+    prover: Prover,
     cursor_key: bytes,
     default_workers: int,
     info: Mapping[str, object] | None = None,
@@ -102,6 +104,7 @@ def create_app(
         streams=Streams(control),
         vitals=Vitals(control),
         auditor=auditor,
+        prover=prover,
         pools=pools,
     )
     app = FastAPI(
@@ -126,6 +129,7 @@ def create_app(
     letter_routes.add_routes(app, services)
     events.add_routes(app, services)
     audit.add_routes(app, services)
+    isolation.add_routes(app, services)
     pages.add_routes(app)
     access.check_routes(app.routes)
     handlers.install(app)

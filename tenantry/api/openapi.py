@@ -24,6 +24,7 @@ _TAGS: Final = {
     "dead letters": "Messages that could not be stored.",
     "events": "The journal: all that has happened.",
     "audit": "Does it add up: what was counted, held against what is there.",
+    "isolation": "Proofs that no tenant reaches another.",
     "daemon": "The daemon itself.",
 }
 

@@ -19,6 +19,7 @@ from tenantry.journal.codec import CODEC
 from tenantry.journal.port import RecordedEvent
 from tenantry.messages.dead_letters import DeadLetter
 from tenantry.messages.port import StoredMessage
+from tenantry.producer.checks import IsolationReport
 
 
 def dumps(value: object) -> bytes:
@@ -160,7 +161,7 @@ def event(recorded: RecordedEvent) -> dict[str, Any]:
         "stream": recorded.stream,
         "version": recorded.version,
         "id": recorded.id,
-        "tenant_id": recorded.event.tenant_id,
+        "tenant_id": recorded.event.tenant_id or None,
         "type": type_name,
         "schema_version": schema_version,
         "data": data,
@@ -168,6 +169,27 @@ def event(recorded: RecordedEvent) -> dict[str, Any]:
         "correlation_id": recorded.metadata.correlation_id,
         "causation_id": recorded.metadata.causation_id,
         "recorded_at": recorded.recorded_at,
+    }
+
+
+def isolation(report: IsolationReport) -> dict[str, Any]:
+    """Show a proof of isolation."""
+    return {
+        "isolated": report.holds and not report.unjudged,
+        "leaks": [str(one) for one in report.leaks],
+        "denials": [str(one) for one in report.denials],
+        "unjudged": list(report.unjudged),
+        "checks": [
+            {
+                "tenant": one.tenant_id,
+                "owner": one.owner,
+                "action": one.action,
+                "target": one.target,
+                "allowed": one.allowed,
+                "holds": one.holds,
+            }
+            for one in report.checks
+        ],
     }
 
 

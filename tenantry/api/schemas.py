@@ -71,6 +71,17 @@ Topics: TypeAlias = Annotated[
 ]
 
 
+class ProofWanted(_Input):
+    """Whose isolation is to be proven, and where."""
+
+    tenants: Annotated[
+        list[str] | None, Field(description="All, if none is named.", max_length=1000)
+    ] = None
+    broker: Annotated[bool, Field(description="Also on the broker, not only in the database.")] = (
+        True
+    )
+
+
 class TenantCreation(_Input):
     """A tenant to be made."""
 

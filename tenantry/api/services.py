@@ -22,6 +22,7 @@ from tenantry.api.tail import JournalTail
 from tenantry.api.vitals import Vitals
 from tenantry.audit.auditor import Auditor
 from tenantry.broker.port import Publishing
+from tenantry.isolation.port import Prover
 from tenantry.journal.port import EventStore, Metadata
 from tenantry.messages.dead_letters import DeadLetterIndex
 from tenantry.messages.port import MessageStore, PageReader
@@ -37,6 +38,7 @@ class Pools:
     publishes: Pool = field(default_factory=lambda: Pool(16))
     dead_letters: Pool = field(default_factory=lambda: Pool(4))
     audits: Pool = field(default_factory=lambda: Pool(2))
+    proofs: Pool = field(default_factory=lambda: Pool(1))
     urgent: Pool = field(default_factory=lambda: Pool(2))
 
 
@@ -63,6 +65,7 @@ class Services:
     streams: Streams
     vitals: Vitals
     auditor: Auditor
+    prover: Prover
     pools: Pools = field(default_factory=Pools)
 
     @property

@@ -109,6 +109,23 @@ class StandbyControl:
         raise UnavailableError("; ".join(self.reasons()))
 
 
+class StandbyProver:
+    """The prover (`Prover`) of a standby: to prove is to write."""
+
+    def __init__(self, reasons: Callable[[], tuple[str, ...]]) -> None:
+        self._reasons = reasons
+
+    def prove(
+        self,
+        tenant_ids: Sequence[str] | None = None,  # noqa: ARG002
+        *,
+        broker: bool = True,  # noqa: ARG002
+        metadata: Metadata,  # noqa: ARG002
+    ) -> NoReturn:
+        """Refuse to prove anything."""
+        raise UnavailableError("; ".join(self._reasons()))
+
+
 class StandbyBroker:
     """The broker (`Publishing`, `DeadLetters`, `Queues`) as a standby has it: out of bounds."""
 

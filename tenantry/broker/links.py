@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from tenantry.broker.port import Administration, Consuming, DeadLetters, Publishing, Queues
+from tenantry.broker.port import Administration, Consuming, DeadLetters, Probes, Publishing, Queues
 
 
 class Loop(Protocol):
@@ -26,6 +26,7 @@ class Links:
     Nothing is connected before its owner calls `prepare`, which raises `BrokerError` where the
     broker can't be used, and then runs the `loops`, each on a thread of its own, in their order.
     `reconnects` counts by connection; `close` gives up what is kept open between calls.
+    Without `probes` nobody can take a tenant's place on this broker.
     """
 
     administration: Administration
@@ -38,3 +39,4 @@ class Links:
     prepare: Callable[[], None]
     loops: Mapping[str, Loop]
     close: Callable[[], None]
+    probes: Probes | None = None

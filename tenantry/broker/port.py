@@ -255,6 +255,16 @@ class Queues(Protocol):
         """
 
 
+class Probes(Protocol):
+    """Makes users that may on the broker what a tenant's user really may, at this moment."""
+
+    def sweep(self) -> None:
+        """Remove what a daemon that died has left. Raises `BrokerError`."""
+
+    def probe(self, tenant_id: str) -> AbstractContextManager[Credentials]:
+        """Make such a user, and remove it at the end. Raises `BrokerError`."""
+
+
 class DeadLettersBusyError(BrokerError):
     """Somebody is walking along the tenant's dead letters already."""
 

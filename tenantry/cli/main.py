@@ -22,8 +22,9 @@ from tenantry.cli.failures import (
     INTERRUPTED,
     CommandError,
 )
+from tenantry.cli.isolation import verify_isolation
 from tenantry.cli.options import config_option
-from tenantry.cli.producing import produce, verify_isolation
+from tenantry.cli.producing import produce
 from tenantry.cli.reading import events, messages
 from tenantry.cli.service import migrate, run
 from tenantry.cli.system import drain, status, stop

@@ -1,23 +1,21 @@
-"""Commands that publish as tenants: the multi-tenant producer and the proof of isolation."""
+"""The command that publishes as many tenants at once."""
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from tenantry.cli import output
-from tenantry.cli.client import ControlClient, tenant_path
+from tenantry.cli.client import ControlClient
 from tenantry.cli.failures import FAILED, CommandError
-from tenantry.cli.options import example, json_option, tenant_argument, with_client
+from tenantry.cli.options import example, json_option, with_client
 
 if TYPE_CHECKING:
-    from tenantry.producer import IsolationReport, ProduceResult, TenantAccess, TenantNames
+    from tenantry.producer import ProduceResult
 
 _UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0}
 MAX_INTERVAL: Final = 3600.0
@@ -44,7 +42,7 @@ def _address(_context: click.Context, _parameter: click.Parameter, value: str | 
     return value
 
 
-_address_option = click.option(
+address_option = click.option(
     "--amqp-address",
     callback=_address,
     metavar="HOST:PORT",
@@ -74,7 +72,7 @@ _address_option = click.option(
               show_default=True, help="Messages per batch.")  # fmt: skip
 @click.option("--interval", callback=_seconds, metavar="TIME", default="1ms", show_default=True,
               help="The pause between a producer's batches.")  # fmt: skip
-@_address_option
+@address_option
 def produce(
     client: ControlClient,
     *,
@@ -98,7 +96,7 @@ def produce(
     from tenantry.producer import ProducerError, ProducerOptions
     from tenantry.producer import produce as run
 
-    _log_quietly()
+    log_quietly()
     options = ProducerOptions(
         tenants=tenants,
         producers=producers,
@@ -159,130 +157,7 @@ def result_document(result: ProduceResult) -> dict[str, Any]:
     }
 
 
-@click.command(
-    "verify-isolation",
-    epilog=example("tenantry verify-isolation acme globex --credentials credentials.json"),
-)
-@with_client
-@json_option
-@tenant_argument(many=True)
-@click.option(
-    "--credentials",
-    "credentials_file",
-    type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    help='A JSON file {"ID": {"username", "password", "amqp_url" or "postgres_url"}} to use, so '
-    "that no password is changed.",
-)
-@_address_option
-def verify_isolation(
-    client: ControlClient,
-    *,
-    as_json: bool,
-    tenant_ids: tuple[str, ...],
-    credentials_file: Path | None,
-    amqp_address: str | None,
-) -> None:
-    """Prove that tenants can't reach one another.
-
-    Each tenant (all, if none is named) connects with its own credentials and tries to write and
-    to read what is its own and what is every other tenant's. No message is left behind or taken.
-    Exits with 1 on any leak.
-
-    THE PASSWORDS OF THESE TENANTS ARE ROTATED to get at their credentials, so their producers need
-    the new ones afterwards. With --credentials no password is changed.
-    """
-    from tenantry.producer import ProducerError
-    from tenantry.producer import verify_isolation as verify
-    from tenantry.producer.access import every_tenant
-
-    _log_quietly()
-    given = None if credentials_file is None else read_credentials(credentials_file)
-    try:
-        everybody = every_tenant(client)
-        accesses = _accesses(client, everybody, tenant_ids, given)
-        say = output.notice if as_json else click.echo
-        with output.working("examining"):
-            report = verify(accesses, everybody, say=say, amqp_address=amqp_address)
-    except ProducerError as error:
-        raise CommandError(str(error)) from error
-    if as_json:
-        output.print_json(_report_document(report))
-    if not report.holds:
-        raise click.exceptions.Exit(FAILED)
-
-
-def _accesses(
-    client: ControlClient,
-    everybody: list[TenantNames],
-    tenant_ids: tuple[str, ...],
-    given: Mapping[str, Mapping[str, str]] | None,
-) -> list[TenantAccess]:
-    from tenantry.producer import TenantAccess
-    from tenantry.producer.access import credentials_of, rotate
-
-    known = {one.tenant_id: one for one in everybody}
-    for tenant_id in tenant_ids:
-        if tenant_id not in known:
-            client.call("GET", tenant_path(tenant_id))  # says so, if there is none
-            raise CommandError(f"tenant {tenant_id} has no objects on the broker now")
-        if given is not None and tenant_id not in given:
-            raise CommandError(f"the credentials file has no entry for tenant {tenant_id}")
-    wanted = list(dict.fromkeys(tenant_ids)) or [
-        tenant_id for tenant_id in known if given is None or tenant_id in given
-    ]
-    if not wanted:
-        raise CommandError("there is no tenant to examine")
-    return [
-        TenantAccess(
-            names=known[tenant_id],
-            credentials=rotate(client, tenant_id)
-            if given is None
-            else credentials_of(given[tenant_id]),
-        )
-        for tenant_id in wanted
-    ]
-
-
-def read_credentials(file: Path) -> dict[str, dict[str, str]]:
-    """Read a file of credentials. Raises `click.UsageError`, which does not repeat its content."""
-    wanted = ("username", "password")
-    urls = ("amqp_url", "postgres_url")
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        found = None
-    if not isinstance(found, dict) or not all(
-        isinstance(one, dict)
-        and all(isinstance(one.get(key), str) for key in wanted)
-        and any(isinstance(one.get(key), str) for key in urls)
-        for one in found.values()
-    ):
-        raise click.UsageError(
-            f'{file} is no credentials file: {{"ID": {{"username", "password", "amqp_url"}}}}'
-        )
-    return found
-
-
-def _report_document(report: IsolationReport) -> dict[str, Any]:
-    return {
-        "isolated": report.holds,
-        "leaks": [str(one) for one in report.leaks],
-        "denials": [str(one) for one in report.denials],
-        "checks": [
-            {
-                "tenant": one.tenant_id,
-                "owner": one.owner,
-                "action": one.action,
-                "target": one.target,
-                "allowed": one.allowed,
-                "holds": one.holds,
-            }
-            for one in report.checks
-        ],
-    }
-
-
-def _log_quietly() -> None:
+def log_quietly() -> None:
     """Keep libraries from talking between the lines; what matters is said in them."""
     from tenantry.telemetry.logging import configure
 

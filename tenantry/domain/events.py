@@ -181,4 +181,34 @@ class DeadLettersDiscarded:
 DeadLetterEvent: TypeAlias = MessageDeadLettered | DeadLettersReplayed | DeadLettersDiscarded
 """The events of a tenant's dead letters, in the stream `dead_letters-ID`."""
 
-Event: TypeAlias = TenantEvent | DeadLetterEvent
+
+class _OfNoTenant:
+    __slots__ = ()
+
+    @property
+    def tenant_id(self) -> str:
+        """Empty: it is about all of them."""
+        return ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IsolationVerified(_OfNoTenant):
+    """So many tenants were proven to reach their own objects and no other's."""
+
+    tenants: int
+    checks: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IsolationViolated(_OfNoTenant):
+    """The proof failed; `failures` says what was possible that must not be, or the reverse."""
+
+    tenants: int
+    checks: int
+    failures: tuple[str, ...]
+
+
+SystemEvent: TypeAlias = IsolationVerified | IsolationViolated
+"""Events of no single tenant, in streams named after what they are about."""
+
+Event: TypeAlias = TenantEvent | DeadLetterEvent | SystemEvent

@@ -13,6 +13,9 @@ DEFAULT_TOPIC: Final = "default"
 
 DEAD_LETTER_EXCHANGE: Final = "dlx_exchange"
 
+ISOLATION_STREAM: Final = "isolation"
+"""The journal's stream of the daemon's own proofs of isolation."""
+
 
 def is_tenant_id(value: str) -> bool:
     """Tell whether `value` may name a tenant: 1 to 40 of a-z, 0-9 and inner hyphens."""

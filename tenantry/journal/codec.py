@@ -15,7 +15,7 @@ from functools import cache
 from types import MappingProxyType, NoneType, UnionType
 from typing import Any, Final, TypeAlias, get_args, get_origin, get_type_hints
 
-from tenantry.domain.events import DeadLetterEvent, Event, TenantEvent
+from tenantry.domain.events import DeadLetterEvent, Event, SystemEvent, TenantEvent
 from tenantry.domain.tenant import Lifecycle, TenantState
 from tenantry.journal.port import JournalError, Metadata, UnknownEventError
 
@@ -24,7 +24,10 @@ Upcaster: TypeAlias = Callable[[Data], Data]
 """Lifts an event's data from one schema version to the next; must not change its argument."""
 
 EVENT_TYPES: Final[Mapping[str, type[Event]]] = MappingProxyType(
-    {one.__name__: one for one in (*get_args(TenantEvent), *get_args(DeadLetterEvent))}
+    {
+        one.__name__: one
+        for one in (*get_args(TenantEvent), *get_args(DeadLetterEvent), *get_args(SystemEvent))
+    }
 )
 """The events by the name the journal knows them by."""
 

@@ -76,6 +76,7 @@ ENVIRONMENT: Final[Mapping[str, tuple[str, Callable[[str], object]]]] = {
     "supervision.hang_seconds": ("TENANTRY_SUPERVISION_HANG_SECONDS", _number),
     "reconcile.every_seconds": ("TENANTRY_RECONCILE_EVERY_SECONDS", _number),
     "audit.every_seconds": ("TENANTRY_AUDIT_EVERY_SECONDS", _number),
+    "isolation.verify_every_seconds": ("TENANTRY_ISOLATION_VERIFY_EVERY_SECONDS", _number),
     "log.level": ("TENANTRY_LOG_LEVEL", str),
     "log.format": ("TENANTRY_LOG_FORMAT", str),
 }

@@ -219,6 +219,12 @@ class Audit(_Section):
     every_seconds: Interval = 3600.0
 
 
+class Isolation(_Section):
+    """How often the daemon proves the tenants' isolation by itself, in seconds; 0 is never."""
+
+    verify_every_seconds: Interval = 0.0
+
+
 class Log(_Section):
     """How much is logged, and how; `auto` is coloured on a terminal and JSON elsewhere."""
 
@@ -246,6 +252,7 @@ class Settings(_Section):
     supervision: Supervision = Supervision()
     reconcile: Reconcile = Reconcile()
     audit: Audit = Audit()
+    isolation: Isolation = Isolation()
     log: Log = Log()
 
     @model_validator(mode="after")

@@ -18,6 +18,7 @@ from prometheus_client.registry import Collector
 from tenantry.api.port import ActorStatus, Role, SystemState, SystemStatus, TenantRuntime
 from tenantry.audit.auditor import Latest
 from tenantry.domain.tenant import Lifecycle
+from tenantry.isolation.port import LatestProof
 from tenantry.telemetry.metrics import LATENCY_MS, Reading, Recorder
 
 PARKED: Final = "parked"
@@ -51,12 +52,14 @@ class SystemCollector(Collector):
         reconnects: Mapping[str, Callable[[], int]],
         audits: Callable[[], Mapping[str, Latest]] = dict,
         abandoned_handlers: Callable[[], int] = int,
+        isolation: Callable[[], LatestProof | None] = lambda: None,
     ) -> None:
         self._status = status
         self._recorder = recorder
         self._reconnects = dict(reconnects)
         self._audits = audits
         self._abandoned_handlers = abandoned_handlers
+        self._isolation = isolation
 
     def collect(self) -> Iterator[Metric]:
         """Give every metric as of now."""
@@ -69,6 +72,7 @@ class SystemCollector(Collector):
         yield _mailboxes(status.tree, frozenset(ids))
         yield self._latencies(ids)
         yield from _audits(self._audits(), ids)
+        yield from _isolation(self._isolation())
         yield self._failed_attempts(ids)
         yield GaugeMetricFamily(
             "tenantry_handler_threads_abandoned",
@@ -150,6 +154,26 @@ class SystemCollector(Collector):
         for connection, count_of in self._reconnects.items():
             reconnects.add_metric([connection], count_of())
         yield reconnects
+
+
+def _isolation(latest: LatestProof | None) -> Iterator[Metric]:
+    if latest is None:
+        return
+    yield GaugeMetricFamily(
+        "tenantry_isolation_failures",
+        "What the latest proof of isolation found possible that must not be, or the reverse",
+        value=latest.failures,
+    )
+    yield GaugeMetricFamily(
+        "tenantry_isolation_unjudged",
+        "Tenants of whom the latest proof of isolation gave no verdict",
+        value=latest.unjudged,
+    )
+    yield GaugeMetricFamily(
+        "tenantry_isolation_timestamp_seconds",
+        "When the isolation of all tenants was last proven",
+        value=latest.at,
+    )
 
 
 def _audits(latest: Mapping[str, Latest], tenant_ids: Iterable[str]) -> Iterator[Metric]:

@@ -47,6 +47,7 @@ from tenantry.journal.port import Metadata
 from tenantry.messages.dead_letters_memory import InMemoryDeadLetterIndex
 from tenantry.messages.port import Incoming, Order, StoredMessage
 from tenantry.messages.sql_access import SqlCredentials
+from tenantry.producer.checks import IsolationReport
 from tenantry.projections.memory import InMemoryTenantDirectory, InMemoryTenantProjection
 
 CURSOR_KEY = b"a key for cursors in tests"
@@ -305,6 +306,20 @@ def empty_account(tenant_id: str, **figures: int) -> Account:
     return Account(tenant_id=tenant_id, **(dict.fromkeys(names, 0) | figures))
 
 
+class FakeProver:
+    """Gives the report a test has put in, and remembers what it was asked."""
+
+    def __init__(self) -> None:
+        self.report = IsolationReport(checks=())
+        self.asked: list[tuple[list[str] | None, bool]] = []
+
+    def prove(
+        self, tenant_ids: Sequence[str] | None = None, *, broker: bool = True, metadata: Metadata
+    ) -> IsolationReport:
+        self.asked.append((None if tenant_ids is None else list(tenant_ids), broker))
+        return self.report
+
+
 class World:
     """Everything the API stands on, in memory, and the application over it."""
 
@@ -319,6 +334,7 @@ class World:
         self.letters = InMemoryDeadLetterIndex()
         self.accounts = FakeAccounts(self.directory)
         self.queues = FakeQueues()
+        self.prover = FakeProver()
         self.options = options
 
     def app(self) -> FastAPI:
@@ -330,6 +346,7 @@ class World:
             "publishing": self.publishing,
             "dead_letters": self.dead_letters,
             "letters": self.letters,
+            "prover": self.prover,
             "auditor": Auditor(
                 self.accounts, self.queues, lambda _tenant_id: 0, still=0.0, pause=0.0
             ),

@@ -200,7 +200,9 @@ def modest() -> Iterator[Callable[[str], Database]]:
     name = f"modest_{secrets.token_hex(4)}"
     opened: list[Database] = []
     with psycopg.connect(admin_url(), autocommit=True) as admin:
-        admin.execute(sql.SQL("CREATE ROLE {} LOGIN").format(sql.Identifier(name)))
+        admin.execute(
+            sql.SQL("CREATE ROLE {} LOGIN PASSWORD 'modest'").format(sql.Identifier(name))
+        )
         with database(admin_url(), migrated=False) as url:
 
             def make(attributes: str) -> Database:
@@ -216,7 +218,7 @@ def modest() -> Iterator[Callable[[str], Database]]:
                             sql.Identifier(connection.info.dbname), sql.Identifier(name)
                         )
                     )
-                made = Database(url.replace("postgres@", f"{name}@"))
+                made = Database(url.replace("postgres@", f"{name}:modest@"))
                 made.open()
                 migrate(made)
                 fill(made)

@@ -24,7 +24,7 @@ from tenantry.domain.commands import (
     RevokeSqlAccess,
     RotateCredentials,
 )
-from tenantry.domain.events import DeadLetterEvent, Event, TenantEvent
+from tenantry.domain.events import DeadLetterEvent, Event, SystemEvent, TenantEvent
 
 TENANT = "acme"
 
@@ -93,7 +93,11 @@ def _any_of(kind: type[Any]) -> st.SearchStrategy[Any]:
     return st.builds(kind, **{one.name: _values(hints[one.name]) for one in fields(kind)})
 
 
-EVENT_KINDS: tuple[type[Any], ...] = (*get_args(TenantEvent), *get_args(DeadLetterEvent))
+EVENT_KINDS: tuple[type[Any], ...] = (
+    *get_args(TenantEvent),
+    *get_args(DeadLetterEvent),
+    *get_args(SystemEvent),
+)
 
 events: st.SearchStrategy[Event] = st.one_of(*map(_any_of, EVENT_KINDS))
 """Every kind of event, with any values of its fields' types."""

@@ -92,6 +92,16 @@ class RabbitAdministration:
         """Give up what is kept open between calls."""
         self._management.close()
 
+    @property
+    def management(self) -> ManagementClient:
+        """The client of the management API."""
+        return self._management
+
+    @property
+    def virtual_host(self) -> str:
+        """The virtual host the tenants are in."""
+        return self._parameters.virtual_host
+
     def ensure_topology(self, topology: TenantTopology) -> None:
         """Make the tenant's stream, queues, bindings and dead-letter queue, where missing.
 

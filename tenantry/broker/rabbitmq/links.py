@@ -7,6 +7,7 @@ from tenantry.broker.rabbitmq.administration import RabbitAdministration
 from tenantry.broker.rabbitmq.consuming import RabbitConsuming
 from tenantry.broker.rabbitmq.dead_letters import RabbitDeadLetters
 from tenantry.broker.rabbitmq.permit import Permit
+from tenantry.broker.rabbitmq.probes import RabbitProbes
 from tenantry.broker.rabbitmq.publishing import RabbitPublishing
 from tenantry.settings import Settings, SettingsError
 
@@ -44,4 +45,5 @@ def rabbitmq_links(settings: Settings, permit: Permit) -> Links:
         prepare=prepare,
         loops={"broker-publishing": publishing, "broker-consuming": consuming},
         close=administration.close,
+        probes=RabbitProbes(administration),
     )

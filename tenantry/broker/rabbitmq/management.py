@@ -76,9 +76,13 @@ class ManagementClient:
         """Give up the connections to the broker."""
         self._client.close()
 
-    def put_user(self, name: str, password_hash: str) -> None:
-        """Make a user without tags, or give one a new password, known here by its hash only."""
-        body = {"password_hash": password_hash, "hashing_algorithm": _HASHING, "tags": ""}
+    def put_user(self, name: str, password_hash: str, *, tags: Sequence[str] = ()) -> None:
+        """Make a user, without tags by default, or give one a password, known by its hash only."""
+        body = {
+            "password_hash": password_hash,
+            "hashing_algorithm": _HASHING,
+            "tags": ",".join(tags),
+        }
         self._call("PUT", f"users/{_quoted(name)}", body=body)
 
     def delete_user(self, name: str) -> None:

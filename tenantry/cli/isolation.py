@@ -1,0 +1,199 @@
+"""The command that proves the tenants' isolation."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from tenantry.cli import output
+from tenantry.cli.client import ControlClient, tenant_path
+from tenantry.cli.failures import FAILED, CommandError
+from tenantry.cli.options import example, json_option, tenant_argument, with_client
+from tenantry.cli.producing import address_option, log_quietly
+
+if TYPE_CHECKING:
+    from tenantry.producer import IsolationReport, TenantAccess, TenantNames
+
+AT_ONCE: Final = 10
+"""Tenants the daemon is asked about in one call."""
+
+TIMEOUT: Final = 100.0
+
+
+@click.command(
+    "verify-isolation",
+    epilog=example("tenantry verify-isolation acme globex --credentials credentials.json"),
+)
+@with_client
+@json_option
+@tenant_argument(many=True)
+@click.option(
+    "--credentials",
+    "credentials_file",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help='A JSON file {"ID": {"username", "password", "amqp_url" or "postgres_url"}} to use, so '
+    "that no password is changed.",
+)
+@click.option(
+    "--probe",
+    is_flag=True,
+    help="Let the daemon try it with users of its own, of the same rights: no password is changed.",
+)
+@address_option
+def verify_isolation(
+    client: ControlClient,
+    *,
+    as_json: bool,
+    tenant_ids: tuple[str, ...],
+    credentials_file: Path | None,
+    probe: bool,
+    amqp_address: str | None,
+) -> None:
+    """Prove that tenants can't reach one another.
+
+    Each tenant (all, if none is named) connects with its own credentials and tries to write and
+    to read what is its own and what is every other tenant's. No message is left behind or taken.
+    In the database a role is made for a while that reads with SQL as the tenant's may. Exits with 1
+    on any leak, and where there is no verdict.
+
+    THE PASSWORDS OF THESE TENANTS ARE ROTATED to get at their credentials, so their producers need
+    the new ones afterwards. With --credentials or --probe no password is changed.
+    """
+    from tenantry.producer import ProducerError
+    from tenantry.producer import verify_isolation as verify
+    from tenantry.producer.access import every_tenant
+
+    log_quietly()
+    if probe:
+        if credentials_file is not None or amqp_address is not None:
+            raise click.UsageError("--probe needs no credentials, and connects from the daemon")
+        _finish(_daemons_proof(client, tenant_ids, broker=True), as_json=as_json)
+        return
+    given = None if credentials_file is None else read_credentials(credentials_file)
+    try:
+        everybody = every_tenant(client)
+        accesses = _accesses(client, everybody, tenant_ids, given)
+        say = output.notice if as_json else click.echo
+        with output.working("examining"):
+            report = verify(accesses, everybody, say=say, amqp_address=amqp_address)
+    except ProducerError as error:
+        raise CommandError(str(error)) from error
+    rows = _daemons_proof(client, tuple(one.names.tenant_id for one in accesses), broker=False)
+    found = _report_document(report)
+    for name in ("leaks", "denials", "unjudged", "checks"):
+        found[name] += rows[name]
+    found["isolated"] = found["isolated"] and rows["isolated"]
+    _finish(found, as_json=as_json, told=len(report.leaks), denied=len(report.denials))
+
+
+def _daemons_proof(
+    client: ControlClient, tenant_ids: Sequence[str], *, broker: bool
+) -> dict[str, Any]:
+    """Have the daemon prove it, for so many tenants at a time that each call ends in time."""
+    found: dict[str, Any] = {
+        "isolated": True, "leaks": [], "denials": [], "unjudged": [], "checks": []
+    }  # fmt: skip
+    wanted = list(tenant_ids) or [one["id"] for one in client.pages("/tenants")]
+    for start in range(0, len(wanted), AT_ONCE):
+        body = {"tenants": wanted[start : start + AT_ONCE], "broker": broker}
+        with output.working("examining"):
+            part = client.call("POST", "/isolation", body, timeout=TIMEOUT)
+        found["isolated"] = found["isolated"] and part["isolated"]
+        for name in ("leaks", "denials", "unjudged", "checks"):
+            found[name] += part[name]
+    return found
+
+
+def _finish(found: Mapping[str, Any], *, as_json: bool, told: int = 0, denied: int = 0) -> None:
+    """Print what has not been told yet, and exit."""
+    if as_json:
+        output.print_json(found)
+    else:
+        for kind, lines in (
+            ("LEAK", found["leaks"][told:]),
+            ("NO ACCESS", found["denials"][denied:]),
+            ("NO VERDICT", found["unjudged"]),
+        ):
+            for line in lines:
+                click.echo(output.clean(f"{kind}: {line}"))
+        if found["isolated"]:
+            tenants = len({one["tenant"] for one in found["checks"]})
+            click.echo(f"Isolated: {tenants} tenant(s), {len(found['checks'])} attempts")
+    if not found["isolated"]:
+        raise click.exceptions.Exit(FAILED)
+
+
+def _accesses(
+    client: ControlClient,
+    everybody: list[TenantNames],
+    tenant_ids: tuple[str, ...],
+    given: Mapping[str, Mapping[str, str]] | None,
+) -> list[TenantAccess]:
+    from tenantry.producer import TenantAccess
+    from tenantry.producer.access import credentials_of, rotate
+
+    known = {one.tenant_id: one for one in everybody}
+    for tenant_id in tenant_ids:
+        if tenant_id not in known:
+            client.call("GET", tenant_path(tenant_id))  # says so, if there is none
+            raise CommandError(f"tenant {tenant_id} has no objects on the broker now")
+        if given is not None and tenant_id not in given:
+            raise CommandError(f"the credentials file has no entry for tenant {tenant_id}")
+    wanted = list(dict.fromkeys(tenant_ids)) or [
+        tenant_id for tenant_id in known if given is None or tenant_id in given
+    ]
+    if not wanted:
+        raise CommandError("there is no tenant to examine")
+    return [
+        TenantAccess(
+            names=known[tenant_id],
+            credentials=rotate(client, tenant_id)
+            if given is None
+            else credentials_of(given[tenant_id]),
+        )
+        for tenant_id in wanted
+    ]
+
+
+def read_credentials(file: Path) -> dict[str, dict[str, str]]:
+    """Read a file of credentials. Raises `click.UsageError`, which does not repeat its content."""
+    wanted = ("username", "password")
+    urls = ("amqp_url", "postgres_url")
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        found = None
+    if not isinstance(found, dict) or not all(
+        isinstance(one, dict)
+        and all(isinstance(one.get(key), str) for key in wanted)
+        and any(isinstance(one.get(key), str) for key in urls)
+        for one in found.values()
+    ):
+        raise click.UsageError(
+            f'{file} is no credentials file: {{"ID": {{"username", "password", "amqp_url"}}}}'
+        )
+    return found
+
+
+def _report_document(report: IsolationReport) -> dict[str, Any]:
+    return {
+        "isolated": report.holds,
+        "leaks": [str(one) for one in report.leaks],
+        "denials": [str(one) for one in report.denials],
+        "unjudged": list(report.unjudged),
+        "checks": [
+            {
+                "tenant": one.tenant_id,
+                "owner": one.owner,
+                "action": one.action,
+                "target": one.target,
+                "allowed": one.allowed,
+                "holds": one.holds,
+            }
+            for one in report.checks
+        ],
+    }

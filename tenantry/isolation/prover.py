@@ -1,0 +1,183 @@
+"""The prover: puts a probe in each tenant's place, lets it try everything, journals the outcome."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Final
+
+import structlog
+
+from tenantry.broker.port import BrokerError, Probes
+from tenantry.domain import names
+from tenantry.domain.events import IsolationVerified, IsolationViolated, SystemEvent
+from tenantry.domain.tenant import Lifecycle
+from tenantry.isolation.port import DatabaseProbes, LatestProof
+from tenantry.journal.port import ANY, EventStore, Metadata
+from tenantry.messages.port import MessageStoreError
+from tenantry.producer.access import ProducerError, TenantAccess, TenantNames
+from tenantry.producer.checks import Check, IsolationReport
+from tenantry.producer.isolation import verify_isolation
+from tenantry.producer.isolation_rows import examine
+from tenantry.producer.link import LinkError
+from tenantry.producer.sql_link import SqlLink
+from tenantry.projections.port import TenantDirectory
+
+log = structlog.get_logger(__name__)
+
+NEIGHBOURS: Final = 20
+"""Others that each tenant is tried on, where there are more: their rights follow one pattern."""
+
+MOST_FAILURES: Final = 100
+"""Failures that are written down in one event."""
+
+PAGE: Final = 500
+
+
+class IsolationProver:
+    """Proves isolation (`Prover`). One proof at a time; callable from any thread.
+
+    Without `broker` only the database's side is proven.
+    """
+
+    def __init__(
+        self,
+        *,
+        directory: TenantDirectory,
+        journal: EventStore,
+        broker: Probes | None,
+        database: DatabaseProbes,
+    ) -> None:
+        self._directory = directory
+        self._journal = journal
+        self._broker = broker
+        self._database = database
+        self._alone = threading.Lock()
+        self._latest: LatestProof | None = None
+
+    def latest(self) -> LatestProof | None:
+        """Give the outcome of the latest proof of all tenants."""
+        return self._latest
+
+    def prove(
+        self, tenant_ids: Sequence[str] | None = None, *, broker: bool = True, metadata: Metadata
+    ) -> IsolationReport:
+        """See `Prover.prove`."""
+        with self._alone:
+            everybody = list(self._existing())
+            wanted = None if tenant_ids is None else set(tenant_ids)
+            chosen = [one for one in everybody if wanted is None or one.tenant_id in wanted]
+            report = self._examine(chosen, everybody, broker=broker)
+            self._record(report, len(chosen), metadata)
+            if wanted is None and broker:
+                self._latest = LatestProof(
+                    failures=len(report.leaks) + len(report.denials),
+                    unjudged=len(report.unjudged),
+                    at=time.time(),
+                )
+            return report
+
+    def _existing(self) -> Iterator[TenantNames]:
+        after: str | None = None
+        while page := self._directory.page(after=after, limit=PAGE):
+            for state in page:
+                if state.lifecycle in (Lifecycle.ACTIVE, Lifecycle.PAUSED):
+                    yield TenantNames(
+                        tenant_id=state.tenant_id, topics=state.topics, partitions=state.partitions
+                    )
+            after = page[-1].tenant_id
+
+    def _examine(
+        self, chosen: Iterable[TenantNames], everybody: Sequence[TenantNames], *, broker: bool
+    ) -> IsolationReport:
+        checks: list[Check] = []
+        unjudged: list[str] = []
+        probes = self._broker if broker else None
+        with_sql = self._prepare(probes)
+        for mine in chosen:
+            others = neighbours(mine, everybody)
+            try:
+                if probes is not None:
+                    checks += self._on_broker(probes, mine, others)
+                if with_sql:
+                    checks += self._in_database(mine, others)
+            except (BrokerError, MessageStoreError, ProducerError, LinkError) as error:
+                unjudged.append(f"tenant {mine.tenant_id}: {error}")
+        return IsolationReport(checks=tuple(checks), unjudged=tuple(unjudged))
+
+    def _prepare(self, probes: Probes | None) -> bool:
+        """Remove what an earlier proof has left; tell whether the database may have roles."""
+        try:
+            if probes is not None:
+                probes.sweep()
+            if self._database.available():
+                self._database.sweep()
+                return True
+        except (BrokerError, MessageStoreError) as error:
+            # Who can't be judged then is told one by one.
+            log.warning("isolation.probes_left", error=str(error))
+            return True
+        return False
+
+    @staticmethod
+    def _on_broker(
+        probes: Probes, mine: TenantNames, others: Sequence[TenantNames]
+    ) -> tuple[Check, ...]:
+        with probes.probe(mine.tenant_id) as credentials:
+            access = TenantAccess(names=mine, credentials=credentials)
+            return verify_isolation([access], [mine, *others], say=lambda _line: None).checks
+
+    def _in_database(self, mine: TenantNames, others: Sequence[TenantNames]) -> Iterator[Check]:
+        for excess in self._database.excess(mine.tenant_id):
+            yield Check(
+                tenant_id=mine.tenant_id,
+                owner=mine.tenant_id,
+                action="configure",
+                target=f"database role ({excess})",
+                allowed=True,
+                forbidden=True,
+            )
+        with self._database.probe(mine.tenant_id) as credentials:
+            link = SqlLink(credentials.url, name=f"isolation of {mine.tenant_id}")
+            link.open()
+            try:
+                yield from examine(link, mine, others)
+            finally:
+                link.close()
+
+    def _record(self, report: IsolationReport, tenants: int, metadata: Metadata) -> None:
+        failures = [str(one) for one in (*report.leaks, *report.denials)]
+        for failure in failures:
+            log.error("isolation.violated", failure=failure)
+        for reason in report.unjudged:
+            log.warning("isolation.not_judged", reason=reason)
+        judged = tenants - len(report.unjudged)
+        event: SystemEvent
+        if failures:
+            event = IsolationViolated(
+                tenants=judged, checks=len(report.checks), failures=tuple(failures[:MOST_FAILURES])
+            )
+        elif judged:
+            event = IsolationVerified(tenants=judged, checks=len(report.checks))
+            log.info("isolation.verified", tenants=judged, checks=len(report.checks))
+        else:
+            return
+        self._journal.append(names.ISOLATION_STREAM, [event], expected=ANY, metadata=metadata)
+
+
+def neighbours(mine: TenantNames, everybody: Sequence[TenantNames]) -> list[TenantNames]:
+    """Choose whom a tenant is tried on: all, or those whose ids begin alike and some others."""
+    others = [one for one in everybody if one.tenant_id != mine.tenant_id]
+    if len(others) <= NEIGHBOURS:
+        return others
+    # A pattern without an end, or without a beginning, lets just these through.
+    alike = [
+        one
+        for one in others
+        if one.tenant_id.startswith(mine.tenant_id) or mine.tenant_id.startswith(one.tenant_id)
+    ]
+    alike = alike[: NEIGHBOURS // 2]
+    rest = [one for one in others if one not in alike]
+    return alike + random.sample(rest, NEIGHBOURS - len(alike))
