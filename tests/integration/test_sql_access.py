@@ -189,7 +189,7 @@ def test_revoking_ends_the_sessions_and_drops_the_role(access: PostgresSqlAccess
         assert access.revoke("a")
         with pytest.raises(psycopg.OperationalError):
             connection.execute("SELECT 1")
-    with pytest.raises(psycopg.OperationalError, match="does not exist|authentication failed"):
+    with pytest.raises(psycopg.OperationalError, match=r"does not exist|authentication failed"):
         psycopg.connect(url)
     assert not access.revoke("a")
 
