@@ -11,9 +11,9 @@ import contextvars
 import inspect
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 from time import monotonic
 from typing import Final, NamedTuple
@@ -43,13 +43,16 @@ class Call(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Ran:
-    """How far a series of calls has come: `count` went well; the next failed with `error`, if any.
+    """How far a series of calls has come: `count` are over; the next failed with `error`, if any.
 
-    With neither an error nor all calls made, the time was up.
+    `harmless` has those of the `count` that failed before they touched the database, by their
+    place: nothing is to be undone for them. With neither an error nor all calls made, the time was
+    up.
     """
 
     count: int
     error: BaseException | None = None
+    harmless: Mapping[int, BaseException] = field(default_factory=dict)
 
 
 class HandlerHangsError(Exception):
@@ -71,6 +74,7 @@ class _Job:
         self._context = contextvars.copy_context()
         self._lock = threading.Lock()
         self._count = 0
+        self._harmless: dict[int, BaseException] = {}
         self._since = monotonic()
         self._error: BaseException | None = None
         self._abandoned = False
@@ -95,8 +99,10 @@ class _Job:
                 if self._abandoned:
                     return
                 if error is not None:
-                    self._error = error
-                    return
+                    if self._cursor.touched:
+                        self._error = error
+                        return
+                    self._harmless[self._count] = error
                 self._count += 1
 
     def _go_on(self) -> bool:
@@ -106,6 +112,7 @@ class _Job:
             return not self._abandoned and (now < self._until or not self._count)
 
     def _call(self, handler: Handler, message: Message) -> BaseException | None:
+        self._cursor.touched = False
         try:
             result = handler(message, self._cursor)
         except BaseException as error:  # noqa: BLE001 - an exit, too, is the message's failure
@@ -123,7 +130,7 @@ class _Job:
                 if monotonic() - self._since >= timeout and not self._done.is_set():
                     self._abandoned = True
                     raise HandlerHangsError(self._count, timeout, self._where())
-        return Ran(self._count, self._error)
+        return Ran(self._count, self._error, self._harmless)
 
     def _where(self) -> str:
         """Say where in the handler's code its thread is."""

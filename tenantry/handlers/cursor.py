@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
 import psycopg
@@ -27,19 +27,42 @@ class HandlerCursor(psycopg.Cursor[TupleRow]):
     """A cursor that can't be closed, and refuses to begin or end a transaction.
 
     Savepoints are a handler's to use. What finds a way round this all the same (a COMMIT behind
-    another statement, say) is noticed by `misuse`.
+    another statement, say) is noticed by `misuse`. `touched` tells whether anything can have come
+    of it: a statement, or a look at the connection.
     """
+
+    touched = False
+
+    @property
+    def connection(self) -> psycopg.Connection[Any]:
+        """See `psycopg.Cursor.connection`."""
+        self.touched = True
+        return self._conn
 
     def execute(self, query: Any, *arguments: Any, **keywords: Any) -> HandlerCursor:
         """See `psycopg.Cursor.execute`."""
-        _refuse_to_end(query)
+        self._begin(query)
         super().execute(query, *arguments, **keywords)
         return self
 
     def executemany(self, query: Any, params_seq: Iterable[Any], **keywords: Any) -> None:
         """See `psycopg.Cursor.executemany`."""
-        _refuse_to_end(query)
+        self._begin(query)
         super().executemany(query, params_seq, **keywords)
+
+    def stream(self, query: Any, *arguments: Any, **keywords: Any) -> Iterator[Any]:
+        """See `psycopg.Cursor.stream`."""
+        self._begin(query)
+        return super().stream(query, *arguments, **keywords)
+
+    def copy(self, statement: Any, *arguments: Any, **keywords: Any) -> Any:
+        """See `psycopg.Cursor.copy`."""
+        self._begin(statement)
+        return super().copy(statement, *arguments, **keywords)
+
+    def _begin(self, query: object) -> None:
+        _refuse_to_end(query)
+        self.touched = True
 
     def close(self) -> None:
         """Refuse: the cursor is lent."""
@@ -47,9 +70,12 @@ class HandlerCursor(psycopg.Cursor[TupleRow]):
 
     def misuse(self) -> str | None:
         """Say what a handler has done to the transaction that keeps it from being committed."""
-        if self.connection.closed:
-            return None if self.connection.broken else "the handler closed the connection"
-        match self.connection.pgconn.transaction_status:
+        if not self.touched:
+            return None
+        connection = self._conn
+        if connection.closed:
+            return None if connection.broken else "the handler closed the connection"
+        match connection.pgconn.transaction_status:
             case TransactionStatus.INTRANS:
                 return None
             case TransactionStatus.INERROR:

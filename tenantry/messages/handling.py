@@ -416,7 +416,12 @@ class HandlingStore:
                 if over:
                     self._attempts.forget(connection, tenant_id, over)
                 spent = sum(self._is_spent(failure.entry) for failure in outcome.failed)
-                work.store(outcome, dead_lettered=spent)
+                if outcome.passed or outcome.duplicates or spent:
+                    work.store(outcome, dead_lettered=spent)
+                else:
+                    # Nothing will be acknowledged for it: an attempt less is known after a crash
+                    # of the database, and that is all.
+                    connection.execute("SET LOCAL synchronous_commit = off")
         except psycopg.OperationalError:
             if work.severed is None:
                 raise

@@ -455,6 +455,38 @@ def test_a_handler_that_misuses_its_cursor_fails_clearly(world: World, kind: str
     assert world.stored() == {"1", "2"}
 
 
+@pytest.mark.parametrize("first", ["fail", "write"])
+@pytest.mark.parametrize("every", [1, 2, 3, 7, 50])
+def test_failures_before_and_after_a_handler_s_work_undo_that_work_and_no_other(
+    world: World, first: str, every: int
+) -> None:
+    failing = {str(n) for n in range(0, 100, every)}
+
+    def act(message: Message, cursor: psycopg.Cursor[Any]) -> None:
+        if first == "fail" and message.id in failing:
+            raise ValueError
+        cursor.execute("INSERT INTO effects VALUES (%s, 7)", [message.id])
+        if message.id in failing:
+            raise ValueError
+
+    store = world.store(lambda message, cursor: None)
+    store._handlers = {"events": act}
+    result = store.store(TENANT, [incoming(str(n)) for n in range(100)])
+    assert {str(one.index) for one in result.held} == failing
+    good = {str(n) for n in range(100)} - failing
+    assert world.stored() == good
+    assert world.effects() == sorted((one, 7) for one in good)
+    assert len(world.attempts()) == len(failing)
+
+
+def test_json_that_python_can_t_read_is_the_message_s_failure(world: World) -> None:
+    store = world.store()
+    result = store.store(TENANT, [incoming("1"), incoming("2", b"9" * 5000), incoming("3")])
+    assert [one.tried for one in result.held] == [Tried(1, "handler_failed")]
+    assert "4300 digits" in world.attempts()[0]["last_error"]
+    assert world.effects() == [("1", 1), ("3", 1)]
+
+
 def test_savepoints_are_a_handler_s_to_use(world: World) -> None:
     def act(message: Message, cursor: psycopg.Cursor[Any]) -> None:
         with cursor.connection.transaction(force_rollback=True):

@@ -124,7 +124,7 @@ def test_an_error_is_told_on_one_line_with_its_place() -> None:
 
 # The crew, with a cursor that is none.
 
-CURSOR: Any = SimpleNamespace(misuse=lambda: None)
+CURSOR: Any = SimpleNamespace(misuse=lambda: None, touched=False)
 
 
 def calls(*handlers: Any) -> list[Call]:
@@ -136,8 +136,13 @@ def fine(message: object, cursor: object) -> None:
     pass
 
 
-def wrong(message: object, cursor: object) -> None:
+def wrong(message: object, cursor: Any) -> None:
+    cursor.touched = True
     raise SystemExit(3)
+
+
+def harmless(message: object, cursor: object) -> None:
+    raise SystemExit(4)
 
 
 def later(seconds: float = 60) -> float:
@@ -148,7 +153,14 @@ def test_calls_are_made_in_order_up_to_the_one_that_fails() -> None:
     crew = Crew(places=1, timeout=20)
     ran = crew.run(calls(fine, fine, wrong, fine), CURSOR, until=later())
     assert (ran.count, type(ran.error)) == (2, SystemExit)
-    assert crew.run(calls(fine, fine), CURSOR, until=later()) == (type(ran)(2))
+    assert crew.run(calls(fine, fine), CURSOR, until=later()).count == 2
+    crew.close()
+
+
+def test_a_call_that_fails_before_it_touches_the_database_stops_no_other() -> None:
+    crew = Crew(places=1, timeout=20)
+    ran = crew.run(calls(fine, harmless, fine, wrong, fine), CURSOR, until=later())
+    assert (ran.count, type(ran.error), list(ran.harmless)) == (3, SystemExit, [1])
     crew.close()
 
 
