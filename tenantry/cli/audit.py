@@ -31,7 +31,7 @@ def audit(client: ControlClient, *, as_json: bool, tenant_id: str | None, quick:
 
     For each TENANT (all, if none is named) what was counted is held against the rows, the list of
     dead letters and the broker's queues, also while messages pour in. Exits with 1 if something
-    differs, and says what. Counting takes about a second for ten million rows.
+    differs, and says what. Counting takes a second for some three million rows.
     """
     params = {"quick": "true"} if quick else {}
     with output.working("auditing"):
