@@ -12,6 +12,7 @@ import click
 
 import tenantry
 from tenantry.cli.audit import audit
+from tenantry.cli.broker import broker
 from tenantry.cli.completion import completion
 from tenantry.cli.demo import demo
 from tenantry.cli.failures import (
@@ -47,8 +48,8 @@ def cli(config: Path | None) -> None:
 
 
 for _command in (
-    run, demo, migrate, status, top, tenant, events, messages, produce, verify_isolation, audit,
-    drain, stop, token, completion,
+    run, demo, migrate, broker, status, top, tenant, events, messages, produce, verify_isolation,
+    audit, drain, stop, token, completion,
 ):  # fmt: skip
     cli.add_command(_command)
 

@@ -92,7 +92,7 @@ def migrate(settings: Settings, *, as_json: bool, check: bool, rebuild: bool) ->
         raise click.UsageError("--check changes nothing and --rebuild does: choose one")
     rebuilt: int | None = None
     try:
-        with _database_url(settings) as url:
+        with database_url(settings) as url:
             with output.working("checking the schema" if check else "migrating"):
                 found = migrations.pending(url) if check else migrations.migrate(url)
             if rebuild:
@@ -115,7 +115,7 @@ def migrate(settings: Settings, *, as_json: bool, check: bool, rebuild: bool) ->
 
 
 @contextmanager
-def _database_url(settings: Settings) -> Iterator[str]:
+def database_url(settings: Settings) -> Iterator[str]:
     """Give the database's URL; the embedded server runs as long as it is needed."""
     url = settings.database.url.get_secret_value()
     if url:

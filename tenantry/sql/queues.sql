@@ -165,7 +165,7 @@ SELECT rolname, coalesce(rolpassword, '') FROM pg_authid WHERE rolname ~ '^tenan
 -- The ring of segments.
 
 -- name: segments
-SELECT s.segment, pg_relation_size(format('tenantry.queued_%%s', s.segment)::regclass),
+SELECT s.segment, pg_relation_size(('tenantry.queued_' || s.segment)::regclass),
        s.segment = c.segment
 FROM generate_series(0, 3) AS s(segment), tenantry.current_segment AS c
 ORDER BY s.segment;

@@ -10,7 +10,7 @@ import psycopg
 import structlog
 from psycopg import errors, sql
 
-from tenantry.database.errors import DatabaseError
+from tenantry.database.errors import DatabaseUnavailableError
 from tenantry.database.failures import one_line
 from tenantry.database.pool import Connection, Database
 from tenantry.sql import queries
@@ -58,8 +58,10 @@ class QueueRotation:
             self.heartbeat.beat()
             try:
                 self.turn()
-            except (DatabaseError, psycopg.Error) as error:
-                log.debug("broker.rotation_failed", error=one_line(error))
+            except DatabaseUnavailableError as error:
+                log.debug("broker.ring_stands_still", error=one_line(error))
+            except psycopg.Error as error:
+                log.warning("broker.ring_stands_still", error=one_line(error))
 
     def stop(self) -> None:
         """End `run`."""

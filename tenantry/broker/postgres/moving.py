@@ -1,0 +1,206 @@
+"""Moving on: what lies in the embedded broker goes to another, none lost and none doubled.
+
+The queues are read under the lease that any reader of them needs, so that no daemon reads them
+meanwhile. A message leaves its queue once the other broker has confirmed it. If the move breaks off
+in between, the next one publishes such messages again, under the same ids: those without one get
+an id made of their number. The store takes an id once.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Final
+
+import psycopg
+
+from tenantry.broker.port import (
+    Administration,
+    BrokerError,
+    BrokerUnavailableError,
+    Outgoing,
+    PasswordHash,
+    Publishing,
+    QueueSpec,
+    TenantTopology,
+)
+from tenantry.broker.postgres.dead_letters import PostgresDeadLetters
+from tenantry.broker.postgres.link import Link
+from tenantry.broker.postgres.reading import MESSAGES, QueueReading
+from tenantry.broker.postgres.subscription import Row
+from tenantry.database.errors import DatabaseUnavailableError
+from tenantry.database.failures import one_line
+from tenantry.database.pool import Database
+from tenantry.domain import names
+
+CONFIRM_TIMEOUT: Final = 60.0
+"""Seconds the other broker may take for a batch."""
+
+NO_PASSWORD: Final = PasswordHash(value="")
+"""What the other broker is told of a password that it can't check: nobody logs in with it."""
+
+_TENANTS: Final = """
+SELECT tenant_id, array_agg(DISTINCT topic) FILTER (WHERE topic <> 'default'),
+       max(partition) + 1
+FROM tenantry.queues GROUP BY tenant_id ORDER BY tenant_id
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Moved:
+    """How many of a tenant's messages and dead letters have gone over."""
+
+    messages: int
+    dead_letters: int
+
+
+class Move:
+    """Moves everything to the broker behind `administration` and `publishing`.
+
+    Tenants' objects are made there first; their users get no password, and need their credentials
+    rotated. Every call may raise `BrokerError`; whatever has not gone over by then is still here.
+    """
+
+    def __init__(
+        self, database: Database, *, administration: Administration, publishing: Publishing
+    ) -> None:
+        self._database = database
+        self._administration = administration
+        self._publishing = publishing
+
+    def run(self, *, progress: Callable[[int], None] = lambda _: None) -> Mapping[str, Moved]:
+        """Move until nothing is left; what is published here meanwhile goes along.
+
+        `progress` is told how many more messages have gone over.
+        """
+        with self._connection() as connection:
+            tenants = [
+                TenantTopology(
+                    tenant_id=tenant_id, topics=tuple(sorted(topics or ())), partitions=partitions
+                )
+                for tenant_id, topics, partitions in connection.execute(_TENANTS).fetchall()
+            ]
+            link = Link(connection)
+            link.begin()
+            moved = {}
+            for tenant in tenants:
+                readings = self._take_over(link, tenant)
+                self._administration.ensure_topology(tenant)
+                self._administration.ensure_user(tenant.tenant_id, NO_PASSWORD)
+                messages = sum(self._move(link, tenant, reading, progress) for reading in readings)
+                letters = self._move_letters(tenant.tenant_id, progress)
+                link.release(readings)
+                moved[tenant.tenant_id] = Moved(messages=messages, dead_letters=letters)
+            connection.execute("UPDATE tenantry.credentials SET password_hash = ''")
+            link.end(())
+        return moved
+
+    def _take_over(self, link: Link, tenant: TenantTopology) -> Sequence[QueueReading]:
+        found = link.acquire(tenant.queues(), MESSAGES)
+        if found.readings:
+            return found.readings
+        absent = [one.name for one in tenant.queues() if one.name not in found.names]
+        raise BrokerError(
+            f"the queue {absent[0]} is not there; start the daemon once, which makes it"
+            if absent
+            else f"a daemon reads the queues of tenant {tenant.tenant_id}; stop it first"
+        )
+
+    def _move(
+        self,
+        link: Link,
+        tenant: TenantTopology,
+        reading: QueueReading,
+        progress: Callable[[int], None],
+    ) -> int:
+        """Move a queue to its end, in its order."""
+        count = 0
+        stream, key = names.stream_name(tenant.tenant_id), _key(reading.spec)
+        while True:
+            link.renew()
+            parts = link.fetch([reading], ())
+            if not parts:
+                return count
+            _, rows = parts[0]
+            self._publishing.publish(
+                [_outgoing(stream, key, row) for row in rows], timeout=CONFIRM_TIMEOUT
+            )
+            link.acknowledge([(reading, row[1]) for row in rows])
+            count += len(rows)
+            progress(len(rows))
+
+    def _move_letters(self, tenant_id: str, progress: Callable[[int], None]) -> int:
+        """Move the dead letters; they say themselves from where they were rejected."""
+        count = 0
+        with PostgresDeadLetters(self._database).walk(tenant_id) as walk:
+            while letters := walk.next(MESSAGES):
+                self._publishing.publish(
+                    [
+                        Outgoing(
+                            exchange=names.DEAD_LETTER_EXCHANGE,
+                            routing_key=tenant_id,
+                            body=one.body,
+                            message_id=one.id,
+                            content_type=one.content_type,
+                            headers={
+                                **(one.headers or {}),
+                                "x-first-death-queue": _queue(tenant_id, one.topic, one.partition),
+                                "timestamp_in_ms": one.published_at_ms,
+                            },
+                        )
+                        for one in letters
+                    ],
+                    timeout=CONFIRM_TIMEOUT,
+                )
+                walk.remove(range(len(letters)))
+                count += len(letters)
+                progress(len(letters))
+        return count
+
+    @contextmanager
+    def _connection(self) -> Iterator[psycopg.Connection[Any]]:
+        try:
+            with self._database.listen_connection() as connection:
+                yield connection
+        except DatabaseUnavailableError as error:
+            raise BrokerUnavailableError(str(error)) from error
+        except psycopg.Error as error:
+            raise BrokerError(f"{self._database.where}: {one_line(error)}") from error
+
+
+def left_behind(database: Database) -> Mapping[str, int]:
+    """Count what lies in the embedded broker's queues, by tenant: nobody reads them any more."""
+    counts: Counter[str] = Counter()
+    with database.connection() as connection:
+        rows = connection.execute(
+            "SELECT q.tenant_id, count(*) FROM tenantry.queued AS m"
+            " JOIN tenantry.queues AS q ON q.id = m.queue GROUP BY q.tenant_id"
+        ).fetchall()
+    counts.update(dict(rows))
+    return counts
+
+
+def _outgoing(stream: str, key: str, row: Row) -> Outgoing:
+    _, seq, published_at, identity, content_type, headers, body, _, _ = row
+    return Outgoing(
+        exchange=stream,
+        routing_key=key,
+        body=body,
+        message_id=f"embedded-{seq}" if identity is None else identity,
+        content_type=content_type,
+        headers={"timestamp_in_ms": published_at, **(headers or {})},
+    )
+
+
+def _key(spec: QueueSpec) -> str:
+    if spec.topic == names.DEFAULT_TOPIC:
+        return names.DEFAULT_TOPIC
+    return f"{spec.topic}.{spec.partition}"
+
+
+def _queue(tenant_id: str, topic: str, partition: int) -> str:
+    if topic == names.DEFAULT_TOPIC:
+        return names.queue_name(tenant_id)
+    return names.partition_queue_name(tenant_id, topic, partition)

@@ -1,0 +1,169 @@
+"""The program without RabbitMQ: PostgreSQL is the broker as well. And the way on from there."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+import httpx
+import psycopg
+import pytest
+
+from tests.acceptance.program import Program, Tenant
+from tests.ledger import DEFAULT, Ledger, Target
+from tests.services_rabbitmq import RabbitHost
+from tests.waiting import eventually
+
+TARGETS = (DEFAULT, Target(routing_key="events.1", topic="events", partition=1))
+
+
+@pytest.fixture
+def embedded(database_url: str) -> Iterator[Program]:
+    """A daemon without a broker's URL, that consumes."""
+    with Program(None, database_url) as program:
+        yield program.start()
+        assert "Traceback" not in program.stderr
+
+
+def stored(program: Program, tenant: Tenant) -> int:
+    count: int = program.runtime(tenant)["stored"]
+    return count
+
+
+def test_what_tenants_publish_with_sql_is_stored_once_and_nobody_reaches_another(
+    embedded: Program, ledger: Ledger
+) -> None:
+    tenants = [embedded.create(word, topics=["events"], partitions=2) for word in ("one", "two")]
+    assert all(one.amqp_url.startswith("postgresql://") for one in tenants)
+    assert "amqp_url" not in tenants[0].shown["credentials"]
+    with ledger.publishing([(one.id, one.amqp_url) for one in tenants], TARGETS, rate=500):
+        ledger.wait_confirmed(300)
+    ledger.check(alive=embedded.check_running)
+    given = embedded.directory / "credentials.json"
+    given.write_text(json.dumps({one.id: one.shown["credentials"] for one in tenants}))
+    proof = embedded.cli("verify-isolation", "--json", "--credentials", str(given))
+    assert proof.code == 0, proof.stdout
+    tried = {(one["action"], one["allowed"]) for one in proof.json["checks"]}
+    assert tried == {("read", True), ("read", False), ("write", True), ("write", False)}
+    assert embedded.stop() == 0
+    assert embedded.ready_messages(*(one.queue for one in tenants)) == 0
+
+
+def test_http_producer_and_audit_work_as_on_rabbitmq(embedded: Program) -> None:
+    tenant = embedded.create(topics=["events"])
+    answer = embedded.call("POST", f"/tenants/{tenant.id}/messages", {"payload": {"n": 1}})
+    assert answer.status_code == 202
+    unknown = {"payload": 1, "topic": "nothing"}
+    assert embedded.call("POST", f"/tenants/{tenant.id}/messages", unknown).status_code == 404
+    eventually(lambda: stored(embedded, tenant) == 1, what="a row")
+    produced = embedded.cli("produce", "--tenants", "1", "--message-batches-limit", "2", "--json")
+    with psycopg.connect(embedded.database_url, autocommit=True) as connection:
+        connection.execute("DROP ROLE IF EXISTS tenant_1_producer")
+    assert produced.code == 0, produced.stderr
+    assert produced.json["confirmed"] == produced.json["sent"] == 180
+    eventually(
+        lambda: embedded.get("/status")["tenants"]["1"]["stored"] == 180, what="what was produced"
+    )
+    assert embedded.cli("audit", "--json").json["balanced"]
+
+
+def test_what_is_no_json_becomes_a_dead_letter_and_is_replayed(embedded: Program) -> None:
+    tenant = embedded.create()
+    with psycopg.connect(tenant.amqp_url, autocommit=True) as session:
+        session.execute(
+            "SELECT tenantry.publish_bytes('default', '{no', 'application/json', id => 'bad')"
+        )
+    path = f"/tenants/{tenant.id}/dead-letters"
+    (letter,) = eventually(lambda: embedded.get(path)["data"], what="a dead letter")
+    assert letter["id"] == "bad"
+    assert embedded.ready_messages(tenant.queue) == 0
+    replayed = embedded.call("POST", f"{path}/replay", {"all": True})
+    assert replayed.json() == {"replayed": 1}, replayed.text
+    eventually(lambda: embedded.runtime(tenant)["dead_lettered"] == 2, what="again")
+    discarded = embedded.call("DELETE", path, {"all": True})
+    assert discarded.json() == {"discarded": 1}
+    assert embedded.get(path)["data"] == []
+
+
+def test_a_deleted_tenant_leaves_no_role_and_no_message(embedded: Program) -> None:
+    tenant = embedded.create()
+    assert embedded.call("POST", f"/tenants/{tenant.id}/pause").status_code == 200
+    with psycopg.connect(tenant.amqp_url, autocommit=True) as session:
+        session.execute("SELECT tenantry.publish('default', '1')")
+        assert embedded.call("DELETE", f"/tenants/{tenant.id}").status_code == 204
+        with pytest.raises(psycopg.OperationalError):
+            session.execute("SELECT 1")
+    with psycopg.connect(embedded.database_url) as connection:
+        left = connection.execute(
+            "SELECT rolname FROM pg_roles WHERE rolname = %s UNION ALL"
+            " SELECT name FROM tenantry.queues UNION ALL SELECT id FROM tenantry.queued",
+            [tenant.user],
+        ).fetchall()
+    assert left == []
+
+
+def test_moving_to_rabbitmq_loses_and_doubles_nothing(
+    embedded: Program, ledger: Ledger, rabbitmq: RabbitHost
+) -> None:
+    tenant = embedded.create(topics=["events"], partitions=2)
+    with psycopg.connect(tenant.amqp_url, autocommit=True) as session:
+        session.execute("SELECT tenantry.publish_bytes('default', '{no', NULL, id => 'bad')")
+    eventually(lambda: embedded.runtime(tenant)["dead_lettered"] == 1, what="a dead letter")
+    refused = embedded.cli("broker", "migrate", "--to", rabbitmq.url,
+                           "--management-to", rabbitmq.management_url)  # fmt: skip
+    assert refused.code == 1
+    assert "stop it first" in refused.complaint
+    with ledger.publishing([(tenant.id, tenant.amqp_url)], TARGETS, rate=500):
+        ledger.wait_confirmed(200)
+        assert embedded.stop() == 0
+        ledger.wait_confirmed(200)
+    move = ("broker", "migrate", "--json")
+    to = {"RABBITMQ_URL": rabbitmq.url, "RABBITMQ_MANAGEMENT_URL": rabbitmq.management_url}
+    moved = embedded.cli(*move, **to)
+    assert moved.code == 0, moved.stderr
+    counts = moved.json["tenants"][tenant.id]
+    assert counts["messages"] >= 200
+    assert counts["dead_letters"] == 1
+    assert embedded.cli(*move, **to).json["tenants"][tenant.id] == {
+        "messages": 0,
+        "dead_letters": 0,
+    }
+    with Program(rabbitmq, embedded.database_url) as after:
+        after.start()
+        ledger.check(alive=after.check_running)
+        (letter,) = after.get(f"/tenants/{tenant.id}/dead-letters")["data"]
+        assert letter["id"] == "bad"
+        assert after.call("DELETE", f"/tenants/{tenant.id}/dead-letters", {"all": True}).json() == {
+            "discarded": 1
+        }
+        renewed = after.rotated(tenant.id)
+        assert renewed.amqp_url.startswith("amqp://")
+        with ledger.publishing([(tenant.id, renewed.amqp_url)], TARGETS, rate=500):
+            ledger.wait_confirmed(50)
+        ledger.check(alive=after.check_running)
+        assert after.call("DELETE", f"/tenants/{tenant.id}").status_code == 204
+        assert after.stop() == 0
+
+
+def test_the_demo_needs_no_rabbitmq(program: Program) -> None:
+    ended = program.cli("demo", "--json", timeout=110, PATH="/usr/bin:/bin")
+    assert ended.code == 0, ended.stderr
+    assert ended.json["sent"] == ended.json["stored"] == 2700
+    assert all(one["isolated"] for one in ended.json["tenants"])
+
+
+def test_the_credentials_name_one_way_in(embedded: Program) -> None:
+    tenant = embedded.create()
+    credentials = tenant.shown["credentials"]
+    assert set(credentials) == {"username", "password", "postgres_url"}
+    wrong = credentials["postgres_url"].replace(tenant.password, "wrong")
+    with pytest.raises(psycopg.OperationalError, match="password authentication failed"):
+        psycopg.connect(wrong)
+    renewed = embedded.rotated(tenant.id)
+    with pytest.raises(psycopg.OperationalError):
+        psycopg.connect(tenant.amqp_url)
+    with psycopg.connect(renewed.amqp_url) as session:
+        session.execute("SELECT tenantry.publish('default', '1')")
+    answer: httpx.Response = embedded.call("GET", f"/tenants/{tenant.id}")
+    assert tenant.password not in answer.text
+    assert tenant.password not in embedded.stderr

@@ -1,0 +1,271 @@
+"""What is the embedded broker's own: transactions, leases, the ring, rights."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+from urllib.parse import urlsplit
+
+import psycopg
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tenantry.broker.port import BrokerError, TenantTopology
+from tenantry.broker.postgres.administration import PostgresAdministration
+from tenantry.broker.postgres.link import Link
+from tenantry.broker.postgres.rotation import QueueRotation
+from tenantry.broker.topology import consumed
+from tenantry.database.pool import Database
+from tenantry.domain import names
+from tenantry.messages.port import Incoming
+from tenantry.messages.postgres import PostgresMessageStore
+from tests import brokers
+from tests.brokers import Broker, RecordingSink, bodies
+from tests.services_postgres import in_database
+
+ENQUEUE = """
+SELECT tenantry.enqueue(%s, ARRAY['default'], ARRAY[%s], ARRAY[%s::bytea], ARRAY['text/plain'],
+    ARRAY[NULL::jsonb], ARRAY[0::bigint])
+"""
+
+
+@pytest.fixture
+def broker(database: Database) -> Iterator[Broker]:
+    with brokers.postgres(database) as running:
+        yield running
+
+
+def subscribed(broker: Broker, tenant: TenantTopology) -> RecordingSink:
+    sink = RecordingSink()
+    broker.consuming.subscribe(consumed(tenant), prefetch=100, sink=sink)
+    return sink
+
+
+def put(connection: psycopg.Connection, tenant: TenantTopology, body: bytes) -> None:
+    connection.execute(ENQUEUE, [names.stream_name(tenant.tenant_id), body.decode(), body])
+
+
+def test_what_commits_late_is_delivered_though_a_later_number_was(
+    broker: Broker, database_url: str
+) -> None:
+    tenant = broker.tenant()
+    sink = subscribed(broker, tenant)
+    with psycopg.connect(database_url) as slow, psycopg.connect(database_url) as quick:
+        put(slow, tenant, b"slow")
+        for number in range(5):
+            put(quick, tenant, b"quick %d" % number)
+            quick.commit()
+            sink.received(number + 1)
+        slow.commit()
+    assert bodies(sink.received(6))[5] == b"slow"
+
+
+def test_a_message_is_there_with_the_producers_own_rows_or_not_at_all(
+    broker: Broker, database_url: str
+) -> None:
+    tenant = broker.tenant()
+    sink = subscribed(broker, tenant)
+    with psycopg.connect(database_url) as business:
+        business.execute("CREATE TABLE public.orders (id int)")
+        business.commit()
+        for number, good in enumerate([True, False, True]):
+            business.execute("INSERT INTO public.orders VALUES (%s)", [number])
+            put(business, tenant, b"order %d" % number)
+            business.commit() if good else business.rollback()
+        orders = business.execute("SELECT id FROM public.orders ORDER BY id").fetchall()
+    broker.publish(tenant, "default", b"behind")
+    assert bodies(sink.received(3)) == [b"order 0", b"order 2", b"behind"]
+    assert orders == [(0,), (2,)]
+
+
+def test_the_queues_of_a_reader_that_was_killed_are_free_at_once(
+    broker: Broker, database_url: str
+) -> None:
+    tenant = broker.tenant()
+    broker.publish(tenant, "default", b"1", b"2")
+    with psycopg.connect(database_url, autocommit=True) as dead:
+        link = Link(dead)
+        link.begin()
+        assert link.acquire(consumed(tenant), 100).readings
+    again = subscribed(broker, tenant).received(2)
+    assert bodies(again) == [b"1", b"2"]
+    assert all(one.redelivered for one in again)
+
+
+def test_a_frozen_reader_loses_its_queues_when_its_lease_runs_out_and_reads_no_more(
+    broker: Broker, database_url: str
+) -> None:
+    tenant = broker.tenant()
+    broker.publish(tenant, "default", b"1")
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        frozen = Link(connection)
+        frozen.begin()
+        (reading,) = frozen.acquire(consumed(tenant), 100).readings
+        sink = subscribed(broker, tenant)
+        assert not sink.got
+        connection.execute("UPDATE tenantry.consumers SET expires_at = now() - interval '1 s'")
+        assert bodies(sink.received(1)) == [b"1"]
+        assert frozen.fetch([reading], ()) == []
+        assert reading.id not in frozen.renew()
+
+
+def test_a_message_that_two_readers_have_is_stored_once_even_without_an_id(
+    broker: Broker, database: Database
+) -> None:
+    tenant = broker.tenant()
+    store = PostgresMessageStore(database)
+    store.create_partition(tenant.tenant_id)
+    with database.connection() as connection:
+        put_nameless = ENQUEUE.replace("ARRAY[%s], ARRAY[%s", "ARRAY[NULL], ARRAY[%s")
+        stream = names.stream_name(tenant.tenant_id)
+        for body in (b"a", b"b"):
+            connection.execute(put_nameless, [stream, body])
+    sink = subscribed(broker, tenant)
+    batch: list[Incoming] = [one.message for one in sink.received(2)]
+    first = store.store(tenant.tenant_id, batch[:1])
+    assert (first.stored, first.duplicates) == (1, 0)
+    second = store.store(tenant.tenant_id, batch)
+    assert (second.stored, second.duplicates) == (1, 1)
+    rows = store.page(tenant.tenant_id)
+    assert [row.body for row in rows] == [b"a", b"b"]
+    assert broker.ready(names.queue_name(tenant.tenant_id)) == []
+
+
+def test_a_message_of_another_tenant_can_not_be_taken(broker: Broker, database: Database) -> None:
+    ours, theirs = broker.tenant(), broker.tenant()
+    broker.publish(theirs, "default", b"1")
+    with database.connection() as connection:
+        row = connection.execute("SELECT seq FROM tenantry.queued").fetchone()
+        assert row is not None
+        query = "SELECT tenantry.take(%s, ARRAY['default'], ARRAY[0], %s)"
+        taken = connection.execute(query, [ours.tenant_id, [row[0]]]).fetchone()
+    assert taken == ([],)
+    assert broker.ready(names.queue_name(theirs.tenant_id)) == [b"1"]
+
+
+def test_the_ring_stays_small_though_a_transaction_is_open_all_the_time(
+    broker: Broker, database: Database, database_url: str
+) -> None:
+    tenant = broker.tenant()
+    rotation = QueueRotation(database, full=256 * 1024)
+    body = b"x" * 400
+    largest = 0
+    with psycopg.connect(database_url) as old:
+        old.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+        old.execute("SELECT count(*) FROM tenantry.queues")
+        with psycopg.connect(database_url, autocommit=True) as connection:
+            for _ in range(40):
+                connection.execute(
+                    "SELECT tenantry.enqueue(%s, array_fill('default'::text, ARRAY[500]),"
+                    " array_fill(NULL::text, ARRAY[500]), array_fill(%s::bytea, ARRAY[500]),"
+                    " array_fill(NULL::text, ARRAY[500]), array_fill(NULL::jsonb, ARRAY[500]),"
+                    " array_fill(0::bigint, ARRAY[500]))",
+                    [names.stream_name(tenant.tenant_id), body],
+                )
+                connection.execute("DELETE FROM tenantry.queued")
+                rotation.turn()
+                row = connection.execute(
+                    "SELECT sum(pg_relation_size(format('tenantry.queued_%s', n)::regclass))"
+                    " FROM generate_series(0, 3) AS n"
+                ).fetchone()
+                assert row is not None
+                largest = max(largest, int(row[0]))
+    # 40 times 500 messages are 10 MB; what is never truncated would be all there.
+    assert largest < 2 * 1024 * 1024
+
+
+def test_a_segment_with_a_message_that_waits_is_not_truncated(
+    broker: Broker, database: Database
+) -> None:
+    tenant = broker.tenant()
+    broker.publish(tenant, "default", b"waits")
+    rotation = QueueRotation(database, full=1)
+    for number in range(8):
+        rotation.turn()
+        broker.publish(tenant, "default", b"%d" % number)
+    expected = [b"waits", *(b"%d" % number for number in range(8))]
+    assert bodies(subscribed(broker, tenant).received(9)) == expected
+
+
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(key=st.text(st.characters(exclude_characters="\x00", exclude_categories=["Cs"])))
+def test_a_keys_checksum_is_zlibs(database: Database, key: str) -> None:
+    with database.connection() as connection:
+        row = connection.execute("SELECT tenantry.crc32(%s)", [key]).fetchone()
+    assert row == (zlib.crc32(key.encode()),)
+
+
+@pytest.fixture
+def tenant_session(broker: Broker, database_url: str) -> Iterator[psycopg.Connection]:
+    """A session of a tenant's own role; another tenant has a message."""
+    tenant, other = broker.tenant("events", partitions=3), broker.tenant()
+    broker.publish(other, "default", b"theirs")
+    credentials, hashed = broker.administration.new_credentials(tenant.tenant_id)
+    broker.administration.ensure_user(tenant.tenant_id, hashed)
+    with psycopg.connect(credentials.postgres_url, autocommit=True) as session:
+        session.execute("SELECT set_config('test.other', %s, false)", [other.tenant_id])
+        yield session
+    broker.administration.remove_user(tenant.tenant_id)
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "SELECT tenantry.publish('default', '1', tenant => current_setting('test.other'))",
+        "SELECT tenantry.publish('default', '1', tenant => 'nobody')",
+        "SELECT * FROM tenantry.look('tenant_' || current_setting('test.other') || '_queue')",
+        "SELECT * FROM tenantry.look('tenant_nobody_queue')",
+        "SELECT * FROM tenantry.queued",
+        "DELETE FROM tenantry.queued_0",
+        "SELECT * FROM tenantry.rejected",
+        "SELECT * FROM public.messages",
+        "UPDATE tenantry.queues SET consumer = 1",
+        "SELECT tenantry.acquire_queues(1, ARRAY[]::text[])",
+        "SELECT nextval('tenantry.queued_seq')",
+        "SET ROLE postgres",
+    ],
+)
+def test_a_tenants_role_reaches_nothing_but_its_own(
+    tenant_session: psycopg.Connection, statement: str
+) -> None:
+    with pytest.raises(psycopg.errors.InsufficientPrivilege):
+        tenant_session.execute(statement)
+
+
+def test_a_tenant_publishes_and_looks_by_sql(
+    tenant_session: psycopg.Connection, broker: Broker
+) -> None:
+    publish = "SELECT tenantry.publish('events', '{\"n\": 1}', key => %s, id => %s)"
+    for number in range(6):
+        row = tenant_session.execute(publish, [f"key {number}", f"id {number}"]).fetchone()
+        assert row == (f"id {number}",)
+    tenant_id = str(tenant_session.info.user).removeprefix("tenant_").removesuffix("_producer")
+    for partition in range(3):
+        queue = names.partition_queue_name(tenant_id, "events", partition)
+        found = tenant_session.execute("SELECT id FROM tenantry.look(%s)", [queue]).fetchall()
+        expected = [f"id {n}" for n in range(6) if zlib.crc32(b"key %d" % n) % 3 == partition]
+        assert [row[0] for row in found] == expected
+    with pytest.raises(psycopg.errors.UndefinedObject, match="takes the key nothing"):
+        tenant_session.execute("SELECT tenantry.publish('nothing', '1')")
+    with pytest.raises(psycopg.errors.NullValueNotAllowed):
+        tenant_session.execute("SELECT tenantry.publish('events', NULL)")
+
+
+def test_a_database_user_that_may_make_no_roles_is_told(
+    database: Database, database_url: str
+) -> None:
+    name = f"limited_{urlsplit(database_url).path[-8:]}"
+    with psycopg.connect(database_url, autocommit=True) as admin:
+        admin.execute(f"CREATE ROLE {name} LOGIN PASSWORD 'x' IN ROLE pg_read_all_data".encode())
+        try:
+            url = database.url_for(name, "x")
+            limited = Database(in_database(url, urlsplit(database_url).path[1:]))
+            limited.open()
+            try:
+                with pytest.raises(BrokerError, match="CREATEROLE, or set rabbitmq"):
+                    PostgresAdministration(limited).check()
+            finally:
+                limited.close()
+        finally:
+            admin.execute(f"DROP ROLE {name}".encode())
