@@ -24,7 +24,7 @@ from actors.drain import describe, drain_and_stop
 from actors.messages import Ref
 from actors.watch import Watch
 from tenantry import __version__, failpoints
-from tenantry.api.app import create_app
+from tenantry.api.app import PUBLISH_SECONDS, create_app
 from tenantry.api.cursors import kept_key
 from tenantry.api.entrance import Entrance
 from tenantry.api.idempotency import IdempotencyKeys, MemoryIdempotencyKeys
@@ -63,6 +63,8 @@ from tenantry.process.report import Report
 from tenantry.process.signals import Signals, StopRequestedError
 from tenantry.process.threads import Threads
 from tenantry.projections.tenants import TenantProjection
+from tenantry.reprocessing.keeper import LetterKeeper
+from tenantry.reprocessing.reprocessing import Reprocessing
 from tenantry.schedule import Schedule
 from tenantry.settings import Settings, SettingsError
 from tenantry.stores import Stores
@@ -206,7 +208,7 @@ class Daemon:
             Stores.on(database),
             control=control,
             publishing=broker,
-            dead_letters=broker,
+            reprocessing=self._reprocessing(Stores.on(database), broker, broker),
             auditor=Auditor(PostgresAccounts(database), broker, lambda _: None),
             prover=StandbyProver(control.reasons),
             idempotency=MemoryIdempotencyKeys(),
@@ -305,12 +307,14 @@ class Daemon:
             broker=links.probes,
             database=PostgresProbes(database),
         )
+        reprocessing = self._reprocessing(stores, links.publishing, links.dead_letters)
+        keeper = LetterKeeper(reprocessing=reprocessing, index=stores.letters, queues=links.queues)
         self._open(
             entrance,
             stores,
             control=control,
             publishing=links.publishing,
-            dead_letters=links.dead_letters,
+            reprocessing=reprocessing,
             auditor=auditor,
             prover=prover,
             idempotency=PostgresIdempotencyKeys(database),
@@ -331,6 +335,7 @@ class Daemon:
             )
         )
         tree.begin(supervisor)
+        self._threads.start("dead-letters", keeper)
         every = settings.audit.every_seconds
         self._schedule("audit", lambda: auditor.audit_all(stores.directory), seconds=every)
         every = settings.isolation.verify_every_seconds
@@ -345,6 +350,18 @@ class Daemon:
             running = lambda: self._board.state is SystemState.RUNNING  # noqa: E731
             self._threads.start(name, Schedule(name, work, seconds=seconds, when=running))
 
+    def _reprocessing(
+        self, stores: Stores, publishing: Publishing, queues: DeadLetters
+    ) -> Reprocessing:
+        return Reprocessing(
+            index=stores.letters,
+            queues=queues,
+            publishing=publishing,
+            journal=stores.journal,
+            publish_timeout=PUBLISH_SECONDS,
+            on_listed=self._board.dead_letters_found,
+        )
+
     def _open(
         self,
         entrance: Entrance,
@@ -352,7 +369,7 @@ class Daemon:
         *,
         control: Control,
         publishing: Publishing,
-        dead_letters: DeadLetters,
+        reprocessing: Reprocessing,
         auditor: Auditor,
         prover: Prover,
         idempotency: IdempotencyKeys,
@@ -368,8 +385,8 @@ class Daemon:
             messages=stores.messages,
             page_reader=PostgresPageReader(LoopQueries(stores.database)),
             publishing=publishing,
-            dead_letters=dead_letters,
             letters=stores.letters,
+            reprocessing=reprocessing,
             auditor=auditor,
             prover=prover,
             idempotency=idempotency,

@@ -77,6 +77,7 @@ class TenantBoard:
         self.stored = 0
         self.duplicates = 0
         self.dead_lettered = 0
+        self.letters_found = 0
         self.restarts = 0
         self.child_restarts: dict[str, int] = {}
         self.store_down = False
@@ -124,7 +125,7 @@ class TenantBoard:
             pending=self.pending(),
             stored=self.stored,
             duplicates=self.duplicates,
-            dead_lettered=self.dead_lettered,
+            dead_lettered=self.dead_lettered + self.letters_found,
             parked=self.parked,
             parked_at=None if state is None else state.parked_at,
             lifecycle=None if state is None else state.lifecycle,
@@ -214,6 +215,12 @@ class Board:
         self.departures = Departures()
         self.probes: dict[str, Callable[[], bool]] = {}
         self.pending: Callable[[], Mapping[str, int] | None] = lambda: None
+
+    def dead_letters_found(self, tenant_id: str, count: int) -> None:
+        """Count dead letters that no worker knew of: the broker's own."""
+        board = self.tenants.get(tenant_id)
+        if board is not None:
+            board.letters_found += count
 
     def tenant(self, tenant_id: str) -> TenantBoard:
         """Give a tenant's board, making it if need be."""

@@ -302,7 +302,7 @@ class Consumer(SupervisedActor):
         if self._busy.pop(worker, None) is None:
             return
         self._board.in_hand.pop(self._names[worker], None)
-        self._count(done.result)
+        self._count(done.result, done.listed)
         if len(self._busy) + len(self._idle) >= self._limit:
             self._release(worker)
         else:
@@ -318,11 +318,11 @@ class Consumer(SupervisedActor):
         self._dispatch()
         self._drained_if_done()
 
-    def _count(self, result: StoreResult) -> None:
+    def _count(self, result: StoreResult, listed: int) -> None:
         ended = result.stored + result.duplicates + len(result.unstorable)
         self._board.stored += result.stored
         self._board.duplicates += result.duplicates
-        self._board.dead_lettered += len(result.unstorable)
+        self._board.dead_lettered += listed
         self._board.meter.add(ended)
 
     def _first_done(self, batch: Batch, result: StoreResult) -> None:

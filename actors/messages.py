@@ -187,11 +187,12 @@ class RetryWork:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkDone:
-    """From a worker to its consumer: the batch is committed."""
+    """From a worker to its consumer: the batch is committed, and so many dead letters listed."""
 
     worker: Ref
     batch: Batch
     result: StoreResult
+    listed: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

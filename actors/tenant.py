@@ -622,6 +622,7 @@ class Tenant(SupervisedActor):
         board.stored = counts.stored
         board.duplicates = counts.duplicates
         board.dead_lettered = counts.dead_lettered
+        board.letters_found = 0
 
     def _ready(self) -> None:
         log.info("tenant.consuming")

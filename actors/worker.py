@@ -95,9 +95,10 @@ class Worker(SupervisedActor):
                 )
                 self.beat()
                 self._observe(batch, result, self._ports.clock.now() - began)
+            listed = 0
             if result.unstorable:
                 self.beat()
-                self._record(batch, result.unstorable)
+                listed = self._record(batch, result.unstorable, again=failures > 0)
         except (StoreUnavailableError, JournalUnavailableError) as error:
             self.beat()
             self._board.store_down = True
@@ -116,7 +117,10 @@ class Worker(SupervisedActor):
             )
             return
         self._board.store_down = False
-        tell(self._consumer, WorkDone(worker=self.actor_ref, batch=batch, result=result))
+        tell(
+            self._consumer,
+            WorkDone(worker=self.actor_ref, batch=batch, result=result, listed=listed),
+        )
 
     def _observe(self, batch: Batch, result: StoreResult, seconds: float) -> None:
         observer = self._ports.observer
@@ -129,12 +133,14 @@ class Worker(SupervisedActor):
         if ended:
             observer.batch_stored(self._tenant, ended, seconds)
 
-    def _record(self, batch: Batch, unstorable: Sequence[Unstorable]) -> None:
+    def _record(self, batch: Batch, unstorable: Sequence[Unstorable], *, again: bool) -> int:
         """Write down what can't be stored, in the index and the journal, before it is rejected.
 
-        An event has the id of its letter in the index, so that a redelivery records nothing twice.
+        Gives how many dead letters have come of it. An event has an id that the index has made of
+        the letter, so that a redelivery records nothing twice.
         """
-        ids = self._ports.dead_letters.keep(
+        again = again or batch.attempt > 1
+        kept = self._ports.dead_letters.keep(
             self._tenant,
             [
                 Judged(
@@ -143,6 +149,7 @@ class Worker(SupervisedActor):
                     one.error[:LONGEST_ERROR],
                     max(one.attempts, batch.attempt),
                     (one.first_error or one.error)[:LONGEST_ERROR],
+                    again or batch.deliveries[one.index].redelivered,
                 )
                 for one in unstorable
             ],
@@ -177,9 +184,10 @@ class Worker(SupervisedActor):
             events,
             expected=ANY,
             metadata=Metadata(actor=f"{self._tenant}/{self.name}"),
-            ids=ids,
+            ids=[one.event_id for one in kept],
         )
         self._ports.observer.journal_appended(len(recorded), self._ports.clock.now() - began)
+        return sum(one.fresh for one in kept)
 
 
 def _again(batch: Batch) -> Mapping[int, Tried | None]:

@@ -34,6 +34,7 @@ TABLE: Final[dict[tuple[str, str], Access]] = {
     ("GET", "/messages"): Access.TENANT,
     ("GET", "/messages/stream"): Access.TENANT,
     ("GET", "/tenants/{tenant_id}/dead-letters"): Access.TENANT,
+    ("GET", "/tenants/{tenant_id}/dead-letters/{letter_id}"): Access.TENANT,
     ("POST", "/tenants/{tenant_id}/dead-letters/replay"): Access.TENANT,
     ("DELETE", "/tenants/{tenant_id}/dead-letters"): Access.TENANT,
     ("POST", "/tenants"): Access.ADMIN,

@@ -154,15 +154,22 @@ class DeadLetterEntry(BaseModel):
         str, Field(description="Of the first attempt.", examples=["the body is not JSON"])
     ]
     attempts: Annotated[int, Field(description="How often it was tried.", examples=[1])]
+    replays: Annotated[int, Field(description="How often it was replayed.", examples=[0])]
     size: Annotated[int, Field(description="Bytes of the body.", examples=[9])]
-    body: Annotated[
-        str | None,
-        Field(description="Base64; null for more than 1 MiB.", examples=["bm90IGpzb24h"]),
-    ]
     content_type: Annotated[str | None, Field(examples=["application/json"])]
-    headers: Annotated[dict[str, Any] | None, Field(examples=[{"trace": "7f3a"}])]
     published_at: Annotated[str | None, Field(examples=[EXAMPLE_TIME])]
     dead_lettered_at: Annotated[str, Field(examples=[EXAMPLE_TIME])]
+    body: Annotated[
+        str | None,
+        Field(
+            description="Base64; null for more than 1 MiB; left out with `payload=false`.",
+            examples=["bm90IGpzb24h"],
+        ),
+    ] = None
+    headers: Annotated[
+        dict[str, Any] | None,
+        Field(description="Left out with `payload=false`.", examples=[{"trace": "7f3a"}]),
+    ] = None
 
 
 class DeadLetterPage(BaseModel):
@@ -172,16 +179,54 @@ class DeadLetterPage(BaseModel):
     next_cursor: Cursor
 
 
-class Replayed(BaseModel):
+class _Reprocessed(BaseModel):
+    refused_by_broker: Annotated[
+        int | None,
+        Field(description="How many the broker does not take; left out if none.", examples=[1]),
+    ] = None
+    complete: Annotated[
+        bool | None,
+        Field(
+            description="False where letters are left for another call; left out otherwise.",
+            examples=[False],
+        ),
+    ] = None
+
+
+class Replayed(_Reprocessed):
     """How many dead letters were published again."""
 
     replayed: Annotated[int, Field(examples=[1])]
+    replayed_too_often: Annotated[
+        int | None,
+        Field(description="How many take `force`; left out if none.", examples=[1]),
+    ] = None
 
 
-class Discarded(BaseModel):
+class Discarded(_Reprocessed):
     """How many dead letters were thrown away."""
 
     discarded: Annotated[int, Field(examples=[1])]
+
+
+class LettersOfPlace(BaseModel):
+    """How many dead letters come from a partition."""
+
+    topic: Annotated[str, Field(examples=["logs"])]
+    partition: Annotated[int, Field(examples=[0])]
+    count: Annotated[int, Field(examples=[1])]
+
+
+class LettersPreview(BaseModel):
+    """What a call would do: to how many dead letters, and from where."""
+
+    dry_run: Annotated[bool, Field(examples=[True])]
+    as_of: Annotated[str, Field(examples=[EXAMPLE_TIME])]
+    count: Annotated[int, Field(examples=[1])]
+    replayed_too_often: Annotated[
+        int, Field(description="How many of them would take `force`.", examples=[0])
+    ]
+    places: list[LettersOfPlace]
 
 
 class JournalEntry(BaseModel):

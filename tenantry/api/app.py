@@ -19,7 +19,6 @@ from tenantry.api.middleware import BoundedBody, RequestContext
 from tenantry.api.paging import PooledPageReader
 from tenantry.api.partitions import Router
 from tenantry.api.port import Control
-from tenantry.api.reprocessing import Reprocessing
 from tenantry.api.routes import audit, changes, events, isolation, pages, stream, system, tenants
 from tenantry.api.routes import dead_letters as letter_routes
 from tenantry.api.routes import messages as message_routes
@@ -31,12 +30,13 @@ from tenantry.api.tail import JournalTail
 from tenantry.api.tokens import Tokens
 from tenantry.api.vitals import Vitals
 from tenantry.audit.auditor import Auditor
-from tenantry.broker.port import DeadLetters, Publishing
+from tenantry.broker.port import Publishing
 from tenantry.isolation.port import Prover
 from tenantry.journal.port import EventStore
 from tenantry.messages.dead_letters import DeadLetterIndex
 from tenantry.messages.port import MessageStore, PageReader
 from tenantry.projections.port import TenantDirectory
+from tenantry.reprocessing.reprocessing import Reprocessing
 from tenantry.telemetry.metrics_page import MetricsPage
 
 MAX_BODY_BYTES: Final = 1024 * 1024
@@ -53,10 +53,10 @@ def create_app(
     messages: MessageStore,
     page_reader: PageReader | None = None,
     publishing: Publishing,
-    dead_letters: DeadLetters,
     letters: DeadLetterIndex,
     auditor: Auditor,
     prover: Prover,
+    reprocessing: Reprocessing,
     cursor_key: bytes,
     default_workers: int,
     info: Mapping[str, object] | None = None,
@@ -93,13 +93,7 @@ def create_app(
         cursors=Cursors(cursor_key),
         router=Router(),
         letters=letters,
-        reprocessing=Reprocessing(
-            index=letters,
-            queues=dead_letters,
-            publishing=publishing,
-            journal=journal,
-            publish_timeout=publish_timeout,
-        ),
+        reprocessing=reprocessing,
         tail=JournalTail(journal),
         streams=Streams(control),
         vitals=Vitals(control),

@@ -29,6 +29,16 @@ _TAGS: Final = {
 }
 
 
+_IN_PATHS: Final = {
+    "tenant_id": ("The tenant's id.", "acme"),
+    "letter_id": (
+        "The letter's `letter_id`, or its message's id.",
+        "8a9c6f0e-3f5f-4c55-a36e-0d6a3f9f0f11",
+    ),
+}
+"""What a parameter in a path means, and an example."""
+
+
 def document(app: FastAPI) -> dict[str, Any]:
     """Describe `app`; made once."""
     if app.openapi_schema is None:
@@ -64,9 +74,8 @@ def _tidy(parameter: dict[str, Any]) -> None:
     if len(kinds) == 1:
         del schema["anyOf"]
         parameter["schema"] = kinds[0] | schema
-    if parameter["in"] == "path" and parameter["name"] == "tenant_id":
-        parameter["description"] = "The tenant's id."
-        parameter["example"] = "acme"
+    if parameter["in"] == "path" and parameter["name"] in _IN_PATHS:
+        parameter["description"], parameter["example"] = _IN_PATHS[parameter["name"]]
 
 
 def written(app: FastAPI) -> bytes:

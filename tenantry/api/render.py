@@ -17,9 +17,10 @@ from tenantry.domain import names
 from tenantry.domain.tenant import TenantState
 from tenantry.journal.codec import CODEC
 from tenantry.journal.port import RecordedEvent
-from tenantry.messages.dead_letters import DeadLetter
+from tenantry.messages.dead_letters import DeadLetter, Preview
 from tenantry.messages.port import StoredMessage
 from tenantry.producer.checks import IsolationReport
+from tenantry.reprocessing.reprocessing import Reprocessed
 
 
 def dumps(value: object) -> bytes:
@@ -131,9 +132,9 @@ def message_page(text: bytes, *, next_cursor: str | None, follow_cursor: str | N
     return b'{"data":[%b],%b' % (text, cursors[1:])
 
 
-def dead_letter(letter: DeadLetter) -> dict[str, Any]:
+def dead_letter(letter: DeadLetter, *, payload: bool = True) -> dict[str, Any]:
     """Show a dead letter. Its id is the message's own, if it has one."""
-    return {
+    shown: dict[str, Any] = {
         "id": str(letter.id) if letter.message_id is None else letter.message_id,
         "letter_id": str(letter.id),
         "tenant_id": letter.tenant_id,
@@ -144,12 +145,41 @@ def dead_letter(letter: DeadLetter) -> dict[str, Any]:
         "error": letter.error,
         "first_error": letter.first_error,
         "attempts": letter.attempts,
+        "replays": letter.replays,
         "size": letter.size,
-        "body": None if letter.body is None else base64.b64encode(letter.body).decode(),
         "content_type": letter.content_type,
-        "headers": None if letter.headers is None else orjson.Fragment(letter.headers),
         "published_at": letter.published_at,
         "dead_lettered_at": letter.dead_lettered_at,
+    }
+    if payload:
+        shown["body"] = None if letter.body is None else base64.b64encode(letter.body).decode()
+        shown["headers"] = None if letter.headers is None else orjson.Fragment(letter.headers)
+    return shown
+
+
+def reprocessed(what: str, done: Reprocessed) -> dict[str, Any]:
+    """Show what was done to dead letters; what was not done only where there is something."""
+    shown: dict[str, Any] = {what: done.count}
+    if done.worn:
+        shown["replayed_too_often"] = done.worn
+    if done.refused:
+        shown["refused_by_broker"] = done.refused
+    if not done.complete:
+        shown["complete"] = False
+    return shown
+
+
+def letters_preview(preview: Preview) -> dict[str, Any]:
+    """Show what would be done to dead letters."""
+    return {
+        "dry_run": True,
+        "as_of": preview.as_of,
+        "count": preview.count,
+        "replayed_too_often": preview.worn,
+        "places": [
+            {"topic": topic, "partition": partition, "count": count}
+            for (topic, partition), count in sorted(preview.places.items())
+        ],
     }
 
 

@@ -32,13 +32,15 @@ _MAX_KEY: Final = 1024
 EXAMPLE_TIME: Final = "2026-01-31T12:00:00.000000Z"
 
 
-class _Input(BaseModel):
+class StrictInput(BaseModel):
+    """A body, or part of one; an unknown field must not be ignored."""
+
     model_config: ClassVar[ConfigDict] = ConfigDict(
         strict=True, extra="forbid", hide_input_in_errors=True
     )
 
 
-class _Query(BaseModel):
+class StrictQuery(BaseModel):
     """Parameters after the question mark; a misspelt one must not be ignored."""
 
     model_config: ClassVar[ConfigDict] = ConfigDict(extra="forbid", hide_input_in_errors=True)
@@ -71,7 +73,7 @@ Topics: TypeAlias = Annotated[
 ]
 
 
-class ProofWanted(_Input):
+class ProofWanted(StrictInput):
     """Whose isolation is to be proven, and where."""
 
     tenants: Annotated[
@@ -82,7 +84,7 @@ class ProofWanted(_Input):
     )
 
 
-class TenantCreation(_Input):
+class TenantCreation(StrictInput):
     """A tenant to be made."""
 
     name: Annotated[
@@ -116,19 +118,19 @@ class TenantCreation(_Input):
     ] = 1
 
 
-class Concurrency(_Input):
+class Concurrency(StrictInput):
     """The number of workers wanted."""
 
     workers: Workers
 
 
-class NewTopics(_Input):
+class NewTopics(StrictInput):
     """Topics a tenant shall have too; those it has already are left as they are."""
 
     topics: Annotated[Topics, Field(min_length=1)]
 
 
-class Publication(_Input):
+class Publication(StrictInput):
     """A message to be published as `application/json`."""
 
     payload: Annotated[
@@ -188,14 +190,14 @@ CursorText: TypeAlias = Annotated[
 ]
 
 
-class PageQuery(_Query):
+class PageQuery(StrictQuery):
     """Which part of a list."""
 
     limit: Limit = 50
     cursor: CursorText = None
 
 
-class TenantQuery(_Query):
+class TenantQuery(StrictQuery):
     """When a tenant is looked at."""
 
     at: Annotated[
@@ -208,7 +210,7 @@ class TenantQuery(_Query):
     ] = None
 
 
-class DeletionQuery(_Query):
+class DeletionQuery(StrictQuery):
     """What becomes of a deleted tenant's messages."""
 
     retain: Annotated[bool, Field(description="Keep the stored messages readable.")] = False
@@ -217,7 +219,7 @@ class DeletionQuery(_Query):
 Quick: TypeAlias = Annotated[bool, Field(description="Count no rows; everything else is compared.")]
 
 
-class AuditQuery(_Query):
+class AuditQuery(StrictQuery):
     """How thoroughly a tenant is audited."""
 
     quick: Quick = False
@@ -253,7 +255,7 @@ class MessagesQuery(PageQuery):
     order: Annotated[Order, Field(description="Oldest or newest first.")] = Order.ASCENDING
 
 
-class StreamQuery(_Query):
+class StreamQuery(StrictQuery):
     """Which messages are followed, and from where."""
 
     tenant_id: Annotated[str, Field(description="Whose.", examples=["acme"])]
@@ -267,53 +269,3 @@ class StreamQuery(_Query):
             description="Begin after this `follow_cursor` or event id; from now on if left out.",
         ),
     ] = None
-
-
-class LettersById(_Input):
-    """Some dead letters."""
-
-    ids: Annotated[
-        list[Annotated[str, Field(min_length=1, max_length=_MAX_ID_BYTES)]],
-        Field(
-            min_length=1,
-            max_length=MAX_LIST,
-            description="As listed: `id`, or `letter_id` for just one of several with the same id.",
-            examples=[["order-7"]],
-        ),
-    ]
-
-    @property
-    def chosen(self) -> frozenset[str] | None:
-        """The ids; None would mean all."""
-        return frozenset(self.ids)
-
-
-class AllLetters(_Input):
-    """All dead letters there are."""
-
-    everything: Annotated[
-        bool, Field(alias="all", examples=[True], json_schema_extra={"const": True})
-    ]
-
-    @field_validator("everything")
-    @classmethod
-    def _is_true(cls, value: bool) -> bool:
-        if not value:
-            raise ValueError("must be true")
-        return value
-
-    @property
-    def chosen(self) -> frozenset[str] | None:
-        """No ids: all."""
-        return None
-
-
-def _some_or_all(value: object) -> str:
-    return "<all>" if isinstance(value, dict) and "all" in value else "<some>"
-
-
-WhichLetters: TypeAlias = Annotated[
-    Annotated[LettersById, Tag("<some>")] | Annotated[AllLetters, Tag("<all>")],
-    Discriminator(_some_or_all),
-]
-"""Which dead letters."""

@@ -16,7 +16,6 @@ from tenantry.api.middleware import correlation_id_of
 from tenantry.api.partitions import Router
 from tenantry.api.pool import Pool
 from tenantry.api.port import Control
-from tenantry.api.reprocessing import Reprocessing
 from tenantry.api.streams import Streams
 from tenantry.api.tail import JournalTail
 from tenantry.api.vitals import Vitals
@@ -27,6 +26,7 @@ from tenantry.journal.port import EventStore, Metadata
 from tenantry.messages.dead_letters import DeadLetterIndex
 from tenantry.messages.port import MessageStore, PageReader
 from tenantry.projections.port import TenantDirectory
+from tenantry.reprocessing.reprocessing import Reprocessing
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

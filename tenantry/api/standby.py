@@ -136,7 +136,12 @@ class StandbyBroker:
         """Refuse to publish."""
         self._refuse()
 
-    def walk(self, tenant_id: str) -> AbstractContextManager[DeadLetterWalk]:  # noqa: ARG002
+    def walk(
+        self,
+        tenant_id: str,  # noqa: ARG002
+        *,
+        patience: float = 0.0,  # noqa: ARG002
+    ) -> AbstractContextManager[DeadLetterWalk]:
         """Refuse to touch dead letters."""
         self._refuse()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import NamedTuple, Protocol
 
 from tenantry.broker.survey import Survey
@@ -187,7 +188,12 @@ class Consuming(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outgoing:
-    """A message to be published. Durable; `headers` may hold what JSON holds."""
+    """A message to be published. Durable; `headers` may hold what JSON holds.
+
+    `properties` are those of a message that a walk along dead letters gave: they go out again
+    unchanged, beside `headers`, and then `content_type` says nothing, nor `message_id`, unless
+    they have none.
+    """
 
     exchange: str
     routing_key: str
@@ -195,6 +201,7 @@ class Outgoing:
     message_id: str | None = None
     content_type: str | None = None
     headers: Mapping[str, object] | None = None
+    properties: bytes | None = None
 
 
 class Publishing(Protocol):
@@ -269,6 +276,20 @@ class DeadLettersBusyError(BrokerError):
     """Somebody is walking along the tenant's dead letters already."""
 
 
+class QueuedLetter(NamedTuple):
+    """A message in a dead-letter queue: why the broker put it there, and when, if it tells.
+
+    The message has the topic and partition of the queue it comes from, and its sender's headers
+    without the broker's. `properties` are all of the message's, in a form only the broker reads;
+    None where the message tells all there is.
+    """
+
+    message: Incoming
+    reason: str
+    died_at: datetime | None
+    properties: bytes | None
+
+
 class DeadLetterWalk(Protocol):
     """One way along a tenant's dead letters, oldest first. What is not removed stays as it was."""
 
@@ -286,11 +307,10 @@ class DeadLetterWalk(Protocol):
         It has not where others hold messages of the queue.
         """
 
-    def next(self, most: int) -> list[Incoming]:
+    def next(self, most: int) -> list[QueuedLetter]:
         """Give up to `most` further messages; none at the end of what was there at the start.
 
-        Topic and partition are those of the queue the message was rejected from. Fewer than
-        `most` may be given where they are large.
+        Fewer than `most` may be given where they are large.
         """
 
     def remove(self, indexes: Collection[int]) -> None:
@@ -300,9 +320,12 @@ class DeadLetterWalk(Protocol):
 class DeadLetters(Protocol):
     """Gives access to tenants' dead-letter queues. Callable from any thread; calls block."""
 
-    def walk(self, tenant_id: str) -> AbstractContextManager[DeadLetterWalk]:
+    def walk(
+        self, tenant_id: str, *, patience: float = 0.0
+    ) -> AbstractContextManager[DeadLetterWalk]:
         """Begin a walk; a tenant without a queue has no dead letters.
 
-        One walk of a tenant at a time: another raises `DeadLettersBusyError`. Every call may raise
+        One walk of a tenant at a time: another waits for its end, for `patience` seconds, and
+        then raises `DeadLettersBusyError`. Every call may raise
         `BrokerUnavailableError`: what was not removed is in the queue, what was removed may be.
         """

@@ -167,6 +167,7 @@ class DeadLettersReplayed:
     """Dead letters were published to their own stream again; `ids` are the letters'."""
 
     tenant_id: str
+    count: int
     ids: tuple[str, ...]
 
 
@@ -175,6 +176,7 @@ class DeadLettersDiscarded:
     """Dead letters were thrown away; `ids` are the letters'."""
 
     tenant_id: str
+    count: int
     ids: tuple[str, ...]
 
 

@@ -31,7 +31,9 @@ EVENT_TYPES: Final[Mapping[str, type[Event]]] = MappingProxyType(
 )
 """The events by the name the journal knows them by."""
 
-VERSIONS: Final[Mapping[str, int]] = MappingProxyType({"MessageDeadLettered": 2})
+VERSIONS: Final[Mapping[str, int]] = MappingProxyType(
+    {"MessageDeadLettered": 2, "DeadLettersReplayed": 2, "DeadLettersDiscarded": 2}
+)
 """The schema version of each type that is not at 1 any more."""
 
 
@@ -40,8 +42,17 @@ def _with_first_error(data: Data) -> Data:
     return {**data, "first_error": data["error"]}
 
 
+def _with_count(data: Data) -> Data:
+    """In version 1 the letters were not counted."""
+    return {**data, "count": len(data["ids"])}
+
+
 UPCASTERS: Final[Mapping[tuple[str, int], Upcaster]] = MappingProxyType(
-    {("MessageDeadLettered", 1): _with_first_error}
+    {
+        ("MessageDeadLettered", 1): _with_first_error,
+        ("DeadLettersReplayed", 1): _with_count,
+        ("DeadLettersDiscarded", 1): _with_count,
+    }
 )
 """For a type and a schema version, the way to the next."""
 

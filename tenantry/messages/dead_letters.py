@@ -8,12 +8,15 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from typing import Final, NamedTuple, Protocol
-from uuid import UUID
+from uuid import UUID, uuid5
 
 from tenantry.messages.port import Incoming
 
 REPLAY_HEADER: Final = "x-tenantry-replay"
 """Marks a message that was replayed: the id of the dead letter it was."""
+
+REPLAYS_HEADER: Final = "x-tenantry-replays"
+"""Beside it: how often the letter has been replayed, this time included."""
 
 LARGEST_BODY: Final = 1024 * 1024
 """Bytes of a body that is listed; a larger one is only in the queue."""
@@ -22,7 +25,8 @@ LARGEST_BODY: Final = 1024 * 1024
 class Judged(NamedTuple):
     """A message that will be rejected, and why; `attempts` is how often it was tried.
 
-    `error` is the last attempt's; `first_error` the first one's, None if it is the same.
+    `error` is the last attempt's; `first_error` the first one's, None if it is the same. `again`
+    where it may have been judged before, so that it is not listed as another.
     """
 
     message: Incoming
@@ -30,6 +34,89 @@ class Judged(NamedTuple):
     error: str
     attempts: int
     first_error: str | None = None
+    again: bool = False
+
+
+class Found(NamedTuple):
+    """A message met in the queue, since when it is there (None: unknown), and why.
+
+    Times have whole seconds: they are the broker's.
+    """
+
+    judged: Judged
+    died_at: datetime | None
+
+
+class Kept(NamedTuple):
+    """A letter's id, that of its event in the journal, and whether it has only now died."""
+
+    id: UUID
+    event_id: UUID
+    fresh: bool
+
+
+class Work(StrEnum):
+    """What can be done to a letter."""
+
+    REPLAY = "replay"
+    DISCARD = "discard"
+
+
+class Intent(NamedTuple):
+    """Work that was begun and has not been settled."""
+
+    id: UUID
+    work: Work
+
+
+class Met(NamedTuple):
+    """A message of the queue as the index knows it.
+
+    `listed` is false where it only has to be removed: its letter is settled, or goes on as a later
+    message. `replays` counts those begun; a replay with an `intent` is among them. `failed_again`
+    tells that the intended replay has ended as a dead letter already. `recorded` is whether the
+    journal tells of the letter.
+    """
+
+    id: UUID
+    event_id: UUID
+    listed: bool
+    reason: str
+    error: str
+    first_error: str | None
+    attempts: int
+    dead_lettered_at: datetime
+    replays: int
+    intent: Intent | None
+    failed_again: bool
+    recorded: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Selection:
+    """Which letters are meant: all those that every given condition holds for.
+
+    `names` are ids of letters or of their messages; `since` is included, `until` is not.
+    """
+
+    names: frozenset[str] | None = None
+    reason: str | None = None
+    topic: str | None = None
+    since: datetime | None = None
+    until: datetime | None = None
+
+    def holds(self, message: Incoming, letter: UUID, reason: str, at: datetime) -> bool:
+        """Tell whether a letter is meant, by its message, id, reason and time."""
+        return (
+            (self.names is None or str(letter) in self.names or message.id in self.names)
+            and self.reason in (None, reason)
+            and self.topic in (None, message.topic)
+            and (self.since is None or at >= self.since)
+            and (self.until is None or at < self.until)
+        )
+
+
+EVERYTHING: Final = Selection()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +136,7 @@ class DeadLetter:
     error: str
     first_error: str
     attempts: int
+    replays: int
     size: int
     body: bytes | None
     content_type: str | None
@@ -57,29 +145,27 @@ class DeadLetter:
     dead_lettered_at: datetime
 
 
-class Outcome(StrEnum):
-    """How a letter was settled."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preview:
+    """What a selection comes to at the time `as_of`: how many letters, and from where.
 
-    REPLAYED = "replayed"
-    DISCARDED = "discarded"
+    `worn` of them have been replayed as often as they may be.
+    """
 
-
-class Known(NamedTuple):
-    """What is known of a message in the queue; `settled`: it only has to be removed."""
-
-    id: UUID
-    settled: bool
+    as_of: datetime
+    count: int
+    worn: int
+    places: Mapping[tuple[str, int], int]
 
 
 def fingerprint(message: Incoming) -> bytes:
-    """Tell dead letters apart: the same for every delivery of one, another after a replay."""
-    marker = (message.headers or {}).get(REPLAY_HEADER)
+    """Tell messages apart by place, id and bytes: the same for every delivery of one."""
     digest = hashlib.sha256()
     for part in (
         message.topic,
         str(message.partition),
         "-" if message.id is None else f"+{message.id}",
-        marker if isinstance(marker, str) else "",
+        "",
     ):
         data = part.encode(errors="surrogatepass")
         digest.update(len(data).to_bytes(4) + data)
@@ -87,43 +173,84 @@ def fingerprint(message: Incoming) -> bytes:
     return digest.digest()
 
 
+def event_id(letter: UUID, failed: int) -> UUID:
+    """Name the event of a letter's death; `failed` is the replay that has failed, 0 for none."""
+    return letter if failed == 0 else uuid5(letter, str(failed))
+
+
 class DeadLetterIndex(Protocol):
     """Lists dead letters. Callable from any thread; committed when a call returns.
 
-    Every call may raise `StoreUnavailableError`.
+    A letter that becomes listed, and one that is settled, count in the tenant's totals, in the
+    same transaction. Every call may raise `StoreUnavailableError`.
     """
 
-    def keep(self, tenant_id: str, letters: Sequence[Judged]) -> list[UUID]:
-        """List dead letters, those listed already once; give the id of each."""
+    def keep(self, tenant_id: str, letters: Sequence[Judged]) -> list[Kept]:
+        """List messages that will be rejected, those listed already once.
+
+        A message with an id is one letter, however often it comes, until the letter is settled; a
+        replay that has failed is the letter it was. Messages without an id are a letter each.
+        """
+
+    def meet(self, tenant_id: str, found: Sequence[Found], *, walk: UUID) -> list[Met]:
+        """Tell what is known of messages a walk along the queue has met; list the unknown.
+
+        The k-th of several without an id that are the same is the k-th letter of them.
+        """
+
+    def begin(self, tenant_id: str, ids: Collection[UUID], intent: Intent) -> None:
+        """Note what will be done to letters, before it is; a replay counts from now."""
+
+    def withdraw(self, tenant_id: str, ids: Collection[UUID]) -> None:
+        """Take back an intent that has come to nothing."""
+
+    def settle(self, tenant_id: str, ids: Collection[UUID]) -> None:
+        """Note that what was intended is done: the letters are listed no more.
+
+        Only those stay listed whose replay has failed already.
+        """
+
+    def intended(self, tenant_id: str, intent: UUID) -> list[UUID]:
+        """Give the letters of an intent, in order, the settled ones too."""
+
+    def recorded(self, tenant_id: str, ids: Collection[UUID]) -> None:
+        """Note that the journal tells of letters that `meet` has listed."""
+
+    def gone(self, tenant_id: str, ids: Collection[UUID]) -> None:
+        """Note that settled letters' messages have left the queue."""
+
+    def forget_missing(self, tenant_id: str, *, walk: UUID, older_than: float) -> int:
+        """Forget listed letters that a walk along the whole queue has not met; tell how many.
+
+        Only letters that are more than `older_than` seconds old: those that were in the queue
+        when the walk began.
+        """
+
+    def sweep(self, *, older_than: float) -> int:
+        """Forget settled letters that have left the queue so many seconds ago; tell how many.
+
+        Until then, a late copy of such a message is known for what it is.
+        """
 
     def page(
-        self, tenant_id: str, *, after: int = 0, limit: int = 50
+        self, tenant_id: str, *, which: Selection = EVERYTHING, after: int = 0, limit: int = 50
     ) -> tuple[list[DeadLetter], bool]:
         """Give the letters beyond position `after`, oldest first, and whether there are more.
 
         A page has `limit` letters at most, and fewer where their bodies are large.
         """
 
+    def preview(self, tenant_id: str, which: Selection, *, most_replays: int) -> Preview:
+        """Count what a selection comes to."""
+
     def named(self, tenant_id: str, names: Collection[str]) -> set[UUID]:
-        """Find the letters that have one of these ids, their own or their message's."""
+        """Find the listed letters that have one of these ids, their own or their message's."""
 
-    def find(
-        self, tenant_id: str, fingerprints: Sequence[bytes], *, walk: UUID
-    ) -> Mapping[bytes, Known]:
-        """Tell what is known of messages that a walk along the queue has met, and note that."""
+    def counts(self, tenant_ids: Collection[str]) -> Mapping[str, int]:
+        """Count the listed letters of tenants; those without any may be left out."""
 
-    def settle(self, tenant_id: str, ids: Collection[UUID], outcome: Outcome) -> None:
-        """Note what became of letters: they are listed no more, and counted in the same breath."""
-
-    def forget(self, tenant_id: str, ids: Collection[UUID]) -> None:
-        """Forget settled letters whose messages have left the queue."""
-
-    def forget_missing(self, tenant_id: str, *, walk: UUID, older_than: float) -> int:
-        """Forget what a walk along the whole queue has not met; tell how many were listed.
-
-        Only letters that are more than `older_than` seconds old: those that were in the queue
-        when the walk began.
-        """
+    def unfinished(self) -> set[str]:
+        """Name the tenants that have open intents, or letters the journal does not tell of."""
 
     def drop(self, tenant_id: str) -> None:
         """Forget a tenant's letters, all of them."""

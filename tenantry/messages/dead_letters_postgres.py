@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 from uuid import UUID, uuid4
 
 import psycopg
@@ -14,19 +14,27 @@ from psycopg.rows import dict_row
 from tenantry.database.errors import DatabaseUnavailableError
 from tenantry.database.failures import one_line
 from tenantry.messages.dead_letters import (
+    EVERYTHING,
     LARGEST_BODY,
     DeadLetter,
+    Found,
+    Intent,
     Judged,
-    Known,
-    Outcome,
-    fingerprint,
+    Kept,
+    Met,
+    Preview,
+    Selection,
+    Work,
 )
+from tenantry.messages.dead_letters_matching import Matching, Row, keys
 from tenantry.messages.encoding import headers_json
 from tenantry.messages.port import Incoming, MessageStoreError, StoreUnavailableError
 from tenantry.sql import queries
 
 if TYPE_CHECKING:
     from tenantry.database.pool import Connection, Database
+
+T = TypeVar("T")
 
 PAGE_BYTES: Final = 8 * 1024 * 1024
 """Bytes of bodies on a page, but for the first letter's."""
@@ -42,40 +50,71 @@ class PostgresDeadLetterIndex:
         self._database = database
         self._sql = queries("dead_letters")
 
-    def keep(self, tenant_id: str, letters: Sequence[Judged]) -> list[UUID]:
+    def keep(self, tenant_id: str, letters: Sequence[Judged]) -> list[Kept]:
         """See `DeadLetterIndex.keep`."""
-        keys = [fingerprint(judged.message) for judged in letters]
-        once = dict(zip(keys, letters, strict=True))
-        messages = [judged.message for judged in once.values()]
-        parameters = {
-            "tenant": tenant_id,
-            "fingerprints": list(once),
-            "ids": [uuid4() for _ in once],
-            "message_ids": [_text(message.id) for message in messages],
-            "topics": [message.topic for message in messages],
-            "partitions": [message.partition for message in messages],
-            "reasons": [judged.reason for judged in once.values()],
-            "errors": [_text(judged.error) for judged in once.values()],
-            "first_errors": [_text(judged.first_error) for judged in once.values()],
-            "attempts": [judged.attempts for judged in once.values()],
-            "sizes": [len(message.body) for message in messages],
-            "bodies": [
-                message.body if len(message.body) <= LARGEST_BODY else None for message in messages
-            ],
-            "content_types": [_text(message.content_type) for message in messages],
-            "headers": [_headers(message) for message in messages],
-            "published": [_published_at(message) for message in messages],
-        }
-        with self._connection() as connection:
-            rows = connection.execute(self._sql["keep"], parameters).fetchall()
-        ids = {bytes(key): letter_id for key, letter_id in rows}
-        return [ids[key] for key in keys]
+        return self._match(
+            tenant_id,
+            None,
+            [judged.message for judged in letters],
+            lambda matching: [matching.keep(judged) for judged in letters],
+        )
+
+    def meet(self, tenant_id: str, found: Sequence[Found], *, walk: UUID) -> list[Met]:
+        """See `DeadLetterIndex.meet`."""
+        return self._match(
+            tenant_id,
+            walk,
+            [one.judged.message for one in found],
+            lambda matching: [matching.meet(one) for one in found],
+        )
+
+    def begin(self, tenant_id: str, ids: Collection[UUID], intent: Intent) -> None:
+        """See `DeadLetterIndex.begin`."""
+        self._execute(
+            "begin", tenant=tenant_id, ids=list(ids), intent=intent.id, work=intent.work.value
+        )
+
+    def withdraw(self, tenant_id: str, ids: Collection[UUID]) -> None:
+        """See `DeadLetterIndex.withdraw`."""
+        self._execute("withdraw", tenant=tenant_id, ids=list(ids))
+
+    def settle(self, tenant_id: str, ids: Collection[UUID]) -> None:
+        """See `DeadLetterIndex.settle`."""
+        given = {"tenant": tenant_id, "ids": list(ids)}
+        with self._connection() as connection, connection.transaction():
+            connection.execute(self._sql["settle"], given)
+            connection.execute(self._sql["came_back"], given)
+
+    def intended(self, tenant_id: str, intent: UUID) -> list[UUID]:
+        """See `DeadLetterIndex.intended`."""
+        return [row[0] for row in self._fetch("intended", tenant=tenant_id, intent=intent)]
+
+    def recorded(self, tenant_id: str, ids: Collection[UUID]) -> None:
+        """See `DeadLetterIndex.recorded`."""
+        self._execute("recorded", tenant=tenant_id, ids=list(ids))
+
+    def gone(self, tenant_id: str, ids: Collection[UUID]) -> None:
+        """See `DeadLetterIndex.gone`."""
+        self._execute("gone", tenant=tenant_id, ids=list(ids))
+
+    def forget_missing(self, tenant_id: str, *, walk: UUID, older_than: float) -> int:
+        """See `DeadLetterIndex.forget_missing`."""
+        given = {"tenant": tenant_id, "walk": walk, "age": timedelta(seconds=older_than)}
+        with self._connection() as connection, connection.transaction():
+            connection.execute(self._sql["gone_unmet"], given)
+            missing = connection.execute(self._sql["missing"], given).rowcount
+            connection.execute(self._sql["forget_missing"], given)
+        return missing
+
+    def sweep(self, *, older_than: float) -> int:
+        """See `DeadLetterIndex.sweep`."""
+        return self._execute("sweep", age=timedelta(seconds=older_than))
 
     def page(
-        self, tenant_id: str, *, after: int = 0, limit: int = 50
+        self, tenant_id: str, *, which: Selection = EVERYTHING, after: int = 0, limit: int = 50
     ) -> tuple[list[DeadLetter], bool]:
         """See `DeadLetterIndex.page`."""
-        parameters = {
+        parameters = _selected(which) | {
             "tenant": tenant_id, "after": after, "limit": limit + 1, "bytes": PAGE_BYTES
         }  # fmt: skip
         with self._connection() as connection, connection.cursor(row_factory=dict_row) as cursor:
@@ -86,44 +125,78 @@ class PostgresDeadLetterIndex:
             del row["candidates"]
         return [DeadLetter(**row) for row in found], there > len(found)
 
+    def preview(self, tenant_id: str, which: Selection, *, most_replays: int) -> Preview:
+        """See `DeadLetterIndex.preview`."""
+        (_, _, count, worn, as_of), *places = self._fetch(
+            "preview", tenant=tenant_id, most=most_replays, **_selected(which)
+        )
+        return Preview(
+            as_of=as_of,
+            count=count,
+            worn=worn,
+            places={(topic, partition): number for topic, partition, number, _, _ in places},
+        )
+
     def named(self, tenant_id: str, names: Collection[str]) -> set[UUID]:
         """See `DeadLetterIndex.named`."""
-        parameters = {"tenant": tenant_id, "names": [_text(name) for name in names]}
-        with self._connection() as connection:
-            rows = connection.execute(self._sql["named"], parameters).fetchall()
-        return {letter_id for (letter_id,) in rows}
+        rows = self._fetch("named", tenant=tenant_id, names=[_text(name) for name in names])
+        return {row[0] for row in rows}
 
-    def find(
-        self, tenant_id: str, fingerprints: Sequence[bytes], *, walk: UUID
-    ) -> Mapping[bytes, Known]:
-        """See `DeadLetterIndex.find`."""
-        parameters = {"tenant": tenant_id, "fingerprints": list(fingerprints), "walk": walk}
-        with self._connection() as connection:
-            rows = connection.execute(self._sql["find"], parameters).fetchall()
-        return {bytes(key): Known(letter_id, settled) for key, letter_id, settled in rows}
+    def counts(self, tenant_ids: Collection[str]) -> Mapping[str, int]:
+        """See `DeadLetterIndex.counts`."""
+        return {row[0]: row[1] for row in self._fetch("counts", tenants=list(tenant_ids))}
 
-    def settle(self, tenant_id: str, ids: Collection[UUID], outcome: Outcome) -> None:
-        """See `DeadLetterIndex.settle`."""
-        self._execute("settle", tenant=tenant_id, ids=list(ids), outcome=outcome.value)
-
-    def forget(self, tenant_id: str, ids: Collection[UUID]) -> None:
-        """See `DeadLetterIndex.forget`."""
-        self._execute("forget", tenant=tenant_id, ids=list(ids))
-
-    def forget_missing(self, tenant_id: str, *, walk: UUID, older_than: float) -> int:
-        """See `DeadLetterIndex.forget_missing`."""
-        parameters = {"tenant": tenant_id, "walk": walk, "age": timedelta(seconds=older_than)}
-        with self._connection() as connection:
-            row = connection.execute(self._sql["forget_missing"], parameters).fetchone()
-        return 0 if row is None else int(row[0])
+    def unfinished(self) -> set[str]:
+        """See `DeadLetterIndex.unfinished`."""
+        return {row[0] for row in self._fetch("unfinished")}
 
     def drop(self, tenant_id: str) -> None:
         """See `DeadLetterIndex.drop`."""
         self._execute("drop", tenant=tenant_id)
 
-    def _execute(self, query: str, **parameters: object) -> None:
+    def _match(
+        self,
+        tenant_id: str,
+        walk: UUID | None,
+        messages: Sequence[Incoming],
+        work: Callable[[Matching], T],
+    ) -> T:
+        """Match messages with the rows there are, alone, and write what comes of it."""
+        fingerprints, ids = keys(messages)
+        given = {"tenant": tenant_id, "fingerprints": fingerprints, "ids": ids}
+        with self._connection() as connection, connection.transaction():
+            (_, now) = connection.execute(self._sql["lock"], given).fetchone() or (None, None)
+            if walk is None:
+                connection.execute(self._sql["attempts_over"], given)
+            with connection.cursor(row_factory=dict_row) as cursor:
+                rows = [_row(row) for row in cursor.execute(self._sql["rows"], given).fetchall()]
+            matching = Matching(rows, new_id=uuid4, now=now or datetime.now(UTC), walk=walk)
+            done = work(matching)
+            self._write(connection, tenant_id, matching)
+        return done
+
+    def _write(self, connection: Connection, tenant_id: str, matching: Matching) -> None:
+        changed = [row for row in matching.changed.values() if row.content is None]
+        again = [row for row in matching.changed.values() if row.content is not None]
+        for query, rows in (
+            ("add", matching.new),
+            ("relist", again),
+            ("to_the_end", again),
+            ("change", changed),
+        ):
+            if rows:
+                connection.execute(self._sql[query], {"tenant": tenant_id} | _columns(rows))
+        if matching.fresh:
+            parameters = {"tenant": tenant_id, "fresh": matching.fresh}
+            connection.execute(self._sql["count_dead"], parameters)
+
+    def _execute(self, query: str, **parameters: object) -> int:
         with self._connection() as connection:
-            connection.execute(self._sql[query], parameters)
+            return connection.execute(self._sql[query], parameters).rowcount
+
+    def _fetch(self, query: str, **parameters: object) -> list[Any]:
+        with self._connection() as connection:
+            return connection.execute(self._sql[query], parameters).fetchall()
 
     @contextmanager
     def _connection(self) -> Iterator[Connection]:
@@ -134,6 +207,57 @@ class PostgresDeadLetterIndex:
             raise StoreUnavailableError(str(error)) from error
         except psycopg.Error as error:
             raise MessageStoreError(f"{self._database.where}: {one_line(error)}") from error
+
+
+def _row(columns: dict[str, Any]) -> Row:
+    work, intent = columns.pop("work"), columns.pop("intent")
+    columns["fingerprint"] = bytes(columns["fingerprint"])
+    return Row(**columns, intent=None if intent is None else Intent(intent, Work(work)))
+
+
+def _columns(rows: Sequence[Row]) -> dict[str, Any]:
+    """Give rows as the arrays that the queries take; the messages' where there are any."""
+    columns: dict[str, Any] = {
+        "was": [row.was for row in rows],
+        "ids": [row.id for row in rows],
+        "fingerprints": [row.fingerprint for row in rows],
+        "copies": [row.copy for row in rows],
+        "replays": [row.replays for row in rows],
+        "failed": [row.failed for row in rows],
+        "died": [row.died_at for row in rows],
+        "seen": [row.seen_in for row in rows],
+        "recorded": [row.recorded for row in rows],
+        "reasons": [row.reason for row in rows],
+        "errors": [_text(row.error) for row in rows],
+        "first_errors": [_text(row.first_error) for row in rows],
+        "attempts": [row.attempts for row in rows],
+        "dead_lettered": [row.dead_lettered_at for row in rows],
+    }
+    messages = [row.content for row in rows if row.content is not None]
+    if not messages:
+        return columns
+    return columns | {
+        "message_ids": [_text(message.id) for message in messages],
+        "topics": [message.topic for message in messages],
+        "partitions": [message.partition for message in messages],
+        "sizes": [len(message.body) for message in messages],
+        "bodies": [
+            message.body if len(message.body) <= LARGEST_BODY else None for message in messages
+        ],
+        "content_types": [_text(message.content_type) for message in messages],
+        "headers": [_headers(message) for message in messages],
+        "published": [_published_at(message) for message in messages],
+    }
+
+
+def _selected(which: Selection) -> dict[str, object]:
+    return {
+        "names": None if which.names is None else [_text(name) for name in which.names],
+        "reason": _text(which.reason),
+        "topic": _text(which.topic),
+        "since": which.since,
+        "until": which.until,
+    }
 
 
 def _text(value: str | None) -> str | None:

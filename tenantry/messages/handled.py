@@ -174,12 +174,12 @@ class HandledTransaction:
         self._run(todo, outcome)
         return outcome
 
-    def store(self, outcome: Outcome, *, dead_lettered: int) -> None:
+    def store(self, outcome: Outcome) -> None:
         """Write the rows. Raises `RacedError`, `RefusedError`: roll back, and begin anew."""
         entries = [*outcome.passed, *outcome.duplicates]
         try:
             with self._connection.transaction():
-                _, duplicates = self._call_store(entries, dead_lettered)
+                _, duplicates = self._call_store(entries)
         except REFUSALS as refusal:
             raise RefusedError(self._refused(entries, refusal)) from refusal
         if duplicates != len(outcome.duplicates):
@@ -282,13 +282,13 @@ class HandledTransaction:
         rows = self._connection.execute(_find(self._tenant), (self._tenant, ids)).fetchall()
         return {identity for (identity,) in rows}
 
-    def _call_store(self, entries: Sequence[Entry], dead_lettered: int) -> tuple[int, int]:
+    def _call_store(self, entries: Sequence[Entry]) -> tuple[int, int]:
         sifted = Sifted(
             messages=[entry.stored_as for entry in entries],
             indexes=list(range(len(entries))),
             is_json=[entry.is_json for entry in entries],
         )
-        return call_store(self._connection, self._tenant, sifted, dead_lettered)
+        return call_store(self._connection, self._tenant, sifted)
 
     def _refused(self, entries: Sequence[Entry], refusal: psycopg.Error) -> list[tuple[Entry, str]]:
         """Find the rows that are refused, by trying halves and undoing that."""
@@ -299,7 +299,7 @@ class HandledTransaction:
         for half in (entries[:middle], entries[middle:]):
             try:
                 with self._connection.transaction(force_rollback=True):
-                    self._call_store(half, 0)
+                    self._call_store(half)
             except REFUSALS as error:
                 found += self._refused(half, error)
         return found

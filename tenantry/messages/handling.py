@@ -45,7 +45,7 @@ from tenantry.messages.handled import (
     SpoiledError,
     tidy,
 )
-from tenantry.messages.insertion import Sifted, call_store, one_line, sift
+from tenantry.messages.insertion import one_line, sift
 from tenantry.messages.port import (
     NOTHING,
     Counts,
@@ -235,7 +235,7 @@ class HandlingStore:
                 for at, is_json in zip(sifted.indexes, sifted.is_json, strict=True)
             ]
             flawed = [replace(one, index=mine[one.index]) for one in sifted.unstorable]
-            self._refuse(connection, tenant_id, flawed, tally)
+            tally.unstorable += flawed
             units = self._units(connection, tenant_id, entries, again, tally)
         for number, unit in enumerate(units):
             if number and monotonic() >= until:
@@ -326,20 +326,8 @@ class HandlingStore:
                 tally.held.append(Held(index=entry.index, seconds=known.seconds, tried=tried))
             else:
                 killers.append(_Unit([entry], guarded=True))
-        self._refuse(connection, tenant_id, spent, tally)
+        tally.unstorable += spent
         return unknown
-
-    def _refuse(
-        self,
-        connection: Connection,
-        tenant_id: str,
-        unstorable: Sequence[Unstorable],
-        tally: Tally,
-    ) -> None:
-        """Count messages that will be dead letters."""
-        if unstorable:
-            call_store(connection, tenant_id, Sifted(messages=[]), len(unstorable))
-            tally.unstorable += unstorable
 
     # Attempts.
 
@@ -375,12 +363,10 @@ class HandlingStore:
             except RefusedError as error:
                 gone = {id(entry) for entry, _ in error.refused}
                 entries = [entry for entry in entries if id(entry) not in gone]
-                refused = [
+                tally.unstorable += [
                     Unstorable(index=entry.index, reason=validation.REFUSED, error=text)
                     for entry, text in error.refused
                 ]
-                with self._database.connection() as connection:
-                    self._refuse(connection, tenant_id, refused, tally)
             except ConflictError as error:
                 if last:
                     self._spoiled(tenant_id, entries, error.failure, tally)
@@ -415,10 +401,10 @@ class HandlingStore:
                 over = [one.key for one in (*outcome.passed, *outcome.duplicates) if one.noted]
                 if over:
                     self._attempts.forget(connection, tenant_id, over)
-                spent = sum(self._is_spent(failure.entry) for failure in outcome.failed)
-                if outcome.passed or outcome.duplicates or spent:
-                    work.store(outcome, dead_lettered=spent)
-                else:
+                spent = any(self._is_spent(failure.entry) for failure in outcome.failed)
+                if outcome.passed or outcome.duplicates:
+                    work.store(outcome)
+                elif not spent:
                     # Nothing will be acknowledged for it: an attempt less is known after a crash
                     # of the database, and that is all.
                     connection.execute("SET LOCAL synchronous_commit = off")
@@ -435,8 +421,6 @@ class HandlingStore:
         """Note a failure that took the transaction with it; everything else is still to be done."""
         with self._database.connection() as connection, connection.transaction():
             firsts = self._note(connection, tenant_id, [failure])
-            if self._is_spent(failure.entry):
-                call_store(connection, tenant_id, Sifted(messages=[]), 1)
         others = [entry for entry in entries if entry is not failure.entry]
         self._tell(Outcome(failed=[failure], left=others), firsts, tally)
 

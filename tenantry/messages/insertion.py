@@ -18,12 +18,12 @@ from tenantry.messages.validation import Verdict
 
 _STORE: Final[LiteralString] = """
 SELECT stored, duplicates FROM tenantry.store_messages(
-    %s::text, %b, %b, %b, %b, %b, %b, %b, %b, %s::integer)
+    %s::text, %b, %b, %b, %b, %b, %b, %b, %b, 0)
 """
 
 _STORE_TAKEN: Final[LiteralString] = """
 SELECT stored, duplicates FROM tenantry.store_taken(
-    %s::text, %b, %b, %b, %b, %b, %b, %b, %b, %s::integer, %b)
+    %s::text, %b, %b, %b, %b, %b, %b, %b, %b, 0, %b)
 """
 
 REFUSALS: Final = (
@@ -78,11 +78,9 @@ def sift(connection: Connection, messages: Sequence[Incoming], max_bytes: int) -
 def insert(connection: Connection, tenant_id: str, batch: Sifted) -> tuple[int, int]:
     """Insert a batch in one call; where the database refuses a row, find it by halving."""
     try:
-        return call_store(connection, tenant_id, batch, len(batch.unstorable))
+        return call_store(connection, tenant_id, batch)
     except REFUSALS as error:
-        stored, duplicates = _halve(connection, tenant_id, batch, error)
-    call_store(connection, tenant_id, batch.part(0, 0), len(batch.unstorable))
-    return stored, duplicates
+        return _halve(connection, tenant_id, batch, error)
 
 
 def _halve(
@@ -96,7 +94,7 @@ def _halve(
     stored = duplicates = 0
     for half in (batch.part(0, middle), batch.part(middle, len(batch.indexes))):
         try:
-            counts = call_store(connection, tenant_id, half, 0)
+            counts = call_store(connection, tenant_id, half)
         except REFUSALS as error:
             counts = _halve(connection, tenant_id, half, error)
         stored += counts[0]
@@ -104,12 +102,10 @@ def _halve(
     return stored, duplicates
 
 
-def call_store(
-    connection: Connection, tenant_id: str, batch: Sifted, dead_lettered: int
-) -> tuple[int, int]:
+def call_store(connection: Connection, tenant_id: str, batch: Sifted) -> tuple[int, int]:
     """Insert a batch in one call; give how many rows are new, and how many were there."""
     messages = [batch.messages[index] for index in batch.indexes]
-    query, parameters = _STORE, (tenant_id, *columns(messages, batch.is_json), dead_lettered)
+    query, parameters = _STORE, (tenant_id, *columns(messages, batch.is_json))
     receipts = [message.receipt for message in messages if message.receipt is not None]
     if receipts:
         query, parameters = _STORE_TAKEN, (*parameters, bigint_array(receipts))

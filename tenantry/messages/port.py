@@ -109,7 +109,7 @@ class WrittenPage(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Counts:
-    """A tenant's running totals since its creation."""
+    """A tenant's running totals since its creation; dead letters are counted by their index."""
 
     stored: int
     duplicates: int

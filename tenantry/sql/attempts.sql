@@ -2,7 +2,8 @@
 
 -- name: known
 -- What is known of messages that were delivered before. One that is listed as a dead letter was
--- judged already, and only its rejection was lost.
+-- judged already, and only its rejection was lost; unless a walk has met it in the queue, or it is
+-- being replayed: then this is the replay.
 SELECT key, attempts, reason, first_error, last_error,
        greatest(0, extract(epoch FROM not_before - clock_timestamp()))::float8 AS seconds,
        false AS judged
@@ -12,6 +13,7 @@ UNION ALL
 SELECT fingerprint, attempts, reason, coalesce(first_error, error), error, 0, true
 FROM tenantry.dead_letters AS letter
 WHERE tenant_id = %(tenant)s AND fingerprint = ANY(%(keys)s::bytea[]) AND NOT settled
+  AND died_at IS NULL AND (intent IS NULL OR work <> 'replay' OR failed >= replays)
   AND NOT EXISTS (SELECT FROM tenantry.attempts AS known
                   WHERE known.tenant_id = letter.tenant_id AND known.key = letter.fingerprint);
 

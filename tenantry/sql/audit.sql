@@ -7,6 +7,6 @@ SELECT c.position, c.stored, c.duplicates, c.dead_lettered, c.removed,
        c.letters_missing AS missing, letters.listed, letters.settled
 FROM tenantry.tenant_counters AS c,
      LATERAL (SELECT count(*) FILTER (WHERE NOT settled) AS listed,
-                     count(*) FILTER (WHERE settled) AS settled
+                     count(*) FILTER (WHERE settled AND gone_at IS NULL) AS settled
               FROM tenantry.dead_letters WHERE tenant_id = c.tenant_id) AS letters
 WHERE c.tenant_id = %(tenant)s;

@@ -1,33 +1,144 @@
 -- The index of dead letters.
 
--- name: keep
--- A letter that is listed stays as it is. One that is settled is another now: the same message has
--- come again. What was known of its attempts is known of the letter now.
-WITH over AS (
-    DELETE FROM tenantry.attempts
-    WHERE tenant_id = %(tenant)s AND key = ANY(%(fingerprints)s::bytea[])
-)
-INSERT INTO tenantry.dead_letters AS kept
-    (tenant_id, id, fingerprint, message_id, topic, partition, reason, error, first_error, attempts,
-     size, body, content_type, headers, published_at)
+-- name: lock
+-- Letters of a tenant are matched by one at a time: two workers may have the same message.
+SELECT pg_advisory_xact_lock(hashtextextended('tenantry.dead_letters.' || %(tenant)s, 0)),
+       clock_timestamp();
+
+-- name: rows
+SELECT id AS was, id, fingerprint, copy, settled, replays, failed,
+       intent, work, died_at, seen_in, recorded, reason, error, first_error,
+       attempts, dead_lettered_at
+FROM tenantry.dead_letters
+WHERE tenant_id = %(tenant)s AND fingerprint = ANY(%(fingerprints)s::bytea[])
+UNION
+SELECT id AS was, id, fingerprint, copy, settled, replays, failed,
+       intent, work, died_at, seen_in, recorded, reason, error, first_error,
+       attempts, dead_lettered_at
+FROM tenantry.dead_letters
+WHERE tenant_id = %(tenant)s AND id = ANY(%(ids)s::uuid[]);
+
+-- name: attempts_over
+-- What was known of a message's attempts is known of its letter now.
+DELETE FROM tenantry.attempts
+WHERE tenant_id = %(tenant)s AND key = ANY(%(fingerprints)s::bytea[]);
+
+-- name: add
+INSERT INTO tenantry.dead_letters
+    (tenant_id, id, fingerprint, copy, replays, died_at, seen_in, recorded, reason, error,
+     first_error, attempts, dead_lettered_at, message_id, topic, partition, size, body,
+     content_type, headers, published_at)
 SELECT %(tenant)s, given.*
 FROM unnest(
-    %(ids)s::uuid[], %(fingerprints)s::bytea[], %(message_ids)s::text[], %(topics)s::text[],
-    %(partitions)s::integer[], %(reasons)s::text[], %(errors)s::text[], %(first_errors)s::text[],
-    %(attempts)s::integer[], %(sizes)s::bigint[], %(bodies)s::bytea[], %(content_types)s::text[],
-    %(headers)s::text[], %(published)s::timestamptz[]) AS given
-ON CONFLICT (tenant_id, fingerprint) DO UPDATE
-SET id = CASE WHEN kept.settled THEN excluded.id ELSE kept.id END,
-    dead_lettered_at =
-        CASE WHEN kept.settled THEN excluded.dead_lettered_at ELSE kept.dead_lettered_at END,
-    reason = excluded.reason, error = excluded.error, first_error = excluded.first_error,
-    attempts = excluded.attempts, settled = false, outcome = NULL
-RETURNING fingerprint, id;
+    %(ids)s::uuid[], %(fingerprints)s::bytea[], %(copies)s::integer[], %(replays)s::integer[],
+    %(died)s::timestamptz[], %(seen)s::uuid[], %(recorded)s::boolean[], %(reasons)s::text[],
+    %(errors)s::text[], %(first_errors)s::text[], %(attempts)s::integer[],
+    %(dead_lettered)s::timestamptz[], %(message_ids)s::text[], %(topics)s::text[], %(partitions)s::integer[], %(sizes)s::bigint[],
+    %(bodies)s::bytea[], %(content_types)s::text[], %(headers)s::text[],
+    %(published)s::timestamptz[]) AS given;
+
+-- name: change
+UPDATE tenantry.dead_letters AS letter
+SET died_at = given.died_at, seen_in = given.seen_in, reason = given.reason, error = given.error,
+    first_error = given.first_error, attempts = given.attempts
+FROM unnest(
+    %(was)s::uuid[], %(died)s::timestamptz[], %(seen)s::uuid[], %(reasons)s::text[],
+    %(errors)s::text[], %(first_errors)s::text[], %(attempts)s::integer[])
+    AS given (was, died_at, seen_in, reason, error, first_error, attempts)
+WHERE letter.tenant_id = %(tenant)s AND letter.id = given.was;
+
+-- name: relist
+UPDATE tenantry.dead_letters AS letter
+SET id = given.id, replays = given.replays, failed = given.failed, settled = false,
+    outcome = NULL, gone_at = NULL, died_at = given.died_at, seen_in = given.seen_in,
+    intent = CASE WHEN NOT letter.settled THEN letter.intent END,
+    recorded = given.recorded, reason = given.reason, error = given.error,
+    first_error = given.first_error, attempts = given.attempts, dead_lettered_at = given.dead_lettered_at, size = given.size,
+    body = given.body, content_type = given.content_type, headers = given.headers,
+    published_at = given.published_at
+FROM unnest(
+    %(was)s::uuid[], %(ids)s::uuid[], %(replays)s::integer[], %(failed)s::integer[],
+    %(died)s::timestamptz[], %(seen)s::uuid[], %(recorded)s::boolean[], %(reasons)s::text[],
+    %(errors)s::text[], %(first_errors)s::text[], %(attempts)s::integer[],
+    %(dead_lettered)s::timestamptz[], %(sizes)s::bigint[], %(bodies)s::bytea[], %(content_types)s::text[], %(headers)s::text[],
+    %(published)s::timestamptz[])
+    AS given (was, id, replays, failed, died_at, seen_in, recorded, reason, error, first_error,
+              attempts, dead_lettered_at, size, body, content_type, headers, published_at)
+WHERE letter.tenant_id = %(tenant)s AND letter.id = given.was;
+
+-- name: to_the_end
+-- Of the list, where its readers still come by. A statement of its own: the counting of letters
+-- knows a row that changes by its position.
+UPDATE tenantry.dead_letters SET position = DEFAULT
+WHERE tenant_id = %(tenant)s AND id = ANY(%(ids)s::uuid[]);
+
+-- name: count_dead
+UPDATE tenantry.tenant_counters SET dead_lettered = dead_lettered + %(fresh)s
+WHERE tenant_id = %(tenant)s;
+
+-- name: begin
+UPDATE tenantry.dead_letters
+SET intent = %(intent)s, work = %(work)s,
+    replays = replays + CASE WHEN %(work)s = 'replay' THEN 1 ELSE 0 END
+WHERE tenant_id = %(tenant)s AND id = ANY(%(ids)s::uuid[]) AND NOT settled AND intent IS NULL;
+
+-- name: withdraw
+UPDATE tenantry.dead_letters
+SET intent = NULL,
+    replays = replays - CASE WHEN work = 'replay' AND failed < replays THEN 1 ELSE 0 END
+WHERE tenant_id = %(tenant)s AND id = ANY(%(ids)s::uuid[]) AND NOT settled
+  AND intent IS NOT NULL;
+
+-- name: settle
+-- The bytes go at once: they would outlive the message.
+UPDATE tenantry.dead_letters
+SET settled = true, outcome = CASE work WHEN 'replay' THEN 'replayed' ELSE 'discarded' END,
+    body = CASE WHEN work = 'replay' AND failed >= replays THEN body END,
+    headers = CASE WHEN work = 'replay' AND failed >= replays THEN headers END
+WHERE tenant_id = %(tenant)s AND id = ANY(%(ids)s::uuid[]) AND NOT settled
+  AND intent IS NOT NULL;
+
+-- name: came_back
+-- Their replay has failed already: settled a moment ago, and listed again. A statement of its own,
+-- so that both are counted.
+UPDATE tenantry.dead_letters SET settled = false, outcome = NULL, intent = NULL
+WHERE tenant_id = %(tenant)s AND id = ANY(%(ids)s::uuid[]) AND settled
+  AND work = 'replay' AND failed >= replays AND outcome = 'replayed';
+
+-- name: intended
+SELECT id FROM tenantry.dead_letters
+WHERE tenant_id = %(tenant)s AND intent = %(intent)s
+ORDER BY id;
+
+-- name: recorded
+UPDATE tenantry.dead_letters SET recorded = true
+WHERE tenant_id = %(tenant)s AND id = ANY(%(ids)s::uuid[]) AND NOT recorded;
+
+-- name: gone
+UPDATE tenantry.dead_letters SET gone_at = clock_timestamp()
+WHERE tenant_id = %(tenant)s AND id = ANY(%(ids)s::uuid[]) AND settled AND gone_at IS NULL;
+
+-- name: gone_unmet
+UPDATE tenantry.dead_letters SET gone_at = clock_timestamp()
+WHERE tenant_id = %(tenant)s AND settled AND gone_at IS NULL
+  AND seen_in IS DISTINCT FROM %(walk)s;
+
+-- name: missing
+UPDATE tenantry.dead_letters SET settled = true, outcome = 'missing'
+WHERE tenant_id = %(tenant)s AND NOT settled AND seen_in IS DISTINCT FROM %(walk)s
+  AND dead_lettered_at < clock_timestamp() - %(age)s::interval;
+
+-- name: forget_missing
+-- At once: if its message is met after all, it is to be listed, not removed.
+DELETE FROM tenantry.dead_letters
+WHERE tenant_id = %(tenant)s AND settled AND outcome = 'missing';
+
+-- name: sweep
+DELETE FROM tenantry.dead_letters WHERE gone_at < clock_timestamp() - %(age)s::interval;
 
 -- name: page
 SELECT id, tenant_id, position, message_id, topic, partition, reason, error,
-       coalesce(first_error, error) AS first_error, attempts, size, body, content_type, headers,
-       published_at, dead_lettered_at, candidates
+       coalesce(first_error, error) AS first_error, attempts, replays, size, body, content_type, headers, published_at, dead_lettered_at, candidates
 FROM (
     SELECT letters.*, count(*) OVER () AS candidates,
            sum(length) OVER (ORDER BY position) - length AS before
@@ -35,6 +146,11 @@ FROM (
         SELECT *, coalesce(octet_length(body), 0) AS length
         FROM tenantry.dead_letters
         WHERE tenant_id = %(tenant)s AND position > %(after)s AND NOT settled
+          AND (%(names)s::text[] IS NULL OR id::text = ANY(%(names)s) OR message_id = ANY(%(names)s))
+          AND (%(reason)s::text IS NULL OR reason = %(reason)s)
+          AND (%(topic)s::text IS NULL OR topic = %(topic)s)
+          AND (%(since)s::timestamptz IS NULL OR dead_lettered_at >= %(since)s)
+          AND (%(until)s::timestamptz IS NULL OR dead_lettered_at < %(until)s)
         ORDER BY position
         LIMIT %(limit)s
     ) AS letters
@@ -42,26 +158,31 @@ FROM (
 WHERE before = 0 OR before + length <= %(bytes)s
 ORDER BY position;
 
+-- name: preview
+SELECT topic, partition, count(*), count(*) FILTER (WHERE replays >= %(most)s), clock_timestamp()
+FROM tenantry.dead_letters
+WHERE tenant_id = %(tenant)s AND NOT settled
+  AND (%(names)s::text[] IS NULL OR id::text = ANY(%(names)s) OR message_id = ANY(%(names)s))
+  AND (%(reason)s::text IS NULL OR reason = %(reason)s)
+  AND (%(topic)s::text IS NULL OR topic = %(topic)s)
+  AND (%(since)s::timestamptz IS NULL OR dead_lettered_at >= %(since)s)
+  AND (%(until)s::timestamptz IS NULL OR dead_lettered_at < %(until)s)
+GROUP BY GROUPING SETS ((topic, partition), ())
+ORDER BY topic NULLS FIRST, partition;
+
 -- name: named
 SELECT id FROM tenantry.dead_letters
 WHERE tenant_id = %(tenant)s AND NOT settled
   AND (id::text = ANY(%(names)s::text[]) OR message_id = ANY(%(names)s::text[]));
 
--- name: find
-UPDATE tenantry.dead_letters SET seen_in = %(walk)s
-WHERE tenant_id = %(tenant)s AND fingerprint = ANY(%(fingerprints)s::bytea[])
-RETURNING fingerprint, id, settled;
+-- name: counts
+SELECT tenant_id, count(*) FROM tenantry.dead_letters
+WHERE tenant_id = ANY(%(tenants)s::text[]) AND NOT settled
+GROUP BY tenant_id;
 
--- name: settle
-UPDATE tenantry.dead_letters SET settled = true, outcome = %(outcome)s
-WHERE tenant_id = %(tenant)s AND id = ANY(%(ids)s::uuid[]) AND NOT settled;
-
--- name: forget
-DELETE FROM tenantry.dead_letters
-WHERE tenant_id = %(tenant)s AND id = ANY(%(ids)s::uuid[]) AND settled;
-
--- name: forget_missing
-SELECT tenantry.forget_missing_letters(%(tenant)s, %(walk)s, %(age)s);
+-- name: unfinished
+SELECT DISTINCT tenant_id FROM tenantry.dead_letters
+WHERE NOT settled AND (intent IS NOT NULL OR NOT recorded);
 
 -- name: drop
 SELECT tenantry.drop_letters(%(tenant)s);

@@ -63,11 +63,13 @@ def test_what_can_not_be_stored_is_listed_and_comes_back_when_it_is_replayed_in_
     path = f"/tenants/{tenant.id}/dead-letters"
     answer = running.call("POST", f"{path}/replay", {"all": True})
     assert (answer.status_code, answer.json()) == (202, {"replayed": 1})
-    (again,) = eventually(
-        lambda: [one for one in listed(running, tenant) if one["letter_id"] != letter["letter_id"]]
-    )
+    (again,) = eventually(lambda: [one for one in listed(running, tenant) if one["replays"] == 1])
+    assert again["letter_id"] == letter["letter_id"]
     assert again["body"] == letter["body"]
-    assert again["headers"] == {"x-tenantry-replay": letter["letter_id"]}
+    assert again["headers"] == {
+        "x-tenantry-replay": letter["letter_id"],
+        "x-tenantry-replays": 1,
+    }
     eventually(lambda: running.ready_messages(tenant.dead_letters) == 1)
     assert len(listed(running, tenant)) == 1
 
@@ -76,12 +78,9 @@ def test_what_can_not_be_stored_is_listed_and_comes_back_when_it_is_replayed_in_
     assert listed(running, tenant) == []
     eventually(lambda: running.ready_messages(tenant.dead_letters) == 0)
     kinds = [one["type"] for one in running.get(f"/tenants/{tenant.id}/events")["data"]]
-    assert kinds[2:] == [
-        "MessageDeadLettered",
-        "DeadLettersReplayed",
-        "MessageDeadLettered",
-        "DeadLettersDiscarded",
-    ]
+    # A worker may be quicker with the second death than the replay with its own event.
+    assert sorted(kinds[3:5]) == ["DeadLettersReplayed", "MessageDeadLettered"]
+    assert [kinds[2], *kinds[5:]] == ["MessageDeadLettered", "DeadLettersDiscarded"]
     assert count_rows(running, tenant) == 1
 
 

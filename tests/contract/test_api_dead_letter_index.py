@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -11,9 +12,13 @@ from tenantry.database.pool import Database
 from tenantry.messages.dead_letters import (
     LARGEST_BODY,
     REPLAY_HEADER,
+    REPLAYS_HEADER,
     DeadLetterIndex,
+    Found,
+    Intent,
     Judged,
-    Outcome,
+    Selection,
+    Work,
     fingerprint,
 )
 from tenantry.messages.dead_letters_memory import InMemoryDeadLetterIndex
@@ -40,6 +45,27 @@ def letter(message_id: str | None = "m", body: bytes = b"bad", **fields: Any) ->
     return Judged(Incoming(id=message_id, body=body, **given), "not_json", "no JSON", 1)
 
 
+DIED_AT = datetime(2026, 1, 31, 12, tzinfo=UTC)
+
+
+def found(judged: Judged, second: int = 0) -> Found:
+    return Found(judged, DIED_AT.replace(second=second))
+
+
+def keep(index: DeadLetterIndex, *letters: Judged) -> list[UUID]:
+    return [one.id for one in index.keep("acme", letters)]
+
+
+def work(index: DeadLetterIndex, letter_id: UUID, what: Work) -> None:
+    index.begin("acme", [letter_id], Intent(uuid4(), what))
+    index.settle("acme", [letter_id])
+
+
+def replayed(judged: Judged, letter_id: UUID, number: int) -> Judged:
+    headers = {REPLAY_HEADER: str(letter_id), REPLAYS_HEADER: number}
+    return judged._replace(message=judged.message._replace(headers=headers))
+
+
 def listed(index: DeadLetterIndex, **options: Any) -> list[str | None]:
     return [one.message_id for one in index.page("acme", **options)[0]]
 
@@ -48,10 +74,10 @@ def test_a_letter_is_listed_as_it_is(index: DeadLetterIndex) -> None:
     judged = letter(
         "m-1", b"\x00\xff", headers={"n": 1}, published_at_ms=1_700_000_000_123
     )._replace(attempts=4)
-    (letter_id,) = index.keep("acme", [judged])
+    (letter_id,) = keep(index, judged)
     ((found,), more) = index.page("acme")
     assert not more
-    assert found.id == letter_id
+    assert (found.id, found.replays) == (letter_id, 0)
     assert (found.tenant_id, found.message_id, found.topic, found.partition) == (
         "acme", "m-1", "logs", 2,
     )  # fmt: skip
@@ -65,12 +91,14 @@ def test_a_letter_is_listed_as_it_is(index: DeadLetterIndex) -> None:
 
 def test_a_letter_that_comes_again_is_listed_once(index: DeadLetterIndex) -> None:
     first = index.keep("acme", [letter("a"), letter("b"), letter("a")])
-    assert first[0] == first[2] != first[1]
-    assert index.keep("acme", [letter("b"), letter("a")]) == [first[1], first[0]]
+    assert [one.fresh for one in first] == [True, True, False]
+    assert first[0].id == first[2].id != first[1].id
+    again = index.keep("acme", [letter("b"), letter("a")])
+    assert again == [first[1]._replace(fresh=False), first[0]._replace(fresh=False)]
     assert listed(index) == ["a", "b"]
 
 
-def test_letters_differ_by_place_id_bytes_and_replay(index: DeadLetterIndex) -> None:
+def test_letters_differ_by_place_id_and_bytes(index: DeadLetterIndex) -> None:
     different = [
         letter(),
         letter(topic="events"),
@@ -79,10 +107,30 @@ def test_letters_differ_by_place_id_bytes_and_replay(index: DeadLetterIndex) -> 
         letter(None),
         letter(""),
         letter(body=b"worse"),
-        letter(headers={REPLAY_HEADER: "x"}),
     ]
-    assert len(set(index.keep("acme", different))) == len(different)
+    assert len({one.id for one in index.keep("acme", different)}) == len(different)
     assert len({fingerprint(one.message) for one in different}) == len(different)
+
+
+def test_messages_without_an_id_are_a_letter_each(index: DeadLetterIndex) -> None:
+    three = index.keep("acme", [letter(None)] * 3)
+    assert len({one.id for one in three}) == 3
+    # Delivered again, since their reject was lost: the same three.
+    again = index.keep("acme", [letter(None)._replace(again=True)] * 3)
+    assert again == [one._replace(fresh=False) for one in three]
+    assert len(index.page("acme")[0]) == 3
+
+
+def test_a_walk_counts_messages_without_an_id(index: DeadLetterIndex) -> None:
+    kept = index.keep("acme", [letter(None)] * 2)
+    walk = uuid4()
+    met = index.meet("acme", [found(letter(None))] * 2, walk=walk)
+    assert {one.id for one in met} == {one.id for one in kept}
+    (third,) = index.meet("acme", [found(letter(None))], walk=walk)
+    assert not third.recorded
+    assert len(index.page("acme")[0]) == 3
+    again = index.meet("acme", [found(letter(None))] * 3, walk=uuid4())
+    assert {one.id for one in again} == {*(one.id for one in kept), third.id}
 
 
 def test_pages_follow_each_other(index: DeadLetterIndex) -> None:
@@ -105,7 +153,7 @@ def test_what_the_database_can_not_hold_is_listed_nevertheless(index: DeadLetter
     )
     if isinstance(index, InMemoryDeadLetterIndex):
         odd = odd._replace(message=odd.message._replace(published_at_ms=None))
-    (letter_id,) = index.keep("acme", [odd])
+    (letter_id,) = keep(index, odd)
     assert index.page("acme")[0][0].id == letter_id
 
 
@@ -116,49 +164,186 @@ def test_a_large_body_is_not_listed_but_its_size_is(index: DeadLetterIndex) -> N
 
 
 def test_letters_are_found_by_either_id(index: DeadLetterIndex) -> None:
-    one, two, three = index.keep("acme", [letter("a"), letter("b"), letter("b", b"other")])
+    one, two, three = keep(index, letter("a"), letter("b"), letter("b", b"other"))
     assert index.named("acme", ["b", "nothing", "\0"]) == {two, three}
     assert index.named("acme", [str(one)]) == {one}
     assert index.named("other", ["a"]) == set()
 
 
-def test_a_settled_letter_is_listed_no_more_and_known_until_it_is_forgotten(
+def test_a_selection_is_all_of_its_conditions(index: DeadLetterIndex) -> None:
+    keep(index, letter("a"))
+    keep(index, letter("b", topic="events"))
+    keep(index, letter("c")._replace(reason="nul"))
+    (a, b, c) = index.page("acme")[0]
+    assert listed(index, which=Selection(topic="logs")) == ["a", "c"]
+    assert listed(index, which=Selection(topic="logs", reason="nul")) == ["c"]
+    assert listed(index, which=Selection(since=b.dead_lettered_at)) == ["b", "c"]
+    assert listed(index, which=Selection(until=b.dead_lettered_at)) == ["a"]
+    assert listed(index, which=Selection(names=frozenset({"b", str(c.id), "x"}))) == ["b", "c"]
+    preview = index.preview("acme", Selection(topic="logs"), most_replays=0)
+    assert (preview.count, preview.worn) == (2, 2)
+    assert preview.places == {("logs", 2): 2}
+    assert preview.as_of >= a.dead_lettered_at
+    assert index.preview("acme", Selection(topic="none"), most_replays=9).count == 0
+    assert index.counts(["acme", "other"])["acme"] == 3
+
+
+def test_a_replay_that_fails_is_the_letter_it_was(index: DeadLetterIndex) -> None:
+    (one,) = keep(index, letter("a"))
+    work(index, one, Work.REPLAY)
+    assert listed(index) == []
+    again = replayed(letter("a"), one, 1)
+    (kept,) = index.keep("acme", [again])
+    assert (kept.id, kept.fresh) == (one, True)
+    assert kept.event_id != one
+    assert index.keep("acme", [again]) == [kept._replace(fresh=False)]
+    ((shown,), _) = index.page("acme")
+    assert (shown.id, shown.replays, shown.message_id) == (one, 1, "a")
+    # The original, if the broker has forgotten that it was acked, is only to be removed.
+    original, later = index.meet("acme", [found(letter("a")), found(again)], walk=uuid4())
+    assert (original.id, original.listed) == (one, False)
+    assert (later.id, later.listed) == (one, True)
+
+
+def test_a_replay_of_a_message_without_an_id_is_the_letter_it_was(index: DeadLetterIndex) -> None:
+    (one, other) = keep(index, letter(None), letter(None))
+    work(index, one, Work.REPLAY)
+    again = replayed(letter(str(one)), one, 1)
+    (kept,) = index.keep("acme", [again])
+    assert (kept.id, kept.fresh) == (one, True)
+    assert {shown.id for shown in index.page("acme")[0]} == {one, other}
+
+
+def test_a_late_copy_of_a_replay_changes_nothing(index: DeadLetterIndex) -> None:
+    (one,) = keep(index, letter("a"))
+    work(index, one, Work.REPLAY)
+    copy = replayed(letter("a"), one, 1)
+    index.keep("acme", [copy])
+    work(index, one, Work.DISCARD)
+    (late,) = index.keep("acme", [copy])
+    assert (late.id, late.fresh) == (one, False)
+    assert listed(index) == []
+    (met,) = index.meet("acme", [found(copy)], walk=uuid4())
+    assert not met.listed
+
+
+def test_what_was_intended_is_known_until_it_is_settled(index: DeadLetterIndex) -> None:
+    one, two = keep(index, letter("a"), letter("b"))
+    intent = Intent(uuid4(), Work.REPLAY)
+    index.begin("acme", [one, two], intent)
+    assert index.unfinished() == {"acme"}
+    assert index.intended("acme", intent.id) == sorted([one, two])
+    index.withdraw("acme", [two])
+    met = index.meet("acme", [found(letter("a")), found(letter("b"))], walk=uuid4())
+    assert [(one.intent, one.replays, one.failed_again) for one in met] == [
+        (intent, 1, False),
+        (None, 0, False),
+    ]
+    index.settle("acme", [one])
+    assert index.unfinished() == set()
+    assert index.intended("acme", intent.id) == [one]
+    assert listed(index) == ["b"]
+
+
+def test_a_replay_that_failed_before_it_was_settled_stays_listed(index: DeadLetterIndex) -> None:
+    (one,) = keep(index, letter("a"))
+    index.begin("acme", [one], Intent(uuid4(), Work.REPLAY))
+    index.keep("acme", [replayed(letter("a"), one, 1)])
+    (met,) = index.meet("acme", [found(letter("a"))], walk=uuid4())
+    assert (met.failed_again, met.listed) == (True, False)
+    index.settle("acme", [one])
+    assert listed(index) == ["a"]
+    assert index.unfinished() == set()
+
+
+def test_a_settled_letter_is_listed_no_more_and_known_until_it_is_swept(
     index: DeadLetterIndex,
 ) -> None:
-    one, two = index.keep("acme", [letter("a"), letter("b")])
-    keys = [fingerprint(letter("a").message), fingerprint(letter("b").message)]
-    index.settle("acme", [one], Outcome.DISCARDED)
+    one, _ = keep(index, letter("a"), letter("b"))
+    both = [found(letter("a")), found(letter("b"))]
+    index.meet("acme", both, walk=uuid4())
+    work(index, one, Work.DISCARD)
     assert listed(index) == ["b"]
     assert index.named("acme", ["a"]) == set()
-    known = index.find("acme", [*keys, b"unknown"], walk=uuid4())
-    assert [known[key] for key in keys] == [(one, True), (two, False)]
-    assert len(known) == 2
-    index.forget("acme", [one, two])
-    assert set(index.find("acme", keys, walk=uuid4())) == {keys[1]}
+    assert [met.listed for met in index.meet("acme", both, walk=uuid4())] == [False, True]
+    assert index.sweep(older_than=-1) == 0  # not known to have left the queue
+    index.gone("acme", [one])
+    assert index.sweep(older_than=60) == 0
+    assert index.sweep(older_than=-1) == 1
 
 
 def test_a_message_that_comes_again_after_it_was_settled_is_another_letter(
     index: DeadLetterIndex,
 ) -> None:
-    (one,) = index.keep("acme", [letter("a")])
-    index.settle("acme", [one], Outcome.DISCARDED)
+    (one,) = keep(index, letter("a"))
+    work(index, one, Work.DISCARD)
     (two,) = index.keep("acme", [letter("a")])
-    assert one != two
+    assert (two.fresh, two.event_id) == (True, two.id)
+    assert one != two.id
     assert listed(index) == ["a"]
-    index.forget("acme", [one])
+    index.gone("acme", [one])
+    assert index.sweep(older_than=-1) == 0
     assert listed(index) == ["a"]
+
+
+def test_what_dies_again_at_the_broker_after_it_was_settled_is_another_letter(
+    index: DeadLetterIndex,
+) -> None:
+    (first,) = index.meet("acme", [found(letter("a"))], walk=uuid4())
+    work(index, first.id, Work.DISCARD)
+    (same,) = index.meet("acme", [found(letter("a"))], walk=uuid4())
+    assert (same.id, same.listed) == (first.id, False)
+    (later,) = index.meet("acme", [found(letter("a"), second=1)], walk=uuid4())
+    assert later.listed
+    assert later.id != first.id
+
+
+def test_what_only_the_broker_knew_is_listed_and_unfinished_until_the_journal_tells_of_it(
+    index: DeadLetterIndex,
+) -> None:
+    (met,) = index.meet("acme", [found(letter("a"))], walk=uuid4())
+    assert not met.recorded
+    assert index.unfinished() == {"acme"}
+    assert index.page("acme")[0][0].dead_lettered_at == DIED_AT
+    index.recorded("acme", [met.id])
+    (met,) = index.meet("acme", [found(letter("a"))], walk=uuid4())
+    assert met.recorded
+    assert index.unfinished() == set()
 
 
 def test_letters_whose_message_is_not_in_the_queue_any_more_are_forgotten(
     index: DeadLetterIndex,
 ) -> None:
-    ids = index.keep("acme", [letter("seen"), letter("gone"), letter("settled and gone")])
-    index.settle("acme", [ids[2]], Outcome.REPLAYED)
+    ids = keep(index, letter("seen"), letter("gone"), letter("settled and gone"))
+    work(index, ids[2], Work.DISCARD)
     walk: UUID = uuid4()
-    index.find("acme", [fingerprint(letter("seen").message)], walk=walk)
+    index.meet("acme", [found(letter("seen"))], walk=walk)
     assert index.forget_missing("acme", walk=walk, older_than=60) == 0  # too young
     assert index.forget_missing("acme", walk=walk, older_than=-1) == 1
     assert listed(index) == ["seen"]
+    assert index.sweep(older_than=-1) == 1
+
+
+def test_totals_count_each_death_and_what_became_of_it_once(database: Database) -> None:
+    index = PostgresDeadLetterIndex(database)
+    with database.connection() as connection:
+        connection.execute("INSERT INTO tenantry.tenant_counters (tenant_id) VALUES ('acme')")
+    (one, two, _) = keep(index, letter("a"), letter("b"), letter("c"))
+    keep(index, letter("a"))
+    work(index, one, Work.REPLAY)
+    keep(index, replayed(letter("a"), one, 1), replayed(letter("a"), one, 1))
+    work(index, two, Work.DISCARD)
+    work(index, two, Work.DISCARD)
+    index.begin("acme", [one], Intent(uuid4(), Work.REPLAY))
+    keep(index, replayed(letter("a"), one, 2))
+    index.settle("acme", [one])
+    with database.connection() as connection:
+        totals = connection.execute(
+            "SELECT dead_lettered, letters_kept, letters_replayed, letters_discarded"
+            " FROM tenantry.tenant_counters"
+        ).fetchone()
+    assert totals == (5, 5, 2, 1)
+    assert index.counts(["acme"]) == {"acme": 2}
 
 
 def test_a_dropped_tenants_letters_are_gone_and_its_neighbours_stay(

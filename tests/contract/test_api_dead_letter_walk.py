@@ -12,12 +12,16 @@ from typing import Any
 import pika
 import pytest
 
-from tenantry.broker.port import BrokerUnavailableError, DeadLettersBusyError, TenantTopology
+from tenantry.broker.port import (
+    BrokerUnavailableError,
+    DeadLettersBusyError,
+    QueuedLetter,
+    TenantTopology,
+)
 from tenantry.broker.rabbitmq import dead_letters
 from tenantry.broker.rabbitmq.administration import RabbitAdministration
 from tenantry.broker.rabbitmq.dead_letters import RabbitDeadLetters
 from tenantry.broker.topology import QueueType
-from tenantry.messages.port import Incoming
 from tests.services_rabbitmq import RabbitHost
 from tests.waiting import eventually
 
@@ -71,8 +75,8 @@ class Queue:
             looking.close()
             eventually(lambda: self.ready() == count)
 
-    def walked(self, most: int = 100) -> list[Incoming]:
-        found = []
+    def walked(self, most: int = 100) -> list[QueuedLetter]:
+        found: list[QueuedLetter] = []
         with self.letters.walk("acme") as walk:
             while batch := walk.next(most):
                 found += batch
@@ -89,13 +93,15 @@ def queue(request: pytest.FixtureRequest, rabbitmq: RabbitHost) -> Iterator[Queu
 def test_a_walk_meets_every_message_as_it_was(queue: Queue) -> None:
     queue.reject(b"\x00\xff", headers={"n": 1}, content_type="a/b", timestamp=1_700_000_000)
     queue.reject(b"default", key="default")
-    first, second = queue.walked(1)
+    one, two = queue.walked(1)
+    first, second = one.message, two.message
     assert (first.id, first.topic, first.partition) == ("m-0", "logs", 1)
     assert (first.body, first.content_type) == (b"\x00\xff", "a/b")
     assert first.published_at_ms == 1_700_000_000_000
-    assert first.headers is not None
-    assert first.headers["n"] == 1
-    assert first.headers["x-first-death-reason"] == "rejected"
+    assert first.headers == {"n": 1}
+    assert one.reason == "rejected"
+    assert one.died_at is not None
+    assert abs(one.died_at.timestamp() - time.time()) < 60
     assert (second.body, second.topic, second.partition) == (b"default", "default", 0)
 
 
@@ -104,14 +110,16 @@ def test_what_is_not_removed_stays_in_its_place(queue: Queue) -> None:
     with queue.letters.walk("acme") as walk:
         assert len(walk.next(4)) == 4
         walk.remove([1, 3])
-        assert [one.body for one in walk.next(100)] == [b"%d" % number for number in range(4, 10)]
+        assert [one.message.body for one in walk.next(100)] == [
+            b"%d" % number for number in range(4, 10)
+        ]
         walk.remove([0])
         assert walk.next(1) == []
     assert walk.gone
     rest = [b"0", b"2", b"5", b"6", b"7", b"8", b"9"]
     eventually(lambda: queue.ready() == len(rest))
     assert queue.bodies() == rest
-    assert [one.body for one in queue.walked()] == rest
+    assert [one.message.body for one in queue.walked()] == rest
 
 
 def test_a_walk_that_fails_leaves_what_was_not_removed(queue: Queue) -> None:
@@ -133,12 +141,12 @@ def test_what_comes_during_a_walk_is_for_the_next(queue: Queue) -> None:
     with queue.letters.walk("acme") as walk:
         assert len(walk.next(1)) == 1
         queue.channel.basic_publish("dlx_exchange", "acme", b"late", mandatory=True)
-        assert [one.body for one in walk.next(5)] == [b"1"]
+        assert [one.message.body for one in walk.next(5)] == [b"1"]
         walk.remove([0])
         assert walk.next(5) == []
     assert not walk.gone  # not known, for what has come
     eventually(lambda: queue.ready() == 2)
-    assert sorted(one.body for one in queue.walked()) == [b"0", b"late"]
+    assert sorted(one.message.body for one in queue.walked()) == [b"0", b"late"]
 
 
 def test_many_messages_are_walked_along_quickly(queue: Queue) -> None:
@@ -149,7 +157,9 @@ def test_many_messages_are_walked_along_quickly(queue: Queue) -> None:
     with queue.letters.walk("acme") as walk:
         seen = 0
         while batch := walk.next(100):
-            assert [one.body for one in batch] == [b"%d" % n for n in range(seen, seen + 100)]
+            assert [one.message.body for one in batch] == [
+                b"%d" % n for n in range(seen, seen + 100)
+            ]
             seen += len(batch)
             walk.remove(range(len(batch)))
     assert seen == 3000
@@ -168,7 +178,7 @@ def test_a_walk_holds_more_than_a_channel_may(
     with queue.letters.walk("acme") as walk:
         bodies = []
         while batch := walk.next(70):
-            bodies += [one.body for one in batch]
+            bodies += [one.message.body for one in batch]
             if len(bodies) % 140 == 0:
                 walk.remove([0, 69])
         assert walk.complete

@@ -4,23 +4,32 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import pytest
 
-from tenantry.api import reprocessing as reprocessing_module
-from tenantry.api.reprocessing import Reprocessing
 from tenantry.broker.port import (
     BrokerError,
     BrokerUnavailableError,
     DeadLettersBusyError,
     Outgoing,
+    QueuedLetter,
 )
 from tenantry.domain.events import DeadLettersDiscarded, DeadLettersReplayed
 from tenantry.journal.port import JournalUnavailableError, Metadata
-from tenantry.messages.dead_letters import REPLAY_HEADER, Judged, Outcome
+from tenantry.messages.dead_letters import (
+    EVERYTHING,
+    REPLAY_HEADER,
+    REPLAYS_HEADER,
+    Found,
+    Intent,
+    Judged,
+    Work,
+)
 from tenantry.messages.port import Incoming, StoreUnavailableError
+from tenantry.reprocessing import reprocessing as reprocessing_module
 from tests.fakes.api import FakeWalk, Served, World, serving
 
 
@@ -44,12 +53,14 @@ def message(message_id: str | None, body: bytes = b"bad", **fields: Any) -> Inco
 
 def reject(world: World, *messages: Incoming) -> list[UUID]:
     """List messages as a worker does, and put them into the queue as the broker does."""
-    ids = world.letters.keep("acme", [Judged(one, "not_json", "no JSON", 1) for one in messages])
-    death = {"x-death": [{}], "x-first-death-queue": "q", "x-delivery-count": 1}
-    world.dead_letters.queues.setdefault("acme", []).extend(
-        one._replace(headers={**(one.headers or {}), **death}) for one in messages
-    )
-    return ids
+    kept = world.letters.keep("acme", [Judged(one, "not_json", "no JSON", 1) for one in messages])
+    world.dead_letters.queues.setdefault("acme", []).extend(map(queued, messages))
+    return [one.id for one in kept]
+
+
+def queued(one: Incoming, reason: str = "rejected", second: int = 0) -> QueuedLetter:
+    died_at = datetime(2026, 1, 31, 12, 0, second, tzinfo=UTC)
+    return QueuedLetter(one, reason, died_at, b"as they were")
 
 
 def listed(api: Served, **params: str) -> list[dict[str, Any]]:
@@ -106,11 +117,8 @@ def test_a_replay_publishes_the_message_to_where_it_came_from(api: Served) -> No
             body=b"bytes",
             message_id="m-1",
             content_type="application/json",
-            headers={
-                "n": 1.5,
-                REPLAY_HEADER: str(ids[0]),
-                "timestamp_in_ms": 1_700_000_000_123,
-            },
+            headers={REPLAY_HEADER: str(ids[0]), REPLAYS_HEADER: 1},
+            properties=b"as they were",
         ),
         Outgoing(
             exchange="tenant_acme_stream",
@@ -118,7 +126,8 @@ def test_a_replay_publishes_the_message_to_where_it_came_from(api: Served) -> No
             body=b"bad",
             message_id=str(ids[1]),
             content_type="application/json",
-            headers={REPLAY_HEADER: str(ids[1])},
+            headers={REPLAY_HEADER: str(ids[1]), REPLAYS_HEADER: 1},
+            properties=b"as they were",
         ),
     ]
     assert api.world.dead_letters.queues["acme"] == []
@@ -149,8 +158,8 @@ def test_the_journal_tells_who_did_it(api: Served) -> None:
     discard(api, {"all": True})
     events = api.world.journal.read_stream("dead_letters-acme")
     assert [one.event for one in events] == [
-        DeadLettersReplayed(tenant_id="acme", ids=(str(first),)),
-        DeadLettersDiscarded(tenant_id="acme", ids=(str(second),)),
+        DeadLettersReplayed(tenant_id="acme", count=1, ids=(str(first),)),
+        DeadLettersDiscarded(tenant_id="acme", count=1, ids=(str(second),)),
     ]
     assert events[0].metadata.actor.startswith("uid=")
     shown = api.control.get("/tenants/acme/events").json()["data"]
@@ -159,11 +168,16 @@ def test_the_journal_tells_who_did_it(api: Served) -> None:
 
 def test_a_message_somebody_else_rejected_is_found_by_a_walk(api: Served) -> None:
     reject(api.world, message("known"))
-    api.world.dead_letters.queues["acme"].append(message("stranger"))
+    api.world.dead_letters.queues["acme"].append(queued(message("stranger"), "expired"))
     assert [one["id"] for one in listed(api)] == ["known"]
     assert replay(api, {"ids": ["known"]}) == {"replayed": 1}
-    discard(api, {"ids": ["nothing"]})
-    assert [one["reason"] for one in listed(api)] in ([], ["rejected"])
+    (stranger,) = listed(api)
+    assert (stranger["id"], stranger["reason"]) == ("stranger", "expired")
+    assert stranger["dead_lettered_at"] == "2026-01-31T12:00:00.000000Z"
+    events = api.world.journal.read_stream("dead_letters-acme")
+    assert [(type(one.event).__name__, one.id) for one in events][:1] == [
+        ("MessageDeadLettered", UUID(stranger["letter_id"]))
+    ]
     assert replay(api, {"all": True}) == {"replayed": 1}
     assert [one.message_id for one in api.world.publishing.sent] == ["known", "stranger"]
 
@@ -223,33 +237,37 @@ def test_a_letter_the_broker_will_not_take_does_not_hinder_the_others(
         publish(messages, timeout=timeout)
 
     monkeypatch.setattr(api.world.publishing, "publish", refuse)
-    assert replay(api, {"all": True}) == {"replayed": 2}
-    assert [one["id"] for one in listed(api)] == ["never"]
+    assert replay(api, {"all": True}) == {"replayed": 2, "refused_by_broker": 1}
+    (never,) = listed(api)
+    assert (never["id"], never["replays"]) == ("never", 0)
 
 
 # What breaks in the middle.
+
+
+TEST = Metadata(actor="test")
 
 
 class BrokenOffError(Exception):
     """The process has died."""
 
 
-def reprocessing(world: World, **options: Any) -> Reprocessing:
-    return Reprocessing(
-        index=world.letters,
-        queues=world.dead_letters,
-        publishing=world.publishing,
-        journal=world.journal,
-        publish_timeout=1,
-        **options,
-    )
+def settle(world: World, letter: UUID) -> None:
+    """Leave a letter as a death between settling and removing does."""
+    (one,) = world.dead_letters.queues["acme"]
+    judged = Judged(one.message, "not_json", "no JSON", 1)
+    world.letters.meet("acme", [Found(judged, one.died_at)], walk=uuid4())
+    world.letters.begin("acme", [letter], Intent(uuid4(), Work.REPLAY))
+    world.letters.settle("acme", [letter])
 
 
 STEPS = {
+    "meet": ("letters", "meet"),
+    "begin": ("letters", "begin"),
     "publish": ("publishing", "publish"),
     "journal": ("journal", "append"),
     "settle": ("letters", "settle"),
-    "forget": ("letters", "forget"),
+    "gone": ("letters", "gone"),
 }
 
 
@@ -259,7 +277,7 @@ def test_a_replay_that_breaks_off_is_taken_up_and_nothing_is_lost_or_doubled(
     api: Served, monkeypatch: pytest.MonkeyPatch, step: str, after: bool
 ) -> None:
     world = api.world
-    reject(world, *[message(str(number)) for number in range(150)])
+    ids = reject(world, *[message(str(number)) for number in range(150)])
     owner, name = ("dead_letters", "walk") if step == "remove" else STEPS[step]
     target = getattr(world, owner)
     if step == "remove":
@@ -274,14 +292,18 @@ def test_a_replay_that_breaks_off_is_taken_up_and_nothing_is_lost_or_doubled(
     with monkeypatch.context() as broken:
         broken.setattr(target, name, breaks)
         with pytest.raises(BrokenOffError):
-            reprocessing(world).replay("acme", None, Metadata(actor="test"))
+            world.reprocessing().replay("acme", EVERYTHING, TEST)
     # Every message is in the queue, or the broker has it again.
     sent = {one.message_id for one in world.publishing.sent}
-    there = {one.id for one in world.dead_letters.queues["acme"]}
+    there = {one.message.id for one in world.dead_letters.queues["acme"]}
     everything = {str(number) for number in range(150)}
     assert sent | there == everything
-    reprocessing(world).replay("acme", None, Metadata(actor="test"))
+    world.reprocessing().replay("acme", EVERYTHING, TEST)
     assert {one.message_id for one in world.publishing.sent} == everything
+    # Whatever went out twice did so under the same number, and the journal tells of it once.
+    assert {one.headers[REPLAYS_HEADER] for one in world.publishing.sent if one.headers} == {1}
+    told = [one.event for one in world.journal.read_stream("dead_letters-acme")]
+    assert sorted(letter for one in told for letter in one.ids) == sorted(map(str, ids))  # type: ignore[union-attr]
     assert world.dead_letters.queues["acme"] == []
     assert listed(api) == []
 
@@ -289,7 +311,7 @@ def test_a_replay_that_breaks_off_is_taken_up_and_nothing_is_lost_or_doubled(
 def test_a_settled_message_that_is_still_in_the_queue_is_only_removed(api: Served) -> None:
     world = api.world
     (letter,) = reject(world, message("m"))
-    world.letters.settle("acme", [letter], Outcome.REPLAYED)
+    settle(world, letter)
     assert replay(api, {"all": True}) == {"replayed": 0}
     assert world.publishing.sent == []
     assert world.dead_letters.queues["acme"] == []
@@ -314,7 +336,7 @@ def test_a_letter_without_a_message_is_forgotten_only_by_a_complete_walk(
     monkeypatch.setattr(reprocessing_module, "GRACE_SECONDS", -60.0)
     real = FakeWalk.__init__
 
-    def begin(walk: FakeWalk, queue: list[Incoming]) -> None:
+    def begin(walk: FakeWalk, queue: list[QueuedLetter]) -> None:
         real(walk, queue)
         walk.complete = complete
 
@@ -328,8 +350,10 @@ def test_a_letter_without_a_message_is_forgotten_only_by_a_complete_walk(
 def test_a_call_ends_in_time_and_the_next_goes_on(api: Served) -> None:
     world = api.world
     reject(world, *[message(str(number)) for number in range(150)])
-    assert reprocessing(world, seconds=0.0).replay("acme", None, Metadata(actor="t")) == 0
-    assert reprocessing(world).discard("acme", None, Metadata(actor="t")) == 150
+    done = world.reprocessing(seconds=0.0).replay("acme", EVERYTHING, TEST)
+    assert (done.count, done.complete) == (0, False)
+    done = world.reprocessing().discard("acme", EVERYTHING, TEST)
+    assert (done.count, done.complete) == (150, True)
 
 
 @pytest.mark.parametrize("error", [StoreUnavailableError("away"), JournalUnavailableError("away")])

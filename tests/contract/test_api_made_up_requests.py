@@ -9,6 +9,7 @@ import pytest
 
 from tenantry.api.access import TABLE, Access
 from tenantry.api.tokens import Tokens
+from tenantry.broker.port import QueuedLetter
 from tenantry.messages.dead_letters import Judged
 from tenantry.messages.port import Incoming
 from tests.api_cases import MODES, OPERATIONS, UNDESCRIBED, Api, attack, load
@@ -40,7 +41,7 @@ def api(made: tuple[Api, World]) -> Api:
         world.messages.add(tenant_id, payload=None, body=b"x", content_type="text/plain")
         letter = Incoming("m", "default", 0, b"bad", None, {"n": 1}, 1)
         world.letters.keep(tenant_id, [Judged(letter, "not_json", "no JSON", 1)])
-        world.dead_letters.queues[tenant_id] = [letter]
+        world.dead_letters.queues[tenant_id] = [QueuedLetter(letter, "rejected", None, b"")]
     return loaded
 
 

@@ -196,7 +196,6 @@ def test_after_the_last_attempt_a_message_is_unstorable_with_its_first_and_last_
     assert (verdict.index, verdict.reason, verdict.attempts) == (0, "handler_failed", 3)
     assert "no 1 at 3" in verdict.error
     assert "no 1 at 1" in str(verdict.first_error)
-    assert world.plain.counts(TENANT).dead_lettered == 1
     assert world.stored() == {"2"}
     # The row is there for as long as the letter is not.
     assert len(world.attempts()) == 1
@@ -213,7 +212,6 @@ def test_what_was_judged_and_comes_again_is_not_handled_again(world: World) -> N
     (verdict,) = result.unstorable
     assert (verdict.attempts, verdict.error, verdict.first_error) == (3, "e", "f")
     assert world.seen == []
-    assert world.plain.counts(TENANT).dead_lettered == 0
 
 
 def test_duplicates_are_not_handled(world: World) -> None:
@@ -238,7 +236,6 @@ def test_what_can_t_be_stored_is_not_handled(world: World) -> None:
     result = store.store(TENANT, [incoming("1"), incoming("2", b"{"), incoming("3")])
     assert [(one.index, one.reason) for one in result.unstorable] == [(1, "not_json")]
     assert [one.id for one in world.seen] == ["1", "3"]
-    assert world.plain.counts(TENANT).dead_lettered == 1
 
 
 def test_a_row_the_database_refuses_takes_its_handlers_work_with_it(world: World) -> None:

@@ -29,7 +29,7 @@ from tenantry.api.tail import JournalTail
 from tenantry.audit.auditor import Auditor
 from tenantry.audit.balance import Account
 from tenantry.audit.port import CountingTookTooLongError
-from tenantry.broker.port import BrokerError, Credentials, Outgoing, QueueCounts
+from tenantry.broker.port import BrokerError, Credentials, Outgoing, QueueCounts, QueuedLetter
 from tenantry.domain import names
 from tenantry.domain.commands import (
     Command,
@@ -45,10 +45,11 @@ from tenantry.front.application import FrontApplication
 from tenantry.journal.memory import InMemoryEventStore
 from tenantry.journal.port import Metadata
 from tenantry.messages.dead_letters_memory import InMemoryDeadLetterIndex
-from tenantry.messages.port import Incoming, Order, StoredMessage
+from tenantry.messages.port import Order, StoredMessage
 from tenantry.messages.sql_access import SqlCredentials
 from tenantry.producer.checks import IsolationReport
 from tenantry.projections.memory import InMemoryTenantDirectory, InMemoryTenantProjection
+from tenantry.reprocessing.reprocessing import Reprocessing
 
 CURSOR_KEY = b"a key for cursors in tests"
 SECRET = "a secret of sixty-four bytes or more, so that it would do for HS512"
@@ -186,37 +187,44 @@ class FakePublishing:
 class FakeWalk:
     """A walk along a list of messages."""
 
-    def __init__(self, queue: list[Incoming]) -> None:
+    def __init__(self, queue: list[QueuedLetter]) -> None:
         self._queue = queue
         self._there = list(queue)
-        self._given: list[Incoming] = []
+        self._given: list[QueuedLetter] = []
         self.gone = False
         self.complete = True
 
-    def next(self, most: int) -> list[Incoming]:
+    def next(self, most: int) -> list[QueuedLetter]:
         self._given, self._there = self._there[:most], self._there[most:]
         return list(self._given)
 
     def remove(self, indexes: Collection[int]) -> None:
         for index in indexes:
-            self._queue.remove(self._given[index])
+            here = next(at for at, one in enumerate(self._queue) if one is self._given[index])
+            del self._queue[here]
 
 
 class FakeDeadLetters:
     """Dead-letter queues that are lists."""
 
     def __init__(self) -> None:
-        self.queues: dict[str, list[Incoming]] = {}
+        self.queues: dict[str, list[QueuedLetter]] = {}
         self.error: Exception | None = None
         self.gone = True
 
     @contextmanager
-    def walk(self, tenant_id: str) -> Iterator[FakeWalk]:
+    def walk(self, tenant_id: str, *, patience: float = 0.0) -> Iterator[FakeWalk]:
         if self.error is not None:
             raise self.error
         walk = FakeWalk(self.queues.setdefault(tenant_id, []))
         yield walk
         walk.gone = self.gone
+
+    def queue_counts(self) -> dict[str, QueueCounts]:
+        return {
+            tenant_id: QueueCounts(dead_letters=len(queue))
+            for tenant_id, queue in self.queues.items()
+        }
 
 
 class FakeMessages:
@@ -344,17 +352,27 @@ class World:
             "journal": self.journal,
             "messages": self.messages,
             "publishing": self.publishing,
-            "dead_letters": self.dead_letters,
             "letters": self.letters,
             "prover": self.prover,
             "auditor": Auditor(
                 self.accounts, self.queues, lambda _tenant_id: 0, still=0.0, pause=0.0
             ),
+            "reprocessing": self.reprocessing(),
             "cursor_key": CURSOR_KEY,
             "default_workers": 3,
             "info": {"version": "0.1.0"},
         } | self.options
         return create_app(**given)
+
+    def reprocessing(self, **options: Any) -> Reprocessing:
+        return Reprocessing(
+            index=self.letters,
+            queues=self.dead_letters,
+            publishing=self.publishing,
+            journal=self.journal,
+            publish_timeout=1,
+            **options,
+        )
 
     def create(self, tenant_id: str, **fields: Any) -> None:
         given: dict[str, Any] = {"name": "Acme", "workers": 3} | fields

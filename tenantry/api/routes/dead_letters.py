@@ -8,9 +8,11 @@ from fastapi import FastAPI, Query
 from starlette.requests import Request
 from starlette.responses import Response
 
-from tenantry.api import answers, links, lookup, render, schemas
+from tenantry.api import answers, letter_schemas, links, lookup, render
 from tenantry.api.documented import errors
+from tenantry.api.problems import Problem
 from tenantry.api.services import Caller, Services
+from tenantry.messages.dead_letters import DeadLetter, DeadLetterIndex, Selection
 
 _TAG = "dead letters"
 
@@ -27,60 +29,114 @@ def add_routes(app: FastAPI, services: Services) -> None:
         responses={200: {"headers": links.DOCUMENTED}, **errors(400, 404, 422, 503)},
     )
     async def list_dead_letters(
-        tenant_id: str, request: Request, query: Annotated[schemas.PageQuery, Query()]
+        tenant_id: str, request: Request, query: Annotated[letter_schemas.LettersQuery, Query()]
     ) -> Response:
         """List messages that could not be stored, oldest first, with why, and their bytes."""
-        bound = (_TAG, tenant_id)
+        bound = (_TAG, tenant_id, query.bound)
         after = 0 if query.cursor is None else cursors.open_position(query.cursor, *bound)
 
         def read() -> tuple[bytes, str | None]:
             lookup.existing(services.directory, tenant_id)
-            page, more = services.letters.page(tenant_id, after=after, limit=query.limit)
+            page, more = services.letters.page(
+                tenant_id, which=query.which, after=after, limit=query.limit
+            )
             end = cursors.seal_position(page[-1].position, *bound) if more else None
-            shown = [render.dead_letter(letter) for letter in page]
+            shown = [render.dead_letter(letter, payload=query.payload) for letter in page]
             return render.dumps({"data": shown, "next_cursor": end}), end
 
         body, end = await services.pools.reads.run(read)
         return render.json_response(body, headers=links.next_page(request, end))
 
+    @app.get(
+        "/tenants/{tenant_id}/dead-letters/{letter_id}",
+        response_model=answers.DeadLetterEntry,
+        summary="Show a dead letter",
+        tags=[_TAG],
+        responses=errors(404, 409, 422, 503),
+    )
+    async def show_dead_letter(
+        tenant_id: str, letter_id: str, query: Annotated[letter_schemas.LetterQuery, Query()]
+    ) -> Response:
+        """Show a dead letter by its `letter_id`, or by its message's id where that is one only."""
+
+        def read() -> bytes:
+            lookup.existing(services.directory, tenant_id)
+            letter = _the_letter(services.letters, tenant_id, letter_id)
+            return render.dumps(render.dead_letter(letter, payload=query.payload))
+
+        return render.json_response(await services.pools.reads.run(read))
+
     @app.post(
         "/tenants/{tenant_id}/dead-letters/replay",
         status_code=202,
-        response_model=answers.Replayed,
+        response_model=answers.Replayed | answers.LettersPreview,
         summary="Replay dead letters",
         tags=[_TAG],
         responses=errors(404, 409, 503, body=True),
     )
     async def replay_dead_letters(
-        tenant_id: str, wanted: schemas.WhichLetters, caller: Caller
+        tenant_id: str, wanted: letter_schemas.LettersToReplay, caller: Caller
     ) -> Response:
         """Publish dead letters to their own topic and partition again, marked as replayed.
 
         What is stored by then is stored once, however often it is replayed. A letter that fails
-        again becomes another dead letter. A call takes a minute at most: call again for the rest
-        of very many.
+        again is listed again, with its `replays` counted; one that has failed too often takes
+        `force`. A call takes a minute at most: `complete` is false where letters are left.
         """
 
-        def run() -> int:
+        def run() -> dict[str, object]:
             lookup.publishable(services.directory, tenant_id)
-            return work.replay(tenant_id, wanted.chosen, caller)
+            if wanted.dry_run:
+                return render.letters_preview(work.preview(tenant_id, wanted.which))
+            done = work.replay(
+                tenant_id, wanted.which, caller, most=wanted.limit, force=wanted.force
+            )
+            return render.reprocessed("replayed", done)
 
-        return render.json_response(render.dumps({"replayed": await pool.run(run)}), 202)
+        return render.json_response(render.dumps(await pool.run(run)), 202)
 
     @app.delete(
         "/tenants/{tenant_id}/dead-letters",
-        response_model=answers.Discarded,
+        response_model=answers.Discarded | answers.LettersPreview,
         summary="Discard dead letters",
         tags=[_TAG],
         responses=errors(404, 409, 503, body=True),
     )
     async def discard_dead_letters(
-        tenant_id: str, wanted: schemas.WhichLetters, caller: Caller
+        tenant_id: str, wanted: letter_schemas.LettersToDiscard, caller: Caller
     ) -> Response:
-        """Throw dead letters away for good; the journal keeps that they were."""
+        """Throw dead letters away for good; the journal keeps that they were.
 
-        def run() -> int:
+        A call takes a minute at most: `complete` is false where letters are left.
+        """
+
+        def run() -> dict[str, object]:
             lookup.existing(services.directory, tenant_id)
-            return work.discard(tenant_id, wanted.chosen, caller)
+            if wanted.dry_run:
+                return render.letters_preview(work.preview(tenant_id, wanted.which))
+            done = work.discard(tenant_id, wanted.which, caller, most=wanted.limit)
+            return render.reprocessed("discarded", done)
 
-        return render.json_response(render.dumps({"discarded": await pool.run(run)}))
+        return render.json_response(render.dumps(await pool.run(run)))
+
+
+def _the_letter(letters: DeadLetterIndex, tenant_id: str, name: str) -> DeadLetter:
+    """Find one letter by an id of its own, or of its message. Blocks; 404, 409."""
+    found, more = letters.page(tenant_id, which=Selection(names=frozenset((name,))), limit=50)
+    own = [letter for letter in found if str(letter.id) == name]
+    if not found:
+        raise Problem(
+            404,
+            "there is no such dead letter",
+            code="dead-letter-not-found",
+            title="No such dead letter",
+        )
+    if len(own or found) > 1 or (more and not own):
+        raise Problem(
+            409,
+            "several dead letters have this message id; name one by its letter_id",
+            code="ambiguous-letter",
+            title="Which dead letter?",
+            extra={"letter_ids": [str(letter.id) for letter in found]},
+        )
+    return (own or found)[0]

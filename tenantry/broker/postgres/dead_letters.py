@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Final
 
 import orjson
 import psycopg
 from psycopg.types.json import set_json_loads
 
-from tenantry.broker.port import BrokerError, BrokerUnavailableError, DeadLettersBusyError
+from tenantry.broker.port import (
+    BrokerError,
+    BrokerUnavailableError,
+    DeadLettersBusyError,
+    QueuedLetter,
+)
 from tenantry.broker.postgres.reading import BYTES
 from tenantry.database.errors import DatabaseUnavailableError
 from tenantry.database.failures import is_unavailable, one_line
 from tenantry.database.pool import Database
 from tenantry.messages.port import Incoming
 from tenantry.sql import queries
+
+AGAIN_AFTER: Final = 0.1
+"""Seconds between tries to be the only one to walk."""
+
+_REASON: Final = "rejected"
+"""Nothing else makes a dead letter here: no queue has limits, no message expires."""
 
 
 class PostgresDeadLetterWalk:
@@ -34,7 +46,7 @@ class PostgresDeadLetterWalk:
         row = self._execute("last_rejected").fetchone()
         self._last = 0 if row is None else row[0]
 
-    def next(self, most: int) -> list[Incoming]:
+    def next(self, most: int) -> list[QueuedLetter]:
         """Give further messages; none at the end of what was there at the start."""
         rows = self._execute(
             "next_rejected", after=self._after, last=self._last, most=most, bytes=BYTES
@@ -42,7 +54,7 @@ class PostgresDeadLetterWalk:
         self._given = [row[0] for row in rows]
         if rows:
             self._after = self._given[-1]
-        return [Incoming(*row[1:]) for row in rows]
+        return [QueuedLetter(Incoming(*row[1:]), _REASON, None, None) for row in rows]
 
     def remove(self, indexes: Collection[int]) -> None:
         """Remove messages, by their place in what `next` gave last."""
@@ -66,16 +78,24 @@ class PostgresDeadLetters:
         self._lock = queries("queues")["lock_rejected"]
 
     @contextmanager
-    def walk(self, tenant_id: str) -> Iterator[PostgresDeadLetterWalk]:
+    def walk(self, tenant_id: str, *, patience: float = 0.0) -> Iterator[PostgresDeadLetterWalk]:
         """See `DeadLetters.walk`."""
+        until = time.monotonic() + patience
         try:
             with self._database.listen_connection() as connection:
                 set_json_loads(orjson.loads, connection)
-                row = connection.execute(self._lock, {"tenant": tenant_id}).fetchone()
-                if row is None or not row[0]:
+                while not (alone := self._locked(connection, tenant_id)):
+                    if time.monotonic() >= until:
+                        break
+                    time.sleep(AGAIN_AFTER)
+                if not alone:
                     raise DeadLettersBusyError(
                         f"the dead letters of tenant {tenant_id!r} are being replayed or discarded"
                     )
                 yield PostgresDeadLetterWalk(connection, tenant_id)
         except DatabaseUnavailableError as error:
             raise BrokerUnavailableError(str(error)) from error
+
+    def _locked(self, connection: psycopg.Connection[Any], tenant_id: str) -> bool:
+        row = connection.execute(self._lock, {"tenant": tenant_id}).fetchone()
+        return row is not None and bool(row[0])

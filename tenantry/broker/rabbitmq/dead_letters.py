@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, cast
@@ -18,13 +18,18 @@ from typing import TYPE_CHECKING, Any, Final, cast
 import structlog
 from pika.exceptions import AMQPError, ChannelClosedByBroker
 
-from tenantry.broker.port import BrokerUnavailableError, DeadLettersBusyError, Delivery
+from tenantry.broker.port import (
+    BrokerUnavailableError,
+    DeadLettersBusyError,
+    Delivery,
+    QueuedLetter,
+)
 from tenantry.broker.rabbitmq.connection import describe, parameters
 from tenantry.broker.rabbitmq.consuming import acks_settle_in
+from tenantry.broker.rabbitmq.deaths import queued_letter
 from tenantry.broker.rabbitmq.permit import UNLIMITED, Permit
-from tenantry.broker.rabbitmq.reading import ReadingConnection
+from tenantry.broker.rabbitmq.properties import WholeReadingConnection
 from tenantry.domain import names
-from tenantry.messages.port import Incoming
 
 if TYPE_CHECKING:
     import pika
@@ -70,11 +75,11 @@ class RabbitDeadLetterWalk:
         self._tag = ""
         self._counted: int | None = None
         self._closed = self._ending = False
-        self._arrived: deque[tuple[Channel, Delivery]] = deque()
+        self._arrived: deque[tuple[Channel, Delivery, bytes]] = deque()
         self._given: list[tuple[Channel, int]] = []
         self._there = self._left = self._removed = 0
         self._settled_at = 0.0
-        self._connection = ReadingConnection(
+        self._connection = WholeReadingConnection(
             wanted,
             # pika types its callbacks by the base class; it calls them with this very connection.
             on_open_callback=cast("Any", self._opened),
@@ -83,12 +88,13 @@ class RabbitDeadLetterWalk:
         )
         self._connection.permit = permit
 
-    def next(self, most: int) -> list[Incoming]:
+    def next(self, most: int) -> list[QueuedLetter]:
         """See `DeadLetterWalk.next`."""
         most = min(most, self._left)
         arrived = self._arrived
         while (
-            len(arrived) < most and sum(len(one.message.body) for _, one in arrived) < BATCH_BYTES
+            len(arrived) < most
+            and sum(len(one.message.body) for _, one, _ in arrived) < BATCH_BYTES
         ):
             if self._held >= PREFETCH:
                 self._consume()
@@ -98,15 +104,14 @@ class RabbitDeadLetterWalk:
                 log.info("broker.dead_letters_elsewhere", tenant=self._tenant_id, count=self._left)
                 self.complete = False
                 most = self._left = before
-        batch: list[Incoming] = []
+        batch: list[QueuedLetter] = []
         self._given = []
         size = 0
         while arrived and len(batch) < most and size < BATCH_BYTES:
-            channel, delivery = arrived.popleft()
-            topic, partition = _place(self._tenant_id, delivery.message.headers or {})
+            channel, delivery, properties = arrived.popleft()
             self._given.append((channel, delivery.tag))
             size += len(delivery.message.body)
-            batch.append(delivery.message._replace(topic=topic, partition=partition))
+            batch.append(queued_letter(self._tenant_id, delivery.message, properties))
         self._left -= len(batch)
         return batch
 
@@ -234,7 +239,7 @@ class RabbitDeadLetterWalk:
 
     # Callbacks.
 
-    def _opened(self, connection: ReadingConnection) -> None:
+    def _opened(self, connection: WholeReadingConnection) -> None:
         connection.read_in_large_pieces()
         connection.channel(on_open_callback=self._channel_opened)
 
@@ -262,7 +267,8 @@ class RabbitDeadLetterWalk:
 
     def _take(self, channel: Channel, delivery: Delivery) -> None:
         self._held += 1
-        self._arrived.append((channel, delivery))
+        properties = self._connection.take_properties(channel.channel_number)
+        self._arrived.append((channel, delivery, properties))
         self._wake()
 
     def _failed(self, _connection: object, error: BaseException) -> None:
@@ -282,14 +288,14 @@ class RabbitDeadLetters:
         self._parameters = parameters(url, "dead letters", permit)
         self._parameters.heartbeat = HEARTBEAT
         self._permit = permit
-        self._guard = threading.Lock()
+        self._guard = threading.Condition()
         self._walked: set[str] = set()
 
     @contextmanager
-    def walk(self, tenant_id: str) -> Iterator[RabbitDeadLetterWalk]:
+    def walk(self, tenant_id: str, *, patience: float = 0.0) -> Iterator[RabbitDeadLetterWalk]:
         """See `DeadLetters.walk`."""
         with self._guard:
-            if tenant_id in self._walked:
+            if not self._guard.wait_for(lambda: tenant_id not in self._walked, patience):
                 raise DeadLettersBusyError(
                     f"the dead letters of tenant {tenant_id!r} are being replayed or discarded"
                 )
@@ -306,17 +312,7 @@ class RabbitDeadLetters:
         finally:
             with self._guard:
                 self._walked.discard(tenant_id)
-
-
-def _place(tenant_id: str, headers: Mapping[str, object]) -> tuple[str, int]:
-    """Tell topic and partition by the queue that the broker names; the default one otherwise."""
-    queue = headers.get("x-first-death-queue")
-    prefix = f"{names.stream_name(tenant_id)}."
-    if isinstance(queue, str) and queue.startswith(prefix):
-        topic, _, partition = queue.removeprefix(prefix).rpartition(".")
-        if names.is_topic(topic) and partition.isdecimal() and len(partition) < 6:
-            return topic, int(partition)
-    return names.DEFAULT_TOPIC, 0
+                self._guard.notify_all()
 
 
 def _passed_by(*_delivery: object) -> None:

@@ -54,6 +54,27 @@ def read_table(data: bytes, at: int) -> tuple[dict[str, object], int]:
         raise MalformedTableError(str(error)) from error
 
 
+def read_entries(data: bytes, at: int) -> list[tuple[bytes, bytes]]:
+    """Cut the table that begins at `at` into its keys, and each key with its value as it stands.
+
+    Raises `MalformedTableError`.
+    """
+    try:
+        end = _end(data, at, 0)
+        at += 4
+        entries = []
+        while at < end:
+            stop = at + 1 + data[at]
+            _, after = _value(data, stop, 0)
+            entries.append((data[at + 1 : stop], data[at:after]))
+            at = after
+    except (struct.error, IndexError, OverflowError) as error:
+        raise MalformedTableError(str(error)) from error
+    if at != end:
+        raise MalformedTableError("a value goes beyond its table")
+    return entries
+
+
 def _table(data: bytes, at: int, depth: int) -> tuple[dict[str, object], int]:
     end = _end(data, at, depth)
     at += 4

@@ -11,6 +11,7 @@ from datetime import datetime
 from typing import Final
 
 from tenantry.broker.port import Outgoing
+from tenantry.broker.rabbitmq.properties import republished
 
 _METHOD: Final = 1
 _HEADER: Final = 2
@@ -76,6 +77,8 @@ def encode(message: Outgoing, *, channel: int, frame_max: int, timestamp: int) -
 
 
 def _properties(message: Outgoing, timestamp: int) -> bytes:
+    if message.properties is not None:
+        return _header(_BASIC, 0, len(message.body), 0)[:-2] + _again(message, message.properties)
     flags = _DELIVERY_MODE | _TIMESTAMP
     values: list[bytes] = []
     if message.content_type is not None:
@@ -92,6 +95,15 @@ def _properties(message: Outgoing, timestamp: int) -> bytes:
     return _header(_BASIC, 0, len(message.body), flags) + b"".join(values)
 
 
+def _again(message: Outgoing, properties: bytes) -> bytes:
+    """Give a message's properties as they were when it came, but for what `republished` says."""
+    headers = [
+        (_utf8(name), _entry(name, value)) for name, value in (message.headers or {}).items()
+    ]
+    fallback = None if message.message_id is None else _short(message.message_id, "message id")
+    return republished(properties, headers=headers, message_id=fallback)
+
+
 def _short(text: str, what: str) -> bytes:
     data = _utf8(text)
     if len(data) > _LONGEST_SHORT:
@@ -100,8 +112,12 @@ def _short(text: str, what: str) -> bytes:
 
 
 def _table(table: Mapping[str, object]) -> bytes:
-    data = b"".join(_short(name, "header's name") + _value(value) for name, value in table.items())
+    data = b"".join(_entry(name, value) for name, value in table.items())
     return _u32(len(data)) + data
+
+
+def _entry(name: str, value: object) -> bytes:
+    return _short(name, "header's name") + _value(value)
 
 
 def _value(value: object) -> bytes:

@@ -1,0 +1,1 @@
+"""Dead letters, worked off: replayed, discarded, and looked after."""
