@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import time
+import uuid
+from collections.abc import Callable
 
 from tests.faults.rig import PATIENCE, Rig
 from tests.faults.services import rabbitmqctl
+from tests.ledger import DEFAULT, Draft
+from tests.ledger.entries import entry
 from tests.waiting import eventually
 
 ENOUGH = "0.4"
@@ -21,7 +25,7 @@ def run(rig: Rig, rounds: int) -> None:
             rabbitmqctl(rig.node, "set_vm_memory_high_watermark", TOO_LITTLE)
             try:
                 _blocked(rig)
-                _refused(rig)
+                publish_again = _refused(rig)
                 # What the broker has confirmed before still comes through.
                 rig.caught_up()
                 rig.program.check_running()
@@ -29,6 +33,7 @@ def run(rig: Rig, rounds: int) -> None:
             finally:
                 rabbitmqctl(rig.node, "set_vm_memory_high_watermark", ENOUGH)
             rig.recover(time.monotonic())
+            publish_again()
             rig.caught_up()
 
 
@@ -43,10 +48,25 @@ def _blocked(rig: Rig) -> None:
     eventually(stands_still, timeout=PATIENCE, what="a broker that confirms nothing")
 
 
-def _refused(rig: Rig) -> None:
-    """Publish over the API, which says why it can't; it consumes, and so it is ready."""
-    tenant = rig.tenants[0]
-    answer = rig.program.call("POST", f"/tenants/{tenant.id}/messages", {"payload": {}})
+def _refused(rig: Rig) -> Callable[[], None]:
+    """Publish over the API, which says why it can't; give what does it again, later.
+
+    The daemon consumes all the while, and so it is ready.
+    """
+    client = rig.ledger.clients[0]
+    key = str(uuid.uuid4())
+    # The broker may have the first one, and take it in later: both are one message.
+    draft = Draft(key=key, message_id=key, body=b"{}", content_type="application/json")
+    client.sent[key] = entry(draft, DEFAULT)
+    path, body = f"/tenants/{client.tenant_id}/messages", {"payload": {}, "id": key}
+    answer = rig.program.call("POST", path, body)
     assert answer.status_code == 503, (answer.status_code, answer.text)
     assert "RabbitMQ takes no messages now: low on memory" in answer.json()["detail"], answer.text
     assert rig.program.status_of("/readyz") == 200
+
+    def again() -> None:
+        answer = rig.program.call("POST", path, body)
+        assert answer.status_code == 202, (answer.status_code, answer.text)
+        client.confirmed[key] = client.sent[key]
+
+    return again
