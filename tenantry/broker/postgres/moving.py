@@ -150,7 +150,7 @@ class Move:
                                 "timestamp_in_ms": one.published_at_ms,
                             },
                         )
-                        for one in letters
+                        for one in (letter.message for letter in letters)
                     ],
                     timeout=CONFIRM_TIMEOUT,
                 )
