@@ -12,9 +12,10 @@ from tenantry.database.pool import STATEMENT_TIMEOUT, Database
 from tenantry.handlers.crew import Crew
 from tenantry.handlers.message import Handler
 from tenantry.messages.attempts import RetryPolicy
-from tenantry.messages.handling import TRANSACTIONS, HandlingStore
+from tenantry.messages.handling import HandlingStore
 from tenantry.messages.port import MessageStore
 from tenantry.messages.postgres import PostgresMessageStore
+from tenantry.messages.trying import TRANSACTIONS
 from tenantry.settings import Settings
 
 log: Final = structlog.get_logger("daemon")

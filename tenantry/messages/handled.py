@@ -9,8 +9,6 @@ insert tells, and everything is done again.
 from __future__ import annotations
 
 import json
-import os
-import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
@@ -21,9 +19,9 @@ import psycopg
 import structlog
 from psycopg import errors, sql
 from psycopg.pq import TransactionStatus
-from psycopg.rows import tuple_row
 
 from tenantry.domain import names
+from tenantry.handlers.connection import as_it_was, sever
 from tenantry.handlers.crew import Call, Crew, HandlerHangsError, Ran
 from tenantry.handlers.cursor import HandlerCursor
 from tenantry.handlers.message import Handler, Message
@@ -39,13 +37,6 @@ log = structlog.get_logger(__name__)
 
 SMALLEST_CHUNK: Final = 4
 LARGEST_CHUNK: Final = 1024
-CANCEL_SECONDS: Final = 2.0
-
-_RESET: Final = (
-    "CLOSE ALL; UNLISTEN *; RESET ALL; RESET SESSION AUTHORIZATION; DISCARD TEMP;"
-    " SELECT pg_advisory_unlock_all()"
-)
-"""What a handler may have left behind on its connection, which others will use."""
 
 
 @dataclass(slots=True)
@@ -231,7 +222,7 @@ class HandledTransaction:
             sever(self._connection)
             raise self.severed from error
         finally:
-            _as_it_was(self._connection)
+            as_it_was(self._connection)
         if ran.error is None:
             return ran, None
         failure = Failure(chunk[ran.count], HANDLER_FAILED, ran.error)
@@ -307,33 +298,6 @@ class HandledTransaction:
 
 def _raise(error: Exception, _message: Message, _cursor: object) -> None:
     raise error
-
-
-def tidy(connection: Connection) -> None:
-    """Undo what a handler may have changed on its connection beyond the transaction."""
-    connection.execute(_RESET)
-
-
-def _as_it_was(connection: Connection) -> None:
-    connection.row_factory = tuple_row
-    connection.cursor_factory = psycopg.Cursor
-
-
-def sever(connection: Connection) -> None:
-    """Cut a connection under whoever uses it: nothing that was done on it can be committed.
-
-    What it has running on the server is cancelled, as far as that can be reached.
-    """
-    try:
-        if connection.pgconn.transaction_status == TransactionStatus.ACTIVE:
-            connection.cancel_safe(timeout=CANCEL_SECONDS)
-    except psycopg.Error as error:
-        log.warning("handler.not_cancelled", error=one_line(error))
-    try:
-        with socket.socket(fileno=os.dup(connection.fileno())) as line:
-            line.shutdown(socket.SHUT_RDWR)
-    except (OSError, psycopg.Error) as error:
-        log.debug("handler.connection_was_gone", error=str(error))
 
 
 @lru_cache(maxsize=1024)

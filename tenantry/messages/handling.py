@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from time import monotonic
 from typing import TYPE_CHECKING, Final
 from uuid import uuid4
@@ -23,28 +23,8 @@ from tenantry import failpoints
 from tenantry.database.errors import DatabaseUnavailableError
 from tenantry.handlers.crew import Crew
 from tenantry.handlers.message import Handler
-from tenantry.messages import validation
-from tenantry.messages.attempts import (
-    HANDLER_TIMEOUT,
-    KILLED,
-    WORKER_KILLED,
-    Attempts,
-    Note,
-    RetryPolicy,
-    in_words,
-)
-from tenantry.messages.handled import (
-    ConflictError,
-    Entry,
-    Failure,
-    HandledTransaction,
-    Outcome,
-    Pace,
-    RacedError,
-    RefusedError,
-    SpoiledError,
-    tidy,
-)
+from tenantry.messages.attempts import HANDLER_TIMEOUT, WORKER_KILLED, Attempts, RetryPolicy
+from tenantry.messages.handled import Entry
 from tenantry.messages.insertion import one_line, sift
 from tenantry.messages.port import (
     NOTHING,
@@ -62,6 +42,8 @@ from tenantry.messages.port import (
     Unstorable,
 )
 from tenantry.messages.postgres import MAX_BYTES, PostgresMessageStore
+from tenantry.messages.tally import Tally
+from tenantry.messages.trying import Trying
 
 if TYPE_CHECKING:
     from tenantry.database.pool import Connection, Database
@@ -78,42 +60,6 @@ LOCK_SECONDS: Final = 1.0
 FEW: Final = 8
 GROUP: Final = 32
 """Suspects that are tried one by one; and how many of more are tried together."""
-
-TRANSACTIONS: Final = 5
-"""How often a transaction is begun anew that others have come in the way of."""
-
-
-@dataclass(slots=True)
-class Tally:
-    """What has become of a batch so far."""
-
-    stored: int = 0
-    duplicates: int = 0
-    unstorable: list[Unstorable] = field(default_factory=list)
-    held: list[Held] = field(default_factory=list)
-    left: list[int] = field(default_factory=list)
-    failures: list[str] = field(default_factory=list)
-
-    def add(self, part: StoreResult, indexes: Sequence[int]) -> None:
-        """Add what has become of a part of the batch."""
-        self.stored += part.stored
-        self.duplicates += part.duplicates
-        self.unstorable += [replace(one, index=indexes[one.index]) for one in part.unstorable]
-
-    def leave(self, entries: Sequence[Entry]) -> None:
-        """Note that entries were not come to."""
-        self.left += [entry.index for entry in entries]
-
-    def result(self) -> StoreResult:
-        """Give it all."""
-        return StoreResult(
-            stored=self.stored,
-            duplicates=self.duplicates,
-            unstorable=tuple(sorted(self.unstorable, key=lambda one: one.index)),
-            held=tuple(self.held),
-            left=tuple(sorted(self.left)),
-            failures=tuple(self.failures),
-        )
 
 
 @dataclass(slots=True)
@@ -149,7 +95,7 @@ class HandlingStore:
         self._max_bytes = max_bytes
         self._turn = turn
         self._attempts = Attempts()
-        self._pace = Pace()
+        self._trying = Trying(database, handlers, crew=crew, retry=retry, attempts=self._attempts)
         self._suspects = threading.Lock()
 
     def store(
@@ -234,17 +180,16 @@ class HandlingStore:
                 _entry(mine[at], sifted.messages[at], is_json)
                 for at, is_json in zip(sifted.indexes, sifted.is_json, strict=True)
             ]
-            flawed = [replace(one, index=mine[one.index]) for one in sifted.unstorable]
-            tally.unstorable += flawed
+            tally.unstorable += [replace(one, index=mine[one.index]) for one in sifted.unstorable]
             units = self._units(connection, tenant_id, entries, again, tally)
         for number, unit in enumerate(units):
             if number and monotonic() >= until:
                 tally.leave(unit.entries)
             elif not unit.guarded:
-                self._try(tenant_id, unit.entries, until, tally)
+                self._trying.together(tenant_id, unit.entries, until, tally)
             elif self._suspects.acquire(timeout=LOCK_SECONDS):
                 try:
-                    self._try_suspects(tenant_id, unit.entries, until, tally)
+                    self._trying.guarded(tenant_id, unit.entries, until, tally)
                 finally:
                     self._suspects.release()
             else:
@@ -303,7 +248,6 @@ class HandlingStore:
         keys = [entry.key for entry in entries]
         facts = self._attempts.known(connection, tenant_id, keys)
         unknown: list[Entry] = []
-        spent: list[Unstorable] = []
         for entry, key in zip(entries, keys, strict=True):
             known = facts.get(key)
             if known is None:
@@ -317,170 +261,14 @@ class HandlingStore:
                 attempts=known.attempts,
                 first_error=known.first_error,
             )
-            if known.judged:
+            if known.judged or known.attempts >= self._retry.attempts:
                 tally.unstorable.append(verdict)
-            elif known.attempts >= self._retry.attempts:
-                spent.append(verdict)
             elif known.seconds > 0:
                 tried = Tried(known.attempts, WORKER_KILLED)
                 tally.held.append(Held(index=entry.index, seconds=known.seconds, tried=tried))
             else:
                 killers.append(_Unit([entry], guarded=True))
-        tally.unstorable += spent
         return unknown
-
-    # Attempts.
-
-    def _try_suspects(
-        self, tenant_id: str, entries: list[Entry], until: float, tally: Tally
-    ) -> None:
-        """Note first that the daemon has ended in this attempt; then see whether it does."""
-        by = 1 if len(entries) == 1 else 0
-        notes = [
-            Note(
-                entry.key,
-                entry.attempts + by,
-                WORKER_KILLED,
-                KILLED,
-                self._retry.pause(entry.attempts + by) if by else 0.0,
-            )
-            for entry in entries
-        ]
-        with self._database.connection() as connection:
-            self._attempts.note(connection, tenant_id, notes)
-        for entry in entries:
-            entry.noted = True
-        self._try(tenant_id, entries, until, tally)
-
-    def _try(self, tenant_id: str, entries: list[Entry], until: float, tally: Tally) -> None:
-        """Handle and store entries; again, where something else than a handler was in the way."""
-        for last in (*[False] * (TRANSACTIONS - 1), True):
-            try:
-                with self._database.connection() as connection:
-                    self._transaction(connection, tenant_id, entries, until, tally)
-            except RacedError:
-                continue
-            except RefusedError as error:
-                gone = {id(entry) for entry, _ in error.refused}
-                entries = [entry for entry in entries if id(entry) not in gone]
-                tally.unstorable += [
-                    Unstorable(index=entry.index, reason=validation.REFUSED, error=text)
-                    for entry, text in error.refused
-                ]
-            except ConflictError as error:
-                if last:
-                    self._spoiled(tenant_id, entries, error.failure, tally)
-                    return
-            except SpoiledError as error:
-                self._spoiled(tenant_id, entries, error.failure, tally)
-                return
-            else:
-                return
-        tally.leave(entries)
-
-    def _transaction(
-        self,
-        connection: Connection,
-        tenant_id: str,
-        entries: list[Entry],
-        until: float,
-        tally: Tally,
-    ) -> None:
-        work = HandledTransaction(
-            connection,
-            tenant_id,
-            handlers=self._handlers,
-            crew=self._crew,
-            pace=self._pace,
-            until=until,
-        )
-        try:
-            with connection.transaction():
-                outcome = work.handle(entries)
-                firsts = self._note(connection, tenant_id, outcome.failed)
-                over = [one.key for one in (*outcome.passed, *outcome.duplicates) if one.noted]
-                if over:
-                    self._attempts.forget(connection, tenant_id, over)
-                spent = any(self._is_spent(failure.entry) for failure in outcome.failed)
-                if outcome.passed or outcome.duplicates:
-                    work.store(outcome)
-                elif not spent:
-                    # Nothing will be acknowledged for it: an attempt less is known after a crash
-                    # of the database, and that is all.
-                    connection.execute("SET LOCAL synchronous_commit = off")
-        except psycopg.OperationalError:
-            if work.severed is None:
-                raise
-            raise work.severed from None
-        self._tell(outcome, firsts, tally)
-        tidy(connection)
-
-    def _spoiled(
-        self, tenant_id: str, entries: Sequence[Entry], failure: Failure, tally: Tally
-    ) -> None:
-        """Note a failure that took the transaction with it; everything else is still to be done."""
-        with self._database.connection() as connection, connection.transaction():
-            firsts = self._note(connection, tenant_id, [failure])
-        others = [entry for entry in entries if entry is not failure.entry]
-        self._tell(Outcome(failed=[failure], left=others), firsts, tally)
-
-    def _note(
-        self, connection: Connection, tenant_id: str, failed: Sequence[Failure]
-    ) -> Mapping[bytes, str]:
-        if not failed:
-            return {}
-        notes = [
-            Note(
-                failure.entry.key,
-                failure.entry.attempts + 1,
-                failure.reason,
-                in_words(failure.error),
-                self._retry.pause(failure.entry.attempts + 1),
-            )
-            for failure in failed
-        ]
-        return self._attempts.note(connection, tenant_id, notes)
-
-    def _is_spent(self, entry: Entry) -> bool:
-        return entry.attempts + 1 >= self._retry.attempts
-
-    def _tell(self, outcome: Outcome, firsts: Mapping[bytes, str], tally: Tally) -> None:
-        """Put what is committed into the tally."""
-        tally.stored += len(outcome.passed)
-        tally.duplicates += len(outcome.duplicates)
-        tally.leave(outcome.left)
-        for failure in outcome.failed:
-            entry, error = failure.entry, in_words(failure.error)
-            attempts = entry.attempts + 1
-            tally.failures.append(failure.reason)
-            spent = self._is_spent(entry)
-            log.warning(
-                "handler.failed",
-                message_id=entry.message.id,
-                topic=entry.message.topic,
-                reason=failure.reason,
-                error=error,
-                attempt=attempts,
-                last=spent,
-            )
-            if spent:
-                tally.unstorable.append(
-                    Unstorable(
-                        index=entry.index,
-                        reason=failure.reason,
-                        error=error,
-                        attempts=attempts,
-                        first_error=firsts.get(entry.key, error),
-                    )
-                )
-                continue
-            tally.held.append(
-                Held(
-                    index=entry.index,
-                    seconds=self._retry.pause(attempts),
-                    tried=Tried(attempts, failure.reason),
-                )
-            )
 
 
 def _entry(index: int, message: Incoming, is_json: bool) -> Entry:

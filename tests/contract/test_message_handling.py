@@ -57,13 +57,17 @@ class World:
     def store(
         self, act: Handler = lambda message, cursor: None, *, timeout: float = 20, **options: Any
     ) -> HandlingStore:
-        """Make a store; the handler notes what it sees, writes a row, then does `act`."""
+        """Make a store; the handler notes what it sees, writes a row, then does `act`.
+
+        With `bare`, it only does `act`.
+        """
 
         def handler(message: Message, cursor: psycopg.Cursor[Any]) -> object:
             self.seen.append(message)
             cursor.execute("INSERT INTO effects VALUES (%s, %s)", [message.id, message.attempt])
             return act(message, cursor)
 
+        bare = options.pop("bare", False)
         database = self.database.beside(pool_size=4, statement_timeout=30, idle_timeout=60)
         database.open()
         crew = Crew(places=4, timeout=timeout, on_overrun=self.overruns.append)
@@ -72,7 +76,7 @@ class World:
         return HandlingStore(
             self.plain,
             database,
-            {"events": handler},
+            {"events": act if bare else handler},
             crew=crew,
             retry=RetryPolicy(attempts=options.pop("attempts", 3), pauses=PAUSES),
             turn=options.pop("turn", 20),
@@ -396,7 +400,9 @@ def test_a_statement_that_hangs_is_cancelled_on_the_server(world: World) -> None
 
 def test_too_many_hanging_handlers_are_too_many(world: World) -> None:
     wake = threading.Event()
-    store = world.store(lambda message, cursor: wake.wait(60), timeout=0.01, attempts=100)
+    store = world.store(
+        lambda message, cursor: wake.wait(60), timeout=0.05, attempts=100, bare=True
+    )
     try:
         for number in range(17):
             assert world.overruns == []
@@ -466,8 +472,7 @@ def test_failures_before_and_after_a_handler_s_work_undo_that_work_and_no_other(
         if message.id in failing:
             raise ValueError
 
-    store = world.store(lambda message, cursor: None)
-    store._handlers = {"events": act}
+    store = world.store(act, bare=True)
     result = store.store(TENANT, [incoming(str(n)) for n in range(100)])
     assert {str(one.index) for one in result.held} == failing
     good = {str(n) for n in range(100)} - failing
@@ -513,8 +518,9 @@ def test_what_a_handler_sets_on_its_connection_is_gone_for_the_next(world: World
         # The handler's table is only found by the usual path.
     assert len({str(one) for one in found}) == 1
     with world.database.connection() as connection:
-        row = connection.execute("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'")
-        assert row.fetchone() == (0,)
+        # Nobody has it any more.
+        row = connection.execute("SELECT pg_try_advisory_lock(7)").fetchone()
+        assert row == (True,)
 
 
 def test_slow_handlers_leave_the_rest_of_a_batch_to_others(world: World) -> None:
