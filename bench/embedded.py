@@ -10,6 +10,7 @@ import argparse
 import asyncio
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import psycopg
 from rich.console import Console
 from rich.table import Table
@@ -74,6 +76,18 @@ class Daemon:
         url: str = answer.json()["credentials"]["postgres_url"]
         return url
 
+    def processor_seconds(self) -> float:
+        """Add up what the daemon, the server and the publishers so far have used."""
+        with psycopg.connect(self.db) as connection:
+            row = connection.execute("SELECT pg_backend_pid()").fetchone()
+            assert row is not None
+            server = psutil.Process(row[0]).parent()
+            assert server is not None
+            family = [server, *server.children(), psutil.Process(self._process.pid)]
+            used = sum(sum(one.cpu_times()[:2]) for one in family)
+        own = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return used + sum(server.cpu_times()[2:4]) + own.ru_utime + own.ru_stime
+
     def stored(self) -> int:
         with psycopg.connect(self.db) as connection:
             row = connection.execute("SELECT sum(stored) FROM tenantry.tenant_counters").fetchone()
@@ -124,15 +138,20 @@ def publishers(url: str, count: int, rate: float | None) -> list[subprocess.Pope
     ]
 
 
-def embedded(running: Daemon, url: str, count: int) -> float:
-    """Publish and store at once; messages a second, from the first publish to the last row."""
+def embedded(running: Daemon, url: str, count: int) -> tuple[float, float]:
+    """Publish and store at once, from the first publish to the last row.
+
+    Gives messages a second, and the microseconds of processor time that each took, of the
+    publishers, the server and the daemon together: the rate of a busy machine says little.
+    """
     before, count = running.stored(), count // PUBLISHERS * PUBLISHERS
+    processor = running.processor_seconds()
     started = time.perf_counter()
     sending = publishers(url, count, None)
-    wait_until(lambda: running.stored() - before >= count, timeout=600)
+    wait_until(lambda: running.stored() - before >= count, timeout=600, every=0.1)
     rate = count / (time.perf_counter() - started)
     assert all(one.wait() == 0 for one in sending)
-    return rate
+    return rate, (running.processor_seconds() - processor) / count * 1e6
 
 
 def steady(running: Daemon, url: str, count: int, rate: float) -> list[Sample]:
@@ -228,7 +247,8 @@ def main() -> None:
             with daemon(directory / "daemon", db) as running:
                 url = running.tenant()
                 with console.status("the embedded broker"):
-                    figures["embedded"] = embedded(running, url, options.messages)
+                    rate, processor = embedded(running, url, options.messages)
+                    figures |= {"embedded": rate, "processor_us": processor}
                 if options.steady:
                     with console.status(f"{options.steady:,} messages, steadily"):
                         found = steady(running, url, options.steady, options.rate)
@@ -250,6 +270,7 @@ def show(figures: dict[str, Any]) -> None:
         table.add_row(key, f"{figures[key]:,.0f}", f"{figures[key] / peer:.1f}")
     console = Console(width=100)
     console.print(table)
+    console.print(f"processor time a message, all together: {figures['processor_us']:.0f} µs")
     samples: Sequence[dict[str, Any]] = figures.get("steady", ())
     if samples:
         table = Table(title="the queues' tables in a steady flow")
