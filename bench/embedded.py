@@ -31,7 +31,7 @@ from rich.table import Table
 from bench.load import body, wait_until
 from tenantry.database.embedded import EmbeddedPostgres
 
-PUBLISHERS = 3
+PUBLISHERS = 6
 BATCH = 100
 SAMPLES = 10
 SIZES = """

@@ -37,6 +37,13 @@ WHERE q.id = r.queue AND q.consumer = %(consumer)s;
 -- name: forget_consumer
 DELETE FROM tenantry.consumers WHERE id = %(consumer)s;
 
+-- name: lie_down
+-- The number stands for the embedded broker; `tenantry.enqueue` knows it, too.
+SELECT bed, pg_try_advisory_lock(19800, bed) FROM unnest(%(beds)s::integer[]) AS bed;
+
+-- name: get_up
+SELECT pg_advisory_unlock(19800, bed) FROM unnest(%(beds)s::integer[]) AS bed;
+
 -- name: fetch
 -- What lies in queues beyond their floors and is not in hand, up to so many messages and bytes of
 -- each. The snapshot tells later what can still turn up between what is given here.

@@ -11,7 +11,7 @@ import random
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Final
 
@@ -21,6 +21,7 @@ import structlog
 from tenantry.broker import topology as layout
 from tenantry.broker.port import DeliverySink, QueueSpec
 from tenantry.broker.postgres.link import LEASE, Link
+from tenantry.broker.postgres.naps import LOOK, Naps
 from tenantry.broker.postgres.reading import QueueReading
 from tenantry.broker.postgres.subscription import Place, PostgresSubscription
 from tenantry.broker.postgres.wakeup import Wakeup
@@ -62,6 +63,7 @@ class PostgresConsuming:
         self._link: Link | None = None
         self._subscriptions: list[PostgresSubscription] = []
         self._by_id: dict[int, QueueReading] = {}
+        self._naps = Naps()
         self._connections = 0
         self._failures = 0
 
@@ -155,6 +157,7 @@ class PostgresConsuming:
         self._connections += 1
         self._failures = 0
         log.info("broker.connected", connection="tenantry consuming")
+        self._naps = Naps()
         renew_at = time.monotonic() + LEASE / 3
         look_at = 0.0
         while True:
@@ -169,20 +172,32 @@ class PostgresConsuming:
                 renew_at = now + LEASE / 3
             if now >= look_at:
                 look_at = now + LOOK_EVERY * random.uniform(0.8, 1.0)  # noqa: S311 - jitter
-                told.queues.update(self._by_id)
-            for number in told.queues:
-                reading = self._by_id.get(number)
-                if reading is not None:
+                for reading in self._by_id.values():
                     reading.hungry = True
             self._take_up(link, now)
+            self._look(link, told.queues, now)
             pause = self._fetch(link)
             if pause is None:
                 pause = max(0.0, min(renew_at, look_at) - time.monotonic())
+                pause = min(pause, LOOK) if self._naps.awake else pause
             if pause > 0 and not self._jobs:
                 self._wakeup.wait(connection.fileno(), pause)
         held = [one for subscription in self._subscriptions for one in subscription.readings]
         link.end(held)
         self._link = None
+
+    def _look(self, link: Link, told: Iterable[int], now: float) -> None:
+        """Find out which queues are to be fetched from: those told of, and those in motion."""
+        beds = self._naps.stir((one for one in told if one in self._by_id), now)
+        if beds:
+            link.get_up(beds)
+        tired = self._naps.tired(now)
+        watched = [one for one in self._by_id.values() if self._naps.watches(one.id)]
+        if tired:
+            # What is watched until now is looked at once more, after lying down.
+            self._naps.sleep(link.lie_down(tired))
+        for reading in watched:
+            reading.hungry = True
 
     def _work_off(self) -> None:
         self._wakeup.clear()
@@ -222,6 +237,9 @@ class PostgresConsuming:
                 log.info("broker.queues_are_read_by_another", queue=subscription.queues[0].name)
             else:
                 self._by_id.update({one.id: one for one in found.readings})
+                # Awake at first: who has published before may not have known of a reader.
+                if beds := self._naps.stir((one.id for one in found.readings), now):
+                    link.get_up(beds)
                 subscription.opened(found.readings)
 
     def _renew(self, link: Link) -> None:
@@ -259,6 +277,8 @@ class PostgresConsuming:
             parts = link.fetch(hungry, subscription.in_hand(hungry))
             if parts:
                 subscription.deliver(parts)
+                if beds := self._naps.stir((one.id for one, _ in parts), time.monotonic()):
+                    link.get_up(beds)
             if any(True for _ in subscription.hungry):
                 pause = 0.0 if pause is None or parts else pause
         return pause

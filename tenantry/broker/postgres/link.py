@@ -72,6 +72,15 @@ class Link:
         self.release(readings)
         self._connection.execute(self._sql["forget_consumer"], {"consumer": self._consumer})
 
+    def lie_down(self, beds: Sequence[int]) -> list[int]:
+        """Have publishers wake us from now on, where none is under way who does not."""
+        rows = self._connection.execute(self._sql["lie_down"], {"beds": beds}).fetchall()
+        return [bed for bed, free in rows if free]
+
+    def get_up(self, beds: Sequence[int]) -> None:
+        """Have publishers not wake us: we look by ourselves."""
+        self._connection.execute(self._sql["get_up"], {"beds": beds})
+
     def told(self) -> Told:
         """Give what others have told since the last call, without waiting."""
         pgconn = self._connection.pgconn

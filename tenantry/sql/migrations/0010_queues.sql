@@ -128,7 +128,10 @@ BEGIN
         RAISE undefined_object
             USING MESSAGE = format('no queue of %s takes the key %s', p_stream, missing);
     END IF;
-    PERFORM pg_notify('tenantry_queued', q::text) FROM unnest(reached) AS q;
+    -- Only a reader that sleeps is woken: it then holds this lock alone. One that does not looks
+    -- by itself, and can't fall asleep before this transaction has ended.
+    PERFORM pg_notify('tenantry_queued', q::text) FROM unnest(reached) AS q
+    WHERE NOT pg_try_advisory_xact_lock_shared(19800, q % 1024);
 END
 $$;
 
