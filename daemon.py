@@ -1,15 +1,21 @@
 """The daemon: where settings become adapters, adapters actors, and actors a service.
 
-The only place that names concrete adapters, starts threads and hears signals. Every start stands
-beside its stop, and the stops run in the opposite order.
+The only place that owns threads and hears signals. Every start stands beside its stop, and the
+stops run in the opposite order.
 """
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # first of all, so that signals are heard while the rest is loaded
+    import sys
+
+    from tenantry.cli.main import main
+
+    sys.exit(main())
+
 import gc
 import os
-import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Final, NoReturn
 
@@ -18,59 +24,44 @@ import structlog
 from actors import tree
 from actors.board import Board
 from actors.clock import ThreadClock
-from actors.consumer import ConsumerLimits
 from actors.control import ActorControl
-from actors.drain import describe, drain_and_stop
+from actors.drain import drain_and_stop, report
 from actors.messages import Ref
 from actors.watch import Watch
 from tenantry import __version__, failpoints
-from tenantry.api.app import PUBLISH_SECONDS, create_app
-from tenantry.api.cursors import kept_key
 from tenantry.api.entrance import Entrance
-from tenantry.api.idempotency import IdempotencyKeys, MemoryIdempotencyKeys
-from tenantry.api.info import describe as describe_place
-from tenantry.api.port import Control, SystemState
-from tenantry.api.standby import StandbyBroker, StandbyControl, StandbyProver, term_status
+from tenantry.api.port import SystemState
+from tenantry.api.standby import StandbyControl, term_status
+from tenantry.assembly.api import cursor_key, open_api, open_standby_api, reprocessing_of
+from tenantry.assembly.ground import Ground, lay
 from tenantry.audit.auditor import Auditor
 from tenantry.audit.postgres import PostgresAccounts
-from tenantry.broker.pending import PendingCounts
-from tenantry.broker.port import DeadLetters, Publishing
-from tenantry.broker.postgres.links import embedded_links
-from tenantry.broker.rabbitmq.links import rabbitmq_links
-from tenantry.broker.rabbitmq.permit import Permit
 from tenantry.database.credentials import PostgresCredentials
 from tenantry.database.embedded import EmbeddedPostgres
 from tenantry.database.idempotency import PostgresIdempotencyKeys
 from tenantry.database.keeper import PostgresKeeper
-from tenantry.database.loop import LoopQueries
-from tenantry.database.migrations import migrate, migrate_unless_led
+from tenantry.database.migrations import migrate_unless_led
 from tenantry.database.pool import Database
 from tenantry.database.probes import PostgresProbes
-from tenantry.database.sql_access import LOOK_EVERY as LOOK_EVERY_SQL
-from tenantry.database.sql_access import PostgresSqlAccess
+from tenantry.database.sql_access import LOOK_EVERY as SQL_LOOK_EVERY
 from tenantry.front.plan import WorkWith
-from tenantry.handlers.message import Handler
 from tenantry.handlers.resolve import resolve
-from tenantry.handlers.wiring import abandoned, put_before, store_patience
-from tenantry.isolation.port import Prover
+from tenantry.handlers.wiring import abandoned, store_patience
 from tenantry.isolation.prover import IsolationProver
-from tenantry.journal.listener import JournalListener
 from tenantry.journal.port import Metadata
-from tenantry.messages.reader import PostgresPageReader
 from tenantry.process.ending import DRAIN_SECONDS, end_at_latest
 from tenantry.process.limits import allow_open_files
+from tenantry.process.reload import LiveSettings
 from tenantry.process.report import Report
 from tenantry.process.signals import Signals, StopRequestedError
 from tenantry.process.threads import Threads
-from tenantry.projections.tenants import TenantProjection
+from tenantry.process.watchdog import Watchdog
 from tenantry.reprocessing.keeper import LetterKeeper
-from tenantry.reprocessing.reprocessing import Reprocessing
 from tenantry.schedule import Schedule
 from tenantry.settings import Settings, SettingsError
-from tenantry.stores import Stores
+from tenantry.telemetry.heartbeat import Heartbeat
 from tenantry.telemetry.metrics import Recorder
 from tenantry.telemetry.metrics_collector import SystemCollector
-from tenantry.telemetry.metrics_page import MetricsPage
 from tenantry.telemetry.systemd import Notifier
 from tenantry.terms.candidate import Candidate
 from tenantry.terms.identity import holder_of
@@ -87,12 +78,13 @@ STANDBY_POOL: Final = 4
 STANDBY_STATEMENT_TIMEOUT: Final = 5.0
 
 
-def serve(settings: Settings) -> int:
+def serve(settings: Settings, load: Callable[[], Settings]) -> int:
     """Run the daemon until a signal or `tenantry stop`; give the exit code of the contract.
 
     0: all that was accepted is finished. 1: something is left, or the supervisor failed; each
-    orphan is named in the log. Raises what keeps it from starting: `DatabaseError`, `BrokerError`,
-    `ListenError`, `SettingsError`, `HandlerResolveError`.
+    orphan is named in the log. `load` reads the settings again, when SIGHUP asks for it. Raises
+    what keeps it from starting: `DatabaseError`, `BrokerError`, `ListenError`, `SettingsError`,
+    `HandlerResolveError`.
     """
     allow_open_files()
     try:
@@ -102,7 +94,7 @@ def serve(settings: Settings) -> int:
     signals = Signals()
     with signals.heard():
         try:
-            return Daemon(settings, signals).run()
+            return Daemon(LiveSettings(settings, load), signals).run()
         except StopRequestedError:
             log.info("daemon.stopped_while_starting")
             return 0
@@ -117,21 +109,24 @@ def serve(settings: Settings) -> int:
 class Daemon:
     """One run of the daemon, from the first connection to the last."""
 
-    def __init__(self, settings: Settings, signals: Signals) -> None:
-        self._settings = settings
+    def __init__(self, live: LiveSettings, signals: Signals) -> None:
+        self._live = live
+        self._settings = live.now
         self._signals = signals
         self._board = Board()
-        self._watch = Watch(self._board, patience=settings.supervision.hang_seconds)
+        self._watch = Watch(self._board, patience=self._settings.supervision.hang_seconds)
+        self._heartbeat = Heartbeat()
         self._notifier = Notifier()
         self._report = Report(self._notifier)
         self._failure: str | None = None
-        self._handlers: Mapping[str, Handler] = {}
 
     def run(self) -> int:
         """Listen, wait for the term, lead, drain, stop everything."""
+        settings = self._settings
         with ExitStack() as stack:
+            self._threads = Threads(stack, self._watch.add)
             try:
-                self._threads = Threads(stack, self._watch.add)
+                self._handlers = resolve(settings.handlers)
                 entrance = self._listen()
                 url = self._find_database(stack)
                 database = Database(
@@ -141,17 +136,27 @@ class Daemon:
                 database.open()
                 migrate_unless_led(database)
                 terms = PostgresTerms(database)
-                term = self._wait_for(terms, database, entrance)
+                term = self._wait_for(terms, url, stack, entrance)
+                self._heartbeat.rest()
                 if term is None:
                     log.info("daemon.stopped_as_standby")
                     return 0
-                self._keep(stack, terms, term)
-                sessions = Database(
-                    url,
-                    pool_size=self._settings.database.pool_size,
-                    term=terms.claim(term.number),
+                keeper = TermKeeper(terms, term, lost=self._term_lost)
+                # Given back last of all: nothing is done under it any more then.
+                stack.callback(keeper.release)
+                self._threads.start("term-keeper", keeper)
+                claim = terms.claim(term.number)
+                sessions = Database(url, pool_size=settings.database.pool_size, term=claim)
+                ground = lay(
+                    settings,
+                    sessions,
+                    term,
+                    handlers=self._handlers,
+                    threads=self._threads,
+                    stack=stack,
+                    on_overrun=self._crashed,
                 )
-                supervisor = self._lead(stack, entrance, sessions, term)
+                supervisor = self._lead(stack, entrance, ground, term)
             finally:
                 self._signals.patient = True
             # What is there now is there to stay. Unless it is left out, a full collection, every
@@ -159,19 +164,27 @@ class Daemon:
             gc.collect()
             gc.freeze()
             self._look_on()
+            self._heartbeat.rest()
             return self._shut_down(supervisor)
 
     # Starting.
 
     def _listen(self) -> Entrance:
         settings = self._settings
-        self._handlers = resolve(settings.handlers)
         log.info("daemon.starting", version=__version__, pid=os.getpid())
         settings.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         entrance = Entrance(settings)
         entrance.bind()
         for name, loop in entrance.loops().items():
             self._threads.start(name, loop)
+        if self._notifier.beat_every is not None:
+            watchdog = Watchdog(
+                self._notifier,
+                every=self._notifier.beat_every,
+                liveness=self._watch.liveness,
+                main=self._heartbeat,
+            )
+            self._threads.start("service-watchdog", watchdog)
         if not settings.security.jwt_secret.get_secret_value():
             log.warning(
                 "api.without_tokens",
@@ -193,7 +206,7 @@ class Daemon:
         return url
 
     def _wait_for(
-        self, terms: PostgresTerms, database: Database, entrance: Entrance
+        self, terms: PostgresTerms, url: str, stack: ExitStack, entrance: Entrance
     ) -> Term | None:
         """Take the term, once that is possible; until then stand by. None at the end."""
         settings = self._settings
@@ -202,92 +215,40 @@ class Daemon:
         if term is not None:
             return term
         control = StandbyControl(candidate, on_stop=self._signals.ask_to_stop)
-        broker = StandbyBroker(control.reasons)
-        self._open(
-            entrance,
-            Stores.on(database),
-            control=control,
-            publishing=broker,
-            reprocessing=self._reprocessing(Stores.on(database), broker, broker),
-            auditor=Auditor(PostgresAccounts(database), broker, lambda _: None),
-            prover=StandbyProver(control.reasons),
-            idempotency=MemoryIdempotencyKeys(),
-            metrics=SystemCollector(status=control.status, recorder=Recorder(), reconnects={}),
-        )
+        reading = Database(url, pool_size=STANDBY_POOL, read_only=True)
+        stack.callback(reading.close)
+        reading.open()
+        open_standby_api(entrance, settings, reading, control)
         while term is None:
             self._report.standing_by(control.reasons())
-            if self._signals.wake.wait(LOOK_EVERY):
+            if self._pause(LOOK_EVERY):
                 return None
             term = candidate.try_to_lead()
         return term
 
-    def _keep(self, stack: ExitStack, terms: PostgresTerms, term: Term) -> None:
-        keeper = TermKeeper(terms, term, lost=self._term_lost)
-        # Given back last: nothing is done under it any more then.
-        stack.callback(keeper.release)
-        self._threads.start("term-keeper", keeper)
-
-    def _lead(self, stack: ExitStack, entrance: Entrance, database: Database, term: Term) -> Ref:
-        settings, board = self._settings, self._board
-        stack.callback(database.close)
-        database.open()
-        migrate(database)
-        listener = JournalListener(database)
-        self._threads.start("journal-listener", listener)
-        projection = TenantProjection()
-        projection.ensure_current(database)
-        stores = Stores.on(database, projection, listener)
-
-        if settings.rabbitmq.url.get_secret_value():
-            links = rabbitmq_links(settings, Permit(term.number, term.valid))
-        else:
-            links = embedded_links(database)
-        stack.callback(links.close)
-        links.prepare()
-        for name, loop in links.loops.items():
-            self._threads.start(name, loop)
-        pending = PendingCounts(links.administration)
-        self._threads.start("broker-pending", pending)
+    def _lead(self, stack: ExitStack, entrance: Entrance, ground: Ground, term: Term) -> Ref:
+        settings, board, stores, links = self._settings, self._board, ground.stores, ground.links
         clock = ThreadClock()
         self._threads.start("clock", clock)
-
         recorder = Recorder()
-        board.pending = pending.counts
-        board.probes = {
-            "the broker": links.connected,
-            "the database": lambda: listener.connected,
-            "the term": term.valid,
-        }
-        sql_access = PostgresSqlAccess(database)
-        handling = put_before(
-            stores.messages,
-            self._handlers,
-            database,
-            settings,
-            stack=stack,
-            on_overrun=self._crashed,
-        )
+        board.pending = ground.pending.counts
+        board.probes = dict(ground.probes)
         supervisor = tree.plant(
             tree.TreePorts(
                 journal=stores.journal,
                 directory=stores.directory,
                 messages=stores.messages,
-                handling=handling,
+                handling=ground.handling,
                 letters=stores.letters,
                 consuming=links.consuming,
                 administration=links.administration,
-                passwords=PostgresCredentials(database),
-                sql_access=sql_access,
+                passwords=PostgresCredentials(stores.database),
+                sql_access=ground.sql_access,
                 clock=clock,
                 observer=recorder,
             ),
-            settings,
+            self._live,
             board,
-            limits=ConsumerLimits(
-                prefetch=settings.consumer.prefetch,
-                batch_size=settings.consumer.batch_size,
-                linger=settings.consumer.linger_ms / 1000,
-            ),
             store_patience=store_patience(self._handlers, settings),
             on_crash=self._crashed,
         )
@@ -299,118 +260,82 @@ class Daemon:
             drain_seconds=settings.shutdown.deadline_seconds,
             on_stop=self._signals.ask_to_stop,
         )
-        auditor = Auditor(PostgresAccounts(database), links.queues, board.in_flight)
+        auditor = Auditor(PostgresAccounts(stores.database), links.queues, board.in_flight)
         stack.callback(auditor.stop)
         prover = IsolationProver(
             directory=stores.directory,
             journal=stores.journal,
             broker=links.probes,
-            database=PostgresProbes(database),
+            database=PostgresProbes(stores.database),
         )
-        reprocessing = self._reprocessing(stores, links.publishing, links.dead_letters)
-        keeper = LetterKeeper(reprocessing=reprocessing, index=stores.letters, queues=links.queues)
-        self._open(
+        reprocessing = reprocessing_of(
+            stores, links.publishing, links.dead_letters, on_listed=board.dead_letters_found
+        )
+        metrics = SystemCollector(
+            status=control.status,
+            recorder=recorder,
+            reconnects=links.reconnects,
+            audits=auditor.latest,
+            abandoned_handlers=lambda: abandoned(ground.handling),
+            isolation=prover.latest,
+        )
+        open_api(
             entrance,
+            settings,
             stores,
             control=control,
             publishing=links.publishing,
             reprocessing=reprocessing,
             auditor=auditor,
             prover=prover,
-            idempotency=PostgresIdempotencyKeys(database),
-            metrics=SystemCollector(
-                status=control.status,
-                recorder=recorder,
-                reconnects=links.reconnects,
-                audits=auditor.latest,
-                abandoned_handlers=lambda: abandoned(handling),
-                isolation=prover.latest,
-            ),
+            idempotency=PostgresIdempotencyKeys(stores.database),
+            metrics=metrics,
+            default_workers=lambda: self._live.now.workers,
         )
-        entrance.work_with(
-            WorkWith(
-                database_url=database.url,
-                cursor_key=self._cursor_key().hex(),
-                rabbitmq_url=settings.rabbitmq.url.get_secret_value() or None,
-            )
+        means = WorkWith(
+            database_url=stores.database.url,
+            cursor_key=cursor_key(settings).hex(),
+            rabbitmq_url=settings.rabbitmq.url.get_secret_value() or None,
         )
+        entrance.work_with(means)
         tree.begin(supervisor)
-        self._threads.start("dead-letters", keeper)
-        every = settings.audit.every_seconds
-        self._schedule("audit", lambda: auditor.audit_all(stores.directory), seconds=every)
-        every = settings.isolation.verify_every_seconds
-        by = Metadata(actor="daemon")
-        self._schedule("isolation", lambda: prover.prove(metadata=by), seconds=every)
-        self._schedule("sql-sessions", sql_access.end_long_transactions, seconds=LOOK_EVERY_SQL)
+        letters = LetterKeeper(reprocessing=reprocessing, index=stores.letters, queues=links.queues)
+        self._threads.start("dead-letters", letters)
+        self._schedule(
+            "audit", lambda: auditor.audit_all(stores.directory), settings.audit.every_seconds
+        )
+        by, every = Metadata(actor="daemon"), settings.isolation.verify_every_seconds
+        self._schedule("isolation", lambda: prover.prove(metadata=by), every)
+        self._schedule("sql-sessions", ground.sql_access.end_long_transactions, SQL_LOOK_EVERY)
         return supervisor
 
-    def _schedule(self, name: str, work: Callable[[], object], *, seconds: float) -> None:
+    def _schedule(self, name: str, work: Callable[[], object], seconds: float) -> None:
         """Do something every so many seconds while the system runs; never, where that is 0."""
         if seconds:
             running = lambda: self._board.state is SystemState.RUNNING  # noqa: E731
             self._threads.start(name, Schedule(name, work, seconds=seconds, when=running))
 
-    def _reprocessing(
-        self, stores: Stores, publishing: Publishing, queues: DeadLetters
-    ) -> Reprocessing:
-        return Reprocessing(
-            index=stores.letters,
-            queues=queues,
-            publishing=publishing,
-            journal=stores.journal,
-            publish_timeout=PUBLISH_SECONDS,
-            on_listed=self._board.dead_letters_found,
-        )
-
-    def _open(
-        self,
-        entrance: Entrance,
-        stores: Stores,
-        *,
-        control: Control,
-        publishing: Publishing,
-        reprocessing: Reprocessing,
-        auditor: Auditor,
-        prover: Prover,
-        idempotency: IdempotencyKeys,
-        metrics: SystemCollector,
-    ) -> None:
-        """Let requests in, to what stands behind them now."""
-        settings = self._settings
-        page = MetricsPage(metrics)
-        app = create_app(
-            control=control,
-            directory=stores.directory,
-            journal=stores.journal,
-            messages=stores.messages,
-            page_reader=PostgresPageReader(LoopQueries(stores.database)),
-            publishing=publishing,
-            letters=stores.letters,
-            reprocessing=reprocessing,
-            auditor=auditor,
-            prover=prover,
-            idempotency=idempotency,
-            cursor_key=self._cursor_key(),
-            default_workers=settings.workers,
-            info=describe_place(settings, entrance, database=stores.database.where),
-            jwt_secret=settings.security.jwt_secret.get_secret_value() or None,
-            metrics=page,
-        )
-        entrance.open(app, page)
-
-    def _cursor_key(self) -> bytes:
-        return kept_key(self._settings.state_dir / "cursor.key")
-
     # Running.
 
     def _look_on(self) -> None:
         """Wait for the end; tell whenever the system becomes ready, or is not."""
-        while not self._signals.wake.wait(READY_EVERY):
+        while not self._pause(READY_EVERY):
             self._watch.look()
             if dead := self._watch.liveness():
                 self._failure = "; ".join(dead)
                 return
             self._report.leading(self._board.not_ready(), tenants=len(self._board.tenants))
+
+    def _pause(self, seconds: float) -> bool:
+        """Wait a little, or read the configuration again; tell whether the end has come."""
+        self._heartbeat.beat()
+        stop = self._signals.wait(seconds)
+        self._heartbeat.beat()
+        if self._signals.take_reload() and not stop:
+            self._notifier.reloading()
+            self._live.reload()
+            self._report.reloaded()
+        return stop
 
     def _crashed(self, reason: str) -> None:
         self._failure = reason
@@ -424,35 +349,22 @@ class Daemon:
         """
         remedy = "it is a standby once it is started again"
         log.critical("daemon.term_lost", reason="another daemon has taken the term", remedy=remedy)
-        self._notifier.notify("STATUS=another daemon has taken the term")
+        self._notifier.status("another daemon has taken the term")
         os._exit(1)
 
     # Stopping.
 
     def _shut_down(self, supervisor: Ref) -> int:
-        seconds = self._settings.shutdown.deadline_seconds
+        seconds = self._live.now.shutdown.deadline_seconds
         if self._failure is not None:
             log.critical("daemon.failed", reason=self._failure)
             seconds = min(seconds, DRAIN_SECONDS)
             end_at_latest()
         log.info("daemon.stopping", deadline_seconds=seconds)
-        self._notifier.notify("STOPPING=1", "STATUS=draining")
+        self._notifier.stopping("draining")
         orphans = drain_and_stop(supervisor, seconds=seconds)
-        for orphan in orphans:
-            log.error(
-                "drain.orphan",
-                tenant=orphan.tenant_id,
-                actor=orphan.actor,
-                deliveries=orphan.deliveries,
-            )
         if orphans:
-            log.error("daemon.stopped_unfinished", orphans=describe(orphans))
+            report(orphans)
         elif self._failure is None:
             log.info("daemon.drained")
         return 1 if orphans or self._failure is not None else 0
-
-
-if __name__ == "__main__":
-    from tenantry.cli.main import main
-
-    sys.exit(main())

@@ -67,9 +67,12 @@ class ConsumerPorts:
     clock: Clock
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class ConsumerLimits:
-    """How much a consumer takes at once: `prefetch` is shared by the tenant's queues."""
+    """How much a consumer takes at once: `prefetch` is shared by the tenant's queues.
+
+    All consumers have the same one, and its owner may change it while they work.
+    """
 
     prefetch: int
     batch_size: int

@@ -9,7 +9,7 @@ opened it.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Collection
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 
@@ -43,6 +43,9 @@ def drain_and_stop(supervisor: Ref, *, seconds: float) -> tuple[Orphan, ...]:
     return orphans
 
 
-def describe(orphans: Iterable[Orphan]) -> list[str]:
-    """Name each orphan in a line."""
-    return [f"{one.tenant_id}/{one.actor}: {one.deliveries} deliveries" for one in orphans]
+def report(orphans: Collection[Orphan]) -> None:
+    """Name each orphan in the log; one line names them all."""
+    for one in orphans:
+        log.error("drain.orphan", tenant=one.tenant_id, actor=one.actor, deliveries=one.deliveries)
+    named = [f"{one.tenant_id}/{one.actor}: {one.deliveries} deliveries" for one in orphans]
+    log.error("daemon.stopped_unfinished", orphans=named)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from actors.board import Board
 from actors.clock import Clock, tell
@@ -19,6 +20,7 @@ from tenantry.journal.port import EventStore
 from tenantry.messages.dead_letters import DeadLetterIndex
 from tenantry.messages.port import MessageStore
 from tenantry.messages.sql_access import SqlAccess
+from tenantry.process.reload import LiveSettings
 from tenantry.projections.port import TenantDirectory
 from tenantry.settings import Settings
 
@@ -43,10 +45,9 @@ class TreePorts:
 
 def plant(
     ports: TreePorts,
-    settings: Settings,
+    live: LiveSettings,
     board: Board,
     *,
-    limits: ConsumerLimits,
     store_patience: float | None,
     on_crash: Callable[[str], None],
 ) -> Ref:
@@ -54,6 +55,8 @@ def plant(
 
     `store_patience` is how long a batch may take, where that is longer than usual.
     """
+    limits = _limits(live.now)
+    live.follow(partial(_adjust, limits))
     provisioner = Provisioner(
         administration=ports.administration,
         messages=ports.messages,
@@ -79,7 +82,7 @@ def plant(
                 provisioner=provisioner,
                 clock=ports.clock,
                 observer=ports.observer,
-                every=settings.reconcile.every_seconds,
+                every=live.now.reconcile.every_seconds,
             ),
         ),
         board=board,
@@ -87,6 +90,20 @@ def plant(
     )
     board.supervisor = supervisor
     return supervisor
+
+
+def _limits(settings: Settings) -> ConsumerLimits:
+    consumer = settings.consumer
+    return ConsumerLimits(
+        prefetch=consumer.prefetch,
+        batch_size=consumer.batch_size,
+        linger=consumer.linger_ms / 1000,
+    )
+
+
+def _adjust(limits: ConsumerLimits, settings: Settings) -> None:
+    limits.batch_size = settings.consumer.batch_size
+    limits.linger = settings.consumer.linger_ms / 1000
 
 
 def begin(supervisor: Ref) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Final
 
 from fastapi import FastAPI
@@ -58,7 +58,7 @@ def create_app(
     prover: Prover,
     reprocessing: Reprocessing,
     cursor_key: bytes,
-    default_workers: int,
+    default_workers: Callable[[], int],
     info: Mapping[str, object] | None = None,
     jwt_secret: str | None = None,
     metrics: MetricsPage | None = None,

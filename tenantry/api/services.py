@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated
 
@@ -56,7 +56,7 @@ class Services:
     letters: DeadLetterIndex
     reprocessing: Reprocessing
     info: Mapping[str, object]
-    default_workers: int
+    default_workers: Callable[[], int]
     command_timeout: float
     publish_timeout: float
     cursors: Cursors

@@ -1,1 +1,8 @@
-"""The command line: thin clients of the API over the control socket, and the daemon's start."""
+"""The command line: thin clients of the daemon's API, and the daemon's start."""
+
+import sys
+
+from tenantry.process import early
+
+# Here, because what the commands import takes a while.
+early.hear(sys.argv[1:])

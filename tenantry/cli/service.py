@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import click
@@ -50,7 +51,8 @@ def run(
         "log.level": log_level,
         "log.format": log_format,
     }
-    settings = load_settings(config, overrides=overrides)
+    load = partial(load_settings, config, overrides=overrides)
+    settings = load()
 
     from daemon import serve
     from tenantry.api.listeners import ListenError
@@ -62,7 +64,7 @@ def run(
     configure(settings.log.level, settings.log.format)
     dump_stacks_on_sigusr1()
     try:
-        code = serve(settings)
+        code = serve(settings, load)
     except HandlerResolveError as error:
         where = source(config, "handlers", environ=os.environ)
         raise SettingsError(f"handlers.{error.topic}: {error} ({where})") from error

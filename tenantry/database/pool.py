@@ -65,11 +65,12 @@ class Database:
         statement_timeout: float = STATEMENT_TIMEOUT,
         idle_timeout: float = IDLE_IN_TRANSACTION_TIMEOUT,
         term: str = "",
+        read_only: bool = False,
     ) -> None:
         """Raises `DatabaseUrlError`; connects to nothing yet.
 
         A transaction in which nothing happens for `idle_timeout` seconds is ended by the server.
-        With a `term`, the sessions write only as long as it lasts.
+        With a `term`, the sessions write only as long as it lasts; `read_only`, not at all.
         """
         self._parameters = _parse(url)
         self._url = url
@@ -80,6 +81,7 @@ class Database:
         self._statement_timeout = statement_timeout
         self._idle_timeout = idle_timeout
         self._term = term
+        self._read_only = read_only
         self._pool: ConnectionPool[Connection] | None = None
         self._server_version = 0
         self._guard = threading.Lock()
@@ -253,6 +255,8 @@ class Database:
         )
         if self._term:
             options += f" -c tenantry.term={self._term}"
+        if self._read_only:
+            options += " -c default_transaction_read_only=on"
         given = self._parameters
         return {
             "application_name": "tenantry",

@@ -28,7 +28,7 @@ class Report:
         text = "; ".join(reasons)
         if text != self._told:
             log.info("daemon.standing_by", reasons=reasons)
-            self._tell("READY=1", text)
+            self._tell(text, ready=True)
 
     def leading(self, reasons: tuple[str, ...], *, tenants: int) -> None:
         """Tell whether the daemon is ready, or why not."""
@@ -36,13 +36,17 @@ class Report:
             if not self._ready:
                 log.info("daemon.ready", tenants=tenants)
             self._ready = True
-            self._tell("READY=1", f"consuming for {tenants} tenants")
+            self._tell(f"consuming for {tenants} tenants", ready=True)
         elif self._ready:
             self._ready = False
             log.warning("daemon.not_ready", reasons=reasons)
-            self._tell(None, f"not ready: {'; '.join(reasons)}")
+            self._tell(f"not ready: {'; '.join(reasons)}", ready=False)
 
-    def _tell(self, state: str | None, text: str) -> None:
+    def reloaded(self) -> None:
+        """Tell that the daemon is as it was, after it has read its configuration again."""
+        self._notifier.ready(self._told)
+
+    def _tell(self, text: str, *, ready: bool) -> None:
         if text != self._told:
             self._told = text
-            self._notifier.notify(*([state] if state else []), f"STATUS={text}")
+            (self._notifier.ready if ready else self._notifier.status)(text)

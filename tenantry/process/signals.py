@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import sys
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import NoReturn
+
+from tenantry.process import early
 
 
 class StopRequestedError(BaseException):
@@ -17,20 +19,21 @@ class StopRequestedError(BaseException):
 
 
 class Signals:
-    """The signals of a process; `heard` belongs on its main thread.
+    """The signals of a process; `heard` and `wait` belong on its main thread.
 
     Until `patient` is set, the signal that ends the daemon raises `StopRequestedError` in whatever
-    the main thread does; from then on it only sets `stop`. SIGHUP sets `reload`. Both wake who
-    waits for `wake`.
+    the main thread does; from then on it only ends `wait`. So does SIGHUP, which asks for a reload.
     """
 
     def __init__(self) -> None:
-        self.wake = threading.Event()
-        self.stop = threading.Event()
-        self.reload = threading.Event()
         self.patient = False
         self.interrupted = False
+        self.stopping = False
         self._signalled = False
+        self._reload = False
+        # A pipe and no `threading.Event`: a signal's handler must not wait for a lock that the
+        # very thread may have that it interrupts.
+        self._awake, self._wake = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
 
     @contextmanager
     def heard(self) -> Iterator[None]:
@@ -38,19 +41,32 @@ class Signals:
         handlers = {
             signal.SIGTERM: self._end,
             signal.SIGINT: self._end,
-            signal.SIGHUP: self._reload,
+            signal.SIGHUP: self._hang_up,
         }
         before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
         try:
             yield
         finally:
             for number, handler in before.items():
-                signal.signal(number, handler)
+                # What was right before the start, and says so, would be wrong at the end.
+                if handler not in (early.end, early.wait):
+                    signal.signal(number, handler)
+
+    def wait(self, seconds: float) -> bool:
+        """Wait, until something has come at most; tell whether the end has."""
+        if select.select([self._awake], [], [], seconds)[0]:
+            os.read(self._awake, 512)
+        return self.stopping
+
+    def take_reload(self) -> bool:
+        """Tell whether a reload has been asked for since the last call."""
+        wanted, self._reload = self._reload, False
+        return wanted
 
     def ask_to_stop(self) -> None:
         """End the daemon in order; callable from any thread."""
-        self.stop.set()
-        self.wake.set()
+        self.stopping = True
+        self._ring()
 
     def _end(self, number: int, _frame: FrameType | None) -> None:
         if self._signalled:
@@ -61,9 +77,13 @@ class Signals:
             self.interrupted = True
             raise StopRequestedError(signal.Signals(number).name)
 
-    def _reload(self, _number: int, _frame: FrameType | None) -> None:
-        self.reload.set()
-        self.wake.set()
+    def _hang_up(self, _number: int, _frame: FrameType | None) -> None:
+        self._reload = True
+        self._ring()
+
+    def _ring(self) -> None:
+        with suppress(BlockingIOError):  # full: whoever waits is woken anyway
+            os.write(self._wake, b"\0")
 
 
 def _end_at_once() -> NoReturn:

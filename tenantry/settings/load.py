@@ -82,6 +82,14 @@ ENVIRONMENT: Final[Mapping[str, tuple[str, Callable[[str], object]]]] = {
 }
 """Every key, with its environment variable and how its text is read."""
 
+CREDENTIALS: Final[Mapping[str, str]] = {
+    "jwt_secret": "security.jwt_secret",
+    "rabbitmq_url": "rabbitmq.url",
+    "rabbitmq_management_url": "rabbitmq.management_url",
+    "database_url": "database.url",
+}
+"""What systemd may pass on as a credential (`LoadCredential=`), by its name there."""
+
 OPEN_TABLES: Final = frozenset({"handlers"})
 """Keys whose tables have keys of the user's."""
 
@@ -106,7 +114,7 @@ def load(
     for key, (variable, parse) in ENVIRONMENT.items():
         if variable in environ:
             _put(tree, sources, key, parse(environ[variable]), f"environment variable {variable}")
-    _take_credential(tree, sources, environ)
+    _take_credentials(tree, sources, environ)
     for key, value in (overrides or {}).items():
         if value is not None:
             _put(tree, sources, key, value, "command line")
@@ -173,20 +181,21 @@ def _get(tree: Mapping[str, Any], key: str) -> object:
     return value
 
 
-def _take_credential(
+def _take_credentials(
     tree: dict[str, Any], sources: dict[str, str], environ: Mapping[str, str]
 ) -> None:
-    """Take systemd's credential `jwt_secret`, unless the environment names a secret itself."""
+    """Take systemd's credentials, each unless the environment names a value itself."""
     directory = environ.get("CREDENTIALS_DIRECTORY")
-    if not directory or "TENANTRY_JWT_SECRET" in environ:
-        return
-    try:
-        secret = Path(directory, "jwt_secret").read_text(encoding="utf-8").rstrip("\r\n")
-    except FileNotFoundError:
-        return
-    except (OSError, ValueError):
-        raise SettingsError("security.jwt_secret: the credential can't be read") from None
-    _put(tree, sources, "security.jwt_secret", secret, "credential jwt_secret")
+    for name, key in CREDENTIALS.items() if directory else ():
+        if ENVIRONMENT[key][0] in environ:
+            continue
+        try:
+            secret = Path(directory or "", name).read_text(encoding="utf-8").strip("\r\n")
+        except FileNotFoundError:
+            continue
+        except (OSError, ValueError):
+            raise SettingsError(f"{key}: the credential {name} can't be read") from None
+        _put(tree, sources, key, secret, f"credential {name}")
 
 
 def _settle_paths(tree: dict[str, Any], environ: Mapping[str, str]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import signal
 import time
 from collections.abc import Iterator
@@ -121,31 +120,6 @@ def test_what_is_unfinished_at_the_deadline_is_named_and_stored_after_the_next_s
     ledger.check(alive=program.check_running)
     assert program.stop() == 0
     assert program.ready_messages(tenant.queue) == 0
-
-
-def test_sigterm_before_the_program_has_said_a_word_ends_it(program: Program) -> None:
-    for seconds in (0.05, 0.3):
-        process = program.spawn()
-        time.sleep(seconds)
-        process.send_signal(signal.SIGTERM)
-        code = program.wait(5)
-        # So early nobody can hear a signal but the kernel.
-        assert code == 0 or (code == -signal.SIGTERM and not program.stderr)
-
-
-def test_sigterm_while_starting_is_an_end_in_order(program: Program) -> None:
-    assert program.start().create().id
-    assert program.stop() == 0
-    for _ in range(4):
-        before = len(program.stderr)
-        process = program.spawn()
-        eventually(lambda said=before: len(program.stderr) > said, what="the first word")
-        seconds = random.uniform(0, 0.3)
-        time.sleep(seconds)
-        process.send_signal(signal.SIGTERM)
-        assert program.wait(5) == 0, f"after {seconds:.3f} s"
-    program.start()
-    assert len(program.get("/tenants")["data"]) == 1
 
 
 def test_sigusr1_writes_every_threads_stack_and_the_daemon_lives_on(running: Program) -> None:

@@ -61,6 +61,8 @@ def test_a_standby_reads_refuses_commands_and_names_the_leader(
     assert f"(pid {running.process.pid}) leads" in refused.json()["detail"]
     published = standby.call("POST", f"/tenants/{tenant.id}/messages", {"payload": 1})
     assert (published.status_code, "standby" in published.json()["detail"]) == (503, True)
+    replayed = standby.call("POST", f"/tenants/{tenant.id}/dead-letters/replay", {"all": True})
+    assert replayed.status_code == 503
     assert standby.get(f"/tenants/{tenant.id}")["name"] == "acme"
     assert len(standby.get(f"/messages?tenant_id={tenant.id}&limit=10")["data"]) == 10
     shown = standby.cli("status", "--json").json

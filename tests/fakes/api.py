@@ -359,7 +359,7 @@ class World:
             ),
             "reprocessing": self.reprocessing(),
             "cursor_key": CURSOR_KEY,
-            "default_workers": 3,
+            "default_workers": lambda: 3,
             "info": {"version": "0.1.0"},
         } | self.options
         return create_app(**given)

@@ -127,6 +127,26 @@ def test_the_secret_may_be_a_systemd_credential(file: Path, tmp_path: Path) -> N
     assert "credential jwt_secret" in refusal(file, **environ)
 
 
+def test_urls_may_be_systemd_credentials_and_an_empty_one_is_none(
+    file: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "rabbitmq_url").write_text("amqp://u:p@broker/\n")
+    (tmp_path / "rabbitmq_management_url").write_text("http://m:1\n")
+    (tmp_path / "database_url").write_text("")
+    environ = {"CREDENTIALS_DIRECTORY": str(tmp_path)}
+    settings = read(file, '[rabbitmq]\nurl = "amqp://file/"', **environ)
+    assert settings.rabbitmq.url.get_secret_value() == "amqp://u:p@broker/"
+    assert settings.rabbitmq.management_url.get_secret_value() == "http://m:1"
+    assert settings.database.url.get_secret_value() == ""
+    settings = read(file, **environ, RABBITMQ_URL="amqp://variable/")
+    assert settings.rabbitmq.url.get_secret_value() == "amqp://variable/"
+    (tmp_path / "database_url").write_text("mysql://u:secret@h/d")
+    said = refusal(file, **environ)
+    assert "database.url" in said
+    assert "credential database_url" in said
+    assert "secret" not in said
+
+
 @pytest.mark.parametrize(
     ("amqp", "given", "derived"),
     [

@@ -81,7 +81,7 @@ def _create(
     command = CreateTenant(
         tenant_id=tenant_id,
         name=wanted.name,
-        workers=services.default_workers if wanted.workers is None else wanted.workers,
+        workers=services.default_workers() if wanted.workers is None else wanted.workers,
         topics=tuple(wanted.topics),
         partitions=wanted.partitions,
     )

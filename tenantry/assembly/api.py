@@ -1,0 +1,106 @@
+"""Puts the API on what it stands on, for a daemon that leads and for one that stands by."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from tenantry.api.app import PUBLISH_SECONDS, create_app
+from tenantry.api.cursors import kept_key
+from tenantry.api.entrance import Entrance
+from tenantry.api.idempotency import IdempotencyKeys, MemoryIdempotencyKeys
+from tenantry.api.info import describe
+from tenantry.api.port import Control
+from tenantry.api.standby import StandbyBroker, StandbyControl, StandbyProver
+from tenantry.assembly.stores import Stores
+from tenantry.audit.auditor import Auditor
+from tenantry.audit.postgres import PostgresAccounts
+from tenantry.broker.port import DeadLetters, Publishing
+from tenantry.database.loop import LoopQueries
+from tenantry.database.pool import Database
+from tenantry.isolation.port import Prover
+from tenantry.messages.reader import PostgresPageReader
+from tenantry.reprocessing.reprocessing import Reprocessing
+from tenantry.settings import Settings
+from tenantry.telemetry.metrics import Recorder
+from tenantry.telemetry.metrics_collector import SystemCollector
+from tenantry.telemetry.metrics_page import MetricsPage
+
+
+def cursor_key(settings: Settings) -> bytes:
+    """Give the key that seals cursors; it is kept in the state directory."""
+    return kept_key(settings.state_dir / "cursor.key")
+
+
+def reprocessing_of(
+    stores: Stores,
+    publishing: Publishing,
+    queues: DeadLetters,
+    *,
+    on_listed: Callable[[str, int], None],
+) -> Reprocessing:
+    """Make what lists, replays and discards dead letters."""
+    return Reprocessing(
+        index=stores.letters,
+        queues=queues,
+        publishing=publishing,
+        journal=stores.journal,
+        publish_timeout=PUBLISH_SECONDS,
+        on_listed=on_listed,
+    )
+
+
+def open_api(
+    entrance: Entrance,
+    settings: Settings,
+    stores: Stores,
+    *,
+    control: Control,
+    publishing: Publishing,
+    reprocessing: Reprocessing,
+    auditor: Auditor,
+    prover: Prover,
+    idempotency: IdempotencyKeys,
+    metrics: SystemCollector,
+    default_workers: Callable[[], int],
+) -> None:
+    """Let requests in, to what stands behind them from now on."""
+    page = MetricsPage(metrics)
+    app = create_app(
+        control=control,
+        directory=stores.directory,
+        journal=stores.journal,
+        messages=stores.messages,
+        page_reader=PostgresPageReader(LoopQueries(stores.database)),
+        publishing=publishing,
+        letters=stores.letters,
+        reprocessing=reprocessing,
+        auditor=auditor,
+        prover=prover,
+        idempotency=idempotency,
+        cursor_key=cursor_key(settings),
+        default_workers=default_workers,
+        info=describe(settings, entrance, database=stores.database.where),
+        jwt_secret=settings.security.jwt_secret.get_secret_value() or None,
+        metrics=page,
+    )
+    entrance.open(app, page)
+
+
+def open_standby_api(
+    entrance: Entrance, settings: Settings, database: Database, control: StandbyControl
+) -> None:
+    """Let requests in that only read; all others are told who leads."""
+    broker, stores = StandbyBroker(control.reasons), Stores.on(database)
+    open_api(
+        entrance,
+        settings,
+        stores,
+        control=control,
+        publishing=broker,
+        reprocessing=reprocessing_of(stores, broker, broker, on_listed=lambda *_: None),
+        auditor=Auditor(PostgresAccounts(database), broker, lambda _: None),
+        prover=StandbyProver(control.reasons),
+        idempotency=MemoryIdempotencyKeys(),
+        metrics=SystemCollector(status=control.status, recorder=Recorder(), reconnects={}),
+        default_workers=lambda: settings.workers,
+    )

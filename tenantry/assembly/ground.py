@@ -1,0 +1,86 @@
+"""What the actors of a leading daemon stand on: database, broker, and the loops that serve them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+from tenantry.assembly.stores import Stores
+from tenantry.broker.links import Links
+from tenantry.broker.pending import PendingCounts
+from tenantry.broker.postgres.links import embedded_links
+from tenantry.broker.rabbitmq.links import rabbitmq_links
+from tenantry.broker.rabbitmq.permit import Permit
+from tenantry.database.migrations import migrate
+from tenantry.database.pool import Database
+from tenantry.database.sql_access import PostgresSqlAccess
+from tenantry.handlers.message import Handler
+from tenantry.handlers.wiring import put_before
+from tenantry.journal.listener import JournalListener
+from tenantry.messages.port import MessageStore
+from tenantry.process.threads import Threads
+from tenantry.projections.tenants import TenantProjection
+from tenantry.settings import Settings
+from tenantry.terms.lease import Term
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ground:
+    """Everything is connected, or on its way to be; `handling` is the store with its handlers."""
+
+    stores: Stores
+    handling: MessageStore
+    sql_access: PostgresSqlAccess
+    links: Links
+    pending: PendingCounts
+    probes: Mapping[str, Callable[[], bool]]
+
+
+def lay(
+    settings: Settings,
+    sessions: Database,
+    term: Term,
+    *,
+    handlers: Mapping[str, Handler],
+    threads: Threads,
+    stack: ExitStack,
+    on_overrun: Callable[[str], None],
+) -> Ground:
+    """Bring the schema up to date, connect, shut out who led before; `stack` undoes it all.
+
+    `sessions` write under the term. Raises `DatabaseError`, `JournalError`, `BrokerError`,
+    `SettingsError`.
+    """
+    stack.callback(sessions.close)
+    sessions.open()
+    migrate(sessions)
+    listener = JournalListener(sessions)
+    threads.start("journal-listener", listener)
+    projection = TenantProjection()
+    projection.ensure_current(sessions)
+    stores = Stores.on(sessions, projection, listener)
+    if settings.rabbitmq.url.get_secret_value():
+        links = rabbitmq_links(settings, Permit(term.number, term.valid))
+    else:
+        links = embedded_links(sessions)
+    stack.callback(links.close)
+    links.prepare()
+    for name, loop in links.loops.items():
+        threads.start(name, loop)
+    pending = PendingCounts(links.administration)
+    threads.start("broker-pending", pending)
+    return Ground(
+        stores=stores,
+        handling=put_before(
+            stores.messages, handlers, sessions, settings, stack=stack, on_overrun=on_overrun
+        ),
+        sql_access=PostgresSqlAccess(sessions),
+        links=links,
+        pending=pending,
+        probes={
+            "the broker": links.connected,
+            "the database": lambda: listener.connected,
+            "the term": term.valid,
+        },
+    )

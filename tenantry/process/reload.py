@@ -1,0 +1,89 @@
+"""What of the configuration takes effect without a restart."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Final
+
+import structlog
+
+from tenantry.settings import Settings, SettingsError
+from tenantry.telemetry.logging import configure
+
+log: Final = structlog.get_logger("daemon")
+
+RELOADABLE: Final = frozenset(
+    {
+        "workers",
+        "log.level",
+        "log.format",
+        "consumer.batch_size",
+        "consumer.linger_ms",
+        "shutdown.deadline_seconds",
+    }
+)
+"""Dotted keys; all others are for the next start."""
+
+
+class LiveSettings:
+    """The settings in force. `reload` is the main thread's to call; `now` may be read by any."""
+
+    def __init__(self, settings: Settings, load: Callable[[], Settings]) -> None:
+        """`load` reads the configuration again, where it was read before."""
+        self.now = settings
+        self._load = load
+        self._followers: list[Callable[[Settings], None]] = []
+
+    def follow(self, apply: Callable[[Settings], None]) -> None:
+        """Have `apply` called with the new settings after each reload."""
+        self._followers.append(apply)
+
+    def reload(self) -> None:
+        """Read the configuration again; a bad one changes nothing, and is told in the log."""
+        try:
+            new = self._load()
+        except SettingsError as error:
+            remedy = "the settings from before hold; mend it and reload again"
+            log.error("daemon.reload_failed", error=str(error), remedy=remedy)  # noqa: TRY400
+            return
+        names = changed(self.now, new)
+        self.now = merged(self.now, new)
+        configure(self.now.log.level, self.now.log.format)
+        for apply in self._followers:
+            apply(self.now)
+        log.info(
+            "daemon.reloaded",
+            changed=sorted(names & RELOADABLE),
+            at_the_next_start=sorted(names - RELOADABLE),
+        )
+
+
+def merged(old: Settings, new: Settings) -> Settings:
+    """Give the old settings with the reloadable keys of the new ones."""
+    consumer = old.consumer.model_copy(
+        update={"batch_size": new.consumer.batch_size, "linger_ms": new.consumer.linger_ms}
+    )
+    return old.model_copy(
+        update={
+            "workers": new.workers,
+            "log": new.log,
+            "shutdown": new.shutdown,
+            "consumer": consumer,
+        }
+    )
+
+
+def changed(old: Settings, new: Settings) -> frozenset[str]:
+    """Name the keys whose values differ, in dotted form; no values, for some are secret."""
+    before, after = dict(_flat(old.model_dump())), dict(_flat(new.model_dump()))
+    return frozenset(
+        key for key in before.keys() | after.keys() if before.get(key) != after.get(key)
+    )
+
+
+def _flat(tree: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, object]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{above}{key}.")
+        else:
+            yield f"{above}{key}", value

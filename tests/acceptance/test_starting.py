@@ -1,0 +1,97 @@
+"""SIGTERM at any moment of the start is an end in order, from when the kernel can hand it over."""
+
+from __future__ import annotations
+
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.acceptance.program import ROOT, Program
+from tests.waiting import eventually
+
+SLOWEST = 5.0
+"""Seconds the contract allows."""
+
+
+def hears(pid: int, number: int) -> bool:
+    """Tell whether a process has a handler for a signal, as the kernel knows it."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    caught = next(line for line in status.splitlines() if line.startswith("SigCgt:"))
+    return bool(int(caught.split()[1], 16) >> (number - 1) & 1)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_while_modules_are_loaded_ends_the_daemon_with_a_line(
+    program: Program, number: signal.Signals
+) -> None:
+    process = program.spawn()
+    # Python has a handler of its own for SIGINT; the last that is set here is for SIGHUP.
+    eventually(lambda: hears(process.pid, signal.SIGHUP), timeout=30, what="handlers")
+    process.send_signal(number)
+    assert program.wait(30) == 0
+    assert [one["signal"] for one in program.events("daemon.stopped_while_starting")] == [
+        number.name
+    ]
+
+
+def test_sighup_while_modules_are_loaded_is_harmless(program: Program) -> None:
+    process = program.spawn()
+    eventually(lambda: hears(process.pid, signal.SIGHUP), timeout=30, what="a handler")
+    process.send_signal(signal.SIGHUP)
+    program.wait_ready(30)
+    assert program.stop() == 0
+
+
+def test_the_file_of_the_daemon_hears_signals_as_early(program: Program) -> None:
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "daemon.py"), "run"],
+        env=program.environment(),
+        cwd=program.directory,
+        stderr=subprocess.PIPE,
+    )
+    eventually(lambda: hears(process.pid, signal.SIGTERM), timeout=30, what="a handler")
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=30)
+    assert process.returncode == 0
+    assert b"daemon.stopped_while_starting" in said
+
+
+def test_other_commands_end_by_a_signal_as_commands_do(program: Program) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", "import tenantry.cli, time; print(1, flush=True); time.sleep(60)",
+         "tenant", "create", "run"],
+        env=program.environment(),
+        stdout=subprocess.PIPE,
+    )  # fmt: skip
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(30) == -signal.SIGTERM
+    process.stdout.close()
+
+
+def stop_at_a_random_moment(program: Program, longest: float) -> float:
+    """Start, send SIGTERM after a while, and give the seconds until the end."""
+    process = program.spawn()
+    eventually(lambda: hears(process.pid, signal.SIGTERM), timeout=30, what="a handler")
+    time.sleep(random.uniform(0, longest))
+    began = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    assert program.wait(30) == 0
+    return time.monotonic() - began
+
+
+def test_a_signal_at_any_moment_of_the_start_ends_the_daemon_in_time(program: Program) -> None:
+    program.spawn()
+    program.wait_ready(60)
+    assert program.create().id
+    assert program.stop() == 0
+    assert max(stop_at_a_random_moment(program, 2.5) for _ in range(4)) < SLOWEST
+    program.spawn()
+    program.wait_ready(60)
+    assert len(program.get("/tenants")["data"]) == 1
