@@ -11,8 +11,9 @@ import pytest
 from tenantry.audit.balance import Account, Kind, of_books
 from tenantry.audit.port import CountingTookTooLongError
 from tenantry.audit.postgres import PostgresAccounts
+from tenantry.database.migrations import migrate, migrations
 from tenantry.database.pool import Database
-from tenantry.messages.dead_letters import Judged, Outcome
+from tenantry.messages.dead_letters import Intent, Judged, Work
 from tenantry.messages.dead_letters_postgres import PostgresDeadLetterIndex
 from tenantry.messages.port import Incoming
 from tenantry.messages.postgres import PostgresMessageStore
@@ -89,19 +90,22 @@ def test_rows_put_in_by_hand_show(store: PostgresMessageStore, database: Databas
 def test_letters_are_counted_as_they_come_and_as_they_are_settled(
     letters: PostgresDeadLetterIndex, database: Database
 ) -> None:
-    ids = letters.keep(TENANT, [judged(str(n)) for n in range(6)])
+    ids = [one.id for one in letters.keep(TENANT, [judged(str(n)) for n in range(6)])]
     letters.keep(TENANT, [judged("0")])  # come again: the same letter
-    letters.settle(TENANT, ids[:2], Outcome.REPLAYED)
-    letters.settle(TENANT, ids[1:3], Outcome.DISCARDED)  # the first of them is settled already
-    letters.keep(TENANT, [judged("2")])  # settled, and come again: another letter
-    letters.forget(TENANT, ids[:2])
+    for some, work in ((ids[:2], Work.REPLAY), (ids[2:3], Work.DISCARD)):
+        letters.begin(TENANT, some, Intent(uuid4(), work))
+        letters.settle(TENANT, some)
+        letters.settle(TENANT, some)  # settled already
     account = read(database)
-    assert (account.kept, account.replayed, account.discarded) == (7, 2, 1)
-    assert (account.listed, account.settled) == (4, 0)
+    assert (account.kept, account.replayed, account.discarded) == (6, 2, 1)
+    assert (account.listed, account.settled) == (3, 3)
+    letters.gone(TENANT, ids[:3])
+    assert read(database).settled == 0
+    letters.keep(TENANT, [judged("2")])  # discarded, and come again: another letter
+    assert (read(database).kept, read(database).listed) == (7, 4)
     assert texts(database) == []
     assert letters.forget_missing(TENANT, walk=uuid4(), older_than=-1) == 4
-    account = read(database)
-    assert (account.missing, account.listed) == (4, 0)
+    assert (read(database).missing, read(database).listed) == (4, 0)
     assert texts(database) == []
 
 
@@ -177,3 +181,39 @@ def test_counting_that_takes_too_long_is_given_up(
         connection.execute(f'LOCK TABLE tenantry."messages_{TENANT}"'.encode())
         with pytest.raises(CountingTookTooLongError, match=TENANT):
             PostgresAccounts(database).read(TENANT, seconds=0.05)
+
+
+def test_counts_begin_with_what_is_there_when_they_come(empty_database_url: str) -> None:
+    database = Database(empty_database_url)
+    database.open()
+    try:
+        migrate(database, known=[one for one in migrations() if one.number < 6])
+        store = PostgresMessageStore(database)
+        store.create_partition(TENANT)
+        with database.connection() as connection:
+            connection.execute(
+                "SELECT tenantry.store_messages(%s, %s, %s, %s, %s::jsonb[], %s::bytea[],"
+                " %s::text[], %s::jsonb[], %s::timestamptz[], 0)",
+                [TENANT, ["1", "2", "2"], ["t"] * 3, [0] * 3, ["{}"] * 3, *([[None] * 3] * 4)],
+            )
+            connection.execute("DELETE FROM public.messages WHERE id = '1'")
+            connection.execute(
+                "INSERT INTO tenantry.dead_letters (tenant_id, id, fingerprint, topic, partition,"
+                " reason, error, attempts, size, settled) SELECT %s, gen_random_uuid(),"
+                " n::text::bytea, 't', 0, '', '', 1, 0, n = 1 FROM generate_series(1, 3) AS n",
+                [TENANT],
+            )
+        migrate(database)
+        account = read(database)
+        assert (account.stored, account.duplicates, account.removed, account.rows) == (2, 1, 1, 1)
+        assert (account.kept, account.listed, account.settled) == (2, 2, 1)
+        assert texts(database) == []
+        with database.connection() as connection:
+            guarded = connection.execute(
+                "SELECT relname FROM pg_class WHERE relrowsecurity ORDER BY relname"
+            ).fetchall()
+        assert guarded == [("messages",), (f"messages_{TENANT}",)]
+        store.store(TENANT, [incoming("3")])
+        assert texts(database) == []
+    finally:
+        database.close()
