@@ -52,10 +52,11 @@ def texts(database: Database) -> list[str]:
 
 
 def test_what_is_stored_twice_and_refused_adds_up(
-    store: PostgresMessageStore, database: Database
+    store: PostgresMessageStore, letters: PostgresDeadLetterIndex, database: Database
 ) -> None:
     store.store(TENANT, [incoming(str(n)) for n in range(10)])
     store.store(TENANT, [incoming("1"), incoming("10"), incoming("bad", b"no")])
+    letters.keep(TENANT, [judged("bad")])
     account = read(database)
     assert (account.stored, account.duplicates, account.dead_lettered) == (11, 1, 1)
     assert (account.rows, account.newest) == (11, account.position)
