@@ -155,8 +155,16 @@ class Matching:
             row.blame(judged)
         return Kept(row.id, event_id(row.id, row.failed), fresh)
 
-    def meet(self, found: Found) -> Met:
-        """Match a message that lies in the queue."""
+    def meet(self, found: Sequence[Found]) -> list[Met]:
+        """Match messages that lie in the queue, in its order.
+
+        What is told of each is true of them all: a replay may lie behind its original.
+        """
+        met = [self._meet(one) for one in found]
+        return [self._told(row, listed=number >= row.failed) for row, number in met]
+
+    def _meet(self, found: Found) -> tuple[Row, int]:
+        """Find or make the row of a message; give it and the number of the replay it is."""
         judged, died_at = found
         identity = identify(judged.message)
         row = self._row_of(identity)
@@ -164,22 +172,25 @@ class Matching:
             row = self._one_of_many(identity, died_at)
         if row is None:
             row = self._add(identity, judged, died_at=died_at, recorded=False)
-            listed = True
+            number = 0
         else:
             later = died_at is not None and (row.died_at is None or died_at > row.died_at)
             self._arrive(row, identity, judged, died_at=died_at, recorded=False, later=later)
             number = identity.replay if row.id == identity.letter else 0
-            listed = not row.settled and number >= row.failed
             self._change(row)
-            if listed:
+            if not row.settled and number >= row.failed:
                 row.died_at = died_at
         row.seen_in = self._walk
         self._used.add(row.id)
+        return row, number
+
+    @staticmethod
+    def _told(row: Row, *, listed: bool) -> Met:
         intent = row.open_intent
         return Met(
             id=row.id,
             event_id=event_id(row.id, row.failed),
-            listed=listed,
+            listed=listed and not row.settled,
             reason=row.reason,
             error=row.error,
             first_error=row.first_error,
@@ -204,10 +215,9 @@ class Matching:
     def _one_of_many(self, identity: Identity, died_at: datetime | None) -> Row | None:
         """Choose among the letters of messages without an id that are all the same."""
         return (
-            self._first(identity, lambda row: row.open_intent is not None)
-            or self._first(
-                identity, lambda row: self._is_original(row) and row.died_at in (died_at, None)
-            )
+            self._first(identity, lambda row: self._is_original(row) and row.died_at == died_at)
+            or self._first(identity, lambda row: self._is_original(row) and row.died_at is None)
+            or self._first(identity, lambda row: row.open_intent is not None)
             or self._first(identity, lambda row: row.settled and row.died_at == died_at)
         )
 

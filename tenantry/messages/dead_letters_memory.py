@@ -65,9 +65,7 @@ class InMemoryDeadLetterIndex:
     def meet(self, tenant_id: str, found: Sequence[Found], *, walk: UUID) -> list[Met]:
         """See `DeadLetterIndex.meet`."""
         with self._lock:
-            return self._match(
-                tenant_id, walk, lambda matching: [matching.meet(one) for one in found]
-            )
+            return self._match(tenant_id, walk, lambda matching: matching.meet(found))
 
     def begin(self, tenant_id: str, ids: Collection[UUID], intent: Intent) -> None:
         """See `DeadLetterIndex.begin`."""

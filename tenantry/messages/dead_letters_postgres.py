@@ -65,7 +65,7 @@ class PostgresDeadLetterIndex:
             tenant_id,
             walk,
             [one.judged.message for one in found],
-            lambda matching: [matching.meet(one) for one in found],
+            lambda matching: matching.meet(found),
         )
 
     def begin(self, tenant_id: str, ids: Collection[UUID], intent: Intent) -> None:

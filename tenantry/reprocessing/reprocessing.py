@@ -83,6 +83,7 @@ class _Job:
     count: int = 0
     worn: int = 0
     refused: int = 0
+    met: set[UUID] = field(default_factory=set)
     removed: set[UUID] = field(default_factory=set)
 
     @property
@@ -95,6 +96,16 @@ class _Job:
         """Whether nothing more can be wanted of the walk."""
         found_all = self.wanted is not None and self.wanted <= self.removed
         return self.room <= 0 or found_all or self.stopping()
+
+    def copies(self, letters: Sequence[Letter]) -> set[int]:
+        """Give the places of listed messages whose letter was met before."""
+        found = set()
+        for one in letters:
+            if one.met.listed and one.met.id in self.met:
+                found.add(one.place)
+            elif one.met.listed:
+                self.met.add(one.met.id)
+        return found
 
     def means(self, letter: Letter) -> bool:
         """Tell whether a letter is among those meant."""
@@ -217,6 +228,9 @@ class Reprocessing:
             for place, (one, queued) in enumerate(zip(met, batch, strict=True))
         ]
         self._tell_of_new(job.tenant_id, letters)
+        # A letter has one message: another of the same is a copy that went out twice.
+        copies = job.copies(letters)
+        letters = [one for one in letters if one.place not in copies]
         past = [one for one in letters if not one.met.listed]
         begun = [
             one for one in letters if one.met.intent and (one.met.listed or one.met.failed_again)
@@ -227,7 +241,7 @@ class Reprocessing:
             done += self._take(job, job.work, free)
         acted = {one.met.id for one in done}
         leaving = [*past, *(one for one in letters if one.met.listed and one.met.id in acted)]
-        walk.remove([one.place for one in leaving])
+        walk.remove([*copies, *(one.place for one in leaving)])
         job.removed |= {one.met.id for one in leaving}
         return True
 

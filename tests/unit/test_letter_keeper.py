@@ -1,0 +1,126 @@
+"""Who looks after dead letters: when it walks, and when it does not."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from datetime import UTC, datetime
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from tenantry.broker.port import BrokerUnavailableError, DeadLettersBusyError, QueuedLetter
+from tenantry.domain.events import DeadLettersReplayed
+from tenantry.messages.dead_letters import Found, Intent, Judged, Work
+from tenantry.messages.port import Incoming
+from tenantry.reprocessing.keeper import LetterKeeper
+from tests.fakes.api import World
+
+NOON = datetime(2026, 1, 31, 12, tzinfo=UTC)
+
+
+class Watched:
+    """A keeper, and how often it walks along a queue."""
+
+    def __init__(self) -> None:
+        self.world = World()
+        self.found: list[tuple[str, int]] = []
+        reprocessing = self.world.reprocessing(on_listed=lambda *one: self.found.append(one))
+        self.keeper = LetterKeeper(
+            reprocessing=reprocessing,
+            index=self.world.letters,
+            queues=self.world.dead_letters,
+            every=0.0,
+        )
+        self.walks = 0
+        real = self.world.dead_letters.walk
+
+        def walk(tenant_id: str, **options: Any) -> Any:
+            self.walks += 1
+            return real(tenant_id, **options)
+
+        self.world.dead_letters.walk = walk  # type: ignore[method-assign]
+
+    def queue(self, *ids: str, reason: str = "expired") -> list[QueuedLetter]:
+        queued = [
+            QueuedLetter(Incoming(one, "logs", 0, b"x", None, None, None), reason, NOON, b"")
+            for one in ids
+        ]
+        self.world.dead_letters.queues.setdefault("acme", []).extend(queued)
+        return queued
+
+    def listed(self) -> list[str | None]:
+        return [one.message_id for one in self.world.letters.page("acme")[0]]
+
+
+@pytest.fixture
+def watched() -> Watched:
+    return Watched()
+
+
+def test_what_the_broker_has_dead_lettered_is_listed_and_recorded(watched: Watched) -> None:
+    watched.queue("a", "b")
+    watched.keeper.look()
+    assert watched.walks == 0  # the counts may be of different moments
+    watched.keeper.look()
+    assert watched.listed() == ["a", "b"]
+    assert watched.found == [("acme", 2)]
+    events = watched.world.journal.read_stream("dead_letters-acme")
+    assert [one.event.reason for one in events] == ["expired", "expired"]  # type: ignore[union-attr]
+    for _ in range(3):
+        watched.keeper.look()
+    assert watched.walks == 1
+    assert len(watched.world.journal.read_stream("dead_letters-acme")) == 2
+
+
+def test_a_queue_that_grows_on_and_on_is_walked_along_too(watched: Watched) -> None:
+    for number in range(3):
+        watched.queue(f"m-{number}")
+        watched.keeper.look()
+    assert len(watched.listed()) >= 2
+
+
+def test_a_queue_and_an_index_that_agree_are_left_alone(watched: Watched) -> None:
+    (queued,) = watched.queue("a", reason="rejected")
+    watched.world.letters.keep("acme", [Judged(queued.message, "not_json", "no JSON", 1)])
+    for _ in range(3):
+        watched.keeper.look()
+    assert watched.walks == 0
+
+
+def test_work_that_was_begun_is_finished_first(watched: Watched) -> None:
+    (queued,) = watched.queue("a", reason="rejected")
+    judged = Judged(queued.message, "not_json", "no JSON", 1)
+    (kept,) = watched.world.letters.keep("acme", [judged])
+    watched.world.letters.meet("acme", [Found(judged, NOON)], walk=uuid4())
+    intent = Intent(uuid4(), Work.REPLAY)
+    watched.world.letters.begin("acme", [kept.id], intent)
+    watched.keeper.look()
+    assert [one.message_id for one in watched.world.publishing.sent] == ["a"]
+    assert watched.world.dead_letters.queues["acme"] == []
+    (event,) = watched.world.journal.read_stream("dead_letters-acme")
+    assert event.id == intent.id
+    assert event.event == DeadLettersReplayed(tenant_id="acme", count=1, ids=(str(kept.id),))
+    watched.keeper.look()
+    assert len(watched.world.publishing.sent) == 1
+
+
+@pytest.mark.parametrize("error", [DeadLettersBusyError("busy"), BrokerUnavailableError("away")])
+def test_a_queue_that_can_not_be_walked_along_now_is_tried_again(
+    watched: Watched, error: Exception
+) -> None:
+    watched.queue("a")
+    watched.keeper.look()
+    watched.world.dead_letters.error = error
+    with suppress(BrokerUnavailableError):
+        watched.keeper.look()
+    assert watched.listed() == []
+    watched.world.dead_letters.error = None
+    watched.keeper.look()
+    assert watched.listed() == ["a"]
+
+
+def test_it_ends_when_it_is_told_to(watched: Watched) -> None:
+    watched.keeper.stop()
+    watched.keeper.run()
+    assert watched.walks == 0
