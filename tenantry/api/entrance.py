@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import ExitStack
 
 from starlette.types import ASGIApp
 
@@ -36,14 +37,16 @@ class Entrance:
         )
 
     def bind(self) -> None:
-        """Take every address. Raises `ListenError`.
+        """Take every address, or none. Raises `ListenError`.
 
         The control socket comes first: whoever holds it is the daemon of this state.
         """
-        self._api.bind()
-        self._front.bind()
-        if self._metrics is not None:
-            self._metrics.bind()
+        with ExitStack() as taken:
+            for one in (self._api, self._front, self._metrics):
+                if one is not None:
+                    one.bind()
+                    taken.callback(one.stop)
+            taken.pop_all()
 
     def loops(self) -> Mapping[str, ApiServer | Front]:
         """Give what is to be run on threads of their own, in this order.

@@ -146,6 +146,8 @@ class Front:
                 with suppress(OSError):
                     process.stdin.close()
         if process is None:
+            if self._socket is not None:
+                self._socket.close()
             return
         if not _serves(process):
             process.kill()  # still being loaded: nobody has asked it for anything

@@ -111,10 +111,10 @@ def test_a_user_without_the_right_to_migrate_is_told_so(empty_database_url: str)
     name = empty_database_url.partition("/test_")[2].partition("?")[0]
     user = f"reader_{name}"
     with psycopg.connect(empty_database_url, autocommit=True) as connection:
-        connection.execute(f'CREATE ROLE "{user}" LOGIN'.encode())
+        connection.execute(f"CREATE ROLE \"{user}\" LOGIN PASSWORD 'odd-one-out'".encode())
     try:
         with pytest.raises(MigrationError, match="permission denied"):
-            migrate(empty_database_url.replace("postgres@", f"{user}@"))
+            migrate(empty_database_url.replace("postgres@", f"{user}:odd-one-out@"))
     finally:
         with psycopg.connect(empty_database_url, autocommit=True) as connection:
             connection.execute(f'DROP ROLE "{user}"'.encode())

@@ -116,8 +116,9 @@ def test_an_unknown_database_is_named(database_url: str) -> None:
 
 
 def test_an_unknown_user_is_told_from_an_unknown_database(database_url: str) -> None:
-    failure = failure_of(database_url.replace("postgres@", "nobody-here@"))
-    assert "there is no such user" in str(failure)
+    failure = failure_of(database_url.replace("postgres@", "nobody-here:secret@"))
+    assert "the password or user was refused; check user and password" in str(failure)
+    assert failure.permanent
 
 
 def test_a_wrong_password_is_told(server: EmbeddedPostgres) -> None:

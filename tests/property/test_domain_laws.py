@@ -141,6 +141,11 @@ def test_a_refused_id_is_free_again_once_it_is_deleted(wishes: list[Command]) ->
         state = evolve(state, event, at)
 
 
+def without_times(state: TenantState) -> TenantState:
+    parked_at = None if state.parked_at is None else START
+    return replace(state, created_at=START, updated_at=START, parked_at=parked_at)
+
+
 @given(histories, st.timedeltas(timedelta(), timedelta(days=1)))
 def test_a_later_clock_changes_nothing_but_the_times(
     wishes: list[Command], later: timedelta
@@ -150,6 +155,4 @@ def test_a_later_clock_changes_nothing_but_the_times(
     if state is None or moved is None:
         assert state is moved
     else:
-        assert replace(moved, created_at=START, updated_at=START) == replace(
-            state, created_at=START, updated_at=START
-        )
+        assert without_times(moved) == without_times(state)
