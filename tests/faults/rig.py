@@ -162,12 +162,15 @@ class Rig:
 
     def caught_up(self) -> None:
         """Wait until all that is confirmed by now has arrived."""
-        promised = self.ledger.promised()
-        eventually(
-            lambda: not self.ledger.outstanding(promised),
-            timeout=PATIENCE,
-            what="all that was confirmed",
-        )
+        left = self.ledger.promised()
+
+        def arrived() -> bool:
+            # Asked for once, what has arrived is not asked for again: there may be a million.
+            nonlocal left
+            left = self.ledger.outstanding(left)
+            return not left
+
+        eventually(arrived, timeout=PATIENCE, what="all that was confirmed")
 
     def queues_are_empty(self) -> None:
         """See that nothing is left over, once the daemon has ended in order."""

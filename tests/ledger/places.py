@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,8 @@ import psycopg
 from tests.ledger.entries import KEY_HEADER, meaning, sha256
 
 PAGE = 5_000
+LARGEST_PREFETCH = 65_535
+LONGEST_WALK = 300.0
 
 _ROWS = f"""
 SELECT coalesce(headers->>'{KEY_HEADER}', id), topic, partition, payload::text, body, content_type,
@@ -67,26 +70,39 @@ def rows(connection: psycopg.Connection[Any], tenant_id: str, after: int) -> Ite
 def queued(broker_url: str, queue: str) -> list[Queued]:
     """List what lies ready in a queue; it stays there. A queue that is not there holds nothing."""
     found: list[Queued] = []
+
+    def take(_channel: Any, method: Any, properties: pika.BasicProperties, body: bytes) -> None:
+        found.append(
+            Queued(
+                key=_key(properties),
+                routing_key=method.routing_key,
+                content_type=properties.content_type,
+                sha256=sha256(body),
+            )
+        )
+
     with pika.BlockingConnection(pika.URLParameters(broker_url)) as connection:
-        channel = connection.channel()
-        try:
-            while True:
-                # Taken without an ack: all of it goes back when the connection closes.
-                method, properties, body = channel.basic_get(queue)
-                if method is None or properties is None or body is None:
-                    return found
-                found.append(
-                    Queued(
-                        key=_key(properties),
-                        routing_key=method.routing_key,
-                        content_type=properties.content_type,
-                        sha256=sha256(body),
-                    )
-                )
-        except pika.exceptions.ChannelClosedByBroker as closed:
-            if closed.reply_code != 404:
-                raise
-            return found
+        count = _count(connection, queue)
+        # Taken without an ack: all of it goes back when the connection closes. A channel may have
+        # so many unacknowledged.
+        for _ in range(-(-count // LARGEST_PREFETCH)):
+            channel = connection.channel()
+            channel.basic_qos(prefetch_count=LARGEST_PREFETCH)
+            channel.basic_consume(queue, take)
+        until = time.monotonic() + LONGEST_WALK
+        while len(found) < count and time.monotonic() < until:
+            connection.process_data_events(time_limit=1)
+    return found
+
+
+def _count(connection: pika.BlockingConnection, queue: str) -> int:
+    channel = connection.channel()
+    try:
+        return int(channel.queue_declare(queue, passive=True).method.message_count)
+    except pika.exceptions.ChannelClosedByBroker as closed:
+        if closed.reply_code != 404:
+            raise
+        return 0
 
 
 def ready(broker_url: str, queues: list[str]) -> int:
