@@ -235,6 +235,11 @@ class ManagementClient:
             except httpx.TransportError as error:
                 problem = _one_line(str(error)) or type(error).__name__
                 continue
+            except RuntimeError as error:
+                if not self._client.is_closed:
+                    raise
+                # The daemon ends while somebody below is still asking.
+                raise BrokerUnavailableError("the way to RabbitMQ has been closed") from error
             if response.is_server_error:
                 problem = f"HTTP {response.status_code}"
                 continue
