@@ -52,8 +52,8 @@ EXPERIMENTS = {
     "kill": Experiment(run=kill.run, rounds=100, few=1),
     "failpoint": Experiment(run=failpoint.run, rounds=100, few=3),
     "sigterm": Experiment(run=sigterm.run, rounds=50, few=1),
-    "start-up": Experiment(run=start_up.run, rounds=50, few=2),
-    "broker": Experiment(run=broker.run, rounds=20, few=2, own_broker=True),
+    "start-up": Experiment(run=start_up.run, rounds=50, few=1),
+    "broker": Experiment(run=broker.run, rounds=20, few=1, own_broker=True),
     "database": Experiment(run=database.run, rounds=20, few=2, own_database=True),
     "commit-cuts": Experiment(run=commit_cuts.run, rounds=200, few=6),
     "fuzz": Experiment(run=fuzz.run, rounds=100_000, few=600),
@@ -61,9 +61,9 @@ EXPERIMENTS = {
     "disk-full": Experiment(run=disk_full.run, rounds=6, few=1, own_database=True, disk_mb=250),
     "leader": Experiment(run=leader.run, rounds=20, few=1),
     "freeze": Experiment(run=freeze.run, rounds=5, few=0),
-    "embedded-kill": Experiment(run=kill.run, rounds=20, few=1, embedded=True),
+    "embedded-kill": Experiment(run=kill.run, rounds=20, few=0, embedded=True),
     "embedded-failpoint": Experiment(run=failpoint.run, rounds=20, few=3, embedded=True),
-    "embedded-sigterm": Experiment(run=sigterm.run, rounds=20, few=1, embedded=True),
+    "embedded-sigterm": Experiment(run=sigterm.run, rounds=20, few=0, embedded=True),
     "embedded-database": Experiment(
         run=database.run, rounds=20, few=1, own_database=True, embedded=True
     ),

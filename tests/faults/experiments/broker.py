@@ -17,9 +17,9 @@ def run(rig: Rig, rounds: int) -> None:
         for number in rig.rounds(rounds):
             rig.wait_for_some()
             if number % 2:
-                rig.node.stop()
-            else:
                 rig.node.kill()
+            else:
+                rig.node.stop()
             rig.wait_not_ready()
             assert rig.program.status_of("/healthz") == 200
             rig.node.start()
