@@ -51,7 +51,10 @@ def main() -> None:
     gc.collect()
     gc.freeze()
     server.bind()
-    os.write(sys.stdout.fileno(), b"serving\n")
+    try:
+        os.write(sys.stdout.fileno(), b"serving\n")
+    except BrokenPipeError:
+        return  # the daemon has died meanwhile: nobody is left to serve for
     server.run()
     worker.close()
 
