@@ -6,6 +6,7 @@ import argparse
 import json
 import logging
 import random
+import signal
 import sys
 from contextlib import ExitStack
 
@@ -34,6 +35,9 @@ def main() -> int:
     options = parser.parse_args()
     names = list(EXPERIMENTS) if "all" in options.names else options.names
     seed = random.randrange(2**32) if options.seed is None else options.seed
+    # Told to end, it ends what it has started; also where a shell has made it deaf to Ctrl-C.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda number, _: sys.exit(128 + number))
     # The clients lose their connections on purpose.
     logging.getLogger("pika").setLevel(logging.CRITICAL + 1)
     console = Console(stderr=True)
