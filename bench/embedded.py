@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import importlib.util
 import json
 import os
 import resource
@@ -234,6 +235,10 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=5_000, help="of the steady flow, a second")
     parser.add_argument("--json", action="store_true", help="one JSON document on stdout")
     options = parser.parse_args()
+    if importlib.util.find_spec("procrastinate") is None:
+        parser.error(
+            "procrastinate is missing: .venv/bin/pip install -c constraints.txt -e '.[bench]'"
+        )
     figures: dict[str, Any] = {}
     console = Console(stderr=True)
     with tempfile.TemporaryDirectory(prefix="tenantry-bench-") as name:

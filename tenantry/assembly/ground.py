@@ -10,6 +10,7 @@ from tenantry.assembly.stores import Stores
 from tenantry.broker.links import Links
 from tenantry.broker.pending import PendingCounts
 from tenantry.broker.postgres.links import embedded_links
+from tenantry.broker.postgres.moving import warn_of_what_is_left
 from tenantry.broker.rabbitmq.links import rabbitmq_links
 from tenantry.broker.rabbitmq.permit import Permit
 from tenantry.database.migrations import migrate
@@ -62,6 +63,7 @@ def lay(
     stores = Stores.on(sessions, projection, listener)
     if settings.rabbitmq.url.get_secret_value():
         links = rabbitmq_links(settings, Permit(term.number, term.valid))
+        warn_of_what_is_left(sessions)
     else:
         links = embedded_links(sessions)
     stack.callback(links.close)

@@ -8,13 +8,13 @@ an id made of their number. The store takes an id once.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
 import psycopg
+import structlog
 
 from tenantry.broker.port import (
     Administration,
@@ -34,6 +34,8 @@ from tenantry.database.errors import DatabaseUnavailableError
 from tenantry.database.failures import one_line
 from tenantry.database.pool import Database
 from tenantry.domain import names
+
+log = structlog.get_logger(__name__)
 
 CONFIRM_TIMEOUT: Final = 60.0
 """Seconds the other broker may take for a batch."""
@@ -170,16 +172,15 @@ class Move:
             raise BrokerError(f"{self._database.where}: {one_line(error)}") from error
 
 
-def left_behind(database: Database) -> Mapping[str, int]:
-    """Count what lies in the embedded broker's queues, by tenant: nobody reads them any more."""
-    counts: Counter[str] = Counter()
+def warn_of_what_is_left(database: Database) -> None:
+    """Say in the log if the embedded broker still holds messages, which nobody reads any more."""
     with database.connection() as connection:
-        rows = connection.execute(
-            "SELECT q.tenant_id, count(*) FROM tenantry.queued AS m"
-            " JOIN tenantry.queues AS q ON q.id = m.queue GROUP BY q.tenant_id"
-        ).fetchall()
-    counts.update(dict(rows))
-    return counts
+        row = connection.execute("SELECT EXISTS (SELECT FROM tenantry.queued)").fetchone()
+    if row is not None and row[0]:
+        log.warning(
+            "broker.messages_left_behind",
+            remedy="the embedded broker holds messages: tenantry stop, tenantry broker migrate",
+        )
 
 
 def _outgoing(stream: str, key: str, row: Row) -> Outgoing:
