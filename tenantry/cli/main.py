@@ -14,6 +14,7 @@ import tenantry
 from tenantry.cli.audit import audit
 from tenantry.cli.broker import broker
 from tenantry.cli.completion import completion
+from tenantry.cli.dead_letters import dead_letters
 from tenantry.cli.demo import demo
 from tenantry.cli.failures import (
     BAD_USAGE,
@@ -48,8 +49,8 @@ def cli(config: Path | None) -> None:
 
 
 for _command in (
-    run, demo, migrate, broker, status, top, tenant, events, messages, produce, verify_isolation,
-    audit, drain, stop, token, completion,
+    run, demo, migrate, broker, status, top, tenant, dead_letters, events, messages, produce,
+    verify_isolation, audit, drain, stop, token, completion,
 ):  # fmt: skip
     cli.add_command(_command)
 

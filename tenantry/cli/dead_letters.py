@@ -1,0 +1,194 @@
+"""Commands about dead letters: looked at, replayed, thrown away."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+import click
+
+from tenantry.cli import output
+from tenantry.cli.client import ControlClient, tenant_path
+from tenantry.cli.failures import CommandError
+from tenantry.cli.letters_shown import body_lines, preview_of
+from tenantry.cli.letters_worked import WorkOff, chosen, given_filter
+from tenantry.cli.options import example, json_option, tenant_argument, with_client
+from tenantry.cli.times import TIME
+
+_FIELDS: Final = (
+    "letter_id", "message_id", "topic", "partition", "reason", "error", "first_error", "attempts",
+    "replays", "size", "content_type", "published_at", "dead_lettered_at",
+)  # fmt: skip
+
+
+@click.group("dead-letters")
+def dead_letters() -> None:
+    """Look at messages that could not be stored; replay or discard them."""
+
+
+def _filters(function: Callable[..., Any]) -> Callable[..., Any]:
+    for option in (
+        click.option("--until", type=TIME, help="Dead before then: a time, or 1h for an hour ago."),
+        click.option("--since", type=TIME, help="Dead since then: a time, or 1h for an hour ago."),
+        click.option("--topic", help="Only from this topic."),
+        click.option("--reason", help="Only for this reason: not_json, expired, …"),
+    ):
+        function = option(function)
+    return function
+
+
+def _selection(function: Callable[..., Any]) -> Callable[..., Any]:
+    for option in (
+        click.option("--dry-run", is_flag=True, help="Change nothing; say what would happen."),
+        click.option("--all", "everything", is_flag=True, help="All there are."),
+    ):
+        function = option(function)
+    return click.argument("ids", nargs=-1, metavar="[LETTER]...")(_filters(function))
+
+
+@dead_letters.command("list", epilog=example("tenantry dead-letters list acme --reason not_json"))
+@with_client
+@json_option
+@tenant_argument()
+@_filters
+@click.option("--no-payload", is_flag=True, help="Without the messages' bytes and headers.")
+@click.option("--limit", type=click.IntRange(min=1), default=50, show_default=True)
+def list_(
+    client: ControlClient,
+    *,
+    as_json: bool,
+    tenant_id: str,
+    no_payload: bool,
+    limit: int,
+    **filters: str | None,
+) -> None:
+    """List a tenant's dead letters, oldest first."""
+    params: dict[str, str | int] = {**given_filter(filters)}
+    # A table shows the beginning of a body at most.
+    if no_payload:
+        params["payload"] = "false"
+    found = list(client.pages(tenant_path(tenant_id, "dead-letters"), params=params, limit=limit))
+    if as_json:
+        output.print_json(found)
+        return
+    columns = ["letter", "message", "topic", "part", "died", "reason", "tries", "replays", "size"]
+    if not no_payload:
+        columns.append("payload")
+    output.print_table(columns, [_row(one, payload=not no_payload) for one in found])
+
+
+def _row(letter: Mapping[str, Any], *, payload: bool) -> list[object]:
+    row = [
+        letter[name]
+        for name in (
+            "letter_id", "message_id", "topic", "partition", "dead_lettered_at", "reason",
+            "attempts", "replays", "size",
+        )
+    ]  # fmt: skip
+    return [*row, preview_of(letter)] if payload else row
+
+
+@dead_letters.command(epilog=example("tenantry dead-letters show acme order-7 --no-payload"))
+@with_client
+@json_option
+@tenant_argument()
+@click.argument("letter")
+@click.option("--no-payload", is_flag=True, help="Without the message's bytes and headers.")
+def show(
+    client: ControlClient, *, as_json: bool, tenant_id: str, letter: str, no_payload: bool
+) -> None:
+    """Show a dead letter, by its own id or its message's: why it died, and what it holds."""
+    path = tenant_path(tenant_id, "dead-letters", quoted(letter))
+    found = client.call("GET", path, params={"payload": "false"} if no_payload else None)
+    if as_json:
+        output.print_json(found)
+        return
+    output.print_fields({name: found[name] for name in _FIELDS})
+    if no_payload:
+        return
+    for name, value in (found["headers"] or {}).items():
+        click.echo(f"header {output.clean(name)}: {output.compact_json(value)}")
+    for line in body_lines(found):
+        click.echo(line)
+
+
+@dead_letters.command(
+    epilog=example(
+        "tenantry dead-letters replay acme --reason handler_failed --since 2h --dry-run",
+        "tenantry dead-letters replay acme --reason handler_failed --since 2h",
+    )
+)
+@with_client
+@json_option
+@tenant_argument()
+@_selection
+@click.option("--force", is_flag=True, help="Also those replayed as often as they may be.")
+def replay(
+    client: ControlClient,
+    *,
+    as_json: bool,
+    tenant_id: str,
+    ids: tuple[str, ...],
+    everything: bool,
+    dry_run: bool,
+    force: bool,
+    **filters: str | None,
+) -> None:
+    """Publish dead letters to their own topic and partition again.
+
+    Name them, or give conditions, or --all. What fails again is listed again; what has been
+    stored is stored once, however often it is replayed.
+    """
+    which = chosen(ids, everything=everything, filters=filters)
+    work = WorkOff(client, tenant_id, "replayed", which, extra={"force": True} if force else {})
+    if dry_run:
+        work.show_preview(as_json=as_json)
+        return
+    work.run(as_json=as_json)
+
+
+@dead_letters.command(epilog=example("tenantry dead-letters discard acme --until 30d --yes"))
+@with_client
+@json_option
+@tenant_argument()
+@_selection
+@click.option("--yes", is_flag=True, help="Don't ask.")
+def discard(
+    client: ControlClient,
+    *,
+    as_json: bool,
+    tenant_id: str,
+    ids: tuple[str, ...],
+    everything: bool,
+    dry_run: bool,
+    yes: bool,
+    **filters: str | None,
+) -> None:
+    """Throw dead letters away for good; the journal keeps that they were.
+
+    Name them, or give conditions, or --all.
+    """
+    which = chosen(ids, everything=everything, filters=filters)
+    work = WorkOff(client, tenant_id, "discarded", which)
+    if dry_run:
+        work.show_preview(as_json=as_json)
+        return
+    if not ids and not yes:
+        if not sys.stdin.isatty():
+            raise click.UsageError("discarding needs --yes where nobody can be asked")
+        count = work.preview()["count"]
+        if not click.confirm(
+            f"Discard {count} dead letters of tenant {output.clean(tenant_id)}?", err=True
+        ):
+            raise CommandError("nothing was discarded")
+    work.run(as_json=as_json)
+
+
+def quoted(letter: str) -> str:
+    """Give an id as part of a path. Raises `CommandError` for one that can't be."""
+    from urllib.parse import quote
+
+    if "/" in letter or letter in {".", ".."}:
+        raise CommandError("name a message with such an id by its letter_id, as listed")
+    return quote(letter, safe="")

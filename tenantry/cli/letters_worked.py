@@ -1,0 +1,187 @@
+"""Replays and discards of very many dead letters, call by call, with progress."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from typing import Any, Final
+
+import click
+
+from tenantry.cli import output
+from tenantry.cli.client import ControlClient, tenant_path
+from tenantry.cli.failures import CommandError
+
+Which = dict[str, Any]
+
+MOST_IDS: Final = 1000
+"""Ids in one call."""
+
+AT_ONCE: Final = 5000
+"""Letters in one call where somebody watches."""
+
+TIMEOUT: Final = 100.0
+_LEFT: Final = {
+    "replayed_too_often": "replayed as often as they may be; --force replays them nevertheless",
+    "refused_by_broker": "not taken by the broker; the daemon's log says why",
+}
+
+
+def given_filter(filters: Mapping[str, str | None]) -> dict[str, str]:
+    """Give the conditions that were given."""
+    return {name: value for name, value in filters.items() if value is not None}
+
+
+def chosen(ids: Sequence[str], *, everything: bool, filters: Mapping[str, str | None]) -> Which:
+    """Make of a command's arguments what the API is told. Raises `click.UsageError`."""
+    conditions = given_filter(filters)
+    if sum((bool(ids), everything, bool(conditions))) != 1:
+        raise click.UsageError(
+            "say which: letters by their ids, or conditions (--reason, --topic, --since, "
+            "--until), or --all"
+        )
+    if ids:
+        return {"ids": list(dict.fromkeys(ids))}
+    return {"all": True} if everything else {"filter": conditions}
+
+
+class WorkOff:
+    """Does something with letters until it is done: a call does not take them all at once."""
+
+    def __init__(
+        self,
+        client: ControlClient,
+        tenant_id: str,
+        done: str,
+        which: Which,
+        *,
+        extra: Mapping[str, object] | None = None,
+    ) -> None:
+        """`done` is what the API calls its count: `replayed` or `discarded`."""
+        self._client = client
+        self._tenant_id = tenant_id
+        self._done = done
+        self._which = which
+        self._extra = dict(extra or {})
+
+    def preview(self) -> dict[str, Any]:
+        """Ask what it would come to."""
+        parts = [self._call(part | {"dry_run": True}) for part in self._parts()]
+        places: Counter[tuple[str, int]] = Counter()
+        for part in parts:
+            for one in part["places"]:
+                places[one["topic"], one["partition"]] += one["count"]
+        return {
+            "dry_run": True,
+            "as_of": parts[0]["as_of"],
+            "count": sum(part["count"] for part in parts),
+            "replayed_too_often": sum(part["replayed_too_often"] for part in parts),
+            "places": [
+                {"topic": topic, "partition": partition, "count": count}
+                for (topic, partition), count in sorted(places.items())
+            ],
+        }
+
+    def show_preview(self, *, as_json: bool) -> None:
+        """Print what it would come to."""
+        preview = self.preview()
+        if as_json:
+            output.print_json(preview)
+            return
+        count, worn = preview["count"], preview["replayed_too_often"]
+        click.echo(f"{_letters(count)} would be {self._done}")
+        if worn and self._done == "replayed" and not self._extra:
+            click.echo(f"but for {worn} of them: {_LEFT['replayed_too_often']}")
+        if preview["places"]:
+            output.print_table(
+                ("topic", "partition", "letters"),
+                [(one["topic"], one["partition"], one["count"]) for one in preview["places"]],
+            )
+
+    def run(self, *, as_json: bool) -> None:
+        """Do it and print what was done. Raises `CommandError` where letters were left."""
+        total: Counter[str] = Counter({self._done: 0})
+        preview = self.preview()
+        with _progress(self._done, preview["count"]) as advance:
+            for part in self._parts():
+                total += self._run_part(self._up_to(part, preview["as_of"]), advance)
+        if as_json:
+            output.print_json({self._done: total[self._done], **total})
+        else:
+            click.echo(f"{self._done} {_letters(total[self._done])}")
+        left = [f"{total[name]} {why}" for name, why in _LEFT.items() if total[name]]
+        if left:
+            raise CommandError("; ".join(left))
+        if "ids" in self._which and not total[self._done]:
+            raise CommandError("there is no such dead letter")
+
+    def _run_part(self, part: Which, advance: Callable[[int], None]) -> Counter[str]:
+        total: Counter[str] = Counter()
+        limit = {"limit": AT_ONCE} if sys.stderr.isatty() else {}
+        while True:
+            answer = self._call(part | self._extra | limit)
+            count = answer[self._done]
+            total[self._done] += count
+            for name in _LEFT:
+                # What is left is met, and counted, by each call.
+                total[name] = max(total[name], answer.get(name, 0))
+            advance(count)
+            if answer.get("complete", True):
+                return total
+            if not count:
+                raise CommandError(
+                    f"the daemon did not come to the end of the queue in time; {self._done} "
+                    f"{_letters(total[self._done])}: the same command goes on"
+                )
+
+    @staticmethod
+    def _up_to(part: Which, as_of: str) -> Which:
+        """Leave out what dies from now on: what is replayed in vain must not be replayed again."""
+        if "ids" in part:
+            return part
+        conditions = part.get("filter", {})
+        until = min(as_of, conditions.get("until", as_of), key=datetime.fromisoformat)
+        return {"filter": conditions | {"until": until}}
+
+    def _parts(self) -> Iterator[Which]:
+        ids = self._which.get("ids")
+        if ids is None:
+            yield self._which
+            return
+        for start in range(0, len(ids), MOST_IDS):
+            yield {"ids": ids[start : start + MOST_IDS]}
+
+    def _call(self, body: Which) -> dict[str, Any]:
+        replay = self._done == "replayed"
+        path = tenant_path(self._tenant_id, "dead-letters", *(["replay"] if replay else []))
+        answer: dict[str, Any] = self._client.call(
+            "POST" if replay else "DELETE", path, body, timeout=TIMEOUT
+        )
+        return answer
+
+
+def _letters(count: int) -> str:
+    return f"{count} dead letter{'' if count == 1 else 's'}"
+
+
+@contextmanager
+def _progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Show on a terminal's stderr how far it has come."""
+    if not sys.stderr.isatty():
+        yield lambda _count: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    with Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        console=Console(stderr=True),
+        transient=True,
+    ) as progress:
+        task = progress.add_task(what, total=total)
+        yield lambda count: progress.advance(task, count)
