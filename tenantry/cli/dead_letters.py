@@ -14,7 +14,7 @@ from tenantry.cli.failures import CommandError
 from tenantry.cli.letters_shown import body_lines, preview_of
 from tenantry.cli.letters_worked import WorkOff, chosen, given_filter
 from tenantry.cli.options import example, json_option, tenant_argument, with_client
-from tenantry.cli.times import TIME
+from tenantry.cli.times import moment
 
 _FIELDS: Final = (
     "letter_id", "message_id", "topic", "partition", "reason", "error", "first_error", "attempts",
@@ -29,8 +29,18 @@ def dead_letters() -> None:
 
 def _filters(function: Callable[..., Any]) -> Callable[..., Any]:
     for option in (
-        click.option("--until", type=TIME, help="Dead before then: a time, or 1h for an hour ago."),
-        click.option("--since", type=TIME, help="Dead since then: a time, or 1h for an hour ago."),
+        click.option(
+            "--until",
+            type=moment,
+            metavar="TIME",
+            help="Dead before then: a time, or 1h for an hour ago.",
+        ),
+        click.option(
+            "--since",
+            type=moment,
+            metavar="TIME",
+            help="Dead since then: a time, or 1h for an hour ago.",
+        ),
         click.option("--topic", help="Only from this topic."),
         click.option("--reason", help="Only for this reason: not_json, expired, …"),
     ):

@@ -21,6 +21,7 @@ from tests.faults.experiments import (
     kill,
     leader,
     poison,
+    replay,
     sigterm,
     start_up,
 )
@@ -58,6 +59,7 @@ EXPERIMENTS = {
     "commit-cuts": Experiment(run=commit_cuts.run, rounds=200, few=6),
     "fuzz": Experiment(run=fuzz.run, rounds=100_000, few=600),
     "poison": Experiment(run=poison.run, rounds=20_000, few=0),
+    "replay": Experiment(run=replay.run, rounds=20, few=1),
     "disk-full": Experiment(run=disk_full.run, rounds=6, few=1, own_database=True, disk_mb=250),
     "leader": Experiment(run=leader.run, rounds=20, few=1),
     "freeze": Experiment(run=freeze.run, rounds=5, few=0),
