@@ -70,20 +70,16 @@ class PostgresDeadLetterIndex:
 
     def begin(self, tenant_id: str, ids: Collection[UUID], intent: Intent) -> None:
         """See `DeadLetterIndex.begin`."""
-        self._execute(
-            "begin", tenant=tenant_id, ids=list(ids), intent=intent.id, work=intent.work.value
-        )
+        given = {"ids": list(ids), "intent": intent.id, "work": intent.work.value}
+        self._change(tenant_id, given, "begin")
 
     def withdraw(self, tenant_id: str, ids: Collection[UUID]) -> None:
         """See `DeadLetterIndex.withdraw`."""
-        self._execute("withdraw", tenant=tenant_id, ids=list(ids))
+        self._change(tenant_id, {"ids": list(ids)}, "withdraw")
 
     def settle(self, tenant_id: str, ids: Collection[UUID]) -> None:
         """See `DeadLetterIndex.settle`."""
-        given = {"tenant": tenant_id, "ids": list(ids)}
-        with self._connection() as connection, connection.transaction():
-            connection.execute(self._sql["settle"], given)
-            connection.execute(self._sql["came_back"], given)
+        self._change(tenant_id, {"ids": list(ids)}, "settle", "came_back")
 
     def intended(self, tenant_id: str, intent: UUID) -> list[UUID]:
         """See `DeadLetterIndex.intended`."""
@@ -91,24 +87,23 @@ class PostgresDeadLetterIndex:
 
     def recorded(self, tenant_id: str, ids: Collection[UUID]) -> None:
         """See `DeadLetterIndex.recorded`."""
-        self._execute("recorded", tenant=tenant_id, ids=list(ids))
+        self._change(tenant_id, {"ids": list(ids)}, "recorded")
 
     def gone(self, tenant_id: str, ids: Collection[UUID]) -> None:
         """See `DeadLetterIndex.gone`."""
-        self._execute("gone", tenant=tenant_id, ids=list(ids))
+        self._change(tenant_id, {"ids": list(ids)}, "gone")
 
     def forget_missing(self, tenant_id: str, *, walk: UUID, older_than: float) -> int:
         """See `DeadLetterIndex.forget_missing`."""
-        given = {"tenant": tenant_id, "walk": walk, "age": timedelta(seconds=older_than)}
-        with self._connection() as connection, connection.transaction():
-            connection.execute(self._sql["gone_unmet"], given)
-            missing = connection.execute(self._sql["missing"], given).rowcount
-            connection.execute(self._sql["forget_missing"], given)
+        given = {"walk": walk, "age": timedelta(seconds=older_than)}
+        _, missing, _ = self._change(tenant_id, given, "gone_unmet", "missing", "forget_missing")
         return missing
 
     def sweep(self, *, older_than: float) -> int:
         """See `DeadLetterIndex.sweep`."""
-        return self._execute("sweep", age=timedelta(seconds=older_than))
+        given = {"age": timedelta(seconds=older_than)}
+        with self._connection() as connection:
+            return connection.execute(self._sql["sweep"], given).rowcount
 
     def page(
         self, tenant_id: str, *, which: Selection = EVERYTHING, after: int = 0, limit: int = 50
@@ -152,7 +147,7 @@ class PostgresDeadLetterIndex:
 
     def drop(self, tenant_id: str) -> None:
         """See `DeadLetterIndex.drop`."""
-        self._execute("drop", tenant=tenant_id)
+        self._change(tenant_id, {}, "drop")
 
     def _match(
         self,
@@ -190,9 +185,16 @@ class PostgresDeadLetterIndex:
             parameters = {"tenant": tenant_id, "fresh": matching.fresh}
             connection.execute(self._sql["count_dead"], parameters)
 
-    def _execute(self, query: str, **parameters: object) -> int:
-        with self._connection() as connection:
-            return connection.execute(self._sql[query], parameters).rowcount
+    def _change(self, tenant_id: str, given: dict[str, object], *queries: str) -> list[int]:
+        """Run queries in a transaction, alone with the tenant's letters; give how many rows each.
+
+        Without that, who settles letters and who lists others could wait for each other: both
+        change letters, and the tenant's totals.
+        """
+        given["tenant"] = tenant_id
+        with self._connection() as connection, connection.transaction():
+            connection.execute(self._sql["lock"], given)
+            return [connection.execute(self._sql[query], given).rowcount for query in queries]
 
     def _fetch(self, query: str, **parameters: object) -> list[Any]:
         with self._connection() as connection:

@@ -1,0 +1,86 @@
+"""Dead letters of a running daemon: the broker's own, replays with all they carry, the commands."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pika
+
+from tests.acceptance.program import Program, Tenant
+from tests.acceptance.test_http_dead_letters import count_rows, listed, reject
+from tests.waiting import eventually
+
+FOUND_WITHIN = 40.0
+"""Seconds: the broker's statistics are up to 5 s old, and two looks have to agree."""
+
+EVERYTHING = {
+    "content_type": "text/plain",
+    "content_encoding": "identity",
+    "headers": {"n": 1, "text": "ä", "list": [True, None], "table": {"a": "b"}},
+    "delivery_mode": 1,
+    "priority": 3,
+    "correlation_id": "correlation",
+    "reply_to": "reply",
+    "message_id": "m-1",
+    "timestamp": 1_700_000_000,
+    "type": "kind",
+    "app_id": "app",
+    "cluster_id": "cluster",
+}
+
+
+def publish(tenant: Tenant, body: bytes, **properties: Any) -> None:
+    with pika.BlockingConnection(pika.URLParameters(tenant.amqp_url)) as connection:
+        channel = connection.channel()
+        channel.confirm_delivery()
+        given = pika.BasicProperties(**properties)
+        channel.basic_publish(tenant.stream, "default", body, given, mandatory=True)
+
+
+def test_what_expires_and_what_is_alike_is_listed_counted_and_replayed(running: Program) -> None:
+    tenant = running.create()
+    assert running.call("POST", f"/tenants/{tenant.id}/pause").status_code == 200
+    for _ in range(3):
+        publish(tenant, b"ping", content_type="text/plain", expiration="1")
+    publish(tenant, b"{}", message_id="m", expiration="1")
+    letters = eventually(
+        lambda: len(found := listed(running, tenant)) == 4 and found, timeout=FOUND_WITHIN
+    )
+    assert [one["reason"] for one in letters] == ["expired"] * 4
+    assert running.runtime(tenant)["dead_lettered"] == 4
+    kinds = [one["type"] for one in running.get(f"/tenants/{tenant.id}/events")["data"]]
+    assert kinds.count("MessageDeadLettered") == 4
+
+    assert running.call("POST", f"/tenants/{tenant.id}/resume").status_code == 200
+    told = running.cli("dead-letters", "replay", tenant.id, "--reason", "expired", "--dry-run")
+    assert (told.code, told.stdout.splitlines()[0]) == (0, "4 dead letters would be replayed")
+    done = running.cli("dead-letters", "replay", tenant.id, "--reason", "expired", "--json")
+    assert (done.code, done.json) == (0, {"replayed": 4})
+    eventually(lambda: count_rows(running, tenant) == 4)
+    assert running.cli("dead-letters", "list", tenant.id, "--json").json == []
+    eventually(lambda: running.ready_messages(tenant.dead_letters) == 0)
+    audit = eventually(lambda: (one := running.cli("audit", tenant.id, "--json")).code == 0 and one)
+    assert audit.json["tenants"][0]["dead_letters"]["replayed"] == 4
+
+
+def test_a_replay_brings_back_every_property(running: Program) -> None:
+    tenant = running.create()
+    assert running.call("POST", f"/tenants/{tenant.id}/pause").status_code == 200
+    publish(tenant, b"body", user_id=tenant.user, **EVERYTHING)
+    reject(tenant, tenant.queue, 1)
+    eventually(lambda: running.ready_messages(tenant.dead_letters) == 1)
+    done = running.cli("dead-letters", "replay", tenant.id, "--all", "--json")
+    assert (done.code, done.json) == (0, {"replayed": 1})
+    with pika.BlockingConnection(pika.URLParameters(tenant.amqp_url)) as connection:
+        channel = connection.channel()
+        _, properties, body = eventually(
+            lambda: (got := channel.basic_get(tenant.queue))[0] is not None and got
+        )
+    assert body == b"body"
+    headers = dict(properties.headers)
+    headers.pop("x-delivery-count", None)  # the broker's, of this very delivery
+    assert len(headers.pop("x-tenantry-replay")) == 36
+    assert headers.pop("x-tenantry-replays") == 1
+    assert headers.pop("x-tenantry-user-id") == tenant.user
+    came = {name: value for name, value in vars(properties).items() if value is not None}
+    assert came | {"headers": headers} == EVERYTHING | {"delivery_mode": 2}
