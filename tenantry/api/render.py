@@ -20,7 +20,7 @@ from tenantry.journal.port import RecordedEvent
 from tenantry.messages.dead_letters import DeadLetter, Preview
 from tenantry.messages.port import StoredMessage
 from tenantry.producer.checks import IsolationReport
-from tenantry.reprocessing.reprocessing import Reprocessed
+from tenantry.reprocessing.job import Reprocessed
 
 
 def dumps(value: object) -> bytes:

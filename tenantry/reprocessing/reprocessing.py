@@ -10,12 +10,11 @@ known; what is settled is only removed.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from itertools import groupby
 from operator import attrgetter
 from typing import Final
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 import structlog
 
@@ -31,12 +30,12 @@ from tenantry.messages.dead_letters import (
     Selection,
     Work,
 )
+from tenantry.reprocessing.job import BATCH, Job, Reprocessed, once
 from tenantry.reprocessing.letters import Letter, describe, found, told
 from tenantry.reprocessing.sending import send
 
 _log: Final[structlog.stdlib.BoundLogger] = structlog.get_logger(__name__)
 
-BATCH: Final = 100
 WALK_SECONDS: Final = 45.0
 """How long one call may walk; what is left then is for the next call."""
 
@@ -51,66 +50,6 @@ PATIENCE_SECONDS: Final = 10.0
 
 ITSELF: Final = Metadata(actor="dead-letters")
 """Who does what nobody asked for: telling the journal of what the broker has dead-lettered."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reprocessed:
-    """What a call has done: to how many letters, and why not to others.
-
-    `worn` have been replayed as often as they may be; `refused` the broker does not take.
-    `complete` unless time or the limit ended it with letters left.
-    """
-
-    count: int = 0
-    worn: int = 0
-    refused: int = 0
-    complete: bool = True
-
-
-@dataclass(slots=True, kw_only=True)
-class _Job:
-    """A walk under way."""
-
-    tenant_id: str
-    work: Work | None
-    which: Selection
-    metadata: Metadata
-    most: int | None
-    force: bool
-    stopping: Callable[[], bool] = lambda: False
-    walk_id: UUID = field(default_factory=uuid4)
-    wanted: set[UUID] | None = None
-    count: int = 0
-    worn: int = 0
-    refused: int = 0
-    met: set[UUID] = field(default_factory=set)
-    removed: set[UUID] = field(default_factory=set)
-
-    @property
-    def room(self) -> int:
-        """How many letters may still be taken."""
-        return BATCH if self.most is None else self.most - self.count
-
-    @property
-    def done(self) -> bool:
-        """Whether nothing more can be wanted of the walk."""
-        found_all = self.wanted is not None and self.wanted <= self.removed
-        return self.room <= 0 or found_all or self.stopping()
-
-    def copies(self, letters: Sequence[Letter]) -> set[int]:
-        """Give the places of listed messages whose letter was met before."""
-        found = set()
-        for one in letters:
-            if one.met.listed and one.met.id in self.met:
-                found.add(one.place)
-            elif one.met.listed:
-                self.met.add(one.met.id)
-        return found
-
-    def means(self, letter: Letter) -> bool:
-        """Tell whether a letter is among those meant."""
-        met = letter.met
-        return self.which.holds(letter.message, met.id, met.reason, met.dead_lettered_at)
 
 
 class Reprocessing:
@@ -156,7 +95,7 @@ class Reprocessing:
         One that has been replayed `max_replays` times stays, unless `force`.
         """
         return self._run(
-            _Job(
+            Job(
                 tenant_id=tenant_id,
                 work=Work.REPLAY,
                 which=which,
@@ -171,7 +110,7 @@ class Reprocessing:
     ) -> Reprocessed:
         """Throw letters away."""
         return self._run(
-            _Job(
+            Job(
                 tenant_id=tenant_id,
                 work=Work.DISCARD,
                 which=which,
@@ -186,7 +125,7 @@ class Reprocessing:
 
         Gives whether it came to the end, before it was `stopping`.
         """
-        job = _Job(
+        job = Job(
             tenant_id=tenant_id,
             work=None,
             which=EVERYTHING,
@@ -197,7 +136,7 @@ class Reprocessing:
         )
         return self._run(job, patience=0.0).complete
 
-    def _run(self, job: _Job, *, patience: float = PATIENCE_SECONDS) -> Reprocessed:
+    def _run(self, job: Job, *, patience: float = PATIENCE_SECONDS) -> Reprocessed:
         if job.which.names is not None:
             job.wanted = self._index.named(job.tenant_id, job.which.names)
             if not job.wanted:
@@ -217,7 +156,7 @@ class Reprocessing:
             complete=ended or (job.done and job.room > 0 and not job.stopping()),
         )
 
-    def _step(self, job: _Job, walk: DeadLetterWalk) -> bool:
+    def _step(self, job: Job, walk: DeadLetterWalk) -> bool:
         """Work off the next messages; tell whether there were any."""
         batch = walk.next(BATCH)
         if not batch:
@@ -245,22 +184,22 @@ class Reprocessing:
         job.removed |= {one.met.id for one in leaving}
         return True
 
-    def _finish_begun(self, job: _Job, letters: Sequence[Letter]) -> list[Letter]:
+    def _finish_begun(self, job: Job, letters: Sequence[Letter]) -> list[Letter]:
         """Do what an earlier walk has begun; give the letters to be removed."""
         done: list[Letter] = []
         for intent, of_it in groupby(
             sorted(letters, key=lambda one: str(one.met.intent)), key=attrgetter("met.intent")
         ):
-            fresh = _once(of_it)
+            fresh = once(of_it)
             acted = self._finish(job.tenant_id, intent, fresh, ITSELF)
             counts = [one for one in acted if intent.work is job.work and job.means(one)]
             job.count += len(counts)
             done += acted
         return done
 
-    def _take(self, job: _Job, work: Work, letters: Sequence[Letter]) -> list[Letter]:
+    def _take(self, job: Job, work: Work, letters: Sequence[Letter]) -> list[Letter]:
         """Begin and finish what is asked for."""
-        chosen = _once(one for one in letters if job.means(one))
+        chosen = once(one for one in letters if job.means(one))
         if work is Work.REPLAY and not job.force:
             worn = [one for one in chosen if one.met.replays >= self._max_replays]
             job.worn += len(worn)
@@ -307,7 +246,7 @@ class Reprocessing:
 
     def _tell_of_new(self, tenant_id: str, letters: Sequence[Letter]) -> None:
         """Tell the journal of letters that only the broker knew of."""
-        unknown = _once(one for one in letters if one.met.listed and not one.met.recorded)
+        unknown = once(one for one in letters if one.met.listed and not one.met.recorded)
         if not unknown:
             return
         recorded = self._journal.append(
@@ -323,7 +262,7 @@ class Reprocessing:
             "dead_letters.found", tenant=tenant_id, count=len(unknown), reasons=describe(unknown)
         )
 
-    def _forget_missing(self, job: _Job, seconds: float) -> None:
+    def _forget_missing(self, job: Job, seconds: float) -> None:
         missing = self._index.forget_missing(
             job.tenant_id, walk=job.walk_id, older_than=seconds + GRACE_SECONDS
         )
@@ -335,11 +274,3 @@ def _event(tenant_id: str, work: Work, ids: tuple[str, ...]) -> Event:
     if work is Work.REPLAY:
         return DeadLettersReplayed(tenant_id=tenant_id, count=len(ids), ids=ids)
     return DeadLettersDiscarded(tenant_id=tenant_id, count=len(ids), ids=ids)
-
-
-def _once(letters: Iterable[Letter]) -> list[Letter]:
-    """Leave out further messages of the same letter."""
-    first: dict[UUID, Letter] = {}
-    for one in letters:
-        first.setdefault(one.met.id, one)
-    return list(first.values())

@@ -371,3 +371,104 @@ def test_a_database_that_is_away_is_503_and_leaves_everything(
         assert answer.status_code == 503
     assert [one["id"] for one in listed(api)] == ["m"]
     assert len(api.world.dead_letters.queues["acme"]) == 1
+
+
+# Which letters, and how many.
+
+
+def replays(world: World, letter_id: UUID, count: int) -> None:
+    """Have a letter be one that has failed in so many replays."""
+    (one,) = [one for one in world.letters._tenant("acme").letters if one.row.id == letter_id]
+    one.row.replays = one.row.failed = count
+    queue = world.dead_letters.queues["acme"]
+    at = next(at for at, two in enumerate(queue) if two.message.id == one.message.id)
+    marks = {REPLAY_HEADER: str(letter_id), REPLAYS_HEADER: count}
+    queue[at] = queue[at]._replace(message=queue[at].message._replace(headers=marks))
+
+
+def test_a_filter_picks_letters_for_reading_replaying_and_discarding(api: Served) -> None:
+    reject(api.world, message("a"), message("b", topic="events"))
+    assert [one["id"] for one in listed(api, topic="events")] == ["b"]
+    assert listed(api, reason="expired") == []
+    assert len(listed(api, since="2026-01-01T00:00:00Z", until="2100-01-01T00:00:00Z")) == 2
+    assert replay(api, {"filter": {"topic": "events"}}) == {"replayed": 1}
+    assert discard(api, {"filter": {"until": "2000-01-01T00:00:00Z"}}) == {"discarded": 0}
+    assert discard(api, {"filter": {"reason": "not_json", "topic": "logs"}}) == {"discarded": 1}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"filter": {}},
+        {"filter": {"since": "yesterday"}},
+        {"filter": {"reason": "x"}, "all": True},
+        {"filter": {"colour": "red"}},
+        {"all": True, "limit": 0},
+        {"all": True, "dry_run": 1},
+    ],
+)
+def test_a_filter_that_says_nothing_or_nonsense_is_422(api: Served, body: object) -> None:
+    for method, path in (("POST", "dead-letters/replay"), ("DELETE", "dead-letters")):
+        answer = api.control.request(method, f"/tenants/acme/{path}", json=body)
+        assert answer.status_code == 422, answer.text
+    answer = api.control.request(
+        "DELETE", "/tenants/acme/dead-letters", json={"all": True, "force": True}
+    )
+    assert answer.status_code == 422
+
+
+def test_a_cursor_is_good_for_its_own_filter_alone(api: Served) -> None:
+    reject(api.world, *[message(str(number)) for number in range(3)])
+    path = "/tenants/acme/dead-letters"
+    cursor = api.control.get(path, params={"limit": 1}).json()["next_cursor"]
+    assert api.control.get(path, params={"cursor": cursor}).status_code == 200
+    answer = api.control.get(path, params={"cursor": cursor, "topic": "logs"})
+    assert answer.status_code == 400
+
+
+def test_a_dry_run_tells_what_would_happen_and_changes_nothing(api: Served) -> None:
+    ids = reject(api.world, message("a"), message("b"), message("c", topic="events"))
+    replays(api.world, ids[0], 10)
+    shown = replay(api, {"all": True, "dry_run": True})
+    assert (shown["dry_run"], shown["count"], shown["replayed_too_often"]) == (True, 3, 1)
+    assert shown["places"] == [
+        {"topic": "events", "partition": 1, "count": 1},
+        {"topic": "logs", "partition": 1, "count": 2},
+    ]
+    assert discard(api, {"ids": ["a"], "dry_run": True})["count"] == 1
+    assert len(listed(api)) == 3
+    assert api.world.publishing.sent == []
+
+
+def test_a_limit_ends_a_call_and_the_next_goes_on(api: Served) -> None:
+    reject(api.world, *[message(str(number)) for number in range(5)])
+    assert replay(api, {"all": True, "limit": 3}) == {"replayed": 3, "complete": False}
+    assert [one["id"] for one in listed(api)] == ["3", "4"]
+    assert replay(api, {"all": True, "limit": 3}) == {"replayed": 2}
+
+
+def test_a_letter_that_was_replayed_too_often_stays_unless_forced(api: Served) -> None:
+    ids = reject(api.world, message("worn"), message("fresh"))
+    replays(api.world, ids[0], 10)
+    assert replay(api, {"all": True}) == {"replayed": 1, "replayed_too_often": 1}
+    assert replay(api, {"ids": ["worn"]}) == {"replayed": 0, "replayed_too_often": 1}
+    assert replay(api, {"ids": ["worn"], "force": True}) == {"replayed": 1}
+    assert [one.headers and one.headers[REPLAYS_HEADER] for one in api.world.publishing.sent] == [
+        1,
+        11,
+    ]
+
+
+def test_one_letter_is_shown_by_either_id_with_or_without_its_bytes(api: Served) -> None:
+    ids = reject(api.world, message("a", b"one"), message("a", b"two"), message("b"))
+    path = "/tenants/acme/dead-letters"
+    shown = api.control.get(f"{path}/b").json()
+    assert (shown["letter_id"], shown["replays"]) == (str(ids[2]), 0)
+    assert base64.b64decode(api.control.get(f"{path}/{ids[1]}").json()["body"]) == b"two"
+    answer = api.control.get(f"{path}/a")
+    assert answer.status_code == 409
+    assert answer.json()["letter_ids"] == [str(ids[0]), str(ids[1])]
+    assert api.control.get(f"{path}/none").status_code == 404
+    bare = api.control.get(f"{path}/b", params={"payload": "false"}).json()
+    assert bare == {name: shown[name] for name in shown.keys() - {"body", "headers"}}
+    assert "body" not in listed(api, payload="false")[0]
