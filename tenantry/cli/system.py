@@ -42,7 +42,8 @@ def status(client: ControlClient, *, as_json: bool) -> None:
     click.echo(
         f"tenantry {found['version']}, pid {found['pid']}: {found['state']}, {output.clean(ready)}"
     )
-    click.echo(f"started {found['started_at']}\n")
+    click.echo(f"started {found['started_at']}")
+    click.echo(f"{_describe_role(found['role'], found['term'])}\n")
     output.print_tree(found["tree"], _describe_actor)
     if found["abandoned"]:
         click.echo(f"\nreplaced, but their threads still hang: {output.clean(found['abandoned'])}")
@@ -78,6 +79,13 @@ def _since(tenant: Mapping[str, Any]) -> str | None:
         return None
     at = tenant["parked_at"]
     return f"{tenant['parked']} (since {at})" if at else f"{tenant['parked']} (for now)"
+
+
+def _describe_role(role: str, term: Mapping[str, Any] | None) -> str:
+    if term is None:
+        return output.clean(role)
+    holder = f"{term['host']} (pid {term['pid']})"
+    return output.clean(f"{role}; term {term['number']} is held by {holder} since {term['since']}")
 
 
 def _describe_actor(node: Mapping[str, Any]) -> tuple[str, str]:

@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ import click
 import pytest
 import structlog
 
-from tenantry.api.port import ActorStatus, SystemState
+from tenantry.api.port import ActorStatus, SystemState, TermStatus
 from tenantry.cli.client import ControlClient
 from tenantry.cli.failures import CommandError
 from tenantry.cli.main import cli, main
@@ -176,14 +177,17 @@ def test_status_shows_actors_and_tenants(api: Served, run: Run) -> None:
     child = ActorStatus(name="acme", kind="Tenant", state="running", mailbox=7, restarts=0)
     runtime = control.runtime("acme")
     assert runtime is not None
+    since = datetime(2026, 1, 31, 12, tzinfo=UTC)
     control.system = replace(
         control.system,
+        term=TermStatus(number=7, host="ingest-1", pid=4711, since=since),
         tree=replace(control.system.tree, children=(child,)),
         tenants={"acme": replace(runtime, stored=42)},
     )
     code, out, _ = run("status")
     assert code == 0
     assert "running, ready" in out
+    assert "leader; term 7 is held by ingest-1 (pid 4711) since 2026-01-31T12:00:00" in out
     assert "  acme  Tenant, running, mailbox 7" in out
     assert "42" in out
     found = data(run, "status")

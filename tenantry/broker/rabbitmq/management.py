@@ -115,13 +115,19 @@ class ManagementClient:
             for one in listed
         ]
 
-    def close_connection(self, name: str, reason: str) -> None:
-        """Close a connection by its name; its client gets to know the reason."""
+    def close_connection(self, name: str, reason: str, *, seconds: float) -> None:
+        """Close a connection by its name; its client gets to know the reason.
+
+        The broker answers when the connection's channels have ended. Asked once, for an answer
+        within `seconds`.
+        """
         self._call(
             "DELETE",
             f"connections/{_quoted(name)}",
             headers={"X-Reason": reason},
             absent_is_fine=True,
+            timeout=httpx.Timeout(seconds),
+            attempts=1,
         )
 
     def ready_messages(self) -> Mapping[str, int]:
@@ -219,18 +225,20 @@ class ManagementClient:
         body: Mapping[str, str] | None = None,
         headers: Mapping[str, str] | None = None,
         absent_is_fine: bool = False,
+        timeout: httpx.Timeout = TIMEOUT,
+        attempts: int = ATTEMPTS,
     ) -> Any:
         """Make a call and give its JSON; None, if it has none or answers that there is nothing."""
         url = f"{self.address}/api/{path}"
         problem = ""
-        for attempt in range(ATTEMPTS):
+        for attempt in range(attempts):
             if attempt:
                 ceiling = min(LONGEST_BACKOFF, FIRST_BACKOFF * 2 ** (attempt - 1))
                 time.sleep(ceiling * (0.5 + random.random() / 2))  # noqa: S311 - jitter
             self._permit.check()
             try:
                 response = self._client.request(
-                    method, url, params=parameters, json=body, headers=headers
+                    method, url, params=parameters, json=body, headers=headers, timeout=timeout
                 )
             except httpx.TransportError as error:
                 problem = _one_line(str(error)) or type(error).__name__

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import structlog
 
+from tenantry.broker.port import BrokerUnavailableError
 from tenantry.broker.rabbitmq.management import ManagementClient
 from tenantry.broker.rabbitmq.permit import Permit, term_of
 
 log = structlog.get_logger(__name__)
+
+
+SECONDS: Final = 2.0
+"""How long the broker may take to close a connection before the takeover goes on without it."""
 
 
 def shut_out(management: ManagementClient, permit: Permit) -> int:
@@ -16,17 +23,21 @@ def shut_out(management: ManagementClient, permit: Permit) -> int:
     A frozen daemon keeps its connections, and with them its deliveries. RabbitMQ answers once it
     has ended a connection's channels: their deliveries are in the queues again, and what that
     daemon has yet to send is not listened to. It may list the connection for half a minute longer,
-    waiting for a client that says goodbye. Raises `BrokerError`.
+    waiting for a client that says goodbye. One that it can't close in time is named in the log:
+    its deliveries come later. Raises `BrokerError` where the connections can't be listed.
     """
     if permit.number is None:
         return 0
     earlier = {
-        name
+        name: called
         for name, called in management.connections()
         if (term := term_of(called)) is not None and term < permit.number
     }
-    for name in earlier:
-        management.close_connection(name, "another daemon has taken the term")
+    for name, called in earlier.items():
+        try:
+            management.close_connection(name, "another daemon has taken the term", seconds=SECONDS)
+        except BrokerUnavailableError as error:
+            log.warning("broker.not_shut_out", connection=called, error=str(error))
     if earlier:
         log.info("broker.shut_out", connections=len(earlier))
     return len(earlier)

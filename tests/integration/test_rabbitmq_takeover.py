@@ -1,0 +1,130 @@
+"""A new leader shuts the connections of earlier terms out, whatever state they are in."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
+
+import pika
+import pytest
+from pika.exceptions import AMQPError
+
+from tenantry.broker.port import BrokerUnavailableError
+from tenantry.broker.rabbitmq.connection import parameters
+from tenantry.broker.rabbitmq.management import ManagementClient
+from tenantry.broker.rabbitmq.permit import Permit, term_of
+from tenantry.broker.rabbitmq.takeover import shut_out
+from tests.services_rabbitmq import RabbitHost
+from tests.waiting import eventually
+
+COUNT = 60
+LARGE = b"x" * 1_000_000
+"""So much that the socket of who does not read is full, whatever its buffers."""
+
+
+@pytest.fixture
+def management(rabbitmq: RabbitHost) -> Iterator[ManagementClient]:
+    with ManagementClient(rabbitmq.management_url, vhost=rabbitmq.vhost) as made:
+        yield made
+
+
+def connect(
+    stack: ExitStack, rabbitmq: RabbitHost, name: str, term: int | None
+) -> pika.BlockingConnection:
+    connection = pika.BlockingConnection(parameters(rabbitmq.url, name, Permit(term)))
+
+    def close() -> None:
+        with suppress(AMQPError, OSError):
+            connection.close()
+
+    stack.callback(close)
+    return connection
+
+
+def ready(channel: object, queue: str) -> int:
+    count: int = channel.queue_declare(queue, passive=True).method.message_count  # type: ignore[attr-defined]
+    return count
+
+
+def test_earlier_terms_are_shut_out_and_nobody_else(
+    rabbitmq: RabbitHost, management: ManagementClient
+) -> None:
+    with ExitStack() as stack:
+        old = connect(stack, rabbitmq, "consuming", 3)
+        same = connect(stack, rabbitmq, "consuming", 4)
+        other = connect(stack, rabbitmq, "publishing", None)
+        eventually(lambda: len(management.connections()) == 3, timeout=30, what="connections")
+        assert shut_out(management, Permit(4)) == 1
+        with pytest.raises(AMQPError):
+            old.channel()
+        same.channel()
+        other.channel()
+        assert shut_out(management, Permit()) == 0
+
+
+CONSUMER = """
+import sys, pika
+from tenantry.broker.rabbitmq.connection import parameters
+from tenantry.broker.rabbitmq.permit import Permit
+channel = pika.BlockingConnection(parameters(sys.argv[1], "consuming", Permit(1))).channel()
+channel.basic_qos(prefetch_count=1000)
+channel.basic_consume("q", lambda *_: None)
+print("consuming", flush=True)
+channel.start_consuming()
+"""
+
+
+def test_what_a_frozen_consumer_holds_is_in_its_queue_again_though_its_socket_is_full(
+    rabbitmq: RabbitHost, management: ManagementClient
+) -> None:
+    with ExitStack() as stack:
+        watcher = connect(stack, rabbitmq, "watching", None).channel()
+        watcher.queue_declare("q", durable=True, arguments={"x-queue-type": "quorum"})
+        watcher.confirm_delivery()
+        frozen = subprocess.Popen(
+            [sys.executable, "-c", CONSUMER, rabbitmq.url], stdout=subprocess.PIPE
+        )
+        stack.callback(frozen.wait)
+        stack.callback(frozen.kill)
+        assert frozen.stdout is not None
+        assert frozen.stdout.readline() == b"consuming\n"
+        frozen.stdout.close()
+        frozen.send_signal(signal.SIGSTOP)
+        for _ in range(COUNT):
+            watcher.basic_publish("", "q", LARGE)
+        eventually(lambda: ready(watcher, "q") < COUNT, timeout=30, what="deliveries")
+        # The broker lists a connection some seconds after it was made; a lease is longer.
+        eventually(lambda: len(management.connections()) == 2, timeout=30, what="connections")
+        began = time.monotonic()
+        assert shut_out(management, Permit(2)) == 1
+        took = time.monotonic() - began
+        eventually(lambda: ready(watcher, "q") == COUNT, timeout=60, what="messages again")
+        print(f"shut out in {took:.1f} s, back after {time.monotonic() - began:.1f} s")
+
+
+def test_without_a_valid_term_nothing_is_asked_of_the_broker(rabbitmq: RabbitHost) -> None:
+    with (
+        ManagementClient(
+            rabbitmq.management_url, vhost=rabbitmq.vhost, permit=Permit(1, lambda: False)
+        ) as lapsed,
+        pytest.raises(BrokerUnavailableError, match="term 1 has lapsed"),
+    ):
+        lapsed.delete_user("nobody")
+
+
+@pytest.mark.parametrize(
+    ("name", "term"),
+    [
+        ("tenantry consuming 1, term 12", 12),
+        ("tenantry dead letters, term 3", 3),
+        ("tenantry publishing", None),
+        ("somebody's, term 3", None),
+        ("", None),
+    ],
+)
+def test_a_connections_name_tells_its_term(name: str, term: int | None) -> None:
+    assert term_of(name) == term
