@@ -146,3 +146,36 @@ def test_a_frozen_leader_finds_its_term_lost_and_writes_nothing_more(
     assert standby.status_of("/readyz") == 200
     assert standby.stop() == 0
     assert standby.ready_messages(*(one.queue for one in tenants)) == 0
+
+
+def test_on_the_embedded_broker_a_standby_takes_over_as_well(
+    program: Program, standby: Program
+) -> None:
+    for one in (program, standby):
+        one.settings["RABBITMQ_URL"] = ""
+    program.spawn()
+    program.wait_ready(30)
+    tenant = program.create(topics=["events"])
+
+    def publish(to: Program, first: int) -> None:
+        messages = [{"payload": n, "id": f"m{n}"} for n in range(first, first + 100)]
+        answer = to.call("POST", f"/tenants/{tenant.id}/messages", messages)
+        assert answer.status_code == 202, answer.text
+
+    publish(program, 0)
+    standing_by(standby)
+    publish(program, 100)
+    program.send(signal.SIGSTOP)
+    wait_leading(standby)
+    publish(standby, 200)
+    program.send(signal.SIGCONT)
+    assert program.wait(10) == 1
+    assert program.events("daemon.term_lost")
+
+    def stored() -> bool:
+        return bool(standby.runtime(tenant)["stored"] == 300)
+
+    eventually(stored, timeout=20, what="300 rows")
+    found = standby.get(f"/messages?tenant_id={tenant.id}&limit=1000")["data"]
+    assert {one["id"] for one in found} == {f"m{n}" for n in range(300)}
+    assert standby.stop() == 0
