@@ -82,7 +82,7 @@ def list_(
     if as_json:
         output.print_json(found)
         return
-    columns = ["letter", "message", "topic", "part", "died", "reason", "tries", "replays", "size"]
+    columns = ["id", "from", "died", "reason", "tries", "replays", "size"]
     if not no_payload:
         columns.append("payload")
     output.print_table(columns, [_row(one, payload=not no_payload) for one in found])
@@ -90,12 +90,12 @@ def list_(
 
 def _row(letter: Mapping[str, Any], *, payload: bool) -> list[object]:
     row = [
-        letter[name]
-        for name in (
-            "letter_id", "message_id", "topic", "partition", "dead_lettered_at", "reason",
-            "attempts", "replays", "size",
-        )
-    ]  # fmt: skip
+        letter["id"],
+        f"{letter['topic']}.{letter['partition']}",
+        # To the second: a line is short of room.
+        f"{letter['dead_lettered_at'][:19]}Z",
+        *(letter[name] for name in ("reason", "attempts", "replays", "size")),
+    ]
     return [*row, preview_of(letter)] if payload else row
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ import click
 
 from tenantry.cli import output
 from tenantry.cli.client import ControlClient, tenant_path
-from tenantry.cli.failures import CommandError
+from tenantry.cli.failures import ApiError, CommandError
 
 Which = dict[str, Any]
 
@@ -24,6 +25,10 @@ AT_ONCE: Final = 5000
 """Letters in one call where somebody watches."""
 
 TIMEOUT: Final = 100.0
+PAUSES: Final = (1.0, 2.0, 5.0, 10.0)
+"""Seconds before the same call is made again while a service is away or the queue in use."""
+
+_NOT_NOW: Final = frozenset({409, 503})
 _LEFT: Final = {
     "replayed_too_often": "replayed as often as they may be; --force replays them nevertheless",
     "refused_by_broker": "not taken by the broker; the daemon's log says why",
@@ -122,7 +127,7 @@ class WorkOff:
         total: Counter[str] = Counter()
         limit = {"limit": AT_ONCE} if sys.stderr.isatty() else {}
         while True:
-            answer = self._call(part | self._extra | limit)
+            answer = self._call_again(part | self._extra | limit)
             count = answer[self._done]
             total[self._done] += count
             for name in _LEFT:
@@ -153,6 +158,17 @@ class WorkOff:
             return
         for start in range(0, len(ids), MOST_IDS):
             yield {"ids": ids[start : start + MOST_IDS]}
+
+    def _call_again(self, body: Which) -> dict[str, Any]:
+        """Make a call, and make it again where it could not be done now: that does no harm."""
+        for pause in PAUSES:
+            try:
+                return self._call(body)
+            except ApiError as error:
+                if error.status not in _NOT_NOW:
+                    raise
+                time.sleep(pause)
+        return self._call(body)
 
     def _call(self, body: Which) -> dict[str, Any]:
         replay = self._done == "replayed"

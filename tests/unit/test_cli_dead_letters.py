@@ -12,7 +12,13 @@ from typing import Any
 import pytest
 import structlog
 
-from tenantry.broker.port import BrokerError, Outgoing, QueuedLetter
+from tenantry.broker.port import (
+    BrokerError,
+    BrokerUnavailableError,
+    DeadLettersBusyError,
+    Outgoing,
+    QueuedLetter,
+)
 from tenantry.cli import letters_worked
 from tenantry.cli.main import main
 from tenantry.messages.dead_letters import Judged
@@ -61,14 +67,16 @@ def data(run: Run, *arguments: str) -> Any:
 
 
 def test_letters_are_listed_with_a_glance_at_what_they_hold(api: Served, run: Run) -> None:
-    (one, _) = reject(api.world, "a", "b")
+    (_, nameless) = reject(api.world, "a", None)
     code, out, _ = run("list", "acme")
     assert code == 0
     assert out.count("\n") == 3
-    assert one in out
+    assert out.splitlines()[1].startswith("a ")
+    assert out.splitlines()[2].startswith(nameless)
+    assert "logs.1" in out
     assert "no \\x1b[31mJSON" in out
     assert "\x1b" not in out
-    assert [letter["id"] for letter in data(run, "list", "acme")] == ["a", "b"]
+    assert [letter["id"] for letter in data(run, "list", "acme")] == ["a", nameless]
     (shown, _) = data(run, "list", "acme", "--no-payload")
     assert not shown.keys() & {"body", "headers"}
     assert "JSON" not in run("list", "acme", "--no-payload")[1]
@@ -206,6 +214,31 @@ def test_very_many_ids_and_very_many_letters_take_several_calls(
 
     monkeypatch.setattr("sys.stderr", Terminal())
     assert run("replay", "acme", "--all")[:2] == (0, "replayed 5 dead letters\n")
+
+
+@pytest.mark.parametrize(
+    "error", [BrokerUnavailableError("away"), DeadLettersBusyError("being replayed")]
+)
+def test_what_can_not_be_done_now_is_tried_again_for_a_while(
+    api: Served, run: Run, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    reject(api.world, "a")
+    pauses: list[float] = []
+
+    def pause(seconds: float) -> None:
+        pauses.append(seconds)
+        if len(pauses) == 2:
+            api.world.dead_letters.error = None
+
+    monkeypatch.setattr(letters_worked.time, "sleep", pause)
+    api.world.dead_letters.error = error
+    assert run("replay", "acme", "--all")[:2] == (0, "replayed 1 dead letter\n")
+    assert pauses == [1.0, 2.0]
+    api.world.dead_letters.error = error
+    reject(api.world, "b")
+    code, _, err = run("replay", "acme", "--all")
+    assert (code, err.count("\n")) == (1, 1)
+    assert len(pauses) == 2 + len(letters_worked.PAUSES)
 
 
 def test_what_the_broker_does_not_take_is_told(
