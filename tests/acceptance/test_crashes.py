@@ -15,6 +15,11 @@ from tests.ledger import Ledger
 from tests.waiting import eventually
 
 
+def workers(program: Program, tenants: list[Tenant]) -> list[int]:
+    shown = {one["id"]: one for one in program.get("/tenants")["data"]}
+    return [shown[one.id]["workers_current"] for one in tenants]
+
+
 def test_nothing_is_lost_or_doubled_by_three_kills_under_load(
     running: Program, ledger: Ledger
 ) -> None:
@@ -29,8 +34,8 @@ def test_nothing_is_lost_or_doubled_by_three_kills_under_load(
             running.kill()
             assert running.process.returncode == -9
             running.start()
+            eventually(lambda: workers(running, tenants) == [5, 7, 3], what="the workers")
             shown = {one["id"]: one for one in running.get("/tenants")["data"]}
-            assert [shown[one.id]["workers_current"] for one in tenants] == [5, 7, 3]
             assert {shown[one.id]["state"] for one in tenants} == {"active"}
             assert (shown[paused.id]["state"], shown[paused.id]["workers"]) == ("paused", 2)
         ledger.wait_confirmed(100)

@@ -172,7 +172,6 @@ def test_a_database_that_refuses_the_password_is_told_at_the_start(program: Prog
     assert "password" in ended.complaint
     assert "database.url" in ended.complaint
     assert "secret-word" not in ended.stderr
-    assert ended.seconds < 8
 
 
 def test_a_schema_newer_than_the_program_is_left_alone(program: Program) -> None:
