@@ -10,7 +10,7 @@ import pika
 import psycopg
 import pytest
 
-from tests.acceptance.program import Program, in_background
+from tests.acceptance.program import Program, Tenant, in_background
 from tests.ledger import Ledger
 from tests.waiting import eventually
 
