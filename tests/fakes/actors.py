@@ -258,8 +258,11 @@ class FakeSubscription:
             self.sink.cancelled(self.generation)
 
     def resubscribe(self) -> None:
-        self.resubscribed += 1
-        self.connect()
+        with self._lock:
+            self.resubscribed += 1
+            if self.open:
+                self.lose()
+            self.connect()
 
     def close(self) -> None:
         with self._lock:
