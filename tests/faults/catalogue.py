@@ -121,6 +121,7 @@ def _check(made: Rig) -> None:
         figures.confirmed = ledger.confirmed
         figures.stored = ledger.audit.stored
         figures.dead_lettered = ledger.audit.dead_lettered
+    figures.judge_memory()
     made.count_duplicates()
     if (code := made.program.stop()) != 0:
         figures.wrong.append(f"the daemon ended with {code}")

@@ -10,6 +10,12 @@ from typing import Any
 RECOVERY = 10.0
 """Seconds after a service's return within which the contract promises all to be well."""
 
+FLAT_MB = 12.0
+"""Megabytes that a process's resident set may rise by, from its first third of rounds to its last."""
+
+FEWEST_ROUNDS = 9
+"""Rounds that one process must have lived through before its memory is judged."""
+
 
 @dataclass(slots=True, kw_only=True)
 class Figures:
@@ -27,6 +33,8 @@ class Figures:
     rss_first: float = 0.0
     rss_peak: float = 0.0
     rss_last: float = 0.0
+    rss_by_process: dict[int, list[float]] = field(default_factory=dict)
+    """Megabytes at the end of each round that a process has lived through."""
     notes: dict[str, Any] = field(default_factory=dict)
     wrong: list[str] = field(default_factory=list)
     skipped: str | None = None
@@ -40,6 +48,24 @@ class Figures:
         self.recoveries.append(seconds)
         if seconds > RECOVERY:
             self.wrong.append(f"round {self.rounds + 1}: recovery took {seconds:.1f} s")
+
+    def resident(self, process: int, megabytes: float) -> None:
+        """Note a process's resident set at the end of a round."""
+        self.rss_by_process.setdefault(process, []).append(megabytes)
+
+    def judge_memory(self) -> None:
+        """See that no process has grown from fault to fault."""
+        for samples in self.rss_by_process.values():
+            if len(samples) < FEWEST_ROUNDS:
+                continue
+            third = len(samples) // 3
+            early = statistics.median(samples[:third])
+            late = statistics.median(samples[-third:])
+            self.notes["resident_mb"] = f"{early:.0f} in the first third, {late:.0f} in the last"
+            if late - early > FLAT_MB:
+                self.wrong.append(
+                    f"the resident set grew from {early:.0f} to {late:.0f} MB in {len(samples)} rounds"
+                )
 
     def document(self) -> dict[str, Any]:
         """Give everything as JSON can hold it."""

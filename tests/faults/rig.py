@@ -125,6 +125,9 @@ class Rig:
             self.say(f"{self.figures.experiment}: round {number} of {count}")
             yield number
             self.figures.rounds = number
+            if self.program.running:
+                process = self.program.process.pid
+                self.figures.resident(process, psutil.Process(process).memory_info().rss / 1e6)
 
     def count_duplicates(self) -> None:
         """Take in how many messages were delivered again, in all of the daemon's runs."""
