@@ -11,7 +11,7 @@ RECOVERY = 10.0
 """Seconds after a service's return within which the contract promises all to be well."""
 
 FLAT_MB = 12.0
-"""Megabytes that a process's resident set may rise by, from its first third of rounds to its last."""
+"""Megabytes a process's resident set may rise by between the first and the last third of rounds."""
 
 FEWEST_ROUNDS = 9
 """Rounds that one process must have lived through before its memory is judged."""
@@ -63,9 +63,8 @@ class Figures:
             late = statistics.median(samples[-third:])
             self.notes["resident_mb"] = f"{early:.0f} in the first third, {late:.0f} in the last"
             if late - early > FLAT_MB:
-                self.wrong.append(
-                    f"the resident set grew from {early:.0f} to {late:.0f} MB in {len(samples)} rounds"
-                )
+                grown = f"from {early:.0f} to {late:.0f} MB in {len(samples)} rounds"
+                self.wrong.append(f"the resident set grew {grown}")
 
     def document(self) -> dict[str, Any]:
         """Give everything as JSON can hold it."""
