@@ -14,7 +14,7 @@ from tenantry.broker.port import (
     TenantTopology,
 )
 from tenantry.domain.tenant import TenantState
-from tenantry.messages.port import MessageStore, MessageStoreError
+from tenantry.messages.port import ForeignRowsError, MessageStore, MessageStoreError
 from tenantry.messages.sql_access import NoSqlAccess, SqlAccess
 
 log = structlog.get_logger("actors.tenant")
@@ -45,7 +45,11 @@ class Provisioner:
 
     def restore(self, state: TenantState) -> None:
         """Make what is missing of a tenant that exists; its password stays."""
-        self.messages.create_partition(state.tenant_id)
+        try:
+            self.messages.create_partition(state.tenant_id)
+        except ForeignRowsError as error:
+            # Its messages are stored all the same: it need not stand still until somebody comes.
+            log.warning("tenant.foreign_rows", error=str(error))
         self.administration.ensure_topology(topology_of(state))
         self.restore_user(state.tenant_id)
 

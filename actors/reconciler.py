@@ -166,7 +166,7 @@ def _partition(tenant_id: str, partitions: Partitions) -> tuple[Drift, ...]:
     if tenant_id in partitions.whole:
         return ()
     table = names.partition_table_name(tenant_id)
-    return (Drift(kind=DriftKind.PARTITION, found=f"partition {table} was missing"),)
+    return (Drift(kind=DriftKind.PARTITION, found=f"partition {table} was missing or detached"),)
 
 
 def _left(named: Mapping[str, list[str]], partitions: Partitions) -> dict[str, list[str]]:

@@ -139,6 +139,13 @@ class PartitionMissingError(MessageStoreError):
     """The tenant has no partition."""
 
 
+class ForeignRowsError(MessageStoreError):
+    """The tenant's partition was detached by hand, and rows of other tenants put into it.
+
+    It is neither attached again nor dropped. The tenant's messages are stored in it nevertheless.
+    """
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Partitions:
     """Whose messages there is room for: `whole` have partition and counters, `partial` not all."""
@@ -151,7 +158,11 @@ class MessageStore(Protocol):
     """Keeps tenants' messages apart, each stored once."""
 
     def create_partition(self, tenant_id: str) -> None:
-        """Make the tenant's partition and its counters, unless they are there."""
+        """Make the tenant's partition and its counters, unless they are there.
+
+        A partition that was detached is attached again, with what is in it. Raises
+        `ForeignRowsError` where that is other tenants', too.
+        """
 
     def drop_partition(self, tenant_id: str, *, retain: bool) -> int:
         """Drop the tenant's partition and say how many messages went with it.

@@ -16,6 +16,7 @@ from tenantry.messages.insertion import insert, one_line, sift
 from tenantry.messages.port import (
     NOTHING,
     Counts,
+    ForeignRowsError,
     Incoming,
     MessageStoreError,
     Order,
@@ -35,12 +36,18 @@ MAX_BYTES: Final = 16 * 1024 * 1024
 
 _PARTITIONS: Final[LiteralString] = """
 SELECT tenant_id, coalesce(leaf.attached, false) AND totals.tenant_id IS NOT NULL
-FROM (SELECT substr(relname, 10) AS tenant_id, relispartition AS attached
-      FROM pg_class
-      WHERE relnamespace = 'tenantry'::regnamespace AND relkind = 'r'
-        AND starts_with(relname, 'messages_')) AS leaf
+FROM (SELECT substr(c.relname, 10) AS tenant_id, i.inhrelid IS NOT NULL AS attached
+      FROM pg_class AS c
+      LEFT JOIN pg_inherits AS i
+        ON i.inhrelid = c.oid AND i.inhparent = 'public.messages'::regclass
+        AND NOT i.inhdetachpending
+      WHERE c.relnamespace = 'tenantry'::regnamespace AND c.relkind = 'r'
+        AND starts_with(c.relname, 'messages_')) AS leaf
 FULL JOIN tenantry.tenant_counters AS totals USING (tenant_id)
 """
+
+FOREIGN_ROWS: Final = "TN002"
+"""What `tenantry.refuse_foreign_rows` says of a detached partition."""
 
 
 class PostgresMessageStore:
@@ -51,7 +58,7 @@ class PostgresMessageStore:
         self._max_bytes = max_bytes
 
     def create_partition(self, tenant_id: str) -> None:
-        """Make the tenant's partition and counters, unless they are there."""
+        """See `MessageStore.create_partition`."""
         self._call("SELECT tenantry.create_messages_partition(%s)", tenant_id)
 
     def drop_partition(self, tenant_id: str, *, retain: bool) -> int:
@@ -145,4 +152,6 @@ class PostgresMessageStore:
         except DatabaseUnavailableError as error:
             raise StoreUnavailableError(str(error)) from error
         except psycopg.Error as error:
+            if error.sqlstate == FOREIGN_ROWS:
+                raise ForeignRowsError(one_line(error)) from error
             raise MessageStoreError(one_line(error)) from error

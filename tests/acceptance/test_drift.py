@@ -38,6 +38,17 @@ def kinds(program: Program, tenant: Tenant) -> set[str]:
     return {str(kind) for one in repairs(program, tenant) for kind in one["kinds"]}  # type: ignore[attr-defined]
 
 
+def detach_with_foreign_row(program: Program, tenant: Tenant) -> None:
+    """Detach the tenant's partition and put another's row into it, so that it must stay so."""
+    table = f'tenantry."messages_{tenant.id}"'
+    with psycopg.connect(program.database_url) as connection:
+        connection.execute(f"ALTER TABLE public.messages DETACH PARTITION {table}".encode())
+        connection.execute(
+            f"INSERT INTO {table} (tenant_id, id, position, topic, partition, body, created_at)"
+            " VALUES ('other', 'theirs', 0, 'default', 0, '', now())".encode()
+        )
+
+
 def delete(program: Program, path: str) -> None:
     program.management.delete(path).raise_for_status()
 
@@ -128,6 +139,47 @@ def test_a_partition_that_is_gone_is_made_again(often: Program, ledger: Ledger) 
     with ledger.publishing([(tenant.id, tenant.amqp_url)], rate=300):
         ledger.wait_confirmed(50)
     ledger.check(alive=often.check_running)
+
+
+def test_a_partition_that_was_detached_is_attached_again_under_load(
+    often: Program, ledger: Ledger
+) -> None:
+    tenant = often.create()
+    table = f'tenantry."messages_{tenant.id}"'
+    with (
+        psycopg.connect(often.database_url, autocommit=True) as connection,
+        ledger.publishing([(tenant.id, tenant.amqp_url)], rate=300),
+    ):
+        ledger.wait_confirmed(50)
+        detach_with_foreign_row(often, tenant)
+        remains = often.wait_logged("tenant.drift_remains")[0]
+        assert "holds rows of other tenants" in str(remains["error"])
+        assert not repairs(often, tenant)
+        ledger.wait_confirmed(50)
+        connection.execute(f"DELETE FROM {table} WHERE tenant_id = 'other'".encode())
+        eventually(lambda: "partition" in kinds(often, tenant), what="the repair")
+        ledger.wait_confirmed(50)
+    ledger.check(alive=often.check_running)
+    with psycopg.connect(often.database_url) as connection:
+        query = "SELECT count(*) FROM public.messages WHERE tenant_id = %s"
+        row = connection.execute(query, [tenant.id]).fetchone()
+    assert row == (often.runtime(tenant)["stored"],)
+
+
+def test_a_tenant_whose_detached_partition_cant_be_attached_starts_and_stores(
+    running: Program,
+) -> None:
+    tenant = running.create()
+    assert running.stop() == 0
+    detach_with_foreign_row(running, tenant)
+    running.start()
+    running.wait_logged("tenant.foreign_rows")
+    with pika.BlockingConnection(pika.URLParameters(tenant.amqp_url)) as broker:
+        channel = broker.channel()
+        channel.confirm_delivery()
+        channel.basic_publish(tenant.stream, "default", b"{}", mandatory=True)
+    eventually(lambda: running.runtime(tenant)["stored"] == 1, what="the row")
+    assert not repairs(running, tenant)
 
 
 def test_what_drifted_while_the_daemon_was_down_is_repaired_and_recorded_at_its_start(
