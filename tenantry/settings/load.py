@@ -147,7 +147,14 @@ def _find(path: Path | None, environ: Mapping[str, str]) -> Path | None:
     if environ.get("TENANTRY_CONFIG"):
         return Path(environ["TENANTRY_CONFIG"])
     places = (Path("config.toml"), Path("/etc/tenantry/config.toml"))
-    return next((place for place in places if place.is_file()), None)
+    return next((place for place in places if _is_there(place)), None)
+
+
+def _is_there(place: Path) -> bool:
+    try:
+        return place.is_file()
+    except OSError:
+        return True  # Whoever may not look there is told so, not given another configuration.
 
 
 def _read(file: Path) -> dict[str, Any]:
@@ -156,7 +163,10 @@ def _read(file: Path) -> dict[str, Any]:
             return tomllib.load(stream)
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
-        raise SettingsError(f"{file}: the configuration can't be read: {reason}") from None
+        remedy = ""
+        if isinstance(error, PermissionError):
+            remedy = "; join the group that may, or name another with --config"
+        raise SettingsError(f"{file}: the configuration can't be read: {reason}{remedy}") from None
     except ValueError as error:
         raise SettingsError(f"{file}: is not valid TOML: {error}") from None
 

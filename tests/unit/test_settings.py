@@ -106,6 +106,23 @@ def test_a_file_that_was_asked_for_must_be_there(tmp_path: Path) -> None:
         load(tmp_path / "absent.toml", environ={})
 
 
+def test_a_file_that_one_may_not_look_at_is_not_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: Path, *_: object) -> bool:
+        if self.is_absolute():
+            raise PermissionError(13, "Permission denied", str(self))
+        return False
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Path, "is_file", refuse)
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(
+        SettingsError, match=r"/etc/tenantry/config\.toml: .*denied; join the group"
+    ):
+        load(None, environ={})
+
+
 def test_systemd_s_directories_are_taken_and_a_key_wins_over_them(file: Path) -> None:
     systemd = {"STATE_DIRECTORY": "/var/lib/t:/x", "RUNTIME_DIRECTORY": "/run/t"}
     settings = read(file, **systemd)
