@@ -24,10 +24,10 @@ class Observer(Protocol):
         """The journal has taken some events, in `seconds`."""
 
     def actor_failed(self, kind: str) -> None:
-        """A `tenant`, `consumer` or `worker` has failed; its parent sees to what follows."""
+        """A `tenant`, `consumer`, `worker` or the `reconciler` has failed; its parent acts."""
 
     def actor_stuck(self, kind: str) -> None:
-        """A `tenant`, `consumer` or `worker` hangs and is replaced; it counts as failed, too."""
+        """One of these hangs and is replaced; it counts as failed, too."""
 
     def drifted(self, kind: str, outcome: str) -> None:
         """Something outside had changed behind the daemon's back.

@@ -260,7 +260,10 @@ class Supervisor(SupervisedActor):
 
     def _reconciler_failed(self, child: Ref, error: str, *, stuck: bool) -> None:
         """Have it look again at its usual time: without it everything else goes on."""
+        observer = self._ports.tenant.observer
+        observer.actor_failed("reconciler")
         if stuck:
+            observer.actor_stuck("reconciler")
             self._board.departures.replace(child)
             if self._board.state is SystemState.STARTING:
                 self.tell_self(FirstLookDone())

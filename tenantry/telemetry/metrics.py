@@ -24,7 +24,7 @@ LATENCY_MS: Final = (
 BATCH_SIZES: Final = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
 SECONDS: Final = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 
-KINDS: Final = ("tenant", "consumer", "worker")
+KINDS: Final = ("tenant", "consumer", "worker", "reconciler")
 """The kinds of actors that are restarted."""
 
 
