@@ -156,12 +156,10 @@ SELECT b.stream, q.name, b.routing_key
 FROM tenantry.bindings AS b JOIN tenantry.queues AS q ON q.id = b.queue;
 
 -- name: surveyed_users
--- Roles are the whole server's: a tenant's role has a setting in the database where it is one.
+-- Roles are the whole server's: a tenant's role is in the group of the database where it is one.
 -- Whoever may not read what is kept of passwords takes them to be right.
 SELECT r.rolname, r.rolsuper OR r.rolcreaterole OR r.rolcreatedb OR r.rolbypassrls, c.password_hash,
-       EXISTS (SELECT FROM pg_db_role_setting AS s JOIN pg_database AS d ON d.oid = s.setdatabase
-               WHERE s.setrole = r.oid AND d.datname = current_database())
-           AND pg_has_role(r.oid, %(group)s, 'MEMBER')
+       pg_has_role(r.oid, %(group)s, 'MEMBER')
 FROM pg_roles AS r
 LEFT JOIN tenantry.credentials AS c ON r.rolname = format('tenant_%%s_producer', c.tenant_id)
 WHERE r.rolname ~ '^tenant_.+_producer$';

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from urllib.parse import urlsplit, urlunsplit
 
 import httpx
 import psycopg
@@ -15,6 +16,21 @@ from tests.services_rabbitmq import RabbitHost
 from tests.waiting import eventually
 
 TARGETS = (DEFAULT, Target(routing_key="events.1", topic="events", partition=1))
+
+
+@pytest.fixture
+def database_url(empty_database_url: str) -> Iterator[str]:
+    """The URL of a database whose owner is no superuser: it may make roles, as is asked for."""
+    name = urlsplit(empty_database_url).path.lstrip("/")
+    owner = f"owner_of_{name}"
+    with psycopg.connect(empty_database_url, autocommit=True) as connection:
+        connection.execute(f"CREATE ROLE {owner} LOGIN CREATEROLE PASSWORD 'owner'")
+        connection.execute(f"ALTER DATABASE {name} OWNER TO {owner}")
+    yield urlunsplit(urlsplit(empty_database_url)._replace(netloc=f"{owner}:owner@"))
+    with psycopg.connect(empty_database_url, autocommit=True) as connection:
+        connection.execute(f"ALTER DATABASE {name} OWNER TO CURRENT_USER")
+        connection.execute(f"DROP OWNED BY {owner} CASCADE")
+        connection.execute(f"DROP ROLE IF EXISTS {owner}")
 
 
 @pytest.fixture

@@ -131,7 +131,7 @@ class PostgresAdministration:
             queues = connection.execute(self._sql["surveyed_queues"]).fetchall()
             bindings = connection.execute(self._sql["surveyed_bindings"]).fetchall()
             roles = connection.execute(
-                self._sql["surveyed_users"], {"group": users.GROUP}
+                self._sql["surveyed_users"], {"group": users.group_of(connection)}
             ).fetchall()
             passwords = self._passwords(connection)
         return surveyed(queues, bindings, roles, passwords)

@@ -16,9 +16,6 @@ from tenantry.database.pool import Connection
 
 log = structlog.get_logger(__name__)
 
-GROUP: Final = "tenantry_producers"
-"""Whose members may call what is for tenants. A role of the whole server, without a login."""
-
 CONNECTIONS: Final = 100
 """How many connections a tenant may have at once."""
 
@@ -38,17 +35,30 @@ def scram(password: str) -> PasswordHash:
     return PasswordHash(value=f"SCRAM-SHA-256${_ITERATIONS}:{salt64}${stored64}:{server64}")
 
 
+def group_of(connection: Connection) -> str:
+    """Name the role whose members may call what is for tenants.
+
+    Roles are the whole server's, so it has the database's number: who is in it is a tenant here.
+    """
+    row = connection.execute(
+        "SELECT format('tenantry_producers_%s', oid) FROM pg_database"
+        " WHERE datname = current_database()"
+    ).fetchone()
+    return "" if row is None else str(row[0])
+
+
 def ensure_group(connection: Connection) -> None:
     """Make the group and give it its rights in this database."""
-    group = sql.Identifier(GROUP)
-    if not _exists(connection, GROUP):
+    name = group_of(connection)
+    group = sql.Identifier(name)
+    if not _exists(connection, name):
         try:
             with connection.transaction():
                 connection.execute(sql.SQL("CREATE ROLE {} NOLOGIN").format(group))
         except (errors.DuplicateObject, errors.UniqueViolation):
             log.debug("broker.group_made_by_another")
     row = connection.execute(
-        "SELECT has_schema_privilege(%s, 'tenantry', 'USAGE')", [GROUP]
+        "SELECT has_schema_privilege(%s, 'tenantry', 'USAGE')", [name]
     ).fetchone()
     if row is None or not row[0]:
         connection.execute(sql.SQL("GRANT USAGE ON SCHEMA tenantry TO {}").format(group))
@@ -57,7 +67,7 @@ def ensure_group(connection: Connection) -> None:
         " WHERE p.pronamespace = 'tenantry'::regnamespace AND p.prosecdef"
         " AND p.proname IN ('publish', 'publish_bytes', 'publish_many', 'look')"
         " AND NOT has_function_privilege(%s, p.oid, 'EXECUTE')",
-        [GROUP],
+        [name],
     ).fetchall()
     for (signature,) in rows:
         grant = sql.SQL("GRANT EXECUTE ON FUNCTION {} TO {}").format(sql.SQL(signature), group)
@@ -83,14 +93,10 @@ def ensure_user(connection: Connection, name: str, password: PasswordHash) -> No
             sql.Literal(verifier),
         )
     )
-    connection.execute(sql.SQL("GRANT {} TO {}").format(sql.Identifier(GROUP), role))
-    # Roles are the whole server's: this says in which database it is a tenant's.
-    row = connection.execute("SELECT current_database()").fetchone()
-    connection.execute(
-        sql.SQL("ALTER ROLE {} IN DATABASE {} SET tenantry.tenant = {}").format(
-            role, sql.Identifier("" if row is None else row[0]), sql.Literal(name)
-        )
-    )
+    group = sql.Identifier(group_of(connection))
+    connection.execute(sql.SQL("GRANT {} TO {}").format(group, role))
+    # Who is no superuser may end the sessions only of roles that are its own.
+    connection.execute(sql.SQL("GRANT {} TO CURRENT_USER").format(role))
 
 
 def remove_user(connection: Connection, name: str) -> None:
@@ -103,7 +109,8 @@ def remove_user(connection: Connection, name: str) -> None:
     connection.execute(
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = %s", [name]
     )
-    connection.execute(sql.SQL("REVOKE {} FROM {}").format(sql.Identifier(GROUP), role))
+    group = sql.Identifier(group_of(connection))
+    connection.execute(sql.SQL("REVOKE {} FROM {}").format(group, role))
     try:
         with connection.transaction():
             connection.execute(sql.SQL("DROP ROLE {}").format(role))
