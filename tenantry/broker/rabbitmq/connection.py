@@ -15,6 +15,7 @@ from pika.exceptions import AMQPError
 from tenantry.broker.port import BrokerError
 from tenantry.broker.rabbitmq.loop import IoLoop
 from tenantry.broker.rabbitmq.permit import UNLIMITED, Permit, PermittedConnection
+from tenantry.broker.rabbitmq.silence import HEARTBEAT, SilenceWatch
 
 log = structlog.get_logger(__name__)
 
@@ -44,7 +45,7 @@ def parameters(url: str, name: str, permit: Permit = UNLIMITED) -> pika.URLParam
         raise BrokerError(
             "rabbitmq.url is not an AMQP URL: amqp://user:password@host:5672/"
         ) from error
-    wanted.heartbeat = 20
+    wanted.heartbeat = HEARTBEAT
     wanted.socket_timeout = 5
     wanted.stack_timeout = 10
     wanted.connection_attempts = 1
@@ -178,6 +179,8 @@ class Link(Generic[C]):
             self._say_goodbye(connection)
             return
         self._failures = 0
+        if self._ioloop is not None:
+            SilenceWatch(self._ioloop, connection)
         log.info("broker.connected", connection=self._name)
         self._on_open(connection)
 

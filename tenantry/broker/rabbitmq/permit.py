@@ -56,6 +56,8 @@ class PermittedConnection(pika.SelectConnection):
         if self.permit.valid():
             super()._output_marshaled_frames(marshaled_frames)
         else:
-            self._terminate_stream(
-                BrokerUnavailableError(f"the term {self.permit.number} has lapsed")
-            )
+            self.break_off(BrokerUnavailableError(f"the term {self.permit.number} has lapsed"))
+
+    def break_off(self, error: Exception) -> None:
+        """End the connection at once, for this reason: nothing is said on it any more."""
+        self._terminate_stream(error)

@@ -122,6 +122,8 @@ class ReadingConnection(PermittedConnection):
         if not self.is_open:
             super()._on_data_available(data_in)
             return
+        # All that comes is a sign of life, a part of a large body on a slow line as well.
+        self.bytes_received += len(data_in)
         data = self._frame_buffer + data_in if self._frame_buffer else data_in
         self._frame_buffer = b""
         size = len(data)
@@ -146,7 +148,6 @@ class ReadingConnection(PermittedConnection):
                 if frame is not None:
                     self._process_frame(frame)
             offset = stop + 1
-        self.bytes_received += offset
         self._frame_buffer = data[offset:] if offset else data
 
     def _deliver(self, channel: int, data: bytes, at: int) -> None:

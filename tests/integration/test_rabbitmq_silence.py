@@ -1,0 +1,38 @@
+"""A network that swallows what RabbitMQ says is noticed, and a quiet broker is left alone."""
+
+from __future__ import annotations
+
+from urllib.parse import urlsplit
+
+import pytest
+
+from tenantry.broker.rabbitmq.consuming import RabbitConsuming
+from tests.brokers import running
+from tests.faults.proxy import Proxy
+from tests.services_rabbitmq import RabbitHost
+from tests.waiting import eventually
+
+
+def test_a_broker_that_falls_silent_is_left_and_taken_up_again_once_it_speaks(
+    rabbitmq: RabbitHost, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("tenantry.broker.rabbitmq.connection.HEARTBEAT", 2)
+    monkeypatch.setattr("tenantry.broker.rabbitmq.silence.SILENT_AFTER", 4)
+    url = urlsplit(rabbitmq.url)
+    with Proxy((str(url.hostname), int(url.port or 5672))) as proxy:
+        login = url.netloc.rpartition("@")[0]
+        between = url._replace(netloc=f"{login}@127.0.0.1:{proxy.port}").geturl()
+        consuming = RabbitConsuming(between)
+        with running(consuming):
+            eventually(lambda: consuming.connected)
+            # Idle for longer than that: its heartbeats are enough.
+            connection = consuming._lanes._lanes[0].link._connection
+            assert connection is not None
+            eventually(lambda: connection._heartbeat_checker._heartbeat_frames_received >= 5)
+            assert consuming.reconnects == 0
+            proxy.freeze()
+            eventually(lambda: not consuming.connected)
+            # By this watch, not by pika's own, which would need 7 to 14 s.
+            assert "the broker has been silent" in capsys.readouterr().out
+            proxy.thaw()
+            eventually(lambda: consuming.connected)
