@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 from tenantry import __version__
 from tenantry.api.entrance import Entrance
@@ -13,7 +13,7 @@ def describe(settings: Settings, entrance: Entrance, *, database: str) -> dict[s
     """Describe a daemon that listens already; `database` says where that is."""
     return {
         "version": __version__,
-        "rabbitmq": _broker(settings.rabbitmq.url.get_secret_value()),
+        "rabbitmq": _broker(settings),
         "database": {
             "embedded": not settings.database.url.get_secret_value(),
             "where": database,
@@ -29,13 +29,20 @@ def describe(settings: Settings, entrance: Entrance, *, database: str) -> dict[s
     }
 
 
-def _broker(url: str) -> dict[str, str] | None:
+def _broker(settings: Settings) -> dict[str, str] | None:
     """Say where clients find RabbitMQ; None: the broker is embedded."""
-    if not url:
+    management = settings.management_url
+    if management is None:
         return None
-    parts = urlsplit(url)
+    parts = urlsplit(settings.rabbitmq.url.get_secret_value())
     port = parts.port or (5671 if parts.scheme == "amqps" else 5672)
     return {
         "amqp_address": f"{parts.hostname}:{port}",
         "vhost": unquote(parts.path[1:]) or "/",
+        "management_url": _without_user(management.get_secret_value()),
     }
+
+
+def _without_user(url: str) -> str:
+    parts = urlsplit(url)
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))

@@ -265,6 +265,10 @@ class Queues(Protocol):
 class Probes(Protocol):
     """Makes users that may on the broker what a tenant's user really may, at this moment."""
 
+    @property
+    def management_address(self) -> str | None:
+        """Where the broker's management API is, if it has one: a URL without a user."""
+
     def sweep(self) -> None:
         """Remove what a daemon that died has left. Raises `BrokerError`."""
 

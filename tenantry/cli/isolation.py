@@ -56,7 +56,8 @@ def verify_isolation(
     """Prove that tenants can't reach one another.
 
     Each tenant (all, if none is named) connects with its own credentials and tries to write and
-    to read what is its own and what is every other tenant's. No message is left behind or taken.
+    to read what is its own and what is every other tenant's, and RabbitMQ's management
+    API. No message is left behind or taken.
     In the database a role is made for a while that reads with SQL as the tenant's may. Exits with 1
     on any leak, and where there is no verdict.
 
@@ -79,7 +80,13 @@ def verify_isolation(
         accesses = _accesses(client, everybody, tenant_ids, given)
         say = output.notice if as_json else click.echo
         with output.working("examining"):
-            report = verify(accesses, everybody, say=say, amqp_address=amqp_address)
+            report = verify(
+                accesses,
+                everybody,
+                say=say,
+                amqp_address=amqp_address,
+                management=_management(client),
+            )
     except ProducerError as error:
         raise CommandError(str(error)) from error
     rows = _daemons_proof(client, tuple(one.names.tenant_id for one in accesses), broker=False)
@@ -88,6 +95,12 @@ def verify_isolation(
         found[name] += rows[name]
     found["isolated"] = found["isolated"] and rows["isolated"]
     _finish(found, as_json=as_json, told=len(report.leaks), denied=len(report.denials))
+
+
+def _management(client: ControlClient) -> str | None:
+    """Ask the daemon where RabbitMQ's management API is; None, if its broker has none."""
+    broker = client.call("GET", "/info").get("rabbitmq")
+    return broker.get("management_url") if broker else None
 
 
 def _daemons_proof(

@@ -127,7 +127,12 @@ class IsolationProver:
     ) -> tuple[Check, ...]:
         with probes.probe(mine.tenant_id) as credentials:
             access = TenantAccess(names=mine, credentials=credentials)
-            return verify_isolation([access], [mine, *others], say=lambda _line: None).checks
+            return verify_isolation(
+                [access],
+                [mine, *others],
+                say=lambda _line: None,
+                management=probes.management_address,
+            ).checks
 
     def _in_database(self, mine: TenantNames, others: Sequence[TenantNames]) -> Iterator[Check]:
         for excess in self._database.excess(mine.tenant_id):

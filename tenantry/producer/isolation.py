@@ -1,6 +1,7 @@
 """Proves with tenants' own credentials what each can reach on the broker, and what it can't.
 
-What is tried is in `isolation_amqp` (RabbitMQ) and `isolation_sql` (the embedded broker).
+What is tried is in `isolation_amqp` and `isolation_management` (RabbitMQ) and in `isolation_sql`
+(the embedded broker).
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
-from tenantry.producer import isolation_amqp, isolation_sql
+from tenantry.producer import isolation_amqp, isolation_management, isolation_sql
 from tenantry.producer.access import ProducerError, Say, TenantAccess, TenantNames
 from tenantry.producer.checks import Check, IsolationReport, Notes
 from tenantry.producer.link import Link, LinkError, at_address
@@ -25,14 +26,18 @@ def verify_isolation(
     *,
     say: Say,
     amqp_address: str | None = None,
+    management: str | None = None,
 ) -> IsolationReport:
     """Try each tenant's credentials on its own objects and on those of all others.
 
-    Says a line for each pair, in order. Threads of its own examine several tenants at once and
+    With `management`, the address of RabbitMQ's management API, that is tried as well. Says a line
+    for each pair, in order. Threads of its own examine several tenants at once and
     have ended when this returns. Raises `ProducerError` where the broker gives no verdict.
     """
     with ThreadPoolExecutor(max_workers=AT_ONCE, thread_name_prefix="isolation") as pool:
-        found = pool.map(lambda access: _examine(access, everybody, amqp_address), accesses)
+        found = pool.map(
+            lambda access: _examine(access, everybody, amqp_address, management), accesses
+        )
         checks: list[Check] = []
         for access, mine in zip(accesses, found, strict=True):
             _tell(access.names, everybody, mine, say)
@@ -41,7 +46,10 @@ def verify_isolation(
 
 
 def _examine(
-    access: TenantAccess, everybody: Sequence[TenantNames], amqp_address: str | None
+    access: TenantAccess,
+    everybody: Sequence[TenantNames],
+    amqp_address: str | None,
+    management: str | None,
 ) -> list[Check]:
     tenant_id = access.names.tenant_id
     try:
@@ -54,6 +62,8 @@ def _examine(
     try:
         link.open()
         checks = isolation_amqp.own(link, access.names)
+        if management is not None:
+            checks += isolation_management.own(management, access.credentials, access.names)
         for other in everybody:
             if other.tenant_id != tenant_id:
                 checks += isolation_amqp.foreign(link, access.names, other)

@@ -49,6 +49,7 @@ def test_it_is_proven_without_any_password_and_every_leak_is_found(program: Prog
     tried = {(check["owner"], check["target"]) for check in proof.json["checks"]}
     assert (other.id, f"{other.stream} (by deleting it)") in tried
     assert (other.id, f"tenantry.messages_{other.id}") in tried
+    assert (one.id, "/api/queues (the management API)") in tried
     assert probes_left(program) == []
     publish(one, "2")  # the password is as it was
     eventually(lambda: program.runtime(one)["stored"] == 2)

@@ -78,6 +78,7 @@ def test_the_producer_runs_twice_and_isolation_is_proven(running: Program) -> No
             eventually(lambda one=tenant_id: settled(running, one) == 120, what="120 messages")
         proof = running.cli("verify-isolation", "--json")
         assert proof.code == 0, proof.stderr
+        assert "/api/whoami (the management API)" in {one["target"] for one in proof.json["checks"]}
     finally:
         # Their names are not this test's own, as those of other tests are.
         for tenant_id in ("1", "2"):

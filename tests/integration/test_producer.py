@@ -396,6 +396,38 @@ def test_a_tenant_shut_out_of_its_own_stream_is_reported(api: BrokerApi) -> None
     ]
 
 
+def test_a_user_that_reaches_the_management_api_is_a_leak(api: BrokerApi) -> None:
+    produce(small(ensure_access=False, batches=1), api, say=lambda _line: None)
+    access, everybody = api.access("1"), every_tenant(api)
+    base = api.http.base_url
+    address = f"{base.scheme}://{base.host}:{base.port}"
+    refused = verify_isolation([access], everybody, say=lambda _line: None, management=address)
+    assert refused.holds
+    tried = {one.target: one.allowed for one in refused.checks if "management API" in one.target}
+    assert tried == {
+        "/api/whoami (the management API)": False,
+        "/api/queues (the management API)": False,
+    }
+    password = access.credentials.password
+    for tags in ("management", "monitoring"):
+        body = {"password": password, "tags": tags}
+        api.http.put(f"/users/{api.user('1')}", json=body).raise_for_status()
+        leaky = verify_isolation([access], everybody, say=lambda _line: None, management=address)
+        assert {one.target for one in leaky.leaks} == tried.keys()
+
+
+def test_a_management_api_that_gives_no_answer_gives_no_verdict(api: BrokerApi) -> None:
+    produce(small(ensure_access=False, batches=1), api, say=lambda _line: None)
+    access = api.access("1")
+    base = api.http.base_url
+    for address, reason in (
+        ("http://127.0.0.1:1", "can't be reached"),
+        (f"http://{base.host}:{base.port}/nowhere", "answered 404"),
+    ):
+        with pytest.raises(ProducerError, match=f"tenant 1's access can't be judged.*{reason}"):
+            verify_isolation([access], [access.names], say=lambda _line: None, management=address)
+
+
 def test_credentials_that_don_t_work_are_an_error_and_no_verdict(api: BrokerApi) -> None:
     produce(small(ensure_access=False, batches=1), api, say=lambda _line: None)
     right = api.access("1")

@@ -54,6 +54,8 @@ class NoDatabase:
 class LockedBroker:
     """A broker that gives no probe."""
 
+    management_address = None
+
     def __init__(self) -> None:
         self.swept = 0
 

@@ -26,6 +26,11 @@ class RabbitProbes:
         vhost = hashlib.sha256(administration.virtual_host.encode()).hexdigest()
         self._prefix = f"tenantry_probe_{vhost[:8]}_"
 
+    @property
+    def management_address(self) -> str:
+        """See `Probes.management_address`."""
+        return self._management.address
+
     def sweep(self) -> None:
         """See `Probes.sweep`."""
         for user in self._management.users():
