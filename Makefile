@@ -5,18 +5,23 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Most of a test is waiting for the program it has started: four at once keep two cores busy.
 JOBS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2); echo $$(( n > 4 ? n : 4 )))
+# The suite starts Python hundreds of times: it must not compile everything each time anew.
+PYTEST = PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench format clean
+.PHONY: help demo test test-thorough check bench format clean
 
 help: ## what there is
-	@awk -F':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.runs ## the main job, end to end, on this machine
 	@$(BIN)/tenantry demo
 
 test: $(VENV)/.installed broker ## the whole test suite, against a real RabbitMQ and a real PostgreSQL
-	@$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(PYTEST_ARGS)
+	@$(PYTEST) $(PYTEST_ARGS)
+
+test-thorough: $(VENV)/.installed broker ## the same at full depth, every process started as users start it
+	@HYPOTHESIS_PROFILE=thorough TENANTRY_TEST_PRELOADED=no $(PYTEST) $(PYTEST_ARGS)
 
 check: $(VENV)/.installed ## formatting, lint, types, import rules
 	@$(BIN)/ruff format --check .

@@ -2,41 +2,43 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 
-import hypothesis
+import httpx
 import pytest
 import structlog
 
 from tenantry.database.pool import Database
-from tests import services_postgres, services_rabbitmq
+from tests import depth, services_postgres, services_rabbitmq
+from tests.preloaded import Preloaded
 
-# How long a machine takes says nothing about what is tested.
-hypothesis.settings.register_profile(
-    "anywhere", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
-)
-hypothesis.settings.load_profile("anywhere")
+# To make a TLS context, which every client of httpx wants, all the world's certificates are read.
+httpx._transports.default.create_ssl_context = functools.cache(httpx.create_ssl_context)
+
+depth.load()
 
 _postgres = services_postgres.PostgresService()
 _rabbitmq = services_rabbitmq.RabbitService()
+_preloaded = Preloaded()
 
 
 def pytest_configure(config: pytest.Config) -> None:
     # Once a run, by the controller: xdist's workers inherit the environment that names them.
     if hasattr(config, "workerinput") or config.option.collectonly:
         return
-    with ThreadPoolExecutor(max_workers=2) as pool:
-        starting = [pool.submit(service.start) for service in (_postgres, _rabbitmq)]
+    with ThreadPoolExecutor(max_workers=3) as pool:
+        starting = [pool.submit(one.start) for one in (_postgres, _rabbitmq, _preloaded)]
     for one in starting:
         one.result()
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
-    try:
-        _rabbitmq.stop()
-    finally:
-        _postgres.stop()
+    with ExitStack() as stack:
+        for service in (_postgres, _rabbitmq, _preloaded):
+            stack.callback(service.stop)
 
 
 @pytest.fixture(autouse=True)

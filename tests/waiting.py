@@ -8,14 +8,19 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
+LEAST, MOST = 0.005, 0.1
+"""Seconds between two looks."""
+
 
 def eventually(look: Callable[[], T], *, timeout: float = 10.0, what: str = "") -> T:
     """Give what `look` returns once that is true; fail when it has not become so in time."""
-    until = time.monotonic() + timeout
+    began = time.monotonic()
+    until = began + timeout
     while True:
         found = look()
         if found:
             return found
         if time.monotonic() > until:
             raise AssertionError(f"not within {timeout:g} s: {what or look}")
-        time.sleep(0.005)
+        # What is waited for needs the processor, too: looks get rarer the longer it takes.
+        time.sleep(min(MOST, max(LEAST, (time.monotonic() - began) / 10)))

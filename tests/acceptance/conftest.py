@@ -18,9 +18,12 @@ logging.getLogger("pika").setLevel(logging.CRITICAL + 1)
 
 
 @pytest.fixture
-def program(rabbitmq: RabbitHost, database_url: str) -> Iterator[Program]:
+def program(
+    request: pytest.FixtureRequest, rabbitmq: RabbitHost, database_url: str
+) -> Iterator[Program]:
     """A daemon that has not been started yet."""
     with Program(rabbitmq, database_url) as made:
+        made.own_interpreter |= request.node.get_closest_marker("own_interpreter") is not None
         yield made
         assert "Traceback" not in made.stderr
 

@@ -26,6 +26,7 @@ import pika
 import psycopg
 from psycopg import sql
 
+from tests import preloaded
 from tests.services_rabbitmq import RabbitHost
 from tests.waiting import eventually
 
@@ -104,7 +105,9 @@ class Program:
         self.config.touch()
         self.settings: dict[str, str] = {}
         self._tag = secrets.token_hex(4)
-        self._process: subprocess.Popen[bytes] | None = None
+        self.own_interpreter = not preloaded.available()
+        """Whether each process loads the program itself, as a user's does."""
+        self._process: subprocess.Popen[bytes] | preloaded.Popen | None = None
         parts = urlsplit(host.management_url if host else "")
         self.management = httpx.Client(
             base_url=f"http://{parts.hostname}:{parts.port}/api" if host else "",
@@ -151,11 +154,12 @@ class Program:
             **settings,
         }
 
-    def spawn(self, **settings: str) -> subprocess.Popen[bytes]:
+    def spawn(self, **settings: str) -> subprocess.Popen[bytes] | preloaded.Popen:
         """Start the daemon and wait for nothing."""
         assert not self.running
         with self.log.open("ab") as log:
-            self._process = subprocess.Popen(
+            start = subprocess.Popen if self.own_interpreter else preloaded.Popen
+            self._process = start(
                 [*COMMAND, "run"],
                 cwd=self.directory,
                 env=self.environment(**settings),
@@ -185,16 +189,19 @@ class Program:
 
     def _run(self, command: list[str], environment: dict[str, str], timeout: float = 60) -> Ended:
         began = time.monotonic()
-        ended = subprocess.run(
-            command,
-            cwd=self.directory,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-            check=False,
-        )
+        if self.own_interpreter:
+            ended = subprocess.run(
+                command,
+                cwd=self.directory,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                timeout=timeout,
+                check=False,
+            )
+        else:
+            ended = preloaded.run(command, cwd=self.directory, env=environment, timeout=timeout)
         return Ended(
             code=ended.returncode,
             stdout=ended.stdout,
@@ -203,7 +210,7 @@ class Program:
         )
 
     @property
-    def process(self) -> subprocess.Popen[bytes]:
+    def process(self) -> subprocess.Popen[bytes] | preloaded.Popen:
         assert self._process is not None, "the daemon was not started"
         return self._process
 

@@ -47,7 +47,7 @@ def test_what_expires_and_what_is_alike_is_listed_counted_and_replayed(running: 
         lambda: len(found := listed(running, tenant)) == 4 and found, timeout=FOUND_WITHIN
     )
     assert [one["reason"] for one in letters] == ["expired"] * 4
-    assert running.runtime(tenant)["dead_lettered"] == 4
+    eventually(lambda: running.runtime(tenant)["dead_lettered"] == 4, what="4 counted")
     kinds = [one["type"] for one in running.get(f"/tenants/{tenant.id}/events")["data"]]
     assert kinds.count("MessageDeadLettered") == 4
 

@@ -9,9 +9,12 @@ from functools import partial
 
 import httpx
 import psutil
+import pytest
 
 from tests.acceptance.program import Program
 from tests.waiting import eventually
+
+pytestmark = pytest.mark.own_interpreter
 
 
 def front_of(program: Program) -> int | None:

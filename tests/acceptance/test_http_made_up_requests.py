@@ -13,10 +13,11 @@ import pytest
 
 from tests.acceptance.program import Program
 from tests.api_cases import ENDING, MODES, OPERATIONS, attack, load
+from tests.depth import examples
 from tests.fakes.api import SECRET
 from tests.waiting import eventually
 
-EXAMPLES = int(os.environ.get("TENANTRY_TEST_MADE_UP", "5"))
+EXAMPLES = int(os.environ.get("TENANTRY_TEST_MADE_UP", examples(2, 20)))
 
 
 def _bearer(program: Program, *arguments: str) -> dict[str, str]:

@@ -55,6 +55,7 @@ def test_no_password_is_logged_stored_or_passed_as_an_argument(rabbitmq: RabbitH
         ).raise_for_status()
         host = urlsplit(rabbitmq.url).netloc.rpartition("@")[2]
         management = urlsplit(rabbitmq.management_url).netloc.rpartition("@")[2]
+        program.own_interpreter = True  # its arguments are looked at
         program.settings = {
             "RABBITMQ_URL": f"amqp://{admin}:{BROKER_SECRET}@{host}/{rabbitmq.vhost}",
             "RABBITMQ_MANAGEMENT_URL": f"http://{management}",

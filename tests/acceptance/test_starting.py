@@ -14,6 +14,8 @@ import pytest
 from tests.acceptance.program import ROOT, Program
 from tests.waiting import eventually
 
+pytestmark = pytest.mark.own_interpreter
+
 SLOWEST = 5.0
 """Seconds the contract allows."""
 

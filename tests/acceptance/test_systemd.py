@@ -15,6 +15,8 @@ from tests.acceptance.program import Program
 from tests.services_rabbitmq import RabbitHost
 from tests.waiting import eventually
 
+pytestmark = pytest.mark.own_interpreter
+
 WATCHDOG_SECONDS = 1.5
 
 

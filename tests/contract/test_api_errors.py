@@ -23,6 +23,7 @@ from tenantry.messages.port import (
     PartitionMissingError,
     StoreUnavailableError,
 )
+from tests.depth import examples
 from tests.fakes.api import Served, World, serving
 
 
@@ -299,7 +300,9 @@ TARGETS: list[Callable[[Served, bytes], httpx.Response]] = [
     lambda api, body: _call(api, "POST", "/tenants/acme/topics", body),
 ]
 FUZZED = settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=examples(50, 300),
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 
 

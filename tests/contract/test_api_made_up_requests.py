@@ -13,9 +13,10 @@ from tenantry.broker.port import QueuedLetter
 from tenantry.messages.dead_letters import Judged
 from tenantry.messages.port import Incoming
 from tests.api_cases import MODES, OPERATIONS, UNDESCRIBED, Api, attack, load
+from tests.depth import examples
 from tests.fakes.api import SECRET, World, serving
 
-EXAMPLES = 10
+EXAMPLES = examples(4, 30)
 TENANTS = ("acme", "other")
 
 

@@ -30,6 +30,7 @@ from tenantry.messages.port import (
 )
 from tenantry.messages.postgres import PostgresMessageStore
 from tenantry.messages.reader import PostgresPageReader
+from tests.depth import examples
 
 TENANT = "t"
 
@@ -351,7 +352,9 @@ json_values = st.recursive(
 
 
 @settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=examples(30, 200),
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(
     bodies=st.lists(

@@ -22,6 +22,7 @@ from tenantry.messages.port import Incoming
 from tenantry.messages.postgres import PostgresMessageStore
 from tests import brokers
 from tests.brokers import Broker, RecordingSink, bodies
+from tests.depth import examples
 from tests.services_postgres import in_database
 
 ENQUEUE = """
@@ -188,7 +189,9 @@ def test_a_segment_with_a_message_that_waits_is_not_truncated(
     assert bodies(subscribed(broker, tenant).received(9)) == expected
 
 
-@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=examples(15, 60), suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(key=st.text(st.characters(exclude_characters="\x00", exclude_categories=["Cs"])))
 def test_a_keys_checksum_is_zlibs(database: Database, key: str) -> None:
     with database.connection() as connection:

@@ -40,6 +40,7 @@ from tenantry.journal.tenants import load_tenant, tenant_events
 from tenantry.projections.memory import InMemoryTenantDirectory, InMemoryTenantProjection
 from tenantry.projections.port import TenantDirectory
 from tenantry.projections.tenants import PostgresTenantDirectory, TenantProjection
+from tests.depth import examples
 from tests.property.strategies import commands, events
 from tests.services_postgres import admin_url, drop_database, fresh_database
 
@@ -233,11 +234,13 @@ COMMON: dict[str, Any] = {
 
 def test_the_store_in_memory_is_the_model() -> None:
     run_state_machine_as_test(
-        InMemoryModel, settings=settings(max_examples=60, stateful_step_count=40, **COMMON)
+        InMemoryModel,
+        settings=settings(max_examples=examples(20, 100), stateful_step_count=40, **COMMON),
     )
 
 
 def test_the_store_on_postgresql_is_the_model() -> None:
     run_state_machine_as_test(
-        PostgresModel, settings=settings(max_examples=20, stateful_step_count=30, **COMMON)
+        PostgresModel,
+        settings=settings(max_examples=examples(8, 40), stateful_step_count=30, **COMMON),
     )

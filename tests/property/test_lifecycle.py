@@ -10,6 +10,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from tenantry.domain.commands import PauseTenant, RequestDeletion, ResizeWorkers, ResumeTenant
 from tenantry.domain.tenant import Lifecycle
 from tenantry.messages.port import MessageStoreError, StoreUnavailableError
+from tests.depth import examples
 from tests.fakes.actors import Tree, message
 from tests.waiting import eventually
 
@@ -128,7 +129,7 @@ class TenantLife(RuleBasedStateMachine):
 
 
 TenantLife.TestCase.settings = settings(
-    max_examples=25,
+    max_examples=examples(15, 100),
     stateful_step_count=20,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],

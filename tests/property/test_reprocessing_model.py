@@ -25,6 +25,7 @@ from tenantry.messages.dead_letters import EVERYTHING, Judged, Selection, Work
 from tenantry.messages.dead_letters_memory import InMemoryDeadLetterIndex
 from tenantry.messages.port import Incoming
 from tenantry.reprocessing.reprocessing import Reprocessing
+from tests.depth import examples
 from tests.fakes.api import FakeDeadLetters
 
 TENANT = "acme"
@@ -276,4 +277,6 @@ class Replays(RuleBasedStateMachine):
 
 
 TestReplays = Replays.TestCase
-TestReplays.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
+TestReplays.settings = settings(
+    max_examples=examples(40, 300), stateful_step_count=40, deadline=None
+)

@@ -18,6 +18,7 @@ from tenantry.terms.candidate import Candidate
 from tenantry.terms.lease import LEASE, MARGIN, Term
 from tenantry.terms.memory import InMemoryTerms
 from tenantry.terms.port import Holder, Standing, TermsUnavailableError
+from tests.depth import examples
 
 DRIFT = 0.05
 """How much faster or slower than it should a daemon's clock may run."""
@@ -196,7 +197,9 @@ class Terms(RuleBasedStateMachine):
         assert any(one.leads for one in self.daemons.values())
 
 
-Terms.TestCase.settings = settings(max_examples=150, stateful_step_count=60, deadline=None)
+Terms.TestCase.settings = settings(
+    max_examples=examples(50, 300), stateful_step_count=60, deadline=None
+)
 TestTerms = Terms.TestCase
 
 

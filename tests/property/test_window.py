@@ -12,6 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from actors.messages import Batch
 from actors.window import Settlement, Window
 from tenantry.broker.port import Delivery
+from tests.depth import examples
 from tests.fakes.actors import message
 
 COMMITTED, REJECTED, HELD, LEFT = "committed", "rejected", "held", "left"
@@ -114,7 +115,9 @@ class Settling(RuleBasedStateMachine):
 
 
 TestSettling = Settling.TestCase
-TestSettling.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+TestSettling.settings = settings(
+    max_examples=examples(50, 300), stateful_step_count=40, deadline=None
+)
 
 
 def test_while_nothing_is_held_one_ack_settles_many_batches() -> None:
