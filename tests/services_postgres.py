@@ -6,6 +6,7 @@ import hashlib
 import os
 import shutil
 import signal
+import subprocess
 import tempfile
 import uuid
 from collections.abc import Iterator
@@ -21,6 +22,9 @@ from tenantry.database.migrations import migrate, migrations
 
 ENVIRONMENT = "TENANTRY_TEST_DATABASE_URL"
 """Names the server's URL to every worker of a test run; set beforehand, that server is used."""
+
+SEED_ENVIRONMENT = "TENANTRY_TEST_POSTGRES_SEED"
+"""Names a data directory of which nothing has been made use of, for servers of tests' own."""
 
 TEMPLATE_LOCK = 0x74656D706C617465
 
@@ -39,6 +43,11 @@ class PostgresService:
             return url
         self._directory = Path(tempfile.mkdtemp(prefix="tenantry-test-pg-"))
         self._server = EmbeddedPostgres(self._directory / "postgres")
+        self._server.start()
+        self._server.stop()
+        seed = self._directory / "seed"
+        _copy(self._directory / "postgres", seed)
+        os.environ[SEED_ENVIRONMENT] = str(seed)
         url = self._server.start()
         with psycopg.connect(url, autocommit=True) as connection:
             # Thrown away after the run: nothing here need outlive a power cut.
@@ -52,11 +61,25 @@ class PostgresService:
         """Stop the server this object started, and remove its data."""
         if self._server is not None:
             os.environ.pop(ENVIRONMENT, None)
+            os.environ.pop(SEED_ENVIRONMENT, None)
             self._server.stop()
             self._server = None
         if self._directory is not None:
             shutil.rmtree(self._directory, ignore_errors=True)
             self._directory = None
+
+
+def own_server(data_dir: Path) -> EmbeddedPostgres:
+    """Give a server of a test's own; its data is a copy, as to make it takes a second or two."""
+    seed = os.environ.get(SEED_ENVIRONMENT)
+    if seed:
+        _copy(Path(seed), data_dir)
+    return EmbeddedPostgres(data_dir)
+
+
+def _copy(data_dir: Path, to: Path) -> None:
+    # With owners and modes: the server may run as another user than the tests.
+    subprocess.run(["cp", "-a", str(data_dir), str(to)], check=True)
 
 
 def admin_url() -> str:

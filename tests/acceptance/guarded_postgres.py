@@ -12,7 +12,7 @@ from urllib.parse import urlsplit, urlunsplit
 import psycopg
 from psycopg import sql
 
-from tenantry.database.embedded import EmbeddedPostgres
+from tests.services_postgres import own_server
 
 USER = "guarded"
 
@@ -32,7 +32,7 @@ class GuardedPostgres:
 @contextmanager
 def guarded_postgres(password: str) -> Iterator[GuardedPostgres]:
     with tempfile.TemporaryDirectory(prefix="tnt-pg-") as directory:
-        server = EmbeddedPostgres(Path(directory) / "pg")
+        server = own_server(Path(directory) / "pg")
         url = server.start()
         try:
             with psycopg.connect(url, autocommit=True) as connection:

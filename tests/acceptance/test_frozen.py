@@ -12,7 +12,7 @@ from tenantry.database.embedded import EmbeddedPostgres
 from tests.acceptance.program import Program
 from tests.acceptance.test_outages import wait_consuming
 from tests.ledger import Ledger
-from tests.services_postgres import frozen
+from tests.services_postgres import frozen, own_server
 from tests.services_rabbitmq import RabbitHost
 from tests.waiting import eventually
 
@@ -21,7 +21,7 @@ from tests.waiting import eventually
 def server() -> Iterator[EmbeddedPostgres]:
     """A PostgreSQL of the test's own: nobody else shall freeze with it."""
     with tempfile.TemporaryDirectory(prefix="tnt-pg-") as directory:
-        made = EmbeddedPostgres(Path(directory) / "pg")
+        made = own_server(Path(directory) / "pg")
         made.start()
         try:
             yield made

@@ -13,7 +13,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from tenantry.broker.rabbitmq.node import PrivateNode
-from tenantry.database.embedded import EmbeddedPostgres
+from tests.services_postgres import own_server
 
 RABBITMQCTL = Path("/usr/lib/rabbitmq/bin/rabbitmqctl")
 
@@ -24,7 +24,7 @@ class Postgres:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self._data = directory / "data"
-        self._server = EmbeddedPostgres(self._data)
+        self._server = own_server(self._data)
         self.url = ""
 
     def start(self) -> None:

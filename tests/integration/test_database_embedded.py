@@ -19,6 +19,7 @@ import psycopg
 import pytest
 
 from tenantry.database.embedded import EmbeddedPostgres, EmbeddedPostgresError
+from tests.services_postgres import own_server
 
 
 @pytest.fixture
@@ -31,6 +32,14 @@ def state_dir() -> Iterator[Path]:
 
 @pytest.fixture
 def server(state_dir: Path) -> Iterator[EmbeddedPostgres]:
+    one = own_server(state_dir / "pg")
+    yield one
+    one.stop()
+
+
+@pytest.fixture
+def new_server(state_dir: Path) -> Iterator[EmbeddedPostgres]:
+    """One that has to make its data first."""
     one = EmbeddedPostgres(state_dir / "pg")
     yield one
     one.stop()
@@ -63,8 +72,8 @@ def test_a_restart_keeps_the_data(server: EmbeddedPostgres) -> None:
     assert ask(url, "SELECT n FROM kept") == 7
 
 
-def test_it_is_safe_durable_and_private(server: EmbeddedPostgres, state_dir: Path) -> None:
-    url = server.start()
+def test_it_is_safe_durable_and_private(new_server: EmbeddedPostgres, state_dir: Path) -> None:
+    url = new_server.start()
     assert ask(url, "SHOW fsync") == "on"
     assert ask(url, "SHOW synchronous_commit") == "on"
     assert ask(url, "SHOW full_page_writes") == "on"
@@ -74,18 +83,18 @@ def test_it_is_safe_durable_and_private(server: EmbeddedPostgres, state_dir: Pat
     assert stat.S_IMODE((state_dir / "pg").stat().st_mode) == 0o700
     socket = Path(str(ask(url, "SHOW unix_socket_directories")).strip('"')) / ".s.PGSQL.5432"
     assert stat.S_IMODE(socket.stat().st_mode) == 0o700
-    assert list(server.log_dir.glob("*.log"))
+    assert list(new_server.log_dir.glob("*.log"))
     assert not postmaster(state_dir / "pg").net_connections("inet")
 
 
 def test_none_of_our_environment_reaches_the_server(
-    server: EmbeddedPostgres, state_dir: Path, monkeypatch: pytest.MonkeyPatch
+    new_server: EmbeddedPostgres, state_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TENANTRY_JWT_SECRET", "s3cret")
     monkeypatch.setenv("LC_ALL", "xx_XX.nonsense")
     monkeypatch.setenv("PGPORT", "1")
     monkeypatch.setenv("PGDATA", "/nowhere")
-    url = server.start()
+    url = new_server.start()
     assert ask(url, "SELECT 1") == 1
     assert "TENANTRY_JWT_SECRET" not in postmaster(state_dir / "pg").environ()
 
@@ -206,20 +215,22 @@ def test_a_private_directory_that_somebody_else_has_taken_is_refused(
 
 
 def test_half_made_data_of_an_interrupted_start_is_made_anew(
-    server: EmbeddedPostgres, state_dir: Path
+    new_server: EmbeddedPostgres, state_dir: Path
 ) -> None:
     (state_dir / ".pg.new").mkdir()
     (state_dir / ".pg.new" / "PG_VERSION").write_text("18\n")
     (state_dir / "pg").mkdir()
-    assert ask(server.start(), "SELECT 1") == 1
+    assert ask(new_server.start(), "SELECT 1") == 1
     assert not (state_dir / ".pg.new").exists()
 
 
-def test_somebody_elses_directory_is_left_alone(server: EmbeddedPostgres, state_dir: Path) -> None:
+def test_somebody_elses_directory_is_left_alone(
+    new_server: EmbeddedPostgres, state_dir: Path
+) -> None:
     (state_dir / "pg").mkdir()
     (state_dir / "pg" / "letter.txt").write_text("dear")
     with pytest.raises(EmbeddedPostgresError, match="neither empty nor"):
-        server.start()
+        new_server.start()
     assert (state_dir / "pg" / "letter.txt").read_text() == "dear"
 
 

@@ -4,18 +4,31 @@ from __future__ import annotations
 
 import os
 import signal
+import tempfile
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import psycopg
+import pytest
 
-from tenantry.database.embedded import EmbeddedPostgres
 from tenantry.database.keeper import PostgresKeeper
+from tests.services_postgres import own_server
 from tests.waiting import eventually
 
 
-def test_a_server_that_is_killed_is_started_again_with_its_data(tmp_path: Path) -> None:
-    server = EmbeddedPostgres(tmp_path / "postgres")
+@pytest.fixture
+def directory() -> Iterator[Path]:
+    """Not below pytest's own directory: each run that starts makes that private again.
+
+    Under root the server runs as another user, who must get there.
+    """
+    with tempfile.TemporaryDirectory(prefix="tnt-pg-") as made:
+        yield Path(made)
+
+
+def test_a_server_that_is_killed_is_started_again_with_its_data(directory: Path) -> None:
+    server = own_server(directory / "postgres")
     url = server.start()
     keeper = PostgresKeeper(server, every=0.05)
     thread = threading.Thread(target=keeper.run)
@@ -23,7 +36,7 @@ def test_a_server_that_is_killed_is_started_again_with_its_data(tmp_path: Path) 
     try:
         with psycopg.connect(url, autocommit=True) as connection:
             connection.execute("CREATE TABLE kept AS SELECT 42 AS n")
-        pid = int((tmp_path / "postgres" / "postmaster.pid").read_text().split()[0])
+        pid = int((directory / "postgres" / "postmaster.pid").read_text().split()[0])
         os.kill(pid, signal.SIGKILL)
 
         def answers() -> bool:

@@ -20,6 +20,7 @@ import pytest
 from tenantry.database.embedded import EmbeddedPostgres
 from tenantry.database.errors import DatabaseUnavailableError, DatabaseUrlError
 from tenantry.database.pool import Connection, Database
+from tests.services_postgres import own_server
 
 SECRET = "s3cret-pässword"
 
@@ -28,7 +29,7 @@ SECRET = "s3cret-pässword"
 def server() -> Iterator[EmbeddedPostgres]:
     """A server of the test's own, to stop and start at will."""
     directory = Path(tempfile.mkdtemp(prefix="tenantry-pool-"))
-    own = EmbeddedPostgres(directory / "pg")
+    own = own_server(directory / "pg")
     own.start()
     yield own
     own.stop()

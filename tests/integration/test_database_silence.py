@@ -14,13 +14,13 @@ import pytest
 from tenantry.database.embedded import EmbeddedPostgres
 from tenantry.database.pool import Database
 from tenantry.database.silence import Silence, bounded
-from tests.services_postgres import frozen
+from tests.services_postgres import frozen, own_server
 
 
 @pytest.fixture
 def server() -> Iterator[EmbeddedPostgres]:
     with tempfile.TemporaryDirectory(prefix="tnt-pg-") as directory:
-        made = EmbeddedPostgres(Path(directory) / "pg")
+        made = own_server(Path(directory) / "pg")
         made.start()
         try:
             yield made

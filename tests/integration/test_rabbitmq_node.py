@@ -28,9 +28,15 @@ from tests.waiting import eventually
 pytestmark = pytest.mark.timeout(180)
 
 
-@pytest.fixture
-def node(tmp_path: Path) -> Iterator[PrivateNode]:
-    with PrivateNode(tmp_path / "node") as node:
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("node")
+
+
+@pytest.fixture(scope="module")
+def node(directory: Path) -> Iterator[PrivateNode]:
+    """One for all tests: each leaves it running, as it has found it."""
+    with PrivateNode(directory) as node:
         try:
             yield node
         finally:
@@ -54,7 +60,7 @@ def is_alive(pid: int) -> bool:
 
 
 def test_it_keeps_messages_ports_and_password_over_a_crash_and_a_restart(
-    node: PrivateNode, tmp_path: Path
+    node: PrivateNode, directory: Path
 ) -> None:
     url = node.url
     with pika.BlockingConnection(pika.URLParameters(url)) as connection:
@@ -75,7 +81,7 @@ def test_it_keeps_messages_ports_and_password_over_a_crash_and_a_restart(
     with pika.BlockingConnection(pika.URLParameters(url)) as connection:
         assert connection.channel().basic_get("kept", auto_ack=True)[2] == b"still here"
     with pytest.raises(BrokerError, match="in use by another broker"):
-        _second_start(tmp_path / "node")
+        _second_start(directory)
 
 
 def _second_start(directory: Path) -> None:
@@ -85,7 +91,7 @@ def _second_start(directory: Path) -> None:
 
 
 def test_its_password_is_in_no_process_arguments_and_no_readable_file(
-    node: PrivateNode, tmp_path: Path
+    node: PrivateNode, directory: Path
 ) -> None:
     password = pika.URLParameters(node.url).credentials.password
     assert password not in repr(node)
@@ -93,7 +99,7 @@ def test_its_password_is_in_no_process_arguments_and_no_readable_file(
     if arguments.exists():
         assert password.encode() not in arguments.read_bytes()
         assert password.encode() not in Path(f"/proc/{node.pid}/environ").read_bytes()
-    for path in (tmp_path / "node").rglob("*"):
+    for path in directory.rglob("*"):
         if path.is_file() and password.encode() in path.read_bytes():
             assert path.stat().st_mode & 0o077 == 0, path
 
@@ -205,7 +211,7 @@ def test_what_is_in_flight_when_the_broker_dies_arrives(node: PrivateNode, broke
 
 
 def test_a_blocked_broker_is_named_as_the_reason(
-    node: PrivateNode, broker: Broker, tmp_path: Path
+    node: PrivateNode, broker: Broker, directory: Path
 ) -> None:
     tenant = broker.tenant("events")
     broker.publish(tenant, "events", b"before")
@@ -220,20 +226,20 @@ def test_a_blocked_broker_is_named_as_the_reason(
             return str(error)
         return ""
 
-    control(tmp_path, "set_vm_memory_high_watermark", "0.00001")
+    control(directory, "set_vm_memory_high_watermark", "0.00001")
     eventually(lambda: "takes no messages now" in reason(), timeout=30)
-    control(tmp_path, "set_vm_memory_high_watermark", "0.4")
+    control(directory, "set_vm_memory_high_watermark", "0.4")
     broker.publish(tenant, "events", b"after")
     assert broker.ready(consumed(tenant)[1].name)[-1] == b"after"
 
 
-def control(tmp_path: Path, *command: str) -> None:
+def control(directory: Path, *command: str) -> None:
     """Run rabbitmqctl on the node, which no port mapper knows."""
-    ports = json.loads((tmp_path / "node" / "ports.json").read_text())
+    ports = json.loads((directory / "ports.json").read_text())
     environment = {
         "PATH": os.environ["PATH"],
         "LANG": "C.UTF-8",
-        "HOME": str(tmp_path / "node"),
+        "HOME": str(directory),
         "RABBITMQ_CTL_ERL_ARGS": "-dist_listen false -start_epmd false"
         f" -erl_epmd_port {ports['distribution']}",
     }

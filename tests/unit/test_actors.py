@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import NoReturn
 
 import pytest
@@ -31,8 +32,9 @@ from tests.waiting import eventually
 
 @pytest.fixture
 def _hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave hardly a pause between restarts."""
+    """Leave hardly a pause between restarts, and forget no failure however slow they are."""
     monkeypatch.setattr(restarts, "FIRST_BACKOFF", 0.001)
+    monkeypatch.setattr(restarts, "Intensity", partial(restarts.Intensity, within=3600.0))
 
 
 @pytest.fixture
