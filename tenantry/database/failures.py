@@ -28,6 +28,8 @@ AWAY: Final = (
 )
 
 
+LONGEST_TEXT: Final = 500
+
 TERM_OVER: Final = "TN001"
 """What `tenantry.check_term` says to a session whose term is another's."""
 
@@ -86,9 +88,12 @@ def connect_failure(error: BaseException, where: str) -> DatabaseUnavailableErro
 
 
 def one_line(error: BaseException) -> str:
-    """Give an error's text on one line of bounded length."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 300 else text[:297] + "..."
+    """Give an error's text on one line of bounded length: what and why, not where in our SQL."""
+    text = str(error)
+    if isinstance(error, psycopg.Error) and error.diag.message_primary:
+        text = ": ".join(filter(None, (error.diag.message_primary, error.diag.message_detail)))
+    text = " ".join(text.split()) or type(error).__name__
+    return text if len(text) <= LONGEST_TEXT else text[: LONGEST_TEXT - 3] + "..."
 
 
 def _plain_reason(lower: str) -> str | None:

@@ -21,11 +21,12 @@ from psycopg import errors
 
 from tenantry import failpoints
 from tenantry.database.errors import DatabaseUnavailableError
+from tenantry.database.failures import one_line
 from tenantry.handlers.crew import Crew
 from tenantry.handlers.message import Handler
 from tenantry.messages.attempts import HANDLER_TIMEOUT, WORKER_KILLED, Attempts, RetryPolicy
 from tenantry.messages.handled import Entry
-from tenantry.messages.insertion import one_line, sift
+from tenantry.messages.insertion import sift
 from tenantry.messages.port import (
     NOTHING,
     Counts,

@@ -11,6 +11,7 @@ from psycopg import errors
 from psycopg.rows import TupleRow
 
 from tenantry import failpoints
+from tenantry.database.failures import one_line
 from tenantry.messages import validation
 from tenantry.messages.encoding import bigint_array, columns
 from tenantry.messages.port import Incoming, MessageStoreError, Unstorable
@@ -127,12 +128,3 @@ def _ask(connection: psycopg.Connection[tuple[object, ...]], body: bytes) -> tup
     except REFUSALS as error:
         return validation.NOT_JSON, one_line(error)
     return None
-
-
-def one_line(error: BaseException) -> str:
-    """Give what the database says of an error, on one line of bounded length."""
-    diag = getattr(error, "diag", None)
-    primary = getattr(diag, "message_primary", None)
-    detail = getattr(diag, "message_detail", None)
-    text = f"{primary}: {detail}" if primary and detail else primary or str(error)
-    return " ".join(str(text).split())[:500]

@@ -11,8 +11,9 @@ from psycopg.rows import TupleRow, class_row
 
 from tenantry import failpoints
 from tenantry.database.errors import DatabaseUnavailableError
+from tenantry.database.failures import one_line
 from tenantry.messages import pages
-from tenantry.messages.insertion import insert, one_line, sift
+from tenantry.messages.insertion import insert, sift
 from tenantry.messages.port import (
     NOTHING,
     Counts,
