@@ -20,6 +20,7 @@ import structlog
 from psycopg import errors, sql
 from psycopg.pq import TransactionStatus
 
+from tenantry.database.failures import one_line
 from tenantry.domain import names
 from tenantry.handlers.connection import as_it_was, sever
 from tenantry.handlers.crew import Call, Crew, HandlerHangsError, Ran
@@ -27,7 +28,7 @@ from tenantry.handlers.cursor import HandlerCursor
 from tenantry.handlers.message import Handler, Message
 from tenantry.messages.attempts import HANDLER_FAILED, HANDLER_TIMEOUT
 from tenantry.messages.dead_letters import fingerprint
-from tenantry.messages.insertion import REFUSALS, Sifted, call_store, one_line
+from tenantry.messages.insertion import REFUSALS, Sifted, call_store
 from tenantry.messages.port import Incoming
 
 if TYPE_CHECKING:
