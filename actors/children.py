@@ -5,13 +5,14 @@ Used by the tenant, in its own thread.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
 
 from actors.board import TenantBoard
-from actors.clock import Clock, tell
-from actors.consumer import Consumer, ConsumerLimits, ConsumerPorts
-from actors.messages import Begin, Ref, Resubscribe, WorkerJoined, WorkerLost
-from actors.observer import Observer
+from actors.clock import tell
+from actors.consumer import Consumer, ConsumerPorts
+from actors.messages import Begin, Drain, Ref, Resubscribe, WorkerJoined, WorkerLost
+from actors.ports import TenantPorts
 from actors.provisioning import topology_of
 from actors.pulse import pulse_of
 from actors.restarts import Restarts
@@ -33,21 +34,26 @@ class Children:
         tenant_id: str,
         parent: Ref,
         board: TenantBoard,
-        clock: Clock,
-        observer: Observer,
-        limits: ConsumerLimits,
-        consumer_ports: ConsumerPorts,
-        worker_ports: WorkerPorts,
+        ports: TenantPorts,
     ) -> None:
         self._id = tenant_id
         self._parent = parent
         self._board = board
-        self._clock = clock
-        self._observer = observer
-        self._limits = limits
-        self._consumer_ports = consumer_ports
-        self._worker_ports = worker_ports
+        self._clock = ports.clock
+        self._observer = ports.observer
+        self._limits = ports.limits
+        self._messages = ports.messages
+        self._consumer_ports = ConsumerPorts(broker=ports.broker, clock=ports.clock)
+        self._worker_ports = WorkerPorts(
+            messages=ports.messages,
+            dead_letters=ports.dead_letters,
+            journal=ports.journal,
+            clock=ports.clock,
+            observer=ports.observer,
+            patience=ports.store_patience,
+        )
         self._restarts = Restarts()
+        self._after_drain: list[Callable[[], None]] = []
         self.consumer: Ref | None = None
 
     def consume(self, state: TenantState) -> None:
@@ -57,6 +63,7 @@ class Children:
             if not board.consuming:
                 tell(self.consumer, Resubscribe())
             return
+        self.show_totals()
         board.waiting_since = self._clock.now()
         consumer = Consumer.start(
             tenant_id=self._id,
@@ -71,6 +78,15 @@ class Children:
         if self._orphaned(consumer):
             return
         tell(consumer, Begin())
+
+    def show_totals(self) -> None:
+        """Put the tenant's totals on the board as the database has them."""
+        counts = self._messages.counts(self._id)
+        board = self._board
+        board.stored = counts.stored
+        board.duplicates = counts.duplicates
+        board.dead_lettered = counts.dead_lettered
+        board.letters_found = 0
 
     def resubscribe(self) -> None:
         """Have the consumer begin again on a new channel, if there is one."""
@@ -135,6 +151,26 @@ class Children:
             raise EscalationError(f"its consumer hangs: {error}")
         self.stop()
         return verdict.delay
+
+    @property
+    def finishing(self) -> bool:
+        """Whether the consumer has been told to drain, and has not yet."""
+        return bool(self._after_drain)
+
+    def drain(self, then: Callable[[], None]) -> None:
+        """Have the consumer finish what it has accepted, let it go, then go on with `then`."""
+        if self.consumer is None:
+            then()
+            return
+        self._after_drain.append(then)
+        tell(self.consumer, Drain())
+
+    def drained(self) -> None:
+        """Stop them all: what was accepted is finished, or never will be. Go on."""
+        self.stop()
+        after, self._after_drain = self._after_drain, []
+        for then in after:
+            then()
 
     def stop(self) -> None:
         """Stop them all; harmless if there are none."""

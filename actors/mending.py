@@ -8,12 +8,15 @@ from typing import Final
 import structlog
 
 from actors.clock import Clock
+from actors.life import Life
 from actors.observer import Observer
 from actors.provisioning import Provisioner, topology_of
+from actors.record import Record
 from tenantry.broker.port import BrokerError
 from tenantry.broker.survey import Drift, DriftKind
 from tenantry.domain.commands import ConfirmRepaired
-from tenantry.domain.tenant import TenantState
+from tenantry.domain.tenant import Lifecycle, TenantState
+from tenantry.journal.port import JournalError, Metadata
 from tenantry.messages.port import MessageStoreError
 
 log = structlog.get_logger("actors.tenant")
@@ -30,27 +33,51 @@ _USER: Final = {DriftKind.USER, DriftKind.PASSWORD, DriftKind.PERMISSIONS}
 
 
 class Mender:
-    """Repairs one tenant's drift; remembers what was recorded lately."""
+    """Repairs one tenant's drift, and records that; remembers what was recorded lately.
+
+    `resubscribe` has the tenant's consumer begin again on a new channel, if there is one.
+    """
 
     def __init__(
-        self, *, tenant_id: str, provisioner: Provisioner, clock: Clock, observer: Observer
+        self,
+        *,
+        tenant_id: str,
+        record: Record,
+        life: Life,
+        provisioner: Provisioner,
+        clock: Clock,
+        observer: Observer,
+        resubscribe: Callable[[], None],
     ) -> None:
         self._id = tenant_id
+        self._record = record
+        self._life = life
         self._provisioner = provisioner
         self._clock = clock
         self._observer = observer
+        self._resubscribe = resubscribe
         self._recorded: dict[tuple[str, ...], float] = {}
+        self._missing: str | None = None
 
-    def mend(
-        self, state: TenantState, drift: Iterable[Drift], *, resubscribe: Callable[[], None]
-    ) -> tuple[Drift, ...]:
-        """Make right what can be; give what was mended. What fails is logged and counted."""
+    def mend(self, drift: Iterable[Drift], *, seen_at: float) -> None:
+        """Make right what can be. What fails is logged and counted.
+
+        What was seen before the tenant itself last changed something is let be, as is a tenant
+        that is being made or deleted: that goes on by itself.
+        """
+        state = self._record.state
+        if state is None or seen_at < self._life.changed_at:
+            return
+        if state.lifecycle in {Lifecycle.PROVISIONING, Lifecycle.DRAINING}:
+            return
+        self._life.take_time()
         found = tuple(drift)
         mended: list[Drift] = []
         if not state.exists:
             # Its own words stand in the journal: it is deleted, and this is what was left.
             self._step(found, mended, lambda: self._remove(state))
-            return tuple(mended)
+            self._confirm(mended)
+            return
         kinds = frozenset(one.kind for one in found)
         provisioner = self._provisioner
         topology = topology_of(state)
@@ -58,50 +85,58 @@ class Mender:
             ({DriftKind.PARTITION}, lambda: provisioner.messages.create_partition(self._id)),
             (_OBJECTS, lambda: provisioner.administration.ensure_topology(topology)),
             (_USER, lambda: provisioner.restore_user(self._id)),
-            ({DriftKind.CONSUMER}, resubscribe),
+            ({DriftKind.CONSUMER}, self._resubscribe),
         ):
             if kinds & mine:
                 self._step([one for one in found if one.kind in mine], mended, step)
         rest = [one for one in found if not one.mendable]
         if rest:
             self._report(rest)
-        return tuple(mended)
+        self._confirm(mended)
 
-    def silent(
-        self,
-        state: TenantState,
-        queues: tuple[str, ...],
-        *,
-        unused: bool,
-        resubscribe: Callable[[], None],
-    ) -> tuple[Drift, ...]:
-        """Make queues anew that do not answer, if the tenant is `unused`; report them otherwise.
+    def missing(self, reason: str) -> None:
+        """Note that a queue is not there; whoever brings about the state makes it again."""
+        log.warning("tenant.topology_missing", reason=reason)
+        self._missing = reason
+
+    def made_again(self) -> None:
+        """Confirm that what was missing, if anything, is there again."""
+        reason, self._missing = self._missing, None
+        if reason is not None:
+            self._confirm((Drift(kind=DriftKind.QUEUE, found=reason),))
+
+    def silent(self, queues: Iterable[str]) -> None:
+        """Make queues anew that do not answer, if nobody can have used them; else report them.
 
         RabbitMQ, killed within a second of declaring a quorum queue, may leave it without a
         leader for good. What is in a queue that does not answer nobody can tell.
         """
+        state = self._record.state
+        if state is None or not state.exists:
+            return
+        self._life.take_time()
         found = [
             Drift(kind=DriftKind.SILENT, found=f"queue {one} did not answer") for one in queues
         ]
         mended: list[Drift] = []
-        if not unused:
+        if not self._life.unused:
             self._report(found)
-            return ()
+            return
 
         def remake() -> None:
             administration = self._provisioner.administration
             administration.remove_topology(self._id)
             administration.ensure_topology(topology_of(state))
-            resubscribe()
+            self._resubscribe()
 
         self._step(found, mended, remake)
-        return tuple(mended)
+        self._confirm(mended)
 
-    def confirmation(self, mended: Iterable[Drift]) -> ConfirmRepaired | None:
-        """Count and log what was mended; give the command that records it, if it is news."""
+    def _confirm(self, mended: Iterable[Drift]) -> None:
+        """Count and log what was mended; record it, if it is news."""
         drift = tuple(mended)
         if not drift:
-            return None
+            return
         kinds = tuple(sorted({one.kind.value for one in drift}))
         found = _listed(drift)
         for one in drift:
@@ -111,9 +146,14 @@ class Mender:
         again = found in self._recorded
         log.warning("tenant.drift_repaired", kinds=kinds, found=found, again=again)
         if again:
-            return None
+            return
         self._recorded[found] = now
-        return ConfirmRepaired(tenant_id=self._id, kinds=kinds, found=found)
+        command = ConfirmRepaired(tenant_id=self._id, kinds=kinds, found=found)
+        try:
+            self._record.add(command, Metadata(actor="reconciler"))
+        except JournalError as error:
+            # No matter: it is done, and it was logged.
+            log.warning("tenant.repair_unrecorded", error=str(error))
 
     def _remove(self, state: TenantState) -> None:
         self._provisioner.remove(self._id, retain=state.retained)

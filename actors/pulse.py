@@ -74,6 +74,16 @@ class Pulse(Heartbeat):
         with self._gate:
             self._releases.clear()
 
+    def go_on(self, patience: float | None = None) -> None:
+        """Beat, between the steps of a long work; raise `FencedError` where it is to end.
+
+        The next beat, or the end of the message, is due within `patience` seconds; without, within
+        the usual.
+        """
+        if self._fenced:
+            raise FencedError(self.name)
+        self.beat(patience)
+
     def unless_fenced(self, say: Callable[[], object]) -> None:
         """Say something, which must not block, unless nobody is to hear it any more."""
         with self._gate:

@@ -21,7 +21,7 @@ import structlog
 
 from actors.clock import tell
 from actors.messages import ChildFailed, Execute, Ping, Ref
-from actors.pulse import FencedError, Pulse, SupervisedRef
+from actors.pulse import Pulse, SupervisedRef
 from tenantry.api.port import Outcome, UnavailableError
 
 log = structlog.get_logger("actors")
@@ -84,9 +84,7 @@ class SupervisedActor(pykka.ThreadingActor):
         the usual. Raises `FencedError` where the actor has been replaced meanwhile, so that it
         takes no further step: to be called before each one that counts outside.
         """
-        if self.pulse.is_fenced():
-            raise FencedError(self.pulse.name)
-        self.pulse.beat(patience)
+        self.pulse.go_on(patience)
 
     # Pykka's hooks.
 

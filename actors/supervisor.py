@@ -29,10 +29,11 @@ from actors.messages import (
     TenantGone,
     TryAgain,
 )
+from actors.ports import TenantPorts
 from actors.reconciler import Reconciler, ReconcilerPorts
 from actors.restarts import Restarts, backoff
 from actors.supervision import SupervisedActor, refuse
-from actors.tenant import Tenant, TenantPorts
+from actors.tenant import Tenant
 from tenantry.api.port import SystemState, UnavailableError
 from tenantry.domain import names
 from tenantry.domain.commands import CreateTenant

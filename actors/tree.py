@@ -11,10 +11,10 @@ from actors.clock import Clock, tell
 from actors.consumer import ConsumerLimits
 from actors.messages import Begin, Ref
 from actors.observer import Observer
+from actors.ports import TenantPorts
 from actors.provisioning import Provisioner
 from actors.reconciler import ReconcilerPorts
 from actors.supervisor import Supervisor, SupervisorPorts
-from actors.tenant import TenantPorts
 from tenantry.broker.port import Administration, Consuming, PasswordHashes
 from tenantry.journal.port import EventStore
 from tenantry.messages.dead_letters import DeadLetterIndex

@@ -20,11 +20,11 @@ from actors.control import ActorControl
 from actors.drain import drain_and_stop
 from actors.messages import Begin, Orphan
 from actors.observer import NoObserver, Observer
+from actors.ports import TenantPorts
 from actors.provisioning import Provisioner
 from actors.pulse import pulse_of
 from actors.reconciler import ReconcilerPorts
 from actors.supervisor import Supervisor, SupervisorPorts
-from actors.tenant import TenantPorts
 from actors.watch import Watch
 from tenantry.api.port import Outcome
 from tenantry.broker import topology as layout
@@ -195,6 +195,7 @@ class FakeSubscription:
         self.consuming = False
         self.resubscribed = 0
         self.widened: list[tuple[int, QueueSpec]] = []
+        self._successor: FakeSubscription | None = None
         self._lock = threading.RLock()
 
     def connect(self) -> None:
@@ -269,6 +270,19 @@ class FakeSubscription:
             self.open = self.consuming = False
             self.requeued = [*self.unsettled.values(), *self.requeued]
             self.unsettled = {}
+            if self._successor is not None:
+                self._hand_over(self._successor)
+
+    def give_way(self, successor: FakeSubscription) -> None:
+        """Leave what is requeued to the tenant's next channel, now and when this one closes."""
+        with self._lock:
+            self._successor = successor
+            self._hand_over(successor)
+
+    def _hand_over(self, successor: FakeSubscription) -> None:
+        again, self.requeued = self.requeued, []
+        if again:
+            successor.deliver(again, redelivered=True)
 
 
 class FakeBroker:
@@ -286,7 +300,7 @@ class FakeBroker:
         before = self.subscriptions.get(tenant_id)
         subscription = FakeSubscription(queues, sink)
         if before is not None:
-            subscription.requeued = before.requeued
+            before.give_way(subscription)
         self.subscriptions[tenant_id] = subscription
         self.prefetch[tenant_id] = prefetch
         if self.up:

@@ -10,7 +10,7 @@ from typing import NoReturn
 
 import pytest
 
-from actors import restarts, tenant
+from actors import restarts, retrying
 from tenantry.api.port import CommandFailedError, SystemState, UnavailableError
 from tenantry.domain import names
 from tenantry.domain.commands import (
@@ -514,7 +514,7 @@ def broken() -> NoReturn:
 def test_a_deletion_that_keeps_failing_stands_still_and_then_goes_on(
     tree: Tree, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (tenant, restarts):
+    for module in (retrying, restarts):
         monkeypatch.setattr(module, "HOPELESS", 0.1)
     tree.create("a")
     # Two lives of failures: what is being deleted can't be parked.

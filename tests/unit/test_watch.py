@@ -13,7 +13,7 @@ from actors.board import Board
 from actors.pulse import Pulse, pulse_of
 from actors.reconciler import LONGEST_LOOK
 from actors.watch import MOST_ABANDONED, Watch
-from tenantry.domain.commands import PauseTenant, ResizeWorkers
+from tenantry.domain.commands import PauseTenant, RequestDeletion, ResizeWorkers
 from tenantry.domain.tenant import Lifecycle
 from tenantry.messages.port import Partitions
 from tenantry.telemetry.heartbeat import Heartbeat
@@ -249,6 +249,13 @@ def test_an_actor_that_has_ended_is_held_by_nobody(tree: Tree) -> None:
     actor = ref._actor_weakref
     assert actor() is not None
     tree.execute(PauseTenant(tenant_id="a"))
+    eventually(lambda: pulse_of(ref).ended)
+    tree.watch.look()
+    eventually(lambda: actor() is None)
+    ref = tree.board.tenant("a").ref
+    assert ref is not None
+    actor = ref._actor_weakref
+    tree.execute(RequestDeletion(tenant_id="a"))
     eventually(lambda: pulse_of(ref).ended)
     tree.watch.look()
     eventually(lambda: actor() is None)

@@ -1,0 +1,210 @@
+"""A tenant's life: what it has outside follows its record, from its creation to its removal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+import structlog
+
+from actors.clock import Clock
+from actors.provisioning import Provisioner, topology_of
+from actors.record import Record
+from tenantry.api.port import CommandFailedError
+from tenantry.broker.port import BrokerError, BrokerUnavailableError, Credentials
+from tenantry.domain.commands import (
+    AbandonProvisioning,
+    AddTopics,
+    ConfirmDeleted,
+    ConfirmProvisioned,
+    CreateTenant,
+    GrantSqlAccess,
+    ParkTenant,
+    RevokeSqlAccess,
+    RotateCredentials,
+)
+from tenantry.domain.tenant import Lifecycle, TenantState, decide
+from tenantry.journal.port import JournalError, Metadata
+from tenantry.messages.port import MessageStoreError, StoreUnavailableError
+from tenantry.messages.sql_access import SqlCredentials
+
+log = structlog.get_logger("actors.tenant")
+
+PROVISIONING_SECONDS: Final = 180.0
+"""How long a tenant may be silent while its objects are made or removed: several calls, each with
+a timeout of its own."""
+
+QUEUE_SECONDS: Final = 0.2
+"""How much longer for each of its queues."""
+
+ITSELF: Final = Metadata(actor="tenant")
+
+
+class Life:
+    """Makes, keeps and removes what a tenant has on the broker and in the database.
+
+    Every step may be taken again after a fault. Whether the tenant consumes is not decided here.
+    Methods raise outages (`actors.retrying.Unavailable`) and other errors of the ports; `beat` is
+    told how long the actor may be silent.
+    """
+
+    def __init__(
+        self,
+        *,
+        tenant_id: str,
+        record: Record,
+        provisioner: Provisioner,
+        clock: Clock,
+        beat: Callable[[float], None],
+    ) -> None:
+        self._id = tenant_id
+        self._record = record
+        self._provisioner = provisioner
+        self._clock = clock
+        self._beat = beat
+        self._abandoned: str | None = None
+        """Why what there is has to be undone."""
+        self.unused = False
+        """Whether nobody can have published yet: nobody was shown the tenant's password."""
+        self.changed_at = 0.0
+        """When something outside was last changed by the tenant itself, or may have been."""
+
+    def changed(self) -> None:
+        """Note that something outside may have changed just now."""
+        self.changed_at = self._clock.now()
+
+    def take_time(self) -> None:
+        """Say, before a step outside, that it may take long."""
+        state = self._record.state
+        queues = 0 if state is None else len(topology_of(state).queues())
+        self._beat(PROVISIONING_SECONDS + QUEUE_SECONDS * queues)
+
+    # By command.
+
+    def create(self, command: CreateTenant, metadata: Metadata) -> Credentials:
+        """Make a new tenant. Raises `CommandFailedError` where that fails.
+
+        The tenant exists then no more, unless what was made could not be undone either:
+        `make_it_so` goes on with that.
+        """
+        state = self._record.add(command, metadata)
+        try:
+            self.take_time()
+            credentials = self._provisioner.provision(state)
+            self._record.add(ConfirmProvisioned(tenant_id=self._id), metadata)
+        except (BrokerError, MessageStoreError, JournalError) as error:
+            log.warning("tenant.provisioning_failed", error=str(error))
+            self._abandoned = str(error)
+            undone = self._abandon(self._abandoned, metadata)
+            effect = "what was made is undone" if undone else "what was made will be undone"
+            raise CommandFailedError(
+                f"tenant {self._id!r} could not be provisioned: {error}; {effect}"
+            ) from error
+        log.info("tenant.created")
+        self.unused = True
+        return credentials
+
+    def add_topics(self, command: AddTopics, metadata: Metadata) -> bool:
+        """Give the tenant queues for new topics; tell whether there were any."""
+        before = self._record.known().topics
+        state = self._record.add(command, metadata)
+        if state.topics == before:
+            return False
+        self.take_time()
+        self._provisioner.administration.ensure_topology(topology_of(state))
+        return True
+
+    def rotate_credentials(self, command: RotateCredentials, metadata: Metadata) -> Credentials:
+        """Give the tenant's user a new password."""
+        self.unused = False
+        self._record.add(command, metadata)
+        self.take_time()
+        return self._provisioner.renew_credentials(self._id)
+
+    def change_sql_access(
+        self, command: GrantSqlAccess | RevokeSqlAccess, metadata: Metadata
+    ) -> SqlCredentials | None:
+        """Grant SQL access, and give the credentials, or revoke it.
+
+        Raises `CommandFailedError` where the database refuses: most likely the daemon's user may
+        not make roles, and nothing is wrong with the tenant.
+        """
+        decide(self._record.state, command)  # refused before anything is done
+        access = self._provisioner.sql_access
+        granted = None
+        self.take_time()
+        try:
+            if isinstance(command, GrantSqlAccess):
+                granted = access.grant(self._id)
+            else:
+                access.revoke(self._id)
+        except StoreUnavailableError:
+            raise
+        except MessageStoreError as error:
+            raise CommandFailedError(f"tenant {self._id!r}: {error}") from error
+        self._record.add(command, metadata)
+        return granted
+
+    def park(self, reason: str) -> bool:
+        """Record that the tenant stands still; False where one being made or deleted can't."""
+        lifecycle = self._record.known().lifecycle
+        if lifecycle in {Lifecycle.PROVISIONING, Lifecycle.DRAINING}:
+            return False
+        if lifecycle is Lifecycle.ACTIVE:
+            command = ParkTenant(tenant_id=self._id, reason=reason)
+            self._record.add(command, Metadata(actor="supervisor"))
+            log.error("tenant.parked", reason=reason)
+        return True
+
+    # By what the record says.
+
+    def make_it_so(self) -> TenantState:
+        """Bring what there is outside to what the state says; give the state after that.
+
+        Provisioning is completed or undone, what is missing is made again, a deletion goes on.
+        """
+        state = self._record.known()
+        match state.lifecycle:
+            case Lifecycle.PROVISIONING if self._abandoned is not None:
+                if not self._abandon(self._abandoned, ITSELF):
+                    raise BrokerUnavailableError("what was half-made can't be undone yet")
+            case Lifecycle.PROVISIONING:
+                self._restore(state)
+                self._record.add(ConfirmProvisioned(tenant_id=self._id), ITSELF)
+                self.unused = True
+            case Lifecycle.ACTIVE:
+                self._restore(state)
+            case Lifecycle.PAUSED:
+                if state.parked is None:
+                    self._restore(state)
+            case Lifecycle.DRAINING:
+                self._remove(state)
+            case Lifecycle.DELETED:
+                pass
+        return self._record.known()
+
+    def _restore(self, state: TenantState) -> None:
+        self.take_time()
+        self._provisioner.restore(state)
+
+    def _remove(self, state: TenantState) -> None:
+        self.take_time()
+        self.changed()
+        removed = self._provisioner.remove(self._id, retain=state.retained)
+        self._record.add(
+            ConfirmDeleted(tenant_id=self._id, queued=removed.queued, stored=removed.stored), ITSELF
+        )
+        log.info("tenant.deleted", queued=removed.queued, stored=removed.stored)
+
+    def _abandon(self, reason: str, metadata: Metadata) -> bool:
+        """Undo a failed provisioning and record that; tell whether it is done."""
+        self.take_time()
+        if not self._provisioner.undo(self._id):
+            return False
+        try:
+            self._record.add(AbandonProvisioning(tenant_id=self._id, reason=reason), metadata)
+        except JournalError as error:
+            log.warning("tenant.undo_failed", error=str(error))
+            return False
+        self._abandoned = None
+        return True

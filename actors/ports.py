@@ -1,0 +1,29 @@
+"""What a tenant and its children stand on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from actors.clock import Clock
+from actors.consumer import ConsumerLimits
+from actors.observer import NoObserver, Observer
+from actors.provisioning import Provisioner
+from tenantry.broker.port import Consuming
+from tenantry.journal.port import EventStore
+from tenantry.messages.dead_letters import DeadLetterIndex
+from tenantry.messages.port import MessageStore
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TenantPorts:
+    """The same for every tenant. `store_patience`: how long a batch may take, if that is longer."""
+
+    journal: EventStore
+    messages: MessageStore
+    dead_letters: DeadLetterIndex
+    broker: Consuming
+    provisioner: Provisioner
+    clock: Clock
+    limits: ConsumerLimits
+    observer: Observer = field(default_factory=NoObserver)
+    store_patience: float | None = None

@@ -1,0 +1,116 @@
+"""A tenant's record: its events in the journal, and the state they fold to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+import structlog
+
+from actors.board import TenantBoard
+from actors.clock import Clock
+from actors.observer import Observer
+from tenantry.domain import names
+from tenantry.domain.commands import Command
+from tenantry.domain.tenant import TenantState, decide, fold
+from tenantry.journal.port import EventStore, JournalError, Metadata, VersionConflictError
+from tenantry.journal.tenants import load_tenant, snapshot_due, snapshot_of
+
+log = structlog.get_logger("actors.tenant")
+
+CONFLICTS: Final = 3
+"""How often a command is decided anew because somebody else appended first."""
+
+
+class Record:
+    """What has happened to one tenant. Only its actor adds to it; what it adds is on the board.
+
+    `beat` is called before each append: it raises where the actor has been replaced, which then
+    adds nothing more.
+    """
+
+    def __init__(
+        self,
+        *,
+        tenant_id: str,
+        journal: EventStore,
+        board: TenantBoard,
+        clock: Clock,
+        observer: Observer,
+        beat: Callable[[], None],
+    ) -> None:
+        self._id = tenant_id
+        self._journal = journal
+        self._board = board
+        self._clock = clock
+        self._observer = observer
+        self._beat = beat
+        self.loaded = False
+        self.state: TenantState | None = None
+        """None until it is loaded, and of a tenant that never was."""
+
+    @property
+    def exists(self) -> bool:
+        """Whether there is such a tenant, by what is loaded."""
+        return self.state is not None and self.state.exists
+
+    def known(self) -> TenantState:
+        """Give the state where there must be one by now."""
+        if self.state is None:
+            raise RuntimeError("the tenant has no state yet")
+        return self.state
+
+    def load(self, show_totals: Callable[[], None]) -> None:
+        """Fold what the journal holds; the totals of a tenant that exists are shown before it.
+
+        Raises `JournalUnavailableError`, `JournalError`, and what `show_totals` raises.
+        """
+        state = load_tenant(self._journal, self._id)
+        if state is not None and state.exists:
+            # First the totals, then the state: whoever sees a tenant sees them right.
+            show_totals()
+        self.state = self._board.state = state
+        self.loaded = True
+
+    def add(self, command: Command, metadata: Metadata) -> TenantState:
+        """Decide a command, append its events, fold them; the state after them.
+
+        If somebody else has appended first, the command is decided anew on what they left, a few
+        times. Raises `DomainError` where it is refused, `JournalUnavailableError`, `JournalError`.
+        """
+        for attempt in range(CONFLICTS):
+            events = decide(self.state, command)
+            if not events:
+                break
+            expected = 0 if self.state is None else self.state.version
+            self._beat()
+            began = self._clock.now()
+            try:
+                recorded = self._journal.append(
+                    names.journal_stream(self._id), events, expected=expected, metadata=metadata
+                )
+            except VersionConflictError:
+                if attempt == CONFLICTS - 1:
+                    raise
+                self.state = load_tenant(self._journal, self._id)
+                continue
+            self._observer.journal_appended(len(recorded), self._clock.now() - began)
+            self.state = fold(
+                zip(events, (one.recorded_at for one in recorded), strict=True), self.state
+            )
+            self._keep_snapshot(expected)
+            break
+        self._board.state = self.state
+        if self.state is None:
+            raise RuntimeError("a command was accepted and left no state")
+        return self.state
+
+    def _keep_snapshot(self, before: int) -> None:
+        state = self.state
+        if state is None or not snapshot_due(before, state.version):
+            return
+        try:
+            self._journal.save_snapshot(snapshot_of(state))
+        except JournalError as error:
+            # It only saves time; the next one will do.
+            log.warning("tenant.snapshot_failed", error=str(error))
