@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from actors.buffer import ConsumerLimits
 from actors.clock import Clock
-from actors.consumer import ConsumerLimits
 from actors.observer import NoObserver, Observer
 from actors.provisioning import Provisioner
 from tenantry.broker.port import Consuming

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from functools import partial
 
 from actors.board import Board
+from actors.buffer import ConsumerLimits
 from actors.clock import Clock, tell
-from actors.consumer import ConsumerLimits
 from actors.messages import Begin, Ref
 from actors.observer import Observer
 from actors.ports import TenantPorts

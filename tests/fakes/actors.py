@@ -14,8 +14,8 @@ from typing import Any
 import pykka
 
 from actors.board import Board
+from actors.buffer import ConsumerLimits
 from actors.clock import ThreadClock, tell
-from actors.consumer import ConsumerLimits
 from actors.control import ActorControl
 from actors.drain import drain_and_stop
 from actors.messages import Begin, Orphan
