@@ -32,22 +32,16 @@ from tenantry import __version__, failpoints
 from tenantry.api.entrance import Entrance
 from tenantry.api.port import SystemState
 from tenantry.api.standby import StandbyControl, term_status
-from tenantry.assembly.api import cursor_key, open_api, open_standby_api, reprocessing_of
+from tenantry.assembly.api import open_leader_api, open_standby_api
 from tenantry.assembly.ground import Ground, lay
-from tenantry.audit.auditor import Auditor
-from tenantry.audit.postgres import PostgresAccounts
 from tenantry.database.credentials import PostgresCredentials
 from tenantry.database.embedded import EmbeddedPostgres
-from tenantry.database.idempotency import PostgresIdempotencyKeys
 from tenantry.database.keeper import PostgresKeeper
 from tenantry.database.migrations import migrate_unless_led
 from tenantry.database.pool import Database
-from tenantry.database.probes import PostgresProbes
 from tenantry.database.sql_access import LOOK_EVERY as SQL_LOOK_EVERY
-from tenantry.front.plan import WorkWith
 from tenantry.handlers.resolve import resolve
-from tenantry.handlers.wiring import abandoned, store_patience
-from tenantry.isolation.prover import IsolationProver
+from tenantry.handlers.wiring import store_patience
 from tenantry.journal.port import Metadata
 from tenantry.process.ending import DRAIN_SECONDS, end_at_latest
 from tenantry.process.limits import allow_open_files
@@ -61,7 +55,6 @@ from tenantry.schedule import Schedule
 from tenantry.settings import Settings, SettingsError
 from tenantry.telemetry.heartbeat import Heartbeat
 from tenantry.telemetry.metrics import Recorder
-from tenantry.telemetry.metrics_collector import SystemCollector
 from tenantry.telemetry.systemd import Notifier
 from tenantry.terms.candidate import Candidate
 from tenantry.terms.identity import holder_of
@@ -260,52 +253,26 @@ class Daemon:
             drain_seconds=settings.shutdown.deadline_seconds,
             on_stop=self._signals.ask_to_stop,
         )
-        auditor = Auditor(PostgresAccounts(stores.database), links.queues, board.in_flight)
-        stack.callback(auditor.stop)
-        prover = IsolationProver(
-            directory=stores.directory,
-            journal=stores.journal,
-            broker=links.probes,
-            database=PostgresProbes(stores.database),
-        )
-        reprocessing = reprocessing_of(
-            stores, links.publishing, links.dead_letters, on_listed=board.dead_letters_found
-        )
-        metrics = SystemCollector(
-            status=control.status,
-            recorder=recorder,
-            reconnects=links.reconnects,
-            audits=auditor.latest,
-            abandoned_handlers=lambda: abandoned(ground.handling),
-            isolation=prover.latest,
-        )
-        open_api(
+        services = open_leader_api(
             entrance,
             settings,
-            stores,
+            ground,
             control=control,
-            publishing=links.publishing,
-            reprocessing=reprocessing,
-            auditor=auditor,
-            prover=prover,
-            idempotency=PostgresIdempotencyKeys(stores.database),
-            metrics=metrics,
+            recorder=recorder,
             default_workers=lambda: self._live.now.workers,
+            in_flight=board.in_flight,
+            on_listed=board.dead_letters_found,
+            stack=stack,
         )
-        means = WorkWith(
-            database_url=stores.database.url,
-            cursor_key=cursor_key(settings).hex(),
-            rabbitmq_url=settings.rabbitmq.url.get_secret_value() or None,
-        )
-        entrance.work_with(means)
         tree.begin(supervisor)
-        letters = LetterKeeper(reprocessing=reprocessing, index=stores.letters, queues=links.queues)
-        self._threads.start("dead-letters", letters)
-        self._schedule(
-            "audit", lambda: auditor.audit_all(stores.directory), settings.audit.every_seconds
+        letters = LetterKeeper(
+            reprocessing=services.reprocessing, index=stores.letters, queues=links.queues
         )
-        by, every = Metadata(actor="daemon"), settings.isolation.verify_every_seconds
-        self._schedule("isolation", lambda: prover.prove(metadata=by), every)
+        self._threads.start("dead-letters", letters)
+        audit = lambda: services.auditor.audit_all(stores.directory)  # noqa: E731
+        self._schedule("audit", audit, settings.audit.every_seconds)
+        prove = lambda: services.prover.prove(metadata=Metadata(actor="daemon"))  # noqa: E731
+        self._schedule("isolation", prove, settings.isolation.verify_every_seconds)
         self._schedule("sql-sessions", ground.sql_access.end_long_transactions, SQL_LOOK_EVERY)
         return supervisor
 

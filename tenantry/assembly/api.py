@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
 
 from tenantry.api.app import PUBLISH_SECONDS, create_app
 from tenantry.api.cursors import kept_key
@@ -11,13 +13,19 @@ from tenantry.api.idempotency import IdempotencyKeys, MemoryIdempotencyKeys
 from tenantry.api.info import describe
 from tenantry.api.port import Control
 from tenantry.api.standby import StandbyBroker, StandbyControl, StandbyProver
+from tenantry.assembly.ground import Ground
 from tenantry.assembly.stores import Stores
 from tenantry.audit.auditor import Auditor
 from tenantry.audit.postgres import PostgresAccounts
 from tenantry.broker.port import DeadLetters, Publishing
+from tenantry.database.idempotency import PostgresIdempotencyKeys
 from tenantry.database.loop import LoopQueries
 from tenantry.database.pool import Database
+from tenantry.database.probes import PostgresProbes
+from tenantry.front.plan import WorkWith
+from tenantry.handlers.wiring import abandoned
 from tenantry.isolation.port import Prover
+from tenantry.isolation.prover import IsolationProver
 from tenantry.messages.reader import PostgresPageReader
 from tenantry.reprocessing.reprocessing import Reprocessing
 from tenantry.settings import Settings
@@ -84,6 +92,73 @@ def open_api(
         metrics=page,
     )
     entrance.open(app, page)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Services:
+    """What serves requests of a leader, and does work of its own as well."""
+
+    auditor: Auditor
+    prover: IsolationProver
+    reprocessing: Reprocessing
+
+
+def open_leader_api(
+    entrance: Entrance,
+    settings: Settings,
+    ground: Ground,
+    *,
+    control: Control,
+    recorder: Recorder,
+    default_workers: Callable[[], int],
+    in_flight: Callable[[str], int | None],
+    on_listed: Callable[[str, int], None],
+    stack: ExitStack,
+) -> Services:
+    """Let all requests in, by the daemon's own sockets and by its front; `stack` undoes it.
+
+    `in_flight` counts a tenant's deliveries that are not settled; `on_listed` is told of dead
+    letters that were found.
+    """
+    stores, links = ground.stores, ground.links
+    auditor = Auditor(PostgresAccounts(stores.database), links.queues, in_flight)
+    stack.callback(auditor.stop)
+    prover = IsolationProver(
+        directory=stores.directory,
+        journal=stores.journal,
+        broker=links.probes,
+        database=PostgresProbes(stores.database),
+    )
+    reprocessing = reprocessing_of(
+        stores, links.publishing, links.dead_letters, on_listed=on_listed
+    )
+    open_api(
+        entrance,
+        settings,
+        stores,
+        control=control,
+        publishing=links.publishing,
+        reprocessing=reprocessing,
+        auditor=auditor,
+        prover=prover,
+        idempotency=PostgresIdempotencyKeys(stores.database),
+        metrics=SystemCollector(
+            status=control.status,
+            recorder=recorder,
+            reconnects=links.reconnects,
+            audits=auditor.latest,
+            abandoned_handlers=lambda: abandoned(ground.handling),
+            isolation=prover.latest,
+        ),
+        default_workers=default_workers,
+    )
+    means = WorkWith(
+        database_url=stores.database.url,
+        cursor_key=cursor_key(settings).hex(),
+        rabbitmq_url=settings.rabbitmq.url.get_secret_value() or None,
+    )
+    entrance.work_with(means)
+    return Services(auditor=auditor, prover=prover, reprocessing=reprocessing)
 
 
 def open_standby_api(
