@@ -11,6 +11,7 @@ from typing import NoReturn
 import pytest
 
 from actors import restarts, retrying
+from actors.messages import Ref, TryAgain
 from tenantry.api.port import CommandFailedError, SystemState, UnavailableError
 from tenantry.domain import names
 from tenantry.domain.commands import (
@@ -326,6 +327,26 @@ def test_a_deletion_goes_on_after_an_outage(tree: Tree) -> None:
     tree.faults.plan("remove_topology", outage(), times=2)
     tree.execute(RequestDeletion(tenant_id="a"))
     assert tree.events("a")[-1] == "TenantDeleted"
+
+
+@pytest.mark.usefixtures("_hasty")
+def test_a_deletion_is_tried_ever_less_often_during_an_outage(
+    tree: Tree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    delays = []
+    tell_later = tree.clock.tell_later
+
+    def spy(delay: float, ref: Ref, message: object) -> None:
+        if isinstance(message, TryAgain):
+            delays.append(delay)
+        tell_later(delay, ref, message)
+
+    monkeypatch.setattr(tree.clock, "tell_later", spy)
+    tree.create("a")
+    tree.faults.plan("remove_topology", outage(), times=5)
+    tree.execute(RequestDeletion(tenant_id="a"))
+    assert len(delays) == 5
+    assert delays[4] > 4 * delays[0]
 
 
 def test_rotation_gives_another_password(tree: Tree) -> None:
