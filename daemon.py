@@ -67,6 +67,10 @@ log = structlog.get_logger("daemon")
 READY_EVERY: Final = 0.25
 """Seconds between looks at whether the system is ready and alive."""
 
+LONGEST_STEP: Final = 1800.0
+"""Seconds after which work on a schedule is said to hang: an audit counts for a minute and one
+tenant more, a proof tries one tenant on twenty others."""
+
 STANDBY_POOL: Final = 4
 STANDBY_STATEMENT_TIMEOUT: Final = 5.0
 
@@ -107,7 +111,12 @@ class Daemon:
         self._settings = live.now
         self._signals = signals
         self._board = Board()
-        self._watch = Watch(self._board, patience=self._settings.supervision.hang_seconds)
+        self._recorder = Recorder()
+        self._watch = Watch(
+            self._board,
+            patience=self._settings.supervision.hang_seconds,
+            observer=self._recorder,
+        )
         self._heartbeat = Heartbeat()
         self._notifier = Notifier()
         self._report = Report(self._notifier)
@@ -223,7 +232,6 @@ class Daemon:
         settings, board, stores, links = self._settings, self._board, ground.stores, ground.links
         clock = ThreadClock()
         self._threads.start("clock", clock)
-        recorder = Recorder()
         board.pending = ground.pending.counts
         board.probes = dict(ground.probes)
         supervisor = tree.plant(
@@ -238,7 +246,7 @@ class Daemon:
                 passwords=PostgresCredentials(stores.database),
                 sql_access=ground.sql_access,
                 clock=clock,
-                observer=recorder,
+                observer=self._recorder,
             ),
             self._live,
             board,
@@ -258,7 +266,7 @@ class Daemon:
             settings,
             ground,
             control=control,
-            recorder=recorder,
+            recorder=self._recorder,
             default_workers=lambda: self._live.now.workers,
             in_flight=board.in_flight,
             on_listed=board.dead_letters_found,
@@ -268,19 +276,24 @@ class Daemon:
         letters = LetterKeeper(
             reprocessing=services.reprocessing, index=stores.letters, queues=links.queues
         )
-        self._threads.start("dead-letters", letters)
-        audit = lambda: services.auditor.audit_all(stores.directory)  # noqa: E731
+        self._threads.start("dead-letters", letters, vital=False)
+        by = Metadata(actor="daemon")
+        audit = lambda go_on: services.auditor.audit_all(stores.directory, go_on=go_on)  # noqa: E731
+        prove = lambda go_on: services.prover.prove(metadata=by, go_on=go_on)  # noqa: E731
+        end_long = lambda _: ground.sql_access.end_long_transactions()  # noqa: E731
         self._schedule("audit", audit, settings.audit.every_seconds)
-        prove = lambda: services.prover.prove(metadata=Metadata(actor="daemon"))  # noqa: E731
         self._schedule("isolation", prove, settings.isolation.verify_every_seconds)
-        self._schedule("sql-sessions", ground.sql_access.end_long_transactions, SQL_LOOK_EVERY)
+        self._schedule("sql-sessions", end_long, SQL_LOOK_EVERY)
         return supervisor
 
-    def _schedule(self, name: str, work: Callable[[], object], seconds: float) -> None:
+    def _schedule(
+        self, name: str, work: Callable[[Callable[[], None]], object], seconds: float
+    ) -> None:
         """Do something every so many seconds while the system runs; never, where that is 0."""
         if seconds:
             running = lambda: self._board.state is SystemState.RUNNING  # noqa: E731
-            self._threads.start(name, Schedule(name, work, seconds=seconds, when=running))
+            schedule = Schedule(name, work, seconds=seconds, longest=LONGEST_STEP, when=running)
+            self._threads.start(name, schedule, vital=False)
 
     # Running.
 

@@ -27,7 +27,7 @@ class Observer(Protocol):
         """A `tenant`, `consumer`, `worker` or the `reconciler` has failed; its parent acts."""
 
     def actor_stuck(self, kind: str) -> None:
-        """One of these hangs and is replaced; it counts as failed, too."""
+        """One of these hangs and is replaced; or a `loop` hangs, and is not."""
 
     def drifted(self, kind: str, outcome: str) -> None:
         """Something outside had changed behind the daemon's back.

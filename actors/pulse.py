@@ -97,22 +97,26 @@ class Pulse(Heartbeat):
 
     def where(self) -> str:
         """Say where in the program the actor's thread is now, for people."""
-        thread = self.thread
-        # The one way to look at another thread; it has been there since Python 2.5.
-        frame = None if thread is None else sys._current_frames().get(thread.ident or 0)  # noqa: SLF001
-        places: list[str] = []
-        while frame is not None and len(places) < 3:
-            path = Path(frame.f_code.co_filename)
-            name = path.relative_to(_ROOT) if path.is_relative_to(_ROOT) else path.name
-            places.append(f"{name}:{frame.f_lineno} in {frame.f_code.co_name}")
-            frame = frame.f_back
-        return " < ".join(places)
+        return "" if self.thread is None else where_is(self.thread)
 
     def _release(self, release: Callable[[], None]) -> None:
         try:
             release()
         except Exception:
             log.exception("actor.release_failed", stuck=self.name)
+
+
+def where_is(thread: threading.Thread) -> str:
+    """Say where in the program a thread is now, for people."""
+    # The one way to look at another thread; it has been there since Python 2.5.
+    frame = sys._current_frames().get(thread.ident or 0)  # noqa: SLF001
+    places: list[str] = []
+    while frame is not None and len(places) < 3:
+        path = Path(frame.f_code.co_filename)
+        name = path.relative_to(_ROOT) if path.is_relative_to(_ROOT) else path.name
+        places.append(f"{name}:{frame.f_lineno} in {frame.f_code.co_name}")
+        frame = frame.f_back
+    return " < ".join(places)
 
 
 class SupervisedRef(pykka.ActorRef["SupervisedActor"]):

@@ -3,7 +3,8 @@
 It runs on a thread that needs no actor, and asks nobody: every actor and every loop below them
 leaves a heartbeat. A child that hangs is its parent's to replace. Where nobody is left to do so
 (the supervisor itself, a loop that all depend on, too many threads that can't be ended), the
-process is not alive any more, and whoever started it has to start it anew.
+process is not alive any more, and whoever started it has to start it anew. A loop that nobody waits
+for is told of and counted.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ import structlog
 from actors.board import Board
 from actors.clock import tell
 from actors.messages import ChildStuck, Ref
-from actors.pulse import pulse_of
+from actors.observer import NoObserver, Observer
+from actors.pulse import pulse_of, where_is
 from tenantry.api.port import SystemState
 from tenantry.telemetry.heartbeat import Heartbeat
 
@@ -40,11 +42,15 @@ _RESTING: Final = Heartbeat()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Loop:
-    """A thread that runs until the process ends, and its heartbeat, if it has one."""
+    """A thread that runs until the process ends, and its heartbeat, if it has one.
+
+    Without one that is `vital`, everything else stops before long.
+    """
 
     name: str
     thread: threading.Thread
     heartbeat: Heartbeat | None
+    vital: bool
 
 
 class Watch:
@@ -55,18 +61,28 @@ class Watch:
         board: Board,
         *,
         patience: float = PATIENCE,
+        observer: Observer | None = None,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         self._now = now
         self._board = board
         self._patience = patience
+        self._observer = observer or NoObserver()
         self._loops: dict[str, Loop] = {}
+        self._stuck: set[str] = set()
         self._looked_at = now()
         self._woke_at = 0.0
 
-    def add(self, name: str, thread: threading.Thread, heartbeat: Heartbeat | None = None) -> None:
-        """Watch a thread as well: without it the process can't go on."""
-        self._loops[name] = Loop(name=name, thread=thread, heartbeat=heartbeat)
+    def add(
+        self,
+        name: str,
+        thread: threading.Thread,
+        heartbeat: Heartbeat | None = None,
+        *,
+        vital: bool = True,
+    ) -> None:
+        """Watch a thread as well: it may not end, and not hang if it is `vital`."""
+        self._loops[name] = Loop(name=name, thread=thread, heartbeat=heartbeat, vital=vital)
 
     def look(self) -> None:
         """Tell the parents of children that hang; see which of those let go do not go."""
@@ -77,6 +93,9 @@ class Watch:
         self._looked_at = now
         for parent, child in self._children():
             self._judge(parent, child, now)
+        for loop in self._loops.copy().values():
+            if not loop.vital:
+                self._look_at(loop, now)
         self._board.departures.look(now, patience=self._patience, not_before=self._woke_at)
 
     def liveness(self) -> tuple[str, ...]:
@@ -99,15 +118,29 @@ class Watch:
             elif not supervisor.is_alive() or pulse.ended:
                 yield "the supervisor is dead"
         for loop in self._loops.values():
-            heartbeat = loop.heartbeat or _RESTING
-            silent = heartbeat.overdue(now, patience=self._patience, not_before=not_before)
-            if silent is not None:
+            silent = self._silence(loop, now, not_before)
+            if silent is not None and loop.vital:
                 yield f"the thread {loop.name} has hung for {silent:.0f} s"
             if not loop.thread.is_alive():
                 yield f"the thread {loop.name} has ended"
         abandoned = len(self._board.departures.abandoned)
         if abandoned > MOST_ABANDONED:
             yield f"{abandoned} threads of replaced actors hang"
+
+    def _silence(self, loop: Loop, now: float, not_before: float) -> float | None:
+        heartbeat = loop.heartbeat or _RESTING
+        return heartbeat.overdue(now, patience=self._patience, not_before=not_before)
+
+    def _look_at(self, loop: Loop, now: float) -> None:
+        """Tell, once, of a loop that hangs and that the others can do without."""
+        silent = self._silence(loop, now, self._woke_at)
+        if silent is None:
+            self._stuck.discard(loop.name)
+        elif loop.name not in self._stuck:
+            self._stuck.add(loop.name)
+            self._observer.actor_stuck("loop")
+            error = f"it has hung for {silent:.0f} s: {where_is(loop.thread)}"
+            log.error("loop.stuck", stuck=loop.name, error=error)
 
     def _judge(self, parent: Ref, child: Ref, now: float) -> None:
         pulse = pulse_of(child)

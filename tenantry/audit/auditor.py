@@ -85,14 +85,20 @@ class Auditor:
             self._note(tenant_id, one, quick=quick)
         return list(read.values())
 
-    def audit_all(self, directory: TenantDirectory) -> None:
-        """Audit every tenant there is. Raises as `audit`, and `JournalUnavailableError`."""
+    def audit_all(
+        self, directory: TenantDirectory, *, go_on: Callable[[], None] = lambda: None
+    ) -> None:
+        """Audit every tenant there is; calls `go_on` every minute or so.
+
+        Raises as `audit`, and `JournalUnavailableError`.
+        """
         after: str | None = None
         existing: list[str] = []
         while page := directory.page(after=after, limit=PAGE):
             ids = [state.tenant_id for state in page]
             existing += ids
             while ids and not self._stopping.is_set():
+                go_on()
                 done = [one.tenant_id for one in self.audit(ids)]
                 ids = [one for one in ids if done and one > done[-1]]
             after = existing[-1]

@@ -18,6 +18,7 @@ import structlog
 
 from tenantry.api.listeners import ListenError, bind_tcp, tls_context
 from tenantry.front import plan
+from tenantry.telemetry.heartbeat import Heartbeat
 
 log = structlog.get_logger("front")
 
@@ -29,6 +30,9 @@ END_SECONDS: Final = 12.0
 KILL_SECONDS: Final = 5.0
 FIRST_DELAY: Final = 0.1
 LONGEST_DELAY: Final = 5.0
+LONGEST_LAUNCH: Final = 60.0
+"""Seconds after which it is taken to hang: a process is made, and told a few lines."""
+
 HEALTHY_SECONDS: Final = 30.0
 """How long a front has to live for its next failure to count as the first one again."""
 
@@ -74,6 +78,7 @@ class Front:
         log_level: str,
         log_format: str,
     ) -> None:
+        self.heartbeat: Final = Heartbeat()
         self._address = address
         self._relay = relay
         self._jwt_secret = jwt_secret
@@ -105,12 +110,15 @@ class Front:
         failures = 0
         try:
             while not self._stopping.is_set():
+                self.heartbeat.beat(LONGEST_LAUNCH)
                 try:
                     process = self._launch()
                 except OSError as error:
+                    self.heartbeat.rest()
                     log.critical("front.not_started", error=str(error))
                     self._stopping.wait(LONGEST_DELAY)
                     continue
+                self.heartbeat.rest()
                 if process is None:
                     return
                 with suppress(subprocess.TimeoutExpired):

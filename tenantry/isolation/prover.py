@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final
 
 import structlog
@@ -62,14 +62,19 @@ class IsolationProver:
         return self._latest
 
     def prove(
-        self, tenant_ids: Sequence[str] | None = None, *, broker: bool = True, metadata: Metadata
+        self,
+        tenant_ids: Sequence[str] | None = None,
+        *,
+        broker: bool = True,
+        metadata: Metadata,
+        go_on: Callable[[], None] = lambda: None,
     ) -> IsolationReport:
-        """See `Prover.prove`."""
+        """See `Prover.prove`. Calls `go_on` before each tenant."""
         with self._alone:
             everybody = list(self._existing())
             wanted = None if tenant_ids is None else set(tenant_ids)
             chosen = [one for one in everybody if wanted is None or one.tenant_id in wanted]
-            report = self._examine(chosen, everybody, broker=broker)
+            report = self._examine(chosen, everybody, broker=broker, go_on=go_on)
             self._record(report, len(chosen), metadata)
             if wanted is None and broker:
                 self._latest = LatestProof(
@@ -90,13 +95,19 @@ class IsolationProver:
             after = page[-1].tenant_id
 
     def _examine(
-        self, chosen: Iterable[TenantNames], everybody: Sequence[TenantNames], *, broker: bool
+        self,
+        chosen: Iterable[TenantNames],
+        everybody: Sequence[TenantNames],
+        *,
+        broker: bool,
+        go_on: Callable[[], None],
     ) -> IsolationReport:
         checks: list[Check] = []
         unjudged: list[str] = []
         probes = self._broker if broker else None
         with_sql = self._prepare(probes)
         for mine in chosen:
+            go_on()
             others = neighbours(mine, everybody)
             try:
                 if probes is not None:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 from contextlib import ExitStack
-from typing import Final, TypeAlias
+from typing import Final, Protocol
 
 import structlog
 
@@ -17,7 +16,14 @@ log: Final = structlog.get_logger("daemon")
 JOIN_TIMEOUT: Final = 5.0
 """Seconds a thread is given to end, once it has been told to."""
 
-Watched: TypeAlias = Callable[[str, threading.Thread, Heartbeat | None], None]
+
+class Watched(Protocol):
+    """Is told of a thread that runs: its heartbeat, if it has one; what follows if it hangs."""
+
+    def __call__(
+        self, name: str, thread: threading.Thread, heartbeat: Heartbeat | None, *, vital: bool
+    ) -> None:
+        """Hear of it, on the thread that has started it."""
 
 
 class Threads:
@@ -30,8 +36,11 @@ class Threads:
         self._stack = stack
         self._watched = watched
 
-    def start(self, name: str, what: Loop) -> None:
-        """Run something on a thread of its own; its `heartbeat`, if it has one, is watched too."""
+    def start(self, name: str, what: Loop, *, vital: bool = True) -> None:
+        """Run something on a thread of its own; its `heartbeat`, if it has one, is watched too.
+
+        If it hangs, the process ends, unless it is not `vital`: then that is told and counted.
+        """
 
         def guarded() -> None:
             try:
@@ -49,4 +58,4 @@ class Threads:
         self._stack.callback(join)
         self._stack.callback(what.stop)
         thread.start()
-        self._watched(name, thread, getattr(what, "heartbeat", None))
+        self._watched(name, thread, getattr(what, "heartbeat", None), vital=vital)

@@ -14,6 +14,7 @@ from tenantry.journal.port import JournalError
 from tenantry.messages.dead_letters import DeadLetterIndex
 from tenantry.messages.port import MessageStoreError
 from tenantry.reprocessing.reprocessing import Reprocessing
+from tenantry.telemetry.heartbeat import Heartbeat
 
 log = structlog.get_logger(__name__)
 
@@ -24,6 +25,9 @@ KEPT_SECONDS: Final = 24 * 3600.0
 """How long a letter that was worked off is remembered after its message has gone."""
 
 SWEEP_EVERY: Final = 3600.0
+LONGEST_STEP: Final = 300.0
+"""Seconds after which it is taken to hang: a walk takes its time, but goes on batch by batch."""
+
 LONGEST_PAUSE: Final = 300.0
 """Seconds between walks along a queue that will not agree with its index."""
 
@@ -56,6 +60,7 @@ class LetterKeeper:
         queues: Queues,
         every: float = EVERY,
     ) -> None:
+        self.heartbeat: Final = Heartbeat()
         self._reprocessing = reprocessing
         self._index = index
         self._queues = queues
@@ -67,11 +72,12 @@ class LetterKeeper:
 
     def run(self) -> None:
         """Look again and again; an outage is waited out."""
-        while not self._stopping.is_set():
+        while not self._ends():
             try:
                 self.look()
             except (BrokerError, MessageStoreError, JournalError) as error:
                 log.debug("dead_letters.not_looked_after", error=str(error))
+            self.heartbeat.rest()
             self._stopping.wait(self._every)
 
     def stop(self) -> None:
@@ -119,9 +125,14 @@ class LetterKeeper:
         return sorted(self._doubts)
 
     def _walk(self, tenant_id: str) -> None:
-        if self._stopping.is_set():
+        if self._ends():
             return
         try:
-            self._reprocessing.look(tenant_id, stopping=self._stopping.is_set)
+            self._reprocessing.look(tenant_id, stopping=self._ends)
         except DeadLettersBusyError:
             return  # whoever walks there does all this on the way
+
+    def _ends(self) -> bool:
+        """Tell whether the end has come; a walk asks after each batch, and so goes on."""
+        self.heartbeat.beat(LONGEST_STEP)
+        return self._stopping.is_set()

@@ -27,6 +27,9 @@ SECONDS: Final = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0
 KINDS: Final = ("tenant", "consumer", "worker", "reconciler")
 """The kinds of actors that are restarted."""
 
+LOOP: Final = "loop"
+"""A thread that works beside the actors, and is not restarted."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reading:
@@ -92,7 +95,7 @@ class Recorder:
         self._latencies: dict[str, Distribution] = {}
         self._failed_attempts: dict[str, Counter[str]] = {}
         self._failures = dict.fromkeys(KINDS, 0)
-        self._stuck = dict.fromkeys(KINDS, 0)
+        self._stuck = dict.fromkeys((*KINDS, LOOP), 0)
         self._drift = Counter({(kind.value, "repaired"): 0 for kind in DriftKind})
         self._delays = 0
         self._events = 0

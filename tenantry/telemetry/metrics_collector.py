@@ -141,7 +141,9 @@ class SystemCollector(Collector):
             drift.add_metric([kind, outcome], count)
         yield drift
         stuck = CounterMetricFamily(
-            "tenantry_stuck", "Actors that hung and were replaced", labels=["kind"]
+            "tenantry_stuck",
+            "Actors that hung and were replaced, and loops that hung",
+            labels=["kind"],
         )
         for kind, count in recorder.stuck().items():
             stuck.add_metric([kind], count)

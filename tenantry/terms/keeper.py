@@ -8,10 +8,15 @@ from typing import Final
 
 import structlog
 
+from tenantry.telemetry.heartbeat import Heartbeat
 from tenantry.terms.lease import RENEW_EVERY, Term, time_since_boot
 from tenantry.terms.port import Terms, TermsUnavailableError
 
 log: Final = structlog.get_logger("terms")
+
+
+LONGEST_RENEWAL: Final = 120.0
+"""Seconds after which it is taken to hang: the database's answer is waited for much shorter."""
 
 
 class TermKeeper:
@@ -30,6 +35,7 @@ class TermKeeper:
         every: float = RENEW_EVERY,
         now: Callable[[], float] = time_since_boot,
     ) -> None:
+        self.heartbeat: Final = Heartbeat()
         self._terms = terms
         self._term = term
         self._lost = lost
@@ -42,6 +48,7 @@ class TermKeeper:
         lapsed = False
         while not self._stopping.wait(self._every):
             asked_at = self._now()
+            self.heartbeat.beat(LONGEST_RENEWAL)
             try:
                 mine = self._terms.renew(self._term.number)
             except TermsUnavailableError as error:
@@ -49,6 +56,8 @@ class TermKeeper:
                     lapsed = True
                     log.warning("term.lapsed", number=self._term.number, error=str(error))
                 continue
+            finally:
+                self.heartbeat.rest()
             if not mine:
                 self._term.end()
                 self._lost()

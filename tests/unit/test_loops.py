@@ -1,0 +1,189 @@
+"""Loops that run for good leave a heartbeat while they work, and may be silent while they wait."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from actors.board import Board
+from actors.watch import Watch
+from tenantry.broker.links import Loop
+from tenantry.database.keeper import LONGEST_START, PostgresKeeper
+from tenantry.front.process import LONGEST_LAUNCH, Front
+from tenantry.reprocessing.keeper import LONGEST_STEP, LetterKeeper
+from tenantry.schedule import Schedule
+from tenantry.telemetry.heartbeat import Heartbeat
+from tenantry.telemetry.metrics import Recorder
+from tenantry.terms.keeper import LONGEST_RENEWAL, TermKeeper
+from tests.waiting import eventually
+
+HOURS = 1e6
+
+
+class Gate:
+    """Work that is entered, and comes back when it is let."""
+
+    def __init__(self) -> None:
+        self._entered = threading.Event()
+        self._let = threading.Event()
+
+    def __call__(self, *_: Any, **__: Any) -> Any:
+        self._entered.set()
+        assert self._let.wait(20)
+        return True
+
+    def wait(self) -> None:
+        assert self._entered.wait(20)
+
+    def open(self) -> None:
+        self._let.set()
+
+
+@contextmanager
+def run(loop: Loop, gate: Gate) -> Iterator[None]:
+    thread = threading.Thread(target=loop.run, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        gate.open()
+        loop.stop()
+        thread.join(20)
+    assert not thread.is_alive()
+
+
+def silent(heartbeat: Heartbeat, seconds: float) -> bool:
+    """Tell whether it would be taken to hang, were nothing to come for so long."""
+    latest = heartbeat._latest
+    return latest is not None and heartbeat.overdue(latest[0] + seconds, patience=1) is not None
+
+
+class Server:
+    def __init__(self, gate: Gate) -> None:
+        self.start = gate
+        self.running = False
+
+
+class Terms:
+    def __init__(self, gate: Gate) -> None:
+        self.renew = gate
+
+
+class Term:
+    number = 1
+
+    def renewed(self, _at: float) -> None:
+        pass
+
+
+def scheduled(gate: Gate) -> Any:
+    return Schedule("work", gate, seconds=0.01, longest=7)
+
+
+def postgres_keeper(gate: Gate) -> Any:
+    return PostgresKeeper(cast("Any", Server(gate)), every=0.01)
+
+
+def term_keeper(gate: Gate) -> Any:
+    terms, term = cast("Any", Terms(gate)), cast("Any", Term())
+    return TermKeeper(terms, term, lost=pytest.fail, every=0.01)
+
+
+def letter_keeper(gate: Gate) -> Any:
+    nothing = cast("Any", None)
+    keeper = LetterKeeper(reprocessing=nothing, index=nothing, queues=nothing, every=0.01)
+    keeper.look = gate  # type: ignore[method-assign]
+    return keeper
+
+
+def front(gate: Gate) -> Any:
+    made = Front(
+        ("127.0.0.1", 0),
+        relay=Path("unused"),
+        jwt_secret=None,
+        tls=None,
+        log_level="info",
+        log_format="json",
+    )
+
+    def launch() -> None:
+        gate()
+        raise OSError("no more processes")
+
+    made._launch = launch  # type: ignore[method-assign, assignment]
+    return made
+
+
+LOOPS: list[tuple[Callable[[Gate], Any], float]] = [
+    (scheduled, 7),
+    (postgres_keeper, LONGEST_START),
+    (term_keeper, LONGEST_RENEWAL),
+    (letter_keeper, LONGEST_STEP),
+    (front, LONGEST_LAUNCH),
+]
+
+
+@pytest.mark.parametrize(("make", "patience"), LOOPS)
+def test_a_loop_that_does_not_come_back_from_its_work_shows_and_one_that_waits_does_not(
+    make: Callable[[Gate], Any], patience: float
+) -> None:
+    gate = Gate()
+    loop = make(gate)
+    assert not silent(loop.heartbeat, HOURS)
+    with run(loop, gate):
+        gate.wait()
+        assert not silent(loop.heartbeat, patience)
+        assert silent(loop.heartbeat, patience + 1)
+        gate.open()
+        eventually(lambda: not silent(loop.heartbeat, HOURS))
+
+
+def test_work_that_goes_on_is_given_its_time_anew() -> None:
+    steps, beats = [Gate(), Gate()], []
+
+    def work(go_on: Callable[[], None]) -> None:
+        for step in steps:
+            step()
+            go_on()
+            beats.append(schedule.heartbeat._latest)
+
+    schedule = Schedule("work", work, seconds=0.01, longest=7)
+    with run(schedule, steps[1]):
+        steps[0].wait()
+        before = schedule.heartbeat._latest
+        steps[0].open()
+        steps[1].wait()
+        assert before is not None
+        assert beats[0] is not None
+        assert beats[0][0] > before[0]
+
+
+def test_a_loop_that_others_can_do_without_is_told_of_once_and_ends_nothing(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    recorder, later = Recorder(), [0.0]
+    watch = Watch(Board(), observer=recorder, now=lambda: later[0])
+    gate, heartbeat = Gate(), Heartbeat()
+    thread = threading.Thread(target=gate, daemon=True)
+    thread.start()
+    gate.wait()
+    watch.add("audit", thread, heartbeat, vital=False)
+    for hang in (1, 2):
+        heartbeat._latest = later[0], 100.0
+        for _ in range(30):
+            later[0] += 4
+            watch.look()
+        assert recorder.stuck()["loop"] == hang
+        heartbeat.rest()
+        watch.look()
+    assert watch.liveness() == ()
+    told = capsys.readouterr().out
+    assert told.count("loop.stuck") == 2
+    assert "test_loops.py" in told
+    gate.open()
+    thread.join(20)
