@@ -246,6 +246,8 @@ def _run(main: Coroutine[Any, Any, None]) -> None:
     finally:
         loop.run_until_complete(_cancel_others())
         loop.run_until_complete(loop.shutdown_asyncgens())
+        # What has been closed last is let go of in the loop's next round.
+        loop.run_until_complete(asyncio.sleep(0))
         loop.close()
 
 

@@ -14,8 +14,6 @@ import pytest
 from tests.acceptance.program import Program
 from tests.waiting import eventually
 
-pytestmark = pytest.mark.own_interpreter
-
 
 def front_of(program: Program) -> int | None:
     """Find the process that serves TCP."""
@@ -60,6 +58,7 @@ def test_it_reads_and_publishes_by_itself_while_the_daemon_stands_still(program:
     eventually(lambda: len(httpx.get(page, trust_env=False).json()["data"]) >= 2)
 
 
+@pytest.mark.own_interpreter
 def test_when_it_dies_another_takes_over_and_nobody_else_notices(program: Program) -> None:
     port = free_port()
     program.start(TENANTRY_SERVER_PORT=str(port))
@@ -75,6 +74,7 @@ def test_when_it_dies_another_takes_over_and_nobody_else_notices(program: Progra
     assert program.stop() == 0
 
 
+@pytest.mark.own_interpreter
 def test_it_ends_with_its_daemon_and_leaves_the_port_to_the_next(program: Program) -> None:
     port = free_port()
     for _ in range(2):

@@ -13,11 +13,14 @@ import pytest
 
 from tests.acceptance.program import Program
 from tests.api_cases import ENDING, MODES, OPERATIONS, attack, load
-from tests.depth import examples
+from tests.depth import THOROUGH, examples
 from tests.fakes.api import SECRET
 from tests.waiting import eventually
 
 EXAMPLES = int(os.environ.get("TENANTRY_TEST_MADE_UP", examples(2, 20)))
+
+SECRETS = {"with tokens": SECRET} | ({"without tokens": ""} if THOROUGH else {})
+"""Without is what `tests/contract` tries as well."""
 
 
 def _bearer(program: Program, *arguments: str) -> dict[str, str]:
@@ -27,7 +30,7 @@ def _bearer(program: Program, *arguments: str) -> dict[str, str]:
 
 
 @pytest.mark.timeout(120 + 60 * EXAMPLES)
-@pytest.mark.parametrize("secret", ["", SECRET], ids=["without tokens", "with tokens"])
+@pytest.mark.parametrize("secret", SECRETS.values(), ids=SECRETS)
 def test_a_running_daemon_answers_as_described(program: Program, secret: str) -> None:
     program.settings["TENANTRY_LOG_LEVEL"] = "debug"
     if secret:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.acceptance.program import ROOT, Program
+from tests.depth import examples
 from tests.waiting import eventually
 
 pytestmark = pytest.mark.own_interpreter
@@ -93,7 +94,7 @@ def test_a_signal_at_any_moment_of_the_start_ends_the_daemon_in_time(program: Pr
     program.wait_ready(60)
     assert program.create().id
     assert program.stop() == 0
-    assert max(stop_at_a_random_moment(program, 2.5) for _ in range(4)) < SLOWEST
+    assert max(stop_at_a_random_moment(program, 2.5) for _ in range(examples(2, 8))) < SLOWEST
     program.spawn()
     program.wait_ready(60)
     assert len(program.get("/tenants")["data"]) == 1

@@ -15,8 +15,6 @@ from tests.acceptance.program import Program
 from tests.services_rabbitmq import RabbitHost
 from tests.waiting import eventually
 
-pytestmark = pytest.mark.own_interpreter
-
 WATCHDOG_SECONDS = 1.5
 
 
@@ -66,6 +64,7 @@ def manager(program: Program) -> Iterator[Manager]:
     made.close()
 
 
+@pytest.mark.own_interpreter
 def test_systemd_hears_of_the_start_of_life_and_of_the_end(
     program: Program, manager: Manager
 ) -> None:

@@ -118,7 +118,7 @@ def test_an_empty_daemon_has_a_frame_as_well(
 
 
 def read_until(terminal: int, text: str) -> str:
-    seen, until = "", time.monotonic() + 20
+    seen, until = "", time.monotonic() + 60
     while text not in seen:
         assert select.select([terminal], [], [], max(0.0, until - time.monotonic()))[0], seen
         seen += os.read(terminal, 65536).decode(errors="replace")
@@ -147,7 +147,7 @@ def test_on_a_terminal_it_goes_on_until_it_is_interrupted(api: Served) -> None:
         api.api.stop()
         read_until(terminal, "as it was: no daemon answers")
         process.send_signal(signal.SIGINT)
-        assert process.wait(20) == 0
+        assert process.wait(60) == 0
         assert process.stderr is not None
         assert process.stderr.read() == b""
     finally:
