@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -26,6 +27,9 @@ _preloaded = Preloaded()
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        # A shell's background job is deaf to it, and so would be all that is started here.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     # Once a run, by the controller: xdist's workers inherit the environment that names them.
     if hasattr(config, "workerinput") or config.option.collectonly:
         return
