@@ -29,7 +29,8 @@ class ControlClient:
         self._timeout = timeout
         self._reached = False
         self._http = httpx.Client(
-            transport=httpx.HTTPTransport(uds=str(path)),
+            # There is no TLS on a Unix socket: nothing to verify, and no certificates to load.
+            transport=httpx.HTTPTransport(uds=str(path), verify=False),
             base_url="http://localhost",
             trust_env=False,
         )
