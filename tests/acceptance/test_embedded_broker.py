@@ -26,7 +26,9 @@ def database_url(empty_database_url: str) -> Iterator[str]:
     with psycopg.connect(empty_database_url, autocommit=True) as connection:
         connection.execute(f"CREATE ROLE {owner} LOGIN CREATEROLE PASSWORD 'owner'")
         connection.execute(f"ALTER DATABASE {name} OWNER TO {owner}")
-    yield urlunsplit(urlsplit(empty_database_url)._replace(netloc=f"{owner}:owner@"))
+    parts = urlsplit(empty_database_url)
+    place = parts.netloc.rpartition("@")[2]
+    yield urlunsplit(parts._replace(netloc=f"{owner}:owner@{place}"))
     with psycopg.connect(empty_database_url, autocommit=True) as connection:
         connection.execute(f"ALTER DATABASE {name} OWNER TO CURRENT_USER")
         connection.execute(f"DROP OWNED BY {owner} CASCADE")
@@ -98,7 +100,7 @@ def test_what_is_no_json_becomes_a_dead_letter_and_is_replayed(embedded: Program
     path = f"/tenants/{tenant.id}/dead-letters"
     (letter,) = eventually(lambda: embedded.get(path)["data"], what="a dead letter")
     assert letter["id"] == "bad"
-    assert embedded.ready_messages(tenant.queue) == 0
+    eventually(lambda: not embedded.ready_messages(tenant.queue), what="an empty queue")
     replayed = embedded.call("POST", f"{path}/replay", {"all": True})
     assert replayed.json() == {"replayed": 1}, replayed.text
     eventually(lambda: embedded.runtime(tenant)["dead_lettered"] == 2, what="again")
