@@ -10,7 +10,7 @@ from typing import Any
 RECOVERY = 10.0
 """Seconds after a service's return within which the contract promises all to be well."""
 
-FLAT_MB = 12.0
+FLAT_MB = 16.0
 """Megabytes a process's resident set may rise by between the first and the last third of rounds."""
 
 FEWEST_ROUNDS = 9
