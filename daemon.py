@@ -89,18 +89,19 @@ def serve(settings: Settings, load: Callable[[], Settings]) -> int:
     except failpoints.FailpointsError as error:
         raise SettingsError(str(error)) from None
     signals = Signals()
-    with signals.heard():
-        try:
+    try:
+        # A signal may come while the handlers are being put in place.
+        with signals.heard():
             return Daemon(LiveSettings(settings, load), signals).run()
-        except StopRequestedError:
-            log.info("daemon.stopped_while_starting")
-            return 0
-        except Exception as error:
-            if not signals.interrupted:
-                raise
-            # Whatever the signal broke off, a statement say, fails in its own way on the way out.
-            log.info("daemon.stopped_while_starting", error=f"{type(error).__name__}: {error}")
-            return 0
+    except StopRequestedError:
+        log.info("daemon.stopped_while_starting")
+        return 0
+    except Exception as error:
+        if not signals.interrupted:
+            raise
+        # Whatever the signal broke off, a statement say, fails in its own way on the way out.
+        log.info("daemon.stopped_while_starting", error=f"{type(error).__name__}: {error}")
+        return 0
 
 
 class Daemon:
@@ -272,6 +273,8 @@ class Daemon:
             on_listed=board.dead_letters_found,
             stack=stack,
         )
+        # From here on it consumes: a signal has finished what is taken, and breaks nothing off.
+        self._signals.patient = True
         tree.begin(supervisor)
         letters = LetterKeeper(
             reprocessing=services.reprocessing, index=stores.letters, queues=links.queues

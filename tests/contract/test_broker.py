@@ -232,6 +232,25 @@ def test_after_a_cancel_nothing_is_delivered_but_the_rest_can_be_settled(broker:
     assert len(sink.got) == 2
 
 
+def test_a_cancel_while_it_begins_to_consume_lets_what_has_come_be_settled(broker: Broker) -> None:
+    tenant = broker.tenant("events", partitions=3)
+    for key in ("default", "events.0"):
+        broker.publish(tenant, key, *[b"%s %02d" % (key.encode(), n) for n in range(20)])
+    subscription, sink = subscribed(broker, tenant)
+    sink.received(1)  # of one queue; the others may not have answered
+    subscription.cancel()
+    generation = sink.heard("cancelled")
+    assert "lost" not in dict(sink.log)
+    count = len(sink.got)
+    subscription.settle(generation, ack_up_to=count)
+    subscription.close()
+    _, after = subscribed(broker, tenant)
+    broker.publish(tenant, "default", b"the last")
+    found = after.received(40 - count + 1)
+    assert not any(one.redelivered for one in found)
+    assert {*bodies(found)}.isdisjoint(bodies([one for _, one in sink.got]))
+
+
 def test_a_cancelled_subscription_begins_again_when_asked(broker: Broker) -> None:
     tenant = broker.tenant("events")
     subscription, sink = subscribed(broker, tenant)

@@ -32,6 +32,9 @@ log = structlog.get_logger(__name__)
 REOPEN_AFTER: Final = 1.0
 """Seconds before a channel that the broker closed is opened again."""
 
+ANSWER_WITHIN: Final = 1.0
+"""Seconds that queues are given to answer on a channel whose deliveries are to stop."""
+
 NOT_FOUND: Final = 404
 
 ACKS_SETTLE: Final = 0.3
@@ -179,7 +182,11 @@ class RabbitSubscription:
     def _consuming(self, generation: int, queue: str, waiting: set[str], _frame: object) -> None:
         waiting.discard(queue)
         self.answered_at = time.monotonic()
-        if not waiting and generation == self._generation:
+        if waiting or generation != self._generation:
+            return
+        if self._cancelling:
+            self._cancel_all()
+        else:
             self._sink.consuming(generation)
 
     def _taker(self, connection: ReadingConnection, generation: int) -> Callable[[Delivery], None]:
@@ -267,21 +274,29 @@ class RabbitSubscription:
             return
         if self._cancelling:
             return
-        if self._unanswered:
-            # A queue that does not answer holds up every word on its channel.
-            generation = self._generation
-            self._lose("a queue does not answer, and is not wanted any more", missing=False)
-            self._end(channel)
-            self._sink.cancelled(generation)
-            return
         self._cancelling = True
         self._uncancelled = set(self._tags)
+        if not self._unanswered:
+            self._cancel_all()
+        elif self._connection is not None:
+            # Most likely they are about to answer, and what the others bring is finished in order.
+            give_up = partial(self._give_up, self._generation, channel)
+            self._connection.ioloop.call_later(ANSWER_WITHIN, give_up)
+
+    def _cancel_all(self) -> None:
+        channel = self._channel
         for place, tag in enumerate(self._tags):
             # One that is being replaced has been cancelled already, and is not.
-            if place not in self._widening:
+            if channel is not None and tag in self._uncancelled and place not in self._widening:
                 channel.basic_cancel(tag, callback=partial(self._cancel_ok, tag))
         if not self._uncancelled:
             self._cancelled()
+
+    def _give_up(self, generation: int, channel: Channel) -> None:
+        """Let go of a channel on which a queue holds up every word: it does not answer."""
+        if generation == self._generation and self._cancelling and self._unanswered:
+            self._lose("a queue does not answer, and is not wanted any more", missing=False)
+            self._end(channel)
 
     def _cancel_ok(self, tag: str, _frame: object) -> None:
         self._uncancelled.discard(tag)
