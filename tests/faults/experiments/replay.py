@@ -47,7 +47,7 @@ def run(rig: Rig, rounds: int) -> None:
     (tenant,) = rig.tenants
     kills = 0
     for number in rig.rounds(rounds):
-        _bury(rig, tenant, letters)
+        _bury(rig, tenant, letters, lying=(number - 1) * letters // POISON_EVERY)
         which = {
             "filter": {"reason": "rejected", "until": _call(rig, tenant, dry_run=True)["as_of"]}
         }
@@ -62,10 +62,12 @@ def run(rig: Rig, rounds: int) -> None:
     rig.figures.notes["kills"] = str(kills)
 
 
-def _bury(rig: Rig, tenant: Tenant, letters: int) -> None:
-    """Publish messages while nobody consumes, and have them all rejected by somebody else."""
+def _bury(rig: Rig, tenant: Tenant, letters: int, *, lying: int) -> None:
+    """Publish messages while nobody consumes, and have them all rejected by somebody else.
+
+    `lying` dead letters are there before; their queue shows fewer while somebody looks at them.
+    """
     assert rig.program.call("POST", f"/tenants/{tenant.id}/pause").status_code == 200
-    lying = rig.program.ready_messages(tenant.dead_letters)
     with rig.load(rate=5_000, make=make, limit=letters):
         rig.ledger.wait_confirmed(letters, timeout=LONGEST)
     with pika.BlockingConnection(pika.URLParameters(rig.program.host.url)) as connection:
