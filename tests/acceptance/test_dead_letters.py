@@ -29,12 +29,12 @@ EVERYTHING = {
 }
 
 
-def publish(tenant: Tenant, body: bytes, **properties: Any) -> None:
+def publish(tenant: Tenant, body: bytes, *, key: str = "default", **properties: Any) -> None:
     with pika.BlockingConnection(pika.URLParameters(tenant.amqp_url)) as connection:
         channel = connection.channel()
         channel.confirm_delivery()
         given = pika.BasicProperties(**properties)
-        channel.basic_publish(tenant.stream, "default", body, given, mandatory=True)
+        channel.basic_publish(tenant.stream, key, body, given, mandatory=True)
 
 
 def test_what_expires_and_what_is_alike_is_listed_counted_and_replayed(running: Program) -> None:
@@ -84,3 +84,28 @@ def test_a_replay_brings_back_every_property(running: Program) -> None:
     assert headers.pop("x-tenantry-user-id") == tenant.user
     came = {name: value for name, value in vars(properties).items() if value is not None}
     assert came | {"headers": headers} == EVERYTHING | {"delivery_mode": 2}
+
+
+def test_a_letter_is_known_by_the_queue_it_died_in_whatever_its_sender_claims(
+    running: Program,
+) -> None:
+    tenant = running.create(topics=["events"], partitions=2)
+    claims: list[dict[str, Any]] = [
+        {"x-death": "0"},
+        {"x-death": None, "x-first-death-queue": tenant.queue},
+        {"x-first-death-queue": f"{tenant.stream}.events.0", "x-first-death-reason": "expired"},
+    ]
+    for number, headers in enumerate(claims):
+        publish(tenant, b"{no", key="events.1", message_id=f"m-{number}", headers=headers)
+    eventually(lambda: running.ready_messages(tenant.dead_letters) == 3)
+    before = listed(running, tenant)
+    replayed = running.cli("dead-letters", "replay", tenant.id, "--all", "--json")
+    assert (replayed.code, replayed.json) == (0, {"replayed": 3})
+    eventually(lambda: running.ready_messages(tenant.dead_letters) == 3)
+    eventually(lambda: [one["replays"] for one in listed(running, tenant)] == [1, 1, 1])
+    again = listed(running, tenant)
+    for letters in (before, again):
+        assert {one["id"] for one in letters} == {"m-0", "m-1", "m-2"}
+    places = {(one["topic"], one["partition"], one["reason"]) for one in again}
+    assert places == {("events", 1, "not_json")}
+    assert not running.events("dead_letters.found")

@@ -111,7 +111,7 @@ def meaning(document: bytes | str) -> str | None:
     try:
         content = json.loads(document, parse_float=Decimal, parse_int=Decimal)
         return sha256(_canonical(content).encode())
-    except (ValueError, RecursionError):
+    except (ValueError, ArithmeticError, RecursionError):
         return None
 
 

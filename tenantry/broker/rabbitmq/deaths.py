@@ -19,9 +19,9 @@ _BROKERS_OWN: Final = ("x-death", "x-first-death-", "x-last-death-", "x-delivery
 def queued_letter(tenant_id: str, message: Incoming, properties: bytes) -> QueuedLetter:
     """Make what a walk gives of a message in the tenant's dead-letter queue."""
     headers = message.headers or {}
-    topic, partition = _place(tenant_id, headers)
     own = {name: value for name, value in headers.items() if not name.startswith(_BROKERS_OWN)}
     death = _last_death(headers)
+    topic, partition = _place(tenant_id, death.get("queue", headers.get("x-first-death-queue")))
     reason, time = death.get("reason"), death.get("time")
     return QueuedLetter(
         message=message._replace(topic=topic, partition=partition, headers=own or None),
@@ -38,9 +38,12 @@ def _last_death(headers: Mapping[str, object]) -> Mapping[str, object]:
     return first if isinstance(first, dict) else {}
 
 
-def _place(tenant_id: str, headers: Mapping[str, object]) -> tuple[str, int]:
-    """Tell topic and partition by the queue that the broker names; the default one otherwise."""
-    queue = headers.get("x-first-death-queue")
+def _place(tenant_id: str, queue: object) -> tuple[str, int]:
+    """Tell topic and partition by the queue a message died in; the default one otherwise.
+
+    By the newest death, which only the broker can have written: a client may have sent headers of
+    these names itself, and then `x-first-death-queue` is what it says, or is missing.
+    """
     prefix = f"{names.stream_name(tenant_id)}."
     if isinstance(queue, str) and queue.startswith(prefix):
         topic, _, partition = queue.removeprefix(prefix).rpartition(".")
