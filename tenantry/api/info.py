@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from urllib.parse import unquote, urlsplit, urlunsplit
+from urllib.parse import unquote, urlsplit
 
 from tenantry import __version__
 from tenantry.api.entrance import Entrance
 from tenantry.settings import Settings
+from tenantry.urls import address, without_user
 
 
 def describe(settings: Settings, entrance: Entrance, *, database: str) -> dict[str, object]:
@@ -37,12 +38,7 @@ def _broker(settings: Settings) -> dict[str, str] | None:
     parts = urlsplit(settings.rabbitmq.url.get_secret_value())
     port = parts.port or (5671 if parts.scheme == "amqps" else 5672)
     return {
-        "amqp_address": f"{parts.hostname}:{port}",
+        "amqp_address": address(parts.hostname or "", port),
         "vhost": unquote(parts.path[1:]) or "/",
-        "management_url": _without_user(management.get_secret_value()),
+        "management_url": without_user(management.get_secret_value()),
     }
-
-
-def _without_user(url: str) -> str:
-    parts = urlsplit(url)
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))

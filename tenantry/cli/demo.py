@@ -24,6 +24,7 @@ from tenantry.cli.options import config_option, example, json_option
 from tenantry.cli.producing import progress_of
 from tenantry.producer.run import ProduceResult, ProducerOptions, produce
 from tenantry.settings.model import CONTROL_SOCKET, MAX_SOCKET_PATH
+from tenantry.urls import address
 
 READY_TIMEOUT: Final = 60.0
 STALL: Final = 20.0
@@ -242,10 +243,10 @@ def _judge(lines: list[Line], code: int, directory: Path) -> None:
 
 def _keep(daemon: ChildDaemon) -> None:
     with daemon.client() as client:
-        server = client.call("GET", "/info").get("server", {})
+        server = client.call("GET", "/info")["server"]
     output.notice(
         f"\nEverything keeps running until Ctrl-C.\n"
-        f"  HTTP API         http://{server.get('host')}:{server.get('port')}/docs\n"
+        f"  HTTP API         http://{address(server['host'], server['port'])}/docs\n"
         f"  control socket   {daemon.socket}\n"
         f"  daemon's log     {daemon.log}\n"
         f"  try              TENANTRY_CONTROL_SOCKET={daemon.socket} tenantry status"

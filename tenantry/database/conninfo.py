@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from typing import Final
-from urllib.parse import quote, urlencode
+
+from tenantry.urls import postgres_url
 
 PORT: Final = "5432"
 _CARRIED: Final = ("sslmode", "sslrootcert", "target_session_attrs")
@@ -19,20 +20,10 @@ def url_for(parameters: Mapping[str, object], user: str, password: str) -> str:
     hosts = host.split(",")
     ports = (given.get("port") or os.environ.get("PGPORT") or PORT).split(",")
     ports = ports if len(ports) == len(hosts) else ports[:1] * len(hosts)
-    name = given.get("dbname") or os.environ.get("PGDATABASE") or given.get("user") or ""
-    query: dict[str, str] = {key: given[key] for key in _CARRIED if key in given}
-    place = ""
-    if all(hosts) and not any(host.startswith(("/", "@")) for host in hosts):
-        place = ",".join(
-            f"{_bracketed(host)}:{port}" for host, port in zip(hosts, ports, strict=True)
-        )
-    else:
-        query |= {"host": ",".join(hosts)} if all(hosts) else {}
-        query |= {"port": ",".join(ports)}
-    who = f"{quote(user, safe='')}:{quote(password, safe='')}"
-    rest = f"?{urlencode(query, safe='/,')}" if query else ""
-    return f"postgresql://{who}@{place}/{quote(name, safe='')}{rest}"
-
-
-def _bracketed(host: str) -> str:
-    return f"[{host}]" if ":" in host else host
+    return postgres_url(
+        user=user,
+        password=password,
+        hosts=list(zip(hosts, ports, strict=True)),
+        database=given.get("dbname") or os.environ.get("PGDATABASE") or given.get("user") or "",
+        parameters={key: given[key] for key in _CARRIED if key in given},
+    )

@@ -13,7 +13,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Final
-from urllib.parse import quote
 
 import psutil  # type: ignore[import-untyped]
 import psycopg
@@ -22,6 +21,7 @@ from tenantry.database import rundir
 from tenantry.database.errors import DatabaseError
 from tenantry.database.failures import one_line
 from tenantry.database.rundir import Account
+from tenantry.urls import postgres_url
 
 START_TIMEOUT: Final = 60.0
 """Seconds a start may take: after a crash the server first replays its log."""
@@ -137,7 +137,7 @@ class EmbeddedPostgres:
                 f"the embedded PostgreSQL did not start: {one_line(error)}; "
                 f"see {STARTUP_LOG} and log in {self._data_dir}"
             ) from error
-        return _url(socket_dir)
+        return url_of(socket_dir)
 
     def _launch(self) -> None:
         deadline = time.monotonic() + ORPHANS_TIMEOUT
@@ -212,8 +212,8 @@ class EmbeddedPostgres:
         deadline = time.monotonic() + START_TIMEOUT
         while self._server_pid() is not None:
             socket_dir = self._recorded_socket_dir()
-            if socket_dir is not None and _answers(_url(socket_dir)):
-                return _url(socket_dir)
+            if socket_dir is not None and _answers(url_of(socket_dir)):
+                return url_of(socket_dir)
             if time.monotonic() > deadline:
                 raise EmbeddedPostgresError(
                     f"a PostgreSQL server runs in {self._data_dir} but does not answer; "
@@ -348,8 +348,10 @@ def _try_lock(file: IO[bytes], mode: int) -> bool:
     return True
 
 
-def _url(socket_dir: Path) -> str:
-    return f"postgresql://postgres@/postgres?host={quote(str(socket_dir), safe='/')}&port={PORT}"
+def url_of(socket_dir: Path | str) -> str:
+    """Give the URL by which its owner reaches a server whose socket is in a directory."""
+    hosts = [(str(socket_dir), str(PORT))]
+    return postgres_url(user="postgres", hosts=hosts, database="postgres")
 
 
 def _answers(url: str) -> bool:

@@ -9,13 +9,15 @@ import pwd
 import shutil
 import stat
 import subprocess
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 MAX_SOCKET_PATH: Final = 100
 """Bytes a Unix socket's path may have with room to spare: Linux takes 107, macOS 103."""
+
+LONGEST_BASE: Final = 50
+"""Bytes the path of a place for a socket's directory may have."""
 
 SOCKET_NAME: Final = ".s.PGSQL.5432"
 SYSTEM_USER: Final = "pgserver"
@@ -100,19 +102,14 @@ def make_reachable(path: Path) -> None:
 def socket_dir(data_dir: Path, account: Account | None) -> Path:
     """Give the directory of the server's socket; only its user gets into it.
 
-    `data_dir` itself, or where that makes too long a path, a private directory whose name follows
-    from it. Raises `OSError` where somebody else has taken that name.
+    `data_dir` itself, or where its path is too long for a socket, or has a comma, at which libpq
+    parts hosts, a private directory whose name follows from it. Raises `OSError` where none can
+    be made, and where somebody else has taken that name.
     """
-    if len(os.fsencode(data_dir / SOCKET_NAME)) <= MAX_SOCKET_PATH:
+    if len(os.fsencode(data_dir / SOCKET_NAME)) <= MAX_SOCKET_PATH and "," not in str(data_dir):
         return data_dir
-    directory = _short_dir(data_dir)
     owner = os.geteuid() if account is None else account.uid
-    try:
-        directory.mkdir(mode=0o700)
-        if account is not None:
-            os.chown(directory, account.uid, account.gid)
-    except FileExistsError:
-        pass
+    directory = _make_short_dir(data_dir, account)
     status = directory.lstat()
     if (
         not stat.S_ISDIR(status.st_mode)
@@ -154,12 +151,37 @@ def _make_system_user() -> None:
         raise OSError(f"can't make the system user {SYSTEM_USER!r}: {done.stderr.strip()}")
 
 
-def _short_dir(data_dir: Path) -> Path:
-    digest = hashlib.sha256(os.fsencode(data_dir)).hexdigest()[:16]
-    bases = [Path(tempfile.gettempdir()), Path("/tmp")]  # noqa: S108 - the caller verifies it
-    runtime = os.environ.get("XDG_RUNTIME_DIR")
+def _make_short_dir(data_dir: Path, account: Account | None) -> Path:
+    """Make the directory in the first place that takes it; it may be there already."""
+    name = f"tenantry-pg-{hashlib.sha256(os.fsencode(data_dir)).hexdigest()[:16]}"
+    refused = ""
+    for base in _bases():
+        directory = base / name
+        try:
+            directory.mkdir(mode=0o700)
+            if account is not None:
+                os.chown(directory, account.uid, account.gid)
+        except FileExistsError:
+            return directory
+        except OSError as error:
+            refused = f"; {base}: {error.strerror}"
+        else:
+            return directory
+    raise OSError(
+        f"the path of a socket in {data_dir} would be too long or has a comma, and there is no "
+        f"other place for it{refused}: set XDG_RUNTIME_DIR or TMPDIR to a short directory, or "
+        "choose another state_dir"
+    )
+
+
+def _bases() -> list[Path]:
+    """Name the places for it, the best first."""
+    bases = [os.environ.get("TMPDIR", ""), "/tmp"]  # noqa: S108 - the caller verifies it
     # Root's server runs as another user, who can't pass through root's own runtime directory.
-    if runtime and os.geteuid() != 0:
-        bases.insert(0, Path(runtime))
-    base = next(base for base in bases if len(os.fsencode(base)) <= 50)
-    return base / f"tenantry-pg-{digest}"
+    if os.geteuid() != 0:
+        bases = [os.environ.get("XDG_RUNTIME_DIR", ""), *bases]
+    return [
+        Path(base)
+        for base in dict.fromkeys(bases)
+        if base.startswith("/") and len(os.fsencode(base)) <= LONGEST_BASE and "," not in base
+    ]

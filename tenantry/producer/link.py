@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Final, cast
-from urllib.parse import urlsplit, urlunsplit
 
 import pika
 from pika.exceptions import AMQPError, ChannelClosedByBroker
 
+from tenantry import urls
 from tenantry.broker.rabbitmq.connection import describe
 from tenantry.producer.confirms import Closing, Confirms, Mail
 
@@ -50,11 +50,9 @@ def at_address(amqp_url: str, address: str | None) -> str:
     """Give the URL with another HOST:PORT, if there is one. Raises `LinkError`."""
     if address is None:
         return amqp_url
-    url = urlsplit(amqp_url)
-    if not url.scheme.startswith("amqp"):
+    if not amqp_url.startswith("amqp"):
         raise LinkError("the broker is the embedded one: it has no AMQP address")
-    userinfo = url.netloc.rpartition("@")[0]
-    return urlunsplit(url._replace(netloc=f"{userinfo}@{address}" if userinfo else address))
+    return urls.at_address(amqp_url, address)
 
 
 class Link:

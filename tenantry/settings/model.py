@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import os
 import re
+import unicodedata
 from pathlib import Path
 from typing import Annotated, ClassVar, Final, Literal, Self, TypeAlias
 from urllib.parse import urlsplit, urlunsplit
@@ -19,6 +20,8 @@ from pydantic import (
     model_validator,
 )
 from pydantic_core import PydanticCustomError
+
+from tenantry.urls import address
 
 MAX_SOCKET_PATH: Final = 107
 """Bytes a Unix socket's path may have on Linux."""
@@ -60,6 +63,17 @@ def _postgres_url(value: SecretStr) -> SecretStr:
     return _check_url(value, "postgresql", "postgres", host=False)
 
 
+def _nameable(value: str) -> str:
+    if any(unicodedata.category(char) in {"Cc", "Cs"} for char in value):
+        raise PydanticCustomError("path", "holds a control character, or is not UTF-8")
+    return value
+
+
+def _nameable_path(value: Path) -> Path:
+    _nameable(str(value))
+    return value
+
+
 def _secret(value: SecretStr) -> SecretStr:
     size = len(value.get_secret_value().encode())
     if 0 < size < MIN_SECRET:
@@ -70,6 +84,10 @@ def _secret(value: SecretStr) -> SecretStr:
 def _empty_is_none(value: object) -> object:
     return None if value == "" else value
 
+
+FileName: TypeAlias = Annotated[str, Field(max_length=4096), AfterValidator(_nameable)]
+FilePath: TypeAlias = Annotated[Path, AfterValidator(_nameable_path)]
+"""A path that a line of text and a URL can name."""
 
 Port: TypeAlias = Annotated[int, Field(ge=0, le=65535)]
 Interval: TypeAlias = Annotated[float, Field(ge=0, le=31_536_000, allow_inf_nan=False)]
@@ -119,8 +137,8 @@ class Server(_Section):
 
     host: Annotated[str, Field(min_length=1, max_length=253)] = "127.0.0.1"
     port: Port = 8080
-    tls_cert: Annotated[str, Field(max_length=4096)] = ""
-    tls_key: Annotated[str, Field(max_length=4096)] = ""
+    tls_cert: FileName = ""
+    tls_key: FileName = ""
 
     @model_validator(mode="after")
     def _both_or_none(self) -> Self:
@@ -150,7 +168,7 @@ class Server(_Section):
 class Control(_Section):
     """Where the control socket is, if not in `state_dir`."""
 
-    socket: Path | None = None
+    socket: FilePath | None = None
 
 
 class Metrics(_Section):
@@ -237,7 +255,7 @@ class Settings(_Section):
 
     rabbitmq: RabbitMQ = RabbitMQ()
     database: Database = Database()
-    state_dir: Path = Field(default_factory=lambda: Path(DEFAULT_STATE_DIR).expanduser())
+    state_dir: FilePath = Field(default_factory=lambda: Path(DEFAULT_STATE_DIR).expanduser())
     workers: Annotated[int, Field(ge=1, le=64)] = 3
     server: Server = Server()
     control: Control = Control()
@@ -257,14 +275,14 @@ class Settings(_Section):
 
     @model_validator(mode="after")
     def _socket_fits(self) -> Self:
-        size = len(os.fsencode(self.control_socket))
+        # One in `state_dir` may be longer: the daemon and its commands go there step by step.
+        size = 0 if self.control.socket is None else len(os.fsencode(self.control.socket))
         if size > MAX_SOCKET_PATH:
-            key = "state_dir" if self.control.socket is None else "control.socket"
             raise PydanticCustomError(
                 "socket",
                 f"the control socket's path would be {size} bytes long and may have "
                 f"{MAX_SOCKET_PATH}: choose a shorter one",
-                {"key": key},
+                {"key": "control.socket"},
             )
         return self
 
@@ -290,9 +308,9 @@ class Settings(_Section):
         userinfo = amqp.netloc.rpartition("@")[0] or "guest:guest"
         given = self.rabbitmq.management_url.get_secret_value()
         if not given:
-            host = f"[{amqp.hostname}]" if ":" in amqp.hostname else amqp.hostname
             scheme = "https" if amqp.scheme == "amqps" else "http"
-            return SecretStr(f"{scheme}://{userinfo}@{host}:{MANAGEMENT_PORT}")
+            place = address(amqp.hostname, MANAGEMENT_PORT)
+            return SecretStr(f"{scheme}://{userinfo}@{place}")
         url = urlsplit(given)
         if "@" not in url.netloc:
             url = url._replace(netloc=f"{userinfo}@{url.netloc}")

@@ -18,7 +18,9 @@ import psutil
 import psycopg
 import pytest
 
+from tenantry.database import rundir
 from tenantry.database.embedded import EmbeddedPostgres, EmbeddedPostgresError
+from tenantry.database.pool import Database
 from tests.services_postgres import own_server
 
 
@@ -196,22 +198,41 @@ def test_a_path_too_long_for_a_socket_gets_a_private_directory(state_dir: Path) 
     assert not socket_dir.exists()
 
 
+def test_whatever_its_directory_is_called_the_url_reaches_the_server(state_dir: Path) -> None:
+    data_dir = state_dir / "a b,c+d%20#e?f&g='h\"i\\jü" / "pg"
+    data_dir.parent.mkdir()
+    one = own_server(data_dir)
+    url = one.start()
+    try:
+        assert ask(url, "SHOW data_directory") == str(data_dir)
+        database = Database(url)
+        assert ask(database.url_for("postgres", "any"), "SHOW data_directory") == str(data_dir)
+    finally:
+        one.stop()
+
+
 def test_a_private_directory_that_somebody_else_has_taken_is_refused(
     state_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
-    monkeypatch.setattr(tempfile, "tempdir", str(state_dir / "t"))
-    (state_dir / "t").mkdir()
-    one = EmbeddedPostgres(state_dir / ("long-" * 25) / "pg")
-    one.start()
-    one.stop()
-    from tenantry.database import rundir
-
-    trap = rundir._short_dir(state_dir / ("long-" * 25) / "pg")
-    trap.mkdir(mode=0o777)
+    places = state_dir / "t"
+    places.mkdir()
+    monkeypatch.setattr(rundir, "_bases", lambda: [places])
+    data_dir = state_dir / ("long-" * 25)
+    trap = rundir.socket_dir(data_dir, None)
+    assert trap.parent == places
     trap.chmod(0o777)
-    with pytest.raises(EmbeddedPostgresError, match="not ours alone"):
-        one.start()
+    with pytest.raises(OSError, match="not ours alone"):
+        rundir.socket_dir(data_dir, None)
+
+
+def test_where_no_place_is_left_for_a_socket_the_remedy_is_said(
+    state_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (state_dir / "file").touch()
+    monkeypatch.setattr(rundir, "_bases", lambda: [state_dir / "none", state_dir / "file"])
+    with pytest.raises(OSError, match="XDG_RUNTIME_DIR or TMPDIR"):
+        rundir.socket_dir(state_dir / ("long-" * 25), None)
 
 
 def test_half_made_data_of_an_interrupted_start_is_made_anew(

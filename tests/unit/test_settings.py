@@ -277,7 +277,28 @@ def test_a_client_needs_no_secret_to_find_the_daemon(file: Path) -> None:
 
 def test_a_socket_path_too_long_for_the_system_is_refused(file: Path) -> None:
     assert read(file, TENANTRY_CONTROL_SOCKET="/" + "x" * 106)
-    assert "control.socket" in refusal(file, TENANTRY_CONTROL_SOCKET="/" + "x" * 107)
-    message = refusal(file, TENANTRY_STATE_DIR="/" + "é" * 50)
-    assert "state_dir" in message
+    message = refusal(file, TENANTRY_CONTROL_SOCKET="/" + "x" * 107)
+    assert message.startswith("control.socket: ")
     assert "107" in message
+
+
+def test_a_state_directory_may_have_a_path_of_any_length(file: Path) -> None:
+    directory = "/" + "/".join(["é" * 100] * 10)
+    assert read(file, TENANTRY_STATE_DIR=directory).control_socket == Path(
+        directory, "control.sock"
+    )
+
+
+@pytest.mark.parametrize(
+    ("key", "variable"),
+    [
+        ("state_dir", "TENANTRY_STATE_DIR"),
+        ("control.socket", "TENANTRY_CONTROL_SOCKET"),
+        ("server.tls_cert", "TENANTRY_SERVER_TLS_CERT"),
+    ],
+)
+@pytest.mark.parametrize("wrong", ["\n", "\0", "\x7f", "\udcff"])
+def test_a_path_that_no_line_and_no_url_can_name_is_refused(
+    file: Path, key: str, variable: str, wrong: str
+) -> None:
+    assert refusal(file, **{variable: f"/tmp/a{wrong}b"}).startswith(f"{key}: ")

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any, Final
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import unquote, urlsplit
 
 import pika
 import structlog
@@ -41,6 +41,7 @@ from tenantry.broker.rabbitmq.permit import UNLIMITED, Permit
 from tenantry.broker.rabbitmq.takeover import shut_out
 from tenantry.broker.survey import Survey, User
 from tenantry.domain import names
+from tenantry.urls import amqp_url
 
 log = structlog.get_logger(__name__)
 
@@ -179,15 +180,15 @@ class RabbitAdministration:
         """Generate a password and the hash that stands for it; nothing changes on the broker."""
         password = secrets.token_urlsafe(32)
         name = names.username(tenant_id)
-        host, port = self._parameters.host, self._parameters.port
-        vhost = quote(self._parameters.virtual_host, safe="")
-        shown = f"[{host}]" if ":" in host else host
-        credentials = Credentials(
-            username=name,
+        url = amqp_url(
+            scheme=self._scheme,
+            user=name,
             password=password,
-            amqp_url=f"{self._scheme}://{quote(name, safe='')}:{quote(password, safe='')}"
-            f"@{shown}:{port}/{vhost}",
+            host=self._parameters.host,
+            port=self._parameters.port,
+            vhost=self._parameters.virtual_host,
         )
+        credentials = Credentials(username=name, password=password, amqp_url=url)
         return credentials, PasswordHash(value=hash_password(password))
 
     def shut_out_earlier_terms(self) -> int:

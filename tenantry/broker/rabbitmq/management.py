@@ -14,6 +14,7 @@ import httpx
 
 from tenantry.broker.port import BrokerError, BrokerUnavailableError
 from tenantry.broker.rabbitmq.permit import UNLIMITED, Permit
+from tenantry.urls import address
 
 ATTEMPTS: Final = 4
 FIRST_BACKOFF: Final = 0.1
@@ -45,8 +46,7 @@ class ManagementClient:
             raise BrokerError(
                 "rabbitmq.management_url is not an HTTP URL: http://user:password@host:15672"
             )
-        shown = f"[{host}]" if ":" in host else host
-        origin = f"{parts.scheme}://{shown}" + (f":{port}" if port else "")
+        origin = f"{parts.scheme}://{address(host, port)}"
         self.address = origin + parts.path.rstrip("/")
         self._permit = permit
         self._vhost = quote(vhost, safe="")

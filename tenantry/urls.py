@@ -1,0 +1,92 @@
+"""The URLs this program gives out: whatever is in them, who reads them gets the same again.
+
+All of them are put together here. What stands between delimiters is percent-encoded as UTF-8, a
+space as %20: the `+` of HTML forms is a plus to libpq and to AMQP clients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Final
+from urllib.parse import quote, urlsplit, urlunsplit
+
+_SOCKETS: Final = ("/", "@")
+"""How the host of a PostgreSQL URL begins that is a Unix socket's directory, or an abstract one."""
+
+
+def quoted(text: str) -> str:
+    """Encode everything in a text that a URL could take for something else."""
+    return quote(text, safe="")
+
+
+def bracketed(host: str) -> str:
+    """Give a host as it stands before a port: an IPv6 address in brackets."""
+    return f"[{host}]" if ":" in host and not host.startswith("[") else host
+
+
+def address(host: str, port: int | str | None) -> str:
+    """Give HOST:PORT, or the host alone where no port is given."""
+    return bracketed(host) + ("" if port in (None, "") else f":{port}")
+
+
+def amqp_url(
+    *,
+    scheme: str,
+    user: str,
+    password: str,
+    host: str,
+    port: int,
+    vhost: str,
+    parameters: Mapping[str, str] | None = None,
+) -> str:
+    """Give an AMQP URL (`scheme` is amqp or amqps), with `parameters` as its query."""
+    who = f"{quoted(user)}:{quoted(password)}"
+    return f"{scheme}://{who}@{address(host, port)}/{quoted(vhost)}{_query(parameters or {})}"
+
+
+def postgres_url(
+    *,
+    user: str,
+    password: str | None = None,
+    hosts: Sequence[tuple[str, str]] = (),
+    database: str,
+    parameters: Mapping[str, str] | None = None,
+) -> str:
+    """Give a PostgreSQL URL; `hosts` are (host, port), tried in this order, `parameters` libpq's.
+
+    A host that is a path is a Unix socket's directory, an empty one the client's own default. libpq
+    parts hosts at commas and has no way to write one in a name.
+    """
+    query: dict[str, str] = {}
+    place = ""
+    names, ports = [host for host, _ in hosts], [port for _, port in hosts]
+    if all(names) and not any(name.startswith(_SOCKETS) for name in names):
+        place = ",".join(address(_encoded(name), port) for name, port in hosts)
+    else:
+        query |= {"host": ",".join(names)} if any(names) else {}
+        query |= {"port": ",".join(ports)} if any(ports) else {}
+    who = quoted(user) + ("" if password is None else f":{quoted(password)}")
+    return f"postgresql://{who}@{place}/{quoted(database)}{_query(query | dict(parameters or {}))}"
+
+
+def without_user(url: str) -> str:
+    """Give a URL without user and password."""
+    parts = urlsplit(url)
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+
+
+def at_address(url: str, place: str) -> str:
+    """Give a URL with another HOST:PORT; user, password and all the rest stay."""
+    parts = urlsplit(url)
+    who, at, _ = parts.netloc.rpartition("@")
+    return urlunsplit(parts._replace(netloc=f"{who}{at}{place}"))
+
+
+def _encoded(host: str) -> str:
+    return quote(host, safe=":")  # an IPv6 address keeps its colons, in brackets
+
+
+def _query(parameters: Mapping[str, str]) -> str:
+    pairs = (f"{quoted(name)}={quote(value, safe='/,')}" for name, value in parameters.items())
+    text = "&".join(pairs)
+    return f"?{text}" if text else ""
