@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
+from unittest.mock import patch
 from urllib.parse import urlsplit, urlunsplit
 
 import pika
 import pytest
+from pika import BlockingConnection
 
 from tenantry.broker.port import BrokerError, BrokerUnavailableError, TenantTopology
 from tenantry.broker.rabbitmq.administration import RabbitAdministration
 from tenantry.broker.rabbitmq.management import ManagementClient
+from tenantry.broker.rabbitmq.permit import Permit
 from tenantry.broker.topology import QueueType
 from tenantry.domain import names
 from tests import brokers
@@ -117,6 +121,46 @@ def test_a_queue_with_other_arguments_is_refused_with_its_name(rabbitmq: RabbitH
     assert f"queue {name!r} exists with other arguments" in line
     assert "queue.type is" in line
     assert "\n" not in line
+
+
+def test_a_permit_that_lapses_once_it_is_connected_lets_nothing_be_changed(
+    rabbitmq: RabbitHost,
+) -> None:
+    topology = TenantTopology(tenant_id="kept", topics=("events",), partitions=1)
+    ours = administration(rabbitmq)
+    ours.ensure_topology(topology)
+    ours.close()
+    valid = True
+    late = RabbitAdministration(
+        url=rabbitmq.url,
+        management_url=rabbitmq.management_url,
+        queue_type="quorum",
+        permit=Permit(7, lambda: valid),
+    )
+
+    class Lapses(BlockingConnection):
+        """A connection that takes so long to be made that the term ends meanwhile."""
+
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            nonlocal valid
+            super().__init__(*args, **kwargs)
+            valid = False
+
+    with ManagementClient(rabbitmq.management_url, vhost=rabbitmq.vhost) as client:
+        there = client.definitions()
+        for change in (
+            lambda: late.remove_topology("kept"),
+            lambda: late.ensure_topology(replace(topology, topics=("events", "more"))),
+            late.check,
+        ):
+            valid = True
+            with (
+                patch.object(pika, "BlockingConnection", Lapses),
+                pytest.raises(BrokerUnavailableError, match="the term 7 has lapsed"),
+            ):
+                change()
+        assert client.definitions() == there
+    late.close()
 
 
 def test_more_queues_than_a_page_of_the_management_api_holds_are_all_found(

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
+from urllib.parse import urlsplit
 
 import pika
 import pytest
@@ -30,6 +31,10 @@ LARGE = b"x" * 1_000_000
 def management(rabbitmq: RabbitHost) -> Iterator[ManagementClient]:
     with ManagementClient(rabbitmq.management_url, vhost=rabbitmq.vhost) as made:
         yield made
+
+
+def ours(rabbitmq: RabbitHost) -> str:
+    return urlsplit(rabbitmq.url).username or ""
 
 
 def connect(
@@ -57,13 +62,17 @@ def test_earlier_terms_are_shut_out_and_nobody_else(
         old = connect(stack, rabbitmq, "consuming", 3)
         same = connect(stack, rabbitmq, "consuming", 4)
         other = connect(stack, rabbitmq, "publishing", None)
-        eventually(lambda: len(management.connections()) == 3, timeout=30, what="connections")
-        assert shut_out(management, Permit(4)) == 1
+        eventually(
+            lambda: len(management.connections_of(ours(rabbitmq))) == 3,
+            timeout=30,
+            what="connections",
+        )
+        assert shut_out(management, Permit(4), user=ours(rabbitmq)) == 1
         with pytest.raises(AMQPError):
             old.channel()
         same.channel()
         other.channel()
-        assert shut_out(management, Permit()) == 0
+        assert shut_out(management, Permit(), user=ours(rabbitmq)) == 0
 
 
 CONSUMER = """
@@ -98,9 +107,13 @@ def test_what_a_frozen_consumer_holds_is_in_its_queue_again_though_its_socket_is
             watcher.basic_publish("", "q", LARGE)
         eventually(lambda: ready(watcher, "q") < COUNT, timeout=30, what="deliveries")
         # The broker lists a connection some seconds after it was made; a lease is longer.
-        eventually(lambda: len(management.connections()) == 2, timeout=30, what="connections")
+        eventually(
+            lambda: len(management.connections_of(ours(rabbitmq))) == 2,
+            timeout=30,
+            what="connections",
+        )
         began = time.monotonic()
-        assert shut_out(management, Permit(2)) == 1
+        assert shut_out(management, Permit(2), user=ours(rabbitmq)) == 1
         took = time.monotonic() - began
         eventually(lambda: ready(watcher, "q") == COUNT, timeout=60, what="messages again")
         print(f"shut out in {took:.1f} s, back after {time.monotonic() - began:.1f} s")
@@ -123,6 +136,8 @@ def test_without_a_valid_term_nothing_is_asked_of_the_broker(rabbitmq: RabbitHos
         ("tenantry dead letters, term 3", 3),
         ("tenantry publishing", None),
         ("somebody's, term 3", None),
+        (f"tenantry publishing, term {'9' * 5000}", None),
+        ("tenantry publishing, term \u0661", None),
         ("", None),
     ],
 )

@@ -13,6 +13,8 @@ import pytest
 from tenantry.broker.port import BrokerError, BrokerUnavailableError
 from tenantry.broker.rabbitmq import management
 from tenantry.broker.rabbitmq.management import ManagementClient
+from tenantry.broker.rabbitmq.permit import Permit
+from tenantry.broker.rabbitmq.takeover import shut_out
 
 
 @dataclass
@@ -149,6 +151,43 @@ def test_tags_are_read_in_both_forms(script: Scripted) -> None:
     told.answers.clear()
     told.answer(200, {"name": "a", "tags": "administrator,monitoring"})
     assert client.tags() == {"administrator", "monitoring"}
+
+
+def test_a_connection_is_ours_by_its_user_whatever_others_call_theirs(script: Scripted) -> None:
+    told, client = script
+
+    def connection(name: str, user: str, called: object) -> dict[str, object]:
+        return {"name": name, "user": user, "client_properties": {"connection_name": called}}
+
+    told.answer(
+        200,
+        [
+            connection("1", "tenant_a_producer", f"tenantry consuming 1, term {'9' * 5000}"),
+            connection("2", "tenant_a_producer", "tenantry consuming 1, term 3"),
+            connection("3", "admin", f"tenantry consuming 1, term {'9' * 5000}"),
+            connection("4", "admin", {"a": "table"}),
+            {"name": "5", "user": "admin", "client_properties": {}},
+            {"name": "6"},
+            connection("7", "admin", "tenantry consuming 1, term 3"),
+            connection("8", "admin", "tenantry consuming 1, term 4"),
+        ],
+    )
+    told.answer(204)
+    assert shut_out(client, Permit(4), user="admin") == 1
+    assert told.requests[1:] == ["DELETE /api/connections/7"]
+
+
+def test_a_permit_that_lapses_while_it_connects_lets_nothing_be_sent(script: Scripted) -> None:
+    told, client = script
+    told.answer(204)
+    looks = iter([True])
+    permit = Permit(1, lambda: next(looks, False))
+    with (
+        ManagementClient(client.address.replace("//", "//a:b@"), vhost="/", permit=permit) as late,
+        pytest.raises(BrokerUnavailableError, match="term 1 has lapsed"),
+    ):
+        late.delete_user("somebody")
+    assert told.requests == []
 
 
 @pytest.mark.parametrize("url", ["", "127.0.0.1:15672", "amqp://a:b@host", "http://", "http://[a"])

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from typing import Any, Final
+from typing import Any, Final, cast
 from urllib.parse import unquote, urlsplit
 
 import pika
@@ -37,7 +37,7 @@ from tenantry.broker.port import (
 )
 from tenantry.broker.rabbitmq.connection import describe, parameters
 from tenantry.broker.rabbitmq.management import ManagementClient
-from tenantry.broker.rabbitmq.permit import UNLIMITED, Permit
+from tenantry.broker.rabbitmq.permit import UNLIMITED, Permit, permitted
 from tenantry.broker.rabbitmq.takeover import shut_out
 from tenantry.broker.survey import Survey, User
 from tenantry.domain import names
@@ -193,7 +193,7 @@ class RabbitAdministration:
 
     def shut_out_earlier_terms(self) -> int:
         """Close what daemons of earlier terms have left open; see `takeover.shut_out`."""
-        return shut_out(self._management, self._permit)
+        return shut_out(self._management, self._permit, user=self._user)
 
     def pending(self) -> Mapping[str, int]:
         """Count the messages ready in each tenant's queues, dead letters left out."""
@@ -262,6 +262,8 @@ class RabbitAdministration:
             try:
                 yield connection.channel()
             except (AMQPError, OSError) as error:
+                # A connection whose permit lapses breaks off by itself: that is the reason then.
+                self._permit.check()
                 raise self._failed(error) from error
             finally:
                 with suppress(AMQPError, OSError):
@@ -271,7 +273,10 @@ class RabbitAdministration:
 
     def _connect(self) -> pika.BlockingConnection:
         try:
-            return pika.BlockingConnection(self._parameters)
+            # Everything that is said on it, the first word included, is said under the permit.
+            return pika.BlockingConnection(
+                self._parameters, _impl_class=cast("Any", permitted(self._permit))
+            )
         except (AuthenticationError, ProbableAuthenticationError) as error:
             raise BrokerError(
                 f"RabbitMQ at {self._where} refuses user name and password: check rabbitmq.url"
@@ -283,6 +288,7 @@ class RabbitAdministration:
                 raise self._no_access() from error
             raise self._failed(error) from error
         except (AMQPError, OSError) as error:
+            self._permit.check()
             raise BrokerUnavailableError(
                 f"RabbitMQ can't be reached at {self._where}: {describe(error)}"
             ) from error

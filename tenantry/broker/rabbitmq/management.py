@@ -103,17 +103,18 @@ class ManagementClient:
             absent_is_fine=True,
         )
 
-    def connections(self) -> Sequence[tuple[str, str]]:
-        """List the connections to the virtual host: each name, and what its client calls it."""
+    def connections_of(self, user: str) -> Sequence[tuple[str, str]]:
+        """List a user's connections to the virtual host: each name, and what its client calls it.
+
+        Of the others nothing is read but whose they are.
+        """
         listed = self._call(
             "GET",
             f"vhosts/{self._vhost}/connections",
-            parameters={"columns": "name,client_properties"},
+            # Of what clients tell about themselves, which may be much, this alone.
+            parameters={"columns": "name,user,client_properties.connection_name"},
         )
-        return [
-            (one["name"], str((one.get("client_properties") or {}).get("connection_name", "")))
-            for one in listed
-        ]
+        return [(one["name"], _called(one)) for one in listed if one.get("user") == user]
 
     def close_connection(self, name: str, reason: str, *, seconds: float) -> None:
         """Close a connection by its name; its client gets to know the reason.
@@ -238,7 +239,13 @@ class ManagementClient:
             self._permit.check()
             try:
                 response = self._client.request(
-                    method, url, params=parameters, json=body, headers=headers, timeout=timeout
+                    method,
+                    url,
+                    params=parameters,
+                    json=body,
+                    headers=headers,
+                    timeout=timeout,
+                    extensions={"trace": self._before_sending},
                 )
             except httpx.TransportError as error:
                 problem = _one_line(str(error)) or type(error).__name__
@@ -259,6 +266,11 @@ class ManagementClient:
         raise BrokerUnavailableError(
             f"RabbitMQ's management API does not answer at {self.address}: {problem}"
         )
+
+    def _before_sending(self, event: str, _info: Mapping[str, Any]) -> None:
+        """Look at the permit again once there is a connection: to make one may have taken long."""
+        if event == "http11.send_request_headers.started":
+            self._permit.check()
 
     def _json(self, response: httpx.Response) -> Any:
         if not response.content:
@@ -298,6 +310,12 @@ class ManagementClient:
             f"what answers at {self.address} is not RabbitMQ's management API: check "
             "rabbitmq.management_url; is the plugin rabbitmq_management enabled?"
         )
+
+
+def _called(connection: Mapping[str, Any]) -> str:
+    told = connection.get("client_properties")
+    called = told.get("connection_name") if isinstance(told, dict) else None
+    return called if isinstance(called, str) else ""
 
 
 def _tags(listed: str | Sequence[str] | None) -> frozenset[str]:

@@ -12,7 +12,8 @@ import pika
 from tenantry.broker.port import BrokerUnavailableError
 
 PRODUCT: Final = "Tenantry"
-_NAME: Final = re.compile(r"tenantry .*, term (\d+)")
+# A term is a bigint: more digits are nobody's, and Python would refuse to read thousands of them.
+_NAME: Final = re.compile(r"tenantry .*, term ([0-9]{1,19})", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +38,10 @@ UNLIMITED: Final = Permit()
 
 
 def term_of(connection_name: str) -> int | None:
-    """Tell under which term a connection of this name was made; None of all others."""
+    """Tell under which term a connection of this name was made; None of all others.
+
+    Anybody may call a connection so: ask only of those that the broker knows to be our user's.
+    """
     match = _NAME.fullmatch(connection_name)
     return None if match is None else int(match[1])
 
@@ -61,3 +65,12 @@ class PermittedConnection(pika.SelectConnection):
     def break_off(self, error: Exception) -> None:
         """End the connection at once, for this reason: nothing is said on it any more."""
         self._terminate_stream(error)
+
+
+def permitted(wanted: Permit) -> type[PermittedConnection]:
+    """Give the kind of connection that is under this permit from its first word on."""
+
+    class Permitted(PermittedConnection):
+        permit = wanted
+
+    return Permitted

@@ -17,9 +17,11 @@ SECONDS: Final = 2.0
 """How long the broker may take to close a connection before the takeover goes on without it."""
 
 
-def shut_out(management: ManagementClient, permit: Permit) -> int:
+def shut_out(management: ManagementClient, permit: Permit, *, user: str) -> int:
     """Close the connections that were made under earlier terms; give how many there were.
 
+    Ours are those of `user`, by which the broker has let them in. What a connection calls itself
+    is said by its client, and so by tenants as well: it counts for nothing before that.
     A frozen daemon keeps its connections, and with them its deliveries. RabbitMQ answers once it
     has ended a connection's channels: their deliveries are in the queues again, and what that
     daemon has yet to send is not listened to. It may list the connection for half a minute longer,
@@ -30,7 +32,7 @@ def shut_out(management: ManagementClient, permit: Permit) -> int:
         return 0
     earlier = {
         name: called
-        for name, called in management.connections()
+        for name, called in management.connections_of(user)
         if (term := term_of(called)) is not None and term < permit.number
     }
     for name, called in earlier.items():
