@@ -31,6 +31,10 @@ class MigrationError(DatabaseError):
     """The schema can't be brought up to date."""
 
 
+class OpenSchemaError(MigrationError):
+    """Somebody else's code would run with the rights of the database's user."""
+
+
 class SchemaTooNewError(MigrationError):
     """A newer program has migrated the database; this one must not touch it."""
 

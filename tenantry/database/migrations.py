@@ -13,9 +13,10 @@ from typing import Final
 
 import psycopg
 
+from tenantry.database import catalogue
 from tenantry.database.errors import MigrationError, SchemaTooNewError
 from tenantry.database.failures import is_unavailable, one_line
-from tenantry.database.pool import Connection, Database
+from tenantry.database.pool import SEARCH_PATH, Connection, Database
 
 TERMS: Final = 6
 """The migration since which there are terms."""
@@ -83,6 +84,7 @@ def migrate(
 
     Each migration is committed by itself together with its record; one that fails leaves nothing
     behind, and those before it in place. Programs that start at once wait for one another.
+    In the end nobody else's code runs as the database's user, or `OpenSchemaError` says what would.
     Raises `SchemaTooNewError`, `MigrationError`, `DatabaseUnavailableError`.
     """
     known = migrations() if known is None else known
@@ -94,6 +96,8 @@ def migrate(
             log.info("applied migration %s", migration)
             applied.append(migration)
         _fence(connection)
+        catalogue.close_paths(connection)
+        catalogue.refuse_strangers(connection)
     return applied
 
 
@@ -186,7 +190,7 @@ def _apply(connection: Connection, migration: Migration) -> None:
     try:
         with connection.transaction():
             # Names in a migration are written out in full; nobody's search_path has a say.
-            connection.execute("SET LOCAL search_path = pg_catalog")
+            connection.execute(f"SET LOCAL search_path = {SEARCH_PATH}".encode())
             connection.execute(migration.sql.encode())
             connection.execute(
                 "INSERT INTO tenantry.schema_migrations (number, name, checksum)"

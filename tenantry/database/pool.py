@@ -35,6 +35,10 @@ Short on purpose: psycopg_pool doubles its delays, so that after a long outage i
 could be minutes away; once it has given up, the next caller makes it try at once.
 """
 
+SEARCH_PATH: Final = "pg_catalog, pg_temp"
+"""Where sessions of ours look for a name that is not written out in full: in no schema that
+somebody else may create in. Left out, pg_temp would come first."""
+
 STATEMENT_TIMEOUT: Final = 30.0
 LOCK_TIMEOUT: Final = 10.0
 IDLE_IN_TRANSACTION_TIMEOUT: Final = 60.0
@@ -66,11 +70,14 @@ class Database:
         idle_timeout: float = IDLE_IN_TRANSACTION_TIMEOUT,
         term: str = "",
         read_only: bool = False,
+        lends_path: bool = False,
     ) -> None:
         """Raises `DatabaseUrlError`; connects to nothing yet.
 
         A transaction in which nothing happens for `idle_timeout` seconds is ended by the server.
         With a `term`, the sessions write only as long as it lasts; `read_only`, not at all.
+        `lends_path` is for sessions of the pool in which users' code runs as well: the search path
+        that the database's user has stays their default (`SET search_path TO DEFAULT`).
         """
         self._parameters = _parse(url)
         self._url = url
@@ -82,6 +89,7 @@ class Database:
         self._idle_timeout = idle_timeout
         self._term = term
         self._read_only = read_only
+        self._lends_path = lends_path
         self._pool: ConnectionPool[Connection] | None = None
         self._server_version = 0
         self._guard = threading.Lock()
@@ -93,13 +101,14 @@ class Database:
         return f"<Database {self._where}>"
 
     def beside(self, *, pool_size: int, statement_timeout: float, idle_timeout: float) -> Database:
-        """Make another pool to the same database; it is opened and closed by itself."""
+        """Make another pool to the same database, for users' code; it is opened by itself."""
         return Database(
             self._url,
             pool_size=pool_size,
             statement_timeout=statement_timeout,
             idle_timeout=idle_timeout,
             term=self._term,
+            lends_path=True,
         )
 
     @property
@@ -133,6 +142,7 @@ class Database:
         pool: ConnectionPool[Connection] = ConnectionPool(
             connection_class=self._connection_class(self._longest(self._statement_timeout)),
             kwargs=self._kwargs(),
+            configure=close_path if self._lends_path else None,
             min_size=self._min_size,
             max_size=self._pool_size,
             timeout=ACQUIRE_TIMEOUT,
@@ -258,6 +268,8 @@ class Database:
         if self._read_only:
             options += " -c default_transaction_read_only=on"
         given = self._parameters
+        # What the URL asks for comes last, and so wins; but for what a neighbour could abuse.
+        last = "" if self._lends_path else f" -c search_path={SEARCH_PATH}".replace(", ", ",\\ ")
         return {
             "application_name": "tenantry",
             "connect_timeout": max(2, round(self._connect_timeout)),
@@ -267,8 +279,7 @@ class Database:
             "keepalives_count": 3,
             "tcp_user_timeout": 20_000,
             **given,
-            # What the URL asks for comes last, and so wins.
-            "options": f"{options} {given.get('options') or ''}".strip(),
+            "options": f"{options} {given.get('options') or ''}{last}".strip(),
             "autocommit": True,
         }
 
@@ -314,6 +325,11 @@ class Database:
             log.warning("%s", failure)
         elif failure is None and before is not None:
             log.info("connected to %s again", self._where)
+
+
+def close_path(connection: Connection) -> None:
+    """Close the search path of a session that lends its own to users' code."""
+    connection.execute(f"SET search_path = {SEARCH_PATH}")
 
 
 def _parse(url: str) -> dict[str, Any]:

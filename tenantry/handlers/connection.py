@@ -11,6 +11,8 @@ import structlog
 from psycopg.pq import TransactionStatus
 from psycopg.rows import tuple_row
 
+from tenantry.database.pool import SEARCH_PATH
+
 if TYPE_CHECKING:
     from tenantry.database.pool import Connection
 
@@ -20,14 +22,14 @@ CANCEL_SECONDS: Final = 2.0
 
 _RESET: Final = (
     "CLOSE ALL; UNLISTEN *; RESET ALL; RESET SESSION AUTHORIZATION; DISCARD TEMP;"
-    " SELECT pg_advisory_unlock_all()"
+    f" SET search_path = {SEARCH_PATH}; SELECT pg_advisory_unlock_all()"
 )
 """What a handler may have left behind on its connection, which others will use."""
 
 
 def tidy(connection: Connection) -> None:
     """Undo what a handler may have changed on its connection beyond the transaction."""
-    connection.execute(_RESET)
+    connection.execute(_RESET.encode())
 
 
 def as_it_was(connection: Connection) -> None:

@@ -21,6 +21,7 @@ from psycopg import errors, sql
 from psycopg.pq import TransactionStatus
 
 from tenantry.database.failures import one_line
+from tenantry.database.pool import SEARCH_PATH
 from tenantry.domain import names
 from tenantry.handlers.connection import as_it_was, sever
 from tenantry.handlers.crew import Call, Crew, HandlerHangsError, Ran
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 SMALLEST_CHUNK: Final = 4
+_CLOSE_PATH: Final = f"SET LOCAL search_path = {SEARCH_PATH}".encode()
 LARGEST_CHUNK: Final = 1024
 
 
@@ -185,7 +187,10 @@ class HandledTransaction:
         while todo and (monotonic() < self._until or not (outcome.passed or outcome.failed)):
             chunk = todo[: pace.size]
             if not began:
-                self._connection.execute("SAVEPOINT tenantry_chunk")
+                # Handlers find their tables as they are used to.
+                self._connection.execute(
+                    "SET LOCAL search_path TO DEFAULT; SAVEPOINT tenantry_chunk"
+                )
                 began = True
             ran, failure = self._run_chunk(chunk)
             outcome.failed += [
@@ -211,6 +216,8 @@ class HandledTransaction:
             todo[: len(chunk)] = well
             if ran.count > len(ran.harmless):
                 pace.failed()
+        if began:
+            self._connection.execute(_CLOSE_PATH)
         outcome.left += todo
 
     def _run_chunk(self, chunk: Sequence[Entry]) -> tuple[Ran, Failure | None]:

@@ -133,6 +133,10 @@ class Trying:
             if work.severed is None:
                 raise
             raise work.severed from None
+        except SpoiledError:
+            # A handler that ended the transaction may have left its settings behind.
+            connection.close()
+            raise
         self._tell(outcome, firsts, tally)
         tidy(connection)
 

@@ -52,7 +52,7 @@ class World:
         self.overruns: list[str] = []
         self._open: list[Any] = []
         with database.connection() as connection:
-            connection.execute("CREATE TABLE effects (id text, attempt integer)")
+            connection.execute("CREATE TABLE public.effects (id text, attempt integer)")
 
     def store(
         self, act: Handler = lambda message, cursor: None, *, timeout: float = 20, **options: Any
@@ -89,7 +89,9 @@ class World:
 
     def effects(self) -> list[tuple[str, int]]:
         with self.database.connection() as connection:
-            rows = connection.execute("SELECT id, attempt FROM effects ORDER BY 1, 2").fetchall()
+            rows = connection.execute(
+                "SELECT id, attempt FROM public.effects ORDER BY 1, 2"
+            ).fetchall()
         return [(identity, attempt) for identity, attempt in rows]
 
     def stored(self) -> set[str]:
@@ -560,7 +562,7 @@ def test_a_message_that_two_workers_have_at_once_is_handled_once_for_good(world:
 def test_a_deadlock_among_handlers_is_no_failure_of_theirs(world: World) -> None:
     with world.database.connection() as connection:
         connection.execute(
-            "CREATE TABLE accounts AS SELECT n, 0 AS sum FROM generate_series(1, 2) n"
+            "CREATE TABLE public.accounts AS SELECT n, 0 AS sum FROM generate_series(1, 2) n"
         )
     together, met = threading.Barrier(2), threading.Event()
 

@@ -203,7 +203,8 @@ def test_without_a_partition_nothing_is_stored(database: Database) -> None:
 def test_a_row_of_an_unknown_tenant_is_refused_by_the_database(database: Database) -> None:
     with database.connection() as connection, pytest.raises(psycopg.errors.CheckViolation):
         connection.execute(
-            "INSERT INTO messages (tenant_id, id, position, topic, partition, body, created_at)"
+            "INSERT INTO public.messages"
+            " (tenant_id, id, position, topic, partition, body, created_at)"
             " VALUES ('nobody', '1', 1, 'default', 0, '', now())"
         )
 
