@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, Phase
 from schemathesis import GenerationMode
 from schemathesis.checks import CHECKS
 
+from tenantry.api import access
 from tenantry.api.access import TABLE
 from tenantry.api.problems import MEDIA_TYPE
 
@@ -31,7 +32,9 @@ CONFORMANCE = [
     )
 ]
 UNDESCRIBED = {"/openapi.json", "/docs", "/swagger/{asset}"}
-OPERATIONS = sorted(f"{method} {path}" for method, path in TABLE if path not in UNDESCRIBED)
+OPERATIONS = sorted(
+    f"{method} {access.shown(path)}" for method, path in TABLE if path not in UNDESCRIBED
+)
 ENDING = {"POST /stop", "POST /drain"}
 """What a running daemon is not asked to do."""
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
+from starlette.convertors import Convertor, register_url_convertor
 from starlette.routing import BaseRoute, Route, compile_path
 
 
@@ -22,6 +23,20 @@ class Access(StrEnum):
     """An admin."""
 
 
+class _Any(Convertor[str]):
+    """The rest of a path, whatever is in it: `path` stops at a line's end."""
+
+    regex = r"[\s\S]+"
+
+    def convert(self, value: str) -> str:
+        return value
+
+    def to_string(self, value: str) -> str:
+        return value
+
+
+register_url_convertor("any", _Any())
+
 TABLE: Final[dict[tuple[str, str], Access]] = {
     ("GET", "/healthz"): Access.PUBLIC,
     ("GET", "/readyz"): Access.PUBLIC,
@@ -31,6 +46,7 @@ TABLE: Final[dict[tuple[str, str], Access]] = {
     ("GET", "/tenants/{tenant_id}"): Access.TENANT,
     ("POST", "/tenants/{tenant_id}/messages"): Access.TENANT,
     ("GET", "/tenants/{tenant_id}/events"): Access.TENANT,
+    ("GET", "/tenants/{tenant_id}/messages/{message_id:any}"): Access.TENANT,
     ("GET", "/messages"): Access.TENANT,
     ("GET", "/messages/stream"): Access.TENANT,
     ("GET", "/tenants/{tenant_id}/dead-letters"): Access.TENANT,
@@ -78,6 +94,11 @@ def rule_for(method: str, path: str) -> Rule | None:
         if wanted == method and (match := pattern.match(path)):
             return Rule(access=access, tenant_id=match.groupdict().get("tenant_id"))
     return None
+
+
+def shown(path: str) -> str:
+    """Give a route's path as the OpenAPI document writes it."""
+    return compile_path(path)[1]
 
 
 def methods_of(path: str) -> list[str]:

@@ -125,9 +125,10 @@ class Message(BaseModel):
 
 
 class MessagePage(BaseModel):
-    """Messages of a tenant; `next_cursor` is null on the last page.
+    """Messages of a tenant, or of all; `next_cursor` is null on the last page.
 
-    `follow_cursor` leads to what is stored later, from the last page too (oldest first only).
+    `follow_cursor` leads to what is stored later, from the last page too (of one tenant, oldest
+    first only). A page may hold fewer than `limit` messages, though more follow.
     """
 
     data: list[Message]

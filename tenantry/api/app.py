@@ -16,7 +16,6 @@ from tenantry.api.jsonroute import JsonRoute
 from tenantry.api.lanes import Lanes
 from tenantry.api.limits import MAX_REQUESTS, REQUEST_SECONDS, Limits
 from tenantry.api.middleware import BoundedBody, RequestContext
-from tenantry.api.paging import PooledPageReader
 from tenantry.api.partitions import Router
 from tenantry.api.port import Control
 from tenantry.api.routes import audit, changes, events, isolation, pages, stream, system, tenants
@@ -51,7 +50,7 @@ def create_app(
     directory: TenantDirectory,
     journal: EventStore,
     messages: MessageStore,
-    page_reader: PageReader | None = None,
+    page_reader: PageReader,
     publishing: Publishing,
     letters: DeadLetterIndex,
     auditor: Auditor,
@@ -83,7 +82,7 @@ def create_app(
         directory=directory,
         journal=journal,
         messages=messages,
-        page_reader=page_reader or PooledPageReader(messages, pools.reads),
+        page_reader=page_reader,
         publishing=publishing,
         idempotency=idempotency or MemoryIdempotencyKeys(),
         info=dict(info or {}),
@@ -128,7 +127,8 @@ def create_app(
     access.check_routes(app.routes)
     handlers.install(app)
     # The last one added is the outermost: who it is, and whether they may, comes before the body.
-    app.add_middleware(Lanes, lanes=[message_routes.lane(services), publish_routes.lane(services)])
+    lanes = [*message_routes.lanes(services), publish_routes.lane(services)]
+    app.add_middleware(Lanes, lanes=lanes)
     app.add_middleware(Limits, most=max_requests, seconds=request_timeout)
     app.add_middleware(BoundedBody, max_bytes=max_body_bytes, seconds=body_timeout)
     app.add_middleware(Authentication, tokens=Tokens(jwt_secret) if jwt_secret else None)

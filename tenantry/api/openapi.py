@@ -8,7 +8,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from tenantry.api import render
-from tenantry.api.access import TABLE, Access
+from tenantry.api.access import TABLE, Access, shown
 from tenantry.api.answers import ProblemDocument
 
 DESCRIPTION = """\
@@ -31,12 +31,15 @@ _TAGS: Final = {
 
 _IN_PATHS: Final = {
     "tenant_id": ("The tenant's id.", "acme"),
+    "message_id": ("The message's id, percent-encoded.", "order-7"),
     "letter_id": (
         "The letter's `letter_id`, or its message's id.",
         "8a9c6f0e-3f5f-4c55-a36e-0d6a3f9f0f11",
     ),
 }
 """What a parameter in a path means, and an example."""
+
+_ACCESS: Final = {(method, shown(path)): access for (method, path), access in TABLE.items()}
 
 
 def document(app: FastAPI) -> dict[str, Any]:
@@ -57,7 +60,7 @@ def document(app: FastAPI) -> dict[str, Any]:
             for method, operation in operations.items():
                 for parameter in operation.get("parameters", ()):
                     _tidy(parameter)
-                public = TABLE[method.upper(), path] is Access.PUBLIC
+                public = _ACCESS[method.upper(), path] is Access.PUBLIC
                 # FastAPI adds its own 422 wherever a path has a parameter; here these are text,
                 # and what can be invalid is said by the route.
                 if "application/json" in operation["responses"].get("422", {}).get("content", {}):

@@ -248,7 +248,13 @@ class EventsQuery(PageQuery):
 class MessagesQuery(PageQuery):
     """Which messages."""
 
-    tenant_id: Annotated[str, Field(description="Whose.", examples=["acme"])]
+    tenant_id: Annotated[
+        str | None,
+        Field(
+            description="Whose. Left out: a tenant's token reads its own tenant's, an admin all.",
+            examples=["acme"],
+        ),
+    ] = None
     topic: Annotated[
         str | None, Field(max_length=255, description="Of this topic only.", examples=["logs"])
     ] = None

@@ -105,8 +105,12 @@ class ControlClient:
         params: Mapping[str, str | int] | None = None,
         limit: int | None = None,
         timeout: float | None = None,
+        sparse: bool = False,
     ) -> Iterator[dict[str, Any]]:
-        """Give a paged collection's items one by one, at most `limit`."""
+        """Give a paged collection's items one by one, at most `limit`.
+
+        In a `sparse` one a page may be empty though more follow.
+        """
         query: dict[str, str | int] = dict(params or {})
         given = 0
         while limit is None or given < limit:
@@ -116,7 +120,7 @@ class ControlClient:
             given += len(page["data"])
             cursor = page.get("next_cursor")
             # Some collections (events) always name a cursor, so that a reader can come back.
-            if not page["data"] or not cursor:
+            if not cursor or not (page["data"] or sparse):
                 return
             query["cursor"] = cursor
 

@@ -6,6 +6,7 @@ import base64
 import json
 from collections.abc import Mapping
 from typing import Any, Final
+from urllib.parse import quote
 
 import click
 
@@ -80,7 +81,8 @@ def _event_line(event: Mapping[str, Any]) -> str:
 @click.command(epilog=example("tenantry messages acme --topic events --order desc --limit 10"))
 @with_client
 @json_option
-@tenant_argument()
+@tenant_argument(required=False)
+@click.option("--id", "message_id", help="Only the message with this id; needs a TENANT.")
 @click.option("--topic", help="Only messages of this topic.")
 @click.option("--limit", type=click.IntRange(min=1), default=50, show_default=True)
 @click.option("--order", type=click.Choice(["asc", "desc"]), default="asc", show_default=True)
@@ -88,23 +90,32 @@ def messages(
     client: ControlClient,
     *,
     as_json: bool,
-    tenant_id: str,
+    tenant_id: str | None,
+    message_id: str | None,
     topic: str | None,
     limit: int,
     order: str,
 ) -> None:
-    """Print a tenant's stored messages."""
-    params: dict[str, str | int] = {"tenant_id": tenant_id, "order": order}
-    if topic is not None:
-        params["topic"] = topic
-    found = list(client.pages("/messages", params=params, limit=limit))
+    """Print a tenant's stored messages; without a TENANT all tenants', by tenant and position."""
+    if message_id is not None:
+        if tenant_id is None or not message_id:
+            raise click.UsageError("--id takes a message's id, and a TENANT before it")
+        found = [client.call("GET", tenant_path(tenant_id, "messages", quote(message_id, safe="")))]
+    else:
+        params: dict[str, str | int] = {"order": order}
+        if tenant_id is not None:
+            params["tenant_id"] = tenant_id
+        if topic is not None:
+            params["topic"] = topic
+        found = list(client.pages("/messages", params=params, limit=limit, sparse=True))
     if as_json:
-        output.print_json(found)
+        output.print_json(found if message_id is None else found[0])
         return
     output.print_table(
-        ("position", "id", "topic", "partition", "created", "payload"),
+        ("tenant", "position", "id", "topic", "partition", "created", "payload"),
         [
             (
+                one["tenant_id"],
                 one["position"],
                 one["id"],
                 one["topic"],

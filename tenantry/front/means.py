@@ -66,7 +66,7 @@ class Means:
         publishers = _Publishers(
             directory=directory, publishing=self._publishing(plan.rabbitmq_url)
         )
-        self.lanes: list[Lane] = [messages.lane(reading), publishing.lane(publishers)]
+        self.lanes: list[Lane] = [*messages.lanes(reading), publishing.lane(publishers)]
 
     def _publishing(self, rabbitmq_url: str | None) -> Publishing:
         if rabbitmq_url is None:

@@ -25,16 +25,10 @@ SELECT id, tenant_id, position, topic, partition, payload::text AS payload, body
 FROM {table} WHERE {condition} LIMIT {limit}
 """
 
-# `concat` passes over what is NULL; what is joined by `||` is then NULL as a whole. How large a
-# message is, PostgreSQL knows without reading what it has stored apart.
-_WRITTEN: Final[LiteralString] = """
-SELECT
-    count(*),
-    count(*) FILTER (WHERE before < {bytes}),
-    {furthest}(position) FILTER (WHERE before < {bytes}),
-    string_agg(
+# `concat` passes over what is NULL; what is joined by `||` is then NULL as a whole.
+_OBJECT: Final[LiteralString] = """
         concat(
-            '{{"id":', to_json(id),
+            '{"id":', to_json(id),
             ',"tenant_id":', to_json(tenant_id),
             ',"position":', position,
             ',"topic":', to_json(topic),
@@ -45,7 +39,15 @@ SELECT
             ',"headers":', coalesce(headers::text, 'null'),
             ',"created_at":"',
             to_char(created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'),
-            '"}}'),
+            '"}')"""
+
+# How large a message is, PostgreSQL knows without reading what it has stored apart.
+_WRITTEN: Final[LiteralString] = """
+SELECT
+    count(*),
+    count(*) FILTER (WHERE before < {bytes}),
+    {furthest}(position) FILTER (WHERE before < {bytes}),
+    string_agg({object},
         E',\\n') FILTER (WHERE before < {bytes})
 FROM (
     SELECT *, sum(size) OVER (ROWS UNBOUNDED PRECEDING) - size AS before
@@ -55,6 +57,32 @@ FROM (
         FROM {table} WHERE {condition} LIMIT {limit}
     ) AS found
 ) AS measured
+"""
+
+_ONE: Final[LiteralString] = """
+SELECT (SELECT {object} FROM {table} WHERE tenant_id = {tenant} AND id = $1)
+"""
+
+# Whoever has no rows is passed over by the counters, without a look into a partition. The index
+# gives tenants in the order of their ids' bytes; the counters' column sorts in another way.
+WITH_MESSAGES: Final = b"""
+SELECT coalesce(string_agg(id, ','), '')
+FROM (
+    SELECT t.id FROM tenantry.tenants AS t
+    JOIN tenantry.tenant_counters AS c ON c.tenant_id = t.id COLLATE "default"
+    WHERE t.id > $1 AND c.stored > c.removed
+    ORDER BY t.id LIMIT $2
+) AS found
+"""
+
+WITH_MESSAGES_BACKWARDS: Final = b"""
+SELECT coalesce(string_agg(id, ','), '')
+FROM (
+    SELECT t.id FROM tenantry.tenants AS t
+    JOIN tenantry.tenant_counters AS c ON c.tenant_id = t.id COLLATE "default"
+    WHERE ($1 = '' OR t.id < $1) AND c.stored > c.removed
+    ORDER BY t.id DESC LIMIT $2
+) AS found
 """
 
 _OF_ALL: Final[dict[Order, LiteralString]] = {
@@ -109,6 +137,20 @@ def written(tenant_id: str, *, of_topic: bool, order: Order) -> bytes:
     )
 
 
+@lru_cache(maxsize=1024)
+def one(tenant_id: str) -> bytes:
+    """Give the query of one message as JSON by its id `$1`, for libpq; NULL if there is none."""
+    return (
+        sql.SQL(_ONE)
+        .format(
+            table=sql.Identifier("tenantry", names.partition_table_name(tenant_id)),
+            tenant=sql.Literal(tenant_id),
+            object=sql.SQL(_OBJECT),
+        )
+        .as_bytes(None)
+    )
+
+
 def begin(order: Order) -> int:
     """Give the position before the first page."""
     return 0 if order is Order.ASCENDING else MAX_POSITION
@@ -121,6 +163,7 @@ def _composed(
     composed = sql.SQL(query).format(
         table=sql.Identifier("tenantry", names.partition_table_name(tenant_id)),
         condition=condition.format(**parameters),
+        object=sql.SQL(_OBJECT),
         bytes=sql.Literal(PAGE_BYTES),
         furthest=sql.SQL("max" if order is Order.ASCENDING else "min"),
         limit=parameters["limit"],

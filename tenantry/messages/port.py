@@ -96,7 +96,7 @@ class StoredMessage:
 class WrittenPage(NamedTuple):
     """A page of stored messages as JSON.
 
-    `text` is objects with commas between them; the members of each are `id`, `tenant_id`,
+    `text` is `rows` objects with commas between them; the members of each are `id`, `tenant_id`,
     `position`, `topic`, `partition`, `payload` or `body` (base64), `content_type`, `headers` and
     `created_at` (RFC 3339 in UTC, with microseconds). Beyond the position `last` is what follows
     the page, which tells `more` if it is there already.
@@ -105,6 +105,7 @@ class WrittenPage(NamedTuple):
     text: bytes
     last: int
     more: bool
+    rows: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -209,7 +210,19 @@ class MessageStore(Protocol):
 
 
 class PageReader(Protocol):
-    """Reads pages on an event loop: what `MessageStore.page` reads, written as JSON already."""
+    """Reads messages on an event loop: what `MessageStore.page` reads, as JSON already."""
+
+    async def with_messages(self, beyond: str | None, *, limit: int, order: Order) -> list[str]:
+        """Give ids of tenants that have messages, in the order of their bytes, from beyond one.
+
+        Those that have none are passed over at next to no cost. Raises `StoreUnavailableError`.
+        """
+
+    async def written_message(self, tenant_id: str, message_id: str) -> bytes | None:
+        """Give one message by its id, written as in a page; None if the tenant has no such one.
+
+        Raises as `MessageStore.page` does.
+        """
 
     async def written_page(
         self, tenant_id: str, *, topic: str | None, after: int | None, limit: int, order: Order

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 import psycopg
@@ -9,7 +10,7 @@ from psycopg import errors
 
 from tenantry.database.errors import DatabaseUnavailableError
 from tenantry.database.failures import one_line
-from tenantry.database.loop import LoopQueries
+from tenantry.database.loop import LoopQueries, Row
 from tenantry.messages import pages
 from tenantry.messages.port import (
     MessageStoreError,
@@ -25,12 +26,30 @@ _BETWEEN: Final = b",\n"
 class PostgresPageReader:
     """A page reader (`tenantry.messages.port.PageReader`) on PostgreSQL.
 
-    A page costs one query; this program copies its text, and looks at no message. Belongs to one
-    event loop.
+    A page or a message costs one query; this program copies its text, and looks at no message.
+    Belongs to one event loop.
     """
 
     def __init__(self, queries: LoopQueries) -> None:
         self._queries = queries
+
+    async def with_messages(self, beyond: str | None, *, limit: int, order: Order) -> list[str]:
+        """See `PageReader.with_messages`."""
+        up = order is Order.ASCENDING
+        query = pages.WITH_MESSAGES if up else pages.WITH_MESSAGES_BACKWARDS
+        (found,) = await self._row(query, [(beyond or "").encode(), b"%d" % limit])
+        return found.decode().split(",") if found else []
+
+    async def written_message(self, tenant_id: str, message_id: str) -> bytes | None:
+        """See `PageReader.written_message`."""
+        if "\0" in message_id:
+            return None  # nor can PostgreSQL be asked for it
+        try:
+            given = message_id.encode()
+        except UnicodeEncodeError:
+            return None
+        (found,) = await self._row(pages.one(tenant_id), [given], tenant_id)
+        return found
 
     async def written_page(
         self, tenant_id: str, *, topic: str | None, after: int | None, limit: int, order: Order
@@ -42,18 +61,24 @@ class PostgresPageReader:
         if topic is not None:
             parameters.append(topic.encode())
         query = pages.written(tenant_id, of_topic=topic is not None, order=order)
+        found, given, furthest, text = await self._row(query, parameters, tenant_id)
+        if found is None or given is None or furthest is None or text is None:
+            return WrittenPage(b"", after or 0, more=False)
+        last = int.from_bytes(furthest, signed=True)
+        rows = int.from_bytes(given)
+        if rows <= limit:
+            return WrittenPage(text, last, more=found != given, rows=rows)
+        beside = -1 if order is Order.ASCENDING else 1
+        return WrittenPage(text[: text.rindex(_BETWEEN)], last + beside, more=True, rows=limit)
+
+    async def _row(
+        self, query: bytes, parameters: Sequence[bytes], tenant_id: str | None = None
+    ) -> Row:
         try:
-            found, given, furthest, text = await self._queries.row(query, parameters)
+            return await self._queries.row(query, parameters)
         except DatabaseUnavailableError as error:
             raise StoreUnavailableError(str(error)) from error
         except errors.UndefinedTable as error:
             raise PartitionMissingError(f"tenant {tenant_id!r} has no partition") from error
         except psycopg.Error as error:
             raise MessageStoreError(one_line(error)) from error
-        if found is None or given is None or furthest is None or text is None:
-            return WrittenPage(b"", after or 0, more=False)
-        last = int.from_bytes(furthest, signed=True)
-        if int.from_bytes(given) <= limit:
-            return WrittenPage(text, last, more=found != given)
-        beside = -1 if order is Order.ASCENDING else 1
-        return WrittenPage(text[: text.rindex(_BETWEEN)], last + beside, more=True)

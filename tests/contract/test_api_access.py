@@ -8,6 +8,7 @@ import socket
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 import jwt
@@ -236,3 +237,22 @@ def test_a_request_no_listener_has_marked_counts_as_tcp() -> None:
             return (await client.get("/tenants")).status_code
 
     assert asyncio.run(ask()) == 401
+
+
+def test_without_a_tenant_id_a_tenants_token_reads_its_own_messages(api: Served) -> None:
+    for tenant_id in ("acme", "other"):
+        api.world.messages.add(tenant_id)
+    try:
+        own = api.tcp.get("/messages", headers=_bearer("other"))
+        assert [one["tenant_id"] for one in own.json()["data"]] == ["other"]
+        everything = api.tcp.get("/messages", headers=_bearer())
+        assert [one["tenant_id"] for one in everything.json()["data"]] == ["acme", "other"]
+    finally:
+        api.world.messages.rows.clear()
+
+
+@pytest.mark.parametrize("message_id", ["m-1", "a/b", "line\nend", "..%2Facme"])
+def test_a_tenants_token_shows_its_own_messages_and_no_others(api: Served, message_id: str) -> None:
+    path = f"/tenants/other/messages/{quote(message_id, safe='%')}"
+    assert api.tcp.get(path, headers=_bearer("acme")).status_code == 403
+    assert api.tcp.get(path, headers=_bearer("other")).status_code == 404

@@ -74,6 +74,8 @@ VALUES = st.sampled_from([*WORDS.split(), "", " 1", "\0"]) | st.text(max_size=8)
 @example([("limit", "2")], True)
 @example([("limit", "2"), ("order", "desc"), ("topic", "logs")], True)
 @example([("tenant_id", "empty")], True)
+@example([], False)
+@example([("tenant_id", "")], False)
 def test_pages_are_the_same_either_way(
     ways: Ways, query: list[tuple[str, str]], whole: bool
 ) -> None:
@@ -128,3 +130,10 @@ def test_an_error_nobody_expected_is_a_500_either_way(ways: Ways) -> None:
     assert short == usual
     assert short[0] == 500
     assert b"never" not in short[1]
+
+
+@pytest.mark.parametrize("path", ["m-1", "m%2D1", "nope", "a%0Ab", "%00", "%FF", "", "a//b"])
+def test_one_message_is_the_same_either_way(ways: Ways, path: str) -> None:
+    for tenant_id in ("acme", "empty", "nobody", "A.B"):
+        short, usual = ways.both("GET", f"/tenants/{tenant_id}/messages/{path}")
+        assert short == usual

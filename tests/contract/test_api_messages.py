@@ -7,6 +7,7 @@ import json
 import zlib
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import quote
 from uuid import UUID
 
 import pytest
@@ -176,3 +177,81 @@ def test_a_misspelt_parameter_does_not_pass_as_none(api: Served) -> None:
     answer = api.control.delete("/tenants/acme", params={"retian": "true"})
     assert answer.status_code == 422
     assert api.control.get("/tenants/acme").status_code == 200
+
+
+def _walk_all(api: Served, headers: dict[str, str] | None = None, **params: Any) -> list[Any]:
+    found, cursor = [], None
+    while True:
+        query = params | ({"cursor": cursor} if cursor else {})
+        page = api.control.get("/messages", params=query, headers=headers).json()
+        assert page["follow_cursor"] is None
+        found += [(one["tenant_id"], one["position"]) for one in page["data"]]
+        cursor = page["next_cursor"]
+        if cursor is None:
+            return found
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3, 1000])
+def test_without_a_tenant_an_admin_reads_all_of_them_in_order(api: Served, limit: int) -> None:
+    for tenant_id in ("b-2", "acme", "b"):
+        for number in range(3):
+            api.world.messages.add(tenant_id, topic=("logs", "default")[number % 2])
+    api.world.messages.rows["empty"] = []
+    ordered = [(tenant_id, n) for tenant_id in ("acme", "b", "b-2") for n in (1, 2, 3)]
+    assert _walk_all(api, limit=limit) == ordered
+    assert _walk_all(api, limit=limit, order="desc") == ordered[::-1]
+    assert _walk_all(api, limit=limit, topic="logs") == [one for one in ordered if one[1] != 2]
+    assert _walk_all(api, limit=limit, topic="a.b") == []
+
+
+def test_a_page_of_all_tenants_looks_at_so_many_and_leads_on(
+    api: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tenantry.api.across.MOST_TENANTS", 4)
+    for number in range(10):
+        api.world.messages.add(f"t{number}", topic="logs" if number == 9 else "default")
+    first = api.control.get("/messages", params={"topic": "logs"}).json()
+    assert first["data"] == []
+    assert first["next_cursor"] is not None
+    assert _walk_all(api, topic="logs") == [("t9", 1)]
+
+
+def test_a_cursor_of_all_tenants_is_none_of_one_nor_the_other_way_round(api: Served) -> None:
+    for _ in range(3):
+        api.world.messages.add("acme")
+    of_all = api.control.get("/messages", params={"limit": 1}).json()["next_cursor"]
+    of_one = api.control.get("/messages", params={"limit": 1, "tenant_id": "acme"}).json()
+    asked = {"cursor": of_all, "tenant_id": "acme"}
+    assert api.control.get("/messages", params=asked).status_code == 400
+    asked = {"cursor": of_one["next_cursor"]}
+    assert api.control.get("/messages", params=asked).status_code == 400
+
+
+AWKWARD = [
+    "order-7", "a/b", "/", "//x/", "../other", "a%2Fb", "100%", "ä\U0001f600", "a b+c",
+    "?q=1#x", "line\nend\n", "\x7f", ";", "messages",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("message_id", AWKWARD)
+def test_one_message_is_shown_by_its_id_whatever_is_in_it(api: Served, message_id: str) -> None:
+    api.world.messages.add("acme", id="another")
+    api.world.messages.add("acme", id=message_id, payload='{"a": 0.10}')
+    answer = api.tcp.get(f"/tenants/acme/messages/{quote(message_id, safe='')}")
+    assert answer.status_code == 200
+    page = api.control.get("/messages", params={"tenant_id": "acme"}).json()
+    assert answer.json() == page["data"][1]
+    assert '{"a": 0.10}' in answer.text
+
+
+def test_a_message_or_a_tenant_that_is_not_there_is_404(api: Served) -> None:
+    api.world.messages.add("acme")
+    for path, kind in (
+        ("/tenants/acme/messages/nope", "message-not-found"),
+        ("/tenants/acme/messages/a%00b", "message-not-found"),
+        ("/tenants/acme/messages/%ff", "message-not-found"),
+        ("/tenants/nobody/messages/m-1", "tenant-not-found"),
+        ("/tenants/NO-ID/messages/m-1", "tenant-not-found"),
+    ):
+        answer = api.control.get(path)
+        assert (answer.status_code, answer.json()["type"].rsplit(":")[-1]) == (404, kind), path

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
+from functools import partial
 from typing import Any
 
 import orjson
@@ -382,3 +383,56 @@ def test_any_bytes_are_either_stored_or_named(
     ]
     assert result.duplicates == 0
     assert store.counts(TENANT).stored == before + result.stored
+
+
+def read(database: Database, call: Callable[[PostgresPageReader], Awaitable[Any]]) -> Any:
+    async def run() -> Any:
+        return await call(PostgresPageReader(LoopQueries(database)))
+
+    return asyncio.run(run())
+
+
+@pytest.mark.parametrize("identity", ["1", "a/b", 'a"b\\c\n\u2028é\U0001f600', "'; DROP", "%s{}"])
+def test_one_message_is_written_as_in_a_page(
+    database: Database, store: PostgresMessageStore, identity: str
+) -> None:
+    store.store(TENANT, [incoming("before"), incoming(identity, b"\x00", "text/plain")])
+    found = read(database, lambda reader: reader.written_message(TENANT, identity))
+    (page,) = written(database, TENANT, {"after": 1})
+    assert found == page.text
+
+
+@pytest.mark.parametrize("identity", ["", "2", "1 ", "\0", "1\0", "\ud800", "x" * 100_000])
+def test_a_message_that_is_not_there_is_none(
+    database: Database, store: PostgresMessageStore, identity: str
+) -> None:
+    store.store(TENANT, [incoming("1")])
+    assert read(database, lambda reader: reader.written_message(TENANT, identity)) is None
+
+
+def test_tenants_with_messages_come_in_the_order_of_their_bytes(
+    database: Database, store: PostgresMessageStore
+) -> None:
+    ids = ["a", "a-1", "a0", "aa", "b"]
+    with database.connection() as connection:
+        connection.execute(
+            "INSERT INTO tenantry.tenants SELECT id, 1, 'active', '{}', now(), now()"
+            " FROM unnest(%s::text[]) AS id",
+            [[*ids, "empty", TENANT]],
+        )
+    for tenant_id in (*ids, "empty"):
+        store.create_partition(tenant_id)
+    for tenant_id in ids:
+        store.store(tenant_id, [incoming("1")])
+    up, down = Order.ASCENDING, Order.DESCENDING
+    for beyond, limit, order, expected in (
+        (None, 10, up, ids),
+        (None, 2, up, ids[:2]),
+        ("a-1", 10, up, ids[2:]),
+        ("b", 10, up, []),
+        (None, 10, down, ids[::-1]),
+        ("aa", 2, down, ["a0", "a-1"]),
+        ("a", 10, down, []),
+    ):
+        query = partial(PostgresPageReader.with_messages, beyond=beyond, limit=limit, order=order)
+        assert read(database, query) == expected

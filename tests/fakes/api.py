@@ -50,6 +50,7 @@ from tenantry.messages.sql_access import SqlCredentials
 from tenantry.producer.checks import IsolationReport
 from tenantry.projections.memory import InMemoryTenantDirectory, InMemoryTenantProjection
 from tenantry.reprocessing.reprocessing import Reprocessing
+from tests.fakes.pages import RowsReader
 
 CURSOR_KEY = b"a key for cursors in tests"
 SECRET = "a secret of sixty-four bytes or more, so that it would do for HS512"
@@ -228,7 +229,7 @@ class FakeDeadLetters:
 
 
 class FakeMessages:
-    """Rows to be read; only `page` is there, which is all the API calls."""
+    """Rows to be read."""
 
     def __init__(self) -> None:
         self.rows: dict[str, list[StoredMessage]] = {}
@@ -351,6 +352,7 @@ class World:
             "directory": self.directory,
             "journal": self.journal,
             "messages": self.messages,
+            "page_reader": RowsReader(self.messages),
             "publishing": self.publishing,
             "letters": self.letters,
             "prover": self.prover,

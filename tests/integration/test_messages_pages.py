@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import psycopg
@@ -71,3 +72,26 @@ def test_no_plan_is_kept_from_when_messages_were_few(database: Database) -> None
     with database.connection() as connection:  # the only one there is: nothing ran side by side
         kept = connection.execute("SELECT statement FROM pg_prepared_statements").fetchall()
     assert not [statement for (statement,) in kept if "messages_t" in statement]
+
+
+@pytest.mark.parametrize("query", [pages.WITH_MESSAGES, pages.WITH_MESSAGES_BACKWARDS])
+def test_tenants_without_messages_are_passed_over_by_their_counters(
+    connection: Connection, query: bytes
+) -> None:
+    connection.execute(
+        "INSERT INTO tenantry.tenants SELECT 't' || n, 1, 'active', '{}', now(), now()"
+        " FROM generate_series(1, 1000) AS n"
+    )
+    connection.execute(
+        "INSERT INTO tenantry.tenant_counters (tenant_id, stored)"
+        " SELECT 't' || n, n / 1000 FROM generate_series(1, 1000) AS n"
+    )
+    with psycopg.RawCursor(connection) as cursor:
+        found = cursor.execute(query, ("", 16), prepare=False).fetchone()
+        explained = cursor.execute(
+            b"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) " + query, ("", 16), prepare=False
+        ).fetchone()
+    assert found == ("t1000",)
+    assert explained is not None
+    text = json.dumps(explained[0])
+    assert "messages" not in text.replace("tenant_counters", "")

@@ -156,6 +156,16 @@ def test_piped_tables_are_plain_and_hostile_names_break_no_line(api: Served, run
     assert "one\\ntwo\\x1b[2J" in out
 
 
+def test_messages_of_all_tenants_and_one_by_its_id(api: Served, run: Run) -> None:
+    for tenant_id in ("b", "acme"):
+        api.world.create(tenant_id)
+        api.world.messages.add(tenant_id, id="a/b %2F\n")
+    assert [one["tenant_id"] for one in data(run, "messages")] == ["acme", "b"]
+    assert data(run, "messages", "acme", "--id", "a/b %2F\n")["tenant_id"] == "acme"
+    assert run("messages", "acme", "--id", "nope")[0] == 1
+    assert run("messages", "--id", "a/b")[0] == 2
+
+
 def test_a_terminal_gets_boxes_and_trees(
     api: Served, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,18 +11,24 @@ from pydantic import ValidationError
 from starlette.requests import Request
 from starlette.responses import Response
 
-from tenantry.api import answers, links, lookup, render, schemas
+from tenantry.api import across, answers, links, lookup, render, schemas
+from tenantry.api.auth import principal_of
 from tenantry.api.cursors import Cursors
 from tenantry.api.documented import errors
 from tenantry.api.lanes import Lane
 from tenantry.api.pool import Pool
+from tenantry.api.problems import Problem
 from tenantry.api.services import Services
 from tenantry.domain import names
 from tenantry.messages.port import Order, PageReader, WrittenPage
 from tenantry.projections.port import TenantDirectory
 
 TAG: Final = "messages"
+_ALL: Final = "*"
+"""Stands for all tenants in what a cursor belongs to: no tenant is called so."""
+
 _PATH: Final = re.compile("/messages")
+_PATH_OF_ONE: Final = re.compile("/tenants/([^/]+)/messages/(.+)", re.DOTALL)
 
 
 def binding(tenant_id: str, topic: str | None, order: Order) -> tuple[str, ...]:
@@ -55,14 +61,20 @@ class Reading(Protocol):
         """Threads for what blocks."""
 
 
-def lane(services: Reading) -> Lane:
-    """Give the short way to pages."""
+def lanes(services: Reading) -> tuple[Lane, Lane]:
+    """Give the short ways to pages, and to one message."""
 
     async def serve(request: Request, _: object, __: bytes) -> Response | None:
         query = _plain(request.scope["query_string"])
         return None if query is None else await _page(services, request, query)
 
-    return Lane(method="GET", path=_PATH, serve=serve)
+    async def serve_one(_: Request, match: re.Match[str], __: bytes) -> Response:
+        return await _one(services, match[1], match[2])
+
+    return (
+        Lane(method="GET", path=_PATH, serve=serve),
+        Lane(method="GET", path=_PATH_OF_ONE, serve=serve_one),
+    )
 
 
 def add_routes(app: FastAPI, services: Services) -> None:
@@ -71,15 +83,29 @@ def add_routes(app: FastAPI, services: Services) -> None:
     @app.get(
         "/messages",
         response_model=answers.MessagePage,
-        summary="Read a tenant's stored messages",
+        summary="Read stored messages",
         tags=[TAG],
         responses={200: {"headers": links.DOCUMENTED}, **errors(400, 404, 422, 503)},
     )
     async def read_messages(
         request: Request, query: Annotated[schemas.MessagesQuery, Query()]
     ) -> Response:
-        """Read messages in commit order; a page costs the same however deep it is."""
+        """Read a tenant's messages in commit order, or all tenants' by tenant id and position.
+
+        A page costs the same however deep it is.
+        """
         return await _page(services, request, query)
+
+    @app.get(
+        "/tenants/{tenant_id}/messages/{message_id:any}",
+        response_model=answers.Message,
+        summary="Show a stored message",
+        tags=[TAG],
+        responses=errors(404, 503),
+    )
+    async def read_message(tenant_id: str, message_id: str) -> Response:
+        """Show one stored message by its id, which may hold anything, slashes too."""
+        return await _one(services, tenant_id, message_id)
 
 
 def _plain(query_string: bytes) -> schemas.MessagesQuery | None:
@@ -94,11 +120,28 @@ def _plain(query_string: bytes) -> schemas.MessagesQuery | None:
         return None
 
 
+async def _one(services: Reading, tenant_id: str, message_id: str) -> Response:
+    found = await services.page_reader.written_message(lookup.checked_id(tenant_id), message_id)
+    if found is None:
+        await services.threads.run(lookup.readable, services.directory, tenant_id)
+        raise Problem(
+            404,
+            "the tenant has no message of this id stored",
+            code="message-not-found",
+            title="No such message",
+        )
+    return render.json_response(found)
+
+
 async def _page(services: Reading, request: Request, query: schemas.MessagesQuery) -> Response:
-    bound = binding(query.tenant_id, query.topic, query.order)
+    # A tenant's token that names no tenant means its own; one that names another was refused.
+    wanted = principal_of(request.scope).tenant_id if query.tenant_id is None else query.tenant_id
+    if wanted is None:
+        return await _page_of_all(services, request, query)
+    bound = binding(wanted, query.topic, query.order)
     cursors = services.cursors
     after = None if query.cursor is None else cursors.open_position(query.cursor, *bound)
-    tenant_id = lookup.checked_id(query.tenant_id)
+    tenant_id = lookup.checked_id(wanted)
     page = WrittenPage(b"", after or 0, more=False)
     if topic_can_be(query.topic):
         page = await services.page_reader.written_page(
@@ -111,5 +154,29 @@ async def _page(services: Reading, request: Request, query: schemas.MessagesQuer
     follow = end if query.order is Order.ASCENDING else None
     return render.json_response(
         render.message_page(page.text, next_cursor=more, follow_cursor=follow),
+        headers=links.next_page(request, more),
+    )
+
+
+async def _page_of_all(
+    services: Reading, request: Request, query: schemas.MessagesQuery
+) -> Response:
+    bound = binding(_ALL, query.topic, query.order)
+    cursors = services.cursors
+    beyond = None
+    if query.cursor is not None:
+        beyond = across.Place.decode(cursors.open(query.cursor, *bound))
+    text, end = b"", None
+    if topic_can_be(query.topic):
+        text, end = await across.read(
+            services.page_reader,
+            topic=query.topic,
+            beyond=beyond,
+            limit=query.limit,
+            order=query.order,
+        )
+    more = None if end is None else cursors.seal(end.encode(), *bound)
+    return render.json_response(
+        render.message_page(text, next_cursor=more, follow_cursor=None),
         headers=links.next_page(request, more),
     )

@@ -1,0 +1,91 @@
+"""Pages of all tenants' messages together, by tenant id and position."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Final, NamedTuple
+
+from tenantry.api.cursors import BadCursorError
+from tenantry.domain import names
+from tenantry.messages.pages import PAGE_BYTES
+from tenantry.messages.port import Order, PageReader, PartitionMissingError
+
+MOST_TENANTS: Final = 64
+"""Tenants that a page looks at: what bounds its cost where few of them have what is wanted."""
+
+_AT_ONCE: Final = 16
+_POSITION_BYTES: Final = 8
+_BETWEEN: Final = b",\n"
+
+
+class Place(NamedTuple):
+    """Where a page ended: beyond a position of a tenant's, or (None) beyond all its messages."""
+
+    tenant_id: str
+    position: int | None
+
+    def encode(self) -> bytes:
+        """Give what a cursor keeps of it."""
+        position = b"" if self.position is None else self.position.to_bytes(_POSITION_BYTES)
+        return b"%d" % len(position) + position + self.tenant_id.encode()
+
+    @classmethod
+    def decode(cls, value: bytes) -> Place:
+        """Give it back, or raise `BadCursorError`."""
+        size = int(value[:1]) if value[:1] in {b"0", b"8"} else None
+        if size is None:
+            raise BadCursorError
+        position = int.from_bytes(value[1 : 1 + size]) if size else None
+        tenant_id = value[1 + size :].decode("ascii", "replace")
+        if not names.is_tenant_id(tenant_id):
+            raise BadCursorError
+        return cls(tenant_id, position)
+
+
+class Page(NamedTuple):
+    """Messages as JSON with commas between them, and where the next page begins, if there is one.
+
+    It may hold fewer than were asked for, even none, though more follow.
+    """
+
+    text: bytes
+    end: Place | None
+
+
+async def read(
+    reader: PageReader, *, topic: str | None, beyond: Place | None, limit: int, order: Order
+) -> Page:
+    """Read what comes beyond a place, from tenant to tenant; those without messages cost nothing.
+
+    Raises `StoreUnavailableError`.
+    """
+    parts: list[bytes] = []
+    size, looked, left, end = 0, 0, limit, beyond
+    waiting: deque[Place] = deque()
+    if beyond is not None and beyond.position is not None:
+        waiting.append(beyond)
+    last = None if beyond is None else beyond.tenant_id
+    while True:
+        if not waiting:
+            found = await reader.with_messages(last, limit=_AT_ONCE, order=order)
+            if not found:
+                return Page(_BETWEEN.join(parts), None)
+            waiting.extend(Place(tenant_id, None) for tenant_id in found)
+            last = found[-1]
+        if left <= 0 or looked >= MOST_TENANTS or size >= PAGE_BYTES:
+            return Page(_BETWEEN.join(parts), end)
+        tenant_id, after = waiting.popleft()
+        looked += 1
+        end = Place(tenant_id, None)
+        try:
+            page = await reader.written_page(
+                tenant_id, topic=topic, after=after, limit=left, order=order
+            )
+        except PartitionMissingError:  # deleted a moment ago
+            continue
+        if page.text:
+            parts.append(page.text)
+            size += len(page.text)
+            left -= page.rows
+        if page.more:
+            return Page(_BETWEEN.join(parts), Place(tenant_id, page.last))
