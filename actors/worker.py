@@ -25,6 +25,7 @@ from tenantry.messages.port import (
     Tried,
     Unstorable,
 )
+from tenantry.messages.validation import shown
 
 log = structlog.get_logger("actors.worker")
 
@@ -160,7 +161,7 @@ class Worker(SupervisedActor):
             events.append(
                 MessageDeadLettered(
                     tenant_id=self._tenant,
-                    message_id=message.id,
+                    message_id=shown(message.id),
                     topic=message.topic,
                     partition=message.partition,
                     reason=one.reason,
@@ -172,7 +173,7 @@ class Worker(SupervisedActor):
             )
             log.warning(
                 "message.dead_lettered",
-                message_id=message.id,
+                message_id=shown(message.id),
                 topic=message.topic,
                 reason=one.reason,
                 error=one.error[:LONGEST_ERROR],

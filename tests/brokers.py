@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 import pika
 
+from tenantry.broker.budget import Budget
 from tenantry.broker.memory import MemoryBroker
 from tenantry.broker.port import (
     Administration,
@@ -163,9 +164,9 @@ def rabbitmq(host: RabbitHost, queue_type: QueueType = "quorum") -> Iterator[Bro
 
 
 @contextmanager
-def postgres(database: Database) -> Iterator[Broker]:
+def postgres(database: Database, budget: Budget | None = None) -> Iterator[Broker]:
     """Run the embedded broker in a database."""
-    consuming = PostgresConsuming(database)
+    consuming = PostgresConsuming(database, budget=budget)
     with running(consuming):
         yield Broker(
             kind="postgres",

@@ -123,7 +123,8 @@ EVERYTHING: Final = Selection()
 class DeadLetter:
     """A dead letter as it is listed: `id` is its own, `message_id` the message's, if it has one.
 
-    `body` is None where it is too large to be listed; `headers` is JSON text. `position` orders.
+    `body` is None where it is too large to be listed; `headers` is JSON text, None where there are
+    none or where they are too large. An id beyond every limit is cut. `position` orders.
     """
 
     id: UUID

@@ -31,6 +31,7 @@ from tenantry.messages.dead_letters import (
     event_id,
     fingerprint,
 )
+from tenantry.messages.headers import UnreadableHeadersError
 from tenantry.messages.port import Incoming
 
 _MOST: Final = 1_000_000
@@ -89,8 +90,10 @@ class Row:
 def identify(message: Incoming) -> Identity:
     """Tell what a message is by what it carries."""
     headers = message.headers or {}
-    letter = _letter(headers.get(REPLAY_HEADER))
-    number = headers.get(REPLAYS_HEADER)
+    try:
+        letter, number = _letter(headers.get(REPLAY_HEADER)), headers.get(REPLAYS_HEADER)
+    except UnreadableHeadersError:
+        letter = number = None
     replay = 0
     if letter is not None:
         replay = number if type(number) is int and 0 < number < _MOST else 1

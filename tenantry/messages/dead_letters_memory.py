@@ -25,8 +25,9 @@ from tenantry.messages.dead_letters import (
     Work,
 )
 from tenantry.messages.dead_letters_matching import Matching, Row
-from tenantry.messages.encoding import headers_json
+from tenantry.messages.encoding import LAST_MS, headers_json
 from tenantry.messages.port import Incoming
+from tenantry.messages.validation import shown
 
 T = TypeVar("T")
 
@@ -245,7 +246,7 @@ def _shown(tenant_id: str, one: _Letter) -> DeadLetter:
         id=row.id,
         tenant_id=tenant_id,
         position=one.position,
-        message_id=message.id,
+        message_id=shown(message.id),
         topic=message.topic,
         partition=message.partition,
         reason=row.reason,
@@ -257,6 +258,10 @@ def _shown(tenant_id: str, one: _Letter) -> DeadLetter:
         body=message.body if len(message.body) <= LARGEST_BODY else None,
         content_type=message.content_type,
         headers=headers_json(message.headers).decode() if message.headers else None,
-        published_at=None if published is None else datetime.fromtimestamp(published / 1000, UTC),
+        published_at=(
+            None
+            if published is None or not 0 <= published <= LAST_MS
+            else datetime.fromtimestamp(published / 1000, UTC)
+        ),
         dead_lettered_at=row.dead_lettered_at,
     )

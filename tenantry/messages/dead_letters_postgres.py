@@ -27,8 +27,9 @@ from tenantry.messages.dead_letters import (
     Work,
 )
 from tenantry.messages.dead_letters_matching import Matching, Row, keys
-from tenantry.messages.encoding import headers_json
+from tenantry.messages.encoding import LAST_MS, headers_json
 from tenantry.messages.port import Incoming, MessageStoreError, StoreUnavailableError
+from tenantry.messages.validation import shown
 from tenantry.sql import queries
 
 if TYPE_CHECKING:
@@ -40,7 +41,6 @@ PAGE_BYTES: Final = 8 * 1024 * 1024
 """Bytes of bodies on a page, but for the first letter's."""
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
-_LAST_MS: Final = 253_370_764_800_000
 
 
 class PostgresDeadLetterIndex:
@@ -239,14 +239,14 @@ def _columns(rows: Sequence[Row]) -> dict[str, Any]:
     if not messages:
         return columns
     return columns | {
-        "message_ids": [_text(message.id) for message in messages],
+        "message_ids": [_text(shown(message.id)) for message in messages],
         "topics": [message.topic for message in messages],
         "partitions": [message.partition for message in messages],
         "sizes": [len(message.body) for message in messages],
         "bodies": [
             message.body if len(message.body) <= LARGEST_BODY else None for message in messages
         ],
-        "content_types": [_text(message.content_type) for message in messages],
+        "content_types": [_text(shown(message.content_type)) for message in messages],
         "headers": [_headers(message) for message in messages],
         "published": [_published_at(message) for message in messages],
     }
@@ -270,11 +270,14 @@ def _text(value: str | None) -> str | None:
 
 
 def _headers(message: Incoming) -> str | None:
-    return _text(headers_json(message.headers).decode()) if message.headers else None
+    if not message.headers:
+        return None
+    text = headers_json(message.headers)
+    return _text(text.decode()) if len(text) <= LARGEST_BODY else None
 
 
 def _published_at(message: Incoming) -> datetime | None:
     milliseconds = message.published_at_ms
-    if milliseconds is None or not 0 <= milliseconds <= _LAST_MS:
+    if milliseconds is None or not 0 <= milliseconds <= LAST_MS:
         return None
     return _EPOCH + timedelta(milliseconds=milliseconds)

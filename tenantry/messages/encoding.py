@@ -20,6 +20,7 @@ import psycopg
 from psycopg.adapt import Dumper
 from psycopg.pq import Format
 
+from tenantry.messages.headers import JsonHeaders
 from tenantry.messages.port import Incoming
 from tenantry.uuids import random_uuids
 
@@ -32,7 +33,8 @@ _JSONB_VERSION: Final = b"\x01"
 
 _POSTGRES_EPOCH_US: Final = 946_684_800_000_000
 """2000-01-01 in microseconds since 1970: where PostgreSQL's timestamps begin."""
-_YEAR_9999_MS: Final = 253_370_764_800_000
+LAST_MS: Final = 253_370_764_800_000
+"""9999-01-01 in milliseconds since 1970: a time of publishing beyond it is none."""
 
 _BYTEA, _BIGINT, _TEXT, _INTEGER, _TIMESTAMPTZ, _JSONB = 17, 20, 25, 23, 1184, 3802
 
@@ -126,7 +128,7 @@ def columns(batch: Sequence[Incoming], is_json: Sequence[bool]) -> tuple[Array, 
         headers.append(_NULL if not header else _jsonb(headers_json(header)))
         times.append(
             _NULL
-            if published is None or not 0 <= published <= _YEAR_9999_MS
+            if published is None or not 0 <= published <= LAST_MS
             else _INT8(8, published * 1000 - _POSTGRES_EPOCH_US)
         )
     return (
@@ -173,8 +175,10 @@ def headers_json(headers: Mapping[str, object]) -> bytes:
     """Turn an AMQP header table into JSON that `jsonb` can hold.
 
     Bytes become text where they are UTF-8, hexadecimal otherwise; NUL characters, which `jsonb`
-    refuses, become U+FFFD.
+    refuses, become U+FFFD. What came as JSON goes as it came.
     """
+    if isinstance(headers, JsonHeaders):
+        return headers.text.encode()
     encoded = orjson.dumps(headers, default=_plain, option=orjson.OPT_NON_STR_KEYS)
     if b"\\u0000" in encoded:
         return orjson.dumps(_without_nul(orjson.loads(encoded)))

@@ -29,6 +29,7 @@ from tenantry.handlers.cursor import HandlerCursor
 from tenantry.handlers.message import Handler, Message
 from tenantry.messages.attempts import HANDLER_FAILED, HANDLER_TIMEOUT
 from tenantry.messages.dead_letters import fingerprint
+from tenantry.messages.headers import UnreadableHeadersError
 from tenantry.messages.insertion import REFUSALS, Sifted, call_store
 from tenantry.messages.port import Incoming
 
@@ -261,6 +262,11 @@ class HandledTransaction:
                 # What the database takes and Python does not is the message's failure, too.
                 handler = partial(_raise, error)
         message = entry.stored_as
+        headers: Mapping[str, object] = message.headers or {}
+        try:
+            headers = dict(headers)
+        except UnreadableHeadersError as error:
+            handler, headers = partial(_raise, error), {}
         shown = Message(
             id=message.id or "",
             tenant_id=self._tenant,
@@ -269,7 +275,7 @@ class HandledTransaction:
             payload=payload,
             body=None if entry.is_json else message.body,
             content_type=message.content_type,
-            headers=dict(message.headers or {}),
+            headers=headers,
             attempt=entry.attempts + 1,
         )
         return Call(handler, shown)

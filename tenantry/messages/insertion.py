@@ -27,14 +27,23 @@ SELECT stored, duplicates FROM tenantry.store_taken(
     %s::text, %b, %b, %b, %b, %b, %b, %b, %b, 0, %b)
 """
 
+
+class UnwritableError(psycopg.DataError):
+    """A value that can't be put into PostgreSQL's format."""
+
+
 REFUSALS: Final = (
     errors.DataError,
     errors.ProgramLimitExceeded,
     errors.StatementTooComplex,
     errors.CheckViolation,
     errors.NotNullViolation,
+    UnwritableError,
 )
-"""What PostgreSQL says of a value it will never take, however often it is tried."""
+"""What PostgreSQL says of a value it will never take, however often it is tried; and what says of
+one that it can't even be written down for it."""
+
+LONGEST_ERROR: Final = 500
 
 Connection: TypeAlias = psycopg.Connection[TupleRow]
 
@@ -64,8 +73,11 @@ def sift(connection: Connection, messages: Sequence[Incoming], max_bytes: int) -
     """Set aside what can't be stored before the rest goes to the database, which may be asked."""
     sifted = Sifted(messages=messages)
     for index, message in enumerate(messages):
-        flaw = validation.flaw(message, max_bytes)
-        verdict = validation.look(message) if flaw is None else Verdict.BYTES
+        try:
+            flaw = validation.flaw(message, max_bytes)
+            verdict = validation.look(message) if flaw is None else Verdict.BYTES
+        except Exception as error:  # noqa: BLE001 - whatever one message does, it does alone
+            flaw, verdict = (validation.UNREADABLE, _in_words(error)), Verdict.BYTES
         if verdict is Verdict.DOUBTFUL:
             flaw = _ask(connection, message.body)
         if flaw is None:
@@ -106,7 +118,11 @@ def _halve(
 def call_store(connection: Connection, tenant_id: str, batch: Sifted) -> tuple[int, int]:
     """Insert a batch in one call; give how many rows are new, and how many were there."""
     messages = [batch.messages[index] for index in batch.indexes]
-    query, parameters = _STORE, (tenant_id, *columns(messages, batch.is_json))
+    try:
+        arrays = columns(messages, batch.is_json)
+    except (ValueError, TypeError, OverflowError, RecursionError) as error:
+        raise UnwritableError(_in_words(error)) from error
+    query, parameters = _STORE, (tenant_id, *arrays)
     receipts = [message.receipt for message in messages if message.receipt is not None]
     if receipts:
         query, parameters = _STORE_TAKEN, (*parameters, bigint_array(receipts))
@@ -128,3 +144,7 @@ def _ask(connection: psycopg.Connection[tuple[object, ...]], body: bytes) -> tup
     except REFUSALS as error:
         return validation.NOT_JSON, one_line(error)
     return None
+
+
+def _in_words(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"[:LONGEST_ERROR]

@@ -181,7 +181,7 @@ class Trying:
             spent = self._is_spent(entry)
             log.warning(
                 "handler.failed",
-                message_id=entry.message.id,
+                message_id=validation.shown(entry.message.id),
                 topic=entry.message.topic,
                 reason=failure.reason,
                 error=error,

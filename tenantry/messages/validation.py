@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import Enum
 from typing import Final
 
 import orjson
 
+from tenantry.messages import headers
+from tenantry.messages.headers import JsonHeaders, UnfitHeaders
 from tenantry.messages.port import Incoming
 
 JSON: Final = "application/json"
@@ -15,6 +18,21 @@ NOT_JSON: Final = "not_json"
 NUL: Final = "nul_in_text"
 TOO_LARGE: Final = "too_large"
 REFUSED: Final = "refused_by_database"
+UNREADABLE: Final = "unreadable"
+ID_TOO_LONG: Final = "id_too_long"
+CONTENT_TYPE_TOO_LONG: Final = "content_type_too_long"
+HEADERS_TOO_LARGE: Final = "headers_too_large"
+HEADERS_TOO_DEEP: Final = "headers_too_deep"
+
+LONGEST_ID: Final = 1024
+LONGEST_CONTENT_TYPE: Final = 1024
+"""Bytes. AMQP's own 255 become up to four times as many where they are no UTF-8; an index of
+PostgreSQL takes 2,704."""
+
+_PLAIN: Final = frozenset(
+    ("", "identity", "utf-8", "utf8", "us-ascii", "ascii", "7bit", "8bit", "binary")
+)
+"""Content encodings that leave text as it is; some clients name a character set there."""
 
 
 class Verdict(Enum):
@@ -35,7 +53,7 @@ def is_json(content_type: str | None) -> bool:
 
 def look(message: Incoming) -> Verdict:
     """Judge a message's body."""
-    if not is_json(message.content_type):
+    if not is_json(message.content_type) or (message.headers and _is_encoded(message)):
         return Verdict.BYTES
     body = message.body
     try:
@@ -55,4 +73,56 @@ def flaw(message: Incoming, max_bytes: int) -> tuple[str, str] | None:
         return NUL, "the message id has a NUL character"
     if message.content_type is not None and "\x00" in message.content_type:
         return NUL, "the content type has a NUL character"
+    if message.id is not None and _bytes(message.id) > LONGEST_ID:
+        return ID_TOO_LONG, f"the id has {_bytes(message.id)} bytes; {LONGEST_ID} are allowed"
+    if message.content_type is not None and _bytes(message.content_type) > LONGEST_CONTENT_TYPE:
+        size = _bytes(message.content_type)
+        return (
+            CONTENT_TYPE_TOO_LONG,
+            f"the content type has {size} bytes; {LONGEST_CONTENT_TYPE} are allowed",
+        )
+    return _flaw_of_headers(message.headers) if message.headers is not None else None
+
+
+def too_large(size: int) -> tuple[str, str]:
+    """Give reason and error of headers of so many bytes."""
+    return (
+        HEADERS_TOO_LARGE,
+        f"the headers have {size} bytes; {headers.MOST_BYTES} are allowed",
+    )
+
+
+def shown(identity: str | None) -> str | None:
+    """Give an id as journal, index and log take it: one beyond every limit is cut there."""
+    if identity is None or len(identity) <= LONGEST_ID:
+        return identity
+    return f"{identity[:LONGEST_ID]}..."
+
+
+def _flaw_of_headers(given: Mapping[str, object]) -> tuple[str, str] | None:
+    match given:
+        case UnfitHeaders():
+            return given.flaw
+        case JsonHeaders():
+            text = given.text
+            if not text.startswith("{"):
+                return UNREADABLE, "the headers are no JSON object"
+            if len(text) > headers.MOST_BYTES // 4 and _bytes(text) > headers.MOST_BYTES:
+                return too_large(_bytes(text))
+            nested = text.count("{") + text.count("[")
+            if nested > headers.DEEPEST and headers.depth(text) > headers.DEEPEST:
+                return (
+                    HEADERS_TOO_DEEP,
+                    f"the headers have more than {headers.DEEPEST} levels within one another",
+                )
     return None
+
+
+def _is_encoded(message: Incoming) -> bool:
+    encoding = (message.headers or {}).get(headers.CONTENT_ENCODING)
+    return isinstance(encoding, str) and encoding.strip().lower() not in _PLAIN
+
+
+def _bytes(text: str) -> int:
+    """Count a text's bytes in UTF-8, and look at them only where they may be many."""
+    return len(text) if len(text) < 256 else len(text.encode(errors="surrogatepass"))

@@ -9,10 +9,15 @@ from typing import Final
 
 import structlog
 
-from tenantry.broker.port import BrokerError, DeadLettersBusyError, Queues
-from tenantry.journal.port import JournalError
+from tenantry.broker.port import (
+    BrokerError,
+    BrokerUnavailableError,
+    DeadLettersBusyError,
+    Queues,
+)
+from tenantry.journal.port import JournalError, JournalUnavailableError
 from tenantry.messages.dead_letters import DeadLetterIndex
-from tenantry.messages.port import MessageStoreError
+from tenantry.messages.port import MessageStoreError, StoreUnavailableError
 from tenantry.reprocessing.reprocessing import Reprocessing
 from tenantry.telemetry.heartbeat import Heartbeat
 
@@ -68,6 +73,7 @@ class LetterKeeper:
         self._stopping = threading.Event()
         self._agreed: dict[str, int] = {}
         self._doubts: dict[str, _Doubt] = {}
+        self._failing: dict[str, tuple[int, float]] = {}
         self._swept_at = time.monotonic()
 
     def run(self) -> None:
@@ -107,6 +113,8 @@ class LetterKeeper:
             del self._agreed[gone]
         for gone in self._doubts.keys() - queued.keys():
             del self._doubts[gone]
+        for gone in self._failing.keys() - queued.keys():
+            del self._failing[gone]
         # The index is asked only where something has changed: it may be long.
         open_questions = [one for one, count in queued.items() if self._agreed.get(one) != count]
         listed = self._index.counts(open_questions)
@@ -125,12 +133,26 @@ class LetterKeeper:
         return sorted(self._doubts)
 
     def _walk(self, tenant_id: str) -> None:
-        if self._ends():
+        failures, not_before = self._failing.get(tenant_id, (0, 0.0))
+        if self._ends() or time.monotonic() < not_before:
             return
         try:
             self._reprocessing.look(tenant_id, stopping=self._ends)
         except DeadLettersBusyError:
             return  # whoever walks there does all this on the way
+        except (BrokerUnavailableError, StoreUnavailableError, JournalUnavailableError):
+            raise  # as it would be with any tenant's
+        except Exception as error:
+            # One tenant's letters: the others' are looked after all the same.
+            log.exception(
+                "dead_letters.walk_failed",
+                tenant=tenant_id,
+                error=" ".join(str(error).split())[:500],
+            )
+            pause = min(LONGEST_PAUSE, self._every * 2.0 ** min(failures, 10))
+            self._failing[tenant_id] = failures + 1, time.monotonic() + pause
+            return
+        self._failing.pop(tenant_id, None)
 
     def _ends(self) -> bool:
         """Tell whether the end has come; a walk asks after each batch, and so goes on."""

@@ -11,6 +11,7 @@ from tenantry.broker.port import QueuedLetter
 from tenantry.domain.events import MessageDeadLettered
 from tenantry.messages.dead_letters import Found, Judged, Met, Work
 from tenantry.messages.port import Incoming
+from tenantry.messages.validation import shown
 
 _WHY: Final = {
     "rejected": "rejected by another consumer than the daemon",
@@ -51,7 +52,7 @@ def told(tenant_id: str, letter: Letter) -> MessageDeadLettered:
     message, met = letter.message, letter.met
     return MessageDeadLettered(
         tenant_id=tenant_id,
-        message_id=message.id,
+        message_id=shown(message.id),
         topic=message.topic,
         partition=message.partition,
         reason=met.reason,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import structlog
@@ -10,6 +10,7 @@ import structlog
 from tenantry.broker.port import BrokerError, BrokerUnavailableError, Outgoing, Publishing
 from tenantry.domain import names
 from tenantry.messages.dead_letters import REPLAY_HEADER, REPLAYS_HEADER
+from tenantry.messages.headers import JsonHeaders, UnreadableHeadersError
 from tenantry.reprocessing.letters import Letter
 
 _EXACT_TIME: Final = "timestamp_in_ms"
@@ -45,12 +46,14 @@ def send(
 
 def _outgoing(tenant_id: str, letter: Letter) -> Outgoing:
     message, met, properties = letter.message, letter.met, letter.queued.properties
-    headers: dict[str, object] = {}
+    marks: dict[str, object] = {REPLAY_HEADER: str(met.id), REPLAYS_HEADER: met.replays}
+    headers: Mapping[str, object] = marks
     if properties is None:
-        headers |= message.headers or {}
-        if message.published_at_ms is not None:
-            headers.setdefault(_EXACT_TIME, message.published_at_ms)
-    headers |= {REPLAY_HEADER: str(met.id), REPLAYS_HEADER: met.replays}
+        own = message.headers or {}
+        if message.published_at_ms is not None and not _tells_time(own):
+            marks[_EXACT_TIME] = message.published_at_ms
+        # The sender's go out again as they came, read or not.
+        headers = own.with_others(marks) if isinstance(own, JsonHeaders) else {**own, **marks}
     default = message.topic == names.DEFAULT_TOPIC
     return Outgoing(
         exchange=names.stream_name(tenant_id),
@@ -62,3 +65,10 @@ def _outgoing(tenant_id: str, letter: Letter) -> Outgoing:
         headers=headers,
         properties=properties,
     )
+
+
+def _tells_time(headers: Mapping[str, object]) -> bool:
+    try:
+        return _EXACT_TIME in headers
+    except UnreadableHeadersError:
+        return False

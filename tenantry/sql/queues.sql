@@ -45,26 +45,31 @@ SELECT bed, pg_try_advisory_lock(19800, bed) FROM unnest(%(beds)s::integer[]) AS
 SELECT pg_advisory_unlock(19800, bed) FROM unnest(%(beds)s::integer[]) AS bed;
 
 -- name: fetch
--- What lies in queues beyond their floors and is not in hand, up to so many messages and bytes of
--- each. The snapshot tells later what can still turn up between what is given here.
-SELECT wanted.n, m.seq, m.published_at_ms, m.id, m.content_type, m.headers, m.body,
+-- What lies in queues beyond their floors and is not in hand, up to so many messages of each, and
+-- so many bytes of bodies, ids and headers of all: no answer is larger, but for one message; where
+-- they are to fit as a whole, not even that. Headers are not read here, but passed on as text. The
+-- snapshot tells later what can still turn up between what is given here.
+SELECT n, seq, published_at_ms, id, content_type, headers, body, size,
        (SELECT pg_snapshot_xmin(pg_current_snapshot())::text::bigint),
        (SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint)
-FROM unnest(%(queues)s::integer[], %(floors)s::bigint[], %(most)s::integer[])
-    WITH ORDINALITY AS wanted(queue, floor, most, n)
-JOIN tenantry.queues AS q ON q.id = wanted.queue AND q.consumer = %(consumer)s
-CROSS JOIN LATERAL (
-    SELECT ready.*,
-           sum(octet_length(body)) OVER (ORDER BY seq ROWS UNBOUNDED PRECEDING)
-               - octet_length(body) AS before
-    FROM tenantry.queued AS ready
-    WHERE ready.queue = wanted.queue AND ready.seq > wanted.floor
-        AND ready.seq NOT IN (SELECT unnest(%(in_hand)b))
-    ORDER BY ready.seq
-    LIMIT wanted.most
-) AS m
-WHERE m.before < %(bytes)s
-ORDER BY wanted.n, m.seq;
+FROM (
+    SELECT wanted.n, m.*, sum(m.size) OVER (ROWS UNBOUNDED PRECEDING) AS bytes
+    FROM unnest(%(queues)s::integer[], %(floors)s::bigint[], %(most)s::integer[])
+        WITH ORDINALITY AS wanted(queue, floor, most, n)
+    JOIN tenantry.queues AS q ON q.id = wanted.queue AND q.consumer = %(consumer)s
+    CROSS JOIN LATERAL (
+        SELECT seq, published_at_ms, id, content_type, headers::text AS headers, body,
+               octet_length(body) + coalesce(octet_length(id), 0)
+                   + coalesce(octet_length(headers::text), 0) AS size
+        FROM tenantry.queued AS ready
+        WHERE ready.queue = wanted.queue AND ready.seq > wanted.floor
+            AND ready.seq NOT IN (SELECT unnest(%(in_hand)b))
+        ORDER BY ready.seq
+        LIMIT wanted.most
+    ) AS m
+) AS found
+WHERE bytes - size < %(bytes)s AND bytes <= coalesce(%(whole)s::bigint, bytes)
+ORDER BY n, seq;
 
 -- name: acknowledge
 DELETE FROM tenantry.queued AS m USING unnest(%(queues)b, %(seqs)b) AS r(queue, seq)
@@ -91,12 +96,19 @@ SELECT pg_try_advisory_lock(hashtextextended('tenantry.walk.' || %(tenant)s, 0))
 SELECT coalesce(max(seq), 0) FROM tenantry.rejected WHERE tenant_id = %(tenant)s;
 
 -- name: next_rejected
+-- Up to so many bytes of bodies, ids and headers; one message always.
 SELECT seq, id, topic, partition, body, content_type, headers, published_at_ms
 FROM (
-    SELECT r.*, sum(octet_length(body)) OVER (ORDER BY seq) - octet_length(body) AS before
-    FROM tenantry.rejected AS r
-    WHERE tenant_id = %(tenant)s AND seq > %(after)s AND seq <= %(last)s
-    ORDER BY seq LIMIT %(most)s
+    SELECT r.*, sum(size) OVER (ORDER BY seq) - size AS before
+    FROM (
+        SELECT seq, id, topic, partition, body, content_type, headers::text AS headers,
+               published_at_ms,
+               octet_length(body) + coalesce(octet_length(id), 0)
+                   + coalesce(octet_length(headers::text), 0) AS size
+        FROM tenantry.rejected
+        WHERE tenant_id = %(tenant)s AND seq > %(after)s AND seq <= %(last)s
+        ORDER BY seq LIMIT %(most)s
+    ) AS r
 ) AS page
 WHERE before < %(bytes)s ORDER BY seq;
 

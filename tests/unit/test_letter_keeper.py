@@ -124,3 +124,24 @@ def test_it_ends_when_it_is_told_to(watched: Watched) -> None:
     watched.keeper.stop()
     watched.keeper.run()
     assert watched.walks == 0
+
+
+def test_a_tenant_whose_letters_can_not_be_walked_along_stops_nobody_elses(
+    watched: Watched,
+) -> None:
+    watched.queue("a")
+    watched.world.dead_letters.queues["aaa"] = list(watched.world.dead_letters.queues["acme"])
+    real = watched.world.dead_letters.walk
+    tried: list[str] = []
+
+    def walk(tenant_id: str, **options: Any) -> Any:
+        tried.append(tenant_id)
+        if tenant_id == "aaa":
+            raise ValueError("nobody thought of this")
+        return real(tenant_id, **options)
+
+    watched.world.dead_letters.walk = walk  # type: ignore[method-assign]
+    watched.keeper.look()
+    watched.keeper.look()
+    assert tried == ["aaa", "acme"]
+    assert watched.listed() == ["a"]

@@ -13,12 +13,14 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
+from operator import attrgetter
 from typing import Final
 
 import psycopg
 import structlog
 
 from tenantry.broker import topology as layout
+from tenantry.broker.budget import Budget
 from tenantry.broker.port import DeliverySink, QueueSpec
 from tenantry.broker.postgres.link import LEASE, Link
 from tenantry.broker.postgres.naps import LOOK, Naps
@@ -50,8 +52,11 @@ class PostgresConsuming:
     `acks_remove` is false: an ack then needs nothing of the database.
     """
 
-    def __init__(self, database: Database, *, acks_remove: bool = True) -> None:
+    def __init__(
+        self, database: Database, *, acks_remove: bool = True, budget: Budget | None = None
+    ) -> None:
         self._database = database
+        self._budget = budget or Budget()
         self._acks_remove = acks_remove
         self._wakeup = Wakeup()
         self._jobs: deque[Callable[[], None]] = deque()
@@ -89,7 +94,9 @@ class PostgresConsuming:
         self, queues: Sequence[QueueSpec], *, prefetch: int, sink: DeliverySink
     ) -> PostgresSubscription:
         """Consume `queues`, now or as soon as they can be had."""
-        subscription = PostgresSubscription(self, queues, prefetch=prefetch, sink=sink)
+        subscription = PostgresSubscription(
+            self, queues, prefetch=prefetch, sink=sink, budget=self._budget
+        )
         self.call(partial(self._subscriptions.append, subscription))
         return subscription
 
@@ -100,6 +107,10 @@ class PostgresConsuming:
                 with self._database.listen_connection() as connection:
                     self._serve(connection)
             except (DatabaseError, psycopg.Error) as error:
+                self._disconnected(one_line(error))
+            except Exception as error:
+                # A mistake of ours with one tenant's queue must not be the end of all: begin anew.
+                log.exception("broker.loop_failed")
                 self._disconnected(one_line(error))
             self._wait_away()
         with self._guard:
@@ -174,6 +185,8 @@ class PostgresConsuming:
                 look_at = now + LOOK_EVERY * random.uniform(0.8, 1.0)  # noqa: S311 - jitter
                 for reading in self._by_id.values():
                     reading.hungry = True
+                for subscription in self._subscriptions:
+                    subscription.waits_for_room = -1
             self._take_up(link, now)
             self._look(link, told.queues, now)
             pause = self._fetch(link)
@@ -273,12 +286,23 @@ class PostgresConsuming:
                 if waited < SMALL_CREDIT:
                     pause = min(SMALL_CREDIT - waited, pause or SMALL_CREDIT)
                     continue
+            account = subscription.account
+            if account.room <= 0 or subscription.waits_for_room == self._budget.freed:
+                # What is settled next wakes this thread.
+                continue
+            # Those of which least is in hand come first: the room may not do for all.
+            hungry.sort(key=attrgetter("unsettled"))
             subscription.fetched_at = time.monotonic()
-            parts = link.fetch(hungry, subscription.in_hand(hungry))
+            whole = self._budget.crowded
+            parts = link.fetch(hungry, subscription.in_hand(hungry), account.room, whole=whole)
+            subscription.waits_for_room = self._budget.freed if whole and not parts else -1
             if parts:
                 subscription.deliver(parts)
                 if beds := self._naps.stir((one.id for one, _ in parts), time.monotonic()):
                     link.get_up(beds)
-            if any(True for _ in subscription.hungry):
+            if any(True for _ in subscription.hungry) and account.room > 0:
                 pause = 0.0 if pause is None or parts else pause
+        if self._budget.crowded and self._subscriptions:
+            # What room there is goes to somebody else first, the next time.
+            self._subscriptions.append(self._subscriptions.pop(0))
         return pause

@@ -7,9 +7,7 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
-import orjson
 import psycopg
-from psycopg.types.json import set_json_loads
 
 from tenantry.broker.port import (
     BrokerError,
@@ -21,6 +19,7 @@ from tenantry.broker.postgres.reading import BYTES
 from tenantry.database.errors import DatabaseUnavailableError
 from tenantry.database.failures import is_unavailable, one_line
 from tenantry.database.pool import Database
+from tenantry.messages.headers import JsonHeaders
 from tenantry.messages.port import Incoming
 from tenantry.sql import queries
 
@@ -54,7 +53,7 @@ class PostgresDeadLetterWalk:
         self._given = [row[0] for row in rows]
         if rows:
             self._after = self._given[-1]
-        return [QueuedLetter(Incoming(*row[1:]), _REASON, None, None) for row in rows]
+        return [QueuedLetter(_message(Incoming(*row[1:])), _REASON, None, None) for row in rows]
 
     def remove(self, indexes: Collection[int]) -> None:
         """Remove messages, by their place in what `next` gave last."""
@@ -70,6 +69,12 @@ class PostgresDeadLetterWalk:
             raise kind(f"the dead letters can't be read: {one_line(error)}") from error
 
 
+def _message(read: Incoming) -> Incoming:
+    """Give a message as it was read, its headers still text."""
+    text: Any = read.headers
+    return read._replace(id=read.id or None, headers=None if text is None else JsonHeaders(text))
+
+
 class PostgresDeadLetters:
     """Dead letters (`tenantry.broker.port.DeadLetters`) in `tenantry.rejected`."""
 
@@ -83,7 +88,6 @@ class PostgresDeadLetters:
         until = time.monotonic() + patience
         try:
             with self._database.listen_connection() as connection:
-                set_json_loads(orjson.loads, connection)
                 while not (alone := self._locked(connection, tenant_id)):
                     if time.monotonic() >= until:
                         break

@@ -8,10 +8,8 @@ from itertools import groupby
 from operator import itemgetter
 from typing import Any, Final
 
-import orjson
 import psycopg
 from psycopg import sql
-from psycopg.types.json import set_json_loads
 
 from tenantry.broker.port import QueueSpec
 from tenantry.broker.postgres.reading import BYTES, MESSAGES, QueueReading
@@ -60,7 +58,6 @@ class Link:
     def begin(self) -> None:
         """Become a reader."""
         connection = self._connection
-        set_json_loads(orjson.loads, connection)
         connection.add_notify_handler(self._on_notify)
         connection.execute(_PLANS)
         connection.execute(sql.SQL("LISTEN {}").format(sql.Identifier(CHANNEL)))
@@ -129,9 +126,18 @@ class Link:
         return frozenset(row[0] for row in rows)
 
     def fetch(
-        self, readings: Sequence[QueueReading], in_hand: Sequence[int]
+        self,
+        readings: Sequence[QueueReading],
+        in_hand: Sequence[int],
+        room: int = BYTES,
+        *,
+        whole: bool = False,
     ) -> list[tuple[QueueReading, list[Row]]]:
-        """Read what has come to some queues, as far as their credit goes."""
+        """Read what has come to some queues, as far as their credit goes, and the `room` in bytes.
+
+        The last message may go beyond the room, unless it is to fit as a `whole`.
+        """
+        room = min(room, BYTES)
         most = [min(one.credit, MESSAGES) for one in readings]
         parameters = {
             "consumer": self._consumer,
@@ -139,21 +145,23 @@ class Link:
             "floors": [one.floor for one in readings],
             "most": most,
             "in_hand": bigint_array(in_hand),
-            "bytes": BYTES,
+            "bytes": room,
+            "whole": room if whole else None,
         }
-        for reading in readings:
-            reading.hungry = False
         cursor = self._connection.cursor(binary=True)
         found = cursor.execute(self._sql["fetch"], parameters, prepare=True).fetchall()
+        # Where bytes were the limit, there may be more in any of the queues.
+        full = whole or sum(row[7] for row in found) >= room
+        for reading in readings:
+            reading.hungry = full
         parts: list[tuple[QueueReading, list[Row]]] = []
         for place, group in groupby(found, itemgetter(0)):
             reading, rows = readings[place - 1], list(group)
-            size = sum(len(row[6]) for row in rows)
             reading.fetched(
                 rows[-1][1],
-                exhausted=len(rows) < most[place - 1] and size < BYTES,
-                oldest_open=rows[0][7],
-                newest=rows[0][8],
+                exhausted=len(rows) < most[place - 1] and not full,
+                oldest_open=rows[0][8],
+                newest=rows[0][9],
             )
             parts.append((reading, rows))
         return parts

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any, Final
 
 import psycopg
@@ -34,6 +35,8 @@ from tenantry.database.errors import DatabaseUnavailableError
 from tenantry.database.failures import one_line
 from tenantry.database.pool import Database
 from tenantry.domain import names
+from tenantry.messages.encoding import headers_json
+from tenantry.messages.headers import JsonHeaders, UnreadableHeadersError
 
 log = structlog.get_logger(__name__)
 
@@ -147,7 +150,7 @@ class Move:
                             message_id=one.id,
                             content_type=one.content_type,
                             headers={
-                                **(one.headers or {}),
+                                **_amqp(one.headers or {}),
                                 "x-first-death-queue": _queue(tenant_id, one.topic, one.partition),
                                 "timestamp_in_ms": one.published_at_ms,
                             },
@@ -184,15 +187,42 @@ def warn_of_what_is_left(database: Database) -> None:
 
 
 def _outgoing(stream: str, key: str, row: Row) -> Outgoing:
-    _, seq, published_at, identity, content_type, headers, body, _, _ = row
+    _, seq, published_at, identity, content_type, headers, body, *_ = row
     return Outgoing(
         exchange=stream,
         routing_key=key,
         body=body,
-        message_id=f"embedded-{seq}" if identity is None else identity,
+        message_id=identity or f"embedded-{seq}",
         content_type=content_type,
-        headers={"timestamp_in_ms": published_at, **(headers or {})},
+        headers={"timestamp_in_ms": published_at, **_amqp(JsonHeaders(headers or "{}"))},
     )
+
+
+def _amqp(headers: Mapping[str, object]) -> Mapping[str, object]:
+    """Give headers as AMQP can say them: a number it has no type for goes as its digits.
+
+    Headers that can't be read go as one, by the name of `undecodable`.
+    """
+    try:
+        return {name: _sayable(value) for name, value in headers.items()}
+    except UnreadableHeadersError:
+        return {"undecodable": headers_json(headers).decode()}
+
+
+def _sayable(value: object) -> object:
+    match value:
+        case bool():
+            return value
+        case Decimal():
+            return str(value)
+        case int():
+            return value if -(2**63) <= value < 2**63 else str(Decimal(value))
+        case dict():
+            return {name: _sayable(item) for name, item in value.items()}
+        case list():
+            return [_sayable(item) for item in value]
+        case _:
+            return value
 
 
 def _key(spec: QueueSpec) -> str:

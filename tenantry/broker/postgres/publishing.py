@@ -15,7 +15,14 @@ from tenantry.broker.port import BrokerError, BrokerUnavailableError, Outgoing, 
 from tenantry.database.errors import DatabaseUnavailableError
 from tenantry.database.failures import one_line
 from tenantry.database.pool import Connection, Database
-from tenantry.messages.encoding import bigint_array, bytea_array, headers_array, text_array
+from tenantry.messages.encoding import (
+    LAST_MS,
+    bigint_array,
+    bytea_array,
+    headers_array,
+    text_array,
+)
+from tenantry.messages.headers import UnreadableHeadersError
 from tenantry.sql import queries
 
 AT_ONCE: Final = 1000
@@ -72,5 +79,8 @@ class PostgresPublishing:
 
 def _published_at(message: Outgoing, now: int) -> int:
     """Give the time a message says it was published at, as over AMQP; else the present."""
-    given = (message.headers or {}).get("timestamp_in_ms")
-    return given if isinstance(given, int) and 0 <= given < 2**53 else now
+    try:
+        given = (message.headers or {}).get("timestamp_in_ms")
+    except UnreadableHeadersError:
+        return now
+    return given if type(given) is int and 0 <= given <= LAST_MS else now

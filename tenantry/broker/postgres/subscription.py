@@ -8,14 +8,15 @@ from functools import partial
 from typing import Protocol, TypeAlias
 
 from tenantry import failpoints
+from tenantry.broker.budget import OVERHEAD, Account, Budget
 from tenantry.broker.port import Delivery, DeliverySink, QueueSpec
 from tenantry.broker.postgres.reading import QueueReading
+from tenantry.messages.headers import JsonHeaders
 from tenantry.messages.port import Incoming
 
-Row: TypeAlias = tuple[
-    int, int, int, str | None, str | None, dict[str, object] | None, bytes, int, int
-]
-"""The queue's place, number, time of publishing, id, content type, headers, body; snapshot."""
+Row: TypeAlias = tuple[int, int, int, str | None, str | None, str | None, bytes, int, int, int]
+"""The queue's place, number, time of publishing, id, content type, headers (JSON, which nobody
+reads on this thread), body, bytes in all; snapshot."""
 
 Place: TypeAlias = tuple[QueueReading, int]
 """A message's queue and its number."""
@@ -47,10 +48,19 @@ class PostgresSubscription:
     """One tenant's channel. Its fields belong to the reader's thread; the public calls go there."""
 
     def __init__(
-        self, reader: Reader, queues: Sequence[QueueSpec], *, prefetch: int, sink: DeliverySink
+        self,
+        reader: Reader,
+        queues: Sequence[QueueSpec],
+        *,
+        prefetch: int,
+        sink: DeliverySink,
+        budget: Budget,
     ) -> None:
         self.queues = tuple(queues)
         self.prefetch = prefetch
+        self.account = Account(budget)
+        self.waits_for_room = -1
+        """`Budget.freed` as it was when a message was too large for what is a tenant's own."""
         self.readings: tuple[QueueReading, ...] = ()
         self.retry_at = 0.0
         self.fetched_at = 0.0
@@ -134,15 +144,23 @@ class PostgresSubscription:
         """Hand over what was fetched, queue by queue."""
         batch: list[Delivery] = []
         tag = self._tag
-        unsettled = self._unsettled
+        unsettled, count_in = self._unsettled, self.account.add
         for reading, rows in parts:
             topic, partition = reading.spec.topic, reading.spec.partition
             known = reading.redelivered_up_to
-            for _, seq, published_at, identity, content_type, headers, body, _, _ in rows:
+            for _, seq, published_at, identity, content_type, headers, body, size, _, _ in rows:
                 tag += 1
                 unsettled[tag] = (reading, seq)
+                count_in(size + OVERHEAD)
                 message = Incoming(
-                    identity, topic, partition, body, content_type, headers, published_at, seq
+                    identity or None,
+                    topic,
+                    partition,
+                    body,
+                    content_type,
+                    None if headers is None else JsonHeaders(headers),
+                    published_at,
+                    seq,
                 )
                 batch.append(Delivery(tag, seq <= known, message))
             reading.unsettled += len(rows)
@@ -162,6 +180,8 @@ class PostgresSubscription:
         self.readings = ()
         self._unsettled = {}
         self._excused = set()
+        self.account.clear()
+        self.waits_for_room = -1
 
     def _settle(
         self,
@@ -185,6 +205,7 @@ class PostgresSubscription:
             done += self._settled(rest)
         if done:
             self._reader.acknowledge(done)
+        self.account.settle(rejects, acks, ack_up_to)
         failpoints.reach("after_ack")
 
     def _settled(self, tags: Iterable[int]) -> list[Place]:

@@ -1,0 +1,125 @@
+"""Headers that a tenant has sent: read where one message can fail, and nowhere else."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from decimal import Decimal
+from math import isfinite
+from typing import Any, Final
+
+import orjson
+
+MOST_BYTES: Final = 64 * 1024
+"""Bytes of a message's headers: as JSON text, or as a table of AMQP."""
+
+DEEPEST: Final = 32
+"""Objects and lists within one another."""
+
+CONTENT_ENCODING: Final = "content-encoding"
+CORRELATION_ID: Final = "correlation-id"
+"""Where the two properties of AMQP are kept that have no column; a header a sender gave that name
+itself is left as it is."""
+
+_LONGEST_INT: Final = 4300
+"""Digits of a whole number that Python turns into an `int`."""
+
+
+class UnreadableHeadersError(ValueError):
+    """Headers that the database holds and Python can't read."""
+
+
+class UnfitHeaders(dict[str, object]):
+    """What was read of headers that are beyond a limit; `flaw` is reason and error."""
+
+    def __init__(self, read: Mapping[str, object], flaw: tuple[str, str]) -> None:
+        super().__init__(read)
+        self.flaw = flaw
+
+
+class JsonHeaders(Mapping[str, object]):
+    """Headers as the JSON text the database gave; read when somebody first asks for one.
+
+    Reading raises `UnreadableHeadersError`; the text itself is always good for `jsonb` again. A
+    number that neither `int` nor `float` can hold is a `Decimal`.
+    """
+
+    __slots__ = ("_read", "text")
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self._read: Mapping[str, object] | None = None
+
+    def __getitem__(self, name: str) -> object:
+        return self._table()[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._table())
+
+    def __len__(self) -> int:
+        return len(self._table())
+
+    def __bool__(self) -> bool:
+        return self.text not in ("{}", "null")
+
+    def __contains__(self, name: object) -> bool:
+        # Names are seldom there; those that look for one ask for every message.
+        return isinstance(name, str) and _quoted(name) in self.text and name in self._table()
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """Give a header, or the default."""
+        return self._table()[name] if name in self else default
+
+    def with_others(self, others: Mapping[str, object]) -> JsonHeaders:
+        """Give these headers and `others`, which win; these stay as they are, to the last digit."""
+        added = orjson.dumps(others).decode()
+        if not self or not self.text.startswith("{"):
+            return JsonHeaders(added)
+        # Of two members of one name `jsonb` keeps the last.
+        return JsonHeaders(f"{self.text[:-1]},{added[1:]}" if others else self.text)
+
+    def _table(self) -> Mapping[str, object]:
+        if self._read is None:
+            try:
+                read = json.loads(self.text, parse_int=_whole, parse_float=_fraction)
+            except (ValueError, RecursionError) as error:
+                raise UnreadableHeadersError(f"the headers can't be read: {error}") from error
+            if not isinstance(read, dict):
+                raise UnreadableHeadersError("the headers are no JSON object")
+            self._read = read
+        return self._read
+
+
+def depth(text: str) -> int:
+    """Tell how deep JSON goes, which must be well formed: 1 for a flat object."""
+    deepest = level = 0
+    quoted = escaped = False
+    for letter in text:
+        if quoted:
+            if escaped:
+                escaped = False
+            elif letter == "\\":
+                escaped = True
+            elif letter == '"':
+                quoted = False
+        elif letter == '"':
+            quoted = True
+        elif letter in "{[":
+            level += 1
+            deepest = max(deepest, level)
+        elif letter in "}]":
+            level -= 1
+    return deepest
+
+
+def _whole(digits: str) -> int | Decimal:
+    return int(digits) if len(digits) <= _LONGEST_INT else Decimal(digits)
+
+
+def _fraction(digits: str) -> float | Decimal:
+    value = float(digits)
+    return value if isfinite(value) else Decimal(digits)
+
+
+def _quoted(name: str) -> str:
+    return f'"{name}"'
