@@ -19,6 +19,20 @@ class DatabaseUnavailableError(DatabaseError):
         self.permanent = permanent
 
 
+class DatabaseUnfitError(DatabaseUnavailableError):
+    """The database answers, and can't be used as it is: something has to be set right there."""
+
+    def __init__(self, problem: str, remedy: str, *, permanent: bool = True) -> None:
+        super().__init__(f"{problem}; {remedy}", permanent=permanent)
+        self.problem = problem
+        self.remedy = remedy
+
+    def of(self, where: str) -> DatabaseUnfitError:
+        """Say the same of a database that is named."""
+        problem = f"{where} can't be used: {self.problem}"
+        return DatabaseUnfitError(problem, self.remedy, permanent=self.permanent)
+
+
 class TermOverError(DatabaseUnavailableError):
     """The session's term has been taken by another daemon: nothing it writes is committed."""
 

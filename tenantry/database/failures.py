@@ -27,6 +27,8 @@ AWAY: Final = (
     pg.IdleInTransactionSessionTimeout,
 )
 
+LOST_STATE: Final = (pg.DuplicatePreparedStatement, pg.InvalidSqlStatementName)
+"""What a server says of prepared statements that are not there, or another's."""
 
 LONGEST_TEXT: Final = 500
 
@@ -36,9 +38,20 @@ TERM_OVER: Final = "TN001"
 
 def is_unavailable(error: BaseException) -> bool:
     """Tell whether `error` means that the same work may succeed later, here or elsewhere."""
-    if _is_term_over(error):
+    if _is_term_over(error) or lost_its_state(error):
         return True
     return isinstance(error, AWAY) and not isinstance(error, ITS_OWN_FAULT)
+
+
+def lost_its_state(error: BaseException) -> bool:
+    """Tell whether a session has lost what it had prepared: it is not the one that it was."""
+    return isinstance(error, LOST_STATE)
+
+
+def options_refused(error: BaseException) -> bool:
+    """Tell whether a pooler wants no `options` at the start of a session."""
+    text = str(error).lower()
+    return "startup parameter" in text or "command-line options" in text
 
 
 def _is_term_over(error: BaseException) -> bool:

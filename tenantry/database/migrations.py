@@ -16,7 +16,9 @@ import psycopg
 from tenantry.database import catalogue
 from tenantry.database.errors import MigrationError, SchemaTooNewError
 from tenantry.database.failures import is_unavailable, one_line
-from tenantry.database.pool import SEARCH_PATH, Connection, Database
+from tenantry.database.pool import Connection, Database
+from tenantry.database.session import SEARCH_PATH
+from tenantry.database.sessions import LOCK_TIMEOUT
 
 TERMS: Final = 6
 """The migration since which there are terms."""
@@ -141,7 +143,7 @@ def _alone(connection: Connection) -> Iterator[None]:
     # Waiting for another program's migration may take as long as that takes.
     connection.execute("SET lock_timeout = 0")
     connection.execute("SELECT pg_advisory_lock(%s)", [LOCK])
-    connection.execute("RESET lock_timeout")
+    connection.execute(f"SET lock_timeout = {int(LOCK_TIMEOUT * 1000)}".encode())
     yield
     # However else this ends, the session's end gives the lock back.
     connection.execute("SELECT pg_advisory_unlock(%s)", [LOCK])

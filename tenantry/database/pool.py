@@ -15,10 +15,17 @@ from psycopg.conninfo import conninfo_to_dict
 from psycopg.rows import TupleRow
 from psycopg_pool import ConnectionPool, PoolTimeout
 
+from tenantry.database import session
 from tenantry.database.conninfo import url_for
 from tenantry.database.errors import DatabaseUnavailableError, DatabaseUrlError
-from tenantry.database.failures import connect_failure, is_unavailable, place, unavailable
-from tenantry.database.silence import MARGIN, PROBE_TIMEOUT, Silence, bounded
+from tenantry.database.failures import (
+    connect_failure,
+    is_unavailable,
+    lost_its_state,
+    place,
+    unavailable,
+)
+from tenantry.database.sessions import LOCK_TIMEOUT, Sessions
 
 Connection: TypeAlias = psycopg.Connection[TupleRow]
 
@@ -35,12 +42,7 @@ Short on purpose: psycopg_pool doubles its delays, so that after a long outage i
 could be minutes away; once it has given up, the next caller makes it try at once.
 """
 
-SEARCH_PATH: Final = "pg_catalog, pg_temp"
-"""Where sessions of ours look for a name that is not written out in full: in no schema that
-somebody else may create in. Left out, pg_temp would come first."""
-
 STATEMENT_TIMEOUT: Final = 30.0
-LOCK_TIMEOUT: Final = 10.0
 IDLE_IN_TRANSACTION_TIMEOUT: Final = 60.0
 
 log = logging.getLogger(__name__)
@@ -84,18 +86,24 @@ class Database:
         self._where = place(self._parameters)
         self._pool_size = pool_size
         self._min_size = min(min_size, pool_size)
-        self._connect_timeout = connect_timeout
         self._statement_timeout = statement_timeout
-        self._idle_timeout = idle_timeout
         self._term = term
-        self._read_only = read_only
-        self._lends_path = lends_path
         self._pool: ConnectionPool[Connection] | None = None
         self._server_version = 0
         self._guard = threading.Lock()
         self._drained_at = 0.0
-        self._connect_failure: str | None = None
-        self._silence = Silence(self._knock)
+        self._connect_failure: DatabaseUnavailableError | None = None
+        self._sessions = Sessions(
+            self._parameters,
+            limits={
+                "lock_timeout": LOCK_TIMEOUT,
+                "idle_in_transaction_session_timeout": idle_timeout,
+            },
+            connect_timeout=connect_timeout,
+            term=term,
+            read_only=read_only,
+            lends_path=lends_path,
+        )
 
     def __repr__(self) -> str:
         return f"<Database {self._where}>"
@@ -140,9 +148,8 @@ class Database:
             return
         self._probe(timeout)
         pool: ConnectionPool[Connection] = ConnectionPool(
-            connection_class=self._connection_class(self._longest(self._statement_timeout)),
-            kwargs=self._kwargs(),
-            configure=close_path if self._lends_path else None,
+            connection_class=self._sessions.kind(self._statement_timeout, self._note),
+            kwargs=self._sessions.parameters,
             min_size=self._min_size,
             max_size=self._pool_size,
             timeout=ACQUIRE_TIMEOUT,
@@ -181,7 +188,9 @@ class Database:
                 try:
                     yield connection
                 except BaseException as error:
-                    if isinstance(error, psycopg.errors.ReadOnlySqlTransaction):
+                    if isinstance(error, psycopg.errors.ReadOnlySqlTransaction) or lost_its_state(
+                        error
+                    ):
                         connection.close()
                     lost = connection.closed and is_unavailable(error)
                     raise
@@ -189,7 +198,7 @@ class Database:
             if lost:
                 self._forget_idle_connections(pool, borrowed_at)
             if isinstance(error, PoolTimeout) and self._connect_failure is not None:
-                raise DatabaseUnavailableError(self._connect_failure) from error
+                raise _again(self._connect_failure) from error
             if is_unavailable(error):
                 raise unavailable(error, self._where) from error
             raise
@@ -201,9 +210,9 @@ class Database:
         Its errors are mapped as those of `connection`; it is closed at the end.
         """
         limit = self._statement_timeout if statement_timeout is None else statement_timeout
-        kind = self._connection_class(self._longest(limit))
         try:
-            connection = kind.connect(**self._kwargs(statement_timeout))
+            kind = self._sessions.kind(limit, self._note)
+            connection = kind.connect(**self._sessions.parameters)
         except psycopg.Error as error:
             raise connect_failure(error, self._where) from error
         try:
@@ -220,27 +229,28 @@ class Database:
 
         Raises `DatabaseUnavailableError`.
         """
-        try:
-            return await psycopg.AsyncConnection.connect(**self._kwargs())
-        except psycopg.Error as error:
-            raise connect_failure(error, self._where) from error
+        return await self._sessions.begin_async(self._statement_timeout)
 
     def _probe(self, timeout: float) -> None:
         deadline = time.monotonic() + timeout
         delay = 0.1
+        kind = self._sessions.kind(self._statement_timeout, lambda _: None)
         while True:
             try:
-                with psycopg.connect(**self._kwargs()) as connection:
+                with kind.connect(**self._sessions.parameters) as connection:
                     self._server_version = connection.info.server_version
             except psycopg.Error as error:
                 failure = connect_failure(error, self._where)
-                left = deadline - time.monotonic()
-                if failure.permanent or left <= 0:
-                    raise failure from error
-                time.sleep(min(left, delay * random.uniform(0.5, 1.0)))  # noqa: S311
-                delay = min(2.0, delay * 2)
+                cause: Exception = error
+            except DatabaseUnavailableError as error:
+                failure = cause = error
             else:
                 return
+            left = deadline - time.monotonic()
+            if failure.permanent or left <= 0:
+                raise failure from cause
+            time.sleep(min(left, delay * random.uniform(0.5, 1.0)))  # noqa: S311
+            delay = min(2.0, delay * 2)
 
     def _forget_idle_connections(
         self, pool: ConnectionPool[Connection], borrowed_at: float
@@ -256,80 +266,17 @@ class Database:
         log.warning("lost a connection to %s; replacing all", self._where)
         pool.drain()
 
-    def _kwargs(self, statement_timeout: float | None = None) -> dict[str, Any]:
-        statement = self._statement_timeout if statement_timeout is None else statement_timeout
-        options = (
-            f"-c statement_timeout={int(statement * 1000)}"
-            f" -c lock_timeout={int(LOCK_TIMEOUT * 1000)}"
-            f" -c idle_in_transaction_session_timeout={int(self._idle_timeout * 1000)}"
-        )
-        if self._term:
-            options += f" -c tenantry.term={self._term}"
-        if self._read_only:
-            options += " -c default_transaction_read_only=on"
-        given = self._parameters
-        # What the URL asks for comes last, and so wins; but for what a neighbour could abuse.
-        last = "" if self._lends_path else f" -c search_path={SEARCH_PATH}".replace(", ", ",\\ ")
-        return {
-            "application_name": "tenantry",
-            "connect_timeout": max(2, round(self._connect_timeout)),
-            "keepalives": 1,
-            "keepalives_idle": 10,
-            "keepalives_interval": 5,
-            "keepalives_count": 3,
-            "tcp_user_timeout": 20_000,
-            **given,
-            "options": f"{options} {given.get('options') or ''}{last}".strip(),
-            "autocommit": True,
-        }
-
-    def _connection_class(self, longest: float | None) -> type[Connection]:
-        """Make connections that give a silent server up, and leave word of why there are none."""
-        database = self
-
-        class Attentive(psycopg.Connection[TupleRow]):
-            @classmethod
-            def connect(cls, *args: Any, **kwargs: Any) -> Any:
-                try:
-                    connection = super().connect(*args, **kwargs)
-                except psycopg.Error as error:
-                    # The pool won't tell.
-                    database._note(str(connect_failure(error, database.where)))
-                    raise
-                database._note(None)
-                return connection
-
-            def wait(self, gen: Any, *args: Any, **kwargs: Any) -> Any:
-                steps = bounded(
-                    gen,
-                    silence=database._silence,
-                    longest=longest,
-                    give_up=self.pgconn.finish,
-                )
-                return super().wait(steps, *args, **kwargs)
-
-        return Attentive
-
-    def _longest(self, statement_timeout: float) -> float | None:
-        """Give the seconds after which no answer is to be expected, None where nobody can say."""
-        if not statement_timeout or "statement_timeout" in (self._parameters.get("options") or ""):
-            return None
-        return statement_timeout + MARGIN
-
-    def _knock(self) -> Connection:
-        return psycopg.connect(**{**self._kwargs(), "connect_timeout": PROBE_TIMEOUT})
-
-    def _note(self, failure: str | None) -> None:
+    def _note(self, failure: DatabaseUnavailableError | None) -> None:
         before, self._connect_failure = self._connect_failure, failure
-        if failure is not None and failure != before:
+        if failure is not None and str(failure) != str(before):
             log.warning("%s", failure)
         elif failure is None and before is not None:
             log.info("connected to %s again", self._where)
 
 
-def close_path(connection: Connection) -> None:
-    """Close the search path of a session that lends its own to users' code."""
-    connection.execute(f"SET search_path = {SEARCH_PATH}")
+def _again(failure: DatabaseUnavailableError) -> DatabaseUnavailableError:
+    """Make the same failure anew, for another who meets it."""
+    return DatabaseUnavailableError(str(failure), permanent=failure.permanent)
 
 
 def _parse(url: str) -> dict[str, Any]:
@@ -351,5 +298,11 @@ def _parse(url: str) -> dict[str, Any]:
         raise DatabaseUrlError(
             "database.url (DATABASE_URL) is ambiguous; in user and password write "
             "@ as %40, / as %2F, : as %3A, # as %23"
+        )
+    ours = session.contradiction(str(parameters.get("options") or ""))
+    if ours is not None:
+        raise DatabaseUrlError(
+            f"database.url (DATABASE_URL) asks for {ours} in its options, which is not to be "
+            "chosen; leave it out (docs/postgresql.md says why)"
         )
     return dict(parameters)

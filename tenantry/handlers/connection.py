@@ -11,8 +11,6 @@ import structlog
 from psycopg.pq import TransactionStatus
 from psycopg.rows import tuple_row
 
-from tenantry.database.pool import SEARCH_PATH
-
 if TYPE_CHECKING:
     from tenantry.database.pool import Connection
 
@@ -22,14 +20,16 @@ CANCEL_SECONDS: Final = 2.0
 
 _RESET: Final = (
     "CLOSE ALL; UNLISTEN *; RESET ALL; RESET SESSION AUTHORIZATION; DISCARD TEMP;"
-    f" SET search_path = {SEARCH_PATH}; SELECT pg_advisory_unlock_all()"
+    " SELECT pg_catalog.pg_advisory_unlock_all()"
 )
 """What a handler may have left behind on its connection, which others will use."""
 
 
 def tidy(connection: Connection) -> None:
     """Undo what a handler may have changed on its connection beyond the transaction."""
-    connection.execute(_RESET.encode())
+    # In one message: there is no moment in which the session is not ours by every setting.
+    pins: bytes = getattr(connection, "pins", b"")
+    connection.execute(_RESET.encode() + b"; " + pins)
 
 
 def as_it_was(connection: Connection) -> None:

@@ -21,7 +21,7 @@ from psycopg import errors, sql
 from psycopg.pq import TransactionStatus
 
 from tenantry.database.failures import one_line
-from tenantry.database.pool import SEARCH_PATH
+from tenantry.database.session import SEARCH_PATH
 from tenantry.domain import names
 from tenantry.handlers.connection import as_it_was, sever
 from tenantry.handlers.crew import Call, Crew, HandlerHangsError, Ran

@@ -256,15 +256,15 @@ def test_an_error_of_the_statement_stays_what_it_is(
 
 def test_a_deadlock_is_not_now(database: Database) -> None:
     with database.connection() as connection:
-        connection.execute("CREATE TABLE pair AS SELECT * FROM generate_series(1, 2) AS n")
+        connection.execute("CREATE TABLE public.pair AS SELECT * FROM generate_series(1, 2) AS n")
     both_hold_one = threading.Barrier(2)
 
     def cross(first: int, second: int) -> str:
         try:
             with database.connection() as connection, connection.transaction():
-                connection.execute("SELECT FROM pair WHERE n = %s FOR UPDATE", [first])
+                connection.execute("SELECT FROM public.pair WHERE n = %s FOR UPDATE", [first])
                 both_hold_one.wait(timeout=10)
-                connection.execute("SELECT FROM pair WHERE n = %s FOR UPDATE", [second])
+                connection.execute("SELECT FROM public.pair WHERE n = %s FOR UPDATE", [second])
         except DatabaseUnavailableError as error:
             return str(error)
         return ""
@@ -277,12 +277,12 @@ def test_a_deadlock_is_not_now(database: Database) -> None:
 
 def test_a_serialization_failure_is_not_now(database: Database) -> None:
     with database.connection() as one, database.connection() as other:
-        one.execute("CREATE TABLE pair AS SELECT 1 AS n")
+        one.execute("CREATE TABLE public.pair AS SELECT 1 AS n")
         one.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
-        one.execute("SELECT * FROM pair")
-        other.execute("UPDATE pair SET n = 2")
+        one.execute("SELECT * FROM public.pair")
+        other.execute("UPDATE public.pair SET n = 2")
         with pytest.raises(psycopg.errors.SerializationFailure):
-            one.execute("UPDATE pair SET n = 3")
+            one.execute("UPDATE public.pair SET n = 3")
         one.execute("ROLLBACK")
     with (
         pytest.raises(DatabaseUnavailableError) as caught,
@@ -295,13 +295,13 @@ def test_a_serialization_failure_is_not_now(database: Database) -> None:
 def test_an_exception_of_the_caller_undoes_its_transaction(database: Database) -> None:
     def fail_half_way() -> None:
         with database.connection() as connection, connection.transaction():
-            connection.execute("CREATE TABLE half_made (n int)")
+            connection.execute("CREATE TABLE public.half_made (n int)")
             raise LookupError
 
     with pytest.raises(LookupError):
         fail_half_way()
     with database.connection() as connection:
-        row = connection.execute("SELECT to_regclass('half_made')").fetchone()
+        row = connection.execute("SELECT to_regclass('public.half_made')").fetchone()
     assert row == (None,)
 
 

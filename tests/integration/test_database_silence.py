@@ -32,15 +32,15 @@ def test_a_frozen_server_is_given_up_in_time_and_used_again_afterwards(
     server: EmbeddedPostgres, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tenantry.database.silence.PROBE_AFTER", 0.5)
-    monkeypatch.setattr("tenantry.database.pool.PROBE_TIMEOUT", 2)
+    monkeypatch.setattr("tenantry.database.sessions.PROBE_TIMEOUT", 2)
     with closing(Database(server.start())) as database:
         database.open()
         with database.connection() as connection:
-            connection.execute("CREATE TABLE told (n int)")
+            connection.execute("CREATE TABLE public.told (n int)")
         with database.connection() as connection, frozen(server):
             began = time.monotonic()
             with pytest.raises(psycopg.OperationalError, match="fallen silent"):
-                connection.execute("INSERT INTO told VALUES (1)")
+                connection.execute("INSERT INTO public.told VALUES (1)")
             assert time.monotonic() - began < 20
             assert connection.closed
         with database.connection() as connection:

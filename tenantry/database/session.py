@@ -1,0 +1,149 @@
+"""What every session of ours sets for itself, whatever database, role, server and URL say.
+
+PostgreSQL gives a session the defaults that somebody has set for the database, for the role or in
+postgresql.conf; libpq adds the environment's. Of all that a session can inherit, each setting is
+pinned here, required here, or harmless: docs/postgresql.md has the reasons, and a test compares it
+with the settings that the running server has.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Final
+
+from psycopg import sql
+
+SEARCH_PATH: Final = "pg_catalog, pg_temp"
+"""Where sessions of ours look for a name that is not written out in full: in no schema that
+somebody else may create in. Left out, pg_temp would come first."""
+
+PINNED: Final[Mapping[str, str]] = {
+    # What is confirmed is on the disk, and on that of the standbys that have to confirm.
+    "synchronous_commit": "on",
+    # Locks are taken first, and what was committed before they were granted must be seen.
+    "default_transaction_isolation": "read committed",
+    "default_transaction_read_only": "off",
+    "default_transaction_deferrable": "off",
+    # Which names, which rows, which tables.
+    "search_path": SEARCH_PATH,
+    "row_security": "on",
+    "default_table_access_method": "heap",
+    "check_function_bodies": "on",
+    # What texts mean, both ways.
+    "client_encoding": "UTF8",
+    "standard_conforming_strings": "on",
+    "array_nulls": "on",
+    "transform_null_equals": "off",
+    "quote_all_identifiers": "off",
+    "TimeZone": "UTC",
+    "DateStyle": "ISO, MDY",
+    "IntervalStyle": "postgres",
+    "bytea_output": "hex",
+    "extra_float_digits": "1",
+    # When a session ends, and what it says.
+    "idle_session_timeout": "0",
+    "exit_on_error": "off",
+    "client_min_messages": "notice",
+    # Plans are made anew where that is better, as the queries were measured.
+    "plan_cache_mode": "auto",
+    "plpgsql.extra_errors": "none",
+    "plpgsql.extra_warnings": "none",
+}
+"""By name; in force in every session, and not to be had otherwise."""
+
+NEWER: Final[Mapping[str, tuple[int, str]]] = {
+    "createrole_self_grant": (160000, ""),
+    "transaction_timeout": (170000, "0"),
+}
+"""The same for settings that servers have since a version, as libpq numbers them."""
+
+REQUIRED: Final[Mapping[str, str]] = {
+    # Without triggers neither the journal nor the term is guarded.
+    "session_replication_role": "origin",
+    # Rows that can't be read would be passed over, as if they had never been.
+    "zero_damaged_pages": "off",
+    "ignore_checksum_failure": "off",
+}
+"""What only a superuser may set; a session that finds it otherwise is not used."""
+
+LIMITS: Final = (
+    "statement_timeout",
+    "lock_timeout",
+    "idle_in_transaction_session_timeout",
+    "transaction_timeout",
+)
+"""What the `options` of database.url may set otherwise than we do."""
+
+ALLOWED: Final[Mapping[str, frozenset[str]]] = {
+    "synchronous_commit": frozenset({"on", "remote_apply"}),
+}
+"""Values of pinned settings that database.url may choose, as they keep what ours promises."""
+
+MARK: Final = "tenantry.session"
+"""The setting by which a session knows itself again."""
+
+_OPTION: Final = re.compile(r"(?:-c\s*|--)((?:[^\s=\\]|\\.)+)=((?:[^\s\\]|\\.)*)")
+
+
+def asked_for(options: str) -> dict[str, str]:
+    """Read which settings a URL's `options` ask for, by lower-case name."""
+    found = {}
+    for name, value in _OPTION.findall(options):
+        plain = re.sub(r"\\(.)", r"\1", value)
+        found[re.sub(r"\\(.)", r"\1", name).replace("-", "_").lower()] = plain.strip("'\"")
+    return found
+
+
+def contradiction(options: str) -> str | None:
+    """Name the setting that `options` ask for and that is ours to set; None where there is none."""
+    ours = {name.lower(): value for name, value in PINNED.items()}
+    ours |= {name: value for name, (_, value) in NEWER.items()}
+    for name, value in asked_for(options).items():
+        # Handlers may have a search_path of their own; ours is for our own statements.
+        if name not in ours or name in LIMITS or name == "search_path":
+            continue
+        allowed = ALLOWED.get(name, frozenset({ours[name]}))
+        if value.lower().replace(" ", "") not in {one.lower().replace(" ", "") for one in allowed}:
+            return name
+    return None
+
+
+def pins(limits: Mapping[str, str], options: str, *, read_only: bool = False) -> dict[str, str]:
+    """Give what a session sets, by name: pins and `limits`, where `options` ask for no other."""
+    chosen = asked_for(options)
+    ours = {**PINNED, **limits}
+    if read_only:
+        ours["default_transaction_read_only"] = "on"
+    keep = {*LIMITS, *ALLOWED} & set(chosen)
+    return {name: value for name, value in ours.items() if name not in keep}
+
+
+def as_options(settings: Mapping[str, str]) -> str:
+    """Write settings as a session's start takes them: RESET then comes back to them, too."""
+    escaped = {name: re.sub(r"([\\\s])", r"\\\1", value) for name, value in settings.items()}
+    return " ".join(f"-c {name}={value}" for name, value in escaped.items())
+
+
+def as_statements(settings: Mapping[str, str], options: str, *, server_version: int) -> bytes:
+    """Write settings as statements, which pass every pooler; with those of a newer server.
+
+    They name nothing that has to be looked up, so that nobody's search_path has a say.
+    """
+    chosen = asked_for(options)
+    newer = {
+        name: value
+        for name, (since, value) in NEWER.items()
+        if server_version >= since and not (name in LIMITS and name in chosen)
+    }
+    lines = [_set(name, value) for name, value in {**settings, **newer}.items()]
+    return "; ".join(lines).encode()
+
+
+def _set(name: str, value: str) -> str:
+    quoted = ".".join(f'"{part}"' for part in name.split("."))
+    if name.lower() == "search_path":
+        # A list: as one literal it would be one schema's name.
+        value_list = ", ".join(sql.quote(part.strip()) for part in value.split(","))
+        return f"SET {quoted} = {value_list}"
+    return f"SET {quoted} = {sql.quote(value)}"

@@ -1,0 +1,242 @@
+"""Begins sessions that are ours by every setting, on a server that is fit to be worked on."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import threading
+import time
+from collections.abc import Callable, Mapping
+from contextlib import closing, suppress
+from typing import Any, Final, TypeAlias
+
+import psycopg
+from psycopg.rows import TupleRow
+
+from tenantry.database import fitness, session
+from tenantry.database.errors import DatabaseUnavailableError
+from tenantry.database.failures import connect_failure, options_refused, place
+from tenantry.database.silence import MARGIN, PROBE_TIMEOUT, Silence, bounded
+
+Connection: TypeAlias = psycopg.Connection[TupleRow]
+
+LOCK_TIMEOUT: Final = 10.0
+
+SETTLE_TIMEOUT: Final = 10.0
+"""Seconds until a new connection must have answered: a pooler lets in whom it can't serve yet."""
+
+CONFIRM_EVERY: Final = 2.0
+"""Seconds in which one look at whether a pooler keeps sessions apart does for all."""
+
+
+class Sessions:
+    """Begins sessions by the parameters of database.url. Safe to use from any thread.
+
+    All settings that matter are set twice: as the session's `options`, so that RESET comes back to
+    them, and by statements, as poolers drop or refuse `options`.
+    """
+
+    def __init__(
+        self,
+        parameters: Mapping[str, Any],
+        *,
+        limits: Mapping[str, float],
+        connect_timeout: float,
+        term: str,
+        read_only: bool,
+        lends_path: bool,
+    ) -> None:
+        """`limits` are settings in seconds; see `Database` for the rest."""
+        self._parameters = parameters
+        self._asked_options: Final[str] = parameters.get("options") or ""
+        self._limits = {name: str(int(value * 1000)) for name, value in limits.items()}
+        self._connect_timeout = connect_timeout
+        self._term = term
+        self._read_only = read_only
+        self._lends_path = lends_path
+        self._where = place(parameters)
+        self._options_refused = False
+        self._guard = threading.Lock()
+        self._confirmed_at = 0.0
+        self._silence = Silence(self._knock)
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """How a connection is made, by libpq's parameters, but for its `options`."""
+        return {
+            "application_name": "tenantry",
+            "connect_timeout": max(2, round(self._connect_timeout)),
+            "keepalives": 1,
+            "keepalives_idle": 10,
+            "keepalives_interval": 5,
+            "keepalives_count": 3,
+            "tcp_user_timeout": 20_000,
+            **self._parameters,
+            "client_encoding": "UTF8",
+            "autocommit": True,
+        }
+
+    def kind(
+        self, statement_timeout: float, note: Callable[[DatabaseUnavailableError | None], None]
+    ) -> type[Connection]:
+        """Make connections that are ours by every setting, and give a silent server up.
+
+        Their `connect` raises `psycopg.Error`, and `DatabaseUnfitError` of a server that lets us in
+        and is no good. It leaves word in `note` of why there are none, and None where there are.
+        """
+        sessions = self
+        usual = self._longest(statement_timeout)
+
+        class Attentive(psycopg.Connection[TupleRow]):
+            longest: float | None = SETTLE_TIMEOUT
+            pins: bytes = b""
+            """What makes a session ours again, after RESET ALL say."""
+
+            @classmethod
+            def connect(cls, *args: Any, **kwargs: Any) -> Any:
+                try:
+                    connection = cls.begin(*args, **kwargs)
+                except psycopg.Error as error:
+                    note(connect_failure(error, sessions._where))
+                    raise
+                except DatabaseUnavailableError as error:
+                    note(error)
+                    raise
+                note(None)
+                return connection
+
+            @classmethod
+            def begin(cls, *args: Any, **kwargs: Any) -> Any:
+                connection = cls.enter(*args, **kwargs)
+                try:
+                    mark = secrets.token_hex(8)
+                    version = connection.info.server_version
+                    connection.pins = sessions._pins(statement_timeout, version, mark)
+                    connection.execute(connection.pins)
+                    row = connection.execute(fitness.LOOK.encode()).fetchone()
+                    sessions._judge(version, row, mark)
+                    if row[0] != connection.info.backend_pid:
+                        # The number is a pooler's: there is one in between.
+                        sessions._confirm(connection, mark, lambda: cls.enter(*args, **kwargs))
+                    connection.longest = usual
+                except BaseException:
+                    connection.close()
+                    raise
+                return connection
+
+            @classmethod
+            def enter(cls, *args: Any, **kwargs: Any) -> Any:
+                try:
+                    options = sessions._options(statement_timeout)
+                    return super().connect(*args, **{**kwargs, "options": options})
+                except psycopg.OperationalError as error:
+                    if not sessions._give_options_up(error):
+                        raise
+                options = sessions._options(statement_timeout)
+                return super().connect(*args, **{**kwargs, "options": options})
+
+            def wait(self, gen: Any, *args: Any, **kwargs: Any) -> Any:
+                steps = bounded(
+                    gen,
+                    silence=sessions._silence,
+                    longest=self.longest,
+                    give_up=self.pgconn.finish,
+                )
+                return super().wait(steps, *args, **kwargs)
+
+        return Attentive
+
+    async def begin_async(self, statement_timeout: float) -> psycopg.AsyncConnection[TupleRow]:
+        """Begin a session for an event loop. Raises `DatabaseUnavailableError`."""
+        mark = secrets.token_hex(8)
+        try:
+            try:
+                connection = await self._enter_async(statement_timeout)
+            except psycopg.OperationalError as error:
+                if not self._give_options_up(error):
+                    raise
+                connection = await self._enter_async(statement_timeout)
+            try:
+                version = connection.info.server_version
+                async with asyncio.timeout(SETTLE_TIMEOUT):
+                    await connection.execute(self._pins(statement_timeout, version, mark))
+                    row = await (await connection.execute(fitness.LOOK.encode())).fetchone()
+                self._judge(version, row, mark)
+            except BaseException:
+                connection.pgconn.finish()
+                raise
+        except TimeoutError:
+            raise DatabaseUnavailableError(
+                f"can't connect to {self._where}: no answer in time; is there a pooler with too "
+                "few connections?"
+            ) from None
+        except psycopg.Error as error:
+            raise connect_failure(error, self._where) from error
+        else:
+            return connection
+
+    async def _enter_async(self, statement_timeout: float) -> psycopg.AsyncConnection[TupleRow]:
+        parameters = {**self.parameters, "options": self._options(statement_timeout)}
+        return await psycopg.AsyncConnection.connect(**parameters)
+
+    def _give_options_up(self, error: Exception) -> bool:
+        """Tell whether it is worth another attempt, without `options` of ours."""
+        if self._options_refused or not options_refused(error):
+            return False
+        self._options_refused = True
+        return True
+
+    def _settings(self, statement_timeout: float) -> dict[str, str]:
+        """Give what our sessions set, by name."""
+        limits = {**self._limits, "statement_timeout": str(int(statement_timeout * 1000))}
+        ours = session.pins(limits, self._asked_options, read_only=self._read_only)
+        return ours | ({"tenantry.term": self._term} if self._term else {})
+
+    def _options(self, statement_timeout: float) -> str:
+        """Give what a session starts with: what database.url asks for, and then ours.
+
+        The environment's are not for us.
+        """
+        ours = {} if self._options_refused else self._settings(statement_timeout)
+        if self._lends_path:
+            ours.pop("search_path", None)  # users' code finds the database's own as its default
+        return f"{self._asked_options} {session.as_options(ours)}".strip()
+
+    def _pins(self, statement_timeout: float, server_version: int, mark: str) -> bytes:
+        settings = self._settings(statement_timeout) | {session.MARK: mark}
+        return session.as_statements(settings, self._asked_options, server_version=server_version)
+
+    def _longest(self, statement_timeout: float) -> float | None:
+        """Give the seconds after which no answer is to be expected, None where nobody can say."""
+        asked = session.asked_for(self._asked_options)
+        if not statement_timeout or "statement_timeout" in asked:
+            return None
+        return statement_timeout + MARGIN
+
+    def _judge(self, server_version: int, row: Any, mark: str) -> None:
+        unfit = fitness.too_old(server_version) or fitness.judge(
+            row, mark=mark, read_only=self._read_only
+        )
+        if unfit is not None:
+            raise unfit.of(self._where)
+
+    def _confirm(self, connection: Connection, mark: str, enter: Callable[[], Connection]) -> None:
+        """See whether the pooler before the server keeps sessions apart.
+
+        Another session is begun and served in between. Where that one gets no connection of the
+        server's it stays open, until the next is begun.
+        """
+        with self._guard:
+            if time.monotonic() - self._confirmed_at < CONFIRM_EVERY:
+                return
+            self._confirmed_at = time.monotonic()
+        with suppress(psycopg.Error), closing(enter()) as other:
+            other.execute(f"SET {session.MARK} = 'another'".encode())
+        for _ in range(3):
+            row = connection.execute(fitness.READ_MARK.encode()).fetchone()
+            if row is None or row[0] != mark:
+                raise fitness.pooled_by_transaction().of(self._where)
+
+    def _knock(self) -> Connection:
+        ours = {"connect_timeout": PROBE_TIMEOUT, "options": self._options(0)}
+        return psycopg.connect(**{**self.parameters, **ours})
