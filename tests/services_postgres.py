@@ -7,7 +7,6 @@ import os
 import shutil
 import signal
 import subprocess
-import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -19,6 +18,7 @@ from psycopg import sql
 
 from tenantry.database.embedded import EmbeddedPostgres
 from tenantry.database.migrations import migrate, migrations
+from tests import scratch
 
 ENVIRONMENT = "TENANTRY_TEST_DATABASE_URL"
 """Names the server's URL to every worker of a test run; set beforehand, that server is used."""
@@ -28,7 +28,7 @@ SEED_ENVIRONMENT = "TENANTRY_TEST_POSTGRES_SEED"
 
 THROWN_AWAY = (
     "fsync = off", "full_page_writes = off", "wal_level = minimal", "max_wal_senders = 0",
-    "autovacuum = off", "file_copy_method = clone",
+    "autovacuum = off", "file_copy_method = clone", "max_wal_size = 64MB", "min_wal_size = 32MB",
 )  # fmt: skip
 """Settings of the run's server: nothing on it need outlive a power cut, or lives for long."""
 
@@ -47,7 +47,7 @@ class PostgresService:
         url = os.environ.get(ENVIRONMENT)
         if url:
             return url
-        self._directory = Path(tempfile.mkdtemp(prefix="tenantry-test-pg-"))
+        self._directory = scratch.made("tenantry-test-pg-")
         self._server = EmbeddedPostgres(self._directory / "postgres")
         self._server.start()
         self._server.stop()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from urllib.parse import quote, unquote, urlsplit, urlunsplit
 import httpx
 
 from tenantry.broker.rabbitmq.node import PrivateNode
+from tests import scratch
 
 ENVIRONMENT = "TENANTRY_TEST_RABBITMQ_URL"
 MANAGEMENT_ENVIRONMENT = "TENANTRY_TEST_RABBITMQ_MANAGEMENT_URL"
@@ -41,7 +41,7 @@ class RabbitService:
         """Start the node, unless the environment names one."""
         if os.environ.get(ENVIRONMENT) and os.environ.get(MANAGEMENT_ENVIRONMENT):
             return
-        self._directory = Path(tempfile.mkdtemp(prefix="tenantry-test-rabbitmq-"))
+        self._directory = scratch.made("tenantry-test-rabbitmq-")
         self._node = PrivateNode(self._directory / "node")
         self._node.start()
         os.environ[ENVIRONMENT] = self._node.url
