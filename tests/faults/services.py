@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import subprocess
-import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from tenantry.broker.rabbitmq.node import PrivateNode
+from tenantry.broker.rabbitmq.node_server import find_server
+from tenantry.broker.rabbitmq.node_setup import NODE_NAME
+from tests import scratch
 from tests.services_postgres import own_server
-
-RABBITMQCTL = Path("/usr/lib/rabbitmq/bin/rabbitmqctl")
 
 
 class Postgres:
@@ -56,9 +55,8 @@ def own_postgres(*, disk_mb: int | None = None) -> Iterator[Postgres]:
 
     Raises `NoRightsError` where disks can't be mounted.
     """
-    made = Path(tempfile.mkdtemp(prefix="tnt-pg-"))
     with ExitStack() as stack:
-        stack.callback(shutil.rmtree, made, ignore_errors=True)
+        made = stack.enter_context(scratch.directory("tnt-pg-"))
         if disk_mb is not None:
             stack.enter_context(_small_disk(made, disk_mb))
         server = Postgres(made)
@@ -87,8 +85,8 @@ def _small_disk(directory: Path, megabytes: int) -> Iterator[None]:
 @contextmanager
 def own_node() -> Iterator[PrivateNode]:
     """Run a RabbitMQ node."""
-    with tempfile.TemporaryDirectory(prefix="tnt-mq-") as directory:
-        node = PrivateNode(Path(directory) / "node")
+    with scratch.directory("tnt-mq-") as directory:
+        node = PrivateNode(directory / "node")
         try:
             node.start()
             yield node
@@ -97,17 +95,16 @@ def own_node() -> Iterator[PrivateNode]:
 
 
 def rabbitmqctl(node: PrivateNode, *arguments: str) -> str:
-    """Give an operator's command to a node."""
-    files = node._files
-    ports = node._ports
+    """Give an operator's command to a node, which no port mapper knows."""
+    home, ports = node._files.directory, node._ports
     assert ports is not None
     done = subprocess.run(
-        [str(RABBITMQCTL), "-n", "tenantry@localhost", *arguments],
+        [*find_server().command("rabbitmqctl", home=home), "-n", NODE_NAME, *arguments],
         env={
-            "PATH": os.defpath,
+            "PATH": os.environ.get("PATH", os.defpath),
             "LANG": "C.UTF-8",
-            "HOME": str(files.directory),
-            "RABBITMQ_CONF_ENV_FILE": f"{files.directory}/rabbitmq-env.conf",
+            "HOME": str(home),
+            "RABBITMQ_CONF_ENV_FILE": f"{home}/rabbitmq-env.conf",
             "RABBITMQ_CTL_ERL_ARGS": "-dist_listen false -start_epmd false"
             f" -erl_epmd_port {ports.distribution}",
         },

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -17,11 +16,12 @@ import pytest
 
 from tenantry.broker.port import BrokerError, BrokerUnavailableError, Outgoing
 from tenantry.broker.rabbitmq.node import PrivateNode
-from tenantry.broker.rabbitmq.node_setup import NODE_NAME, find_server
+from tenantry.broker.rabbitmq.node_server import ENVIRONMENT, Server
 from tenantry.broker.topology import consumed
 from tenantry.domain import names
 from tests import brokers
 from tests.brokers import Broker
+from tests.faults.services import rabbitmqctl
 from tests.services_rabbitmq import RabbitHost
 from tests.waiting import eventually
 
@@ -145,7 +145,7 @@ def test_a_node_that_does_not_come_up_says_why(
     script = tmp_path / "rabbitmq-server"
     script.write_text("#!/bin/sh\necho 'erl: not found'\nexit 127\n")
     script.chmod(0o755)
-    monkeypatch.setattr("tenantry.broker.rabbitmq.node.find_server", lambda: script)
+    monkeypatch.setattr("tenantry.broker.rabbitmq.node.find_server", lambda: Server(tmp_path))
     node = PrivateNode(tmp_path / "node")
     with pytest.raises(BrokerError, match=r"(?s)exit status 127.*erl: not found"):
         node.start()
@@ -173,7 +173,8 @@ def test_a_taken_port_is_not_insisted_on(tmp_path: Path, monkeypatch: pytest.Mon
 def test_without_rabbitmq_it_says_what_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tenantry.broker.rabbitmq.node_setup._SERVERS", ())
+    monkeypatch.delenv(ENVIRONMENT, raising=False)
+    monkeypatch.setattr("tenantry.broker.rabbitmq.node_server._INSTALLED", ())
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(BrokerError, match="apt-get install rabbitmq-server"):
         PrivateNode(tmp_path / "node").start()
@@ -210,9 +211,7 @@ def test_what_is_in_flight_when_the_broker_dies_arrives(node: PrivateNode, broke
     assert sorted(set(found)) == expected
 
 
-def test_a_blocked_broker_is_named_as_the_reason(
-    node: PrivateNode, broker: Broker, directory: Path
-) -> None:
+def test_a_blocked_broker_is_named_as_the_reason(node: PrivateNode, broker: Broker) -> None:
     tenant = broker.tenant("events")
     broker.publish(tenant, "events", b"before")
     message = Outgoing(
@@ -226,28 +225,8 @@ def test_a_blocked_broker_is_named_as_the_reason(
             return str(error)
         return ""
 
-    control(directory, "set_vm_memory_high_watermark", "0.00001")
+    rabbitmqctl(node, "set_vm_memory_high_watermark", "0.00001")
     eventually(lambda: "takes no messages now" in reason(), timeout=30)
-    control(directory, "set_vm_memory_high_watermark", "0.4")
+    rabbitmqctl(node, "set_vm_memory_high_watermark", "0.4")
     broker.publish(tenant, "events", b"after")
     assert broker.ready(consumed(tenant)[1].name)[-1] == b"after"
-
-
-def control(directory: Path, *command: str) -> None:
-    """Run rabbitmqctl on the node, which no port mapper knows."""
-    ports = json.loads((directory / "ports.json").read_text())
-    environment = {
-        "PATH": os.environ["PATH"],
-        "LANG": "C.UTF-8",
-        "HOME": str(directory),
-        "RABBITMQ_CTL_ERL_ARGS": "-dist_listen false -start_epmd false"
-        f" -erl_epmd_port {ports['distribution']}",
-    }
-    tool = find_server().with_name("rabbitmqctl")
-    subprocess.run(
-        [str(tool), "--node", NODE_NAME, *command],
-        env=environment,
-        check=True,
-        timeout=60,
-        capture_output=True,
-    )

@@ -18,6 +18,7 @@ from typing import Final, NoReturn, Self
 import httpx
 
 from tenantry.broker.port import BrokerError
+from tenantry.broker.rabbitmq.node_server import Server, find_server
 from tenantry.broker.rabbitmq.node_setup import (
     USERNAME,
     NodeFiles,
@@ -26,7 +27,6 @@ from tenantry.broker.rabbitmq.node_setup import (
     choose_ports,
     configuration,
     environment,
-    find_server,
     prepare,
     write_private,
 )
@@ -163,12 +163,12 @@ class PrivateNode:
             self._lock = descriptor
             return
 
-    def _launch(self, server: Path, ports: Ports) -> None:
+    def _launch(self, server: Server, ports: Ports) -> None:
         assert self._lock is not None  # noqa: S101 - `start` takes it first
         write_private(self._files.configuration, configuration(ports, self._password))
         with self._files.console.open("wb") as console:
             process = subprocess.Popen(  # noqa: S603 - a found program, no shell
-                arguments(server, ports),
+                arguments(server, self._files, ports),
                 cwd=self._files.directory,
                 env=environment(self._files, ports, os.environ),
                 stdin=subprocess.PIPE,

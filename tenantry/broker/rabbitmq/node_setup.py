@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import secrets
-import shutil
 import socket
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -14,18 +13,10 @@ from random import SystemRandom
 from typing import Final
 
 from tenantry.broker.port import BrokerError
+from tenantry.broker.rabbitmq.node_server import SCRIPT, Server
 
 NODE_NAME: Final = "tenantry@localhost"
 USERNAME: Final = "tenantry"
-
-# The scripts themselves come first: the wrapper in Debian's /usr/sbin insists on becoming the
-# user rabbitmq, which neither works for an ordinary user nor leaves the files ours.
-_SERVERS: Final = (
-    "/usr/lib/rabbitmq/bin/rabbitmq-server",
-    "/opt/rabbitmq/sbin/rabbitmq-server",
-    "/opt/homebrew/opt/rabbitmq/sbin/rabbitmq-server",
-    "/usr/local/opt/rabbitmq/sbin/rabbitmq-server",
-)
 
 # Below the range from which Linux and macOS take the ports of outgoing connections, which
 # would otherwise now and then snatch one away between our choice and the node's start.
@@ -92,17 +83,6 @@ class NodeFiles:
             object.__setattr__(self, name, self.directory / path)
 
 
-def find_server() -> Path:
-    """Find the rabbitmq-server script. Raises `BrokerError` where RabbitMQ is not installed."""
-    for candidate in (*_SERVERS, shutil.which("rabbitmq-server")):
-        if candidate and os.access(candidate, os.X_OK):
-            return Path(candidate)
-    raise BrokerError(
-        "RabbitMQ is not installed: install rabbitmq-server (apt-get install rabbitmq-server, "
-        "brew install rabbitmq), or set rabbitmq.url to a running one"
-    )
-
-
 def prepare(files: NodeFiles) -> str:
     """Make the directories and secrets where missing; give the admin user's password."""
     files.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -166,7 +146,7 @@ log.file.rotation.count = 1
 """
 
 
-def arguments(server: Path, ports: Ports) -> list[str]:
+def arguments(server: Server, files: NodeFiles, ports: Ports) -> list[str]:
     """Give the command line: distribution on loopback only, on a fixed port, without epmd.
 
     A node that is started with its name does not ask for the port mapper, so none is left
@@ -174,7 +154,7 @@ def arguments(server: Path, ports: Ports) -> list[str]:
     RABBITMQ_CTL_ERL_ARGS="-dist_listen false -start_epmd false -erl_epmd_port PORT".
     """
     return [
-        str(server),
+        *server.command(SCRIPT, home=files.directory),
         "-noinput",
         *("-sname", NODE_NAME),
         *("-start_epmd", "false"),
