@@ -18,6 +18,7 @@ from actors.pulse import pulse_of
 from actors.restarts import Restarts
 from actors.supervision import EscalationError
 from actors.worker import Worker, WorkerPorts
+from tenantry.broker.port import QueueSpec
 from tenantry.domain.tenant import TenantState
 
 CONSUMER: Final = "consumer"
@@ -54,7 +55,12 @@ class Children:
         )
         self._restarts = Restarts()
         self._after_drain: list[Callable[[], None]] = []
+        self._queues: tuple[QueueSpec, ...] = ()
         self.consumer: Ref | None = None
+
+    def outdated(self, state: TenantState) -> bool:
+        """Tell whether there is a consumer, and the tenant has other queues by now."""
+        return self.consumer is not None and self._queues != topology_of(state).queues()
 
     def consume(self, state: TenantState) -> None:
         """Start the consumer; one that is there and waits for its queues begins again."""
@@ -65,10 +71,11 @@ class Children:
             return
         self.show_totals()
         board.waiting_since = self._clock.now()
+        self._queues = topology_of(state).queues()
         consumer = Consumer.start(
             tenant_id=self._id,
             parent=self._parent,
-            queues=topology_of(state).queues(),
+            queues=self._queues,
             workers=state.workers,
             limits=self._limits,
             ports=self._consumer_ports,

@@ -6,6 +6,8 @@ import os
 from collections.abc import Callable
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
+from contextlib import suppress
+from typing import Final
 
 from actors.board import Board
 from actors.clock import tell
@@ -22,6 +24,9 @@ from tenantry.api.port import (
 )
 from tenantry.domain.commands import Command
 from tenantry.journal.port import Metadata
+
+LAST_STEP_SECONDS: Final = 30.0
+"""How much longer a command is waited for whose last step, an append, has begun."""
 
 
 class ActorControl:
@@ -52,7 +57,10 @@ class ActorControl:
         try:
             return reply.result(timeout)
         except FutureTimeoutError:
-            reply.cancel()
+            if not reply.cancel():
+                # Its last step is being taken, on the promise that somebody waits.
+                with suppress(FutureTimeoutError):
+                    return reply.result(LAST_STEP_SECONDS)
             raise CommandTimeoutError(
                 f"no answer within {timeout:g} s; the command may still be carried out"
             ) from None

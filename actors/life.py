@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Final
 
 import structlog
@@ -66,6 +67,9 @@ class Life:
         """Why what there is has to be undone."""
         self.unused = False
         """Whether nobody can have published yet: nobody was shown the tenant's password."""
+        self.owing = False
+        """Whether a command has recorded or begun what could not be brought about, or taken back,
+        outside."""
         self.changed_at = 0.0
         """When something outside was last changed by the tenant itself, or may have been."""
 
@@ -108,42 +112,75 @@ class Life:
         """Give the tenant queues for new topics; tell whether there were any."""
         before = self._record.known().topics
         state = self._record.add(command, metadata)
-        if state.topics == before:
+        if state.topics == before and not self.owing:
             return False
         self.take_time()
-        self._provisioner.administration.ensure_topology(topology_of(state))
+        with self._owed():
+            self._provisioner.administration.ensure_topology(topology_of(state))
+        self.owing = False
         return True
 
-    def rotate_credentials(self, command: RotateCredentials, metadata: Metadata) -> Credentials:
-        """Give the tenant's user a new password."""
+    def rotate_credentials(
+        self, command: RotateCredentials, metadata: Metadata, *, claim: Callable[[], bool]
+    ) -> Credentials:
+        """Give the tenant's user a new password, if whoever wants it still waits for it.
+
+        That is asked by `claim`, before anything is final. Where this fails, the password before
+        is the user's again as soon as the broker can be told.
+        """
+        decide(self._record.state, command)
         self.unused = False
-        self._record.add(command, metadata)
         self.take_time()
-        return self._provisioner.renew_credentials(self._id)
+        with self._owed():
+            credentials = self._provisioner.propose_credentials(self._id)
+            self._claim(claim)
+            self._record.add(command, metadata)
+        return credentials
 
     def change_sql_access(
-        self, command: GrantSqlAccess | RevokeSqlAccess, metadata: Metadata
+        self,
+        command: GrantSqlAccess | RevokeSqlAccess,
+        metadata: Metadata,
+        *,
+        claim: Callable[[], bool],
     ) -> SqlCredentials | None:
         """Grant SQL access, and give the credentials, or revoke it.
 
-        Raises `CommandFailedError` where the database refuses: most likely the daemon's user may
-        not make roles, and nothing is wrong with the tenant.
+        A new password holds only once the journal has it, and nobody is left waiting. Raises
+        `CommandFailedError` where the database refuses: most likely the daemon's user may not
+        make roles, and nothing is wrong with the tenant.
         """
         decide(self._record.state, command)  # refused before anything is done
         access = self._provisioner.sql_access
-        granted = None
         self.take_time()
         try:
             if isinstance(command, GrantSqlAccess):
-                granted = access.grant(self._id)
-            else:
-                access.revoke(self._id)
+                with access.granting(self._id) as granted:
+                    self._claim(claim)
+                    self._record.add(command, metadata)
+                return granted
+            access.revoke(self._id)
         except StoreUnavailableError:
             raise
         except MessageStoreError as error:
             raise CommandFailedError(f"tenant {self._id!r}: {error}") from error
         self._record.add(command, metadata)
-        return granted
+        return None
+
+    def _claim(self, claim: Callable[[], bool]) -> None:
+        if not claim():
+            raise CommandFailedError(
+                f"tenant {self._id!r}: nobody waits for the new password any more; it is dropped"
+            )
+
+    @contextmanager
+    def _owed(self) -> Iterator[None]:
+        """Note, where a step fails, that the state is still to be brought about."""
+        try:
+            yield
+        except Exception:
+            self.owing = True
+            raise
 
     def park(self, reason: str) -> bool:
         """Record that the tenant stands still; False where one being made or deleted can't."""
@@ -175,7 +212,7 @@ class Life:
             case Lifecycle.ACTIVE:
                 self._restore(state)
             case Lifecycle.PAUSED:
-                if state.parked is None:
+                if state.parked is None or self.owing:
                     self._restore(state)
             case Lifecycle.DRAINING:
                 self._remove(state)
@@ -186,6 +223,7 @@ class Life:
     def _restore(self, state: TenantState) -> None:
         self.take_time()
         self._provisioner.restore(state)
+        self.owing = False
 
     def _remove(self, state: TenantState) -> None:
         self.take_time()

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import structlog
 
+from tenantry import failpoints
 from tenantry.broker.port import (
     Administration,
     BrokerError,
@@ -41,7 +42,7 @@ class Provisioner:
         """Make everything of a new tenant; the user comes last, so that nobody is let in early."""
         self.messages.create_partition(state.tenant_id)
         self.administration.ensure_topology(topology_of(state))
-        return self.renew_credentials(state.tenant_id)
+        return self.propose_credentials(state.tenant_id)
 
     def restore(self, state: TenantState) -> None:
         """Make what is missing of a tenant that exists; its password stays."""
@@ -54,23 +55,26 @@ class Provisioner:
         self.restore_user(state.tenant_id)
 
     def restore_user(self, tenant_id: str) -> None:
-        """Make the tenant's user as it was, with the password its client has."""
+        """Make the tenant's user as it was, with the password that was shown last."""
         known = self.passwords.load(tenant_id)
         if known is None:
             # A daemon died between the two; nobody has been shown a password yet.
-            self.renew_credentials(tenant_id)
+            self.propose_credentials(tenant_id)
+            self.passwords.confirm(tenant_id)
         else:
             self.administration.ensure_user(tenant_id, known)
 
-    def renew_credentials(self, tenant_id: str) -> Credentials:
-        """Give the tenant's user a new password.
+    def propose_credentials(self, tenant_id: str) -> Credentials:
+        """Give the tenant's user a new password, which is pending until it is confirmed.
 
-        The hash is saved first: should the next step fail, the user is brought to it at the next
-        start.
+        The journal confirms it, with the event that tells of it. Until then the user is brought
+        back to the password before, by whoever restores it.
         """
         credentials, hashed = self.administration.new_credentials(tenant_id)
-        self.passwords.save(tenant_id, hashed)
+        self.passwords.propose(tenant_id, hashed)
+        failpoints.reach("password_pending")
         self.administration.ensure_user(tenant_id, hashed)
+        failpoints.reach("password_set")
         return credentials
 
     def remove(self, tenant_id: str, *, retain: bool) -> Removed:

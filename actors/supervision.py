@@ -171,6 +171,12 @@ class SupervisedActor(pykka.ThreadingActor):
             refuse(message, UnavailableError(RESTARTED))
 
 
+def claim(message: Execute) -> bool:
+    """Tell whether a command's sender still waits; from then on it waits until it is answered."""
+    reply = message.reply
+    return not reply.done() and reply.set_running_or_notify_cancel()
+
+
 def answer(message: Execute, outcome: Outcome) -> None:
     """Answer a command, unless its sender has stopped waiting."""
     with suppress(InvalidStateError):

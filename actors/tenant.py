@@ -40,7 +40,7 @@ from actors.messages import (
 from actors.ports import TenantPorts
 from actors.record import Record
 from actors.retrying import Retries, Unavailable
-from actors.supervision import SupervisedActor, refuse
+from actors.supervision import SupervisedActor, claim, refuse
 from tenantry.api.port import CommandFailedError, UnavailableError
 from tenantry.broker.port import Credentials
 from tenantry.domain.commands import (
@@ -194,9 +194,11 @@ class Tenant(SupervisedActor):
         except (DomainError, CommandFailedError) as error:
             refuse(message, error)
             self._leave_if_unknown()
+            self._make_good(error)
         except Unavailable as error:
             refuse(message, UnavailableError(str(error)))
             self._leave_if_unknown()
+            self._make_good(error)
         except Exception as error:
             refuse(message, CommandFailedError(f"tenant {self._id!r}: {error}"))
             raise
@@ -226,9 +228,12 @@ class Tenant(SupervisedActor):
                 self._board.restarts = 0
                 self._consume(message, None)
             case RotateCredentials():
-                callers.answer(message, life.rotate_credentials(command, metadata))
+                credentials = life.rotate_credentials(
+                    command, metadata, claim=partial(claim, message)
+                )
+                callers.answer(message, credentials)
             case GrantSqlAccess() | RevokeSqlAccess():
-                granted = life.change_sql_access(command, metadata)
+                granted = life.change_sql_access(command, metadata, claim=partial(claim, message))
                 callers.answer(message, sql_credentials=granted)
             case AddTopics():
                 if life.add_topics(command, metadata):
@@ -242,6 +247,11 @@ class Tenant(SupervisedActor):
                 self._children.drain(self._delete)
             case _:
                 raise TypeError(f"{type(command).__name__} is no command from outside")
+
+    def _make_good(self, error: Exception) -> None:
+        """See soon to what a refused command has left undone outside."""
+        if self._life.owing:
+            self._retries.after(error)
 
     def _create(self, message: Execute, command: CreateTenant) -> None:
         try:
@@ -308,7 +318,11 @@ class Tenant(SupervisedActor):
     def _make_it_so(self) -> None:
         state = self._life.make_it_so()
         if state.lifecycle is Lifecycle.ACTIVE:
-            self._children.consume(state)
+            if self._children.outdated(state):
+                # A consumer's queues are fixed: it finishes, and a new one takes all of them.
+                self._children.drain(self._reconcile)
+            else:
+                self._children.consume(state)
         elif not state.exists:
             self._callers.deleted()
             self._leave()

@@ -27,6 +27,8 @@ POINTS: Final[Mapping[str, str]] = {
     "after_commit": "a batch is committed, and nobody knows yet",
     "before_ack": "on the broker's thread: acks and rejects are about to be sent",
     "after_ack": "on the broker's thread: they have been handed to the connection",
+    "password_pending": "a new password is about to be set on the broker",
+    "password_set": "the broker has it, and the journal does not yet",
     "before_append": "events are about to be written to the journal",
     "after_append": "events are in the journal, and nobody knows yet",
 }

@@ -7,9 +7,10 @@ from typing import Self
 
 from tenantry.database.pool import Database
 from tenantry.journal.listener import JournalListener
-from tenantry.journal.postgres import PostgresEventStore
+from tenantry.journal.postgres import InlineProjection, PostgresEventStore
 from tenantry.messages.dead_letters_postgres import PostgresDeadLetterIndex
 from tenantry.messages.postgres import PostgresMessageStore
+from tenantry.projections.passwords import PasswordConfirmation
 from tenantry.projections.tenants import PostgresTenantDirectory, TenantProjection
 
 
@@ -31,7 +32,9 @@ class Stores:
         listener: JournalListener | None = None,
     ) -> Self:
         """Stand on a database; for reading only, without the projection and the listener."""
-        projections = [] if projection is None else [projection]
+        projections: list[InlineProjection] = []
+        if projection is not None:
+            projections = [projection, PasswordConfirmation()]
         journal = PostgresEventStore(database, projections=projections, listener=listener)
         return cls(
             database=database,

@@ -89,20 +89,25 @@ class PasswordHash:
 class PasswordHashes(Protocol):
     """Keeps the hashes of tenants' passwords, so that lost users can be made again.
 
-    Every call is committed when it returns. Raises `StoreUnavailableError`.
+    A hash is pending until it is confirmed: by `confirm`, or by the journal in the transaction
+    that records a tenant as provisioned or its password as rotated. Every call is committed when
+    it returns. Raises `StoreUnavailableError`.
     """
 
-    def save(self, tenant_id: str, password: PasswordHash) -> None:
-        """Keep a tenant's hash in place of an earlier one."""
+    def propose(self, tenant_id: str, password: PasswordHash) -> None:
+        """Keep a tenant's hash as pending, in place of another pending one."""
+
+    def confirm(self, tenant_id: str) -> None:
+        """Put the pending hash, if there is one, in place of the confirmed one."""
 
     def load(self, tenant_id: str) -> PasswordHash | None:
-        """Give a tenant's hash, or None."""
+        """Give a tenant's confirmed hash, or None."""
 
     def remove(self, tenant_id: str) -> None:
-        """Forget a tenant's hash; forgetting none is no error."""
+        """Forget a tenant's hashes; forgetting none is no error."""
 
     def all(self) -> Mapping[str, PasswordHash]:
-        """Give every tenant's hash, in one query."""
+        """Give every tenant's confirmed hash, in one query."""
 
 
 class Delivery(NamedTuple):

@@ -22,11 +22,16 @@ class PostgresCredentials:
         self._database = database
         self._sql = queries("tenants")
 
-    def save(self, tenant_id: str, password: PasswordHash) -> None:
-        """See `PasswordHashes.save`."""
+    def propose(self, tenant_id: str, password: PasswordHash) -> None:
+        """See `PasswordHashes.propose`."""
         with self._connection() as connection:
             parameters = {"id": tenant_id, "hash": password.value}
-            connection.execute(self._sql["save_credentials"], parameters)
+            connection.execute(self._sql["propose_credentials"], parameters)
+
+    def confirm(self, tenant_id: str) -> None:
+        """See `PasswordHashes.confirm`."""
+        with self._connection() as connection:
+            connection.execute(self._sql["confirm_credentials"], {"ids": [tenant_id]})
 
     def load(self, tenant_id: str) -> PasswordHash | None:
         """See `PasswordHashes.load`."""

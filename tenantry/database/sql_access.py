@@ -37,18 +37,32 @@ class PostgresSqlAccess:
         self._database = database
 
     def grant(self, tenant_id: str) -> SqlCredentials:
-        """See `SqlAccess.grant`."""
+        """Give a tenant its role or a new password, with nothing else to be done before that."""
+        with self.granting(tenant_id) as granted:
+            return granted
+
+    @contextmanager
+    def granting(self, tenant_id: str) -> Iterator[SqlCredentials]:
+        """See `SqlAccess.granting`.
+
+        The connection is none of the pool's: whoever holds it while the context lasts may wait for
+        one of those.
+        """
         password = secrets.token_urlsafe(32)
-        with self._connection() as connection:
+        with (
+            mapped(self._database),
+            self._database.listen_connection() as connection,
+            connection.transaction(),
+        ):
             row = connection.execute("SELECT tenantry.sql_role(%s)", (tenant_id,)).fetchone()
             role = str(row[0]) if row else ""
             connection.execute(
                 "SELECT tenantry.grant_sql_access(%s, %s, %s)",
                 (tenant_id, verifier(connection, role, password), CONNECTIONS),
             )
-        return SqlCredentials(
-            username=role, password=password, url=self._database.url_for(role, password)
-        )
+            yield SqlCredentials(
+                username=role, password=password, url=self._database.url_for(role, password)
+            )
 
     def revoke(self, tenant_id: str) -> bool:
         """See `SqlAccess.revoke`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -22,8 +23,11 @@ class SqlAccess(Protocol):
     `MessageStoreError` where the database refuses.
     """
 
-    def grant(self, tenant_id: str) -> SqlCredentials:
-        """Give a tenant its role; one it has already gets a new password."""
+    def granting(self, tenant_id: str) -> AbstractContextManager[SqlCredentials]:
+        """Give a tenant its role; one it has already gets a new password.
+
+        In force, and committed, once the context ends without an error; otherwise nothing changes.
+        """
 
     def revoke(self, tenant_id: str) -> bool:
         """End the role's sessions and drop it; tell whether there was one."""
@@ -32,7 +36,7 @@ class SqlAccess(Protocol):
 class NoSqlAccess:
     """For a store that is no SQL database."""
 
-    def grant(self, tenant_id: str) -> SqlCredentials:
+    def granting(self, tenant_id: str) -> AbstractContextManager[SqlCredentials]:
         """Refuse."""
         raise NotImplementedError(f"tenant {tenant_id!r} can't read this store with SQL")
 

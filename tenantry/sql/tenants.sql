@@ -40,16 +40,21 @@ SELECT EXISTS (SELECT FROM tenantry.projection_checkpoints
    AND (SELECT count(*) FROM tenantry.events WHERE category = %(category)s)
      = (SELECT coalesce(sum(version), 0) FROM tenantry.tenants);
 
--- name: save_credentials
-INSERT INTO tenantry.credentials (tenant_id, password_hash) VALUES (%(id)s, %(hash)s)
-ON CONFLICT (tenant_id) DO UPDATE
-SET password_hash = excluded.password_hash, set_at = excluded.set_at;
+-- name: propose_credentials
+INSERT INTO tenantry.credentials (tenant_id, pending_hash) VALUES (%(id)s, %(hash)s)
+ON CONFLICT (tenant_id) DO UPDATE SET pending_hash = excluded.pending_hash;
+
+-- name: confirm_credentials
+UPDATE tenantry.credentials
+SET password_hash = pending_hash, pending_hash = NULL, set_at = clock_timestamp()
+WHERE tenant_id = ANY(%(ids)s::text[]) AND pending_hash IS NOT NULL;
 
 -- name: load_credentials
-SELECT password_hash FROM tenantry.credentials WHERE tenant_id = %(id)s;
+SELECT password_hash FROM tenantry.credentials
+WHERE tenant_id = %(id)s AND password_hash IS NOT NULL;
 
 -- name: all_credentials
-SELECT tenant_id, password_hash FROM tenantry.credentials;
+SELECT tenant_id, password_hash FROM tenantry.credentials WHERE password_hash IS NOT NULL;
 
 -- name: remove_credentials
 DELETE FROM tenantry.credentials WHERE tenant_id = %(id)s;

@@ -41,7 +41,7 @@ from tenantry.broker.survey import Survey, User
 from tenantry.domain import names
 from tenantry.domain.commands import Command, CreateTenant
 from tenantry.journal.memory import InMemoryEventStore
-from tenantry.journal.port import Metadata
+from tenantry.journal.port import Metadata, RecordedEvent
 from tenantry.messages.dead_letters_memory import InMemoryDeadLetterIndex
 from tenantry.messages.port import (
     NOTHING,
@@ -54,6 +54,7 @@ from tenantry.messages.port import (
     Unstorable,
 )
 from tenantry.projections.memory import InMemoryTenantDirectory, InMemoryTenantProjection
+from tenantry.projections.passwords import confirms
 from tests.waiting import eventually
 
 
@@ -378,15 +379,27 @@ class FakePasswords:
 
     def __init__(self) -> None:
         self.hashes: dict[str, PasswordHash] = {}
+        self.pending: dict[str, PasswordHash] = {}
 
-    def save(self, tenant_id: str, password: PasswordHash) -> None:
-        self.hashes[tenant_id] = password
+    def propose(self, tenant_id: str, password: PasswordHash) -> None:
+        self.pending[tenant_id] = password
+
+    def confirm(self, tenant_id: str) -> None:
+        if (password := self.pending.pop(tenant_id, None)) is not None:
+            self.hashes[tenant_id] = password
+
+    def apply(self, recorded: Sequence[RecordedEvent]) -> None:
+        """Confirm in step with the journal, as the database does."""
+        for one in recorded:
+            if confirms(one):
+                self.confirm(one.event.tenant_id)
 
     def load(self, tenant_id: str) -> PasswordHash | None:
         return self.hashes.get(tenant_id)
 
     def remove(self, tenant_id: str) -> None:
         self.hashes.pop(tenant_id, None)
+        self.pending.pop(tenant_id, None)
 
     def all(self) -> Mapping[str, PasswordHash]:
         return dict(self.hashes)
@@ -400,13 +413,13 @@ class Tree:
         self.observer = observer or NoObserver()
         self.faults = Faults()
         self.projection = InMemoryTenantProjection()
-        self.journal = InMemoryEventStore(projections=[self.projection])
+        self.passwords = FakePasswords()
+        self.journal = InMemoryEventStore(projections=[self.projection, self.passwords])
         self.directory = InMemoryTenantDirectory(self.journal, self.projection)
         self.store = FakeStore(self.faults)
         self.dead_letters = InMemoryDeadLetterIndex()
         self.broker = FakeBroker()
         self.administration = FakeAdministration(self.faults)
-        self.passwords = FakePasswords()
         self.crashes: list[str] = []
         self.later = 0.0
         self.start()

@@ -17,6 +17,7 @@ from tenantry.database.conninfo import url_for
 from tenantry.database.migrations import migrate
 from tenantry.database.pool import Database
 from tenantry.database.sql_access import CONNECTIONS, PostgresSqlAccess
+from tenantry.journal.port import JournalUnavailableError
 from tenantry.messages.port import Incoming, MessageStoreError
 from tenantry.messages.postgres import PostgresMessageStore
 from tests.services_postgres import admin_url, database
@@ -146,6 +147,24 @@ def test_another_grant_replaces_the_password_of_which_the_server_only_gets_a_has
     assert matches(kept, second.password)
     assert not matches(kept, first.password)
     assert second.password not in f"{second!r}"
+
+
+def test_a_grant_whose_last_step_fails_leaves_the_password_as_it_was(
+    access: PostgresSqlAccess, database: Database
+) -> None:
+    first = access.grant("a")
+    for tenant_id in ("a", LONGEST):
+        with pytest.raises(JournalUnavailableError), access.granting(tenant_id):
+            raise JournalUnavailableError("away")
+    with database.connection() as connection:
+        roles = connection.execute(
+            "SELECT rolname, rolpassword FROM pg_authid WHERE rolname ~ '_sql_[0-9]+$'"
+            " AND rolname ~ ('_' || (SELECT oid FROM pg_database"
+            " WHERE datname = current_database()) || '$') AND rolname ~ '^tenant_'"
+        ).fetchall()
+    ((role, kept),) = roles
+    assert role == first.username
+    assert matches(kept, first.password)
 
 
 def matches(verifier: str, password: str) -> bool:

@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pytest
 
 from actors import restarts, retrying
-from actors.messages import Ref, TryAgain
-from tenantry.api.port import CommandFailedError, SystemState, UnavailableError
+from actors.clock import tell
+from actors.messages import Execute, Ref, TryAgain
+from tenantry.api.port import (
+    CommandFailedError,
+    CommandTimeoutError,
+    Outcome,
+    SystemState,
+    UnavailableError,
+)
+from tenantry.broker.port import BrokerError, PasswordHash
 from tenantry.domain import names
 from tenantry.domain.commands import (
     AddTopics,
@@ -25,7 +33,7 @@ from tenantry.domain.commands import (
 from tenantry.domain.errors import TenantExistsError, TenantNotFoundError
 from tenantry.domain.events import MessageDeadLettered, TenantDeleted, TenantParked
 from tenantry.domain.tenant import Lifecycle
-from tenantry.journal.port import JournalError
+from tenantry.journal.port import JournalError, JournalUnavailableError, Metadata
 from tenantry.messages.port import MessageStoreError, StoreUnavailableError
 from tests.fakes.actors import Tree, message, outage, running_tree
 from tests.waiting import eventually
@@ -356,6 +364,96 @@ def test_rotation_gives_another_password(tree: Tree) -> None:
     assert second is not None
     assert first.password != second.password
     assert tree.administration.users["a"] == tree.passwords.hashes["a"]
+
+
+@pytest.mark.parametrize(
+    ("step", "error"),
+    [
+        ("ensure_user", outage()),
+        ("ensure_user", BrokerError("refused")),
+        ("append", JournalUnavailableError("away")),
+    ],
+    ids=["the broker goes away", "the broker refuses", "the journal goes away"],
+)
+def test_a_password_that_nobody_was_shown_is_taken_back(
+    tree: Tree, monkeypatch: pytest.MonkeyPatch, step: str, error: Exception
+) -> None:
+    tree.create("a")
+    shown = tree.administration.users["a"]
+    append = tree.journal.append
+    set_on_broker = tree.administration.ensure_user
+
+    def fail(*arguments: Any, **named: Any) -> NoReturn:
+        raise error
+
+    def half(tenant_id: str, password: PasswordHash) -> None:
+        """The broker has it, and its answer is lost."""
+        monkeypatch.setattr(tree.administration, "ensure_user", set_on_broker)
+        set_on_broker(tenant_id, password)
+        raise error
+
+    if step == "append":
+        monkeypatch.setattr(tree.journal, "append", fail)
+    else:
+        monkeypatch.setattr(tree.administration, "ensure_user", half)
+    with pytest.raises((UnavailableError, CommandFailedError)):
+        tree.execute(RotateCredentials(tenant_id="a"))
+    monkeypatch.setattr(tree.journal, "append", append)
+    eventually(lambda: tree.administration.users["a"] == shown)
+    assert tree.passwords.hashes["a"] == shown
+    assert "CredentialsRotated" not in tree.events("a")
+
+
+def test_a_password_nobody_waits_for_any_more_is_taken_back(
+    tree: Tree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree.create("a")
+    shown = tree.administration.users["a"]
+    entered, gone = threading.Event(), threading.Event()
+    set_on_broker = tree.administration.ensure_user
+
+    def slow(tenant_id: str, password: PasswordHash) -> None:
+        set_on_broker(tenant_id, password)
+        monkeypatch.setattr(tree.administration, "ensure_user", set_on_broker)
+        entered.set()
+        gone.wait(10)
+
+    monkeypatch.setattr(tree.administration, "ensure_user", slow)
+    with pytest.raises(CommandTimeoutError):
+        tree.execute(RotateCredentials(tenant_id="a"), timeout=0.0)
+    entered.wait(10)
+    assert tree.administration.users["a"] != shown
+    gone.set()
+    eventually(lambda: tree.administration.users["a"] == shown)
+    assert tree.passwords.hashes["a"] == shown
+    assert "CredentialsRotated" not in tree.events("a")
+
+
+def test_a_command_whose_last_step_is_being_taken_is_waited_for(
+    tree: Tree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree.create("a")
+    append = tree.journal.append
+    reply: Future[Outcome] = Future()
+
+    def late(*arguments: Any, **named: Any) -> Any:
+        assert not reply.cancel()
+        return append(*arguments, **named)
+
+    monkeypatch.setattr(tree.journal, "append", late)
+    command, by = RotateCredentials(tenant_id="a"), Metadata(actor="test")
+    tell(tree.supervisor, Execute(command=command, metadata=by, reply=reply))
+    assert reply.result(10).credentials is not None
+    assert tree.administration.users["a"] == tree.passwords.hashes["a"]
+
+
+def test_topics_whose_queues_could_not_be_made_are_made_and_consumed_later(tree: Tree) -> None:
+    tree.create("a")
+    tree.faults.plan("ensure_topology", outage(), times=2)
+    with pytest.raises(UnavailableError):
+        tree.execute(AddTopics(tenant_id="a", topics=("logs",)))
+    eventually(lambda: {one.topic for one in tree.subscription("a").queues} == {"default", "logs"})
+    assert tree.administration.topologies["a"].topics == ("logs",)
 
 
 def test_new_topics_are_consumed_when_the_command_returns(tree: Tree) -> None:
