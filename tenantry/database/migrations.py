@@ -5,15 +5,17 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib import resources
 from typing import Final
 
 import psycopg
+from psycopg import errors
 
-from tenantry.database import catalogue
+from tenantry.database import catalogue, lockers
 from tenantry.database.errors import MigrationError, SchemaTooNewError
 from tenantry.database.failures import is_unavailable, one_line
 from tenantry.database.pool import Connection, Database
@@ -23,15 +25,21 @@ from tenantry.database.sessions import LOCK_TIMEOUT
 TERMS: Final = 6
 """The migration since which there are terms."""
 
-LOCK: Final = 0x74656E616E747279
-"""The advisory lock that lets one program at a time migrate a database ("tenantry" in ASCII)."""
-
 STATEMENT_TIMEOUT: Final = 600.0
 FILE_NAME: Final = re.compile(r"(\d{4})_([a-z0-9_]+)\.sql")
 
 log = logging.getLogger(__name__)
 
-_HISTORY: Final = """
+TRIES: Final = 5
+"""How often a migration is tried that others hold up, and what all of them wait for is made."""
+
+LOCK_TIMEOUT_MS: Final = 3000
+"""Milliseconds a migration waits for a table before those who hold it are ended."""
+
+_GATE: Final = """
+CREATE SCHEMA IF NOT EXISTS tenantry_fence;
+REVOKE ALL ON SCHEMA tenantry_fence FROM PUBLIC;
+CREATE TABLE IF NOT EXISTS tenantry_fence.migrations ();
 CREATE SCHEMA IF NOT EXISTS tenantry;
 CREATE TABLE IF NOT EXISTS tenantry.schema_migrations (
     number     integer PRIMARY KEY,
@@ -39,6 +47,13 @@ CREATE TABLE IF NOT EXISTS tenantry.schema_migrations (
     checksum   text NOT NULL,
     applied_at timestamptz NOT NULL DEFAULT clock_timestamp()
 )
+"""
+"""The table that lets one program at a time migrate is in a schema that no tenant's role can name:
+whoever can name a table can hold it. It is locked, and nothing is ever in it."""
+
+_GATE_IS_THERE: Final = """
+SELECT to_regclass('tenantry_fence.migrations') IS NOT NULL
+   AND to_regclass('tenantry.schema_migrations') IS NOT NULL
 """
 
 
@@ -91,13 +106,12 @@ def migrate(
     """
     known = migrations() if known is None else known
     applied: list[Migration] = []
-    with _session(database) as connection, _alone(connection):
-        connection.execute(_HISTORY)
+    with _session(database) as connection, _alone(database):
         for migration in _missing(connection, known):
-            _apply(connection, migration)
+            _patiently(connection, partial(_apply, connection, migration))
             log.info("applied migration %s", migration)
             applied.append(migration)
-        _fence(connection)
+        _patiently(connection, partial(_fence, connection))
         catalogue.close_paths(connection)
         catalogue.refuse_strangers(connection)
     return applied
@@ -138,15 +152,49 @@ def _session(database: Database | str) -> Iterator[Connection]:
 
 
 @contextmanager
-def _alone(connection: Connection) -> Iterator[None]:
-    """Hold the lock for the whole run, so that the second of two programs finds all done."""
-    # Waiting for another program's migration may take as long as that takes.
-    connection.execute("SET lock_timeout = 0")
-    connection.execute("SELECT pg_advisory_lock(%s)", [LOCK])
+def _alone(database: Database | str) -> Iterator[None]:
+    """Hold the gate for the whole run, so that the second of two programs finds all done."""
+    # On a session of its own: each migration is a transaction by itself.
+    with _session(database) as connection:
+        _make_gate(connection)
+        with connection.transaction():
+            # Waiting for another program's migration may take as long as that takes.
+            connection.execute(
+                "SET LOCAL lock_timeout = 0; SET LOCAL idle_in_transaction_session_timeout = 0"
+            )
+            connection.execute("LOCK TABLE tenantry_fence.migrations IN EXCLUSIVE MODE")
+            yield
+
+
+def _make_gate(connection: Connection) -> None:
+    """Make what programs wait for to migrate; of several that try at once one does."""
+    for left in reversed(range(TRIES)):
+        row = connection.execute(_GATE_IS_THERE).fetchone()
+        if row is not None and row[0]:
+            return
+        try:
+            with connection.transaction():
+                connection.execute(_GATE)
+        except (errors.UniqueViolation, errors.DuplicateObject, errors.InternalError):
+            # Another has just made it: IF NOT EXISTS looks before it makes, and not at once.
+            if not left:
+                raise
+
+
+def _patiently(connection: Connection, step: Callable[[], None]) -> None:
+    """Do something to tables that somebody may hold, and end the sessions of strangers that do."""
+    connection.execute(f"SET lock_timeout = {LOCK_TIMEOUT_MS}".encode())
+    for left in reversed(range(TRIES)):
+        try:
+            step()
+        except (errors.LockNotAvailable, errors.DeadlockDetected) as error:
+            if not left:
+                raise
+            held_by = lockers.end(connection)
+            log.warning("migrating waits for %s: %s", held_by or "a table", one_line(error))
+        else:
+            break
     connection.execute(f"SET lock_timeout = {int(LOCK_TIMEOUT * 1000)}".encode())
-    yield
-    # However else this ends, the session's end gives the lock back.
-    connection.execute("SELECT pg_advisory_unlock(%s)", [LOCK])
 
 
 def _fence(connection: Connection) -> None:

@@ -6,9 +6,11 @@ import logging
 import random
 import threading
 import time
+from contextlib import suppress
 from typing import Final
 
 import psycopg
+from psycopg import errors, sql
 
 from tenantry.database.errors import DatabaseError
 from tenantry.database.failures import one_line
@@ -17,12 +19,12 @@ from tenantry.journal.bell import Bell
 from tenantry.sql import queries
 from tenantry.telemetry.heartbeat import Heartbeat
 
-CHANNEL: Final = "tenantry_events"
 SLICE: Final = 0.2
 """Seconds after which it looks whether it has been asked to stop."""
 
-ASK_EVERY: Final = 5.0
-"""Seconds after which it makes sure that the server still answers."""
+LOOK_EVERY: Final = 1.0
+"""Seconds after which it looks by itself: a notification may be left out, and a server that has
+fallen silent looks like one that has nothing to tell."""
 
 FIRST_DELAY: Final = 0.1
 LAST_DELAY: Final = 5.0
@@ -62,7 +64,7 @@ class JournalListener:
                     self._begin(connection)
                     delay = FIRST_DELAY
                     self._listen(connection)
-            except (DatabaseError, psycopg.Error) as error:
+            except (DatabaseError, psycopg.Error, UnicodeError) as error:
                 log.warning("not listening to the journal: %s", one_line(error))
             finally:
                 self._connected.clear()
@@ -74,7 +76,10 @@ class JournalListener:
         self._stopping.set()
 
     def _begin(self, connection: Connection) -> None:
-        connection.execute(f"LISTEN {CHANNEL}".encode())
+        with suppress(errors.UndefinedTable):  # an older schema, which another daemon leads
+            row = connection.execute(queries("journal")["channel"]).fetchone()
+            if row is not None:
+                connection.execute(sql.SQL("LISTEN {}").format(sql.Identifier(row[0])))
         # What was appended before LISTEN took effect is not told of: look once.
         self._look(connection)
         self._connected.set()
@@ -85,13 +90,11 @@ class JournalListener:
             self.bell.ring(row[0])
 
     def _listen(self, connection: Connection) -> None:
-        asked = time.monotonic()
+        looked = time.monotonic()
         while not self._stopping.is_set():
             self.heartbeat.beat()
-            if time.monotonic() - asked > ASK_EVERY:
-                # A server that has fallen silent looks like one that has nothing to tell.
-                connection.execute("SELECT 1")
-                asked = time.monotonic()
-            # What a notice says is not believed: whoever may connect may send one.
-            if list(connection.notifies(timeout=SLICE, stop_after=1)):
+            told = list(connection.notifies(timeout=SLICE, stop_after=1))
+            if told or time.monotonic() - looked > LOOK_EVERY:
+                # What a notice says is not believed.
                 self._look(connection)
+                looked = time.monotonic()

@@ -2,8 +2,7 @@
 
 -- name: lock
 -- Letters of a tenant are matched by one at a time: two workers may have the same message.
-SELECT pg_advisory_xact_lock(hashtextextended('tenantry.dead_letters.' || %(tenant)s, 0)),
-       clock_timestamp();
+SELECT tenantry.hold('dead_letters.' || %(tenant)s), clock_timestamp();
 
 -- name: rows
 SELECT id AS was, id, fingerprint, copy, settled, replays, failed,

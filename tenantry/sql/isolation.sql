@@ -4,7 +4,7 @@
 SELECT rolsuper OR rolcreaterole FROM pg_catalog.pg_roles WHERE rolname = current_user;
 
 -- name: lock_roles
-SELECT pg_advisory_xact_lock(hashtextextended('tenantry.sql_roles', 0));
+SELECT tenantry.hold('sql_roles');
 
 -- name: make_probe
 SELECT tenantry.make_sql_role(%(role)s, %(tenant)s, %(verifier)s, %(connections)s, true);

@@ -11,6 +11,9 @@ ORDER BY at_position;
 -- name: head
 SELECT position FROM tenantry.journal_head;
 
+-- name: channel
+SELECT name FROM tenantry.channels WHERE purpose = 'events';
+
 -- name: lock_head
 -- Whoever holds this row is alone: no append commits until it lets go.
 SELECT position FROM tenantry.journal_head FOR UPDATE;

@@ -11,9 +11,10 @@ SELECT tenantry.enqueue(
 WITH forgotten AS (
     DELETE FROM tenantry.consumers WHERE expires_at < clock_timestamp() - interval '1 day'
 )
-INSERT INTO tenantry.consumers (expires_at)
-VALUES (clock_timestamp() + make_interval(secs => %(lease)s))
-RETURNING id, pg_advisory_lock(hashtextextended('tenantry.consumer.' || id, 0));
+INSERT INTO tenantry.consumers (expires_at, pid, began_at)
+SELECT clock_timestamp() + make_interval(secs => %(lease)s), own.pid, own.backend_start
+FROM pg_stat_get_activity(pg_backend_pid()) AS own
+RETURNING id;
 
 -- name: renew
 -- No row: the lease is another's to give up, and everything with it.
@@ -37,12 +38,29 @@ WHERE q.id = r.queue AND q.consumer = %(consumer)s;
 -- name: forget_consumer
 DELETE FROM tenantry.consumers WHERE id = %(consumer)s;
 
+-- name: channel
+SELECT name FROM tenantry.channels WHERE purpose = 'queued';
+
 -- name: lie_down
--- The number stands for the embedded broker; `tenantry.enqueue` knows it, too.
-SELECT bed, pg_try_advisory_lock(19800, bed) FROM unnest(%(beds)s::integer[]) AS bed;
+-- Publishers must see it at once; it need not outlive the server, whose end the reader wakes up from.
+UPDATE tenantry.queues AS q SET asleep = true
+FROM (SELECT set_config('synchronous_commit', 'off', true)) AS in_no_hurry
+WHERE q.id = ANY(%(queues)s::integer[]) AND q.consumer = %(consumer)s;
 
 -- name: get_up
-SELECT pg_advisory_unlock(19800, bed) FROM unnest(%(beds)s::integer[]) AS bed;
+UPDATE tenantry.queues AS q SET asleep = false
+FROM (SELECT set_config('synchronous_commit', 'off', true)) AS in_no_hurry
+WHERE q.id = ANY(%(queues)s::integer[]) AND q.consumer = %(consumer)s;
+
+-- name: open_transactions
+SELECT pg_snapshot_xmin(now)::text::bigint, pg_snapshot_xmax(now)::text::bigint,
+       ARRAY(SELECT x::text::bigint FROM pg_snapshot_xip(now) AS x)
+FROM pg_current_snapshot() AS now;
+
+-- name: promising
+SELECT wanted.queue FROM unnest(%(queues)s::integer[], %(floors)s::bigint[]) AS wanted(queue, floor)
+WHERE EXISTS (SELECT FROM tenantry.queued AS m
+              WHERE m.queue = wanted.queue AND m.seq > wanted.floor);
 
 -- name: fetch
 -- What lies in queues beyond their floors and is not in hand, up to so many messages of each, and
@@ -89,8 +107,17 @@ FROM gone JOIN tenantry.queues AS q ON q.id = gone.queue;
 
 -- Dead letters.
 
--- name: lock_rejected
-SELECT pg_try_advisory_lock(hashtextextended('tenantry.walk.' || %(tenant)s, 0));
+-- name: begin_walk
+-- No row: another session walks, and has not ended.
+INSERT INTO tenantry.walks AS w (tenant_id, pid, began_at)
+SELECT %(tenant)s, own.pid, own.backend_start FROM pg_stat_get_activity(pg_backend_pid()) AS own
+ON CONFLICT (tenant_id) DO UPDATE SET pid = excluded.pid, began_at = excluded.began_at
+WHERE tenantry.session_has_ended(w.pid, w.began_at)
+RETURNING true;
+
+-- name: end_walk
+DELETE FROM tenantry.walks AS w USING pg_stat_get_activity(pg_backend_pid()) AS own
+WHERE w.tenant_id = %(tenant)s AND w.pid = own.pid AND w.began_at = own.backend_start;
 
 -- name: last_rejected
 SELECT coalesce(max(seq), 0) FROM tenantry.rejected WHERE tenant_id = %(tenant)s;
@@ -118,7 +145,7 @@ DELETE FROM tenantry.rejected WHERE tenant_id = %(tenant)s AND seq = ANY(%(seqs)
 -- Administration.
 
 -- name: lock_topology
-SELECT pg_advisory_xact_lock(hashtextextended('tenantry.topology.' || %(tenant)s, 0));
+SELECT tenantry.hold('topology.' || %(tenant)s);
 
 -- name: ensure_queues
 INSERT INTO tenantry.queues (name, tenant_id, topic, partition)
@@ -135,10 +162,27 @@ FROM unnest(%(queues)s::text[], %(keys)s::text[]) AS w(name, key)
 JOIN tenantry.queues AS q ON q.name = w.name
 ON CONFLICT DO NOTHING;
 
+-- name: close_stream
+DELETE FROM tenantry.bindings WHERE stream = %(stream)s;
+
+-- name: publishing
+-- Who has put something into a queue, whichever, and has not ended. Sessions of this user, who
+-- publishes for all, and of superusers are waited for only. (Of a role that is no more nobody is a member.)
+SELECT l.virtualtransaction, a.pid, a.usename::text, a.usename <> current_user AND NOT r.rolsuper
+FROM pg_locks AS l
+JOIN pg_stat_activity AS a ON a.pid = l.pid
+JOIN pg_roles AS r ON r.oid = a.usesysid
+LEFT JOIN pg_roles AS tenant ON tenant.rolname = %(user)s
+WHERE l.locktype = 'relation' AND l.mode = 'RowExclusiveLock' AND l.granted
+  AND l.relation = 'tenantry.queued'::regclass
+  AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+  AND l.pid <> pg_backend_pid()
+  AND (r.rolsuper OR a.usename = current_user OR pg_has_role(r.oid, tenant.oid, 'MEMBER'));
+
 -- name: remove_queues
 -- Readers are told by the minus that the queue has gone.
 WITH gone AS (DELETE FROM tenantry.queues WHERE tenant_id = %(tenant)s RETURNING id)
-SELECT id, pg_notify('tenantry_queued', '-' || id) FROM gone;
+SELECT id, tenantry.tell('queued', '-' || id) FROM gone;
 
 -- name: drop_messages
 WITH messages AS (
@@ -180,6 +224,22 @@ WHERE r.rolname ~ '^tenant_.+_producer$';
 SELECT rolname, coalesce(rolpassword, '') FROM pg_authid WHERE rolname ~ '^tenant_.+_producer$';
 
 -- The ring of segments.
+
+-- name: sweep
+-- Messages of queues that are no more: a transaction has outlived its tenant. From queue to queue
+-- by the index, however many messages lie in between.
+WITH RECURSIVE lying (queue) AS (
+    SELECT min(m.queue) FROM tenantry.queued AS m
+    UNION ALL
+    SELECT (SELECT min(m.queue) FROM tenantry.queued AS m WHERE m.queue > lying.queue)
+    FROM lying WHERE lying.queue IS NOT NULL
+), gone AS (
+    DELETE FROM tenantry.queued AS m
+    WHERE m.queue IN (SELECT l.queue FROM lying AS l
+                      WHERE NOT EXISTS (SELECT FROM tenantry.queues AS q WHERE q.id = l.queue))
+    RETURNING 1
+)
+SELECT count(*) FROM gone;
 
 -- name: segments
 SELECT s.segment, pg_relation_size(('tenantry.queued_' || s.segment)::regclass),

@@ -58,7 +58,7 @@ def test_a_forged_notice_neither_wakes_nor_stops_those_who_follow_the_journal(
 ) -> None:
     with psycopg.connect(running.database_url, autocommit=True) as connection:
         for payload in ("9" * 7999, "9999999999", "", "nonsense"):
-            connection.execute("SELECT pg_notify('tenantry_events', %s)", [payload])
+            connection.execute("SELECT tenantry.tell('events', %s)", [payload])
     tenant = running.create()
     page = running.get(f"/tenants/{tenant.id}/events")
     waited = running.get(f"/tenants/{tenant.id}/events?wait=0.5&cursor={page['next_cursor']}")

@@ -19,7 +19,7 @@ from tenantry.broker.port import (
     QueueCounts,
     TenantTopology,
 )
-from tenantry.broker.postgres import users
+from tenantry.broker.postgres import closing, users
 from tenantry.broker.postgres.surveying import surveyed
 from tenantry.broker.survey import Survey
 from tenantry.database.errors import DatabaseUnavailableError
@@ -92,9 +92,18 @@ class PostgresAdministration:
             users.ensure_user(connection, names.username(tenant_id), password)
 
     def remove_user(self, tenant_id: str) -> None:
-        """Drop the tenant's role and end its sessions."""
+        """End all publishing for the tenant, and drop its role.
+
+        Whoever publishes for it in an open transaction may end that within some seconds; then the
+        session is ended. So nothing is committed to a queue that is no more.
+        """
+        name = names.username(tenant_id)
         with self._roles() as connection:
-            users.remove_user(connection, names.username(tenant_id))
+            users.lock_out(connection, name)
+        with self._connection() as connection:
+            closing.close_stream(connection, names.stream_name(tenant_id), name)
+        with self._roles() as connection:
+            users.remove_user(connection, name)
 
     def new_credentials(self, tenant_id: str) -> tuple[Credentials, PasswordHash]:
         """Generate a password and the hash that stands for it; nothing changes yet."""
@@ -182,9 +191,8 @@ class PostgresAdministration:
     def _roles(self) -> Iterator[Connection]:
         """Give a connection that alone changes roles in this database."""
         with self._connection() as connection, connection.transaction():
-            connection.execute(
-                "SELECT pg_advisory_xact_lock(hashtextextended('tenantry.roles', 0))"
-            )
+            # Refused under a past term, too: no table of ours has a say in what becomes of roles.
+            connection.execute("SELECT tenantry.hold('roles')")
             try:
                 yield connection
             except errors.InternalError as error:

@@ -23,8 +23,8 @@ from tenantry.broker import topology as layout
 from tenantry.broker.budget import Budget
 from tenantry.broker.port import DeliverySink, QueueSpec
 from tenantry.broker.postgres.link import LEASE, Link
-from tenantry.broker.postgres.naps import LOOK, Naps
-from tenantry.broker.postgres.reading import QueueReading
+from tenantry.broker.postgres.naps import Naps
+from tenantry.broker.postgres.reading import QueueReading, Stragglers
 from tenantry.broker.postgres.subscription import Place, PostgresSubscription
 from tenantry.broker.postgres.wakeup import Wakeup
 from tenantry.database.errors import DatabaseError
@@ -38,8 +38,11 @@ FIRST_BACKOFF: Final = 0.1
 LONGEST_BACKOFF: Final = 3.0
 """Seconds between attempts to connect."""
 
-LOOK_EVERY: Final = 2.0
+LOOK_EVERY: Final = 1.0
 """Seconds between looks at queues nobody has told of, and at those another reader holds."""
+
+ASK_EVERY: Final = 0.1
+"""Seconds between looks at which transactions are open, while one is that stays so for long."""
 
 SMALL_CREDIT: Final = 0.02
 """Seconds that pass before a queue is asked for the few messages its prefetch allows just now."""
@@ -69,6 +72,8 @@ class PostgresConsuming:
         self._subscriptions: list[PostgresSubscription] = []
         self._by_id: dict[int, QueueReading] = {}
         self._naps = Naps()
+        self._risen: list[int] = []
+        self._stragglers = Stragglers()
         self._connections = 0
         self._failures = 0
 
@@ -141,6 +146,7 @@ class PostgresConsuming:
         """Leave queues to others."""
         for reading in readings:
             self._by_id.pop(reading.id, None)
+        self._naps.forget(reading.id for reading in readings)
         if self._link is not None and readings:
             self._link.release(readings)
 
@@ -168,9 +174,9 @@ class PostgresConsuming:
         self._connections += 1
         self._failures = 0
         log.info("broker.connected", connection="tenantry consuming")
-        self._naps = Naps()
+        self._naps, self._stragglers = Naps(), Stragglers()
         renew_at = time.monotonic() + LEASE / 3
-        look_at = 0.0
+        look_at = ask_at = 0.0
         while True:
             self.heartbeat.beat()
             self._work_off()
@@ -183,34 +189,48 @@ class PostgresConsuming:
                 renew_at = now + LEASE / 3
             if now >= look_at:
                 look_at = now + LOOK_EVERY * random.uniform(0.8, 1.0)  # noqa: S311 - jitter
-                for reading in self._by_id.values():
-                    reading.hungry = True
-                for subscription in self._subscriptions:
-                    subscription.waits_for_room = -1
+                self._look_at_all(link)
+            elif self._stragglers and (now >= ask_at or told.queues):
+                ask_at = now + ASK_EVERY
+                self._stragglers.settle(link.open_transactions(), self._by_id.values())
             self._take_up(link, now)
             self._look(link, told.queues, now)
             pause = self._fetch(link)
+            if self._risen:
+                # After the fetch, for which somebody waits.
+                link.get_up(self._risen)
+                self._risen = []
             if pause is None:
-                pause = max(0.0, min(renew_at, look_at) - time.monotonic())
-                pause = min(pause, LOOK) if self._naps.awake else pause
+                now = time.monotonic()
+                until = min(renew_at, look_at, ask_at if self._stragglers else look_at)
+                pause = max(0.0, min(until - now, self._naps.pause(now)))
             if pause > 0 and not self._jobs:
                 self._wakeup.wait(connection.fileno(), pause)
         held = [one for subscription in self._subscriptions for one in subscription.readings]
         link.end(held)
         self._link = None
 
+    def _look_at_all(self, link: Link) -> None:
+        """Look at every queue, told of or not, and at who holds back their floors."""
+        readings = tuple(self._by_id.values())
+        self._stragglers.note(link.open_transactions(), readings)
+        for queue in link.promising(readings):
+            self._by_id[queue].hungry = True
+        for subscription in self._subscriptions:
+            subscription.waits_for_room = -1
+
     def _look(self, link: Link, told: Iterable[int], now: float) -> None:
         """Find out which queues are to be fetched from: those told of, and those in motion."""
-        beds = self._naps.stir((one for one in told if one in self._by_id), now)
-        if beds:
-            link.get_up(beds)
+        self._risen += self._naps.stir((one for one in told if one in self._by_id), now)
         tired = self._naps.tired(now)
-        watched = [one for one in self._by_id.values() if self._naps.watches(one.id)]
+        wanted = {one for one in self._by_id if self._naps.watches(one)}
         if tired:
-            # What is watched until now is looked at once more, after lying down.
-            self._naps.sleep(link.lie_down(tired))
-        for reading in watched:
-            reading.hungry = True
+            self._naps.lie_down(tired, link.lie_down(tired), now)
+        if self._naps.dozing(now):
+            oldest_open = self._stragglers.oldest(link.open_transactions())
+            wanted |= self._naps.look(oldest_open, now)
+        for queue in wanted & self._by_id.keys():
+            self._by_id[queue].hungry = True
 
     def _work_off(self) -> None:
         self._wakeup.clear()
@@ -250,9 +270,10 @@ class PostgresConsuming:
                 log.info("broker.queues_are_read_by_another", queue=subscription.queues[0].name)
             else:
                 self._by_id.update({one.id: one for one in found.readings})
+                for one in found.readings:
+                    self._stragglers.greet(one)
                 # Awake at first: who has published before may not have known of a reader.
-                if beds := self._naps.stir((one.id for one in found.readings), now):
-                    link.get_up(beds)
+                self._naps.stir((one.id for one in found.readings), now)
                 subscription.opened(found.readings)
 
     def _renew(self, link: Link) -> None:
@@ -266,6 +287,7 @@ class PostgresConsuming:
             there = link.existing(lost)
             for one in subscription.readings:
                 self._by_id.pop(one.id, None)
+            self._naps.forget(one.id for one in subscription.readings)
             missing = len(there) < len(lost)
             subscription.lose(
                 "a queue was deleted" if missing else "another reader has taken a queue over",
@@ -294,12 +316,18 @@ class PostgresConsuming:
             hungry.sort(key=attrgetter("unsettled"))
             subscription.fetched_at = time.monotonic()
             whole = self._budget.crowded
-            parts = link.fetch(hungry, subscription.in_hand(hungry), account.room, whole=whole)
+            parts = link.fetch(
+                hungry,
+                subscription.in_hand(hungry),
+                account.room,
+                whole=whole,
+                oldest_other=self._stragglers.oldest_other,
+            )
             subscription.waits_for_room = self._budget.freed if whole and not parts else -1
             if parts:
                 subscription.deliver(parts)
-                if beds := self._naps.stir((one.id for one, _ in parts), time.monotonic()):
-                    link.get_up(beds)
+                now = time.monotonic()
+                self._risen += self._naps.stir((one.id for one, _ in parts), now)
             if any(True for _ in subscription.hungry) and account.room > 0:
                 pause = 0.0 if pause is None or parts else pause
         if self._budget.crowded and self._subscriptions:

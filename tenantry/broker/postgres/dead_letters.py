@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Final
 
 import psycopg
@@ -31,7 +31,7 @@ _REASON: Final = "rejected"
 
 
 class PostgresDeadLetterWalk:
-    """A walk, on a connection of its own that holds the tenant's lock."""
+    """A walk, on a connection of its own: no other begins while its session lives."""
 
     gone = True
     complete = True
@@ -80,7 +80,7 @@ class PostgresDeadLetters:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._lock = queries("queues")["lock_rejected"]
+        self._sql = queries("queues")
 
     @contextmanager
     def walk(self, tenant_id: str, *, patience: float = 0.0) -> Iterator[PostgresDeadLetterWalk]:
@@ -88,7 +88,7 @@ class PostgresDeadLetters:
         until = time.monotonic() + patience
         try:
             with self._database.listen_connection() as connection:
-                while not (alone := self._locked(connection, tenant_id)):
+                while not (alone := self._begun(connection, tenant_id)):
                     if time.monotonic() >= until:
                         break
                     time.sleep(AGAIN_AFTER)
@@ -96,10 +96,18 @@ class PostgresDeadLetters:
                     raise DeadLettersBusyError(
                         f"the dead letters of tenant {tenant_id!r} are being replayed or discarded"
                     )
-                yield PostgresDeadLetterWalk(connection, tenant_id)
+                try:
+                    yield PostgresDeadLetterWalk(connection, tenant_id)
+                finally:
+                    self._end(connection, tenant_id)
         except DatabaseUnavailableError as error:
             raise BrokerUnavailableError(str(error)) from error
 
-    def _locked(self, connection: psycopg.Connection[Any], tenant_id: str) -> bool:
-        row = connection.execute(self._lock, {"tenant": tenant_id}).fetchone()
-        return row is not None and bool(row[0])
+    def _begun(self, connection: psycopg.Connection[Any], tenant_id: str) -> bool:
+        row = connection.execute(self._sql["begin_walk"], {"tenant": tenant_id}).fetchone()
+        return row is not None
+
+    def _end(self, connection: psycopg.Connection[Any], tenant_id: str) -> None:
+        # Else it ends with the session, which takes the server a moment to notice.
+        with suppress(psycopg.Error):
+            connection.execute(self._sql["end_walk"], {"tenant": tenant_id})

@@ -9,10 +9,10 @@ from operator import itemgetter
 from typing import Any, Final
 
 import psycopg
-from psycopg import sql
+from psycopg import pq, sql
 
 from tenantry.broker.port import QueueSpec
-from tenantry.broker.postgres.reading import BYTES, MESSAGES, QueueReading
+from tenantry.broker.postgres.reading import BYTES, MESSAGES, OpenTransactions, QueueReading
 from tenantry.broker.postgres.subscription import Place, Row
 from tenantry.database.errors import DatabaseUnavailableError
 from tenantry.messages.encoding import bigint_array, integer_array
@@ -20,8 +20,6 @@ from tenantry.sql import queries
 
 LEASE: Final = 10.0
 """Seconds after which the queues of a reader that has not renewed its lease are free."""
-
-CHANNEL: Final = "tenantry_queued"
 
 _PLANS: Final = """
 SET enable_seqscan = off; SET enable_bitmapscan = off; SET enable_hashjoin = off;
@@ -58,9 +56,12 @@ class Link:
     def begin(self) -> None:
         """Become a reader."""
         connection = self._connection
-        connection.add_notify_handler(self._on_notify)
+        # Not psycopg's own, which decodes what it is given, and raises where it can't.
+        connection.pgconn.notify_handler = self._on_notify
         connection.execute(_PLANS)
-        connection.execute(sql.SQL("LISTEN {}").format(sql.Identifier(CHANNEL)))
+        channel = connection.execute(self._sql["channel"]).fetchone()
+        if channel is not None:
+            connection.execute(sql.SQL("LISTEN {}").format(sql.Identifier(channel[0])))
         row = connection.execute(self._sql["become_consumer"], {"lease": LEASE}).fetchone()
         self._consumer = 0 if row is None else row[0]
 
@@ -69,21 +70,27 @@ class Link:
         self.release(readings)
         self._connection.execute(self._sql["forget_consumer"], {"consumer": self._consumer})
 
-    def lie_down(self, beds: Sequence[int]) -> list[int]:
-        """Have publishers wake us from now on, where none is under way who does not."""
-        rows = self._connection.execute(self._sql["lie_down"], {"beds": beds}).fetchall()
-        return [bed for bed, free in rows if free]
+    def lie_down(self, queues: Sequence[int]) -> int:
+        """Have publishers wake us from now on; give the number below which some may not."""
+        self._rest("lie_down", queues)
+        return self.open_transactions().newest
 
-    def get_up(self, beds: Sequence[int]) -> None:
+    def get_up(self, queues: Sequence[int]) -> None:
         """Have publishers not wake us: we look by ourselves."""
-        self._connection.execute(self._sql["get_up"], {"beds": beds})
+        self._rest("get_up", queues)
+
+    def open_transactions(self) -> OpenTransactions:
+        """Tell which transactions are under way that have changed something."""
+        row = self._connection.execute(self._sql["open_transactions"]).fetchone()
+        oldest, newest, still = (0, 0, ()) if row is None else row
+        return OpenTransactions(oldest=oldest, newest=newest, open=frozenset(still))
 
     def told(self) -> Told:
         """Give what others have told since the last call, without waiting."""
         pgconn = self._connection.pgconn
         pgconn.consume_input()
         while (notice := pgconn.notifies()) is not None:
-            self._note(notice.extra.decode(errors="replace"))
+            self._on_notify(notice)
         told, self._told = self._told, Told()
         return told
 
@@ -125,6 +132,15 @@ class Link:
         )
         return frozenset(row[0] for row in rows)
 
+    def promising(self, readings: Sequence[QueueReading]) -> frozenset[int]:
+        """Tell in which queues something lies, be it in hand."""
+        parameters = {
+            "queues": [one.id for one in readings],
+            "floors": [one.floor for one in readings],
+        }
+        rows = self._connection.execute(self._sql["promising"], parameters)
+        return frozenset(row[0] for row in rows)
+
     def fetch(
         self,
         readings: Sequence[QueueReading],
@@ -132,10 +148,12 @@ class Link:
         room: int = BYTES,
         *,
         whole: bool = False,
+        oldest_other: int = 0,
     ) -> list[tuple[QueueReading, list[Row]]]:
         """Read what has come to some queues, as far as their credit goes, and the `room` in bytes.
 
-        The last message may go beyond the room, unless it is to fit as a `whole`.
+        The last message may go beyond the room, unless it is to fit as a `whole`. Of the
+        transactions below `oldest_other` none is waited for.
         """
         room = min(room, BYTES)
         most = [min(one.credit, MESSAGES) for one in readings]
@@ -160,10 +178,14 @@ class Link:
             reading.fetched(
                 rows[-1][1],
                 exhausted=len(rows) < most[place - 1] and not full,
-                oldest_open=rows[0][8],
+                oldest_open=max(rows[0][8], oldest_other),
                 newest=rows[0][9],
             )
             parts.append((reading, rows))
+        there = {place for place, _ in groupby(found, itemgetter(0))}
+        for place, reading in enumerate(readings, start=1):
+            if not full and place not in there:
+                reading.caught_up()
         return parts
 
     def acknowledge(self, places: Sequence[Place]) -> None:
@@ -174,14 +196,17 @@ class Link:
         """Make messages dead letters of their tenant."""
         self._connection.execute(self._sql["reject"], _columns(places))
 
-    def _on_notify(self, notice: psycopg.Notify) -> None:
-        self._note(notice.payload)
+    def _rest(self, name: str, queues: Sequence[int]) -> None:
+        self._connection.execute(
+            self._sql[name], {"queues": list(queues), "consumer": self._consumer}
+        )
 
-    def _note(self, payload: str) -> None:
-        # Anybody with access to the database may say anything here: it is a hint, no more.
-        if payload.isdecimal() and len(payload) < 10:
+    def _on_notify(self, notice: pq.PGnotify) -> None:
+        # Whatever it says, it is a hint and no more.
+        payload = notice.extra
+        if payload.isdigit() and len(payload) < 10:
             self._told.queues.add(int(payload))
-        elif payload.startswith("-"):
+        elif payload.startswith(b"-"):
             self._told.gone = True
 
 

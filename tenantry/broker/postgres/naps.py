@@ -1,25 +1,37 @@
 """When publishers need to wake the reader: not while it looks by itself.
 
 NOTIFY makes commits wait for one another, each for the other's flush to disk. So a publisher
-notifies only if the reader sleeps, which an advisory lock tells without a write: the reader holds
-it alone while it sleeps, and a publisher that finds it free holds it shared until its commit. The
-reader thus falls asleep only when nobody is under way who took it to be awake, and looks once more
-as it does.
+notifies only where it reads that the reader sleeps. One that has read that before the reader lay
+down does not, and may be under way still: the reader dozes until all transactions have ended that
+were open then, and looks by itself meanwhile, less and less often. From `LONGEST_PAUSE` on that is
+no more than it does for every queue.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from math import inf
 from typing import Final
-
-BEDS: Final = 1024
-"""Locks, for all queues together: a queue's is its number modulo this."""
 
 LOOK: Final = 0.005
 """Seconds between looks while awake."""
 
 QUIET: Final = 0.1
-"""Seconds without a message after which the reader tries to sleep, and between such attempts."""
+"""Seconds without a message after which the reader lies down."""
+
+LONGEST_PAUSE: Final = 1.0
+"""Seconds between looks beyond which it no longer dozes, but sleeps."""
+
+
+@dataclass(slots=True)
+class _Doze:
+    """Queues that lay down together; `until` no transaction below this number is open."""
+
+    queues: set[int]
+    until: int
+    look_at: float
+    pause: float = LOOK
 
 
 class Naps:
@@ -28,32 +40,62 @@ class Naps:
     def __init__(self) -> None:
         self._awake: dict[int, float] = {}
         self._asleep: set[int] = set()
+        self._dozes: list[_Doze] = []
 
     def stir(self, queues: Iterable[int], now: float) -> list[int]:
-        """Stay awake for queues that something happens in; give the beds to leave for that."""
-        beds = {queue % BEDS for queue in queues}
-        left = beds & self._asleep
+        """Stay awake for queues that something happens in; give those that had lain down."""
+        stirred = set(queues)
+        left = stirred & self._asleep
         self._asleep -= left
-        self._awake.update(dict.fromkeys(beds, now + QUIET))
+        for doze in self._dozes:
+            left |= stirred & doze.queues
+            doze.queues -= stirred
+        if left:
+            self._dozes = [doze for doze in self._dozes if doze.queues]
+        self._awake.update(dict.fromkeys(stirred, now + QUIET))
         return list(left)
 
     def tired(self, now: float) -> list[int]:
-        """Give the beds it is time to try; to be tried again after a while."""
-        beds = [bed for bed, until in self._awake.items() if until <= now]
-        self._awake.update(dict.fromkeys(beds, now + QUIET))
-        return beds
+        """Give the queues it is time to lie down for."""
+        return [queue for queue, until in self._awake.items() if until <= now]
 
-    def sleep(self, beds: Iterable[int]) -> None:
-        """Note the beds that were free."""
-        for bed in beds:
-            self._awake.pop(bed, None)
-            self._asleep.add(bed)
+    def lie_down(self, queues: Collection[int], until: int, now: float) -> None:
+        """Doze, now that publishers can read it; those below `until` may have read otherwise."""
+        for queue in queues:
+            self._awake.pop(queue, None)
+        self._dozes.append(_Doze(set(queues), until, now))
+
+    def dozing(self, now: float) -> bool:
+        """Tell whether it is time to look at queues that it dozes for."""
+        return any(doze.look_at <= now for doze in self._dozes)
+
+    def look(self, oldest_open: int, now: float) -> set[int]:
+        """Give the queues to look at, with all transactions below `oldest_open` ended before."""
+        due = [doze for doze in self._dozes if doze.look_at <= now]
+        for doze in due:
+            doze.pause *= 2
+            doze.look_at = now + doze.pause
+            if doze.until <= oldest_open or doze.pause > LONGEST_PAUSE:
+                self._asleep |= doze.queues
+                self._dozes.remove(doze)
+        return {queue for doze in due for queue in doze.queues}
+
+    def forget(self, queues: Iterable[int]) -> None:
+        """Leave out queues that are not read any more."""
+        gone = set(queues)
+        for queue in gone:
+            self._awake.pop(queue, None)
+        self._asleep -= gone
+        for doze in self._dozes:
+            doze.queues -= gone
+        self._dozes = [doze for doze in self._dozes if doze.queues]
 
     def watches(self, queue: int) -> bool:
         """Tell whether a queue is looked at without being told."""
-        return queue % BEDS in self._awake
+        return queue in self._awake
 
-    @property
-    def awake(self) -> bool:
-        """Whether any queue is."""
-        return bool(self._awake)
+    def pause(self, now: float) -> float:
+        """Give the seconds until the next look; for ever while it sleeps for all."""
+        if self._awake:
+            return LOOK
+        return max(0.0, min((doze.look_at for doze in self._dozes), default=inf) - now)

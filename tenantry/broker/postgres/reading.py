@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field
 
 from tenantry.broker.port import QueueSpec
 
@@ -11,6 +12,60 @@ MESSAGES: int = 1000
 
 BYTES: int = 8 * 1024 * 1024
 """Bytes of a queue's messages that are fetched at once; one message always is."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenTransactions:
+    """Transactions that were under way at a moment: of those in [`oldest`, `newest`) these."""
+
+    oldest: int
+    newest: int
+    open: frozenset[int]
+
+
+class Stragglers:
+    """Transactions that stay open for long, and what queues owe to them.
+
+    A floor rises past numbers that no open transaction may still use. One that stays open, of
+    whichever tenant, would keep it where it is, and each fetch would pass over all that has been
+    taken out meanwhile. So one that is met twice, about a second apart, is a straggler, and not
+    waited for: what it may have put below a floor is looked for when it has ended.
+    """
+
+    def __init__(self) -> None:
+        self._known: frozenset[int] = frozenset()
+        self._met: frozenset[int] = frozenset()
+        self.oldest_other = 0
+        """Below this every transaction had ended that is no straggler."""
+
+    def __bool__(self) -> bool:
+        return bool(self._known)
+
+    def greet(self, reading: QueueReading) -> None:
+        """Have a queue look from its floor when one of those known has ended."""
+        reading.owed.update(dict.fromkeys(self._known, reading.floor))
+
+    def note(self, now: OpenTransactions, readings: Collection[QueueReading]) -> None:
+        """Note who is under way now, about a second after the last time."""
+        fresh = (self._met & now.open) - self._known
+        for reading in readings:
+            reading.owed.update(dict.fromkeys(fresh, reading.floor))
+        self._known |= fresh
+        self._met = now.open
+        self.settle(now, readings)
+
+    def settle(self, now: OpenTransactions, readings: Iterable[QueueReading]) -> None:
+        """Have queues look for what those have left behind that have ended."""
+        ended = self._known - now.open
+        if ended:
+            self._known -= ended
+            for reading in readings:
+                reading.look_back(ended)
+        self.oldest_other = self.oldest(now)
+
+    def oldest(self, now: OpenTransactions) -> int:
+        """Give the number below which every transaction has ended that is no straggler."""
+        return min(now.open - self._known, default=now.newest)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -22,6 +77,9 @@ class QueueReading:
     rises behind a mark: the highest number given out at some fetch, and the transactions that may
     have been open then. Once all those have ended, a fetch that misses nothing below the mark has
     seen everything below it.
+
+    `owed` has the floors at which transactions were left out of account (see `Stragglers`). When
+    one ends, the queue is read from there again, once; then its floor is `ahead`, where it was.
     """
 
     spec: QueueSpec
@@ -34,6 +92,8 @@ class QueueReading:
     excused: int = 0
     hungry: bool = True
     mark: tuple[int, int] | None = None
+    owed: dict[int, int] = field(default_factory=dict)
+    ahead: int | None = None
 
     @property
     def credit(self) -> int:
@@ -47,8 +107,22 @@ class QueueReading:
         self.hungry = not exhausted
         if not complete:
             return
+        self.caught_up()
         if self.mark is None:
             self.mark = (self.highest, newest)
         elif oldest_open >= self.mark[1]:
             self.floor = self.mark[0]
             self.mark = (self.highest, newest)
+
+    def caught_up(self) -> None:
+        """Note that all there is beyond the floor has been seen."""
+        if self.ahead is not None:
+            self.floor, self.ahead = max(self.floor, self.ahead), None
+
+    def look_back(self, ended: Iterable[int]) -> None:
+        """Read again from where transactions were left out of account that have ended now."""
+        since = [self.owed.pop(one) for one in ended if one in self.owed]
+        if since and min(since) < self.floor:
+            self.ahead = self.floor if self.ahead is None else self.ahead
+            self.floor = min(since)
+        self.hungry = self.hungry or bool(since)

@@ -27,6 +27,12 @@ FULL: Final = 32 * 1024 * 1024
 LOCK_MS: Final = 20
 """Milliseconds to wait for a segment: meanwhile everybody else waits behind us."""
 
+SWEEP_EVERY: Final = 30
+"""Looks between sweeps of messages whose queue is no more."""
+
+LONGEST_REST: Final = 8
+"""Looks for which a segment that somebody keeps in use is left alone, at most."""
+
 
 @dataclass(frozen=True, slots=True)
 class Segment:
@@ -51,6 +57,9 @@ class QueueRotation:
         self._sql = queries("queues")
         self.heartbeat: Final = Heartbeat()
         self._stopping = threading.Event()
+        self._turns = 0
+        self._rests: dict[int, int] = {}
+        self._next: dict[int, int] = {}
 
     def run(self) -> None:
         """Look again and again."""
@@ -68,11 +77,15 @@ class QueueRotation:
         self._stopping.set()
 
     def turn(self) -> None:
-        """Truncate what is empty; move on from what is full."""
+        """Truncate what is empty; move on from what is full; sweep now and then."""
+        self._turns += 1
         with self._database.connection() as connection:
+            if self._turns % SWEEP_EVERY == 1:
+                self.sweep(connection)
             ring = [Segment(*row) for row in connection.execute(self._sql["segments"])]
             for segment in ring:
-                if segment.bytes and not segment.current:
+                due = self._turns >= self._next.get(segment.number, 0)
+                if segment.bytes and not segment.current and due:
                     self._truncate(connection, segment)
             current = next(one for one in ring if one.current)
             if current.bytes < self._full:
@@ -82,6 +95,14 @@ class QueueRotation:
             if free is not None:
                 connection.execute(self._sql["make_current"], {"segment": free.number})
 
+    def sweep(self, connection: Connection) -> int:
+        """Remove the messages of queues that are no more; give how many there were."""
+        row = connection.execute(self._sql["sweep"]).fetchone()
+        swept = 0 if row is None else int(row[0])
+        if swept:
+            log.warning("broker.messages_swept", count=swept, reason="their tenant was deleted")
+        return swept
+
     def _truncate(self, connection: Connection, segment: Segment) -> None:
         table = sql.Identifier("tenantry", f"queued_{segment.number}")
         empty = sql.SQL("SELECT NOT EXISTS (SELECT FROM {})").format(table)
@@ -90,11 +111,17 @@ class QueueRotation:
         try:
             with connection.transaction():
                 connection.execute(f"SET LOCAL lock_timeout = {LOCK_MS}")
+                connection.execute("SELECT tenantry.refuse_past_term()")
                 # Who has put a message in and not committed yet holds a lock against this one.
                 connection.execute(sql.SQL("LOCK TABLE {} IN ACCESS EXCLUSIVE MODE").format(table))
                 if _yes(connection, empty):
                     connection.execute(sql.SQL("TRUNCATE {}").format(table))
+            self._rests.pop(segment.number, None)
         except errors.LockNotAvailable:
+            # All others have waited behind us: so not again at once, where it is of no use.
+            rest = min(LONGEST_REST, 2 * self._rests.get(segment.number, 0) or 1)
+            self._rests[segment.number] = rest
+            self._next[segment.number] = self._turns + rest
             log.debug("broker.segment_in_use", segment=segment.number)
 
 

@@ -99,13 +99,21 @@ def ensure_user(connection: Connection, name: str, password: PasswordHash) -> No
     connection.execute(sql.SQL("GRANT {} TO CURRENT_USER").format(role))
 
 
+def lock_out(connection: Connection, name: str) -> None:
+    """Let nobody log in as a tenant any more, from the commit on."""
+    if _exists(connection, name):
+        role = sql.Identifier(name)
+        connection.execute(sql.SQL("ALTER ROLE {} NOLOGIN PASSWORD NULL").format(role))
+
+
 def remove_user(connection: Connection, name: str) -> None:
-    """Drop a tenant's role and end its sessions; one that owns things is locked out for good."""
+    """End the sessions of a tenant's role that is locked out, and drop it.
+
+    One that owns things is locked out for good.
+    """
     if not _exists(connection, name):
         return
     role = sql.Identifier(name)
-    # In this order, since a client that is thrown out connects again at once.
-    connection.execute(sql.SQL("ALTER ROLE {} NOLOGIN PASSWORD NULL").format(role))
     connection.execute(
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = %s", [name]
     )

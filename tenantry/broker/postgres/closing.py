@@ -1,0 +1,98 @@
+"""Ends publishing for a tenant that is going, before its queues go."""
+
+from __future__ import annotations
+
+import time
+from typing import Final, NamedTuple
+
+import structlog
+from psycopg import errors, sql
+
+from tenantry.database.pool import Connection
+from tenantry.sql import queries
+
+log = structlog.get_logger(__name__)
+
+GRACE: Final = 2.0
+"""Seconds a transaction that has published may take to end by itself."""
+
+ENDING: Final = 5.0
+"""Seconds to wait in all for those whose sessions are ended, or that can't be."""
+
+AGAIN: Final = 0.02
+
+TRIES: Final = 3
+
+_GRACE_MS: Final = round(GRACE * 1000)
+
+
+class Publisher(NamedTuple):
+    """A transaction that has put something into a queue, and may act for the tenant."""
+
+    transaction: str
+    pid: int
+    user: str
+    endable: bool
+
+
+def close_stream(connection: Connection, stream: str, user: str) -> None:
+    """Take a stream's keys away, and wait for whoever has published by them and not committed.
+
+    The order is what matters: who reads the keys from now on finds none, and who has read them
+    holds a lock of the queues' table since before that. They are ended after a while. Those that
+    can't be are named in the log; what they commit after all is swept.
+    """
+    until = time.monotonic() + GRACE
+    for left in reversed(range(TRIES)):
+        try:
+            with connection.transaction():
+                connection.execute(f"SET LOCAL lock_timeout = {_GRACE_MS}".encode())
+                connection.execute(queries("queues")["close_stream"], {"stream": stream})
+        except errors.LockNotAvailable:
+            # Somebody at REPEATABLE READ has published by them.
+            if not left:
+                raise
+            _end(connection, publishing(connection, user))
+        else:
+            break
+    known = publishing(connection, user)
+    ended = False
+    while known:
+        now = time.monotonic()
+        if now >= until and not ended:
+            _end(connection, known)
+            ended = True
+        if now >= until + ENDING:
+            _blame(known)
+            return
+        time.sleep(AGAIN)
+        still = {one.transaction for one in publishing(connection, user)}
+        known = [one for one in known if one.transaction in still]
+
+
+def publishing(connection: Connection, user: str) -> list[Publisher]:
+    """List the open transactions that may have published for a tenant, whose user is named."""
+    rows = connection.execute(queries("queues")["publishing"], {"user": user})
+    return [Publisher(*row) for row in rows]
+
+
+def _end(connection: Connection, known: list[Publisher]) -> None:
+    for one in known:
+        if not one.endable:
+            continue
+        try:
+            connection.execute(sql.SQL("SELECT pg_terminate_backend(%s)"), [one.pid])
+        except errors.InsufficientPrivilege:
+            continue  # blamed, if it does not end by itself
+        log.warning("broker.publisher_ended", pid=one.pid, user=one.user, reason="tenant_deleted")
+
+
+def _blame(known: list[Publisher]) -> None:
+    for one in known:
+        log.warning(
+            "broker.publisher_outlives_its_tenant",
+            pid=one.pid,
+            user=one.user,
+            remedy="it has published in a transaction that is still open: what it commits will be"
+            " swept; end its session (pg_terminate_backend)",
+        )

@@ -1,0 +1,154 @@
+"""A queue's reader gives out each committed message once, whoever stays open for how long."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from tenantry.broker.port import QueueSpec
+from tenantry.broker.postgres.reading import OpenTransactions, QueueReading, Stragglers
+from tests.depth import examples
+
+
+@dataclass
+class Publisher:
+    number: int
+    seqs: list[int] = field(default_factory=list)
+
+
+def a_reading() -> QueueReading:
+    spec = QueueSpec(name="q", topic="t", partition=0)
+    return QueueReading(spec=spec, id=1, redelivered_up_to=0, prefetch=100)
+
+
+class Reading(RuleBasedStateMachine):
+    """A queue, transactions that publish to it, and its reader."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.transaction = self.seq = 0
+        self.open: dict[int, Publisher] = {}
+        self.lying: set[int] = set()
+        self.in_hand: set[int] = set()
+        self.committed: set[int] = set()
+        self.given: list[int] = []
+        self.reading = a_reading()
+        self.stragglers = Stragglers()
+
+    def now(self) -> OpenTransactions:
+        newest = self.transaction + 1
+        return OpenTransactions(
+            oldest=min(self.open, default=newest), newest=newest, open=frozenset(self.open)
+        )
+
+    @rule(messages=st.integers(0, 3))
+    def begin(self, messages: int) -> None:
+        self.transaction += 1
+        publisher = Publisher(self.transaction)
+        self.open[publisher.number] = publisher
+        self.put(publisher, messages)
+
+    def put(self, publisher: Publisher, messages: int) -> None:
+        for _ in range(messages):
+            self.seq += 1
+            publisher.seqs.append(self.seq)
+
+    @precondition(lambda self: self.open)
+    @rule(data=st.data(), messages=st.integers(1, 3))
+    def publish_more(self, data: st.DataObject, messages: int) -> None:
+        self.put(self.open[data.draw(st.sampled_from(sorted(self.open)))], messages)
+
+    @precondition(lambda self: self.open)
+    @rule(data=st.data(), good=st.booleans())
+    def end(self, data: st.DataObject, good: bool) -> None:
+        publisher = self.open.pop(data.draw(st.sampled_from(sorted(self.open))))
+        if good:
+            self.lying.update(publisher.seqs)
+            self.committed.update(publisher.seqs)
+
+    @rule()
+    def a_second_passes(self) -> None:
+        self.stragglers.note(self.now(), [self.reading])
+
+    @rule()
+    def ask_who_is_open(self) -> None:
+        self.stragglers.settle(self.now(), [self.reading])
+
+    @rule()
+    def others_are_busy_for_seconds(self) -> None:
+        for _ in range(4):
+            self.begin(1)
+            publisher = self.open.pop(self.transaction)
+            self.lying.update(publisher.seqs)
+            self.committed.update(publisher.seqs)
+            self.fetch(5)
+            self.lying -= self.in_hand
+            self.in_hand.clear()
+            self.a_second_passes()
+
+    @rule(most=st.integers(1, 5))
+    def fetch(self, most: int) -> None:
+        found = sorted(
+            seq for seq in self.lying if seq > self.reading.floor and seq not in self.in_hand
+        )[:most]
+        self.given += found
+        self.in_hand.update(found)
+        if not found:
+            self.reading.hungry = False
+            self.reading.caught_up()
+            return
+        now = self.now()
+        self.reading.fetched(
+            found[-1],
+            exhausted=len(found) < most,
+            oldest_open=max(now.oldest, self.stragglers.oldest_other),
+            newest=now.newest,
+        )
+
+    @precondition(lambda self: self.in_hand)
+    @rule(data=st.data())
+    def acknowledge(self, data: st.DataObject) -> None:
+        done = data.draw(st.sets(st.sampled_from(sorted(self.in_hand))))
+        self.in_hand -= done
+        self.lying -= done
+
+    @invariant()
+    def nothing_is_given_twice_or_before_it_is_there(self) -> None:
+        assert len(self.given) == len(set(self.given))
+        assert set(self.given) <= self.committed
+
+    def teardown(self) -> None:
+        for publisher in self.open.values():
+            self.lying.update(publisher.seqs)
+            self.committed.update(publisher.seqs)
+        self.open.clear()
+        self.ask_who_is_open()
+        for _ in range(len(self.committed) + 1):
+            self.fetch(5)
+        assert set(self.given) == self.committed
+
+
+TestReading = Reading.TestCase
+TestReading.settings = settings(max_examples=examples(25, 200), stateful_step_count=40)
+
+
+def test_the_floor_rises_past_a_transaction_that_stays_open_and_looks_back_when_it_ends() -> None:
+    reading, stragglers = a_reading(), Stragglers()
+    elders = frozenset({7})
+    for newest in (20, 30):
+        now = OpenTransactions(oldest=7, newest=newest, open=elders)
+        stragglers.note(now, [reading])
+        reading.fetched(newest, exhausted=True, oldest_open=7, newest=newest)
+    assert reading.floor == 0
+    reading.fetched(40, exhausted=True, oldest_open=stragglers.oldest_other, newest=40)
+    assert reading.floor == 20
+    ended = OpenTransactions(oldest=50, newest=50, open=frozenset())
+    stragglers.settle(ended, [reading])
+    assert reading.floor == 0
+    assert reading.hungry
+    reading.fetched(45, exhausted=True, oldest_open=50, newest=50)
+    assert reading.floor >= 20
+    assert not stragglers
