@@ -8,10 +8,11 @@ from contextlib import ExitStack
 from starlette.types import ASGIApp
 
 from tenantry.api.door import Door
+from tenantry.api.relay import Relay
 from tenantry.api.routes.metrics import alone
 from tenantry.api.server import ApiServer
 from tenantry.front.plan import WorkWith
-from tenantry.front.process import Front, relay_beside
+from tenantry.front.process import Front
 from tenantry.settings import Settings
 from tenantry.telemetry.metrics_page import MetricsPage
 
@@ -20,9 +21,9 @@ class Entrance:
     """The listeners: they answer 503 at first, then serve the application that was opened last."""
 
     def __init__(self, settings: Settings) -> None:
-        relay = relay_beside(settings.control_socket)
+        relay = Relay()
         self._door, self._metrics_door = Door(), Door()
-        self._api = ApiServer(self._door, socket_path=settings.control_socket, relay_path=relay)
+        self._api = ApiServer(self._door, socket_path=settings.control_socket, relay=relay)
         self._front = Front(
             (settings.server.host, settings.server.port),
             relay=relay,

@@ -11,10 +11,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
+from tenantry.unixpath import addressed
+
 _BACKLOG: Final = 512
 # A socket is made with 0777 less the mask.
 _GROUP: Final = 0o117
-_OWNER: Final = 0o177
 
 
 class ListenError(Exception):
@@ -37,7 +38,7 @@ class ControlSocket:
         self.path = path
         self._lock = _lock(path)
         try:
-            self.socket = _bind_unix(path, _GROUP)
+            self.socket = _bind_unix(path)
             made = path.stat()
             self._inode = (made.st_dev, made.st_ino)
         except BaseException:
@@ -116,22 +117,15 @@ def _lock(path: Path) -> int:
     return lock
 
 
-def bind_private(path: Path) -> socket.socket:
-    """Listen on a Unix socket for the same user only, in place of one a killed process has left.
-
-    Whoever calls it must be the only one who would: it asks nobody. Raises `ListenError`.
-    """
-    return _bind_unix(path, _OWNER)
-
-
-def _bind_unix(path: Path, mask: int) -> socket.socket:
+def _bind_unix(path: Path) -> socket.socket:
     bound = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         _clear(path)
         # The process's mask, for this one moment: no socket is ever there with a wider mode.
-        before = os.umask(mask)
+        before = os.umask(_GROUP)
         try:
-            bound.bind(os.fspath(path))
+            with addressed(path) as address:
+                bound.bind(address)
         finally:
             os.umask(before)
         bound.listen(_BACKLOG)

@@ -21,11 +21,11 @@ from tenantry.api.listeners import (
     ControlSocket,
     ControlSocketBusyError,
     ListenError,
-    bind_private,
     bind_tcp,
     tls_context,
 )
 from tenantry.api.protocol import PEER_KEY, bounded_h11
+from tenantry.api.relay import Relay
 from tenantry.telemetry.heartbeat import Heartbeat
 
 __all__ = ["ApiServer", "ControlSocketBusyError", "ListenError"]
@@ -46,7 +46,8 @@ class ApiServer:
     """Listens and serves. Made on any thread; `run` blocks the thread that owns it.
 
     With `tls`, the files of a certificate and its key, TCP is served as HTTPS. `listening` is a
-    TCP socket that is bound already. `relay_path` is where a front hands on what it has from TCP.
+    TCP socket that is bound already. By `relay` a front hands on what it has from TCP; it is closed
+    with the rest.
 
     `bind` takes the addresses and raises `ListenError` where one can't be had; then neither is.
     `stop` may come from any thread, at any time, more than once.
@@ -57,7 +58,7 @@ class ApiServer:
         app: ASGIApp,
         *,
         socket_path: Path | None = None,
-        relay_path: Path | None = None,
+        relay: Relay | None = None,
         tcp: tuple[str, int] | None = None,
         listening: socket.socket | None = None,
         tls: tuple[Path, Path] | None = None,
@@ -67,14 +68,13 @@ class ApiServer:
         self.heartbeat: Final = Heartbeat()
         self._app = app
         self._socket_path = socket_path
-        self._relay_path = relay_path
+        self._relay = relay
         self._tcp_address = tcp
         self._tls_files = tls
         self._tls: ssl.SSLContext | None = None
         self._max_connections = max_connections
         self._grace = grace
         self._control: ControlSocket | None = None
-        self._relay: socket.socket | None = None
         self._tcp = listening
         self._port: int | None = None
         self._guard = threading.Lock()
@@ -99,8 +99,6 @@ class ApiServer:
                     self._tls = tls_context(*self._tls_files)
                 if self._socket_path is not None:
                     self._control = ControlSocket(self._socket_path)
-                if self._relay_path is not None:
-                    self._relay = bind_private(self._relay_path)
                 if self._tcp_address is not None:
                     self._tcp = bind_tcp(*self._tcp_address)
                 if self._tcp is not None:
@@ -158,7 +156,7 @@ class ApiServer:
         if self._control is not None:
             servers.append((self._server(Listener.CONTROL, closing), self._control.socket))
         if self._relay is not None:
-            servers.append((self._server(Listener.TCP, closing, relayed=True), self._relay))
+            servers.append((self._server(Listener.TCP, closing, relayed=True), self._relay.near))
         if self._tcp is not None:
             servers.append((self._server(Listener.TCP, closing), self._tcp))
         with self._guard:
@@ -221,9 +219,8 @@ class ApiServer:
     def _release(self) -> None:
         if self._control is not None:
             self._control.close()
-        if self._relay is not None and self._relay_path is not None:
+        if self._relay is not None:
             self._relay.close()
-            self._relay_path.unlink(missing_ok=True)
         if self._tcp is not None:
             self._tcp.close()
 

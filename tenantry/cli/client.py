@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import struct
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
@@ -13,6 +14,7 @@ from urllib.parse import quote
 import httpx
 
 from tenantry.cli.failures import ApiError, CommandError, DaemonUnreachableError
+from tenantry.unixpath import addressed
 
 TIMEOUT: Final = 60.0
 """Seconds an answer may take where a call says nothing else: a command waits for its effect."""
@@ -27,13 +29,8 @@ class ControlClient:
     def __init__(self, path: Path, *, timeout: float = TIMEOUT) -> None:
         self.path = path
         self._timeout = timeout
-        self._reached = False
-        self._http = httpx.Client(
-            # There is no TLS on a Unix socket: nothing to verify, and no certificates to load.
-            transport=httpx.HTTPTransport(uds=str(path), verify=False),
-            base_url="http://localhost",
-            trust_env=False,
-        )
+        self._addressed = ExitStack()
+        self._http: httpx.Client | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -47,8 +44,9 @@ class ControlClient:
         self.close()
 
     def close(self) -> None:
-        """Close the connection."""
-        self._http.close()
+        """Close the connection; the next call makes another."""
+        self._http = None
+        self._addressed.close()
 
     def send(
         self,
@@ -64,10 +62,9 @@ class ControlClient:
         Raises `DaemonUnreachableError`, or `CommandError` where no answer comes in time.
         """
         wait = self._timeout if timeout is None else timeout
-        if not self._reached:
-            self._reach()
+        http = self._http or self._reach()
         try:
-            answer = self._http.request(
+            answer = http.request(
                 method,
                 path,
                 params=params,
@@ -77,7 +74,7 @@ class ControlClient:
         except httpx.TimeoutException as error:
             raise CommandError(f"no answer from the daemon within {wait:g} s") from error
         except httpx.TransportError as error:
-            self._reached = False
+            self.close()
             raise DaemonUnreachableError(
                 f"the daemon at {self.path} closed the connection before it answered"
             ) from error
@@ -137,10 +134,11 @@ class ControlClient:
         pid: int = struct.unpack("3i", raw)[0]
         return pid or None  # 0: it lives in another process namespace
 
-    def _reach(self) -> None:
+    def _reach(self) -> httpx.Client:
         """Try the socket before the HTTP client does, which hides the reason and leaks sockets."""
         try:
             self._connect().close()
+            uds = self._addressed.enter_context(addressed(self.path))
         except PermissionError as error:
             raise DaemonUnreachableError(
                 f"no permission to use the control socket {self.path}: ask for its group"
@@ -149,13 +147,22 @@ class ControlClient:
             raise DaemonUnreachableError(
                 f"no daemon answers at {self.path}: start it with `tenantry run`"
             ) from error
-        self._reached = True
+        self._http = self._addressed.enter_context(
+            httpx.Client(
+                # There is no TLS on a Unix socket: nothing to verify, and no certificates to load.
+                transport=httpx.HTTPTransport(uds=uds, verify=False),
+                base_url="http://localhost",
+                trust_env=False,
+            )
+        )
+        return self._http
 
     def _connect(self) -> socket.socket:
         probe = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             probe.settimeout(CONNECT_TIMEOUT)
-            probe.connect(str(self.path))
+            with addressed(self.path) as address:
+                probe.connect(address)
         except BaseException:
             probe.close()
             raise

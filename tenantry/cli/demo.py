@@ -23,7 +23,8 @@ from tenantry.cli.failures import CommandError
 from tenantry.cli.options import config_option, example, json_option
 from tenantry.cli.producing import progress_of
 from tenantry.producer.run import ProduceResult, ProducerOptions, produce
-from tenantry.settings.model import CONTROL_SOCKET, MAX_SOCKET_PATH
+from tenantry.settings.model import CONTROL_SOCKET
+from tenantry.unixpath import MAX_SOCKET_PATH
 from tenantry.urls import address
 
 READY_TIMEOUT: Final = 60.0

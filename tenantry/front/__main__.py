@@ -40,7 +40,7 @@ def main() -> None:
         return
     logging.configure(first.log_level, first.log_format)  # type: ignore[arg-type]
     logging.dump_stacks_on_sigusr1()
-    app = FrontApplication(Path(first.relay), first.jwt_secret)
+    app = FrontApplication(socket.socket(fileno=first.relay), first.jwt_secret)
     server = ApiServer(
         app,
         listening=socket.socket(fileno=first.descriptor),

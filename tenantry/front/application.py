@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Final
 
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -25,7 +25,7 @@ class FrontApplication:
 
     def __init__(
         self,
-        relay: Path,
+        relay: socket.socket,
         jwt_secret: str | None,
         *,
         max_body_bytes: int = MAX_BODY_BYTES,

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import AsyncIterable
-from pathlib import Path
 from typing import Final
 
 import httpcore
@@ -14,6 +14,7 @@ from starlette.types import Receive, Scope, Send
 from tenantry.api.connection import RELAYED_PEER, connection_of
 from tenantry.api.middleware import CORRELATION_HEADER, correlation_id_of
 from tenantry.api.problems import unavailable
+from tenantry.front.relayed import RelayBackend
 
 _log: Final[structlog.stdlib.BoundLogger] = structlog.get_logger(__name__)
 
@@ -47,15 +48,16 @@ _NOT_BACK: Final = frozenset({b"connection", b"date", b"keep-alive", b"transfer-
 
 
 class Forward:
-    """The daemon's application, at the other end of a Unix socket.
+    """The daemon's application, at the other end of the relay.
 
     Who is answered by it has passed everything that stands before the application here; there it
     passes the same again, with the peer's name as the front has seen it.
     """
 
-    def __init__(self, relay: Path) -> None:
+    def __init__(self, relay: socket.socket) -> None:
         self._pool = httpcore.AsyncConnectionPool(
-            uds=str(relay),
+            uds="the relay",  # no TCP; it is no path
+            network_backend=RelayBackend(relay),
             max_connections=MAX_CONNECTIONS,
             max_keepalive_connections=MAX_IDLE,
             keepalive_expiry=IDLE_SECONDS,

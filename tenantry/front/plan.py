@@ -13,13 +13,13 @@ from typing import Any, Final
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Serve:
-    """How to serve: `descriptor` is the listening socket's, `relay` the daemon's Unix socket.
+    """How to serve: the descriptors of the listening socket and of the relay's far end.
 
     `tls` names the files of a certificate and its key.
     """
 
     descriptor: int
-    relay: str
+    relay: int
     jwt_secret: str | None
     tls: tuple[str, str] | None
     log_level: str

@@ -17,6 +17,7 @@ from typing import Final
 import structlog
 
 from tenantry.api.listeners import ListenError, bind_tcp, tls_context
+from tenantry.api.relay import Relay
 from tenantry.front import plan
 from tenantry.telemetry.heartbeat import Heartbeat
 
@@ -35,11 +36,6 @@ LONGEST_LAUNCH: Final = 60.0
 
 HEALTHY_SECONDS: Final = 30.0
 """How long a front has to live for its next failure to count as the first one again."""
-
-
-def relay_beside(control_socket: Path) -> Path:
-    """Give the path of the socket between the daemon and its front."""
-    return control_socket.with_name(f"{control_socket.name}.front")
 
 
 def _bind(address: tuple[str, int]) -> socket.socket:
@@ -72,7 +68,7 @@ class Front:
         self,
         address: tuple[str, int],
         *,
-        relay: Path,
+        relay: Relay,
         jwt_secret: str | None,
         tls: tuple[Path, Path] | None,
         log_level: str,
@@ -169,7 +165,7 @@ class Front:
     def _launch(self) -> subprocess.Popen[bytes] | None:
         """Start a front and tell it all it has to know; None where the end has come meanwhile."""
         assert self._socket is not None  # noqa: S101 - bound before it is run
-        descriptor = self._socket.fileno()
+        descriptor, relay = self._socket.fileno(), self._relay.far.fileno()
         with self._guard:
             if self._stopping.is_set():
                 return None
@@ -179,7 +175,7 @@ class Front:
                 stdout=subprocess.PIPE,
                 # A terminal's Ctrl-C is the daemon's to hear.
                 process_group=0,
-                pass_fds=[descriptor],
+                pass_fds=[descriptor, relay],
                 # Found where this process has found it, wherever that was started.
                 env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
             )
@@ -187,7 +183,7 @@ class Front:
             self._say(
                 plan.Serve(
                     descriptor=descriptor,
-                    relay=str(self._relay),
+                    relay=relay,
                     jwt_secret=self._jwt_secret,
                     tls=None if self._tls is None else (str(self._tls[0]), str(self._tls[1])),
                     log_level=level,

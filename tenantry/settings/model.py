@@ -21,10 +21,8 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from tenantry.unixpath import MAX_SOCKET_PATH
 from tenantry.urls import address
-
-MAX_SOCKET_PATH: Final = 107
-"""Bytes a Unix socket's path may have on Linux."""
 
 MIN_SECRET: Final = 32
 MANAGEMENT_PORT: Final = 15672

@@ -17,7 +17,11 @@ import httpx
 import pytest
 
 from tenantry.api import protocol
+from tenantry.api.entrance import Entrance
 from tenantry.api.server import ApiServer, ControlSocketBusyError, ListenError
+from tenantry.cli.client import ControlClient
+from tenantry.cli.failures import DaemonUnreachableError
+from tenantry.settings import Settings
 from tests.fakes.api import Served, World, serving, short_directory
 
 
@@ -85,6 +89,40 @@ def test_a_file_that_is_no_socket_is_left_alone(directory: Path) -> None:
 def test_a_path_that_can_not_be_bound_is_named(directory: Path, name: str) -> None:
     with pytest.raises(ListenError, match=name):
         ApiServer(World().app(), socket_path=directory / name).bind()
+
+
+def test_a_socket_in_a_directory_of_any_length_is_found_by_commands(directory: Path) -> None:
+    deep = directory.joinpath(*["ü" * 100] * 3)
+    deep.mkdir(parents=True)
+    path = deep / "control.sock"
+    server = ApiServer(World().app(), socket_path=path)
+    server.bind()
+    serves = threading.Thread(target=server.run)
+    serves.start()
+    try:
+        with ControlClient(path) as client:
+            assert client.call("GET", "/healthz")
+            assert client.daemon_pid() == os.getpid()
+        with pytest.raises(ControlSocketBusyError):
+            ApiServer(World().app(), socket_path=path).bind()
+    finally:
+        assert server.stop()
+        serves.join(10)
+    assert not path.exists()
+    with ControlClient(path) as client, pytest.raises(DaemonUnreachableError):
+        client.call("GET", "/healthz")
+
+
+def test_everything_is_listened_on_beside_a_control_socket_of_107_bytes(directory: Path) -> None:
+    name = "s" * (107 - len(bytes(directory)) - 1)
+    settings = Settings.model_validate(
+        {"state_dir": directory, "control": {"socket": directory / name}, "server": {"port": 0}}
+    )
+    entrance = Entrance(settings)
+    entrance.bind()
+    for one in entrance.loops().values():
+        one.stop()
+    assert {path.name for path in directory.iterdir()} == {f"{name}.lock"}
 
 
 def test_a_taken_port_is_named_and_the_control_socket_given_back(directory: Path) -> None:

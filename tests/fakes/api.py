@@ -24,6 +24,7 @@ from tenantry.api.port import (
     SystemStatus,
     TenantRuntime,
 )
+from tenantry.api.relay import Relay
 from tenantry.api.server import ApiServer
 from tenantry.api.tail import JournalTail
 from tenantry.audit.auditor import Auditor
@@ -439,15 +440,15 @@ def short_directory() -> Iterator[Path]:
 def serving(world: World, **options: Any) -> Iterator[Served]:
     """Serve a world on both listeners, on threads of their own."""
     with short_directory() as directory:
-        path, relay = directory / "control.sock", directory / "relay.sock"
+        path, relay = directory / "control.sock", Relay()
         app = world.app()
-        api = ApiServer(app, socket_path=path, relay_path=relay, **options)
+        api = ApiServer(app, socket_path=path, relay=relay, **options)
         limits = {
             key: world.options[key]
             for key in ("max_body_bytes", "body_timeout")
             if key in world.options
         }
-        front = FrontApplication(relay, world.options.get("jwt_secret"), **limits)
+        front = FrontApplication(relay.far, world.options.get("jwt_secret"), **limits)
         server = ApiServer(front, tcp=("127.0.0.1", 0), **options)
         threads = []
         for one, name in ((api, "api"), (server, "front")):

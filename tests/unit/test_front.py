@@ -20,7 +20,7 @@ from tests.waiting import eventually
     [
         Serve(
             descriptor=3,
-            relay="/run/relay",
+            relay=4,
             jwt_secret="ü" * 32,
             tls=None,
             log_level="info",
