@@ -89,7 +89,8 @@ _COMPILED: Final[list[tuple[str, re.Pattern[str], Access]]] = [
 
 
 def rule_for(method: str, path: str) -> Rule | None:
-    """Find the rule of a request; None where no route answers it."""
+    """Find the rule of a request; None where no route answers it. HEAD is as GET."""
+    method = "GET" if method == "HEAD" else method
     for wanted, pattern, access in _COMPILED:
         if wanted == method and (match := pattern.match(path)):
             return Rule(access=access, tenant_id=match.groupdict().get("tenant_id"))
@@ -103,7 +104,8 @@ def shown(path: str) -> str:
 
 def methods_of(path: str) -> list[str]:
     """Tell which methods a path takes."""
-    return sorted({method for method, pattern, _ in _COMPILED if pattern.match(path)})
+    methods = {method for method, pattern, _ in _COMPILED if pattern.match(path)}
+    return sorted(methods | {"HEAD"} if "GET" in methods else methods)
 
 
 def check_routes(routes: Iterable[BaseRoute]) -> None:

@@ -48,6 +48,8 @@ def document(app: FastAPI) -> dict[str, Any]:
         made = get_openapi(
             title=app.title, version=app.version, description=app.description, routes=app.routes
         )
+        # Where the document itself was found, whatever prefix a proxy has put before that.
+        made["servers"] = [{"url": "."}]
         components = made["components"]
         for foreign in ("HTTPValidationError", "ValidationError"):
             components["schemas"].pop(foreign, None)

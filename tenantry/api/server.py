@@ -17,6 +17,7 @@ import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tenantry.api.connection import RELAYED_PEER, Connection, Listener, mark
+from tenantry.api.heads import as_get
 from tenantry.api.listeners import (
     ControlSocket,
     ControlSocketBusyError,
@@ -285,7 +286,7 @@ async def _all_listening(servers: list[_Server]) -> None:
 
 
 class _Entrance:
-    """Marks requests with how they came in."""
+    """Marks requests with how they came in; HEAD goes on as GET."""
 
     def __init__(
         self, app: ASGIApp, listener: Listener, closing: asyncio.Event, *, relayed: bool
@@ -299,5 +300,6 @@ class _Entrance:
         peer = str(scope.get("state", {}).get(PEER_KEY, "unknown"))
         if self._relayed:
             peer = dict(scope["headers"]).get(RELAYED_PEER, b"unknown").decode("latin-1")
+        scope, send = as_get(scope, send)
         mark(scope, Connection(listener=self._listener, peer=peer, closing=self._closing))
         await self._app(scope, receive, send)

@@ -190,7 +190,7 @@ def test_a_list_has_a_thousand_messages_at_most() -> None:
 
 def test_a_405_names_every_method_the_path_takes(api: Served) -> None:
     answer = api.control.patch("/tenants/acme")
-    assert answer.headers["allow"] == "DELETE, GET"
+    assert answer.headers["allow"] == "DELETE, GET, HEAD"
     problem(answer, 405)
 
 

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
+from urllib.parse import urljoin
 
 import pytest
 
@@ -84,11 +85,27 @@ def test_the_documentation_needs_nothing_from_elsewhere(api: Served, path: str) 
     assert "://" not in page.text
     links = re.findall(r'(?:src|href)="([^"]+)"', page.text)
     assert len(links) == 4
+    # As a browser finds them behind a proxy that puts a prefix before every path.
+    seen = f"http://proxy/some/prefix{path}"
     for link in links:
         if not link.startswith("data:"):
-            found = api.tcp.get(link)
+            there = urljoin(seen, link).removeprefix("http://proxy/some/prefix")
+            found = api.tcp.get(there)
             assert found.status_code == 200
-            assert "://" not in found.text if link.endswith("start.js") else len(found.text) > 9999
+            if link.endswith("start.js"):
+                assert "://" not in found.text
+                (document,) = re.findall(r'new URL\("([^"]+)", document.currentScript', found.text)
+                assert urljoin(urljoin(seen, link), document) == (
+                    "http://proxy/some/prefix/openapi.json"
+                )
+            else:
+                assert len(found.text) > 9999
+
+
+def test_the_description_places_the_api_where_it_was_found_itself(api: Served) -> None:
+    (server,) = api.tcp.get("/openapi.json").json()["servers"]
+    there = urljoin("http://proxy/some/prefix/openapi.json", server["url"])
+    assert there == "http://proxy/some/prefix/"
 
 
 def _operations(document: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:

@@ -19,6 +19,7 @@ _FILES: Final = {
     "swagger-ui.css": "text/css",
     "swagger-ui-bundle.js": "text/javascript",
 }
+# Everything is named from where it is, so that a proxy may put any prefix before it.
 _PAGE: Final = """\
 <!doctype html>
 <html lang="en">
@@ -27,18 +28,18 @@ _PAGE: Final = """\
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>Tenantry API</title>
 <link rel="icon" href="data:,">
-<link rel="stylesheet" href="/swagger/swagger-ui.css">
+<link rel="stylesheet" href="{assets}swagger-ui.css">
 </head>
 <body>
 <div id="swagger-ui"></div>
-<script src="/swagger/swagger-ui-bundle.js"></script>
-<script src="/swagger/start.js"></script>
+<script src="{assets}swagger-ui-bundle.js"></script>
+<script src="{assets}start.js"></script>
 </body>
 </html>
 """
 _START: Final = """\
 SwaggerUIBundle({
-  url: "/openapi.json",
+  url: new URL("../openapi.json", document.currentScript.src).href,
   dom_id: "#swagger-ui",
   deepLinking: true,
   validatorUrl: null,
@@ -60,12 +61,12 @@ def add_routes(app: FastAPI) -> None:
 
     @app.get("/docs", include_in_schema=False)
     async def docs() -> Response:
-        return _page()
+        return _page("swagger/")
 
     @app.get("/swagger/{asset}", include_in_schema=False)
     async def swagger(asset: str) -> Response:
         if asset == "index.html":
-            return _page()
+            return _page("")
         if asset == "start.js":
             return Response(_START, media_type="text/javascript")
         if asset not in _FILES:
@@ -77,8 +78,9 @@ def add_routes(app: FastAPI) -> None:
         )
 
 
-def _page() -> Response:
-    return Response(_PAGE, media_type="text/html", headers={"Content-Security-Policy": _POLICY})
+def _page(assets: str) -> Response:
+    page = _PAGE.format(assets=assets)
+    return Response(page, media_type="text/html", headers={"Content-Security-Policy": _POLICY})
 
 
 @cache
