@@ -31,7 +31,7 @@ ENVIRONMENT = "TENANTRY_TEST_PRELOADED"
 """Names the process's socket to every worker of a test run."""
 
 ROOT = Path(__file__).parents[1]
-MODULES = ("daemon", "tenantry.cli.main", "tenantry.front.__main__")
+MODULES = ("daemon", "tenantry.cli.main", "tenantry.front.__main__", "tenantry.front.serving")
 LARGEST = 150_000
 """Bytes a request may have."""
 FDS = 16

@@ -13,6 +13,7 @@ from urllib.parse import quote
 
 import httpx
 
+from tenantry.cli import exact
 from tenantry.cli.failures import ApiError, CommandError, DaemonUnreachableError
 from tenantry.unixpath import addressed
 
@@ -188,7 +189,7 @@ def _decoded(answer: httpx.Response) -> Any:
     if not answer.content:
         return None
     try:
-        return answer.json()
+        return exact.loads(answer.content.decode())
     except ValueError:
         if answer.is_success:
             raise CommandError("the daemon's answer is no JSON") from None

@@ -6,11 +6,13 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import click
 
 import tenantry
+from tenantry.cli import streams
 from tenantry.cli.audit import audit
 from tenantry.cli.broker import broker
 from tenantry.cli.completion import completion
@@ -29,6 +31,7 @@ from tenantry.cli.options import config_option
 from tenantry.cli.producing import produce
 from tenantry.cli.reading import events, messages
 from tenantry.cli.service import migrate, run
+from tenantry.cli.streams import OutputError
 from tenantry.cli.system import drain, status, stop
 from tenantry.cli.tenants import tenant
 from tenantry.cli.token import token
@@ -57,6 +60,7 @@ for _command in (
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and give its exit code; failures become one line on stderr."""
+    streams.prepare()
     try:
         result = cli.main(
             args=None if argv is None else list(argv), prog_name="tenantry", standalone_mode=False
@@ -65,15 +69,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (KeyboardInterrupt, click.Abort):
         return INTERRUPTED
     except click.ClickException as error:
-        error.show()
+        with suppress(OSError):
+            error.show()
         return error.exit_code
     except SettingsError as error:
         return _fail(str(error), BAD_USAGE)
+    except OutputError as error:
+        streams.give_up_output()
+        return _fail(str(error), error.exit_code)
     except CommandError as error:
         return _fail(str(error), error.exit_code)
     except BrokenPipeError:
-        # Whoever read has gone; the interpreter must not try to flush again at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        streams.give_up_output()  # whoever read has gone, and knows
         return BROKEN_PIPE
     except Exception as error:  # noqa: BLE001 - the last resort: a line, not a traceback
         if os.environ.get("TENANTRY_LOG_LEVEL", "").lower() == "debug":
@@ -84,7 +91,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _fail(message: str, code: int) -> int:
-    click.echo(f"{click.style('error:', fg='red')} {message}", err=True)
+    with suppress(OSError):  # where nobody hears it, the exit code is what is left
+        click.echo(f"{click.style('error:', fg='red')} {message}", err=True)
     return code
 
 

@@ -6,13 +6,14 @@ came from elsewhere is shown with its control characters escaped, and never as m
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
 import click
+
+from tenantry.cli import exact, streams
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -21,17 +22,13 @@ if TYPE_CHECKING:
 
 def print_json(value: object) -> None:
     """Print one JSON document."""
-    text = json.dumps(value, indent=2, ensure_ascii=False)
-    try:
-        text.encode(sys.stdout.encoding or "utf-8")
-    except UnicodeEncodeError:
-        text = json.dumps(value, indent=2)
-    click.echo(text)
+    text = exact.dumps(value, indent=2)
+    click.echo(text if streams.takes(text) else exact.dumps(value, indent=2, ascii_only=True))
 
 
 def compact_json(value: object) -> str:
     """Give a value as JSON on one line, in ASCII, so that nothing in it can break the line."""
-    return json.dumps(value, separators=(", ", ": "))
+    return exact.dumps(value, ascii_only=True)
 
 
 def clean(value: object) -> str:

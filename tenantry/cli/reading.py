@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import base64
-import json
 from collections.abc import Mapping
 from typing import Any, Final
 from urllib.parse import quote
 
 import click
 
-from tenantry.cli import output
+from tenantry.cli import exact, output
 from tenantry.cli.client import PAGE, ControlClient, tenant_path
 from tenantry.cli.options import example, json_option, tenant_argument, with_client
 
@@ -132,7 +131,7 @@ def _payload(message: Mapping[str, Any]) -> str:
     """Show a payload as JSON, a body as text where it is text, else in base64."""
     body = message.get("body")
     if body is None:
-        return json.dumps(message.get("payload"), ensure_ascii=False)
+        return exact.dumps(message.get("payload"))
     try:
         return base64.b64decode(body).decode()
     except UnicodeDecodeError:

@@ -8,7 +8,6 @@ insert tells, and everything is done again.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
@@ -27,6 +26,7 @@ from tenantry.handlers.connection import as_it_was, sever
 from tenantry.handlers.crew import Call, Crew, HandlerHangsError, Ran
 from tenantry.handlers.cursor import HandlerCursor
 from tenantry.handlers.message import Handler, Message
+from tenantry.handlers.payload import parse
 from tenantry.messages.attempts import HANDLER_FAILED, HANDLER_TIMEOUT
 from tenantry.messages.dead_letters import fingerprint
 from tenantry.messages.headers import UnreadableHeadersError
@@ -256,8 +256,7 @@ class HandledTransaction:
         payload = None
         if entry.is_json:
             try:
-                # The standard library's: whole numbers of any length stay what they are.
-                payload = json.loads(entry.message.body.decode())
+                payload = parse(entry.message.body)
             except (ValueError, RecursionError) as error:
                 # What the database takes and Python does not is the message's failure, too.
                 handler = partial(_raise, error)

@@ -1,0 +1,95 @@
+"""JSON that is passed on as it was given: no number is changed by having been read."""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+from typing import Any, Final
+
+_DEEPEST: Final = 100
+"""Levels of nesting that are read; what is nested deeper stays text."""
+
+_PART: Final = re.compile(r'"(?:[^"\\]|\\.)*"|[\[\]{}]', re.DOTALL)
+_LONGEST_INT: Final = 4000
+
+
+class Json(str):
+    """A piece of JSON that is passed on as it is: a number that Python would write otherwise."""
+
+    __slots__ = ()
+
+
+def loads(text: str) -> Any:
+    """Read JSON. Raises `ValueError`."""
+    cut: dict[str, Json] = {}
+    found = json.loads(
+        _cut(text, secrets.token_hex(16), cut), parse_int=_whole, parse_float=_fraction
+    )
+    return _put_back(found, cut) if cut else found
+
+
+def dumps(value: object, *, indent: int | None = None, ascii_only: bool = False) -> str:
+    """Write JSON, on one line without `indent`."""
+    kept: list[Json] = []
+    mark = secrets.token_hex(16)
+    text = json.dumps(_set_aside(value, mark, kept), indent=indent, ensure_ascii=ascii_only)
+    return re.sub(rf'"{mark}:(\d+)"', lambda found: kept[int(found[1])], text) if kept else text
+
+
+def _whole(text: str) -> int | Json:
+    if len(text) > _LONGEST_INT or text == "-0":
+        return Json(text)
+    return int(text)
+
+
+def _fraction(text: str) -> float | Json:
+    near = float(text)
+    return near if repr(near) == text else Json(text)
+
+
+def _cut(text: str, mark: str, cut: dict[str, Json]) -> str:
+    """Put a name in place of every piece that is nested too deeply."""
+    if text.count("[") + text.count("{") < _DEEPEST:
+        return text
+    parts: list[str] = []
+    depth = begin = done = 0
+    for found in _PART.finditer(text):
+        match found[0]:
+            case "[" | "{":
+                depth += 1
+                if depth == _DEEPEST:
+                    begin = found.start()
+            case "]" | "}":
+                if depth == _DEEPEST:
+                    name = f"{mark}:{len(cut)}"
+                    cut[name] = Json(text[begin : found.end()])
+                    parts += (text[done:begin], f'"{name}"')
+                    done = found.end()
+                depth -= 1
+    return "".join((*parts, text[done:]))
+
+
+def _put_back(value: Any, cut: dict[str, Json]) -> Any:
+    match value:
+        case dict():
+            return {key: _put_back(one, cut) for key, one in value.items()}
+        case list():
+            return [_put_back(one, cut) for one in value]
+        case str():
+            return cut.get(value, value)
+        case _:
+            return value
+
+
+def _set_aside(value: Any, mark: str, kept: list[Json]) -> Any:
+    match value:
+        case Json():
+            kept.append(value)
+            return f"{mark}:{len(kept) - 1}"
+        case dict():
+            return {key: _set_aside(one, mark, kept) for key, one in value.items()}
+        case list() | tuple():
+            return [_set_aside(one, mark, kept) for one in value]
+        case _:
+            return value
