@@ -45,6 +45,7 @@ from tenantry.handlers.wiring import store_patience
 from tenantry.journal.port import Metadata
 from tenantry.process.ending import DRAIN_SECONDS, end_at_latest
 from tenantry.process.limits import allow_open_files
+from tenantry.process.refusals import explained, make_state_dir
 from tenantry.process.reload import LiveSettings
 from tenantry.process.report import Report
 from tenantry.process.signals import Signals, StopRequestedError
@@ -81,7 +82,7 @@ def serve(settings: Settings, load: Callable[[], Settings]) -> int:
     0: all that was accepted is finished. 1: something is left, or the supervisor failed; each
     orphan is named in the log. `load` reads the settings again, when SIGHUP asks for it. Raises
     what keeps it from starting: `DatabaseError`, `BrokerError`, `ListenError`, `SettingsError`,
-    `HandlerResolveError`.
+    `HandlerResolveError`, `StartError`.
     """
     allow_open_files()
     try:
@@ -98,6 +99,9 @@ def serve(settings: Settings, load: Callable[[], Settings]) -> int:
         return 0
     except Exception as error:
         if not signals.interrupted:
+            # Not of a connection: those are the adapters' to explain.
+            if isinstance(error, OSError) and not isinstance(error, ConnectionError):
+                raise explained(error, settings) from error
             raise
         # Whatever the signal broke off, a statement say, fails in its own way on the way out.
         log.info("daemon.stopped_while_starting", error=f"{type(error).__name__}: {error}")
@@ -175,7 +179,7 @@ class Daemon:
     def _listen(self) -> Entrance:
         settings = self._settings
         log.info("daemon.starting", version=__version__, pid=os.getpid())
-        settings.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_state_dir(settings)
         entrance = Entrance(settings)
         entrance.bind()
         for name, loop in entrance.loops().items():

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import errno
+import socket
 from collections.abc import Mapping
 from contextlib import ExitStack
 
 from starlette.types import ASGIApp
 
 from tenantry.api.door import Door
+from tenantry.api.listeners import ControlSocketBusyError, ListenError, TlsFilesError
 from tenantry.api.relay import Relay
 from tenantry.api.routes.metrics import alone
 from tenantry.api.server import ApiServer
 from tenantry.front.plan import WorkWith
 from tenantry.front.process import Front
+from tenantry.process import refusals
 from tenantry.settings import Settings
 from tenantry.telemetry.metrics_page import MetricsPage
 
@@ -21,6 +25,7 @@ class Entrance:
     """The listeners: they answer 503 at first, then serve the application that was opened last."""
 
     def __init__(self, settings: Settings) -> None:
+        self._settings = settings
         relay = Relay()
         self._door, self._metrics_door = Door(), Door()
         self._api = ApiServer(self._door, socket_path=settings.control_socket, relay=relay)
@@ -38,16 +43,41 @@ class Entrance:
         )
 
     def bind(self) -> None:
-        """Take every address, or none. Raises `ListenError`.
+        """Take every address, or none. Raises `ListenError`, which names the key.
 
         The control socket comes first: whoever holds it is the daemon of this state.
         """
         with ExitStack() as taken:
-            for one in (self._api, self._front, self._metrics):
-                if one is not None:
+            for key, one in (
+                ("control.socket", self._api),
+                ("server.port", self._front),
+                ("metrics.port", self._metrics),
+            ):
+                if one is None:
+                    continue
+                try:
                     one.bind()
-                    taken.callback(one.stop)
+                except ListenError as error:
+                    raise self._named(key, error) from error
+                taken.callback(one.stop)
             taken.pop_all()
+
+    def _named(self, key: str, error: ListenError) -> ListenError:
+        """Say which key a refused address has come from, and what to do."""
+        cause = error.__cause__
+        help_ = refusals.remedy(cause)
+        if isinstance(error, TlsFilesError):
+            help_ = "" if isinstance(cause, FileNotFoundError) else help_
+            _, private = self._settings.server.tls or (None, None)
+            key = "server.tls_key" if error.file == private else "server.tls_cert"
+        elif key == "server.port" and (
+            isinstance(cause, socket.gaierror | UnicodeError)
+            or getattr(cause, "errno", None) == errno.EADDRNOTAVAIL
+        ):
+            key = "server.host"
+        if isinstance(error, ControlSocketBusyError):
+            return type(error)(f"{key}: {error}")
+        return ListenError(refusals.line(key, str(error), help_))
 
     def loops(self) -> Mapping[str, ApiServer | Front]:
         """Give what is to be run on threads of their own, in this order.

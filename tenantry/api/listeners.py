@@ -22,6 +22,14 @@ class ListenError(Exception):
     """An address can't be listened on; the message is one clear line."""
 
 
+class TlsFilesError(ListenError):
+    """The files of TLS can't be used; `file` is the one that can't be read, if it is that."""
+
+    def __init__(self, message: str, file: Path | None = None) -> None:
+        super().__init__(message)
+        self.file = file
+
+
 class ControlSocketBusyError(ListenError):
     """Another process serves the control socket."""
 
@@ -80,18 +88,18 @@ def bind_tcp(host: str, port: int) -> socket.socket:
 
 
 def tls_context(certificate: Path, key: Path) -> ssl.SSLContext:
-    """Read what TLS is served with, version 1.2 at least. Raises `ListenError`."""
+    """Read what TLS is served with, version 1.2 at least. Raises `TlsFilesError`."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     for file in (certificate, key):
         try:
             file.open("rb").close()
         except OSError as error:
-            raise ListenError(f"can't read {file}: {_reason(error)}") from error
+            raise TlsFilesError(f"can't read {file}: {_reason(error)}", file) from error
     try:
         # Without a word for it, OpenSSL would ask the terminal for an encrypted key's password.
         context.load_cert_chain(certificate, key, password="")
     except (ssl.SSLError, ValueError) as error:
-        raise ListenError(
+        raise TlsFilesError(
             f"can't serve TLS with {certificate} and {key}: they must be PEM, belong together, and "
             f"the key must not be encrypted ({getattr(error, 'reason', None) or error})"
         ) from error
@@ -143,7 +151,9 @@ def _clear(path: Path) -> None:
     """Remove the socket a killed process has left (we hold the lock), and nothing else."""
     with suppress(FileNotFoundError):
         if not stat.S_ISSOCK(path.lstat().st_mode):
-            raise ListenError(f"can't make the control socket: {path} is there and is no socket")
+            raise ListenError(
+                f"can't make the control socket: {path} is there and is no socket: move it away"
+            )
         path.unlink()
 
 

@@ -2,7 +2,8 @@
 
 import sys
 
-from tenantry.process import early
+from tenantry.process import early, init
 
-# Here, because what the commands import takes a while.
+# Here, because what the commands import takes a while, and memory.
+init.stand_before(sys.argv[1:])
 early.hear(sys.argv[1:])

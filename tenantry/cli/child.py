@@ -51,7 +51,6 @@ class ChildDaemon:
         environment = {
             "TENANTRY_CONFIG": str(empty),
             "TENANTRY_STATE_DIR": str(self._directory),
-            "TENANTRY_CONTROL_SOCKET": str(self.socket),
             "TENANTRY_SERVER_PORT": "0",
             "TENANTRY_LOG_FORMAT": "json",
             **self._settings,

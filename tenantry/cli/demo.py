@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import signal
 import tempfile
@@ -88,11 +89,20 @@ def demo(*, as_json: bool, keep: bool, **_config: object) -> None:
 
 def _directory() -> Path:
     """Make a directory for it all, where the path of a socket in it is not too long."""
-    directory = Path(tempfile.mkdtemp(prefix="tenantry-demo-"))
+    try:
+        directory = Path(tempfile.mkdtemp(prefix="tenantry-demo-"))
+    except OSError as error:
+        raise CommandError(
+            f"the demo has no place for its files ({error.strerror or error}): set TMPDIR to a "
+            "directory that can be written"
+        ) from error
     if len(os.fsencode(directory / CONTROL_SOCKET)) <= MAX_SOCKET_PATH:
         return directory
-    directory.rmdir()
-    return Path(tempfile.mkdtemp(prefix="tenantry-demo-", dir="/tmp"))
+    with suppress(OSError):
+        shorter = Path(tempfile.mkdtemp(prefix="tenantry-demo-", dir="/tmp"))
+        directory.rmdir()
+        return shorter
+    return directory
 
 
 def _show(directory: Path, *, as_json: bool, keep: bool) -> tuple[list[Line], int]:
@@ -245,12 +255,19 @@ def _judge(lines: list[Line], code: int, directory: Path) -> None:
 def _keep(daemon: ChildDaemon) -> None:
     with daemon.client() as client:
         server = client.call("GET", "/info")["server"]
+    # A path too long for the key is found by its directory.
+    fits = len(os.fsencode(daemon.socket)) <= MAX_SOCKET_PATH
+    key, place = (
+        ("TENANTRY_CONTROL_SOCKET", daemon.socket)
+        if fits
+        else ("TENANTRY_STATE_DIR", daemon.socket.parent)
+    )
     output.notice(
         f"\nEverything keeps running until Ctrl-C.\n"
         f"  HTTP API         http://{address(server['host'], server['port'])}/docs\n"
         f"  control socket   {daemon.socket}\n"
         f"  daemon's log     {daemon.log}\n"
-        f"  try              TENANTRY_CONTROL_SOCKET={daemon.socket} tenantry status"
+        f"  try              {key}={shlex.quote(str(place))} tenantry status"
     )
     with suppress(KeyboardInterrupt):
         while daemon.running:  # it may be ended by `tenantry stop`, too

@@ -59,6 +59,7 @@ def run(
     from tenantry.broker.port import BrokerError
     from tenantry.database.errors import DatabaseError
     from tenantry.handlers.resolve import HandlerResolveError
+    from tenantry.process.refusals import StartError
     from tenantry.telemetry.logging import configure, dump_stacks_on_sigusr1
 
     configure(settings.log.level, settings.log.format)
@@ -68,7 +69,7 @@ def run(
     except HandlerResolveError as error:
         where = source(config, "handlers", environ=os.environ)
         raise SettingsError(f"handlers.{error.topic}: {error} ({where})") from error
-    except (BrokerError, DatabaseError, ListenError) as error:
+    except (BrokerError, DatabaseError, ListenError, StartError) as error:
         raise CommandError(str(error)) from error
     context.exit(code)
 

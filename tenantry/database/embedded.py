@@ -98,7 +98,8 @@ class EmbeddedPostgres:
                     raise
         except (OSError, subprocess.SubprocessError) as error:
             raise EmbeddedPostgresError(
-                f"the embedded PostgreSQL in {self._data_dir} can't be started: {one_line(error)}"
+                f"state_dir: the embedded PostgreSQL in {self._data_dir} can't be started: "
+                f"{one_line(error)}; {_remedy(error)}"
             ) from error
 
     def stop(self) -> None:
@@ -134,8 +135,8 @@ class EmbeddedPostgres:
         except subprocess.SubprocessError as error:
             self._tidy(socket_dir)
             raise EmbeddedPostgresError(
-                f"the embedded PostgreSQL did not start: {one_line(error)}; "
-                f"see {STARTUP_LOG} and log in {self._data_dir}"
+                f"state_dir: the embedded PostgreSQL did not start: {one_line(error)}; "
+                f"see {STARTUP_LOG} and log in {self._data_dir}; {_remedy(error)}"
             ) from error
         return url_of(socket_dir)
 
@@ -165,7 +166,8 @@ class EmbeddedPostgres:
         """Make the cluster beside its place and move it there whole, so that none is half-made."""
         if self._data_dir.exists() and any(self._data_dir.iterdir()):
             raise EmbeddedPostgresError(
-                f"{self._data_dir} is neither empty nor a PostgreSQL data directory; move it away"
+                f"state_dir: {self._data_dir} is neither empty nor a PostgreSQL data directory; "
+                "move it away"
             )
         new = self._data_dir.with_name(f".{self._data_dir.name}.new")
         shutil.rmtree(new, ignore_errors=True)
@@ -281,7 +283,9 @@ class EmbeddedPostgres:
         account = self._account
         binary = rundir.binaries(self._data_dir, account) / program
         # A file, not a pipe: the server inherits it and would keep a pipe open for its life.
-        with tempfile.TemporaryFile("w+", errors="replace") as output:
+        # In the state directory: it can be written, which a directory for temporary files need not.
+        parent = self._data_dir.parent
+        with tempfile.TemporaryFile("w+", errors="replace", dir=parent) as output:
             done = subprocess.run(  # noqa: S603 - our own arguments, no shell
                 [binary, *arguments],
                 stdin=subprocess.DEVNULL,
@@ -327,6 +331,21 @@ class EmbeddedPostgres:
             return False
         with file:
             return _try_lock(file, fcntl.LOCK_EX)
+
+
+def _remedy(error: BaseException) -> str:
+    """Say what whoever starts it can do, by what the system or the server has said."""
+    text = str(error).lower()
+    known = {
+        "no space left": "make room there",
+        "quota": "make room there",
+        "permission denied": "see who owns it",
+        "read-only file system": "mount it so that it can be written",
+        "not a directory": "move the file away that is in its place",
+    }
+    first = next((what for sign, what in known.items() if sign in text), "")
+    other = "set state_dir (TENANTRY_STATE_DIR) to another place or database.url (DATABASE_URL)"
+    return f"{first}, or {other}" if first else other
 
 
 def _quoted(value: str) -> str:

@@ -21,7 +21,7 @@ def hear(arguments: Sequence[str]) -> None:
 
     `arguments` are those of the command line; for any other command nothing changes.
     """
-    if _command(arguments) == "run":
+    if command_of(arguments) == "run":
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, end)
         # Nothing is there to be reloaded yet. (Were it ignored, children would inherit that.)
@@ -45,7 +45,8 @@ def wait(_number: int, _frame: FrameType | None) -> None:
     """Do nothing."""
 
 
-def _command(arguments: Sequence[str]) -> str | None:
+def command_of(arguments: Sequence[str]) -> str | None:
+    """Tell which command a command line is for."""
     value_follows = False
     for argument in arguments:
         if value_follows:

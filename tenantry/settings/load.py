@@ -210,7 +210,6 @@ def _take_credentials(
 
 def _settle_paths(tree: dict[str, Any], environ: Mapping[str, str]) -> None:
     """Make texts paths: absolute, with `~` expanded, and those left empty as systemd tells."""
-    home = environ.get("HOME") or str(Path.home())
     state = environ.get("STATE_DIRECTORY", "").partition(":")[0]
     runtime = environ.get("RUNTIME_DIRECTORY", "").partition(":")[0]
     derived = {
@@ -223,9 +222,24 @@ def _settle_paths(tree: dict[str, Any], environ: Mapping[str, str]) -> None:
         if isinstance(value, (str, Path)):
             text = str(value)
             if text == "~" or text.startswith("~/"):
-                text = home + text[1:]
-            value = Path(text).absolute()
+                text = _home(key, environ) + text[1:]
+            try:
+                value = Path(text).absolute()
+            except OSError:
+                raise SettingsError(
+                    f"{key}: {text} is relative, and the working directory is gone"
+                ) from None
         _put(tree, {}, key, value, "")
+
+
+def _home(key: str, environ: Mapping[str, str]) -> str:
+    try:
+        return environ.get("HOME") or str(Path.home())
+    except RuntimeError:  # a user without an entry in the list of users
+        raise SettingsError(
+            f"{key}: it would be in the home directory, and this user has none; set {key} "
+            f"({ENVIRONMENT[key][0]})"
+        ) from None
 
 
 _PHRASES: Final = {

@@ -152,7 +152,8 @@ class Server(_Section):
         """The files of the certificate (with what leads to its authority) and its key."""
         if not self.tls_cert:
             return None
-        return Path(self.tls_cert).expanduser(), Path(self.tls_key).expanduser()
+        # A `~` stays where there is no home: then no such file is found, and that is said.
+        return Path(os.path.expanduser(self.tls_cert)), Path(os.path.expanduser(self.tls_key))  # noqa: PTH111
 
     @property
     def is_loopback(self) -> bool:
@@ -253,7 +254,9 @@ class Settings(_Section):
 
     rabbitmq: RabbitMQ = RabbitMQ()
     database: Database = Database()
-    state_dir: FilePath = Field(default_factory=lambda: Path(DEFAULT_STATE_DIR).expanduser())
+    state_dir: FilePath = Field(
+        default_factory=lambda: Path(os.path.expanduser(DEFAULT_STATE_DIR))  # noqa: PTH111
+    )
     workers: Annotated[int, Field(ge=1, le=64)] = 3
     server: Server = Server()
     control: Control = Control()

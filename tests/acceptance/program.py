@@ -363,7 +363,8 @@ class Program:
 
     def _remove_users(self) -> None:
         if self.broker is None:
-            self._remove_roles()
+            if self.database_url:  # else it was the daemon's own, and is gone with it
+                self._remove_roles()
             return
         for user in self.management.get("/users").raise_for_status().json():
             if f"-{self._tag}" in user["name"]:
