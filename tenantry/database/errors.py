@@ -28,7 +28,9 @@ class DatabaseUnfitError(DatabaseUnavailableError):
         self.remedy = remedy
 
     def of(self, where: str) -> DatabaseUnfitError:
-        """Say the same of a database that is named."""
+        """Say the same of a database that is named, unless it is."""
+        if where in self.problem:
+            return self
         problem = f"{where} can't be used: {self.problem}"
         return DatabaseUnfitError(problem, self.remedy, permanent=self.permanent)
 

@@ -88,6 +88,8 @@ def connect_failure(error: BaseException, where: str) -> DatabaseUnavailableErro
         text = "there is no such user"
     elif "pg_hba.conf" in lower:
         remedy, permanent = "let this machine in, in the server's pg_hba.conf", True
+    elif "certificate" in lower or "ssl error" in lower:
+        remedy, permanent = _tls_remedy(lower), True
     elif "starting up" in lower or "shutting down" in lower or "recovery mode" in lower:
         remedy, permanent = "wait a moment", False
     elif "connection slots" in lower or "too many clients" in lower:
@@ -97,6 +99,17 @@ def connect_failure(error: BaseException, where: str) -> DatabaseUnavailableErro
         text = _plain_reason(lower) or text
     return DatabaseUnavailableError(
         f"can't connect to {where}: {text}; {remedy}", permanent=permanent
+    )
+
+
+def _tls_remedy(lower: str) -> str:
+    if "does not match host name" in lower:
+        return "database.url must name the server as its certificate does"
+    if "expired" in lower:
+        return "give the server a new certificate"
+    return (
+        "sslrootcert in database.url must name the file of the authority that signed the server's "
+        "certificate"
     )
 
 

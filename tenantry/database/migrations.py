@@ -15,8 +15,8 @@ from typing import Final
 import psycopg
 from psycopg import errors
 
-from tenantry.database import catalogue, lockers
-from tenantry.database.errors import MigrationError, SchemaTooNewError
+from tenantry.database import catalogue, lockers, preflight
+from tenantry.database.errors import DatabaseUnfitError, MigrationError, SchemaTooNewError
 from tenantry.database.failures import is_unavailable, one_line
 from tenantry.database.pool import Connection, Database
 from tenantry.database.session import SEARCH_PATH
@@ -99,21 +99,29 @@ def migrate(
 ) -> list[Migration]:
     """Apply what is missing, in order, and give what was applied.
 
+    Nothing is made where it is seen beforehand that it would not work: somebody else has a table
+    public.messages, say (`DatabaseUnfitError`).
     Each migration is committed by itself together with its record; one that fails leaves nothing
     behind, and those before it in place. Programs that start at once wait for one another.
     In the end nobody else's code runs as the database's user, or `OpenSchemaError` says what would.
     Raises `SchemaTooNewError`, `MigrationError`, `DatabaseUnavailableError`.
     """
     known = migrations() if known is None else known
+    with _session(database) as connection:
+        _missing(connection, known)  # before anything is made, the gate as well
+        with _alone(database):
+            return _bring_up(connection, known)
+
+
+def _bring_up(connection: Connection, known: Sequence[Migration]) -> list[Migration]:
     applied: list[Migration] = []
-    with _session(database) as connection, _alone(database):
-        for migration in _missing(connection, known):
-            _patiently(connection, partial(_apply, connection, migration))
-            log.info("applied migration %s", migration)
-            applied.append(migration)
-        _patiently(connection, partial(_fence, connection))
-        catalogue.close_paths(connection)
-        catalogue.refuse_strangers(connection)
+    for migration in _missing(connection, known):
+        _patiently(connection, partial(_apply, connection, migration))
+        log.info("applied migration %s", migration)
+        applied.append(migration)
+    _patiently(connection, partial(_fence, connection))
+    catalogue.close_paths(connection)
+    catalogue.refuse_strangers(connection)
     return applied
 
 
@@ -147,6 +155,8 @@ def _session(database: Database | str) -> Iterator[Connection]:
     try:
         with database.listen_connection(statement_timeout=STATEMENT_TIMEOUT) as connection:
             yield connection
+    except DatabaseUnfitError as error:
+        raise error.of(database.where) from error
     except psycopg.Error as error:
         raise MigrationError(f"{database.where} can't be migrated: {one_line(error)}") from error
 
@@ -225,12 +235,13 @@ def _missing(connection: Connection, known: Sequence[Migration]) -> list[Migrati
             f"migration {missing[0]} is missing below the schema's {newest:04}; "
             "reinstall the tenantry that made this database"
         )
+    if missing:
+        preflight.look(connection, applied=frozenset(done))
     return missing
 
 
 def _applied(connection: Connection) -> dict[int, str]:
-    row = connection.execute("SELECT to_regclass('tenantry.schema_migrations')").fetchone()
-    if row is None or row[0] is None:
+    if not preflight.ours(connection):
         return {}
     rows = connection.execute("SELECT number, checksum FROM tenantry.schema_migrations")
     return dict(rows.fetchall())

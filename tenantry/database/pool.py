@@ -16,7 +16,7 @@ from psycopg.rows import TupleRow
 from psycopg_pool import ConnectionPool, PoolTimeout
 
 from tenantry.database import session
-from tenantry.database.conninfo import url_for
+from tenantry.database.conninfo import resolved, url_for
 from tenantry.database.errors import DatabaseUnavailableError, DatabaseUrlError
 from tenantry.database.failures import (
     connect_failure,
@@ -90,6 +90,7 @@ class Database:
         self._term = term
         self._pool: ConnectionPool[Connection] | None = None
         self._server_version = 0
+        self._resolved: dict[str, object] = dict(self._parameters)
         self._guard = threading.Lock()
         self._drained_at = 0.0
         self._connect_failure: DatabaseUnavailableError | None = None
@@ -126,7 +127,7 @@ class Database:
 
     def url_for(self, user: str, password: str) -> str:
         """Give the URL by which somebody else connects to this database."""
-        return url_for(self._parameters, user, password)
+        return url_for(self._resolved, user, password)
 
     @property
     def url(self) -> str:
@@ -239,6 +240,7 @@ class Database:
             try:
                 with kind.connect(**self._sessions.parameters) as connection:
                     self._server_version = connection.info.server_version
+                    self._resolved = resolved(self._parameters, connection.pgconn)
             except psycopg.Error as error:
                 failure = connect_failure(error, self._where)
                 cause: Exception = error

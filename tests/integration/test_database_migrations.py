@@ -107,19 +107,6 @@ def test_a_migration_that_appears_below_the_schema_is_refused(empty_database_url
         migrate(empty_database_url, known=[FIRST, SECOND])
 
 
-def test_a_user_without_the_right_to_migrate_is_told_so(empty_database_url: str) -> None:
-    name = empty_database_url.partition("/test_")[2].partition("?")[0]
-    user = f"reader_{name}"
-    with psycopg.connect(empty_database_url, autocommit=True) as connection:
-        connection.execute(f"CREATE ROLE \"{user}\" LOGIN PASSWORD 'odd-one-out'".encode())
-    try:
-        with pytest.raises(MigrationError, match="permission denied"):
-            migrate(empty_database_url.replace("postgres@", f"{user}:odd-one-out@"))
-    finally:
-        with psycopg.connect(empty_database_url, autocommit=True) as connection:
-            connection.execute(f'DROP ROLE "{user}"'.encode())
-
-
 def test_a_user_of_an_odd_search_path_gets_the_same_schema(empty_database_url: str) -> None:
     url = f"{empty_database_url}&options=-c%20search_path%3Dnowhere"
     migrate(url)

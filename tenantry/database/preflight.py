@@ -1,0 +1,109 @@
+"""Looks whether a schema can be made in a database, before anything is made there."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from tenantry.database.errors import DatabaseUnfitError
+from tenantry.database.pool import Connection
+
+MESSAGES: Final = 2
+"""The migration that makes `public.messages`."""
+
+_LOOK: Final = """
+SELECT history.exists, history.exists AND history.columns = 3,
+       schema.oid IS NOT NULL,
+       (SELECT count(*) FROM pg_class AS c WHERE c.relnamespace = schema.oid)
+         + (SELECT count(*) FROM pg_proc AS p WHERE p.pronamespace = schema.oid),
+       coalesce(has_schema_privilege(schema.oid, 'CREATE')
+         AND has_schema_privilege(schema.oid, 'USAGE'), false),
+       coalesce(pg_get_userbyid(schema.nspowner), ''),
+       has_database_privilege(current_database(), 'CREATE'),
+       to_regnamespace('public') IS NOT NULL,
+       coalesce(has_schema_privilege(to_regnamespace('public')::oid, 'CREATE')
+         AND has_schema_privilege(to_regnamespace('public')::oid, 'USAGE'), false),
+       to_regclass('public.messages') IS NOT NULL,
+       EXISTS (SELECT FROM pg_language WHERE lanname = 'plpgsql'),
+       to_regnamespace('tenantry_fence') IS NOT NULL,
+       current_user::text, current_database()::text
+FROM (VALUES (0)) AS one
+LEFT JOIN pg_namespace AS schema ON schema.nspname = 'tenantry'
+CROSS JOIN LATERAL (
+    SELECT count(*) > 0 AS exists,
+           count(a.attname) AS columns
+    FROM pg_class AS c
+    LEFT JOIN pg_attribute AS a
+      ON a.attrelid = c.oid AND a.attname IN ('number', 'name', 'checksum') AND NOT a.attisdropped
+    WHERE c.relnamespace = schema.oid AND c.relname = 'schema_migrations'
+) AS history
+"""
+
+
+def look(connection: Connection, *, applied: frozenset[int]) -> None:
+    """Raise `DatabaseUnfitError` where the migrations beyond `applied` would fail half-way.
+
+    Something of somebody else's has our names, or the user may not create what is missing.
+    """
+    row = connection.execute(_LOOK).fetchone()
+    assert row is not None  # noqa: S101 - a query without a condition
+    unfit = _taken(row, applied) or _not_allowed(row, applied)
+    if unfit is not None:
+        raise unfit
+
+
+def ours(connection: Connection) -> bool:
+    """Tell whether there is a table of migrations; raise where it is somebody else's."""
+    row = connection.execute(_LOOK).fetchone()
+    if row is None or not row[0]:
+        return False
+    if not row[1]:
+        raise _schema_taken(row)
+    return True
+
+
+def _taken(row: tuple[object, ...], applied: frozenset[int]) -> DatabaseUnfitError | None:
+    history, history_is_ours, schema, objects = row[:4]
+    if (history and not history_is_ours) or (schema and not history and objects):
+        return _schema_taken(row)
+    if row[9] and MESSAGES not in applied:
+        return DatabaseUnfitError(
+            "there is a table public.messages already, which is somebody else's",
+            "rename it, or give tenantry a database of its own",
+        )
+    return None
+
+
+def _schema_taken(row: tuple[object, ...]) -> DatabaseUnfitError:
+    return DatabaseUnfitError(
+        f"there is a schema tenantry already, {row[5]}'s, and it is not this program's",
+        "rename it, or give tenantry a database of its own",
+    )
+
+
+def _not_allowed(row: tuple[object, ...], applied: frozenset[int]) -> DatabaseUnfitError | None:
+    schema, in_schema, in_database, public, in_public = row[2], row[4], row[6], row[7], row[8]
+    plpgsql, gate, user, name = row[10:]
+    if not (schema and gate) and not in_database:
+        return DatabaseUnfitError(
+            f"user {user} may not create schemas in it",
+            f'make {user} its owner, or GRANT CREATE ON DATABASE "{name}" TO "{user}"',
+        )
+    if applied:
+        return None
+    if not plpgsql:
+        return DatabaseUnfitError(
+            "it has no PL/pgSQL, which every new database has", "CREATE EXTENSION plpgsql"
+        )
+    if not public:
+        return DatabaseUnfitError("it has no schema public", "CREATE SCHEMA public")
+    if schema and not in_schema:
+        return DatabaseUnfitError(
+            f"user {user} may not create tables in its schema tenantry",
+            f'make {user} its owner, or GRANT CREATE, USAGE ON SCHEMA tenantry TO "{user}"',
+        )
+    if not in_public:
+        return DatabaseUnfitError(
+            f"user {user} may not create tables in its schema public",
+            f'GRANT CREATE, USAGE ON SCHEMA public TO "{user}"',
+        )
+    return None
