@@ -39,7 +39,7 @@ from tenantry.database.embedded import EmbeddedPostgres
 from tenantry.database.keeper import PostgresKeeper
 from tenantry.database.migrations import migrate_unless_led
 from tenantry.database.pool import Database
-from tenantry.database.sql_access import LOOK_EVERY as SQL_LOOK_EVERY
+from tenantry.database.tenants_sessions import LOOK_EVERY as SESSIONS_LOOK_EVERY
 from tenantry.handlers.resolve import resolve
 from tenantry.handlers.wiring import store_patience
 from tenantry.journal.port import Metadata
@@ -287,10 +287,10 @@ class Daemon:
         by = Metadata(actor="daemon")
         audit = lambda go_on: services.auditor.audit_all(stores.directory, go_on=go_on)  # noqa: E731
         prove = lambda go_on: services.prover.prove(metadata=by, go_on=go_on)  # noqa: E731
-        end_long = lambda _: ground.sql_access.end_long_transactions()  # noqa: E731
+        look_on = lambda _: ground.tenants_sessions.turn()  # noqa: E731
         self._schedule("audit", audit, settings.audit.every_seconds)
         self._schedule("isolation", prove, settings.isolation.verify_every_seconds)
-        self._schedule("sql-sessions", end_long, SQL_LOOK_EVERY)
+        self._schedule("tenants-sessions", look_on, SESSIONS_LOOK_EVERY)
         return supervisor
 
     def _schedule(

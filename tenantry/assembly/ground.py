@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 
+import structlog
+
 from tenantry.assembly.stores import Stores
 from tenantry.broker.links import Links
 from tenantry.broker.pending import PendingCounts
@@ -15,7 +17,9 @@ from tenantry.broker.rabbitmq.links import rabbitmq_links
 from tenantry.broker.rabbitmq.permit import Permit
 from tenantry.database.migrations import migrate
 from tenantry.database.pool import Database
+from tenantry.database.rights import open_to_tenants
 from tenantry.database.sql_access import PostgresSqlAccess
+from tenantry.database.tenants_sessions import TenantsSessions
 from tenantry.handlers.message import Handler
 from tenantry.handlers.wiring import put_before
 from tenantry.journal.listener import JournalListener
@@ -25,6 +29,8 @@ from tenantry.projections.tenants import TenantProjection
 from tenantry.settings import Settings
 from tenantry.terms.lease import Term
 
+log = structlog.get_logger(__name__)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ground:
@@ -33,6 +39,7 @@ class Ground:
     stores: Stores
     handling: MessageStore
     sql_access: PostgresSqlAccess
+    tenants_sessions: TenantsSessions
     links: Links
     pending: PendingCounts
     probes: Mapping[str, Callable[[], bool]]
@@ -56,6 +63,11 @@ def lay(
     stack.callback(sessions.close)
     sessions.open()
     migrate(sessions)
+    with sessions.connection() as connection:
+        for opening in open_to_tenants(connection):
+            log.warning("rights.open_to_tenants", what=opening)
+    tenants_sessions = TenantsSessions(sessions)
+    tenants_sessions.mend()
     listener = JournalListener(sessions)
     threads.start("journal-listener", listener)
     projection = TenantProjection()
@@ -78,6 +90,7 @@ def lay(
             stores.messages, handlers, sessions, settings, stack=stack, on_overrun=on_overrun
         ),
         sql_access=PostgresSqlAccess(sessions),
+        tenants_sessions=tenants_sessions,
         links=links,
         pending=pending,
         probes={

@@ -11,10 +11,15 @@ from tenantry.sql import queries
 _CLOSER: Final = "tenantry.close_search_paths()"
 
 
+def is_there(connection: Connection) -> bool:
+    """Tell whether the schema is as new as this."""
+    row = connection.execute("SELECT to_regprocedure(%s)", [_CLOSER]).fetchone()
+    return row is not None and row[0] is not None
+
+
 def close_paths(connection: Connection) -> None:
     """Close the search path of every function of the schema that is ours and was left open."""
-    row = connection.execute("SELECT to_regprocedure(%s)", [_CLOSER]).fetchone()
-    if row is not None and row[0] is not None:
+    if is_there(connection):
         connection.execute(f"SELECT {_CLOSER}".encode())
 
 
@@ -31,8 +36,7 @@ def strangers(connection: Connection) -> list[str]:
 
 def refuse_strangers(connection: Connection) -> None:
     """Raise `OpenSchemaError` where somebody else's code would run with our rights."""
-    row = connection.execute("SELECT to_regprocedure(%s)", [_CLOSER]).fetchone()
-    if row is None or row[0] is None:
+    if not is_there(connection):
         return
     if found := strangers(connection):
         raise OpenSchemaError(

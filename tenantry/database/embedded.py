@@ -195,6 +195,8 @@ class EmbeddedPostgres:
             "unix_socket_directories": _quoted(f'"{directory}"'),
             "unix_socket_permissions": "0700",
             "max_connections": "200",
+            # Tenants' sessions never take the last connections, which are the daemon's.
+            "superuser_reserved_connections": "60",
             "logging_collector": "on",
             "log_directory": "'log'",
             "log_filename": "'postgresql-%a.log'",

@@ -15,7 +15,7 @@ from typing import Final
 import psycopg
 from psycopg import errors
 
-from tenantry.database import catalogue, lockers, preflight
+from tenantry.database import catalogue, lockers, preflight, rights
 from tenantry.database.errors import DatabaseUnfitError, MigrationError, SchemaTooNewError
 from tenantry.database.failures import is_unavailable, one_line
 from tenantry.database.pool import Connection, Database
@@ -122,6 +122,8 @@ def _bring_up(connection: Connection, known: Sequence[Migration]) -> list[Migrat
     _patiently(connection, partial(_fence, connection))
     catalogue.close_paths(connection)
     catalogue.refuse_strangers(connection)
+    if catalogue.is_there(connection):
+        rights.take_from_public(connection)
     return applied
 
 

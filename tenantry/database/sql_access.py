@@ -5,11 +5,9 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import timedelta
 from typing import Final
 
 import psycopg
-import structlog
 from psycopg import errors
 
 from tenantry.database.errors import DatabaseUnavailableError
@@ -18,20 +16,12 @@ from tenantry.database.pool import Connection, Database
 from tenantry.messages.port import MessageStoreError, StoreUnavailableError
 from tenantry.messages.sql_access import SqlCredentials
 
-log = structlog.get_logger(__name__)
-
 CONNECTIONS: Final = 5
 """Connections a tenant's role may have at once."""
 
-LONGEST_TRANSACTION: Final = 60.0
-"""Seconds a tenant's transaction may last. It keeps what is deleted, and partitions, in place."""
-
-LOOK_EVERY: Final = 15.0
-"""Seconds between looks for such transactions."""
-
 
 class PostgresSqlAccess:
-    """Roles that may read their tenant's rows (`SqlAccess`); see migration 0008."""
+    """Roles that may read their tenant's rows (`SqlAccess`); see migrations 0008 and 0017."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -67,21 +57,11 @@ class PostgresSqlAccess:
     def revoke(self, tenant_id: str) -> bool:
         """See `SqlAccess.revoke`."""
         with self._connection() as connection:
+            connection.execute("SELECT tenantry.lock_out_sql_roles(%s)", (tenant_id,))
             row = connection.execute(
                 "SELECT tenantry.revoke_sql_access(%s)", (tenant_id,)
             ).fetchone()
         return bool(row and row[0])
-
-    def end_long_transactions(self, *, seconds: float = LONGEST_TRANSACTION) -> int:
-        """End tenants' sessions whose transaction is older than that; give how many."""
-        with self._connection() as connection:
-            row = connection.execute(
-                "SELECT tenantry.end_long_sql_transactions(%s)", (timedelta(seconds=seconds),)
-            ).fetchone()
-        ended = int(row[0]) if row else 0
-        if ended:
-            log.warning("sql_access.sessions_ended", count=ended, older_than_seconds=seconds)
-        return ended
 
     @contextmanager
     def _connection(self) -> Iterator[Connection]:

@@ -40,6 +40,10 @@ FROM own, pg_catalog.pg_class AS c
 WHERE c.relnamespace = 'tenantry'::regnamespace AND c.relkind IN ('r', 'p', 'v', 'm')
   AND has_table_privilege(own.oid, c.oid, 'SELECT, INSERT, UPDATE, DELETE, TRUNCATE')
 UNION ALL
-SELECT 'more than SELECT on public.messages' FROM own
-WHERE has_table_privilege(own.oid, 'public.messages', 'INSERT, UPDATE, DELETE, TRUNCATE')
+SELECT 'rights on public.messages' FROM own
+WHERE has_table_privilege(own.oid, 'public.messages', 'SELECT, INSERT, UPDATE, DELETE, TRUNCATE')
+UNION ALL
+SELECT format('rights in schema %%I', n.nspname) FROM own, pg_catalog.pg_namespace AS n
+WHERE n.nspname ~ '^tenant_.+_sql_[0-9]+$' AND n.nspname <> tenantry.sql_role(%(tenant)s)
+  AND has_schema_privilege(own.oid, n.oid, 'USAGE, CREATE')
 LIMIT 100;

@@ -58,7 +58,9 @@ def test_it_is_proven_without_any_password_and_every_leak_is_found(program: Prog
     allow(program, one, read=f"^({one.queue}|{other.dead_letters})$", configure=f"^{other.queue}$")
     with psycopg.connect(program.database_url, autocommit=True) as connection:
         connection.execute("CREATE POLICY careless ON messages FOR SELECT USING (true)")
+        connection.execute("GRANT SELECT ON messages TO PUBLIC")
         broken = program.call("POST", "/isolation", {"tenants": [one.id]}, timeout=60).json()
+        connection.execute("REVOKE SELECT ON messages FROM PUBLIC")
         connection.execute("DROP POLICY careless ON messages")
     assert broken["isolated"] is False
     verb = f"tenant {one.id} is allowed"
@@ -67,6 +69,7 @@ def test_it_is_proven_without_any_password_and_every_leak_is_found(program: Prog
             f"{verb} to read from {other.dead_letters} of tenant {other.id}",
             f"{verb} to change {other.queue} of tenant {other.id}",
             f"{verb} to read from public.messages of tenant {other.id}",
+            f"{verb} to read from its own public.messages",
         ]
     )
     assert [line.split(" its own ")[1] for line in broken["denials"]] == [f"{one.stream}.events.0"]

@@ -13,11 +13,9 @@ from psycopg import errors, sql
 
 from tenantry.broker.port import PasswordHash
 from tenantry.database.pool import Connection
+from tenantry.database.tenants_sessions import PUBLISHING
 
 log = structlog.get_logger(__name__)
-
-CONNECTIONS: Final = 100
-"""How many connections a tenant may have at once."""
 
 _ITERATIONS: Final = 4096
 _SALT_BYTES: Final = 16
@@ -86,10 +84,9 @@ def ensure_user(connection: Connection, name: str, password: PasswordHash) -> No
     if not _exists(connection, name):
         connection.execute(sql.SQL("CREATE ROLE {}").format(role))
     connection.execute(
-        sql.SQL("ALTER ROLE {} LOGIN INHERIT {} CONNECTION LIMIT {} PASSWORD {}").format(
+        sql.SQL("ALTER ROLE {} LOGIN INHERIT {} PASSWORD {}").format(
             role,
             sql.SQL(" ".join(_rights_too_many(connection, name))),
-            sql.Literal(CONNECTIONS),
             sql.Literal(verifier),
         )
     )
@@ -97,6 +94,7 @@ def ensure_user(connection: Connection, name: str, password: PasswordHash) -> No
     connection.execute(sql.SQL("GRANT {} TO {}").format(group, role))
     # Who is no superuser may end the sessions only of roles that are its own.
     connection.execute(sql.SQL("GRANT {} TO CURRENT_USER").format(role))
+    connection.execute("SELECT tenantry.limit_role(%s, 'producer', %s)", [name, PUBLISHING])
 
 
 def lock_out(connection: Connection, name: str) -> None:
@@ -114,6 +112,8 @@ def remove_user(connection: Connection, name: str) -> None:
     if not _exists(connection, name):
         return
     role = sql.Identifier(name)
+    # Sessions are ended by members of their role, and it may have thrown its members out.
+    connection.execute(sql.SQL("GRANT {} TO CURRENT_USER").format(role))
     connection.execute(
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = %s", [name]
     )

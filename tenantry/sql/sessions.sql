@@ -1,0 +1,39 @@
+-- Sessions of tenants' roles, wherever on the server they are.
+
+-- name: mend_roles
+SELECT DISTINCT tenantry.mend_roles(%(reading)s, %(probing)s, %(publishing)s)::text;
+
+-- name: sessions
+SELECT a.pid, a.usename::text,
+       a.xact_start < clock_timestamp() - %(longest)s::interval,
+       (a.xact_start < clock_timestamp() - %(grace)s::interval OR a.wait_event = 'ClientWrite')
+           AND pg_notification_queue_usage() > %(notices)s::float8
+FROM pg_catalog.pg_stat_activity AS a
+WHERE a.pid <> pg_backend_pid() AND (
+    EXISTS (SELECT FROM tenantry.sql_roles AS s WHERE s.role = a.usename)
+    OR a.usename ~ '^tenant_.+_producer$' AND EXISTS (
+        SELECT FROM pg_catalog.pg_auth_members AS m
+        WHERE m.member = a.usesysid
+          AND m.roleid = to_regrole(quote_ident(tenantry.producers_group()))))
+ORDER BY a.pid;
+
+-- name: holding_many
+SELECT l.pid, count(*) FROM pg_catalog.pg_locks AS l
+WHERE l.pid = ANY(%(pids)s::integer[])
+GROUP BY l.pid HAVING count(*) > %(most)s;
+
+-- name: in_the_way
+-- Of whom sessions of other roles have waited for a while, directly or behind another who waits.
+SELECT DISTINCT blocker.pid
+FROM (SELECT DISTINCT l.pid FROM pg_catalog.pg_locks AS l
+      WHERE NOT l.granted AND l.waitstart < clock_timestamp() - %(grace)s::interval) AS waiting
+JOIN pg_catalog.pg_stat_activity AS w ON w.pid = waiting.pid
+CROSS JOIN LATERAL unnest(pg_catalog.pg_blocking_pids(waiting.pid)) AS blocker(pid)
+JOIN pg_catalog.pg_stat_activity AS b ON b.pid = blocker.pid
+WHERE blocker.pid = ANY(%(pids)s::integer[]) AND b.usesysid <> w.usesysid;
+
+-- name: prepared
+-- Transactions that outlive their sessions, where the server allows them.
+SELECT x.gid, x.owner::text FROM pg_catalog.pg_prepared_xacts AS x
+WHERE x.database = current_database() AND x.prepared < clock_timestamp() - %(longest)s::interval
+  AND EXISTS (SELECT FROM tenantry.tenants_roles() AS t WHERE t.role = x.owner);

@@ -1,0 +1,496 @@
+"""Whatever SQL a tenant's role sends, of each kind, it reaches nobody else's: tried, not argued."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+
+import psycopg
+import pytest
+from psycopg import errors, sql
+
+from tenantry.broker.port import TenantTopology
+from tenantry.broker.postgres.administration import PostgresAdministration
+from tenantry.database.migrations import migrate
+from tenantry.database.pool import Database
+from tenantry.database.probes import PostgresProbes
+from tenantry.database.rights import open_to_tenants
+from tenantry.database.sql_access import PostgresSqlAccess
+from tenantry.messages.port import Incoming
+from tenantry.messages.postgres import PostgresMessageStore
+from tests.services_postgres import admin_url, database
+
+KINDS = ("reader", "probe", "producer")
+MINE, THEIRS = "mine", "theirs"
+
+REFUSED = (
+    errors.InsufficientPrivilege,
+    errors.InvalidParameterValue,  # SET ROLE to a role that is not there
+    errors.FeatureNotSupported,
+    errors.ObjectNotInPrerequisiteState,  # prepared transactions are disabled
+    errors.UndefinedObject,
+    errors.UndefinedFile,
+    errors.InvalidSchemaName,
+    errors.WrongObjectType,
+    errors.UndefinedTable,
+    errors.UndefinedFunction,
+    errors.SyntaxError,  # of an older server
+    errors.DependentObjectsStillExist,
+)
+
+ATTEMPTS = """
+INSERT INTO public.messages (tenant_id, id, position) VALUES ('mine', 'x', 9)
+UPDATE public.messages SET topic = 't'
+DELETE FROM public.messages
+TRUNCATE public.messages
+LOCK TABLE public.messages IN ACCESS SHARE MODE
+SELECT * FROM public.messages
+SELECT * FROM public.messages WHERE tenant_id = 'theirs'
+SET row_security = off; SELECT * FROM public.messages
+EXPLAIN ANALYZE SELECT * FROM public.messages
+EXPLAIN SELECT * FROM tenantry.messages_theirs
+COPY public.messages TO STDOUT
+SELECT * FROM tenantry.messages_mine
+SELECT * FROM tenantry.messages_theirs
+SELECT query_to_xml('SELECT * FROM tenantry.messages_theirs', true, true, '')
+SELECT table_to_xml('tenantry.messages_theirs', true, true, '')
+SELECT schema_to_xml('tenantry', true, true, '') FROM tenantry.events
+SELECT ts_stat('SELECT to_tsvector(topic) FROM tenantry.messages_theirs')
+SELECT currval('tenantry.queued_seq')
+SELECT pg_sequence_last_value('tenantry.queued_seq'), nextval('tenantry.queued_seq')
+ALTER TABLE public.messages DISABLE ROW LEVEL SECURITY
+DROP POLICY tenants_read_their_own ON public.messages
+CREATE POLICY mine ON public.messages USING (true)
+CREATE TRIGGER mine BEFORE INSERT ON public.messages EXECUTE FUNCTION tenantry.check_term()
+CREATE RULE mine AS ON SELECT TO public.messages DO INSTEAD SELECT 1
+CREATE INDEX ON tenantry.messages_theirs (id)
+CREATE STATISTICS public.mine ON id, topic FROM public.messages
+COMMENT ON TABLE public.messages IS 'mine'
+SECURITY LABEL ON TABLE public.messages IS 'mine'
+CREATE TABLE public.mine ()
+CREATE VIEW public.mine AS SELECT 1
+CREATE SEQUENCE public.mine
+CREATE TYPE public.mine AS ENUM ()
+CREATE DOMAIN public.mine AS text
+CREATE FUNCTION public.hashtext(text, int) RETURNS bigint LANGUAGE sql AS 'SELECT 1::bigint'
+CREATE OPERATOR public.= (LEFTARG = text, RIGHTARG = name, FUNCTION = texteqname)
+CREATE CAST (text AS integer) WITH INOUT AS ASSIGNMENT
+CREATE AGGREGATE public.mine (integer) (SFUNC = int4pl, STYPE = integer)
+CREATE COLLATION public.mine FROM "C"
+CREATE TEXT SEARCH CONFIGURATION public.mine (COPY = simple)
+CREATE TABLE tenantry.mine ()
+CREATE FUNCTION tenantry.mine() RETURNS int LANGUAGE sql AS 'SELECT 1'
+CREATE TABLE pg_catalog.mine ()
+CREATE SCHEMA mine
+CREATE DATABASE mine
+CREATE ROLE mine
+CREATE EXTENSION vector
+CREATE LANGUAGE plperl
+CREATE TABLESPACE mine LOCATION '/tmp'
+CREATE EVENT TRIGGER mine ON ddl_command_start EXECUTE FUNCTION tenantry.check_term()
+CREATE PUBLICATION mine FOR ALL TABLES
+CREATE SUBSCRIPTION mine CONNECTION 'dbname=postgres' PUBLICATION mine
+CREATE FOREIGN DATA WRAPPER mine
+CREATE SERVER mine FOREIGN DATA WRAPPER mine
+CREATE ACCESS METHOD mine TYPE TABLE HANDLER heap_tableam_handler
+CREATE TRANSFORM FOR integer LANGUAGE sql (FROM SQL WITH FUNCTION prsd_lextype(internal))
+SET ROLE {owner}
+SET SESSION AUTHORIZATION {owner}
+SET ROLE {victim}
+SET SESSION AUTHORIZATION {victim}
+SELECT set_config('role', '{owner}', false)
+SELECT set_config('session_authorization', '{victim}', false)
+GRANT {victim} TO CURRENT_USER
+GRANT {owner} TO CURRENT_USER
+GRANT pg_read_all_data TO CURRENT_USER
+GRANT pg_execute_server_program TO CURRENT_USER
+ALTER ROLE CURRENT_USER SUPERUSER
+ALTER ROLE CURRENT_USER CREATEROLE
+ALTER ROLE CURRENT_USER BYPASSRLS
+ALTER ROLE CURRENT_USER CONNECTION LIMIT -1
+ALTER ROLE CURRENT_USER SET temp_file_limit = -1
+ALTER ROLE {victim} SET search_path = public
+ALTER ROLE {victim} PASSWORD 'mine'
+ALTER ROLE {owner} PASSWORD 'mine'
+ALTER ROLE ALL SET search_path = public
+ALTER DATABASE {database} SET search_path = public
+ALTER SYSTEM SET log_statement = 'all'
+ALTER DEFAULT PRIVILEGES FOR ROLE {owner} GRANT SELECT ON TABLES TO PUBLIC
+ALTER SCHEMA public RENAME TO mine
+ALTER FUNCTION tenantry.tenant_of_role RESET ALL
+DROP OWNED BY {victim}
+REASSIGN OWNED BY {victim} TO CURRENT_USER
+DROP ROLE {victim}
+GRANT SELECT ON public.messages TO CURRENT_USER
+SET temp_file_limit = -1
+SET log_statement = 'all'
+SET session_preload_libraries = 'mine'
+SET lo_compat_privileges = on
+LOAD 'mine'
+SELECT pg_read_file('PG_VERSION')
+SELECT pg_ls_dir('.')
+SELECT pg_stat_file('PG_VERSION')
+SELECT lo_import('/etc/passwd')
+COPY (SELECT 1) TO PROGRAM 'true'
+COPY pg_catalog.pg_class FROM PROGRAM 'true'
+COPY (SELECT 1) TO '/tmp/mine'
+SELECT * FROM pg_catalog.pg_authid
+SELECT * FROM pg_catalog.pg_shadow
+SELECT * FROM pg_catalog.pg_statistic
+SELECT * FROM pg_catalog.pg_statistic_ext_data
+SELECT * FROM pg_catalog.pg_hba_file_rules
+SELECT * FROM pg_catalog.pg_file_settings
+SELECT * FROM pg_catalog.pg_user_mapping
+SELECT * FROM pg_catalog.pg_subscription
+SELECT pg_terminate_backend(pid) FROM unnest(ARRAY[{daemon}]) AS d(pid)
+SELECT pg_cancel_backend(pid) FROM unnest(ARRAY[{daemon}]) AS d(pid)
+SELECT pg_log_backend_memory_contexts({daemon})
+SELECT pg_reload_conf()
+SELECT pg_rotate_logfile()
+SELECT pg_switch_wal()
+SELECT pg_create_restore_point('mine')
+SELECT pg_create_physical_replication_slot('mine')
+SELECT pg_stat_reset()
+SELECT pg_replication_origin_create('mine')
+SELECT pg_promote()
+PREPARE TRANSACTION 'mine'
+UPDATE pg_catalog.pg_class SET relacl = NULL
+DELETE FROM pg_catalog.pg_policy
+CHECKPOINT
+"""
+"""One a line. Some fail as what they name is not there, which is as good."""
+
+IN_A_CATALOGUE_OF_OURS = """
+CREATE TEMP TABLE pg_roles (oid oid)
+CREATE FUNCTION pg_temp.mine() RETURNS int LANGUAGE sql AS 'SELECT 1'
+CREATE DOMAIN pg_temp.text AS pg_catalog.text
+SELECT 1 AS n INTO TEMP mine
+DO $$ BEGIN LOOP END LOOP; END $$
+SELECT pg_advisory_lock(n) FROM generate_series(1, 40000) AS n
+SELECT pg_try_advisory_xact_lock_shared(19800, n) FROM generate_series(1, 40000) AS n
+SELECT lo_from_bytea(0, '\\x00')
+SELECT lo_creat(-1)
+SELECT pg_notify('mine', 'x')
+SELECT pg_logical_emit_message(false, 'mine', repeat('x', 1000000))
+SELECT * FROM pg_catalog.pg_stat_activity
+SELECT * FROM pg_catalog.pg_stat_user_tables
+SELECT * FROM pg_catalog.pg_stat_database
+SELECT * FROM pg_catalog.pg_statio_all_tables
+SELECT pg_stat_get_live_tuples(1)
+SELECT relname, reltuples FROM pg_catalog.pg_class
+SELECT c FROM pg_catalog.pg_class AS c
+SELECT pg_total_relation_size('pg_catalog.pg_class')
+SELECT * FROM pg_catalog.pg_locks
+"""
+"""Where the daemon may change what PUBLIC has in the catalogue itself."""
+
+FOR_TENANTS = ("tenantry.publish(", "tenantry.publish_bytes(", "tenantry.publish_many(",
+               "tenantry.look(")  # fmt: skip
+SHADOWS = (
+    "text",
+    "name",
+    "text, text",
+    "text, integer",
+    "text, name",
+    "bigint",
+    "integer",
+    "text[]",
+)
+
+
+@dataclass(frozen=True)
+class World:
+    owner: str
+    daemon: Database
+    url: str
+    sessions: dict[str, psycopg.Connection]
+    superuser: bool
+
+    def words(self, kind: str) -> dict[str, object]:
+        own = self.sessions[kind].info.user
+        victim = f"tenant_{THEIRS}_producer"
+        with self.daemon.connection() as connection:
+            daemon = connection.info.backend_pid
+            if kind != "producer":
+                query = "SELECT tenantry.sql_role(%s)::text"
+                (victim,) = connection.execute(query, [THEIRS]).fetchone() or ("",)
+        assert own != victim
+        return {
+            "owner": self.owner,
+            "victim": victim,
+            "daemon": daemon,
+            "database": self.sessions[kind].info.dbname,
+        }
+
+
+@contextmanager
+def world_of(owner: str, daemon: Database, url: str, *, superuser: bool) -> Iterator[World]:
+    """Two tenants with everything there is of a tenant, and sessions of one of them."""
+    store, access = PostgresMessageStore(daemon), PostgresSqlAccess(daemon)
+    administration, probes = PostgresAdministration(daemon), PostgresProbes(daemon)
+    administration.check()
+    with ExitStack() as stack:
+        urls = {}
+        for tenant in (MINE, THEIRS):
+            store.create_partition(tenant)
+            store.store(tenant, [Incoming("1", "default", 0, b"{}", None, None, None)])
+            administration.ensure_topology(
+                TenantTopology(tenant_id=tenant, topics=("events",), partitions=2)
+            )
+            credentials, hashed = administration.new_credentials(tenant)
+            administration.ensure_user(tenant, hashed)
+            stack.callback(administration.remove_user, tenant)
+            stack.callback(access.revoke, tenant)
+            urls["reader"], urls["producer"] = access.grant(tenant).url, credentials.postgres_url
+            if tenant == MINE:
+                urls["probe"] = stack.enter_context(probes.probe(tenant)).url
+                mine = dict(urls)
+        sessions = {
+            kind: stack.enter_context(psycopg.connect(mine[kind], autocommit=True))
+            for kind in KINDS
+        }
+        for session in sessions.values():
+            session.execute("SET default_transaction_read_only = off; SET statement_timeout = 0")
+        yield World(owner, daemon, url, sessions, superuser)
+
+
+@pytest.fixture(scope="module", params=["superuser", "createrole"])
+def world(request: pytest.FixtureRequest) -> Iterator[World]:
+    """A daemon that is a superuser on a server of its own; and one that is but an owner."""
+    superuser = request.param == "superuser"
+    with ExitStack() as stack:
+        admin = stack.enter_context(psycopg.connect(admin_url(), autocommit=True))
+        url = stack.enter_context(database(admin_url(), migrated=superuser))
+        owner = admin.info.user
+        if not superuser:
+            owner = f"owner_{secrets.token_hex(4)}"
+            name = sql.Identifier(owner)
+            admin.execute(sql.SQL("CREATE ROLE {} LOGIN CREATEROLE PASSWORD 'x'").format(name))
+            stack.callback(admin.execute, sql.SQL("DROP ROLE {}").format(name))
+            stack.callback(admin.execute, sql.SQL("DROP OWNED BY {}").format(name))
+            with psycopg.connect(url, autocommit=True) as inside:
+                stack.callback(drop_what_it_owns, url, name)
+                inside.execute(
+                    sql.SQL("ALTER DATABASE {} OWNER TO {}").format(
+                        sql.Identifier(inside.info.dbname), name
+                    )
+                )
+            url = url.replace("postgres@", f"{owner}:x@")
+        daemon = Database(url)
+        daemon.open()
+        stack.callback(daemon.close)
+        migrate(daemon)
+        yield stack.enter_context(world_of(owner, daemon, url, superuser=superuser))
+
+
+def drop_what_it_owns(url: str, owner: sql.Identifier) -> None:
+    with psycopg.connect(url, autocommit=True) as inside:
+        inside.execute(
+            sql.SQL("ALTER DATABASE {} OWNER TO CURRENT_USER").format(
+                sql.Identifier(inside.info.dbname)
+            )
+        )
+        inside.execute(sql.SQL("DROP OWNED BY {} CASCADE").format(owner))
+
+
+def tried(session: psycopg.Connection, statement: str) -> str | None:
+    """Try a statement and undo it; say what came of it, or nothing where it was refused."""
+    try:
+        try:
+            with session.transaction(force_rollback=True):
+                session.execute(statement.encode())
+        except errors.ActiveSqlTransaction:
+            session.execute(statement.encode())
+    except REFUSED:
+        return None
+    except psycopg.Error as error:
+        return f"{statement}: {type(error).__name__}: {error}"
+    return f"{statement}: was allowed"
+
+
+def lines(text: str) -> list[str]:
+    return [line for line in text.splitlines() if line.strip()]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_role_is_refused_whatever_is_not_its_own(world: World, kind: str) -> None:
+    words = world.words(kind)
+    statements = [line.format_map(Words(words)) for line in lines(ATTEMPTS)]
+    if world.superuser:
+        statements += lines(IN_A_CATALOGUE_OF_OURS)
+    else:
+        statements += lines(IN_A_CATALOGUE_OF_OURS)[:4]
+    assert [said for one in statements if (said := tried(world.sessions[kind], one))] == []
+
+
+class Words(dict[str, object]):
+    """Leaves braces that are SQL's own."""
+
+    def __missing__(self, key: str) -> str:
+        return f"{{{key}}}"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_role_is_refused_every_relation_and_every_function_that_is_not_for_tenants(
+    world: World, kind: str
+) -> None:
+    with world.daemon.connection() as connection:
+        relations = connection.execute(
+            "SELECT c.oid::regclass::text FROM pg_class AS c"
+            " JOIN pg_namespace AS n ON n.oid = c.relnamespace"
+            " WHERE c.relkind IN ('r', 'p', 'v', 'S') AND n.nspname !~ '^(pg_|information_schema)'"
+            " AND n.nspname <> ALL (%s)",
+            [[session.info.user for session in world.sessions.values()]],
+        ).fetchall()
+        functions = connection.execute(
+            "SELECT format('%s(%s)', p.oid::regproc, (SELECT string_agg(CASE"
+            " WHEN t.typname IN ('text', 'name') THEN quote_literal('theirs') || '::text'"
+            " WHEN t.typcategory = 'N' THEN '1::' || t.oid::regtype"
+            " ELSE 'NULL::' || t.oid::regtype END, ', ' ORDER BY a.n)"
+            " FROM unnest(p.proargtypes::oid[]) WITH ORDINALITY AS a(type, n)"
+            " JOIN pg_type AS t ON t.oid = a.type))"
+            " FROM pg_proc AS p WHERE p.pronamespace = 'tenantry'::regnamespace"
+            " AND p.prorettype <> 'trigger'::regtype AND p.proname <> 'tenant_of_role'"
+        ).fetchall()
+    assert len(relations) > 20
+    assert len(functions) > 20
+    session = world.sessions[kind]
+    allowed = []
+    for (relation,) in relations:
+        for words in ("SELECT FROM {} LIMIT 1", "DELETE FROM {}", "TRUNCATE {}",
+                      "LOCK TABLE {} IN ACCESS SHARE MODE", "CREATE INDEX ON {} ((1))",
+                      "DROP TABLE {}", "ANALYZE {}; SELECT FROM {} LIMIT 1"):  # fmt: skip
+            allowed += [tried(session, words.format(relation, relation))]
+    for (call,) in functions:
+        if kind == "producer" and call.startswith(FOR_TENANTS):
+            continue
+        allowed += [tried(session, f"SELECT {call}")]
+    assert [one for one in allowed if one] == []
+
+
+def test_a_role_sees_its_own_by_what_it_was_given(world: World) -> None:
+    for kind in ("reader", "probe"):
+        rows = world.sessions[kind].execute("SELECT tenant_id, id FROM messages").fetchall()
+        assert rows == [(MINE, "1")]
+    producer = world.sessions["producer"]
+    producer.execute("SELECT tenantry.publish('events', '{}', key => 'k', id => 'own')")
+    found = [
+        row
+        for partition in range(2)
+        for row in producer.execute(
+            "SELECT id FROM tenantry.look(%s)", [f"tenant_{MINE}_stream.events.{partition}"]
+        )
+    ]
+    assert ("own",) in found
+
+
+HOSTILE_VALUES = """
+''
+NULL
+repeat('x', 100000)
+E'\\'; DROP TABLE public.messages; --'
+'%s%s%n'
+'theirs'
+E'theirs\\n'
+'tenant_theirs_stream'
+'..'
+'*'
+"""
+CALLS = """
+SELECT tenantry.publish({0}, '1')
+SELECT tenantry.publish('default', '1', key => {0}, id => {0})
+SELECT tenantry.publish('default', '1', tenant => {0})
+SELECT tenantry.publish_bytes({0}, 'x', {0}, tenant => {0})
+SELECT tenantry.publish_many(ARRAY[{0}], ARRAY[{0}], ARRAY[''::bytea], ARRAY[{0}], NULL, NULL, {0})
+SELECT tenantry.publish_many(ARRAY['default'], NULL, NULL, NULL, NULL, NULL, tenant => {0})
+SELECT * FROM tenantry.look({0}, -1)
+SELECT * FROM tenantry.look('tenant_theirs_queue', 2147483647)
+"""
+
+
+def test_what_a_producer_may_call_takes_no_hostile_value_for_another_tenant(world: World) -> None:
+    session = world.sessions["producer"]
+
+    def theirs() -> object:
+        with world.daemon.connection() as connection:
+            return connection.execute(
+                "SELECT count(*) FROM tenantry.queued AS m JOIN tenantry.queues AS q"
+                " ON q.id = m.queue WHERE q.tenant_id = %s", [THEIRS]
+            ).fetchone()  # fmt: skip
+
+    before = theirs()
+    for value in lines(HOSTILE_VALUES):
+        for call in lines(CALLS):
+            with suppress(psycopg.Error):
+                session.execute(call.format(value).encode())
+            assert not session.closed, call
+    assert theirs() == before
+
+
+def test_a_role_may_change_its_own_password_and_give_itself_away_and_no_more(world: World) -> None:
+    """What PostgreSQL lets every role do with itself harms nobody else, and is mended."""
+    for kind in KINDS:
+        session = world.sessions[kind]
+        session.execute("ALTER ROLE CURRENT_USER SET statement_timeout = 0")
+        session.execute("ALTER ROLE CURRENT_USER SET search_path = public, pg_temp")
+        with pytest.raises(errors.InsufficientPrivilege):
+            session.execute(
+                sql.SQL("GRANT {} TO {} WITH ADMIN OPTION").format(
+                    sql.Identifier(f"tenant_{THEIRS}_producer"),
+                    sql.Identifier(session.info.user),
+                )
+            )
+
+
+def test_functions_and_operators_in_public_that_fit_better_are_never_called(world: World) -> None:
+    """Whoever may create in `public` shadows there all that our own functions call."""
+    with psycopg.connect(world.url, autocommit=True) as owner:
+        # As any role could where PUBLIC has the right; it raises whoever calls it.
+        names = owner.execute(
+            "SELECT DISTINCT w.word[1] FROM pg_proc AS p,"
+            " regexp_matches(p.prosrc, '([a-z_0-9]+)\\s*\\(', 'g') AS w(word)"
+            " WHERE p.pronamespace = 'tenantry'::regnamespace AND EXISTS (SELECT FROM pg_proc AS o"
+            " WHERE o.proname = w.word[1] AND o.pronamespace = 'pg_catalog'::regnamespace)"
+        ).fetchall()
+        assert len(names) > 20
+        with owner.transaction():
+            for (name,) in names:
+                for arguments in SHADOWS:
+                    owner.execute(
+                        f'CREATE FUNCTION public."{name}"({arguments}) RETURNS bigint'
+                        " LANGUAGE plpgsql AS 'BEGIN RAISE ''trapped''; END'".encode()
+                    )
+            owner.execute(
+                "CREATE FUNCTION public.trap(text, name) RETURNS bool LANGUAGE plpgsql"
+                " AS 'BEGIN RAISE ''trapped''; END'"
+            )
+            for operator in ("=", "<>", "||", "~", "<"):
+                owner.execute(
+                    f"CREATE OPERATOR public.{operator}"
+                    " (LEFTARG = text, RIGHTARG = name, FUNCTION = public.trap)".encode()
+                )
+    store, access = PostgresMessageStore(world.daemon), PostgresSqlAccess(world.daemon)
+    administration = PostgresAdministration(world.daemon)
+    store.create_partition("third")
+    store.store("third", [Incoming("1", "default", 0, b"{}", None, None, None)])
+    assert store.page("third")[0].id == "1"
+    administration.ensure_topology(TenantTopology(tenant_id="third", topics=(), partitions=1))
+    access.grant("third")
+    administration.survey()
+    administration.queue_counts()
+    world.sessions["producer"].execute("SELECT tenantry.publish('events', '{}', key => 'k')")
+    assert world.sessions["reader"].execute("SELECT count(*) FROM messages").fetchone() == (1,)
+    assert access.revoke("third")
+    administration.remove_topology("third")
+    assert store.drop_partition("third", retain=False) == 1
+
+
+def test_what_stays_open_on_a_server_that_is_not_ours_is_named(world: World) -> None:
+    with world.daemon.connection() as connection:
+        named = " ".join(open_to_tenants(connection))
+    closable = ("advisory locks", "large objects", "writing WAL", "statistics")
+    assert [one for one in closable if one in named] == ([] if world.superuser else [*closable])
+    assert "temporary tables" not in named
+    assert "schema public" not in named
