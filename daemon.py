@@ -84,7 +84,7 @@ def serve(settings: Settings, load: Callable[[], Settings]) -> int:
     what keeps it from starting: `DatabaseError`, `BrokerError`, `ListenError`, `SettingsError`,
     `HandlerResolveError`, `StartError`.
     """
-    allow_open_files()
+    allow_open_files(settings)
     try:
         failpoints.arm(os.environ.get(failpoints.VARIABLE, ""))
     except failpoints.FailpointsError as error:

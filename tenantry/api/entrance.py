@@ -17,6 +17,7 @@ from tenantry.api.server import ApiServer
 from tenantry.front.plan import WorkWith
 from tenantry.front.process import Front
 from tenantry.process import refusals
+from tenantry.process.limits import connections, reserved_files
 from tenantry.settings import Settings
 from tenantry.telemetry.metrics_page import MetricsPage
 
@@ -28,7 +29,12 @@ class Entrance:
         self._settings = settings
         relay = Relay()
         self._door, self._metrics_door = Door(), Door()
-        self._api = ApiServer(self._door, socket_path=settings.control_socket, relay=relay)
+        port = settings.metrics.port
+        # The control socket, the front, and perhaps a port for metrics.
+        share = connections(reserved_files(settings), ways=2 if port is None else 3)
+        self._api = ApiServer(
+            self._door, socket_path=settings.control_socket, relay=relay, max_connections=share
+        )
         self._front = Front(
             (settings.server.host, settings.server.port),
             relay=relay,
@@ -37,9 +43,10 @@ class Entrance:
             log_level=settings.log.level,
             log_format=settings.log.format,
         )
-        port = settings.metrics.port
         self._metrics = (
-            None if port is None else ApiServer(self._metrics_door, tcp=("127.0.0.1", port))
+            None
+            if port is None
+            else ApiServer(self._metrics_door, tcp=("127.0.0.1", port), max_connections=share)
         )
 
     def bind(self) -> None:

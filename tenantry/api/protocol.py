@@ -8,9 +8,12 @@ import struct
 from typing import Any, ClassVar, Final
 
 import h11
+import structlog
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from tenantry.api.problems import MEDIA_TYPE, Problem
+
+_log: Final[structlog.stdlib.BoundLogger] = structlog.get_logger(__name__)
 
 HEAD_SECONDS: Final = 15.0
 """How long the head of a request may take to come in, however busily its bytes trickle."""
@@ -30,6 +33,7 @@ class BoundedH11(H11Protocol):
     """
 
     most_connections: ClassVar[int]
+    told: ClassVar[bool] = False
     _head_timer: asyncio.TimerHandle | None = None
     _write_timer: asyncio.TimerHandle | None = None
 
@@ -37,10 +41,22 @@ class BoundedH11(H11Protocol):
         """Begin a connection, or end it at once where there are too many."""
         super().connection_made(transport)
         if len(self.connections) > self.most_connections:
+            self._tell_once()
             transport.abort()
             return
         self.app_state = {**self.app_state, PEER_KEY: peer_of(transport)}
         self._expect_head()
+
+    def _tell_once(self) -> None:
+        kind = type(self)
+        if not kind.told:
+            kind.told = True
+            _log.warning(
+                "api.too_many_connections",
+                most=self.most_connections,
+                remedy="more are turned away; it is the limit of open files (LimitNOFILE=) "
+                "that decides, up to 2048",
+            )
 
     def data_received(self, data: bytes) -> None:
         """Take bytes in; the timer runs while they are not yet a request's whole head."""

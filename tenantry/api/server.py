@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import resource
 import socket
 import ssl
 import threading
@@ -27,6 +26,7 @@ from tenantry.api.listeners import (
 )
 from tenantry.api.protocol import PEER_KEY, bounded_h11
 from tenantry.api.relay import Relay
+from tenantry.api.shedding import Shedding
 from tenantry.telemetry.heartbeat import Heartbeat
 
 __all__ = ["ApiServer", "ControlSocketBusyError", "ListenError"]
@@ -34,7 +34,7 @@ __all__ = ["ApiServer", "ControlSocketBusyError", "ListenError"]
 _log: Final[structlog.stdlib.BoundLogger] = structlog.get_logger(__name__)
 
 MAX_CONNECTIONS: Final = 2048
-"""On each listener; fewer where the process may open few files."""
+"""On each listener at most; whoever makes it says how many the process can have."""
 
 KEEP_ALIVE_SECONDS: Final = 30
 GRACE_SECONDS: Final = 5
@@ -73,7 +73,7 @@ class ApiServer:
         self._tcp_address = tcp
         self._tls_files = tls
         self._tls: ssl.SSLContext | None = None
-        self._max_connections = max_connections
+        self._max_connections = min(max_connections, MAX_CONNECTIONS)
         self._grace = grace
         self._control: ControlSocket | None = None
         self._tcp = listening
@@ -155,11 +155,13 @@ class ApiServer:
         closing = asyncio.Event()
         servers: list[tuple[_Server, socket.socket]] = []
         if self._control is not None:
-            servers.append((self._server(Listener.CONTROL, closing), self._control.socket))
+            servers.append(
+                (self._server(Listener.CONTROL, closing), Shedding(self._control.socket))
+            )
         if self._relay is not None:
             servers.append((self._server(Listener.TCP, closing, relayed=True), self._relay.near))
         if self._tcp is not None:
-            servers.append((self._server(Listener.TCP, closing), self._tcp))
+            servers.append((self._server(Listener.TCP, closing), Shedding(self._tcp)))
         with self._guard:
             self._loop, self._closing = asyncio.get_running_loop(), closing
             if self._stopping:  # it came before there was a loop to tell
@@ -192,7 +194,7 @@ class ApiServer:
         config = uvicorn.Config(
             _Entrance(self._app, listener, closing, relayed=relayed),
             interface="asgi3",
-            http=bounded_h11(self._most_connections()),
+            http=bounded_h11(self._max_connections),
             ws="none",
             loop="asyncio",
             lifespan="off",
@@ -210,12 +212,6 @@ class ApiServer:
         if listener is Listener.TCP and not relayed:
             config.ssl = self._tls
         return _Server(config)
-
-    def _most_connections(self) -> int:
-        # Whatever clients do, descriptors are left for the broker, the database and the disk.
-        files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-        share = self._max_connections if files == resource.RLIM_INFINITY else files // 3
-        return min(self._max_connections, share)
 
     def _release(self) -> None:
         if self._control is not None:

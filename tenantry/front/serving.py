@@ -22,6 +22,7 @@ from tenantry.database.errors import DatabaseError
 from tenantry.front.application import FrontApplication
 from tenantry.front.means import Means
 from tenantry.front.plan import Serve, Stop, WorkWith, read
+from tenantry.process.limits import FRONT_FILES, connections
 from tenantry.telemetry import logging
 
 log = structlog.get_logger("front")
@@ -44,6 +45,8 @@ def main() -> None:
     server = ApiServer(
         app,
         listening=socket.socket(fileno=first.descriptor),
+        # Each client may need a connection to the daemon as well.
+        max_connections=connections(FRONT_FILES, ways=2),
         tls=None if first.tls is None else (Path(first.tls[0]), Path(first.tls[1])),
     )
     worker = Worker(app, server)
