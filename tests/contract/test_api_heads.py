@@ -12,7 +12,7 @@ import pytest
 from tenantry.api.access import TABLE
 from tests.fakes.api import SECRET, Served, World, serving
 
-READ = sorted(path for method, path in TABLE if method == "GET")
+READ = sorted(path.replace(":any", "") for method, path in TABLE if method == "GET")
 QUERIES = {"/messages": "?tenant_id=acme", "/messages/stream": "?tenant_id=acme"}
 PASSING = {"date", "x-request-id", "content-length"}
 """Headers whose values are no two requests' the same, or follow what is counted meanwhile."""
@@ -31,7 +31,8 @@ def api() -> Iterator[Served]:
 @pytest.mark.parametrize("listener", ["control", "tcp"])
 def test_head_is_answered_as_get_without_the_body(api: Served, listener: str, path: str) -> None:
     client: httpx.Client = getattr(api, listener)
-    url = path.format(tenant_id="acme", asset="index.html", letter_id="x") + QUERIES.get(path, "")
+    names = {"tenant_id": "acme", "asset": "index.html", "letter_id": "x", "message_id": "m"}
+    url = path.format_map(names) + QUERIES.get(path, "")
     for headers in ({}, {"Authorization": f"Bearer {jwt.encode(CLAIMS, SECRET)}"}):
         with client.stream("GET", url, headers=headers) as got:  # one of them has no end
             pass
