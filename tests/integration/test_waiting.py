@@ -233,6 +233,27 @@ def test_what_changes_only_roles_is_refused_under_a_past_term(
     here.revoke(tenant.tenant_id)
 
 
+def test_a_role_that_its_own_session_holds_is_changed_and_dropped_all_the_same(
+    broker: Broker, database: Database
+) -> None:
+    tenant = broker.tenant()
+    name = names.username(tenant.tenant_id)
+    for act in (
+        lambda: broker.administration.ensure_user(
+            tenant.tenant_id, broker.administration.new_credentials(tenant.tenant_id)[1]
+        ),
+        lambda: broker.administration.remove_user(tenant.tenant_id),
+    ):
+        with tenants_session(broker, tenant.tenant_id) as session:
+            session.execute("BEGIN")
+            session.execute("ALTER ROLE CURRENT_USER PASSWORD 'mine'")
+            act()
+            with pytest.raises(psycopg.OperationalError):
+                session.execute("COMMIT")
+    with database.connection() as connection:
+        assert connection.execute("SELECT to_regrole(%s)", [name]).fetchone() == (None,)
+
+
 def test_one_walks_along_a_tenants_dead_letters_and_the_next_when_its_session_ends(
     database: Database, database_url: str
 ) -> None:

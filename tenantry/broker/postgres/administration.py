@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Final
 
 import psycopg
@@ -20,6 +21,7 @@ from tenantry.broker.port import (
     TenantTopology,
 )
 from tenantry.broker.postgres import closing, users
+from tenantry.broker.postgres.insisting import insist
 from tenantry.broker.postgres.surveying import surveyed
 from tenantry.broker.survey import Survey
 from tenantry.database.errors import DatabaseUnavailableError
@@ -89,7 +91,8 @@ class PostgresAdministration:
         """Make the tenant's role with this password and its rights."""
         with self._roles() as connection:
             users.ensure_group(connection)
-            users.ensure_user(connection, names.username(tenant_id), password)
+            name = names.username(tenant_id)
+            insist(connection, name, partial(users.ensure_user, connection, name, password))
 
     def remove_user(self, tenant_id: str) -> None:
         """End all publishing for the tenant, and drop its role.
@@ -99,11 +102,11 @@ class PostgresAdministration:
         """
         name = names.username(tenant_id)
         with self._roles() as connection:
-            users.lock_out(connection, name)
+            insist(connection, name, partial(users.lock_out, connection, name))
         with self._connection() as connection:
             closing.close_stream(connection, names.stream_name(tenant_id), name)
         with self._roles() as connection:
-            users.remove_user(connection, name)
+            insist(connection, name, partial(users.remove_user, connection, name))
 
     def new_credentials(self, tenant_id: str) -> tuple[Credentials, PasswordHash]:
         """Generate a password and the hash that stands for it; nothing changes yet."""

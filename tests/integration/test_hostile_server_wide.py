@@ -1,0 +1,141 @@
+"""What one role can use up for a whole server, on a server that has little of it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from tenantry.broker.port import BrokerError
+from tenantry.broker.topology import consumed
+from tenantry.database.migrations import migrate
+from tenantry.database.pool import Database
+from tenantry.domain.events import TenantPaused
+from tenantry.journal.listener import JournalListener
+from tenantry.journal.port import Expected, Metadata
+from tenantry.journal.postgres import PostgresEventStore
+from tests import brokers
+from tests.brokers import RecordingSink, bodies
+from tests.services_postgres import own_server
+from tests.waiting import eventually
+
+SMALL = (
+    "max_notify_queue_pages = 64", "max_locks_per_transaction = 10", "max_connections = 30",
+    "fsync = off", "autovacuum = off",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def small_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of a server with room for few notifications and few locks."""
+    directory: Path = tmp_path_factory.mktemp("small") / "postgres"
+    server = own_server(directory)
+    if not (directory / "postgresql.auto.conf").exists():
+        server.start()
+        server.stop()
+    if int((directory / "PG_VERSION").read_text()) < 17:
+        pytest.skip("the queue of notifications has no limit that could be set")
+    with (directory / "postgresql.auto.conf").open("a") as file:
+        file.writelines(f"{line}\n" for line in SMALL)
+    url = server.start()
+    migrate(url)
+    yield url
+    server.stop()
+
+
+@contextmanager
+def listening(database: Database) -> Iterator[JournalListener]:
+    listener = JournalListener(database)
+    thread = threading.Thread(target=listener.run)
+    thread.start()
+    try:
+        assert listener.wait_until_connected(30)
+        yield listener
+    finally:
+        listener.stop()
+        thread.join(30)
+
+
+@pytest.fixture
+def opened(small_server: str) -> Iterator[Database]:
+    database = Database(small_server, pool_size=4)
+    database.open()
+    yield database
+    database.close()
+
+
+def fill_the_queue(url: str) -> None:
+    """Notify until there is no room for more."""
+    with psycopg.connect(url, autocommit=True) as loud:
+        for _ in range(1000):
+            try:
+                loud.execute("SELECT pg_notify('anything', repeat('x', 7000) || random())")
+            except psycopg.OperationalError:
+                return
+    raise AssertionError("the queue never fills")
+
+
+def test_a_full_queue_of_notifications_fails_no_commit_and_keeps_nobody_from_hearing(
+    small_server: str, opened: Database
+) -> None:
+    with (
+        listening(opened) as listener,
+        brokers.postgres(opened) as broker,
+        psycopg.connect(small_server) as deaf,
+    ):
+        tenant = broker.tenant()
+        sink = RecordingSink()
+        broker.consuming.subscribe(consumed(tenant), prefetch=10, sink=sink)
+        sink.heard("consuming")
+        deaf.execute("LISTEN anything")
+        deaf.commit()
+        deaf.execute("SELECT 1")
+        with opened.connection() as connection:
+            asleep = "SELECT bool_and(asleep) FROM tenantry.queues"
+            eventually(lambda: connection.execute(asleep).fetchone() == (True,), what="sleep")
+        fill_the_queue(small_server)
+        broker.publish(tenant, "default", b"1")
+        assert bodies(sink.received(1)) == [b"1"]
+        store = PostgresEventStore(opened, listener=listener)
+        with opened.connection() as connection:
+            row = connection.execute("SELECT position FROM tenantry.journal_head").fetchone()
+        assert row is not None
+        heard: list[bool] = []
+        waiting = threading.Thread(target=lambda: heard.append(listener.bell.wait(row[0], 60)))
+        waiting.start()
+        # Another program's: its own bell tells nobody here.
+        PostgresEventStore(opened).append(
+            f"tenant-{tenant.tenant_id}",
+            [TenantPaused(tenant_id=tenant.tenant_id)],
+            expected=Expected.ANY,
+            metadata=Metadata(actor="test"),
+        )
+        waiting.join(60)
+        assert heard == [True]
+        assert store.wait_for_events(row[0], 0)
+        broker.administration.remove_topology(tenant.tenant_id)
+
+
+def test_after_the_table_of_locks_was_full_everything_goes_on_by_itself(
+    small_server: str, opened: Database
+) -> None:
+    with brokers.postgres(opened) as broker:
+        tenant = broker.tenant()
+        sink = RecordingSink()
+        broker.consuming.subscribe(consumed(tenant), prefetch=10, sink=sink)
+        sink.heard("consuming")
+        with psycopg.connect(small_server, autocommit=True) as greedy:
+            with pytest.raises(psycopg.errors.OutOfMemory):
+                greedy.execute("SELECT count(pg_advisory_lock(n)) FROM generate_series(1, 50000) n")
+            with suppress(BrokerError):
+                broker.publish(tenant, "default", b"perhaps")
+        broker.publish(tenant, "default", b"certainly")
+        eventually(
+            lambda: b"certainly" in bodies([one for _, one in sink.got]),
+            what="what was published afterwards",
+        )
+        broker.administration.remove_topology(tenant.tenant_id)
