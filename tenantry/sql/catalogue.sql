@@ -17,7 +17,8 @@ WITH trusted AS (
         SELECT n.nspowner FROM pg_catalog.pg_namespace AS n WHERE n.nspname = 'tenantry')
 ), tables AS (
     SELECT c.oid FROM pg_catalog.pg_class AS c
-    WHERE c.relnamespace = 'tenantry'::regnamespace OR c.oid = to_regclass('public.messages')
+    WHERE c.relnamespace IN ('tenantry'::regnamespace, to_regnamespace('tenantry_fence'))
+       OR c.oid = to_regclass('public.messages')
 ), parts (class, id) AS (
     SELECT 'pg_catalog.pg_class'::regclass, oid FROM tables
     UNION ALL SELECT 'pg_catalog.pg_attrdef'::regclass, d.oid

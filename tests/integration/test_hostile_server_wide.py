@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -25,14 +27,17 @@ from tests.waiting import eventually
 
 SMALL = (
     "max_notify_queue_pages = 64", "max_locks_per_transaction = 10", "max_connections = 30",
-    "fsync = off", "autovacuum = off",
+    "superuser_reserved_connections = 3", "fsync = off", "autovacuum = off",
 )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
-def small_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def small_server() -> Iterator[str]:
     """The URL of a server with room for few notifications and few locks."""
-    directory: Path = tmp_path_factory.mktemp("small") / "postgres"
+    # Not pytest's directory, which nobody but its owner may enter: the server runs as another.
+    home = Path(tempfile.mkdtemp(prefix="tenantry-test-small-"))
+    home.chmod(0o755)
+    directory = home / "postgres"
     server = own_server(directory)
     if not (directory / "postgresql.auto.conf").exists():
         server.start()
@@ -45,6 +50,7 @@ def small_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     migrate(url)
     yield url
     server.stop()
+    shutil.rmtree(home, ignore_errors=True)
 
 
 @contextmanager
