@@ -88,11 +88,15 @@ class Holding:
             if entry.window == self._windows[place]:
                 self._taken[place] -= 1
 
-    def crowded(self) -> list[QueueSpec]:
-        """Give the queues that are to be widened now, each once."""
+    def crowded(self, window: int) -> list[QueueSpec]:
+        """Give the queues that are to be widened now, each once.
+
+        `window` is how many deliveries of a queue may be unsettled just now.
+        """
         if len(self._entries) >= MOST_HELD or self._bytes >= MOST_HELD_BYTES:
             return []
-        places = [place for place, taken in self._taken.items() if taken >= self._crowd]
+        crowd = max(1, min(self._crowd, window // 2))
+        places = [place for place, taken in self._taken.items() if taken >= crowd]
         for place in places:
             self._windows[place] += 1
             self._taken[place] = 0

@@ -124,8 +124,8 @@ class Settling:
         now = self._clock.now()
         for one in held:
             self._holding.hold(batch.deliveries[one.index], one.tried, now + one.seconds)
-        for queue in self._holding.crowded():
-            if self.subscription is not None:
+        if self.subscription is not None:
+            for queue in self._holding.crowded(self.subscription.window):
                 self.subscription.widen(batch.generation, queue)
         self._wake_for_retries()
 

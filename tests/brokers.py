@@ -144,12 +144,15 @@ def memory() -> Iterator[Broker]:
 
 
 @contextmanager
-def rabbitmq(host: RabbitHost, queue_type: QueueType = "quorum") -> Iterator[Broker]:
+def rabbitmq(
+    host: RabbitHost, queue_type: QueueType = "quorum", budget: Budget | None = None
+) -> Iterator[Broker]:
     """Run the adapters of RabbitMQ on a virtual host."""
     administration = RabbitAdministration(
         url=host.url, management_url=host.management_url, queue_type=queue_type
     )
-    consuming, publishing = RabbitConsuming(host.url), RabbitPublishing(host.url)
+    consuming = RabbitConsuming(host.url, budget=budget)
+    publishing = RabbitPublishing(host.url)
     with ExitStack() as stack:
         stack.callback(administration.close)
         stack.enter_context(running(consuming))

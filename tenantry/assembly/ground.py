@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import structlog
 
 from tenantry.assembly.stores import Stores
+from tenantry.broker.budget import Budget
 from tenantry.broker.links import Links
 from tenantry.broker.pending import PendingCounts
 from tenantry.broker.postgres.links import embedded_links
@@ -77,7 +78,9 @@ def lay(
         links = rabbitmq_links(settings, Permit(term.number, term.valid))
         warn_of_what_is_left(sessions)
     else:
-        links = embedded_links(sessions)
+        consumer = settings.consumer
+        budget = Budget(each=consumer.prefetch_bytes, total=consumer.prefetch_bytes_total)
+        links = embedded_links(sessions, budget)
     stack.callback(links.close)
     links.prepare()
     for name, loop in links.loops.items():

@@ -28,6 +28,8 @@ class Budget:
     message at most. It belongs to the one thread that takes deliveries in.
     """
 
+    __slots__ = ("each", "freed", "in_hand", "own", "total")
+
     def __init__(self, *, each: int = EACH, total: int = TOTAL) -> None:
         self.each = each
         self.own = min(OWN, each)
@@ -45,11 +47,19 @@ class Budget:
 class Account:
     """The unsettled deliveries of one channel, by their tags, which rise by one from 1."""
 
+    __slots__ = ("_budget", "first", "in_hand", "sizes")
+
     def __init__(self, budget: Budget) -> None:
         self._budget = budget
-        self._sizes: deque[int] = deque()
-        self._first = 1
+        self.sizes: deque[int] = deque()
+        self.first = 1
+        """The lowest tag that may be unsettled."""
         self.in_hand = 0
+
+    @property
+    def last(self) -> int:
+        """The highest tag there was."""
+        return self.first + len(self.sizes) - 1
 
     @property
     def room(self) -> int:
@@ -68,16 +78,16 @@ class Account:
             return False
         self.in_hand = mine + size
         budget.in_hand += size
-        self._sizes.append(size)
+        self.sizes.append(size)
         return True
 
     def skip(self) -> None:
         """Note that the next delivery is given back: its tag is used, and nothing is in hand."""
-        self._sizes.append(0)
+        self.sizes.append(0)
 
     def add(self, size: int) -> None:
         """Count the next delivery, for which there was room."""
-        self._sizes.append(size)
+        self.sizes.append(size)
         self.in_hand += size
         self._budget.in_hand += size
 
@@ -85,7 +95,7 @@ class Account:
         self, rejects: Iterable[int] = (), acks: Iterable[int] = (), up_to: int | None = None
     ) -> None:
         """Take deliveries off, some by their tags, and all up to one."""
-        sizes, first = self._sizes, self._first
+        sizes, first = self.sizes, self.first
         freed = 0
         for tags in (rejects, acks):
             for tag in tags:
@@ -101,13 +111,13 @@ class Account:
         while sizes and not sizes[0]:
             sizes.popleft()
             first += 1
-        self._first = first
+        self.first = first
         self._off(freed)
 
     def clear(self) -> None:
         """Begin anew: the channel is gone, and everything on it."""
-        self._sizes.clear()
-        self._first = 1
+        self.sizes.clear()
+        self.first = 1
         self._off(self.in_hand)
 
     def _off(self, freed: int) -> None:

@@ -47,6 +47,11 @@ class MemorySubscription:
         self._missing = False
         self._closed = False
 
+    @property
+    def window(self) -> int:
+        """See `Subscription.window`."""
+        return self._prefetch
+
     def settle(
         self,
         generation: int,

@@ -147,6 +147,10 @@ class DeliverySink(Protocol):
 class Subscription(Protocol):
     """One tenant's consumption: a channel with a consumer a queue. Callable from any thread."""
 
+    @property
+    def window(self) -> int:
+        """How many deliveries of one queue may be unsettled just now: the prefetch, or fewer."""
+
     def settle(
         self,
         generation: int,
@@ -185,7 +189,8 @@ class Consuming(Protocol):
     ) -> Subscription:
         """Consume `queues` on a channel of their own, each with at most `prefetch` unsettled.
 
-        `Subscription.widen` lets more of one queue come.
+        Where it has a budget in bytes a broker may give fewer. `Subscription.widen` lets more of
+        one queue come.
 
         Never raises for an absent broker: it is consumed as soon as it can be.
         """

@@ -71,6 +71,8 @@ ENVIRONMENT: Final[Mapping[str, tuple[str, Callable[[str], object]]]] = {
     "handlers": ("TENANTRY_HANDLERS", _pairs),
     "queue.type": ("TENANTRY_QUEUE_TYPE", str),
     "consumer.prefetch": ("TENANTRY_CONSUMER_PREFETCH", _whole),
+    "consumer.prefetch_bytes": ("TENANTRY_CONSUMER_PREFETCH_BYTES", _whole),
+    "consumer.prefetch_bytes_total": ("TENANTRY_CONSUMER_PREFETCH_BYTES_TOTAL", _whole),
     "consumer.batch_size": ("TENANTRY_CONSUMER_BATCH_SIZE", _whole),
     "consumer.linger_ms": ("TENANTRY_CONSUMER_LINGER_MS", _number),
     "supervision.hang_seconds": ("TENANTRY_SUPERVISION_HANG_SECONDS", _number),

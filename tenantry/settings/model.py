@@ -211,9 +211,15 @@ class Queue(_Section):
 
 
 class Consumer(_Section):
-    """How deliveries are taken: unsettled messages a tenant, a batch's size and its linger."""
+    """How deliveries are taken: what may be unsettled, a batch's size and its linger.
+
+    `prefetch` counts a tenant's messages, `prefetch_bytes` their bytes; `prefetch_bytes_total`
+    those of all tenants together.
+    """
 
     prefetch: Annotated[int, Field(ge=1, le=65535)] = 4000
+    prefetch_bytes: Annotated[int, Field(ge=2**20, le=2**40)] = 32 * 2**20
+    prefetch_bytes_total: Annotated[int, Field(ge=2**20, le=2**40)] = 256 * 2**20
     batch_size: Annotated[int, Field(ge=1, le=5000)] = 1000
     linger_ms: Annotated[float, Field(ge=0, le=60000, allow_inf_nan=False)] = 5.0
 

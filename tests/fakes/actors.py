@@ -196,6 +196,7 @@ class FakeSubscription:
         self.consuming = False
         self.resubscribed = 0
         self.widened: list[tuple[int, QueueSpec]] = []
+        self.window = 4000
         self._successor: FakeSubscription | None = None
         self._lock = threading.RLock()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import ExitStack
+from typing import Any
 
 import psycopg
 import pytest
@@ -13,12 +14,15 @@ from hypothesis import strategies as st
 
 from tenantry.broker.budget import OVERHEAD, OWN, Budget
 from tenantry.broker.port import Outgoing, Subscription, TenantTopology
+from tenantry.broker.postgres.administration import PostgresAdministration
+from tenantry.broker.postgres.link import Link
+from tenantry.broker.postgres.subscription import PostgresSubscription
 from tenantry.broker.topology import consumed
 from tenantry.database.pool import Database
 from tenantry.domain import names
 from tenantry.messages.dead_letters import Judged
 from tenantry.messages.dead_letters_postgres import PostgresDeadLetterIndex
-from tenantry.messages.port import StoreResult
+from tenantry.messages.port import Incoming, StoreResult
 from tenantry.messages.postgres import PostgresMessageStore
 from tests import brokers
 from tests.brokers import Broker, RecordingSink, bodies
@@ -204,20 +208,18 @@ values = st.recursive(
     at=st.integers(-(2**63), 2**63 - 1),
 )
 def test_whatever_is_sent_in_sql_is_refused_there_or_stored_or_a_dead_letter_of_its_own(
-    fuzzed: tuple[Broker, Database, TenantTopology, RecordingSink],
+    fuzzed: Fuzzed,
     headers: str | None,
     name: str | None,
     content_type: str | None,
     body: str,
     at: int,
 ) -> None:
-    broker, database, tenant, sink = fuzzed
-    before = len(sink.got)
-    with database.connection() as connection:
+    with fuzzed.database.connection() as connection:
         try:
             enqueue(
                 connection,
-                tenant,
+                fuzzed.tenant,
                 body,
                 name=name,
                 content_type=content_type,
@@ -226,22 +228,50 @@ def test_whatever_is_sent_in_sql_is_refused_there_or_stored_or_a_dead_letter_of_
             )
         except (psycopg.DataError, psycopg.errors.ProgramLimitExceeded):
             return
-    sink.received(before + 1)
-    message = sink.got[-1][1].message
-    result = PostgresMessageStore(database).store(tenant.tenant_id, [message])
+    message = fuzzed.read()
+    result = PostgresMessageStore(fuzzed.database).store(fuzzed.tenant.tenant_id, [message])
     assert result.stored + result.duplicates + len(result.unstorable) == 1
     judged = [Judged(message, one.reason, one.error, 1) for one in result.unstorable]
-    PostgresDeadLetterIndex(database).keep(tenant.tenant_id, judged)
-    assert broker.consuming.connected
+    PostgresDeadLetterIndex(fuzzed.database).keep(fuzzed.tenant.tenant_id, judged)
+
+
+class NoReader:
+    """Stands behind a channel whose reader is the test itself: no thread, and nothing at random."""
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *_: None
+
+
+class Fuzzed:
+    """A tenant's queue, and who reads it as the embedded broker's reader does."""
+
+    def __init__(self, database: Database, connection: psycopg.Connection) -> None:
+        self.database = database
+        self.tenant = TenantTopology(tenant_id="acme", topics=(), partitions=1)
+        PostgresAdministration(database, in_hand=dict).ensure_topology(self.tenant)
+        PostgresMessageStore(database).create_partition("acme")
+        self.sink = RecordingSink()
+        self.link = Link(connection)
+        self.link.begin()
+        queues = consumed(self.tenant)
+        self.channel = PostgresSubscription(
+            NoReader(), queues, prefetch=5_000, sink=self.sink, budget=Budget()
+        )
+        self.readings = self.link.acquire(queues, 5_000).readings
+        self.channel.opened(self.readings)
+
+    def read(self) -> Incoming:
+        """Read the message that has been put in."""
+        before = len(self.sink.got)
+        self.channel.deliver(self.link.fetch(self.readings, self.channel.in_hand(self.readings)))
+        assert len(self.sink.got) == before + 1
+        return self.sink.got[-1][1].message
 
 
 @pytest.fixture
-def fuzzed(
-    broker: Broker, database: Database
-) -> tuple[Broker, Database, TenantTopology, RecordingSink]:
-    tenant = broker.tenant()
-    PostgresMessageStore(database).create_partition(tenant.tenant_id)
-    return broker, database, tenant, subscribed(broker, tenant)[1]
+def fuzzed(database: Database, database_url: str) -> Iterator[Fuzzed]:
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        yield Fuzzed(database, connection)
 
 
 # Bytes.

@@ -17,8 +17,11 @@ from pika import frame, spec
 from pika.connection import Connection
 
 from tenantry.broker.port import Delivery
-from tenantry.broker.rabbitmq.reading import ReadingConnection, _acks
+from tenantry.broker.rabbitmq.reading import Gate, ReadingConnection, _acks, _nacks
 from tenantry.broker.rabbitmq.tables import MalformedTableError, read_table
+from tenantry.messages import validation
+from tenantry.messages.dead_letters import REPLAY_HEADER, REPLAYS_HEADER
+from tenantry.messages.encoding import LAST_MS
 
 short_texts = st.text(max_size=20)
 header_values = st.recursive(
@@ -55,7 +58,8 @@ deliveries = st.lists(
 class Reader(ReadingConnection):
     """The reading half, without a socket."""
 
-    def __init__(self) -> None:
+    def __init__(self, gates: dict[int, Gate] | None = None) -> None:
+        self.gates = gates or {}
         self._receivers = {}
         self._partial = {}
         self._content_types = {}
@@ -66,7 +70,8 @@ class Reader(ReadingConnection):
         self.taken: list[tuple[int, Delivery]] = []
         for channel in (1, 2, 3):
             take = self._taker(channel)
-            self.receive(channel, f"tag-{channel}", (f"topic-{channel}", channel, take))
+            receiver = (f"topic-{channel}", channel, take, self.gates.get(channel))
+            self.receive(channel, f"tag-{channel}", receiver)
 
     def _taker(self, channel: int) -> Any:
         return lambda delivery: self.taken.append((channel, delivery))
@@ -107,12 +112,102 @@ def test_every_delivery_is_read_whatever_its_frames_and_wherever_the_bytes_are_c
         assert (read.tag, read.redelivered) == (tag, redelivered)
         assert (message.topic, message.partition) == (f"topic-{channel}", channel)
         assert message.body == body
-        assert message.id == props.message_id
+        assert message.id == (props.message_id or None)
         assert message.content_type == props.content_type
-        assert message.headers == as_pika_reads(props.headers)
+        assert message.headers == with_properties(as_pika_reads(props.headers), props)
         if "timestamp_in_ms" not in (props.headers or {}):
             expected = None if props.timestamp is None else props.timestamp * 1000
-            assert message.published_at_ms == expected
+            assert message.published_at_ms == (
+                expected if expected is None or expected <= LAST_MS else None
+            )
+
+
+class OddGate:
+    """Lets every other delivery in."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+        self.gone: list[int] = []
+
+    def admit(self, body: int, table: int) -> bool:
+        self.asked += 1
+        return self.asked % 2 == 1
+
+    def dropped(self, tag: int) -> None:
+        self.gone.append(tag)
+
+
+@given(given_deliveries=deliveries, piece=st.integers(1, 200), cuts=st.lists(st.integers(0, 4000)))
+def test_what_is_not_let_in_passes_and_leaves_its_neighbours_whole(
+    given_deliveries: list[tuple[int, bool, Any, bytes]], piece: int, cuts: list[int]
+) -> None:
+    stream = b"".join(
+        wire(1, tag, redelivered, props, body, piece)
+        for tag, (_, redelivered, props, body) in enumerate(given_deliveries, start=1)
+    )
+    gate = OddGate()
+    reader = Reader({1: gate})
+    bounds = sorted({0, len(stream), *(cut for cut in cuts if cut < len(stream))})
+    for start, end in pairwise(bounds):
+        reader._on_data_available(stream[start:end])
+    tags = range(1, len(given_deliveries) + 1)
+    assert [read.tag for _, read in reader.taken] == list(tags[::2])
+    assert gate.gone == list(tags[1::2])
+    bodies = [body for _, _, _, body in given_deliveries]
+    assert [read.message.body for _, read in reader.taken] == bodies[::2]
+
+
+def test_a_channel_that_is_given_up_amid_a_body_leaves_the_others_readable() -> None:
+    reader = Reader()
+    props = pika.BasicProperties(message_id="m")
+    first, second = wire(1, 1, False, props, b"x" * 100, 10), wire(2, 1, False, props, b"y", 10)
+    reader._on_data_available(first[:120])
+    reader.forget(1)
+    reader._on_data_available(first[120:] + second)
+    assert [read.message.body for _, read in reader.taken] == [b"y"]
+    assert reader.others == []
+
+
+def test_headers_beyond_the_limit_are_not_read_but_for_what_a_replay_is_known_by() -> None:
+    reader = Reader()
+    headers = {f"h{number}": "x" * 1000 for number in range(70)}
+    for props in (
+        pika.BasicProperties(message_id="large", headers=headers),
+        pika.BasicProperties(headers=headers | {REPLAY_HEADER: "letter", REPLAYS_HEADER: 2}),
+    ):
+        reader._on_data_available(wire(1, 1, False, props, b"{}", 10))
+    plain, replay = (read.message for _, read in reader.taken)
+    assert plain.headers == {}
+    assert replay.headers == {REPLAY_HEADER: "letter", REPLAYS_HEADER: 2}
+    for message in (plain, replay):
+        flaw = validation.flaw(message, 1000)
+        assert flaw is not None
+        assert flaw[0] == "headers_too_large"
+
+
+def test_properties_that_can_not_be_read_are_one_messages_own_trouble() -> None:
+    reader = Reader()
+    good = wire(1, 1, False, pika.BasicProperties(message_id="m"), b"good", 10)
+    broken = bytearray(wire(1, 1, False, pika.BasicProperties(message_id="m"), b"bad", 10))
+    # The length of the id: it now ends beyond the frame, and the data.
+    broken[broken.index(b"\x01m")] = 255
+    cut = broken.index(b"\xce", broken.index(b"\xffm")) + 1
+    reader._on_data_available(bytes(broken[:cut]))
+    reader._on_data_available(bytes(broken[cut:]) + good)
+    assert [read.message.body for _, read in reader.taken] == [b"bad", b"good"]
+
+
+@given(st.integers(1, 65535), st.lists(st.integers(1, 2**63 - 1)))
+def test_what_is_given_back_goes_out_as_pika_would_write_it(channel: int, tags: list[int]) -> None:
+    frames = [frame.Method(channel, spec.Basic.Nack(tag, False, True)) for tag in tags]
+    assert _nacks(channel, tags) == b"".join(one.marshal() for one in frames)
+
+
+def with_properties(headers: Any, props: Any) -> Any:
+    """Headers, and beside them the properties that have no column."""
+    kept = {"content-encoding": props.content_encoding, "correlation-id": props.correlation_id}
+    kept = {name: value for name, value in kept.items() if value}
+    return kept | (headers or {}) if kept else headers
 
 
 def as_pika_reads(headers: Any) -> Any:
@@ -177,7 +272,8 @@ def test_a_delivery_of_a_forgotten_channel_reaches_nobody() -> None:
     stream = split(wire(1, 1, False, pika.BasicProperties(), b"body", 100))
     reader._on_data_available(stream[0])
     reader.forget(1)
-    reader.receive(1, "tag-1", ("new", 0, lambda delivery: reader.taken.append((1, delivery))))
+    take = reader._taker(1)
+    reader.receive(1, "tag-1", ("new", 0, take, None))
     later = wire(1, 1, False, pika.BasicProperties(), b"new", 100)
     reader._on_data_available(later)
     assert [one.message.body for _, one in reader.taken] == [b"new"]

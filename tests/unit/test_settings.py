@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import tomllib
 from pathlib import Path
 
@@ -47,7 +48,7 @@ def test_the_shipped_file_equals_the_defaults(file: Path) -> None:
 def test_the_shipped_file_names_every_environment_variable_beside_its_key() -> None:
     text = SHIPPED.read_text()
     for variable, _ in ENVIRONMENT.values():
-        assert text.count(variable) == 1
+        assert len(re.findall(rf"\b{variable}\b", text)) == 1
 
 
 def test_every_key_of_the_model_has_an_environment_variable() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tenantry.broker.budget import Budget
 from tenantry.broker.links import Links
 from tenantry.broker.postgres.administration import PostgresAdministration
 from tenantry.broker.postgres.consuming import PostgresConsuming
@@ -11,10 +12,13 @@ from tenantry.broker.postgres.rotation import QueueRotation
 from tenantry.database.pool import Database
 
 
-def embedded_links(database: Database) -> Links:
-    """Make the ways to the broker in `database`, whose sessions may have a term."""
+def embedded_links(database: Database, budget: Budget | None = None) -> Links:
+    """Make the ways to the broker in `database`, whose sessions may have a term.
+
+    `budget` bounds the bytes of deliveries that are unsettled.
+    """
     # The message store takes what it stores out of the queues: an ack has nothing to remove.
-    consuming = PostgresConsuming(database, acks_remove=False)
+    consuming = PostgresConsuming(database, acks_remove=False, budget=budget)
     administration = PostgresAdministration(database, in_hand=consuming.in_hand)
     return Links(
         administration=administration,

@@ -76,6 +76,11 @@ class PostgresSubscription:
 
     # From any thread.
 
+    @property
+    def window(self) -> int:
+        """See `Subscription.window`."""
+        return self.prefetch
+
     def settle(
         self,
         generation: int,

@@ -16,7 +16,9 @@ import structlog
 from pika.exceptions import ChannelClosed, ChannelClosedByBroker, ChannelWrongStateError
 
 from tenantry import failpoints
+from tenantry.broker.budget import Budget
 from tenantry.broker.port import Delivery, DeliverySink, QueueSpec
+from tenantry.broker.rabbitmq.admission import Admission
 from tenantry.broker.rabbitmq.connection import describe
 from tenantry.broker.rabbitmq.lanes import Lanes
 from tenantry.broker.rabbitmq.loop import IoLoop
@@ -36,6 +38,9 @@ ANSWER_WITHIN: Final = 1.0
 """Seconds that queues are given to answer on a channel whose deliveries are to stop."""
 
 NOT_FOUND: Final = 404
+
+RESUME_AFTER: Final = 0.05
+"""Seconds between looks at whether there is room again for what did not fit."""
 
 ACKS_SETTLE: Final = 0.3
 """Seconds between the last ack and the end of its channel.
@@ -57,6 +62,7 @@ class RabbitSubscription:
         prefetch: int,
         sink: DeliverySink,
         forget: Callable[[RabbitSubscription], None],
+        budget: Budget,
     ) -> None:
         self.asked_at = 0.0
         self.answered_at = 0.0
@@ -64,7 +70,9 @@ class RabbitSubscription:
         self._settled_at = 0.0
         self._loop = loop
         self._queues = tuple(queues)
-        self._prefetch = prefetch
+        self._admission = Admission(budget, prefetch=prefetch, queues=len(self._queues))
+        self.admit = self._admission.admit
+        self._paused: set[int] = set()
         self._sink = sink
         self._forget = forget
         self._connection: ReadingConnection | None = None
@@ -81,6 +89,11 @@ class RabbitSubscription:
         self._missing = False
 
     # From any thread.
+
+    @property
+    def window(self) -> int:
+        """How many deliveries of one queue may be unsettled just now."""
+        return self._admission.window
 
     def settle(
         self,
@@ -154,6 +167,8 @@ class RabbitSubscription:
         self._buffer = []
         self._tags = []
         self._widening = set()
+        self._paused = set()
+        self._admission.begin()
         self._channel = connection.channel(on_open_callback=partial(self._opened, connection))
 
     def _opened(self, connection: ReadingConnection, channel: Channel) -> None:
@@ -163,13 +178,13 @@ class RabbitSubscription:
         if not self._wanted:
             self._close()
             return
-        channel.basic_qos(prefetch_count=self._prefetch)
+        channel.basic_qos(prefetch_count=self._admission.window)
         waiting = self._unanswered = {queue.name for queue in self._queues}
         self.asked_at = time.monotonic()
         take = self._take = self._taker(connection, generation)
         for number, queue in enumerate(self._queues):
             tag = str(number)
-            receiver: Receiver = (queue.topic, queue.partition, take)
+            receiver: Receiver = (queue.topic, queue.partition, take, self)
             connection.receive(channel.channel_number, tag, receiver)
             channel.basic_consume(
                 queue.name,
@@ -209,6 +224,64 @@ class RabbitSubscription:
             batch = self._buffer.copy()
             self._buffer.clear()
             self._sink.deliveries(generation, batch)
+            if self._admission.grows():
+                for queue in self._queues:
+                    self._widen(generation, queue)
+
+    # Bytes.
+
+    def dropped(self, tag: int) -> None:
+        """Stop deliveries once one was dropped; they are given back when no more can come."""
+        admission = self._admission
+        admission.shed.append(tag)
+        channel = self._channel
+        if len(admission.shed) > 1 or channel is None or not self._wanted:
+            return
+        for place, consumer_tag in enumerate(self._tags):
+            if place not in self._widening:
+                self._widening.add(place)
+                stopped = partial(self._stopped, self._generation, place)
+                channel.basic_cancel(consumer_tag, callback=stopped)
+
+    def _stopped(self, generation: int, place: int, _frame: object) -> None:
+        """Note that a queue brings nothing more until there is room."""
+        if generation != self._generation or self._channel is None:
+            return
+        self._paused.add(place)
+        if self._cancelling:
+            self._cancel_ok(self._tags[place], None)
+            return
+        if len(self._paused) < len(self._queues):
+            return
+        self._give_back()
+        log.info(
+            "broker.deliveries_too_large",
+            queue=self._queues[0].name,
+            bytes_in_hand=self._admission.account.in_hand,
+            window=self._admission.window,
+        )
+        self._resume_soon(generation)
+
+    def _give_back(self) -> None:
+        channel, connection = self._channel, self._connection
+        shed, self._admission.shed = self._admission.shed, []
+        if shed and connection is not None and channel is not None and channel.is_open:
+            connection.give_back(channel.channel_number, shed)
+
+    def _resume_soon(self, generation: int) -> None:
+        connection = self._connection
+        if generation != self._generation or connection is None or not self._paused:
+            return
+        if not self._admission.has_room():
+            connection.ioloop.call_later(RESUME_AFTER, partial(self._resume_soon, generation))
+            return
+        channel = self._channel
+        if channel is None or not channel.is_open or not self._wanted:
+            return
+        self._admission.resume()
+        paused, self._paused = sorted(self._paused), set()
+        for place in paused:
+            self._consume_again(generation, channel, place, None)
 
     def _widen(self, generation: int, queue: QueueSpec) -> None:
         """Put another consumer in the place of a queue's: the broker counts for each anew.
@@ -234,6 +307,9 @@ class RabbitSubscription:
         connection = self._connection
         if generation != self._generation or connection is None:
             return
+        if self._admission.shedding:
+            self._stopped(generation, place, None)
+            return
         self._widening.discard(place)
         if self._cancelling:
             self._cancel_ok(self._tags[place], None)
@@ -241,7 +317,9 @@ class RabbitSubscription:
         queue = self._queues[place]
         self._renewals += 1
         tag = self._tags[place] = f"{place}.{self._renewals}"
-        connection.receive(channel.channel_number, tag, (queue.topic, queue.partition, self._take))
+        receiver: Receiver = (queue.topic, queue.partition, self._take, self)
+        connection.receive(channel.channel_number, tag, receiver)
+        channel.basic_qos(prefetch_count=self._admission.window)
         channel.basic_consume(queue.name, _passed_by, consumer_tag=tag)
 
     def _settle(
@@ -261,6 +339,7 @@ class RabbitSubscription:
             self._connection.ack_each(channel.channel_number, acks)
         if ack_up_to is not None:
             channel.basic_ack(ack_up_to, multiple=True)
+        self._admission.account.settle(rejects, acks, ack_up_to)
         failpoints.reach("after_ack")
         self._settled_at = time.monotonic()
         if self._connection is not None:
@@ -275,7 +354,9 @@ class RabbitSubscription:
         if self._cancelling:
             return
         self._cancelling = True
-        self._uncancelled = set(self._tags)
+        self._uncancelled = {
+            tag for place, tag in enumerate(self._tags) if place not in self._paused
+        }
         if not self._unanswered:
             self._cancel_all()
         elif self._connection is not None:
@@ -305,6 +386,7 @@ class RabbitSubscription:
 
     def _cancelled(self) -> None:
         self._flush(self._generation)
+        self._give_back()
         self._cancelling = False
         self._sink.cancelled(self._generation)
 
@@ -323,6 +405,7 @@ class RabbitSubscription:
         self._wanted = False
         channel, self._channel = self._channel, None
         self._generation += 1
+        self._admission.begin()
         self._forget(self)
         if channel is None:
             return
@@ -377,6 +460,7 @@ class RabbitSubscription:
             return
         self._forget_channel(self._channel)
         self._channel = None
+        self._admission.begin()
         self._buffer = []
         generation = self._generation
         self._generation += 1
@@ -392,8 +476,11 @@ class RabbitConsuming:
     `run` and `stop` are the owner's to call.
     """
 
-    def __init__(self, url: str, permit: Permit = UNLIMITED) -> None:
+    def __init__(
+        self, url: str, permit: Permit = UNLIMITED, *, budget: Budget | None = None
+    ) -> None:
         self._loop = IoLoop()
+        self._budget = budget or Budget()
         self._lanes = Lanes(
             self._loop, url, permit=permit, opened=self._take_up, linger=acks_settle_in
         )
@@ -428,7 +515,12 @@ class RabbitConsuming:
     ) -> RabbitSubscription:
         """Consume `queues`, now or as soon as the broker is connected."""
         subscription = RabbitSubscription(
-            self._loop, queues, prefetch=prefetch, sink=sink, forget=self._forget
+            self._loop,
+            queues,
+            prefetch=prefetch,
+            sink=sink,
+            forget=self._forget,
+            budget=self._budget,
         )
         self._subscriptions.add(subscription)
         self._new.append(subscription)

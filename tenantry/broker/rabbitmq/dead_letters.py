@@ -24,6 +24,7 @@ from tenantry.broker.port import (
     Delivery,
     QueuedLetter,
 )
+from tenantry.broker.rabbitmq.admission import weight
 from tenantry.broker.rabbitmq.connection import describe, parameters
 from tenantry.broker.rabbitmq.consuming import acks_settle_in
 from tenantry.broker.rabbitmq.deaths import queued_letter
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 BATCH_BYTES: Final = 8 * 1024 * 1024
-"""Bytes of bodies given at once, but for the last message's."""
+"""Bytes of messages given at once, but for the last one's."""
 
 PREFETCH: Final = 5_000
 """Messages held on one channel; a walk that holds more goes on on another."""
@@ -92,10 +93,7 @@ class RabbitDeadLetterWalk:
         """See `DeadLetterWalk.next`."""
         most = min(most, self._left)
         arrived = self._arrived
-        while (
-            len(arrived) < most
-            and sum(len(one.message.body) for _, one, _ in arrived) < BATCH_BYTES
-        ):
+        while len(arrived) < most and sum(_size(*one) for one in arrived) < BATCH_BYTES:
             if self._held >= PREFETCH:
                 self._consume()
             before = len(arrived)
@@ -110,7 +108,7 @@ class RabbitDeadLetterWalk:
         while arrived and len(batch) < most and size < BATCH_BYTES:
             channel, delivery, properties = arrived.popleft()
             self._given.append((channel, delivery.tag))
-            size += len(delivery.message.body)
+            size += _size(channel, delivery, properties)
             batch.append(queued_letter(self._tenant_id, delivery.message, properties))
         self._left -= len(batch)
         return batch
@@ -151,7 +149,7 @@ class RabbitDeadLetterWalk:
         channel = self._channels[-1]
         self._held = 0
         self._tag = f"dead-letters-{self._tenant_id}-{opened}"
-        receiver = ("default", 0, partial(self._take, channel))
+        receiver = ("default", 0, partial(self._take, channel), None)
         self._connection.receive(channel.channel_number, self._tag, receiver)
         # Without a number a quorum queue gives 2,000 messages; any number has its end.
         channel.basic_qos(prefetch_count=PREFETCH)
@@ -313,6 +311,10 @@ class RabbitDeadLetters:
             with self._guard:
                 self._walked.discard(tenant_id)
                 self._guard.notify_all()
+
+
+def _size(_channel: Channel, delivery: Delivery, properties: bytes) -> int:
+    return weight(len(delivery.message.body), len(properties))
 
 
 def _passed_by(*_delivery: object) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tenantry.broker.budget import Budget
 from tenantry.broker.links import Links
 from tenantry.broker.rabbitmq.administration import RabbitAdministration
 from tenantry.broker.rabbitmq.consuming import RabbitConsuming
@@ -25,7 +26,13 @@ def rabbitmq_links(settings: Settings, permit: Permit) -> Links:
         permit=permit,
     )
     publishing = RabbitPublishing(url, permit)
-    consuming = RabbitConsuming(url, permit)
+    consuming = RabbitConsuming(
+        url,
+        permit,
+        budget=Budget(
+            each=settings.consumer.prefetch_bytes, total=settings.consumer.prefetch_bytes_total
+        ),
+    )
 
     def prepare() -> None:
         administration.check()

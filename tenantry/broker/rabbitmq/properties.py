@@ -40,6 +40,9 @@ _u32: Final = struct.Struct(">I")
 class WholeReadingConnection(ReadingConnection):
     """Keeps the properties of the delivery that is being read on each channel, all of them."""
 
+    largest_table = 2**32
+    """What the broker tells of a death stands in the table, however large it is."""
+
     def __init__(self, *arguments: Any, **keywords: Any) -> None:
         self._properties: dict[int, bytes] = {}
         super().__init__(*arguments, **keywords)

@@ -14,18 +14,22 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, Protocol, TypeAlias
 
 from pika import frame as pika_frame
 from pika.exceptions import InvalidFrameError
 
 from tenantry.broker.port import Delivery
 from tenantry.broker.rabbitmq.permit import PermittedConnection
-from tenantry.broker.rabbitmq.tables import MalformedTableError, read_table
+from tenantry.broker.rabbitmq.tables import MalformedTableError, read_entries, read_table
+from tenantry.messages.dead_letters import REPLAY_HEADER, REPLAYS_HEADER
+from tenantry.messages.encoding import LAST_MS
+from tenantry.messages.headers import CONTENT_ENCODING, CORRELATION_ID, MOST_BYTES, UnfitHeaders
 from tenantry.messages.port import Incoming
+from tenantry.messages.validation import UNREADABLE, too_large
 
-Receiver: TypeAlias = tuple[str, int, Callable[[Delivery], None]]
-"""A consumer's topic, its partition, and who takes its deliveries."""
+Receiver: TypeAlias = tuple[str, int, Callable[[Delivery], None], "Gate | None"]
+"""A consumer's topic, its partition, who takes its deliveries, and who says which are taken."""
 
 _METHOD: Final = 1
 _HEADER: Final = 2
@@ -34,10 +38,13 @@ _END: Final = 0xCE
 _OVERHEAD: Final = 8
 """Bytes of a frame that are not its payload: type, channel, size; and the end mark."""
 
+_REPLAY_MARKS: Final = (REPLAY_HEADER.encode(), REPLAYS_HEADER.encode())
+
 _DELIVER: Final = b"\x00\x3c\x00\x3c"
 """Class 60, method 60."""
 
 _frame: Final = struct.Struct(">BHI").unpack_from
+_u32: Final = struct.Struct(">I").unpack_from
 _u64: Final = struct.Struct(">Q").unpack_from
 _content: Final = struct.Struct(">HHQH").unpack_from
 
@@ -47,8 +54,10 @@ _CONTENT_ENCODING: Final = 1 << 14
 _HEADERS: Final = 1 << 13
 _DELIVERY_MODE: Final = 1 << 12
 _PRIORITY: Final = 1 << 11
-_SKIPPED_TEXTS: Final = (1 << 10, 1 << 9, 1 << 8)
+_CORRELATION_ID: Final = 1 << 10
+_SKIPPED_TEXTS: Final = (_CORRELATION_ID, 1 << 9, 1 << 8)
 """Correlation id, reply-to, expiration."""
+_KEPT: Final = _CONTENT_ENCODING | _CORRELATION_ID
 _MESSAGE_ID: Final = 1 << 7
 _TIMESTAMP: Final = 1 << 6
 
@@ -57,8 +66,20 @@ LARGEST_READ: Final = 64 * 1024
 for it again; pika's 4 KiB would do so every dozen messages."""
 
 
+class Gate(Protocol):
+    """Says of each delivery, before its body is read, whether it is kept."""
+
+    def admit(self, body: int, table: int) -> bool:
+        """Hear of the next delivery of a channel, and the bytes of its body and its headers."""
+
+    def dropped(self, tag: int) -> None:
+        """Hear that a delivery that was not admitted has passed."""
+
+
 _ACK: Final = struct.Struct(">BHIHHQBB").pack
 """A whole frame: method, channel, size; class 60, method 80, delivery tag, not multiple; end."""
+_NACK: Final = _ACK
+"""The same but for the method, 120, and its bits: not multiple, back to the queue."""
 
 
 class _Partial:
@@ -67,6 +88,7 @@ class _Partial:
     __slots__ = (
         "body",
         "content_type",
+        "dropped",
         "headers",
         "message_id",
         "missing",
@@ -81,6 +103,7 @@ class _Partial:
         self.tag = tag
         self.redelivered = redelivered
         self.missing = 0
+        self.dropped = False
         self.body: list[bytes] = []
         self.content_type: str | None = None
         self.headers: Mapping[str, object] | None = None
@@ -90,6 +113,9 @@ class _Partial:
 
 class ReadingConnection(PermittedConnection):
     """A connection that gives deliveries to receivers, past pika's channels."""
+
+    largest_table = MOST_BYTES
+    """Bytes of headers that are read; of larger ones only what a replay is known by."""
 
     def __init__(self, *arguments: Any, **keywords: Any) -> None:
         self._receivers: dict[tuple[int, bytes], Receiver] = {}
@@ -104,13 +130,21 @@ class ReadingConnection(PermittedConnection):
 
     def forget(self, channel: int) -> None:
         """Drop what still comes on a channel that is being closed."""
-        self._partial.pop(channel, None)
+        partial = self._partial.get(channel)
+        if partial is not None:
+            # What is left of it is ours to read all the same: pika has not seen its beginning.
+            partial.receiver, partial.dropped = None, True
+            partial.body.clear()
         for key in [key for key in self._receivers if key[0] == channel]:
             del self._receivers[key]
 
     def ack_each(self, channel: int, tags: Sequence[int]) -> None:
         """Ack deliveries one by one; for many that is a tenth of what pika's way takes."""
         self._output_marshaled_frames([_acks(channel, tags)])
+
+    def give_back(self, channel: int, tags: Sequence[int]) -> None:
+        """Give deliveries back to their queues, one by one."""
+        self._output_marshaled_frames([_nacks(channel, tags)])
 
     def read_in_large_pieces(self) -> None:
         """Take more from the socket at once than pika does; call it when the connection is open."""
@@ -160,36 +194,63 @@ class ReadingConnection(PermittedConnection):
         )
 
     def _header(self, channel: int, data: bytes, at: int, stop: int) -> None:
-        """Read the properties that are kept."""
+        """Read the properties that are kept, and ask whether the delivery is."""
         partial = self._partial[channel]
-        _, _, partial.missing, flags = _content(data, at)
-        at += 14
-        if flags & _CONTENT_TYPE:
-            end = at + 1 + data[at]
-            partial.content_type = self._content_type(data[at + 1 : end])
-            at = end
-        if flags & _CONTENT_ENCODING:
-            at += 1 + data[at]
-        if flags & _HEADERS:
-            partial.headers, at = _table(data, at, stop)
-        if flags & _DELIVERY_MODE:
-            at += 1
-        if flags & _PRIORITY:
-            at += 1
-        for text in _SKIPPED_TEXTS:
-            if flags & text:
+        _, _, missing, flags = _content(data, at)
+        partial.missing = missing
+        table = 0
+        try:
+            at += 14
+            if flags & _CONTENT_TYPE:
+                end = at + 1 + data[at]
+                partial.content_type = self._content_type(data[at + 1 : end])
+                at = end
+            encoding = at
+            if flags & _CONTENT_ENCODING:
                 at += 1 + data[at]
-        if flags & _MESSAGE_ID:
-            end = at + 1 + data[at]
-            partial.message_id = data[at + 1 : end].decode("utf-8", "backslashreplace")
-            at = end
-        if flags & _TIMESTAMP:
-            partial.published = _u64(data, at)[0] * 1000
-        if not partial.missing:
+            if flags & _HEADERS:
+                table = _u32(data, at)[0]
+                if table <= self.largest_table:
+                    partial.headers, at = _table(data, at, stop)
+                else:
+                    partial.headers, at = _large_table(data, at, table)
+            if flags & _DELIVERY_MODE:
+                at += 1
+            if flags & _PRIORITY:
+                at += 1
+            correlation = at
+            for text in _SKIPPED_TEXTS:
+                if flags & text:
+                    at += 1 + data[at]
+            if flags & _MESSAGE_ID:
+                end = at + 1 + data[at]
+                # An empty id is none.
+                if end > at + 1:
+                    partial.message_id = data[at + 1 : end].decode("utf-8", "backslashreplace")
+                at = end
+            if flags & _TIMESTAMP:
+                partial.published = _u64(data, at)[0] * 1000
+            if flags & _KEPT:
+                partial.headers = _with_properties(
+                    partial.headers,
+                    encoding=_short(data, encoding) if flags & _CONTENT_ENCODING else "",
+                    correlation=_short(data, correlation) if flags & _CORRELATION_ID else "",
+                )
+        except Exception as error:  # noqa: BLE001 - whatever one message does, it does alone
+            partial.headers = UnfitHeaders({}, (UNREADABLE, f"its properties: {error}"[:500]))
+        receiver = partial.receiver
+        if receiver is not None and (gate := receiver[3]) is not None:
+            partial.dropped = not gate.admit(missing, table)
+        if not missing:
             self._done(channel, b"")
 
     def _body(self, channel: int, piece: bytes) -> None:
         partial = self._partial[channel]
+        if partial.dropped:
+            partial.missing -= len(piece)
+            if partial.missing <= 0:
+                self._done(channel, b"")
+            return
         if not partial.body and len(piece) == partial.missing:
             self._done(channel, piece)
             return
@@ -204,11 +265,17 @@ class ReadingConnection(PermittedConnection):
         if receiver is None:
             # Its channel is being closed: the broker will take it back.
             return
-        topic, number, take = receiver
+        topic, number, take, gate = receiver
+        if partial.dropped:
+            if gate is not None:
+                gate.dropped(partial.tag)
+            return
         headers = partial.headers
         published = partial.published
         if headers:
             published = _exact_time(headers, published)
+        elif published is not None and published > LAST_MS:
+            published = None
         take(
             Delivery(
                 partial.tag,
@@ -235,6 +302,10 @@ class ReadingConnection(PermittedConnection):
         return known
 
 
+def _nacks(channel: int, tags: Sequence[int]) -> bytes:
+    return b"".join([_NACK(_METHOD, channel, 13, 60, 120, tag, 2, _END) for tag in tags])
+
+
 def _acks(channel: int, tags: Sequence[int]) -> bytes:
     return b"".join([_ACK(_METHOD, channel, 13, 60, 80, tag, 0, _END) for tag in tags])
 
@@ -248,7 +319,45 @@ def _table(data: bytes, at: int, stop: int) -> tuple[Mapping[str, object] | None
         return {"undecodable": data[at + 4 : end].hex()}, end
 
 
+def _large_table(data: bytes, at: int, size: int) -> tuple[Mapping[str, object], int]:
+    try:
+        marks = _marks(data, at)
+    except MalformedTableError:
+        marks = {}
+    return UnfitHeaders(marks, too_large(size)), at + 4 + size
+
+
+def _marks(data: bytes, at: int) -> Mapping[str, object]:
+    """Read what tells that a message was replayed, and nothing else."""
+    found: dict[str, object] = {}
+    for name, entry in read_entries(data, at):
+        if name in _REPLAY_MARKS:
+            value, _ = read_table(len(entry).to_bytes(4, "big") + entry, 0)
+            found |= value
+    return found
+
+
+def _with_properties(
+    headers: Mapping[str, object] | None, *, encoding: str, correlation: str
+) -> Mapping[str, object] | None:
+    """Keep two properties among the headers, unless the sender has put something there."""
+    if isinstance(headers, UnfitHeaders):
+        return headers
+    given = {CONTENT_ENCODING: encoding, CORRELATION_ID: correlation}
+    kept: dict[str, object] = {name: value for name, value in given.items() if value}
+    return kept | dict(headers or {}) if kept else headers
+
+
+def _short(data: bytes, at: int) -> str:
+    return data[at + 1 : at + 1 + data[at]].decode("utf-8", "backslashreplace")
+
+
 def _exact_time(headers: Mapping[str, object], otherwise: int | None) -> int | None:
-    """Give the time of publishing in milliseconds that a header tells, if one does."""
+    """Give the time of publishing in milliseconds that a header tells, if one does.
+
+    One before 1970, or beyond what PostgreSQL is given, is none.
+    """
     exact = headers.get("timestamp_in_ms")
-    return exact if type(exact) is int else otherwise
+    if type(exact) is not int:
+        exact = otherwise
+    return exact if exact is None or 0 <= exact <= LAST_MS else None
