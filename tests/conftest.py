@@ -5,15 +5,15 @@ from __future__ import annotations
 import functools
 import signal
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 
 import httpx
 import pytest
 import structlog
 
+from tenantry.broker.rabbitmq.node import PrivateNode
 from tenantry.database.pool import Database
-from tests import depth, services_postgres, services_rabbitmq
+from tests import depth, distribution, services_postgres, services_rabbitmq
+from tests.on_demand import Services
 from tests.preloaded import Preloaded
 
 # To make a TLS context, which every client of httpx wants, all the world's certificates are read.
@@ -21,9 +21,12 @@ httpx._transports.default.create_ssl_context = functools.cache(httpx.create_ssl_
 
 depth.load()
 
-_postgres = services_postgres.PostgresService()
-_rabbitmq = services_rabbitmq.RabbitService()
-_preloaded = Preloaded()
+SERVICES = {
+    "postgres": services_postgres.PostgresService,
+    "rabbitmq": services_rabbitmq.RabbitService,
+    "preloaded": Preloaded,
+}
+_services = pytest.StashKey[Services]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -31,18 +34,17 @@ def pytest_configure(config: pytest.Config) -> None:
         # A shell's background job is deaf to it, and so would be all that is started here.
         signal.signal(signal.SIGINT, signal.default_int_handler)
     # Once a run, by the controller: xdist's workers inherit the environment that names them.
-    if hasattr(config, "workerinput") or config.option.collectonly:
-        return
-    with ThreadPoolExecutor(max_workers=3) as pool:
-        starting = [pool.submit(one.start) for one in (_postgres, _rabbitmq, _preloaded)]
-    for one in starting:
-        one.result()
+    if not hasattr(config, "workerinput") and not config.option.collectonly:
+        config.stash[_services] = Services({name: make() for name, make in SERVICES.items()})
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    distribution.arrange(items)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
-    with ExitStack() as stack:
-        for service in (_postgres, _rabbitmq, _preloaded):
-            stack.callback(service.stop)
+    if _services in config.stash:
+        config.stash[_services].close()
 
 
 @pytest.fixture(autouse=True)
@@ -59,6 +61,13 @@ def rabbitmq() -> Iterator[services_rabbitmq.RabbitHost]:
     """A fresh virtual host on the run's RabbitMQ, deleted after the test."""
     with services_rabbitmq.virtual_host() as host:
         yield host
+
+
+@pytest.fixture(scope="session")
+def breakable_node() -> Iterator[PrivateNode]:
+    """A RabbitMQ node that may be killed and starved; each test leaves it running."""
+    with services_rabbitmq.own_node() as node:
+        yield node
 
 
 @pytest.fixture

@@ -27,6 +27,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import IO, Any
 
+from tests import on_demand
+
 ENVIRONMENT = "TENANTRY_TEST_PRELOADED"
 """Names the process's socket to every worker of a test run."""
 
@@ -38,18 +40,21 @@ FDS = 16
 
 
 def available() -> bool:
+    on_demand.ensure("preloaded")
     return os.environ.get(ENVIRONMENT, "").startswith("/")
 
 
 class Preloaded:
     """The test run's own such process; it ends with the run, whatever has become of that."""
 
+    variables = (ENVIRONMENT,)
+
     def __init__(self) -> None:
         self._directory: tempfile.TemporaryDirectory[str] | None = None
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Start it, unless the environment names one or does not want any."""
+        """Start it, unless it runs, the environment names one or does not want any."""
         if os.environ.get(ENVIRONMENT) or sys.platform != "linux":
             return
         self._directory = tempfile.TemporaryDirectory(prefix="tenantry-test-fork-")

@@ -18,7 +18,7 @@ from psycopg import sql
 
 from tenantry.database.embedded import EmbeddedPostgres
 from tenantry.database.migrations import migrate, migrations
-from tests import scratch
+from tests import on_demand, scratch
 
 ENVIRONMENT = "TENANTRY_TEST_DATABASE_URL"
 """Names the server's URL to every worker of a test run; set beforehand, that server is used."""
@@ -38,12 +38,14 @@ TEMPLATE_LOCK = 0x74656D706C617465
 class PostgresService:
     """The test run's own server, in a temporary directory that goes with it."""
 
+    variables = (ENVIRONMENT, SEED_ENVIRONMENT)
+
     def __init__(self) -> None:
         self._directory: Path | None = None
         self._server: EmbeddedPostgres | None = None
 
     def start(self) -> str:
-        """Start the server, unless the environment names one, and give its URL."""
+        """Start the server, unless it runs or the environment names one, and give its URL."""
         url = os.environ.get(ENVIRONMENT)
         if url:
             return url
@@ -74,6 +76,7 @@ class PostgresService:
 
 def own_server(data_dir: Path) -> EmbeddedPostgres:
     """Give a server of a test's own; its data is a copy, as to make it takes a second or two."""
+    on_demand.ensure("postgres")
     seed = os.environ.get(SEED_ENVIRONMENT)
     if seed:
         _copy(Path(seed), data_dir)
@@ -86,7 +89,8 @@ def _copy(data_dir: Path, to: Path) -> None:
 
 
 def admin_url() -> str:
-    """Give the URL of the run's server, as `PostgresService.start` left it."""
+    """Give the URL of the run's server."""
+    on_demand.ensure("postgres")
     return os.environ[ENVIRONMENT]
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
+import subprocess
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,11 +16,16 @@ from urllib.parse import quote, unquote, urlsplit, urlunsplit
 import httpx
 
 from tenantry.broker.rabbitmq.node import PrivateNode
-from tests import scratch
+from tenantry.broker.rabbitmq.node_server import find_server
+from tenantry.broker.rabbitmq.node_setup import NODE_NAME
+from tests import on_demand, scratch
 
 ENVIRONMENT = "TENANTRY_TEST_RABBITMQ_URL"
 MANAGEMENT_ENVIRONMENT = "TENANTRY_TEST_RABBITMQ_MANAGEMENT_URL"
 """Name the node to every worker of a test run; both set beforehand, that node is used."""
+
+HOME_ENVIRONMENT = "TENANTRY_TEST_RABBITMQ_HOME"
+"""Names the directory of the run's own node, for `rabbitmqctl`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,12 +40,14 @@ class RabbitHost:
 class RabbitService:
     """The test run's own node, in a temporary directory that goes with it."""
 
+    variables = (ENVIRONMENT, MANAGEMENT_ENVIRONMENT, HOME_ENVIRONMENT)
+
     def __init__(self) -> None:
         self._directory: Path | None = None
         self._node: PrivateNode | None = None
 
     def start(self) -> None:
-        """Start the node, unless the environment names one."""
+        """Start the node, unless it runs or the environment names one."""
         if os.environ.get(ENVIRONMENT) and os.environ.get(MANAGEMENT_ENVIRONMENT):
             return
         self._directory = scratch.made("tenantry-test-rabbitmq-")
@@ -46,12 +55,14 @@ class RabbitService:
         self._node.start()
         os.environ[ENVIRONMENT] = self._node.url
         os.environ[MANAGEMENT_ENVIRONMENT] = self._node.management_url
+        os.environ[HOME_ENVIRONMENT] = str(self._directory / "node")
 
     def stop(self) -> None:
         """Stop the node this object started, and remove its data."""
         if self._node is not None:
             os.environ.pop(ENVIRONMENT, None)
             os.environ.pop(MANAGEMENT_ENVIRONMENT, None)
+            os.environ.pop(HOME_ENVIRONMENT, None)
             self._node.stop(grace=0)
             self._node = None
         if self._directory is not None:
@@ -62,6 +73,7 @@ class RabbitService:
 @contextmanager
 def virtual_host() -> Iterator[RabbitHost]:
     """Give a fresh virtual host of the run's node and delete it, with all in it, afterwards."""
+    on_demand.ensure("rabbitmq")
     with virtual_host_of(os.environ[ENVIRONMENT], os.environ[MANAGEMENT_ENVIRONMENT]) as host:
         yield host
 
@@ -88,3 +100,44 @@ def virtual_host_of(url: str, management_url: str) -> Iterator[RabbitHost]:
             )
         finally:
             management.delete(f"/api/vhosts/{vhost}").raise_for_status()
+
+
+def home() -> Path | None:
+    """Give the directory of the run's own node, None where the run's is somebody else's."""
+    on_demand.ensure("rabbitmq")
+    named = os.environ.get(HOME_ENVIRONMENT)
+    return None if named is None else Path(named)
+
+
+@contextmanager
+def own_node() -> Iterator[PrivateNode]:
+    """Run a node beside the run's, which may be killed and starved."""
+    with scratch.directory("tnt-mq-") as directory:
+        node = PrivateNode(directory / "node")
+        try:
+            node.start()
+            yield node
+        finally:
+            node.stop(grace=0)
+
+
+def rabbitmqctl(home: Path, *arguments: str) -> str:
+    """Give an operator's command to the node in a directory, which no port mapper knows."""
+    distribution = json.loads((home / "ports.json").read_text())["distribution"]
+    done = subprocess.run(
+        [*find_server().command("rabbitmqctl", home=home), "-n", NODE_NAME, *arguments],
+        env={
+            "PATH": os.environ.get("PATH", os.defpath),
+            "LANG": "C.UTF-8",
+            "HOME": str(home),
+            "RABBITMQ_CONF_ENV_FILE": f"{home}/rabbitmq-env.conf",
+            "RABBITMQ_CTL_ERL_ARGS": "-dist_listen false -start_epmd false"
+            f" -erl_epmd_port {distribution}",
+        },
+        capture_output=True,
+        text=True,
+        timeout=110,
+        check=False,
+    )
+    assert done.returncode == 0, f"rabbitmqctl {arguments[0]}: {done.stderr or done.stdout}"
+    return done.stdout

@@ -12,7 +12,7 @@ LEAST, MOST = 0.005, 0.1
 """Seconds between two looks."""
 
 
-def eventually(look: Callable[[], T], *, timeout: float = 10.0, what: str = "") -> T:
+def eventually(look: Callable[[], T], *, timeout: float = 30.0, what: str = "") -> T:
     """Give what `look` returns once that is true; fail when it has not become so in time."""
     began = time.monotonic()
     until = began + timeout

@@ -34,7 +34,7 @@ ROOT = Path(__file__).parents[2]
 COMMAND = (sys.executable, "-m", "tenantry.cli.main")
 READY_TIMEOUT = 60.0
 """For a machine with much else to do."""
-EXIT_TIMEOUT = 20.0
+EXIT_TIMEOUT = 60.0
 OWN_VARIABLES = (
     "TENANTRY_", "RABBITMQ_", "DATABASE_URL", "STATE_DIRECTORY", "RUNTIME_DIRECTORY",
     "CREDENTIALS_DIRECTORY", "NOTIFY_SOCKET", "PG",

@@ -4,15 +4,30 @@ from __future__ import annotations
 
 import pytest
 
+from tenantry.broker.rabbitmq.node import PrivateNode
 from tests.faults.catalogue import EXPERIMENTS, conduct
 
 SEED = 20_260
 
 
 @pytest.mark.timeout(240)
-@pytest.mark.parametrize("name", [name for name, one in EXPERIMENTS.items() if one.few])
+@pytest.mark.parametrize(
+    "name", [name for name, one in EXPERIMENTS.items() if one.few and not one.own_broker]
+)
 def test_the_ledger_is_clean_after(name: str) -> None:
-    figures = conduct(name, rounds=EXPERIMENTS[name].few, seed=SEED)
+    _conduct(name, None)
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize(
+    "name", [name for name, one in EXPERIMENTS.items() if one.few and one.own_broker]
+)
+def test_the_ledger_is_clean_after_the_broker(name: str, breakable_node: PrivateNode) -> None:
+    _conduct(name, breakable_node)
+
+
+def _conduct(name: str, node: PrivateNode | None) -> None:
+    figures = conduct(name, rounds=EXPERIMENTS[name].few, seed=SEED, node=node)
     assert figures.ok, "\n".join(figures.lines())
     if figures.skipped is not None:
         pytest.skip(figures.skipped)

@@ -6,9 +6,11 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+from tenantry.broker.rabbitmq.node import PrivateNode
 from tests.faults.experiments import (
     alarm,
     broker,
@@ -28,6 +30,7 @@ from tests.faults.experiments import (
 from tests.faults.figures import Figures
 from tests.faults.rig import PATIENCE, Rig, rig
 from tests.faults.services import NoRightsError
+from tests.services_rabbitmq import own_node
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,25 +77,43 @@ EXPERIMENTS = {
 
 
 def conduct(
-    name: str, *, rounds: int | None = None, seed: int, say: Callable[[str], None] = lambda _: None
+    name: str,
+    *,
+    rounds: int | None = None,
+    seed: int,
+    say: Callable[[str], None] = lambda _: None,
+    node: PrivateNode | None = None,
 ) -> Figures:
-    """Run an experiment on the services of this test run; the outcome is in the figures."""
+    """Run an experiment on the services of this test run; the outcome is in the figures.
+
+    One that breaks its broker does so with `node`, or with a node of its own.
+    """
     experiment = EXPERIMENTS[name]
     try:
-        return _conduct(name, experiment, rounds or experiment.rounds, seed, say)
+        with ExitStack() as stack:
+            if not experiment.own_broker:
+                node = None
+            elif node is None:
+                node = stack.enter_context(own_node())
+            return _conduct(name, experiment, rounds or experiment.rounds, seed, say, node)
     except NoRightsError as error:
         return Figures(experiment=name, seed=seed, skipped=str(error))
 
 
 def _conduct(
-    name: str, experiment: Experiment, rounds: int, seed: int, say: Callable[[str], None]
+    name: str,
+    experiment: Experiment,
+    rounds: int,
+    seed: int,
+    say: Callable[[str], None],
+    node: PrivateNode | None,
 ) -> Figures:
     began = time.monotonic()
     with rig(
         name,
         seed=seed,
         say=say,
-        own_broker=experiment.own_broker,
+        node=node,
         own_database=experiment.own_database,
         disk_mb=experiment.disk_mb,
         embedded=experiment.embedded,

@@ -21,7 +21,7 @@ from tests import services_postgres, services_rabbitmq
 from tests.acceptance.program import Program, Tenant
 from tests.faults.figures import Figures
 from tests.faults.proxy import Proxy
-from tests.faults.services import Postgres, address_of, own_node, own_postgres
+from tests.faults.services import Postgres, address_of, own_postgres
 from tests.ledger import DEFAULT, Ledger, Maker, Record, Target, mixed
 from tests.services_rabbitmq import RabbitHost
 from tests.waiting import eventually
@@ -211,18 +211,17 @@ def rig(
     *,
     seed: int,
     say: Callable[[str], None],
-    own_broker: bool = False,
+    node: PrivateNode | None = None,
     own_database: bool = False,
     disk_mb: int | None = None,
     embedded: bool = False,
 ) -> Iterator[Rig]:
     """Set everything up; at the end end it all, whatever has happened.
 
-    Services that the experiment needs not to itself are those of the test run. An `embedded`
-    broker is the database's server.
+    Services that the experiment needs not to itself are those of the test run; `node` is a broker
+    to break. An `embedded` broker is the database's server.
     """
     with ExitStack() as stack:
-        node = stack.enter_context(own_node()) if own_broker else None
         postgres = stack.enter_context(own_postgres(disk_mb=disk_mb)) if own_database else None
         host: RabbitHost | None = None
         if not embedded:

@@ -1,4 +1,4 @@
-"""A broker and a database that may be killed, frozen and starved, and are the experiment's own."""
+"""A database that may be killed, frozen and starved, and is the experiment's own."""
 
 from __future__ import annotations
 
@@ -10,9 +10,6 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from tenantry.broker.rabbitmq.node import PrivateNode
-from tenantry.broker.rabbitmq.node_server import find_server
-from tenantry.broker.rabbitmq.node_setup import NODE_NAME
 from tests import scratch
 from tests.services_postgres import own_server
 
@@ -80,41 +77,6 @@ def _small_disk(directory: Path, megabytes: int) -> Iterator[None]:
     finally:
         # Lazily: what is left of the server's children lets go of it soon.
         subprocess.run(["umount", "-l", str(directory)], check=True)
-
-
-@contextmanager
-def own_node() -> Iterator[PrivateNode]:
-    """Run a RabbitMQ node."""
-    with scratch.directory("tnt-mq-") as directory:
-        node = PrivateNode(directory / "node")
-        try:
-            node.start()
-            yield node
-        finally:
-            node.stop(grace=0)
-
-
-def rabbitmqctl(node: PrivateNode, *arguments: str) -> str:
-    """Give an operator's command to a node, which no port mapper knows."""
-    home, ports = node._files.directory, node._ports
-    assert ports is not None
-    done = subprocess.run(
-        [*find_server().command("rabbitmqctl", home=home), "-n", NODE_NAME, *arguments],
-        env={
-            "PATH": os.environ.get("PATH", os.defpath),
-            "LANG": "C.UTF-8",
-            "HOME": str(home),
-            "RABBITMQ_CONF_ENV_FILE": f"{home}/rabbitmq-env.conf",
-            "RABBITMQ_CTL_ERL_ARGS": "-dist_listen false -start_epmd false"
-            f" -erl_epmd_port {ports.distribution}",
-        },
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert done.returncode == 0, f"rabbitmqctl {arguments[0]}: {done.stderr or done.stdout}"
-    return done.stdout
 
 
 def address_of(url: str) -> tuple[str, int] | str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import pika
@@ -11,13 +12,11 @@ import pytest
 
 from tenantry.broker.rabbitmq import lanes
 from tenantry.broker.rabbitmq.consuming import RabbitConsuming
-from tenantry.broker.rabbitmq.node import PrivateNode
 from tenantry.broker.topology import consumed
 from tenantry.domain import names
-from tests import brokers
+from tests import brokers, services_rabbitmq
 from tests.brokers import Broker, RecordingSink, bodies, running
-from tests.faults.services import own_node, rabbitmqctl
-from tests.services_rabbitmq import RabbitHost, virtual_host_of
+from tests.services_rabbitmq import RabbitHost, own_node, rabbitmqctl
 from tests.waiting import eventually
 
 
@@ -50,35 +49,40 @@ def test_more_subscriptions_than_a_connection_holds_take_another(rabbitmq: Rabbi
 
 
 @pytest.fixture
-def node() -> Iterator[PrivateNode]:
-    with own_node() as made:
-        yield made
+def home() -> Iterator[Path]:
+    """The directory of the run's node; of one of the test's own where the run's is elsewhere."""
+    with ExitStack() as stack:
+        named = services_rabbitmq.home()
+        if named is None:
+            node = stack.enter_context(own_node())
+            patch = stack.enter_context(pytest.MonkeyPatch.context())
+            patch.setenv(services_rabbitmq.ENVIRONMENT, node.url)
+            patch.setenv(services_rabbitmq.MANAGEMENT_ENVIRONMENT, node.management_url)
+            named = node.directory
+        yield named
 
 
 @pytest.fixture
-def broker(node: PrivateNode) -> Iterator[Broker]:
-    with (
-        virtual_host_of(node.url, node.management_url) as host,
-        brokers.rabbitmq(host, "quorum") as made,
-    ):
+def broker(home: Path, rabbitmq: RabbitHost) -> Iterator[Broker]:
+    with brokers.rabbitmq(rabbitmq, "quorum") as made:
         yield made
 
 
-def hold(node: PrivateNode, broker: Broker, queue: str, word: str) -> None:
+def hold(home: Path, broker: Broker, queue: str, word: str) -> None:
     """Have the process behind a quorum queue stop to answer, or answer again."""
     assert broker.host is not None
-    rabbitmqctl(node, "eval", f"sys:{word}(whereis('{broker.host.vhost}_{queue}')).")
+    rabbitmqctl(home, "eval", f"sys:{word}(whereis('{broker.host.vhost}_{queue}')).")
 
 
 def test_a_silent_queue_is_left_alone_until_it_answers(
-    node: PrivateNode, broker: Broker, monkeypatch: pytest.MonkeyPatch
+    home: Path, broker: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lanes, "PATIENCE", 1.0)
     monkeypatch.setattr(lanes, "STILL", 0.5)
     consuming = broker.consuming
     assert isinstance(consuming, RabbitConsuming)
     healthy, silent = broker.tenant("events"), broker.tenant()
-    hold(node, broker, names.queue_name(silent.tenant_id), "suspend")
+    hold(home, broker, names.queue_name(silent.tenant_id), "suspend")
     good, bad = RecordingSink(), RecordingSink()
     consuming.subscribe(consumed(healthy), prefetch=10, sink=good)
     consuming.subscribe(consumed(silent), prefetch=10, sink=bad)
@@ -91,7 +95,7 @@ def test_a_silent_queue_is_left_alone_until_it_answers(
     assert bodies(good.received(1)) == [b"1"]
     assert not bad.log
     assert bad.silences == [(names.queue_name(silent.tenant_id),)]
-    hold(node, broker, names.queue_name(silent.tenant_id), "resume")
+    hold(home, broker, names.queue_name(silent.tenant_id), "resume")
     # It answers, and is taken back to the others.
     bad.heard("consuming", 2)
     eventually(lambda: connections(consuming) == [2], what="one connection for both")

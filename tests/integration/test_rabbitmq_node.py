@@ -21,32 +21,29 @@ from tenantry.broker.topology import consumed
 from tenantry.domain import names
 from tests import brokers
 from tests.brokers import Broker
-from tests.faults.services import rabbitmqctl
-from tests.services_rabbitmq import RabbitHost
+from tests.services_rabbitmq import rabbitmqctl, virtual_host_of
 from tests.waiting import eventually
 
 pytestmark = pytest.mark.timeout(180)
 
 
-@pytest.fixture(scope="module")
-def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("node")
-
-
-@pytest.fixture(scope="module")
-def node(directory: Path) -> Iterator[PrivateNode]:
+@pytest.fixture
+def node(breakable_node: PrivateNode) -> PrivateNode:
     """One for all tests: each leaves it running, as it has found it."""
-    with PrivateNode(directory) as node:
-        try:
-            yield node
-        finally:
-            node.stop(grace=0)
+    return breakable_node
+
+
+@pytest.fixture
+def directory(node: PrivateNode) -> Path:
+    return node.directory
 
 
 @pytest.fixture
 def broker(node: PrivateNode) -> Iterator[Broker]:
-    host = RabbitHost(url=node.url, management_url=node.management_url, vhost="/")
-    with brokers.rabbitmq(host) as broker:
+    with (
+        virtual_host_of(node.url, node.management_url) as host,
+        brokers.rabbitmq(host) as broker,
+    ):
         yield broker
 
 
@@ -59,27 +56,57 @@ def is_alive(pid: int) -> bool:
     return not state.exists() or state.read_text().rpartition(")")[2].split()[0] != "Z"
 
 
-def test_it_keeps_messages_ports_and_password_over_a_crash_and_a_restart(
-    node: PrivateNode, directory: Path
+def test_a_publisher_waits_for_a_node_that_is_restarted_and_keeps_its_ports_and_password(
+    node: PrivateNode, broker: Broker
 ) -> None:
     url = node.url
-    with pika.BlockingConnection(pika.URLParameters(url)) as connection:
-        connection.channel().queue_declare("kept", durable=True)
-    # RabbitMQ writes definitions down a moment later; that they are, a stop in order makes sure.
+    tenant = broker.tenant("events")
+    broker.publish(tenant, "events", b"before")
     node.restart()
-    first = node.pid
-    with pika.BlockingConnection(pika.URLParameters(url)) as connection:
+    assert node.url == url
+    broker.publish(tenant, "events", b"after")
+    assert broker.ready(consumed(tenant)[1].name) == [b"before", b"after"]
+
+
+def test_what_is_in_flight_when_the_node_is_killed_arrives_and_what_it_held_is_kept(
+    node: PrivateNode, broker: Broker
+) -> None:
+    url, first, host = node.url, node.pid, broker.host
+    assert host is not None
+    tenant = broker.tenant("events")
+    started = threading.Event()
+    expected = [b"%05d" % number for number in range(3_000)]
+
+    def publish() -> None:
+        for at in range(0, len(expected), 100):
+            broker.publish(tenant, "events", *expected[at : at + 100])
+            started.set()
+
+    with pika.BlockingConnection(pika.URLParameters(host.url)) as connection:
         channel = connection.channel()
+        channel.queue_declare("kept", durable=True)
         channel.confirm_delivery()
         persistent = pika.BasicProperties(delivery_mode=2)
         channel.basic_publish("", "kept", b"still here", persistent)
-    node.kill()
-    assert first is not None
-    assert not is_alive(first)
-    node.start()
-    assert node.url == url
-    with pika.BlockingConnection(pika.URLParameters(url)) as connection:
-        assert connection.channel().basic_get("kept", auto_ack=True)[2] == b"still here"
+    broker.publish(tenant, "default", b"first")
+    # A quorum queue survives a crash once it is older than a second: its count is, when it shows.
+    # So is what RabbitMQ writes down of a classic one a moment after it was declared.
+    eventually(lambda: broker.administration.pending()[tenant.tenant_id] == 1, timeout=20)
+    with ThreadPoolExecutor(1) as pool:
+        result = pool.submit(publish)
+        assert started.wait(20)
+        node.kill()
+        assert first is not None
+        assert not is_alive(first)
+        node.start()
+        assert node.url == url
+        result.result(60)
+    found = broker.ready(consumed(tenant)[1].name)
+    assert sorted(set(found)) == expected
+    assert broker.ready("kept") == [b"still here"]
+
+
+def test_a_directory_has_one_node_at_a_time(directory: Path) -> None:
     with pytest.raises(BrokerError, match="in use by another broker"):
         _second_start(directory)
 
@@ -121,22 +148,37 @@ def test_it_listens_on_the_loopback_interface_only(node: PrivateNode) -> None:
     assert listening == {"0100007F"}
 
 
-def test_it_goes_when_its_parent_is_killed(tmp_path: Path) -> None:
-    program = (
-        "import sys; from pathlib import Path; from tenantry.broker.rabbitmq.node import *\n"
-        "node = PrivateNode(Path(sys.argv[1])); node.start(); print(node.pid, flush=True)\n"
-        "sys.stdin.read()"
-    )
+# As if somebody took the ports just after they were found free.
+PARENT = """
+import sys
+from pathlib import Path
+from tenantry.broker.rabbitmq import node_setup
+from tenantry.broker.rabbitmq.node import PrivateNode
+free, real = iter([True, True, True]), node_setup._is_free
+node_setup._is_free = lambda port: next(free, None) or real(port)
+node = PrivateNode(Path(sys.argv[1]))
+node.start()
+print(node.pid, node.url, flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_taken_port_is_not_insisted_on_and_a_node_goes_when_its_parent_is_killed(
+    node: PrivateNode, directory: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "node").mkdir()
+    (tmp_path / "node" / "ports.json").write_text((directory / "ports.json").read_text())
     with subprocess.Popen(
-        [sys.executable, "-c", program, str(tmp_path / "node")],
+        [sys.executable, "-c", PARENT, str(tmp_path / "node")],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
     ) as parent:
         assert parent.stdout is not None
-        pid = int(parent.stdout.readline())
-        assert is_alive(pid)
+        pid, url = parent.stdout.readline().decode().split()
+        assert url.rpartition("@")[2] != node.url.rpartition("@")[2]
+        assert is_alive(int(pid))
         parent.kill()
-    eventually(lambda: not is_alive(pid), timeout=30)
+    eventually(lambda: not is_alive(int(pid)), timeout=30)
 
 
 def test_a_node_that_does_not_come_up_says_why(
@@ -152,24 +194,6 @@ def test_a_node_that_does_not_come_up_says_why(
     assert node.pid is None
 
 
-def test_a_taken_port_is_not_insisted_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with PrivateNode(tmp_path / "one") as one, pytest.MonkeyPatch.context() as patch:
-        taken = (tmp_path / "one" / "ports.json").read_text()
-        (tmp_path / "two").mkdir()
-        (tmp_path / "two" / "ports.json").write_text(taken)
-        # As if somebody took the ports just after they were found free.
-        free = iter([True, True, True])
-        real = __import__("tenantry.broker.rabbitmq.node_setup", fromlist=["_is_free"])._is_free
-        patch.setattr(
-            "tenantry.broker.rabbitmq.node_setup._is_free",
-            lambda port: next(free, None) or real(port),
-        )
-        with PrivateNode(tmp_path / "two") as two:
-            assert two.url.rpartition("@")[2] != one.url.rpartition("@")[2]
-            two.stop(grace=0)
-        one.stop(grace=0)
-
-
 def test_without_rabbitmq_it_says_what_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -178,37 +202,6 @@ def test_without_rabbitmq_it_says_what_to_install(
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(BrokerError, match="apt-get install rabbitmq-server"):
         PrivateNode(tmp_path / "node").start()
-
-
-def test_a_publisher_waits_for_a_broker_that_comes_back(node: PrivateNode, broker: Broker) -> None:
-    tenant = broker.tenant("events")
-    broker.publish(tenant, "events", b"before")
-    node.restart()
-    broker.publish(tenant, "events", b"after")
-    assert broker.ready(consumed(tenant)[1].name) == [b"before", b"after"]
-
-
-def test_what_is_in_flight_when_the_broker_dies_arrives(node: PrivateNode, broker: Broker) -> None:
-    tenant = broker.tenant("events")
-    started = threading.Event()
-    expected = [b"%05d" % number for number in range(3_000)]
-
-    def publish() -> None:
-        for at in range(0, len(expected), 100):
-            broker.publish(tenant, "events", *expected[at : at + 100])
-            started.set()
-
-    broker.publish(tenant, "default", b"first")
-    # A quorum queue survives a crash once it is older than a second: its count is, when it shows.
-    eventually(lambda: broker.administration.pending()[tenant.tenant_id] == 1, timeout=20)
-    with ThreadPoolExecutor(1) as pool:
-        result = pool.submit(publish)
-        assert started.wait(20)
-        node.kill()
-        node.start()
-        result.result(60)
-    found = broker.ready(consumed(tenant)[1].name)
-    assert sorted(set(found)) == expected
 
 
 def test_a_blocked_broker_is_named_as_the_reason(node: PrivateNode, broker: Broker) -> None:
@@ -225,8 +218,8 @@ def test_a_blocked_broker_is_named_as_the_reason(node: PrivateNode, broker: Brok
             return str(error)
         return ""
 
-    rabbitmqctl(node, "set_vm_memory_high_watermark", "0.00001")
+    rabbitmqctl(node.directory, "set_vm_memory_high_watermark", "0.00001")
     eventually(lambda: "takes no messages now" in reason(), timeout=30)
-    rabbitmqctl(node, "set_vm_memory_high_watermark", "0.4")
+    rabbitmqctl(node.directory, "set_vm_memory_high_watermark", "0.4")
     broker.publish(tenant, "events", b"after")
     assert broker.ready(consumed(tenant)[1].name)[-1] == b"after"

@@ -70,6 +70,11 @@ class PrivateNode:
         self.stop()
 
     @property
+    def directory(self) -> Path:
+        """Where all of the node's files are."""
+        return self._files.directory
+
+    @property
     def url(self) -> str:
         """The AMQP URL of the admin user, with its password."""
         return f"amqp://{USERNAME}:{self._password}@127.0.0.1:{self._started().amqp}/%2F"

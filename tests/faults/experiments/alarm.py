@@ -7,9 +7,9 @@ import uuid
 from collections.abc import Callable
 
 from tests.faults.rig import PATIENCE, Rig
-from tests.faults.services import rabbitmqctl
 from tests.ledger import DEFAULT, Draft
 from tests.ledger.entries import entry
+from tests.services_rabbitmq import rabbitmqctl
 from tests.waiting import eventually
 
 ENOUGH = "0.4"
@@ -22,7 +22,7 @@ def run(rig: Rig, rounds: int) -> None:
     with rig.load(rate=300):
         for _ in rig.rounds(rounds):
             rig.wait_for_some()
-            rabbitmqctl(rig.node, "set_vm_memory_high_watermark", TOO_LITTLE)
+            rabbitmqctl(rig.node.directory, "set_vm_memory_high_watermark", TOO_LITTLE)
             try:
                 _blocked(rig)
                 publish_again = _refused(rig)
@@ -31,7 +31,7 @@ def run(rig: Rig, rounds: int) -> None:
                 rig.program.check_running()
                 assert rig.program.status_of("/healthz") == 200
             finally:
-                rabbitmqctl(rig.node, "set_vm_memory_high_watermark", ENOUGH)
+                rabbitmqctl(rig.node.directory, "set_vm_memory_high_watermark", ENOUGH)
             rig.recover(time.monotonic())
             publish_again()
             rig.caught_up()
