@@ -129,6 +129,7 @@ class TenantBoard:
             parked=self.parked,
             parked_at=None if state is None else state.parked_at,
             lifecycle=None if state is None else state.lifecycle,
+            incarnation=None if state is None else state.incarnation,
         )
 
     @property

@@ -11,6 +11,7 @@ import structlog
 from actors.clock import Clock
 from actors.provisioning import Provisioner, topology_of
 from actors.record import Record
+from actors.retrying import Unavailable
 from tenantry.api.port import CommandFailedError
 from tenantry.broker.port import BrokerError, BrokerUnavailableError, Credentials
 from tenantry.domain.commands import (
@@ -91,6 +92,7 @@ class Life:
         The tenant exists then no more, unless what was made could not be undone either:
         `make_it_so` goes on with that.
         """
+        self._vacate(command)
         state = self._record.add(command, metadata)
         try:
             self.take_time()
@@ -107,6 +109,23 @@ class Life:
         log.info("tenant.created")
         self.unused = True
         return credentials
+
+    def _vacate(self, command: CreateTenant) -> None:
+        """Make room where there has been a tenant of this id: nothing of it reaches the new one."""
+        former = self._record.state
+        decide(former, command)
+        if former is None:
+            return
+        self.take_time()
+        try:
+            self._provisioner.vacate(former)
+        except Unavailable:
+            raise
+        except (BrokerError, MessageStoreError) as error:
+            raise CommandFailedError(
+                f"tenant {self._id!r} could not be made: what is left of the former one stands in"
+                f" its way: {error}"
+            ) from error
 
     def add_topics(self, command: AddTopics, metadata: Metadata) -> bool:
         """Give the tenant queues for new topics; tell whether there were any."""

@@ -17,7 +17,7 @@ from tenantry.broker.survey import Drift, DriftKind
 from tenantry.domain.commands import ConfirmRepaired
 from tenantry.domain.tenant import Lifecycle, TenantState
 from tenantry.journal.port import JournalError, Metadata
-from tenantry.messages.port import MessageStoreError
+from tenantry.messages.port import MessageStoreError, whose
 
 log = structlog.get_logger("actors.tenant")
 
@@ -82,7 +82,10 @@ class Mender:
         provisioner = self._provisioner
         topology = topology_of(state)
         for mine, step in (
-            ({DriftKind.PARTITION}, lambda: provisioner.messages.create_partition(self._id)),
+            (
+                {DriftKind.PARTITION},
+                lambda: provisioner.messages.create_partition(self._id, whose(state)),
+            ),
             (_OBJECTS, lambda: provisioner.administration.ensure_topology(topology)),
             (_USER, lambda: provisioner.restore_user(self._id)),
             ({DriftKind.CONSUMER}, self._resubscribe),

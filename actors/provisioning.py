@@ -15,7 +15,7 @@ from tenantry.broker.port import (
     TenantTopology,
 )
 from tenantry.domain.tenant import TenantState
-from tenantry.messages.port import ForeignRowsError, MessageStore, MessageStoreError
+from tenantry.messages.port import ForeignRowsError, MessageStore, MessageStoreError, whose
 from tenantry.messages.sql_access import NoSqlAccess, SqlAccess
 
 log = structlog.get_logger("actors.tenant")
@@ -40,14 +40,26 @@ class Provisioner:
 
     def provision(self, state: TenantState) -> Credentials:
         """Make everything of a new tenant; the user comes last, so that nobody is let in early."""
-        self.messages.create_partition(state.tenant_id)
+        self.messages.create_partition(state.tenant_id, whose(state))
         self.administration.ensure_topology(topology_of(state))
         return self.propose_credentials(state.tenant_id)
+
+    def vacate(self, former: TenantState) -> None:
+        """Remove what may be left of a deleted tenant, and put aside what was retained of it.
+
+        It was removed when it was deleted; this is for what has come since, behind the daemon's
+        back or late.
+        """
+        self.administration.remove_user(former.tenant_id)
+        self.administration.remove_topology(former.tenant_id)
+        self.passwords.remove(former.tenant_id)
+        self.sql_access.revoke(former.tenant_id)
+        self.messages.vacate(former)
 
     def restore(self, state: TenantState) -> None:
         """Make what is missing of a tenant that exists; its password stays."""
         try:
-            self.messages.create_partition(state.tenant_id)
+            self.messages.create_partition(state.tenant_id, whose(state))
         except ForeignRowsError as error:
             # Its messages are stored all the same: it need not stand still until somebody comes.
             log.warning("tenant.foreign_rows", error=str(error))

@@ -14,32 +14,37 @@ MOST_TENANTS: Final = 64
 """Tenants that a page looks at: what bounds its cost where few of them have what is wanted."""
 
 _AT_ONCE: Final = 16
-_POSITION_BYTES: Final = 8
 _BETWEEN: Final = b",\n"
 
 
 class Place(NamedTuple):
-    """Where a page ended: beyond a position of a tenant's, or (None) beyond all its messages."""
+    """Where a page ended: beyond a position of a tenant's, or (None) beyond all its messages.
+
+    Positions are those of one `incarnation` of the tenant.
+    """
 
     tenant_id: str
     position: int | None
+    incarnation: int = 1
 
     def encode(self) -> bytes:
         """Give what a cursor keeps of it."""
-        position = b"" if self.position is None else self.position.to_bytes(_POSITION_BYTES)
-        return b"%d" % len(position) + position + self.tenant_id.encode()
+        place = b""
+        if self.position is not None:
+            place = self.position.to_bytes(8) + self.incarnation.to_bytes(4)
+        return b"%02d" % len(place) + place + self.tenant_id.encode()
 
     @classmethod
     def decode(cls, value: bytes) -> Place:
         """Give it back, or raise `BadCursorError`."""
-        size = int(value[:1]) if value[:1] in {b"0", b"8"} else None
+        size = {b"00": 0, b"12": 12}.get(value[:2])
         if size is None:
             raise BadCursorError
-        position = int.from_bytes(value[1 : 1 + size]) if size else None
-        tenant_id = value[1 + size :].decode("ascii", "replace")
-        if not names.is_tenant_id(tenant_id):
+        place, tenant_id = value[2 : 2 + size], value[2 + size :].decode("ascii", "replace")
+        if not names.is_tenant_id(tenant_id) or len(place) < size:
             raise BadCursorError
-        return cls(tenant_id, position)
+        position = int.from_bytes(place[:8]) if place else None
+        return cls(tenant_id, position, int.from_bytes(place[8:]) or 1)
 
 
 class Page(NamedTuple):
@@ -74,7 +79,7 @@ async def read(
             last = found[-1]
         if left <= 0 or looked >= MOST_TENANTS or size >= PAGE_BYTES:
             return Page(_BETWEEN.join(parts), end)
-        tenant_id, after = waiting.popleft()
+        tenant_id, after, incarnation = waiting.popleft()
         looked += 1
         end = Place(tenant_id, None)
         try:
@@ -83,9 +88,13 @@ async def read(
             )
         except PartitionMissingError:  # deleted a moment ago
             continue
+        if after is not None and page.whose.incarnation != incarnation:
+            # Another tenant has the id by now: it is read from its start.
+            waiting.appendleft(Place(tenant_id, None))
+            continue
         if page.text:
             parts.append(page.text)
             size += len(page.text)
             left -= page.rows
         if page.more:
-            return Page(_BETWEEN.join(parts), Place(tenant_id, page.last))
+            return Page(_BETWEEN.join(parts), Place(tenant_id, page.last, page.whose.incarnation))

@@ -28,7 +28,11 @@ class Tenant(BaseModel):
         str, Field(description="The exchange to publish to.", examples=["tenant_acme_stream"])
     ]
     queue: Annotated[str, Field(description="The default queue.", examples=["tenant_acme_queue"])]
-    version: Annotated[int, Field(description="Counts the tenant's events.", examples=[2])]
+    version: Annotated[int, Field(description="Counts the events of this id.", examples=[2])]
+    incarnation: Annotated[
+        int,
+        Field(description="Counts the tenants that have had this id, from 1.", examples=[1]),
+    ]
     created_at: Annotated[str, Field(examples=[EXAMPLE_TIME])]
     updated_at: Annotated[str, Field(examples=[EXAMPLE_TIME])]
     workers_current: Annotated[int | None, Field(description="Workers running now.", examples=[3])]

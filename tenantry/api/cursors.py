@@ -13,6 +13,7 @@ from typing import Final
 _TAG: Final = 16
 _MAX_TOKEN: Final = 512
 _POSITION_BYTES: Final = 8
+_INCARNATION_BYTES: Final = 4
 
 
 class BadCursorError(Exception):
@@ -20,6 +21,16 @@ class BadCursorError(Exception):
 
     def __init__(self) -> None:
         super().__init__("the cursor is not one that this list gave out; begin without a cursor")
+
+
+class FormerCursorError(BadCursorError):
+    """The cursor was given out for a former tenant of the id."""
+
+    def __init__(self) -> None:
+        Exception.__init__(
+            self,
+            "the cursor is a former tenant's, whose id another one has by now; begin without one",
+        )
 
 
 class Cursors:
@@ -62,6 +73,28 @@ class Cursors:
         if len(value) != _POSITION_BYTES:
             raise BadCursorError
         return int.from_bytes(value)
+
+    def seal_place(self, position: int, incarnation: int, *binding: str) -> str:
+        """Give the cursor of a position among what one incarnation of a tenant has."""
+        place = position.to_bytes(_POSITION_BYTES)
+        if incarnation > 1:  # of the first, cursors are as they were before these were counted
+            place += incarnation.to_bytes(_INCARNATION_BYTES)
+        return self.seal(place, *binding)
+
+    def open_place(self, token: str, *binding: str) -> tuple[int, int]:
+        """Give the position and the incarnation a cursor holds, or raise `BadCursorError`."""
+        value = self.open(token, *binding)
+        if len(value) not in {_POSITION_BYTES, _POSITION_BYTES + _INCARNATION_BYTES}:
+            raise BadCursorError
+        position, incarnation = value[:_POSITION_BYTES], value[_POSITION_BYTES:]
+        return int.from_bytes(position), int.from_bytes(incarnation) or 1
+
+    def open_place_of(self, incarnation: int, token: str, *binding: str) -> int:
+        """Give the position a cursor holds, or raise `FormerCursorError`, `BadCursorError`."""
+        position, whose = self.open_place(token, *binding)
+        if whose != incarnation:
+            raise FormerCursorError
+        return position
 
     def _tag(self, value: bytes, binding: tuple[str, ...]) -> bytes:
         # Every part is preceded by its length, so that no two bindings run together alike.

@@ -83,7 +83,7 @@ class TenantRuntime:
     them that wait for another attempt; `rate` is messages settled a second, over the last ten;
     `pending` is the broker's own count of waiting messages, None while unknown. `parked` says why
     the tenant was given up; `parked_at` since when, where that is recorded. `lifecycle` is None
-    until the tenant's events, and with them its totals, have been read.
+    until the tenant's events, and with them its totals, have been read; so is `incarnation`.
     """
 
     tenant_id: str
@@ -98,6 +98,7 @@ class TenantRuntime:
     parked: str | None
     held: int = 0
     lifecycle: Lifecycle | None = None
+    incarnation: int | None = None
     parked_at: datetime | None = None
 
 

@@ -93,6 +93,15 @@ def invalid(problems: Sequence[tuple[str, str]]) -> Problem:
     )
 
 
+def former_token() -> Problem:
+    """Make the 401 for the token of a tenant whose id another one has by now."""
+    return Problem(
+        401,
+        "the token was issued before the tenant was created anew under this id; take a new one",
+        headers={"WWW-Authenticate": 'Bearer error="invalid_token"'},
+    )
+
+
 def no_such_tenant() -> Problem:
     """Make the 404 of a tenant that is not there, was deleted, or can't be."""
     return Problem(404, "there is no such tenant", code="tenant-not-found", title="No such tenant")

@@ -262,6 +262,7 @@ def _tenant(
         "stream": names.stream_name(state.tenant_id),
         "queue": names.queue_name(state.tenant_id),
         "version": state.version,
+        "incarnation": state.incarnation,
         "created_at": state.created_at,
         "updated_at": state.updated_at,
         "workers_current": workers_current,

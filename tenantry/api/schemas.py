@@ -245,6 +245,24 @@ class EventsQuery(PageQuery):
     ] = 0
 
 
+Incarnation: TypeAlias = Annotated[
+    int | None,
+    Field(
+        ge=1,
+        le=2**31 - 1,
+        description="What was retained of this one of the tenants that have had the id. Left "
+        "out: the one that has it. For admins.",
+        examples=[1],
+    ),
+]
+
+
+class MessageQuery(StrictQuery):
+    """Whose message."""
+
+    incarnation: Incarnation = None
+
+
 class MessagesQuery(PageQuery):
     """Which messages."""
 
@@ -255,6 +273,7 @@ class MessagesQuery(PageQuery):
             examples=["acme"],
         ),
     ] = None
+    incarnation: Incarnation = None
     topic: Annotated[
         str | None, Field(max_length=255, description="Of this topic only.", examples=["logs"])
     ] = None

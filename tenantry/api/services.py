@@ -18,6 +18,7 @@ from tenantry.api.pool import Pool
 from tenantry.api.port import Control
 from tenantry.api.streams import Streams
 from tenantry.api.tail import JournalTail
+from tenantry.api.tokens import Principal
 from tenantry.api.vitals import Vitals
 from tenantry.audit.auditor import Auditor
 from tenantry.broker.port import Publishing
@@ -85,6 +86,13 @@ async def _metadata(request: Request) -> Metadata:
         correlation_id=correlation_id_of(request.scope),
     )
 
+
+async def _principal(request: Request) -> Principal:
+    return principal_of(request.scope)
+
+
+Who = Annotated[Principal, Depends(_principal)]
+"""Who calls, for what they may see."""
 
 Caller = Annotated[Metadata, Depends(_metadata)]
 """Who calls, for the journal."""

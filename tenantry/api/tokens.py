@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
+from math import floor
 from typing import Final
 
 import jwt
@@ -33,13 +34,28 @@ class BadTokenError(Exception):
 class Principal:
     """Who makes a request: `name` for the journal, `tenant_id` with the scope `tenant` only.
 
-    `anonymous` is who has shown no token because none was asked for.
+    `anonymous` is who has shown no token because none was asked for. `issued_at` is a token's time,
+    in seconds since 1970, if it has one.
     """
 
     name: str
     scope: Scope
     tenant_id: str | None = None
     anonymous: bool = False
+    issued_at: float | None = None
+
+    def is_former(self, incarnation: int, since: datetime | None) -> bool:
+        """Tell whether the token was a former tenant's of the id that this one has.
+
+        An `iat` in whole seconds is held against the second in which this one was made: no
+        former's is as late. Without any a token is good for the first tenant of its id.
+        """
+        if self.scope is not Scope.TENANT or incarnation <= 1 or since is None:
+            return False
+        if self.issued_at is None:
+            return True
+        began = since.timestamp()
+        return self.issued_at < (floor(began) if self.issued_at.is_integer() else began)
 
 
 class Tokens:
@@ -56,7 +72,8 @@ class Tokens:
         """Sign a token: for one tenant, or for an admin where no tenant is named."""
         claims: dict[str, object] = {
             "sub": subject,
-            "iat": now,
+            # With a fraction, so that it is known to be later than what came before in its second.
+            "iat": now.timestamp(),
             "exp": now + ttl,
             "scope": (Scope.ADMIN if tenant_id is None else Scope.TENANT).value,
         }
@@ -78,7 +95,7 @@ class Tokens:
             raise BadTokenError("the token has expired") from None
         except jwt.MissingRequiredClaimError:
             raise BadTokenError("the token never expires: it has no exp") from None
-        except (jwt.InvalidTokenError, ValueError, OverflowError, RecursionError):
+        except (jwt.InvalidTokenError, ValueError, TypeError, OverflowError, RecursionError):
             raise BadTokenError("the token is not one this server has signed") from None
         scope, tenant_id = claims.get("scope"), claims.get("tenant_id")
         subject = claims.get("sub")
@@ -90,5 +107,8 @@ class Tokens:
         if not isinstance(tenant_id, str) or not names.is_tenant_id(tenant_id):
             raise BadTokenError("the token is for a tenant but names none")
         return Principal(
-            name=name or f"tenant {tenant_id}", scope=Scope.TENANT, tenant_id=tenant_id
+            name=name or f"tenant {tenant_id}",
+            scope=Scope.TENANT,
+            tenant_id=tenant_id,
+            issued_at=None if claims.get("iat") is None else float(claims["iat"]),
         )

@@ -82,6 +82,11 @@ def _event_line(event: Mapping[str, Any]) -> str:
 @json_option
 @tenant_argument(required=False)
 @click.option("--id", "message_id", help="Only the message with this id; needs a TENANT.")
+@click.option(
+    "--incarnation",
+    type=click.IntRange(min=1),
+    help="What was retained of this one of the tenants that have had the id; needs a TENANT.",
+)
 @click.option("--topic", help="Only messages of this topic.")
 @click.option("--limit", type=click.IntRange(min=1), default=50, show_default=True)
 @click.option("--order", type=click.Choice(["asc", "desc"]), default="asc", show_default=True)
@@ -91,17 +96,22 @@ def messages(
     as_json: bool,
     tenant_id: str | None,
     message_id: str | None,
+    incarnation: int | None,
     topic: str | None,
     limit: int,
     order: str,
 ) -> None:
     """Print a tenant's stored messages; without a TENANT all tenants', by tenant and position."""
+    of: dict[str, str | int] = {} if incarnation is None else {"incarnation": incarnation}
+    if of and tenant_id is None:
+        raise click.UsageError("--incarnation needs a TENANT")
     if message_id is not None:
         if tenant_id is None or not message_id:
             raise click.UsageError("--id takes a message's id, and a TENANT before it")
-        found = [client.call("GET", tenant_path(tenant_id, "messages", quote(message_id, safe="")))]
+        path = tenant_path(tenant_id, "messages", quote(message_id, safe=""))
+        found = [client.call("GET", path, params=of)]
     else:
-        params: dict[str, str | int] = {"order": order}
+        params: dict[str, str | int] = {"order": order, **of}
         if tenant_id is not None:
             params["tenant_id"] = tenant_id
         if topic is not None:

@@ -60,6 +60,14 @@ def partition_table_name(tenant_id: str) -> str:
     return f"messages_{tenant_id}"
 
 
+def retained_table_name(tenant_id: str, incarnation: int) -> str:
+    """Name the table of what was retained of a former tenant whose id is used again.
+
+    With ids of 40 bytes, incarnations of 13 digits fit into PostgreSQL's 63.
+    """
+    return f"retained_{tenant_id}_{incarnation}"
+
+
 def journal_stream(tenant_id: str) -> str:
     """Name the journal's stream of a tenant's life."""
     return f"tenant-{tenant_id}"

@@ -79,7 +79,8 @@ class TenantState:
     `version` is the number of events folded so far: the expected version of the next append.
     `parked` is the reason a paused tenant was parked by the supervisor, and `parked_at` the time;
     both are None otherwise.
-    `retained` tells that a deleted tenant's messages were kept.
+    `retained` tells that a deleted tenant's messages were kept. A tenant created again under a used
+    id is another one, with the next `incarnation`; its life begins at `created_version`.
     """
 
     tenant_id: str
@@ -94,6 +95,8 @@ class TenantState:
     parked: str | None = None
     parked_at: datetime | None = None
     retained: bool = False
+    incarnation: int = 1
+    created_version: int = 1
 
     @property
     def exists(self) -> bool:
@@ -177,6 +180,7 @@ def decide(state: TenantState | None, command: Command) -> tuple[TenantEvent, ..
 def evolve(state: TenantState | None, event: TenantEvent, at: datetime) -> TenantState:
     """Fold one event, recorded at `at`, into the state. Never refuses: it has happened."""
     if isinstance(event, TenantCreated):
+        version = 1 if state is None else state.version + 1
         return TenantState(
             tenant_id=event.tenant_id,
             name=event.name,
@@ -184,9 +188,11 @@ def evolve(state: TenantState | None, event: TenantEvent, at: datetime) -> Tenan
             workers=event.workers,
             topics=event.topics,
             partitions=event.partitions,
-            version=1 if state is None else state.version + 1,
+            version=version,
             created_at=at,
             updated_at=at,
+            incarnation=1 if state is None else state.incarnation + 1,
+            created_version=version,
         )
     if state is None:
         raise ValueError(

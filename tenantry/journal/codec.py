@@ -56,7 +56,7 @@ UPCASTERS: Final[Mapping[tuple[str, int], Upcaster]] = MappingProxyType(
 )
 """For a type and a schema version, the way to the next."""
 
-STATE_SCHEMA: Final = 2
+STATE_SCHEMA: Final = 3
 """The shape of a written tenant state. Raise it when the state's fields or `evolve` change: what
 was written in another shape is then folded anew from the events."""
 

@@ -28,6 +28,7 @@ from tenantry.messages.attempts import HANDLER_TIMEOUT, WORKER_KILLED, Attempts,
 from tenantry.messages.handled import Entry
 from tenantry.messages.insertion import sift
 from tenantry.messages.port import (
+    FIRST,
     NOTHING,
     Counts,
     Held,
@@ -41,6 +42,7 @@ from tenantry.messages.port import (
     StoreUnavailableError,
     Tried,
     Unstorable,
+    Whose,
 )
 from tenantry.messages.postgres import MAX_BYTES, PostgresMessageStore
 from tenantry.messages.tally import Tally
@@ -48,6 +50,7 @@ from tenantry.messages.trying import Trying
 
 if TYPE_CHECKING:
     from tenantry.database.pool import Connection, Database
+    from tenantry.domain.tenant import TenantState
 
 log = structlog.get_logger(__name__)
 
@@ -136,9 +139,13 @@ class HandlingStore:
 
     # The rest is the plain store's.
 
-    def create_partition(self, tenant_id: str) -> None:
+    def vacate(self, former: TenantState) -> None:
+        """See `MessageStore.vacate`."""
+        self._plain.vacate(former)
+
+    def create_partition(self, tenant_id: str, whose: Whose = FIRST) -> None:
         """See `MessageStore.create_partition`."""
-        self._plain.create_partition(tenant_id)
+        self._plain.create_partition(tenant_id, whose)
 
     def drop_partition(self, tenant_id: str, *, retain: bool) -> int:
         """See `MessageStore.drop_partition`."""

@@ -6,14 +6,16 @@ messages, kept, would read all of them later.
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from typing import Final, LiteralString
 
 from psycopg import sql
 
 from tenantry.domain import names
-from tenantry.messages.port import Order
+from tenantry.messages.port import FIRST, Order, Whose
 
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 MAX_POSITION: Final = 2**63 - 1
 
 PAGE_BYTES: Final = 8 * 1024 * 1024
@@ -48,7 +50,8 @@ SELECT
     count(*) FILTER (WHERE before < {bytes}),
     {furthest}(position) FILTER (WHERE before < {bytes}),
     string_agg({object},
-        E',\\n') FILTER (WHERE before < {bytes})
+        E',\\n') FILTER (WHERE before < {bytes}),
+    {whose}
 FROM (
     SELECT *, sum(size) OVER (ROWS UNBOUNDED PRECEDING) - size AS before
     FROM (
@@ -60,7 +63,15 @@ FROM (
 """
 
 _ONE: Final[LiteralString] = """
-SELECT (SELECT {object} FROM {table} WHERE tenant_id = {tenant} AND id = $1)
+SELECT (SELECT {object} FROM {table} WHERE tenant_id = {tenant} AND id = $1), {whose}
+"""
+
+# In the snapshot of the rows: the incarnation, and of all but the first the time it began, in
+# microseconds since 1970.
+_WHOSE: Final[LiteralString] = """
+    (SELECT CASE WHEN c.incarnation = 1 THEN '1' ELSE
+         concat(c.incarnation, ' ', (extract(epoch FROM c.since) * 1000000)::bigint) END
+     FROM tenantry.tenant_counters AS c WHERE c.tenant_id = {tenant})
 """
 
 # Whoever has no rows is passed over by the counters, without a look into a partition. The index
@@ -112,6 +123,7 @@ def rows(tenant_id: str, *, of_topic: bool, order: Order) -> bytes:
         tenant_id,
         of_topic,
         order,
+        None,
         after=sql.SQL("%(after)s::bigint"),
         limit=sql.SQL("%(limit)s"),
         topic=sql.SQL("%(topic)s::text"),
@@ -119,18 +131,20 @@ def rows(tenant_id: str, *, of_topic: bool, order: Order) -> bytes:
 
 
 @lru_cache(maxsize=1024)
-def written(tenant_id: str, *, of_topic: bool, order: Order) -> bytes:
+def written(tenant_id: str, *, of_topic: bool, order: Order, retained: int | None = None) -> bytes:
     """Give the query of a page as JSON, for libpq: `$1` after, `$2` limit, `$3` topic if wanted.
 
     Its one row: how many messages were found and how many of them are given, as `PAGE_BYTES`
     allows; the furthest position of these; and these, each written as a JSON object as the API
-    shows it, with a comma and a line feed between them: a line feed is nowhere else.
+    shows it, with a comma and a line feed between them: a line feed is nowhere else. Then whose
+    they are, see `read_whose`. With `retained` they are those of a former one.
     """
     return _composed(
         _WRITTEN,
         tenant_id,
         of_topic,
         order,
+        retained,
         after=sql.SQL("$1::bigint"),
         limit=sql.SQL("$2::bigint"),
         topic=sql.SQL("$3::text"),
@@ -138,14 +152,18 @@ def written(tenant_id: str, *, of_topic: bool, order: Order) -> bytes:
 
 
 @lru_cache(maxsize=1024)
-def one(tenant_id: str) -> bytes:
-    """Give the query of one message as JSON by its id `$1`, for libpq; NULL if there is none."""
+def one(tenant_id: str, *, retained: int | None = None) -> bytes:
+    """Give the query of one message as JSON by its id `$1`, for libpq; NULL if there is none.
+
+    Then whose it is, as in `written`.
+    """
     return (
         sql.SQL(_ONE)
         .format(
-            table=sql.Identifier("tenantry", names.partition_table_name(tenant_id)),
+            table=_table(tenant_id, retained),
             tenant=sql.Literal(tenant_id),
             object=sql.SQL(_OBJECT),
+            whose=_whose(tenant_id, retained),
         )
         .as_bytes(None)
     )
@@ -157,11 +175,17 @@ def begin(order: Order) -> int:
 
 
 def _composed(
-    query: LiteralString, tenant_id: str, of_topic: bool, order: Order, **parameters: sql.SQL
+    query: LiteralString,
+    tenant_id: str,
+    of_topic: bool,
+    order: Order,
+    retained: int | None,
+    **parameters: sql.SQL,
 ) -> bytes:
     condition = sql.SQL((_OF_TOPIC if of_topic else _OF_ALL)[order])
     composed = sql.SQL(query).format(
-        table=sql.Identifier("tenantry", names.partition_table_name(tenant_id)),
+        table=_table(tenant_id, retained),
+        whose=_whose(tenant_id, retained),
         condition=condition.format(**parameters),
         object=sql.SQL(_OBJECT),
         bytes=sql.Literal(PAGE_BYTES),
@@ -169,3 +193,23 @@ def _composed(
         limit=parameters["limit"],
     )
     return composed.as_bytes(None)
+
+
+def _table(tenant_id: str, retained: int | None) -> sql.Identifier:
+    if retained is None:
+        return sql.Identifier("tenantry", names.partition_table_name(tenant_id))
+    return sql.Identifier("tenantry", names.retained_table_name(tenant_id, retained))
+
+
+def _whose(tenant_id: str, retained: int | None) -> sql.Composed:
+    if retained is None:
+        return sql.SQL(_WHOSE).format(tenant=sql.Literal(tenant_id))
+    return sql.SQL("{}").format(sql.Literal(str(retained)))
+
+
+def read_whose(written: bytes | None) -> Whose:
+    """Read whose messages a query has found; NULL where the counters were removed by hand."""
+    if written is None:
+        return FIRST
+    incarnation, _, since = written.partition(b" ")
+    return Whose(int(incarnation), _EPOCH + timedelta(microseconds=int(since)) if since else None)

@@ -9,6 +9,8 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import Final, NamedTuple, Protocol
 
+from tenantry.domain.tenant import TenantState
+
 
 class Incoming(NamedTuple):
     """A message on its way into the store.
@@ -93,19 +95,43 @@ class StoredMessage:
     created_at: datetime
 
 
+class Whose(NamedTuple):
+    """Which of those who have had an id: its `incarnation`, and `since` when (None: the first)."""
+
+    incarnation: int
+    since: datetime | None
+
+
+FIRST: Final = Whose(1, None)
+"""The first tenant of an id, whenever it came."""
+
+
+def whose(state: TenantState) -> Whose:
+    """Tell which of those who have had its id a tenant is."""
+    return Whose(state.incarnation, state.created_at)
+
+
+class WrittenMessage(NamedTuple):
+    """A stored message as JSON, as in a page; None where the tenant has no such one."""
+
+    text: bytes | None
+    whose: Whose = FIRST
+
+
 class WrittenPage(NamedTuple):
     """A page of stored messages as JSON.
 
     `text` is `rows` objects with commas between them; the members of each are `id`, `tenant_id`,
     `position`, `topic`, `partition`, `payload` or `body` (base64), `content_type`, `headers` and
     `created_at` (RFC 3339 in UTC, with microseconds). Beyond the position `last` is what follows
-    the page, which tells `more` if it is there already.
+    the page, which tells `more` if it is there already. `whose` they are is as of the same moment.
     """
 
     text: bytes
     last: int
     more: bool
     rows: int = 0
+    whose: Whose = FIRST
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,8 +184,15 @@ class Partitions:
 class MessageStore(Protocol):
     """Keeps tenants' messages apart, each stored once."""
 
-    def create_partition(self, tenant_id: str) -> None:
-        """Make the tenant's partition and its counters, unless they are there.
+    def vacate(self, former: TenantState) -> None:
+        """Make room for another tenant of a deleted one's id, before there is one.
+
+        What was retained stays readable by its incarnation, and nothing else of the former is left.
+        Returns after the second in which the former ended. Raises `ForeignRowsError`.
+        """
+
+    def create_partition(self, tenant_id: str, whose: Whose = FIRST) -> None:
+        """Make a tenant's partition and its counters, unless they are there; note whose it is.
 
         A partition that was detached is attached again, with what is in it. Raises
         `ForeignRowsError` where that is other tenants', too.
@@ -218,17 +251,27 @@ class PageReader(Protocol):
         Those that have none are passed over at next to no cost. Raises `StoreUnavailableError`.
         """
 
-    async def written_message(self, tenant_id: str, message_id: str) -> bytes | None:
-        """Give one message by its id, written as in a page; None if the tenant has no such one.
+    async def written_message(
+        self, tenant_id: str, message_id: str, *, retained: int | None = None
+    ) -> WrittenMessage:
+        """Give one message by its id; with `retained` of a former tenant, of that incarnation.
 
         Raises as `MessageStore.page` does.
         """
 
     async def written_page(
-        self, tenant_id: str, *, topic: str | None, after: int | None, limit: int, order: Order
+        self,
+        tenant_id: str,
+        *,
+        topic: str | None,
+        after: int | None,
+        limit: int,
+        order: Order,
+        retained: int | None = None,
     ) -> WrittenPage:
         """Read messages beyond position `after` in the given order; the cost is constant.
 
-        A page of very large messages may hold fewer than `limit`, though more follow. Raises as
-        `MessageStore.page` does.
+        With `retained` they are a former tenant's, of that incarnation. A page of very large
+        messages may hold fewer than `limit`, though more follow. Raises as `MessageStore.page`
+        does.
         """

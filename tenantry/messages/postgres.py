@@ -15,6 +15,7 @@ from tenantry.database.failures import one_line
 from tenantry.messages import pages
 from tenantry.messages.insertion import insert, sift
 from tenantry.messages.port import (
+    FIRST,
     NOTHING,
     Counts,
     ForeignRowsError,
@@ -27,10 +28,12 @@ from tenantry.messages.port import (
     StoreResult,
     StoreUnavailableError,
     Tried,
+    Whose,
 )
 
 if TYPE_CHECKING:
     from tenantry.database.pool import Database
+    from tenantry.domain.tenant import TenantState
 
 MAX_BYTES: Final = 16 * 1024 * 1024
 """Bytes of the largest body that is stored; `jsonb` itself ends at 256 MiB."""
@@ -58,17 +61,28 @@ class PostgresMessageStore:
         self._database = database
         self._max_bytes = max_bytes
 
-    def create_partition(self, tenant_id: str) -> None:
+    def vacate(self, former: TenantState) -> None:
+        """See `MessageStore.vacate`."""
+        self._forget(former.tenant_id)
+        self._call(
+            "SELECT tenantry.vacate(%s, %s, %s)",
+            former.tenant_id,
+            former.incarnation,
+            former.updated_at,
+        )
+
+    def create_partition(self, tenant_id: str, whose: Whose = FIRST) -> None:
         """See `MessageStore.create_partition`."""
-        self._call("SELECT tenantry.create_messages_partition(%s)", tenant_id)
+        self._call(
+            "SELECT tenantry.open_partition(%s, %s, %s)", tenant_id, whose.incarnation, whose.since
+        )
 
     def drop_partition(self, tenant_id: str, *, retain: bool) -> int:
         """Drop the tenant's partition, unless `retain`, and the list of its dead letters.
 
         These have gone with its queues either way.
         """
-        self._call("SELECT tenantry.drop_letters(%s)", tenant_id)
-        self._call("DELETE FROM tenantry.attempts WHERE tenant_id = %s RETURNING key", tenant_id)
+        self._forget(tenant_id)
         if retain:
             return 0
         row = self._call("SELECT tenantry.drop_messages_partition(%s)", tenant_id)
@@ -146,10 +160,15 @@ class PostgresMessageStore:
             return Counts(stored=0, duplicates=0, dead_lettered=0)
         return Counts(stored=row[0], duplicates=row[1], dead_lettered=row[2])
 
-    def _call(self, query: LiteralString, tenant_id: str) -> TupleRow | None:
+    def _forget(self, tenant_id: str) -> None:
+        """Forget what is known of messages that were not stored."""
+        self._call("SELECT tenantry.drop_letters(%s)", tenant_id)
+        self._call("DELETE FROM tenantry.attempts WHERE tenant_id = %s RETURNING key", tenant_id)
+
+    def _call(self, query: LiteralString, *parameters: object) -> TupleRow | None:
         try:
             with self._database.connection() as connection:
-                return connection.execute(query, (tenant_id,)).fetchone()
+                return connection.execute(query, parameters).fetchone()
         except DatabaseUnavailableError as error:
             raise StoreUnavailableError(str(error)) from error
         except psycopg.Error as error:

@@ -17,6 +17,7 @@ from tenantry.messages.port import (
     Order,
     PartitionMissingError,
     StoreUnavailableError,
+    WrittenMessage,
     WrittenPage,
 )
 
@@ -40,39 +41,52 @@ class PostgresPageReader:
         (found,) = await self._row(query, [(beyond or "").encode(), b"%d" % limit])
         return found.decode().split(",") if found else []
 
-    async def written_message(self, tenant_id: str, message_id: str) -> bytes | None:
+    async def written_message(
+        self, tenant_id: str, message_id: str, *, retained: int | None = None
+    ) -> WrittenMessage:
         """See `PageReader.written_message`."""
-        if "\0" in message_id:
-            return None  # nor can PostgreSQL be asked for it
         try:
             given = message_id.encode()
         except UnicodeEncodeError:
-            return None
-        (found,) = await self._row(pages.one(tenant_id), [given], tenant_id)
-        return found
+            given = b"\0"
+        # PostgreSQL can't be asked for one with a NUL, and has none; who asks is looked at anyway.
+        wanted = None if b"\0" in given else given
+        query = pages.one(tenant_id, retained=retained)
+        text, whose = await self._row(query, [wanted], tenant_id)
+        return WrittenMessage(text, pages.read_whose(whose))
 
     async def written_page(
-        self, tenant_id: str, *, topic: str | None, after: int | None, limit: int, order: Order
+        self,
+        tenant_id: str,
+        *,
+        topic: str | None,
+        after: int | None,
+        limit: int,
+        order: Order,
+        retained: int | None = None,
     ) -> WrittenPage:
         """See `PageReader.written_page`."""
         begin = pages.begin(order) if after is None else after
         # One message more than wanted tells whether more follow.
-        parameters = [b"%d" % begin, b"%d" % (limit + 1)]
+        parameters: list[bytes | None] = [b"%d" % begin, b"%d" % (limit + 1)]
         if topic is not None:
             parameters.append(topic.encode())
-        query = pages.written(tenant_id, of_topic=topic is not None, order=order)
-        found, given, furthest, text = await self._row(query, parameters, tenant_id)
+        query = pages.written(tenant_id, of_topic=topic is not None, order=order, retained=retained)
+        row = await self._row(query, parameters, tenant_id)
+        found, given, furthest, text, written = row
+        whose = pages.read_whose(written)
         if found is None or given is None or furthest is None or text is None:
-            return WrittenPage(b"", after or 0, more=False)
+            return WrittenPage(b"", after or 0, more=False, whose=whose)
         last = int.from_bytes(furthest, signed=True)
         rows = int.from_bytes(given)
         if rows <= limit:
-            return WrittenPage(text, last, more=found != given, rows=rows)
+            return WrittenPage(text, last, more=found != given, rows=rows, whose=whose)
         beside = -1 if order is Order.ASCENDING else 1
-        return WrittenPage(text[: text.rindex(_BETWEEN)], last + beside, more=True, rows=limit)
+        text = text[: text.rindex(_BETWEEN)]
+        return WrittenPage(text, last + beside, more=True, rows=limit, whose=whose)
 
     async def _row(
-        self, query: bytes, parameters: Sequence[bytes], tenant_id: str | None = None
+        self, query: bytes, parameters: Sequence[bytes | None], tenant_id: str | None = None
     ) -> Row:
         try:
             return await self._queries.row(query, parameters)

@@ -87,6 +87,7 @@ BAD_TOKENS = {
     "a tenant's without a tenant": _signed(scope="tenant"),
     "a tenant's with a bad tenant": _signed(scope="tenant", tenant_id="../acme"),
     "claims that are a list": "e30.W10.e30",
+    "issued at no time": _signed(iat=[]),
 }
 
 

@@ -16,7 +16,8 @@ from tests.fakes.api import Served, World, serving
 
 FIELDS = {
     "id", "name", "state", "workers", "topics", "partitions", "stream", "queue", "version",
-    "created_at", "updated_at", "workers_current", "messages_pending", "parked", "parked_at",
+    "incarnation", "created_at", "updated_at", "workers_current", "messages_pending", "parked",
+    "parked_at",
 }  # fmt: skip
 
 

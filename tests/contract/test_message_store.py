@@ -27,6 +27,7 @@ from tenantry.messages.port import (
     PartitionMissingError,
     StoredMessage,
     StoreResult,
+    WrittenMessage,
     WrittenPage,
 )
 from tenantry.messages.postgres import PostgresMessageStore
@@ -399,7 +400,7 @@ def test_one_message_is_written_as_in_a_page(
     store.store(TENANT, [incoming("before"), incoming(identity, b"\x00", "text/plain")])
     found = read(database, lambda reader: reader.written_message(TENANT, identity))
     (page,) = written(database, TENANT, {"after": 1})
-    assert found == page.text
+    assert found == WrittenMessage(page.text)
 
 
 @pytest.mark.parametrize("identity", ["", "2", "1 ", "\0", "1\0", "\ud800", "x" * 100_000])
@@ -407,7 +408,8 @@ def test_a_message_that_is_not_there_is_none(
     database: Database, store: PostgresMessageStore, identity: str
 ) -> None:
     store.store(TENANT, [incoming("1")])
-    assert read(database, lambda reader: reader.written_message(TENANT, identity)) is None
+    found = read(database, lambda reader: reader.written_message(TENANT, identity))
+    assert found == WrittenMessage(None)
 
 
 def test_tenants_with_messages_come_in_the_order_of_their_bytes(

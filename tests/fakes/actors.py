@@ -40,10 +40,12 @@ from tenantry.broker.port import (
 from tenantry.broker.survey import Survey, User
 from tenantry.domain import names
 from tenantry.domain.commands import Command, CreateTenant
+from tenantry.domain.tenant import TenantState
 from tenantry.journal.memory import InMemoryEventStore
 from tenantry.journal.port import Metadata, RecordedEvent
 from tenantry.messages.dead_letters_memory import InMemoryDeadLetterIndex
 from tenantry.messages.port import (
+    FIRST,
     NOTHING,
     Counts,
     Held,
@@ -52,6 +54,7 @@ from tenantry.messages.port import (
     StoreResult,
     Tried,
     Unstorable,
+    Whose,
 )
 from tenantry.projections.memory import InMemoryTenantDirectory, InMemoryTenantProjection
 from tenantry.projections.passwords import confirms
@@ -89,6 +92,8 @@ class FakeStore:
         self._faults = faults
         self._lock = threading.Lock()
         self.rows: dict[str, dict[str, bytes]] = {}
+        self.retained: dict[tuple[str, int], dict[str, bytes]] = {}
+        self.whose: dict[str, Whose] = {}
         self.deliveries: Counter[tuple[str, str | None]] = Counter()
         self.totals: dict[str, Counter[str]] = {}
         self.gate = threading.Event()
@@ -99,8 +104,16 @@ class FakeStore:
         self.inside = 0
         self.most_inside = 0
 
-    def create_partition(self, tenant_id: str) -> None:
+    def vacate(self, former: TenantState) -> None:
+        self._faults.reach("vacate")
+        rows = self.rows.pop(former.tenant_id, None)
+        if rows is not None:
+            self.retained[former.tenant_id, former.incarnation] = rows
+        self.totals.pop(former.tenant_id, None)
+
+    def create_partition(self, tenant_id: str, whose: Whose = FIRST) -> None:
         self._faults.reach("create_partition")
+        self.whose[tenant_id] = whose
         self.rows.setdefault(tenant_id, {})
         self.totals.setdefault(tenant_id, Counter())
 

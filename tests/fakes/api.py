@@ -46,7 +46,14 @@ from tenantry.front.application import FrontApplication
 from tenantry.journal.memory import InMemoryEventStore
 from tenantry.journal.port import Metadata
 from tenantry.messages.dead_letters_memory import InMemoryDeadLetterIndex
-from tenantry.messages.port import Order, StoredMessage
+from tenantry.messages.port import (
+    FIRST,
+    Order,
+    PartitionMissingError,
+    StoredMessage,
+    Whose,
+    whose,
+)
 from tenantry.messages.sql_access import SqlCredentials
 from tenantry.producer.checks import IsolationReport
 from tenantry.projections.memory import InMemoryTenantDirectory, InMemoryTenantProjection
@@ -152,6 +159,7 @@ class FakeControl:
             duplicates=0,
             dead_lettered=0,
             parked=None,
+            incarnation=state.incarnation,
         )
 
     def liveness(self) -> tuple[str, ...]:
@@ -232,9 +240,21 @@ class FakeDeadLetters:
 class FakeMessages:
     """Rows to be read."""
 
-    def __init__(self) -> None:
+    def __init__(self, directory: InMemoryTenantDirectory) -> None:
+        self._directory = directory
         self.rows: dict[str, list[StoredMessage]] = {}
+        self.retained: dict[tuple[str, int], list[StoredMessage]] = {}
         self.error: Exception | None = None
+
+    def vacate(self, former: TenantState) -> None:
+        """Put aside what the former tenant of an id had, as the database does."""
+        rows = self.rows.pop(former.tenant_id, [])
+        if former.retained:
+            self.retained[former.tenant_id, former.incarnation] = rows
+
+    def whose(self, tenant_id: str) -> Whose:
+        state = self._directory.get(tenant_id)
+        return FIRST if state is None else whose(state)
 
     def add(self, tenant_id: str, **fields: Any) -> StoredMessage:
         rows = self.rows.setdefault(tenant_id, [])
@@ -265,11 +285,17 @@ class FakeMessages:
         after: int | None = None,
         limit: int = 50,
         order: Order = Order.ASCENDING,
+        retained: int | None = None,
     ) -> list[StoredMessage]:
         if self.error is not None:
             raise self.error
         up = order is Order.ASCENDING
-        rows = self.rows.get(tenant_id, [])
+        if retained is None:
+            rows = self.rows.get(tenant_id, [])
+        elif (tenant_id, retained) in self.retained:
+            rows = self.retained[tenant_id, retained]
+        else:
+            raise PartitionMissingError(f"{tenant_id}, {retained}")
         return [
             row
             for row in (rows if up else reversed(rows))
@@ -338,7 +364,7 @@ class World:
         self.journal = InMemoryEventStore(projections=[projection])
         self.directory = InMemoryTenantDirectory(self.journal, projection)
         self.control = FakeControl(self.journal, self.directory)
-        self.messages = FakeMessages()
+        self.messages = FakeMessages(self.directory)
         self.publishing = FakePublishing()
         self.dead_letters = FakeDeadLetters()
         self.letters = InMemoryDeadLetterIndex()
@@ -379,6 +405,8 @@ class World:
 
     def create(self, tenant_id: str, **fields: Any) -> None:
         given: dict[str, Any] = {"name": "Acme", "workers": 3} | fields
+        if (former := self.directory.get(tenant_id)) is not None:
+            self.messages.vacate(former)
         self.control.execute(
             CreateTenant(tenant_id=tenant_id, **given), metadata=Metadata(actor="test"), timeout=1
         )

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from tenantry.api import render
 from tenantry.api.pool import Pool
-from tenantry.messages.port import Order, StoredMessage, WrittenPage
+from tenantry.messages.port import Order, StoredMessage, Whose, WrittenMessage, WrittenPage
 
 
 class Rows(Protocol):
     """Messages by tenant, and pages of them."""
 
     rows: dict[str, list[StoredMessage]]
+    retained: dict[tuple[str, int], list[StoredMessage]]
+    whose: Callable[[str], Whose]
     page: Callable[..., list[StoredMessage]]
 
 
@@ -32,20 +34,43 @@ class RowsReader:
             :limit
         ]
 
-    async def written_message(self, tenant_id: str, message_id: str) -> bytes | None:
-        found = [row for row in self._store.page(tenant_id, limit=1000) if row.id == message_id]
-        return render.dumps(render.message(found[0])) if found else None
+    async def written_message(
+        self, tenant_id: str, message_id: str, *, retained: int | None = None
+    ) -> WrittenMessage:
+        rows = self._page(tenant_id, retained, limit=1000)
+        found = [row for row in rows if row.id == message_id]
+        text = render.dumps(render.message(found[0])) if found else None
+        return WrittenMessage(text, self._whose(tenant_id, retained))
 
     async def written_page(
-        self, tenant_id: str, *, topic: str | None, after: int | None, limit: int, order: Order
+        self,
+        tenant_id: str,
+        *,
+        topic: str | None,
+        after: int | None,
+        limit: int,
+        order: Order,
+        retained: int | None = None,
     ) -> WrittenPage:
         def read() -> WrittenPage:
-            found = self._store.page(
-                tenant_id, topic=topic, after=after, limit=limit + 1, order=order
+            found = self._page(
+                tenant_id, retained, topic=topic, after=after, limit=limit + 1, order=order
             )
             page = found[:limit]
             text = b",\n".join([render.dumps(render.message(row)) for row in page])
             last = page[-1].position if page else after or 0
-            return WrittenPage(text, last, more=len(found) > limit, rows=len(page))
+            return WrittenPage(
+                text,
+                last,
+                more=len(found) > limit,
+                rows=len(page),
+                whose=self._whose(tenant_id, retained),
+            )
 
         return await self._pool.run(read)
+
+    def _page(self, tenant_id: str, retained: int | None, **wanted: Any) -> list[StoredMessage]:
+        return self._store.page(tenant_id, retained=retained, **wanted)
+
+    def _whose(self, tenant_id: str, retained: int | None) -> Whose:
+        return self._store.whose(tenant_id) if retained is None else Whose(retained, None)

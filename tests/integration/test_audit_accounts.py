@@ -189,9 +189,8 @@ def test_counts_begin_with_what_is_there_when_they_come(empty_database_url: str)
     database.open()
     try:
         migrate(database, known=[one for one in migrations() if one.number < 6])
-        store = PostgresMessageStore(database)
-        store.create_partition(TENANT)
         with database.connection() as connection:
+            connection.execute("SELECT tenantry.create_messages_partition(%s)", [TENANT])
             connection.execute(
                 "SELECT tenantry.store_messages(%s, %s, %s, %s, %s::jsonb[], %s::bytea[],"
                 " %s::text[], %s::jsonb[], %s::timestamptz[], 0)",
@@ -214,7 +213,7 @@ def test_counts_begin_with_what_is_there_when_they_come(empty_database_url: str)
                 "SELECT relname FROM pg_class WHERE relrowsecurity ORDER BY relname"
             ).fetchall()
         assert guarded == [("messages",), (f"messages_{TENANT}",)]
-        store.store(TENANT, [incoming("3")])
+        PostgresMessageStore(database).store(TENANT, [incoming("3")])
         assert texts(database) == []
     finally:
         database.close()

@@ -30,11 +30,11 @@ from tenantry.domain.commands import (
     ResumeTenant,
     RotateCredentials,
 )
-from tenantry.domain.errors import TenantExistsError, TenantNotFoundError
+from tenantry.domain.errors import InvalidCommandError, TenantExistsError, TenantNotFoundError
 from tenantry.domain.events import MessageDeadLettered, TenantDeleted, TenantParked
 from tenantry.domain.tenant import Lifecycle
 from tenantry.journal.port import JournalError, JournalUnavailableError, Metadata
-from tenantry.messages.port import MessageStoreError, StoreUnavailableError
+from tenantry.messages.port import MessageStoreError, StoreUnavailableError, Whose
 from tests.fakes.actors import Tree, message, outage, running_tree
 from tests.waiting import eventually
 
@@ -355,6 +355,38 @@ def test_a_deletion_is_tried_ever_less_often_during_an_outage(
     tree.execute(RequestDeletion(tenant_id="a"))
     assert len(delays) == 5
     assert delays[4] > 4 * delays[0]
+
+
+def test_a_tenant_created_again_is_another_and_the_former_is_out_of_its_way_before(
+    tree: Tree,
+) -> None:
+    tree.create("a")
+    tree.deliver("a", "1", "2")
+    eventually(lambda: tree.store.counts("a").stored == 2)
+    tree.execute(RequestDeletion(tenant_id="a", retain=True))
+    tree.faults.plan("vacate", outage())
+    with pytest.raises(UnavailableError):
+        tree.create("a")
+    tree.faults.plan("vacate", MessageStoreError("rows of others"))
+    with pytest.raises(CommandFailedError, match="stands in its way: rows of others"):
+        tree.create("a")
+    assert tree.events("a")[-1] == "TenantDeleted"
+    again = tree.create("a")
+    assert again.tenant.incarnation == 2
+    assert again.runtime is not None
+    assert (again.runtime.incarnation, again.runtime.stored) == (2, 0)
+    assert tree.store.whose["a"] == Whose(2, again.tenant.created_at)
+    assert list(tree.store.retained["a", 1]) == ["1", "2"]
+    tree.deliver("a", "1")
+    eventually(lambda: tree.store.counts("a").stored == 1)
+
+
+def test_a_refused_creation_moves_nothing_of_the_former(tree: Tree) -> None:
+    tree.create("a")
+    tree.execute(RequestDeletion(tenant_id="a", retain=True))
+    with pytest.raises(InvalidCommandError):
+        tree.create("a", workers=0)
+    assert "vacate" not in tree.faults.steps
 
 
 def test_rotation_gives_another_password(tree: Tree) -> None:

@@ -219,3 +219,21 @@ def test_names_of_tenants_fit_the_places_they_are_used_in() -> None:
     assert len(names.partition_table_name(longest)) <= 63
     assert names.category(names.journal_stream("a-b-c")) == "tenant"
     assert names.category(names.dead_letter_journal_stream("a-b-c")) == "dead_letters"
+
+
+def test_each_creation_on_a_stream_begins_another_incarnation() -> None:
+    created = TenantCreated(tenant_id=T, name="n", workers=1, topics=("t",), partitions=1)
+    events: list[TenantEvent] = [
+        created,
+        TenantProvisioned(tenant_id=T),
+        DeletionRequested(tenant_id=T, retain=True),
+        TenantDeleted(tenant_id=T, queued=0, stored=0),
+        created,
+        ProvisioningAbandoned(tenant_id=T, reason="r"),
+        created,
+    ]
+    folded = [fold((one, AT) for one in events[: n + 1]) for n in range(len(events))]
+    assert [one and one.incarnation for one in folded] == [1, 1, 1, 1, 2, 2, 3]
+    assert [one and one.created_version for one in folded] == [1, 1, 1, 1, 5, 5, 7]
+    assert folded[-1] is not None
+    assert not folded[-1].retained

@@ -11,7 +11,7 @@ from starlette.responses import Response
 from tenantry.api import answers, links, lookup, render, schemas
 from tenantry.api.documented import errors
 from tenantry.api.problems import no_such_tenant
-from tenantry.api.services import Services
+from tenantry.api.services import Services, Who
 
 _TAG = "audit"
 
@@ -64,12 +64,12 @@ def add_routes(app: FastAPI, services: Services) -> None:
         responses=errors(404, 422, 503),
     )
     async def audit_tenant(
-        tenant_id: str, query: Annotated[schemas.AuditQuery, Query()]
+        tenant_id: str, who: Who, query: Annotated[schemas.AuditQuery, Query()]
     ) -> Response:
         """Hold a tenant's counts against its rows, dead letters and queues."""
 
         def read() -> bytes:
-            lookup.readable(services.directory, tenant_id)
+            lookup.readable(services.directory, tenant_id, who)
             audits = auditor.audit([tenant_id], quick=query.quick)
             if not audits:
                 raise no_such_tenant()

@@ -11,7 +11,7 @@ from starlette.responses import Response
 from tenantry.api import answers, letter_schemas, links, lookup, render
 from tenantry.api.documented import errors
 from tenantry.api.problems import Problem
-from tenantry.api.services import Caller, Services
+from tenantry.api.services import Caller, Services, Who
 from tenantry.messages.dead_letters import DeadLetter, DeadLetterIndex, Selection
 
 _TAG = "dead letters"
@@ -29,18 +29,23 @@ def add_routes(app: FastAPI, services: Services) -> None:
         responses={200: {"headers": links.DOCUMENTED}, **errors(400, 404, 422, 503)},
     )
     async def list_dead_letters(
-        tenant_id: str, request: Request, query: Annotated[letter_schemas.LettersQuery, Query()]
+        tenant_id: str,
+        request: Request,
+        who: Who,
+        query: Annotated[letter_schemas.LettersQuery, Query()],
     ) -> Response:
         """List messages that could not be stored, oldest first, with why, and their bytes."""
         bound = (_TAG, tenant_id, query.bound)
-        after = 0 if query.cursor is None else cursors.open_position(query.cursor, *bound)
 
         def read() -> tuple[bytes, str | None]:
-            lookup.existing(services.directory, tenant_id)
+            incarnation = lookup.existing(services.directory, tenant_id, who).incarnation
+            after = 0
+            if query.cursor is not None:
+                after = cursors.open_place_of(incarnation, query.cursor, *bound)
             page, more = services.letters.page(
                 tenant_id, which=query.which, after=after, limit=query.limit
             )
-            end = cursors.seal_position(page[-1].position, *bound) if more else None
+            end = cursors.seal_place(page[-1].position, incarnation, *bound) if more else None
             shown = [render.dead_letter(letter, payload=query.payload) for letter in page]
             return render.dumps({"data": shown, "next_cursor": end}), end
 
@@ -55,12 +60,15 @@ def add_routes(app: FastAPI, services: Services) -> None:
         responses=errors(404, 409, 422, 503),
     )
     async def show_dead_letter(
-        tenant_id: str, letter_id: str, query: Annotated[letter_schemas.LetterQuery, Query()]
+        tenant_id: str,
+        letter_id: str,
+        who: Who,
+        query: Annotated[letter_schemas.LetterQuery, Query()],
     ) -> Response:
         """Show a dead letter by its `letter_id`, or by its message's id where that is one only."""
 
         def read() -> bytes:
-            lookup.existing(services.directory, tenant_id)
+            lookup.existing(services.directory, tenant_id, who)
             letter = _the_letter(services.letters, tenant_id, letter_id)
             return render.dumps(render.dead_letter(letter, payload=query.payload))
 
@@ -75,7 +83,7 @@ def add_routes(app: FastAPI, services: Services) -> None:
         responses=errors(404, 409, 503, body=True),
     )
     async def replay_dead_letters(
-        tenant_id: str, wanted: letter_schemas.LettersToReplay, caller: Caller
+        tenant_id: str, wanted: letter_schemas.LettersToReplay, caller: Caller, who: Who
     ) -> Response:
         """Publish dead letters to their own topic and partition again, marked as replayed.
 
@@ -85,7 +93,7 @@ def add_routes(app: FastAPI, services: Services) -> None:
         """
 
         def run() -> dict[str, object]:
-            lookup.publishable(services.directory, tenant_id)
+            lookup.publishable(services.directory, tenant_id, who)
             if wanted.dry_run:
                 return render.letters_preview(work.preview(tenant_id, wanted.which))
             done = work.replay(
@@ -103,7 +111,7 @@ def add_routes(app: FastAPI, services: Services) -> None:
         responses=errors(404, 409, 503, body=True),
     )
     async def discard_dead_letters(
-        tenant_id: str, wanted: letter_schemas.LettersToDiscard, caller: Caller
+        tenant_id: str, wanted: letter_schemas.LettersToDiscard, caller: Caller, who: Who
     ) -> Response:
         """Throw dead letters away for good; the journal keeps that they were.
 
@@ -111,7 +119,7 @@ def add_routes(app: FastAPI, services: Services) -> None:
         """
 
         def run() -> dict[str, object]:
-            lookup.existing(services.directory, tenant_id)
+            lookup.existing(services.directory, tenant_id, who)
             if wanted.dry_run:
                 return render.letters_preview(work.preview(tenant_id, wanted.which))
             done = work.discard(tenant_id, wanted.which, caller, most=wanted.limit)

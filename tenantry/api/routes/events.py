@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import takewhile
 from typing import Annotated
 
 from fastapi import FastAPI, Query
@@ -12,8 +13,12 @@ from starlette.responses import Response
 from tenantry.api import answers, links, lookup, render, schemas
 from tenantry.api.connection import connection_of
 from tenantry.api.documented import errors
-from tenantry.api.services import Services
-from tenantry.journal.port import RecordedEvent
+from tenantry.api.services import Services, Who
+from tenantry.api.tokens import Scope
+from tenantry.domain import names
+from tenantry.domain.events import TenantCreated
+from tenantry.domain.tenant import TenantState
+from tenantry.journal.port import EventStore, RecordedEvent
 
 _TAG = "events"
 
@@ -27,9 +32,14 @@ def add_routes(app: FastAPI, services: Services) -> None:
         query: schemas.EventsQuery,
         tenant_id: str | None,
         read_after: Callable[[int], list[RecordedEvent]],
+        incarnation: int | None = None,
     ) -> Response:
         binding = (_TAG, tenant_id or "*")
-        after = 0 if query.cursor is None else cursors.open_position(query.cursor, *binding)
+        after = 0
+        if query.cursor is not None and incarnation is None:
+            after = cursors.open_position(query.cursor, *binding)
+        elif query.cursor is not None and incarnation is not None:
+            after = cursors.open_place_of(incarnation, query.cursor, *binding)
         found = await services.tail.page(
             lambda: read_after(after),
             pool=services.pools.reads,
@@ -39,7 +49,8 @@ def add_routes(app: FastAPI, services: Services) -> None:
             closing=connection_of(request.scope).closing,
         )
 
-        end = cursors.seal_position(found[-1].position if found else after, *binding)
+        last = found[-1].position if found else after
+        end = cursors.seal_place(last, incarnation or 1, *binding)
 
         def write() -> bytes:
             return render.dumps({"data": [render.event(one) for one in found], "next_cursor": end})
@@ -73,13 +84,48 @@ def add_routes(app: FastAPI, services: Services) -> None:
         responses={200: {"headers": links.DOCUMENTED}, **errors(400, 404, 422, 503)},
     )
     async def read_tenant_events(
-        tenant_id: str, request: Request, query: Annotated[schemas.EventsQuery, Query()]
+        tenant_id: str,
+        request: Request,
+        who: Who,
+        query: Annotated[schemas.EventsQuery, Query()],
     ) -> Response:
-        """Read a tenant's life and dead letters, oldest first, deleted tenants' too."""
-        await services.pools.reads.run(lookup.known, services.directory, tenant_id)
+        """Read a tenant's life and dead letters, oldest first, deleted tenants' too.
+
+        An admin reads of all tenants that have had the id, a tenant of itself alone.
+        """
+        run = services.pools.reads.run
+        state = await run(lookup.known, services.directory, tenant_id, who)
+        if who.scope is Scope.TENANT:
+            first = await run(_first_position, journal, state) if state.incarnation > 1 else 0
+            return await answer(
+                request,
+                query,
+                tenant_id,
+                lambda after: _own(
+                    state,
+                    journal.read_tenant(tenant_id, after=max(after, first), limit=query.limit),
+                ),
+                state.incarnation,
+            )
         return await answer(
             request,
             query,
             tenant_id,
             lambda after: journal.read_tenant(tenant_id, after=after, limit=query.limit),
         )
+
+
+def _first_position(journal: EventStore, state: TenantState) -> int:
+    """Find the position just before a tenant's own creation. Blocks."""
+    stream = names.journal_stream(state.tenant_id)
+    (created,) = journal.read_stream(stream, after=state.created_version - 1, limit=1)
+    return created.position - 1
+
+
+def _own(state: TenantState, found: list[RecordedEvent]) -> list[RecordedEvent]:
+    """Keep what is the tenant's own, and not the next one's who has its id."""
+
+    def is_own(one: RecordedEvent) -> bool:
+        return not isinstance(one.event, TenantCreated) or one.version <= state.created_version
+
+    return list(takewhile(is_own, found))

@@ -7,7 +7,7 @@ from starlette.responses import Response
 
 from tenantry.api import answers, lookup, render, schemas
 from tenantry.api.documented import errors
-from tenantry.api.services import Caller, Services
+from tenantry.api.services import Caller, Services, Who
 
 
 def add_routes(app: FastAPI, services: Services) -> None:
@@ -20,7 +20,7 @@ def add_routes(app: FastAPI, services: Services) -> None:
         tags=["isolation"],
         responses=errors(404, 503, body=True),
     )
-    async def prove_isolation(wanted: schemas.ProofWanted, caller: Caller) -> Response:
+    async def prove_isolation(wanted: schemas.ProofWanted, caller: Caller, who: Who) -> Response:
         """Try, in each tenant's place, to reach what is its own and what is others'.
 
         No password is needed or changed: a user and a role are made with the rights the tenant's
@@ -30,7 +30,7 @@ def add_routes(app: FastAPI, services: Services) -> None:
 
         def run() -> bytes:
             for tenant_id in wanted.tenants or ():
-                lookup.existing(services.directory, tenant_id)
+                lookup.existing(services.directory, tenant_id, who)
             report = services.prover.prove(wanted.tenants, broker=wanted.broker, metadata=caller)
             return render.dumps(render.isolation(report))
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Final, Protocol
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import Annotated, Final, Protocol, TypeVar
 from urllib.parse import parse_qsl
 
 from fastapi import FastAPI, Query
@@ -13,15 +15,24 @@ from starlette.responses import Response
 
 from tenantry.api import across, answers, links, lookup, render, schemas
 from tenantry.api.auth import principal_of
-from tenantry.api.cursors import Cursors
+from tenantry.api.cursors import Cursors, FormerCursorError
 from tenantry.api.documented import errors
 from tenantry.api.lanes import Lane
 from tenantry.api.pool import Pool
-from tenantry.api.problems import Problem
-from tenantry.api.services import Services
+from tenantry.api.problems import Problem, invalid
+from tenantry.api.services import Services, Who
+from tenantry.api.tokens import Principal, Scope
 from tenantry.domain import names
-from tenantry.messages.port import Order, PageReader, WrittenPage
+from tenantry.messages.port import (
+    Order,
+    PageReader,
+    PartitionMissingError,
+    WrittenMessage,
+    WrittenPage,
+)
 from tenantry.projections.port import TenantDirectory
+
+_Written = TypeVar("_Written", WrittenPage, WrittenMessage)
 
 TAG: Final = "messages"
 _ALL: Final = "*"
@@ -68,8 +79,10 @@ def lanes(services: Reading) -> tuple[Lane, Lane]:
         query = _plain(request.scope["query_string"])
         return None if query is None else await _page(services, request, query)
 
-    async def serve_one(_: Request, match: re.Match[str], __: bytes) -> Response:
-        return await _one(services, match[1], match[2])
+    async def serve_one(request: Request, match: re.Match[str], _: bytes) -> Response | None:
+        if request.scope["query_string"]:
+            return None
+        return await _one(services, principal_of(request.scope), match[1], match[2], None)
 
     return (
         Lane(method="GET", path=_PATH, serve=serve),
@@ -101,11 +114,16 @@ def add_routes(app: FastAPI, services: Services) -> None:
         response_model=answers.Message,
         summary="Show a stored message",
         tags=[TAG],
-        responses=errors(404, 503),
+        responses=errors(404, 422, 503),
     )
-    async def read_message(tenant_id: str, message_id: str) -> Response:
+    async def read_message(
+        tenant_id: str,
+        message_id: str,
+        who: Who,
+        query: Annotated[schemas.MessageQuery, Query()],
+    ) -> Response:
         """Show one stored message by its id, which may hold anything, slashes too."""
-        return await _one(services, tenant_id, message_id)
+        return await _one(services, who, tenant_id, message_id, query.incarnation)
 
 
 def _plain(query_string: bytes) -> schemas.MessagesQuery | None:
@@ -120,10 +138,18 @@ def _plain(query_string: bytes) -> schemas.MessagesQuery | None:
         return None
 
 
-async def _one(services: Reading, tenant_id: str, message_id: str) -> Response:
-    found = await services.page_reader.written_message(lookup.checked_id(tenant_id), message_id)
+async def _one(
+    services: Reading, who: Principal, tenant_id: str, message_id: str, wanted: int | None
+) -> Response:
+    _refuse_formers(who, wanted)
+    lookup.checked_id(tenant_id)
+
+    def read(retained: int | None) -> Awaitable[WrittenMessage]:
+        return services.page_reader.written_message(tenant_id, message_id, retained=retained)
+
+    found = (await _read(services, tenant_id, who, wanted, read)).text
     if found is None:
-        await services.threads.run(lookup.readable, services.directory, tenant_id)
+        await services.threads.run(lookup.readable, services.directory, tenant_id, who)
         raise Problem(
             404,
             "the tenant has no message of this id stored",
@@ -134,22 +160,38 @@ async def _one(services: Reading, tenant_id: str, message_id: str) -> Response:
 
 
 async def _page(services: Reading, request: Request, query: schemas.MessagesQuery) -> Response:
+    who = principal_of(request.scope)
     # A tenant's token that names no tenant means its own; one that names another was refused.
-    wanted = principal_of(request.scope).tenant_id if query.tenant_id is None else query.tenant_id
-    if wanted is None:
+    tenant_id = who.tenant_id if query.tenant_id is None else query.tenant_id
+    if tenant_id is None:
         return await _page_of_all(services, request, query)
-    bound = binding(wanted, query.topic, query.order)
+    _refuse_formers(who, query.incarnation)
+    bound = binding(tenant_id, query.topic, query.order)
     cursors = services.cursors
-    after = None if query.cursor is None else cursors.open_position(query.cursor, *bound)
-    tenant_id = lookup.checked_id(wanted)
-    page = WrittenPage(b"", after or 0, more=False)
-    if topic_can_be(query.topic):
-        page = await services.page_reader.written_page(
-            tenant_id, topic=query.topic, after=after, limit=query.limit, order=query.order
+    after, of = None, None
+    if query.cursor is not None:
+        after, of = cursors.open_place(query.cursor, *bound)
+    lookup.checked_id(tenant_id)
+    # A topic that can't be is asked for as one that is not there: whose it is counts all the same.
+    topic = query.topic if topic_can_be(query.topic) else ""
+
+    def read(retained: int | None) -> Awaitable[WrittenPage]:
+        return services.page_reader.written_page(
+            tenant_id,
+            topic=topic,
+            after=after,
+            limit=query.limit,
+            order=query.order,
+            retained=retained,
         )
-    if not page.text:  # where messages are, there is their tenant: they go with it
-        await services.threads.run(lookup.readable, services.directory, tenant_id)
-    end = cursors.seal_position(page.last, *bound)
+
+    page = await _read(services, tenant_id, who, query.incarnation, read)
+    if of not in {None, page.whose.incarnation}:
+        raise FormerCursorError
+    if not page.text and query.incarnation is None:
+        # Where messages are, there is their tenant: they go with it.
+        await services.threads.run(lookup.readable, services.directory, tenant_id, who)
+    end = cursors.seal_place(page.last, page.whose.incarnation, *bound)
     more = end if page.more else None
     follow = end if query.order is Order.ASCENDING else None
     return render.json_response(
@@ -158,9 +200,55 @@ async def _page(services: Reading, request: Request, query: schemas.MessagesQuer
     )
 
 
+def _refuse_formers(who: Principal, wanted: int | None) -> None:
+    if wanted is not None and who.scope is Scope.TENANT:
+        raise Problem(403, "what was retained of former tenants is for admins")
+
+
+async def _read(
+    services: Reading,
+    tenant_id: str,
+    who: Principal,
+    wanted: int | None,
+    read: Callable[[int | None], Awaitable[_Written]],
+) -> _Written:
+    """Read what is a tenant's: of the one that has the id, or of an incarnation that is `wanted`.
+
+    401 where whoever asks was another tenant of this id; 404 for an incarnation of which nothing
+    was retained. A deleted tenant's may have been put aside already for another to come.
+    """
+    if wanted is not None:
+        with suppress(PartitionMissingError):
+            return await read(wanted)
+    try:
+        found = await read(None)
+    except PartitionMissingError:
+        if wanted is not None:
+            raise _no_such_incarnation() from None
+        state = await services.threads.run(lookup.readable, services.directory, tenant_id, who)
+        if state.exists:
+            raise
+        return await read(state.incarnation)
+    if wanted not in {None, found.whose.incarnation}:
+        raise _no_such_incarnation()
+    lookup.admit(who, found.whose)
+    return found
+
+
+def _no_such_incarnation() -> Problem:
+    return Problem(
+        404,
+        "nothing was retained of this incarnation of the tenant",
+        code="incarnation-not-found",
+        title="No such incarnation",
+    )
+
+
 async def _page_of_all(
     services: Reading, request: Request, query: schemas.MessagesQuery
 ) -> Response:
+    if query.incarnation is not None:
+        raise invalid([("incarnation", "is one of a tenant's: name it with tenant_id")])
     bound = binding(_ALL, query.topic, query.order)
     cursors = services.cursors
     beyond = None

@@ -13,13 +13,14 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from tenantry.api import answers, idempotency, jsonroute, lookup, rawjson, render, schemas
+from tenantry.api.auth import principal_of
 from tenantry.api.documented import errors
 from tenantry.api.idempotency import Once
 from tenantry.api.lanes import Lane
 from tenantry.api.partitions import Router
 from tenantry.api.pool import Pool
 from tenantry.api.problems import Problem
-from tenantry.api.services import Services
+from tenantry.api.services import Services, Who
 from tenantry.broker.port import Outgoing, Publishing
 from tenantry.domain import names
 from tenantry.domain.tenant import TenantState
@@ -67,9 +68,12 @@ def lane(publishers: Publishers) -> Lane:
         except (json.JSONDecodeError, ValidationError):
             return None
         several = publications if isinstance(publications, list) else [publications]
+        who = principal_of(request.scope)
 
         def send() -> bytes:
-            return _publish(publishers, _messages(publishers, match[1], several, body))
+            payloads = rawjson.members(body, "payload")
+            state = lookup.publishable(publishers.directory, match[1], who)
+            return _publish(publishers, _messages(publishers, state, several, payloads, None))
 
         return render.json_response(await publishers.publish_threads.run(send), 202)
 
@@ -91,6 +95,7 @@ def add_routes(app: FastAPI, services: Services) -> None:
         tenant_id: str,
         publications: schemas.Publications,
         request: Request,
+        who: Who,
         idempotency_key: idempotency.Key = None,
     ) -> Response:
         """Publish one message or a list of them; answers once the broker has confirmed all.
@@ -101,12 +106,12 @@ def add_routes(app: FastAPI, services: Services) -> None:
         """
         several = publications if isinstance(publications, list) else [publications]
         body = await request.body()
-        once = None
-        if idempotency_key is not None:
-            once = Once(f"POST /tenants/{tenant_id}/messages", idempotency_key, body)
 
         def send() -> bytes:
-            messages = _messages(services, tenant_id, several, body, once)
+            payloads = rawjson.members(body, "payload")
+            state = lookup.publishable(services.directory, tenant_id, who)
+            once = None if idempotency_key is None else Once(_call(state), idempotency_key, body)
+            messages = _messages(services, state, several, payloads, once)
             if once is not None:
                 once.claim(services.idempotency)
             return _publish(services, messages)
@@ -120,26 +125,20 @@ def _publish(publishers: Publishers, messages: Sequence[Outgoing]) -> bytes:
     return render.dumps({"ids": [one.message_id for one in messages]})
 
 
+def _call(state: TenantState) -> str:
+    """Name a call that a key is for: a key of a former tenant of the id is not this one's."""
+    call = f"POST /tenants/{state.tenant_id}/messages"
+    return call if state.incarnation == 1 else f"{call} {state.incarnation}"
+
+
 def _messages(
-    publishers: Publishers,
-    tenant_id: str,
-    publications: Sequence[schemas.Publication],
-    body: bytes,
-    once: Once | None = None,
-) -> list[Outgoing]:
-    """Make the messages a body asks for, of which `publications` are what was read. Blocks."""
-    payloads = rawjson.members(body, "payload")
-    state = lookup.publishable(publishers.directory, tenant_id)
-    return _outgoing(publishers, state, publications, payloads, once)
-
-
-def _outgoing(
     services: Publishers,
     state: TenantState,
     publications: Sequence[schemas.Publication],
     payloads: Sequence[bytes],
     once: Once | None,
 ) -> list[Outgoing]:
+    """Make the messages a body asks for; `publications` and `payloads` are what was read of it."""
     exchange = names.stream_name(state.tenant_id)
     if once is None:
         ids = random_uuids(len(publications))

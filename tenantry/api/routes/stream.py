@@ -16,8 +16,8 @@ from tenantry.api.auth import client_of
 from tenantry.api.connection import connection_of
 from tenantry.api.documented import errors
 from tenantry.api.routes.messages import TAG, binding, topic_can_be
-from tenantry.api.services import Services
-from tenantry.messages.port import Order, StoredMessage
+from tenantry.api.services import Services, Who
+from tenantry.messages.port import Order, PartitionMissingError, StoredMessage
 
 _ONE_LINE: Final = bytes.maketrans(b"\r\n", b"  ")
 _EXAMPLE: Final = """\
@@ -53,6 +53,7 @@ def add_routes(app: FastAPI, services: Services) -> None:
     )
     async def follow_messages(
         request: Request,
+        who: Who,
         query: Annotated[schemas.StreamQuery, Query()],
         last_event_id: Annotated[
             str | None,
@@ -70,16 +71,18 @@ def add_routes(app: FastAPI, services: Services) -> None:
         """
         bound = binding(query.tenant_id, query.topic, Order.ASCENDING)
         cursor = last_event_id or query.cursor
-        after = None if cursor is None else services.cursors.open_position(cursor, *bound)
         topic = query.topic
         known = topic_can_be(topic)
 
-        def begin() -> int:
-            lookup.readable(services.directory, query.tenant_id)
-            if after is not None or not known:
-                return after or 0
+        def begin() -> tuple[int, int]:
+            state = lookup.readable(services.directory, query.tenant_id, who)
+            incarnation = state.incarnation
+            if cursor is not None:
+                return services.cursors.open_place_of(incarnation, cursor, *bound), incarnation
+            if not known:
+                return 0, incarnation
             newest = services.messages.page(query.tenant_id, limit=1, order=Order.DESCENDING)
-            return newest[0].position if newest else 0
+            return newest[0].position if newest else 0, incarnation
 
         def read(position: int) -> streams.Chunk:
             rows: list[StoredMessage] = []
@@ -87,13 +90,19 @@ def add_routes(app: FastAPI, services: Services) -> None:
                 rows = services.messages.page(
                     query.tenant_id, topic=topic, after=position, limit=streams.PAGE
                 )
-            data = b"".join(
-                _event(services.cursors.seal_position(row.position, *bound), row) for row in rows
-            )
+            # Looked at after the rows were read: before another tenant of this id has any, its
+            # actor has put it on the board.
+            runtime = services.control.runtime(query.tenant_id)
+            if runtime is not None and runtime.incarnation not in {None, incarnation}:
+                raise PartitionMissingError(f"{query.tenant_id!r} is another tenant by now")
+            data = b"".join(_event(cursor_at(row.position), row) for row in rows)
             return streams.Chunk(data, len(rows), rows[-1].position if rows else position)
 
-        start = await services.pools.reads.run(begin)
-        first = services.cursors.seal_position(start, *bound)
+        def cursor_at(position: int) -> str:
+            return services.cursors.seal_place(position, incarnation, *bound)
+
+        start, incarnation = await services.pools.reads.run(begin)
+        first = cursor_at(start)
         events = services.streams.follow(
             read,
             tenant_id=query.tenant_id,

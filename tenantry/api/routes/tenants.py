@@ -11,7 +11,7 @@ from starlette.responses import Response
 from tenantry.api import answers, links, lookup, render, schemas
 from tenantry.api.documented import errors
 from tenantry.api.routes import creation
-from tenantry.api.services import Caller, Services
+from tenantry.api.services import Caller, Services, Who
 from tenantry.domain.commands import RequestDeletion
 
 _TENANTS = "tenants"
@@ -79,15 +79,15 @@ def _add_reading(app: FastAPI, services: Services) -> None:
         responses=errors(404, 422, 503),
     )
     async def show_tenant(
-        tenant_id: str, query: Annotated[schemas.TenantQuery, Query()]
+        tenant_id: str, who: Who, query: Annotated[schemas.TenantQuery, Query()]
     ) -> Response:
         """Show a tenant as it is, or with `at` as of a time or a version, deleted ones too."""
 
         def read() -> bytes:
             if query.at is not None:
-                then = lookup.past(directory, tenant_id, query.at)
+                then = lookup.past(directory, tenant_id, query.at, who)
                 return render.dumps(render.past_tenant(then))
-            now = lookup.existing(directory, tenant_id)
+            now = lookup.existing(directory, tenant_id, who)
             return render.dumps(render.tenant(now, control.runtime(tenant_id)))
 
         return render.json_response(await services.pools.reads.run(read))

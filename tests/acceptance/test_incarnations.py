@@ -1,0 +1,205 @@
+"""Deleted and created again, with everything real: what the former leaves, and who reaches it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
+
+import httpx
+import jwt
+import pika
+import psycopg
+import pytest
+from psycopg import sql
+
+from tests.acceptance.program import Program, Tenant
+from tests.acceptance.test_front import free_port
+from tests.waiting import eventually
+
+SECRET: Final = "a secret of the operator's, sixty-four bytes long or a little more..."
+
+KEPT: Final = "the journal, or what is made of it"
+ASIDE: Final = "put aside, if it was retained"
+GONE: Final = "gone with the tenant"
+NAMES: Final = "names to be waited for, which say nothing of a tenant"
+NOBODYS: Final = "of no tenant, or by keys that name none"
+
+FATES: Final = {
+    "public.messages": ASIDE,
+    "tenantry.attempts": GONE,
+    "tenantry.bindings": GONE,
+    "tenantry.channels": NOBODYS,
+    "tenantry.consumers": NOBODYS,
+    "tenantry.credentials": GONE,
+    "tenantry.current_segment": NOBODYS,
+    "tenantry.dead_letters": GONE,
+    "tenantry.events": KEPT,
+    "tenantry.idempotency_keys": NOBODYS,
+    "tenantry.journal_head": NOBODYS,
+    "tenantry.locks": NAMES,
+    "tenantry.projection_checkpoints": NOBODYS,
+    "tenantry.queued": GONE,
+    "tenantry.queues": GONE,
+    "tenantry.rejected": GONE,
+    "tenantry.retained": ASIDE,
+    "tenantry.schema_migrations": NOBODYS,
+    "tenantry.snapshots": KEPT,
+    "tenantry.sql_roles": GONE,
+    "tenantry.tenant_counters": ASIDE,
+    "tenantry.tenants": KEPT,
+    "tenantry.terms": NOBODYS,
+    "tenantry.walks": GONE,
+}
+"""What becomes of every table when a tenant is deleted and another gets its id."""
+
+
+@pytest.fixture
+def embedded(database_url: str) -> Iterator[tuple[Program, httpx.Client]]:
+    """A daemon with tokens on its embedded broker, and a client of its front."""
+    port = free_port()
+    with (
+        Program(None, database_url) as program,
+        httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30, trust_env=False) as front,
+    ):
+        program.settings = {"TENANTRY_SERVER_PORT": str(port), "TENANTRY_JWT_SECRET": SECRET}
+        yield program.start(), front
+        assert "Traceback" not in program.stderr
+
+
+def bearer(tenant_id: str, iat: float | None) -> dict[str, str]:
+    claims: dict[str, Any] = {
+        "scope": "tenant",
+        "tenant_id": tenant_id,
+        "exp": datetime.now(UTC) + timedelta(hours=1),
+    }
+    if iat is not None:
+        claims["iat"] = iat
+    return {"Authorization": f"Bearer {jwt.encode(claims, SECRET, algorithm='HS256')}"}
+
+
+def tables(connection: psycopg.Connection) -> list[str]:
+    """Name every table, but for the tenants' own and parts of others."""
+    found = connection.execute(
+        "SELECT n.nspname || '.' || c.relname FROM pg_class AS c"
+        " JOIN pg_namespace AS n ON n.oid = c.relnamespace"
+        " WHERE n.nspname IN ('public', 'tenantry') AND c.relkind IN ('r', 'p')"
+        " AND NOT c.relispartition AND c.relname !~ '^(retained|messages)_' ORDER BY 1"
+    )
+    return [name for (name,) in found]
+
+
+def naming(connection: psycopg.Connection, tenant_id: str) -> set[str]:
+    """Name the tables in which any row has the tenant's id in it, wherever, or is of a queue."""
+    found = set()
+    for name in tables(connection):
+        rows = connection.execute(
+            sql.SQL("SELECT FROM {} AS one WHERE strpos(one::text, %s) > 0 LIMIT 1").format(
+                sql.Identifier(*name.split("."))
+            ),
+            ["" if name in {"tenantry.queued", "tenantry.rejected"} else tenant_id],
+        )
+        found |= {name} if rows.rowcount else set()
+    return found
+
+
+def test_nothing_of_a_former_tenant_reaches_the_one_that_has_its_id(
+    embedded: tuple[Program, httpx.Client],
+) -> None:
+    program, front = embedded
+    tenant = program.create(topics=["logs"])
+    path = f"/tenants/{tenant.id}"
+    page = f"/messages?tenant_id={tenant.id}"
+    made_at = datetime.now(UTC).timestamp()
+    old, oldest = bearer(tenant.id, made_at), bearer(tenant.id, float(int(made_at)))
+    assert front.post(
+        f"{path}/messages", json={"payload": "old", "id": "m"}, headers=old
+    ).is_success
+    with psycopg.connect(tenant.amqp_url, autocommit=True) as session:
+        session.execute("SELECT tenantry.publish_bytes('default', '{no', NULL, id => 'bad')")
+    program.call("POST", f"{path}/sql-access")
+    eventually(lambda: program.runtime(tenant)["dead_lettered"] == 1, what="a dead letter")
+    first = eventually(lambda: (p := program.get(page))["data"] and p, what="a row")
+    with psycopg.connect(program.database_url, autocommit=True) as connection:
+        assert set(tables(connection)) == FATES.keys()
+        there = naming(connection, tenant.id)
+        assert {name for name, fate in FATES.items() if fate is GONE} - there <= {
+            "tenantry.attempts",  # of handlers that fail
+            "tenantry.queued",  # which is empty once all is stored
+            "tenantry.walks",  # while somebody walks
+        }
+        assert program.call("DELETE", f"{path}?retain=true").status_code == 204
+        left = naming(connection, tenant.id)
+        assert {FATES[name] for name in left} <= {KEPT, ASIDE, NAMES}
+        # Kept, and still the former's own.
+        assert front.get(page, headers=old).json()["data"] == first["data"]
+
+        again = program.create(topics=["logs"])
+        assert again.id == tenant.id
+        assert again.password != tenant.password
+        (counted,) = connection.execute(
+            "SELECT stored + duplicates + dead_lettered + position FROM tenantry.tenant_counters"
+            " WHERE tenant_id = %s", [tenant.id]
+        ).fetchall()  # fmt: skip
+        assert counted == (0,)
+    new = bearer(tenant.id, datetime.now(UTC).timestamp())
+    for stale in (old, oldest, bearer(tenant.id, None)):
+        for asked in (page, f"{path}/messages/m", path, f"{path}/events", f"{path}/dead-letters"):
+            answer = front.get(asked, headers=stale)
+            assert (answer.status_code, asked) == (401, asked)
+            assert "created anew" in answer.json()["detail"]
+        sent = front.post(f"{path}/messages", json={"payload": 1}, headers=stale)
+        assert sent.status_code == 401
+    assert front.get(page, headers=new).json()["data"] == []
+    assert front.get(f"{path}/messages/m", headers=new).status_code == 404
+    assert front.get(f"{path}/dead-letters", headers=new).json()["data"] == []
+    cursor = front.get(page, params={"cursor": first["follow_cursor"]}, headers=new)
+    assert cursor.status_code == 400
+    # The same id again is not the same message.
+    body = {"payload": "new", "id": "m"}
+    assert front.post(f"{path}/messages", json=body, headers=new).status_code == 202
+    shown = eventually(
+        lambda: (a := front.get(f"{path}/messages/m", headers=new)).is_success and a.json(),
+        what="the new message",
+    )
+    assert (shown["payload"], shown["position"]) == ("new", 1)
+    assert program.get(f"{page}&incarnation=1")["data"] == first["data"]
+    listed = program.cli("messages", tenant.id, "--incarnation", "1", "--json")
+    assert json.loads(listed.stdout) == first["data"]
+    audit = program.get(f"{path}/audit")
+    assert (audit["balanced"], audit["stored"], audit["rows"]) == (True, 1, 1)
+    # Deleted with its rows kept once more, both are there, also after a restart.
+    assert program.call("DELETE", f"{path}?retain=true").status_code == 204
+    program.create()
+    assert program.stop() == 0
+    program.start()
+    assert program.get(f"{page}&incarnation=1")["data"] == first["data"]
+    assert [one["payload"] for one in program.get(f"{page}&incarnation=2")["data"]] == ["new"]
+    assert program.get(page)["data"] == []
+    assert program.get(path)["incarnation"] == 3
+
+
+def test_what_is_published_for_a_former_tenant_does_not_arrive_in_the_next_ones_queues(
+    running: Program,
+) -> None:
+    tenant = running.create()
+    sender = pika.BlockingConnection(pika.URLParameters(tenant.amqp_url))
+    channel = sender.channel()
+    channel.confirm_delivery()
+    channel.basic_publish(tenant.stream, "default", b'"old"', mandatory=True)
+    eventually(lambda: running.runtime(tenant)["stored"] == 1, what="a row")
+    assert running.call("DELETE", f"/tenants/{tenant.id}").status_code == 204
+    again: Tenant = running.create()
+    with pytest.raises((pika.exceptions.AMQPError, OSError)):
+        channel.basic_publish(again.stream, "default", b'"late"', mandatory=True)
+    with suppress(pika.exceptions.AMQPError, OSError):
+        sender.close()
+    with pytest.raises(pika.exceptions.AMQPError):
+        pika.BlockingConnection(pika.URLParameters(tenant.amqp_url))
+    with pika.BlockingConnection(pika.URLParameters(again.amqp_url)) as client:
+        client.channel().basic_publish(again.stream, "default", b'"new"')
+    page = f"/messages?tenant_id={again.id}"
+    found = eventually(lambda: running.get(page)["data"], what="the new row")
+    assert [(one["payload"], one["position"]) for one in found] == [("new", 1)]
