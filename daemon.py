@@ -37,8 +37,10 @@ from tenantry.assembly.ground import Ground, lay
 from tenantry.database.credentials import PostgresCredentials
 from tenantry.database.embedded import EmbeddedPostgres
 from tenantry.database.keeper import PostgresKeeper
+from tenantry.database.loop import CONNECTIONS as PAGE_CONNECTIONS
 from tenantry.database.migrations import migrate_unless_led
 from tenantry.database.pool import Database
+from tenantry.database.server import Shares, take_share, warn
 from tenantry.database.tenants_sessions import LOOK_EVERY as SESSIONS_LOOK_EVERY
 from tenantry.handlers.resolve import resolve
 from tenantry.handlers.wiring import store_patience
@@ -73,6 +75,7 @@ LONGEST_STEP: Final = 1800.0
 tenant more, a proof tries one tenant on twenty others."""
 
 STANDBY_POOL: Final = 4
+FRONT_POOL: Final = 20
 STANDBY_STATEMENT_TIMEOUT: Final = 5.0
 
 
@@ -141,9 +144,11 @@ class Daemon:
                 )
                 stack.callback(database.close)
                 database.open()
+                shares = take_share(database, self._wanted())
+                warn(database)
                 migrate_unless_led(database)
                 terms = PostgresTerms(database)
-                term = self._wait_for(terms, url, stack, entrance)
+                term = self._wait_for(terms, url, stack, entrance, shares)
                 self._heartbeat.rest()
                 if term is None:
                     log.info("daemon.stopped_as_standby")
@@ -153,11 +158,12 @@ class Daemon:
                 stack.callback(keeper.release)
                 self._threads.start("term-keeper", keeper)
                 claim = terms.claim(term.number)
-                sessions = Database(url, pool_size=settings.database.pool_size, term=claim)
+                sessions = Database(url, pool_size=shares.pool, term=claim)
                 ground = lay(
                     settings,
                     sessions,
                     term,
+                    shares=shares,
                     handlers=self._handlers,
                     threads=self._threads,
                     stack=stack,
@@ -212,8 +218,24 @@ class Daemon:
             log.info("postgres.embedded", directory=str(directory))
         return url
 
+    def _wanted(self) -> Shares:
+        """Say how many connections would be best."""
+        settings = self._settings
+        return Shares(
+            pool=settings.database.pool_size,
+            pages=PAGE_CONNECTIONS,
+            front_pool=FRONT_POOL,
+            front_pages=PAGE_CONNECTIONS,
+            handlers=settings.handler.connections if self._handlers else 0,
+        )
+
     def _wait_for(
-        self, terms: PostgresTerms, url: str, stack: ExitStack, entrance: Entrance
+        self,
+        terms: PostgresTerms,
+        url: str,
+        stack: ExitStack,
+        entrance: Entrance,
+        shares: Shares,
     ) -> Term | None:
         """Take the term, once that is possible; until then stand by. None at the end."""
         settings = self._settings
@@ -222,10 +244,10 @@ class Daemon:
         if term is not None:
             return term
         control = StandbyControl(candidate, on_stop=self._signals.ask_to_stop)
-        reading = Database(url, pool_size=STANDBY_POOL, read_only=True)
+        reading = Database(url, pool_size=min(STANDBY_POOL, shares.pool), read_only=True)
         stack.callback(reading.close)
         reading.open()
-        open_standby_api(entrance, settings, reading, control)
+        open_standby_api(entrance, settings, reading, control, shares)
         while term is None:
             self._report.standing_by(control.reasons())
             if self._pause(LOOK_EVERY):
@@ -239,6 +261,7 @@ class Daemon:
         self._threads.start("clock", clock)
         board.pending = ground.pending.counts
         board.probes = dict(ground.probes)
+        board.troubles = ground.troubles
         supervisor = tree.plant(
             tree.TreePorts(
                 journal=stores.journal,

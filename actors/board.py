@@ -6,7 +6,7 @@ Each field has one writer, the actor it tells of; readers may be a moment behind
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Final
 
@@ -215,6 +215,8 @@ class Board:
         self.settled_in = False
         self.departures = Departures()
         self.probes: dict[str, Callable[[], bool]] = {}
+        self.troubles: Sequence[Callable[[], str | None]] = ()
+        """Each says why nothing can work, as long as it can't."""
         self.pending: Callable[[], Mapping[str, int] | None] = lambda: None
 
     def dead_letters_found(self, tenant_id: str, count: int) -> None:
@@ -285,6 +287,7 @@ class Board:
         if self.state is not SystemState.RUNNING:
             reasons.append(f"the daemon is {self.state.value}")
         reasons.extend(f"{name} is away" for name, probe in self.probes.items() if not probe())
+        reasons.extend(text for trouble in self.troubles if (text := trouble()))
         now = time.monotonic()
         boards = list(self.tenants.copy().values())
         settled_in = self.settled_in

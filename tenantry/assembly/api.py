@@ -22,6 +22,7 @@ from tenantry.database.idempotency import PostgresIdempotencyKeys
 from tenantry.database.loop import LoopQueries
 from tenantry.database.pool import Database
 from tenantry.database.probes import PostgresProbes
+from tenantry.database.server import Shares
 from tenantry.front.plan import WorkWith
 from tenantry.handlers.wiring import abandoned
 from tenantry.isolation.port import Prover
@@ -70,6 +71,7 @@ def open_api(
     idempotency: IdempotencyKeys,
     metrics: SystemCollector,
     default_workers: Callable[[], int],
+    page_connections: int,
 ) -> None:
     """Let requests in, to what stands behind them from now on."""
     page = MetricsPage(metrics)
@@ -78,7 +80,7 @@ def open_api(
         directory=stores.directory,
         journal=stores.journal,
         messages=stores.messages,
-        page_reader=PostgresPageReader(LoopQueries(stores.database)),
+        page_reader=PostgresPageReader(LoopQueries(stores.database, connections=page_connections)),
         publishing=publishing,
         letters=stores.letters,
         reprocessing=reprocessing,
@@ -151,18 +153,25 @@ def open_leader_api(
             isolation=prover.latest,
         ),
         default_workers=default_workers,
+        page_connections=ground.shares.pages,
     )
     means = WorkWith(
         database_url=stores.database.url,
         cursor_key=cursor_key(settings).hex(),
         rabbitmq_url=settings.rabbitmq.url.get_secret_value() or None,
+        pool_size=ground.shares.front_pool,
+        page_connections=ground.shares.front_pages,
     )
     entrance.work_with(means)
     return Services(auditor=auditor, prover=prover, reprocessing=reprocessing)
 
 
 def open_standby_api(
-    entrance: Entrance, settings: Settings, database: Database, control: StandbyControl
+    entrance: Entrance,
+    settings: Settings,
+    database: Database,
+    control: StandbyControl,
+    shares: Shares,
 ) -> None:
     """Let requests in that only read; all others are told who leads."""
     broker, stores = StandbyBroker(control.reasons), Stores.on(database)
@@ -178,4 +187,5 @@ def open_standby_api(
         idempotency=MemoryIdempotencyKeys(),
         metrics=SystemCollector(status=control.status, recorder=Recorder(), reconnects={}),
         default_workers=lambda: settings.workers,
+        page_connections=shares.pages,
     )

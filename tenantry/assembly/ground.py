@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -19,8 +19,10 @@ from tenantry.broker.rabbitmq.permit import Permit
 from tenantry.database.migrations import migrate
 from tenantry.database.pool import Database
 from tenantry.database.rights import open_to_tenants
+from tenantry.database.server import Shares
 from tenantry.database.sql_access import PostgresSqlAccess
 from tenantry.database.tenants_sessions import TenantsSessions
+from tenantry.database.watch import DatabaseWatch
 from tenantry.handlers.message import Handler
 from tenantry.handlers.wiring import put_before
 from tenantry.journal.listener import JournalListener
@@ -44,6 +46,8 @@ class Ground:
     links: Links
     pending: PendingCounts
     probes: Mapping[str, Callable[[], bool]]
+    shares: Shares
+    troubles: Sequence[Callable[[], str | None]]
 
 
 def lay(
@@ -51,6 +55,7 @@ def lay(
     sessions: Database,
     term: Term,
     *,
+    shares: Shares,
     handlers: Mapping[str, Handler],
     threads: Threads,
     stack: ExitStack,
@@ -58,8 +63,8 @@ def lay(
 ) -> Ground:
     """Bring the schema up to date, connect, shut out who led before; `stack` undoes it all.
 
-    `sessions` write under the term. Raises `DatabaseError`, `JournalError`, `BrokerError`,
-    `SettingsError`.
+    `sessions` write under the term; `shares` says how many there may be of each kind. Raises
+    `DatabaseError`, `JournalError`, `BrokerError`, `SettingsError`.
     """
     stack.callback(sessions.close)
     sessions.open()
@@ -69,6 +74,8 @@ def lay(
             log.warning("rights.open_to_tenants", what=opening)
     tenants_sessions = TenantsSessions(sessions)
     tenants_sessions.mend()
+    watch = DatabaseWatch(sessions)
+    threads.start("database-watch", watch, vital=False)
     listener = JournalListener(sessions)
     threads.start("journal-listener", listener)
     projection = TenantProjection()
@@ -90,7 +97,13 @@ def lay(
     return Ground(
         stores=stores,
         handling=put_before(
-            stores.messages, handlers, sessions, settings, stack=stack, on_overrun=on_overrun
+            stores.messages,
+            handlers,
+            sessions,
+            settings,
+            connections=shares.handlers,
+            stack=stack,
+            on_overrun=on_overrun,
         ),
         sql_access=PostgresSqlAccess(sessions),
         tenants_sessions=tenants_sessions,
@@ -101,4 +114,6 @@ def lay(
             "the database": lambda: listener.connected,
             "the term": term.valid,
         },
+        shares=shares,
+        troubles=[lambda: watch.trouble],
     )

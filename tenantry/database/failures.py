@@ -30,6 +30,18 @@ AWAY: Final = (
 LOST_STATE: Final = (pg.DuplicatePreparedStatement, pg.InvalidSqlStatementName)
 """What a server says of prepared statements that are not there, or another's."""
 
+UNFIT: Final = (
+    pg.InsufficientPrivilege,
+    pg.InvalidTransactionState,
+    pg.InvalidSchemaName,
+    pg.UndefinedFunction,
+    pg.UndefinedObject,
+)
+"""What it says where the database or the rights in it have been changed, whatever the data is.
+
+Nothing of one tenant's is at fault then, and to begin anew is no help: it is waited for, and told.
+"""
+
 LONGEST_TEXT: Final = 500
 
 TERM_OVER: Final = "TN001"
@@ -92,8 +104,14 @@ def connect_failure(error: BaseException, where: str) -> DatabaseUnavailableErro
         remedy, permanent = _tls_remedy(lower), True
     elif "starting up" in lower or "shutting down" in lower or "recovery mode" in lower:
         remedy, permanent = "wait a moment", False
-    elif "connection slots" in lower or "too many clients" in lower:
-        remedy, permanent = "raise the server's max_connections", False
+    elif "too many connections for role" in lower:
+        remedy, permanent = "raise the user's limit: ALTER ROLE ... CONNECTION LIMIT", False
+    elif "too many connections for database" in lower:
+        remedy, permanent = "raise its limit: ALTER DATABASE ... CONNECTION LIMIT", False
+    elif any(sign in lower for sign in ("connection slots", "too many clients")):
+        remedy, permanent = "raise the server's max_connections, or end what uses them", False
+    elif "no more connections allowed" in lower or "query_wait_timeout" in lower:
+        remedy, permanent = "raise the pooler's max_client_conn and default_pool_size", False
     else:
         remedy, permanent = "start the server or correct database.url (DATABASE_URL)", False
         text = _plain_reason(lower) or text

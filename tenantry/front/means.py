@@ -53,11 +53,13 @@ class Means:
     """
 
     def __init__(self, plan: WorkWith) -> None:
-        self._database = Database(plan.database_url, pool_size=_READERS + _PUBLISHERS)
+        self._database = Database(plan.database_url, pool_size=plan.pool_size)
         self._database.open()
         directory = PostgresTenantDirectory(self._database, PostgresEventStore(self._database))
         reading = _Reading(
-            page_reader=PostgresPageReader(LoopQueries(self._database)),
+            page_reader=PostgresPageReader(
+                LoopQueries(self._database, connections=plan.page_connections)
+            ),
             directory=directory,
             cursors=Cursors(bytes.fromhex(plan.cursor_key)),
         )

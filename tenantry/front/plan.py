@@ -30,12 +30,15 @@ class Serve:
 class WorkWith:
     """Where messages are, the key of cursors (in hexadecimal digits), and where messages go.
 
-    Without `rabbitmq_url` they go to the embedded broker's queues, in the same database.
+    Without `rabbitmq_url` they go to the embedded broker's queues, in the same database. To that
+    there may be `pool_size` connections, and `page_connections` that read pages.
     """
 
     database_url: str
     cursor_key: str
     rabbitmq_url: str | None = None
+    pool_size: int = 20
+    page_connections: int = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -30,21 +30,25 @@ def put_before(
     database: Database,
     settings: Settings,
     *,
+    connections: int,
     stack: ExitStack,
     on_overrun: Callable[[str], None],
 ) -> MessageStore:
-    """Give the store that runs the handlers, if there are any; `stack` closes what it needs."""
+    """Give the store that runs the handlers, if there are any; `stack` closes what it needs.
+
+    As many run at once as they have `connections`.
+    """
     if not handlers:
         return plain
     seconds = settings.handler.timeout_seconds
     own = database.beside(
-        pool_size=settings.handler.connections,
+        pool_size=connections,
         statement_timeout=max(seconds, STATEMENT_TIMEOUT),
         idle_timeout=seconds + IDLE_MARGIN,
     )
     stack.callback(own.close)
     own.open()
-    crew = Crew(places=settings.handler.connections, timeout=seconds, on_overrun=on_overrun)
+    crew = Crew(places=connections, timeout=seconds, on_overrun=on_overrun)
     stack.callback(crew.close)
     retry = RetryPolicy(attempts=settings.retry.attempts, pauses=settings.retry.backoff_seconds)
     store = HandlingStore(plain, own, handlers, crew=crew, retry=retry)

@@ -10,7 +10,7 @@ from typing import Any
 import psycopg
 
 from tenantry.database.errors import DatabaseUnavailableError
-from tenantry.database.failures import one_line
+from tenantry.database.failures import UNFIT, one_line
 from tenantry.database.pool import Connection, Database
 from tenantry.journal.codec import CODEC, decode_metadata
 from tenantry.journal.port import JournalError, JournalUnavailableError, RecordedEvent
@@ -41,5 +41,7 @@ def journal_connection(database: Database) -> Iterator[Connection]:
             yield connection
     except DatabaseUnavailableError as error:
         raise JournalUnavailableError(str(error)) from error
+    except UNFIT as error:
+        raise JournalUnavailableError(f"{database.where}: {one_line(error)}") from error
     except psycopg.Error as error:
         raise JournalError(f"{database.where}: {one_line(error)}") from error

@@ -11,7 +11,7 @@ from psycopg.rows import TupleRow, class_row
 
 from tenantry import failpoints
 from tenantry.database.errors import DatabaseUnavailableError
-from tenantry.database.failures import one_line
+from tenantry.database.failures import UNFIT, one_line
 from tenantry.messages import pages
 from tenantry.messages.insertion import insert, sift
 from tenantry.messages.port import (
@@ -117,6 +117,8 @@ class PostgresMessageStore:
             raise StoreUnavailableError(str(error)) from error
         except errors.UndefinedTable as error:
             raise PartitionMissingError(f"tenant {tenant_id!r} has no partition") from error
+        except UNFIT as error:
+            raise StoreUnavailableError(one_line(error)) from error
         except psycopg.Error as error:
             raise MessageStoreError(one_line(error)) from error
         failpoints.reach("after_commit")

@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 import pytest
 
 from actors import restarts, retrying
+from actors.board import Board
 from actors.clock import tell
 from actors.messages import Execute, Ref, TryAgain
 from tenantry.api.port import (
@@ -532,6 +533,15 @@ def test_nothing_is_acknowledged_while_the_store_is_away(tree: Tree) -> None:
     assert tree.subscription("a").acked == []
     eventually(lambda: len(tree.subscription("a").acked) == 20)
     eventually(lambda: not tree.board.not_ready())
+
+
+def test_what_keeps_everything_from_working_makes_it_not_ready_in_its_own_words() -> None:
+    board = Board()
+    trouble: list[str] = []
+    board.troubles = [lambda: trouble[0] if trouble else None]
+    before = board.not_ready()
+    trouble.append("the database stores nothing: a pooler stands before it")
+    assert board.not_ready() == (*before, trouble[0])
 
 
 def test_a_crashed_consumer_is_replaced_and_loses_nothing(tree: Tree) -> None:
