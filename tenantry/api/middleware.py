@@ -12,8 +12,9 @@ import structlog
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from tenantry.api.auth import client_of
 from tenantry.api.connection import Listener, connection_of
-from tenantry.api.problems import Problem, unavailable
+from tenantry.api.problems import Problem, too_many, unavailable
 
 CORRELATION_HEADER: Final = "X-Request-ID"
 
@@ -24,6 +25,12 @@ _PATIENCE: Final = 16
 
 HELD_BYTES: Final = 64 * 1024 * 1024
 """Bytes of bodies held at once, of one listener's requests."""
+
+_SHARE: Final = 4
+"""One client on TCP may hold so large a part of them: the others' places are not its to take."""
+
+_BODILESS: Final = frozenset({"GET", "HEAD"})
+"""Methods that take no body: none is waited for."""
 
 
 def correlation_id_of(scope: Scope) -> str:
@@ -81,30 +88,47 @@ class RequestContext:
 class _Held:
     """What one request's body takes of what all of them may."""
 
-    def __init__(self, held: Counter[Listener], listener: Listener, most: int) -> None:
+    def __init__(
+        self, held: Counter[Listener | str], listener: Listener, client: str, most: int, share: int
+    ) -> None:
+        """`client` is who may have `share` of it, if anybody is counted by himself."""
         self._held = held
         self._listener = listener
+        self._client = client
         self._most = most
+        self._share = share
         self._mine = 0
 
     def take(self, size: int) -> None:
+        problem = None
         if self._held[self._listener] + size > self._most:
             problem = unavailable("too much is being sent at once; try again", code="busy")
+        elif self._client and self._held[self._client] + size > self._share:
+            problem = too_many(f"a client may send {self._share} bytes at once")
+        if problem is not None:
             problem.headers["Connection"] = "close"
             raise problem
-        self._held[self._listener] += size
-        self._mine += size
+        self._count(size)
 
     def release(self) -> None:
-        self._held[self._listener] -= self._mine
-        self._mine = 0
+        self._count(-self._mine)
+        if self._client and not self._held[self._client]:
+            del self._held[self._client]
+
+    def _count(self, size: int) -> None:
+        self._mine += size
+        self._held[self._listener] += size
+        if self._client:
+            self._held[self._client] += size
 
 
 class BoundedBody:
     """Reads a request's body before anything is done with it: bounded in size and in time.
 
     A larger body is a 413, one that does not arrive within `seconds` a 408. All bodies together
-    hold `held_bytes` at most, on each listener; what would be more is a 503.
+    hold `held_bytes` at most, on each listener; what would be more is a 503, and a 429 where it is
+    one client who holds a quarter of them. GET and HEAD take no body: one that announces some is
+    a 400, and nothing of it is waited for.
     """
 
     def __init__(
@@ -114,22 +138,32 @@ class BoundedBody:
         self._max_bytes = max_bytes
         self._seconds = seconds
         self._held_bytes = held_bytes
-        self._held: Counter[Listener] = Counter()
+        self._held: Counter[Listener | str] = Counter()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        held = _Held(self._held, connection_of(scope).listener, self._held_bytes)
+        listener = connection_of(scope).listener
+        held = _Held(
+            self._held,
+            listener,
+            client_of(scope) if listener is Listener.TCP else "",
+            self._held_bytes,
+            max(self._max_bytes, self._held_bytes // _SHARE),
+        )
         try:
             await self._serve(scope, receive, send, held)
         finally:
             held.release()
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send, held: _Held) -> None:
+        headers = Headers(scope=scope)
         try:
-            self._refuse_early(Headers(scope=scope))
+            if scope["method"] in _BODILESS:
+                _refuse_body(scope["method"], headers)
+            self._refuse_early(headers)
             async with asyncio.timeout(self._seconds):
                 body = await self._read(receive, held)
         except TimeoutError:
@@ -193,3 +227,9 @@ class BoundedBody:
             # What follows on the connection is the rest of a body nobody wants.
             headers={"Connection": "close"},
         )
+
+
+def _refuse_body(method: str, headers: Headers) -> None:
+    announced = headers.get("content-length", "0")
+    if "transfer-encoding" in headers or announced.strip("0"):
+        raise Problem(400, f"{method} takes no body", headers={"Connection": "close"})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
+from collections import Counter
 from typing import Any, ClassVar, Final
 
 import h11
@@ -34,18 +35,39 @@ class BoundedH11(H11Protocol):
 
     most_connections: ClassVar[int]
     told: ClassVar[bool] = False
+    _peer_address = ""
     _head_timer: asyncio.TimerHandle | None = None
     _write_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin a connection, or end it at once where there are too many."""
         super().connection_made(transport)
+        self._peer_address = peer_of(transport).partition(" ")[0]
         if len(self.connections) > self.most_connections:
             self._tell_once()
-            transport.abort()
-            return
+            if not self._makes_room():
+                transport.abort()
+                return
         self.app_state = {**self.app_state, PEER_KEY: peer_of(transport)}
         self._expect_head()
+
+    def _makes_room(self) -> bool:
+        """End a connection of the client that has most, one on which nothing is asked; tell if so.
+
+        So nobody takes the others' places by opening connections and keeping still.
+        """
+        others = [one for one in self.connections if isinstance(one, BoundedH11)]
+        counts = Counter(one._peer_address for one in others)  # noqa: SLF001 - of its own kind
+        most, count = counts.most_common(1)[0]
+        if counts[self._peer_address] == count:
+            return False
+        for one in others:
+            if one._peer_address == most and one.conn.their_state is h11.IDLE:  # noqa: SLF001
+                one.transport.abort()
+                # It is told of its end later; its place is free now.
+                self.connections.discard(one)
+                return True
+        return False
 
     def _tell_once(self) -> None:
         kind = type(self)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import resource
+import select
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ import httpx
 import pytest
 
 from tenantry.api import protocol
+from tenantry.api.connection import Listener
 from tenantry.api.pool import Pool
 from tenantry.api.problems import Problem
 from tenantry.api.tokens import Tokens
@@ -128,11 +130,11 @@ def test_all_bodies_together_are_bounded(api: Served) -> None:
     bounded._held_bytes = 1_500_000
     begun = []
     try:
-        for _ in range(2):
-            raw = socket.create_connection(("127.0.0.1", api.server.tcp_port or 0), timeout=10)
+        for number in (2, 3):
+            raw = connected(api, f"127.0.0.{number}")
             raw.sendall(BODY_BEGUN + b"x" * 700_000)
             begun.append(raw)
-        eventually(lambda: bounded._held.total() >= 1_400_000)
+        eventually(lambda: bounded._held[Listener.TCP] >= 1_400_000)
         large = {"payload": "x" * 200_000}
         refused = api.tcp.post("/tenants/acme/messages", json=large)
         assert refused.status_code == 503
@@ -143,6 +145,60 @@ def test_all_bodies_together_are_bounded(api: Served) -> None:
             raw.close()
     eventually(lambda: bounded._held.total() == 0, what="everything given back")
     assert api.tcp.post("/tenants/acme/messages", json=large).status_code == 202
+
+
+def connected(api: Served, source: str = "") -> socket.socket:
+    """Connect as a client at an address of this machine."""
+    port = api.server.tcp_port or 0
+    return socket.create_connection(("127.0.0.1", port), timeout=10, source_address=(source, 0))
+
+
+def test_a_client_that_sends_much_at_once_is_told_so_and_others_are_served(api: Served) -> None:
+    bounded = api.front.bodies
+    bounded._held_bytes = 4_000_000
+    with connected(api, "127.0.0.2") as first, connected(api, "127.0.0.2") as second:
+        first.sendall(BODY_BEGUN + b"x" * 700_000)
+        eventually(lambda: bounded._held["127.0.0.2"] == 700_000)
+        second.sendall(BODY_BEGUN + b"x" * 700_000)
+        assert second.recv(100).startswith(b"HTTP/1.1 429 ")
+        large = {"payload": "x" * 700_000}
+        assert api.tcp.post("/tenants/acme/messages", json=large).status_code == 202
+    eventually(lambda: bounded._held.total() == 0, what="everything given back")
+
+
+@pytest.mark.parametrize("announced", [b"Content-Length: 1000000", b"Transfer-Encoding: chunked"])
+def test_who_withholds_the_body_of_a_get_is_answered_at_once_and_holds_nothing(
+    api: Served, announced: bytes
+) -> None:
+    head = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n" + announced + b"\r\n\r\n"
+    clients = []
+    try:
+        for _ in range(64):
+            raw = connected(api)
+            raw.sendall(head)
+            clients.append(raw)
+        assert {raw.recv(12) for raw in clients} == {b"HTTP/1.1 400"}
+        assert not api.front.bodies._held.total()
+        assert api.tcp.post("/tenants/acme/messages", json={"payload": 1}).status_code == 202
+        assert api.tcp.get("/healthz", headers={"Content-Length": "0"}).status_code == 200
+    finally:
+        for raw in clients:
+            raw.close()
+
+
+def test_a_client_that_keeps_all_connections_still_leaves_room_for_others() -> None:
+    with serving(World(), max_connections=5) as api:
+        idle = [connected(api, "127.0.0.2") for _ in range(5)]
+        try:
+            # They are taken in the order in which they came: all places are theirs.
+            for _ in range(2):
+                assert httpx.get(f"{api.url}/healthz", timeout=10, trust_env=False).is_success
+            readable, _, _ = select.select(idle, [], [], 10)
+            assert 1 <= len(readable) <= 2
+            assert all(_is_closed(raw) for raw in readable)
+        finally:
+            for raw in idle:
+                raw.close()
 
 
 def test_connections_beyond_the_limit_are_closed() -> None:
