@@ -13,7 +13,12 @@ from actors.provisioning import Provisioner, topology_of
 from actors.record import Record
 from actors.retrying import Unavailable
 from tenantry.api.port import CommandFailedError
-from tenantry.broker.port import BrokerError, BrokerUnavailableError, Credentials
+from tenantry.broker.port import (
+    BrokerError,
+    BrokerUnavailableError,
+    Credentials,
+    NotOursError,
+)
 from tenantry.domain.commands import (
     AbandonProvisioning,
     AddTopics,
@@ -92,6 +97,8 @@ class Life:
         The tenant exists then no more, unless what was made could not be undone either:
         `make_it_so` goes on with that.
         """
+        decide(self._record.state, command)  # refused before anything is done
+        self._check_owner()
         self._vacate(command)
         state = self._record.add(command, metadata)
         try:
@@ -145,15 +152,18 @@ class Life:
         """Give the tenant's user a new password, if whoever wants it still waits for it.
 
         That is asked by `claim`, before anything is final. Where this fails, the password before
-        is the user's again as soon as the broker can be told.
+        is the user's again as soon as the broker can be told. Raises `CommandFailedError` where the
+        user is another's.
         """
-        decide(self._record.state, command)
+        decide(self._record.state, command)  # refused before anything is done
+        self._check_owner()
         self.unused = False
         self.take_time()
         with self._owed():
             credentials = self._provisioner.propose_credentials(self._id)
             self._claim(claim)
             self._record.add(command, metadata)
+        self._provisioner.end_sessions(self._id)
         return credentials
 
     def change_sql_access(
@@ -212,6 +222,15 @@ class Life:
             log.error("tenant.parked", reason=reason)
         return True
 
+    def _check_owner(self) -> None:
+        """See that the tenant's name is not another's outside, before anything is recorded."""
+        try:
+            self._provisioner.check_owner(self._id)
+        except (BrokerUnavailableError, StoreUnavailableError):
+            raise
+        except (BrokerError, MessageStoreError) as error:
+            raise CommandFailedError(f"tenant {self._id!r}: {error}") from error
+
     # By what the record says.
 
     def make_it_so(self) -> TenantState:
@@ -225,9 +244,7 @@ class Life:
                 if not self._abandon(self._abandoned, ITSELF):
                     raise BrokerUnavailableError("what was half-made can't be undone yet")
             case Lifecycle.PROVISIONING:
-                self._restore(state)
-                self._record.add(ConfirmProvisioned(tenant_id=self._id), ITSELF)
-                self.unused = True
+                self._complete(state)
             case Lifecycle.ACTIVE:
                 self._restore(state)
             case Lifecycle.PAUSED:
@@ -238,6 +255,19 @@ class Life:
             case Lifecycle.DELETED:
                 pass
         return self._record.known()
+
+    def _complete(self, state: TenantState) -> None:
+        """Finish a provisioning that broke off, or undo it where another has taken the name."""
+        try:
+            self._provisioner.claim(self._id)
+        except NotOursError as error:
+            self._abandoned = str(error)
+            if not self._abandon(self._abandoned, ITSELF):
+                raise BrokerUnavailableError("what was half-made can't be undone yet") from error
+            return
+        self._restore(state)
+        self._record.add(ConfirmProvisioned(tenant_id=self._id), ITSELF)
+        self.unused = True
 
     def _restore(self, state: TenantState) -> None:
         self.take_time()

@@ -159,7 +159,7 @@ class Mender:
             log.warning("tenant.repair_unrecorded", error=str(error))
 
     def _remove(self, state: TenantState) -> None:
-        self._provisioner.remove(self._id, retain=state.retained)
+        self._provisioner.clear(self._id, retain=state.retained)
 
     def _step(
         self, drift: Iterable[Drift], mended: list[Drift], step: Callable[[], object]
@@ -175,15 +175,13 @@ class Mender:
             mended.extend(mine)
 
     def _report(self, drift: Iterable[Drift]) -> None:
-        """Tell of what could only be made right by losing messages."""
+        """Tell of what could only be made right by losing messages, or by taking another's."""
         mine = tuple(drift)
         for one in mine:
             self._observer.drifted(one.kind.value, "reported")
-        log.error(
-            "tenant.drift_unrepaired",
-            found=_listed(mine),
-            remedy="take out what is in it, and delete it: it is made again as it should be",
-        )
+        for remedy in sorted({one.remedy for one in mine}):
+            found = _listed(tuple(one for one in mine if one.remedy == remedy))
+            log.error("tenant.drift_unrepaired", found=found, remedy=remedy)
 
 
 def _listed(drift: tuple[Drift, ...]) -> tuple[str, ...]:

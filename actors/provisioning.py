@@ -11,6 +11,7 @@ from tenantry.broker.port import (
     Administration,
     BrokerError,
     Credentials,
+    NotOursError,
     PasswordHashes,
     TenantTopology,
 )
@@ -39,7 +40,11 @@ class Provisioner:
     sql_access: SqlAccess = field(default_factory=NoSqlAccess)
 
     def provision(self, state: TenantState) -> Credentials:
-        """Make everything of a new tenant; the user comes last, so that nobody is let in early."""
+        """Make everything of a new tenant.
+
+        That its user's name is ours comes first; that it lets anybody in, last.
+        """
+        self.claim(state.tenant_id)
         self.messages.create_partition(state.tenant_id, whose(state))
         self.administration.ensure_topology(topology_of(state))
         return self.propose_credentials(state.tenant_id)
@@ -56,6 +61,14 @@ class Provisioner:
         self.sql_access.revoke(former.tenant_id)
         self.messages.vacate(former)
 
+    def check_owner(self, tenant_id: str) -> None:
+        """Raise `NotOursError` where the name of the tenant's user is taken by another."""
+        self.administration.check_owner(tenant_id, self.passwords.load(tenant_id))
+
+    def claim(self, tenant_id: str) -> None:
+        """Make sure that the tenant's user is ours. Raises `NotOursError`."""
+        self.administration.claim(tenant_id, self.passwords.load(tenant_id))
+
     def restore(self, state: TenantState) -> None:
         """Make what is missing of a tenant that exists; its password stays."""
         try:
@@ -64,7 +77,11 @@ class Provisioner:
             # Its messages are stored all the same: it need not stand still until somebody comes.
             log.warning("tenant.foreign_rows", error=str(error))
         self.administration.ensure_topology(topology_of(state))
-        self.restore_user(state.tenant_id)
+        try:
+            self.restore_user(state.tenant_id)
+        except NotOursError as error:
+            # What it has is stored all the same; who may publish is for somebody to settle.
+            log.warning("tenant.user_of_another", error=str(error))
 
     def restore_user(self, tenant_id: str) -> None:
         """Make the tenant's user as it was, with the password that was shown last."""
@@ -89,23 +106,51 @@ class Provisioner:
         failpoints.reach("password_set")
         return credentials
 
+    def end_sessions(self, tenant_id: str) -> None:
+        """End what goes by a password that holds no more; harmless where that fails."""
+        try:
+            self.administration.end_sessions(tenant_id)
+        except BrokerError as error:
+            log.warning("tenant.sessions_not_ended", error=str(error))
+
     def remove(self, tenant_id: str, *, retain: bool) -> Removed:
         """Remove everything; the user goes first, so that nothing new comes in."""
-        self.administration.remove_user(tenant_id)
+        self.administration.remove_user(tenant_id, self.passwords.load(tenant_id))
         queued = self.administration.remove_topology(tenant_id)
+        return self._remove_the_rest(tenant_id, queued, retain=retain)
+
+    def _remove_the_rest(self, tenant_id: str, queued: int, *, retain: bool) -> Removed:
         self.passwords.remove(tenant_id)
         self.sql_access.revoke(tenant_id)
         stored = self.messages.drop_partition(tenant_id, retain=retain)
         return Removed(queued=queued, stored=stored)
 
+    def clear(self, tenant_id: str, *, retain: bool) -> None:
+        """Remove what is left of a tenant that is none, unless another has it by now."""
+        if self._is_anothers(tenant_id):
+            self._remove_the_rest(tenant_id, 0, retain=retain)
+        else:
+            self.remove(tenant_id, retain=retain)
+
     def undo(self, tenant_id: str) -> bool:
         """Remove what a failed provisioning has left; tell whether all of it is gone."""
         try:
-            self.remove(tenant_id, retain=False)
+            self.clear(tenant_id, retain=False)
         except (BrokerError, MessageStoreError) as error:
             log.warning("tenant.undo_failed", error=str(error))
             return False
         return True
+
+    def _is_anothers(self, tenant_id: str) -> bool:
+        """Tell whether what has the names of a tenant that is none of ours is another's.
+
+        Where the user's owner has rights in our own place, the queues there are its queues.
+        """
+        try:
+            self.check_owner(tenant_id)
+        except NotOursError as error:
+            return error.here
+        return False
 
 
 def topology_of(state: TenantState) -> TenantTopology:

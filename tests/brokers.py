@@ -32,6 +32,9 @@ from tenantry.domain import names
 from tests.services_rabbitmq import RabbitHost
 from tests.waiting import eventually
 
+INSTALLATION = "test"
+"""Whose tenants' users are."""
+
 
 @dataclass
 class RecordingSink:
@@ -149,7 +152,10 @@ def rabbitmq(
 ) -> Iterator[Broker]:
     """Run the adapters of RabbitMQ on a virtual host."""
     administration = RabbitAdministration(
-        url=host.url, management_url=host.management_url, queue_type=queue_type
+        url=host.url,
+        management_url=host.management_url,
+        queue_type=queue_type,
+        installation=INSTALLATION,
     )
     consuming = RabbitConsuming(host.url, budget=budget)
     publishing = RabbitPublishing(host.url)
@@ -173,7 +179,9 @@ def postgres(database: Database, budget: Budget | None = None) -> Iterator[Broke
     with running(consuming):
         yield Broker(
             kind="postgres",
-            administration=PostgresAdministration(database, in_hand=consuming.in_hand),
+            administration=PostgresAdministration(
+                database, installation=INSTALLATION, in_hand=consuming.in_hand
+            ),
             consuming=consuming,
             publishing=PostgresPublishing(database),
             database=database,

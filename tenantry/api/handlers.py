@@ -28,6 +28,7 @@ from tenantry.broker.port import (
     BrokerError,
     BrokerUnavailableError,
     DeadLettersBusyError,
+    NotOursError,
     UnroutableError,
 )
 from tenantry.domain.errors import (
@@ -139,6 +140,10 @@ def _of_control(error: ControlError) -> Problem | None:
             )
         case CommandFailedError():
             cause = error.__cause__
+            if isinstance(cause, NotOursError):
+                return Problem(
+                    409, str(error), code="another-installations", title="Another installation's"
+                )
             away = of(cause) if isinstance(cause, _AWAY) else None
             return away or Problem(500, str(error), code="command-failed", title="Command failed")
         case _:

@@ -16,6 +16,7 @@ from tenantry.broker.postgres.links import embedded_links
 from tenantry.broker.postgres.moving import warn_of_what_is_left
 from tenantry.broker.rabbitmq.links import rabbitmq_links
 from tenantry.broker.rabbitmq.permit import Permit
+from tenantry.database.installation import find_installation
 from tenantry.database.migrations import migrate
 from tenantry.database.pool import Database
 from tenantry.database.rights import open_to_tenants
@@ -69,6 +70,7 @@ def lay(
     stack.callback(sessions.close)
     sessions.open()
     migrate(sessions)
+    installation = find_installation(sessions)
     with sessions.connection() as connection:
         for opening in open_to_tenants(connection):
             log.warning("rights.open_to_tenants", what=opening)
@@ -82,12 +84,12 @@ def lay(
     projection.ensure_current(sessions)
     stores = Stores.on(sessions, projection, listener)
     if settings.rabbitmq.url.get_secret_value():
-        links = rabbitmq_links(settings, Permit(term.number, term.valid))
+        links = rabbitmq_links(settings, Permit(term.number, term.valid, installation))
         warn_of_what_is_left(sessions)
     else:
         consumer = settings.consumer
         budget = Budget(each=consumer.prefetch_bytes, total=consumer.prefetch_bytes_total)
-        links = embedded_links(sessions, budget)
+        links = embedded_links(sessions, installation, budget)
     stack.callback(links.close)
     links.prepare()
     for name, loop in links.loops.items():

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from tenantry.broker import topology as layout
+from tenantry.broker.ownership import stranger
 from tenantry.broker.port import PasswordHash, TenantTopology
-from tenantry.broker.survey import Drift, DriftKind, Survey
+from tenantry.broker.survey import Drift, DriftKind, Survey, User
 from tenantry.domain import names
 
 
@@ -35,12 +36,25 @@ def owners(survey: Survey) -> Mapping[str, list[str]]:
     ):
         for name in things:
             tenant_id = layout.owner_of(name)
-            if kind == "user" and survey.users[name].permissions is None:
-                # Users are shared by all virtual hosts: this one belongs to another.
+            if kind == "user" and not _left_here(survey.users[name], survey.installation):
                 continue
-            if tenant_id is not None:
+            if tenant_id is not None and not _is_anothers(tenant_id, survey):
                 found.setdefault(tenant_id, []).append(f"{kind} {name}")
     return found
+
+
+def _is_anothers(tenant_id: str, survey: Survey) -> bool:
+    """Tell whether another installation that shares our place has the tenant there."""
+    user = survey.users.get(names.username(tenant_id))
+    others = frozenset() if user is None else user.marks - {survey.installation}
+    return bool(others) and user is not None and user.permissions is not None
+
+
+def _left_here(user: User, installation: str) -> bool:
+    """Tell whether a user is something of this installation: all others are passed over."""
+    if not installation:
+        return user.permissions is not None
+    return user.marks == {installation}
 
 
 def _objects(topology: TenantTopology, survey: Survey) -> Iterator[Drift]:
@@ -74,6 +88,13 @@ def _user(tenant_id: str, password: PasswordHash | None, survey: Survey) -> Iter
     if user is None:
         yield Drift(kind=DriftKind.USER, found=f"user {name} was missing")
         return
+    whose = stranger(user, survey.installation, password) if survey.installation else None
+    if whose is not None:
+        yield Drift(kind=DriftKind.FOREIGN, found=f"user {name} {whose}")
+        return
+    if user.elsewhere:
+        found = f"user {name} has rights in {', '.join(user.elsewhere)} as well"
+        yield Drift(kind=DriftKind.FOREIGN, found=found)
     if user.tags:
         found = f"user {name} had the tags {', '.join(sorted(user.tags))}"
         yield Drift(kind=DriftKind.USER, found=found)

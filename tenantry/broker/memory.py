@@ -16,6 +16,7 @@ from tenantry.broker.port import (
     BrokerUnavailableError,
     Credentials,
     DeliverySink,
+    NotOursError,
     Outgoing,
     PasswordHash,
     QueueCounts,
@@ -53,6 +54,8 @@ class MemoryBroker:
         self._connected = True
         self._passwords = 0
         self.users: dict[str, PasswordHash] = {}
+        self.taken: set[str] = set()
+        self.ended: list[str] = []
 
     # Running.
 
@@ -125,6 +128,26 @@ class MemoryBroker:
 
     # Administration.
 
+    def check_owner(self, tenant_id: str, known: PasswordHash | None = None) -> None:  # noqa: ARG002
+        """Raise `NotOursError` where the user's name is among `taken`."""
+        with self._lock:
+            self._reach()
+            name = names.username(tenant_id)
+            if name in self.taken:
+                raise NotOursError(f"user {name!r} is another installation's", here=False)
+
+    def claim(self, tenant_id: str, known: PasswordHash | None = None) -> None:
+        """Remember a user that has no password yet."""
+        with self._lock:
+            self.check_owner(tenant_id, known)
+            self.users.setdefault(names.username(tenant_id), PasswordHash(value=""))
+
+    def end_sessions(self, tenant_id: str) -> None:
+        """Remember that the user's connections were closed."""
+        with self._lock:
+            self._reach()
+            self.ended.append(names.username(tenant_id))
+
     def ensure_topology(self, topology: TenantTopology) -> None:
         """Make the tenant's stream and queues, where missing."""
         with self._lock:
@@ -153,10 +176,10 @@ class MemoryBroker:
     def ensure_user(self, tenant_id: str, password: PasswordHash) -> None:
         """Remember the user and its password's hash."""
         with self._lock:
-            self._reach()
+            self.check_owner(tenant_id, password)
             self.users[names.username(tenant_id)] = password
 
-    def remove_user(self, tenant_id: str) -> None:
+    def remove_user(self, tenant_id: str, known: PasswordHash | None = None) -> None:  # noqa: ARG002
         """Forget the user."""
         with self._lock:
             self._reach()

@@ -25,6 +25,17 @@ class BrokerBlockedError(BrokerUnavailableError):
     """The broker takes no messages now, for a reason that whoever publishes may know."""
 
 
+class NotOursError(BrokerError):
+    """Something of that name is another installation's; it was not touched.
+
+    `here` tells whether that one has rights in our own virtual host as well.
+    """
+
+    def __init__(self, message: str, *, here: bool) -> None:
+        super().__init__(message)
+        self.here = here
+
+
 class UnroutableError(BrokerError):
     """No queue takes the message: the stream or the topic does not exist."""
 
@@ -226,7 +237,21 @@ class Publishing(Protocol):
 
 
 class Administration(Protocol):
-    """Makes and removes tenants' objects. Every call is idempotent and bounded in time."""
+    """Makes and removes tenants' objects. Every call is idempotent and bounded in time.
+
+    Users belong to the whole server, which others may use as well. One that is another's is never
+    touched: `NotOursError` says whose it is. `known` is the hash kept for a tenant, if there is
+    one: it may prove that a user without a mark is ours.
+    """
+
+    def check_owner(self, tenant_id: str, known: PasswordHash | None = None) -> None:
+        """Raise `NotOursError` where the name of the tenant's user is taken by another."""
+
+    def claim(self, tenant_id: str, known: PasswordHash | None = None) -> None:
+        """Make sure that the tenant's user is ours, before anything else is made of it.
+
+        Where it is missing it is made, without a password and without rights.
+        """
 
     def ensure_topology(self, topology: TenantTopology) -> None:
         """Make the tenant's stream, queues, bindings and dead-letter queue, where missing."""
@@ -237,8 +262,14 @@ class Administration(Protocol):
     def ensure_user(self, tenant_id: str, password: PasswordHash) -> None:
         """Make the tenant's user with this password and its permissions."""
 
-    def remove_user(self, tenant_id: str) -> None:
-        """Delete the tenant's user and close its connections."""
+    def remove_user(self, tenant_id: str, known: PasswordHash | None = None) -> None:
+        """Delete the tenant's user and close its connections, unless it is another's."""
+
+    def end_sessions(self, tenant_id: str) -> None:
+        """Close the connections of the tenant's user: those of an earlier password end with it.
+
+        What can't be closed now is closed as soon as it can be; the log says so meanwhile.
+        """
 
     def new_credentials(self, tenant_id: str) -> tuple[Credentials, PasswordHash]:
         """Generate a password; nothing is changed on the broker yet."""

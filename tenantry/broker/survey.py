@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Final
 
 
 class DriftKind(StrEnum):
@@ -19,6 +20,7 @@ class DriftKind(StrEnum):
     USER = "user"
     PASSWORD = "password"  # noqa: S105 - a word, no password
     PERMISSIONS = "permissions"
+    FOREIGN = "foreign"
     PARTITION = "partition"
     LEFTOVER = "leftover"
 
@@ -32,18 +34,41 @@ class Drift:
 
     @property
     def mendable(self) -> bool:
-        """Whether making what is missing mends it: a queue's arguments can't be changed."""
-        return self.kind not in {DriftKind.ARGUMENTS, DriftKind.SILENT}
+        """Whether making what is missing mends it.
+
+        A queue's arguments can't be changed, and what is another's is not touched.
+        """
+        return self.kind not in _REMEDIES
+
+    @property
+    def remedy(self) -> str:
+        """What somebody has to do where it can't be mended."""
+        return _REMEDIES.get(self.kind, "")
+
+
+_EMPTY_IT: Final = "take out what is in it, and delete it: it is made again as it should be"
+_REMEDIES: Final = {
+    DriftKind.ARGUMENTS: _EMPTY_IT,
+    DriftKind.SILENT: _EMPTY_IT,
+    DriftKind.FOREIGN: "two installations must not share tenant ids on one server: delete the"
+    " tenant in one of them; if the other is no more, delete the user, and it is made again",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class User:
-    """A broker user: the hash of its password, its tags, what it may do in our virtual host."""
+    """A broker user: the hash of its password, its tags, what it may do in our virtual host.
+
+    `marks` are the installations that it carries the marks of, which are not among its tags;
+    `elsewhere` are other places of the same server that it may enter.
+    """
 
     password_hash: str = field(repr=False)
     tags: frozenset[str] = frozenset()
     permissions: tuple[str, str, str] | None = None
     """Patterns of what it may configure, write to and read from; None: it may not enter."""
+    marks: frozenset[str] = frozenset()
+    elsewhere: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,3 +84,5 @@ class Survey:
     users: Mapping[str, User]
     consumed: frozenset[str]
     """Queues that have a consumer of our own user."""
+    installation: str = ""
+    """Who has looked; nobody in particular, where users are nobody else's."""

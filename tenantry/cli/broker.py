@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -56,7 +56,9 @@ def migrate(
     from tenantry.broker.port import BrokerError
     from tenantry.broker.postgres.moving import Move
     from tenantry.broker.rabbitmq.administration import RabbitAdministration
+    from tenantry.broker.rabbitmq.links import tls_of
     from tenantry.database.errors import DatabaseError
+    from tenantry.database.installation import find_installation
     from tenantry.database.migrations import pending
     from tenantry.database.pool import Database
     from tenantry.telemetry.logging import configure
@@ -67,37 +69,36 @@ def migrate(
     management = settings.management_url
     if management is None:
         raise click.UsageError("say where to: --to, or RABBITMQ_URL")
-    administration = RabbitAdministration(
-        url=settings.rabbitmq.url.get_secret_value(),
-        management_url=management.get_secret_value(),
-        queue_type=settings.queue.type,
-    )
     try:
         with database_url(settings) as url, _publishing(settings) as publishing:
             if pending(url):
                 raise CommandError("the schema is not up to date: run `tenantry migrate` first")
             database = Database(url, pool_size=2)
             database.open()
-            try:
-                administration.check()
-                with output.working("moving"):
+            with closing(database):
+                administration = RabbitAdministration(
+                    url=settings.rabbitmq.url.get_secret_value(),
+                    management_url=management.get_secret_value(),
+                    queue_type=settings.queue.type,
+                    tls=tls_of(settings),
+                    installation=find_installation(database),
+                )
+                with closing(administration), output.working("moving"):
+                    administration.check()
                     moved = Move(
                         database, administration=administration, publishing=publishing
                     ).run()
-            finally:
-                database.close()
     except (BrokerError, DatabaseError) as error:
         raise CommandError(str(error)) from error
-    finally:
-        administration.close()
     _print(moved, as_json=as_json)
 
 
 @contextmanager
 def _publishing(settings: Settings) -> Iterator[RabbitPublishing]:
+    from tenantry.broker.rabbitmq.links import tls_of
     from tenantry.broker.rabbitmq.publishing import RabbitPublishing
 
-    publishing = RabbitPublishing(settings.rabbitmq.url.get_secret_value())
+    publishing = RabbitPublishing(settings.rabbitmq.url.get_secret_value(), tls=tls_of(settings))
     thread = threading.Thread(target=publishing.run, name="broker-publishing", daemon=True)
     thread.start()
     try:

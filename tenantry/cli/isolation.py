@@ -12,7 +12,7 @@ import click
 from tenantry.cli import output
 from tenantry.cli.client import ControlClient, tenant_path
 from tenantry.cli.failures import FAILED, CommandError
-from tenantry.cli.options import example, json_option, tenant_argument, with_client
+from tenantry.cli.options import broker_tls, example, json_option, tenant_argument, with_client
 from tenantry.cli.producing import address_option, log_quietly
 
 if TYPE_CHECKING:
@@ -86,6 +86,7 @@ def verify_isolation(
                 say=say,
                 amqp_address=amqp_address,
                 management=_management(client),
+                tls=broker_tls(),
             )
     except ProducerError as error:
         raise CommandError(str(error)) from error

@@ -10,15 +10,19 @@ from typing import TYPE_CHECKING, Any, Concatenate, Final, ParamSpec, TypeVar
 
 import click
 
+from tenantry.cli.failures import CommandError
 from tenantry.settings import Settings, load
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
+    from tenantry.broker.rabbitmq.tls import Tls
     from tenantry.cli.client import ControlClient
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+_SETTINGS: Final = "tenantry.settings"
 
 COMPLETION_TIMEOUT: Final = 1.0
 
@@ -75,10 +79,28 @@ def with_client(function: Callable[Concatenate[ControlClient, P], T]) -> Callabl
         from tenantry.cli.client import ControlClient
 
         settings = load_settings(_config(kwargs), client=True)
+        click.get_current_context().meta[_SETTINGS] = settings
         with ControlClient(settings.control_socket) as client:
             return function(client, *args, **kwargs)
 
     return command
+
+
+def broker_tls() -> Tls:
+    """Give the files of `rabbitmq.ca_file` and so on, by the settings of a `with_client` command.
+
+    Raises `CommandError` where they can't be used.
+    """
+    from tenantry.broker.port import BrokerError
+    from tenantry.broker.rabbitmq.links import tls_of
+
+    tls = tls_of(click.get_current_context().meta[_SETTINGS])
+    try:
+        if tls != type(tls)():
+            tls.context()
+    except BrokerError as error:
+        raise CommandError(str(error)) from error
+    return tls
 
 
 def complete_tenant(

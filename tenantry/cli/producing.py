@@ -12,7 +12,7 @@ import click
 from tenantry.cli import output
 from tenantry.cli.client import ControlClient
 from tenantry.cli.failures import FAILED, CommandError
-from tenantry.cli.options import example, json_option, with_client
+from tenantry.cli.options import broker_tls, example, json_option, with_client
 
 if TYPE_CHECKING:
     from tenantry.producer import ProduceResult
@@ -106,6 +106,7 @@ def produce(
         batch_size=messages_per_batch,
         interval=interval,
         amqp_address=amqp_address,
+        tls=broker_tls(),
     )
     try:
         with progress_of(options.messages) as (say, advance):

@@ -15,6 +15,7 @@ from tenantry.api.routes import messages, publishing
 from tenantry.broker.port import Publishing
 from tenantry.broker.postgres.publishing import PostgresPublishing
 from tenantry.broker.rabbitmq.publishing import RabbitPublishing
+from tenantry.broker.rabbitmq.tls import Tls
 from tenantry.database.loop import LoopQueries
 from tenantry.database.pool import Database
 from tenantry.front.plan import WorkWith
@@ -65,15 +66,13 @@ class Means:
         )
         self._broker: RabbitPublishing | None = None
         self._thread: threading.Thread | None = None
-        publishers = _Publishers(
-            directory=directory, publishing=self._publishing(plan.rabbitmq_url)
-        )
+        publishers = _Publishers(directory=directory, publishing=self._publishing(plan))
         self.lanes: list[Lane] = [*messages.lanes(reading), publishing.lane(publishers)]
 
-    def _publishing(self, rabbitmq_url: str | None) -> Publishing:
-        if rabbitmq_url is None:
+    def _publishing(self, plan: WorkWith) -> Publishing:
+        if plan.rabbitmq_url is None:
             return PostgresPublishing(self._database)
-        self._broker = RabbitPublishing(rabbitmq_url)
+        self._broker = RabbitPublishing(plan.rabbitmq_url, tls=Tls(**plan.rabbitmq_tls))
         self._thread = threading.Thread(target=self._broker.run, name="broker-publishing")
         self._thread.start()
         return self._broker

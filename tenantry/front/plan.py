@@ -7,7 +7,8 @@ The end of the input without that means that the daemon is gone.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
 
@@ -31,7 +32,8 @@ class WorkWith:
     """Where messages are, the key of cursors (in hexadecimal digits), and where messages go.
 
     Without `rabbitmq_url` they go to the embedded broker's queues, in the same database. To that
-    there may be `pool_size` connections, and `page_connections` that read pages.
+    there may be `pool_size` connections, and `page_connections` that read pages. `rabbitmq_tls` are
+    the files of `Tls`.
     """
 
     database_url: str
@@ -39,6 +41,7 @@ class WorkWith:
     rabbitmq_url: str | None = None
     pool_size: int = 20
     page_connections: int = 8
+    rabbitmq_tls: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

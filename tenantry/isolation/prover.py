@@ -11,6 +11,7 @@ from typing import Final
 import structlog
 
 from tenantry.broker.port import BrokerError, Probes
+from tenantry.broker.rabbitmq.tls import SYSTEMS, Tls
 from tenantry.domain import names
 from tenantry.domain.events import IsolationVerified, IsolationViolated, SystemEvent
 from tenantry.domain.tenant import Lifecycle
@@ -49,11 +50,13 @@ class IsolationProver:
         journal: EventStore,
         broker: Probes | None,
         database: DatabaseProbes,
+        tls: Tls = SYSTEMS,
     ) -> None:
         self._directory = directory
         self._journal = journal
         self._broker = broker
         self._database = database
+        self._tls = tls
         self._alone = threading.Lock()
         self._latest: LatestProof | None = None
 
@@ -111,7 +114,7 @@ class IsolationProver:
             others = neighbours(mine, everybody)
             try:
                 if probes is not None:
-                    checks += self._on_broker(probes, mine, others)
+                    checks += self._on_broker(probes, mine, others, self._tls)
                 if with_sql:
                     checks += self._in_database(mine, others)
             except (BrokerError, MessageStoreError, ProducerError, LinkError) as error:
@@ -134,7 +137,7 @@ class IsolationProver:
 
     @staticmethod
     def _on_broker(
-        probes: Probes, mine: TenantNames, others: Sequence[TenantNames]
+        probes: Probes, mine: TenantNames, others: Sequence[TenantNames], tls: Tls
     ) -> tuple[Check, ...]:
         with probes.probe(mine.tenant_id) as credentials:
             access = TenantAccess(names=mine, credentials=credentials)
@@ -143,6 +146,7 @@ class IsolationProver:
                 [mine, *others],
                 say=lambda _line: None,
                 management=probes.management_address,
+                tls=tls,
             ).checks
 
     def _in_database(self, mine: TenantNames, others: Sequence[TenantNames]) -> Iterator[Check]:

@@ -17,6 +17,8 @@ Say = Callable[[str], None]
 CREATED: Final = 201
 CONFLICT: Final = 409
 UNAVAILABLE: Final = 503
+ANOTHERS: Final = "another-installations"
+"""How the type of a conflict ends that is one with another installation."""
 
 TRIES: Final = 6
 FIRST_BACKOFF: Final = 0.25
@@ -86,6 +88,8 @@ def ensure_tenant(
         return TenantAccess(
             names=names_of(body), credentials=credentials_of(body["credentials"]), created=True
         )
+    if status == CONFLICT and isinstance(body, dict) and body.get("type", "").endswith(ANOTHERS):
+        raise ProducerError(f"tenant {tenant_id} was not created: {problem(status, body)}")
     if status != CONFLICT:
         raise ProducerError(f"tenant {tenant_id} was not created: {problem(status, body)}")
     found = names_of(_get(api, _path(tenant_id)))

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
+from tenantry.broker.rabbitmq.tls import SYSTEMS, Tls
 from tenantry.producer import isolation_amqp, isolation_management, isolation_sql
 from tenantry.producer.access import ProducerError, Say, TenantAccess, TenantNames
 from tenantry.producer.checks import Check, IsolationReport, Notes
@@ -27,6 +28,7 @@ def verify_isolation(
     say: Say,
     amqp_address: str | None = None,
     management: str | None = None,
+    tls: Tls = SYSTEMS,
 ) -> IsolationReport:
     """Try each tenant's credentials on its own objects and on those of all others.
 
@@ -36,7 +38,7 @@ def verify_isolation(
     """
     with ThreadPoolExecutor(max_workers=AT_ONCE, thread_name_prefix="isolation") as pool:
         found = pool.map(
-            lambda access: _examine(access, everybody, amqp_address, management), accesses
+            lambda access: _examine(access, everybody, amqp_address, management, tls), accesses
         )
         checks: list[Check] = []
         for access, mine in zip(accesses, found, strict=True):
@@ -50,6 +52,7 @@ def _examine(
     everybody: Sequence[TenantNames],
     amqp_address: str | None,
     management: str | None,
+    tls: Tls,
 ) -> list[Check]:
     tenant_id = access.names.tenant_id
     try:
@@ -58,12 +61,12 @@ def _examine(
             return _examine_sql(url, access.names, everybody)
     except LinkError as error:
         raise ProducerError(f"tenant {tenant_id}'s access can't be judged: {error}") from error
-    link = Link(url, name=f"isolation of {tenant_id}")
+    link = Link(url, name=f"isolation of {tenant_id}", tls=tls)
     try:
         link.open()
         checks = isolation_amqp.own(link, access.names)
         if management is not None:
-            checks += isolation_management.own(management, access.credentials, access.names)
+            checks += isolation_management.own(management, access.credentials, access.names, tls)
         for other in everybody:
             if other.tenant_id != tenant_id:
                 checks += isolation_amqp.foreign(link, access.names, other)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from tenantry.broker.rabbitmq.tls import SYSTEMS, Tls, problem
 from tenantry.producer.access import TenantNames
 from tenantry.producer.checks import Check, Notes
 from tenantry.producer.link import LinkError, Verdict
@@ -24,7 +25,9 @@ PATHS: Final = ("/api/whoami", "/api/queues")
 _REFUSED: Final = {401, 403}
 
 
-def own(address: str, credentials: Credentials, mine: TenantNames) -> list[Check]:
+def own(
+    address: str, credentials: Credentials, mine: TenantNames, tls: Tls = SYSTEMS
+) -> list[Check]:
     """Try the management API at `address` with the tenant's own credentials.
 
     That these are right must be known otherwise: wrong ones are refused in the same way. Raises
@@ -36,15 +39,16 @@ def own(address: str, credentials: Credentials, mine: TenantNames) -> list[Check
     timeout = httpx.Timeout(TIMEOUT, connect=CONNECT_TIMEOUT)
     login = (credentials.username, credentials.password)
     try:
+        verify = tls.context() if address.startswith("https") else False
         # Neither a proxy nor a .netrc stands between us and the broker.
-        with httpx.Client(auth=login, timeout=timeout, trust_env=False) as client:
+        with httpx.Client(auth=login, timeout=timeout, trust_env=False, verify=verify) as client:
             for path in PATHS:
                 # A list of queues may be long; the status says it all.
                 with client.stream("GET", address + path) as response:
                     verdict = _verdict(response.status_code, address)
                 notes.note("read", f"{path} (the management API)", verdict, forbidden=True)
     except httpx.HTTPError as error:
-        reason = str(error) or type(error).__name__
+        reason = problem(error) or str(error) or type(error).__name__
         raise LinkError(f"the management API at {address} can't be reached: {reason}") from error
     return notes.checks
 

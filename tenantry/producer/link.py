@@ -11,7 +11,8 @@ import pika
 from pika.exceptions import AMQPError, ChannelClosedByBroker
 
 from tenantry import urls
-from tenantry.broker.rabbitmq.connection import describe
+from tenantry.broker.rabbitmq.connection import describe, secure
+from tenantry.broker.rabbitmq.tls import SYSTEMS, Tls
 from tenantry.producer.confirms import Closing, Confirms, Mail
 
 if TYPE_CHECKING:
@@ -58,8 +59,12 @@ def at_address(amqp_url: str, address: str | None) -> str:
 class Link:
     """One connection, and a channel with confirms. Belongs to the thread that opened it."""
 
-    def __init__(self, amqp_url: str, *, name: str, timeout: float = TIMEOUT) -> None:
+    def __init__(
+        self, amqp_url: str, *, name: str, timeout: float = TIMEOUT, tls: Tls = SYSTEMS
+    ) -> None:
+        """Raises `BrokerError` for files of `tls` that can't be used."""
         self._parameters = pika.URLParameters(amqp_url)
+        secure(self._parameters, amqp_url, tls)
         self._parameters.heartbeat = 30
         self._parameters.socket_timeout = timeout
         self._parameters.stack_timeout = timeout

@@ -11,6 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from typing import Final
 
+from tenantry.broker.rabbitmq.tls import SYSTEMS, Tls
 from tenantry.domain import names
 from tenantry.producer.access import Api, ProducerError, Say, TenantAccess, ensure_tenant
 from tenantry.producer.checks import IsolationReport
@@ -37,6 +38,7 @@ class ProducerOptions:
     batch_size: int = 10
     interval: float = 0.001
     amqp_address: str | None = None
+    tls: Tls = SYSTEMS
 
     @property
     def messages(self) -> int:
@@ -98,6 +100,7 @@ def produce(
             [access.names for access in accesses],
             say=say,
             amqp_address=options.amqp_address,
+            tls=options.tls,
         )
     say(f"--- Starting {options.producers} producer(s) for each tenant ---")
     began = time.monotonic()
@@ -177,6 +180,7 @@ def _assignments(options: ProducerOptions, accesses: Sequence[TenantAccess]) -> 
             batches=options.batches,
             batch_size=options.batch_size,
             interval=options.interval,
+            tls=options.tls,
         )
         for producer, (topic, kind), access in itertools.product(
             range(options.producers), KINDS.items(), accesses

@@ -10,6 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
+from tenantry.broker.rabbitmq.tls import SYSTEMS, Tls
 from tenantry.domain import names
 from tenantry.producer.access import Say
 from tenantry.producer.confirms import Mail
@@ -55,6 +56,7 @@ class Assignment:
     batches: int
     batch_size: int
     interval: float
+    tls: Tls = SYSTEMS
 
 
 class Sender:
@@ -74,8 +76,11 @@ class Sender:
         self._stop = stop
         self._sent = sent
         name = f"producer {assignment.producer} of {assignment.topic}"
-        kind = Link if assignment.url.startswith("amqp") else SqlLink
-        self._link = kind(assignment.url, name=name)
+        self._link = (
+            Link(assignment.url, name=name, tls=assignment.tls)
+            if assignment.url.startswith("amqp")
+            else SqlLink(assignment.url, name=name)
+        )
 
     def run(self) -> Tally:
         """Send everything and count. Never raises for what the broker does."""

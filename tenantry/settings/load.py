@@ -52,6 +52,9 @@ def _pairs(text: str) -> object:
 ENVIRONMENT: Final[Mapping[str, tuple[str, Callable[[str], object]]]] = {
     "rabbitmq.url": ("RABBITMQ_URL", str),
     "rabbitmq.management_url": ("RABBITMQ_MANAGEMENT_URL", str),
+    "rabbitmq.ca_file": ("RABBITMQ_CA_FILE", str),
+    "rabbitmq.cert_file": ("RABBITMQ_CERT_FILE", str),
+    "rabbitmq.key_file": ("RABBITMQ_KEY_FILE", str),
     "database.url": ("DATABASE_URL", str),
     "database.pool_size": ("TENANTRY_DATABASE_POOL_SIZE", _whole),
     "state_dir": ("TENANTRY_STATE_DIR", str),

@@ -110,6 +110,13 @@ Topic: TypeAlias = Annotated[str, AfterValidator(_topic)]
 HandlerName: TypeAlias = Annotated[str, AfterValidator(_handler)]
 
 
+def _file(value: str) -> str:
+    return str(Path(value).expanduser()) if value else value
+
+
+File: TypeAlias = Annotated[str, Field(max_length=4096), AfterValidator(_file)]
+
+
 class _Section(BaseModel):
     model_config: ClassVar[ConfigDict] = ConfigDict(
         frozen=True, extra="forbid", strict=True, hide_input_in_errors=True
@@ -117,10 +124,25 @@ class _Section(BaseModel):
 
 
 class RabbitMQ(_Section):
-    """Where the broker is. Both URLs may hold a password; an empty `url` is the embedded broker."""
+    """Where the broker is. Both URLs may hold a password; an empty `url` is the embedded broker.
+
+    The files are PEM: the authority that is trusted in place of the system's, and a certificate of
+    our own with its key.
+    """
 
     url: Annotated[SecretStr, AfterValidator(_amqp_url)] = SecretStr("")
     management_url: Annotated[SecretStr, AfterValidator(_http_url)] = SecretStr("")
+    ca_file: File = ""
+    cert_file: File = ""
+    key_file: File = ""
+
+    @model_validator(mode="after")
+    def _key_with_certificate(self) -> Self:
+        if self.key_file and not self.cert_file:
+            raise PydanticCustomError(
+                "tls", "is missing beside rabbitmq.key_file", {"key": "rabbitmq.cert_file"}
+            )
+        return self
 
 
 class Database(_Section):

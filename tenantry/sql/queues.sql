@@ -215,7 +215,11 @@ FROM tenantry.bindings AS b JOIN tenantry.queues AS q ON q.id = b.queue;
 -- Roles are the whole server's: a tenant's role is in the group of the database where it is one.
 -- Whoever may not read what is kept of passwords takes them to be right.
 SELECT r.rolname, r.rolsuper OR r.rolcreaterole OR r.rolcreatedb OR r.rolbypassrls, c.password_hash,
-       pg_has_role(r.oid, %(group)s, 'MEMBER')
+       pg_has_role(r.oid, %(group)s, 'MEMBER'), shobj_description(r.oid, 'pg_authid'),
+       ARRAY(
+           SELECT g.rolname::text FROM pg_auth_members AS m JOIN pg_roles AS g ON g.oid = m.roleid
+           WHERE m.member = r.oid AND g.rolname ~ '^tenantry_producers_'
+             AND g.rolname <> %(group)s)
 FROM pg_roles AS r
 LEFT JOIN tenantry.credentials AS c ON r.rolname = format('tenant_%%s_producer', c.tenant_id)
 WHERE r.rolname ~ '^tenant_.+_producer$';

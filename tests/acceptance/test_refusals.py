@@ -66,6 +66,28 @@ def test_bad_ids_are_refused_and_leave_nothing(running: Program) -> None:
     assert len(edge.json()["id"]) == 40
 
 
+def test_a_tenant_that_another_installation_has_on_the_same_server_is_refused_and_left_alone(
+    running: Program,
+) -> None:
+    tenant_id = running.name("shared")
+    user = f"/users/tenant_{tenant_id}_producer"
+    body = {"password": "theirs", "tags": "tenantry-production"}
+    running.management.put(user, json=body).raise_for_status()
+    theirs = running.management.get(user).json()
+    answer = running.call("POST", "/tenants", {"name": "ours", "id": tenant_id})
+    assert answer.status_code == 409
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert "belongs to the installation production" in answer.json()["detail"]
+    assert "rabbitmqctl delete_user" in answer.json()["detail"]
+    produced = running.cli("tenant", "create", "ours", "--id", tenant_id)
+    assert produced.code == 1
+    assert "belongs to the installation production" in produced.complaint
+    assert running.get("/events")["data"] == []
+    assert running.broker_objects(tenant_id) == []
+    assert running.management.get(user).json() == theirs
+    assert running.call("DELETE", f"/tenants/{tenant_id}").status_code == 404
+
+
 def test_bad_ids_are_refused_by_the_command_line_in_one_line(running: Program) -> None:
     for bad in ("Upper", "a\r\nb"):
         ended = running.cli("tenant", "create", "x", "--id", bad)

@@ -34,7 +34,10 @@ class Queue:
     def __init__(self, host: RabbitHost, queue_type: QueueType) -> None:
         self.host = host
         administration = RabbitAdministration(
-            url=host.url, management_url=host.management_url, queue_type=queue_type
+            url=host.url,
+            management_url=host.management_url,
+            queue_type=queue_type,
+            installation="test",
         )
         administration.ensure_topology(
             TenantTopology(tenant_id="acme", topics=("logs",), partitions=2)

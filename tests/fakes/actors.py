@@ -33,6 +33,7 @@ from tenantry.broker.port import (
     Credentials,
     Delivery,
     DeliverySink,
+    NotOursError,
     PasswordHash,
     QueueSpec,
     TenantTopology,
@@ -330,11 +331,29 @@ class FakeAdministration:
         self._faults = faults
         self.topologies: dict[str, TenantTopology] = {}
         self.users: dict[str, PasswordHash] = {}
+        self.taken: dict[str, bool] = {}
+        """Tenants whose users are another's, and whether that one has rights here."""
+        self.overtaken: dict[str, bool] = {}
+        """Those that another takes once they have their topology."""
+        self.ended: list[str] = []
         self.waiting: Counter[str] = Counter()
+
+    def check_owner(self, tenant_id: str, known: PasswordHash | None = None) -> None:
+        if tenant_id in self.taken:
+            raise NotOursError(f"user of {tenant_id} is another's", here=self.taken[tenant_id])
+
+    def claim(self, tenant_id: str, known: PasswordHash | None = None) -> None:
+        self._faults.reach("claim")
+        self.check_owner(tenant_id, known)
+        self.users.setdefault(tenant_id, PasswordHash(value=""))
+
+    def end_sessions(self, tenant_id: str) -> None:
+        self.ended.append(tenant_id)
 
     def ensure_topology(self, topology: TenantTopology) -> None:
         self._faults.reach("ensure_topology")
         self.topologies[topology.tenant_id] = topology
+        self.taken |= self.overtaken
 
     def remove_topology(self, tenant_id: str) -> int:
         self._faults.reach("remove_topology")
@@ -343,11 +362,13 @@ class FakeAdministration:
 
     def ensure_user(self, tenant_id: str, password: PasswordHash) -> None:
         self._faults.reach("ensure_user")
+        self.check_owner(tenant_id)
         self.users[tenant_id] = password
 
-    def remove_user(self, tenant_id: str) -> None:
+    def remove_user(self, tenant_id: str, known: PasswordHash | None = None) -> None:
         self._faults.reach("remove_user")
-        self.users.pop(tenant_id, None)
+        if tenant_id not in self.taken:
+            self.users.pop(tenant_id, None)
 
     def new_credentials(self, tenant_id: str) -> tuple[Credentials, PasswordHash]:
         number = len(self._faults.steps)

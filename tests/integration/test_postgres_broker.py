@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 import zlib
 from collections.abc import Iterator
 from urllib.parse import urlsplit
@@ -11,11 +12,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tenantry.broker.port import BrokerError, TenantTopology
+from tenantry.broker import drift
+from tenantry.broker.port import BrokerError, NotOursError, TenantTopology
 from tenantry.broker.postgres.administration import PostgresAdministration
 from tenantry.broker.postgres.link import Link
 from tenantry.broker.postgres.rotation import QueueRotation
+from tenantry.broker.survey import DriftKind
 from tenantry.broker.topology import consumed
+from tenantry.database.migrations import migrate
 from tenantry.database.pool import Database
 from tenantry.domain import names
 from tenantry.messages.port import Incoming
@@ -267,8 +271,81 @@ def test_a_database_user_that_may_make_no_roles_is_told(
             limited.open()
             try:
                 with pytest.raises(BrokerError, match="CREATEROLE, or set rabbitmq"):
-                    PostgresAdministration(limited).check()
+                    PostgresAdministration(limited, installation="test").check()
             finally:
                 limited.close()
         finally:
             admin.execute(f"DROP ROLE {name}".encode())
+
+
+def test_a_role_of_another_installation_on_the_same_server_is_refused_and_left_alone(
+    database: Database, empty_database_url: str
+) -> None:
+    """Two databases of one server, each with the embedded broker and a tenant of the same id."""
+    tenant_id = f"t{uuid.uuid4().hex[:12]}"
+    name = names.username(tenant_id)
+    migrate(empty_database_url)
+    other = Database(empty_database_url)
+    other.open()
+    ours = PostgresAdministration(database, installation="production")
+    theirs = PostgresAdministration(other, installation="staging")
+    try:
+        ours.claim(tenant_id)
+        credentials, hashed = ours.new_credentials(tenant_id)
+        ours.ensure_user(tenant_id, hashed)
+        before = role(database, name)
+        _, their_hash = theirs.new_credentials(tenant_id)
+        for attempt in (
+            lambda: theirs.check_owner(tenant_id, hashed),
+            lambda: theirs.claim(tenant_id),
+            lambda: theirs.ensure_user(tenant_id, their_hash),
+        ):
+            with pytest.raises(NotOursError, match="belongs to the installation production"):
+                attempt()
+        theirs.remove_user(tenant_id, hashed)
+        theirs.check()
+        assert role(database, name) == before
+        psycopg.connect(credentials.postgres_url).close()
+        topology = TenantTopology(tenant_id=tenant_id, topics=(), partitions=1)
+        found = drift.differences(topology, hashed, theirs.survey(), consuming=False)
+        kinds = {one.kind for one in found}
+        assert DriftKind.FOREIGN in kinds
+        assert not kinds & {DriftKind.USER, DriftKind.PASSWORD, DriftKind.PERMISSIONS}
+        # As roles were made before there were marks: ours by its group, unless it is in two.
+        with database.connection() as connection:
+            connection.execute(f'COMMENT ON ROLE "{name}" IS NULL'.encode())
+        with pytest.raises(NotOursError, match="carries no installation's mark"):
+            theirs.ensure_user(tenant_id, their_hash)
+        ours.ensure_user(tenant_id, hashed)
+        assert role(database, name) == before
+    finally:
+        ours.remove_user(tenant_id)
+        other.close()
+    assert role(database, name) is None
+
+
+def role(database: Database, name: str) -> object:
+    """Give all that the server keeps of a role."""
+    with database.connection() as connection:
+        return connection.execute(
+            "SELECT a.*, shobj_description(a.oid, 'pg_authid'),"
+            " ARRAY(SELECT roleid FROM pg_auth_members WHERE member = a.oid)"
+            " FROM pg_authid AS a WHERE rolname = %s",
+            [name],
+        ).fetchone()
+
+
+def test_a_new_password_ends_the_sessions_of_the_old_one(broker: Broker) -> None:
+    tenant = broker.tenant()
+    administration = broker.administration
+    credentials, hashed = administration.new_credentials(tenant.tenant_id)
+    administration.ensure_user(tenant.tenant_id, hashed)
+    try:
+        with psycopg.connect(credentials.postgres_url) as session:
+            administration.ensure_user(tenant.tenant_id, hashed)
+            session.execute("SELECT 1")
+            administration.end_sessions(tenant.tenant_id)
+            with pytest.raises(psycopg.OperationalError):
+                session.execute("SELECT 1")
+    finally:
+        administration.remove_user(tenant.tenant_id)

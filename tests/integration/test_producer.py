@@ -44,7 +44,10 @@ class BrokerApi:
         self.unavailable = 0
         self._prefix = f"producer-{secrets.token_hex(4)}"
         self._administration = RabbitAdministration(
-            url=host.url, management_url=host.management_url, queue_type="classic"
+            url=host.url,
+            management_url=host.management_url,
+            queue_type="classic",
+            installation="test",
         )
         self.http = httpx.Client(
             base_url=f"http://{parts.hostname}:{parts.port}/api",

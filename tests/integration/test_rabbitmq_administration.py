@@ -25,7 +25,10 @@ NOBODY_LISTENS = "http://127.0.0.1:9"
 
 def administration(host: RabbitHost, queue_type: QueueType = "quorum") -> RabbitAdministration:
     return RabbitAdministration(
-        url=host.url, management_url=host.management_url, queue_type=queue_type
+        url=host.url,
+        management_url=host.management_url,
+        queue_type=queue_type,
+        installation=brokers.INSTALLATION,
     )
 
 
@@ -135,6 +138,7 @@ def test_a_permit_that_lapses_once_it_is_connected_lets_nothing_be_changed(
         url=rabbitmq.url,
         management_url=rabbitmq.management_url,
         queue_type="quorum",
+        installation=brokers.INSTALLATION,
         permit=Permit(7, lambda: valid),
     )
 

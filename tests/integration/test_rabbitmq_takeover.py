@@ -17,7 +17,7 @@ from pika.exceptions import AMQPError
 from tenantry.broker.port import BrokerUnavailableError
 from tenantry.broker.rabbitmq.connection import parameters
 from tenantry.broker.rabbitmq.management import ManagementClient
-from tenantry.broker.rabbitmq.permit import Permit, term_of
+from tenantry.broker.rabbitmq.permit import Permit
 from tenantry.broker.rabbitmq.takeover import shut_out
 from tests.services_rabbitmq import RabbitHost
 from tests.waiting import eventually
@@ -130,16 +130,25 @@ def test_without_a_valid_term_nothing_is_asked_of_the_broker(rabbitmq: RabbitHos
 
 
 @pytest.mark.parametrize(
-    ("name", "term"),
+    ("name", "earlier"),
     [
-        ("tenantry consuming 1, term 12", 12),
-        ("tenantry dead letters, term 3", 3),
-        ("tenantry publishing", None),
-        ("somebody's, term 3", None),
-        (f"tenantry publishing, term {'9' * 5000}", None),
-        ("tenantry publishing, term \u0661", None),
-        ("", None),
+        (f"tenantry publishing, term {'9' * 5000}", False),
+        ("tenantry publishing, term \u0661", False),
+        ("tenantry consuming 1, of calm-heron, term 11", True),
+        ("tenantry dead letters, of calm-heron, term 3", True),
+        ("tenantry consuming 1, of calm-heron, term 12", False),
+        ("tenantry consuming 1, of other-heron, term 3", False),
+        ("tenantry consuming 1, term 3", False),
+        ("tenantry publishing, of calm-heron", False),
+        ("somebody's, of calm-heron, term 3", False),
+        ("", False),
     ],
 )
-def test_a_connections_name_tells_its_term(name: str, term: int | None) -> None:
-    assert term_of(name) == term
+def test_a_connections_name_tells_whether_its_term_is_over(name: str, *, earlier: bool) -> None:
+    assert Permit(12, installation="calm-heron").outlived(name) is earlier
+
+
+def test_a_connection_is_called_by_what_others_know_it_by() -> None:
+    called = Permit(4, installation="calm-heron").properties("dead letters")["connection_name"]
+    assert called == "tenantry dead letters, of calm-heron, term 4"
+    assert Permit(5, installation="calm-heron").outlived(called)

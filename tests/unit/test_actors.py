@@ -13,7 +13,7 @@ import pytest
 from actors import restarts, retrying
 from actors.board import Board
 from actors.clock import tell
-from actors.messages import Execute, Ref, TryAgain
+from actors.messages import Drifted, Execute, Ref, TryAgain
 from tenantry.api.port import (
     CommandFailedError,
     CommandTimeoutError,
@@ -21,7 +21,8 @@ from tenantry.api.port import (
     SystemState,
     UnavailableError,
 )
-from tenantry.broker.port import BrokerError, PasswordHash
+from tenantry.broker.port import BrokerError, NotOursError, PasswordHash, TenantTopology
+from tenantry.broker.survey import Drift, DriftKind
 from tenantry.domain import names
 from tenantry.domain.commands import (
     AddTopics,
@@ -64,7 +65,7 @@ def test_creation_answers_when_the_tenant_consumes(tree: Tree) -> None:
     assert tree.administration.users["a"] == tree.passwords.hashes["a"]
 
 
-@pytest.mark.parametrize("step", ["create_partition", "ensure_topology", "ensure_user"])
+@pytest.mark.parametrize("step", ["claim", "create_partition", "ensure_topology", "ensure_user"])
 def test_a_creation_that_fails_at_a_step_leaves_nothing(tree: Tree, step: str) -> None:
     tree.faults.plan(step, outage())
     with pytest.raises(CommandFailedError, match="undone"):
@@ -84,6 +85,83 @@ def test_a_creation_that_could_not_be_undone_is_undone_later(tree: Tree) -> None
         tree.create("a")
     eventually(lambda: tree.events("a")[-1] == "ProvisioningAbandoned")
     assert not tree.administration.topologies
+
+
+@pytest.mark.parametrize("here", [False, True])
+def test_a_tenant_whose_user_is_anothers_is_refused_and_nothing_is_made(
+    tree: Tree, *, here: bool
+) -> None:
+    tree.administration.taken["a"] = here
+    with pytest.raises(CommandFailedError, match="another's") as caught:
+        tree.create("a")
+    assert isinstance(caught.value.__cause__, NotOursError)
+    assert tree.events("a") == []
+    assert not {"claim", "create_partition", "ensure_topology"} & set(tree.faults.steps)
+
+
+@pytest.mark.parametrize(("here", "topologies"), [(False, set()), (True, {"a"})])
+def test_a_creation_that_another_wins_is_undone_but_for_what_may_be_the_others(
+    tree: Tree, *, here: bool, topologies: set[str]
+) -> None:
+    tree.administration.overtaken["a"] = here
+    with pytest.raises(CommandFailedError, match="another's") as caught:
+        tree.create("a")
+    assert isinstance(caught.value.__cause__, NotOursError)
+    assert tree.events("a") == ["TenantCreated", "ProvisioningAbandoned"]
+    assert set(tree.administration.topologies) == topologies
+    assert "a" not in tree.store.rows
+    assert not tree.passwords.hashes
+
+
+def test_a_provisioning_that_broke_off_and_that_another_has_won_is_undone_at_the_next_start(
+    tree: Tree,
+) -> None:
+    tree.faults.plan("ensure_user", outage())
+    tree.faults.plan("remove_user", outage(), times=1000)
+    with pytest.raises(CommandFailedError, match="will be undone"):
+        tree.create("a")
+    tree.stop()
+    tree.faults.clear()
+    tree.administration.taken["a"] = False
+    tree.start()
+    eventually(lambda: tree.events("a")[-1] == "ProvisioningAbandoned")
+
+
+def test_a_tenant_whose_user_another_has_taken_goes_on_storing_and_gets_no_password(
+    tree: Tree,
+) -> None:
+    tree.create("a")
+    before = tree.administration.users["a"]
+    tree.administration.taken["a"] = False
+    tree.stop()
+    tree.start()
+    eventually(lambda: tree.subscription("a").consuming)
+    tree.deliver("a", "1")
+    eventually(lambda: tree.stored("a") == {"1"})
+    with pytest.raises(CommandFailedError, match="another's"):
+        tree.execute(RotateCredentials(tenant_id="a"))
+    assert "CredentialsRotated" not in tree.events("a")
+    assert tree.administration.users["a"] == tree.passwords.hashes["a"] == before
+    tree.execute(RequestDeletion(tenant_id="a"))
+    assert tree.administration.users["a"] == before
+    assert not tree.administration.topologies
+
+
+def test_what_another_has_made_under_the_id_of_a_deleted_tenant_is_no_leftover(tree: Tree) -> None:
+    tree.create("a")
+    tree.execute(RequestDeletion(tenant_id="a"))
+    topology = TenantTopology(tenant_id="a", topics=(), partitions=1)
+    tree.administration.topologies["a"] = topology
+    tree.administration.taken["a"] = True
+    with pytest.raises(CommandFailedError, match="another's"):
+        tree.create("a")
+    left = Drift(kind=DriftKind.LEFTOVER, found="queue tenant_a_queue was left")
+    tell(
+        tree.supervisor,
+        Drifted(tenant_id="a", drift=(left,), seen_at=tree.clock.now(), leftover=True),
+    )
+    eventually(lambda: "a" not in tree.board.tenants)
+    assert tree.administration.topologies["a"] == topology
 
 
 def test_of_two_creations_of_one_id_one_wins(tree: Tree) -> None:
@@ -397,6 +475,12 @@ def test_rotation_gives_another_password(tree: Tree) -> None:
     assert second is not None
     assert first.password != second.password
     assert tree.administration.users["a"] == tree.passwords.hashes["a"]
+    # Nothing is left that goes by the first one.
+    assert tree.administration.ended == ["a"]
+    tree.stop()
+    tree.start()
+    eventually(lambda: tree.subscription("a").consuming)
+    assert tree.administration.ended == ["a"]
 
 
 @pytest.mark.parametrize(

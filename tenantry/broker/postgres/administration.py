@@ -9,13 +9,16 @@ from functools import partial
 from typing import Final
 
 import psycopg
+import structlog
 from psycopg import errors
 
 from tenantry.broker import topology as layout
+from tenantry.broker.ownership import stranger
 from tenantry.broker.port import (
     BrokerError,
     BrokerUnavailableError,
     Credentials,
+    NotOursError,
     PasswordHash,
     QueueCounts,
     TenantTopology,
@@ -23,12 +26,14 @@ from tenantry.broker.port import (
 from tenantry.broker.postgres import closing, users
 from tenantry.broker.postgres.insisting import insist
 from tenantry.broker.postgres.surveying import surveyed
-from tenantry.broker.survey import Survey
+from tenantry.broker.survey import Survey, User
 from tenantry.database.errors import DatabaseUnavailableError
 from tenantry.database.failures import one_line
 from tenantry.database.pool import Connection, Database
 from tenantry.domain import names
 from tenantry.sql import queries
+
+log = structlog.get_logger(__name__)
 
 OLDEST_SERVER: Final = 140_000
 TRIES: Final = 5
@@ -41,8 +46,14 @@ class PostgresAdministration:
     """
 
     def __init__(
-        self, database: Database, *, in_hand: Callable[[], Mapping[str, int]] = dict
+        self,
+        database: Database,
+        *,
+        installation: str,
+        in_hand: Callable[[], Mapping[str, int]] = dict,
     ) -> None:
+        """Tenants' roles carry the name of the `installation`."""
+        self._installation = installation
         self._database = database
         self._in_hand = in_hand
         self._sql = queries("queues")
@@ -87,26 +98,58 @@ class PostgresAdministration:
             ).fetchone()
         return 0 if row is None else int(row[0])
 
+    def check_owner(self, tenant_id: str, known: PasswordHash | None = None) -> None:
+        """Raise `NotOursError` where the name of the tenant's role is taken by another."""
+        with self._connection() as connection:
+            self._ours(connection, tenant_id, known)
+
+    def claim(self, tenant_id: str, known: PasswordHash | None = None) -> None:
+        """Make sure that the tenant's role is ours, and that there is one."""
+        with self._roles() as connection:
+            if self._ours(connection, tenant_id, known) is not None:
+                return
+            try:
+                with connection.transaction():
+                    users.make(connection, names.username(tenant_id), self._installation)
+            except (errors.DuplicateObject, errors.UniqueViolation):
+                # Another database's daemon has been faster. Its role is seen once it commits.
+                self._ours(connection, tenant_id, known)
+
     def ensure_user(self, tenant_id: str, password: PasswordHash) -> None:
         """Make the tenant's role with this password and its rights."""
         with self._roles() as connection:
+            self._ours(connection, tenant_id, password)
             users.ensure_group(connection)
             name = names.username(tenant_id)
-            insist(connection, name, partial(users.ensure_user, connection, name, password))
+            make = partial(users.ensure_user, connection, name, password, self._installation)
+            insist(connection, name, make)
 
-    def remove_user(self, tenant_id: str) -> None:
-        """End all publishing for the tenant, and drop its role.
+    def remove_user(self, tenant_id: str, known: PasswordHash | None = None) -> None:
+        """End all publishing for the tenant, and drop its role, unless that is another's.
 
         Whoever publishes for it in an open transaction may end that within some seconds; then the
         session is ended. So nothing is committed to a queue that is no more.
         """
         name = names.username(tenant_id)
+        ours = True
         with self._roles() as connection:
-            insist(connection, name, partial(users.lock_out, connection, name))
+            try:
+                self._ours(connection, tenant_id, known)
+            except NotOursError as error:
+                log.warning("broker.user_left_to_another", user=name, reason=str(error))
+                ours = False
+            else:
+                insist(connection, name, partial(users.lock_out, connection, name))
         with self._connection() as connection:
             closing.close_stream(connection, names.stream_name(tenant_id), name)
-        with self._roles() as connection:
-            insist(connection, name, partial(users.remove_user, connection, name))
+        if ours:
+            with self._roles() as connection:
+                insist(connection, name, partial(users.remove_user, connection, name))
+
+    def end_sessions(self, tenant_id: str) -> None:
+        """End the sessions of the tenant's role."""
+        with self._connection() as connection:
+            users.end_sessions(connection, names.username(tenant_id))
 
     def new_credentials(self, tenant_id: str) -> tuple[Credentials, PasswordHash]:
         """Generate a password and the hash that stands for it; nothing changes yet."""
@@ -146,7 +189,7 @@ class PostgresAdministration:
                 self._sql["surveyed_users"], {"group": users.group_of(connection)}
             ).fetchall()
             passwords = self._passwords(connection)
-        return surveyed(queues, bindings, roles, passwords)
+        return surveyed(queues, bindings, roles, passwords, self._installation)
 
     def check(self) -> None:
         """Raise `BrokerError` with a clear line where the database can't be the broker."""
@@ -176,6 +219,23 @@ class PostgresAdministration:
         except errors.InsufficientPrivilege:
             return {}
         return dict(rows)
+
+    def _ours(
+        self, connection: Connection, tenant_id: str, known: PasswordHash | None
+    ) -> User | None:
+        """Give the tenant's role, if there is one. Raises `NotOursError`."""
+        name = names.username(tenant_id)
+        user = users.find(connection, name)
+        whose = None if user is None else stranger(user, self._installation, known)
+        if user is not None and whose is not None:
+            raise NotOursError(
+                f"role {name!r} of {self._database.where} {whose}, and this is the installation "
+                f"{self._installation}; roles are the whole server's: choose another tenant id, or"
+                " give each installation a PostgreSQL of its own; if nobody needs that role any"
+                f' more, drop it (DROP ROLE "{name}")',
+                here=user.permissions is not None,
+            )
+        return user
 
     def _lock(self, connection: Connection, tenant_id: str) -> None:
         connection.execute(self._sql["lock_topology"], {"tenant": tenant_id})

@@ -12,14 +12,16 @@ from tenantry.broker.postgres.rotation import QueueRotation
 from tenantry.database.pool import Database
 
 
-def embedded_links(database: Database, budget: Budget | None = None) -> Links:
+def embedded_links(database: Database, installation: str, budget: Budget | None = None) -> Links:
     """Make the ways to the broker in `database`, whose sessions may have a term.
 
     `budget` bounds the bytes of deliveries that are unsettled.
     """
     # The message store takes what it stores out of the queues: an ack has nothing to remove.
     consuming = PostgresConsuming(database, acks_remove=False, budget=budget)
-    administration = PostgresAdministration(database, in_hand=consuming.in_hand)
+    administration = PostgresAdministration(
+        database, installation=installation, in_hand=consuming.in_hand
+    )
     return Links(
         administration=administration,
         queues=administration,

@@ -92,6 +92,7 @@ class Move:
             moved = {}
             for tenant in tenants:
                 readings = self._take_over(link, tenant)
+                self._administration.claim(tenant.tenant_id)
                 self._administration.ensure_topology(tenant)
                 self._administration.ensure_user(tenant.tenant_id, NO_PASSWORD)
                 messages = sum(self._move(link, tenant, reading, progress) for reading in readings)

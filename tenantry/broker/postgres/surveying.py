@@ -7,7 +7,8 @@ from typing import Any
 
 from tenantry.broker import topology as layout
 from tenantry.broker.port import TenantTopology
-from tenantry.broker.survey import Survey, User
+from tenantry.broker.postgres.users import told_of
+from tenantry.broker.survey import Survey
 from tenantry.domain import names
 
 
@@ -16,6 +17,7 @@ def surveyed(
     bindings: Iterable[tuple[Any, ...]],
     roles: Iterable[tuple[Any, ...]],
     passwords: Mapping[str, str],
+    installation: str,
 ) -> Survey:
     """Make a survey of rows.
 
@@ -41,17 +43,16 @@ def surveyed(
         queues=arguments,
         bindings=frozenset(bound),
         users={
-            name: _user(name, passwords.get(name, kept or ""), powerful=powerful, allowed=allowed)
-            for name, powerful, kept, allowed in roles
+            name: told_of(
+                name,
+                told,
+                allowed=allowed,
+                groups=groups,
+                password=passwords.get(name, kept or ""),
+                powerful=powerful,
+            )
+            for name, powerful, kept, allowed, told, groups in roles
         },
         consumed=frozenset(consumed),
-    )
-
-
-def _user(name: str, password: str, *, powerful: bool, allowed: bool) -> User:
-    wanted = layout.permissions(layout.owner_of(name) or "")
-    return User(
-        password_hash=password,
-        tags=frozenset({"powerful"} if powerful else ()),
-        permissions=(wanted.configure, wanted.write, wanted.read) if allowed else None,
+        installation=installation,
     )

@@ -6,16 +6,33 @@ import base64
 import hashlib
 import hmac
 import secrets
+from collections.abc import Sequence
 from typing import Final
 
 import structlog
 from psycopg import errors, sql
 
+from tenantry.broker import topology as layout
+from tenantry.broker.ownership import mark_of, marks_in
 from tenantry.broker.port import PasswordHash
+from tenantry.broker.survey import User
 from tenantry.database.pool import Connection
 from tenantry.database.tenants_sessions import PUBLISHING
 
 log = structlog.get_logger(__name__)
+
+_FIND: Final = """
+SELECT pg_catalog.shobj_description(r.oid, 'pg_authid'),
+       pg_catalog.bool_or(g.rolname IS NOT DISTINCT FROM %(group)s),
+       coalesce(pg_catalog.array_agg(g.rolname::text) FILTER (WHERE g.rolname <> %(group)s), '{}')
+FROM pg_catalog.pg_roles AS r
+LEFT JOIN (pg_catalog.pg_auth_members AS m
+           JOIN pg_catalog.pg_roles AS g
+               ON g.oid = m.roleid AND g.rolname ~ '^tenantry_producers_')
+    ON m.member = r.oid
+WHERE r.rolname = %(role)s
+GROUP BY r.oid
+"""
 
 _ITERATIONS: Final = 4096
 _SALT_BYTES: Final = 16
@@ -72,8 +89,73 @@ def ensure_group(connection: Connection) -> None:
         connection.execute(grant)
 
 
-def ensure_user(connection: Connection, name: str, password: PasswordHash) -> None:
-    """Make a tenant's role with this password.
+def find(connection: Connection, name: str) -> User | None:
+    """Give a role as it is now, if there is one; what is known of its password is not told.
+
+    It is of this database by its group, and of others by theirs.
+    """
+    row = connection.execute(_FIND, {"role": name, "group": group_of(connection)}).fetchone()
+    if row is None:
+        return None
+    told, allowed, groups = row
+    return told_of(name, told, allowed=allowed, groups=groups)
+
+
+def told_of(
+    name: str,
+    told: str | None,
+    *,
+    allowed: bool,
+    groups: Sequence[str],
+    password: str = "",
+    powerful: bool = False,
+) -> User:
+    """Make a user of what the server says of a role: its comment, and the groups it is in."""
+    wanted = layout.permissions(layout.owner_of(name) or "")
+    return User(
+        password_hash=password,
+        tags=frozenset({"powerful"} if powerful else ()),
+        permissions=(wanted.configure, wanted.write, wanted.read) if allowed else None,
+        marks=marks_in((told or "").split()),
+        elsewhere=tuple(f"another database (by {group})" for group in groups),
+    )
+
+
+def make(connection: Connection, name: str, installation: str) -> None:
+    """Make a tenant's role that nobody can use yet, and mark it as ours."""
+    connection.execute(sql.SQL("CREATE ROLE {} NOLOGIN").format(sql.Identifier(name)))
+    mark(connection, name, installation)
+
+
+def mark(connection: Connection, name: str, installation: str) -> None:
+    """Have a role carry the installation's mark, beside what else is said of it."""
+    row = connection.execute(
+        "SELECT pg_catalog.shobj_description(oid, 'pg_authid')"
+        " FROM pg_catalog.pg_roles WHERE rolname = %s",
+        [name],
+    ).fetchone()
+    said = "" if row is None else row[0] or ""
+    if marks_in(said.split()) == {installation}:
+        return
+    comment = f"{said} {mark_of(installation)}".strip()
+    connection.execute(
+        sql.SQL("COMMENT ON ROLE {} IS {}").format(sql.Identifier(name), sql.Literal(comment))
+    )
+
+
+def end_sessions(connection: Connection, name: str) -> None:
+    """End what is logged in as a role."""
+    connection.execute(
+        "SELECT pg_catalog.pg_terminate_backend(pid)"
+        " FROM pg_catalog.pg_stat_activity WHERE usename = %s",
+        [name],
+    )
+
+
+def ensure_user(
+    connection: Connection, name: str, password: PasswordHash, installation: str
+) -> None:
+    """Make a tenant's role with this password, and mark it as ours.
 
     A hash of another broker's kind leaves it without a password, until it is given a new one.
     """
@@ -83,6 +165,7 @@ def ensure_user(connection: Connection, name: str, password: PasswordHash) -> No
     role = sql.Identifier(name)
     if not _exists(connection, name):
         connection.execute(sql.SQL("CREATE ROLE {}").format(role))
+    mark(connection, name, installation)
     connection.execute(
         sql.SQL("ALTER ROLE {} LOGIN INHERIT {} PASSWORD {}").format(
             role,
@@ -114,9 +197,7 @@ def remove_user(connection: Connection, name: str) -> None:
     role = sql.Identifier(name)
     # Sessions are ended by members of their role, and it may have thrown its members out.
     connection.execute(sql.SQL("GRANT {} TO CURRENT_USER").format(role))
-    connection.execute(
-        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = %s", [name]
-    )
+    end_sessions(connection, name)
     group = sql.Identifier(group_of(connection))
     connection.execute(sql.SQL("REVOKE {} FROM {}").format(group, role))
     try:

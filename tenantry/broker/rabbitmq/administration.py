@@ -39,7 +39,10 @@ from tenantry.broker.rabbitmq.connection import describe, parameters
 from tenantry.broker.rabbitmq.management import ManagementClient
 from tenantry.broker.rabbitmq.permit import UNLIMITED, Permit, permitted
 from tenantry.broker.rabbitmq.takeover import shut_out
-from tenantry.broker.survey import Survey, User
+from tenantry.broker.rabbitmq.tls import SYSTEMS, Tls
+from tenantry.broker.rabbitmq.tls import problem as tls_problem
+from tenantry.broker.rabbitmq.users import RabbitUsers
+from tenantry.broker.survey import Survey
 from tenantry.domain import names
 from tenantry.urls import amqp_url
 
@@ -57,6 +60,7 @@ BLOCKED_TIMEOUT: Final = 10.0
 _PRECONDITION_FAILED: Final = 406
 _ACCESS_REFUSED: Final = 403
 _NOT_FOUND: Final = 404
+_LOCKED: Final = 405
 _SALT_BYTES: Final = 4
 
 
@@ -73,16 +77,23 @@ class RabbitAdministration:
         url: str,
         management_url: str,
         queue_type: layout.QueueType,
+        installation: str,
         permit: Permit = UNLIMITED,
+        tls: Tls = SYSTEMS,
     ) -> None:
-        self._parameters = parameters(url, "administration", permit)
+        """Tenants' users carry the name of the `installation`."""
+        self._parameters = parameters(url, "administration", permit, tls)
         self._parameters.blocked_connection_timeout = BLOCKED_TIMEOUT
         self._permit = permit
         self._scheme = urlsplit(url).scheme
         self._user = unquote(urlsplit(url).username or "guest")
         self._management = ManagementClient(
-            management_url, vhost=self._parameters.virtual_host, permit=permit
+            management_url, vhost=self._parameters.virtual_host, permit=permit, tls=tls
         )
+        self._users = RabbitUsers(
+            self._management, installation=installation, where=self._where, alone=self._alone
+        )
+        self._installation = installation
         self._queue_type = queue_type
         self._free = threading.BoundedSemaphore(CONNECTIONS)
 
@@ -99,9 +110,22 @@ class RabbitAdministration:
         return self._management
 
     @property
+    def users(self) -> RabbitUsers:
+        """The tenants' users."""
+        return self._users
+
+    @property
     def virtual_host(self) -> str:
         """The virtual host the tenants are in."""
         return self._parameters.virtual_host
+
+    def check_owner(self, tenant_id: str, known: PasswordHash | None = None) -> None:
+        """Raise `NotOursError` where the name of the tenant's user is taken by another."""
+        self._users.check_owner(tenant_id, known)
+
+    def claim(self, tenant_id: str, known: PasswordHash | None = None) -> None:
+        """Make sure that the tenant's user is ours, and that there is one."""
+        self._users.claim(tenant_id, known)
 
     def ensure_topology(self, topology: TenantTopology) -> None:
         """Make the tenant's stream, queues, bindings and dead-letter queue, where missing.
@@ -162,19 +186,15 @@ class RabbitAdministration:
 
     def ensure_user(self, tenant_id: str, password: PasswordHash) -> None:
         """Make the tenant's user with this password and its permissions."""
-        name = names.username(tenant_id)
-        allowed = layout.permissions(tenant_id)
-        self._management.put_user(name, password.value)
-        self._management.put_permissions(
-            name, configure=allowed.configure, write=allowed.write, read=allowed.read
-        )
+        self._users.ensure(tenant_id, password)
 
-    def remove_user(self, tenant_id: str) -> None:
-        """Delete the tenant's user and close its connections."""
-        name = names.username(tenant_id)
-        # In this order, since a client that is thrown out connects again at once.
-        self._management.delete_user(name)
-        self._management.close_connections(name, "the tenant was deleted")
+    def remove_user(self, tenant_id: str, known: PasswordHash | None = None) -> None:
+        """Delete the tenant's user and close its connections, unless it is another's."""
+        self._users.remove(tenant_id, known)
+
+    def end_sessions(self, tenant_id: str) -> None:
+        """Close the connections of the tenant's user, now or as soon as they can be closed."""
+        self._users.end_sessions(tenant_id)
 
     def new_credentials(self, tenant_id: str) -> tuple[Credentials, PasswordHash]:
         """Generate a password and the hash that stands for it; nothing changes on the broker."""
@@ -206,13 +226,12 @@ class RabbitAdministration:
 
     def survey(self) -> Survey:
         """Give what there is of all tenants, in four calls of the management API."""
+        self._users.close_late()
         found = self._management.definitions()
-        permissions = self._management.permissions()
+        rights = self._management.permissions()
         users = {
-            user["name"]: User(
-                password_hash=user["password_hash"],
-                tags=user["tags"],
-                permissions=permissions.get(user["name"]),
+            user["name"]: self._users.read(
+                user["password_hash"], user["tags"], rights.get(user["name"], {})
             )
             for user in self._management.users()
         }
@@ -226,6 +245,7 @@ class RabbitAdministration:
             ),
             users=users,
             consumed=self._management.consumed_by(self._user),
+            installation=self._installation,
         )
 
     def queue_counts(self) -> Mapping[str, QueueCounts]:
@@ -248,6 +268,14 @@ class RabbitAdministration:
     @property
     def _where(self) -> str:
         return f"{self._parameters.host}:{self._parameters.port}"
+
+    @contextmanager
+    def _alone(self, tenant_id: str) -> Iterator[None]:
+        """Be the only one in this virtual host that claims the tenant, as long as it takes."""
+        with self._channel() as channel:
+            # An exclusive queue is one connection's, and gone with it.
+            channel.queue_declare(f"tenantry_claim_{tenant_id}", exclusive=True)
+            yield
 
     @contextmanager
     def _channel(self) -> Iterator[BlockingChannel]:
@@ -289,8 +317,10 @@ class RabbitAdministration:
             raise self._failed(error) from error
         except (AMQPError, OSError) as error:
             self._permit.check()
+            secured = self._parameters.ssl_options is not None
+            reason = tls_problem(error, secured=secured) or describe(error)
             raise BrokerUnavailableError(
-                f"RabbitMQ can't be reached at {self._where}: {describe(error)}"
+                f"RabbitMQ can't be reached at {self._where}: {reason}"
             ) from error
 
     def _no_access(self) -> BrokerError:
@@ -305,6 +335,10 @@ class RabbitAdministration:
                 return BrokerError(
                     f"the user of rabbitmq.url lacks rights: {_text(error)}; it must be allowed to "
                     "configure, write and read everything in its virtual host"
+                )
+            if error.reply_code == _LOCKED:
+                return BrokerUnavailableError(
+                    f"somebody else is at it at this moment, try again: {_text(error)}"
                 )
             return BrokerError(f"RabbitMQ refuses: {_text(error)}")
         return BrokerUnavailableError(

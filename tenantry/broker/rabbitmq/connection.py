@@ -16,6 +16,8 @@ from tenantry.broker.port import BrokerError
 from tenantry.broker.rabbitmq.loop import IoLoop
 from tenantry.broker.rabbitmq.permit import UNLIMITED, Permit, PermittedConnection
 from tenantry.broker.rabbitmq.silence import HEARTBEAT, SilenceWatch
+from tenantry.broker.rabbitmq.tls import SYSTEMS, Tls
+from tenantry.broker.rabbitmq.tls import problem as tls_problem
 
 log = structlog.get_logger(__name__)
 
@@ -34,10 +36,13 @@ PERMIT_POLL: Final = 0.1
 """Seconds between looks at whether a lapsed permit is good again."""
 
 
-def parameters(url: str, name: str, permit: Permit = UNLIMITED) -> pika.URLParameters:
+def parameters(
+    url: str, name: str, permit: Permit = UNLIMITED, tls: Tls = SYSTEMS
+) -> pika.URLParameters:
     """Turn an AMQP URL into pika's parameters, with every wait bounded.
 
-    Raises `BrokerError` for a URL that pika can't read; the message does not repeat the URL.
+    Raises `BrokerError` for a URL that pika can't read, which is not repeated, and for files of
+    `tls` that can't be used.
     """
     try:
         wanted = pika.URLParameters(url)
@@ -45,6 +50,7 @@ def parameters(url: str, name: str, permit: Permit = UNLIMITED) -> pika.URLParam
         raise BrokerError(
             "rabbitmq.url is not an AMQP URL: amqp://user:password@host:5672/"
         ) from error
+    secure(wanted, url, tls)
     wanted.heartbeat = HEARTBEAT
     wanted.socket_timeout = 5
     wanted.stack_timeout = 10
@@ -52,6 +58,17 @@ def parameters(url: str, name: str, permit: Permit = UNLIMITED) -> pika.URLParam
     wanted.blocked_connection_timeout = None
     wanted.client_properties = permit.properties(name)
     return wanted
+
+
+def secure(wanted: pika.URLParameters, url: str, tls: Tls) -> None:
+    """Have a connection to an amqps URL trust whom `tls` trusts, and say who we are.
+
+    What the URL asks for itself (`?ssl_options=`, as pika has it) stands where `tls` says nothing.
+    Raises `BrokerError`.
+    """
+    if wanted.ssl_options is None or (tls == SYSTEMS and "ssl_options" in url):
+        return
+    wanted.ssl_options = pika.SSLOptions(tls.context(), wanted.host)
 
 
 C = TypeVar("C", bound=PermittedConnection)
@@ -76,6 +93,7 @@ class Link(Generic[C]):
         kind: type[C],
         linger: Callable[[C], float] = lambda _: 0.0,
         permit: Permit = UNLIMITED,
+        tls: Tls = SYSTEMS,
     ) -> None:
         """`linger` gives the seconds an open connection is kept once it is to be closed.
 
@@ -83,7 +101,7 @@ class Link(Generic[C]):
         reason in words.
         """
         self._loop = loop
-        self._parameters = parameters(url, name, permit)
+        self._parameters = parameters(url, name, permit, tls)
         self._permit = permit
         self._name = f"tenantry {name}"
         self._on_open = on_open
@@ -201,6 +219,9 @@ class Link(Generic[C]):
 
 def describe(error: object) -> str:
     """Say in one line what pika's exceptions, which nest and are often empty, are about."""
+    secured = tls_problem(error) if isinstance(error, BaseException) else None
+    if secured is not None:
+        return secured
     parts: list[str] = []
     seen = error
     while isinstance(seen, BaseException) and len(parts) < 4:

@@ -24,6 +24,7 @@ from tenantry.broker.rabbitmq.lanes import Lanes
 from tenantry.broker.rabbitmq.loop import IoLoop
 from tenantry.broker.rabbitmq.permit import UNLIMITED, Permit
 from tenantry.broker.rabbitmq.reading import ReadingConnection, Receiver
+from tenantry.broker.rabbitmq.tls import SYSTEMS, Tls
 from tenantry.telemetry.heartbeat import Heartbeat
 
 if TYPE_CHECKING:
@@ -477,12 +478,22 @@ class RabbitConsuming:
     """
 
     def __init__(
-        self, url: str, permit: Permit = UNLIMITED, *, budget: Budget | None = None
+        self,
+        url: str,
+        permit: Permit = UNLIMITED,
+        tls: Tls = SYSTEMS,
+        *,
+        budget: Budget | None = None,
     ) -> None:
         self._loop = IoLoop()
         self._budget = budget or Budget()
         self._lanes = Lanes(
-            self._loop, url, permit=permit, opened=self._take_up, linger=acks_settle_in
+            self._loop,
+            url,
+            permit=permit,
+            tls=tls,
+            opened=self._take_up,
+            linger=acks_settle_in,
         )
         self._subscriptions: set[RabbitSubscription] = set()
         self._new: deque[RabbitSubscription] = deque()

@@ -30,6 +30,7 @@ from tenantry.broker.rabbitmq.consuming import acks_settle_in
 from tenantry.broker.rabbitmq.deaths import queued_letter
 from tenantry.broker.rabbitmq.permit import UNLIMITED, Permit
 from tenantry.broker.rabbitmq.properties import WholeReadingConnection
+from tenantry.broker.rabbitmq.tls import SYSTEMS, Tls
 from tenantry.domain import names
 
 if TYPE_CHECKING:
@@ -282,8 +283,8 @@ class RabbitDeadLetterWalk:
 class RabbitDeadLetters:
     """Dead-letter queues (`tenantry.broker.port.DeadLetters`) of the broker at `url`."""
 
-    def __init__(self, url: str, permit: Permit = UNLIMITED) -> None:
-        self._parameters = parameters(url, "dead letters", permit)
+    def __init__(self, url: str, permit: Permit = UNLIMITED, tls: Tls = SYSTEMS) -> None:
+        self._parameters = parameters(url, "dead letters", permit, tls)
         self._parameters.heartbeat = HEARTBEAT
         self._permit = permit
         self._guard = threading.Condition()

@@ -20,6 +20,7 @@ from tenantry.broker.rabbitmq.connection import Link
 from tenantry.broker.rabbitmq.loop import IoLoop
 from tenantry.broker.rabbitmq.permit import Permit
 from tenantry.broker.rabbitmq.reading import ReadingConnection
+from tenantry.broker.rabbitmq.tls import Tls
 
 log = structlog.get_logger(__name__)
 
@@ -92,6 +93,7 @@ class Lanes:
         url: str,
         *,
         permit: Permit,
+        tls: Tls,
         opened: Callable[[], None],
         linger: Callable[[float], float],
     ) -> None:
@@ -99,6 +101,7 @@ class Lanes:
         self._loop = loop
         self._url = url
         self._permit = permit
+        self._tls = tls
         self._opened = opened
         self._linger = linger
         self._numbers = 0
@@ -145,6 +148,7 @@ class Lanes:
             self._url,
             name=lane.name,
             permit=self._permit,
+            tls=self._tls,
             on_open=partial(self._lane_opened, lane),
             on_closed=partial(self._lane_closed, lane),
             kind=ReadingConnection,

@@ -14,6 +14,8 @@ import httpx
 
 from tenantry.broker.port import BrokerError, BrokerUnavailableError
 from tenantry.broker.rabbitmq.permit import UNLIMITED, Permit
+from tenantry.broker.rabbitmq.tls import SYSTEMS, Tls
+from tenantry.broker.rabbitmq.tls import problem as tls_problem
 from tenantry.urls import address
 
 ATTEMPTS: Final = 4
@@ -36,7 +38,9 @@ class ManagementClient:
     and `BrokerError` where the broker refuses; neither repeats a password.
     """
 
-    def __init__(self, url: str, *, vhost: str, permit: Permit = UNLIMITED) -> None:
+    def __init__(
+        self, url: str, *, vhost: str, permit: Permit = UNLIMITED, tls: Tls = SYSTEMS
+    ) -> None:
         try:
             parts = urlsplit(url)
             host, port = parts.hostname, parts.port
@@ -54,6 +58,8 @@ class ManagementClient:
         self._client = httpx.Client(
             auth=(unquote(parts.username or ""), unquote(parts.password or "")),
             timeout=TIMEOUT,
+            # As AMQP does it; left to itself, httpx would trust authorities of its own.
+            verify=tls.context() if parts.scheme == "https" else False,
             # Neither a proxy nor a .netrc stands between us and the broker.
             trust_env=False,
         )
@@ -76,6 +82,21 @@ class ManagementClient:
         """Give up the connections to the broker."""
         self._client.close()
 
+    @property
+    def virtual_host(self) -> str:
+        """The virtual host this client is for."""
+        return self._shown_vhost
+
+    def user(self, name: str) -> Mapping[str, Any] | None:
+        """Give a user with the hash of its password and its tags, if there is one."""
+        found = self._call(
+            "GET",
+            f"users/{_quoted(name)}",
+            parameters={"columns": _USER_COLUMNS},
+            absent_is_fine=True,
+        )
+        return None if found is None else {**found, "tags": _tags(found.get("tags"))}
+
     def put_user(self, name: str, password_hash: str, *, tags: Sequence[str] = ()) -> None:
         """Make a user, without tags by default, or give one a password, known by its hash only."""
         body = {
@@ -94,13 +115,30 @@ class ManagementClient:
         body = {"configure": configure, "write": write, "read": read}
         self._call("PUT", f"permissions/{self._vhost}/{_quoted(name)}", body=body)
 
+    def delete_permissions(self, name: str) -> None:
+        """Take from a user what it may do in the virtual host."""
+        self._call("DELETE", f"permissions/{self._vhost}/{_quoted(name)}", absent_is_fine=True)
+
+    def permissions_of(self, name: str) -> dict[str, tuple[str, str, str]]:
+        """Give by virtual host what a user may configure, write to and read from; all of them."""
+        path = f"users/{_quoted(name)}/permissions"
+        return {
+            one["vhost"]: (one["configure"], one["write"], one["read"])
+            for one in self._call("GET", path, absent_is_fine=True) or ()
+        }
+
     def close_connections(self, name: str, reason: str) -> None:
-        """Close all connections of a user, which gets to know the reason."""
+        """Close all connections of a user, which gets to know the reason.
+
+        Asked twice at most, for an answer within 5 seconds each.
+        """
         self._call(
             "DELETE",
             f"connections/username/{_quoted(name)}",
             headers={"X-Reason": reason},
             absent_is_fine=True,
+            timeout=httpx.Timeout(5.0),
+            attempts=2,
         )
 
     def connections_of(self, user: str) -> Sequence[tuple[str, str]]:
@@ -177,10 +215,13 @@ class ManagementClient:
             for user in self._call("GET", "users", parameters={"columns": _USER_COLUMNS})
         ]
 
-    def permissions(self) -> Mapping[str, tuple[str, str, str]]:
-        """Give for each user what it may configure, write to and read from."""
-        listed = self._call("GET", f"vhosts/{self._vhost}/permissions")
-        return {one["user"]: (one["configure"], one["write"], one["read"]) for one in listed}
+    def permissions(self) -> Mapping[str, dict[str, tuple[str, str, str]]]:
+        """Give what each user may configure, write to and read from, by virtual host."""
+        found: dict[str, dict[str, tuple[str, str, str]]] = {}
+        for one in self._call("GET", "permissions"):
+            rights = (one["configure"], one["write"], one["read"])
+            found.setdefault(one["user"], {})[one["vhost"]] = rights
+        return found
 
     def consumed_by(self, user: str) -> frozenset[str]:
         """Name the queues that have a consumer of a user."""
@@ -232,6 +273,7 @@ class ManagementClient:
         """Make a call and give its JSON; None, if it has none or answers that there is nothing."""
         url = f"{self.address}/api/{path}"
         problem = ""
+        secured = url.startswith("https")
         for attempt in range(attempts):
             if attempt:
                 ceiling = min(LONGEST_BACKOFF, FIRST_BACKOFF * 2 ** (attempt - 1))
@@ -248,7 +290,11 @@ class ManagementClient:
                     extensions={"trace": self._before_sending},
                 )
             except httpx.TransportError as error:
-                problem = _one_line(str(error)) or type(error).__name__
+                problem = (
+                    tls_problem(error, secured=secured)
+                    or _one_line(str(error))
+                    or type(error).__name__
+                )
                 continue
             except RuntimeError as error:
                 if not self._client.is_closed:

@@ -13,20 +13,37 @@ from tenantry.broker.port import BrokerUnavailableError
 
 PRODUCT: Final = "Tenantry"
 # A term is a bigint: more digits are nobody's, and Python would refuse to read thousands of them.
-_NAME: Final = re.compile(r"tenantry .*, term ([0-9]{1,19})", re.ASCII)
+_NAME: Final = re.compile(
+    r"tenantry [^,]*(?:, of (?P<of>[a-z0-9-]+))?, term (?P<term>[0-9]{1,19})", re.ASCII
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Permit:
-    """A term, as connections see it: its number is in their names, so that others know them."""
+    """A term, as connections see it: its number is in their names, so that others know them.
+
+    Terms are counted by an `installation`, whose name is there, too.
+    """
 
     number: int | None = None
     valid: Callable[[], bool] = lambda: True
+    installation: str = ""
 
     def properties(self, name: str) -> dict[str, str]:
         """Give what a connection tells the broker about itself."""
+        whose = f", of {self.installation}" if self.installation else ""
         term = "" if self.number is None else f", term {self.number}"
-        return {"connection_name": f"tenantry {name}{term}", "product": PRODUCT}
+        return {"connection_name": f"tenantry {name}{whose}{term}", "product": PRODUCT}
+
+    def outlived(self, connection_name: str) -> bool:
+        """Tell whether a connection of this name was made under an earlier term.
+
+        Anybody may call a connection so: ask only of those that the broker knows to be our user's.
+        """
+        match = _NAME.fullmatch(connection_name)
+        if match is None or self.number is None or (match["of"] or "") != self.installation:
+            return False
+        return int(match["term"]) < self.number
 
     def check(self) -> None:
         """Raise `BrokerUnavailableError` once the term may be another's."""
@@ -35,15 +52,6 @@ class Permit:
 
 
 UNLIMITED: Final = Permit()
-
-
-def term_of(connection_name: str) -> int | None:
-    """Tell under which term a connection of this name was made; None of all others.
-
-    Anybody may call a connection so: ask only of those that the broker knows to be our user's.
-    """
-    match = _NAME.fullmatch(connection_name)
-    return None if match is None else int(match[1])
 
 
 class PermittedConnection(pika.SelectConnection):

@@ -25,6 +25,7 @@ from tenantry.broker.port import (
 from tenantry.broker.rabbitmq.connection import Link, describe
 from tenantry.broker.rabbitmq.loop import IoLoop
 from tenantry.broker.rabbitmq.permit import UNLIMITED, Permit, PermittedConnection
+from tenantry.broker.rabbitmq.tls import SYSTEMS, Tls
 from tenantry.broker.rabbitmq.unconfirmed import Batch, Unconfirmed
 from tenantry.broker.rabbitmq.wire import UnencodableError, encode
 from tenantry.telemetry.heartbeat import Heartbeat
@@ -58,12 +59,13 @@ class RabbitPublishing:
     same message ids, until the caller's time is up.
     """
 
-    def __init__(self, url: str, permit: Permit = UNLIMITED) -> None:
+    def __init__(self, url: str, permit: Permit = UNLIMITED, tls: Tls = SYSTEMS) -> None:
         self._loop = IoLoop()
         self._link = Link(
             self._loop,
             url,
             permit=permit,
+            tls=tls,
             name="publishing",
             on_open=self._connected,
             on_closed=self._disconnected,

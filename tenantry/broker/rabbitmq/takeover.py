@@ -8,7 +8,7 @@ import structlog
 
 from tenantry.broker.port import BrokerUnavailableError
 from tenantry.broker.rabbitmq.management import ManagementClient
-from tenantry.broker.rabbitmq.permit import Permit, term_of
+from tenantry.broker.rabbitmq.permit import Permit
 
 log = structlog.get_logger(__name__)
 
@@ -31,9 +31,7 @@ def shut_out(management: ManagementClient, permit: Permit, *, user: str) -> int:
     if permit.number is None:
         return 0
     earlier = {
-        name: called
-        for name, called in management.connections_of(user)
-        if (term := term_of(called)) is not None and term < permit.number
+        name: called for name, called in management.connections_of(user) if permit.outlived(called)
     }
     for name, called in earlier.items():
         try:

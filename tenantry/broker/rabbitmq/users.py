@@ -1,0 +1,178 @@
+"""Tenants' users on RabbitMQ: the whole server's, so that each carries the mark of who made it.
+
+RabbitMQ puts a user whether it is there or not, and has no word that would tell. So whoever makes
+one looks again afterwards. Two that share a virtual host are kept apart by a lock in it; two that
+do not, each by what the other has put by then: the mark, or rights elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Final
+
+import structlog
+
+from tenantry.broker import topology as layout
+from tenantry.broker.ownership import mark_of, marks_in, stranger
+from tenantry.broker.port import BrokerError, NotOursError, PasswordHash
+from tenantry.broker.rabbitmq.management import ManagementClient
+from tenantry.broker.survey import User
+from tenantry.domain import names
+
+log = structlog.get_logger(__name__)
+
+NO_PASSWORD: Final = ""
+"""The hash of a user that nobody can log in as."""
+
+
+class RabbitUsers:
+    """Makes, finds and removes tenants' users. Callable from any thread.
+
+    `alone` keeps others that share the virtual host from making the same tenant meanwhile.
+    """
+
+    def __init__(
+        self,
+        management: ManagementClient,
+        *,
+        installation: str,
+        where: str,
+        alone: Callable[[str], AbstractContextManager[None]],
+    ) -> None:
+        self._management = management
+        self._installation = installation
+        self._where = where
+        self._alone = alone
+        self._unclosed: set[str] = set()
+
+    @property
+    def mark(self) -> str:
+        """The tag of our users."""
+        return mark_of(self._installation)
+
+    def check_owner(self, tenant_id: str, known: PasswordHash | None) -> None:
+        """See `Administration.check_owner`."""
+        self._ours(tenant_id, known)
+
+    def claim(self, tenant_id: str, known: PasswordHash | None) -> None:
+        """See `Administration.claim`."""
+        with self._alone(tenant_id):
+            if self._ours(tenant_id, known) is None:
+                self._management.put_user(names.username(tenant_id), NO_PASSWORD, tags=[self.mark])
+                self._ours(tenant_id, None)
+
+    def ensure(self, tenant_id: str, password: PasswordHash) -> None:
+        """See `Administration.ensure_user`."""
+        name = names.username(tenant_id)
+        allowed = layout.permissions(tenant_id)
+        wanted = (allowed.configure, allowed.write, allowed.read)
+        user = self._ours(tenant_id, password)
+        if user is None or user.password_hash != password.value or not self._marked(user):
+            self._management.put_user(name, password.value, tags=[self.mark])
+        if user is not None and user.permissions == wanted:
+            return
+        self._management.put_permissions(
+            name, configure=allowed.configure, write=allowed.write, read=allowed.read
+        )
+        if user is None or user.permissions is None:
+            new = user is None or user.password_hash == NO_PASSWORD
+            self._see_that_it_is_ours_alone(tenant_id, new=new)
+
+    def remove(self, tenant_id: str, known: PasswordHash | None) -> None:
+        """See `Administration.remove_user`."""
+        name = names.username(tenant_id)
+        try:
+            user = self._ours(tenant_id, known)
+        except NotOursError as error:
+            log.warning("broker.user_left_to_another", user=name, reason=str(error))
+            return
+        if user is None:
+            return
+        # In this order, since a client that is thrown out connects again at once.
+        self._management.delete_user(name)
+        self._close(name, "the tenant was deleted")
+
+    def end_sessions(self, tenant_id: str) -> None:
+        """See `Administration.end_sessions`."""
+        self._close(names.username(tenant_id), "the password was changed")
+
+    def close_late(self) -> None:
+        """Close what could not be closed before."""
+        for name in sorted(self._unclosed):
+            self._close(name, "the password was changed, or the tenant deleted")
+
+    def is_anothers(self, user: User) -> bool:
+        """Tell whether a user carries another installation's mark."""
+        return bool(user.marks - {self._installation})
+
+    def find(self, name: str) -> User | None:
+        """Give a user as it is now."""
+        found = self._management.user(name)
+        if found is None:
+            return None
+        rights = self._management.permissions_of(name)
+        return self.read(found["password_hash"], found["tags"], rights)
+
+    def read(
+        self, password_hash: str, tags: frozenset[str], rights: dict[str, tuple[str, str, str]]
+    ) -> User:
+        """Make a user of what the management API says of it; `rights` are by virtual host."""
+        ours = self._management.virtual_host
+        return User(
+            password_hash=password_hash,
+            tags=frozenset(one for one in tags if not marks_in([one])),
+            permissions=rights.get(ours),
+            marks=marks_in(tags),
+            elsewhere=tuple(f"virtual host {one!r}" for one in sorted(rights) if one != ours),
+        )
+
+    def _ours(self, tenant_id: str, known: PasswordHash | None) -> User | None:
+        """Give the tenant's user, if there is one. Raises `NotOursError`."""
+        name = names.username(tenant_id)
+        user = self.find(name)
+        whose = None if user is None else stranger(user, self._installation, known)
+        if user is not None and whose is not None:
+            raise NotOursError(self._refusal(name, whose), here=user.permissions is not None)
+        return user
+
+    def _marked(self, user: User) -> bool:
+        return user.marks == {self._installation} and not user.tags
+
+    def _see_that_it_is_ours_alone(self, tenant_id: str, *, new: bool) -> None:
+        """Find out whether another has made the same user at the same moment; undo it, if so.
+
+        Whichever of two looks last sees what the other has put: rights, or its mark.
+        """
+        name = names.username(tenant_id)
+        try:
+            user = self._ours(tenant_id, None)
+        except NotOursError:
+            self._management.delete_permissions(name)
+            raise
+        if user is not None and user.elsewhere and new:
+            self._management.delete_user(name)
+            whose = f"has rights in {', '.join(user.elsewhere)} as well"
+            raise NotOursError(self._refusal(name, whose), here=False)
+
+    def _refusal(self, name: str, whose: str) -> str:
+        return (
+            f"user {name!r} of RabbitMQ at {self._where} {whose}, and this is the installation "
+            f"{self._installation}; users are the whole server's: choose another tenant id, or "
+            "give each installation a RabbitMQ of its own; if nobody needs that user any more, "
+            f"delete it (rabbitmqctl delete_user {name})"
+        )
+
+    def _close(self, name: str, reason: str) -> None:
+        try:
+            self._management.close_connections(name, reason)
+        except BrokerError as error:
+            self._unclosed.add(name)
+            log.warning(
+                "broker.connections_not_closed",
+                user=name,
+                error=str(error),
+                remedy="they still go by the old password; it is tried again within a minute",
+            )
+        else:
+            self._unclosed.discard(name)

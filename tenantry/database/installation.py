@@ -1,0 +1,86 @@
+"""The name of an installation: one database, and what runs on it."""
+
+from __future__ import annotations
+
+import secrets
+from typing import Final
+
+import structlog
+
+from tenantry.database.pool import Connection, Database
+from tenantry.sql import queries
+
+log = structlog.get_logger(__name__)
+
+_ADJECTIVES: Final = (
+    "amber bold brave brisk calm clear deep eager early fair fresh gentle grand green keen kind "
+    "light lucky mild noble plain proud quick quiet rapid ready sharp silver steady swift warm wise"
+)
+_NOUNS: Final = (
+    "alder badger beech birch cedar crane curlew elder falcon finch hazel heron ibis juniper kite "
+    "lark linden lynx maple marten oak osprey otter plover poplar raven rowan sorrel stork swan "
+    "willow wren"
+)
+
+
+def find_installation(database: Database) -> str:
+    """Give the installation's name; at the first start it is made.
+
+    A copy of a database beside its original, on the same server, gets a name of its own; one that
+    has come to another server keeps its name, and the log says so. Raises `DatabaseError`.
+    """
+    sql = queries("installation")
+    with database.connection() as connection, connection.transaction():
+        here = connection.execute(sql["here"]).fetchone()
+        if here is None:
+            raise RuntimeError("a database without a number")
+        parameters = {"name": _made_up(), "database": here[0], "server": here[1]}
+        connection.execute(sql["make"], parameters)
+        found = connection.execute(sql["find"]).fetchone()
+        if found is None:
+            raise RuntimeError("the installation has no name")
+        name, oid, server = found
+        if (oid, server) != (here[0], here[1]):
+            name = _moved(connection, name, parameters, found)
+    return str(name)
+
+
+def _moved(
+    connection: Connection,
+    name: str,
+    parameters: dict[str, object],
+    found: tuple[object, ...],
+) -> str:
+    """Settle who the installation is in a database that is not the one it was in."""
+    sql = queries("installation")
+    original = connection.execute(
+        sql["original"], {"database": found[1], "server": found[2], **_here(parameters)}
+    ).fetchone()
+    if original is None:
+        log.warning(
+            "installation.moved",
+            installation=name,
+            remedy="should the database it came from still be in use, see docs/installations.md",
+        )
+        connection.execute(sql["settle"], {**parameters, "name": name})
+        return name
+    # The roles that are listed are the original's, which goes on using them.
+    connection.execute(sql["disown_roles"])
+    connection.execute(sql["settle"], parameters)
+    log.warning(
+        "installation.copied",
+        installation=parameters["name"],
+        original=name,
+        original_database=original[0],
+        remedy="tenants that both have are refused here wherever they share a server",
+    )
+    return str(parameters["name"])
+
+
+def _here(parameters: dict[str, object]) -> dict[str, object]:
+    return {"here": parameters["database"], "this_server": parameters["server"]}
+
+
+def _made_up() -> str:
+    words = (*map(secrets.choice, (_ADJECTIVES.split(), _NOUNS.split())), secrets.token_hex(2))
+    return "-".join(words)
