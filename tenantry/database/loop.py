@@ -13,6 +13,7 @@ from psycopg import errors, pq
 
 from tenantry.database.errors import DatabaseUnavailableError
 from tenantry.database.failures import is_unavailable, unavailable
+from tenantry.database.liveness import has_ended
 from tenantry.database.pool import Database
 
 CONNECTIONS: Final = 8
@@ -134,7 +135,8 @@ class _Link:
 
     async def row(self, query: bytes, parameters: Sequence[bytes | None]) -> Row:
         """Run a query and give its first row."""
-        if self._connection.closed:
+        if self._connection.closed or has_ended(self._pg):
+            self.close()
             raise _LostError("the connection was closed")
         self._results = []
         self._answer = self._loop.create_future()

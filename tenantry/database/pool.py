@@ -25,6 +25,7 @@ from tenantry.database.failures import (
     place,
     unavailable,
 )
+from tenantry.database.liveness import has_died
 from tenantry.database.sessions import LOCK_TIMEOUT, Sessions
 
 Connection: TypeAlias = psycopg.Connection[TupleRow]
@@ -41,6 +42,9 @@ RECONNECT_FOR: Final = 3.0
 Short on purpose: psycopg_pool doubles its delays, so that after a long outage its next attempt
 could be minutes away; once it has given up, the next caller makes it try at once.
 """
+
+REPLACED: Final = 3
+"""Connections that have died at rest and are replaced before one is lent as it is."""
 
 STATEMENT_TIMEOUT: Final = 30.0
 IDLE_IN_TRANSACTION_TIMEOUT: Final = 60.0
@@ -184,7 +188,7 @@ class Database:
         borrowed_at = time.monotonic()
         lost = False
         try:
-            with pool.connection(timeout) as connection:
+            with self._lent(pool, timeout) as connection:
                 borrowed_at = time.monotonic()
                 try:
                     yield connection
@@ -203,6 +207,26 @@ class Database:
             if is_unavailable(error):
                 raise unavailable(error, self._where) from error
             raise
+
+    @contextmanager
+    def _lent(
+        self, pool: ConnectionPool[Connection], timeout: float | None
+    ) -> Iterator[Connection]:
+        """Lend a connection that has not died at rest: nothing has been done on it yet."""
+        connection = pool.getconn(timeout)
+        for _ in range(REPLACED):
+            if not has_died(connection):
+                break
+            borrowed_at = time.monotonic()
+            connection.close()
+            pool.putconn(connection)
+            self._forget_idle_connections(pool, borrowed_at)
+            connection = pool.getconn(timeout)
+        try:
+            with connection:
+                yield connection
+        finally:
+            pool.putconn(connection)
 
     @contextmanager
     def listen_connection(self, *, statement_timeout: float | None = None) -> Iterator[Connection]:

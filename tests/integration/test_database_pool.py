@@ -19,6 +19,7 @@ import pytest
 
 from tenantry.database.embedded import EmbeddedPostgres
 from tenantry.database.errors import DatabaseUnavailableError, DatabaseUrlError
+from tenantry.database.liveness import has_died
 from tenantry.database.pool import Connection, Database
 from tests.services_postgres import own_server
 
@@ -402,3 +403,28 @@ def test_a_connection_for_listening_is_apart_from_the_pool(database_url: str) ->
                 own.execute("SELECT 1")
     with pytest.raises(DatabaseUnavailableError):
         lose(Database(database_url).listen_connection(), database_url)
+
+
+def test_connections_that_died_at_rest_are_replaced_before_anything_is_done_on_one(
+    database_url: str,
+) -> None:
+    database = Database(database_url, pool_size=4)
+    database.open()
+    try:
+        warm(database, 4)
+        for _ in range(3):
+            terminate_all(database_url)
+            use(database)
+        assert [has_died(one) for one in lent(database)] == [False]
+    finally:
+        database.close()
+
+
+def lent(database: Database) -> Iterator[Connection]:
+    with database.connection() as connection:
+        # What comes by itself and is no end is none: a notice waits to be read.
+        connection.pgconn.send_query(b"DO $$ BEGIN RAISE NOTICE 'hello'; END $$")
+        connection.pgconn.flush()
+        yield connection
+        while connection.pgconn.get_result():
+            pass

@@ -5,8 +5,10 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Iterator
+from typing import Any
 from urllib.parse import urlsplit
 
+import httpx
 import pika
 import pytest
 from pika.adapters.blocking_connection import BlockingChannel
@@ -16,15 +18,17 @@ from pika.exceptions import (
     ConnectionClosedByBroker,
 )
 
-from tenantry.broker.port import Credentials, TenantTopology
-from tenantry.broker.rabbitmq.administration import hash_password
+from tenantry.broker.port import BrokerUnavailableError, Credentials, TenantTopology
+from tenantry.broker.rabbitmq.administration import RabbitAdministration, hash_password
 from tenantry.broker.topology import consumed
 from tenantry.domain import names
 from tests import brokers
 from tests.brokers import Broker
-from tests.services_rabbitmq import RabbitHost
+from tests.services_rabbitmq import RabbitHost, virtual_host
+from tests.waiting import eventually
 
 ACCESS_REFUSED = 403
+PRECONDITION_FAILED = 406
 
 
 @pytest.fixture
@@ -109,6 +113,162 @@ def test_a_tenant_declares_binds_and_deletes_nothing(
     refused(lambda: connection.channel().exchange_delete(stream))
 
 
+BUILT_IN = ("amq.direct", "amq.fanout", "amq.headers", "amq.match", "amq.topic")
+
+
+def test_a_tenant_uses_no_exchange_but_its_stream(
+    tenant: Tenant, channel: BlockingChannel, broker: Broker
+) -> None:
+    made, _ = tenant
+    other = broker.tenant()
+    connection = channel.connection
+    stream, queue = names.stream_name(made.tenant_id), names.queue_name(made.tenant_id)
+    theirs = names.stream_name(other.tenant_id)
+    for exchange in ("", *BUILT_IN, names.DEAD_LETTER_EXCHANGE, "amq.rabbitmq.trace", theirs):
+        fresh = connection.channel()
+        fresh.confirm_delivery()
+        refused(lambda: fresh.basic_publish(exchange, queue, b""))  # noqa: B023
+    for exchange in (*BUILT_IN, names.DEAD_LETTER_EXCHANGE, stream, theirs):
+        for bind in (
+            lambda: connection.channel().queue_bind(queue, exchange, "#"),  # noqa: B023
+            lambda: connection.channel().exchange_bind(stream, exchange, "#"),  # noqa: B023
+            lambda: connection.channel().exchange_bind(exchange, stream, "#"),  # noqa: B023
+            lambda: connection.channel().queue_unbind(queue, exchange, "#"),  # noqa: B023
+            lambda: connection.channel().exchange_unbind(stream, exchange, "#"),  # noqa: B023
+        ):
+            refused(bind)
+
+
+def test_no_header_leads_a_message_out_of_its_stream(
+    tenant: Tenant, channel: BlockingChannel, broker: Broker
+) -> None:
+    made, _ = tenant
+    other = broker.tenant("events")
+    theirs = [spec.name for spec in consumed(other)]
+    keys = [*theirs, names.queue_name(made.tenant_id), other.tenant_id, made.tenant_id, "events.0"]
+    channel.basic_publish(
+        names.stream_name(made.tenant_id),
+        "default",
+        b"hello",
+        pika.BasicProperties(headers={"CC": [*keys, "events.1"], "BCC": keys}),
+        mandatory=True,
+    )
+    for spec in consumed(other):
+        assert broker.ready(spec.name) == []
+    dead_letters = [names.dead_letter_queue_name(one.tenant_id) for one in (made, other)]
+    assert [broker.ready(queue) for queue in dead_letters] == [[], []]
+    # Among its own it copies: that is its own affair.
+    assert [broker.ready(spec.name) for spec in consumed(made)] == [[b"hello"]] * 3
+
+
+def test_a_tenant_makes_no_queue_of_any_kind_and_no_exchange_of_any_name(
+    tenant: Tenant, channel: BlockingChannel
+) -> None:
+    made, _ = tenant
+    connection = channel.connection
+    stream, queue = names.stream_name(made.tenant_id), names.queue_name(made.tenant_id)
+    for name in (
+        "",
+        queue,
+        f"{stream}.more.0",
+        names.queue_name("tomorrows"),
+        names.dead_letter_queue_name("tomorrows"),
+        "tenantry_claim_tomorrows",
+    ):
+        kinds: list[dict[str, Any]] = [
+            {"exclusive": True},
+            {"auto_delete": True},
+            {"durable": True},
+            {"durable": True, "arguments": {"x-queue-type": "quorum" if name else "classic"}},
+        ]
+        for how in kinds:
+            refused(lambda: connection.channel().queue_declare(name, **how))  # noqa: B023
+    for name in (stream, names.stream_name("tomorrows"), "mine"):
+        refused(
+            lambda: connection.channel().exchange_declare(
+                name,  # noqa: B023
+                durable=True,
+                arguments={"alternate-exchange": names.stream_name("tomorrows")},
+            )
+        )
+
+
+def test_a_reply_reaches_nobody(tenant: Tenant, channel: BlockingChannel, broker: Broker) -> None:
+    """Direct reply-to needs no permission, and leads to its own connection alone."""
+    made, _ = tenant
+    connection = channel.connection
+    asking = connection.channel()
+    asking.basic_consume("amq.rabbitmq.reply-to", lambda *_: None, auto_ack=True)
+    asking.basic_publish(
+        names.stream_name(made.tenant_id),
+        "default",
+        b"question",
+        pika.BasicProperties(reply_to="amq.rabbitmq.reply-to"),
+    )
+    with pika.BlockingConnection(pika.URLParameters(broker.host.url)) as ours:  # type: ignore[union-attr]
+        reader = ours.channel()
+        found = eventually(
+            lambda: [
+                properties
+                for _, properties, _ in [reader.basic_get(names.queue_name(made.tenant_id))]
+                if properties is not None
+            ],
+            what="the question",
+        )
+    reply_to = found[0].reply_to
+    assert reply_to.startswith("amq.rabbitmq.reply-to.")
+    answering = connection.channel()
+    answering.confirm_delivery()
+    refused(lambda: answering.basic_publish("", reply_to, b"answer"))
+
+
+def test_who_guesses_a_name_learns_that_it_is_there_and_how_much_lies_in_it_but_nothing_of_that(
+    tenant: Tenant, channel: BlockingChannel, broker: Broker
+) -> None:
+    """RabbitMQ asks for no permission to look at a queue; docs/security.md says so."""
+    other = broker.tenant()
+    broker.publish(other, "default", b"secret")
+    theirs = names.queue_name(other.tenant_id)
+    seen = channel.queue_declare(theirs, passive=True).method
+    assert (seen.message_count, seen.consumer_count) == (1, 0)
+    channel.exchange_declare(names.stream_name(other.tenant_id), passive=True)
+    connection = channel.connection
+    refused(lambda: connection.channel().basic_get(theirs))
+    refused(lambda: connection.channel().queue_purge(theirs))
+    with pytest.raises(ChannelClosedByBroker, match="NOT_FOUND"):
+        connection.channel().queue_declare(names.queue_name("nobody-has-it"), passive=True)
+    assert broker.ready(theirs) == [b"secret"]
+
+
+def test_a_message_is_published_in_nobody_elses_name(
+    tenant: Tenant, channel: BlockingChannel
+) -> None:
+    forged = pika.BasicProperties(user_id=names.username("other"))
+    with pytest.raises(ChannelClosedByBroker) as caught:
+        channel.basic_publish(names.stream_name(tenant[0].tenant_id), "default", b"", forged)
+    assert caught.value.reply_code == PRECONDITION_FAILED
+
+
+def test_a_tenant_enters_no_other_virtual_host_and_not_the_management_api(
+    broker: Broker, tenant: Tenant
+) -> None:
+    _, credentials = tenant
+    with virtual_host() as elsewhere:
+        url = urlsplit(credentials.amqp_url)._replace(path=f"/{elsewhere.vhost}").geturl()
+        there = pika.URLParameters(url)
+        with pytest.raises((AMQPConnectionError, ConnectionClosedByBroker)):
+            pika.BlockingConnection(there)
+    assert broker.host is not None
+    management = urlsplit(broker.host.management_url)
+    for path in ("whoami", "users", "connections", "permissions", "policies", "parameters"):
+        answer = httpx.get(
+            f"http://{management.hostname}:{management.port}/api/{path}",
+            auth=(credentials.username, credentials.password),
+            trust_env=False,
+        )
+        assert answer.status_code == httpx.codes.UNAUTHORIZED
+
+
 def test_a_name_that_only_begins_like_a_tenants_is_not_its_own(
     broker: Broker, channel: BlockingChannel, tenant: Tenant
 ) -> None:
@@ -127,6 +287,44 @@ def test_a_new_password_replaces_the_old_one(broker: Broker, tenant: Tenant) -> 
         assert connection.is_open
     with pytest.raises(AMQPConnectionError):
         pika.BlockingConnection(pika.URLParameters(old.amqp_url))
+
+
+def test_what_was_connected_by_an_earlier_password_is_closed_and_nobody_elses(
+    broker: Broker, tenant: Tenant
+) -> None:
+    made, credentials = tenant
+    other = broker.tenant()
+    theirs, hashed = broker.administration.new_credentials(other.tenant_id)
+    broker.administration.ensure_user(other.tenant_id, hashed)
+    try:
+        with pika.BlockingConnection(pika.URLParameters(theirs.amqp_url)) as neighbour:
+            old = pika.BlockingConnection(pika.URLParameters(credentials.amqp_url))
+            broker.administration.end_sessions(made.tenant_id)
+            with pytest.raises(ConnectionClosedByBroker, match="the password was changed"):
+                old.process_data_events(time_limit=20)
+            neighbour.channel().close()
+    finally:
+        broker.administration.remove_user(other.tenant_id)
+
+
+def test_connections_that_cant_be_closed_now_are_closed_at_the_next_look(
+    broker: Broker, tenant: Tenant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, credentials = tenant
+    administration = broker.administration
+    assert isinstance(administration, RabbitAdministration)
+    old = pika.BlockingConnection(pika.URLParameters(credentials.amqp_url))
+
+    def away(*_: object) -> None:
+        raise BrokerUnavailableError("the management API does not answer")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(administration.management, "close_connections", away)
+        administration.end_sessions(made.tenant_id)
+    old.process_data_events(time_limit=0)
+    administration.survey()
+    with pytest.raises(ConnectionClosedByBroker):
+        old.process_data_events(time_limit=20)
 
 
 def test_removing_a_user_closes_its_connections(broker: Broker, tenant: Tenant) -> None:

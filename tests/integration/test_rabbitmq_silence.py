@@ -7,6 +7,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from tenantry.broker.rabbitmq.consuming import RabbitConsuming
+from tenantry.broker.rabbitmq.permit import Permit
 from tests.brokers import running
 from tests.faults.proxy import Proxy
 from tests.services_rabbitmq import RabbitHost
@@ -36,3 +37,27 @@ def test_a_broker_that_falls_silent_is_left_and_taken_up_again_once_it_speaks(
             assert "the broker has been silent" in capsys.readouterr().out
             proxy.thaw()
             eventually(lambda: consuming.connected)
+
+
+def test_a_permit_that_has_lapsed_when_a_heartbeat_is_due_is_no_mistake_of_the_loop(
+    rabbitmq: RabbitHost, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("tenantry.broker.rabbitmq.connection.HEARTBEAT", 2)
+    valid = True
+    consuming = RabbitConsuming(rabbitmq.url, Permit(3, lambda: valid))
+    with running(consuming):
+        eventually(lambda: consuming.connected)
+        connection = consuming._lanes._lanes[0].link._connection
+        assert connection is not None
+        checker = connection._heartbeat_checker
+        sent = checker._heartbeat_frames_sent
+        valid = False
+        eventually(lambda: not consuming.connected)
+        assert checker._heartbeat_frames_sent > sent
+        # None is to come on a connection that is closed.
+        assert checker._send_timer is None
+        valid = True
+        eventually(lambda: consuming.connected)
+    said = capsys.readouterr().out
+    assert "the term 3 has lapsed" in said
+    assert "loop_failed" not in said

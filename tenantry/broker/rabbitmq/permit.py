@@ -62,17 +62,25 @@ class PermittedConnection(pika.SelectConnection):
     """
 
     permit: Permit = UNLIMITED
+    _breaking = False
 
     def _output_marshaled_frames(self, marshaled_frames: Any) -> None:
         """Send frames; everything pika sends goes this way."""
         if self.permit.valid():
             super()._output_marshaled_frames(marshaled_frames)
-        else:
-            self.break_off(BrokerUnavailableError(f"the term {self.permit.number} has lapsed"))
+        elif not self._breaking:
+            # Not before the caller has returned: pika's heartbeat, for one, would go on with a
+            # connection that is closed.
+            self._breaking = True
+            self._adapter_call_later(0, self._break_off_lapsed)
 
     def break_off(self, error: Exception) -> None:
         """End the connection at once, for this reason: nothing is said on it any more."""
         self._terminate_stream(error)
+
+    def _break_off_lapsed(self) -> None:
+        if not self.is_closed:
+            self.break_off(BrokerUnavailableError(f"the term {self.permit.number} has lapsed"))
 
 
 def permitted(wanted: Permit) -> type[PermittedConnection]:

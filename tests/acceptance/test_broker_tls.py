@@ -1,0 +1,65 @@
+"""The daemon, its front and its commands, with a RabbitMQ behind TLS."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
+
+import pytest
+import trustme
+
+from tests.acceptance.program import Program
+from tests.tls_front import tls_front
+from tests.waiting import eventually
+
+
+@pytest.fixture
+def secured(program: Program, tmp_path: Path) -> Iterator[dict[str, str]]:
+    """What a daemon is told of its broker, which wants to see a certificate."""
+    authority = trustme.CA()
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    authority.configure_trust(context)
+    context.verify_mode = ssl.CERT_REQUIRED
+    ours = authority.issue_cert("daemon@example.org")
+    files = {name: str(tmp_path / name) for name in ("ca.pem", "both.pem")}
+    authority.cert_pem.write_to_path(files["ca.pem"])
+    ours.private_key_and_cert_chain_pem.write_to_path(files["both.pem"])
+    with ExitStack() as stack:
+
+        def behind(url: str, scheme: str) -> str:
+            parts = urlsplit(url)
+            assert parts.port is not None
+            port = stack.enter_context(tls_front(parts.port, context))
+            netloc = f"{parts.netloc.rpartition('@')[0]}@127.0.0.1:{port}"
+            return urlunsplit(parts._replace(scheme=scheme, netloc=netloc))
+
+        yield {
+            "RABBITMQ_URL": behind(program.host.url, "amqps"),
+            "RABBITMQ_MANAGEMENT_URL": behind(program.host.management_url, "https"),
+            "RABBITMQ_CA_FILE": files["ca.pem"],
+            "RABBITMQ_CERT_FILE": files["both.pem"],
+        }
+
+
+def test_a_daemon_with_a_companys_own_authority_does_everything(
+    program: Program, secured: dict[str, str]
+) -> None:
+    without = program.run(**{**secured, "RABBITMQ_CA_FILE": ""})
+    assert without.code == 1
+    assert "certificate is of an authority that is not trusted here" in without.complaint
+    assert "rabbitmq.ca_file (RABBITMQ_CA_FILE)" in without.complaint
+    program.start(**secured)
+    tenant = program.create()
+    assert tenant.amqp_url.startswith("amqps://")
+    # Over TCP, and so by the front, which publishes by itself.
+    published = program.call("POST", f"/tenants/{tenant.id}/messages", {"payload": 1})
+    assert published.status_code == 202
+    eventually(lambda: program.runtime(tenant)["stored"] == 1, what="the row")
+    for arguments in (["verify-isolation"], ["verify-isolation", "--probe"]):
+        proof = program.cli(*arguments, **secured)
+        assert proof.code == 0, proof.complaint
+    assert program.stop() == 0
