@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Final
 
 from tenantry.database.pool import Connection, Database
-from tenantry.database.sql_access import mapped, verifier
+from tenantry.database.sql_access import mapped, mark, verifier
 from tenantry.messages.sql_access import SqlCredentials
 from tenantry.sql import queries
 
@@ -46,6 +46,7 @@ class PostgresProbes:
                 "connections": CONNECTIONS,
             }
             connection.execute(self._sql["make_probe"], parameters)
+            mark(connection, role)
         try:
             yield SqlCredentials(
                 username=role, password=password, url=self._database.url_for(role, password)

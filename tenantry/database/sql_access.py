@@ -8,13 +8,16 @@ from contextlib import contextmanager
 from typing import Final
 
 import psycopg
-from psycopg import errors
+import structlog
+from psycopg import errors, sql
 
 from tenantry.database.errors import DatabaseUnavailableError
 from tenantry.database.failures import one_line
 from tenantry.database.pool import Connection, Database
 from tenantry.messages.port import MessageStoreError, StoreUnavailableError
 from tenantry.messages.sql_access import SqlCredentials
+
+log = structlog.get_logger(__name__)
 
 CONNECTIONS: Final = 5
 """Connections a tenant's role may have at once."""
@@ -39,20 +42,19 @@ class PostgresSqlAccess:
         one of those.
         """
         password = secrets.token_urlsafe(32)
-        with (
-            mapped(self._database),
-            self._database.listen_connection() as connection,
-            connection.transaction(),
-        ):
-            row = connection.execute("SELECT tenantry.sql_role(%s)", (tenant_id,)).fetchone()
-            role = str(row[0]) if row else ""
-            connection.execute(
-                "SELECT tenantry.grant_sql_access(%s, %s, %s)",
-                (tenant_id, verifier(connection, role, password), CONNECTIONS),
-            )
-            yield SqlCredentials(
-                username=role, password=password, url=self._database.url_for(role, password)
-            )
+        with mapped(self._database), self._database.listen_connection() as connection:
+            with connection.transaction():
+                row = connection.execute("SELECT tenantry.sql_role(%s)", (tenant_id,)).fetchone()
+                role = str(row[0]) if row else ""
+                connection.execute(
+                    "SELECT tenantry.grant_sql_access(%s, %s, %s)",
+                    (tenant_id, verifier(connection, role, password), CONNECTIONS),
+                )
+                mark(connection, role)
+                yield SqlCredentials(
+                    username=role, password=password, url=self._database.url_for(role, password)
+                )
+            _end_sessions(connection, role)
 
     def revoke(self, tenant_id: str) -> bool:
         """See `SqlAccess.revoke`."""
@@ -67,6 +69,26 @@ class PostgresSqlAccess:
     def _connection(self) -> Iterator[Connection]:
         with mapped(self._database), self._database.connection() as connection:
             yield connection
+
+
+def mark(connection: Connection, role: str) -> None:
+    """Have a role say which installation it is of: roles are the whole server's."""
+    row = connection.execute("SELECT name FROM tenantry.installation").fetchone()
+    if row is not None:
+        comment = sql.SQL("COMMENT ON ROLE {} IS {}")
+        connection.execute(comment.format(sql.Identifier(role), sql.Literal(f"tenantry-{row[0]}")))
+
+
+def _end_sessions(connection: Connection, role: str) -> None:
+    """End what goes by a password that holds no more. The new one holds whatever comes of this."""
+    try:
+        connection.execute(
+            "SELECT pg_catalog.pg_terminate_backend(pid)"
+            " FROM pg_catalog.pg_stat_activity WHERE usename = %s",
+            (role,),
+        )
+    except psycopg.Error as error:
+        log.warning("sql_access.sessions_not_ended", user=role, error=one_line(error))
 
 
 def verifier(connection: Connection, role: str, password: str) -> str:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from urllib.parse import quote, urlsplit
 
+import httpx
 import psycopg
 
 from tests.acceptance.program import Program
+from tests.acceptance.test_http_lifecycle import tcp_url
 from tests.ledger import Ledger
 from tests.services_postgres import in_database
 from tests.waiting import eventually
@@ -58,6 +60,38 @@ def test_cut_connections_are_made_anew_and_nothing_is_lost(
     assert running.get("/status")["pid"] == pid
     assert running.stop() == 0
     assert running.ready_messages(*(one.queue for one in tenants)) == 0
+
+
+def test_whoever_comes_first_after_its_connections_were_cut_at_rest_is_served(
+    running: Program,
+) -> None:
+    tenant = running.create()
+    publish, read = f"/tenants/{tenant.id}/messages", f"/messages?tenant_id={tenant.id}"
+    # A connection each: one that is kept may be closed at the moment it is used again.
+    alone = httpx.Limits(max_keepalive_connections=0)
+    with httpx.Client(
+        base_url=tcp_url(running), limits=alone, timeout=30, trust_env=False
+    ) as client:
+
+        def first(cut: str) -> None:
+            answers = [
+                client.post(publish, json={"payload": cut}),
+                client.get(read),
+                running.call("POST", publish, {"payload": cut}),
+                running.call("GET", read),
+            ]
+            assert [one.status_code for one in answers] == [202, 200, 202, 200], (cut, answers)
+
+        # Until the front has means of its own, the daemon works for it.
+        eventually(lambda: running.events("broker.connected")[2:], what="the front's connection")
+        first("nothing")
+        for cut in ("database", "broker", "both"):
+            if cut != "broker":
+                assert cut_database_connections(running) > 0
+            if cut != "database":
+                assert eventually(lambda: cut_broker_connections(running), what="connections") > 0
+            eventually(lambda: running.status_of("/readyz") == 200, timeout=RECOVERY, what="ready")
+            first(cut)
 
 
 def test_a_database_that_takes_no_connections_for_a_while_stops_nothing_for_good(

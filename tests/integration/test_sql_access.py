@@ -14,6 +14,7 @@ import pytest
 from psycopg import sql
 
 from tenantry.database.conninfo import url_for
+from tenantry.database.installation import find_installation
 from tenantry.database.migrations import migrate
 from tenantry.database.pool import Database
 from tenantry.database.sql_access import CONNECTIONS, PostgresSqlAccess
@@ -108,6 +109,24 @@ def test_another_grant_replaces_the_password_of_which_the_server_only_gets_a_has
     assert matches(kept, second.password)
     assert not matches(kept, first.password)
     assert second.password not in f"{second!r}"
+
+
+def test_another_grant_ends_the_sessions_of_the_first_and_says_whose_the_role_is(
+    access: PostgresSqlAccess, database: Database
+) -> None:
+    installation = find_installation(database)
+    first, neighbour = access.grant("a"), access.grant("b")
+    with psycopg.connect(first.url) as session, psycopg.connect(neighbour.url) as other:
+        session.execute("SELECT 1")
+        second = access.grant("a")
+        with pytest.raises(psycopg.OperationalError):
+            session.execute("SELECT 1")
+        other.execute("SELECT 1")
+    psycopg.connect(second.url).close()
+    with database.connection() as connection:
+        query = "SELECT shobj_description(oid, 'pg_authid') FROM pg_roles WHERE rolname = %s"
+        said = connection.execute(query, [second.username]).fetchone()
+    assert said == (f"tenantry-{installation}",)
 
 
 def test_a_grant_whose_last_step_fails_leaves_the_password_as_it_was(
