@@ -15,6 +15,7 @@ import json
 import os
 import select
 import selectors
+import shutil
 import signal
 import socket
 import subprocess
@@ -27,7 +28,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import IO, Any
 
-from tests import on_demand
+from tests import on_demand, scratch
 
 ENVIRONMENT = "TENANTRY_TEST_PRELOADED"
 """Names the process's socket to every worker of a test run."""
@@ -50,15 +51,15 @@ class Preloaded:
     variables = (ENVIRONMENT,)
 
     def __init__(self) -> None:
-        self._directory: tempfile.TemporaryDirectory[str] | None = None
+        self._directory: Path | None = None
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         """Start it, unless it runs, the environment names one or does not want any."""
         if os.environ.get(ENVIRONMENT) or sys.platform != "linux":
             return
-        self._directory = tempfile.TemporaryDirectory(prefix="tenantry-test-fork-")
-        path = str(Path(self._directory.name) / "socket")
+        self._directory = scratch.short("tenantry-test-fork-")
+        path = str(self._directory / "socket")
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.preloaded", path],
             cwd=ROOT,
@@ -78,7 +79,7 @@ class Preloaded:
             self._process.communicate(timeout=30)
             self._process = None
         if self._directory is not None:
-            self._directory.cleanup()
+            shutil.rmtree(self._directory, ignore_errors=True)
             self._directory = None
 
 

@@ -7,6 +7,7 @@ what these servers are for. They end by signals, never by a power cut.
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -17,6 +18,8 @@ MEMORY = Path("/dev/shm")
 ENOUGH = 2_000_000_000
 """Bytes that must be free there; a container often has 64 MB."""
 
+LONGEST_FOR_SOCKETS = 80
+
 
 def made(prefix: str) -> Path:
     """Make an empty directory for a server; its maker removes it."""
@@ -24,6 +27,15 @@ def made(prefix: str) -> Path:
         if MEMORY.is_mount() and shutil.disk_usage(MEMORY).free >= ENOUGH:
             return Path(tempfile.mkdtemp(prefix=prefix, dir=MEMORY))
     return Path(tempfile.mkdtemp(prefix=prefix))
+
+
+def short(prefix: str) -> Path:
+    """Make an empty directory whose path leaves room for a Unix socket's name."""
+    path = Path(tempfile.mkdtemp(prefix=prefix))
+    if len(os.fsencode(path)) <= LONGEST_FOR_SOCKETS:
+        return path
+    path.rmdir()
+    return Path(tempfile.mkdtemp(prefix=prefix, dir="/tmp"))
 
 
 @contextmanager

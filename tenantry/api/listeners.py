@@ -9,7 +9,7 @@ import ssl
 import stat
 from contextlib import suppress
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from tenantry.unixpath import addressed
 
@@ -71,9 +71,7 @@ def bind_tcp(host: str, port: int) -> socket.socket:
     where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     bound: socket.socket | None = None
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
+        family, kind, protocol, _, address = _resolved(host, port)[0]
         bound = socket.socket(family, kind, protocol)
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind(address)
@@ -85,6 +83,16 @@ def bind_tcp(host: str, port: int) -> socket.socket:
             bound.close()
         raise ListenError(f"can't listen on {where}: {_reason(error)}") from error
     return bound
+
+
+def _resolved(host: str, port: int) -> list[Any]:
+    try:
+        return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except socket.gaierror:
+        if host != "localhost":
+            raise
+        # A name that is this machine's own (RFC 6761), whatever stands in its list of hosts.
+        return socket.getaddrinfo("127.0.0.1", port, type=socket.SOCK_STREAM)
 
 
 def tls_context(certificate: Path, key: Path) -> ssl.SSLContext:

@@ -10,7 +10,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -26,7 +25,7 @@ import pika
 import psycopg
 from psycopg import sql
 
-from tests import preloaded
+from tests import preloaded, scratch
 from tests.services_rabbitmq import RabbitHost
 from tests.waiting import eventually
 
@@ -97,8 +96,7 @@ class Program:
         """Without a `host` the daemon has its embedded broker."""
         self.broker = host
         self.database_url = database_url
-        # Short: a Unix socket's path may have 107 bytes.
-        self.directory = Path(tempfile.mkdtemp(prefix="tnt-"))
+        self.directory = scratch.short("tnt-")
         self.socket = self.directory / "control.sock"
         self.log = self.directory / "stderr.log"
         self.config = self.directory / "config.toml"

@@ -12,12 +12,14 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 
 from tenantry.api import protocol
 from tenantry.api.entrance import Entrance
+from tenantry.api.listeners import bind_tcp
 from tenantry.api.server import ApiServer, ControlSocketBusyError, ListenError
 from tenantry.cli.client import ControlClient
 from tenantry.cli.failures import DaemonUnreachableError
@@ -142,6 +144,22 @@ def test_a_host_that_is_not_there_is_named() -> None:
     server = ApiServer(World().app(), tcp=("192.0.2.1", 8080))
     with pytest.raises(ListenError, match=r"192\.0\.2\.1:8080"):
         server.bind()
+
+
+def test_localhost_is_this_machine_even_where_no_list_of_hosts_has_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    resolve = socket.getaddrinfo
+
+    def without_localhost(host: str, *arguments: Any, **keywords: Any) -> Any:
+        if host == "localhost":
+            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+        return resolve(host, *arguments, **keywords)
+
+    monkeypatch.setattr(socket, "getaddrinfo", without_localhost)
+    bound = bind_tcp("localhost", 0)
+    assert bound.getsockname()[0] == "127.0.0.1"
+    bound.close()
 
 
 def test_two_servers_can_not_have_one_port() -> None:

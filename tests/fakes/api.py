@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 import threading
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import Future
@@ -58,6 +57,7 @@ from tenantry.messages.sql_access import SqlCredentials
 from tenantry.producer.checks import IsolationReport
 from tenantry.projections.memory import InMemoryTenantDirectory, InMemoryTenantProjection
 from tenantry.reprocessing.reprocessing import Reprocessing
+from tests import scratch
 from tests.fakes.pages import RowsReader
 
 CURSOR_KEY = b"a key for cursors in tests"
@@ -457,7 +457,7 @@ class Served:
 @contextmanager
 def short_directory() -> Iterator[Path]:
     """A directory whose path leaves room for a Unix socket's name."""
-    directory = Path(tempfile.mkdtemp(prefix="tenantry-", dir="/tmp"))
+    directory = scratch.short("tenantry-")
     try:
         yield directory
     finally:
