@@ -98,9 +98,10 @@ class RabbitUsers:
         self._close(names.username(tenant_id), "the password was changed")
 
     def close_late(self) -> None:
-        """Close what could not be closed before."""
+        """Close what could not be closed before; where one still can't be, the rest wait, too."""
         for name in sorted(self._unclosed):
-            self._close(name, "the password was changed, or the tenant deleted")
+            if not self._close(name, "the password was changed, or the tenant deleted"):
+                return
 
     def is_anothers(self, user: User) -> bool:
         """Tell whether a user carries another installation's mark."""
@@ -163,7 +164,7 @@ class RabbitUsers:
             f"delete it (rabbitmqctl delete_user {name})"
         )
 
-    def _close(self, name: str, reason: str) -> None:
+    def _close(self, name: str, reason: str) -> bool:
         try:
             self._management.close_connections(name, reason)
         except BrokerError as error:
@@ -174,5 +175,6 @@ class RabbitUsers:
                 error=str(error),
                 remedy="they still go by the old password; it is tried again within a minute",
             )
-        else:
-            self._unclosed.discard(name)
+            return False
+        self._unclosed.discard(name)
+        return True
