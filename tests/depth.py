@@ -22,7 +22,7 @@ def load() -> None:
     # How long a machine takes says nothing about what is tested.
     settings.register_profile(
         "tenantry",
-        max_examples=examples(50, 300),
+        max_examples=examples(25, 300),
         deadline=None,
         suppress_health_check=[HealthCheck.too_slow],
     )

@@ -17,7 +17,7 @@ from tests.depth import THOROUGH, examples
 from tests.fakes.api import SECRET
 from tests.waiting import eventually
 
-EXAMPLES = int(os.environ.get("TENANTRY_TEST_MADE_UP", examples(2, 20)))
+EXAMPLES = int(os.environ.get("TENANTRY_TEST_MADE_UP", examples(1, 20)))
 
 SECRETS = {"with tokens": SECRET} | ({"without tokens": ""} if THOROUGH else {})
 """Without is what `tests/contract` tries as well."""
@@ -64,7 +64,7 @@ def test_a_running_daemon_answers_as_described(program: Program, secret: str) ->
     finally:
         api.session.close()
     print(sorted(api.answers.items()))
-    assert api.answers.total() > EXAMPLES * len(left)
+    assert api.answers.total() >= EXAMPLES * len(left)
     assert program.status_of("/healthz") == 200
     eventually(lambda: program.status_of("/readyz") == 200)
     for line in program.stderr.splitlines():

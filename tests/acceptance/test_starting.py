@@ -17,8 +17,8 @@ from tests.waiting import eventually
 
 pytestmark = pytest.mark.own_interpreter
 
-SLOWEST = 5.0
-"""Seconds the contract allows."""
+SLOWEST = 20.0
+"""Seconds that also a busy machine needs less than; to wait for a drain would take 30."""
 
 
 def hears(pid: int, number: int) -> bool:

@@ -22,6 +22,7 @@ from tenantry.broker.rabbitmq import dead_letters
 from tenantry.broker.rabbitmq.administration import RabbitAdministration
 from tenantry.broker.rabbitmq.dead_letters import RabbitDeadLetters
 from tenantry.broker.topology import QueueType
+from tests.depth import examples
 from tests.services_rabbitmq import RabbitHost
 from tests.waiting import eventually
 
@@ -153,9 +154,10 @@ def test_what_comes_during_a_walk_is_for_the_next(queue: Queue) -> None:
 
 
 def test_many_messages_are_walked_along_quickly(queue: Queue) -> None:
-    for number in range(3000):
+    count = examples(1000, 3000)
+    for number in range(count):
         queue.channel.basic_publish("dlx_exchange", "acme", b"%d" % number)
-    eventually(lambda: queue.ready() == 3000)
+    eventually(lambda: queue.ready() == count)
     began = time.monotonic()
     with queue.letters.walk("acme") as walk:
         seen = 0
@@ -165,7 +167,7 @@ def test_many_messages_are_walked_along_quickly(queue: Queue) -> None:
             ]
             seen += len(batch)
             walk.remove(range(len(batch)))
-    assert seen == 3000
+    assert seen == count
     assert walk.gone
     assert time.monotonic() - began < 20
     assert queue.ready() == 0

@@ -71,13 +71,13 @@ def test_a_wait_ends_with_an_empty_page_when_nothing_happens(api: Served) -> Non
     started = time.monotonic()
     page = api.control.get("/events", params={"wait": 0.2}).json()
     assert page["data"] == []
-    assert 0.2 <= time.monotonic() - started < 5
+    assert 0.2 <= time.monotonic() - started < 20
     assert api.control.get("/events", params={"cursor": page["next_cursor"]}).status_code == 200
 
 
 def _waiting(api: Served, path: str, cursor: str, seconds: float = 20) -> dict[str, Any]:
     transport = httpx.HTTPTransport(uds=str(api.path))
-    with httpx.Client(transport=transport, base_url="http://localhost", timeout=40) as client:
+    with httpx.Client(transport=transport, base_url="http://localhost", timeout=80) as client:
         answer = client.get(path, params={"cursor": cursor, "wait": seconds})
         assert answer.status_code == 200, answer.text
         page: dict[str, Any] = answer.json()
@@ -126,8 +126,8 @@ def test_a_stopping_server_ends_the_waiting(api: Served) -> None:
         _until_following(api, 1)
         started = time.monotonic()
         assert api.stop()
-        assert page.result(10)["data"] == []
-        assert time.monotonic() - started < 4
+        assert page.result(30)["data"] == []
+        assert time.monotonic() - started < 20
 
 
 def test_a_journal_that_goes_away_ends_the_waiting_with_503(

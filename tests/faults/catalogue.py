@@ -59,15 +59,15 @@ EXPERIMENTS = {
     "start-up": Experiment(run=start_up.run, rounds=50, few=1),
     "broker": Experiment(run=broker.run, rounds=20, few=1, own_broker=True),
     "database": Experiment(run=database.run, rounds=20, few=2, own_database=True),
-    "commit-cuts": Experiment(run=commit_cuts.run, rounds=200, few=6),
-    "fuzz": Experiment(run=fuzz.run, rounds=100_000, few=600),
+    "commit-cuts": Experiment(run=commit_cuts.run, rounds=200, few=4),
+    "fuzz": Experiment(run=fuzz.run, rounds=100_000, few=300),
     "poison": Experiment(run=poison.run, rounds=20_000, few=0),
     "replay": Experiment(run=replay.run, rounds=20, few=1),
     "disk-full": Experiment(run=disk_full.run, rounds=6, few=1, own_database=True, disk_mb=250),
     "leader": Experiment(run=leader.run, rounds=20, few=1),
     "freeze": Experiment(run=freeze.run, rounds=5, few=0),
     "embedded-kill": Experiment(run=kill.run, rounds=20, few=0, embedded=True),
-    "embedded-failpoint": Experiment(run=failpoint.run, rounds=20, few=3, embedded=True),
+    "embedded-failpoint": Experiment(run=failpoint.run, rounds=20, few=1, embedded=True),
     "embedded-sigterm": Experiment(run=sigterm.run, rounds=20, few=0, embedded=True),
     "embedded-database": Experiment(
         run=database.run, rounds=20, few=1, own_database=True, embedded=True

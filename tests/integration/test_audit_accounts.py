@@ -17,6 +17,7 @@ from tenantry.messages.dead_letters import Intent, Judged, Work
 from tenantry.messages.dead_letters_postgres import PostgresDeadLetterIndex
 from tenantry.messages.port import Incoming
 from tenantry.messages.postgres import PostgresMessageStore
+from tests.depth import examples
 
 TENANT = "a-tenant-whose-id-has-40-characters-0000"
 
@@ -168,7 +169,7 @@ def pouring(store: PostgresMessageStore) -> Iterator[None]:
 @pytest.mark.usefixtures("pouring")
 def test_it_adds_up_at_every_moment_while_messages_pour_in(database: Database) -> None:
     seen = set()
-    for _ in range(100):
+    for _ in range(examples(40, 200)):
         assert texts(database) == []
         seen.add(read(database).stored)
     assert len(seen) > 1  # they did pour in

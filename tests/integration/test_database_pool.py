@@ -100,7 +100,7 @@ def test_a_server_that_does_not_answer_is_given_up_on_in_time() -> None:
         port = silent.getsockname()[1]
         started = time.monotonic()
         failure = failure_of(f"postgresql://bob:{quote(SECRET)}@127.0.0.1:{port}/shop")
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 30
     assert "no answer in time" in str(failure)
 
 
@@ -112,10 +112,10 @@ def test_an_unknown_host_is_named() -> None:
 def test_an_unknown_database_is_named(database_url: str) -> None:
     url = urlsplit(database_url)._replace(path="/nowhere").geturl()
     started = time.monotonic()
-    failure = failure_of(url, timeout=30)
+    failure = failure_of(url, timeout=60)
     assert 'database "nowhere": there is no such database' in str(failure)
     assert failure.permanent
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 30
 
 
 def test_an_unknown_user_is_told_from_an_unknown_database(database_url: str) -> None:
@@ -222,7 +222,7 @@ def test_a_pool_that_is_all_lent_out_is_waited_for_a_bounded_time(database_url: 
                 database.connection(timeout=0.1),
             ):
                 pass
-            assert time.monotonic() - started < 5
+            assert time.monotonic() - started < 20
         use(database)
 
 
@@ -376,7 +376,7 @@ def test_it_recovers_by_itself_soon_after_an_outage(
         asked = time.monotonic()
         with pytest.raises(DatabaseUnavailableError):
             use(database)
-        assert time.monotonic() - asked < 3
+        assert time.monotonic() - asked < 20
         server.start()
         back = time.monotonic()
         while True:

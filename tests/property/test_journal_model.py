@@ -235,12 +235,12 @@ COMMON: dict[str, Any] = {
 def test_the_store_in_memory_is_the_model() -> None:
     run_state_machine_as_test(
         InMemoryModel,
-        settings=settings(max_examples=examples(20, 100), stateful_step_count=40, **COMMON),
+        settings=settings(max_examples=examples(12, 100), stateful_step_count=40, **COMMON),
     )
 
 
 def test_the_store_on_postgresql_is_the_model() -> None:
     run_state_machine_as_test(
         PostgresModel,
-        settings=settings(max_examples=examples(8, 40), stateful_step_count=30, **COMMON),
+        settings=settings(max_examples=examples(4, 40), stateful_step_count=30, **COMMON),
     )

@@ -73,7 +73,7 @@ def test_a_broker_that_says_nothing_is_given_up_in_time() -> None:
         began = time.monotonic()
         with pytest.raises(LinkError):
             link.open()
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 20
         assert not link.is_open
         link.close()
 
