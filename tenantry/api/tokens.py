@@ -50,9 +50,9 @@ class Principal:
         An `iat` in whole seconds is held against the second in which this one was made: no
         former's is as late. Without any a token is good for the first tenant of its id.
         """
-        if self.scope is not Scope.TENANT or incarnation <= 1 or since is None:
+        if self.scope is not Scope.TENANT or incarnation <= 1:
             return False
-        if self.issued_at is None:
+        if self.issued_at is None or since is None:
             return True
         began = since.timestamp()
         return self.issued_at < (floor(began) if self.issued_at.is_integer() else began)

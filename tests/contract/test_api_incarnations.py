@@ -102,6 +102,7 @@ def test_a_token_is_a_formers_if_it_is_older_than_the_tenant(
     given = None if issued_at is None else float(issued_at)
     who = Principal(name="a", scope=Scope.TENANT, tenant_id="acme", issued_at=given)
     assert who.is_former(incarnation, SINCE) == former
+    assert who.is_former(incarnation, None) == (incarnation > 1)
     admin = Principal(name="a", scope=Scope.ADMIN, issued_at=given)
     assert not admin.is_former(incarnation, SINCE)
 

@@ -164,6 +164,9 @@ def test_messages_of_all_tenants_and_one_by_its_id(api: Served, run: Run) -> Non
     assert data(run, "messages", "acme", "--id", "a/b %2F\n")["tenant_id"] == "acme"
     assert run("messages", "acme", "--id", "nope")[0] == 1
     assert run("messages", "--id", "a/b")[0] == 2
+    assert data(run, "messages", "acme", "--incarnation", "1")
+    assert run("messages", "acme", "--incarnation", "2")[0] == 1
+    assert run("messages", "--incarnation", "1")[0] == 2
 
 
 def test_a_terminal_gets_boxes_and_trees(
