@@ -17,6 +17,9 @@ class Observer(Protocol):
     def attempts_failed(self, tenant_id: str, reasons: Sequence[str]) -> None:
         """Handlers have failed on messages, for these reasons, one a message."""
 
+    def ids_reused(self, tenant_id: str, count: int) -> None:
+        """So many messages came under ids under which something else is stored."""
+
     def batch_delayed(self, tenant_id: str) -> None:
         """The database could not be reached; the batch is kept, and tried again."""
 
@@ -47,6 +50,9 @@ class NoObserver:
         """Do nothing."""
 
     def attempts_failed(self, tenant_id: str, reasons: Sequence[str]) -> None:
+        """Do nothing."""
+
+    def ids_reused(self, tenant_id: str, count: int) -> None:
         """Do nothing."""
 
     def batch_delayed(self, tenant_id: str) -> None:

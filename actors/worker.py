@@ -13,9 +13,10 @@ from actors.clock import Clock, tell
 from actors.messages import Batch, Begin, Ref, RetryWork, Work, WorkDone
 from actors.observer import NoObserver, Observer
 from actors.restarts import backoff
+from actors.reuse import Reuse
 from actors.supervision import SupervisedActor
 from tenantry.domain import names
-from tenantry.domain.events import MessageDeadLettered
+from tenantry.domain.events import MessageDeadLettered, MessageIdsReused
 from tenantry.journal.port import ANY, EventStore, JournalUnavailableError, Metadata
 from tenantry.messages.dead_letters import DeadLetterIndex, Judged
 from tenantry.messages.port import (
@@ -44,6 +45,7 @@ class WorkerPorts:
     journal: EventStore
     clock: Clock
     observer: Observer = field(default_factory=NoObserver)
+    reuse: Reuse = field(default_factory=Reuse)
     patience: float | None = None
     """Seconds the store may take for a batch, where that is longer than others may be silent."""
 
@@ -96,6 +98,8 @@ class Worker(SupervisedActor):
                 )
                 self.beat()
                 self._observe(batch, result, self._ports.clock.now() - began)
+                if result.reused:
+                    self._tell_of_reuse(batch, result.reused)
             listed = 0
             if result.unstorable:
                 self.beat()
@@ -133,6 +137,38 @@ class Worker(SupervisedActor):
             ended = [one for index, one in enumerate(ended) if index not in others]
         if ended:
             observer.batch_stored(self._tenant, ended, seconds)
+
+    def _tell_of_reuse(self, batch: Batch, reused: Sequence[int]) -> None:
+        """Say that ids came twice with another content: now and then, however often that is."""
+        self._ports.observer.ids_reused(self._tenant, len(reused))
+        count = self._ports.reuse.note(self._tenant, len(reused), self._ports.clock.now())
+        if not count:
+            return
+        message = batch.deliveries[reused[0]].message
+        log.warning(
+            "message.id_reused",
+            message_id=shown(message.id),
+            topic=message.topic,
+            count=count,
+            remedy="something else is stored under it; what came now is not: ids must be unique",
+        )
+        try:
+            self._ports.journal.append(
+                names.dead_letter_journal_stream(self._tenant),
+                [
+                    MessageIdsReused(
+                        tenant_id=self._tenant,
+                        message_id=shown(message.id) or "",
+                        topic=message.topic,
+                        count=count,
+                    )
+                ],
+                expected=ANY,
+                metadata=Metadata(actor=f"{self._tenant}/{self.name}"),
+            )
+        except JournalUnavailableError as error:
+            # It is counted and logged; nothing waits for it.
+            log.debug("message.reuse_not_recorded", error=str(error))
 
     def _record(self, batch: Batch, unstorable: Sequence[Unstorable], *, again: bool) -> int:
         """Write down what can't be stored, in the index and the journal, before it is rejected.

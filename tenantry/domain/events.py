@@ -180,8 +180,23 @@ class DeadLettersDiscarded:
     ids: tuple[str, ...]
 
 
-DeadLetterEvent: TypeAlias = MessageDeadLettered | DeadLettersReplayed | DeadLettersDiscarded
-"""The events of a tenant's dead letters, in the stream `dead_letters-ID`."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MessageIdsReused:
+    """So many messages came under ids that others have, and were not stored; `message_id` is one.
+
+    What comes again with the same content is no reuse. At most one such event a minute.
+    """
+
+    tenant_id: str
+    message_id: str
+    topic: str
+    count: int
+
+
+DeadLetterEvent: TypeAlias = (
+    MessageDeadLettered | DeadLettersReplayed | DeadLettersDiscarded | MessageIdsReused
+)
+"""The events of a tenant's messages that have no row, in the stream `dead_letters-ID`."""
 
 
 class _OfNoTenant:

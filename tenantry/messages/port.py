@@ -68,6 +68,7 @@ class StoreResult:
 
     Stored, a duplicate, unstorable, held for another attempt, or left: not looked at for want of
     time, to be given again at once. `failures` are the reasons of attempts that failed by now.
+    `reused` are the indexes of those duplicates under whose id something else is stored.
     """
 
     stored: int
@@ -76,6 +77,7 @@ class StoreResult:
     held: tuple[Held, ...] = ()
     left: tuple[int, ...] = ()
     failures: tuple[str, ...] = ()
+    reused: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

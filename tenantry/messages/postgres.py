@@ -13,7 +13,7 @@ from tenantry import failpoints
 from tenantry.database.errors import DatabaseUnavailableError
 from tenantry.database.failures import UNFIT, one_line
 from tenantry.messages import pages
-from tenantry.messages.insertion import insert, sift
+from tenantry.messages.insertion import Sifted, insert, sift
 from tenantry.messages.port import (
     FIRST,
     NOTHING,
@@ -30,9 +30,10 @@ from tenantry.messages.port import (
     Tried,
     Whose,
 )
+from tenantry.messages.reuse import differing
 
 if TYPE_CHECKING:
-    from tenantry.database.pool import Database
+    from tenantry.database.pool import Connection, Database
     from tenantry.domain.tenant import TenantState
 
 MAX_BYTES: Final = 16 * 1024 * 1024
@@ -113,6 +114,7 @@ class PostgresMessageStore:
             with self._database.connection() as connection:
                 sifted = sift(connection, batch, self._max_bytes)
                 stored, duplicates = insert(connection, tenant_id, sifted)
+                reused = _reused(connection, tenant_id, sifted) if duplicates else ()
         except DatabaseUnavailableError as error:
             raise StoreUnavailableError(str(error)) from error
         except errors.UndefinedTable as error:
@@ -123,7 +125,9 @@ class PostgresMessageStore:
             raise MessageStoreError(one_line(error)) from error
         failpoints.reach("after_commit")
         unstorable = tuple(sorted(sifted.unstorable, key=lambda one: one.index))
-        return StoreResult(stored=stored, duplicates=duplicates, unstorable=unstorable)
+        return StoreResult(
+            stored=stored, duplicates=duplicates, unstorable=unstorable, reused=reused
+        )
 
     def page(
         self,
@@ -177,3 +181,10 @@ class PostgresMessageStore:
             if error.sqlstate == FOREIGN_ROWS:
                 raise ForeignRowsError(one_line(error)) from error
             raise MessageStoreError(one_line(error)) from error
+
+
+def _reused(connection: Connection, tenant_id: str, sifted: Sifted) -> tuple[int, ...]:
+    messages = [sifted.messages[index] for index in sifted.indexes]
+    places = differing(connection, tenant_id, messages, sifted.is_json)
+    refused = {one.index for one in sifted.unstorable}
+    return tuple(index for at in places if (index := sifted.indexes[at]) not in refused)

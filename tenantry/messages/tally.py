@@ -19,12 +19,14 @@ class Tally:
     held: list[Held] = field(default_factory=list)
     left: list[int] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
+    reused: list[int] = field(default_factory=list)
 
     def add(self, part: StoreResult, indexes: Sequence[int]) -> None:
         """Add what has become of a part of the batch."""
         self.stored += part.stored
         self.duplicates += part.duplicates
         self.unstorable += [replace(one, index=indexes[one.index]) for one in part.unstorable]
+        self.reused += [indexes[index] for index in part.reused]
 
     def leave(self, entries: Sequence[Entry]) -> None:
         """Note that entries were not come to."""
@@ -39,4 +41,5 @@ class Tally:
             held=tuple(self.held),
             left=tuple(sorted(self.left)),
             failures=tuple(self.failures),
+            reused=tuple(sorted(self.reused)),
         )

@@ -25,6 +25,7 @@ from tenantry.messages.handled import (
     SpoiledError,
 )
 from tenantry.messages.port import Held, Tried, Unstorable
+from tenantry.messages.reuse import differing
 from tenantry.messages.tally import Tally
 
 if TYPE_CHECKING:
@@ -139,6 +140,8 @@ class Trying:
             raise
         self._tell(outcome, firsts, tally)
         tidy(connection)
+        if outcome.duplicates:
+            tally.reused += _reused(connection, tenant_id, outcome.duplicates)
 
     def _spoiled(
         self, tenant_id: str, entries: Sequence[Entry], failure: Failure, tally: Tally
@@ -206,3 +209,9 @@ class Trying:
                     tried=Tried(attempts, failure.reason),
                 )
             )
+
+
+def _reused(connection: Connection, tenant_id: str, entries: Sequence[Entry]) -> list[int]:
+    messages = [entry.stored_as for entry in entries]
+    places = differing(connection, tenant_id, messages, [entry.is_json for entry in entries])
+    return [entries[at].index for at in places]

@@ -21,6 +21,7 @@ from tenantry.broker.survey import DriftKind
 LATENCY_MS: Final = (
     1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 30_000, 60_000,
 )  # fmt: skip
+OLDEST_MS: Final = 365 * 24 * 3600 * 1000
 BATCH_SIZES: Final = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
 SECONDS: Final = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 
@@ -75,9 +76,11 @@ class Distribution:
 def latencies(published_ms: list[int], now_ms: int) -> tuple[list[int], float]:
     """Sort a batch's times of publishing into slots of `LATENCY_MS`; their sum in seconds.
 
-    Sorts the list in place. What is published in the future, by another clock, took no time.
+    Sorts the list in place. What is published in the future, by another clock, took no time; a
+    time more than a year ago is not believed, and not counted.
     """
     published_ms.sort()  # Nearly so already: hardly more than a look at each.
+    del published_ms[: bisect_left(published_ms, now_ms - OLDEST_MS)]
     size = len(published_ms)
     at_most = [size - bisect_left(published_ms, now_ms - bound) for bound in LATENCY_MS]
     past = bisect_left(published_ms, now_ms)
@@ -97,6 +100,7 @@ class Recorder:
         self._failures = dict.fromkeys(KINDS, 0)
         self._stuck = dict.fromkeys((*KINDS, LOOP), 0)
         self._drift = Counter({(kind.value, "repaired"): 0 for kind in DriftKind})
+        self._reused: Counter[str] = Counter()
         self._delays = 0
         self._events = 0
         self._lock = threading.Lock()
@@ -122,6 +126,11 @@ class Recorder:
         with self._lock:
             counts = self._failed_attempts.setdefault(tenant_id, Counter())
             counts.update(reasons)
+
+    def ids_reused(self, tenant_id: str, count: int) -> None:
+        """Count messages that came under an id under which something else is stored."""
+        with self._lock:
+            self._reused[tenant_id] += count
 
     def batch_delayed(self, tenant_id: str) -> None:  # noqa: ARG002 - counted for all together
         """Count an attempt that failed because the database could not be reached."""
@@ -154,6 +163,7 @@ class Recorder:
         self._latencies.pop(tenant_id, None)
         with self._lock:
             self._failed_attempts.pop(tenant_id, None)
+            self._reused.pop(tenant_id, None)
 
     @property
     def delays(self) -> int:
@@ -184,6 +194,11 @@ class Recorder:
         """Count a tenant's attempts that a handler has failed, by reason."""
         with self._lock:
             return dict(self._failed_attempts.get(tenant_id, {}))
+
+    def reused_ids(self, tenant_id: str) -> int:
+        """Count a tenant's messages that came under an id that another message has."""
+        with self._lock:
+            return self._reused.get(tenant_id, 0)
 
     def latency(self, tenant_id: str) -> Reading | None:
         """Give a tenant's latencies in milliseconds (their sum in seconds); None before any."""

@@ -74,6 +74,7 @@ class SystemCollector(Collector):
         yield from _audits(self._audits(), ids)
         yield from _isolation(self._isolation())
         yield self._failed_attempts(ids)
+        yield self._reused(ids)
         yield GaugeMetricFamily(
             "tenantry_handler_threads_abandoned",
             "Threads left behind whose handlers hang",
@@ -102,6 +103,16 @@ class SystemCollector(Collector):
         for tenant_id in tenant_ids:
             for reason, count in self._recorder.failed_attempts(tenant_id).items():
                 family.add_metric([tenant_id, reason], count)
+        return family
+
+    def _reused(self, tenant_ids: Iterable[str]) -> Metric:
+        family = CounterMetricFamily(
+            "tenantry_message_ids_reused",
+            "Messages under an id under which something else is stored",
+            labels=_ID,
+        )
+        for tenant_id in tenant_ids:
+            family.add_metric([tenant_id], self._recorder.reused_ids(tenant_id))
         return family
 
     def _events(self) -> Iterator[Metric]:

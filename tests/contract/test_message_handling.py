@@ -230,6 +230,14 @@ def test_duplicates_are_not_handled(world: World) -> None:
     assert world.effects() == [("1", 1), ("2", 1)]
 
 
+def test_another_content_under_a_used_id_is_told_of_and_not_handled(world: World) -> None:
+    store = world.store()
+    store.store(TENANT, [incoming("1")])
+    result = store.store(TENANT, [incoming("2"), incoming("1", b"[7]")])
+    assert (result.stored, result.duplicates, result.reused) == (1, 1, (1,))
+    assert world.effects() == [("1", 1), ("2", 1)]
+
+
 def test_of_two_with_one_id_in_a_batch_the_second_is_left(world: World) -> None:
     store = world.store()
     result = store.store(TENANT, [incoming("1"), incoming("1"), incoming("2")])

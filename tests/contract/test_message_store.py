@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 import threading
 from collections.abc import Awaitable, Callable, Sequence
@@ -90,6 +91,52 @@ def test_an_id_is_stored_once_within_a_batch_and_ever_after(store: PostgresMessa
     assert [row.payload for row in store.page(TENANT)] == ["1", "{}", "{}"]
     counts = store.counts(TENANT)
     assert (counts.stored, counts.duplicates, counts.dead_lettered) == (3, 2, 0)
+
+
+def test_another_content_under_a_used_id_is_told_of_and_the_same_content_is_not(
+    store: PostgresMessageStore,
+) -> None:
+    bytes_ = "application/octet-stream"
+    first = [incoming("1", b'{"a": 1.0, "b": 2}'), incoming("2", b"x", bytes_)]
+    assert store.store(TENANT, first).reused == ()
+    assert store.store(TENANT, first).reused == ()
+    again = store.store(
+        TENANT,
+        [
+            incoming("3", b"no"),
+            incoming("1", b'{"b":2,"a":1.0}'),
+            incoming("1", b'{"a": 2}'),
+            incoming("2", b"y", bytes_),
+            incoming("4"),
+            incoming("4", b"[]"),
+            incoming(None),
+        ],
+    )
+    assert (again.stored, again.duplicates, len(again.unstorable)) == (2, 4, 1)
+    assert again.reused == (2, 3, 5)
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "deflate", "br", "x-own"])
+def test_what_has_a_content_encoding_is_stored_as_the_bytes_that_came(
+    store: PostgresMessageStore, encoding: str
+) -> None:
+    body = gzip.compress(b'{"a": 1}')
+    headers: dict[str, object] = {"content-encoding": encoding}
+    assert store.store(TENANT, [incoming("1", body, headers=headers)]).stored == 1
+    (row,) = store.page(TENANT)
+    assert (row.payload, row.body, row.content_type) == (None, body, "application/json")
+
+
+def test_an_encoding_that_leaves_text_as_it_is_leaves_json_what_it_is(
+    store: PostgresMessageStore,
+) -> None:
+    encodings = ("utf-8", "identity", "", "UTF-8")
+    batch = [
+        incoming(str(number), headers={"content-encoding": encoding})
+        for number, encoding in enumerate(encodings)
+    ]
+    assert store.store(TENANT, batch).stored == 4
+    assert {row.payload for row in store.page(TENANT)} == {"{}"}
 
 
 def test_a_message_without_an_id_gets_one(store: PostgresMessageStore) -> None:

@@ -147,7 +147,7 @@ class FakeStore:
         with self._lock:
             rows = self.rows[tenant_id]
             stored = duplicates = 0
-            unstorable, held, left = [], [], []
+            unstorable, held, left, reused = [], [], [], []
             for index, message in enumerate(batch):
                 identity = message.id or f"generated-{len(rows)}"
                 self.deliveries[tenant_id, identity] += 1
@@ -167,6 +167,8 @@ class FakeStore:
                     unstorable.append(Unstorable(index=index, reason="not_json", error="bad"))
                 elif identity in rows:
                     duplicates += 1
+                    if rows[identity] != message.body:
+                        reused.append(index)
                 else:
                     rows[identity] = message.body
                     stored += 1
@@ -178,6 +180,7 @@ class FakeStore:
             unstorable=tuple(unstorable),
             held=tuple(held),
             left=tuple(left),
+            reused=tuple(reused),
             failures=tuple(one.tried.reason for one in held),
         )
 

@@ -33,7 +33,12 @@ from tenantry.domain.commands import (
     RotateCredentials,
 )
 from tenantry.domain.errors import InvalidCommandError, TenantExistsError, TenantNotFoundError
-from tenantry.domain.events import MessageDeadLettered, TenantDeleted, TenantParked
+from tenantry.domain.events import (
+    MessageDeadLettered,
+    MessageIdsReused,
+    TenantDeleted,
+    TenantParked,
+)
 from tenantry.domain.tenant import Lifecycle
 from tenantry.journal.port import JournalError, JournalUnavailableError, Metadata
 from tenantry.messages.port import MessageStoreError, StoreUnavailableError, Whose
@@ -196,6 +201,17 @@ def test_nothing_is_acknowledged_beyond_what_is_committed(tree: Tree) -> None:
     assert tree.subscription("a").acked == []
     slow.set()
     eventually(lambda: tree.subscription("a").acked == [1, 2])
+
+
+def test_an_id_that_is_used_again_is_journalled_once_however_often_it_is(tree: Tree) -> None:
+    tree.create("a")
+    tree.deliver("a", "1", body=b"1")
+    for number in range(20):
+        tree.deliver("a", "1", body=b"%d" % (number % 2 + 1))
+    eventually(lambda: len(tree.subscription("a").acked) == 21)
+    told = [one.event for one in tree.journal.read_stream(names.dead_letter_journal_stream("a"))]
+    assert [type(one) for one in told] == [MessageIdsReused]
+    assert tree.subscription("a").rejected == []
 
 
 def test_what_can_t_be_stored_is_rejected_and_its_neighbours_are_not(tree: Tree) -> None:
