@@ -38,6 +38,7 @@ FATES: Final = {
     "tenantry.dead_letters": GONE,
     "tenantry.events": KEPT,
     "tenantry.idempotency_keys": NOBODYS,
+    "tenantry.installation": NOBODYS,
     "tenantry.journal_head": NOBODYS,
     "tenantry.locks": NAMES,
     "tenantry.projection_checkpoints": NOBODYS,
