@@ -407,6 +407,10 @@ class Isolation(BaseModel):
     leaks: Annotated[list[str], Field(description="What was possible and must not be.")]
     denials: Annotated[list[str], Field(description="What was refused and must not be.")]
     unjudged: Annotated[list[str], Field(description="Of whom there is no verdict, and why.")]
+    open: Annotated[
+        list[str],
+        Field(description="What the database leaves open to every role, and how it is closed."),
+    ]
     checks: list[IsolationCheck]
 
 

@@ -209,6 +209,7 @@ def isolation(report: IsolationReport) -> dict[str, Any]:
         "leaks": [str(one) for one in report.leaks],
         "denials": [str(one) for one in report.denials],
         "unjudged": list(report.unjudged),
+        "open": list(report.open),
         "checks": [
             {
                 "tenant": one.tenant_id,

@@ -94,6 +94,7 @@ def verify_isolation(
     found = _report_document(report)
     for name in ("leaks", "denials", "unjudged", "checks"):
         found[name] += rows[name]
+    found["open"] = rows["open"]
     found["isolated"] = found["isolated"] and rows["isolated"]
     _finish(found, as_json=as_json, told=len(report.leaks), denied=len(report.denials))
 
@@ -109,7 +110,7 @@ def _daemons_proof(
 ) -> dict[str, Any]:
     """Have the daemon prove it, for so many tenants at a time that each call ends in time."""
     found: dict[str, Any] = {
-        "isolated": True, "leaks": [], "denials": [], "unjudged": [], "checks": []
+        "isolated": True, "leaks": [], "denials": [], "unjudged": [], "open": [], "checks": []
     }  # fmt: skip
     wanted = list(tenant_ids) or [one["id"] for one in client.pages("/tenants")]
     for start in range(0, len(wanted), AT_ONCE):
@@ -119,6 +120,7 @@ def _daemons_proof(
         found["isolated"] = found["isolated"] and part["isolated"]
         for name in ("leaks", "denials", "unjudged", "checks"):
             found[name] += part[name]
+        found["open"] = part["open"]
     return found
 
 
@@ -131,6 +133,7 @@ def _finish(found: Mapping[str, Any], *, as_json: bool, told: int = 0, denied: i
             ("LEAK", found["leaks"][told:]),
             ("NO ACCESS", found["denials"][denied:]),
             ("NO VERDICT", found["unjudged"]),
+            ("OPEN TO EVERY ROLE", found["open"]),
         ):
             for line in lines:
                 click.echo(output.clean(f"{kind}: {line}"))

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Final
 
 from tenantry.database.pool import Connection, Database
+from tenantry.database.rights import open_to_tenants
 from tenantry.database.sql_access import mapped, mark, verifier
 from tenantry.messages.sql_access import SqlCredentials
 from tenantry.sql import queries
@@ -54,6 +55,11 @@ class PostgresProbes:
         finally:
             with self._connection() as connection:
                 connection.execute(self._sql["drop_probe"], {"role": role})
+
+    def open(self) -> Sequence[str]:
+        """See `DatabaseProbes.open`."""
+        with self._connection() as connection:
+            return open_to_tenants(connection)
 
     def excess(self, tenant_id: str) -> Sequence[str]:
         """See `DatabaseProbes.excess`."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Final
 
 import psycopg
@@ -13,6 +14,7 @@ from psycopg import errors, sql
 
 from tenantry.database.errors import DatabaseUnavailableError
 from tenantry.database.failures import one_line
+from tenantry.database.insisting import insist
 from tenantry.database.pool import Connection, Database
 from tenantry.messages.port import MessageStoreError, StoreUnavailableError
 from tenantry.messages.sql_access import SqlCredentials
@@ -21,6 +23,9 @@ log = structlog.get_logger(__name__)
 
 CONNECTIONS: Final = 5
 """Connections a tenant's role may have at once."""
+
+_GRANT: Final = "SELECT tenantry.grant_sql_access(%s, %s, %s)"
+_LOCK_OUT: Final = "SELECT tenantry.lock_out_sql_roles(%s)"
 
 
 class PostgresSqlAccess:
@@ -46,10 +51,8 @@ class PostgresSqlAccess:
             with connection.transaction():
                 row = connection.execute("SELECT tenantry.sql_role(%s)", (tenant_id,)).fetchone()
                 role = str(row[0]) if row else ""
-                connection.execute(
-                    "SELECT tenantry.grant_sql_access(%s, %s, %s)",
-                    (tenant_id, verifier(connection, role, password), CONNECTIONS),
-                )
+                granted = (tenant_id, verifier(connection, role, password), CONNECTIONS)
+                insist(connection, role, partial(connection.execute, _GRANT, granted))
                 mark(connection, role)
                 yield SqlCredentials(
                     username=role, password=password, url=self._database.url_for(role, password)
@@ -59,7 +62,10 @@ class PostgresSqlAccess:
     def revoke(self, tenant_id: str) -> bool:
         """See `SqlAccess.revoke`."""
         with self._connection() as connection:
-            connection.execute("SELECT tenantry.lock_out_sql_roles(%s)", (tenant_id,))
+            named = connection.execute("SELECT tenantry.sql_role(%s)", (tenant_id,)).fetchone()
+            role = str(named[0]) if named else ""
+            with connection.transaction():
+                insist(connection, role, partial(connection.execute, _LOCK_OUT, (tenant_id,)))
             row = connection.execute(
                 "SELECT tenantry.revoke_sql_access(%s)", (tenant_id,)
             ).fetchone()

@@ -15,6 +15,7 @@ import structlog
 from psycopg import errors, sql
 
 from tenantry.database.failures import one_line
+from tenantry.database.insisting import insist
 from tenantry.database.pool import Connection, Database
 from tenantry.database.probes import CONNECTIONS as PROBING
 from tenantry.database.sql_access import CONNECTIONS as READING
@@ -30,6 +31,15 @@ LOOK_EVERY: Final = 3.0
 
 MEND_EVERY: Final = 20
 """Looks between two at whether roles still are as they were made."""
+
+
+MENDING_FAILS: Final = (
+    errors.InsufficientPrivilege,
+    errors.InternalError,
+    errors.LockNotAvailable,
+    errors.UndefinedObject,
+)
+"""What one role's state may come to; the others are mended all the same."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,16 +82,30 @@ class TenantsSessions:
         What the database's user may not change is left, and told in the log.
         """
         parameters = {"reading": READING, "probing": PROBING, "publishing": PUBLISHING}
-        try:
-            with self._database.connection() as connection:
-                rows = connection.execute(self._sql["mend_roles"], parameters).fetchall()
-        except (errors.InsufficientPrivilege, errors.InternalError) as error:
-            log.warning("tenants_roles.not_mended", error=one_line(error))
-            return []
-        mended = [name for (name,) in rows]
+        with self._database.connection() as connection:
+            roles = connection.execute(self._sql["roles_to_mend"], parameters).fetchall()
+            mended = [role[0] for role in roles if self._mend(connection, role)]
+            connection.execute(self._sql["withdraw_messages"])
         if mended:
             log.info("tenants_roles.mended", count=len(mended), roles=mended[:10])
         return mended
+
+    def _mend(self, connection: Connection, role: tuple[object, ...]) -> bool:
+        name = str(role[0])
+        try:
+            with connection.transaction():
+                # Others change roles: there is time at the next look.
+                connection.execute("SET LOCAL lock_timeout = 1000")
+                connection.execute(self._sql["change_roles"])
+                insist(
+                    connection,
+                    name,
+                    lambda: connection.execute(self._sql["mend_role"], role),
+                )
+        except MENDING_FAILS as error:
+            log.warning("tenants_roles.not_mended", user=name, error=one_line(error))
+            return False
+        return True
 
     def look(self) -> int:
         """End the sessions that go beyond their limits; give how many."""

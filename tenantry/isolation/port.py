@@ -36,6 +36,9 @@ class DatabaseProbes(Protocol):
     def probe(self, tenant_id: str) -> AbstractContextManager[SqlCredentials]:
         """Make such a role, and remove it at the end."""
 
+    def open(self) -> Sequence[str]:
+        """Say what the database leaves open to every role, each with its remedy."""
+
     def excess(self, tenant_id: str) -> Sequence[str]:
         """Name the rights that the tenant's own role has and should not; none without a role."""
 

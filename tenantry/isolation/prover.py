@@ -119,7 +119,9 @@ class IsolationProver:
                     checks += self._in_database(mine, others)
             except (BrokerError, MessageStoreError, ProducerError, LinkError) as error:
                 unjudged.append(f"tenant {mine.tenant_id}: {error}")
-        return IsolationReport(checks=tuple(checks), unjudged=tuple(unjudged))
+        return IsolationReport(
+            checks=tuple(checks), unjudged=tuple(unjudged), open=tuple(self._open())
+        )
 
     def _prepare(self, probes: Probes | None) -> bool:
         """Remove what an earlier proof has left; tell whether the database may have roles."""
@@ -134,6 +136,12 @@ class IsolationProver:
             log.warning("isolation.probes_left", error=str(error))
             return True
         return False
+
+    def _open(self) -> Sequence[str]:
+        try:
+            return self._database.open()
+        except MessageStoreError as error:
+            return (f"what the database leaves open can't be told: {error}",)
 
     @staticmethod
     def _on_broker(

@@ -73,10 +73,14 @@ class Notes:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IsolationReport:
-    """Every attempt that was made; `unjudged` says who could not be judged, and why."""
+    """Every attempt that was made; `unjudged` says who could not be judged, and why.
+
+    `open` is what the database leaves open to every role, and the daemon can't close.
+    """
 
     checks: tuple[Check, ...]
     unjudged: tuple[str, ...] = ()
+    open: tuple[str, ...] = ()
 
     @property
     def leaks(self) -> tuple[Check, ...]:

@@ -10,6 +10,7 @@ from psycopg import sql
 from tenantry.domain import names
 from tenantry.producer.access import TenantNames
 from tenantry.producer.checks import Action, Check, Notes
+from tenantry.producer.hostile_sql import FORBIDDEN
 from tenantry.producer.link import Verdict
 from tenantry.producer.sql_link import SqlLink
 
@@ -18,25 +19,10 @@ VIEW: Final = "messages"
 """In the role's own schema, where its search path leads."""
 
 _OWN: Final[tuple[tuple[Action, str, str], ...]] = (
-    ("read", "tenantry.events", "SELECT FROM tenantry.events LIMIT 1"),
-    ("read", "tenantry.credentials", "SELECT FROM tenantry.credentials LIMIT 1"),
-    ("read", "tenantry.dead_letters", "SELECT FROM tenantry.dead_letters LIMIT 1"),
-    ("read", TABLE, "SELECT FROM public.messages LIMIT 1"),
-    ("read", "pg_statistic", "SELECT FROM pg_catalog.pg_statistic LIMIT 1"),
-    ("read", f"{TABLE} (without row security)",
-     "SET LOCAL row_security = off; SELECT FROM public.messages LIMIT 1"),
-    ("write", f"{TABLE} (its own rows)", "DELETE FROM public.messages"),
-    ("configure", f"{TABLE} (its row security)",
-     "ALTER TABLE public.messages DISABLE ROW LEVEL SECURITY"),
     ("write", f"{VIEW} (its own rows)", "DELETE FROM messages"),
-    ("configure", "its own schema", "CREATE FUNCTION f() RETURNS int RETURN 1"),
-    ("configure", "the schema public", "CREATE TABLE public.isolation_probe ()"),
-    ("configure", "the schema tenantry", "CREATE TABLE tenantry.isolation_probe ()"),
-    ("read", "the server's files", "SELECT pg_read_file('PG_VERSION')"),
-    ("configure", "the server's programs", "COPY (SELECT 1) TO PROGRAM 'true'"),
-    ("read", "pg_authid", "SELECT FROM pg_catalog.pg_authid LIMIT 1"),
-)  # fmt: skip
-"""What a role must not, on its own or the daemon's behalf: action, target, statement."""
+    ("configure", "its own schema", "CREATE FUNCTION f() RETURNS int LANGUAGE sql AS 'SELECT 1'"),
+)
+"""What a role that reads must not, beside what none may: action, target, statement."""
 
 
 def examine(link: SqlLink, mine: TenantNames, others: Sequence[TenantNames]) -> Iterator[Check]:
@@ -46,7 +32,7 @@ def examine(link: SqlLink, mine: TenantNames, others: Sequence[TenantNames]) -> 
     link.lift_defaults()
     notes = Notes(mine, mine)
     notes.note("read", VIEW, link.attempt("SELECT FROM messages LIMIT 1"))
-    for action, target, statement in _OWN:
+    for action, target, statement in (*_OWN, *FORBIDDEN):
         notes.note(action, target, link.attempt(statement), forbidden=True)
     yield from notes.checks
     for other in others:

@@ -9,8 +9,7 @@ from psycopg import sql
 
 from tenantry.domain import names
 from tenantry.producer.access import TenantNames
-from tenantry.producer.checks import Action
-from tenantry.producer.link import Verdict
+from tenantry.producer.hostile_sql import FORBIDDEN
 from tenantry.producer.sql_link import SqlLink
 
 _PUBLISH: Final = "SELECT tenantry.publish_bytes('default', '', 'text/plain', tenant => %s)"
@@ -26,16 +25,18 @@ DELETE FROM tenantry.queued
 WHERE queue IN (SELECT id FROM tenantry.queues WHERE tenant_id = %s)
 """
 
-Told = Callable[[Action, str, Verdict], object]
-"""Called with each attempt: what was tried, on what, and what came of it."""
+Told = Callable[..., object]
+"""Called with each attempt: what was tried, on what, and what came of it (`Notes.note`)."""
 
 
 def own(link: SqlLink, mine: TenantNames, tell: Told) -> None:
-    """Try what must be allowed."""
+    """Try what must be allowed, and what no tenant may."""
     publish = "SELECT tenantry.publish_bytes('default', '', 'text/plain')"
     tell("write", mine.stream, link.attempt(publish))
     look = "SELECT FROM tenantry.look(%s, 1)"
     tell("read", mine.queues[0], link.attempt(look, mine.queues[0]))
+    for action, target, statement in FORBIDDEN:
+        tell(action, target, link.attempt(statement), forbidden=True)
 
 
 def foreign(link: SqlLink, other: TenantNames, tell: Told) -> None:

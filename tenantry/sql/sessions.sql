@@ -1,7 +1,17 @@
 -- Sessions of tenants' roles, wherever on the server they are.
 
--- name: mend_roles
-SELECT DISTINCT tenantry.mend_roles(%(reading)s, %(probing)s, %(publishing)s)::text;
+-- name: withdraw_messages
+SELECT tenantry.withdraw_messages();
+
+-- name: change_roles
+SELECT tenantry.hold('sql_roles'), tenantry.hold('roles');
+
+-- name: roles_to_mend
+SELECT role::text, kind, tenant, connections
+FROM tenantry.roles_to_mend(%(reading)s, %(probing)s, %(publishing)s) ORDER BY role;
+
+-- name: mend_role
+SELECT tenantry.mend_role(%s, %s, %s, %s);
 
 -- name: sessions
 SELECT a.pid, a.usename::text,

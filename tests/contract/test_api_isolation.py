@@ -20,7 +20,9 @@ def api() -> Iterator[Served]:
 def test_a_proof_shows_what_was_tried_and_what_failed(api: Served) -> None:
     leak = Check(tenant_id="acme", owner="x", action="read", target="q", allowed=True)
     denial = Check(tenant_id="acme", owner="acme", action="write", target="s", allowed=False)
-    api.world.prover.report = IsolationReport(checks=(leak, denial), unjudged=("tenant y: away",))
+    api.world.prover.report = IsolationReport(
+        checks=(leak, denial), unjudged=("tenant y: away",), open=("locks (a remedy)",)
+    )
     shown = api.control.post("/isolation", json={"tenants": ["acme"], "broker": False}).json()
     assert api.world.prover.asked == [(["acme"], False)]
     assert shown == {
@@ -28,6 +30,7 @@ def test_a_proof_shows_what_was_tried_and_what_failed(api: Served) -> None:
         "leaks": ["tenant acme is allowed to read from q of tenant x"],
         "denials": ["tenant acme is refused to write to its own s"],
         "unjudged": ["tenant y: away"],
+        "open": ["locks (a remedy)"],
         "checks": [
             {"tenant": "acme", "owner": "x", "action": "read", "target": "q", "allowed": True,
              "holds": False},

@@ -11,6 +11,7 @@ import psycopg
 import pytest
 from psycopg import sql
 
+from tenantry.broker.port import TenantTopology
 from tenantry.broker.postgres.administration import PostgresAdministration
 from tenantry.database.pool import Database
 from tenantry.database.sql_access import PostgresSqlAccess
@@ -29,6 +30,9 @@ class World:
         self.administration.check()
         # Roles are the whole server's.
         self.tenant, self.other = (f"t{secrets.token_hex(5)}" for _ in range(2))
+        self.administration.ensure_topology(
+            TenantTopology(tenant_id=self.tenant, topics=(), partitions=1)
+        )
         for tenant in (self.tenant, self.other):
             self.store.create_partition(tenant)
             self.store.store(tenant, [Incoming("1", "default", 0, b"{}", None, None, None)])
@@ -94,6 +98,23 @@ def test_a_session_that_keeps_notifications_is_ended_when_their_queue_fills(worl
             assert world.look(grace=0, notices=-1) == 1
 
 
+def test_a_transaction_that_is_to_outlive_its_session_is_refused_or_rolled_back(
+    world: World,
+) -> None:
+    allowed = world.count("SELECT current_setting('max_prepared_transactions')")
+    with psycopg.connect(world.publishing, autocommit=True) as session:
+        session.execute("BEGIN; SELECT tenantry.publish('default', '1')")
+        if not allowed:
+            with pytest.raises(psycopg.errors.ObjectNotInPrerequisiteState):
+                session.execute("PREPARE TRANSACTION 'mine'")
+            return
+        session.execute(f"PREPARE TRANSACTION '{world.tenant}'".encode())
+    left = "SELECT count(*) FROM pg_prepared_xacts WHERE gid = %s"
+    assert world.count(left, world.tenant) == 1
+    world.look(transaction=0)
+    assert world.count(left, world.tenant) == 0
+
+
 def test_a_tenant_that_reads_for_long_keeps_no_other_from_going(world: World) -> None:
     with psycopg.connect(world.reading) as one, psycopg.connect(world.reading) as two:
         assert one.execute("SELECT count(*) FROM messages").fetchone() == (1,)
@@ -157,6 +178,27 @@ def test_what_a_role_has_set_for_itself_is_set_back(world: World) -> None:
             assert session.execute("SHOW idle_in_transaction_session_timeout").fetchone() == (
                 "1min",
             )
+
+
+def test_a_role_that_its_own_open_transaction_holds_is_mended_and_revoked_all_the_same(
+    world: World,
+) -> None:
+    sessions = TenantsSessions(world.database)
+    for url in (world.reading, world.publishing):
+        with psycopg.connect(url) as session:
+            session.execute("SET default_transaction_read_only = off")
+            session.commit()
+            session.execute("ALTER ROLE CURRENT_USER SET statement_timeout = 0")
+            session.commit()
+            session.execute("ALTER ROLE CURRENT_USER SET lock_timeout = 0")
+            with ended(session):
+                assert sessions.mend() == [session.info.user]
+    with psycopg.connect(world.reading) as session:
+        session.execute("SET default_transaction_read_only = off")
+        session.commit()
+        session.execute("ALTER ROLE CURRENT_USER SET lock_timeout = 0")
+        with ended(session):
+            assert world.access.revoke(world.tenant)
 
 
 def test_a_view_follows_the_columns_of_the_table(world: World) -> None:

@@ -50,6 +50,9 @@ class NoDatabase:
     def excess(self, tenant_id: str) -> list[str]:
         raise AssertionError
 
+    def open(self) -> list[str]:
+        return ["advisory locks (a remedy)"]
+
 
 class LockedBroker:
     """A broker that gives no probe."""
@@ -97,3 +100,4 @@ def test_where_no_role_can_be_made_no_tenant_reads_with_sql_and_nothing_is_tried
     report = prover(world, LockedBroker()).prove(broker=False, metadata=BY)
     assert report.unjudged == ()
     assert report.checks == ()
+    assert report.open == ("advisory locks (a remedy)",)

@@ -24,11 +24,11 @@ from tenantry.broker.port import (
     TenantTopology,
 )
 from tenantry.broker.postgres import closing, users
-from tenantry.broker.postgres.insisting import insist
 from tenantry.broker.postgres.surveying import surveyed
 from tenantry.broker.survey import Survey, User
 from tenantry.database.errors import DatabaseUnavailableError
 from tenantry.database.failures import one_line
+from tenantry.database.insisting import insist
 from tenantry.database.pool import Connection, Database
 from tenantry.domain import names
 from tenantry.sql import queries

@@ -21,7 +21,7 @@ ENDING_MS: Final = 2000
 """Milliseconds that a session may take to end."""
 
 
-def insist(connection: Connection, name: str, step: Callable[[], None]) -> None:
+def insist(connection: Connection, name: str, step: Callable[[], object]) -> None:
     """Change a role in an open transaction, over its own sessions where need be.
 
     A role may change its own password and settings: in a transaction that it leaves open, nobody
