@@ -21,6 +21,7 @@ from tenantry.database.sql_access import PostgresSqlAccess
 from tenantry.database.tenants_sessions import Limits, TenantsSessions
 from tenantry.messages.port import Incoming
 from tenantry.messages.postgres import PostgresMessageStore
+from tests.brokers import INSTALLATION
 from tests.services_postgres import admin_url, database
 
 KINDS = ("reader", "probe", "producer")
@@ -235,7 +236,10 @@ class World:
 def world_of(owner: str, daemon: Database, url: str, *, superuser: bool) -> Iterator[World]:
     """Two tenants with everything there is of a tenant, and sessions of one of them."""
     store, access = PostgresMessageStore(daemon), PostgresSqlAccess(daemon)
-    administration, probes = PostgresAdministration(daemon), PostgresProbes(daemon)
+    administration, probes = (
+        PostgresAdministration(daemon, installation=INSTALLATION),
+        PostgresProbes(daemon),
+    )
     administration.check()
     ids = [f"{one}{secrets.token_hex(4)}" for one in ("m", "t")]
     with ExitStack() as stack:
@@ -485,7 +489,7 @@ def test_functions_and_operators_in_public_that_fit_better_are_never_called(worl
                     " (LEFTARG = text, RIGHTARG = name, FUNCTION = public.trap)".encode()
                 )
     store, access = PostgresMessageStore(world.daemon), PostgresSqlAccess(world.daemon)
-    administration = PostgresAdministration(world.daemon)
+    administration = PostgresAdministration(world.daemon, installation=INSTALLATION)
     third = "third"
     store.create_partition(third)
     store.store(third, [Incoming("1", "default", 0, b"{}", None, None, None)])

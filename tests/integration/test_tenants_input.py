@@ -248,7 +248,9 @@ class Fuzzed:
     def __init__(self, database: Database, connection: psycopg.Connection) -> None:
         self.database = database
         self.tenant = TenantTopology(tenant_id="acme", topics=(), partitions=1)
-        PostgresAdministration(database, in_hand=dict).ensure_topology(self.tenant)
+        PostgresAdministration(database, installation="test", in_hand=dict).ensure_topology(
+            self.tenant
+        )
         PostgresMessageStore(database).create_partition("acme")
         self.sink = RecordingSink()
         self.link = Link(connection)

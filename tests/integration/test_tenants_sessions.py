@@ -18,6 +18,7 @@ from tenantry.database.sql_access import PostgresSqlAccess
 from tenantry.database.tenants_sessions import Limits, TenantsSessions
 from tenantry.messages.port import Incoming
 from tenantry.messages.postgres import PostgresMessageStore
+from tests.brokers import INSTALLATION
 from tests.waiting import eventually
 
 
@@ -26,7 +27,7 @@ class World:
         self.database = database
         self.store = PostgresMessageStore(database)
         self.access = PostgresSqlAccess(database)
-        self.administration = PostgresAdministration(database)
+        self.administration = PostgresAdministration(database, installation=INSTALLATION)
         self.administration.check()
         # Roles are the whole server's.
         self.tenant, self.other = (f"t{secrets.token_hex(5)}" for _ in range(2))

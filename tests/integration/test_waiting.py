@@ -206,7 +206,7 @@ def test_what_changes_only_roles_is_refused_under_a_past_term(
     old = Database(database_url, term=terms.claim(standing.number))
     old.open()
     access, here = PostgresSqlAccess(old), PostgresSqlAccess(database)
-    administration = brokers.PostgresAdministration(old)
+    administration = brokers.PostgresAdministration(old, installation=brokers.INSTALLATION)
     _, hashed = administration.new_credentials(tenant.tenant_id)
     administration.ensure_user(tenant.tenant_id, hashed)
     access.grant(tenant.tenant_id)
