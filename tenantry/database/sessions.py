@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-import threading
 import time
 from collections.abc import Callable, Mapping
-from contextlib import closing, suppress
+from contextlib import closing
 from typing import Any, Final, TypeAlias
 
 import psycopg
@@ -25,8 +24,9 @@ LOCK_TIMEOUT: Final = 10.0
 SETTLE_TIMEOUT: Final = 10.0
 """Seconds until a new connection must have answered: a pooler lets in whom it can't serve yet."""
 
-CONFIRM_EVERY: Final = 2.0
-"""Seconds in which one look at whether a pooler keeps sessions apart does for all."""
+CROWDED_FOR: Final = 30.0
+"""Seconds in which no second session is begun to look whether a pooler keeps sessions apart, after
+one that it had no connection for."""
 
 
 class Sessions:
@@ -56,8 +56,7 @@ class Sessions:
         self._lends_path = lends_path
         self._where = place(parameters)
         self._options_refused = False
-        self._guard = threading.Lock()
-        self._confirmed_at = 0.0
+        self._crowded_until = 0.0
         self._silence = Silence(self._knock)
 
     @property
@@ -226,12 +225,12 @@ class Sessions:
         Another session is begun and served in between. Where that one gets no connection of the
         server's it stays open, until the next is begun.
         """
-        with self._guard:
-            if time.monotonic() - self._confirmed_at < CONFIRM_EVERY:
-                return
-            self._confirmed_at = time.monotonic()
-        with suppress(psycopg.Error), closing(enter()) as other:
-            other.execute(f"SET {session.MARK} = 'another'".encode())
+        if time.monotonic() > self._crowded_until:
+            try:
+                with closing(enter()) as other:
+                    other.execute(f"SET {session.MARK} = 'another'".encode())
+            except psycopg.Error:
+                self._crowded_until = time.monotonic() + CROWDED_FOR
         for _ in range(3):
             row = connection.execute(fitness.READ_MARK.encode()).fetchone()
             if row is None or row[0] != mark:

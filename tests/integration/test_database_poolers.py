@@ -64,9 +64,8 @@ def test_by_transaction_it_is_refused_at_once_with_what_to_do(
 
 
 def test_a_pooler_that_changes_its_ways_is_noticed_when_connections_are_made_anew(
-    pooler: Pooler, monkeypatch: pytest.MonkeyPatch
+    pooler: Pooler,
 ) -> None:
-    monkeypatch.setattr("tenantry.database.sessions.CONFIRM_EVERY", 0)
     with closing(Database(pooler.url, pool_size=2)) as database:
         database.open()
         store, watch = PostgresMessageStore(database), DatabaseWatch(database)
