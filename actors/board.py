@@ -21,6 +21,10 @@ _WINDOW: Final = 10
 GRACE: Final = 2.0
 """Seconds without consuming after which a tenant makes a running system not ready."""
 
+REFUSALS: Final = 2
+"""Channels in a row that were lost before they consumed, by which it is the tenant's own trouble:
+an outage of the broker takes one that had."""
+
 
 class RateMeter:
     """Counts things a second over the last ten whole seconds. One writer, any reader."""
@@ -68,6 +72,8 @@ class TenantBoard:
         self.workers: dict[str, Ref] = {}
         self.workers_current = 0
         self._consuming = False
+        self.refused = 0
+        """How often in a row its queues could not be consumed: taken by another, gone or silent."""
         self.consuming_since = time.monotonic()
         self.waiting_since = time.monotonic()
         self.in_hand: dict[str, int] = {}
@@ -104,6 +110,7 @@ class TenantBoard:
     @consuming.setter
     def consuming(self, consuming: bool) -> None:
         if consuming:
+            self.refused = 0
             self.consuming_since = time.monotonic()
         self._consuming = consuming
 
@@ -291,7 +298,14 @@ class Board:
         now = time.monotonic()
         boards = list(self.tenants.copy().values())
         settled_in = self.settled_in
-        waiting = [board.tenant_id for board in boards if board.waits(now, settled_in=settled_in)]
+        others = any(board.consuming for board in boards)
+        waiting = [
+            board.tenant_id
+            for board in boards
+            if board.waits(now, settled_in=settled_in)
+            # One tenant's own trouble is that tenant's state, once others consume.
+            and not (others and board.refused >= REFUSALS)
+        ]
         if waiting:
             more = f" and {len(waiting) - 5} more" if len(waiting) > 5 else ""
             reasons.append(f"not consuming yet: {', '.join(sorted(waiting)[:5])}{more}")

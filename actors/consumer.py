@@ -13,7 +13,7 @@ from typing import Final
 
 import structlog
 
-from actors.board import TenantBoard
+from actors.board import REFUSALS, TenantBoard
 from actors.buffer import Buffer, ConsumerLimits
 from actors.clock import Clock
 from actors.messages import (
@@ -128,6 +128,7 @@ class Consumer(SupervisedActor):
             case ChannelLost(generation=generation, reason=reason, missing=missing):
                 self._channel_lost(generation, reason, missing=missing)
             case QueuesSilent():
+                self._board.refused += REFUSALS
                 self.tell_parent(message)
             case Resubscribe():
                 if self._subscription is not None and not self._draining:
@@ -181,6 +182,9 @@ class Consumer(SupervisedActor):
         if generation >= self._generation:
             self._generation = generation + 1
             self._forget_deliveries()
+        if not self._board.consuming:
+            # Lost before it consumed: what is in the way is in its own way.
+            self._board.refused += 1
         self._board.consuming = False
         self._board.waiting_since = self._ports.clock.now()
         log.warning("consumer.channel_lost", reason=reason)

@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 import pytest
 
-from actors import restarts, retrying
+from actors import board, restarts, retrying
 from actors.board import Board
 from actors.clock import tell
 from actors.messages import Drifted, Execute, Ref, TryAgain
@@ -784,3 +784,30 @@ def test_a_deletion_that_keeps_failing_stands_still_and_then_goes_on(
         tree.execute(RequestDeletion(tenant_id="a"))
     eventually(lambda: tree.events("a")[-1] == "TenantDeleted")
     eventually(lambda: tree.control.runtime("a") is None)
+
+
+def test_one_tenants_own_trouble_makes_nobody_unready_once_others_consume(
+    tree: Tree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(board, "GRACE", 0.0)
+    tree.create("a")
+    eventually(lambda: not tree.board.not_ready())
+    taken = tree.subscription("a")
+
+    def refuse() -> None:
+        taken.generation += 1
+        taken.sink.lost(taken.generation, "RESOURCE_LOCKED: exclusive", missing=False)
+
+    for _ in range(3):
+        refuse()
+    eventually(tree.board.not_ready)  # nobody consumes
+    tree.create("b")
+    eventually(lambda: not tree.board.not_ready(), what="ready: b consumes")
+    runtime = tree.control.runtime("a")
+    assert runtime is not None
+    assert not runtime.consuming
+    # What was consuming and is not any more, as in an outage, is waited for.
+    lost = tree.subscription("b")
+    tree.create("c")
+    lost.sink.lost(lost.generation, "connection lost", missing=False)
+    eventually(lambda: "not consuming yet: b" in tree.board.not_ready())
