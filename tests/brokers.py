@@ -112,7 +112,7 @@ class Broker:
                 )
                 for body in bodies
             ],
-            timeout=20,
+            timeout=60,
         )
 
     def ready(self, queue: str) -> list[bytes]:

@@ -81,7 +81,7 @@ class Ledger:
             self._audit = Audit(self.database_url, self.broker_url)
         return self._audit
 
-    def wait_confirmed(self, more: int = 1, *, timeout: float = 10.0) -> None:
+    def wait_confirmed(self, more: int = 1, *, timeout: float = 45.0) -> None:
         """Wait until every client that still publishes has `more` confirms than now."""
         before = {one: len(one.confirmed) for one in self.clients if one.publishing}
         eventually(
@@ -100,7 +100,7 @@ class Ledger:
         """Take in the rows that are new; give the number of all."""
         return self.audit.follow(self._sent())
 
-    def check(self, *, timeout: float = 15.0, alive: Callable[[], object] = lambda: None) -> None:
+    def check(self, *, timeout: float = 45.0, alive: Callable[[], object] = lambda: None) -> None:
         """Every confirmed message is in its place once and unchanged; nothing else is."""
 
         def complete() -> bool:

@@ -90,7 +90,7 @@ class Client:
     def abandoned(self) -> bool:
         return self._abandoned.is_set()
 
-    def finish(self, timeout: float = 20.0) -> None:
+    def finish(self, timeout: float = 45.0) -> None:
         """Send nothing new, and return once everything sent is confirmed."""
         self._finishing.set()
         self._wake()
