@@ -259,6 +259,20 @@ def test_a_tenant_publishes_and_looks_by_sql(
         tenant_session.execute("SELECT tenantry.publish('events', NULL)")
 
 
+def test_a_commit_that_confirms_a_message_waits_for_the_disk_whatever_the_session_has_set(
+    tenant_session: psycopg.Connection,
+) -> None:
+    tenant_session.autocommit = True
+    tenant_session.execute("SET synchronous_commit = off")
+    with tenant_session.transaction():
+        tenant_session.execute("SAVEPOINT before")
+        tenant_session.execute("SELECT tenantry.publish('events', '1')")
+        tenant_session.execute("RELEASE before")
+        assert tenant_session.execute("SHOW synchronous_commit").fetchone() == ("on",)
+    # What else the session does is its own affair.
+    assert tenant_session.execute("SHOW synchronous_commit").fetchone() == ("off",)
+
+
 def test_a_database_user_that_may_make_no_roles_is_told(
     database: Database, database_url: str
 ) -> None:
