@@ -93,7 +93,13 @@ def of(error: Exception) -> Problem | None:
                 title="Version conflict",
             )
         case DeadLettersBusyError():
-            return Problem(409, str(error), code="dead-letters-busy", title="Being worked off")
+            return Problem(
+                409,
+                str(error),
+                code="dead-letters-busy",
+                title="Being worked off",
+                headers={"Retry-After": str(problems.RETRY_AFTER_SECONDS)},
+            )
         case UnroutableError():
             return Problem(
                 404,

@@ -19,6 +19,7 @@ from tenantry.api.port import Control
 from tenantry.api.streams import Streams
 from tenantry.api.tail import JournalTail
 from tenantry.api.tokens import Principal
+from tenantry.api.turns import Turns
 from tenantry.api.vitals import Vitals
 from tenantry.audit.auditor import Auditor
 from tenantry.broker.port import Publishing
@@ -68,6 +69,7 @@ class Services:
     auditor: Auditor
     prover: Prover
     pools: Pools = field(default_factory=Pools)
+    turns: Turns = field(default_factory=Turns)
 
     @property
     def threads(self) -> Pool:

@@ -139,8 +139,6 @@ class StandbyBroker:
     def walk(
         self,
         tenant_id: str,  # noqa: ARG002
-        *,
-        patience: float = 0.0,  # noqa: ARG002
     ) -> AbstractContextManager[DeadLetterWalk]:
         """Refuse to touch dead letters."""
         self._refuse()

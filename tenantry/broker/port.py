@@ -365,12 +365,10 @@ class DeadLetterWalk(Protocol):
 class DeadLetters(Protocol):
     """Gives access to tenants' dead-letter queues. Callable from any thread; calls block."""
 
-    def walk(
-        self, tenant_id: str, *, patience: float = 0.0
-    ) -> AbstractContextManager[DeadLetterWalk]:
+    def walk(self, tenant_id: str) -> AbstractContextManager[DeadLetterWalk]:
         """Begin a walk; a tenant without a queue has no dead letters.
 
-        One walk of a tenant at a time: another waits for its end, for `patience` seconds, and
-        then raises `DeadLettersBusyError`. Every call may raise
-        `BrokerUnavailableError`: what was not removed is in the queue, what was removed may be.
+        One walk of a tenant at a time: another raises `DeadLettersBusyError` at once, for waiting
+        would hold a thread. Every call may raise `BrokerUnavailableError`: what was not removed
+        is in the queue, what was removed may be.
         """

@@ -45,15 +45,15 @@ GRACE_SECONDS: Final = 60.0
 MAX_REPLAYS: Final = 10
 """How often a letter is replayed before it takes `force`: what fails so often will fail again."""
 
-PATIENCE_SECONDS: Final = 10.0
-"""How long a call waits for another's walk along the same queue."""
-
 ITSELF: Final = Metadata(actor="dead-letters")
 """Who does what nobody asked for: telling the journal of what the broker has dead-lettered."""
 
 
 class Reprocessing:
-    """Works off tenants' dead letters. Calls block, for a minute at most; from any thread."""
+    """Works off tenants' dead letters. Calls block, for a minute at most; from any thread.
+
+    None waits for another's walk along the same queue: it raises `DeadLettersBusyError` at once.
+    """
 
     def __init__(
         self,
@@ -134,15 +134,15 @@ class Reprocessing:
             force=False,
             stopping=stopping,
         )
-        return self._run(job, patience=0.0).complete
+        return self._run(job).complete
 
-    def _run(self, job: Job, *, patience: float = PATIENCE_SECONDS) -> Reprocessed:
+    def _run(self, job: Job) -> Reprocessed:
         if job.which.names is not None:
             job.wanted = self._index.named(job.tenant_id, job.which.names)
             if not job.wanted:
                 return Reprocessed()
         began, ended = time.monotonic(), False
-        with self._queues.walk(job.tenant_id, patience=patience) as walk:
+        with self._queues.walk(job.tenant_id) as walk:
             while not ended and not job.done and time.monotonic() - began < self._seconds:
                 ended = not self._step(job, walk)
         if walk.gone:

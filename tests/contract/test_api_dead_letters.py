@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID, uuid4
@@ -13,7 +14,6 @@ import pytest
 from tenantry.broker.port import (
     BrokerError,
     BrokerUnavailableError,
-    DeadLettersBusyError,
     Outgoing,
     QueuedLetter,
 )
@@ -31,6 +31,7 @@ from tenantry.messages.dead_letters import (
 from tenantry.messages.port import Incoming, StoreUnavailableError
 from tenantry.reprocessing import reprocessing as reprocessing_module
 from tests.fakes.api import FakeWalk, Served, World, serving
+from tests.waiting import eventually
 
 
 @pytest.fixture
@@ -218,11 +219,43 @@ def test_an_unknown_tenant_is_404_and_a_busy_queue_409(api: Served) -> None:
     assert api.control.get("/tenants/nobody/dead-letters").status_code == 404
     path = "/tenants/nobody/dead-letters/replay"
     assert api.control.post(path, json={"all": True}).status_code == 404
-    api.world.dead_letters.error = DeadLettersBusyError("being replayed")
+    api.app.state.services.turns._patience = 0.05
+    api.world.dead_letters.walked.add("acme")
     path = "/tenants/acme/dead-letters/replay"
-    assert api.control.post(path, json={"all": True}).status_code == 409
+    busy = api.control.post(path, json={"all": True})
+    assert (busy.status_code, busy.headers["retry-after"]) == (409, "1")
+    api.world.dead_letters.walked.clear()
     api.world.dead_letters.error = BrokerUnavailableError("away")
     assert api.control.post(path, json={"all": True}).status_code == 503
+
+
+def test_replays_that_wait_for_another_walk_hold_no_thread(api: Served) -> None:
+    world, turns = api.world, api.app.state.services.turns
+    turns._patience = 30
+    world.create("other")
+    reject(world, *[message(str(number)) for number in range(20)])
+    world.dead_letters.walked.add("acme")
+    path, most = "/tenants/{}/dead-letters/replay", turns._most
+    with ThreadPoolExecutor(most) as clients:
+        waiting = [clients.submit(replay, api, {"ids": [str(number)]}) for number in range(most)]
+        try:
+            eventually(lambda: turns._there["acme"] == most)
+            assert world.dead_letters.refused.acquire(timeout=10)
+            # As many wait as may, four times the threads there are: all else goes on.
+            one_more = api.control.post(path.format("acme"), json={"all": True})
+            assert (one_more.status_code, one_more.headers["retry-after"]) == (409, "1")
+            dry = {"all": True, "dry_run": True}
+            for tenant_id, wanted in (("acme", dry), ("other", dry), ("other", {"all": True})):
+                answer = api.control.post(path.format(tenant_id), json=wanted)
+                assert answer.status_code == 202, answer.text
+            sent = api.control.post("/tenants/other/messages", json={"payload": {}})
+            assert sent.status_code == 202, sent.text
+            assert api.control.post("/tenants/other/pause").is_success
+        finally:
+            world.dead_letters.walked.clear()
+        assert [one.result(30) for one in waiting] == [{"replayed": 1}] * most
+    assert not turns._there
+    assert not turns._locks
 
 
 def test_a_letter_the_broker_will_not_take_does_not_hinder_the_others(

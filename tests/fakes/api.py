@@ -29,7 +29,14 @@ from tenantry.api.tail import JournalTail
 from tenantry.audit.auditor import Auditor
 from tenantry.audit.balance import Account
 from tenantry.audit.port import CountingTookTooLongError
-from tenantry.broker.port import BrokerError, Credentials, Outgoing, QueueCounts, QueuedLetter
+from tenantry.broker.port import (
+    BrokerError,
+    Credentials,
+    DeadLettersBusyError,
+    Outgoing,
+    QueueCounts,
+    QueuedLetter,
+)
 from tenantry.domain import names
 from tenantry.domain.commands import (
     Command,
@@ -221,11 +228,17 @@ class FakeDeadLetters:
         self.queues: dict[str, list[QueuedLetter]] = {}
         self.error: Exception | None = None
         self.gone = True
+        self.walked: set[str] = set()
+        """Tenants along whose letters somebody else walks."""
+        self.refused = threading.Semaphore(0)
 
     @contextmanager
-    def walk(self, tenant_id: str, *, patience: float = 0.0) -> Iterator[FakeWalk]:
+    def walk(self, tenant_id: str) -> Iterator[FakeWalk]:
         if self.error is not None:
             raise self.error
+        if tenant_id in self.walked:
+            self.refused.release()
+            raise DeadLettersBusyError(f"the dead letters of {tenant_id} are being walked along")
         walk = FakeWalk(self.queues.setdefault(tenant_id, []))
         yield walk
         walk.gone = self.gone

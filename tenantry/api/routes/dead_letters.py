@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Annotated
 
 from fastapi import FastAPI, Query
@@ -19,7 +21,28 @@ _TAG = "dead letters"
 
 def add_routes(app: FastAPI, services: Services) -> None:
     """Serve dead letters on `app`."""
-    cursors, work, pool = services.cursors, services.reprocessing, services.pools.dead_letters
+    cursors, work = services.cursors, services.reprocessing
+
+    async def work_off(
+        tenant_id: str, check: Callable[[], object], run: Callable[[], dict[str, object]]
+    ) -> bytes:
+        # Only who may do it waits for a turn; and what holds by then is looked at again.
+        await services.pools.reads.run(check)
+
+        def checked() -> dict[str, object]:
+            check()
+            return run()
+
+        return render.dumps(
+            await services.turns.run(tenant_id, services.pools.dead_letters, checked)
+        )
+
+    async def preview(tenant_id: str, check: Callable[[], object], which: Selection) -> bytes:
+        def run() -> bytes:
+            check()
+            return render.dumps(render.letters_preview(work.preview(tenant_id, which)))
+
+        return await services.pools.reads.run(run)
 
     @app.get(
         "/tenants/{tenant_id}/dead-letters",
@@ -93,15 +116,15 @@ def add_routes(app: FastAPI, services: Services) -> None:
         """
 
         def run() -> dict[str, object]:
-            lookup.publishable(services.directory, tenant_id, who)
-            if wanted.dry_run:
-                return render.letters_preview(work.preview(tenant_id, wanted.which))
             done = work.replay(
                 tenant_id, wanted.which, caller, most=wanted.limit, force=wanted.force
             )
             return render.reprocessed("replayed", done)
 
-        return render.json_response(render.dumps(await pool.run(run)), 202)
+        check = partial(lookup.publishable, services.directory, tenant_id, who)
+        if wanted.dry_run:
+            return render.json_response(await preview(tenant_id, check, wanted.which), 202)
+        return render.json_response(await work_off(tenant_id, check, run), 202)
 
     @app.delete(
         "/tenants/{tenant_id}/dead-letters",
@@ -119,13 +142,13 @@ def add_routes(app: FastAPI, services: Services) -> None:
         """
 
         def run() -> dict[str, object]:
-            lookup.existing(services.directory, tenant_id, who)
-            if wanted.dry_run:
-                return render.letters_preview(work.preview(tenant_id, wanted.which))
             done = work.discard(tenant_id, wanted.which, caller, most=wanted.limit)
             return render.reprocessed("discarded", done)
 
-        return render.json_response(render.dumps(await pool.run(run)))
+        check = partial(lookup.existing, services.directory, tenant_id, who)
+        if wanted.dry_run:
+            return render.json_response(await preview(tenant_id, check, wanted.which))
+        return render.json_response(await work_off(tenant_id, check, run))
 
 
 def _the_letter(letters: DeadLetterIndex, tenant_id: str, name: str) -> DeadLetter:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, Final
@@ -22,9 +21,6 @@ from tenantry.database.pool import Database
 from tenantry.messages.headers import JsonHeaders
 from tenantry.messages.port import Incoming
 from tenantry.sql import queries
-
-AGAIN_AFTER: Final = 0.1
-"""Seconds between tries to be the only one to walk."""
 
 _REASON: Final = "rejected"
 """Nothing else makes a dead letter here: no queue has limits, no message expires."""
@@ -83,16 +79,11 @@ class PostgresDeadLetters:
         self._sql = queries("queues")
 
     @contextmanager
-    def walk(self, tenant_id: str, *, patience: float = 0.0) -> Iterator[PostgresDeadLetterWalk]:
+    def walk(self, tenant_id: str) -> Iterator[PostgresDeadLetterWalk]:
         """See `DeadLetters.walk`."""
-        until = time.monotonic() + patience
         try:
             with self._database.listen_connection() as connection:
-                while not (alone := self._begun(connection, tenant_id)):
-                    if time.monotonic() >= until:
-                        break
-                    time.sleep(AGAIN_AFTER)
-                if not alone:
+                if not self._begun(connection, tenant_id):
                     raise DeadLettersBusyError(
                         f"the dead letters of tenant {tenant_id!r} are being replayed or discarded"
                     )

@@ -287,14 +287,14 @@ class RabbitDeadLetters:
         self._parameters = parameters(url, "dead letters", permit, tls)
         self._parameters.heartbeat = HEARTBEAT
         self._permit = permit
-        self._guard = threading.Condition()
+        self._guard = threading.Lock()
         self._walked: set[str] = set()
 
     @contextmanager
-    def walk(self, tenant_id: str, *, patience: float = 0.0) -> Iterator[RabbitDeadLetterWalk]:
+    def walk(self, tenant_id: str) -> Iterator[RabbitDeadLetterWalk]:
         """See `DeadLetters.walk`."""
         with self._guard:
-            if not self._guard.wait_for(lambda: tenant_id not in self._walked, patience):
+            if tenant_id in self._walked:
                 raise DeadLettersBusyError(
                     f"the dead letters of tenant {tenant_id!r} are being replayed or discarded"
                 )
@@ -311,7 +311,6 @@ class RabbitDeadLetters:
         finally:
             with self._guard:
                 self._walked.discard(tenant_id)
-                self._guard.notify_all()
 
 
 def _size(_channel: Channel, delivery: Delivery, properties: bytes) -> int:
