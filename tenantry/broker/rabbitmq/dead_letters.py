@@ -16,7 +16,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final, cast
 
 import structlog
-from pika.exceptions import AMQPError, ChannelClosedByBroker
+from pika.exceptions import AMQPError
 
 from tenantry.broker.port import (
     BrokerUnavailableError,
@@ -25,8 +25,8 @@ from tenantry.broker.port import (
     QueuedLetter,
 )
 from tenantry.broker.rabbitmq.admission import weight
+from tenantry.broker.rabbitmq.channels import acks_settle_in, is_not_found, passed_by
 from tenantry.broker.rabbitmq.connection import describe, parameters
-from tenantry.broker.rabbitmq.consuming import acks_settle_in
 from tenantry.broker.rabbitmq.deaths import queued_letter
 from tenantry.broker.rabbitmq.permit import UNLIMITED, Permit
 from tenantry.broker.rabbitmq.properties import WholeReadingConnection
@@ -55,8 +55,6 @@ QUIET_SECONDS: Final = 2.0
 COUNT_SECONDS: Final = 1.0
 HEARTBEAT: Final = 180
 """Seconds: between two steps of a walk, its caller may wait for the database."""
-
-_NOT_FOUND: Final = 404
 
 
 class RabbitDeadLetterWalk:
@@ -154,7 +152,7 @@ class RabbitDeadLetterWalk:
         self._connection.receive(channel.channel_number, self._tag, receiver)
         # Without a number a quorum queue gives 2,000 messages; any number has its end.
         channel.basic_qos(prefetch_count=PREFETCH)
-        channel.basic_consume(self._queue, cast("Any", _passed_by), consumer_tag=self._tag)
+        channel.basic_consume(self._queue, cast("Any", passed_by), consumer_tag=self._tag)
 
     def end(self, *, well: bool) -> None:
         """Give back what was not removed; where all went `well`, see whether the rest is gone."""
@@ -250,7 +248,7 @@ class RabbitDeadLetterWalk:
     def _channel_closed(self, channel: Channel, error: Exception) -> None:
         if channel not in self._channels:
             return
-        if isinstance(error, ChannelClosedByBroker) and error.reply_code == _NOT_FOUND:
+        if is_not_found(error):
             self._missing = True
         else:
             self._fail(error)
@@ -315,8 +313,3 @@ class RabbitDeadLetters:
 
 def _size(_channel: Channel, delivery: Delivery, properties: bytes) -> int:
     return weight(len(delivery.message.body), len(properties))
-
-
-def _passed_by(*_delivery: object) -> None:
-    """Stand in for the callback that pika wants; deliveries take another way."""
-    raise AssertionError("a delivery took pika's way")
