@@ -181,6 +181,36 @@ def test_what_a_role_has_set_for_itself_is_set_back(world: World) -> None:
             )
 
 
+def test_what_a_role_has_set_for_itself_in_one_database_is_set_back(world: World) -> None:
+    sessions = TenantsSessions(world.database)
+    assert sessions.mend() == []
+    for url in (world.reading, world.publishing):
+        with psycopg.connect(url, autocommit=True) as session:
+            session.execute("SET default_transaction_read_only = off")
+            here = sql.SQL("ALTER ROLE CURRENT_USER IN DATABASE {} SET {} = {}")
+            database = sql.Identifier(session.info.dbname)
+            for name, value in (("statement_timeout", "0"), ("TimeZone", "Asia/Tokyo")):
+                session.execute(here.format(database, sql.Identifier(name), value))
+            assert sessions.mend() == [session.info.user]
+            assert sessions.mend() == []
+        with psycopg.connect(url) as session:
+            assert session.execute("SHOW statement_timeout").fetchone() != ("0",)
+            assert session.execute("SHOW TimeZone").fetchone() == ("Asia/Tokyo",)
+
+
+def test_a_producer_publishes_messages_as_large_as_they_may_be_again_and_again(
+    world: World,
+) -> None:
+    with psycopg.connect(world.publishing, autocommit=True) as session:
+        # As after some calls: then the statements' plans are made once for all.
+        session.execute("SET plan_cache_mode = force_generic_plan")
+        session.execute(
+            "SELECT tenantry.publish_bytes('default',"
+            " convert_to(repeat('x', 32 * 1024 * 1024), 'UTF8'), 'text/plain')"
+        )
+    assert world.count("SELECT octet_length(body) FROM tenantry.queued") == 32 * 1024 * 1024
+
+
 def test_a_role_that_its_own_open_transaction_holds_is_mended_and_revoked_all_the_same(
     world: World,
 ) -> None:
