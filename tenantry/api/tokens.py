@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
 from math import floor
-from typing import Final
+from typing import Any, Final
 
 import jwt
 
@@ -110,5 +110,12 @@ class Tokens:
             name=name or f"tenant {tenant_id}",
             scope=Scope.TENANT,
             tenant_id=tenant_id,
-            issued_at=None if claims.get("iat") is None else float(claims["iat"]),
+            issued_at=_issued_at(claims.get("iat")),
         )
+
+
+def _issued_at(claimed: Any) -> float | None:
+    try:
+        return None if claimed is None else float(claimed)
+    except (ValueError, TypeError, OverflowError):  # a whole number may be beyond any float
+        raise BadTokenError("the token's iat is no time") from None

@@ -137,6 +137,20 @@ def test_another_web_server_is_recognised(script: Scripted) -> None:
         client.tags()
 
 
+@pytest.mark.parametrize("answer", ["[" * 100_000, "[" + "9" * 4_400 + "]", '{"tags": NaN'])
+def test_an_answer_that_can_not_be_read_is_the_brokers_failure(
+    script: Scripted, answer: str
+) -> None:
+    told, client = script
+    told.answer(200, answer)
+    with pytest.raises(BrokerError, match="not RabbitMQ's management API"):
+        client.tags()
+    told.answers.clear()
+    told.answer(400, answer)
+    with pytest.raises(BrokerError, match="HTTP 400"):
+        client.put_user("a", "hash")
+
+
 def test_a_reason_is_one_line(script: Scripted) -> None:
     told, client = script
     told.answer(400, {"error": "bad_request", "reason": "first\n   second"})

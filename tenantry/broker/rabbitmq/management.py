@@ -323,7 +323,7 @@ class ManagementClient:
             return None
         try:
             return response.json()
-        except ValueError:
+        except (ValueError, RecursionError):
             raise self._not_management() from None
 
     def _refused(self, response: httpx.Response, method: str, path: str) -> BrokerError:
@@ -381,7 +381,7 @@ def _is_json(response: httpx.Response) -> bool:
 def _reason(response: httpx.Response) -> str:
     try:
         answer = response.json()
-    except ValueError:
+    except (ValueError, RecursionError):
         return _one_line(response.text)
     reason = answer.get("reason") if isinstance(answer, dict) else answer
     return _one_line(str(reason))
