@@ -16,8 +16,20 @@ from tenantry.api.problems import MEDIA_TYPE, Problem
 
 _log: Final[structlog.stdlib.BoundLogger] = structlog.get_logger(__name__)
 
-HEAD_SECONDS: Final = 15.0
+HEAD_SECONDS: Final = 10.0
 """How long the head of a request may take to come in, however busily its bytes trickle."""
+
+HEADLESS_OF_A_CLIENT: Final = 64
+"""Connections of one address that bring no whole head for more than `HURRY_SECONDS`. A proxy, from
+whose address many clients come, connects when it has one to send.
+"""
+
+HURRY_SECONDS: Final = 1.0
+"""How long a connection that many of its kind came with is not held against its client."""
+
+REST_SECONDS: Final = 5.0
+REST_BYTES: Final = 4 * 1024 * 1024
+"""What a client may go on to send of a body after the answer: many read none before that."""
 
 WRITE_SECONDS: Final = 20.0
 """How long a client may leave what was sent to it unread: some 50 KB, beside what the kernel holds.
@@ -34,9 +46,13 @@ class BoundedH11(H11Protocol):
     """
 
     most_connections: ClassVar[int]
+    headless: ClassVar[dict[str, dict[BoundedH11, float]]]
     told: ClassVar[bool] = False
     _peer_address = ""
+    _headless = True
     _head_timer: asyncio.TimerHandle | None = None
+    _rest_timer: asyncio.TimerHandle | None = None
+    _rest = 0
     _write_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -48,6 +64,7 @@ class BoundedH11(H11Protocol):
             if not self._makes_room():
                 transport.abort()
                 return
+        self._end_oldest_headless()
         self.app_state = {**self.app_state, PEER_KEY: peer_of(transport)}
         self._expect_head()
 
@@ -69,6 +86,29 @@ class BoundedH11(H11Protocol):
                 return True
         return False
 
+    def _end_oldest_headless(self) -> None:
+        """End the client's oldest connections that brought no head, where it has too many such."""
+        connected = self.transport.get_extra_info("socket")
+        if connected is None or connected.family == socket.AF_UNIX:
+            return
+        now = self.loop.time()
+        waiting = self.headless.setdefault(self._peer_address, {})
+        waiting[self] = now
+        while len(waiting) > HEADLESS_OF_A_CLIENT:
+            oldest, since = next(iter(waiting.items()))
+            if now - since < HURRY_SECONDS:
+                break
+            del waiting[oldest]
+            oldest.transport.abort()
+
+    def _head_has_come(self) -> None:
+        self._headless = False
+        waiting = self.headless.get(self._peer_address)
+        if waiting is not None:
+            waiting.pop(self, None)
+            if not waiting:
+                del self.headless[self._peer_address]
+
     def _tell_once(self) -> None:
         kind = type(self)
         if not kind.told:
@@ -83,16 +123,41 @@ class BoundedH11(H11Protocol):
     def data_received(self, data: bytes) -> None:
         """Take bytes in; the timer runs while they are not yet a request's whole head."""
         super().data_received(data)
+        if self._rest_timer is not None:
+            self._take_rest(len(data))
         if self.conn.their_state is not h11.IDLE:
+            if self._headless:
+                self._head_has_come()
             self._drop_timer()
         elif self._head_timer is None:
             self._expect_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """End a connection."""
+        self._head_has_come()
+        self._drop_rest_timer()
         self._drop_timer()
         self._drop_write_timer()
         super().connection_lost(exc)
+
+    def on_response_complete(self) -> None:
+        """Go on with the next request; what is missing of this one's body has little time."""
+        super().on_response_complete()
+        if self.conn.their_state is h11.SEND_BODY and not self.transport.is_closing():
+            self._rest = 0
+            self._rest_timer = self.loop.call_later(REST_SECONDS, self.transport.close)
+
+    def _take_rest(self, size: int) -> None:
+        self._rest += size
+        if self.conn.their_state is not h11.SEND_BODY:
+            self._drop_rest_timer()
+        elif self._rest > REST_BYTES:
+            self.transport.close()
+
+    def _drop_rest_timer(self) -> None:
+        if self._rest_timer is not None:
+            self._rest_timer.cancel()
+            self._rest_timer = None
 
     def pause_writing(self) -> None:
         """Note that the client has stopped reading."""
@@ -146,7 +211,7 @@ class BoundedH11(H11Protocol):
 
 def bounded_h11(most_connections: int) -> type[BoundedH11]:
     """Make the protocol of a listener that may have so many connections at once."""
-    return type("BoundedH11", (BoundedH11,), {"most_connections": most_connections})
+    return type("BoundedH11", (BoundedH11,), {"most_connections": most_connections, "headless": {}})
 
 
 def peer_of(transport: Any) -> str:

@@ -9,7 +9,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -231,6 +231,7 @@ def many_files() -> Iterator[None]:
 @pytest.mark.usefixtures("many_files")
 def test_hundreds_of_clients_that_trickle_hold_up_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(protocol, "HEAD_SECONDS", 60.0)  # nobody is let go during the test
+    monkeypatch.setattr(protocol, "HEADLESS_OF_A_CLIENT", CLIENTS)
     with serving(World(body_timeout=60.0)) as api:
         api.world.create("acme")
         with trickling(api.server.tcp_port or 0, CLIENTS) as trickled:
@@ -244,6 +245,70 @@ def test_hundreds_of_clients_that_trickle_hold_up_nobody(monkeypatch: pytest.Mon
                 ):
                     assert call().is_success
             assert len(api.world.publishing.sent) == 20
+
+
+def test_a_client_that_withholds_heads_has_but_some_connections(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(protocol, "HEADLESS_OF_A_CLIENT", 3)
+    monkeypatch.setattr(protocol, "HURRY_SECONDS", 0.0)
+    with serving(World()) as api, ExitStack() as opened:
+        used = opened.enter_context(connected(api))
+        used.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert used.recv(100).startswith(b"HTTP/1.1 200")
+        withheld = [opened.enter_context(connected(api)) for _ in range(3)]
+        for one in withheld:
+            one.sendall(b"GET /healthz HT")
+        assert api.tcp.get("/healthz").is_success
+        # That was a fourth: the oldest made room for it, and who has brought a head stays.
+        with suppress(ConnectionError):
+            assert withheld[0].recv(1) == b""
+        used.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        eventually(lambda: b"HTTP/1.1 200" in used.recv(10_000))
+        withheld[2].sendall(b"TP/1.1\r\nHost: localhost\r\n\r\n")
+        assert withheld[2].recv(100).startswith(b"HTTP/1.1 200")
+
+
+@pytest.mark.parametrize("head", [HEAD + b"Content-Length: 90\r\n\r\n", BODY_BEGUN])
+def test_who_shows_no_token_waits_for_no_body_and_may_not_go_on_with_it(
+    monkeypatch: pytest.MonkeyPatch, head: bytes
+) -> None:
+    monkeypatch.setattr(protocol, "REST_SECONDS", 0.2)
+    with serving(World(jwt_secret=SECRET)) as api, connected(api) as raw:
+        raw.sendall(head)
+        assert raw.recv(100).startswith(b"HTTP/1.1 401")
+
+        def ended() -> bool:
+            try:
+                raw.sendall(b" ")
+                return raw.recv(10_000) == b""
+            except ConnectionError:
+                return True
+            except TimeoutError:
+                return False
+
+        raw.settimeout(0.05)
+        eventually(ended, what="the end of a connection whose body trickles after the answer")
+
+
+def test_who_sends_a_body_after_the_answer_may_ask_again_or_has_sent_too_much(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(protocol, "REST_BYTES", 1_000)
+    monkeypatch.setattr(protocol, "REST_SECONDS", 60.0)
+    with serving(World(jwt_secret=SECRET)) as api:
+        with connected(api) as raw:
+            raw.sendall(HEAD + b"Content-Length: 90\r\n\r\n")
+            assert raw.recv(100).startswith(b"HTTP/1.1 401")
+            raw.sendall(b" " * 90 + b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            eventually(lambda: b"HTTP/1.1 200" in raw.recv(10_000))
+        with connected(api) as raw:
+            raw.sendall(BODY_BEGUN)
+            assert raw.recv(100).startswith(b"HTTP/1.1 401")
+            with suppress(ConnectionError):
+                raw.sendall(b" " * 10_000)
+                while raw.recv(10_000):
+                    pass
 
 
 @contextmanager
