@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import psutil
+
 MEMORY = Path("/dev/shm")
 ENOUGH = 2_000_000_000
 """Bytes that must be free there; a container often has 64 MB."""
@@ -22,11 +24,22 @@ LONGEST_FOR_SOCKETS = 80
 
 
 def made(prefix: str) -> Path:
-    """Make an empty directory for a server; its maker removes it."""
+    """Make an empty directory for a server; its maker removes it.
+
+    What makers that were killed have left in memory is removed first.
+    """
     with suppress(OSError):
+        _sweep(prefix)
         if MEMORY.is_mount() and shutil.disk_usage(MEMORY).free >= ENOUGH:
-            return Path(tempfile.mkdtemp(prefix=prefix, dir=MEMORY))
+            return Path(tempfile.mkdtemp(prefix=f"{prefix}{os.getpid()}-", dir=MEMORY))
     return Path(tempfile.mkdtemp(prefix=prefix))
+
+
+def _sweep(prefix: str) -> None:
+    for path in MEMORY.glob(f"{prefix}[0-9]*-*"):
+        maker = path.name.removeprefix(prefix).partition("-")[0]
+        if maker.isdecimal() and not psutil.pid_exists(int(maker)):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def short(prefix: str) -> Path:
