@@ -129,6 +129,7 @@ class _Link:
         self._socket = self._pg.socket
         self._answer: asyncio.Future[Row] | None = None
         self._results: list[pq.abc.PGresult] = []
+        self._closed = False
         self.used_at = time.monotonic()
         # For good: to wait for each answer anew would cost two more system calls a query.
         self._loop.add_reader(self._socket, self._readable)
@@ -158,8 +159,11 @@ class _Link:
 
     def close(self) -> None:
         """Close the connection; harmless twice."""
-        if self._connection.closed:
+        if self._closed:
             return
+        self._closed = True
+        # Also where libpq has closed the socket by itself, having found the connection broken: the
+        # loop would take the next socket of that number, a client's say, for this one.
         self._loop.remove_reader(self._socket)
         self._loop.remove_writer(self._socket)
         self._pg.finish()

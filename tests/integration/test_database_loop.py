@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import socket
 from collections.abc import Awaitable, Callable
 
 import psycopg
@@ -160,3 +162,26 @@ def test_the_connections_are_closed_with_the_loop(database: Database) -> None:
     with database.connection() as connection:
         connection.execute("SELECT pg_sleep(0.05)")
     assert connections(database) == 0
+
+
+def test_the_next_socket_of_a_lost_connections_number_is_heard(database: Database) -> None:
+    async def act() -> None:
+        queries = LoopQueries(database)
+        (pid,) = await queries.row(b"SELECT pg_backend_pid()::text", [])
+        (link,) = queries._idle
+        number = link._socket
+        with database.connection() as connection:
+            connection.execute("SELECT pg_terminate_backend(%s, 5000)", (int(pid or b""),))
+        while not link._connection.closed:  # noqa: ASYNC110 - the loop itself has to find it
+            await asyncio.sleep(0)
+        mine, theirs = socket.socketpair()
+        with mine, theirs:
+            # libpq has closed the socket; whatever is opened next may have its number.
+            os.dup2(mine.fileno(), number)
+            heard = asyncio.Event()
+            asyncio.get_running_loop().add_reader(number, heard.set)
+            theirs.send(b"x")
+            await heard.wait()
+            asyncio.get_running_loop().remove_reader(number)
+
+    run(act)

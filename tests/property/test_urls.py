@@ -86,7 +86,10 @@ def test_a_tenants_url_leads_where_the_daemons_own_does(vhost: str, password: st
         scheme="amqp", user="u", password=password, host="127.0.0.1", port=5672, vhost=vhost
     )
     administration = RabbitAdministration(
-        url=own, management_url="http://u:p@127.0.0.1:1", queue_type="quorum"
+        url=own,
+        management_url="http://u:p@127.0.0.1:1",
+        queue_type="quorum",
+        installation="calm-heron-7f3a",
     )
     try:
         given, _ = administration.new_credentials("acme")

@@ -166,7 +166,9 @@ def test_an_admins_token_is_read_back() -> None:
 
 def test_a_tenants_token_names_its_tenant() -> None:
     token = TOKENS.issue(subject="app", now=NOW, ttl=timedelta(hours=1), tenant_id="acme")
-    assert TOKENS.read(token) == Principal(name="app", scope=Scope.TENANT, tenant_id="acme")
+    assert TOKENS.read(token) == Principal(
+        name="app", scope=Scope.TENANT, tenant_id="acme", issued_at=NOW.timestamp()
+    )
 
 
 def _signed(algorithm: str = "HS256", secret: str = SECRET, **claims: Any) -> str:
