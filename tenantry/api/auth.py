@@ -26,13 +26,14 @@ def principal_of(scope: Scope) -> Principal:
 
 
 def client_of(scope: Scope) -> str:
-    """Name the client that limits are counted for: a token's holder, else the peer's address.
+    """Name the client that limits are counted for: a token's tenant, its holder, or an address.
 
-    A client on the control socket is named by its credentials.
+    A tenant is one client, under however many names its tokens are issued: else as many names would
+    take what there is for all. A client on the control socket is named by its credentials.
     """
     principal, connection = principal_of(scope), connection_of(scope)
     if connection.listener is Listener.TCP and not principal.anonymous:
-        return f"{principal.tenant_id or ''}/{principal.name}"
+        return f"{principal.tenant_id}/" if principal.tenant_id else f"/{principal.name}"
     return connection.peer
 
 

@@ -197,6 +197,8 @@ class EmbeddedPostgres:
             "max_connections": "200",
             # Tenants' sessions never take the last connections, which are the daemon's.
             "superuser_reserved_connections": "60",
+            # Until it has logged in, a client takes a place that no reserve keeps free.
+            "authentication_timeout": "'10s'",
             "logging_collector": "on",
             "log_directory": "'log'",
             "log_filename": "'postgresql-%a.log'",

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tenantry.api import access, rawjson
+from tenantry.api import access, auth, rawjson
 from tenantry.api.cursors import BadCursorError, Cursors
 from tenantry.api.partitions import Router, partition_of_key
 from tenantry.api.times import format_time, parse_time
@@ -169,6 +169,27 @@ def test_a_tenants_token_names_its_tenant() -> None:
     assert TOKENS.read(token) == Principal(
         name="app", scope=Scope.TENANT, tenant_id="acme", issued_at=NOW.timestamp()
     )
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        (("app", "acme"), ("report", "acme"), True),
+        (("app", "acme"), ("app", "globex"), False),
+        (("ann", None), ("bob", None), False),
+        (("acme", None), ("app", "acme"), False),
+    ],
+)
+def test_a_tenant_is_one_client_under_however_many_names(
+    one: tuple[str, str | None], other: tuple[str, str | None], *, same: bool
+) -> None:
+    def client(name: str, tenant_id: str | None) -> str:
+        kind = Scope.TENANT if tenant_id else Scope.ADMIN
+        return auth.client_of(
+            {auth._PRINCIPAL_KEY: Principal(name=name, scope=kind, tenant_id=tenant_id)}
+        )
+
+    assert (client(*one) == client(*other)) is same
 
 
 def _signed(algorithm: str = "HS256", secret: str = SECRET, **claims: Any) -> str:
