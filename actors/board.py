@@ -74,6 +74,10 @@ class TenantBoard:
         self._consuming = False
         self.refused = 0
         """How often in a row its queues could not be consumed: taken by another, gone or silent."""
+        self.refusal: str | None = None
+        """Why its queues are not consumed, as long as they should be."""
+        self.unrepaired: str | None = None
+        """What of its objects has drifted and can't be repaired, with the remedy."""
         self.consuming_since = time.monotonic()
         self.waiting_since = time.monotonic()
         self.in_hand: dict[str, int] = {}
@@ -99,6 +103,8 @@ class TenantBoard:
         board.duplicates = self.duplicates
         board.dead_lettered = self.dead_lettered
         board.restarts = self.restarts
+        board.refusal = self.refusal
+        board.unrepaired = self.unrepaired
         board.child_restarts = dict(self.child_restarts)
         return board
 
@@ -111,6 +117,7 @@ class TenantBoard:
     def consuming(self, consuming: bool) -> None:
         if consuming:
             self.refused = 0
+            self.refusal = None
             self.consuming_since = time.monotonic()
         self._consuming = consuming
 
@@ -134,6 +141,7 @@ class TenantBoard:
             duplicates=self.duplicates,
             dead_lettered=self.dead_lettered + self.letters_found,
             parked=self.parked,
+            trouble=self.trouble,
             parked_at=None if state is None else state.parked_at,
             lifecycle=None if state is None else state.lifecycle,
             incarnation=None if state is None else state.incarnation,
@@ -144,6 +152,12 @@ class TenantBoard:
         """Why the tenant was given up, or None."""
         state = self.state
         return self.stands_still or (None if state is None else state.parked)
+
+    @property
+    def trouble(self) -> str | None:
+        """What is in the tenant's own way, in a sentence or two, or None."""
+        said = [one for one in (self.refusal, self.unrepaired) if one is not None]
+        return "; ".join(said) or None
 
     def orphans(self) -> list[Orphan]:
         """Name the actors that hold deliveries, and how many."""

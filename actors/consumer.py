@@ -52,6 +52,10 @@ SMALLEST_PREFETCH: Final = 100
 """Of one queue, however many share the tenant's."""
 
 
+MOST_NAMED: Final = 5
+"""Queues that are named to whoever looks; there may be a thousand."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConsumerPorts:
     """What a consumer stands on."""
@@ -123,12 +127,14 @@ class Consumer(SupervisedActor):
                 self.tell_parent(ConsumerReady())
             case Cancelled():
                 self._board.consuming = False
+                self._board.refusal = None
                 self._cancelled = True
                 self._drained_if_done()
             case ChannelLost(generation=generation, reason=reason, missing=missing):
                 self._channel_lost(generation, reason, missing=missing)
-            case QueuesSilent():
+            case QueuesSilent(queues=queues):
                 self._board.refused += REFUSALS
+                self._board.refusal = f"queues do not answer: {', '.join(queues[:MOST_NAMED])}"
                 self.tell_parent(message)
             case Resubscribe():
                 if self._subscription is not None and not self._draining:
@@ -148,6 +154,7 @@ class Consumer(SupervisedActor):
     def stopped(self) -> None:
         """Close the channel; what is unsettled on it comes again."""
         self._board.consuming = False
+        self._board.refusal = None
         self._board.buffered = 0
         self._board.in_flight = 0
         self._board.held = 0
@@ -186,6 +193,8 @@ class Consumer(SupervisedActor):
             # Lost before it consumed: what is in the way is in its own way.
             self._board.refused += 1
         self._board.consuming = False
+        if not (self._draining or self._cancelled):
+            self._board.refusal = f"its queues are not consumed: {reason}"
         self._board.waiting_since = self._ports.clock.now()
         log.warning("consumer.channel_lost", reason=reason)
         if missing and not self._draining:

@@ -6,7 +6,7 @@ done to a tenant's objects is done by one actor, in the order of its mailbox.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -107,6 +107,7 @@ class Reconciler(SupervisedActor):
                     )
                 )
             ]
+            self._show({one.tenant_id: one.drift for one in found}, states)
             left = _left(drift.owners(survey), partitions)
             for state in states:
                 left.pop(state.tenant_id, None)
@@ -123,6 +124,15 @@ class Reconciler(SupervisedActor):
         while page := self._ports.directory.page(after=after, limit=PAGE):
             yield from page
             after = page[-1].tenant_id
+
+    def _show(self, found: Mapping[str, tuple[Drift, ...]], states: Iterable[TenantState]) -> None:
+        """Put on each tenant's board what of it can't be repaired; what was is gone by itself."""
+        for state in states:
+            board = self._board.tenants.get(state.tenant_id)
+            if board is not None:
+                left = [one for one in found.get(state.tenant_id, ()) if not one.mendable]
+                more = f" (and {len(left) - 1} more like it)" if len(left) > 1 else ""
+                board.unrepaired = f"{left[0].found}{more}: {left[0].remedy}" if left else None
 
     def _consumes(self, state: TenantState, now: float) -> bool:
         board = self._board.tenants.get(state.tenant_id)

@@ -51,6 +51,14 @@ class Tenant(BaseModel):
         str | None,
         Field(description="Since when; null if the daemon did not.", examples=[None]),
     ]
+    trouble: Annotated[
+        str | None,
+        Field(
+            description="What else is in its own way: why its queues are not consumed, what of it "
+            "can't be repaired. Why is told to admins.",
+            examples=[None],
+        ),
+    ]
 
 
 class AccessData(BaseModel):
@@ -291,6 +299,10 @@ class Runtime(BaseModel):
         Field(description="Why the tenant was given up, by the journal or for now."),
     ]
     parked_at: str | None
+    trouble: Annotated[
+        str | None,
+        Field(description="Why its queues are not consumed, or what of it can't be repaired."),
+    ]
 
 
 class Term(BaseModel):

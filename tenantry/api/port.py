@@ -82,8 +82,10 @@ class TenantRuntime:
     `unsettled` counts deliveries taken from the broker and not yet acknowledged, `held` those of
     them that wait for another attempt; `rate` is messages settled a second, over the last ten;
     `pending` is the broker's own count of waiting messages, None while unknown. `parked` says why
-    the tenant was given up; `parked_at` since when, where that is recorded. `lifecycle` is None
-    until the tenant's events, and with them its totals, have been read; so is `incarnation`.
+    the tenant was given up; `parked_at` since when, where that is recorded. `trouble` says what
+    else is in its own way: why its queues are not consumed, or what of it can't be repaired.
+    `lifecycle` is None until the tenant's events, and with them its totals, have been read; so is
+    `incarnation`.
     """
 
     tenant_id: str
@@ -97,6 +99,7 @@ class TenantRuntime:
     dead_lettered: int
     parked: str | None
     held: int = 0
+    trouble: str | None = None
     lifecycle: Lifecycle | None = None
     incarnation: int | None = None
     parked_at: datetime | None = None

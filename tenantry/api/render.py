@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 
 import orjson
 from starlette.responses import Response
@@ -35,10 +35,20 @@ def json_response(
     return Response(body, status_code=status, media_type="application/json", headers=headers)
 
 
-def tenant(state: TenantState, runtime: TenantRuntime | None) -> dict[str, Any]:
-    """Show a tenant as it is now; without a runtime nothing of it is running."""
+_TOLD: Final = "it is in trouble; the operator can see why"
+
+
+def tenant(
+    state: TenantState, runtime: TenantRuntime | None, *, to_admin: bool = True
+) -> dict[str, Any]:
+    """Show a tenant as it is now; without a runtime nothing of it is running.
+
+    What its trouble is may name what is others': that is told to admins.
+    """
+    trouble = None if runtime is None else runtime.trouble
     return _tenant(
         state,
+        trouble=trouble if to_admin or trouble is None else _TOLD,
         workers_current=0 if runtime is None else runtime.workers_current,
         messages_pending=None if runtime is None else runtime.pending,
     )
@@ -251,7 +261,11 @@ def _term(term: TermStatus) -> dict[str, Any]:
 
 
 def _tenant(
-    state: TenantState, *, workers_current: int | None, messages_pending: int | None
+    state: TenantState,
+    *,
+    workers_current: int | None,
+    messages_pending: int | None,
+    trouble: str | None = None,
 ) -> dict[str, Any]:
     return {
         "id": state.tenant_id,
@@ -270,6 +284,7 @@ def _tenant(
         "messages_pending": messages_pending,
         "parked": state.parked,
         "parked_at": state.parked_at,
+        "trouble": trouble,
     }
 
 
@@ -298,6 +313,7 @@ def _runtime(runtime: TenantRuntime) -> dict[str, Any]:
         "dead_lettered": runtime.dead_lettered,
         "parked": runtime.parked,
         "parked_at": runtime.parked_at,
+        "trouble": runtime.trouble,
     }
 
 

@@ -54,7 +54,7 @@ def status(client: ControlClient, *, as_json: bool) -> None:
     click.echo()
     columns = ("tenant", "workers", "consuming", "pending", "unsettled", "rate/s", "stored")
     output.print_table(
-        (*columns, "duplicates", "dead letters", "parked"),
+        (*columns, "duplicates", "dead letters", "parked", "trouble"),
         [
             (
                 tenant_id,
@@ -67,6 +67,7 @@ def status(client: ControlClient, *, as_json: bool) -> None:
                 tenant["duplicates"],
                 tenant["dead_lettered"],
                 _since(tenant),
+                tenant["trouble"],
             )
             for tenant_id, tenant in sorted(tenants.items())
         ],

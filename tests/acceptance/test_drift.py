@@ -224,6 +224,10 @@ def test_arguments_that_cant_be_changed_are_reported_and_disturb_nobody(
         channel.queue_bind(tenant.dead_letters, "dlx_exchange", tenant.id)
     reported = often.wait_logged("tenant.drift_unrepaired")[0]
     assert tenant.dead_letters in str(reported["found"])
+    trouble = often.get(f"/tenants/{tenant.id}")["trouble"]
+    assert tenant.dead_letters in trouble
+    assert "take out what is in it, and delete it" in trouble
+    assert trouble in often.cli("status").stdout
     with ledger.publishing([(tenant.id, tenant.amqp_url)], rate=300):
         ledger.wait_confirmed(50)
     ledger.check(alive=often.check_running)

@@ -257,3 +257,17 @@ def test_a_tenants_token_shows_its_own_messages_and_no_others(api: Served, messa
     path = f"/tenants/other/messages/{quote(message_id, safe='%')}"
     assert api.tcp.get(path, headers=_bearer("acme")).status_code == 403
     assert api.tcp.get(path, headers=_bearer("other")).status_code == 404
+
+
+def test_what_a_tenants_trouble_is_admins_are_told_and_the_tenant_that_there_is_some(
+    api: Served,
+) -> None:
+    found = "user tenant_acme_producer belongs to the installation neighbours"
+    api.world.control.trouble["acme"] = found
+    shown = [
+        api.tcp.get("/tenants/acme", headers=_bearer(whose)).json()["trouble"]
+        for whose in (None, "acme")
+    ]
+    assert shown == [found, "it is in trouble; the operator can see why"]
+    api.world.control.trouble.clear()
+    assert api.tcp.get("/tenants/acme", headers=_bearer("acme")).json()["trouble"] is None

@@ -17,7 +17,7 @@ from tests.fakes.api import Served, World, serving
 FIELDS = {
     "id", "name", "state", "workers", "topics", "partitions", "stream", "queue", "version",
     "incarnation", "created_at", "updated_at", "workers_current", "messages_pending", "parked",
-    "parked_at",
+    "parked_at", "trouble",
 }  # fmt: skip
 
 

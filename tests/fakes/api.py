@@ -95,6 +95,7 @@ class FakeControl:
         )
         self.pending: dict[str, int] = {}
         self.stored: dict[str, int] = {}
+        self.trouble: dict[str, str] = {}
         self.deaf = False
         self.ailments: tuple[str, ...] = ()
         self.pings = 0
@@ -166,6 +167,7 @@ class FakeControl:
             duplicates=0,
             dead_lettered=0,
             parked=None,
+            trouble=self.trouble.get(tenant_id),
             incarnation=state.incarnation,
         )
 

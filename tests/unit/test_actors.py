@@ -806,6 +806,7 @@ def test_one_tenants_own_trouble_makes_nobody_unready_once_others_consume(
     runtime = tree.control.runtime("a")
     assert runtime is not None
     assert not runtime.consuming
+    assert runtime.trouble == "its queues are not consumed: RESOURCE_LOCKED: exclusive"
     # What was consuming and is not any more, as in an outage, is waited for.
     lost = tree.subscription("b")
     tree.create("c")

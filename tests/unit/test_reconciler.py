@@ -211,5 +211,8 @@ def test_a_silent_queue_that_may_hold_messages_is_only_reported(
     tree.create("a")
     tree.subscription("a").sink.silent(("tenant_a_queue",))
     eventually(lambda: observer.drift["silent", "reported"])
+    runtime = tree.control.runtime("a")
+    assert runtime is not None
+    assert runtime.trouble == "queues do not answer: tenant_a_queue"
     assert "remove_topology" not in tree.faults.steps
     assert not repairs(tree, "a")

@@ -12,6 +12,7 @@ from tenantry.api import answers, links, lookup, render, schemas
 from tenantry.api.documented import errors
 from tenantry.api.routes import creation
 from tenantry.api.services import Caller, Services, Who
+from tenantry.api.tokens import Scope
 from tenantry.domain.commands import RequestDeletion
 
 _TENANTS = "tenants"
@@ -88,6 +89,7 @@ def _add_reading(app: FastAPI, services: Services) -> None:
                 then = lookup.past(directory, tenant_id, query.at, who)
                 return render.dumps(render.past_tenant(then))
             now = lookup.existing(directory, tenant_id, who)
-            return render.dumps(render.tenant(now, control.runtime(tenant_id)))
+            to_admin = who.scope is Scope.ADMIN
+            return render.dumps(render.tenant(now, control.runtime(tenant_id), to_admin=to_admin))
 
         return render.json_response(await services.pools.reads.run(read))
