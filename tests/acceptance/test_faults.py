@@ -1,27 +1,34 @@
-"""Every experiment of `tests/faults`, for a few rounds: the ledger is clean after each fault."""
+"""Experiments of `tests/faults`, for a few rounds: the ledger is clean after each fault."""
 
 from __future__ import annotations
 
 import pytest
 
 from tenantry.broker.rabbitmq.node import PrivateNode
+from tests.depth import THOROUGH
 from tests.faults.catalogue import EXPERIMENTS, conduct
 
 SEED = 20_260
 
+ELSEWHERE = {"kill", "leader", "sigterm"}
+"""What `test_crashes`, `test_standby` and `test_shutdown` try as well, with a ledger of their own:
+tried in a thorough run."""
+
+TRIED = {
+    name: one
+    for name, one in EXPERIMENTS.items()
+    if one.few and (THOROUGH or name not in ELSEWHERE)
+}
+
 
 @pytest.mark.timeout(240)
-@pytest.mark.parametrize(
-    "name", [name for name, one in EXPERIMENTS.items() if one.few and not one.own_broker]
-)
+@pytest.mark.parametrize("name", [name for name, one in TRIED.items() if not one.own_broker])
 def test_the_ledger_is_clean_after(name: str) -> None:
     _conduct(name, None)
 
 
 @pytest.mark.timeout(240)
-@pytest.mark.parametrize(
-    "name", [name for name, one in EXPERIMENTS.items() if one.few and one.own_broker]
-)
+@pytest.mark.parametrize("name", [name for name, one in TRIED.items() if one.own_broker])
 def test_the_ledger_is_clean_after_the_broker(name: str, breakable_node: PrivateNode) -> None:
     _conduct(name, breakable_node)
 
