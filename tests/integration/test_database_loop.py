@@ -166,6 +166,7 @@ def test_the_connections_are_closed_with_the_loop(database: Database) -> None:
 
 def test_the_next_socket_of_a_lost_connections_number_is_heard(database: Database) -> None:
     async def act() -> None:
+        mine, theirs = socket.socketpair()
         queries = LoopQueries(database)
         (pid,) = await queries.row(b"SELECT pg_backend_pid()::text", [])
         (link,) = queries._idle
@@ -174,10 +175,9 @@ def test_the_next_socket_of_a_lost_connections_number_is_heard(database: Databas
             connection.execute("SELECT pg_terminate_backend(%s, 5000)", (int(pid or b""),))
         while not link._connection.closed:  # noqa: ASYNC110 - the loop itself has to find it
             await asyncio.sleep(0)
-        mine, theirs = socket.socketpair()
-        with mine, theirs:
-            # libpq has closed the socket; whatever is opened next may have its number.
-            os.dup2(mine.fileno(), number)
+        # libpq has closed the socket; whatever is opened next has its number.
+        os.dup2(mine.fileno(), number)
+        with mine, theirs, socket.socket(fileno=number):
             heard = asyncio.Event()
             asyncio.get_running_loop().add_reader(number, heard.set)
             theirs.send(b"x")
