@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # Most of a test is waiting for the program it has started: six at once keep two cores busy.
 JOBS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2); echo $$(( n > 6 ? n : 6 )))
 # The suite starts Python hundreds of times: it must not compile everything each time anew.
-PYTEST = PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup --no-loadscope-reorder
+PYTEST = PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n $(JOBS) --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-thorough check bench format clean

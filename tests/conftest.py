@@ -9,6 +9,8 @@ from collections.abc import Iterator
 import httpx
 import pytest
 import structlog
+from xdist.remote import Producer
+from xdist.scheduler import Scheduling
 
 from tenantry.broker.rabbitmq.node import PrivateNode
 from tenantry.database.pool import Database
@@ -40,6 +42,10 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     distribution.arrange(items)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Scheduling:
+    return distribution.Units(config, log)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

@@ -8,24 +8,50 @@ between the others, so that always some wait and some need the processor.
 from __future__ import annotations
 
 from collections import defaultdict
+from typing import Final
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
-SHARED = "breakable_node"
+NODE: Final = "breakable_node"
 """The fixture whose users stay together: to start a node takes seconds of processor time."""
 
-WHOLE_PROGRAM = "tests/acceptance/"
-ENDS_AT = 0.8
+BREAK_THE_NODE: Final = (
+    "tests/integration/test_rabbitmq_node.py::",
+    "tests/acceptance/test_faults.py::test_the_ledger_is_clean_after_the_broker[",
+)
+"""How the names of its users begin: who hands tests out knows their names only."""
+
+WHOLE_PROGRAM: Final = "tests/acceptance/"
+ENDS_AT: Final = 0.8
 """Where in the order the last test of the whole program stands: the longest should not end it."""
 
 
+class Units(LoadScopeScheduling):
+    """Hands out tests by what stays together.
+
+    xdist's own way to say so is a mark that it writes into tests' names; there are versions of
+    pytest that take no such names, and then nothing stays together, without a word.
+    """
+
+    def _split_scope(self, nodeid: str) -> str:
+        return unit(nodeid)
+
+
+def unit(name: str) -> str:
+    """Give what a test stays together with others in, by its name."""
+    if name.startswith(BREAK_THE_NODE):
+        return NODE
+    return name if name.startswith(WHOLE_PROGRAM) else name.partition("::")[0]
+
+
 def arrange(items: list[pytest.Item]) -> None:
-    """Mark what stays together, and put all in order; the same in each process of a run."""
+    """Put all in order; the same in each process of a run."""
     units: dict[str, list[pytest.Item]] = defaultdict(list)
     for item in items:
-        unit = _unit(item)
-        units[unit].append(item)
-        item.add_marker(pytest.mark.xdist_group(unit))
+        name = unit(item.nodeid)
+        assert name == NODE or NODE not in getattr(item, "fixturenames", ()), item.nodeid
+        units[name].append(item)
     waiting = [one for name, one in units.items() if name.startswith(WHOLE_PROGRAM)]
     rest = [one for name, one in units.items() if not name.startswith(WHOLE_PROGRAM)]
     placed = [(ENDS_AT * at / len(waiting), one) for at, one in enumerate(waiting)]
@@ -35,12 +61,4 @@ def arrange(items: list[pytest.Item]) -> None:
         placed.append(((passed + len(one) / 2) / total, one))
         passed += len(one)
     placed.sort(key=lambda place: place[0])
-    items[:] = [item for _, unit in placed for item in unit]
-
-
-def _unit(item: pytest.Item) -> str:
-    if SHARED in getattr(item, "fixturenames", ()):
-        return SHARED
-    if item.nodeid.startswith(WHOLE_PROGRAM):
-        return item.nodeid
-    return item.nodeid.partition("::")[0]
+    items[:] = [item for _, together in placed for item in together]
