@@ -10,9 +10,9 @@ from tests.faults.catalogue import EXPERIMENTS, conduct
 
 SEED = 20_260
 
-ELSEWHERE = {"kill", "leader", "sigterm"}
-"""What `test_crashes`, `test_standby` and `test_shutdown` try as well, with a ledger of their own:
-tried in a thorough run."""
+ELSEWHERE = {"kill", "leader", "sigterm", "embedded-fuzz"}
+"""What `test_crashes`, `test_standby`, `test_shutdown` and `test_tenants_input` try as well, with
+less around it: tried in a thorough run."""
 
 TRIED = {
     name: one

@@ -72,6 +72,7 @@ EXPERIMENTS = {
     "embedded-database": Experiment(
         run=database.run, rounds=20, few=1, own_database=True, embedded=True
     ),
+    "embedded-fuzz": Experiment(run=fuzz.run, rounds=50_000, few=1_500, embedded=True),
     "alarm": Experiment(run=alarm.run, rounds=5, few=1, own_broker=True),
 }
 

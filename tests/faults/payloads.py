@@ -6,11 +6,13 @@ import json
 import random
 import uuid
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any, TypeAlias
 
 from tests.ledger import KEY_HEADER, Draft, Fate
+from tests.ledger.sql_client import MANY_DIGITS
 
 JSON_TYPES = (
     None, "application/json", "application/json; charset=utf-8", "APPLICATION/JSON",
@@ -36,6 +38,23 @@ class Fuzz:
 
     def __init__(self, seed: int) -> None:
         self._seed = seed
+
+    def in_sql(self, tenant_id: str, number: int) -> Draft:
+        """Make a message as PostgreSQL takes it: of texts and JSON, with numbers of any length."""
+        draft = self(tenant_id, number)
+        dice = random.Random(f"{self._seed}/{tenant_id[:2]}/{number}/sql")
+        headers = _as_json(draft.headers)
+        if not dice.randrange(12):
+            headers[f"n{number}"] = dice.choice(HEADERS_OF_DIGITS)
+        content_type = _as_json(draft.content_type)
+        plain = content_type == draft.content_type and headers.keys() == {KEY_HEADER}
+        return replace(
+            draft,
+            message_id=_as_json(draft.message_id),
+            content_type=content_type,
+            headers=headers,
+            fate=draft.fate if plain else "either",
+        )
 
     def __call__(self, tenant_id: str, number: int) -> Draft:
         """Make a tenant's message of a number."""
@@ -63,6 +82,29 @@ class Fuzz:
             headers=headers,
             fate=fate if plain and "\x00" not in (content_type or "") else "either",
         )
+
+
+HEADERS_OF_DIGITS: tuple[Any, ...] = (
+    10**400, -(10**400), [10**400] * 3, {"deep": {"er": 10**400}}, MANY_DIGITS, [MANY_DIGITS],
+    {"deep": MANY_DIGITS},
+)  # fmt: skip
+
+
+def _as_json(value: Any) -> Any:
+    """Give what is nearest to it in JSON without NUL."""
+    match value:
+        case bytes():
+            return _as_json(value.decode(errors="replace"))
+        case str():
+            return value.replace("\0", "\ufffd")
+        case datetime() | Decimal():
+            return str(value)
+        case dict():
+            return {_as_json(name): _as_json(one) for name, one in value.items()}
+        case list():
+            return [_as_json(one) for one in value]
+        case _:
+            return value
 
 
 def _document(dice: random.Random) -> Content:

@@ -16,7 +16,7 @@ import pytest
 from tenantry.database.pool import Database
 from tenantry.messages.port import Incoming
 from tenantry.messages.postgres import PostgresMessageStore
-from tests.ledger import DEFAULT, Audit, Draft, Findings, Record
+from tests.ledger import DEFAULT, KEY_HEADER, Audit, Draft, Findings, Record
 from tests.ledger.entries import Sent, entry, meaning
 from tests.services_rabbitmq import RabbitHost
 
@@ -123,6 +123,40 @@ def test_a_dead_letter_counts_as_kept_unless_its_bytes_differ(scene: Scene) -> N
     assert not scene.audit.missing({("acme", "acme-2")})
     scene.bury("acme", Draft(key="acme-2", message_id="acme-2", body=b"\x01"))
     assert scene.judge().altered
+
+
+def test_dead_letters_and_queues_of_the_embedded_broker_count_as_rabbitmqs_do(
+    database: Database, database_url: str
+) -> None:
+    bad = Draft(key="acme-1", message_id="acme-1", body=b"\x00", fate="dead_lettered")
+    sent = Sent({"acme": [{"acme-1": entry(bad, DEFAULT), "acme-2": entry(bad, DEFAULT)}]})
+    confirmed = {("acme", "acme-1"), ("acme", "acme-2")}
+    audit = Audit(database_url)
+    queues = {"acme": ["tenant_acme_queue"]}
+    audit.look_into_queues(sent.tenants, queues)
+    assert audit.judge(sent, confirmed).missing == sorted(confirmed)
+    with database.connection() as connection:
+        connection.execute(
+            "INSERT INTO tenantry.queues (name, tenant_id, topic, partition)"
+            " VALUES ('tenant_acme_queue', 'acme', 'default', 0)"
+        )
+        connection.execute(
+            "INSERT INTO tenantry.queued (segment, queue, seq, published_at_ms, id, body)"
+            " SELECT 0, id, 2, 0, 'acme-2', '\\x00' FROM tenantry.queues"
+        )
+        reject = (
+            "INSERT INTO tenantry.rejected"
+            " (seq, tenant_id, topic, partition, published_at_ms, headers, body)"
+            " VALUES (%s, 'acme', 'default', 0, 0, %s, %s)"
+        )
+        headers = json.dumps({KEY_HEADER: "acme-1"})
+        connection.execute(reject, [1, headers, b"\x00"])
+        audit.look_into_queues(sent.tenants, queues)
+        assert audit.judge(sent, confirmed).clean
+        assert (audit.dead_lettered, audit.waiting) == (1, 1)
+        connection.execute(reject, [3, headers, b"\x01"])
+    audit.look_into_queues(sent.tenants, queues)
+    assert audit.judge(sent, confirmed).altered
 
 
 def test_the_command_checks_what_a_file_says_was_confirmed(scene: Scene, tmp_path: Path) -> None:

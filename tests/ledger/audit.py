@@ -11,7 +11,7 @@ from typing import TypeAlias
 import psycopg
 
 from tests.ledger.entries import Sent
-from tests.ledger.places import Queued, Row, queued, rows
+from tests.ledger.places import Queued, Row, queued, queued_in_sql, rejected_in_sql, rows
 
 Key: TypeAlias = tuple[str, str]
 """A tenant's id, and the key of a message of it."""
@@ -51,7 +51,8 @@ class Findings:
 class Audit:
     """Follows every tenant's rows, and looks into its queues where asked to.
 
-    It remembers what it has seen, so that looking again costs only what is new.
+    It remembers what it has seen, so that looking again costs only what is new. Without a broker's
+    URL its queues are those of the embedded broker.
     """
 
     def __init__(self, database_url: str, broker_url: str | None = None) -> None:
@@ -88,15 +89,25 @@ class Audit:
 
     def look_into_queues(self, tenants: Sequence[str], queues: Mapping[str, Sequence[str]]) -> None:
         """List anew what lies in dead-letter queues, and in the tenants' own."""
-        if self._broker_url is None:
-            return
         self._dead.clear()
         self._waiting.clear()
-        for tenant_id in tenants:
-            for one in queued(self._broker_url, f"tenant_{tenant_id}_dead_letters"):
-                self._dead.setdefault((tenant_id, one.key), []).append(one)
-            for queue in queues.get(tenant_id, ()):
-                self._waiting |= {(tenant_id, one.key) for one in queued(self._broker_url, queue)}
+        with psycopg.connect(self._database_url) as connection:
+            for tenant_id in tenants:
+                for one in self._dead_letters(connection, tenant_id):
+                    self._dead.setdefault((tenant_id, one.key), []).append(one)
+                for queue in queues.get(tenant_id, ()):
+                    found = self._queued(connection, queue)
+                    self._waiting |= {(tenant_id, one.key) for one in found}
+
+    def _dead_letters(self, connection: psycopg.Connection, tenant_id: str) -> list[Queued]:
+        if self._broker_url is None:
+            return rejected_in_sql(connection, tenant_id)
+        return queued(self._broker_url, f"tenant_{tenant_id}_dead_letters")
+
+    def _queued(self, connection: psycopg.Connection, queue: str) -> list[Queued]:
+        if self._broker_url is None:
+            return queued_in_sql(connection, queue)
+        return queued(self._broker_url, queue)
 
     @property
     def so_far(self) -> Findings:

@@ -12,7 +12,7 @@ import psycopg
 from tests.ledger.audit import Audit, Findings, Key
 from tests.ledger.client import WINDOW, Client
 from tests.ledger.entries import DEFAULT, Entry, Maker, Sent, Target, mixed
-from tests.ledger.places import ready
+from tests.ledger.places import count_rejected, ready
 from tests.ledger.record import Record
 from tests.ledger.sql_client import SqlClient
 from tests.waiting import eventually
@@ -22,7 +22,8 @@ from tests.waiting import eventually
 class Ledger:
     """All clients of a test. `check` compares what they were promised with what is there.
 
-    With the broker's URL (an administrator's) dead letters count as well, and are compared.
+    Dead letters count as well, and are compared: RabbitMQ's by the URL of an administrator, else
+    the embedded broker's.
     """
 
     database_url: str = field(repr=False)
@@ -143,9 +144,10 @@ class Ledger:
 
     def dead_letters(self) -> int:
         """Count what lies in the tenants' dead-letter queues."""
-        if self.broker_url is None:
-            return 0
         tenants = {client.tenant_id for client in self.clients}
+        if self.broker_url is None:
+            with psycopg.connect(self.database_url) as connection:
+                return count_rejected(connection, sorted(tenants))
         return ready(self.broker_url, [f"tenant_{one}_dead_letters" for one in tenants])
 
     def _sent(self) -> Sent:

@@ -22,6 +22,18 @@ SELECT coalesce(headers->>'{KEY_HEADER}', id), topic, partition, payload::text, 
 FROM public.messages WHERE tenant_id = %s AND position > %s ORDER BY position LIMIT %s
 """
 
+_REJECTED = f"""
+SELECT coalesce(headers->>'{KEY_HEADER}', id), topic || '.' || partition, content_type, body
+FROM tenantry.rejected WHERE tenant_id = %s ORDER BY seq
+"""
+
+_QUEUED = f"""
+SELECT coalesce(m.headers->>'{KEY_HEADER}', m.id), q.topic || '.' || q.partition, m.content_type,
+       m.body
+FROM tenantry.queues AS q JOIN tenantry.queued AS m ON m.queue = q.id
+WHERE q.name = %s ORDER BY m.seq
+"""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
@@ -93,6 +105,33 @@ def queued(broker_url: str, queue: str) -> list[Queued]:
         while len(found) < count and time.monotonic() < until:
             connection.process_data_events(time_limit=1)
     return found
+
+
+def rejected_in_sql(connection: psycopg.Connection[Any], tenant_id: str) -> list[Queued]:
+    """List a tenant's dead letters on the embedded broker; where there is none it has none."""
+    return _queued_rows(connection, _REJECTED, tenant_id)
+
+
+def queued_in_sql(connection: psycopg.Connection[Any], queue: str) -> list[Queued]:
+    """List what lies in a queue of the embedded broker."""
+    return _queued_rows(connection, _QUEUED, queue)
+
+
+def _queued_rows(connection: psycopg.Connection[Any], query: str, of: str) -> list[Queued]:
+    with connection.cursor(binary=True) as cursor:
+        return [
+            Queued(key=key, routing_key=routing_key, content_type=kind, sha256=sha256(body))
+            for key, routing_key, kind, body in cursor.execute(query, [of])
+        ]
+
+
+def count_rejected(connection: psycopg.Connection[Any], tenants: list[str]) -> int:
+    """Count tenants' dead letters on the embedded broker."""
+    row = connection.execute(
+        "SELECT count(*) FROM tenantry.rejected WHERE tenant_id = ANY(%s)", [tenants]
+    ).fetchone()
+    assert row is not None
+    return int(row[0])
 
 
 def _count(connection: pika.BlockingConnection, queue: str) -> int:

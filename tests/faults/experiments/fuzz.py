@@ -1,4 +1,4 @@
-"""Bodies, properties and headers that nobody would send on purpose, by the thousand."""
+"""Bodies, properties and headers that nobody would send on purpose, by AMQP or in SQL."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ def run(rig: Rig, rounds: int) -> None:
     """Send as many messages as there are rounds."""
     rig.start(tenants=TENANTS)
     each = -(-rounds // TENANTS)
-    make = Fuzz(rig.figures.seed)
+    fuzz = Fuzz(rig.figures.seed)
+    make = fuzz.in_sql if rig.program.broker is None else fuzz
     with rig.load(rate=RATE, make=make, limit=each):
         eventually(
             lambda: _progress(rig) >= each * TENANTS,
