@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import signal
 from collections.abc import Iterator
 
@@ -54,12 +55,18 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _plain_tracebacks() -> None:
-    """Log tracebacks as they are: drawn with rich, a failing actor's takes a second."""
+def _plain_logs() -> None:
+    """Log what the daemon does unless told otherwise: a line for each request costs as much as one.
+
+    Tracebacks as they are: drawn with rich, a failing actor's takes a second.
+    """
     renderer = structlog.dev.ConsoleRenderer(
         colors=False, exception_formatter=structlog.dev.plain_traceback
     )
-    structlog.configure(processors=[structlog.contextvars.merge_contextvars, renderer])
+    structlog.configure(
+        processors=[structlog.contextvars.merge_contextvars, renderer],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+    )
 
 
 @pytest.fixture
