@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import psycopg
 import pytest
 
@@ -36,8 +39,11 @@ def test_a_tenant_reads_its_rows_with_sql_until_it_is_revoked_or_deleted(
     with pytest.raises(psycopg.OperationalError, match=r"does not exist|authentication failed"):
         psycopg.connect(url)
     again = running.call("POST", f"/tenants/{tenant.id}/sql-access").json()["url"]
-    for one in (tenant, other):
-        assert running.call("DELETE", f"/tenants/{one.id}").status_code == 204
+    with hostile_sessions(again) as holding:
+        assert running.call("DELETE", f"/tenants/{other.id}").status_code == 204
+        with pytest.raises(psycopg.OperationalError):
+            holding.execute("SELECT 1")
+    assert running.call("DELETE", f"/tenants/{tenant.id}").status_code == 204
     with pytest.raises(psycopg.OperationalError, match=r"does not exist|authentication failed"):
         psycopg.connect(again)
     types = [one["type"] for one in running.get("/events?limit=500")["data"]]
@@ -51,6 +57,19 @@ def test_a_tenant_reads_its_rows_with_sql_until_it_is_revoked_or_deleted(
         left = connection.execute("SELECT * FROM tenantry.sql_roles").fetchall()
     assert left == []
     assert running.stop() == 0
+
+
+@contextmanager
+def hostile_sessions(url: str) -> Iterator[psycopg.Connection]:
+    """Hold what a tenant can: transactions that read, one over the other; and, in the session that
+    is given, a lock on the table of all tenants, which it may name though it may not read it."""
+    with psycopg.connect(url) as one, psycopg.connect(url) as two, psycopg.connect(url) as three:
+        for reading in (one, two):
+            reading.execute("SELECT count(*) FROM messages")
+        three.execute("PREPARE held AS SELECT FROM public.messages")
+        yield three
+        for reading in (one, two):
+            reading.execute("SELECT count(*) FROM messages")
 
 
 def test_a_forged_notice_neither_wakes_nor_stops_those_who_follow_the_journal(

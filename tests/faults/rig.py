@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import random
 import tempfile
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
+import httpx
 import psutil
 from psycopg.conninfo import conninfo_to_dict
 
@@ -22,7 +26,7 @@ from tests.acceptance.program import Program, Tenant
 from tests.faults.figures import Figures
 from tests.faults.proxy import Proxy
 from tests.faults.services import Postgres, address_of, own_postgres
-from tests.ledger import DEFAULT, Ledger, Maker, Record, Target, mixed
+from tests.ledger import DEFAULT, Draft, Ledger, Maker, Record, Target, mixed
 from tests.services_rabbitmq import RabbitHost
 from tests.waiting import eventually
 
@@ -142,18 +146,45 @@ class Rig:
         """Let a moment of random length pass: a fault comes at any point."""
         time.sleep(self.random.uniform(0, longest))
 
-    def recover(self, since: float | None = None) -> None:
-        """Wait until the daemon is ready and stores what is new; note how long that took."""
+    def recover(self, since: float | None = None, *, serves: bool = False) -> None:
+        """Wait until the daemon is ready and stores what is new; note how long that took.
+
+        Where it `serves`, who comes first then is not sent away.
+        """
         since = time.monotonic() if since is None else since
         eventually(
             lambda: self.program.status_of("/readyz") == 200, timeout=PATIENCE, what="readyz 200"
         )
         ready = time.monotonic() - since
+        if serves:
+            self.first_publish()
         stored = self.ledger.follow()
         # The clients have to find their way back, too.
         self.ledger.wait_confirmed(1, timeout=PATIENCE)
         eventually(lambda: self.ledger.follow() > stored, timeout=PATIENCE, what="new rows")
         self.figures.recovered(ready)
+
+    def first_publish(self) -> None:
+        """See that a daemon which says it is ready takes what is published by HTTP over TCP."""
+        key = str(uuid.UUID(int=self.random.getrandbits(128)))
+        content = {"first": key}
+        tenant_id = self.tenants[0].id
+        port = self.program.get("/info")["server"]["port"]
+        answer = httpx.post(
+            f"http://127.0.0.1:{port}/tenants/{tenant_id}/messages",
+            json={"payload": content, "id": key},
+            timeout=PATIENCE,
+            trust_env=False,
+        )
+        draft = Draft(
+            key=key,
+            message_id=key,
+            body=json.dumps(content).encode(),
+            content_type="application/json",
+        )
+        self.ledger.note(tenant_id, draft, confirmed=answer.status_code == HTTPStatus.ACCEPTED)
+        if answer.status_code != HTTPStatus.ACCEPTED:
+            self.figures.wrong.append(f"ready, and refuses the first message: {answer.text}")
 
     def wait_not_ready(self) -> float:
         """Wait until the daemon says that it is not ready; give the seconds that took."""

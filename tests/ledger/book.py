@@ -11,11 +11,21 @@ import psycopg
 
 from tests.ledger.audit import Audit, Findings, Key
 from tests.ledger.client import WINDOW, Client
-from tests.ledger.entries import DEFAULT, Entry, Maker, Sent, Target, mixed
+from tests.ledger.entries import DEFAULT, Draft, Entry, Maker, Sent, Target, entry, mixed
 from tests.ledger.places import count_rejected, ready
 from tests.ledger.record import Record
 from tests.ledger.sql_client import SqlClient
 from tests.waiting import eventually
+
+
+@dataclass(slots=True, kw_only=True)
+class Noted:
+    """Stands among the clients for what a tenant's others were promised, whoever they are."""
+
+    tenant_id: str
+    sent: dict[str, Entry] = field(default_factory=dict)
+    confirmed: dict[str, Entry] = field(default_factory=dict)
+    publishing: bool = False
 
 
 @dataclass(slots=True, kw_only=True)
@@ -29,7 +39,7 @@ class Ledger:
     database_url: str = field(repr=False)
     broker_url: str | None = field(default=None, repr=False)
     record: Record | None = None
-    clients: list[Client | SqlClient] = field(default_factory=list)
+    clients: list[Client | SqlClient | Noted] = field(default_factory=list)
     _audit: Audit | None = None
 
     @contextmanager
@@ -71,6 +81,17 @@ class Ledger:
         finally:
             for client in clients:
                 client.abandon()
+
+    def note(self, tenant_id: str, draft: Draft, *, confirmed: bool) -> None:
+        """Write down a message of somebody who is none of the ledger's clients."""
+        made = Noted(tenant_id=tenant_id, sent={draft.key: entry(draft, DEFAULT)})
+        if self.record is not None:
+            self.record.sent(tenant_id, draft.key, made.sent[draft.key])
+        if confirmed:
+            made.confirmed |= made.sent
+            if self.record is not None:
+                self.record.confirmed(tenant_id, [draft.key])
+        self.clients.append(made)
 
     @property
     def confirmed(self) -> int:

@@ -23,7 +23,7 @@ def run(rig: Rig, rounds: int) -> None:
             rig.wait_not_ready()
             assert rig.program.status_of("/healthz") == 200
             rig.node.start()
-            rig.recover(time.monotonic())
+            rig.recover(time.monotonic(), serves=True)
             rig.caught_up()
     rig.program.check_running()
     assert rig.program.process.pid == pid

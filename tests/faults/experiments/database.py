@@ -22,7 +22,7 @@ def run(rig: Rig, rounds: int) -> None:
             assert rig.program.status_of("/healthz") == 200
             rig.moment(1.0)
             rig.postgres.start()
-            rig.recover(time.monotonic())
+            rig.recover(time.monotonic(), serves=True)
             rig.caught_up()
     rig.program.check_running()
     assert rig.program.process.pid == pid
