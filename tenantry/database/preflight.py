@@ -38,6 +38,24 @@ CROSS JOIN LATERAL (
 ) AS history
 """
 
+_SCHEMAS: Final = """
+SELECT n.nspname::text, pg_get_userbyid(n.nspowner),
+       r.rolsuper OR r.rolname = current_user OR r.oid = d.datdba OR (%(ours)s AND r.oid = (
+            SELECT o.nspowner FROM pg_namespace AS o WHERE o.nspname = 'tenantry')),
+       has_schema_privilege(n.oid, 'CREATE') AND has_schema_privilege(n.oid, 'USAGE'),
+       (SELECT count(*) FROM pg_class AS c WHERE c.relnamespace = n.oid AND NOT (
+            %(ours)s AND c.relname IN ('migrations', 'terms') AND c.relkind = 'r'
+            AND c.relnatts = 0))
+         + (SELECT count(*) FROM pg_proc AS p WHERE p.pronamespace = n.oid),
+       current_user::text
+FROM pg_namespace AS n
+JOIN pg_roles AS r ON r.oid = n.nspowner
+JOIN pg_database AS d ON d.datname = current_database()
+WHERE n.nspname IN ('tenantry', 'tenantry_fence') ORDER BY 1
+"""
+"""Whose our schemas are. Whoever owns one can put functions into it, and name and so hold what
+lies in it."""
+
 
 def look(connection: Connection, *, applied: frozenset[int]) -> None:
     """Raise `DatabaseUnfitError` where the migrations beyond `applied` would fail half-way.
@@ -46,7 +64,7 @@ def look(connection: Connection, *, applied: frozenset[int]) -> None:
     """
     row = connection.execute(_LOOK).fetchone()
     assert row is not None  # noqa: S101 - a query without a condition
-    unfit = _taken(row, applied) or _not_allowed(row, applied)
+    unfit = _taken(row, applied) or _not_allowed(row, applied) or _owned(connection, bool(row[1]))
     if unfit is not None:
         raise unfit
 
@@ -106,4 +124,20 @@ def _not_allowed(row: tuple[object, ...], applied: frozenset[int]) -> DatabaseUn
             f"user {user} may not create tables in its schema public",
             f'GRANT CREATE, USAGE ON SCHEMA public TO "{user}"',
         )
+    return None
+
+
+def _owned(connection: Connection, history_is_ours: bool) -> DatabaseUnfitError | None:
+    rows = connection.execute(_SCHEMAS, {"ours": history_is_ours})
+    for schema, owner, owner_will_do, allowed, objects, user in rows:
+        if schema == "tenantry_fence" and (objects or not owner_will_do or not allowed):
+            return DatabaseUnfitError(
+                f"there is a schema {schema} already, {owner}'s, and it is not this program's",
+                "rename or drop it: this program makes its own",
+            )
+        if not owner_will_do:
+            return DatabaseUnfitError(
+                f"its schema {schema} is {owner}'s, who could have code run as {user}",
+                f'ALTER SCHEMA {schema} OWNER TO "{user}"',
+            )
     return None

@@ -9,11 +9,11 @@ ORDER BY 1 LIMIT 100;
 
 -- name: strangers
 -- Whose code would run with the rights of the schema's owner: what lies in the schema, and what its
--- tables, views, defaults, checks, indexes, triggers and policies call, if its owner is neither the
--- schema's nor a superuser.
+-- tables, views, defaults, checks, indexes, triggers and policies call, if its owner is neither this
+-- user nor the schema's nor a superuser. And whose the fence is: its owner can hold it.
 WITH trusted AS (
     SELECT r.oid FROM pg_catalog.pg_roles AS r
-    WHERE r.rolsuper OR r.oid IN (
+    WHERE r.rolsuper OR r.rolname = current_user OR r.oid IN (
         SELECT n.nspowner FROM pg_catalog.pg_namespace AS n WHERE n.nspname = 'tenantry')
 ), tables AS (
     SELECT c.oid FROM pg_catalog.pg_class AS c
@@ -46,6 +46,10 @@ WITH trusted AS (
         ON used.class = 'pg_catalog.pg_type'::regclass AND t.oid = used.id
     UNION ALL SELECT used.class, used.id, o.oprowner FROM used JOIN pg_catalog.pg_operator AS o
         ON used.class = 'pg_catalog.pg_operator'::regclass AND o.oid = used.id
+    UNION ALL SELECT 'pg_catalog.pg_namespace'::regclass, n.oid, n.nspowner
+        FROM pg_catalog.pg_namespace AS n
+        WHERE n.nspname = 'tenantry_fence' AND n.nspowner <> (
+            SELECT d.datdba FROM pg_catalog.pg_database AS d WHERE d.datname = current_database())
 )
 SELECT pg_catalog.pg_describe_object(owned.class, owned.id, 0), r.rolname::text
 FROM owned JOIN pg_catalog.pg_roles AS r ON r.oid = owned.owner

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from contextlib import closing
+import secrets
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from urllib.parse import urlsplit, urlunsplit
 
 import psycopg
 import pytest
 from psycopg import sql
 
-from tenantry.database.errors import DatabaseError
-from tenantry.database.migrations import migrate, pending
+from tenantry.database.errors import DatabaseError, OpenSchemaError
+from tenantry.database.migrations import migrate, migrations, pending
 from tenantry.database.pool import Database
 from tests.services_postgres import admin_url, drop_database, in_database
+
+FENCE = 16
+"""The migration that puts a table of its own beside the gate."""
 
 EVERYTHING = """
 SELECT c.oid::regclass::text FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
@@ -77,6 +82,17 @@ def test_an_encoding_in_which_not_every_message_can_be_stored_is_refused(encodin
             ["CREATE SCHEMA tenantry", "CREATE TABLE tenantry.schema_migrations (version text)"],
             "there is a schema tenantry already",
         ),
+        (
+            ["CREATE SCHEMA tenantry_fence", "CREATE TABLE tenantry_fence.terms ()"],
+            "there is a schema tenantry_fence already",
+        ),
+        (
+            [
+                "CREATE SCHEMA tenantry_fence",
+                "CREATE FUNCTION tenantry_fence.f() RETURNS int LANGUAGE sql RETURN 1",
+            ],
+            "there is a schema tenantry_fence already",
+        ),
         (["DROP SCHEMA public"], "no schema public; CREATE SCHEMA public"),
         (["DROP EXTENSION plpgsql"], "no PL/pgSQL"),
     ],
@@ -88,9 +104,69 @@ def test_what_is_somebody_else_s_or_not_there_is_found_before_anything_is_made(
     assert said in refusal(empty_database_url)
 
 
-def test_a_schema_that_was_made_for_it_and_is_empty_will_do(empty_database_url: str) -> None:
-    run(empty_database_url, "CREATE SCHEMA tenantry")
+def test_schemas_that_were_made_for_it_and_are_empty_will_do(empty_database_url: str) -> None:
+    run(empty_database_url, "CREATE SCHEMA tenantry", "CREATE SCHEMA tenantry_fence")
     assert migrate(empty_database_url)
+
+
+def test_a_schema_that_its_superuser_has_made_for_a_modest_user_will_do(
+    empty_database_url: str,
+) -> None:
+    with modest(empty_database_url) as (role, url):
+        run(
+            empty_database_url,
+            "CREATE SCHEMA tenantry",
+            f'GRANT CREATE, USAGE ON SCHEMA public, tenantry TO "{role}"',
+        )
+        assert migrate(url)
+        assert not migrate(url)
+
+
+@pytest.mark.parametrize("schema", ["tenantry", "tenantry_fence"])
+def test_a_schema_of_somebody_who_could_hold_what_lies_in_it_is_refused(
+    empty_database_url: str, schema: str
+) -> None:
+    with modest(empty_database_url) as (role, url):
+        run(empty_database_url, f'GRANT CREATE, USAGE ON SCHEMA public TO "{role}"')
+        with modest(empty_database_url) as (other, _):
+            run(
+                empty_database_url,
+                f'CREATE SCHEMA {schema} AUTHORIZATION "{other}"',
+                f'GRANT CREATE, USAGE ON SCHEMA {schema} TO "{role}"',
+            )
+            assert f"schema {schema}" in (text := refusal(url))
+            assert other in text
+
+
+def test_a_fence_that_somebody_has_made_in_the_meantime_is_refused(
+    empty_database_url: str,
+) -> None:
+    with modest(empty_database_url) as (other, _):
+        before_the_fence = [one for one in migrations() if one.number < FENCE]
+        migrate(empty_database_url, known=before_the_fence)
+        run(empty_database_url, "CREATE TABLE tenantry_fence.things (n int)")
+        assert "there is a schema tenantry_fence already" in refusal(empty_database_url)
+        run(empty_database_url, "DROP TABLE tenantry_fence.things")
+        assert migrate(empty_database_url)
+        run(empty_database_url, f'ALTER SCHEMA tenantry_fence OWNER TO "{other}"')
+        with pytest.raises(OpenSchemaError, match=f"schema tenantry_fence, which is {other}'s"):
+            migrate(empty_database_url)
+
+
+@contextmanager
+def modest(database_url: str) -> Iterator[tuple[str, str]]:
+    """A role that may create schemas in a database, and its URL."""
+    role = f"test_modest_{secrets.token_hex(4)}"
+    parts = urlsplit(database_url)
+    run(
+        database_url,
+        f"CREATE ROLE {role} LOGIN PASSWORD 'x'",
+        f'GRANT CREATE ON DATABASE "{parts.path[1:]}" TO "{role}"',
+    )
+    try:
+        yield role, urlunsplit(parts._replace(netloc=f"{role}:x@"))
+    finally:
+        run(database_url, f"DROP OWNED BY {role} CASCADE", f"DROP ROLE {role}")
 
 
 def test_a_user_who_may_not_create_is_refused_with_what_to_grant(empty_database_url: str) -> None:
