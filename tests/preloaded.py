@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import fcntl
 import gc
+import inspect
 import json
 import os
 import select
@@ -34,7 +35,12 @@ ENVIRONMENT = "TENANTRY_TEST_PRELOADED"
 """Names the process's socket to every worker of a test run."""
 
 ROOT = Path(__file__).parents[1]
-MODULES = ("daemon", "tenantry.cli.main", "tenantry.front.__main__", "tenantry.front.serving")
+MODULES = (
+    "daemon", "tenantry.cli.main", "tenantry.front.__main__", "tenantry.front.serving",
+    # What these load only when they come to need it: each daemon does.
+    "anyio._backends._asyncio", "encodings.idna", "importlib.resources.readers", "pydantic.v1",
+    "uvicorn.lifespan.off",
+)  # fmt: skip
 LARGEST = 150_000
 """Bytes a request may have."""
 FDS = 16
@@ -307,6 +313,7 @@ def main() -> object:
     """Load everything, say so, and fork."""
     for module in MODULES:
         import_module(module)
+    inspect.getsource(main)  # as FastAPI does for each route; the first time is the dearest
     server = Server(sys.argv[1])
     gc.collect()
     gc.freeze()
