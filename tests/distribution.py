@@ -1,8 +1,9 @@
 """Which tests stay together on one of xdist's workers, and in what order all are run.
 
 Tests of a file share what it has made for all of them, and those that break a RabbitMQ node share
-that node. A test of the whole program waits most of its time: such tests go singly, and evenly
-between the others, so that always some wait and some need the processor.
+that node. A test of the whole program waits most of its time: such tests go singly, or by file if
+they share a daemon, and evenly between the others, so that always some wait and some need the
+processor.
 """
 
 from __future__ import annotations
@@ -23,6 +24,17 @@ BREAK_THE_NODE: Final = (
 """How the names of its users begin: who hands tests out knows their names only."""
 
 WHOLE_PROGRAM: Final = "tests/acceptance/"
+
+DAEMON: Final = "shared"
+"""The fixture whose users in a file stay together: it is one daemon for all of them."""
+
+SHARE_A_DAEMON: Final = tuple(
+    f"{WHOLE_PROGRAM}test_{name}.py"
+    for name in (
+        "dead_letters", "embedded_broker", "http_hostile", "messages", "refusals", "sql_access",
+        "tenants",
+    )
+)  # fmt: skip
 ENDS_AT: Final = 0.8
 """Where in the order the last test of the whole program stands: the longest should not end it."""
 
@@ -42,7 +54,8 @@ def unit(name: str) -> str:
     """Give what a test stays together with others in, by its name."""
     if name.startswith(BREAK_THE_NODE):
         return NODE
-    return name if name.startswith(WHOLE_PROGRAM) else name.partition("::")[0]
+    file = name.partition("::")[0]
+    return name if name.startswith(WHOLE_PROGRAM) and file not in SHARE_A_DAEMON else file
 
 
 def arrange(items: list[pytest.Item]) -> None:
@@ -50,7 +63,9 @@ def arrange(items: list[pytest.Item]) -> None:
     units: dict[str, list[pytest.Item]] = defaultdict(list)
     for item in items:
         name = unit(item.nodeid)
-        assert name == NODE or NODE not in getattr(item, "fixturenames", ()), item.nodeid
+        fixtures = getattr(item, "fixturenames", ())
+        assert name == NODE or NODE not in fixtures, item.nodeid
+        assert name in SHARE_A_DAEMON or DAEMON not in fixtures, item.nodeid
         units[name].append(item)
     waiting = [one for name, one in units.items() if name.startswith(WHOLE_PROGRAM)]
     rest = [one for name, one in units.items() if not name.startswith(WHOLE_PROGRAM)]

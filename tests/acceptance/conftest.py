@@ -7,6 +7,7 @@ from collections.abc import Generator, Iterator
 
 import pytest
 
+from tests import services_postgres, services_rabbitmq
 from tests.acceptance.program import Program
 from tests.ledger import Ledger
 from tests.services_rabbitmq import RabbitHost
@@ -32,6 +33,38 @@ def program(
 def running(program: Program) -> Program:
     """A daemon that consumes."""
     return program.start()
+
+
+@pytest.fixture(scope="module")
+def settings() -> dict[str, str]:
+    """What a file's shared daemon is set to."""
+    return {}
+
+
+@pytest.fixture(scope="module")
+def lasting(settings: dict[str, str]) -> Iterator[Program]:
+    """A daemon for as long as the tests of one file are run; `shared` gives it to each."""
+    with (
+        services_rabbitmq.virtual_host() as host,
+        services_postgres.database(services_postgres.admin_url()) as url,
+        Program(host, url) as made,
+    ):
+        made.settings |= settings
+        yield made.start()
+        assert made.stop() == 0
+        assert "Traceback" not in made.stderr
+
+
+@pytest.fixture
+def shared(lasting: Program) -> Program:
+    """A daemon that consumes, for other tests of the file as well: they neither stop nor break it.
+
+    It may have other tests' tenants, whose names are their own. (The file's tests have to stay
+    together, which `tests.distribution` sees to.)
+    """
+    lasting.check_running()
+    lasting.next_test()
+    return lasting
 
 
 @pytest.fixture

@@ -102,7 +102,8 @@ class Program:
         self.config = self.directory / "config.toml"
         self.config.touch()
         self.settings: dict[str, str] = {}
-        self._tag = secrets.token_hex(4)
+        self._tag = secrets.token_hex(3)
+        self._test = 0
         self.own_interpreter = not preloaded.available()
         """Whether each process loads the program itself, as a user's does."""
         self._process: subprocess.Popen[bytes] | preloaded.Popen | None = None
@@ -130,7 +131,11 @@ class Program:
 
     def name(self, word: str) -> str:
         """Make a tenant's id that no other test has: broker users are shared by all of them."""
-        return f"{word}-{self._tag}"
+        return f"{word}-{self._tag}{self._test:02}"
+
+    def next_test(self) -> None:
+        """Give the next test names of its own, where several share the daemon."""
+        self._test += 1
 
     # The process.
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from urllib.parse import urlsplit, urlunsplit
 
 import httpx
 import psycopg
 import pytest
 
+from tests import services_postgres
 from tests.acceptance.program import Program, Tenant
 from tests.ledger import DEFAULT, Ledger, Target
 from tests.services_rabbitmq import RabbitHost
@@ -18,9 +20,9 @@ from tests.waiting import eventually
 TARGETS = (DEFAULT, Target(routing_key="events.1", topic="events", partition=1))
 
 
-@pytest.fixture
-def database_url(empty_database_url: str) -> Iterator[str]:
-    """The URL of a database whose owner is no superuser: it may make roles, as is asked for."""
+@contextmanager
+def owned(empty_database_url: str) -> Iterator[str]:
+    """Make one who is no superuser a database's owner: it may make roles, as is asked for."""
     name = urlsplit(empty_database_url).path.lstrip("/")
     owner = f"owner_of_{name}"
     with psycopg.connect(empty_database_url, autocommit=True) as connection:
@@ -33,6 +35,26 @@ def database_url(empty_database_url: str) -> Iterator[str]:
         connection.execute(f"ALTER DATABASE {name} OWNER TO CURRENT_USER")
         connection.execute(f"DROP OWNED BY {owner} CASCADE")
         connection.execute(f"DROP ROLE IF EXISTS {owner}")
+
+
+@pytest.fixture
+def database_url(empty_database_url: str) -> Iterator[str]:
+    """The URL of a database whose owner is no superuser."""
+    with owned(empty_database_url) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def lasting() -> Iterator[Program]:
+    """A daemon without a broker's URL, that consumes, for the tests that share it."""
+    with (
+        services_postgres.database(services_postgres.admin_url(), migrated=False) as empty,
+        owned(empty) as url,
+        Program(None, url) as program,
+    ):
+        yield program.start()
+        assert program.stop() == 0
+        assert "Traceback" not in program.stderr
 
 
 @pytest.fixture
@@ -73,55 +95,56 @@ def test_what_tenants_publish_with_sql_is_stored_once_and_nobody_reaches_another
     assert embedded.ready_messages(*(one.queue for one in tenants)) == 0
 
 
-def test_http_producer_and_audit_work_as_on_rabbitmq(embedded: Program) -> None:
-    tenant = embedded.create(topics=["events"])
-    answer = embedded.call("POST", f"/tenants/{tenant.id}/messages", {"payload": {"n": 1}})
+def test_http_producer_and_audit_work_as_on_rabbitmq(shared: Program) -> None:
+    tenant = shared.create(topics=["events"])
+    answer = shared.call("POST", f"/tenants/{tenant.id}/messages", {"payload": {"n": 1}})
     assert answer.status_code == 202
     unknown = {"payload": 1, "topic": "nothing"}
-    assert embedded.call("POST", f"/tenants/{tenant.id}/messages", unknown).status_code == 404
-    eventually(lambda: stored(embedded, tenant) == 1, what="a row")
-    produced = embedded.cli("produce", "--tenants", "1", "--message-batches-limit", "2", "--json")
-    with psycopg.connect(embedded.database_url, autocommit=True) as connection:
+    assert shared.call("POST", f"/tenants/{tenant.id}/messages", unknown).status_code == 404
+    eventually(lambda: stored(shared, tenant) == 1, what="a row")
+    produced = shared.cli("produce", "--tenants", "1", "--message-batches-limit", "2", "--json")
+    with psycopg.connect(shared.database_url, autocommit=True) as connection:
         connection.execute("DROP ROLE IF EXISTS tenant_1_producer")
     assert produced.code == 0, produced.stderr
     assert produced.json["confirmed"] == produced.json["sent"] == 180
     eventually(
-        lambda: embedded.get("/status")["tenants"]["1"]["stored"] == 180, what="what was produced"
+        lambda: shared.get("/status")["tenants"]["1"]["stored"] == 180, what="what was produced"
     )
-    assert embedded.cli("audit", "--json").json["balanced"]
+    assert shared.cli("audit", "--json").json["balanced"]
 
 
-def test_what_is_no_json_becomes_a_dead_letter_and_is_replayed(embedded: Program) -> None:
-    tenant = embedded.create()
+def test_what_is_no_json_becomes_a_dead_letter_and_is_replayed(shared: Program) -> None:
+    tenant = shared.create()
     with psycopg.connect(tenant.amqp_url, autocommit=True) as session:
         session.execute(
             "SELECT tenantry.publish_bytes('default', '{no', 'application/json', id => 'bad')"
         )
     path = f"/tenants/{tenant.id}/dead-letters"
-    (letter,) = eventually(lambda: embedded.get(path)["data"], what="a dead letter")
+    (letter,) = eventually(lambda: shared.get(path)["data"], what="a dead letter")
     assert letter["id"] == "bad"
-    eventually(lambda: not embedded.ready_messages(tenant.queue), what="an empty queue")
-    replayed = embedded.call("POST", f"{path}/replay", {"all": True})
+    eventually(lambda: not shared.ready_messages(tenant.queue), what="an empty queue")
+    replayed = shared.call("POST", f"{path}/replay", {"all": True})
     assert replayed.json() == {"replayed": 1}, replayed.text
-    eventually(lambda: embedded.runtime(tenant)["dead_lettered"] == 2, what="again")
-    discarded = embedded.call("DELETE", path, {"all": True})
+    eventually(lambda: shared.runtime(tenant)["dead_lettered"] == 2, what="again")
+    discarded = shared.call("DELETE", path, {"all": True})
     assert discarded.json() == {"discarded": 1}
-    assert embedded.get(path)["data"] == []
+    assert shared.get(path)["data"] == []
 
 
-def test_a_deleted_tenant_leaves_no_role_and_no_message(embedded: Program) -> None:
-    tenant = embedded.create()
-    assert embedded.call("POST", f"/tenants/{tenant.id}/pause").status_code == 200
+def test_a_deleted_tenant_leaves_no_role_and_no_message(shared: Program) -> None:
+    tenant = shared.create()
+    assert shared.call("POST", f"/tenants/{tenant.id}/pause").status_code == 200
     with psycopg.connect(tenant.amqp_url, autocommit=True) as session:
         session.execute("SELECT tenantry.publish('default', '1')")
-        assert embedded.call("DELETE", f"/tenants/{tenant.id}").status_code == 204
+        assert shared.call("DELETE", f"/tenants/{tenant.id}").status_code == 204
         with pytest.raises(psycopg.OperationalError):
             session.execute("SELECT 1")
-    with psycopg.connect(embedded.database_url) as connection:
+    with psycopg.connect(shared.database_url) as connection:
         left = connection.execute(
             "SELECT rolname FROM pg_roles WHERE rolname = %s UNION ALL"
-            " SELECT name FROM tenantry.queues UNION ALL SELECT id FROM tenantry.queued",
-            [tenant.user],
+            " SELECT name FROM tenantry.queues WHERE name LIKE %s UNION ALL"
+            " SELECT id FROM tenantry.queued",
+            [tenant.user, f"tenant\\_{tenant.id}\\_%"],
         ).fetchall()
     assert left == []
 
@@ -169,25 +192,18 @@ def test_moving_to_rabbitmq_loses_and_doubles_nothing(
         assert after.stop() == 0
 
 
-def test_the_demo_needs_no_rabbitmq(program: Program) -> None:
-    ended = program.cli("demo", "--json", timeout=110, PATH="/usr/bin:/bin")
-    assert ended.code == 0, ended.stderr
-    assert ended.json["sent"] == ended.json["stored"] == 2700
-    assert all(one["isolated"] for one in ended.json["tenants"])
-
-
-def test_the_credentials_name_one_way_in(embedded: Program) -> None:
-    tenant = embedded.create()
+def test_the_credentials_name_one_way_in(shared: Program) -> None:
+    tenant = shared.create()
     credentials = tenant.shown["credentials"]
     assert set(credentials) == {"username", "password", "postgres_url"}
     wrong = credentials["postgres_url"].replace(tenant.password, "wrong")
     with pytest.raises(psycopg.OperationalError, match="password authentication failed"):
         psycopg.connect(wrong)
-    renewed = embedded.rotated(tenant.id)
+    renewed = shared.rotated(tenant.id)
     with pytest.raises(psycopg.OperationalError):
         psycopg.connect(tenant.amqp_url)
     with psycopg.connect(renewed.amqp_url) as session:
         session.execute("SELECT tenantry.publish('default', '1')")
-    answer: httpx.Response = embedded.call("GET", f"/tenants/{tenant.id}")
+    answer: httpx.Response = shared.call("GET", f"/tenants/{tenant.id}")
     assert tenant.password not in answer.text
-    assert tenant.password not in embedded.stderr
+    assert tenant.password not in shared.stderr

@@ -56,10 +56,15 @@ MESSAGE_IDS = [
 ]
 
 
+@pytest.fixture(scope="module")
+def settings() -> dict[str, str]:
+    """What the daemon of all these tests is set to."""
+    return {"TENANTRY_LOG_LEVEL": "debug"}
+
+
 @pytest.fixture
-def hostile(program: Program) -> Iterator[tuple[Program, Tenant]]:
-    program.settings["TENANTRY_LOG_LEVEL"] = "debug"
-    program.start()
+def hostile(shared: Program) -> Iterator[tuple[Program, Tenant]]:
+    program = shared
     yield program, program.create(topics=["logs"])
     assert program.status_of("/healthz") == 200
     for line in program.stderr.splitlines():
@@ -205,12 +210,12 @@ def test_nothing_breaks_out_of_a_header_or_a_log_line(hostile: tuple[Program, Te
 
 
 def test_a_thousand_clients_that_trickle_stop_neither_ingestion_nor_the_control_socket(
-    running: Program,
+    shared: Program,
 ) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 16_384), hard))
-    tenant = running.create()
-    port = running.get("/info")["server"]["port"]
+    tenant = shared.create()
+    port = shared.get("/info")["server"]["port"]
     try:
         with trickling(port, 1000) as trickled:
             eventually(lambda: trickled() > 2000, timeout=30, what="bytes trickling")
@@ -222,10 +227,10 @@ def test_a_thousand_clients_that_trickle_stop_neither_ingestion_nor_the_control_
                     ("POST", f"/tenants/{tenant.id}/messages", batch),
                 ]
                 for method, path, body in calls:
-                    assert running.call(method, path, body, timeout=10).is_success
+                    assert shared.call(method, path, body, timeout=10).is_success
                 url = f"http://127.0.0.1:{port}/healthz"
                 assert httpx.get(url, timeout=10, trust_env=False).status_code == 200
-            eventually(lambda: len(stored(running, tenant)) == 200, timeout=10)
+            eventually(lambda: len(stored(shared, tenant)) == 200, timeout=10)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 

@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import json
-import shutil
-import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import httpx
-import pytest
 
 from tests.acceptance.program import Program
 from tests.fakes.api import SECRET
 from tests.waiting import eventually
-
-CURL = shutil.which("curl")
 
 
 def tcp_url(program: Program) -> str:
@@ -43,11 +38,27 @@ def over_control(program: Program, *_: str) -> Iterator[httpx.Client]:
         yield client
 
 
-@pytest.mark.parametrize("door", [over_tcp, over_control])
-def test_a_tenants_whole_life(program: Program, door: Any) -> None:
+def test_a_tenants_whole_life_over_both_listeners(program: Program) -> None:
     program.settings["TENANTRY_JWT_SECRET"] = SECRET
     program.start()
-    tenant_id = program.name("acme")
+    lives = {door: begun(program, door) for door in (over_tcp, over_control)}
+    program.stop()
+    program.start()
+    for door, (tenant_id, version) in lives.items():
+        path = f"/tenants/{tenant_id}"
+        with door(program, "--admin") as admin:
+            again = admin.get(path).json()
+            assert (again["workers"], again["version"]) == (5, version + 1)
+            assert len(admin.get(f"/messages?tenant_id={tenant_id}").json()["data"]) == 25
+            assert admin.delete(path).status_code == 204
+            assert admin.get(path).status_code == 404
+            assert admin.get(f"/messages?tenant_id={tenant_id}").status_code == 404
+            assert admin.get(path, params={"at": "3"}).json()["workers"] == 5
+
+
+def begun(program: Program, door: Any) -> tuple[str, int]:
+    """Make a tenant and do all to it but delete it; give its id, and its version at first."""
+    tenant_id = program.name(door.__name__.replace("_", "-"))
     path = f"/tenants/{tenant_id}"
     with door(program, "--admin", "--subject", "ann") as admin:
         wanted = {"name": "Acme", "id": tenant_id, "topics": ["logs"], "workers": 2}
@@ -83,40 +94,7 @@ def test_a_tenants_whole_life(program: Program, door: Any) -> None:
             "WorkersResized",
         ]
         assert events[0]["actor"] == "ann" if door is over_tcp else "uid=" in events[0]["actor"]
-        program.stop()
-        program.start()
-    with door(program, "--admin") as admin:
-        again = admin.get(path).json()
-        assert (again["workers"], again["version"]) == (5, shown["version"] + 1)
-        assert len(admin.get(f"/messages?tenant_id={tenant_id}").json()["data"]) == 25
-        assert admin.delete(path).status_code == 204
-        assert admin.get(path).status_code == 404
-        assert admin.get(f"/messages?tenant_id={tenant_id}").status_code == 404
-        assert admin.get(path, params={"at": "3"}).json()["workers"] == 5
-
-
-@pytest.mark.skipif(CURL is None, reason="curl is not there")
-def test_curl_is_all_it_takes(running: Program) -> None:
-    def curl(*arguments: str) -> Any:
-        ended = subprocess.run(
-            [str(CURL), "-sS", "--fail-with-body", "-m", "20", *arguments],
-            check=True,
-            capture_output=True,
-            timeout=30,
-        )
-        return json.loads(ended.stdout) if ended.stdout else None
-
-    socket = ("--unix-socket", str(running.socket))
-    tenant_id = running.name("curl")
-    kind = ("-H", "Content-Type: application/json")
-    body = json.dumps({"name": "Curl", "id": tenant_id})
-    assert curl(*socket, *kind, "-d", body, "http://localhost/tenants")["state"] == "active"
-    url = f"{tcp_url(running)}/tenants/{tenant_id}"
-    assert curl(url)["id"] == tenant_id
-    assert curl(*kind, "-d", '{"payload": 1, "id": "a"}', f"{url}/messages") == {"ids": ["a"]}
-    messages = f"{tcp_url(running)}/messages?tenant_id={tenant_id}"
-    eventually(lambda: curl(messages)["data"])
-    assert curl(*socket, "-X", "DELETE", f"http://localhost/tenants/{tenant_id}") is None
+    return tenant_id, shown["version"]
 
 
 def test_a_live_tail_brings_each_message_once_in_order_over_a_restart(running: Program) -> None:
@@ -175,6 +153,7 @@ def test_a_live_tail_brings_each_message_once_in_order_over_a_restart(running: P
 
 
 def test_idempotency_keys_outlive_the_daemon(running: Program) -> None:
+    assert len(running.wait_logged("api.without_tokens")) == 1
     tenant_id = running.name("once")
 
     def create(name: str) -> httpx.Response:
@@ -221,5 +200,3 @@ def test_a_short_secret_and_an_open_address_without_one_are_refused(program: Pro
     ended = program.run(TENANTRY_SERVER_HOST="0.0.0.0")
     assert ended.code == 2
     assert "security.jwt_secret" in ended.complaint
-    program.start()
-    assert len(program.wait_logged("api.without_tokens")) == 1

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 import httpx
 import jwt
-import pika
 import psycopg
 import pytest
 from psycopg import sql
 
-from tests.acceptance.program import Program, Tenant
+from tests.acceptance.program import Program
 from tests.acceptance.test_front import free_port
 from tests.waiting import eventually
 
@@ -180,27 +178,3 @@ def test_nothing_of_a_former_tenant_reaches_the_one_that_has_its_id(
     assert [one["payload"] for one in program.get(f"{page}&incarnation=2")["data"]] == ["new"]
     assert program.get(page)["data"] == []
     assert program.get(path)["incarnation"] == 3
-
-
-def test_what_is_published_for_a_former_tenant_does_not_arrive_in_the_next_ones_queues(
-    running: Program,
-) -> None:
-    tenant = running.create()
-    sender = pika.BlockingConnection(pika.URLParameters(tenant.amqp_url))
-    channel = sender.channel()
-    channel.confirm_delivery()
-    channel.basic_publish(tenant.stream, "default", b'"old"', mandatory=True)
-    eventually(lambda: running.runtime(tenant)["stored"] == 1, what="a row")
-    assert running.call("DELETE", f"/tenants/{tenant.id}").status_code == 204
-    again: Tenant = running.create()
-    with pytest.raises((pika.exceptions.AMQPError, OSError)):
-        channel.basic_publish(again.stream, "default", b'"late"', mandatory=True)
-    with suppress(pika.exceptions.AMQPError, OSError):
-        sender.close()
-    with pytest.raises(pika.exceptions.AMQPError):
-        pika.BlockingConnection(pika.URLParameters(tenant.amqp_url))
-    with pika.BlockingConnection(pika.URLParameters(again.amqp_url)) as client:
-        client.channel().basic_publish(again.stream, "default", b'"new"')
-    page = f"/messages?tenant_id={again.id}"
-    found = eventually(lambda: running.get(page)["data"], what="the new row")
-    assert [(one["payload"], one["position"]) for one in found] == [("new", 1)]

@@ -7,7 +7,7 @@ from typing import Any
 
 import pika
 import pytest
-from pika.exceptions import AMQPConnectionError, ChannelClosedByBroker
+from pika.exceptions import ChannelClosedByBroker
 
 from tests.acceptance.program import Program, Tenant
 
@@ -134,15 +134,3 @@ def tenant_beginning_with(program: Program, own: Tenant) -> Tenant:
         amqp_url=shown["credentials"]["amqp_url"],
         shown=shown,
     )
-
-
-def test_rotated_credentials_replace_the_old_ones(running: Program) -> None:
-    tenant = running.create()
-    renewed = running.rotated(tenant.id)
-    assert renewed.password != tenant.password
-    with pytest.raises(AMQPConnectionError):
-        pika.BlockingConnection(pika.URLParameters(tenant.amqp_url))
-    with pika.BlockingConnection(pika.URLParameters(renewed.amqp_url)) as connection:
-        channel = connection.channel()
-        channel.confirm_delivery()
-        channel.basic_publish(renewed.stream, "default", b"1", mandatory=True)

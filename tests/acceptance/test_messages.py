@@ -48,8 +48,8 @@ def wait_rows(program: Program, tenant: Tenant, count: int) -> dict[str, dict[st
     return eventually(enough, what=f"{count} rows")
 
 
-def test_what_a_tenant_publishes_is_stored_with_every_property(running: Program) -> None:
-    tenant = running.create(topics=["events"], partitions=2)
+def test_what_a_tenant_publishes_is_stored_with_every_property(shared: Program) -> None:
+    tenant = shared.create(topics=["events"], partitions=2)
     document = {"text": "ä€\U0001f600", "number": 12345678901234567890, "deep": [{"a": None}]}
     bytes_ = bytes(range(256))
     publish(
@@ -70,7 +70,7 @@ def test_what_a_tenant_publishes_is_stored_with_every_property(running: Program)
             ("default", b"[]", {}),
         ],
     )
-    found = wait_rows(running, tenant, 4)
+    found = wait_rows(shared, tenant, 4)
     first = found["json"]
     assert first["payload"] == document
     assert first["body"] is None
@@ -92,7 +92,7 @@ def test_what_a_tenant_publishes_is_stored_with_every_property(running: Program)
     assert found[nameless]["payload"] == []
     assert len({row["position"] for row in found.values()}) == 4
     assert {row["tenant_id"] for row in found.values()} == {tenant.id}
-    shown = running.get(f"/messages?tenant_id={tenant.id}&topic=events")["data"]
+    shown = shared.get(f"/messages?tenant_id={tenant.id}&topic=events")["data"]
     assert [one["id"] for one in shown] == sorted(
         ("bytes", "untyped"), key=lambda one: found[one]["position"]
     )
@@ -114,9 +114,9 @@ def test_the_same_id_is_stored_once_also_after_a_restart(running: Program) -> No
 
 
 def test_what_is_no_json_is_dead_lettered_unchanged_and_its_neighbours_are_stored(
-    running: Program,
+    shared: Program,
 ) -> None:
-    tenant = running.create()
+    tenant = shared.create()
     broken = b'{"never": "closed\xff'
     zero = b'{"nul": "\\u0000"}'
     publish(
@@ -136,8 +136,8 @@ def test_what_is_no_json_is_dead_lettered_unchanged_and_its_neighbours_are_store
             ("default", b'"after"', {"message_id": "after"}),
         ],
     )
-    assert set(wait_rows(running, tenant, 2)) == {"before", "after"}
-    with running.connect_admin() as connection:
+    assert set(wait_rows(shared, tenant, 2)) == {"before", "after"}
+    with shared.connect_admin() as connection:
         channel = connection.channel()
 
         def take() -> tuple[Any, Any, Any] | None:
@@ -156,7 +156,7 @@ def test_what_is_no_json_is_dead_lettered_unchanged_and_its_neighbours_are_store
     assert properties.headers["x-death"][0]["queue"] == tenant.queue
     assert letters["nul"][1] == zero
 
-    ended = running.cli("events", tenant.id, "--json")
+    ended = shared.cli("events", tenant.id, "--json")
     assert ended.code == 0, ended.stderr
     recorded = [one for one in ended.json if one["type"] == "MessageDeadLettered"]
     assert {one["data"]["message_id"] for one in recorded} == {"broken", "nul"}
@@ -165,24 +165,24 @@ def test_what_is_no_json_is_dead_lettered_unchanged_and_its_neighbours_are_store
         assert one["data"]["reason"]
         assert one["data"]["error"]
         assert one["data"]["attempts"] == 1
-    assert running.runtime(tenant)["dead_lettered"] == 2
+    assert shared.runtime(tenant)["dead_lettered"] == 2
 
 
-def test_the_api_publishes_and_pages_through_what_is_stored(running: Program) -> None:
-    tenant = running.create(topics=["logs"], partitions=3)
+def test_the_api_publishes_and_pages_through_what_is_stored(shared: Program) -> None:
+    tenant = shared.create(topics=["logs"], partitions=3)
     batch = [{"payload": {"n": n}, "topic": "logs", "id": f"m-{n}"} for n in range(25)]
-    answer = running.call("POST", f"/tenants/{tenant.id}/messages", batch)
+    answer = shared.call("POST", f"/tenants/{tenant.id}/messages", batch)
     assert answer.status_code == 202, answer.text
     assert answer.json()["ids"] == [one["id"] for one in batch]
-    wait_rows(running, tenant, 25)
+    wait_rows(shared, tenant, 25)
     seen: list[str] = []
     path = f"/messages?tenant_id={tenant.id}&limit=7"
-    page = running.get(path)
+    page = shared.get(path)
     while True:
         seen += [one["id"] for one in page["data"]]
         if page["next_cursor"] is None:
             break
-        page = running.get(f"{path}&cursor={page['next_cursor']}")
+        page = shared.get(f"{path}&cursor={page['next_cursor']}")
     assert sorted(seen) == sorted(one["id"] for one in batch)
     unknown = {"payload": 1, "topic": "none"}
-    assert running.call("POST", f"/tenants/{tenant.id}/messages", unknown).status_code == 404
+    assert shared.call("POST", f"/tenants/{tenant.id}/messages", unknown).status_code == 404

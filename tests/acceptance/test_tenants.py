@@ -6,6 +6,8 @@ import json
 import shutil
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from typing import Any
 
 import pika
 import psycopg
@@ -13,8 +15,12 @@ import pytest
 
 from tests.acceptance.program import Program, Tenant, tenant_of
 from tests.acceptance.test_crashes import leftovers
+from tests.acceptance.test_http_dead_letters import count_rows
+from tests.acceptance.test_http_lifecycle import tcp_url
 from tests.ledger import Ledger
 from tests.waiting import eventually
+
+CURL = shutil.which("curl")
 
 
 def publish_one(tenant: Tenant, message_id: str) -> None:
@@ -25,84 +31,85 @@ def publish_one(tenant: Tenant, message_id: str) -> None:
         channel.basic_publish(tenant.stream, "default", b"1", properties, mandatory=True)
 
 
-def test_of_several_creations_of_one_id_at_once_one_succeeds(running: Program) -> None:
-    body = {"name": "twin", "id": running.name("twin")}
+def test_of_several_creations_of_one_id_at_once_one_succeeds(shared: Program) -> None:
+    body = {"name": "twin", "id": shared.name("twin")}
     with ThreadPoolExecutor(max_workers=4) as pool:
-        answers = list(pool.map(lambda _: running.call("POST", "/tenants", body), range(4)))
+        answers = list(pool.map(lambda _: shared.call("POST", "/tenants", body), range(4)))
     assert sorted(one.status_code for one in answers) == [201, 409, 409, 409]
     (made,) = (one for one in answers if one.status_code == 201)
     assert made.headers["location"] == f"/tenants/{body['id']}"
     tenant = tenant_of(made.json())
     publish_one(tenant, "works")
-    eventually(lambda: running.runtime(tenant)["stored"] == 1, what="the message")
+    eventually(lambda: shared.runtime(tenant)["stored"] == 1, what="the message")
     for refused in answers:
         if refused.status_code == 409:
             assert refused.headers["content-type"] == "application/problem+json"
             assert tenant.id in refused.json()["detail"]
 
 
-def test_a_tenant_made_without_an_id_gets_one(running: Program) -> None:
-    answer = running.call("POST", "/tenants", {"name": "Nameless & Söhne"})
+def test_a_tenant_made_without_an_id_gets_one(shared: Program) -> None:
+    answer = shared.call("POST", "/tenants", {"name": "Nameless & Söhne"})
     assert answer.status_code == 201
     tenant = tenant_of(answer.json())
     try:
         assert answer.json()["name"] == "Nameless & Söhne"
         publish_one(tenant, "works")
-        eventually(lambda: running.runtime(tenant)["stored"] == 1, what="the message")
+        eventually(lambda: shared.runtime(tenant)["stored"] == 1, what="the message")
     finally:
-        assert running.call("DELETE", f"/tenants/{tenant.id}").status_code == 204
+        assert shared.call("DELETE", f"/tenants/{tenant.id}").status_code == 204
 
 
 def test_a_deleted_tenant_is_gone_and_the_journal_knows_how_much_went_with_it(
-    running: Program, ledger: Ledger
+    shared: Program,
 ) -> None:
-    tenant = running.create(topics=["events"], partitions=2)
-    other = running.create("other")
+    ledger = Ledger(database_url=shared.database_url)
+    tenant = shared.create(topics=["events"], partitions=2)
+    other = shared.create("other")
     with ledger.publishing([(tenant.id, tenant.amqp_url)]):
         ledger.wait_confirmed(50)
     count = ledger.confirmed
-    eventually(lambda: ledger.stored() == count, what="all rows")
-    assert running.call("POST", f"/tenants/{tenant.id}/pause").status_code == 200
+    eventually(lambda: count_rows(shared, tenant) == count, what="all rows")
+    assert shared.call("POST", f"/tenants/{tenant.id}/pause").status_code == 200
     publish_one(tenant, "waits")
-    assert running.ready_messages(tenant.queue) == 1
-    assert running.call("DELETE", f"/tenants/{tenant.id}").status_code == 204
+    assert shared.ready_messages(tenant.queue) == 1
+    assert shared.call("DELETE", f"/tenants/{tenant.id}").status_code == 204
 
-    assert running.call("GET", f"/tenants/{tenant.id}").status_code == 404
-    assert running.call("DELETE", f"/tenants/{tenant.id}").status_code == 404
-    with psycopg.connect(running.database_url) as connection:
-        assert leftovers(running, connection, tenant.id) == []
-    assert ledger.stored() == 0
-    last = running.get(f"/tenants/{tenant.id}/events?limit=1000")["data"][-1]
+    assert shared.call("GET", f"/tenants/{tenant.id}").status_code == 404
+    assert shared.call("DELETE", f"/tenants/{tenant.id}").status_code == 404
+    with psycopg.connect(shared.database_url) as connection:
+        assert leftovers(shared, connection, tenant.id) == []
+    assert count_rows(shared, tenant) == 0
+    last = shared.get(f"/tenants/{tenant.id}/events?limit=1000")["data"][-1]
     assert last["type"] == "TenantDeleted"
     assert (last["data"]["queued"], last["data"]["stored"]) == (1, count)
     with pytest.raises(pika.exceptions.AMQPConnectionError):
         pika.BlockingConnection(pika.URLParameters(tenant.amqp_url))
-    assert running.status_of("/readyz") == 200
-    assert [one["id"] for one in running.get("/tenants")["data"]] == [other.id]
+    assert shared.status_of("/readyz") == 200
+    listed = {one["id"] for one in shared.get("/tenants")["data"]}
+    assert {tenant.id, other.id} & listed == {other.id}
 
-    again = running.create(workers=1)
+    again = shared.create(workers=1)
     assert again.id == tenant.id
     assert again.password != tenant.password
     publish_one(again, "works")
-    eventually(lambda: running.runtime(again)["stored"] == 1, what="the message")
-    assert [one["id"] for one in running.get(f"/messages?tenant_id={again.id}")["data"]] == [
-        "works"
-    ]
+    eventually(lambda: shared.runtime(again)["stored"] == 1, what="the message")
+    assert [one["id"] for one in shared.get(f"/messages?tenant_id={again.id}")["data"]] == ["works"]
 
 
-def test_deleting_under_load_ends_and_leaves_nothing(running: Program, ledger: Ledger) -> None:
-    tenant = running.create()
+def test_deleting_under_load_ends_and_leaves_nothing(shared: Program) -> None:
+    ledger = Ledger(database_url=shared.database_url)
+    tenant = shared.create()
     with ledger.publishing([(tenant.id, tenant.amqp_url)], rate=3000) as clients:
         ledger.wait_confirmed(500)
-        assert running.call("DELETE", f"/tenants/{tenant.id}").status_code == 204
+        assert shared.call("DELETE", f"/tenants/{tenant.id}").status_code == 204
         # Its user is gone: what is unconfirmed stays so.
         clients[0].abandon()
-    with psycopg.connect(running.database_url) as connection:
-        assert leftovers(running, connection, tenant.id) == []
-    last = running.get(f"/tenants/{tenant.id}/events?limit=1000")["data"][-1]
+    with psycopg.connect(shared.database_url) as connection:
+        assert leftovers(shared, connection, tenant.id) == []
+    last = shared.get(f"/tenants/{tenant.id}/events?limit=1000")["data"][-1]
     # What was confirmed was dropped knowingly, stored or still queued.
     assert last["data"]["queued"] + last["data"]["stored"] >= len(clients[0].confirmed)
-    assert running.stop() == 0
+    assert shared.status_of("/readyz") == 200
 
 
 def test_a_tenant_deleted_with_retain_can_still_be_read(running: Program, ledger: Ledger) -> None:
@@ -124,11 +131,11 @@ def test_a_tenant_deleted_with_retain_can_still_be_read(running: Program, ledger
     assert kept == shown
 
 
-def test_the_past_of_a_tenant_can_be_shown(running: Program) -> None:
-    tenant = running.create(workers=3)
-    running.call("PUT", f"/tenants/{tenant.id}/config/concurrency", {"workers": 9})
-    between = running.get(f"/tenants/{tenant.id}")["updated_at"]
-    running.call("POST", f"/tenants/{tenant.id}/pause")
+def test_the_past_of_a_tenant_can_be_shown(shared: Program) -> None:
+    tenant = shared.create(workers=3)
+    shared.call("PUT", f"/tenants/{tenant.id}/config/concurrency", {"workers": 9})
+    between = shared.get(f"/tenants/{tenant.id}")["updated_at"]
+    shared.call("POST", f"/tenants/{tenant.id}/pause")
     expected = {
         "1": ("provisioning", 3),
         "2": ("active", 3),
@@ -137,48 +144,49 @@ def test_the_past_of_a_tenant_can_be_shown(running: Program) -> None:
         between: ("active", 9),
     }
     for at, then in expected.items():
-        shown = running.get(f"/tenants/{tenant.id}?at={at}")
+        shown = shared.get(f"/tenants/{tenant.id}?at={at}")
         assert (shown["state"], shown["workers"]) == then, at
     for at in ("5", "2001-01-01T00:00:00Z"):
-        assert running.call("GET", f"/tenants/{tenant.id}?at={at}").status_code == 404
-    ended = running.cli("tenant", "show", tenant.id, "--at", "2", "--json")
+        assert shared.call("GET", f"/tenants/{tenant.id}?at={at}").status_code == 404
+    ended = shared.cli("tenant", "show", tenant.id, "--at", "2", "--json")
     assert (ended.code, ended.json["state"], ended.json["version"]) == (0, "active", 2)
-    assert running.cli("tenant", "show", tenant.id, "--at", "5").code == 1
+    assert shared.cli("tenant", "show", tenant.id, "--at", "5").code == 1
 
 
-def test_the_command_line_does_all_that_is_done_to_tenants(running: Program) -> None:
-    tenant_id = running.name("acme")
-    made = running.cli(
+def test_the_command_line_does_all_that_is_done_to_tenants(shared: Program) -> None:
+    tenant_id = shared.name("acme")
+    made = shared.cli(
         "tenant", "create", "Acme Ltd", "--id", tenant_id, "--workers", "2", "--topics", "a,b",
         "--json",
     )  # fmt: skip
     assert made.code == 0, made.stderr
     tenant = tenant_of(made.json)
     publish_one(tenant, "one")
-    assert running.cli("tenant", "create", "Acme Ltd", "--id", tenant_id).code == 1
-    resized = running.cli("tenant", "resize", tenant_id, "6", "--json")
+    assert shared.cli("tenant", "create", "Acme Ltd", "--id", tenant_id).code == 1
+    resized = shared.cli("tenant", "resize", tenant_id, "6", "--json")
     assert (resized.code, resized.json["workers_current"]) == (0, 6)
-    listed = running.cli("tenant", "list", "--json")
-    assert [one["id"] for one in listed.json] == [tenant_id]
-    table = running.cli("tenant", "list").stdout.splitlines()
+    listed = shared.cli("tenant", "list", "--json")
+    assert tenant_id in {one["id"] for one in listed.json}
+    table = shared.cli("tenant", "list").stdout.splitlines()
     assert table[0].split()[:4] == ["ID", "NAME", "STATE", "WORKERS"]
-    assert table[1].startswith(tenant_id)
+    assert len([line for line in table[1:] if line.startswith(tenant_id)]) == 1
     assert "\x1b" not in "".join(table)
-    rotated = running.cli("tenant", "rotate-credentials", tenant_id, "--json")
+    rotated = shared.cli("tenant", "rotate-credentials", tenant_id, "--json")
     assert rotated.json["credentials"]["password"] != tenant.password
-    eventually(lambda: running.runtime(tenant)["stored"] == 1, what="the message")
+    eventually(lambda: shared.runtime(tenant)["stored"] == 1, what="the message")
 
-    status = running.cli("status")
+    status = shared.cli("status")
     assert status.code == 0
     assert "supervisor" in status.stdout
     assert f"  {tenant_id}  Tenant, active" in status.stdout
     assert "    consumer  Consumer, consuming" in status.stdout
     assert "    worker-1  Worker, idle" in status.stdout
 
-    deleted = running.cli("tenant", "delete", tenant_id, "--yes", "--json")
+    deleted = shared.cli("tenant", "delete", tenant_id, "--yes", "--json")
     assert deleted.json["state"] == "deleted"
-    assert running.cli("tenant", "list", "--json").json == []
-    events = running.cli("events", tenant_id, "--json").json
+    listed = shared.cli("tenant", "list", "--json")
+    assert tenant_id not in {one["id"] for one in listed.json}
+    events = shared.cli("events", tenant_id, "--json").json
     assert [one["type"] for one in events] == [
         "TenantCreated", "TenantProvisioned", "WorkersResized", "CredentialsRotated",
         "DeletionRequested", "TenantDeleted",
@@ -186,14 +194,62 @@ def test_the_command_line_does_all_that_is_done_to_tenants(running: Program) -> 
     assert [one["version"] for one in events] == [1, 2, 3, 4, 5, 6]
 
 
-@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
-def test_curl_talks_to_the_control_socket(running: Program) -> None:
-    tenant = running.create()
-    answer = subprocess.run(
-        ["curl", "-sf", "--unix-socket", str(running.socket), "http://localhost/tenants"],
-        capture_output=True,
-        timeout=10,
-        check=True,
-    )
-    assert [one["id"] for one in json.loads(answer.stdout)["data"]] == [tenant.id]
-    assert running.socket.stat().st_mode & 0o777 == 0o660
+@pytest.mark.skipif(CURL is None, reason="curl is not installed")
+def test_curl_is_all_it_takes(shared: Program) -> None:
+    def curl(*arguments: str) -> Any:
+        ended = subprocess.run(
+            [str(CURL), "-sS", "--fail-with-body", "-m", "20", *arguments],
+            check=True,
+            capture_output=True,
+            timeout=30,
+        )
+        return json.loads(ended.stdout) if ended.stdout else None
+
+    socket = ("--unix-socket", str(shared.socket))
+    tenant_id = shared.name("curl")
+    kind = ("-H", "Content-Type: application/json")
+    body = json.dumps({"name": "Curl", "id": tenant_id})
+    assert curl(*socket, *kind, "-d", body, "http://localhost/tenants")["state"] == "active"
+    url = f"{tcp_url(shared)}/tenants/{tenant_id}"
+    assert curl(url)["id"] == tenant_id
+    assert curl(*kind, "-d", '{"payload": 1, "id": "a"}', f"{url}/messages") == {"ids": ["a"]}
+    messages = f"{tcp_url(shared)}/messages?tenant_id={tenant_id}"
+    eventually(lambda: curl(messages)["data"])
+    assert curl(*socket, "-X", "DELETE", f"http://localhost/tenants/{tenant_id}") is None
+    assert shared.socket.stat().st_mode & 0o777 == 0o660
+
+
+def test_rotated_credentials_replace_the_old_ones(shared: Program) -> None:
+    tenant = shared.create()
+    renewed = shared.rotated(tenant.id)
+    assert renewed.password != tenant.password
+    with pytest.raises(pika.exceptions.AMQPConnectionError):
+        pika.BlockingConnection(pika.URLParameters(tenant.amqp_url))
+    with pika.BlockingConnection(pika.URLParameters(renewed.amqp_url)) as connection:
+        channel = connection.channel()
+        channel.confirm_delivery()
+        channel.basic_publish(renewed.stream, "default", b"1", mandatory=True)
+
+
+def test_what_is_published_for_a_former_tenant_does_not_arrive_in_the_next_ones_queues(
+    shared: Program,
+) -> None:
+    tenant = shared.create()
+    sender = pika.BlockingConnection(pika.URLParameters(tenant.amqp_url))
+    channel = sender.channel()
+    channel.confirm_delivery()
+    channel.basic_publish(tenant.stream, "default", b'"old"', mandatory=True)
+    eventually(lambda: shared.runtime(tenant)["stored"] == 1, what="a row")
+    assert shared.call("DELETE", f"/tenants/{tenant.id}").status_code == 204
+    again: Tenant = shared.create()
+    with pytest.raises((pika.exceptions.AMQPError, OSError)):
+        channel.basic_publish(again.stream, "default", b'"late"', mandatory=True)
+    with suppress(pika.exceptions.AMQPError, OSError):
+        sender.close()
+    with pytest.raises(pika.exceptions.AMQPError):
+        pika.BlockingConnection(pika.URLParameters(tenant.amqp_url))
+    with pika.BlockingConnection(pika.URLParameters(again.amqp_url)) as client:
+        client.channel().basic_publish(again.stream, "default", b'"new"')
+    page = f"/messages?tenant_id={again.id}"
+    found = eventually(lambda: shared.get(page)["data"], what="the new row")
+    assert [(one["payload"], one["position"]) for one in found] == [("new", 1)]
