@@ -289,7 +289,8 @@ def _become(
     rest = [one for one in sys.path[1:] if one not in before]
     sys.path[:] = [request["cwd"], *own, *(one for one in rest if one not in own)]
     module, *arguments = request["arguments"]
-    import_module("tenantry.front.process").subprocess = _Fronts(address)
+    for starts_others in ("tenantry.front.process", "tenantry.cli.child"):
+        import_module(starts_others).subprocess = _Forks(address)
     sys.argv[:] = [module, *arguments]
     if module == "tenantry.front":
         return import_module("tenantry.front.__main__").main
@@ -297,10 +298,11 @@ def _become(
     return import_module(module).main
 
 
-class _Fronts:
-    """Stands for `subprocess` where the daemon starts its front: forked as well."""
+class _Forks:
+    """Stands for `subprocess` where the daemon starts its front, and the demo its daemon."""
 
-    PIPE, TimeoutExpired = subprocess.PIPE, subprocess.TimeoutExpired
+    DEVNULL, PIPE, STDOUT = subprocess.DEVNULL, subprocess.PIPE, subprocess.STDOUT
+    TimeoutExpired = subprocess.TimeoutExpired
 
     def __init__(self, address: str) -> None:
         self._address = address

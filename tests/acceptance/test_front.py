@@ -11,6 +11,7 @@ import httpx
 import psutil
 import pytest
 
+from tests import preloaded
 from tests.acceptance.program import Program
 from tests.waiting import eventually
 
@@ -77,6 +78,7 @@ def test_when_it_dies_another_takes_over_and_with_its_daemon_it_leaves_the_port_
     assert program.wait_logged("front.ended")
     program.kill()
     eventually(partial(_is_dead, second))
+    program.own_interpreter = not preloaded.available()  # the next is like any other
     program.start(TENANTRY_SERVER_PORT=str(port))
     assert program.stop() == 0
 

@@ -105,6 +105,13 @@ def test_a_message_is_tried_again_until_it_is_stored_or_dead(handled: Program) -
     assert json.loads(body) == {"fails": 9}
     assert (properties.correlation_id, properties.reply_to, properties.type) == ("c", "r", "t")
     assert properties.headers["a"] == [1, "b"]
+
+    # One that exits its thread fails like any other.
+    publish(tenant, {"before": {}, "quits": {"exits": "thread"}, "after": {}})
+    letter = eventually(lambda: {one["id"]: one for one in letters(handled, tenant)}.get("quits"))
+    assert (letter["reason"], letter["attempts"]) == ("handler_failed", 3)
+    assert "SystemExit: 3" in letter["error"]
+    assert stored(handled) == good | {"before", "after"}
     assert handled.stop() == 0
 
 
@@ -132,17 +139,6 @@ def test_a_pause_does_not_keep_the_daemon_from_ending(handled: Program) -> None:
     eventually(lambda: handled.runtime(tenant)["held"] == 1)
     assert handled.stop() == 0
     eventually(lambda: handled.ready_messages(f"{tenant.stream}.events.1") == 1)
-
-
-def test_a_handler_that_exits_its_thread_fails_like_any_other(handled: Program) -> None:
-    start(handled)
-    tenant = handled.create(topics=["events"], partitions=2)
-    publish(tenant, {"1": {}, "quits": {"exits": "thread"}, "2": {}})
-    (letter,) = eventually(lambda: letters(handled, tenant))
-    assert (letter["reason"], letter["attempts"]) == ("handler_failed", 3)
-    assert "SystemExit: 3" in letter["error"]
-    assert stored(handled) == {"1", "2"}
-    handled.check_running()
 
 
 def test_a_message_that_kills_the_daemon_ends_as_a_dead_letter(handled: Program) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import time
 from collections.abc import Callable
 
@@ -76,6 +75,7 @@ def test_gauges_are_true_from_creation_through_resize_pause_and_restart_to_delet
     assert first.value("tenant_workers_current", tenant_id=tenant.id) == 3
     assert first.processed(tenant.id) == (0, 0, 0)
     assert first.labels("tenant_id") == {"", tenant.id, other.id}
+    assert running.get("/info")["metrics"] == {"port": None}  # unless it is asked for
 
     path = f"/tenants/{tenant.id}"
     assert running.call("PUT", f"{path}/config/concurrency", {"workers": 9}).status_code == 200
@@ -183,16 +183,3 @@ def test_a_port_of_their_own_needs_no_token(program: Program) -> None:
         admin = {"Authorization": f"Bearer {token}"}
         assert read(client.get(server, headers=admin).text).value("tenantry_ready") == 1
     assert program.stop() == 0
-
-
-def test_without_a_port_of_their_own_there_is_none(running: Program) -> None:
-    assert running.get("/info")["metrics"] == {"port": None}
-
-
-def test_a_port_that_is_taken_is_named_and_ends_the_start(program: Program) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-        ended = program.run(TENANTRY_METRICS_PORT=str(port))
-    assert ended.code == 1
-    assert f"127.0.0.1:{port}" in ended.complaint
-    assert not program.socket.exists()

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import socket
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from tests.acceptance.program import COMMAND, Ended, Program
+from tests.acceptance.program import Ended, Program
 from tests.services_postgres import own_server
 
 SECRET = "s" * 32
@@ -166,8 +167,9 @@ def test_a_taken_port_is_named_by_its_key(program: Program, key: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         ended = program.run(**{f"TENANTRY_{key.replace('.', '_').upper()}": port})
-    case = Case(make=lambda _: {}, key=key, says=(port, "in use"), remedy="stop what listens there")
-    refused(ended, case)
+    said = (f"127.0.0.1:{port}", "in use")
+    refused(ended, Case(make=lambda _: {}, key=key, says=said, remedy="stop what listens there"))
+    assert not program.socket.exists()
 
 
 MOUNTED = {
@@ -189,24 +191,44 @@ def _can_mount() -> bool:
         return False
 
 
+IN_TURN = """
+import os, sys
+import daemon
+from tenantry.cli.main import main
+
+for state in sys.argv[1:]:
+    if not (child := os.fork()):
+        os.dup2(os.open(f"{state}.stderr", os.O_CREAT | os.O_WRONLY), 2)
+        os.environ["TENANTRY_STATE_DIR"] = state
+        sys.exit(main(["run"]))
+    _, status = os.waitpid(child, 0)
+    print(os.waitstatus_to_exitcode(status), flush=True)
+"""
+"""Runs the daemon on each of several directories, its modules loaded once for all."""
+
+
 @pytest.mark.skipif("not _can_mount()", reason="takes the right to mount")
-@pytest.mark.parametrize("kind", MOUNTED)
-def test_a_file_system_that_takes_nothing_is_told(program: Program, kind: str) -> None:
-    options, says, remedy = MOUNTED[kind]
-    state = program.directory / "state"
-    state.mkdir()
-    script = 'mount -t tmpfs -o "$1" x "$2" && shift 2 && exec "$@"'
+def test_a_file_system_that_takes_nothing_is_told(program: Program) -> None:
+    states = [program.directory / f"state-{number}" for number in range(len(MOUNTED))]
+    script = "set -e\n"
+    for state, (options, _, _) in zip(states, MOUNTED.values(), strict=True):
+        state.mkdir()
+        script += f"mount -t tmpfs -o {options} x {state}\n"
     done = subprocess.run(
-        ["unshare", "-m", "sh", "-c", script, "sh", options, str(state), *COMMAND, "run"],
+        ["unshare", "-m", "sh", "-c", f'{script} exec "$@"', "sh",
+         sys.executable, "-c", IN_TURN, *map(str, states)],
         cwd=program.directory,
-        env=program.environment(TENANTRY_STATE_DIR=str(state)),
+        env=program.environment(),
         capture_output=True,
         text=True,
-        timeout=60,
-        check=False,
-    )
-    ended = Ended(code=done.returncode, stdout=done.stdout, stderr=done.stderr)
-    refused(ended, Case(make=lambda _: {}, key="state_dir", says=says, remedy=remedy))
+        timeout=120,
+        check=True,
+    )  # fmt: skip
+    codes = done.stdout.split()
+    for state, code, (_, says, remedy) in zip(states, codes, MOUNTED.values(), strict=True):
+        said = Path(f"{state}.stderr").read_text()
+        ended = Ended(code=int(code), stdout="", stderr=said)
+        refused(ended, Case(make=lambda _: {}, key="state_dir", says=says, remedy=remedy))
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
