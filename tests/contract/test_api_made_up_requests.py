@@ -75,7 +75,7 @@ def test_every_answer_is_one_that_is_described(api: Api, operation: str, mode: s
     attack(
         api,
         operation,
-        MODES[mode],
+        mode,
         examples=EXAMPLES,
         tenants=TENANTS,
         headers=lambda: tokens[next(turn) % len(tokens)],
