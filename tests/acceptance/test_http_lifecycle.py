@@ -75,7 +75,8 @@ def begun(program: Program, door: Any) -> tuple[str, int]:
             batch = [{"payload": n, "topic": "logs", "id": str(n)} for n in range(25)]
             assert own.post(f"{path}/messages", json=batch).status_code == 202
             url = f"/messages?tenant_id={tenant_id}&limit=10"
-            eventually(lambda: len(own.get(url.replace("limit=10", "limit=100")).json()["data"]) == 25)
+            everything = url.replace("limit=10", "limit=100")
+            eventually(lambda: len(own.get(everything).json()["data"]) == 25)
             seen: list[str] = []
             while url:  # by links alone
                 page = own.get(url)
