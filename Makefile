@@ -17,10 +17,10 @@ help: ## what there is
 demo: $(VENV)/.runs ## the main job, end to end, on this machine
 	@$(BIN)/tenantry demo
 
-test: $(VENV)/.installed broker ## the whole test suite, against a real RabbitMQ and a real PostgreSQL
+test: $(VENV)/.compiled broker ## the whole test suite, against a real RabbitMQ and a real PostgreSQL
 	@$(PYTEST) $(PYTEST_ARGS)
 
-test-thorough: $(VENV)/.installed broker ## the same at full depth, every process started as users start it
+test-thorough: $(VENV)/.compiled broker ## the same at full depth, every process started as users start it
 	@HYPOTHESIS_PROFILE=thorough TENANTRY_TEST_PRELOADED=no $(PYTEST) $(PYTEST_ARGS)
 
 check: $(VENV)/.installed ## formatting, lint, types, import rules
@@ -55,4 +55,11 @@ $(VENV)/.runs: pyproject.toml constraints.txt
 
 $(VENV)/.installed: $(VENV)/.runs
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+# Each of the processes that test would compile all modules and assertions by itself; they read
+# what one has compiled.
+$(VENV)/.compiled: $(VENV)/.installed
+	@echo "Compiling the tests ..."
+	@PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --collect-only -qq >/dev/null || true
 	@touch $@
