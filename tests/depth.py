@@ -6,14 +6,18 @@ The same laws are tried either way, with fewer or more examples of each.
 from __future__ import annotations
 
 import os
+from typing import TypeVar
 
 from hypothesis import HealthCheck, settings
 
 THOROUGH = os.environ.get("HYPOTHESIS_PROFILE") == "thorough"
 
 
-def examples(usual: int, thorough: int) -> int:
-    """Choose how many examples are tried, or how many steps."""
+N = TypeVar("N", int, float)
+
+
+def examples(usual: N, thorough: N) -> N:
+    """Choose how many examples are tried, how many steps, or how many messages a second."""
     return thorough if THOROUGH else usual
 
 

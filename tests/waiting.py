@@ -8,7 +8,7 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-LEAST, MOST = 0.005, 0.1
+LEAST, MOST = 0.005, 0.25
 """Seconds between two looks."""
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Generator, Iterator
 
 import pytest
 
 from tests import services_postgres, services_rabbitmq
 from tests.acceptance.program import Program
-from tests.ledger import Ledger
+from tests.depth import examples
+from tests.ledger import LIGHT, Ledger
 from tests.services_rabbitmq import RabbitHost
 
 LAST_LINES = 60
@@ -69,8 +71,8 @@ def shared(lasting: Program) -> Program:
 
 @pytest.fixture
 def ledger(database_url: str) -> Ledger:
-    """An empty ledger over the test's database."""
-    return Ledger(database_url=database_url)
+    """An empty ledger over the test's database; its clients hurry in a thorough run only."""
+    return Ledger(database_url=database_url, most=examples(LIGHT, math.inf))
 
 
 @pytest.hookimpl(hookwrapper=True)

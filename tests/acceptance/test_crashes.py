@@ -30,7 +30,7 @@ def test_nothing_is_lost_or_doubled_by_three_kills_under_load(
     everyone = [(one.id, one.amqp_url) for one in (*tenants, paused)]
     with ledger.publishing(everyone, rate=1000):
         for _ in range(3):
-            ledger.wait_confirmed(500)
+            ledger.wait_confirmed(100)
             running.kill()
             assert running.process.returncode == -9
             running.start()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tenantry.broker.rabbitmq.node import PrivateNode
-from tests.depth import THOROUGH
+from tests.depth import THOROUGH, examples
 from tests.faults.catalogue import EXPERIMENTS, conduct
 
 SEED = 20_260
@@ -34,7 +34,9 @@ def test_the_ledger_is_clean_after_the_broker(name: str, breakable_node: Private
 
 
 def _conduct(name: str, node: PrivateNode | None) -> None:
-    figures = conduct(name, rounds=EXPERIMENTS[name].few, seed=SEED, node=node)
+    one = EXPERIMENTS[name]
+    rounds = examples(one.few, max(one.few, one.more))
+    figures = conduct(name, rounds=rounds, seed=SEED, node=node, light=not THOROUGH)
     assert figures.ok, "\n".join(figures.lines())
     if figures.skipped is not None:
         pytest.skip(figures.skipped)

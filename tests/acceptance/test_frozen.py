@@ -30,15 +30,15 @@ def server() -> Iterator[EmbeddedPostgres]:
 
 
 def test_a_frozen_database_is_noticed_and_nothing_waits_for_it_for_ever(
-    rabbitmq: RabbitHost, server: EmbeddedPostgres
+    rabbitmq: RabbitHost, server: EmbeddedPostgres, ledger: Ledger
 ) -> None:
     url = server.start()
-    ledger = Ledger(database_url=url)
+    ledger.database_url = url
     with Program(rabbitmq, url) as program:
         program.start(TENANTRY_SHUTDOWN_DEADLINE_SECONDS="3")
         tenant = program.create()
         with ledger.publishing([(tenant.id, tenant.amqp_url)], rate=500):
-            ledger.wait_confirmed(200)
+            ledger.wait_confirmed(100)
             with frozen(server):
                 eventually(
                     lambda: program.status_of("/readyz") == 503, timeout=20, what="readyz 503"

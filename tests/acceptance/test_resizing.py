@@ -20,7 +20,7 @@ def test_workers_are_resized_under_load_and_nothing_is_lost(
     assert tenant.shown["workers_current"] == 3
     with ledger.publishing([(tenant.id, tenant.amqp_url)], TARGETS, rate=3000):
         for workers in (8, 1):
-            ledger.wait_confirmed(500)
+            ledger.wait_confirmed(150)
             answer = running.call(
                 "PUT", f"/tenants/{tenant.id}/config/concurrency", {"workers": workers}
             )
@@ -35,7 +35,7 @@ def test_workers_are_resized_under_load_and_nothing_is_lost(
                 if actor["kind"] == "Worker"
             ]
             assert len(busy) <= workers
-        ledger.wait_confirmed(500)
+        ledger.wait_confirmed(150)
     ledger.check(alive=running.check_running)
     assert running.stop() == 0
     running.start()

@@ -36,12 +36,12 @@ def test_a_graceful_end_under_load_finishes_what_was_accepted(
     assert callable(stop)
     tenants = [running.create("one", topics=["events"]), running.create("two", workers=1)]
     with ledger.publishing([(one.id, one.amqp_url) for one in tenants], rate=3000):
-        ledger.wait_confirmed(1000)
+        ledger.wait_confirmed(200)
         assert stop(running) == 0
         assert not running.events("drain.orphan")
-        ledger.wait_confirmed(200)
+        ledger.wait_confirmed(50)
         running.start()
-        ledger.wait_confirmed(200)
+        ledger.wait_confirmed(50)
     ledger.check(alive=running.check_running)
     assert running.stop() == 0
     assert running.ready_messages(*(one.queue for one in tenants)) == 0
@@ -50,12 +50,12 @@ def test_a_graceful_end_under_load_finishes_what_was_accepted(
 def test_a_drained_daemon_answers_and_consumes_no_more(running: Program, ledger: Ledger) -> None:
     tenant = running.create()
     with ledger.publishing([(tenant.id, tenant.amqp_url)], rate=2000):
-        ledger.wait_confirmed(500)
+        ledger.wait_confirmed(100)
         ended = running.cli("drain", "--json")
         assert ended.code == 0, ended.stderr
         assert ended.json == {"state": "drained"}
         stored = ledger.stored()
-        ledger.wait_confirmed(200)
+        ledger.wait_confirmed(50)
     assert running.status_of("/readyz") == 503
     assert running.status_of("/healthz") == 200
     assert len(running.get(f"/messages?tenant_id={tenant.id}&limit=1000")["data"]) > 0

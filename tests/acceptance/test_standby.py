@@ -101,7 +101,7 @@ def test_a_killed_leader_is_replaced_and_nothing_is_lost(
     tenants = [running.create("one", workers=4), running.create("two")]
     standing_by(standby)
     with ledger.publishing([(one.id, one.amqp_url) for one in tenants], rate=800):
-        ledger.wait_confirmed(300)
+        ledger.wait_confirmed(100)
         running.kill()
         wait_leading(standby)
         ledger.wait_confirmed(100)
@@ -129,7 +129,7 @@ def test_a_frozen_leader_finds_its_term_lost_and_writes_nothing_more(
     tenants = [running.create("one", workers=4), running.create("two")]
     standing_by(standby)
     with ledger.publishing([(one.id, one.amqp_url) for one in tenants], rate=800):
-        ledger.wait_confirmed(300)
+        ledger.wait_confirmed(100)
         wait_unsettled(running, tenants[0])
         running.send(signal.SIGSTOP)
         number = term(running)

@@ -100,7 +100,7 @@ def test_deleting_under_load_ends_and_leaves_nothing(shared: Program) -> None:
     ledger = Ledger(database_url=shared.database_url)
     tenant = shared.create()
     with ledger.publishing([(tenant.id, tenant.amqp_url)], rate=3000) as clients:
-        ledger.wait_confirmed(500)
+        ledger.wait_confirmed(100)
         assert shared.call("DELETE", f"/tenants/{tenant.id}").status_code == 204
         # Its user is gone: what is unconfirmed stays so.
         clients[0].abandon()

@@ -35,11 +35,15 @@ from tests.services_rabbitmq import own_node
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Experiment:
-    """`rounds` is how many the promise speaks of, `few` how many every change is tried with."""
+    """`rounds` is how many the promise speaks of, `few` how many every change is tried with.
+
+    A thorough run of the tests has `more`, where that is more than the few.
+    """
 
     run: Callable[[Rig, int], None]
     rounds: int
     few: int
+    more: int = 1
     own_broker: bool = False
     own_database: bool = False
     disk_mb: int | None = None
@@ -53,24 +57,26 @@ class Experiment:
 
 
 EXPERIMENTS = {
-    "kill": Experiment(run=kill.run, rounds=100, few=1),
-    "failpoint": Experiment(run=failpoint.run, rounds=100, few=3),
-    "sigterm": Experiment(run=sigterm.run, rounds=50, few=1),
-    "start-up": Experiment(run=start_up.run, rounds=50, few=1),
-    "broker": Experiment(run=broker.run, rounds=20, few=1, own_broker=True),
-    "database": Experiment(run=database.run, rounds=20, few=2, own_database=True),
-    "commit-cuts": Experiment(run=commit_cuts.run, rounds=200, few=4),
-    "fuzz": Experiment(run=fuzz.run, rounds=100_000, few=300),
+    "kill": Experiment(run=kill.run, rounds=100, few=1, more=3),
+    "failpoint": Experiment(run=failpoint.run, rounds=100, few=3, more=8),
+    "sigterm": Experiment(run=sigterm.run, rounds=50, few=1, more=3),
+    "start-up": Experiment(run=start_up.run, rounds=50, few=1, more=3),
+    "broker": Experiment(run=broker.run, rounds=20, few=1, more=2, own_broker=True),
+    "database": Experiment(run=database.run, rounds=20, few=2, more=4, own_database=True),
+    "commit-cuts": Experiment(run=commit_cuts.run, rounds=200, few=3, more=12),
+    "fuzz": Experiment(run=fuzz.run, rounds=100_000, few=300, more=3_000),
     "poison": Experiment(run=poison.run, rounds=20_000, few=0),
     "replay": Experiment(run=replay.run, rounds=20, few=1),
-    "disk-full": Experiment(run=disk_full.run, rounds=6, few=1, own_database=True, disk_mb=250),
+    "disk-full": Experiment(
+        run=disk_full.run, rounds=6, few=1, more=2, own_database=True, disk_mb=250
+    ),
     "leader": Experiment(run=leader.run, rounds=20, few=1),
     "freeze": Experiment(run=freeze.run, rounds=5, few=0),
     "embedded-kill": Experiment(run=kill.run, rounds=20, few=0, embedded=True),
-    "embedded-failpoint": Experiment(run=failpoint.run, rounds=20, few=1, embedded=True),
+    "embedded-failpoint": Experiment(run=failpoint.run, rounds=20, few=1, more=8, embedded=True),
     "embedded-sigterm": Experiment(run=sigterm.run, rounds=20, few=0, embedded=True),
     "embedded-database": Experiment(
-        run=database.run, rounds=20, few=1, own_database=True, embedded=True
+        run=database.run, rounds=20, few=1, more=2, own_database=True, embedded=True
     ),
     "embedded-fuzz": Experiment(run=fuzz.run, rounds=50_000, few=1_500, embedded=True),
     "alarm": Experiment(run=alarm.run, rounds=5, few=1, own_broker=True),
@@ -84,10 +90,12 @@ def conduct(
     seed: int,
     say: Callable[[str], None] = lambda _: None,
     node: PrivateNode | None = None,
+    light: bool = False,
 ) -> Figures:
     """Run an experiment on the services of this test run; the outcome is in the figures.
 
-    One that breaks its broker does so with `node`, or with a node of its own.
+    One that breaks its broker does so with `node`, or with a node of its own. A `light` one has
+    fewer messages under way.
     """
     experiment = EXPERIMENTS[name]
     try:
@@ -96,7 +104,7 @@ def conduct(
                 node = None
             elif node is None:
                 node = stack.enter_context(own_node())
-            return _conduct(name, experiment, rounds or experiment.rounds, seed, say, node)
+            return _conduct(name, experiment, rounds or experiment.rounds, seed, say, node, light)
     except NoRightsError as error:
         return Figures(experiment=name, seed=seed, skipped=str(error))
 
@@ -108,6 +116,7 @@ def _conduct(
     seed: int,
     say: Callable[[str], None],
     node: PrivateNode | None,
+    light: bool,
 ) -> Figures:
     began = time.monotonic()
     with rig(
@@ -118,6 +127,7 @@ def _conduct(
         own_database=experiment.own_database,
         disk_mb=experiment.disk_mb,
         embedded=experiment.embedded,
+        light=light,
     ) as made:
         figures = made.figures
         try:

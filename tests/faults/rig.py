@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 import tempfile
 import threading
@@ -26,7 +27,7 @@ from tests.acceptance.program import Program, Tenant
 from tests.faults.figures import Figures
 from tests.faults.proxy import Proxy
 from tests.faults.services import Postgres, address_of, own_postgres
-from tests.ledger import DEFAULT, Draft, Ledger, Maker, Record, Target, mixed
+from tests.ledger import DEFAULT, LIGHT, Draft, Ledger, Maker, Record, Target, mixed
 from tests.services_rabbitmq import RabbitHost
 from tests.waiting import eventually
 
@@ -34,6 +35,9 @@ PATIENCE = 60.0
 """Seconds any single wait may take before the experiment gives up."""
 
 SAMPLE_EVERY = 0.25
+
+FEW = 100
+"""Confirms of a client that a light experiment waits for at most."""
 
 
 class Memory:
@@ -75,6 +79,7 @@ class Rig:
     record: Path
     node: PrivateNode | None = None
     postgres: Postgres | None = None
+    light: bool = False
     stack: ExitStack = field(default_factory=ExitStack)
     tenants: list[Tenant] = field(default_factory=list)
 
@@ -140,6 +145,7 @@ class Rig:
 
     def wait_for_some(self, most: int = 400) -> None:
         """Wait until the clients have got some more confirms, nobody knows how many."""
+        most = min(most, FEW) if self.light else most
         self.ledger.wait_confirmed(self.random.randint(1, most), timeout=PATIENCE)
 
     def moment(self, longest: float) -> None:
@@ -246,6 +252,7 @@ def rig(
     own_database: bool = False,
     disk_mb: int | None = None,
     embedded: bool = False,
+    light: bool = False,
 ) -> Iterator[Rig]:
     """Set everything up; at the end end it all, whatever has happened.
 
@@ -274,7 +281,13 @@ def rig(
         memory.start()
         yield Rig(
             program=program,
-            ledger=Ledger(database_url=database_url, broker_url=host and host.url, record=record),
+            ledger=Ledger(
+                database_url=database_url,
+                broker_url=host and host.url,
+                record=record,
+                most=LIGHT if light else math.inf,
+            ),
+            light=light,
             figures=figures,
             random=random.Random(seed),
             say=say,

@@ -16,7 +16,7 @@ from tenantry.broker.topology import consumed
 from tenantry.domain import names
 from tests import brokers, services_rabbitmq
 from tests.brokers import Broker, RecordingSink, bodies, running
-from tests.services_rabbitmq import RabbitHost, own_node, rabbitmqctl
+from tests.services_rabbitmq import RabbitHost, evaluate, own_node
 from tests.waiting import eventually
 
 
@@ -71,7 +71,7 @@ def broker(home: Path, rabbitmq: RabbitHost) -> Iterator[Broker]:
 def hold(home: Path, broker: Broker, queue: str, word: str) -> None:
     """Have the process behind a quorum queue stop to answer, or answer again."""
     assert broker.host is not None
-    rabbitmqctl(home, "eval", f"sys:{word}(whereis('{broker.host.vhost}_{queue}')).")
+    evaluate(home, f"sys:{word}(whereis('{broker.host.vhost}_{queue}')).")
 
 
 def test_a_silent_queue_is_left_alone_until_it_answers(

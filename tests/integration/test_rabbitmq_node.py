@@ -21,7 +21,7 @@ from tenantry.broker.topology import consumed
 from tenantry.domain import names
 from tests import brokers
 from tests.brokers import Broker
-from tests.services_rabbitmq import rabbitmqctl, virtual_host_of
+from tests.services_rabbitmq import LITTLE, MUCH, allow_memory, rabbitmqctl, virtual_host_of
 from tests.waiting import eventually
 
 pytestmark = pytest.mark.timeout(180)
@@ -218,8 +218,9 @@ def test_a_blocked_broker_is_named_as_the_reason(node: PrivateNode, broker: Brok
             return str(error)
         return ""
 
-    rabbitmqctl(node.directory, "set_vm_memory_high_watermark", "0.00001")
+    allow_memory(node.directory, LITTLE)
     eventually(lambda: "takes no messages now" in reason(), timeout=30)
-    rabbitmqctl(node.directory, "set_vm_memory_high_watermark", "0.4")
+    # As an operator does it.
+    rabbitmqctl(node.directory, "set_vm_memory_high_watermark", MUCH)
     broker.publish(tenant, "events", b"after")
     assert broker.ready(consumed(tenant)[1].name)[-1] == b"after"

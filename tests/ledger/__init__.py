@@ -4,7 +4,7 @@ A library for tests, and a command: `python -m tests.ledger --help`.
 """
 
 from tests.ledger.audit import Audit, Findings
-from tests.ledger.book import Ledger
+from tests.ledger.book import LIGHT, Ledger
 from tests.ledger.client import WINDOW, Client
 from tests.ledger.entries import (
     DEFAULT,
@@ -23,6 +23,7 @@ from tests.ledger.record import Record
 __all__ = [
     "DEFAULT",
     "KEY_HEADER",
+    "LIGHT",
     "WINDOW",
     "Audit",
     "Client",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,6 +17,10 @@ from tests.ledger.places import count_rejected, ready
 from tests.ledger.record import Record
 from tests.ledger.sql_client import SqlClient
 from tests.waiting import eventually
+
+LIGHT = 150.0
+"""Messages a second: what a fault interrupts is under way at any rate, and each message costs the
+processor's time four times, from the client to the ledger's check."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -34,11 +39,13 @@ class Ledger:
 
     Dead letters count as well, and are compared: RabbitMQ's by the URL of an administrator, else
     the embedded broker's.
+    A client without a limit publishes `most` messages a second, however many are asked for.
     """
 
     database_url: str = field(repr=False)
     broker_url: str | None = field(default=None, repr=False)
     record: Record | None = None
+    most: float = math.inf
     clients: list[Client | SqlClient | Noted] = field(default_factory=list)
     _audit: Audit | None = None
 
@@ -56,6 +63,7 @@ class Ledger:
         patient: bool = False,
     ) -> Iterator[list[Client | SqlClient]]:
         """Publish for tenants, given as id and URL; at the end, wait for all confirms."""
+        rate = rate if limit is not None else min(rate, self.most)
         clients: list[Client | SqlClient] = [
             (Client if url.startswith("amqp") else SqlClient)(
                 tenant_id,

@@ -19,7 +19,9 @@ from tests.ledger.record import Record
 WINDOW = 200
 """Messages a client leaves unconfirmed at most."""
 
-RECONNECT_AFTER = 0.05
+RECONNECT_AFTER = 0.1
+EVERY = 0.02
+"""Seconds after which is published again what is due by then."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +171,7 @@ class Client:
         self._more()
         connection = self._connection
         if connection is not None and self._channel is not None and connection.is_open:
-            connection.ioloop.call_later(0.005, self._tick)
+            connection.ioloop.call_later(EVERY, self._tick)
 
     def _close(self) -> None:
         self._channel = None

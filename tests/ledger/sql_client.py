@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import psycopg
 
+from tests.ledger.client import EVERY
 from tests.ledger.entries import Draft, Entry, Maker, Target, entry, mixed
 from tests.ledger.record import Record
 
@@ -117,7 +118,7 @@ class SqlClient:
                         elif self._finishing.is_set():
                             return
                         else:
-                            self._abandoned.wait(0.002)
+                            self._abandoned.wait(EVERY)
             except psycopg.OperationalError:
                 self._abandoned.wait(RETRY_AFTER)
             except psycopg.Error as error:

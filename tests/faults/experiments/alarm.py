@@ -9,11 +9,8 @@ from collections.abc import Callable
 from tests.faults.rig import PATIENCE, Rig
 from tests.ledger import DEFAULT, Draft
 from tests.ledger.entries import entry
-from tests.services_rabbitmq import rabbitmqctl
+from tests.services_rabbitmq import LITTLE, MUCH, allow_memory
 from tests.waiting import eventually
-
-ENOUGH = "0.4"
-TOO_LITTLE = "0.00001"
 
 
 def run(rig: Rig, rounds: int) -> None:
@@ -22,7 +19,7 @@ def run(rig: Rig, rounds: int) -> None:
     with rig.load(rate=300):
         for _ in rig.rounds(rounds):
             rig.wait_for_some()
-            rabbitmqctl(rig.node.directory, "set_vm_memory_high_watermark", TOO_LITTLE)
+            allow_memory(rig.node.directory, LITTLE)
             try:
                 _blocked(rig)
                 publish_again = _refused(rig)
@@ -31,7 +28,7 @@ def run(rig: Rig, rounds: int) -> None:
                 rig.program.check_running()
                 assert rig.program.status_of("/healthz") == 200
             finally:
-                rabbitmqctl(rig.node.directory, "set_vm_memory_high_watermark", ENOUGH)
+                allow_memory(rig.node.directory, MUCH)
             rig.recover(time.monotonic())
             publish_again()
             rig.caught_up()
