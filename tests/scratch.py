@@ -44,7 +44,7 @@ def _sweep(prefix: str) -> None:
 
 def short(prefix: str) -> Path:
     """Make an empty directory whose path leaves room for a Unix socket's name."""
-    path = Path(tempfile.mkdtemp(prefix=prefix))
+    path = made(prefix)
     if len(os.fsencode(path)) <= LONGEST_FOR_SOCKETS:
         return path
     path.rmdir()

@@ -138,7 +138,7 @@ def evaluate(home: Path, expression: str) -> None:
             *("-c", (home / ".erlang.cookie").read_text()),
             "-e",
         ],
-        input=expression,
+        input=f"{expression}\n",
         capture_output=True,
         text=True,
         timeout=60,

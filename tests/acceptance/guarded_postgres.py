@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ from urllib.parse import urlsplit, urlunsplit
 import psycopg
 from psycopg import sql
 
+from tests import scratch
 from tests.services_postgres import own_server
 
 USER = "guarded"
@@ -31,8 +31,8 @@ class GuardedPostgres:
 
 @contextmanager
 def guarded_postgres(password: str) -> Iterator[GuardedPostgres]:
-    with tempfile.TemporaryDirectory(prefix="tnt-pg-") as directory:
-        server = own_server(Path(directory) / "pg")
+    with scratch.directory("tnt-pg-") as directory:
+        server = own_server(directory / "pg")
         url = server.start()
         try:
             with psycopg.connect(url, autocommit=True) as connection:

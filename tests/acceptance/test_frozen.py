@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from tenantry.database.embedded import EmbeddedPostgres
+from tests import scratch
 from tests.acceptance.program import Program
 from tests.acceptance.test_outages import wait_consuming
 from tests.ledger import Ledger
@@ -20,8 +19,8 @@ from tests.waiting import eventually
 @pytest.fixture
 def server() -> Iterator[EmbeddedPostgres]:
     """A PostgreSQL of the test's own: nobody else shall freeze with it."""
-    with tempfile.TemporaryDirectory(prefix="tnt-pg-") as directory:
-        made = own_server(Path(directory) / "pg")
+    with scratch.directory("tnt-pg-") as directory:
+        made = own_server(directory / "pg")
         made.start()
         try:
             yield made

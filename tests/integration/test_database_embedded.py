@@ -8,7 +8,6 @@ import signal
 import stat
 import subprocess
 import sys
-import tempfile
 import textwrap
 import time
 from collections.abc import Iterator
@@ -21,13 +20,14 @@ import pytest
 from tenantry.database import rundir
 from tenantry.database.embedded import EmbeddedPostgres, EmbeddedPostgresError
 from tenantry.database.pool import Database
+from tests import scratch
 from tests.services_postgres import own_server
 
 
 @pytest.fixture
 def state_dir() -> Iterator[Path]:
     """A short directory, as a real one is; pytest's own would be too long for a socket."""
-    directory = Path(tempfile.mkdtemp(prefix="tenantry-emb-"))
+    directory = scratch.short("tenantry-emb-")
     yield directory
     shutil.rmtree(directory)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +12,7 @@ import psycopg
 import pytest
 
 from tenantry.database.keeper import PostgresKeeper
+from tests import scratch
 from tests.services_postgres import own_server
 from tests.waiting import eventually
 
@@ -23,8 +23,8 @@ def directory() -> Iterator[Path]:
 
     Under root the server runs as another user, who must get there.
     """
-    with tempfile.TemporaryDirectory(prefix="tnt-pg-") as made:
-        yield Path(made)
+    with scratch.directory("tnt-pg-") as made:
+        yield made
 
 
 def test_a_server_that_is_killed_is_started_again_with_its_data(directory: Path) -> None:

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import logging
 import select
-import shutil
 import socket
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, closing, suppress
-from pathlib import Path
 from urllib.parse import quote, urlsplit
 
 import psycopg
@@ -22,6 +19,7 @@ from tenantry.database.embedded import EmbeddedPostgres
 from tenantry.database.errors import DatabaseUnavailableError, DatabaseUrlError
 from tenantry.database.liveness import has_died
 from tenantry.database.pool import Connection, Database
+from tests import scratch
 from tests.services_postgres import own_server
 
 SECRET = "s3cret-pässword"
@@ -30,12 +28,11 @@ SECRET = "s3cret-pässword"
 @pytest.fixture
 def server() -> Iterator[EmbeddedPostgres]:
     """A server of the test's own, to stop and start at will."""
-    directory = Path(tempfile.mkdtemp(prefix="tenantry-pool-"))
-    own = own_server(directory / "pg")
-    own.start()
-    yield own
-    own.stop()
-    shutil.rmtree(directory)
+    with scratch.directory("tenantry-pool-") as directory:
+        own = own_server(directory / "pg")
+        own.start()
+        yield own
+        own.stop()
 
 
 def failure_of(url: str, *, timeout: float = 0) -> DatabaseUnavailableError:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import closing, suppress
-from pathlib import Path
 
 import psycopg
 import pytest
@@ -14,13 +12,14 @@ import pytest
 from tenantry.database.embedded import EmbeddedPostgres
 from tenantry.database.pool import Database
 from tenantry.database.silence import Silence, bounded
+from tests import scratch
 from tests.services_postgres import frozen, own_server
 
 
 @pytest.fixture
 def server() -> Iterator[EmbeddedPostgres]:
-    with tempfile.TemporaryDirectory(prefix="tnt-pg-") as directory:
-        made = own_server(Path(directory) / "pg")
+    with scratch.directory("tnt-pg-") as directory:
+        made = own_server(directory / "pg")
         made.start()
         try:
             yield made

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 
 import psycopg
 import pytest
@@ -20,7 +18,7 @@ from tenantry.domain.events import TenantPaused
 from tenantry.journal.listener import JournalListener
 from tenantry.journal.port import Expected, Metadata
 from tenantry.journal.postgres import PostgresEventStore
-from tests import brokers
+from tests import brokers, scratch
 from tests.brokers import RecordingSink, bodies
 from tests.services_postgres import own_server
 from tests.waiting import eventually
@@ -35,7 +33,7 @@ SMALL = (
 def small_server() -> Iterator[str]:
     """The URL of a server with room for few notifications and few locks."""
     # Not pytest's directory, which nobody but its owner may enter: the server runs as another.
-    home = Path(tempfile.mkdtemp(prefix="tenantry-test-small-"))
+    home = scratch.made("tenantry-test-small-")
     home.chmod(0o755)
     directory = home / "postgres"
     server = own_server(directory)
