@@ -13,11 +13,11 @@ from hypothesis import HealthCheck, settings
 THOROUGH = os.environ.get("HYPOTHESIS_PROFILE") == "thorough"
 
 
-N = TypeVar("N", int, float)
+N = TypeVar("N")
 
 
 def examples(usual: N, thorough: N) -> N:
-    """Choose how many examples are tried, how many steps, or how many messages a second."""
+    """Choose how many examples are tried, how many steps, or which."""
     return thorough if THOROUGH else usual
 
 

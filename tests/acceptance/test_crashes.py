@@ -11,6 +11,7 @@ import psycopg
 import pytest
 
 from tests.acceptance.program import Program, Tenant, in_background
+from tests.depth import examples
 from tests.ledger import Ledger
 from tests.waiting import eventually
 
@@ -20,17 +21,15 @@ def workers(program: Program, tenants: list[Tenant]) -> list[int]:
     return [shown[one.id]["workers_current"] for one in tenants]
 
 
-def test_nothing_is_lost_or_doubled_by_three_kills_under_load(
-    running: Program, ledger: Ledger
-) -> None:
+def test_nothing_is_lost_or_doubled_by_kills_under_load(running: Program, ledger: Ledger) -> None:
     tenants = [running.create("one", workers=5), running.create("two"), running.create("three")]
     paused = running.create("paused", workers=2)
     running.call("PUT", f"/tenants/{tenants[1].id}/config/concurrency", {"workers": 7})
     running.call("POST", f"/tenants/{paused.id}/pause")
     everyone = [(one.id, one.amqp_url) for one in (*tenants, paused)]
     with ledger.publishing(everyone, rate=1000):
-        for _ in range(3):
-            ledger.wait_confirmed(100)
+        for _ in range(examples(2, 3)):
+            ledger.wait_confirmed(50)
             running.kill()
             assert running.process.returncode == -9
             running.start()
@@ -38,7 +37,7 @@ def test_nothing_is_lost_or_doubled_by_three_kills_under_load(
             shown = {one["id"]: one for one in running.get("/tenants")["data"]}
             assert {shown[one.id]["state"] for one in tenants} == {"active"}
             assert (shown[paused.id]["state"], shown[paused.id]["workers"]) == ("paused", 2)
-        ledger.wait_confirmed(100)
+        ledger.wait_confirmed(50)
     through = sum(len(one.confirmed) for one in ledger.clients if one.tenant_id != paused.id)
     eventually(lambda: ledger.stored() == through, what="the rows of those not paused")
     assert running.call("POST", f"/tenants/{paused.id}/resume").status_code == 200
@@ -71,7 +70,7 @@ def leftovers(program: Program, connection: psycopg.Connection, tenant_id: str) 
     return [*program.broker_objects(tenant_id), *(str(row[0]) for row in (*tables, *rows))]
 
 
-@pytest.mark.parametrize("seconds", [0.0, 0.03, 0.06, 0.1, 0.15])
+@pytest.mark.parametrize("seconds", examples([0.0, 0.05, 0.12], [0.0, 0.03, 0.06, 0.1, 0.15]))
 def test_a_creation_cut_short_is_completed_or_leaves_nothing(
     running: Program, seconds: float
 ) -> None:
@@ -111,7 +110,7 @@ def test_a_deletion_cut_short_is_completed_at_the_next_start(
 ) -> None:
     tenant = running.create(topics=["a", "b"], partitions=4)
     with ledger.publishing([(tenant.id, tenant.amqp_url)]):
-        ledger.wait_confirmed(100)
+        ledger.wait_confirmed(50)
 
     def delete() -> None:
         with suppress(httpx.TransportError):

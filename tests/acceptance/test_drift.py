@@ -110,7 +110,7 @@ def test_whatever_is_taken_away_under_load_is_made_again_and_nothing_is_lost(
     with ledger.publishing(
         [(one.id, one.amqp_url) for one in (tenant, other)], [EVENTS], rate=300, patient=True
     ):
-        ledger.wait_confirmed(100)
+        ledger.wait_confirmed(50)
         for fault, sign in faults:
             fault()
             eventually(

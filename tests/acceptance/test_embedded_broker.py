@@ -77,7 +77,7 @@ def test_what_tenants_publish_with_sql_is_stored_once_and_nobody_reaches_another
     assert all(one.amqp_url.startswith("postgresql://") for one in tenants)
     assert "amqp_url" not in tenants[0].shown["credentials"]
     with ledger.publishing([(one.id, one.amqp_url) for one in tenants], TARGETS, rate=500):
-        ledger.wait_confirmed(100)
+        ledger.wait_confirmed(50)
     ledger.check(alive=embedded.check_running)
     given = embedded.directory / "credentials.json"
     given.write_text(json.dumps({one.id: one.shown["credentials"] for one in tenants}))
@@ -161,9 +161,9 @@ def test_moving_to_rabbitmq_loses_and_doubles_nothing(
     assert refused.code == 1
     assert "stop it first" in refused.complaint
     with ledger.publishing([(tenant.id, tenant.amqp_url)], TARGETS, rate=500):
-        ledger.wait_confirmed(100)
+        ledger.wait_confirmed(50)
         assert embedded.stop() == 0
-        ledger.wait_confirmed(100)
+        ledger.wait_confirmed(50)
     move = ("broker", "migrate", "--json")
     to = {"RABBITMQ_URL": rabbitmq.url, "RABBITMQ_MANAGEMENT_URL": rabbitmq.management_url}
     moved = embedded.cli(*move, **to)

@@ -11,8 +11,9 @@ from tests.faults.catalogue import EXPERIMENTS, conduct
 SEED = 20_260
 
 ELSEWHERE = {"kill", "leader", "sigterm", "embedded-fuzz"}
-"""What `test_crashes`, `test_standby`, `test_shutdown` and `test_tenants_input` try as well, with
-less around it: tried in a thorough run."""
+"""What is tried in a thorough run only, as tests try it as well, with less around it: kills under
+load in `test_crashes`, a frozen leader in `test_standby`, ends in order in `test_shutdown`, odd
+messages in SQL in `test_tenants_input`."""
 
 TRIED = {
     name: one

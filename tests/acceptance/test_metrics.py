@@ -136,7 +136,7 @@ def test_counters_agree_with_what_was_confirmed_and_a_lost_connection_shows(
 ) -> None:
     tenant = running.create()
     with ledger.publishing([(tenant.id, tenant.amqp_url)], rate=1000):
-        ledger.wait_confirmed(100)
+        ledger.wait_confirmed(50)
         before = scrape(running)
         assert before.value("tenantry_broker_reconnects_total", connection="consuming") == 0
         names = eventually(running.daemon_connections, timeout=20)
@@ -149,7 +149,7 @@ def test_counters_agree_with_what_was_confirmed_and_a_lost_connection_shows(
             timeout=20,
             what="the reconnect is counted",
         )
-        ledger.wait_confirmed(100)
+        ledger.wait_confirmed(50)
     ledger.check(alive=running.check_running)
 
     def all_counted() -> bool:

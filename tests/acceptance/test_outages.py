@@ -49,7 +49,7 @@ def test_cut_connections_are_made_anew_and_nothing_is_lost(
     tenants = [running.create("one", workers=5), running.create("two")]
     pid = running.get("/status")["pid"]
     with ledger.publishing([(one.id, one.amqp_url) for one in tenants], rate=1500):
-        ledger.wait_confirmed(100)
+        ledger.wait_confirmed(50)
         for cut_database, cut_broker in ((True, False), (False, True), (True, True)):
             if cut_database:
                 assert cut_database_connections(running) > 0
@@ -101,7 +101,7 @@ def test_a_database_that_takes_no_connections_for_a_while_stops_nothing_for_good
     name = urlsplit(running.database_url).path[1:]
     admin = in_database(running.database_url, "postgres")
     with ledger.publishing([(tenant.id, tenant.amqp_url)], rate=1000):
-        ledger.wait_confirmed(100)
+        ledger.wait_confirmed(50)
         with psycopg.connect(admin, autocommit=True) as connection:
             connection.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS false')
             try:
@@ -115,7 +115,7 @@ def test_a_database_that_takes_no_connections_for_a_while_stops_nothing_for_good
                 assert refused.status_code == 503
                 assert refused.headers["content-type"] == "application/problem+json"
                 assert running.call("GET", f"/tenants/{tenant.id}").status_code == 503
-                ledger.wait_confirmed(100)
+                ledger.wait_confirmed(50)
                 running.check_running()
             finally:
                 connection.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS true')

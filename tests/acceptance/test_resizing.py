@@ -20,7 +20,7 @@ def test_workers_are_resized_under_load_and_nothing_is_lost(
     assert tenant.shown["workers_current"] == 3
     with ledger.publishing([(tenant.id, tenant.amqp_url)], TARGETS, rate=3000):
         for workers in (8, 1):
-            ledger.wait_confirmed(150)
+            ledger.wait_confirmed(80)
             answer = running.call(
                 "PUT", f"/tenants/{tenant.id}/config/concurrency", {"workers": workers}
             )
@@ -35,14 +35,14 @@ def test_workers_are_resized_under_load_and_nothing_is_lost(
                 if actor["kind"] == "Worker"
             ]
             assert len(busy) <= workers
-        ledger.wait_confirmed(150)
+        ledger.wait_confirmed(80)
     ledger.check(alive=running.check_running)
     assert running.stop() == 0
     running.start()
     shown = running.get(f"/tenants/{tenant.id}")
     assert (shown["workers"], shown["workers_current"]) == (1, 1)
     with ledger.publishing([(tenant.id, tenant.amqp_url)], TARGETS):
-        ledger.wait_confirmed(100)
+        ledger.wait_confirmed(50)
     ledger.check(alive=running.check_running)
     assert running.stop() == 0
     queues = (tenant.queue, f"{tenant.stream}.events.0", f"{tenant.stream}.events.1")
@@ -56,7 +56,7 @@ def test_a_paused_tenants_messages_wait_also_across_a_restart(
     other = running.create("other")
     assert running.cli("tenant", "pause", tenant.id).code == 0
     with ledger.publishing([(tenant.id, tenant.amqp_url), (other.id, other.amqp_url)], rate=500):
-        ledger.wait_confirmed(100)
+        ledger.wait_confirmed(50)
     waiting, through = ledger.clients
     eventually(lambda: ledger.stored() == len(through.confirmed), what="the other's rows")
     assert running.ready_messages(tenant.queue) == len(waiting.confirmed)
@@ -80,10 +80,10 @@ def test_pausing_and_resuming_under_load_loses_nothing(running: Program, ledger:
     tenant = running.create()
     with ledger.publishing([(tenant.id, tenant.amqp_url)], rate=3000):
         for _ in range(5):
-            ledger.wait_confirmed(100)
+            ledger.wait_confirmed(50)
             assert running.call("POST", f"/tenants/{tenant.id}/pause").json()["state"] == "paused"
             assert running.runtime(tenant)["unsettled"] == 0
-            ledger.wait_confirmed(100)
+            ledger.wait_confirmed(50)
             assert running.call("POST", f"/tenants/{tenant.id}/resume").json()["state"] == "active"
     ledger.check(alive=running.check_running)
     assert running.stop() == 0

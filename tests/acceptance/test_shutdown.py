@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import psycopg
-import pytest
 
 from tests.acceptance.program import Program, Tenant
 from tests.ledger import Ledger
@@ -29,18 +28,20 @@ def stop_by_sigint(program: Program) -> int:
     return program.stop(signal.SIGINT)
 
 
-@pytest.mark.parametrize("stop", [stop_by_sigterm, stop_by_sigint, stop_by_command])
+WAYS = (stop_by_sigterm, stop_by_sigint, stop_by_command)
+
+
 def test_a_graceful_end_under_load_finishes_what_was_accepted(
-    running: Program, ledger: Ledger, stop: object
+    running: Program, ledger: Ledger
 ) -> None:
-    assert callable(stop)
     tenants = [running.create("one", topics=["events"]), running.create("two", workers=1)]
     with ledger.publishing([(one.id, one.amqp_url) for one in tenants], rate=3000):
-        ledger.wait_confirmed(200)
-        assert stop(running) == 0
-        assert not running.events("drain.orphan")
-        ledger.wait_confirmed(50)
-        running.start()
+        for stop in WAYS:
+            ledger.wait_confirmed(50)
+            assert stop(running) == 0, stop.__name__
+            assert not running.events("drain.orphan"), stop.__name__
+            ledger.wait_confirmed(50)
+            running.start()
         ledger.wait_confirmed(50)
     ledger.check(alive=running.check_running)
     assert running.stop() == 0
@@ -50,7 +51,7 @@ def test_a_graceful_end_under_load_finishes_what_was_accepted(
 def test_a_drained_daemon_answers_and_consumes_no_more(running: Program, ledger: Ledger) -> None:
     tenant = running.create()
     with ledger.publishing([(tenant.id, tenant.amqp_url)], rate=2000):
-        ledger.wait_confirmed(100)
+        ledger.wait_confirmed(50)
         ended = running.cli("drain", "--json")
         assert ended.code == 0, ended.stderr
         assert ended.json == {"state": "drained"}
@@ -80,7 +81,9 @@ def held_up(program: Program, tenant: Tenant) -> Iterator[None]:
         yield
 
 
-def test_a_second_signal_ends_a_drain_at_once(running: Program, ledger: Ledger) -> None:
+def test_a_second_signal_ends_a_drain_at_once(program: Program, ledger: Ledger) -> None:
+    # Without it this drain would last for an hour: what it waits for is held up to the end.
+    running = program.start(TENANTRY_SHUTDOWN_DEADLINE_SECONDS="3600")
     tenant = running.create()
     with held_up(running, tenant):
         with ledger.publishing([(tenant.id, tenant.amqp_url)], rate=500):
@@ -88,9 +91,7 @@ def test_a_second_signal_ends_a_drain_at_once(running: Program, ledger: Ledger) 
         eventually(lambda: running.runtime(tenant)["unsettled"] > 0, what="unsettled deliveries")
         running.send(signal.SIGTERM)
         running.wait_logged("drain.started")
-        began = time.monotonic()
         assert running.stop(signal.SIGTERM) == 1
-        assert time.monotonic() - began < 20  # the deadline is 30
     running.start()
     ledger.check(alive=running.check_running)
 
@@ -107,8 +108,9 @@ def test_what_is_unfinished_at_the_deadline_is_named_and_stored_after_the_next_s
         eventually(lambda: program.runtime(tenant)["unsettled"] > 0, what="unsettled deliveries")
         unsettled = program.runtime(tenant)["unsettled"]
         began = time.monotonic()
+        # What it would wait for is held up still.
         assert program.stop() == 1
-        assert 1 <= time.monotonic() - began < 20
+        assert time.monotonic() - began >= 1
     orphans = program.events("drain.orphan")
     assert {one["tenant"] for one in orphans} == {tenant.id}
     assert idle.id not in str(orphans)

@@ -18,9 +18,6 @@ from tests.waiting import eventually
 
 pytestmark = pytest.mark.own_interpreter
 
-SLOWEST = 20.0
-"""Seconds that also a busy machine needs less than; to wait for a drain would take 30."""
-
 
 def hears(pid: int, number: int) -> bool:
     """Tell whether a process has a handler for a signal, as the kernel knows it."""
@@ -71,18 +68,16 @@ def test_other_commands_end_by_a_signal_as_commands_do(program: Program) -> None
     process.stdout.close()
 
 
-def stop_at_a_random_moment(program: Program, longest: float) -> float:
-    """Start, send SIGTERM after a while, and give the seconds until the end."""
-    process = program.spawn()
+def stop_at_a_random_moment(program: Program, longest: float) -> None:
+    """Start, send SIGTERM after a while, and wait for an end that waits for nothing."""
+    process = program.spawn(TENANTRY_SHUTDOWN_DEADLINE_SECONDS="3600")
     eventually(lambda: hears(process.pid, signal.SIGTERM), timeout=30, what="a handler")
     time.sleep(random.uniform(0, longest))
-    began = time.monotonic()
     process.send_signal(signal.SIGTERM)
-    assert program.wait(30) == 0
-    return time.monotonic() - began
+    assert program.wait() == 0
 
 
-def test_sighup_at_a_start_is_harmless_and_sigterm_at_any_moment_of_it_ends_it_in_time(
+def test_sighup_at_a_start_is_harmless_and_sigterm_at_any_moment_of_it_ends_it(
     program: Program,
 ) -> None:
     process = program.spawn()
@@ -92,7 +87,8 @@ def test_sighup_at_a_start_is_harmless_and_sigterm_at_any_moment_of_it_ends_it_i
     program.wait_ready(60)
     assert program.create().id
     assert program.stop() == 0
-    assert max(stop_at_a_random_moment(program, 2.5) for _ in range(examples(2, 8))) < SLOWEST
+    for _ in range(examples(2, 8)):
+        stop_at_a_random_moment(program, 2.5)
     program.own_interpreter = not preloaded.available()  # the last is like any other
     program.start()
     assert len(program.get("/tenants")["data"]) == 1

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import replace
@@ -98,9 +97,8 @@ def test_a_hanging_supervisor_shows_and_recovers(tree: Tree, real: Served) -> No
     assert tell(tree.supervisor, command)
     assert hanging.entered.wait(10)
     eventually(lambda: real.control.get("/healthz").status_code == 503)
-    began = time.monotonic()
-    real.control.get("/healthz")
-    assert time.monotonic() - began < 10  # it says so at once
+    # It says so while the supervisor hangs, and does not wait for it to answer.
+    assert real.control.get("/healthz").status_code == 503
     hanging.released.set()
     eventually(lambda: real.control.get("/healthz").status_code == 200)
 

@@ -36,7 +36,7 @@ PATIENCE = 60.0
 
 SAMPLE_EVERY = 0.25
 
-FEW = 100
+FEW = 40
 """Confirms of a client that a light experiment waits for at most."""
 
 

@@ -21,6 +21,7 @@ from tenantry.broker.topology import consumed
 from tenantry.domain import names
 from tests import brokers
 from tests.brokers import Broker
+from tests.depth import THOROUGH
 from tests.services_rabbitmq import LITTLE, MUCH, allow_memory, rabbitmqctl, virtual_host_of
 from tests.waiting import eventually
 
@@ -56,30 +57,25 @@ def is_alive(pid: int) -> bool:
     return not state.exists() or state.read_text().rpartition(")")[2].split()[0] != "Z"
 
 
-def test_a_publisher_waits_for_a_node_that_is_restarted_and_keeps_its_ports_and_password(
-    node: PrivateNode, broker: Broker
-) -> None:
-    url = node.url
-    tenant = broker.tenant("events")
-    broker.publish(tenant, "events", b"before")
-    node.restart()
-    assert node.url == url
-    broker.publish(tenant, "events", b"after")
-    assert broker.ready(consumed(tenant)[1].name) == [b"before", b"after"]
+ENDS = {"in order": PrivateNode.restart, "killed": lambda node: (node.kill(), node.start())}
+"""How a node ends and comes back; a usual run tries the harder way."""
 
 
-def test_what_is_in_flight_when_the_node_is_killed_arrives_and_what_it_held_is_kept(
-    node: PrivateNode, broker: Broker
+@pytest.mark.parametrize("how", [one for one in ENDS if THOROUGH or one == "killed"])
+def test_what_is_in_flight_when_the_node_ends_arrives_and_it_keeps_its_ports_password_and_messages(
+    node: PrivateNode, broker: Broker, how: str
 ) -> None:
     url, first, host = node.url, node.pid, broker.host
     assert host is not None
     tenant = broker.tenant("events")
-    started = threading.Event()
-    expected = [b"%05d" % number for number in range(3_000)]
+    started, over = threading.Event(), threading.Event()
+    expected: list[bytes] = []
 
     def publish() -> None:
-        for at in range(0, len(expected), 100):
-            broker.publish(tenant, "events", *expected[at : at + 100])
+        while not over.wait(0.01):
+            bodies = [b"%05d" % (len(expected) + number) for number in range(5)]
+            broker.publish(tenant, "events", *bodies)
+            expected.extend(bodies)
             started.set()
 
     with pika.BlockingConnection(pika.URLParameters(host.url)) as connection:
@@ -91,18 +87,21 @@ def test_what_is_in_flight_when_the_node_is_killed_arrives_and_what_it_held_is_k
     broker.publish(tenant, "default", b"first")
     # A quorum queue survives a crash once it is older than a second: its count is, when it shows.
     # So is what RabbitMQ writes down of a classic one a moment after it was declared.
-    eventually(lambda: broker.administration.pending()[tenant.tenant_id] == 1, timeout=20)
+    eventually(lambda: broker.administration.pending()[tenant.tenant_id] == 1)
     with ThreadPoolExecutor(1) as pool:
         result = pool.submit(publish)
-        assert started.wait(20)
-        node.kill()
+        try:
+            assert started.wait(20)
+            ENDS[how](node)
+        finally:
+            over.set()
         assert first is not None
         assert not is_alive(first)
-        node.start()
         assert node.url == url
         result.result(60)
+    broker.publish(tenant, "events", b"after")
     found = broker.ready(consumed(tenant)[1].name)
-    assert sorted(set(found)) == expected
+    assert sorted(set(found)) == [*expected, b"after"]
     assert broker.ready("kept") == [b"still here"]
 
 

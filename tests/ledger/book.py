@@ -18,7 +18,7 @@ from tests.ledger.record import Record
 from tests.ledger.sql_client import SqlClient
 from tests.waiting import eventually
 
-LIGHT = 150.0
+LIGHT = 80.0
 """Messages a second: what a fault interrupts is under way at any rate, and each message costs the
 processor's time four times, from the client to the ledger's check."""
 

@@ -20,7 +20,7 @@ WINDOW = 200
 """Messages a client leaves unconfirmed at most."""
 
 RECONNECT_AFTER = 0.1
-EVERY = 0.02
+EVERY = 0.05
 """Seconds after which is published again what is due by then."""
 
 

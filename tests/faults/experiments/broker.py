@@ -13,7 +13,7 @@ def run(rig: Rig, rounds: int) -> None:
     pid = rig.program.process.pid
     with rig.load(rate=300):
         # A quorum queue that is younger than a second does not survive a kill of its node.
-        rig.ledger.wait_confirmed(200 if rig.light else 500)
+        rig.ledger.wait_confirmed(100 if rig.light else 500)
         for number in rig.rounds(rounds):
             rig.wait_for_some()
             if number % 2:

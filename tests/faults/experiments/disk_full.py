@@ -12,6 +12,7 @@ from tests.faults.rig import Rig
 from tests.services_postgres import in_database
 
 PIECE = bytes(64 * 1024)
+ROOM = 4_000_000
 ROUGHLY = 4_000_000
 """Bytes less than there seem to be: the database goes on writing."""
 
@@ -27,7 +28,7 @@ def run(rig: Rig, rounds: int) -> None:
         for number in rig.rounds(rounds):
             rig.wait_for_some()
             # Every other time there is room for a while: tables are full before the log is.
-            _fill(filler, leave=number % 2 * 4_000_000)
+            _fill(filler, leave=number % 2 * (ROOM // 10 if rig.light else ROOM))
             try:
                 rig.wait_not_ready()
                 rig.program.check_running()
