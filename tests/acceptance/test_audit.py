@@ -59,21 +59,21 @@ def test_it_adds_up_while_messages_pour_in_and_after_letters_are_worked_off(
     running: Program,
 ) -> None:
     tenant = running.create()
-    with in_background(lambda: pour(tenant, 4000)):
+    with in_background(lambda: pour(tenant, 2000)):
         for _ in range(3):
             during = running.cli("audit", tenant.id, "--json")
             assert during.code == 0, during.stdout
-    eventually(lambda: running.runtime(tenant)["dead_lettered"] == 80, what="dead letters")
+    eventually(lambda: running.runtime(tenant)["dead_lettered"] == 40, what="dead letters")
     path = f"/tenants/{tenant.id}/dead-letters"
-    ids = [one["letter_id"] for one in running.get(f"{path}?limit=30")["data"]]
-    assert running.call("DELETE", path, {"ids": ids}).json() == {"discarded": 30}
-    assert running.call("POST", f"{path}/replay", {"all": True}).json() == {"replayed": 50}
-    eventually(lambda: running.runtime(tenant)["dead_lettered"] == 130, what="dead letters again")
+    ids = [one["letter_id"] for one in running.get(f"{path}?limit=15")["data"]]
+    assert running.call("DELETE", path, {"ids": ids}).json() == {"discarded": 15}
+    assert running.call("POST", f"{path}/replay", {"all": True}).json() == {"replayed": 25}
+    eventually(lambda: running.runtime(tenant)["dead_lettered"] == 65, what="dead letters again")
     shown = running.cli("audit", tenant.id, "--json")
     assert shown.code == 0, shown.stdout
     letters = shown.json["tenants"][0]["dead_letters"]
     assert letters == {
-        "kept": 130, "replayed": 50, "discarded": 30, "missing": 0, "listed": 50, "queued": 50,
+        "kept": 65, "replayed": 25, "discarded": 15, "missing": 0, "listed": 25, "queued": 25,
     }  # fmt: skip
     # Taken out of the queue behind the daemon's back. The broker's counts are up to 5 s old.
     with running.connect_admin() as connection:
@@ -82,7 +82,7 @@ def test_it_adds_up_while_messages_pour_in_and_after_letters_are_worked_off(
         lambda: running.get(f"/tenants/{tenant.id}/audit")["differences"], timeout=30
     )
     assert [(one["kind"], one["expected"], one["found"]) for one in found] == [
-        ("dead_letter_queue", 50, 0)
+        ("dead_letter_queue", 25, 0)
     ]
 
 

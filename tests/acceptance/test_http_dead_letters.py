@@ -28,11 +28,12 @@ def reject(tenant: Tenant, queue: str, count: int) -> None:
     """Reject messages as the tenant's own user, which may read its queues."""
     with pika.BlockingConnection(pika.URLParameters(tenant.amqp_url)) as connection:
         channel = connection.channel()
-        for _ in range(count):
-            method, _, _ = eventually(
-                lambda: (got := channel.basic_get(queue))[0] is not None and got
-            )
+        channel.basic_qos(prefetch_count=count)
+        messages = channel.consume(queue, inactivity_timeout=30)
+        for _, (method, _, _) in zip(range(count), messages, strict=False):
+            assert method is not None, f"no {count} messages in {queue}"
             channel.basic_reject(method.delivery_tag, requeue=False)
+        channel.cancel()
 
 
 def listed(program: Program, tenant: Tenant) -> list[dict[str, Any]]:

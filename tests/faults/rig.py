@@ -105,10 +105,10 @@ class Rig:
         self.program.settings["RABBITMQ_URL"] = urlunsplit(parts._replace(netloc=netloc))
         return proxy
 
-    def start(self, *, tenants: int = 3, **settings: str) -> None:
+    def start(self, *, tenants: int | None = None, **settings: str) -> None:
         """Start the daemon and make tenants with a topic of two partitions each."""
         self.start_again(**settings)
-        for number in range(tenants):
+        for number in range(tenants or (2 if self.light else 3)):
             made = self.program.create(f"t{number}", topics=["events"], partitions=2)
             self.tenants.append(made)
 

@@ -58,10 +58,11 @@ def is_alive(pid: int) -> bool:
 
 
 ENDS = {"in order": PrivateNode.restart, "killed": lambda node: (node.kill(), node.start())}
-"""How a node ends and comes back; a usual run tries the harder way."""
+"""How a node ends and comes back."""
 
 
-@pytest.mark.parametrize("how", [one for one in ENDS if THOROUGH or one == "killed"])
+@pytest.mark.skipif(not THOROUGH, reason="a usual run tries it in tests/faults/experiments/broker")
+@pytest.mark.parametrize("how", ENDS)
 def test_what_is_in_flight_when_the_node_ends_arrives_and_it_keeps_its_ports_password_and_messages(
     node: PrivateNode, broker: Broker, how: str
 ) -> None:

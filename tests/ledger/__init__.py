@@ -4,7 +4,7 @@ A library for tests, and a command: `python -m tests.ledger --help`.
 """
 
 from tests.ledger.audit import Audit, Findings
-from tests.ledger.book import LIGHT, Ledger
+from tests.ledger.book import LIGHT, Ledger, Noted
 from tests.ledger.client import WINDOW, Client
 from tests.ledger.entries import (
     DEFAULT,
@@ -33,6 +33,7 @@ __all__ = [
     "Findings",
     "Ledger",
     "Maker",
+    "Noted",
     "Record",
     "Target",
     "meaning",
