@@ -17,7 +17,7 @@ from tests.acceptance.program import Program, Tenant, tenant_of
 from tests.acceptance.test_crashes import leftovers
 from tests.acceptance.test_http_dead_letters import count_rows
 from tests.acceptance.test_http_lifecycle import tcp_url
-from tests.ledger import Ledger
+from tests.ledger import LIGHT, Ledger
 from tests.waiting import eventually
 
 CURL = shutil.which("curl")
@@ -62,7 +62,7 @@ def test_a_tenant_made_without_an_id_gets_one(shared: Program) -> None:
 def test_a_deleted_tenant_is_gone_and_the_journal_knows_how_much_went_with_it(
     shared: Program,
 ) -> None:
-    ledger = Ledger(database_url=shared.database_url)
+    ledger = Ledger(database_url=shared.database_url, most=LIGHT)
     tenant = shared.create(topics=["events"], partitions=2)
     other = shared.create("other")
     with ledger.publishing([(tenant.id, tenant.amqp_url)]):
@@ -97,7 +97,7 @@ def test_a_deleted_tenant_is_gone_and_the_journal_knows_how_much_went_with_it(
 
 
 def test_deleting_under_load_ends_and_leaves_nothing(shared: Program) -> None:
-    ledger = Ledger(database_url=shared.database_url)
+    ledger = Ledger(database_url=shared.database_url, most=LIGHT)
     tenant = shared.create()
     with ledger.publishing([(tenant.id, tenant.amqp_url)], rate=3000) as clients:
         ledger.wait_confirmed(100)
