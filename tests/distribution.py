@@ -25,7 +25,7 @@ BREAK_THE_NODE: Final = (
 
 WHOLE_PROGRAM: Final = "tests/acceptance/"
 
-DAEMON: Final = "shared"
+DAEMON: Final = "lasting"
 """The fixture whose users in a file stay together: it is one daemon for all of them."""
 
 SHARE_A_DAEMON: Final = tuple(
