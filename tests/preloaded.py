@@ -185,6 +185,11 @@ def run(
     args: Sequence[str], *, cwd: Path, env: Mapping[str, str], timeout: float
 ) -> subprocess.CompletedProcess[str]:
     """Run a command to its end and give what it has printed."""
+    if not available():
+        return subprocess.run(
+            args, cwd=cwd, env=env, timeout=timeout, stdin=subprocess.DEVNULL,
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         process = Popen(
             args, cwd=cwd, env=env, stdin=subprocess.DEVNULL, stdout=out, stderr=err,

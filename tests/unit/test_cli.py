@@ -26,6 +26,7 @@ from tenantry.cli.client import ControlClient
 from tenantry.cli.failures import CommandError
 from tenantry.cli.main import cli, main
 from tenantry.telemetry.logging import configure
+from tests import preloaded
 from tests.fakes.api import Served, World, serving, short_directory
 
 REPOSITORY = Path(__file__).parents[2]
@@ -435,14 +436,9 @@ def test_a_shell_completes_tenants_from_the_daemon(api: Served) -> None:
     }
 
     def complete(**more: str) -> tuple[list[str], str]:
-        done = subprocess.run(
-            [sys.executable, "-m", "tenantry.cli.main"],
-            env={**environment, **more},
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=True,
-        )
+        command = [sys.executable, "-m", "tenantry.cli.main"]
+        done = preloaded.run(command, cwd=REPOSITORY, env={**environment, **more}, timeout=60)
+        assert done.returncode == 0
         return done.stdout.split(), done.stderr
 
     assert complete() == (["plain,acme", "plain,acre"], "")
