@@ -32,6 +32,8 @@ def _show(found: Tenant, *, as_json: bool) -> None:
         output.print_json(found)
         return
     fields = {name: found[name] for name in _FIELDS if name in found}
+    # A past state has none, and most tenants have none now.
+    fields |= {name: found[name] for name in ("parked_at", "trouble") if found.get(name)}
     credentials = found.get("credentials")
     if credentials:
         fields |= credentials
@@ -97,22 +99,12 @@ def list_(client: ControlClient, *, as_json: bool, limit: int | None) -> None:
     if as_json:
         output.print_json(tenants)
         return
-    output.print_table(
-        ("id", "name", "state", "workers", "topics", "partitions", "pending", "created"),
-        [
-            (
-                one["id"],
-                one["name"],
-                one["state"],
-                one["workers"],
-                one["topics"],
-                one["partitions"],
-                one.get("messages_pending"),
-                one["created_at"],
-            )
-            for one in tenants
-        ],
-    )
+    columns = ["id", "name", "state", "workers", "topics", "partitions", "pending", "created"]
+    fields = [*columns[:-2], "messages_pending", "created_at"]
+    if any(one.get("trouble") for one in tenants):
+        columns.append("trouble")
+        fields.append("trouble")
+    output.print_table(columns, [[one.get(name) for name in fields] for one in tenants])
 
 
 @tenant.command(epilog=example("tenantry tenant show acme --at 2026-01-31T12:00:00Z"))

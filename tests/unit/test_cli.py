@@ -157,6 +157,26 @@ def test_piped_tables_are_plain_and_hostile_names_break_no_line(api: Served, run
     assert "one\\ntwo\\x1b[2J" in out
 
 
+def test_what_is_in_a_tenants_way_stands_with_it_wherever_tenants_are_shown(
+    api: Served, run: Run
+) -> None:
+    for tenant_id in ("acme", "globex"):
+        api.world.create(tenant_id)
+    assert "TROUBLE" not in run("tenant", "list")[1]
+    found = "broker user tenant_acme_producer is another installation's: delete one of the tenants"
+    control = api.world.control
+    control.trouble["acme"] = found
+    runtimes = {name: one for name in ("acme", "globex") if (one := control.runtime(name))}
+    before, control.system = control.system, replace(control.system, tenants=runtimes)
+    try:
+        for command in (("tenant", "list"), ("status",), ("tenant", "show", "acme")):
+            out = run(*command)[1]
+            assert [line.endswith(found) for line in out.splitlines()].count(True) == 1, out
+    finally:
+        control.trouble.clear()
+        control.system = before
+
+
 def test_messages_of_all_tenants_and_one_by_its_id(api: Served, run: Run) -> None:
     for tenant_id in ("b", "acme"):
         api.world.create(tenant_id)
