@@ -153,6 +153,7 @@ def open_leader_api(
             audits=auditor.latest,
             abandoned_handlers=lambda: abandoned(ground.handling),
             isolation=prover.latest,
+            ring=links.ring,
         ),
         default_workers=default_workers,
         page_connections=ground.shares.pages,

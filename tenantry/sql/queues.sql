@@ -251,5 +251,14 @@ SELECT s.segment, pg_relation_size(('tenantry.queued_' || s.segment)::regclass),
 FROM generate_series(0, 3) AS s(segment), tenantry.current_segment AS c
 ORDER BY s.segment;
 
+-- name: holders
+-- Who keeps a segment from being truncated, and for how many seconds its transaction has been open.
+SELECT a.pid, a.usename::text, extract(epoch FROM clock_timestamp() - a.xact_start)::integer
+FROM pg_locks AS l JOIN pg_stat_activity AS a ON a.pid = l.pid
+WHERE l.locktype = 'relation' AND l.granted
+  AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+  AND l.relation = ('tenantry.queued_' || %(segment)s)::regclass
+ORDER BY a.xact_start LIMIT 5;
+
 -- name: make_current
 UPDATE tenantry.current_segment SET segment = %(segment)s;

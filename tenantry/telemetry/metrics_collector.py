@@ -17,6 +17,7 @@ from prometheus_client.registry import Collector
 
 from tenantry.api.port import ActorStatus, Role, SystemState, SystemStatus, TenantRuntime
 from tenantry.audit.auditor import Latest
+from tenantry.broker.links import Ring
 from tenantry.domain.tenant import Lifecycle
 from tenantry.isolation.port import LatestProof
 from tenantry.telemetry.metrics import LATENCY_MS, Reading, Recorder
@@ -53,6 +54,7 @@ class SystemCollector(Collector):
         audits: Callable[[], Mapping[str, Latest]] = dict,
         abandoned_handlers: Callable[[], int] = int,
         isolation: Callable[[], LatestProof | None] = lambda: None,
+        ring: Callable[[], Ring | None] = lambda: None,
     ) -> None:
         self._status = status
         self._recorder = recorder
@@ -60,6 +62,7 @@ class SystemCollector(Collector):
         self._audits = audits
         self._abandoned_handlers = abandoned_handlers
         self._isolation = isolation
+        self._ring = ring
 
     def collect(self) -> Iterator[Metric]:
         """Give every metric as of now."""
@@ -73,6 +76,7 @@ class SystemCollector(Collector):
         yield self._latencies(ids)
         yield from _audits(self._audits(), ids)
         yield from _isolation(self._isolation())
+        yield from _ring(self._ring())
         yield self._failed_attempts(ids)
         yield self._reused(ids)
         yield GaugeMetricFamily(
@@ -186,6 +190,26 @@ def _isolation(latest: LatestProof | None) -> Iterator[Metric]:
         "tenantry_isolation_timestamp_seconds",
         "When the isolation of all tenants was last proven",
         value=latest.at,
+    )
+
+
+def _ring(ring: Ring | None) -> Iterator[Metric]:
+    if ring is None:
+        return
+    yield GaugeMetricFamily(
+        "tenantry_queue_ring_bytes",
+        "Size of the embedded broker's queues, all segments together",
+        value=ring.bytes,
+    )
+    yield GaugeMetricFamily(
+        "tenantry_queue_segments_held",
+        "Empty segments of the embedded broker that a session keeps from being truncated",
+        value=ring.held,
+    )
+    yield CounterMetricFamily(
+        "tenantry_messages_swept",
+        "Messages removed because their tenant was deleted before they were committed",
+        value=ring.swept,
     )
 
 

@@ -9,10 +9,11 @@ from urllib.parse import urlsplit
 
 import psycopg
 import pytest
+from structlog.testing import capture_logs
 
 from tenantry.broker.port import TenantTopology
 from tenantry.broker.postgres import closing
-from tenantry.broker.postgres.rotation import QueueRotation
+from tenantry.broker.postgres.rotation import LONGEST_REST, QueueRotation
 from tenantry.database.pool import Database
 from tenantry.domain import names
 from tests import brokers
@@ -134,6 +135,10 @@ def test_a_message_of_whoever_could_not_be_ended_is_swept_and_its_segment_runs_e
     with database.connection() as connection:
         assert rotation.sweep(connection) == 1
         assert rotation.sweep(connection) == 0
+    rotation.turn()
+    assert (ring := rotation.ring()) is not None
+    assert (ring.swept, ring.held) == (1, 0)
+    assert ring.bytes > 0
     assert len(broker.ready(names.queue_name(other.tenant_id))) == 1
     with database.connection() as connection:
         connection.execute("DELETE FROM tenantry.queued")
@@ -163,6 +168,32 @@ def test_a_segment_moves_on_when_the_session_is_ended_that_kept_it(
                 rotation.turn()
             assert connection.execute(size).fetchone() == (0,)
         business.close()
+    delete(broker, tenant)
+
+
+def test_who_keeps_an_empty_segment_for_long_is_named(
+    broker: Broker, database: Database, database_url: str
+) -> None:
+    tenant = made(broker)
+    broker.publish(tenant, "default", b"gone")
+    rotation = QueueRotation(database, full=1)
+    with psycopg.connect(database_url) as holding:
+        # What a tenant may do as well: the lock is taken before anybody asks for rights.
+        holding.execute("PREPARE held AS DELETE FROM tenantry.queued_0")
+        with database.connection() as connection:
+            connection.execute("DELETE FROM tenantry.queued")
+        with capture_logs() as logs:
+            for _ in range(24):
+                rotation.turn()
+        held = [one for one in logs if one["event"] == "broker.segment_in_use"]
+        assert len(held) == 1, logs
+        assert f"process {holding.info.backend_pid} of {holding.info.user}" in held[0]["held_by"][0]
+        assert (ring := rotation.ring()) is not None
+        assert ring.held == 1
+    for _ in range(LONGEST_REST + 1):
+        rotation.turn()
+    assert (ring := rotation.ring()) is not None
+    assert ring.held == 0
     delete(broker, tenant)
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from tenantry import __version__
 from tenantry.api.port import SystemStatus
+from tenantry.broker.links import Ring
 from tenantry.domain.commands import PauseTenant, RequestDeletion, ResizeWorkers, ResumeTenant
 from tenantry.messages.port import MessageStoreError, StoreUnavailableError
 from tenantry.telemetry.metrics import Recorder
@@ -25,11 +26,13 @@ class Watched:
 
     def __init__(self, tree: Tree, recorder: Recorder) -> None:
         self.tree = tree
+        self.ring: Ring | None = None
         self.page = MetricsPage(
             SystemCollector(
                 status=self._status,
                 recorder=recorder,
                 reconnects={"consuming": lambda: 3, "publishing": lambda: 0},
+                ring=lambda: self.ring,
             )
         )
 
@@ -48,6 +51,15 @@ def watched() -> Iterator[Watched]:
     recorder = Recorder()
     with running_tree(observer=recorder) as tree:
         yield Watched(tree, recorder)
+
+
+def test_the_embedded_brokers_ring_is_shown_where_there_is_one(watched: Watched) -> None:
+    assert "queue_ring" not in watched.page.render().body.decode()
+    watched.ring = Ring(bytes=8192, held=1, swept=3)
+    scrape = watched.scrape()
+    assert scrape.value("tenantry_queue_ring_bytes") == 8192
+    assert scrape.value("tenantry_queue_segments_held") == 1
+    assert scrape.value("tenantry_messages_swept_total") == 3
 
 
 def test_a_new_tenants_gauges_are_there_at_once(watched: Watched) -> None:

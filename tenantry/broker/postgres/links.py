@@ -22,6 +22,7 @@ def embedded_links(database: Database, installation: str, budget: Budget | None 
     administration = PostgresAdministration(
         database, installation=installation, in_hand=consuming.in_hand
     )
+    rotation = QueueRotation(database)
     return Links(
         administration=administration,
         queues=administration,
@@ -31,6 +32,7 @@ def embedded_links(database: Database, installation: str, budget: Budget | None 
         connected=lambda: consuming.connected,
         reconnects={"consuming": lambda: consuming.reconnects},
         prepare=administration.check,
-        loops={"broker-consuming": consuming, "broker-rotation": QueueRotation(database)},
+        loops={"broker-consuming": consuming, "broker-rotation": rotation},
         close=lambda: None,
+        ring=rotation.ring,
     )

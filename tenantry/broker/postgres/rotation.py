@@ -10,6 +10,7 @@ import psycopg
 import structlog
 from psycopg import errors, sql
 
+from tenantry.broker.links import Ring
 from tenantry.database.errors import DatabaseUnavailableError
 from tenantry.database.failures import one_line
 from tenantry.database.pool import Connection, Database
@@ -47,7 +48,9 @@ class QueueRotation:
     """Turns the ring. `run` belongs on a thread of its own, until `stop`.
 
     A segment in which a message waits for long, a paused tenant's say, is left alone; should none
-    be free, the current one grows on, and VACUUM does what TRUNCATE would have done.
+    be free, the current one grows on, and VACUUM does what TRUNCATE would have done. Who holds an
+    empty one for long is named in the log, not ended: it may be publishing, and no tenant's
+    transaction lasts longer than a minute.
     """
 
     def __init__(self, database: Database, *, every: float = EVERY, full: int = FULL) -> None:
@@ -60,6 +63,12 @@ class QueueRotation:
         self._turns = 0
         self._rests: dict[int, int] = {}
         self._next: dict[int, int] = {}
+        self._ring: Ring | None = None
+        self._swept = 0
+
+    def ring(self) -> Ring | None:
+        """Tell how large the ring was at the last look; None before the first. From any thread."""
+        return self._ring
 
     def run(self) -> None:
         """Look again and again."""
@@ -83,6 +92,9 @@ class QueueRotation:
             if self._turns % SWEEP_EVERY == 1:
                 self.sweep(connection)
             ring = [Segment(*row) for row in connection.execute(self._sql["segments"])]
+            self._ring = Ring(
+                bytes=sum(one.bytes for one in ring), held=len(self._rests), swept=self._swept
+            )
             for segment in ring:
                 due = self._turns >= self._next.get(segment.number, 0)
                 if segment.bytes and not segment.current and due:
@@ -100,6 +112,7 @@ class QueueRotation:
         row = connection.execute(self._sql["sweep"]).fetchone()
         swept = 0 if row is None else int(row[0])
         if swept:
+            self._swept += swept
             log.warning("broker.messages_swept", count=swept, reason="their tenant was deleted")
         return swept
 
@@ -107,6 +120,7 @@ class QueueRotation:
         table = sql.Identifier("tenantry", f"queued_{segment.number}")
         empty = sql.SQL("SELECT NOT EXISTS (SELECT FROM {})").format(table)
         if not _yes(connection, empty):
+            self._rests.pop(segment.number, None)
             return
         try:
             with connection.transaction():
@@ -119,10 +133,19 @@ class QueueRotation:
             self._rests.pop(segment.number, None)
         except errors.LockNotAvailable:
             # All others have waited behind us: so not again at once, where it is of no use.
-            rest = min(LONGEST_REST, 2 * self._rests.get(segment.number, 0) or 1)
+            before = self._rests.get(segment.number, 0)
+            rest = min(LONGEST_REST, 2 * before or 1)
             self._rests[segment.number] = rest
             self._next[segment.number] = self._turns + rest
-            log.debug("broker.segment_in_use", segment=segment.number)
+            if before < rest == LONGEST_REST:
+                holders = connection.execute(self._sql["holders"], {"segment": segment.number})
+                log.warning(
+                    "broker.segment_in_use",
+                    segment=segment.number,
+                    bytes=segment.bytes,
+                    held_by=[f"process {pid} of {user}, {age} s" for pid, user, age in holders],
+                    remedy="the disk it takes is free once their transactions have ended",
+                )
 
 
 def _yes(connection: Connection, query: sql.Composed) -> bool:
