@@ -21,6 +21,13 @@ def api() -> Iterator[Served]:
         yield served
 
 
+@pytest.fixture(scope="module")
+def described() -> Iterator[Served]:
+    """Where nothing is asked for but the description: to make it costs more than to serve it."""
+    with serving(World()) as served:
+        yield served
+
+
 def test_a_running_daemon_is_healthy_and_ready(api: Served) -> None:
     assert api.control.get("/healthz").json() == {"status": "ok"}
     assert api.control.get("/readyz").json() == {"state": "running"}
@@ -78,8 +85,8 @@ def test_the_info_is_shown_as_given(api: Served) -> None:
 
 
 @pytest.mark.parametrize("path", ["/docs", "/swagger/index.html"])
-def test_the_documentation_needs_nothing_from_elsewhere(api: Served, path: str) -> None:
-    page = api.tcp.get(path)
+def test_the_documentation_needs_nothing_from_elsewhere(described: Served, path: str) -> None:
+    page = described.tcp.get(path)
     assert page.headers["content-type"].startswith("text/html")
     assert "default-src 'self'" in page.headers["content-security-policy"]
     assert "://" not in page.text
@@ -90,7 +97,7 @@ def test_the_documentation_needs_nothing_from_elsewhere(api: Served, path: str) 
     for link in links:
         if not link.startswith("data:"):
             there = urljoin(seen, link).removeprefix("http://proxy/some/prefix")
-            found = api.tcp.get(there)
+            found = described.tcp.get(there)
             assert found.status_code == 200
             if link.endswith("start.js"):
                 assert "://" not in found.text
@@ -102,8 +109,8 @@ def test_the_documentation_needs_nothing_from_elsewhere(api: Served, path: str) 
                 assert len(found.text) > 9999
 
 
-def test_the_description_places_the_api_where_it_was_found_itself(api: Served) -> None:
-    (server,) = api.tcp.get("/openapi.json").json()["servers"]
+def test_the_description_places_the_api_where_it_was_found_itself(described: Served) -> None:
+    (server,) = described.tcp.get("/openapi.json").json()["servers"]
     there = urljoin("http://proxy/some/prefix/openapi.json", server["url"])
     assert there == "http://proxy/some/prefix/"
 
@@ -114,12 +121,12 @@ def _operations(document: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, 
             yield method.upper(), path, operation
 
 
-def test_every_route_is_described_with_its_errors(api: Served) -> None:
-    document = api.control.get("/openapi.json").json()
-    described = {(method, path) for method, path, _ in _operations(document)}
+def test_every_route_is_described_with_its_errors(described: Served) -> None:
+    document = described.control.get("/openapi.json").json()
+    served = {(method, path) for method, path, _ in _operations(document)}
     pages = {("GET", "/openapi.json"), ("GET", "/docs"), ("GET", "/swagger/{asset}")}
     table = {(method, path.replace(":any", "")): access for (method, path), access in TABLE.items()}
-    assert described == table.keys() - pages
+    assert served == table.keys() - pages
     for method, path, operation in _operations(document):
         assert operation["summary"], path
         assert operation["description"], path
@@ -133,16 +140,16 @@ def test_every_route_is_described_with_its_errors(api: Served) -> None:
         assert public or {"401", "403"} <= errors
 
 
-def test_the_document_holds_no_dangling_reference_and_no_foreign_error(api: Served) -> None:
-    answer = api.control.get("/openapi.json")
+def test_the_document_holds_no_dangling_reference_and_no_foreign_error(described: Served) -> None:
+    answer = described.control.get("/openapi.json")
     schemas = answer.json()["components"]["schemas"]
     references = set(re.findall(r'"#/components/schemas/([^"]+)"', answer.text))
     assert references <= schemas.keys()
     assert "HTTPValidationError" not in schemas
 
 
-def test_every_field_of_a_body_has_an_example_and_says_what_it_is_for(api: Served) -> None:
-    schemas = api.control.get("/openapi.json").json()["components"]["schemas"]
+def test_every_field_of_a_body_has_an_example_and_says_what_it_is_for(described: Served) -> None:
+    schemas = described.control.get("/openapi.json").json()["components"]["schemas"]
     for model in ("TenantCreation", "Concurrency", "NewTopics", "Publication"):
         for name, field in schemas[model]["properties"].items():
             told = [field, *field.get("anyOf", [])]
@@ -150,8 +157,8 @@ def test_every_field_of_a_body_has_an_example_and_says_what_it_is_for(api: Serve
             assert any("description" in one for one in told), (model, name)
 
 
-def test_every_error_is_shown_by_an_example_of_its_own_status(api: Served) -> None:
-    document = api.control.get("/openapi.json").json()
+def test_every_error_is_shown_by_an_example_of_its_own_status(described: Served) -> None:
+    document = described.control.get("/openapi.json").json()
     for method, path, operation in _operations(document):
         for status, answer in operation["responses"].items():
             for content in answer.get("content", {}).values():
@@ -159,15 +166,15 @@ def test_every_error_is_shown_by_an_example_of_its_own_status(api: Served) -> No
                     assert content["example"]["status"] == int(status), (method, path)
 
 
-def test_every_parameter_is_described_and_none_may_be_null(api: Served) -> None:
-    document = api.control.get("/openapi.json").json()
+def test_every_parameter_is_described_and_none_may_be_null(described: Served) -> None:
+    document = described.control.get("/openapi.json").json()
     for method, path, operation in _operations(document):
         for parameter in operation.get("parameters", []):
             assert parameter["description"], (method, path, parameter["name"])
             assert "anyOf" not in parameter["schema"], (method, path, parameter["name"])
 
 
-def test_every_tag_is_described(api: Served) -> None:
-    document = api.control.get("/openapi.json").json()
+def test_every_tag_is_described(described: Served) -> None:
+    document = described.control.get("/openapi.json").json()
     used = {tag for _, _, operation in _operations(document) for tag in operation["tags"]}
     assert used == {tag["name"] for tag in document["tags"] if tag["description"]}
