@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import shutil
 import threading
 from collections.abc import Collection, Iterator, Sequence
@@ -12,8 +14,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import fastapi.routing
 import httpx
 from fastapi import FastAPI
+from fastapi.dependencies.models import Dependant
 
 from tenantry.api.app import create_app
 from tenantry.api.port import (
@@ -69,6 +73,27 @@ from tests.fakes.pages import RowsReader
 
 CURSOR_KEY = b"a key for cursors in tests"
 SECRET = "a secret of sixty-four bytes or more, so that it would do for HS512"
+
+_read_signature = fastapi.routing._build_dependant_with_parameterless_dependencies
+_signatures: dict[object, tuple[Dependant, Any, bool]] = {}
+
+
+def _signature_once(*, path: str, call: Any, dependencies: Sequence[Any]) -> Any:
+    """Read what a route takes from its function, once for all functions of the same code.
+
+    Hundreds of applications are made, and it is most of what it takes to make one.
+    """
+    if dependencies or call.__kwdefaults__:
+        return _read_signature(path=path, call=call, dependencies=dependencies)
+    key = (path, call.__code__, call.__defaults__)
+    if key not in _signatures:
+        _signatures[key] = _read_signature(path=path, call=call, dependencies=dependencies)
+    dependant, body, embedded = _signatures[key]
+    return dataclasses.replace(dependant, call=call), body, embedded
+
+
+fastapi.routing._build_dependant_with_parameterless_dependencies = _signature_once
+fastapi.routing.create_model_field = functools.cache(fastapi.routing.create_model_field)
 
 
 class FakeControl:
