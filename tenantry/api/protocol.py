@@ -12,6 +12,7 @@ import h11
 import structlog
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from tenantry.api.handshakes import Handshakes
 from tenantry.api.problems import MEDIA_TYPE, Problem
 
 _log: Final[structlog.stdlib.BoundLogger] = structlog.get_logger(__name__)
@@ -47,6 +48,7 @@ class BoundedH11(H11Protocol):
 
     most_connections: ClassVar[int]
     headless: ClassVar[dict[str, dict[BoundedH11, float]]]
+    handshakes: ClassVar[Handshakes | None]
     told: ClassVar[bool] = False
     _peer_address = ""
     _headless = True
@@ -58,6 +60,8 @@ class BoundedH11(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin a connection, or end it at once where there are too many."""
         super().connection_made(transport)
+        if self.handshakes is not None:
+            self.handshakes.end(transport.get_extra_info("socket").fileno())
         self._peer_address = peer_of(transport).partition(" ")[0]
         if len(self.connections) > self.most_connections:
             self._tell_once()
@@ -209,9 +213,13 @@ class BoundedH11(H11Protocol):
             self._write_timer = None
 
 
-def bounded_h11(most_connections: int) -> type[BoundedH11]:
-    """Make the protocol of a listener that may have so many connections at once."""
-    return type("BoundedH11", (BoundedH11,), {"most_connections": most_connections, "headless": {}})
+def bounded_h11(most_connections: int, handshakes: Handshakes | None = None) -> type[BoundedH11]:
+    """Make the protocol of a listener that may have so many connections at once.
+
+    With `handshakes`, a connection that gets as far as this has come through one.
+    """
+    own = {"most_connections": most_connections, "headless": {}, "handshakes": handshakes}
+    return type("BoundedH11", (BoundedH11,), own)
 
 
 def peer_of(transport: Any) -> str:

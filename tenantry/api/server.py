@@ -16,6 +16,7 @@ import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tenantry.api.connection import RELAYED_PEER, Connection, Listener, mark
+from tenantry.api.handshakes import Handshakes
 from tenantry.api.heads import as_get
 from tenantry.api.listeners import (
     ControlSocket,
@@ -161,7 +162,13 @@ class ApiServer:
         if self._relay is not None:
             servers.append((self._server(Listener.TCP, closing, relayed=True), self._relay.near))
         if self._tcp is not None:
-            servers.append((self._server(Listener.TCP, closing), Shedding(self._tcp)))
+            handshakes = None if self._tls is None else Handshakes(self._max_connections // 4 or 1)
+            servers.append(
+                (
+                    self._server(Listener.TCP, closing, handshakes=handshakes),
+                    Shedding(self._tcp, handshakes),
+                )
+            )
         with self._guard:
             self._loop, self._closing = asyncio.get_running_loop(), closing
             if self._stopping:  # it came before there was a loop to tell
@@ -189,12 +196,17 @@ class ApiServer:
                 wait.cancel()
 
     def _server(
-        self, listener: Listener, closing: asyncio.Event, *, relayed: bool = False
+        self,
+        listener: Listener,
+        closing: asyncio.Event,
+        *,
+        relayed: bool = False,
+        handshakes: Handshakes | None = None,
     ) -> _Server:
         config = uvicorn.Config(
             _Entrance(self._app, listener, closing, relayed=relayed),
             interface="asgi3",
-            http=bounded_h11(self._max_connections),
+            http=bounded_h11(self._max_connections, handshakes),
             ws="none",
             loop="asyncio",
             lifespan="off",
@@ -223,7 +235,7 @@ class ApiServer:
 
 
 class _Loop(asyncio.SelectorEventLoop):
-    """A loop whose TLS handshakes have some seconds: until then a connection is not counted."""
+    """A loop whose TLS handshakes have some seconds: until then uvicorn knows of no connection."""
 
     async def create_server(self, *arguments: Any, **keywords: Any) -> asyncio.Server:
         """Begin to listen."""

@@ -11,6 +11,8 @@ from typing import Any, Final
 
 import structlog
 
+from tenantry.api.handshakes import Handshakes
+
 _log: Final[structlog.stdlib.BoundLogger] = structlog.get_logger(__name__)
 
 PAUSE: Final = 0.05
@@ -26,24 +28,29 @@ class Shedding(socket.socket):
     it a thousand times a second. The reserve is what such a client is accepted with, and let go.
     """
 
-    def __init__(self, listening: socket.socket) -> None:
+    def __init__(self, listening: socket.socket, handshakes: Handshakes | None = None) -> None:
+        """With `handshakes`, clients that are accepted begin one."""
         super().__init__(
             listening.family, listening.type, listening.proto, fileno=listening.detach()
         )
         self.setblocking(False)
         self._told = False
+        self._handshakes = handshakes
         self._reserve = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
 
     def accept(self) -> tuple[socket.socket, Any]:
         """Accept the next client. Raises `BlockingIOError` where there is none to be served."""
         try:
-            return super().accept()
+            connection, address = super().accept()
         except OSError as error:
             if error.errno not in _EXHAUSTED:
                 raise
             self._tell(error)
             self._turn_away()
             raise BlockingIOError(errno.EAGAIN, "no descriptor is free") from error
+        if self._handshakes is not None:
+            self._handshakes.begin(connection, str(address[0]))
+        return connection, address
 
     def close(self) -> None:
         """Stop listening."""

@@ -6,11 +6,13 @@ import shutil
 import socket
 import ssl
 import subprocess
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import httpx
 import pytest
 
+from tenantry.api import handshakes
 from tenantry.api import server as serving_module
 from tenantry.api.server import ApiServer, ListenError
 from tenantry.settings import SettingsError, load
@@ -79,6 +81,57 @@ def test_a_client_that_does_not_shake_hands_is_let_go(
         socket.create_connection(("127.0.0.1", api.server.tcp_port or 0), timeout=10) as raw,
     ):
         assert raw.recv(1) == b""
+
+
+def test_a_client_that_shakes_no_hands_has_but_some_connections(
+    files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(handshakes, "OF_A_CLIENT", 3)
+    monkeypatch.setattr(handshakes, "HURRY_SECONDS", 0.0)
+    with serving(World(), tls=files) as api, ExitStack() as opened:
+        address = ("127.0.0.1", api.server.tcp_port or 0)
+        context = ssl.create_default_context(cafile=files[0])
+        # Who has come through a handshake is not counted any more.
+        used = opened.enter_context(
+            context.wrap_socket(
+                socket.create_connection(address, timeout=10), server_hostname="127.0.0.1"
+            )
+        )
+        silent = [
+            opened.enter_context(socket.create_connection(address, timeout=10)) for _ in range(6)
+        ]
+        for one in silent[:3]:
+            assert one.recv(1) == b""
+        # Those that are left may still shake hands, the oldest of them too.
+        late = opened.enter_context(context.wrap_socket(silent[3], server_hostname="127.0.0.1"))
+        for one in (used, late):
+            one.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            assert one.recv(100).startswith(b"HTTP/1.1 200")
+
+
+def test_of_too_many_handshakes_in_all_those_of_whoever_has_most_make_room() -> None:
+    pairs = [socket.socketpair() for _ in range(6)]
+    owners = ["one", "one", "two", "one", "three", "four"]
+    known = handshakes.Handshakes(4)
+    for (mine, _), owner in zip(pairs, owners, strict=True):
+        known.begin(mine, owner)
+    for _, theirs in pairs:
+        theirs.setblocking(False)
+    ended = []
+    for number, (_, theirs) in enumerate(pairs):
+        with suppress(BlockingIOError):
+            assert theirs.recv(1) == b""
+            ended.append(number)
+    assert ended == [0, 1]
+    for pair in pairs:
+        for one in pair:
+            one.close()
+    # What has been closed in the meantime takes nobody's place.
+    mine, theirs = socket.socketpair()
+    known.begin(mine, "five")
+    assert known._addresses == {mine.fileno(): "five"}
+    mine.close()
+    theirs.close()
 
 
 def test_files_that_will_not_do_are_named_before_anything_is_served(
