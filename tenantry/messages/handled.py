@@ -39,7 +39,11 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 SMALLEST_CHUNK: Final = 4
-_CLOSE_PATH: Final = f"SET LOCAL search_path = {SEARCH_PATH}".encode()
+_OURS_AGAIN: Final = (
+    f"RESET SESSION AUTHORIZATION; RESET ROLE; SET LOCAL search_path = {SEARCH_PATH}".encode()
+)
+"""A handler may have worked as another role, with fewer rights: the rows are ours to write."""
+
 LARGEST_CHUNK: Final = 1024
 
 
@@ -218,7 +222,7 @@ class HandledTransaction:
             if ran.count > len(ran.harmless):
                 pace.failed()
         if began:
-            self._connection.execute(_CLOSE_PATH)
+            self._connection.execute(_OURS_AGAIN)
         outcome.left += todo
 
     def _run_chunk(self, chunk: Sequence[Entry]) -> tuple[Ran, Failure | None]:

@@ -21,7 +21,7 @@ from psycopg import errors
 
 from tenantry import failpoints
 from tenantry.database.errors import DatabaseUnavailableError
-from tenantry.database.failures import one_line
+from tenantry.database.failures import UNFIT, one_line
 from tenantry.handlers.crew import Crew
 from tenantry.handlers.message import Handler
 from tenantry.messages.attempts import HANDLER_TIMEOUT, WORKER_KILLED, Attempts, RetryPolicy
@@ -294,5 +294,8 @@ def _errors_of(tenant_id: str) -> Iterator[None]:
         raise StoreUnavailableError(str(error)) from error
     except errors.UndefinedTable as error:
         raise PartitionMissingError(f"tenant {tenant_id!r} has no partition") from error
+    except UNFIT as error:
+        # Of our own statements: what a handler's fail with is its message's failure.
+        raise StoreUnavailableError(one_line(error)) from error
     except psycopg.Error as error:
         raise MessageStoreError(one_line(error)) from error

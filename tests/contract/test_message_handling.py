@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import secrets
 import threading
 import time
 from collections.abc import Iterator
@@ -533,6 +534,39 @@ def test_what_a_handler_sets_on_its_connection_is_gone_for_the_next(world: World
         # Nobody has it any more.
         row = connection.execute("SELECT pg_try_advisory_lock(7)").fetchone()
         assert row == (True,)
+
+
+def test_a_handler_may_work_as_a_role_with_fewer_rights(world: World) -> None:
+    role = f"app_{secrets.token_hex(4)}"
+    with world.database.connection() as connection:
+        connection.execute(f"CREATE ROLE {role}; GRANT ALL ON public.effects TO {role}".encode())
+
+    def act(message: Message, cursor: psycopg.Cursor[Any]) -> None:
+        cursor.execute(f"SET ROLE {role}".encode())
+        cursor.execute("UPDATE effects SET attempt = attempt + 1 WHERE id = %s", [message.id])
+
+    try:
+        assert world.store(act).store(TENANT, [incoming("1"), incoming("2")]).stored == 2
+        assert world.effects() == [("1", 2), ("2", 2)]
+    finally:
+        with world.database.connection() as connection:
+            connection.execute(f"DROP OWNED BY {role}; DROP ROLE {role}".encode())
+
+
+def test_what_was_taken_out_of_the_schema_is_no_messages_fault_nor_its_workers(
+    world: World,
+) -> None:
+    store = world.store()
+    with world.database.connection() as connection:
+        connection.execute("ALTER FUNCTION tenantry.store_messages RENAME TO gone")
+        try:
+            with pytest.raises(StoreUnavailableError, match="does not exist"):
+                store.store(TENANT, [incoming("1")])
+        finally:
+            connection.execute("ALTER FUNCTION tenantry.gone RENAME TO store_messages")
+    assert world.effects() == []
+    assert world.attempts() == []
+    assert store.store(TENANT, [incoming("1")]).stored == 1
 
 
 def test_slow_handlers_leave_the_rest_of_a_batch_to_others(world: World) -> None:
