@@ -6,11 +6,13 @@ import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from typing import Any
 
 import psycopg
 import pytest
 
-from tenantry.broker.port import BrokerError
+from tenantry.broker.port import BrokerError, BrokerUnavailableError
+from tenantry.broker.postgres.publishing import PostgresPublishing
 from tenantry.broker.topology import consumed
 from tenantry.database.migrations import migrate
 from tenantry.database.pool import Database
@@ -121,6 +123,32 @@ def test_a_full_queue_of_notifications_fails_no_commit_and_keeps_nobody_from_hea
         waiting.join(60)
         assert heard == [True]
         assert store.wait_for_events(row[0], 0)
+        broker.administration.remove_topology(tenant.tenant_id)
+
+
+def test_whose_commit_finds_the_queue_of_notifications_filled_meanwhile_is_told_to_try_again(
+    small_server: str, opened: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put = PostgresPublishing._put
+    with brokers.postgres(opened) as broker, psycopg.connect(small_server) as deaf:
+        tenant = broker.tenant()
+        with opened.connection() as connection:
+            connection.execute("UPDATE tenantry.queues SET asleep = true")
+        deaf.execute("LISTEN anything")
+        deaf.commit()
+        deaf.execute("SELECT 1")
+
+        def fill_up(self: PostgresPublishing, *given: Any) -> None:
+            put(self, *given)
+            fill_the_queue(small_server)
+
+        monkeypatch.setattr(PostgresPublishing, "_put", fill_up)
+        with pytest.raises(BrokerUnavailableError, match="too many notifications"):
+            broker.publish(tenant, "default", b"not now")
+        monkeypatch.undo()
+        # Once whoever kept it is gone, and by then without being told, it is taken.
+        broker.publish(tenant, "default", b"now")
+        assert broker.ready(tenant.queues()[0].name) == [b"now"]
         broker.administration.remove_topology(tenant.tenant_id)
 
 

@@ -45,6 +45,7 @@ class PostgresPublishing:
         if not messages:
             return
         until = time.monotonic() + timeout
+        put = False
         try:
             with (
                 self._database.connection(timeout) as connection,
@@ -56,11 +57,15 @@ class PostgresPublishing:
                     part = list(group)
                     for start in range(0, len(part), AT_ONCE):
                         self._put(connection, stream, part[start : start + AT_ONCE])
+                put = True
         except DatabaseUnavailableError as error:
             raise BrokerUnavailableError(str(error)) from error
         except errors.UndefinedObject as error:
             raise UnroutableError(error.diag.message_primary or one_line(error)) from error
         except psycopg.Error as error:
+            if put and isinstance(error, errors.ProgramLimitExceeded):
+                # Others have filled the queue of notifications since this one was put into it.
+                raise BrokerUnavailableError(one_line(error)) from error
             raise BrokerError(f"a message can't be queued: {one_line(error)}") from error
 
     def _put(self, connection: Connection, stream: str, part: Sequence[Outgoing]) -> None:
