@@ -35,6 +35,8 @@ class Reading(RuleBasedStateMachine):
         self.in_hand: set[int] = set()
         self.committed: set[int] = set()
         self.given: list[int] = []
+        self.told = False
+        """Whether something was committed since the last fetch: the reader hears of it."""
         self.reading = a_reading()
         self.stragglers = Stragglers()
 
@@ -66,8 +68,31 @@ class Reading(RuleBasedStateMachine):
     def end(self, data: st.DataObject, good: bool) -> None:
         publisher = self.open.pop(data.draw(st.sampled_from(sorted(self.open))))
         if good:
-            self.lying.update(publisher.seqs)
-            self.committed.update(publisher.seqs)
+            self.commit(publisher)
+
+    def commit(self, publisher: Publisher) -> None:
+        self.lying.update(publisher.seqs)
+        self.committed.update(publisher.seqs)
+        self.told = True
+
+    @rule(messages=st.integers(1, 2), busy=st.booleans())
+    def an_elder_overtakes_who_stays_open(self, messages: int, busy: bool) -> None:
+        self.begin(0)
+        elder = self.open[self.transaction]
+        self.begin(messages)
+        self.put(elder, 1)
+        self.commit(self.open.pop(elder.number))
+        self.fetch(5)
+        if busy:
+            self.pass_by()
+
+    @rule()
+    def another_takes_over(self) -> None:
+        # What was in hand lies in the queue again, and is delivered again.
+        self.given = [seq for seq in self.given if seq not in self.in_hand]
+        self.in_hand.clear()
+        self.reading = a_reading()
+        self.stragglers.greet(self.reading)
 
     @rule()
     def a_second_passes(self) -> None:
@@ -80,17 +105,20 @@ class Reading(RuleBasedStateMachine):
     @rule()
     def others_are_busy_for_seconds(self) -> None:
         for _ in range(4):
-            self.begin(1)
-            publisher = self.open.pop(self.transaction)
-            self.lying.update(publisher.seqs)
-            self.committed.update(publisher.seqs)
-            self.fetch(5)
+            self.pass_by()
             self.lying -= self.in_hand
             self.in_hand.clear()
             self.a_second_passes()
 
+    def pass_by(self) -> None:
+        """Publish a message and commit it, while the others stay open; and fetch."""
+        self.begin(1)
+        self.commit(self.open.pop(self.transaction))
+        self.fetch(5)
+
     @rule(most=st.integers(1, 5))
     def fetch(self, most: int) -> None:
+        self.told = False
         found = sorted(
             seq for seq in self.lying if seq > self.reading.floor and seq not in self.in_hand
         )[:most]
@@ -121,14 +149,21 @@ class Reading(RuleBasedStateMachine):
         assert set(self.given) <= self.committed
 
     def teardown(self) -> None:
-        for publisher in self.open.values():
-            self.lying.update(publisher.seqs)
-            self.committed.update(publisher.seqs)
-        self.open.clear()
+        for number in sorted(self.open):
+            self.commit(self.open.pop(number))
+            # A fetch may come between the commit and the look at who is open.
+            self.fetch(5)
         self.ask_who_is_open()
-        for _ in range(len(self.committed) + 1):
+        while self.reading.hungry or self.told:
             self.fetch(5)
         assert set(self.given) == self.committed
+        # And nothing is left over that would be passed over, or kept, for ever.
+        before = self.seq
+        for _ in range(3):
+            self.pass_by()
+        assert self.reading.floor >= before
+        assert not self.reading.owed
+        assert not self.stragglers
 
 
 TestReading = Reading.TestCase
@@ -152,3 +187,19 @@ def test_the_floor_rises_past_a_transaction_that_stays_open_and_looks_back_when_
     reading.fetched(45, exhausted=True, oldest_open=50, newest=50)
     assert reading.floor >= 20
     assert not stragglers
+
+
+def test_who_takes_a_queue_over_looks_back_for_those_that_were_met_before() -> None:
+    stragglers = Stragglers()
+    for newest in (20, 30):
+        now = OpenTransactions(oldest=7, newest=newest, open=frozenset({7}))
+        stragglers.note(now, [a_reading()])
+    reading = a_reading()
+    stragglers.greet(reading)
+    for last in (40, 50):
+        oldest = stragglers.oldest_other
+        reading.fetched(last, exhausted=True, oldest_open=max(oldest, last), newest=last)
+    assert reading.floor == 40
+    reading.hungry = False
+    stragglers.settle(OpenTransactions(oldest=60, newest=60, open=frozenset()), [reading])
+    assert (reading.floor, reading.hungry) == (0, True)
