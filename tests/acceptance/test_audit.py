@@ -11,9 +11,13 @@ from tests.waiting import eventually
 
 
 def pour(tenant: Tenant, count: int) -> None:
-    """Publish so many messages, of which every tenth is a repetition and every fiftieth bad."""
+    """Publish so many messages, of which every tenth is a repetition and every fiftieth bad.
+
+    Confirmed: of what a quorum queue has not taken yet when the channel closes some is lost.
+    """
     with pika.BlockingConnection(pika.URLParameters(tenant.amqp_url)) as connection:
         channel = connection.channel()
+        channel.confirm_delivery()
         for number in range(count):
             body = b"no JSON" if number % 50 == 49 else b"{}"
             identity = str(number - 1 if number % 10 == 9 else number)
@@ -29,22 +33,22 @@ def test_three_rows_deleted_by_hand_show_as_three(program: Program) -> None:
     program.settings["TENANTRY_AUDIT_EVERY_SECONDS"] = "0.5"
     program.start()
     tenant, other = program.create(), program.create("other")
-    pour(tenant, 1000)
-    eventually(lambda: program.runtime(tenant)["stored"] == 900, what="900 rows")
+    pour(tenant, 500)
+    eventually(lambda: program.runtime(tenant)["stored"] == 450, what="450 rows")
     before = program.cli("audit", "--json")
     assert before.code == 0, before.stdout
     shown = {one["tenant_id"]: one for one in before.json["tenants"]}[tenant.id]
     figures = [shown[name] for name in ("accepted", "stored", "duplicates", "dead_lettered")]
-    assert figures == [1000, 900, 80, 20]
-    assert shown["dead_letters"]["listed"] == 20
+    assert figures == [500, 450, 40, 10]
+    assert shown["dead_letters"]["listed"] == 10
     with psycopg.connect(program.database_url) as connection:
         connection.execute(
-            "DELETE FROM public.messages WHERE tenant_id = %s AND id IN ('0', '500', '998')",
+            "DELETE FROM public.messages WHERE tenant_id = %s AND id IN ('0', '250', '498')",
             [tenant.id],
         )
     after = program.cli("audit")
     assert after.code == 1
-    line = f"3 rows of tenant {tenant.id} are missing: counted 900 stored, 897 rows"
+    line = f"3 rows of tenant {tenant.id} are missing: counted 450 stored, 447 rows"
     assert after.stdout.splitlines()[-1] == line
     assert program.cli("audit", other.id).code == 0
     eventually(
@@ -59,21 +63,21 @@ def test_it_adds_up_while_messages_pour_in_and_after_letters_are_worked_off(
     running: Program,
 ) -> None:
     tenant = running.create()
-    with in_background(lambda: pour(tenant, 2000)):
+    with in_background(lambda: pour(tenant, 1000)):
         for _ in range(3):
             during = running.cli("audit", tenant.id, "--json")
             assert during.code == 0, during.stdout
-    eventually(lambda: running.runtime(tenant)["dead_lettered"] == 40, what="dead letters")
+    eventually(lambda: running.runtime(tenant)["dead_lettered"] == 20, what="dead letters")
     path = f"/tenants/{tenant.id}/dead-letters"
-    ids = [one["letter_id"] for one in running.get(f"{path}?limit=15")["data"]]
-    assert running.call("DELETE", path, {"ids": ids}).json() == {"discarded": 15}
-    assert running.call("POST", f"{path}/replay", {"all": True}).json() == {"replayed": 25}
-    eventually(lambda: running.runtime(tenant)["dead_lettered"] == 65, what="dead letters again")
+    ids = [one["letter_id"] for one in running.get(f"{path}?limit=8")["data"]]
+    assert running.call("DELETE", path, {"ids": ids}).json() == {"discarded": 8}
+    assert running.call("POST", f"{path}/replay", {"all": True}).json() == {"replayed": 12}
+    eventually(lambda: running.runtime(tenant)["dead_lettered"] == 32, what="dead letters again")
     shown = running.cli("audit", tenant.id, "--json")
     assert shown.code == 0, shown.stdout
     letters = shown.json["tenants"][0]["dead_letters"]
     assert letters == {
-        "kept": 65, "replayed": 25, "discarded": 15, "missing": 0, "listed": 25, "queued": 25,
+        "kept": 32, "replayed": 12, "discarded": 8, "missing": 0, "listed": 12, "queued": 12,
     }  # fmt: skip
     # Taken out of the queue behind the daemon's back. The broker's counts are up to 5 s old.
     with running.connect_admin() as connection:
@@ -82,7 +86,7 @@ def test_it_adds_up_while_messages_pour_in_and_after_letters_are_worked_off(
         lambda: running.get(f"/tenants/{tenant.id}/audit")["differences"], timeout=30
     )
     assert [(one["kind"], one["expected"], one["found"]) for one in found] == [
-        ("dead_letter_queue", 25, 0)
+        ("dead_letter_queue", 12, 0)
     ]
 
 

@@ -249,7 +249,9 @@ def test_what_is_published_for_a_former_tenant_does_not_arrive_in_the_next_ones_
     with pytest.raises(pika.exceptions.AMQPError):
         pika.BlockingConnection(pika.URLParameters(tenant.amqp_url))
     with pika.BlockingConnection(pika.URLParameters(again.amqp_url)) as client:
-        client.channel().basic_publish(again.stream, "default", b'"new"')
+        renewed = client.channel()
+        renewed.confirm_delivery()
+        renewed.basic_publish(again.stream, "default", b'"new"')
     page = f"/messages?tenant_id={again.id}"
     found = eventually(lambda: shared.get(page)["data"], what="the new row")
     assert [(one["payload"], one["position"]) for one in found] == [("new", 1)]

@@ -204,8 +204,10 @@ def test_a_hundred_streams_take_no_thread_each(api: Served) -> None:
     try:
         for _ in range(100):
             raw = socket.create_connection(("127.0.0.1", api.server.tcp_port or 0), timeout=10)
-            raw.sendall(b"GET /messages/stream?tenant_id=acme HTTP/1.1\r\nHost: localhost\r\n\r\n")
             sockets.append(raw)
+            raw.sendall(b"GET /messages/stream?tenant_id=acme HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            # One by one: of connections whose head has not been read a client has but a few.
+            assert raw.recv(4) == b"HTTP"
         eventually(lambda: api.app.state.services.streams.open == 100, what="100 streams")
         store(api)
         for raw in sockets:

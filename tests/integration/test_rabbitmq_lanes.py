@@ -100,7 +100,9 @@ def test_a_silent_queue_is_left_alone_until_it_answers(
     bad.heard("consuming", 2)
     eventually(lambda: connections(consuming) == [2], what="one connection for both")
     with pika.BlockingConnection(pika.URLParameters(broker.host.url)) as connection:  # type: ignore[union-attr]
-        connection.channel().basic_publish("", names.queue_name(silent.tenant_id), b"2")
+        channel = connection.channel()
+        channel.confirm_delivery()
+        channel.basic_publish("", names.queue_name(silent.tenant_id), b"2")
     assert bodies(bad.received(1))[-1:] == [b"2"]
     assert good.log.count(("lost", 1)) == 1
     assert len([word for word, _ in good.log if word == "lost"]) == 1

@@ -222,6 +222,7 @@ def test_very_many_ids_and_very_many_letters_take_several_calls(
 def test_what_can_not_be_done_now_is_tried_again_for_a_while(
     api: Served, run: Run, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
+    api.app.state.services.turns._patience = 0.01  # the API's own, of which a test waits out none
     reject(api.world, "a")
     pauses: list[float] = []
 
