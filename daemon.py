@@ -7,11 +7,9 @@ stops run in the opposite order.
 from __future__ import annotations
 
 if __name__ == "__main__":  # first of all, so that signals are heard while the rest is loaded
-    import sys
+    import runpy
 
-    from tenantry.cli.main import main
-
-    sys.exit(main())
+    runpy.run_module("tenantry", run_name="__main__", alter_sys=True)
 
 import gc
 import os
@@ -21,14 +19,14 @@ from typing import Final, NoReturn
 
 import structlog
 
-from actors import tree
-from actors.board import Board
-from actors.clock import ThreadClock
-from actors.control import ActorControl
-from actors.drain import drain_and_stop, report
-from actors.messages import Ref
-from actors.watch import Watch
 from tenantry import __version__, failpoints
+from tenantry.actors import tree
+from tenantry.actors.board import Board
+from tenantry.actors.clock import ThreadClock
+from tenantry.actors.control import ActorControl
+from tenantry.actors.drain import drain_and_stop, report
+from tenantry.actors.messages import Ref
+from tenantry.actors.watch import Watch
 from tenantry.api.entrance import Entrance
 from tenantry.api.port import SystemState
 from tenantry.api.standby import StandbyControl, term_status

@@ -10,9 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Final
 
-from actors.departures import Departures
-from actors.messages import Orphan, Ref
-from actors.pulse import mailbox_depth, pulse_of
+from tenantry.actors.departures import Departures
+from tenantry.actors.messages import Orphan, Ref
+from tenantry.actors.pulse import mailbox_depth, pulse_of
 from tenantry.api.port import ActorStatus, SystemState, TenantRuntime
 from tenantry.domain.tenant import Lifecycle, TenantState
 

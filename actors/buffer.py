@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
-from actors.clock import Clock
-from actors.messages import Batch, LingerOver, Ref
+from tenantry.actors.clock import Clock
+from tenantry.actors.messages import Batch, LingerOver, Ref
 from tenantry.broker.port import Delivery
 
 LARGEST_BATCH_BYTES: Final = 8 * 1024 * 1024

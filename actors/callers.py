@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections import deque
 from typing import Final
 
-from actors.board import TenantBoard
-from actors.messages import Execute
-from actors.record import Record
-from actors.supervision import answer, refuse
+from tenantry.actors.board import TenantBoard
+from tenantry.actors.messages import Execute
+from tenantry.actors.record import Record
+from tenantry.actors.supervision import answer, refuse
 from tenantry.api.port import Outcome, UnavailableError
 from tenantry.broker.port import Credentials
 from tenantry.messages.sql_access import SqlCredentials

@@ -8,16 +8,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-from actors.board import TenantBoard
-from actors.clock import tell
-from actors.consumer import Consumer, ConsumerPorts
-from actors.messages import Begin, Drain, Ref, Resubscribe, WorkerJoined, WorkerLost
-from actors.ports import TenantPorts
-from actors.provisioning import topology_of
-from actors.pulse import pulse_of
-from actors.restarts import Restarts
-from actors.supervision import EscalationError
-from actors.worker import Worker, WorkerPorts
+from tenantry.actors.board import TenantBoard
+from tenantry.actors.clock import tell
+from tenantry.actors.consumer import Consumer, ConsumerPorts
+from tenantry.actors.messages import Begin, Drain, Ref, Resubscribe, WorkerJoined, WorkerLost
+from tenantry.actors.ports import TenantPorts
+from tenantry.actors.provisioning import topology_of
+from tenantry.actors.pulse import pulse_of
+from tenantry.actors.restarts import Restarts
+from tenantry.actors.supervision import EscalationError
+from tenantry.actors.worker import Worker, WorkerPorts
 from tenantry.broker.port import QueueSpec
 from tenantry.domain.tenant import TenantState
 

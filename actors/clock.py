@@ -10,7 +10,7 @@ from typing import Final, Protocol
 
 import pykka
 
-from actors.messages import Ref
+from tenantry.actors.messages import Ref
 from tenantry.telemetry.heartbeat import Heartbeat
 
 BEAT_EVERY: Final = 1.0

@@ -13,10 +13,10 @@ from typing import Final
 
 import structlog
 
-from actors.board import REFUSALS, TenantBoard
-from actors.buffer import Buffer, ConsumerLimits
-from actors.clock import Clock
-from actors.messages import (
+from tenantry.actors.board import REFUSALS, TenantBoard
+from tenantry.actors.buffer import Buffer, ConsumerLimits
+from tenantry.actors.clock import Clock
+from tenantry.actors.messages import (
     Arrived,
     Batch,
     Begin,
@@ -39,10 +39,10 @@ from actors.messages import (
     WorkerJoined,
     WorkerLost,
 )
-from actors.roster import Roster
-from actors.settling import Settling
-from actors.sink import MailboxSink
-from actors.supervision import SupervisedActor
+from tenantry.actors.roster import Roster
+from tenantry.actors.settling import Settling
+from tenantry.actors.sink import MailboxSink
+from tenantry.actors.supervision import SupervisedActor
 from tenantry.broker import port as broker
 from tenantry.broker.port import Delivery, QueueSpec, Subscription
 

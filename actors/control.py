@@ -9,11 +9,11 @@ from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import suppress
 from typing import Final
 
-from actors.board import Board
-from actors.clock import tell
-from actors.messages import DrainAll, Execute, Orphan, Ping, Ref
-from actors.watch import Watch
 from tenantry import __version__
+from tenantry.actors.board import Board
+from tenantry.actors.clock import tell
+from tenantry.actors.messages import DrainAll, Execute, Orphan, Ping, Ref
+from tenantry.actors.watch import Watch
 from tenantry.api.port import (
     CommandTimeoutError,
     Outcome,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections import deque
 
-from actors.messages import Ref
-from actors.pulse import Pulse, pulse_of
+from tenantry.actors.messages import Ref
+from tenantry.actors.pulse import Pulse, pulse_of
 
 
 class Departures:

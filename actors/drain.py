@@ -16,9 +16,9 @@ from concurrent.futures import TimeoutError as FutureTimeoutError
 import pykka
 import structlog
 
-from actors.clock import tell
-from actors.messages import DrainAll, Orphan, Ref
-from actors.supervisor import STOP_TIMEOUT
+from tenantry.actors.clock import tell
+from tenantry.actors.messages import DrainAll, Orphan, Ref
+from tenantry.actors.supervisor import STOP_TIMEOUT
 
 log = structlog.get_logger("actors.drain")
 

@@ -8,10 +8,10 @@ from typing import Final
 
 import structlog
 
-from actors.clock import Clock
-from actors.provisioning import Provisioner, topology_of
-from actors.record import Record
-from actors.retrying import Unavailable
+from tenantry.actors.clock import Clock
+from tenantry.actors.provisioning import Provisioner, topology_of
+from tenantry.actors.record import Record
+from tenantry.actors.retrying import Unavailable
 from tenantry.api.port import CommandFailedError
 from tenantry.broker.port import (
     BrokerError,

@@ -7,11 +7,11 @@ from typing import Final
 
 import structlog
 
-from actors.clock import Clock
-from actors.life import Life
-from actors.observer import Observer
-from actors.provisioning import Provisioner, topology_of
-from actors.record import Record
+from tenantry.actors.clock import Clock
+from tenantry.actors.life import Life
+from tenantry.actors.observer import Observer
+from tenantry.actors.provisioning import Provisioner, topology_of
+from tenantry.actors.record import Record
 from tenantry.broker.port import BrokerError
 from tenantry.broker.survey import Drift, DriftKind
 from tenantry.domain.commands import ConfirmRepaired

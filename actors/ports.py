@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from actors.buffer import ConsumerLimits
-from actors.clock import Clock
-from actors.observer import NoObserver, Observer
-from actors.provisioning import Provisioner
+from tenantry.actors.buffer import ConsumerLimits
+from tenantry.actors.clock import Clock
+from tenantry.actors.observer import NoObserver, Observer
+from tenantry.actors.provisioning import Provisioner
 from tenantry.broker.port import Consuming
 from tenantry.journal.port import EventStore
 from tenantry.messages.dead_letters import DeadLetterIndex

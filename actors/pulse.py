@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Final
 import pykka
 import structlog
 
-from actors.messages import Ref
+from tenantry.actors.messages import Ref
 from tenantry.telemetry.heartbeat import Heartbeat
 
 if TYPE_CHECKING:
-    from actors.supervision import SupervisedActor
+    from tenantry.actors.supervision import SupervisedActor
 
 log = structlog.get_logger("actors")
 

@@ -12,12 +12,12 @@ from typing import Final
 
 import structlog
 
-from actors.board import Board
-from actors.clock import Clock
-from actors.messages import Begin, Drifted, FirstLookDone, LookForDrift, Ref
-from actors.observer import Observer
-from actors.provisioning import Provisioner, topology_of
-from actors.supervision import SupervisedActor
+from tenantry.actors.board import Board
+from tenantry.actors.clock import Clock
+from tenantry.actors.messages import Begin, Drifted, FirstLookDone, LookForDrift, Ref
+from tenantry.actors.observer import Observer
+from tenantry.actors.provisioning import Provisioner, topology_of
+from tenantry.actors.supervision import SupervisedActor
 from tenantry.broker import drift
 from tenantry.broker.port import BrokerError
 from tenantry.broker.survey import Drift, DriftKind

@@ -7,9 +7,9 @@ from typing import Final
 
 import structlog
 
-from actors.board import TenantBoard
-from actors.clock import Clock
-from actors.observer import Observer
+from tenantry.actors.board import TenantBoard
+from tenantry.actors.clock import Clock
+from tenantry.actors.observer import Observer
 from tenantry.domain import names
 from tenantry.domain.commands import Command
 from tenantry.domain.tenant import TenantState, decide, fold

@@ -6,9 +6,9 @@ from typing import Final
 
 import structlog
 
-from actors.clock import Clock
-from actors.messages import Ref, TryAgain
-from actors.restarts import HOPELESS, backoff
+from tenantry.actors.clock import Clock
+from tenantry.actors.messages import Ref, TryAgain
+from tenantry.actors.restarts import HOPELESS, backoff
 from tenantry.broker.port import BrokerUnavailableError
 from tenantry.journal.port import JournalUnavailableError
 from tenantry.messages.port import StoreUnavailableError

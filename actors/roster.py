@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Final
 
-from actors.board import TenantBoard
-from actors.clock import Clock, tell
-from actors.messages import Batch, LookForIdle, Ref, Work, WorkerReleased, WorkerWanted
-from actors.pulse import pulse_of
+from tenantry.actors.board import TenantBoard
+from tenantry.actors.clock import Clock, tell
+from tenantry.actors.messages import Batch, LookForIdle, Ref, Work, WorkerReleased, WorkerWanted
+from tenantry.actors.pulse import pulse_of
 
 IDLE_SECONDS: Final = 60.0
 """How long a worker without work is kept."""

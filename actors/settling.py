@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from actors.clock import Clock
-from actors.holding import Holding
-from actors.messages import Batch, Ref, RetryDue
-from actors.window import Window
+from tenantry.actors.clock import Clock
+from tenantry.actors.holding import Holding
+from tenantry.actors.messages import Batch, Ref, RetryDue
+from tenantry.actors.window import Window
 from tenantry.broker.port import QueueSpec, Subscription
 from tenantry.messages.port import Held, StoreResult
 

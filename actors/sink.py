@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from actors.clock import tell
-from actors.messages import Arrived, Cancelled, ChannelLost, Consuming, QueuesSilent, Ref
+from tenantry.actors.clock import tell
+from tenantry.actors.messages import Arrived, Cancelled, ChannelLost, Consuming, QueuesSilent, Ref
 from tenantry.broker.port import Delivery
 
 

@@ -19,9 +19,9 @@ from typing import Any, Final, cast
 import pykka
 import structlog
 
-from actors.clock import tell
-from actors.messages import ChildFailed, Execute, Ping, Ref
-from actors.pulse import Pulse, SupervisedRef
+from tenantry.actors.clock import tell
+from tenantry.actors.messages import ChildFailed, Execute, Ping, Ref
+from tenantry.actors.pulse import Pulse, SupervisedRef
 from tenantry.api.port import Outcome, UnavailableError
 
 log = structlog.get_logger("actors")

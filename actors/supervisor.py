@@ -8,9 +8,9 @@ from typing import Final
 
 import structlog
 
-from actors.board import Board, TenantBoard
-from actors.clock import tell
-from actors.messages import (
+from tenantry.actors.board import Board, TenantBoard
+from tenantry.actors.clock import tell
+from tenantry.actors.messages import (
     Begin,
     ChildFailed,
     ChildStuck,
@@ -29,11 +29,11 @@ from actors.messages import (
     TenantGone,
     TryAgain,
 )
-from actors.ports import TenantPorts
-from actors.reconciler import Reconciler, ReconcilerPorts
-from actors.restarts import Restarts, backoff
-from actors.supervision import SupervisedActor, refuse
-from actors.tenant import Tenant
+from tenantry.actors.ports import TenantPorts
+from tenantry.actors.reconciler import Reconciler, ReconcilerPorts
+from tenantry.actors.restarts import Restarts, backoff
+from tenantry.actors.supervision import SupervisedActor, refuse
+from tenantry.actors.tenant import Tenant
 from tenantry.api.port import SystemState, UnavailableError
 from tenantry.domain import names
 from tenantry.domain.commands import CreateTenant

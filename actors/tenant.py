@@ -10,13 +10,13 @@ from functools import partial
 
 import structlog
 
-from actors.board import TenantBoard
-from actors.callers import Callers
-from actors.children import Children
-from actors.clock import tell
-from actors.life import Life
-from actors.mending import Mender
-from actors.messages import (
+from tenantry.actors.board import TenantBoard
+from tenantry.actors.callers import Callers
+from tenantry.actors.children import Children
+from tenantry.actors.clock import tell
+from tenantry.actors.life import Life
+from tenantry.actors.mending import Mender
+from tenantry.actors.messages import (
     Begin,
     ChildFailed,
     ChildStuck,
@@ -37,10 +37,10 @@ from actors.messages import (
     WorkerReleased,
     WorkerWanted,
 )
-from actors.ports import TenantPorts
-from actors.record import Record
-from actors.retrying import Retries, Unavailable
-from actors.supervision import SupervisedActor, claim, refuse
+from tenantry.actors.ports import TenantPorts
+from tenantry.actors.record import Record
+from tenantry.actors.retrying import Retries, Unavailable
+from tenantry.actors.supervision import SupervisedActor, claim, refuse
 from tenantry.api.port import CommandFailedError, UnavailableError
 from tenantry.broker.port import Credentials
 from tenantry.domain.commands import (

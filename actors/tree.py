@@ -6,15 +6,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from actors.board import Board
-from actors.buffer import ConsumerLimits
-from actors.clock import Clock, tell
-from actors.messages import Begin, Ref
-from actors.observer import Observer
-from actors.ports import TenantPorts
-from actors.provisioning import Provisioner
-from actors.reconciler import ReconcilerPorts
-from actors.supervisor import Supervisor, SupervisorPorts
+from tenantry.actors.board import Board
+from tenantry.actors.buffer import ConsumerLimits
+from tenantry.actors.clock import Clock, tell
+from tenantry.actors.messages import Begin, Ref
+from tenantry.actors.observer import Observer
+from tenantry.actors.ports import TenantPorts
+from tenantry.actors.provisioning import Provisioner
+from tenantry.actors.reconciler import ReconcilerPorts
+from tenantry.actors.supervisor import Supervisor, SupervisorPorts
 from tenantry.broker.port import Administration, Consuming, PasswordHashes
 from tenantry.journal.port import EventStore
 from tenantry.messages.dead_letters import DeadLetterIndex

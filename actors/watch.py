@@ -17,11 +17,11 @@ from typing import Final
 
 import structlog
 
-from actors.board import Board
-from actors.clock import tell
-from actors.messages import ChildStuck, Ref
-from actors.observer import NoObserver, Observer
-from actors.pulse import pulse_of, where_is
+from tenantry.actors.board import Board
+from tenantry.actors.clock import tell
+from tenantry.actors.messages import ChildStuck, Ref
+from tenantry.actors.observer import NoObserver, Observer
+from tenantry.actors.pulse import pulse_of, where_is
 from tenantry.api.port import SystemState
 from tenantry.telemetry.heartbeat import Heartbeat
 

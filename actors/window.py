@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
-from actors.messages import Batch
+from tenantry.actors.messages import Batch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,13 +8,13 @@ from typing import Final
 
 import structlog
 
-from actors.board import TenantBoard
-from actors.clock import Clock, tell
-from actors.messages import Batch, Begin, Ref, RetryWork, Work, WorkDone
-from actors.observer import NoObserver, Observer
-from actors.restarts import backoff
-from actors.reuse import Reuse
-from actors.supervision import SupervisedActor
+from tenantry.actors.board import TenantBoard
+from tenantry.actors.clock import Clock, tell
+from tenantry.actors.messages import Batch, Begin, Ref, RetryWork, Work, WorkDone
+from tenantry.actors.observer import NoObserver, Observer
+from tenantry.actors.restarts import backoff
+from tenantry.actors.reuse import Reuse
+from tenantry.actors.supervision import SupervisedActor
 from tenantry.domain import names
 from tenantry.domain.events import MessageDeadLettered, MessageIdsReused
 from tenantry.journal.port import ANY, EventStore, JournalUnavailableError, Metadata

@@ -36,7 +36,7 @@ ENVIRONMENT = "TENANTRY_TEST_PRELOADED"
 
 ROOT = Path(__file__).parents[1]
 MODULES = (
-    "daemon", "tenantry.cli.main", "tenantry.front.__main__", "tenantry.front.serving",
+    "tenantry.daemon", "tenantry.cli.main", "tenantry.front.__main__", "tenantry.front.serving",
     # What these load only when they come to need it: each daemon does.
     "anyio._backends._asyncio", "encodings.idna", "importlib.resources.readers", "pydantic.v1",
     "uvicorn.lifespan.off",

@@ -54,9 +54,9 @@ def run(
     load = partial(load_settings, config, overrides=overrides)
     settings = load()
 
-    from daemon import serve
     from tenantry.api.listeners import ListenError
     from tenantry.broker.port import BrokerError
+    from tenantry.daemon import serve
     from tenantry.database.errors import DatabaseError
     from tenantry.handlers.resolve import HandlerResolveError
     from tenantry.process.refusals import StartError

@@ -9,8 +9,8 @@ from dataclasses import replace
 
 import pytest
 
-from actors.clock import tell
-from actors.messages import Execute
+from tenantry.actors.clock import tell
+from tenantry.actors.messages import Execute
 from tenantry.api.port import ActorStatus, Outcome, SystemState
 from tenantry.api.vitals import Vitals
 from tenantry.journal.port import Metadata

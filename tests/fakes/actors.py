@@ -13,19 +13,19 @@ from typing import Any
 
 import pykka
 
-from actors.board import Board
-from actors.buffer import ConsumerLimits
-from actors.clock import ThreadClock, tell
-from actors.control import ActorControl
-from actors.drain import drain_and_stop
-from actors.messages import Begin, Orphan
-from actors.observer import NoObserver, Observer
-from actors.ports import TenantPorts
-from actors.provisioning import Provisioner
-from actors.pulse import pulse_of
-from actors.reconciler import ReconcilerPorts
-from actors.supervisor import Supervisor, SupervisorPorts
-from actors.watch import Watch
+from tenantry.actors.board import Board
+from tenantry.actors.buffer import ConsumerLimits
+from tenantry.actors.clock import ThreadClock, tell
+from tenantry.actors.control import ActorControl
+from tenantry.actors.drain import drain_and_stop
+from tenantry.actors.messages import Begin, Orphan
+from tenantry.actors.observer import NoObserver, Observer
+from tenantry.actors.ports import TenantPorts
+from tenantry.actors.provisioning import Provisioner
+from tenantry.actors.pulse import pulse_of
+from tenantry.actors.reconciler import ReconcilerPorts
+from tenantry.actors.supervisor import Supervisor, SupervisorPorts
+from tenantry.actors.watch import Watch
 from tenantry.api.port import Outcome
 from tenantry.broker import topology as layout
 from tenantry.broker.port import (

@@ -7,7 +7,14 @@ from itertools import accumulate, pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors.restarts import HOPELESS, LONGEST_BACKOFF, Intensity, Restarts, Verdict, backoff
+from tenantry.actors.restarts import (
+    HOPELESS,
+    LONGEST_BACKOFF,
+    Intensity,
+    Restarts,
+    Verdict,
+    backoff,
+)
 
 intensities = st.builds(
     Intensity,

@@ -9,8 +9,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from actors.messages import Batch
-from actors.window import Settlement, Window
+from tenantry.actors.messages import Batch
+from tenantry.actors.window import Settlement, Window
 from tenantry.broker.port import Delivery
 from tests.depth import examples
 from tests.fakes.actors import message

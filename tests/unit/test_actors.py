@@ -10,10 +10,10 @@ from typing import Any, NoReturn
 
 import pytest
 
-from actors import board, restarts, retrying
-from actors.board import Board
-from actors.clock import tell
-from actors.messages import Drifted, Execute, Ref, TryAgain
+from tenantry.actors import board, restarts, retrying
+from tenantry.actors.board import Board
+from tenantry.actors.clock import tell
+from tenantry.actors.messages import Drifted, Execute, Ref, TryAgain
 from tenantry.api.port import (
     CommandFailedError,
     CommandTimeoutError,
@@ -724,7 +724,7 @@ def test_a_drain_that_takes_too_long_names_its_orphans(tree: Tree) -> None:
 
 
 def drain(tree: Tree, seconds: float):  # type: ignore[no-untyped-def]
-    from actors.drain import drain_and_stop
+    from tenantry.actors.drain import drain_and_stop
 
     return drain_and_stop(tree.supervisor, seconds=seconds)
 

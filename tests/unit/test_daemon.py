@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-import daemon
+from tenantry import daemon
 from tenantry.process.signals import Signals, StopRequestedError
 from tenantry.settings import Settings, load
 

@@ -9,8 +9,8 @@ from typing import Any, cast
 
 import pytest
 
-from actors.board import Board
-from actors.watch import Watch
+from tenantry.actors.board import Board
+from tenantry.actors.watch import Watch
 from tenantry.broker.links import Loop
 from tenantry.database.keeper import LONGEST_START, PostgresKeeper
 from tenantry.front.process import LONGEST_LAUNCH, Front

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from actors.observer import NoObserver
+from tenantry.actors.observer import NoObserver
 from tenantry.broker.port import BrokerError, PasswordHash
 from tenantry.domain import names
 from tenantry.domain.commands import PauseTenant, RequestDeletion

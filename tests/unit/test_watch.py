@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from actors.board import Board
-from actors.pulse import Pulse, pulse_of
-from actors.reconciler import LONGEST_LOOK
-from actors.watch import MOST_ABANDONED, Watch
+from tenantry.actors.board import Board
+from tenantry.actors.pulse import Pulse, pulse_of
+from tenantry.actors.reconciler import LONGEST_LOOK
+from tenantry.actors.watch import MOST_ABANDONED, Watch
 from tenantry.domain.commands import PauseTenant, RequestDeletion, ResizeWorkers
 from tenantry.domain.tenant import Lifecycle
 from tenantry.messages.port import Partitions
