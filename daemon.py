@@ -27,22 +27,24 @@ from tenantry.actors.control import ActorControl
 from tenantry.actors.drain import drain_and_stop, report
 from tenantry.actors.messages import Ref
 from tenantry.actors.watch import Watch
-from tenantry.api.entrance import Entrance
-from tenantry.api.port import SystemState
-from tenantry.api.standby import StandbyControl, term_status
 from tenantry.assembly.api import open_leader_api, open_standby_api
+from tenantry.assembly.entrance import Entrance
 from tenantry.assembly.ground import Ground, lay
-from tenantry.database.credentials import PostgresCredentials
+from tenantry.assembly.handlers import store_patience
+from tenantry.assembly.standby import StandbyControl, term_status
+from tenantry.broker.password_hashes import PostgresCredentials
+from tenantry.control.port import SystemState
 from tenantry.database.embedded import EmbeddedPostgres
 from tenantry.database.keeper import PostgresKeeper
 from tenantry.database.loop import CONNECTIONS as PAGE_CONNECTIONS
 from tenantry.database.migrations import migrate_unless_led
 from tenantry.database.pool import Database
 from tenantry.database.server import Shares, take_share, warn
-from tenantry.database.tenants_sessions import LOOK_EVERY as SESSIONS_LOOK_EVERY
+from tenantry.dead_letters.keeper import LetterKeeper
 from tenantry.handlers.resolve import resolve
-from tenantry.handlers.wiring import store_patience
+from tenantry.isolation.sessions import LOOK_EVERY as SESSIONS_LOOK_EVERY
 from tenantry.journal.port import Metadata
+from tenantry.metrics.recorder import Recorder
 from tenantry.process.ending import DRAIN_SECONDS, end_at_latest
 from tenantry.process.limits import allow_open_files
 from tenantry.process.refusals import explained, make_state_dir
@@ -51,11 +53,9 @@ from tenantry.process.report import Report
 from tenantry.process.signals import Signals, StopRequestedError
 from tenantry.process.threads import Threads
 from tenantry.process.watchdog import Watchdog
-from tenantry.reprocessing.keeper import LetterKeeper
 from tenantry.schedule import Schedule
 from tenantry.settings import Settings, SettingsError
 from tenantry.telemetry.heartbeat import Heartbeat
-from tenantry.telemetry.metrics import Recorder
 from tenantry.telemetry.systemd import Notifier
 from tenantry.terms.candidate import Candidate
 from tenantry.terms.identity import holder_of

@@ -12,8 +12,8 @@ from typing import Final
 
 from tenantry.actors.departures import Departures
 from tenantry.actors.messages import Orphan, Ref
-from tenantry.actors.pulse import mailbox_depth, pulse_of
-from tenantry.api.port import ActorStatus, SystemState, TenantRuntime
+from tenantry.actors.supervision import mailbox_depth, pulse_of
+from tenantry.control.port import ActorStatus, SystemState, TenantRuntime
 from tenantry.domain.tenant import Lifecycle, TenantState
 
 _WINDOW: Final = 10

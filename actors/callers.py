@@ -9,8 +9,8 @@ from tenantry.actors.board import TenantBoard
 from tenantry.actors.messages import Execute
 from tenantry.actors.record import Record
 from tenantry.actors.supervision import answer, refuse
-from tenantry.api.port import Outcome, UnavailableError
 from tenantry.broker.port import Credentials
+from tenantry.control.port import Outcome, UnavailableError
 from tenantry.messages.sql_access import SqlCredentials
 
 LONGEST_STASH: Final = 100

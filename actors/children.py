@@ -14,9 +14,8 @@ from tenantry.actors.consumer import Consumer, ConsumerPorts
 from tenantry.actors.messages import Begin, Drain, Ref, Resubscribe, WorkerJoined, WorkerLost
 from tenantry.actors.ports import TenantPorts
 from tenantry.actors.provisioning import topology_of
-from tenantry.actors.pulse import pulse_of
 from tenantry.actors.restarts import Restarts
-from tenantry.actors.supervision import EscalationError
+from tenantry.actors.supervision import EscalationError, pulse_of
 from tenantry.actors.worker import Worker, WorkerPorts
 from tenantry.broker.port import QueueSpec
 from tenantry.domain.tenant import TenantState

@@ -14,7 +14,7 @@ from tenantry.actors.board import Board
 from tenantry.actors.clock import tell
 from tenantry.actors.messages import DrainAll, Execute, Orphan, Ping, Ref
 from tenantry.actors.watch import Watch
-from tenantry.api.port import (
+from tenantry.control.port import (
     CommandTimeoutError,
     Outcome,
     SystemStatus,

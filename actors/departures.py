@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import deque
 
 from tenantry.actors.messages import Ref
-from tenantry.actors.pulse import Pulse, pulse_of
+from tenantry.actors.pulse import Pulse
+from tenantry.actors.supervision import pulse_of
 
 
 class Departures:

@@ -12,13 +12,13 @@ from tenantry.actors.clock import Clock
 from tenantry.actors.provisioning import Provisioner, topology_of
 from tenantry.actors.record import Record
 from tenantry.actors.retrying import Unavailable
-from tenantry.api.port import CommandFailedError
 from tenantry.broker.port import (
     BrokerError,
     BrokerUnavailableError,
     Credentials,
     NotOursError,
 )
+from tenantry.control.port import CommandFailedError
 from tenantry.domain.commands import (
     AbandonProvisioning,
     AddTopics,

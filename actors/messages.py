@@ -8,9 +8,9 @@ from typing import Any, TypeAlias
 
 import pykka
 
-from tenantry.api.port import Outcome
 from tenantry.broker.port import Delivery
 from tenantry.broker.survey import Drift
+from tenantry.control.port import Outcome
 from tenantry.domain.commands import Command
 from tenantry.journal.port import Metadata
 from tenantry.messages.port import StoreResult, Tried

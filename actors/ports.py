@@ -9,8 +9,8 @@ from tenantry.actors.clock import Clock
 from tenantry.actors.observer import NoObserver, Observer
 from tenantry.actors.provisioning import Provisioner
 from tenantry.broker.port import Consuming
+from tenantry.dead_letters.port import DeadLetterIndex
 from tenantry.journal.port import EventStore
-from tenantry.messages.dead_letters import DeadLetterIndex
 from tenantry.messages.port import MessageStore
 
 

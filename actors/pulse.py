@@ -6,16 +6,11 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
-import pykka
 import structlog
 
-from tenantry.actors.messages import Ref
 from tenantry.telemetry.heartbeat import Heartbeat
-
-if TYPE_CHECKING:
-    from tenantry.actors.supervision import SupervisedActor
 
 log = structlog.get_logger("actors")
 
@@ -117,23 +112,3 @@ def where_is(thread: threading.Thread) -> str:
         places.append(f"{name}:{frame.f_lineno} in {frame.f_code.co_name}")
         frame = frame.f_back
     return " < ".join(places)
-
-
-class SupervisedRef(pykka.ActorRef["SupervisedActor"]):
-    """An actor's reference, with its pulse: what others may know of it without asking."""
-
-    def __init__(self, actor: SupervisedActor) -> None:
-        super().__init__(actor)
-        self.pulse = actor.pulse
-
-
-def pulse_of(ref: Ref) -> Pulse:
-    """Give the pulse of one of our actors."""
-    if not isinstance(ref, SupervisedRef):
-        raise TypeError(f"{ref} is no supervised actor")
-    return ref.pulse
-
-
-def mailbox_depth(ref: Ref) -> int:
-    """Count the messages waiting for an actor."""
-    return int(ref.actor_inbox.qsize())  # type: ignore[attr-defined]

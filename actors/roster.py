@@ -7,7 +7,7 @@ from typing import Final
 from tenantry.actors.board import TenantBoard
 from tenantry.actors.clock import Clock, tell
 from tenantry.actors.messages import Batch, LookForIdle, Ref, Work, WorkerReleased, WorkerWanted
-from tenantry.actors.pulse import pulse_of
+from tenantry.actors.supervision import pulse_of
 
 IDLE_SECONDS: Final = 60.0
 """How long a worker without work is kept."""

@@ -21,8 +21,8 @@ import structlog
 
 from tenantry.actors.clock import tell
 from tenantry.actors.messages import ChildFailed, Execute, Ping, Ref
-from tenantry.actors.pulse import Pulse, SupervisedRef
-from tenantry.api.port import Outcome, UnavailableError
+from tenantry.actors.pulse import Pulse
+from tenantry.control.port import Outcome, UnavailableError
 
 log = structlog.get_logger("actors")
 
@@ -187,3 +187,23 @@ def refuse(message: Execute, error: Exception) -> None:
     """Answer a command with an error, unless it has been answered."""
     with suppress(InvalidStateError):
         message.reply.set_exception(error)
+
+
+class SupervisedRef(pykka.ActorRef[SupervisedActor]):
+    """An actor's reference, with its pulse: what others may know of it without asking."""
+
+    def __init__(self, actor: SupervisedActor) -> None:
+        super().__init__(actor)
+        self.pulse = actor.pulse
+
+
+def pulse_of(ref: Ref) -> Pulse:
+    """Give the pulse of one of our actors."""
+    if not isinstance(ref, SupervisedRef):
+        raise TypeError(f"{ref} is no supervised actor")
+    return ref.pulse
+
+
+def mailbox_depth(ref: Ref) -> int:
+    """Count the messages waiting for an actor."""
+    return int(ref.actor_inbox.qsize())  # type: ignore[attr-defined]

@@ -34,7 +34,7 @@ from tenantry.actors.reconciler import Reconciler, ReconcilerPorts
 from tenantry.actors.restarts import Restarts, backoff
 from tenantry.actors.supervision import SupervisedActor, refuse
 from tenantry.actors.tenant import Tenant
-from tenantry.api.port import SystemState, UnavailableError
+from tenantry.control.port import SystemState, UnavailableError
 from tenantry.domain import names
 from tenantry.domain.commands import CreateTenant
 from tenantry.domain.errors import InvalidCommandError, TenantNotFoundError

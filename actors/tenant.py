@@ -41,8 +41,8 @@ from tenantry.actors.ports import TenantPorts
 from tenantry.actors.record import Record
 from tenantry.actors.retrying import Retries, Unavailable
 from tenantry.actors.supervision import SupervisedActor, claim, refuse
-from tenantry.api.port import CommandFailedError, UnavailableError
 from tenantry.broker.port import Credentials
+from tenantry.control.port import CommandFailedError, UnavailableError
 from tenantry.domain.commands import (
     AddTopics,
     CreateTenant,

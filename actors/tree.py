@@ -16,8 +16,8 @@ from tenantry.actors.provisioning import Provisioner
 from tenantry.actors.reconciler import ReconcilerPorts
 from tenantry.actors.supervisor import Supervisor, SupervisorPorts
 from tenantry.broker.port import Administration, Consuming, PasswordHashes
+from tenantry.dead_letters.port import DeadLetterIndex
 from tenantry.journal.port import EventStore
-from tenantry.messages.dead_letters import DeadLetterIndex
 from tenantry.messages.port import MessageStore
 from tenantry.messages.sql_access import SqlAccess
 from tenantry.process.reload import LiveSettings

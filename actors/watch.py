@@ -21,8 +21,9 @@ from tenantry.actors.board import Board
 from tenantry.actors.clock import tell
 from tenantry.actors.messages import ChildStuck, Ref
 from tenantry.actors.observer import NoObserver, Observer
-from tenantry.actors.pulse import pulse_of, where_is
-from tenantry.api.port import SystemState
+from tenantry.actors.pulse import where_is
+from tenantry.actors.supervision import pulse_of
+from tenantry.control.port import SystemState
 from tenantry.telemetry.heartbeat import Heartbeat
 
 log = structlog.get_logger("actors.watch")

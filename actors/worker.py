@@ -15,10 +15,10 @@ from tenantry.actors.observer import NoObserver, Observer
 from tenantry.actors.restarts import backoff
 from tenantry.actors.reuse import Reuse
 from tenantry.actors.supervision import SupervisedActor
+from tenantry.dead_letters.port import DeadLetterIndex, Judged
 from tenantry.domain import names
 from tenantry.domain.events import MessageDeadLettered, MessageIdsReused
 from tenantry.journal.port import ANY, EventStore, JournalUnavailableError, Metadata
-from tenantry.messages.dead_letters import DeadLetterIndex, Judged
 from tenantry.messages.port import (
     MessageStore,
     StoreResult,

@@ -18,8 +18,8 @@ from rich.console import Console
 from rich.table import Table
 
 from bench import api, api_table, api_wrk, peers, subject
-from tenantry.broker.rabbitmq.node import PrivateNode
 from tenantry.database.embedded import EmbeddedPostgres
+from tenantry.testing.rabbitmq_node import PrivateNode
 
 STEADY_RATE = 1000
 

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 
 from fastapi import FastAPI, Request, Response
 
-from tenantry.api.server import ApiServer
+from tenantry.http.server import ApiServer
 from tenantry.telemetry import logging
 
 

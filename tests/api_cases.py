@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, Phase
 
 from tenantry.api import access
 from tenantry.api.access import TABLE
-from tenantry.api.problems import MEDIA_TYPE
+from tenantry.http.problems import MEDIA_TYPE
 from tests.depth import THOROUGH
 
 if TYPE_CHECKING:

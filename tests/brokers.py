@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 import pika
 
 from tenantry.broker.budget import Budget
-from tenantry.broker.memory import MemoryBroker
 from tenantry.broker.port import (
     Administration,
     Consuming,
@@ -29,6 +28,7 @@ from tenantry.broker.rabbitmq.publishing import RabbitPublishing
 from tenantry.broker.topology import QueueType
 from tenantry.database.pool import Database
 from tenantry.domain import names
+from tenantry.testing.broker import MemoryBroker
 from tests.services_rabbitmq import RabbitHost
 from tests.waiting import eventually
 

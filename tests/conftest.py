@@ -13,8 +13,8 @@ import structlog
 from xdist.remote import Producer
 from xdist.scheduler import Scheduling
 
-from tenantry.broker.rabbitmq.node import PrivateNode
 from tenantry.database.pool import Database
+from tenantry.testing.rabbitmq_node import PrivateNode
 from tests import depth, distribution, services_postgres, services_rabbitmq
 from tests.on_demand import Services
 from tests.preloaded import Preloaded

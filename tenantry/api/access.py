@@ -4,23 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
-from enum import StrEnum
 from typing import Final
 
 from starlette.convertors import Convertor, register_url_convertor
 from starlette.routing import BaseRoute, Route, compile_path
 
-
-class Access(StrEnum):
-    """Who may call a route on TCP once tokens are in use."""
-
-    PUBLIC = "public"
-    """Anyone, without a token."""
-    TENANT = "tenant"
-    """An admin, or the tenant the request is about."""
-    ADMIN = "admin"
-    """An admin."""
+from tenantry.http.auth import Access, Rule
 
 
 class _Any(Convertor[str]):
@@ -73,14 +62,6 @@ TABLE: Final[dict[tuple[str, str], Access]] = {
     ("POST", "/drain"): Access.ADMIN,
     ("POST", "/stop"): Access.ADMIN,
 }
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rule:
-    """What the table says about a request; `tenant_id` as the path names it, if it does."""
-
-    access: Access
-    tenant_id: str | None
 
 
 _COMPILED: Final[list[tuple[str, re.Pattern[str], Access]]] = [

@@ -9,15 +9,11 @@ from fastapi import FastAPI
 
 from tenantry import __version__
 from tenantry.api import access, handlers, openapi
-from tenantry.api.auth import Authentication
 from tenantry.api.cursors import Cursors
 from tenantry.api.idempotency import IdempotencyKeys, MemoryIdempotencyKeys
 from tenantry.api.jsonroute import JsonRoute
 from tenantry.api.lanes import Lanes
-from tenantry.api.limits import MAX_REQUESTS, REQUEST_SECONDS, Limits
-from tenantry.api.middleware import BoundedBody, RequestContext
 from tenantry.api.partitions import Router
-from tenantry.api.port import Control
 from tenantry.api.routes import audit, changes, events, isolation, pages, stream, system, tenants
 from tenantry.api.routes import dead_letters as letter_routes
 from tenantry.api.routes import messages as message_routes
@@ -26,17 +22,21 @@ from tenantry.api.routes import publishing as publish_routes
 from tenantry.api.services import Pools, Services
 from tenantry.api.streams import Streams
 from tenantry.api.tail import JournalTail
-from tenantry.api.tokens import Tokens
 from tenantry.api.vitals import Vitals
 from tenantry.audit.auditor import Auditor
 from tenantry.broker.port import Publishing
+from tenantry.control.port import Control
+from tenantry.dead_letters.port import DeadLetterIndex
+from tenantry.dead_letters.replay import Reprocessing
+from tenantry.http.auth import Authentication
+from tenantry.http.limits import MAX_REQUESTS, REQUEST_SECONDS, Limits
+from tenantry.http.middleware import BoundedBody, RequestContext
+from tenantry.http.tokens import Tokens
 from tenantry.isolation.port import Prover
 from tenantry.journal.port import EventStore
-from tenantry.messages.dead_letters import DeadLetterIndex
 from tenantry.messages.port import MessageStore, PageReader
+from tenantry.metrics.page import MetricsPage
 from tenantry.projections.port import TenantDirectory
-from tenantry.reprocessing.reprocessing import Reprocessing
-from tenantry.telemetry.metrics_page import MetricsPage
 
 MAX_BODY_BYTES: Final = 1024 * 1024
 COMMAND_SECONDS: Final = 30.0
@@ -131,6 +131,10 @@ def create_app(
     app.add_middleware(Lanes, lanes=lanes)
     app.add_middleware(Limits, most=max_requests, seconds=request_timeout)
     app.add_middleware(BoundedBody, max_bytes=max_body_bytes, seconds=body_timeout)
-    app.add_middleware(Authentication, tokens=Tokens(jwt_secret) if jwt_secret else None)
+    app.add_middleware(
+        Authentication,
+        tokens=Tokens(jwt_secret) if jwt_secret else None,
+        rule_for=access.rule_for,
+    )
     app.add_middleware(RequestContext)
     return app

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from tenantry.api.problems import MEDIA_TYPE, type_of
+from tenantry.http.problems import MEDIA_TYPE, type_of
 
 PROBLEM_REF: Final = "#/components/schemas/ProblemDocument"
 

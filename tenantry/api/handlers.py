@@ -14,15 +14,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from tenantry.api import access, problems
+from tenantry.api import access
 from tenantry.api.cursors import BadCursorError
-from tenantry.api.port import (
-    CommandFailedError,
-    CommandTimeoutError,
-    ControlError,
-    UnavailableError,
-)
-from tenantry.api.problems import Problem
 from tenantry.broker.port import (
     BrokerBlockedError,
     BrokerError,
@@ -31,6 +24,12 @@ from tenantry.broker.port import (
     NotOursError,
     UnroutableError,
 )
+from tenantry.control.port import (
+    CommandFailedError,
+    CommandTimeoutError,
+    ControlError,
+    UnavailableError,
+)
 from tenantry.domain.errors import (
     DomainError,
     InvalidCommandError,
@@ -38,6 +37,8 @@ from tenantry.domain.errors import (
     TenantNotFoundError,
     WrongStateError,
 )
+from tenantry.http import problems
+from tenantry.http.problems import Problem
 from tenantry.journal.port import JournalError, JournalUnavailableError, VersionConflictError
 from tenantry.messages.port import (
     MessageStoreError,

@@ -10,7 +10,7 @@ from uuid import UUID, uuid5
 
 from fastapi import Header
 
-from tenantry.api.problems import Problem
+from tenantry.http.problems import Problem
 
 _NAMESPACE: Final = UUID("5d3f6c1e-0f6b-5b0e-9b55-6d2f1c9a7e10")
 _MOST_IN_MEMORY: Final = 10_000

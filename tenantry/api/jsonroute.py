@@ -10,8 +10,8 @@ from fastapi.datastructures import DefaultPlaceholder
 from fastapi.routing import APIRoute
 from fastapi.utils import create_model_field
 
-from tenantry.api import rawjson
-from tenantry.api.problems import Problem
+from tenantry.http import rawjson
+from tenantry.http.problems import Problem
 
 
 class JsonRequest(Request):

@@ -9,7 +9,7 @@ from pydantic import AfterValidator, Discriminator, Field, Tag, field_validator,
 
 from tenantry.api.schemas import EXAMPLE_TIME, MAX_LIST, PageQuery, StrictInput, StrictQuery
 from tenantry.api.times import parse_time
-from tenantry.messages.dead_letters import EVERYTHING, Selection
+from tenantry.dead_letters.port import EVERYTHING, Selection
 
 _MAX_ID_BYTES: Final = 255
 _MAX_LETTERS: Final = 1_000_000

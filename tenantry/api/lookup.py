@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from tenantry.api.problems import Problem, former_token, invalid, no_such_tenant
 from tenantry.api.times import parse_time
-from tenantry.api.tokens import Principal, Scope
 from tenantry.domain import names
 from tenantry.domain.errors import WrongStateError
 from tenantry.domain.tenant import Lifecycle, TenantState
+from tenantry.http.problems import Problem, former_token, invalid, no_such_tenant
+from tenantry.http.tokens import Principal, Scope
 from tenantry.messages.port import Whose, whose
 from tenantry.projections.port import TenantDirectory
 

@@ -8,8 +8,9 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from tenantry.api import render
-from tenantry.api.access import TABLE, Access, shown
+from tenantry.api.access import TABLE, shown
 from tenantry.api.answers import ProblemDocument
+from tenantry.http.auth import Access
 
 DESCRIPTION = """\
 Takes many tenants' messages from RabbitMQ into PostgreSQL, each exactly once.

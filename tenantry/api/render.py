@@ -10,17 +10,17 @@ from typing import Any, Final
 import orjson
 from starlette.responses import Response
 
-from tenantry.api.port import ActorStatus, Outcome, SystemStatus, TenantRuntime, TermStatus
 from tenantry.api.times import format_time
 from tenantry.audit.balance import Audit
+from tenantry.control.port import ActorStatus, Outcome, SystemStatus, TenantRuntime, TermStatus
+from tenantry.dead_letters.job import Reprocessed
+from tenantry.dead_letters.port import DeadLetter, Preview
 from tenantry.domain import names
 from tenantry.domain.tenant import TenantState
+from tenantry.isolation.checks import IsolationReport
 from tenantry.journal.codec import CODEC
 from tenantry.journal.port import RecordedEvent
-from tenantry.messages.dead_letters import DeadLetter, Preview
 from tenantry.messages.port import StoredMessage
-from tenantry.producer.checks import IsolationReport
-from tenantry.reprocessing.job import Reprocessed
 
 
 def dumps(value: object) -> bytes:

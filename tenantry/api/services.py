@@ -9,26 +9,26 @@ from typing import Annotated
 from fastapi import Depends
 from starlette.requests import Request
 
-from tenantry.api.auth import principal_of
 from tenantry.api.cursors import Cursors
 from tenantry.api.idempotency import IdempotencyKeys
-from tenantry.api.middleware import correlation_id_of
 from tenantry.api.partitions import Router
-from tenantry.api.pool import Pool
-from tenantry.api.port import Control
 from tenantry.api.streams import Streams
 from tenantry.api.tail import JournalTail
-from tenantry.api.tokens import Principal
-from tenantry.api.turns import Turns
 from tenantry.api.vitals import Vitals
 from tenantry.audit.auditor import Auditor
 from tenantry.broker.port import Publishing
+from tenantry.control.port import Control
+from tenantry.dead_letters.port import DeadLetterIndex
+from tenantry.dead_letters.replay import Reprocessing
+from tenantry.http.auth import principal_of
+from tenantry.http.middleware import correlation_id_of
+from tenantry.http.pool import Pool
+from tenantry.http.tokens import Principal
+from tenantry.http.turns import Turns
 from tenantry.isolation.port import Prover
 from tenantry.journal.port import EventStore, Metadata
-from tenantry.messages.dead_letters import DeadLetterIndex
 from tenantry.messages.port import MessageStore, PageReader
 from tenantry.projections.port import TenantDirectory
-from tenantry.reprocessing.reprocessing import Reprocessing
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,9 +15,9 @@ from typing import Final, NamedTuple
 
 import structlog
 
-from tenantry.api.pool import Pool
-from tenantry.api.port import Control
-from tenantry.api.problems import Problem, too_many, unavailable
+from tenantry.control.port import Control
+from tenantry.http.pool import Pool
+from tenantry.http.problems import Problem, too_many, unavailable
 from tenantry.messages.port import PartitionMissingError, StoreUnavailableError
 
 _log: Final[structlog.stdlib.BoundLogger] = structlog.get_logger(__name__)

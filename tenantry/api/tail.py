@@ -11,7 +11,7 @@ from typing import Final, TypeVar
 
 import structlog
 
-from tenantry.api.pool import Pool
+from tenantry.http.pool import Pool
 from tenantry.journal.port import EventStore, JournalError
 
 _log: Final[structlog.stdlib.BoundLogger] = structlog.get_logger(__name__)

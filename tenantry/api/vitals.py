@@ -7,8 +7,8 @@ import time
 from collections.abc import Iterator
 from typing import Final
 
-from tenantry.api.port import ActorStatus, Control, SystemState, UnavailableError
-from tenantry.api.problems import Problem, unavailable
+from tenantry.control.port import ActorStatus, Control, SystemState, UnavailableError
+from tenantry.http.problems import Problem, unavailable
 
 PATIENCE_SECONDS: Final = 0.5
 """How long a question about health may wait for the supervisor's answer."""

@@ -8,32 +8,32 @@ from dataclasses import asdict, dataclass
 
 from tenantry.api.app import PUBLISH_SECONDS, create_app
 from tenantry.api.cursors import kept_key
-from tenantry.api.entrance import Entrance
 from tenantry.api.idempotency import IdempotencyKeys, MemoryIdempotencyKeys
-from tenantry.api.info import describe
-from tenantry.api.port import Control
-from tenantry.api.standby import StandbyBroker, StandbyControl, StandbyProver
+from tenantry.api.idempotency_postgres import PostgresIdempotencyKeys
+from tenantry.assembly.entrance import Entrance
 from tenantry.assembly.ground import Ground
+from tenantry.assembly.handlers import abandoned
+from tenantry.assembly.info import describe
+from tenantry.assembly.standby import StandbyBroker, StandbyControl, StandbyProver
 from tenantry.assembly.stores import Stores
 from tenantry.audit.auditor import Auditor
 from tenantry.audit.postgres import PostgresAccounts
 from tenantry.broker.port import DeadLetters, Publishing
 from tenantry.broker.rabbitmq.links import tls_of
-from tenantry.database.idempotency import PostgresIdempotencyKeys
+from tenantry.control.port import Control
 from tenantry.database.loop import LoopQueries
 from tenantry.database.pool import Database
-from tenantry.database.probes import PostgresProbes
 from tenantry.database.server import Shares
+from tenantry.dead_letters.replay import Reprocessing
 from tenantry.front.plan import WorkWith
-from tenantry.handlers.wiring import abandoned
 from tenantry.isolation.port import Prover
+from tenantry.isolation.postgres import PostgresProbes
 from tenantry.isolation.prover import IsolationProver
 from tenantry.messages.reader import PostgresPageReader
-from tenantry.reprocessing.reprocessing import Reprocessing
+from tenantry.metrics.collector import SystemCollector
+from tenantry.metrics.page import MetricsPage
+from tenantry.metrics.recorder import Recorder
 from tenantry.settings import Settings
-from tenantry.telemetry.metrics import Recorder
-from tenantry.telemetry.metrics_collector import SystemCollector
-from tenantry.telemetry.metrics_page import MetricsPage
 
 
 def cursor_key(settings: Settings) -> bytes:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import structlog
 
+from tenantry.assembly.handlers import put_before
 from tenantry.assembly.stores import Stores
 from tenantry.broker.budget import Budget
 from tenantry.broker.links import Links
@@ -21,13 +22,12 @@ from tenantry.database.migrations import migrate
 from tenantry.database.pool import Database
 from tenantry.database.rights import open_to_tenants
 from tenantry.database.server import Shares
-from tenantry.database.sql_access import PostgresSqlAccess
-from tenantry.database.tenants_sessions import TenantsSessions
 from tenantry.database.watch import DatabaseWatch
 from tenantry.handlers.message import Handler
-from tenantry.handlers.wiring import put_before
+from tenantry.isolation.sessions import TenantsSessions
 from tenantry.journal.listener import JournalListener
 from tenantry.messages.port import MessageStore
+from tenantry.messages.sql_access_postgres import PostgresSqlAccess
 from tenantry.process.threads import Threads
 from tenantry.projections.tenants import TenantProjection
 from tenantry.settings import Settings

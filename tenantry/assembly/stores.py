@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Self
 
 from tenantry.database.pool import Database
+from tenantry.dead_letters.postgres import PostgresDeadLetterIndex
 from tenantry.journal.listener import JournalListener
 from tenantry.journal.postgres import InlineProjection, PostgresEventStore
-from tenantry.messages.dead_letters_postgres import PostgresDeadLetterIndex
 from tenantry.messages.postgres import PostgresMessageStore
 from tenantry.projections.passwords import PasswordConfirmation
 from tenantry.projections.tenants import PostgresTenantDirectory, TenantProjection

@@ -66,7 +66,7 @@ def verify_isolation(
     """
     from tenantry.producer import ProducerError
     from tenantry.producer import verify_isolation as verify
-    from tenantry.producer.access import every_tenant
+    from tenantry.tenant_client.access import every_tenant
 
     log_quietly()
     if probe:
@@ -151,7 +151,7 @@ def _accesses(
     given: Mapping[str, Mapping[str, str]] | None,
 ) -> list[TenantAccess]:
     from tenantry.producer import TenantAccess
-    from tenantry.producer.access import credentials_of, rotate
+    from tenantry.tenant_client.access import credentials_of, rotate
 
     known = {one.tenant_id: one for one in everybody}
     for tenant_id in tenant_ids:

@@ -54,11 +54,11 @@ def run(
     load = partial(load_settings, config, overrides=overrides)
     settings = load()
 
-    from tenantry.api.listeners import ListenError
     from tenantry.broker.port import BrokerError
     from tenantry.daemon import serve
     from tenantry.database.errors import DatabaseError
     from tenantry.handlers.resolve import HandlerResolveError
+    from tenantry.http.listeners import ListenError
     from tenantry.process.refusals import StartError
     from tenantry.telemetry.logging import configure, dump_stacks_on_sigusr1
 

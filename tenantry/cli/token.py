@@ -75,7 +75,7 @@ def token(
         )
 
     from tenantry.api.times import format_time
-    from tenantry.api.tokens import Tokens
+    from tenantry.http.tokens import Tokens
 
     now = datetime.now(UTC)
     name = subject or ("admin" if tenant_id is None else f"tenant {tenant_id}")

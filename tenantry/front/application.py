@@ -8,13 +8,14 @@ from typing import Final
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from tenantry.api.access import rule_for
 from tenantry.api.app import BODY_SECONDS, MAX_BODY_BYTES
-from tenantry.api.auth import Authentication
 from tenantry.api.lanes import Lane, Lanes
-from tenantry.api.limits import REQUEST_SECONDS, Limits
-from tenantry.api.middleware import BoundedBody, RequestContext
-from tenantry.api.tokens import Tokens
 from tenantry.front.forward import Forward
+from tenantry.http.auth import Authentication
+from tenantry.http.limits import REQUEST_SECONDS, Limits
+from tenantry.http.middleware import BoundedBody, RequestContext
+from tenantry.http.tokens import Tokens
 
 _PATIENCE: Final = 5.0
 """Seconds more than the daemon has for a request, so that it is the one who says what is late."""
@@ -36,7 +37,9 @@ class FrontApplication:
         app: ASGIApp = self._serve
         app = Limits(app, seconds=REQUEST_SECONDS + _PATIENCE)
         app = self.bodies = BoundedBody(app, max_bytes=max_body_bytes, seconds=body_timeout)
-        app = Authentication(app, tokens=Tokens(jwt_secret) if jwt_secret else None)
+        app = Authentication(
+            app, tokens=Tokens(jwt_secret) if jwt_secret else None, rule_for=rule_for
+        )
         self._outer = RequestContext(app)
 
     def use(self, lanes: Sequence[Lane]) -> None:

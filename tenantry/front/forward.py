@@ -11,10 +11,10 @@ import httpcore
 import structlog
 from starlette.types import Receive, Scope, Send
 
-from tenantry.api.connection import RELAYED_PEER, connection_of
-from tenantry.api.middleware import CORRELATION_HEADER, correlation_id_of
-from tenantry.api.problems import unavailable
 from tenantry.front.relayed import RelayBackend
+from tenantry.http.connection import RELAYED_PEER, connection_of
+from tenantry.http.middleware import CORRELATION_HEADER, correlation_id_of
+from tenantry.http.problems import unavailable
 
 _log: Final[structlog.stdlib.BoundLogger] = structlog.get_logger(__name__)
 

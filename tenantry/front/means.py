@@ -10,7 +10,6 @@ from tenantry.api.app import PUBLISH_SECONDS
 from tenantry.api.cursors import Cursors
 from tenantry.api.lanes import Lane
 from tenantry.api.partitions import Router
-from tenantry.api.pool import Pool
 from tenantry.api.routes import messages, publishing
 from tenantry.broker.port import Publishing
 from tenantry.broker.postgres.publishing import PostgresPublishing
@@ -19,6 +18,7 @@ from tenantry.broker.rabbitmq.tls import Tls
 from tenantry.database.loop import LoopQueries
 from tenantry.database.pool import Database
 from tenantry.front.plan import WorkWith
+from tenantry.http.pool import Pool
 from tenantry.journal.postgres import PostgresEventStore
 from tenantry.messages.port import PageReader
 from tenantry.messages.reader import PostgresPageReader

@@ -16,9 +16,9 @@ from typing import Final
 
 import structlog
 
-from tenantry.api.listeners import ListenError, bind_tcp, tls_context
-from tenantry.api.relay import Relay
 from tenantry.front import plan
+from tenantry.http.listeners import ListenError, bind_tcp, tls_context
+from tenantry.http.relay import Relay
 from tenantry.telemetry.heartbeat import Heartbeat
 
 log = structlog.get_logger("front")

@@ -9,7 +9,7 @@ from typing import Any
 
 import httpcore
 
-from tenantry.api.relay import NOTE
+from tenantry.http.relay import NOTE
 
 
 class RelayBackend(httpcore.AsyncNetworkBackend):

@@ -17,11 +17,11 @@ from typing import BinaryIO, Final
 
 import structlog
 
-from tenantry.api.server import ApiServer
 from tenantry.database.errors import DatabaseError
 from tenantry.front.application import FrontApplication
 from tenantry.front.means import Means
 from tenantry.front.plan import Serve, Stop, WorkWith, read
+from tenantry.http.server import ApiServer
 from tenantry.process.limits import FRONT_FILES, connections
 from tenantry.telemetry import logging
 

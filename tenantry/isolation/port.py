@@ -7,9 +7,9 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
+from tenantry.isolation.checks import IsolationReport
 from tenantry.journal.port import Metadata
 from tenantry.messages.sql_access import SqlCredentials
-from tenantry.producer.checks import IsolationReport
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,16 +15,16 @@ from tenantry.broker.rabbitmq.tls import SYSTEMS, Tls
 from tenantry.domain import names
 from tenantry.domain.events import IsolationVerified, IsolationViolated, SystemEvent
 from tenantry.domain.tenant import Lifecycle
+from tenantry.isolation.checks import Check, IsolationReport
 from tenantry.isolation.port import DatabaseProbes, LatestProof
+from tenantry.isolation.proof import verify_isolation
+from tenantry.isolation.rows import examine
 from tenantry.journal.port import ANY, EventStore, Metadata
 from tenantry.messages.port import MessageStoreError
-from tenantry.producer.access import ProducerError, TenantAccess, TenantNames
-from tenantry.producer.checks import Check, IsolationReport
-from tenantry.producer.isolation import verify_isolation
-from tenantry.producer.isolation_rows import examine
-from tenantry.producer.link import LinkError
-from tenantry.producer.sql_link import SqlLink
 from tenantry.projections.port import TenantDirectory
+from tenantry.tenant_client.access import ProducerError, TenantAccess, TenantNames
+from tenantry.tenant_client.amqp import LinkError
+from tenantry.tenant_client.sql import SqlLink
 
 log = structlog.get_logger(__name__)
 

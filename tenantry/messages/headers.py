@@ -21,6 +21,12 @@ CORRELATION_ID: Final = "correlation-id"
 """Where the two properties of AMQP are kept that have no column; a header a sender gave that name
 itself is left as it is."""
 
+REPLAY_HEADER: Final = "x-tenantry-replay"
+"""Marks a message that was replayed: the id of the dead letter it was."""
+
+REPLAYS_HEADER: Final = "x-tenantry-replays"
+"""Beside it: how often the letter has been replayed, this time included."""
+
 _LONGEST_INT: Final = 4300
 """Digits of a whole number that Python turns into an `int`."""
 

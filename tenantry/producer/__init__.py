@@ -3,11 +3,11 @@
 `produce` runs it; `verify_isolation` is the proof alone.
 """
 
-from tenantry.producer.access import Api, ProducerError, TenantAccess, TenantNames
-from tenantry.producer.checks import Check, IsolationReport
-from tenantry.producer.isolation import verify_isolation
+from tenantry.isolation.checks import Check, IsolationReport
+from tenantry.isolation.proof import verify_isolation
 from tenantry.producer.run import ProduceResult, ProducerOptions, produce
 from tenantry.producer.sender import Tally
+from tenantry.tenant_client.access import Api, ProducerError, TenantAccess, TenantNames
 
 __all__ = [
     "Api",

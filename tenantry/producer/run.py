@@ -13,11 +13,11 @@ from typing import Final
 
 from tenantry.broker.rabbitmq.tls import SYSTEMS, Tls
 from tenantry.domain import names
-from tenantry.producer.access import Api, ProducerError, Say, TenantAccess, ensure_tenant
-from tenantry.producer.checks import IsolationReport
-from tenantry.producer.isolation import verify_isolation
-from tenantry.producer.link import LinkError, at_address
+from tenantry.isolation.checks import IsolationReport
+from tenantry.isolation.proof import verify_isolation
 from tenantry.producer.sender import Assignment, Sender, Tally
+from tenantry.tenant_client.access import Api, ProducerError, Say, TenantAccess, ensure_tenant
+from tenantry.tenant_client.amqp import LinkError, at_address
 
 KINDS: Final = {"events": "event", "logs": "log", "notifications": "notification"}
 """The topics every tenant gets, and what a message of each calls itself."""

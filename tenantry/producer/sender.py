@@ -12,10 +12,10 @@ from typing import Final
 
 from tenantry.broker.rabbitmq.tls import SYSTEMS, Tls
 from tenantry.domain import names
-from tenantry.producer.access import Say
-from tenantry.producer.confirms import Mail
-from tenantry.producer.link import Link, LinkError
-from tenantry.producer.sql_link import SqlLink
+from tenantry.tenant_client.access import Say
+from tenantry.tenant_client.amqp import Link, LinkError
+from tenantry.tenant_client.confirms import Mail
+from tenantry.tenant_client.sql import SqlLink
 
 ATTEMPTS: Final = 10
 FIRST_BACKOFF: Final = 0.2

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tenantry.broker.rabbitmq.node import PrivateNode
+from tenantry.testing.rabbitmq_node import PrivateNode
 from tests.depth import THOROUGH, examples
 from tests.faults.catalogue import EXPERIMENTS, conduct
 

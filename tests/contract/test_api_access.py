@@ -15,8 +15,9 @@ import jwt
 import pytest
 from starlette.routing import Route
 
-from tenantry.api.access import TABLE, Access
-from tenantry.api.tokens import Tokens
+from tenantry.api.access import TABLE
+from tenantry.http.auth import Access
+from tenantry.http.tokens import Tokens
 from tests.api_cases import check
 from tests.fakes.api import SECRET, Served, World, serving
 from tests.plain_http import PlainHttp

@@ -9,10 +9,8 @@ from uuid import UUID, uuid4
 import pytest
 
 from tenantry.database.pool import Database
-from tenantry.messages.dead_letters import (
+from tenantry.dead_letters.port import (
     LARGEST_BODY,
-    REPLAY_HEADER,
-    REPLAYS_HEADER,
     DeadLetterIndex,
     Found,
     Intent,
@@ -21,9 +19,10 @@ from tenantry.messages.dead_letters import (
     Work,
     fingerprint,
 )
-from tenantry.messages.dead_letters_memory import InMemoryDeadLetterIndex
-from tenantry.messages.dead_letters_postgres import PostgresDeadLetterIndex
+from tenantry.dead_letters.postgres import PostgresDeadLetterIndex
+from tenantry.messages.headers import REPLAY_HEADER, REPLAYS_HEADER
 from tenantry.messages.port import Incoming
+from tenantry.testing.dead_letters import InMemoryDeadLetterIndex
 
 
 @pytest.fixture(params=["memory", "postgres"])

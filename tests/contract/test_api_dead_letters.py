@@ -17,19 +17,12 @@ from tenantry.broker.port import (
     Outgoing,
     QueuedLetter,
 )
+from tenantry.dead_letters import replay as reprocessing_module
+from tenantry.dead_letters.port import EVERYTHING, Found, Intent, Judged, Work
 from tenantry.domain.events import DeadLettersDiscarded, DeadLettersReplayed
 from tenantry.journal.port import JournalUnavailableError, Metadata
-from tenantry.messages.dead_letters import (
-    EVERYTHING,
-    REPLAY_HEADER,
-    REPLAYS_HEADER,
-    Found,
-    Intent,
-    Judged,
-    Work,
-)
+from tenantry.messages.headers import REPLAY_HEADER, REPLAYS_HEADER
 from tenantry.messages.port import Incoming, StoreUnavailableError
-from tenantry.reprocessing import reprocessing as reprocessing_module
 from tests.fakes.api import FakeWalk, Served, World, serving
 from tests.waiting import eventually
 

@@ -13,8 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
-from tenantry.api.port import CommandFailedError, CommandTimeoutError, UnavailableError
 from tenantry.broker.port import BrokerError, BrokerUnavailableError, UnroutableError
+from tenantry.control.port import CommandFailedError, CommandTimeoutError, UnavailableError
 from tenantry.domain.errors import WrongStateError
 from tenantry.domain.events import DeletionRequested
 from tenantry.journal.port import JournalUnavailableError, Metadata, VersionConflictError

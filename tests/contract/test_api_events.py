@@ -10,8 +10,8 @@ from typing import Any
 import httpx
 import pytest
 
-from tenantry.journal.memory import InMemoryEventStore
 from tenantry.journal.port import JournalUnavailableError
+from tenantry.testing.journal import InMemoryEventStore
 from tests.fakes.api import Served, World, serving
 from tests.waiting import eventually
 

@@ -11,8 +11,8 @@ import pytest
 
 from tenantry.actors.clock import tell
 from tenantry.actors.messages import Execute
-from tenantry.api.port import ActorStatus, Outcome, SystemState
 from tenantry.api.vitals import Vitals
+from tenantry.control.port import ActorStatus, Outcome, SystemState
 from tenantry.journal.port import Metadata
 from tests.fakes.actors import Tree, running_tree
 from tests.fakes.api import Served, World, serving

@@ -11,8 +11,8 @@ import httpx
 import pytest
 
 from tenantry.api.idempotency import IdempotencyKeys, MemoryIdempotencyKeys
+from tenantry.api.idempotency_postgres import PostgresIdempotencyKeys
 from tenantry.broker.port import BrokerUnavailableError
-from tenantry.database.idempotency import PostgresIdempotencyKeys
 from tenantry.database.pool import Database
 from tenantry.domain.commands import AbandonProvisioning, CreateTenant
 from tenantry.domain.tenant import decide

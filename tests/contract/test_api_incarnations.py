@@ -10,8 +10,9 @@ from typing import Any
 import jwt
 import pytest
 
-from tenantry.api.access import TABLE, Access
-from tenantry.api.tokens import Principal, Scope, Tokens
+from tenantry.api.access import TABLE
+from tenantry.http.auth import Access
+from tenantry.http.tokens import Principal, Scope, Tokens
 from tests.fakes.api import SECRET, Served, World, serving
 
 TOKENS = Tokens(SECRET)

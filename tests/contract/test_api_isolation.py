@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tenantry.producer.checks import Check, IsolationReport
+from tenantry.isolation.checks import Check, IsolationReport
 from tests.fakes.api import Served, World, serving
 
 

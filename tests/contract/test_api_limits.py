@@ -16,11 +16,11 @@ from typing import Any
 import httpx
 import pytest
 
-from tenantry.api import protocol
-from tenantry.api.connection import Listener
-from tenantry.api.pool import Pool
-from tenantry.api.problems import Problem
-from tenantry.api.tokens import Tokens
+from tenantry.http import protocol
+from tenantry.http.connection import Listener
+from tenantry.http.pool import Pool
+from tenantry.http.problems import Problem
+from tenantry.http.tokens import Tokens
 from tests.depth import examples
 from tests.fakes.api import SECRET, Served, World, serving
 from tests.waiting import eventually

@@ -7,10 +7,11 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from tenantry.api.access import TABLE, Access, shown
-from tenantry.api.tokens import Tokens
+from tenantry.api.access import TABLE, shown
 from tenantry.broker.port import QueuedLetter
-from tenantry.messages.dead_letters import Judged
+from tenantry.dead_letters.port import Judged
+from tenantry.http.auth import Access
+from tenantry.http.tokens import Tokens
 from tenantry.messages.port import Incoming
 from tests.api_cases import MODES, OPERATIONS, UNDESCRIBED, Api, attack, load
 from tests.depth import THOROUGH, examples

@@ -17,12 +17,12 @@ from typing import Any
 import httpx
 import pytest
 
-from tenantry.api import protocol
-from tenantry.api.entrance import Entrance
-from tenantry.api.listeners import bind_tcp
-from tenantry.api.server import ApiServer, ControlSocketBusyError, ListenError
+from tenantry.assembly.entrance import Entrance
 from tenantry.cli.client import ControlClient
 from tenantry.cli.failures import DaemonUnreachableError
+from tenantry.http import protocol
+from tenantry.http.listeners import bind_tcp
+from tenantry.http.server import ApiServer, ControlSocketBusyError, ListenError
 from tenantry.settings import Settings
 from tests.fakes.api import Served, World, serving, short_directory
 
@@ -61,7 +61,7 @@ def test_the_socket_of_a_killed_process_is_replaced(directory: Path) -> None:
     path = directory / "control.sock"
     code = (
         "import sys, time; from pathlib import Path;"
-        "from tenantry.api.listeners import ControlSocket;"
+        "from tenantry.http.listeners import ControlSocket;"
         "held = ControlSocket(Path(sys.argv[1])); print('bound', flush=True); time.sleep(60)"
     )
     killed = subprocess.Popen([sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE)

@@ -12,8 +12,8 @@ from typing import Any
 import httpx
 import pytest
 
-from tenantry.api import protocol
 from tenantry.api.streams import Streams
+from tenantry.http import protocol
 from tenantry.messages.port import PartitionMissingError, StoreUnavailableError
 from tests.fakes.api import Served, World, serving
 from tests.waiting import eventually

@@ -10,8 +10,9 @@ from urllib.parse import urljoin
 
 import pytest
 
-from tenantry.api.access import TABLE, Access
-from tenantry.api.port import SystemState
+from tenantry.api.access import TABLE
+from tenantry.control.port import SystemState
+from tenantry.http.auth import Access
 from tests.fakes.api import Served, World, serving
 
 

@@ -12,9 +12,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tenantry.api import handshakes
-from tenantry.api import server as serving_module
-from tenantry.api.server import ApiServer, ListenError
+from tenantry.http import handshakes
+from tenantry.http import server as serving_module
+from tenantry.http.server import ApiServer, ListenError
 from tenantry.settings import SettingsError, load
 from tests.fakes.api import World, serving
 

@@ -21,7 +21,6 @@ from tenantry.domain.events import (
     TenantResumed,
     WorkersResized,
 )
-from tenantry.journal.memory import InMemoryEventStore
 from tenantry.journal.port import (
     ANY,
     EventStore,
@@ -32,6 +31,7 @@ from tenantry.journal.port import (
     VersionConflictError,
 )
 from tenantry.journal.postgres import PostgresEventStore
+from tenantry.testing.journal import InMemoryEventStore
 
 METADATA = Metadata(actor="uid=0", correlation_id="c0ffee", causation_id="cause")
 

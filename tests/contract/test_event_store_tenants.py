@@ -21,7 +21,6 @@ from tenantry.domain.commands import (
 )
 from tenantry.domain.events import MessageDeadLettered
 from tenantry.domain.tenant import Lifecycle, TenantState, decide, fold
-from tenantry.journal.memory import InMemoryEventStore
 from tenantry.journal.port import ANY, EventStore, JournalError, Metadata
 from tenantry.journal.postgres import PostgresEventStore
 from tenantry.journal.tenants import (
@@ -31,9 +30,10 @@ from tenantry.journal.tenants import (
     snapshot_of,
     tenant_events,
 )
-from tenantry.projections.memory import InMemoryTenantDirectory, InMemoryTenantProjection
 from tenantry.projections.port import TenantDirectory
 from tenantry.projections.tenants import PostgresTenantDirectory, TenantProjection
+from tenantry.testing.journal import InMemoryEventStore
+from tenantry.testing.projections import InMemoryTenantDirectory, InMemoryTenantProjection
 
 
 @dataclass

@@ -16,12 +16,12 @@ import pytest
 from psycopg.rows import dict_row
 
 from tenantry.database.pool import Database
+from tenantry.dead_letters.port import Judged, fingerprint
+from tenantry.dead_letters.postgres import PostgresDeadLetterIndex
+from tenantry.handlers.attempts import RetryPolicy
 from tenantry.handlers.crew import Crew
 from tenantry.handlers.message import Handler, Message
-from tenantry.messages.attempts import RetryPolicy
-from tenantry.messages.dead_letters import Judged, fingerprint
-from tenantry.messages.dead_letters_postgres import PostgresDeadLetterIndex
-from tenantry.messages.handling import HandlingStore
+from tenantry.handlers.store import HandlingStore
 from tenantry.messages.port import Incoming, StoreResult, StoreUnavailableError, Tried
 from tenantry.messages.postgres import PostgresMessageStore
 from tests.waiting import eventually

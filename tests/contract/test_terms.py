@@ -7,9 +7,9 @@ from collections.abc import Iterator
 import pytest
 
 from tenantry.database.pool import Database
-from tenantry.terms.memory import InMemoryTerms
 from tenantry.terms.port import Holder, Terms, TermsUnavailableError
 from tenantry.terms.postgres import PostgresTerms
+from tenantry.testing.terms import InMemoryTerms
 
 ONE = Holder(instance="one", host="here", pid=1)
 TWO = Holder(instance="two", host="there", pid=2)

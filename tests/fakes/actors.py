@@ -22,11 +22,10 @@ from tenantry.actors.messages import Begin, Orphan
 from tenantry.actors.observer import NoObserver, Observer
 from tenantry.actors.ports import TenantPorts
 from tenantry.actors.provisioning import Provisioner
-from tenantry.actors.pulse import pulse_of
 from tenantry.actors.reconciler import ReconcilerPorts
+from tenantry.actors.supervision import pulse_of
 from tenantry.actors.supervisor import Supervisor, SupervisorPorts
 from tenantry.actors.watch import Watch
-from tenantry.api.port import Outcome
 from tenantry.broker import topology as layout
 from tenantry.broker.port import (
     BrokerUnavailableError,
@@ -39,12 +38,11 @@ from tenantry.broker.port import (
     TenantTopology,
 )
 from tenantry.broker.survey import Survey, User
+from tenantry.control.port import Outcome
 from tenantry.domain import names
 from tenantry.domain.commands import Command, CreateTenant
 from tenantry.domain.tenant import TenantState
-from tenantry.journal.memory import InMemoryEventStore
 from tenantry.journal.port import Metadata, RecordedEvent
-from tenantry.messages.dead_letters_memory import InMemoryDeadLetterIndex
 from tenantry.messages.port import (
     FIRST,
     NOTHING,
@@ -57,8 +55,10 @@ from tenantry.messages.port import (
     Unstorable,
     Whose,
 )
-from tenantry.projections.memory import InMemoryTenantDirectory, InMemoryTenantProjection
 from tenantry.projections.passwords import confirms
+from tenantry.testing.dead_letters import InMemoryDeadLetterIndex
+from tenantry.testing.journal import InMemoryEventStore
+from tenantry.testing.projections import InMemoryTenantDirectory, InMemoryTenantProjection
 from tests.waiting import eventually
 
 

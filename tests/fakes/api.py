@@ -20,15 +20,6 @@ from fastapi import FastAPI
 from fastapi.dependencies.models import Dependant
 
 from tenantry.api.app import create_app
-from tenantry.api.port import (
-    ActorStatus,
-    Outcome,
-    SystemState,
-    SystemStatus,
-    TenantRuntime,
-)
-from tenantry.api.relay import Relay
-from tenantry.api.server import ApiServer
 from tenantry.api.tail import JournalTail
 from tenantry.audit.auditor import Auditor
 from tenantry.audit.balance import Account
@@ -41,6 +32,14 @@ from tenantry.broker.port import (
     QueueCounts,
     QueuedLetter,
 )
+from tenantry.control.port import (
+    ActorStatus,
+    Outcome,
+    SystemState,
+    SystemStatus,
+    TenantRuntime,
+)
+from tenantry.dead_letters.replay import Reprocessing
 from tenantry.domain import names
 from tenantry.domain.commands import (
     Command,
@@ -53,9 +52,10 @@ from tenantry.domain.commands import (
 )
 from tenantry.domain.tenant import TenantState, decide
 from tenantry.front.application import FrontApplication
-from tenantry.journal.memory import InMemoryEventStore
+from tenantry.http.relay import Relay
+from tenantry.http.server import ApiServer
+from tenantry.isolation.checks import IsolationReport
 from tenantry.journal.port import Metadata
-from tenantry.messages.dead_letters_memory import InMemoryDeadLetterIndex
 from tenantry.messages.port import (
     FIRST,
     Order,
@@ -65,9 +65,9 @@ from tenantry.messages.port import (
     whose,
 )
 from tenantry.messages.sql_access import SqlCredentials
-from tenantry.producer.checks import IsolationReport
-from tenantry.projections.memory import InMemoryTenantDirectory, InMemoryTenantProjection
-from tenantry.reprocessing.reprocessing import Reprocessing
+from tenantry.testing.dead_letters import InMemoryDeadLetterIndex
+from tenantry.testing.journal import InMemoryEventStore
+from tenantry.testing.projections import InMemoryTenantDirectory, InMemoryTenantProjection
 from tests import scratch
 from tests.fakes.pages import RowsReader
 

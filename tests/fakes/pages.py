@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from tenantry.api import render
-from tenantry.api.pool import Pool
+from tenantry.http.pool import Pool
 from tenantry.messages.port import Order, StoredMessage, Whose, WrittenMessage, WrittenPage
 
 

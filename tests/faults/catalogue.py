@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from tenantry.broker.rabbitmq.node import PrivateNode
+from tenantry.testing.rabbitmq_node import PrivateNode
 from tests.faults.experiments import (
     alarm,
     broker,

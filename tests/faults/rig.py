@@ -20,8 +20,8 @@ import httpx
 import psutil
 from psycopg.conninfo import conninfo_to_dict
 
-from tenantry.broker.rabbitmq.node import PrivateNode
 from tenantry.database.conninfo import url_for
+from tenantry.testing.rabbitmq_node import PrivateNode
 from tests import services_postgres, services_rabbitmq
 from tests.acceptance.program import Program, Tenant
 from tests.faults.figures import Figures

@@ -13,8 +13,8 @@ from tenantry.audit.port import CountingTookTooLongError
 from tenantry.audit.postgres import PostgresAccounts
 from tenantry.database.migrations import migrate, migrations
 from tenantry.database.pool import Database
-from tenantry.messages.dead_letters import Intent, Judged, Work
-from tenantry.messages.dead_letters_postgres import PostgresDeadLetterIndex
+from tenantry.dead_letters.port import Intent, Judged, Work
+from tenantry.dead_letters.postgres import PostgresDeadLetterIndex
 from tenantry.messages.port import Incoming
 from tenantry.messages.postgres import PostgresMessageStore
 from tests.depth import examples

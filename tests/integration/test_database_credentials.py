@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from tenantry.assembly.stores import Stores
+from tenantry.broker.password_hashes import PostgresCredentials
 from tenantry.broker.port import PasswordHash
-from tenantry.database.credentials import PostgresCredentials
 from tenantry.database.pool import Database
 from tenantry.domain import names
 from tenantry.domain.events import (

@@ -24,8 +24,8 @@ from tenantry.database.conninfo import url_for
 from tenantry.database.errors import DatabaseUnavailableError
 from tenantry.database.migrations import migrate
 from tenantry.database.pool import Database
-from tenantry.database.sql_access import PostgresSqlAccess
 from tenantry.messages.postgres import PostgresMessageStore
+from tenantry.messages.sql_access_postgres import PostgresSqlAccess
 from tests.services_postgres import admin_url, drop_database
 
 OPENSSL = shutil.which("openssl")

@@ -15,12 +15,12 @@ from tenantry.broker.port import TenantTopology
 from tenantry.broker.postgres.administration import PostgresAdministration
 from tenantry.database.migrations import migrate
 from tenantry.database.pool import Database
-from tenantry.database.probes import PostgresProbes
 from tenantry.database.rights import open_to_tenants
-from tenantry.database.sql_access import PostgresSqlAccess
-from tenantry.database.tenants_sessions import Limits, TenantsSessions
+from tenantry.isolation.postgres import PostgresProbes
+from tenantry.isolation.sessions import Limits, TenantsSessions
 from tenantry.messages.port import Incoming
 from tenantry.messages.postgres import PostgresMessageStore
+from tenantry.messages.sql_access_postgres import PostgresSqlAccess
 from tests.brokers import INSTALLATION
 from tests.services_postgres import admin_url, database
 

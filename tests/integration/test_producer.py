@@ -26,7 +26,7 @@ from tenantry.producer import (
     produce,
     verify_isolation,
 )
-from tenantry.producer.access import credentials_of, every_tenant, names_of, rotate
+from tenantry.tenant_client.access import credentials_of, every_tenant, names_of, rotate
 from tests.services_rabbitmq import RabbitHost
 from tests.waiting import eventually
 

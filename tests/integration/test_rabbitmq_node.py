@@ -15,10 +15,10 @@ import pika
 import pytest
 
 from tenantry.broker.port import BrokerError, BrokerUnavailableError, Outgoing
-from tenantry.broker.rabbitmq.node import PrivateNode
-from tenantry.broker.rabbitmq.node_server import ENVIRONMENT, Server
 from tenantry.broker.topology import consumed
 from tenantry.domain import names
+from tenantry.testing.rabbitmq_node import PrivateNode
+from tenantry.testing.rabbitmq_node_server import ENVIRONMENT, Server
 from tests import brokers
 from tests.brokers import Broker
 from tests.depth import THOROUGH
@@ -113,7 +113,7 @@ def test_a_directory_has_one_node_at_a_time(directory: Path) -> None:
 
 def _second_start(directory: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tenantry.broker.rabbitmq.node._LOCK_SECONDS", 0.1)
+        patch.setattr("tenantry.testing.rabbitmq_node._LOCK_SECONDS", 0.1)
         PrivateNode(directory).start()
 
 
@@ -153,7 +153,7 @@ PARENT = """
 import sys
 from pathlib import Path
 from tenantry.broker.rabbitmq import node_setup
-from tenantry.broker.rabbitmq.node import PrivateNode
+from tenantry.testing.rabbitmq_node import PrivateNode
 free, real = iter([True, True, True]), node_setup._is_free
 node_setup._is_free = lambda port: next(free, None) or real(port)
 node = PrivateNode(Path(sys.argv[1]))
@@ -187,7 +187,7 @@ def test_a_node_that_does_not_come_up_says_why(
     script = tmp_path / "rabbitmq-server"
     script.write_text("#!/bin/sh\necho 'erl: not found'\nexit 127\n")
     script.chmod(0o755)
-    monkeypatch.setattr("tenantry.broker.rabbitmq.node.find_server", lambda: Server(tmp_path))
+    monkeypatch.setattr("tenantry.testing.rabbitmq_node.find_server", lambda: Server(tmp_path))
     node = PrivateNode(tmp_path / "node")
     with pytest.raises(BrokerError, match=r"(?s)exit status 127.*erl: not found"):
         node.start()
@@ -198,7 +198,7 @@ def test_without_rabbitmq_it_says_what_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv(ENVIRONMENT, raising=False)
-    monkeypatch.setattr("tenantry.broker.rabbitmq.node_server._INSTALLED", ())
+    monkeypatch.setattr("tenantry.testing.rabbitmq_node_server._INSTALLED", ())
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(BrokerError, match="apt-get install rabbitmq-server"):
         PrivateNode(tmp_path / "node").start()

@@ -23,8 +23,8 @@ from tenantry.broker.rabbitmq.publishing import RabbitPublishing
 from tenantry.broker.rabbitmq.tls import Tls
 from tenantry.broker.topology import consumed
 from tenantry.domain import names
-from tenantry.producer.access import TenantAccess, TenantNames
-from tenantry.producer.isolation import verify_isolation
+from tenantry.isolation.proof import verify_isolation
+from tenantry.tenant_client.access import TenantAccess, TenantNames
 from tests import brokers
 from tests.brokers import RecordingSink, bodies
 from tests.services_rabbitmq import RabbitHost

@@ -17,10 +17,10 @@ from tenantry.database.conninfo import url_for
 from tenantry.database.installation import find_installation
 from tenantry.database.migrations import migrate
 from tenantry.database.pool import Database
-from tenantry.database.sql_access import CONNECTIONS, PostgresSqlAccess
 from tenantry.journal.port import JournalUnavailableError
 from tenantry.messages.port import Incoming, MessageStoreError
 from tenantry.messages.postgres import PostgresMessageStore
+from tenantry.messages.sql_access_postgres import CONNECTIONS, PostgresSqlAccess
 from tests.services_postgres import admin_url, database
 
 LONGEST = "a-tenant-whose-id-has-40-characters-0000"

@@ -19,9 +19,9 @@ from tenantry.broker.postgres.link import Link
 from tenantry.broker.postgres.subscription import PostgresSubscription
 from tenantry.broker.topology import consumed
 from tenantry.database.pool import Database
+from tenantry.dead_letters.port import Judged
+from tenantry.dead_letters.postgres import PostgresDeadLetterIndex
 from tenantry.domain import names
-from tenantry.messages.dead_letters import Judged
-from tenantry.messages.dead_letters_postgres import PostgresDeadLetterIndex
 from tenantry.messages.port import Incoming, StoreResult
 from tenantry.messages.postgres import PostgresMessageStore
 from tests import brokers

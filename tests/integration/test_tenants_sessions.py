@@ -14,10 +14,10 @@ from psycopg import sql
 from tenantry.broker.port import TenantTopology
 from tenantry.broker.postgres.administration import PostgresAdministration
 from tenantry.database.pool import Database
-from tenantry.database.sql_access import PostgresSqlAccess
-from tenantry.database.tenants_sessions import Limits, TenantsSessions
+from tenantry.isolation.sessions import Limits, TenantsSessions
 from tenantry.messages.port import Incoming
 from tenantry.messages.postgres import PostgresMessageStore
+from tenantry.messages.sql_access_postgres import PostgresSqlAccess
 from tests.brokers import INSTALLATION
 from tests.waiting import eventually
 

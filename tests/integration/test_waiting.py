@@ -21,9 +21,9 @@ from tenantry.broker.topology import consumed
 from tenantry.database import migrations as migrating
 from tenantry.database.migrations import Migration, migrate
 from tenantry.database.pool import Database
-from tenantry.database.sql_access import PostgresSqlAccess
 from tenantry.domain import names
 from tenantry.messages.postgres import PostgresMessageStore
+from tenantry.messages.sql_access_postgres import PostgresSqlAccess
 from tenantry.terms.port import Holder
 from tenantry.terms.postgres import PostgresTerms
 from tests import brokers

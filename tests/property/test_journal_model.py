@@ -27,7 +27,6 @@ from tenantry.domain.commands import Command
 from tenantry.domain.errors import DomainError
 from tenantry.domain.events import Event, TenantPaused
 from tenantry.domain.tenant import TenantState, decide, fold
-from tenantry.journal.memory import InMemoryEventStore
 from tenantry.journal.port import (
     ANY,
     EventStore,
@@ -39,9 +38,10 @@ from tenantry.journal.port import (
 )
 from tenantry.journal.postgres import PostgresEventStore
 from tenantry.journal.tenants import load_tenant, tenant_events
-from tenantry.projections.memory import InMemoryTenantDirectory, InMemoryTenantProjection
 from tenantry.projections.port import TenantDirectory
 from tenantry.projections.tenants import PostgresTenantDirectory, TenantProjection
+from tenantry.testing.journal import InMemoryEventStore
+from tenantry.testing.projections import InMemoryTenantDirectory, InMemoryTenantProjection
 from tests.depth import examples
 from tests.property.strategies import commands, events
 

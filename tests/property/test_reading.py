@@ -20,8 +20,8 @@ from tenantry.broker.port import Delivery
 from tenantry.broker.rabbitmq.reading import Gate, ReadingConnection, _acks, _nacks
 from tenantry.broker.rabbitmq.tables import MalformedTableError, read_table
 from tenantry.messages import validation
-from tenantry.messages.dead_letters import REPLAY_HEADER, REPLAYS_HEADER
 from tenantry.messages.encoding import LAST_MS
+from tenantry.messages.headers import REPLAY_HEADER, REPLAYS_HEADER
 
 short_texts = st.text(max_size=20)
 header_values = st.recursive(

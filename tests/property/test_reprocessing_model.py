@@ -18,13 +18,13 @@ from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from tenantry.broker.port import BrokerUnavailableError, Outgoing, QueuedLetter
+from tenantry.dead_letters.port import EVERYTHING, Judged, Selection, Work
+from tenantry.dead_letters.replay import Reprocessing
 from tenantry.domain.events import DeadLettersDiscarded, DeadLettersReplayed, MessageDeadLettered
-from tenantry.journal.memory import InMemoryEventStore
 from tenantry.journal.port import ANY, Metadata
-from tenantry.messages.dead_letters import EVERYTHING, Judged, Selection, Work
-from tenantry.messages.dead_letters_memory import InMemoryDeadLetterIndex
 from tenantry.messages.port import Incoming
-from tenantry.reprocessing.reprocessing import Reprocessing
+from tenantry.testing.dead_letters import InMemoryDeadLetterIndex
+from tenantry.testing.journal import InMemoryEventStore
 from tests.depth import examples
 from tests.fakes.api import FakeDeadLetters
 

@@ -16,8 +16,8 @@ from hypothesis.stateful import (
 
 from tenantry.terms.candidate import Candidate
 from tenantry.terms.lease import LEASE, MARGIN, Term
-from tenantry.terms.memory import InMemoryTerms
 from tenantry.terms.port import Holder, Standing, TermsUnavailableError
+from tenantry.testing.terms import InMemoryTerms
 from tests.depth import examples
 
 DRIFT = 0.05

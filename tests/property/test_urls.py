@@ -10,7 +10,7 @@ from psycopg.conninfo import conninfo_to_dict
 from tenantry.broker.rabbitmq.administration import RabbitAdministration
 from tenantry.database.conninfo import url_for
 from tenantry.database.embedded import url_of
-from tenantry.producer.link import at_address
+from tenantry.tenant_client.amqp import at_address
 from tenantry.urls import amqp_url, without_user
 
 AWKWARD = "a b+c%d#e?f&g=h'i\"j\\k:l@m;n[o]ü,~|漢😀"

@@ -14,15 +14,15 @@ from tenantry.actors import board, restarts, retrying
 from tenantry.actors.board import Board
 from tenantry.actors.clock import tell
 from tenantry.actors.messages import Drifted, Execute, Ref, TryAgain
-from tenantry.api.port import (
+from tenantry.broker.port import BrokerError, NotOursError, PasswordHash, TenantTopology
+from tenantry.broker.survey import Drift, DriftKind
+from tenantry.control.port import (
     CommandFailedError,
     CommandTimeoutError,
     Outcome,
     SystemState,
     UnavailableError,
 )
-from tenantry.broker.port import BrokerError, NotOursError, PasswordHash, TenantTopology
-from tenantry.broker.survey import Drift, DriftKind
 from tenantry.domain import names
 from tenantry.domain.commands import (
     AddTopics,

@@ -10,12 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tenantry.api import access, auth, rawjson
+from tenantry.api import access
 from tenantry.api.cursors import BadCursorError, Cursors
 from tenantry.api.jsonroute import JsonRoute
 from tenantry.api.partitions import Router, partition_of_key
 from tenantry.api.times import format_time, parse_time
-from tenantry.api.tokens import LEEWAY_SECONDS, BadTokenError, Principal, Scope, Tokens
+from tenantry.http import auth, rawjson
+from tenantry.http.tokens import LEEWAY_SECONDS, BadTokenError, Principal, Scope, Tokens
 from tests.fakes.api import SECRET, World
 
 CURSORS = Cursors(b"sixteen bytes or more")

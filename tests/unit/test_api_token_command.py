@@ -9,8 +9,8 @@ from pathlib import Path
 import jwt
 import pytest
 
-from tenantry.api.tokens import Scope, Tokens
 from tenantry.cli.main import main
+from tenantry.http.tokens import Scope, Tokens
 from tests.fakes.api import SECRET
 
 Output = pytest.CaptureFixture[str]

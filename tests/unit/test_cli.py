@@ -21,10 +21,10 @@ import click
 import pytest
 import structlog
 
-from tenantry.api.port import ActorStatus, SystemState, TermStatus
 from tenantry.cli.client import ControlClient
 from tenantry.cli.failures import CommandError
 from tenantry.cli.main import cli, main
+from tenantry.control.port import ActorStatus, SystemState, TermStatus
 from tenantry.telemetry.logging import configure
 from tests import preloaded
 from tests.fakes.api import Served, World, serving, short_directory

@@ -21,7 +21,7 @@ from tenantry.broker.port import (
 )
 from tenantry.cli import letters_worked
 from tenantry.cli.main import main
-from tenantry.messages.dead_letters import Judged
+from tenantry.dead_letters.port import Judged
 from tenantry.messages.port import Incoming
 from tests.fakes.api import Served, World, serving
 

@@ -18,8 +18,8 @@ from pathlib import Path
 import pytest
 import structlog
 
-from tenantry.api.port import ActorStatus
 from tenantry.cli.main import main
+from tenantry.control.port import ActorStatus
 from tests.fakes.api import Served, World, serving
 
 REPOSITORY = Path(__file__).parents[2]

@@ -13,11 +13,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tenantry.handlers.attempts import RetryPolicy, in_words
 from tenantry.handlers.crew import Call, Crew, HandlerHangsError
 from tenantry.handlers.cursor import HandlerMisuseError, _refuse_to_end
 from tenantry.handlers.message import Message
 from tenantry.handlers.resolve import HandlerResolveError, resolve
-from tenantry.messages.attempts import RetryPolicy, in_words
 from tests.waiting import eventually
 
 FOUND = """

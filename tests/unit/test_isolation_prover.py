@@ -12,7 +12,7 @@ from tenantry.broker.port import BrokerError, Credentials
 from tenantry.isolation.prover import NEIGHBOURS, IsolationProver, neighbours
 from tenantry.journal.port import Metadata
 from tenantry.messages.sql_access import SqlCredentials
-from tenantry.producer.access import TenantNames
+from tenantry.tenant_client.access import TenantNames
 from tests.fakes.api import World
 
 BY = Metadata(actor="test")

@@ -10,10 +10,10 @@ from uuid import uuid4
 import pytest
 
 from tenantry.broker.port import BrokerUnavailableError, DeadLettersBusyError, QueuedLetter
+from tenantry.dead_letters.keeper import LetterKeeper
+from tenantry.dead_letters.port import Found, Intent, Judged, Work
 from tenantry.domain.events import DeadLettersReplayed
-from tenantry.messages.dead_letters import Found, Intent, Judged, Work
 from tenantry.messages.port import Incoming
-from tenantry.reprocessing.keeper import LetterKeeper
 from tests.fakes.api import World
 
 NOON = datetime(2026, 1, 31, 12, tzinfo=UTC)

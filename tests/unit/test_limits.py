@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from tenantry.api.shedding import Shedding
+from tenantry.http.shedding import Shedding
 from tenantry.process.limits import (
     FEWEST_CONNECTIONS,
     allow_open_files,

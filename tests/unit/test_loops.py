@@ -13,11 +13,11 @@ from tenantry.actors.board import Board
 from tenantry.actors.watch import Watch
 from tenantry.broker.links import Loop
 from tenantry.database.keeper import LONGEST_START, PostgresKeeper
+from tenantry.dead_letters.keeper import LONGEST_STEP, LetterKeeper
 from tenantry.front.process import LONGEST_LAUNCH, Front
-from tenantry.reprocessing.keeper import LONGEST_STEP, LetterKeeper
+from tenantry.metrics.recorder import Recorder
 from tenantry.schedule import Schedule
 from tenantry.telemetry.heartbeat import Heartbeat
-from tenantry.telemetry.metrics import Recorder
 from tenantry.terms.keeper import LONGEST_RENEWAL, TermKeeper
 from tests.waiting import eventually
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from tenantry.broker.memory import MemoryBroker
 from tenantry.broker.port import BrokerUnavailableError, Outgoing, TenantTopology
 from tenantry.broker.topology import consumed
+from tenantry.testing.broker import MemoryBroker
 from tests.brokers import RecordingSink, bodies
 
 ACME = TenantTopology(tenant_id="acme", topics=("events",), partitions=1)

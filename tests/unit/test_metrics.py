@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tenantry.broker.port import Delivery
-from tenantry.telemetry.metrics import (
+from tenantry.metrics.recorder import (
     BATCH_SIZES,
     LATENCY_MS,
     SECONDS,

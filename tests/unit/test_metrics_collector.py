@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 
 from tenantry import __version__
-from tenantry.api.port import SystemStatus
 from tenantry.broker.links import Ring
+from tenantry.control.port import SystemStatus
 from tenantry.domain.commands import PauseTenant, RequestDeletion, ResizeWorkers, ResumeTenant
 from tenantry.messages.port import MessageStoreError, StoreUnavailableError
-from tenantry.telemetry.metrics import Recorder
-from tenantry.telemetry.metrics_collector import SystemCollector
-from tenantry.telemetry.metrics_page import OPENMETRICS, MetricsPage
+from tenantry.metrics.collector import SystemCollector
+from tenantry.metrics.page import OPENMETRICS, MetricsPage
+from tenantry.metrics.recorder import Recorder
 from tests.fakes.actors import Tree, message, running_tree
 from tests.scrapes import Scrape, read, read_openmetrics
 from tests.waiting import eventually

@@ -13,9 +13,9 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from tenantry.api.routes.metrics import alone
-from tenantry.api.server import ApiServer
-from tenantry.api.tokens import Tokens
-from tenantry.telemetry.metrics_page import (
+from tenantry.http.server import ApiServer
+from tenantry.http.tokens import Tokens
+from tenantry.metrics.page import (
     OPENMETRICS,
     OPENMETRICS_TYPE,
     TEXT_TYPE,

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from tenantry.producer import ProducerError, ProducerOptions
-from tenantry.producer.access import ensure_tenant, every_tenant, problem
-from tenantry.producer.link import Link, LinkError, at_address
 from tenantry.producer.sender import Assignment, Sender, Tally
+from tenantry.tenant_client.access import ensure_tenant, every_tenant, problem
+from tenantry.tenant_client.amqp import Link, LinkError, at_address
 
 ASSIGNMENT = Assignment(
     run="run",
@@ -115,7 +115,7 @@ def test_a_tenant_the_daemon_refuses_is_an_error_with_its_reason() -> None:
 
 
 def test_a_daemon_that_stays_unavailable_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tenantry.producer.access.FIRST_BACKOFF", 0.001)
+    monkeypatch.setattr("tenantry.tenant_client.access.FIRST_BACKOFF", 0.001)
     api = ScriptedApi(*[(503, {"detail": "draining"})] * 6)
     with pytest.raises(ProducerError, match="draining"):
         ensure_tenant(api, "1", topics=["events"], partitions=1, say=lambda _line: None)

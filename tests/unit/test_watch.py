@@ -10,14 +10,15 @@ from typing import Any
 import pytest
 
 from tenantry.actors.board import Board
-from tenantry.actors.pulse import Pulse, pulse_of
+from tenantry.actors.pulse import Pulse
 from tenantry.actors.reconciler import LONGEST_LOOK
+from tenantry.actors.supervision import pulse_of
 from tenantry.actors.watch import MOST_ABANDONED, Watch
 from tenantry.domain.commands import PauseTenant, RequestDeletion, ResizeWorkers
 from tenantry.domain.tenant import Lifecycle
 from tenantry.messages.port import Partitions
+from tenantry.metrics.recorder import Recorder
 from tenantry.telemetry.heartbeat import Heartbeat
-from tenantry.telemetry.metrics import Recorder
 from tests.fakes.actors import Tree, running_tree
 from tests.waiting import eventually
 

@@ -10,8 +10,8 @@ from starlette.responses import Response
 
 from tenantry.api import answers, links, lookup, render, schemas
 from tenantry.api.documented import errors
-from tenantry.api.problems import no_such_tenant
 from tenantry.api.services import Services, Who
+from tenantry.http.problems import no_such_tenant
 
 _TAG = "audit"
 

@@ -7,8 +7,8 @@ from starlette.responses import Response
 
 from tenantry.api import answers, lookup, render, schemas
 from tenantry.api.documented import errors
-from tenantry.api.port import Outcome
 from tenantry.api.services import Caller, Services
+from tenantry.control.port import Outcome
 from tenantry.domain.commands import (
     AddTopics,
     Command,

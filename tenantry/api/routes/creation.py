@@ -12,14 +12,14 @@ from starlette.responses import Response
 from tenantry.api import answers, idempotency, render, schemas
 from tenantry.api.documented import errors
 from tenantry.api.idempotency import Once
-from tenantry.api.port import Outcome
-from tenantry.api.problems import RETRY_AFTER_SECONDS, Problem
 from tenantry.api.services import Caller, Services
+from tenantry.control.port import Outcome
 from tenantry.domain import names
 from tenantry.domain.commands import CreateTenant
 from tenantry.domain.errors import TenantExistsError
 from tenantry.domain.events import ProvisioningAbandoned, TenantCreated
 from tenantry.domain.tenant import Lifecycle
+from tenantry.http.problems import RETRY_AFTER_SECONDS, Problem
 from tenantry.journal.port import Metadata
 
 _LOCATION = {"Location": {"description": "Where it is.", "schema": {"type": "string"}}}

@@ -12,9 +12,9 @@ from starlette.responses import Response
 
 from tenantry.api import answers, letter_schemas, links, lookup, render
 from tenantry.api.documented import errors
-from tenantry.api.problems import Problem
 from tenantry.api.services import Caller, Services, Who
-from tenantry.messages.dead_letters import DeadLetter, DeadLetterIndex, Selection
+from tenantry.dead_letters.port import DeadLetter, DeadLetterIndex, Selection
+from tenantry.http.problems import Problem
 
 _TAG = "dead letters"
 

@@ -11,13 +11,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from tenantry.api import answers, links, lookup, render, schemas
-from tenantry.api.connection import connection_of
 from tenantry.api.documented import errors
 from tenantry.api.services import Services, Who
-from tenantry.api.tokens import Scope
 from tenantry.domain import names
 from tenantry.domain.events import TenantCreated
 from tenantry.domain.tenant import TenantState
+from tenantry.http.connection import connection_of
+from tenantry.http.tokens import Scope
 from tenantry.journal.port import EventStore, RecordedEvent
 
 _TAG = "events"

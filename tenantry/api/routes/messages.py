@@ -14,15 +14,15 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from tenantry.api import across, answers, links, lookup, render, schemas
-from tenantry.api.auth import principal_of
 from tenantry.api.cursors import Cursors, FormerCursorError
 from tenantry.api.documented import errors
 from tenantry.api.lanes import Lane
-from tenantry.api.pool import Pool
-from tenantry.api.problems import Problem, invalid
 from tenantry.api.services import Services, Who
-from tenantry.api.tokens import Principal, Scope
 from tenantry.domain import names
+from tenantry.http.auth import principal_of
+from tenantry.http.pool import Pool
+from tenantry.http.problems import Problem, invalid
+from tenantry.http.tokens import Principal, Scope
 from tenantry.messages.port import (
     Order,
     PageReader,

@@ -8,12 +8,13 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from tenantry.api.auth import Authentication
+from tenantry.api.access import rule_for
 from tenantry.api.documented import errors
-from tenantry.api.middleware import BoundedBody, RequestContext
-from tenantry.api.pool import Pool
-from tenantry.api.problems import Problem
-from tenantry.telemetry.metrics_page import MetricsPage
+from tenantry.http.auth import Authentication
+from tenantry.http.middleware import BoundedBody, RequestContext
+from tenantry.http.pool import Pool
+from tenantry.http.problems import Problem
+from tenantry.metrics.page import MetricsPage
 
 PATH = "/metrics"
 _AT_ONCE = 2
@@ -60,7 +61,7 @@ def alone(page: MetricsPage) -> ASGIApp:
     It is for loopback: web pages that a browser on this machine has open are refused.
     """
     only = BoundedBody(_Only(page), max_bytes=_BODY_BYTES, seconds=_BODY_SECONDS)
-    return RequestContext(Authentication(only, tokens=None))
+    return RequestContext(Authentication(only, tokens=None, rule_for=rule_for))
 
 
 class _Only:

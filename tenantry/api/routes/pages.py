@@ -10,8 +10,8 @@ from fastapi import FastAPI
 from starlette.responses import Response
 
 from tenantry.api import openapi
-from tenantry.api.problems import Problem
 from tenantry.api.render import json_response
+from tenantry.http.problems import Problem
 
 # The package's own application object is not used: only the files of Swagger UI it brings along.
 _PACKAGE: Final = "fastapi_offline"

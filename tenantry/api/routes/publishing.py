@@ -12,18 +12,19 @@ from pydantic import TypeAdapter, ValidationError
 from starlette.requests import Request
 from starlette.responses import Response
 
-from tenantry.api import answers, idempotency, jsonroute, lookup, rawjson, render, schemas
-from tenantry.api.auth import principal_of
+from tenantry.api import answers, idempotency, jsonroute, lookup, render, schemas
 from tenantry.api.documented import errors
 from tenantry.api.idempotency import Once
 from tenantry.api.lanes import Lane
 from tenantry.api.partitions import Router
-from tenantry.api.pool import Pool
-from tenantry.api.problems import Problem
 from tenantry.api.services import Services, Who
 from tenantry.broker.port import Outgoing, Publishing
 from tenantry.domain import names
 from tenantry.domain.tenant import TenantState
+from tenantry.http import rawjson
+from tenantry.http.auth import principal_of
+from tenantry.http.pool import Pool
+from tenantry.http.problems import Problem
 from tenantry.projections.port import TenantDirectory
 from tenantry.uuids import random_uuids
 

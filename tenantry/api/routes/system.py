@@ -12,9 +12,9 @@ from starlette.responses import Response
 
 from tenantry.api import answers, render
 from tenantry.api.documented import errors
-from tenantry.api.port import SystemStatus
-from tenantry.api.problems import unavailable
 from tenantry.api.services import Services
+from tenantry.control.port import SystemStatus
+from tenantry.http.problems import unavailable
 
 _TAG = "daemon"
 

@@ -12,8 +12,8 @@ from tenantry.api import answers, links, lookup, render, schemas
 from tenantry.api.documented import errors
 from tenantry.api.routes import creation
 from tenantry.api.services import Caller, Services, Who
-from tenantry.api.tokens import Scope
 from tenantry.domain.commands import RequestDeletion
+from tenantry.http.tokens import Scope
 
 _TENANTS = "tenants"
 

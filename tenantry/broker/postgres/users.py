@@ -17,9 +17,11 @@ from tenantry.broker.ownership import mark_of, marks_in
 from tenantry.broker.port import PasswordHash
 from tenantry.broker.survey import User
 from tenantry.database.pool import Connection
-from tenantry.database.tenants_sessions import PUBLISHING
 
 log = structlog.get_logger(__name__)
+
+MOST_CONNECTIONS: Final = 40
+"""Connections a tenant may have at once to publish to the embedded broker."""
 
 _FIND: Final = """
 SELECT pg_catalog.shobj_description(r.oid, 'pg_authid'),
@@ -177,7 +179,7 @@ def ensure_user(
     connection.execute(sql.SQL("GRANT {} TO {}").format(group, role))
     # Who is no superuser may end the sessions only of roles that are its own.
     connection.execute(sql.SQL("GRANT {} TO CURRENT_USER").format(role))
-    connection.execute("SELECT tenantry.limit_role(%s, 'producer', %s)", [name, PUBLISHING])
+    connection.execute("SELECT tenantry.limit_role(%s, 'producer', %s)", [name, MOST_CONNECTIONS])
 
 
 def lock_out(connection: Connection, name: str) -> None:

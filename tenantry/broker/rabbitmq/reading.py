@@ -22,9 +22,15 @@ from pika.exceptions import InvalidFrameError
 from tenantry.broker.port import Delivery
 from tenantry.broker.rabbitmq.permit import PermittedConnection
 from tenantry.broker.rabbitmq.tables import MalformedTableError, read_entries, read_table
-from tenantry.messages.dead_letters import REPLAY_HEADER, REPLAYS_HEADER
 from tenantry.messages.encoding import LAST_MS
-from tenantry.messages.headers import CONTENT_ENCODING, CORRELATION_ID, MOST_BYTES, UnfitHeaders
+from tenantry.messages.headers import (
+    CONTENT_ENCODING,
+    CORRELATION_ID,
+    MOST_BYTES,
+    REPLAY_HEADER,
+    REPLAYS_HEADER,
+    UnfitHeaders,
+)
 from tenantry.messages.port import Incoming
 from tenantry.messages.validation import UNREADABLE, too_large
 

@@ -1,0 +1,151 @@
+"""The ports of a daemon that waits for the term: whatever would change something is refused."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import AbstractContextManager
+from datetime import UTC, datetime
+from typing import NoReturn
+
+from tenantry import __version__
+from tenantry.broker.port import DeadLetterWalk, Outgoing, QueueCounts
+from tenantry.control.port import (
+    ActorStatus,
+    Outcome,
+    Role,
+    SystemState,
+    SystemStatus,
+    TenantRuntime,
+    TermStatus,
+    UnavailableError,
+)
+from tenantry.domain.commands import Command
+from tenantry.journal.port import Metadata
+from tenantry.terms.candidate import Candidate
+from tenantry.terms.port import Standing
+
+
+def term_status(standing: Standing) -> TermStatus:
+    """Tell of a term what people want to know."""
+    holder = standing.holder
+    return TermStatus(
+        number=standing.number, host=holder.host, pid=holder.pid, since=standing.since
+    )
+
+
+class StandbyControl:
+    """The system (`Control`) of a standby: it has no actors, and names who leads."""
+
+    def __init__(self, candidate: Candidate, *, on_stop: Callable[[], None]) -> None:
+        self._candidate = candidate
+        self._on_stop = on_stop
+        self._started_at = datetime.now(UTC)
+        self.stopping = False
+
+    def reasons(self) -> tuple[str, ...]:
+        """Say why nothing is done here."""
+        trouble = self._candidate.trouble
+        if trouble is not None:
+            return ("this daemon is a standby", f"the term is out of reach: {trouble}")
+        term = self.term()
+        if term is None:
+            return ("this daemon is a standby",)
+        since = f"{term.since:%Y-%m-%dT%H:%M:%SZ}"
+        leader = f"{term.host} (pid {term.pid}) leads since {since}"
+        return (f"this daemon is a standby: {leader}",)
+
+    def term(self) -> TermStatus | None:
+        """Tell who holds the term, as last seen; None before that."""
+        standing = self._candidate.standing
+        return None if standing is None else term_status(standing)
+
+    def execute(self, command: Command, *, metadata: Metadata, timeout: float) -> Outcome:  # noqa: ARG002
+        """Refuse a command."""
+        self._refuse()
+
+    def status(self) -> SystemStatus:
+        """Tell that it stands by, and for whom."""
+        state = SystemState.STOPPING if self.stopping else SystemState.STANDBY
+        return SystemStatus(
+            state=state,
+            ready=False,
+            reasons=self.reasons(),
+            started_at=self._started_at,
+            version=__version__,
+            pid=os.getpid(),
+            role=Role.STANDBY,
+            term=self.term(),
+            tree=ActorStatus(
+                name="candidate", kind="Candidate", state=state.value, mailbox=0, restarts=0
+            ),
+        )
+
+    def runtime(self, tenant_id: str) -> TenantRuntime | None:  # noqa: ARG002
+        """Know of no tenant's actors."""
+        return None
+
+    def ping(self) -> Future[None]:
+        """Answer at once: there is no actor to wait for."""
+        answer: Future[None] = Future()
+        answer.set_result(None)
+        return answer
+
+    def liveness(self) -> tuple[str, ...]:
+        """Find nothing that hangs: its one duty is the main thread's, which systemd watches."""
+        return ()
+
+    def drain(self) -> None:
+        """Refuse: nothing is consumed here."""
+        self._refuse()
+
+    def stop(self) -> None:
+        """Begin the shutdown."""
+        self.stopping = True
+        self._on_stop()
+
+    def _refuse(self) -> NoReturn:
+        raise UnavailableError("; ".join(self.reasons()))
+
+
+class StandbyProver:
+    """The prover (`Prover`) of a standby: to prove is to write."""
+
+    def __init__(self, reasons: Callable[[], tuple[str, ...]]) -> None:
+        self._reasons = reasons
+
+    def prove(
+        self,
+        tenant_ids: Sequence[str] | None = None,  # noqa: ARG002
+        *,
+        broker: bool = True,  # noqa: ARG002
+        metadata: Metadata,  # noqa: ARG002
+    ) -> NoReturn:
+        """Refuse to prove anything."""
+        raise UnavailableError("; ".join(self._reasons()))
+
+
+class StandbyBroker:
+    """The broker (`Publishing`, `DeadLetters`, `Queues`) as a standby has it: out of bounds."""
+
+    def __init__(self, reasons: Callable[[], tuple[str, ...]]) -> None:
+        self._reasons = reasons
+
+    def publish(self, messages: Sequence[Outgoing], *, timeout: float) -> None:  # noqa: ARG002
+        """Refuse to publish."""
+        self._refuse()
+
+    def walk(
+        self,
+        tenant_id: str,  # noqa: ARG002
+    ) -> AbstractContextManager[DeadLetterWalk]:
+        """Refuse to touch dead letters."""
+        self._refuse()
+
+    def queue_counts(self) -> Mapping[str, QueueCounts]:
+        """Refuse to count."""
+        self._refuse()
+
+    def _refuse(self) -> NoReturn:
+        raise UnavailableError("; ".join(self._reasons()))

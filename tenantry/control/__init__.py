@@ -1,0 +1,1 @@
+"""The port through which commands reach the actors, and answers come back."""

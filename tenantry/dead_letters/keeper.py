@@ -1,0 +1,160 @@
+"""Looks after dead letters without being asked: none stays unknown, and no work half done."""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass
+from typing import Final
+
+import structlog
+
+from tenantry.broker.port import (
+    BrokerError,
+    BrokerUnavailableError,
+    DeadLettersBusyError,
+    Queues,
+)
+from tenantry.dead_letters.port import DeadLetterIndex
+from tenantry.dead_letters.replay import Reprocessing
+from tenantry.journal.port import JournalError, JournalUnavailableError
+from tenantry.messages.port import MessageStoreError, StoreUnavailableError
+from tenantry.telemetry.heartbeat import Heartbeat
+
+log = structlog.get_logger(__name__)
+
+EVERY: Final = 5.0
+"""Seconds between looks. The broker's counts are up to 5 seconds old."""
+
+KEPT_SECONDS: Final = 24 * 3600.0
+"""How long a letter that was worked off is remembered after its message has gone."""
+
+SWEEP_EVERY: Final = 3600.0
+LONGEST_STEP: Final = 300.0
+"""Seconds after which it is taken to hang: a walk takes its time, but goes on batch by batch."""
+
+LONGEST_PAUSE: Final = 300.0
+"""Seconds between walks along a queue that will not agree with its index."""
+
+
+@dataclass(slots=True)
+class _Doubt:
+    """A queue whose count is not its index's: since how many looks, and when to walk again."""
+
+    queued: int
+    listed: int
+    looks: int = 0
+    walks: int = 0
+    not_before: float = 0.0
+
+
+class LetterKeeper:
+    """Compares queues with their index, and walks along those that differ.
+
+    A queue that holds more than is listed has messages the broker itself has dead-lettered
+    (expired, over a length or delivery limit), or that another consumer has rejected: a walk lists
+    them and tells the journal. Less: the walk forgets what was purged. Work that was begun before
+    the daemon died is finished first. `run` belongs on a thread of its own, until `stop`.
+    """
+
+    def __init__(
+        self,
+        *,
+        reprocessing: Reprocessing,
+        index: DeadLetterIndex,
+        queues: Queues,
+        every: float = EVERY,
+    ) -> None:
+        self.heartbeat: Final = Heartbeat()
+        self._reprocessing = reprocessing
+        self._index = index
+        self._queues = queues
+        self._every = every
+        self._stopping = threading.Event()
+        self._agreed: dict[str, int] = {}
+        self._doubts: dict[str, _Doubt] = {}
+        self._failing: dict[str, tuple[int, float]] = {}
+        self._swept_at = time.monotonic()
+
+    def run(self) -> None:
+        """Look again and again; an outage is waited out."""
+        while not self._ends():
+            try:
+                self.look()
+            except (BrokerError, MessageStoreError, JournalError) as error:
+                log.debug("dead_letters.not_looked_after", error=str(error))
+            self.heartbeat.rest()
+            self._stopping.wait(self._every)
+
+    def stop(self) -> None:
+        """End `run`, once the walk under way is over."""
+        self._stopping.set()
+
+    def look(self) -> None:
+        """Look once at all tenants."""
+        for tenant_id in sorted(self._index.unfinished()):
+            self._walk(tenant_id)
+        for tenant_id in self._differing():
+            doubt = self._doubts[tenant_id]
+            # Both counts are of a moment ago: what is on its way must not look like a difference.
+            if doubt.looks < 2 or time.monotonic() < doubt.not_before:
+                continue
+            doubt.walks += 1
+            doubt.not_before = time.monotonic() + min(LONGEST_PAUSE, self._every * 2.0**doubt.walks)
+            self._walk(tenant_id)
+        if time.monotonic() - self._swept_at > SWEEP_EVERY:
+            self._swept_at = time.monotonic()
+            self._index.sweep(older_than=KEPT_SECONDS)
+
+    def _differing(self) -> list[str]:
+        """Name the tenants of which a queue's count is not its index's, now and before."""
+        queued = {one: counts.dead_letters for one, counts in self._queues.queue_counts().items()}
+        for gone in self._agreed.keys() - queued.keys():
+            del self._agreed[gone]
+        for gone in self._doubts.keys() - queued.keys():
+            del self._doubts[gone]
+        for gone in self._failing.keys() - queued.keys():
+            del self._failing[gone]
+        # The index is asked only where something has changed: it may be long.
+        open_questions = [one for one, count in queued.items() if self._agreed.get(one) != count]
+        listed = self._index.counts(open_questions)
+        for tenant_id in open_questions:
+            there, known = queued[tenant_id], listed.get(tenant_id, 0)
+            if there == known:
+                self._agreed[tenant_id] = there
+                self._doubts.pop(tenant_id, None)
+                continue
+            self._agreed.pop(tenant_id, None)
+            doubt = self._doubts.setdefault(tenant_id, _Doubt(there, known))
+            # Workers list before they reject, so while they do a queue may well be behind.
+            moving = there < known and (doubt.queued, doubt.listed) != (there, known)
+            doubt.queued, doubt.listed = there, known
+            doubt.looks = 1 if moving else doubt.looks + 1
+        return sorted(self._doubts)
+
+    def _walk(self, tenant_id: str) -> None:
+        failures, not_before = self._failing.get(tenant_id, (0, 0.0))
+        if self._ends() or time.monotonic() < not_before:
+            return
+        try:
+            self._reprocessing.look(tenant_id, stopping=self._ends)
+        except DeadLettersBusyError:
+            return  # whoever walks there does all this on the way
+        except (BrokerUnavailableError, StoreUnavailableError, JournalUnavailableError):
+            raise  # as it would be with any tenant's
+        except Exception as error:
+            # One tenant's letters: the others' are looked after all the same.
+            log.exception(
+                "dead_letters.walk_failed",
+                tenant=tenant_id,
+                error=" ".join(str(error).split())[:500],
+            )
+            pause = min(LONGEST_PAUSE, self._every * 2.0 ** min(failures, 10))
+            self._failing[tenant_id] = failures + 1, time.monotonic() + pause
+            return
+        self._failing.pop(tenant_id, None)
+
+    def _ends(self) -> bool:
+        """Tell whether the end has come; a walk asks after each batch, and so goes on."""
+        self.heartbeat.beat(LONGEST_STEP)
+        return self._stopping.is_set()

@@ -1,0 +1,298 @@
+"""Which letter a message is: the rules, without the rows' whereabouts.
+
+A letter is a row; its messages are what lies, or lay, in the queues under it: the original, and
+one for each replay. After a crash there can be two of one replay, or an original beside its
+replay. So a message is known by what does not change on its way (place, id, bytes), and by the
+number of the replay it carries; what is behind its letter is stale.
+
+Messages with an id are one letter each id; without one they are told apart by counting. The rules
+choose doubling over losing where these can't be told apart at all: many of the same bytes, of
+which some were settled as the daemon died.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final, NamedTuple
+from uuid import UUID
+
+from tenantry.dead_letters.port import Found, Intent, Judged, Kept, Met, Work, event_id, fingerprint
+from tenantry.messages.headers import REPLAY_HEADER, REPLAYS_HEADER, UnreadableHeadersError
+from tenantry.messages.port import Incoming
+
+_MOST: Final = 1_000_000
+
+
+class Identity(NamedTuple):
+    """What tells a message apart, and the replay it is (`letter` None, 0: it is none).
+
+    `named`: it has an id; `renamed`: it had none before it was replayed, and has its letter's.
+    """
+
+    fingerprint: bytes
+    letter: UUID | None
+    replay: int
+    named: bool
+    renamed: bool
+
+
+@dataclass(slots=True, kw_only=True)
+class Row:
+    """A letter as it is matched; `was` is the id it is kept under, None for one that is new.
+
+    `content` is the message to keep with it, where that is another now.
+    """
+
+    was: UUID | None
+    id: UUID
+    fingerprint: bytes
+    copy: int = 0
+    settled: bool = False
+    replays: int = 0
+    failed: int = 0
+    intent: Intent | None = None
+    died_at: datetime | None = None
+    seen_in: UUID | None = None
+    recorded: bool = True
+    reason: str
+    error: str
+    first_error: str | None
+    attempts: int
+    dead_lettered_at: datetime
+    content: Incoming | None = None
+    listed_now: bool = False
+
+    @property
+    def open_intent(self) -> Intent | None:
+        """What was begun with the letter and not settled."""
+        return None if self.settled else self.intent
+
+    def blame(self, judged: Judged) -> None:
+        """Say why the message has died now."""
+        self.reason, self.attempts = judged.reason, judged.attempts
+        self.error, self.first_error = judged.error, judged.first_error
+
+
+def identify(message: Incoming) -> Identity:
+    """Tell what a message is by what it carries."""
+    headers = message.headers or {}
+    try:
+        letter, number = _letter(headers.get(REPLAY_HEADER)), headers.get(REPLAYS_HEADER)
+    except UnreadableHeadersError:
+        letter = number = None
+    replay = 0
+    if letter is not None:
+        replay = number if type(number) is int and 0 < number < _MOST else 1
+    return Identity(
+        fingerprint(message),
+        letter,
+        replay,
+        named=message.id is not None,
+        renamed=letter is not None and message.id == str(letter),
+    )
+
+
+def _letter(value: object) -> UUID | None:
+    try:
+        return UUID(value) if isinstance(value, str) else None
+    except ValueError:
+        return None
+
+
+class Matching:
+    """Matches messages to the rows that are there, changes these and adds others."""
+
+    def __init__(
+        self, rows: Iterable[Row], *, new_id: Callable[[], UUID], now: datetime, walk: UUID | None
+    ) -> None:
+        """`rows` are those with a fingerprint or an id that `identify` gives for the messages."""
+        self._new_id = new_id
+        self._now = now
+        self._walk = walk
+        self._used: set[UUID] = set()
+        self._by_id: dict[UUID, Row] = {}
+        self._by_fingerprint: defaultdict[bytes, list[Row]] = defaultdict(list)
+        for row in rows:
+            self._by_id[row.id] = row
+            self._by_fingerprint[row.fingerprint].append(row)
+        for same in self._by_fingerprint.values():
+            same.sort(key=lambda row: row.copy)
+        self.new: list[Row] = []
+        self.changed: dict[UUID, Row] = {}
+        """Rows that were there and are different now, by the id they are kept under."""
+
+    @property
+    def fresh(self) -> int:
+        """How many letters have become listed."""
+        return sum(row.listed_now for row in (*self.new, *self.changed.values()))
+
+    def keep(self, judged: Judged) -> Kept:
+        """Match a message that is about to be rejected."""
+        identity = identify(judged.message)
+        row = self._row_of(identity)
+        if row is None and not identity.named and judged.again:
+            row = self._first(
+                identity,
+                lambda row: self._is_original(row) and not (row.intent or row.died_at),
+            )
+        if row is None:
+            row = self._add(identity, judged, died_at=None, recorded=True)
+            return Kept(row.id, event_id(row.id, row.failed), fresh=True)
+        fresh = self._arrive(row, identity, judged, died_at=None, recorded=True, later=True)
+        if not fresh and not row.settled:
+            self._change(row)
+            row.blame(judged)
+        return Kept(row.id, event_id(row.id, row.failed), fresh)
+
+    def meet(self, found: Sequence[Found]) -> list[Met]:
+        """Match messages that lie in the queue, in its order.
+
+        What is told of each is true of them all: a replay may lie behind its original.
+        """
+        met = [self._meet(one) for one in found]
+        return [self._told(row, listed=number >= row.failed) for row, number in met]
+
+    def _meet(self, found: Found) -> tuple[Row, int]:
+        """Find or make the row of a message; give it and the number of the replay it is."""
+        judged, died_at = found
+        identity = identify(judged.message)
+        row = self._row_of(identity)
+        if row is None and not identity.named:
+            row = self._one_of_many(identity, died_at)
+        if row is None:
+            row = self._add(identity, judged, died_at=died_at, recorded=False)
+            number = 0
+        else:
+            later = died_at is not None and (row.died_at is None or died_at > row.died_at)
+            self._arrive(row, identity, judged, died_at=died_at, recorded=False, later=later)
+            number = identity.replay if row.id == identity.letter else 0
+            self._change(row)
+            if not row.settled and number >= row.failed:
+                row.died_at = died_at
+        row.seen_in = self._walk
+        self._used.add(row.id)
+        return row, number
+
+    @staticmethod
+    def _told(row: Row, *, listed: bool) -> Met:
+        intent = row.open_intent
+        return Met(
+            id=row.id,
+            event_id=event_id(row.id, row.failed),
+            listed=listed and not row.settled,
+            reason=row.reason,
+            error=row.error,
+            first_error=row.first_error,
+            attempts=row.attempts,
+            dead_lettered_at=row.dead_lettered_at,
+            replays=row.replays,
+            intent=intent,
+            failed_again=intent is not None
+            and intent.work is Work.REPLAY
+            and row.failed >= row.replays,
+            recorded=row.recorded,
+        )
+
+    def _row_of(self, identity: Identity) -> Row | None:
+        """Find the letter of a message with an id: there is one at most."""
+        if identity.renamed and identity.letter in self._by_id:
+            return self._by_id[identity.letter]
+        if not identity.named:
+            return None
+        return next(iter(self._by_fingerprint[identity.fingerprint]), None)
+
+    def _one_of_many(self, identity: Identity, died_at: datetime | None) -> Row | None:
+        """Choose among the letters of messages without an id that are all the same."""
+        return (
+            self._first(identity, lambda row: self._is_original(row) and row.died_at == died_at)
+            or self._first(identity, lambda row: self._is_original(row) and row.died_at is None)
+            or self._first(identity, lambda row: row.open_intent is not None)
+            or self._first(identity, lambda row: row.settled and row.died_at == died_at)
+        )
+
+    @staticmethod
+    def _is_original(row: Row) -> bool:
+        return not row.settled and row.failed == 0
+
+    def _first(self, identity: Identity, wanted: Callable[[Row], bool]) -> Row | None:
+        for row in self._by_fingerprint[identity.fingerprint]:
+            used = row.id in self._used or (self._walk is not None and row.seen_in == self._walk)
+            if not used and wanted(row):
+                self._used.add(row.id)
+                return row
+        return None
+
+    def _arrive(
+        self,
+        row: Row,
+        identity: Identity,
+        judged: Judged,
+        *,
+        died_at: datetime | None,
+        recorded: bool,
+        later: bool,
+    ) -> bool:
+        """List a row again where its message has died again, `later` than before; tell whether."""
+        number = identity.replay if row.id == identity.letter else 0
+        if number > row.failed:
+            self._change(row)
+            row.failed = number
+            row.replays = max(row.replays, number)
+        elif row.settled and number == 0 and identity.named and later:
+            # It was settled, and has been sent again: another letter, though the same message.
+            self._change(row)
+            row.id = self._new_id()
+            row.replays = identity.replay
+            row.failed = 0
+        else:
+            return False
+        if row.settled:
+            row.settled, row.intent = False, None
+        row.content = judged.message
+        row.blame(judged)
+        row.died_at, row.dead_lettered_at = died_at, died_at or self._now
+        row.recorded = recorded
+        row.listed_now = True
+        return True
+
+    def _add(
+        self, identity: Identity, judged: Judged, *, died_at: datetime | None, recorded: bool
+    ) -> Row:
+        same = self._by_fingerprint[identity.fingerprint]
+        row = Row(
+            was=None,
+            id=self._new_id(),
+            fingerprint=identity.fingerprint,
+            copy=same[-1].copy + 1 if same else 0,
+            replays=identity.replay,
+            died_at=died_at,
+            recorded=recorded,
+            reason=judged.reason,
+            error=judged.error,
+            first_error=judged.first_error,
+            attempts=judged.attempts,
+            dead_lettered_at=died_at or self._now,
+            content=judged.message,
+            listed_now=True,
+        )
+        same.append(row)
+        self.new.append(row)
+        self._by_id[row.id] = row
+        self._used.add(row.id)
+        return row
+
+    def _change(self, row: Row) -> None:
+        if row.was is not None:
+            self.changed[row.was] = row
+
+
+def keys(messages: Sequence[Incoming]) -> tuple[list[bytes], list[UUID]]:
+    """Give the fingerprints and ids of the rows that messages can be of."""
+    identities = [identify(message) for message in messages]
+    return (
+        [identity.fingerprint for identity in identities],
+        [identity.letter for identity in identities if identity.letter is not None],
+    )

@@ -1,0 +1,283 @@
+"""The index of dead letters in PostgreSQL."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+from uuid import UUID, uuid4
+
+import psycopg
+from psycopg.rows import dict_row
+
+from tenantry.database.errors import DatabaseUnavailableError
+from tenantry.database.failures import one_line
+from tenantry.dead_letters.matching import Matching, Row, keys
+from tenantry.dead_letters.port import (
+    EVERYTHING,
+    LARGEST_BODY,
+    DeadLetter,
+    Found,
+    Intent,
+    Judged,
+    Kept,
+    Met,
+    Preview,
+    Selection,
+    Work,
+)
+from tenantry.messages.encoding import LAST_MS, headers_json
+from tenantry.messages.port import Incoming, MessageStoreError, StoreUnavailableError
+from tenantry.messages.validation import shown
+from tenantry.sql import queries
+
+if TYPE_CHECKING:
+    from tenantry.database.pool import Connection, Database
+
+T = TypeVar("T")
+
+PAGE_BYTES: Final = 8 * 1024 * 1024
+"""Bytes of bodies on a page, but for the first letter's."""
+
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+class PostgresDeadLetterIndex:
+    """Dead letters (`DeadLetterIndex`) in the table `tenantry.dead_letters`."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._sql = queries("dead_letters")
+
+    def keep(self, tenant_id: str, letters: Sequence[Judged]) -> list[Kept]:
+        """See `DeadLetterIndex.keep`."""
+        return self._match(
+            tenant_id,
+            None,
+            [judged.message for judged in letters],
+            lambda matching: [matching.keep(judged) for judged in letters],
+        )
+
+    def meet(self, tenant_id: str, found: Sequence[Found], *, walk: UUID) -> list[Met]:
+        """See `DeadLetterIndex.meet`."""
+        return self._match(
+            tenant_id,
+            walk,
+            [one.judged.message for one in found],
+            lambda matching: matching.meet(found),
+        )
+
+    def begin(self, tenant_id: str, ids: Collection[UUID], intent: Intent) -> None:
+        """See `DeadLetterIndex.begin`."""
+        given = {"ids": list(ids), "intent": intent.id, "work": intent.work.value}
+        self._change(tenant_id, given, "begin")
+
+    def withdraw(self, tenant_id: str, ids: Collection[UUID]) -> None:
+        """See `DeadLetterIndex.withdraw`."""
+        self._change(tenant_id, {"ids": list(ids)}, "withdraw")
+
+    def settle(self, tenant_id: str, ids: Collection[UUID]) -> None:
+        """See `DeadLetterIndex.settle`."""
+        self._change(tenant_id, {"ids": list(ids)}, "settle", "came_back")
+
+    def intended(self, tenant_id: str, intent: UUID) -> list[UUID]:
+        """See `DeadLetterIndex.intended`."""
+        return [row[0] for row in self._fetch("intended", tenant=tenant_id, intent=intent)]
+
+    def recorded(self, tenant_id: str, ids: Collection[UUID]) -> None:
+        """See `DeadLetterIndex.recorded`."""
+        self._change(tenant_id, {"ids": list(ids)}, "recorded")
+
+    def gone(self, tenant_id: str, ids: Collection[UUID]) -> None:
+        """See `DeadLetterIndex.gone`."""
+        self._change(tenant_id, {"ids": list(ids)}, "gone")
+
+    def forget_missing(self, tenant_id: str, *, walk: UUID, older_than: float) -> int:
+        """See `DeadLetterIndex.forget_missing`."""
+        given = {"walk": walk, "age": timedelta(seconds=older_than)}
+        _, missing, _ = self._change(tenant_id, given, "gone_unmet", "missing", "forget_missing")
+        return missing
+
+    def sweep(self, *, older_than: float) -> int:
+        """See `DeadLetterIndex.sweep`."""
+        given = {"age": timedelta(seconds=older_than)}
+        with self._connection() as connection:
+            return connection.execute(self._sql["sweep"], given).rowcount
+
+    def page(
+        self, tenant_id: str, *, which: Selection = EVERYTHING, after: int = 0, limit: int = 50
+    ) -> tuple[list[DeadLetter], bool]:
+        """See `DeadLetterIndex.page`."""
+        parameters = _selected(which) | {
+            "tenant": tenant_id, "after": after, "limit": limit + 1, "bytes": PAGE_BYTES
+        }  # fmt: skip
+        with self._connection() as connection, connection.cursor(row_factory=dict_row) as cursor:
+            rows = cursor.execute(self._sql["page"], parameters).fetchall()
+        there = rows[0]["candidates"] if rows else 0
+        found = rows[:limit]
+        for row in found:
+            del row["candidates"]
+        return [DeadLetter(**row) for row in found], there > len(found)
+
+    def preview(self, tenant_id: str, which: Selection, *, most_replays: int) -> Preview:
+        """See `DeadLetterIndex.preview`."""
+        (_, _, count, worn, as_of), *places = self._fetch(
+            "preview", tenant=tenant_id, most=most_replays, **_selected(which)
+        )
+        return Preview(
+            as_of=as_of,
+            count=count,
+            worn=worn,
+            places={(topic, partition): number for topic, partition, number, _, _ in places},
+        )
+
+    def named(self, tenant_id: str, names: Collection[str]) -> set[UUID]:
+        """See `DeadLetterIndex.named`."""
+        rows = self._fetch("named", tenant=tenant_id, names=[_text(name) for name in names])
+        return {row[0] for row in rows}
+
+    def counts(self, tenant_ids: Collection[str]) -> Mapping[str, int]:
+        """See `DeadLetterIndex.counts`."""
+        return {row[0]: row[1] for row in self._fetch("counts", tenants=list(tenant_ids))}
+
+    def unfinished(self) -> set[str]:
+        """See `DeadLetterIndex.unfinished`."""
+        return {row[0] for row in self._fetch("unfinished")}
+
+    def drop(self, tenant_id: str) -> None:
+        """See `DeadLetterIndex.drop`."""
+        self._change(tenant_id, {}, "drop")
+
+    def _match(
+        self,
+        tenant_id: str,
+        walk: UUID | None,
+        messages: Sequence[Incoming],
+        work: Callable[[Matching], T],
+    ) -> T:
+        """Match messages with the rows there are, alone, and write what comes of it."""
+        fingerprints, ids = keys(messages)
+        given = {"tenant": tenant_id, "fingerprints": fingerprints, "ids": ids}
+        with self._connection() as connection, connection.transaction():
+            (_, now) = connection.execute(self._sql["lock"], given).fetchone() or (None, None)
+            if walk is None:
+                connection.execute(self._sql["attempts_over"], given)
+            with connection.cursor(row_factory=dict_row) as cursor:
+                rows = [_row(row) for row in cursor.execute(self._sql["rows"], given).fetchall()]
+            matching = Matching(rows, new_id=uuid4, now=now or datetime.now(UTC), walk=walk)
+            done = work(matching)
+            self._write(connection, tenant_id, matching)
+        return done
+
+    def _write(self, connection: Connection, tenant_id: str, matching: Matching) -> None:
+        changed = [row for row in matching.changed.values() if row.content is None]
+        again = [row for row in matching.changed.values() if row.content is not None]
+        for query, rows in (
+            ("add", matching.new),
+            ("relist", again),
+            ("to_the_end", again),
+            ("change", changed),
+        ):
+            if rows:
+                connection.execute(self._sql[query], {"tenant": tenant_id} | _columns(rows))
+        if matching.fresh:
+            parameters = {"tenant": tenant_id, "fresh": matching.fresh}
+            connection.execute(self._sql["count_dead"], parameters)
+
+    def _change(self, tenant_id: str, given: dict[str, object], *queries: str) -> list[int]:
+        """Run queries in a transaction, alone with the tenant's letters; give how many rows each.
+
+        Without that, who settles letters and who lists others could wait for each other: both
+        change letters, and the tenant's totals.
+        """
+        given["tenant"] = tenant_id
+        with self._connection() as connection, connection.transaction():
+            connection.execute(self._sql["lock"], given)
+            return [connection.execute(self._sql[query], given).rowcount for query in queries]
+
+    def _fetch(self, query: str, **parameters: object) -> list[Any]:
+        with self._connection() as connection:
+            return connection.execute(self._sql[query], parameters).fetchall()
+
+    @contextmanager
+    def _connection(self) -> Iterator[Connection]:
+        try:
+            with self._database.connection() as connection:
+                yield connection
+        except DatabaseUnavailableError as error:
+            raise StoreUnavailableError(str(error)) from error
+        except psycopg.Error as error:
+            raise MessageStoreError(f"{self._database.where}: {one_line(error)}") from error
+
+
+def _row(columns: dict[str, Any]) -> Row:
+    work, intent = columns.pop("work"), columns.pop("intent")
+    columns["fingerprint"] = bytes(columns["fingerprint"])
+    return Row(**columns, intent=None if intent is None else Intent(intent, Work(work)))
+
+
+def _columns(rows: Sequence[Row]) -> dict[str, Any]:
+    """Give rows as the arrays that the queries take; the messages' where there are any."""
+    columns: dict[str, Any] = {
+        "was": [row.was for row in rows],
+        "ids": [row.id for row in rows],
+        "fingerprints": [row.fingerprint for row in rows],
+        "copies": [row.copy for row in rows],
+        "replays": [row.replays for row in rows],
+        "failed": [row.failed for row in rows],
+        "died": [row.died_at for row in rows],
+        "seen": [row.seen_in for row in rows],
+        "recorded": [row.recorded for row in rows],
+        "reasons": [row.reason for row in rows],
+        "errors": [_text(row.error) for row in rows],
+        "first_errors": [_text(row.first_error) for row in rows],
+        "attempts": [row.attempts for row in rows],
+        "dead_lettered": [row.dead_lettered_at for row in rows],
+    }
+    messages = [row.content for row in rows if row.content is not None]
+    if not messages:
+        return columns
+    return columns | {
+        "message_ids": [_text(shown(message.id)) for message in messages],
+        "topics": [message.topic for message in messages],
+        "partitions": [message.partition for message in messages],
+        "sizes": [len(message.body) for message in messages],
+        "bodies": [
+            message.body if len(message.body) <= LARGEST_BODY else None for message in messages
+        ],
+        "content_types": [_text(shown(message.content_type)) for message in messages],
+        "headers": [_headers(message) for message in messages],
+        "published": [_published_at(message) for message in messages],
+    }
+
+
+def _selected(which: Selection) -> dict[str, object]:
+    return {
+        "names": None if which.names is None else [_text(name) for name in which.names],
+        "reason": _text(which.reason),
+        "topic": _text(which.topic),
+        "since": which.since,
+        "until": which.until,
+    }
+
+
+def _text(value: str | None) -> str | None:
+    """Give a text as PostgreSQL can hold it."""
+    if value is None:
+        return None
+    return value.replace("\0", "\ufffd").encode(errors="replace").decode()
+
+
+def _headers(message: Incoming) -> str | None:
+    if not message.headers:
+        return None
+    text = headers_json(message.headers)
+    return _text(text.decode()) if len(text) <= LARGEST_BODY else None
+
+
+def _published_at(message: Incoming) -> datetime | None:
+    milliseconds = message.published_at_ms
+    if milliseconds is None or not 0 <= milliseconds <= LAST_MS:
+        return None
+    return _EPOCH + timedelta(milliseconds=milliseconds)

@@ -1,0 +1,301 @@
+"""A message store that runs handlers: the one beneath it, and what is done about failures.
+
+A message whose handler fails is noted, in the transaction that stores its neighbours, and held. A
+message that may have killed the daemon, since it was delivered before and nothing else is known of
+it, is tried under a lock, with that noted before: so if it does it again, it is known.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from time import monotonic
+from typing import TYPE_CHECKING, Final
+from uuid import uuid4
+
+import psycopg
+import structlog
+from psycopg import errors
+
+from tenantry import failpoints
+from tenantry.database.errors import DatabaseUnavailableError
+from tenantry.database.failures import UNFIT, one_line
+from tenantry.handlers.attempting import Trying
+from tenantry.handlers.attempts import HANDLER_TIMEOUT, WORKER_KILLED, Attempts, RetryPolicy
+from tenantry.handlers.crew import Crew
+from tenantry.handlers.message import Handler
+from tenantry.handlers.tally import Tally
+from tenantry.handlers.transaction import Entry
+from tenantry.messages.insertion import sift
+from tenantry.messages.port import (
+    FIRST,
+    NOTHING,
+    Counts,
+    Held,
+    Incoming,
+    MessageStoreError,
+    Order,
+    PartitionMissingError,
+    Partitions,
+    StoredMessage,
+    StoreResult,
+    StoreUnavailableError,
+    Tried,
+    Unstorable,
+    Whose,
+)
+from tenantry.messages.postgres import MAX_BYTES, PostgresMessageStore
+
+if TYPE_CHECKING:
+    from tenantry.database.pool import Connection, Database
+    from tenantry.domain.tenant import TenantState
+
+log = structlog.get_logger(__name__)
+
+TURN_SECONDS: Final = 0.25
+"""How long handlers run before what they did is committed, and the rest is given back."""
+
+PLACE_SECONDS: Final = 2.0
+LOCK_SECONDS: Final = 1.0
+"""How long one waits for others' handlers, and for others' suspects, before looking elsewhere."""
+
+FEW: Final = 8
+GROUP: Final = 32
+"""Suspects that are tried one by one; and how many of more are tried together."""
+
+
+@dataclass(slots=True)
+class _Unit:
+    """Entries that are tried together. `guarded`: one of them may kill the daemon."""
+
+    entries: list[Entry]
+    guarded: bool = False
+
+
+class HandlingStore:
+    """A `MessageStore` whose topics may have handlers; those without are the plain store's.
+
+    The handlers' connections are their own: whatever handlers do, the others are not held up.
+    """
+
+    def __init__(
+        self,
+        plain: PostgresMessageStore,
+        database: Database,
+        handlers: Mapping[str, Handler],
+        *,
+        crew: Crew,
+        retry: RetryPolicy,
+        max_bytes: int = MAX_BYTES,
+        turn: float = TURN_SECONDS,
+    ) -> None:
+        self._plain = plain
+        self._database = database
+        self._handlers = handlers
+        self._crew = crew
+        self._retry = retry
+        self._max_bytes = max_bytes
+        self._turn = turn
+        self._attempts = Attempts()
+        self._trying = Trying(database, handlers, crew=crew, retry=retry, attempts=self._attempts)
+        self._suspects = threading.Lock()
+
+    def store(
+        self,
+        tenant_id: str,
+        batch: Sequence[Incoming],
+        again: Mapping[int, Tried | None] = NOTHING,
+    ) -> StoreResult:
+        """See `MessageStore.store`. What it takes longer for than a moment is left."""
+        handlers = self._handlers
+        mine = [index for index, one in enumerate(batch) if one.topic in handlers]
+        if not mine:
+            return self._plain.store(tenant_id, batch, again)
+        tally = Tally()
+        if len(mine) < len(batch):
+            others = [index for index, one in enumerate(batch) if one.topic not in handlers]
+            part = self._plain.store(tenant_id, [batch[index] for index in others])
+            tally.add(part, others)
+        with self._crew.place(PLACE_SECONDS) as taken:
+            if not taken:
+                tally.left += mine
+            else:
+                with _errors_of(tenant_id):
+                    self._handle(tenant_id, batch, mine, again, tally)
+        failpoints.reach("after_commit")
+        return tally.result()
+
+    @property
+    def abandoned(self) -> int:
+        """Threads that were left behind because a handler on them hangs."""
+        return self._crew.abandoned
+
+    def sweep(self) -> int:
+        """Forget attempts at messages that have not come for days; tell how many."""
+        with self._database.connection() as connection:
+            return self._attempts.sweep(connection)
+
+    # The rest is the plain store's.
+
+    def vacate(self, former: TenantState) -> None:
+        """See `MessageStore.vacate`."""
+        self._plain.vacate(former)
+
+    def create_partition(self, tenant_id: str, whose: Whose = FIRST) -> None:
+        """See `MessageStore.create_partition`."""
+        self._plain.create_partition(tenant_id, whose)
+
+    def drop_partition(self, tenant_id: str, *, retain: bool) -> int:
+        """See `MessageStore.drop_partition`."""
+        return self._plain.drop_partition(tenant_id, retain=retain)
+
+    def partitions(self) -> Partitions:
+        """See `MessageStore.partitions`."""
+        return self._plain.partitions()
+
+    def page(
+        self,
+        tenant_id: str,
+        *,
+        topic: str | None = None,
+        after: int | None = None,
+        limit: int = 50,
+        order: Order = Order.ASCENDING,
+    ) -> list[StoredMessage]:
+        """See `MessageStore.page`."""
+        return self._plain.page(tenant_id, topic=topic, after=after, limit=limit, order=order)
+
+    def counts(self, tenant_id: str) -> Counts:
+        """See `MessageStore.counts`."""
+        return self._plain.counts(tenant_id)
+
+    # What is done with whom.
+
+    def _handle(
+        self,
+        tenant_id: str,
+        batch: Sequence[Incoming],
+        mine: Sequence[int],
+        again: Mapping[int, Tried | None],
+        tally: Tally,
+    ) -> None:
+        until = monotonic() + self._turn
+        with self._database.connection() as connection:
+            sifted = sift(connection, [batch[index] for index in mine], self._max_bytes)
+            entries = [
+                _entry(mine[at], sifted.messages[at], is_json)
+                for at, is_json in zip(sifted.indexes, sifted.is_json, strict=True)
+            ]
+            tally.unstorable += [replace(one, index=mine[one.index]) for one in sifted.unstorable]
+            units = self._units(connection, tenant_id, entries, again, tally)
+        for number, unit in enumerate(units):
+            if number and monotonic() >= until:
+                tally.leave(unit.entries)
+            elif not unit.guarded:
+                self._trying.together(tenant_id, unit.entries, until, tally)
+            elif self._suspects.acquire(timeout=LOCK_SECONDS):
+                try:
+                    self._trying.guarded(tenant_id, unit.entries, until, tally)
+                finally:
+                    self._suspects.release()
+            else:
+                tally.held += [
+                    Held(
+                        index=entry.index,
+                        seconds=LOCK_SECONDS,
+                        tried=Tried(entry.attempts, WORKER_KILLED),
+                    )
+                    for entry in unit.entries
+                ]
+
+    def _units(
+        self,
+        connection: Connection,
+        tenant_id: str,
+        entries: Sequence[Entry],
+        again: Mapping[int, Tried | None],
+        tally: Tally,
+    ) -> list[_Unit]:
+        """Say who is tried with whom: those that may kill first, those that may hang last."""
+        usual, killers, hanging = _Unit([]), list[_Unit](), list[_Unit]()
+        strangers: list[Entry] = []
+        for entry in entries:
+            tried = again.get(entry.index)
+            if tried is not None:
+                entry.attempts, entry.noted = tried.attempts, True
+                if tried.reason == WORKER_KILLED:
+                    killers.append(_Unit([entry], guarded=True))
+                elif tried.reason == HANDLER_TIMEOUT:
+                    hanging.append(_Unit([entry]))
+                else:
+                    usual.entries.append(entry)
+            elif entry.index in again:
+                strangers.append(entry)
+            else:
+                usual.entries.append(entry)
+        unknown = self._recall(connection, tenant_id, strangers, killers, tally)
+        size = 1 if len(unknown) <= FEW else GROUP
+        groups = [
+            _Unit(unknown[at : at + size], guarded=True) for at in range(0, len(unknown), size)
+        ]
+        return [*killers, *groups, *([usual] if usual.entries else []), *hanging]
+
+    def _recall(
+        self,
+        connection: Connection,
+        tenant_id: str,
+        entries: Sequence[Entry],
+        killers: list[_Unit],
+        tally: Tally,
+    ) -> list[Entry]:
+        """Look up what is known of messages that were delivered before; give the unknown ones."""
+        if not entries:
+            return []
+        keys = [entry.key for entry in entries]
+        facts = self._attempts.known(connection, tenant_id, keys)
+        unknown: list[Entry] = []
+        for entry, key in zip(entries, keys, strict=True):
+            known = facts.get(key)
+            if known is None:
+                unknown.append(entry)
+                continue
+            entry.attempts, entry.noted = known.attempts, True
+            verdict = Unstorable(
+                index=entry.index,
+                reason=known.reason,
+                error=known.last_error,
+                attempts=known.attempts,
+                first_error=known.first_error,
+            )
+            if known.judged or known.attempts >= self._retry.attempts:
+                tally.unstorable.append(verdict)
+            elif known.seconds > 0:
+                tried = Tried(known.attempts, WORKER_KILLED)
+                tally.held.append(Held(index=entry.index, seconds=known.seconds, tried=tried))
+            else:
+                killers.append(_Unit([entry], guarded=True))
+        return unknown
+
+
+def _entry(index: int, message: Incoming, is_json: bool) -> Entry:
+    """Make an entry; a message without an id gets one, which the handler is to see."""
+    stored_as = message if message.id is not None else message._replace(id=str(uuid4()))
+    return Entry(index, message, stored_as, is_json)
+
+
+@contextmanager
+def _errors_of(tenant_id: str) -> Iterator[None]:
+    """Speak of the database's errors in the port's words."""
+    try:
+        yield
+    except DatabaseUnavailableError as error:
+        raise StoreUnavailableError(str(error)) from error
+    except errors.UndefinedTable as error:
+        raise PartitionMissingError(f"tenant {tenant_id!r} has no partition") from error
+    except UNFIT as error:
+        # Of our own statements: what a handler's fail with is its message's failure.
+        raise StoreUnavailableError(one_line(error)) from error
+    except psycopg.Error as error:
+        raise MessageStoreError(one_line(error)) from error

@@ -1,0 +1,325 @@
+"""One transaction in which messages are handled and stored: both, or neither.
+
+Handlers run first, then the rows are written: so the lock on the tenant's counters, which orders
+its positions, is held for the moment of the insert only, and workers handle side by side. Which
+messages are duplicates is asked before; should another worker have stored one meanwhile, the
+insert tells, and everything is done again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache, partial
+from time import monotonic
+from typing import TYPE_CHECKING, Final
+
+import psycopg
+import structlog
+from psycopg import errors, sql
+from psycopg.pq import TransactionStatus
+
+from tenantry.database.failures import one_line
+from tenantry.database.session import SEARCH_PATH
+from tenantry.dead_letters.port import fingerprint
+from tenantry.domain import names
+from tenantry.handlers.attempts import HANDLER_FAILED, HANDLER_TIMEOUT
+from tenantry.handlers.connection import as_it_was, sever
+from tenantry.handlers.crew import Call, Crew, HandlerHangsError, Ran
+from tenantry.handlers.cursor import HandlerCursor
+from tenantry.handlers.message import Handler, Message
+from tenantry.handlers.payload import parse
+from tenantry.messages.headers import UnreadableHeadersError
+from tenantry.messages.insertion import REFUSALS, Sifted, call_store
+from tenantry.messages.port import Incoming
+
+if TYPE_CHECKING:
+    from tenantry.database.pool import Connection
+
+log = structlog.get_logger(__name__)
+
+SMALLEST_CHUNK: Final = 4
+_OURS_AGAIN: Final = (
+    f"RESET SESSION AUTHORIZATION; RESET ROLE; SET LOCAL search_path = {SEARCH_PATH}".encode()
+)
+"""A handler may have worked as another role, with fewer rights: the rows are ours to write."""
+
+LARGEST_CHUNK: Final = 1024
+
+
+@dataclass(slots=True)
+class Entry:
+    """A message to be handled. `attempts` were made before; `noted`, if there is a row of them."""
+
+    index: int
+    message: Incoming
+    stored_as: Incoming
+    is_json: bool
+    attempts: int = 0
+    noted: bool = False
+
+    @property
+    def key(self) -> bytes:
+        """What tells the message from others in the table of attempts."""
+        return fingerprint(self.message)
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A message whose attempt was in vain, and why."""
+
+    entry: Entry
+    reason: str
+    error: BaseException
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What has become of entries, once the transaction is committed."""
+
+    passed: list[Entry] = field(default_factory=list)
+    duplicates: list[Entry] = field(default_factory=list)
+    failed: list[Failure] = field(default_factory=list)
+    left: list[Entry] = field(default_factory=list)
+
+
+class RacedError(Exception):
+    """Another worker has stored one of the messages meanwhile: do everything again."""
+
+
+class RefusedError(Exception):
+    """The database refuses rows that looked well; `refused` has each entry, and why."""
+
+    def __init__(self, refused: Sequence[tuple[Entry, str]]) -> None:
+        super().__init__("rows were refused")
+        self.refused = refused
+
+
+class SpoiledError(Exception):
+    """A handler has made the whole transaction void; only its own message is to blame."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure.reason)
+        self.failure = failure
+
+
+class ConflictError(SpoiledError):
+    """The transaction lost against another one (a deadlock, say): do everything again."""
+
+
+class Pace:
+    """How many messages are handled under one savepoint.
+
+    As many as there are, while handlers don't fail. One that fails undoes those before it in its
+    chunk, which are handled again: then chunks are small, and grow while all goes well. With these
+    steps a failure in a hundred leads to chunks of fifteen or so, where the cost is least.
+    """
+
+    def __init__(self) -> None:
+        self.size = LARGEST_CHUNK
+
+    def well(self) -> None:
+        """A chunk went well."""
+        self.size = min(LARGEST_CHUNK, self.size + max(1, self.size // 8))
+
+    def failed(self) -> None:
+        """A handler has failed in a chunk, behind others."""
+        self.size = max(SMALLEST_CHUNK, self.size // 2)
+
+
+class HandledTransaction:
+    """Handles and stores a tenant's messages, inside a transaction that is its caller's."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        tenant_id: str,
+        *,
+        handlers: Mapping[str, Handler],
+        crew: Crew,
+        pace: Pace,
+        until: float,
+    ) -> None:
+        """No handler is begun after `until`, but the first."""
+        self._connection = connection
+        self._tenant = tenant_id
+        self._handlers = handlers
+        self._crew = crew
+        self._pace = pace
+        self._until = until
+        self.severed: SpoiledError | None = None
+        """Why the connection was severed, if it was: its own error tells nothing more."""
+
+    def handle(self, entries: Sequence[Entry]) -> Outcome:
+        """Run handlers inside the open transaction; nothing is stored yet.
+
+        Raises `SpoiledError`, `ConflictError`, and `psycopg.OperationalError` for a connection
+        that was lost.
+        """
+        outcome = Outcome()
+        there = self._stored_before(entries)
+        todo: list[Entry] = []
+        seen: set[str | None] = set()
+        for entry in entries:
+            identity = entry.stored_as.id
+            if identity in there:
+                outcome.duplicates.append(entry)
+            elif identity in seen:
+                # Its turn comes when it is known what has become of the other.
+                outcome.left.append(entry)
+            else:
+                seen.add(identity)
+                todo.append(entry)
+        self._run(todo, outcome)
+        return outcome
+
+    def store(self, outcome: Outcome) -> None:
+        """Write the rows. Raises `RacedError`, `RefusedError`: roll back, and begin anew."""
+        entries = [*outcome.passed, *outcome.duplicates]
+        try:
+            with self._connection.transaction():
+                _, duplicates = self._call_store(entries)
+        except REFUSALS as refusal:
+            raise RefusedError(self._refused(entries, refusal)) from refusal
+        if duplicates != len(outcome.duplicates):
+            raise RacedError
+
+    # Running handlers.
+
+    def _run(self, todo: list[Entry], outcome: Outcome) -> None:
+        pace = self._pace
+        began = False
+        while todo and (monotonic() < self._until or not (outcome.passed or outcome.failed)):
+            chunk = todo[: pace.size]
+            if not began:
+                # Handlers find their tables as they are used to.
+                self._connection.execute(
+                    "SET LOCAL search_path TO DEFAULT; SAVEPOINT tenantry_chunk"
+                )
+                began = True
+            ran, failure = self._run_chunk(chunk)
+            outcome.failed += [
+                Failure(chunk[place], HANDLER_FAILED, error)
+                for place, error in ran.harmless.items()
+            ]
+            well = [one for place, one in enumerate(chunk) if place not in ran.harmless]
+            if failure is None:
+                outcome.passed += well[: ran.count - len(ran.harmless)]
+                del todo[: ran.count]
+                pace.well()
+                if ran.count < len(chunk):
+                    break
+                if todo:
+                    self._connection.execute(
+                        "RELEASE SAVEPOINT tenantry_chunk; SAVEPOINT tenantry_chunk"
+                    )
+                continue
+            # Those before it went well; they are handled again without it. The savepoint stays.
+            self._connection.execute("ROLLBACK TO SAVEPOINT tenantry_chunk")
+            outcome.failed.append(failure)
+            well.remove(failure.entry)
+            todo[: len(chunk)] = well
+            if ran.count > len(ran.harmless):
+                pace.failed()
+        if began:
+            self._connection.execute(_OURS_AGAIN)
+        outcome.left += todo
+
+    def _run_chunk(self, chunk: Sequence[Entry]) -> tuple[Ran, Failure | None]:
+        calls = [self._call(entry) for entry in chunk]
+        cursor = HandlerCursor(self._connection)
+        try:
+            ran = self._crew.run(calls, cursor, until=self._until)
+        except HandlerHangsError as error:
+            self.severed = SpoiledError(Failure(chunk[error.count], HANDLER_TIMEOUT, error))
+            sever(self._connection)
+            raise self.severed from error
+        finally:
+            as_it_was(self._connection)
+        if ran.error is None:
+            return ran, None
+        failure = Failure(chunk[ran.count], HANDLER_FAILED, ran.error)
+        self._judge(failure)
+        return ran, failure
+
+    def _judge(self, failure: Failure) -> None:
+        """See whether the transaction can go on after a failure."""
+        connection, error = self._connection, failure.error
+        if connection.broken:
+            raise psycopg.OperationalError("the connection was lost while a handler ran") from error
+        status = connection.pgconn.transaction_status
+        if connection.closed or status in (TransactionStatus.IDLE, TransactionStatus.ACTIVE):
+            raise SpoiledError(failure) from error
+        if status == TransactionStatus.INERROR and isinstance(
+            error, errors.DeadlockDetected | errors.SerializationFailure
+        ):
+            raise ConflictError(failure) from error
+
+    def _call(self, entry: Entry) -> Call:
+        handler = self._handlers[entry.message.topic]
+        payload = None
+        if entry.is_json:
+            try:
+                payload = parse(entry.message.body)
+            except (ValueError, RecursionError) as error:
+                # What the database takes and Python does not is the message's failure, too.
+                handler = partial(_raise, error)
+        message = entry.stored_as
+        headers: Mapping[str, object] = message.headers or {}
+        try:
+            headers = dict(headers)
+        except UnreadableHeadersError as error:
+            handler, headers = partial(_raise, error), {}
+        shown = Message(
+            id=message.id or "",
+            tenant_id=self._tenant,
+            topic=message.topic,
+            partition=message.partition,
+            payload=payload,
+            body=None if entry.is_json else message.body,
+            content_type=message.content_type,
+            headers=headers,
+            attempt=entry.attempts + 1,
+        )
+        return Call(handler, shown)
+
+    # Rows.
+
+    def _stored_before(self, entries: Sequence[Entry]) -> set[str]:
+        ids = [entry.stored_as.id for entry in entries]
+        rows = self._connection.execute(_find(self._tenant), (self._tenant, ids)).fetchall()
+        return {identity for (identity,) in rows}
+
+    def _call_store(self, entries: Sequence[Entry]) -> tuple[int, int]:
+        sifted = Sifted(
+            messages=[entry.stored_as for entry in entries],
+            indexes=list(range(len(entries))),
+            is_json=[entry.is_json for entry in entries],
+        )
+        return call_store(self._connection, self._tenant, sifted)
+
+    def _refused(self, entries: Sequence[Entry], refusal: psycopg.Error) -> list[tuple[Entry, str]]:
+        """Find the rows that are refused, by trying halves and undoing that."""
+        if len(entries) == 1:
+            return [(entries[0], one_line(refusal))]
+        found: list[tuple[Entry, str]] = []
+        middle = len(entries) // 2
+        for half in (entries[:middle], entries[middle:]):
+            try:
+                with self._connection.transaction(force_rollback=True):
+                    self._call_store(half)
+            except REFUSALS as error:
+                found += self._refused(half, error)
+        return found
+
+
+def _raise(error: Exception, _message: Message, _cursor: object) -> None:
+    raise error
+
+
+@lru_cache(maxsize=1024)
+def _find(tenant_id: str) -> bytes:
+    """Give the query of the ids that are stored already."""
+    table = sql.Identifier("tenantry", names.partition_table_name(tenant_id))
+    query = sql.SQL("SELECT id FROM {} WHERE tenant_id = %s AND id = ANY(%s)")
+    return query.format(table).as_bytes(None)

@@ -1,0 +1,235 @@
+"""What surrounds every request: its correlation id, its log context, its body's bounds."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections import Counter
+from typing import Final
+from uuid import uuid4
+
+import structlog
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from tenantry.http.auth import client_of
+from tenantry.http.connection import Listener, connection_of
+from tenantry.http.problems import Problem, too_many, unavailable
+
+CORRELATION_HEADER: Final = "X-Request-ID"
+
+_log: Final[structlog.stdlib.BoundLogger] = structlog.get_logger(__name__)
+_SANE_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}", re.ASCII)
+_CORRELATION_KEY: Final = "tenantry.correlation_id"
+_PATIENCE: Final = 16
+
+HELD_BYTES: Final = 64 * 1024 * 1024
+"""Bytes of bodies held at once, of one listener's requests."""
+
+_SHARE: Final = 4
+"""One client on TCP may hold so large a part of them: the others' places are not its to take."""
+
+_BODILESS: Final = frozenset({"GET", "HEAD"})
+"""Methods that take no body: none is waited for."""
+
+
+def correlation_id_of(scope: Scope) -> str:
+    """Give the id shared by everything this request causes."""
+    return str(scope[_CORRELATION_KEY])
+
+
+class RequestContext:
+    """Outermost: gives a request its correlation id, and turns what nobody caught into a 500.
+
+    A sane `X-Request-ID` is taken over, otherwise one is made; the answer carries it.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        given = Headers(scope=scope).get(CORRELATION_HEADER, "")
+        correlation_id = given if _SANE_ID.fullmatch(given) else uuid4().hex
+        scope[_CORRELATION_KEY] = correlation_id
+        started = False
+
+        async def send_marked(message: Message) -> None:
+            nonlocal started
+            if message["type"] == "http.response.start":
+                started = True
+                headers = MutableHeaders(scope=message)
+                headers[CORRELATION_HEADER] = correlation_id
+                headers.setdefault("Cache-Control", "no-store")
+                headers["X-Content-Type-Options"] = "nosniff"
+                _log.debug(
+                    "api.request",
+                    method=scope["method"],
+                    path=scope["path"],
+                    status=message["status"],
+                    peer=connection_of(scope).peer,
+                )
+            await send(message)
+
+        with structlog.contextvars.bound_contextvars(correlation_id=correlation_id):
+            try:
+                await self._app(scope, receive, send_marked)
+            except Exception:
+                _log.exception("api.request_crashed", method=scope["method"], path=scope["path"])
+                if started:
+                    raise
+                problem = Problem(500, "an error of the server's own; its log tells more")
+                await problem.response()(scope, receive, send_marked)
+
+
+class _Held:
+    """What one request's body takes of what all of them may."""
+
+    def __init__(
+        self, held: Counter[Listener | str], listener: Listener, client: str, most: int, share: int
+    ) -> None:
+        """`client` is who may have `share` of it, if anybody is counted by himself."""
+        self._held = held
+        self._listener = listener
+        self._client = client
+        self._most = most
+        self._share = share
+        self._mine = 0
+
+    def take(self, size: int) -> None:
+        problem = None
+        if self._held[self._listener] + size > self._most:
+            problem = unavailable("too much is being sent at once; try again", code="busy")
+        elif self._client and self._held[self._client] + size > self._share:
+            problem = too_many(f"a client may send {self._share} bytes at once")
+        if problem is not None:
+            problem.headers["Connection"] = "close"
+            raise problem
+        self._count(size)
+
+    def release(self) -> None:
+        self._count(-self._mine)
+        if self._client and not self._held[self._client]:
+            del self._held[self._client]
+
+    def _count(self, size: int) -> None:
+        self._mine += size
+        self._held[self._listener] += size
+        if self._client:
+            self._held[self._client] += size
+
+
+class BoundedBody:
+    """Reads a request's body before anything is done with it: bounded in size and in time.
+
+    A larger body is a 413, one that does not arrive within `seconds` a 408. All bodies together
+    hold `held_bytes` at most, on each listener; what would be more is a 503, and a 429 where it is
+    one client who holds a quarter of them. GET and HEAD take no body: one that announces some is
+    a 400, and nothing of it is waited for.
+    """
+
+    def __init__(
+        self, app: ASGIApp, *, max_bytes: int, seconds: float, held_bytes: int = HELD_BYTES
+    ) -> None:
+        self._app = app
+        self._max_bytes = max_bytes
+        self._seconds = seconds
+        self._held_bytes = held_bytes
+        self._held: Counter[Listener | str] = Counter()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        listener = connection_of(scope).listener
+        held = _Held(
+            self._held,
+            listener,
+            client_of(scope) if listener is Listener.TCP else "",
+            self._held_bytes,
+            max(self._max_bytes, self._held_bytes // _SHARE),
+        )
+        try:
+            await self._serve(scope, receive, send, held)
+        finally:
+            held.release()
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send, held: _Held) -> None:
+        headers = Headers(scope=scope)
+        try:
+            if scope["method"] in _BODILESS:
+                _refuse_body(scope["method"], headers)
+            self._refuse_early(headers)
+            async with asyncio.timeout(self._seconds):
+                body = await self._read(receive, held)
+        except TimeoutError:
+            problem = Problem(408, f"the body did not arrive within {self._seconds:g} seconds")
+            problem.headers["Connection"] = "close"
+            await problem.response()(scope, receive, send)
+            return
+        except Problem as problem:
+            await problem.response()(scope, receive, send)
+            return
+        if body is None:  # the client has gone
+            return
+        replayed = False
+
+        async def receive_again() -> Message:
+            nonlocal replayed
+            if replayed:
+                return await receive()
+            replayed = True
+            return {"type": "http.request", "body": body, "more_body": False}
+
+        await self._app(scope, receive_again, send)
+
+    def _refuse_early(self, headers: Headers) -> None:
+        """Answer a client that asks before it sends, or that announces far too much."""
+        announced = headers.get("content-length", "")
+        # The number is as long as the client likes: look at its length before reading it.
+        size = int(announced) if announced.isdecimal() and len(announced) < 18 else None
+        if announced and (size is None or size > self._max_bytes * _PATIENCE):
+            raise self._too_large()
+        if size is not None and size > self._max_bytes and "expect" in headers:
+            raise self._too_large()
+
+    async def _read(self, receive: Receive, held: _Held) -> bytes | None:
+        parts: list[bytes] = []
+        size = 0
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return None
+            part = message.get("body", b"")
+            size += len(part)
+            if size <= self._max_bytes:
+                held.take(len(part))
+                parts.append(part)
+            else:
+                # Many clients read no answer before they have sent everything: let them.
+                parts.clear()
+                held.release()
+                if size > self._max_bytes * _PATIENCE:
+                    raise self._too_large()
+            if not message.get("more_body", False):
+                if size > self._max_bytes:
+                    raise self._too_large()
+                return b"".join(parts)
+
+    def _too_large(self) -> Problem:
+        return Problem(
+            413,
+            f"the body is larger than {self._max_bytes} bytes",
+            # What follows on the connection is the rest of a body nobody wants.
+            headers={"Connection": "close"},
+        )
+
+
+def _refuse_body(method: str, headers: Headers) -> None:
+    announced = headers.get("content-length", "0")
+    if "transfer-encoding" in headers or announced.strip("0"):
+        raise Problem(400, f"{method} takes no body", headers={"Connection": "close"})

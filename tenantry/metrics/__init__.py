@@ -1,0 +1,1 @@
+"""What Prometheus reads: the counters, what is looked up at a scrape, and the page."""

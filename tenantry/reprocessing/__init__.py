@@ -1,1 +1,0 @@
-"""Dead letters, worked off: replayed, discarded, and looked after."""

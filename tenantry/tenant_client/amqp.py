@@ -1,0 +1,255 @@
+"""A tenant's own connection to RabbitMQ, driven by the calling thread; every call ends in time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING, Any, Final, cast
+
+import pika
+from pika.exceptions import AMQPError, ChannelClosedByBroker
+
+from tenantry import urls
+from tenantry.broker.rabbitmq.connection import describe, secure
+from tenantry.broker.rabbitmq.tls import SYSTEMS, Tls
+from tenantry.tenant_client.confirms import Closing, Confirms, Mail
+
+if TYPE_CHECKING:
+    from pika.channel import Channel
+
+TIMEOUT: Final = 10.0
+"""Seconds any single answer of the broker may take."""
+
+CONFIRMS_A_SECOND: Final = 500
+"""The slowest broker that a big batch waits for, in messages confirmed a second."""
+
+ACCESS_REFUSED: Final = 403
+PRECONDITION_FAILED: Final = 406
+
+
+class LinkError(Exception):
+    """The broker refused the connection, lost it, or did not answer in time."""
+
+
+class Verdict(Enum):
+    """What the broker said to an attempt."""
+
+    ALLOWED = "allowed"
+    REFUSED = "refused"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """Which of a batch's messages (by index) were confirmed; `reason` says why others weren't."""
+
+    confirmed: frozenset[int]
+    reason: str | None
+
+
+def at_address(amqp_url: str, address: str | None) -> str:
+    """Give the URL with another HOST:PORT, if there is one. Raises `LinkError`."""
+    if address is None:
+        return amqp_url
+    if not amqp_url.startswith("amqp"):
+        raise LinkError("the broker is the embedded one: it has no AMQP address")
+    return urls.at_address(amqp_url, address)
+
+
+class Link:
+    """One connection, and a channel with confirms. Belongs to the thread that opened it."""
+
+    def __init__(
+        self, amqp_url: str, *, name: str, timeout: float = TIMEOUT, tls: Tls = SYSTEMS
+    ) -> None:
+        """Raises `BrokerError` for files of `tls` that can't be used."""
+        self._parameters = pika.URLParameters(amqp_url)
+        secure(self._parameters, amqp_url, tls)
+        self._parameters.heartbeat = 30
+        self._parameters.socket_timeout = timeout
+        self._parameters.stack_timeout = timeout
+        self._parameters.connection_attempts = 1
+        self._parameters.client_properties = {"connection_name": name}
+        self._timeout = timeout
+        self._connection: pika.SelectConnection | None = None
+        self._publisher: Confirms | None = None
+        self._failure: str | None = None
+        self._opened = False
+        self._done: Callable[[], bool] = lambda: False
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it can be used; once lost it stays so until the next `open`."""
+        return self._opened and self._failure is None
+
+    def open(self) -> None:
+        """Connect and log in. Raises `LinkError`."""
+        self._failure, self._opened, self._publisher = None, False, None
+        self._connection = pika.SelectConnection(
+            self._parameters,
+            # pika types its callbacks by the base class; it calls them with this very connection.
+            on_open_callback=cast("Any", self._on_open),
+            on_open_error_callback=cast("Any", self._on_lost),
+            on_close_callback=cast("Any", self._on_lost),
+        )
+        try:
+            self._run(lambda: self._opened, self._timeout)
+        except LinkError:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Say goodbye and free the connection; harmless twice, and before `open`."""
+        connection, self._connection = self._connection, None
+        if connection is None:
+            return
+        if connection.is_open:
+            connection.close()
+        if not connection.is_closed:
+            self._done = lambda: False
+            connection.ioloop.call_later(2.0, connection.ioloop.stop)
+            connection.ioloop.start()
+        connection.ioloop.close()
+        self._failure = self._failure or "closed"
+        self._publisher = None
+
+    def idle(self, seconds: float) -> None:
+        """Let time pass while heartbeats go on. Raises `LinkError` if the connection is lost."""
+        if seconds > 0:
+            self._run(lambda: False, seconds, expected=True)
+
+    def publish(self, exchange: str, batch: Sequence[Mail]) -> Outcome:
+        """Publish a batch and wait for the broker's word on each message.
+
+        Never raises: what was not confirmed may have been taken all the same, so publish it again
+        with the same message ids.
+        """
+        confirms: Confirms | None = None
+        try:
+            confirms = self._publisher or self._confirms()
+            self._publisher = None
+            confirms.send(exchange, batch)
+            self._run(lambda: confirms.settled, self._timeout + len(batch) / CONFIRMS_A_SECOND)
+        except (LinkError, AMQPError) as error:
+            # The channel is used no more: a late answer must not count for another batch.
+            confirmed = frozenset() if confirms is None else confirms.confirmed
+            return Outcome(confirmed=confirmed, reason=describe(error))
+        if confirms.channel.is_open:
+            self._publisher = confirms
+        return Outcome(confirmed=confirms.confirmed, reason=confirms.reason)
+
+    def try_to_publish(
+        self, exchange: str, routing_key: str, *, user_id: str | None = None
+    ) -> Verdict:
+        """Try to publish a message that no queue takes, and tell whether that is allowed.
+
+        It is not mandatory and its key is bound to nothing, so it is confirmed and dropped. With
+        `user_id` it claims to be that user's, which the broker refuses in words of its own.
+        Raises `LinkError` where the broker gives no verdict.
+        """
+        confirms = self._confirms()
+        probe = Mail(
+            routing_key=routing_key, body=b"", message_id="isolation-probe", user_id=user_id
+        )
+        confirms.send(exchange, [probe], mandatory=False)
+        self._run(lambda: confirms.settled, self._timeout)
+        refusals = (ACCESS_REFUSED,) if user_id is None else (ACCESS_REFUSED, PRECONDITION_FAILED)
+        return self._verdict(confirms.channel, confirms.closing, refusals)
+
+    def attempt(self, begin: Callable[[Channel, Callable[[object], None]], object]) -> Verdict:
+        """Try an operation on a channel of its own, and tell whether it is allowed.
+
+        `begin` starts it, and hands over the callback it is given. Raises `LinkError` as
+        `try_to_publish`.
+        """
+        channel = self._channel()
+        closing = Closing(channel, self._step)
+        answered: list[object] = []
+
+        def answer(frame: object) -> None:
+            answered.append(frame)
+            self._step()
+
+        begin(channel, answer)
+        self._run(lambda: bool(answered) or not channel.is_open, self._timeout)
+        return self._verdict(channel, closing)
+
+    def try_to_consume(self, queue: str) -> Verdict:
+        """Try to consume from a queue, and tell whether that is allowed; take nothing from it.
+
+        The right to read is checked when consuming begins. The consumer has the lowest priority,
+        so that a message goes to others first, and one message at most; should it get one, that
+        goes back when the channel is closed at once. Raises `LinkError` as `try_to_publish`.
+        """
+
+        def begin(channel: Channel, answered: Callable[[object], None]) -> None:
+            channel.basic_qos(prefetch_count=1)
+            channel.basic_consume(
+                queue,
+                lambda *_delivery: None,
+                auto_ack=False,
+                arguments={"x-priority": -1000},
+                callback=answered,
+            )
+
+        return self.attempt(begin)
+
+    def _verdict(
+        self, channel: Channel, closing: Closing, refusals: Sequence[int] = (ACCESS_REFUSED,)
+    ) -> Verdict:
+        if channel.is_open:
+            channel.close()
+            self._run(lambda: closing.error is not None, self._timeout)
+            return Verdict.ALLOWED
+        error = closing.error
+        if isinstance(error, ChannelClosedByBroker):
+            # The broker looks at permissions first: 404 means allowed, had it been there.
+            return Verdict.REFUSED if error.reply_code in refusals else Verdict.ALLOWED
+        raise LinkError(describe(error))
+
+    def _confirms(self) -> Confirms:
+        confirms = Confirms(self._channel(), self._step)
+        self._run(lambda: confirms.ready or not confirms.channel.is_open, self._timeout)
+        return confirms
+
+    def _channel(self) -> Channel:
+        connection = self._connection
+        if connection is None or not self.is_open:
+            raise LinkError(self._failure or "not connected")
+        channel = connection.channel(on_open_callback=lambda _channel: self._step())
+        self._run(lambda: channel.is_open or channel.is_closed, self._timeout)
+        if not channel.is_open:
+            raise LinkError("the broker closed the channel")
+        return channel
+
+    def _run(self, done: Callable[[], bool], timeout: float, *, expected: bool = False) -> None:
+        """Serve the connection until `done`. Raises `LinkError` on its loss, or out of time."""
+        connection = self._connection
+        if connection is None or self._failure is not None:
+            raise LinkError(self._failure or "not connected")
+        if done():
+            return
+        self._done = done
+        timer = connection.ioloop.call_later(timeout, connection.ioloop.stop)
+        connection.ioloop.start()
+        connection.ioloop.remove_timeout(timer)
+        self._done = lambda: False
+        if done():
+            return
+        if self._failure is not None:
+            raise LinkError(self._failure)
+        if not expected:
+            raise LinkError(f"no answer from the broker within {timeout:g} s")
+
+    def _step(self) -> None:
+        """Let `_run` look again; every callback ends with it."""
+        if self._connection is not None and (self._failure is not None or self._done()):
+            self._connection.ioloop.stop()
+
+    def _on_open(self, _connection: pika.SelectConnection) -> None:
+        self._opened = True
+        self._step()
+
+    def _on_lost(self, connection: pika.SelectConnection, error: BaseException) -> None:
+        self._failure = describe(error)
+        connection.ioloop.stop()

@@ -1,0 +1,127 @@
+"""A tenant's own connection to the embedded broker, with its own database role."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any, Final
+
+import psycopg
+
+from tenantry.database.failures import one_line
+from tenantry.messages.encoding import bigint_array, bytea_array, headers_array, text_array
+from tenantry.tenant_client.amqp import TIMEOUT, LinkError, Outcome, Verdict
+from tenantry.tenant_client.confirms import Mail
+
+_PUBLISH: Final = """
+SELECT tenantry.publish_many(
+    keys => %b, ids => %b, bodies => %b, content_types => %b, headers => %b, published_at_ms => %b)
+"""
+
+
+class SqlLink:
+    """One connection. Belongs to the thread that opened it; every call ends in time."""
+
+    def __init__(self, url: str, *, name: str, timeout: float = TIMEOUT) -> None:
+        self._url = url
+        self._name = name
+        self._timeout = timeout
+        self._connection: psycopg.Connection[Any] | None = None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it can be used; once lost it stays so until the next `open`."""
+        return self._connection is not None and not self._connection.closed
+
+    def open(self) -> None:
+        """Connect and log in. Raises `LinkError`."""
+        try:
+            self._connection = psycopg.connect(
+                self._url,
+                autocommit=True,
+                application_name=self._name,
+                connect_timeout=max(2, round(self._timeout)),
+                options=f"-c statement_timeout={int(self._timeout * 1000)}",
+            )
+        except psycopg.Error as error:
+            raise LinkError(one_line(error)) from error
+
+    def close(self) -> None:
+        """Close the connection; harmless twice, and before `open`."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
+
+    def idle(self, seconds: float) -> None:
+        """Let time pass."""
+        time.sleep(max(0.0, seconds))
+
+    def publish(self, exchange: str, batch: Sequence[Mail]) -> Outcome:  # noqa: ARG002
+        """Publish a batch to the tenant's own stream: all of it is confirmed, or nothing.
+
+        Never raises: what was not confirmed may have been taken all the same, so publish it again
+        with the same message ids.
+        """
+        parameters = (
+            text_array([mail.routing_key for mail in batch]),
+            text_array([mail.message_id for mail in batch]),
+            bytea_array([mail.body for mail in batch]),
+            text_array([mail.content_type for mail in batch]),
+            headers_array([{"timestamp_in_ms": mail.published_at_ms} for mail in batch]),
+            bigint_array([mail.published_at_ms for mail in batch]),
+        )
+        try:
+            self._open_connection().execute(_PUBLISH, parameters, prepare=True)
+        except (LinkError, psycopg.Error) as error:
+            return Outcome(confirmed=frozenset(), reason=one_line(error))
+        return Outcome(confirmed=frozenset(range(len(batch))), reason=None)
+
+    def lift_defaults(self) -> None:
+        """Let the session write, as far as its rights go. Raises `LinkError`."""
+        try:
+            self._open_connection().execute("SET default_transaction_read_only = off")
+        except psycopg.Error as error:
+            raise LinkError(one_line(error)) from error
+
+    def sees(self, query: str, *parameters: object) -> bool:
+        """Tell whether a query gives a row. Raises `LinkError`."""
+        try:
+            cursor = self._open_connection().execute(query.encode(), parameters)
+            return cursor.fetchone() is not None
+        except psycopg.errors.InsufficientPrivilege:
+            return False
+        except psycopg.Error as error:
+            raise LinkError(one_line(error)) from error
+
+    def attempt(
+        self,
+        statement: psycopg.sql.Composed | str,
+        *parameters: object,
+        missing: Verdict = Verdict.ALLOWED,
+    ) -> Verdict:
+        """Try a statement, tell whether it is allowed, and undo it.
+
+        Only the lack of a privilege is a refusal: whoever is told that something does not exist
+        was allowed to ask, unless `missing` says otherwise. Raises `LinkError` where the database
+        gives no verdict.
+        """
+        connection = self._open_connection()
+        query = statement.encode() if isinstance(statement, str) else statement
+        try:
+            with connection.transaction(force_rollback=True):
+                connection.execute(query, parameters or None)
+        except psycopg.errors.InsufficientPrivilege:
+            return Verdict.REFUSED
+        except psycopg.OperationalError as error:
+            with suppress(psycopg.Error):
+                connection.close()
+            raise LinkError(one_line(error)) from error
+        except psycopg.Error:
+            return missing
+        return Verdict.ALLOWED
+
+    def _open_connection(self) -> psycopg.Connection[Any]:
+        if self._connection is None:
+            raise LinkError("not connected")
+        return self._connection

@@ -1,0 +1,1 @@
+"""What only tests and benchmarks run: adapters in memory, and a private RabbitMQ node."""
