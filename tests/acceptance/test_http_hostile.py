@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from tests.acceptance.program import Program, Tenant
-from tests.contract.test_api_limits import trickling
+from tests.api.test_limits import trickling
 from tests.waiting import eventually
 
 IDS = [

@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 
 from tests.acceptance.program import Program
-from tests.fakes.api import SECRET
+from tests.api.serving import SECRET
 from tests.waiting import eventually
 
 

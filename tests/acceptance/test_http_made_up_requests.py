@@ -13,9 +13,9 @@ from collections.abc import Mapping
 import pytest
 
 from tests.acceptance.program import Program
-from tests.api_cases import ENDING, MODES, OPERATIONS, attack, load
+from tests.api.cases import ENDING, MODES, OPERATIONS, attack, load
+from tests.api.serving import SECRET
 from tests.depth import THOROUGH, examples
-from tests.fakes.api import SECRET
 from tests.waiting import eventually
 
 EXAMPLES = int(os.environ.get("TENANTRY_TEST_MADE_UP", examples(1, 20)))

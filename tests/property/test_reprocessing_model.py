@@ -25,8 +25,8 @@ from tenantry.journal.port import ANY, Metadata
 from tenantry.messages.port import Incoming
 from tenantry.testing.dead_letters import InMemoryDeadLetterIndex
 from tenantry.testing.journal import InMemoryEventStore
+from tests.api.serving import FakeDeadLetters
 from tests.depth import examples
-from tests.fakes.api import FakeDeadLetters
 
 TENANT = "acme"
 STREAM = "dead_letters-acme"

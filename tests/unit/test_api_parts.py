@@ -17,7 +17,7 @@ from tenantry.api.partitions import Router, partition_of_key
 from tenantry.api.times import format_time, parse_time
 from tenantry.http import auth, rawjson
 from tenantry.http.tokens import LEEWAY_SECONDS, BadTokenError, Principal, Scope, Tokens
-from tests.fakes.api import SECRET, World
+from tests.api.serving import SECRET, World
 
 CURSORS = Cursors(b"sixteen bytes or more")
 

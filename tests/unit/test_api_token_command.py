@@ -11,7 +11,7 @@ import pytest
 
 from tenantry.cli.main import main
 from tenantry.http.tokens import Scope, Tokens
-from tests.fakes.api import SECRET
+from tests.api.serving import SECRET
 
 Output = pytest.CaptureFixture[str]
 

@@ -27,7 +27,7 @@ from tenantry.cli.main import cli, main
 from tenantry.control.port import ActorStatus, SystemState, TermStatus
 from tenantry.telemetry.logging import configure
 from tests import preloaded
-from tests.fakes.api import Served, World, serving, short_directory
+from tests.api.serving import Served, World, serving, short_directory
 
 REPOSITORY = Path(__file__).parents[2]
 

@@ -23,7 +23,7 @@ from tenantry.cli import letters_worked
 from tenantry.cli.main import main
 from tenantry.dead_letters.port import Judged
 from tenantry.messages.port import Incoming
-from tests.fakes.api import Served, World, serving
+from tests.api.serving import Served, World, serving
 
 Run = Callable[..., tuple[int, str, str]]
 

@@ -21,7 +21,7 @@ from tenantry.cli import exact
 from tenantry.cli.main import main
 from tenantry.cli.streams import _Output
 from tenantry.telemetry.logging import configure
-from tests.fakes.api import Served, World, serving
+from tests.api.serving import Served, World, serving
 
 REPOSITORY = Path(__file__).parents[2]
 NAME = "Müller & 漢字 😀 ·"

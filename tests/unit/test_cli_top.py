@@ -20,7 +20,7 @@ import structlog
 
 from tenantry.cli.main import main
 from tenantry.control.port import ActorStatus
-from tests.fakes.api import Served, World, serving
+from tests.api.serving import Served, World, serving
 
 REPOSITORY = Path(__file__).parents[2]
 

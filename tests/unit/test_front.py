@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from tenantry.front.plan import Serve, Stop, Word, WorkWith, read, write
-from tests.fakes.api import SECRET, Served, World, serving
+from tests.api.serving import SECRET, Served, World, serving
 from tests.waiting import eventually
 
 

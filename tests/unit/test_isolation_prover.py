@@ -13,7 +13,7 @@ from tenantry.isolation.prover import NEIGHBOURS, IsolationProver, neighbours
 from tenantry.journal.port import Metadata
 from tenantry.messages.sql_access import SqlCredentials
 from tenantry.tenant_client.access import TenantNames
-from tests.fakes.api import World
+from tests.api.serving import World
 
 BY = Metadata(actor="test")
 

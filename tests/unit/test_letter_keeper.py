@@ -14,7 +14,7 @@ from tenantry.dead_letters.keeper import LetterKeeper
 from tenantry.dead_letters.port import Found, Intent, Judged, Work
 from tenantry.domain.events import DeadLettersReplayed
 from tenantry.messages.port import Incoming
-from tests.fakes.api import World
+from tests.api.serving import World
 
 NOON = datetime(2026, 1, 31, 12, tzinfo=UTC)
 

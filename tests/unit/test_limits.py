@@ -20,7 +20,7 @@ from tenantry.process.limits import (
 )
 from tenantry.process.refusals import StartError
 from tenantry.settings import Settings
-from tests.fakes.api import World, serving
+from tests.api.serving import World, serving
 
 SETTINGS = Settings.model_validate({"state_dir": Path("/nowhere")})
 

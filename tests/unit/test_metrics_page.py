@@ -21,7 +21,7 @@ from tenantry.metrics.page import (
     TEXT_TYPE,
     MetricsPage,
 )
-from tests.fakes.api import SECRET, World, serving
+from tests.api.serving import SECRET, World, serving
 from tests.scrapes import read, read_openmetrics
 
 PROMETHEUS_ACCEPT = (

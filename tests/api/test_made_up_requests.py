@@ -13,9 +13,9 @@ from tenantry.dead_letters.port import Judged
 from tenantry.http.auth import Access
 from tenantry.http.tokens import Tokens
 from tenantry.messages.port import Incoming
-from tests.api_cases import MODES, OPERATIONS, UNDESCRIBED, Api, attack, load
+from tests.api.cases import MODES, OPERATIONS, UNDESCRIBED, Api, attack, load
+from tests.api.serving import SECRET, World, serving
 from tests.depth import THOROUGH, examples
-from tests.fakes.api import SECRET, World, serving
 
 EXAMPLES = examples(4, 30)
 TENANTS = ("acme", "other")

@@ -18,9 +18,9 @@ from starlette.routing import Route
 from tenantry.api.access import TABLE
 from tenantry.http.auth import Access
 from tenantry.http.tokens import Tokens
-from tests.api_cases import check
-from tests.fakes.api import SECRET, Served, World, serving
-from tests.plain_http import PlainHttp
+from tests.api.cases import check
+from tests.api.plain_http import PlainHttp
+from tests.api.serving import SECRET, Served, World, serving
 
 TOKENS = Tokens(SECRET)
 

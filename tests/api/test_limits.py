@@ -21,8 +21,8 @@ from tenantry.http.connection import Listener
 from tenantry.http.pool import Pool
 from tenantry.http.problems import Problem
 from tenantry.http.tokens import Tokens
+from tests.api.serving import SECRET, Served, World, serving
 from tests.depth import examples
-from tests.fakes.api import SECRET, Served, World, serving
 from tests.waiting import eventually
 
 HEAD = b"POST /tenants/acme/messages HTTP/1.1\r\nHost: localhost\r\n"

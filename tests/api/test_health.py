@@ -14,8 +14,8 @@ from tenantry.actors.messages import Execute
 from tenantry.api.vitals import Vitals
 from tenantry.control.port import ActorStatus, Outcome, SystemState
 from tenantry.journal.port import Metadata
+from tests.api.serving import Served, World, serving
 from tests.fakes.actors import Tree, running_tree
-from tests.fakes.api import Served, World, serving
 from tests.waiting import eventually
 
 

@@ -8,7 +8,7 @@ import pytest
 from starlette.requests import Request
 
 from tenantry.api import links
-from tests.fakes.api import Served, World, serving
+from tests.api.serving import Served, World, serving
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ from tenantry.http import protocol
 from tenantry.http.listeners import bind_tcp
 from tenantry.http.server import ApiServer, ControlSocketBusyError, ListenError
 from tenantry.settings import Settings
-from tests.fakes.api import Served, World, serving, short_directory
+from tests.api.serving import Served, World, serving, short_directory
 
 
 @pytest.fixture

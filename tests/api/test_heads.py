@@ -10,7 +10,7 @@ import jwt
 import pytest
 
 from tenantry.api.access import TABLE
-from tests.fakes.api import SECRET, Served, World, serving
+from tests.api.serving import SECRET, Served, World, serving
 
 READ = sorted(path.replace(":any", "") for method, path in TABLE if method == "GET")
 QUERIES = {"/messages": "?tenant_id=acme", "/messages/stream": "?tenant_id=acme"}

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from tenantry.broker.port import BrokerUnavailableError, QueueCounts
-from tests.fakes.api import Served, World, empty_account, serving
+from tests.api.serving import Served, World, empty_account, serving
 
 
 @pytest.fixture

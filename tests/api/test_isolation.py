@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from tenantry.isolation.checks import Check, IsolationReport
-from tests.fakes.api import Served, World, serving
+from tests.api.serving import Served, World, serving
 
 
 @pytest.fixture

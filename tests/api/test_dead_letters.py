@@ -23,7 +23,7 @@ from tenantry.domain.events import DeadLettersDiscarded, DeadLettersReplayed
 from tenantry.journal.port import JournalUnavailableError, Metadata
 from tenantry.messages.headers import REPLAY_HEADER, REPLAYS_HEADER
 from tenantry.messages.port import Incoming, StoreUnavailableError
-from tests.fakes.api import FakeWalk, Served, World, serving
+from tests.api.serving import FakeWalk, Served, World, serving
 from tests.waiting import eventually
 
 

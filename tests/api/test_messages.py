@@ -12,7 +12,7 @@ from uuid import UUID
 
 import pytest
 
-from tests.fakes.api import Served, World, serving
+from tests.api.serving import Served, World, serving
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import pytest
 from tenantry.api.access import TABLE
 from tenantry.http.auth import Access
 from tenantry.http.tokens import Principal, Scope, Tokens
-from tests.fakes.api import SECRET, Served, World, serving
+from tests.api.serving import SECRET, Served, World, serving
 
 TOKENS = Tokens(SECRET)
 SINCE = datetime(2030, 1, 1, 12, 0, 7, 500_000, tzinfo=UTC)

@@ -15,7 +15,7 @@ import pytest
 from tenantry.api.streams import Streams
 from tenantry.http import protocol
 from tenantry.messages.port import PartitionMissingError, StoreUnavailableError
-from tests.fakes.api import Served, World, serving
+from tests.api.serving import Served, World, serving
 from tests.waiting import eventually
 
 

@@ -16,10 +16,10 @@ from urllib.parse import quote
 import jwt
 import pytest
 
-from tests.api_cases import OPERATIONS, check
+from tests.api.cases import OPERATIONS, check
+from tests.api.plain_http import PlainHttp
+from tests.api.serving import SECRET, Served, World, serving
 from tests.depth import examples
-from tests.fakes.api import SECRET, Served, World, serving
-from tests.plain_http import PlainHttp
 
 DIGITS = "9" * 4_400
 """More than Python makes a number of."""

@@ -69,7 +69,7 @@ from tenantry.testing.dead_letters import InMemoryDeadLetterIndex
 from tenantry.testing.journal import InMemoryEventStore
 from tenantry.testing.projections import InMemoryTenantDirectory, InMemoryTenantProjection
 from tests import scratch
-from tests.fakes.pages import RowsReader
+from tests.api.pages import RowsReader
 
 CURSOR_KEY = b"a key for cursors in tests"
 SECRET = "a secret of sixty-four bytes or more, so that it would do for HS512"

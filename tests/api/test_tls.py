@@ -16,7 +16,7 @@ from tenantry.http import handshakes
 from tenantry.http import server as serving_module
 from tenantry.http.server import ApiServer, ListenError
 from tenantry.settings import SettingsError, load
-from tests.fakes.api import World, serving
+from tests.api.serving import World, serving
 
 OPENSSL = shutil.which("openssl")
 

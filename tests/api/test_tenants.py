@@ -12,7 +12,7 @@ from uuid import UUID
 import httpx
 import pytest
 
-from tests.fakes.api import Served, World, serving
+from tests.api.serving import Served, World, serving
 
 FIELDS = {
     "id", "name", "state", "workers", "topics", "partitions", "stream", "queue", "version",

@@ -17,7 +17,7 @@ from tenantry.database.pool import Database
 from tenantry.domain.commands import AbandonProvisioning, CreateTenant
 from tenantry.domain.tenant import decide
 from tenantry.journal.port import Metadata
-from tests.fakes.api import Served, World, serving
+from tests.api.serving import Served, World, serving
 
 KEY = {"Idempotency-Key": "8e03978e"}
 

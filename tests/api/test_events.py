@@ -12,7 +12,7 @@ import pytest
 
 from tenantry.journal.port import JournalUnavailableError
 from tenantry.testing.journal import InMemoryEventStore
-from tests.fakes.api import Served, World, serving
+from tests.api.serving import Served, World, serving
 from tests.waiting import eventually
 
 

@@ -13,7 +13,7 @@ import pytest
 from tenantry.api.access import TABLE
 from tenantry.control.port import SystemState
 from tenantry.http.auth import Access
-from tests.fakes.api import Served, World, serving
+from tests.api.serving import Served, World, serving
 
 
 @pytest.fixture

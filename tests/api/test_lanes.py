@@ -15,8 +15,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tenantry.api.lanes import Lanes
+from tests.api.serving import World
 from tests.depth import examples
-from tests.fakes.api import World
 
 
 class Ways:

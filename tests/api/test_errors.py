@@ -23,8 +23,8 @@ from tenantry.messages.port import (
     PartitionMissingError,
     StoreUnavailableError,
 )
+from tests.api.serving import Served, World, serving
 from tests.depth import examples
-from tests.fakes.api import Served, World, serving
 
 
 @pytest.fixture(scope="module")
