@@ -14,7 +14,7 @@ from tenantry.telemetry.heartbeat import Heartbeat
 
 log = structlog.get_logger("actors")
 
-_ROOT: Final = Path(__file__).parent.parent
+_ROOT: Final = Path(__file__).parents[2]
 
 
 class FencedError(Exception):

@@ -14,6 +14,7 @@ import gc
 import inspect
 import json
 import os
+import resource
 import select
 import selectors
 import shutil
@@ -141,6 +142,7 @@ class Popen:
             "descriptors": list(sent),
             "session": start_new_session,
             "group": process_group is not None,
+            "files": resource.getrlimit(resource.RLIMIT_NOFILE),
         }
         self._guard = threading.Lock()
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -286,6 +288,7 @@ def _become(
     for one, target in zip(aside, targets, strict=True):
         os.dup2(one, target)
         os.close(one)
+    resource.setrlimit(resource.RLIMIT_NOFILE, tuple(request["files"]))
     os.chdir(request["cwd"])
     before = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     os.environ.clear()

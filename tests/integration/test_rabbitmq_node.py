@@ -152,7 +152,7 @@ def test_it_listens_on_the_loopback_interface_only(node: PrivateNode) -> None:
 PARENT = """
 import sys
 from pathlib import Path
-from tenantry.broker.rabbitmq import node_setup
+from tenantry.testing import rabbitmq_node_setup as node_setup
 from tenantry.testing.rabbitmq_node import PrivateNode
 free, real = iter([True, True, True]), node_setup._is_free
 node_setup._is_free = lambda port: next(free, None) or real(port)
