@@ -28,7 +28,7 @@ def standby(rabbitmq: RabbitHost, database_url: str) -> Iterator[Program]:
 def standing_by(standby: Program) -> Program:
     standby.spawn()
     eventually(lambda: standby.status_of("/healthz") == 200, timeout=30, what="a standby")
-    assert standby.events("daemon.standing_by")
+    standby.wait_logged("daemon.standing_by")
     return standby
 
 
