@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
+import psutil
 import psycopg
 import pytest
 
@@ -161,10 +162,13 @@ def test_after_the_table_of_locks_was_full_everything_goes_on_by_itself(
         broker.consuming.subscribe(consumed(tenant), prefetch=10, sink=sink)
         sink.heard("consuming")
         with psycopg.connect(small_server, autocommit=True) as greedy:
+            pid = greedy.info.backend_pid
             with pytest.raises(psycopg.errors.OutOfMemory):
                 greedy.execute("SELECT count(pg_advisory_lock(n)) FROM generate_series(1, 50000) n")
             with suppress(BrokerError):
                 broker.publish(tenant, "default", b"perhaps")
+        # Its locks go with its process, which ends after the connection.
+        eventually(lambda: not psutil.pid_exists(pid), what="its end")
         broker.publish(tenant, "default", b"certainly")
         eventually(
             lambda: b"certainly" in bodies([one for _, one in sink.got]),
