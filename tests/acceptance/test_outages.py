@@ -20,7 +20,7 @@ RECOVERY = 10.0
 def cut_database_connections(program: Program) -> int:
     with psycopg.connect(program.database_url, autocommit=True) as connection:
         cut = connection.execute(
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+            "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity"
             " WHERE datname = current_database() AND application_name = 'tenantry'"
         )
         return cut.rowcount
