@@ -92,7 +92,15 @@ def _bury(rig: Rig, tenant: Tenant, letters: int, *, lying: int) -> None:
 
 def _call(rig: Rig, tenant: Tenant, **body: Any) -> dict[str, Any]:
     path = f"/tenants/{tenant.id}/dead-letters/replay"
-    answer = rig.program.call("POST", path, body if "filter" in body else {"all": True, **body})
+    asked = body if "filter" in body else {"all": True, **body}
+
+    def ask() -> httpx.Response | None:
+        answer = rig.program.call("POST", path, asked, timeout=120)
+        return None if answer.status_code == 409 else answer
+
+    # Whoever looks through ten thousand letters is busy for a while: as the command line does.
+    answer = eventually(ask, timeout=LONGEST, what="its turn")
+    assert answer is not None
     assert answer.status_code == 202, answer.text
     found: dict[str, Any] = answer.json()
     return found
