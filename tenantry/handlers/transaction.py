@@ -39,6 +39,12 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 SMALLEST_CHUNK: Final = 4
+_CHECK: Final = b"""\
+SAVEPOINT tenantry_check; SET CONSTRAINTS ALL IMMEDIATE;
+ROLLBACK TO SAVEPOINT tenantry_check; RELEASE SAVEPOINT tenantry_check"""
+"""What is deferred is tried before the commit, where it would be nobody's failure; and undone, as
+handlers that come later may rely on its being deferred."""
+
 _OURS_AGAIN: Final = (
     f"RESET SESSION AUTHORIZATION; RESET ROLE; SET LOCAL search_path = {SEARCH_PATH}".encode()
 )
@@ -126,6 +132,10 @@ class Pace:
         """A handler has failed in a chunk, behind others."""
         self.size = max(SMALLEST_CHUNK, self.size // 2)
 
+    def alone(self) -> None:
+        """It is to be seen which message of a chunk is at fault."""
+        self.size = 1
+
 
 class HandledTransaction:
     """Handles and stores a tenant's messages, inside a transaction that is its caller's."""
@@ -203,6 +213,18 @@ class HandledTransaction:
                 for place, error in ran.harmless.items()
             ]
             well = [one for place, one in enumerate(chunk) if place not in ran.harmless]
+            if failure is None and (refused := self._refused_at_the_end()) is not None:
+                # Nobody knows whose work it was, unless there was but one.
+                handled = well[: ran.count - len(ran.harmless)]
+                if not handled:
+                    raise refused
+                self._connection.execute("ROLLBACK TO SAVEPOINT tenantry_chunk")
+                if len(handled) == 1:
+                    outcome.failed.append(Failure(handled[0], HANDLER_FAILED, refused))
+                    well.remove(handled[0])
+                todo[: len(chunk)] = well
+                pace.alone()
+                continue
             if failure is None:
                 outcome.passed += well[: ran.count - len(ran.harmless)]
                 del todo[: ran.count]
@@ -241,6 +263,16 @@ class HandledTransaction:
         failure = Failure(chunk[ran.count], HANDLER_FAILED, ran.error)
         self._judge(failure)
         return ran, failure
+
+    def _refused_at_the_end(self) -> psycopg.Error | None:
+        """Tell what the commit would fail with, as deferred constraints and triggers are."""
+        try:
+            self._connection.execute(_CHECK)
+        except psycopg.OperationalError:
+            raise
+        except psycopg.Error as error:
+            return error
+        return None
 
     def _judge(self, failure: Failure) -> None:
         """See whether the transaction can go on after a failure."""

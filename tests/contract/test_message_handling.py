@@ -18,7 +18,7 @@ from psycopg.rows import dict_row
 from tenantry.database.pool import Database
 from tenantry.dead_letters.port import Judged, fingerprint
 from tenantry.dead_letters.postgres import PostgresDeadLetterIndex
-from tenantry.handlers.attempts import RetryPolicy
+from tenantry.handlers.attempts import HANDLER_FAILED, RetryPolicy
 from tenantry.handlers.crew import Crew
 from tenantry.handlers.message import Handler, Message
 from tenantry.handlers.store import HandlingStore
@@ -551,6 +551,46 @@ def test_a_handler_may_work_as_a_role_with_fewer_rights(world: World) -> None:
     finally:
         with world.database.connection() as connection:
             connection.execute(f"DROP OWNED BY {role}; DROP ROLE {role}".encode())
+
+
+def test_what_a_deferred_constraint_refuses_is_its_own_messages_failure(world: World) -> None:
+    with world.database.connection() as connection:
+        connection.execute(
+            "CREATE TABLE public.parents (id text PRIMARY KEY);"
+            "CREATE TABLE public.children (parent text REFERENCES public.parents"
+            " DEFERRABLE INITIALLY DEFERRED)"
+        )
+
+    def act(message: Message, cursor: psycopg.Cursor[Any]) -> None:
+        # The child first: what is deferred stays so for as long as a handler is at work.
+        cursor.execute("INSERT INTO children VALUES (%s)", [message.id])
+        if message.id not in ("3", "6"):
+            cursor.execute("INSERT INTO parents VALUES (%s)", [message.id])
+
+    result = world.store(act, turn=60).store(TENANT, [incoming(str(n)) for n in range(9)])
+    assert (result.stored, [one.index for one in result.held]) == (7, [3, 6])
+    assert {one.tried.reason for one in result.held if one.tried} == {HANDLER_FAILED}
+    assert world.stored() == {str(n) for n in range(9)} - {"3", "6"}
+    noted = world.attempts()
+    assert all("children_parent_fkey" in one["last_error"] for one in noted), noted
+
+
+def test_what_a_deferred_trigger_has_no_right_to_is_its_own_messages_failure(world: World) -> None:
+    with world.database.connection() as connection:
+        connection.execute(
+            "CREATE FUNCTION public.refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
+            " RAISE insufficient_privilege USING MESSAGE = 'not by you'; END $$;"
+            "CREATE TABLE public.guarded (id text);"
+            "CREATE CONSTRAINT TRIGGER guard AFTER INSERT ON public.guarded"
+            " DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION public.refuse()"
+        )
+
+    def act(message: Message, cursor: psycopg.Cursor[Any]) -> None:
+        if message.id == "1":
+            cursor.execute("INSERT INTO guarded VALUES ('1')")
+
+    result = world.store(act, turn=60).store(TENANT, [incoming(str(n)) for n in range(3)])
+    assert (result.stored, [one.index for one in result.held]) == (2, [1])
 
 
 def test_what_was_taken_out_of_the_schema_is_no_messages_fault_nor_its_workers(
