@@ -318,7 +318,9 @@ class RabbitAdministration:
         except (AMQPError, OSError) as error:
             self._permit.check()
             secured = self._parameters.ssl_options is not None
-            reason = tls_problem(error, secured=secured) or describe(error)
+            reason = tls_problem(error, secured=secured) or (
+                f"{describe(error)}; start it, or correct rabbitmq.url"
+            )
             raise BrokerUnavailableError(
                 f"RabbitMQ can't be reached at {self._where}: {reason}"
             ) from error

@@ -16,7 +16,7 @@ from tenantry.broker.port import BrokerError
 from tenantry.broker.rabbitmq.loop import IoLoop
 from tenantry.broker.rabbitmq.permit import UNLIMITED, Permit, PermittedConnection
 from tenantry.broker.rabbitmq.silence import HEARTBEAT, SilenceWatch
-from tenantry.broker.rabbitmq.tls import SYSTEMS, Tls
+from tenantry.broker.rabbitmq.tls import SYSTEMS, Tls, causes_of
 from tenantry.broker.rabbitmq.tls import problem as tls_problem
 
 log = structlog.get_logger(__name__)
@@ -222,6 +222,10 @@ def describe(error: object) -> str:
     secured = tls_problem(error) if isinstance(error, BaseException) else None
     if secured is not None:
         return secured
+    inside = causes_of(error) if isinstance(error, BaseException) else ()
+    for one in inside:
+        if isinstance(one, OSError) and one.strerror:
+            return one.strerror[:1].lower() + one.strerror[1:]
     parts: list[str] = []
     seen = error
     while isinstance(seen, BaseException) and len(parts) < 4:

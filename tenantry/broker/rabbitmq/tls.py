@@ -132,7 +132,7 @@ def problem(error: BaseException, *, secured: bool = False) -> str | None:
     Of a `secured` connection that was still being made, an end without a reason is told as well:
     who has no certificate, or a wrong one, hears of it only after it has said its first word.
     """
-    causes = list(_causes(error))
+    causes = list(causes_of(error))
     for one in causes:
         if isinstance(one, ssl.SSLCertVerificationError):
             return f"the broker's certificate {_verdict(one)}"
@@ -171,7 +171,7 @@ def _of_handshake(reason: str) -> str:
     return f"TLS failed ({reason})"
 
 
-def _causes(error: BaseException) -> Iterator[BaseException]:
+def causes_of(error: BaseException) -> Iterator[BaseException]:
     """Give an error and what is inside it: pika has lists and attributes beside causes."""
     waiting, seen = [error], 0
     while waiting and seen < _MOST:
