@@ -52,6 +52,11 @@ UPDATE tenantry.queues AS q SET asleep = false
 FROM (SELECT set_config('synchronous_commit', 'off', true)) AS in_no_hurry
 WHERE q.id = ANY(%(queues)s::integer[]) AND q.consumer = %(consumer)s;
 
+-- name: youngest_transaction
+-- All that began to change something before this have lower numbers. A snapshot doesn't tell that:
+-- it ends with the last one that has ended, and younger ones may be open.
+SELECT pg_current_xact_id()::text::bigint;
+
 -- name: open_transactions
 SELECT pg_snapshot_xmin(now)::text::bigint, pg_snapshot_xmax(now)::text::bigint,
        ARRAY(SELECT x::text::bigint FROM pg_snapshot_xip(now) AS x)
@@ -65,11 +70,12 @@ WHERE EXISTS (SELECT FROM tenantry.queued AS m
 -- name: fetch
 -- What lies in queues beyond their floors and is not in hand, up to so many messages of each, and
 -- so many bytes of bodies, ids and headers of all: no answer is larger, but for one message; where
--- they are to fit as a whole, not even that. Headers are not read here, but passed on as text. The
--- snapshot tells later what can still turn up between what is given here.
+-- they are to fit as a whole, not even that. Headers are not read here, but passed on as text. What
+-- can still turn up between what is given here is of transactions with lower numbers than this
+-- one, which got its own after its snapshot (see youngest_transaction).
 SELECT n, seq, published_at_ms, id, content_type, headers, body, size,
        (SELECT pg_snapshot_xmin(pg_current_snapshot())::text::bigint),
-       (SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint)
+       (SELECT pg_current_xact_id()::text::bigint)
 FROM (
     SELECT wanted.n, m.*, sum(m.size) OVER (ROWS UNBOUNDED PRECEDING) AS bytes
     FROM unnest(%(queues)s::integer[], %(floors)s::bigint[], %(most)s::integer[])

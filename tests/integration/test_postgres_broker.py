@@ -66,6 +66,36 @@ def test_what_commits_late_is_delivered_though_a_later_number_was(
     assert bodies(sink.received(6))[5] == b"slow"
 
 
+def test_what_commits_late_is_given_out_though_no_snapshot_told_that_it_was_open(
+    broker: Broker, database_url: str
+) -> None:
+    # A snapshot ends with the last transaction that has ended: the younger one is beyond it.
+    tenant = broker.tenant()
+    with (
+        psycopg.connect(database_url) as younger,
+        psycopg.connect(database_url) as elder,
+        psycopg.connect(database_url, autocommit=True) as connection,
+    ):
+        reader = Link(connection)
+        reader.begin()
+        (reading,) = reader.acquire(consumed(tenant), 100).readings
+        given: list[tuple[int, bytes]] = []
+
+        def fetch() -> None:
+            for _, rows in reader.fetch([reading], [seq for seq, _ in given]):
+                given.extend((row[1], row[6]) for row in rows)
+
+        elder.execute("SELECT pg_current_xact_id()")
+        put(younger, tenant, b"late")
+        for number in range(4):
+            put(elder, tenant, b"%d" % number)
+            elder.commit()
+            fetch()
+        younger.commit()
+        fetch()
+        assert [body for _, body in given] == [b"0", b"1", b"2", b"3", b"late"]
+
+
 def test_a_message_is_there_with_the_producers_own_rows_or_not_at_all(
     broker: Broker, database_url: str
 ) -> None:

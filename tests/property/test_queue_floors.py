@@ -29,7 +29,7 @@ class Reading(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.transaction = self.seq = 0
+        self.transaction = self.ended = self.seq = 0
         self.open: dict[int, Publisher] = {}
         self.lying: set[int] = set()
         self.in_hand: set[int] = set()
@@ -41,10 +41,14 @@ class Reading(RuleBasedStateMachine):
         self.stragglers = Stragglers()
 
     def now(self) -> OpenTransactions:
-        newest = self.transaction + 1
-        return OpenTransactions(
-            oldest=min(self.open, default=newest), newest=newest, open=frozenset(self.open)
-        )
+        """Give a snapshot as PostgreSQL takes it.
+
+        It ends with the last transaction that has ended: of what began after that one it tells
+        nothing, though it may be open.
+        """
+        newest = self.ended + 1
+        known = frozenset(one for one in self.open if one < newest)
+        return OpenTransactions(oldest=min(known, default=newest), newest=newest, open=known)
 
     @rule(messages=st.integers(0, 3))
     def begin(self, messages: int) -> None:
@@ -66,11 +70,18 @@ class Reading(RuleBasedStateMachine):
     @precondition(lambda self: self.open)
     @rule(data=st.data(), good=st.booleans())
     def end(self, data: st.DataObject, good: bool) -> None:
-        publisher = self.open.pop(data.draw(st.sampled_from(sorted(self.open))))
+        number = data.draw(st.sampled_from(sorted(self.open)))
         if good:
-            self.commit(publisher)
+            self.commit(number)
+        else:
+            self.leave(number)
 
-    def commit(self, publisher: Publisher) -> None:
+    def leave(self, number: int) -> Publisher:
+        self.ended = max(self.ended, number)
+        return self.open.pop(number)
+
+    def commit(self, number: int) -> None:
+        publisher = self.leave(number)
         self.lying.update(publisher.seqs)
         self.committed.update(publisher.seqs)
         self.told = True
@@ -81,7 +92,7 @@ class Reading(RuleBasedStateMachine):
         elder = self.open[self.transaction]
         self.begin(messages)
         self.put(elder, 1)
-        self.commit(self.open.pop(elder.number))
+        self.commit(elder.number)
         self.fetch(5)
         if busy:
             self.pass_by()
@@ -113,7 +124,7 @@ class Reading(RuleBasedStateMachine):
     def pass_by(self) -> None:
         """Publish a message and commit it, while the others stay open; and fetch."""
         self.begin(1)
-        self.commit(self.open.pop(self.transaction))
+        self.commit(self.transaction)
         self.fetch(5)
 
     @rule(most=st.integers(1, 5))
@@ -129,12 +140,14 @@ class Reading(RuleBasedStateMachine):
             self.reading.caught_up()
             return
         now = self.now()
+        self.transaction += 1  # the fetch's own
         self.reading.fetched(
             found[-1],
             exhausted=len(found) < most,
             oldest_open=max(now.oldest, self.stragglers.oldest_other),
-            newest=now.newest,
+            youngest=self.transaction,
         )
+        self.ended = self.transaction
 
     @precondition(lambda self: self.in_hand)
     @rule(data=st.data())
@@ -150,7 +163,7 @@ class Reading(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         for number in sorted(self.open):
-            self.commit(self.open.pop(number))
+            self.commit(number)
             # A fetch may come between the commit and the look at who is open.
             self.fetch(5)
         self.ask_who_is_open()
@@ -176,15 +189,15 @@ def test_the_floor_rises_past_a_transaction_that_stays_open_and_looks_back_when_
     for newest in (20, 30):
         now = OpenTransactions(oldest=7, newest=newest, open=elders)
         stragglers.note(now, [reading])
-        reading.fetched(newest, exhausted=True, oldest_open=7, newest=newest)
+        reading.fetched(newest, exhausted=True, oldest_open=7, youngest=newest)
     assert reading.floor == 0
-    reading.fetched(40, exhausted=True, oldest_open=stragglers.oldest_other, newest=40)
+    reading.fetched(40, exhausted=True, oldest_open=stragglers.oldest_other, youngest=40)
     assert reading.floor == 20
     ended = OpenTransactions(oldest=50, newest=50, open=frozenset())
     stragglers.settle(ended, [reading])
     assert reading.floor == 0
     assert reading.hungry
-    reading.fetched(45, exhausted=True, oldest_open=50, newest=50)
+    reading.fetched(45, exhausted=True, oldest_open=50, youngest=50)
     assert reading.floor >= 20
     assert not stragglers
 
@@ -198,7 +211,7 @@ def test_who_takes_a_queue_over_looks_back_for_those_that_were_met_before() -> N
     stragglers.greet(reading)
     for last in (40, 50):
         oldest = stragglers.oldest_other
-        reading.fetched(last, exhausted=True, oldest_open=max(oldest, last), newest=last)
+        reading.fetched(last, exhausted=True, oldest_open=max(oldest, last), youngest=last)
     assert reading.floor == 40
     reading.hungry = False
     stragglers.settle(OpenTransactions(oldest=60, newest=60, open=frozenset()), [reading])

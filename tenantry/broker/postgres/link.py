@@ -73,7 +73,8 @@ class Link:
     def lie_down(self, queues: Sequence[int]) -> int:
         """Have publishers wake us from now on; give the number below which some may not."""
         self._rest("lie_down", queues)
-        return self.open_transactions().newest
+        row = self._connection.execute(self._sql["youngest_transaction"]).fetchone()
+        return 0 if row is None else int(row[0])
 
     def get_up(self, queues: Sequence[int]) -> None:
         """Have publishers not wake us: we look by ourselves."""
@@ -179,7 +180,7 @@ class Link:
                 rows[-1][1],
                 exhausted=len(rows) < most[place - 1] and not full,
                 oldest_open=max(rows[0][8], oldest_other),
-                newest=rows[0][9],
+                youngest=rows[0][9],
             )
             parts.append((reading, rows))
         there = {place for place, _ in groupby(found, itemgetter(0))}

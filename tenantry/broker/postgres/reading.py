@@ -16,7 +16,11 @@ BYTES: int = 8 * 1024 * 1024
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OpenTransactions:
-    """Transactions that were under way at a moment: of those in [`oldest`, `newest`) these."""
+    """Transactions that were under way at a moment: of those in [`oldest`, `newest`) these.
+
+    All below `oldest` had ended. Of those from `newest` on nothing is known: PostgreSQL's snapshots
+    end with the last transaction that has ended, and younger ones may be open.
+    """
 
     oldest: int
     newest: int
@@ -74,9 +78,9 @@ class QueueReading:
 
     Numbers are taken before their transactions commit, so a lower one may turn up after a higher
     one. Everything at or below `floor` is decided: given out already, or never to come. The floor
-    rises behind a mark: the highest number given out at some fetch, and the transactions that may
-    have been open then. Once all those have ended, a fetch that misses nothing below the mark has
-    seen everything below it.
+    rises behind a mark: the highest number given out at some fetch, and the number of a transaction
+    that is younger than all that may have been open then. Once all those have ended, a fetch that
+    misses nothing below the mark has seen everything below it.
 
     `owed` has the floors at which transactions were left out of account (see `Stragglers`). When
     one ends, the queue is read from there again, once; then its floor is `ahead`, where it was.
@@ -100,8 +104,12 @@ class QueueReading:
         """How many more deliveries the prefetch allows."""
         return self.prefetch - (self.unsettled - self.excused)
 
-    def fetched(self, last: int, *, exhausted: bool, oldest_open: int, newest: int) -> None:
-        """Note a fetch by its highest number, and its snapshot: [`oldest_open`, `newest`)."""
+    def fetched(self, last: int, *, exhausted: bool, oldest_open: int, youngest: int) -> None:
+        """Note a fetch by its highest number.
+
+        All transactions below `oldest_open` had ended in its snapshot; all that had a number by
+        then have one below `youngest`.
+        """
         complete = exhausted or last >= self.highest
         self.highest = max(self.highest, last)
         self.hungry = not exhausted
@@ -109,10 +117,10 @@ class QueueReading:
             return
         self.caught_up()
         if self.mark is None:
-            self.mark = (self.highest, newest)
+            self.mark = (self.highest, youngest)
         elif oldest_open >= self.mark[1]:
             self.floor = self.mark[0]
-            self.mark = (self.highest, newest)
+            self.mark = (self.highest, youngest)
 
     def caught_up(self) -> None:
         """Note that all there is beyond the floor has been seen."""

@@ -16,7 +16,7 @@ from tenantry.messages.port import Incoming
 
 Row: TypeAlias = tuple[int, int, int, str | None, str | None, str | None, bytes, int, int, int]
 """The queue's place, number, time of publishing, id, content type, headers (JSON, which nobody
-reads on this thread), body, bytes in all; snapshot."""
+reads on this thread), body, bytes in all; transactions."""
 
 Place: TypeAlias = tuple[QueueReading, int]
 """A message's queue and its number."""
