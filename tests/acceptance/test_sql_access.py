@@ -25,7 +25,7 @@ def test_a_tenant_reads_its_rows_with_sql_until_it_is_revoked_or_deleted(
     url = granted.json["url"]
     with psycopg.connect(url, autocommit=True) as connection:
         assert connection.info.user == granted.json["username"]
-        found = connection.execute("SELECT tenant_id, id FROM messages ORDER BY position")
+        found = connection.execute("SELECT tenant_id, id FROM messages ORDER BY id")
         assert found.fetchall() == [(tenant.id, "1"), (tenant.id, "2")]
         with pytest.raises(psycopg.errors.InsufficientPrivilege):
             connection.execute("SELECT * FROM tenantry.events")
