@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from tenantry.api.app import PUBLISH_SECONDS, create_app
 from tenantry.api.cursors import kept_key
@@ -18,8 +18,9 @@ from tenantry.assembly.standby import StandbyBroker, StandbyControl, StandbyProv
 from tenantry.assembly.stores import Stores
 from tenantry.audit.auditor import Auditor
 from tenantry.audit.postgres import PostgresAccounts
+from tenantry.broker import select
 from tenantry.broker.port import DeadLetters, Publishing
-from tenantry.broker.rabbitmq.links import tls_of
+from tenantry.broker.rabbitmq.tls import Tls
 from tenantry.control.port import Control
 from tenantry.database.loop import LoopQueries
 from tenantry.database.pool import Database
@@ -131,7 +132,7 @@ def open_leader_api(
         journal=stores.journal,
         broker=links.probes,
         database=PostgresProbes(stores.database),
-        tls=tls_of(settings),
+        tls=Tls.of(settings),
     )
     reprocessing = reprocessing_of(
         stores, links.publishing, links.dead_letters, on_listed=on_listed
@@ -161,10 +162,9 @@ def open_leader_api(
     means = WorkWith(
         database_url=stores.database.url,
         cursor_key=cursor_key(settings).hex(),
-        rabbitmq_url=settings.rabbitmq.url.get_secret_value() or None,
+        broker=select.publishing_access(settings),
         pool_size=ground.shares.front_pool,
         page_connections=ground.shares.front_pages,
-        rabbitmq_tls=asdict(tls_of(settings)),
     )
     entrance.work_with(means)
     return Services(auditor=auditor, prover=prover, reprocessing=reprocessing)

@@ -10,13 +10,9 @@ import structlog
 
 from tenantry.assembly.handlers import put_before
 from tenantry.assembly.stores import Stores
-from tenantry.broker.budget import Budget
-from tenantry.broker.links import Links
+from tenantry.broker import select
+from tenantry.broker.adapter import BrokerLinks, TermFence
 from tenantry.broker.pending import PendingCounts
-from tenantry.broker.postgres.links import embedded_links
-from tenantry.broker.postgres.moving import warn_of_what_is_left
-from tenantry.broker.rabbitmq.links import rabbitmq_links
-from tenantry.broker.rabbitmq.permit import Permit
 from tenantry.database.installation import find_installation
 from tenantry.database.migrations import migrate
 from tenantry.database.pool import Database
@@ -44,7 +40,7 @@ class Ground:
     handling: MessageStore
     sql_access: PostgresSqlAccess
     tenants_sessions: TenantsSessions
-    links: Links
+    links: BrokerLinks
     pending: PendingCounts
     probes: Mapping[str, Callable[[], bool]]
     shares: Shares
@@ -65,7 +61,7 @@ def lay(
     """Bring the schema up to date, connect, shut out who led before; `stack` undoes it all.
 
     `sessions` write under the term; `shares` says how many there may be of each kind. Raises
-    `DatabaseError`, `JournalError`, `BrokerError`, `SettingsError`.
+    `DatabaseError`, `JournalError`, `BrokerError`.
     """
     stack.callback(sessions.close)
     sessions.open()
@@ -83,13 +79,8 @@ def lay(
     projection = TenantProjection()
     projection.ensure_current(sessions)
     stores = Stores.on(sessions, projection, listener)
-    if settings.rabbitmq.url.get_secret_value():
-        links = rabbitmq_links(settings, Permit(term.number, term.valid, installation))
-        warn_of_what_is_left(sessions)
-    else:
-        consumer = settings.consumer
-        budget = Budget(each=consumer.prefetch_bytes, total=consumer.prefetch_bytes_total)
-        links = embedded_links(sessions, installation, budget)
+    fence = TermFence(term.number, term.valid, installation)
+    links = select.connect(settings, sessions, fence)
     stack.callback(links.close)
     links.prepare()
     for name, loop in links.loops.items():

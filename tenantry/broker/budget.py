@@ -8,7 +8,11 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
-from typing import Final
+from typing import TYPE_CHECKING, Final, Self
+
+if TYPE_CHECKING:
+    from tenantry.settings import Settings
+
 
 OVERHEAD: Final = 256
 """Bytes that a delivery takes beside its body and headers."""
@@ -37,6 +41,12 @@ class Budget:
         self.in_hand = 0
         self.freed = 0
         """How often something was settled: what found no room may find some now."""
+
+    @classmethod
+    def of(cls, settings: Settings) -> Self:
+        """Give what the settings allow."""
+        consumer = settings.consumer
+        return cls(each=consumer.prefetch_bytes, total=consumer.prefetch_bytes_total)
 
     @property
     def crowded(self) -> bool:

@@ -16,8 +16,9 @@ from tenantry.cli.options import config_option, example, json_option, load_setti
 from tenantry.cli.service import database_url
 
 if TYPE_CHECKING:
+    from tenantry.broker.port import Publishing
     from tenantry.broker.postgres.moving import Moved
-    from tenantry.broker.rabbitmq.publishing import RabbitPublishing
+    from tenantry.database.pool import Database
     from tenantry.settings import Settings
 
 
@@ -53,10 +54,10 @@ def migrate(
     the tenants' credentials: their passwords don't come along. While anybody still publishes to
     the embedded broker, run this again once they have moved, too.
     """
+    from tenantry.broker import select
+    from tenantry.broker.adapter import TermFence
     from tenantry.broker.port import BrokerError
     from tenantry.broker.postgres.moving import Move
-    from tenantry.broker.rabbitmq.administration import RabbitAdministration
-    from tenantry.broker.rabbitmq.links import tls_of
     from tenantry.database.errors import DatabaseError
     from tenantry.database.installation import find_installation
     from tenantry.database.migrations import pending
@@ -66,27 +67,21 @@ def migrate(
     configure("error")
     overrides: dict[str, object] = {"rabbitmq.url": to, "rabbitmq.management_url": management_to}
     settings = load_settings(config, overrides=overrides)
-    management = settings.management_url
-    if management is None:
+    if select.describe(settings) is None:
         raise click.UsageError("say where to: --to, or RABBITMQ_URL")
     try:
-        with database_url(settings) as url, _publishing(settings) as publishing:
+        with database_url(settings) as url:
             if pending(url):
                 raise CommandError("the schema is not up to date: run `tenantry migrate` first")
             database = Database(url, pool_size=2)
             database.open()
-            with closing(database):
-                administration = RabbitAdministration(
-                    url=settings.rabbitmq.url.get_secret_value(),
-                    management_url=management.get_secret_value(),
-                    queue_type=settings.queue.type,
-                    tls=tls_of(settings),
-                    installation=find_installation(database),
-                )
-                with closing(administration), output.working("moving"):
-                    administration.check()
+            with closing(database), _publishing(settings, database) as publishing:
+                fence = TermFence(installation=find_installation(database))
+                links = select.connect(settings, database, fence)
+                with closing(links), output.working("moving"):
+                    links.prepare()
                     moved = Move(
-                        database, administration=administration, publishing=publishing
+                        database, administration=links.administration, publishing=publishing
                     ).run()
     except (BrokerError, DatabaseError) as error:
         raise CommandError(str(error)) from error
@@ -94,17 +89,19 @@ def migrate(
 
 
 @contextmanager
-def _publishing(settings: Settings) -> Iterator[RabbitPublishing]:
-    from tenantry.broker.rabbitmq.links import tls_of
-    from tenantry.broker.rabbitmq.publishing import RabbitPublishing
+def _publishing(settings: Settings, database: Database) -> Iterator[Publishing]:
+    from tenantry.broker import select
 
-    publishing = RabbitPublishing(settings.rabbitmq.url.get_secret_value(), tls=tls_of(settings))
-    thread = threading.Thread(target=publishing.run, name="broker-publishing", daemon=True)
+    publishing, loop = select.open_publishing(select.publishing_access(settings), database)
+    if loop is None:
+        yield publishing
+        return
+    thread = threading.Thread(target=loop.run, name="broker-publishing", daemon=True)
     thread.start()
     try:
         yield publishing
     finally:
-        publishing.stop()
+        loop.stop()
         thread.join(5)
 
 

@@ -92,9 +92,9 @@ def broker_tls() -> Tls:
     Raises `CommandError` where they can't be used.
     """
     from tenantry.broker.port import BrokerError
-    from tenantry.broker.rabbitmq.links import tls_of
+    from tenantry.broker.rabbitmq.tls import Tls
 
-    tls = tls_of(click.get_current_context().meta[_SETTINGS])
+    tls = Tls.of(click.get_current_context().meta[_SETTINGS])
     try:
         if tls != type(tls)():
             tls.context()

@@ -11,10 +11,8 @@ from tenantry.api.cursors import Cursors
 from tenantry.api.lanes import Lane
 from tenantry.api.partitions import Router
 from tenantry.api.routes import messages, publishing
+from tenantry.broker import select
 from tenantry.broker.port import Publishing
-from tenantry.broker.postgres.publishing import PostgresPublishing
-from tenantry.broker.rabbitmq.publishing import RabbitPublishing
-from tenantry.broker.rabbitmq.tls import Tls
 from tenantry.database.loop import LoopQueries
 from tenantry.database.pool import Database
 from tenantry.front.plan import WorkWith
@@ -64,22 +62,17 @@ class Means:
             directory=directory,
             cursors=Cursors(bytes.fromhex(plan.cursor_key)),
         )
-        self._broker: RabbitPublishing | None = None
-        self._thread: threading.Thread | None = None
-        publishers = _Publishers(directory=directory, publishing=self._publishing(plan))
+        broker, self._loop = select.open_publishing(plan.broker, self._database)
+        publishers = _Publishers(directory=directory, publishing=broker)
         self.lanes: list[Lane] = [*messages.lanes(reading), publishing.lane(publishers)]
-
-    def _publishing(self, plan: WorkWith) -> Publishing:
-        if plan.rabbitmq_url is None:
-            return PostgresPublishing(self._database)
-        self._broker = RabbitPublishing(plan.rabbitmq_url, tls=Tls(**plan.rabbitmq_tls))
-        self._thread = threading.Thread(target=self._broker.run, name="broker-publishing")
-        self._thread.start()
-        return self._broker
+        self._thread: threading.Thread | None = None
+        if self._loop is not None:
+            self._thread = threading.Thread(target=self._loop.run, name="broker-publishing")
+            self._thread.start()
 
     def close(self) -> None:
         """Close the connections."""
-        if self._broker is not None and self._thread is not None:
-            self._broker.stop()
+        if self._loop is not None and self._thread is not None:
+            self._loop.stop()
             self._thread.join(_JOIN_SECONDS)
         self._database.close()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 
@@ -31,17 +31,15 @@ class Serve:
 class WorkWith:
     """Where messages are, the key of cursors (in hexadecimal digits), and where messages go.
 
-    Without `rabbitmq_url` they go to the embedded broker's queues, in the same database. To that
-    there may be `pool_size` connections, and `page_connections` that read pages. `rabbitmq_tls` are
-    the files of `Tls`.
+    `broker` is what `select.open_publishing` takes. To the database there may be `pool_size`
+    connections, and `page_connections` that read pages.
     """
 
     database_url: str
     cursor_key: str
-    rabbitmq_url: str | None = None
+    broker: Mapping[str, str]
     pool_size: int = 20
     page_connections: int = 8
-    rabbitmq_tls: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,7 +16,7 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector
 
 from tenantry.audit.auditor import Latest
-from tenantry.broker.links import Ring
+from tenantry.broker.adapter import Ring
 from tenantry.control.port import ActorStatus, Role, SystemState, SystemStatus, TenantRuntime
 from tenantry.domain.tenant import Lifecycle
 from tenantry.isolation.port import LatestProof

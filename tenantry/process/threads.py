@@ -8,7 +8,7 @@ from typing import Final, Protocol
 
 import structlog
 
-from tenantry.broker.links import Loop
+from tenantry.broker.adapter import Loop
 from tenantry.telemetry.heartbeat import Heartbeat
 
 log: Final = structlog.get_logger("daemon")

@@ -11,10 +11,10 @@ import pika
 import pytest
 from pika import BlockingConnection
 
+from tenantry.broker.adapter import TermFence
 from tenantry.broker.port import BrokerError, BrokerUnavailableError, TenantTopology
 from tenantry.broker.rabbitmq.administration import RabbitAdministration
 from tenantry.broker.rabbitmq.management import ManagementClient
-from tenantry.broker.rabbitmq.permit import Permit
 from tenantry.broker.topology import QueueType
 from tenantry.domain import names
 from tests import brokers
@@ -140,7 +140,7 @@ def test_a_permit_that_lapses_once_it_is_connected_lets_nothing_be_changed(
         management_url=rabbitmq.management_url,
         queue_type="quorum",
         installation=brokers.INSTALLATION,
-        permit=Permit(7, lambda: valid),
+        fence=TermFence(7, lambda: valid),
     )
 
     class Lapses(BlockingConnection):

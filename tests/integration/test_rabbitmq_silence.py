@@ -6,8 +6,8 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from tenantry.broker.adapter import TermFence
 from tenantry.broker.rabbitmq.consuming import RabbitConsuming
-from tenantry.broker.rabbitmq.permit import Permit
 from tests.brokers import running
 from tests.faults.proxy import Proxy
 from tests.services_rabbitmq import RabbitHost
@@ -44,7 +44,7 @@ def test_a_permit_that_has_lapsed_when_a_heartbeat_is_due_is_no_mistake_of_the_l
 ) -> None:
     monkeypatch.setattr("tenantry.broker.rabbitmq.connection.HEARTBEAT", 2)
     valid = True
-    consuming = RabbitConsuming(rabbitmq.url, Permit(3, lambda: valid))
+    consuming = RabbitConsuming(rabbitmq.url, TermFence(3, lambda: valid))
     with running(consuming):
         eventually(lambda: consuming.connected)
         connection = consuming._lanes._lanes[0].link._connection

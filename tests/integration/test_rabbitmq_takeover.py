@@ -14,11 +14,11 @@ import pika
 import pytest
 from pika.exceptions import AMQPError
 
+from tenantry.broker.adapter import TermFence
 from tenantry.broker.port import BrokerUnavailableError
 from tenantry.broker.rabbitmq.connection import parameters
 from tenantry.broker.rabbitmq.management import ManagementClient
-from tenantry.broker.rabbitmq.permit import Permit
-from tenantry.broker.rabbitmq.takeover import shut_out
+from tenantry.broker.rabbitmq.term_fence import client_properties, outlived, shut_out
 from tests.services_rabbitmq import RabbitHost
 from tests.waiting import eventually
 
@@ -40,7 +40,7 @@ def ours(rabbitmq: RabbitHost) -> str:
 def connect(
     stack: ExitStack, rabbitmq: RabbitHost, name: str, term: int | None
 ) -> pika.BlockingConnection:
-    connection = pika.BlockingConnection(parameters(rabbitmq.url, name, Permit(term)))
+    connection = pika.BlockingConnection(parameters(rabbitmq.url, name, TermFence(term)))
 
     def close() -> None:
         with suppress(AMQPError, OSError):
@@ -67,19 +67,19 @@ def test_earlier_terms_are_shut_out_and_nobody_else(
             timeout=30,
             what="connections",
         )
-        assert shut_out(management, Permit(4), user=ours(rabbitmq)) == 1
+        assert shut_out(management, TermFence(4), user=ours(rabbitmq)) == 1
         with pytest.raises(AMQPError):
             old.channel()
         same.channel()
         other.channel()
-        assert shut_out(management, Permit(), user=ours(rabbitmq)) == 0
+        assert shut_out(management, TermFence(), user=ours(rabbitmq)) == 0
 
 
 CONSUMER = """
 import sys, pika
 from tenantry.broker.rabbitmq.connection import parameters
-from tenantry.broker.rabbitmq.permit import Permit
-channel = pika.BlockingConnection(parameters(sys.argv[1], "consuming", Permit(1))).channel()
+from tenantry.broker.adapter import TermFence
+channel = pika.BlockingConnection(parameters(sys.argv[1], "consuming", TermFence(1))).channel()
 channel.basic_qos(prefetch_count=1000)
 channel.basic_consume("q", lambda *_: None)
 print("consuming", flush=True)
@@ -113,7 +113,7 @@ def test_what_a_frozen_consumer_holds_is_in_its_queue_again_though_its_socket_is
             what="connections",
         )
         began = time.monotonic()
-        assert shut_out(management, Permit(2), user=ours(rabbitmq)) == 1
+        assert shut_out(management, TermFence(2), user=ours(rabbitmq)) == 1
         took = time.monotonic() - began
         eventually(lambda: ready(watcher, "q") == COUNT, timeout=60, what="messages again")
         print(f"shut out in {took:.1f} s, back after {time.monotonic() - began:.1f} s")
@@ -122,7 +122,7 @@ def test_what_a_frozen_consumer_holds_is_in_its_queue_again_though_its_socket_is
 def test_without_a_valid_term_nothing_is_asked_of_the_broker(rabbitmq: RabbitHost) -> None:
     with (
         ManagementClient(
-            rabbitmq.management_url, vhost=rabbitmq.vhost, permit=Permit(1, lambda: False)
+            rabbitmq.management_url, vhost=rabbitmq.vhost, fence=TermFence(1, lambda: False)
         ) as lapsed,
         pytest.raises(BrokerUnavailableError, match="term 1 has lapsed"),
     ):
@@ -145,10 +145,11 @@ def test_without_a_valid_term_nothing_is_asked_of_the_broker(rabbitmq: RabbitHos
     ],
 )
 def test_a_connections_name_tells_whether_its_term_is_over(name: str, *, earlier: bool) -> None:
-    assert Permit(12, installation="calm-heron").outlived(name) is earlier
+    assert outlived(TermFence(12, installation="calm-heron"), name) is earlier
 
 
 def test_a_connection_is_called_by_what_others_know_it_by() -> None:
-    called = Permit(4, installation="calm-heron").properties("dead letters")["connection_name"]
+    fence = TermFence(4, installation="calm-heron")
+    called = client_properties(fence, "dead letters")["connection_name"]
     assert called == "tenantry dead letters, of calm-heron, term 4"
-    assert Permit(5, installation="calm-heron").outlived(called)
+    assert outlived(TermFence(5, installation="calm-heron"), called)

@@ -26,7 +26,7 @@ from tests.waiting import eventually
             log_level="info",
             log_format="json",
         ),
-        WorkWith(database_url="postgresql://x\n/y", cursor_key="00ff", rabbitmq_url=None),
+        WorkWith(database_url="postgresql://x\n/y", cursor_key="00ff", broker={"url": ""}),
         Stop(),
     ],
 )

@@ -11,7 +11,7 @@ import pytest
 
 from tenantry.actors.board import Board
 from tenantry.actors.watch import Watch
-from tenantry.broker.links import Loop
+from tenantry.broker.adapter import Loop
 from tenantry.database.keeper import LONGEST_START, PostgresKeeper
 from tenantry.dead_letters.keeper import LONGEST_STEP, LetterKeeper
 from tenantry.front.process import LONGEST_LAUNCH, Front

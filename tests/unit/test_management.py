@@ -10,11 +10,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from tenantry.broker.adapter import TermFence
 from tenantry.broker.port import BrokerError, BrokerUnavailableError
 from tenantry.broker.rabbitmq import management
 from tenantry.broker.rabbitmq.management import ManagementClient
-from tenantry.broker.rabbitmq.permit import Permit
-from tenantry.broker.rabbitmq.takeover import shut_out
+from tenantry.broker.rabbitmq.term_fence import shut_out
 
 
 @dataclass
@@ -187,7 +187,7 @@ def test_a_connection_is_ours_by_its_user_whatever_others_call_theirs(script: Sc
         ],
     )
     told.answer(204)
-    assert shut_out(client, Permit(4), user="admin") == 1
+    assert shut_out(client, TermFence(4), user="admin") == 1
     assert told.requests[1:] == ["DELETE /api/connections/7"]
 
 
@@ -195,9 +195,9 @@ def test_a_permit_that_lapses_while_it_connects_lets_nothing_be_sent(script: Scr
     told, client = script
     told.answer(204)
     looks = iter([True])
-    permit = Permit(1, lambda: next(looks, False))
+    fence = TermFence(1, lambda: next(looks, False))
     with (
-        ManagementClient(client.address.replace("//", "//a:b@"), vhost="/", permit=permit) as late,
+        ManagementClient(client.address.replace("//", "//a:b@"), vhost="/", fence=fence) as late,
         pytest.raises(BrokerUnavailableError, match="term 1 has lapsed"),
     ):
         late.delete_user("somebody")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tenantry import __version__
-from tenantry.broker.links import Ring
+from tenantry.broker.adapter import Ring
 from tenantry.control.port import SystemStatus
 from tenantry.domain.commands import PauseTenant, RequestDeletion, ResizeWorkers, ResumeTenant
 from tenantry.messages.port import MessageStoreError, StoreUnavailableError

@@ -10,7 +10,7 @@ import psycopg
 import structlog
 from psycopg import errors, sql
 
-from tenantry.broker.links import Ring
+from tenantry.broker.adapter import Ring
 from tenantry.database.errors import DatabaseUnavailableError
 from tenantry.database.failures import one_line
 from tenantry.database.pool import Connection, Database

@@ -27,6 +27,7 @@ from pika.exceptions import (
 )
 
 from tenantry.broker import topology as layout
+from tenantry.broker.adapter import UNFENCED, TermFence
 from tenantry.broker.port import (
     BrokerError,
     BrokerUnavailableError,
@@ -37,8 +38,7 @@ from tenantry.broker.port import (
 )
 from tenantry.broker.rabbitmq.connection import describe, parameters
 from tenantry.broker.rabbitmq.management import ManagementClient
-from tenantry.broker.rabbitmq.permit import UNLIMITED, Permit, permitted
-from tenantry.broker.rabbitmq.takeover import shut_out
+from tenantry.broker.rabbitmq.term_fence import fenced, shut_out
 from tenantry.broker.rabbitmq.tls import SYSTEMS, Tls
 from tenantry.broker.rabbitmq.tls import problem as tls_problem
 from tenantry.broker.rabbitmq.users import RabbitUsers
@@ -78,17 +78,17 @@ class RabbitAdministration:
         management_url: str,
         queue_type: layout.QueueType,
         installation: str,
-        permit: Permit = UNLIMITED,
+        fence: TermFence = UNFENCED,
         tls: Tls = SYSTEMS,
     ) -> None:
         """Tenants' users carry the name of the `installation`."""
-        self._parameters = parameters(url, "administration", permit, tls)
+        self._parameters = parameters(url, "administration", fence, tls)
         self._parameters.blocked_connection_timeout = BLOCKED_TIMEOUT
-        self._permit = permit
+        self._fence = fence
         self._scheme = urlsplit(url).scheme
         self._user = unquote(urlsplit(url).username or "guest")
         self._management = ManagementClient(
-            management_url, vhost=self._parameters.virtual_host, permit=permit, tls=tls
+            management_url, vhost=self._parameters.virtual_host, fence=fence, tls=tls
         )
         self._users = RabbitUsers(
             self._management, installation=installation, where=self._where, alone=self._alone
@@ -213,7 +213,7 @@ class RabbitAdministration:
 
     def shut_out_earlier_terms(self) -> int:
         """Close what daemons of earlier terms have left open; see `takeover.shut_out`."""
-        return shut_out(self._management, self._permit, user=self._user)
+        return shut_out(self._management, self._fence, user=self._user)
 
     def pending(self) -> Mapping[str, int]:
         """Count the messages ready in each tenant's queues, dead letters left out."""
@@ -280,7 +280,7 @@ class RabbitAdministration:
     @contextmanager
     def _channel(self) -> Iterator[BlockingChannel]:
         """Give a channel on a connection of its own; what goes wrong becomes `BrokerError`."""
-        self._permit.check()
+        self._fence.check()
         if not self._free.acquire(timeout=WAIT):
             raise BrokerUnavailableError(
                 f"RabbitMQ at {self._where} is too slow: {CONNECTIONS} declarations are waiting"
@@ -290,8 +290,8 @@ class RabbitAdministration:
             try:
                 yield connection.channel()
             except (AMQPError, OSError) as error:
-                # A connection whose permit lapses breaks off by itself: that is the reason then.
-                self._permit.check()
+                # A connection whose term lapses breaks off by itself: that is the reason then.
+                self._fence.check()
                 raise self._failed(error) from error
             finally:
                 with suppress(AMQPError, OSError):
@@ -301,9 +301,9 @@ class RabbitAdministration:
 
     def _connect(self) -> pika.BlockingConnection:
         try:
-            # Everything that is said on it, the first word included, is said under the permit.
+            # Everything that is said on it, the first word included, is said under the fence.
             return pika.BlockingConnection(
-                self._parameters, _impl_class=cast("Any", permitted(self._permit))
+                self._parameters, _impl_class=cast("Any", fenced(self._fence))
             )
         except (AuthenticationError, ProbableAuthenticationError) as error:
             raise BrokerError(
@@ -316,7 +316,7 @@ class RabbitAdministration:
                 raise self._no_access() from error
             raise self._failed(error) from error
         except (AMQPError, OSError) as error:
-            self._permit.check()
+            self._fence.check()
             secured = self._parameters.ssl_options is not None
             reason = tls_problem(error, secured=secured) or (
                 f"{describe(error)}; start it, or correct rabbitmq.url"

@@ -12,10 +12,11 @@ import structlog
 from pika.adapters.select_connection import IOLoop
 from pika.exceptions import AMQPError
 
+from tenantry.broker.adapter import UNFENCED, TermFence
 from tenantry.broker.port import BrokerError
 from tenantry.broker.rabbitmq.loop import IoLoop
-from tenantry.broker.rabbitmq.permit import UNLIMITED, Permit, PermittedConnection
 from tenantry.broker.rabbitmq.silence import HEARTBEAT, SilenceWatch
+from tenantry.broker.rabbitmq.term_fence import FencedConnection, client_properties
 from tenantry.broker.rabbitmq.tls import SYSTEMS, Tls, causes_of
 from tenantry.broker.rabbitmq.tls import problem as tls_problem
 
@@ -32,12 +33,12 @@ OPENING_TIMEOUT: Final = 1.0
 """Seconds a connection in the making is given to open, once it is only to be closed."""
 
 
-PERMIT_POLL: Final = 0.1
-"""Seconds between looks at whether a lapsed permit is good again."""
+FENCE_POLL: Final = 0.1
+"""Seconds between looks at whether a lapsed term is valid again."""
 
 
 def parameters(
-    url: str, name: str, permit: Permit = UNLIMITED, tls: Tls = SYSTEMS
+    url: str, name: str, fence: TermFence = UNFENCED, tls: Tls = SYSTEMS
 ) -> pika.URLParameters:
     """Turn an AMQP URL into pika's parameters, with every wait bounded.
 
@@ -56,7 +57,7 @@ def parameters(
     wanted.stack_timeout = 10
     wanted.connection_attempts = 1
     wanted.blocked_connection_timeout = None
-    wanted.client_properties = permit.properties(name)
+    wanted.client_properties = client_properties(fence, name)
     return wanted
 
 
@@ -71,14 +72,14 @@ def secure(wanted: pika.URLParameters, url: str, tls: Tls) -> None:
     wanted.ssl_options = pika.SSLOptions(tls.context(), wanted.host)
 
 
-C = TypeVar("C", bound=PermittedConnection)
+C = TypeVar("C", bound=FencedConnection)
 
 
 class Link(Generic[C]):
     """A connection on a loop, brought back whenever it is lost, with backoff and jitter.
 
     Made before the loop runs, or on its thread; everything but the properties belongs there. While
-    `permit` is not valid nothing is sent, and the connection is given up, which gives its
+    `fence` is not valid nothing is sent, and the connection is given up, which gives its
     deliveries back.
     """
 
@@ -92,7 +93,7 @@ class Link(Generic[C]):
         on_closed: Callable[[BaseException | None, str], None],
         kind: type[C],
         linger: Callable[[C], float] = lambda _: 0.0,
-        permit: Permit = UNLIMITED,
+        fence: TermFence = UNFENCED,
         tls: Tls = SYSTEMS,
     ) -> None:
         """`linger` gives the seconds an open connection is kept once it is to be closed.
@@ -101,8 +102,8 @@ class Link(Generic[C]):
         reason in words.
         """
         self._loop = loop
-        self._parameters = parameters(url, name, permit, tls)
-        self._permit = permit
+        self._parameters = parameters(url, name, fence, tls)
+        self._fence = fence
         self._name = f"tenantry {name}"
         self._on_open = on_open
         self._on_closed = on_closed
@@ -158,8 +159,8 @@ class Link(Generic[C]):
     def _connect(self) -> None:
         if self._ioloop is None or self._closing:
             return
-        if not self._permit.valid():
-            self._ioloop.call_later(PERMIT_POLL, self._connect)
+        if not self._fence.valid():
+            self._ioloop.call_later(FENCE_POLL, self._connect)
             return
         self._connection = self._kind(
             self._parameters,
@@ -169,7 +170,7 @@ class Link(Generic[C]):
             on_close_callback=cast("Any", self._closed_now),
             custom_ioloop=self._ioloop,
         )
-        self._connection.permit = self._permit
+        self._connection.fence = self._fence
 
     def _connect_later(self) -> None:
         self._connection = None

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 
+from tenantry.broker.adapter import UNFENCED, TermFence
 from tenantry.broker.budget import Budget
 from tenantry.broker.port import DeliverySink, QueueSpec
 from tenantry.broker.rabbitmq.channels import acks_settle_in
 from tenantry.broker.rabbitmq.lanes import Lanes
 from tenantry.broker.rabbitmq.loop import IoLoop
-from tenantry.broker.rabbitmq.permit import UNLIMITED, Permit
 from tenantry.broker.rabbitmq.subscription import RabbitSubscription
 from tenantry.broker.rabbitmq.tls import SYSTEMS, Tls
 from tenantry.telemetry.heartbeat import Heartbeat
@@ -25,7 +25,7 @@ class RabbitConsuming:
     def __init__(
         self,
         url: str,
-        permit: Permit = UNLIMITED,
+        fence: TermFence = UNFENCED,
         tls: Tls = SYSTEMS,
         *,
         budget: Budget | None = None,
@@ -35,7 +35,7 @@ class RabbitConsuming:
         self._lanes = Lanes(
             self._loop,
             url,
-            permit=permit,
+            fence=fence,
             tls=tls,
             opened=self._take_up,
             linger=acks_settle_in,

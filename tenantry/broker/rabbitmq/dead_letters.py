@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 import structlog
 from pika.exceptions import AMQPError
 
+from tenantry.broker.adapter import UNFENCED, TermFence
 from tenantry.broker.port import (
     BrokerUnavailableError,
     DeadLettersBusyError,
@@ -28,7 +29,6 @@ from tenantry.broker.rabbitmq.admission import weight
 from tenantry.broker.rabbitmq.channels import acks_settle_in, is_not_found, passed_by
 from tenantry.broker.rabbitmq.connection import describe, parameters
 from tenantry.broker.rabbitmq.deaths import queued_letter
-from tenantry.broker.rabbitmq.permit import UNLIMITED, Permit
 from tenantry.broker.rabbitmq.properties import WholeReadingConnection
 from tenantry.broker.rabbitmq.tls import SYSTEMS, Tls
 from tenantry.domain import names
@@ -61,7 +61,7 @@ class RabbitDeadLetterWalk:
     """A walk (`tenantry.broker.port.DeadLetterWalk`) on a connection of its own."""
 
     def __init__(
-        self, wanted: pika.URLParameters, tenant_id: str, permit: Permit = UNLIMITED
+        self, wanted: pika.URLParameters, tenant_id: str, fence: TermFence = UNFENCED
     ) -> None:
         self.gone = False
         self.complete = False
@@ -86,7 +86,7 @@ class RabbitDeadLetterWalk:
             on_open_error_callback=cast("Any", self._failed),
             on_close_callback=cast("Any", self._failed),
         )
-        self._connection.permit = permit
+        self._connection.fence = fence
 
     def next(self, most: int) -> list[QueuedLetter]:
         """See `DeadLetterWalk.next`."""
@@ -281,10 +281,10 @@ class RabbitDeadLetterWalk:
 class RabbitDeadLetters:
     """Dead-letter queues (`tenantry.broker.port.DeadLetters`) of the broker at `url`."""
 
-    def __init__(self, url: str, permit: Permit = UNLIMITED, tls: Tls = SYSTEMS) -> None:
-        self._parameters = parameters(url, "dead letters", permit, tls)
+    def __init__(self, url: str, fence: TermFence = UNFENCED, tls: Tls = SYSTEMS) -> None:
+        self._parameters = parameters(url, "dead letters", fence, tls)
         self._parameters.heartbeat = HEARTBEAT
-        self._permit = permit
+        self._fence = fence
         self._guard = threading.Lock()
         self._walked: set[str] = set()
 
@@ -298,7 +298,7 @@ class RabbitDeadLetters:
                 )
             self._walked.add(tenant_id)
         try:
-            walk = RabbitDeadLetterWalk(self._parameters, tenant_id, self._permit)
+            walk = RabbitDeadLetterWalk(self._parameters, tenant_id, self._fence)
             well = False
             try:
                 walk.open()

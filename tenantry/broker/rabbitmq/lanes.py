@@ -16,9 +16,9 @@ from typing import Final, Protocol
 import structlog
 from pika.exceptions import ConnectionClosedByBroker
 
+from tenantry.broker.adapter import TermFence
 from tenantry.broker.rabbitmq.connection import Link
 from tenantry.broker.rabbitmq.loop import IoLoop
-from tenantry.broker.rabbitmq.permit import Permit
 from tenantry.broker.rabbitmq.reading import ReadingConnection
 from tenantry.broker.rabbitmq.tls import Tls
 
@@ -92,7 +92,7 @@ class Lanes:
         loop: IoLoop,
         url: str,
         *,
-        permit: Permit,
+        fence: TermFence,
         tls: Tls,
         opened: Callable[[], None],
         linger: Callable[[float], float],
@@ -100,7 +100,7 @@ class Lanes:
         """`opened` hears of each connection that opens; `linger` is for `Link`."""
         self._loop = loop
         self._url = url
-        self._permit = permit
+        self._fence = fence
         self._tls = tls
         self._opened = opened
         self._linger = linger
@@ -147,7 +147,7 @@ class Lanes:
             self._loop,
             self._url,
             name=lane.name,
-            permit=self._permit,
+            fence=self._fence,
             tls=self._tls,
             on_open=partial(self._lane_opened, lane),
             on_closed=partial(self._lane_closed, lane),

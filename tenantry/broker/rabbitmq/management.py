@@ -12,8 +12,8 @@ from urllib.parse import quote, unquote, urlsplit
 
 import httpx
 
+from tenantry.broker.adapter import UNFENCED, TermFence
 from tenantry.broker.port import BrokerError, BrokerUnavailableError
-from tenantry.broker.rabbitmq.permit import UNLIMITED, Permit
 from tenantry.broker.rabbitmq.tls import SYSTEMS, Tls
 from tenantry.broker.rabbitmq.tls import problem as tls_problem
 from tenantry.urls import address
@@ -39,7 +39,7 @@ class ManagementClient:
     """
 
     def __init__(
-        self, url: str, *, vhost: str, permit: Permit = UNLIMITED, tls: Tls = SYSTEMS
+        self, url: str, *, vhost: str, fence: TermFence = UNFENCED, tls: Tls = SYSTEMS
     ) -> None:
         try:
             parts = urlsplit(url)
@@ -52,7 +52,7 @@ class ManagementClient:
             )
         origin = f"{parts.scheme}://{address(host, port)}"
         self.address = origin + parts.path.rstrip("/")
-        self._permit = permit
+        self._fence = fence
         self._vhost = quote(vhost, safe="")
         self._shown_vhost = vhost
         self._client = httpx.Client(
@@ -278,7 +278,7 @@ class ManagementClient:
             if attempt:
                 ceiling = min(LONGEST_BACKOFF, FIRST_BACKOFF * 2 ** (attempt - 1))
                 time.sleep(ceiling * (0.5 + random.random() / 2))  # noqa: S311 - jitter
-            self._permit.check()
+            self._fence.check()
             try:
                 response = self._client.request(
                     method,
@@ -314,9 +314,9 @@ class ManagementClient:
         )
 
     def _before_sending(self, event: str, _info: Mapping[str, Any]) -> None:
-        """Look at the permit again once there is a connection: to make one may have taken long."""
+        """Look at the fence again once there is a connection: to make one may have taken long."""
         if event == "http11.send_request_headers.started":
-            self._permit.check()
+            self._fence.check()
 
     def _json(self, response: httpx.Response) -> Any:
         if not response.content:

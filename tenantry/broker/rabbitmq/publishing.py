@@ -15,6 +15,7 @@ import structlog
 from pika.exceptions import ChannelClosedByBroker
 from pika.spec import Basic, BasicProperties
 
+from tenantry.broker.adapter import UNFENCED, TermFence
 from tenantry.broker.port import (
     BrokerBlockedError,
     BrokerError,
@@ -24,7 +25,7 @@ from tenantry.broker.port import (
 )
 from tenantry.broker.rabbitmq.connection import Link, describe
 from tenantry.broker.rabbitmq.loop import IoLoop
-from tenantry.broker.rabbitmq.permit import UNLIMITED, Permit, PermittedConnection
+from tenantry.broker.rabbitmq.term_fence import FencedConnection
 from tenantry.broker.rabbitmq.tls import SYSTEMS, Tls
 from tenantry.broker.rabbitmq.unconfirmed import Batch, Unconfirmed
 from tenantry.broker.rabbitmq.wire import UnencodableError, encode
@@ -59,17 +60,17 @@ class RabbitPublishing:
     same message ids, until the caller's time is up.
     """
 
-    def __init__(self, url: str, permit: Permit = UNLIMITED, tls: Tls = SYSTEMS) -> None:
+    def __init__(self, url: str, fence: TermFence = UNFENCED, tls: Tls = SYSTEMS) -> None:
         self._loop = IoLoop()
         self._link = Link(
             self._loop,
             url,
-            permit=permit,
+            fence=fence,
             tls=tls,
             name="publishing",
             on_open=self._connected,
             on_closed=self._disconnected,
-            kind=PermittedConnection,
+            kind=FencedConnection,
         )
         # From here to the loop's thread; everything below belongs to that thread.
         self._incoming: deque[Batch] = deque()

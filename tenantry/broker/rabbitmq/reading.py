@@ -20,8 +20,8 @@ from pika import frame as pika_frame
 from pika.exceptions import InvalidFrameError
 
 from tenantry.broker.port import Delivery
-from tenantry.broker.rabbitmq.permit import PermittedConnection
 from tenantry.broker.rabbitmq.tables import MalformedTableError, read_entries, read_table
+from tenantry.broker.rabbitmq.term_fence import FencedConnection
 from tenantry.messages.encoding import LAST_MS
 from tenantry.messages.headers import (
     CONTENT_ENCODING,
@@ -117,7 +117,7 @@ class _Partial:
         self.published: int | None = None
 
 
-class ReadingConnection(PermittedConnection):
+class ReadingConnection(FencedConnection):
     """A connection that gives deliveries to receivers, past pika's channels."""
 
     largest_table = MOST_BYTES

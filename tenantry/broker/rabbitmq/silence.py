@@ -11,7 +11,7 @@ from typing import Final
 from pika.adapters.select_connection import IOLoop
 from pika.exceptions import AMQPHeartbeatTimeout
 
-from tenantry.broker.rabbitmq.permit import PermittedConnection
+from tenantry.broker.rabbitmq.term_fence import FencedConnection
 
 HEARTBEAT: Final = 8
 """Seconds, as AMQP has it: RabbitMQ gives us up after two to three without a word from us. Its
@@ -30,7 +30,7 @@ class SilenceWatch:
     held up. So a daemon that was busy, or frozen, does not blame the broker for it.
     """
 
-    def __init__(self, ioloop: IOLoop, connection: PermittedConnection) -> None:
+    def __init__(self, ioloop: IOLoop, connection: FencedConnection) -> None:
         self._ioloop = ioloop
         self._connection = connection
         self._received = connection.bytes_received

@@ -9,9 +9,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final, Self
 
 from tenantry.broker.port import BrokerError
+
+if TYPE_CHECKING:
+    from tenantry.settings import Settings
 
 # OpenSSL's numbers of what is wrong with a certificate (X509_V_ERR_...).
 _NOT_YET: Final = 9
@@ -46,6 +49,12 @@ class Tls:
     ca_file: str = ""
     cert_file: str = ""
     key_file: str = ""
+
+    @classmethod
+    def of(cls, settings: Settings) -> Self:
+        """Give the files that the settings name."""
+        given = settings.rabbitmq
+        return cls(ca_file=given.ca_file, cert_file=given.cert_file, key_file=given.key_file)
 
     def context(self) -> ssl.SSLContext:
         """Make what connections are secured by. Raises `BrokerError`, which names the key."""

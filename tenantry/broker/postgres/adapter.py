@@ -1,0 +1,54 @@
+"""The embedded broker (`BrokerAdapter`): it is in the database that messages are stored in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from tenantry.broker.adapter import BrokerLinks, TermFence
+from tenantry.broker.budget import Budget
+from tenantry.broker.postgres.administration import PostgresAdministration
+from tenantry.broker.postgres.consuming import PostgresConsuming
+from tenantry.broker.postgres.dead_letters import PostgresDeadLetters
+from tenantry.broker.postgres.publishing import PostgresPublishing
+from tenantry.broker.postgres.rotation import QueueRotation
+
+if TYPE_CHECKING:
+    from tenantry.database.pool import Database
+    from tenantry.settings import Settings
+
+
+def links(settings: Settings, database: Database, fence: TermFence) -> BrokerLinks:
+    """See `BrokerAdapter.links`; the term is that of the database's sessions."""
+    # The message store takes what it stores out of the queues: an ack has nothing to remove.
+    consuming = PostgresConsuming(database, acks_remove=False, budget=Budget.of(settings))
+    administration = PostgresAdministration(
+        database, installation=fence.installation, in_hand=consuming.in_hand
+    )
+    rotation = QueueRotation(database)
+    return BrokerLinks(
+        administration=administration,
+        queues=administration,
+        consuming=consuming,
+        publishing=PostgresPublishing(database),
+        dead_letters=PostgresDeadLetters(database),
+        connected=lambda: consuming.connected,
+        reconnects={"consuming": lambda: consuming.reconnects},
+        prepare=administration.check,
+        loops={"broker-consuming": consuming, "broker-rotation": rotation},
+        ring=rotation.ring,
+    )
+
+
+def describe(_settings: Settings) -> None:
+    """See `BrokerAdapter.describe`."""
+
+
+def publishing_access(_settings: Settings) -> Mapping[str, str]:
+    """See `BrokerAdapter.publishing_access`: the database is known there."""
+    return {}
+
+
+def publishing(_access: Mapping[str, str], database: Database) -> tuple[PostgresPublishing, None]:
+    """See `BrokerAdapter.publishing`."""
+    return PostgresPublishing(database), None

@@ -1,0 +1,91 @@
+"""RabbitMQ (`BrokerAdapter`)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+from urllib.parse import unquote, urlsplit
+
+from tenantry.broker.adapter import BrokerLinks, TermFence
+from tenantry.broker.budget import Budget
+from tenantry.broker.port import BrokerError
+from tenantry.broker.rabbitmq.administration import RabbitAdministration
+from tenantry.broker.rabbitmq.consuming import RabbitConsuming
+from tenantry.broker.rabbitmq.dead_letters import RabbitDeadLetters
+from tenantry.broker.rabbitmq.probes import RabbitProbes
+from tenantry.broker.rabbitmq.publishing import RabbitPublishing
+from tenantry.broker.rabbitmq.tls import Tls
+from tenantry.urls import address, without_user
+
+if TYPE_CHECKING:
+    from tenantry.database.pool import Database
+    from tenantry.settings import Settings
+
+
+def links(settings: Settings, _database: Database, fence: TermFence) -> BrokerLinks:
+    """See `BrokerAdapter.links`."""
+    url, tls = settings.rabbitmq.url.get_secret_value(), Tls.of(settings)
+    administration = RabbitAdministration(
+        url=url,
+        management_url=_management_url(settings),
+        queue_type=settings.queue.type,
+        installation=fence.installation,
+        fence=fence,
+        tls=tls,
+    )
+    publishing = RabbitPublishing(url, fence, tls)
+    consuming = RabbitConsuming(url, fence, tls, budget=Budget.of(settings))
+
+    def prepare() -> None:
+        administration.check()
+        administration.shut_out_earlier_terms()
+
+    return BrokerLinks(
+        administration=administration,
+        queues=administration,
+        consuming=consuming,
+        publishing=publishing,
+        dead_letters=RabbitDeadLetters(url, fence, tls),
+        connected=lambda: consuming.connected,
+        reconnects={
+            "consuming": lambda: consuming.reconnects,
+            "publishing": lambda: publishing.reconnects,
+        },
+        prepare=prepare,
+        loops={"broker-publishing": publishing, "broker-consuming": consuming},
+        close=administration.close,
+        probes=RabbitProbes(administration),
+    )
+
+
+def describe(settings: Settings) -> Mapping[str, str]:
+    """See `BrokerAdapter.describe`."""
+    parts = urlsplit(settings.rabbitmq.url.get_secret_value())
+    port = parts.port or (5671 if parts.scheme == "amqps" else 5672)
+    return {
+        "amqp_address": address(parts.hostname or "", port),
+        "vhost": unquote(parts.path[1:]) or "/",
+        "management_url": without_user(_management_url(settings)),
+    }
+
+
+def publishing_access(settings: Settings) -> Mapping[str, str]:
+    """See `BrokerAdapter.publishing_access`: the URL is there already."""
+    return asdict(Tls.of(settings))
+
+
+def publishing(
+    access: Mapping[str, str], _database: Database
+) -> tuple[RabbitPublishing, RabbitPublishing]:
+    """See `BrokerAdapter.publishing`."""
+    files = {name: value for name, value in access.items() if name != "url"}
+    broker = RabbitPublishing(access["url"], tls=Tls(**files))
+    return broker, broker
+
+
+def _management_url(settings: Settings) -> str:
+    management = settings.management_url
+    if management is None:
+        raise BrokerError("rabbitmq.url names no host")
+    return management.get_secret_value()

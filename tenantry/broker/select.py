@@ -1,0 +1,65 @@
+"""Which broker it is: here, and only here, the kinds are registered that there are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Final
+from urllib.parse import urlsplit
+
+from tenantry.broker.adapter import BrokerAdapter, BrokerLinks, Loop, TermFence
+from tenantry.broker.port import Publishing
+from tenantry.broker.postgres import adapter as embedded
+from tenantry.broker.postgres.moving import warn_of_what_is_left
+from tenantry.broker.rabbitmq import adapter as rabbitmq
+
+if TYPE_CHECKING:
+    from tenantry.database.pool import Database
+    from tenantry.settings import Settings
+
+ADAPTERS: Final[Mapping[str, BrokerAdapter]] = {
+    "": embedded,
+    "amqp": rabbitmq,
+    "amqps": rabbitmq,
+}
+"""By the scheme of the broker's URL; without a URL it is the embedded one."""
+
+
+def connect(settings: Settings, database: Database, fence: TermFence) -> BrokerLinks:
+    """Make a daemon's ways to its broker. Raises `BrokerError`, `DatabaseError`.
+
+    The log says so if the embedded broker, which is not it, still holds messages.
+    """
+    adapter = _adapter(_url(settings))
+    links = adapter.links(settings, database, fence)
+    if adapter is not embedded:
+        warn_of_what_is_left(database)
+    return links
+
+
+def describe(settings: Settings) -> Mapping[str, str] | None:
+    """Say where clients find the broker, without a user; None: in the database itself."""
+    return _adapter(_url(settings)).describe(settings)
+
+
+def publishing_access(settings: Settings) -> Mapping[str, str]:
+    """Give what another process needs in order to publish: texts, passwords among them."""
+    url = _url(settings)
+    return {"url": url, **_adapter(url).publishing_access(settings)}
+
+
+def open_publishing(
+    access: Mapping[str, str], database: Database
+) -> tuple[Publishing, Loop | None]:
+    """Make a way to publish of what `publishing_access` gave.
+
+    The loop, if there is one, is the caller's to run, on a thread of its own. Raises `BrokerError`.
+    """
+    return _adapter(access["url"]).publishing(access, database)
+
+
+def _url(settings: Settings) -> str:
+    return settings.rabbitmq.url.get_secret_value()
+
+
+def _adapter(url: str) -> BrokerAdapter:
+    return ADAPTERS[urlsplit(url).scheme]
