@@ -40,7 +40,7 @@ from tenantry.database.loop import CONNECTIONS as PAGE_CONNECTIONS
 from tenantry.database.migrations import migrate_unless_led
 from tenantry.database.pool import Database
 from tenantry.database.server import Shares, take_share, warn
-from tenantry.dead_letters.keeper import LetterKeeper
+from tenantry.dead_letters.keeper import DeadLetterKeeper
 from tenantry.handlers.resolve import resolve
 from tenantry.isolation.sessions import LOOK_EVERY as SESSIONS_LOOK_EVERY
 from tenantry.journal.port import Metadata
@@ -266,7 +266,7 @@ class Daemon:
                 directory=stores.directory,
                 messages=stores.messages,
                 handling=ground.handling,
-                letters=stores.letters,
+                dead_letters=stores.dead_letters,
                 consuming=links.consuming,
                 administration=links.administration,
                 passwords=PostgresCredentials(stores.database),
@@ -301,8 +301,8 @@ class Daemon:
         # From here on it consumes: a signal has finished what is taken, and breaks nothing off.
         self._signals.patient = True
         tree.begin(supervisor)
-        letters = LetterKeeper(
-            reprocessing=services.reprocessing, index=stores.letters, queues=links.queues
+        letters = DeadLetterKeeper(
+            reprocessing=services.reprocessing, index=stores.dead_letters, queues=links.queues
         )
         self._threads.start("dead-letters", letters, vital=False)
         by = Metadata(actor="daemon")

@@ -31,8 +31,8 @@ class Holding:
     """What a consumer holds, by tag, and which queue it crowds.
 
     Held deliveries take up their queue's prefetch. When they have taken half of it the queue is
-    crowded, and a fresh prefetch is due (`Subscription.widen`); but not when too much is held
-    already: then the queue comes to a stand, and what waits in it is the broker's to keep.
+    crowded, and its prefetch is to be renewed (`Subscription.renew_prefetch`); but not when too
+    much is held already: then the queue comes to a stand, and what waits in it is the broker's.
     """
 
     def __init__(self, queues: Sequence[QueueSpec], *, prefetch: int) -> None:

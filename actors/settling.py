@@ -126,7 +126,7 @@ class Settling:
             self._holding.hold(batch.deliveries[one.index], one.tried, now + one.seconds)
         if self.subscription is not None:
             for queue in self._holding.crowded(self.subscription.window):
-                self.subscription.widen(batch.generation, queue)
+                self.subscription.renew_prefetch(batch.generation, queue)
         self._wake_for_retries()
 
     def _wake_for_retries(self) -> None:

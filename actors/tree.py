@@ -34,7 +34,7 @@ class TreePorts:
     messages: MessageStore
     handling: MessageStore
     """The store that workers use, with the handlers before it."""
-    letters: DeadLetterIndex
+    dead_letters: DeadLetterIndex
     consuming: Consuming
     administration: Administration
     passwords: PasswordHashes
@@ -69,7 +69,7 @@ def plant(
             tenant=TenantPorts(
                 journal=ports.journal,
                 messages=ports.handling,
-                dead_letters=ports.letters,
+                dead_letters=ports.dead_letters,
                 broker=ports.consuming,
                 provisioner=provisioner,
                 clock=ports.clock,

@@ -15,7 +15,7 @@ from tenantry.actors.observer import NoObserver, Observer
 from tenantry.actors.restarts import backoff
 from tenantry.actors.reuse import Reuse
 from tenantry.actors.supervision import SupervisedActor
-from tenantry.dead_letters.port import DeadLetterIndex, Judged
+from tenantry.dead_letters.port import DeadLetterIndex, RejectedMessage
 from tenantry.domain import names
 from tenantry.domain.events import MessageDeadLettered, MessageIdsReused
 from tenantry.journal.port import ANY, EventStore, JournalUnavailableError, Metadata
@@ -177,10 +177,10 @@ class Worker(SupervisedActor):
         the letter, so that a redelivery records nothing twice.
         """
         again = again or batch.attempt > 1
-        kept = self._ports.dead_letters.keep(
+        kept = self._ports.dead_letters.add(
             self._tenant,
             [
-                Judged(
+                RejectedMessage(
                     batch.deliveries[one.index].message,
                     one.reason,
                     one.error[:LONGEST_ERROR],

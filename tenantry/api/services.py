@@ -55,7 +55,7 @@ class Services:
     page_reader: PageReader
     publishing: Publishing
     idempotency: IdempotencyKeys
-    letters: DeadLetterIndex
+    dead_letters: DeadLetterIndex
     reprocessing: Reprocessing
     info: Mapping[str, object]
     default_workers: Callable[[], int]

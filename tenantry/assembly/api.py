@@ -51,7 +51,7 @@ def reprocessing_of(
 ) -> Reprocessing:
     """Make what lists, replays and discards dead letters."""
     return Reprocessing(
-        index=stores.letters,
+        index=stores.dead_letters,
         queues=queues,
         publishing=publishing,
         journal=stores.journal,
@@ -84,7 +84,7 @@ def open_api(
         messages=stores.messages,
         page_reader=PostgresPageReader(LoopQueries(stores.database, connections=page_connections)),
         publishing=publishing,
-        letters=stores.letters,
+        dead_letters=stores.dead_letters,
         reprocessing=reprocessing,
         auditor=auditor,
         prover=prover,

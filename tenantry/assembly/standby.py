@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from typing import NoReturn
 
 from tenantry import __version__
-from tenantry.broker.port import DeadLetterWalk, Outgoing, QueueCounts
+from tenantry.broker.port import DeadLetterBrowser, Outgoing, QueueCounts
 from tenantry.control.port import (
     ActorStatus,
     Outcome,
@@ -136,10 +136,10 @@ class StandbyBroker:
         """Refuse to publish."""
         self._refuse()
 
-    def walk(
+    def browse(
         self,
         tenant_id: str,  # noqa: ARG002
-    ) -> AbstractContextManager[DeadLetterWalk]:
+    ) -> AbstractContextManager[DeadLetterBrowser]:
         """Refuse to touch dead letters."""
         self._refuse()
 

@@ -22,7 +22,7 @@ class Stores:
     journal: PostgresEventStore
     directory: PostgresTenantDirectory
     messages: PostgresMessageStore
-    letters: PostgresDeadLetterIndex
+    dead_letters: PostgresDeadLetterIndex
 
     @classmethod
     def on(
@@ -41,5 +41,5 @@ class Stores:
             journal=journal,
             directory=PostgresTenantDirectory(database, journal),
             messages=PostgresMessageStore(database),
-            letters=PostgresDeadLetterIndex(database),
+            dead_letters=PostgresDeadLetterIndex(database),
         )

@@ -175,7 +175,7 @@ class Subscription(Protocol):
         Of an older generation, it does nothing.
         """
 
-    def widen(self, generation: int, queue: QueueSpec) -> None:
+    def renew_prefetch(self, generation: int, queue: QueueSpec) -> None:
         """Let `prefetch` more deliveries of a queue come, whatever is unsettled of it.
 
         Those stay with the channel and are to be settled as before. Of an older generation, or
@@ -200,8 +200,8 @@ class Consuming(Protocol):
     ) -> Subscription:
         """Consume `queues` on a channel of their own, each with at most `prefetch` unsettled.
 
-        Where it has a budget in bytes a broker may give fewer. `Subscription.widen` lets more of
-        one queue come.
+        Where it has a budget in bytes a broker may give fewer. `Subscription.renew_prefetch` lets
+        more of one queue come.
 
         Never raises for an absent broker: it is consumed as soon as it can be.
         """
@@ -321,7 +321,7 @@ class DeadLettersBusyError(BrokerError):
     """Somebody is walking along the tenant's dead letters already."""
 
 
-class QueuedLetter(NamedTuple):
+class QueuedDeadLetter(NamedTuple):
     """A message in a dead-letter queue: why the broker put it there, and when, if it tells.
 
     The message has the topic and partition of the queue it comes from, and its sender's headers
@@ -335,7 +335,7 @@ class QueuedLetter(NamedTuple):
     properties: bytes | None
 
 
-class DeadLetterWalk(Protocol):
+class DeadLetterBrowser(Protocol):
     """One way along a tenant's dead letters, oldest first. What is not removed stays as it was."""
 
     @property
@@ -352,7 +352,7 @@ class DeadLetterWalk(Protocol):
         It has not where others hold messages of the queue.
         """
 
-    def next(self, most: int) -> list[QueuedLetter]:
+    def next(self, most: int) -> list[QueuedDeadLetter]:
         """Give up to `most` further messages; none at the end of what was there at the start.
 
         Fewer than `most` may be given where they are large.
@@ -365,7 +365,7 @@ class DeadLetterWalk(Protocol):
 class DeadLetters(Protocol):
     """Gives access to tenants' dead-letter queues. Callable from any thread; calls block."""
 
-    def walk(self, tenant_id: str) -> AbstractContextManager[DeadLetterWalk]:
+    def browse(self, tenant_id: str) -> AbstractContextManager[DeadLetterBrowser]:
         """Begin a walk; a tenant without a queue has no dead letters.
 
         One walk of a tenant at a time: another raises `DeadLettersBusyError` at once, for waiting

@@ -40,7 +40,7 @@ class Job:
     most: int | None
     force: bool
     stopping: Callable[[], bool] = lambda: False
-    walk_id: UUID = field(default_factory=uuid4)
+    browse_id: UUID = field(default_factory=uuid4)
     wanted: set[UUID] | None = None
     count: int = 0
     worn: int = 0

@@ -48,7 +48,7 @@ class _Doubt:
     not_before: float = 0.0
 
 
-class LetterKeeper:
+class DeadLetterKeeper:
     """Compares queues with their index, and walks along those that differ.
 
     A queue that holds more than is listed has messages the broker itself has dead-lettered

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from tenantry.broker.port import QueuedLetter
-from tenantry.dead_letters.port import Found, Judged, Met, Work
+from tenantry.broker.port import QueuedDeadLetter
+from tenantry.dead_letters.port import KnownDeadLetter, QueueMessage, RejectedMessage, Work
 from tenantry.domain.events import MessageDeadLettered
 from tenantry.messages.port import Incoming
 from tenantry.messages.validation import shown
@@ -26,8 +26,8 @@ class Letter:
     """A message in the queue, by its place in the batch, and its letter."""
 
     place: int
-    met: Met
-    queued: QueuedLetter
+    met: KnownDeadLetter
+    queued: QueuedDeadLetter
 
     @property
     def message(self) -> Incoming:
@@ -41,10 +41,10 @@ class Letter:
         )
 
 
-def found(queued: QueuedLetter) -> Found:
+def found(queued: QueuedDeadLetter) -> QueueMessage:
     """Say of a message in the queue what is said of it if nobody knows it."""
     why = _WHY.get(queued.reason, f"dead-lettered by the broker: {queued.reason}")
-    return Found(Judged(queued.message, queued.reason, why, 0), queued.died_at)
+    return QueueMessage(RejectedMessage(queued.message, queued.reason, why, 0), queued.died_at)
 
 
 def told(tenant_id: str, letter: Letter) -> MessageDeadLettered:

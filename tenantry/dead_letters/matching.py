@@ -19,7 +19,16 @@ from datetime import datetime
 from typing import Final, NamedTuple
 from uuid import UUID
 
-from tenantry.dead_letters.port import Found, Intent, Judged, Kept, Met, Work, event_id, fingerprint
+from tenantry.dead_letters.port import (
+    IndexedDeadLetter,
+    Intent,
+    KnownDeadLetter,
+    QueueMessage,
+    RejectedMessage,
+    Work,
+    event_id,
+    fingerprint,
+)
 from tenantry.messages.headers import REPLAY_HEADER, REPLAYS_HEADER, UnreadableHeadersError
 from tenantry.messages.port import Incoming
 
@@ -70,7 +79,7 @@ class Row:
         """What was begun with the letter and not settled."""
         return None if self.settled else self.intent
 
-    def blame(self, judged: Judged) -> None:
+    def blame(self, judged: RejectedMessage) -> None:
         """Say why the message has died now."""
         self.reason, self.attempts = judged.reason, judged.attempts
         self.error, self.first_error = judged.error, judged.first_error
@@ -106,12 +115,12 @@ class Matching:
     """Matches messages to the rows that are there, changes these and adds others."""
 
     def __init__(
-        self, rows: Iterable[Row], *, new_id: Callable[[], UUID], now: datetime, walk: UUID | None
+        self, rows: Iterable[Row], *, new_id: Callable[[], UUID], now: datetime, browse: UUID | None
     ) -> None:
         """`rows` are those with a fingerprint or an id that `identify` gives for the messages."""
         self._new_id = new_id
         self._now = now
-        self._walk = walk
+        self._browse = browse
         self._used: set[UUID] = set()
         self._by_id: dict[UUID, Row] = {}
         self._by_fingerprint: defaultdict[bytes, list[Row]] = defaultdict(list)
@@ -129,7 +138,7 @@ class Matching:
         """How many letters have become listed."""
         return sum(row.listed_now for row in (*self.new, *self.changed.values()))
 
-    def keep(self, judged: Judged) -> Kept:
+    def add(self, judged: RejectedMessage) -> IndexedDeadLetter:
         """Match a message that is about to be rejected."""
         identity = identify(judged.message)
         row = self._row_of(identity)
@@ -140,14 +149,14 @@ class Matching:
             )
         if row is None:
             row = self._add(identity, judged, died_at=None, recorded=True)
-            return Kept(row.id, event_id(row.id, row.failed), fresh=True)
+            return IndexedDeadLetter(row.id, event_id(row.id, row.failed), fresh=True)
         fresh = self._arrive(row, identity, judged, died_at=None, recorded=True, later=True)
         if not fresh and not row.settled:
             self._change(row)
             row.blame(judged)
-        return Kept(row.id, event_id(row.id, row.failed), fresh)
+        return IndexedDeadLetter(row.id, event_id(row.id, row.failed), fresh)
 
-    def meet(self, found: Sequence[Found]) -> list[Met]:
+    def lookup(self, found: Sequence[QueueMessage]) -> list[KnownDeadLetter]:
         """Match messages that lie in the queue, in its order.
 
         What is told of each is true of them all: a replay may lie behind its original.
@@ -155,7 +164,7 @@ class Matching:
         met = [self._meet(one) for one in found]
         return [self._told(row, listed=number >= row.failed) for row, number in met]
 
-    def _meet(self, found: Found) -> tuple[Row, int]:
+    def _meet(self, found: QueueMessage) -> tuple[Row, int]:
         """Find or make the row of a message; give it and the number of the replay it is."""
         judged, died_at = found
         identity = identify(judged.message)
@@ -172,14 +181,14 @@ class Matching:
             self._change(row)
             if not row.settled and number >= row.failed:
                 row.died_at = died_at
-        row.seen_in = self._walk
+        row.seen_in = self._browse
         self._used.add(row.id)
         return row, number
 
     @staticmethod
-    def _told(row: Row, *, listed: bool) -> Met:
+    def _told(row: Row, *, listed: bool) -> KnownDeadLetter:
         intent = row.open_intent
-        return Met(
+        return KnownDeadLetter(
             id=row.id,
             event_id=event_id(row.id, row.failed),
             listed=listed and not row.settled,
@@ -219,7 +228,9 @@ class Matching:
 
     def _first(self, identity: Identity, wanted: Callable[[Row], bool]) -> Row | None:
         for row in self._by_fingerprint[identity.fingerprint]:
-            used = row.id in self._used or (self._walk is not None and row.seen_in == self._walk)
+            used = row.id in self._used or (
+                self._browse is not None and row.seen_in == self._browse
+            )
             if not used and wanted(row):
                 self._used.add(row.id)
                 return row
@@ -229,7 +240,7 @@ class Matching:
         self,
         row: Row,
         identity: Identity,
-        judged: Judged,
+        judged: RejectedMessage,
         *,
         died_at: datetime | None,
         recorded: bool,
@@ -259,7 +270,12 @@ class Matching:
         return True
 
     def _add(
-        self, identity: Identity, judged: Judged, *, died_at: datetime | None, recorded: bool
+        self,
+        identity: Identity,
+        judged: RejectedMessage,
+        *,
+        died_at: datetime | None,
+        recorded: bool,
     ) -> Row:
         same = self._by_fingerprint[identity.fingerprint]
         row = Row(

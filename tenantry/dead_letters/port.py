@@ -16,7 +16,7 @@ LARGEST_BODY: Final = 1024 * 1024
 """Bytes of a body that is listed; a larger one is only in the queue."""
 
 
-class Judged(NamedTuple):
+class RejectedMessage(NamedTuple):
     """A message that will be rejected, and why; `attempts` is how often it was tried.
 
     `error` is the last attempt's; `first_error` the first one's, None if it is the same. `again`
@@ -31,17 +31,17 @@ class Judged(NamedTuple):
     again: bool = False
 
 
-class Found(NamedTuple):
+class QueueMessage(NamedTuple):
     """A message met in the queue, since when it is there (None: unknown), and why.
 
     Times have whole seconds: they are the broker's.
     """
 
-    judged: Judged
+    judged: RejectedMessage
     died_at: datetime | None
 
 
-class Kept(NamedTuple):
+class IndexedDeadLetter(NamedTuple):
     """A letter's id, that of its event in the journal, and whether it has only now died."""
 
     id: UUID
@@ -63,7 +63,7 @@ class Intent(NamedTuple):
     work: Work
 
 
-class Met(NamedTuple):
+class KnownDeadLetter(NamedTuple):
     """A message of the queue as the index knows it.
 
     `listed` is false where it only has to be removed: its letter is settled, or goes on as a later
@@ -180,14 +180,16 @@ class DeadLetterIndex(Protocol):
     same transaction. Every call may raise `StoreUnavailableError`.
     """
 
-    def keep(self, tenant_id: str, letters: Sequence[Judged]) -> list[Kept]:
+    def add(self, tenant_id: str, letters: Sequence[RejectedMessage]) -> list[IndexedDeadLetter]:
         """List messages that will be rejected, those listed already once.
 
         A message with an id is one letter, however often it comes, until the letter is settled; a
         replay that has failed is the letter it was. Messages without an id are a letter each.
         """
 
-    def meet(self, tenant_id: str, found: Sequence[Found], *, walk: UUID) -> list[Met]:
+    def lookup(
+        self, tenant_id: str, found: Sequence[QueueMessage], *, browse: UUID
+    ) -> list[KnownDeadLetter]:
         """Tell what is known of messages a walk along the queue has met; list the unknown.
 
         The k-th of several without an id that are the same is the k-th letter of them.
@@ -214,7 +216,7 @@ class DeadLetterIndex(Protocol):
     def gone(self, tenant_id: str, ids: Collection[UUID]) -> None:
         """Note that settled letters' messages have left the queue."""
 
-    def forget_missing(self, tenant_id: str, *, walk: UUID, older_than: float) -> int:
+    def forget_missing(self, tenant_id: str, *, browse: UUID, older_than: float) -> int:
         """Forget listed letters that a walk along the whole queue has not met; tell how many.
 
         Only letters that are more than `older_than` seconds old: those that were in the queue

@@ -18,12 +18,12 @@ from tenantry.dead_letters.port import (
     EVERYTHING,
     LARGEST_BODY,
     DeadLetter,
-    Found,
+    IndexedDeadLetter,
     Intent,
-    Judged,
-    Kept,
-    Met,
+    KnownDeadLetter,
     Preview,
+    QueueMessage,
+    RejectedMessage,
     Selection,
     Work,
 )
@@ -50,22 +50,24 @@ class PostgresDeadLetterIndex:
         self._database = database
         self._sql = queries("dead_letters")
 
-    def keep(self, tenant_id: str, letters: Sequence[Judged]) -> list[Kept]:
-        """See `DeadLetterIndex.keep`."""
+    def add(self, tenant_id: str, letters: Sequence[RejectedMessage]) -> list[IndexedDeadLetter]:
+        """See `DeadLetterIndex.add`."""
         return self._match(
             tenant_id,
             None,
             [judged.message for judged in letters],
-            lambda matching: [matching.keep(judged) for judged in letters],
+            lambda matching: [matching.add(judged) for judged in letters],
         )
 
-    def meet(self, tenant_id: str, found: Sequence[Found], *, walk: UUID) -> list[Met]:
-        """See `DeadLetterIndex.meet`."""
+    def lookup(
+        self, tenant_id: str, found: Sequence[QueueMessage], *, browse: UUID
+    ) -> list[KnownDeadLetter]:
+        """See `DeadLetterIndex.lookup`."""
         return self._match(
             tenant_id,
-            walk,
+            browse,
             [one.judged.message for one in found],
-            lambda matching: matching.meet(found),
+            lambda matching: matching.lookup(found),
         )
 
     def begin(self, tenant_id: str, ids: Collection[UUID], intent: Intent) -> None:
@@ -93,9 +95,9 @@ class PostgresDeadLetterIndex:
         """See `DeadLetterIndex.gone`."""
         self._change(tenant_id, {"ids": list(ids)}, "gone")
 
-    def forget_missing(self, tenant_id: str, *, walk: UUID, older_than: float) -> int:
+    def forget_missing(self, tenant_id: str, *, browse: UUID, older_than: float) -> int:
         """See `DeadLetterIndex.forget_missing`."""
-        given = {"walk": walk, "age": timedelta(seconds=older_than)}
+        given = {"browse": browse, "age": timedelta(seconds=older_than)}
         _, missing, _ = self._change(tenant_id, given, "gone_unmet", "missing", "forget_missing")
         return missing
 
@@ -152,7 +154,7 @@ class PostgresDeadLetterIndex:
     def _match(
         self,
         tenant_id: str,
-        walk: UUID | None,
+        browse: UUID | None,
         messages: Sequence[Incoming],
         work: Callable[[Matching], T],
     ) -> T:
@@ -161,11 +163,11 @@ class PostgresDeadLetterIndex:
         given = {"tenant": tenant_id, "fingerprints": fingerprints, "ids": ids}
         with self._connection() as connection, connection.transaction():
             (_, now) = connection.execute(self._sql["lock"], given).fetchone() or (None, None)
-            if walk is None:
+            if browse is None:
                 connection.execute(self._sql["attempts_over"], given)
             with connection.cursor(row_factory=dict_row) as cursor:
                 rows = [_row(row) for row in cursor.execute(self._sql["rows"], given).fetchall()]
-            matching = Matching(rows, new_id=uuid4, now=now or datetime.now(UTC), walk=walk)
+            matching = Matching(rows, new_id=uuid4, now=now or datetime.now(UTC), browse=browse)
             done = work(matching)
             self._write(connection, tenant_id, matching)
         return done

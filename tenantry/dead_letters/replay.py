@@ -18,7 +18,7 @@ from uuid import uuid4
 
 import structlog
 
-from tenantry.broker.port import DeadLetters, DeadLetterWalk, Publishing
+from tenantry.broker.port import DeadLetterBrowser, DeadLetters, Publishing
 from tenantry.dead_letters.job import BATCH, Job, Reprocessed, once
 from tenantry.dead_letters.letters import Letter, describe, found, told
 from tenantry.dead_letters.port import (
@@ -142,12 +142,12 @@ class Reprocessing:
             if not job.wanted:
                 return Reprocessed()
         began, ended = time.monotonic(), False
-        with self._queues.walk(job.tenant_id) as walk:
+        with self._queues.browse(job.tenant_id) as browser:
             while not ended and not job.done and time.monotonic() - began < self._seconds:
-                ended = not self._step(job, walk)
-        if walk.gone:
+                ended = not self._step(job, browser)
+        if browser.gone:
             self._index.gone(job.tenant_id, job.removed)
-        if ended and walk.complete:
+        if ended and browser.complete:
             self._forget_missing(job, time.monotonic() - began)
         return Reprocessed(
             count=job.count,
@@ -156,12 +156,12 @@ class Reprocessing:
             complete=ended or (job.done and job.room > 0 and not job.stopping()),
         )
 
-    def _step(self, job: Job, walk: DeadLetterWalk) -> bool:
+    def _step(self, job: Job, browser: DeadLetterBrowser) -> bool:
         """Work off the next messages; tell whether there were any."""
-        batch = walk.next(BATCH)
+        batch = browser.next(BATCH)
         if not batch:
             return False
-        met = self._index.meet(job.tenant_id, [found(one) for one in batch], walk=job.walk_id)
+        met = self._index.lookup(job.tenant_id, [found(one) for one in batch], browse=job.browse_id)
         letters = [
             Letter(place=place, met=one, queued=queued)
             for place, (one, queued) in enumerate(zip(met, batch, strict=True))
@@ -180,7 +180,7 @@ class Reprocessing:
             done += self._take(job, job.work, free)
         acted = {one.met.id for one in done}
         leaving = [*past, *(one for one in letters if one.met.listed and one.met.id in acted)]
-        walk.remove([*copies, *(one.place for one in leaving)])
+        browser.remove([*copies, *(one.place for one in leaving)])
         job.removed |= {one.met.id for one in leaving}
         return True
 
@@ -264,7 +264,7 @@ class Reprocessing:
 
     def _forget_missing(self, job: Job, seconds: float) -> None:
         missing = self._index.forget_missing(
-            job.tenant_id, walk=job.walk_id, older_than=seconds + GRACE_SECONDS
+            job.tenant_id, browse=job.browse_id, older_than=seconds + GRACE_SECONDS
         )
         if missing:
             _log.warning("dead_letters.missing", tenant=job.tenant_id, count=missing)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 from tenantry.domain import names
 from tenantry.isolation.checks import Action, Check, Notes
 from tenantry.tenant_client.access import TenantNames
-from tenantry.tenant_client.amqp import Link, Verdict
+from tenantry.tenant_client.amqp import AmqpClient, AttemptResult
 
 if TYPE_CHECKING:
     from pika.channel import Channel
@@ -31,7 +31,7 @@ _FLEETING: Final = {"x-expires": 1000}
 """Arguments no tenant's queue has. If there were no such queue, one would be made for a second."""
 
 
-def own(link: Link, mine: TenantNames) -> list[Check]:
+def own(link: AmqpClient, mine: TenantNames) -> list[Check]:
     """Try what must be allowed, and what must not even on one's own objects."""
     notes = Notes(mine, mine)
     note = notes.note
@@ -53,7 +53,7 @@ def own(link: Link, mine: TenantNames) -> list[Check]:
     return notes.checks
 
 
-def foreign(link: Link, mine: TenantNames, other: TenantNames) -> list[Check]:
+def foreign(link: AmqpClient, mine: TenantNames, other: TenantNames) -> list[Check]:
     """Try what must be refused."""
     notes = Notes(mine, other)
     _writes(link, mine, other, notes.note)
@@ -62,10 +62,10 @@ def foreign(link: Link, mine: TenantNames, other: TenantNames) -> list[Check]:
     return notes.checks
 
 
-_Note = Callable[[Action, str, Verdict], bool]
+_Note = Callable[[Action, str, AttemptResult], bool]
 
 
-def _writes(link: Link, mine: TenantNames, other: TenantNames, note: _Note) -> None:
+def _writes(link: AmqpClient, mine: TenantNames, other: TenantNames, note: _Note) -> None:
     # The right to publish is one on the exchange, whatever the key.
     note("write", other.stream, link.try_to_publish(other.stream, UNBOUND))
     through_default = f"{other.queues[0]} (through the default exchange)"
@@ -86,13 +86,13 @@ def _writes(link: Link, mine: TenantNames, other: TenantNames, note: _Note) -> N
     )
 
 
-def _reads(link: Link, other: TenantNames, note: _Note) -> None:
+def _reads(link: AmqpClient, other: TenantNames, note: _Note) -> None:
     for queue in (*other.queues, names.dead_letter_queue_name(other.tenant_id)):
         if note("read", queue, link.try_to_consume(queue)):
             note("read", f"{queue} (by purging it)", link.attempt(_purge(queue)))
 
 
-def _changes(link: Link, mine: TenantNames, other: TenantNames, note: _Note) -> None:
+def _changes(link: AmqpClient, mine: TenantNames, other: TenantNames, note: _Note) -> None:
     for queue in (other.queues[0], names.dead_letter_queue_name(other.tenant_id)):
         if note("configure", queue, link.attempt(_declare_queue(queue))):
             note("configure", f"{queue} (by deleting it)", link.attempt(_delete_queue(queue)))

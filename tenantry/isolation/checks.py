@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias
 
 from tenantry.tenant_client.access import TenantNames
-from tenantry.tenant_client.amqp import Verdict
+from tenantry.tenant_client.amqp import AttemptResult
 
 Action: TypeAlias = Literal["write", "read", "configure"]
 
@@ -54,10 +54,10 @@ class Notes:
         self.checks: list[Check] = []
 
     def note(
-        self, action: Action, target: str, verdict: Verdict, *, forbidden: bool = False
+        self, action: Action, target: str, verdict: AttemptResult, *, forbidden: bool = False
     ) -> bool:
         """Note an attempt; tell whether it was refused."""
-        allowed = verdict is Verdict.ALLOWED
+        allowed = verdict is AttemptResult.ALLOWED
         self.checks.append(
             Check(
                 tenant_id=self._mine.tenant_id,

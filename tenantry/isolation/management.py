@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 from tenantry.broker.rabbitmq.tls import SYSTEMS, Tls, problem
 from tenantry.isolation.checks import Check, Notes
 from tenantry.tenant_client.access import TenantNames
-from tenantry.tenant_client.amqp import LinkError, Verdict
+from tenantry.tenant_client.amqp import AttemptResult, TenantClientError
 
 if TYPE_CHECKING:
     from tenantry.broker.port import Credentials
@@ -31,7 +31,7 @@ def own(
     """Try the management API at `address` with the tenant's own credentials.
 
     That these are right must be known otherwise: wrong ones are refused in the same way. Raises
-    `LinkError` where the API can't be reached, or says neither yes nor no.
+    `TenantClientError` where the API can't be reached, or says neither yes nor no.
     """
     import httpx
 
@@ -49,13 +49,15 @@ def own(
                 notes.note("read", f"{path} (the management API)", verdict, forbidden=True)
     except httpx.HTTPError as error:
         reason = problem(error) or str(error) or type(error).__name__
-        raise LinkError(f"the management API at {address} can't be reached: {reason}") from error
+        raise TenantClientError(
+            f"the management API at {address} can't be reached: {reason}"
+        ) from error
     return notes.checks
 
 
-def _verdict(status: int, address: str) -> Verdict:
+def _verdict(status: int, address: str) -> AttemptResult:
     if status in _REFUSED:
-        return Verdict.REFUSED
+        return AttemptResult.REFUSED
     if 200 <= status < 300:
-        return Verdict.ALLOWED
-    raise LinkError(f"the management API at {address} answered {status}")
+        return AttemptResult.ALLOWED
+    raise TenantClientError(f"the management API at {address} answered {status}")

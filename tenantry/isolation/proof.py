@@ -16,8 +16,8 @@ from tenantry.isolation import management as isolation_management
 from tenantry.isolation import sql as isolation_sql
 from tenantry.isolation.checks import Check, IsolationReport, Notes
 from tenantry.tenant_client.access import ProducerError, Say, TenantAccess, TenantNames
-from tenantry.tenant_client.amqp import Link, LinkError, at_address
-from tenantry.tenant_client.sql import SqlLink
+from tenantry.tenant_client.amqp import AmqpClient, TenantClientError, at_address
+from tenantry.tenant_client.sql import SqlClient
 
 AT_ONCE: Final = 8
 """Tenants examined at the same time."""
@@ -61,9 +61,9 @@ def _examine(
         url = at_address(access.credentials.url, amqp_address)
         if access.credentials.postgres_url:
             return _examine_sql(url, access.names, everybody)
-    except LinkError as error:
+    except TenantClientError as error:
         raise ProducerError(f"tenant {tenant_id}'s access can't be judged: {error}") from error
-    link = Link(url, name=f"isolation of {tenant_id}", tls=tls)
+    link = AmqpClient(url, name=f"isolation of {tenant_id}", tls=tls)
     try:
         link.open()
         checks = isolation_amqp.own(link, access.names)
@@ -72,7 +72,7 @@ def _examine(
         for other in everybody:
             if other.tenant_id != tenant_id:
                 checks += isolation_amqp.foreign(link, access.names, other)
-    except LinkError as error:
+    except TenantClientError as error:
         raise ProducerError(f"tenant {tenant_id}'s access can't be judged: {error}") from error
     finally:
         link.close()
@@ -81,7 +81,7 @@ def _examine(
 
 def _examine_sql(url: str, mine: TenantNames, everybody: Sequence[TenantNames]) -> list[Check]:
     checks: list[Check] = []
-    link = SqlLink(url, name=f"isolation of {mine.tenant_id}")
+    link = SqlClient(url, name=f"isolation of {mine.tenant_id}")
     link.open()
     try:
         notes = Notes(mine, mine)

@@ -23,8 +23,8 @@ from tenantry.journal.port import ANY, EventStore, Metadata
 from tenantry.messages.port import MessageStoreError
 from tenantry.projections.port import TenantDirectory
 from tenantry.tenant_client.access import ProducerError, TenantAccess, TenantNames
-from tenantry.tenant_client.amqp import LinkError
-from tenantry.tenant_client.sql import SqlLink
+from tenantry.tenant_client.amqp import TenantClientError
+from tenantry.tenant_client.sql import SqlClient
 
 log = structlog.get_logger(__name__)
 
@@ -117,7 +117,7 @@ class IsolationProver:
                     checks += self._on_broker(probes, mine, others, self._tls)
                 if with_sql:
                     checks += self._in_database(mine, others)
-            except (BrokerError, MessageStoreError, ProducerError, LinkError) as error:
+            except (BrokerError, MessageStoreError, ProducerError, TenantClientError) as error:
                 unjudged.append(f"tenant {mine.tenant_id}: {error}")
         return IsolationReport(
             checks=tuple(checks), unjudged=tuple(unjudged), open=tuple(self._open())
@@ -168,7 +168,7 @@ class IsolationProver:
                 forbidden=True,
             )
         with self._database.probe(mine.tenant_id) as credentials:
-            link = SqlLink(credentials.url, name=f"isolation of {mine.tenant_id}")
+            link = SqlClient(credentials.url, name=f"isolation of {mine.tenant_id}")
             link.open()
             try:
                 yield from examine(link, mine, others)

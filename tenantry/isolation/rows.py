@@ -11,8 +11,8 @@ from tenantry.domain import names
 from tenantry.isolation.checks import Action, Check, Notes
 from tenantry.isolation.hostile_sql import FORBIDDEN
 from tenantry.tenant_client.access import TenantNames
-from tenantry.tenant_client.amqp import Verdict
-from tenantry.tenant_client.sql import SqlLink
+from tenantry.tenant_client.amqp import AttemptResult
+from tenantry.tenant_client.sql import SqlClient
 
 TABLE: Final = "public.messages"
 VIEW: Final = "messages"
@@ -25,7 +25,7 @@ _OWN: Final[tuple[tuple[Action, str, str], ...]] = (
 """What a role that reads must not, beside what none may: action, target, statement."""
 
 
-def examine(link: SqlLink, mine: TenantNames, others: Sequence[TenantNames]) -> Iterator[Check]:
+def examine(link: SqlClient, mine: TenantNames, others: Sequence[TenantNames]) -> Iterator[Check]:
     """Try everything with a role of a tenant's."""
     # A role begins read-only, which would answer before the right does.
     link.attempt("SELECT 1")
@@ -39,10 +39,10 @@ def examine(link: SqlLink, mine: TenantNames, others: Sequence[TenantNames]) -> 
         yield from _foreign(link, mine, other)
 
 
-def _foreign(link: SqlLink, mine: TenantNames, other: TenantNames) -> list[Check]:
+def _foreign(link: SqlClient, mine: TenantNames, other: TenantNames) -> list[Check]:
     notes = Notes(mine, other)
     seen = link.sees("SELECT FROM public.messages WHERE tenant_id = %s LIMIT 1", other.tenant_id)
-    notes.note("read", TABLE, Verdict.ALLOWED if seen else Verdict.REFUSED)
+    notes.note("read", TABLE, AttemptResult.ALLOWED if seen else AttemptResult.REFUSED)
     leaf = names.partition_table_name(other.tenant_id)
     partition = sql.Identifier("tenantry", leaf)
     notes.note(
@@ -59,5 +59,7 @@ def _foreign(link: SqlLink, mine: TenantNames, other: TenantNames) -> list[Check
         notes.note("write", shown, link.attempt(statement))
     user = sql.Identifier(names.username(other.tenant_id))
     become = sql.SQL("SET ROLE {}").format(user)
-    notes.note("read", f"{TABLE} (as its user)", link.attempt(become, missing=Verdict.REFUSED))
+    notes.note(
+        "read", f"{TABLE} (as its user)", link.attempt(become, missing=AttemptResult.REFUSED)
+    )
     return notes.checks

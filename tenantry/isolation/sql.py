@@ -10,7 +10,7 @@ from psycopg import sql
 from tenantry.domain import names
 from tenantry.isolation.hostile_sql import FORBIDDEN
 from tenantry.tenant_client.access import TenantNames
-from tenantry.tenant_client.sql import SqlLink
+from tenantry.tenant_client.sql import SqlClient
 
 _PUBLISH: Final = "SELECT tenantry.publish_bytes('default', '', 'text/plain', tenant => %s)"
 _MESSAGE: Final = """
@@ -29,7 +29,7 @@ Told = Callable[..., object]
 """Called with each attempt: what was tried, on what, and what came of it (`Notes.note`)."""
 
 
-def own(link: SqlLink, mine: TenantNames, tell: Told) -> None:
+def own(link: SqlClient, mine: TenantNames, tell: Told) -> None:
     """Try what must be allowed, and what no tenant may."""
     publish = "SELECT tenantry.publish_bytes('default', '', 'text/plain')"
     tell("write", mine.stream, link.attempt(publish))
@@ -39,7 +39,7 @@ def own(link: SqlLink, mine: TenantNames, tell: Told) -> None:
         tell(action, target, link.attempt(statement), forbidden=True)
 
 
-def foreign(link: SqlLink, other: TenantNames, tell: Told) -> None:
+def foreign(link: SqlClient, other: TenantNames, tell: Told) -> None:
     """Try what must be refused: by the functions for tenants, round them, and as somebody else."""
     for target, statement, parameters in _writes(other):
         tell("write", target, link.attempt(statement, *parameters))

@@ -17,7 +17,7 @@ from tenantry.isolation.checks import IsolationReport
 from tenantry.isolation.proof import verify_isolation
 from tenantry.producer.sender import Assignment, Sender, Tally
 from tenantry.tenant_client.access import Api, ProducerError, Say, TenantAccess, ensure_tenant
-from tenantry.tenant_client.amqp import LinkError, at_address
+from tenantry.tenant_client.amqp import TenantClientError, at_address
 
 KINDS: Final = {"events": "event", "logs": "log", "notifications": "notification"}
 """The topics every tenant gets, and what a message of each calls itself."""
@@ -145,7 +145,7 @@ def _send(
 
     try:
         todo = _assignments(options, accesses)
-    except LinkError as error:
+    except TenantClientError as error:
         raise ProducerError(str(error)) from error
     results: dict[str, list[Tally]] = {access.names.tenant_id: [] for access in accesses}
     with ThreadPoolExecutor(

@@ -13,9 +13,9 @@ from typing import Final
 from tenantry.broker.rabbitmq.tls import SYSTEMS, Tls
 from tenantry.domain import names
 from tenantry.tenant_client.access import Say
-from tenantry.tenant_client.amqp import Link, LinkError
-from tenantry.tenant_client.confirms import Mail
-from tenantry.tenant_client.sql import SqlLink
+from tenantry.tenant_client.amqp import AmqpClient, TenantClientError
+from tenantry.tenant_client.confirms import TenantMessage
+from tenantry.tenant_client.sql import SqlClient
 
 ATTEMPTS: Final = 10
 FIRST_BACKOFF: Final = 0.2
@@ -77,9 +77,9 @@ class Sender:
         self._sent = sent
         name = f"producer {assignment.producer} of {assignment.topic}"
         self._link = (
-            Link(assignment.url, name=name, tls=assignment.tls)
+            AmqpClient(assignment.url, name=name, tls=assignment.tls)
             if assignment.url.startswith("amqp")
-            else SqlLink(assignment.url, name=name)
+            else SqlClient(assignment.url, name=name)
         )
 
     def run(self) -> Tally:
@@ -123,24 +123,24 @@ class Sender:
             self._say(f"Sent: {taken} message(s) {whom}, {where}")
         return taken
 
-    def _try(self, batch: list[Mail]) -> tuple[list[Mail], str | None]:
+    def _try(self, batch: list[TenantMessage]) -> tuple[list[TenantMessage], str | None]:
         """Publish once; give what was not confirmed, and why."""
         try:
             if not self._link.is_open:
                 self._link.close()
                 self._link.open()
-        except LinkError as error:
+        except TenantClientError as error:
             return batch, str(error)
         outcome = self._link.publish(names.stream_name(self._assignment.tenant_id), batch)
         left = [mail for index, mail in enumerate(batch) if index not in outcome.confirmed]
         return left, outcome.reason
 
-    def _batch(self, number: int) -> list[Mail]:
+    def _batch(self, number: int) -> list[TenantMessage]:
         todo = self._assignment
         now = time.time_ns() // 1_000_000
         first = number * todo.batch_size + 1
         return [
-            Mail(
+            TenantMessage(
                 # Producers begin at different partitions, so that few messages spread evenly too.
                 routing_key=f"{todo.topic}.{(todo.producer + message) % todo.partitions}",
                 body=f"{todo.kind}-{todo.producer}-{message}".encode(),
@@ -158,7 +158,7 @@ class Sender:
         end = time.monotonic() + interval
         while (left := end - time.monotonic()) > 0 and not self._stop.is_set():
             if self._link.is_open:
-                with suppress(LinkError):  # lost: the next batch connects again
+                with suppress(TenantClientError):  # lost: the next batch connects again
                     self._link.idle(min(left, 1.0))
             else:
                 self._stop.wait(left)

@@ -120,11 +120,11 @@ WHERE tenant_id = %(tenant)s AND id = ANY(%(ids)s::uuid[]) AND settled AND gone_
 -- name: gone_unmet
 UPDATE tenantry.dead_letters SET gone_at = clock_timestamp()
 WHERE tenant_id = %(tenant)s AND settled AND gone_at IS NULL
-  AND seen_in IS DISTINCT FROM %(walk)s;
+  AND seen_in IS DISTINCT FROM %(browse)s;
 
 -- name: missing
 UPDATE tenantry.dead_letters SET settled = true, outcome = 'missing'
-WHERE tenant_id = %(tenant)s AND NOT settled AND seen_in IS DISTINCT FROM %(walk)s
+WHERE tenant_id = %(tenant)s AND NOT settled AND seen_in IS DISTINCT FROM %(browse)s
   AND dead_lettered_at < clock_timestamp() - %(age)s::interval;
 
 -- name: forget_missing

@@ -113,7 +113,7 @@ FROM gone JOIN tenantry.queues AS q ON q.id = gone.queue;
 
 -- Dead letters.
 
--- name: begin_walk
+-- name: begin_browse
 -- No row: another session walks, and has not ended.
 INSERT INTO tenantry.walks AS w (tenant_id, pid, began_at)
 SELECT %(tenant)s, own.pid, own.backend_start FROM pg_stat_get_activity(pg_backend_pid()) AS own
@@ -121,7 +121,7 @@ ON CONFLICT (tenant_id) DO UPDATE SET pid = excluded.pid, began_at = excluded.be
 WHERE tenantry.session_has_ended(w.pid, w.began_at)
 RETURNING true;
 
--- name: end_walk
+-- name: end_browse
 DELETE FROM tenantry.walks AS w USING pg_stat_get_activity(pg_backend_pid()) AS own
 WHERE w.tenant_id = %(tenant)s AND w.pid = own.pid AND w.began_at = own.backend_start;
 

@@ -13,7 +13,7 @@ from pika.exceptions import AMQPError, ChannelClosedByBroker
 from tenantry import urls
 from tenantry.broker.rabbitmq.connection import describe, secure
 from tenantry.broker.rabbitmq.tls import SYSTEMS, Tls
-from tenantry.tenant_client.confirms import Closing, Confirms, Mail
+from tenantry.tenant_client.confirms import Closing, Confirms, TenantMessage
 
 if TYPE_CHECKING:
     from pika.channel import Channel
@@ -28,11 +28,11 @@ ACCESS_REFUSED: Final = 403
 PRECONDITION_FAILED: Final = 406
 
 
-class LinkError(Exception):
+class TenantClientError(Exception):
     """The broker refused the connection, lost it, or did not answer in time."""
 
 
-class Verdict(Enum):
+class AttemptResult(Enum):
     """What the broker said to an attempt."""
 
     ALLOWED = "allowed"
@@ -40,7 +40,7 @@ class Verdict(Enum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
+class PublishResult:
     """Which of a batch's messages (by index) were confirmed; `reason` says why others weren't."""
 
     confirmed: frozenset[int]
@@ -48,15 +48,15 @@ class Outcome:
 
 
 def at_address(amqp_url: str, address: str | None) -> str:
-    """Give the URL with another HOST:PORT, if there is one. Raises `LinkError`."""
+    """Give the URL with another HOST:PORT, if there is one. Raises `TenantClientError`."""
     if address is None:
         return amqp_url
     if not amqp_url.startswith("amqp"):
-        raise LinkError("the broker is the embedded one: it has no AMQP address")
+        raise TenantClientError("the broker is the embedded one: it has no AMQP address")
     return urls.at_address(amqp_url, address)
 
 
-class Link:
+class AmqpClient:
     """One connection, and a channel with confirms. Belongs to the thread that opened it."""
 
     def __init__(
@@ -83,7 +83,7 @@ class Link:
         return self._opened and self._failure is None
 
     def open(self) -> None:
-        """Connect and log in. Raises `LinkError`."""
+        """Connect and log in. Raises `TenantClientError`."""
         self._failure, self._opened, self._publisher = None, False, None
         self._connection = pika.SelectConnection(
             self._parameters,
@@ -94,7 +94,7 @@ class Link:
         )
         try:
             self._run(lambda: self._opened, self._timeout)
-        except LinkError:
+        except TenantClientError:
             self.close()
             raise
 
@@ -114,11 +114,11 @@ class Link:
         self._publisher = None
 
     def idle(self, seconds: float) -> None:
-        """Let time pass while heartbeats go on. Raises `LinkError` if the connection is lost."""
+        """Let time pass while heartbeats go on. Raises `TenantClientError` on a lost connection."""
         if seconds > 0:
             self._run(lambda: False, seconds, expected=True)
 
-    def publish(self, exchange: str, batch: Sequence[Mail]) -> Outcome:
+    def publish(self, exchange: str, batch: Sequence[TenantMessage]) -> PublishResult:
         """Publish a batch and wait for the broker's word on each message.
 
         Never raises: what was not confirmed may have been taken all the same, so publish it again
@@ -130,25 +130,25 @@ class Link:
             self._publisher = None
             confirms.send(exchange, batch)
             self._run(lambda: confirms.settled, self._timeout + len(batch) / CONFIRMS_A_SECOND)
-        except (LinkError, AMQPError) as error:
+        except (TenantClientError, AMQPError) as error:
             # The channel is used no more: a late answer must not count for another batch.
             confirmed = frozenset() if confirms is None else confirms.confirmed
-            return Outcome(confirmed=confirmed, reason=describe(error))
+            return PublishResult(confirmed=confirmed, reason=describe(error))
         if confirms.channel.is_open:
             self._publisher = confirms
-        return Outcome(confirmed=confirms.confirmed, reason=confirms.reason)
+        return PublishResult(confirmed=confirms.confirmed, reason=confirms.reason)
 
     def try_to_publish(
         self, exchange: str, routing_key: str, *, user_id: str | None = None
-    ) -> Verdict:
+    ) -> AttemptResult:
         """Try to publish a message that no queue takes, and tell whether that is allowed.
 
         It is not mandatory and its key is bound to nothing, so it is confirmed and dropped. With
         `user_id` it claims to be that user's, which the broker refuses in words of its own.
-        Raises `LinkError` where the broker gives no verdict.
+        Raises `TenantClientError` where the broker gives no verdict.
         """
         confirms = self._confirms()
-        probe = Mail(
+        probe = TenantMessage(
             routing_key=routing_key, body=b"", message_id="isolation-probe", user_id=user_id
         )
         confirms.send(exchange, [probe], mandatory=False)
@@ -156,10 +156,12 @@ class Link:
         refusals = (ACCESS_REFUSED,) if user_id is None else (ACCESS_REFUSED, PRECONDITION_FAILED)
         return self._verdict(confirms.channel, confirms.closing, refusals)
 
-    def attempt(self, begin: Callable[[Channel, Callable[[object], None]], object]) -> Verdict:
+    def attempt(
+        self, begin: Callable[[Channel, Callable[[object], None]], object]
+    ) -> AttemptResult:
         """Try an operation on a channel of its own, and tell whether it is allowed.
 
-        `begin` starts it, and hands over the callback it is given. Raises `LinkError` as
+        `begin` starts it, and hands over the callback it is given. Raises `TenantClientError` as
         `try_to_publish`.
         """
         channel = self._channel()
@@ -174,12 +176,12 @@ class Link:
         self._run(lambda: bool(answered) or not channel.is_open, self._timeout)
         return self._verdict(channel, closing)
 
-    def try_to_consume(self, queue: str) -> Verdict:
+    def try_to_consume(self, queue: str) -> AttemptResult:
         """Try to consume from a queue, and tell whether that is allowed; take nothing from it.
 
         The right to read is checked when consuming begins. The consumer has the lowest priority,
         so that a message goes to others first, and one message at most; should it get one, that
-        goes back when the channel is closed at once. Raises `LinkError` as `try_to_publish`.
+        goes back when the channel is closed at once. Raises as `try_to_publish`.
         """
 
         def begin(channel: Channel, answered: Callable[[object], None]) -> None:
@@ -196,16 +198,16 @@ class Link:
 
     def _verdict(
         self, channel: Channel, closing: Closing, refusals: Sequence[int] = (ACCESS_REFUSED,)
-    ) -> Verdict:
+    ) -> AttemptResult:
         if channel.is_open:
             channel.close()
             self._run(lambda: closing.error is not None, self._timeout)
-            return Verdict.ALLOWED
+            return AttemptResult.ALLOWED
         error = closing.error
         if isinstance(error, ChannelClosedByBroker):
             # The broker looks at permissions first: 404 means allowed, had it been there.
-            return Verdict.REFUSED if error.reply_code in refusals else Verdict.ALLOWED
-        raise LinkError(describe(error))
+            return AttemptResult.REFUSED if error.reply_code in refusals else AttemptResult.ALLOWED
+        raise TenantClientError(describe(error))
 
     def _confirms(self) -> Confirms:
         confirms = Confirms(self._channel(), self._step)
@@ -215,18 +217,18 @@ class Link:
     def _channel(self) -> Channel:
         connection = self._connection
         if connection is None or not self.is_open:
-            raise LinkError(self._failure or "not connected")
+            raise TenantClientError(self._failure or "not connected")
         channel = connection.channel(on_open_callback=lambda _channel: self._step())
         self._run(lambda: channel.is_open or channel.is_closed, self._timeout)
         if not channel.is_open:
-            raise LinkError("the broker closed the channel")
+            raise TenantClientError("the broker closed the channel")
         return channel
 
     def _run(self, done: Callable[[], bool], timeout: float, *, expected: bool = False) -> None:
-        """Serve the connection until `done`. Raises `LinkError` on its loss, or out of time."""
+        """Serve the connection until `done`. Raises `TenantClientError` if lost, or out of time."""
         connection = self._connection
         if connection is None or self._failure is not None:
-            raise LinkError(self._failure or "not connected")
+            raise TenantClientError(self._failure or "not connected")
         if done():
             return
         self._done = done
@@ -237,9 +239,9 @@ class Link:
         if done():
             return
         if self._failure is not None:
-            raise LinkError(self._failure)
+            raise TenantClientError(self._failure)
         if not expected:
-            raise LinkError(f"no answer from the broker within {timeout:g} s")
+            raise TenantClientError(f"no answer from the broker within {timeout:g} s")
 
     def _step(self) -> None:
         """Let `_run` look again; every callback ends with it."""

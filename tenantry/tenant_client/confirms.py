@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Mail:
+class TenantMessage:
     """A message for a stream; it is published as persistent."""
 
     routing_key: str
@@ -79,7 +79,9 @@ class Confirms:
             return f"no queue takes it: {next(iter(self._returned.values()))}"
         return "the broker refused it" if self._nacked else None
 
-    def send(self, exchange: str, batch: Sequence[Mail], *, mandatory: bool = True) -> None:
+    def send(
+        self, exchange: str, batch: Sequence[TenantMessage], *, mandatory: bool = True
+    ) -> None:
         """Publish a batch; those before it are forgotten."""
         self._ids = [mail.message_id for mail in batch]
         self._acked, self._nacked, self._returned, self.waiting = set(), 0, {}, {}

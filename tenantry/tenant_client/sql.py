@@ -11,8 +11,8 @@ import psycopg
 
 from tenantry.database.failures import one_line
 from tenantry.messages.encoding import bigint_array, bytea_array, headers_array, text_array
-from tenantry.tenant_client.amqp import TIMEOUT, LinkError, Outcome, Verdict
-from tenantry.tenant_client.confirms import Mail
+from tenantry.tenant_client.amqp import TIMEOUT, AttemptResult, PublishResult, TenantClientError
+from tenantry.tenant_client.confirms import TenantMessage
 
 _PUBLISH: Final = """
 SELECT tenantry.publish_many(
@@ -20,7 +20,7 @@ SELECT tenantry.publish_many(
 """
 
 
-class SqlLink:
+class SqlClient:
     """One connection. Belongs to the thread that opened it; every call ends in time."""
 
     def __init__(self, url: str, *, name: str, timeout: float = TIMEOUT) -> None:
@@ -35,7 +35,7 @@ class SqlLink:
         return self._connection is not None and not self._connection.closed
 
     def open(self) -> None:
-        """Connect and log in. Raises `LinkError`."""
+        """Connect and log in. Raises `TenantClientError`."""
         try:
             self._connection = psycopg.connect(
                 self._url,
@@ -45,7 +45,7 @@ class SqlLink:
                 options=f"-c statement_timeout={int(self._timeout * 1000)}",
             )
         except psycopg.Error as error:
-            raise LinkError(one_line(error)) from error
+            raise TenantClientError(one_line(error)) from error
 
     def close(self) -> None:
         """Close the connection; harmless twice, and before `open`."""
@@ -57,7 +57,7 @@ class SqlLink:
         """Let time pass."""
         time.sleep(max(0.0, seconds))
 
-    def publish(self, exchange: str, batch: Sequence[Mail]) -> Outcome:  # noqa: ARG002
+    def publish(self, exchange: str, batch: Sequence[TenantMessage]) -> PublishResult:  # noqa: ARG002
         """Publish a batch to the tenant's own stream: all of it is confirmed, or nothing.
 
         Never raises: what was not confirmed may have been taken all the same, so publish it again
@@ -73,38 +73,38 @@ class SqlLink:
         )
         try:
             self._open_connection().execute(_PUBLISH, parameters, prepare=True)
-        except (LinkError, psycopg.Error) as error:
-            return Outcome(confirmed=frozenset(), reason=one_line(error))
-        return Outcome(confirmed=frozenset(range(len(batch))), reason=None)
+        except (TenantClientError, psycopg.Error) as error:
+            return PublishResult(confirmed=frozenset(), reason=one_line(error))
+        return PublishResult(confirmed=frozenset(range(len(batch))), reason=None)
 
     def lift_defaults(self) -> None:
-        """Let the session write, as far as its rights go. Raises `LinkError`."""
+        """Let the session write, as far as its rights go. Raises `TenantClientError`."""
         try:
             self._open_connection().execute("SET default_transaction_read_only = off")
         except psycopg.Error as error:
-            raise LinkError(one_line(error)) from error
+            raise TenantClientError(one_line(error)) from error
 
     def sees(self, query: str, *parameters: object) -> bool:
-        """Tell whether a query gives a row. Raises `LinkError`."""
+        """Tell whether a query gives a row. Raises `TenantClientError`."""
         try:
             cursor = self._open_connection().execute(query.encode(), parameters)
             return cursor.fetchone() is not None
         except psycopg.errors.InsufficientPrivilege:
             return False
         except psycopg.Error as error:
-            raise LinkError(one_line(error)) from error
+            raise TenantClientError(one_line(error)) from error
 
     def attempt(
         self,
         statement: psycopg.sql.Composed | str,
         *parameters: object,
-        missing: Verdict = Verdict.ALLOWED,
-    ) -> Verdict:
+        missing: AttemptResult = AttemptResult.ALLOWED,
+    ) -> AttemptResult:
         """Try a statement, tell whether it is allowed, and undo it.
 
         Only the lack of a privilege is a refusal: whoever is told that something does not exist
-        was allowed to ask, unless `missing` says otherwise. Raises `LinkError` where the database
-        gives no verdict.
+        was allowed to ask, unless `missing` says otherwise. Raises
+        `TenantClientError` where the database gives no verdict.
         """
         connection = self._open_connection()
         query = statement.encode() if isinstance(statement, str) else statement
@@ -112,16 +112,16 @@ class SqlLink:
             with connection.transaction(force_rollback=True):
                 connection.execute(query, parameters or None)
         except psycopg.errors.InsufficientPrivilege:
-            return Verdict.REFUSED
+            return AttemptResult.REFUSED
         except psycopg.OperationalError as error:
             with suppress(psycopg.Error):
                 connection.close()
-            raise LinkError(one_line(error)) from error
+            raise TenantClientError(one_line(error)) from error
         except psycopg.Error:
             return missing
-        return Verdict.ALLOWED
+        return AttemptResult.ALLOWED
 
     def _open_connection(self) -> psycopg.Connection[Any]:
         if self._connection is None:
-            raise LinkError("not connected")
+            raise TenantClientError("not connected")
         return self._connection

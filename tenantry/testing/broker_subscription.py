@@ -74,9 +74,9 @@ class MemorySubscription:
         settle = partial(self._settle, generation, tuple(rejects), tuple(acks), ack_up_to)
         self._broker.post(settle)
 
-    def widen(self, generation: int, queue: QueueSpec) -> None:
+    def renew_prefetch(self, generation: int, queue: QueueSpec) -> None:
         """Count what is unsettled of a queue no longer against its prefetch."""
-        self._broker.post(partial(self._widen, generation, queue.name))
+        self._broker.post(partial(self._renew_prefetch, generation, queue.name))
 
     def unsettled_queues(self) -> list[str]:
         """Name the queue of each unsettled delivery."""
@@ -145,7 +145,7 @@ class MemorySubscription:
         unsettled, self._unsettled = self._unsettled, {}
         self._broker.give_back(list(unsettled.values()))
 
-    def _widen(self, generation: int, queue: str) -> None:
+    def _renew_prefetch(self, generation: int, queue: str) -> None:
         if generation != self._generation or not self._open:
             return
         self._excused.update(tag for tag, (name, _) in self._unsettled.items() if name == queue)

@@ -16,12 +16,12 @@ from tenantry.dead_letters.port import (
     EVERYTHING,
     LARGEST_BODY,
     DeadLetter,
-    Found,
+    IndexedDeadLetter,
     Intent,
-    Judged,
-    Kept,
-    Met,
+    KnownDeadLetter,
     Preview,
+    QueueMessage,
+    RejectedMessage,
     Selection,
     Work,
 )
@@ -56,17 +56,19 @@ class InMemoryDeadLetterIndex:
         self._positions = itertools.count(1)
         self._tenants: dict[str, _Tenant] = {}
 
-    def keep(self, tenant_id: str, letters: Sequence[Judged]) -> list[Kept]:
-        """See `DeadLetterIndex.keep`."""
+    def add(self, tenant_id: str, letters: Sequence[RejectedMessage]) -> list[IndexedDeadLetter]:
+        """See `DeadLetterIndex.add`."""
         with self._lock:
             return self._match(
-                tenant_id, None, lambda matching: [matching.keep(one) for one in letters]
+                tenant_id, None, lambda matching: [matching.add(one) for one in letters]
             )
 
-    def meet(self, tenant_id: str, found: Sequence[Found], *, walk: UUID) -> list[Met]:
-        """See `DeadLetterIndex.meet`."""
+    def lookup(
+        self, tenant_id: str, found: Sequence[QueueMessage], *, browse: UUID
+    ) -> list[KnownDeadLetter]:
+        """See `DeadLetterIndex.lookup`."""
         with self._lock:
-            return self._match(tenant_id, walk, lambda matching: matching.meet(found))
+            return self._match(tenant_id, browse, lambda matching: matching.lookup(found))
 
     def begin(self, tenant_id: str, ids: Collection[UUID], intent: Intent) -> None:
         """See `DeadLetterIndex.begin`."""
@@ -115,14 +117,14 @@ class InMemoryDeadLetterIndex:
                 if one.row.settled and one.row.id in ids and one.gone_at is None:
                     one.gone_at = datetime.now(UTC)
 
-    def forget_missing(self, tenant_id: str, *, walk: UUID, older_than: float) -> int:
+    def forget_missing(self, tenant_id: str, *, browse: UUID, older_than: float) -> int:
         """See `DeadLetterIndex.forget_missing`."""
         before = datetime.now(UTC) - timedelta(seconds=older_than)
         with self._lock:
             tenant = self._tenant(tenant_id)
             missing = []
             for one in tenant.letters:
-                if one.row.seen_in == walk:
+                if one.row.seen_in == browse:
                     continue
                 if one.row.settled:
                     one.gone_at = one.gone_at or datetime.now(UTC)
@@ -216,7 +218,7 @@ class InMemoryDeadLetterIndex:
             if which.holds(one.message, row.id, row.reason, row.dead_lettered_at):
                 yield one
 
-    def _match(self, tenant_id: str, walk: UUID | None, work: Callable[[Matching], T]) -> T:
+    def _match(self, tenant_id: str, browse: UUID | None, work: Callable[[Matching], T]) -> T:
         tenant = self._tenant(tenant_id)
         known = {id(one.row): one for one in tenant.letters}
         for one in tenant.letters:
@@ -224,7 +226,7 @@ class InMemoryDeadLetterIndex:
             one.row.listed_now = False
             one.row.content = None
         matching = Matching(
-            (one.row for one in tenant.letters), new_id=uuid4, now=datetime.now(UTC), walk=walk
+            (one.row for one in tenant.letters), new_id=uuid4, now=datetime.now(UTC), browse=browse
         )
         done = work(matching)
         for row in matching.changed.values():

@@ -30,7 +30,7 @@ from tenantry.broker.port import (
     DeadLettersBusyError,
     Outgoing,
     QueueCounts,
-    QueuedLetter,
+    QueuedDeadLetter,
 )
 from tenantry.control.port import (
     ActorStatus,
@@ -228,17 +228,17 @@ class FakePublishing:
         self.sent.extend(messages)
 
 
-class FakeWalk:
-    """A walk along a list of messages."""
+class FakeBrowser:
+    """Browses a list of messages."""
 
-    def __init__(self, queue: list[QueuedLetter]) -> None:
+    def __init__(self, queue: list[QueuedDeadLetter]) -> None:
         self._queue = queue
         self._there = list(queue)
-        self._given: list[QueuedLetter] = []
+        self._given: list[QueuedDeadLetter] = []
         self.gone = False
         self.complete = True
 
-    def next(self, most: int) -> list[QueuedLetter]:
+    def next(self, most: int) -> list[QueuedDeadLetter]:
         self._given, self._there = self._there[:most], self._there[most:]
         return list(self._given)
 
@@ -252,7 +252,7 @@ class FakeDeadLetters:
     """Dead-letter queues that are lists."""
 
     def __init__(self) -> None:
-        self.queues: dict[str, list[QueuedLetter]] = {}
+        self.queues: dict[str, list[QueuedDeadLetter]] = {}
         self.error: Exception | None = None
         self.gone = True
         self.walked: set[str] = set()
@@ -260,15 +260,15 @@ class FakeDeadLetters:
         self.refused = threading.Semaphore(0)
 
     @contextmanager
-    def walk(self, tenant_id: str) -> Iterator[FakeWalk]:
+    def browse(self, tenant_id: str) -> Iterator[FakeBrowser]:
         if self.error is not None:
             raise self.error
         if tenant_id in self.walked:
             self.refused.release()
             raise DeadLettersBusyError(f"the dead letters of {tenant_id} are being walked along")
-        walk = FakeWalk(self.queues.setdefault(tenant_id, []))
-        yield walk
-        walk.gone = self.gone
+        browser = FakeBrowser(self.queues.setdefault(tenant_id, []))
+        yield browser
+        browser.gone = self.gone
 
     def queue_counts(self) -> dict[str, QueueCounts]:
         return {
@@ -421,7 +421,7 @@ class World:
             "messages": self.messages,
             "page_reader": RowsReader(self.messages),
             "publishing": self.publishing,
-            "letters": self.letters,
+            "dead_letters": self.letters,
             "prover": self.prover,
             "auditor": Auditor(
                 self.accounts, self.queues, lambda _tenant_id: 0, still=0.0, pause=0.0

@@ -12,9 +12,9 @@ from tenantry.database.pool import Database
 from tenantry.dead_letters.port import (
     LARGEST_BODY,
     DeadLetterIndex,
-    Found,
     Intent,
-    Judged,
+    QueueMessage,
+    RejectedMessage,
     Selection,
     Work,
     fingerprint,
@@ -33,7 +33,7 @@ def index(request: pytest.FixtureRequest) -> DeadLetterIndex:
     return PostgresDeadLetterIndex(database)
 
 
-def letter(message_id: str | None = "m", body: bytes = b"bad", **fields: Any) -> Judged:
+def letter(message_id: str | None = "m", body: bytes = b"bad", **fields: Any) -> RejectedMessage:
     given: dict[str, Any] = {
         "topic": "logs",
         "partition": 2,
@@ -41,18 +41,18 @@ def letter(message_id: str | None = "m", body: bytes = b"bad", **fields: Any) ->
         "headers": None,
         "published_at_ms": None,
     } | fields
-    return Judged(Incoming(id=message_id, body=body, **given), "not_json", "no JSON", 1)
+    return RejectedMessage(Incoming(id=message_id, body=body, **given), "not_json", "no JSON", 1)
 
 
 DIED_AT = datetime(2026, 1, 31, 12, tzinfo=UTC)
 
 
-def found(judged: Judged, second: int = 0) -> Found:
-    return Found(judged, DIED_AT.replace(second=second))
+def found(judged: RejectedMessage, second: int = 0) -> QueueMessage:
+    return QueueMessage(judged, DIED_AT.replace(second=second))
 
 
-def keep(index: DeadLetterIndex, *letters: Judged) -> list[UUID]:
-    return [one.id for one in index.keep("acme", letters)]
+def keep(index: DeadLetterIndex, *letters: RejectedMessage) -> list[UUID]:
+    return [one.id for one in index.add("acme", letters)]
 
 
 def work(index: DeadLetterIndex, letter_id: UUID, what: Work) -> None:
@@ -60,7 +60,7 @@ def work(index: DeadLetterIndex, letter_id: UUID, what: Work) -> None:
     index.settle("acme", [letter_id])
 
 
-def replayed(judged: Judged, letter_id: UUID, number: int) -> Judged:
+def replayed(judged: RejectedMessage, letter_id: UUID, number: int) -> RejectedMessage:
     headers = {REPLAY_HEADER: str(letter_id), REPLAYS_HEADER: number}
     return judged._replace(message=judged.message._replace(headers=headers))
 
@@ -89,10 +89,10 @@ def test_a_letter_is_listed_as_it_is(index: DeadLetterIndex) -> None:
 
 
 def test_a_letter_that_comes_again_is_listed_once(index: DeadLetterIndex) -> None:
-    first = index.keep("acme", [letter("a"), letter("b"), letter("a")])
+    first = index.add("acme", [letter("a"), letter("b"), letter("a")])
     assert [one.fresh for one in first] == [True, True, False]
     assert first[0].id == first[2].id != first[1].id
-    again = index.keep("acme", [letter("b"), letter("a")])
+    again = index.add("acme", [letter("b"), letter("a")])
     assert again == [first[1]._replace(fresh=False), first[0]._replace(fresh=False)]
     assert listed(index) == ["a", "b"]
 
@@ -107,33 +107,33 @@ def test_letters_differ_by_place_id_and_bytes(index: DeadLetterIndex) -> None:
         letter(""),
         letter(body=b"worse"),
     ]
-    assert len({one.id for one in index.keep("acme", different)}) == len(different)
+    assert len({one.id for one in index.add("acme", different)}) == len(different)
     assert len({fingerprint(one.message) for one in different}) == len(different)
 
 
 def test_messages_without_an_id_are_a_letter_each(index: DeadLetterIndex) -> None:
-    three = index.keep("acme", [letter(None)] * 3)
+    three = index.add("acme", [letter(None)] * 3)
     assert len({one.id for one in three}) == 3
     # Delivered again, since their reject was lost: the same three.
-    again = index.keep("acme", [letter(None)._replace(again=True)] * 3)
+    again = index.add("acme", [letter(None)._replace(again=True)] * 3)
     assert again == [one._replace(fresh=False) for one in three]
     assert len(index.page("acme")[0]) == 3
 
 
 def test_a_walk_counts_messages_without_an_id(index: DeadLetterIndex) -> None:
-    kept = index.keep("acme", [letter(None)] * 2)
+    kept = index.add("acme", [letter(None)] * 2)
     walk = uuid4()
-    met = index.meet("acme", [found(letter(None))] * 2, walk=walk)
+    met = index.lookup("acme", [found(letter(None))] * 2, browse=walk)
     assert {one.id for one in met} == {one.id for one in kept}
-    (third,) = index.meet("acme", [found(letter(None))], walk=walk)
+    (third,) = index.lookup("acme", [found(letter(None))], browse=walk)
     assert not third.recorded
     assert len(index.page("acme")[0]) == 3
-    again = index.meet("acme", [found(letter(None))] * 3, walk=uuid4())
+    again = index.lookup("acme", [found(letter(None))] * 3, browse=uuid4())
     assert {one.id for one in again} == {*(one.id for one in kept), third.id}
 
 
 def test_pages_follow_each_other(index: DeadLetterIndex) -> None:
-    index.keep("acme", [letter(str(number)) for number in range(7)])
+    index.add("acme", [letter(str(number)) for number in range(7)])
     seen: list[str | None] = []
     after, more = 0, True
     while more:
@@ -144,7 +144,7 @@ def test_pages_follow_each_other(index: DeadLetterIndex) -> None:
 
 
 def test_what_the_database_can_not_hold_is_listed_nevertheless(index: DeadLetterIndex) -> None:
-    odd = Judged(
+    odd = RejectedMessage(
         Incoming("a\0b", "default", 0, b"\0", "te\0xt", {"k": "v\0", "b": b"\xff"}, 2**62),
         "nul",
         "a \0 in it",
@@ -157,7 +157,7 @@ def test_what_the_database_can_not_hold_is_listed_nevertheless(index: DeadLetter
 
 
 def test_a_large_body_is_not_listed_but_its_size_is(index: DeadLetterIndex) -> None:
-    index.keep("acme", [letter(body=b"x" * (LARGEST_BODY + 1))])
+    index.add("acme", [letter(body=b"x" * (LARGEST_BODY + 1))])
     ((found,), _) = index.page("acme")
     assert (found.body, found.size) == (None, LARGEST_BODY + 1)
 
@@ -192,14 +192,14 @@ def test_a_replay_that_fails_is_the_letter_it_was(index: DeadLetterIndex) -> Non
     work(index, one, Work.REPLAY)
     assert listed(index) == []
     again = replayed(letter("a"), one, 1)
-    (kept,) = index.keep("acme", [again])
+    (kept,) = index.add("acme", [again])
     assert (kept.id, kept.fresh) == (one, True)
     assert kept.event_id != one
-    assert index.keep("acme", [again]) == [kept._replace(fresh=False)]
+    assert index.add("acme", [again]) == [kept._replace(fresh=False)]
     ((shown,), _) = index.page("acme")
     assert (shown.id, shown.replays, shown.message_id) == (one, 1, "a")
     # The original, if the broker has forgotten that it was acked, is only to be removed.
-    original, later = index.meet("acme", [found(letter("a")), found(again)], walk=uuid4())
+    original, later = index.lookup("acme", [found(letter("a")), found(again)], browse=uuid4())
     assert (original.id, original.listed) == (one, False)
     assert (later.id, later.listed) == (one, True)
 
@@ -208,7 +208,7 @@ def test_a_replay_of_a_message_without_an_id_is_the_letter_it_was(index: DeadLet
     (one, other) = keep(index, letter(None), letter(None))
     work(index, one, Work.REPLAY)
     again = replayed(letter(str(one)), one, 1)
-    (kept,) = index.keep("acme", [again])
+    (kept,) = index.add("acme", [again])
     assert (kept.id, kept.fresh) == (one, True)
     assert {shown.id for shown in index.page("acme")[0]} == {one, other}
 
@@ -217,12 +217,12 @@ def test_a_late_copy_of_a_replay_changes_nothing(index: DeadLetterIndex) -> None
     (one,) = keep(index, letter("a"))
     work(index, one, Work.REPLAY)
     copy = replayed(letter("a"), one, 1)
-    index.keep("acme", [copy])
+    index.add("acme", [copy])
     work(index, one, Work.DISCARD)
-    (late,) = index.keep("acme", [copy])
+    (late,) = index.add("acme", [copy])
     assert (late.id, late.fresh) == (one, False)
     assert listed(index) == []
-    (met,) = index.meet("acme", [found(copy)], walk=uuid4())
+    (met,) = index.lookup("acme", [found(copy)], browse=uuid4())
     assert not met.listed
 
 
@@ -233,7 +233,7 @@ def test_what_was_intended_is_known_until_it_is_settled(index: DeadLetterIndex) 
     assert index.unfinished() == {"acme"}
     assert index.intended("acme", intent.id) == sorted([one, two])
     index.withdraw("acme", [two])
-    met = index.meet("acme", [found(letter("a")), found(letter("b"))], walk=uuid4())
+    met = index.lookup("acme", [found(letter("a")), found(letter("b"))], browse=uuid4())
     assert [(one.intent, one.replays, one.failed_again) for one in met] == [
         (intent, 1, False),
         (None, 0, False),
@@ -247,8 +247,8 @@ def test_what_was_intended_is_known_until_it_is_settled(index: DeadLetterIndex) 
 def test_a_replay_that_failed_before_it_was_settled_stays_listed(index: DeadLetterIndex) -> None:
     (one,) = keep(index, letter("a"))
     index.begin("acme", [one], Intent(uuid4(), Work.REPLAY))
-    index.keep("acme", [replayed(letter("a"), one, 1)])
-    (met,) = index.meet("acme", [found(letter("a"))], walk=uuid4())
+    index.add("acme", [replayed(letter("a"), one, 1)])
+    (met,) = index.lookup("acme", [found(letter("a"))], browse=uuid4())
     assert (met.failed_again, met.listed) == (True, False)
     index.settle("acme", [one])
     assert listed(index) == ["a"]
@@ -260,11 +260,11 @@ def test_a_settled_letter_is_listed_no_more_and_known_until_it_is_swept(
 ) -> None:
     one, _ = keep(index, letter("a"), letter("b"))
     both = [found(letter("a")), found(letter("b"))]
-    index.meet("acme", both, walk=uuid4())
+    index.lookup("acme", both, browse=uuid4())
     work(index, one, Work.DISCARD)
     assert listed(index) == ["b"]
     assert index.named("acme", ["a"]) == set()
-    assert [met.listed for met in index.meet("acme", both, walk=uuid4())] == [False, True]
+    assert [met.listed for met in index.lookup("acme", both, browse=uuid4())] == [False, True]
     assert index.sweep(older_than=-1) == 0  # not known to have left the queue
     index.gone("acme", [one])
     assert index.sweep(older_than=60) == 0
@@ -276,7 +276,7 @@ def test_a_message_that_comes_again_after_it_was_settled_is_another_letter(
 ) -> None:
     (one,) = keep(index, letter("a"))
     work(index, one, Work.DISCARD)
-    (two,) = index.keep("acme", [letter("a")])
+    (two,) = index.add("acme", [letter("a")])
     assert (two.fresh, two.event_id) == (True, two.id)
     assert one != two.id
     assert listed(index) == ["a"]
@@ -288,11 +288,11 @@ def test_a_message_that_comes_again_after_it_was_settled_is_another_letter(
 def test_what_dies_again_at_the_broker_after_it_was_settled_is_another_letter(
     index: DeadLetterIndex,
 ) -> None:
-    (first,) = index.meet("acme", [found(letter("a"))], walk=uuid4())
+    (first,) = index.lookup("acme", [found(letter("a"))], browse=uuid4())
     work(index, first.id, Work.DISCARD)
-    (same,) = index.meet("acme", [found(letter("a"))], walk=uuid4())
+    (same,) = index.lookup("acme", [found(letter("a"))], browse=uuid4())
     assert (same.id, same.listed) == (first.id, False)
-    (later,) = index.meet("acme", [found(letter("a"), second=1)], walk=uuid4())
+    (later,) = index.lookup("acme", [found(letter("a"), second=1)], browse=uuid4())
     assert later.listed
     assert later.id != first.id
 
@@ -300,12 +300,12 @@ def test_what_dies_again_at_the_broker_after_it_was_settled_is_another_letter(
 def test_what_only_the_broker_knew_is_listed_and_unfinished_until_the_journal_tells_of_it(
     index: DeadLetterIndex,
 ) -> None:
-    (met,) = index.meet("acme", [found(letter("a"))], walk=uuid4())
+    (met,) = index.lookup("acme", [found(letter("a"))], browse=uuid4())
     assert not met.recorded
     assert index.unfinished() == {"acme"}
     assert index.page("acme")[0][0].dead_lettered_at == DIED_AT
     index.recorded("acme", [met.id])
-    (met,) = index.meet("acme", [found(letter("a"))], walk=uuid4())
+    (met,) = index.lookup("acme", [found(letter("a"))], browse=uuid4())
     assert met.recorded
     assert index.unfinished() == set()
 
@@ -316,9 +316,9 @@ def test_letters_whose_message_is_not_in_the_queue_any_more_are_forgotten(
     ids = keep(index, letter("seen"), letter("gone"), letter("settled and gone"))
     work(index, ids[2], Work.DISCARD)
     walk: UUID = uuid4()
-    index.meet("acme", [found(letter("seen"))], walk=walk)
-    assert index.forget_missing("acme", walk=walk, older_than=60) == 0  # too young
-    assert index.forget_missing("acme", walk=walk, older_than=-1) == 1
+    index.lookup("acme", [found(letter("seen"))], browse=walk)
+    assert index.forget_missing("acme", browse=walk, older_than=60) == 0  # too young
+    assert index.forget_missing("acme", browse=walk, older_than=-1) == 1
     assert listed(index) == ["seen"]
     assert index.sweep(older_than=-1) == 1
 
@@ -348,8 +348,8 @@ def test_totals_count_each_death_and_what_became_of_it_once(database: Database) 
 def test_a_dropped_tenants_letters_are_gone_and_its_neighbours_stay(
     index: DeadLetterIndex,
 ) -> None:
-    index.keep("acme", [letter()])
-    index.keep("acme-2", [letter()])
+    index.add("acme", [letter()])
+    index.add("acme-2", [letter()])
     index.drop("acme")
     assert index.page("acme") == ([], False)
     assert len(index.page("acme-2")[0]) == 1
@@ -358,7 +358,7 @@ def test_a_dropped_tenants_letters_are_gone_and_its_neighbours_stay(
 def test_a_page_of_large_letters_is_cut_and_goes_on(database: Database) -> None:
     index = PostgresDeadLetterIndex(database)
     bodies = [bytes([65 + number]) * LARGEST_BODY for number in range(12)]
-    index.keep("acme", [letter(str(number), body) for number, body in enumerate(bodies)])
+    index.add("acme", [letter(str(number), body) for number, body in enumerate(bodies)])
     page, more = index.page("acme", limit=50)
     assert (len(page), more) == (8, True)
     rest, more = index.page("acme", after=page[-1].position, limit=50)

@@ -15,15 +15,15 @@ from tenantry.broker.port import (
     BrokerError,
     BrokerUnavailableError,
     Outgoing,
-    QueuedLetter,
+    QueuedDeadLetter,
 )
 from tenantry.dead_letters import replay as reprocessing_module
-from tenantry.dead_letters.port import EVERYTHING, Found, Intent, Judged, Work
+from tenantry.dead_letters.port import EVERYTHING, Intent, QueueMessage, RejectedMessage, Work
 from tenantry.domain.events import DeadLettersDiscarded, DeadLettersReplayed
 from tenantry.journal.port import JournalUnavailableError, Metadata
 from tenantry.messages.headers import REPLAY_HEADER, REPLAYS_HEADER
 from tenantry.messages.port import Incoming, StoreUnavailableError
-from tests.api.serving import FakeWalk, Served, World, serving
+from tests.api.serving import FakeBrowser, Served, World, serving
 from tests.waiting import eventually
 
 
@@ -47,14 +47,16 @@ def message(message_id: str | None, body: bytes = b"bad", **fields: Any) -> Inco
 
 def reject(world: World, *messages: Incoming) -> list[UUID]:
     """List messages as a worker does, and put them into the queue as the broker does."""
-    kept = world.letters.keep("acme", [Judged(one, "not_json", "no JSON", 1) for one in messages])
+    kept = world.letters.add(
+        "acme", [RejectedMessage(one, "not_json", "no JSON", 1) for one in messages]
+    )
     world.dead_letters.queues.setdefault("acme", []).extend(map(queued, messages))
     return [one.id for one in kept]
 
 
-def queued(one: Incoming, reason: str = "rejected", second: int = 0) -> QueuedLetter:
+def queued(one: Incoming, reason: str = "rejected", second: int = 0) -> QueuedDeadLetter:
     died_at = datetime(2026, 1, 31, 12, 0, second, tzinfo=UTC)
-    return QueuedLetter(one, reason, died_at, b"as they were")
+    return QueuedDeadLetter(one, reason, died_at, b"as they were")
 
 
 def listed(api: Served, **params: str) -> list[dict[str, Any]]:
@@ -281,14 +283,14 @@ class BrokenOffError(Exception):
 def settle(world: World, letter: UUID) -> None:
     """Leave a letter as a death between settling and removing does."""
     (one,) = world.dead_letters.queues["acme"]
-    judged = Judged(one.message, "not_json", "no JSON", 1)
-    world.letters.meet("acme", [Found(judged, one.died_at)], walk=uuid4())
+    judged = RejectedMessage(one.message, "not_json", "no JSON", 1)
+    world.letters.lookup("acme", [QueueMessage(judged, one.died_at)], browse=uuid4())
     world.letters.begin("acme", [letter], Intent(uuid4(), Work.REPLAY))
     world.letters.settle("acme", [letter])
 
 
 STEPS = {
-    "meet": ("letters", "meet"),
+    "lookup": ("letters", "lookup"),
     "begin": ("letters", "begin"),
     "publish": ("publishing", "publish"),
     "journal": ("journal", "append"),
@@ -307,7 +309,7 @@ def test_a_replay_that_breaks_off_is_taken_up_and_nothing_is_lost_or_doubled(
     owner, name = ("dead_letters", "walk") if step == "remove" else STEPS[step]
     target = getattr(world, owner)
     if step == "remove":
-        target, name = FakeWalk, "remove"
+        target, name = FakeBrowser, "remove"
     real = getattr(target, name)
 
     def breaks(*given: Any, **options: Any) -> Any:
@@ -360,13 +362,13 @@ def test_a_letter_without_a_message_is_forgotten_only_by_a_complete_walk(
     api: Served, monkeypatch: pytest.MonkeyPatch, complete: bool
 ) -> None:
     monkeypatch.setattr(reprocessing_module, "GRACE_SECONDS", -60.0)
-    real = FakeWalk.__init__
+    real = FakeBrowser.__init__
 
-    def begin(walk: FakeWalk, queue: list[QueuedLetter]) -> None:
+    def begin(walk: FakeBrowser, queue: list[QueuedDeadLetter]) -> None:
         real(walk, queue)
         walk.complete = complete
 
-    monkeypatch.setattr(FakeWalk, "__init__", begin)
+    monkeypatch.setattr(FakeBrowser, "__init__", begin)
     reject(api.world, message("there"), message("purged"))
     del api.world.dead_letters.queues["acme"][1]
     assert replay(api, {"all": True}) == {"replayed": 1}

@@ -8,8 +8,8 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from tenantry.api.access import TABLE, shown
-from tenantry.broker.port import QueuedLetter
-from tenantry.dead_letters.port import Judged
+from tenantry.broker.port import QueuedDeadLetter
+from tenantry.dead_letters.port import RejectedMessage
 from tenantry.http.auth import Access
 from tenantry.http.tokens import Tokens
 from tenantry.messages.port import Incoming
@@ -46,8 +46,8 @@ def api(made: tuple[Api, World]) -> Api:
         world.messages.add(tenant_id, headers='{"n": 1}')
         world.messages.add(tenant_id, payload=None, body=b"x", content_type="text/plain")
         letter = Incoming("m", "default", 0, b"bad", None, {"n": 1}, 1)
-        world.letters.keep(tenant_id, [Judged(letter, "not_json", "no JSON", 1)])
-        world.dead_letters.queues[tenant_id] = [QueuedLetter(letter, "rejected", None, b"")]
+        world.letters.add(tenant_id, [RejectedMessage(letter, "not_json", "no JSON", 1)])
+        world.dead_letters.queues[tenant_id] = [QueuedDeadLetter(letter, "rejected", None, b"")]
     return loaded
 
 

@@ -154,7 +154,7 @@ def test_a_widened_queue_delivers_beside_what_is_unsettled_and_that_stays_valid(
     sink.received(10)
     events = consumed(tenant)[1]
     for round_ in (2, 3):
-        subscription.widen(generation, events)
+        subscription.renew_prefetch(generation, events)
         sink.received(10 * round_)
     assert broker_gives_nothing_more(broker, tenant, sink, 30)
     assert not any(one.redelivered for one in sink.received(30))
@@ -176,7 +176,7 @@ def test_a_cancel_right_after_a_widening_ends_deliveries_all_the_same(broker: Br
     subscription, sink = subscribed(broker, tenant, prefetch=10)
     generation = sink.heard("consuming")
     sink.received(10)
-    subscription.widen(generation, consumed(tenant)[1])
+    subscription.renew_prefetch(generation, consumed(tenant)[1])
     subscription.cancel()
     sink.heard("cancelled")
     count = len(sink.got)

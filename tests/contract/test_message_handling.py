@@ -16,7 +16,7 @@ import pytest
 from psycopg.rows import dict_row
 
 from tenantry.database.pool import Database
-from tenantry.dead_letters.port import Judged, fingerprint
+from tenantry.dead_letters.port import RejectedMessage, fingerprint
 from tenantry.dead_letters.postgres import PostgresDeadLetterIndex
 from tenantry.handlers.attempts import HANDLER_FAILED, RetryPolicy
 from tenantry.handlers.crew import Crew
@@ -206,7 +206,7 @@ def test_after_the_last_attempt_a_message_is_unstorable_with_its_first_and_last_
     assert world.stored() == {"2"}
     # The row is there for as long as the letter is not.
     assert len(world.attempts()) == 1
-    world.letters.keep(TENANT, [Judged(incoming("1"), "handler_failed", "e", 3, "f")])
+    world.letters.add(TENANT, [RejectedMessage(incoming("1"), "handler_failed", "e", 3, "f")])
     assert world.attempts() == []
     ((letter,), _) = world.letters.page(TENANT)
     assert (letter.error, letter.first_error, letter.attempts) == ("e", "f", 3)
@@ -214,7 +214,7 @@ def test_after_the_last_attempt_a_message_is_unstorable_with_its_first_and_last_
 
 def test_what_was_judged_and_comes_again_is_not_handled_again(world: World) -> None:
     store = world.store()
-    world.letters.keep(TENANT, [Judged(incoming("1"), "handler_failed", "e", 3, "f")])
+    world.letters.add(TENANT, [RejectedMessage(incoming("1"), "handler_failed", "e", 3, "f")])
     result = store.store(TENANT, [incoming("1")], {0: None})
     (verdict,) = result.unstorable
     assert (verdict.attempts, verdict.error, verdict.first_error) == (3, "e", "f")

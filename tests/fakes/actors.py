@@ -269,7 +269,7 @@ class FakeSubscription:
                     self.acked.append(tag)
                     del self.unsettled[tag]
 
-    def widen(self, generation: int, queue: QueueSpec) -> None:
+    def renew_prefetch(self, generation: int, queue: QueueSpec) -> None:
         self.widened.append((generation, queue))
 
     def cancel(self) -> None:

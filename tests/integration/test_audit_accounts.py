@@ -13,7 +13,7 @@ from tenantry.audit.port import CountingTookTooLongError
 from tenantry.audit.postgres import PostgresAccounts
 from tenantry.database.migrations import migrate, migrations
 from tenantry.database.pool import Database
-from tenantry.dead_letters.port import Intent, Judged, Work
+from tenantry.dead_letters.port import Intent, RejectedMessage, Work
 from tenantry.dead_letters.postgres import PostgresDeadLetterIndex
 from tenantry.messages.port import Incoming
 from tenantry.messages.postgres import PostgresMessageStore
@@ -26,8 +26,8 @@ def incoming(identity: str, body: bytes = b"{}") -> Incoming:
     return Incoming(identity, "default", 0, body, "application/json", None, None)
 
 
-def judged(identity: str) -> Judged:
-    return Judged(incoming(identity, b"no"), "not_json", "no JSON", 1)
+def judged(identity: str) -> RejectedMessage:
+    return RejectedMessage(incoming(identity, b"no"), "not_json", "no JSON", 1)
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ def test_what_is_stored_twice_and_refused_adds_up(
 ) -> None:
     store.store(TENANT, [incoming(str(n)) for n in range(10)])
     store.store(TENANT, [incoming("1"), incoming("10"), incoming("bad", b"no")])
-    letters.keep(TENANT, [judged("bad")])
+    letters.add(TENANT, [judged("bad")])
     account = read(database)
     assert (account.stored, account.duplicates, account.dead_lettered) == (11, 1, 1)
     assert (account.rows, account.newest) == (11, account.position)
@@ -92,8 +92,8 @@ def test_rows_put_in_by_hand_show(store: PostgresMessageStore, database: Databas
 def test_letters_are_counted_as_they_come_and_as_they_are_settled(
     letters: PostgresDeadLetterIndex, database: Database
 ) -> None:
-    ids = [one.id for one in letters.keep(TENANT, [judged(str(n)) for n in range(6)])]
-    letters.keep(TENANT, [judged("0")])  # come again: the same letter
+    ids = [one.id for one in letters.add(TENANT, [judged(str(n)) for n in range(6)])]
+    letters.add(TENANT, [judged("0")])  # come again: the same letter
     for some, work in ((ids[:2], Work.REPLAY), (ids[2:3], Work.DISCARD)):
         letters.begin(TENANT, some, Intent(uuid4(), work))
         letters.settle(TENANT, some)
@@ -103,16 +103,16 @@ def test_letters_are_counted_as_they_come_and_as_they_are_settled(
     assert (account.listed, account.settled) == (3, 3)
     letters.gone(TENANT, ids[:3])
     assert read(database).settled == 0
-    letters.keep(TENANT, [judged("2")])  # discarded, and come again: another letter
+    letters.add(TENANT, [judged("2")])  # discarded, and come again: another letter
     assert (read(database).kept, read(database).listed) == (7, 4)
     assert texts(database) == []
-    assert letters.forget_missing(TENANT, walk=uuid4(), older_than=-1) == 4
+    assert letters.forget_missing(TENANT, browse=uuid4(), older_than=-1) == 4
     assert (read(database).missing, read(database).listed) == (4, 0)
     assert texts(database) == []
 
 
 def test_letters_deleted_by_hand_show(letters: PostgresDeadLetterIndex, database: Database) -> None:
-    letters.keep(TENANT, [judged(str(n)) for n in range(3)])
+    letters.add(TENANT, [judged(str(n)) for n in range(3)])
     with database.connection() as connection:
         connection.execute("DELETE FROM tenantry.dead_letters WHERE message_id = '1'")
     assert texts(database) == [
@@ -124,7 +124,7 @@ def test_a_deletion_that_retains_the_rows_leaves_books_that_add_up(
     letters: PostgresDeadLetterIndex, store: PostgresMessageStore, database: Database
 ) -> None:
     store.store(TENANT, [incoming("1")])
-    letters.keep(TENANT, [judged("2")])
+    letters.add(TENANT, [judged("2")])
     store.drop_partition(TENANT, retain=True)
     assert (read(database).rows, read(database).discarded) == (1, 1)
     assert texts(database) == []

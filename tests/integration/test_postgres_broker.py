@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tenantry.broker import drift
 from tenantry.broker.port import BrokerError, NotOursError, TenantTopology
 from tenantry.broker.postgres.administration import PostgresAdministration
-from tenantry.broker.postgres.link import Link
+from tenantry.broker.postgres.link import QueueSession
 from tenantry.broker.postgres.rotation import QueueRotation
 from tenantry.broker.survey import DriftKind
 from tenantry.broker.topology import consumed
@@ -76,7 +76,7 @@ def test_what_commits_late_is_given_out_though_no_snapshot_told_that_it_was_open
         psycopg.connect(database_url) as elder,
         psycopg.connect(database_url, autocommit=True) as connection,
     ):
-        reader = Link(connection)
+        reader = QueueSession(connection)
         reader.begin()
         (reading,) = reader.acquire(consumed(tenant), 100).readings
         given: list[tuple[int, bytes]] = []
@@ -120,7 +120,7 @@ def test_the_queues_of_a_reader_that_was_killed_are_free_at_once(
     tenant = broker.tenant()
     broker.publish(tenant, "default", b"1", b"2")
     with psycopg.connect(database_url, autocommit=True) as dead:
-        link = Link(dead)
+        link = QueueSession(dead)
         link.begin()
         assert link.acquire(consumed(tenant), 100).readings
     again = subscribed(broker, tenant).received(2)
@@ -134,7 +134,7 @@ def test_a_frozen_reader_loses_its_queues_when_its_lease_runs_out_and_reads_no_m
     tenant = broker.tenant()
     broker.publish(tenant, "default", b"1")
     with psycopg.connect(database_url, autocommit=True) as connection:
-        frozen = Link(connection)
+        frozen = QueueSession(connection)
         frozen.begin()
         (reading,) = frozen.acquire(consumed(tenant), 100).readings
         sink = subscribed(broker, tenant)

@@ -140,8 +140,8 @@ def test_everything_goes_its_way_with_a_companys_own_authority_and_a_certificate
         )
         publishing.publish([message], timeout=20)
         assert bodies(sink.received(1)) == [b"hello"]
-        with RabbitDeadLetters(host.url, tls=tls).walk(tenant.tenant_id) as walk:
-            assert walk.next(1) == []
+        with RabbitDeadLetters(host.url, tls=tls).browse(tenant.tenant_id) as browser:
+            assert browser.next(1) == []
         mine = TenantNames(tenant_id=tenant.tenant_id, topics=(), partitions=1)
         report = verify_isolation(
             [TenantAccess(names=mine, credentials=credentials)],

@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from tenantry.broker.budget import OVERHEAD, OWN, Budget
 from tenantry.broker.port import Outgoing, Subscription, TenantTopology
 from tenantry.broker.postgres.administration import PostgresAdministration
-from tenantry.broker.postgres.link import Link
+from tenantry.broker.postgres.link import QueueSession
 from tenantry.broker.postgres.subscription import PostgresSubscription
 from tenantry.broker.topology import consumed
 from tenantry.database.pool import Database
-from tenantry.dead_letters.port import Judged
+from tenantry.dead_letters.port import RejectedMessage
 from tenantry.dead_letters.postgres import PostgresDeadLetterIndex
 from tenantry.domain import names
 from tenantry.messages.port import Incoming, StoreResult
@@ -134,9 +134,11 @@ def test_what_lay_in_a_queue_before_there_were_limits_is_a_dead_letter_and_its_n
         "long": "headers_too_large",
         "id": "id_too_long",
     }
-    judged = [Judged(batch[one.index], one.reason, one.error, 1) for one in result.unstorable]
+    judged = [
+        RejectedMessage(batch[one.index], one.reason, one.error, 1) for one in result.unstorable
+    ]
     index = PostgresDeadLetterIndex(database)
-    index.keep(tenant.tenant_id, judged)
+    index.add(tenant.tenant_id, judged)
     letters, _ = index.page(tenant.tenant_id)
     assert len(letters) == 5
     assert max(len(one.message_id or "") for one in letters) < 1100
@@ -231,8 +233,8 @@ def test_whatever_is_sent_in_sql_is_refused_there_or_stored_or_a_dead_letter_of_
     message = fuzzed.read()
     result = PostgresMessageStore(fuzzed.database).store(fuzzed.tenant.tenant_id, [message])
     assert result.stored + result.duplicates + len(result.unstorable) == 1
-    judged = [Judged(message, one.reason, one.error, 1) for one in result.unstorable]
-    PostgresDeadLetterIndex(fuzzed.database).keep(fuzzed.tenant.tenant_id, judged)
+    judged = [RejectedMessage(message, one.reason, one.error, 1) for one in result.unstorable]
+    PostgresDeadLetterIndex(fuzzed.database).add(fuzzed.tenant.tenant_id, judged)
 
 
 class NoReader:
@@ -253,7 +255,7 @@ class Fuzzed:
         )
         PostgresMessageStore(database).create_partition("acme")
         self.sink = RecordingSink()
-        self.link = Link(connection)
+        self.link = QueueSession(connection)
         self.link.begin()
         queues = consumed(self.tenant)
         self.channel = PostgresSubscription(

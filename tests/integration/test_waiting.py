@@ -136,8 +136,8 @@ def test_who_holds_every_key_that_was_ever_waited_for_is_in_nobodys_way(
             _, hashed = broker.administration.new_credentials(tenant.tenant_id)
             broker.administration.ensure_user(tenant.tenant_id, hashed)
             broker.administration.remove_user(tenant.tenant_id)
-            with PostgresDeadLetters(impatient).walk("acme") as walk:
-                assert walk.next(10) == []
+            with PostgresDeadLetters(impatient).browse("acme") as browser:
+                assert browser.next(10) == []
         PostgresSqlAccess(impatient).grant("acme")
         assert PostgresSqlAccess(impatient).revoke("acme")
         store.drop_partition("acme", retain=False)
@@ -259,14 +259,14 @@ def test_one_walks_along_a_tenants_dead_letters_and_the_next_when_its_session_en
 ) -> None:
     letters = PostgresDeadLetters(database)
     ended = "SELECT pg_terminate_backend(pid, 5000) FROM tenantry.walks"
-    with letters.walk("acme"), letters.walk("globex"):
-        with pytest.raises(DeadLettersBusyError), letters.walk("acme"):
+    with letters.browse("acme"), letters.browse("globex"):
+        with pytest.raises(DeadLettersBusyError), letters.browse("acme"):
             pass
         with database.connection() as connection:
             connection.execute(ended)
-        with letters.walk("acme"):
+        with letters.browse("acme"):
             pass
-    with letters.walk("acme"):
+    with letters.browse("acme"):
         pass
 
 

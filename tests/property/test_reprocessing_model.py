@@ -17,8 +17,8 @@ import hypothesis.strategies as st
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from tenantry.broker.port import BrokerUnavailableError, Outgoing, QueuedLetter
-from tenantry.dead_letters.port import EVERYTHING, Judged, Selection, Work
+from tenantry.broker.port import BrokerUnavailableError, Outgoing, QueuedDeadLetter
+from tenantry.dead_letters.port import EVERYTHING, RejectedMessage, Selection, Work
 from tenantry.dead_letters.replay import Reprocessing
 from tenantry.domain.events import DeadLettersDiscarded, DeadLettersReplayed, MessageDeadLettered
 from tenantry.journal.port import ANY, Metadata
@@ -67,7 +67,7 @@ class World:
 
     def bury(self, message: Incoming, reason: str) -> None:
         self.clock += timedelta(seconds=1)
-        self.dead.queues[TENANT].append(QueuedLetter(message, reason, self.clock, b""))
+        self.dead.queues[TENANT].append(QueuedDeadLetter(message, reason, self.clock, b""))
 
     # The daemon.
 
@@ -78,8 +78,8 @@ class World:
         if message.body not in self.poison and not redelivered:  # else judged already
             self.stored[message.id or str(uuid4())] += 1
             return
-        (kept,) = self.index.keep(
-            TENANT, [Judged(message, "handler_failed", "no", 1, again=redelivered)]
+        (kept,) = self.index.add(
+            TENANT, [RejectedMessage(message, "handler_failed", "no", 1, again=redelivered)]
         )
         event = MessageDeadLettered(
             tenant_id=TENANT, message_id=message.id, topic="logs", partition=0,
@@ -125,7 +125,7 @@ class _Fused:
 
 STEPS = [
     f"{side} {name}"
-    for name in ("meet", "begin", "publish", "append", "settle", "recorded", "gone", "withdraw")
+    for name in ("lookup", "begin", "publish", "append", "settle", "recorded", "gone", "withdraw")
     for side in ("before", "after")
 ]
 

@@ -17,11 +17,11 @@ from tenantry.broker.port import (
     BrokerUnavailableError,
     DeadLettersBusyError,
     Outgoing,
-    QueuedLetter,
+    QueuedDeadLetter,
 )
 from tenantry.cli import letters_worked
 from tenantry.cli.main import main
-from tenantry.dead_letters.port import Judged
+from tenantry.dead_letters.port import RejectedMessage
 from tenantry.messages.port import Incoming
 from tests.api.serving import Served, World, serving
 
@@ -53,9 +53,11 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
 
 def reject(world: World, *ids: str | None, body: bytes = b"no \x1b[31mJSON") -> list[str]:
     messages = [Incoming(one, "logs", 1, body, "text/x", {"n": 1}, None) for one in ids]
-    kept = world.letters.keep("acme", [Judged(one, "not_json", "no JSON", 1) for one in messages])
+    kept = world.letters.add(
+        "acme", [RejectedMessage(one, "not_json", "no JSON", 1) for one in messages]
+    )
     world.dead_letters.queues.setdefault("acme", []).extend(
-        QueuedLetter(one, "rejected", datetime.now(UTC), b"") for one in messages
+        QueuedDeadLetter(one, "rejected", datetime.now(UTC), b"") for one in messages
     )
     return [str(one.id) for one in kept]
 

@@ -13,7 +13,7 @@ from tenantry.actors.board import Board
 from tenantry.actors.watch import Watch
 from tenantry.broker.adapter import Loop
 from tenantry.database.keeper import LONGEST_START, PostgresKeeper
-from tenantry.dead_letters.keeper import LONGEST_STEP, LetterKeeper
+from tenantry.dead_letters.keeper import LONGEST_STEP, DeadLetterKeeper
 from tenantry.front.process import LONGEST_LAUNCH, Front
 from tenantry.metrics.recorder import Recorder
 from tenantry.schedule import Schedule
@@ -95,7 +95,7 @@ def term_keeper(gate: Gate) -> Any:
 
 def letter_keeper(gate: Gate) -> Any:
     nothing = cast("Any", None)
-    keeper = LetterKeeper(reprocessing=nothing, index=nothing, queues=nothing, every=0.01)
+    keeper = DeadLetterKeeper(reprocessing=nothing, index=nothing, queues=nothing, every=0.01)
     keeper.look = gate  # type: ignore[method-assign]
     return keeper
 

@@ -13,7 +13,7 @@ import pytest
 from tenantry.producer import ProducerError, ProducerOptions
 from tenantry.producer.sender import Assignment, Sender, Tally
 from tenantry.tenant_client.access import ensure_tenant, every_tenant, problem
-from tenantry.tenant_client.amqp import Link, LinkError, at_address
+from tenantry.tenant_client.amqp import AmqpClient, TenantClientError, at_address
 
 ASSIGNMENT = Assignment(
     run="run",
@@ -69,9 +69,9 @@ def test_the_defaults_make_2700_messages() -> None:
 
 def test_a_broker_that_says_nothing_is_given_up_in_time() -> None:
     with silent_server() as port:
-        link = Link(f"amqp://u:p@127.0.0.1:{port}/", name="test", timeout=0.3)
+        link = AmqpClient(f"amqp://u:p@127.0.0.1:{port}/", name="test", timeout=0.3)
         began = time.monotonic()
-        with pytest.raises(LinkError):
+        with pytest.raises(TenantClientError):
             link.open()
         assert time.monotonic() - began < 20
         assert not link.is_open
@@ -79,9 +79,9 @@ def test_a_broker_that_says_nothing_is_given_up_in_time() -> None:
 
 
 def test_a_link_that_was_never_opened_publishes_nothing_and_closes() -> None:
-    link = Link("amqp://u:p@127.0.0.1:1/", name="test")
+    link = AmqpClient("amqp://u:p@127.0.0.1:1/", name="test")
     outcome = link.publish("stream", [])
-    assert (outcome.confirmed, outcome.reason) == (frozenset(), "LinkError: not connected")
+    assert (outcome.confirmed, outcome.reason) == (frozenset(), "TenantClientError: not connected")
     link.close()
     link.close()
 

@@ -65,7 +65,7 @@ def add_routes(app: FastAPI, services: Services) -> None:
             after = 0
             if query.cursor is not None:
                 after = cursors.open_place_of(incarnation, query.cursor, *bound)
-            page, more = services.letters.page(
+            page, more = services.dead_letters.page(
                 tenant_id, which=query.which, after=after, limit=query.limit
             )
             end = cursors.seal_place(page[-1].position, incarnation, *bound) if more else None
@@ -92,7 +92,7 @@ def add_routes(app: FastAPI, services: Services) -> None:
 
         def read() -> bytes:
             lookup.existing(services.directory, tenant_id, who)
-            letter = _the_letter(services.letters, tenant_id, letter_id)
+            letter = _the_letter(services.dead_letters, tenant_id, letter_id)
             return render.dumps(render.dead_letter(letter, payload=query.payload))
 
         return render.json_response(await services.pools.reads.run(read))

@@ -22,7 +22,7 @@ import structlog
 from tenantry.broker import topology as layout
 from tenantry.broker.budget import Budget
 from tenantry.broker.port import DeliverySink, QueueSpec
-from tenantry.broker.postgres.link import LEASE, Link
+from tenantry.broker.postgres.link import LEASE, QueueSession
 from tenantry.broker.postgres.naps import Naps
 from tenantry.broker.postgres.reading import QueueReading, Stragglers
 from tenantry.broker.postgres.subscription import Place, PostgresSubscription
@@ -68,7 +68,7 @@ class PostgresConsuming:
         self._stopping = threading.Event()
         self._ended = False
         # Of the thread that runs.
-        self._link: Link | None = None
+        self._link: QueueSession | None = None
         self._subscriptions: list[PostgresSubscription] = []
         self._by_id: dict[int, QueueReading] = {}
         self._naps = Naps()
@@ -168,7 +168,7 @@ class PostgresConsuming:
     # The thread.
 
     def _serve(self, connection: psycopg.Connection[tuple[object, ...]]) -> None:
-        link = Link(connection)
+        link = QueueSession(connection)
         link.begin()
         self._link = link
         self._connections += 1
@@ -210,7 +210,7 @@ class PostgresConsuming:
         link.end(held)
         self._link = None
 
-    def _look_at_all(self, link: Link) -> None:
+    def _look_at_all(self, link: QueueSession) -> None:
         """Look at every queue, told of or not, and at who holds back their floors."""
         readings = tuple(self._by_id.values())
         self._stragglers.note(link.open_transactions(), readings)
@@ -219,7 +219,7 @@ class PostgresConsuming:
         for subscription in self._subscriptions:
             subscription.waits_for_room = -1
 
-    def _look(self, link: Link, told: Iterable[int], now: float) -> None:
+    def _look(self, link: QueueSession, told: Iterable[int], now: float) -> None:
         """Find out which queues are to be fetched from: those told of, and those in motion."""
         self._risen += self._naps.stir((one for one in told if one in self._by_id), now)
         tired = self._naps.tired(now)
@@ -257,7 +257,7 @@ class PostgresConsuming:
         for subscription in tuple(self._subscriptions):
             subscription.lose(reason, missing=False)
 
-    def _take_up(self, link: Link, now: float) -> None:
+    def _take_up(self, link: QueueSession, now: float) -> None:
         for subscription in tuple(self._subscriptions):
             if not subscription.waits or now < subscription.retry_at:
                 continue
@@ -276,7 +276,7 @@ class PostgresConsuming:
                 self._naps.stir((one.id for one in found.readings), now)
                 subscription.opened(found.readings)
 
-    def _renew(self, link: Link) -> None:
+    def _renew(self, link: QueueSession) -> None:
         """Keep the lease; drop the channels whose queues have gone, or are another's now."""
         held = link.renew()
         for subscription in tuple(self._subscriptions):
@@ -295,7 +295,7 @@ class PostgresConsuming:
             )
             link.release(rest)
 
-    def _fetch(self, link: Link) -> float | None:
+    def _fetch(self, link: QueueSession) -> float | None:
         """Fetch once for all who have credit; give the seconds until there may be more, if any."""
         pause: float | None = None
         for subscription in tuple(self._subscriptions):

@@ -12,7 +12,7 @@ from tenantry.broker.port import (
     BrokerError,
     BrokerUnavailableError,
     DeadLettersBusyError,
-    QueuedLetter,
+    QueuedDeadLetter,
 )
 from tenantry.broker.postgres.reading import BYTES
 from tenantry.database.errors import DatabaseUnavailableError
@@ -26,7 +26,7 @@ _REASON: Final = "rejected"
 """Nothing else makes a dead letter here: no queue has limits, no message expires."""
 
 
-class PostgresDeadLetterWalk:
+class PostgresDeadLetterBrowser:
     """A walk, on a connection of its own: no other begins while its session lives."""
 
     gone = True
@@ -41,7 +41,7 @@ class PostgresDeadLetterWalk:
         row = self._execute("last_rejected").fetchone()
         self._last = 0 if row is None else row[0]
 
-    def next(self, most: int) -> list[QueuedLetter]:
+    def next(self, most: int) -> list[QueuedDeadLetter]:
         """Give further messages; none at the end of what was there at the start."""
         rows = self._execute(
             "next_rejected", after=self._after, last=self._last, most=most, bytes=BYTES
@@ -49,7 +49,7 @@ class PostgresDeadLetterWalk:
         self._given = [row[0] for row in rows]
         if rows:
             self._after = self._given[-1]
-        return [QueuedLetter(_message(Incoming(*row[1:])), _REASON, None, None) for row in rows]
+        return [QueuedDeadLetter(_message(Incoming(*row[1:])), _REASON, None, None) for row in rows]
 
     def remove(self, indexes: Collection[int]) -> None:
         """Remove messages, by their place in what `next` gave last."""
@@ -79,8 +79,8 @@ class PostgresDeadLetters:
         self._sql = queries("queues")
 
     @contextmanager
-    def walk(self, tenant_id: str) -> Iterator[PostgresDeadLetterWalk]:
-        """See `DeadLetters.walk`."""
+    def browse(self, tenant_id: str) -> Iterator[PostgresDeadLetterBrowser]:
+        """See `DeadLetters.browse`."""
         try:
             with self._database.listen_connection() as connection:
                 if not self._begun(connection, tenant_id):
@@ -88,17 +88,17 @@ class PostgresDeadLetters:
                         f"the dead letters of tenant {tenant_id!r} are being replayed or discarded"
                     )
                 try:
-                    yield PostgresDeadLetterWalk(connection, tenant_id)
+                    yield PostgresDeadLetterBrowser(connection, tenant_id)
                 finally:
                     self._end(connection, tenant_id)
         except DatabaseUnavailableError as error:
             raise BrokerUnavailableError(str(error)) from error
 
     def _begun(self, connection: psycopg.Connection[Any], tenant_id: str) -> bool:
-        row = connection.execute(self._sql["begin_walk"], {"tenant": tenant_id}).fetchone()
+        row = connection.execute(self._sql["begin_browse"], {"tenant": tenant_id}).fetchone()
         return row is not None
 
     def _end(self, connection: psycopg.Connection[Any], tenant_id: str) -> None:
         # Else it ends with the session, which takes the server a moment to notice.
         with suppress(psycopg.Error):
-            connection.execute(self._sql["end_walk"], {"tenant": tenant_id})
+            connection.execute(self._sql["end_browse"], {"tenant": tenant_id})

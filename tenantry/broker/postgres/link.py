@@ -37,14 +37,14 @@ class Told:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Found:
+class AcquiredQueues:
     """The queues that are there, by name; `readings` of them, unless another reads one."""
 
     names: frozenset[str]
     readings: tuple[QueueReading, ...]
 
 
-class Link:
+class QueueSession:
     """Reads queues on a connection of its own; every call may raise `psycopg.Error`."""
 
     def __init__(self, connection: psycopg.Connection[Any]) -> None:
@@ -104,7 +104,7 @@ class Link:
             raise DatabaseUnavailableError("the lease on the queues is lost")
         return frozenset(row[0])
 
-    def acquire(self, queues: Sequence[QueueSpec], prefetch: int) -> Found:
+    def acquire(self, queues: Sequence[QueueSpec], prefetch: int) -> AcquiredQueues:
         """Become the reader of queues: of all, or of none."""
         specs = {queue.name: queue for queue in queues}
         parameters = {"consumer": self._consumer, "names": list(specs)}
@@ -115,7 +115,7 @@ class Link:
             if acquired
         )
         names = frozenset(row[0] for row in rows)
-        return Found(names=names, readings=readings if len(names) == len(specs) else ())
+        return AcquiredQueues(names=names, readings=readings if len(names) == len(specs) else ())
 
     def release(self, readings: Sequence[QueueReading]) -> None:
         """Leave queues to others; what was given out of them is marked as redelivered."""

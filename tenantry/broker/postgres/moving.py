@@ -28,7 +28,7 @@ from tenantry.broker.port import (
     TenantTopology,
 )
 from tenantry.broker.postgres.dead_letters import PostgresDeadLetters
-from tenantry.broker.postgres.link import Link
+from tenantry.broker.postgres.link import QueueSession
 from tenantry.broker.postgres.reading import MESSAGES, QueueReading
 from tenantry.broker.postgres.subscription import Row
 from tenantry.database.errors import DatabaseUnavailableError
@@ -87,7 +87,7 @@ class Move:
                 )
                 for tenant_id, topics, partitions in connection.execute(_TENANTS).fetchall()
             ]
-            link = Link(connection)
+            link = QueueSession(connection)
             link.begin()
             moved = {}
             for tenant in tenants:
@@ -103,7 +103,7 @@ class Move:
             link.end(())
         return moved
 
-    def _take_over(self, link: Link, tenant: TenantTopology) -> Sequence[QueueReading]:
+    def _take_over(self, link: QueueSession, tenant: TenantTopology) -> Sequence[QueueReading]:
         found = link.acquire(tenant.queues(), MESSAGES)
         if found.readings:
             return found.readings
@@ -116,7 +116,7 @@ class Move:
 
     def _move(
         self,
-        link: Link,
+        link: QueueSession,
         tenant: TenantTopology,
         reading: QueueReading,
         progress: Callable[[int], None],
@@ -140,8 +140,8 @@ class Move:
     def _move_letters(self, tenant_id: str, progress: Callable[[int], None]) -> int:
         """Move the dead letters; they say themselves from where they were rejected."""
         count = 0
-        with PostgresDeadLetters(self._database).walk(tenant_id) as walk:
-            while letters := walk.next(MESSAGES):
+        with PostgresDeadLetters(self._database).browse(tenant_id) as browser:
+            while letters := browser.next(MESSAGES):
                 self._publishing.publish(
                     [
                         Outgoing(
@@ -160,7 +160,7 @@ class Move:
                     ],
                     timeout=CONFIRM_TIMEOUT,
                 )
-                walk.remove(range(len(letters)))
+                browser.remove(range(len(letters)))
                 count += len(letters)
                 progress(len(letters))
         return count

@@ -93,9 +93,9 @@ class PostgresSubscription:
         settle = partial(self._settle, generation, tuple(rejects), tuple(acks), ack_up_to)
         self._reader.call(settle)
 
-    def widen(self, generation: int, queue: QueueSpec) -> None:
+    def renew_prefetch(self, generation: int, queue: QueueSpec) -> None:
         """Count what is unsettled of a queue no longer against its prefetch."""
-        self._reader.call(partial(self._widen, generation, queue))
+        self._reader.call(partial(self._renew_prefetch, generation, queue))
 
     def cancel(self) -> None:
         """Stop deliveries; the sink hears `cancelled`."""
@@ -226,7 +226,7 @@ class PostgresSubscription:
                 place[0].excused -= 1
         return places
 
-    def _widen(self, generation: int, queue: QueueSpec) -> None:
+    def _renew_prefetch(self, generation: int, queue: QueueSpec) -> None:
         if generation != self._generation or not self._open or not self._wanted:
             return
         for tag, (reading, _) in self._unsettled.items():

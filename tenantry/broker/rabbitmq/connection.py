@@ -75,7 +75,7 @@ def secure(wanted: pika.URLParameters, url: str, tls: Tls) -> None:
 C = TypeVar("C", bound=FencedConnection)
 
 
-class Link(Generic[C]):
+class RecoveringConnection(Generic[C]):
     """A connection on a loop, brought back whenever it is lost, with backoff and jitter.
 
     Made before the loop runs, or on its thread; everything but the properties belongs there. While

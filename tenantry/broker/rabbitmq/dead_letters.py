@@ -23,12 +23,12 @@ from tenantry.broker.port import (
     BrokerUnavailableError,
     DeadLettersBusyError,
     Delivery,
-    QueuedLetter,
+    QueuedDeadLetter,
 )
 from tenantry.broker.rabbitmq.admission import weight
 from tenantry.broker.rabbitmq.channels import acks_settle_in, is_not_found, passed_by
 from tenantry.broker.rabbitmq.connection import describe, parameters
-from tenantry.broker.rabbitmq.deaths import queued_letter
+from tenantry.broker.rabbitmq.deaths import queued_dead_letter
 from tenantry.broker.rabbitmq.properties import WholeReadingConnection
 from tenantry.broker.rabbitmq.tls import SYSTEMS, Tls
 from tenantry.domain import names
@@ -57,8 +57,8 @@ HEARTBEAT: Final = 180
 """Seconds: between two steps of a walk, its caller may wait for the database."""
 
 
-class RabbitDeadLetterWalk:
-    """A walk (`tenantry.broker.port.DeadLetterWalk`) on a connection of its own."""
+class RabbitDeadLetterBrowser:
+    """A walk (`tenantry.broker.port.DeadLetterBrowser`) on a connection of its own."""
 
     def __init__(
         self, wanted: pika.URLParameters, tenant_id: str, fence: TermFence = UNFENCED
@@ -88,8 +88,8 @@ class RabbitDeadLetterWalk:
         )
         self._connection.fence = fence
 
-    def next(self, most: int) -> list[QueuedLetter]:
-        """See `DeadLetterWalk.next`."""
+    def next(self, most: int) -> list[QueuedDeadLetter]:
+        """See `DeadLetterBrowser.next`."""
         most = min(most, self._left)
         arrived = self._arrived
         while len(arrived) < most and sum(_size(*one) for one in arrived) < BATCH_BYTES:
@@ -101,19 +101,19 @@ class RabbitDeadLetterWalk:
                 log.info("broker.dead_letters_elsewhere", tenant=self._tenant_id, count=self._left)
                 self.complete = False
                 most = self._left = before
-        batch: list[QueuedLetter] = []
+        batch: list[QueuedDeadLetter] = []
         self._given = []
         size = 0
         while arrived and len(batch) < most and size < BATCH_BYTES:
             channel, delivery, properties = arrived.popleft()
             self._given.append((channel, delivery.tag))
             size += _size(channel, delivery, properties)
-            batch.append(queued_letter(self._tenant_id, delivery.message, properties))
+            batch.append(queued_dead_letter(self._tenant_id, delivery.message, properties))
         self._left -= len(batch)
         return batch
 
     def remove(self, indexes: Collection[int]) -> None:
-        """See `DeadLetterWalk.remove`."""
+        """See `DeadLetterBrowser.remove`."""
         for index in indexes:
             channel, tag = self._given[index]
             if self._failure is not None or not channel.is_open:
@@ -289,8 +289,8 @@ class RabbitDeadLetters:
         self._walked: set[str] = set()
 
     @contextmanager
-    def walk(self, tenant_id: str) -> Iterator[RabbitDeadLetterWalk]:
-        """See `DeadLetters.walk`."""
+    def browse(self, tenant_id: str) -> Iterator[RabbitDeadLetterBrowser]:
+        """See `DeadLetters.browse`."""
         with self._guard:
             if tenant_id in self._walked:
                 raise DeadLettersBusyError(
@@ -298,7 +298,7 @@ class RabbitDeadLetters:
                 )
             self._walked.add(tenant_id)
         try:
-            walk = RabbitDeadLetterWalk(self._parameters, tenant_id, self._fence)
+            walk = RabbitDeadLetterBrowser(self._parameters, tenant_id, self._fence)
             well = False
             try:
                 walk.open()

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Final
 
-from tenantry.broker.port import QueuedLetter
+from tenantry.broker.port import QueuedDeadLetter
 from tenantry.domain import names
 from tenantry.messages.port import Incoming
 
@@ -16,14 +16,14 @@ UNKNOWN: Final = "unknown"
 _BROKERS_OWN: Final = ("x-death", "x-first-death-", "x-last-death-", "x-delivery-count")
 
 
-def queued_letter(tenant_id: str, message: Incoming, properties: bytes) -> QueuedLetter:
+def queued_dead_letter(tenant_id: str, message: Incoming, properties: bytes) -> QueuedDeadLetter:
     """Make what a walk gives of a message in the tenant's dead-letter queue."""
     headers = message.headers or {}
     own = {name: value for name, value in headers.items() if not name.startswith(_BROKERS_OWN)}
     death = _last_death(headers)
     topic, partition = _place(tenant_id, death.get("queue", headers.get("x-first-death-queue")))
     reason, time = death.get("reason"), death.get("time")
-    return QueuedLetter(
+    return QueuedDeadLetter(
         message=message._replace(topic=topic, partition=partition, headers=own or None),
         reason=reason if isinstance(reason, str) and reason else UNKNOWN,
         died_at=time if isinstance(time, datetime) else None,

@@ -17,7 +17,7 @@ import structlog
 from pika.exceptions import ConnectionClosedByBroker
 
 from tenantry.broker.adapter import TermFence
-from tenantry.broker.rabbitmq.connection import Link
+from tenantry.broker.rabbitmq.connection import RecoveringConnection
 from tenantry.broker.rabbitmq.loop import IoLoop
 from tenantry.broker.rabbitmq.reading import ReadingConnection
 from tenantry.broker.rabbitmq.tls import Tls
@@ -75,7 +75,7 @@ class Lane:
         self.room = CHANNELS
         self.riders: dict[Rider, None] = {}
         self.connection: ReadingConnection | None = None
-        self.link: Link[ReadingConnection] | None = None
+        self.link: RecoveringConnection[ReadingConnection] | None = None
 
     def add(self, rider: Rider) -> None:
         """Take somebody on."""
@@ -97,7 +97,7 @@ class Lanes:
         opened: Callable[[], None],
         linger: Callable[[float], float],
     ) -> None:
-        """`opened` hears of each connection that opens; `linger` is for `Link`."""
+        """`opened` hears of each connection that opens; `linger` is for `RecoveringConnection`."""
         self._loop = loop
         self._url = url
         self._fence = fence
@@ -143,7 +143,7 @@ class Lanes:
         self._numbers += 1
         lane = Lane(f"consuming {self._numbers}", alone=alone)
         self._lanes.append(lane)
-        lane.link = Link(
+        lane.link = RecoveringConnection(
             self._loop,
             self._url,
             name=lane.name,

@@ -23,7 +23,7 @@ from tenantry.broker.port import (
     Outgoing,
     UnroutableError,
 )
-from tenantry.broker.rabbitmq.connection import Link, describe
+from tenantry.broker.rabbitmq.connection import RecoveringConnection, describe
 from tenantry.broker.rabbitmq.loop import IoLoop
 from tenantry.broker.rabbitmq.term_fence import FencedConnection
 from tenantry.broker.rabbitmq.tls import SYSTEMS, Tls
@@ -62,7 +62,7 @@ class RabbitPublishing:
 
     def __init__(self, url: str, fence: TermFence = UNFENCED, tls: Tls = SYSTEMS) -> None:
         self._loop = IoLoop()
-        self._link = Link(
+        self._link = RecoveringConnection(
             self._loop,
             url,
             fence=fence,

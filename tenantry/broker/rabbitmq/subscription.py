@@ -69,7 +69,7 @@ class RabbitSubscription:
         self._tags: list[str] = []
         self._take: Callable[[Delivery], None] = _nobody_takes
         self._uncancelled: set[str] = set()
-        self._widening: set[int] = set()
+        self._renewing: set[int] = set()
         self._renewals = 0
         self._wanted = True
         self._cancelling = False
@@ -93,9 +93,9 @@ class RabbitSubscription:
         """Reject some tags, ack the rest; nothing, once the channel they came on is gone."""
         self._loop.call(partial(self._settle, generation, rejects, acks, ack_up_to))
 
-    def widen(self, generation: int, queue: QueueSpec) -> None:
+    def renew_prefetch(self, generation: int, queue: QueueSpec) -> None:
         """Let more deliveries of a queue come, beside those that are unsettled."""
-        self._loop.call(partial(self._widen, generation, queue))
+        self._loop.call(partial(self._renew_prefetch, generation, queue))
 
     def cancel(self) -> None:
         """Stop deliveries; the sink hears `cancelled`, at once where nothing is connected."""
@@ -153,7 +153,7 @@ class RabbitSubscription:
         self._generation += 1
         self._buffer = []
         self._tags = []
-        self._widening = set()
+        self._renewing = set()
         self._paused = set()
         self._admission.begin()
         self._channel = connection.channel(on_open_callback=partial(self._opened, connection))
@@ -200,7 +200,7 @@ class RabbitSubscription:
             self._sink.deliveries(generation, batch)
             if self._admission.grows():
                 for queue in self._queues:
-                    self._widen(generation, queue)
+                    self._renew_prefetch(generation, queue)
 
     # Bytes.
 
@@ -212,8 +212,8 @@ class RabbitSubscription:
         if len(admission.shed) > 1 or channel is None or not self._wanted:
             return
         for place, consumer_tag in enumerate(self._tags):
-            if place not in self._widening:
-                self._widening.add(place)
+            if place not in self._renewing:
+                self._renewing.add(place)
                 stopped = partial(self._stopped, self._generation, place)
                 channel.basic_cancel(consumer_tag, callback=stopped)
 
@@ -257,7 +257,7 @@ class RabbitSubscription:
         for place in paused:
             self._consume_again(generation, channel, place, None)
 
-    def _widen(self, generation: int, queue: QueueSpec) -> None:
+    def _renew_prefetch(self, generation: int, queue: QueueSpec) -> None:
         """Put another consumer in the place of a queue's: the broker counts for each anew.
 
         What the first one has brought stays with the channel. The other begins once the first
@@ -270,10 +270,10 @@ class RabbitSubscription:
             or channel is None
             or not channel.is_open
             or not self._wanted
-            or place in self._widening
+            or place in self._renewing
         ):
             return
-        self._widening.add(place)
+        self._renewing.add(place)
         consume = partial(self._consume_again, generation, channel, place)
         channel.basic_cancel(self._tags[place], callback=consume)
 
@@ -284,7 +284,7 @@ class RabbitSubscription:
         if self._admission.shedding:
             self._stopped(generation, place, None)
             return
-        self._widening.discard(place)
+        self._renewing.discard(place)
         if self._cancelling:
             self._cancel_ok(self._tags[place], None)
             return
@@ -342,7 +342,7 @@ class RabbitSubscription:
         channel = self._channel
         for place, tag in enumerate(self._tags):
             # One that is being replaced has been cancelled already, and is not.
-            if channel is not None and tag in self._uncancelled and place not in self._widening:
+            if channel is not None and tag in self._uncancelled and place not in self._renewing:
                 channel.basic_cancel(tag, callback=partial(self._cancel_ok, tag))
         if not self._uncancelled:
             self._cancelled()

@@ -15,7 +15,7 @@ import pytest
 from tenantry.broker.port import (
     BrokerUnavailableError,
     DeadLettersBusyError,
-    QueuedLetter,
+    QueuedDeadLetter,
     TenantTopology,
 )
 from tenantry.broker.rabbitmq import dead_letters
@@ -79,10 +79,10 @@ class Queue:
             looking.close()
             eventually(lambda: self.ready() == count)
 
-    def walked(self, most: int = 100) -> list[QueuedLetter]:
-        found: list[QueuedLetter] = []
-        with self.letters.walk("acme") as walk:
-            while batch := walk.next(most):
+    def walked(self, most: int = 100) -> list[QueuedDeadLetter]:
+        found: list[QueuedDeadLetter] = []
+        with self.letters.browse("acme") as browser:
+            while batch := browser.next(most):
                 found += batch
         return found
 
@@ -111,15 +111,15 @@ def test_a_walk_meets_every_message_as_it_was(queue: Queue) -> None:
 
 def test_what_is_not_removed_stays_in_its_place(queue: Queue) -> None:
     queue.reject(*[b"%d" % number for number in range(10)])
-    with queue.letters.walk("acme") as walk:
-        assert len(walk.next(4)) == 4
-        walk.remove([1, 3])
-        assert [one.message.body for one in walk.next(100)] == [
+    with queue.letters.browse("acme") as browser:
+        assert len(browser.next(4)) == 4
+        browser.remove([1, 3])
+        assert [one.message.body for one in browser.next(100)] == [
             b"%d" % number for number in range(4, 10)
         ]
-        walk.remove([0])
-        assert walk.next(1) == []
-    assert walk.gone
+        browser.remove([0])
+        assert browser.next(1) == []
+    assert browser.gone
     rest = [b"0", b"2", b"5", b"6", b"7", b"8", b"9"]
     eventually(lambda: queue.ready() == len(rest))
     assert queue.bodies() == rest
@@ -130,8 +130,8 @@ def test_a_walk_that_fails_leaves_what_was_not_removed(queue: Queue) -> None:
     queue.reject(b"0", b"1", b"2")
 
     def fail() -> None:
-        with queue.letters.walk("acme") as walk:
-            walk.next(3)
+        with queue.letters.browse("acme") as browser:
+            browser.next(3)
             raise RuntimeError
 
     with pytest.raises(RuntimeError):
@@ -142,13 +142,13 @@ def test_a_walk_that_fails_leaves_what_was_not_removed(queue: Queue) -> None:
 
 def test_what_comes_during_a_walk_is_for_the_next(queue: Queue) -> None:
     queue.reject(b"0", b"1")
-    with queue.letters.walk("acme") as walk:
-        assert len(walk.next(1)) == 1
+    with queue.letters.browse("acme") as browser:
+        assert len(browser.next(1)) == 1
         queue.channel.basic_publish("dlx_exchange", "acme", b"late", mandatory=True)
-        assert [one.message.body for one in walk.next(5)] == [b"1"]
-        walk.remove([0])
-        assert walk.next(5) == []
-    assert not walk.gone  # not known, for what has come
+        assert [one.message.body for one in browser.next(5)] == [b"1"]
+        browser.remove([0])
+        assert browser.next(5) == []
+    assert not browser.gone  # not known, for what has come
     eventually(lambda: queue.ready() == 2)
     assert sorted(one.message.body for one in queue.walked()) == [b"0", b"late"]
 
@@ -159,16 +159,16 @@ def test_many_messages_are_walked_along_quickly(queue: Queue) -> None:
         queue.channel.basic_publish("dlx_exchange", "acme", b"%d" % number)
     eventually(lambda: queue.ready() == count)
     began = time.monotonic()
-    with queue.letters.walk("acme") as walk:
+    with queue.letters.browse("acme") as browser:
         seen = 0
-        while batch := walk.next(100):
+        while batch := browser.next(100):
             assert [one.message.body for one in batch] == [
                 b"%d" % n for n in range(seen, seen + 100)
             ]
             seen += len(batch)
-            walk.remove(range(len(batch)))
+            browser.remove(range(len(batch)))
     assert seen == count
-    assert walk.gone
+    assert browser.gone
     assert time.monotonic() - began < 20
     assert queue.ready() == 0
 
@@ -180,15 +180,15 @@ def test_a_walk_holds_more_than_a_channel_may(
     for number in range(1050):
         queue.channel.basic_publish("dlx_exchange", "acme", b"%d" % number)
     eventually(lambda: queue.ready() == 1050)
-    with queue.letters.walk("acme") as walk:
+    with queue.letters.browse("acme") as browser:
         bodies = []
-        while batch := walk.next(70):
+        while batch := browser.next(70):
             bodies += [one.message.body for one in batch]
             if len(bodies) % 140 == 0:
-                walk.remove([0, 69])
-        assert walk.complete
+                browser.remove([0, 69])
+        assert browser.complete
     assert bodies == [b"%d" % number for number in range(1050)]
-    assert walk.gone
+    assert browser.gone
     removed = {b"%d" % (at + place) for at in range(70, 1050, 140) for place in (0, 69)}
     left = [body for body in bodies if body not in removed]
     eventually(lambda: queue.ready() == len(left))
@@ -202,9 +202,9 @@ def test_large_messages_come_in_small_batches(
     for number in range(5):
         queue.channel.basic_publish("dlx_exchange", "acme", bytes([number]) * 600_000)
     eventually(lambda: queue.ready() == 5)
-    with queue.letters.walk("acme") as walk:
+    with queue.letters.browse("acme") as browser:
         sizes = []
-        while batch := walk.next(100):
+        while batch := browser.next(100):
             sizes.append(len(batch))
     assert sizes == [2, 2, 1]
 
@@ -214,17 +214,17 @@ def test_one_walk_of_a_tenant_at_a_time(queue: Queue) -> None:
     entered, leave = threading.Event(), threading.Event()
 
     def first() -> None:
-        with queue.letters.walk("acme") as walk:
-            walk.next(1)
+        with queue.letters.browse("acme") as browser:
+            browser.next(1)
             entered.set()
             assert leave.wait(20)
 
     with ThreadPoolExecutor(1) as pool:
         walking = pool.submit(first)
         assert entered.wait(20)
-        with pytest.raises(DeadLettersBusyError), queue.letters.walk("acme"):
+        with pytest.raises(DeadLettersBusyError), queue.letters.browse("acme"):
             pass
-        with queue.letters.walk("somebody-else") as other:
+        with queue.letters.browse("somebody-else") as other:
             assert other.next(1) == []
         leave.set()
         walking.result(20)
@@ -238,19 +238,19 @@ def test_messages_in_somebody_elses_hands_are_not_waited_for(
     monkeypatch.setattr(dead_letters, "QUIET_SECONDS", 0.3)
     queue.reject(b"0", b"1", b"2")
     other = queue.connection.channel()
-    with queue.letters.walk("acme") as walk:
-        assert len(walk.next(1)) == 1
-        walk._left += 5  # as if more had been counted
-        assert walk.complete
-        assert len(walk.next(10)) == 2
-        assert walk.next(10) == []
-        assert not walk.complete
+    with queue.letters.browse("acme") as browser:
+        assert len(browser.next(1)) == 1
+        browser._left += 5  # as if more had been counted
+        assert browser.complete
+        assert len(browser.next(10)) == 2
+        assert browser.next(10) == []
+        assert not browser.complete
     other.close()
 
 
 def test_a_broker_that_is_not_there_is_an_outage(queue: Queue) -> None:
     away = RabbitDeadLetters("amqp://guest:guest@127.0.0.1:1/")
-    with pytest.raises(BrokerUnavailableError), away.walk("acme"):
+    with pytest.raises(BrokerUnavailableError), away.browse("acme"):
         pass
     queue.reject(b"0")
     assert len(queue.walked()) == 1
@@ -260,10 +260,10 @@ def test_a_connection_that_breaks_during_a_walk_loses_nothing(queue: Queue) -> N
     queue.reject(b"0", b"1")
 
     def lose() -> None:
-        with queue.letters.walk("acme") as walk:
-            assert walk.next(1)
-            walk._connection._transport._sock.shutdown(socket.SHUT_RDWR)
-            walk._run(lambda: False, 5)
+        with queue.letters.browse("acme") as browser:
+            assert browser.next(1)
+            browser._connection._transport._sock.shutdown(socket.SHUT_RDWR)
+            browser._run(lambda: False, 5)
 
     with pytest.raises(BrokerUnavailableError):
         lose()

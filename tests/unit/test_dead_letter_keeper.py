@@ -9,9 +9,9 @@ from uuid import uuid4
 
 import pytest
 
-from tenantry.broker.port import BrokerUnavailableError, DeadLettersBusyError, QueuedLetter
-from tenantry.dead_letters.keeper import LetterKeeper
-from tenantry.dead_letters.port import Found, Intent, Judged, Work
+from tenantry.broker.port import BrokerUnavailableError, DeadLettersBusyError, QueuedDeadLetter
+from tenantry.dead_letters.keeper import DeadLetterKeeper
+from tenantry.dead_letters.port import Intent, QueueMessage, RejectedMessage, Work
 from tenantry.domain.events import DeadLettersReplayed
 from tenantry.messages.port import Incoming
 from tests.api.serving import World
@@ -26,24 +26,24 @@ class Watched:
         self.world = World()
         self.found: list[tuple[str, int]] = []
         reprocessing = self.world.reprocessing(on_listed=lambda *one: self.found.append(one))
-        self.keeper = LetterKeeper(
+        self.keeper = DeadLetterKeeper(
             reprocessing=reprocessing,
             index=self.world.letters,
             queues=self.world.dead_letters,
             every=0.0,
         )
         self.walks = 0
-        real = self.world.dead_letters.walk
+        real = self.world.dead_letters.browse
 
-        def walk(tenant_id: str, **options: Any) -> Any:
+        def browse(tenant_id: str, **options: Any) -> Any:
             self.walks += 1
             return real(tenant_id, **options)
 
-        self.world.dead_letters.walk = walk  # type: ignore[method-assign]
+        self.world.dead_letters.browse = browse  # type: ignore[method-assign]
 
-    def queue(self, *ids: str, reason: str = "expired") -> list[QueuedLetter]:
+    def queue(self, *ids: str, reason: str = "expired") -> list[QueuedDeadLetter]:
         queued = [
-            QueuedLetter(Incoming(one, "logs", 0, b"x", None, None, None), reason, NOON, b"")
+            QueuedDeadLetter(Incoming(one, "logs", 0, b"x", None, None, None), reason, NOON, b"")
             for one in ids
         ]
         self.world.dead_letters.queues.setdefault("acme", []).extend(queued)
@@ -82,7 +82,7 @@ def test_a_queue_that_grows_on_and_on_is_walked_along_too(watched: Watched) -> N
 
 def test_a_queue_and_an_index_that_agree_are_left_alone(watched: Watched) -> None:
     (queued,) = watched.queue("a", reason="rejected")
-    watched.world.letters.keep("acme", [Judged(queued.message, "not_json", "no JSON", 1)])
+    watched.world.letters.add("acme", [RejectedMessage(queued.message, "not_json", "no JSON", 1)])
     for _ in range(3):
         watched.keeper.look()
     assert watched.walks == 0
@@ -90,9 +90,9 @@ def test_a_queue_and_an_index_that_agree_are_left_alone(watched: Watched) -> Non
 
 def test_work_that_was_begun_is_finished_first(watched: Watched) -> None:
     (queued,) = watched.queue("a", reason="rejected")
-    judged = Judged(queued.message, "not_json", "no JSON", 1)
-    (kept,) = watched.world.letters.keep("acme", [judged])
-    watched.world.letters.meet("acme", [Found(judged, NOON)], walk=uuid4())
+    judged = RejectedMessage(queued.message, "not_json", "no JSON", 1)
+    (kept,) = watched.world.letters.add("acme", [judged])
+    watched.world.letters.lookup("acme", [QueueMessage(judged, NOON)], browse=uuid4())
     intent = Intent(uuid4(), Work.REPLAY)
     watched.world.letters.begin("acme", [kept.id], intent)
     watched.keeper.look()
@@ -131,16 +131,16 @@ def test_a_tenant_whose_letters_can_not_be_walked_along_stops_nobody_elses(
 ) -> None:
     watched.queue("a")
     watched.world.dead_letters.queues["aaa"] = list(watched.world.dead_letters.queues["acme"])
-    real = watched.world.dead_letters.walk
+    real = watched.world.dead_letters.browse
     tried: list[str] = []
 
-    def walk(tenant_id: str, **options: Any) -> Any:
+    def browse(tenant_id: str, **options: Any) -> Any:
         tried.append(tenant_id)
         if tenant_id == "aaa":
             raise ValueError("nobody thought of this")
         return real(tenant_id, **options)
 
-    watched.world.dead_letters.walk = walk  # type: ignore[method-assign]
+    watched.world.dead_letters.browse = browse  # type: ignore[method-assign]
     watched.keeper.look()
     watched.keeper.look()
     assert tried == ["aaa", "acme"]
