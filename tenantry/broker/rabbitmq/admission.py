@@ -107,7 +107,6 @@ class Admission:
         self.window = max(1, min(fits, self.window // 2))
         self._grown_at = self.account.last
         self.shedding = False
-        self.shed = []
 
     def begin(self) -> None:
         """Begin anew: the channel is another."""

@@ -208,6 +208,10 @@ class RabbitSubscription:
         """Stop deliveries once one was dropped; they are given back when no more can come."""
         admission = self._admission
         admission.shed.append(tag)
+        if len(self._paused) == len(self._queues):
+            # RabbitMQ may confirm a cancel before it has sent all that was on its way.
+            self._give_back()
+            return
         channel = self._channel
         if len(admission.shed) > 1 or channel is None or not self._wanted:
             return
@@ -252,6 +256,7 @@ class RabbitSubscription:
         channel = self._channel
         if channel is None or not channel.is_open or not self._wanted:
             return
+        self._give_back()
         self._admission.resume()
         paused, self._paused = sorted(self._paused), set()
         for place in paused:
@@ -312,6 +317,9 @@ class RabbitSubscription:
         if acks and self._connection is not None:
             self._connection.ack_each(channel.channel_number, acks)
         if ack_up_to is not None:
+            if self._admission.shed and self._admission.shed[0] <= ack_up_to:
+                # Or else the ack would be for messages that nobody has.
+                self._give_back()
             channel.basic_ack(ack_up_to, multiple=True)
         self._admission.account.settle(rejects, acks, ack_up_to)
         failpoints.reach("after_ack")

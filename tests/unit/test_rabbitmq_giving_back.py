@@ -1,0 +1,101 @@
+"""What did not fit is given back to its queue before an ack could take it along."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from tenantry.broker.budget import OVERHEAD, Budget
+from tenantry.broker.port import QueueSpec
+from tenantry.broker.rabbitmq.subscription import RabbitSubscription
+from tests.brokers import RecordingSink
+
+SIZE = 1000
+
+
+class Broker:
+    """A connection, its loop and its channel in one: what is said to RabbitMQ, in order."""
+
+    is_open = True
+    channel_number = 1
+
+    def __init__(self) -> None:
+        self.said: list[tuple[str, Any]] = []
+        self.cancels: list[Callable[[object], None]] = []
+        self.later: list[Callable[[], None]] = []
+        self.settled_at = 0.0
+
+    def call(self, job: Callable[[], None]) -> bool:
+        job()
+        return True
+
+    def call_later(self, _seconds: float, job: Callable[[], None]) -> None:
+        self.later.append(job)
+
+    def channel(self, on_open_callback: Callable[[Any], None]) -> Broker:
+        self.later.append(lambda: on_open_callback(self))
+        return self
+
+    def basic_consume(self, queue: str, *_: object, callback: Any = None, **__: object) -> None:
+        if callback is not None:
+            callback(None)
+
+    def basic_cancel(self, _tag: str, callback: Callable[[object], None]) -> None:
+        self.cancels.append(callback)
+
+    def basic_ack(self, tag: int, *, multiple: bool) -> None:
+        assert multiple
+        self.said.append(("ack up to", tag))
+
+    def give_back(self, _channel: int, tags: Sequence[int]) -> None:
+        self.said += [("give back", tag) for tag in tags]
+
+    def nothing(self, *_: object, **__: object) -> None:
+        pass
+
+    add_on_close_callback = add_on_cancel_callback = basic_qos = receive = nothing
+
+    @property
+    def ioloop(self) -> Broker:
+        return self
+
+    def add_callback(self, job: Callable[[], None]) -> None:
+        self.later.append(job)
+
+    def time_passes(self) -> None:
+        jobs, self.later = self.later, []
+        for job in jobs:
+            job()
+
+
+def test_a_delivery_that_comes_after_its_consumer_was_cancelled_is_given_back_too() -> None:
+    broker: Any = Broker()
+    subscription = RabbitSubscription(
+        broker,
+        [QueueSpec(name="q", topic="t", partition=0)],
+        prefetch=10,
+        sink=RecordingSink(),
+        forget=lambda _: None,
+        budget=Budget(each=2 * (SIZE + OVERHEAD), total=2 * (SIZE + OVERHEAD)),
+    )
+    subscription.connected(broker)
+    broker.time_passes()
+    assert subscription.admit(SIZE, 0)
+    assert subscription.admit(SIZE, 0)
+    for tag in (3, 4):
+        assert not subscription.admit(SIZE, 0)
+        subscription.dropped(tag)
+    (cancelled,) = broker.cancels
+    assert broker.said == []
+    cancelled(None)
+    # RabbitMQ has confirmed the cancel, and this was on its way.
+    assert not subscription.admit(SIZE, 0)
+    subscription.dropped(5)
+    subscription.settle(1, ack_up_to=2)
+    broker.time_passes()
+    assert subscription.admit(SIZE, 0)
+    subscription.settle(1, ack_up_to=6)
+    assert [one for one in broker.said if one[0] == "give back"] == [
+        ("give back", 3), ("give back", 4), ("give back", 5),
+    ]  # fmt: skip
+    assert broker.said.index(("give back", 5)) < broker.said.index(("ack up to", 6))
