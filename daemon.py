@@ -20,12 +20,13 @@ from typing import Final, NoReturn
 import structlog
 
 from tenantry import __version__, failpoints
-from tenantry.actors import tree
 from tenantry.actors.board import Board
 from tenantry.actors.clock import ThreadClock
 from tenantry.actors.control import ActorControl
-from tenantry.actors.drain import drain_and_stop, report
 from tenantry.actors.messages import Ref
+from tenantry.actors.ports import ActorPorts, live_limits
+from tenantry.actors.provisioner import Provisioner
+from tenantry.actors.tree import begin, drain_and_stop, report, start_actors
 from tenantry.actors.watch import Watch
 from tenantry.assembly.api import open_leader_api, open_standby_api
 from tenantry.assembly.entrance import Entrance
@@ -260,23 +261,26 @@ class Daemon:
         board.pending = ground.pending.counts
         board.probes = dict(ground.probes)
         board.troubles = ground.troubles
-        supervisor = tree.plant(
-            tree.TreePorts(
+        supervisor = start_actors(
+            ActorPorts(
                 journal=stores.journal,
                 directory=stores.directory,
-                messages=stores.messages,
-                handling=ground.handling,
+                messages=ground.handling,
                 dead_letters=stores.dead_letters,
                 consuming=links.consuming,
-                administration=links.administration,
-                passwords=PostgresCredentials(stores.database),
-                sql_access=ground.sql_access,
+                provisioner=Provisioner(
+                    administration=links.administration,
+                    messages=stores.messages,
+                    passwords=PostgresCredentials(stores.database),
+                    sql_access=ground.sql_access,
+                ),
                 clock=clock,
+                limits=live_limits(self._live),
                 observer=self._recorder,
+                reconcile_every=settings.reconcile.every_seconds,
+                store_patience=store_patience(self._handlers, settings),
             ),
-            self._live,
             board,
-            store_patience=store_patience(self._handlers, settings),
             on_crash=self._crashed,
         )
         control = ActorControl(
@@ -300,7 +304,7 @@ class Daemon:
         )
         # From here on it consumes: a signal has finished what is taken, and breaks nothing off.
         self._signals.patient = True
-        tree.begin(supervisor)
+        begin(supervisor)
         letters = DeadLetterKeeper(
             reprocessing=services.reprocessing, index=stores.dead_letters, queues=links.queues
         )

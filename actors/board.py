@@ -1,4 +1,4 @@
-"""What the actors are doing, for whoever asks without waiting for an actor.
+"""What the actors are doing, to be read without waiting for an actor.
 
 Each field has one writer, the actor it tells of; readers may be a moment behind and never block it.
 """
@@ -6,13 +6,14 @@ Each field has one writer, the actor it tells of; readers may be a moment behind
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Final
 
-from tenantry.actors.departures import Departures
 from tenantry.actors.messages import Orphan, Ref
-from tenantry.actors.supervision import mailbox_depth, pulse_of
+from tenantry.actors.supervision import ActorHeartbeat, heartbeat_of, mailbox_depth
 from tenantry.control.port import ActorStatus, SystemState, TenantRuntime
 from tenantry.domain.tenant import Lifecycle, TenantState
 
@@ -52,6 +53,43 @@ class RateMeter:
             if second - _WINDOW <= at < second
         )
         return total / _WINDOW
+
+
+class Departures:
+    """The actors that parents have let go, until their threads have ended.
+
+    Parents add, from their threads; the watch alone takes out.
+    """
+
+    def __init__(self) -> None:
+        self._leaving: deque[ActorHeartbeat] = deque()
+        self.abandoned: tuple[ActorHeartbeat, ...] = ()
+        """Those that hang: Python can't end a thread that does not end by itself."""
+
+    def let_go(self, ref: Ref) -> None:
+        """Tell an actor to stop, after what its mailbox holds."""
+        self._leaving.append(heartbeat_of(ref))
+        if ref.is_alive():
+            ref.stop(block=False)
+
+    def replace(self, ref: Ref) -> None:
+        """Let an actor go that hangs, or is owned by one: it is fenced first."""
+        heartbeat_of(ref).fence()
+        self.let_go(ref)
+
+    def look(self, now: float, *, patience: float, not_before: float) -> None:
+        """Forget the threads that have ended, and fence those that hang."""
+        abandoned: dict[int, ActorHeartbeat] = {}
+        for _ in range(len(self._leaving)):
+            heartbeat = self._leaving.popleft()
+            if heartbeat.ended:
+                continue
+            self._leaving.append(heartbeat)
+            silent = heartbeat.overdue(now, patience=patience, not_before=not_before)
+            if heartbeat.is_fenced() or silent is not None:
+                heartbeat.fence()
+                abandoned[id(heartbeat)] = heartbeat  # one may have been let go twice
+        self.abandoned = tuple(abandoned.values())
 
 
 class TenantBoard:
@@ -175,36 +213,21 @@ class TenantBoard:
         """Give the tenant's part of the tree of actors."""
         children = []
         if self.consumer is not None:
+            state = "consuming" if self.consuming else "waiting"
+            restarts = self.child_restarts.get("consumer", 0)
             children.append(
-                ActorStatus(
-                    name="consumer",
-                    kind="Consumer",
-                    state=_state(self.consumer, "consuming" if self.consuming else "waiting"),
-                    mailbox=mailbox_depth(self.consumer),
-                    restarts=self.child_restarts.get("consumer", 0),
-                )
+                _status("consumer", "Consumer", self.consumer, state, restarts=restarts)
             )
-        children.extend(
-            ActorStatus(
-                name=name,
-                kind="Worker",
-                state=_state(ref, "busy" if name in self.in_hand else "idle"),
-                mailbox=mailbox_depth(ref),
-                restarts=self.child_restarts.get("worker", 0),
-            )
-            for name, ref in sorted(self.workers.copy().items())
-        )
-        state = self.state
-        return ActorStatus(
-            name=self.tenant_id,
-            kind="Tenant",
-            state=_state(
-                self.ref,
-                "starting" if state is None else "parked" if self.parked else state.lifecycle.value,
-            ),
-            mailbox=0 if self.ref is None else mailbox_depth(self.ref),
-            restarts=self.restarts,
-            children=tuple(children),
+        restarts = self.child_restarts.get("worker", 0)
+        for name, ref in sorted(self.workers.copy().items()):
+            state = "busy" if name in self.in_hand else "idle"
+            children.append(_status(name, "Worker", ref, state, restarts=restarts))
+        if self.state is None:
+            state = "starting"
+        else:
+            state = "parked" if self.parked else self.state.lifecycle.value
+        return _status(
+            self.tenant_id, "Tenant", self.ref, state, restarts=self.restarts, children=children
         )
 
     def waits(self, now: float, *, settled_in: bool) -> bool:
@@ -279,28 +302,15 @@ class Board:
 
     def tree(self) -> ActorStatus:
         """Give the tree of actors."""
-        ref = self.supervisor
         children = [board.status() for _, board in sorted(self.tenants.copy().items())]
-        if self.reconciler is not None:
-            children.append(
-                ActorStatus(
-                    name="reconciler",
-                    kind="Reconciler",
-                    state=_state(self.reconciler, "watching"),
-                    mailbox=mailbox_depth(self.reconciler),
-                    restarts=self.reconciler_restarts,
-                )
-            )
-        return ActorStatus(
-            name="supervisor",
-            kind="Supervisor",
-            state="dead"
-            if ref is not None and not ref.is_alive()
-            else _state(ref, self.state.value),
-            mailbox=0 if ref is None else mailbox_depth(ref),
-            restarts=0,
-            children=tuple(children),
+        if (ref := self.reconciler) is not None:
+            restarts = self.reconciler_restarts
+            children.append(_status("reconciler", "Reconciler", ref, "watching", restarts=restarts))
+        ref = self.supervisor
+        status = _status(
+            "supervisor", "Supervisor", ref, self.state.value, restarts=0, children=children
         )
+        return status if ref is None or ref.is_alive() else replace(status, state="dead")
 
     def not_ready(self) -> tuple[str, ...]:
         """Say why the system is not ready; nothing, if it is."""
@@ -330,5 +340,21 @@ class Board:
         return tuple(dict.fromkeys(reasons))
 
 
-def _state(ref: Ref | None, otherwise: str) -> str:
-    return "stuck" if ref is not None and pulse_of(ref).stuck else otherwise
+def _status(
+    name: str,
+    kind: str,
+    ref: Ref | None,
+    state: str,
+    *,
+    restarts: int,
+    children: Sequence[ActorStatus] = (),
+) -> ActorStatus:
+    """Give an actor's status; one that hangs is `stuck`, whatever it was doing."""
+    return ActorStatus(
+        name=name,
+        kind=kind,
+        state="stuck" if ref is not None and heartbeat_of(ref).stuck else state,
+        mailbox=0 if ref is None else mailbox_depth(ref),
+        restarts=restarts,
+        children=tuple(children),
+    )

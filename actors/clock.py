@@ -8,9 +8,8 @@ import threading
 import time
 from typing import Final, Protocol
 
-import pykka
-
 from tenantry.actors.messages import Ref
+from tenantry.actors.supervision import tell
 from tenantry.telemetry.heartbeat import Heartbeat
 
 BEAT_EVERY: Final = 1.0
@@ -65,12 +64,3 @@ class ThreadClock:
         with self._changed:
             self._stopping = True
             self._changed.notify()
-
-
-def tell(ref: Ref, message: object) -> bool:
-    """Tell an actor something; False, and no error, if it has stopped."""
-    try:
-        ref.tell(message)
-    except pykka.ActorDeadError:
-        return False
-    return True

@@ -1,20 +1,19 @@
 """The consumer: makes batches of a tenant's deliveries, and acks of its workers' commits.
 
-It is the only one that knows which delivery is where. Deliveries come in the order of their tags
-and are cut into batches in that order, so what may be acknowledged is always the batches at the
-head of the queue that are done: one ack settles them all.
+The consumer alone knows which delivery is where. Deliveries come in the order of their tags and
+are cut into batches in that order, so what may be acknowledged is always the batches at the head
+of the queue that are done: one ack settles them all.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 import structlog
 
 from tenantry.actors.board import REFUSALS, TenantBoard
-from tenantry.actors.buffer import Buffer, ConsumerLimits
 from tenantry.actors.clock import Clock
 from tenantry.actors.messages import (
     Arrived,
@@ -39,11 +38,10 @@ from tenantry.actors.messages import (
     WorkerJoined,
     WorkerLost,
 )
-from tenantry.actors.roster import Roster
-from tenantry.actors.settling import Settling
-from tenantry.actors.sink import MailboxSink
-from tenantry.actors.supervision import SupervisedActor
-from tenantry.broker import port as broker
+from tenantry.actors.ports import ActorPorts, ConsumerLimits
+from tenantry.actors.settlement import Settlement
+from tenantry.actors.supervision import SupervisedActor, tell
+from tenantry.actors.worker_pool import WorkerPool
 from tenantry.broker.port import Delivery, QueueSpec, Subscription
 
 log = structlog.get_logger("actors.consumer")
@@ -51,25 +49,18 @@ log = structlog.get_logger("actors.consumer")
 SMALLEST_PREFETCH: Final = 100
 """Of one queue, however many share the tenant's."""
 
+LARGEST_BATCH_BYTES: Final = 8 * 1024 * 1024
 
 MOST_NAMED: Final = 5
-"""Queues that are named to whoever looks; there may be a thousand."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ConsumerPorts:
-    """What a consumer stands on."""
-
-    broker: broker.Consuming
-    clock: Clock
+"""Queues that are named in a status; there may be a thousand."""
 
 
 class Consumer(SupervisedActor):
     """Owns a tenant's subscription.
 
-    A delivery's way leads from the `Buffer` by a worker of the `Roster` to its `Settling`. A batch
-    goes out at once when no worker is busy; otherwise when it is full, when it has waited for the
-    linger, or when a worker comes free: small batches when idle, large ones under load.
+    A delivery's way leads from the `Buffer` by a worker of the `WorkerPool` to its `Settlement`. A
+    batch goes out at once when no worker is busy; otherwise when it is full, when it has waited
+    for the linger, or when a worker comes free: small batches when idle, large ones under load.
     """
 
     def __init__(
@@ -79,34 +70,34 @@ class Consumer(SupervisedActor):
         parent: Ref,
         queues: Sequence[QueueSpec],
         workers: int,
-        limits: ConsumerLimits,
-        ports: ConsumerPorts,
+        ports: ActorPorts,
         board: TenantBoard,
     ) -> None:
         super().__init__(name="consumer", parent=parent, tenant_id=tenant_id)
         self._queues = queues
-        self._limits = limits
         self._ports = ports
         self._board = board
         self._subscription: Subscription | None = None
         self._generation = 0
         self._draining = False
         self._cancelled = False
-        self._prefetch = max(SMALLEST_PREFETCH, limits.prefetch // len(queues))
+        self._prefetch = max(SMALLEST_PREFETCH, ports.limits.prefetch // len(queues))
         me, clock = self.actor_ref, ports.clock
-        self._buffer = Buffer(consumer=me, limits=limits, clock=clock)
-        self._roster = Roster(consumer=me, tenant=parent, limit=workers, clock=clock, board=board)
-        self._settling = Settling(queues, prefetch=self._prefetch, consumer=me, clock=clock)
+        self._buffer = Buffer(consumer=me, limits=ports.limits, clock=clock)
+        self._pool = WorkerPool(consumer=me, tenant=parent, limit=workers, clock=clock, board=board)
+        self._settlement = Settlement(
+            queues, prefetch=self._prefetch, consumer=me, clock=clock, board=board
+        )
 
     def handle(self, message: object) -> None:
-        """Handle a word of the broker, a worker, the tenant or the clock."""
+        """Handle a message of the broker, a worker, the tenant or the clock."""
         match message:
             case Arrived(generation=generation, deliveries=deliveries):
                 self._arrived(generation, deliveries)
             case WorkDone():
                 self._work_done(message)
             case WorkerJoined(worker=worker, name=name):
-                self._roster.joined(worker, name)
+                self._pool.joined(worker, name)
                 self._dispatch()
             case WorkerLost(worker=worker):
                 self._worker_lost(worker)
@@ -116,11 +107,10 @@ class Consumer(SupervisedActor):
             case RetryDue():
                 self._retry()
             case LookForIdle():
-                self._roster.release_idle()
+                self._pool.release_idle()
             case Resize(workers=workers):
-                self._roster.resize(workers)
-                self._resized_if_done()
-                self._dispatch()
+                self._pool.resize(workers)
+                self._go_on()
             case Consuming(generation=generation):
                 self._adopt(generation)
                 self._board.consuming = True
@@ -142,17 +132,13 @@ class Consumer(SupervisedActor):
             case Drain():
                 self._drain()
             case Begin():
-                self._begin()
+                self._subscribe()
             case _:
                 raise TypeError(f"a consumer can't handle {type(message).__name__}")
-        self._show()
-
-    def crashed(self) -> None:
-        """Give everything unsettled back to the broker."""
-        self.stopped()
+        self._board.buffered = len(self._buffer.pending)
 
     def stopped(self) -> None:
-        """Close the channel; what is unsettled on it comes again."""
+        """Close the channel: what is unsettled on it is the broker's again."""
         self._board.consuming = False
         self._board.refusal = None
         self._board.buffered = 0
@@ -162,18 +148,18 @@ class Consumer(SupervisedActor):
         if self._subscription is not None:
             self._subscription.close()
 
-    def _begin(self) -> None:
-        self._subscription = self._settling.subscription = self._ports.broker.subscribe(
+    def _subscribe(self) -> None:
+        self._subscription = self._settlement.subscription = self._ports.consuming.subscribe(
             self._queues,
             prefetch=self._prefetch,
             sink=MailboxSink(self.actor_ref),
         )
-        self.pulse.on_fence(self._subscription.close)
+        self.heartbeat.on_fence(self._subscription.close)
 
     # Deliveries in.
 
     def _adopt(self, generation: int) -> None:
-        """Take a newer channel for the present one; whatever the older one brought is void."""
+        """Take a newer channel for the present one; what the older one has brought is void."""
         if generation > self._generation:
             self._generation = generation
             self._forget_deliveries()
@@ -204,75 +190,70 @@ class Consumer(SupervisedActor):
     def _forget_deliveries(self) -> None:
         """Drop what can't be acknowledged any more. Batches that workers have are left to them."""
         self._buffer.clear()
-        self._settling.clear()
+        self._settlement.clear()
 
     # Batches out.
 
+    def _go_on(self) -> None:
+        """Do what a worker that is done, lost, or one too many, may have made possible."""
+        if self._pool.is_resized():
+            self.tell_parent(Resized(workers=self._pool.limit))
+        self._dispatch()
+        self._drained_if_done()
+
     def _dispatch(self) -> None:
-        buffer, roster = self._buffer, self._roster
-        while roster.places > 0 and not buffer.empty:
-            if not roster.has_idle:
-                roster.want()
-                return
+        buffer, pool = self._buffer, self._pool
+        while not buffer.empty and pool.can_give():
             batch = buffer.next_redo() or self._cut()
             if batch is None:
                 return
-            if not roster.give(batch):
+            if not pool.give(batch):
                 buffer.put_back(batch)
 
     def _cut(self) -> Batch | None:
         """Make the next batch, if it should go now."""
-        if self._roster.busy and not self._buffer.is_due():
+        if self._pool.busy and not self._buffer.is_due():
             return None
         batch = self._buffer.cut(self._generation)
-        self._settling.enter(batch)
+        self._settlement.enter(batch)
         return batch
 
     def _retry(self) -> None:
         """Give out what is due. Once draining, what is held stays so: the broker has it again."""
-        self._settling.woken()
+        self._settlement.reminded()
         if self._draining or self._cancelled:
             return
-        size = self._limits.batch_size
-        self._buffer.redo(self._settling.take_due(self._generation, batch_size=size))
+        size = self._ports.limits.batch_size
+        self._buffer.redo(self._settlement.take_due(self._generation, batch_size=size))
         self._dispatch()
 
     # Commits in, acks out.
 
     def _work_done(self, done: WorkDone) -> None:
-        if not self._roster.done(done.worker):
+        places = self._pool.done(done.worker)
+        if places is None:
             return
         self._count(done)
         if done.batch.generation == self._generation:
             # What is left is shared by all who have nothing to do: handlers are slow.
-            parts = max(1, self._roster.places)
-            self._buffer.redo(self._settling.done(done.batch, done.result, parts=parts))
-        self._resized_if_done()
-        self._dispatch()
-        self._drained_if_done()
+            parts = max(1, places)
+            self._buffer.redo(self._settlement.done(done.batch, done.result, parts=parts))
+        self._go_on()
 
     def _count(self, done: WorkDone) -> None:
         result = done.result
-        ended = result.stored + result.duplicates + len(result.unstorable)
         self._board.stored += result.stored
         self._board.duplicates += result.duplicates
         self._board.dead_lettered += done.listed
-        self._board.meter.add(ended)
+        self._board.meter.add(result.stored + result.duplicates + len(result.unstorable))
 
     def _worker_lost(self, worker: Ref) -> None:
         """Take back the batch of a worker that failed, to be done by another."""
-        batch = self._roster.lost(worker)
+        batch = self._pool.lost(worker)
         if batch is not None and batch.generation == self._generation:
             batch.attempt += 1
             self._buffer.redo([batch])
-        self._resized_if_done()
-        self._dispatch()
-        self._drained_if_done()
-
-    def _resized_if_done(self) -> None:
-        if self._roster.is_resized():
-            self._show()
-            self.tell_parent(Resized(workers=self._roster.limit))
+        self._go_on()
 
     # Draining.
 
@@ -287,13 +268,107 @@ class Consumer(SupervisedActor):
         self._drained_if_done()
 
     def _drained_if_done(self) -> None:
-        if self._draining and self._cancelled and self._buffer.empty and not self._roster.busy:
+        if self._draining and self._cancelled and self._buffer.empty and not self._pool.busy:
             self._draining = False
             self.tell_parent(Drained(name=self.name))
 
-    def _show(self) -> None:
-        board = self._board
-        board.buffered = self._buffer.uncut
-        board.in_flight = self._settling.in_flight
-        board.held = self._settling.held
-        board.workers_current = max(self._roster.limit, self._roster.busy)
+
+class Buffer:
+    """Deliveries in the order of their tags, cut in that order; before them, what is to be redone.
+
+    A small batch lingers a little: the consumer is sent `LingerOver` when it has waited long
+    enough.
+    """
+
+    def __init__(self, *, consumer: Ref, limits: ConsumerLimits, clock: Clock) -> None:
+        self._consumer = consumer
+        self._limits = limits
+        self._clock = clock
+        self.pending: Final[deque[Delivery]] = deque()
+        """Deliveries that are in no batch yet."""
+        self._since = 0.0
+        self._lingering = False
+        self._redo: deque[Batch] = deque()
+
+    @property
+    def empty(self) -> bool:
+        """Whether there is nothing to give out."""
+        return not (self._redo or self.pending)
+
+    def take_in(self, deliveries: list[Delivery]) -> None:
+        """Take deliveries whose tags follow those before."""
+        if not self.pending:
+            self._since = self._clock.now()
+        self.pending.extend(deliveries)
+
+    def is_due(self) -> bool:
+        """Tell whether a batch is worth cutting now; see that the question is asked again."""
+        if len(self.pending) >= self._limits.batch_size:
+            return True
+        waited = self._clock.now() - self._since
+        if waited >= self._limits.linger:
+            return True
+        if not self._lingering:
+            self._lingering = True
+            self._clock.tell_later(self._limits.linger - waited, self._consumer, LingerOver())
+        return False
+
+    def lingered(self) -> None:
+        """Note that `LingerOver` has come."""
+        self._lingering = False
+
+    def cut(self, generation: int) -> Batch:
+        """Make a batch of the first deliveries."""
+        pending, most = self.pending, self._limits.batch_size
+        deliveries: list[Delivery] = []
+        size = 0
+        while pending and len(deliveries) < most and size < LARGEST_BATCH_BYTES:
+            delivery = pending.popleft()
+            size += len(delivery.message.body)
+            deliveries.append(delivery)
+        self._since = self._clock.now()
+        return Batch(generation=generation, deliveries=deliveries)
+
+    def redo(self, batches: Iterable[Batch]) -> None:
+        """Take batches to be given out again, to the same worker or another."""
+        self._redo.extend(batches)
+
+    def put_back(self, batch: Batch) -> None:
+        """Take back a batch that could not be given out; it is the next one."""
+        self._redo.appendleft(batch)
+
+    def next_redo(self) -> Batch | None:
+        """Give the next batch that was cut before."""
+        return self._redo.popleft() if self._redo else None
+
+    def clear(self) -> None:
+        """Forget everything: it can't be acknowledged any more."""
+        self.pending.clear()
+        self._redo.clear()
+
+
+class MailboxSink:
+    """Carries what the broker says into a consumer's mailbox; runs on the broker's thread."""
+
+    def __init__(self, consumer: Ref) -> None:
+        self._consumer = consumer
+
+    def consuming(self, generation: int) -> None:
+        """Every queue is being consumed."""
+        tell(self._consumer, Consuming(generation=generation))
+
+    def deliveries(self, generation: int, batch: list[Delivery]) -> None:
+        """Deliveries have come in, in the order of their tags."""
+        tell(self._consumer, Arrived(generation=generation, deliveries=batch))
+
+    def cancelled(self, generation: int) -> None:
+        """No delivery follows in this generation."""
+        tell(self._consumer, Cancelled(generation=generation))
+
+    def silent(self, queues: Sequence[str]) -> None:
+        """These queues do not answer."""
+        tell(self._consumer, QueuesSilent(queues=tuple(queues)))
+
+    def lost(self, generation: int, reason: str, *, missing: bool) -> None:
+        """The channel is gone; `missing` if a queue was not there."""
+        tell(self._consumer, ChannelLost(generation=generation, reason=reason, missing=missing))

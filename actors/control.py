@@ -1,4 +1,4 @@
-"""The actors' side of the API's door: commands become messages, answers become results."""
+"""The actors behind the `Control` port: commands become messages, answers become results."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Final
 
 from tenantry import __version__
 from tenantry.actors.board import Board
-from tenantry.actors.clock import tell
 from tenantry.actors.messages import DrainAll, Execute, Orphan, Ping, Ref
+from tenantry.actors.supervision import tell
 from tenantry.actors.watch import Watch
 from tenantry.control.port import (
     CommandTimeoutError,
@@ -58,7 +58,7 @@ class ActorControl:
             return reply.result(timeout)
         except FutureTimeoutError:
             if not reply.cancel():
-                # Its last step is being taken, on the promise that somebody waits.
+                # Its last step is being taken, on the promise that the caller waits.
                 with suppress(FutureTimeoutError):
                     return reply.result(LAST_STEP_SECONDS)
             raise CommandTimeoutError(
@@ -78,7 +78,7 @@ class ActorControl:
             pid=os.getpid(),
             term=self._term,
             tree=board.tree(),
-            abandoned=tuple(pulse.name for pulse in board.departures.abandoned),
+            abandoned=tuple(one.name for one in board.departures.abandoned),
             tenants=board.runtimes(),
         )
 

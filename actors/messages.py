@@ -1,4 +1,4 @@
-"""What actors say to each other. Values only: frozen, and safe to hand from thread to thread."""
+"""What actors send each other: values, frozen, and safe to hand from thread to thread."""
 
 from __future__ import annotations
 
@@ -39,19 +39,14 @@ class Execute:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChildFailed:
-    """From a failed actor to its parent, as its last words."""
+    """From a failed actor to its parent, as its last message.
 
-    child: Ref
-    name: str
-    error: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ChildStuck:
-    """From the watch to a parent: a child hangs, or is gone without a word; replace it."""
+    With `stuck` it is from the watch: the child hangs, or is gone without a message.
+    """
 
     child: Ref
     error: str
+    stuck: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,7 +111,7 @@ class DrainExpired:
     """From the clock to the supervisor: the deadline of a drain has come."""
 
 
-# The broker's words to a consumer, carried over from its thread.
+# From the broker to a consumer, carried over from the broker's thread.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -171,18 +166,15 @@ class Batch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Work:
-    """From a consumer to a worker: store this batch."""
+    """To a worker: store this batch.
+
+    From its consumer; after so many `failures`, from the clock, with the `result` if the batch is
+    stored already.
+    """
 
     batch: Batch
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RetryWork:
-    """From the clock to a worker: try the batch again; `result`, once it is stored already."""
-
-    batch: Batch
-    result: StoreResult | None
-    failures: int
+    result: StoreResult | None = None
+    failures: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

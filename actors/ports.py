@@ -1,29 +1,103 @@
-"""What a tenant and its children stand on."""
+"""What the actors stand on, and what a bystander hears of their work."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-from tenantry.actors.buffer import ConsumerLimits
 from tenantry.actors.clock import Clock
-from tenantry.actors.observer import NoObserver, Observer
-from tenantry.actors.provisioning import Provisioner
-from tenantry.broker.port import Consuming
+from tenantry.actors.provisioner import Provisioner
+from tenantry.broker.port import Consuming, Delivery
 from tenantry.dead_letters.port import DeadLetterIndex
 from tenantry.journal.port import EventStore
 from tenantry.messages.port import MessageStore
+from tenantry.process.reload import LiveSettings
+from tenantry.projections.port import TenantDirectory
+from tenantry.settings import Settings
+
+
+class Observer:
+    """Hears what the actors do, and ignores it where a subclass does not say otherwise.
+
+    A call a batch, never a call a message. Called on the actors' threads: must neither block nor
+    raise.
+    """
+
+    def batch_stored(self, tenant_id: str, batch: Sequence[Delivery], seconds: float) -> None:
+        """A batch has been committed just now; the store took `seconds` for it."""
+
+    def attempts_failed(self, tenant_id: str, reasons: Sequence[str]) -> None:
+        """Handlers have failed on messages, for these reasons, one a message."""
+
+    def ids_reused(self, tenant_id: str, count: int) -> None:
+        """So many messages came under ids under which something else is stored."""
+
+    def batch_delayed(self, tenant_id: str) -> None:
+        """The database could not be reached; the batch is kept, and tried again."""
+
+    def journal_appended(self, events: int, seconds: float) -> None:
+        """The journal has taken some events, in `seconds`."""
+
+    def actor_failed(self, kind: str) -> None:
+        """A `tenant`, `consumer`, `worker` or the `reconciler` has failed; its parent acts."""
+
+    def actor_stuck(self, kind: str) -> None:
+        """One of these hangs and is replaced; or a `loop` hangs, and is not."""
+
+    def drifted(self, kind: str, outcome: str) -> None:
+        """Something outside had changed behind the daemon's back.
+
+        The outcome is `repaired`, `failed` (it will be tried again) or `reported` (it can't be
+        repaired without loss).
+        """
+
+    def tenant_gone(self, tenant_id: str) -> None:
+        """A tenant exists no more; its id may come back as another tenant's."""
+
+
+@dataclass(slots=True, kw_only=True)
+class ConsumerLimits:
+    """How much a consumer takes at once: `prefetch` is shared by the tenant's queues.
+
+    `batch_size` counts deliveries, `linger` seconds. All consumers have the same limits, which may
+    change while they work.
+    """
+
+    prefetch: int
+    batch_size: int
+    linger: float
+
+
+def live_limits(live: LiveSettings) -> ConsumerLimits:
+    """Give the limits that the settings ask for; they follow what is reloaded."""
+    limits = ConsumerLimits(prefetch=live.now.consumer.prefetch, batch_size=0, linger=0)
+
+    def adjust(settings: Settings) -> None:
+        limits.batch_size = settings.consumer.batch_size
+        limits.linger = settings.consumer.linger_ms / 1000
+
+    adjust(live.now)
+    live.follow(adjust)
+    return limits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TenantPorts:
-    """The same for every tenant. `store_patience`: how long a batch may take, if that is longer."""
+class ActorPorts:
+    """The same for every actor.
+
+    `messages` is the store that workers use, with the handlers before it. `reconcile_every` is the
+    seconds between two looks for drift; `store_patience`, how many a batch may take, where that is
+    longer than an actor may be silent.
+    """
 
     journal: EventStore
+    directory: TenantDirectory
     messages: MessageStore
     dead_letters: DeadLetterIndex
-    broker: Consuming
+    consuming: Consuming
     provisioner: Provisioner
     clock: Clock
     limits: ConsumerLimits
-    observer: Observer = field(default_factory=NoObserver)
+    observer: Observer
+    reconcile_every: float
     store_patience: float | None = None

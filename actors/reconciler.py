@@ -1,22 +1,20 @@
 """The reconciler: compares what the journal asks for with what broker and database have.
 
-It only looks. What has drifted it tells the supervisor, and so the tenant whose it is: all that is
-done to a tenant's objects is done by one actor, in the order of its mailbox.
+The reconciler only looks. What has drifted it tells the supervisor, and so the tenant whose it is:
+a tenant's objects are changed by one actor alone, in the order of its mailbox.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Final
 
 import structlog
 
 from tenantry.actors.board import Board
-from tenantry.actors.clock import Clock
 from tenantry.actors.messages import Begin, Drifted, FirstLookDone, LookForDrift, Ref
-from tenantry.actors.observer import Observer
-from tenantry.actors.provisioning import Provisioner, topology_of
+from tenantry.actors.ports import ActorPorts
+from tenantry.actors.provisioner import topology_of
 from tenantry.actors.supervision import SupervisedActor
 from tenantry.broker import drift
 from tenantry.broker.port import BrokerError
@@ -35,50 +33,36 @@ SETTLED: Final = 10.0
 """Seconds a tenant consumes before the broker is expected to know of it."""
 
 LONGEST_LOOK: Final = 600.0
-"""Seconds after which it is taken to hang: each of its questions is bounded, and repeated."""
+"""Seconds after which a look is taken to hang: each of its queries is bounded, and repeated."""
 
 _COMPARED: Final = {Lifecycle.ACTIVE, Lifecycle.PAUSED}
 """The others are being made or removed this moment, by their actor."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReconcilerPorts:
-    """What the reconciler looks at; `every` is the seconds between two looks."""
-
-    directory: TenantDirectory
-    provisioner: Provisioner
-    clock: Clock
-    observer: Observer
-    every: float
-
-
 class Reconciler(SupervisedActor):
     """Looks at start, and then again and again; an outage only makes it wait for the next time."""
 
-    def __init__(self, *, parent: Ref, ports: ReconcilerPorts, board: Board) -> None:
+    def __init__(self, *, parent: Ref, ports: ActorPorts, board: Board) -> None:
         super().__init__(name="reconciler", parent=parent)
         self._ports = ports
         self._board = board
         self._unknown: frozenset[str] = frozenset()
 
     def handle(self, message: object) -> None:
-        """Handle the clock's word."""
+        """Compare, at first and whenever the clock says so."""
         match message:
             case Begin():
                 try:
                     found = self._look()
                 finally:
                     self.tell_parent(FirstLookDone())
-                self._tell(found)
             case LookForDrift():
-                self._tell(self._look())
+                found = self._look()
             case _:
                 raise TypeError(f"the reconciler can't handle {type(message).__name__}")
-        self._ports.clock.tell_later(self._ports.every, self.actor_ref, LookForDrift())
-
-    def _tell(self, found: list[Drifted]) -> None:
         for one in found:
             self.tell_parent(one)
+        self._ports.clock.tell_later(self._ports.reconcile_every, self.actor_ref, LookForDrift())
 
     def _look(self) -> list[Drifted]:
         """Compare everything once; nothing is found where something can't be asked."""
@@ -87,7 +71,7 @@ class Reconciler(SupervisedActor):
         self.beat(LONGEST_LOOK)
         try:
             # The states first: what is made after them is then seen as not compared yet.
-            states = list(self._existing())
+            states = list(existing_tenants(ports.directory))
             survey = ports.provisioner.administration.survey()
             partitions = ports.provisioner.messages.partitions()
             hashes = ports.provisioner.passwords.all()
@@ -118,12 +102,6 @@ class Reconciler(SupervisedActor):
         took = ports.clock.now() - began
         log.debug("reconciler.looked", tenants=len(states), drifted=len(found), seconds=took)
         return found
-
-    def _existing(self) -> Iterator[TenantState]:
-        after: str | None = None
-        while page := self._ports.directory.page(after=after, limit=PAGE):
-            yield from page
-            after = page[-1].tenant_id
 
     def _show(self, found: Mapping[str, tuple[Drift, ...]], states: Iterable[TenantState]) -> None:
         """Put on each tenant's board what of it can't be repaired; what was is gone by itself."""
@@ -167,6 +145,14 @@ class Reconciler(SupervisedActor):
                     )
                     yield Drifted(tenant_id=tenant_id, drift=found, seen_at=began, leftover=True)
         self._unknown = frozenset(unknown)
+
+
+def existing_tenants(directory: TenantDirectory) -> Iterator[TenantState]:
+    """Give every tenant that exists, by id, a page at a time. Raises `JournalUnavailableError`."""
+    after: str | None = None
+    while page := directory.page(after=after, limit=PAGE):
+        yield from page
+        after = page[-1].tenant_id
 
 
 _PARTITION: Final = "its partition"

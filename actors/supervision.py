@@ -3,15 +3,18 @@
 Pykka starts a thread per actor, and what it does on an error is silent: an exception under `tell`
 ends the actor and drops its mailbox, one in `on_start` calls no hook at all. So children do nothing
 in `on_start`; the first message, `Begin`, does the work, and every failure takes the same way. When
-a child is started again and when it is given up stands in `actors.restarts`; how one that hangs is
+a child is started again and when it is given up stands in `actors.backoff`; how one that hangs is
 noticed, in `actors.watch`.
 """
 
 from __future__ import annotations
 
+import sys
 import threading
+from collections.abc import Callable
 from concurrent.futures import InvalidStateError
 from contextlib import suppress
+from pathlib import Path
 from queue import Empty, Queue
 from types import TracebackType
 from typing import Any, Final, cast
@@ -19,14 +22,16 @@ from typing import Any, Final, cast
 import pykka
 import structlog
 
-from tenantry.actors.clock import tell
 from tenantry.actors.messages import ChildFailed, Execute, Ping, Ref
-from tenantry.actors.pulse import Pulse
-from tenantry.control.port import Outcome, UnavailableError
+from tenantry.actors.pending_replies import refuse
+from tenantry.control.port import UnavailableError
+from tenantry.telemetry.heartbeat import Heartbeat
 
 log = structlog.get_logger("actors")
 
 RESTARTED: Final = "the tenant's actor was restarted; try again"
+
+_ROOT: Final = Path(__file__).parents[2]
 
 
 class ActorCrashError(Exception):
@@ -37,10 +42,23 @@ class EscalationError(Exception):
     """A child failed too often; its parent fails in its turn."""
 
 
+class FencedError(Exception):
+    """The actor was replaced while it was busy: nothing it still does may count."""
+
+
+def tell(ref: Ref, message: object) -> bool:
+    """Put a message into an actor's mailbox; False, and no error, if the actor has stopped."""
+    try:
+        ref.tell(message)
+    except pykka.ActorDeadError:
+        return False
+    return True
+
+
 class SupervisedActor(pykka.ThreadingActor):
     """An actor that tells its parent when it fails.
 
-    Subclasses write `handle`, and may write `crashed` and `stopped`, which run in the actor's own
+    Subclasses write `handle`, and may write `stopped` and `crashed`, which run in the actor's own
     thread: what they own must be given back there.
     """
 
@@ -53,19 +71,20 @@ class SupervisedActor(pykka.ThreadingActor):
         self.tenant_id = tenant_id
         self.failure: str | None = None
         """What ended the actor, once it has failed."""
-        self.pulse = Pulse("/".join(filter(None, (tenant_id, name))))
-        self.pulse.on_fence(self._refuse_mailbox)
+        self.heartbeat = ActorHeartbeat("/".join(filter(None, (tenant_id, name))))
+        self.heartbeat.on_fence(self._refuse_mailbox)
         self._actor_ref = SupervisedRef(self)
 
     def handle(self, message: object) -> object:
         """Handle one message; what is returned answers an `ask`."""
         raise NotImplementedError
 
-    def crashed(self) -> None:
-        """Give back what the actor owns, after a failure."""
-
     def stopped(self) -> None:
         """Give back what the actor owns, at an orderly stop."""
+
+    def crashed(self) -> None:
+        """Give back what the actor owns, after a failure: as at a stop."""
+        self.stopped()
 
     def tell_self(self, message: object) -> None:
         """Put a message at the end of the actor's own mailbox."""
@@ -75,23 +94,18 @@ class SupervisedActor(pykka.ThreadingActor):
         """Tell the parent something, if it is there to hear it and this actor is not replaced."""
         parent = self.parent
         if parent is not None:
-            self.pulse.unless_fenced(lambda: tell(parent, message))
+            self.heartbeat.unless_fenced(lambda: tell(parent, message))
 
     def beat(self, patience: float | None = None) -> None:
-        """Say, between the steps of a long work, that it goes on.
-
-        The next beat, or the end of the message, is due within `patience` seconds; without, within
-        the usual. Raises `FencedError` where the actor has been replaced meanwhile, so that it
-        takes no further step: to be called before each one that counts outside.
-        """
-        self.pulse.go_on(patience)
+        """Beat, between the steps of a long work: `ActorHeartbeat.go_on`."""
+        self.heartbeat.go_on(patience)
 
     # Pykka's hooks.
 
     def on_start(self) -> None:
         """Name the thread, and what it logs, after the actor."""
-        self.pulse.thread = threading.current_thread()
-        self.pulse.thread.name = self.pulse.name
+        self.heartbeat.thread = threading.current_thread()
+        self.heartbeat.thread.name = self.heartbeat.name
         context = {"actor": self.name}
         if self.tenant_id is not None:
             context["tenant"] = self.tenant_id
@@ -99,27 +113,28 @@ class SupervisedActor(pykka.ThreadingActor):
 
     def on_receive(self, message: object) -> object:
         """Hand a message to `handle`; whatever escapes ends this actor and no other."""
+        heartbeat = self.heartbeat
         if isinstance(message, Ping):
             if message.reply is not None:
                 with suppress(InvalidStateError):
                     message.reply.set_result(None)
             return True
-        if self.pulse.is_fenced():
+        if heartbeat.is_fenced():
             self._dismiss(message)
             return None
-        self.pulse.beat()
+        heartbeat.beat()
         try:
             return self.handle(message)
         except BaseException as error:
-            if self.pulse.is_fenced():
+            if heartbeat.is_fenced():
                 return None  # It was replaced: its failure is nobody's concern any more.
             if isinstance(error, Exception):
                 raise
             # Pykka would stop every actor there is; one is enough.
             raise ActorCrashError(f"{type(error).__name__}: {error}") from error
         finally:
-            self.pulse.rest()
-            if self.pulse.is_fenced():
+            heartbeat.rest()
+            if heartbeat.is_fenced():
                 log.warning("actor.came_back")
 
     def on_failure(
@@ -129,7 +144,7 @@ class SupervisedActor(pykka.ThreadingActor):
         traceback: TracebackType | None,
     ) -> None:
         """Clean up, answer who waits, and tell the parent."""
-        self.pulse.beat()
+        self.heartbeat.beat()
         kind = exception_type.__name__ if exception_type else "failure"
         error = self.failure = f"{kind}: {exception_value}"
         log.error(
@@ -145,21 +160,21 @@ class SupervisedActor(pykka.ThreadingActor):
             log.exception("actor.cleanup_failed")
         finally:
             self._refuse_mailbox()
-            self.pulse.forget()
-            self.tell_parent(ChildFailed(child=self.actor_ref, name=self.name, error=error))
+            self.heartbeat.forget()
+            self.tell_parent(ChildFailed(child=self.actor_ref, error=error))
 
     def on_stop(self) -> None:
         """Clean up and answer who waits."""
-        self.pulse.beat()
+        self.heartbeat.beat()
         try:
-            if not self.pulse.is_fenced():
+            if not self.heartbeat.is_fenced():
                 self.stopped()
         finally:
             self._refuse_mailbox()
-            self.pulse.forget()
+            self.heartbeat.forget()
 
     def _refuse_mailbox(self) -> None:
-        """Answer commands that nobody will handle any more, so that nobody waits for them."""
+        """Answer the commands in the mailbox that nobody will handle any more."""
         inbox = cast("Queue[Any]", self.actor_inbox)
         with suppress(Empty):
             while True:
@@ -171,39 +186,115 @@ class SupervisedActor(pykka.ThreadingActor):
             refuse(message, UnavailableError(RESTARTED))
 
 
-def claim(message: Execute) -> bool:
-    """Tell whether a command's sender still waits; from then on it waits until it is answered."""
-    reply = message.reply
-    return not reply.done() and reply.set_running_or_notify_cancel()
+class ActorHeartbeat(Heartbeat):
+    """A heartbeat, and a fence.
 
+    An actor that is replaced while its thread hangs can't be ended: Python has no way. The actor
+    is fenced instead: from then on it says nothing to its parent, handles no message, and what it
+    holds outside is given back by the thread that fences it.
+    """
 
-def answer(message: Execute, outcome: Outcome) -> None:
-    """Answer a command, unless its sender has stopped waiting."""
-    with suppress(InvalidStateError):
-        message.reply.set_result(outcome)
+    __slots__ = ("_fenced", "_gate", "_releases", "name", "stuck", "thread")
 
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
+        self.thread: threading.Thread | None = None
+        self._fenced = False
+        self.stuck = False
+        """Written by the watch alone."""
+        self._gate = threading.Lock()
+        self._releases: list[Callable[[], None]] = []
 
-def refuse(message: Execute, error: Exception) -> None:
-    """Answer a command with an error, unless it has been answered."""
-    with suppress(InvalidStateError):
-        message.reply.set_exception(error)
+    def is_fenced(self) -> bool:
+        """Tell whether the actor has been replaced."""
+        return self._fenced
+
+    def fence(self) -> None:
+        """Make void what the actor says from now on, and give back what it holds. From any thread.
+
+        When this returns, no message of the actor is under way any more. Harmless twice.
+        """
+        with self._gate:
+            self._fenced = True
+            releases, self._releases = self._releases, []
+        for release in releases:
+            self._release(release)
+
+    def on_fence(self, release: Callable[[], None]) -> None:
+        """Have `release`, which may be called from any thread, give back something at a fence."""
+        with self._gate:
+            if not self._fenced:
+                self._releases.append(release)
+                return
+        self._release(release)
+
+    def forget(self) -> None:
+        """Hold the actor no longer, which has ended and has given everything back itself."""
+        with self._gate:
+            self._releases.clear()
+
+    def go_on(self, patience: float | None = None) -> None:
+        """Beat, between the steps of a long work: before each one that counts outside.
+
+        The next beat, or the end of the message, is due within `patience` seconds; without, within
+        the watch's own. Raises `FencedError` where the actor has been replaced meanwhile, so that
+        it takes no further step.
+        """
+        if self._fenced:
+            raise FencedError(self.name)
+        self.beat(patience)
+
+    def unless_fenced(self, say: Callable[[], object]) -> None:
+        """Call `say`, which must not block, unless the actor has been replaced."""
+        with self._gate:
+            if not self._fenced:
+                say()
+
+    @property
+    def ended(self) -> bool:
+        """Whether the actor's thread was there and is there no more."""
+        return self.thread is not None and not self.thread.is_alive()
+
+    def where(self) -> str:
+        """Say where in the program the actor's thread is now, for people."""
+        return "" if self.thread is None else where_is(self.thread)
+
+    def _release(self, release: Callable[[], None]) -> None:
+        try:
+            release()
+        except Exception:
+            log.exception("actor.release_failed", stuck=self.name)
 
 
 class SupervisedRef(pykka.ActorRef[SupervisedActor]):
-    """An actor's reference, with its pulse: what others may know of it without asking."""
+    """An actor's reference, with its heartbeat: what others may know of it without asking."""
 
     def __init__(self, actor: SupervisedActor) -> None:
         super().__init__(actor)
-        self.pulse = actor.pulse
+        self.heartbeat = actor.heartbeat
 
 
-def pulse_of(ref: Ref) -> Pulse:
-    """Give the pulse of one of our actors."""
+def heartbeat_of(ref: Ref) -> ActorHeartbeat:
+    """Give the heartbeat of one of our actors."""
     if not isinstance(ref, SupervisedRef):
         raise TypeError(f"{ref} is no supervised actor")
-    return ref.pulse
+    return ref.heartbeat
 
 
 def mailbox_depth(ref: Ref) -> int:
     """Count the messages waiting for an actor."""
     return int(ref.actor_inbox.qsize())  # type: ignore[attr-defined]
+
+
+def where_is(thread: threading.Thread) -> str:
+    """Say where in the program a thread is now, for people."""
+    # The one way to look at another thread; it has been there since Python 2.5.
+    frame = sys._current_frames().get(thread.ident or 0)  # noqa: SLF001
+    places: list[str] = []
+    while frame is not None and len(places) < 3:
+        path = Path(frame.f_code.co_filename)
+        name = path.relative_to(_ROOT) if path.is_relative_to(_ROOT) else path.name
+        places.append(f"{name}:{frame.f_lineno} in {frame.f_code.co_name}")
+        frame = frame.f_back
+    return " < ".join(places)

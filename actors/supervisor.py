@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Final
 
 import structlog
 
+from tenantry.actors.backoff import LONGEST_OUTAGE_BACKOFF, Restarts, backoff
 from tenantry.actors.board import Board, TenantBoard
-from tenantry.actors.clock import tell
 from tenantry.actors.messages import (
     Begin,
     ChildFailed,
-    ChildStuck,
     Drain,
     DrainAll,
     Drained,
@@ -29,46 +27,30 @@ from tenantry.actors.messages import (
     TenantGone,
     TryAgain,
 )
-from tenantry.actors.ports import TenantPorts
-from tenantry.actors.reconciler import Reconciler, ReconcilerPorts
-from tenantry.actors.restarts import Restarts, backoff
-from tenantry.actors.supervision import SupervisedActor, refuse
+from tenantry.actors.pending_replies import refuse
+from tenantry.actors.ports import ActorPorts
+from tenantry.actors.reconciler import Reconciler, existing_tenants
+from tenantry.actors.supervision import SupervisedActor, tell
 from tenantry.actors.tenant import Tenant
 from tenantry.control.port import SystemState, UnavailableError
 from tenantry.domain import names
 from tenantry.domain.commands import CreateTenant
 from tenantry.domain.errors import InvalidCommandError, TenantNotFoundError
-from tenantry.domain.tenant import TenantState
 from tenantry.journal.port import JournalUnavailableError
-from tenantry.projections.port import TenantDirectory
 
 log = structlog.get_logger("actors.supervisor")
 
-PAGE: Final = 500
-LONGEST_WAIT: Final = 2.0
 STOP_TIMEOUT: Final = 3.0
 """Seconds the tenants are given together to stop, once they are drained."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SupervisorPorts:
-    """What the supervisor stands on, and what its tenants do."""
-
-    directory: TenantDirectory
-    tenant: TenantPorts
-    reconciler: ReconcilerPorts | None = None
-    """None: nobody looks for drift."""
 
 
 class Supervisor(SupervisedActor):
     """The root of the tree. It never waits for a tenant; a slow one delays no other."""
 
-    def __init__(
-        self, *, ports: SupervisorPorts, board: Board, on_crash: Callable[[str], None]
-    ) -> None:
+    def __init__(self, *, ports: ActorPorts, board: Board, on_crash: Callable[[str], None]) -> None:
         super().__init__(name="supervisor", parent=None)
         self._ports = ports
-        self._clock = ports.tenant.clock
+        self._clock = ports.clock
         self._board = board
         self._on_crash = on_crash
         self._tenants: dict[str, Ref] = {}
@@ -80,16 +62,14 @@ class Supervisor(SupervisedActor):
         self._undrained: set[str] = set()
 
     def handle(self, message: object) -> None:
-        """Handle a command, a word of a tenant or the clock."""
+        """Handle a command, a message of a tenant or the clock."""
         match message:
             case Execute():
                 self._route(message)
             case TenantGone(tenant_id=tenant_id, ref=ref):
                 self._let_go(tenant_id, ref)
-            case ChildFailed(child=child, error=error):
-                self._child_failed(child, error)
-            case ChildStuck(child=child, error=error):
-                self._child_failed(child, error, stuck=True)
+            case ChildFailed(child=child, error=error, stuck=stuck):
+                self._child_failed(child, error, stuck=stuck)
             case Parked(tenant_id=tenant_id):
                 self._restarts.forget(tenant_id)
             case RestartChild(name=tenant_id):
@@ -103,15 +83,13 @@ class Supervisor(SupervisedActor):
                 self._drain_expired()
             case Drifted():
                 self._drifted(message)
-            case Begin() if self._ports.reconciler is not None:
-                # What has drifted is seen before the tenants make it right.
+            case Begin() | StartReconciler():
+                # At first, too: what has drifted is seen before the tenants make it right.
                 self._start_reconciler()
             case FirstLookDone() if self._board.state is not SystemState.STARTING:
                 pass  # of a reconciler that was restarted
-            case Begin() | FirstLookDone() | TryAgain():
-                self._begin()
-            case StartReconciler():
-                self._start_reconciler()
+            case FirstLookDone() | TryAgain():
+                self._start_tenants()
             case _:
                 raise TypeError(f"the supervisor can't handle {type(message).__name__}")
 
@@ -124,17 +102,18 @@ class Supervisor(SupervisedActor):
         """Stop every tenant."""
         self._stop_tenants()
 
-    def _begin(self) -> None:
+    def _start_tenants(self) -> None:
         if self._drain is not None:
             return
         try:
-            for state in self._existing():
+            for state in existing_tenants(self._ports.directory):
                 if state.tenant_id not in self._tenants:
-                    # Seen at once, so that nobody takes the system for ready before they consume.
+                    # Seen at once, so that the system is not taken for ready before they consume.
                     self._start(state.tenant_id)
+                self.beat()
         except JournalUnavailableError as error:
             self._failures += 1
-            delay = backoff(self._failures, LONGEST_WAIT)
+            delay = backoff(self._failures, LONGEST_OUTAGE_BACKOFF)
             log.warning("supervisor.waits_for_journal", error=str(error))
             self._clock.tell_later(delay, self.actor_ref, TryAgain())
             return
@@ -142,10 +121,9 @@ class Supervisor(SupervisedActor):
         self._board.state = SystemState.RUNNING
 
     def _start_reconciler(self) -> None:
-        ports = self._ports.reconciler
-        if ports is not None and self._drain is None:
+        if self._drain is None:
             self._reconciler = self._board.reconciler = Reconciler.start(
-                parent=self.actor_ref, ports=ports, board=self._board
+                parent=self.actor_ref, ports=self._ports, board=self._board
             )
             tell(self._reconciler, Begin())
 
@@ -159,21 +137,14 @@ class Supervisor(SupervisedActor):
         if ref is not None:
             tell(ref, message)
 
-    def _existing(self) -> Iterator[TenantState]:
-        after: str | None = None
-        while page := self._ports.directory.page(after=after, limit=PAGE):
-            yield from page
-            after = page[-1].tenant_id
-            self.beat()
-
     def _start(self, tenant_id: str, *, park: str | None = None, fresh: bool = False) -> Ref:
-        # A new one each time: whoever was replaced writes to the old one, if to any.
+        # A new one each time: an actor that was replaced writes to the old one, if to any.
         board = self._board.renew(tenant_id)
         board.stands_still = park
         ref = Tenant.start(
             tenant_id=tenant_id,
             parent=self.actor_ref,
-            ports=self._ports.tenant,
+            ports=self._ports,
             board=board,
             fresh=fresh,
         )
@@ -187,10 +158,11 @@ class Supervisor(SupervisedActor):
         if self._board.state is not SystemState.RUNNING:
             refuse(message, UnavailableError(f"the daemon is {self._board.state.value}"))
             return
+        restarting = UnavailableError(f"tenant {tenant_id!r} is being restarted")
         ref = self._tenants.get(tenant_id)
         if ref is None:
             if tenant_id in self._restarting:
-                refuse(message, UnavailableError(f"tenant {tenant_id!r} is being restarted"))
+                refuse(message, restarting)
                 return
             if not isinstance(message.command, CreateTenant):
                 refuse(message, TenantNotFoundError(tenant_id))
@@ -201,7 +173,7 @@ class Supervisor(SupervisedActor):
                 return
             ref = self._start(tenant_id, fresh=True)
         if not tell(ref, message):
-            refuse(message, UnavailableError(f"tenant {tenant_id!r} is being restarted"))
+            refuse(message, restarting)
 
     def _let_go(self, tenant_id: str, ref: Ref) -> None:
         """Stop the actor of a tenant that exists no more."""
@@ -209,14 +181,14 @@ class Supervisor(SupervisedActor):
             del self._tenants[tenant_id]
             self._restarts.forget(tenant_id)
             self._board.tenants.pop(tenant_id, None)
-            self._ports.tenant.observer.tenant_gone(tenant_id)
+            self._ports.observer.tenant_gone(tenant_id)
         self._board.departures.let_go(ref)
         self._undrained.discard(tenant_id)
         self._drained_if_done()
 
     # Supervision.
 
-    def _child_failed(self, child: Ref, error: str, *, stuck: bool = False) -> None:
+    def _child_failed(self, child: Ref, error: str, *, stuck: bool) -> None:
         if child == self._reconciler:
             self._reconciler_failed(child, error, stuck=stuck)
             return
@@ -227,30 +199,30 @@ class Supervisor(SupervisedActor):
         board = self._board.tenant(tenant_id)
         if stuck:
             self._replace(board)
-        self._ports.tenant.observer.actor_failed("tenant")
+        self._ports.observer.actor_failed("tenant")
         board.restarts += 1
         if self._drain is not None:
             # Its channel is closed, the broker has its deliveries again: nothing is left to drain.
             self._undrained.discard(tenant_id)
             self._drained_if_done()
             return
-        verdict = self._restarts.failed(tenant_id, self._clock.now())
+        restart = self._restarts.failed(tenant_id, self._clock.now())
         park = None
-        if verdict.given_up:
+        if restart.given_up:
             park = f"its actors failed too often, the last time with {error}"
         self._restarting[tenant_id] = park
         log.warning(
             "tenant.restarts",
             tenant=tenant_id,
             error=error,
-            delay=round(verdict.delay, 2),
+            delay=round(restart.delay, 2),
             park=park,
         )
-        self._clock.tell_later(verdict.delay, self.actor_ref, RestartChild(name=tenant_id))
+        self._clock.tell_later(restart.delay, self.actor_ref, RestartChild(name=tenant_id))
 
     def _replace(self, board: TenantBoard) -> None:
         """Take a tenant that hangs out of the way, and with it what it can't stop itself."""
-        self._ports.tenant.observer.actor_stuck("tenant")
+        self._ports.observer.actor_stuck("tenant")
         # The tenant first: what it starts from now on, it finds that it must let go again.
         for ref in (board.ref, board.consumer, *board.workers.copy().values()):
             if ref is not None:
@@ -261,7 +233,7 @@ class Supervisor(SupervisedActor):
 
     def _reconciler_failed(self, child: Ref, error: str, *, stuck: bool) -> None:
         """Have it look again at its usual time: without it everything else goes on."""
-        observer = self._ports.tenant.observer
+        observer = self._ports.observer
         observer.actor_failed("reconciler")
         if stuck:
             observer.actor_stuck("reconciler")
@@ -270,10 +242,9 @@ class Supervisor(SupervisedActor):
                 self.tell_self(FirstLookDone())
         self._reconciler = self._board.reconciler = None
         self._board.reconciler_restarts += 1
-        ports = self._ports.reconciler
-        if ports is not None:
-            log.error("reconciler.restarts", error=error, delay=ports.every)
-            self._clock.tell_later(ports.every, self.actor_ref, StartReconciler())
+        delay = self._ports.reconcile_every
+        log.error("reconciler.restarts", error=error, delay=delay)
+        self._clock.tell_later(delay, self.actor_ref, StartReconciler())
 
     def _restart(self, tenant_id: str) -> None:
         park = self._restarting.pop(tenant_id, None)

@@ -1,111 +1,67 @@
-"""The whole tree of actors, from the ports it stands on."""
+"""The tree of actors: how it is started, and how it is drained and stopped.
+
+New commands are refused, consumers cancel, workers finish what they and their consumer hold, acks
+are sent, tenants stop: all of that is `DrainAll` going down the tree and `Drained` coming up.
+What the actors stand on (broker connection, journal, database) is closed after them, by its owner.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
+import time
+from collections.abc import Callable, Collection
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeoutError
+
+import pykka
+import structlog
 
 from tenantry.actors.board import Board
-from tenantry.actors.buffer import ConsumerLimits
-from tenantry.actors.clock import Clock, tell
-from tenantry.actors.messages import Begin, Ref
-from tenantry.actors.observer import Observer
-from tenantry.actors.ports import TenantPorts
-from tenantry.actors.provisioning import Provisioner
-from tenantry.actors.reconciler import ReconcilerPorts
-from tenantry.actors.supervisor import Supervisor, SupervisorPorts
-from tenantry.broker.port import Administration, Consuming, PasswordHashes
-from tenantry.dead_letters.port import DeadLetterIndex
-from tenantry.journal.port import EventStore
-from tenantry.messages.port import MessageStore
-from tenantry.messages.sql_access import SqlAccess
-from tenantry.process.reload import LiveSettings
-from tenantry.projections.port import TenantDirectory
-from tenantry.settings import Settings
+from tenantry.actors.messages import Begin, DrainAll, Orphan, Ref
+from tenantry.actors.ports import ActorPorts
+from tenantry.actors.supervision import tell
+from tenantry.actors.supervisor import STOP_TIMEOUT, Supervisor
+
+log = structlog.get_logger("actors.drain")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TreePorts:
-    """What the actors stand on, all together."""
+def start_actors(ports: ActorPorts, board: Board, *, on_crash: Callable[[str], None]) -> Ref:
+    """Start the supervisor, which is on the board then; it does nothing before `begin`.
 
-    journal: EventStore
-    directory: TenantDirectory
-    messages: MessageStore
-    handling: MessageStore
-    """The store that workers use, with the handlers before it."""
-    dead_letters: DeadLetterIndex
-    consuming: Consuming
-    administration: Administration
-    passwords: PasswordHashes
-    sql_access: SqlAccess
-    clock: Clock
-    observer: Observer
-
-
-def plant(
-    ports: TreePorts,
-    live: LiveSettings,
-    board: Board,
-    *,
-    store_patience: float | None,
-    on_crash: Callable[[str], None],
-) -> Ref:
-    """Make the supervisor, which is on the board then; it does nothing before `begin`.
-
-    `store_patience` is how long a batch may take, where that is longer than usual.
+    `on_crash` is called with the reason where the supervisor fails, from its thread.
     """
-    limits = _limits(live.now)
-    live.follow(partial(_adjust, limits))
-    provisioner = Provisioner(
-        administration=ports.administration,
-        messages=ports.messages,
-        passwords=ports.passwords,
-        sql_access=ports.sql_access,
-    )
-    supervisor: Ref = Supervisor.start(
-        ports=SupervisorPorts(
-            directory=ports.directory,
-            tenant=TenantPorts(
-                journal=ports.journal,
-                messages=ports.handling,
-                dead_letters=ports.dead_letters,
-                broker=ports.consuming,
-                provisioner=provisioner,
-                clock=ports.clock,
-                limits=limits,
-                observer=ports.observer,
-                store_patience=store_patience,
-            ),
-            reconciler=ReconcilerPorts(
-                directory=ports.directory,
-                provisioner=provisioner,
-                clock=ports.clock,
-                observer=ports.observer,
-                every=live.now.reconcile.every_seconds,
-            ),
-        ),
-        board=board,
-        on_crash=on_crash,
-    )
+    supervisor: Ref = Supervisor.start(ports=ports, board=board, on_crash=on_crash)
     board.supervisor = supervisor
     return supervisor
 
 
-def _limits(settings: Settings) -> ConsumerLimits:
-    consumer = settings.consumer
-    return ConsumerLimits(
-        prefetch=consumer.prefetch,
-        batch_size=consumer.batch_size,
-        linger=consumer.linger_ms / 1000,
-    )
-
-
-def _adjust(limits: ConsumerLimits, settings: Settings) -> None:
-    limits.batch_size = settings.consumer.batch_size
-    limits.linger = settings.consumer.linger_ms / 1000
-
-
 def begin(supervisor: Ref) -> None:
-    """Let the tree take up the tenants there are."""
+    """Let the supervisor start an actor for each tenant there is."""
     tell(supervisor, Begin())
+
+
+def drain_and_stop(supervisor: Ref, *, seconds: float) -> tuple[Orphan, ...]:
+    """Drain the whole tree within `seconds`, stop it, and name what was left unfinished.
+
+    Stopping may take a few seconds more. Never raises for an actor that is dead or hangs.
+    """
+    until = time.monotonic() + seconds
+    reply: Future[tuple[Orphan, ...]] = Future()
+    if not tell(supervisor, DrainAll(seconds=seconds, stop=True, reply=reply)):
+        return ()
+    try:
+        orphans = reply.result(max(0.0, until - time.monotonic()) + 1.0)
+    except FutureTimeoutError:
+        orphans = (Orphan(tenant_id="*", actor="supervisor", deliveries=0),)
+    try:
+        supervisor.stop(block=True, timeout=STOP_TIMEOUT + 1.0)
+    except (pykka.Timeout, pykka.ActorDeadError) as error:
+        log.warning("supervisor.does_not_stop", error=repr(error))
+    return orphans
+
+
+def report(orphans: Collection[Orphan]) -> None:
+    """Name each orphan in the log; one line names them all."""
+    for one in orphans:
+        log.error("drain.orphan", tenant=one.tenant_id, actor=one.actor, deliveries=one.deliveries)
+    named = [f"{one.tenant_id}/{one.actor}: {one.deliveries} deliveries" for one in orphans]
+    log.error("daemon.stopped_unfinished", orphans=named)

@@ -1,10 +1,10 @@
-"""Notices what hangs or has died without a word, and tells those who can do something about it.
+"""Notices what hangs or has died without a message, and tells who can do something about it.
 
-It runs on a thread that needs no actor, and asks nobody: every actor and every loop below them
-leaves a heartbeat. A child that hangs is its parent's to replace. Where nobody is left to do so
+The watch runs on a thread that needs no actor, and asks nothing: every actor and every loop below
+them leaves a heartbeat. A child that hangs is its parent's to replace. Where no parent can do so
 (the supervisor itself, a loop that all depend on, too many threads that can't be ended), the
-process is not alive any more, and whoever started it has to start it anew. A loop that nobody waits
-for is told of and counted.
+process is not alive any more, and its manager has to start it anew. A loop that nothing waits for
+is logged and counted.
 """
 
 from __future__ import annotations
@@ -18,11 +18,9 @@ from typing import Final
 import structlog
 
 from tenantry.actors.board import Board
-from tenantry.actors.clock import tell
-from tenantry.actors.messages import ChildStuck, Ref
-from tenantry.actors.observer import NoObserver, Observer
-from tenantry.actors.pulse import where_is
-from tenantry.actors.supervision import pulse_of
+from tenantry.actors.messages import ChildFailed, Ref
+from tenantry.actors.ports import Observer
+from tenantry.actors.supervision import heartbeat_of, tell, where_is
 from tenantry.control.port import SystemState
 from tenantry.telemetry.heartbeat import Heartbeat
 
@@ -42,7 +40,7 @@ _RESTING: Final = Heartbeat()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Loop:
+class WatchedThread:
     """A thread that runs until the process ends, and its heartbeat, if it has one.
 
     Without one that is `vital`, everything else stops before long.
@@ -68,8 +66,8 @@ class Watch:
         self._now = now
         self._board = board
         self._patience = patience
-        self._observer = observer or NoObserver()
-        self._loops: dict[str, Loop] = {}
+        self._observer = observer or Observer()
+        self._loops: dict[str, WatchedThread] = {}
         self._stuck: set[str] = set()
         self._looked_at = now()
         self._woke_at = 0.0
@@ -83,7 +81,9 @@ class Watch:
         vital: bool = True,
     ) -> None:
         """Watch a thread as well: it may not end, and not hang if it is `vital`."""
-        self._loops[name] = Loop(name=name, thread=thread, heartbeat=heartbeat, vital=vital)
+        self._loops[name] = WatchedThread(
+            name=name, thread=thread, heartbeat=heartbeat, vital=vital
+        )
 
     def look(self) -> None:
         """Tell the parents of children that hang; see which of those let go do not go."""
@@ -112,11 +112,11 @@ class Watch:
         not_before = now if now - self._looked_at > FROZEN else self._woke_at
         supervisor = self._board.supervisor
         if supervisor is not None:
-            pulse = pulse_of(supervisor)
-            silent = pulse.overdue(now, patience=self._patience, not_before=not_before)
+            heartbeat = heartbeat_of(supervisor)
+            silent = heartbeat.overdue(now, patience=self._patience, not_before=not_before)
             if silent is not None:
-                yield f"the supervisor has hung for {silent:.0f} s: {pulse.where()}"
-            elif not supervisor.is_alive() or pulse.ended:
+                yield f"the supervisor has hung for {silent:.0f} s: {heartbeat.where()}"
+            elif not supervisor.is_alive() or heartbeat.ended:
                 yield "the supervisor is dead"
         for loop in self._loops.values():
             silent = self._silence(loop, now, not_before)
@@ -128,11 +128,11 @@ class Watch:
         if abandoned > MOST_ABANDONED:
             yield f"{abandoned} threads of replaced actors hang"
 
-    def _silence(self, loop: Loop, now: float, not_before: float) -> float | None:
+    def _silence(self, loop: WatchedThread, now: float, not_before: float) -> float | None:
         heartbeat = loop.heartbeat or _RESTING
         return heartbeat.overdue(now, patience=self._patience, not_before=not_before)
 
-    def _look_at(self, loop: Loop, now: float) -> None:
+    def _look_at(self, loop: WatchedThread, now: float) -> None:
         """Tell, once, of a loop that hangs and that the others can do without."""
         silent = self._silence(loop, now, self._woke_at)
         if silent is None:
@@ -144,20 +144,20 @@ class Watch:
             log.error("loop.stuck", stuck=loop.name, error=error)
 
     def _judge(self, parent: Ref, child: Ref, now: float) -> None:
-        pulse = pulse_of(child)
-        silent = pulse.overdue(now, patience=self._patience, not_before=self._woke_at)
+        heartbeat = heartbeat_of(child)
+        silent = heartbeat.overdue(now, patience=self._patience, not_before=self._woke_at)
         if silent is not None:
-            error = f"it has hung for {silent:.0f} s: {pulse.where()}"
-        elif child.is_alive() and pulse.ended:
+            error = f"it has hung for {silent:.0f} s: {heartbeat.where()}"
+        elif child.is_alive() and heartbeat.ended:
             error = "its thread has ended without a word"
         else:
-            pulse.stuck = False
+            heartbeat.stuck = False
             return
-        if not pulse.stuck:
+        if not heartbeat.stuck:
             # Told once: the parent's mailbox is no place for reminders.
-            pulse.stuck = True
-            log.error("actor.stuck", stuck=pulse.name, error=error)
-            tell(parent, ChildStuck(child=child, error=error))
+            heartbeat.stuck = True
+            log.error("actor.stuck", stuck=heartbeat.name, error=error)
+            tell(parent, ChildFailed(child=child, error=error, stuck=True))
 
     def _children(self) -> Iterator[tuple[Ref, Ref]]:
         """Give every actor but the supervisor, with its parent."""

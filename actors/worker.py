@@ -2,52 +2,31 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Final
+from uuid import UUID
 
 import structlog
 
+from tenantry.actors.backoff import LONGEST_OUTAGE_BACKOFF, backoff
 from tenantry.actors.board import TenantBoard
-from tenantry.actors.clock import Clock, tell
-from tenantry.actors.messages import Batch, Begin, Ref, RetryWork, Work, WorkDone
-from tenantry.actors.observer import NoObserver, Observer
-from tenantry.actors.restarts import backoff
-from tenantry.actors.reuse import Reuse
-from tenantry.actors.supervision import SupervisedActor
-from tenantry.dead_letters.port import DeadLetterIndex, RejectedMessage
+from tenantry.actors.messages import Batch, Begin, Ref, Work, WorkDone
+from tenantry.actors.ports import ActorPorts
+from tenantry.actors.supervision import SupervisedActor, tell
+from tenantry.dead_letters.port import RejectedMessage
 from tenantry.domain import names
-from tenantry.domain.events import MessageDeadLettered, MessageIdsReused
-from tenantry.journal.port import ANY, EventStore, JournalUnavailableError, Metadata
-from tenantry.messages.port import (
-    MessageStore,
-    StoreResult,
-    StoreUnavailableError,
-    Tried,
-    Unstorable,
-)
+from tenantry.domain.events import Event, MessageDeadLettered, MessageIdsReused
+from tenantry.journal.port import ANY, JournalUnavailableError, Metadata
+from tenantry.messages.port import StoreResult, StoreUnavailableError, Tried, Unstorable
 from tenantry.messages.validation import shown
 
 log = structlog.get_logger("actors.worker")
 
-LONGEST_BACKOFF: Final = 2.0
-"""Seconds between attempts while the database is away: short, so that work goes on soon after."""
-
 LONGEST_ERROR: Final = 500
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WorkerPorts:
-    """What a worker stands on."""
-
-    messages: MessageStore
-    dead_letters: DeadLetterIndex
-    journal: EventStore
-    clock: Clock
-    observer: Observer = field(default_factory=NoObserver)
-    reuse: Reuse = field(default_factory=Reuse)
-    patience: float | None = None
-    """Seconds the store may take for a batch, where that is longer than others may be silent."""
+REUSE_REPORTED_EVERY: Final = 60.0
+"""Seconds between two events about one tenant's reused ids; what happens in between is counted."""
 
 
 class Worker(SupervisedActor):
@@ -66,22 +45,22 @@ class Worker(SupervisedActor):
         parent: Ref,
         consumer: Ref,
         board: TenantBoard,
-        ports: WorkerPorts,
+        ports: ActorPorts,
+        reused_ids: ReusedIds,
     ) -> None:
         super().__init__(name=name, parent=parent, tenant_id=tenant_id)
         self._tenant = tenant_id
         self._consumer = consumer
         self._board = board
         self._ports = ports
+        self._reused_ids = reused_ids
 
     def handle(self, message: object) -> None:
         """Store a batch, or try again to."""
         match message:
             case Begin():
                 pass
-            case Work(batch=batch):
-                self._attempt(batch, None, 0)
-            case RetryWork(batch=batch, result=result, failures=failures):
+            case Work(batch=batch, result=result, failures=failures):
                 self._attempt(batch, result, failures)
             case _:
                 raise TypeError(f"a worker can't handle {type(message).__name__}")
@@ -89,7 +68,7 @@ class Worker(SupervisedActor):
     def _attempt(self, batch: Batch, result: StoreResult | None, failures: int) -> None:
         try:
             if result is None:
-                self.beat(self._ports.patience)
+                self.beat(self._ports.store_patience)
                 began = self._ports.clock.now()
                 result = self._ports.messages.store(
                     self._tenant,
@@ -99,7 +78,7 @@ class Worker(SupervisedActor):
                 self.beat()
                 self._observe(batch, result, self._ports.clock.now() - began)
                 if result.reused:
-                    self._tell_of_reuse(batch, result.reused)
+                    self._report_reuse(batch, result.reused)
             listed = 0
             if result.unstorable:
                 self.beat()
@@ -108,18 +87,16 @@ class Worker(SupervisedActor):
             self.beat()
             self._board.store_down = True
             self._ports.observer.batch_delayed(self._tenant)
-            delay = backoff(failures + 1, LONGEST_BACKOFF)
+            failures += 1
+            delay = backoff(failures, LONGEST_OUTAGE_BACKOFF)
             log.warning(
                 "worker.store_unavailable",
                 error=str(error),
-                failures=failures + 1,
+                failures=failures,
                 retry_in=round(delay, 2),
             )
-            self._ports.clock.tell_later(
-                delay,
-                self.actor_ref,
-                RetryWork(batch=batch, result=result, failures=failures + 1),
-            )
+            again = Work(batch=batch, result=result, failures=failures)
+            self._ports.clock.tell_later(delay, self.actor_ref, again)
             return
         self._board.store_down = False
         tell(
@@ -138,10 +115,10 @@ class Worker(SupervisedActor):
         if ended:
             observer.batch_stored(self._tenant, ended, seconds)
 
-    def _tell_of_reuse(self, batch: Batch, reused: Sequence[int]) -> None:
+    def _report_reuse(self, batch: Batch, reused: Sequence[int]) -> None:
         """Say that ids came twice with another content: now and then, however often that is."""
         self._ports.observer.ids_reused(self._tenant, len(reused))
-        count = self._ports.reuse.note(self._tenant, len(reused), self._ports.clock.now())
+        count = self._reused_ids.note(len(reused), self._ports.clock.now())
         if not count:
             return
         message = batch.deliveries[reused[0]].message
@@ -152,20 +129,14 @@ class Worker(SupervisedActor):
             count=count,
             remedy="something else is stored under it; what came now is not: ids must be unique",
         )
+        event = MessageIdsReused(
+            tenant_id=self._tenant,
+            message_id=shown(message.id) or "",
+            topic=message.topic,
+            count=count,
+        )
         try:
-            self._ports.journal.append(
-                names.dead_letter_journal_stream(self._tenant),
-                [
-                    MessageIdsReused(
-                        tenant_id=self._tenant,
-                        message_id=shown(message.id) or "",
-                        topic=message.topic,
-                        count=count,
-                    )
-                ],
-                expected=ANY,
-                metadata=Metadata(actor=f"{self._tenant}/{self.name}"),
-            )
+            self._append([event])
         except JournalUnavailableError as error:
             # It is counted and logged; nothing waits for it.
             log.debug("message.reuse_not_recorded", error=str(error))
@@ -174,57 +145,77 @@ class Worker(SupervisedActor):
         """Write down what can't be stored, in the index and the journal, before it is rejected.
 
         Gives how many dead letters have come of it. An event has an id that the index has made of
-        the letter, so that a redelivery records nothing twice.
+        the dead letter, so that a redelivery records nothing twice.
         """
         again = again or batch.attempt > 1
-        kept = self._ports.dead_letters.add(
-            self._tenant,
-            [
-                RejectedMessage(
-                    batch.deliveries[one.index].message,
-                    one.reason,
-                    one.error[:LONGEST_ERROR],
-                    max(one.attempts, batch.attempt),
-                    (one.first_error or one.error)[:LONGEST_ERROR],
-                    again or batch.deliveries[one.index].redelivered,
-                )
-                for one in unstorable
-            ],
-        )
-        events = []
+        rejected, events = [], []
         for one in unstorable:
-            message = batch.deliveries[one.index].message
+            delivery = batch.deliveries[one.index]
+            message, message_id = delivery.message, shown(delivery.message.id)
+            error = one.error[:LONGEST_ERROR]
+            first_error = (one.first_error or one.error)[:LONGEST_ERROR]
+            attempts = max(one.attempts, batch.attempt)
+            seen = again or delivery.redelivered
+            rejected.append(
+                RejectedMessage(message, one.reason, error, attempts, first_error, seen)
+            )
             events.append(
                 MessageDeadLettered(
                     tenant_id=self._tenant,
-                    message_id=shown(message.id),
+                    message_id=message_id,
                     topic=message.topic,
                     partition=message.partition,
                     reason=one.reason,
-                    error=one.error[:LONGEST_ERROR],
-                    first_error=(one.first_error or one.error)[:LONGEST_ERROR],
-                    attempts=max(one.attempts, batch.attempt),
+                    error=error,
+                    first_error=first_error,
+                    attempts=attempts,
                     size=len(message.body),
                 )
             )
+        kept = self._ports.dead_letters.add(self._tenant, rejected)
+        for event in events:
             log.warning(
                 "message.dead_lettered",
-                message_id=shown(message.id),
-                topic=message.topic,
-                reason=one.reason,
-                error=one.error[:LONGEST_ERROR],
+                message_id=event.message_id,
+                topic=event.topic,
+                reason=event.reason,
+                error=event.error,
             )
         self.beat()
         began = self._ports.clock.now()
+        recorded = self._append(events, ids=[one.event_id for one in kept])
+        self._ports.observer.journal_appended(recorded, self._ports.clock.now() - began)
+        return sum(one.fresh for one in kept)
+
+    def _append(self, events: Sequence[Event], *, ids: Sequence[UUID] | None = None) -> int:
+        """Append to the tenant's journal of dead letters; give how many events are new."""
         recorded = self._ports.journal.append(
             names.dead_letter_journal_stream(self._tenant),
             events,
             expected=ANY,
             metadata=Metadata(actor=f"{self._tenant}/{self.name}"),
-            ids=[one.event_id for one in kept],
+            ids=ids,
         )
-        self._ports.observer.journal_appended(len(recorded), self._ports.clock.now() - began)
-        return sum(one.fresh for one in kept)
+        return len(recorded)
+
+
+class ReusedIds:
+    """Counts a tenant's reused ids, to be reported once a while. Shared by its workers' threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._count = 0
+        self._not_before = 0.0
+
+    def note(self, count: int, now: float) -> int:
+        """Count messages; give how many are to be reported now, 0 for none."""
+        with self._lock:
+            self._count += count
+            if now < self._not_before:
+                return 0
+            count, self._count = self._count, 0
+            self._not_before = now + REUSE_REPORTED_EVERY
+            return count
 
 
 def _again(batch: Batch) -> Mapping[int, Tried | None]:

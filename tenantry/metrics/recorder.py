@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import Final
 
+from tenantry.actors.ports import Observer
 from tenantry.broker.port import Delivery
 from tenantry.broker.survey import DriftKind
 
@@ -88,7 +89,7 @@ def latencies(published_ms: list[int], now_ms: int) -> tuple[list[int], float]:
     return [after - before for before, after in pairwise((0, *at_most, size))], total / 1000
 
 
-class Recorder:
+class Recorder(Observer):
     """Counts what the actors tell of; it is their observer. Callable from any thread."""
 
     def __init__(self) -> None:

@@ -9,8 +9,8 @@ from dataclasses import replace
 
 import pytest
 
-from tenantry.actors.clock import tell
 from tenantry.actors.messages import Execute
+from tenantry.actors.supervision import tell
 from tenantry.api.vitals import Vitals
 from tenantry.control.port import ActorStatus, Outcome, SystemState
 from tenantry.journal.port import Metadata

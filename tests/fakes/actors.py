@@ -14,17 +14,13 @@ from typing import Any
 import pykka
 
 from tenantry.actors.board import Board
-from tenantry.actors.buffer import ConsumerLimits
-from tenantry.actors.clock import ThreadClock, tell
+from tenantry.actors.clock import ThreadClock
 from tenantry.actors.control import ActorControl
-from tenantry.actors.drain import drain_and_stop
-from tenantry.actors.messages import Begin, Orphan
-from tenantry.actors.observer import NoObserver, Observer
-from tenantry.actors.ports import TenantPorts
-from tenantry.actors.provisioning import Provisioner
-from tenantry.actors.reconciler import ReconcilerPorts
-from tenantry.actors.supervision import pulse_of
-from tenantry.actors.supervisor import Supervisor, SupervisorPorts
+from tenantry.actors.messages import Orphan
+from tenantry.actors.ports import ActorPorts, ConsumerLimits, Observer
+from tenantry.actors.provisioner import Provisioner
+from tenantry.actors.supervision import heartbeat_of
+from tenantry.actors.tree import begin, drain_and_stop, start_actors
 from tenantry.actors.watch import Watch
 from tenantry.broker import topology as layout
 from tenantry.broker.port import (
@@ -448,7 +444,7 @@ class Tree:
 
     def __init__(self, observer: Observer | None = None, *, look_every: float = 60.0) -> None:
         self.look_every = look_every
-        self.observer = observer or NoObserver()
+        self.observer = observer or Observer()
         self.faults = Faults()
         self.projection = InMemoryTenantProjection()
         self.passwords = FakePasswords()
@@ -468,34 +464,26 @@ class Tree:
         self._clock_thread.start()
         self.board = Board()
         self.watch = Watch(self.board, now=lambda: time.monotonic() + self.later)
-        provisioner = Provisioner(
-            administration=self.administration, messages=self.store, passwords=self.passwords
-        )
-        self.supervisor = Supervisor.start(
-            ports=SupervisorPorts(
+        self.supervisor = start_actors(
+            ActorPorts(
+                journal=self.journal,
                 directory=self.directory,
-                tenant=TenantPorts(
-                    journal=self.journal,
+                messages=self.store,
+                dead_letters=self.dead_letters,
+                consuming=self.broker,
+                provisioner=Provisioner(
+                    administration=self.administration,
                     messages=self.store,
-                    dead_letters=self.dead_letters,
-                    broker=self.broker,
-                    provisioner=provisioner,
-                    clock=self.clock,
-                    limits=ConsumerLimits(prefetch=100, batch_size=5, linger=0.01),
-                    observer=self.observer,
+                    passwords=self.passwords,
                 ),
-                reconciler=ReconcilerPorts(
-                    directory=self.directory,
-                    provisioner=provisioner,
-                    clock=self.clock,
-                    observer=self.observer,
-                    every=self.look_every,
-                ),
+                clock=self.clock,
+                limits=ConsumerLimits(prefetch=100, batch_size=5, linger=0.01),
+                observer=self.observer,
+                reconcile_every=self.look_every,
             ),
-            board=self.board,
+            self.board,
             on_crash=self.crashes.append,
         )
-        self.board.supervisor = self.supervisor
         self.control = ActorControl(
             self.supervisor,
             self.board,
@@ -503,7 +491,7 @@ class Tree:
             drain_seconds=5,
             on_stop=lambda: None,
         )
-        tell(self.supervisor, Begin())
+        begin(self.supervisor)
         eventually(lambda: self.board.state.value == "running")
 
     def stop(self, seconds: float = 5) -> tuple[Orphan, ...]:
@@ -523,9 +511,9 @@ class Tree:
     def busy(self) -> set[str]:
         """Name the actors that are at work."""
         return {
-            pulse.name
+            heartbeat.name
             for ref in pykka.ActorRegistry.get_all()
-            if (pulse := pulse_of(ref)).overdue(math.inf, patience=0) is not None
+            if (heartbeat := heartbeat_of(ref)).overdue(math.inf, patience=0) is not None
         }
 
     def execute(self, command: Command, timeout: float = 10) -> Outcome:

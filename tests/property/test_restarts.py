@@ -7,14 +7,7 @@ from itertools import accumulate, pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tenantry.actors.restarts import (
-    HOPELESS,
-    LONGEST_BACKOFF,
-    Intensity,
-    Restarts,
-    Verdict,
-    backoff,
-)
+from tenantry.actors.backoff import HOPELESS, LONGEST_BACKOFF, Intensity, Restart, Restarts, backoff
 
 intensities = st.builds(
     Intensity,
@@ -25,7 +18,7 @@ gaps = st.lists(st.floats(0, 20, allow_nan=False), max_size=60)
 children = st.sampled_from(["worker", "consumer", "acme", "globex"])
 
 
-def judged(restarts: Restarts, times: list[float], child: str = "worker") -> list[Verdict]:
+def judged(restarts: Restarts, times: list[float], child: str = "worker") -> list[Restart]:
     return [restarts.failed(child, now) for now in times]
 
 

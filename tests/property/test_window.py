@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from tenantry.actors.messages import Batch
-from tenantry.actors.window import Settlement, Window
+from tenantry.actors.settlement import Acknowledgement, Window
 from tenantry.broker.port import Delivery
 from tests.depth import examples
 from tests.fakes.actors import message
@@ -27,7 +27,7 @@ class Channel:
         self.acked: set[int] = set()
         self.rejected: set[int] = set()
 
-    def take(self, settlement: Settlement) -> None:
+    def take(self, settlement: Acknowledgement) -> None:
         for tag in settlement.rejects:
             self.unsettled.remove(tag)
             self.rejected.add(tag)
@@ -85,11 +85,11 @@ class Settling(RuleBasedStateMachine):
     def retry(self, which: random.Random, rejected: bool) -> None:
         tag = self.held.pop(which.randrange(len(self.held)))
         self.fate[tag] = REJECTED if rejected else COMMITTED
-        self.window.free(**{"rejects" if rejected else "acks": [tag]})
+        self.window.release(**{"rejects" if rejected else "acks": [tag]})
         self.settle()
 
     def settle(self) -> None:
-        settlement = self.window.settle()
+        settlement = self.window.take_ready()
         if settlement is not None:
             self.channel.take(settlement)
 
@@ -129,10 +129,10 @@ def test_while_nothing_is_held_one_ack_settles_many_batches() -> None:
     for batch in batches:
         window.enter(batch)
     window.finished(batches[1], 2)
-    assert window.settle() is None
+    assert window.take_ready() is None
     window.finished(batches[2], 1)
     window.finished(batches[0], 3)
-    assert window.settle() == Settlement(ack_up_to=6)
+    assert window.take_ready() == Acknowledgement(ack_up_to=6)
 
 
 def test_what_lies_beyond_a_held_delivery_is_acked_singly() -> None:
@@ -142,6 +142,6 @@ def test_what_lies_beyond_a_held_delivery_is_acked_singly() -> None:
     )
     window.enter(batch)
     window.finished(batch, 6, rejects=[5], held=[3])
-    assert window.settle() == Settlement(rejects=(5,), acks=(4, 6), ack_up_to=2)
-    window.free(acks=[3])
-    assert window.settle() == Settlement(acks=(3,))
+    assert window.take_ready() == Acknowledgement(rejects=(5,), acks=(4, 6), ack_up_to=2)
+    window.release(acks=[3])
+    assert window.take_ready() == Acknowledgement(acks=(3,))

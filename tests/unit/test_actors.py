@@ -10,10 +10,10 @@ from typing import Any, NoReturn
 
 import pytest
 
-from tenantry.actors import board, restarts, retrying
+from tenantry.actors import backoff, board
 from tenantry.actors.board import Board
-from tenantry.actors.clock import tell
 from tenantry.actors.messages import Drifted, Execute, Ref, TryAgain
+from tenantry.actors.supervision import tell
 from tenantry.broker.port import BrokerError, NotOursError, PasswordHash, TenantTopology
 from tenantry.broker.survey import Drift, DriftKind
 from tenantry.control.port import (
@@ -49,8 +49,8 @@ from tests.waiting import eventually
 @pytest.fixture
 def _hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave hardly a pause between restarts, and forget no failure however slow they are."""
-    monkeypatch.setattr(restarts, "FIRST_BACKOFF", 0.001)
-    monkeypatch.setattr(restarts, "Intensity", partial(restarts.Intensity, within=3600.0))
+    monkeypatch.setattr(backoff, "FIRST_BACKOFF", 0.001)
+    monkeypatch.setattr(backoff, "Intensity", partial(backoff.Intensity, within=3600.0))
 
 
 @pytest.fixture
@@ -724,7 +724,7 @@ def test_a_drain_that_takes_too_long_names_its_orphans(tree: Tree) -> None:
 
 
 def drain(tree: Tree, seconds: float):  # type: ignore[no-untyped-def]
-    from tenantry.actors.drain import drain_and_stop
+    from tenantry.actors.tree import drain_and_stop
 
     return drain_and_stop(tree.supervisor, seconds=seconds)
 
@@ -775,8 +775,7 @@ def broken() -> NoReturn:
 def test_a_deletion_that_keeps_failing_stands_still_and_then_goes_on(
     tree: Tree, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (retrying, restarts):
-        monkeypatch.setattr(module, "HOPELESS", 0.1)
+    monkeypatch.setattr(backoff, "HOPELESS", 0.1)
     tree.create("a")
     # Two lives of failures: what is being deleted can't be parked.
     tree.faults.plan("remove_topology", ZeroDivisionError("a bug"), times=8)

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from tenantry.actors.observer import NoObserver
+from tenantry.actors.ports import Observer
 from tenantry.broker.port import BrokerError, PasswordHash
 from tenantry.domain import names
 from tenantry.domain.commands import PauseTenant, RequestDeletion
@@ -20,7 +20,7 @@ from tests.waiting import eventually
 OFTEN = 0.02
 
 
-class Watching(NoObserver):
+class Watching(Observer):
     def __init__(self) -> None:
         self.drift: Counter[tuple[str, str]] = Counter()
 

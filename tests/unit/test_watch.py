@@ -10,9 +10,8 @@ from typing import Any
 import pytest
 
 from tenantry.actors.board import Board
-from tenantry.actors.pulse import Pulse
 from tenantry.actors.reconciler import LONGEST_LOOK
-from tenantry.actors.supervision import pulse_of
+from tenantry.actors.supervision import ActorHeartbeat, heartbeat_of
 from tenantry.actors.watch import MOST_ABANDONED, Watch
 from tenantry.domain.commands import PauseTenant, RequestDeletion, ResizeWorkers
 from tenantry.domain.tenant import Lifecycle
@@ -55,12 +54,12 @@ def test_a_worker_that_hangs_is_replaced_and_what_it_says_later_does_not_count(
     assert +Counter(recorder.stuck()) == {"worker": 1}
     assert recorder.failures()["worker"] == 1
     tree.watch.look()
-    assert [pulse.name for pulse in tree.board.departures.abandoned] == ["a/worker-1"]
-    assert "wait" in pulse_of(old).where()
+    assert [heartbeat.name for heartbeat in tree.board.departures.abandoned] == ["a/worker-1"]
+    assert "wait" in heartbeat_of(old).where()
     before = tree.board.tenant("a")
     counted = before.stored, before.duplicates, before.in_flight
     gate.set()
-    eventually(lambda: pulse_of(old).ended)
+    eventually(lambda: heartbeat_of(old).ended)
     tree.watch.look()
     assert not tree.board.departures.abandoned
     after = tree.board.tenant("a")
@@ -75,7 +74,7 @@ def test_a_worker_within_its_own_time_is_left_alone(tree: Tree, recorder: Record
     tree.deliver("a", "1", body=b'"slow"')
     eventually(lambda: tree.busy() == {"a/worker-1"})
     worker = tree.board.tenant("a").workers["worker-1"]
-    pulse_of(worker).beat(300)
+    heartbeat_of(worker).beat(300)
     tree.pass_time(299)
     assert recorder.stuck()["worker"] == 0
     gate.set()
@@ -122,7 +121,7 @@ def test_a_consumer_that_hangs_loses_its_channel_and_another_takes_over(
     eventually(lambda: len(second.acked) == 2)
     assert not first.open
     gate.set()
-    eventually(lambda: pulse_of(old).ended)
+    eventually(lambda: heartbeat_of(old).ended)
     assert first.acked == []
     runtime = tree.control.runtime("a")
     assert runtime is not None
@@ -170,7 +169,7 @@ def test_a_tenant_that_hangs_is_replaced_with_everything_below_it(
     gate.set()
     asking.join(10)
     assert refused, "the one who asked is answered"
-    eventually(lambda: all(ref is not None and pulse_of(ref).ended for ref in old))
+    eventually(lambda: all(ref is not None and heartbeat_of(ref).ended for ref in old))
     assert tree.events("a")[-1] == "TenantPaused"  # the other's append came too late
     assert recorder.stuck()["tenant"] == 1
 
@@ -226,20 +225,22 @@ def test_a_loop_that_ends_or_hangs_is_named() -> None:
 def test_too_many_threads_that_can_t_be_ended_end_the_process() -> None:
     board = Board()
     watch = Watch(board)
-    board.departures.abandoned = tuple(Pulse(f"t/worker-{n}") for n in range(MOST_ABANDONED))
+    board.departures.abandoned = tuple(
+        ActorHeartbeat(f"t/worker-{n}") for n in range(MOST_ABANDONED)
+    )
     assert watch.liveness() == ()
-    board.departures.abandoned += (Pulse("t/worker-99"),)
+    board.departures.abandoned += (ActorHeartbeat("t/worker-99"),)
     assert watch.liveness() == ("17 threads of replaced actors hang",)
 
 
 def test_what_is_held_is_given_back_at_a_fence_whichever_comes_first() -> None:
     given_back: list[str] = []
-    pulse = Pulse("a/consumer")
-    pulse.on_fence(lambda: given_back.append("before"))
-    pulse.fence()
-    pulse.fence()
-    pulse.on_fence(lambda: given_back.append("after"))
-    pulse.unless_fenced(lambda: given_back.append("a word"))
+    heartbeat = ActorHeartbeat("a/consumer")
+    heartbeat.on_fence(lambda: given_back.append("before"))
+    heartbeat.fence()
+    heartbeat.fence()
+    heartbeat.on_fence(lambda: given_back.append("after"))
+    heartbeat.unless_fenced(lambda: given_back.append("a word"))
     assert given_back == ["before", "after"]
 
 
@@ -250,13 +251,13 @@ def test_an_actor_that_has_ended_is_held_by_nobody(tree: Tree) -> None:
     actor = ref._actor_weakref
     assert actor() is not None
     tree.execute(PauseTenant(tenant_id="a"))
-    eventually(lambda: pulse_of(ref).ended)
+    eventually(lambda: heartbeat_of(ref).ended)
     tree.watch.look()
     eventually(lambda: actor() is None)
     ref = tree.board.tenant("a").ref
     assert ref is not None
     actor = ref._actor_weakref
     tree.execute(RequestDeletion(tenant_id="a"))
-    eventually(lambda: pulse_of(ref).ended)
+    eventually(lambda: heartbeat_of(ref).ended)
     tree.watch.look()
     eventually(lambda: actor() is None)

@@ -1,23 +1,23 @@
-"""A consumer's workers: who is idle, who is busy with what, who is wanted, who may go."""
+"""A consumer's workers: which are idle, which are busy with what, when one more is wanted."""
 
 from __future__ import annotations
 
 from typing import Final
 
 from tenantry.actors.board import TenantBoard
-from tenantry.actors.clock import Clock, tell
+from tenantry.actors.clock import Clock
 from tenantry.actors.messages import Batch, LookForIdle, Ref, Work, WorkerReleased, WorkerWanted
-from tenantry.actors.supervision import pulse_of
+from tenantry.actors.supervision import heartbeat_of, tell
 
 IDLE_SECONDS: Final = 60.0
 """How long a worker without work is kept."""
 
 
-class Roster:
-    """The workers that a consumer has, `limit` at most, and what each has in hand.
+class WorkerPool:
+    """The workers of a consumer, `limit` at most, and what each has in hand.
 
-    Workers come when they are wanted, by way of the tenant, and go when they are released: after a
-    while without work, or when there are more than the limit. Idle ones cost a thread each.
+    A worker is started when it is wanted, by the tenant, and released after a while without work,
+    or when there are more than the limit: an idle worker costs a thread.
     """
 
     def __init__(
@@ -34,33 +34,28 @@ class Roster:
         self._clock = clock
         self._board = board
         self._idle: dict[Ref, float] = {}
-        self._busy: dict[Ref, Batch] = {}
         self._names: dict[Ref, str] = {}
         self._wanted = False
         self._looking = False
         self._resizing = False
         self.limit = limit
+        self.busy: Final[dict[Ref, Batch]] = {}
+        """The workers that have a batch in hand, each with it; others only read this."""
+        self._show()
 
-    @property
-    def busy(self) -> int:
-        """How many have a batch in hand."""
-        return len(self._busy)
+    def can_give(self) -> bool:
+        """Tell whether a batch can be given to an idle worker now.
 
-    @property
-    def places(self) -> int:
-        """How many more may be busy; below zero while a smaller limit is taking effect."""
-        return self.limit - len(self._busy)
-
-    @property
-    def has_idle(self) -> bool:
-        """Whether somebody waits for work."""
-        return bool(self._idle)
-
-    def want(self) -> None:
-        """Ask the tenant for one more worker, unless one is on its way."""
+        Where none is idle and the limit allows one more, the tenant is asked to start it.
+        """
+        if len(self.busy) >= self.limit:
+            return False
+        if self._idle:
+            return True
         if not self._wanted:
             self._wanted = True
             self._tell_tenant(WorkerWanted())
+        return False
 
     def joined(self, worker: Ref, name: str) -> None:
         """Take in a worker that was wanted."""
@@ -69,28 +64,33 @@ class Roster:
         self._idle[worker] = self._clock.now()
 
     def give(self, batch: Batch) -> bool:
-        """Give a batch to somebody idle; False if that worker has just died, and is idle no more.
+        """Give a batch to an idle worker; False if it has just died, and is idle no more.
 
-        The one that was busy last is taken first, so that the others can be let go.
+        The worker that was busy last is taken first, so that the others can be released.
         """
         worker, _ = self._idle.popitem()
         if not tell(worker, Work(batch=batch)):
             return False  # Its tenant will say so, and send another.
-        self._busy[worker] = batch
+        self.busy[worker] = batch
         self._board.in_hand[self._names[worker]] = len(batch.deliveries)
+        self._show()
         return True
 
-    def done(self, worker: Ref) -> bool:
-        """Take a worker as idle again, or release it; False if it had nothing in hand."""
-        if self._busy.pop(worker, None) is None:
-            return False
+    def done(self, worker: Ref) -> int | None:
+        """Take a worker as idle again, or release it; give how many more may be busy.
+
+        None if the worker had nothing in hand.
+        """
+        if self.busy.pop(worker, None) is None:
+            return None
         self._board.in_hand.pop(self._names[worker], None)
-        if len(self._busy) + len(self._idle) >= self.limit:
+        if len(self.busy) + len(self._idle) >= self.limit:
             self._release(worker)
         else:
             self._idle[worker] = self._clock.now()
             self._look_for_idle()
-        return True
+        self._show()
+        return self.limit - len(self.busy)
 
     def lost(self, worker: Ref) -> Batch | None:
         """Strike off a worker that failed; give back what it had in hand."""
@@ -100,25 +100,28 @@ class Roster:
             self._board.in_hand.pop(name, None)
         # If one was on its way it may be the one that failed: ask again.
         self._wanted = False
-        return self._busy.pop(worker, None)
+        batch = self.busy.pop(worker, None)
+        self._show()
+        return batch
 
     def resize(self, limit: int) -> None:
         """Have another limit from now on; idle workers beyond it are released at once."""
         self.limit = limit
         self._resizing = True
-        while self._idle and len(self._busy) + len(self._idle) > limit:
+        while self._idle and len(self.busy) + len(self._idle) > limit:
             worker, _ = self._idle.popitem()
             self._release(worker)
+        self._show()
 
     def is_resized(self) -> bool:
-        """Tell, once, that no more are busy than a new limit allows."""
-        if not self._resizing or len(self._busy) > self.limit:
+        """Tell, once, that no more workers are busy than a new limit allows."""
+        if not self._resizing or len(self.busy) > self.limit:
             return False
         self._resizing = False
         return True
 
     def release_idle(self) -> None:
-        """Release who has had nothing to do for a while."""
+        """Release the workers that have had nothing to do for a while."""
         self._looking = False
         now = self._clock.now()
         for worker, since in list(self._idle.items()):
@@ -128,12 +131,15 @@ class Roster:
         if self._idle:
             self._look_for_idle()
 
+    def _show(self) -> None:
+        self._board.workers_current = max(self.limit, len(self.busy))
+
     def _release(self, worker: Ref) -> None:
         self._names.pop(worker, None)
         self._tell_tenant(WorkerReleased(worker=worker))
 
     def _tell_tenant(self, message: object) -> None:
-        pulse_of(self._consumer).unless_fenced(lambda: tell(self._tenant, message))
+        heartbeat_of(self._consumer).unless_fenced(lambda: tell(self._tenant, message))
 
     def _look_for_idle(self) -> None:
         if not self._looking:

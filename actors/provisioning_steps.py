@@ -1,4 +1,4 @@
-"""A tenant's life: what it has outside follows its record, from its creation to its removal."""
+"""What a tenant has outside follows its state, from its creation to its removal, in steps."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Final
 
 import structlog
 
-from tenantry.actors.clock import Clock
-from tenantry.actors.provisioning import Provisioner, topology_of
-from tenantry.actors.record import Record
-from tenantry.actors.retrying import Unavailable
+from tenantry.actors.backoff import Unavailable
+from tenantry.actors.ports import ActorPorts
+from tenantry.actors.provisioner import topology_of
+from tenantry.actors.tenant_aggregate import TenantAggregate
 from tenantry.broker.port import (
     BrokerError,
     BrokerUnavailableError,
@@ -44,14 +44,14 @@ a timeout of its own."""
 QUEUE_SECONDS: Final = 0.2
 """How much longer for each of its queues."""
 
-ITSELF: Final = Metadata(actor="tenant")
+BY_ITSELF: Final = Metadata(actor="tenant")
 
 
-class Life:
+class ProvisioningSteps:
     """Makes, keeps and removes what a tenant has on the broker and in the database.
 
     Every step may be taken again after a fault. Whether the tenant consumes is not decided here.
-    Methods raise outages (`actors.retrying.Unavailable`) and other errors of the ports; `beat` is
+    Methods raise outages (`actors.backoff.Unavailable`) and other errors of the ports; `beat` is
     told how long the actor may be silent.
     """
 
@@ -59,21 +59,20 @@ class Life:
         self,
         *,
         tenant_id: str,
-        record: Record,
-        provisioner: Provisioner,
-        clock: Clock,
+        aggregate: TenantAggregate,
+        ports: ActorPorts,
         beat: Callable[[float], None],
     ) -> None:
         self._id = tenant_id
-        self._record = record
-        self._provisioner = provisioner
-        self._clock = clock
+        self._aggregate = aggregate
+        self._provisioner = ports.provisioner
+        self._clock = ports.clock
         self._beat = beat
         self._abandoned: str | None = None
-        """Why what there is has to be undone."""
+        """Why what has been made must be undone."""
         self.unused = False
-        """Whether nobody can have published yet: nobody was shown the tenant's password."""
-        self.owing = False
+        """Whether no message can have been published: nobody was shown the tenant's password."""
+        self.unfinished = False
         """Whether a command has recorded or begun what could not be brought about, or taken back,
         outside."""
         self.changed_at = 0.0
@@ -85,26 +84,26 @@ class Life:
 
     def take_time(self) -> None:
         """Say, before a step outside, that it may take long."""
-        state = self._record.state
+        state = self._aggregate.state
         queues = 0 if state is None else len(topology_of(state).queues())
         self._beat(PROVISIONING_SECONDS + QUEUE_SECONDS * queues)
 
-    # By command.
+    # Steps of a command.
 
     def create(self, command: CreateTenant, metadata: Metadata) -> Credentials:
         """Make a new tenant. Raises `CommandFailedError` where that fails.
 
         The tenant exists then no more, unless what was made could not be undone either:
-        `make_it_so` goes on with that.
+        `bring_about` goes on with that.
         """
-        decide(self._record.state, command)  # refused before anything is done
+        decide(self._aggregate.state, command)  # refused before anything is done
         self._check_owner()
-        self._vacate(command)
-        state = self._record.add(command, metadata)
+        self._vacate()
+        state = self._aggregate.execute(command, metadata)
         try:
             self.take_time()
             credentials = self._provisioner.provision(state)
-            self._record.add(ConfirmProvisioned(tenant_id=self._id), metadata)
+            self._aggregate.execute(ConfirmProvisioned(tenant_id=self._id), metadata)
         except (BrokerError, MessageStoreError, JournalError) as error:
             log.warning("tenant.provisioning_failed", error=str(error))
             self._abandoned = str(error)
@@ -117,10 +116,9 @@ class Life:
         self.unused = True
         return credentials
 
-    def _vacate(self, command: CreateTenant) -> None:
+    def _vacate(self) -> None:
         """Make room where there has been a tenant of this id: nothing of it reaches the new one."""
-        former = self._record.state
-        decide(former, command)
+        former = self._aggregate.state
         if former is None:
             return
         self.take_time()
@@ -136,33 +134,33 @@ class Life:
 
     def add_topics(self, command: AddTopics, metadata: Metadata) -> bool:
         """Give the tenant queues for new topics; tell whether there were any."""
-        before = self._record.known().topics
-        state = self._record.add(command, metadata)
-        if state.topics == before and not self.owing:
+        before = self._aggregate.known().topics
+        state = self._aggregate.execute(command, metadata)
+        if state.topics == before and not self.unfinished:
             return False
         self.take_time()
-        with self._owed():
+        with self._unfinished_on_error():
             self._provisioner.administration.ensure_topology(topology_of(state))
-        self.owing = False
+        self.unfinished = False
         return True
 
     def rotate_credentials(
         self, command: RotateCredentials, metadata: Metadata, *, claim: Callable[[], bool]
     ) -> Credentials:
-        """Give the tenant's user a new password, if whoever wants it still waits for it.
+        """Give the tenant's user a new password, if the command's sender still waits for it.
 
-        That is asked by `claim`, before anything is final. Where this fails, the password before
-        is the user's again as soon as the broker can be told. Raises `CommandFailedError` where the
-        user is another's.
+        `claim` tells whether it does, before anything is final. Where rotation fails, the user has
+        the former password again as soon as the broker can be told. Raises `CommandFailedError`
+        where the user is not Tenantry's.
         """
-        decide(self._record.state, command)  # refused before anything is done
+        decide(self._aggregate.state, command)  # refused before anything is done
         self._check_owner()
         self.unused = False
         self.take_time()
-        with self._owed():
+        with self._unfinished_on_error():
             credentials = self._provisioner.propose_credentials(self._id)
             self._claim(claim)
-            self._record.add(command, metadata)
+            self._aggregate.execute(command, metadata)
         self._provisioner.end_sessions(self._id)
         return credentials
 
@@ -175,25 +173,25 @@ class Life:
     ) -> SqlCredentials | None:
         """Grant SQL access, and give the credentials, or revoke it.
 
-        A new password holds only once the journal has it, and nobody is left waiting. Raises
-        `CommandFailedError` where the database refuses: most likely the daemon's user may not
-        make roles, and nothing is wrong with the tenant.
+        A new password holds only once the journal has it, and only if the sender still waits.
+        Raises `CommandFailedError` where the database refuses: most likely the daemon's user may
+        not make roles, and nothing is wrong with the tenant.
         """
-        decide(self._record.state, command)  # refused before anything is done
+        decide(self._aggregate.state, command)  # refused before anything is done
         access = self._provisioner.sql_access
         self.take_time()
         try:
             if isinstance(command, GrantSqlAccess):
                 with access.granting(self._id) as granted:
                     self._claim(claim)
-                    self._record.add(command, metadata)
+                    self._aggregate.execute(command, metadata)
                 return granted
             access.revoke(self._id)
         except StoreUnavailableError:
             raise
         except MessageStoreError as error:
             raise CommandFailedError(f"tenant {self._id!r}: {error}") from error
-        self._record.add(command, metadata)
+        self._aggregate.execute(command, metadata)
         return None
 
     def _claim(self, claim: Callable[[], bool]) -> None:
@@ -203,27 +201,27 @@ class Life:
             )
 
     @contextmanager
-    def _owed(self) -> Iterator[None]:
-        """Note, where a step fails, that the state is still to be brought about."""
+    def _unfinished_on_error(self) -> Iterator[None]:
+        """Note, where a step fails, that what the state says is still to be brought about."""
         try:
             yield
         except Exception:
-            self.owing = True
+            self.unfinished = True
             raise
 
     def park(self, reason: str) -> bool:
         """Record that the tenant stands still; False where one being made or deleted can't."""
-        lifecycle = self._record.known().lifecycle
+        lifecycle = self._aggregate.known().lifecycle
         if lifecycle in {Lifecycle.PROVISIONING, Lifecycle.DRAINING}:
             return False
         if lifecycle is Lifecycle.ACTIVE:
             command = ParkTenant(tenant_id=self._id, reason=reason)
-            self._record.add(command, Metadata(actor="supervisor"))
+            self._aggregate.execute(command, Metadata(actor="supervisor"))
             log.error("tenant.parked", reason=reason)
         return True
 
     def _check_owner(self) -> None:
-        """See that the tenant's name is not another's outside, before anything is recorded."""
+        """See that the tenant's user is Tenantry's own, before anything is recorded."""
         try:
             self._provisioner.check_owner(self._id)
         except (BrokerUnavailableError, StoreUnavailableError):
@@ -231,57 +229,60 @@ class Life:
         except (BrokerError, MessageStoreError) as error:
             raise CommandFailedError(f"tenant {self._id!r}: {error}") from error
 
-    # By what the record says.
+    # Steps towards what the state says.
 
-    def make_it_so(self) -> TenantState:
+    def bring_about(self) -> TenantState:
         """Bring what there is outside to what the state says; give the state after that.
 
         Provisioning is completed or undone, what is missing is made again, a deletion goes on.
         """
-        state = self._record.known()
+        state = self._aggregate.known()
         match state.lifecycle:
             case Lifecycle.PROVISIONING if self._abandoned is not None:
-                if not self._abandon(self._abandoned, ITSELF):
-                    raise BrokerUnavailableError("what was half-made can't be undone yet")
+                self._abandon_or_wait(self._abandoned)
             case Lifecycle.PROVISIONING:
                 self._complete(state)
             case Lifecycle.ACTIVE:
                 self._restore(state)
             case Lifecycle.PAUSED:
-                if state.parked is None or self.owing:
+                if state.parked is None or self.unfinished:
                     self._restore(state)
             case Lifecycle.DRAINING:
                 self._remove(state)
             case Lifecycle.DELETED:
                 pass
-        return self._record.known()
+        return self._aggregate.known()
 
     def _complete(self, state: TenantState) -> None:
-        """Finish a provisioning that broke off, or undo it where another has taken the name."""
+        """Finish a provisioning that broke off; undo it where the user is another's by now."""
         try:
             self._provisioner.claim(self._id)
         except NotOursError as error:
             self._abandoned = str(error)
-            if not self._abandon(self._abandoned, ITSELF):
-                raise BrokerUnavailableError("what was half-made can't be undone yet") from error
+            self._abandon_or_wait(self._abandoned)
             return
         self._restore(state)
-        self._record.add(ConfirmProvisioned(tenant_id=self._id), ITSELF)
+        self._aggregate.execute(ConfirmProvisioned(tenant_id=self._id), BY_ITSELF)
         self.unused = True
 
     def _restore(self, state: TenantState) -> None:
         self.take_time()
         self._provisioner.restore(state)
-        self.owing = False
+        self.unfinished = False
 
     def _remove(self, state: TenantState) -> None:
         self.take_time()
         self.changed()
         removed = self._provisioner.remove(self._id, retain=state.retained)
-        self._record.add(
-            ConfirmDeleted(tenant_id=self._id, queued=removed.queued, stored=removed.stored), ITSELF
+        self._aggregate.execute(
+            ConfirmDeleted(tenant_id=self._id, queued=removed.queued, stored=removed.stored),
+            BY_ITSELF,
         )
         log.info("tenant.deleted", queued=removed.queued, stored=removed.stored)
+
+    def _abandon_or_wait(self, reason: str) -> None:
+        if not self._abandon(reason, BY_ITSELF):
+            raise BrokerUnavailableError("what was half-made can't be undone yet")
 
     def _abandon(self, reason: str, metadata: Metadata) -> bool:
         """Undo a failed provisioning and record that; tell whether it is done."""
@@ -289,7 +290,9 @@ class Life:
         if not self._provisioner.undo(self._id):
             return False
         try:
-            self._record.add(AbandonProvisioning(tenant_id=self._id, reason=reason), metadata)
+            self._aggregate.execute(
+                AbandonProvisioning(tenant_id=self._id, reason=reason), metadata
+            )
         except JournalError as error:
             log.warning("tenant.undo_failed", error=str(error))
             return False

@@ -1,4 +1,4 @@
-"""A tenant's record: its events in the journal, and the state they fold to."""
+"""A tenant as the journal has it: its events, and the state they fold to."""
 
 from __future__ import annotations
 
@@ -8,42 +8,34 @@ from typing import Final
 import structlog
 
 from tenantry.actors.board import TenantBoard
-from tenantry.actors.clock import Clock
-from tenantry.actors.observer import Observer
+from tenantry.actors.ports import ActorPorts
 from tenantry.domain import names
 from tenantry.domain.commands import Command
 from tenantry.domain.tenant import TenantState, decide, fold
-from tenantry.journal.port import EventStore, JournalError, Metadata, VersionConflictError
+from tenantry.journal.port import JournalError, Metadata, VersionConflictError
 from tenantry.journal.tenants import load_tenant, snapshot_due, snapshot_of
 
 log = structlog.get_logger("actors.tenant")
 
-CONFLICTS: Final = 3
-"""How often a command is decided anew because somebody else appended first."""
+MOST_ATTEMPTS: Final = 3
+"""How often a command is decided where other writers keep appending first."""
 
 
-class Record:
-    """What has happened to one tenant. Only its actor adds to it; what it adds is on the board.
+class TenantAggregate:
+    """One tenant's events and state. Only its actor appends; the state is shown on the board.
 
     `beat` is called before each append: it raises where the actor has been replaced, which then
-    adds nothing more.
+    appends nothing more.
     """
 
     def __init__(
-        self,
-        *,
-        tenant_id: str,
-        journal: EventStore,
-        board: TenantBoard,
-        clock: Clock,
-        observer: Observer,
-        beat: Callable[[], None],
+        self, *, tenant_id: str, ports: ActorPorts, board: TenantBoard, beat: Callable[[], None]
     ) -> None:
         self._id = tenant_id
-        self._journal = journal
+        self._journal = ports.journal
+        self._clock = ports.clock
+        self._observer = ports.observer
         self._board = board
-        self._clock = clock
-        self._observer = observer
         self._beat = beat
         self.loaded = False
         self.state: TenantState | None = None
@@ -67,18 +59,19 @@ class Record:
         """
         state = load_tenant(self._journal, self._id)
         if state is not None and state.exists:
-            # First the totals, then the state: whoever sees a tenant sees them right.
+            # First the totals, then the state: a reader that sees the tenant sees them right.
             show_totals()
         self.state = self._board.state = state
         self.loaded = True
 
-    def add(self, command: Command, metadata: Metadata) -> TenantState:
-        """Decide a command, append its events, fold them; the state after them.
+    def execute(self, command: Command, metadata: Metadata) -> TenantState:
+        """Decide a command, append its events, fold them; give the state after them.
 
-        If somebody else has appended first, the command is decided anew on what they left, a few
-        times. Raises `DomainError` where it is refused, `JournalUnavailableError`, `JournalError`.
+        If another writer has appended first, the command is decided anew on what it left, a few
+        times. Raises `DomainError` where the command is refused, `JournalUnavailableError`,
+        `JournalError`.
         """
-        for attempt in range(CONFLICTS):
+        for attempt in range(MOST_ATTEMPTS):
             events = decide(self.state, command)
             if not events:
                 break
@@ -90,7 +83,7 @@ class Record:
                     names.journal_stream(self._id), events, expected=expected, metadata=metadata
                 )
             except VersionConflictError:
-                if attempt == CONFLICTS - 1:
+                if attempt == MOST_ATTEMPTS - 1:
                     raise
                 self.state = load_tenant(self._journal, self._id)
                 continue
@@ -101,9 +94,7 @@ class Record:
             self._keep_snapshot(expected)
             break
         self._board.state = self.state
-        if self.state is None:
-            raise RuntimeError("a command was accepted and left no state")
-        return self.state
+        return self.known()
 
     def _keep_snapshot(self, before: int) -> None:
         state = self.state

@@ -1,0 +1,120 @@
+"""When what has failed is tried again: Erlang's restart intensity for children, pauses for outages.
+
+A child may fail some times within a period, its restart intensity; one failure more, and its parent
+gives it up. What a parent does then is its own affair: a tenant fails in its turn, the supervisor
+parks the tenant. An outage is no failure: it is waited out.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from dataclasses import dataclass
+from typing import Final
+
+import structlog
+
+from tenantry.actors.clock import Clock
+from tenantry.actors.messages import Ref, TryAgain
+from tenantry.broker.port import BrokerUnavailableError
+from tenantry.journal.port import JournalUnavailableError
+from tenantry.messages.port import StoreUnavailableError
+
+log = structlog.get_logger("actors.tenant")
+
+FIRST_BACKOFF: Final = 0.1
+LONGEST_BACKOFF: Final = 5.0
+
+LONGEST_OUTAGE_BACKOFF: Final = 2.0
+"""Seconds between attempts during an outage: short, so that work goes on soon after it."""
+
+HOPELESS: Final = 60.0
+"""Seconds between attempts at a child that fails although it has been given up."""
+
+Unavailable: Final = (JournalUnavailableError, StoreUnavailableError, BrokerUnavailableError)
+"""An outage: the same step may succeed later."""
+
+
+def backoff(failures: int, longest: float = LONGEST_BACKOFF) -> float:
+    """Give seconds to wait after so many failures in a row: doubling, bounded, with jitter."""
+    ceiling = min(longest, FIRST_BACKOFF * 2.0 ** min(max(failures - 1, 0), 16))
+    return ceiling * (0.5 + random.random() / 2)  # noqa: S311
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Intensity:
+    """How many restarts within how many seconds are worth trying."""
+
+    restarts: int = 5
+    within: float = 30.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Restart:
+    """What becomes of a child that failed: whether it is given up; seconds until its next start."""
+
+    given_up: bool
+    delay: float
+
+
+class Restarts:
+    """A parent's record of its children's failures. Each child is judged by its own alone."""
+
+    def __init__(self, intensity: Intensity | None = None) -> None:
+        self._intensity = intensity or Intensity()
+        self._failures: dict[str, deque[float]] = {}
+        self._given_up: set[str] = set()
+
+    def failed(self, child: str, now: float) -> Restart:
+        """Note a failure at `now`, in seconds of a clock that never goes back, and judge it."""
+        times = self._failures.setdefault(child, deque(maxlen=self._intensity.restarts + 1))
+        times.append(now)
+        while times[0] <= now - self._intensity.within:
+            times.popleft()
+        if len(times) <= self._intensity.restarts:
+            self._given_up.discard(child)
+            return Restart(given_up=False, delay=backoff(len(times)))
+        hopeless = child in self._given_up
+        self._given_up.add(child)
+        return Restart(given_up=True, delay=HOPELESS if hopeless else backoff(len(times)))
+
+    def forget(self, child: str) -> None:
+        """Forget a child's failures; harmless if it never failed."""
+        self._failures.pop(child, None)
+        self._given_up.discard(child)
+
+
+class Retries:
+    """Sends `actor` a `TryAgain` when it is time; while one is on its way, no other."""
+
+    def __init__(self, *, actor: Ref, clock: Clock) -> None:
+        self._actor = actor
+        self._clock = clock
+        self._failures = 0
+        self._waiting = False
+
+    def after(self, error: Exception) -> None:
+        """Try again soon: there is an outage."""
+        self._failures += 1
+        if self._waiting:
+            return
+        delay = backoff(self._failures, LONGEST_OUTAGE_BACKOFF)
+        log.warning("tenant.waits_for_outage", error=str(error), retry_in=round(delay, 2))
+        self._remind(delay)
+
+    def much_later(self, reason: str) -> None:
+        """Try again in a minute: it has failed too often, and must be done all the same."""
+        log.error("tenant.stands_still", reason=reason, seconds=HOPELESS)
+        self._remind(HOPELESS)
+
+    def due(self) -> None:
+        """Note that `TryAgain` has come."""
+        self._waiting = False
+
+    def succeeded(self) -> None:
+        """Note that all is done; after the next failure it is tried again at once."""
+        self._failures = 0
+
+    def _remind(self, delay: float) -> None:
+        self._waiting = True
+        self._clock.tell_later(delay, self._actor, TryAgain())

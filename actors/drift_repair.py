@@ -1,0 +1,177 @@
+"""How a tenant repairs what has changed outside behind its back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Final
+
+import structlog
+
+from tenantry.actors.ports import ActorPorts
+from tenantry.actors.provisioner import topology_of
+from tenantry.actors.provisioning_steps import ProvisioningSteps
+from tenantry.actors.tenant_aggregate import TenantAggregate
+from tenantry.broker.port import BrokerError
+from tenantry.broker.survey import Drift, DriftKind
+from tenantry.domain.commands import ConfirmRepaired
+from tenantry.domain.tenant import Lifecycle
+from tenantry.journal.port import JournalError, Metadata
+from tenantry.messages.port import MessageStoreError, whose
+
+log = structlog.get_logger("actors.tenant")
+
+QUIET: Final = 3600.0
+"""Seconds in which the same drift is recorded once: a script that undoes the repair each minute
+shall not fill the journal. It is logged and counted each time."""
+
+LISTED: Final = 20
+"""Findings named one by one; of a broker that lost everything there may be thousands."""
+
+_OBJECTS: Final = {DriftKind.EXCHANGE, DriftKind.QUEUE, DriftKind.BINDING}
+_USER: Final = {DriftKind.USER, DriftKind.PASSWORD, DriftKind.PERMISSIONS}
+
+
+class DriftRepair:
+    """Repairs one tenant's drift, and records that; remembers what was recorded lately.
+
+    `resubscribe` has the tenant's consumer begin again on a new channel, if there is one.
+    """
+
+    def __init__(
+        self,
+        *,
+        tenant_id: str,
+        aggregate: TenantAggregate,
+        steps: ProvisioningSteps,
+        ports: ActorPorts,
+        resubscribe: Callable[[], None],
+    ) -> None:
+        self._id = tenant_id
+        self._aggregate = aggregate
+        self._steps = steps
+        self._provisioner = ports.provisioner
+        self._clock = ports.clock
+        self._observer = ports.observer
+        self._resubscribe = resubscribe
+        self._recorded: dict[tuple[str, ...], float] = {}
+        self._missing: str | None = None
+
+    def repair(self, drift: Iterable[Drift], *, seen_at: float) -> None:
+        """Repair what can be repaired. What fails is logged and counted.
+
+        What was seen before the tenant itself last changed something is let be, as is a tenant
+        that is being made or deleted: that goes on by itself.
+        """
+        state = self._aggregate.state
+        if state is None or seen_at < self._steps.changed_at:
+            return
+        if state.lifecycle in {Lifecycle.PROVISIONING, Lifecycle.DRAINING}:
+            return
+        self._steps.take_time()
+        found = tuple(drift)
+        provisioner = self._provisioner
+        if not state.exists:
+            # The journal says that the tenant is deleted, and this is what was left of it.
+            self._confirm(
+                self._try(found, lambda: provisioner.clear(self._id, retain=state.retained))
+            )
+            return
+        repairs: tuple[tuple[set[DriftKind], Callable[[], object]], ...] = (
+            (
+                {DriftKind.PARTITION},
+                lambda: provisioner.messages.create_partition(self._id, whose(state)),
+            ),
+            (_OBJECTS, lambda: provisioner.administration.ensure_topology(topology_of(state))),
+            (_USER, lambda: provisioner.restore_user(self._id)),
+            ({DriftKind.CONSUMER}, self._resubscribe),
+        )
+        repaired: list[Drift] = []
+        for kinds, repair in repairs:
+            mine = tuple(one for one in found if one.kind in kinds)
+            if mine:
+                repaired += self._try(mine, repair)
+        self._report(tuple(one for one in found if not one.mendable))
+        self._confirm(repaired)
+
+    def missing(self, reason: str) -> None:
+        """Note that a queue is not there; it is made again when the state is brought about."""
+        log.warning("tenant.topology_missing", reason=reason)
+        self._missing = reason
+
+    def made_again(self) -> None:
+        """Confirm that what was missing, if anything, is there again."""
+        reason, self._missing = self._missing, None
+        if reason is not None:
+            self._confirm((Drift(kind=DriftKind.QUEUE, found=reason),))
+
+    def silent(self, queues: Iterable[str]) -> None:
+        """Make queues anew that do not answer, if no message can be in them; else report them.
+
+        RabbitMQ, killed within a second of declaring a quorum queue, may leave it without a
+        leader for good. What is in a queue that does not answer can't be told.
+        """
+        state = self._aggregate.state
+        if state is None or not state.exists:
+            return
+        self._steps.take_time()
+        found = tuple(
+            Drift(kind=DriftKind.SILENT, found=f"queue {one} did not answer") for one in queues
+        )
+        if not self._steps.unused:
+            self._report(found)
+            return
+
+        def remake() -> None:
+            administration = self._provisioner.administration
+            administration.remove_topology(self._id)
+            administration.ensure_topology(topology_of(state))
+            self._resubscribe()
+
+        self._confirm(self._try(found, remake))
+
+    def _try(self, drift: tuple[Drift, ...], repair: Callable[[], object]) -> tuple[Drift, ...]:
+        """Give what was repaired: all of it, or nothing where that fails."""
+        try:
+            repair()
+        except (BrokerError, MessageStoreError) as error:
+            self._count(drift, "failed")
+            log.warning("tenant.drift_remains", found=_listed(drift), error=str(error))
+            return ()
+        return drift
+
+    def _confirm(self, repaired: Sequence[Drift]) -> None:
+        """Count and log what was repaired; record it, unless that was done lately."""
+        if not repaired:
+            return
+        kinds = tuple(sorted({one.kind.value for one in repaired}))
+        found = _listed(repaired)
+        self._count(repaired, "repaired")
+        now = self._clock.now()
+        self._recorded = {key: at for key, at in self._recorded.items() if now - at < QUIET}
+        again = found in self._recorded
+        log.warning("tenant.drift_repaired", kinds=kinds, found=found, again=again)
+        if again:
+            return
+        self._recorded[found] = now
+        command = ConfirmRepaired(tenant_id=self._id, kinds=kinds, found=found)
+        try:
+            self._aggregate.execute(command, Metadata(actor="reconciler"))
+        except JournalError as error:
+            # No matter: it is done, and it was logged.
+            log.warning("tenant.repair_unrecorded", error=str(error))
+
+    def _report(self, drift: Sequence[Drift]) -> None:
+        """Tell of what could be repaired only by losing messages, or by taking another's user."""
+        self._count(drift, "reported")
+        for remedy in sorted({one.remedy for one in drift}):
+            found = _listed([one for one in drift if one.remedy == remedy])
+            log.error("tenant.drift_unrepaired", found=found, remedy=remedy)
+
+    def _count(self, drift: Iterable[Drift], outcome: str) -> None:
+        for one in drift:
+            self._observer.drifted(one.kind.value, outcome)
+
+
+def _listed(drift: Sequence[Drift]) -> tuple[str, ...]:
+    found = tuple(one.found for one in drift[:LISTED])
+    return found if len(drift) <= LISTED else (*found, f"and {len(drift) - LISTED} more")

@@ -1,0 +1,103 @@
+"""The commands that a tenant has taken and not answered yet. Each is answered once."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import InvalidStateError
+from contextlib import suppress
+from enum import Enum, auto
+from typing import Final
+
+from tenantry.actors.messages import Execute
+from tenantry.broker.port import Credentials
+from tenantry.control.port import Outcome, UnavailableError
+from tenantry.messages.sql_access import SqlCredentials
+
+MOST_POSTPONED: Final = 100
+"""Commands that may be postponed while a consumer drains."""
+
+
+def claim(message: Execute) -> bool:
+    """Tell whether a command's sender still waits; from then on it waits until it is answered."""
+    reply = message.reply
+    return not reply.done() and reply.set_running_or_notify_cancel()
+
+
+def refuse(message: Execute, error: Exception) -> None:
+    """Answer a command with an error, unless it has been answered."""
+    with suppress(InvalidStateError):
+        message.reply.set_exception(error)
+
+
+class Awaited(Enum):
+    """What an answer may wait for."""
+
+    CONSUMING = auto()
+    RESIZED = auto()
+    DELETED = auto()
+
+
+class PendingReplies:
+    """What the tenant's actor owes an answer; `outcome` gives the tenant as it is now.
+
+    Used by the tenant, in its own thread; `refuse_all` from any.
+    """
+
+    def __init__(
+        self, outcome: Callable[[Credentials | None, SqlCredentials | None], Outcome]
+    ) -> None:
+        self._outcome = outcome
+        self._waiting: Final[dict[Awaited, list[tuple[Execute, Credentials | None]]]] = {
+            event: [] for event in Awaited
+        }
+        self._postponed: deque[Execute] = deque()
+        self.executing: Execute | None = None
+        """The command that the actor is carrying out."""
+
+    def answer(
+        self,
+        message: Execute,
+        credentials: Credentials | None = None,
+        *,
+        sql_credentials: SqlCredentials | None = None,
+    ) -> None:
+        """Answer with the tenant as it is now, unless the sender has stopped waiting."""
+        with suppress(InvalidStateError):
+            message.reply.set_result(self._outcome(credentials, sql_credentials))
+
+    def answer_when(
+        self, event: Awaited, message: Execute, credentials: Credentials | None = None
+    ) -> None:
+        """Answer a command, with credentials perhaps, once something has come about."""
+        self._waiting[event].append((message, credentials))
+
+    def happened(self, event: Awaited) -> None:
+        """Answer the commands that have waited for this."""
+        waiting, self._waiting[event] = self._waiting[event], []
+        for message, credentials in waiting:
+            self.answer(message, credentials)
+
+    def cannot_happen(self, event: Awaited, error: Exception) -> None:
+        """Refuse the commands that wait for this."""
+        waiting, self._waiting[event] = self._waiting[event], []
+        for message, _ in waiting:
+            refuse(message, error)
+
+    def postpone(self, message: Execute) -> None:
+        """Keep a command until the consumer has drained; refuse it where too many are kept."""
+        if len(self._postponed) >= MOST_POSTPONED:
+            refuse(message, UnavailableError("too many commands wait for this tenant"))
+        else:
+            self._postponed.append(message)
+
+    def next_postponed(self) -> Execute | None:
+        """Give the command that was postponed first, and keep it no longer."""
+        return self._postponed.popleft() if self._postponed else None
+
+    def refuse_all(self) -> None:
+        """Refuse what is not answered: the actor has stopped, or was replaced."""
+        executing = [] if (message := self.executing) is None else [message]
+        waiting = [message for event in Awaited for message, _ in self._waiting[event]]
+        for message in (*executing, *waiting, *self._postponed):
+            refuse(message, UnavailableError("the tenant's actor has stopped; try again"))

@@ -1,0 +1,359 @@
+"""What a consumer has taken and not settled: what may be acknowledged, and what is held.
+
+Delivery tags rise by one on their channel, so one `basic.ack(multiple=True)` settles every
+delivery up to a tag. It must pass nothing that is not committed, and nothing that is held for
+another attempt.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import deque
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from tenantry.actors.board import TenantBoard
+from tenantry.actors.clock import Clock
+from tenantry.actors.messages import Batch, Ref, RetryDue
+from tenantry.broker.port import Delivery, QueueSpec, Subscription
+from tenantry.messages.port import Held, StoreResult, Tried
+
+MOST_HELD: Final = 10_000
+"""Deliveries of a tenant that may be held before the prefetch of its queues is renewed no more."""
+
+MOST_HELD_BYTES: Final = 64 * 1024 * 1024
+
+
+class Settlement:
+    """The batches of one channel, from cutting to the ack, and what is held among them.
+
+    `subscription` is where they are settled. The consumer is sent `RetryDue` when the pause of a
+    held delivery may be over. How many deliveries are in flight and held is shown on the board.
+    """
+
+    def __init__(
+        self,
+        queues: Sequence[QueueSpec],
+        *,
+        prefetch: int,
+        consumer: Ref,
+        clock: Clock,
+        board: TenantBoard,
+    ) -> None:
+        self._consumer = consumer
+        self._clock = clock
+        self._board = board
+        self._window = Window()
+        self._held = HeldDeliveries(queues, prefetch=prefetch)
+        self._retry_at: float | None = None
+        self.subscription: Subscription | None = None
+
+    def clear(self) -> None:
+        """Forget everything: the channel is gone."""
+        self._window = Window()
+        self._held.clear()
+        self._show()
+
+    def enter(self, batch: Batch) -> None:
+        """Take in a batch that was cut just now."""
+        self._window.enter(batch)
+        self._show()
+
+    def done(self, batch: Batch, result: StoreResult, *, parts: int) -> list[Batch]:
+        """Note what became of a batch, and settle what may be settled by now.
+
+        Gives what is left of the batch, to be given out again at once, in `parts` parts at most.
+        """
+        if batch.tried is None:
+            left = self._first_attempt_done(batch, result, parts)
+        else:
+            self._retry_done(batch, result)
+            left = []
+        self._settle(batch.generation)
+        self._show()
+        return left
+
+    def take_due(self, generation: int, *, batch_size: int) -> list[Batch]:
+        """Give what is to be tried again by now; it stays held until its last attempt is over."""
+        due = self._held.take_due(self._clock.now())
+        self._remind_of_retries()
+        return [
+            Batch(
+                generation=generation,
+                deliveries=[delivery for delivery, _ in due[at : at + batch_size]],
+                tried=[tried for _, tried in due[at : at + batch_size]],
+            )
+            for at in range(0, len(due), batch_size)
+        ]
+
+    def reminded(self) -> None:
+        """Note that `RetryDue` has come."""
+        self._retry_at = None
+
+    def _show(self) -> None:
+        held = self._window.held
+        self._board.held = held
+        self._board.in_flight = self._window.unsettled - held
+
+    def _first_attempt_done(self, batch: Batch, result: StoreResult, parts: int) -> list[Batch]:
+        deliveries = batch.deliveries
+        whole = batch.whole or batch
+        self._window.finished(
+            whole,
+            len(deliveries) - len(result.left),
+            rejects=[deliveries[one.index].tag for one in result.unstorable],
+            held=[deliveries[one.index].tag for one in result.held],
+        )
+        self._hold(batch, result.held)
+        left = [deliveries[index] for index in result.left]
+        size = -(-len(left) // parts)
+        return [
+            Batch(generation=batch.generation, deliveries=left[at : at + size], whole=whole)
+            for at in range(0, len(left), size or 1)
+        ]
+
+    def _retry_done(self, batch: Batch, result: StoreResult) -> None:
+        """Release deliveries whose last attempt is over; hold the others on."""
+        deliveries, tried = batch.deliveries, batch.tried or []
+        rejects = {one.index for one in result.unstorable}
+        left = [Held(index=index, seconds=0, tried=tried[index]) for index in result.left]
+        kept = {*result.left, *(one.index for one in result.held)}
+        acks = [one for index, one in enumerate(deliveries) if index not in kept | rejects]
+        rejected = [deliveries[index] for index in sorted(rejects)]
+        self._window.release(acks=[one.tag for one in acks], rejects=[one.tag for one in rejected])
+        self._held.release([*acks, *rejected])
+        self._hold(batch, [*result.held, *left])
+
+    def _hold(self, batch: Batch, held: Sequence[Held]) -> None:
+        """Keep deliveries unsettled until their pauses are over; their neighbours go on."""
+        if not held and not self._held:
+            return
+        now = self._clock.now()
+        for one in held:
+            self._held.hold(batch.deliveries[one.index], one.tried, now + one.seconds)
+        if self.subscription is not None:
+            for queue in self._held.take_crowded(self.subscription.window):
+                self.subscription.renew_prefetch(batch.generation, queue)
+        self._remind_of_retries()
+
+    def _remind_of_retries(self) -> None:
+        due = self._held.next_due()
+        if due is not None and (self._retry_at is None or due < self._retry_at):
+            self._retry_at = due
+            delay = max(0.0, due - self._clock.now())
+            self._clock.tell_later(delay, self._consumer, RetryDue())
+
+    def _settle(self, generation: int) -> None:
+        ready = self._window.take_ready()
+        if ready is not None and self.subscription is not None:
+            self.subscription.settle(
+                generation, rejects=ready.rejects, acks=ready.acks, ack_up_to=ready.ack_up_to
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Acknowledgement:
+    """What to tell the broker: reject some tags, ack some singly, then ack all up to one."""
+
+    rejects: Sequence[int] = ()
+    acks: Sequence[int] = ()
+    ack_up_to: int | None = None
+
+
+@dataclass(slots=True)
+class _Span:
+    """The tags of a batch. `apart` are those it does not ack: rejected, or held at some time."""
+
+    batch: Batch
+    unfinished: int
+    apart: set[int] = field(default_factory=set)
+    rejects: list[int] = field(default_factory=list)
+
+
+class Window:
+    """The unsettled deliveries of one channel.
+
+    A batch enters when it is cut, in the order of tags, and is reported on in parts. Batches are
+    settled in that order, each when all of it is finished: while nothing is held, by one ack for
+    many batches; beyond a held delivery, by one ack for each delivery. Held deliveries are settled
+    by themselves, when they are released.
+    """
+
+    def __init__(self) -> None:
+        self._spans: deque[_Span] = deque()
+        self._by_batch: dict[Batch, _Span] = {}
+        self._held: set[int] = set()
+        self._lowest: list[int] = []
+        self._released = Acknowledgement()
+        self.unsettled = 0
+        """Deliveries in the window, held ones among them."""
+
+    @property
+    def held(self) -> int:
+        """Deliveries that are held."""
+        return len(self._held)
+
+    def enter(self, batch: Batch) -> None:
+        """Take in a batch whose tags follow those before."""
+        span = _Span(batch, len(batch.deliveries))
+        self._spans.append(span)
+        self._by_batch[batch] = span
+        self.unsettled += span.unfinished
+
+    def finished(
+        self, batch: Batch, count: int, *, rejects: Collection[int] = (), held: Collection[int] = ()
+    ) -> None:
+        """Note that `count` more deliveries of a batch are finished, these among them otherwise.
+
+        What is neither rejected nor held is committed.
+        """
+        span = self._by_batch[batch]
+        span.unfinished -= count
+        if rejects:
+            span.rejects.extend(rejects)
+            span.apart.update(rejects)
+        if held:
+            span.apart.update(held)
+            self._held.update(held)
+            for tag in held:
+                heapq.heappush(self._lowest, tag)
+
+    def release(self, *, acks: Collection[int] = (), rejects: Collection[int] = ()) -> None:
+        """Hold deliveries no longer: their last attempt is over."""
+        self._held.difference_update(acks)
+        self._held.difference_update(rejects)
+        before = self._released
+        self._released = Acknowledgement(
+            rejects=[*before.rejects, *rejects], acks=[*before.acks, *acks]
+        )
+
+    def take_ready(self) -> Acknowledgement | None:
+        """Give what may be settled by now, once; None if there is nothing."""
+        rejects, acks = list(self._released.rejects), list(self._released.acks)
+        self._released = Acknowledgement()
+        up_to: int | None = None
+        count = len(rejects) + len(acks)
+        lowest = self._lowest_held()
+        while self._spans and not self._spans[0].unfinished:
+            span = self._spans.popleft()
+            deliveries = span.batch.deliveries
+            del self._by_batch[span.batch]
+            rejects += span.rejects
+            if not span.apart and (lowest is None or deliveries[-1].tag < lowest):
+                up_to = deliveries[-1].tag
+                count += len(deliveries)
+                continue
+            tags = [one.tag for one in deliveries if one.tag not in span.apart]
+            count += len(tags) + len(span.rejects)
+            below = tags if lowest is None else [tag for tag in tags if tag < lowest]
+            if below:
+                up_to = below[-1]
+            acks += tags[len(below) :]
+        if not count:
+            return None
+        self.unsettled -= count
+        return Acknowledgement(rejects=tuple(rejects), acks=tuple(acks), ack_up_to=up_to)
+
+    def _lowest_held(self) -> int | None:
+        lowest = self._lowest
+        while lowest and lowest[0] not in self._held:
+            heapq.heappop(lowest)
+        return lowest[0] if lowest else None
+
+
+@dataclass(slots=True)
+class _HeldDelivery:
+    """`waiting` while its pause runs; `window` is its queue's, by number, at that time."""
+
+    delivery: Delivery
+    tried: Tried
+    due: float
+    window: int
+    waiting: bool = True
+
+
+class HeldDeliveries:
+    """Deliveries that wait for another attempt, by tag, and which queue they crowd.
+
+    They stay unsettled, so that the broker has them too, and take up their queue's prefetch. When
+    they have taken half of it the queue is crowded, and its prefetch is to be renewed
+    (`Subscription.renew_prefetch`); but not when too much is held already: then the queue comes to
+    a stand, and what waits in it is the broker's to keep.
+    """
+
+    def __init__(self, queues: Sequence[QueueSpec], *, prefetch: int) -> None:
+        self._queues = {(one.topic, one.partition): one for one in queues}
+        self._crowd = max(1, prefetch // 2)
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget everything: the channel is gone."""
+        self._entries: dict[int, _HeldDelivery] = {}
+        self._due: list[tuple[float, int]] = []
+        self._bytes = 0
+        self._windows = dict.fromkeys(self._queues, 0)
+        self._taken = dict.fromkeys(self._queues, 0)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def hold(self, delivery: Delivery, tried: Tried, due: float) -> None:
+        """Hold a delivery, or hold it on, until `due`."""
+        entry = self._entries.get(delivery.tag)
+        if entry is None:
+            queue = _queue_of(delivery)
+            entry = _HeldDelivery(delivery, tried, due, self._windows[queue])
+            self._entries[delivery.tag] = entry
+            self._bytes += len(delivery.message.body)
+            self._taken[queue] += 1
+        entry.tried, entry.due, entry.waiting = tried, due, True
+        heapq.heappush(self._due, (due, delivery.tag))
+
+    def next_due(self) -> float | None:
+        """Tell when the next pause is over; None if none runs."""
+        while self._due and not self._is_due(*self._due[0]):
+            heapq.heappop(self._due)
+        return self._due[0][0] if self._due else None
+
+    def take_due(self, now: float) -> list[tuple[Delivery, Tried]]:
+        """Give what is to be tried by now; it stays held until it is released."""
+        found = []
+        while (due := self.next_due()) is not None and due <= now:
+            _, tag = heapq.heappop(self._due)
+            entry = self._entries[tag]
+            entry.waiting = False
+            found.append((entry.delivery, entry.tried))
+        return found
+
+    def release(self, deliveries: Iterable[Delivery]) -> None:
+        """Hold deliveries no longer."""
+        for delivery in deliveries:
+            entry = self._entries.pop(delivery.tag)
+            self._bytes -= len(delivery.message.body)
+            queue = _queue_of(delivery)
+            if entry.window == self._windows[queue]:
+                self._taken[queue] -= 1
+
+    def take_crowded(self, window: int) -> list[QueueSpec]:
+        """Give the queues whose prefetch is to be renewed now, each once.
+
+        `window` is how many deliveries of a queue may be unsettled just now.
+        """
+        if len(self._entries) >= MOST_HELD or self._bytes >= MOST_HELD_BYTES:
+            return []
+        crowd = max(1, min(self._crowd, window // 2))
+        crowded = [queue for queue, taken in self._taken.items() if taken >= crowd]
+        for queue in crowded:
+            self._windows[queue] += 1
+            self._taken[queue] = 0
+        return [self._queues[queue] for queue in crowded]
+
+    def _is_due(self, due: float, tag: int) -> bool:
+        entry = self._entries.get(tag)
+        return entry is not None and entry.waiting and entry.due == due
+
+
+def _queue_of(delivery: Delivery) -> tuple[str, int]:
+    """Give the topic and partition of a delivery, which name its queue."""
+    return delivery.message.topic, delivery.message.partition
