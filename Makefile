@@ -23,11 +23,12 @@ test: $(VENV)/.compiled broker ## the whole test suite, against a real RabbitMQ 
 test-thorough: $(VENV)/.compiled broker ## the same at full depth, every process started as users start it
 	@HYPOTHESIS_PROFILE=thorough TENANTRY_TEST_PRELOADED=no $(PYTEST) $(PYTEST_ARGS)
 
-check: $(VENV)/.installed ## formatting, lint, types, import rules
+check: $(VENV)/.installed ## formatting, lint, types, import rules, recipes that were not followed
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
+	@$(BIN)/python -m pytest -q -n 0 -p no:cacheprovider tests/recipes
 
 bench: $(VENV)/.installed broker ## the benchmarks, side by side with the peers
 	@$(BIN)/python -m bench $(BENCH_ARGS)

@@ -15,7 +15,10 @@ from tests.brokers import Broker, RecordingSink, bodies
 from tests.waiting import eventually
 
 
-@pytest.fixture(params=["memory", "postgres", "rabbitmq-quorum", "rabbitmq-classic"])
+KINDS = ("memory", "postgres", "rabbitmq-quorum", "rabbitmq-classic")
+
+
+@pytest.fixture(params=KINDS)
 def broker(request: pytest.FixtureRequest) -> Iterator[Broker]:
     with ExitStack() as stack:
         match request.param:
