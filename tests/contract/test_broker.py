@@ -14,7 +14,6 @@ from tests import brokers
 from tests.brokers import Broker, RecordingSink, bodies
 from tests.waiting import eventually
 
-
 KINDS = ("memory", "postgres", "rabbitmq-quorum", "rabbitmq-classic")
 
 

@@ -1,4 +1,4 @@
-"""A metric: it stands in docs/metrics.md with its type, labels and meaning, and nothing else does."""
+"""A metric: it stands in docs/metrics.md with type, labels and meaning, and nothing else does."""
 
 from __future__ import annotations
 
