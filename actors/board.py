@@ -24,7 +24,7 @@ GRACE: Final = 2.0
 
 REFUSALS: Final = 2
 """Channels in a row that were lost before they consumed, by which it is the tenant's own trouble:
-an outage of the broker takes one that had."""
+an outage of the broker takes a channel that had consumed."""
 
 
 class RateMeter:
@@ -88,7 +88,7 @@ class Departures:
             silent = heartbeat.overdue(now, patience=patience, not_before=not_before)
             if heartbeat.is_fenced() or silent is not None:
                 heartbeat.fence()
-                abandoned[id(heartbeat)] = heartbeat  # one may have been let go twice
+                abandoned[id(heartbeat)] = heartbeat  # an actor may have been let go twice
         self.abandoned = tuple(abandoned.values())
 
 
@@ -233,8 +233,9 @@ class TenantBoard:
     def waits(self, now: float, *, settled_in: bool) -> bool:
         """Tell whether the tenant should consume and does not.
 
-        Once the system has settled in it has some seconds to come back, and one that is only
-        being made keeps nobody waiting; before, it is one whose making was cut short.
+        Once the system has settled in, a tenant has some seconds to come back, and is not waited
+        for while it is being made; before, a tenant that is being made is one whose making was cut
+        short, and is waited for.
         """
         if self.consuming or (settled_in and now - self.waiting_since < GRACE):
             return False
@@ -275,7 +276,7 @@ class Board:
         return self.tenants.setdefault(tenant_id, board)
 
     def renew(self, tenant_id: str) -> TenantBoard:
-        """Give a tenant a new board for a new actor; nobody looks at the old one any more."""
+        """Give a tenant a new board for a new actor; the old one is read no more."""
         board = self.tenants[tenant_id] = self.tenant(tenant_id).renewed()
         return board
 

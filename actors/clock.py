@@ -22,7 +22,7 @@ class Clock(Protocol):
         """Give seconds of a clock that never goes back."""
 
     def tell_later(self, delay: float, ref: Ref, message: object) -> None:
-        """Tell `ref` a message in `delay` seconds; nobody is told if the actor is gone by then."""
+        """Tell `ref` a message in `delay` seconds; harmless if the actor is gone by then."""
 
 
 class ThreadClock:

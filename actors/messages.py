@@ -65,9 +65,9 @@ class RestartChild:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ping:
-    """Asked, answered with True: the actor handles its mailbox. Told, it sets `reply`."""
+    """To any actor: set `reply`, as a sign that the mailbox is handled."""
 
-    reply: Future[None] | None = field(default=None, compare=False)
+    reply: Future[None] = field(compare=False)
 
 
 # Draining: down the tree as a request, up again as an answer.

@@ -1,4 +1,4 @@
-"""What the actors stand on, and what a bystander hears of their work."""
+"""What the actors stand on, and what an observer hears of their work."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Observer:
         """A `tenant`, `consumer`, `worker` or the `reconciler` has failed; its parent acts."""
 
     def actor_stuck(self, kind: str) -> None:
-        """One of these hangs and is replaced; or a `loop` hangs, and is not."""
+        """An actor of such a kind hangs and is replaced; or a `loop` hangs, and is not."""
 
     def drifted(self, kind: str, outcome: str) -> None:
         """Something outside had changed behind the daemon's back.

@@ -42,7 +42,7 @@ class Provisioner:
     def provision(self, state: TenantState) -> Credentials:
         """Make everything of a new tenant.
 
-        That its user's name is ours comes first; that it lets anybody in, last.
+        The user's name is made Tenantry's first; the user gets a password last.
         """
         self.claim(state.tenant_id)
         self.messages.create_partition(state.tenant_id, whose(state))
@@ -52,8 +52,8 @@ class Provisioner:
     def vacate(self, former: TenantState) -> None:
         """Remove what may be left of a deleted tenant, and put aside what was retained of it.
 
-        It was removed when it was deleted; this is for what has come since, behind the daemon's
-        back or late.
+        Its objects were removed when it was deleted; this is for what has come since, behind the
+        daemon's back or late.
         """
         self.administration.remove_user(former.tenant_id)
         self.administration.remove_topology(former.tenant_id)
@@ -66,7 +66,7 @@ class Provisioner:
         self.administration.check_owner(tenant_id, self.passwords.load(tenant_id))
 
     def claim(self, tenant_id: str) -> None:
-        """Make sure that the tenant's user is ours. Raises `NotOursError`."""
+        """Make the name of the tenant's user Tenantry's. Raises `NotOursError`."""
         self.administration.claim(tenant_id, self.passwords.load(tenant_id))
 
     def restore(self, state: TenantState) -> None:
@@ -74,20 +74,20 @@ class Provisioner:
         try:
             self.messages.create_partition(state.tenant_id, whose(state))
         except ForeignRowsError as error:
-            # Its messages are stored all the same: it need not stand still until somebody comes.
+            # Its messages are stored all the same: it need not stand still until an operator comes.
             log.warning("tenant.foreign_rows", error=str(error))
         self.administration.ensure_topology(topology_of(state))
         try:
             self.restore_user(state.tenant_id)
         except NotOursError as error:
-            # What it has is stored all the same; who may publish is for somebody to settle.
+            # What it has is stored all the same; who may publish is for an operator to settle.
             log.warning("tenant.user_of_another", error=str(error))
 
     def restore_user(self, tenant_id: str) -> None:
         """Make the tenant's user as it was, with the password that was shown last."""
         known = self.passwords.load(tenant_id)
         if known is None:
-            # A daemon died between the two; nobody has been shown a password yet.
+            # A daemon died before the password was confirmed, and so before it was shown.
             self.propose_credentials(tenant_id)
             self.passwords.confirm(tenant_id)
         else:
@@ -96,8 +96,8 @@ class Provisioner:
     def propose_credentials(self, tenant_id: str) -> Credentials:
         """Give the tenant's user a new password, which is pending until it is confirmed.
 
-        The journal confirms it, with the event that tells of it. Until then the user is brought
-        back to the password before, by whoever restores it.
+        The journal confirms it, with the event that tells of it. Until then `restore_user` brings
+        back the former password.
         """
         credentials, hashed = self.administration.new_credentials(tenant_id)
         self.passwords.propose(tenant_id, hashed)
@@ -107,7 +107,7 @@ class Provisioner:
         return credentials
 
     def end_sessions(self, tenant_id: str) -> None:
-        """End what goes by a password that holds no more; harmless where that fails."""
+        """End the connections of a password that holds no more; harmless where that fails."""
         try:
             self.administration.end_sessions(tenant_id)
         except BrokerError as error:
@@ -126,11 +126,18 @@ class Provisioner:
         return Removed(queued=queued, stored=stored)
 
     def clear(self, tenant_id: str, *, retain: bool) -> None:
-        """Remove what is left of a tenant that is none, unless another has it by now."""
-        if self._is_anothers(tenant_id):
-            self._remove_the_rest(tenant_id, 0, retain=retain)
-        else:
-            self.remove(tenant_id, retain=retain)
+        """Remove what is left of a tenant that does not exist.
+
+        If the user's name is taken by another, who has rights in Tenantry's own virtual host, the
+        queues there are that user's, and stay.
+        """
+        try:
+            self.check_owner(tenant_id)
+        except NotOursError as error:
+            if error.here:
+                self._remove_the_rest(tenant_id, 0, retain=retain)
+                return
+        self.remove(tenant_id, retain=retain)
 
     def undo(self, tenant_id: str) -> bool:
         """Remove what a failed provisioning has left; tell whether all of it is gone."""
@@ -140,17 +147,6 @@ class Provisioner:
             log.warning("tenant.undo_failed", error=str(error))
             return False
         return True
-
-    def _is_anothers(self, tenant_id: str) -> bool:
-        """Tell whether what has the names of a tenant that is none of ours is another's.
-
-        Where the user's owner has rights in our own place, the queues there are its queues.
-        """
-        try:
-            self.check_owner(tenant_id)
-        except NotOursError as error:
-            return error.here
-        return False
 
 
 def topology_of(state: TenantState) -> TenantTopology:

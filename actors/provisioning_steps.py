@@ -12,12 +12,7 @@ from tenantry.actors.backoff import Unavailable
 from tenantry.actors.ports import ActorPorts
 from tenantry.actors.provisioner import topology_of
 from tenantry.actors.tenant_aggregate import TenantAggregate
-from tenantry.broker.port import (
-    BrokerError,
-    BrokerUnavailableError,
-    Credentials,
-    NotOursError,
-)
+from tenantry.broker.port import BrokerError, BrokerUnavailableError, Credentials, NotOursError
 from tenantry.control.port import CommandFailedError
 from tenantry.domain.commands import (
     AbandonProvisioning,
@@ -32,7 +27,7 @@ from tenantry.domain.commands import (
 )
 from tenantry.domain.tenant import Lifecycle, TenantState, decide
 from tenantry.journal.port import JournalError, Metadata
-from tenantry.messages.port import MessageStoreError, StoreUnavailableError
+from tenantry.messages.port import MessageStoreError
 from tenantry.messages.sql_access import SqlCredentials
 
 log = structlog.get_logger("actors.tenant")
@@ -78,10 +73,6 @@ class ProvisioningSteps:
         self.changed_at = 0.0
         """When something outside was last changed by the tenant itself, or may have been."""
 
-    def changed(self) -> None:
-        """Note that something outside may have changed just now."""
-        self.changed_at = self._clock.now()
-
     def take_time(self) -> None:
         """Say, before a step outside, that it may take long."""
         state = self._aggregate.state
@@ -122,15 +113,9 @@ class ProvisioningSteps:
         if former is None:
             return
         self.take_time()
-        try:
+        left = " could not be made: what is left of the former one stands in its way"
+        with self._failing(left):
             self._provisioner.vacate(former)
-        except Unavailable:
-            raise
-        except (BrokerError, MessageStoreError) as error:
-            raise CommandFailedError(
-                f"tenant {self._id!r} could not be made: what is left of the former one stands in"
-                f" its way: {error}"
-            ) from error
 
     def add_topics(self, command: AddTopics, metadata: Metadata) -> bool:
         """Give the tenant queues for new topics; tell whether there were any."""
@@ -180,17 +165,13 @@ class ProvisioningSteps:
         decide(self._aggregate.state, command)  # refused before anything is done
         access = self._provisioner.sql_access
         self.take_time()
-        try:
+        with self._failing():
             if isinstance(command, GrantSqlAccess):
                 with access.granting(self._id) as granted:
                     self._claim(claim)
                     self._aggregate.execute(command, metadata)
                 return granted
             access.revoke(self._id)
-        except StoreUnavailableError:
-            raise
-        except MessageStoreError as error:
-            raise CommandFailedError(f"tenant {self._id!r}: {error}") from error
         self._aggregate.execute(command, metadata)
         return None
 
@@ -210,7 +191,7 @@ class ProvisioningSteps:
             raise
 
     def park(self, reason: str) -> bool:
-        """Record that the tenant stands still; False where one being made or deleted can't."""
+        """Record that the tenant stands still; False where it is being made or deleted."""
         lifecycle = self._aggregate.known().lifecycle
         if lifecycle in {Lifecycle.PROVISIONING, Lifecycle.DRAINING}:
             return False
@@ -222,12 +203,18 @@ class ProvisioningSteps:
 
     def _check_owner(self) -> None:
         """See that the tenant's user is Tenantry's own, before anything is recorded."""
-        try:
+        with self._failing():
             self._provisioner.check_owner(self._id)
-        except (BrokerUnavailableError, StoreUnavailableError):
+
+    @contextmanager
+    def _failing(self, what: str = "") -> Iterator[None]:
+        """Have the command fail where broker or database refuse; outages are raised as they are."""
+        try:
+            yield
+        except Unavailable:
             raise
         except (BrokerError, MessageStoreError) as error:
-            raise CommandFailedError(f"tenant {self._id!r}: {error}") from error
+            raise CommandFailedError(f"tenant {self._id!r}{what}: {error}") from error
 
     # Steps towards what the state says.
 
@@ -254,7 +241,7 @@ class ProvisioningSteps:
         return self._aggregate.known()
 
     def _complete(self, state: TenantState) -> None:
-        """Finish a provisioning that broke off; undo it where the user is another's by now."""
+        """Finish a provisioning that broke off; undo it where another has taken the user's name."""
         try:
             self._provisioner.claim(self._id)
         except NotOursError as error:
@@ -272,7 +259,7 @@ class ProvisioningSteps:
 
     def _remove(self, state: TenantState) -> None:
         self.take_time()
-        self.changed()
+        self.changed_at = self._clock.now()
         removed = self._provisioner.remove(self._id, retain=state.retained)
         self._aggregate.execute(
             ConfirmDeleted(tenant_id=self._id, queued=removed.queued, stored=removed.stored),

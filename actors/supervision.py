@@ -115,10 +115,9 @@ class SupervisedActor(pykka.ThreadingActor):
         """Hand a message to `handle`; whatever escapes ends this actor and no other."""
         heartbeat = self.heartbeat
         if isinstance(message, Ping):
-            if message.reply is not None:
-                with suppress(InvalidStateError):
-                    message.reply.set_result(None)
-            return True
+            with suppress(InvalidStateError):
+                message.reply.set_result(None)
+            return None
         if heartbeat.is_fenced():
             self._dismiss(message)
             return None
@@ -127,7 +126,7 @@ class SupervisedActor(pykka.ThreadingActor):
             return self.handle(message)
         except BaseException as error:
             if heartbeat.is_fenced():
-                return None  # It was replaced: its failure is nobody's concern any more.
+                return None  # It was replaced: its failure concerns no other actor any more.
             if isinstance(error, Exception):
                 raise
             # Pykka would stop every actor there is; one is enough.
@@ -143,7 +142,7 @@ class SupervisedActor(pykka.ThreadingActor):
         exception_value: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Clean up, answer who waits, and tell the parent."""
+        """Clean up, refuse the commands in the mailbox, and tell the parent."""
         self.heartbeat.beat()
         kind = exception_type.__name__ if exception_type else "failure"
         error = self.failure = f"{kind}: {exception_value}"
@@ -164,7 +163,7 @@ class SupervisedActor(pykka.ThreadingActor):
             self.tell_parent(ChildFailed(child=self.actor_ref, error=error))
 
     def on_stop(self) -> None:
-        """Clean up and answer who waits."""
+        """Clean up and refuse the commands in the mailbox."""
         self.heartbeat.beat()
         try:
             if not self.heartbeat.is_fenced():
@@ -174,7 +173,7 @@ class SupervisedActor(pykka.ThreadingActor):
             self.heartbeat.forget()
 
     def _refuse_mailbox(self) -> None:
-        """Answer the commands in the mailbox that nobody will handle any more."""
+        """Empty the mailbox, which is not read any more, and refuse the commands in it."""
         inbox = cast("Queue[Any]", self.actor_inbox)
         with suppress(Empty):
             while True:
@@ -276,7 +275,7 @@ class SupervisedRef(pykka.ActorRef[SupervisedActor]):
 
 
 def heartbeat_of(ref: Ref) -> ActorHeartbeat:
-    """Give the heartbeat of one of our actors."""
+    """Give the heartbeat of a `SupervisedActor`."""
     if not isinstance(ref, SupervisedRef):
         raise TypeError(f"{ref} is no supervised actor")
     return ref.heartbeat

@@ -94,7 +94,7 @@ class Supervisor(SupervisedActor):
                 raise TypeError(f"the supervisor can't handle {type(message).__name__}")
 
     def crashed(self) -> None:
-        """Tell the process that it can't go on: whoever started it starts it anew."""
+        """Tell the process that it can't go on, and has to be started anew."""
         self._on_crash(f"the supervisor failed: {self.failure}")
         self._stop_tenants()
 
@@ -223,7 +223,7 @@ class Supervisor(SupervisedActor):
     def _replace(self, board: TenantBoard) -> None:
         """Take a tenant that hangs out of the way, and with it what it can't stop itself."""
         self._ports.observer.actor_stuck("tenant")
-        # The tenant first: what it starts from now on, it finds that it must let go again.
+        # The tenant first: a child that it starts after its fence, it lets go again by itself.
         for ref in (board.ref, board.consumer, *board.workers.copy().values()):
             if ref is not None:
                 board.departures.replace(ref)

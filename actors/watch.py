@@ -36,19 +36,16 @@ FROZEN: Final = 5.0
 """Seconds between two looks after which the watch itself was held up, and so was everything."""
 
 
-_RESTING: Final = Heartbeat()
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WatchedThread:
-    """A thread that runs until the process ends, and its heartbeat, if it has one.
+    """A thread that runs until the process ends, and its heartbeat.
 
-    Without one that is `vital`, everything else stops before long.
+    Without a `vital` thread, everything else stops before long.
     """
 
     name: str
     thread: threading.Thread
-    heartbeat: Heartbeat | None
+    heartbeat: Heartbeat
     vital: bool
 
 
@@ -81,12 +78,14 @@ class Watch:
         vital: bool = True,
     ) -> None:
         """Watch a thread as well: it may not end, and not hang if it is `vital`."""
+        # A heartbeat that never beats is that of a thread at rest.
+        heartbeat = heartbeat or Heartbeat()
         self._loops[name] = WatchedThread(
             name=name, thread=thread, heartbeat=heartbeat, vital=vital
         )
 
     def look(self) -> None:
-        """Tell the parents of children that hang; see which of those let go do not go."""
+        """Tell the parents of children that hang; see which of the replaced threads don't end."""
         now = self._now()
         if now - self._looked_at > FROZEN:
             # Everything was held up with us, by SIGSTOP say: all begin with a fresh patience.
@@ -102,7 +101,7 @@ class Watch:
     def liveness(self) -> tuple[str, ...]:
         """Say why the process can't go on; nothing, while it can. From any thread, at once.
 
-        Until the first `look`, and where none comes any more, nobody is taken to hang.
+        Until the first `look`, and once the looks have ceased, no thread is taken to hang.
         """
         return tuple(self._reasons(self._now()))
 
@@ -113,13 +112,13 @@ class Watch:
         supervisor = self._board.supervisor
         if supervisor is not None:
             heartbeat = heartbeat_of(supervisor)
-            silent = heartbeat.overdue(now, patience=self._patience, not_before=not_before)
+            silent = self._silence(heartbeat, now, not_before)
             if silent is not None:
                 yield f"the supervisor has hung for {silent:.0f} s: {heartbeat.where()}"
             elif not supervisor.is_alive() or heartbeat.ended:
                 yield "the supervisor is dead"
         for loop in self._loops.values():
-            silent = self._silence(loop, now, not_before)
+            silent = self._silence(loop.heartbeat, now, not_before)
             if silent is not None and loop.vital:
                 yield f"the thread {loop.name} has hung for {silent:.0f} s"
             if not loop.thread.is_alive():
@@ -128,13 +127,13 @@ class Watch:
         if abandoned > MOST_ABANDONED:
             yield f"{abandoned} threads of replaced actors hang"
 
-    def _silence(self, loop: WatchedThread, now: float, not_before: float) -> float | None:
-        heartbeat = loop.heartbeat or _RESTING
+    def _silence(self, heartbeat: Heartbeat, now: float, not_before: float) -> float | None:
+        """Give the seconds of a silence that is too long; None while it is not."""
         return heartbeat.overdue(now, patience=self._patience, not_before=not_before)
 
     def _look_at(self, loop: WatchedThread, now: float) -> None:
-        """Tell, once, of a loop that hangs and that the others can do without."""
-        silent = self._silence(loop, now, self._woke_at)
+        """Log, once, that a loop hangs which the others can do without."""
+        silent = self._silence(loop.heartbeat, now, self._woke_at)
         if silent is None:
             self._stuck.discard(loop.name)
         elif loop.name not in self._stuck:
@@ -145,7 +144,7 @@ class Watch:
 
     def _judge(self, parent: Ref, child: Ref, now: float) -> None:
         heartbeat = heartbeat_of(child)
-        silent = heartbeat.overdue(now, patience=self._patience, not_before=self._woke_at)
+        silent = self._silence(heartbeat, now, self._woke_at)
         if silent is not None:
             error = f"it has hung for {silent:.0f} s: {heartbeat.where()}"
         elif child.is_alive() and heartbeat.ended:
