@@ -24,7 +24,7 @@ from tenantry.actors.board import Board
 from tenantry.actors.clock import ThreadClock
 from tenantry.actors.control import ActorControl
 from tenantry.actors.messages import Ref
-from tenantry.actors.ports import ActorPorts, live_limits
+from tenantry.actors.ports import ActorPorts
 from tenantry.actors.provisioner import Provisioner
 from tenantry.actors.tree import begin, drain_and_stop, report, start_actors
 from tenantry.actors.watch import Watch
@@ -275,7 +275,7 @@ class Daemon:
                     sql_access=ground.sql_access,
                 ),
                 clock=clock,
-                limits=live_limits(self._live),
+                limits=lambda: self._live.now.consumer,
                 observer=self._recorder,
                 reconcile_every=settings.reconcile.every_seconds,
                 store_patience=store_patience(self._handlers, settings),

@@ -14,7 +14,6 @@ from typing import Final
 import structlog
 
 from tenantry.actors.board import REFUSALS, TenantBoard
-from tenantry.actors.clock import Clock
 from tenantry.actors.messages import (
     Arrived,
     Batch,
@@ -30,7 +29,6 @@ from tenantry.actors.messages import (
     QueuesSilent,
     Ref,
     Resize,
-    Resized,
     Resubscribe,
     RetryDue,
     TopologyMissing,
@@ -38,7 +36,7 @@ from tenantry.actors.messages import (
     WorkerJoined,
     WorkerLost,
 )
-from tenantry.actors.ports import ActorPorts, ConsumerLimits
+from tenantry.actors.ports import ActorPorts
 from tenantry.actors.settlement import Settlement
 from tenantry.actors.supervision import SupervisedActor, tell
 from tenantry.actors.worker_pool import WorkerPool
@@ -81,9 +79,9 @@ class Consumer(SupervisedActor):
         self._generation = 0
         self._draining = False
         self._cancelled = False
-        self._prefetch = max(SMALLEST_PREFETCH, ports.limits.prefetch // len(queues))
+        self._prefetch = max(SMALLEST_PREFETCH, ports.limits().prefetch // len(queues))
         me, clock = self.actor_ref, ports.clock
-        self._buffer = Buffer(consumer=me, limits=ports.limits, clock=clock)
+        self._buffer = Buffer(consumer=me, ports=ports)
         self._pool = WorkerPool(consumer=me, tenant=parent, limit=workers, clock=clock, board=board)
         self._settlement = Settlement(
             queues, prefetch=self._prefetch, consumer=me, clock=clock, board=board
@@ -110,7 +108,7 @@ class Consumer(SupervisedActor):
                 self._pool.release_idle()
             case Resize(workers=workers):
                 self._pool.resize(workers)
-                self._go_on()
+                self._dispatch()
             case Consuming(generation=generation):
                 self._adopt(generation)
                 self._board.consuming = True
@@ -195,9 +193,7 @@ class Consumer(SupervisedActor):
     # Batches out.
 
     def _go_on(self) -> None:
-        """Do what a worker that is done, lost, or one too many, may have made possible."""
-        if self._pool.is_resized():
-            self.tell_parent(Resized(workers=self._pool.limit))
+        """Do what a worker that is done, or lost, may have made possible."""
         self._dispatch()
         self._drained_if_done()
 
@@ -223,7 +219,7 @@ class Consumer(SupervisedActor):
         self._settlement.reminded()
         if self._draining or self._cancelled:
             return
-        size = self._ports.limits.batch_size
+        size = self._ports.limits().batch_size
         self._buffer.redo(self._settlement.take_due(self._generation, batch_size=size))
         self._dispatch()
 
@@ -280,10 +276,10 @@ class Buffer:
     enough.
     """
 
-    def __init__(self, *, consumer: Ref, limits: ConsumerLimits, clock: Clock) -> None:
+    def __init__(self, *, consumer: Ref, ports: ActorPorts) -> None:
         self._consumer = consumer
-        self._limits = limits
-        self._clock = clock
+        self._limits = ports.limits
+        self._clock = ports.clock
         self.pending: Final[deque[Delivery]] = deque()
         """Deliveries that are in no batch yet."""
         self._since = 0.0
@@ -303,14 +299,15 @@ class Buffer:
 
     def is_due(self) -> bool:
         """Tell whether a batch is worth cutting now; see that the question is asked again."""
-        if len(self.pending) >= self._limits.batch_size:
+        limits = self._limits()
+        if len(self.pending) >= limits.batch_size:
             return True
-        waited = self._clock.now() - self._since
-        if waited >= self._limits.linger:
+        left = limits.linger_ms / 1000 - (self._clock.now() - self._since)
+        if left <= 0:
             return True
         if not self._lingering:
             self._lingering = True
-            self._clock.tell_later(self._limits.linger - waited, self._consumer, LingerOver())
+            self._clock.tell_later(left, self._consumer, LingerOver())
         return False
 
     def lingered(self) -> None:
@@ -319,7 +316,7 @@ class Buffer:
 
     def cut(self, generation: int) -> Batch:
         """Make a batch of the first deliveries."""
-        pending, most = self.pending, self._limits.batch_size
+        pending, most = self.pending, self._limits().batch_size
         deliveries: list[Delivery] = []
         size = 0
         while pending and len(deliveries) < most and size < LARGEST_BATCH_BYTES:

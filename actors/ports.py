@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from tenantry.actors.clock import Clock
@@ -11,9 +11,8 @@ from tenantry.broker.port import Consuming, Delivery
 from tenantry.dead_letters.port import DeadLetterIndex
 from tenantry.journal.port import EventStore
 from tenantry.messages.port import MessageStore
-from tenantry.process.reload import LiveSettings
 from tenantry.projections.port import TenantDirectory
-from tenantry.settings import Settings
+from tenantry.settings.model import Consumer as ConsumerSettings
 
 
 class Observer:
@@ -55,39 +54,14 @@ class Observer:
         """A tenant exists no more; its id may come back as another tenant's."""
 
 
-@dataclass(slots=True, kw_only=True)
-class ConsumerLimits:
-    """How much a consumer takes at once: `prefetch` is shared by the tenant's queues.
-
-    `batch_size` counts deliveries, `linger` seconds. All consumers have the same limits, which may
-    change while they work.
-    """
-
-    prefetch: int
-    batch_size: int
-    linger: float
-
-
-def live_limits(live: LiveSettings) -> ConsumerLimits:
-    """Give the limits that the settings ask for; they follow what is reloaded."""
-    limits = ConsumerLimits(prefetch=live.now.consumer.prefetch, batch_size=0, linger=0)
-
-    def adjust(settings: Settings) -> None:
-        limits.batch_size = settings.consumer.batch_size
-        limits.linger = settings.consumer.linger_ms / 1000
-
-    adjust(live.now)
-    live.follow(adjust)
-    return limits
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ActorPorts:
     """The same for every actor.
 
-    `messages` is the store that workers use, with the handlers before it. `reconcile_every` is the
-    seconds between two looks for drift; `store_patience`, how many a batch may take, where that is
-    longer than an actor may be silent.
+    `messages` is the store that workers use, with the handlers before it. `limits` gives the
+    consumer's settings in force; `prefetch` is shared by a tenant's queues. `reconcile_every` is
+    the seconds between two looks for drift; `store_patience`, how many a batch may take, where that
+    is longer than an actor may be silent.
     """
 
     journal: EventStore
@@ -97,7 +71,7 @@ class ActorPorts:
     consuming: Consuming
     provisioner: Provisioner
     clock: Clock
-    limits: ConsumerLimits
+    limits: Callable[[], ConsumerSettings]
     observer: Observer
     reconcile_every: float
     store_patience: float | None = None

@@ -6,7 +6,15 @@ from typing import Final
 
 from tenantry.actors.board import TenantBoard
 from tenantry.actors.clock import Clock
-from tenantry.actors.messages import Batch, LookForIdle, Ref, Work, WorkerReleased, WorkerWanted
+from tenantry.actors.messages import (
+    Batch,
+    LookForIdle,
+    Ref,
+    Resized,
+    Work,
+    WorkerReleased,
+    WorkerWanted,
+)
 from tenantry.actors.supervision import heartbeat_of, tell
 
 IDLE_SECONDS: Final = 60.0
@@ -17,7 +25,8 @@ class WorkerPool:
     """The workers of a consumer, `limit` at most, and what each has in hand.
 
     A worker is started when it is wanted, by the tenant, and released after a while without work,
-    or when there are more than the limit: an idle worker costs a thread.
+    or when there are more than the limit: an idle worker costs a thread. After a `resize` the
+    tenant is told `Resized` once no more workers are busy than the new limit allows.
     """
 
     def __init__(
@@ -41,7 +50,7 @@ class WorkerPool:
         self.limit = limit
         self.busy: Final[dict[Ref, Batch]] = {}
         """The workers that have a batch in hand, each with it; others only read this."""
-        self._show()
+        self._busy_changed()
 
     def can_give(self) -> bool:
         """Tell whether a batch can be given to an idle worker now.
@@ -73,7 +82,7 @@ class WorkerPool:
             return False  # Its tenant will say so, and send another.
         self.busy[worker] = batch
         self._board.in_hand[self._names[worker]] = len(batch.deliveries)
-        self._show()
+        self._busy_changed()
         return True
 
     def done(self, worker: Ref) -> int | None:
@@ -89,7 +98,7 @@ class WorkerPool:
         else:
             self._idle[worker] = self._clock.now()
             self._look_for_idle()
-        self._show()
+        self._busy_changed()
         return self.limit - len(self.busy)
 
     def lost(self, worker: Ref) -> Batch | None:
@@ -101,7 +110,7 @@ class WorkerPool:
         # If one was on its way it may be the one that failed: ask again.
         self._wanted = False
         batch = self.busy.pop(worker, None)
-        self._show()
+        self._busy_changed()
         return batch
 
     def resize(self, limit: int) -> None:
@@ -111,14 +120,7 @@ class WorkerPool:
         while self._idle and len(self.busy) + len(self._idle) > limit:
             worker, _ = self._idle.popitem()
             self._release(worker)
-        self._show()
-
-    def is_resized(self) -> bool:
-        """Tell, once, that no more workers are busy than a new limit allows."""
-        if not self._resizing or len(self.busy) > self.limit:
-            return False
-        self._resizing = False
-        return True
+        self._busy_changed()
 
     def release_idle(self) -> None:
         """Release the workers that have had nothing to do for a while."""
@@ -131,8 +133,11 @@ class WorkerPool:
         if self._idle:
             self._look_for_idle()
 
-    def _show(self) -> None:
+    def _busy_changed(self) -> None:
         self._board.workers_current = max(self.limit, len(self.busy))
+        if self._resizing and len(self.busy) <= self.limit:
+            self._resizing = False
+            self._tell_tenant(Resized(workers=self.limit))
 
     def _release(self, worker: Ref) -> None:
         self._names.pop(worker, None)

@@ -32,11 +32,6 @@ class LiveSettings:
         """`load` reads the configuration again, where it was read before."""
         self.now = settings
         self._load = load
-        self._followers: list[Callable[[Settings], None]] = []
-
-    def follow(self, apply: Callable[[Settings], None]) -> None:
-        """Have `apply` called with the new settings after each reload."""
-        self._followers.append(apply)
 
     def reload(self) -> None:
         """Read the configuration again; a bad one changes nothing, and is told in the log."""
@@ -49,8 +44,6 @@ class LiveSettings:
         names = changed(self.now, new)
         self.now = merged(self.now, new)
         configure(self.now.log.level, self.now.log.format)
-        for apply in self._followers:
-            apply(self.now)
         log.info(
             "daemon.reloaded",
             changed=sorted(names & RELOADABLE),

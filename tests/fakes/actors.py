@@ -17,7 +17,7 @@ from tenantry.actors.board import Board
 from tenantry.actors.clock import ThreadClock
 from tenantry.actors.control import ActorControl
 from tenantry.actors.messages import Orphan
-from tenantry.actors.ports import ActorPorts, ConsumerLimits, Observer
+from tenantry.actors.ports import ActorPorts, Observer
 from tenantry.actors.provisioner import Provisioner
 from tenantry.actors.supervision import heartbeat_of
 from tenantry.actors.tree import begin, drain_and_stop, start_actors
@@ -52,6 +52,7 @@ from tenantry.messages.port import (
     Whose,
 )
 from tenantry.projections.passwords import confirms
+from tenantry.settings.model import Consumer as ConsumerSettings
 from tenantry.testing.dead_letters import InMemoryDeadLetterIndex
 from tenantry.testing.journal import InMemoryEventStore
 from tenantry.testing.projections import InMemoryTenantDirectory, InMemoryTenantProjection
@@ -464,6 +465,7 @@ class Tree:
         self._clock_thread.start()
         self.board = Board()
         self.watch = Watch(self.board, now=lambda: time.monotonic() + self.later)
+        limits = ConsumerSettings(prefetch=100, batch_size=5, linger_ms=10)
         self.supervisor = start_actors(
             ActorPorts(
                 journal=self.journal,
@@ -477,7 +479,7 @@ class Tree:
                     passwords=self.passwords,
                 ),
                 clock=self.clock,
-                limits=ConsumerLimits(prefetch=100, batch_size=5, linger=0.01),
+                limits=lambda: limits,
                 observer=self.observer,
                 reconcile_every=self.look_every,
             ),
