@@ -29,9 +29,9 @@ from tenantry.actors.provisioner import Provisioner
 from tenantry.actors.tree import begin, drain_and_stop, report, start_actors
 from tenantry.actors.watch import Watch
 from tenantry.assembly.api import open_leader_api, open_standby_api
-from tenantry.assembly.entrance import Entrance
-from tenantry.assembly.ground import Ground, lay
+from tenantry.assembly.backends import Backends, connect_backends
 from tenantry.assembly.handlers import store_patience
+from tenantry.assembly.listeners import Listeners
 from tenantry.assembly.standby import StandbyControl, term_status
 from tenantry.broker.password_hashes import PostgresCredentials
 from tenantry.control.port import SystemState
@@ -46,14 +46,11 @@ from tenantry.handlers.resolve import resolve
 from tenantry.isolation.sessions import LOOK_EVERY as SESSIONS_LOOK_EVERY
 from tenantry.journal.port import Metadata
 from tenantry.metrics.recorder import Recorder
-from tenantry.process.ending import DRAIN_SECONDS, end_at_latest
-from tenantry.process.limits import allow_open_files
-from tenantry.process.refusals import explained, make_state_dir
 from tenantry.process.reload import LiveSettings
-from tenantry.process.report import Report
-from tenantry.process.signals import Signals, StopRequestedError
+from tenantry.process.service_manager import Report, Watchdog
+from tenantry.process.signals import DRAIN_SECONDS, Signals, StopRequestedError, end_at_latest
+from tenantry.process.start_checks import allow_open_files, explained, make_state_dir
 from tenantry.process.threads import Threads
-from tenantry.process.watchdog import Watchdog
 from tenantry.schedule import Schedule
 from tenantry.settings import Settings, SettingsError
 from tenantry.telemetry.heartbeat import Heartbeat
@@ -136,7 +133,7 @@ class Daemon:
             self._threads = Threads(stack, self._watch.add)
             try:
                 self._handlers = resolve(settings.handlers)
-                entrance = self._listen()
+                listeners = self._listen()
                 url = self._find_database(stack)
                 database = Database(
                     url, pool_size=STANDBY_POOL, statement_timeout=STANDBY_STATEMENT_TIMEOUT
@@ -147,7 +144,7 @@ class Daemon:
                 warn(database)
                 migrate_unless_led(database)
                 terms = PostgresTerms(database)
-                term = self._wait_for(terms, url, stack, entrance, shares)
+                term = self._wait_for(terms, url, stack, listeners, shares)
                 self._heartbeat.rest()
                 if term is None:
                     log.info("daemon.stopped_as_standby")
@@ -158,7 +155,7 @@ class Daemon:
                 self._threads.start("term-keeper", keeper)
                 claim = terms.claim(term.number)
                 sessions = Database(url, pool_size=shares.pool, term=claim)
-                ground = lay(
+                backends = connect_backends(
                     settings,
                     sessions,
                     term,
@@ -168,7 +165,7 @@ class Daemon:
                     stack=stack,
                     on_overrun=self._crashed,
                 )
-                supervisor = self._lead(stack, entrance, ground, term)
+                supervisor = self._lead(stack, listeners, backends, term)
             finally:
                 self._signals.patient = True
             # What is there now is there to stay. Unless it is left out, a full collection, every
@@ -181,13 +178,13 @@ class Daemon:
 
     # Starting.
 
-    def _listen(self) -> Entrance:
+    def _listen(self) -> Listeners:
         settings = self._settings
         log.info("daemon.starting", version=__version__, pid=os.getpid())
         make_state_dir(settings)
-        entrance = Entrance(settings)
-        entrance.bind()
-        for name, loop in entrance.loops().items():
+        listeners = Listeners(settings)
+        listeners.bind()
+        for name, loop in listeners.loops().items():
             self._threads.start(name, loop)
         if self._notifier.beat_every is not None:
             watchdog = Watchdog(
@@ -200,10 +197,10 @@ class Daemon:
         if not settings.security.jwt_secret.get_secret_value():
             log.warning(
                 "api.without_tokens",
-                listens_on=f"{settings.server.host}:{entrance.port}",
+                listens_on=f"{settings.server.host}:{listeners.port}",
                 remedy="whoever is on this machine may do everything; set security.jwt_secret",
             )
-        return entrance
+        return listeners
 
     def _find_database(self, stack: ExitStack) -> str:
         """Give the URL of the database; the embedded server is started first."""
@@ -233,7 +230,7 @@ class Daemon:
         terms: PostgresTerms,
         url: str,
         stack: ExitStack,
-        entrance: Entrance,
+        listeners: Listeners,
         shares: Shares,
     ) -> Term | None:
         """Take the term, once that is possible; until then stand by. None at the end."""
@@ -246,7 +243,7 @@ class Daemon:
         reading = Database(url, pool_size=min(STANDBY_POOL, shares.pool), read_only=True)
         stack.callback(reading.close)
         reading.open()
-        open_standby_api(entrance, settings, reading, control, shares)
+        open_standby_api(listeners, settings, reading, control, shares)
         while term is None:
             self._report.standing_by(control.reasons())
             if self._pause(LOOK_EVERY):
@@ -254,25 +251,26 @@ class Daemon:
             term = candidate.try_to_lead()
         return term
 
-    def _lead(self, stack: ExitStack, entrance: Entrance, ground: Ground, term: Term) -> Ref:
-        settings, board, stores, links = self._settings, self._board, ground.stores, ground.links
+    def _lead(self, stack: ExitStack, listeners: Listeners, backends: Backends, term: Term) -> Ref:
+        settings, board = self._settings, self._board
+        stores, links = backends.stores, backends.links
         clock = ThreadClock()
         self._threads.start("clock", clock)
-        board.pending = ground.pending.counts
-        board.probes = dict(ground.probes)
-        board.troubles = ground.troubles
+        board.pending = backends.pending.counts
+        board.probes = dict(backends.probes)
+        board.troubles = backends.troubles
         supervisor = start_actors(
             ActorPorts(
                 journal=stores.journal,
                 directory=stores.directory,
-                messages=ground.handling,
+                messages=backends.handling,
                 dead_letters=stores.dead_letters,
                 consuming=links.consuming,
                 provisioner=Provisioner(
                     administration=links.administration,
                     messages=stores.messages,
                     passwords=PostgresCredentials(stores.database),
-                    sql_access=ground.sql_access,
+                    sql_access=backends.sql_access,
                 ),
                 clock=clock,
                 limits=lambda: self._live.now.consumer,
@@ -292,9 +290,9 @@ class Daemon:
             on_stop=self._signals.ask_to_stop,
         )
         services = open_leader_api(
-            entrance,
+            listeners,
             settings,
-            ground,
+            backends,
             control=control,
             recorder=self._recorder,
             default_workers=lambda: self._live.now.workers,
@@ -312,7 +310,7 @@ class Daemon:
         by = Metadata(actor="daemon")
         audit = lambda go_on: services.auditor.audit_all(stores.directory, go_on=go_on)  # noqa: E731
         prove = lambda go_on: services.prover.prove(metadata=by, go_on=go_on)  # noqa: E731
-        look_on = lambda _: ground.tenants_sessions.turn()  # noqa: E731
+        look_on = lambda _: backends.tenants_sessions.turn()  # noqa: E731
         self._schedule("audit", audit, settings.audit.every_seconds)
         self._schedule("isolation", prove, settings.isolation.verify_every_seconds)
         self._schedule("tenants-sessions", look_on, SESSIONS_LOOK_EVERY)

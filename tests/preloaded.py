@@ -302,7 +302,7 @@ def _become(
     sys.argv[:] = [module, *arguments]
     if module == "tenantry.front":
         return import_module("tenantry.front.__main__").main
-    import_module("tenantry.process.early").hear(arguments)
+    import_module("tenantry.process.startup_signals").hear(arguments)
     return import_module(module).main
 
 

@@ -29,8 +29,13 @@ from tenantry.control.port import Control
 from tenantry.dead_letters.port import DeadLetterIndex
 from tenantry.dead_letters.replay import Reprocessing
 from tenantry.http.auth import Authentication
-from tenantry.http.limits import MAX_REQUESTS, REQUEST_SECONDS, Limits
-from tenantry.http.middleware import BoundedBody, RequestContext
+from tenantry.http.middleware import (
+    MAX_REQUESTS,
+    REQUEST_SECONDS,
+    BoundedBody,
+    Limits,
+    RequestContext,
+)
 from tenantry.http.tokens import Tokens
 from tenantry.isolation.port import Prover
 from tenantry.journal.port import EventStore

@@ -22,9 +22,8 @@ from tenantry.dead_letters.port import DeadLetterIndex
 from tenantry.dead_letters.replay import Reprocessing
 from tenantry.http.auth import principal_of
 from tenantry.http.middleware import correlation_id_of
-from tenantry.http.pool import Pool
+from tenantry.http.pool import Pool, Turns
 from tenantry.http.tokens import Principal
-from tenantry.http.turns import Turns
 from tenantry.isolation.port import Prover
 from tenantry.journal.port import EventStore, Metadata
 from tenantry.messages.port import MessageStore, PageReader

@@ -6,16 +6,15 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 
+from tenantry import __version__
 from tenantry.api.app import PUBLISH_SECONDS, create_app
 from tenantry.api.cursors import kept_key
 from tenantry.api.idempotency import IdempotencyKeys, MemoryIdempotencyKeys
 from tenantry.api.idempotency_postgres import PostgresIdempotencyKeys
-from tenantry.assembly.entrance import Entrance
-from tenantry.assembly.ground import Ground
+from tenantry.assembly.backends import Backends, Stores
 from tenantry.assembly.handlers import abandoned
-from tenantry.assembly.info import describe
+from tenantry.assembly.listeners import Listeners
 from tenantry.assembly.standby import StandbyBroker, StandbyControl, StandbyProver
-from tenantry.assembly.stores import Stores
 from tenantry.audit.auditor import Auditor
 from tenantry.audit.postgres import PostgresAccounts
 from tenantry.broker import select
@@ -26,7 +25,7 @@ from tenantry.database.loop import LoopQueries
 from tenantry.database.pool import Database
 from tenantry.database.server import Shares
 from tenantry.dead_letters.replay import Reprocessing
-from tenantry.front.plan import WorkWith
+from tenantry.front.messages import WorkWith
 from tenantry.isolation.port import Prover
 from tenantry.isolation.postgres import PostgresProbes
 from tenantry.isolation.prover import IsolationProver
@@ -61,7 +60,7 @@ def reprocessing_of(
 
 
 def open_api(
-    entrance: Entrance,
+    listeners: Listeners,
     settings: Settings,
     stores: Stores,
     *,
@@ -91,15 +90,15 @@ def open_api(
         idempotency=idempotency,
         cursor_key=cursor_key(settings),
         default_workers=default_workers,
-        info=describe(settings, entrance, database=stores.database.where),
+        info=describe(settings, listeners, database=stores.database.where),
         jwt_secret=settings.security.jwt_secret.get_secret_value() or None,
         metrics=page,
     )
-    entrance.open(app, page)
+    listeners.open(app, page)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Services:
+class LeaderWork:
     """What serves requests of a leader, and does work of its own as well."""
 
     auditor: Auditor
@@ -108,9 +107,9 @@ class Services:
 
 
 def open_leader_api(
-    entrance: Entrance,
+    listeners: Listeners,
     settings: Settings,
-    ground: Ground,
+    backends: Backends,
     *,
     control: Control,
     recorder: Recorder,
@@ -118,13 +117,13 @@ def open_leader_api(
     in_flight: Callable[[str], int | None],
     on_listed: Callable[[str, int], None],
     stack: ExitStack,
-) -> Services:
+) -> LeaderWork:
     """Let all requests in, by the daemon's own sockets and by its front; `stack` undoes it.
 
     `in_flight` counts a tenant's deliveries that are not settled; `on_listed` is told of dead
     letters that were found.
     """
-    stores, links = ground.stores, ground.links
+    stores, links = backends.stores, backends.links
     auditor = Auditor(PostgresAccounts(stores.database), links.queues, in_flight)
     stack.callback(auditor.stop)
     prover = IsolationProver(
@@ -138,7 +137,7 @@ def open_leader_api(
         stores, links.publishing, links.dead_letters, on_listed=on_listed
     )
     open_api(
-        entrance,
+        listeners,
         settings,
         stores,
         control=control,
@@ -152,26 +151,26 @@ def open_leader_api(
             recorder=recorder,
             reconnects=links.reconnects,
             audits=auditor.latest,
-            abandoned_handlers=lambda: abandoned(ground.handling),
+            abandoned_handlers=lambda: abandoned(backends.handling),
             isolation=prover.latest,
             ring=links.ring,
         ),
         default_workers=default_workers,
-        page_connections=ground.shares.pages,
+        page_connections=backends.shares.pages,
     )
-    means = WorkWith(
+    work = WorkWith(
         database_url=stores.database.url,
         cursor_key=cursor_key(settings).hex(),
         broker=select.publishing_access(settings),
-        pool_size=ground.shares.front_pool,
-        page_connections=ground.shares.front_pages,
+        pool_size=backends.shares.front_pool,
+        page_connections=backends.shares.front_pages,
     )
-    entrance.work_with(means)
-    return Services(auditor=auditor, prover=prover, reprocessing=reprocessing)
+    listeners.work_with(work)
+    return LeaderWork(auditor=auditor, prover=prover, reprocessing=reprocessing)
 
 
 def open_standby_api(
-    entrance: Entrance,
+    listeners: Listeners,
     settings: Settings,
     database: Database,
     control: StandbyControl,
@@ -180,7 +179,7 @@ def open_standby_api(
     """Let requests in that only read; all others are told who leads."""
     broker, stores = StandbyBroker(control.reasons), Stores.on(database)
     open_api(
-        entrance,
+        listeners,
         settings,
         stores,
         control=control,
@@ -193,3 +192,23 @@ def open_standby_api(
         default_workers=lambda: settings.workers,
         page_connections=shares.pages,
     )
+
+
+def describe(settings: Settings, listeners: Listeners, *, database: str) -> dict[str, object]:
+    """Describe a daemon that listens already; `database` says where that is."""
+    return {
+        "version": __version__,
+        "rabbitmq": select.describe(settings),
+        "database": {
+            "embedded": not settings.database.url.get_secret_value(),
+            "where": database,
+        },
+        "server": {
+            "host": settings.server.host,
+            "port": listeners.port,
+            "tls": settings.server.tls is not None,
+        },
+        "metrics": {"port": listeners.metrics_port},
+        "control_socket": str(settings.control_socket),
+        "state_dir": str(settings.state_dir),
+    }

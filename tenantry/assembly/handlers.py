@@ -24,7 +24,7 @@ IDLE_MARGIN: Final = 30.0
 """Seconds beyond its time after which the server ends a transaction in which a handler hangs."""
 
 
-def put_before(
+def with_handlers(
     plain: PostgresMessageStore,
     handlers: Mapping[str, Handler],
     database: Database,

@@ -2,8 +2,8 @@
 
 import sys
 
-from tenantry.process import early, init
+from tenantry.process import startup_signals
 
 # Here, because what the commands import takes a while, and memory.
-init.stand_before(sys.argv[1:])
-early.hear(sys.argv[1:])
+startup_signals.stand_before(sys.argv[1:])
+startup_signals.hear(sys.argv[1:])

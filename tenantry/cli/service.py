@@ -59,7 +59,7 @@ def run(
     from tenantry.database.errors import DatabaseError
     from tenantry.handlers.resolve import HandlerResolveError
     from tenantry.http.listeners import ListenError
-    from tenantry.process.refusals import StartError
+    from tenantry.process.start_checks import StartError
     from tenantry.telemetry.logging import configure, dump_stacks_on_sigusr1
 
     configure(settings.log.level, settings.log.format)

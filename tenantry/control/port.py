@@ -1,4 +1,4 @@
-"""The one door from the API to the running system: commands in, states out."""
+"""The one way from the API to the running system: commands in, states out."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ def main() -> None:
 
 
 def _end_with_daemon(loaded: threading.Event) -> None:
-    """End the process once nobody is left to give it words: its port is the next daemon's."""
+    """End the process once nobody is left to tell it anything: its port is the next daemon's."""
     hung_up = select.poll()
     hung_up.register(sys.stdin.fileno(), 0)
     while not loaded.is_set():

@@ -16,9 +16,8 @@ from typing import Final
 
 import structlog
 
-from tenantry.front import plan
-from tenantry.http.listeners import ListenError, bind_tcp, tls_context
-from tenantry.http.relay import Relay
+from tenantry.front import messages
+from tenantry.http.listeners import ListenError, Relay, bind_tcp, tls_context
 from tenantry.telemetry.heartbeat import Heartbeat
 
 log = structlog.get_logger("front")
@@ -81,7 +80,7 @@ class Front:
         self._tls = tls
         self._log = (log_level, log_format)
         self._socket: socket.socket | None = None
-        self._means: plan.WorkWith | None = None
+        self._backends: messages.WorkWith | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._guard = threading.Lock()
         self._stopping = threading.Event()
@@ -134,18 +133,18 @@ class Front:
             if self._socket is not None:
                 self._socket.close()
 
-    def work_with(self, means: plan.WorkWith) -> None:
+    def work_with(self, backends: messages.WorkWith) -> None:
         """Have the front do by itself what it can, from now on."""
         with self._guard:
-            self._means = means
-            self._say(means)
+            self._backends = backends
+            self._tell(backends)
 
     def stop(self) -> None:
         """Let the front's requests end, and the front with them."""
         self._stopping.set()
         with self._guard:
             process = self._process
-            self._say(plan.Stop())
+            self._tell(messages.Stop())
             if process is not None and process.stdin is not None:
                 with suppress(OSError):
                     process.stdin.close()
@@ -180,8 +179,8 @@ class Front:
                 env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
             )
             level, style = self._log
-            self._say(
-                plan.Serve(
+            self._tell(
+                messages.Serve(
                     descriptor=descriptor,
                     relay=relay,
                     jwt_secret=self._jwt_secret,
@@ -190,14 +189,14 @@ class Front:
                     log_format=style,
                 )
             )
-            if self._means is not None:
-                self._say(self._means)
+            if self._backends is not None:
+                self._tell(self._backends)
             return self._process
 
-    def _say(self, word: plan.Word) -> None:
+    def _tell(self, message: messages.Message) -> None:
         """Tell the front something; one that has ended is told again when it is started again."""
         process = self._process
         if process is not None and process.stdin is not None and not process.stdin.closed:
             with suppress(OSError):
-                process.stdin.write(plan.write(word))
+                process.stdin.write(messages.write(message))
                 process.stdin.flush()

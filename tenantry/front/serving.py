@@ -1,6 +1,7 @@
-"""The front's own start and end: words of the daemon come in, a line from each process goes out.
+"""The front: its application, its start and its end.
 
-It hears no signals: when to end is the daemon's to say, and the daemon's end is its own.
+It hears no signals: when to end is the daemon's to say, by messages on standard input, and the
+daemon's end is its own.
 """
 
 from __future__ import annotations
@@ -11,19 +12,64 @@ import signal
 import socket
 import sys
 import threading
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO, Final
 
 import structlog
+from starlette.types import ASGIApp, Receive, Scope, Send
 
+from tenantry.api.access import rule_for
+from tenantry.api.app import BODY_SECONDS, MAX_BODY_BYTES
+from tenantry.api.lanes import Lane, Lanes
 from tenantry.database.errors import DatabaseError
-from tenantry.front.application import FrontApplication
-from tenantry.front.means import Means
-from tenantry.front.plan import Serve, Stop, WorkWith, read
+from tenantry.front.backends import FrontBackends
+from tenantry.front.forward import Forward
+from tenantry.front.messages import Serve, Stop, WorkWith, read
+from tenantry.http.auth import Authentication
+from tenantry.http.middleware import REQUEST_SECONDS, BoundedBody, Limits, RequestContext
 from tenantry.http.server import ApiServer
-from tenantry.process.limits import FRONT_FILES, connections
+from tenantry.http.tokens import Tokens
+from tenantry.process.start_checks import FRONT_FILES, connections
 from tenantry.telemetry import logging
+
+_PATIENCE: Final = 5.0
+"""Seconds more than the daemon has for a request, so that it is the one who says what is late."""
+
+
+class FrontApplication:
+    """Serves what the daemon's application serves, under the same rules, before it is reached."""
+
+    def __init__(
+        self,
+        relay: socket.socket,
+        jwt_secret: str | None,
+        *,
+        max_body_bytes: int = MAX_BODY_BYTES,
+        body_timeout: float = BODY_SECONDS,
+    ) -> None:
+        self._forward = Forward(relay)
+        self._inner: ASGIApp = self._forward
+        app: ASGIApp = self._serve
+        app = Limits(app, seconds=REQUEST_SECONDS + _PATIENCE)
+        app = self.bodies = BoundedBody(app, max_bytes=max_body_bytes, seconds=body_timeout)
+        app = Authentication(
+            app, tokens=Tokens(jwt_secret) if jwt_secret else None, rule_for=rule_for
+        )
+        self._outer = RequestContext(app)
+
+    def use(self, lanes: Sequence[Lane]) -> None:
+        """Serve these here from now on; on the event loop only."""
+        self._inner = Lanes(self._forward, lanes=lanes)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        await self._outer(scope, receive, send)
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._inner(scope, receive, send)
+
 
 log = structlog.get_logger("front")
 
@@ -35,8 +81,8 @@ def main() -> None:
     """Serve until told to stop, or until the daemon is gone."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    words = sys.stdin.buffer
-    first = read(words.readline() or b'{"word": "Stop"}')
+    messages = sys.stdin.buffer
+    first = read(messages.readline() or b'{"message": "Stop"}')
     if not isinstance(first, Serve):
         return
     logging.configure(first.log_level, first.log_format)  # type: ignore[arg-type]
@@ -50,7 +96,7 @@ def main() -> None:
         tls=None if first.tls is None else (Path(first.tls[0]), Path(first.tls[1])),
     )
     worker = Worker(app, server)
-    threading.Thread(target=_listen, args=(words, worker), name="words", daemon=True).start()
+    threading.Thread(target=_listen, args=(messages, worker), name="messages", daemon=True).start()
     gc.collect()
     gc.freeze()
     server.bind()
@@ -63,18 +109,18 @@ def main() -> None:
 
 
 class Worker:
-    """Gets the front its means, once it may have them."""
+    """Gets the front its backends, once it may have them."""
 
     def __init__(self, app: FrontApplication, server: ApiServer) -> None:
         self._app = app
         self._server = server
         self._ended = threading.Event()
-        self._means: Means | None = None
+        self._backends: FrontBackends | None = None
         self._thread: threading.Thread | None = None
 
-    def work_with(self, plan: WorkWith) -> None:
-        """Open what the plan names, for as long as that takes; until then the daemon works."""
-        self._thread = threading.Thread(target=self._open, args=(plan,), name="means")
+    def work_with(self, wanted: WorkWith) -> None:
+        """Open what `wanted` names, for as long as that takes; until then the daemon does all."""
+        self._thread = threading.Thread(target=self._open, args=(wanted,), name="backends")
         self._thread.start()
 
     def stop(self) -> None:
@@ -87,27 +133,27 @@ class Worker:
         self._ended.set()
         if self._thread is not None:
             self._thread.join()
-        if self._means is not None:
-            self._means.close()
+        if self._backends is not None:
+            self._backends.close()
 
-    def _open(self, plan: WorkWith) -> None:
+    def _open(self, wanted: WorkWith) -> None:
         while not self._ended.is_set():
             try:
-                means = Means(plan)
+                backends = FrontBackends(wanted)
             except DatabaseError as error:
                 log.warning("front.no_database", error=str(error))
                 self._ended.wait(LOOK_AGAIN)
             else:
-                self._means = means
-                self._server.call(partial(self._app.use, means.lanes))
+                self._backends = backends
+                self._server.call(partial(self._app.use, backends.lanes))
                 return
 
 
-def _listen(words: BinaryIO, worker: Worker) -> None:
-    for line in words:
+def _listen(messages: BinaryIO, worker: Worker) -> None:
+    for line in messages:
         match read(line):
-            case WorkWith() as plan:
-                worker.work_with(plan)
+            case WorkWith() as wanted:
+                worker.work_with(wanted)
             case Stop():
                 worker.stop()
                 return

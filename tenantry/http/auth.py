@@ -1,21 +1,62 @@
-"""Who makes a request, and whether they may: decided before anything of it is read."""
+"""Where a request comes from, who makes it, and whether they may: decided before it is read."""
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Final
+from typing import Any, Final
 from urllib.parse import parse_qsl, urlsplit
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from tenantry.http.connection import Listener, connection_of
 from tenantry.http.problems import Problem
 from tenantry.http.tokens import BadTokenError, Principal, Tokens
 from tenantry.http.tokens import Scope as TokenScope
+
+_CONNECTION_KEY: Final = "tenantry.connection"
+
+RELAYED_PEER: Final = b"tenantry-peer"
+"""The header in which the front names a request's peer, on the socket that is the front's alone."""
+
+
+class Listener(StrEnum):
+    """Which listener a request came in by."""
+
+    CONTROL = "control"
+    TCP = "tcp"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Connection:
+    """A request's listener and peer.
+
+    `peer` names the peer's credentials on the control socket and its address on TCP. `closing`
+    is set once the server is about to stop, so that whoever waits can answer.
+    """
+
+    listener: Listener
+    peer: str
+    closing: asyncio.Event | None = None
+
+
+# What no listener has marked is treated as the least trusted.
+_UNKNOWN: Final = Connection(listener=Listener.TCP, peer="unknown")
+
+
+def mark(scope: MutableMapping[str, Any], connection: Connection) -> None:
+    """Note on a request's scope how it came in. Only listeners do this."""
+    scope[_CONNECTION_KEY] = connection
+
+
+def connection_of(scope: MutableMapping[str, Any]) -> Connection:
+    """Tell how a request came in."""
+    found = scope.get(_CONNECTION_KEY)
+    return found if isinstance(found, Connection) else _UNKNOWN
+
 
 _PRINCIPAL_KEY: Final = "tenantry.principal"
 

@@ -1,15 +1,23 @@
-"""The sockets the API listens on, bound before anything is served, with errors that say what."""
+"""What the server listens on: the control socket, TCP, and the relay from the front.
+
+Everything is bound before anything is served, with errors that say what is wrong.
+"""
 
 from __future__ import annotations
 
+import array
+import errno
 import fcntl
 import os
 import socket
 import ssl
 import stat
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
+
+import structlog
 
 from tenantry.unixpath import addressed
 
@@ -167,3 +175,176 @@ def _clear(path: Path) -> None:
 
 def _reason(error: Exception) -> str:
     return getattr(error, "strerror", None) or str(error)
+
+
+NOTE: Final = b"\0"
+"""What a descriptor travels with: a stream carries none without a byte."""
+
+
+_FD_BYTES: Final = array.array("i").itemsize
+
+
+class Relay:
+    """Both ends of the way. `far` is for the front, over any number of its lives."""
+
+    def __init__(self) -> None:
+        near, far = socket.socketpair()
+        for one in (near, far):
+            one.setblocking(False)
+        self.near: Final[socket.socket] = _Acceptor(near)
+        # Kept open here, so that the near end never sees an end while no front lives.
+        self.far: Final = far
+
+    def close(self) -> None:
+        """Close both ends; whoever passes a connection on is refused from now on."""
+        self.near.close()
+        self.far.close()
+
+
+class _Acceptor(socket.socket):
+    """A socket that accepts the connections that are passed to it, for a server to listen on."""
+
+    def __init__(self, near: socket.socket) -> None:
+        super().__init__(near.family, near.type, near.proto, fileno=near.detach())
+
+    def listen(self, backlog: int = 0) -> None:
+        """Do nothing: the other end is there already."""
+
+    def accept(self) -> tuple[socket.socket, str]:
+        """Take the next connection. Raises `BlockingIOError` where there is none."""
+        # One that comes when no descriptor is free is closed by the kernel: its maker sees the end.
+        _, ancillary, _, _ = self.recvmsg(
+            len(NOTE), socket.CMSG_SPACE(_FD_BYTES), getattr(socket, "MSG_CMSG_CLOEXEC", 0)
+        )
+        for level, kind, data in ancillary:
+            if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS) and len(data) >= _FD_BYTES:
+                return socket.socket(fileno=array.array("i", data[:_FD_BYTES])[0]), ""
+        raise BlockingIOError
+
+
+HANDSHAKES_OF_A_CLIENT: Final = 64
+"""Handshakes that one address may have under way for longer than `HURRY_SECONDS`."""
+
+HURRY_SECONDS: Final = 1.0
+"""How long a handshake that many came with is not held against its client."""
+
+
+class Handshakes:
+    """Knows the connections that were accepted and are no client's yet; the event loop's alone.
+
+    Of a client that has too many the oldest is ended for the next; of all that there may be, the
+    oldest of whoever has most. asyncio ends by itself what takes too long.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._addresses: dict[int, str] = {}
+        self._pending: dict[str, dict[int, tuple[socket.socket, float]]] = {}
+
+    def begin(self, connection: socket.socket, address: str) -> None:
+        """Take in a connection that has just been accepted."""
+        self.end(connection.fileno())  # an earlier one of its number has been closed
+        if len(self._addresses) >= self._most:
+            self._forget_closed()
+        if len(self._addresses) >= self._most:
+            self._end_oldest(max(self._pending, key=lambda one: len(self._pending[one])))
+        now = time.monotonic()
+        self._addresses[connection.fileno()] = address
+        pending = self._pending.setdefault(address, {})
+        pending[connection.fileno()] = (connection, now)
+        while len(pending) > HANDSHAKES_OF_A_CLIENT:
+            oldest, since = next(iter(pending.values()))
+            if oldest.fileno() >= 0 and now - since < HURRY_SECONDS:
+                break
+            self._end_oldest(address)
+
+    def end(self, number: int) -> None:
+        """Forget a connection, by its descriptor's number: its handshake is done."""
+        address = self._addresses.pop(number, None)
+        if address is not None:
+            del self._pending[address][number]
+            if not self._pending[address]:
+                del self._pending[address]
+
+    def _end_oldest(self, address: str) -> None:
+        number, (oldest, _) = next(iter(self._pending[address].items()))
+        self.end(number)
+        with suppress(OSError):  # closed already, or its client has gone
+            # The transport that owns it is told of its end, and closes it.
+            oldest.shutdown(socket.SHUT_RDWR)
+
+    def _forget_closed(self) -> None:
+        for pending in list(self._pending.values()):
+            for number, (connection, _) in list(pending.items()):
+                if connection.fileno() < 0:
+                    self.end(number)
+
+
+_log: Final[structlog.stdlib.BoundLogger] = structlog.get_logger(__name__)
+
+SHED_PAUSE: Final = 0.05
+"""Seconds to wait where not even a client can be turned away."""
+
+_EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+
+
+class Shedding(socket.socket):
+    """A listening socket that takes another's place, and keeps a descriptor in reserve.
+
+    With none left, a client that waits would make the socket ready for ever; asyncio complains of
+    it a thousand times a second. The reserve is what such a client is accepted with, and let go.
+    """
+
+    def __init__(self, listening: socket.socket, handshakes: Handshakes | None = None) -> None:
+        """With `handshakes`, clients that are accepted begin one."""
+        super().__init__(
+            listening.family, listening.type, listening.proto, fileno=listening.detach()
+        )
+        self.setblocking(False)
+        self._told = False
+        self._handshakes = handshakes
+        self._reserve = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        """Accept the next client. Raises `BlockingIOError` where there is none to be served."""
+        try:
+            connection, address = super().accept()
+        except OSError as error:
+            if error.errno not in _EXHAUSTED:
+                raise
+            self._tell(error)
+            self._turn_away()
+            raise BlockingIOError(errno.EAGAIN, "no descriptor is free") from error
+        if self._handshakes is not None:
+            self._handshakes.begin(connection, str(address[0]))
+        return connection, address
+
+    def close(self) -> None:
+        """Stop listening."""
+        super().close()
+        if self._reserve >= 0:
+            os.close(self._reserve)
+            self._reserve = -1
+
+    def _turn_away(self) -> None:
+        if self._reserve >= 0:
+            os.close(self._reserve)
+            self._reserve = -1
+        turned_away = False
+        with suppress(OSError):
+            client, _ = super().accept()
+            client.close()
+            turned_away = True
+        with suppress(OSError):
+            self._reserve = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        if not turned_away or self._reserve < 0:
+            time.sleep(SHED_PAUSE)  # all else has to wait as well: there is nothing to work with
+
+    def _tell(self, error: OSError) -> None:
+        if not self._told:
+            self._told = True
+            _log.warning(
+                "api.no_descriptor_left",
+                reason=error.strerror,
+                remedy="clients are turned away; raise the limit of open files (LimitNOFILE=)",
+            )

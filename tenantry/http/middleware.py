@@ -1,4 +1,4 @@
-"""What surrounds every request: its correlation id, its log context, its body's bounds."""
+"""Around every request: its correlation id, its log context, its bounds in size and time."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ import structlog
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from tenantry.http.auth import client_of
-from tenantry.http.connection import Listener, connection_of
+from tenantry.http.auth import Listener, client_of, connection_of
 from tenantry.http.problems import Problem, too_many, unavailable
 
 CORRELATION_HEADER: Final = "X-Request-ID"
@@ -233,3 +232,105 @@ def _refuse_body(method: str, headers: Headers) -> None:
     announced = headers.get("content-length", "0")
     if "transfer-encoding" in headers or announced.strip("0"):
         raise Problem(400, f"{method} takes no body", headers={"Connection": "close"})
+
+
+MAX_REQUESTS: Final = 1024
+MAX_OF_A_CLIENT: Final = 256
+REQUEST_SECONDS: Final = 90.0
+"""Longer than any command, page or long poll takes: the last resort."""
+
+_UNCOUNTED: Final = frozenset({"/healthz", "/readyz"})
+_ENDLESS: Final = frozenset({"/messages/stream"})
+
+
+class Limits:
+    """Turns away what is too much, and ends what takes too long.
+
+    Requests count from when their body is there, so that a client that only trickles takes
+    nobody's place. The control socket is counted by itself, and its clients are not told apart.
+    Health is always answered.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        most: int = MAX_REQUESTS,
+        most_of_a_client: int = MAX_OF_A_CLIENT,
+        seconds: float = REQUEST_SECONDS,
+    ) -> None:
+        self._app = app
+        self._most = most
+        self._most_of_a_client = most_of_a_client
+        self._seconds = seconds
+        self._served: Counter[Listener] = Counter()
+        self._clients: Counter[str] = Counter()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != "http" or scope["path"] in _UNCOUNTED:
+            await self._app(scope, receive, send)
+            return
+        listener = connection_of(scope).listener
+        client = client_of(scope) if listener is Listener.TCP else ""
+        if self._served[listener] >= self._most:
+            problem = unavailable("too many requests at once; try again", code="busy")
+        elif client and self._clients[client] >= self._most_of_a_client:
+            problem = too_many(f"a client may have {self._most_of_a_client} requests at once")
+        else:
+            self._served[listener] += 1
+            self._clients[client] += 1
+            try:
+                await self._bounded(scope, receive, send)
+            finally:
+                self._served[listener] -= 1
+                self._clients[client] -= 1
+                if not self._clients[client]:
+                    del self._clients[client]
+            return
+        await problem.response()(scope, receive, send)
+
+    async def _bounded(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["path"] in _ENDLESS:
+            await self._app(scope, receive, send)
+            return
+        started = False
+
+        async def watched(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        try:
+            async with asyncio.timeout(self._seconds) as limit:
+                await self._app(scope, receive, watched)
+        except TimeoutError:
+            if started or not limit.expired():
+                raise
+            problem = Problem(
+                504,
+                f"no answer within {self._seconds:g} seconds; what was asked may still happen",
+                code="request-timeout",
+                title="No answer in time",
+            )
+            await problem.response()(scope, receive, send)
+
+
+class StartingApp:
+    """What the listeners serve while the daemon is still starting: 503, then the application."""
+
+    def __init__(self) -> None:
+        self._app: ASGIApp | None = None
+
+    def open(self, app: ASGIApp) -> None:
+        """Let requests in."""
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer 503 with a problem document, or pass the request on."""
+        app = self._app
+        if app is None:
+            problem = unavailable("the daemon is starting", code="starting")
+            await problem.response()(scope, receive, send)
+        else:
+            await app(scope, receive, send)

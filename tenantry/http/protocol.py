@@ -12,7 +12,7 @@ import h11
 import structlog
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from tenantry.http.handshakes import Handshakes
+from tenantry.http.listeners import HURRY_SECONDS, Handshakes
 from tenantry.http.problems import MEDIA_TYPE, Problem
 
 _log: Final[structlog.stdlib.BoundLogger] = structlog.get_logger(__name__)
@@ -24,9 +24,6 @@ HEADLESS_OF_A_CLIENT: Final = 64
 """Connections of one address that bring no whole head for more than `HURRY_SECONDS`. A proxy, from
 whose address many clients come, connects when it has one to send.
 """
-
-HURRY_SECONDS: Final = 1.0
-"""How long a connection that many of its kind came with is not held against its client."""
 
 REST_SECONDS: Final = 5.0
 REST_BYTES: Final = 4 * 1024 * 1024

@@ -13,24 +13,20 @@ from typing import Any, Final
 
 import structlog
 import uvicorn
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from tenantry.http.connection import RELAYED_PEER, Connection, Listener, mark
-from tenantry.http.handshakes import Handshakes
-from tenantry.http.heads import as_get
+from tenantry.http.auth import RELAYED_PEER, Connection, Listener, mark
 from tenantry.http.listeners import (
     ControlSocket,
-    ControlSocketBusyError,
+    Handshakes,
     ListenError,
+    Relay,
+    Shedding,
     bind_tcp,
     tls_context,
 )
 from tenantry.http.protocol import PEER_KEY, bounded_h11
-from tenantry.http.relay import Relay
-from tenantry.http.shedding import Shedding
 from tenantry.telemetry.heartbeat import Heartbeat
-
-__all__ = ["ApiServer", "ControlSocketBusyError", "ListenError"]
 
 _log: Final[structlog.stdlib.BoundLogger] = structlog.get_logger(__name__)
 
@@ -204,7 +200,7 @@ class ApiServer:
         handshakes: Handshakes | None = None,
     ) -> _Server:
         config = uvicorn.Config(
-            _Entrance(self._app, listener, closing, relayed=relayed),
+            _MarkedApp(self._app, listener, closing, relayed=relayed),
             interface="asgi3",
             http=bounded_h11(self._max_connections, handshakes),
             ws="none",
@@ -234,7 +230,7 @@ class ApiServer:
             self._tcp.close()
 
 
-class _Loop(asyncio.SelectorEventLoop):
+class _EventLoop(asyncio.SelectorEventLoop):
     """A loop whose TLS handshakes have some seconds: until then uvicorn knows of no connection."""
 
     async def create_server(self, *arguments: Any, **keywords: Any) -> asyncio.Server:
@@ -246,7 +242,7 @@ class _Loop(asyncio.SelectorEventLoop):
 
 def _run(main: Coroutine[Any, Any, None]) -> None:
     """Run to the end on a new loop. `asyncio.run` would take SIGINT, were this the main thread."""
-    loop = _Loop()
+    loop = _EventLoop()
     try:
         loop.run_until_complete(main)
     finally:
@@ -293,7 +289,7 @@ async def _all_listening(servers: list[_Server]) -> None:
         await server.listening.wait()
 
 
-class _Entrance:
+class _MarkedApp:
     """Marks requests with how they came in; HEAD goes on as GET."""
 
     def __init__(
@@ -311,3 +307,28 @@ class _Entrance:
         scope, send = as_get(scope, send)
         mark(scope, Connection(listener=self._listener, peer=peer, closing=self._closing))
         await self._app(scope, receive, send)
+
+
+def as_get(scope: Scope, send: Send) -> tuple[Scope, Send]:
+    """Make a request's HEAD a GET whose body is kept back; any other request stays as it is.
+
+    An answer without an end, a stream, ends after its head.
+    """
+    if scope["type"] != "http" or scope["method"] != "HEAD":
+        return scope, send
+    ended = False
+
+    async def keep_back(message: Message) -> None:
+        nonlocal ended
+        if ended:
+            return
+        if message["type"] == "http.response.start":
+            await send(message)
+            names = {name.lower() for name, _ in message.get("headers", ())}
+            ended = b"content-length" not in names
+        else:
+            ended = not message.get("more_body", False)
+        if ended:
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    return {**scope, "method": "GET"}, keep_back

@@ -6,12 +6,13 @@ import os
 import select
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
-from typing import NoReturn
+from typing import Final, NoReturn
 
-from tenantry.process import early
+from tenantry.process import startup_signals
 
 
 class StopRequestedError(BaseException):
@@ -49,7 +50,7 @@ class Signals:
         finally:
             for number, handler in before.items():
                 # What was right before the start, and says so, would be wrong at the end.
-                if handler not in (early.end, early.wait):
+                if handler not in (startup_signals.end_while_starting, startup_signals.ignore):
                     signal.signal(number, handler)
 
     def wait(self, seconds: float) -> bool:
@@ -89,4 +90,23 @@ class Signals:
 def _end_at_once() -> NoReturn:
     """End without draining: the broker redelivers what was not acknowledged."""
     os.write(sys.stderr.fileno(), b"tenantry: second signal, ending at once\n")
+    os._exit(1)
+
+
+DRAIN_SECONDS: Final = 5.0
+"""What such a process is given to drain; the broker redelivers what is not finished."""
+
+END_SECONDS: Final = 20.0
+"""What it is given for all of its end: whoever started it waits to start it anew."""
+
+
+def end_at_latest(seconds: float = END_SECONDS) -> None:
+    """End the process with exit 1 in so many seconds, unless it has ended by itself."""
+    timer = threading.Timer(seconds, _end_late)
+    timer.daemon = True
+    timer.start()
+
+
+def _end_late() -> NoReturn:
+    os.write(sys.stderr.fileno(), b"tenantry: it does not end by itself, ending at once\n")
     os._exit(1)

@@ -51,8 +51,8 @@ from tenantry.domain.commands import (
     RotateCredentials,
 )
 from tenantry.domain.tenant import TenantState, decide
-from tenantry.front.application import FrontApplication
-from tenantry.http.relay import Relay
+from tenantry.front.serving import FrontApplication
+from tenantry.http.listeners import Relay
 from tenantry.http.server import ApiServer
 from tenantry.isolation.checks import IsolationReport
 from tenantry.journal.port import Metadata

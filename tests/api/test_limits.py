@@ -17,7 +17,7 @@ import httpx
 import pytest
 
 from tenantry.http import protocol
-from tenantry.http.connection import Listener
+from tenantry.http.auth import Listener
 from tenantry.http.pool import Pool
 from tenantry.http.problems import Problem
 from tenantry.http.tokens import Tokens

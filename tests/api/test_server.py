@@ -17,12 +17,12 @@ from typing import Any
 import httpx
 import pytest
 
-from tenantry.assembly.entrance import Entrance
+from tenantry.assembly.listeners import Listeners
 from tenantry.cli.client import ControlClient
 from tenantry.cli.failures import DaemonUnreachableError
 from tenantry.http import protocol
-from tenantry.http.listeners import bind_tcp
-from tenantry.http.server import ApiServer, ControlSocketBusyError, ListenError
+from tenantry.http.listeners import ControlSocketBusyError, ListenError, bind_tcp
+from tenantry.http.server import ApiServer
 from tenantry.settings import Settings
 from tests.api.serving import Served, World, serving, short_directory
 
@@ -120,7 +120,7 @@ def test_everything_is_listened_on_beside_a_control_socket_of_107_bytes(director
     settings = Settings.model_validate(
         {"state_dir": directory, "control": {"socket": directory / name}, "server": {"port": 0}}
     )
-    entrance = Entrance(settings)
+    entrance = Listeners(settings)
     entrance.bind()
     for one in entrance.loops().values():
         one.stop()

@@ -12,9 +12,10 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tenantry.http import handshakes
+from tenantry.http import listeners
 from tenantry.http import server as serving_module
-from tenantry.http.server import ApiServer, ListenError
+from tenantry.http.listeners import ListenError
+from tenantry.http.server import ApiServer
 from tenantry.settings import SettingsError, load
 from tests.api.serving import World, serving
 
@@ -86,8 +87,8 @@ def test_a_client_that_does_not_shake_hands_is_let_go(
 def test_a_client_that_shakes_no_hands_has_but_some_connections(
     files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(handshakes, "OF_A_CLIENT", 3)
-    monkeypatch.setattr(handshakes, "HURRY_SECONDS", 0.0)
+    monkeypatch.setattr(listeners, "HANDSHAKES_OF_A_CLIENT", 3)
+    monkeypatch.setattr(listeners, "HURRY_SECONDS", 0.0)
     with serving(World(), tls=files) as api, ExitStack() as opened:
         address = ("127.0.0.1", api.server.tcp_port or 0)
         context = ssl.create_default_context(cafile=files[0])
@@ -112,7 +113,7 @@ def test_a_client_that_shakes_no_hands_has_but_some_connections(
 def test_of_too_many_handshakes_in_all_those_of_whoever_has_most_make_room() -> None:
     pairs = [socket.socketpair() for _ in range(6)]
     owners = ["one", "one", "two", "one", "three", "four"]
-    known = handshakes.Handshakes(4)
+    known = listeners.Handshakes(4)
     for (mine, _), owner in zip(pairs, owners, strict=True):
         known.begin(mine, owner)
     for _, theirs in pairs:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tenantry.assembly.stores import Stores
+from tenantry.assembly.backends import Stores
 from tenantry.broker.password_hashes import PostgresCredentials
 from tenantry.broker.port import PasswordHash
 from tenantry.database.pool import Database

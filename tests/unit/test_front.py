@@ -10,13 +10,13 @@ from typing import Any
 import httpx
 import pytest
 
-from tenantry.front.plan import Serve, Stop, Word, WorkWith, read, write
+from tenantry.front.messages import Message, Serve, Stop, WorkWith, read, write
 from tests.api.serving import SECRET, Served, World, serving
 from tests.waiting import eventually
 
 
 @pytest.mark.parametrize(
-    "word",
+    "message",
     [
         Serve(
             descriptor=3,
@@ -30,10 +30,10 @@ from tests.waiting import eventually
         Stop(),
     ],
 )
-def test_a_word_is_one_line_and_reads_as_it_was_written(word: Word) -> None:
-    line = write(word)
+def test_a_message_is_one_line_and_reads_as_it_was_written(message: Message) -> None:
+    line = write(message)
     assert line.count(b"\n") == 1
-    assert read(line) == word
+    assert read(line) == message
 
 
 @pytest.fixture

@@ -10,15 +10,15 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from tenantry.http.shedding import Shedding
-from tenantry.process.limits import (
+from tenantry.http.listeners import Shedding
+from tenantry.process.start_checks import (
     FEWEST_CONNECTIONS,
+    StartError,
     allow_open_files,
     connections,
     needed_files,
     reserved_files,
 )
-from tenantry.process.refusals import StartError
 from tenantry.settings import Settings
 from tests.api.serving import World, serving
 

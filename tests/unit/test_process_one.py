@@ -16,9 +16,9 @@ APART = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]
 PROGRAM = """
 import os, signal, subprocess, sys
 from pathlib import Path
-from tenantry.process import init
+from tenantry.process import startup_signals
 
-init.stand_before(["--config", "x", "run"])
+startup_signals.stand_before(["--config", "x", "run"])
 
 def of(pid):
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()

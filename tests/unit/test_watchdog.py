@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from tenantry.process.watchdog import PATIENCE, Watchdog
+from tenantry.process.service_manager import PATIENCE, Watchdog
 from tenantry.telemetry.heartbeat import Heartbeat
 from tenantry.telemetry.systemd import Notifier
 from tests.waiting import eventually
@@ -69,7 +69,7 @@ def test_beats_go_on_while_the_tree_lives_and_stop_while_it_hangs(heard: Heard) 
 def test_a_main_thread_that_hangs_is_no_life(heard: Heard, monkeypatch: pytest.MonkeyPatch) -> None:
     tree, main = Tree(), Heartbeat()
     main.beat(patience=-PATIENCE)
-    monkeypatch.setattr("tenantry.process.watchdog.PATIENCE", 0)
+    monkeypatch.setattr("tenantry.process.service_manager.PATIENCE", 0)
     watchdog, thread = beating(heard, tree, main)
     tree.wait_asked()
     assert heard.states == []

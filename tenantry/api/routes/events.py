@@ -16,7 +16,7 @@ from tenantry.api.services import Services, Who
 from tenantry.domain import names
 from tenantry.domain.events import TenantCreated
 from tenantry.domain.tenant import TenantState
-from tenantry.http.connection import connection_of
+from tenantry.http.auth import connection_of
 from tenantry.http.tokens import Scope
 from tenantry.journal.port import EventStore, RecordedEvent
 

@@ -15,8 +15,7 @@ from tenantry.api import lookup, render, schemas, streams
 from tenantry.api.documented import errors
 from tenantry.api.routes.messages import TAG, binding, topic_can_be
 from tenantry.api.services import Services, Who
-from tenantry.http.auth import client_of
-from tenantry.http.connection import connection_of
+from tenantry.http.auth import client_of, connection_of
 from tenantry.messages.port import Order, PartitionMissingError, StoredMessage
 
 _ONE_LINE: Final = bytes.maketrans(b"\r\n", b"  ")

@@ -47,17 +47,17 @@ class Stop:
     """Let requests end, then end."""
 
 
-Word = Serve | WorkWith | Stop
+Message = Serve | WorkWith | Stop
 
-_WORDS: Final[dict[str, type[Word]]] = {one.__name__: one for one in (Serve, WorkWith, Stop)}
-
-
-def write(word: Word) -> bytes:
-    """Write a word as a line."""
-    return json.dumps({"word": type(word).__name__, **asdict(word)}).encode() + b"\n"
+_MESSAGES: Final[dict[str, type[Message]]] = {one.__name__: one for one in (Serve, WorkWith, Stop)}
 
 
-def read(line: bytes) -> Word:
-    """Read a word from a line."""
-    said: dict[str, Any] = json.loads(line)
-    return _WORDS[said.pop("word")](**said)
+def write(message: Message) -> bytes:
+    """Write a message as a line."""
+    return json.dumps({"message": type(message).__name__, **asdict(message)}).encode() + b"\n"
+
+
+def read(line: bytes) -> Message:
+    """Read a message from a line."""
+    fields: dict[str, Any] = json.loads(line)
+    return _MESSAGES[fields.pop("message")](**fields)

@@ -10,30 +10,29 @@ from contextlib import ExitStack
 from starlette.types import ASGIApp
 
 from tenantry.api.routes.metrics import alone
-from tenantry.front.plan import WorkWith
+from tenantry.front.messages import WorkWith
 from tenantry.front.process import Front
-from tenantry.http.door import Door
-from tenantry.http.listeners import ControlSocketBusyError, ListenError, TlsFilesError
-from tenantry.http.relay import Relay
+from tenantry.http.listeners import ControlSocketBusyError, ListenError, Relay, TlsFilesError
+from tenantry.http.middleware import StartingApp
 from tenantry.http.server import ApiServer
 from tenantry.metrics.page import MetricsPage
-from tenantry.process import refusals
-from tenantry.process.limits import connections, reserved_files
+from tenantry.process import start_checks
+from tenantry.process.start_checks import connections, reserved_files
 from tenantry.settings import Settings
 
 
-class Entrance:
+class Listeners:
     """The listeners: they answer 503 at first, then serve the application that was opened last."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         relay = Relay()
-        self._door, self._metrics_door = Door(), Door()
+        self._main_app, self._metrics_app = StartingApp(), StartingApp()
         port = settings.metrics.port
         # The control socket, the front, and perhaps a port for metrics.
         share = connections(reserved_files(settings), ways=2 if port is None else 3)
         self._api = ApiServer(
-            self._door, socket_path=settings.control_socket, relay=relay, max_connections=share
+            self._main_app, socket_path=settings.control_socket, relay=relay, max_connections=share
         )
         self._front = Front(
             (settings.server.host, settings.server.port),
@@ -46,7 +45,7 @@ class Entrance:
         self._metrics = (
             None
             if port is None
-            else ApiServer(self._metrics_door, tcp=("127.0.0.1", port), max_connections=share)
+            else ApiServer(self._metrics_app, tcp=("127.0.0.1", port), max_connections=share)
         )
 
     def bind(self) -> None:
@@ -72,7 +71,7 @@ class Entrance:
     def _named(self, key: str, error: ListenError) -> ListenError:
         """Say which key a refused address has come from, and what to do."""
         cause = error.__cause__
-        help_ = refusals.remedy(cause)
+        help_ = start_checks.remedy(cause)
         if isinstance(error, TlsFilesError):
             help_ = "" if isinstance(cause, FileNotFoundError) else help_
             _, private = self._settings.server.tls or (None, None)
@@ -84,7 +83,7 @@ class Entrance:
             key = "server.host"
         if isinstance(error, ControlSocketBusyError):
             return type(error)(f"{key}: {error}")
-        return ListenError(refusals.line(key, str(error), help_))
+        return ListenError(start_checks.line(key, str(error), help_))
 
     def loops(self) -> Mapping[str, ApiServer | Front]:
         """Give what is to be run on threads of their own, in this order.
@@ -108,9 +107,9 @@ class Entrance:
 
     def open(self, app: ASGIApp, metrics: MetricsPage) -> None:
         """Serve an application, and metrics where they have a port of their own."""
-        self._metrics_door.open(alone(metrics))
-        self._door.open(app)
+        self._metrics_app.open(alone(metrics))
+        self._main_app.open(app)
 
-    def work_with(self, means: WorkWith) -> None:
+    def work_with(self, work: WorkWith) -> None:
         """Have the front do by itself what it can, from now on."""
-        self._front.work_with(means)
+        self._front.work_with(work)

@@ -15,7 +15,7 @@ from tenantry.broker import select
 from tenantry.broker.port import Publishing
 from tenantry.database.loop import LoopQueries
 from tenantry.database.pool import Database
-from tenantry.front.plan import WorkWith
+from tenantry.front.messages import WorkWith
 from tenantry.http.pool import Pool
 from tenantry.journal.postgres import PostgresEventStore
 from tenantry.messages.port import PageReader
@@ -45,24 +45,24 @@ class _Publishers:
     publish_threads: Pool = field(default_factory=lambda: Pool(_PUBLISHERS))
 
 
-class Means:
+class FrontBackends:
     """Connections to the database and the broker, and the lanes that use them.
 
     Raises `DatabaseError`; blocks while it connects.
     """
 
-    def __init__(self, plan: WorkWith) -> None:
-        self._database = Database(plan.database_url, pool_size=plan.pool_size)
+    def __init__(self, wanted: WorkWith) -> None:
+        self._database = Database(wanted.database_url, pool_size=wanted.pool_size)
         self._database.open()
         directory = PostgresTenantDirectory(self._database, PostgresEventStore(self._database))
         reading = _Reading(
             page_reader=PostgresPageReader(
-                LoopQueries(self._database, connections=plan.page_connections)
+                LoopQueries(self._database, connections=wanted.page_connections)
             ),
             directory=directory,
-            cursors=Cursors(bytes.fromhex(plan.cursor_key)),
+            cursors=Cursors(bytes.fromhex(wanted.cursor_key)),
         )
-        broker, self._loop = select.open_publishing(plan.broker, self._database)
+        broker, self._loop = select.open_publishing(wanted.broker, self._database)
         publishers = _Publishers(directory=directory, publishing=broker)
         self.lanes: list[Lane] = [*messages.lanes(reading), publishing.lane(publishers)]
         self._thread: threading.Thread | None = None

@@ -1,15 +1,15 @@
-"""What the actors of a leading daemon stand on: database, broker, and the loops that serve them."""
+"""What the actors of a leading daemon work with: database, broker, and the loops beside them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from typing import Self
 
 import structlog
 
-from tenantry.assembly.handlers import put_before
-from tenantry.assembly.stores import Stores
+from tenantry.assembly.handlers import with_handlers
 from tenantry.broker import select
 from tenantry.broker.adapter import BrokerLinks, TermFence
 from tenantry.broker.pending import PendingCounts
@@ -19,21 +19,57 @@ from tenantry.database.pool import Database
 from tenantry.database.rights import open_to_tenants
 from tenantry.database.server import Shares
 from tenantry.database.watch import DatabaseWatch
+from tenantry.dead_letters.postgres import PostgresDeadLetterIndex
 from tenantry.handlers.message import Handler
 from tenantry.isolation.sessions import TenantsSessions
 from tenantry.journal.listener import JournalListener
+from tenantry.journal.postgres import InlineProjection, PostgresEventStore
 from tenantry.messages.port import MessageStore
+from tenantry.messages.postgres import PostgresMessageStore
 from tenantry.messages.sql_access_postgres import PostgresSqlAccess
 from tenantry.process.threads import Threads
-from tenantry.projections.tenants import TenantProjection
+from tenantry.projections.passwords import PasswordConfirmation
+from tenantry.projections.tenants import PostgresTenantDirectory, TenantProjection
 from tenantry.settings import Settings
 from tenantry.terms.lease import Term
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stores:
+    """What a daemon keeps; it writes only where the sessions may."""
+
+    database: Database
+    journal: PostgresEventStore
+    directory: PostgresTenantDirectory
+    messages: PostgresMessageStore
+    dead_letters: PostgresDeadLetterIndex
+
+    @classmethod
+    def on(
+        cls,
+        database: Database,
+        projection: TenantProjection | None = None,
+        listener: JournalListener | None = None,
+    ) -> Self:
+        """Stand on a database; for reading only, without the projection and the listener."""
+        projections: list[InlineProjection] = []
+        if projection is not None:
+            projections = [projection, PasswordConfirmation()]
+        journal = PostgresEventStore(database, projections=projections, listener=listener)
+        return cls(
+            database=database,
+            journal=journal,
+            directory=PostgresTenantDirectory(database, journal),
+            messages=PostgresMessageStore(database),
+            dead_letters=PostgresDeadLetterIndex(database),
+        )
+
 
 log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Ground:
+class Backends:
     """Everything is connected, or on its way to be; `handling` is the store with its handlers."""
 
     stores: Stores
@@ -47,7 +83,7 @@ class Ground:
     troubles: Sequence[Callable[[], str | None]]
 
 
-def lay(
+def connect_backends(
     settings: Settings,
     sessions: Database,
     term: Term,
@@ -57,7 +93,7 @@ def lay(
     threads: Threads,
     stack: ExitStack,
     on_overrun: Callable[[str], None],
-) -> Ground:
+) -> Backends:
     """Bring the schema up to date, connect, shut out who led before; `stack` undoes it all.
 
     `sessions` write under the term; `shares` says how many there may be of each kind. Raises
@@ -87,9 +123,9 @@ def lay(
         threads.start(name, loop)
     pending = PendingCounts(links.administration)
     threads.start("broker-pending", pending)
-    return Ground(
+    return Backends(
         stores=stores,
-        handling=put_before(
+        handling=with_handlers(
             stores.messages,
             handlers,
             sessions,
