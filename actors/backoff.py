@@ -15,7 +15,7 @@ from typing import Final
 import structlog
 
 from tenantry.actors.clock import Clock
-from tenantry.actors.messages import Ref, TryAgain
+from tenantry.actors.messages import Ref, Reminder
 from tenantry.broker.port import BrokerUnavailableError
 from tenantry.journal.port import JournalUnavailableError
 from tenantry.messages.port import StoreUnavailableError
@@ -85,7 +85,7 @@ class Restarts:
 
 
 class Retries:
-    """Sends `actor` a `TryAgain` when it is time; while one is on its way, no other."""
+    """Sends `actor` a `Reminder.TRY_AGAIN` when it is time; while one is on its way, no other."""
 
     def __init__(self, *, actor: Ref, clock: Clock) -> None:
         self._actor = actor
@@ -108,7 +108,7 @@ class Retries:
         self._remind(HOPELESS)
 
     def due(self) -> None:
-        """Note that `TryAgain` has come."""
+        """Note that `Reminder.TRY_AGAIN` has come."""
         self._waiting = False
 
     def succeeded(self) -> None:
@@ -117,4 +117,4 @@ class Retries:
 
     def _remind(self, delay: float) -> None:
         self._waiting = True
-        self._clock.tell_later(delay, self._actor, TryAgain())
+        self._clock.tell_later(delay, self._actor, Reminder.TRY_AGAIN)

@@ -24,13 +24,11 @@ from tenantry.actors.messages import (
     Consuming,
     Drain,
     Drained,
-    LingerOver,
-    LookForIdle,
     QueuesSilent,
     Ref,
+    Reminder,
     Resize,
     Resubscribe,
-    RetryDue,
     TopologyMissing,
     WorkDone,
     WorkerJoined,
@@ -99,12 +97,12 @@ class Consumer(SupervisedActor):
                 self._dispatch()
             case WorkerLost(worker=worker):
                 self._worker_lost(worker)
-            case LingerOver():
+            case Reminder.LINGER_OVER:
                 self._buffer.lingered()
                 self._dispatch()
-            case RetryDue():
+            case Reminder.RETRY_DUE:
                 self._retry()
-            case LookForIdle():
+            case Reminder.LOOK_FOR_IDLE_WORKERS:
                 self._pool.release_idle()
             case Resize(workers=workers):
                 self._pool.resize(workers)
@@ -272,8 +270,7 @@ class Consumer(SupervisedActor):
 class Buffer:
     """Deliveries in the order of their tags, cut in that order; before them, what is to be redone.
 
-    A small batch lingers a little: the consumer is sent `LingerOver` when it has waited long
-    enough.
+    A small batch lingers a little: `Reminder.LINGER_OVER` says when it has waited long enough.
     """
 
     def __init__(self, *, consumer: Ref, ports: ActorPorts) -> None:
@@ -307,11 +304,11 @@ class Buffer:
             return True
         if not self._lingering:
             self._lingering = True
-            self._clock.tell_later(left, self._consumer, LingerOver())
+            self._clock.tell_later(left, self._consumer, Reminder.LINGER_OVER)
         return False
 
     def lingered(self) -> None:
-        """Note that `LingerOver` has come."""
+        """Note that `Reminder.LINGER_OVER` has come."""
         self._lingering = False
 
     def cut(self, generation: int) -> Batch:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from enum import Enum, auto
 from typing import Any, TypeAlias
 
 import pykka
@@ -70,6 +71,25 @@ class Ping:
     reply: Future[None] = field(compare=False)
 
 
+class Reminder(Enum):
+    """From the clock to the actor that asked for it."""
+
+    LINGER_OVER = auto()
+    """To a consumer: a small batch has waited long enough."""
+    RETRY_DUE = auto()
+    """To a consumer: the pause of held deliveries may be over."""
+    LOOK_FOR_IDLE_WORKERS = auto()
+    """To a consumer: release the workers that have had nothing to do."""
+    TRY_AGAIN = auto()
+    """To a tenant or the supervisor: what could not be done for an outage may be possible now."""
+    LOOK_FOR_DRIFT = auto()
+    """To the reconciler: compare what should be with what is."""
+    START_RECONCILER = auto()
+    """To the supervisor: the reconciler has failed a while ago."""
+    DRAIN_EXPIRED = auto()
+    """To the supervisor: the deadline of a drain has come."""
+
+
 # Draining: down the tree as a request, up again as an answer.
 
 
@@ -104,11 +124,6 @@ class DrainAll:
     seconds: float
     stop: bool
     reply: Future[tuple[Orphan, ...]] = field(compare=False)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DrainExpired:
-    """From the clock to the supervisor: the deadline of a drain has come."""
 
 
 # From the broker to a consumer, carried over from the broker's thread.
@@ -252,37 +267,7 @@ class Resubscribe:
     """From a tenant to its consumer: the queues are there again."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LingerOver:
-    """From the clock to a consumer: a small batch has waited long enough."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RetryDue:
-    """From the clock to a consumer: the pause of held deliveries may be over."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LookForIdle:
-    """From the clock to a consumer: see which workers have had nothing to do."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TryAgain:
-    """From the clock to a tenant: what could not be done for an outage may be possible now."""
-
-
 # What has changed outside, behind the daemon's back.
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LookForDrift:
-    """From the clock to the reconciler: compare what should be with what is."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StartReconciler:
-    """From the clock to the supervisor: the reconciler has failed a while ago."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

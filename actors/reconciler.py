@@ -12,7 +12,7 @@ from typing import Final
 import structlog
 
 from tenantry.actors.board import Board
-from tenantry.actors.messages import Begin, Drifted, FirstLookDone, LookForDrift, Ref
+from tenantry.actors.messages import Begin, Drifted, FirstLookDone, Ref, Reminder
 from tenantry.actors.ports import ActorPorts
 from tenantry.actors.provisioner import topology_of
 from tenantry.actors.supervision import SupervisedActor
@@ -56,13 +56,15 @@ class Reconciler(SupervisedActor):
                     found = self._look()
                 finally:
                     self.tell_parent(FirstLookDone())
-            case LookForDrift():
+            case Reminder.LOOK_FOR_DRIFT:
                 found = self._look()
             case _:
                 raise TypeError(f"the reconciler can't handle {type(message).__name__}")
         for one in found:
             self.tell_parent(one)
-        self._ports.clock.tell_later(self._ports.reconcile_every, self.actor_ref, LookForDrift())
+        self._ports.clock.tell_later(
+            self._ports.reconcile_every, self.actor_ref, Reminder.LOOK_FOR_DRIFT
+        )
 
     def _look(self) -> list[Drifted]:
         """Compare everything once; nothing is found where something can't be asked."""

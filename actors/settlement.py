@@ -15,7 +15,7 @@ from typing import Final
 
 from tenantry.actors.board import TenantBoard
 from tenantry.actors.clock import Clock
-from tenantry.actors.messages import Batch, Ref, RetryDue
+from tenantry.actors.messages import Batch, Ref, Reminder
 from tenantry.broker.port import Delivery, QueueSpec, Subscription
 from tenantry.messages.port import Held, StoreResult, Tried
 
@@ -28,8 +28,8 @@ MOST_HELD_BYTES: Final = 64 * 1024 * 1024
 class Settlement:
     """The batches of one channel, from cutting to the ack, and what is held among them.
 
-    `subscription` is where they are settled. The consumer is sent `RetryDue` when the pause of a
-    held delivery may be over. How many deliveries are in flight and held is shown on the board.
+    `subscription` is where they are settled. `Reminder.RETRY_DUE` tells the consumer when the pause
+    of a held delivery may be over. How many deliveries are in flight and held is on the board.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class Settlement:
         ]
 
     def reminded(self) -> None:
-        """Note that `RetryDue` has come."""
+        """Note that `Reminder.RETRY_DUE` has come."""
         self._retry_at = None
 
     def _show(self) -> None:
@@ -142,7 +142,7 @@ class Settlement:
         if due is not None and (self._retry_at is None or due < self._retry_at):
             self._retry_at = due
             delay = max(0.0, due - self._clock.now())
-            self._clock.tell_later(delay, self._consumer, RetryDue())
+            self._clock.tell_later(delay, self._consumer, Reminder.RETRY_DUE)
 
     def _settle(self, generation: int) -> None:
         ready = self._window.take_ready()
@@ -185,7 +185,8 @@ class Window:
         self._by_batch: dict[Batch, _Span] = {}
         self._held: set[int] = set()
         self._lowest: list[int] = []
-        self._released = Acknowledgement()
+        self._acks: list[int] = []
+        self._rejects: list[int] = []
         self.unsettled = 0
         """Deliveries in the window, held ones among them."""
 
@@ -223,15 +224,13 @@ class Window:
         """Hold deliveries no longer: their last attempt is over."""
         self._held.difference_update(acks)
         self._held.difference_update(rejects)
-        before = self._released
-        self._released = Acknowledgement(
-            rejects=[*before.rejects, *rejects], acks=[*before.acks, *acks]
-        )
+        self._acks += acks
+        self._rejects += rejects
 
     def take_ready(self) -> Acknowledgement | None:
         """Give what may be settled by now, once; None if there is nothing."""
-        rejects, acks = list(self._released.rejects), list(self._released.acks)
-        self._released = Acknowledgement()
+        rejects, acks = self._rejects, self._acks
+        self._rejects, self._acks = [], []
         up_to: int | None = None
         count = len(rejects) + len(acks)
         lowest = self._lowest_held()
@@ -264,13 +263,12 @@ class Window:
 
 @dataclass(slots=True)
 class _HeldDelivery:
-    """`waiting` while its pause runs; `window` is its queue's, by number, at that time."""
+    """`due` while its pause runs, else None; `window` is its queue's, by number, at that time."""
 
     delivery: Delivery
-    tried: Tried
-    due: float
     window: int
-    waiting: bool = True
+    tried: Tried
+    due: float | None = None
 
 
 class HeldDeliveries:
@@ -303,11 +301,11 @@ class HeldDeliveries:
         entry = self._entries.get(delivery.tag)
         if entry is None:
             queue = _queue_of(delivery)
-            entry = _HeldDelivery(delivery, tried, due, self._windows[queue])
+            entry = _HeldDelivery(delivery, self._windows[queue], tried)
             self._entries[delivery.tag] = entry
             self._bytes += len(delivery.message.body)
             self._taken[queue] += 1
-        entry.tried, entry.due, entry.waiting = tried, due, True
+        entry.tried, entry.due = tried, due
         heapq.heappush(self._due, (due, delivery.tag))
 
     def next_due(self) -> float | None:
@@ -322,7 +320,7 @@ class HeldDeliveries:
         while (due := self.next_due()) is not None and due <= now:
             _, tag = heapq.heappop(self._due)
             entry = self._entries[tag]
-            entry.waiting = False
+            entry.due = None
             found.append((entry.delivery, entry.tried))
         return found
 
@@ -351,7 +349,7 @@ class HeldDeliveries:
 
     def _is_due(self, due: float, tag: int) -> bool:
         entry = self._entries.get(tag)
-        return entry is not None and entry.waiting and entry.due == due
+        return entry is not None and entry.due == due
 
 
 def _queue_of(delivery: Delivery) -> tuple[str, int]:

@@ -86,10 +86,6 @@ class SupervisedActor(pykka.ThreadingActor):
         """Give back what the actor owns, after a failure: as at a stop."""
         self.stopped()
 
-    def tell_self(self, message: object) -> None:
-        """Put a message at the end of the actor's own mailbox."""
-        self.actor_ref.tell(message)
-
     def tell_parent(self, message: object) -> None:
         """Tell the parent something, if it is there to hear it and this actor is not replaced."""
         parent = self.parent

@@ -15,17 +15,15 @@ from tenantry.actors.messages import (
     Drain,
     DrainAll,
     Drained,
-    DrainExpired,
     Drifted,
     Execute,
     FirstLookDone,
     Orphan,
     Parked,
     Ref,
+    Reminder,
     RestartChild,
-    StartReconciler,
     TenantGone,
-    TryAgain,
 )
 from tenantry.actors.pending_replies import refuse
 from tenantry.actors.ports import ActorPorts
@@ -79,16 +77,16 @@ class Supervisor(SupervisedActor):
             case Drained(name=tenant_id):
                 self._undrained.discard(tenant_id)
                 self._drained_if_done()
-            case DrainExpired():
+            case Reminder.DRAIN_EXPIRED:
                 self._drain_expired()
             case Drifted():
                 self._drifted(message)
-            case Begin() | StartReconciler():
+            case Begin() | Reminder.START_RECONCILER:
                 # At first, too: what has drifted is seen before the tenants make it right.
                 self._start_reconciler()
             case FirstLookDone() if self._board.state is not SystemState.STARTING:
                 pass  # of a reconciler that was restarted
-            case FirstLookDone() | TryAgain():
+            case FirstLookDone() | Reminder.TRY_AGAIN:
                 self._start_tenants()
             case _:
                 raise TypeError(f"the supervisor can't handle {type(message).__name__}")
@@ -115,7 +113,7 @@ class Supervisor(SupervisedActor):
             self._failures += 1
             delay = backoff(self._failures, LONGEST_OUTAGE_BACKOFF)
             log.warning("supervisor.waits_for_journal", error=str(error))
-            self._clock.tell_later(delay, self.actor_ref, TryAgain())
+            self._clock.tell_later(delay, self.actor_ref, Reminder.TRY_AGAIN)
             return
         log.info("supervisor.started", tenants=len(self._tenants))
         self._board.state = SystemState.RUNNING
@@ -239,12 +237,12 @@ class Supervisor(SupervisedActor):
             observer.actor_stuck("reconciler")
             self._board.departures.replace(child)
             if self._board.state is SystemState.STARTING:
-                self.tell_self(FirstLookDone())
+                tell(self.actor_ref, FirstLookDone())
         self._reconciler = self._board.reconciler = None
         self._board.reconciler_restarts += 1
         delay = self._ports.reconcile_every
         log.error("reconciler.restarts", error=error, delay=delay)
-        self._clock.tell_later(delay, self.actor_ref, StartReconciler())
+        self._clock.tell_later(delay, self.actor_ref, Reminder.START_RECONCILER)
 
     def _restart(self, tenant_id: str) -> None:
         park = self._restarting.pop(tenant_id, None)
@@ -265,7 +263,7 @@ class Supervisor(SupervisedActor):
             tenant_id for tenant_id, ref in self._tenants.items() if tell(ref, Drain())
         }
         log.info("drain.started", tenants=len(self._undrained), seconds=message.seconds)
-        self._clock.tell_later(message.seconds, self.actor_ref, DrainExpired())
+        self._clock.tell_later(message.seconds, self.actor_ref, Reminder.DRAIN_EXPIRED)
         self._drained_if_done()
 
     def _drained_if_done(self) -> None:

@@ -25,12 +25,12 @@ from tenantry.actors.messages import (
     Parked,
     QueuesSilent,
     Ref,
+    Reminder,
     Resize,
     Resized,
     RestartChild,
     TenantGone,
     TopologyMissing,
-    TryAgain,
     WorkerReleased,
     WorkerWanted,
 )
@@ -134,7 +134,7 @@ class Tenant(SupervisedActor):
                 self._child_failed(child, error, stuck=stuck)
             case RestartChild():
                 self._reconcile()
-            case TryAgain():
+            case Reminder.TRY_AGAIN:
                 self._retries.due()
                 self._board.stands_still = None
                 self._reconcile()

@@ -8,8 +8,8 @@ from tenantry.actors.board import TenantBoard
 from tenantry.actors.clock import Clock
 from tenantry.actors.messages import (
     Batch,
-    LookForIdle,
     Ref,
+    Reminder,
     Resized,
     Work,
     WorkerReleased,
@@ -149,4 +149,4 @@ class WorkerPool:
     def _look_for_idle(self) -> None:
         if not self._looking:
             self._looking = True
-            self._clock.tell_later(IDLE_SECONDS, self._consumer, LookForIdle())
+            self._clock.tell_later(IDLE_SECONDS, self._consumer, Reminder.LOOK_FOR_IDLE_WORKERS)

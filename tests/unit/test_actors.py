@@ -12,7 +12,7 @@ import pytest
 
 from tenantry.actors import backoff, board
 from tenantry.actors.board import Board
-from tenantry.actors.messages import Drifted, Execute, Ref, TryAgain
+from tenantry.actors.messages import Drifted, Execute, Ref, Reminder
 from tenantry.actors.supervision import tell
 from tenantry.broker.port import BrokerError, NotOursError, PasswordHash, TenantTopology
 from tenantry.broker.survey import Drift, DriftKind
@@ -440,7 +440,7 @@ def test_a_deletion_is_tried_ever_less_often_during_an_outage(
     tell_later = tree.clock.tell_later
 
     def spy(delay: float, ref: Ref, message: object) -> None:
-        if isinstance(message, TryAgain):
+        if message is Reminder.TRY_AGAIN:
             delays.append(delay)
         tell_later(delay, ref, message)
 
