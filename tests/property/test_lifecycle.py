@@ -11,7 +11,8 @@ from tenantry.domain.commands import PauseTenant, RequestDeletion, ResizeWorkers
 from tenantry.domain.tenant import Lifecycle
 from tenantry.messages.port import MessageStoreError, StoreUnavailableError
 from tests.depth import examples
-from tests.fakes.actors import Tree, message
+from tests.fakes.actors import Tree
+from tests.fakes.ports import message
 from tests.waiting import eventually
 
 TENANT = "t"

@@ -13,7 +13,7 @@ from tenantry.actors.messages import Batch
 from tenantry.actors.settlement import Acknowledgement, Window
 from tenantry.broker.port import Delivery
 from tests.depth import examples
-from tests.fakes.actors import message
+from tests.fakes.ports import message
 
 COMMITTED, REJECTED, HELD, LEFT = "committed", "rejected", "held", "left"
 fates = st.lists(st.sampled_from([COMMITTED, COMMITTED, COMMITTED, REJECTED, HELD, LEFT]))

@@ -19,7 +19,7 @@ from tenantry.metrics.recorder import (
     Recorder,
     latencies,
 )
-from tests.fakes.actors import message
+from tests.fakes.ports import message
 
 NOW = 1_800_000_000_000
 

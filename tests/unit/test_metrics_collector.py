@@ -16,7 +16,8 @@ from tenantry.messages.port import MessageStoreError, StoreUnavailableError
 from tenantry.metrics.collector import SystemCollector
 from tenantry.metrics.page import OPENMETRICS, MetricsPage
 from tenantry.metrics.recorder import Recorder
-from tests.fakes.actors import Tree, message, running_tree
+from tests.fakes.actors import Tree, running_tree
+from tests.fakes.ports import message
 from tests.scrapes import Scrape, read, read_openmetrics
 from tests.waiting import eventually
 

@@ -10,7 +10,7 @@ import pytest
 from tenantry.broker import pending
 from tenantry.broker.pending import PendingCounts
 from tenantry.broker.port import BrokerUnavailableError
-from tests.fakes.actors import FakeAdministration, Faults
+from tests.fakes.ports import FakeAdministration, Faults
 from tests.waiting import eventually
 
 

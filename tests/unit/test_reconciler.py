@@ -14,7 +14,8 @@ from tenantry.domain import names
 from tenantry.domain.commands import PauseTenant, RequestDeletion
 from tenantry.domain.events import DriftRepaired
 from tenantry.messages.port import StoreUnavailableError
-from tests.fakes.actors import Tree, outage, running_tree
+from tests.fakes.actors import Tree, running_tree
+from tests.fakes.ports import outage
 from tests.waiting import eventually
 
 OFTEN = 0.02

@@ -1,0 +1,168 @@
+"""The tree of actors: what becomes of deliveries."""
+
+from __future__ import annotations
+
+import threading
+
+from tenantry.domain import names
+from tenantry.domain.commands import PauseTenant
+from tenantry.domain.events import MessageDeadLettered, MessageIdsReused
+from tenantry.messages.port import StoreUnavailableError
+from tests.fakes.actors import Tree
+from tests.fakes.ports import message
+from tests.waiting import eventually
+
+
+def test_deliveries_are_stored_and_acknowledged(tree: Tree) -> None:
+    tree.create("a")
+    ids = {str(number) for number in range(100)}
+    tree.deliver("a", *ids)
+    eventually(lambda: len(tree.subscription("a").acked) == 100)
+    assert tree.stored("a") == ids
+    assert tree.subscription("a").acks < 100
+
+
+def test_nothing_is_acknowledged_beyond_what_is_committed(tree: Tree) -> None:
+    tree.create("a", workers=2)
+    slow = tree.store.gates[b'"slow"'] = threading.Event()
+    tree.deliver("a", "first", body=b'"slow"')
+    eventually(lambda: tree.store.inside == 1)
+    tree.deliver("a", "second")
+    eventually(lambda: tree.stored("a") == {"second"})
+    assert tree.subscription("a").acked == []
+    slow.set()
+    eventually(lambda: tree.subscription("a").acked == [1, 2])
+
+
+def test_an_id_that_is_used_again_is_journalled_once_however_often_it_is(tree: Tree) -> None:
+    tree.create("a")
+    tree.deliver("a", "1", body=b"1")
+    for number in range(20):
+        tree.deliver("a", "1", body=b"%d" % (number % 2 + 1))
+    eventually(lambda: len(tree.subscription("a").acked) == 21)
+    told = [one.event for one in tree.journal.read_stream(names.dead_letter_journal_stream("a"))]
+    assert [type(one) for one in told] == [MessageIdsReused]
+    assert tree.subscription("a").rejected == []
+
+
+def test_what_can_t_be_stored_is_rejected_and_its_neighbours_are_not(tree: Tree) -> None:
+    tree.create("a")
+    bad = message("bad", b"bad")
+    tree.subscription("a").deliver([message("1"), bad, message("2"), bad._replace(id="last")])
+    eventually(lambda: not tree.subscription("a").unsettled)
+    assert tree.stored("a") == {"1", "2"}
+    assert [one.id for one in tree.subscription("a").rejected] == ["bad", "last"]
+    letters = tree.journal.read_stream(names.dead_letter_journal_stream("a"))
+    assert [type(one.event) for one in letters] == [MessageDeadLettered] * 2
+    runtime = tree.control.runtime("a")
+    assert runtime is not None
+    assert (runtime.stored, runtime.dead_lettered) == (2, 2)
+
+
+def test_a_message_that_fails_is_held_and_its_neighbours_go_on(tree: Tree) -> None:
+    tree.store.pause = 3600
+    tree.create("a")
+    subscription = tree.subscription("a")
+    subscription.deliver([message("1"), message("2", b"fails1"), message("3")])
+    tree.deliver("a", "4", "5")
+    eventually(lambda: set(subscription.unsettled) == {2})
+    assert tree.stored("a") == {"1", "3", "4", "5"}
+    runtime = tree.control.runtime("a")
+    assert runtime is not None
+    assert (runtime.held, runtime.unsettled) == (1, 1)
+
+
+def test_a_message_that_fails_is_tried_again_until_it_is_stored(tree: Tree) -> None:
+    tree.create("a")
+    tree.deliver("a", "flaky", body=b"fails4")
+    tree.deliver("a", *map(str, range(20)))
+    eventually(lambda: not tree.subscription("a").unsettled)
+    assert "flaky" in tree.stored("a")
+    assert tree.store.deliveries["a", "flaky"] == 5
+    assert not tree.subscription("a").rejected
+
+
+def test_a_message_that_fails_for_the_last_time_is_rejected_with_its_attempts(tree: Tree) -> None:
+    tree.create("a")
+    tree.deliver("a", *map(str, range(7)))
+    tree.deliver("a", "poison", body=b"fails5")
+    tree.deliver("a", "after")
+    eventually(lambda: not tree.subscription("a").unsettled)
+    assert [one.id for one in tree.subscription("a").rejected] == ["poison"]
+    (letter,) = tree.journal.read_stream(names.dead_letter_journal_stream("a"))
+    assert isinstance(letter.event, MessageDeadLettered)
+    assert letter.event.attempts == 5
+
+
+def test_what_a_worker_leaves_is_shared_out_and_acknowledged_once(tree: Tree) -> None:
+    tree.create("a", workers=2)
+    tree.deliver("a", *map(str, range(50)), body=b"left")
+    eventually(lambda: len(tree.subscription("a").acked) == 50)
+    assert sorted(tree.subscription("a").acked) == list(range(1, 51))
+    assert len(tree.stored("a")) == 50
+
+
+def test_a_drain_does_not_wait_for_what_is_held(tree: Tree) -> None:
+    tree.store.pause = 3600
+    tree.create("a")
+    tree.deliver("a", "flaky", body=b"fails1")
+    tree.deliver("a", "1")
+    eventually(lambda: set(tree.subscription("a").unsettled) == {1})
+    tree.execute(PauseTenant(tenant_id="a"))
+    eventually(lambda: [one.id for one in tree.subscription("a").requeued] == ["flaky"])
+
+
+def test_deliveries_held_on_a_lost_channel_come_again_and_are_settled_once(tree: Tree) -> None:
+    tree.store.pause = 3600
+    tree.create("a")
+    subscription = tree.subscription("a")
+    tree.deliver("a", "flaky", body=b"fails1")
+    eventually(lambda: tree.board.tenant("a").held == 1)
+    subscription.lose()
+    eventually(lambda: tree.board.tenant("a").held == 0)
+    tree.store.pause = 0
+    subscription.connect()
+    eventually(lambda: tree.stored("a") == {"flaky"} and subscription.acked == [1])
+
+
+def test_a_queue_whose_prefetch_is_held_is_widened(tree: Tree) -> None:
+    tree.store.pause = 3600
+    tree.create("a")
+    subscription = tree.subscription("a")
+    tree.deliver("a", *map(str, range(120)), body=b"fails1")
+    eventually(lambda: tree.board.tenant("a").held == 120)
+    assert subscription.widened == [(1, subscription.queues[0])] * 2
+
+
+def test_deliveries_of_a_lost_channel_come_again_and_are_acknowledged_once(tree: Tree) -> None:
+    tree.create("a")
+    tree.store.gate.clear()
+    tree.deliver("a", *(str(number) for number in range(30)))
+    eventually(lambda: tree.store.inside == 3)
+    subscription = tree.subscription("a")
+    subscription.lose()
+    assert len(subscription.requeued) == 30
+    subscription.connect()
+    tree.store.gate.set()
+    eventually(lambda: len(subscription.acked) == 30)
+    assert len(tree.stored("a")) == 30
+    assert not subscription.requeued
+
+
+def test_missing_queues_are_made_again(tree: Tree) -> None:
+    tree.create("a")
+    del tree.administration.topologies["a"]
+    tree.subscription("a").lose(missing=True)
+    eventually(lambda: tree.subscription("a").resubscribed == 1)
+    assert "a" in tree.administration.topologies
+    eventually(lambda: not tree.board.not_ready())
+
+
+def test_nothing_is_acknowledged_while_the_store_is_away(tree: Tree) -> None:
+    tree.create("a")
+    tree.faults.plan("store a", StoreUnavailableError("away"), times=4)
+    tree.deliver("a", *(str(number) for number in range(20)))
+    eventually(lambda: "the database refuses to store" in tree.board.not_ready())
+    assert tree.subscription("a").acked == []
+    eventually(lambda: len(tree.subscription("a").acked) == 20)
+    eventually(lambda: not tree.board.not_ready())

@@ -1,0 +1,239 @@
+"""The tree of actors: failures, restarts, parking, draining."""
+
+from __future__ import annotations
+
+import threading
+from typing import NoReturn
+
+import pytest
+
+from tenantry.actors import backoff, board
+from tenantry.actors.board import Board
+from tenantry.actors.tree import drain_and_stop
+from tenantry.control.port import SystemState, UnavailableError
+from tenantry.domain import names
+from tenantry.domain.commands import PauseTenant, RequestDeletion, ResizeWorkers, ResumeTenant
+from tenantry.domain.events import TenantParked
+from tenantry.domain.tenant import Lifecycle
+from tenantry.journal.port import JournalError
+from tenantry.messages.port import MessageStoreError
+from tests.fakes.actors import Tree
+from tests.fakes.ports import outage
+from tests.waiting import eventually
+
+
+def test_the_batch_of_a_crashed_worker_is_done_by_another(tree: Tree) -> None:
+    tree.create("a")
+    tree.faults.plan("store a", MessageStoreError("a bug"), times=2)
+    tree.deliver("a", "1", "2")
+    eventually(lambda: len(tree.subscription("a").acked) == 2)
+    assert tree.stored("a") == {"1", "2"}
+
+
+def test_a_worker_that_exits_takes_nobody_with_it(tree: Tree) -> None:
+    tree.create("a")
+    tree.create("b")
+    tree.faults.plan("store a", SystemExit(3))
+    tree.deliver("a", "1")
+    tree.deliver("b", "1")
+    eventually(lambda: tree.stored("a") == tree.stored("b") == {"1"})
+    assert not tree.crashes
+
+
+@pytest.mark.usefixtures("_hasty")
+def test_a_tenant_that_keeps_crashing_is_parked_and_its_neighbours_go_on(tree: Tree) -> None:
+    tree.create("a")
+    tree.create("b")
+    tree.faults.plan("store a", MessageStoreError("a bug that stays"), times=1000)
+    tree.deliver("a", "1")
+    state = eventually(
+        lambda: next((s for s in [tree.directory.get("a")] if s and s.parked), None), timeout=60
+    )
+    assert "a bug that stays" in str(state.parked)
+    assert state.lifecycle is Lifecycle.PAUSED
+    tree.deliver("b", "1")
+    eventually(lambda: tree.stored("b") == {"1"})
+    runtime = tree.control.runtime("a")
+    assert runtime is not None
+    assert runtime.parked == state.parked
+    tree.faults.clear()
+    tree.execute(ResumeTenant(tenant_id="a"))
+    eventually(lambda: tree.stored("a") == {"1"})
+    parked = [
+        one.event
+        for one in tree.journal.read_stream(names.journal_stream("a"))
+        if isinstance(one.event, TenantParked)
+    ]
+    assert len(parked) == 1
+
+
+def test_what_keeps_everything_from_working_makes_it_not_ready_in_its_own_words() -> None:
+    board = Board()
+    trouble: list[str] = []
+    board.troubles = [lambda: trouble[0] if trouble else None]
+    before = board.not_ready()
+    trouble.append("the database stores nothing: a pooler stands before it")
+    assert board.not_ready() == (*before, trouble[0])
+
+
+def test_a_crashed_consumer_is_replaced_and_loses_nothing(tree: Tree) -> None:
+    tree.create("a")
+    consumer = tree.board.tenant("a").consumer
+    assert consumer is not None
+    tree.store.gate.clear()
+    tree.deliver("a", *(str(number) for number in range(10)))
+    consumer.tell("not a message of ours")
+    eventually(lambda: tree.board.tenant("a").consumer not in {None, consumer})
+    tree.store.gate.set()
+    eventually(lambda: len(tree.stored("a")) == 10 and not tree.subscription("a").unsettled)
+    eventually(lambda: tree.control.status().tree.children[0].children[0].restarts == 1)
+
+
+def test_a_crash_of_the_supervisor_is_told_to_the_process(tree: Tree) -> None:
+    tree.create("a")
+    tree.supervisor.tell("not a message of ours")
+    (reason,) = eventually(lambda: tree.crashes)
+    assert reason == "the supervisor failed: TypeError: the supervisor can't handle str"
+
+
+def test_a_restart_brings_tenants_and_workers_back(tree: Tree) -> None:
+    tree.create("a")
+    tree.create("b")
+    tree.execute(ResizeWorkers(tenant_id="a", workers=8))
+    tree.execute(PauseTenant(tenant_id="b"))
+    hashes = dict(tree.passwords.hashes)
+    assert tree.stop() == ()
+    tree.administration.users.clear()
+    tree.start()
+    eventually(lambda: not tree.board.not_ready())
+    runtime = tree.control.runtime("a")
+    assert runtime is not None
+    assert runtime.workers_current == 8
+    paused = tree.control.runtime("b")
+    assert paused is not None
+    assert not paused.consuming
+    eventually(lambda: tree.administration.users == hashes)
+
+
+def test_a_start_waits_out_an_outage(tree: Tree) -> None:
+    tree.create("a")
+    tree.stop()
+    tree.faults.plan("ensure_topology", outage(), times=3)
+    tree.start()
+    eventually(lambda: not tree.board.not_ready())
+    assert tree.subscription("a").consuming
+
+
+def test_a_drain_finishes_what_was_taken_and_refuses_commands(tree: Tree) -> None:
+    tree.create("a")
+    tree.create("b")
+    tree.store.gate.clear()
+    tree.deliver("a", *(str(number) for number in range(20)))
+    eventually(lambda: tree.store.inside == 3)
+    tree.control.drain()
+    eventually(lambda: tree.board.state is SystemState.DRAINING)
+    with pytest.raises(UnavailableError):
+        tree.create("c")
+    tree.store.gate.set()
+    eventually(lambda: tree.board.state is SystemState.DRAINED)
+    assert len(tree.stored("a")) == 20
+    assert not tree.subscription("a").requeued
+    assert tree.board.not_ready()
+
+
+def test_a_drain_that_takes_too_long_names_its_orphans(tree: Tree) -> None:
+    tree.create("a", workers=2)
+    tree.create("b")
+    tree.store.gate.clear()
+    tree.deliver("a", *(str(number) for number in range(20)))
+    eventually(lambda: tree.store.inside == 2)
+    gate, tree.store.gate = tree.store.gate, threading.Event()
+    orphans = drain_and_stop(tree.supervisor, seconds=0.2)
+    gate.set()
+    assert {one.tenant_id for one in orphans} == {"a"}
+    assert sum(one.deliveries for one in orphans) == 20
+    assert {one.actor for one in orphans} == {"worker-1", "worker-2", "consumer"}
+
+
+@pytest.mark.usefixtures("_hasty")
+def test_a_parked_tenant_stays_parked_over_a_restart_until_it_is_resumed(tree: Tree) -> None:
+    tree.create("a")
+    tree.faults.plan("store a", MessageStoreError("a bug that stays"), times=1000)
+    tree.deliver("a", "1")
+    parked = eventually(lambda: (one := tree.control.runtime("a")) and one.parked_at and one)
+    tree.stop()
+    tree.faults.clear()
+    tree.start()
+    again = eventually(lambda: (one := tree.control.runtime("a")) and one.parked and one)
+    assert (again.parked, again.parked_at) == (parked.parked, parked.parked_at)
+    assert not again.consuming
+    assert tree.board.not_ready() == ()
+    assert tree.execute(ResumeTenant(tenant_id="a")).tenant.parked is None
+    eventually(lambda: tree.stored("a") == {"1"})
+    assert tree.events("a")[-2:] == ["TenantParked", "TenantResumed"]
+
+
+@pytest.mark.usefixtures("_hasty")
+def test_a_tenant_that_can_t_even_be_parked_stands_still_and_delays_nobody(tree: Tree) -> None:
+    tree.create("a")
+    tree.create("b")
+    tree.stop()
+    read = tree.journal.read_stream
+    tree.journal.read_stream = lambda stream, **more: (  # type: ignore[method-assign]
+        broken() if stream == names.journal_stream("a") else read(stream, **more)
+    )
+    tree.start()
+    eventually(lambda: (one := tree.control.runtime("a")) and one.parked)
+    eventually(lambda: tree.board.not_ready() == ())
+    runtime = tree.control.runtime("a")
+    assert runtime is not None
+    assert "a row that can't be read" in str(runtime.parked)
+    assert runtime.parked_at is None
+    tree.deliver("b", "1")
+    eventually(lambda: tree.stored("b") == {"1"})
+
+
+def broken() -> NoReturn:
+    raise JournalError("a row that can't be read")
+
+
+@pytest.mark.usefixtures("_hasty")
+def test_a_deletion_that_keeps_failing_stands_still_and_then_goes_on(
+    tree: Tree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backoff, "HOPELESS", 0.1)
+    tree.create("a")
+    # Two lives of failures: what is being deleted can't be parked.
+    tree.faults.plan("remove_topology", ZeroDivisionError("a bug"), times=8)
+    with pytest.raises(UnavailableError):
+        tree.execute(RequestDeletion(tenant_id="a"))
+    eventually(lambda: tree.events("a")[-1] == "TenantDeleted")
+    eventually(lambda: tree.control.runtime("a") is None)
+
+
+def test_one_tenants_own_trouble_makes_nobody_unready_once_others_consume(
+    tree: Tree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(board, "GRACE", 0.0)
+    tree.create("a")
+    eventually(lambda: not tree.board.not_ready())
+    taken = tree.subscription("a")
+
+    def refuse() -> None:
+        taken.generation += 1
+        taken.sink.lost(taken.generation, "RESOURCE_LOCKED: exclusive", missing=False)
+
+    for _ in range(3):
+        refuse()
+    eventually(tree.board.not_ready)  # nobody consumes
+    tree.create("b")
+    eventually(lambda: not tree.board.not_ready(), what="ready: b consumes")
+    runtime = tree.control.runtime("a")
+    assert runtime is not None
+    assert not runtime.consuming
+    assert runtime.trouble == "its queues are not consumed: RESOURCE_LOCKED: exclusive"
+    # What was consuming and is not any more, as in an outage, is waited for.
+    lost = tree.subscription("b")
+    tree.create("c")
+    lost.sink.lost(lost.generation, "connection lost", missing=False)
+    eventually(lambda: "not consuming yet: b" in tree.board.not_ready())
