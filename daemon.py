@@ -20,12 +20,12 @@ from typing import Final, NoReturn
 import structlog
 
 from tenantry import __version__, failpoints
-from tenantry.actors.board import Board
 from tenantry.actors.clock import ThreadClock
 from tenantry.actors.control import ActorControl
 from tenantry.actors.messages import Ref
 from tenantry.actors.ports import ActorPorts
 from tenantry.actors.provisioner import Provisioner
+from tenantry.actors.runtime_state import RuntimeState
 from tenantry.actors.tree import begin, drain_and_stop, report, start_actors
 from tenantry.actors.watch import Watch
 from tenantry.assembly.api import open_leader_api, open_standby_api
@@ -114,10 +114,10 @@ class Daemon:
         self._live = live
         self._settings = live.now
         self._signals = signals
-        self._board = Board()
+        self._runtime = RuntimeState()
         self._recorder = Recorder()
         self._watch = Watch(
-            self._board,
+            self._runtime,
             patience=self._settings.supervision.hang_seconds,
             observer=self._recorder,
         )
@@ -252,13 +252,13 @@ class Daemon:
         return term
 
     def _lead(self, stack: ExitStack, listeners: Listeners, backends: Backends, term: Term) -> Ref:
-        settings, board = self._settings, self._board
+        settings, runtime = self._settings, self._runtime
         stores, links = backends.stores, backends.links
         clock = ThreadClock()
         self._threads.start("clock", clock)
-        board.pending = backends.pending.counts
-        board.probes = dict(backends.probes)
-        board.troubles = backends.troubles
+        runtime.pending = backends.pending.counts
+        runtime.probes = dict(backends.probes)
+        runtime.troubles = backends.troubles
         supervisor = start_actors(
             ActorPorts(
                 journal=stores.journal,
@@ -278,12 +278,12 @@ class Daemon:
                 reconcile_every=settings.reconcile.every_seconds,
                 store_patience=store_patience(self._handlers, settings),
             ),
-            board,
+            runtime,
             on_crash=self._crashed,
         )
         control = ActorControl(
             supervisor,
-            board,
+            runtime,
             self._watch,
             term=term_status(term.standing),
             drain_seconds=settings.shutdown.deadline_seconds,
@@ -296,8 +296,8 @@ class Daemon:
             control=control,
             recorder=self._recorder,
             default_workers=lambda: self._live.now.workers,
-            in_flight=board.in_flight,
-            on_listed=board.dead_letters_found,
+            in_flight=runtime.in_flight,
+            on_listed=runtime.dead_letters_found,
             stack=stack,
         )
         # From here on it consumes: a signal has finished what is taken, and breaks nothing off.
@@ -321,7 +321,7 @@ class Daemon:
     ) -> None:
         """Do something every so many seconds while the system runs; never, where that is 0."""
         if seconds:
-            running = lambda: self._board.state is SystemState.RUNNING  # noqa: E731
+            running = lambda: self._runtime.state is SystemState.RUNNING  # noqa: E731
             schedule = Schedule(name, work, seconds=seconds, longest=LONGEST_STEP, when=running)
             self._threads.start(name, schedule, vital=False)
 
@@ -334,7 +334,7 @@ class Daemon:
             if dead := self._watch.liveness():
                 self._failure = "; ".join(dead)
                 return
-            self._report.leading(self._board.not_ready(), tenants=len(self._board.tenants))
+            self._report.leading(self._runtime.not_ready(), tenants=len(self._runtime.tenants))
 
     def _pause(self, seconds: float) -> bool:
         """Wait a little, or read the configuration again; tell whether the end has come."""

@@ -9,11 +9,11 @@ from collections.abc import Callable
 from typing import Final
 
 from tenantry.actors.backoff import Restarts
-from tenantry.actors.board import TenantBoard
 from tenantry.actors.consumer import Consumer
 from tenantry.actors.messages import Begin, Drain, Ref, Resubscribe, WorkerJoined, WorkerLost
 from tenantry.actors.ports import ActorPorts
 from tenantry.actors.provisioner import topology_of
+from tenantry.actors.runtime_state import TenantRuntimeState
 from tenantry.actors.supervision import EscalationError, heartbeat_of, tell
 from tenantry.actors.worker import ReusedIds, Worker
 from tenantry.broker.port import QueueSpec
@@ -28,11 +28,11 @@ class Children:
     """What a tenant owns. One consumer at most; as many workers as the consumer has asked for."""
 
     def __init__(
-        self, *, tenant_id: str, parent: Ref, board: TenantBoard, ports: ActorPorts
+        self, *, tenant_id: str, parent: Ref, runtime: TenantRuntimeState, ports: ActorPorts
     ) -> None:
         self._id = tenant_id
         self._parent = parent
-        self._board = board
+        self._runtime = runtime
         self._ports = ports
         self._reused_ids = ReusedIds()
         self._restarts = Restarts()
@@ -47,13 +47,13 @@ class Children:
 
     def consume(self, state: TenantState) -> None:
         """Start the consumer; if it is there and waits for its queues, have it begin again."""
-        board = self._board
+        runtime = self._runtime
         if self.consumer is not None:
-            if not board.consuming:
+            if not runtime.consuming:
                 self.resubscribe()
             return
         self.show_totals()
-        board.waiting_since = self._ports.clock.now()
+        runtime.waiting_since = self._ports.clock.now()
         self._queues = topology_of(state).queues()
         consumer = Consumer.start(
             tenant_id=self._id,
@@ -61,20 +61,20 @@ class Children:
             queues=self._queues,
             workers=state.workers,
             ports=self._ports,
-            board=board,
+            runtime=runtime,
         )
-        self.consumer = board.consumer = consumer
+        self.consumer = runtime.consumer = consumer
         if not self._orphaned(consumer):
             tell(consumer, Begin())
 
     def show_totals(self) -> None:
-        """Put the tenant's totals on the board as the database has them."""
+        """Show the tenant's totals as the database has them."""
         counts = self._ports.messages.counts(self._id)
-        board = self._board
-        board.stored = counts.stored
-        board.duplicates = counts.duplicates
-        board.dead_lettered = counts.dead_lettered
-        board.letters_found = 0
+        runtime = self._runtime
+        runtime.stored = counts.stored
+        runtime.duplicates = counts.duplicates
+        runtime.dead_lettered = counts.dead_lettered
+        runtime.letters_found = 0
 
     def resubscribe(self) -> None:
         """Have the consumer begin again on a new channel, if there is one."""
@@ -86,7 +86,7 @@ class Children:
         consumer = self.consumer
         if consumer is None:
             return
-        workers = self._board.workers
+        workers = self._runtime.workers
         number = next(n for n in range(1, len(workers) + 2) if f"worker-{n}" not in workers)
         name = f"worker-{number}"
         worker = Worker.start(
@@ -94,7 +94,7 @@ class Children:
             tenant_id=self._id,
             parent=self._parent,
             consumer=consumer,
-            board=self._board,
+            runtime=self._runtime,
             ports=self._ports,
             reused_ids=self._reused_ids,
         )
@@ -106,8 +106,8 @@ class Children:
         """Stop a worker that the consumer has released."""
         name = self._name_of(worker)
         if name is not None:
-            del self._board.workers[name]
-            self._board.departures.let_go(worker)
+            del self._runtime.workers[name]
+            self._runtime.departures.let_go(worker)
 
     def failed(self, child: Ref, error: str, *, stuck: bool) -> float | None:
         """Take note of a child that failed, or of one that hangs, which is replaced like it.
@@ -117,26 +117,26 @@ class Children:
         to wait before it is started anew. None, if there is nothing to do.
         Raises `EscalationError` where that is not worth trying any more.
         """
-        board, observer = self._board, self._ports.observer
+        runtime, observer = self._runtime, self._ports.observer
         name = self._name_of(child)
         if name is None and child != self.consumer:
             return None
         kind = CONSUMER if name is None else WORKER
         if stuck:
             observer.actor_stuck(kind)
-            board.departures.replace(child)
+            runtime.departures.replace(child)
         observer.actor_failed(kind)
-        board.child_restarts[kind] = board.child_restarts.get(kind, 0) + 1
+        runtime.child_restarts[kind] = runtime.child_restarts.get(kind, 0) + 1
         restart = self._restarts.failed(kind, self._ports.clock.now())
         if restart.given_up:
             raise EscalationError(f"its {kind} failed too often, the last time with {error}")
         if name is not None:
-            del board.workers[name]
+            del runtime.workers[name]
             if self.consumer is not None:
                 tell(self.consumer, WorkerLost(worker=child))
             return None
         if stuck:
-            # It may come back and write to the board: the tenant begins anew, with another.
+            # It may come back and write to the runtime state: the tenant begins anew, with another.
             raise EscalationError(f"its consumer hangs: {error}")
         self.stop()
         return restart.delay
@@ -159,23 +159,23 @@ class Children:
 
     def stop(self) -> None:
         """Stop them all; harmless if there are none."""
-        board = self._board
+        runtime = self._runtime
         consumer, self.consumer = self.consumer, None
-        board.consumer = None
-        for ref in (*board.workers.values(), *([consumer] if consumer else [])):
-            board.departures.let_go(ref)
-        board.workers.clear()
-        board.workers_current = 0
-        board.consuming = False
-        board.waiting_since = self._ports.clock.now()
-        board.store_down = False
+        runtime.consumer = None
+        for ref in (*runtime.workers.values(), *([consumer] if consumer else [])):
+            runtime.departures.let_go(ref)
+        runtime.workers.clear()
+        runtime.workers_current = 0
+        runtime.consuming = False
+        runtime.waiting_since = self._ports.clock.now()
+        runtime.store_down = False
 
     def _name_of(self, worker: Ref) -> str | None:
-        return next((name for name, ref in self._board.workers.items() if ref == worker), None)
+        return next((name for name, ref in self._runtime.workers.items() if ref == worker), None)
 
     def _orphaned(self, child: Ref) -> bool:
         """Let a new child go again if the tenant was replaced before it could be known."""
         if not heartbeat_of(self._parent).is_fenced():
             return False
-        self._board.departures.replace(child)
+        self._runtime.departures.replace(child)
         return True

@@ -13,7 +13,6 @@ from typing import Final
 
 import structlog
 
-from tenantry.actors.board import REFUSALS, TenantBoard
 from tenantry.actors.messages import (
     Arrived,
     Batch,
@@ -35,6 +34,7 @@ from tenantry.actors.messages import (
     WorkerLost,
 )
 from tenantry.actors.ports import ActorPorts
+from tenantry.actors.runtime_state import REFUSALS, TenantRuntimeState
 from tenantry.actors.settlement import Settlement
 from tenantry.actors.supervision import SupervisedActor, tell
 from tenantry.actors.worker_pool import WorkerPool
@@ -67,12 +67,12 @@ class Consumer(SupervisedActor):
         queues: Sequence[QueueSpec],
         workers: int,
         ports: ActorPorts,
-        board: TenantBoard,
+        runtime: TenantRuntimeState,
     ) -> None:
         super().__init__(name="consumer", parent=parent, tenant_id=tenant_id)
         self._queues = queues
         self._ports = ports
-        self._board = board
+        self._runtime = runtime
         self._subscription: Subscription | None = None
         self._generation = 0
         self._draining = False
@@ -80,9 +80,11 @@ class Consumer(SupervisedActor):
         self._prefetch = max(SMALLEST_PREFETCH, ports.limits().prefetch // len(queues))
         me, clock = self.actor_ref, ports.clock
         self._buffer = Buffer(consumer=me, ports=ports)
-        self._pool = WorkerPool(consumer=me, tenant=parent, limit=workers, clock=clock, board=board)
+        self._pool = WorkerPool(
+            consumer=me, tenant=parent, limit=workers, clock=clock, runtime=runtime
+        )
         self._settlement = Settlement(
-            queues, prefetch=self._prefetch, consumer=me, clock=clock, board=board
+            queues, prefetch=self._prefetch, consumer=me, clock=clock, runtime=runtime
         )
 
     def handle(self, message: object) -> None:
@@ -109,18 +111,18 @@ class Consumer(SupervisedActor):
                 self._dispatch()
             case Consuming(generation=generation):
                 self._adopt(generation)
-                self._board.consuming = True
+                self._runtime.consuming = True
                 self.tell_parent(ConsumerReady())
             case Cancelled():
-                self._board.consuming = False
-                self._board.refusal = None
+                self._runtime.consuming = False
+                self._runtime.refusal = None
                 self._cancelled = True
                 self._drained_if_done()
             case ChannelLost(generation=generation, reason=reason, missing=missing):
                 self._channel_lost(generation, reason, missing=missing)
             case QueuesSilent(queues=queues):
-                self._board.refused += REFUSALS
-                self._board.refusal = f"queues do not answer: {', '.join(queues[:MOST_NAMED])}"
+                self._runtime.refused += REFUSALS
+                self._runtime.refusal = f"queues do not answer: {', '.join(queues[:MOST_NAMED])}"
                 self.tell_parent(message)
             case Resubscribe():
                 if self._subscription is not None and not self._draining:
@@ -131,16 +133,16 @@ class Consumer(SupervisedActor):
                 self._subscribe()
             case _:
                 raise TypeError(f"a consumer can't handle {type(message).__name__}")
-        self._board.buffered = len(self._buffer.pending)
+        self._runtime.buffered = len(self._buffer.pending)
 
     def stopped(self) -> None:
         """Close the channel: what is unsettled on it is the broker's again."""
-        self._board.consuming = False
-        self._board.refusal = None
-        self._board.buffered = 0
-        self._board.in_flight = 0
-        self._board.held = 0
-        self._board.in_hand.clear()
+        self._runtime.consuming = False
+        self._runtime.refusal = None
+        self._runtime.buffered = 0
+        self._runtime.in_flight = 0
+        self._runtime.held = 0
+        self._runtime.in_hand.clear()
         if self._subscription is not None:
             self._subscription.close()
 
@@ -171,13 +173,13 @@ class Consumer(SupervisedActor):
         if generation >= self._generation:
             self._generation = generation + 1
             self._forget_deliveries()
-        if not self._board.consuming:
+        if not self._runtime.consuming:
             # Lost before it consumed: what is in the way is in its own way.
-            self._board.refused += 1
-        self._board.consuming = False
+            self._runtime.refused += 1
+        self._runtime.consuming = False
         if not (self._draining or self._cancelled):
-            self._board.refusal = f"its queues are not consumed: {reason}"
-        self._board.waiting_since = self._ports.clock.now()
+            self._runtime.refusal = f"its queues are not consumed: {reason}"
+        self._runtime.waiting_since = self._ports.clock.now()
         log.warning("consumer.channel_lost", reason=reason)
         if missing and not self._draining:
             self.tell_parent(TopologyMissing(reason=reason))
@@ -236,10 +238,10 @@ class Consumer(SupervisedActor):
 
     def _count(self, done: WorkDone) -> None:
         result = done.result
-        self._board.stored += result.stored
-        self._board.duplicates += result.duplicates
-        self._board.dead_lettered += done.listed
-        self._board.meter.add(result.stored + result.duplicates + len(result.unstorable))
+        self._runtime.stored += result.stored
+        self._runtime.duplicates += result.duplicates
+        self._runtime.dead_lettered += done.listed
+        self._runtime.meter.add(result.stored + result.duplicates + len(result.unstorable))
 
     def _worker_lost(self, worker: Ref) -> None:
         """Take back the batch of a worker that failed, to be done by another."""

@@ -10,8 +10,8 @@ from contextlib import suppress
 from typing import Final
 
 from tenantry import __version__
-from tenantry.actors.board import Board
 from tenantry.actors.messages import DrainAll, Execute, Orphan, Ping, Ref
+from tenantry.actors.runtime_state import RuntimeState
 from tenantry.actors.supervision import tell
 from tenantry.actors.watch import Watch
 from tenantry.control.port import (
@@ -35,7 +35,7 @@ class ActorControl:
     def __init__(
         self,
         supervisor: Ref,
-        board: Board,
+        runtime: RuntimeState,
         watch: Watch,
         *,
         drain_seconds: float,
@@ -43,7 +43,7 @@ class ActorControl:
         on_stop: Callable[[], None],
     ) -> None:
         self._supervisor = supervisor
-        self._board = board
+        self._runtime = runtime
         self._watch = watch
         self._term = term
         self._drain_seconds = drain_seconds
@@ -67,24 +67,24 @@ class ActorControl:
 
     def status(self) -> SystemStatus:
         """Tell how everything is."""
-        board = self._board
-        reasons = board.not_ready()
+        runtime = self._runtime
+        reasons = runtime.not_ready()
         return SystemStatus(
-            state=board.state,
+            state=runtime.state,
             ready=not reasons,
             reasons=reasons,
-            started_at=board.started_at,
+            started_at=runtime.started_at,
             version=__version__,
             pid=os.getpid(),
             term=self._term,
-            tree=board.tree(),
-            abandoned=tuple(one.name for one in board.departures.abandoned),
-            tenants=board.runtimes(),
+            tree=runtime.tree(),
+            abandoned=tuple(one.name for one in runtime.departures.abandoned),
+            tenants=runtime.snapshots(),
         )
 
     def runtime(self, tenant_id: str) -> TenantRuntime | None:
         """Tell what one tenant's actors are doing."""
-        return self._board.runtime(tenant_id)
+        return self._runtime.snapshot(tenant_id)
 
     def liveness(self) -> tuple[str, ...]:
         """Say why the process can't go on; nothing, while it can."""

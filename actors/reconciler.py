@@ -11,10 +11,10 @@ from typing import Final
 
 import structlog
 
-from tenantry.actors.board import Board
 from tenantry.actors.messages import Begin, Drifted, FirstLookDone, Ref, Reminder
 from tenantry.actors.ports import ActorPorts
 from tenantry.actors.provisioner import topology_of
+from tenantry.actors.runtime_state import RuntimeState
 from tenantry.actors.supervision import SupervisedActor
 from tenantry.broker import drift
 from tenantry.broker.port import BrokerError
@@ -42,10 +42,10 @@ _COMPARED: Final = {Lifecycle.ACTIVE, Lifecycle.PAUSED}
 class Reconciler(SupervisedActor):
     """Looks at start, and then again and again; an outage only makes it wait for the next time."""
 
-    def __init__(self, *, parent: Ref, ports: ActorPorts, board: Board) -> None:
+    def __init__(self, *, parent: Ref, ports: ActorPorts, runtime: RuntimeState) -> None:
         super().__init__(name="reconciler", parent=parent)
         self._ports = ports
-        self._board = board
+        self._runtime = runtime
         self._unknown: frozenset[str] = frozenset()
 
     def handle(self, message: object) -> None:
@@ -106,21 +106,21 @@ class Reconciler(SupervisedActor):
         return found
 
     def _show(self, found: Mapping[str, tuple[Drift, ...]], states: Iterable[TenantState]) -> None:
-        """Put on each tenant's board what of it can't be repaired; what was is gone by itself."""
+        """Show of each tenant what can't be repaired; what can't be any more is gone by itself."""
         for state in states:
-            board = self._board.tenants.get(state.tenant_id)
-            if board is not None:
+            runtime = self._runtime.tenants.get(state.tenant_id)
+            if runtime is not None:
                 left = [one for one in found.get(state.tenant_id, ()) if not one.mendable]
                 more = f" (and {len(left) - 1} more like it)" if len(left) > 1 else ""
-                board.unrepaired = f"{left[0].found}{more}: {left[0].remedy}" if left else None
+                runtime.unrepaired = f"{left[0].found}{more}: {left[0].remedy}" if left else None
 
     def _consumes(self, state: TenantState, now: float) -> bool:
-        board = self._board.tenants.get(state.tenant_id)
+        runtime = self._runtime.tenants.get(state.tenant_id)
         return (
             state.lifecycle is Lifecycle.ACTIVE
-            and board is not None
-            and board.consuming
-            and now - board.consuming_since >= SETTLED
+            and runtime is not None
+            and runtime.consuming
+            and now - runtime.consuming_since >= SETTLED
         )
 
     def _leftovers(self, left: Mapping[str, list[str]], began: float) -> Iterator[Drifted]:

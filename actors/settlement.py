@@ -13,9 +13,9 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from tenantry.actors.board import TenantBoard
 from tenantry.actors.clock import Clock
 from tenantry.actors.messages import Batch, Ref, Reminder
+from tenantry.actors.runtime_state import TenantRuntimeState
 from tenantry.broker.port import Delivery, QueueSpec, Subscription
 from tenantry.messages.port import Held, StoreResult, Tried
 
@@ -29,7 +29,7 @@ class Settlement:
     """The batches of one channel, from cutting to the ack, and what is held among them.
 
     `subscription` is where they are settled. `Reminder.RETRY_DUE` tells the consumer when the pause
-    of a held delivery may be over. How many deliveries are in flight and held is on the board.
+    of a held delivery may be over. The runtime state shows how many are in flight, and held.
     """
 
     def __init__(
@@ -39,11 +39,11 @@ class Settlement:
         prefetch: int,
         consumer: Ref,
         clock: Clock,
-        board: TenantBoard,
+        runtime: TenantRuntimeState,
     ) -> None:
         self._consumer = consumer
         self._clock = clock
-        self._board = board
+        self._runtime = runtime
         self._window = Window()
         self._held = HeldDeliveries(queues, prefetch=prefetch)
         self._retry_at: float | None = None
@@ -93,8 +93,8 @@ class Settlement:
 
     def _show(self) -> None:
         held = self._window.held
-        self._board.held = held
-        self._board.in_flight = self._window.unsettled - held
+        self._runtime.held = held
+        self._runtime.in_flight = self._window.unsettled - held
 
     def _first_attempt_done(self, batch: Batch, result: StoreResult, parts: int) -> list[Batch]:
         deliveries = batch.deliveries

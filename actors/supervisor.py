@@ -8,7 +8,6 @@ from typing import Final
 import structlog
 
 from tenantry.actors.backoff import LONGEST_OUTAGE_BACKOFF, Restarts, backoff
-from tenantry.actors.board import Board, TenantBoard
 from tenantry.actors.messages import (
     Begin,
     ChildFailed,
@@ -28,6 +27,7 @@ from tenantry.actors.messages import (
 from tenantry.actors.pending_replies import refuse
 from tenantry.actors.ports import ActorPorts
 from tenantry.actors.reconciler import Reconciler, existing_tenants
+from tenantry.actors.runtime_state import RuntimeState, TenantRuntimeState
 from tenantry.actors.supervision import SupervisedActor, tell
 from tenantry.actors.tenant import Tenant
 from tenantry.control.port import SystemState, UnavailableError
@@ -45,11 +45,13 @@ STOP_TIMEOUT: Final = 3.0
 class Supervisor(SupervisedActor):
     """The root of the tree. It never waits for a tenant; a slow one delays no other."""
 
-    def __init__(self, *, ports: ActorPorts, board: Board, on_crash: Callable[[str], None]) -> None:
+    def __init__(
+        self, *, ports: ActorPorts, runtime: RuntimeState, on_crash: Callable[[str], None]
+    ) -> None:
         super().__init__(name="supervisor", parent=None)
         self._ports = ports
         self._clock = ports.clock
-        self._board = board
+        self._runtime = runtime
         self._on_crash = on_crash
         self._tenants: dict[str, Ref] = {}
         self._restarts = Restarts()
@@ -84,7 +86,7 @@ class Supervisor(SupervisedActor):
             case Begin() | Reminder.START_RECONCILER:
                 # At first, too: what has drifted is seen before the tenants make it right.
                 self._start_reconciler()
-            case FirstLookDone() if self._board.state is not SystemState.STARTING:
+            case FirstLookDone() if self._runtime.state is not SystemState.STARTING:
                 pass  # of a reconciler that was restarted
             case FirstLookDone() | Reminder.TRY_AGAIN:
                 self._start_tenants()
@@ -116,19 +118,19 @@ class Supervisor(SupervisedActor):
             self._clock.tell_later(delay, self.actor_ref, Reminder.TRY_AGAIN)
             return
         log.info("supervisor.started", tenants=len(self._tenants))
-        self._board.state = SystemState.RUNNING
+        self._runtime.state = SystemState.RUNNING
 
     def _start_reconciler(self) -> None:
         if self._drain is None:
-            self._reconciler = self._board.reconciler = Reconciler.start(
-                parent=self.actor_ref, ports=self._ports, board=self._board
+            self._reconciler = self._runtime.reconciler = Reconciler.start(
+                parent=self.actor_ref, ports=self._ports, runtime=self._runtime
             )
             tell(self._reconciler, Begin())
 
     def _drifted(self, message: Drifted) -> None:
         tenant_id = message.tenant_id
         ref = self._tenants.get(tenant_id)
-        idle = self._board.state is SystemState.RUNNING and tenant_id not in self._restarting
+        idle = self._runtime.state is SystemState.RUNNING and tenant_id not in self._restarting
         if ref is None and message.leftover and idle:
             # The actor of a deleted tenant, for as long as it takes to remove what is left.
             ref = self._start(tenant_id, fresh=True)
@@ -137,24 +139,24 @@ class Supervisor(SupervisedActor):
 
     def _start(self, tenant_id: str, *, park: str | None = None, fresh: bool = False) -> Ref:
         # A new one each time: an actor that was replaced writes to the old one, if to any.
-        board = self._board.renew(tenant_id)
-        board.stands_still = park
+        runtime = self._runtime.renew(tenant_id)
+        runtime.stands_still = park
         ref = Tenant.start(
             tenant_id=tenant_id,
             parent=self.actor_ref,
             ports=self._ports,
-            board=board,
+            runtime=runtime,
             fresh=fresh,
         )
-        board.ref = ref
+        runtime.ref = ref
         self._tenants[tenant_id] = ref
         tell(ref, Begin(park=park))
         return ref
 
     def _route(self, message: Execute) -> None:
         tenant_id = message.command.tenant_id
-        if self._board.state is not SystemState.RUNNING:
-            refuse(message, UnavailableError(f"the daemon is {self._board.state.value}"))
+        if self._runtime.state is not SystemState.RUNNING:
+            refuse(message, UnavailableError(f"the daemon is {self._runtime.state.value}"))
             return
         restarting = UnavailableError(f"tenant {tenant_id!r} is being restarted")
         ref = self._tenants.get(tenant_id)
@@ -178,9 +180,9 @@ class Supervisor(SupervisedActor):
         if self._tenants.get(tenant_id) == ref:
             del self._tenants[tenant_id]
             self._restarts.forget(tenant_id)
-            self._board.tenants.pop(tenant_id, None)
+            self._runtime.tenants.pop(tenant_id, None)
             self._ports.observer.tenant_gone(tenant_id)
-        self._board.departures.let_go(ref)
+        self._runtime.departures.let_go(ref)
         self._undrained.discard(tenant_id)
         self._drained_if_done()
 
@@ -194,11 +196,11 @@ class Supervisor(SupervisedActor):
         if tenant_id is None:
             return
         del self._tenants[tenant_id]
-        board = self._board.tenant(tenant_id)
+        runtime = self._runtime.tenant(tenant_id)
         if stuck:
-            self._replace(board)
+            self._replace(runtime)
         self._ports.observer.actor_failed("tenant")
-        board.restarts += 1
+        runtime.restarts += 1
         if self._drain is not None:
             # Its channel is closed, the broker has its deliveries again: nothing is left to drain.
             self._undrained.discard(tenant_id)
@@ -218,16 +220,16 @@ class Supervisor(SupervisedActor):
         )
         self._clock.tell_later(restart.delay, self.actor_ref, RestartChild(name=tenant_id))
 
-    def _replace(self, board: TenantBoard) -> None:
+    def _replace(self, runtime: TenantRuntimeState) -> None:
         """Take a tenant that hangs out of the way, and with it what it can't stop itself."""
         self._ports.observer.actor_stuck("tenant")
         # The tenant first: a child that it starts after its fence, it lets go again by itself.
-        for ref in (board.ref, board.consumer, *board.workers.copy().values()):
+        for ref in (runtime.ref, runtime.consumer, *runtime.workers.copy().values()):
             if ref is not None:
-                board.departures.replace(ref)
-        board.consuming = False
-        board.ref = board.consumer = None
-        board.workers = {}
+                runtime.departures.replace(ref)
+        runtime.consuming = False
+        runtime.ref = runtime.consumer = None
+        runtime.workers = {}
 
     def _reconciler_failed(self, child: Ref, error: str, *, stuck: bool) -> None:
         """Have it look again at its usual time: without it everything else goes on."""
@@ -235,11 +237,11 @@ class Supervisor(SupervisedActor):
         observer.actor_failed("reconciler")
         if stuck:
             observer.actor_stuck("reconciler")
-            self._board.departures.replace(child)
-            if self._board.state is SystemState.STARTING:
+            self._runtime.departures.replace(child)
+            if self._runtime.state is SystemState.STARTING:
                 tell(self.actor_ref, FirstLookDone())
-        self._reconciler = self._board.reconciler = None
-        self._board.reconciler_restarts += 1
+        self._reconciler = self._runtime.reconciler = None
+        self._runtime.reconciler_restarts += 1
         delay = self._ports.reconcile_every
         log.error("reconciler.restarts", error=error, delay=delay)
         self._clock.tell_later(delay, self.actor_ref, Reminder.START_RECONCILER)
@@ -253,9 +255,9 @@ class Supervisor(SupervisedActor):
 
     def _drain_all(self, message: DrainAll) -> None:
         if message.stop:
-            self._board.state = SystemState.STOPPING
-        elif self._board.state is SystemState.RUNNING:
-            self._board.state = SystemState.DRAINING
+            self._runtime.state = SystemState.STOPPING
+        elif self._runtime.state is SystemState.RUNNING:
+            self._runtime.state = SystemState.DRAINING
         previous, self._drain = self._drain, message
         if previous is not None and not previous.reply.done():
             previous.reply.set_result(())
@@ -271,7 +273,7 @@ class Supervisor(SupervisedActor):
         if drain is None or self._undrained or drain.reply.done():
             return
         if not drain.stop:
-            self._board.state = SystemState.DRAINED
+            self._runtime.state = SystemState.DRAINED
         log.info("drain.done")
         drain.reply.set_result(())
 
@@ -281,7 +283,7 @@ class Supervisor(SupervisedActor):
             return
         orphans: list[Orphan] = []
         for tenant_id in sorted(self._undrained):
-            held = self._board.tenant(tenant_id).orphans()
+            held = self._runtime.tenant(tenant_id).orphans()
             orphans.extend(held or [Orphan(tenant_id=tenant_id, actor="tenant", deliveries=0)])
         drain.reply.set_result(tuple(orphans))
 
@@ -289,8 +291,8 @@ class Supervisor(SupervisedActor):
         """Stop all tenants at once, then wait for each, for a bounded time together."""
         if self._reconciler is not None:
             # Not waited for: it only looks, and its questions are bounded.
-            self._board.departures.let_go(self._reconciler)
-            self._reconciler = self._board.reconciler = None
+            self._runtime.departures.let_go(self._reconciler)
+            self._reconciler = self._runtime.reconciler = None
         until = self._clock.now() + STOP_TIMEOUT
         stopping = [ref.stop(block=False) for ref in self._tenants.values() if ref.is_alive()]
         for future in stopping:

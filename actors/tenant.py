@@ -11,7 +11,6 @@ from functools import partial
 import structlog
 
 from tenantry.actors.backoff import Retries, Unavailable
-from tenantry.actors.board import TenantBoard
 from tenantry.actors.children import Children
 from tenantry.actors.drift_repair import DriftRepair
 from tenantry.actors.messages import (
@@ -37,6 +36,7 @@ from tenantry.actors.messages import (
 from tenantry.actors.pending_replies import Awaited, PendingReplies, claim, refuse
 from tenantry.actors.ports import ActorPorts
 from tenantry.actors.provisioning_steps import ProvisioningSteps
+from tenantry.actors.runtime_state import TenantRuntimeState
 from tenantry.actors.supervision import SupervisedActor, tell
 from tenantry.actors.tenant_aggregate import TenantAggregate
 from tenantry.broker.port import Credentials
@@ -73,13 +73,13 @@ class Tenant(SupervisedActor):
         tenant_id: str,
         parent: Ref,
         ports: ActorPorts,
-        board: TenantBoard,
+        runtime: TenantRuntimeState,
         fresh: bool = False,
     ) -> None:
         """With `fresh` the actor is made for a tenant that is only about to be created."""
         super().__init__(name="tenant", parent=parent, tenant_id=tenant_id)
         self._id = tenant_id
-        self._board = board
+        self._runtime = runtime
         self._clock = ports.clock
         self._fresh = fresh
         self._gone = False
@@ -88,12 +88,14 @@ class Tenant(SupervisedActor):
         self._retries = Retries(actor=self.actor_ref, clock=ports.clock)
         # Its parts don't refer to the actor: once it has ended, it is freed at once.
         beat = self.heartbeat.go_on
-        self._aggregate = TenantAggregate(tenant_id=tenant_id, ports=ports, board=board, beat=beat)
+        self._aggregate = TenantAggregate(
+            tenant_id=tenant_id, ports=ports, runtime=runtime, beat=beat
+        )
         self._steps = ProvisioningSteps(
             tenant_id=tenant_id, aggregate=self._aggregate, ports=ports, beat=beat
         )
         self._children = Children(
-            tenant_id=tenant_id, parent=self.actor_ref, board=board, ports=ports
+            tenant_id=tenant_id, parent=self.actor_ref, runtime=runtime, ports=ports
         )
         self._drift_repair = DriftRepair(
             tenant_id=tenant_id,
@@ -102,7 +104,7 @@ class Tenant(SupervisedActor):
             ports=ports,
             resubscribe=self._children.resubscribe,
         )
-        self._replies = PendingReplies(partial(_outcome, self._aggregate, board))
+        self._replies = PendingReplies(partial(_outcome, self._aggregate, runtime))
         self.heartbeat.on_fence(self._replies.refuse_all)
 
     def handle(self, message: object) -> None:
@@ -136,7 +138,7 @@ class Tenant(SupervisedActor):
                 self._reconcile()
             case Reminder.TRY_AGAIN:
                 self._retries.due()
-                self._board.stands_still = None
+                self._runtime.stands_still = None
                 self._reconcile()
             case Drain():
                 self._drain()
@@ -149,7 +151,7 @@ class Tenant(SupervisedActor):
     def stopped(self) -> None:
         """Stop the children and answer the commands that still wait."""
         self._children.stop()
-        self._board.ref = None
+        self._runtime.ref = None
         self._replies.refuse_all()
 
     # Commands.
@@ -201,7 +203,7 @@ class Tenant(SupervisedActor):
                 self._children.drain(partial(replies.answer, message))
             case ResumeTenant():
                 self._aggregate.execute(command, metadata)
-                self._board.restarts = 0
+                self._runtime.restarts = 0
                 self._consume(message, None)
             case RotateCredentials():
                 credentials = steps.rotate_credentials(
@@ -243,7 +245,7 @@ class Tenant(SupervisedActor):
     def _consume(self, message: Execute, credentials: Credentials | None) -> None:
         """See that a tenant that is active consumes, and answer when it does."""
         active = self._aggregate.known().lifecycle is Lifecycle.ACTIVE
-        if not active or self._board.consuming:
+        if not active or self._runtime.consuming:
             self._replies.answer(message, credentials)
             return
         self._replies.answer_when(Awaited.CONSUMING, message, credentials)
@@ -276,7 +278,7 @@ class Tenant(SupervisedActor):
             self._retries.after(error)
             return
         self._retries.succeeded()
-        self._board.store_down = False
+        self._runtime.store_down = False
         self._drift_repair.made_again()
 
     def _goes_on(self) -> bool:
@@ -289,7 +291,7 @@ class Tenant(SupervisedActor):
         if not parked:
             self._retries.much_later(reason)
             return False
-        self._board.stands_still = None
+        self._runtime.stands_still = None
         self.tell_parent(Parked(tenant_id=self._id))
         return True
 
@@ -346,14 +348,14 @@ class Tenant(SupervisedActor):
 
 def _outcome(
     aggregate: TenantAggregate,
-    board: TenantBoard,
+    runtime: TenantRuntimeState,
     credentials: Credentials | None,
     sql_credentials: SqlCredentials | None,
 ) -> Outcome:
     """Give the tenant as it is now."""
     return Outcome(
         tenant=aggregate.known(),
-        runtime=board.runtime(),
+        runtime=runtime.snapshot(),
         credentials=credentials,
         sql_credentials=sql_credentials,
     )

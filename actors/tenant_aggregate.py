@@ -7,8 +7,8 @@ from typing import Final
 
 import structlog
 
-from tenantry.actors.board import TenantBoard
 from tenantry.actors.ports import ActorPorts
+from tenantry.actors.runtime_state import TenantRuntimeState
 from tenantry.domain import names
 from tenantry.domain.commands import Command
 from tenantry.domain.tenant import TenantState, decide, fold
@@ -22,20 +22,25 @@ MOST_ATTEMPTS: Final = 3
 
 
 class TenantAggregate:
-    """One tenant's events and state. Only its actor appends; the state is shown on the board.
+    """One tenant's events and state. Only its actor appends; the state is shown in `runtime`.
 
     `beat` is called before each append: it raises where the actor has been replaced, which then
     appends nothing more.
     """
 
     def __init__(
-        self, *, tenant_id: str, ports: ActorPorts, board: TenantBoard, beat: Callable[[], None]
+        self,
+        *,
+        tenant_id: str,
+        ports: ActorPorts,
+        runtime: TenantRuntimeState,
+        beat: Callable[[], None],
     ) -> None:
         self._id = tenant_id
         self._journal = ports.journal
         self._clock = ports.clock
         self._observer = ports.observer
-        self._board = board
+        self._runtime = runtime
         self._beat = beat
         self.loaded = False
         self.state: TenantState | None = None
@@ -61,7 +66,7 @@ class TenantAggregate:
         if state is not None and state.exists:
             # First the totals, then the state: a reader that sees the tenant sees them right.
             show_totals()
-        self.state = self._board.state = state
+        self.state = self._runtime.state = state
         self.loaded = True
 
     def execute(self, command: Command, metadata: Metadata) -> TenantState:
@@ -93,7 +98,7 @@ class TenantAggregate:
             )
             self._keep_snapshot(expected)
             break
-        self._board.state = self.state
+        self._runtime.state = self.state
         return self.known()
 
     def _keep_snapshot(self, before: int) -> None:

@@ -15,22 +15,24 @@ from concurrent.futures import TimeoutError as FutureTimeoutError
 import pykka
 import structlog
 
-from tenantry.actors.board import Board
 from tenantry.actors.messages import Begin, DrainAll, Orphan, Ref
 from tenantry.actors.ports import ActorPorts
+from tenantry.actors.runtime_state import RuntimeState
 from tenantry.actors.supervision import tell
 from tenantry.actors.supervisor import STOP_TIMEOUT, Supervisor
 
 log = structlog.get_logger("actors.drain")
 
 
-def start_actors(ports: ActorPorts, board: Board, *, on_crash: Callable[[str], None]) -> Ref:
-    """Start the supervisor, which is on the board then; it does nothing before `begin`.
+def start_actors(
+    ports: ActorPorts, runtime: RuntimeState, *, on_crash: Callable[[str], None]
+) -> Ref:
+    """Start the supervisor, which `runtime` has then; it does nothing before `begin`.
 
     `on_crash` is called with the reason where the supervisor fails, from its thread.
     """
-    supervisor: Ref = Supervisor.start(ports=ports, board=board, on_crash=on_crash)
-    board.supervisor = supervisor
+    supervisor: Ref = Supervisor.start(ports=ports, runtime=runtime, on_crash=on_crash)
+    runtime.supervisor = supervisor
     return supervisor
 
 

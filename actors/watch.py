@@ -17,9 +17,9 @@ from typing import Final
 
 import structlog
 
-from tenantry.actors.board import Board
 from tenantry.actors.messages import ChildFailed, Ref
 from tenantry.actors.ports import Observer
+from tenantry.actors.runtime_state import RuntimeState
 from tenantry.actors.supervision import heartbeat_of, tell, where_is
 from tenantry.control.port import SystemState
 from tenantry.telemetry.heartbeat import Heartbeat
@@ -54,14 +54,14 @@ class Watch:
 
     def __init__(
         self,
-        board: Board,
+        runtime: RuntimeState,
         *,
         patience: float = PATIENCE,
         observer: Observer | None = None,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         self._now = now
-        self._board = board
+        self._runtime = runtime
         self._patience = patience
         self._observer = observer or Observer()
         self._loops: dict[str, WatchedThread] = {}
@@ -96,7 +96,7 @@ class Watch:
         for loop in self._loops.copy().values():
             if not loop.vital:
                 self._look_at(loop, now)
-        self._board.departures.look(now, patience=self._patience, not_before=self._woke_at)
+        self._runtime.departures.look(now, patience=self._patience, not_before=self._woke_at)
 
     def liveness(self) -> tuple[str, ...]:
         """Say why the process can't go on; nothing, while it can. From any thread, at once.
@@ -106,10 +106,10 @@ class Watch:
         return tuple(self._reasons(self._now()))
 
     def _reasons(self, now: float) -> Iterator[str]:
-        if self._board.state is SystemState.STOPPING:
+        if self._runtime.state is SystemState.STOPPING:
             return  # its end has begun, and has a deadline of its own
         not_before = now if now - self._looked_at > FROZEN else self._woke_at
-        supervisor = self._board.supervisor
+        supervisor = self._runtime.supervisor
         if supervisor is not None:
             heartbeat = heartbeat_of(supervisor)
             silent = self._silence(heartbeat, now, not_before)
@@ -123,7 +123,7 @@ class Watch:
                 yield f"the thread {loop.name} has hung for {silent:.0f} s"
             if not loop.thread.is_alive():
                 yield f"the thread {loop.name} has ended"
-        abandoned = len(self._board.departures.abandoned)
+        abandoned = len(self._runtime.departures.abandoned)
         if abandoned > MOST_ABANDONED:
             yield f"{abandoned} threads of replaced actors hang"
 
@@ -160,17 +160,17 @@ class Watch:
 
     def _children(self) -> Iterator[tuple[Ref, Ref]]:
         """Give every actor but the supervisor, with its parent."""
-        supervisor = self._board.supervisor
+        supervisor = self._runtime.supervisor
         if supervisor is None:
             return
-        if self._board.reconciler is not None:
-            yield supervisor, self._board.reconciler
-        for board in self._board.tenants.copy().values():
-            tenant, consumer = board.ref, board.consumer
+        if self._runtime.reconciler is not None:
+            yield supervisor, self._runtime.reconciler
+        for runtime in self._runtime.tenants.copy().values():
+            tenant, consumer = runtime.ref, runtime.consumer
             if tenant is None:
                 continue
             yield supervisor, tenant
             if consumer is not None:
                 yield tenant, consumer
-            for worker in board.workers.copy().values():
+            for worker in runtime.workers.copy().values():
                 yield tenant, worker

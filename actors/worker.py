@@ -10,9 +10,9 @@ from uuid import UUID
 import structlog
 
 from tenantry.actors.backoff import LONGEST_OUTAGE_BACKOFF, backoff
-from tenantry.actors.board import TenantBoard
 from tenantry.actors.messages import Batch, Begin, Ref, Work, WorkDone
 from tenantry.actors.ports import ActorPorts
+from tenantry.actors.runtime_state import TenantRuntimeState
 from tenantry.actors.supervision import SupervisedActor, tell
 from tenantry.dead_letters.port import RejectedMessage
 from tenantry.domain import names
@@ -44,14 +44,14 @@ class Worker(SupervisedActor):
         tenant_id: str,
         parent: Ref,
         consumer: Ref,
-        board: TenantBoard,
+        runtime: TenantRuntimeState,
         ports: ActorPorts,
         reused_ids: ReusedIds,
     ) -> None:
         super().__init__(name=name, parent=parent, tenant_id=tenant_id)
         self._tenant = tenant_id
         self._consumer = consumer
-        self._board = board
+        self._runtime = runtime
         self._ports = ports
         self._reused_ids = reused_ids
 
@@ -85,7 +85,7 @@ class Worker(SupervisedActor):
                 listed = self._record(batch, result.unstorable, again=failures > 0)
         except (StoreUnavailableError, JournalUnavailableError) as error:
             self.beat()
-            self._board.store_down = True
+            self._runtime.store_down = True
             self._ports.observer.batch_delayed(self._tenant)
             failures += 1
             delay = backoff(failures, LONGEST_OUTAGE_BACKOFF)
@@ -98,7 +98,7 @@ class Worker(SupervisedActor):
             again = Work(batch=batch, result=result, failures=failures)
             self._ports.clock.tell_later(delay, self.actor_ref, again)
             return
-        self._board.store_down = False
+        self._runtime.store_down = False
         tell(
             self._consumer,
             WorkDone(worker=self.actor_ref, batch=batch, result=result, listed=listed),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Final
 
-from tenantry.actors.board import TenantBoard
 from tenantry.actors.clock import Clock
 from tenantry.actors.messages import (
     Batch,
@@ -15,6 +14,7 @@ from tenantry.actors.messages import (
     WorkerReleased,
     WorkerWanted,
 )
+from tenantry.actors.runtime_state import TenantRuntimeState
 from tenantry.actors.supervision import heartbeat_of, tell
 
 IDLE_SECONDS: Final = 60.0
@@ -36,12 +36,12 @@ class WorkerPool:
         tenant: Ref,
         limit: int,
         clock: Clock,
-        board: TenantBoard,
+        runtime: TenantRuntimeState,
     ) -> None:
         self._consumer = consumer
         self._tenant = tenant
         self._clock = clock
-        self._board = board
+        self._runtime = runtime
         self._idle: dict[Ref, float] = {}
         self._names: dict[Ref, str] = {}
         self._wanted = False
@@ -81,7 +81,7 @@ class WorkerPool:
         if not tell(worker, Work(batch=batch)):
             return False  # Its tenant will say so, and send another.
         self.busy[worker] = batch
-        self._board.in_hand[self._names[worker]] = len(batch.deliveries)
+        self._runtime.in_hand[self._names[worker]] = len(batch.deliveries)
         self._busy_changed()
         return True
 
@@ -92,7 +92,7 @@ class WorkerPool:
         """
         if self.busy.pop(worker, None) is None:
             return None
-        self._board.in_hand.pop(self._names[worker], None)
+        self._runtime.in_hand.pop(self._names[worker], None)
         if len(self.busy) + len(self._idle) >= self.limit:
             self._release(worker)
         else:
@@ -106,7 +106,7 @@ class WorkerPool:
         self._idle.pop(worker, None)
         name = self._names.pop(worker, None)
         if name is not None:
-            self._board.in_hand.pop(name, None)
+            self._runtime.in_hand.pop(name, None)
         # If one was on its way it may be the one that failed: ask again.
         self._wanted = False
         batch = self.busy.pop(worker, None)
@@ -134,7 +134,7 @@ class WorkerPool:
             self._look_for_idle()
 
     def _busy_changed(self) -> None:
-        self._board.workers_current = max(self.limit, len(self.busy))
+        self._runtime.workers_current = max(self.limit, len(self.busy))
         if self._resizing and len(self.busy) <= self.limit:
             self._resizing = False
             self._tell_tenant(Resized(workers=self.limit))

@@ -10,12 +10,12 @@ from contextlib import contextmanager
 
 import pykka
 
-from tenantry.actors.board import Board
 from tenantry.actors.clock import ThreadClock
 from tenantry.actors.control import ActorControl
 from tenantry.actors.messages import Orphan
 from tenantry.actors.ports import ActorPorts, Observer
 from tenantry.actors.provisioner import Provisioner
+from tenantry.actors.runtime_state import RuntimeState
 from tenantry.actors.supervision import heartbeat_of
 from tenantry.actors.tree import begin, drain_and_stop, start_actors
 from tenantry.actors.watch import Watch
@@ -62,8 +62,8 @@ class Tree:
         self.clock = ThreadClock()
         self._clock_thread = threading.Thread(target=self.clock.run, daemon=True)
         self._clock_thread.start()
-        self.board = Board()
-        self.watch = Watch(self.board, now=lambda: time.monotonic() + self.later)
+        self.runtime = RuntimeState()
+        self.watch = Watch(self.runtime, now=lambda: time.monotonic() + self.later)
         limits = ConsumerSettings(prefetch=100, batch_size=5, linger_ms=10)
         self.supervisor = start_actors(
             ActorPorts(
@@ -82,18 +82,18 @@ class Tree:
                 observer=self.observer,
                 reconcile_every=self.look_every,
             ),
-            self.board,
+            self.runtime,
             on_crash=self.crashes.append,
         )
         self.control = ActorControl(
             self.supervisor,
-            self.board,
+            self.runtime,
             self.watch,
             drain_seconds=5,
             on_stop=lambda: None,
         )
         begin(self.supervisor)
-        eventually(lambda: self.board.state.value == "running")
+        eventually(lambda: self.runtime.state.value == "running")
 
     def stop(self, seconds: float = 5) -> tuple[Orphan, ...]:
         self.store.gate.set()

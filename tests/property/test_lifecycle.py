@@ -89,7 +89,7 @@ class TenantLife(RuleBasedStateMachine):
     def restart(self) -> None:
         assert self.tree.stop() == ()
         self.tree.start()
-        eventually(lambda: not self.tree.board.not_ready())
+        eventually(lambda: not self.tree.runtime.not_ready())
         runtime = self.tree.control.runtime(TENANT)
         assert runtime is not None
         if self.lifecycle is Lifecycle.ACTIVE:

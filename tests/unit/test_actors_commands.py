@@ -65,7 +65,7 @@ def test_fewer_workers_are_in_force_when_the_resize_returns(tree: Tree) -> None:
     assert outcome.runtime is not None
     assert outcome.runtime.workers_current == 1
     eventually(lambda: len(tree.subscription("a").acked) == 40)
-    eventually(lambda: len(tree.board.tenant("a").workers) == 1)
+    eventually(lambda: len(tree.runtime.tenant("a").workers) == 1)
 
 
 def test_a_pause_finishes_what_was_taken_and_takes_nothing_more(tree: Tree) -> None:

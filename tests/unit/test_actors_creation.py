@@ -126,7 +126,7 @@ def test_what_another_has_made_under_the_id_of_a_deleted_tenant_is_no_leftover(t
         tree.supervisor,
         Drifted(tenant_id="a", drift=(left,), seen_at=tree.clock.now(), leftover=True),
     )
-    eventually(lambda: "a" not in tree.board.tenants)
+    eventually(lambda: "a" not in tree.runtime.tenants)
     assert tree.administration.topologies["a"] == topology
 
 

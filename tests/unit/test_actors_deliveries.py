@@ -117,9 +117,9 @@ def test_deliveries_held_on_a_lost_channel_come_again_and_are_settled_once(tree:
     tree.create("a")
     subscription = tree.subscription("a")
     tree.deliver("a", "flaky", body=b"fails1")
-    eventually(lambda: tree.board.tenant("a").held == 1)
+    eventually(lambda: tree.runtime.tenant("a").held == 1)
     subscription.lose()
-    eventually(lambda: tree.board.tenant("a").held == 0)
+    eventually(lambda: tree.runtime.tenant("a").held == 0)
     tree.store.pause = 0
     subscription.connect()
     eventually(lambda: tree.stored("a") == {"flaky"} and subscription.acked == [1])
@@ -130,7 +130,7 @@ def test_a_queue_whose_prefetch_is_held_is_widened(tree: Tree) -> None:
     tree.create("a")
     subscription = tree.subscription("a")
     tree.deliver("a", *map(str, range(120)), body=b"fails1")
-    eventually(lambda: tree.board.tenant("a").held == 120)
+    eventually(lambda: tree.runtime.tenant("a").held == 120)
     assert subscription.widened == [(1, subscription.queues[0])] * 2
 
 
@@ -155,14 +155,14 @@ def test_missing_queues_are_made_again(tree: Tree) -> None:
     tree.subscription("a").lose(missing=True)
     eventually(lambda: tree.subscription("a").resubscribed == 1)
     assert "a" in tree.administration.topologies
-    eventually(lambda: not tree.board.not_ready())
+    eventually(lambda: not tree.runtime.not_ready())
 
 
 def test_nothing_is_acknowledged_while_the_store_is_away(tree: Tree) -> None:
     tree.create("a")
     tree.faults.plan("store a", StoreUnavailableError("away"), times=4)
     tree.deliver("a", *(str(number) for number in range(20)))
-    eventually(lambda: "the database refuses to store" in tree.board.not_ready())
+    eventually(lambda: "the database refuses to store" in tree.runtime.not_ready())
     assert tree.subscription("a").acked == []
     eventually(lambda: len(tree.subscription("a").acked) == 20)
-    eventually(lambda: not tree.board.not_ready())
+    eventually(lambda: not tree.runtime.not_ready())

@@ -7,8 +7,8 @@ from typing import NoReturn
 
 import pytest
 
-from tenantry.actors import backoff, board
-from tenantry.actors.board import Board
+from tenantry.actors import backoff, runtime_state
+from tenantry.actors.runtime_state import RuntimeState
 from tenantry.actors.tree import drain_and_stop
 from tenantry.control.port import SystemState, UnavailableError
 from tenantry.domain import names
@@ -68,22 +68,22 @@ def test_a_tenant_that_keeps_crashing_is_parked_and_its_neighbours_go_on(tree: T
 
 
 def test_what_keeps_everything_from_working_makes_it_not_ready_in_its_own_words() -> None:
-    board = Board()
+    runtime = RuntimeState()
     trouble: list[str] = []
-    board.troubles = [lambda: trouble[0] if trouble else None]
-    before = board.not_ready()
+    runtime.troubles = [lambda: trouble[0] if trouble else None]
+    before = runtime.not_ready()
     trouble.append("the database stores nothing: a pooler stands before it")
-    assert board.not_ready() == (*before, trouble[0])
+    assert runtime.not_ready() == (*before, trouble[0])
 
 
 def test_a_crashed_consumer_is_replaced_and_loses_nothing(tree: Tree) -> None:
     tree.create("a")
-    consumer = tree.board.tenant("a").consumer
+    consumer = tree.runtime.tenant("a").consumer
     assert consumer is not None
     tree.store.gate.clear()
     tree.deliver("a", *(str(number) for number in range(10)))
     consumer.tell("not a message of ours")
-    eventually(lambda: tree.board.tenant("a").consumer not in {None, consumer})
+    eventually(lambda: tree.runtime.tenant("a").consumer not in {None, consumer})
     tree.store.gate.set()
     eventually(lambda: len(tree.stored("a")) == 10 and not tree.subscription("a").unsettled)
     eventually(lambda: tree.control.status().tree.children[0].children[0].restarts == 1)
@@ -105,7 +105,7 @@ def test_a_restart_brings_tenants_and_workers_back(tree: Tree) -> None:
     assert tree.stop() == ()
     tree.administration.users.clear()
     tree.start()
-    eventually(lambda: not tree.board.not_ready())
+    eventually(lambda: not tree.runtime.not_ready())
     runtime = tree.control.runtime("a")
     assert runtime is not None
     assert runtime.workers_current == 8
@@ -120,7 +120,7 @@ def test_a_start_waits_out_an_outage(tree: Tree) -> None:
     tree.stop()
     tree.faults.plan("ensure_topology", outage(), times=3)
     tree.start()
-    eventually(lambda: not tree.board.not_ready())
+    eventually(lambda: not tree.runtime.not_ready())
     assert tree.subscription("a").consuming
 
 
@@ -131,14 +131,14 @@ def test_a_drain_finishes_what_was_taken_and_refuses_commands(tree: Tree) -> Non
     tree.deliver("a", *(str(number) for number in range(20)))
     eventually(lambda: tree.store.inside == 3)
     tree.control.drain()
-    eventually(lambda: tree.board.state is SystemState.DRAINING)
+    eventually(lambda: tree.runtime.state is SystemState.DRAINING)
     with pytest.raises(UnavailableError):
         tree.create("c")
     tree.store.gate.set()
-    eventually(lambda: tree.board.state is SystemState.DRAINED)
+    eventually(lambda: tree.runtime.state is SystemState.DRAINED)
     assert len(tree.stored("a")) == 20
     assert not tree.subscription("a").requeued
-    assert tree.board.not_ready()
+    assert tree.runtime.not_ready()
 
 
 def test_a_drain_that_takes_too_long_names_its_orphans(tree: Tree) -> None:
@@ -167,7 +167,7 @@ def test_a_parked_tenant_stays_parked_over_a_restart_until_it_is_resumed(tree: T
     again = eventually(lambda: (one := tree.control.runtime("a")) and one.parked and one)
     assert (again.parked, again.parked_at) == (parked.parked, parked.parked_at)
     assert not again.consuming
-    assert tree.board.not_ready() == ()
+    assert tree.runtime.not_ready() == ()
     assert tree.execute(ResumeTenant(tenant_id="a")).tenant.parked is None
     eventually(lambda: tree.stored("a") == {"1"})
     assert tree.events("a")[-2:] == ["TenantParked", "TenantResumed"]
@@ -184,7 +184,7 @@ def test_a_tenant_that_can_t_even_be_parked_stands_still_and_delays_nobody(tree:
     )
     tree.start()
     eventually(lambda: (one := tree.control.runtime("a")) and one.parked)
-    eventually(lambda: tree.board.not_ready() == ())
+    eventually(lambda: tree.runtime.not_ready() == ())
     runtime = tree.control.runtime("a")
     assert runtime is not None
     assert "a row that can't be read" in str(runtime.parked)
@@ -214,9 +214,9 @@ def test_a_deletion_that_keeps_failing_stands_still_and_then_goes_on(
 def test_one_tenants_own_trouble_makes_nobody_unready_once_others_consume(
     tree: Tree, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(board, "GRACE", 0.0)
+    monkeypatch.setattr(runtime_state, "GRACE", 0.0)
     tree.create("a")
-    eventually(lambda: not tree.board.not_ready())
+    eventually(lambda: not tree.runtime.not_ready())
     taken = tree.subscription("a")
 
     def refuse() -> None:
@@ -225,9 +225,9 @@ def test_one_tenants_own_trouble_makes_nobody_unready_once_others_consume(
 
     for _ in range(3):
         refuse()
-    eventually(tree.board.not_ready)  # nobody consumes
+    eventually(tree.runtime.not_ready)  # nobody consumes
     tree.create("b")
-    eventually(lambda: not tree.board.not_ready(), what="ready: b consumes")
+    eventually(lambda: not tree.runtime.not_ready(), what="ready: b consumes")
     runtime = tree.control.runtime("a")
     assert runtime is not None
     assert not runtime.consuming
@@ -236,4 +236,4 @@ def test_one_tenants_own_trouble_makes_nobody_unready_once_others_consume(
     lost = tree.subscription("b")
     tree.create("c")
     lost.sink.lost(lost.generation, "connection lost", missing=False)
-    eventually(lambda: "not consuming yet: b" in tree.board.not_ready())
+    eventually(lambda: "not consuming yet: b" in tree.runtime.not_ready())

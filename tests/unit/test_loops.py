@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import pytest
 
-from tenantry.actors.board import Board
+from tenantry.actors.runtime_state import RuntimeState
 from tenantry.actors.watch import Watch
 from tenantry.broker.adapter import Loop
 from tenantry.database.keeper import LONGEST_START, PostgresKeeper
@@ -167,7 +167,7 @@ def test_a_loop_that_others_can_do_without_is_told_of_once_and_ends_nothing(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     recorder, later = Recorder(), [0.0]
-    watch = Watch(Board(), observer=recorder, now=lambda: later[0])
+    watch = Watch(RuntimeState(), observer=recorder, now=lambda: later[0])
     gate, heartbeat = Gate(), Heartbeat()
     thread = threading.Thread(target=gate, daemon=True)
     thread.start()

@@ -44,7 +44,7 @@ class Watched:
         return read(self.page.render().body.decode())
 
     def count_pending(self, counts: dict[str, int] | None) -> None:
-        self.tree.board.pending = lambda: counts
+        self.tree.runtime.pending = lambda: counts
 
 
 @pytest.fixture
@@ -127,7 +127,7 @@ def test_totals_go_on_after_a_restart_for_paused_tenants_too(watched: Watched) -
     tree.faults.plan("ensure_topology", StoreUnavailableError("away"), times=2)
     tree.start()
     seen = []
-    while not seen or tree.board.not_ready():
+    while not seen or tree.runtime.not_ready():
         scrape = watched.scrape()
         seen += [scrape.processed(one) for one in scrape.labels("tenant_id") if one]
     # Totals that are not known yet are not shown; a counter never starts from zero again.
@@ -155,7 +155,7 @@ def test_a_refused_creation_leaves_no_series(watched: Watched) -> None:
     tree = watched.tree
     with pytest.raises(Exception, match="workers"):
         tree.create("a", workers=1000)
-    tree.board.tenant("seen-by-nobody")
+    tree.runtime.tenant("seen-by-nobody")
     assert watched.scrape().labels("tenant_id") == {""}
 
 
@@ -192,7 +192,7 @@ def test_what_waits_in_mailboxes_is_shown_by_tenant_and_kind_of_actor(watched: W
     for actor in ("tenant", "consumer", "worker"):
         assert scrape.value("tenantry_mailbox_depth", tenant_id="a", actor=actor) == 0
     assert scrape.value("tenantry_mailbox_depth", tenant_id="", actor="supervisor") == 0
-    worker = next(iter(tree.board.tenant("a").workers.values()))
+    worker = next(iter(tree.runtime.tenant("a").workers.values()))
     worker.tell("not a message of ours")
     depth = watched.scrape().value("tenantry_mailbox_depth", tenant_id="a", actor="worker")
     assert depth == 1
@@ -209,16 +209,18 @@ def test_restarts_and_retries_are_counted(watched: Watched) -> None:
     assert scrape.value("tenantry_restarts_total", kind="worker") == 2
     assert scrape.value("tenantry_restarts_total", kind="consumer") == 0
     assert scrape.value("tenantry_store_retries_total") == 3
-    consumer = tree.board.tenant("a").consumer
+    consumer = tree.runtime.tenant("a").consumer
     assert consumer is not None
     consumer.tell("not a message of ours")
     eventually(lambda: watched.scrape().value("tenantry_restarts_total", kind="consumer") == 1)
-    tenant = tree.board.tenant("a").ref
+    tenant = tree.runtime.tenant("a").ref
     assert tenant is not None
     tenant.tell("not a message of ours")
     eventually(lambda: watched.scrape().value("tenantry_restarts_total", kind="tenant") == 1)
     eventually(
-        lambda: (board := tree.board.tenant("a")).ref not in {None, tenant} and board.consuming
+        lambda: (
+            (runtime := tree.runtime.tenant("a")).ref not in {None, tenant} and runtime.consuming
+        )
     )
     tree.execute(PauseTenant(tenant_id="a"))
     tree.execute(ResumeTenant(tenant_id="a"))

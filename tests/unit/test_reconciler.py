@@ -131,7 +131,7 @@ def test_what_is_left_of_a_deleted_tenant_is_removed(tree: Tree) -> None:
     assert not tree.administration.topologies
     assert not tree.administration.users
     assert not tree.store.rows
-    eventually(lambda: "a" not in tree.board.tenants)
+    eventually(lambda: "a" not in tree.runtime.tenants)
     assert tree.create("a").tenant.exists
 
 
@@ -189,7 +189,7 @@ def test_a_queue_lost_under_its_consumer_is_recorded_when_it_is_there_again(tree
     tree.create("a")
     tree.subscription("a").lose(missing=True)
     assert eventually(lambda: repairs(tree, "a"))[0].kinds == ("queue",)
-    eventually(lambda: tree.board.tenants["a"].consuming)
+    eventually(lambda: tree.runtime.tenants["a"].consuming)
 
 
 def test_a_silent_queue_of_a_tenant_nobody_could_use_yet_is_made_anew() -> None:

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from tenantry.actors.board import Board
 from tenantry.actors.reconciler import LONGEST_LOOK
+from tenantry.actors.runtime_state import RuntimeState
 from tenantry.actors.supervision import ActorHeartbeat, heartbeat_of
 from tenantry.actors.watch import MOST_ABANDONED, Watch
 from tenantry.domain.commands import PauseTenant, RequestDeletion, ResizeWorkers
@@ -46,23 +46,23 @@ def test_a_worker_that_hangs_is_replaced_and_what_it_says_later_does_not_count(
     gate = hold(tree, b'"slow"')
     tree.deliver("a", "1", body=b'"slow"')
     eventually(lambda: tree.busy() == {"a/worker-1"})
-    old = tree.board.tenant("a").workers["worker-1"]
+    old = tree.runtime.tenant("a").workers["worker-1"]
     del tree.store.gates[b'"slow"']
     tree.pass_time(61)
     eventually(lambda: tree.subscription("a").acked == [1])
-    assert tree.board.tenant("a").workers["worker-1"] is not old
+    assert tree.runtime.tenant("a").workers["worker-1"] is not old
     assert +Counter(recorder.stuck()) == {"worker": 1}
     assert recorder.failures()["worker"] == 1
     tree.watch.look()
-    assert [heartbeat.name for heartbeat in tree.board.departures.abandoned] == ["a/worker-1"]
+    assert [heartbeat.name for heartbeat in tree.runtime.departures.abandoned] == ["a/worker-1"]
     assert "wait" in heartbeat_of(old).where()
-    before = tree.board.tenant("a")
+    before = tree.runtime.tenant("a")
     counted = before.stored, before.duplicates, before.in_flight
     gate.set()
     eventually(lambda: heartbeat_of(old).ended)
     tree.watch.look()
-    assert not tree.board.departures.abandoned
-    after = tree.board.tenant("a")
+    assert not tree.runtime.departures.abandoned
+    after = tree.runtime.tenant("a")
     assert (after.stored, after.duplicates, after.in_flight) == counted
     assert tree.subscription("a").acked == [1]
     assert tree.store.deliveries["a", "1"] == 2
@@ -73,7 +73,7 @@ def test_a_worker_within_its_own_time_is_left_alone(tree: Tree, recorder: Record
     gate = hold(tree, b'"slow"')
     tree.deliver("a", "1", body=b'"slow"')
     eventually(lambda: tree.busy() == {"a/worker-1"})
-    worker = tree.board.tenant("a").workers["worker-1"]
+    worker = tree.runtime.tenant("a").workers["worker-1"]
     heartbeat_of(worker).beat(300)
     tree.pass_time(299)
     assert recorder.stuck()["worker"] == 0
@@ -111,7 +111,7 @@ def test_a_consumer_that_hangs_loses_its_channel_and_another_takes_over(
 
     real = first.settle
     monkeypatch.setattr(first, "settle", settle)
-    old = tree.board.tenant("a").consumer
+    old = tree.runtime.tenant("a").consumer
     assert old is not None
     tree.deliver("a", "1", "2")
     assert entered.wait(10)
@@ -127,7 +127,7 @@ def test_a_consumer_that_hangs_loses_its_channel_and_another_takes_over(
     assert runtime is not None
     assert (runtime.stored, runtime.duplicates, runtime.consuming) == (2, 2, True)
     assert +Counter(recorder.stuck()) == {"consumer": 1}
-    assert tree.board.tenant("b").restarts == 0
+    assert tree.runtime.tenant("b").restarts == 0
 
 
 def test_a_tenant_that_hangs_is_replaced_with_everything_below_it(
@@ -136,8 +136,8 @@ def test_a_tenant_that_hangs_is_replaced_with_everything_below_it(
     tree.create("a")
     tree.deliver("a", "1")
     eventually(lambda: tree.subscription("a").acked == [1])
-    first, board = tree.subscription("a"), tree.board.tenant("a")
-    old = [board.ref, board.consumer, *board.workers.values()]
+    first, runtime = tree.subscription("a"), tree.runtime.tenant("a")
+    old = [runtime.ref, runtime.consumer, *runtime.workers.values()]
     entered, gate = threading.Event(), threading.Event()
     real = tree.journal.append
 
@@ -161,7 +161,7 @@ def test_a_tenant_that_hangs_is_replaced_with_everything_below_it(
     assert entered.wait(10)
     eventually(lambda: tree.busy() == {"a/tenant"})
     tree.pass_time(61)
-    eventually(lambda: tree.subscription("a") is not first and tree.board.tenant("a").consuming)
+    eventually(lambda: tree.subscription("a") is not first and tree.runtime.tenant("a").consuming)
     assert not first.open
     tree.deliver("a", "2")
     eventually(lambda: tree.stored("a") == {"1", "2"})
@@ -189,17 +189,17 @@ def test_a_reconciler_that_hangs_is_replaced_and_counted(
 
         monkeypatch.setattr(tree.store, "partitions", partitions)
         assert entered.wait(10)
-        old = tree.board.reconciler
+        old = tree.runtime.reconciler
         tree.pass_time(LONGEST_LOOK + 1)
-        eventually(lambda: tree.board.reconciler not in {None, old})
+        eventually(lambda: tree.runtime.reconciler not in {None, old})
         gate.set()
         assert +Counter(recorder.stuck()) == {"reconciler": 1}
         assert recorder.failures()["reconciler"] == 1
 
 
 def test_a_loop_that_ends_or_hangs_is_named() -> None:
-    board, later = Board(), [0.0]
-    watch = Watch(board, now=lambda: later[0])
+    runtime, later = RuntimeState(), [0.0]
+    watch = Watch(runtime, now=lambda: later[0])
     ended = threading.Thread(target=lambda: None)
     ended.start()
     ended.join()
@@ -223,13 +223,13 @@ def test_a_loop_that_ends_or_hangs_is_named() -> None:
 
 
 def test_too_many_threads_that_can_t_be_ended_end_the_process() -> None:
-    board = Board()
-    watch = Watch(board)
-    board.departures.abandoned = tuple(
+    runtime = RuntimeState()
+    watch = Watch(runtime)
+    runtime.departures.abandoned = tuple(
         ActorHeartbeat(f"t/worker-{n}") for n in range(MOST_ABANDONED)
     )
     assert watch.liveness() == ()
-    board.departures.abandoned += (ActorHeartbeat("t/worker-99"),)
+    runtime.departures.abandoned += (ActorHeartbeat("t/worker-99"),)
     assert watch.liveness() == ("17 threads of replaced actors hang",)
 
 
@@ -246,7 +246,7 @@ def test_what_is_held_is_given_back_at_a_fence_whichever_comes_first() -> None:
 
 def test_an_actor_that_has_ended_is_held_by_nobody(tree: Tree) -> None:
     tree.create("a")
-    ref = tree.board.tenant("a").consumer
+    ref = tree.runtime.tenant("a").consumer
     assert ref is not None
     actor = ref._actor_weakref
     assert actor() is not None
@@ -254,7 +254,7 @@ def test_an_actor_that_has_ended_is_held_by_nobody(tree: Tree) -> None:
     eventually(lambda: heartbeat_of(ref).ended)
     tree.watch.look()
     eventually(lambda: actor() is None)
-    ref = tree.board.tenant("a").ref
+    ref = tree.runtime.tenant("a").ref
     assert ref is not None
     actor = ref._actor_weakref
     tree.execute(RequestDeletion(tenant_id="a"))

@@ -90,7 +90,7 @@ def add_routes(app: FastAPI, services: Services) -> None:
                     query.tenant_id, topic=topic, after=position, limit=streams.PAGE
                 )
             # Looked at after the rows were read: before another tenant of this id has any, its
-            # actor has put it on the board.
+            # actor has shown it in the runtime state.
             runtime = services.control.runtime(query.tenant_id)
             if runtime is not None and runtime.incarnation not in {None, incarnation}:
                 raise PartitionMissingError(f"{query.tenant_id!r} is another tenant by now")

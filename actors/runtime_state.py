@@ -92,8 +92,8 @@ class Departures:
         self.abandoned = tuple(abandoned.values())
 
 
-class TenantBoard:
-    """One tenant's running facts."""
+class TenantRuntimeState:
+    """What one tenant's actors are doing."""
 
     def __init__(
         self,
@@ -133,18 +133,18 @@ class TenantBoard:
         """Why the tenant's actor waits, though nothing is recorded of it: it can't be parked."""
         self.meter = RateMeter()
 
-    def renewed(self) -> TenantBoard:
-        """Make a board for the actor that takes this one's place: its totals, nothing running."""
-        board = TenantBoard(self.tenant_id, self.pending, self.departures)
-        board.state = self.state
-        board.stored = self.stored
-        board.duplicates = self.duplicates
-        board.dead_lettered = self.dead_lettered
-        board.restarts = self.restarts
-        board.refusal = self.refusal
-        board.unrepaired = self.unrepaired
-        board.child_restarts = dict(self.child_restarts)
-        return board
+    def renewed(self) -> TenantRuntimeState:
+        """Make one for the actor that takes this one's place: its totals, nothing running."""
+        runtime = TenantRuntimeState(self.tenant_id, self.pending, self.departures)
+        runtime.state = self.state
+        runtime.stored = self.stored
+        runtime.duplicates = self.duplicates
+        runtime.dead_lettered = self.dead_lettered
+        runtime.restarts = self.restarts
+        runtime.refusal = self.refusal
+        runtime.unrepaired = self.unrepaired
+        runtime.child_restarts = dict(self.child_restarts)
+        return runtime
 
     @property
     def consuming(self) -> bool:
@@ -164,8 +164,8 @@ class TenantBoard:
         """Deliveries taken from the broker and not yet acknowledged."""
         return self.buffered + self.in_flight + self.held
 
-    def runtime(self) -> TenantRuntime:
-        """Give the facts as the API shows them."""
+    def snapshot(self) -> TenantRuntime:
+        """Tell it as the API shows it."""
         state = self.state
         return TenantRuntime(
             tenant_id=self.tenant_id,
@@ -247,8 +247,8 @@ class TenantBoard:
         return state.lifecycle is Lifecycle.PROVISIONING and not settled_in
 
 
-class Board:
-    """The whole system's running facts. The supervisor writes, everybody reads."""
+class RuntimeState:
+    """What the system as a whole is doing. The supervisor writes it, any thread may read it."""
 
     def __init__(self) -> None:
         self.state = SystemState.STARTING
@@ -256,7 +256,7 @@ class Board:
         self.supervisor: Ref | None = None
         self.reconciler: Ref | None = None
         self.reconciler_restarts = 0
-        self.tenants: dict[str, TenantBoard] = {}
+        self.tenants: dict[str, TenantRuntimeState] = {}
         self.settled_in = False
         self.departures = Departures()
         self.probes: dict[str, Callable[[], bool]] = {}
@@ -266,35 +266,36 @@ class Board:
 
     def dead_letters_found(self, tenant_id: str, count: int) -> None:
         """Count dead letters that no worker knew of: the broker's own."""
-        board = self.tenants.get(tenant_id)
-        if board is not None:
-            board.letters_found += count
+        runtime = self.tenants.get(tenant_id)
+        if runtime is not None:
+            runtime.letters_found += count
 
-    def tenant(self, tenant_id: str) -> TenantBoard:
-        """Give a tenant's board, making it if need be."""
-        board = TenantBoard(tenant_id, lambda: self._pending(tenant_id), self.departures)
-        return self.tenants.setdefault(tenant_id, board)
+    def tenant(self, tenant_id: str) -> TenantRuntimeState:
+        """Give a tenant's runtime state, making it if need be."""
+        runtime = TenantRuntimeState(tenant_id, lambda: self._pending(tenant_id), self.departures)
+        return self.tenants.setdefault(tenant_id, runtime)
 
-    def renew(self, tenant_id: str) -> TenantBoard:
-        """Give a tenant a new board for a new actor; the old one is read no more."""
-        board = self.tenants[tenant_id] = self.tenant(tenant_id).renewed()
-        return board
+    def renew(self, tenant_id: str) -> TenantRuntimeState:
+        """Give a tenant a new state for a new actor; the old one is read no more."""
+        runtime = self.tenants[tenant_id] = self.tenant(tenant_id).renewed()
+        return runtime
 
-    def runtime(self, tenant_id: str) -> TenantRuntime | None:
-        """Give one tenant's facts, or None if it has no actor."""
-        board = self.tenants.get(tenant_id)
-        return None if board is None else board.runtime()
+    def snapshot(self, tenant_id: str) -> TenantRuntime | None:
+        """Tell what a tenant's actors are doing; None if it has none."""
+        runtime = self.tenants.get(tenant_id)
+        return None if runtime is None else runtime.snapshot()
 
-    def runtimes(self) -> dict[str, TenantRuntime]:
-        """Give every tenant's facts, by id."""
+    def snapshots(self) -> dict[str, TenantRuntime]:
+        """Tell what every tenant's actors are doing, by id."""
         return {
-            tenant_id: board.runtime() for tenant_id, board in sorted(self.tenants.copy().items())
+            tenant_id: runtime.snapshot()
+            for tenant_id, runtime in sorted(self.tenants.copy().items())
         }
 
     def in_flight(self, tenant_id: str) -> int | None:
         """Count a tenant's deliveries that are not settled; None if it has no actor."""
-        board = self.tenants.get(tenant_id)
-        return None if board is None else board.unsettled
+        runtime = self.tenants.get(tenant_id)
+        return None if runtime is None else runtime.unsettled
 
     def _pending(self, tenant_id: str) -> int | None:
         """Give the broker's count; a tenant it has not counted yet has nothing waiting."""
@@ -303,7 +304,7 @@ class Board:
 
     def tree(self) -> ActorStatus:
         """Give the tree of actors."""
-        children = [board.status() for _, board in sorted(self.tenants.copy().items())]
+        children = [runtime.status() for _, runtime in sorted(self.tenants.copy().items())]
         if (ref := self.reconciler) is not None:
             restarts = self.reconciler_restarts
             children.append(_status("reconciler", "Reconciler", ref, "watching", restarts=restarts))
@@ -321,20 +322,20 @@ class Board:
         reasons.extend(f"{name} is away" for name, probe in self.probes.items() if not probe())
         reasons.extend(text for trouble in self.troubles if (text := trouble()))
         now = time.monotonic()
-        boards = list(self.tenants.copy().values())
+        runtimes = list(self.tenants.copy().values())
         settled_in = self.settled_in
-        others = any(board.consuming for board in boards)
+        others = any(runtime.consuming for runtime in runtimes)
         waiting = [
-            board.tenant_id
-            for board in boards
-            if board.waits(now, settled_in=settled_in)
+            runtime.tenant_id
+            for runtime in runtimes
+            if runtime.waits(now, settled_in=settled_in)
             # One tenant's own trouble is that tenant's state, once others consume.
-            and not (others and board.refused >= REFUSALS)
+            and not (others and runtime.refused >= REFUSALS)
         ]
         if waiting:
             more = f" and {len(waiting) - 5} more" if len(waiting) > 5 else ""
             reasons.append(f"not consuming yet: {', '.join(sorted(waiting)[:5])}{more}")
-        if any(board.store_down for board in boards):
+        if any(runtime.store_down for runtime in runtimes):
             reasons.append("the database refuses to store")
         if not reasons:
             self.settled_in = True
