@@ -8,7 +8,7 @@ of the queue that are done: one ack settles them all.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 import structlog
@@ -80,6 +80,8 @@ class Consumer(SupervisedActor):
         self._prefetch = max(SMALLEST_PREFETCH, ports.limits().prefetch // len(queues))
         me, clock = self.actor_ref, ports.clock
         self._buffer = Buffer(consumer=me, ports=ports)
+        self._redo: deque[Batch] = deque()
+        """Batches to be given out again, before what is in no batch yet."""
         self._pool = WorkerPool(
             consumer=me, tenant=parent, limit=workers, clock=clock, runtime=runtime
         )
@@ -187,7 +189,8 @@ class Consumer(SupervisedActor):
 
     def _forget_deliveries(self) -> None:
         """Drop what can't be acknowledged any more. Batches that workers have are left to them."""
-        self._buffer.clear()
+        self._buffer.pending.clear()
+        self._redo.clear()
         self._settlement.clear()
 
     # Batches out.
@@ -198,13 +201,13 @@ class Consumer(SupervisedActor):
         self._drained_if_done()
 
     def _dispatch(self) -> None:
-        buffer, pool = self._buffer, self._pool
-        while not buffer.empty and pool.can_give():
-            batch = buffer.next_redo() or self._cut()
+        redo, pending, pool = self._redo, self._buffer.pending, self._pool
+        while (redo or pending) and pool.can_give():
+            batch = redo.popleft() if redo else self._cut()
             if batch is None:
                 return
             if not pool.give(batch):
-                buffer.put_back(batch)
+                redo.appendleft(batch)
 
     def _cut(self) -> Batch | None:
         """Make the next batch, if it should go now."""
@@ -220,7 +223,7 @@ class Consumer(SupervisedActor):
         if self._draining or self._cancelled:
             return
         size = self._ports.limits().batch_size
-        self._buffer.redo(self._settlement.take_due(self._generation, batch_size=size))
+        self._redo += self._settlement.take_due(self._generation, batch_size=size)
         self._dispatch()
 
     # Commits in, acks out.
@@ -233,7 +236,7 @@ class Consumer(SupervisedActor):
         if done.batch.generation == self._generation:
             # What is left is shared by all who have nothing to do: handlers are slow.
             parts = max(1, places)
-            self._buffer.redo(self._settlement.done(done.batch, done.result, parts=parts))
+            self._redo += self._settlement.done(done.batch, done.result, parts=parts)
         self._go_on()
 
     def _count(self, done: WorkDone) -> None:
@@ -248,7 +251,7 @@ class Consumer(SupervisedActor):
         batch = self._pool.lost(worker)
         if batch is not None and batch.generation == self._generation:
             batch.attempt += 1
-            self._buffer.redo([batch])
+            self._redo.append(batch)
         self._go_on()
 
     # Draining.
@@ -264,13 +267,15 @@ class Consumer(SupervisedActor):
         self._drained_if_done()
 
     def _drained_if_done(self) -> None:
-        if self._draining and self._cancelled and self._buffer.empty and not self._pool.busy:
+        if not (self._draining and self._cancelled):
+            return
+        if not (self._redo or self._buffer.pending or self._pool.busy):
             self._draining = False
             self.tell_parent(Drained(name=self.name))
 
 
 class Buffer:
-    """Deliveries in the order of their tags, cut in that order; before them, what is to be redone.
+    """Deliveries in the order of their tags, cut into batches in that order.
 
     A small batch lingers a little: `Reminder.LINGER_OVER` says when it has waited long enough.
     """
@@ -283,12 +288,6 @@ class Buffer:
         """Deliveries that are in no batch yet."""
         self._since = 0.0
         self._lingering = False
-        self._redo: deque[Batch] = deque()
-
-    @property
-    def empty(self) -> bool:
-        """Whether there is nothing to give out."""
-        return not (self._redo or self.pending)
 
     def take_in(self, deliveries: list[Delivery]) -> None:
         """Take deliveries whose tags follow those before."""
@@ -324,23 +323,6 @@ class Buffer:
             deliveries.append(delivery)
         self._since = self._clock.now()
         return Batch(generation=generation, deliveries=deliveries)
-
-    def redo(self, batches: Iterable[Batch]) -> None:
-        """Take batches to be given out again, to the same worker or another."""
-        self._redo.extend(batches)
-
-    def put_back(self, batch: Batch) -> None:
-        """Take back a batch that could not be given out; it is the next one."""
-        self._redo.appendleft(batch)
-
-    def next_redo(self) -> Batch | None:
-        """Give the next batch that was cut before."""
-        return self._redo.popleft() if self._redo else None
-
-    def clear(self) -> None:
-        """Forget everything: it can't be acknowledged any more."""
-        self.pending.clear()
-        self._redo.clear()
 
 
 class MailboxSink:

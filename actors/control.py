@@ -7,6 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import suppress
+from dataclasses import KW_ONLY, dataclass
 from typing import Final
 
 from tenantry import __version__
@@ -29,25 +30,17 @@ LAST_STEP_SECONDS: Final = 30.0
 """How much longer a command is waited for whose last step, an append, has begun."""
 
 
+@dataclass(slots=True)
 class ActorControl:
     """The running system behind the `Control` port."""
 
-    def __init__(
-        self,
-        supervisor: Ref,
-        runtime: RuntimeState,
-        watch: Watch,
-        *,
-        drain_seconds: float,
-        term: TermStatus | None = None,
-        on_stop: Callable[[], None],
-    ) -> None:
-        self._supervisor = supervisor
-        self._runtime = runtime
-        self._watch = watch
-        self._term = term
-        self._drain_seconds = drain_seconds
-        self._on_stop = on_stop
+    _supervisor: Ref
+    _runtime: RuntimeState
+    _watch: Watch
+    _: KW_ONLY
+    drain_seconds: float
+    on_stop: Callable[[], None]
+    term: TermStatus | None = None
 
     def execute(self, command: Command, *, metadata: Metadata, timeout: float) -> Outcome:
         """Send a command down the tree and wait for its answer."""
@@ -76,7 +69,7 @@ class ActorControl:
             started_at=runtime.started_at,
             version=__version__,
             pid=os.getpid(),
-            term=self._term,
+            term=self.term,
             tree=runtime.tree(),
             abandoned=tuple(one.name for one in runtime.departures.abandoned),
             tenants=runtime.snapshots(),
@@ -101,10 +94,10 @@ class ActorControl:
         """Begin to drain without stopping."""
         reply: Future[tuple[Orphan, ...]] = Future()
         if not tell(
-            self._supervisor, DrainAll(seconds=self._drain_seconds, stop=False, reply=reply)
+            self._supervisor, DrainAll(seconds=self.drain_seconds, stop=False, reply=reply)
         ):
             raise UnavailableError("the daemon is stopping")
 
     def stop(self) -> None:
         """Begin the shutdown."""
-        self._on_stop()
+        self.on_stop()

@@ -11,17 +11,24 @@ from typing import Final
 
 from tenantry.actors.messages import Execute
 from tenantry.broker.port import Credentials
-from tenantry.control.port import Outcome, UnavailableError
+from tenantry.control.port import CommandFailedError, Outcome, UnavailableError
 from tenantry.messages.sql_access import SqlCredentials
 
 MOST_POSTPONED: Final = 100
 """Commands that may be postponed while a consumer drains."""
 
 
-def claim(message: Execute) -> bool:
-    """Tell whether a command's sender still waits; from then on it waits until it is answered."""
+def claim(message: Execute) -> None:
+    """Have a command's sender wait until it is answered, before a new password becomes final.
+
+    Raises `CommandFailedError` where the sender has stopped waiting.
+    """
     reply = message.reply
-    return not reply.done() and reply.set_running_or_notify_cancel()
+    if reply.done() or not reply.set_running_or_notify_cancel():
+        raise CommandFailedError(
+            f"tenant {message.command.tenant_id!r}: nobody waits for the new password any more;"
+            " it is dropped"
+        )
 
 
 def refuse(message: Execute, error: Exception) -> None:

@@ -87,9 +87,16 @@ class ProvisioningSteps:
         The tenant exists then no more, unless what was made could not be undone either:
         `bring_about` goes on with that.
         """
-        decide(self._aggregate.state, command)  # refused before anything is done
-        self._check_owner()
-        self._vacate()
+        former = self._aggregate.state
+        decide(former, command)  # refused before anything is done
+        with self._failing():
+            self._provisioner.check_owner(self._id)
+        if former is not None:
+            # Nothing of the tenant that had this id before may reach the new one.
+            self.take_time()
+            left = " could not be made: what is left of the former one stands in its way"
+            with self._failing(left):
+                self._provisioner.vacate(former)
         state = self._aggregate.execute(command, metadata)
         try:
             self.take_time()
@@ -98,7 +105,8 @@ class ProvisioningSteps:
         except (BrokerError, MessageStoreError, JournalError) as error:
             log.warning("tenant.provisioning_failed", error=str(error))
             self._abandoned = str(error)
-            undone = self._abandon(self._abandoned, metadata)
+            undone = self._abandon(metadata)
+            self.unfinished = not undone
             effect = "what was made is undone" if undone else "what was made will be undone"
             raise CommandFailedError(
                 f"tenant {self._id!r} could not be provisioned: {error}; {effect}"
@@ -106,16 +114,6 @@ class ProvisioningSteps:
         log.info("tenant.created")
         self.unused = True
         return credentials
-
-    def _vacate(self) -> None:
-        """Make room where there has been a tenant of this id: nothing of it reaches the new one."""
-        former = self._aggregate.state
-        if former is None:
-            return
-        self.take_time()
-        left = " could not be made: what is left of the former one stands in its way"
-        with self._failing(left):
-            self._provisioner.vacate(former)
 
     def add_topics(self, command: AddTopics, metadata: Metadata) -> bool:
         """Give the tenant queues for new topics; tell whether there were any."""
@@ -130,7 +128,7 @@ class ProvisioningSteps:
         return True
 
     def rotate_credentials(
-        self, command: RotateCredentials, metadata: Metadata, *, claim: Callable[[], bool]
+        self, command: RotateCredentials, metadata: Metadata, *, claim: Callable[[], None]
     ) -> Credentials:
         """Give the tenant's user a new password, if the command's sender still waits for it.
 
@@ -139,12 +137,13 @@ class ProvisioningSteps:
         where the user is not Tenantry's.
         """
         decide(self._aggregate.state, command)  # refused before anything is done
-        self._check_owner()
+        with self._failing():
+            self._provisioner.check_owner(self._id)
         self.unused = False
         self.take_time()
         with self._unfinished_on_error():
             credentials = self._provisioner.propose_credentials(self._id)
-            self._claim(claim)
+            claim()
             self._aggregate.execute(command, metadata)
         self._provisioner.end_sessions(self._id)
         return credentials
@@ -154,7 +153,7 @@ class ProvisioningSteps:
         command: GrantSqlAccess | RevokeSqlAccess,
         metadata: Metadata,
         *,
-        claim: Callable[[], bool],
+        claim: Callable[[], None],
     ) -> SqlCredentials | None:
         """Grant SQL access, and give the credentials, or revoke it.
 
@@ -168,18 +167,12 @@ class ProvisioningSteps:
         with self._failing():
             if isinstance(command, GrantSqlAccess):
                 with access.granting(self._id) as granted:
-                    self._claim(claim)
+                    claim()
                     self._aggregate.execute(command, metadata)
                 return granted
             access.revoke(self._id)
         self._aggregate.execute(command, metadata)
         return None
-
-    def _claim(self, claim: Callable[[], bool]) -> None:
-        if not claim():
-            raise CommandFailedError(
-                f"tenant {self._id!r}: nobody waits for the new password any more; it is dropped"
-            )
 
     @contextmanager
     def _unfinished_on_error(self) -> Iterator[None]:
@@ -189,6 +182,16 @@ class ProvisioningSteps:
         except Exception:
             self.unfinished = True
             raise
+
+    @contextmanager
+    def _failing(self, what: str = "") -> Iterator[None]:
+        """Have the command fail where broker or database refuse; outages are raised as they are."""
+        try:
+            yield
+        except Unavailable:
+            raise
+        except (BrokerError, MessageStoreError) as error:
+            raise CommandFailedError(f"tenant {self._id!r}{what}: {error}") from error
 
     def park(self, reason: str) -> bool:
         """Record that the tenant stands still; False where it is being made or deleted."""
@@ -201,21 +204,6 @@ class ProvisioningSteps:
             log.error("tenant.parked", reason=reason)
         return True
 
-    def _check_owner(self) -> None:
-        """See that the tenant's user is Tenantry's own, before anything is recorded."""
-        with self._failing():
-            self._provisioner.check_owner(self._id)
-
-    @contextmanager
-    def _failing(self, what: str = "") -> Iterator[None]:
-        """Have the command fail where broker or database refuse; outages are raised as they are."""
-        try:
-            yield
-        except Unavailable:
-            raise
-        except (BrokerError, MessageStoreError) as error:
-            raise CommandFailedError(f"tenant {self._id!r}{what}: {error}") from error
-
     # Steps towards what the state says.
 
     def bring_about(self) -> TenantState:
@@ -226,7 +214,7 @@ class ProvisioningSteps:
         state = self._aggregate.known()
         match state.lifecycle:
             case Lifecycle.PROVISIONING if self._abandoned is not None:
-                self._abandon_or_wait(self._abandoned)
+                self._abandon_or_wait()
             case Lifecycle.PROVISIONING:
                 self._complete(state)
             case Lifecycle.ACTIVE:
@@ -246,7 +234,7 @@ class ProvisioningSteps:
             self._provisioner.claim(self._id)
         except NotOursError as error:
             self._abandoned = str(error)
-            self._abandon_or_wait(self._abandoned)
+            self._abandon_or_wait()
             return
         self._restore(state)
         self._aggregate.execute(ConfirmProvisioned(tenant_id=self._id), BY_ITSELF)
@@ -267,21 +255,20 @@ class ProvisioningSteps:
         )
         log.info("tenant.deleted", queued=removed.queued, stored=removed.stored)
 
-    def _abandon_or_wait(self, reason: str) -> None:
-        if not self._abandon(reason, BY_ITSELF):
+    def _abandon_or_wait(self) -> None:
+        if not self._abandon(BY_ITSELF):
             raise BrokerUnavailableError("what was half-made can't be undone yet")
 
-    def _abandon(self, reason: str, metadata: Metadata) -> bool:
+    def _abandon(self, metadata: Metadata) -> bool:
         """Undo a failed provisioning and record that; tell whether it is done."""
         self.take_time()
         if not self._provisioner.undo(self._id):
             return False
+        command = AbandonProvisioning(tenant_id=self._id, reason=self._abandoned or "")
         try:
-            self._aggregate.execute(
-                AbandonProvisioning(tenant_id=self._id, reason=reason), metadata
-            )
+            self._aggregate.execute(command, metadata)
         except JournalError as error:
             log.warning("tenant.undo_failed", error=str(error))
             return False
-        self._abandoned = None
+        self._abandoned, self.unfinished = None, False
         return True

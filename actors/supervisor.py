@@ -57,7 +57,6 @@ class Supervisor(SupervisedActor):
         self._restarts = Restarts()
         self._restarting: dict[str, str | None] = {}
         self._failures = 0
-        self._reconciler: Ref | None = None
         self._drain: DrainAll | None = None
         self._undrained: set[str] = set()
 
@@ -96,11 +95,22 @@ class Supervisor(SupervisedActor):
     def crashed(self) -> None:
         """Tell the process that it can't go on, and has to be started anew."""
         self._on_crash(f"the supervisor failed: {self.failure}")
-        self._stop_tenants()
+        self.stopped()
 
     def stopped(self) -> None:
-        """Stop every tenant."""
-        self._stop_tenants()
+        """Stop all tenants at once, then wait for each, for a bounded time together."""
+        if self._runtime.reconciler is not None:
+            # Not waited for: it only looks, and its queries are bounded.
+            self._runtime.departures.let_go(self._runtime.reconciler)
+            self._runtime.reconciler = None
+        until = self._clock.now() + STOP_TIMEOUT
+        stopping = [ref.stop(block=False) for ref in self._tenants.values() if ref.is_alive()]
+        for future in stopping:
+            try:
+                future.get(timeout=max(0.0, until - self._clock.now()))
+            except Exception as error:  # noqa: BLE001 - a tenant that won't stop must not stop us
+                log.warning("tenant.does_not_stop", error=repr(error))
+        self._tenants.clear()
 
     def _start_tenants(self) -> None:
         if self._drain is not None:
@@ -122,10 +132,10 @@ class Supervisor(SupervisedActor):
 
     def _start_reconciler(self) -> None:
         if self._drain is None:
-            self._reconciler = self._runtime.reconciler = Reconciler.start(
+            self._runtime.reconciler = Reconciler.start(
                 parent=self.actor_ref, ports=self._ports, runtime=self._runtime
             )
-            tell(self._reconciler, Begin())
+            tell(self._runtime.reconciler, Begin())
 
     def _drifted(self, message: Drifted) -> None:
         tenant_id = message.tenant_id
@@ -189,7 +199,7 @@ class Supervisor(SupervisedActor):
     # Supervision.
 
     def _child_failed(self, child: Ref, error: str, *, stuck: bool) -> None:
-        if child == self._reconciler:
+        if child == self._runtime.reconciler:
             self._reconciler_failed(child, error, stuck=stuck)
             return
         tenant_id = next((one for one, ref in self._tenants.items() if ref == child), None)
@@ -240,7 +250,7 @@ class Supervisor(SupervisedActor):
             self._runtime.departures.replace(child)
             if self._runtime.state is SystemState.STARTING:
                 tell(self.actor_ref, FirstLookDone())
-        self._reconciler = self._runtime.reconciler = None
+        self._runtime.reconciler = None
         self._runtime.reconciler_restarts += 1
         delay = self._ports.reconcile_every
         log.error("reconciler.restarts", error=error, delay=delay)
@@ -286,18 +296,3 @@ class Supervisor(SupervisedActor):
             held = self._runtime.tenant(tenant_id).orphans()
             orphans.extend(held or [Orphan(tenant_id=tenant_id, actor="tenant", deliveries=0)])
         drain.reply.set_result(tuple(orphans))
-
-    def _stop_tenants(self) -> None:
-        """Stop all tenants at once, then wait for each, for a bounded time together."""
-        if self._reconciler is not None:
-            # Not waited for: it only looks, and its questions are bounded.
-            self._runtime.departures.let_go(self._reconciler)
-            self._reconciler = self._runtime.reconciler = None
-        until = self._clock.now() + STOP_TIMEOUT
-        stopping = [ref.stop(block=False) for ref in self._tenants.values() if ref.is_alive()]
-        for future in stopping:
-            try:
-                future.get(timeout=max(0.0, until - self._clock.now()))
-            except Exception as error:  # noqa: BLE001 - a tenant that won't stop must not stop us
-                log.warning("tenant.does_not_stop", error=repr(error))
-        self._tenants.clear()

@@ -190,7 +190,7 @@ class Tenant(SupervisedActor):
         replies, steps = self._replies, self._steps
         match command:
             case CreateTenant():
-                self._create(message, command)
+                self._consume(message, steps.create(command, metadata))
             case ResizeWorkers(workers=workers):
                 self._aggregate.execute(command, metadata)
                 if self._children.consumer is None:
@@ -232,15 +232,6 @@ class Tenant(SupervisedActor):
         self._leave_if_unknown()
         if self._steps.unfinished:
             self._retries.after(error)
-
-    def _create(self, message: Execute, command: CreateTenant) -> None:
-        try:
-            credentials = self._steps.create(command, message.metadata)
-        except CommandFailedError as error:
-            if self._aggregate.exists:
-                self._retries.after(error)  # What was made is still to be undone.
-            raise
-        self._consume(message, credentials)
 
     def _consume(self, message: Execute, credentials: Credentials | None) -> None:
         """See that a tenant that is active consumes, and answer when it does."""
