@@ -86,8 +86,6 @@ class Reminder(Enum):
     """To the reconciler: compare what should be with what is."""
     START_RECONCILER = auto()
     """To the supervisor: the reconciler has failed a while ago."""
-    DRAIN_EXPIRED = auto()
-    """To the supervisor: the deadline of a drain has come."""
 
 
 # Draining: down the tree as a request, up again as an answer.
@@ -124,6 +122,13 @@ class DrainAll:
     seconds: float
     stop: bool
     reply: Future[tuple[Orphan, ...]] = field(compare=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DrainExpired:
+    """From the clock to the supervisor: the deadline of this drain has come."""
+
+    drain: DrainAll
 
 
 # From the broker to a consumer, carried over from the broker's thread.

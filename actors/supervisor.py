@@ -14,6 +14,7 @@ from tenantry.actors.messages import (
     Drain,
     DrainAll,
     Drained,
+    DrainExpired,
     Drifted,
     Execute,
     FirstLookDone,
@@ -78,8 +79,8 @@ class Supervisor(SupervisedActor):
             case Drained(name=tenant_id):
                 self._undrained.discard(tenant_id)
                 self._drained_if_done()
-            case Reminder.DRAIN_EXPIRED:
-                self._drain_expired()
+            case DrainExpired(drain=drain):
+                self._drain_expired(drain)
             case Drifted():
                 self._drifted(message)
             case Begin() | Reminder.START_RECONCILER:
@@ -275,7 +276,7 @@ class Supervisor(SupervisedActor):
             tenant_id for tenant_id, ref in self._tenants.items() if tell(ref, Drain())
         }
         log.info("drain.started", tenants=len(self._undrained), seconds=message.seconds)
-        self._clock.tell_later(message.seconds, self.actor_ref, Reminder.DRAIN_EXPIRED)
+        self._clock.tell_later(message.seconds, self.actor_ref, DrainExpired(drain=message))
         self._drained_if_done()
 
     def _drained_if_done(self) -> None:
@@ -287,10 +288,9 @@ class Supervisor(SupervisedActor):
         log.info("drain.done")
         drain.reply.set_result(())
 
-    def _drain_expired(self) -> None:
-        drain = self._drain
-        if drain is None or drain.reply.done() or not self._undrained:
-            return
+    def _drain_expired(self, drain: DrainAll) -> None:
+        if drain.reply.done():
+            return  # It is done, or another one has taken its place.
         orphans: list[Orphan] = []
         for tenant_id in sorted(self._undrained):
             held = self._runtime.tenant(tenant_id).orphans()

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import threading
+from concurrent.futures import Future
 from typing import NoReturn
 
 import pytest
 
 from tenantry.actors import backoff, runtime_state
+from tenantry.actors.messages import DrainAll, Orphan
 from tenantry.actors.runtime_state import RuntimeState
+from tenantry.actors.supervision import tell
 from tenantry.actors.tree import drain_and_stop
 from tenantry.control.port import SystemState, UnavailableError
 from tenantry.domain import names
@@ -153,6 +156,18 @@ def test_a_drain_that_takes_too_long_names_its_orphans(tree: Tree) -> None:
     assert {one.tenant_id for one in orphans} == {"a"}
     assert sum(one.deliveries for one in orphans) == 20
     assert {one.actor for one in orphans} == {"worker-1", "worker-2", "consumer"}
+
+
+def test_the_deadline_of_a_drain_does_not_end_the_drain_that_took_its_place(tree: Tree) -> None:
+    tree.create("a", workers=1)
+    tree.store.gate.clear()
+    tree.deliver("a", "1")
+    eventually(lambda: tree.store.inside == 1)
+    first: Future[tuple[Orphan, ...]] = Future()
+    tell(tree.supervisor, DrainAll(seconds=0.2, stop=False, reply=first))
+    threading.Timer(1.0, tree.store.gate.set).start()
+    assert drain_and_stop(tree.supervisor, seconds=20) == ()
+    assert first.result(0) == ()
 
 
 @pytest.mark.usefixtures("_hasty")
