@@ -88,10 +88,10 @@ def test_a_tenant_is_there_as_soon_as_its_command_is_answered(tenants: Tenants) 
 
 def test_a_deleted_tenant_is_found_but_not_listed(tenants: Tenants) -> None:
     tenants.create("acme")
-    tenants.create("add")
+    tenants.create("keep")
     gone = tenants.delete("acme")
     assert tenants.directory.get("acme") == gone
-    assert [one.tenant_id for one in tenants.directory.page()] == ["add"]
+    assert [one.tenant_id for one in tenants.directory.page()] == ["keep"]
 
 
 def test_an_id_can_be_used_again_after_deletion(tenants: Tenants) -> None:

@@ -256,7 +256,7 @@ def test_in_one_virtual_host_a_tenant_is_claimed_by_one_at_a_time(
     looked, done = Event(), Event()
 
     def claim() -> None:
-        with production.administration.users._alone(tenant_id):
+        with production.administration._alone(tenant_id):
             looked.set()
             done.wait(30)
 

@@ -18,7 +18,7 @@ def test_a_broker_that_falls_silent_is_left_and_taken_up_again_once_it_speaks(
     rabbitmq: RabbitHost, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("tenantry.broker.rabbitmq.connection.HEARTBEAT", 2)
-    monkeypatch.setattr("tenantry.broker.rabbitmq.silence.SILENT_AFTER", 4)
+    monkeypatch.setattr("tenantry.broker.rabbitmq.connection.SILENT_AFTER", 4)
     url = urlsplit(rabbitmq.url)
     with Proxy((str(url.hostname), int(url.port or 5672))) as proxy:
         login = url.netloc.rpartition("@")[0]
@@ -27,7 +27,7 @@ def test_a_broker_that_falls_silent_is_left_and_taken_up_again_once_it_speaks(
         with running(consuming):
             eventually(lambda: consuming.connected)
             # Idle for longer than that: its heartbeats are enough.
-            connection = consuming._lanes._lanes[0].link._connection
+            connection = consuming._pool._pool[0].recovery._connection
             assert connection is not None
             eventually(lambda: connection._heartbeat_checker._heartbeat_frames_received >= 5)
             assert consuming.reconnects == 0
@@ -47,7 +47,7 @@ def test_a_permit_that_has_lapsed_when_a_heartbeat_is_due_is_no_mistake_of_the_l
     consuming = RabbitConsuming(rabbitmq.url, TermFence(3, lambda: valid))
     with running(consuming):
         eventually(lambda: consuming.connected)
-        connection = consuming._lanes._lanes[0].link._connection
+        connection = consuming._pool._pool[0].recovery._connection
         assert connection is not None
         checker = connection._heartbeat_checker
         sent = checker._heartbeat_frames_sent

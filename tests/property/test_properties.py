@@ -9,8 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tenantry.broker.port import Outgoing
-from tenantry.broker.rabbitmq.properties import USER_HEADER
-from tenantry.broker.rabbitmq.wire import encode
+from tenantry.broker.rabbitmq.wire import USER_HEADER, encode
 
 TEXTS = st.text(alphabet=st.characters(codec="utf-8", exclude_characters="\0"), max_size=40)
 NAMES = TEXTS.filter(lambda name: not name.startswith(("x-", "CC", "BCC")))

@@ -7,7 +7,7 @@ from typing import Any, cast
 
 from pika.exceptions import AMQPHeartbeatTimeout
 
-from tenantry.broker.rabbitmq.silence import LOOK_EVERY, SILENT_AFTER, SilenceWatch
+from tenantry.broker.rabbitmq.connection import LOOK_EVERY, SILENT_AFTER, SilenceWatch
 
 
 class Loop:

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from typing import Any, Final, cast
+from typing import Any, Final
 from urllib.parse import unquote, urlsplit
 
 import pika
@@ -38,7 +38,8 @@ from tenantry.broker.port import (
 )
 from tenantry.broker.rabbitmq.connection import describe, parameters
 from tenantry.broker.rabbitmq.management import ManagementClient
-from tenantry.broker.rabbitmq.term_fence import fenced, shut_out
+from tenantry.broker.rabbitmq.pika_internals import fenced_blocking_connection
+from tenantry.broker.rabbitmq.term_fence import shut_out
 from tenantry.broker.rabbitmq.tls import SYSTEMS, Tls
 from tenantry.broker.rabbitmq.tls import problem as tls_problem
 from tenantry.broker.rabbitmq.users import RabbitUsers
@@ -62,9 +63,10 @@ _ACCESS_REFUSED: Final = 403
 _NOT_FOUND: Final = 404
 _LOCKED: Final = 405
 _SALT_BYTES: Final = 4
+_PROBE: Final = "tenantry_probe_"
 
 
-class RabbitAdministration:
+class RabbitAdministration(RabbitUsers):
     """Makes and removes tenants' objects on RabbitMQ. Callable from any thread.
 
     `url` is the AMQP URL of a user that may configure everything in its virtual host;
@@ -87,13 +89,14 @@ class RabbitAdministration:
         self._fence = fence
         self._scheme = urlsplit(url).scheme
         self._user = unquote(urlsplit(url).username or "guest")
-        self._management = ManagementClient(
-            management_url, vhost=self._parameters.virtual_host, fence=fence, tls=tls
+        super().__init__(
+            ManagementClient(
+                management_url, vhost=self._parameters.virtual_host, fence=fence, tls=tls
+            ),
+            installation=installation,
+            where=f"{self._parameters.host}:{self._parameters.port}",
+            alone=self._claiming,
         )
-        self._users = RabbitUsers(
-            self._management, installation=installation, where=self._where, alone=self._alone
-        )
-        self._installation = installation
         self._queue_type = queue_type
         self._free = threading.BoundedSemaphore(CONNECTIONS)
 
@@ -102,30 +105,7 @@ class RabbitAdministration:
 
     def close(self) -> None:
         """Give up what is kept open between calls."""
-        self._management.close()
-
-    @property
-    def management(self) -> ManagementClient:
-        """The client of the management API."""
-        return self._management
-
-    @property
-    def users(self) -> RabbitUsers:
-        """The tenants' users."""
-        return self._users
-
-    @property
-    def virtual_host(self) -> str:
-        """The virtual host the tenants are in."""
-        return self._parameters.virtual_host
-
-    def check_owner(self, tenant_id: str, known: PasswordHash | None = None) -> None:
-        """Raise `NotOursError` where the name of the tenant's user is taken by another."""
-        self._users.check_owner(tenant_id, known)
-
-    def claim(self, tenant_id: str, known: PasswordHash | None = None) -> None:
-        """Make sure that the tenant's user is ours, and that there is one."""
-        self._users.claim(tenant_id, known)
+        self.management.close()
 
     def ensure_topology(self, topology: TenantTopology) -> None:
         """Make the tenant's stream, queues, bindings and dead-letter queue, where missing.
@@ -172,7 +152,7 @@ class RabbitAdministration:
         """
         owned = [
             queue
-            for queue in self._management.queues(f"^{re.escape(f'tenant_{tenant_id}_')}")
+            for queue in self.management.queues(f"^{re.escape(f'tenant_{tenant_id}_')}")
             if layout.owner(queue) == tenant_id
         ]
         owned.sort(key=layout.is_dead_letter_queue)
@@ -183,18 +163,6 @@ class RabbitAdministration:
                 with _naming("queue", queue):
                     dropped += channel.queue_delete(queue).method.message_count
         return dropped
-
-    def ensure_user(self, tenant_id: str, password: PasswordHash) -> None:
-        """Make the tenant's user with this password and its permissions."""
-        self._users.ensure(tenant_id, password)
-
-    def remove_user(self, tenant_id: str, known: PasswordHash | None = None) -> None:
-        """Delete the tenant's user and close its connections, unless it is another's."""
-        self._users.remove(tenant_id, known)
-
-    def end_sessions(self, tenant_id: str) -> None:
-        """Close the connections of the tenant's user, now or as soon as they can be closed."""
-        self._users.end_sessions(tenant_id)
 
     def new_credentials(self, tenant_id: str) -> tuple[Credentials, PasswordHash]:
         """Generate a password and the hash that stands for it; nothing changes on the broker."""
@@ -213,12 +181,12 @@ class RabbitAdministration:
 
     def shut_out_earlier_terms(self) -> int:
         """Close what daemons of earlier terms have left open; see `takeover.shut_out`."""
-        return shut_out(self._management, self._fence, user=self._user)
+        return shut_out(self.management, self._fence, user=self._user)
 
     def pending(self) -> Mapping[str, int]:
         """Count the messages ready in each tenant's queues, dead letters left out."""
         counts: Counter[str] = Counter()
-        for queue, ready in self._management.ready_messages().items():
+        for queue, ready in self.management.ready_messages().items():
             tenant_id = layout.owner(queue)
             if tenant_id is not None and not layout.is_dead_letter_queue(queue):
                 counts[tenant_id] += ready
@@ -226,14 +194,14 @@ class RabbitAdministration:
 
     def survey(self) -> Survey:
         """Give what there is of all tenants, in four calls of the management API."""
-        self._users.close_late()
-        found = self._management.definitions()
-        rights = self._management.permissions()
+        self.close_late()
+        found = self.management.definitions()
+        rights = self.management.permissions()
         users = {
-            user["name"]: self._users.read(
+            user["name"]: self.read(
                 user["password_hash"], user["tags"], rights.get(user["name"], {})
             )
-            for user in self._management.users()
+            for user in self.management.users()
         }
         return Survey(
             exchanges={one["name"]: one["type"] for one in found["exchanges"] if one["durable"]},
@@ -244,13 +212,13 @@ class RabbitAdministration:
                 if one["destination_type"] == "queue"
             ),
             users=users,
-            consumed=self._management.consumed_by(self._user),
+            consumed=self.management.consumed_by(self._user),
             installation=self._installation,
         )
 
     def queue_counts(self) -> Mapping[str, QueueCounts]:
         """Count what is ready and unsettled in each tenant's queues."""
-        return layout.counts_by_tenant(self._management.message_counts())
+        return layout.counts_by_tenant(self.management.message_counts())
 
     def check(self) -> None:
         """Raise `BrokerError` with a clear line where the broker can't be used."""
@@ -258,20 +226,16 @@ class RabbitAdministration:
             channel.exchange_declare(
                 names.DEAD_LETTER_EXCHANGE, exchange_type="direct", durable=True
             )
-        if "administrator" not in self._management.tags():
+        if "administrator" not in self.management.tags():
             raise BrokerError(
-                f"the user of RabbitMQ's management API at {self._management.address} may not "
+                f"the user of RabbitMQ's management API at {self.management.address} may not "
                 "manage users: give it the tag administrator"
             )
-        self._management.check_vhost()
-
-    @property
-    def _where(self) -> str:
-        return f"{self._parameters.host}:{self._parameters.port}"
+        self.management.check_vhost()
 
     @contextmanager
-    def _alone(self, tenant_id: str) -> Iterator[None]:
-        """Be the only one in this virtual host that claims the tenant, as long as it takes."""
+    def _claiming(self, tenant_id: str) -> Iterator[None]:
+        """Keep all others in this virtual host from claiming the tenant, as long as it takes."""
         with self._channel() as channel:
             # An exclusive queue is one connection's, and gone with it.
             channel.queue_declare(f"tenantry_claim_{tenant_id}", exclusive=True)
@@ -301,10 +265,7 @@ class RabbitAdministration:
 
     def _connect(self) -> pika.BlockingConnection:
         try:
-            # Everything that is said on it, the first word included, is said under the fence.
-            return pika.BlockingConnection(
-                self._parameters, _impl_class=cast("Any", fenced(self._fence))
-            )
+            return fenced_blocking_connection(self._parameters, self._fence)
         except (AuthenticationError, ProbableAuthenticationError) as error:
             raise BrokerError(
                 f"RabbitMQ at {self._where} refuses user name and password: check rabbitmq.url"
@@ -346,6 +307,50 @@ class RabbitAdministration:
         return BrokerUnavailableError(
             f"the connection to RabbitMQ at {self._where} failed: {describe(error)}"
         )
+
+
+class RabbitProbes:
+    """Probes (`Probes`) on RabbitMQ.
+
+    A probe has the permissions and tags that the tenant's user has now, whoever gave them. Users
+    are the whole broker's: a probe carries our mark.
+    """
+
+    def __init__(self, administration: RabbitAdministration) -> None:
+        self._administration = administration
+        self._management = administration.management
+
+    @property
+    def management_address(self) -> str:
+        """See `Probes.management_address`."""
+        return self._management.address
+
+    def sweep(self) -> None:
+        """See `Probes.sweep`."""
+        for user in self._management.users():
+            if user["name"].startswith(_PROBE) and self._administration.mark in user["tags"]:
+                self._management.delete_user(user["name"])
+
+    @contextmanager
+    def probe(self, tenant_id: str) -> Iterator[Credentials]:
+        """See `Probes.probe`."""
+        own = names.username(tenant_id)
+        user = self._administration.find(own)
+        if user is None or user.permissions is None:
+            raise BrokerError(f"user {own!r} is not there, or has no rights in the virtual host")
+        if self._administration.is_anothers(user):
+            raise BrokerError(f"user {own!r} is another installation's")
+        probe = _PROBE + secrets.token_hex(8)
+        credentials, hashed = self._administration.new_credentials(tenant_id)
+        url = credentials.amqp_url.replace(f"//{own}:", f"//{probe}:", 1)
+        tags = sorted({*user.tags, self._administration.mark})
+        self._management.put_user(probe, hashed.value, tags=tags)
+        try:
+            configure, write, read = user.permissions
+            self._management.put_permissions(probe, configure=configure, write=write, read=read)
+            yield replace(credentials, username=probe, amqp_url=url)
+        finally:
+            self._management.delete_user(probe)
 
 
 class _OtherArgumentsError(BrokerError):

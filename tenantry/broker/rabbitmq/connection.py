@@ -1,8 +1,9 @@
-"""A connection to RabbitMQ, kept open for good."""
+"""A connection to RabbitMQ: how it is made, kept open for good, and what all do on its channels."""
 
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Final, Generic, TypeVar, cast
@@ -10,13 +11,13 @@ from typing import Any, Final, Generic, TypeVar, cast
 import pika
 import structlog
 from pika.adapters.select_connection import IOLoop
-from pika.exceptions import AMQPError
+from pika.exceptions import AMQPError, AMQPHeartbeatTimeout, ChannelClosedByBroker
 
 from tenantry.broker.adapter import UNFENCED, TermFence
 from tenantry.broker.port import BrokerError
 from tenantry.broker.rabbitmq.loop import IoLoop
-from tenantry.broker.rabbitmq.silence import HEARTBEAT, SilenceWatch
-from tenantry.broker.rabbitmq.term_fence import FencedConnection, client_properties
+from tenantry.broker.rabbitmq.pika_internals import FencedConnection
+from tenantry.broker.rabbitmq.term_fence import client_properties
 from tenantry.broker.rabbitmq.tls import SYSTEMS, Tls, causes_of
 from tenantry.broker.rabbitmq.tls import problem as tls_problem
 
@@ -32,9 +33,27 @@ CLOSE_TIMEOUT: Final = 3.0
 OPENING_TIMEOUT: Final = 1.0
 """Seconds a connection in the making is given to open, once it is only to be closed."""
 
-
 FENCE_POLL: Final = 0.1
 """Seconds between looks at whether a lapsed term is valid again."""
+
+HEARTBEAT: Final = 8
+"""Seconds, as AMQP has it: RabbitMQ gives us up after two to three without a word from us. Its
+authors advise 6 to 15; below 5, what is merely busy is taken for dead."""
+
+LOOK_EVERY: Final = 1.0
+
+SILENT_AFTER: Final = 2 * HEARTBEAT
+"""Looks that find nothing new until the broker is taken to be silent: four heartbeats missed."""
+
+ACKS_SETTLE: Final = 0.3
+"""Seconds between the last ack and the end of its channel.
+
+A quorum queue's side of the channel holds acks back while many are under way, and forgets them
+when the channel ends; AMQP has no word by which it would tell that they are through. What is
+forgotten is delivered again, and found to be a duplicate: this only makes that rare.
+"""
+
+NOT_FOUND: Final = 404
 
 
 def parameters(
@@ -70,6 +89,37 @@ def secure(wanted: pika.URLParameters, url: str, tls: Tls) -> None:
     if wanted.ssl_options is None or (tls == SYSTEMS and "ssl_options" in url):
         return
     wanted.ssl_options = pika.SSLOptions(tls.context(), wanted.host)
+
+
+class SilenceWatch:
+    """Breaks a connection that is open and on which nothing comes. Belongs to the loop's thread.
+
+    RabbitMQ sends something on every connection at least every half heartbeat. pika looks for that
+    too, but once in each heartbeat and 5 s, so that up to twice as long may pass.
+    Looks are counted, not seconds: the loop reads before it looks, and does neither while it is
+    held up. So a daemon that was busy, or frozen, does not blame the broker for it.
+    """
+
+    def __init__(self, ioloop: IOLoop, connection: FencedConnection) -> None:
+        self._ioloop = ioloop
+        self._connection = connection
+        self._received = connection.bytes_received
+        self._silent = 0
+        ioloop.call_later(LOOK_EVERY, self._look)
+
+    def _look(self) -> None:
+        if not self._connection.is_open:
+            return
+        received = self._connection.bytes_received
+        self._silent = self._silent + 1 if received == self._received else 0
+        self._received = received
+        if self._silent >= SILENT_AFTER:
+            seconds = self._silent * LOOK_EVERY
+            self._connection.break_off(
+                AMQPHeartbeatTimeout(f"the broker has been silent for {seconds:.0f} s")
+            )
+            return
+        self._ioloop.call_later(LOOK_EVERY, self._look)
 
 
 C = TypeVar("C", bound=FencedConnection)
@@ -234,3 +284,18 @@ def describe(error: object) -> str:
         nested = getattr(seen, "exceptions", None)
         seen = nested[-1] if nested else seen.__cause__
     return " <- ".join(parts) or str(error)
+
+
+def acks_settle_in(settled_at: float) -> float:
+    """Give the seconds after which acks sent at `settled_at` may be taken to be through."""
+    return max(0.0, settled_at + ACKS_SETTLE - time.monotonic())
+
+
+def is_not_found(error: BaseException) -> bool:
+    """Tell whether the broker closed a channel for a queue that does not exist."""
+    return isinstance(error, ChannelClosedByBroker) and error.reply_code == NOT_FOUND
+
+
+def passed_by(*_delivery: object) -> None:
+    """Stand in for the callback that pika wants; deliveries take another way."""
+    raise AssertionError("a delivery took pika's way")

@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from tenantry.broker.adapter import UNFENCED, TermFence
 from tenantry.broker.budget import Budget
 from tenantry.broker.port import DeliverySink, QueueSpec
-from tenantry.broker.rabbitmq.channels import acks_settle_in
-from tenantry.broker.rabbitmq.lanes import Lanes
+from tenantry.broker.rabbitmq.connection_pool import ConnectionPool
 from tenantry.broker.rabbitmq.loop import IoLoop
 from tenantry.broker.rabbitmq.subscription import RabbitSubscription
 from tenantry.broker.rabbitmq.tls import SYSTEMS, Tls
@@ -32,13 +31,12 @@ class RabbitConsuming:
     ) -> None:
         self._loop = IoLoop()
         self._budget = budget or Budget()
-        self._lanes = Lanes(
+        self._pool = ConnectionPool(
             self._loop,
             url,
             fence=fence,
             tls=tls,
             opened=self._take_up,
-            linger=acks_settle_in,
         )
         self._subscriptions: set[RabbitSubscription] = set()
         self._new: deque[RabbitSubscription] = deque()
@@ -46,7 +44,7 @@ class RabbitConsuming:
     @property
     def connected(self) -> bool:
         """Whether the broker is connected now."""
-        return self._lanes.connected
+        return self._pool.connected
 
     @property
     def heartbeat(self) -> Heartbeat:
@@ -56,7 +54,7 @@ class RabbitConsuming:
     @property
     def reconnects(self) -> int:
         """How often a connection was opened again after it had been lost."""
-        return self._lanes.reconnects
+        return self._pool.reconnects
 
     def run(self) -> None:
         """Serve every subscription until `stop`; belongs on a thread of its own."""
@@ -88,8 +86,8 @@ class RabbitConsuming:
         while self._new:
             subscription = self._new.popleft()
             if subscription in self._subscriptions:
-                self._lanes.take(subscription)
+                self._pool.take(subscription)
 
     def _forget(self, subscription: RabbitSubscription) -> None:
         self._subscriptions.discard(subscription)
-        self._lanes.forget(subscription)
+        self._pool.forget(subscription)

@@ -10,8 +10,9 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
+from datetime import datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, cast
 
@@ -19,19 +20,25 @@ import structlog
 from pika.exceptions import AMQPError
 
 from tenantry.broker.adapter import UNFENCED, TermFence
+from tenantry.broker.budget import weight
 from tenantry.broker.port import (
     BrokerUnavailableError,
     DeadLettersBusyError,
     Delivery,
     QueuedDeadLetter,
 )
-from tenantry.broker.rabbitmq.admission import weight
-from tenantry.broker.rabbitmq.channels import acks_settle_in, is_not_found, passed_by
-from tenantry.broker.rabbitmq.connection import describe, parameters
-from tenantry.broker.rabbitmq.deaths import queued_dead_letter
-from tenantry.broker.rabbitmq.properties import WholeReadingConnection
+from tenantry.broker.rabbitmq.connection import (
+    acks_settle_in,
+    describe,
+    is_not_found,
+    parameters,
+    passed_by,
+)
+from tenantry.broker.rabbitmq.reading import ReadingConnection
 from tenantry.broker.rabbitmq.tls import SYSTEMS, Tls
+from tenantry.broker.rabbitmq.wire import BROKERS_HEADERS
 from tenantry.domain import names
+from tenantry.messages.port import Incoming
 
 if TYPE_CHECKING:
     import pika
@@ -55,6 +62,29 @@ QUIET_SECONDS: Final = 2.0
 COUNT_SECONDS: Final = 1.0
 HEARTBEAT: Final = 180
 """Seconds: between two steps of a walk, its caller may wait for the database."""
+
+
+UNKNOWN: Final = "unknown"
+"""The reason of a message that tells none: a client has put it into the queue directly."""
+
+
+class WholeReadingConnection(ReadingConnection):
+    """Keeps the properties of the delivery that is being read on each channel, all of them."""
+
+    largest_table = 2**32
+    """What the broker tells of a death stands in the table, however large it is."""
+
+    def __init__(self, *arguments: Any, **keywords: Any) -> None:
+        self._properties: dict[int, bytes] = {}
+        super().__init__(*arguments, **keywords)
+
+    def take_properties(self, channel: int) -> bytes:
+        """Give the properties of the delivery a receiver has just been given."""
+        return self._properties.pop(channel)
+
+    def _header(self, channel: int, data: bytes, at: int, stop: int) -> None:
+        self._properties[channel] = data[at + 12 : stop]
+        super()._header(channel, data, at, stop)
 
 
 class RabbitDeadLetterBrowser:
@@ -309,6 +339,42 @@ class RabbitDeadLetters:
         finally:
             with self._guard:
                 self._walked.discard(tenant_id)
+
+
+def queued_dead_letter(tenant_id: str, message: Incoming, properties: bytes) -> QueuedDeadLetter:
+    """Make what a browser gives of a message in the tenant's dead-letter queue."""
+    headers = message.headers or {}
+    own = {name: value for name, value in headers.items() if not name.startswith(BROKERS_HEADERS)}
+    death = _last_death(headers)
+    topic, partition = _place(tenant_id, death.get("queue", headers.get("x-first-death-queue")))
+    reason, time = death.get("reason"), death.get("time")
+    return QueuedDeadLetter(
+        message=message._replace(topic=topic, partition=partition, headers=own or None),
+        reason=reason if isinstance(reason, str) and reason else UNKNOWN,
+        died_at=time if isinstance(time, datetime) else None,
+        properties=properties,
+    )
+
+
+def _last_death(headers: Mapping[str, object]) -> Mapping[str, object]:
+    """Give the newest death, which stands first."""
+    deaths = headers.get("x-death")
+    first = deaths[0] if isinstance(deaths, list) and deaths else None
+    return first if isinstance(first, dict) else {}
+
+
+def _place(tenant_id: str, queue: object) -> tuple[str, int]:
+    """Tell topic and partition by the queue a message died in; the default one otherwise.
+
+    By the newest death, which only the broker can have written: a client may have sent headers of
+    these names itself, and then `x-first-death-queue` is what it says, or is missing.
+    """
+    prefix = f"{names.stream_name(tenant_id)}."
+    if isinstance(queue, str) and queue.startswith(prefix):
+        topic, _, partition = queue.removeprefix(prefix).rpartition(".")
+        if names.is_topic(topic) and partition.isdecimal() and len(partition) < 6:
+            return topic, int(partition)
+    return names.DEFAULT_TOPIC, 0
 
 
 def _size(_channel: Channel, delivery: Delivery, properties: bytes) -> int:

@@ -4,10 +4,6 @@ pika builds five objects a message and looks each of its frames up in a table of
 path it takes most of the daemon's processor time. Here the three frames of a delivery (method,
 header, body; AMQP 0-9-1, chapter 4.2) become one `Delivery`, and only what is stored is read.
 Everything else the broker sends is pika's business as before.
-
-This leans on three of pika's private names, `_on_data_available`, `_frame_buffer` and
-`_output_marshaled_frames`; a differential test against pika's own reading and writing holds it to
-them.
 """
 
 from __future__ import annotations
@@ -20,8 +16,25 @@ from pika import frame as pika_frame
 from pika.exceptions import InvalidFrameError
 
 from tenantry.broker.port import Delivery
+from tenantry.broker.rabbitmq.pika_internals import FrameReadingConnection
 from tenantry.broker.rabbitmq.tables import MalformedTableError, read_entries, read_table
-from tenantry.broker.rabbitmq.term_fence import FencedConnection
+from tenantry.broker.rabbitmq.wire import (
+    BODY,
+    CONTENT_ENCODING_FLAG,
+    CONTENT_TYPE_FLAG,
+    CORRELATION_ID_FLAG,
+    DELIVERY_MODE_FLAG,
+    END,
+    EXPIRATION_FLAG,
+    FRAME_OVERHEAD,
+    HEADER,
+    HEADERS_FLAG,
+    MESSAGE_ID_FLAG,
+    METHOD,
+    PRIORITY_FLAG,
+    REPLY_TO_FLAG,
+    TIMESTAMP_FLAG,
+)
 from tenantry.messages.encoding import LAST_MS
 from tenantry.messages.headers import (
     CONTENT_ENCODING,
@@ -37,13 +50,6 @@ from tenantry.messages.validation import UNREADABLE, too_large
 Receiver: TypeAlias = tuple[str, int, Callable[[Delivery], None], "Gate | None"]
 """A consumer's topic, its partition, who takes its deliveries, and who says which are taken."""
 
-_METHOD: Final = 1
-_HEADER: Final = 2
-_BODY: Final = 3
-_END: Final = 0xCE
-_OVERHEAD: Final = 8
-"""Bytes of a frame that are not its payload: type, channel, size; and the end mark."""
-
 _REPLAY_MARKS: Final = (REPLAY_HEADER.encode(), REPLAYS_HEADER.encode())
 
 _DELIVER: Final = b"\x00\x3c\x00\x3c"
@@ -54,22 +60,8 @@ _u32: Final = struct.Struct(">I").unpack_from
 _u64: Final = struct.Struct(">Q").unpack_from
 _content: Final = struct.Struct(">HHQH").unpack_from
 
-# Which properties follow in a content header, in this order (AMQP 0-9-1, the class basic).
-_CONTENT_TYPE: Final = 1 << 15
-_CONTENT_ENCODING: Final = 1 << 14
-_HEADERS: Final = 1 << 13
-_DELIVERY_MODE: Final = 1 << 12
-_PRIORITY: Final = 1 << 11
-_CORRELATION_ID: Final = 1 << 10
-_SKIPPED_TEXTS: Final = (_CORRELATION_ID, 1 << 9, 1 << 8)
-"""Correlation id, reply-to, expiration."""
-_KEPT: Final = _CONTENT_ENCODING | _CORRELATION_ID
-_MESSAGE_ID: Final = 1 << 7
-_TIMESTAMP: Final = 1 << 6
-
-LARGEST_READ: Final = 64 * 1024
-"""Bytes taken from the socket at once. Each read gives up the interpreter's lock and has to wait
-for it again; pika's 4 KiB would do so every dozen messages."""
+_SKIPPED_TEXTS: Final = (CORRELATION_ID_FLAG, REPLY_TO_FLAG, EXPIRATION_FLAG)
+_KEPT: Final = CONTENT_ENCODING_FLAG | CORRELATION_ID_FLAG
 
 
 class Gate(Protocol):
@@ -117,7 +109,7 @@ class _Partial:
         self.published: int | None = None
 
 
-class ReadingConnection(FencedConnection):
+class ReadingConnection(FrameReadingConnection):
     """A connection that gives deliveries to receivers, past pika's channels."""
 
     largest_table = MOST_BYTES
@@ -146,49 +138,37 @@ class ReadingConnection(FencedConnection):
 
     def ack_each(self, channel: int, tags: Sequence[int]) -> None:
         """Ack deliveries one by one; for many that is a tenth of what pika's way takes."""
-        self._output_marshaled_frames([_acks(channel, tags)])
+        self.send_frames(_acks(channel, tags))
 
     def give_back(self, channel: int, tags: Sequence[int]) -> None:
         """Give deliveries back to their queues, one by one."""
-        self._output_marshaled_frames([_nacks(channel, tags)])
+        self.send_frames(_nacks(channel, tags))
 
-    def read_in_large_pieces(self) -> None:
-        """Take more from the socket at once than pika does; call it when the connection is open."""
-        transport = getattr(self, "_transport", None)
-        if transport is not None and hasattr(transport, "_MAX_RECV_BYTES"):
-            transport._MAX_RECV_BYTES = LARGEST_READ  # noqa: SLF001
-
-    def _on_data_available(self, data_in: bytes) -> None:
-        if not self.is_open:
-            super()._on_data_available(data_in)
-            return
-        # All that comes is a sign of life, a part of a large body on a slow line as well.
-        self.bytes_received += len(data_in)
-        data = self._frame_buffer + data_in if self._frame_buffer else data_in
-        self._frame_buffer = b""
+    def read_frames(self, data: bytes) -> bytes:
+        """Read deliveries; everything else the broker sends is pika's."""
         size = len(data)
         offset = 0
         partial = self._partial
-        while size - offset >= _OVERHEAD:
+        while size - offset >= FRAME_OVERHEAD:
             kind, channel, length = _frame(data, offset)
             start = offset + 7
             stop = start + length
             if stop >= size:
                 break
-            if data[stop] != _END:
+            if data[stop] != END:
                 raise InvalidFrameError("Invalid FRAME_END marker")
-            if kind == _BODY and channel in partial:
+            if kind == BODY and channel in partial:
                 self._body(channel, data[start:stop])
-            elif kind == _HEADER and channel in partial:
+            elif kind == HEADER and channel in partial:
                 self._header(channel, data, start, stop)
-            elif kind == _METHOD and data[start : start + 4] == _DELIVER:
+            elif kind == METHOD and data[start : start + 4] == _DELIVER:
                 self._deliver(channel, data, start + 4)
             else:
                 _, frame = pika_frame.decode_frame(data[offset : stop + 1])
                 if frame is not None:
-                    self._process_frame(frame)
+                    self.process_frame(frame)
             offset = stop + 1
-        self._frame_buffer = data[offset:] if offset else data
+        return data[offset:] if offset else data
 
     def _deliver(self, channel: int, data: bytes, at: int) -> None:
         """Begin a delivery: consumer tag, delivery tag, redelivered; the rest is known."""
@@ -207,40 +187,40 @@ class ReadingConnection(FencedConnection):
         table = 0
         try:
             at += 14
-            if flags & _CONTENT_TYPE:
+            if flags & CONTENT_TYPE_FLAG:
                 end = at + 1 + data[at]
                 partial.content_type = self._content_type(data[at + 1 : end])
                 at = end
             encoding = at
-            if flags & _CONTENT_ENCODING:
+            if flags & CONTENT_ENCODING_FLAG:
                 at += 1 + data[at]
-            if flags & _HEADERS:
+            if flags & HEADERS_FLAG:
                 table = _u32(data, at)[0]
                 if table <= self.largest_table:
                     partial.headers, at = _table(data, at, stop)
                 else:
                     partial.headers, at = _large_table(data, at, table)
-            if flags & _DELIVERY_MODE:
+            if flags & DELIVERY_MODE_FLAG:
                 at += 1
-            if flags & _PRIORITY:
+            if flags & PRIORITY_FLAG:
                 at += 1
             correlation = at
             for text in _SKIPPED_TEXTS:
                 if flags & text:
                     at += 1 + data[at]
-            if flags & _MESSAGE_ID:
+            if flags & MESSAGE_ID_FLAG:
                 end = at + 1 + data[at]
                 # An empty id is none.
                 if end > at + 1:
                     partial.message_id = data[at + 1 : end].decode("utf-8", "backslashreplace")
                 at = end
-            if flags & _TIMESTAMP:
+            if flags & TIMESTAMP_FLAG:
                 partial.published = _u64(data, at)[0] * 1000
             if flags & _KEPT:
                 partial.headers = _with_properties(
                     partial.headers,
-                    encoding=_short(data, encoding) if flags & _CONTENT_ENCODING else "",
-                    correlation=_short(data, correlation) if flags & _CORRELATION_ID else "",
+                    encoding=_short(data, encoding) if flags & CONTENT_ENCODING_FLAG else "",
+                    correlation=_short(data, correlation) if flags & CORRELATION_ID_FLAG else "",
                 )
         except Exception as error:  # noqa: BLE001 - whatever one message does, it does alone
             partial.headers = UnfitHeaders({}, (UNREADABLE, f"its properties: {error}"[:500]))
@@ -309,11 +289,11 @@ class ReadingConnection(FencedConnection):
 
 
 def _nacks(channel: int, tags: Sequence[int]) -> bytes:
-    return b"".join([_NACK(_METHOD, channel, 13, 60, 120, tag, 2, _END) for tag in tags])
+    return b"".join([_NACK(METHOD, channel, 13, 60, 120, tag, 2, END) for tag in tags])
 
 
 def _acks(channel: int, tags: Sequence[int]) -> bytes:
-    return b"".join([_ACK(_METHOD, channel, 13, 60, 80, tag, 0, _END) for tag in tags])
+    return b"".join([_ACK(METHOD, channel, 13, 60, 80, tag, 0, END) for tag in tags])
 
 
 def _table(data: bytes, at: int, stop: int) -> tuple[Mapping[str, object] | None, int]:

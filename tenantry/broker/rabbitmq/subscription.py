@@ -12,14 +12,17 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import structlog
-from pika.exceptions import ChannelClosed
+from pika.exceptions import ChannelClosed, ChannelWrongStateError
 
 from tenantry import failpoints
-from tenantry.broker.budget import Budget
+from tenantry.broker.budget import Admission, Budget
 from tenantry.broker.port import Delivery, DeliverySink, QueueSpec
-from tenantry.broker.rabbitmq.admission import Admission
-from tenantry.broker.rabbitmq.channels import acks_settle_in, end, is_not_found, passed_by, taker
-from tenantry.broker.rabbitmq.connection import describe
+from tenantry.broker.rabbitmq.connection import (
+    acks_settle_in,
+    describe,
+    is_not_found,
+    passed_by,
+)
 from tenantry.broker.rabbitmq.loop import IoLoop
 from tenantry.broker.rabbitmq.reading import ReadingConnection, Receiver
 
@@ -116,13 +119,12 @@ class RabbitSubscription:
     def connected(self, connection: ReadingConnection) -> None:
         """Open a channel on a new connection, if deliveries are wanted."""
         self._connection = connection
-        if self._wanted and not self._missing:
-            self._open()
+        self._reopen()
 
     def disconnected(self, reason: str) -> None:
         """Note that the connection is gone; the channel's own callback may have come before."""
         self._connection = None
-        self._lose(reason, missing=False)
+        self._lose(reason)
 
     @property
     def unanswered(self) -> Iterable[str]:
@@ -142,9 +144,11 @@ class RabbitSubscription:
         if connection is None or channel is None:
             return
         connection.forget(channel.channel_number)
-        self._lose(reason, missing=False)
+        self._lose(reason)
         # What was settled until now shall still be heard.
-        connection.ioloop.call_later(acks_settle_in(self._settled_at), partial(end, channel))
+        connection.ioloop.call_later(
+            acks_settle_in(self._settled_at), partial(_close_channel, channel)
+        )
 
     def _open(self) -> None:
         connection = self._connection
@@ -169,7 +173,7 @@ class RabbitSubscription:
         waiting = self._unanswered = {queue.name for queue in self._queues}
         self.asked_at = time.monotonic()
         flush = partial(self._flush, generation)
-        take = self._take = taker(self._buffer, partial(connection.ioloop.add_callback, flush))
+        take = self._take = _taker(self._buffer, partial(connection.ioloop.add_callback, flush))
         for number, queue in enumerate(self._queues):
             tag = str(number)
             receiver: Receiver = (queue.topic, queue.partition, take, self)
@@ -343,7 +347,7 @@ class RabbitSubscription:
             self._cancel_all()
         elif self._connection is not None:
             # Most likely they are about to answer, and what the others bring is finished in order.
-            give_up = partial(self._give_up, self._generation, channel)
+            give_up = partial(self._give_up, self._generation)
             self._connection.ioloop.call_later(ANSWER_WITHIN, give_up)
 
     def _cancel_all(self) -> None:
@@ -355,11 +359,10 @@ class RabbitSubscription:
         if not self._uncancelled:
             self._cancelled()
 
-    def _give_up(self, generation: int, channel: Channel) -> None:
+    def _give_up(self, generation: int) -> None:
         """Let go of a channel on which a queue holds up every word: it does not answer."""
         if generation == self._generation and self._cancelling and self._unanswered:
-            self._lose("a queue does not answer, and is not wanted any more", missing=False)
-            self._end(channel)
+            self._give_up_channel("a queue does not answer, and is not wanted any more")
 
     def _cancel_ok(self, tag: str, _frame: object) -> None:
         self._uncancelled.discard(tag)
@@ -376,11 +379,8 @@ class RabbitSubscription:
         self._wanted = True
         self._missing = False
         self._cancelling = False
-        channel = self._channel
-        if channel is not None:
-            # The deliveries of the old channel go back to their queues with it.
-            self._lose("consuming begins again", missing=False)
-            self._end(channel)
+        # The deliveries of the old channel go back to their queues with it.
+        self._give_up_channel("consuming begins again")
         self._open()
 
     def _close(self) -> None:
@@ -403,10 +403,9 @@ class RabbitSubscription:
         """Handle a cancel that the broker sent: a queue was deleted or moved."""
         if generation != self._generation:
             return
-        channel = self._channel
-        self._lose("the broker cancelled a consumer: its queue was deleted", missing=True)
-        if channel is not None:
-            self._end(channel)
+        self._give_up_channel(
+            "the broker cancelled a consumer: its queue was deleted", missing=True
+        )
 
     def _closed(self, generation: int, _channel: Channel, error: Exception) -> None:
         if generation != self._generation or self._channel is None:
@@ -429,14 +428,20 @@ class RabbitSubscription:
 
     def _end(self, channel: Channel) -> None:
         self._forget_channel(channel)
-        end(channel)
+        _close_channel(channel)
 
     def _forget_channel(self, channel: Channel) -> None:
         """See that what still comes on a channel that is gone reaches nobody."""
         if self._connection is not None:
             self._connection.forget(channel.channel_number)
 
-    def _lose(self, reason: str, *, missing: bool) -> None:
+    def _give_up_channel(self, reason: str, *, missing: bool = False) -> None:
+        channel = self._channel
+        self._lose(reason, missing=missing)
+        if channel is not None:
+            self._end(channel)
+
+    def _lose(self, reason: str, *, missing: bool = False) -> None:
         self._missing = missing
         if self._channel is None:
             return
@@ -454,3 +459,23 @@ class RabbitSubscription:
 
 def _nobody_takes(_delivery: Delivery) -> None:
     raise AssertionError("a delivery came before its channel")
+
+
+def _taker(buffer: list[Delivery], flush_soon: Callable[[], object]) -> Callable[[Delivery], None]:
+    """Make what takes a channel's deliveries, one by one: the hottest code there is."""
+
+    def take(delivery: Delivery) -> None:
+        if not buffer:
+            # Everything one read of the socket brings becomes one batch.
+            flush_soon()
+        buffer.append(delivery)
+
+    return take
+
+
+def _close_channel(channel: Channel) -> None:
+    """Close a channel, which may be closed by now."""
+    try:
+        channel.close()
+    except ChannelWrongStateError:
+        log.debug("broker.channel_was_closed")

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import re
-from typing import Any, Final
+from typing import Final
 
-import pika
 import structlog
 
-from tenantry.broker.adapter import UNFENCED, TermFence
+from tenantry.broker.adapter import TermFence
 from tenantry.broker.port import BrokerUnavailableError
 from tenantry.broker.rabbitmq.management import ManagementClient
 
@@ -68,41 +67,3 @@ def shut_out(management: ManagementClient, fence: TermFence, *, user: str) -> in
     if earlier:
         log.info("broker.shut_out", connections=len(earlier))
     return len(earlier)
-
-
-class FencedConnection(pika.SelectConnection):
-    """A connection that sends nothing any more once its term has lapsed, and breaks instead.
-
-    What a frozen daemon had ready to be sent when it was stopped, acknowledgements above all, stays
-    unsent when it wakes up too late.
-    """
-
-    fence: TermFence = UNFENCED
-    _breaking = False
-
-    def _output_marshaled_frames(self, marshaled_frames: Any) -> None:
-        """Send frames; everything pika sends goes this way."""
-        if self.fence.valid():
-            super()._output_marshaled_frames(marshaled_frames)
-        elif not self._breaking:
-            # Not before the caller has returned: pika's heartbeat, for one, would go on with a
-            # connection that is closed.
-            self._breaking = True
-            self._adapter_call_later(0, self._break_off_lapsed)
-
-    def break_off(self, error: Exception) -> None:
-        """End the connection at once, for this reason: nothing is said on it any more."""
-        self._terminate_stream(error)
-
-    def _break_off_lapsed(self) -> None:
-        if not self.is_closed:
-            self.break_off(BrokerUnavailableError(f"the term {self.fence.number} has lapsed"))
-
-
-def fenced(by: TermFence) -> type[FencedConnection]:
-    """Give the kind of connection that is under this fence from its first word on."""
-
-    class Fenced(FencedConnection):
-        fence = by
-
-    return Fenced

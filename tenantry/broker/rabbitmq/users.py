@@ -27,7 +27,7 @@ NO_PASSWORD: Final = ""
 
 
 class RabbitUsers:
-    """Makes, finds and removes tenants' users. Callable from any thread.
+    """The part of `Administration` that is about users. Callable from any thread.
 
     `alone` keeps others that share the virtual host from making the same tenant meanwhile.
     """
@@ -40,7 +40,7 @@ class RabbitUsers:
         where: str,
         alone: Callable[[str], AbstractContextManager[None]],
     ) -> None:
-        self._management = management
+        self.management = management
         self._installation = installation
         self._where = where
         self._alone = alone
@@ -51,35 +51,35 @@ class RabbitUsers:
         """The tag of our users."""
         return mark_of(self._installation)
 
-    def check_owner(self, tenant_id: str, known: PasswordHash | None) -> None:
+    def check_owner(self, tenant_id: str, known: PasswordHash | None = None) -> None:
         """See `Administration.check_owner`."""
         self._ours(tenant_id, known)
 
-    def claim(self, tenant_id: str, known: PasswordHash | None) -> None:
+    def claim(self, tenant_id: str, known: PasswordHash | None = None) -> None:
         """See `Administration.claim`."""
         with self._alone(tenant_id):
             if self._ours(tenant_id, known) is None:
-                self._management.put_user(names.username(tenant_id), NO_PASSWORD, tags=[self.mark])
+                self.management.put_user(names.username(tenant_id), NO_PASSWORD, tags=[self.mark])
                 self._ours(tenant_id, None)
 
-    def ensure(self, tenant_id: str, password: PasswordHash) -> None:
+    def ensure_user(self, tenant_id: str, password: PasswordHash) -> None:
         """See `Administration.ensure_user`."""
         name = names.username(tenant_id)
         allowed = layout.permissions(tenant_id)
         wanted = (allowed.configure, allowed.write, allowed.read)
         user = self._ours(tenant_id, password)
         if user is None or user.password_hash != password.value or not self._marked(user):
-            self._management.put_user(name, password.value, tags=[self.mark])
+            self.management.put_user(name, password.value, tags=[self.mark])
         if user is not None and user.permissions == wanted:
             return
-        self._management.put_permissions(
+        self.management.put_permissions(
             name, configure=allowed.configure, write=allowed.write, read=allowed.read
         )
         if user is None or user.permissions is None:
             new = user is None or user.password_hash == NO_PASSWORD
             self._see_that_it_is_ours_alone(tenant_id, new=new)
 
-    def remove(self, tenant_id: str, known: PasswordHash | None) -> None:
+    def remove_user(self, tenant_id: str, known: PasswordHash | None = None) -> None:
         """See `Administration.remove_user`."""
         name = names.username(tenant_id)
         try:
@@ -90,7 +90,7 @@ class RabbitUsers:
         if user is None:
             return
         # In this order, since a client that is thrown out connects again at once.
-        self._management.delete_user(name)
+        self.management.delete_user(name)
         self._close(name, "the tenant was deleted")
 
     def end_sessions(self, tenant_id: str) -> None:
@@ -109,17 +109,17 @@ class RabbitUsers:
 
     def find(self, name: str) -> User | None:
         """Give a user as it is now."""
-        found = self._management.user(name)
+        found = self.management.user(name)
         if found is None:
             return None
-        rights = self._management.permissions_of(name)
+        rights = self.management.permissions_of(name)
         return self.read(found["password_hash"], found["tags"], rights)
 
     def read(
         self, password_hash: str, tags: frozenset[str], rights: dict[str, tuple[str, str, str]]
     ) -> User:
         """Make a user of what the management API says of it; `rights` are by virtual host."""
-        ours = self._management.virtual_host
+        ours = self.management.virtual_host
         return User(
             password_hash=password_hash,
             tags=frozenset(one for one in tags if not marks_in([one])),
@@ -149,10 +149,10 @@ class RabbitUsers:
         try:
             user = self._ours(tenant_id, None)
         except NotOursError:
-            self._management.delete_permissions(name)
+            self.management.delete_permissions(name)
             raise
         if user is not None and user.elsewhere and new:
-            self._management.delete_user(name)
+            self.management.delete_user(name)
             whose = f"has rights in {', '.join(user.elsewhere)} as well"
             raise NotOursError(self._refusal(name, whose), here=False)
 
@@ -166,7 +166,7 @@ class RabbitUsers:
 
     def _close(self, name: str, reason: str) -> bool:
         try:
-            self._management.close_connections(name, reason)
+            self.management.close_connections(name, reason)
         except BrokerError as error:
             self._unclosed.add(name)
             log.warning(

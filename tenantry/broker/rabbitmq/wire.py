@@ -1,6 +1,9 @@
-"""A message as AMQP 0-9-1 puts it on the wire.
+"""A message as AMQP 0-9-1 puts it on the wire, new or to be sent out again unchanged.
 
-pika can do this too, at a third of the speed and without fractions in headers.
+pika can encode one too, at a third of the speed and without fractions in headers. Of one that is
+sent out again nothing is decoded that need not be: each of its fourteen properties and each header
+is passed on byte by byte, so that no type is widened and no text is spelt anew. (Chapters 4.2.3 to
+4.2.6 of the specification.)
 """
 
 from __future__ import annotations
@@ -11,31 +14,59 @@ from datetime import datetime
 from typing import Final
 
 from tenantry.broker.port import Outgoing
-from tenantry.broker.rabbitmq.properties import republished
+from tenantry.broker.rabbitmq.tables import MalformedTableError, read_entries
 
-_METHOD: Final = 1
-_HEADER: Final = 2
-_BODY: Final = 3
-_END: Final = b"\xce"
-_FRAME_OVERHEAD: Final = 8
+METHOD: Final = 1
+HEADER: Final = 2
+BODY: Final = 3
+END: Final = 0xCE
+FRAME_OVERHEAD: Final = 8
+"""Bytes of a frame that are not its payload: type, channel, size; and the end mark."""
+
+_PROPERTIES: Final = tuple(1 << bit for bit in range(15, 1, -1))
+"""The flags of a message's properties, in the order in which those stand (the class basic)."""
+
+(
+    CONTENT_TYPE_FLAG,
+    CONTENT_ENCODING_FLAG,
+    HEADERS_FLAG,
+    DELIVERY_MODE_FLAG,
+    PRIORITY_FLAG,
+    CORRELATION_ID_FLAG,
+    REPLY_TO_FLAG,
+    EXPIRATION_FLAG,
+    MESSAGE_ID_FLAG,
+    TIMESTAMP_FLAG,
+    _TYPE_FLAG,
+    _USER_ID_FLAG,
+    _APP_ID_FLAG,
+    _CLUSTER_ID_FLAG,
+) = _PROPERTIES
+_SIZES: Final = {DELIVERY_MODE_FLAG: 1, PRIORITY_FLAG: 1, TIMESTAMP_FLAG: 8}
+"""In bytes. The headers are a table; all others are short texts."""
+
+USER_HEADER: Final = "x-tenantry-user-id"
+"""Holds the `user-id` of a message that was replayed: RabbitMQ takes that property only from the
+user it names."""
+
+BROKERS_HEADERS: Final = ("x-death", "x-first-death-", "x-last-death-", "x-delivery-count")
+"""How the headers begin that RabbitMQ adds to a message it has dead-lettered."""
+
+_BROKERS_HEADERS: Final = tuple(name.encode() for name in BROKERS_HEADERS)
+_ROUTES: Final = (b"CC", b"BCC")
 
 _BASIC: Final = 60
 _PUBLISH: Final = 40
 _MANDATORY: Final = b"\x01"
 _PERSISTENT: Final = b"\x02"
-
-# The flags of the properties that are sent, in the order they have to stand in.
-_CONTENT_TYPE: Final = 1 << 15
-_HEADERS: Final = 1 << 13
-_DELIVERY_MODE: Final = 1 << 12
-_MESSAGE_ID: Final = 1 << 7
-_TIMESTAMP: Final = 1 << 6
+_END: Final = bytes((END,))
 
 _LONGEST_SHORT: Final = 255
 
 _prefix: Callable[..., bytes] = struct.Struct(">BHI").pack
 _publish: Callable[..., bytes] = struct.Struct(">HHH").pack
 _header: Callable[..., bytes] = struct.Struct(">HHQH").pack
+_u16: Callable[..., bytes] = struct.Struct(">H").pack
 _u32: Callable[..., bytes] = struct.Struct(">I").pack
 _u64: Callable[..., bytes] = struct.Struct(">Q").pack
 
@@ -59,37 +90,37 @@ def encode(message: Outgoing, *, channel: int, frame_max: int, timestamp: int) -
         )
     )
     header = _properties(message, timestamp)
-    if len(header) + _FRAME_OVERHEAD > frame_max:
+    if len(header) + FRAME_OVERHEAD > frame_max:
         raise UnencodableError(f"its headers take more than {frame_max} bytes")
     frames = [
-        _prefix(_METHOD, channel, len(method)),
+        _prefix(METHOD, channel, len(method)),
         method,
         _END,
-        _prefix(_HEADER, channel, len(header)),
+        _prefix(HEADER, channel, len(header)),
         header,
         _END,
     ]
-    room = frame_max - _FRAME_OVERHEAD
+    room = frame_max - FRAME_OVERHEAD
     for start in range(0, len(body), room):
         piece = body[start : start + room]
-        frames += (_prefix(_BODY, channel, len(piece)), piece, _END)
+        frames += (_prefix(BODY, channel, len(piece)), piece, _END)
     return b"".join(frames)
 
 
 def _properties(message: Outgoing, timestamp: int) -> bytes:
     if message.properties is not None:
         return _header(_BASIC, 0, len(message.body), 0)[:-2] + _again(message, message.properties)
-    flags = _DELIVERY_MODE | _TIMESTAMP
+    flags = DELIVERY_MODE_FLAG | TIMESTAMP_FLAG
     values: list[bytes] = []
     if message.content_type is not None:
-        flags |= _CONTENT_TYPE
+        flags |= CONTENT_TYPE_FLAG
         values.append(_short(message.content_type, "content type"))
     if message.headers is not None:
-        flags |= _HEADERS
+        flags |= HEADERS_FLAG
         values.append(_table(message.headers))
     values.append(_PERSISTENT)
     if message.message_id is not None:
-        flags |= _MESSAGE_ID
+        flags |= MESSAGE_ID_FLAG
         values.append(_short(message.message_id, "message id"))
     values.append(_u64(timestamp))
     return _header(_BASIC, 0, len(message.body), flags) + b"".join(values)
@@ -154,3 +185,56 @@ def _utf8(text: str) -> bytes:
         return text.encode()
     except UnicodeEncodeError:
         raise UnencodableError("a text in it is not valid Unicode") from None
+
+
+def republished(
+    properties: bytes, *, headers: Sequence[tuple[bytes, bytes]], message_id: bytes | None
+) -> bytes:
+    """Give properties as they go out again, with `headers` (name and entry) in place of the same.
+
+    Left out is what would mislead the broker: its own headers about the death, further routes
+    (`CC`, `BCC`: the message goes to one queue), and the expiration, which is what it died of if
+    it had one. `user-id` becomes a header. The message is persistent, whatever it was. `message_id`
+    is for a message without one.
+    """
+    values = _split(properties)
+    values.pop(EXPIRATION_FLAG, None)
+    values[DELIVERY_MODE_FLAG] = _PERSISTENT
+    if message_id is not None:
+        values.setdefault(MESSAGE_ID_FLAG, message_id)
+    added = list(headers)
+    user = values.pop(_USER_ID_FLAG, None)
+    if user is not None:
+        name = USER_HEADER.encode()
+        added.append((name, _short(USER_HEADER, "header's name") + b"S" + _u32(user[0]) + user[1:]))
+    replaced = {name for name, _ in added}
+    try:
+        entries = read_entries(values[HEADERS_FLAG], 0) if HEADERS_FLAG in values else []
+    except MalformedTableError:
+        entries = []  # the broker itself reads them, to tell of the death
+    kept = [
+        entry
+        for name, entry in entries
+        if not (name in replaced or name in _ROUTES or name.startswith(_BROKERS_HEADERS))
+    ]
+    table = b"".join((*kept, *(entry for _, entry in added)))
+    values[HEADERS_FLAG] = _u32(len(table)) + table
+    flags = sum(values)
+    return _u16(flags) + b"".join(values[flag] for flag in _PROPERTIES if flag in values)
+
+
+def _split(properties: bytes) -> dict[int, bytes]:
+    """Cut properties into their values, by flag."""
+    (flags,) = struct.unpack_from(">H", properties)
+    at = 2
+    values: dict[int, bytes] = {}
+    for flag in _PROPERTIES:
+        if not flags & flag:
+            continue
+        if flag == HEADERS_FLAG:
+            size = 4 + struct.unpack_from(">I", properties, at)[0]
+        else:
+            size = _SIZES.get(flag) or 1 + properties[at]
+        values[flag] = properties[at : at + size]
+        at += size
+    return values

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 import pika
 import pytest
 
-from tenantry.broker.rabbitmq import lanes
+from tenantry.broker.rabbitmq import connection_pool
 from tenantry.broker.rabbitmq.consuming import RabbitConsuming
 from tenantry.broker.topology import consumed
 from tenantry.domain import names
@@ -22,7 +22,7 @@ from tests.waiting import eventually
 
 def connections(consuming: RabbitConsuming) -> list[int]:
     """Give the number of subscriptions on each connection."""
-    return [len(lane.riders) for lane in consuming._lanes._lanes]
+    return [len(one.members) for one in consuming._pool._pool]
 
 
 def test_more_subscriptions_than_a_connection_holds_take_another(rabbitmq: RabbitHost) -> None:
@@ -77,8 +77,8 @@ def hold(home: Path, broker: Broker, queue: str, word: str) -> None:
 def test_a_silent_queue_is_left_alone_until_it_answers(
     home: Path, broker: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lanes, "PATIENCE", 1.0)
-    monkeypatch.setattr(lanes, "STILL", 0.5)
+    monkeypatch.setattr(connection_pool, "PATIENCE", 1.0)
+    monkeypatch.setattr(connection_pool, "STILL", 0.5)
     consuming = broker.consuming
     assert isinstance(consuming, RabbitConsuming)
     healthy, silent = broker.tenant("events"), broker.tenant()
