@@ -117,7 +117,7 @@ class Api:
     def _beside_ingestion(self, url: str, plan: Plan) -> dict[str, float]:
         self._create(FLOOD)
         self._daemon.call("POST", f"/tenants/{FLOOD}/pause")
-        Filler(self._rabbit, [(names.stream_name(FLOOD), "default")], plan.backlog).run()
+        Filler(self._rabbit, [(names.exchange_name(FLOOD), "default")], plan.backlog).run()
         before = self._daemon.stored()
         self._daemon.call("POST", f"/tenants/{FLOOD}/resume")
         wait_until(lambda: self._daemon.stored() > before, timeout=30)

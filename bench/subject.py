@@ -70,7 +70,7 @@ class Subject:
             self.call("POST", "/tenants", json={"id": tenant, "name": tenant})
             self.call("POST", f"/tenants/{tenant}/pause")
         before = self.stored()
-        Filler(self._rabbit, [(names.stream_name(one), "default") for one in ids], count).run()
+        Filler(self._rabbit, [(names.exchange_name(one), "default") for one in ids], count).run()
         started = time.perf_counter()
         for tenant in ids:
             self.call("POST", f"/tenants/{tenant}/resume")
@@ -83,7 +83,9 @@ class Subject:
     def latencies(self, rate: int, seconds: int) -> list[float]:
         """Publish at a steady rate; milliseconds from publishing to commit, sorted."""
         self.call("POST", "/tenants", json={"id": "steady", "name": "steady"})
-        Filler(self._rabbit, [(names.stream_name("steady"), "default")], rate * seconds, rate).run()
+        Filler(
+            self._rabbit, [(names.exchange_name("steady"), "default")], rate * seconds, rate
+        ).run()
         with psycopg.connect(self._db) as connection:
             rows = connection.execute(
                 "SELECT extract(epoch FROM pg_xact_commit_timestamp(xmin) - published_at) * 1000"

@@ -105,7 +105,7 @@ class Broker:
         self.publishing.publish(
             [
                 Outgoing(
-                    exchange=names.stream_name(tenant.tenant_id),
+                    exchange=names.exchange_name(tenant.tenant_id),
                     routing_key=key,
                     body=body,
                     message_id=body.decode(),

@@ -16,8 +16,7 @@ from urllib.parse import quote, unquote, urlsplit, urlunsplit
 import httpx
 
 from tenantry.testing.rabbitmq_node import PrivateNode
-from tenantry.testing.rabbitmq_node_server import find_server
-from tenantry.testing.rabbitmq_node_setup import NODE_NAME
+from tenantry.testing.rabbitmq_node_setup import NODE_NAME, find_server
 from tests import on_demand, scratch
 
 ENVIRONMENT = "TENANTRY_TEST_RABBITMQ_URL"

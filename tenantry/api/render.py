@@ -13,11 +13,11 @@ from starlette.responses import Response
 from tenantry.api.times import format_time
 from tenantry.audit.balance import Audit
 from tenantry.control.port import ActorStatus, Outcome, SystemStatus, TenantRuntime, TermStatus
-from tenantry.dead_letters.job import Reprocessed
 from tenantry.dead_letters.port import DeadLetter, Preview
+from tenantry.dead_letters.replay import Reprocessed
 from tenantry.domain import names
 from tenantry.domain.tenant import TenantState
-from tenantry.isolation.checks import IsolationReport
+from tenantry.isolation.port import IsolationReport
 from tenantry.journal.codec import CODEC
 from tenantry.journal.port import RecordedEvent
 from tenantry.messages.port import StoredMessage
@@ -274,7 +274,7 @@ def _tenant(
         "workers": state.workers,
         "topics": state.topics,
         "partitions": state.partitions,
-        "stream": names.stream_name(state.tenant_id),
+        "stream": names.exchange_name(state.tenant_id),
         "queue": names.queue_name(state.tenant_id),
         "version": state.version,
         "incarnation": state.incarnation,

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, Self
 
 from tenantry.broker.survey import Survey
 from tenantry.domain import names
@@ -37,7 +37,7 @@ class NotOursError(BrokerError):
 
 
 class UnroutableError(BrokerError):
-    """No queue takes the message: the stream or the topic does not exist."""
+    """No queue takes the message: the exchange or the topic does not exist."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +48,21 @@ class QueueSpec:
     topic: str
     partition: int
 
+    @classmethod
+    def of(cls, tenant_id: str, topic: str, partition: int) -> Self:
+        """Give a tenant's queue of a topic and partition; the default topic has one."""
+        if topic == names.DEFAULT_TOPIC:
+            return cls(name=names.queue_name(tenant_id), topic=topic, partition=0)
+        name = names.partition_queue_name(tenant_id, topic, partition)
+        return cls(name=name, topic=topic, partition=partition)
+
+    @property
+    def routing_key(self) -> str:
+        """What a message for this queue is published with, to the tenant's exchange."""
+        if self.topic == names.DEFAULT_TOPIC:
+            return names.DEFAULT_TOPIC
+        return f"{self.topic}.{self.partition}"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TenantTopology:
@@ -57,18 +72,22 @@ class TenantTopology:
     topics: tuple[str, ...]
     partitions: int
 
+    @property
+    def exchange(self) -> str:
+        """The exchange that the tenant publishes to."""
+        return names.exchange_name(self.tenant_id)
+
+    @property
+    def queue_names(self) -> tuple[str, ...]:
+        """The names of `queues`."""
+        return tuple(queue.name for queue in self.queues())
+
     def queues(self) -> tuple[QueueSpec, ...]:
         """Give the queues that are consumed: the default one first, then topic by topic."""
         return (
-            QueueSpec(
-                name=names.queue_name(self.tenant_id), topic=names.DEFAULT_TOPIC, partition=0
-            ),
+            QueueSpec.of(self.tenant_id, names.DEFAULT_TOPIC, 0),
             *(
-                QueueSpec(
-                    name=names.partition_queue_name(self.tenant_id, topic, partition),
-                    topic=topic,
-                    partition=partition,
-                )
+                QueueSpec.of(self.tenant_id, topic, partition)
                 for topic in self.topics
                 for partition in range(self.partitions)
             ),
@@ -254,10 +273,10 @@ class Administration(Protocol):
         """
 
     def ensure_topology(self, topology: TenantTopology) -> None:
-        """Make the tenant's stream, queues, bindings and dead-letter queue, where missing."""
+        """Make the tenant's exchange, queues, bindings and dead-letter queue, where missing."""
 
     def remove_topology(self, tenant_id: str) -> int:
-        """Delete the tenant's stream and all its queues; give how many messages they held."""
+        """Delete the tenant's exchange and all its queues; give how many messages they held."""
 
     def ensure_user(self, tenant_id: str, password: PasswordHash) -> None:
         """Make the tenant's user with this password and its permissions."""

@@ -75,14 +75,14 @@ class Plan:
 def plan(topology: TenantTopology, queue_type: QueueType) -> Plan:
     """Describe everything a tenant has on the broker, dead letters included."""
     tenant_id = topology.tenant_id
-    stream = names.stream_name(tenant_id)
+    stream = names.exchange_name(tenant_id)
     dead_letters = names.dead_letter_queue_name(tenant_id)
     queues = [Queue(name=dead_letters, arguments=_dead_letter_arguments(queue_type))]
     bindings = [
         Binding(exchange=names.DEAD_LETTER_EXCHANGE, queue=dead_letters, routing_key=tenant_id)
     ]
     arguments = _arguments(tenant_id, queue_type)
-    for spec in consumed(topology):
+    for spec in topology.queues():
         queues.append(Queue(name=spec.name, arguments=arguments))
         bindings += [
             Binding(exchange=stream, queue=spec.name, routing_key=key) for key in _keys(spec)
@@ -94,30 +94,12 @@ def plan(topology: TenantTopology, queue_type: QueueType) -> Plan:
     )
 
 
-def consumed(topology: TenantTopology) -> tuple[QueueSpec, ...]:
-    """List the queues to consume: the default queue, then each partition of each topic."""
-    tenant_id = topology.tenant_id
-    default = QueueSpec(name=names.queue_name(tenant_id), topic=names.DEFAULT_TOPIC, partition=0)
-    return (
-        default,
-        *(
-            QueueSpec(
-                name=names.partition_queue_name(tenant_id, topic, partition),
-                topic=topic,
-                partition=partition,
-            )
-            for topic in topology.topics
-            for partition in range(topology.partitions)
-        ),
-    )
-
-
 def permissions(tenant_id: str) -> Permissions:
     """Say what a tenant's user may do: publish to its stream, read its queues; no dead letters.
 
     The patterns match whole names. The default exchange, whose name is empty, matches none.
     """
-    stream = re.escape(names.stream_name(tenant_id))
+    stream = re.escape(names.exchange_name(tenant_id))
     queue = re.escape(names.queue_name(tenant_id))
     return Permissions(
         configure="^$",
@@ -162,11 +144,10 @@ def counts_by_tenant(queues: Mapping[str, tuple[int, int]]) -> dict[str, QueueCo
     return counts
 
 
-def _keys(spec: QueueSpec) -> tuple[str, ...]:
-    if spec.topic == names.DEFAULT_TOPIC:
-        return (names.DEFAULT_TOPIC,)
-    key = f"{spec.topic}.{spec.partition}"
-    return (key, spec.topic) if spec.partition == 0 else (key,)
+def _keys(queue: QueueSpec) -> tuple[str, ...]:
+    """Give the routing keys of a queue: a topic's alone leads to its first partition."""
+    first = (queue.topic,) if queue.partition == 0 else ()
+    return tuple(dict.fromkeys((queue.routing_key, *first)))
 
 
 def _arguments(tenant_id: str, queue_type: QueueType) -> Mapping[str, str | int]:

@@ -16,7 +16,8 @@ from tenantry.cli.options import broker_tls, example, json_option, tenant_argume
 from tenantry.cli.producing import address_option, log_quietly
 
 if TYPE_CHECKING:
-    from tenantry.producer import IsolationReport, TenantAccess, TenantNames
+    from tenantry.broker.port import TenantTopology
+    from tenantry.producer import IsolationReport, TenantAccess
 
 AT_ONCE: Final = 10
 """Tenants the daemon is asked about in one call."""
@@ -90,7 +91,7 @@ def verify_isolation(
             )
     except ProducerError as error:
         raise CommandError(str(error)) from error
-    rows = _daemons_proof(client, tuple(one.names.tenant_id for one in accesses), broker=False)
+    rows = _daemons_proof(client, tuple(one.topology.tenant_id for one in accesses), broker=False)
     found = _report_document(report)
     for name in ("leaks", "denials", "unjudged", "checks"):
         found[name] += rows[name]
@@ -146,7 +147,7 @@ def _finish(found: Mapping[str, Any], *, as_json: bool, told: int = 0, denied: i
 
 def _accesses(
     client: ControlClient,
-    everybody: list[TenantNames],
+    everybody: list[TenantTopology],
     tenant_ids: tuple[str, ...],
     given: Mapping[str, Mapping[str, str]] | None,
 ) -> list[TenantAccess]:
@@ -167,7 +168,7 @@ def _accesses(
         raise CommandError("there is no tenant to examine")
     return [
         TenantAccess(
-            names=known[tenant_id],
+            topology=known[tenant_id],
             credentials=rotate(client, tenant_id)
             if given is None
             else credentials_of(given[tenant_id]),

@@ -2,57 +2,171 @@
 
 For each batch of the queue, in this order: the index notes what is intended; the messages are
 published to where they came from (a replay); the journal tells of it; the index settles it; the
-queue lets them go. What breaks in between is made good by the next walk, whoever begins it: what
-was intended is done again, under the same number, which is how a message that went out twice is
-known; what is settled is only removed.
+queue lets them go. What breaks in between is made good by whichever call browses the queue next:
+what was intended is done again, under the same number, which is how a message that went out twice
+is known; what is settled is only removed.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, field, replace
 from itertools import groupby
 from operator import attrgetter
 from typing import Final
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import structlog
 
-from tenantry.broker.port import DeadLetterBrowser, DeadLetters, Publishing
-from tenantry.dead_letters.job import BATCH, Job, Reprocessed, once
-from tenantry.dead_letters.letters import Letter, describe, found, told
+from tenantry.broker.port import (
+    BrokerError,
+    BrokerUnavailableError,
+    DeadLetterBrowser,
+    DeadLetters,
+    Outgoing,
+    Publishing,
+    QueuedDeadLetter,
+    QueueSpec,
+)
 from tenantry.dead_letters.port import (
     EVERYTHING,
     DeadLetterIndex,
     Intent,
+    KnownDeadLetter,
     Preview,
+    QueueMessage,
+    RejectedMessage,
     Selection,
     Work,
 )
-from tenantry.dead_letters.sending import send
 from tenantry.domain import names
-from tenantry.domain.events import DeadLettersDiscarded, DeadLettersReplayed, Event
+from tenantry.domain.events import (
+    DeadLettersDiscarded,
+    DeadLettersReplayed,
+    Event,
+    MessageDeadLettered,
+)
 from tenantry.journal.port import ANY, EventStore, Metadata
+from tenantry.messages.headers import (
+    REPLAY_HEADER,
+    REPLAYS_HEADER,
+    JsonHeaders,
+    UnreadableHeadersError,
+)
+from tenantry.messages.port import Incoming
+from tenantry.messages.validation import shown
 
 _log: Final[structlog.stdlib.BoundLogger] = structlog.get_logger(__name__)
 
-WALK_SECONDS: Final = 45.0
-"""How long one call may walk; what is left then is for the next call."""
+BATCH: Final = 100
+"""Dead letters worked off together."""
+
+BROWSE_SECONDS: Final = 45.0
+"""How long one call may browse a queue; what is left then is for the next call."""
 
 GRACE_SECONDS: Final = 60.0
 """How long a rejected message may take to its queue."""
 
 MAX_REPLAYS: Final = 10
-"""How often a letter is replayed before it takes `force`: what fails so often will fail again."""
+"""How often a dead letter is replayed before it takes `force`: it is likely to fail again."""
 
 ITSELF: Final = Metadata(actor="dead-letters")
 """Who does what nobody asked for: telling the journal of what the broker has dead-lettered."""
+
+_EXACT_TIME: Final = "timestamp_in_ms"
+
+_WHY: Final = {
+    "rejected": "rejected by another consumer than the daemon",
+    "expired": "its time to live ended before it was stored",
+    "maxlen": "its queue was full",
+    "delivery_limit": "delivered again more often than its queue allows",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reprocessed:
+    """What a call has done: to how many dead letters, and why not to others.
+
+    `worn` have been replayed as often as they may be; `refused` the broker does not take.
+    `complete` unless time or the limit ended it with dead letters left.
+    """
+
+    count: int = 0
+    worn: int = 0
+    refused: int = 0
+    complete: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Listed:
+    """A message in the queue, by its place in the batch, and what the index knows of it."""
+
+    place: int
+    known: KnownDeadLetter
+    queued: QueuedDeadLetter
+
+    @property
+    def id(self) -> UUID:
+        return self.known.id
+
+    @property
+    def message(self) -> Incoming:
+        return self.queued.message
+
+
+@dataclass(slots=True)
+class _Job:
+    """One call: what is wanted of a tenant's dead letters, and what it has come to so far."""
+
+    tenant_id: str
+    work: Work | None
+    which: Selection
+    metadata: Metadata
+    _: KW_ONLY
+    most: int | None = None
+    force: bool = False
+    stopping: Callable[[], bool] = lambda: False
+    browse: UUID = field(default_factory=uuid4)
+    wanted: set[UUID] | None = None
+    count: int = 0
+    worn: int = 0
+    refused: int = 0
+    met: set[UUID] = field(default_factory=set)
+    removed: set[UUID] = field(default_factory=set)
+
+    @property
+    def room(self) -> int:
+        """How many dead letters may still be taken."""
+        return BATCH if self.most is None else self.most - self.count
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing more can be wanted of the queue."""
+        found_all = self.wanted is not None and self.wanted <= self.removed
+        return self.room <= 0 or found_all or self.stopping()
+
+    def copies(self, batch: Sequence[_Listed]) -> set[int]:
+        """Give the places of listed messages whose dead letter was met before."""
+        found = set()
+        for one in batch:
+            if one.known.listed and one.id in self.met:
+                found.add(one.place)
+            elif one.known.listed:
+                self.met.add(one.id)
+        return found
+
+    def means(self, one: _Listed) -> bool:
+        """Tell whether a dead letter is among those meant."""
+        known = one.known
+        return self.which.holds(one.message, known.id, known.reason, known.dead_lettered_at)
 
 
 class Reprocessing:
     """Works off tenants' dead letters. Calls block, for a minute at most; from any thread.
 
-    None waits for another's walk along the same queue: it raises `DeadLettersBusyError` at once.
+    No call waits for another that browses the same queue: it raises `DeadLettersBusyError`.
     """
 
     def __init__(
@@ -63,11 +177,11 @@ class Reprocessing:
         publishing: Publishing,
         journal: EventStore,
         publish_timeout: float,
-        seconds: float = WALK_SECONDS,
+        seconds: float = BROWSE_SECONDS,
         max_replays: int = MAX_REPLAYS,
         on_listed: Callable[[str, int], None] = lambda _tenant_id, _count: None,
     ) -> None:
-        """`on_listed` hears how many letters of a tenant a walk has made known."""
+        """`on_listed` hears how many dead letters of a tenant have become known by browsing."""
         self._index = index
         self._queues = queues
         self._publishing = publishing
@@ -90,53 +204,27 @@ class Reprocessing:
         most: int | None = None,
         force: bool = False,
     ) -> Reprocessed:
-        """Publish letters to their own topic and partition again, marked as replayed.
+        """Publish dead letters to their own topic and partition again, marked as replayed.
 
         One that has been replayed `max_replays` times stays, unless `force`.
         """
-        return self._run(
-            Job(
-                tenant_id=tenant_id,
-                work=Work.REPLAY,
-                which=which,
-                metadata=metadata,
-                most=most,
-                force=force,
-            )
-        )
+        job = _Job(tenant_id, Work.REPLAY, which, metadata, most=most, force=force)
+        return self._run(job)
 
     def discard(
         self, tenant_id: str, which: Selection, metadata: Metadata, *, most: int | None = None
     ) -> Reprocessed:
-        """Throw letters away."""
-        return self._run(
-            Job(
-                tenant_id=tenant_id,
-                work=Work.DISCARD,
-                which=which,
-                metadata=metadata,
-                most=most,
-                force=False,
-            )
-        )
+        """Throw dead letters away."""
+        return self._run(_Job(tenant_id, Work.DISCARD, which, metadata, most=most))
 
     def look(self, tenant_id: str, *, stopping: Callable[[], bool] = lambda: False) -> bool:
-        """Walk along the whole queue: finish what was begun, list what is not known.
+        """Browse the whole queue: finish what was begun, list what is not known.
 
         Gives whether it came to the end, before it was `stopping`.
         """
-        job = Job(
-            tenant_id=tenant_id,
-            work=None,
-            which=EVERYTHING,
-            metadata=ITSELF,
-            most=None,
-            force=False,
-            stopping=stopping,
-        )
-        return self._run(job).complete
+        return self._run(_Job(tenant_id, None, EVERYTHING, ITSELF, stopping=stopping)).complete
 
-    def _run(self, job: Job) -> Reprocessed:
+    def _run(self, job: _Job) -> Reprocessed:
         if job.which.names is not None:
             job.wanted = self._index.named(job.tenant_id, job.which.names)
             if not job.wanted:
@@ -156,121 +244,199 @@ class Reprocessing:
             complete=ended or (job.done and job.room > 0 and not job.stopping()),
         )
 
-    def _step(self, job: Job, browser: DeadLetterBrowser) -> bool:
+    def _step(self, job: _Job, browser: DeadLetterBrowser) -> bool:
         """Work off the next messages; tell whether there were any."""
-        batch = browser.next(BATCH)
-        if not batch:
+        queued = browser.next(BATCH)
+        if not queued:
             return False
-        met = self._index.lookup(job.tenant_id, [found(one) for one in batch], browse=job.browse_id)
-        letters = [
-            Letter(place=place, met=one, queued=queued)
-            for place, (one, queued) in enumerate(zip(met, batch, strict=True))
+        known = self._index.lookup(
+            job.tenant_id, [_unknown(one) for one in queued], browse=job.browse
+        )
+        batch = [
+            _Listed(place=place, known=of_it, queued=one)
+            for place, (of_it, one) in enumerate(zip(known, queued, strict=True))
         ]
-        self._tell_of_new(job.tenant_id, letters)
-        # A letter has one message: another of the same is a copy that went out twice.
-        copies = job.copies(letters)
-        letters = [one for one in letters if one.place not in copies]
-        past = [one for one in letters if not one.met.listed]
+        self._tell_of_new(job.tenant_id, batch)
+        # A dead letter has one message: another of the same is a copy that went out twice.
+        copies = job.copies(batch)
+        batch = [one for one in batch if one.place not in copies]
+        past = [one for one in batch if not one.known.listed]
         begun = [
-            one for one in letters if one.met.intent and (one.met.listed or one.met.failed_again)
+            one
+            for one in batch
+            if one.known.intent and (one.known.listed or one.known.failed_again)
         ]
         done = self._finish_begun(job, begun)
-        free = [one for one in letters if one.met.listed and one.met.intent is None]
+        free = [one for one in batch if one.known.listed and one.known.intent is None]
         if job.work is not None:
             done += self._take(job, job.work, free)
-        acted = {one.met.id for one in done}
-        leaving = [*past, *(one for one in letters if one.met.listed and one.met.id in acted)]
+        acted = {one.id for one in done}
+        leaving = [*past, *(one for one in batch if one.known.listed and one.id in acted)]
         browser.remove([*copies, *(one.place for one in leaving)])
-        job.removed |= {one.met.id for one in leaving}
+        job.removed |= {one.id for one in leaving}
         return True
 
-    def _finish_begun(self, job: Job, letters: Sequence[Letter]) -> list[Letter]:
-        """Do what an earlier walk has begun; give the letters to be removed."""
-        done: list[Letter] = []
+    def _finish_begun(self, job: _Job, begun: Sequence[_Listed]) -> list[_Listed]:
+        """Do what an earlier call has begun; give those to be removed."""
+        done: list[_Listed] = []
         for intent, of_it in groupby(
-            sorted(letters, key=lambda one: str(one.met.intent)), key=attrgetter("met.intent")
+            sorted(begun, key=lambda one: str(one.known.intent)), key=attrgetter("known.intent")
         ):
-            fresh = once(of_it)
-            acted = self._finish(job.tenant_id, intent, fresh, ITSELF)
-            counts = [one for one in acted if intent.work is job.work and job.means(one)]
-            job.count += len(counts)
+            acted = self._finish(job.tenant_id, intent, _once(of_it), ITSELF)
+            job.count += sum(intent.work is job.work and job.means(one) for one in acted)
             done += acted
         return done
 
-    def _take(self, job: Job, work: Work, letters: Sequence[Letter]) -> list[Letter]:
+    def _take(self, job: _Job, work: Work, free: Sequence[_Listed]) -> list[_Listed]:
         """Begin and finish what is asked for."""
-        chosen = once(one for one in letters if job.means(one))
-        if work is Work.REPLAY and not job.force:
-            worn = [one for one in chosen if one.met.replays >= self._max_replays]
-            job.worn += len(worn)
-            chosen = [one for one in chosen if one.met.replays < self._max_replays]
+        chosen = _once(one for one in free if job.means(one))
+        replayed = int(work is Work.REPLAY)
+        if replayed and not job.force:
+            fit = [one for one in chosen if one.known.replays < self._max_replays]
+            job.worn += len(chosen) - len(fit)
+            chosen = fit
         chosen = chosen[: job.room]
         if not chosen:
             return []
         intent = Intent(uuid4(), work)
-        self._index.begin(job.tenant_id, [one.met.id for one in chosen], intent)
-        begun = [one.begun(work) for one in chosen]
+        self._index.begin(job.tenant_id, [one.id for one in chosen], intent)
+        begun = [
+            replace(one, known=one.known._replace(replays=one.known.replays + replayed))
+            for one in chosen
+        ]
         acted = self._finish(job.tenant_id, intent, begun, job.metadata)
         job.count += len(acted)
         job.refused += len(chosen) - len(acted)
         return acted
 
     def _finish(
-        self, tenant_id: str, intent: Intent, letters: Sequence[Letter], metadata: Metadata
-    ) -> list[Letter]:
-        """Do what was intended with letters, tell the journal, settle them.
+        self, tenant_id: str, intent: Intent, begun: Sequence[_Listed], metadata: Metadata
+    ) -> list[_Listed]:
+        """Do what was intended, tell the journal, settle it.
 
         Gives those whose messages can go. One whose replay has failed already is settled, but
         its message in the queue is that of the replay.
         """
-        failed = [one for one in letters if one.met.failed_again]
-        waiting = [one for one in letters if not one.met.failed_again]
-        acted = waiting
+        failed = [one for one in begun if one.known.failed_again]
+        acted = waiting = [one for one in begun if not one.known.failed_again]
         if intent.work is Work.REPLAY:
-            acted = send(self._publishing, tenant_id, waiting, timeout=self._publish_timeout)
-        sent = {one.met.id for one in acted}
-        if unsent := [one.met.id for one in waiting if one.met.id not in sent]:
+            acted = self._publish(tenant_id, waiting)
+        sent = {one.id for one in acted}
+        if unsent := [one.id for one in waiting if one.id not in sent]:
             self._index.withdraw(tenant_id, unsent)
         if not acted and not failed:
             return []
         ids = tuple(str(one) for one in self._index.intended(tenant_id, intent.id))
-        self._journal.append(
-            names.dead_letter_journal_stream(tenant_id),
-            [_event(tenant_id, intent.work, ids)],
-            expected=ANY,
-            metadata=metadata,
-            ids=[intent.id],
-        )
-        self._index.settle(tenant_id, [one.met.id for one in (*acted, *failed)])
+        kind = DeadLettersReplayed if intent.work is Work.REPLAY else DeadLettersDiscarded
+        event = kind(tenant_id=tenant_id, count=len(ids), ids=ids)
+        self._append(tenant_id, [event], metadata, [intent.id])
+        self._index.settle(tenant_id, [one.id for one in (*acted, *failed)])
         return acted
 
-    def _tell_of_new(self, tenant_id: str, letters: Sequence[Letter]) -> None:
-        """Tell the journal of letters that only the broker knew of."""
-        unknown = once(one for one in letters if one.met.listed and not one.met.recorded)
-        if not unknown:
-            return
-        recorded = self._journal.append(
-            names.dead_letter_journal_stream(tenant_id),
-            [told(tenant_id, one) for one in unknown],
-            expected=ANY,
-            metadata=ITSELF,
-            ids=[one.met.event_id for one in unknown],
-        )
-        self._index.recorded(tenant_id, [one.met.id for one in unknown])
-        self._on_listed(tenant_id, len(recorded))
-        _log.warning(
-            "dead_letters.found", tenant=tenant_id, count=len(unknown), reasons=describe(unknown)
-        )
+    def _publish(self, tenant_id: str, batch: Sequence[_Listed]) -> list[_Listed]:
+        """Publish dead letters again; give those the broker has confirmed. The others stay.
 
-    def _forget_missing(self, job: Job, seconds: float) -> None:
+        Raises `BrokerUnavailableError`, when some may have been taken.
+        """
+        outgoing = [_outgoing(tenant_id, one) for one in batch]
+        try:
+            self._publishing.publish(outgoing, timeout=self._publish_timeout)
+        except BrokerUnavailableError:
+            raise
+        except BrokerError as error:
+            if len(batch) > 1:
+                return [sent for one in batch for sent in self._publish(tenant_id, [one])]
+            _log.warning(
+                "dead_letter.not_replayed",
+                tenant=tenant_id,
+                letter=str(batch[0].id),
+                error=str(error),
+            )
+            return []
+        return list(batch)
+
+    def _tell_of_new(self, tenant_id: str, batch: Sequence[_Listed]) -> None:
+        """Tell the journal of dead letters that only the broker knew of."""
+        new = _once(one for one in batch if one.known.listed and not one.known.recorded)
+        if not new:
+            return
+        ids = [one.known.event_id for one in new]
+        recorded = self._append(tenant_id, [_died(tenant_id, one) for one in new], ITSELF, ids)
+        self._index.recorded(tenant_id, [one.id for one in new])
+        self._on_listed(tenant_id, recorded)
+        reasons = dict(Counter(one.known.reason for one in new))
+        _log.warning("dead_letters.found", tenant=tenant_id, count=len(new), reasons=reasons)
+
+    def _append(
+        self, tenant_id: str, events: Sequence[Event], metadata: Metadata, ids: Sequence[UUID]
+    ) -> int:
+        """Append to the journal; give how many of the events were not there yet."""
+        stream = names.dead_letter_journal_stream(tenant_id)
+        return len(self._journal.append(stream, events, expected=ANY, metadata=metadata, ids=ids))
+
+    def _forget_missing(self, job: _Job, seconds: float) -> None:
         missing = self._index.forget_missing(
-            job.tenant_id, browse=job.browse_id, older_than=seconds + GRACE_SECONDS
+            job.tenant_id, browse=job.browse, older_than=seconds + GRACE_SECONDS
         )
         if missing:
             _log.warning("dead_letters.missing", tenant=job.tenant_id, count=missing)
 
 
-def _event(tenant_id: str, work: Work, ids: tuple[str, ...]) -> Event:
-    if work is Work.REPLAY:
-        return DeadLettersReplayed(tenant_id=tenant_id, count=len(ids), ids=ids)
-    return DeadLettersDiscarded(tenant_id=tenant_id, count=len(ids), ids=ids)
+def _once(batch: Iterable[_Listed]) -> list[_Listed]:
+    """Leave out further messages of the same dead letter."""
+    first: dict[UUID, _Listed] = {}
+    for one in batch:
+        first.setdefault(one.id, one)
+    return list(first.values())
+
+
+def _unknown(queued: QueuedDeadLetter) -> QueueMessage:
+    """Say of a message in the queue what is said of it if the index does not know it."""
+    why = _WHY.get(queued.reason, f"dead-lettered by the broker: {queued.reason}")
+    return QueueMessage(RejectedMessage(queued.message, queued.reason, why, 0), queued.died_at)
+
+
+def _died(tenant_id: str, one: _Listed) -> MessageDeadLettered:
+    """Make the event of a dead letter that only the broker knew of."""
+    message, known = one.message, one.known
+    return MessageDeadLettered(
+        tenant_id=tenant_id,
+        message_id=shown(message.id),
+        topic=message.topic,
+        partition=message.partition,
+        reason=known.reason,
+        error=known.error,
+        first_error=known.first_error or known.error,
+        attempts=known.attempts,
+        size=len(message.body),
+    )
+
+
+def _outgoing(tenant_id: str, one: _Listed) -> Outgoing:
+    """Make a message as it was, to where it came from, marked as a replay."""
+    message, properties = one.message, one.queued.properties
+    marks: dict[str, object] = {REPLAY_HEADER: str(one.id), REPLAYS_HEADER: one.known.replays}
+    headers: Mapping[str, object] = marks
+    if properties is None:
+        own = message.headers or {}
+        if message.published_at_ms is not None and not _tells_time(own):
+            marks[_EXACT_TIME] = message.published_at_ms
+        # The sender's go out again as they came, read or not.
+        headers = own.with_others(marks) if isinstance(own, JsonHeaders) else {**own, **marks}
+    return Outgoing(
+        exchange=names.exchange_name(tenant_id),
+        routing_key=QueueSpec.of(tenant_id, message.topic, message.partition).routing_key,
+        body=message.body,
+        # Without an id of its own it gets one now, so that the store takes it once.
+        message_id=str(one.id) if message.id is None else message.id,
+        content_type=message.content_type,
+        headers=headers,
+        properties=properties,
+    )
+
+
+def _tells_time(headers: Mapping[str, object]) -> bool:
+    try:
+        return _EXACT_TIME in headers
+    except UnreadableHeadersError:
+        return False

@@ -30,7 +30,7 @@ def is_topic(value: str) -> bool:
     return TOPIC.fullmatch(value) is not None and value != DEFAULT_TOPIC
 
 
-def stream_name(tenant_id: str) -> str:
+def exchange_name(tenant_id: str) -> str:
     """Name the tenant's stream, a durable direct exchange."""
     return f"tenant_{tenant_id}_stream"
 
@@ -42,7 +42,7 @@ def queue_name(tenant_id: str) -> str:
 
 def partition_queue_name(tenant_id: str, topic: str, partition: int) -> str:
     """Name the queue of one partition (from 0) of a topic."""
-    return f"{stream_name(tenant_id)}.{topic}.{partition}"
+    return f"{exchange_name(tenant_id)}.{topic}.{partition}"
 
 
 def dead_letter_queue_name(tenant_id: str) -> str:

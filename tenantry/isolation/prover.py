@@ -10,19 +10,18 @@ from typing import Final
 
 import structlog
 
-from tenantry.broker.port import BrokerError, Probes
+from tenantry.broker.port import BrokerError, Probes, TenantTopology
 from tenantry.broker.rabbitmq.tls import SYSTEMS, Tls
 from tenantry.domain import names
 from tenantry.domain.events import IsolationVerified, IsolationViolated, SystemEvent
 from tenantry.domain.tenant import Lifecycle
-from tenantry.isolation.checks import Check, IsolationReport
-from tenantry.isolation.port import DatabaseProbes, LatestProof
+from tenantry.isolation import sql
+from tenantry.isolation.port import Check, DatabaseProbes, IsolationReport, LatestProof
 from tenantry.isolation.proof import verify_isolation
-from tenantry.isolation.rows import examine
 from tenantry.journal.port import ANY, EventStore, Metadata
 from tenantry.messages.port import MessageStoreError
 from tenantry.projections.port import TenantDirectory
-from tenantry.tenant_client.access import ProducerError, TenantAccess, TenantNames
+from tenantry.tenant_client.access import ProducerError, TenantAccess
 from tenantry.tenant_client.amqp import TenantClientError
 from tenantry.tenant_client.sql import SqlClient
 
@@ -87,20 +86,20 @@ class IsolationProver:
                 )
             return report
 
-    def _existing(self) -> Iterator[TenantNames]:
+    def _existing(self) -> Iterator[TenantTopology]:
         after: str | None = None
         while page := self._directory.page(after=after, limit=PAGE):
             for state in page:
                 if state.lifecycle in (Lifecycle.ACTIVE, Lifecycle.PAUSED):
-                    yield TenantNames(
+                    yield TenantTopology(
                         tenant_id=state.tenant_id, topics=state.topics, partitions=state.partitions
                     )
             after = page[-1].tenant_id
 
     def _examine(
         self,
-        chosen: Iterable[TenantNames],
-        everybody: Sequence[TenantNames],
+        chosen: Iterable[TenantTopology],
+        everybody: Sequence[TenantTopology],
         *,
         broker: bool,
         go_on: Callable[[], None],
@@ -145,10 +144,10 @@ class IsolationProver:
 
     @staticmethod
     def _on_broker(
-        probes: Probes, mine: TenantNames, others: Sequence[TenantNames], tls: Tls
+        probes: Probes, mine: TenantTopology, others: Sequence[TenantTopology], tls: Tls
     ) -> tuple[Check, ...]:
         with probes.probe(mine.tenant_id) as credentials:
-            access = TenantAccess(names=mine, credentials=credentials)
+            access = TenantAccess(topology=mine, credentials=credentials)
             return verify_isolation(
                 [access],
                 [mine, *others],
@@ -157,7 +156,9 @@ class IsolationProver:
                 tls=tls,
             ).checks
 
-    def _in_database(self, mine: TenantNames, others: Sequence[TenantNames]) -> Iterator[Check]:
+    def _in_database(
+        self, mine: TenantTopology, others: Sequence[TenantTopology]
+    ) -> Iterator[Check]:
         for excess in self._database.excess(mine.tenant_id):
             yield Check(
                 tenant_id=mine.tenant_id,
@@ -168,12 +169,12 @@ class IsolationProver:
                 forbidden=True,
             )
         with self._database.probe(mine.tenant_id) as credentials:
-            link = SqlClient(credentials.url, name=f"isolation of {mine.tenant_id}")
-            link.open()
+            client = SqlClient(credentials.url, name=f"isolation of {mine.tenant_id}")
+            client.open()
             try:
-                yield from examine(link, mine, others)
+                yield from sql.reading(client, mine, others)
             finally:
-                link.close()
+                client.close()
 
     def _record(self, report: IsolationReport, tenants: int, metadata: Metadata) -> None:
         failures = [str(one) for one in (*report.leaks, *report.denials)]
@@ -195,7 +196,7 @@ class IsolationProver:
         self._journal.append(names.ISOLATION_STREAM, [event], expected=ANY, metadata=metadata)
 
 
-def neighbours(mine: TenantNames, everybody: Sequence[TenantNames]) -> list[TenantNames]:
+def neighbours(mine: TenantTopology, everybody: Sequence[TenantTopology]) -> list[TenantTopology]:
     """Choose whom a tenant is tried on: all, or those whose ids begin alike and some others."""
     others = [one for one in everybody if one.tenant_id != mine.tenant_id]
     if len(others) <= NEIGHBOURS:

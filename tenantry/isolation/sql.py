@@ -1,15 +1,19 @@
-"""What a tenant's role can reach on the embedded broker: each attempt is undone."""
+"""What a tenant's roles can reach in PostgreSQL, where each attempt is undone.
+
+One publishes to the embedded broker, the other reads rows.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 from psycopg import sql
 
+from tenantry.broker.port import TenantTopology
 from tenantry.domain import names
-from tenantry.isolation.hostile_sql import FORBIDDEN
-from tenantry.tenant_client.access import TenantNames
+from tenantry.isolation.port import Action, Check, Findings
+from tenantry.tenant_client.amqp import AttemptResult
 from tenantry.tenant_client.sql import SqlClient
 
 _PUBLISH: Final = "SELECT tenantry.publish_bytes('default', '', 'text/plain', tenant => %s)"
@@ -25,37 +29,72 @@ DELETE FROM tenantry.queued
 WHERE queue IN (SELECT id FROM tenantry.queues WHERE tenant_id = %s)
 """
 
-Told = Callable[..., object]
-"""Called with each attempt: what was tried, on what, and what came of it (`Notes.note`)."""
+FORBIDDEN: Final[tuple[tuple[Action, str, str], ...]] = (
+    ("read", "public.messages", "SELECT FROM public.messages LIMIT 1"),
+    ("read", "public.messages (without row security)",
+     "SET LOCAL row_security = off; SELECT FROM public.messages LIMIT 1"),
+    ("write", "public.messages", "DELETE FROM public.messages WHERE false"),
+    ("configure", "public.messages (its row security)",
+     "ALTER TABLE public.messages DISABLE ROW LEVEL SECURITY"),
+    ("read", "tenantry.events", "SELECT FROM tenantry.events LIMIT 1"),
+    ("read", "tenantry.credentials", "SELECT FROM tenantry.credentials LIMIT 1"),
+    ("read", "tenantry.dead_letters", "SELECT FROM tenantry.dead_letters LIMIT 1"),
+    ("read", "pg_statistic", "SELECT FROM pg_catalog.pg_statistic LIMIT 1"),
+    ("read", "pg_authid", "SELECT FROM pg_catalog.pg_authid LIMIT 1"),
+    ("read", "files of the server", "SELECT pg_catalog.pg_read_file('PG_VERSION')"),
+    ("configure", "programs of the server", "COPY (SELECT 1) TO PROGRAM 'true'"),
+    ("configure", "the schema public", "CREATE TABLE public.isolation_probe ()"),
+    ("configure", "the schema tenantry", "CREATE TABLE tenantry.isolation_probe ()"),
+    ("configure", "the database's schemas", "CREATE SCHEMA isolation_probe"),
+    ("configure", "roles", "CREATE ROLE isolation_probe"),
+    ("configure", "its role's rights", "ALTER ROLE CURRENT_USER BYPASSRLS"),
+)  # fmt: skip
+"""What no role of a tenant's may, whatever it is for: action, target, harmless statement."""
+
+TABLE: Final = "public.messages"
+VIEW: Final = "messages"
+"""In the role's own schema, where its search path leads."""
+
+_NOT_FOR_READING: Final[tuple[tuple[Action, str, str], ...]] = (
+    ("write", f"{VIEW} (its own rows)", "DELETE FROM messages"),
+    ("configure", "its own schema", "CREATE FUNCTION f() RETURNS int LANGUAGE sql AS 'SELECT 1'"),
+)
+"""What a role that reads must not, beside what none may: action, target, statement."""
 
 
-def own(link: SqlClient, mine: TenantNames, tell: Told) -> None:
-    """Try what must be allowed, and what no tenant may."""
+def own(client: SqlClient, mine: TenantTopology) -> list[Check]:
+    """Try what must be allowed of the embedded broker, and what no tenant may."""
+    findings = Findings(mine, mine)
+    record = findings.record
     publish = "SELECT tenantry.publish_bytes('default', '', 'text/plain')"
-    tell("write", mine.stream, link.attempt(publish))
+    record("write", mine.exchange, client.attempt(publish))
     look = "SELECT FROM tenantry.look(%s, 1)"
-    tell("read", mine.queues[0], link.attempt(look, mine.queues[0]))
+    record("read", mine.queue_names[0], client.attempt(look, mine.queue_names[0]))
     for action, target, statement in FORBIDDEN:
-        tell(action, target, link.attempt(statement), forbidden=True)
+        record(action, target, client.attempt(statement), forbidden=True)
+    return findings.checks
 
 
-def foreign(link: SqlClient, other: TenantNames, tell: Told) -> None:
+def foreign(client: SqlClient, mine: TenantTopology, other: TenantTopology) -> list[Check]:
     """Try what must be refused: by the functions for tenants, round them, and as somebody else."""
+    findings = Findings(mine, other)
+    record = findings.record
     for target, statement, parameters in _writes(other):
-        tell("write", target, link.attempt(statement, *parameters))
-    for queue in (*other.queues, names.dead_letter_queue_name(other.tenant_id)):
-        tell("read", queue, link.attempt("SELECT FROM tenantry.look(%s, 1)", queue))
+        record("write", target, client.attempt(statement, *parameters))
+    for queue in (*other.queue_names, names.dead_letter_queue_name(other.tenant_id)):
+        record("read", queue, client.attempt("SELECT FROM tenantry.look(%s, 1)", queue))
     for table in ("tenantry.queued", "tenantry.rejected", "public.messages"):
         target = f"{table} (rows of tenant {other.tenant_id})"
         query = sql.SQL("SELECT FROM {} LIMIT 1").format(sql.Identifier(*table.split(".")))
-        tell("read", target, link.attempt(query))
+        record("read", target, client.attempt(query))
     partition = names.partition_table_name(other.tenant_id)
     query = sql.SQL("SELECT FROM {} LIMIT 1").format(sql.Identifier("tenantry", partition))
-    tell("read", f"tenantry.{partition}", link.attempt(query))
+    record("read", f"tenantry.{partition}", client.attempt(query))
+    return findings.checks
 
 
-def _writes(other: TenantNames) -> Iterator[tuple[str, sql.Composed | str, tuple[object, ...]]]:
-    tenant_id, stream, queue = other.tenant_id, other.stream, other.queues[0]
+def _writes(other: TenantTopology) -> Iterator[tuple[str, sql.Composed | str, tuple[object, ...]]]:
+    tenant_id, stream, queue = other.tenant_id, other.exchange, other.queue_names[0]
     yield stream, _PUBLISH, (tenant_id,)
     yield f"{stream} (through tenantry.publish_many)", _PUBLISH_MANY, (tenant_id,)
     yield f"{stream} (round tenantry.publish)", _ENQUEUE, (stream,)
@@ -64,3 +103,45 @@ def _writes(other: TenantNames) -> Iterator[tuple[str, sql.Composed | str, tuple
     user = names.username(tenant_id)
     for words in ("SET ROLE {}", "SET SESSION AUTHORIZATION {}"):
         yield f"{stream} (as {user})", sql.SQL(words).format(sql.Identifier(user)), ()
+
+
+def reading(
+    client: SqlClient, mine: TenantTopology, others: Sequence[TenantTopology]
+) -> Iterator[Check]:
+    """Try everything with a role of a tenant's that reads rows."""
+    # A role begins read-only, which would answer before the right does.
+    client.attempt("SELECT 1")
+    client.lift_defaults()
+    findings = Findings(mine, mine)
+    findings.record("read", VIEW, client.attempt("SELECT FROM messages LIMIT 1"))
+    for action, target, statement in (*_NOT_FOR_READING, *FORBIDDEN):
+        findings.record(action, target, client.attempt(statement), forbidden=True)
+    yield from findings.checks
+    for other in others:
+        yield from _rows_of(client, mine, other)
+
+
+def _rows_of(client: SqlClient, mine: TenantTopology, other: TenantTopology) -> list[Check]:
+    findings = Findings(mine, other)
+    seen = client.sees("SELECT FROM public.messages WHERE tenant_id = %s LIMIT 1", other.tenant_id)
+    findings.record("read", TABLE, AttemptResult.ALLOWED if seen else AttemptResult.REFUSED)
+    leaf = names.partition_table_name(other.tenant_id)
+    partition = sql.Identifier("tenantry", leaf)
+    findings.record(
+        "read",
+        f"tenantry.{leaf}",
+        client.attempt(sql.SQL("SELECT FROM {} LIMIT 1").format(partition)),
+    )
+    insert = sql.SQL(
+        "INSERT INTO {} (tenant_id, id, position, topic, partition, body, created_at)"
+        " VALUES ({}, 'isolation-probe', -1, '', 0, '', now())"
+    )
+    for table, shown in ((sql.Identifier("public", "messages"), TABLE), (partition, leaf)):
+        statement = insert.format(table, sql.Literal(other.tenant_id))
+        findings.record("write", shown, client.attempt(statement))
+    user = sql.Identifier(names.username(other.tenant_id))
+    become = sql.SQL("SET ROLE {}").format(user)
+    findings.record(
+        "read", f"{TABLE} (as its user)", client.attempt(become, missing=AttemptResult.REFUSED)
+    )
+    return findings.checks

@@ -3,11 +3,10 @@
 `produce` runs it; `verify_isolation` is the proof alone.
 """
 
-from tenantry.isolation.checks import Check, IsolationReport
+from tenantry.isolation.port import Check, IsolationReport
 from tenantry.isolation.proof import verify_isolation
-from tenantry.producer.run import ProduceResult, ProducerOptions, produce
-from tenantry.producer.sender import Tally
-from tenantry.tenant_client.access import Api, ProducerError, TenantAccess, TenantNames
+from tenantry.producer.run import ProduceResult, ProducerOptions, Tally, produce
+from tenantry.tenant_client.access import Api, ProducerError, TenantAccess
 
 __all__ = [
     "Api",
@@ -18,7 +17,6 @@ __all__ = [
     "ProducerOptions",
     "Tally",
     "TenantAccess",
-    "TenantNames",
     "produce",
     "verify_isolation",
 ]

@@ -41,13 +41,13 @@ DELETE FROM tenantry.consumers WHERE id = %(consumer)s;
 -- name: channel
 SELECT name FROM tenantry.channels WHERE purpose = 'queued';
 
--- name: lie_down
+-- name: ask_for_notify
 -- Publishers must see it at once; it need not outlive the server, whose end the reader wakes up from.
 UPDATE tenantry.queues AS q SET asleep = true
 FROM (SELECT set_config('synchronous_commit', 'off', true)) AS in_no_hurry
 WHERE q.id = ANY(%(queues)s::integer[]) AND q.consumer = %(consumer)s;
 
--- name: get_up
+-- name: no_notify
 UPDATE tenantry.queues AS q SET asleep = false
 FROM (SELECT set_config('synchronous_commit', 'off', true)) AS in_no_hurry
 WHERE q.id = ANY(%(queues)s::integer[]) AND q.consumer = %(consumer)s;

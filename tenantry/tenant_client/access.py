@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Protocol
 from urllib.parse import quote
 
-from tenantry.broker.port import Credentials
-from tenantry.domain import names
+from tenantry.broker.port import Credentials, TenantTopology
 
 Say = Callable[[str], None]
 
@@ -36,36 +35,10 @@ class Api(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TenantNames:
-    """A tenant as others may know it: enough to name its objects."""
-
-    tenant_id: str
-    topics: tuple[str, ...]
-    partitions: int
-
-    @property
-    def stream(self) -> str:
-        """Name its stream."""
-        return names.stream_name(self.tenant_id)
-
-    @property
-    def queues(self) -> tuple[str, ...]:
-        """Name every queue it reads from, the default one first."""
-        return (
-            names.queue_name(self.tenant_id),
-            *(
-                names.partition_queue_name(self.tenant_id, topic, partition)
-                for topic in self.topics
-                for partition in range(self.partitions)
-            ),
-        )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class TenantAccess:
     """A tenant and its own way into the broker."""
 
-    names: TenantNames
+    topology: TenantTopology
     credentials: Credentials
     created: bool = False
 
@@ -86,24 +59,26 @@ def ensure_tenant(
     status, body = _send(api, "POST", "/tenants", wanted)
     if status == CREATED:
         return TenantAccess(
-            names=names_of(body), credentials=credentials_of(body["credentials"]), created=True
+            topology=topology_of(body),
+            credentials=credentials_of(body["credentials"]),
+            created=True,
         )
     if status == CONFLICT and isinstance(body, dict) and body.get("type", "").endswith(ANOTHERS):
         raise ProducerError(f"tenant {tenant_id} was not created: {problem(status, body)}")
     if status != CONFLICT:
         raise ProducerError(f"tenant {tenant_id} was not created: {problem(status, body)}")
-    found = names_of(_get(api, _path(tenant_id)))
+    found = topology_of(_get(api, _path(tenant_id)))
     if any(topic not in found.topics for topic in topics):
         status, body = _send(api, "POST", _path(tenant_id, "topics"), {"topics": list(topics)})
         if status != 200:
             raise ProducerError(f"tenant {tenant_id} gets no topics: {problem(status, body)}")
-        found = names_of(body)
+        found = topology_of(body)
     if found.partitions != partitions:
         say(
             f"Notice: tenant {tenant_id} exists with {found.partitions} partition(s) a topic; "
             f"they are used, not {partitions}"
         )
-    return TenantAccess(names=found, credentials=rotate(api, tenant_id))
+    return TenantAccess(topology=found, credentials=rotate(api, tenant_id))
 
 
 def rotate(api: Api, tenant_id: str) -> Credentials:
@@ -116,21 +91,21 @@ def rotate(api: Api, tenant_id: str) -> Credentials:
     return credentials_of(body["credentials"])
 
 
-def every_tenant(api: Api) -> list[TenantNames]:
+def every_tenant(api: Api) -> list[TenantTopology]:
     """List the tenants there are that have their objects on the broker."""
-    found: list[TenantNames] = []
+    found: list[TenantTopology] = []
     cursor = ""
     while True:
         page = _get(api, f"/tenants?limit=500{cursor}")
-        found += [names_of(one) for one in page["data"] if one["state"] in ("active", "paused")]
+        found += [topology_of(one) for one in page["data"] if one["state"] in ("active", "paused")]
         if not page.get("next_cursor"):
             return found
         cursor = f"&cursor={quote(page['next_cursor'], safe='')}"
 
 
-def names_of(tenant: Mapping[str, Any]) -> TenantNames:
-    """Read a tenant's names from the API's answer."""
-    return TenantNames(
+def topology_of(tenant: Mapping[str, Any]) -> TenantTopology:
+    """Read what names a tenant's objects from the API's answer."""
+    return TenantTopology(
         tenant_id=tenant["id"], topics=tuple(tenant["topics"]), partitions=tenant["partitions"]
     )
 

@@ -11,8 +11,13 @@ import psycopg
 
 from tenantry.database.failures import one_line
 from tenantry.messages.encoding import bigint_array, bytea_array, headers_array, text_array
-from tenantry.tenant_client.amqp import TIMEOUT, AttemptResult, PublishResult, TenantClientError
-from tenantry.tenant_client.confirms import TenantMessage
+from tenantry.tenant_client.amqp import (
+    TIMEOUT,
+    AttemptResult,
+    PublishResult,
+    TenantClientError,
+    TenantMessage,
+)
 
 _PUBLISH: Final = """
 SELECT tenantry.publish_many(

@@ -169,7 +169,7 @@ class MemoryBroker:
         """Delete the tenant's stream and all its queues; give how many messages they held."""
         with self._lock:
             self._reach()
-            self._routes.pop(names.stream_name(tenant_id), None)
+            self._routes.pop(names.exchange_name(tenant_id), None)
             owned = [name for name in self._queues if layout.owner(name) == tenant_id]
             return sum(self.delete_queue(name) for name in owned)
 

@@ -18,15 +18,16 @@ from typing import Final, NoReturn, Self
 import httpx
 
 from tenantry.broker.port import BrokerError
-from tenantry.testing.rabbitmq_node_server import Server, find_server
 from tenantry.testing.rabbitmq_node_setup import (
     USERNAME,
     NodeFiles,
     Ports,
+    Server,
     arguments,
     choose_ports,
     configuration,
     environment,
+    find_server,
     prepare,
     write_private,
 )

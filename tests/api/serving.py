@@ -54,7 +54,7 @@ from tenantry.domain.tenant import TenantState, decide
 from tenantry.front.serving import FrontApplication
 from tenantry.http.listeners import Relay
 from tenantry.http.server import ApiServer
-from tenantry.isolation.checks import IsolationReport
+from tenantry.isolation.port import IsolationReport
 from tenantry.journal.port import Metadata
 from tenantry.messages.port import (
     FIRST,
@@ -66,8 +66,11 @@ from tenantry.messages.port import (
 )
 from tenantry.messages.sql_access import SqlCredentials
 from tenantry.testing.dead_letters import InMemoryDeadLetterIndex
-from tenantry.testing.journal import InMemoryEventStore
-from tenantry.testing.projections import InMemoryTenantDirectory, InMemoryTenantProjection
+from tenantry.testing.stores import (
+    InMemoryEventStore,
+    InMemoryTenantDirectory,
+    InMemoryTenantProjection,
+)
 from tests import scratch
 from tests.api.pages import RowsReader
 

@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from tenantry.journal.port import JournalUnavailableError
-from tenantry.testing.journal import InMemoryEventStore
+from tenantry.testing.stores import InMemoryEventStore
 from tests.api.serving import Served, World, serving
 from tests.waiting import eventually
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tenantry.isolation.checks import Check, IsolationReport
+from tenantry.isolation.port import Check, IsolationReport
 from tests.api.serving import Served, World, serving
 
 

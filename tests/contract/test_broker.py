@@ -8,7 +8,6 @@ from contextlib import ExitStack
 import pytest
 
 from tenantry.broker.port import QueueSpec, Subscription, TenantTopology, UnroutableError
-from tenantry.broker.topology import consumed
 from tenantry.domain import names
 from tests import brokers
 from tests.brokers import Broker, RecordingSink, bodies
@@ -38,7 +37,7 @@ def subscribed(
     broker: Broker, tenant: TenantTopology, *, prefetch: int = 100
 ) -> tuple[Subscription, RecordingSink]:
     sink = RecordingSink()
-    subscription = broker.consuming.subscribe(consumed(tenant), prefetch=prefetch, sink=sink)
+    subscription = broker.consuming.subscribe(tenant.queues(), prefetch=prefetch, sink=sink)
     return subscription, sink
 
 
@@ -154,7 +153,7 @@ def test_a_widened_queue_delivers_beside_what_is_unsettled_and_that_stays_valid(
     subscription, sink = subscribed(broker, tenant, prefetch=10)
     generation = sink.heard("consuming")
     sink.received(10)
-    events = consumed(tenant)[1]
+    events = tenant.queues()[1]
     for round_ in (2, 3):
         subscription.renew_prefetch(generation, events)
         sink.received(10 * round_)
@@ -178,7 +177,7 @@ def test_a_cancel_right_after_a_widening_ends_deliveries_all_the_same(broker: Br
     subscription, sink = subscribed(broker, tenant, prefetch=10)
     generation = sink.heard("consuming")
     sink.received(10)
-    subscription.renew_prefetch(generation, consumed(tenant)[1])
+    subscription.renew_prefetch(generation, tenant.queues()[1])
     subscription.cancel()
     sink.heard("cancelled")
     count = len(sink.got)
@@ -303,7 +302,7 @@ def test_a_subscription_whose_queue_is_missing_waits_until_it_is_told(broker: Br
     tenant = broker.tenant("events")
     sink = RecordingSink()
     absent = QueueSpec(name="tenant_nobody_queue", topic="default", partition=0)
-    subscription = broker.consuming.subscribe((*consumed(tenant), absent), prefetch=10, sink=sink)
+    subscription = broker.consuming.subscribe((*tenant.queues(), absent), prefetch=10, sink=sink)
     sink.heard("lost")
     assert sink.missing == [True]
     assert ("consuming", 1) not in sink.log
@@ -334,7 +333,7 @@ def test_a_message_no_queue_takes_is_unroutable(broker: Broker) -> None:
     with pytest.raises(UnroutableError, match="tenant_nobody_stream"):
         broker.publish(nobody, "default", b"1")
     broker.publish(tenant, "events", b"2")
-    assert broker.ready(consumed(tenant)[1].name) == [b"2"]
+    assert broker.ready(tenant.queues()[1].name) == [b"2"]
 
 
 def test_making_a_topology_twice_changes_nothing_and_takes_new_topics(broker: Broker) -> None:
@@ -357,7 +356,7 @@ def test_removing_a_topology_counts_what_is_dropped_and_may_be_repeated(broker: 
     assert broker.administration.remove_topology(tenant.tenant_id) == 0
     with pytest.raises(UnroutableError):
         broker.publish(tenant, "events", b"5")
-    assert broker.ready(consumed(other)[1].name) == [b"4"]
+    assert broker.ready(other.queues()[1].name) == [b"4"]
 
 
 def test_pending_counts_what_is_ready_without_dead_letters(broker: Broker) -> None:

@@ -32,8 +32,11 @@ from tenantry.journal.tenants import (
 )
 from tenantry.projections.port import TenantDirectory
 from tenantry.projections.tenants import PostgresTenantDirectory, TenantProjection
-from tenantry.testing.journal import InMemoryEventStore
-from tenantry.testing.projections import InMemoryTenantDirectory, InMemoryTenantProjection
+from tenantry.testing.stores import (
+    InMemoryEventStore,
+    InMemoryTenantDirectory,
+    InMemoryTenantProjection,
+)
 
 
 @dataclass

@@ -25,8 +25,8 @@ from tenantry.domain.commands import Command, CreateTenant
 from tenantry.journal.port import Metadata
 from tenantry.settings.model import Consumer as ConsumerSettings
 from tenantry.testing.dead_letters import InMemoryDeadLetterIndex
-from tenantry.testing.journal import InMemoryEventStore
-from tenantry.testing.projections import InMemoryTenantDirectory, InMemoryTenantProjection
+from tenantry.testing.stores import InMemoryEventStore
+from tenantry.testing.stores import InMemoryTenantDirectory, InMemoryTenantProjection
 from tests.fakes.ports import (
     FakeAdministration,
     FakeBroker,

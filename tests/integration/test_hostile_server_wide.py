@@ -14,7 +14,6 @@ import pytest
 
 from tenantry.broker.port import BrokerError, BrokerUnavailableError
 from tenantry.broker.postgres.publishing import PostgresPublishing
-from tenantry.broker.topology import consumed
 from tenantry.database.migrations import migrate
 from tenantry.database.pool import Database
 from tenantry.domain.events import TenantPaused
@@ -96,7 +95,7 @@ def test_a_full_queue_of_notifications_fails_no_commit_and_keeps_nobody_from_hea
     ):
         tenant = broker.tenant()
         sink = RecordingSink()
-        broker.consuming.subscribe(consumed(tenant), prefetch=10, sink=sink)
+        broker.consuming.subscribe(tenant.queues(), prefetch=10, sink=sink)
         sink.heard("consuming")
         deaf.execute("LISTEN anything")
         deaf.commit()
@@ -159,7 +158,7 @@ def test_after_the_table_of_locks_was_full_everything_goes_on_by_itself(
     with brokers.postgres(opened) as broker:
         tenant = broker.tenant()
         sink = RecordingSink()
-        broker.consuming.subscribe(consumed(tenant), prefetch=10, sink=sink)
+        broker.consuming.subscribe(tenant.queues(), prefetch=10, sink=sink)
         sink.heard("consuming")
         with psycopg.connect(small_server, autocommit=True) as greedy:
             pid = greedy.info.backend_pid

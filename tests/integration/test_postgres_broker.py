@@ -15,10 +15,9 @@ from hypothesis import strategies as st
 from tenantry.broker import drift
 from tenantry.broker.port import BrokerError, NotOursError, TenantTopology
 from tenantry.broker.postgres.administration import PostgresAdministration
-from tenantry.broker.postgres.link import QueueSession
 from tenantry.broker.postgres.rotation import QueueRotation
+from tenantry.broker.postgres.session import QueueSession
 from tenantry.broker.survey import DriftKind
-from tenantry.broker.topology import consumed
 from tenantry.database.migrations import migrate
 from tenantry.database.pool import Database
 from tenantry.domain import names
@@ -43,12 +42,12 @@ def broker(database: Database) -> Iterator[Broker]:
 
 def subscribed(broker: Broker, tenant: TenantTopology) -> RecordingSink:
     sink = RecordingSink()
-    broker.consuming.subscribe(consumed(tenant), prefetch=100, sink=sink)
+    broker.consuming.subscribe(tenant.queues(), prefetch=100, sink=sink)
     return sink
 
 
 def put(connection: psycopg.Connection, tenant: TenantTopology, body: bytes) -> None:
-    connection.execute(ENQUEUE, [names.stream_name(tenant.tenant_id), body.decode(), body])
+    connection.execute(ENQUEUE, [names.exchange_name(tenant.tenant_id), body.decode(), body])
 
 
 def test_what_commits_late_is_delivered_though_a_later_number_was(
@@ -78,7 +77,7 @@ def test_what_commits_late_is_given_out_though_no_snapshot_told_that_it_was_open
     ):
         reader = QueueSession(connection)
         reader.begin()
-        (reading,) = reader.acquire(consumed(tenant), 100).readings
+        (reading,) = reader.acquire(tenant.queues(), 100).readings
         given: list[tuple[int, bytes]] = []
 
         def fetch() -> None:
@@ -122,7 +121,7 @@ def test_the_queues_of_a_reader_that_was_killed_are_free_at_once(
     with psycopg.connect(database_url, autocommit=True) as dead:
         link = QueueSession(dead)
         link.begin()
-        assert link.acquire(consumed(tenant), 100).readings
+        assert link.acquire(tenant.queues(), 100).readings
     again = subscribed(broker, tenant).received(2)
     assert bodies(again) == [b"1", b"2"]
     assert all(one.redelivered for one in again)
@@ -136,7 +135,7 @@ def test_a_frozen_reader_loses_its_queues_when_its_lease_runs_out_and_reads_no_m
     with psycopg.connect(database_url, autocommit=True) as connection:
         frozen = QueueSession(connection)
         frozen.begin()
-        (reading,) = frozen.acquire(consumed(tenant), 100).readings
+        (reading,) = frozen.acquire(tenant.queues(), 100).readings
         sink = subscribed(broker, tenant)
         assert not sink.got
         connection.execute("UPDATE tenantry.consumers SET expires_at = now() - interval '1 s'")
@@ -153,7 +152,7 @@ def test_a_message_that_two_readers_have_is_stored_once_even_without_an_id(
     store.create_partition(tenant.tenant_id)
     with database.connection() as connection:
         put_nameless = ENQUEUE.replace("ARRAY[%s], ARRAY[%s", "ARRAY[NULL], ARRAY[%s")
-        stream = names.stream_name(tenant.tenant_id)
+        stream = names.exchange_name(tenant.tenant_id)
         for body in (b"a", b"b"):
             connection.execute(put_nameless, [stream, body])
     sink = subscribed(broker, tenant)
@@ -196,7 +195,7 @@ def test_the_ring_stays_small_though_a_transaction_is_open_all_the_time(
                     " array_fill(NULL::text, ARRAY[500]), array_fill(%s::bytea, ARRAY[500]),"
                     " array_fill(NULL::text, ARRAY[500]), array_fill(NULL::jsonb, ARRAY[500]),"
                     " array_fill(0::bigint, ARRAY[500]))",
-                    [names.stream_name(tenant.tenant_id), body],
+                    [names.exchange_name(tenant.tenant_id), body],
                 )
                 connection.execute("DELETE FROM tenantry.queued")
                 rotation.turn()

@@ -22,11 +22,10 @@ from tenantry.producer import (
     ProducerError,
     ProducerOptions,
     TenantAccess,
-    TenantNames,
     produce,
     verify_isolation,
 )
-from tenantry.tenant_client.access import credentials_of, every_tenant, names_of, rotate
+from tenantry.tenant_client.access import credentials_of, every_tenant, rotate, topology_of
 from tests.services_rabbitmq import RabbitHost
 from tests.waiting import eventually
 
@@ -124,7 +123,7 @@ class BrokerApi:
 
     def access(self, tenant_id: str) -> TenantAccess:
         return TenantAccess(
-            names=names_of(self.tenants[tenant_id]), credentials=rotate(self, tenant_id)
+            topology=topology_of(self.tenants[tenant_id]), credentials=rotate(self, tenant_id)
         )
 
     def cut_connections(self) -> int:
@@ -287,11 +286,11 @@ def test_lost_connections_lose_no_message(api: BrokerApi, channel: Any) -> None:
 def test_what_no_queue_takes_is_tried_again_and_then_counted(
     api: BrokerApi, channel: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tenantry.producer.sender.ATTEMPTS", 2)
-    monkeypatch.setattr("tenantry.producer.sender.FIRST_BACKOFF", 0.01)
+    monkeypatch.setattr("tenantry.producer.run.ATTEMPTS", 2)
+    monkeypatch.setattr("tenantry.producer.run.FIRST_BACKOFF", 0.01)
     produce(small(tenants=1, batches=1), api, say=lambda _line: None)
     channel.queue_unbind(
-        names.partition_queue_name("1", "logs", 1), names.stream_name("1"), "logs.1"
+        names.partition_queue_name("1", "logs", 1), names.exchange_name("1"), "logs.1"
     )
     lines: list[str] = []
     result = produce(small(tenants=1), api, say=lines.append)
@@ -306,8 +305,8 @@ def test_what_no_queue_takes_is_tried_again_and_then_counted(
 def test_a_broker_that_stays_away_is_given_up(
     api: BrokerApi, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tenantry.producer.sender.ATTEMPTS", 2)
-    monkeypatch.setattr("tenantry.producer.sender.FIRST_BACKOFF", 0.01)
+    monkeypatch.setattr("tenantry.producer.run.ATTEMPTS", 2)
+    monkeypatch.setattr("tenantry.producer.run.FIRST_BACKOFF", 0.01)
     options = small(tenants=1, batches=50, ensure_access=False, amqp_address="127.0.0.1:1")
     result = produce(options, api, say=lambda _line: None)
     assert (result.total.sent, result.total.failed) == (1500, 1500)
@@ -316,9 +315,9 @@ def test_a_broker_that_stays_away_is_given_up(
 def test_isolation_holds_and_leaves_no_trace(api: BrokerApi, channel: Any) -> None:
     produce(small(ensure_access=False), api, say=lambda _line: None)
     channel.confirm_delivery()
-    channel.basic_publish(names.stream_name("1"), "default", b"waiting")
+    channel.basic_publish(names.exchange_name("1"), "default", b"waiting")
     everybody = every_tenant(api)
-    before = [depth(channel, queue) for one in everybody for queue in one.queues]
+    before = [depth(channel, queue) for one in everybody for queue in one.queue_names]
     report = verify_isolation([api.access("1"), api.access("2")], everybody, say=lambda _line: None)
     assert report.holds
     tried = {(one.owner, one.action, one.target) for one in report.checks if one.tenant_id == "1"}
@@ -332,7 +331,7 @@ def test_isolation_holds_and_leaves_no_trace(api: BrokerApi, channel: Any) -> No
         ("2", "configure", "tenant_2_queue (by deleting it)"),
         ("2", "configure", "tenant_2_stream (by deleting it)"),
     }
-    assert [depth(channel, queue) for one in everybody for queue in one.queues] == before
+    assert [depth(channel, queue) for one in everybody for queue in one.queue_names] == before
     assert [body for _, body in taken(channel, names.queue_name("1"))] == [b"waiting"]
 
 
@@ -384,7 +383,7 @@ def test_every_kind_of_leak_is_found(api: BrokerApi, channel: Any) -> None:
         assert not report.holds
         assert any(line.startswith("LEAK: tenant 1") and target in line for line in lines)
         assert "Ensured no access to stream: tenant_2_stream" not in lines
-    assert sum(depth(channel, queue) for queue in foreign.queues) == 30
+    assert sum(depth(channel, queue) for queue in foreign.queue_names) == 30
 
 
 def test_a_tenant_shut_out_of_its_own_stream_is_reported(api: BrokerApi) -> None:
@@ -394,7 +393,7 @@ def test_a_tenant_shut_out_of_its_own_stream_is_reported(api: BrokerApi) -> None
     lines: list[str] = []
     report = verify_isolation([access], every_tenant(api), say=lines.append)
     assert not report.holds
-    stream, queues = names.stream_name("1"), access.names.queues
+    stream, queues = names.exchange_name("1"), access.topology.queue_names
     assert [one.target for one in report.denials] == [stream, *queues]
     assert not report.leaks
     assert [re.sub(r":.*", "", line) for line in lines] == [
@@ -432,7 +431,9 @@ def test_a_management_api_that_gives_no_answer_gives_no_verdict(api: BrokerApi) 
         (f"http://{base.host}:{base.port}/nowhere", "answered 404"),
     ):
         with pytest.raises(ProducerError, match=f"tenant 1's access can't be judged.*{reason}"):
-            verify_isolation([access], [access.names], say=lambda _line: None, management=address)
+            verify_isolation(
+                [access], [access.topology], say=lambda _line: None, management=address
+            )
 
 
 def test_credentials_that_don_t_work_are_an_error_and_no_verdict(api: BrokerApi) -> None:
@@ -446,15 +447,15 @@ def test_credentials_that_don_t_work_are_an_error_and_no_verdict(api: BrokerApi)
         }
     )
     assert isinstance(wrong, Credentials)
-    access = TenantAccess(names=right.names, credentials=wrong)
+    access = TenantAccess(topology=right.topology, credentials=wrong)
     with pytest.raises(ProducerError, match="tenant 1's access can't be judged") as caught:
-        verify_isolation([access], [right.names], say=lambda _line: None)
+        verify_isolation([access], [right.topology], say=lambda _line: None)
     assert "wrong" not in str(caught.value)
 
 
 def test_names_tell_every_queue_a_tenant_reads() -> None:
-    one = TenantNames(tenant_id="a", topics=("x", "y"), partitions=2)
-    assert one.queues == (
+    one = TenantTopology(tenant_id="a", topics=("x", "y"), partitions=2)
+    assert one.queue_names == (
         "tenant_a_queue",
         "tenant_a_stream.x.0",
         "tenant_a_stream.x.1",

@@ -105,7 +105,7 @@ def test_queues_of_another_type_than_is_wanted_now_stay_and_new_ones_are_made_as
         ours = administration(rabbitmq, "quorum")
         ours.ensure_topology(replace(tenant, topics=("events", "logs")))
         ours.ensure_topology(replace(tenant, topics=("events", "logs")))
-        stream = names.stream_name(tenant.tenant_id)
+        stream = names.exchange_name(tenant.tenant_id)
         assert broker.ready(f"{stream}.events.0") == [b"1"]
         with ManagementClient(rabbitmq.management_url, vhost=rabbitmq.vhost) as client:
             assert f"{stream}.logs.0" in client.queues(f"^{stream}")

@@ -10,7 +10,6 @@ import pytest
 
 from tenantry.broker.budget import OWN, Budget
 from tenantry.broker.port import Outgoing, Subscription, TenantTopology
-from tenantry.broker.topology import consumed
 from tenantry.domain import names
 from tests import brokers
 from tests.brokers import Broker, RecordingSink, bodies
@@ -33,7 +32,7 @@ def running(host: RabbitHost, kind: str, budget: Budget) -> Iterator[Broker]:
 
 
 def publish(broker: Broker, tenant: TenantTopology, *messages: bytes, key: str = "events") -> None:
-    stream = names.stream_name(tenant.tenant_id)
+    stream = names.exchange_name(tenant.tenant_id)
     broker.publishing.publish(
         [Outgoing(exchange=stream, routing_key=key, body=body) for body in messages], timeout=30
     )
@@ -47,7 +46,7 @@ def subscribe(
     broker: Broker, tenant: TenantTopology, *, prefetch: int = 1000
 ) -> tuple[Subscription, RecordingSink]:
     sink = RecordingSink()
-    return broker.consuming.subscribe(consumed(tenant), prefetch=prefetch, sink=sink), sink
+    return broker.consuming.subscribe(tenant.queues(), prefetch=prefetch, sink=sink), sink
 
 
 def settle_all(

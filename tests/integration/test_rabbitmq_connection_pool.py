@@ -12,7 +12,6 @@ import pytest
 
 from tenantry.broker.rabbitmq import connection_pool
 from tenantry.broker.rabbitmq.consuming import RabbitConsuming
-from tenantry.broker.topology import consumed
 from tenantry.domain import names
 from tests import brokers, services_rabbitmq
 from tests.brokers import Broker, RecordingSink, bodies, running
@@ -35,7 +34,7 @@ def test_more_subscriptions_than_a_connection_holds_take_another(rabbitmq: Rabbi
         made = []
         for number in range(7):
             tenant, sink = broker.tenant("events"), RecordingSink()
-            subscription = consuming.subscribe(consumed(tenant), prefetch=10, sink=sink)
+            subscription = consuming.subscribe(tenant.queues(), prefetch=10, sink=sink)
             broker.publish(tenant, "events", b"%d" % number)
             made.append((subscription, sink))
         for number, (_, sink) in enumerate(made):
@@ -84,8 +83,8 @@ def test_a_silent_queue_is_left_alone_until_it_answers(
     healthy, silent = broker.tenant("events"), broker.tenant()
     hold(home, broker, names.queue_name(silent.tenant_id), "suspend")
     good, bad = RecordingSink(), RecordingSink()
-    consuming.subscribe(consumed(healthy), prefetch=10, sink=good)
-    consuming.subscribe(consumed(silent), prefetch=10, sink=bad)
+    consuming.subscribe(healthy.queues(), prefetch=10, sink=good)
+    consuming.subscribe(silent.queues(), prefetch=10, sink=bad)
     good.heard("consuming")
     # The one that answers goes on with a new connection; the other stays where it is.
     good.heard("consuming", 2)

@@ -15,10 +15,9 @@ import pika
 import pytest
 
 from tenantry.broker.port import BrokerError, BrokerUnavailableError, Outgoing
-from tenantry.broker.topology import consumed
 from tenantry.domain import names
 from tenantry.testing.rabbitmq_node import PrivateNode
-from tenantry.testing.rabbitmq_node_server import ENVIRONMENT, Server
+from tenantry.testing.rabbitmq_node_setup import ENVIRONMENT, Server
 from tests import brokers
 from tests.brokers import Broker
 from tests.depth import THOROUGH
@@ -101,7 +100,7 @@ def test_what_is_in_flight_when_the_node_ends_arrives_and_it_keeps_its_ports_pas
         assert node.url == url
         result.result(60)
     broker.publish(tenant, "events", b"after")
-    found = broker.ready(consumed(tenant)[1].name)
+    found = broker.ready(tenant.queues()[1].name)
     assert sorted(set(found)) == [*expected, b"after"]
     assert broker.ready("kept") == [b"still here"]
 
@@ -198,7 +197,7 @@ def test_without_rabbitmq_it_says_what_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv(ENVIRONMENT, raising=False)
-    monkeypatch.setattr("tenantry.testing.rabbitmq_node_server._INSTALLED", ())
+    monkeypatch.setattr("tenantry.testing.rabbitmq_node_setup._INSTALLED", ())
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(BrokerError, match="apt-get install rabbitmq-server"):
         PrivateNode(tmp_path / "node").start()
@@ -208,7 +207,7 @@ def test_a_blocked_broker_is_named_as_the_reason(node: PrivateNode, broker: Brok
     tenant = broker.tenant("events")
     broker.publish(tenant, "events", b"before")
     message = Outgoing(
-        exchange=names.stream_name(tenant.tenant_id), routing_key="events", body=b"during"
+        exchange=names.exchange_name(tenant.tenant_id), routing_key="events", body=b"during"
     )
 
     def reason() -> str:
@@ -223,4 +222,4 @@ def test_a_blocked_broker_is_named_as_the_reason(node: PrivateNode, broker: Brok
     # As an operator does it.
     rabbitmqctl(node.directory, "set_vm_memory_high_watermark", MUCH)
     broker.publish(tenant, "events", b"after")
-    assert broker.ready(consumed(tenant)[1].name)[-1] == b"after"
+    assert broker.ready(tenant.queues()[1].name)[-1] == b"after"

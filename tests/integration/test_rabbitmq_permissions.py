@@ -20,7 +20,6 @@ from pika.exceptions import (
 
 from tenantry.broker.port import BrokerUnavailableError, Credentials, TenantTopology
 from tenantry.broker.rabbitmq.administration import RabbitAdministration, hash_password
-from tenantry.broker.topology import consumed
 from tenantry.domain import names
 from tests import brokers
 from tests.brokers import Broker
@@ -61,7 +60,7 @@ def test_a_tenant_publishes_to_its_own_stream(
     tenant: Tenant, channel: BlockingChannel, broker: Broker
 ) -> None:
     made, _ = tenant
-    channel.basic_publish(names.stream_name(made.tenant_id), "events.1", b"hello", mandatory=True)
+    channel.basic_publish(names.exchange_name(made.tenant_id), "events.1", b"hello", mandatory=True)
     assert broker.ready(names.partition_queue_name(made.tenant_id, "events", 1)) == [b"hello"]
 
 
@@ -71,7 +70,7 @@ def test_a_tenant_reads_every_queue_of_its_own(
     made, _ = tenant
     broker.publish(made, "default", b"default")
     broker.publish(made, "events.1", b"events")
-    found = [channel.basic_get(spec.name, auto_ack=True)[2] for spec in consumed(made)]
+    found = [channel.basic_get(spec.name, auto_ack=True)[2] for spec in made.queues()]
     assert found == [b"default", None, b"events"]
 
 
@@ -84,8 +83,8 @@ def test_a_tenant_neither_writes_nor_reads_what_is_anothers(
 ) -> None:
     other = broker.tenant("events")
     connection = channel.connection
-    refused(lambda: channel.basic_publish(names.stream_name(other.tenant_id), "events", b""))
-    for spec in consumed(other):
+    refused(lambda: channel.basic_publish(names.exchange_name(other.tenant_id), "events", b""))
+    for spec in other.queues():
         refused(lambda spec=spec: connection.channel().basic_get(spec.name))
 
 
@@ -104,7 +103,7 @@ def test_a_tenant_declares_binds_and_deletes_nothing(
     tenant: Tenant, channel: BlockingChannel
 ) -> None:
     connection = channel.connection
-    stream = names.stream_name(tenant[0].tenant_id)
+    stream = names.exchange_name(tenant[0].tenant_id)
     queue = names.queue_name(tenant[0].tenant_id)
     refused(lambda: channel.queue_declare("mine"))
     refused(lambda: connection.channel().exchange_declare("mine"))
@@ -122,8 +121,8 @@ def test_a_tenant_uses_no_exchange_but_its_stream(
     made, _ = tenant
     other = broker.tenant()
     connection = channel.connection
-    stream, queue = names.stream_name(made.tenant_id), names.queue_name(made.tenant_id)
-    theirs = names.stream_name(other.tenant_id)
+    stream, queue = names.exchange_name(made.tenant_id), names.queue_name(made.tenant_id)
+    theirs = names.exchange_name(other.tenant_id)
     for exchange in ("", *BUILT_IN, names.DEAD_LETTER_EXCHANGE, "amq.rabbitmq.trace", theirs):
         fresh = connection.channel()
         fresh.confirm_delivery()
@@ -144,21 +143,21 @@ def test_no_header_leads_a_message_out_of_its_stream(
 ) -> None:
     made, _ = tenant
     other = broker.tenant("events")
-    theirs = [spec.name for spec in consumed(other)]
+    theirs = [spec.name for spec in other.queues()]
     keys = [*theirs, names.queue_name(made.tenant_id), other.tenant_id, made.tenant_id, "events.0"]
     channel.basic_publish(
-        names.stream_name(made.tenant_id),
+        names.exchange_name(made.tenant_id),
         "default",
         b"hello",
         pika.BasicProperties(headers={"CC": [*keys, "events.1"], "BCC": keys}),
         mandatory=True,
     )
-    for spec in consumed(other):
+    for spec in other.queues():
         assert broker.ready(spec.name) == []
     dead_letters = [names.dead_letter_queue_name(one.tenant_id) for one in (made, other)]
     assert [broker.ready(queue) for queue in dead_letters] == [[], []]
     # Among its own it copies: that is its own affair.
-    assert [broker.ready(spec.name) for spec in consumed(made)] == [[b"hello"]] * 3
+    assert [broker.ready(spec.name) for spec in made.queues()] == [[b"hello"]] * 3
 
 
 def test_a_tenant_makes_no_queue_of_any_kind_and_no_exchange_of_any_name(
@@ -166,7 +165,7 @@ def test_a_tenant_makes_no_queue_of_any_kind_and_no_exchange_of_any_name(
 ) -> None:
     made, _ = tenant
     connection = channel.connection
-    stream, queue = names.stream_name(made.tenant_id), names.queue_name(made.tenant_id)
+    stream, queue = names.exchange_name(made.tenant_id), names.queue_name(made.tenant_id)
     for name in (
         "",
         queue,
@@ -183,12 +182,12 @@ def test_a_tenant_makes_no_queue_of_any_kind_and_no_exchange_of_any_name(
         ]
         for how in kinds:
             refused(lambda: connection.channel().queue_declare(name, **how))  # noqa: B023
-    for name in (stream, names.stream_name("tomorrows"), "mine"):
+    for name in (stream, names.exchange_name("tomorrows"), "mine"):
         refused(
             lambda: connection.channel().exchange_declare(
                 name,  # noqa: B023
                 durable=True,
-                arguments={"alternate-exchange": names.stream_name("tomorrows")},
+                arguments={"alternate-exchange": names.exchange_name("tomorrows")},
             )
         )
 
@@ -200,7 +199,7 @@ def test_a_reply_reaches_nobody(tenant: Tenant, channel: BlockingChannel, broker
     asking = connection.channel()
     asking.basic_consume("amq.rabbitmq.reply-to", lambda *_: None, auto_ack=True)
     asking.basic_publish(
-        names.stream_name(made.tenant_id),
+        names.exchange_name(made.tenant_id),
         "default",
         b"question",
         pika.BasicProperties(reply_to="amq.rabbitmq.reply-to"),
@@ -231,7 +230,7 @@ def test_who_guesses_a_name_learns_that_it_is_there_and_how_much_lies_in_it_but_
     theirs = names.queue_name(other.tenant_id)
     seen = channel.queue_declare(theirs, passive=True).method
     assert (seen.message_count, seen.consumer_count) == (1, 0)
-    channel.exchange_declare(names.stream_name(other.tenant_id), passive=True)
+    channel.exchange_declare(names.exchange_name(other.tenant_id), passive=True)
     connection = channel.connection
     refused(lambda: connection.channel().basic_get(theirs))
     refused(lambda: connection.channel().queue_purge(theirs))
@@ -245,7 +244,7 @@ def test_a_message_is_published_in_nobody_elses_name(
 ) -> None:
     forged = pika.BasicProperties(user_id=names.username("other"))
     with pytest.raises(ChannelClosedByBroker) as caught:
-        channel.basic_publish(names.stream_name(tenant[0].tenant_id), "default", b"", forged)
+        channel.basic_publish(names.exchange_name(tenant[0].tenant_id), "default", b"", forged)
     assert caught.value.reply_code == PRECONDITION_FAILED
 
 
@@ -275,7 +274,7 @@ def test_a_name_that_only_begins_like_a_tenants_is_not_its_own(
     # The id of another tenant may begin with this one's.
     longer = TenantTopology(tenant_id=f"{tenant[0].tenant_id}-2", topics=("events",), partitions=1)
     broker.administration.ensure_topology(longer)
-    stream = names.stream_name(longer.tenant_id)
+    stream = names.exchange_name(longer.tenant_id)
     refused(lambda: channel.basic_publish(stream, "events", b""))
 
 

@@ -11,7 +11,6 @@ import pytest
 from tenantry.broker.port import BrokerError, BrokerUnavailableError, Outgoing, UnroutableError
 from tenantry.broker.rabbitmq import publishing
 from tenantry.broker.rabbitmq.publishing import RabbitPublishing
-from tenantry.broker.topology import consumed
 from tenantry.domain import names
 from tests import brokers
 from tests.brokers import Broker
@@ -39,7 +38,7 @@ def test_many_callers_publish_at_once_through_a_small_window(
         ]
         for call in calls:
             call.result(30)
-    assert set(broker.ready(consumed(tenant)[1].name)) == expected
+    assert set(broker.ready(tenant.queues()[1].name)) == expected
 
 
 def test_a_stream_that_is_not_there_does_not_fail_a_neighbour(broker: Broker) -> None:
@@ -51,26 +50,26 @@ def test_a_stream_that_is_not_there_does_not_fail_a_neighbour(broker: Broker) ->
             broker.publish(tenant, "events", *[b"%d" % number for number in range(200)])
             with pytest.raises(UnroutableError, match="tenant_x_stream"):
                 bad.result(30)
-    assert len(set(broker.ready(consumed(tenant)[1].name))) == 200
+    assert len(set(broker.ready(tenant.queues()[1].name))) == 200
 
 
 def test_a_large_message_passes_whole(broker: Broker) -> None:
     tenant = broker.tenant("events")
     body = bytes(range(256)) * 8_000
-    stream = names.stream_name(tenant.tenant_id)
+    stream = names.exchange_name(tenant.tenant_id)
     large = Outgoing(exchange=stream, routing_key="events", body=body)
     broker.publishing.publish([large], timeout=20)
-    assert broker.ready(consumed(tenant)[1].name) == [body]
+    assert broker.ready(tenant.queues()[1].name) == [body]
 
 
 def test_a_message_amqp_has_no_way_to_say_fails_alone(broker: Broker) -> None:
     tenant = broker.tenant("events")
-    stream = names.stream_name(tenant.tenant_id)
+    stream = names.exchange_name(tenant.tenant_id)
     bad = Outgoing(exchange=stream, routing_key="events", body=b"", message_id="x" * 256)
     with pytest.raises(BrokerError, match="message id is longer than 255 bytes"):
         broker.publishing.publish([bad], timeout=20)
     broker.publish(tenant, "events", b"good")
-    assert broker.ready(consumed(tenant)[1].name) == [b"good"]
+    assert broker.ready(tenant.queues()[1].name) == [b"good"]
 
 
 def test_nothing_is_published_without_messages(broker: Broker) -> None:

@@ -21,10 +21,9 @@ from tenantry.broker.rabbitmq.consuming import RabbitConsuming
 from tenantry.broker.rabbitmq.dead_letters import RabbitDeadLetters
 from tenantry.broker.rabbitmq.publishing import RabbitPublishing
 from tenantry.broker.rabbitmq.tls import Tls
-from tenantry.broker.topology import consumed
 from tenantry.domain import names
 from tenantry.isolation.proof import verify_isolation
-from tenantry.tenant_client.access import TenantAccess, TenantNames
+from tenantry.tenant_client.access import TenantAccess
 from tests import brokers
 from tests.brokers import RecordingSink, bodies
 from tests.services_rabbitmq import RabbitHost
@@ -134,17 +133,17 @@ def test_everything_goes_its_way_with_a_companys_own_authority_and_a_certificate
         stack.enter_context(brokers.running(consuming))
         stack.enter_context(brokers.running(publishing))
         sink = RecordingSink()
-        consuming.subscribe(consumed(tenant), prefetch=10, sink=sink)
+        consuming.subscribe(tenant.queues(), prefetch=10, sink=sink)
         message = Outgoing(
-            exchange=names.stream_name(tenant.tenant_id), routing_key="default", body=b"hello"
+            exchange=names.exchange_name(tenant.tenant_id), routing_key="default", body=b"hello"
         )
         publishing.publish([message], timeout=20)
         assert bodies(sink.received(1)) == [b"hello"]
         with RabbitDeadLetters(host.url, tls=tls).browse(tenant.tenant_id) as browser:
             assert browser.next(1) == []
-        mine = TenantNames(tenant_id=tenant.tenant_id, topics=(), partitions=1)
+        mine = TenantTopology(tenant_id=tenant.tenant_id, topics=(), partitions=1)
         report = verify_isolation(
-            [TenantAccess(names=mine, credentials=credentials)],
+            [TenantAccess(topology=mine, credentials=credentials)],
             [mine],
             say=lambda _line: None,
             management=ours.management.address,

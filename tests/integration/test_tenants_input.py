@@ -15,9 +15,8 @@ from hypothesis import strategies as st
 from tenantry.broker.budget import OVERHEAD, OWN, Budget
 from tenantry.broker.port import Outgoing, Subscription, TenantTopology
 from tenantry.broker.postgres.administration import PostgresAdministration
-from tenantry.broker.postgres.link import QueueSession
+from tenantry.broker.postgres.session import QueueSession
 from tenantry.broker.postgres.subscription import PostgresSubscription
-from tenantry.broker.topology import consumed
 from tenantry.database.pool import Database
 from tenantry.dead_letters.port import RejectedMessage
 from tenantry.dead_letters.postgres import PostgresDeadLetterIndex
@@ -55,7 +54,7 @@ def broker(database: Database) -> Iterator[Broker]:
 
 def subscribed(broker: Broker, tenant: TenantTopology) -> tuple[Subscription, RecordingSink]:
     sink = RecordingSink()
-    return broker.consuming.subscribe(consumed(tenant), prefetch=1000, sink=sink), sink
+    return broker.consuming.subscribe(tenant.queues(), prefetch=1000, sink=sink), sink
 
 
 def left_behind(
@@ -77,7 +76,7 @@ def enqueue(
     at: int = 0,
 ) -> None:
     parameters = {
-        "stream": names.stream_name(tenant.tenant_id),
+        "stream": names.exchange_name(tenant.tenant_id),
         "id": name,
         "body": body,
         "type": content_type,
@@ -257,7 +256,7 @@ class Fuzzed:
         self.sink = RecordingSink()
         self.link = QueueSession(connection)
         self.link.begin()
-        queues = consumed(self.tenant)
+        queues = self.tenant.queues()
         self.channel = PostgresSubscription(
             NoReader(), queues, prefetch=5_000, sink=self.sink, budget=Budget()
         )
@@ -287,7 +286,7 @@ def publish(broker: Broker, tenant: TenantTopology, *sizes: int) -> None:
     broker.publishing.publish(
         [
             Outgoing(
-                exchange=names.stream_name(tenant.tenant_id),
+                exchange=names.exchange_name(tenant.tenant_id),
                 routing_key="default",
                 body=b"x" * size,
             )

@@ -17,7 +17,6 @@ from psycopg import sql
 import tenantry
 from tenantry.broker.port import DeadLettersBusyError
 from tenantry.broker.postgres.dead_letters import PostgresDeadLetters
-from tenantry.broker.topology import consumed
 from tenantry.database import migrations as migrating
 from tenantry.database.migrations import Migration, migrate
 from tenantry.database.pool import Database
@@ -129,7 +128,7 @@ def test_who_holds_every_key_that_was_ever_waited_for_is_in_nobodys_way(
         with brokers.postgres(impatient) as broker:
             tenant = broker.tenant()
             sink = RecordingSink()
-            broker.consuming.subscribe(consumed(tenant), prefetch=10, sink=sink)
+            broker.consuming.subscribe(tenant.queues(), prefetch=10, sink=sink)
             sink.heard("consuming")
             broker.publish(tenant, "default", b"1")
             assert bodies(sink.received(1)) == [b"1"]
@@ -275,9 +274,9 @@ def test_who_reads_a_queue_as_awake_is_heard_though_the_reader_lies_down_before_
 ) -> None:
     tenant = broker.tenant()
     sink = RecordingSink()
-    broker.consuming.subscribe(consumed(tenant), prefetch=10, sink=sink)
+    broker.consuming.subscribe(tenant.queues(), prefetch=10, sink=sink)
     sink.heard("consuming")
-    stream = names.stream_name(tenant.tenant_id)
+    stream = names.exchange_name(tenant.tenant_id)
     put = (
         "SELECT tenantry.enqueue(%s, ARRAY['default'], ARRAY[NULL], ARRAY['1'::bytea],"
         " ARRAY[NULL], ARRAY[NULL::jsonb], ARRAY[0::bigint])"
@@ -314,7 +313,7 @@ def test_rubbish_on_the_readers_own_channel_changes_nothing(
 ) -> None:
     tenant = broker.tenant()
     sink = RecordingSink()
-    broker.consuming.subscribe(consumed(tenant), prefetch=10, sink=sink)
+    broker.consuming.subscribe(tenant.queues(), prefetch=10, sink=sink)
     sink.heard("consuming")
     with psycopg.connect(database_url, autocommit=True) as connection:
         for rubbish in ("-", "", "x", "9" * 7999, "٣", "²", "-1", "0", "999999999", "\x01"):

@@ -40,8 +40,11 @@ from tenantry.journal.postgres import PostgresEventStore
 from tenantry.journal.tenants import load_tenant, tenant_events
 from tenantry.projections.port import TenantDirectory
 from tenantry.projections.tenants import PostgresTenantDirectory, TenantProjection
-from tenantry.testing.journal import InMemoryEventStore
-from tenantry.testing.projections import InMemoryTenantDirectory, InMemoryTenantProjection
+from tenantry.testing.stores import (
+    InMemoryEventStore,
+    InMemoryTenantDirectory,
+    InMemoryTenantProjection,
+)
 from tests.depth import examples
 from tests.property.strategies import commands, events
 

@@ -24,7 +24,7 @@ from tenantry.domain.events import DeadLettersDiscarded, DeadLettersReplayed, Me
 from tenantry.journal.port import ANY, Metadata
 from tenantry.messages.port import Incoming
 from tenantry.testing.dead_letters import InMemoryDeadLetterIndex
-from tenantry.testing.journal import InMemoryEventStore
+from tenantry.testing.stores import InMemoryEventStore
 from tests.api.serving import FakeDeadLetters
 from tests.depth import examples
 

@@ -17,7 +17,7 @@ from hypothesis.stateful import (
 from tenantry.terms.candidate import Candidate
 from tenantry.terms.lease import LEASE, MARGIN, Term
 from tenantry.terms.port import Holder, Standing, TermsUnavailableError
-from tenantry.testing.terms import InMemoryTerms
+from tenantry.testing.stores import InMemoryTerms
 from tests.depth import examples
 
 DRIFT = 0.05

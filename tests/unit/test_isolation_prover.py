@@ -8,18 +8,17 @@ from contextlib import contextmanager
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tenantry.broker.port import BrokerError, Credentials
+from tenantry.broker.port import BrokerError, Credentials, TenantTopology
 from tenantry.isolation.prover import NEIGHBOURS, IsolationProver, neighbours
 from tenantry.journal.port import Metadata
 from tenantry.messages.sql_access import SqlCredentials
-from tenantry.tenant_client.access import TenantNames
 from tests.api.serving import World
 
 BY = Metadata(actor="test")
 
 
-def names(tenant_id: str) -> TenantNames:
-    return TenantNames(tenant_id=tenant_id, topics=(), partitions=1)
+def names(tenant_id: str) -> TenantTopology:
+    return TenantTopology(tenant_id=tenant_id, topics=(), partitions=1)
 
 
 ids = st.sets(st.text("ab1-", min_size=1, max_size=5), min_size=1, max_size=60)

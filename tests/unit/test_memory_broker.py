@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 
 from tenantry.broker.port import BrokerUnavailableError, Outgoing, TenantTopology
-from tenantry.broker.topology import consumed
 from tenantry.testing.broker import MemoryBroker
 from tests.brokers import RecordingSink, bodies
 
@@ -23,7 +22,7 @@ def publish(broker: MemoryBroker, *messages: bytes) -> None:
 def consuming() -> tuple[MemoryBroker, RecordingSink]:
     broker, sink = MemoryBroker(), RecordingSink()
     broker.ensure_topology(ACME)
-    broker.subscribe(consumed(ACME), prefetch=10, sink=sink)
+    broker.subscribe(ACME.queues(), prefetch=10, sink=sink)
     return broker, sink
 
 
@@ -71,7 +70,7 @@ def test_a_broker_that_is_away_refuses_everything_and_comes_back_with_its_queues
 def test_a_deleted_queue_is_missing_for_its_consumer() -> None:
     broker, sink = consuming()
     publish(broker, b"1")
-    assert broker.delete_queue(consumed(ACME)[1].name) == 1
+    assert broker.delete_queue(ACME.queues()[1].name) == 1
     broker.deliver()
     assert sink.missing == [True]
     broker.drop_channels()

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tenantry.producer import ProducerError, ProducerOptions
-from tenantry.producer.sender import Assignment, Sender, Tally
+from tenantry.producer.run import Assignment, Sender, Tally
 from tenantry.tenant_client.access import ensure_tenant, every_tenant, problem
 from tenantry.tenant_client.amqp import AmqpClient, TenantClientError, at_address
 
@@ -89,8 +89,8 @@ def test_a_link_that_was_never_opened_publishes_nothing_and_closes() -> None:
 def test_a_sender_counts_what_it_could_not_send_and_gives_up_after_two_batches(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("tenantry.producer.sender.ATTEMPTS", 3)
-    monkeypatch.setattr("tenantry.producer.sender.FIRST_BACKOFF", 0.001)
+    monkeypatch.setattr("tenantry.producer.run.ATTEMPTS", 3)
+    monkeypatch.setattr("tenantry.producer.run.FIRST_BACKOFF", 0.001)
     lines: list[str] = []
     dealt_with: list[int] = []
     sender = Sender(ASSIGNMENT, say=lines.append, stop=threading.Event(), sent=dealt_with.append)

@@ -78,7 +78,7 @@ def test_a_classic_queue_has_no_argument_that_only_quorum_queues_take() -> None:
 
 
 def test_what_is_consumed_names_topic_and_partition() -> None:
-    assert [(spec.topic, spec.partition) for spec in consumed(ACME)] == [
+    assert [(spec.topic, spec.partition) for spec in ACME.queues()] == [
         ("default", 0),
         ("events", 0),
         ("events", 1),
@@ -92,7 +92,7 @@ def test_a_tenant_writes_its_stream_and_reads_its_queues_and_nothing_else() -> N
     assert re.search(allowed.write, "tenant_acme_stream")
     for foreign in ("", "tenant_acme_stream2", "xtenant_acme_stream", "tenant_acme-2_stream"):
         assert not re.search(allowed.write, foreign)
-    for spec in consumed(ACME):
+    for spec in ACME.queues():
         assert re.search(allowed.read, spec.name)
     for foreign in (
         "tenant_acme_dead_letters",

@@ -140,7 +140,7 @@ def _messages(
     once: Once | None,
 ) -> list[Outgoing]:
     """Make the messages a body asks for; `publications` and `payloads` are what was read of it."""
-    exchange = names.stream_name(state.tenant_id)
+    exchange = names.exchange_name(state.tenant_id)
     if once is None:
         ids = random_uuids(len(publications))
     else:

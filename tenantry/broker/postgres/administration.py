@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 import psycopg
 import structlog
@@ -24,7 +24,6 @@ from tenantry.broker.port import (
     TenantTopology,
 )
 from tenantry.broker.postgres import closing, users
-from tenantry.broker.postgres.surveying import surveyed
 from tenantry.broker.survey import Survey, User
 from tenantry.database.errors import DatabaseUnavailableError
 from tenantry.database.failures import one_line
@@ -63,9 +62,9 @@ class PostgresAdministration:
 
     def ensure_topology(self, topology: TenantTopology) -> None:
         """Make the tenant's stream and queues, where missing."""
-        queues = layout.consumed(topology)
+        queues = topology.queues()
         plan = layout.plan(topology, "classic")
-        stream = names.stream_name(topology.tenant_id)
+        stream = names.exchange_name(topology.tenant_id)
         bindings = [one for one in plan.bindings if one.exchange == stream]
         with self._connection() as connection, connection.transaction():
             self._lock(connection, topology.tenant_id)
@@ -141,7 +140,7 @@ class PostgresAdministration:
             else:
                 insist(connection, name, partial(users.lock_out, connection, name))
         with self._connection() as connection:
-            closing.close_stream(connection, names.stream_name(tenant_id), name)
+            closing.close_stream(connection, names.exchange_name(tenant_id), name)
         if ours:
             with self._roles() as connection:
                 insist(connection, name, partial(users.remove_user, connection, name))
@@ -189,7 +188,7 @@ class PostgresAdministration:
                 self._sql["surveyed_users"], {"group": users.group_of(connection)}
             ).fetchall()
             passwords = self._passwords(connection)
-        return surveyed(queues, bindings, roles, passwords, self._installation)
+        return _surveyed(queues, bindings, roles, passwords, self._installation)
 
     def check(self) -> None:
         """Raise `BrokerError` with a clear line where the database can't be the broker."""
@@ -263,3 +262,49 @@ class PostgresAdministration:
                 raise BrokerUnavailableError(
                     f"{self._database.where}: {one_line(error)}"
                 ) from error
+
+
+def _surveyed(
+    queues: Iterable[tuple[Any, ...]],
+    bindings: Iterable[tuple[Any, ...]],
+    roles: Iterable[tuple[Any, ...]],
+    passwords: Mapping[str, str],
+    installation: str,
+) -> Survey:
+    """Make a survey of rows.
+
+    What every tenant has here without being asked is there as long as its default queue is: the
+    dead-letter exchange, its own queue on it, and that a queue's rejects go there.
+    """
+    exchanges = {names.DEAD_LETTER_EXCHANGE: "direct"}
+    arguments: dict[str, Mapping[str, object]] = {}
+    bound = {(stream, queue, key) for stream, queue, key in bindings}
+    consumed: set[str] = set()
+    for name, tenant_id, has_consumer in queues:
+        plan = layout.plan(TenantTopology(tenant_id=tenant_id, topics=(), partitions=1), "classic")
+        letters, default = plan.queues
+        exchanges[names.exchange_name(tenant_id)] = "direct"
+        arguments[name] = default.arguments
+        if name == default.name:
+            arguments[letters.name] = letters.arguments
+            bound.add((names.DEAD_LETTER_EXCHANGE, letters.name, tenant_id))
+        if has_consumer:
+            consumed.add(name)
+    return Survey(
+        exchanges=exchanges,
+        queues=arguments,
+        bindings=frozenset(bound),
+        users={
+            name: users.told_of(
+                name,
+                told,
+                allowed=allowed,
+                groups=groups,
+                password=passwords.get(name, kept or ""),
+                powerful=powerful,
+            )
+            for name, powerful, kept, allowed, told, groups in roles
+        },
+        consumed=frozenset(consumed),
+        installation=installation,
+    )

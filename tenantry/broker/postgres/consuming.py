@@ -22,11 +22,10 @@ import structlog
 from tenantry.broker import topology as layout
 from tenantry.broker.budget import Budget
 from tenantry.broker.port import DeliverySink, QueueSpec
-from tenantry.broker.postgres.link import LEASE, QueueSession
-from tenantry.broker.postgres.naps import Naps
+from tenantry.broker.postgres.reader_wakeup import ReaderWakeup, ThreadWakeup
 from tenantry.broker.postgres.reading import QueueReading, Stragglers
+from tenantry.broker.postgres.session import LEASE, QueueSession
 from tenantry.broker.postgres.subscription import Place, PostgresSubscription
-from tenantry.broker.postgres.wakeup import Wakeup
 from tenantry.database.errors import DatabaseError
 from tenantry.database.failures import one_line
 from tenantry.database.pool import Database
@@ -61,18 +60,18 @@ class PostgresConsuming:
         self._database = database
         self._budget = budget or Budget()
         self._acks_remove = acks_remove
-        self._wakeup = Wakeup()
+        self._wakeup = ThreadWakeup()
         self._jobs: deque[Callable[[], None]] = deque()
         self._guard = threading.Lock()
         self.heartbeat: Final = Heartbeat()
         self._stopping = threading.Event()
         self._ended = False
         # Of the thread that runs.
-        self._link: QueueSession | None = None
+        self._session: QueueSession | None = None
         self._subscriptions: list[PostgresSubscription] = []
         self._by_id: dict[int, QueueReading] = {}
-        self._naps = Naps()
-        self._risen: list[int] = []
+        self._reader_wakeup = ReaderWakeup()
+        self._woken: list[int] = []
         self._stragglers = Stragglers()
         self._connections = 0
         self._failures = 0
@@ -80,7 +79,7 @@ class PostgresConsuming:
     @property
     def connected(self) -> bool:
         """Whether the database can be read now."""
-        return self._link is not None
+        return self._session is not None
 
     @property
     def reconnects(self) -> int:
@@ -146,9 +145,9 @@ class PostgresConsuming:
         """Leave queues to others."""
         for reading in readings:
             self._by_id.pop(reading.id, None)
-        self._naps.forget(reading.id for reading in readings)
-        if self._link is not None and readings:
-            self._link.release(readings)
+        self._reader_wakeup.forget(reading.id for reading in readings)
+        if self._session is not None and readings:
+            self._session.release(readings)
 
     def forget(self, subscription: PostgresSubscription) -> None:
         """Leave a subscription out of everything from now on."""
@@ -157,24 +156,24 @@ class PostgresConsuming:
 
     def acknowledge(self, places: Sequence[Place]) -> None:
         """Remove messages from their queues, unless that has been done."""
-        if self._acks_remove and self._link is not None:
-            self._link.acknowledge(places)
+        if self._acks_remove and self._session is not None:
+            self._session.acknowledge(places)
 
     def reject(self, places: Sequence[Place]) -> None:
         """Make messages dead letters."""
-        if self._link is not None:
-            self._link.reject(places)
+        if self._session is not None:
+            self._session.reject(places)
 
     # The thread.
 
     def _serve(self, connection: psycopg.Connection[tuple[object, ...]]) -> None:
-        link = QueueSession(connection)
-        link.begin()
-        self._link = link
+        session = QueueSession(connection)
+        session.begin()
+        self._session = session
         self._connections += 1
         self._failures = 0
         log.info("broker.connected", connection="tenantry consuming")
-        self._naps, self._stragglers = Naps(), Stragglers()
+        self._reader_wakeup, self._stragglers = ReaderWakeup(), Stragglers()
         renew_at = time.monotonic() + LEASE / 3
         look_at = ask_at = 0.0
         while True:
@@ -183,52 +182,54 @@ class PostgresConsuming:
             if self._stopping.is_set():
                 break
             now = time.monotonic()
-            told = link.told()
+            told = session.told()
             if told.gone or now >= renew_at:
-                self._renew(link)
+                self._renew(session)
                 renew_at = now + LEASE / 3
             if now >= look_at:
                 look_at = now + LOOK_EVERY * random.uniform(0.8, 1.0)  # noqa: S311 - jitter
-                self._look_at_all(link)
+                self._look_at_all(session)
             elif self._stragglers and (now >= ask_at or told.queues):
                 ask_at = now + ASK_EVERY
-                self._stragglers.settle(link.open_transactions(), self._by_id.values())
-            self._take_up(link, now)
-            self._look(link, told.queues, now)
-            pause = self._fetch(link)
-            if self._risen:
+                self._stragglers.settle(session.open_transactions(), self._by_id.values())
+            self._take_up(session, now)
+            self._look(session, told.queues, now)
+            pause = self._fetch(session)
+            if self._woken:
                 # After the fetch, for which somebody waits.
-                link.get_up(self._risen)
-                self._risen = []
+                session.no_notify(self._woken)
+                self._woken = []
             if pause is None:
                 now = time.monotonic()
                 until = min(renew_at, look_at, ask_at if self._stragglers else look_at)
-                pause = max(0.0, min(until - now, self._naps.pause(now)))
+                pause = max(0.0, min(until - now, self._reader_wakeup.pause(now)))
             if pause > 0 and not self._jobs:
                 self._wakeup.wait(connection.fileno(), pause)
         held = [one for subscription in self._subscriptions for one in subscription.readings]
-        link.end(held)
-        self._link = None
+        session.end(held)
+        self._session = None
 
-    def _look_at_all(self, link: QueueSession) -> None:
+    def _look_at_all(self, session: QueueSession) -> None:
         """Look at every queue, told of or not, and at who holds back their floors."""
         readings = tuple(self._by_id.values())
-        self._stragglers.note(link.open_transactions(), readings)
-        for queue in link.promising(readings):
+        self._stragglers.note(session.open_transactions(), readings)
+        for queue in session.promising(readings):
             self._by_id[queue].hungry = True
         for subscription in self._subscriptions:
             subscription.waits_for_room = -1
 
-    def _look(self, link: QueueSession, told: Iterable[int], now: float) -> None:
+    def _look(self, session: QueueSession, told: Iterable[int], now: float) -> None:
         """Find out which queues are to be fetched from: those told of, and those in motion."""
-        self._risen += self._naps.stir((one for one in told if one in self._by_id), now)
-        tired = self._naps.tired(now)
-        wanted = {one for one in self._by_id if self._naps.watches(one)}
-        if tired:
-            self._naps.lie_down(tired, link.lie_down(tired), now)
-        if self._naps.dozing(now):
-            oldest_open = self._stragglers.oldest(link.open_transactions())
-            wanted |= self._naps.look(oldest_open, now)
+        self._woken += self._reader_wakeup.stay_awake(
+            (one for one in told if one in self._by_id), now
+        )
+        quiet = self._reader_wakeup.quiet(now)
+        wanted = {one for one in self._by_id if self._reader_wakeup.is_awake(one)}
+        if quiet:
+            self._reader_wakeup.fall_asleep(quiet, session.ask_for_notify(quiet), now)
+        if self._reader_wakeup.any_due(now):
+            oldest_open = self._stragglers.oldest(session.open_transactions())
+            wanted |= self._reader_wakeup.due(oldest_open, now)
         for queue in wanted & self._by_id.keys():
             self._by_id[queue].hungry = True
 
@@ -250,18 +251,18 @@ class PostgresConsuming:
             self._work_off()
 
     def _disconnected(self, reason: str) -> None:
-        if self._link is not None or not self._failures:
+        if self._session is not None or not self._failures:
             log.warning("broker.connection_lost", connection="tenantry consuming", error=reason)
-        self._link = None
+        self._session = None
         self._by_id.clear()
         for subscription in tuple(self._subscriptions):
             subscription.lose(reason, missing=False)
 
-    def _take_up(self, link: QueueSession, now: float) -> None:
+    def _take_up(self, session: QueueSession, now: float) -> None:
         for subscription in tuple(self._subscriptions):
             if not subscription.waits or now < subscription.retry_at:
                 continue
-            found = link.acquire(subscription.queues, subscription.prefetch)
+            found = session.acquire(subscription.queues, subscription.prefetch)
             absent = [one.name for one in subscription.queues if one.name not in found.names]
             if absent:
                 subscription.absent(absent[0])
@@ -273,29 +274,29 @@ class PostgresConsuming:
                 for one in found.readings:
                     self._stragglers.greet(one)
                 # Awake at first: who has published before may not have known of a reader.
-                self._naps.stir((one.id for one in found.readings), now)
+                self._reader_wakeup.stay_awake((one.id for one in found.readings), now)
                 subscription.opened(found.readings)
 
-    def _renew(self, link: QueueSession) -> None:
+    def _renew(self, session: QueueSession) -> None:
         """Keep the lease; drop the channels whose queues have gone, or are another's now."""
-        held = link.renew()
+        held = session.renew()
         for subscription in tuple(self._subscriptions):
             lost = [one for one in subscription.readings if one.id not in held]
             if not lost:
                 continue
             rest = [one for one in subscription.readings if one.id in held]
-            there = link.existing(lost)
+            there = session.existing(lost)
             for one in subscription.readings:
                 self._by_id.pop(one.id, None)
-            self._naps.forget(one.id for one in subscription.readings)
+            self._reader_wakeup.forget(one.id for one in subscription.readings)
             missing = len(there) < len(lost)
             subscription.lose(
                 "a queue was deleted" if missing else "another reader has taken a queue over",
                 missing=missing,
             )
-            link.release(rest)
+            session.release(rest)
 
-    def _fetch(self, link: QueueSession) -> float | None:
+    def _fetch(self, session: QueueSession) -> float | None:
         """Fetch once for all who have credit; give the seconds until there may be more, if any."""
         pause: float | None = None
         for subscription in tuple(self._subscriptions):
@@ -316,7 +317,7 @@ class PostgresConsuming:
             hungry.sort(key=attrgetter("unsettled"))
             subscription.fetched_at = time.monotonic()
             whole = self._budget.crowded
-            parts = link.fetch(
+            parts = session.fetch(
                 hungry,
                 subscription.in_hand(hungry),
                 account.room,
@@ -327,7 +328,7 @@ class PostgresConsuming:
             if parts:
                 subscription.deliver(parts)
                 now = time.monotonic()
-                self._risen += self._naps.stir((one.id for one, _ in parts), now)
+                self._woken += self._reader_wakeup.stay_awake((one.id for one, _ in parts), now)
             if any(True for _ in subscription.hungry) and account.room > 0:
                 pause = 0.0 if pause is None or parts else pause
         if self._budget.crowded and self._subscriptions:

@@ -28,8 +28,8 @@ from tenantry.broker.port import (
     TenantTopology,
 )
 from tenantry.broker.postgres.dead_letters import PostgresDeadLetters
-from tenantry.broker.postgres.link import QueueSession
 from tenantry.broker.postgres.reading import MESSAGES, QueueReading
+from tenantry.broker.postgres.session import QueueSession
 from tenantry.broker.postgres.subscription import Row
 from tenantry.database.errors import DatabaseUnavailableError
 from tenantry.database.failures import one_line
@@ -87,24 +87,26 @@ class Move:
                 )
                 for tenant_id, topics, partitions in connection.execute(_TENANTS).fetchall()
             ]
-            link = QueueSession(connection)
-            link.begin()
+            session = QueueSession(connection)
+            session.begin()
             moved = {}
             for tenant in tenants:
-                readings = self._take_over(link, tenant)
+                readings = self._take_over(session, tenant)
                 self._administration.claim(tenant.tenant_id)
                 self._administration.ensure_topology(tenant)
                 self._administration.ensure_user(tenant.tenant_id, NO_PASSWORD)
-                messages = sum(self._move(link, tenant, reading, progress) for reading in readings)
+                messages = sum(
+                    self._move(session, tenant, reading, progress) for reading in readings
+                )
                 letters = self._move_letters(tenant.tenant_id, progress)
-                link.release(readings)
+                session.release(readings)
                 moved[tenant.tenant_id] = Moved(messages=messages, dead_letters=letters)
             connection.execute("UPDATE tenantry.credentials SET password_hash = ''")
-            link.end(())
+            session.end(())
         return moved
 
-    def _take_over(self, link: QueueSession, tenant: TenantTopology) -> Sequence[QueueReading]:
-        found = link.acquire(tenant.queues(), MESSAGES)
+    def _take_over(self, session: QueueSession, tenant: TenantTopology) -> Sequence[QueueReading]:
+        found = session.acquire(tenant.queues(), MESSAGES)
         if found.readings:
             return found.readings
         absent = [one.name for one in tenant.queues() if one.name not in found.names]
@@ -116,24 +118,24 @@ class Move:
 
     def _move(
         self,
-        link: QueueSession,
+        session: QueueSession,
         tenant: TenantTopology,
         reading: QueueReading,
         progress: Callable[[int], None],
     ) -> int:
         """Move a queue to its end, in its order."""
         count = 0
-        stream, key = names.stream_name(tenant.tenant_id), _key(reading.spec)
+        stream, key = names.exchange_name(tenant.tenant_id), reading.spec.routing_key
         while True:
-            link.renew()
-            parts = link.fetch([reading], ())
+            session.renew()
+            parts = session.fetch([reading], ())
             if not parts:
                 return count
             _, rows = parts[0]
             self._publishing.publish(
                 [_outgoing(stream, key, row) for row in rows], timeout=CONFIRM_TIMEOUT
             )
-            link.acknowledge([(reading, row[1]) for row in rows])
+            session.acknowledge([(reading, row[1]) for row in rows])
             count += len(rows)
             progress(len(rows))
 
@@ -152,7 +154,9 @@ class Move:
                             content_type=one.content_type,
                             headers={
                                 **_amqp(one.headers or {}),
-                                "x-first-death-queue": _queue(tenant_id, one.topic, one.partition),
+                                "x-first-death-queue": QueueSpec.of(
+                                    tenant_id, one.topic, one.partition
+                                ).name,
                                 "timestamp_in_ms": one.published_at_ms,
                             },
                         )
@@ -224,15 +228,3 @@ def _sayable(value: object) -> object:
             return [_sayable(item) for item in value]
         case _:
             return value
-
-
-def _key(spec: QueueSpec) -> str:
-    if spec.topic == names.DEFAULT_TOPIC:
-        return names.DEFAULT_TOPIC
-    return f"{spec.topic}.{spec.partition}"
-
-
-def _queue(tenant_id: str, topic: str, partition: int) -> str:
-    if topic == names.DEFAULT_TOPIC:
-        return names.queue_name(tenant_id)
-    return names.partition_queue_name(tenant_id, topic, partition)

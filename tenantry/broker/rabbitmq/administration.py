@@ -158,7 +158,7 @@ class RabbitAdministration(RabbitUsers):
         owned.sort(key=layout.is_dead_letter_queue)
         dropped = 0
         with self._channel() as channel:
-            channel.exchange_delete(names.stream_name(tenant_id))
+            channel.exchange_delete(names.exchange_name(tenant_id))
             for queue in owned:
                 with _naming("queue", queue):
                     dropped += channel.queue_delete(queue).method.message_count

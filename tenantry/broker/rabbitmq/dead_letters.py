@@ -369,7 +369,7 @@ def _place(tenant_id: str, queue: object) -> tuple[str, int]:
     By the newest death, which only the broker can have written: a client may have sent headers of
     these names itself, and then `x-first-death-queue` is what it says, or is missing.
     """
-    prefix = f"{names.stream_name(tenant_id)}."
+    prefix = f"{names.exchange_name(tenant_id)}."
     if isinstance(queue, str) and queue.startswith(prefix):
         topic, _, partition = queue.removeprefix(prefix).rpartition(".")
         if names.is_topic(topic) and partition.isdecimal() and len(partition) < 6:

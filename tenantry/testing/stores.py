@@ -1,16 +1,18 @@
-"""The event store in memory: for tests, and for trying things out. It forgets."""
+"""What is kept in PostgreSQL, in memory: events, the read model of tenants, terms. For tests."""
 
 from __future__ import annotations
 
 import json
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Protocol
 from uuid import UUID, uuid4
 
 from tenantry.domain import names
 from tenantry.domain.events import Event
+from tenantry.domain.tenant import TenantState, fold
 from tenantry.journal.bell import Bell
 from tenantry.journal.codec import CODEC, decode_metadata, encode_metadata
 from tenantry.journal.port import (
@@ -20,6 +22,11 @@ from tenantry.journal.port import (
     Snapshot,
     VersionConflictError,
 )
+from tenantry.journal.tenants import TENANT_CATEGORY, tenant_events
+from tenantry.projections import history
+from tenantry.terms.port import Holder, Standing
+
+_NOBODY = Holder(instance="", host="", pid=0)
 
 
 class Follower(Protocol):
@@ -144,3 +151,97 @@ class InMemoryEventStore:
     def wait_for_events(self, after: int, timeout: float) -> bool:
         """See `EventStore.wait_for_events`."""
         return self._bell.wait(after, timeout)
+
+
+class InMemoryTenantProjection:
+    """The tenants' states, brought forward by the store it is given to."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._states: dict[str, TenantState] = {}
+
+    def apply(self, recorded: Sequence[RecordedEvent]) -> None:
+        """Take up what has just been recorded, in order."""
+        with self._lock:
+            for one in recorded:
+                if names.category(one.stream) == TENANT_CATEGORY:
+                    key = one.event.tenant_id
+                    state = fold(tenant_events([one]), self._states.get(key))
+                    if state is not None:
+                        self._states[key] = state
+
+    def states(self) -> dict[str, TenantState]:
+        """Give every tenant's state by id, deleted ones too."""
+        with self._lock:
+            return dict(self._states)
+
+
+class InMemoryTenantDirectory:
+    """A directory (`tenantry.projections.port.TenantDirectory`) of tenants in memory."""
+
+    def __init__(self, store: InMemoryEventStore, projection: InMemoryTenantProjection) -> None:
+        self._store = store
+        self._projection = projection
+
+    def get(self, tenant_id: str) -> TenantState | None:
+        """See `TenantDirectory.get`."""
+        return self._projection.states().get(tenant_id)
+
+    def page(self, *, after: str | None = None, limit: int = 50) -> list[TenantState]:
+        """See `TenantDirectory.page`."""
+        existing = sorted(
+            (one for one in self._projection.states().values() if one.exists),
+            key=lambda one: one.tenant_id,
+        )
+        return [one for one in existing if after is None or one.tenant_id > after][:limit]
+
+    def as_of_version(self, tenant_id: str, version: int) -> TenantState | None:
+        """See `TenantDirectory.as_of_version`."""
+        return history.as_of_version(self._store, tenant_id, version)
+
+    def as_of_time(self, tenant_id: str, at: datetime) -> TenantState | None:
+        """See `TenantDirectory.as_of_time`."""
+        return history.as_of_time(self._store, tenant_id, at)
+
+
+class InMemoryTerms:
+    """The terms of one scope (`tenantry.terms.port.Terms`), shared by whoever has the object."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._standing = Standing(
+            number=0, beat=0, held=False, holder=_NOBODY, since=datetime.now(UTC)
+        )
+
+    def look(self) -> Standing:
+        """See `Terms.look`."""
+        return self._standing
+
+    def take(self, seen: Standing, by: Holder) -> Standing | None:
+        """See `Terms.take`."""
+        with self._lock:
+            now = self._standing
+            if (now.number, now.beat) != (seen.number, seen.beat):
+                return None
+            self._standing = Standing(
+                number=now.number + 1,
+                beat=now.beat + 1,
+                held=True,
+                holder=by,
+                since=datetime.now(UTC),
+            )
+            return self._standing
+
+    def renew(self, number: int) -> bool:
+        """See `Terms.renew`."""
+        with self._lock:
+            mine = self._standing.held and self._standing.number == number
+            if mine:
+                self._standing = replace(self._standing, beat=self._standing.beat + 1)
+            return mine
+
+    def release(self, number: int) -> None:
+        """See `Terms.release`."""
+        with self._lock:
+            if self._standing.held and self._standing.number == number:
+                self._standing = replace(self._standing, beat=self._standing.beat + 1, held=False)

@@ -70,15 +70,15 @@ class QueueSession:
         self.release(readings)
         self._connection.execute(self._sql["forget_consumer"], {"consumer": self._consumer})
 
-    def lie_down(self, queues: Sequence[int]) -> int:
-        """Have publishers wake us from now on; give the number below which some may not."""
-        self._rest("lie_down", queues)
+    def ask_for_notify(self, queues: Sequence[int]) -> int:
+        """Have publishers notify from now on; transactions below the number given may not."""
+        self._set_asleep("ask_for_notify", queues)
         row = self._connection.execute(self._sql["youngest_transaction"]).fetchone()
         return 0 if row is None else int(row[0])
 
-    def get_up(self, queues: Sequence[int]) -> None:
-        """Have publishers not wake us: we look by ourselves."""
-        self._rest("get_up", queues)
+    def no_notify(self, queues: Sequence[int]) -> None:
+        """Have publishers not notify: the reader looks by itself."""
+        self._set_asleep("no_notify", queues)
 
     def open_transactions(self) -> OpenTransactions:
         """Tell which transactions are under way that have changed something."""
@@ -197,7 +197,7 @@ class QueueSession:
         """Make messages dead letters of their tenant."""
         self._connection.execute(self._sql["reject"], _columns(places))
 
-    def _rest(self, name: str, queues: Sequence[int]) -> None:
+    def _set_asleep(self, name: str, queues: Sequence[int]) -> None:
         self._connection.execute(
             self._sql[name], {"queues": list(queues), "consumer": self._consumer}
         )

@@ -1,0 +1,219 @@
+"""What a tenant's user can reach on RabbitMQ, over AMQP and over the management API.
+
+The broker knows three rights on a name (configure, write, read) and looks at them before anything
+else. So each is tried first in a way that changes nothing if it succeeds: a publication with a key
+that no queue is bound by, a consumer that is closed before it keeps anything, a declaration with
+other arguments than the object has. What would do harm (purging, deleting, publishing straight
+into a queue) needs a right that was tried before, and is tried only where that was refused.
+
+The management API shows every queue, user and connection of a virtual host, and lets whoever it
+takes publish and read there. It takes users with a tag only, and tenants' users have none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
+
+from tenantry.broker.port import Credentials, TenantTopology
+from tenantry.broker.rabbitmq.tls import SYSTEMS, Tls, problem
+from tenantry.domain import names
+from tenantry.isolation.port import Action, Check, Findings
+from tenantry.tenant_client.amqp import AmqpClient, AttemptResult, TenantClientError
+
+if TYPE_CHECKING:
+    from pika.channel import Channel
+
+TIMEOUT: Final = 10.0
+CONNECT_TIMEOUT: Final = 3.0
+"""Seconds."""
+
+PATHS: Final = ("/api/whoami", "/api/queues")
+
+_REFUSED: Final = {401, 403}
+
+UNBOUND: Final = "isolation-probe.nowhere"
+"""A routing key that no queue can be bound by: a partition's ends in a number."""
+
+_SOMEBODYS_TOPIC: Final = "amq.topic"
+"""An exchange of the broker's own, to which others may have bound things."""
+
+_FLEETING: Final = {"x-expires": 1000}
+"""Arguments no tenant's queue has. If there were no such queue, one would be made for a second."""
+
+
+def own(client: AmqpClient, mine: TenantTopology) -> list[Check]:
+    """Try what must be allowed, and what must not even on one's own objects."""
+    findings = Findings(mine, mine)
+    record = findings.record
+    record("write", mine.exchange, client.try_to_publish(mine.exchange, UNBOUND))
+    for queue in mine.queue_names:
+        record("read", queue, client.try_to_consume(queue))
+    forbidden = partial(record, forbidden=True)
+    letters = names.dead_letter_queue_name(mine.tenant_id)
+    forbidden("read", letters, client.try_to_consume(letters))
+    for exchange, shown in (
+        ("", f"{mine.queue_names[0]} (through the default exchange)"),
+        (names.DEAD_LETTER_EXCHANGE, f"{letters} (through {names.DEAD_LETTER_EXCHANGE})"),
+        (_SOMEBODYS_TOPIC, _SOMEBODYS_TOPIC),
+    ):
+        forbidden("write", shown, client.try_to_publish(exchange, UNBOUND))
+    for queue in (mine.queue_names[0], letters):
+        forbidden("configure", queue, client.attempt(_declare_queue(queue)))
+    forbidden("configure", mine.exchange, client.attempt(_declare_exchange(mine.exchange)))
+    return findings.checks
+
+
+def foreign(client: AmqpClient, mine: TenantTopology, other: TenantTopology) -> list[Check]:
+    """Try what must be refused."""
+    findings = Findings(mine, other)
+    _writes(client, mine, other, findings.record)
+    _reads(client, other, findings.record)
+    _changes(client, mine, other, findings.record)
+    return findings.checks
+
+
+_Record = Callable[[Action, str, AttemptResult], bool]
+
+
+def _writes(
+    client: AmqpClient, mine: TenantTopology, other: TenantTopology, record: _Record
+) -> None:
+    # The right to publish is one on the exchange, whatever the key.
+    record("write", other.exchange, client.try_to_publish(other.exchange, UNBOUND))
+    through_default = f"{other.queue_names[0]} (through the default exchange)"
+    if record("write", through_default, client.try_to_publish("", UNBOUND)):
+        record(
+            "write",
+            f"{through_default[:-1]}, by its name)",
+            client.try_to_publish("", other.queue_names[0]),
+        )
+    exchange = names.DEAD_LETTER_EXCHANGE
+    if record("write", exchange, client.try_to_publish(exchange, UNBOUND)):
+        record("write", f"{exchange} (by its id)", client.try_to_publish(exchange, other.tenant_id))
+    forged = names.username(other.tenant_id)
+    record(
+        "write",
+        f"{mine.exchange} (in the name of {forged})",
+        client.try_to_publish(mine.exchange, UNBOUND, user_id=forged),
+    )
+
+
+def _reads(client: AmqpClient, other: TenantTopology, record: _Record) -> None:
+    for queue in (*other.queue_names, names.dead_letter_queue_name(other.tenant_id)):
+        if record("read", queue, client.try_to_consume(queue)):
+            record("read", f"{queue} (by purging it)", client.attempt(_purge(queue)))
+
+
+def _changes(
+    client: AmqpClient, mine: TenantTopology, other: TenantTopology, record: _Record
+) -> None:
+    for queue in (other.queue_names[0], names.dead_letter_queue_name(other.tenant_id)):
+        if record("configure", queue, client.attempt(_declare_queue(queue))):
+            record("configure", f"{queue} (by deleting it)", client.attempt(_delete_queue(queue)))
+    exchange = other.exchange
+    if record("configure", exchange, client.attempt(_declare_exchange(exchange))):
+        record(
+            "configure", f"{exchange} (by deleting it)", client.attempt(_delete_exchange(exchange))
+        )
+    bindings: tuple[tuple[Action, str, _Operation, _Operation], ...] = (
+        ("write", f"{other.queue_names[0]} (by binding it to {mine.exchange})",
+         *_queue_binding(other.queue_names[0], mine.exchange)),
+        ("read", f"{exchange} (by binding {mine.queue_names[0]} to it)",
+         *_queue_binding(mine.queue_names[0], exchange)),
+        ("read", f"{exchange} (by binding {mine.exchange} to it)",
+         *_exchange_binding(mine.exchange, exchange)),
+        ("write", f"{exchange} (by binding it to {mine.exchange})",
+         *_exchange_binding(exchange, mine.exchange)),
+    )  # fmt: skip
+    for action, target, bind, unbind in bindings:
+        if not record(action, target, client.attempt(bind)):
+            client.attempt(unbind)
+
+
+_Operation = Callable[["Channel", Callable[[Any], None]], object]
+
+
+def _declare_queue(queue: str) -> _Operation:
+    return lambda channel, answered: channel.queue_declare(
+        queue, auto_delete=True, arguments=_FLEETING, callback=answered
+    )
+
+
+def _declare_exchange(exchange: str) -> _Operation:
+    return lambda channel, answered: channel.exchange_declare(
+        exchange, "headers", auto_delete=True, callback=answered
+    )
+
+
+def _purge(queue: str) -> _Operation:
+    return lambda channel, answered: channel.queue_purge(queue, callback=answered)
+
+
+def _delete_queue(queue: str) -> _Operation:
+    return lambda channel, answered: channel.queue_delete(
+        queue, if_unused=True, if_empty=True, callback=answered
+    )
+
+
+def _delete_exchange(exchange: str) -> _Operation:
+    return lambda channel, answered: channel.exchange_delete(
+        exchange, if_unused=True, callback=answered
+    )
+
+
+def _queue_binding(queue: str, exchange: str) -> tuple[_Operation, _Operation]:
+    return (
+        lambda channel, answered: channel.queue_bind(queue, exchange, UNBOUND, callback=answered),
+        lambda channel, answered: channel.queue_unbind(queue, exchange, UNBOUND, callback=answered),
+    )
+
+
+def _exchange_binding(destination: str, source: str) -> tuple[_Operation, _Operation]:
+    return (
+        lambda channel, answered: channel.exchange_bind(
+            destination, source, UNBOUND, callback=answered
+        ),
+        lambda channel, answered: channel.exchange_unbind(
+            destination, source, UNBOUND, callback=answered
+        ),
+    )
+
+
+def management(
+    address: str, credentials: Credentials, mine: TenantTopology, tls: Tls = SYSTEMS
+) -> list[Check]:
+    """Try the management API at `address` with the tenant's own credentials.
+
+    That these are right must be known otherwise: wrong ones are refused in the same way. Raises
+    `TenantClientError` where the API can't be reached, or says neither yes nor no.
+    """
+    import httpx
+
+    findings = Findings(mine, mine)
+    timeout = httpx.Timeout(TIMEOUT, connect=CONNECT_TIMEOUT)
+    login = (credentials.username, credentials.password)
+    try:
+        verify = tls.context() if address.startswith("https") else False
+        # Neither a proxy nor a .netrc stands between us and the broker.
+        with httpx.Client(auth=login, timeout=timeout, trust_env=False, verify=verify) as http:
+            for path in PATHS:
+                # A list of queues may be long; the status says it all.
+                with http.stream("GET", address + path) as response:
+                    verdict = _verdict(response.status_code, address)
+                findings.record("read", f"{path} (the management API)", verdict, forbidden=True)
+    except httpx.HTTPError as error:
+        reason = problem(error) or str(error) or type(error).__name__
+        raise TenantClientError(
+            f"the management API at {address} can't be reached: {reason}"
+        ) from error
+    return findings.checks
+
+
+def _verdict(status: int, address: str) -> AttemptResult:
+    if status in _REFUSED:
+        return AttemptResult.REFUSED
+    if 200 <= status < 300:
+        return AttemptResult.ALLOWED
+    raise TenantClientError(f"the management API at {address} answered {status}")
