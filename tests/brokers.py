@@ -28,7 +28,7 @@ from tenantry.broker.rabbitmq.publishing import RabbitPublishing
 from tenantry.broker.topology import QueueType
 from tenantry.database.pool import Database
 from tenantry.domain import names
-from tenantry.testing.broker import MemoryBroker
+from tests.fakes.broker import MemoryBroker
 from tests.services_rabbitmq import RabbitHost
 from tests.waiting import eventually
 

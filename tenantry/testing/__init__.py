@@ -1,1 +1,1 @@
-"""What only tests and benchmarks run: adapters in memory, and a private RabbitMQ node."""
+"""What only tests and benchmarks run: a private RabbitMQ node."""

@@ -65,14 +65,14 @@ from tenantry.messages.port import (
     whose,
 )
 from tenantry.messages.sql_access import SqlCredentials
-from tenantry.testing.dead_letters import InMemoryDeadLetterIndex
-from tenantry.testing.stores import (
+from tests import scratch
+from tests.api.pages import RowsReader
+from tests.fakes.dead_letters import InMemoryDeadLetterIndex
+from tests.fakes.stores import (
     InMemoryEventStore,
     InMemoryTenantDirectory,
     InMemoryTenantProjection,
 )
-from tests import scratch
-from tests.api.pages import RowsReader
 
 CURSOR_KEY = b"a key for cursors in tests"
 SECRET = "a secret of sixty-four bytes or more, so that it would do for HS512"

@@ -22,7 +22,7 @@ from tenantry.dead_letters.port import (
 from tenantry.dead_letters.postgres import PostgresDeadLetterIndex
 from tenantry.messages.headers import REPLAY_HEADER, REPLAYS_HEADER
 from tenantry.messages.port import Incoming
-from tenantry.testing.dead_letters import InMemoryDeadLetterIndex
+from tests.fakes.dead_letters import InMemoryDeadLetterIndex
 
 
 @pytest.fixture(params=["memory", "postgres"])

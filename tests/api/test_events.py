@@ -11,8 +11,8 @@ import httpx
 import pytest
 
 from tenantry.journal.port import JournalUnavailableError
-from tenantry.testing.stores import InMemoryEventStore
 from tests.api.serving import Served, World, serving
+from tests.fakes.stores import InMemoryEventStore
 from tests.waiting import eventually
 
 

@@ -31,7 +31,7 @@ from tenantry.journal.port import (
     VersionConflictError,
 )
 from tenantry.journal.postgres import PostgresEventStore
-from tenantry.testing.stores import InMemoryEventStore
+from tests.fakes.stores import InMemoryEventStore
 
 METADATA = Metadata(actor="uid=0", correlation_id="c0ffee", causation_id="cause")
 

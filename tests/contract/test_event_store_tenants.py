@@ -32,7 +32,7 @@ from tenantry.journal.tenants import (
 )
 from tenantry.projections.port import TenantDirectory
 from tenantry.projections.tenants import PostgresTenantDirectory, TenantProjection
-from tenantry.testing.stores import (
+from tests.fakes.stores import (
     InMemoryEventStore,
     InMemoryTenantDirectory,
     InMemoryTenantProjection,

@@ -9,7 +9,7 @@ import pytest
 from tenantry.database.pool import Database
 from tenantry.terms.port import Holder, Terms, TermsUnavailableError
 from tenantry.terms.postgres import PostgresTerms
-from tenantry.testing.stores import InMemoryTerms
+from tests.fakes.stores import InMemoryTerms
 
 ONE = Holder(instance="one", host="here", pid=1)
 TWO = Holder(instance="two", host="there", pid=2)

@@ -24,9 +24,7 @@ from tenantry.domain import names
 from tenantry.domain.commands import Command, CreateTenant
 from tenantry.journal.port import Metadata
 from tenantry.settings.model import Consumer as ConsumerSettings
-from tenantry.testing.dead_letters import InMemoryDeadLetterIndex
-from tenantry.testing.stores import InMemoryEventStore
-from tenantry.testing.stores import InMemoryTenantDirectory, InMemoryTenantProjection
+from tests.fakes.dead_letters import InMemoryDeadLetterIndex
 from tests.fakes.ports import (
     FakeAdministration,
     FakeBroker,
@@ -36,6 +34,7 @@ from tests.fakes.ports import (
     Faults,
     message,
 )
+from tests.fakes.stores import InMemoryEventStore, InMemoryTenantDirectory, InMemoryTenantProjection
 from tests.waiting import eventually
 
 

@@ -23,10 +23,10 @@ from tenantry.dead_letters.replay import Reprocessing
 from tenantry.domain.events import DeadLettersDiscarded, DeadLettersReplayed, MessageDeadLettered
 from tenantry.journal.port import ANY, Metadata
 from tenantry.messages.port import Incoming
-from tenantry.testing.dead_letters import InMemoryDeadLetterIndex
-from tenantry.testing.stores import InMemoryEventStore
 from tests.api.serving import FakeDeadLetters
 from tests.depth import examples
+from tests.fakes.dead_letters import InMemoryDeadLetterIndex
+from tests.fakes.stores import InMemoryEventStore
 
 TENANT = "acme"
 STREAM = "dead_letters-acme"

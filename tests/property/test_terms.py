@@ -17,8 +17,8 @@ from hypothesis.stateful import (
 from tenantry.terms.candidate import Candidate
 from tenantry.terms.lease import LEASE, MARGIN, Term
 from tenantry.terms.port import Holder, Standing, TermsUnavailableError
-from tenantry.testing.stores import InMemoryTerms
 from tests.depth import examples
+from tests.fakes.stores import InMemoryTerms
 
 DRIFT = 0.05
 """How much faster or slower than it should a daemon's clock may run."""

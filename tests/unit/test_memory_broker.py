@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from tenantry.broker.port import BrokerUnavailableError, Outgoing, TenantTopology
-from tenantry.testing.broker import MemoryBroker
 from tests.brokers import RecordingSink, bodies
+from tests.fakes.broker import MemoryBroker
 
 ACME = TenantTopology(tenant_id="acme", topics=("events",), partitions=1)
 

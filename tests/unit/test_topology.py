@@ -9,7 +9,6 @@ import pytest
 from tenantry.broker.port import TenantTopology
 from tenantry.broker.topology import (
     UNLIMITED_DELIVERIES,
-    consumed,
     is_dead_letter_queue,
     owner,
     permissions,
@@ -108,7 +107,8 @@ def test_a_tenant_writes_its_stream_and_reads_its_queues_and_nothing_else() -> N
 
 @pytest.mark.parametrize("tenant_id", ["a", "1", "a-b", "queue", "stream", "a" * 40])
 def test_a_queues_owner_is_read_from_its_name(tenant_id: str) -> None:
-    for spec in consumed(TenantTopology(tenant_id=tenant_id, topics=("a_b-c",), partitions=1)):
+    made = TenantTopology(tenant_id=tenant_id, topics=("a_b-c",), partitions=1)
+    for spec in made.queues():
         assert owner(spec.name) == tenant_id
         assert not is_dead_letter_queue(spec.name)
     dead_letters = names.dead_letter_queue_name(tenant_id)

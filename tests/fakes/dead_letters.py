@@ -235,7 +235,7 @@ class InMemoryDeadLetterIndex:
                 one.position, one.message = next(self._positions), row.content
                 one.gone_at = None
         for row in matching.new:
-            assert row.content is not None  # noqa: S101 - a new row is made of a message
+            assert row.content is not None
             tenant.letters.append(_Letter(row, next(self._positions), row.content))
         tenant.totals["dead_lettered"] += matching.fresh
         return done

@@ -25,7 +25,7 @@ from tenantry.broker.port import (
 )
 from tenantry.broker.survey import Survey, User
 from tenantry.domain import names
-from tenantry.testing.broker_subscription import MemorySubscription, QueuedMessage
+from tests.fakes.broker_subscription import MemorySubscription, QueuedMessage
 
 _STOP: Final = None
 
@@ -128,7 +128,7 @@ class MemoryBroker:
 
     # Administration.
 
-    def check_owner(self, tenant_id: str, known: PasswordHash | None = None) -> None:  # noqa: ARG002
+    def check_owner(self, tenant_id: str, known: PasswordHash | None = None) -> None:
         """Raise `NotOursError` where the user's name is among `taken`."""
         with self._lock:
             self._reach()
@@ -179,7 +179,7 @@ class MemoryBroker:
             self.check_owner(tenant_id, password)
             self.users[names.username(tenant_id)] = password
 
-    def remove_user(self, tenant_id: str, known: PasswordHash | None = None) -> None:  # noqa: ARG002
+    def remove_user(self, tenant_id: str, known: PasswordHash | None = None) -> None:
         """Forget the user."""
         with self._lock:
             self._reach()
@@ -251,7 +251,7 @@ class MemoryBroker:
 
     # Publishing.
 
-    def publish(self, messages: Sequence[Outgoing], *, timeout: float) -> None:  # noqa: ARG002
+    def publish(self, messages: Sequence[Outgoing], *, timeout: float) -> None:
         """Put messages into their queues; those that have one are kept though others have none."""
         with self._lock:
             self._reach()
