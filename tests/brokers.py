@@ -17,6 +17,7 @@ from tenantry.broker.port import (
     Delivery,
     Outgoing,
     Publishing,
+    Queues,
     TenantTopology,
 )
 from tenantry.broker.postgres.administration import PostgresAdministration
@@ -88,6 +89,7 @@ class Broker:
     administration: Administration
     consuming: Consuming
     publishing: Publishing
+    queues: Queues
     memory: MemoryBroker | None = None
     host: RabbitHost | None = None
     database: Database | None = None
@@ -142,6 +144,7 @@ def memory() -> Iterator[Broker]:
             administration=broker,
             consuming=broker,
             publishing=broker,
+            queues=broker,
             memory=broker,
         )
 
@@ -168,6 +171,7 @@ def rabbitmq(
             administration=administration,
             consuming=consuming,
             publishing=publishing,
+            queues=administration,
             host=host,
         )
 
@@ -176,14 +180,16 @@ def rabbitmq(
 def postgres(database: Database, budget: Budget | None = None) -> Iterator[Broker]:
     """Run the embedded broker in a database."""
     consuming = PostgresConsuming(database, budget=budget)
+    administration = PostgresAdministration(
+        database, installation=INSTALLATION, in_hand=consuming.in_hand
+    )
     with running(consuming):
         yield Broker(
             kind="postgres",
-            administration=PostgresAdministration(
-                database, installation=INSTALLATION, in_hand=consuming.in_hand
-            ),
+            administration=administration,
             consuming=consuming,
             publishing=PostgresPublishing(database),
+            queues=administration,
             database=database,
         )
 

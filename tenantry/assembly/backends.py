@@ -121,7 +121,7 @@ def connect_backends(
     links.prepare()
     for name, loop in links.loops.items():
         threads.start(name, loop)
-    pending = PendingCounts(links.administration)
+    pending = PendingCounts(links.queues)
     threads.start("broker-pending", pending)
     return Backends(
         stores=stores,

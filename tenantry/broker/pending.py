@@ -9,7 +9,7 @@ from typing import Final
 
 import structlog
 
-from tenantry.broker.port import Administration, BrokerError
+from tenantry.broker.port import BrokerError, Queues
 from tenantry.telemetry.heartbeat import Heartbeat
 
 log = structlog.get_logger(__name__)
@@ -22,11 +22,14 @@ STALE: Final = 10.0
 
 
 class PendingCounts:
-    """The broker's latest counts, by tenant. `run` belongs on a thread of its own, until `stop`."""
+    """How many messages wait, by tenant, as last counted; dead letters are none of them.
 
-    def __init__(self, administration: Administration, *, every: float = EVERY) -> None:
+    `run` belongs on a thread of its own, until `stop`.
+    """
+
+    def __init__(self, queues: Queues, *, every: float = EVERY) -> None:
         self.heartbeat: Final = Heartbeat()
-        self._administration = administration
+        self._queues = queues
         self._every = every
         self._stopping = threading.Event()
         self._latest: tuple[float, Mapping[str, int]] | None = None
@@ -43,8 +46,9 @@ class PendingCounts:
         while not self._stopping.is_set():
             self.heartbeat.beat()
             try:
-                counts = self._administration.pending()
-                self._latest = time.monotonic(), counts
+                counts = self._queues.queue_counts()
+                ready = {tenant_id: one.ready for tenant_id, one in counts.items()}
+                self._latest = time.monotonic(), ready
             except BrokerError as error:
                 self._latest = None
                 log.debug("broker.pending_unknown", error=str(error))

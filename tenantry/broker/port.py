@@ -293,9 +293,6 @@ class Administration(Protocol):
     def new_credentials(self, tenant_id: str) -> tuple[Credentials, PasswordHash]:
         """Generate a password; nothing is changed on the broker yet."""
 
-    def pending(self) -> Mapping[str, int]:
-        """Count the messages ready in each tenant's queues, in one call; no dead letters."""
-
     def survey(self) -> Survey:
         """Give what there is of all tenants together, in a few calls however many they are."""
 

@@ -370,8 +370,8 @@ def test_pending_counts_what_is_ready_without_dead_letters(broker: Broker) -> No
     expected = {tenant.tenant_id: 3, idle.tenant_id: 0}
 
     def counted() -> bool:
-        counts = broker.administration.pending()
-        return all(counts[name] == count for name, count in expected.items())
+        counts = broker.queues.queue_counts()
+        return all(counts[name].ready == count for name, count in expected.items())
 
     eventually(counted, timeout=20)
 

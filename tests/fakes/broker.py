@@ -195,17 +195,6 @@ class MemoryBroker:
             )
             return credentials, PasswordHash(value=f"hash of {password}")
 
-    def pending(self) -> Mapping[str, int]:
-        """Count the messages ready in each tenant's queues, dead letters left out."""
-        with self._lock:
-            self._reach()
-            counts: Counter[str] = Counter()
-            for name, found in self._queues.items():
-                tenant_id = layout.owner(name)
-                if tenant_id is not None and not layout.is_dead_letter_queue(name):
-                    counts[tenant_id] += len(found.ready)
-            return counts
-
     def survey(self) -> Survey:
         """Give what there is; whoever is made here has the right permissions."""
         with self._lock:

@@ -16,6 +16,7 @@ from tenantry.broker.port import (
     DeliverySink,
     NotOursError,
     PasswordHash,
+    QueueCounts,
     QueueSpec,
     TenantTopology,
 )
@@ -356,8 +357,8 @@ class FakeAdministration:
         )
         return credentials, PasswordHash(value=f"hash-{number}")
 
-    def pending(self) -> Mapping[str, int]:
-        return dict(self.waiting)
+    def queue_counts(self) -> Mapping[str, QueueCounts]:
+        return {tenant_id: QueueCounts(ready=count) for tenant_id, count in self.waiting.items()}
 
     def survey(self) -> Survey:
         self._faults.reach("survey")

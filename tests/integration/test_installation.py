@@ -9,7 +9,7 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from tenantry.broker.ownership import NAME, mark_of, marks_in
+from tenantry.broker.drift import NAME, mark_of, marks_in
 from tenantry.database.installation import find_installation
 from tenantry.database.pool import Database
 from tests.services_postgres import admin_url

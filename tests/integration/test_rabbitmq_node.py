@@ -87,7 +87,7 @@ def test_what_is_in_flight_when_the_node_ends_arrives_and_it_keeps_its_ports_pas
     broker.publish(tenant, "default", b"first")
     # A quorum queue survives a crash once it is older than a second: its count is, when it shows.
     # So is what RabbitMQ writes down of a classic one a moment after it was declared.
-    eventually(lambda: broker.administration.pending()[tenant.tenant_id] == 1)
+    eventually(lambda: broker.queues.queue_counts()[tenant.tenant_id].ready == 1)
     with ThreadPoolExecutor(1) as pool:
         result = pool.submit(publish)
         try:

@@ -82,7 +82,7 @@ def test_a_failing_broker_is_asked_again(script: Scripted) -> None:
     told.answer(500)
     told.answer(503)
     told.answer(200, [{"name": "q", "messages_ready": 3}, {"name": "new"}])
-    assert client.ready_messages() == {"q": 3, "new": 0}
+    assert client.message_counts() == {"q": (3, 0), "new": (0, 0)}
     assert len(told.requests) == 3
 
 

@@ -58,7 +58,7 @@ def test_a_broker_that_is_away_refuses_everything_and_comes_back_with_its_queues
     publish(broker, b"1")
     broker.disconnect()
     broker.deliver()
-    for call in (broker.check, broker.pending, lambda: publish(broker, b"2")):
+    for call in (broker.check, broker.queue_counts, lambda: publish(broker, b"2")):
         with pytest.raises(BrokerUnavailableError):
             call()
     assert sink.got == []

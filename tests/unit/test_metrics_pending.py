@@ -9,7 +9,7 @@ import pytest
 
 from tenantry.broker import pending
 from tenantry.broker.pending import PendingCounts
-from tenantry.broker.port import BrokerUnavailableError
+from tenantry.broker.port import BrokerUnavailableError, QueueCounts
 from tests.fakes.ports import FakeAdministration, Faults
 from tests.waiting import eventually
 
@@ -24,12 +24,12 @@ class Counting(FakeAdministration):
         self.held.set()
         self.asked = 0
 
-    def pending(self) -> Mapping[str, int]:
+    def queue_counts(self) -> Mapping[str, QueueCounts]:
         self.asked += 1
         assert self.held.wait(10)
         if self.away:
             raise BrokerUnavailableError("away")
-        return super().pending()
+        return super().queue_counts()
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import structlog
 from psycopg import errors
 
 from tenantry.broker import topology as layout
-from tenantry.broker.ownership import stranger
+from tenantry.broker.drift import stranger
 from tenantry.broker.port import (
     BrokerError,
     BrokerUnavailableError,
@@ -160,10 +160,6 @@ class PostgresAdministration:
             postgres_url=self._database.url_for(name, password),
         )
         return credentials, users.scram(password)
-
-    def pending(self) -> Mapping[str, int]:
-        """Count the messages ready in each tenant's queues, dead letters left out."""
-        return {tenant_id: counts.ready for tenant_id, counts in self.queue_counts().items()}
 
     def queue_counts(self) -> Mapping[str, QueueCounts]:
         """Count what lies in each tenant's queues, now."""

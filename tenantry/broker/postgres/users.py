@@ -13,7 +13,7 @@ import structlog
 from psycopg import errors, sql
 
 from tenantry.broker import topology as layout
-from tenantry.broker.ownership import mark_of, marks_in
+from tenantry.broker.drift import mark_of, marks_in
 from tenantry.broker.port import PasswordHash
 from tenantry.broker.survey import User
 from tenantry.database.pool import Connection

@@ -7,7 +7,6 @@ import hashlib
 import re
 import secrets
 import threading
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -182,15 +181,6 @@ class RabbitAdministration(RabbitUsers):
     def shut_out_earlier_terms(self) -> int:
         """Close what daemons of earlier terms have left open; see `takeover.shut_out`."""
         return shut_out(self.management, self._fence, user=self._user)
-
-    def pending(self) -> Mapping[str, int]:
-        """Count the messages ready in each tenant's queues, dead letters left out."""
-        counts: Counter[str] = Counter()
-        for queue, ready in self.management.ready_messages().items():
-            tenant_id = layout.owner(queue)
-            if tenant_id is not None and not layout.is_dead_letter_queue(queue):
-                counts[tenant_id] += ready
-        return counts
 
     def survey(self) -> Survey:
         """Give what there is of all tenants, in four calls of the management API."""

@@ -169,17 +169,6 @@ class ManagementClient:
             attempts=1,
         )
 
-    def ready_messages(self) -> Mapping[str, int]:
-        """Count the messages ready in every queue, as of some 5 seconds ago, in one call."""
-        parameters = {
-            **_LIGHT,
-            "enable_queue_totals": "true",
-            "columns": "name,messages_ready",
-        }
-        queues = self._call("GET", f"queues/{self._vhost}", parameters=parameters)
-        # A queue that was made a moment ago has no count yet.
-        return {queue["name"]: queue.get("messages_ready") or 0 for queue in queues}
-
     def message_counts(self) -> Mapping[str, tuple[int, int]]:
         """Count the messages ready and unacknowledged in every queue, as of some 5 seconds ago."""
         parameters = {
@@ -187,6 +176,7 @@ class ManagementClient:
             "enable_queue_totals": "true",
             "columns": "name,messages_ready,messages_unacknowledged",
         }
+        # A queue that was made a moment ago has no count yet.
         return {
             queue["name"]: (
                 queue.get("messages_ready") or 0,

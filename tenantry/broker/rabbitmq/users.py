@@ -14,7 +14,7 @@ from typing import Final
 import structlog
 
 from tenantry.broker import topology as layout
-from tenantry.broker.ownership import mark_of, marks_in, stranger
+from tenantry.broker.drift import mark_of, marks_in, stranger
 from tenantry.broker.port import BrokerError, NotOursError, PasswordHash
 from tenantry.broker.rabbitmq.management import ManagementClient
 from tenantry.broker.survey import User
