@@ -38,6 +38,8 @@ LONGEST_LOOK: Final = 600.0
 _COMPARED: Final = {Lifecycle.ACTIVE, Lifecycle.PAUSED}
 """The others are being made or removed this moment, by their actor."""
 
+_PARTITION: Final = "its partition"
+
 
 class Reconciler(SupervisedActor):
     """Looks at start, and then again and again; an outage only makes it wait for the next time."""
@@ -77,26 +79,26 @@ class Reconciler(SupervisedActor):
             survey = ports.provisioner.administration.survey()
             partitions = ports.provisioner.messages.partitions()
             hashes = ports.provisioner.passwords.all()
-            found = [
-                Drifted(tenant_id=state.tenant_id, drift=difference, seen_at=began)
-                for state in states
-                if state.lifecycle in _COMPARED
-                and (
-                    difference := (
-                        *drift.differences(
-                            topology_of(state),
-                            hashes.get(state.tenant_id),
-                            survey,
-                            consuming=self._consumes(state, began),
-                        ),
-                        *_partition(state.tenant_id, partitions),
-                    )
-                )
-            ]
-            self._show({one.tenant_id: one.drift for one in found}, states)
-            left = _left(drift.owners(survey), partitions)
+            found: list[Drifted] = []
+            left = dict(drift.owners(survey))
+            for tenant_id in filter(names.is_tenant_id, partitions.whole | partitions.partial):
+                left.setdefault(tenant_id, []).append(_PARTITION)
             for state in states:
                 left.pop(state.tenant_id, None)
+                differences: tuple[Drift, ...] = ()
+                if state.lifecycle in _COMPARED:
+                    consuming = self._consumes(state, began)
+                    known = hashes.get(state.tenant_id)
+                    topology = topology_of(state)
+                    differences = (
+                        *drift.differences(topology, known, survey, consuming=consuming),
+                        *_partition(state.tenant_id, partitions),
+                    )
+                self._show(state.tenant_id, differences)
+                if differences:
+                    found.append(
+                        Drifted(tenant_id=state.tenant_id, drift=differences, seen_at=began)
+                    )
             found += self._leftovers(left, began)
         except (BrokerError, MessageStoreError, JournalError) as error:
             log.info("reconciler.waits", error=str(error))
@@ -105,14 +107,13 @@ class Reconciler(SupervisedActor):
         log.debug("reconciler.looked", tenants=len(states), drifted=len(found), seconds=took)
         return found
 
-    def _show(self, found: Mapping[str, tuple[Drift, ...]], states: Iterable[TenantState]) -> None:
-        """Show of each tenant what can't be repaired; what can't be any more is gone by itself."""
-        for state in states:
-            runtime = self._runtime.tenants.get(state.tenant_id)
-            if runtime is not None:
-                left = [one for one in found.get(state.tenant_id, ()) if not one.mendable]
-                more = f" (and {len(left) - 1} more like it)" if len(left) > 1 else ""
-                runtime.unrepaired = f"{left[0].found}{more}: {left[0].remedy}" if left else None
+    def _show(self, tenant_id: str, found: Iterable[Drift]) -> None:
+        """Show what of a tenant can't be repaired; what could not be before is gone by itself."""
+        runtime = self._runtime.tenants.get(tenant_id)
+        if runtime is not None:
+            left = [one for one in found if not one.mendable]
+            more = f" (and {len(left) - 1} more like it)" if len(left) > 1 else ""
+            runtime.unrepaired = f"{left[0].found}{more}: {left[0].remedy}" if left else None
 
     def _consumes(self, state: TenantState, now: float) -> bool:
         runtime = self._runtime.tenants.get(state.tenant_id)
@@ -157,19 +158,8 @@ def existing_tenants(directory: TenantDirectory) -> Iterator[TenantState]:
         after = page[-1].tenant_id
 
 
-_PARTITION: Final = "its partition"
-
-
 def _partition(tenant_id: str, partitions: Partitions) -> tuple[Drift, ...]:
     if tenant_id in partitions.whole:
         return ()
     table = names.partition_table_name(tenant_id)
     return (Drift(kind=DriftKind.PARTITION, found=f"partition {table} was missing or detached"),)
-
-
-def _left(named: Mapping[str, list[str]], partitions: Partitions) -> dict[str, list[str]]:
-    left = dict(named)
-    for tenant_id in partitions.whole | partitions.partial:
-        if names.is_tenant_id(tenant_id):
-            left.setdefault(tenant_id, []).append(_PARTITION)
-    return left

@@ -10,7 +10,7 @@ from uuid import UUID
 import structlog
 
 from tenantry.actors.backoff import LONGEST_OUTAGE_BACKOFF, backoff
-from tenantry.actors.messages import Batch, Begin, Ref, Work, WorkDone
+from tenantry.actors.messages import Batch, Ref, Work, WorkDone
 from tenantry.actors.ports import ActorPorts
 from tenantry.actors.runtime_state import TenantRuntimeState
 from tenantry.actors.supervision import SupervisedActor, tell
@@ -58,8 +58,6 @@ class Worker(SupervisedActor):
     def handle(self, message: object) -> None:
         """Store a batch, or try again to."""
         match message:
-            case Begin():
-                pass
             case Work(batch=batch, result=result, failures=failures):
                 self._attempt(batch, result, failures)
             case _:
