@@ -232,19 +232,16 @@ class Consumer(SupervisedActor):
         places = self._pool.done(done.worker)
         if places is None:
             return
-        self._count(done)
+        result, runtime = done.result, self._runtime
+        runtime.stored += result.stored
+        runtime.duplicates += result.duplicates
+        runtime.dead_lettered += done.listed
+        runtime.meter.add(result.stored + result.duplicates + len(result.unstorable))
         if done.batch.generation == self._generation:
             # What is left is shared by all who have nothing to do: handlers are slow.
             parts = max(1, places)
-            self._redo += self._settlement.done(done.batch, done.result, parts=parts)
+            self._redo += self._settlement.done(done.batch, result, parts=parts)
         self._go_on()
-
-    def _count(self, done: WorkDone) -> None:
-        result = done.result
-        self._runtime.stored += result.stored
-        self._runtime.duplicates += result.duplicates
-        self._runtime.dead_lettered += done.listed
-        self._runtime.meter.add(result.stored + result.duplicates + len(result.unstorable))
 
     def _worker_lost(self, worker: Ref) -> None:
         """Take back the batch of a worker that failed, to be done by another."""

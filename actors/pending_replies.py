@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
 from concurrent.futures import InvalidStateError
 from contextlib import suppress
 from enum import Enum, auto
 from typing import Final
 
 from tenantry.actors.messages import Execute
+from tenantry.actors.runtime_state import TenantRuntimeState
+from tenantry.actors.supervision import refuse
+from tenantry.actors.tenant_aggregate import TenantAggregate
 from tenantry.broker.port import Credentials
 from tenantry.control.port import CommandFailedError, Outcome, UnavailableError
 from tenantry.messages.sql_access import SqlCredentials
@@ -31,12 +33,6 @@ def claim(message: Execute) -> None:
         )
 
 
-def refuse(message: Execute, error: Exception) -> None:
-    """Answer a command with an error, unless it has been answered."""
-    with suppress(InvalidStateError):
-        message.reply.set_exception(error)
-
-
 class Awaited(Enum):
     """What an answer may wait for."""
 
@@ -46,15 +42,14 @@ class Awaited(Enum):
 
 
 class PendingReplies:
-    """What the tenant's actor owes an answer; `outcome` gives the tenant as it is now.
+    """What the tenant's actor owes an answer.
 
     Used by the tenant, in its own thread; `refuse_all` from any.
     """
 
-    def __init__(
-        self, outcome: Callable[[Credentials | None, SqlCredentials | None], Outcome]
-    ) -> None:
-        self._outcome = outcome
+    def __init__(self, *, aggregate: TenantAggregate, runtime: TenantRuntimeState) -> None:
+        self._aggregate = aggregate
+        self._runtime = runtime
         self._waiting: Final[dict[Awaited, list[tuple[Execute, Credentials | None]]]] = {
             event: [] for event in Awaited
         }
@@ -70,8 +65,14 @@ class PendingReplies:
         sql_credentials: SqlCredentials | None = None,
     ) -> None:
         """Answer with the tenant as it is now, unless the sender has stopped waiting."""
+        outcome = Outcome(
+            tenant=self._aggregate.known(),
+            runtime=self._runtime.snapshot(),
+            credentials=credentials,
+            sql_credentials=sql_credentials,
+        )
         with suppress(InvalidStateError):
-            message.reply.set_result(self._outcome(credentials, sql_credentials))
+            message.reply.set_result(outcome)
 
     def answer_when(
         self, event: Awaited, message: Execute, credentials: Credentials | None = None

@@ -23,7 +23,6 @@ import pykka
 import structlog
 
 from tenantry.actors.messages import ChildFailed, Execute, Ping, Ref
-from tenantry.actors.pending_replies import refuse
 from tenantry.control.port import UnavailableError
 from tenantry.telemetry.heartbeat import Heartbeat
 
@@ -53,6 +52,12 @@ def tell(ref: Ref, message: object) -> bool:
     except pykka.ActorDeadError:
         return False
     return True
+
+
+def refuse(message: Execute, error: Exception) -> None:
+    """Answer a command with an error, unless it has been answered."""
+    with suppress(InvalidStateError):
+        message.reply.set_exception(error)
 
 
 class SupervisedActor(pykka.ThreadingActor):

@@ -25,11 +25,10 @@ from tenantry.actors.messages import (
     RestartChild,
     TenantGone,
 )
-from tenantry.actors.pending_replies import refuse
 from tenantry.actors.ports import ActorPorts
 from tenantry.actors.reconciler import Reconciler, existing_tenants
 from tenantry.actors.runtime_state import RuntimeState, TenantRuntimeState
-from tenantry.actors.supervision import SupervisedActor, tell
+from tenantry.actors.supervision import SupervisedActor, refuse, tell
 from tenantry.actors.tenant import Tenant
 from tenantry.control.port import SystemState, UnavailableError
 from tenantry.domain import names

@@ -33,14 +33,14 @@ from tenantry.actors.messages import (
     WorkerReleased,
     WorkerWanted,
 )
-from tenantry.actors.pending_replies import Awaited, PendingReplies, claim, refuse
+from tenantry.actors.pending_replies import Awaited, PendingReplies, claim
 from tenantry.actors.ports import ActorPorts
 from tenantry.actors.provisioning_steps import ProvisioningSteps
 from tenantry.actors.runtime_state import TenantRuntimeState
-from tenantry.actors.supervision import SupervisedActor, tell
+from tenantry.actors.supervision import SupervisedActor, refuse, tell
 from tenantry.actors.tenant_aggregate import TenantAggregate
 from tenantry.broker.port import Credentials
-from tenantry.control.port import CommandFailedError, Outcome, UnavailableError
+from tenantry.control.port import CommandFailedError, UnavailableError
 from tenantry.domain.commands import (
     AddTopics,
     CreateTenant,
@@ -54,7 +54,6 @@ from tenantry.domain.commands import (
 )
 from tenantry.domain.errors import DomainError
 from tenantry.domain.tenant import Lifecycle
-from tenantry.messages.sql_access import SqlCredentials
 
 log = structlog.get_logger("actors.tenant")
 
@@ -104,7 +103,7 @@ class Tenant(SupervisedActor):
             ports=ports,
             resubscribe=self._children.resubscribe,
         )
-        self._replies = PendingReplies(partial(_outcome, self._aggregate, runtime))
+        self._replies = PendingReplies(aggregate=self._aggregate, runtime=runtime)
         self.heartbeat.on_fence(self._replies.refuse_all)
 
     def handle(self, message: object) -> None:
@@ -335,18 +334,3 @@ class Tenant(SupervisedActor):
         self._children.drained()
         while not self._children.after_drain and (message := self._replies.next_postponed()):
             self._execute(message)
-
-
-def _outcome(
-    aggregate: TenantAggregate,
-    runtime: TenantRuntimeState,
-    credentials: Credentials | None,
-    sql_credentials: SqlCredentials | None,
-) -> Outcome:
-    """Give the tenant as it is now."""
-    return Outcome(
-        tenant=aggregate.known(),
-        runtime=runtime.snapshot(),
-        credentials=credentials,
-        sql_credentials=sql_credentials,
-    )
