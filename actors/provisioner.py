@@ -1,8 +1,8 @@
-"""A tenant's objects outside: made, restored and removed, each step harmless when repeated."""
+"""What a tenant has on broker and database: made, restored, removed; each step may be repeated."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import structlog
 
@@ -17,7 +17,7 @@ from tenantry.broker.port import (
 )
 from tenantry.domain.tenant import TenantState
 from tenantry.messages.port import ForeignRowsError, MessageStore, MessageStoreError, whose
-from tenantry.messages.sql_access import NoSqlAccess, SqlAccess
+from tenantry.messages.sql_access import SqlAccess
 
 log = structlog.get_logger("actors.tenant")
 
@@ -37,7 +37,7 @@ class Provisioner:
     administration: Administration
     messages: MessageStore
     passwords: PasswordHashes
-    sql_access: SqlAccess = field(default_factory=NoSqlAccess)
+    sql_access: SqlAccess
 
     def provision(self, state: TenantState) -> Credentials:
         """Make everything of a new tenant.

@@ -31,15 +31,3 @@ class SqlAccess(Protocol):
 
     def revoke(self, tenant_id: str) -> bool:
         """End the role's sessions and drop it; tell whether there was one."""
-
-
-class NoSqlAccess:
-    """For a store that is no SQL database."""
-
-    def granting(self, tenant_id: str) -> AbstractContextManager[SqlCredentials]:
-        """Refuse."""
-        raise NotImplementedError(f"tenant {tenant_id!r} can't read this store with SQL")
-
-    def revoke(self, tenant_id: str) -> bool:  # noqa: ARG002 - there is none
-        """Do nothing."""
-        return False

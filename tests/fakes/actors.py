@@ -32,6 +32,7 @@ from tests.fakes.ports import (
     FakeStore,
     FakeSubscription,
     Faults,
+    NoSqlAccess,
     message,
 )
 from tests.fakes.stores import InMemoryEventStore, InMemoryTenantDirectory, InMemoryTenantProjection
@@ -75,6 +76,7 @@ class Tree:
                     administration=self.administration,
                     messages=self.store,
                     passwords=self.passwords,
+                    sql_access=NoSqlAccess(),
                 ),
                 clock=self.clock,
                 limits=lambda: limits,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from copy import copy
 from typing import Any
 
@@ -36,6 +37,7 @@ from tenantry.messages.port import (
     Unstorable,
     Whose,
 )
+from tenantry.messages.sql_access import SqlCredentials
 from tenantry.projections.passwords import confirms
 
 
@@ -418,6 +420,16 @@ class FakePasswords:
 
     def all(self) -> Mapping[str, PasswordHash]:
         return dict(self.hashes)
+
+
+class NoSqlAccess:
+    """For a store that is no SQL database."""
+
+    def granting(self, tenant_id: str) -> AbstractContextManager[SqlCredentials]:
+        raise NotImplementedError(f"tenant {tenant_id!r} can't read this store with SQL")
+
+    def revoke(self, tenant_id: str) -> bool:
+        return False
 
 
 def message(identity: str | None, body: bytes = b"{}") -> Incoming:
