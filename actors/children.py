@@ -19,10 +19,6 @@ from tenantry.actors.worker import ReusedIds, Worker
 from tenantry.broker.port import QueueSpec
 from tenantry.domain.tenant import TenantState
 
-CONSUMER: Final = "consumer"
-WORKER: Final = "worker"
-"""Workers are judged together: they are alike, and a bad batch goes from one to the next."""
-
 
 class Children:
     """What a tenant owns. One consumer at most; as many workers as the consumer has asked for."""
@@ -121,7 +117,8 @@ class Children:
         name = self._name_of(child)
         if name is None and child != self.consumer:
             return None
-        kind = CONSUMER if name is None else WORKER
+        # Workers are judged together: they are alike, and a bad batch goes from one to the next.
+        kind = "consumer" if name is None else "worker"
         if stuck:
             observer.actor_stuck(kind)
             runtime.departures.replace(child)

@@ -50,8 +50,7 @@ class DriftRepair:
         self._aggregate = aggregate
         self._steps = steps
         self._provisioner = ports.provisioner
-        self._clock = ports.clock
-        self._observer = ports.observer
+        self._ports = ports
         self._resubscribe = resubscribe
         self._recorded: dict[tuple[str, ...], float] = {}
         self._missing: str | None = None
@@ -146,7 +145,7 @@ class DriftRepair:
         kinds = tuple(sorted({one.kind.value for one in repaired}))
         found = _listed(repaired)
         self._count(repaired, "repaired")
-        now = self._clock.now()
+        now = self._ports.clock.now()
         self._recorded = {key: at for key, at in self._recorded.items() if now - at < QUIET}
         again = found in self._recorded
         log.warning("tenant.drift_repaired", kinds=kinds, found=found, again=again)
@@ -169,7 +168,7 @@ class DriftRepair:
 
     def _count(self, drift: Iterable[Drift], outcome: str) -> None:
         for one in drift:
-            self._observer.drifted(one.kind.value, outcome)
+            self._ports.observer.drifted(one.kind.value, outcome)
 
 
 def _listed(drift: Sequence[Drift]) -> tuple[str, ...]:

@@ -102,7 +102,7 @@ class Orphan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Drain:
-    """Finish what is accepted, take nothing new, then answer `Drained`."""
+    """From a parent to a child: finish what is accepted, take nothing new, answer `Drained`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -199,7 +199,7 @@ class Work:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkDone:
-    """From a worker to its consumer: the batch is committed, and so many dead letters listed."""
+    """From a worker to its consumer: the batch is committed, and `listed` dead letters with it."""
 
     worker: Ref
     batch: Batch
@@ -236,16 +236,14 @@ class WorkerReleased:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Resize:
-    """From a tenant to its consumer: so many workers from now on; answered with `Resized`."""
+    """From a tenant to its consumer: a new limit of workers; answered with `Resized`."""
 
     workers: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Resized:
-    """From a consumer to its tenant: no more than so many workers are left."""
-
-    workers: int
+    """From a consumer to its tenant: no more workers are busy than the new limit allows."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -277,15 +275,15 @@ class Resubscribe:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FirstLookDone:
-    """From the reconciler to the supervisor: tenants may be started, and mend what they are to."""
+    """From the reconciler to the supervisor: tenants may be started, and repair."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Drifted:
-    """From the reconciler by way of the supervisor to a tenant: mend this.
+    """From the reconciler by way of the supervisor to a tenant: repair this drift.
 
-    What was seen before the tenant itself last changed something outside means nothing. A
-    `leftover` belongs to a tenant that the journal says is deleted.
+    `seen_at` is the clock's: what was seen before the tenant itself last changed something outside
+    means nothing. A `leftover` belongs to a tenant that the journal says is deleted.
     """
 
     tenant_id: str

@@ -2,9 +2,9 @@
 
 Pykka starts a thread per actor, and what it does on an error is silent: an exception under `tell`
 ends the actor and drops its mailbox, one in `on_start` calls no hook at all. So children do nothing
-in `on_start`; the first message, `Begin`, does the work, and every failure takes the same way. When
-a child is started again and when it is given up stands in `actors.backoff`; how one that hangs is
-noticed, in `actors.watch`.
+in `on_start`: messages do the work, and every failure takes the same way. When a child is started
+again and when it is given up stands in `actors.backoff`; how a child that hangs is noticed, in
+`actors.watch`.
 """
 
 from __future__ import annotations

@@ -137,7 +137,7 @@ class WorkerPool:
         self._runtime.workers_current = max(self.limit, len(self.busy))
         if self._resizing and len(self.busy) <= self.limit:
             self._resizing = False
-            self._tell_tenant(Resized(workers=self.limit))
+            self._tell_tenant(Resized())
 
     def _release(self, worker: Ref) -> None:
         self._names.pop(worker, None)
