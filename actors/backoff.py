@@ -16,9 +16,6 @@ import structlog
 
 from tenantry.actors.clock import Clock
 from tenantry.actors.messages import Ref, Reminder
-from tenantry.broker.port import BrokerUnavailableError
-from tenantry.journal.port import JournalUnavailableError
-from tenantry.messages.port import StoreUnavailableError
 
 log = structlog.get_logger("actors.tenant")
 
@@ -30,9 +27,6 @@ LONGEST_OUTAGE_BACKOFF: Final = 2.0
 
 HOPELESS: Final = 60.0
 """Seconds between attempts at a child that fails although it has been given up."""
-
-Unavailable: Final = (JournalUnavailableError, StoreUnavailableError, BrokerUnavailableError)
-"""An outage: the same step may succeed later."""
 
 
 def backoff(failures: int, longest: float = LONGEST_BACKOFF) -> float:

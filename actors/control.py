@@ -17,11 +17,11 @@ from tenantry.actors.supervision import tell
 from tenantry.actors.watch import Watch
 from tenantry.control.port import (
     CommandTimeoutError,
+    ControlUnavailableError,
     Outcome,
     SystemStatus,
     TenantRuntime,
     TermStatus,
-    UnavailableError,
 )
 from tenantry.domain.commands import Command
 from tenantry.journal.port import Metadata
@@ -46,7 +46,7 @@ class ActorControl:
         """Send a command down the tree and wait for its answer."""
         reply: Future[Outcome] = Future()
         if not tell(self._supervisor, Execute(command=command, metadata=metadata, reply=reply)):
-            raise UnavailableError("the daemon is stopping")
+            raise ControlUnavailableError("the daemon is stopping")
         try:
             return reply.result(timeout)
         except FutureTimeoutError:
@@ -87,7 +87,7 @@ class ActorControl:
         """Ask the supervisor for a sign of life."""
         reply: Future[None] = Future()
         if not tell(self._supervisor, Ping(reply=reply)):
-            raise UnavailableError("the supervisor is dead")
+            raise ControlUnavailableError("the supervisor is dead")
         return reply
 
     def drain(self) -> None:
@@ -96,7 +96,7 @@ class ActorControl:
         if not tell(
             self._supervisor, DrainAll(seconds=self.drain_seconds, stop=False, reply=reply)
         ):
-            raise UnavailableError("the daemon is stopping")
+            raise ControlUnavailableError("the daemon is stopping")
 
     def stop(self) -> None:
         """Begin the shutdown."""

@@ -13,7 +13,7 @@ from tenantry.actors.runtime_state import TenantRuntimeState
 from tenantry.actors.supervision import refuse
 from tenantry.actors.tenant_aggregate import TenantAggregate
 from tenantry.broker.port import Credentials
-from tenantry.control.port import CommandFailedError, Outcome, UnavailableError
+from tenantry.control.port import CommandFailedError, ControlUnavailableError, Outcome
 from tenantry.messages.sql_access import SqlCredentials
 
 MOST_POSTPONED: Final = 100
@@ -95,7 +95,7 @@ class PendingReplies:
     def postpone(self, message: Execute) -> None:
         """Keep a command until the consumer has drained; refuse it where too many are kept."""
         if len(self._postponed) >= MOST_POSTPONED:
-            refuse(message, UnavailableError("too many commands wait for this tenant"))
+            refuse(message, ControlUnavailableError("too many commands wait for this tenant"))
         else:
             self._postponed.append(message)
 
@@ -108,4 +108,4 @@ class PendingReplies:
         executing = [] if (message := self.executing) is None else [message]
         waiting = [message for event in Awaited for message, _ in self._waiting[event]]
         for message in (*executing, *waiting, *self._postponed):
-            refuse(message, UnavailableError("the tenant's actor has stopped; try again"))
+            refuse(message, ControlUnavailableError("the tenant's actor has stopped; try again"))

@@ -8,7 +8,6 @@ from typing import Final
 
 import structlog
 
-from tenantry.actors.backoff import Unavailable
 from tenantry.actors.ports import ActorPorts
 from tenantry.actors.provisioner import topology_of
 from tenantry.actors.tenant_aggregate import TenantAggregate
@@ -29,6 +28,7 @@ from tenantry.domain.tenant import Lifecycle, TenantState, decide
 from tenantry.journal.port import JournalError, Metadata
 from tenantry.messages.port import MessageStoreError
 from tenantry.messages.sql_access import SqlCredentials
+from tenantry.unavailable import UnavailableError
 
 log = structlog.get_logger("actors.tenant")
 
@@ -46,7 +46,7 @@ class ProvisioningSteps:
     """Makes, keeps and removes what a tenant has on the broker and in the database.
 
     Every step may be taken again after a fault. Whether the tenant consumes is not decided here.
-    Methods raise outages (`actors.backoff.Unavailable`) and other errors of the ports; `beat` is
+    Methods raise outages (`UnavailableError`) and other errors of the ports; `beat` is
     told how long the actor may be silent.
     """
 
@@ -188,7 +188,7 @@ class ProvisioningSteps:
         """Have the command fail where broker or database refuse; outages are raised as they are."""
         try:
             yield
-        except Unavailable:
+        except UnavailableError:
             raise
         except (BrokerError, MessageStoreError) as error:
             raise CommandFailedError(f"tenant {self._id!r}{what}: {error}") from error

@@ -23,7 +23,7 @@ import pykka
 import structlog
 
 from tenantry.actors.messages import ChildFailed, Execute, Ping, Ref
-from tenantry.control.port import UnavailableError
+from tenantry.control.port import ControlUnavailableError
 from tenantry.telemetry.heartbeat import Heartbeat
 
 log = structlog.get_logger("actors")
@@ -183,7 +183,7 @@ class SupervisedActor(pykka.ThreadingActor):
     @staticmethod
     def _dismiss(message: object) -> None:
         if isinstance(message, Execute):
-            refuse(message, UnavailableError(RESTARTED))
+            refuse(message, ControlUnavailableError(RESTARTED))
 
 
 class ActorHeartbeat(Heartbeat):

@@ -30,7 +30,7 @@ from tenantry.actors.reconciler import Reconciler, existing_tenants
 from tenantry.actors.runtime_state import RuntimeState, TenantRuntimeState
 from tenantry.actors.supervision import SupervisedActor, refuse, tell
 from tenantry.actors.tenant import Tenant
-from tenantry.control.port import SystemState, UnavailableError
+from tenantry.control.port import ControlUnavailableError, SystemState
 from tenantry.domain import names
 from tenantry.domain.commands import CreateTenant
 from tenantry.domain.errors import InvalidCommandError, TenantNotFoundError
@@ -166,9 +166,9 @@ class Supervisor(SupervisedActor):
     def _route(self, message: Execute) -> None:
         tenant_id = message.command.tenant_id
         if self._runtime.state is not SystemState.RUNNING:
-            refuse(message, UnavailableError(f"the daemon is {self._runtime.state.value}"))
+            refuse(message, ControlUnavailableError(f"the daemon is {self._runtime.state.value}"))
             return
-        restarting = UnavailableError(f"tenant {tenant_id!r} is being restarted")
+        restarting = ControlUnavailableError(f"tenant {tenant_id!r} is being restarted")
         ref = self._tenants.get(tenant_id)
         if ref is None:
             if tenant_id in self._restarting:

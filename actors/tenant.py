@@ -10,7 +10,7 @@ from functools import partial
 
 import structlog
 
-from tenantry.actors.backoff import Retries, Unavailable
+from tenantry.actors.backoff import Retries
 from tenantry.actors.children import Children
 from tenantry.actors.drift_repair import DriftRepair
 from tenantry.actors.messages import (
@@ -40,7 +40,7 @@ from tenantry.actors.runtime_state import TenantRuntimeState
 from tenantry.actors.supervision import SupervisedActor, refuse, tell
 from tenantry.actors.tenant_aggregate import TenantAggregate
 from tenantry.broker.port import Credentials
-from tenantry.control.port import CommandFailedError, UnavailableError
+from tenantry.control.port import CommandFailedError, ControlUnavailableError
 from tenantry.domain.commands import (
     AddTopics,
     CreateTenant,
@@ -54,6 +54,7 @@ from tenantry.domain.commands import (
 )
 from tenantry.domain.errors import DomainError
 from tenantry.domain.tenant import Lifecycle
+from tenantry.unavailable import UnavailableError
 
 log = structlog.get_logger("actors.tenant")
 
@@ -163,9 +164,9 @@ class Tenant(SupervisedActor):
                 # The supervisor is about to let this actor go; it routes the command anew.
                 self.tell_parent(message)
             elif self._draining:
-                refuse(message, UnavailableError("the daemon is draining"))
+                refuse(message, ControlUnavailableError("the daemon is draining"))
             elif not self._aggregate.loaded:
-                refuse(message, UnavailableError("the tenant's events can't be read yet"))
+                refuse(message, ControlUnavailableError("the tenant's events can't be read yet"))
                 if self._fresh:
                     self._leave()
             elif self._children.after_drain:
@@ -174,8 +175,8 @@ class Tenant(SupervisedActor):
                 self._carry_out(message)
         except (DomainError, CommandFailedError) as error:
             self._refused(message, error)
-        except Unavailable as error:
-            self._refused(message, UnavailableError(str(error)))
+        except UnavailableError as error:
+            self._refused(message, ControlUnavailableError(str(error)))
         except Exception as error:
             refuse(message, CommandFailedError(f"tenant {self._id!r}: {error}"))
             raise
@@ -245,7 +246,7 @@ class Tenant(SupervisedActor):
         """Remove what is outside; during an outage, as soon as it is over."""
         try:
             self._bring_about()
-        except Unavailable as error:
+        except UnavailableError as error:
             self._retries.after(error)
 
     # Bringing about what the state says.
@@ -264,7 +265,7 @@ class Tenant(SupervisedActor):
                 self._aggregate.load(self._children.show_totals)
             if self._aggregate.exists and self._goes_on():
                 self._bring_about()
-        except Unavailable as error:
+        except UnavailableError as error:
             self._retries.after(error)
             return
         self._retries.succeeded()
@@ -327,7 +328,9 @@ class Tenant(SupervisedActor):
 
     def _drain(self) -> None:
         self._draining = True
-        self._replies.cannot_happen(Awaited.CONSUMING, UnavailableError("the daemon is draining"))
+        self._replies.cannot_happen(
+            Awaited.CONSUMING, ControlUnavailableError("the daemon is draining")
+        )
         self._children.drain(lambda: self.tell_parent(Drained(name=self._id)))
 
     def _consumer_drained(self) -> None:

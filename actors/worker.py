@@ -17,9 +17,10 @@ from tenantry.actors.supervision import SupervisedActor, tell
 from tenantry.dead_letters.port import RejectedMessage
 from tenantry.domain import names
 from tenantry.domain.events import Event, MessageDeadLettered, MessageIdsReused
-from tenantry.journal.port import ANY, JournalUnavailableError, Metadata
-from tenantry.messages.port import StoreResult, StoreUnavailableError, Tried, Unstorable
+from tenantry.journal.port import ANY, Metadata
+from tenantry.messages.port import StoreResult, Tried, Unstorable
 from tenantry.messages.validation import shown
+from tenantry.unavailable import UnavailableError
 
 log = structlog.get_logger("actors.worker")
 
@@ -81,7 +82,7 @@ class Worker(SupervisedActor):
             if result.unstorable:
                 self.beat()
                 listed = self._record(batch, result.unstorable, again=failures > 0)
-        except (StoreUnavailableError, JournalUnavailableError) as error:
+        except UnavailableError as error:
             self.beat()
             self._runtime.store_down = True
             self._ports.observer.batch_delayed(self._tenant)
@@ -135,7 +136,7 @@ class Worker(SupervisedActor):
         )
         try:
             self._append([event])
-        except JournalUnavailableError as error:
+        except UnavailableError as error:
             # It is counted and logged; nothing waits for it.
             log.debug("message.reuse_not_recorded", error=str(error))
 

@@ -28,7 +28,7 @@ from tenantry.control.port import (
     CommandFailedError,
     CommandTimeoutError,
     ControlError,
-    UnavailableError,
+    ControlUnavailableError,
 )
 from tenantry.domain.errors import (
     DomainError,
@@ -39,12 +39,12 @@ from tenantry.domain.errors import (
 )
 from tenantry.http import problems
 from tenantry.http.problems import Problem
-from tenantry.journal.port import JournalError, JournalUnavailableError, VersionConflictError
+from tenantry.journal.port import JournalError, VersionConflictError
 from tenantry.messages.port import (
     MessageStoreError,
     PartitionMissingError,
-    StoreUnavailableError,
 )
+from tenantry.unavailable import UnavailableError
 
 _log: Final[structlog.stdlib.BoundLogger] = structlog.get_logger(__name__)
 
@@ -73,10 +73,6 @@ def of(error: Exception) -> Problem | None:
             return _of_domain(error)
         case ControlError():
             return _of_control(error)
-        case JournalUnavailableError() | StoreUnavailableError():
-            return problems.unavailable(
-                "the database can't be reached now; try again", code="database-unavailable"
-            )
         case BrokerBlockedError():
             return problems.unavailable(
                 f"{error}; try again with the same message ids", code="broker-unavailable"
@@ -85,6 +81,10 @@ def of(error: Exception) -> Problem | None:
             return problems.unavailable(
                 "the broker can't be reached now; try again with the same message ids",
                 code="broker-unavailable",
+            )
+        case UnavailableError():
+            return problems.unavailable(
+                "the database can't be reached now; try again", code="database-unavailable"
             )
         case VersionConflictError():
             return Problem(
@@ -136,7 +136,7 @@ def _of_domain(error: DomainError) -> Problem:
 
 def _of_control(error: ControlError) -> Problem | None:
     match error:
-        case UnavailableError():
+        case ControlUnavailableError():
             return problems.unavailable(str(error), code="not-taking-commands")
         case CommandTimeoutError():
             return Problem(
@@ -151,13 +151,10 @@ def _of_control(error: ControlError) -> Problem | None:
                 return Problem(
                     409, str(error), code="another-installations", title="Another installation's"
                 )
-            away = of(cause) if isinstance(cause, _AWAY) else None
+            away = of(cause) if isinstance(cause, UnavailableError) else None
             return away or Problem(500, str(error), code="command-failed", title="Command failed")
         case _:
             return None
-
-
-_AWAY: Final = (JournalUnavailableError, StoreUnavailableError, BrokerUnavailableError)
 
 
 def _of_http(error: HTTPException) -> Problem:

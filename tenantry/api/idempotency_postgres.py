@@ -5,10 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import TYPE_CHECKING, Final, LiteralString
 
-import psycopg
-
-from tenantry.database.errors import DatabaseUnavailableError
-from tenantry.database.failures import one_line
+from tenantry.database.failures import PortErrors
 from tenantry.messages.port import MessageStoreError, StoreUnavailableError
 
 if TYPE_CHECKING:
@@ -26,17 +23,13 @@ class PostgresIdempotencyKeys:
 
     def __init__(self, database: Database, *, keep: timedelta = KEEP, most: int = MOST) -> None:
         self._database = database
+        self._errors = PortErrors(StoreUnavailableError, MessageStoreError, where=database.where)
         self._keep = keep
         self._most = most
 
     def claim(self, key: bytes, fingerprint: bytes) -> bool:
         """See `IdempotencyKeys.claim`."""
         wanted = (key, fingerprint, self._keep, self._most)
-        try:
-            with self._database.connection() as connection:
-                row = connection.execute(_CLAIM, wanted).fetchone()
-        except DatabaseUnavailableError as error:
-            raise StoreUnavailableError(str(error)) from error
-        except psycopg.Error as error:
-            raise MessageStoreError(f"{self._database.where}: {one_line(error)}") from error
+        with self._errors, self._database.connection() as connection:
+            row = connection.execute(_CLAIM, wanted).fetchone()
         return row is None or row[0] is None or bytes(row[0]) == fingerprint

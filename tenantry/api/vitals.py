@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from typing import Final
 
-from tenantry.control.port import ActorStatus, Control, SystemState, UnavailableError
+from tenantry.control.port import ActorStatus, Control, ControlUnavailableError, SystemState
 from tenantry.http.problems import Problem, unavailable
 
 PATIENCE_SECONDS: Final = 0.5
@@ -50,7 +50,7 @@ class Vitals:
             self._sent_at = time.monotonic()
             try:
                 answer = self._answer = asyncio.wrap_future(self._control.ping())
-            except UnavailableError as error:
+            except ControlUnavailableError as error:
                 return _not_alive(str(error))
         await asyncio.wait([answer], timeout=self._patience)
         silent = time.monotonic() - self._sent_at

@@ -13,13 +13,13 @@ from tenantry import __version__
 from tenantry.broker.port import DeadLetterBrowser, Outgoing, QueueCounts
 from tenantry.control.port import (
     ActorStatus,
+    ControlUnavailableError,
     Outcome,
     Role,
     SystemState,
     SystemStatus,
     TenantRuntime,
     TermStatus,
-    UnavailableError,
 )
 from tenantry.domain.commands import Command
 from tenantry.journal.port import Metadata
@@ -106,7 +106,7 @@ class StandbyControl:
         self._on_stop()
 
     def _refuse(self) -> NoReturn:
-        raise UnavailableError("; ".join(self.reasons()))
+        raise ControlUnavailableError("; ".join(self.reasons()))
 
 
 class StandbyProver:
@@ -123,7 +123,7 @@ class StandbyProver:
         metadata: Metadata,  # noqa: ARG002
     ) -> NoReturn:
         """Refuse to prove anything."""
-        raise UnavailableError("; ".join(self._reasons()))
+        raise ControlUnavailableError("; ".join(self._reasons()))
 
 
 class StandbyBroker:
@@ -148,4 +148,4 @@ class StandbyBroker:
         self._refuse()
 
     def _refuse(self) -> NoReturn:
-        raise UnavailableError("; ".join(self._reasons()))
+        raise ControlUnavailableError("; ".join(self._reasons()))

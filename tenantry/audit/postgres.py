@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-import psycopg
 from psycopg import errors, sql
 from psycopg.rows import dict_row
 
 from tenantry.audit.balance import Account
 from tenantry.audit.port import CountingTookTooLongError
-from tenantry.database.errors import DatabaseUnavailableError
-from tenantry.database.failures import one_line
+from tenantry.database.failures import PortErrors
 from tenantry.domain import names
 from tenantry.messages.port import MessageStoreError, StoreUnavailableError
 from tenantry.sql import queries
@@ -34,11 +30,12 @@ class PostgresAccounts:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._errors = PortErrors(StoreUnavailableError, MessageStoreError, where=database.where)
         self._query = queries("audit")["account"]
 
     def read(self, tenant_id: str, *, seconds: float | None = None) -> Account | None:
         """See `Accounts.read`."""
-        with self._mapped():
+        with self._errors:
             if seconds is None:
                 with self._database.connection() as connection:
                     return self._read(connection, tenant_id)
@@ -71,12 +68,3 @@ class PostgresAccounts:
         counted = connection.execute(query).fetchone()
         rows, newest = counted or (0, 0)
         return replace(account, rows=rows, newest=newest)
-
-    @contextmanager
-    def _mapped(self) -> Iterator[None]:
-        try:
-            yield
-        except DatabaseUnavailableError as error:
-            raise StoreUnavailableError(str(error)) from error
-        except psycopg.Error as error:
-            raise MessageStoreError(f"{self._database.where}: {one_line(error)}") from error

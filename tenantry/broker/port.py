@@ -11,13 +11,14 @@ from typing import NamedTuple, Protocol, Self
 from tenantry.broker.survey import Survey
 from tenantry.domain import names
 from tenantry.messages.port import Incoming
+from tenantry.unavailable import UnavailableError
 
 
 class BrokerError(Exception):
     """The broker refused or failed."""
 
 
-class BrokerUnavailableError(BrokerError):
+class BrokerUnavailableError(BrokerError, UnavailableError):
     """The broker can't be reached now; the same call may succeed later."""
 
 

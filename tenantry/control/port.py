@@ -20,7 +20,7 @@ class ControlError(Exception):
     """The running system did not carry out a command."""
 
 
-class UnavailableError(ControlError):
+class ControlUnavailableError(ControlError):
     """It takes no commands now (starting, draining, or what it stands on is away): try later."""
 
 
@@ -144,7 +144,7 @@ class Control(Protocol):
     def execute(self, command: Command, *, metadata: Metadata, timeout: float) -> Outcome:
         """Carry out a tenant command; when it returns, the effect is in force.
 
-        Raises `DomainError` (refused), `UnavailableError`, `CommandFailedError`,
+        Raises `DomainError` (refused), `ControlUnavailableError`, `CommandFailedError`,
         `CommandTimeoutError`.
         """
 
@@ -163,7 +163,7 @@ class Control(Protocol):
     def ping(self) -> Future[None]:
         """Ask the root of the actors for a sign of life; the future is set when it handles that.
 
-        Never waits. Raises `UnavailableError` where nobody will ever answer.
+        Never waits. Raises `ControlUnavailableError` where nobody will ever answer.
         """
 
     def drain(self) -> None:

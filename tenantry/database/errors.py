@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from tenantry.unavailable import UnavailableError
+
 
 class DatabaseError(Exception):
     """The database can't be used as asked; the message is one line and holds no password."""
 
 
-class DatabaseUnavailableError(DatabaseError):
+class DatabaseUnavailableError(DatabaseError, UnavailableError):
     """The database can't be reached or gave up; the same work may succeed later.
 
     Whether the work was committed is unknown. `permanent` tells that waiting won't help: the

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Final
 
 import psycopg
 from psycopg import errors as pg
 
 from tenantry.database.errors import DatabaseUnavailableError, TermOverError
+from tenantry.unavailable import UnavailableError
 
 ITS_OWN_FAULT: Final = (
     pg.ProgramLimitExceeded,
@@ -68,6 +69,46 @@ def options_refused(error: BaseException) -> bool:
 
 def _is_term_over(error: BaseException) -> bool:
     return isinstance(error, psycopg.Error) and error.sqlstate == TERM_OVER
+
+
+class PortErrors:
+    """A `with` block whose errors of the database are raised as those of the port it serves.
+
+    An outage becomes `unavailable`, and so does an error of the classes `waited_for`; any other of
+    psycopg's becomes `failed`, unless `otherwise` gives another for it. `where` begins the message.
+    One object may be used again, and by several threads.
+    """
+
+    def __init__(
+        self,
+        unavailable: type[UnavailableError],
+        failed: type[Exception],
+        *,
+        where: str = "",
+        waited_for: tuple[type[psycopg.Error], ...] = (),
+        otherwise: Callable[[psycopg.Error], Exception | None] = lambda _: None,
+    ) -> None:
+        self._unavailable = unavailable
+        self._failed = failed
+        self._prefix = f"{where}: " if where else ""
+        self._waited_for = waited_for
+        self._otherwise = otherwise
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
+        if isinstance(error, DatabaseUnavailableError):
+            raise self._unavailable(str(error)) from error
+        if isinstance(error, psycopg.Error):
+            raise self._of(error) from error
+
+    def _of(self, error: psycopg.Error) -> Exception:
+        if (other := self._otherwise(error)) is not None:
+            return other
+        away = isinstance(error, self._waited_for) or is_unavailable(error)
+        kind = self._unavailable if away else self._failed
+        return kind(f"{self._prefix}{one_line(error)}")
 
 
 def place(parameters: Mapping[str, object]) -> str:

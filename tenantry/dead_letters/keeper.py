@@ -11,15 +11,15 @@ import structlog
 
 from tenantry.broker.port import (
     BrokerError,
-    BrokerUnavailableError,
     DeadLettersBusyError,
     Queues,
 )
 from tenantry.dead_letters.port import DeadLetterIndex
 from tenantry.dead_letters.replay import Reprocessing
-from tenantry.journal.port import JournalError, JournalUnavailableError
-from tenantry.messages.port import MessageStoreError, StoreUnavailableError
+from tenantry.journal.port import JournalError
+from tenantry.messages.port import MessageStoreError
 from tenantry.telemetry.heartbeat import Heartbeat
+from tenantry.unavailable import UnavailableError
 
 log = structlog.get_logger(__name__)
 
@@ -140,7 +140,7 @@ class DeadLetterKeeper:
             self._reprocessing.look(tenant_id, stopping=self._ends)
         except DeadLettersBusyError:
             return  # whoever walks there does all this on the way
-        except (BrokerUnavailableError, StoreUnavailableError, JournalUnavailableError):
+        except UnavailableError:
             raise  # as it would be with any tenant's
         except Exception as error:
             # One tenant's letters: the others' are looked after all the same.

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 from uuid import UUID, uuid4
 
-import psycopg
 from psycopg.rows import dict_row
 
-from tenantry.database.errors import DatabaseUnavailableError
-from tenantry.database.failures import one_line
+from tenantry.database.failures import PortErrors
 from tenantry.dead_letters.matching import Matching, Row, keys
 from tenantry.dead_letters.port import (
     EVERYTHING,
@@ -48,6 +45,7 @@ class PostgresDeadLetterIndex:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._errors = PortErrors(StoreUnavailableError, MessageStoreError, where=database.where)
         self._sql = queries("dead_letters")
 
     def add(self, tenant_id: str, letters: Sequence[RejectedMessage]) -> list[IndexedDeadLetter]:
@@ -104,7 +102,7 @@ class PostgresDeadLetterIndex:
     def sweep(self, *, older_than: float) -> int:
         """See `DeadLetterIndex.sweep`."""
         given = {"age": timedelta(seconds=older_than)}
-        with self._connection() as connection:
+        with self._errors, self._database.connection() as connection:
             return connection.execute(self._sql["sweep"], given).rowcount
 
     def page(
@@ -114,7 +112,11 @@ class PostgresDeadLetterIndex:
         parameters = _selected(which) | {
             "tenant": tenant_id, "after": after, "limit": limit + 1, "bytes": PAGE_BYTES
         }  # fmt: skip
-        with self._connection() as connection, connection.cursor(row_factory=dict_row) as cursor:
+        with (
+            self._errors,
+            self._database.connection() as connection,
+            connection.cursor(row_factory=dict_row) as cursor,
+        ):
             rows = cursor.execute(self._sql["page"], parameters).fetchall()
         there = rows[0]["candidates"] if rows else 0
         found = rows[:limit]
@@ -161,7 +163,7 @@ class PostgresDeadLetterIndex:
         """Match messages with the rows there are, alone, and write what comes of it."""
         fingerprints, ids = keys(messages)
         given = {"tenant": tenant_id, "fingerprints": fingerprints, "ids": ids}
-        with self._connection() as connection, connection.transaction():
+        with self._errors, self._database.connection() as connection, connection.transaction():
             (_, now) = connection.execute(self._sql["lock"], given).fetchone() or (None, None)
             if browse is None:
                 connection.execute(self._sql["attempts_over"], given)
@@ -194,23 +196,13 @@ class PostgresDeadLetterIndex:
         change letters, and the tenant's totals.
         """
         given["tenant"] = tenant_id
-        with self._connection() as connection, connection.transaction():
+        with self._errors, self._database.connection() as connection, connection.transaction():
             connection.execute(self._sql["lock"], given)
             return [connection.execute(self._sql[query], given).rowcount for query in queries]
 
     def _fetch(self, query: str, **parameters: object) -> list[Any]:
-        with self._connection() as connection:
+        with self._errors, self._database.connection() as connection:
             return connection.execute(self._sql[query], parameters).fetchall()
-
-    @contextmanager
-    def _connection(self) -> Iterator[Connection]:
-        try:
-            with self._database.connection() as connection:
-                yield connection
-        except DatabaseUnavailableError as error:
-            raise StoreUnavailableError(str(error)) from error
-        except psycopg.Error as error:
-            raise MessageStoreError(f"{self._database.where}: {one_line(error)}") from error
 
 
 def _row(columns: dict[str, Any]) -> Row:

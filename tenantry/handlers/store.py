@@ -8,20 +8,16 @@ it, is tried under a lock, with that noted before: so if it does it again, it is
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from time import monotonic
 from typing import TYPE_CHECKING, Final
 from uuid import uuid4
 
-import psycopg
 import structlog
-from psycopg import errors
 
 from tenantry import failpoints
-from tenantry.database.errors import DatabaseUnavailableError
-from tenantry.database.failures import UNFIT, one_line
+from tenantry.database.failures import UNFIT
 from tenantry.handlers.attempting import Trying
 from tenantry.handlers.attempts import HANDLER_TIMEOUT, WORKER_KILLED, Attempts, RetryPolicy
 from tenantry.handlers.crew import Crew
@@ -35,18 +31,15 @@ from tenantry.messages.port import (
     Counts,
     Held,
     Incoming,
-    MessageStoreError,
     Order,
-    PartitionMissingError,
     Partitions,
     StoredMessage,
     StoreResult,
-    StoreUnavailableError,
     Tried,
     Unstorable,
     Whose,
 )
-from tenantry.messages.postgres import MAX_BYTES, PostgresMessageStore
+from tenantry.messages.postgres import MAX_BYTES, PostgresMessageStore, store_errors
 
 if TYPE_CHECKING:
     from tenantry.database.pool import Connection, Database
@@ -122,7 +115,8 @@ class HandlingStore:
             if not taken:
                 tally.left += mine
             else:
-                with _errors_of(tenant_id):
+                # Of our own statements: what a handler's fail with is its message's failure.
+                with store_errors(tenant_id, waited_for=UNFIT):
                     self._handle(tenant_id, batch, mine, again, tally)
         failpoints.reach("after_commit")
         return tally.result()
@@ -283,19 +277,3 @@ def _entry(index: int, message: Incoming, is_json: bool) -> Entry:
     """Make an entry; a message without an id gets one, which the handler is to see."""
     stored_as = message if message.id is not None else message._replace(id=str(uuid4()))
     return Entry(index, message, stored_as, is_json)
-
-
-@contextmanager
-def _errors_of(tenant_id: str) -> Iterator[None]:
-    """Speak of the database's errors in the port's words."""
-    try:
-        yield
-    except DatabaseUnavailableError as error:
-        raise StoreUnavailableError(str(error)) from error
-    except errors.UndefinedTable as error:
-        raise PartitionMissingError(f"tenant {tenant_id!r} has no partition") from error
-    except UNFIT as error:
-        # Of our own statements: what a handler's fail with is its message's failure.
-        raise StoreUnavailableError(one_line(error)) from error
-    except psycopg.Error as error:
-        raise MessageStoreError(one_line(error)) from error

@@ -10,7 +10,7 @@ from typing import Final
 from tenantry.database.pool import Connection, Database
 from tenantry.database.rights import open_to_tenants
 from tenantry.messages.sql_access import SqlCredentials
-from tenantry.messages.sql_access_postgres import mapped, mark, verifier
+from tenantry.messages.sql_access_postgres import mark, role_errors, verifier
 from tenantry.sql import queries
 
 CONNECTIONS: Final = 1
@@ -69,5 +69,5 @@ class PostgresProbes:
 
     @contextmanager
     def _connection(self) -> Iterator[Connection]:
-        with mapped(self._database), self._database.connection() as connection:
+        with role_errors(self._database), self._database.connection() as connection:
             yield connection

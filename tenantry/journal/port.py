@@ -10,13 +10,14 @@ from typing import Final, Protocol
 from uuid import UUID, uuid4
 
 from tenantry.domain.events import Event
+from tenantry.unavailable import UnavailableError
 
 
 class JournalError(Exception):
     """The journal could not be read or written."""
 
 
-class JournalUnavailableError(JournalError):
+class JournalUnavailableError(JournalError, UnavailableError):
     """The journal can't be reached now; the same call may succeed later."""
 
 

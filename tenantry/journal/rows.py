@@ -7,10 +7,7 @@ from contextlib import contextmanager
 from datetime import UTC
 from typing import Any
 
-import psycopg
-
-from tenantry.database.errors import DatabaseUnavailableError
-from tenantry.database.failures import UNFIT, one_line
+from tenantry.database.failures import UNFIT, PortErrors
 from tenantry.database.pool import Connection, Database
 from tenantry.journal.codec import CODEC, decode_metadata
 from tenantry.journal.port import JournalError, JournalUnavailableError, RecordedEvent
@@ -36,12 +33,8 @@ def recorded_event(row: tuple[Any, ...]) -> RecordedEvent:
 @contextmanager
 def journal_connection(database: Database) -> Iterator[Connection]:
     """Lend a connection; the database's failures become the journal's."""
-    try:
-        with database.connection() as connection:
-            yield connection
-    except DatabaseUnavailableError as error:
-        raise JournalUnavailableError(str(error)) from error
-    except UNFIT as error:
-        raise JournalUnavailableError(f"{database.where}: {one_line(error)}") from error
-    except psycopg.Error as error:
-        raise JournalError(f"{database.where}: {one_line(error)}") from error
+    errors = PortErrors(
+        JournalUnavailableError, JournalError, where=database.where, waited_for=UNFIT
+    )
+    with errors, database.connection() as connection:
+        yield connection

@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import Final, NamedTuple, Protocol
 
 from tenantry.domain.tenant import TenantState
+from tenantry.unavailable import UnavailableError
 
 
 class Incoming(NamedTuple):
@@ -160,7 +161,7 @@ class MessageStoreError(Exception):
     """The message store refused or failed."""
 
 
-class StoreUnavailableError(MessageStoreError):
+class StoreUnavailableError(MessageStoreError, UnavailableError):
     """The store can't be reached or is busy; the same call may succeed later."""
 
 

@@ -10,8 +10,7 @@ from psycopg import errors
 from psycopg.rows import TupleRow, class_row
 
 from tenantry import failpoints
-from tenantry.database.errors import DatabaseUnavailableError
-from tenantry.database.failures import UNFIT, one_line
+from tenantry.database.failures import UNFIT, PortErrors, one_line
 from tenantry.messages import pages
 from tenantry.messages.insertion import Sifted, insert, sift
 from tenantry.messages.port import (
@@ -55,6 +54,23 @@ FOREIGN_ROWS: Final = "TN002"
 """What `tenantry.refuse_foreign_rows` says of a detached partition."""
 
 
+def store_errors(
+    tenant_id: str | None = None, *, waited_for: tuple[type[psycopg.Error], ...] = ()
+) -> PortErrors:
+    """Give the port's errors of what goes wrong with a tenant's partition, or with no one's."""
+
+    def otherwise(error: psycopg.Error) -> MessageStoreError | None:
+        if tenant_id is not None and isinstance(error, errors.UndefinedTable):
+            return PartitionMissingError(f"tenant {tenant_id!r} has no partition")
+        if error.sqlstate == FOREIGN_ROWS:
+            return ForeignRowsError(one_line(error))
+        return None
+
+    return PortErrors(
+        StoreUnavailableError, MessageStoreError, waited_for=waited_for, otherwise=otherwise
+    )
+
+
 class PostgresMessageStore:
     """Keeps each tenant's messages in a partition of `public.messages`."""
 
@@ -91,13 +107,8 @@ class PostgresMessageStore:
 
     def partitions(self) -> Partitions:
         """See `MessageStore.partitions`."""
-        try:
-            with self._database.connection() as connection:
-                rows = connection.execute(_PARTITIONS).fetchall()
-        except DatabaseUnavailableError as error:
-            raise StoreUnavailableError(str(error)) from error
-        except psycopg.Error as error:
-            raise MessageStoreError(one_line(error)) from error
+        with store_errors(), self._database.connection() as connection:
+            rows = connection.execute(_PARTITIONS).fetchall()
         whole = frozenset(tenant_id for tenant_id, is_whole in rows if is_whole)
         return Partitions(
             whole=whole, partial=frozenset(tenant_id for tenant_id, _ in rows) - whole
@@ -110,19 +121,13 @@ class PostgresMessageStore:
         again: Mapping[int, Tried | None] = NOTHING,  # noqa: ARG002 - nothing is tried twice here
     ) -> StoreResult:
         """Store a batch; what can't be stored is set aside and named in the result."""
-        try:
-            with self._database.connection() as connection:
-                sifted = sift(connection, batch, self._max_bytes)
-                stored, duplicates = insert(connection, tenant_id, sifted)
-                reused = _reused(connection, tenant_id, sifted) if duplicates else ()
-        except DatabaseUnavailableError as error:
-            raise StoreUnavailableError(str(error)) from error
-        except errors.UndefinedTable as error:
-            raise PartitionMissingError(f"tenant {tenant_id!r} has no partition") from error
-        except UNFIT as error:
-            raise StoreUnavailableError(one_line(error)) from error
-        except psycopg.Error as error:
-            raise MessageStoreError(one_line(error)) from error
+        with (
+            store_errors(tenant_id, waited_for=UNFIT),
+            self._database.connection() as connection,
+        ):
+            sifted = sift(connection, batch, self._max_bytes)
+            stored, duplicates = insert(connection, tenant_id, sifted)
+            reused = _reused(connection, tenant_id, sifted) if duplicates else ()
         failpoints.reach("after_commit")
         unstorable = tuple(sorted(sifted.unstorable, key=lambda one: one.index))
         return StoreResult(
@@ -142,18 +147,12 @@ class PostgresMessageStore:
         query = pages.rows(tenant_id, of_topic=topic is not None, order=order)
         after = pages.begin(order) if after is None else after
         wanted = {"topic": topic, "after": after, "limit": limit}
-        try:
-            with (
-                self._database.connection() as connection,
-                connection.cursor(row_factory=class_row(StoredMessage)) as cursor,
-            ):
-                return cursor.execute(query, wanted, prepare=False).fetchall()
-        except DatabaseUnavailableError as error:
-            raise StoreUnavailableError(str(error)) from error
-        except errors.UndefinedTable as error:
-            raise PartitionMissingError(f"tenant {tenant_id!r} has no partition") from error
-        except psycopg.Error as error:
-            raise MessageStoreError(one_line(error)) from error
+        with (
+            store_errors(tenant_id),
+            self._database.connection() as connection,
+            connection.cursor(row_factory=class_row(StoredMessage)) as cursor,
+        ):
+            return cursor.execute(query, wanted, prepare=False).fetchall()
 
     def counts(self, tenant_id: str) -> Counts:
         """Give the tenant's running totals."""
@@ -172,15 +171,8 @@ class PostgresMessageStore:
         self._call("DELETE FROM tenantry.attempts WHERE tenant_id = %s RETURNING key", tenant_id)
 
     def _call(self, query: LiteralString, *parameters: object) -> TupleRow | None:
-        try:
-            with self._database.connection() as connection:
-                return connection.execute(query, parameters).fetchone()
-        except DatabaseUnavailableError as error:
-            raise StoreUnavailableError(str(error)) from error
-        except psycopg.Error as error:
-            if error.sqlstate == FOREIGN_ROWS:
-                raise ForeignRowsError(one_line(error)) from error
-            raise MessageStoreError(one_line(error)) from error
+        with store_errors(), self._database.connection() as connection:
+            return connection.execute(query, parameters).fetchone()
 
 
 def _reused(connection: Connection, tenant_id: str, sifted: Sifted) -> tuple[int, ...]:

@@ -5,21 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-import psycopg
-from psycopg import errors
-
-from tenantry.database.errors import DatabaseUnavailableError
-from tenantry.database.failures import one_line
 from tenantry.database.loop import LoopQueries, Row
 from tenantry.messages import pages
 from tenantry.messages.port import (
-    MessageStoreError,
     Order,
-    PartitionMissingError,
-    StoreUnavailableError,
     WrittenMessage,
     WrittenPage,
 )
+from tenantry.messages.postgres import store_errors
 
 _BETWEEN: Final = b",\n"
 
@@ -88,11 +81,5 @@ class PostgresPageReader:
     async def _row(
         self, query: bytes, parameters: Sequence[bytes | None], tenant_id: str | None = None
     ) -> Row:
-        try:
+        with store_errors(tenant_id):
             return await self._queries.row(query, parameters)
-        except DatabaseUnavailableError as error:
-            raise StoreUnavailableError(str(error)) from error
-        except errors.UndefinedTable as error:
-            raise PartitionMissingError(f"tenant {tenant_id!r} has no partition") from error
-        except psycopg.Error as error:
-            raise MessageStoreError(one_line(error)) from error

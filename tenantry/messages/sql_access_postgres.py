@@ -12,8 +12,7 @@ import psycopg
 import structlog
 from psycopg import errors, sql
 
-from tenantry.database.errors import DatabaseUnavailableError
-from tenantry.database.failures import one_line
+from tenantry.database.failures import PortErrors, one_line
 from tenantry.database.insisting import insist
 from tenantry.database.pool import Connection, Database
 from tenantry.messages.port import MessageStoreError, StoreUnavailableError
@@ -47,7 +46,7 @@ class PostgresSqlAccess:
         one of those.
         """
         password = secrets.token_urlsafe(32)
-        with mapped(self._database), self._database.listen_connection() as connection:
+        with role_errors(self._database), self._database.listen_connection() as connection:
             with connection.transaction():
                 row = connection.execute("SELECT tenantry.sql_role(%s)", (tenant_id,)).fetchone()
                 role = str(row[0]) if row else ""
@@ -73,7 +72,7 @@ class PostgresSqlAccess:
 
     @contextmanager
     def _connection(self) -> Iterator[Connection]:
-        with mapped(self._database), self._database.connection() as connection:
+        with role_errors(self._database), self._database.connection() as connection:
             yield connection
 
 
@@ -103,21 +102,21 @@ def verifier(connection: Connection, role: str, password: str) -> str:
     return hashed.decode()
 
 
-@contextmanager
-def mapped(database: Database) -> Iterator[None]:
-    """Make the port's errors of what goes wrong with roles."""
-    try:
-        yield
-    except DatabaseUnavailableError as error:
-        raise StoreUnavailableError(str(error)) from error
-    except errors.InsufficientPrivilege as error:
-        raise MessageStoreError(
-            f"{database.where}: {one_line(error)}; tenants' roles need a user of database.url "
-            "that may make roles: ALTER ROLE ... CREATEROLE"
-        ) from error
-    except errors.DuplicateObject as error:
-        raise MessageStoreError(
-            f"{database.where}: {one_line(error)}, and was not made by this program: drop it"
-        ) from error
-    except psycopg.Error as error:
-        raise MessageStoreError(f"{database.where}: {one_line(error)}") from error
+def role_errors(database: Database) -> PortErrors:
+    """Give the port's errors of what goes wrong with tenants' roles."""
+
+    def otherwise(error: psycopg.Error) -> MessageStoreError | None:
+        if isinstance(error, errors.InsufficientPrivilege):
+            return MessageStoreError(
+                f"{database.where}: {one_line(error)}; tenants' roles need a user of database.url "
+                "that may make roles: ALTER ROLE ... CREATEROLE"
+            )
+        if isinstance(error, errors.DuplicateObject):
+            return MessageStoreError(
+                f"{database.where}: {one_line(error)}, and was not made by this program: drop it"
+            )
+        return None
+
+    return PortErrors(
+        StoreUnavailableError, MessageStoreError, where=database.where, otherwise=otherwise
+    )

@@ -8,10 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final
 
-import psycopg
-
-from tenantry.database.errors import DatabaseUnavailableError
-from tenantry.database.failures import one_line
+from tenantry.database.failures import PortErrors
 from tenantry.database.pool import Connection, Database
 from tenantry.domain import names
 from tenantry.domain.tenant import TenantState, fold
@@ -53,18 +50,12 @@ class TenantProjection:
         Appends wait meanwhile; readers see the old one until the new one is complete.
         Raises `JournalUnavailableError`, `JournalError`; the old one is then left in place.
         """
-        try:
-            with (
-                database.listen_connection(
-                    statement_timeout=REBUILD_STATEMENT_TIMEOUT
-                ) as connection,
-                connection.transaction(),
-            ):
-                return self._rebuild(connection)
-        except DatabaseUnavailableError as error:
-            raise JournalUnavailableError(str(error)) from error
-        except psycopg.Error as error:
-            raise JournalError(f"{database.where}: {one_line(error)}") from error
+        with (
+            PortErrors(JournalUnavailableError, JournalError, where=database.where),
+            database.listen_connection(statement_timeout=REBUILD_STATEMENT_TIMEOUT) as connection,
+            connection.transaction(),
+        ):
+            return self._rebuild(connection)
 
     def ensure_current(self, database: Database) -> bool:
         """Rebuild the read model if it is behind the journal or of another shape; tell whether.

@@ -9,7 +9,8 @@ from typing import Final
 import structlog
 
 from tenantry.terms.lease import Term, Watch, time_since_boot
-from tenantry.terms.port import Holder, Standing, Terms, TermsUnavailableError
+from tenantry.terms.port import Holder, Standing, Terms
+from tenantry.unavailable import UnavailableError
 
 log: Final = structlog.get_logger("terms")
 
@@ -42,7 +43,7 @@ class Candidate:
         """
         try:
             standing = self._terms.look()
-        except TermsUnavailableError as error:
+        except UnavailableError as error:
             self._watch.interrupted()
             self._note_trouble(str(error))
             return None
@@ -53,7 +54,7 @@ class Candidate:
         asked_at = self._boot_time()
         try:
             taken = self._terms.take(standing, self.me)
-        except TermsUnavailableError as error:
+        except UnavailableError as error:
             self._note_trouble(str(error))
             return None
         self._note_trouble(None)

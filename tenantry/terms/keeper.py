@@ -10,7 +10,8 @@ import structlog
 
 from tenantry.telemetry.heartbeat import Heartbeat
 from tenantry.terms.lease import RENEW_EVERY, Term, time_since_boot
-from tenantry.terms.port import Terms, TermsUnavailableError
+from tenantry.terms.port import Terms
+from tenantry.unavailable import UnavailableError
 
 log: Final = structlog.get_logger("terms")
 
@@ -51,7 +52,7 @@ class TermKeeper:
             self.heartbeat.beat(LONGEST_RENEWAL)
             try:
                 mine = self._terms.renew(self._term.number)
-            except TermsUnavailableError as error:
+            except UnavailableError as error:
                 if not lapsed and not self._term.valid():
                     lapsed = True
                     log.warning("term.lapsed", number=self._term.number, error=str(error))
@@ -76,5 +77,5 @@ class TermKeeper:
         self._term.end()
         try:
             self._terms.release(self._term.number)
-        except TermsUnavailableError as error:
+        except UnavailableError as error:
             log.warning("term.not_released", number=self._term.number, error=str(error))

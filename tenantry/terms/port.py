@@ -13,10 +13,6 @@ Spreading tenants over several daemons would mean a scope for each share of them
 """
 
 
-class TermsUnavailableError(Exception):
-    """The place where terms are kept can't be reached now; the message is one line."""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Holder:
     """A daemon that holds a term or would.
@@ -48,7 +44,7 @@ class Standing:
 class Terms(Protocol):
     """The terms of one scope. Callable from any thread; every call is bounded in time.
 
-    Every call may raise `TermsUnavailableError`, and have had its effect nevertheless.
+    Every call may raise `UnavailableError` (one line), and have had its effect nevertheless.
     """
 
     def look(self) -> Standing:

@@ -7,14 +7,13 @@ from contextlib import contextmanager
 from datetime import UTC
 from typing import Final
 
-import psycopg
 from psycopg.rows import TupleRow
 
-from tenantry.database.errors import DatabaseUnavailableError
-from tenantry.database.failures import one_line
+from tenantry.database.failures import PortErrors
 from tenantry.database.pool import Connection, Database
 from tenantry.sql import queries
-from tenantry.terms.port import DAEMON, Holder, Standing, TermsUnavailableError
+from tenantry.terms.port import DAEMON, Holder, Standing
+from tenantry.unavailable import UnavailableError
 
 PATIENCE: Final = 2.0
 """Seconds to wait for a connection."""
@@ -41,7 +40,7 @@ class PostgresTerms:
         with self._connection() as connection:
             row = connection.execute(self._sql["look"], {"scope": self._scope}).fetchone()
         if row is None:
-            raise TermsUnavailableError(f"{self._database.where}: no scope {self._scope!r}")
+            raise UnavailableError(f"{self._database.where}: no scope {self._scope!r}")
         return _standing(row)
 
     def take(self, seen: Standing, by: Holder) -> Standing | None:
@@ -73,13 +72,9 @@ class PostgresTerms:
 
     @contextmanager
     def _connection(self) -> Iterator[Connection]:
-        try:
-            with self._database.connection(PATIENCE) as connection:
-                yield connection
-        except DatabaseUnavailableError as error:
-            raise TermsUnavailableError(str(error)) from error
-        except psycopg.Error as error:
-            raise TermsUnavailableError(f"{self._database.where}: {one_line(error)}") from error
+        errors = PortErrors(UnavailableError, UnavailableError, where=self._database.where)
+        with errors, self._database.connection(PATIENCE) as connection:
+            yield connection
 
 
 def _standing(row: TupleRow) -> Standing:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
 from tenantry.broker.port import BrokerError, BrokerUnavailableError, UnroutableError
-from tenantry.control.port import CommandFailedError, CommandTimeoutError, UnavailableError
+from tenantry.control.port import CommandFailedError, CommandTimeoutError, ControlUnavailableError
 from tenantry.domain.errors import WrongStateError
 from tenantry.domain.events import DeletionRequested
 from tenantry.journal.port import JournalUnavailableError, Metadata, VersionConflictError
@@ -222,7 +222,7 @@ def _failed(cause: Exception | None) -> CommandFailedError:
 @pytest.mark.parametrize(
     ("error", "status", "word"),
     [
-        (UnavailableError("the daemon is draining"), 503, "draining"),
+        (ControlUnavailableError("the daemon is draining"), 503, "draining"),
         (JournalUnavailableError("postgresql://u:secret@h"), 503, "database"),
         (BrokerUnavailableError("amqp://u:secret@h"), 503, "broker"),
         (VersionConflictError("tenant-acme", 1, 2), 409, "same time"),

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 import pytest
 
 from tenantry.database.pool import Database
-from tenantry.terms.port import Holder, Terms, TermsUnavailableError
+from tenantry.terms.port import Holder, Terms
 from tenantry.terms.postgres import PostgresTerms
+from tenantry.unavailable import UnavailableError
 from tests.fakes.stores import InMemoryTerms
 
 ONE = Holder(instance="one", host="here", pid=1)
@@ -78,7 +79,7 @@ def test_a_released_term_is_nobodys_and_keeps_its_number(terms: Terms) -> None:
 def test_an_absent_database_is_told_as_such(database: Database) -> None:
     terms = PostgresTerms(database)
     database.close()
-    with pytest.raises(TermsUnavailableError):
+    with pytest.raises(UnavailableError):
         terms.look()
-    with pytest.raises(TermsUnavailableError):
+    with pytest.raises(UnavailableError):
         terms.renew(1)

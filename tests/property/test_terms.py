@@ -16,7 +16,8 @@ from hypothesis.stateful import (
 
 from tenantry.terms.candidate import Candidate
 from tenantry.terms.lease import LEASE, MARGIN, Term
-from tenantry.terms.port import Holder, Standing, TermsUnavailableError
+from tenantry.terms.port import Holder, Standing
+from tenantry.unavailable import UnavailableError
 from tests.depth import examples
 from tests.fakes.stores import InMemoryTerms
 
@@ -39,7 +40,7 @@ class Reachable:
 
     def _through(self) -> None:
         if self.away:
-            raise TermsUnavailableError("away")
+            raise UnavailableError("away")
 
     def look(self) -> Standing:
         self._through()
@@ -49,7 +50,7 @@ class Reachable:
         self._through()
         taken = self._terms.take(seen, by)
         if self.loses_answers:
-            raise TermsUnavailableError("no answer")
+            raise UnavailableError("no answer")
         return taken
 
     def renew(self, number: int) -> bool:
@@ -154,7 +155,7 @@ class Terms(RuleBasedStateMachine):
             return
         try:
             mine = daemon.way.renew(daemon.term.number)
-        except TermsUnavailableError:
+        except UnavailableError:
             return
         if mine:
             daemon.term.renewed(daemon.asked_at)

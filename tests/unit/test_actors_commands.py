@@ -14,8 +14,8 @@ from tenantry.broker.port import BrokerError, PasswordHash
 from tenantry.control.port import (
     CommandFailedError,
     CommandTimeoutError,
+    ControlUnavailableError,
     Outcome,
-    UnavailableError,
 )
 from tenantry.domain import names
 from tenantry.domain.commands import (
@@ -184,7 +184,7 @@ def test_a_password_that_nobody_was_shown_is_taken_back(
         monkeypatch.setattr(tree.journal, "append", fail)
     else:
         monkeypatch.setattr(tree.administration, "ensure_user", half)
-    with pytest.raises((UnavailableError, CommandFailedError)):
+    with pytest.raises((ControlUnavailableError, CommandFailedError)):
         tree.execute(RotateCredentials(tenant_id="a"))
     monkeypatch.setattr(tree.journal, "append", append)
     eventually(lambda: tree.administration.users["a"] == shown)
@@ -238,7 +238,7 @@ def test_a_command_whose_last_step_is_being_taken_is_waited_for(
 def test_topics_whose_queues_could_not_be_made_are_made_and_consumed_later(tree: Tree) -> None:
     tree.create("a")
     tree.faults.plan("ensure_topology", outage(), times=2)
-    with pytest.raises(UnavailableError):
+    with pytest.raises(ControlUnavailableError):
         tree.execute(AddTopics(tenant_id="a", topics=("logs",)))
     eventually(lambda: {one.topic for one in tree.subscription("a").queues} == {"default", "logs"})
     assert tree.administration.topologies["a"].topics == ("logs",)

@@ -10,7 +10,7 @@ from tenantry.actors.messages import Drifted
 from tenantry.actors.supervision import tell
 from tenantry.broker.port import NotOursError, TenantTopology
 from tenantry.broker.survey import Drift, DriftKind
-from tenantry.control.port import CommandFailedError, UnavailableError
+from tenantry.control.port import CommandFailedError, ControlUnavailableError
 from tenantry.domain.commands import PauseTenant, RequestDeletion, RotateCredentials
 from tenantry.domain.errors import InvalidCommandError, TenantExistsError, TenantNotFoundError
 from tenantry.domain.tenant import Lifecycle
@@ -151,7 +151,7 @@ def test_a_tenant_created_again_is_another_and_the_former_is_out_of_its_way_befo
     eventually(lambda: tree.store.counts("a").stored == 2)
     tree.execute(RequestDeletion(tenant_id="a", retain=True))
     tree.faults.plan("vacate", outage())
-    with pytest.raises(UnavailableError):
+    with pytest.raises(ControlUnavailableError):
         tree.create("a")
     tree.faults.plan("vacate", MessageStoreError("rows of others"))
     with pytest.raises(CommandFailedError, match="stands in its way: rows of others"):

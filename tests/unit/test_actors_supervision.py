@@ -13,7 +13,7 @@ from tenantry.actors.messages import DrainAll, Orphan
 from tenantry.actors.runtime_state import RuntimeState
 from tenantry.actors.supervision import tell
 from tenantry.actors.tree import drain_and_stop
-from tenantry.control.port import SystemState, UnavailableError
+from tenantry.control.port import ControlUnavailableError, SystemState
 from tenantry.domain import names
 from tenantry.domain.commands import PauseTenant, RequestDeletion, ResizeWorkers, ResumeTenant
 from tenantry.domain.events import TenantParked
@@ -135,7 +135,7 @@ def test_a_drain_finishes_what_was_taken_and_refuses_commands(tree: Tree) -> Non
     eventually(lambda: tree.store.inside == 3)
     tree.control.drain()
     eventually(lambda: tree.runtime.state is SystemState.DRAINING)
-    with pytest.raises(UnavailableError):
+    with pytest.raises(ControlUnavailableError):
         tree.create("c")
     tree.store.gate.set()
     eventually(lambda: tree.runtime.state is SystemState.DRAINED)
@@ -220,7 +220,7 @@ def test_a_deletion_that_keeps_failing_stands_still_and_then_goes_on(
     tree.create("a")
     # Two lives of failures: what is being deleted can't be parked.
     tree.faults.plan("remove_topology", ZeroDivisionError("a bug"), times=8)
-    with pytest.raises(UnavailableError):
+    with pytest.raises(ControlUnavailableError):
         tree.execute(RequestDeletion(tenant_id="a"))
     eventually(lambda: tree.events("a")[-1] == "TenantDeleted")
     eventually(lambda: tree.control.runtime("a") is None)

@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any, Final
 
-import psycopg
 import structlog
 from psycopg import errors
 
@@ -25,8 +24,7 @@ from tenantry.broker.port import (
 )
 from tenantry.broker.postgres import closing, users
 from tenantry.broker.survey import Survey, User
-from tenantry.database.errors import DatabaseUnavailableError
-from tenantry.database.failures import one_line
+from tenantry.database.failures import PortErrors, one_line
 from tenantry.database.insisting import insist
 from tenantry.database.pool import Connection, Database
 from tenantry.domain import names
@@ -54,6 +52,7 @@ class PostgresAdministration:
         """Tenants' roles carry the name of the `installation`."""
         self._installation = installation
         self._database = database
+        self._errors = PortErrors(BrokerUnavailableError, BrokerError, where=database.where)
         self._in_hand = in_hand
         self._sql = queries("queues")
 
@@ -237,13 +236,8 @@ class PostgresAdministration:
 
     @contextmanager
     def _connection(self) -> Iterator[Connection]:
-        try:
-            with self._database.connection() as connection:
-                yield connection
-        except DatabaseUnavailableError as error:
-            raise BrokerUnavailableError(str(error)) from error
-        except psycopg.Error as error:
-            raise BrokerError(f"{self._database.where}: {one_line(error)}") from error
+        with self._errors, self._database.connection() as connection:
+            yield connection
 
     @contextmanager
     def _roles(self) -> Iterator[Connection]:

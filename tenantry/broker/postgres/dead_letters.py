@@ -15,8 +15,7 @@ from tenantry.broker.port import (
     QueuedDeadLetter,
 )
 from tenantry.broker.postgres.reading import BYTES
-from tenantry.database.errors import DatabaseUnavailableError
-from tenantry.database.failures import is_unavailable, one_line
+from tenantry.database.failures import PortErrors
 from tenantry.database.pool import Database
 from tenantry.messages.headers import JsonHeaders
 from tenantry.messages.port import Incoming
@@ -24,6 +23,10 @@ from tenantry.sql import queries
 
 _REASON: Final = "rejected"
 """Nothing else makes a dead letter here: no queue has limits, no message expires."""
+
+_ERRORS: Final = PortErrors(
+    BrokerUnavailableError, BrokerError, where="the dead letters can't be read"
+)
 
 
 class PostgresDeadLetterBrowser:
@@ -56,13 +59,10 @@ class PostgresDeadLetterBrowser:
         self._execute("remove_rejected", seqs=[self._given[index] for index in indexes])
 
     def _execute(self, name: str, **parameters: object) -> psycopg.Cursor[Any]:
-        try:
+        with _ERRORS:
             return self._connection.execute(
                 self._sql[name], {"tenant": self._tenant_id, **parameters}
             )
-        except psycopg.Error as error:
-            kind = BrokerUnavailableError if is_unavailable(error) else BrokerError
-            raise kind(f"the dead letters can't be read: {one_line(error)}") from error
 
 
 def _message(read: Incoming) -> Incoming:
@@ -81,18 +81,15 @@ class PostgresDeadLetters:
     @contextmanager
     def browse(self, tenant_id: str) -> Iterator[PostgresDeadLetterBrowser]:
         """See `DeadLetters.browse`."""
-        try:
-            with self._database.listen_connection() as connection:
-                if not self._begun(connection, tenant_id):
-                    raise DeadLettersBusyError(
-                        f"the dead letters of tenant {tenant_id!r} are being replayed or discarded"
-                    )
-                try:
-                    yield PostgresDeadLetterBrowser(connection, tenant_id)
-                finally:
-                    self._end(connection, tenant_id)
-        except DatabaseUnavailableError as error:
-            raise BrokerUnavailableError(str(error)) from error
+        with _ERRORS, self._database.listen_connection() as connection:
+            if not self._begun(connection, tenant_id):
+                raise DeadLettersBusyError(
+                    f"the dead letters of tenant {tenant_id!r} are being replayed or discarded"
+                )
+            try:
+                yield PostgresDeadLetterBrowser(connection, tenant_id)
+            finally:
+                self._end(connection, tenant_id)
 
     def _begun(self, connection: psycopg.Connection[Any], tenant_id: str) -> bool:
         row = connection.execute(self._sql["begin_browse"], {"tenant": tenant_id}).fetchone()

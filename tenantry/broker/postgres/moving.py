@@ -8,13 +8,11 @@ an id made of their number. The store takes an id once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Any, Final
+from typing import Final
 
-import psycopg
 import structlog
 
 from tenantry.broker.port import (
@@ -31,8 +29,7 @@ from tenantry.broker.postgres.dead_letters import PostgresDeadLetters
 from tenantry.broker.postgres.reading import MESSAGES, QueueReading
 from tenantry.broker.postgres.session import QueueSession
 from tenantry.broker.postgres.subscription import Row
-from tenantry.database.errors import DatabaseUnavailableError
-from tenantry.database.failures import one_line
+from tenantry.database.failures import PortErrors
 from tenantry.database.pool import Database
 from tenantry.domain import names
 from tenantry.messages.encoding import headers_json
@@ -72,6 +69,7 @@ class Move:
         self, database: Database, *, administration: Administration, publishing: Publishing
     ) -> None:
         self._database = database
+        self._errors = PortErrors(BrokerUnavailableError, BrokerError, where=database.where)
         self._administration = administration
         self._publishing = publishing
 
@@ -80,7 +78,7 @@ class Move:
 
         `progress` is told how many more messages have gone over.
         """
-        with self._connection() as connection:
+        with self._errors, self._database.listen_connection() as connection:
             tenants = [
                 TenantTopology(
                     tenant_id=tenant_id, topics=tuple(sorted(topics or ())), partitions=partitions
@@ -168,16 +166,6 @@ class Move:
                 count += len(letters)
                 progress(len(letters))
         return count
-
-    @contextmanager
-    def _connection(self) -> Iterator[psycopg.Connection[Any]]:
-        try:
-            with self._database.listen_connection() as connection:
-                yield connection
-        except DatabaseUnavailableError as error:
-            raise BrokerUnavailableError(str(error)) from error
-        except psycopg.Error as error:
-            raise BrokerError(f"{self._database.where}: {one_line(error)}") from error
 
 
 def warn_of_what_is_left(database: Database) -> None:

@@ -12,8 +12,7 @@ import psycopg
 from psycopg import errors
 
 from tenantry.broker.port import BrokerError, BrokerUnavailableError, Outgoing, UnroutableError
-from tenantry.database.errors import DatabaseUnavailableError
-from tenantry.database.failures import one_line
+from tenantry.database.failures import PortErrors, one_line
 from tenantry.database.pool import Connection, Database
 from tenantry.messages.encoding import (
     LAST_MS,
@@ -46,27 +45,32 @@ class PostgresPublishing:
             return
         until = time.monotonic() + timeout
         put = False
-        try:
-            with (
-                self._database.connection(timeout) as connection,
-                connection.transaction(),
-            ):
-                left = max(1, round((until - time.monotonic()) * 1000))
-                connection.execute("SELECT set_config('statement_timeout', %s, true)", [str(left)])
-                for stream, group in groupby(messages, attrgetter("exchange")):
-                    part = list(group)
-                    for start in range(0, len(part), AT_ONCE):
-                        self._put(connection, stream, part[start : start + AT_ONCE])
-                put = True
-        except DatabaseUnavailableError as error:
-            raise BrokerUnavailableError(str(error)) from error
-        except errors.UndefinedObject as error:
-            raise UnroutableError(error.diag.message_primary or one_line(error)) from error
-        except psycopg.Error as error:
+
+        def refused(error: psycopg.Error) -> BrokerError | None:
+            if isinstance(error, errors.UndefinedObject):
+                return UnroutableError(error.diag.message_primary or one_line(error))
             if put and isinstance(error, errors.ProgramLimitExceeded):
                 # Others have filled the queue of notifications since this one was put into it.
-                raise BrokerUnavailableError(one_line(error)) from error
-            raise BrokerError(f"a message can't be queued: {one_line(error)}") from error
+                return BrokerUnavailableError(one_line(error))
+            return None
+
+        with (
+            PortErrors(
+                BrokerUnavailableError,
+                BrokerError,
+                where="a message can't be queued",
+                otherwise=refused,
+            ),
+            self._database.connection(timeout) as connection,
+            connection.transaction(),
+        ):
+            left = max(1, round((until - time.monotonic()) * 1000))
+            connection.execute("SELECT set_config('statement_timeout', %s, true)", [str(left)])
+            for stream, group in groupby(messages, attrgetter("exchange")):
+                part = list(group)
+                for start in range(0, len(part), AT_ONCE):
+                    self._put(connection, stream, part[start : start + AT_ONCE])
+            put = True
 
     def _put(self, connection: Connection, stream: str, part: Sequence[Outgoing]) -> None:
         now = time.time_ns() // 1_000_000
