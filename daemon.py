@@ -45,15 +45,14 @@ from tenantry.dead_letters.keeper import DeadLetterKeeper
 from tenantry.handlers.resolve import resolve
 from tenantry.isolation.sessions import LOOK_EVERY as SESSIONS_LOOK_EVERY
 from tenantry.journal.port import Metadata
+from tenantry.loops import Heartbeat, PeriodicService
 from tenantry.metrics.recorder import Recorder
 from tenantry.process.reload import LiveSettings
 from tenantry.process.service_manager import Report, Watchdog
 from tenantry.process.signals import DRAIN_SECONDS, Signals, StopRequestedError, end_at_latest
 from tenantry.process.start_checks import allow_open_files, explained, make_state_dir
 from tenantry.process.threads import Threads
-from tenantry.schedule import Schedule
 from tenantry.settings import Settings, SettingsError
-from tenantry.telemetry.heartbeat import Heartbeat
 from tenantry.telemetry.systemd import Notifier
 from tenantry.terms.candidate import Candidate
 from tenantry.terms.identity import holder_of
@@ -321,9 +320,15 @@ class Daemon:
     ) -> None:
         """Do something every so many seconds while the system runs; never, where that is 0."""
         if seconds:
-            running = lambda: self._runtime.state is SystemState.RUNNING  # noqa: E731
-            schedule = Schedule(name, work, seconds=seconds, longest=LONGEST_STEP, when=running)
-            self._threads.start(name, schedule, vital=False)
+            service = PeriodicService(
+                name,
+                lambda: work(service.go_on),
+                every=seconds,
+                longest=LONGEST_STEP,
+                jitter=0.2,  # so that daemons started together don't ask all at once
+                when=lambda: self._runtime.state is SystemState.RUNNING,
+            )
+            self._threads.start(name, service, vital=False)
 
     # Running.
 

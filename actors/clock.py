@@ -10,7 +10,7 @@ from typing import Final, Protocol
 
 from tenantry.actors.messages import Ref
 from tenantry.actors.supervision import tell
-from tenantry.telemetry.heartbeat import Heartbeat
+from tenantry.loops import Heartbeat
 
 BEAT_EVERY: Final = 1.0
 

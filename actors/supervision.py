@@ -24,7 +24,7 @@ import structlog
 
 from tenantry.actors.messages import ChildFailed, Execute, Ping, Ref
 from tenantry.control.port import ControlUnavailableError
-from tenantry.telemetry.heartbeat import Heartbeat
+from tenantry.loops import Heartbeat
 
 log = structlog.get_logger("actors")
 

@@ -22,7 +22,7 @@ from tenantry.actors.ports import Observer
 from tenantry.actors.runtime_state import RuntimeState
 from tenantry.actors.supervision import heartbeat_of, tell, where_is
 from tenantry.control.port import SystemState
-from tenantry.telemetry.heartbeat import Heartbeat
+from tenantry.loops import Heartbeat
 
 log = structlog.get_logger("actors.watch")
 

@@ -18,20 +18,11 @@ from tenantry.broker.port import (
     Publishing,
     Queues,
 )
+from tenantry.loops import Loop
 
 if TYPE_CHECKING:
     from tenantry.database.pool import Database
     from tenantry.settings import Settings
-
-
-class Loop(Protocol):
-    """What runs on a thread of its own until it is stopped."""
-
-    def run(self) -> None:
-        """Work until `stop`."""
-
-    def stop(self) -> object:
-        """Make `run` return soon; harmless twice, and before it."""
 
 
 @dataclass(frozen=True, slots=True)

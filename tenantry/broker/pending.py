@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Mapping
 from typing import Final
@@ -10,7 +9,7 @@ from typing import Final
 import structlog
 
 from tenantry.broker.port import BrokerError, Queues
-from tenantry.telemetry.heartbeat import Heartbeat
+from tenantry.loops import PeriodicService
 
 log = structlog.get_logger(__name__)
 
@@ -21,17 +20,12 @@ STALE: Final = 10.0
 """Seconds after which an answer is none any more: the broker is slow to give another."""
 
 
-class PendingCounts:
-    """How many messages wait, by tenant, as last counted; dead letters are none of them.
-
-    `run` belongs on a thread of its own, until `stop`.
-    """
+class PendingCounts(PeriodicService):
+    """How many messages wait, by tenant, as last counted; dead letters are none of them."""
 
     def __init__(self, queues: Queues, *, every: float = EVERY) -> None:
-        self.heartbeat: Final = Heartbeat()
+        super().__init__("broker-pending", self._ask, every=every, at_once=True)
         self._queues = queues
-        self._every = every
-        self._stopping = threading.Event()
         self._latest: tuple[float, Mapping[str, int]] | None = None
 
     def counts(self) -> Mapping[str, int] | None:
@@ -41,19 +35,11 @@ class PendingCounts:
             return None
         return latest[1]
 
-    def run(self) -> None:
-        """Ask again and again."""
-        while not self._stopping.is_set():
-            self.heartbeat.beat()
-            try:
-                counts = self._queues.queue_counts()
-                ready = {tenant_id: one.ready for tenant_id, one in counts.items()}
-                self._latest = time.monotonic(), ready
-            except BrokerError as error:
-                self._latest = None
-                log.debug("broker.pending_unknown", error=str(error))
-            self._stopping.wait(self._every)
-
-    def stop(self) -> None:
-        """End `run`, once the question under way is answered."""
-        self._stopping.set()
+    def _ask(self) -> None:
+        try:
+            counts = self._queues.queue_counts()
+            ready = {tenant_id: one.ready for tenant_id, one in counts.items()}
+            self._latest = time.monotonic(), ready
+        except BrokerError as error:
+            self._latest = None
+            log.debug("broker.pending_unknown", error=str(error))

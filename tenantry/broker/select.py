@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
-from tenantry.broker.adapter import BrokerAdapter, BrokerLinks, Loop, TermFence
+from tenantry.broker.adapter import BrokerAdapter, BrokerLinks, TermFence
 from tenantry.broker.port import Publishing
 from tenantry.broker.postgres import adapter as embedded
 from tenantry.broker.postgres.moving import warn_of_what_is_left
 from tenantry.broker.rabbitmq import adapter as rabbitmq
+from tenantry.loops import Loop
 
 if TYPE_CHECKING:
     from tenantry.database.pool import Database

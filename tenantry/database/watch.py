@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from typing import Final
 
 import psycopg
@@ -11,7 +10,7 @@ import structlog
 from tenantry.database.errors import DatabaseError
 from tenantry.database.failures import one_line
 from tenantry.database.pool import Database
-from tenantry.telemetry.heartbeat import Heartbeat
+from tenantry.loops import PeriodicService
 
 log: Final = structlog.get_logger("database")
 
@@ -29,28 +28,15 @@ INSERT INTO public.messages SELECT (NULL::public.messages).* WHERE false
 and not one row."""
 
 
-class DatabaseWatch:
-    """Looks whether messages can be stored. `run` belongs on a thread of its own."""
+class DatabaseWatch(PeriodicService):
+    """Looks whether messages can be stored."""
 
     def __init__(self, database: Database, *, every: float = LOOK_EVERY) -> None:
-        self.heartbeat: Final = Heartbeat()
+        super().__init__("database-watch", self.look, every=every, longest=LONGEST_LOOK)
         self.trouble: str | None = None
         """Why nothing can be stored, as long as it can't; for everybody to read, without secrets
         and without the place."""
         self._database = database
-        self._every = every
-        self._stopping = threading.Event()
-
-    def run(self) -> None:
-        """Look until `stop`."""
-        while not self._stopping.wait(self._every):
-            self.heartbeat.beat(LONGEST_LOOK)
-            self.look()
-            self.heartbeat.rest()
-
-    def stop(self) -> None:
-        """End `run`; harmless twice, and before it."""
-        self._stopping.set()
 
     def look(self) -> None:
         """Look once."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from dataclasses import dataclass
 from typing import Final
@@ -17,8 +16,8 @@ from tenantry.broker.port import (
 from tenantry.dead_letters.port import DeadLetterIndex
 from tenantry.dead_letters.replay import Reprocessing
 from tenantry.journal.port import JournalError
+from tenantry.loops import PeriodicService
 from tenantry.messages.port import MessageStoreError
-from tenantry.telemetry.heartbeat import Heartbeat
 from tenantry.unavailable import UnavailableError
 
 log = structlog.get_logger(__name__)
@@ -48,13 +47,13 @@ class _Doubt:
     not_before: float = 0.0
 
 
-class DeadLetterKeeper:
+class DeadLetterKeeper(PeriodicService):
     """Compares queues with their index, and walks along those that differ.
 
     A queue that holds more than is listed has messages the broker itself has dead-lettered
     (expired, over a length or delivery limit), or that another consumer has rejected: a walk lists
     them and tells the journal. Less: the walk forgets what was purged. Work that was begun before
-    the daemon died is finished first. `run` belongs on a thread of its own, until `stop`.
+    the daemon died is finished first.
     """
 
     def __init__(
@@ -65,30 +64,16 @@ class DeadLetterKeeper:
         queues: Queues,
         every: float = EVERY,
     ) -> None:
-        self.heartbeat: Final = Heartbeat()
+        super().__init__(
+            "dead-letters", self._look, every=every, longest=LONGEST_STEP, at_once=True
+        )
         self._reprocessing = reprocessing
         self._index = index
         self._queues = queues
-        self._every = every
-        self._stopping = threading.Event()
         self._agreed: dict[str, int] = {}
         self._doubts: dict[str, _Doubt] = {}
         self._failing: dict[str, tuple[int, float]] = {}
         self._swept_at = time.monotonic()
-
-    def run(self) -> None:
-        """Look again and again; an outage is waited out."""
-        while not self._ends():
-            try:
-                self.look()
-            except (BrokerError, MessageStoreError, JournalError) as error:
-                log.debug("dead_letters.not_looked_after", error=str(error))
-            self.heartbeat.rest()
-            self._stopping.wait(self._every)
-
-    def stop(self) -> None:
-        """End `run`, once the walk under way is over."""
-        self._stopping.set()
 
     def look(self) -> None:
         """Look once at all tenants."""
@@ -105,6 +90,13 @@ class DeadLetterKeeper:
         if time.monotonic() - self._swept_at > SWEEP_EVERY:
             self._swept_at = time.monotonic()
             self._index.sweep(older_than=KEPT_SECONDS)
+
+    def _look(self) -> None:
+        """Look once; an outage is waited out."""
+        try:
+            self.look()
+        except (BrokerError, MessageStoreError, JournalError) as error:
+            log.debug("dead_letters.not_looked_after", error=str(error))
 
     def _differing(self) -> list[str]:
         """Name the tenants of which a queue's count is not its index's, now and before."""
@@ -156,5 +148,5 @@ class DeadLetterKeeper:
 
     def _ends(self) -> bool:
         """Tell whether the end has come; a walk asks after each batch, and so goes on."""
-        self.heartbeat.beat(LONGEST_STEP)
-        return self._stopping.is_set()
+        self.go_on()
+        return self.stopping

@@ -18,7 +18,7 @@ import structlog
 
 from tenantry.front import messages
 from tenantry.http.listeners import ListenError, Relay, bind_tcp, tls_context
-from tenantry.telemetry.heartbeat import Heartbeat
+from tenantry.loops import Heartbeat
 
 log = structlog.get_logger("front")
 

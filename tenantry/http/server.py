@@ -26,7 +26,7 @@ from tenantry.http.listeners import (
     tls_context,
 )
 from tenantry.http.protocol import PEER_KEY, bounded_h11
-from tenantry.telemetry.heartbeat import Heartbeat
+from tenantry.loops import Heartbeat
 
 _log: Final[structlog.stdlib.BoundLogger] = structlog.get_logger(__name__)
 

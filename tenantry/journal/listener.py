@@ -16,8 +16,8 @@ from tenantry.database.errors import DatabaseError
 from tenantry.database.failures import one_line
 from tenantry.database.pool import Connection, Database
 from tenantry.journal.bell import Bell
+from tenantry.loops import Heartbeat
 from tenantry.sql import queries
-from tenantry.telemetry.heartbeat import Heartbeat
 
 SLICE: Final = 0.2
 """Seconds after which it looks whether it has been asked to stop."""

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable
 from typing import Final
 
 import structlog
 
-from tenantry.telemetry.heartbeat import Heartbeat
+from tenantry.loops import Heartbeat, PeriodicService
 from tenantry.telemetry.systemd import Notifier
 
 log: Final = structlog.get_logger("daemon")
@@ -61,11 +60,11 @@ PATIENCE: Final = 20.0
 database that answers slowly may hold it up."""
 
 
-class Watchdog:
+class Watchdog(PeriodicService):
     """Beats as often as the manager wants, unless something hangs; then the manager restarts us.
 
     `liveness` says why the process can't go on. `main` is the main thread's heartbeat: it is the
-    one that watches all others, so it is watched from here. `run` belongs on a thread of its own.
+    one that watches all others, so it is watched from here.
     """
 
     def __init__(
@@ -76,28 +75,19 @@ class Watchdog:
         liveness: Callable[[], tuple[str, ...]],
         main: Heartbeat,
     ) -> None:
+        super().__init__("service-watchdog", self._beat, every=every, at_once=True)
         self._notifier = notifier
-        self._every = every
         self._liveness = liveness
         self._main = main
-        self._stopping = threading.Event()
+        self._withheld = False
 
-    def run(self) -> None:
-        """Beat until `stop`."""
-        withheld = False
-        while True:
-            reasons = self._reasons()
-            if not reasons:
-                self._notifier.alive()
-            elif not withheld:
-                log.critical("watchdog.withheld", reasons=reasons)
-            withheld = bool(reasons)
-            if self._stopping.wait(self._every):
-                return
-
-    def stop(self) -> None:
-        """End `run`; harmless twice, and before it."""
-        self._stopping.set()
+    def _beat(self) -> None:
+        reasons = self._reasons()
+        if not reasons:
+            self._notifier.alive()
+        elif not self._withheld:
+            log.critical("watchdog.withheld", reasons=reasons)
+        self._withheld = bool(reasons)
 
     def _reasons(self) -> tuple[str, ...]:
         silent = self._main.overdue(time.monotonic(), patience=PATIENCE)

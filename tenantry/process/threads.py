@@ -8,8 +8,7 @@ from typing import Final, Protocol
 
 import structlog
 
-from tenantry.broker.adapter import Loop
-from tenantry.telemetry.heartbeat import Heartbeat
+from tenantry.loops import Heartbeat, Loop
 
 log: Final = structlog.get_logger("daemon")
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from typing import Final
 
 import structlog
 
-from tenantry.telemetry.heartbeat import Heartbeat
+from tenantry.loops import PeriodicService
 from tenantry.terms.lease import RENEW_EVERY, Term, time_since_boot
 from tenantry.terms.port import Terms
 from tenantry.unavailable import UnavailableError
@@ -20,11 +19,11 @@ LONGEST_RENEWAL: Final = 120.0
 """Seconds after which it is taken to hang: the database's answer is waited for much shorter."""
 
 
-class TermKeeper:
-    """Renews a term until `stop`; `run` belongs on a thread of its own.
+class TermKeeper(PeriodicService):
+    """Renews a term until it is lost, or `stop`.
 
     While the terms can't be reached it goes on trying: a term that has lapsed and that nobody has
-    taken is renewed and good again. `lost` is called once, from `run`, when somebody has.
+    taken is renewed and good again. `lost` is called once, from `run`, when another daemon has.
     """
 
     def __init__(
@@ -36,41 +35,12 @@ class TermKeeper:
         every: float = RENEW_EVERY,
         now: Callable[[], float] = time_since_boot,
     ) -> None:
-        self.heartbeat: Final = Heartbeat()
+        super().__init__("term-keeper", self._renew, every=every, longest=LONGEST_RENEWAL)
         self._terms = terms
         self._term = term
         self._lost = lost
-        self._every = every
         self._now = now
-        self._stopping = threading.Event()
-
-    def run(self) -> None:
-        """Renew the term until it is lost or `stop`."""
-        lapsed = False
-        while not self._stopping.wait(self._every):
-            asked_at = self._now()
-            self.heartbeat.beat(LONGEST_RENEWAL)
-            try:
-                mine = self._terms.renew(self._term.number)
-            except UnavailableError as error:
-                if not lapsed and not self._term.valid():
-                    lapsed = True
-                    log.warning("term.lapsed", number=self._term.number, error=str(error))
-                continue
-            finally:
-                self.heartbeat.rest()
-            if not mine:
-                self._term.end()
-                self._lost()
-                return
-            self._term.renewed(asked_at)
-            if lapsed:
-                lapsed = False
-                log.info("term.renewed", number=self._term.number)
-
-    def stop(self) -> None:
-        """End `run`; harmless twice, and before it."""
-        self._stopping.set()
+        self._lapsed = False
 
     def release(self) -> None:
         """Give the term back, once nothing is done under it any more."""
@@ -79,3 +49,22 @@ class TermKeeper:
             self._terms.release(self._term.number)
         except UnavailableError as error:
             log.warning("term.not_released", number=self._term.number, error=str(error))
+
+    def _renew(self) -> None:
+        asked_at = self._now()
+        try:
+            mine = self._terms.renew(self._term.number)
+        except UnavailableError as error:
+            if not self._lapsed and not self._term.valid():
+                self._lapsed = True
+                log.warning("term.lapsed", number=self._term.number, error=str(error))
+            return
+        if not mine:
+            self._term.end()
+            self.stop()
+            self._lost()
+            return
+        self._term.renewed(asked_at)
+        if self._lapsed:
+            self._lapsed = False
+            log.info("term.renewed", number=self._term.number)

@@ -11,13 +11,11 @@ import pytest
 
 from tenantry.actors.runtime_state import RuntimeState
 from tenantry.actors.watch import Watch
-from tenantry.broker.adapter import Loop
 from tenantry.database.keeper import LONGEST_START, PostgresKeeper
 from tenantry.dead_letters.keeper import LONGEST_STEP, DeadLetterKeeper
 from tenantry.front.process import LONGEST_LAUNCH, Front
+from tenantry.loops import Heartbeat, Loop, PeriodicService
 from tenantry.metrics.recorder import Recorder
-from tenantry.schedule import Schedule
-from tenantry.telemetry.heartbeat import Heartbeat
 from tenantry.terms.keeper import LONGEST_RENEWAL, TermKeeper
 from tests.waiting import eventually
 
@@ -81,7 +79,7 @@ class Term:
 
 
 def scheduled(gate: Gate) -> Any:
-    return Schedule("work", gate, seconds=0.01, longest=7)
+    return PeriodicService("work", gate, every=0.01, longest=7)
 
 
 def postgres_keeper(gate: Gate) -> Any:
@@ -146,16 +144,16 @@ def test_a_loop_that_does_not_come_back_from_its_work_shows_and_one_that_waits_d
 def test_work_that_goes_on_is_given_its_time_anew() -> None:
     steps, beats = [Gate(), Gate()], []
 
-    def work(go_on: Callable[[], None]) -> None:
+    def work() -> None:
         for step in steps:
             step()
-            go_on()
-            beats.append(schedule.heartbeat._latest)
+            service.go_on()
+            beats.append(service.heartbeat._latest)
 
-    schedule = Schedule("work", work, seconds=0.01, longest=7)
-    with run(schedule, steps[1]):
+    service = PeriodicService("work", work, every=0.01, longest=7)
+    with run(service, steps[1]):
         steps[0].wait()
-        before = schedule.heartbeat._latest
+        before = service.heartbeat._latest
         steps[0].open()
         steps[1].wait()
         assert before is not None
@@ -187,3 +185,20 @@ def test_a_loop_that_others_can_do_without_is_told_of_once_and_ends_nothing(
     assert "test_loops.py" in told
     gate.open()
     thread.join(20)
+
+
+def test_work_that_fails_is_told_of_and_done_again(capsys: pytest.CaptureFixture[str]) -> None:
+    turns: list[int] = []
+
+    def work() -> None:
+        turns.append(len(turns))
+        raise ValueError("not this time")
+
+    service = PeriodicService("work", work, every=0.001, at_once=True)
+    thread = threading.Thread(target=service.run, daemon=True)
+    thread.start()
+    eventually(lambda: len(turns) > 2)
+    service.stop()
+    thread.join(20)
+    assert not thread.is_alive()
+    assert "not this time" in capsys.readouterr().out

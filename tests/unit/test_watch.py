@@ -15,9 +15,9 @@ from tenantry.actors.supervision import ActorHeartbeat, heartbeat_of
 from tenantry.actors.watch import MOST_ABANDONED, Watch
 from tenantry.domain.commands import PauseTenant, RequestDeletion, ResizeWorkers
 from tenantry.domain.tenant import Lifecycle
+from tenantry.loops import Heartbeat
 from tenantry.messages.port import Partitions
 from tenantry.metrics.recorder import Recorder
-from tenantry.telemetry.heartbeat import Heartbeat
 from tests.fakes.actors import Tree, running_tree
 from tests.waiting import eventually
 

@@ -7,8 +7,8 @@ import threading
 
 import pytest
 
+from tenantry.loops import Heartbeat
 from tenantry.process.service_manager import PATIENCE, Watchdog
-from tenantry.telemetry.heartbeat import Heartbeat
 from tenantry.telemetry.systemd import Notifier
 from tests.waiting import eventually
 

@@ -29,7 +29,7 @@ from tenantry.broker.postgres.subscription import Place, PostgresSubscription
 from tenantry.database.errors import DatabaseError
 from tenantry.database.failures import one_line
 from tenantry.database.pool import Database
-from tenantry.telemetry.heartbeat import Heartbeat
+from tenantry.loops import Heartbeat
 
 log = structlog.get_logger(__name__)
 

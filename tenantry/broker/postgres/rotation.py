@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from dataclasses import dataclass
 from typing import Final
 
@@ -14,8 +13,8 @@ from tenantry.broker.adapter import Ring
 from tenantry.database.errors import DatabaseUnavailableError
 from tenantry.database.failures import one_line
 from tenantry.database.pool import Connection, Database
+from tenantry.loops import PeriodicService
 from tenantry.sql import queries
-from tenantry.telemetry.heartbeat import Heartbeat
 
 log = structlog.get_logger(__name__)
 
@@ -44,8 +43,8 @@ class Segment:
     current: bool
 
 
-class QueueRotation:
-    """Turns the ring. `run` belongs on a thread of its own, until `stop`.
+class QueueRotation(PeriodicService):
+    """Turns the ring.
 
     A segment in which a message waits for long, a paused tenant's say, is left alone; should none
     be free, the current one grows on, and VACUUM does what TRUNCATE would have done. Who holds an
@@ -54,12 +53,10 @@ class QueueRotation:
     """
 
     def __init__(self, database: Database, *, every: float = EVERY, full: int = FULL) -> None:
+        super().__init__("broker-rotation", self._look, every=every)
         self._database = database
-        self._every = every
         self._full = full
         self._sql = queries("queues")
-        self.heartbeat: Final = Heartbeat()
-        self._stopping = threading.Event()
         self._turns = 0
         self._rests: dict[int, int] = {}
         self._next: dict[int, int] = {}
@@ -70,20 +67,13 @@ class QueueRotation:
         """Tell how large the ring was at the last look; None before the first. From any thread."""
         return self._ring
 
-    def run(self) -> None:
-        """Look again and again."""
-        while not self._stopping.wait(self._every):
-            self.heartbeat.beat()
-            try:
-                self.turn()
-            except DatabaseUnavailableError as error:
-                log.debug("broker.ring_stands_still", error=one_line(error))
-            except psycopg.Error as error:
-                log.warning("broker.ring_stands_still", error=one_line(error))
-
-    def stop(self) -> None:
-        """End `run`."""
-        self._stopping.set()
+    def _look(self) -> None:
+        try:
+            self.turn()
+        except DatabaseUnavailableError as error:
+            log.debug("broker.ring_stands_still", error=one_line(error))
+        except psycopg.Error as error:
+            log.warning("broker.ring_stands_still", error=one_line(error))
 
     def turn(self) -> None:
         """Truncate what is empty; move on from what is full; sweep now and then."""

@@ -12,7 +12,7 @@ from tenantry.broker.rabbitmq.connection_pool import ConnectionPool
 from tenantry.broker.rabbitmq.loop import IoLoop
 from tenantry.broker.rabbitmq.subscription import RabbitSubscription
 from tenantry.broker.rabbitmq.tls import SYSTEMS, Tls
-from tenantry.telemetry.heartbeat import Heartbeat
+from tenantry.loops import Heartbeat
 
 
 class RabbitConsuming:

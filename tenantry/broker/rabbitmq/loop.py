@@ -10,7 +10,7 @@ from typing import Final, Protocol
 import structlog
 from pika.adapters.select_connection import IOLoop
 
-from tenantry.telemetry.heartbeat import Heartbeat
+from tenantry.loops import Heartbeat
 
 log = structlog.get_logger(__name__)
 

@@ -27,7 +27,7 @@ from tenantry.broker.rabbitmq.loop import IoLoop
 from tenantry.broker.rabbitmq.pika_internals import FencedConnection
 from tenantry.broker.rabbitmq.tls import SYSTEMS, Tls
 from tenantry.broker.rabbitmq.wire import UnencodableError, encode
-from tenantry.telemetry.heartbeat import Heartbeat
+from tenantry.loops import Heartbeat
 
 if TYPE_CHECKING:
     from pika.channel import Channel

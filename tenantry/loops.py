@@ -1,0 +1,116 @@
+"""Loops that go on until they are stopped, each on a thread that its owner starts and joins."""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Callable
+from time import monotonic
+from typing import Final, Protocol
+
+import structlog
+
+log = structlog.get_logger(__name__)
+
+
+class Loop(Protocol):
+    """What a thread may run. A loop with a `heartbeat` is watched by it."""
+
+    def run(self) -> None:
+        """Go on until `stop`."""
+
+    def stop(self) -> object:
+        """Make `run` return soon; harmless twice, and before it."""
+
+
+class Heartbeat:
+    """One thread's sign of life. That thread writes, anybody reads; nobody waits for a lock."""
+
+    __slots__ = ("_latest",)
+
+    def __init__(self) -> None:
+        self._latest: tuple[float, float | None] | None = None
+
+    def beat(self, patience: float | None = None) -> None:
+        """Say "I go on": the next word is due within `patience` seconds, or the watcher's own."""
+        self._latest = monotonic(), patience
+
+    def rest(self) -> None:
+        """Say "I wait for something to do": silence means nothing until the next beat."""
+        self._latest = None
+
+    def overdue(self, now: float, *, patience: float, not_before: float = 0.0) -> float | None:
+        """Give the seconds of a silence that is too long; None while it is not.
+
+        Silence counts from `not_before` at the earliest; `patience` is for a beat that named none.
+        """
+        latest = self._latest
+        if latest is None:
+            return None
+        at, asked = latest
+        silent = now - max(at, not_before)
+        return silent if silent > (patience if asked is None else asked) else None
+
+
+class PeriodicService:
+    """A loop that does `work` every so many seconds.
+
+    What `work` raises is logged, and does not end the loop. A turn that takes longer than `longest`
+    seconds (the watcher's own patience, where that is None) shows in `heartbeat`; work in several
+    steps calls `go_on` between them, and each step has that time. `jitter` is the part of `every`
+    by which a pause may be shorter. While `when` says no, a turn is left out.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        work: Callable[[], object],
+        *,
+        every: float,
+        longest: float | None = None,
+        jitter: float = 0.0,
+        at_once: bool = False,
+        when: Callable[[], bool] = lambda: True,
+    ) -> None:
+        """`name` is for the log; the first turn comes after a pause, unless `at_once`."""
+        self.heartbeat: Final = Heartbeat()
+        self._name = name
+        self._work = work
+        self._every = every
+        self._longest = longest
+        self._jitter = jitter
+        self._at_once = at_once
+        self._when = when
+        self._stopping = threading.Event()
+
+    @property
+    def stopping(self) -> bool:
+        """Whether the loop is to end."""
+        return self._stopping.is_set()
+
+    def run(self) -> None:
+        """Work and wait in turns."""
+        if self._at_once and not self.stopping:
+            self._turn()
+        while not self._stopping.wait(self._pause()):
+            if self._when():
+                self._turn()
+
+    def stop(self) -> None:
+        """End `run`, once the work under way is done; harmless twice, and before it."""
+        self._stopping.set()
+
+    def go_on(self) -> None:
+        """Tell that the work goes on."""
+        self.heartbeat.beat(self._longest)
+
+    def _pause(self) -> float:
+        return self._every * random.uniform(1.0 - self._jitter, 1.0)  # noqa: S311
+
+    def _turn(self) -> None:
+        self.go_on()
+        try:
+            self._work()
+        except Exception as error:  # noqa: BLE001 - the next turn may go better
+            log.warning("schedule.failed", work=self._name, error=str(error))
+        self.heartbeat.rest()
