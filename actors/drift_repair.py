@@ -64,7 +64,7 @@ class DriftRepair:
         state = self._aggregate.state
         if state is None or seen_at < self._steps.changed_at:
             return
-        if state.lifecycle in {Lifecycle.PROVISIONING, Lifecycle.DRAINING}:
+        if state.lifecycle in {Lifecycle.PROVISIONING, Lifecycle.DELETING}:
             return
         self._steps.take_time()
         found = tuple(drift)

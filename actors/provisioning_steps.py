@@ -196,7 +196,7 @@ class ProvisioningSteps:
     def park(self, reason: str) -> bool:
         """Record that the tenant stands still; False where it is being made or deleted."""
         lifecycle = self._aggregate.known().lifecycle
-        if lifecycle in {Lifecycle.PROVISIONING, Lifecycle.DRAINING}:
+        if lifecycle in {Lifecycle.PROVISIONING, Lifecycle.DELETING}:
             return False
         if lifecycle is Lifecycle.ACTIVE:
             command = ParkTenant(tenant_id=self._id, reason=reason)
@@ -222,7 +222,7 @@ class ProvisioningSteps:
             case Lifecycle.PAUSED:
                 if state.parked is None or self.unfinished:
                     self._restore(state)
-            case Lifecycle.DRAINING:
+            case Lifecycle.DELETING:
                 self._remove(state)
             case Lifecycle.DELETED:
                 pass

@@ -18,7 +18,7 @@ class Tenant(BaseModel):
     id: Annotated[str, Field(examples=["acme"])]
     name: Annotated[str, Field(examples=["Acme Ltd"])]
     state: Annotated[
-        Literal["provisioning", "active", "paused", "draining", "deleted"],
+        Literal["provisioning", "active", "paused", "deleting", "deleted"],
         Field(examples=["active"]),
     ]
     workers: Workers

@@ -30,7 +30,7 @@ _EXAMPLES: Final = {
     403: (None, "Forbidden", "the token is for another tenant"),
     404: ("tenant-not-found", "No such tenant", "there is no such tenant"),
     408: (None, "Request Timeout", "the body did not arrive within 30 seconds"),
-    409: ("wrong-state", "Not in this state", "tenant 'acme' is draining and can't be paused"),
+    409: ("wrong-state", "Not in this state", "tenant 'acme' is deleting and can't be paused"),
     413: (None, "Content Too Large", "the body is larger than 1048576 bytes"),
     415: (None, "Unsupported Media Type", "send the body with Content-Type: application/json"),
     422: ("invalid", "Invalid input", "workers: must be less than or equal to 64"),

@@ -68,7 +68,7 @@ class Lifecycle(StrEnum):
     PROVISIONING = "provisioning"
     ACTIVE = "active"
     PAUSED = "paused"
-    DRAINING = "draining"
+    DELETING = "deleting"
     DELETED = "deleted"
 
 
@@ -167,11 +167,11 @@ def decide(state: TenantState | None, command: Command) -> tuple[TenantEvent, ..
                 raise InvalidCommandError("topics", f"a tenant has {MAX_TOPICS} at most")
             return (TopicsAdded(tenant_id=tenant_id, topics=new),)
         case RequestDeletion(retain=retain):
-            if state.lifecycle is Lifecycle.DRAINING:
+            if state.lifecycle is Lifecycle.DELETING:
                 return ()
             return (DeletionRequested(tenant_id=tenant_id, retain=retain),)
         case ConfirmDeleted(queued=queued, stored=stored):
-            _require(state, "be confirmed deleted", Lifecycle.DRAINING)
+            _require(state, "be confirmed deleted", Lifecycle.DELETING)
             return (TenantDeleted(tenant_id=tenant_id, queued=queued, stored=stored),)
         case _:
             assert_never(command)
@@ -215,7 +215,7 @@ def evolve(state: TenantState | None, event: TenantEvent, at: datetime) -> Tenan
         case DeletionRequested(retain=retain):
             return replace(
                 state,
-                lifecycle=Lifecycle.DRAINING,
+                lifecycle=Lifecycle.DELETING,
                 retained=retain,
                 parked=None,
                 parked_at=None,

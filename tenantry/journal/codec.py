@@ -60,6 +60,9 @@ STATE_SCHEMA: Final = 3
 """The shape of a written tenant state. Raise it when the state's fields or `evolve` change: what
 was written in another shape is then folded anew from the events."""
 
+_FORMER_LIFECYCLES: Final[Mapping[str, str]] = MappingProxyType({"draining": "deleting"})
+"""What older programs call a state: one that stands by reads what its older leader writes."""
+
 _UNHOLDABLE: Final = re.compile("[\0\ud800-\udfff]")
 _STAND_IN: Final = "\N{REPLACEMENT CHARACTER}"
 
@@ -148,7 +151,8 @@ def decode_state(data: Mapping[str, object]) -> TenantState:
     """Read a tenant's state of shape `STATE_SCHEMA`. Raises `MalformedEventError`."""
     raw = dict(data)
     try:
-        raw["lifecycle"] = Lifecycle(str(raw["lifecycle"]))
+        written = str(raw["lifecycle"])
+        raw["lifecycle"] = Lifecycle(_FORMER_LIFECYCLES.get(written, written))
         for name in ("created_at", "updated_at"):
             raw[name] = datetime.fromisoformat(str(raw[name]))
         if raw["parked_at"] is not None:

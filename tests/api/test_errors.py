@@ -207,9 +207,9 @@ def test_a_body_that_is_not_announced_as_json_is_415(api: Served, kind: str | No
 def test_a_command_the_state_does_not_allow_is_409_with_the_state() -> None:
     with serving(World()) as api:
         api.world.create("acme")
-        api.world.control.error = WrongStateError("acme", "draining", "be paused")
+        api.world.control.error = WrongStateError("acme", "deleting", "be paused")
         body = problem(api.control.post("/tenants/acme/pause"), 409)
-        assert body["state"] == "draining"
+        assert body["state"] == "deleting"
         assert body["type"].endswith("wrong-state")
 
 

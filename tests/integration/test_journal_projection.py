@@ -5,9 +5,11 @@ from __future__ import annotations
 import random
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 
 import pytest
 
+from tenantry.database.migrations import migrate, migrations
 from tenantry.database.pool import Database
 from tenantry.domain import names
 from tenantry.domain.commands import (
@@ -23,14 +25,23 @@ from tenantry.domain.commands import (
     ResumeTenant,
 )
 from tenantry.domain.errors import DomainError
-from tenantry.domain.tenant import decide
+from tenantry.domain.tenant import Lifecycle, decide
 from tenantry.journal.port import JournalUnavailableError, Metadata, VersionConflictError
 from tenantry.journal.postgres import PostgresEventStore
-from tenantry.journal.tenants import load_tenant
+from tenantry.journal.tenants import load_tenant, snapshot_of
 from tenantry.projections import tenants
 from tenantry.projections.tenants import PostgresTenantDirectory, TenantProjection
 
 METADATA = Metadata(actor="test")
+
+DELETING = 23
+"""The migration before which a tenant that is being deleted was called draining."""
+
+AS_IT_WAS_WRITTEN = """
+UPDATE tenantry.tenants
+SET lifecycle = 'draining', state = jsonb_set(state, '{lifecycle}', '"draining"');
+UPDATE tenantry.snapshots SET data = jsonb_set(data, '{lifecycle}', '"draining"');
+"""
 
 
 def rows(database: Database) -> list[tuple[object, ...]]:
@@ -135,6 +146,33 @@ def test_a_row_of_another_shape_is_folded_anew(database: Database) -> None:
         connection.execute('UPDATE tenantry.tenants SET state = \'{"colour": "red"}\'')
     do(store, ConfirmProvisioned(tenant_id="acme"))
     assert PostgresTenantDirectory(database, store).get("acme") == load_tenant(store, "acme")
+
+
+def test_a_tenant_whose_deletion_an_older_program_began_is_deleting(
+    empty_database_url: str,
+) -> None:
+    migrate(empty_database_url, known=[one for one in migrations() if one.number < DELETING])
+    with closing(Database(empty_database_url)) as database:
+        database.open()
+        projection = TenantProjection()
+        store = PostgresEventStore(database, projections=[projection])
+        do(store, CreateTenant(tenant_id="acme", name="Acme", workers=3))
+        do(store, RequestDeletion(tenant_id="acme", retain=True))
+        state = load_tenant(store, "acme")
+        assert state is not None
+        assert state.lifecycle is Lifecycle.DELETING
+        store.save_snapshot(snapshot_of(state))
+        expected = rows(database)
+        with database.connection() as connection:
+            connection.execute(AS_IT_WAS_WRITTEN)
+        # As a daemon that stands by reads it, before its older leader has ended.
+        directory = PostgresTenantDirectory(database, store)
+        assert directory.get("acme") == load_tenant(store, "acme") == state
+        assert migrate(database)[0].number == DELETING
+        assert rows(database) == expected
+        assert store.load_snapshot("tenant-acme") == snapshot_of(state)
+        assert projection.rebuild(database) == 1
+        assert rows(database) == expected
 
 
 def test_appends_during_a_rebuild_are_neither_lost_nor_doubled(

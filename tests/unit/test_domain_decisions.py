@@ -65,7 +65,7 @@ STATES = {
     "active": ACTIVE,
     "paused": replace(ACTIVE, lifecycle=Lifecycle.PAUSED),
     "parked": replace(ACTIVE, lifecycle=Lifecycle.PAUSED, parked="kept failing", parked_at=AT),
-    "draining": replace(ACTIVE, lifecycle=Lifecycle.DRAINING),
+    "deleting": replace(ACTIVE, lifecycle=Lifecycle.DELETING),
     "deleted": replace(ACTIVE, lifecycle=Lifecycle.DELETED),
 }
 
@@ -92,7 +92,7 @@ GOING = (DeletionRequested(tenant_id=T, retain=True),)
 Answer = tuple[TenantEvent, ...] | type[DomainError]
 MISSING, EXISTS, WRONG = TenantNotFoundError, TenantExistsError, WrongStateError
 
-#             none     provisioning  active   paused    parked    draining  deleted
+#             none     provisioning  active   paused    parked    deleting  deleted
 TABLE: list[tuple[Command, list[Answer]]] = [
     (CREATE, [(CREATED,), EXISTS, EXISTS, EXISTS, EXISTS, EXISTS, (CREATED,)]),
     (PROVISIONED, [MISSING, (TenantProvisioned(tenant_id=T),), (), (), (), (), MISSING]),

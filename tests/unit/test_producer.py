@@ -126,7 +126,7 @@ def test_only_tenants_with_objects_on_the_broker_are_examined() -> None:
     def tenant(tenant_id: str, state: str) -> dict[str, Any]:
         return {"id": tenant_id, "state": state, "topics": [], "partitions": 1}
 
-    first = {"data": [tenant("a", "active"), tenant("b", "draining")], "next_cursor": "a/b="}
+    first = {"data": [tenant("a", "active"), tenant("b", "deleting")], "next_cursor": "a/b="}
     second = {"data": [tenant("c", "paused"), tenant("d", "provisioning")], "next_cursor": None}
     api = ScriptedApi((200, first), (200, second))
     assert [one.tenant_id for one in every_tenant(api)] == ["a", "c"]

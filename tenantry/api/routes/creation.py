@@ -116,7 +116,7 @@ def _made_before(services: Services, tenant_id: str, once: Once) -> Outcome | No
                 pass
     if not made:
         return None
-    if not mine or not state.exists or state.lifecycle is Lifecycle.DRAINING:
+    if not mine or not state.exists or state.lifecycle is Lifecycle.DELETING:
         raise Problem(
             409,
             "the tenant that was made with this idempotency key has been deleted since",
