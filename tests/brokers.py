@@ -1,15 +1,17 @@
-"""Brokers for tests: the one in memory and RabbitMQ behind the same handle, and a sink."""
+"""Brokers for tests, each kind behind the same handle, and a sink."""
 
 from __future__ import annotations
 
 import threading
 import uuid
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
+from typing import Final
 
 import pika
 
+from tenantry.broker.adapter import BrokerAdapter
 from tenantry.broker.budget import Budget
 from tenantry.broker.port import (
     Administration,
@@ -20,9 +22,11 @@ from tenantry.broker.port import (
     Queues,
     TenantTopology,
 )
+from tenantry.broker.postgres import adapter as embedded_adapter
 from tenantry.broker.postgres.administration import PostgresAdministration
 from tenantry.broker.postgres.consuming import PostgresConsuming
 from tenantry.broker.postgres.publishing import PostgresPublishing
+from tenantry.broker.rabbitmq import adapter as rabbitmq_adapter
 from tenantry.broker.rabbitmq.administration import RabbitAdministration
 from tenantry.broker.rabbitmq.consuming import RabbitConsuming
 from tenantry.broker.rabbitmq.publishing import RabbitPublishing
@@ -192,6 +196,28 @@ def postgres(database: Database, budget: Budget | None = None) -> Iterator[Broke
             queues=administration,
             database=database,
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kind:
+    """A kind of broker: its adapter, how it is run, and the fixture that running it takes."""
+
+    adapter: BrokerAdapter | None
+    run: Callable[..., AbstractContextManager[Broker]]
+    service: str | None
+
+
+KINDS: Final[Mapping[str, Kind]] = {
+    "memory": Kind(adapter=None, run=memory, service=None),
+    "postgres": Kind(adapter=embedded_adapter, run=postgres, service="database"),
+    "rabbitmq-quorum": Kind(adapter=rabbitmq_adapter, run=rabbitmq, service="rabbitmq"),
+    "rabbitmq-classic": Kind(
+        adapter=rabbitmq_adapter,
+        run=lambda host: rabbitmq(host, "classic"),
+        service="rabbitmq",
+    ),
+}
+"""What the contract is held against: all that is registered, and memory."""
 
 
 def _lying_in(database: Database, queue: str) -> list[bytes]:

@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 class TermFence:
     """A daemon's term, as its adapters see it: what they send depends on whether it is `valid`.
 
-    Terms are counted by an `installation`. Without a `number` there is no term: nobody else acts.
+    Terms are counted by an `installation`. Without a `number` there is no term: no other daemon
+    acts.
     """
 
     number: int | None = None
@@ -64,7 +65,7 @@ class BrokerLinks:
     Nothing is connected before their owner calls `prepare`, which raises `BrokerError` where the
     broker can't be used, and then runs the `loops`, each on a thread of its own, in their order.
     `reconnects` counts by connection; `close` gives up what is kept open between calls.
-    Without `probes` nobody can take a tenant's place on this broker; `ring` is the embedded one's.
+    Without `probes` no user can take a tenant's place on this broker; `ring` is the embedded one's.
     """
 
     administration: Administration

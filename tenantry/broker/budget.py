@@ -1,7 +1,7 @@
 """How many bytes of deliveries may be in hand: a tenant's, and all tenants' together.
 
 Prefetch counts messages, and prefetch times the largest message is more than any machine has. So
-what is delivered and not settled is counted in bytes, too, by whoever takes deliveries in.
+what is delivered and not settled is counted in bytes, too, by the adapter that takes deliveries in.
 """
 
 from __future__ import annotations

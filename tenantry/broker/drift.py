@@ -112,8 +112,7 @@ def _user(tenant_id: str, password: PasswordHash | None, survey: Survey) -> Iter
         yield Drift(kind=DriftKind.USER, found=found)
     if password is not None and user.password_hash != password.value:
         yield Drift(kind=DriftKind.PASSWORD, found=f"user {name} had another password")
-    allowed = layout.permissions(tenant_id)
-    if user.permissions != (allowed.configure, allowed.write, allowed.read):
+    if user.permissions != layout.permissions(tenant_id):
         what = "no permissions" if user.permissions is None else "other permissions"
         yield Drift(kind=DriftKind.PERMISSIONS, found=f"user {name} had {what}")
 

@@ -23,7 +23,7 @@ class BrokerUnavailableError(BrokerError, UnavailableError):
 
 
 class BrokerBlockedError(BrokerUnavailableError):
-    """The broker takes no messages now, for a reason that whoever publishes may know."""
+    """The broker takes no messages now, for a reason that its publishers may know."""
 
 
 class NotOursError(BrokerError):
@@ -231,7 +231,7 @@ class Consuming(Protocol):
 class Outgoing:
     """A message to be published. Durable; `headers` may hold what JSON holds.
 
-    `properties` are those of a message that a walk along dead letters gave: they go out again
+    `properties` are those of a message that a browser of dead letters gave: they go out again
     unchanged, beside `headers`, and then `content_type` says nothing, nor `message_id`, unless
     they have none.
     """
@@ -259,9 +259,9 @@ class Publishing(Protocol):
 class Administration(Protocol):
     """Makes and removes tenants' objects. Every call is idempotent and bounded in time.
 
-    Users belong to the whole server, which others may use as well. One that is another's is never
-    touched: `NotOursError` says whose it is. `known` is the hash kept for a tenant, if there is
-    one: it may prove that a user without a mark is ours.
+    Users belong to the whole server, which others may use as well. A user of another installation
+    is never touched: `NotOursError` says whose it is. `known` is the hash kept for a tenant, if
+    there is one: it may prove that a user without a mark is ours.
     """
 
     def check_owner(self, tenant_id: str, known: PasswordHash | None = None) -> None:
@@ -335,7 +335,7 @@ class Probes(Protocol):
 
 
 class DeadLettersBusyError(BrokerError):
-    """Somebody is walking along the tenant's dead letters already."""
+    """Another call browses the tenant's dead letters already."""
 
 
 class QueuedDeadLetter(NamedTuple):
@@ -353,13 +353,13 @@ class QueuedDeadLetter(NamedTuple):
 
 
 class DeadLetterBrowser(Protocol):
-    """One way along a tenant's dead letters, oldest first. What is not removed stays as it was."""
+    """Gives a tenant's dead letters, oldest first. What is not removed stays as it was."""
 
     @property
     def gone(self) -> bool:
-        """Whether all that was removed is known to have left the queue; told after the walk.
+        """Whether all that was removed is known to have left the queue; told at the end.
 
-        Where it is not, a later walk may meet such a message again.
+        Where it is not, a later browser may give such a message again.
         """
 
     @property
@@ -383,9 +383,9 @@ class DeadLetters(Protocol):
     """Gives access to tenants' dead-letter queues. Callable from any thread; calls block."""
 
     def browse(self, tenant_id: str) -> AbstractContextManager[DeadLetterBrowser]:
-        """Begin a walk; a tenant without a queue has no dead letters.
+        """Begin to browse; a tenant without a queue has no dead letters.
 
-        One walk of a tenant at a time: another raises `DeadLettersBusyError` at once, for waiting
-        would hold a thread. Every call may raise `BrokerUnavailableError`: what was not removed
-        is in the queue, what was removed may be.
+        One browser of a tenant at a time: another raises `DeadLettersBusyError` at once, for
+        waiting would hold a thread. Every call may raise `BrokerUnavailableError`: what was not
+        removed is in the queue, what was removed may be.
         """

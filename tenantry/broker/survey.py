@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Final
+from typing import Final, NamedTuple
 
 
 class DriftKind(StrEnum):
@@ -42,7 +42,7 @@ class Drift:
 
     @property
     def remedy(self) -> str:
-        """What somebody has to do where it can't be mended."""
+        """What an operator has to do where it can't be mended."""
         return _REMEDIES.get(self.kind, "")
 
 
@@ -55,6 +55,14 @@ _REMEDIES: Final = {
 }
 
 
+class Permissions(NamedTuple):
+    """Patterns of the names a user may configure, write to and read from."""
+
+    configure: str
+    write: str
+    read: str
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class User:
     """A broker user: the hash of its password, its tags, what it may do in our virtual host.
@@ -65,8 +73,8 @@ class User:
 
     password_hash: str = field(repr=False)
     tags: frozenset[str] = frozenset()
-    permissions: tuple[str, str, str] | None = None
-    """Patterns of what it may configure, write to and read from; None: it may not enter."""
+    permissions: Permissions | None = None
+    """None: it may not enter."""
     marks: frozenset[str] = frozenset()
     elsewhere: tuple[str, ...] = ()
 
@@ -85,4 +93,4 @@ class Survey:
     consumed: frozenset[str]
     """Queues that have a consumer of our own user."""
     installation: str = ""
-    """Who has looked; nobody in particular, where users are nobody else's."""
+    """Which installation has looked; empty where no other has users there."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Final, Literal, TypeAlias
 
 from tenantry.broker.port import QueueCounts, QueueSpec, TenantTopology
+from tenantry.broker.survey import Permissions
 from tenantry.domain import names
 
 QueueType: TypeAlias = Literal["quorum", "classic"]
@@ -51,15 +52,6 @@ class Binding:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Permissions:
-    """Patterns of the names a user may configure, write to and read from."""
-
-    configure: str
-    write: str
-    read: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """All of a tenant's objects, in the order they are to be made.
 
@@ -95,7 +87,7 @@ def plan(topology: TenantTopology, queue_type: QueueType) -> Plan:
 
 
 def permissions(tenant_id: str) -> Permissions:
-    """Say what a tenant's user may do: publish to its stream, read its queues; no dead letters.
+    """Say what a tenant's user may do: publish to its exchange, read its queues; no dead letters.
 
     The patterns match whole names. The default exchange, whose name is empty, matches none.
     """

@@ -26,33 +26,33 @@ EVERY: Final = 5.0
 """Seconds between looks. The broker's counts are up to 5 seconds old."""
 
 KEPT_SECONDS: Final = 24 * 3600.0
-"""How long a letter that was worked off is remembered after its message has gone."""
+"""How long a dead letter that was worked off is remembered after its message has gone."""
 
 SWEEP_EVERY: Final = 3600.0
 LONGEST_STEP: Final = 300.0
-"""Seconds after which it is taken to hang: a walk takes its time, but goes on batch by batch."""
+"""Seconds after which it is taken to hang: browsing takes its time, but goes on batch by batch."""
 
 LONGEST_PAUSE: Final = 300.0
-"""Seconds between walks along a queue that will not agree with its index."""
+"""Seconds between two times that a queue is browsed that will not agree with its index."""
 
 
 @dataclass(slots=True)
 class _Doubt:
-    """A queue whose count is not its index's: since how many looks, and when to walk again."""
+    """A queue whose count is not its index's: since how many looks, and when to browse it again."""
 
     queued: int
     listed: int
     looks: int = 0
-    walks: int = 0
+    browses: int = 0
     not_before: float = 0.0
 
 
 class DeadLetterKeeper(PeriodicService):
-    """Compares queues with their index, and walks along those that differ.
+    """Compares queues with their index, and browses those that differ.
 
     A queue that holds more than is listed has messages the broker itself has dead-lettered
-    (expired, over a length or delivery limit), or that another consumer has rejected: a walk lists
-    them and tells the journal. Less: the walk forgets what was purged. Work that was begun before
+    (expired, over a length or delivery limit), or that another consumer has rejected: browsing
+    lists them and tells the journal. Less: it forgets what was purged. Work that was begun before
     the daemon died is finished first.
     """
 
@@ -78,15 +78,17 @@ class DeadLetterKeeper(PeriodicService):
     def look(self) -> None:
         """Look once at all tenants."""
         for tenant_id in sorted(self._index.unfinished()):
-            self._walk(tenant_id)
+            self._browse(tenant_id)
         for tenant_id in self._differing():
             doubt = self._doubts[tenant_id]
             # Both counts are of a moment ago: what is on its way must not look like a difference.
             if doubt.looks < 2 or time.monotonic() < doubt.not_before:
                 continue
-            doubt.walks += 1
-            doubt.not_before = time.monotonic() + min(LONGEST_PAUSE, self._every * 2.0**doubt.walks)
-            self._walk(tenant_id)
+            doubt.browses += 1
+            doubt.not_before = time.monotonic() + min(
+                LONGEST_PAUSE, self._every * 2.0**doubt.browses
+            )
+            self._browse(tenant_id)
         if time.monotonic() - self._swept_at > SWEEP_EVERY:
             self._swept_at = time.monotonic()
             self._index.sweep(older_than=KEPT_SECONDS)
@@ -124,18 +126,18 @@ class DeadLetterKeeper(PeriodicService):
             doubt.looks = 1 if moving else doubt.looks + 1
         return sorted(self._doubts)
 
-    def _walk(self, tenant_id: str) -> None:
+    def _browse(self, tenant_id: str) -> None:
         failures, not_before = self._failing.get(tenant_id, (0, 0.0))
         if self._ends() or time.monotonic() < not_before:
             return
         try:
             self._reprocessing.look(tenant_id, stopping=self._ends)
         except DeadLettersBusyError:
-            return  # whoever walks there does all this on the way
+            return  # the call that browses it does all this on the way
         except UnavailableError:
             raise  # as it would be with any tenant's
         except Exception as error:
-            # One tenant's letters: the others' are looked after all the same.
+            # One tenant's dead letters: the others' are looked after all the same.
             log.exception(
                 "dead_letters.walk_failed",
                 tenant=tenant_id,
@@ -147,6 +149,6 @@ class DeadLetterKeeper(PeriodicService):
         self._failing.pop(tenant_id, None)
 
     def _ends(self) -> bool:
-        """Tell whether the end has come; a walk asks after each batch, and so goes on."""
+        """Tell whether the end has come; browsing asks after each batch, and so goes on."""
         self.go_on()
         return self.stopping

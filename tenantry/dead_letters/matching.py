@@ -1,12 +1,12 @@
-"""Which letter a message is: the rules, without the rows' whereabouts.
+"""Which dead letter a message is: the rules, without the rows' whereabouts.
 
-A letter is a row; its messages are what lies, or lay, in the queues under it: the original, and
-one for each replay. After a crash there can be two of one replay, or an original beside its
+A dead letter is a row; its messages are what lies, or lay, in the queues under it: the original,
+and one for each replay. After a crash there can be two of one replay, or an original beside its
 replay. So a message is known by what does not change on its way (place, id, bytes), and by the
-number of the replay it carries; what is behind its letter is stale.
+number of the replay it carries; what is behind its dead letter is stale.
 
-Messages with an id are one letter each id; without one they are told apart by counting. The rules
-choose doubling over losing where these can't be told apart at all: many of the same bytes, of
+Messages with an id are one dead letter each id; without one they are told apart by counting. The
+rules choose doubling over losing where these can't be told apart at all: many of the same bytes, of
 which some were settled as the daemon died.
 """
 
@@ -38,11 +38,11 @@ _MOST: Final = 1_000_000
 class Identity(NamedTuple):
     """What tells a message apart, and the replay it is (`letter` None, 0: it is none).
 
-    `named`: it has an id; `renamed`: it had none before it was replayed, and has its letter's.
+    `named`: it has an id; `renamed`: it had none before it was replayed, and has its dead letter's.
     """
 
     fingerprint: bytes
-    letter: UUID | None
+    dead_letter: UUID | None
     replay: int
     named: bool
     renamed: bool
@@ -50,7 +50,7 @@ class Identity(NamedTuple):
 
 @dataclass(slots=True, kw_only=True)
 class Row:
-    """A letter as it is matched; `was` is the id it is kept under, None for one that is new.
+    """A dead letter as it is matched; `was` is the id it is kept under, None for one that is new.
 
     `content` is the message to keep with it, where that is another now.
     """
@@ -76,35 +76,38 @@ class Row:
 
     @property
     def open_intent(self) -> Intent | None:
-        """What was begun with the letter and not settled."""
+        """What was begun with the dead letter and not settled."""
         return None if self.settled else self.intent
 
-    def blame(self, judged: RejectedMessage) -> None:
+    def blame(self, rejected: RejectedMessage) -> None:
         """Say why the message has died now."""
-        self.reason, self.attempts = judged.reason, judged.attempts
-        self.error, self.first_error = judged.error, judged.first_error
+        self.reason, self.attempts = rejected.reason, rejected.attempts
+        self.error, self.first_error = rejected.error, rejected.first_error
 
 
 def identify(message: Incoming) -> Identity:
     """Tell what a message is by what it carries."""
     headers = message.headers or {}
     try:
-        letter, number = _letter(headers.get(REPLAY_HEADER)), headers.get(REPLAYS_HEADER)
+        dead_letter, number = (
+            _dead_letter_id(headers.get(REPLAY_HEADER)),
+            headers.get(REPLAYS_HEADER),
+        )
     except UnreadableHeadersError:
-        letter = number = None
+        dead_letter = number = None
     replay = 0
-    if letter is not None:
+    if dead_letter is not None:
         replay = number if type(number) is int and 0 < number < _MOST else 1
     return Identity(
         fingerprint(message),
-        letter,
+        dead_letter,
         replay,
         named=message.id is not None,
-        renamed=letter is not None and message.id == str(letter),
+        renamed=dead_letter is not None and message.id == str(dead_letter),
     )
 
 
-def _letter(value: object) -> UUID | None:
+def _dead_letter_id(value: object) -> UUID | None:
     try:
         return UUID(value) if isinstance(value, str) else None
     except ValueError:
@@ -135,25 +138,25 @@ class Matching:
 
     @property
     def fresh(self) -> int:
-        """How many letters have become listed."""
+        """How many dead letters have become listed."""
         return sum(row.listed_now for row in (*self.new, *self.changed.values()))
 
-    def add(self, judged: RejectedMessage) -> IndexedDeadLetter:
+    def add(self, rejected: RejectedMessage) -> IndexedDeadLetter:
         """Match a message that is about to be rejected."""
-        identity = identify(judged.message)
+        identity = identify(rejected.message)
         row = self._row_of(identity)
-        if row is None and not identity.named and judged.again:
+        if row is None and not identity.named and rejected.again:
             row = self._first(
                 identity,
                 lambda row: self._is_original(row) and not (row.intent or row.died_at),
             )
         if row is None:
-            row = self._add(identity, judged, died_at=None, recorded=True)
+            row = self._add(identity, rejected, died_at=None, recorded=True)
             return IndexedDeadLetter(row.id, event_id(row.id, row.failed), fresh=True)
-        fresh = self._arrive(row, identity, judged, died_at=None, recorded=True, later=True)
+        fresh = self._arrive(row, identity, rejected, died_at=None, recorded=True, later=True)
         if not fresh and not row.settled:
             self._change(row)
-            row.blame(judged)
+            row.blame(rejected)
         return IndexedDeadLetter(row.id, event_id(row.id, row.failed), fresh)
 
     def lookup(self, found: Sequence[QueueMessage]) -> list[KnownDeadLetter]:
@@ -161,23 +164,23 @@ class Matching:
 
         What is told of each is true of them all: a replay may lie behind its original.
         """
-        met = [self._meet(one) for one in found]
-        return [self._told(row, listed=number >= row.failed) for row, number in met]
+        found_rows = [self._lookup_one(one) for one in found]
+        return [self._told(row, listed=number >= row.failed) for row, number in found_rows]
 
-    def _meet(self, found: QueueMessage) -> tuple[Row, int]:
+    def _lookup_one(self, found: QueueMessage) -> tuple[Row, int]:
         """Find or make the row of a message; give it and the number of the replay it is."""
-        judged, died_at = found
-        identity = identify(judged.message)
+        rejected, died_at = found
+        identity = identify(rejected.message)
         row = self._row_of(identity)
         if row is None and not identity.named:
             row = self._one_of_many(identity, died_at)
         if row is None:
-            row = self._add(identity, judged, died_at=died_at, recorded=False)
+            row = self._add(identity, rejected, died_at=died_at, recorded=False)
             number = 0
         else:
             later = died_at is not None and (row.died_at is None or died_at > row.died_at)
-            self._arrive(row, identity, judged, died_at=died_at, recorded=False, later=later)
-            number = identity.replay if row.id == identity.letter else 0
+            self._arrive(row, identity, rejected, died_at=died_at, recorded=False, later=later)
+            number = identity.replay if row.id == identity.dead_letter else 0
             self._change(row)
             if not row.settled and number >= row.failed:
                 row.died_at = died_at
@@ -206,15 +209,15 @@ class Matching:
         )
 
     def _row_of(self, identity: Identity) -> Row | None:
-        """Find the letter of a message with an id: there is one at most."""
-        if identity.renamed and identity.letter in self._by_id:
-            return self._by_id[identity.letter]
+        """Find the dead letter of a message with an id: there is one at most."""
+        if identity.renamed and identity.dead_letter in self._by_id:
+            return self._by_id[identity.dead_letter]
         if not identity.named:
             return None
         return next(iter(self._by_fingerprint[identity.fingerprint]), None)
 
     def _one_of_many(self, identity: Identity, died_at: datetime | None) -> Row | None:
-        """Choose among the letters of messages without an id that are all the same."""
+        """Choose among the dead letters of messages without an id that are all the same."""
         return (
             self._first(identity, lambda row: self._is_original(row) and row.died_at == died_at)
             or self._first(identity, lambda row: self._is_original(row) and row.died_at is None)
@@ -240,20 +243,20 @@ class Matching:
         self,
         row: Row,
         identity: Identity,
-        judged: RejectedMessage,
+        rejected: RejectedMessage,
         *,
         died_at: datetime | None,
         recorded: bool,
         later: bool,
     ) -> bool:
         """List a row again where its message has died again, `later` than before; tell whether."""
-        number = identity.replay if row.id == identity.letter else 0
+        number = identity.replay if row.id == identity.dead_letter else 0
         if number > row.failed:
             self._change(row)
             row.failed = number
             row.replays = max(row.replays, number)
         elif row.settled and number == 0 and identity.named and later:
-            # It was settled, and has been sent again: another letter, though the same message.
+            # It was settled, and has been sent again: another dead letter, though the same message.
             self._change(row)
             row.id = self._new_id()
             row.replays = identity.replay
@@ -262,8 +265,8 @@ class Matching:
             return False
         if row.settled:
             row.settled, row.intent = False, None
-        row.content = judged.message
-        row.blame(judged)
+        row.content = rejected.message
+        row.blame(rejected)
         row.died_at, row.dead_lettered_at = died_at, died_at or self._now
         row.recorded = recorded
         row.listed_now = True
@@ -272,7 +275,7 @@ class Matching:
     def _add(
         self,
         identity: Identity,
-        judged: RejectedMessage,
+        rejected: RejectedMessage,
         *,
         died_at: datetime | None,
         recorded: bool,
@@ -286,12 +289,12 @@ class Matching:
             replays=identity.replay,
             died_at=died_at,
             recorded=recorded,
-            reason=judged.reason,
-            error=judged.error,
-            first_error=judged.first_error,
-            attempts=judged.attempts,
+            reason=rejected.reason,
+            error=rejected.error,
+            first_error=rejected.first_error,
+            attempts=rejected.attempts,
             dead_lettered_at=died_at or self._now,
-            content=judged.message,
+            content=rejected.message,
             listed_now=True,
         )
         same.append(row)
@@ -310,5 +313,5 @@ def keys(messages: Sequence[Incoming]) -> tuple[list[bytes], list[UUID]]:
     identities = [identify(message) for message in messages]
     return (
         [identity.fingerprint for identity in identities],
-        [identity.letter for identity in identities if identity.letter is not None],
+        [identity.dead_letter for identity in identities if identity.dead_letter is not None],
     )

@@ -32,17 +32,17 @@ class RejectedMessage(NamedTuple):
 
 
 class QueueMessage(NamedTuple):
-    """A message met in the queue, since when it is there (None: unknown), and why.
+    """A message found in the queue, since when it is there (None: unknown), and why.
 
     Times have whole seconds: they are the broker's.
     """
 
-    judged: RejectedMessage
+    rejected: RejectedMessage
     died_at: datetime | None
 
 
 class IndexedDeadLetter(NamedTuple):
-    """A letter's id, that of its event in the journal, and whether it has only now died."""
+    """A dead letter's id, that of its event in the journal, and whether it has only now died."""
 
     id: UUID
     event_id: UUID
@@ -50,7 +50,7 @@ class IndexedDeadLetter(NamedTuple):
 
 
 class Work(StrEnum):
-    """What can be done to a letter."""
+    """What can be done to a dead letter."""
 
     REPLAY = "replay"
     DISCARD = "discard"
@@ -66,10 +66,10 @@ class Intent(NamedTuple):
 class KnownDeadLetter(NamedTuple):
     """A message of the queue as the index knows it.
 
-    `listed` is false where it only has to be removed: its letter is settled, or goes on as a later
-    message. `replays` counts those begun; a replay with an `intent` is among them. `failed_again`
-    tells that the intended replay has ended as a dead letter already. `recorded` is whether the
-    journal tells of the letter.
+    `listed` is false where it only has to be removed: its dead letter is settled, or goes on as a
+    later message. `replays` counts those begun; a replay with an `intent` is among them.
+    `failed_again` tells that the intended replay has ended as a dead letter already. `recorded` is
+    whether the journal tells of the dead letter.
     """
 
     id: UUID
@@ -88,9 +88,9 @@ class KnownDeadLetter(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Selection:
-    """Which letters are meant: all those that every given condition holds for.
+    """Which dead letters are meant: all those that every given condition holds for.
 
-    `names` are ids of letters or of their messages; `since` is included, `until` is not.
+    `names` are ids of dead letters or of their messages; `since` is included, `until` is not.
     """
 
     names: frozenset[str] | None = None
@@ -99,10 +99,10 @@ class Selection:
     since: datetime | None = None
     until: datetime | None = None
 
-    def holds(self, message: Incoming, letter: UUID, reason: str, at: datetime) -> bool:
-        """Tell whether a letter is meant, by its message, id, reason and time."""
+    def holds(self, message: Incoming, dead_letter: UUID, reason: str, at: datetime) -> bool:
+        """Tell whether a dead letter is meant, by its message, id, reason and time."""
         return (
-            (self.names is None or str(letter) in self.names or message.id in self.names)
+            (self.names is None or str(dead_letter) in self.names or message.id in self.names)
             and self.reason in (None, reason)
             and self.topic in (None, message.topic)
             and (self.since is None or at >= self.since)
@@ -142,7 +142,7 @@ class DeadLetter:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preview:
-    """What a selection comes to at the time `as_of`: how many letters, and from where.
+    """What a selection comes to at the time `as_of`: how many dead letters, and from where.
 
     `worn` of them have been replayed as often as they may be.
     """
@@ -168,63 +168,64 @@ def fingerprint(message: Incoming) -> bytes:
     return digest.digest()
 
 
-def event_id(letter: UUID, failed: int) -> UUID:
-    """Name the event of a letter's death; `failed` is the replay that has failed, 0 for none."""
-    return letter if failed == 0 else uuid5(letter, str(failed))
+def event_id(dead_letter: UUID, failed: int) -> UUID:
+    """Name the event of a dead letter; `failed` is the replay that has failed, 0 for none."""
+    return dead_letter if failed == 0 else uuid5(dead_letter, str(failed))
 
 
 class DeadLetterIndex(Protocol):
     """Lists dead letters. Callable from any thread; committed when a call returns.
 
-    A letter that becomes listed, and one that is settled, count in the tenant's totals, in the
+    A dead letter that becomes listed, and one that is settled, count in the tenant's totals, in the
     same transaction. Every call may raise `StoreUnavailableError`.
     """
 
-    def add(self, tenant_id: str, letters: Sequence[RejectedMessage]) -> list[IndexedDeadLetter]:
+    def add(self, tenant_id: str, rejected: Sequence[RejectedMessage]) -> list[IndexedDeadLetter]:
         """List messages that will be rejected, those listed already once.
 
-        A message with an id is one letter, however often it comes, until the letter is settled; a
-        replay that has failed is the letter it was. Messages without an id are a letter each.
+        A message with an id is one dead letter, however often it comes, until the dead letter is
+        settled; a replay that has failed is the dead letter it was. Messages without an id are a
+        dead letter each.
         """
 
     def lookup(
         self, tenant_id: str, found: Sequence[QueueMessage], *, browse: UUID
     ) -> list[KnownDeadLetter]:
-        """Tell what is known of messages a walk along the queue has met; list the unknown.
+        """Tell what is known of messages that browsing has found in the queue; list the unknown.
 
-        The k-th of several without an id that are the same is the k-th letter of them.
+        The k-th of several without an id that are the same is the k-th dead letter of them.
         """
 
     def begin(self, tenant_id: str, ids: Collection[UUID], intent: Intent) -> None:
-        """Note what will be done to letters, before it is; a replay counts from now."""
+        """Note what will be done to dead letters, before it is; a replay counts from now."""
 
     def withdraw(self, tenant_id: str, ids: Collection[UUID]) -> None:
         """Take back an intent that has come to nothing."""
 
     def settle(self, tenant_id: str, ids: Collection[UUID]) -> None:
-        """Note that what was intended is done: the letters are listed no more.
+        """Note that what was intended is done: the dead letters are listed no more.
 
         Only those stay listed whose replay has failed already.
         """
 
     def intended(self, tenant_id: str, intent: UUID) -> list[UUID]:
-        """Give the letters of an intent, in order, the settled ones too."""
+        """Give the dead letters of an intent, in order, the settled ones too."""
 
     def recorded(self, tenant_id: str, ids: Collection[UUID]) -> None:
-        """Note that the journal tells of letters that `meet` has listed."""
+        """Note that the journal tells of dead letters that `lookup` has listed."""
 
     def gone(self, tenant_id: str, ids: Collection[UUID]) -> None:
-        """Note that settled letters' messages have left the queue."""
+        """Note that settled dead letters' messages have left the queue."""
 
     def forget_missing(self, tenant_id: str, *, browse: UUID, older_than: float) -> int:
-        """Forget listed letters that a walk along the whole queue has not met; tell how many.
+        """Forget listed dead letters that browsing the whole queue has not found; tell how many.
 
-        Only letters that are more than `older_than` seconds old: those that were in the queue
-        when the walk began.
+        Only dead letters that are more than `older_than` seconds old: those that were in the queue
+        when browsing began.
         """
 
     def sweep(self, *, older_than: float) -> int:
-        """Forget settled letters that have left the queue so many seconds ago; tell how many.
+        """Forget settled dead letters that have left the queue so many seconds ago; tell how many.
 
         Until then, a late copy of such a message is known for what it is.
         """
@@ -232,22 +233,22 @@ class DeadLetterIndex(Protocol):
     def page(
         self, tenant_id: str, *, which: Selection = EVERYTHING, after: int = 0, limit: int = 50
     ) -> tuple[list[DeadLetter], bool]:
-        """Give the letters beyond position `after`, oldest first, and whether there are more.
+        """Give the dead letters beyond position `after`, oldest first, and whether there are more.
 
-        A page has `limit` letters at most, and fewer where their bodies are large.
+        A page has `limit` dead letters at most, and fewer where their bodies are large.
         """
 
     def preview(self, tenant_id: str, which: Selection, *, most_replays: int) -> Preview:
         """Count what a selection comes to."""
 
     def named(self, tenant_id: str, names: Collection[str]) -> set[UUID]:
-        """Find the listed letters that have one of these ids, their own or their message's."""
+        """Find the listed dead letters that have one of these ids, their own or their message's."""
 
     def counts(self, tenant_ids: Collection[str]) -> Mapping[str, int]:
-        """Count the listed letters of tenants; those without any may be left out."""
+        """Count the listed dead letters of tenants; those without any may be left out."""
 
     def unfinished(self) -> set[str]:
-        """Name the tenants that have open intents, or letters the journal does not tell of."""
+        """Name the tenants that have open intents, or dead letters the journal does not tell of."""
 
     def drop(self, tenant_id: str) -> None:
-        """Forget a tenant's letters, all of them."""
+        """Forget a tenant's dead letters, all of them."""

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 PAGE_BYTES: Final = 8 * 1024 * 1024
-"""Bytes of bodies on a page, but for the first letter's."""
+"""Bytes of bodies on a page, but for the first dead letter's."""
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -48,13 +48,13 @@ class PostgresDeadLetterIndex:
         self._errors = PortErrors(StoreUnavailableError, MessageStoreError, where=database.where)
         self._sql = queries("dead_letters")
 
-    def add(self, tenant_id: str, letters: Sequence[RejectedMessage]) -> list[IndexedDeadLetter]:
+    def add(self, tenant_id: str, rejected: Sequence[RejectedMessage]) -> list[IndexedDeadLetter]:
         """See `DeadLetterIndex.add`."""
         return self._match(
             tenant_id,
             None,
-            [judged.message for judged in letters],
-            lambda matching: [matching.add(judged) for judged in letters],
+            [one.message for one in rejected],
+            lambda matching: [matching.add(one) for one in rejected],
         )
 
     def lookup(
@@ -64,7 +64,7 @@ class PostgresDeadLetterIndex:
         return self._match(
             tenant_id,
             browse,
-            [one.judged.message for one in found],
+            [one.rejected.message for one in found],
             lambda matching: matching.lookup(found),
         )
 
@@ -190,10 +190,10 @@ class PostgresDeadLetterIndex:
             connection.execute(self._sql["count_dead"], parameters)
 
     def _change(self, tenant_id: str, given: dict[str, object], *queries: str) -> list[int]:
-        """Run queries in a transaction, alone with the tenant's letters; give how many rows each.
+        """Run queries in a transaction that alone changes the tenant's; give how many rows each.
 
-        Without that, who settles letters and who lists others could wait for each other: both
-        change letters, and the tenant's totals.
+        Without that, a call that settles dead letters and one that lists others could wait for each
+        other: both change dead letters, and the tenant's totals.
         """
         given["tenant"] = tenant_id
         with self._errors, self._database.connection() as connection, connection.transaction():

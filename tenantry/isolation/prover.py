@@ -197,7 +197,7 @@ class IsolationProver:
 
 
 def neighbours(mine: TenantTopology, everybody: Sequence[TenantTopology]) -> list[TenantTopology]:
-    """Choose whom a tenant is tried on: all, or those whose ids begin alike and some others."""
+    """Choose the tenants one is tried on: all, or those whose ids begin alike and some others."""
     others = [one for one in everybody if one.tenant_id != mine.tenant_id]
     if len(others) <= NEIGHBOURS:
         return others

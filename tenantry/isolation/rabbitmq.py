@@ -6,8 +6,8 @@ that no queue is bound by, a consumer that is closed before it keeps anything, a
 other arguments than the object has. What would do harm (purging, deleting, publishing straight
 into a queue) needs a right that was tried before, and is tried only where that was refused.
 
-The management API shows every queue, user and connection of a virtual host, and lets whoever it
-takes publish and read there. It takes users with a tag only, and tenants' users have none.
+The management API shows every queue, user and connection of a virtual host, and lets a user
+that it takes publish and read there. It takes users with a tag only, and tenants' users have none.
 """
 
 from __future__ import annotations

@@ -51,7 +51,7 @@ class Limits:
     """The server has room for so and so many, all sessions together."""
 
     grace: float = 2.0
-    """How long somebody else may wait for it, or notifications in a queue that fills."""
+    """How long another session may wait for it, or notifications in a queue that fills."""
 
     notices: float = 0.05
     """The share of the queue of notifications from which on nobody may hold it up."""

@@ -176,7 +176,7 @@ class Sender:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProducerOptions:
-    """How much is sent by whom. `producers` counts per tenant and topic; `interval` is seconds."""
+    """How much is sent. `producers` counts per tenant and topic; `interval` is in seconds."""
 
     tenants: int = 3
     producers: int = 3

@@ -107,8 +107,8 @@ class SqlClient:
     ) -> AttemptResult:
         """Try a statement, tell whether it is allowed, and undo it.
 
-        Only the lack of a privilege is a refusal: whoever is told that something does not exist
-        was allowed to ask, unless `missing` says otherwise. Raises
+        Only the lack of a privilege is a refusal: an answer that something does not exist
+        means that asking was allowed, unless `missing` says otherwise. Raises
         `TenantClientError` where the database gives no verdict.
         """
         connection = self._open_connection()

@@ -123,7 +123,7 @@ class PrivateNode:
         """End the node and free the directory; harmless if it does not run.
 
         It has `grace` seconds to shut down in order, and is killed then. 0 kills it at once:
-        for a directory nobody needs any more.
+        for a directory that is not needed any more.
         """
         self._end_process(grace=grace)
         if self._lock is not None:

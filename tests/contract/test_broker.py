@@ -1,12 +1,12 @@
-"""What every broker promises, held against the one in memory, the embedded one and RabbitMQ."""
+"""What every broker promises, held against each kind that is registered and the one in memory."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack
 
 import pytest
 
+from tenantry.broker import select
 from tenantry.broker.port import QueueSpec, Subscription, TenantTopology, UnroutableError
 from tenantry.domain import names
 from tests import brokers
@@ -16,21 +16,17 @@ from tests.waiting import eventually
 KINDS = ("memory", "postgres", "rabbitmq-quorum", "rabbitmq-classic")
 
 
-@pytest.fixture(params=KINDS)
+@pytest.fixture(params=brokers.KINDS)
 def broker(request: pytest.FixtureRequest) -> Iterator[Broker]:
-    with ExitStack() as stack:
-        match request.param:
-            case "memory":
-                yield stack.enter_context(brokers.memory())
-            case "postgres":
-                database = request.getfixturevalue("database")
-                yield stack.enter_context(brokers.postgres(database))
-            case "rabbitmq-quorum":
-                host = request.getfixturevalue("rabbitmq")
-                yield stack.enter_context(brokers.rabbitmq(host, "quorum"))
-            case _:
-                host = request.getfixturevalue("rabbitmq")
-                yield stack.enter_context(brokers.rabbitmq(host, "classic"))
+    kind = brokers.KINDS[request.param]
+    services = () if kind.service is None else (request.getfixturevalue(kind.service),)
+    with kind.run(*services) as made:
+        yield made
+
+
+def test_every_adapter_that_is_registered_is_held_to_the_contract() -> None:
+    held = {id(kind.adapter) for kind in brokers.KINDS.values() if kind.adapter is not None}
+    assert held == {id(adapter) for adapter in select.ADAPTERS.values()}
 
 
 def subscribed(

@@ -201,10 +201,9 @@ class MemoryBroker:
             self._reach()
             users: dict[str, User] = {}
             for name, password in self.users.items():
-                allowed = layout.permissions(layout.owner_of(name) or "")
                 users[name] = User(
                     password_hash=password.value,
-                    permissions=(allowed.configure, allowed.write, allowed.read),
+                    permissions=layout.permissions(layout.owner_of(name) or ""),
                 )
             return Survey(
                 exchanges=dict.fromkeys(self._routes, "direct"),

@@ -56,11 +56,11 @@ class InMemoryDeadLetterIndex:
         self._positions = itertools.count(1)
         self._tenants: dict[str, _Tenant] = {}
 
-    def add(self, tenant_id: str, letters: Sequence[RejectedMessage]) -> list[IndexedDeadLetter]:
+    def add(self, tenant_id: str, rejected: Sequence[RejectedMessage]) -> list[IndexedDeadLetter]:
         """See `DeadLetterIndex.add`."""
         with self._lock:
             return self._match(
-                tenant_id, None, lambda matching: [matching.add(one) for one in letters]
+                tenant_id, None, lambda matching: [matching.add(one) for one in rejected]
             )
 
     def lookup(

@@ -375,7 +375,7 @@ class FakeAdministration:
             ),
             users={
                 names.username(tenant_id): User(
-                    password_hash=password.value, permissions=_allowed(tenant_id)
+                    password_hash=password.value, permissions=layout.permissions(tenant_id)
                 )
                 for tenant_id, password in self.users.items()
             },
@@ -384,11 +384,6 @@ class FakeAdministration:
 
     def check(self) -> None:
         pass
-
-
-def _allowed(tenant_id: str) -> tuple[str, str, str]:
-    allowed = layout.permissions(tenant_id)
-    return allowed.configure, allowed.write, allowed.read
 
 
 class FakePasswords:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import replace
 from typing import Any
 from unittest.mock import patch
@@ -107,7 +108,7 @@ def test_queues_of_another_type_than_is_wanted_now_stay_and_new_ones_are_made_as
         ours.ensure_topology(replace(tenant, topics=("events", "logs")))
         stream = names.exchange_name(tenant.tenant_id)
         assert broker.ready(f"{stream}.events.0") == [b"1"]
-        with ManagementClient(rabbitmq.management_url, vhost=rabbitmq.vhost) as client:
+        with closing(ManagementClient(rabbitmq.management_url, vhost=rabbitmq.vhost)) as client:
             assert f"{stream}.logs.0" in client.queues(f"^{stream}")
         ours.close()
 
@@ -151,7 +152,7 @@ def test_a_permit_that_lapses_once_it_is_connected_lets_nothing_be_changed(
             super().__init__(*args, **kwargs)
             valid = False
 
-    with ManagementClient(rabbitmq.management_url, vhost=rabbitmq.vhost) as client:
+    with closing(ManagementClient(rabbitmq.management_url, vhost=rabbitmq.vhost)) as client:
         there = client.definitions()
         for change in (
             lambda: late.remove_topology("kept"),
@@ -175,7 +176,7 @@ def test_more_queues_than_a_page_of_the_management_api_holds_are_all_found(
     ours = administration(rabbitmq, "classic")
     topology = TenantTopology(tenant_id="paged", topics=("a", "b"), partitions=2)
     ours.ensure_topology(topology)
-    with ManagementClient(rabbitmq.management_url, vhost=rabbitmq.vhost) as client:
+    with closing(ManagementClient(rabbitmq.management_url, vhost=rabbitmq.vhost)) as client:
         assert len(client.queues("^tenant_paged_")) == 6
         assert client.exchanges("^tenant_paged_") == ["tenant_paged_stream"]
         ours.remove_topology("paged")

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, closing, suppress
 from urllib.parse import urlsplit
 
 import pika
@@ -29,7 +29,7 @@ LARGE = b"x" * 1_000_000
 
 @pytest.fixture
 def management(rabbitmq: RabbitHost) -> Iterator[ManagementClient]:
-    with ManagementClient(rabbitmq.management_url, vhost=rabbitmq.vhost) as made:
+    with closing(ManagementClient(rabbitmq.management_url, vhost=rabbitmq.vhost)) as made:
         yield made
 
 
@@ -121,8 +121,10 @@ def test_what_a_frozen_consumer_holds_is_in_its_queue_again_though_its_socket_is
 
 def test_without_a_valid_term_nothing_is_asked_of_the_broker(rabbitmq: RabbitHost) -> None:
     with (
-        ManagementClient(
-            rabbitmq.management_url, vhost=rabbitmq.vhost, fence=TermFence(1, lambda: False)
+        closing(
+            ManagementClient(
+                rabbitmq.management_url, vhost=rabbitmq.vhost, fence=TermFence(1, lambda: False)
+            )
         ) as lapsed,
         pytest.raises(BrokerUnavailableError, match="term 1 has lapsed"),
     ):

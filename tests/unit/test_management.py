@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -66,7 +67,7 @@ def script(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Script, Management
     thread.start()
     url = f"http://admin:s%2Fecret@127.0.0.1:{server.server_address[1]}"
     try:
-        with ManagementClient(url, vhost="a/b") as client:
+        with closing(ManagementClient(url, vhost="a/b")) as client:
             yield script, client
     finally:
         server.shutdown()
@@ -197,7 +198,9 @@ def test_a_permit_that_lapses_while_it_connects_lets_nothing_be_sent(script: Scr
     looks = iter([True])
     fence = TermFence(1, lambda: next(looks, False))
     with (
-        ManagementClient(client.address.replace("//", "//a:b@"), vhost="/", fence=fence) as late,
+        closing(
+            ManagementClient(client.address.replace("//", "//a:b@"), vhost="/", fence=fence)
+        ) as late,
         pytest.raises(BrokerUnavailableError, match="term 1 has lapsed"),
     ):
         late.delete_user("somebody")

@@ -125,8 +125,8 @@ class PostgresAdministration:
     def remove_user(self, tenant_id: str, known: PasswordHash | None = None) -> None:
         """End all publishing for the tenant, and drop its role, unless that is another's.
 
-        Whoever publishes for it in an open transaction may end that within some seconds; then the
-        session is ended. So nothing is committed to a queue that is no more.
+        A session that publishes for it in an open transaction may end that within some seconds;
+        then it is ended. So nothing is committed to a queue that is no more.
         """
         name = names.username(tenant_id)
         ours = True
@@ -169,9 +169,9 @@ class PostgresAdministration:
             tenant_id: QueueCounts(
                 ready=max(0, lying - in_hand.get(tenant_id, 0)),
                 unsettled=min(lying, in_hand.get(tenant_id, 0)),
-                dead_letters=letters,
+                dead_letters=dead_letters,
             )
-            for tenant_id, lying, letters in rows
+            for tenant_id, lying, dead_letters in rows
         }
 
     def survey(self) -> Survey:
@@ -272,12 +272,12 @@ def _surveyed(
     consumed: set[str] = set()
     for name, tenant_id, has_consumer in queues:
         plan = layout.plan(TenantTopology(tenant_id=tenant_id, topics=(), partitions=1), "classic")
-        letters, default = plan.queues
+        dead_letters, default = plan.queues
         exchanges[names.exchange_name(tenant_id)] = "direct"
         arguments[name] = default.arguments
         if name == default.name:
-            arguments[letters.name] = letters.arguments
-            bound.add((names.DEAD_LETTER_EXCHANGE, letters.name, tenant_id))
+            arguments[dead_letters.name] = dead_letters.arguments
+            bound.add((names.DEAD_LETTER_EXCHANGE, dead_letters.name, tenant_id))
         if has_consumer:
             consumed.add(name)
     return Survey(

@@ -36,11 +36,11 @@ class Publisher(NamedTuple):
 
 
 def close_stream(connection: Connection, stream: str, user: str) -> None:
-    """Take a stream's keys away, and wait for whoever has published by them and not committed.
+    """Take an exchange's keys away, and wait for transactions that have published by them.
 
-    The order is what matters: who reads the keys from now on finds none, and who has read them
-    holds a lock of the queues' table since before that. They are ended after a while. Those that
-    can't be are named in the log; what they commit after all is swept.
+    The order is what matters: a transaction that reads the keys from now on finds none, and one
+    that has read them holds a lock of the queues' table since before that. They are ended after a
+    while. Those that can't be are named in the log; what they commit after all is swept.
     """
     until = time.monotonic() + GRACE
     for left in reversed(range(TRIES)):
@@ -49,7 +49,7 @@ def close_stream(connection: Connection, stream: str, user: str) -> None:
                 connection.execute(f"SET LOCAL lock_timeout = {_GRACE_MS}".encode())
                 connection.execute(queries("queues")["close_stream"], {"stream": stream})
         except errors.LockNotAvailable:
-            # Somebody at REPEATABLE READ has published by them.
+            # A transaction at REPEATABLE READ has published by them.
             if not left:
                 raise
             _end(connection, publishing(connection, user))

@@ -38,7 +38,7 @@ LONGEST_BACKOFF: Final = 3.0
 """Seconds between attempts to connect."""
 
 LOOK_EVERY: Final = 1.0
-"""Seconds between looks at queues nobody has told of, and at those another reader holds."""
+"""Seconds between looks at queues without a notification, and at those another reader holds."""
 
 ASK_EVERY: Final = 0.1
 """Seconds between looks at which transactions are open, while one is that stays so for long."""
@@ -196,7 +196,7 @@ class PostgresConsuming:
             self._look(session, told.queues, now)
             pause = self._fetch(session)
             if self._woken:
-                # After the fetch, for which somebody waits.
+                # After the fetch, for which consumers wait.
                 session.no_notify(self._woken)
                 self._woken = []
             if pause is None:
@@ -332,6 +332,6 @@ class PostgresConsuming:
             if any(True for _ in subscription.hungry) and account.room > 0:
                 pause = 0.0 if pause is None or parts else pause
         if self._budget.crowded and self._subscriptions:
-            # What room there is goes to somebody else first, the next time.
+            # What room there is goes to another subscription first, the next time.
             self._subscriptions.append(self._subscriptions.pop(0))
         return pause

@@ -1,4 +1,4 @@
-"""Walks along tenants' dead letters on the embedded broker."""
+"""Tenants' dead letters on the embedded broker, browsed from the oldest on."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _ERRORS: Final = PortErrors(
 
 
 class PostgresDeadLetterBrowser:
-    """A walk, on a connection of its own: no other begins while its session lives."""
+    """Browses, on a connection of its own: no other browser begins while its session lives."""
 
     gone = True
     complete = True

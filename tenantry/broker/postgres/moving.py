@@ -96,9 +96,9 @@ class Move:
                 messages = sum(
                     self._move(session, tenant, reading, progress) for reading in readings
                 )
-                letters = self._move_letters(tenant.tenant_id, progress)
+                dead_letters = self._move_dead_letters(tenant.tenant_id, progress)
                 session.release(readings)
-                moved[tenant.tenant_id] = Moved(messages=messages, dead_letters=letters)
+                moved[tenant.tenant_id] = Moved(messages=messages, dead_letters=dead_letters)
             connection.execute("UPDATE tenantry.credentials SET password_hash = ''")
             session.end(())
         return moved
@@ -137,11 +137,11 @@ class Move:
             count += len(rows)
             progress(len(rows))
 
-    def _move_letters(self, tenant_id: str, progress: Callable[[int], None]) -> int:
+    def _move_dead_letters(self, tenant_id: str, progress: Callable[[int], None]) -> int:
         """Move the dead letters; they say themselves from where they were rejected."""
         count = 0
         with PostgresDeadLetters(self._database).browse(tenant_id) as browser:
-            while letters := browser.next(MESSAGES):
+            while batch := browser.next(MESSAGES):
                 self._publishing.publish(
                     [
                         Outgoing(
@@ -158,13 +158,13 @@ class Move:
                                 "timestamp_in_ms": one.published_at_ms,
                             },
                         )
-                        for one in (letter.message for letter in letters)
+                        for one in (queued.message for queued in batch)
                     ],
                     timeout=CONFIRM_TIMEOUT,
                 )
-                browser.remove(range(len(letters)))
-                count += len(letters)
-                progress(len(letters))
+                browser.remove(range(len(batch)))
+                count += len(batch)
+                progress(len(batch))
         return count
 
 

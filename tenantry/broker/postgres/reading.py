@@ -32,8 +32,8 @@ class Stragglers:
 
     A floor rises past numbers that no open transaction may still use. One that stays open, of
     whichever tenant, would keep it where it is, and each fetch would pass over all that has been
-    taken out meanwhile. So one that is met twice, about a second apart, is a straggler, and not
-    waited for: what it may have put below a floor is looked for when it has ended.
+    taken out meanwhile. So a transaction that is met twice, about a second apart, is a straggler,
+    and not waited for: what it may have put below a floor is looked for when it has ended.
     """
 
     def __init__(self) -> None:

@@ -31,7 +31,7 @@ SWEEP_EVERY: Final = 30
 """Looks between sweeps of messages whose queue is no more."""
 
 LONGEST_REST: Final = 8
-"""Looks for which a segment that somebody keeps in use is left alone, at most."""
+"""Looks for which a segment that a session keeps in use is left alone, at most."""
 
 
 @dataclass(frozen=True, slots=True)

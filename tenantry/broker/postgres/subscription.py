@@ -15,8 +15,8 @@ from tenantry.messages.headers import JsonHeaders
 from tenantry.messages.port import Incoming
 
 Row: TypeAlias = tuple[int, int, int, str | None, str | None, str | None, bytes, int, int, int]
-"""The queue's place, number, time of publishing, id, content type, headers (JSON, which nobody
-reads on this thread), body, bytes in all; transactions."""
+"""The queue's place, number, time of publishing, id, content type, headers (JSON that is not
+read on this thread), body, bytes in all; transactions."""
 
 Place: TypeAlias = tuple[QueueReading, int]
 """A message's queue and its number."""
@@ -140,7 +140,7 @@ class PostgresSubscription:
         self._sink.consuming(self._generation)
 
     def absent(self, queue: str) -> None:
-        """Note that a queue is not there: nothing is consumed until somebody asks again."""
+        """Note that a queue is not there: nothing is consumed until `resubscribe`."""
         self._generation += 1
         self._missing = True
         self._sink.lost(self._generation, f"there is no queue {queue!r}", missing=True)

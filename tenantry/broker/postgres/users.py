@@ -113,18 +113,17 @@ def told_of(
     powerful: bool = False,
 ) -> User:
     """Make a user of what the server says of a role: its comment, and the groups it is in."""
-    wanted = layout.permissions(layout.owner_of(name) or "")
     return User(
         password_hash=password,
         tags=frozenset({"powerful"} if powerful else ()),
-        permissions=(wanted.configure, wanted.write, wanted.read) if allowed else None,
+        permissions=layout.permissions(layout.owner_of(name) or "") if allowed else None,
         marks=marks_in((told or "").split()),
         elsewhere=tuple(f"another database (by {group})" for group in groups),
     )
 
 
 def make(connection: Connection, name: str, installation: str) -> None:
-    """Make a tenant's role that nobody can use yet, and mark it as ours."""
+    """Make a tenant's role without a login, and mark it as ours."""
     connection.execute(sql.SQL("CREATE ROLE {} NOLOGIN").format(sql.Identifier(name)))
     mark(connection, name, installation)
 
@@ -192,7 +191,7 @@ def lock_out(connection: Connection, name: str) -> None:
 def remove_user(connection: Connection, name: str) -> None:
     """End the sessions of a tenant's role that is locked out, and drop it.
 
-    One that owns things is locked out for good.
+    A role that owns things is locked out for good.
     """
     if not _exists(connection, name):
         return

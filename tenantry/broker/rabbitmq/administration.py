@@ -107,7 +107,7 @@ class RabbitAdministration(RabbitUsers):
         self.management.close()
 
     def ensure_topology(self, topology: TenantTopology) -> None:
-        """Make the tenant's stream, queues, bindings and dead-letter queue, where missing.
+        """Make the tenant's exchange, queues, bindings and dead-letter queue, where missing.
 
         A queue of the other type stays as it is: `queue.type` is for queues made from now on.
         Raises `BrokerError` where one of them exists with other arguments.
@@ -133,7 +133,7 @@ class RabbitAdministration(RabbitUsers):
                     channel.queue_declare(queue.name, durable=True, arguments=dict(queue.arguments))
 
     def _declare_mixed(self, topology: TenantTopology) -> None:
-        """Declare queue by queue, each as the type it has or else as the one that is wanted."""
+        """Declare queue by queue, each as the type it has or else as the type that is wanted."""
         other: layout.QueueType = "classic" if self._queue_type == "quorum" else "quorum"
         wanted = layout.plan(topology, self._queue_type).queues
         for queue, alternative in zip(wanted, layout.plan(topology, other).queues, strict=True):
@@ -144,9 +144,9 @@ class RabbitAdministration(RabbitUsers):
                 self._declare(replace(one, queues=(alternative,)))
 
     def remove_topology(self, tenant_id: str) -> int:
-        """Delete the tenant's stream and all its queues; give how many messages they held.
+        """Delete the tenant's exchange and all its queues; give how many messages they held.
 
-        The stream goes first, so that nothing is published any more; the dead letters last, so
+        The exchange goes first, so that nothing is published any more; the dead letters last, so
         that nothing is dead-lettered into nothing meanwhile.
         """
         owned = [
@@ -302,7 +302,7 @@ class RabbitAdministration(RabbitUsers):
 class RabbitProbes:
     """Probes (`Probes`) on RabbitMQ.
 
-    A probe has the permissions and tags that the tenant's user has now, whoever gave them. Users
+    A probe has the permissions and tags that the tenant's user has now, whatever gave them. Users
     are the whole broker's: a probe carries our mark.
     """
 
@@ -336,8 +336,7 @@ class RabbitProbes:
         tags = sorted({*user.tags, self._administration.mark})
         self._management.put_user(probe, hashed.value, tags=tags)
         try:
-            configure, write, read = user.permissions
-            self._management.put_permissions(probe, configure=configure, write=write, read=read)
+            self._management.put_permissions(probe, **user.permissions._asdict())
             yield replace(credentials, username=probe, amqp_url=url)
         finally:
             self._management.delete_user(probe)

@@ -81,7 +81,7 @@ def parameters(
 
 
 def secure(wanted: pika.URLParameters, url: str, tls: Tls) -> None:
-    """Have a connection to an amqps URL trust whom `tls` trusts, and say who we are.
+    """Have a connection to an amqps URL trust what `tls` trusts, and show its certificate.
 
     What the URL asks for itself (`?ssl_options=`, as pika has it) stands where `tls` says nothing.
     Raises `BrokerError`.

@@ -2,7 +2,7 @@
 
 A connection has room for so many channels, so there is one more for every thousand. And a queue
 that does not answer costs its neighbours theirs: RabbitMQ waits for it a minute, then closes the
-whole connection with an internal error. So one that keeps silent is left alone on its connection,
+whole connection with an internal error. So a silent queue is left alone on its connection,
 and tried again on one of its own until it answers.
 """
 
@@ -51,7 +51,7 @@ class Member(Protocol):
 
     @property
     def unanswered(self) -> Iterable[str]:
-        """Its queues that have not answered; none of one that consumes, or does not want to."""
+        """Its queues that have not answered; none once it consumes, or does not want to."""
 
     def connected(self, connection: ReadingConnection) -> None:
         """Consume on this connection."""

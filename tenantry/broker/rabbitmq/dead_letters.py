@@ -1,8 +1,8 @@
-"""Tenants' dead-letter queues on RabbitMQ, walked along from the oldest message on.
+"""Tenants' dead-letter queues on RabbitMQ, browsed from the oldest message on.
 
-A walk consumes without acknowledging: so each message is met once, and those that are not removed
-go back to where they were when it ends, also when this process dies. It runs its connection's loop
-on the caller's thread, and only while it waits for something.
+A browser consumes without acknowledging: so each message is met once, and those that are not
+removed go back to where they were when it ends, also when this process dies. It runs its
+connection's loop on the caller's thread, and only while it waits for something.
 """
 
 from __future__ import annotations
@@ -51,17 +51,17 @@ BATCH_BYTES: Final = 8 * 1024 * 1024
 """Bytes of messages given at once, but for the last one's."""
 
 PREFETCH: Final = 5_000
-"""Messages held on one channel; a walk that holds more goes on on another."""
+"""Messages held on one channel; a browser that holds more goes on on another."""
 
 ANSWER_TIMEOUT: Final = 10.0
 """Seconds the broker may take to answer."""
 
 QUIET_SECONDS: Final = 2.0
-"""Without a message for so long, what was counted at the start is in somebody else's hands."""
+"""Without a message for so long, what was counted at the start is held by another consumer."""
 
 COUNT_SECONDS: Final = 1.0
 HEARTBEAT: Final = 180
-"""Seconds: between two steps of a walk, its caller may wait for the database."""
+"""Seconds: between two steps of a browser, its caller may wait for the database."""
 
 
 UNKNOWN: Final = "unknown"
@@ -88,7 +88,7 @@ class WholeReadingConnection(ReadingConnection):
 
 
 class RabbitDeadLetterBrowser:
-    """A walk (`tenantry.broker.port.DeadLetterBrowser`) on a connection of its own."""
+    """Browses (`tenantry.broker.port.DeadLetterBrowser`) on a connection of its own."""
 
     def __init__(
         self, wanted: pika.URLParameters, tenant_id: str, fence: TermFence = UNFENCED
@@ -217,7 +217,7 @@ class RabbitDeadLetterBrowser:
         self._ending, self._failure = True, None
         try:
             if connection.is_open:
-                connection.close(200, "the walk is over")
+                connection.close(200, "browsing is over")
             if not connection.is_closed:
                 self._run(lambda: self._closed, patient=True)
         except (BrokerUnavailableError, AMQPError) as error:
@@ -316,29 +316,29 @@ class RabbitDeadLetters:
         self._parameters.heartbeat = HEARTBEAT
         self._fence = fence
         self._guard = threading.Lock()
-        self._walked: set[str] = set()
+        self._browsed: set[str] = set()
 
     @contextmanager
     def browse(self, tenant_id: str) -> Iterator[RabbitDeadLetterBrowser]:
         """See `DeadLetters.browse`."""
         with self._guard:
-            if tenant_id in self._walked:
+            if tenant_id in self._browsed:
                 raise DeadLettersBusyError(
                     f"the dead letters of tenant {tenant_id!r} are being replayed or discarded"
                 )
-            self._walked.add(tenant_id)
+            self._browsed.add(tenant_id)
         try:
-            walk = RabbitDeadLetterBrowser(self._parameters, tenant_id, self._fence)
+            browser = RabbitDeadLetterBrowser(self._parameters, tenant_id, self._fence)
             well = False
             try:
-                walk.open()
-                yield walk
+                browser.open()
+                yield browser
                 well = True
             finally:
-                walk.end(well=well)
+                browser.end(well=well)
         finally:
             with self._guard:
-                self._walked.discard(tenant_id)
+                self._browsed.discard(tenant_id)
 
 
 def queued_dead_letter(tenant_id: str, message: Incoming, properties: bytes) -> QueuedDeadLetter:

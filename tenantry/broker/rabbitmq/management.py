@@ -5,9 +5,9 @@ from __future__ import annotations
 import random
 import re
 import time
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final
 from urllib.parse import quote, unquote, urlsplit
 
 import httpx
@@ -16,6 +16,7 @@ from tenantry.broker.adapter import UNFENCED, TermFence
 from tenantry.broker.port import BrokerError, BrokerUnavailableError
 from tenantry.broker.rabbitmq.tls import SYSTEMS, Tls
 from tenantry.broker.rabbitmq.tls import problem as tls_problem
+from tenantry.broker.survey import Permissions
 from tenantry.urls import address
 
 ATTEMPTS: Final = 4
@@ -67,17 +68,6 @@ class ManagementClient:
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.address!r}, vhost={self._shown_vhost!r})"
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
-
     def close(self) -> None:
         """Give up the connections to the broker."""
         self._client.close()
@@ -119,13 +109,10 @@ class ManagementClient:
         """Take from a user what it may do in the virtual host."""
         self._call("DELETE", f"permissions/{self._vhost}/{_quoted(name)}", absent_is_fine=True)
 
-    def permissions_of(self, name: str) -> dict[str, tuple[str, str, str]]:
-        """Give by virtual host what a user may configure, write to and read from; all of them."""
-        path = f"users/{_quoted(name)}/permissions"
-        return {
-            one["vhost"]: (one["configure"], one["write"], one["read"])
-            for one in self._call("GET", path, absent_is_fine=True) or ()
-        }
+    def permissions_of(self, name: str) -> Mapping[str, Permissions]:
+        """Give what a user may, by virtual host, in all of them."""
+        listed = self._call("GET", f"users/{_quoted(name)}/permissions", absent_is_fine=True) or ()
+        return {one["vhost"]: _permissions(one) for one in listed}
 
     def close_connections(self, name: str, reason: str) -> None:
         """Close all connections of a user, which gets to know the reason.
@@ -205,12 +192,11 @@ class ManagementClient:
             for user in self._call("GET", "users", parameters={"columns": _USER_COLUMNS})
         ]
 
-    def permissions(self) -> Mapping[str, dict[str, tuple[str, str, str]]]:
-        """Give what each user may configure, write to and read from, by virtual host."""
-        found: dict[str, dict[str, tuple[str, str, str]]] = {}
+    def permissions(self) -> Mapping[str, Mapping[str, Permissions]]:
+        """Give what each user may, by virtual host."""
+        found: defaultdict[str, dict[str, Permissions]] = defaultdict(dict)
         for one in self._call("GET", "permissions"):
-            rights = (one["configure"], one["write"], one["read"])
-            found.setdefault(one["user"], {})[one["vhost"]] = rights
+            found[one["user"]][one["vhost"]] = _permissions(one)
         return found
 
     def consumed_by(self, user: str) -> frozenset[str]:
@@ -289,7 +275,7 @@ class ManagementClient:
             except RuntimeError as error:
                 if not self._client.is_closed:
                     raise
-                # The daemon ends while somebody below is still asking.
+                # The daemon ends while a thread is still asking.
                 raise BrokerUnavailableError("the way to RabbitMQ has been closed") from error
             if response.is_server_error:
                 problem = f"HTTP {response.status_code}"
@@ -346,6 +332,10 @@ class ManagementClient:
             f"what answers at {self.address} is not RabbitMQ's management API: check "
             "rabbitmq.management_url; is the plugin rabbitmq_management enabled?"
         )
+
+
+def _permissions(told: Mapping[str, Any]) -> Permissions:
+    return Permissions(told["configure"], told["write"], told["read"])
 
 
 def _called(connection: Mapping[str, Any]) -> str:

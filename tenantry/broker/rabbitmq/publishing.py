@@ -74,11 +74,11 @@ class Batch:
 
     @property
     def wanted(self) -> bool:
-        """Whether somebody still waits for it."""
+        """Whether its caller still waits for it."""
         return not self.abandoned and not self.done.is_set()
 
     def next_unsent(self) -> Outgoing | None:
-        """Take the next message to send; None if there is none, or nobody waits any more."""
+        """Take the next message to send; None if there is none, or the caller waits no more."""
         if not self.wanted or not self._unsent:
             return None
         return self._unsent.popleft()

@@ -322,7 +322,7 @@ class RabbitSubscription:
             self._connection.ack_each(channel.channel_number, acks)
         if ack_up_to is not None:
             if self._admission.shed and self._admission.shed[0] <= ack_up_to:
-                # Or else the ack would be for messages that nobody has.
+                # Or else the ack would be for messages that were dropped.
                 self._give_back()
             channel.basic_ack(ack_up_to, multiple=True)
         self._admission.account.settle(rejects, acks, ack_up_to)
@@ -353,7 +353,7 @@ class RabbitSubscription:
     def _cancel_all(self) -> None:
         channel = self._channel
         for place, tag in enumerate(self._tags):
-            # One that is being replaced has been cancelled already, and is not.
+            # A consumer that is being replaced has been cancelled already, and is not.
             if channel is not None and tag in self._uncancelled and place not in self._renewing:
                 channel.basic_cancel(tag, callback=partial(self._cancel_ok, tag))
         if not self._uncancelled:
@@ -431,7 +431,7 @@ class RabbitSubscription:
         _close_channel(channel)
 
     def _forget_channel(self, channel: Channel) -> None:
-        """See that what still comes on a channel that is gone reaches nobody."""
+        """See that what still comes on a channel that is gone is dropped."""
         if self._connection is not None:
             self._connection.forget(channel.channel_number)
 

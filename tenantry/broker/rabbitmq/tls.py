@@ -1,4 +1,4 @@
-"""Whom we trust on the way to RabbitMQ, and who we are: for AMQP and the management API alike."""
+"""TLS to RabbitMQ, for AMQP and the management API alike: authorities, our certificate, errors."""
 
 from __future__ import annotations
 

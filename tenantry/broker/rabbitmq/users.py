@@ -1,13 +1,13 @@
 """Tenants' users on RabbitMQ: the whole server's, so that each carries the mark of who made it.
 
-RabbitMQ puts a user whether it is there or not, and has no word that would tell. So whoever makes
-one looks again afterwards. Two that share a virtual host are kept apart by a lock in it; two that
-do not, each by what the other has put by then: the mark, or rights elsewhere.
+RabbitMQ puts a user whether it is there or not, and has no word that would tell. So the daemon that
+makes a user looks again afterwards. Two that share a virtual host are kept apart by a lock in it;
+two that do not, each by what the other has put by then: the mark, or rights elsewhere.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Final
 
@@ -17,13 +17,13 @@ from tenantry.broker import topology as layout
 from tenantry.broker.drift import mark_of, marks_in, stranger
 from tenantry.broker.port import BrokerError, NotOursError, PasswordHash
 from tenantry.broker.rabbitmq.management import ManagementClient
-from tenantry.broker.survey import User
+from tenantry.broker.survey import Permissions, User
 from tenantry.domain import names
 
 log = structlog.get_logger(__name__)
 
 NO_PASSWORD: Final = ""
-"""The hash of a user that nobody can log in as."""
+"""The hash of a user without a password: there is no logging in as it."""
 
 
 class RabbitUsers:
@@ -65,16 +65,13 @@ class RabbitUsers:
     def ensure_user(self, tenant_id: str, password: PasswordHash) -> None:
         """See `Administration.ensure_user`."""
         name = names.username(tenant_id)
-        allowed = layout.permissions(tenant_id)
-        wanted = (allowed.configure, allowed.write, allowed.read)
+        wanted = layout.permissions(tenant_id)
         user = self._ours(tenant_id, password)
         if user is None or user.password_hash != password.value or not self._marked(user):
             self.management.put_user(name, password.value, tags=[self.mark])
         if user is not None and user.permissions == wanted:
             return
-        self.management.put_permissions(
-            name, configure=allowed.configure, write=allowed.write, read=allowed.read
-        )
+        self.management.put_permissions(name, **wanted._asdict())
         if user is None or user.permissions is None:
             new = user is None or user.password_hash == NO_PASSWORD
             self._see_that_it_is_ours_alone(tenant_id, new=new)
@@ -116,7 +113,7 @@ class RabbitUsers:
         return self.read(found["password_hash"], found["tags"], rights)
 
     def read(
-        self, password_hash: str, tags: frozenset[str], rights: dict[str, tuple[str, str, str]]
+        self, password_hash: str, tags: frozenset[str], rights: Mapping[str, Permissions]
     ) -> User:
         """Make a user of what the management API says of it; `rights` are by virtual host."""
         ours = self.management.virtual_host

@@ -1,9 +1,9 @@
 """A message as AMQP 0-9-1 puts it on the wire, new or to be sent out again unchanged.
 
-pika can encode one too, at a third of the speed and without fractions in headers. Of one that is
-sent out again nothing is decoded that need not be: each of its fourteen properties and each header
-is passed on byte by byte, so that no type is widened and no text is spelt anew. (Chapters 4.2.3 to
-4.2.6 of the specification.)
+pika can encode one too, at a third of the speed and without fractions in headers. Of a message that
+is sent out again nothing is decoded that need not be: each of its fourteen properties and each
+header is passed on byte by byte, so that no type is widened and no text is spelt anew. (Chapters
+4.2.3 to 4.2.6 of the specification.)
 """
 
 from __future__ import annotations
