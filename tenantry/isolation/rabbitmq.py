@@ -14,16 +14,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import Final
+
+from pika.channel import Channel
 
 from tenantry.broker.port import Credentials, TenantTopology
 from tenantry.broker.rabbitmq.tls import SYSTEMS, Tls, problem
 from tenantry.domain import names
 from tenantry.isolation.port import Action, Check, Findings
 from tenantry.tenant_client.amqp import AmqpClient, AttemptResult, TenantClientError
-
-if TYPE_CHECKING:
-    from pika.channel import Channel
 
 TIMEOUT: Final = 10.0
 CONNECT_TIMEOUT: Final = 3.0
@@ -60,8 +59,8 @@ def own(client: AmqpClient, mine: TenantTopology) -> list[Check]:
     ):
         forbidden("write", shown, client.try_to_publish(exchange, UNBOUND))
     for queue in (mine.queue_names[0], letters):
-        forbidden("configure", queue, client.attempt(_declare_queue(queue)))
-    forbidden("configure", mine.exchange, client.attempt(_declare_exchange(mine.exchange)))
+        forbidden("configure", queue, _declare_queue(client, queue))
+    forbidden("configure", mine.exchange, _declare_exchange(client, mine.exchange))
     return findings.checks
 
 
@@ -103,82 +102,43 @@ def _writes(
 def _reads(client: AmqpClient, other: TenantTopology, record: _Record) -> None:
     for queue in (*other.queue_names, names.dead_letter_queue_name(other.tenant_id)):
         if record("read", queue, client.try_to_consume(queue)):
-            record("read", f"{queue} (by purging it)", client.attempt(_purge(queue)))
+            record("read", f"{queue} (by purging it)", client.attempt(Channel.queue_purge, queue))
 
 
 def _changes(
     client: AmqpClient, mine: TenantTopology, other: TenantTopology, record: _Record
 ) -> None:
     for queue in (other.queue_names[0], names.dead_letter_queue_name(other.tenant_id)):
-        if record("configure", queue, client.attempt(_declare_queue(queue))):
-            record("configure", f"{queue} (by deleting it)", client.attempt(_delete_queue(queue)))
-    exchange = other.exchange
-    if record("configure", exchange, client.attempt(_declare_exchange(exchange))):
-        record(
-            "configure", f"{exchange} (by deleting it)", client.attempt(_delete_exchange(exchange))
-        )
-    bindings: tuple[tuple[Action, str, _Operation, _Operation], ...] = (
-        ("write", f"{other.queue_names[0]} (by binding it to {mine.exchange})",
-         *_queue_binding(other.queue_names[0], mine.exchange)),
-        ("read", f"{exchange} (by binding {mine.queue_names[0]} to it)",
-         *_queue_binding(mine.queue_names[0], exchange)),
-        ("read", f"{exchange} (by binding {mine.exchange} to it)",
-         *_exchange_binding(mine.exchange, exchange)),
-        ("write", f"{exchange} (by binding it to {mine.exchange})",
-         *_exchange_binding(exchange, mine.exchange)),
-    )  # fmt: skip
-    for action, target, bind, unbind in bindings:
-        if not record(action, target, client.attempt(bind)):
-            client.attempt(unbind)
-
-
-_Operation = Callable[["Channel", Callable[[Any], None]], object]
-
-
-def _declare_queue(queue: str) -> _Operation:
-    return lambda channel, answered: channel.queue_declare(
-        queue, auto_delete=True, arguments=_FLEETING, callback=answered
+        if record("configure", queue, _declare_queue(client, queue)):
+            deleted = client.attempt(Channel.queue_delete, queue, if_unused=True, if_empty=True)
+            record("configure", f"{queue} (by deleting it)", deleted)
+    theirs, ours = other.exchange, mine.exchange
+    if record("configure", theirs, _declare_exchange(client, theirs)):
+        deleted = client.attempt(Channel.exchange_delete, theirs, if_unused=True)
+        record("configure", f"{theirs} (by deleting it)", deleted)
+    queue, own_queue = other.queue_names[0], mine.queue_names[0]
+    of_queue = Channel.queue_bind, Channel.queue_unbind
+    of_exchange = Channel.exchange_bind, Channel.exchange_unbind
+    bindings: tuple[tuple[Action, str, tuple[_Operation, _Operation], str, str], ...] = (
+        ("write", f"{queue} (by binding it to {ours})", of_queue, queue, ours),
+        ("read", f"{theirs} (by binding {own_queue} to it)", of_queue, own_queue, theirs),
+        ("read", f"{theirs} (by binding {ours} to it)", of_exchange, ours, theirs),
+        ("write", f"{theirs} (by binding it to {ours})", of_exchange, theirs, ours),
     )
+    for action, target, (bind, unbind), *ends in bindings:
+        if not record(action, target, client.attempt(bind, *ends, UNBOUND)):
+            client.attempt(unbind, *ends, UNBOUND)
 
 
-def _declare_exchange(exchange: str) -> _Operation:
-    return lambda channel, answered: channel.exchange_declare(
-        exchange, "headers", auto_delete=True, callback=answered
-    )
+_Operation = Callable[..., object]
 
 
-def _purge(queue: str) -> _Operation:
-    return lambda channel, answered: channel.queue_purge(queue, callback=answered)
+def _declare_queue(client: AmqpClient, queue: str) -> AttemptResult:
+    return client.attempt(Channel.queue_declare, queue, auto_delete=True, arguments=_FLEETING)
 
 
-def _delete_queue(queue: str) -> _Operation:
-    return lambda channel, answered: channel.queue_delete(
-        queue, if_unused=True, if_empty=True, callback=answered
-    )
-
-
-def _delete_exchange(exchange: str) -> _Operation:
-    return lambda channel, answered: channel.exchange_delete(
-        exchange, if_unused=True, callback=answered
-    )
-
-
-def _queue_binding(queue: str, exchange: str) -> tuple[_Operation, _Operation]:
-    return (
-        lambda channel, answered: channel.queue_bind(queue, exchange, UNBOUND, callback=answered),
-        lambda channel, answered: channel.queue_unbind(queue, exchange, UNBOUND, callback=answered),
-    )
-
-
-def _exchange_binding(destination: str, source: str) -> tuple[_Operation, _Operation]:
-    return (
-        lambda channel, answered: channel.exchange_bind(
-            destination, source, UNBOUND, callback=answered
-        ),
-        lambda channel, answered: channel.exchange_unbind(
-            destination, source, UNBOUND, callback=answered
-        ),
-    )
+def _declare_exchange(client: AmqpClient, exchange: str) -> AttemptResult:
+    return client.attempt(Channel.exchange_declare, exchange, "headers", auto_delete=True)
 
 
 def management(

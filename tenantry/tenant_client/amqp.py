@@ -272,12 +272,11 @@ class AmqpClient:
         return self._verdict(confirms.channel, confirms.closing, refusals)
 
     def attempt(
-        self, begin: Callable[[Channel, Callable[[object], None]], object]
+        self, operation: Callable[..., object], *arguments: object, **keywords: object
     ) -> AttemptResult:
-        """Try an operation on a channel of its own, and tell whether it is allowed.
+        """Try an operation of `Channel` on one of its own, and tell whether it is allowed.
 
-        `begin` starts it, and hands over the callback it is given. Raises `TenantClientError` as
-        `try_to_publish`.
+        Raises `TenantClientError` as `try_to_publish`.
         """
         channel = self._channel()
         closing = Closing(channel, self._step)
@@ -287,7 +286,7 @@ class AmqpClient:
             answered.append(frame)
             self._step()
 
-        begin(channel, answer)
+        operation(channel, *arguments, callback=answer, **keywords)
         self._run(lambda: bool(answered) or not channel.is_open, self._timeout)
         return self._verdict(channel, closing)
 
@@ -299,17 +298,14 @@ class AmqpClient:
         goes back when the channel is closed at once. Raises as `try_to_publish`.
         """
 
-        def begin(channel: Channel, answered: Callable[[object], None]) -> None:
+        def consume(channel: Channel, *, callback: Callable[[object], None]) -> None:
             channel.basic_qos(prefetch_count=1)
+            ignored = lambda *_delivery: None  # noqa: E731
             channel.basic_consume(
-                queue,
-                lambda *_delivery: None,
-                auto_ack=False,
-                arguments={"x-priority": -1000},
-                callback=answered,
+                queue, ignored, arguments={"x-priority": -1000}, callback=callback
             )
 
-        return self.attempt(begin)
+        return self.attempt(consume)
 
     def _verdict(
         self, channel: Channel, closing: Closing, refusals: Sequence[int] = (ACCESS_REFUSED,)

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 import pika
 import pytest
 
-from tenantry.broker.rabbitmq import connection_pool
+from tenantry.broker.rabbitmq import consuming as pooling
 from tenantry.broker.rabbitmq.consuming import RabbitConsuming
 from tenantry.domain import names
 from tests import brokers, services_rabbitmq
@@ -76,8 +76,8 @@ def hold(home: Path, broker: Broker, queue: str, word: str) -> None:
 def test_a_silent_queue_is_left_alone_until_it_answers(
     home: Path, broker: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connection_pool, "PATIENCE", 1.0)
-    monkeypatch.setattr(connection_pool, "STILL", 0.5)
+    monkeypatch.setattr(pooling, "PATIENCE", 1.0)
+    monkeypatch.setattr(pooling, "STILL", 0.5)
     consuming = broker.consuming
     assert isinstance(consuming, RabbitConsuming)
     healthy, silent = broker.tenant("events"), broker.tenant()

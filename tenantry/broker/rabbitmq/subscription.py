@@ -55,6 +55,7 @@ class RabbitSubscription:
         budget: Budget,
     ) -> None:
         self.asked_at = 0.0
+        """When it last asked its queues to be consumed."""
         self.answered_at = 0.0
         self._unanswered: set[str] = set()
         self._settled_at = 0.0
