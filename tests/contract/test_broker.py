@@ -6,14 +6,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from tenantry.broker import select
 from tenantry.broker.port import QueueSpec, Subscription, TenantTopology, UnroutableError
 from tenantry.domain import names
 from tests import brokers
 from tests.brokers import Broker, RecordingSink, bodies
 from tests.waiting import eventually
-
-KINDS = ("memory", "postgres", "rabbitmq-quorum", "rabbitmq-classic")
 
 
 @pytest.fixture(params=brokers.KINDS)
@@ -22,11 +19,6 @@ def broker(request: pytest.FixtureRequest) -> Iterator[Broker]:
     services = () if kind.service is None else (request.getfixturevalue(kind.service),)
     with kind.run(*services) as made:
         yield made
-
-
-def test_every_adapter_that_is_registered_is_held_to_the_contract() -> None:
-    held = {id(kind.adapter) for kind in brokers.KINDS.values() if kind.adapter is not None}
-    assert held == {id(adapter) for adapter in select.ADAPTERS.values()}
 
 
 def subscribed(
