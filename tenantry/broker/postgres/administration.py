@@ -56,9 +56,6 @@ class PostgresAdministration:
         self._in_hand = in_hand
         self._sql = queries("queues")
 
-    def close(self) -> None:
-        """Give up nothing: every call lends its connection."""
-
     def ensure_topology(self, topology: TenantTopology) -> None:
         """Make the tenant's stream and queues, where missing."""
         queues = topology.queues()

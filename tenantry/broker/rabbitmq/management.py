@@ -55,7 +55,7 @@ class ManagementClient:
         self.address = origin + parts.path.rstrip("/")
         self._fence = fence
         self._vhost = quote(vhost, safe="")
-        self._shown_vhost = vhost
+        self.virtual_host = vhost
         self._client = httpx.Client(
             auth=(unquote(parts.username or ""), unquote(parts.password or "")),
             timeout=TIMEOUT,
@@ -66,16 +66,11 @@ class ManagementClient:
         )
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.address!r}, vhost={self._shown_vhost!r})"
+        return f"{type(self).__name__}({self.address!r}, vhost={self.virtual_host!r})"
 
     def close(self) -> None:
         """Give up the connections to the broker."""
         self._client.close()
-
-    @property
-    def virtual_host(self) -> str:
-        """The virtual host this client is for."""
-        return self._shown_vhost
 
     def user(self, name: str) -> Mapping[str, Any] | None:
         """Give a user with the hash of its password and its tags, if there is one."""
@@ -319,7 +314,7 @@ class ManagementClient:
             case httpx.codes.NOT_FOUND:
                 return BrokerError(
                     f"RabbitMQ's management API at {self.address} knows no {path}: does the "
-                    f"virtual host {self._shown_vhost!r} exist?"
+                    f"virtual host {self.virtual_host!r} exist?"
                 )
             case _:
                 return BrokerError(
