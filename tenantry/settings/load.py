@@ -6,9 +6,10 @@ import difflib
 import json
 import re
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Final
+from types import UnionType
+from typing import Annotated, Any, Final, TypeAlias, Union, get_args, get_origin
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
@@ -49,42 +50,48 @@ def _pairs(text: str) -> object:
     return {key.strip(): value.strip() for key, _, value in pairs}
 
 
-ENVIRONMENT: Final[Mapping[str, tuple[str, Callable[[str], object]]]] = {
-    "rabbitmq.url": ("RABBITMQ_URL", str),
-    "rabbitmq.management_url": ("RABBITMQ_MANAGEMENT_URL", str),
-    "rabbitmq.ca_file": ("RABBITMQ_CA_FILE", str),
-    "rabbitmq.cert_file": ("RABBITMQ_CERT_FILE", str),
-    "rabbitmq.key_file": ("RABBITMQ_KEY_FILE", str),
-    "database.url": ("DATABASE_URL", str),
-    "database.pool_size": ("TENANTRY_DATABASE_POOL_SIZE", _whole),
-    "state_dir": ("TENANTRY_STATE_DIR", str),
-    "workers": ("TENANTRY_WORKERS", _whole),
-    "server.host": ("TENANTRY_SERVER_HOST", str),
-    "server.port": ("TENANTRY_SERVER_PORT", _whole),
-    "server.tls_cert": ("TENANTRY_SERVER_TLS_CERT", str),
-    "server.tls_key": ("TENANTRY_SERVER_TLS_KEY", str),
-    "control.socket": ("TENANTRY_CONTROL_SOCKET", str),
-    "metrics.port": ("TENANTRY_METRICS_PORT", _whole),
-    "security.jwt_secret": ("TENANTRY_JWT_SECRET", str),
-    "shutdown.deadline_seconds": ("TENANTRY_SHUTDOWN_DEADLINE_SECONDS", _number),
-    "retry.attempts": ("TENANTRY_RETRY_ATTEMPTS", _whole),
-    "retry.backoff_seconds": ("TENANTRY_RETRY_BACKOFF_SECONDS", _numbers),
-    "handler.timeout_seconds": ("TENANTRY_HANDLER_TIMEOUT_SECONDS", _number),
-    "handler.connections": ("TENANTRY_HANDLER_CONNECTIONS", _whole),
-    "handlers": ("TENANTRY_HANDLERS", _pairs),
-    "queue.type": ("TENANTRY_QUEUE_TYPE", str),
-    "consumer.prefetch": ("TENANTRY_CONSUMER_PREFETCH", _whole),
-    "consumer.prefetch_bytes": ("TENANTRY_CONSUMER_PREFETCH_BYTES", _whole),
-    "consumer.prefetch_bytes_total": ("TENANTRY_CONSUMER_PREFETCH_BYTES_TOTAL", _whole),
-    "consumer.batch_size": ("TENANTRY_CONSUMER_BATCH_SIZE", _whole),
-    "consumer.linger_ms": ("TENANTRY_CONSUMER_LINGER_MS", _number),
-    "supervision.hang_seconds": ("TENANTRY_SUPERVISION_HANG_SECONDS", _number),
-    "reconcile.every_seconds": ("TENANTRY_RECONCILE_EVERY_SECONDS", _number),
-    "audit.every_seconds": ("TENANTRY_AUDIT_EVERY_SECONDS", _number),
-    "isolation.verify_every_seconds": ("TENANTRY_ISOLATION_VERIFY_EVERY_SECONDS", _number),
-    "log.level": ("TENANTRY_LOG_LEVEL", str),
-    "log.format": ("TENANTRY_LOG_FORMAT", str),
+Reader: TypeAlias = Callable[[str], object]
+
+_READERS: Final[Mapping[type, Reader]] = {
+    int: _whole,
+    float: _number,
+    tuple: _numbers,
+    dict: _pairs,
 }
+"""How a variable's text is read, by the type of the setting; any other is text."""
+
+_VARIABLES: Final[Mapping[str, str]] = {
+    "rabbitmq.url": "RABBITMQ_URL",
+    "rabbitmq.management_url": "RABBITMQ_MANAGEMENT_URL",
+    "rabbitmq.ca_file": "RABBITMQ_CA_FILE",
+    "rabbitmq.cert_file": "RABBITMQ_CERT_FILE",
+    "rabbitmq.key_file": "RABBITMQ_KEY_FILE",
+    "database.url": "DATABASE_URL",
+    "security.jwt_secret": "TENANTRY_JWT_SECRET",
+}
+"""The variables that are not named by the rule: `section.key` is `TENANTRY_SECTION_KEY`."""
+
+
+def _environment() -> Iterator[tuple[str, tuple[str, Reader]]]:
+    for section, table in Settings.model_fields.items():
+        fields = getattr(table.annotation, "model_fields", None)
+        named = {f"{section}.{name}": one for name, one in fields.items()} if fields else None
+        for key, field in (named or {section: table}).items():
+            by_rule = f"TENANTRY_{key.replace('.', '_').upper()}"
+            reader = _READERS.get(_plain_type(field.annotation), str)
+            yield key, (_VARIABLES.get(key, by_rule), reader)
+
+
+def _plain_type(annotation: Any) -> Any:
+    """Give `int` for `Annotated[int, ...] | None`, `dict` for `dict[str, str]`."""
+    while (origin := get_origin(annotation)) is not None:
+        if origin not in (Annotated, Union, UnionType):
+            return origin
+        annotation = get_args(annotation)[0]
+    return annotation
+
+
+ENVIRONMENT: Final[Mapping[str, tuple[str, Reader]]] = dict(_environment())
 """Every key, with its environment variable and how its text is read."""
 
 CREDENTIALS: Final[Mapping[str, str]] = {
