@@ -11,7 +11,7 @@ import structlog
 from tenantry.actors.ports import ActorPorts
 from tenantry.actors.provisioner import topology_of
 from tenantry.actors.tenant_aggregate import TenantAggregate
-from tenantry.broker.port import BrokerError, BrokerUnavailableError, Credentials, NotOursError
+from tenantry.broker.port import BrokerError, Credentials, NotOursError
 from tenantry.control.port import CommandFailedError
 from tenantry.domain.commands import (
     AbandonProvisioning,
@@ -46,8 +46,8 @@ class ProvisioningSteps:
     """Makes, keeps and removes what a tenant has on the broker and in the database.
 
     Every step may be taken again after a fault. Whether the tenant consumes is not decided here.
-    Methods raise outages (`UnavailableError`) and other errors of the ports; `beat` is
-    told how long the actor may be silent.
+    Methods raise `UnavailableError` in an outage, and other errors of the ports; `beat` is told how
+    long the actor may be silent.
     """
 
     def __init__(
@@ -257,7 +257,7 @@ class ProvisioningSteps:
 
     def _abandon_or_wait(self) -> None:
         if not self._abandon(BY_ITSELF):
-            raise BrokerUnavailableError("what was half-made can't be undone yet")
+            raise UnavailableError("what was half-made can't be undone yet")
 
     def _abandon(self, metadata: Metadata) -> bool:
         """Undo a failed provisioning and record that; tell whether it is done."""

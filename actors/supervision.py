@@ -28,8 +28,6 @@ from tenantry.loops import Heartbeat
 
 log = structlog.get_logger("actors")
 
-RESTARTED: Final = "the tenant's actor was restarted; try again"
-
 _ROOT: Final = Path(__file__).parents[2]
 
 
@@ -183,7 +181,8 @@ class SupervisedActor(pykka.ThreadingActor):
     @staticmethod
     def _dismiss(message: object) -> None:
         if isinstance(message, Execute):
-            refuse(message, ControlUnavailableError(RESTARTED))
+            restarted = "the tenant's actor was restarted; try again"
+            refuse(message, ControlUnavailableError(restarted))
 
 
 class ActorHeartbeat(Heartbeat):

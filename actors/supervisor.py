@@ -34,7 +34,7 @@ from tenantry.control.port import ControlUnavailableError, SystemState
 from tenantry.domain import names
 from tenantry.domain.commands import CreateTenant
 from tenantry.domain.errors import InvalidCommandError, TenantNotFoundError
-from tenantry.journal.port import JournalUnavailableError
+from tenantry.unavailable import UnavailableError
 
 log = structlog.get_logger("actors.supervisor")
 
@@ -121,7 +121,7 @@ class Supervisor(SupervisedActor):
                     # Seen at once, so that the system is not taken for ready before they consume.
                     self._start(state.tenant_id)
                 self.beat()
-        except JournalUnavailableError as error:
+        except UnavailableError as error:
             self._failures += 1
             delay = backoff(self._failures, LONGEST_OUTAGE_BACKOFF)
             log.warning("supervisor.waits_for_journal", error=str(error))

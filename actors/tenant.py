@@ -328,9 +328,8 @@ class Tenant(SupervisedActor):
 
     def _drain(self) -> None:
         self._draining = True
-        self._replies.cannot_happen(
-            Awaited.CONSUMING, ControlUnavailableError("the daemon is draining")
-        )
+        draining = ControlUnavailableError("the daemon is draining")
+        self._replies.cannot_happen(Awaited.CONSUMING, draining)
         self._children.drain(lambda: self.tell_parent(Drained(name=self._id)))
 
     def _consumer_drained(self) -> None:
