@@ -162,7 +162,13 @@ def _distribution(home: Path) -> int:
 def rabbitmqctl(home: Path, *arguments: str) -> str:
     """Give an operator's command to the node in a directory, which no port mapper knows."""
     done = subprocess.run(
-        [*find_server().command("rabbitmqctl", home=home), "-n", NODE_NAME, *arguments],
+        [
+            *find_server().command("rabbitmqctl", home=home),
+            "--longnames",
+            "-n",
+            NODE_NAME,
+            *arguments,
+        ],
         env={
             "PATH": os.environ.get("PATH", os.defpath),
             "LANG": "C.UTF-8",

@@ -15,7 +15,7 @@ from typing import Final
 
 from tenantry.broker.port import BrokerError
 
-NODE_NAME: Final = "tenantry@localhost"
+NODE_NAME: Final = "tenantry@127.0.0.1"
 USERNAME: Final = "tenantry"
 
 # Below the range from which Linux and macOS take the ports of outgoing connections, which
@@ -224,13 +224,14 @@ def arguments(server: Server, files: NodeFiles, ports: Ports) -> list[str]:
     """Give the command line: distribution on loopback only, on a fixed port, without epmd.
 
     A node that is started with its name does not ask for the port mapper, so none is left
-    behind, and nodes of the same name do not meet. For rabbitmqctl, take the same HOME, and
+    behind, and nodes of the same name do not meet. Its name holds an address, so no list of hosts
+    has to know one. For rabbitmqctl, take --longnames, the same HOME, and
     RABBITMQ_CTL_ERL_ARGS="-dist_listen false -start_epmd false -erl_epmd_port PORT".
     """
     return [
         *server.command(SCRIPT, home=files.directory),
         "-noinput",
-        *("-sname", NODE_NAME),
+        *("-name", NODE_NAME),
         *("-start_epmd", "false"),
         *("-erl_epmd_port", str(ports.distribution)),
         *("-kernel", "inet_dist_use_interface", "{127,0,0,1}"),
@@ -251,6 +252,7 @@ def environment(files: NodeFiles, ports: Ports, inherited: Mapping[str, str]) ->
         # Makes the script become the Erlang machine instead of waiting beside it.
         "RABBITMQ_ALLOW_INPUT": "1",
         "RABBITMQ_NODENAME": NODE_NAME,
+        "RABBITMQ_USE_LONGNAME": "true",
         "RABBITMQ_CONFIG_FILE": str(files.configuration),
         "RABBITMQ_ADVANCED_CONFIG_FILE": f"{home}/advanced.config",
         "RABBITMQ_CONF_ENV_FILE": f"{home}/rabbitmq-env.conf",

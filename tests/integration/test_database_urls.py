@@ -83,7 +83,7 @@ def test_a_certificate_s_path_is_given_on_so_that_it_is_found_from_everywhere() 
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A certificate of `localhost` that is its own authority, and its key."""
+    """A certificate of 127.0.0.1 that is its own authority, and its key."""
     if OPENSSL is None:
         pytest.skip("openssl makes the certificates")
     made = tmp_path_factory.mktemp("ca") / "server.pem"
@@ -91,12 +91,12 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 def make_certificate(made: Path) -> Path:
-    """Make a certificate of `localhost`, and give the file of its key."""
+    """Make a certificate of 127.0.0.1, and give the file of its key."""
     key = made.with_suffix(".key")
     subprocess.run(
         [
             str(OPENSSL), "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256",
-            "-nodes", "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost",
+            "-nodes", "-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1",
             "-days", "2", "-keyout", str(key), "-out", str(made),
         ],
         check=True, capture_output=True, timeout=60,
@@ -184,15 +184,15 @@ def test_a_reader_s_url_works_by_tls_with_every_parameter_of_the_daemon_s(
             "&connect_timeout=5&require_auth=scram-sha-256&gssencmode=disable"
         )
         who = f"{boss}:{quote(password)}"
-        url = f"postgresql://{who}@localhost:{port}/{boss}?{rest}"
+        url = f"postgresql://{who}@127.0.0.1:{port}/{boss}?{rest}"
         migrate(url)
         service = tmp_path / "services"
         service.write_text(
-            f"[mine]\nhost=localhost\nport={port}\ndbname={boss}\nuser={boss}\n"
+            f"[mine]\nhost=127.0.0.1\nport={port}\ndbname={boss}\nuser={boss}\n"
             f"password={password}\nsslmode=verify-full\nsslrootcert={certificate[0]}\n"
         )
         monkeypatch.setenv("PGSERVICEFILE", str(service))
-        several = f"postgresql://{who}@localhost:1,localhost:{port}/{boss}?{rest}"
+        several = f"postgresql://{who}@127.0.0.1:1,127.0.0.1:{port}/{boss}?{rest}"
         numeric = f"{url}&hostaddr=127.0.0.1&load_balance_hosts=random"
         for way in (url, several, numeric, "postgresql:///?service=mine"):
             with closing(Database(way)) as database:
@@ -206,7 +206,7 @@ def test_a_reader_s_url_works_by_tls_with_every_parameter_of_the_daemon_s(
                 assert connection.execute("SELECT count(*) FROM messages").fetchone() == (0,)
             assert conninfo_to_dict(given)["sslmode"] == "verify-full"
             monkeypatch.setenv("PGSERVICEFILE", str(service))
-        wrong = url.replace("@localhost", "@127.0.0.1")
+        wrong = url.replace("@127.0.0.1", "@db.example") + "&hostaddr=127.0.0.1"
         with pytest.raises(DatabaseUnavailableError) as caught:
             Database(wrong).open(0)
         assert "must name the server as its certificate does" in str(caught.value)
