@@ -11,7 +11,7 @@ from dataclasses import KW_ONLY, dataclass
 from typing import Final
 
 from tenantry import __version__
-from tenantry.actors.messages import DrainAll, Execute, Orphan, Ping, Ref
+from tenantry.actors.messages import DrainAll, Execute, Ping, Ref
 from tenantry.actors.runtime_state import RuntimeState
 from tenantry.actors.supervision import tell
 from tenantry.actors.watch import Watch
@@ -92,10 +92,8 @@ class ActorControl:
 
     def drain(self) -> None:
         """Begin to drain without stopping."""
-        reply: Future[tuple[Orphan, ...]] = Future()
-        if not tell(
-            self._supervisor, DrainAll(seconds=self.drain_seconds, stop=False, reply=reply)
-        ):
+        drain = DrainAll(seconds=self.drain_seconds, stop=False, reply=Future())
+        if not tell(self._supervisor, drain):
             raise ControlUnavailableError("the daemon is stopping")
 
     def stop(self) -> None:

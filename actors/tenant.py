@@ -321,6 +321,8 @@ class Tenant(SupervisedActor):
         delay = self._children.failed(child, error, stuck=stuck)
         if delay is None:
             return
+        # The next consumer has the number of workers that the state asks for.
+        self._replies.happened(Awaited.RESIZED)
         if self._children.after_drain:
             self._consumer_drained()
         else:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NoReturn
 
 import pytest
@@ -90,6 +90,21 @@ def test_a_crashed_consumer_is_replaced_and_loses_nothing(tree: Tree) -> None:
     tree.store.gate.set()
     eventually(lambda: len(tree.stored("a")) == 10 and not tree.subscription("a").unsettled)
     eventually(lambda: tree.control.status().tree.children[0].children[0].restarts == 1)
+
+
+def test_a_resize_is_answered_though_the_consumer_crashes_meanwhile(tree: Tree) -> None:
+    tree.create("a", workers=3)
+    tree.store.gate.clear()
+    tree.deliver("a", *(str(number) for number in range(15)))
+    eventually(lambda: tree.store.inside == 3)
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(tree.execute, ResizeWorkers(tenant_id="a", workers=1), 20)
+        eventually(lambda: "WorkersResized" in tree.events("a"))
+        consumer = tree.runtime.tenant("a").consumer
+        assert consumer is not None
+        consumer.tell("not a message of ours")
+        assert answer.result().tenant.workers == 1
+    tree.store.gate.set()
 
 
 def test_a_crash_of_the_supervisor_is_told_to_the_process(tree: Tree) -> None:
