@@ -19,7 +19,7 @@ from prometheus_client.core import (
 from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.registry import Collector
 
-from tenantry.metrics.text import write
+from tenantry.metrics.page import write
 from tests.scrapes import read, read_openmetrics
 
 HOSTILE = 'quote " backslash \\ newline \n brace } equals = ä€\u2028 end'
