@@ -18,7 +18,7 @@ from bench import api_bare, api_rows, api_wrk
 from bench.api_wrk import Load
 from bench.load import Filler, body, wait_until
 from bench.subject import Subject
-from tenantry.api.cursors import Cursors
+from tenantry.api.paging import Cursors
 from tenantry.api.routes.messages import binding
 from tenantry.domain import names
 from tenantry.messages.port import Order

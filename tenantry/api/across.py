@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from typing import Final, NamedTuple
 
-from tenantry.api.cursors import BadCursorError
+from tenantry.api.paging import BadCursorError
 from tenantry.domain import names
 from tenantry.messages.pages import PAGE_BYTES
 from tenantry.messages.port import Order, PageReader, PartitionMissingError

@@ -8,21 +8,21 @@ from typing import Final
 from fastapi import FastAPI
 
 from tenantry import __version__
-from tenantry.api import access, handlers, openapi
-from tenantry.api.cursors import Cursors
+from tenantry.api import access, errors, openapi
+from tenantry.api.health import Health
 from tenantry.api.idempotency import IdempotencyKeys, MemoryIdempotencyKeys
-from tenantry.api.jsonroute import JsonRoute
-from tenantry.api.lanes import Lanes
-from tenantry.api.partitions import Router
-from tenantry.api.routes import audit, changes, events, isolation, pages, stream, system, tenants
-from tenantry.api.routes import dead_letters as letter_routes
+from tenantry.api.paging import Cursors
+from tenantry.api.routes import checks, events, stream, system, tenants
+from tenantry.api.routes import dead_letters as dead_letter_routes
 from tenantry.api.routes import messages as message_routes
 from tenantry.api.routes import metrics as metrics_routes
 from tenantry.api.routes import publishing as publish_routes
-from tenantry.api.services import Pools, Services
+from tenantry.api.routes.messages import MessageReading
+from tenantry.api.routes.publishing import PUBLISH_SECONDS, Publisher
+from tenantry.api.routing import FastRoutes, JsonRoute
+from tenantry.api.services import Pools, Services, TenantLookup
 from tenantry.api.streams import Streams
 from tenantry.api.tail import JournalTail
-from tenantry.api.vitals import Vitals
 from tenantry.audit.auditor import Auditor
 from tenantry.broker.port import Publishing
 from tenantry.control.port import Control
@@ -45,7 +45,6 @@ from tenantry.projections.port import TenantDirectory
 
 MAX_BODY_BYTES: Final = 1024 * 1024
 COMMAND_SECONDS: Final = 30.0
-PUBLISH_SECONDS: Final = 10.0
 BODY_SECONDS: Final = 30.0
 
 
@@ -81,26 +80,30 @@ def create_app(
     what `GET /info` shows: no secrets. `metrics` is what `GET /metrics` shows. Without
     `idempotency` keys are forgotten with the process. Timeouts are in seconds.
     """
-    pools = Pools()
+    pools, lookup, cursors = Pools(), TenantLookup(directory), Cursors(cursor_key)
+    idempotency = idempotency or MemoryIdempotencyKeys()
+    reading = MessageReading(
+        page_reader=page_reader, lookup=lookup, cursors=cursors, threads=pools.reads
+    )
+    publisher = Publisher(
+        lookup=lookup, publishing=publishing, idempotency=idempotency, timeout=publish_timeout
+    )
     services = Services(
         control=control,
         directory=directory,
+        lookup=lookup,
         journal=journal,
         messages=messages,
-        page_reader=page_reader,
-        publishing=publishing,
-        idempotency=idempotency or MemoryIdempotencyKeys(),
+        idempotency=idempotency,
         info=dict(info or {}),
         default_workers=default_workers,
         command_timeout=command_timeout,
-        publish_timeout=publish_timeout,
-        cursors=Cursors(cursor_key),
-        router=Router(),
+        cursors=cursors,
         dead_letters=dead_letters,
         reprocessing=reprocessing,
         tail=JournalTail(journal),
         streams=Streams(control),
-        vitals=Vitals(control),
+        health=Health(control),
         auditor=auditor,
         prover=prover,
         pools=pools,
@@ -120,20 +123,18 @@ def create_app(
     system.add_routes(app, services)
     metrics_routes.add_routes(app, metrics or MetricsPage())
     tenants.add_routes(app, services)
-    changes.add_routes(app, services)
-    publish_routes.add_routes(app, services)
-    message_routes.add_routes(app, services)
+    publish_routes.add_routes(app, publisher)
+    message_routes.add_routes(app, reading)
     stream.add_routes(app, services)
-    letter_routes.add_routes(app, services)
+    dead_letter_routes.add_routes(app, services)
     events.add_routes(app, services)
-    audit.add_routes(app, services)
-    isolation.add_routes(app, services)
-    pages.add_routes(app)
+    checks.add_routes(app, services)
+    openapi.add_routes(app)
     access.check_routes(app.routes)
-    handlers.install(app)
+    errors.install(app)
     # The last one added is the outermost: who it is, and whether they may, comes before the body.
-    lanes = [*message_routes.lanes(services), publish_routes.lane(services)]
-    app.add_middleware(Lanes, lanes=lanes)
+    fast = [*message_routes.fast_routes(reading), publish_routes.fast_route(publisher)]
+    app.add_middleware(FastRoutes, routes=fast)
     app.add_middleware(Limits, most=max_requests, seconds=request_timeout)
     app.add_middleware(BoundedBody, max_bytes=max_body_bytes, seconds=body_timeout)
     app.add_middleware(

@@ -5,12 +5,18 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections import OrderedDict
-from typing import Annotated, Any, Final, Protocol, TypeAlias
+from datetime import timedelta
+from typing import TYPE_CHECKING, Annotated, Any, Final, LiteralString, Protocol, TypeAlias
 from uuid import UUID, uuid5
 
 from fastapi import Header
 
+from tenantry.database.failures import PortErrors
 from tenantry.http.problems import Problem
+from tenantry.messages.port import MessageStoreError, StoreUnavailableError
+
+if TYPE_CHECKING:
+    from tenantry.database.pool import Database
 
 _NAMESPACE: Final = UUID("5d3f6c1e-0f6b-5b0e-9b55-6d2f1c9a7e10")
 _MOST_IN_MEMORY: Final = 10_000
@@ -90,3 +96,27 @@ class Once:
     def id(self, number: int = 0) -> str:
         """Give the id of the call's thing with this number."""
         return str(uuid5(_NAMESPACE, f"{self.cause}/{number}"))
+
+
+KEEP: Final = timedelta(hours=24)
+MOST: Final = 1_000_000
+"""Keys kept at most, some 200 MB; with more, the oldest are forgotten before their time."""
+
+_CLAIM: Final[LiteralString] = "SELECT tenantry.claim_idempotency_key(%s, %s, %s, %s)"
+
+
+class PostgresIdempotencyKeys:
+    """Idempotency keys (`tenantry.api.idempotency.IdempotencyKeys`) in a bounded table."""
+
+    def __init__(self, database: Database, *, keep: timedelta = KEEP, most: int = MOST) -> None:
+        self._database = database
+        self._errors = PortErrors(StoreUnavailableError, MessageStoreError, where=database.where)
+        self._keep = keep
+        self._most = most
+
+    def claim(self, key: bytes, fingerprint: bytes) -> bool:
+        """See `IdempotencyKeys.claim`."""
+        wanted = (key, fingerprint, self._keep, self._most)
+        with self._errors, self._database.connection() as connection:
+            row = connection.execute(_CLAIM, wanted).fetchone()
+        return row is None or row[0] is None or bytes(row[0]) == fingerprint

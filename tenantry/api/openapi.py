@@ -1,16 +1,22 @@
-"""The OpenAPI document: what FastAPI makes of the routes, with problems and tokens added."""
+"""The API's own description: the OpenAPI document, and Swagger UI, which needs no internet.
+
+FastAPI makes the document of the routes; problems and tokens are added.
+"""
 
 from __future__ import annotations
 
+from functools import cache
+from importlib import resources
 from typing import Any, Final
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
+from starlette.responses import Response
 
-from tenantry.api import render
 from tenantry.api.access import TABLE, shown
-from tenantry.api.answers import ProblemDocument
+from tenantry.api.schemas.common import ProblemDocument, dumps, json_response
 from tenantry.http.auth import Access
+from tenantry.http.problems import MEDIA_TYPE, Problem, type_of
 
 DESCRIPTION = """\
 Takes many tenants' messages from RabbitMQ into PostgreSQL, each exactly once.
@@ -43,13 +49,13 @@ _IN_PATHS: Final = {
 _ACCESS: Final = {(method, shown(path)): access for (method, path), access in TABLE.items()}
 
 
-def document(app: FastAPI) -> dict[str, Any]:
+def described(app: FastAPI) -> dict[str, Any]:
     """Describe `app`; made once."""
     if app.openapi_schema is None:
         made = get_openapi(
             title=app.title, version=app.version, description=app.description, routes=app.routes
         )
-        # Where the document itself was found, whatever prefix a proxy has put before that.
+        # Where the described itself was found, whatever prefix a proxy has put before that.
         made["servers"] = [{"url": "."}]
         components = made["components"]
         for foreign in ("HTTPValidationError", "ValidationError"):
@@ -86,4 +92,143 @@ def _tidy(parameter: dict[str, Any]) -> None:
 
 def written(app: FastAPI) -> bytes:
     """Give the description of `app` as JSON."""
-    return render.dumps(document(app))
+    return dumps(described(app))
+
+
+PROBLEM_REF: Final = "#/components/schemas/ProblemDocument"
+
+_MEANINGS: Final = {
+    400: "The body is not JSON, or the cursor is not one of this list.",
+    401: "No token, or a bad one (TCP only).",
+    403: "The token is not good for this (TCP only).",
+    404: "There is no such tenant or topic.",
+    408: "The body did not arrive in time.",
+    409: "The tenant's present state does not allow this, or the id is taken.",
+    413: "The body is too large.",
+    415: "The body is not sent as application/json.",
+    422: "Invalid input; `errors` names each field.",
+    429: "Too much at once from this client. Try again.",
+    500: "An error of the server's own, or a step of the command failed.",
+    503: "Not now: starting, draining, or a service is away. Try again.",
+    504: "No answer in time; the command may still be carried out.",
+}
+
+_EXAMPLES: Final = {
+    400: ("bad-cursor", "Bad cursor", "the cursor is not one that this list gave out"),
+    401: (None, "Unauthorized", "the token has expired"),
+    403: (None, "Forbidden", "the token is for another tenant"),
+    404: ("tenant-not-found", "No such tenant", "there is no such tenant"),
+    408: (None, "Request Timeout", "the body did not arrive within 30 seconds"),
+    409: ("wrong-state", "Not in this state", "tenant 'acme' is deleting and can't be paused"),
+    413: (None, "Content Too Large", "the body is larger than 1048576 bytes"),
+    415: (None, "Unsupported Media Type", "send the body with Content-Type: application/json"),
+    422: ("invalid", "Invalid input", "workers: must be less than or equal to 64"),
+    429: ("too-many-requests", "Too many requests", "a client may have 256 requests at once"),
+    500: (None, "Internal Server Error", "an error of the server's own; its log tells more"),
+    503: ("not-taking-commands", "Unavailable for now", "the daemon is draining"),
+    504: ("command-timeout", "No answer in time", "the command may still be carried out"),
+}
+"""Of each status: code, title and detail."""
+
+_ALWAYS: Final = (500, 503)
+_WITH_TOKENS: Final = (401, 403, 429)
+_WITH_BODY: Final = (400, 408, 413, 415, 422)
+
+
+def error_answers(*statuses: int, body: bool = False, public: bool = False) -> dict[int | str, Any]:
+    """Give the `responses` of a route that may fail in these ways, beside the usual ones."""
+    all_of_them = {*statuses, *_ALWAYS}
+    all_of_them |= set(() if public else _WITH_TOKENS) | set(_WITH_BODY if body else ())
+    return {
+        status: {
+            "description": _MEANINGS[status],
+            "content": {MEDIA_TYPE: {"schema": {"$ref": PROBLEM_REF}, "example": _example(status)}},
+        }
+        for status in sorted(all_of_them)
+    }
+
+
+def _example(status: int) -> dict[str, Any]:
+    code, title, detail = _EXAMPLES[status]
+    document: dict[str, Any] = {
+        "type": type_of(code), "title": title, "status": status, "detail": detail
+    }  # fmt: skip
+    if status == 422:
+        field, _, problem = detail.partition(": ")
+        document["errors"] = [{"field": field, "problem": problem}]
+    return document | {"correlation_id": "4a644fdfc7ba4c4daeaf84a122772ce3"}
+
+
+# The package's own application object is not used: only the files of Swagger UI it brings along.
+_PACKAGE: Final = "fastapi_offline"
+_FILES: Final = {
+    "swagger-ui.css": "text/css",
+    "swagger-ui-bundle.js": "text/javascript",
+}
+# Everything is named from where it is, so that a proxy may put any prefix before it.
+_PAGE: Final = """\
+<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>Tenantry API</title>
+<link rel="icon" href="data:,">
+<link rel="stylesheet" href="{assets}swagger-ui.css">
+</head>
+<body>
+<div id="swagger-ui"></div>
+<script src="{assets}swagger-ui-bundle.js"></script>
+<script src="{assets}start.js"></script>
+</body>
+</html>
+"""
+_START: Final = """\
+SwaggerUIBundle({
+  url: new URL("../openapi.json", document.currentScript.src).href,
+  dom_id: "#swagger-ui",
+  deepLinking: true,
+  validatorUrl: null,
+});
+"""
+# Whatever the files might try: the browser fetches from this server only.
+_POLICY: Final = (
+    "default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
+    "frame-ancestors 'none'"
+)
+
+
+def add_routes(app: FastAPI) -> None:
+    """Serve the description of `app` on itself."""
+
+    @app.get("/openapi.json", include_in_schema=False)
+    async def document() -> Response:
+        return json_response(written(app))
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> Response:
+        return _page("swagger/")
+
+    @app.get("/swagger/{asset}", include_in_schema=False)
+    async def swagger(asset: str) -> Response:
+        if asset == "index.html":
+            return _page("")
+        if asset == "start.js":
+            return Response(_START, media_type="text/javascript")
+        if asset not in _FILES:
+            raise Problem(404, "nothing is served under this path")
+        return Response(
+            _file(asset),
+            media_type=_FILES[asset],
+            headers={"Cache-Control": "public, max-age=86400"},
+        )
+
+
+def _page(assets: str) -> Response:
+    page = _PAGE.format(assets=assets)
+    return Response(page, media_type="text/html", headers={"Content-Security-Policy": _POLICY})
+
+
+@cache
+def _file(name: str) -> bytes:
+    return (resources.files(_PACKAGE) / "static" / name).read_bytes()

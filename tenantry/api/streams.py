@@ -10,11 +10,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator
 from typing import Final, NamedTuple
 
 import structlog
 
+from tenantry.api.tail import first_set
 from tenantry.control.port import Control
 from tenantry.http.pool import Pool
 from tenantry.http.problems import Problem, too_many, unavailable
@@ -133,7 +134,7 @@ class Streams:
                     yield HEARTBEAT
                     sent_at = loop.time()
                 pause = min(wait, max(0.0, sent_at + self._heartbeat - loop.time()))
-                if not await _woken(sleeper.woken, closing, pause):
+                if await first_set(sleeper.woken, closing, pause) is None:
                     wait = min(wait * 2, LONGEST_WAIT)
         finally:
             self._sleepers.discard(sleeper)
@@ -158,15 +159,3 @@ class Streams:
                 totals[tenant_id] = total
             totals = {tenant_id: totals[tenant_id] for tenant_id in tenants}
             await asyncio.sleep(LOOK_SECONDS)
-
-
-async def _woken(event: asyncio.Event, closing: asyncio.Event | None, seconds: float) -> bool:
-    """Wait for an event or the end; tell whether it came before `seconds` were over."""
-    events: Sequence[asyncio.Event] = [event] if closing is None else [event, closing]
-    tasks = [asyncio.create_task(one.wait()) for one in events]
-    try:
-        done, _ = await asyncio.wait(tasks, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for task in tasks:
-            task.cancel()
-    return bool(done)

@@ -1,6 +1,6 @@
 """Waiting for events: one thread follows the journal, however many requests wait.
 
-A request that waits costs a coroutine. The follower runs only while somebody waits.
+A request that waits costs a coroutine. The follower runs only while one does.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _BATCH: Final = 500
 
 
 class _Waiter:
-    """Somebody who waits for the next event, of one tenant or of any (None)."""
+    """A request that waits for the next event, of one tenant or of any (None)."""
 
     def __init__(self, tenant_id: str | None) -> None:
         self.tenant_id = tenant_id
@@ -65,16 +65,17 @@ class JournalTail:
             return found
         waiter = _Waiter(tenant_id)
         self._waiters.add(waiter)
-        deadline = asyncio.get_running_loop().time() + timeout
+        clock = asyncio.get_running_loop().time
+        deadline = clock() + timeout
         try:
             follower = self._follow(after)
-            reason = await _first(self._ready, closing, deadline)
+            reason = await first_set(self._ready, closing, timeout)
             while reason is not None and reason is not closing:
                 # Before the first wait, this finds what came before the follower was ready.
                 found = await pool.run(read)
                 if found or follower.done():
                     break
-                reason = await _first(waiter.woken, closing, deadline)
+                reason = await first_set(waiter.woken, closing, max(0.0, deadline - clock()))
                 waiter.woken.clear()
         finally:
             self._waiters.discard(waiter)
@@ -102,7 +103,7 @@ class JournalTail:
         except JournalError as error:
             _log.info("api.events_not_followed", error=str(error))
         finally:
-            # Whoever waits reads once more, and gets the journal's own error if it is away.
+            # A request that waits reads once more, and gets the journal's own error if it is away.
             ready.set()
             for waiter in self._waiters:
                 waiter.woken.set()
@@ -134,13 +135,12 @@ class JournalTail:
         return {recorded.event.tenant_id: recorded.position for recorded in events}
 
 
-async def _first(
-    event: asyncio.Event, closing: asyncio.Event | None, deadline: float
+async def first_set(
+    event: asyncio.Event, closing: asyncio.Event | None, seconds: float
 ) -> asyncio.Event | None:
-    """Wait until one of two events is set, and give it (`closing` first); None at the deadline."""
+    """Wait until one of two events is set, and give it (`closing` first); None after `seconds`."""
     events = [event] if closing is None else [closing, event]
     tasks = [asyncio.create_task(one.wait()) for one in events]
-    seconds = max(0.0, deadline - asyncio.get_running_loop().time())
     try:
         await asyncio.wait(tasks, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
     finally:

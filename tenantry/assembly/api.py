@@ -7,10 +7,10 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 from tenantry import __version__
-from tenantry.api.app import PUBLISH_SECONDS, create_app
-from tenantry.api.cursors import kept_key
-from tenantry.api.idempotency import IdempotencyKeys, MemoryIdempotencyKeys
-from tenantry.api.idempotency_postgres import PostgresIdempotencyKeys
+from tenantry.api.app import create_app
+from tenantry.api.idempotency import IdempotencyKeys, MemoryIdempotencyKeys, PostgresIdempotencyKeys
+from tenantry.api.paging import kept_key
+from tenantry.api.routes.publishing import PUBLISH_SECONDS
 from tenantry.assembly.backends import Backends, Stores
 from tenantry.assembly.handlers import abandoned
 from tenantry.assembly.listeners import Listeners

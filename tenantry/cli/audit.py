@@ -9,12 +9,16 @@ import click
 
 from tenantry.cli import output
 from tenantry.cli.client import ControlClient, tenant_path
-from tenantry.cli.failures import FAILED
-from tenantry.cli.options import example, json_option, tenant_argument, with_client
+from tenantry.cli.options import example, tenant_argument, with_client
+from tenantry.cli.output import FAILED
 
 TIMEOUT: Final = 100.0
 """Seconds for a call: the daemon counts for a minute, and then ends the page."""
 
+_FIELDS: Final = (
+    "tenant_id", "accepted", "stored", "duplicates", "dead_lettered", "in_flight", "rows",
+    "waiting",
+)  # fmt: skip
 _COLUMNS: Final = (
     "tenant", "accepted", "stored", "duplicates", "dead-lettered", "in flight", "rows", "waiting",
     "dead letters", "adds up",
@@ -23,7 +27,6 @@ _COLUMNS: Final = (
 
 @click.command(epilog=example("tenantry audit acme", "tenantry audit --json | jq .balanced"))
 @with_client
-@json_option
 @tenant_argument(required=False)
 @click.option("--quick", is_flag=True, help="Count no rows; all else is compared.")
 def audit(client: ControlClient, *, as_json: bool, tenant_id: str | None, quick: bool) -> None:
@@ -56,18 +59,7 @@ def _print(found: Sequence[Mapping[str, Any]], *, quick: bool) -> None:
     output.print_table(
         _COLUMNS,
         [
-            (
-                one["tenant_id"],
-                one["accepted"],
-                one["stored"],
-                one["duplicates"],
-                one["dead_lettered"],
-                one["in_flight"],
-                one["rows"],
-                one["waiting"],
-                one["dead_letters"]["listed"],
-                one["balanced"],
-            )
+            (*(one[name] for name in _FIELDS), one["dead_letters"]["listed"], one["balanced"])
             for one in found
         ],
     )

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import click
 
 from tenantry.cli import output
-from tenantry.cli.failures import CommandError
 from tenantry.cli.options import config_option, example, json_option, load_settings
+from tenantry.cli.output import CommandError
 from tenantry.cli.service import database_url
 
 if TYPE_CHECKING:

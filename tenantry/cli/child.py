@@ -13,7 +13,7 @@ from typing import Final
 
 import tenantry
 from tenantry.cli.client import ControlClient
-from tenantry.cli.failures import CommandError
+from tenantry.cli.output import CommandError
 from tenantry.settings import ENVIRONMENT
 
 POLL: Final = 0.1

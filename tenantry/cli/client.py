@@ -14,7 +14,7 @@ from urllib.parse import quote
 import httpx
 
 from tenantry.cli import exact
-from tenantry.cli.failures import ApiError, CommandError, DaemonUnreachableError
+from tenantry.cli.output import ApiError, CommandError, DaemonUnreachableError
 from tenantry.unixpath import addressed
 
 TIMEOUT: Final = 60.0

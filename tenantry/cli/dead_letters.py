@@ -2,19 +2,44 @@
 
 from __future__ import annotations
 
+import base64
+import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 import click
 
 from tenantry.cli import output
 from tenantry.cli.client import ControlClient, tenant_path
-from tenantry.cli.failures import CommandError
-from tenantry.cli.letters_shown import body_lines, preview_of
-from tenantry.cli.letters_worked import WorkOff, chosen, given_filter
-from tenantry.cli.options import example, json_option, tenant_argument, with_client
-from tenantry.cli.times import moment
+from tenantry.cli.options import example, tenant_argument, with_client
+from tenantry.cli.output import CommandError
+from tenantry.cli.replay_client import ReplayClient, chosen, given_filter
+
+_AGO: Final = re.compile(r"(\d{1,6})([smhd])", re.ASCII)
+_UNITS: Final = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
+
+
+def moment(text: str) -> str:
+    """Give a moment as RFC 3339 in UTC: given so, or as a while ago (90s, 15m, 2h, 7d).
+
+    Raises `click.BadParameter`.
+    """
+    ago = _AGO.fullmatch(text)
+    if ago is not None:
+        then = datetime.now(UTC) - timedelta(**{_UNITS[ago[2]]: int(ago[1])})
+    else:
+        try:
+            then = datetime.fromisoformat(text)
+        except ValueError:
+            raise click.BadParameter(
+                f"{text!r} is no time: 2026-01-31T12:00:00Z, or 2h for two hours ago"
+            ) from None
+        if then.tzinfo is None:
+            raise click.BadParameter(f"{text!r} has no zone: 2026-01-31T12:00:00Z is in UTC")
+    return then.astimezone(UTC).isoformat().replace("+00:00", "Z")
+
 
 _FIELDS: Final = (
     "letter_id", "message_id", "topic", "partition", "reason", "error", "first_error", "attempts",
@@ -28,19 +53,10 @@ def dead_letters() -> None:
 
 
 def _filters(function: Callable[..., Any]) -> Callable[..., Any]:
+    ago = "a time, or 1h for an hour ago."
     for option in (
-        click.option(
-            "--until",
-            type=moment,
-            metavar="TIME",
-            help="Dead before then: a time, or 1h for an hour ago.",
-        ),
-        click.option(
-            "--since",
-            type=moment,
-            metavar="TIME",
-            help="Dead since then: a time, or 1h for an hour ago.",
-        ),
+        click.option("--until", type=moment, metavar="TIME", help=f"Dead before then: {ago}"),
+        click.option("--since", type=moment, metavar="TIME", help=f"Dead since then: {ago}"),
         click.option("--topic", help="Only from this topic."),
         click.option("--reason", help="Only for this reason: not_json, expired, …"),
     ):
@@ -59,7 +75,6 @@ def _selection(function: Callable[..., Any]) -> Callable[..., Any]:
 
 @dead_letters.command("list", epilog=example("tenantry dead-letters list acme --reason not_json"))
 @with_client
-@json_option
 @tenant_argument()
 @_filters
 @click.option("--no-payload", is_flag=True, help="Without the messages' bytes and headers.")
@@ -101,7 +116,6 @@ def _row(letter: Mapping[str, Any], *, payload: bool) -> list[object]:
 
 @dead_letters.command(epilog=example("tenantry dead-letters show acme order-7 --no-payload"))
 @with_client
-@json_option
 @tenant_argument()
 @click.argument("letter")
 @click.option("--no-payload", is_flag=True, help="Without the message's bytes and headers.")
@@ -130,7 +144,6 @@ def show(
     )
 )
 @with_client
-@json_option
 @tenant_argument()
 @_selection
 @click.option("--force", is_flag=True, help="Also those replayed as often as they may be.")
@@ -151,7 +164,9 @@ def replay(
     stored is stored once, however often it is replayed.
     """
     which = chosen(ids, everything=everything, filters=filters)
-    work = WorkOff(client, tenant_id, "replayed", which, extra={"force": True} if force else {})
+    work = ReplayClient(
+        client, tenant_id, "replayed", which, extra={"force": True} if force else {}
+    )
     if dry_run:
         work.show_preview(as_json=as_json)
         return
@@ -160,7 +175,6 @@ def replay(
 
 @dead_letters.command(epilog=example("tenantry dead-letters discard acme --until 30d --yes"))
 @with_client
-@json_option
 @tenant_argument()
 @_selection
 @click.option("--yes", is_flag=True, help="Don't ask.")
@@ -180,7 +194,7 @@ def discard(
     Name them, or give conditions, or --all.
     """
     which = chosen(ids, everything=everything, filters=filters)
-    work = WorkOff(client, tenant_id, "discarded", which)
+    work = ReplayClient(client, tenant_id, "discarded", which)
     if dry_run:
         work.show_preview(as_json=as_json)
         return
@@ -202,3 +216,33 @@ def quoted(letter: str) -> str:
     if "/" in letter or letter in {".", ".."}:
         raise CommandError("name a message with such an id by its letter_id, as listed")
     return quote(letter, safe="")
+
+
+_IN_A_TABLE: Final = 40
+_MOST_CHARACTERS: Final = 4000
+
+
+def preview_of(letter: Mapping[str, Any]) -> str:
+    """Give the beginning of a body, for a cell of a table."""
+    return _cut(_body_text(letter), _IN_A_TABLE)
+
+
+def body_lines(letter: Mapping[str, Any]) -> Iterator[str]:
+    """Give a body, line by line; control characters are escaped."""
+    text = _cut(_body_text(letter), _MOST_CHARACTERS)
+    yield ""
+    yield from (output.clean(line) for line in text.split("\n"))
+
+
+def _body_text(letter: Mapping[str, Any]) -> str:
+    body = letter.get("body")
+    if body is None:
+        return f"({letter['size']} bytes, too many to be listed: they are in the queue)"
+    try:
+        return base64.b64decode(body).decode()
+    except UnicodeDecodeError:
+        return f"base64:{body}"
+
+
+def _cut(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[:most]}…"

@@ -10,7 +10,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any, Final, NoReturn
@@ -20,8 +20,8 @@ import click
 from tenantry.cli import output
 from tenantry.cli.child import ChildDaemon
 from tenantry.cli.client import ControlClient
-from tenantry.cli.failures import CommandError
 from tenantry.cli.options import config_option, example, json_option
+from tenantry.cli.output import CommandError
 from tenantry.cli.producing import progress_of
 from tenantry.producer.run import ProduceResult, ProducerOptions, produce
 from tenantry.settings.model import CONTROL_SOCKET
@@ -40,7 +40,7 @@ POLL: Final = 0.2
 class Line:
     """What the demo found out about one tenant; `stored` counts rows read back through the API."""
 
-    tenant_id: str
+    tenant: str
     sent: int
     confirmed: int
     stored: int
@@ -186,7 +186,7 @@ def _line(client: ControlClient, result: ProduceResult, tenant_id: str, seconds:
     stored = len({row["id"] for row in rows})
     broken = () if result.isolation is None else result.isolation.checks
     return Line(
-        tenant_id=tenant_id,
+        tenant=tenant_id,
         sent=tally.sent,
         confirmed=tally.confirmed,
         stored=stored,
@@ -202,19 +202,7 @@ def _print(lines: list[Line], *, as_json: bool) -> None:
     if as_json:
         output.print_json(
             {
-                "tenants": [
-                    {
-                        "tenant": one.tenant_id,
-                        "sent": one.sent,
-                        "confirmed": one.confirmed,
-                        "stored": one.stored,
-                        "duplicates": one.duplicates,
-                        "dead_lettered": one.dead_lettered,
-                        "rate": round(one.rate, 1),
-                        "isolated": one.isolated,
-                    }
-                    for one in lines
-                ],
+                "tenants": [asdict(one) | {"rate": round(one.rate, 1)} for one in lines],
                 "sent": sum(one.sent for one in lines),
                 "stored": sum(one.stored for one in lines),
             }
@@ -224,19 +212,7 @@ def _print(lines: list[Line], *, as_json: bool) -> None:
     click.echo()
     output.print_table(
         (*columns, "isolated"),
-        [
-            (
-                one.tenant_id,
-                one.sent,
-                one.confirmed,
-                one.stored,
-                one.duplicates,
-                one.dead_lettered,
-                one.rate,
-                one.isolated,
-            )
-            for one in lines
-        ],
+        [list(asdict(one).values()) for one in lines],
     )
     total = f"{sum(one.sent for one in lines):,} sent, {sum(one.stored for one in lines):,} stored"
     click.echo(f"\nTotal: {total}")
@@ -244,8 +220,8 @@ def _print(lines: list[Line], *, as_json: bool) -> None:
 
 def _judge(lines: list[Line], code: int, directory: Path) -> None:
     """Raise `CommandError` unless everything adds up."""
-    wrong = [f"tenant {one.tenant_id}: sent and stored differ" for one in lines if not one.adds_up]
-    wrong += [f"tenant {one.tenant_id} is not isolated" for one in lines if not one.isolated]
+    wrong = [f"tenant {one.tenant}: sent and stored differ" for one in lines if not one.adds_up]
+    wrong += [f"tenant {one.tenant} is not isolated" for one in lines if not one.isolated]
     if code:
         wrong.append(f"the daemon exited with status {code}")
     if wrong:

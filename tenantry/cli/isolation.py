@@ -11,8 +11,8 @@ import click
 
 from tenantry.cli import output
 from tenantry.cli.client import ControlClient, tenant_path
-from tenantry.cli.failures import FAILED, CommandError
-from tenantry.cli.options import broker_tls, example, json_option, tenant_argument, with_client
+from tenantry.cli.options import broker_tls, example, tenant_argument, with_client
+from tenantry.cli.output import FAILED, CommandError
 from tenantry.cli.producing import address_option, log_quietly
 
 if TYPE_CHECKING:
@@ -30,7 +30,6 @@ TIMEOUT: Final = 100.0
     epilog=example("tenantry verify-isolation acme globex --credentials credentials.json"),
 )
 @with_client
-@json_option
 @tenant_argument(many=True)
 @click.option(
     "--credentials",

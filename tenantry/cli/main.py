@@ -1,4 +1,4 @@
-"""The command `tenantry`: its group, and how failures become exit codes."""
+"""The command `tenantry`: its group, completion for shells, and how failures become exit codes."""
 
 from __future__ import annotations
 
@@ -12,32 +12,53 @@ from pathlib import Path
 import click
 
 import tenantry
-from tenantry.cli import streams
+from tenantry.cli import output
 from tenantry.cli.audit import audit
 from tenantry.cli.broker import broker
-from tenantry.cli.completion import completion
 from tenantry.cli.dead_letters import dead_letters
 from tenantry.cli.demo import demo
-from tenantry.cli.failures import (
+from tenantry.cli.isolation import verify_isolation
+from tenantry.cli.options import config_option, example
+from tenantry.cli.output import (
     BAD_USAGE,
     BROKEN_PIPE,
     DONE,
     FAILED,
     INTERRUPTED,
     CommandError,
+    OutputError,
 )
-from tenantry.cli.isolation import verify_isolation
-from tenantry.cli.options import config_option
 from tenantry.cli.producing import produce
 from tenantry.cli.reading import events, messages
 from tenantry.cli.service import migrate, run
-from tenantry.cli.streams import OutputError
 from tenantry.cli.system import drain, status, stop
 from tenantry.cli.tenants import tenant
 from tenantry.cli.token import token
 from tenantry.cli.top import top
 from tenantry.settings import SettingsError
 from tenantry.telemetry.masking import mask_text
+
+
+@click.command(
+    epilog=example(
+        "source <(tenantry completion bash)",
+        "tenantry completion fish > ~/.config/fish/completions/tenantry.fish",
+    )
+)
+@config_option
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str, **_config: object) -> None:
+    """Print the completion script for a shell."""
+    from click.shell_completion import get_completion_class
+
+    found = get_completion_class(shell)
+    if found is None:
+        raise CommandError(f"there is no completion for {shell}")
+    click.echo(
+        found(
+            click.get_current_context().find_root().command, {}, "tenantry", "_TENANTRY_COMPLETE"
+        ).source()
+    )
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -60,7 +81,7 @@ for _command in (
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and give its exit code; failures become one line on stderr."""
-    streams.prepare()
+    output.prepare()
     try:
         result = cli.main(
             args=None if argv is None else list(argv), prog_name="tenantry", standalone_mode=False
@@ -75,12 +96,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SettingsError as error:
         return _fail(str(error), BAD_USAGE)
     except OutputError as error:
-        streams.give_up_output()
+        output.give_up_output()
         return _fail(str(error), error.exit_code)
     except CommandError as error:
         return _fail(str(error), error.exit_code)
     except BrokenPipeError:
-        streams.give_up_output()  # whoever read has gone, and knows
+        output.give_up_output()  # whoever read has gone, and knows
         return BROKEN_PIPE
     except Exception as error:  # noqa: BLE001 - the last resort: a line, not a traceback
         if os.environ.get("TENANTRY_LOG_LEVEL", "").lower() == "debug":

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, Final, ParamSpec, TypeVar
 
 import click
 
-from tenantry.cli.failures import CommandError
+from tenantry.cli.output import CommandError
 from tenantry.settings import Settings, load
 
 if TYPE_CHECKING:
@@ -60,9 +60,10 @@ def _config(kwargs: dict[str, Any]) -> Path | None:
 
 
 def with_settings(function: Callable[Concatenate[Settings, P], T]) -> Callable[..., T]:
-    """Give a command `--config`, and the settings as its first argument."""
+    """Give a command `--config` and `--json`, and the settings as its first argument."""
 
     @config_option
+    @json_option
     @functools.wraps(function)
     def command(*args: P.args, **kwargs: P.kwargs) -> T:
         return function(load_settings(_config(kwargs), client=True), *args, **kwargs)
@@ -71,9 +72,10 @@ def with_settings(function: Callable[Concatenate[Settings, P], T]) -> Callable[.
 
 
 def with_client(function: Callable[Concatenate[ControlClient, P], T]) -> Callable[..., T]:
-    """Give a command `--config`, and a client of the daemon as its first argument."""
+    """Give a command `--config` and `--json`, and a client as its first argument."""
 
     @config_option
+    @json_option
     @functools.wraps(function)
     def command(*args: P.args, **kwargs: P.kwargs) -> T:
         from tenantry.cli.client import ControlClient

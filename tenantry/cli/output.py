@@ -1,29 +1,60 @@
-"""What commands print: JSON, tables and trees on stdout; notices and progress on stderr.
+"""What commands print, where to, and how they end badly.
 
-On a terminal it is rich's; piped, it is plain aligned text without colours or boxes. Text that
-came from elsewhere is shown with its control characters escaped, and never as markup.
+JSON, tables and trees go to stdout, notices and progress to stderr. On a terminal it is rich's;
+piped, it is plain aligned text without colours or boxes. Text that came from elsewhere is shown
+with its control characters escaped, and never as markup. A failure is one clear line on stderr and
+an exit code of the contract.
 """
 
 from __future__ import annotations
 
+import io
+import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol
 
 import click
 
-from tenantry.cli import exact, streams
+from tenantry.cli import exact
 
 if TYPE_CHECKING:
     from rich.table import Table
     from rich.tree import Tree
 
+DONE: Final = 0
+FAILED: Final = 1
+BAD_USAGE: Final = 2
+UNREACHABLE: Final = 3
+INTERRUPTED: Final = 130
+BROKEN_PIPE: Final = 141
+
+
+class CommandError(Exception):
+    """The operation failed; the message is what the user reads."""
+
+    exit_code: ClassVar[int] = FAILED
+
+
+class DaemonUnreachableError(CommandError):
+    """Nothing answers on the control socket."""
+
+    exit_code: ClassVar[int] = UNREACHABLE
+
+
+class ApiError(CommandError):
+    """The daemon answered with a problem; `status` is the HTTP status."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
 
 def print_json(value: object) -> None:
     """Print one JSON document."""
     text = exact.dumps(value, indent=2)
-    click.echo(text if streams.takes(text) else exact.dumps(value, indent=2, ascii_only=True))
+    click.echo(text if takes(text) else exact.dumps(value, indent=2, ascii_only=True))
 
 
 def compact_json(value: object) -> str:
@@ -164,3 +195,84 @@ def _branch(node: Mapping[str, Any], label: Node, parent: Tree | None) -> Tree:
     for child in node.get("children", ()):
         _branch(child, label, branch)
     return branch
+
+
+_ASCII: Final = "ascii, the rest escaped"
+
+
+class OutputError(CommandError):
+    """Standard output takes no more."""
+
+
+class _Output(io.TextIOWrapper):
+    """Standard output: what its encoding lacks is escaped, and a failure is one clear line."""
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        """The encoding; click would take a stream that says it is ASCII for misconfigured."""
+        real = super().encoding
+        return _ASCII if real.lower() in {"ascii", "us-ascii", "ansi_x3.4-1968"} else real
+
+    def write(self, text: str, /) -> int:
+        """Write."""
+        try:
+            return super().write(text)
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise _output_error(error) from error
+
+    def flush(self) -> None:
+        """Write what is waiting."""
+        try:
+            super().flush()
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise _output_error(error) from error
+
+
+def prepare() -> None:
+    """See that the process has its three streams, and that any text can be printed."""
+    for number, mode in enumerate((os.O_RDONLY, os.O_RDONLY, os.O_WRONLY)):
+        # Where one is closed, the next file or socket would be taken for it. What is printed
+        # to a closed output fails, as it would have; what is logged is lost.
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, mode)
+    if sys.stderr is None:
+        sys.stderr = open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+    closed = sys.stdout is None
+    if closed:
+        sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+    # Not where a test has put another in its place.
+    if (closed or sys.stdout is sys.__stdout__) and isinstance(sys.stdout, io.TextIOWrapper):
+        encoding, at_once = sys.stdout.encoding, sys.stdout.line_buffering
+        through = sys.stdout.write_through
+        sys.stdout = sys.__stdout__ = _Output(  # type: ignore[misc]
+            sys.stdout.detach(),
+            encoding=encoding,
+            errors="backslashreplace",
+            line_buffering=at_once,
+            write_through=through,
+        )
+
+
+def give_up_output() -> None:
+    """Throw away what is still to be printed: the interpreter would try again at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
+def takes(text: str) -> bool:
+    """Tell whether standard output can show all of a text as it is."""
+    encoding = sys.stdout.encoding or "utf-8"
+    try:
+        text.encode("ascii" if encoding == _ASCII else encoding)
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _output_error(error: OSError) -> OutputError:
+    return OutputError(f"can't write to standard output: {error.strerror or error}")

@@ -11,8 +11,8 @@ import click
 
 from tenantry.cli import output
 from tenantry.cli.client import ControlClient
-from tenantry.cli.failures import FAILED, CommandError
-from tenantry.cli.options import broker_tls, example, json_option, with_client
+from tenantry.cli.options import broker_tls, example, with_client
+from tenantry.cli.output import FAILED, CommandError
 
 if TYPE_CHECKING:
     from tenantry.producer import ProduceResult
@@ -54,7 +54,6 @@ address_option = click.option(
     epilog=example("tenantry produce --tenants 5 --messages-per-batch 100 --interval 10ms")
 )
 @with_client
-@json_option
 @click.option("--tenants", type=click.IntRange(1, 10_000), default=3, show_default=True,
               envvar="TENANTS_COUNT", show_envvar=True, help="Tenants.")  # fmt: skip
 @click.option("--producers", type=click.IntRange(1, 1000), default=3, show_default=True,

@@ -11,7 +11,7 @@ import click
 
 from tenantry.cli import exact, output
 from tenantry.cli.client import PAGE, ControlClient, tenant_path
-from tenantry.cli.options import example, json_option, tenant_argument, with_client
+from tenantry.cli.options import example, tenant_argument, with_client
 
 LONG_POLL: Final = 20
 """Seconds the daemon may hold a follower's call until something happens."""
@@ -19,7 +19,6 @@ LONG_POLL: Final = 20
 
 @click.command(epilog=example("tenantry events acme --follow"))
 @with_client
-@json_option
 @tenant_argument(required=False)
 @click.option(
     "--follow", "-f", is_flag=True, help="Go on with what happens from now, until Ctrl-C."
@@ -79,7 +78,6 @@ def _event_line(event: Mapping[str, Any]) -> str:
 
 @click.command(epilog=example("tenantry messages acme --topic events --order desc --limit 10"))
 @with_client
-@json_option
 @tenant_argument(required=False)
 @click.option("--id", "message_id", help="Only the message with this id; needs a TENANT.")
 @click.option(
@@ -112,28 +110,16 @@ def messages(
         found = [client.call("GET", path, params=of)]
     else:
         params: dict[str, str | int] = {"order": order, **of}
-        if tenant_id is not None:
-            params["tenant_id"] = tenant_id
-        if topic is not None:
-            params["topic"] = topic
+        named = {"tenant_id": tenant_id, "topic": topic}
+        params |= {name: value for name, value in named.items() if value is not None}
         found = list(client.pages("/messages", params=params, limit=limit, sparse=True))
     if as_json:
         output.print_json(found if message_id is None else found[0])
         return
+    fields = ("tenant_id", "position", "id", "topic", "partition", "created_at")
     output.print_table(
         ("tenant", "position", "id", "topic", "partition", "created", "payload"),
-        [
-            (
-                one["tenant_id"],
-                one["position"],
-                one["id"],
-                one["topic"],
-                one["partition"],
-                one["created_at"],
-                _payload(one),
-            )
-            for one in found
-        ],
+        [(*(one[name] for name in fields), _payload(one)) for one in found],
     )
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import click
 
 from tenantry.cli import output
-from tenantry.cli.failures import FAILED, CommandError
-from tenantry.cli.options import config_option, example, json_option, load_settings, with_settings
+from tenantry.cli.options import config_option, example, load_settings, with_settings
+from tenantry.cli.output import FAILED, CommandError
 from tenantry.settings import Settings, SettingsError, source
 
 
@@ -76,7 +76,6 @@ def run(
 
 @click.command(epilog=example("tenantry migrate --check || tenantry migrate"))
 @with_settings
-@json_option
 @click.option("--check", is_flag=True, help="Change nothing; exit with 1 if something is missing.")
 @click.option(
     "--rebuild", is_flag=True, help="Throw the read model away and make it anew from the journal."

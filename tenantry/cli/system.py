@@ -12,14 +12,18 @@ import click
 
 from tenantry.cli import output
 from tenantry.cli.client import ControlClient
-from tenantry.cli.failures import CommandError, DaemonUnreachableError
-from tenantry.cli.options import example, json_option, with_client
+from tenantry.cli.options import example, with_client
+from tenantry.cli.output import CommandError, DaemonUnreachableError
 
 POLL: Final = 0.2
 POLL_TIMEOUT: Final = 10.0
 MARGIN: Final = 15.0
 """Seconds beyond the daemon's own deadline that `drain` and `stop` wait by default."""
 
+_FIELDS: Final = (
+    "workers_current", "consuming", "pending", "unsettled", "rate", "stored", "duplicates",
+    "dead_lettered",
+)  # fmt: skip
 _wait_seconds = click.option(
     "--timeout",
     type=click.FloatRange(min=0.1),
@@ -31,7 +35,6 @@ _wait_seconds = click.option(
 
 @click.command(epilog=example("tenantry status --json | jq .ready"))
 @with_client
-@json_option
 def status(client: ControlClient, *, as_json: bool) -> None:
     """Show the tree of actors and the tenants."""
     found = client.call("GET", "/status")
@@ -56,19 +59,7 @@ def status(client: ControlClient, *, as_json: bool) -> None:
     output.print_table(
         (*columns, "duplicates", "dead letters", "parked", "trouble"),
         [
-            (
-                tenant_id,
-                tenant["workers_current"],
-                tenant["consuming"],
-                tenant["pending"],
-                tenant["unsettled"],
-                float(tenant["rate"]),
-                tenant["stored"],
-                tenant["duplicates"],
-                tenant["dead_lettered"],
-                _since(tenant),
-                tenant["trouble"],
-            )
+            (tenant_id, *(tenant[name] for name in _FIELDS), _since(tenant), tenant["trouble"])
             for tenant_id, tenant in sorted(tenants.items())
         ],
     )
@@ -98,7 +89,6 @@ def _describe_actor(node: Mapping[str, Any]) -> tuple[str, str]:
 
 @click.command(epilog=example("tenantry drain --timeout 60"))
 @with_client
-@json_option
 @click.option("--wait/--no-wait", default=True, show_default=True, help="Wait until it is done.")
 @_wait_seconds
 def drain(client: ControlClient, *, as_json: bool, wait: bool, timeout: float) -> None:
@@ -108,6 +98,10 @@ def drain(client: ControlClient, *, as_json: bool, wait: bool, timeout: float) -
     if wait:
         with output.working("draining"):
             state = _wait_drained(client, timeout)
+    _print_state(state, as_json=as_json)
+
+
+def _print_state(state: str, *, as_json: bool) -> None:
     if as_json:
         output.print_json({"state": state})
     else:
@@ -135,7 +129,6 @@ def _wait_drained(client: ControlClient, timeout: float) -> str:
 
 @click.command(epilog=example("tenantry stop --wait"))
 @with_client
-@json_option
 @click.option("--wait/--no-wait", default=False, show_default=True, help="Wait until it has ended.")
 @_wait_seconds
 def stop(client: ControlClient, *, as_json: bool, wait: bool, timeout: float) -> None:
@@ -147,10 +140,7 @@ def stop(client: ControlClient, *, as_json: bool, wait: bool, timeout: float) ->
         with output.working("stopping"):
             _wait_gone(client, pid, timeout)
         state = "stopped"
-    if as_json:
-        output.print_json({"state": state})
-    else:
-        click.echo(state)
+    _print_state(state, as_json=as_json)
 
 
 def _wait_gone(client: ControlClient, pid: int | None, timeout: float) -> None:

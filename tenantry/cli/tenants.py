@@ -9,8 +9,8 @@ import click
 
 from tenantry.cli import output
 from tenantry.cli.client import ControlClient, tenant_path
-from tenantry.cli.failures import CommandError
-from tenantry.cli.options import example, json_option, tenant_argument, with_client
+from tenantry.cli.options import example, tenant_argument, with_client
+from tenantry.cli.output import CommandError
 
 DELETE_TIMEOUT: Final = 300.0
 
@@ -46,7 +46,6 @@ def _show(found: Tenant, *, as_json: bool) -> None:
     epilog=example('tenantry tenant create "Acme Ltd" --id acme --topic events --partitions 3')
 )
 @with_client
-@json_option
 @click.argument("name", required=False)
 @click.option("--id", "tenant_id", help="The id: a-z, 0-9 and hyphens.  [default: generated]")
 @click.option("--name", "name_option", help="The name, in place of the argument.")
@@ -91,7 +90,6 @@ def create(
 
 @tenant.command("list", epilog=example("tenantry tenant list --json | jq -r '.[].id'"))
 @with_client
-@json_option
 @click.option("--limit", type=click.IntRange(min=1), help="How many at most.  [default: all]")
 def list_(client: ControlClient, *, as_json: bool, limit: int | None) -> None:
     """List the tenants, by id."""
@@ -109,7 +107,6 @@ def list_(client: ControlClient, *, as_json: bool, limit: int | None) -> None:
 
 @tenant.command(epilog=example("tenantry tenant show acme --at 2026-01-31T12:00:00Z"))
 @with_client
-@json_option
 @tenant_argument()
 @click.option("--at", metavar="TIME|VERSION", help="As of a time (RFC 3339) or a version.")
 def show(client: ControlClient, *, as_json: bool, tenant_id: str, at: str | None) -> None:
@@ -120,7 +117,6 @@ def show(client: ControlClient, *, as_json: bool, tenant_id: str, at: str | None
 
 @tenant.command(epilog=example("tenantry tenant resize acme 8"))
 @with_client
-@json_option
 @tenant_argument()
 @click.argument("workers", type=click.IntRange(1, 64))
 def resize(client: ControlClient, *, as_json: bool, tenant_id: str, workers: int) -> None:
@@ -133,7 +129,6 @@ def resize(client: ControlClient, *, as_json: bool, tenant_id: str, workers: int
 
 @tenant.command(epilog=example("tenantry tenant pause acme"))
 @with_client
-@json_option
 @tenant_argument()
 def pause(client: ControlClient, *, as_json: bool, tenant_id: str) -> None:
     """Stop consuming; messages wait in the queues."""
@@ -144,7 +139,6 @@ def pause(client: ControlClient, *, as_json: bool, tenant_id: str) -> None:
 
 @tenant.command(epilog=example("tenantry tenant resume acme"))
 @with_client
-@json_option
 @tenant_argument()
 def resume(client: ControlClient, *, as_json: bool, tenant_id: str) -> None:
     """Consume again, after a pause or after the tenant was parked for failing."""
@@ -157,7 +151,6 @@ def resume(client: ControlClient, *, as_json: bool, tenant_id: str) -> None:
     "rotate-credentials", epilog=example("tenantry tenant rotate-credentials acme --json")
 )
 @with_client
-@json_option
 @tenant_argument()
 def rotate_credentials(client: ControlClient, *, as_json: bool, tenant_id: str) -> None:
     """Replace the password of the tenant's broker user, and print the new one this once."""
@@ -169,7 +162,6 @@ def rotate_credentials(client: ControlClient, *, as_json: bool, tenant_id: str) 
     "sql-access", epilog=example('psql "$(tenantry tenant sql-access acme --json | jq -r .url)"')
 )
 @with_client
-@json_option
 @tenant_argument()
 @click.option("--revoke", is_flag=True, help="Take the access away, and end its sessions.")
 def sql_access(client: ControlClient, *, as_json: bool, tenant_id: str, revoke: bool) -> None:
@@ -196,7 +188,6 @@ def sql_access(client: ControlClient, *, as_json: bool, tenant_id: str, revoke: 
 
 @tenant.command(epilog=example("tenantry tenant delete acme --retain --yes"))
 @with_client
-@json_option
 @tenant_argument()
 @click.option("--retain", is_flag=True, help="Keep the stored messages readable.")
 @click.option("--yes", is_flag=True, help="Don't ask.")

@@ -9,7 +9,7 @@ from typing import Final
 import click
 
 from tenantry.cli import output
-from tenantry.cli.options import example, json_option, with_settings
+from tenantry.cli.options import example, with_settings
 from tenantry.domain import names
 from tenantry.settings import Settings, SettingsError
 
@@ -33,7 +33,6 @@ def _ttl(_context: click.Context, _parameter: click.Parameter, value: str) -> ti
     )
 )
 @with_settings
-@json_option
 @click.option("--tenant", "tenant_id", metavar="ID", help="For this tenant: its own data only.")
 @click.option("--admin", is_flag=True, help="For everything.")
 @click.option(
@@ -74,7 +73,7 @@ def token(
             "security.jwt_secret is empty: set it (TENANTRY_JWT_SECRET) to what the daemon has"
         )
 
-    from tenantry.api.times import format_time
+    from tenantry.api.schemas.common import format_time
     from tenantry.http.tokens import Tokens
 
     now = datetime.now(UTC)

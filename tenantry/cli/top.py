@@ -11,8 +11,8 @@ import click
 
 from tenantry.cli import output
 from tenantry.cli.client import ControlClient
-from tenantry.cli.failures import CommandError
-from tenantry.cli.options import example, json_option, with_client
+from tenantry.cli.options import example, with_client
+from tenantry.cli.output import CommandError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -39,7 +39,6 @@ COLUMNS: Final = (
 
 @click.command(epilog=example("tenantry top --sort pending", "tenantry top --json | jq .totals"))
 @with_client
-@json_option
 @click.option(
     "--interval",
     type=click.FloatRange(min=0.2, max=3600),

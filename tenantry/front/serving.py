@@ -22,7 +22,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tenantry.api.access import rule_for
 from tenantry.api.app import BODY_SECONDS, MAX_BODY_BYTES
-from tenantry.api.lanes import Lane, Lanes
+from tenantry.api.routing import FastRoute, FastRoutes
 from tenantry.database.errors import DatabaseError
 from tenantry.front.backends import FrontBackends
 from tenantry.front.forward import Forward
@@ -59,9 +59,9 @@ class FrontApplication:
         )
         self._outer = RequestContext(app)
 
-    def use(self, lanes: Sequence[Lane]) -> None:
+    def use(self, routes: Sequence[FastRoute]) -> None:
         """Serve these here from now on; on the event loop only."""
-        self._inner = Lanes(self._forward, lanes=lanes)
+        self._inner = FastRoutes(self._forward, routes=routes)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -145,7 +145,7 @@ class Worker:
                 self._ended.wait(LOOK_AGAIN)
             else:
                 self._backends = backends
-                self._server.call(partial(self._app.use, backends.lanes))
+                self._server.call(partial(self._app.use, backends.fast_routes))
                 return
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
-from tenantry.api import render
+from tenantry.api.schemas.messages import message_json
 from tenantry.http.pool import Pool
 from tenantry.messages.port import Order, StoredMessage, Whose, WrittenMessage, WrittenPage
 
@@ -39,7 +39,7 @@ class RowsReader:
     ) -> WrittenMessage:
         rows = self._page(tenant_id, retained, limit=1000)
         found = [row for row in rows if row.id == message_id]
-        text = render.dumps(render.message(found[0])) if found else None
+        text = message_json(found[0]) if found else None
         return WrittenMessage(text, self._whose(tenant_id, retained))
 
     async def written_page(
@@ -57,7 +57,7 @@ class RowsReader:
                 tenant_id, retained, topic=topic, after=after, limit=limit + 1, order=order
             )
             page = found[:limit]
-            text = b",\n".join([render.dumps(render.message(row)) for row in page])
+            text = b",\n".join([message_json(row) for row in page])
             last = page[-1].position if page else after or 0
             return WrittenPage(
                 text,

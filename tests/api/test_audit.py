@@ -7,7 +7,8 @@ from collections.abc import Iterator
 import pytest
 
 from tenantry.broker.port import BrokerUnavailableError, QueueCounts
-from tests.api.serving import Served, World, empty_account, serving
+from tests.api.fakes import empty_account
+from tests.api.serving import Served, World, serving
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import pytest
 
 from tenantry.actors.messages import Execute
 from tenantry.actors.supervision import tell
-from tenantry.api.vitals import Vitals
+from tenantry.api.health import Health
 from tenantry.control.port import ActorStatus, Outcome, SystemState
 from tenantry.journal.port import Metadata
 from tests.api.serving import Served, World, serving
@@ -26,8 +26,8 @@ def api() -> Iterator[Served]:
 
 
 def test_a_supervisor_that_does_not_answer_for_long_is_not_healthy(api: Served) -> None:
-    vitals: Vitals = api.app.state.services.vitals
-    vitals._patience, vitals._deaf = 0.01, 0.2
+    health: Health = api.app.state.services.health
+    health._patience, health._deaf = 0.01, 0.2
     api.world.control.deaf = True
     assert api.control.get("/healthz").status_code == 200  # busy, so far
     problem = eventually(
@@ -38,8 +38,8 @@ def test_a_supervisor_that_does_not_answer_for_long_is_not_healthy(api: Served) 
 
 
 def test_a_supervisor_that_answers_late_is_healthy_again(api: Served) -> None:
-    vitals: Vitals = api.app.state.services.vitals
-    vitals._patience, vitals._deaf = 0.01, 0.0
+    health: Health = api.app.state.services.health
+    health._patience, health._deaf = 0.01, 0.0
     late: Future[None] = Future()
     api.world.control.ping = lambda: late  # type: ignore[method-assign]
     assert api.control.get("/healthz").status_code == 503
@@ -89,8 +89,8 @@ class Hanging:
 
 
 def test_a_hanging_supervisor_shows_and_recovers(tree: Tree, real: Served) -> None:
-    vitals: Vitals = real.app.state.services.vitals
-    vitals._patience, vitals._deaf = 0.05, 0.2
+    health: Health = real.app.state.services.health
+    health._patience, health._deaf = 0.05, 0.2
     assert real.control.get("/healthz").status_code == 200
     hanging, reply = Hanging(), Future[Outcome]()
     command = Execute(command=hanging, metadata=Metadata(actor="test"), reply=reply)  # type: ignore[arg-type]

@@ -10,8 +10,7 @@ from datetime import timedelta
 import httpx
 import pytest
 
-from tenantry.api.idempotency import IdempotencyKeys, MemoryIdempotencyKeys
-from tenantry.api.idempotency_postgres import PostgresIdempotencyKeys
+from tenantry.api.idempotency import IdempotencyKeys, MemoryIdempotencyKeys, PostgresIdempotencyKeys
 from tenantry.broker.port import BrokerUnavailableError
 from tenantry.database.pool import Database
 from tenantry.domain.commands import AbandonProvisioning, CreateTenant

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 from starlette.requests import Request
 
-from tenantry.api import links
+from tenantry.api import paging
 from tests.api.serving import Served, World, serving
 
 
@@ -61,8 +61,8 @@ def test_nothing_in_a_request_breaks_out_of_the_header() -> None:
         "headers": [],
         "server": ("localhost", 80),
     }
-    header = links.next_page(Request(scope), "new")["Link"]
+    header = paging.link_header(Request(scope), "new")["Link"]
     assert header == (
         '</ten%3Eants%0D%0AX%3A%20y%22?topic=%3E%0D%0AX%3A+y%22&limit=1&cursor=new>; rel="next"'
     )
-    assert links.next_page(Request(scope), None) == {}
+    assert paging.link_header(Request(scope), None) == {}

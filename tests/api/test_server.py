@@ -19,7 +19,7 @@ import pytest
 
 from tenantry.assembly.listeners import Listeners
 from tenantry.cli.client import ControlClient
-from tenantry.cli.failures import DaemonUnreachableError
+from tenantry.cli.output import DaemonUnreachableError
 from tenantry.http import protocol
 from tenantry.http.listeners import ControlSocketBusyError, ListenError, bind_tcp
 from tenantry.http.server import ApiServer

@@ -23,7 +23,7 @@ from tenantry.dead_letters.replay import Reprocessing
 from tenantry.domain.events import DeadLettersDiscarded, DeadLettersReplayed, MessageDeadLettered
 from tenantry.journal.port import ANY, Metadata
 from tenantry.messages.port import Incoming
-from tests.api.serving import FakeDeadLetters
+from tests.api.fakes import FakeDeadLetters
 from tests.depth import examples
 from tests.fakes.dead_letters import InMemoryDeadLetterIndex
 from tests.fakes.stores import InMemoryEventStore

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tenantry.audit.auditor import Auditor
 from tenantry.audit.balance import Account, Kind, of_books, of_broker
 from tenantry.broker.port import BrokerUnavailableError, QueueCounts
-from tests.api.serving import FakeQueues, empty_account
+from tests.api.fakes import FakeQueues, empty_account
 
 counts = st.integers(min_value=0, max_value=1000)
 changes = st.integers(min_value=-1000, max_value=1000)

@@ -10,9 +10,22 @@ from fastapi import FastAPI, Query
 from starlette.requests import Request
 from starlette.responses import Response
 
-from tenantry.api import answers, letter_schemas, links, lookup, render
-from tenantry.api.documented import errors
-from tenantry.api.services import Caller, Services, Who
+from tenantry.api.openapi import error_answers
+from tenantry.api.paging import LINK_HEADER, link_header
+from tenantry.api.routing import Caller, Who
+from tenantry.api.schemas.common import Answer, dumps, json_response
+from tenantry.api.schemas.dead_letters import (
+    DeadLetterEntry,
+    DeadLetterPage,
+    Discarded,
+    LetterQuery,
+    LettersPreview,
+    LettersQuery,
+    LettersToDiscard,
+    LettersToReplay,
+    Replayed,
+)
+from tenantry.api.services import Services
 from tenantry.dead_letters.port import DeadLetter, DeadLetterIndex, Selection
 from tenantry.http.problems import Problem
 
@@ -24,44 +37,42 @@ def add_routes(app: FastAPI, services: Services) -> None:
     cursors, work = services.cursors, services.reprocessing
 
     async def work_off(
-        tenant_id: str, check: Callable[[], object], run: Callable[[], dict[str, object]]
+        tenant_id: str, check: Callable[[], object], run: Callable[[], Answer]
     ) -> bytes:
         # Only who may do it waits for a turn; and what holds by then is looked at again.
         await services.pools.reads.run(check)
 
-        def checked() -> dict[str, object]:
+        def checked() -> Answer:
             check()
             return run()
 
-        return render.dumps(
-            await services.turns.run(tenant_id, services.pools.dead_letters, checked)
-        )
+        return dumps(await services.turns.run(tenant_id, services.pools.dead_letters, checked))
 
     async def preview(tenant_id: str, check: Callable[[], object], which: Selection) -> bytes:
         def run() -> bytes:
             check()
-            return render.dumps(render.letters_preview(work.preview(tenant_id, which)))
+            return dumps(LettersPreview.of(work.preview(tenant_id, which)))
 
         return await services.pools.reads.run(run)
 
     @app.get(
         "/tenants/{tenant_id}/dead-letters",
-        response_model=answers.DeadLetterPage,
+        response_model=DeadLetterPage,
         summary="List a tenant's dead letters",
         tags=[_TAG],
-        responses={200: {"headers": links.DOCUMENTED}, **errors(400, 404, 422, 503)},
+        responses={200: {"headers": LINK_HEADER}, **error_answers(400, 404, 422, 503)},
     )
     async def list_dead_letters(
         tenant_id: str,
         request: Request,
         who: Who,
-        query: Annotated[letter_schemas.LettersQuery, Query()],
+        query: Annotated[LettersQuery, Query()],
     ) -> Response:
         """List messages that could not be stored, oldest first, with why, and their bytes."""
         bound = (_TAG, tenant_id, query.bound)
 
         def read() -> tuple[bytes, str | None]:
-            incarnation = lookup.existing(services.directory, tenant_id, who).incarnation
+            incarnation = services.lookup.existing(tenant_id, who).incarnation
             after = 0
             if query.cursor is not None:
                 after = cursors.open_place_of(incarnation, query.cursor, *bound)
@@ -69,44 +80,44 @@ def add_routes(app: FastAPI, services: Services) -> None:
                 tenant_id, which=query.which, after=after, limit=query.limit
             )
             end = cursors.seal_place(page[-1].position, incarnation, *bound) if more else None
-            shown = [render.dead_letter(letter, payload=query.payload) for letter in page]
-            return render.dumps({"data": shown, "next_cursor": end}), end
+            shown = [DeadLetterEntry.of(letter, payload=query.payload) for letter in page]
+            return dumps(DeadLetterPage(data=shown, next_cursor=end)), end
 
         body, end = await services.pools.reads.run(read)
-        return render.json_response(body, headers=links.next_page(request, end))
+        return json_response(body, headers=link_header(request, end))
 
     @app.get(
         "/tenants/{tenant_id}/dead-letters/{letter_id}",
-        response_model=answers.DeadLetterEntry,
+        response_model=DeadLetterEntry,
         summary="Show a dead letter",
         tags=[_TAG],
-        responses=errors(404, 409, 422, 503),
+        responses=error_answers(404, 409, 422, 503),
     )
     async def show_dead_letter(
         tenant_id: str,
         letter_id: str,
         who: Who,
-        query: Annotated[letter_schemas.LetterQuery, Query()],
+        query: Annotated[LetterQuery, Query()],
     ) -> Response:
         """Show a dead letter by its `letter_id`, or by its message's id where that is one only."""
 
         def read() -> bytes:
-            lookup.existing(services.directory, tenant_id, who)
+            services.lookup.existing(tenant_id, who)
             letter = _the_letter(services.dead_letters, tenant_id, letter_id)
-            return render.dumps(render.dead_letter(letter, payload=query.payload))
+            return dumps(DeadLetterEntry.of(letter, payload=query.payload))
 
-        return render.json_response(await services.pools.reads.run(read))
+        return json_response(await services.pools.reads.run(read))
 
     @app.post(
         "/tenants/{tenant_id}/dead-letters/replay",
         status_code=202,
-        response_model=answers.Replayed | answers.LettersPreview,
+        response_model=Replayed | LettersPreview,
         summary="Replay dead letters",
         tags=[_TAG],
-        responses=errors(404, 409, 503, body=True),
+        responses=error_answers(404, 409, 503, body=True),
     )
     async def replay_dead_letters(
-        tenant_id: str, wanted: letter_schemas.LettersToReplay, caller: Caller, who: Who
+        tenant_id: str, wanted: LettersToReplay, caller: Caller, who: Who
     ) -> Response:
         """Publish dead letters to their own topic and partition again, marked as replayed.
 
@@ -115,40 +126,40 @@ def add_routes(app: FastAPI, services: Services) -> None:
         `force`. A call takes a minute at most: `complete` is false where letters are left.
         """
 
-        def run() -> dict[str, object]:
+        def run() -> Answer:
             done = work.replay(
                 tenant_id, wanted.which, caller, most=wanted.limit, force=wanted.force
             )
-            return render.reprocessed("replayed", done)
+            return Replayed.of(done)
 
-        check = partial(lookup.publishable, services.directory, tenant_id, who)
+        check = partial(services.lookup.publishable, tenant_id, who)
         if wanted.dry_run:
-            return render.json_response(await preview(tenant_id, check, wanted.which), 202)
-        return render.json_response(await work_off(tenant_id, check, run), 202)
+            return json_response(await preview(tenant_id, check, wanted.which), 202)
+        return json_response(await work_off(tenant_id, check, run), 202)
 
     @app.delete(
         "/tenants/{tenant_id}/dead-letters",
-        response_model=answers.Discarded | answers.LettersPreview,
+        response_model=Discarded | LettersPreview,
         summary="Discard dead letters",
         tags=[_TAG],
-        responses=errors(404, 409, 503, body=True),
+        responses=error_answers(404, 409, 503, body=True),
     )
     async def discard_dead_letters(
-        tenant_id: str, wanted: letter_schemas.LettersToDiscard, caller: Caller, who: Who
+        tenant_id: str, wanted: LettersToDiscard, caller: Caller, who: Who
     ) -> Response:
         """Throw dead letters away for good; the journal keeps that they were.
 
         A call takes a minute at most: `complete` is false where letters are left.
         """
 
-        def run() -> dict[str, object]:
+        def run() -> Answer:
             done = work.discard(tenant_id, wanted.which, caller, most=wanted.limit)
-            return render.reprocessed("discarded", done)
+            return Discarded.of(done)
 
-        check = partial(lookup.existing, services.directory, tenant_id, who)
+        check = partial(services.lookup.existing, tenant_id, who)
         if wanted.dry_run:
-            return render.json_response(await preview(tenant_id, check, wanted.which))
-        return render.json_response(await work_off(tenant_id, check, run))
+            return json_response(await preview(tenant_id, check, wanted.which))
+        return json_response(await work_off(tenant_id, check, run))
 
 
 def _the_letter(letters: DeadLetterIndex, tenant_id: str, name: str) -> DeadLetter:

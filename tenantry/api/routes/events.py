@@ -10,9 +10,12 @@ from fastapi import FastAPI, Query
 from starlette.requests import Request
 from starlette.responses import Response
 
-from tenantry.api import answers, links, lookup, render, schemas
-from tenantry.api.documented import errors
-from tenantry.api.services import Services, Who
+from tenantry.api.openapi import error_answers
+from tenantry.api.paging import LINK_HEADER, link_header
+from tenantry.api.routing import Who
+from tenantry.api.schemas.common import dumps, json_response
+from tenantry.api.schemas.events import EventPage, EventsQuery, JournalEntry
+from tenantry.api.services import Services
 from tenantry.domain import names
 from tenantry.domain.events import TenantCreated
 from tenantry.domain.tenant import TenantState
@@ -27,9 +30,9 @@ def add_routes(app: FastAPI, services: Services) -> None:
     """Serve the journal on `app`."""
     journal, cursors = services.journal, services.cursors
 
-    async def answer(
+    async def read(
         request: Request,
-        query: schemas.EventsQuery,
+        query: EventsQuery,
         tenant_id: str | None,
         read_after: Callable[[int], list[RecordedEvent]],
         incarnation: int | None = None,
@@ -53,51 +56,49 @@ def add_routes(app: FastAPI, services: Services) -> None:
         end = cursors.seal_place(last, incarnation or 1, *binding)
 
         def write() -> bytes:
-            return render.dumps({"data": [render.event(one) for one in found], "next_cursor": end})
+            return dumps(EventPage(data=[JournalEntry.of(one) for one in found], next_cursor=end))
 
         # The cursor is always there, to come back with; the link only where there may be more now.
         more = end if len(found) == query.limit else None
-        return render.json_response(
-            await services.pools.reads.run(write), headers=links.next_page(request, more)
+        return json_response(
+            await services.pools.reads.run(write), headers=link_header(request, more)
         )
 
     @app.get(
         "/events",
-        response_model=answers.EventPage,
+        response_model=EventPage,
         summary="Read the journal",
         tags=[_TAG],
-        responses={200: {"headers": links.DOCUMENTED}, **errors(400, 422, 503)},
+        responses={200: {"headers": LINK_HEADER}, **error_answers(400, 422, 503)},
     )
-    async def read_events(
-        request: Request, query: Annotated[schemas.EventsQuery, Query()]
-    ) -> Response:
+    async def read_events(request: Request, query: Annotated[EventsQuery, Query()]) -> Response:
         """Read every event, oldest first, and wait for more if asked."""
-        return await answer(
+        return await read(
             request, query, None, lambda after: journal.read_all(after=after, limit=query.limit)
         )
 
     @app.get(
         "/tenants/{tenant_id}/events",
-        response_model=answers.EventPage,
+        response_model=EventPage,
         summary="Read a tenant's events",
         tags=[_TAG],
-        responses={200: {"headers": links.DOCUMENTED}, **errors(400, 404, 422, 503)},
+        responses={200: {"headers": LINK_HEADER}, **error_answers(400, 404, 422, 503)},
     )
     async def read_tenant_events(
         tenant_id: str,
         request: Request,
         who: Who,
-        query: Annotated[schemas.EventsQuery, Query()],
+        query: Annotated[EventsQuery, Query()],
     ) -> Response:
         """Read a tenant's life and dead letters, oldest first, deleted tenants' too.
 
         An admin reads of all tenants that have had the id, a tenant of itself alone.
         """
         run = services.pools.reads.run
-        state = await run(lookup.known, services.directory, tenant_id, who)
+        state = await run(services.lookup.known, tenant_id, who)
         if who.scope is Scope.TENANT:
             first = await run(_first_position, journal, state) if state.incarnation > 1 else 0
-            return await answer(
+            return await read(
                 request,
                 query,
                 tenant_id,
@@ -107,7 +108,7 @@ def add_routes(app: FastAPI, services: Services) -> None:
                 ),
                 state.incarnation,
             )
-        return await answer(
+        return await read(
             request,
             query,
             tenant_id,

@@ -9,7 +9,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tenantry.api.access import rule_for
-from tenantry.api.documented import errors
+from tenantry.api.openapi import error_answers
 from tenantry.http.auth import Authentication
 from tenantry.http.middleware import BoundedBody, RequestContext
 from tenantry.http.pool import Pool
@@ -45,7 +45,7 @@ def add_routes(app: FastAPI, page: MetricsPage) -> None:
         response_class=PlainTextResponse,
         summary="Show the metrics",
         tags=["daemon"],
-        responses=errors(503),
+        responses=error_answers(503),
     )
     async def show(request: Request) -> Response:
         """Show everything that is counted and measured, for Prometheus.

@@ -1,100 +1,195 @@
-"""Messages: published with confirms."""
+"""Messages: published with confirms.
+
+Numbers beyond 64 bits and long decimals lose digits as Python's or orjson's floats. A payload is
+therefore never re-written: its text is cut out of the request and passed on.
+"""
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
-from collections.abc import Sequence
-from typing import Final, Protocol
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Final
 
+import orjson
 from fastapi import FastAPI
 from pydantic import TypeAdapter, ValidationError
 from starlette.requests import Request
 from starlette.responses import Response
 
-from tenantry.api import answers, idempotency, jsonroute, lookup, render, schemas
-from tenantry.api.documented import errors
-from tenantry.api.idempotency import Once
-from tenantry.api.lanes import Lane
-from tenantry.api.partitions import Router
-from tenantry.api.services import Services, Who
+from tenantry.api import idempotency
+from tenantry.api.idempotency import IdempotencyKeys, Once
+from tenantry.api.openapi import error_answers
+from tenantry.api.routing import FastRoute, Who, is_json
+from tenantry.api.schemas.common import dumps, json_response
+from tenantry.api.schemas.messages import Accepted, Publication, Publications
+from tenantry.api.services import TenantLookup
 from tenantry.broker.port import Outgoing, Publishing
 from tenantry.domain import names
 from tenantry.domain.tenant import TenantState
-from tenantry.http import rawjson
 from tenantry.http.auth import principal_of
 from tenantry.http.pool import Pool
 from tenantry.http.problems import Problem
-from tenantry.projections.port import TenantDirectory
+from tenantry.http.tokens import Principal
 from tenantry.uuids import random_uuids
 
-_TAG: Final = "messages"
+PUBLISH_SECONDS: Final = 10.0
 _CONTENT_TYPE: Final = "application/json"
 _PATH: Final = re.compile("/tenants/([^/]+)/messages")
-_PUBLICATIONS: Final[TypeAdapter[schemas.Publications]] = TypeAdapter(schemas.Publications)
+_PUBLICATIONS: Final[TypeAdapter[Publications]] = TypeAdapter(Publications)
+_MAX_TURNS: Final = 10_000
+_SPACE: Final = re.compile(r"[ \t\n\r]*")
+# Numbers as text: this decoder only finds where a value ends.
+_DECODER: Final = json.JSONDecoder(parse_int=str, parse_float=str)
 
 
-class Publishers(Protocol):
-    """What messages are published with; `publish_timeout` is in seconds."""
+def partition_of_key(key: str, partitions: int) -> int:
+    """Give the partition of a key: CRC-32 (as in zlib) of its UTF-8 bytes, modulo `partitions`.
 
-    @property
-    def directory(self) -> TenantDirectory:
-        """Tells which tenants take messages, and their topics."""
-
-    @property
-    def publishing(self) -> Publishing:
-        """Takes them to the broker."""
-
-    @property
-    def router(self) -> Router:
-        """Tells which partition a message goes to."""
-
-    @property
-    def publish_timeout(self) -> float:
-        """How long the broker has to confirm."""
-
-    @property
-    def publish_threads(self) -> Pool:
-        """Threads that wait for the broker."""
+    It never changes for the same number of partitions, and any producer can compute it.
+    """
+    return zlib.crc32(key.encode()) % partitions
 
 
-def lane(publishers: Publishers) -> Lane:
+class Router:
+    """Gives routing keys; messages without a key take turns over a topic's partitions.
+
+    Callable from any thread.
+    """
+
+    def __init__(self) -> None:
+        self._turns: dict[tuple[str, str], Iterator[int]] = {}
+
+    def routing_key(self, tenant_id: str, topic: str, partitions: int, key: str | None) -> str:
+        """Give the routing key of a message; the default topic has one queue and no partitions."""
+        if topic == names.DEFAULT_TOPIC:
+            return topic
+        if key is not None:
+            return f"{topic}.{partition_of_key(key, partitions)}"
+        return f"{topic}.{self._turn(tenant_id, topic) % partitions}"
+
+    def _turn(self, tenant_id: str, topic: str) -> int:
+        turn = self._turns.get((tenant_id, topic))
+        if turn is None:
+            if len(self._turns) >= _MAX_TURNS:  # begun anew, a turn is still balanced
+                self._turns.clear()
+            turn = self._turns.setdefault((tenant_id, topic), itertools.count())
+        return next(turn)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Publisher:
+    """What messages are published with, in the daemon or in its front.
+
+    `timeout` is how long the broker has to confirm, in seconds; `threads` wait for it. The keys of
+    `idempotency` are the daemon's: calls with one are not for the fast route.
+    """
+
+    lookup: TenantLookup
+    publishing: Publishing
+    idempotency: IdempotencyKeys | None = None
+    timeout: float = PUBLISH_SECONDS
+    threads: Pool = field(default_factory=lambda: Pool(16))
+    router: Router = field(default_factory=Router)
+
+    async def publish(
+        self,
+        tenant_id: str,
+        who: Principal,
+        publications: Publication | Sequence[Publication],
+        body: bytes,
+        key: str | None = None,
+    ) -> Response:
+        """Publish what was read of a body; the answer, once the broker has confirmed all."""
+        several = [publications] if isinstance(publications, Publication) else publications
+
+        def send() -> bytes:
+            payloads = members(body, "payload")
+            state = self.lookup.publishable(tenant_id, who)
+            once = None if key is None else Once(_call(state), key, body)
+            messages = self._messages(state, several, payloads, once)
+            if once is not None and self.idempotency is not None:
+                once.claim(self.idempotency)
+            self.publishing.publish(messages, timeout=self.timeout)
+            return dumps({"ids": [one.message_id for one in messages]})
+
+        return json_response(await self.threads.run(send), 202)
+
+    def _messages(
+        self,
+        state: TenantState,
+        publications: Sequence[Publication],
+        payloads: Sequence[bytes],
+        once: Once | None,
+    ) -> list[Outgoing]:
+        """Make the messages of `publications` and `payloads`, which were read of one body."""
+        exchange = names.exchange_name(state.tenant_id)
+        if once is None:
+            ids = random_uuids(len(publications))
+        else:
+            ids = [once.id(number) for number in range(len(publications))]
+        messages = []
+        for one, payload, new_id in zip(publications, payloads, ids, strict=True):
+            topic = names.DEFAULT_TOPIC if one.topic is None else one.topic
+            if topic != names.DEFAULT_TOPIC and topic not in state.topics:
+                raise Problem(
+                    404,
+                    f"tenant {state.tenant_id!r} has no topic {topic[:80]!r}",
+                    code="topic-not-found",
+                    title="No such topic",
+                )
+            messages.append(
+                Outgoing(
+                    exchange=exchange,
+                    routing_key=self.router.routing_key(
+                        state.tenant_id, topic, state.partitions, one.key
+                    ),
+                    body=payload,
+                    message_id=one.id or new_id,
+                    content_type=_CONTENT_TYPE,
+                )
+            )
+        return messages
+
+
+def _call(state: TenantState) -> str:
+    """Name a call that a key is for: a key of a former tenant of the id is not this one's."""
+    call = f"POST /tenants/{state.tenant_id}/messages"
+    return call if state.incarnation == 1 else f"{call} {state.incarnation}"
+
+
+def fast_route(publisher: Publisher) -> FastRoute:
     """Give the short way to publishing, for calls without an idempotency key."""
 
     async def serve(request: Request, match: re.Match[str], body: bytes) -> Response | None:
-        if idempotency.HEADER in request.headers or not jsonroute.is_json(request):
+        if idempotency.HEADER in request.headers or not is_json(request):
             return None
         try:
-            publications = _PUBLICATIONS.validate_python(rawjson.loads(body))
+            publications = _PUBLICATIONS.validate_python(orjson.loads(body))
         except (json.JSONDecodeError, ValidationError):
             return None
-        several = publications if isinstance(publications, list) else [publications]
-        who = principal_of(request.scope)
+        return await publisher.publish(match[1], principal_of(request.scope), publications, body)
 
-        def send() -> bytes:
-            payloads = rawjson.members(body, "payload")
-            state = lookup.publishable(publishers.directory, match[1], who)
-            return _publish(publishers, _messages(publishers, state, several, payloads, None))
-
-        return render.json_response(await publishers.publish_threads.run(send), 202)
-
-    return Lane(method="POST", path=_PATH, serve=serve)
+    return FastRoute(method="POST", path=_PATH, serve=serve)
 
 
-def add_routes(app: FastAPI, services: Services) -> None:
-    """Serve messages on `app`."""
+def add_routes(app: FastAPI, publisher: Publisher) -> None:
+    """Serve publishing on `app`."""
 
     @app.post(
         "/tenants/{tenant_id}/messages",
         status_code=202,
-        response_model=answers.Accepted,
+        response_model=Accepted,
         summary="Publish messages",
-        tags=[_TAG],
-        responses=errors(404, 409, 503, body=True),
+        tags=["messages"],
+        responses=error_answers(404, 409, 503, body=True),
     )
     async def publish(
         tenant_id: str,
-        publications: schemas.Publications,
+        publications: Publications,
         request: Request,
         who: Who,
         idempotency_key: idempotency.Key = None,
@@ -105,65 +200,50 @@ def add_routes(app: FastAPI, services: Services) -> None:
         `Idempotency-Key`, and each is stored once. With a key, ids that are left out are made
         from it, so that a repeated call has the same answer.
         """
-        several = publications if isinstance(publications, list) else [publications]
         body = await request.body()
-
-        def send() -> bytes:
-            payloads = rawjson.members(body, "payload")
-            state = lookup.publishable(services.directory, tenant_id, who)
-            once = None if idempotency_key is None else Once(_call(state), idempotency_key, body)
-            messages = _messages(services, state, several, payloads, once)
-            if once is not None:
-                once.claim(services.idempotency)
-            return _publish(services, messages)
-
-        return render.json_response(await services.publish_threads.run(send), 202)
+        return await publisher.publish(tenant_id, who, publications, body, idempotency_key)
 
 
-def _publish(publishers: Publishers, messages: Sequence[Outgoing]) -> bytes:
-    """Publish and wait for the broker; the answer. Blocks."""
-    publishers.publishing.publish(messages, timeout=publishers.publish_timeout)
-    return render.dumps({"ids": [one.message_id for one in messages]})
+def members(body: bytes, name: str) -> list[bytes]:
+    """Cut the text of the member `name` out of an object, or out of every object of an array.
+
+    `body` has been read as JSON, and every object has the member. Raises `json.JSONDecodeError`
+    where nesting is deeper than this interpreter follows.
+    """
+    text = body.decode()
+    try:
+        at = _skip(text, 0)
+        if text[at] == "{":
+            return [_member(text, at, name)[0]]
+        found = []
+        at = _skip(text, at + 1)
+        while text[at] != "]":
+            member, at = _member(text, at, name)
+            found.append(member)
+            at = _skip(text, at)
+            if text[at] == ",":
+                at = _skip(text, at + 1)
+    except RecursionError:
+        raise json.JSONDecodeError("nested too deeply", text, 0) from None
+    return found
 
 
-def _call(state: TenantState) -> str:
-    """Name a call that a key is for: a key of a former tenant of the id is not this one's."""
-    call = f"POST /tenants/{state.tenant_id}/messages"
-    return call if state.incarnation == 1 else f"{call} {state.incarnation}"
+def _member(text: str, at: int, name: str) -> tuple[bytes, int]:
+    """Give the member's text, of the last one where a name comes twice, and the object's end."""
+    found = ""
+    at = _skip(text, at + 1)
+    while text[at] != "}":
+        key, at = _DECODER.raw_decode(text, at)
+        begin = _skip(text, _skip(text, at) + 1)
+        _, end = _DECODER.raw_decode(text, begin)
+        if key == name:
+            found = text[begin:end]
+        at = _skip(text, end)
+        if text[at] == ",":
+            at = _skip(text, at + 1)
+    return found.encode(), at + 1
 
 
-def _messages(
-    services: Publishers,
-    state: TenantState,
-    publications: Sequence[schemas.Publication],
-    payloads: Sequence[bytes],
-    once: Once | None,
-) -> list[Outgoing]:
-    """Make the messages a body asks for; `publications` and `payloads` are what was read of it."""
-    exchange = names.exchange_name(state.tenant_id)
-    if once is None:
-        ids = random_uuids(len(publications))
-    else:
-        ids = [once.id(number) for number in range(len(publications))]
-    messages = []
-    for one, payload, new_id in zip(publications, payloads, ids, strict=True):
-        topic = names.DEFAULT_TOPIC if one.topic is None else one.topic
-        if topic != names.DEFAULT_TOPIC and topic not in state.topics:
-            raise Problem(
-                404,
-                f"tenant {state.tenant_id!r} has no topic {topic[:80]!r}",
-                code="topic-not-found",
-                title="No such topic",
-            )
-        messages.append(
-            Outgoing(
-                exchange=exchange,
-                routing_key=services.router.routing_key(
-                    state.tenant_id, topic, state.partitions, one.key
-                ),
-                body=payload,
-                message_id=one.id or new_id,
-                content_type=_CONTENT_TYPE,
-            )
-        )
-    return messages
+def _skip(text: str, at: int) -> int:
+    match = _SPACE.match(text, at)
+    return at if match is None else match.end()

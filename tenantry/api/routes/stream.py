@@ -11,10 +11,12 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from tenantry.api import lookup, render, schemas, streams
-from tenantry.api.documented import errors
+from tenantry.api import streams
+from tenantry.api.openapi import error_answers
 from tenantry.api.routes.messages import TAG, binding, topic_can_be
-from tenantry.api.services import Services, Who
+from tenantry.api.routing import Who
+from tenantry.api.schemas.messages import StreamQuery, message_json
+from tenantry.api.services import Services
 from tenantry.http.auth import client_of, connection_of
 from tenantry.messages.port import Order, PartitionMissingError, StoredMessage
 
@@ -47,13 +49,13 @@ def add_routes(app: FastAPI, services: Services) -> None:
                     "text/event-stream": {"schema": {"type": "string"}, "example": _EXAMPLE}
                 },
             },
-            **errors(400, 404, 422, 503),
+            **error_answers(400, 404, 422, 503),
         },
     )
     async def follow_messages(
         request: Request,
         who: Who,
-        query: Annotated[schemas.StreamQuery, Query()],
+        query: Annotated[StreamQuery, Query()],
         last_event_id: Annotated[
             str | None,
             Header(
@@ -74,7 +76,7 @@ def add_routes(app: FastAPI, services: Services) -> None:
         known = topic_can_be(topic)
 
         def begin() -> tuple[int, int]:
-            state = lookup.readable(services.directory, query.tenant_id, who)
+            state = services.lookup.readable(query.tenant_id, who)
             incarnation = state.incarnation
             if cursor is not None:
                 return services.cursors.open_place_of(incarnation, cursor, *bound), incarnation
@@ -130,5 +132,5 @@ class _Events(Response):
 
 def _event(cursor: str, row: StoredMessage) -> bytes:
     # Between the tokens of JSON a line's end may stand; in an event it would end the data.
-    data = render.dumps(render.message(row)).translate(_ONE_LINE)
+    data = message_json(row).translate(_ONE_LINE)
     return b"id: %b\ndata: %b\n\n" % (cursor.encode(), data)

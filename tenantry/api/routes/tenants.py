@@ -1,28 +1,64 @@
-"""Tenants: made, looked at, deleted."""
+"""Tenants: made (once for each idempotency key), looked at, changed, deleted."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated
+from uuid import uuid4
 
 from fastapi import FastAPI, Query
 from starlette.requests import Request
 from starlette.responses import Response
 
-from tenantry.api import answers, links, lookup, render, schemas
-from tenantry.api.documented import errors
-from tenantry.api.routes import creation
-from tenantry.api.services import Caller, Services, Who
-from tenantry.domain.commands import RequestDeletion
-from tenantry.http.tokens import Scope
+from tenantry.api import idempotency
+from tenantry.api.idempotency import Once
+from tenantry.api.openapi import error_answers
+from tenantry.api.paging import LINK_HEADER, link_header
+from tenantry.api.routing import Caller, Who, checked_id
+from tenantry.api.schemas.common import PageQuery, answer, dumps, json_response, parse_time
+from tenantry.api.schemas.tenants import (
+    Concurrency,
+    CreatedTenant,
+    DeletionQuery,
+    NewTopics,
+    SqlAccessData,
+    Tenant,
+    TenantCreation,
+    TenantPage,
+    TenantQuery,
+    TenantWithCredentials,
+)
+from tenantry.api.services import Services
+from tenantry.control.port import Outcome
+from tenantry.domain import names
+from tenantry.domain.commands import (
+    AddTopics,
+    Command,
+    CreateTenant,
+    GrantSqlAccess,
+    PauseTenant,
+    RequestDeletion,
+    ResizeWorkers,
+    ResumeTenant,
+    RevokeSqlAccess,
+    RotateCredentials,
+)
+from tenantry.domain.errors import TenantExistsError
+from tenantry.domain.events import ProvisioningAbandoned, TenantCreated
+from tenantry.domain.tenant import Lifecycle, TenantState
+from tenantry.http.problems import RETRY_AFTER_SECONDS, Problem, invalid
+from tenantry.http.tokens import Principal, Scope
+from tenantry.journal.port import Metadata
 
 _TENANTS = "tenants"
+_MAX_VERSION_DIGITS = 9
+_LOCATION = {"Location": {"description": "Where it is.", "schema": {"type": "string"}}}
 
 
 def add_routes(app: FastAPI, services: Services) -> None:
     """Serve tenants on `app`."""
-    creation.add_routes(app, services)
+    _add_creation(app, services)
     _add_reading(app, services)
-    control, pool = services.control, services.pools.commands
 
     @app.delete(
         "/tenants/{tenant_id}",
@@ -30,18 +66,20 @@ def add_routes(app: FastAPI, services: Services) -> None:
         response_class=Response,
         summary="Delete a tenant",
         tags=[_TENANTS],
-        responses=errors(404, 409, 422, 503, 504),
+        responses=error_answers(404, 409, 422, 503, 504),
     )
     async def delete_tenant(
-        tenant_id: str, query: Annotated[schemas.DeletionQuery, Query()], caller: Caller
+        tenant_id: str, query: Annotated[DeletionQuery, Query()], caller: Caller
     ) -> Response:
         """Finish what is in flight, then remove the queues, the user and the messages.
 
         The journal keeps what happened, and how many messages were dropped.
         """
-        command = RequestDeletion(tenant_id=lookup.checked_id(tenant_id), retain=query.retain)
-        await pool.run(control.execute, command, metadata=caller, timeout=services.command_timeout)
+        command = RequestDeletion(tenant_id=checked_id(tenant_id), retain=query.retain)
+        await _execute(services, command, caller)
         return Response(status_code=204)
+
+    _add_changes(app, services)
 
 
 def _add_reading(app: FastAPI, services: Services) -> None:
@@ -49,14 +87,12 @@ def _add_reading(app: FastAPI, services: Services) -> None:
 
     @app.get(
         "/tenants",
-        response_model=answers.TenantPage,
+        response_model=TenantPage,
         summary="List tenants",
         tags=[_TENANTS],
-        responses={200: {"headers": links.DOCUMENTED}, **errors(400, 422, 503)},
+        responses={200: {"headers": LINK_HEADER}, **error_answers(400, 422, 503)},
     )
-    async def list_tenants(
-        request: Request, query: Annotated[schemas.PageQuery, Query()]
-    ) -> Response:
+    async def list_tenants(request: Request, query: Annotated[PageQuery, Query()]) -> Response:
         """List the tenants that exist, by id."""
         after = None if query.cursor is None else cursors.open(query.cursor, _TENANTS).decode()
 
@@ -66,30 +102,269 @@ def _add_reading(app: FastAPI, services: Services) -> None:
             end = None
             if len(states) > query.limit:
                 end = cursors.seal(page[-1].tenant_id.encode(), _TENANTS)
-            shown = [render.tenant(one, control.runtime(one.tenant_id)) for one in page]
-            return render.dumps({"data": shown, "next_cursor": end}), end
+            shown = [Tenant.of(one, control.runtime(one.tenant_id)) for one in page]
+            return dumps(TenantPage(data=shown, next_cursor=end)), end
 
         body, end = await services.pools.reads.run(read)
-        return render.json_response(body, headers=links.next_page(request, end))
+        return json_response(body, headers=link_header(request, end))
 
     @app.get(
         "/tenants/{tenant_id}",
-        response_model=answers.Tenant,
+        response_model=Tenant,
         summary="Show a tenant, now or in the past",
         tags=[_TENANTS],
-        responses=errors(404, 422, 503),
+        responses=error_answers(404, 422, 503),
     )
     async def show_tenant(
-        tenant_id: str, who: Who, query: Annotated[schemas.TenantQuery, Query()]
+        tenant_id: str, who: Who, query: Annotated[TenantQuery, Query()]
     ) -> Response:
         """Show a tenant as it is, or with `at` as of a time or a version, deleted ones too."""
 
         def read() -> bytes:
             if query.at is not None:
-                then = lookup.past(directory, tenant_id, query.at, who)
-                return render.dumps(render.past_tenant(then))
-            now = lookup.existing(directory, tenant_id, who)
+                return dumps(Tenant.past(_past(services, tenant_id, query.at, who)))
+            now = services.lookup.existing(tenant_id, who)
             to_admin = who.scope is Scope.ADMIN
-            return render.dumps(render.tenant(now, control.runtime(tenant_id), to_admin=to_admin))
+            return dumps(Tenant.of(now, control.runtime(tenant_id), to_admin=to_admin))
 
-        return render.json_response(await services.pools.reads.run(read))
+        return json_response(await services.pools.reads.run(read))
+
+
+def _add_creation(app: FastAPI, services: Services) -> None:
+    """Serve the creation of tenants on `app`."""
+
+    @app.post(
+        "/tenants",
+        status_code=201,
+        response_model=CreatedTenant,
+        summary="Create a tenant",
+        tags=["tenants"],
+        responses={
+            201: {
+                "description": "It exists and consumes. The credentials are shown this once.",
+                "headers": _LOCATION | idempotency.REPLAYED,
+            },
+            **error_answers(409, 503, 504, body=True),
+        },
+    )
+    async def create_tenant(
+        wanted: TenantCreation,
+        caller: Caller,
+        request: Request,
+        idempotency_key: idempotency.Key = None,
+    ) -> Response:
+        """Make a tenant with its stream, queues, broker user and partition, and consume.
+
+        A step that fails leaves nothing behind. After no answer, or a 503 or 504, call again with
+        the same `Idempotency-Key`: a tenant that was made by then is answered without
+        `credentials`, which are kept nowhere. Rotate them to have others.
+        """
+        once = None
+        if idempotency_key is not None:
+            once = Once("POST /tenants", idempotency_key, await request.body())
+        outcome, replayed = await services.pools.commands.run(
+            _create, services, wanted, caller, once
+        )
+        headers = {"Location": f"/tenants/{outcome.tenant.tenant_id}"}
+        if replayed:
+            headers["Idempotency-Replayed"] = "true"
+        return answer(CreatedTenant.of_outcome(outcome), 201, headers)
+
+
+def _create(
+    services: Services, wanted: TenantCreation, caller: Metadata, once: Once | None
+) -> tuple[Outcome, bool]:
+    """Create the tenant, or find it created by the same call before. Blocks."""
+    tenant_id = wanted.id
+    if tenant_id is None:
+        tenant_id = str(uuid4()) if once is None else once.id()
+    if once is not None:
+        once.claim(services.idempotency)
+        caller = replace(caller, causation_id=once.cause)
+        if (made := _made_before(services, tenant_id, once)) is not None:
+            return made, True
+    command = CreateTenant(
+        tenant_id=tenant_id,
+        name=wanted.name,
+        workers=services.default_workers() if wanted.workers is None else wanted.workers,
+        topics=tuple(wanted.topics),
+        partitions=wanted.partitions,
+    )
+    try:
+        outcome = services.control.execute(
+            command, metadata=caller, timeout=services.command_timeout
+        )
+    except TenantExistsError:
+        # The same call may have come in twice at a time.
+        if once is None or (made := _made_before(services, tenant_id, once)) is None:
+            raise
+        return made, True
+    return outcome, False
+
+
+def _made_before(services: Services, tenant_id: str, once: Once) -> Outcome | None:
+    """Find the tenant this very call has made: the journal knows who caused what."""
+    if not names.is_tenant_id(tenant_id):
+        return None
+    state = services.directory.get(tenant_id)
+    if state is None:
+        return None
+    made = mine = False
+    for recorded in services.journal.read_stream(names.journal_stream(tenant_id)):
+        match recorded.event:
+            case TenantCreated():
+                mine = recorded.metadata.causation_id == once.cause
+                made = made or mine
+            case ProvisioningAbandoned() if mine:
+                made = mine = False
+            case _:
+                pass
+    if not made:
+        return None
+    if not mine or not state.exists or state.lifecycle is Lifecycle.DELETING:
+        raise Problem(
+            409,
+            "the tenant that was made with this idempotency key has been deleted since",
+            code="tenant-deleted-since",
+            title="Deleted since",
+        )
+    if state.lifecycle is Lifecycle.PROVISIONING:
+        raise Problem(
+            409,
+            "the same call is being carried out; ask again",
+            code="idempotency-in-progress",
+            title="Being carried out",
+            headers={"Retry-After": str(RETRY_AFTER_SECONDS)},
+        )
+    return Outcome(tenant=state, runtime=services.control.runtime(tenant_id))
+
+
+_TENANTS = "tenants"
+
+
+def _add_changes(app: FastAPI, services: Services) -> None:
+    """Serve changes of tenants on `app`."""
+
+    async def carry_out(command: Command, caller: Metadata) -> Response:
+        outcome = await _execute(services, command, caller)
+        return answer(CreatedTenant.of_outcome(outcome))
+
+    @app.put(
+        "/tenants/{tenant_id}/config/concurrency",
+        response_model=Tenant,
+        summary="Resize a tenant's workers",
+        tags=[_TENANTS],
+        responses=error_answers(404, 409, 503, 504, body=True),
+    )
+    async def resize(tenant_id: str, wanted: Concurrency, caller: Caller) -> Response:
+        """Set how many workers may store messages at once: in force at once, losing nothing."""
+        tenant_id = checked_id(tenant_id)
+        return await carry_out(ResizeWorkers(tenant_id=tenant_id, workers=wanted.workers), caller)
+
+    @app.post(
+        "/tenants/{tenant_id}/pause",
+        response_model=Tenant,
+        summary="Pause a tenant",
+        tags=[_TENANTS],
+        responses=error_answers(404, 409, 503, 504),
+    )
+    async def pause(tenant_id: str, caller: Caller) -> Response:
+        """Stop consuming; messages wait in the queues. A paused tenant stays paused."""
+        return await carry_out(PauseTenant(tenant_id=checked_id(tenant_id)), caller)
+
+    @app.post(
+        "/tenants/{tenant_id}/resume",
+        response_model=Tenant,
+        summary="Resume a tenant",
+        tags=[_TENANTS],
+        responses=error_answers(404, 409, 503, 504),
+    )
+    async def resume(tenant_id: str, caller: Caller) -> Response:
+        """Consume again after a pause, or revive a tenant the daemon has parked."""
+        return await carry_out(ResumeTenant(tenant_id=checked_id(tenant_id)), caller)
+
+    @app.post(
+        "/tenants/{tenant_id}/credentials/rotate",
+        response_model=TenantWithCredentials,
+        summary="Rotate a tenant's credentials",
+        tags=[_TENANTS],
+        responses=error_answers(404, 409, 503, 504),
+    )
+    async def rotate_credentials(tenant_id: str, caller: Caller) -> Response:
+        """Replace the password of the tenant's broker user. It is shown this once."""
+        return await carry_out(RotateCredentials(tenant_id=checked_id(tenant_id)), caller)
+
+    @app.post(
+        "/tenants/{tenant_id}/sql-access",
+        response_model=SqlAccessData,
+        summary="Let a tenant read its messages with SQL",
+        tags=[_TENANTS],
+        responses=error_answers(404, 409, 503, 504),
+    )
+    async def grant_sql_access(tenant_id: str, caller: Caller) -> Response:
+        """Give the tenant a database role that reads its own rows of `public.messages` only.
+
+        One it has already gets a new password. It is shown this once.
+        """
+        command = GrantSqlAccess(tenant_id=checked_id(tenant_id))
+        outcome = await _execute(services, command, caller)
+        return answer(SqlAccessData.of(outcome))
+
+    @app.delete(
+        "/tenants/{tenant_id}/sql-access",
+        status_code=204,
+        response_class=Response,
+        summary="Revoke a tenant's SQL access",
+        tags=[_TENANTS],
+        responses=error_answers(404, 409, 503, 504),
+    )
+    async def revoke_sql_access(tenant_id: str, caller: Caller) -> Response:
+        """End the sessions of the tenant's database role, if it has one, and drop it."""
+        await _execute(services, RevokeSqlAccess(tenant_id=checked_id(tenant_id)), caller)
+        return Response(status_code=204)
+
+    @app.post(
+        "/tenants/{tenant_id}/topics",
+        response_model=Tenant,
+        summary="Add topics to a tenant",
+        tags=[_TENANTS],
+        responses=error_answers(404, 409, 503, 504, body=True),
+    )
+    async def add_topics(tenant_id: str, wanted: NewTopics, caller: Caller) -> Response:
+        """Give the tenant more topics, with as many partitions as its others have."""
+        tenant_id = checked_id(tenant_id)
+        command = AddTopics(tenant_id=tenant_id, topics=tuple(wanted.topics))
+        return await carry_out(command, caller)
+
+
+async def _execute(services: Services, command: Command, caller: Metadata) -> Outcome:
+    return await services.pools.commands.run(
+        services.control.execute, command, metadata=caller, timeout=services.command_timeout
+    )
+
+
+def _past(services: Services, tenant_id: str, at: str, who: Principal) -> TenantState:
+    """Find a tenant as of a time or version. Blocks; 401, 404 before it was created, 422.
+
+    A tenant itself sees its own past, not that of a former one.
+    """
+    checked_id(tenant_id)
+    own = None if who.scope is Scope.ADMIN else services.lookup.known(tenant_id, who).incarnation
+    if at.isascii() and at.isdecimal():
+        digits = at.lstrip("0")
+        # No tenant has a billion events, and the database's numbers end somewhere.
+        fits = 0 < len(digits) <= _MAX_VERSION_DIGITS
+        state = services.directory.as_of_version(tenant_id, int(digits)) if fits else None
+    else:
+        moment = parse_time(at)
+        if moment is None:
+            raise invalid([("at", "must be an RFC 3339 time with a zone, or a version number")])
+        state = services.directory.as_of_time(tenant_id, moment)
+    if state is None or own not in {None, state.incarnation}:
+        raise Problem(
+            404,
+            "there was no such tenant then",
+            code="tenant-not-found",
+            title="No such tenant",
+        )
+    return state

@@ -20,7 +20,7 @@ _DEAD: Final = frozenset({"crashed", "dead", "failed", "stopped", "stuck"})
 _NAMED: Final = 5
 
 
-class Vitals:
+class Health:
     """Asks the tree of actors, with one ping on its way at a time. Used on one event loop."""
 
     def __init__(

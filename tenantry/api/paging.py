@@ -1,4 +1,7 @@
-"""Opaque cursors: where a page ended, sealed so that no client can read or make one."""
+"""Where a page ends and the next one begins: sealed cursors, and the `Link` header (RFC 8288).
+
+No client can read a cursor or make one.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,10 @@ import hashlib
 import hmac
 import secrets
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
+from urllib.parse import parse_qsl, quote, urlencode
+
+from starlette.requests import Request
 
 _TAG: Final = 16
 _MAX_TOKEN: Final = 512
@@ -119,3 +125,28 @@ def kept_key(path: Path) -> bytes:
         fresh.write_bytes(key)
         fresh.replace(path)
     return hashlib.sha256(b"cursors" + key).digest()
+
+
+LINK_HEADER: Final[dict[str, Any]] = {
+    "Link": {
+        "description": 'The next page, `rel="next"`, where there may be one.',
+        "schema": {"type": "string"},
+        "example": '</tenants?limit=50&cursor=kZ0x>; rel="next"',
+    }
+}
+"""What the OpenAPI document says of the header."""
+
+
+def link_header(request: Request, cursor: str | None) -> dict[str, str]:
+    """Give the header that leads on from a page: the same request with the page's own cursor."""
+    if cursor is None:
+        return {}
+    query = [
+        (name, value)
+        for name, value in parse_qsl(request.url.query, keep_blank_values=True)
+        if name != "cursor"
+    ]
+    query.append(("cursor", cursor))
+    # Quoted anew, so that nothing a client has put into the request breaks out of the header.
+    path = quote(request.scope["path"], safe="/")
+    return {"Link": f'<{path}?{urlencode(query)}>; rel="next"'}

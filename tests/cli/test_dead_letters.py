@@ -19,7 +19,7 @@ from tenantry.broker.port import (
     Outgoing,
     QueuedDeadLetter,
 )
-from tenantry.cli import letters_worked
+from tenantry.cli import replay_client
 from tenantry.cli.main import main
 from tenantry.dead_letters.port import RejectedMessage
 from tenantry.messages.port import Incoming
@@ -204,8 +204,8 @@ def test_what_was_replayed_too_often_takes_force(api: Served, run: Run) -> None:
 def test_very_many_ids_and_very_many_letters_take_several_calls(
     api: Served, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(letters_worked, "MOST_IDS", 3)
-    monkeypatch.setattr(letters_worked, "AT_ONCE", 4)
+    monkeypatch.setattr(replay_client, "MOST_IDS", 3)
+    monkeypatch.setattr(replay_client, "AT_ONCE", 4)
     names = [str(number) for number in range(10)]
     reject(api.world, *names)
     assert data(run, "replay", "acme", *names[:5]) == {"replayed": 5}
@@ -233,7 +233,7 @@ def test_what_can_not_be_done_now_is_tried_again_for_a_while(
         if len(pauses) == 2:
             api.world.dead_letters.error = None
 
-    monkeypatch.setattr(letters_worked.time, "sleep", pause)
+    monkeypatch.setattr(replay_client.time, "sleep", pause)
     api.world.dead_letters.error = error
     assert run("replay", "acme", "--all")[:2] == (0, "replayed 1 dead letter\n")
     assert pauses == [1.0, 2.0]
@@ -241,7 +241,7 @@ def test_what_can_not_be_done_now_is_tried_again_for_a_while(
     reject(api.world, "b")
     code, _, err = run("replay", "acme", "--all")
     assert (code, err.count("\n")) == (1, 1)
-    assert len(pauses) == 2 + len(letters_worked.PAUSES)
+    assert len(pauses) == 2 + len(replay_client.PAUSES)
 
 
 def test_what_the_broker_does_not_take_is_told(

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from tenantry.cli import exact
 from tenantry.cli.main import main
-from tenantry.cli.streams import _Output
+from tenantry.cli.output import _Output
 from tenantry.telemetry.logging import configure
 from tests.api.serving import Served, World, serving
 

@@ -14,7 +14,7 @@ import click
 
 from tenantry.cli import output
 from tenantry.cli.client import ControlClient, tenant_path
-from tenantry.cli.failures import ApiError, CommandError
+from tenantry.cli.output import ApiError, CommandError
 
 Which = dict[str, Any]
 
@@ -53,7 +53,7 @@ def chosen(ids: Sequence[str], *, everything: bool, filters: Mapping[str, str | 
     return {"all": True} if everything else {"filter": conditions}
 
 
-class WorkOff:
+class ReplayClient:
     """Does something with letters until it is done: a call does not take them all at once."""
 
     def __init__(
@@ -97,7 +97,7 @@ class WorkOff:
             output.print_json(preview)
             return
         count, worn = preview["count"], preview["replayed_too_often"]
-        click.echo(f"{_letters(count)} would be {self._done}")
+        click.echo(f"{_counted(count)} would be {self._done}")
         if worn and self._done == "replayed" and not self._extra:
             click.echo(f"but for {worn} of them: {_LEFT['replayed_too_often']}")
         if preview["places"]:
@@ -116,7 +116,7 @@ class WorkOff:
         if as_json:
             output.print_json({self._done: total[self._done], **total})
         else:
-            click.echo(f"{self._done} {_letters(total[self._done])}")
+            click.echo(f"{self._done} {_counted(total[self._done])}")
         left = [f"{total[name]} {why}" for name, why in _LEFT.items() if total[name]]
         if left:
             raise CommandError("; ".join(left))
@@ -139,7 +139,7 @@ class WorkOff:
             if not count:
                 raise CommandError(
                     f"the daemon did not come to the end of the queue in time; {self._done} "
-                    f"{_letters(total[self._done])}: the same command goes on"
+                    f"{_counted(total[self._done])}: the same command goes on"
                 )
 
     @staticmethod
@@ -179,7 +179,7 @@ class WorkOff:
         return answer
 
 
-def _letters(count: int) -> str:
+def _counted(count: int) -> str:
     return f"{count} dead letter{'' if count == 1 else 's'}"
 
 

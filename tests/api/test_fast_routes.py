@@ -14,7 +14,7 @@ from fastapi import FastAPI
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from tenantry.api.lanes import Lanes
+from tenantry.api.routing import FastRoutes
 from tests.api.serving import World
 from tests.depth import examples
 
@@ -31,8 +31,8 @@ class Ways:
         self._runner = asyncio.Runner()
         self._short = self._client(self.world.app())
         usual = self.world.app()
-        (lanes,) = (one for one in usual.user_middleware if one.cls is Lanes)
-        lanes.kwargs["lanes"] = []
+        (fast,) = (one for one in usual.user_middleware if one.cls is FastRoutes)
+        fast.kwargs["routes"] = []
         self._usual = self._client(usual)
 
     @staticmethod

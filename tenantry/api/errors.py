@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from tenantry.api import access
-from tenantry.api.cursors import BadCursorError
+from tenantry.api.paging import BadCursorError
 from tenantry.broker.port import (
     BrokerBlockedError,
     BrokerError,

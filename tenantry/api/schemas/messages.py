@@ -1,0 +1,193 @@
+"""Messages: what is published, which are read, and how they are described.
+
+Pages are written by the database: no row of them becomes an object.
+"""
+
+from __future__ import annotations
+
+import base64
+from typing import Annotated, Any, Final, TypeAlias
+
+import orjson
+from pydantic import Discriminator, Field, Tag, field_validator
+
+from tenantry.api.schemas.common import (
+    EXAMPLE_TIME,
+    MAX_LIST,
+    Answer,
+    Cursor,
+    PageQuery,
+    StrictInput,
+    StrictQuery,
+    Time,
+    dumps,
+    format_time,
+)
+from tenantry.messages.port import Order, StoredMessage
+
+_MAX_ID_BYTES: Final = 255  # a short string of AMQP
+_MAX_KEY: Final = 1024
+
+
+class Publication(StrictInput):
+    """A message to be published as `application/json`."""
+
+    payload: Annotated[
+        Any,
+        Field(
+            description="Any JSON value. Its text is passed on unchanged, to the last digit.",
+            examples=[{"order": 7, "total": 12.5}],
+        ),
+    ]
+    topic: Annotated[
+        str | None,
+        Field(description="One of the tenant's topics; `default` if left out.", examples=["logs"]),
+    ] = None
+    key: Annotated[
+        str | None,
+        Field(
+            max_length=_MAX_KEY,
+            description="Messages of the same key go to the same partition: CRC-32 of the key's "
+            "UTF-8 bytes modulo the number of partitions. Without one, partitions take turns.",
+            examples=["customer-42"],
+        ),
+    ] = None
+    id: Annotated[
+        str | None,
+        Field(
+            min_length=1,
+            description="1 to 255 bytes without NUL. The same id is stored once, however often "
+            "it is sent. A UUID if left out.",
+            examples=["order-7"],
+        ),
+    ] = None
+
+    @field_validator("id")
+    @classmethod
+    def _fits(cls, value: str | None) -> str | None:
+        if value is not None and (len(value.encode()) > _MAX_ID_BYTES or "\0" in value):
+            raise ValueError(f"must be 1 to {_MAX_ID_BYTES} bytes without NUL")
+        return value
+
+
+def _one_or_many(value: object) -> str:
+    return "<many>" if isinstance(value, list) else "<one>"
+
+
+Publications: TypeAlias = Annotated[
+    Annotated[Publication, Tag("<one>")]
+    | Annotated[list[Publication], Field(min_length=1, max_length=MAX_LIST), Tag("<many>")],
+    Discriminator(_one_or_many),
+]
+"""A message, or a list of them."""
+
+
+Incarnation: TypeAlias = Annotated[
+    int | None,
+    Field(
+        ge=1,
+        le=2**31 - 1,
+        description="What was retained of this one of the tenants that have had the id. Left "
+        "out: the one that has it. For admins.",
+        examples=[1],
+    ),
+]
+
+
+class MessageQuery(StrictQuery):
+    """Whose message."""
+
+    incarnation: Incarnation = None
+
+
+class MessagesQuery(PageQuery):
+    """Which messages."""
+
+    tenant_id: Annotated[
+        str | None,
+        Field(
+            description="Whose. Left out: a tenant's token reads its own tenant's, an admin all.",
+            examples=["acme"],
+        ),
+    ] = None
+    incarnation: Incarnation = None
+    topic: Annotated[
+        str | None, Field(max_length=255, description="Of this topic only.", examples=["logs"])
+    ] = None
+    order: Annotated[Order, Field(description="Oldest or newest first.")] = Order.ASCENDING
+
+
+class StreamQuery(StrictQuery):
+    """Which messages are followed, and from where."""
+
+    tenant_id: Annotated[str, Field(description="Whose.", examples=["acme"])]
+    topic: Annotated[
+        str | None, Field(max_length=255, description="Of this topic only.", examples=["logs"])
+    ] = None
+    cursor: Annotated[
+        str | None,
+        Field(
+            max_length=1024,
+            description="Begin after this `follow_cursor` or event id; from now on if left out.",
+        ),
+    ] = None
+
+
+class Accepted(Answer):
+    """Ids of messages the broker has confirmed, in the order they came in."""
+
+    ids: Annotated[list[str], Field(examples=[["order-7"]])]
+
+
+class Message(Answer):
+    """A stored message: `payload` for JSON, `body` for anything else."""
+
+    id: Annotated[str, Field(examples=["order-7"])]
+    tenant_id: Annotated[str, Field(examples=["acme"])]
+    position: Annotated[int, Field(description="Rises in commit order.", examples=[1])]
+    topic: Annotated[str, Field(examples=["logs"])]
+    partition: Annotated[int, Field(examples=[0])]
+    payload: Annotated[Any, Field(examples=[{"order": 7}])] = None
+    body: Annotated[
+        str | None, Field(description="Base64; only where there is no payload.", examples=[None])
+    ] = None
+    content_type: Annotated[str | None, Field(examples=["application/json"])]
+    headers: Annotated[dict[str, Any] | None, Field(examples=[{"trace": "7f3a"}])]
+    created_at: Annotated[Time, Field(examples=[EXAMPLE_TIME])]
+
+
+class MessagePage(Answer):
+    """Messages of a tenant, or of all; `next_cursor` is null on the last page.
+
+    `follow_cursor` leads to what is stored later, from the last page too (of one tenant, oldest
+    first only). A page may hold fewer than `limit` messages, though more follow.
+    """
+
+    data: list[Message]
+    next_cursor: Cursor
+    follow_cursor: Cursor
+
+
+def message_json(row: StoredMessage) -> bytes:
+    """Write a stored message. Payload and headers are JSON text already, and stay as they are."""
+    shown: dict[str, Any] = {
+        "id": row.id,
+        "tenant_id": row.tenant_id,
+        "position": row.position,
+        "topic": row.topic,
+        "partition": row.partition,
+    }
+    if row.payload is not None:
+        shown["payload"] = orjson.Fragment(row.payload)
+    if row.body is not None:
+        shown["body"] = base64.b64encode(row.body).decode()
+    shown["content_type"] = row.content_type
+    shown["headers"] = None if row.headers is None else orjson.Fragment(row.headers)
+    shown["created_at"] = format_time(row.created_at)
+    return orjson.dumps(shown)
+
+
+def page_json(text: bytes, *, next_cursor: str | None, follow_cursor: str | None) -> bytes:
+    """Write a page of messages that are written already, with commas between them."""
+    cursors = dumps({"next_cursor": next_cursor, "follow_cursor": follow_cursor})
+    return b'{"data":[%b],%b' % (text, cursors[1:])

@@ -1,0 +1,271 @@
+"""Tenants: what is taken in to make and change them, and how they are described."""
+
+from __future__ import annotations
+
+from typing import Annotated, Final, Self, TypeAlias
+
+from pydantic import Field
+
+from tenantry.api.schemas.common import (
+    AS_WHOLE,
+    EXAMPLE_TIME,
+    Answer,
+    Cursor,
+    StrictInput,
+    StrictQuery,
+    Time,
+    values_of,
+)
+from tenantry.broker.port import Credentials
+from tenantry.control.port import Outcome, TenantRuntime
+from tenantry.domain import names
+from tenantry.domain.tenant import (
+    MAX_NAME,
+    MAX_PARTITIONS,
+    MAX_TOPICS,
+    MAX_WORKERS,
+    MIN_PARTITIONS,
+    MIN_WORKERS,
+    Lifecycle,
+    TenantState,
+)
+
+_TROUBLE: Final = "it is in trouble; the operator can see why"
+
+Workers: TypeAlias = Annotated[
+    int,
+    Field(
+        ge=MIN_WORKERS,
+        le=MAX_WORKERS,
+        description="How many workers may store the tenant's messages at once.",
+        examples=[3],
+    ),
+    AS_WHOLE,
+]
+Topics: TypeAlias = Annotated[
+    list[Annotated[str, Field(json_schema_extra={"pattern": f"^{names.TOPIC.pattern}$"})]],
+    Field(
+        max_length=MAX_TOPICS,
+        description="Names of 1 to 63 of a-z, 0-9, _ and -; `default` always exists.",
+        examples=[["events", "logs"]],
+    ),
+]
+
+
+class TenantCreation(StrictInput):
+    """A tenant to be made."""
+
+    name: Annotated[
+        str,
+        Field(
+            min_length=1,
+            max_length=MAX_NAME,
+            description="For people: printable characters.",
+            examples=["Acme Ltd"],
+        ),
+    ]
+    id: Annotated[
+        str | None,
+        Field(
+            description="1 to 40 of a-z, 0-9 and inner hyphens; a UUID if left out.",
+            json_schema_extra={"pattern": f"^{names.TENANT_ID.pattern}$"},
+            examples=["acme"],
+        ),
+    ] = None
+    workers: Workers | None = None
+    topics: Topics = []  # noqa: RUF012 - pydantic copies it
+    partitions: Annotated[
+        int,
+        Field(
+            ge=MIN_PARTITIONS,
+            le=MAX_PARTITIONS,
+            description="Queues a topic.",
+            examples=[1],
+        ),
+        AS_WHOLE,
+    ] = 1
+
+
+class Concurrency(StrictInput):
+    """The number of workers wanted."""
+
+    workers: Workers
+
+
+class NewTopics(StrictInput):
+    """Topics a tenant shall have too; those it has already are left as they are."""
+
+    topics: Annotated[Topics, Field(min_length=1)]
+
+
+class TenantQuery(StrictQuery):
+    """When a tenant is looked at."""
+
+    at: Annotated[
+        str | None,
+        Field(
+            max_length=64,
+            description="An RFC 3339 time, or a version number.",
+            examples=[EXAMPLE_TIME, "3"],
+        ),
+    ] = None
+
+
+class DeletionQuery(StrictQuery):
+    """What becomes of a deleted tenant's messages."""
+
+    retain: Annotated[bool, Field(description="Keep the stored messages readable.")] = False
+
+
+class Tenant(Answer):
+    """A tenant. What is running is null where the past is shown."""
+
+    id: Annotated[str, Field(examples=["acme"])]
+    name: Annotated[str, Field(examples=["Acme Ltd"])]
+    state: Annotated[str, Field(examples=["active"], json_schema_extra=values_of(Lifecycle))]
+    workers: Workers
+    topics: Topics
+    partitions: Annotated[int, Field(examples=[1])]
+    stream: Annotated[
+        str, Field(description="The exchange to publish to.", examples=["tenant_acme_stream"])
+    ]
+    queue: Annotated[str, Field(description="The default queue.", examples=["tenant_acme_queue"])]
+    version: Annotated[int, Field(description="Counts the events of this id.", examples=[2])]
+    incarnation: Annotated[
+        int,
+        Field(description="Counts the tenants that have had this id, from 1.", examples=[1]),
+    ]
+    created_at: Annotated[Time, Field(examples=[EXAMPLE_TIME])]
+    updated_at: Annotated[Time, Field(examples=[EXAMPLE_TIME])]
+    workers_current: Annotated[int | None, Field(description="Workers running now.", examples=[3])]
+    messages_pending: Annotated[
+        int | None,
+        Field(description="Messages waiting in the queues; null if unknown.", examples=[0]),
+    ]
+    parked: Annotated[
+        str | None,
+        Field(
+            description="Why the daemon itself paused the tenant; null if it did not.",
+            examples=[None],
+        ),
+    ]
+    parked_at: Annotated[
+        Time | None,
+        Field(description="Since when; null if the daemon did not.", examples=[None]),
+    ]
+    trouble: Annotated[
+        str | None,
+        Field(
+            description="What else is in its own way: why its queues are not consumed, what of it "
+            "can't be repaired. Why is told to admins.",
+            examples=[None],
+        ),
+    ]
+
+    @classmethod
+    def of(
+        cls, state: TenantState, runtime: TenantRuntime | None, *, to_admin: bool = True
+    ) -> Self:
+        """Describe a tenant as it is now; without a runtime nothing of it is running.
+
+        What its trouble is may name what is others': that is told to admins.
+        """
+        trouble = None if runtime is None else runtime.trouble
+        return cls.made_of(
+            state,
+            **_names(state),
+            workers_current=0 if runtime is None else runtime.workers_current,
+            messages_pending=None if runtime is None else runtime.pending,
+            trouble=trouble if to_admin or trouble is None else _TROUBLE,
+        )
+
+    @classmethod
+    def past(cls, state: TenantState) -> Self:
+        """Describe a tenant as it was; what was running then is not known."""
+        return cls.made_of(
+            state, **_names(state), workers_current=None, messages_pending=None, trouble=None
+        )
+
+
+def _names(state: TenantState) -> dict[str, str]:
+    """Give what is called otherwise in a tenant's state, or follows from its id."""
+    return {
+        "id": state.tenant_id,
+        "state": state.lifecycle.value,
+        "stream": names.exchange_name(state.tenant_id),
+        "queue": names.queue_name(state.tenant_id),
+    }
+
+
+class AccessData(Answer):
+    """A tenant's way to the broker, shown this once: by one URL or the other."""
+
+    username: Annotated[str, Field(examples=["tenant_acme_producer"])]
+    password: Annotated[str, Field(examples=["mU3q…"])]
+    amqp_url: Annotated[
+        str | None,
+        Field(
+            description="Where the broker is RabbitMQ.",
+            examples=["amqp://tenant_acme_producer:…@localhost:5672/"],
+        ),
+    ] = None
+    postgres_url: Annotated[
+        str | None,
+        Field(
+            description="Where the broker is the embedded one: publish with tenantry.publish().",
+            examples=["postgresql://tenant_acme_producer:…@localhost:5432/tenantry"],
+        ),
+    ] = None
+
+    @classmethod
+    def of(cls, made: Credentials) -> Self:
+        """Show the credentials of a tenant's broker user."""
+        kind = "amqp_url" if made.amqp_url else "postgres_url"
+        return cls(username=made.username, password=made.password, **{kind: made.url})
+
+
+class CreatedTenant(Tenant):
+    """A tenant that was made; `credentials` are missing where an earlier call has shown them."""
+
+    credentials: AccessData | None = None
+
+    @classmethod
+    def of_outcome(cls, outcome: Outcome) -> Self:
+        """Describe what a command has done, with the credentials it made, if it made any."""
+        shown = cls.of(outcome.tenant, outcome.runtime)
+        if outcome.credentials is not None:
+            shown.credentials = AccessData.of(outcome.credentials)
+        return shown
+
+
+class TenantWithCredentials(Tenant):
+    """A tenant, and its new credentials."""
+
+    credentials: AccessData
+
+
+class SqlAccessData(Answer):
+    """A tenant's way to its rows with SQL. The password is shown this once."""
+
+    tenant_id: Annotated[str, Field(examples=["acme"])]
+    username: Annotated[str, Field(examples=["tenant_acme_sql_16384"])]
+    password: Annotated[str, Field(examples=["mU3q…"])]
+    url: Annotated[
+        str,
+        Field(examples=["postgresql://tenant_acme_sql_16384:…@db.example.org:5432/tenantry"]),
+    ]
+
+    @classmethod
+    def of(cls, outcome: Outcome) -> Self:
+        """Show the credentials of a database role, this once."""
+        made = outcome.sql_credentials
+        if made is None:
+            raise RuntimeError("a grant of SQL access came back without credentials")
+        return cls.made_of(made, tenant_id=outcome.tenant.tenant_id)
+
+
+class TenantPage(Answer):
+    """Tenants by id; `next_cursor` is null on the last page."""
+
+    data: list[Tenant]
+    next_cursor: Cursor
