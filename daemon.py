@@ -35,8 +35,7 @@ from tenantry.assembly.listeners import Listeners
 from tenantry.assembly.standby import StandbyControl, term_status
 from tenantry.broker.password_hashes import PostgresCredentials
 from tenantry.control.port import SystemState
-from tenantry.database.embedded import EmbeddedPostgres
-from tenantry.database.keeper import PostgresKeeper
+from tenantry.database.embedded import EmbeddedPostgres, PostgresKeeper
 from tenantry.database.loop import CONNECTIONS as PAGE_CONNECTIONS
 from tenantry.database.migrations import migrate_unless_led
 from tenantry.database.pool import Database
@@ -54,8 +53,7 @@ from tenantry.process.start_checks import allow_open_files, explained, make_stat
 from tenantry.process.threads import Threads
 from tenantry.settings import Settings, SettingsError
 from tenantry.telemetry.systemd import Notifier
-from tenantry.terms.candidate import Candidate
-from tenantry.terms.identity import holder_of
+from tenantry.terms.candidate import Candidate, holder_of
 from tenantry.terms.keeper import TermKeeper
 from tenantry.terms.lease import LOOK_EVERY, Term
 from tenantry.terms.postgres import PostgresTerms

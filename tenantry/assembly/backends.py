@@ -28,8 +28,11 @@ from tenantry.messages.port import MessageStore
 from tenantry.messages.postgres import PostgresMessageStore
 from tenantry.messages.sql_access_postgres import PostgresSqlAccess
 from tenantry.process.threads import Threads
-from tenantry.projections.passwords import PasswordConfirmation
-from tenantry.projections.tenants import PostgresTenantDirectory, TenantProjection
+from tenantry.projections.tenants import (
+    PasswordConfirmation,
+    PostgresTenantDirectory,
+    TenantProjection,
+)
 from tenantry.settings import Settings
 from tenantry.terms.lease import Term
 

@@ -9,9 +9,9 @@ from typing import Final
 import structlog
 
 from tenantry.database.pool import STATEMENT_TIMEOUT, Database
-from tenantry.handlers.attempting import TRANSACTIONS
+from tenantry.handlers.attempt_runner import TRANSACTIONS
 from tenantry.handlers.attempts import RetryPolicy
-from tenantry.handlers.crew import Crew
+from tenantry.handlers.handler_pool import HandlerPool
 from tenantry.handlers.message import Handler
 from tenantry.handlers.store import HandlingStore
 from tenantry.messages.port import MessageStore
@@ -48,10 +48,10 @@ def with_handlers(
     )
     stack.callback(own.close)
     own.open()
-    crew = Crew(places=connections, timeout=seconds, on_overrun=on_overrun)
-    stack.callback(crew.close)
+    pool = HandlerPool(places=connections, timeout=seconds, on_overrun=on_overrun)
+    stack.callback(pool.close)
     retry = RetryPolicy(attempts=settings.retry.attempts, pauses=settings.retry.backoff_seconds)
-    store = HandlingStore(plain, own, handlers, crew=crew, retry=retry)
+    store = HandlingStore(plain, own, handlers, pool=pool, retry=retry)
     store.sweep()
     log.info("handlers.ready", topics=sorted(handlers), timeout_seconds=seconds)
     return store

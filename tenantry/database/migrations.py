@@ -15,9 +15,10 @@ from typing import Final
 import psycopg
 from psycopg import errors
 
-from tenantry.database import catalogue, lockers, preflight, rights
+from tenantry.database import preflight, rights
 from tenantry.database.errors import DatabaseUnfitError, MigrationError, SchemaTooNewError
 from tenantry.database.failures import is_unavailable, one_line
+from tenantry.database.locks import end_holders
 from tenantry.database.pool import Connection, Database
 from tenantry.database.session import SEARCH_PATH
 from tenantry.database.sessions import LOCK_TIMEOUT
@@ -120,9 +121,9 @@ def _bring_up(connection: Connection, known: Sequence[Migration]) -> list[Migrat
         log.info("applied migration %s", migration)
         applied.append(migration)
     _patiently(connection, partial(_fence, connection))
-    catalogue.close_paths(connection)
-    catalogue.refuse_strangers(connection)
-    if catalogue.is_there(connection):
+    rights.close_paths(connection)
+    rights.refuse_strangers(connection)
+    if rights.is_there(connection):
         rights.take_from_public(connection)
     return applied
 
@@ -202,7 +203,7 @@ def _patiently(connection: Connection, step: Callable[[], None]) -> None:
         except (errors.LockNotAvailable, errors.DeadlockDetected) as error:
             if not left:
                 raise
-            held_by = lockers.end(connection)
+            held_by = end_holders(connection)
             log.warning("migrating waits for %s: %s", held_by or "a table", one_line(error))
         else:
             break

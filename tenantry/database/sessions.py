@@ -15,7 +15,7 @@ from psycopg.rows import TupleRow
 from tenantry.database import fitness, session
 from tenantry.database.errors import DatabaseUnavailableError
 from tenantry.database.failures import connect_failure, options_refused, place
-from tenantry.database.silence import MARGIN, PROBE_TIMEOUT, Silence, bounded
+from tenantry.database.liveness import MARGIN, PROBE_TIMEOUT, Silence, bounded
 
 Connection: TypeAlias = psycopg.Connection[TupleRow]
 

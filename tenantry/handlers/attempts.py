@@ -9,7 +9,7 @@ from datetime import timedelta
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from tenantry.handlers.crew import HandlerHangsError
+from tenantry.handlers.handler_pool import HandlerHangsError
 from tenantry.sql import queries
 
 if TYPE_CHECKING:

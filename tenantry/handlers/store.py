@@ -18,13 +18,11 @@ import structlog
 
 from tenantry import failpoints
 from tenantry.database.failures import UNFIT
-from tenantry.handlers.attempting import Trying
+from tenantry.handlers.attempt_runner import AttemptRunner, BatchResult
 from tenantry.handlers.attempts import HANDLER_TIMEOUT, WORKER_KILLED, Attempts, RetryPolicy
-from tenantry.handlers.crew import Crew
+from tenantry.handlers.handler_pool import HandlerPool
+from tenantry.handlers.handler_transaction import Entry
 from tenantry.handlers.message import Handler
-from tenantry.handlers.tally import Tally
-from tenantry.handlers.transaction import Entry
-from tenantry.messages.insertion import sift
 from tenantry.messages.port import (
     FIRST,
     NOTHING,
@@ -39,7 +37,7 @@ from tenantry.messages.port import (
     Unstorable,
     Whose,
 )
-from tenantry.messages.postgres import MAX_BYTES, PostgresMessageStore, store_errors
+from tenantry.messages.postgres import MAX_BYTES, PostgresMessageStore, sift, store_errors
 
 if TYPE_CHECKING:
     from tenantry.database.pool import Connection, Database
@@ -79,7 +77,7 @@ class HandlingStore:
         database: Database,
         handlers: Mapping[str, Handler],
         *,
-        crew: Crew,
+        pool: HandlerPool,
         retry: RetryPolicy,
         max_bytes: int = MAX_BYTES,
         turn: float = TURN_SECONDS,
@@ -87,12 +85,14 @@ class HandlingStore:
         self._plain = plain
         self._database = database
         self._handlers = handlers
-        self._crew = crew
+        self._pool = pool
         self._retry = retry
         self._max_bytes = max_bytes
         self._turn = turn
         self._attempts = Attempts()
-        self._trying = Trying(database, handlers, crew=crew, retry=retry, attempts=self._attempts)
+        self._attempt_runner = AttemptRunner(
+            database, handlers, pool=pool, retry=retry, attempts=self._attempts
+        )
         self._suspects = threading.Lock()
 
     def store(
@@ -106,25 +106,25 @@ class HandlingStore:
         mine = [index for index, one in enumerate(batch) if one.topic in handlers]
         if not mine:
             return self._plain.store(tenant_id, batch, again)
-        tally = Tally()
+        result = BatchResult()
         if len(mine) < len(batch):
             others = [index for index, one in enumerate(batch) if one.topic not in handlers]
             part = self._plain.store(tenant_id, [batch[index] for index in others])
-            tally.add(part, others)
-        with self._crew.place(PLACE_SECONDS) as taken:
+            result.add(part, others)
+        with self._pool.place(PLACE_SECONDS) as taken:
             if not taken:
-                tally.left += mine
+                result.left += mine
             else:
                 # Of our own statements: what a handler's fail with is its message's failure.
                 with store_errors(tenant_id, waited_for=UNFIT):
-                    self._handle(tenant_id, batch, mine, again, tally)
+                    self._handle(tenant_id, batch, mine, again, result)
         failpoints.reach("after_commit")
-        return tally.result()
+        return result.as_store_result()
 
     @property
     def abandoned(self) -> int:
         """Threads that were left behind because a handler on them hangs."""
-        return self._crew.abandoned
+        return self._pool.abandoned
 
     def sweep(self) -> int:
         """Forget attempts at messages that have not come for days; tell how many."""
@@ -173,7 +173,7 @@ class HandlingStore:
         batch: Sequence[Incoming],
         mine: Sequence[int],
         again: Mapping[int, Tried | None],
-        tally: Tally,
+        result: BatchResult,
     ) -> None:
         until = monotonic() + self._turn
         with self._database.connection() as connection:
@@ -182,20 +182,20 @@ class HandlingStore:
                 _entry(mine[at], sifted.messages[at], is_json)
                 for at, is_json in zip(sifted.indexes, sifted.is_json, strict=True)
             ]
-            tally.unstorable += [replace(one, index=mine[one.index]) for one in sifted.unstorable]
-            units = self._units(connection, tenant_id, entries, again, tally)
+            result.unstorable += [replace(one, index=mine[one.index]) for one in sifted.unstorable]
+            units = self._units(connection, tenant_id, entries, again, result)
         for number, unit in enumerate(units):
             if number and monotonic() >= until:
-                tally.leave(unit.entries)
+                result.leave(unit.entries)
             elif not unit.guarded:
-                self._trying.together(tenant_id, unit.entries, until, tally)
+                self._attempt_runner.together(tenant_id, unit.entries, until, result)
             elif self._suspects.acquire(timeout=LOCK_SECONDS):
                 try:
-                    self._trying.guarded(tenant_id, unit.entries, until, tally)
+                    self._attempt_runner.guarded(tenant_id, unit.entries, until, result)
                 finally:
                     self._suspects.release()
             else:
-                tally.held += [
+                result.held += [
                     Held(
                         index=entry.index,
                         seconds=LOCK_SECONDS,
@@ -210,7 +210,7 @@ class HandlingStore:
         tenant_id: str,
         entries: Sequence[Entry],
         again: Mapping[int, Tried | None],
-        tally: Tally,
+        result: BatchResult,
     ) -> list[_Unit]:
         """Say who is tried with whom: those that may kill first, those that may hang last."""
         usual, killers, hanging = _Unit([]), list[_Unit](), list[_Unit]()
@@ -229,7 +229,7 @@ class HandlingStore:
                 strangers.append(entry)
             else:
                 usual.entries.append(entry)
-        unknown = self._recall(connection, tenant_id, strangers, killers, tally)
+        unknown = self._recall(connection, tenant_id, strangers, killers, result)
         size = 1 if len(unknown) <= FEW else GROUP
         groups = [
             _Unit(unknown[at : at + size], guarded=True) for at in range(0, len(unknown), size)
@@ -242,7 +242,7 @@ class HandlingStore:
         tenant_id: str,
         entries: Sequence[Entry],
         killers: list[_Unit],
-        tally: Tally,
+        result: BatchResult,
     ) -> list[Entry]:
         """Look up what is known of messages that were delivered before; give the unknown ones."""
         if not entries:
@@ -256,7 +256,7 @@ class HandlingStore:
                 unknown.append(entry)
                 continue
             entry.attempts, entry.noted = known.attempts, True
-            verdict = Unstorable(
+            refused = Unstorable(
                 index=entry.index,
                 reason=known.reason,
                 error=known.last_error,
@@ -264,10 +264,10 @@ class HandlingStore:
                 first_error=known.first_error,
             )
             if known.judged or known.attempts >= self._retry.attempts:
-                tally.unstorable.append(verdict)
+                result.unstorable.append(refused)
             elif known.seconds > 0:
                 tried = Tried(known.attempts, WORKER_KILLED)
-                tally.held.append(Held(index=entry.index, seconds=known.seconds, tried=tried))
+                result.held.append(Held(index=entry.index, seconds=known.seconds, tried=tried))
             else:
                 killers.append(_Unit([entry], guarded=True))
         return unknown

@@ -16,7 +16,7 @@ from psycopg import errors, sql
 
 from tenantry.broker.postgres.users import MOST_CONNECTIONS as PUBLISHING
 from tenantry.database.failures import one_line
-from tenantry.database.insisting import insist
+from tenantry.database.locks import insist
 from tenantry.database.pool import Connection, Database
 from tenantry.isolation.postgres import CONNECTIONS as PROBING
 from tenantry.messages.sql_access_postgres import CONNECTIONS as READING

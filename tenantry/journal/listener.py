@@ -15,9 +15,29 @@ from psycopg import errors, sql
 from tenantry.database.errors import DatabaseError
 from tenantry.database.failures import one_line
 from tenantry.database.pool import Connection, Database
-from tenantry.journal.bell import Bell
 from tenantry.loops import Heartbeat
 from tenantry.sql import queries
+
+
+class AppendSignal:
+    """The highest position heard of, and a way to wait for a higher one. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._moved = threading.Condition()
+        self._position = 0
+
+    def notify(self, position: int) -> None:
+        """Tell that the journal has reached `position`; an older one changes nothing."""
+        with self._moved:
+            if position > self._position:
+                self._position = position
+                self._moved.notify_all()
+
+    def wait(self, after: int, timeout: float) -> bool:
+        """Wait `timeout` seconds at most; tell whether a position beyond `after` was heard of."""
+        with self._moved:
+            return self._moved.wait_for(lambda: self._position > after, max(0.0, timeout))
+
 
 SLICE: Final = 0.2
 """Seconds after which it looks whether it has been asked to stop."""
@@ -33,13 +53,13 @@ log = logging.getLogger(__name__)
 
 
 class JournalListener:
-    """LISTENs on a connection of its own and rings `bell`; survives the server's absence.
+    """LISTENs on a connection of its own and notifies `appends`; survives the server's absence.
 
     `run` blocks on the thread that calls it, until `stop`, which any thread may call.
     """
 
     def __init__(self, database: Database) -> None:
-        self.bell: Final = Bell()
+        self.appends: Final = AppendSignal()
         self.heartbeat: Final = Heartbeat()
         self._database = database
         self._stopping = threading.Event()
@@ -87,7 +107,7 @@ class JournalListener:
     def _look(self, connection: Connection) -> None:
         row = connection.execute(queries("journal")["head"]).fetchone()
         if row is not None:
-            self.bell.ring(row[0])
+            self.appends.notify(row[0])
 
     def _listen(self, connection: Connection) -> None:
         looked = time.monotonic()

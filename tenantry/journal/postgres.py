@@ -4,26 +4,28 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC
 from typing import Any, Final, Protocol
 from uuid import UUID, uuid4
 
 from tenantry import failpoints
+from tenantry.database.failures import UNFIT, PortErrors
 from tenantry.database.pool import Connection, Database
 from tenantry.domain import names
 from tenantry.domain.events import Event
-from tenantry.journal.bell import Bell
 from tenantry.journal.codec import CODEC, decode_metadata, encode_metadata
-from tenantry.journal.listener import JournalListener
+from tenantry.journal.listener import AppendSignal, JournalListener
 from tenantry.journal.port import (
     Expected,
+    JournalError,
+    JournalUnavailableError,
     Metadata,
     RecordedEvent,
     Snapshot,
     VersionConflictError,
 )
-from tenantry.journal.rows import journal_connection, recorded_event
 from tenantry.sql import queries
 
 POLL: Final = 0.5
@@ -61,7 +63,7 @@ class PostgresEventStore:
         self._database = database
         self._projections = tuple(projections)
         self._listener = listener
-        self._bell = Bell() if listener is None else listener.bell
+        self._appends = AppendSignal() if listener is None else listener.appends
         self._sql = queries("journal")
 
     def append(
@@ -107,7 +109,7 @@ class PostgresEventStore:
                 recorded = self._record(connection, parameters, by_id, metadata)
         failpoints.reach("after_append")
         if recorded:
-            self._bell.ring(recorded[-1].position)
+            self._appends.notify(recorded[-1].position)
         return recorded
 
     def read_stream(
@@ -156,15 +158,15 @@ class PostgresEventStore:
         """See `EventStore.wait_for_events`. Raises `JournalUnavailableError`."""
         deadline = time.monotonic() + timeout
         while True:
-            if self._bell.wait(after, 0):
+            if self._appends.wait(after, 0):
                 return True
             with journal_connection(self._database) as connection:
                 row = connection.execute(self._sql["head"]).fetchone()
             if row is not None:
-                self._bell.ring(row[0])
+                self._appends.notify(row[0])
             left = deadline - time.monotonic()
             listening = self._listener is not None and self._listener.connected
-            if self._bell.wait(after, min(left, POLL_BESIDE_LISTENER if listening else POLL)):
+            if self._appends.wait(after, min(left, POLL_BESIDE_LISTENER if listening else POLL)):
                 return True
             if left <= 0:
                 return False
@@ -197,3 +199,30 @@ class PostgresEventStore:
         with journal_connection(self._database) as connection:
             rows = connection.execute(self._sql[query], parameters).fetchall()
         return [recorded_event(row) for row in rows]
+
+
+def recorded_event(row: tuple[Any, ...]) -> RecordedEvent:
+    """Read a row: position, stream, version, id, type, schema_version, data, metadata, time.
+
+    Raises `UnknownEventError`, `JournalError`.
+    """
+    position, stream, version, one, name, schema_version, data, metadata, recorded_at = row
+    return RecordedEvent(
+        position=position,
+        stream=stream,
+        version=version,
+        id=one,
+        event=CODEC.decode(name, schema_version, data),
+        metadata=decode_metadata(metadata),
+        recorded_at=recorded_at.astimezone(UTC),
+    )
+
+
+@contextmanager
+def journal_connection(database: Database) -> Iterator[Connection]:
+    """Lend a connection; the database's failures become the journal's."""
+    errors = PortErrors(
+        JournalUnavailableError, JournalError, where=database.where, waited_for=UNFIT
+    )
+    with errors, database.connection() as connection:
+        yield connection

@@ -13,7 +13,7 @@ import structlog
 from psycopg import errors, sql
 
 from tenantry.database.failures import PortErrors, one_line
-from tenantry.database.insisting import insist
+from tenantry.database.locks import insist
 from tenantry.database.pool import Connection, Database
 from tenantry.messages.port import MessageStoreError, StoreUnavailableError
 from tenantry.messages.sql_access import SqlCredentials

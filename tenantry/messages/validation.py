@@ -35,8 +35,8 @@ _PLAIN: Final = frozenset(
 """Content encodings that leave text as it is; some clients name a character set there."""
 
 
-class Verdict(Enum):
-    """What a look at a message tells."""
+class BodyKind(Enum):
+    """How a message's body is stored, as far as this program can tell."""
 
     JSON = "json"
     BYTES = "bytes"
@@ -51,17 +51,17 @@ def is_json(content_type: str | None) -> bool:
     return content_type.partition(";")[0].strip().lower() == JSON
 
 
-def look(message: Incoming) -> Verdict:
+def body_kind(message: Incoming) -> BodyKind:
     """Judge a message's body."""
     if not is_json(message.content_type) or (message.headers and _is_encoded(message)):
-        return Verdict.BYTES
+        return BodyKind.BYTES
     body = message.body
     try:
         orjson.loads(body)
     except orjson.JSONDecodeError:
-        return Verdict.DOUBTFUL
+        return BodyKind.DOUBTFUL
     # An escaped NUL is JSON, but nothing `jsonb` can hold.
-    return Verdict.DOUBTFUL if b"\\u0000" in body else Verdict.JSON
+    return BodyKind.DOUBTFUL if b"\\u0000" in body else BodyKind.JSON
 
 
 def flaw(message: Incoming, max_bytes: int) -> tuple[str, str] | None:

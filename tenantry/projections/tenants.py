@@ -1,4 +1,7 @@
-"""The read model of tenants on PostgreSQL, written in the transaction that appends the events."""
+"""What the transaction that appends tenants' events writes beside them: the read model, passwords.
+
+Tenants as they were are folded from the journal.
+"""
 
 from __future__ import annotations
 
@@ -6,17 +9,18 @@ import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
+from itertools import takewhile
 from typing import Any, Final
 
 from tenantry.database.failures import PortErrors
 from tenantry.database.pool import Connection, Database
 from tenantry.domain import names
+from tenantry.domain.events import CredentialsRotated, TenantProvisioned
 from tenantry.domain.tenant import TenantState, fold
 from tenantry.journal.codec import STATE_SCHEMA, MalformedEventError, decode_state, encode_state
 from tenantry.journal.port import EventStore, JournalError, JournalUnavailableError, RecordedEvent
-from tenantry.journal.rows import journal_connection, recorded_event
-from tenantry.journal.tenants import TENANT_CATEGORY, tenant_events
-from tenantry.projections import history
+from tenantry.journal.postgres import journal_connection, recorded_event
+from tenantry.journal.tenants import TENANT_CATEGORY, snapshot_state, tenant_events
 from tenantry.sql import queries
 
 CHECKPOINT: Final[Mapping[str, object]] = {"name": "tenants", "shape": STATE_SCHEMA}
@@ -137,11 +141,11 @@ class PostgresTenantDirectory:
 
     def as_of_version(self, tenant_id: str, version: int) -> TenantState | None:
         """See `TenantDirectory.as_of_version`."""
-        return history.as_of_version(self._store, tenant_id, version)
+        return as_of_version(self._store, tenant_id, version)
 
     def as_of_time(self, tenant_id: str, at: datetime) -> TenantState | None:
         """See `TenantDirectory.as_of_time`."""
-        return history.as_of_time(self._store, tenant_id, at)
+        return as_of_time(self._store, tenant_id, at)
 
     def _read(self, query: str, **parameters: object) -> list[TenantState]:
         with journal_connection(self._database) as connection:
@@ -166,3 +170,49 @@ def _columns(states: Sequence[TenantState]) -> Mapping[str, Any]:
         "created": [one.created_at for one in states],
         "updated": [one.updated_at for one in states],
     }
+
+
+def as_of_version(store: EventStore, tenant_id: str, version: int) -> TenantState | None:
+    """See `TenantDirectory.as_of_version`."""
+    if version < 1:
+        return None
+    state = snapshot_state(store, tenant_id, up_to=version)
+    after = 0 if state is None else state.version
+    if after < version:
+        stream = names.journal_stream(tenant_id)
+        recorded = store.read_stream(stream, after=after, limit=version - after)
+        state = fold(tenant_events(recorded), state)
+    return state if state is not None and state.version == version else None
+
+
+def as_of_time(store: EventStore, tenant_id: str, at: datetime) -> TenantState | None:
+    """See `TenantDirectory.as_of_time`. Raises `ValueError` for a time without a zone."""
+    if at.tzinfo is None:
+        raise ValueError("a time without a zone names no moment")
+    recorded = store.read_stream(names.journal_stream(tenant_id))
+    return fold(tenant_events(takewhile(lambda one: one.recorded_at <= at, recorded)))
+
+
+class PasswordConfirmation:
+    """Give it to the event store as an inline projection.
+
+    So that a password is confirmed exactly when the journal says that the tenant has it: neither
+    of them alone, whenever the daemon dies.
+    """
+
+    def __init__(self) -> None:
+        self._sql = queries("tenants")
+
+    def concerns(self, stream: str) -> bool:
+        """Tell whether events of this stream may confirm a password."""
+        return names.category(stream) == TENANT_CATEGORY
+
+    def apply(self, connection: Connection, recorded: Sequence[RecordedEvent]) -> None:
+        """Confirm what is pending of the tenants that the events say have a new password."""
+        if ids := [one.event.tenant_id for one in recorded if confirms(one)]:
+            connection.execute(self._sql["confirm_credentials"], {"ids": ids})
+
+
+def confirms(recorded: RecordedEvent) -> bool:
+    """Tell whether an event says that a tenant has a new password."""
+    return isinstance(recorded.event, TenantProvisioned | CredentialsRotated)

@@ -1,9 +1,13 @@
-"""Waits for a term, and takes it when nobody can be acting under it any more."""
+"""A daemon that would hold the term: who it is, and when it may take it."""
 
 from __future__ import annotations
 
+import os
+import socket
 import time
+import uuid
 from collections.abc import Callable
+from pathlib import Path
 from typing import Final
 
 import structlog
@@ -68,3 +72,27 @@ class Candidate:
         if trouble is not None and self.trouble is None:
             log.warning("term.out_of_reach", error=trouble)
         self.trouble = trouble
+
+
+FILE: Final = "instance"
+
+
+def holder_of(state_dir: Path, control_socket: Path) -> Holder:
+    """Say who this process is, once it has the control socket's lock.
+
+    Who has that lock has outlived every earlier process with the same socket. The file in
+    `state_dir` keeps machines apart whose paths and names are alike.
+    """
+    host = socket.gethostname()
+    return Holder(
+        instance=f"{_kept(state_dir / FILE)}@{host}:{control_socket}", host=host, pid=os.getpid()
+    )
+
+
+def _kept(file: Path) -> str:
+    try:
+        with file.open("x", encoding="ascii") as made:
+            made.write(f"{uuid.uuid4()}\n")
+    except FileExistsError:
+        pass
+    return file.read_text(encoding="ascii").strip()

@@ -19,7 +19,7 @@ from tenantry.database.pool import Database
 from tenantry.dead_letters.port import RejectedMessage, fingerprint
 from tenantry.dead_letters.postgres import PostgresDeadLetterIndex
 from tenantry.handlers.attempts import HANDLER_FAILED, RetryPolicy
-from tenantry.handlers.crew import Crew
+from tenantry.handlers.handler_pool import HandlerPool
 from tenantry.handlers.message import Handler, Message
 from tenantry.handlers.store import HandlingStore
 from tenantry.messages.port import Incoming, StoreResult, StoreUnavailableError, Tried
@@ -71,14 +71,14 @@ class World:
         bare = options.pop("bare", False)
         database = self.database.beside(pool_size=4, statement_timeout=30, idle_timeout=60)
         database.open()
-        crew = Crew(places=4, timeout=timeout, on_overrun=self.overruns.append)
-        self._open += [crew, database]
-        self.crew = crew
+        pool = HandlerPool(places=4, timeout=timeout, on_overrun=self.overruns.append)
+        self._open += [pool, database]
+        self.pool = pool
         return HandlingStore(
             self.plain,
             database,
             {"events": act if bare else handler},
-            crew=crew,
+            pool=pool,
             retry=RetryPolicy(attempts=options.pop("attempts", 3), pauses=PAUSES),
             turn=options.pop("turn", 20),
             **options,
@@ -375,11 +375,11 @@ def test_a_handler_that_hangs_is_left_behind_and_can_do_nothing_more(world: Worl
     (held,) = result.held
     assert (held.index, held.tried) == (2, Tried(1, "handler_timeout"))
     assert result.left == (0, 1, 3, 4)
-    assert world.crew.abandoned == 1
+    assert world.pool.abandoned == 1
     result = store.store(TENANT, [incoming(str(n)) for n in (0, 1, 3, 4)])
     assert result.stored == 4
     wake.set()
-    eventually(lambda: world.crew.abandoned == 0)
+    eventually(lambda: world.pool.abandoned == 0)
     assert outcome == [psycopg.OperationalError]
     assert world.effects() == [("0", 1), ("1", 1), ("3", 1), ("4", 1)]
     result = store.store(TENANT, [incoming("2")], {0: held.tried})
@@ -395,7 +395,7 @@ def test_a_statement_that_hangs_is_cancelled_on_the_server(world: World) -> None
     store = world.store(act, timeout=0.3)
     result = store.store(TENANT, [incoming("1")])
     assert result.held[0].tried == Tried(1, "handler_timeout")
-    eventually(lambda: world.crew.abandoned == 0)
+    eventually(lambda: world.pool.abandoned == 0)
 
     def running() -> int:
         with world.database.connection() as connection:
@@ -421,7 +421,7 @@ def test_too_many_hanging_handlers_are_too_many(world: World) -> None:
         assert world.overruns == ["17 threads hang in handlers"]
     finally:
         wake.set()
-        eventually(lambda: world.crew.abandoned == 0)
+        eventually(lambda: world.pool.abandoned == 0)
 
 
 def swallow(message: Message, cursor: psycopg.Cursor[Any]) -> None:

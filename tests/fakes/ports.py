@@ -38,7 +38,7 @@ from tenantry.messages.port import (
     Whose,
 )
 from tenantry.messages.sql_access import SqlCredentials
-from tenantry.projections.passwords import confirms
+from tenantry.projections.tenants import confirms
 
 
 class Faults:

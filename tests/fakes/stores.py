@@ -13,8 +13,8 @@ from uuid import UUID, uuid4
 from tenantry.domain import names
 from tenantry.domain.events import Event
 from tenantry.domain.tenant import TenantState, fold
-from tenantry.journal.bell import Bell
 from tenantry.journal.codec import CODEC, decode_metadata, encode_metadata
+from tenantry.journal.listener import AppendSignal
 from tenantry.journal.port import (
     Expected,
     Metadata,
@@ -23,7 +23,7 @@ from tenantry.journal.port import (
     VersionConflictError,
 )
 from tenantry.journal.tenants import TENANT_CATEGORY, tenant_events
-from tenantry.projections import history
+from tenantry.projections.tenants import as_of_time, as_of_version
 from tenantry.terms.port import Holder, Standing
 
 _NOBODY = Holder(instance="", host="", pid=0)
@@ -52,7 +52,7 @@ class InMemoryEventStore:
         self._ids: set[UUID] = set()
         self._versions: dict[str, int] = {}
         self._snapshots: dict[str, tuple[int, int, str]] = {}
-        self._bell = Bell()
+        self._appends = AppendSignal()
 
     def append(
         self,
@@ -98,7 +98,7 @@ class InMemoryEventStore:
             self._versions[stream] = recorded[-1].version
             for projection in self._projections:
                 projection.apply(recorded)
-        self._bell.ring(recorded[-1].position)
+        self._appends.notify(recorded[-1].position)
         return recorded
 
     def read_stream(
@@ -150,7 +150,7 @@ class InMemoryEventStore:
 
     def wait_for_events(self, after: int, timeout: float) -> bool:
         """See `EventStore.wait_for_events`."""
-        return self._bell.wait(after, timeout)
+        return self._appends.wait(after, timeout)
 
 
 class InMemoryTenantProjection:
@@ -197,11 +197,11 @@ class InMemoryTenantDirectory:
 
     def as_of_version(self, tenant_id: str, version: int) -> TenantState | None:
         """See `TenantDirectory.as_of_version`."""
-        return history.as_of_version(self._store, tenant_id, version)
+        return as_of_version(self._store, tenant_id, version)
 
     def as_of_time(self, tenant_id: str, at: datetime) -> TenantState | None:
         """See `TenantDirectory.as_of_time`."""
-        return history.as_of_time(self._store, tenant_id, at)
+        return as_of_time(self._store, tenant_id, at)
 
 
 class InMemoryTerms:

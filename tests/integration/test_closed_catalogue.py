@@ -12,7 +12,7 @@ import pytest
 from psycopg import errors, sql
 
 from tenantry.broker.postgres.administration import PostgresAdministration
-from tenantry.database import catalogue
+from tenantry.database import rights
 from tenantry.database.errors import OpenSchemaError
 from tenantry.database.migrations import migrate
 from tenantry.database.pool import Database
@@ -55,8 +55,8 @@ def test_every_function_of_the_schema_has_a_closed_search_path(admin: psycopg.Co
         " 'public'::regnamespace) AND proconfig @> ARRAY['search_path=pg_catalog, pg_temp']"
     ).fetchall()
     assert ("store_messages",) in found
-    assert catalogue.open_paths(admin) == []
-    assert catalogue.strangers(admin) == []
+    assert rights.open_paths(admin) == []
+    assert rights.strangers(admin) == []
 
 
 def test_one_that_was_left_open_is_closed_with_the_next_migration(
@@ -64,9 +64,9 @@ def test_one_that_was_left_open_is_closed_with_the_next_migration(
 ) -> None:
     admin.execute("CREATE FUNCTION tenantry.left_open(text) RETURNS text RETURN $1")
     admin.execute("ALTER FUNCTION tenantry.enqueue RESET ALL")
-    assert len(catalogue.open_paths(admin)) == 2
+    assert len(rights.open_paths(admin)) == 2
     migrate(database_url)
-    assert catalogue.open_paths(admin) == []
+    assert rights.open_paths(admin) == []
 
 
 FUNCTION = "CREATE FUNCTION public.trap({}) RETURNS {} LANGUAGE plpgsql AS 'BEGIN RETURN {}; END';"

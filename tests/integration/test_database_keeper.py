@@ -11,7 +11,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from tenantry.database.keeper import PostgresKeeper
+from tenantry.database.embedded import PostgresKeeper
 from tests import scratch
 from tests.services_postgres import own_server
 from tests.waiting import eventually

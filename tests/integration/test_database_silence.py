@@ -10,8 +10,8 @@ import psycopg
 import pytest
 
 from tenantry.database.embedded import EmbeddedPostgres
+from tenantry.database.liveness import Silence, bounded
 from tenantry.database.pool import Database
-from tenantry.database.silence import Silence, bounded
 from tests import scratch
 from tests.services_postgres import frozen, own_server
 
@@ -30,7 +30,7 @@ def server() -> Iterator[EmbeddedPostgres]:
 def test_a_frozen_server_is_given_up_in_time_and_used_again_afterwards(
     server: EmbeddedPostgres, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tenantry.database.silence.PROBE_AFTER", 0.5)
+    monkeypatch.setattr("tenantry.database.liveness.PROBE_AFTER", 0.5)
     monkeypatch.setattr("tenantry.database.sessions.PROBE_TIMEOUT", 2)
     with closing(Database(server.start())) as database:
         database.open()
@@ -82,7 +82,7 @@ def go_along(silence: Silence, clock: list[float], *, longest: float | None = No
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     times = [float(n) for n in range(40)]
     left = iter(times)
-    monkeypatch.setattr("tenantry.database.silence.time.monotonic", lambda: next(left, 99.0))
+    monkeypatch.setattr("tenantry.database.liveness.time.monotonic", lambda: next(left, 99.0))
     return times[:30]
 
 

@@ -111,9 +111,9 @@ def test_a_full_queue_of_notifications_fails_no_commit_and_keeps_nobody_from_hea
             row = connection.execute("SELECT position FROM tenantry.journal_head").fetchone()
         assert row is not None
         heard: list[bool] = []
-        waiting = threading.Thread(target=lambda: heard.append(listener.bell.wait(row[0], 60)))
+        waiting = threading.Thread(target=lambda: heard.append(listener.appends.wait(row[0], 60)))
         waiting.start()
-        # Another program's: its own bell tells nobody here.
+        # Another program's: its own signal tells nobody here.
         PostgresEventStore(opened).append(
             f"tenant-{tenant.tenant_id}",
             [TenantPaused(tenant_id=tenant.tenant_id)],

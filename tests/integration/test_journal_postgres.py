@@ -205,7 +205,7 @@ def test_a_listener_comes_back_after_its_connection_is_lost(
         position = append(PostgresEventStore(other))[0].position
         other.close()
         # Whether it was appended before or after it listens again, it is heard of.
-        assert listener.bell.wait(position - 1, 30)
+        assert listener.appends.wait(position - 1, 30)
 
 
 def test_a_listener_stops_before_it_has_ever_connected() -> None:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tenantry.handlers.payload import parse
+from tenantry.handlers.message import parse
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tenantry.handlers.attempts import RetryPolicy, in_words
-from tenantry.handlers.crew import Call, Crew, HandlerHangsError
-from tenantry.handlers.cursor import HandlerMisuseError, _refuse_to_end
+from tenantry.handlers.connection import HandlerMisuseError, _refuse_to_end
+from tenantry.handlers.handler_pool import Call, HandlerHangsError, HandlerPool
 from tenantry.handlers.message import Message
 from tenantry.handlers.resolve import HandlerResolveError, resolve
 from tests.waiting import eventually
@@ -122,7 +122,7 @@ def test_an_error_is_told_on_one_line_with_its_place() -> None:
     assert len(in_words(ValueError("x" * 10_000))) == 500
 
 
-# The crew, with a cursor that is none.
+# The pool, with a cursor that is none.
 
 CURSOR: Any = SimpleNamespace(misuse=lambda: None, touched=False)
 
@@ -150,55 +150,55 @@ def later(seconds: float = 60) -> float:
 
 
 def test_calls_are_made_in_order_up_to_the_one_that_fails() -> None:
-    crew = Crew(places=1, timeout=20)
-    ran = crew.run(calls(fine, fine, wrong, fine), CURSOR, until=later())
+    pool = HandlerPool(places=1, timeout=20)
+    ran = pool.run(calls(fine, fine, wrong, fine), CURSOR, until=later())
     assert (ran.count, type(ran.error)) == (2, SystemExit)
-    assert crew.run(calls(fine, fine), CURSOR, until=later()).count == 2
-    crew.close()
+    assert pool.run(calls(fine, fine), CURSOR, until=later()).count == 2
+    pool.close()
 
 
 def test_a_call_that_fails_before_it_touches_the_database_stops_no_other() -> None:
-    crew = Crew(places=1, timeout=20)
-    ran = crew.run(calls(fine, harmless, fine, wrong, fine), CURSOR, until=later())
+    pool = HandlerPool(places=1, timeout=20)
+    ran = pool.run(calls(fine, harmless, fine, wrong, fine), CURSOR, until=later())
     assert (ran.count, type(ran.error), list(ran.harmless)) == (3, SystemExit, [1])
-    crew.close()
+    pool.close()
 
 
 def test_after_its_time_one_call_is_made_and_no_more() -> None:
-    crew = Crew(places=1, timeout=20)
-    assert crew.run(calls(fine, fine), CURSOR, until=later(-1)).count == 1
-    crew.close()
+    pool = HandlerPool(places=1, timeout=20)
+    assert pool.run(calls(fine, fine), CURSOR, until=later(-1)).count == 1
+    pool.close()
 
 
 def test_one_thread_serves_one_run_after_another_and_ends_when_closed() -> None:
-    crew = Crew(places=1, timeout=20)
+    pool = HandlerPool(places=1, timeout=20)
     threads = []
     for _ in range(5):
-        crew.run(calls(lambda m, c: threads.append(threading.current_thread())), CURSOR,
+        pool.run(calls(lambda m, c: threads.append(threading.current_thread())), CURSOR,
                  until=later())  # fmt: skip
     assert len(set(threads)) == 1
-    crew.close()
+    pool.close()
     eventually(lambda: not threads[0].is_alive())
 
 
 def test_a_thread_whose_handler_hangs_makes_no_further_call() -> None:
-    crew = Crew(places=1, timeout=0.05)
+    pool = HandlerPool(places=1, timeout=0.05)
     wake, made = threading.Event(), []
     hanging = calls(fine, lambda m, c: wake.wait(30), lambda m, c: made.append(1))
     with pytest.raises(HandlerHangsError, match="it is in <lambda>") as caught:
-        crew.run(hanging, CURSOR, until=later())
+        pool.run(hanging, CURSOR, until=later())
     assert caught.value.count == 1
-    assert crew.abandoned == 1
-    assert crew.run(calls(fine), CURSOR, until=later()).count == 1
+    assert pool.abandoned == 1
+    assert pool.run(calls(fine), CURSOR, until=later()).count == 1
     wake.set()
-    eventually(lambda: crew.abandoned == 0)
+    eventually(lambda: pool.abandoned == 0)
     assert made == []
-    crew.close()
+    pool.close()
 
 
 def test_there_are_no_more_places_than_wanted() -> None:
-    crew = Crew(places=1, timeout=20)
-    with crew.place(0) as first, crew.place(0) as second:
+    pool = HandlerPool(places=1, timeout=20)
+    with pool.place(0) as first, pool.place(0) as second:
         assert (first, second) == (True, False)
-    with crew.place(0) as again:
+    with pool.place(0) as again:
         assert again

@@ -11,7 +11,7 @@ import pytest
 
 from tenantry.actors.runtime_state import RuntimeState
 from tenantry.actors.watch import Watch
-from tenantry.database.keeper import LONGEST_START, PostgresKeeper
+from tenantry.database.embedded import LONGEST_START, PostgresKeeper
 from tenantry.dead_letters.keeper import LONGEST_STEP, DeadLetterKeeper
 from tenantry.front.process import LONGEST_LAUNCH, Front
 from tenantry.loops import Heartbeat, Loop, PeriodicService

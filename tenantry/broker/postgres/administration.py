@@ -25,7 +25,7 @@ from tenantry.broker.port import (
 from tenantry.broker.postgres import closing, users
 from tenantry.broker.survey import Survey, User
 from tenantry.database.failures import PortErrors, one_line
-from tenantry.database.insisting import insist
+from tenantry.database.locks import insist
 from tenantry.database.pool import Connection, Database
 from tenantry.domain import names
 from tenantry.sql import queries

@@ -24,14 +24,12 @@ from tenantry.database.session import SEARCH_PATH
 from tenantry.dead_letters.port import fingerprint
 from tenantry.domain import names
 from tenantry.handlers.attempts import HANDLER_FAILED, HANDLER_TIMEOUT
-from tenantry.handlers.connection import as_it_was, sever
-from tenantry.handlers.crew import Call, Crew, HandlerHangsError, Ran
-from tenantry.handlers.cursor import HandlerCursor
-from tenantry.handlers.message import Handler, Message
-from tenantry.handlers.payload import parse
+from tenantry.handlers.connection import HandlerCursor, as_it_was, sever
+from tenantry.handlers.handler_pool import Call, HandlerHangsError, HandlerPool, Ran
+from tenantry.handlers.message import Handler, Message, parse
 from tenantry.messages.headers import UnreadableHeadersError
-from tenantry.messages.insertion import REFUSALS, Sifted, call_store
 from tenantry.messages.port import Incoming
+from tenantry.messages.postgres import REFUSALS, Sifted, call_store
 
 if TYPE_CHECKING:
     from tenantry.database.pool import Connection
@@ -80,7 +78,7 @@ class Failure:
 
 
 @dataclass(slots=True)
-class Outcome:
+class TransactionOutcome:
     """What has become of entries, once the transaction is committed."""
 
     passed: list[Entry] = field(default_factory=list)
@@ -137,7 +135,7 @@ class Pace:
         self.size = 1
 
 
-class HandledTransaction:
+class HandlerTransaction:
     """Handles and stores a tenant's messages, inside a transaction that is its caller's."""
 
     def __init__(
@@ -146,7 +144,7 @@ class HandledTransaction:
         tenant_id: str,
         *,
         handlers: Mapping[str, Handler],
-        crew: Crew,
+        pool: HandlerPool,
         pace: Pace,
         until: float,
     ) -> None:
@@ -154,19 +152,19 @@ class HandledTransaction:
         self._connection = connection
         self._tenant = tenant_id
         self._handlers = handlers
-        self._crew = crew
+        self._pool = pool
         self._pace = pace
         self._until = until
         self.severed: SpoiledError | None = None
         """Why the connection was severed, if it was: its own error tells nothing more."""
 
-    def handle(self, entries: Sequence[Entry]) -> Outcome:
+    def handle(self, entries: Sequence[Entry]) -> TransactionOutcome:
         """Run handlers inside the open transaction; nothing is stored yet.
 
         Raises `SpoiledError`, `ConflictError`, and `psycopg.OperationalError` for a connection
         that was lost.
         """
-        outcome = Outcome()
+        outcome = TransactionOutcome()
         there = self._stored_before(entries)
         todo: list[Entry] = []
         seen: set[str | None] = set()
@@ -183,7 +181,7 @@ class HandledTransaction:
         self._run(todo, outcome)
         return outcome
 
-    def store(self, outcome: Outcome) -> None:
+    def store(self, outcome: TransactionOutcome) -> None:
         """Write the rows. Raises `RacedError`, `RefusedError`: roll back, and begin anew."""
         entries = [*outcome.passed, *outcome.duplicates]
         try:
@@ -196,7 +194,7 @@ class HandledTransaction:
 
     # Running handlers.
 
-    def _run(self, todo: list[Entry], outcome: Outcome) -> None:
+    def _run(self, todo: list[Entry], outcome: TransactionOutcome) -> None:
         pace = self._pace
         began = False
         while todo and (monotonic() < self._until or not (outcome.passed or outcome.failed)):
@@ -251,7 +249,7 @@ class HandledTransaction:
         calls = [self._call(entry) for entry in chunk]
         cursor = HandlerCursor(self._connection)
         try:
-            ran = self._crew.run(calls, cursor, until=self._until)
+            ran = self._pool.run(calls, cursor, until=self._until)
         except HandlerHangsError as error:
             self.severed = SpoiledError(Failure(chunk[error.count], HANDLER_TIMEOUT, error))
             sever(self._connection)

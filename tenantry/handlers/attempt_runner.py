@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
 import psycopg
@@ -10,34 +11,70 @@ import structlog
 
 from tenantry.handlers.attempts import KILLED, WORKER_KILLED, Attempts, Note, RetryPolicy, in_words
 from tenantry.handlers.connection import tidy
-from tenantry.handlers.crew import Crew
-from tenantry.handlers.message import Handler
-from tenantry.handlers.tally import Tally
-from tenantry.handlers.transaction import (
+from tenantry.handlers.handler_pool import HandlerPool
+from tenantry.handlers.handler_transaction import (
     ConflictError,
     Entry,
     Failure,
-    HandledTransaction,
-    Outcome,
+    HandlerTransaction,
     Pace,
     RacedError,
     RefusedError,
     SpoiledError,
+    TransactionOutcome,
 )
+from tenantry.handlers.message import Handler
 from tenantry.messages import validation
-from tenantry.messages.port import Held, Tried, Unstorable
-from tenantry.messages.reuse import differing
+from tenantry.messages.port import Held, StoreResult, Tried, Unstorable
+from tenantry.messages.postgres import differing
 
 if TYPE_CHECKING:
     from tenantry.database.pool import Connection, Database
 
 log = structlog.get_logger(__name__)
 
+
+@dataclass(slots=True)
+class BatchResult:
+    """What has become of a batch so far."""
+
+    stored: int = 0
+    duplicates: int = 0
+    unstorable: list[Unstorable] = field(default_factory=list)
+    held: list[Held] = field(default_factory=list)
+    left: list[int] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
+    reused: list[int] = field(default_factory=list)
+
+    def add(self, part: StoreResult, indexes: Sequence[int]) -> None:
+        """Add what has become of a part of the batch."""
+        self.stored += part.stored
+        self.duplicates += part.duplicates
+        self.unstorable += [replace(one, index=indexes[one.index]) for one in part.unstorable]
+        self.reused += [indexes[index] for index in part.reused]
+
+    def leave(self, entries: Sequence[Entry]) -> None:
+        """Note that entries were not come to."""
+        self.left += [entry.index for entry in entries]
+
+    def as_store_result(self) -> StoreResult:
+        """Give it all."""
+        return StoreResult(
+            stored=self.stored,
+            duplicates=self.duplicates,
+            unstorable=tuple(sorted(self.unstorable, key=lambda one: one.index)),
+            held=tuple(self.held),
+            left=tuple(sorted(self.left)),
+            failures=tuple(self.failures),
+            reused=tuple(sorted(self.reused)),
+        )
+
+
 TRANSACTIONS: Final = 5
 """How often a transaction is begun anew that others have come in the way of."""
 
 
-class Trying:
+class AttemptRunner:
     """Makes attempts. No handler is begun after `until`, but the first; the rest is left."""
 
     def __init__(
@@ -45,18 +82,20 @@ class Trying:
         database: Database,
         handlers: Mapping[str, Handler],
         *,
-        crew: Crew,
+        pool: HandlerPool,
         retry: RetryPolicy,
         attempts: Attempts,
     ) -> None:
         self._database = database
         self._handlers = handlers
-        self._crew = crew
+        self._pool = pool
         self._retry = retry
         self._attempts = attempts
         self._pace = Pace()
 
-    def guarded(self, tenant_id: str, entries: list[Entry], until: float, tally: Tally) -> None:
+    def guarded(
+        self, tenant_id: str, entries: list[Entry], until: float, result: BatchResult
+    ) -> None:
         """Note first that the daemon has ended in this attempt; then see whether it does."""
         by = 1 if len(entries) == 1 else 0
         notes = [
@@ -73,33 +112,35 @@ class Trying:
             self._attempts.note(connection, tenant_id, notes)
         for entry in entries:
             entry.noted = True
-        self.together(tenant_id, entries, until, tally)
+        self.together(tenant_id, entries, until, result)
 
-    def together(self, tenant_id: str, entries: list[Entry], until: float, tally: Tally) -> None:
+    def together(
+        self, tenant_id: str, entries: list[Entry], until: float, result: BatchResult
+    ) -> None:
         """Handle and store entries; again, where something else than a handler was in the way."""
         for last in (*[False] * (TRANSACTIONS - 1), True):
             try:
                 with self._database.connection() as connection:
-                    self._transaction(connection, tenant_id, entries, until, tally)
+                    self._transaction(connection, tenant_id, entries, until, result)
             except RacedError:
                 continue
             except RefusedError as error:
                 gone = {id(entry) for entry, _ in error.refused}
                 entries = [entry for entry in entries if id(entry) not in gone]
-                tally.unstorable += [
+                result.unstorable += [
                     Unstorable(index=entry.index, reason=validation.REFUSED, error=text)
                     for entry, text in error.refused
                 ]
             except ConflictError as error:
                 if last:
-                    self._spoiled(tenant_id, entries, error.failure, tally)
+                    self._spoiled(tenant_id, entries, error.failure, result)
                     return
             except SpoiledError as error:
-                self._spoiled(tenant_id, entries, error.failure, tally)
+                self._spoiled(tenant_id, entries, error.failure, result)
                 return
             else:
                 return
-        tally.leave(entries)
+        result.leave(entries)
 
     def _transaction(
         self,
@@ -107,13 +148,13 @@ class Trying:
         tenant_id: str,
         entries: list[Entry],
         until: float,
-        tally: Tally,
+        result: BatchResult,
     ) -> None:
-        work = HandledTransaction(
+        work = HandlerTransaction(
             connection,
             tenant_id,
             handlers=self._handlers,
-            crew=self._crew,
+            pool=self._pool,
             pace=self._pace,
             until=until,
         )
@@ -138,19 +179,19 @@ class Trying:
             # A handler that ended the transaction may have left its settings behind.
             connection.close()
             raise
-        self._tell(outcome, firsts, tally)
+        self._tell(outcome, firsts, result)
         tidy(connection)
         if outcome.duplicates:
-            tally.reused += _reused(connection, tenant_id, outcome.duplicates)
+            result.reused += _reused(connection, tenant_id, outcome.duplicates)
 
     def _spoiled(
-        self, tenant_id: str, entries: Sequence[Entry], failure: Failure, tally: Tally
+        self, tenant_id: str, entries: Sequence[Entry], failure: Failure, result: BatchResult
     ) -> None:
         """Note a failure that took the transaction with it; everything else is still to be done."""
         with self._database.connection() as connection, connection.transaction():
             firsts = self._note(connection, tenant_id, [failure])
         others = [entry for entry in entries if entry is not failure.entry]
-        self._tell(Outcome(failed=[failure], left=others), firsts, tally)
+        self._tell(TransactionOutcome(failed=[failure], left=others), firsts, result)
 
     def _note(
         self, connection: Connection, tenant_id: str, failed: Sequence[Failure]
@@ -172,15 +213,17 @@ class Trying:
     def _is_spent(self, entry: Entry) -> bool:
         return entry.attempts + 1 >= self._retry.attempts
 
-    def _tell(self, outcome: Outcome, firsts: Mapping[bytes, str], tally: Tally) -> None:
-        """Put what is committed into the tally."""
-        tally.stored += len(outcome.passed)
-        tally.duplicates += len(outcome.duplicates)
-        tally.leave(outcome.left)
+    def _tell(
+        self, outcome: TransactionOutcome, firsts: Mapping[bytes, str], result: BatchResult
+    ) -> None:
+        """Put what is committed into the batch's result."""
+        result.stored += len(outcome.passed)
+        result.duplicates += len(outcome.duplicates)
+        result.leave(outcome.left)
         for failure in outcome.failed:
             entry, error = failure.entry, in_words(failure.error)
             attempts = entry.attempts + 1
-            tally.failures.append(failure.reason)
+            result.failures.append(failure.reason)
             spent = self._is_spent(entry)
             log.warning(
                 "handler.failed",
@@ -192,7 +235,7 @@ class Trying:
                 last=spent,
             )
             if spent:
-                tally.unstorable.append(
+                result.unstorable.append(
                     Unstorable(
                         index=entry.index,
                         reason=failure.reason,
@@ -202,7 +245,7 @@ class Trying:
                     )
                 )
                 continue
-            tally.held.append(
+            result.held.append(
                 Held(
                     index=entry.index,
                     seconds=self._retry.pause(attempts),

@@ -20,7 +20,7 @@ from typing import Final, NamedTuple
 
 import structlog
 
-from tenantry.handlers.cursor import HandlerCursor, HandlerMisuseError
+from tenantry.handlers.connection import HandlerCursor, HandlerMisuseError
 from tenantry.handlers.message import Handler, Message
 
 log = structlog.get_logger(__name__)
@@ -145,12 +145,12 @@ class _Job:
         return found
 
 
-class _Hand:
+class _Runner:
     """A thread, and the jobs it is given."""
 
-    def __init__(self, name: str, crew: Crew) -> None:
+    def __init__(self, name: str, pool: HandlerPool) -> None:
         self.jobs: SimpleQueue[_Job | None] = SimpleQueue()
-        self._crew = crew
+        self._pool = pool
         self.thread = threading.Thread(target=self._run, name=name, daemon=True)
         self.thread.start()
 
@@ -159,17 +159,17 @@ class _Hand:
             try:
                 job = self.jobs.get(timeout=IDLE_SECONDS)
             except Empty:
-                if self._crew.dismiss(self):
+                if self._pool.dismiss(self):
                     return
                 continue
             if job is None:
                 return
             if not job.work():
-                self._crew.returned()
+                self._pool.returned()
                 return
 
 
-class Crew:
+class HandlerPool:
     """Runs handlers, on as many threads at once as there are places. Callable from any thread."""
 
     def __init__(
@@ -179,7 +179,7 @@ class Crew:
         self._places = threading.BoundedSemaphore(places)
         self._timeout = timeout
         self._on_overrun = on_overrun
-        self._idle: list[_Hand] = []
+        self._idle: list[_Runner] = []
         self._lock = threading.Lock()
         self._started = 0
         self._closed = False
@@ -202,16 +202,16 @@ class Crew:
         Raises `HandlerHangsError`: then the thread is left behind with the cursor, whose connection
         the caller has to sever.
         """
-        hand = self._hand()
+        runner = self._runner()
         job = _Job(calls, cursor, until)
-        hand.jobs.put(job)
+        runner.jobs.put(job)
         try:
             ran = job.wait(self._timeout)
         except HandlerHangsError:
-            self._abandon(hand)
+            self._abandon(runner)
             raise
         with self._lock:
-            self._idle.append(hand)
+            self._idle.append(runner)
         return ran
 
     def close(self) -> None:
@@ -219,21 +219,21 @@ class Crew:
         with self._lock:
             self._closed = True
             idle, self._idle = self._idle, []
-        for hand in idle:
-            hand.jobs.put(None)
-        for hand in idle:
-            hand.thread.join(JOIN_TIMEOUT)
+        for runner in idle:
+            runner.jobs.put(None)
+        for runner in idle:
+            runner.thread.join(JOIN_TIMEOUT)
         if self.abandoned:
             log.warning("handlers.hang", threads=self.abandoned)
 
     # For the threads.
 
-    def dismiss(self, hand: _Hand) -> bool:
+    def dismiss(self, runner: _Runner) -> bool:
         """Let a thread go that has had nothing to do; not, if it has just been chosen."""
         with self._lock:
-            if hand not in self._idle:
+            if runner not in self._idle:
                 return False
-            self._idle.remove(hand)
+            self._idle.remove(runner)
             return True
 
     def returned(self) -> None:
@@ -241,18 +241,18 @@ class Crew:
         with self._lock:
             self.abandoned -= 1
 
-    def _hand(self) -> _Hand:
+    def _runner(self) -> _Runner:
         with self._lock:
             if self._idle:
                 return self._idle.pop()
             self._started += 1
             number = self._started
-        return _Hand(f"handler-{number}", self)
+        return _Runner(f"handler-{number}", self)
 
-    def _abandon(self, hand: _Hand) -> None:
+    def _abandon(self, runner: _Runner) -> None:
         with self._lock:
             self.abandoned += 1
             count = self.abandoned
-        log.error("handler.abandoned", thread=hand.thread.name, abandoned=count)
+        log.error("handler.abandoned", thread=runner.thread.name, abandoned=count)
         if count > MOST_ABANDONED:
             self._on_overrun(f"{count} threads hang in handlers")
