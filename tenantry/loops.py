@@ -24,7 +24,7 @@ class Loop(Protocol):
 
 
 class Heartbeat:
-    """One thread's sign of life. That thread writes, anybody reads; nobody waits for a lock."""
+    """One thread's sign of life. That thread writes, any may read; no lock is waited for."""
 
     __slots__ = ("_latest",)
 

@@ -51,7 +51,7 @@ def with_handlers(
     pool = HandlerPool(places=connections, timeout=seconds, on_overrun=on_overrun)
     stack.callback(pool.close)
     retry = RetryPolicy(attempts=settings.retry.attempts, pauses=settings.retry.backoff_seconds)
-    store = HandlingStore(plain, own, handlers, pool=pool, retry=retry)
+    store = HandlingStore(database, own, handlers, pool=pool, retry=retry)
     store.sweep()
     log.info("handlers.ready", topics=sorted(handlers), timeout_seconds=seconds)
     return store

@@ -66,7 +66,7 @@ class Auditor:
         self._latest: dict[str, Latest] = {}
 
     def audit(self, tenant_ids: Sequence[str], *, quick: bool = False) -> list[Audit]:
-        """Audit tenants, in the order given; one that has no books is left out.
+        """Audit tenants, in the order given; a tenant that has no books is left out.
 
         Where reading takes too long the later ones are left out too: ask again for them. The first
         is always there. `quick` counts no rows. Raises `StoreUnavailableError`.

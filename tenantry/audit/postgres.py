@@ -24,7 +24,7 @@ _SNAPSHOT = "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"
 class PostgresAccounts:
     """Reads `tenantry.tenant_counters`, the partition and the list of dead letters (`Accounts`).
 
-    Whoever stores commits rows and counts together, so that they agree in every snapshot. Rows are
+    Rows and counts are committed together, so that they agree in every snapshot. Rows are
     counted on a connection of their own: it may take long, and the pool is for those who store.
     """
 

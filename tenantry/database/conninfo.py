@@ -28,8 +28,9 @@ CARRIED: Final[tuple[str, ...]] = (
 )
 """Parameters that any user needs for the same way in, and no more than that.
 
-Whom the server is believed to be is the same for all; who we are (certificates, keys, passwords,
-service files, `require_auth`) is ours, and so is what our sessions are like (`options`).
+How the server is authenticated is the same for all users; what authenticates us (certificates,
+keys, passwords, service files, `require_auth`) is ours, and so is what our sessions are like
+(`options`).
 """
 
 FROM_ELSEWHERE: Final[tuple[str, ...]] = ("host", "port", "dbname", *CARRIED[2:])
@@ -80,8 +81,9 @@ def url_for(parameters: Mapping[str, object], user: str, password: str) -> str:
 
 
 def _primary(wanted: str) -> str:
-    """Say which of several servers is meant, in words that hold for who may only read as well.
+    """Give the value of `target_session_attrs` that means the same to a user that may only read.
 
-    `read-write` looks at what the session may do: one that is read-only by default finds none.
+    `read-write` looks at what the session may do: a session that is read-only by
+    default finds none.
     """
     return "primary" if wanted == "read-write" else wanted

@@ -44,7 +44,7 @@ STARTUP_LOG: Final = "startup.log"
 
 _ACCESS_RULES: Final = """\
 # Written by tenantry at every start.
-# Whoever gets to the socket is its user: that one owns all this anyway. Tenants have passwords.
+# Only the owner of all this gets to the socket. Tenants have passwords.
 local all postgres trust
 local all all scram-sha-256
 """
@@ -343,7 +343,7 @@ class EmbeddedPostgres:
 
 
 def _remedy(error: BaseException) -> str:
-    """Say what whoever starts it can do, by what the system or the server has said."""
+    """Give the remedy for what the system or the server has said."""
     text = str(error).lower()
     known = {
         "no space left": "make room there",
@@ -364,7 +364,7 @@ def _quoted(value: str) -> str:
 
 
 def _private(path: Path) -> IO[bytes]:
-    # Who may open a file may lock it, and keep us waiting.
+    # A process that may open a file may lock it, and keep us waiting.
     return os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "rb+")
 
 

@@ -1,4 +1,4 @@
-"""What can go wrong with the database, as those who stand on it need to tell it apart."""
+"""What can go wrong with the database, as its users need to tell it apart."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class MigrationError(DatabaseError):
 
 
 class OpenSchemaError(MigrationError):
-    """Somebody else's code would run with the rights of the database's user."""
+    """Code of another owner would run with the rights of the database's user."""
 
 
 class SchemaTooNewError(MigrationError):

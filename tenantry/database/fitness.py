@@ -1,4 +1,4 @@
-"""Whether a connection is one that can be worked on: what it says of itself, and does it last.
+"""Whether a session can be worked in: what it says of itself, and whether its state lasts.
 
 A pooler that gives a server's connection to another client after each transaction keeps nothing of
 a session: no setting, no LISTEN, no lock, no prepared statement. It shows by a mark that a session

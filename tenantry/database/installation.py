@@ -26,8 +26,9 @@ _NOUNS: Final = (
 def find_installation(database: Database) -> str:
     """Give the installation's name; at the first start it is made.
 
-    A copy of a database beside its original, on the same server, gets a name of its own; one that
-    has come to another server keeps its name, and the log says so. Raises `DatabaseError`.
+    A copy of a database beside its original, on the same server, gets a name of its own; a
+    database that has come to another server keeps its name, and the log says so.
+    Raises `DatabaseError`.
     """
     sql = queries("installation")
     with database.connection() as connection, connection.transaction():
@@ -51,7 +52,7 @@ def _moved(
     parameters: dict[str, object],
     found: tuple[object, ...],
 ) -> str:
-    """Settle who the installation is in a database that is not the one it was in."""
+    """Settle the name of an installation in a database that is not the one it was made in."""
     sql = queries("installation")
     original = connection.execute(
         sql["original"], {"database": found[1], "server": found[2], **_here(parameters)}

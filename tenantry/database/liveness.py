@@ -51,7 +51,7 @@ PROBE_TIMEOUT: Final = 5
 """Seconds a server has to let a new connection in, whole ones as libpq counts them."""
 
 ANSWER_LASTS: Final = 2.0
-"""Seconds in which one look does for all who wait."""
+"""Seconds in which one look does for all sessions that wait."""
 
 MARGIN: Final = 5.0
 """Seconds beyond the server's own limit of a statement after which its word is not waited for."""
@@ -68,7 +68,7 @@ class Silence:
         self._silent = False
 
     def found(self) -> bool:
-        """Look, unless somebody has just now; tell whether nobody gets an answer."""
+        """Look, unless another thread just has; tell whether a new connection gets no answer."""
         with self._lock:
             if time.monotonic() - self._looked_at >= ANSWER_LASTS:
                 self._silent = self._look()

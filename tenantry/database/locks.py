@@ -68,9 +68,9 @@ ORDER BY a.pid
 def end_holders(connection: Connection) -> str:
     """End others' sessions that hold tables of ours; say which there were.
 
-    Who can name a table can hold it as long as a transaction is open, by preparing a statement
-    that would need it. Sessions of the database's own user and of superusers are let be, and so are
-    those that this user may not end.
+    A role that can name a table can hold it as long as a transaction is open, by preparing a
+    statement that would need it. Sessions of the database's own user and of superusers
+    are let be, and so are those that this user may not end.
     """
     said = []
     for pid, user in connection.execute(_HOLDERS).fetchall():

@@ -1,4 +1,4 @@
-"""Queries on an event loop, without a thread: for those whose speed is that of the loop."""
+"""Queries on an event loop, without a thread."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ class LoopQueries:
     """Runs queries over a few connections of its own, opened when they are needed.
 
     Belongs to the event loop that uses it first, and closes its connections when that loop
-    cancels its tasks at the end. Queries must only read: one that finds its connection gone is
-    run again on a new one. They end within the database's own limit of time for statements.
+    cancels its tasks at the end. Queries must only read: a query whose connection is gone is run
+    again on a new one. They end within the database's own limit of time for statements.
     """
 
     def __init__(

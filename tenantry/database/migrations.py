@@ -35,7 +35,7 @@ TRIES: Final = 5
 """How often a migration is tried that others hold up, and what all of them wait for is made."""
 
 LOCK_TIMEOUT_MS: Final = 3000
-"""Milliseconds a migration waits for a table before those who hold it are ended."""
+"""Milliseconds a migration waits for a table before the sessions that hold it are ended."""
 
 _GATE: Final = """
 CREATE SCHEMA IF NOT EXISTS tenantry_fence;
@@ -50,7 +50,7 @@ CREATE TABLE IF NOT EXISTS tenantry.schema_migrations (
 )
 """
 """The table that lets one program at a time migrate is in a schema that no tenant's role can name:
-whoever can name a table can hold it. It is locked, and nothing is ever in it."""
+a role that can name a table can hold it. It is locked, and nothing is ever in it."""
 
 _GATE_IS_THERE: Final = """
 SELECT to_regclass('tenantry_fence.migrations') IS NOT NULL
@@ -100,11 +100,11 @@ def migrate(
 ) -> list[Migration]:
     """Apply what is missing, in order, and give what was applied.
 
-    Nothing is made where it is seen beforehand that it would not work: somebody else has a table
-    public.messages, say (`DatabaseUnfitError`).
-    Each migration is committed by itself together with its record; one that fails leaves nothing
-    behind, and those before it in place. Programs that start at once wait for one another.
-    In the end nobody else's code runs as the database's user, or `OpenSchemaError` says what would.
+    Nothing is made where it is seen beforehand that it would not work: another program has a table
+    public.messages, say (`DatabaseUnfitError`). Each migration is committed together with its
+    record; a migration that fails leaves nothing behind, and those before it in place. Programs
+    that start at once wait for one another. In the end only our own code runs as the database's
+    user, or `OpenSchemaError` says what else would.
     Raises `SchemaTooNewError`, `MigrationError`, `DatabaseUnavailableError`.
     """
     known = migrations() if known is None else known
@@ -195,7 +195,7 @@ def _make_gate(connection: Connection) -> None:
 
 
 def _patiently(connection: Connection, step: Callable[[], None]) -> None:
-    """Do something to tables that somebody may hold, and end the sessions of strangers that do."""
+    """Do something to tables, and end the sessions of strangers that hold them."""
     connection.execute(f"SET lock_timeout = {LOCK_TIMEOUT_MS}".encode())
     for left in reversed(range(TRIES)):
         try:
@@ -211,7 +211,7 @@ def _patiently(connection: Connection, step: Callable[[], None]) -> None:
 
 
 def _fence(connection: Connection) -> None:
-    """See that what a daemon writes is written by who holds the term only, in new tables too."""
+    """See that only the holder of the term writes what daemons write, in new tables too."""
     row = connection.execute("SELECT to_regprocedure('tenantry.fence_tables()')").fetchone()
     if row is not None and row[0] is not None:
         connection.execute("SELECT tenantry.fence_tables()")

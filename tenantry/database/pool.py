@@ -130,7 +130,7 @@ class Database:
         return self._where
 
     def url_for(self, user: str, password: str) -> str:
-        """Give the URL by which somebody else connects to this database."""
+        """Give the URL by which another user connects to this database."""
         return url_for(self._resolved, user, password)
 
     @property
@@ -301,7 +301,7 @@ class Database:
 
 
 def _again(failure: DatabaseUnavailableError) -> DatabaseUnavailableError:
-    """Make the same failure anew, for another who meets it."""
+    """Make the same failure anew, for another thread that meets it."""
     return DatabaseUnavailableError(str(failure), permanent=failure.permanent)
 
 

@@ -53,14 +53,14 @@ JOIN pg_roles AS r ON r.oid = n.nspowner
 JOIN pg_database AS d ON d.datname = current_database()
 WHERE n.nspname IN ('tenantry', 'tenantry_fence') ORDER BY 1
 """
-"""Whose our schemas are. Whoever owns one can put functions into it, and name and so hold what
+"""Whose our schemas are. The owner of a schema can put functions into it, and name and so hold what
 lies in it."""
 
 
 def look(connection: Connection, *, applied: frozenset[int]) -> None:
     """Raise `DatabaseUnfitError` where the migrations beyond `applied` would fail half-way.
 
-    Something of somebody else's has our names, or the user may not create what is missing.
+    An object of another owner has our names, or the user may not create what is missing.
     """
     row = connection.execute(_LOOK).fetchone()
     assert row is not None  # noqa: S101 - a query without a condition
@@ -70,7 +70,7 @@ def look(connection: Connection, *, applied: frozenset[int]) -> None:
 
 
 def ours(connection: Connection) -> bool:
-    """Tell whether there is a table of migrations; raise where it is somebody else's."""
+    """Tell whether there is a table of migrations; raise where it is another program's."""
     row = connection.execute(_LOOK).fetchone()
     if row is None or not row[0]:
         return False

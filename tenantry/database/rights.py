@@ -41,7 +41,7 @@ def strangers(connection: Connection) -> list[str]:
 
 
 def refuse_strangers(connection: Connection) -> None:
-    """Raise `OpenSchemaError` where somebody else's code would run with our rights."""
+    """Raise `OpenSchemaError` where code of another owner would run with our rights."""
     if not is_there(connection):
         return
     if found := strangers(connection):

@@ -1,6 +1,6 @@
 """What every session of ours sets for itself, whatever database, role, server and URL say.
 
-PostgreSQL gives a session the defaults that somebody has set for the database, for the role or in
+PostgreSQL gives a session the defaults that were set for the database, for the role or in
 postgresql.conf; libpq adds the environment's. Of all that a session can inherit, each setting is
 pinned here, required here, or harmless: docs/postgresql.md has the reasons, and a test compares it
 with the settings that the running server has.

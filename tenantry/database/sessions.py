@@ -206,7 +206,7 @@ class Sessions:
         return session.as_statements(settings, self._asked_options, server_version=server_version)
 
     def _longest(self, statement_timeout: float) -> float | None:
-        """Give the seconds after which no answer is to be expected, None where nobody can say."""
+        """Give the seconds after which no answer is to be expected, None where that is unknown."""
         asked = session.asked_for(self._asked_options)
         if not statement_timeout or "statement_timeout" in asked:
             return None

@@ -1,4 +1,4 @@
-"""What is known of attempts at messages, beyond the life of whoever makes them."""
+"""What is known of attempts at messages, also after the process that made them has ended."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ class RetryPolicy:
 class Known(NamedTuple):
     """What is known of a message: `seconds` until it may be tried again.
 
-    `judged`: it is a dead letter already. `attempts` is 0 for one that was only tried together with
-    others when the daemon ended.
+    `judged`: it is a dead letter already. `attempts` is 0 for a message that was only tried
+    together with others when the daemon ended.
     """
 
     attempts: int

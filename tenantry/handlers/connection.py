@@ -128,7 +128,7 @@ def as_it_was(connection: Connection) -> None:
 
 
 def sever(connection: Connection) -> None:
-    """Cut a connection under whoever uses it: nothing that was done on it can be committed.
+    """Cut a connection under the handler that uses it: nothing done on it can be committed.
 
     What it has running on the server is cancelled, as far as that can be reached.
     """

@@ -1,8 +1,8 @@
-"""The threads that handlers run on, so that one that hangs can be left behind.
+"""The threads that handlers run on, so that a thread whose handler hangs can be left behind.
 
-Python can't end a thread. One whose handler hangs is abandoned: its connection is severed by the
-caller, what it still does counts for nothing, and it ends when the handler does. Another takes its
-place. Too many of them, and the process is not worth going on with.
+Python can't end a thread. A thread whose handler hangs is abandoned: its connection is severed by
+the caller, what it still does counts for nothing, and it ends when the handler does. Another takes
+its place. Too many of them, and the process is not worth going on with.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class _Job:
     # On the handler's thread.
 
     def work(self) -> bool:
-        """Make the calls; tell whether somebody still waits for that."""
+        """Make the calls; tell whether the caller still waits for that."""
         self._thread = threading.get_ident()
         self._context.run(self._make_calls)
         self._done.set()

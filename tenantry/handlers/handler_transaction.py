@@ -114,9 +114,9 @@ class ConflictError(SpoiledError):
 class Pace:
     """How many messages are handled under one savepoint.
 
-    As many as there are, while handlers don't fail. One that fails undoes those before it in its
-    chunk, which are handled again: then chunks are small, and grow while all goes well. With these
-    steps a failure in a hundred leads to chunks of fifteen or so, where the cost is least.
+    As many as there are, while handlers don't fail. A handler that fails undoes those before it in
+    its chunk, which are handled again: then chunks are small, and grow while all goes well. With
+    these steps a failure in a hundred leads to chunks of fifteen or so, where the cost is least.
     """
 
     def __init__(self) -> None:
@@ -212,7 +212,7 @@ class HandlerTransaction:
             ]
             well = [one for place, one in enumerate(chunk) if place not in ran.harmless]
             if failure is None and (refused := self._refused_at_the_end()) is not None:
-                # Nobody knows whose work it was, unless there was but one.
+                # Which handler's work it was is known only where there was but one.
                 handled = well[: ran.count - len(ran.harmless)]
                 if not handled:
                     raise refused

@@ -24,24 +24,17 @@ from tenantry.handlers.handler_pool import HandlerPool
 from tenantry.handlers.handler_transaction import Entry
 from tenantry.handlers.message import Handler
 from tenantry.messages.port import (
-    FIRST,
     NOTHING,
-    Counts,
     Held,
     Incoming,
-    Order,
-    Partitions,
-    StoredMessage,
     StoreResult,
     Tried,
     Unstorable,
-    Whose,
 )
 from tenantry.messages.postgres import MAX_BYTES, PostgresMessageStore, sift, store_errors
 
 if TYPE_CHECKING:
     from tenantry.database.pool import Connection, Database
-    from tenantry.domain.tenant import TenantState
 
 log = structlog.get_logger(__name__)
 
@@ -65,16 +58,16 @@ class _Unit:
     guarded: bool = False
 
 
-class HandlingStore:
-    """A `MessageStore` whose topics may have handlers; those without are the plain store's.
+class HandlingStore(PostgresMessageStore):
+    """A message store whose topics may have handlers.
 
-    The handlers' connections are their own: whatever handlers do, the others are not held up.
+    Handlers work on connections of `own`: whatever they do, the other topics are not held up.
     """
 
     def __init__(
         self,
-        plain: PostgresMessageStore,
         database: Database,
+        own: Database,
         handlers: Mapping[str, Handler],
         *,
         pool: HandlerPool,
@@ -82,16 +75,15 @@ class HandlingStore:
         max_bytes: int = MAX_BYTES,
         turn: float = TURN_SECONDS,
     ) -> None:
-        self._plain = plain
-        self._database = database
+        super().__init__(database, max_bytes=max_bytes)
+        self._own = own
         self._handlers = handlers
         self._pool = pool
         self._retry = retry
-        self._max_bytes = max_bytes
         self._turn = turn
         self._attempts = Attempts()
         self._attempt_runner = AttemptRunner(
-            database, handlers, pool=pool, retry=retry, attempts=self._attempts
+            own, handlers, pool=pool, retry=retry, attempts=self._attempts
         )
         self._suspects = threading.Lock()
 
@@ -105,11 +97,11 @@ class HandlingStore:
         handlers = self._handlers
         mine = [index for index, one in enumerate(batch) if one.topic in handlers]
         if not mine:
-            return self._plain.store(tenant_id, batch, again)
+            return super().store(tenant_id, batch, again)
         result = BatchResult()
         if len(mine) < len(batch):
             others = [index for index, one in enumerate(batch) if one.topic not in handlers]
-            part = self._plain.store(tenant_id, [batch[index] for index in others])
+            part = super().store(tenant_id, [batch[index] for index in others])
             result.add(part, others)
         with self._pool.place(PLACE_SECONDS) as taken:
             if not taken:
@@ -128,42 +120,8 @@ class HandlingStore:
 
     def sweep(self) -> int:
         """Forget attempts at messages that have not come for days; tell how many."""
-        with self._database.connection() as connection:
+        with self._own.connection() as connection:
             return self._attempts.sweep(connection)
-
-    # The rest is the plain store's.
-
-    def vacate(self, former: TenantState) -> None:
-        """See `MessageStore.vacate`."""
-        self._plain.vacate(former)
-
-    def create_partition(self, tenant_id: str, whose: Whose = FIRST) -> None:
-        """See `MessageStore.create_partition`."""
-        self._plain.create_partition(tenant_id, whose)
-
-    def drop_partition(self, tenant_id: str, *, retain: bool) -> int:
-        """See `MessageStore.drop_partition`."""
-        return self._plain.drop_partition(tenant_id, retain=retain)
-
-    def partitions(self) -> Partitions:
-        """See `MessageStore.partitions`."""
-        return self._plain.partitions()
-
-    def page(
-        self,
-        tenant_id: str,
-        *,
-        topic: str | None = None,
-        after: int | None = None,
-        limit: int = 50,
-        order: Order = Order.ASCENDING,
-    ) -> list[StoredMessage]:
-        """See `MessageStore.page`."""
-        return self._plain.page(tenant_id, topic=topic, after=after, limit=limit, order=order)
-
-    def counts(self, tenant_id: str) -> Counts:
-        """See `MessageStore.counts`."""
-        return self._plain.counts(tenant_id)
 
     # What is done with whom.
 
@@ -176,7 +134,7 @@ class HandlingStore:
         result: BatchResult,
     ) -> None:
         until = monotonic() + self._turn
-        with self._database.connection() as connection:
+        with self._own.connection() as connection:
             sifted = sift(connection, [batch[index] for index in mine], self._max_bytes)
             entries = [
                 _entry(mine[at], sifted.messages[at], is_json)
@@ -212,7 +170,7 @@ class HandlingStore:
         again: Mapping[int, Tried | None],
         result: BatchResult,
     ) -> list[_Unit]:
-        """Say who is tried with whom: those that may kill first, those that may hang last."""
+        """Group what is tried together: messages that may kill first, those that may hang last."""
         usual, killers, hanging = _Unit([]), list[_Unit](), list[_Unit]()
         strangers: list[Entry] = []
         for entry in entries:

@@ -61,7 +61,7 @@ STATE_SCHEMA: Final = 3
 was written in another shape is then folded anew from the events."""
 
 _FORMER_LIFECYCLES: Final[Mapping[str, str]] = MappingProxyType({"draining": "deleting"})
-"""What older programs call a state: one that stands by reads what its older leader writes."""
+"""What older programs call a state: a daemon that stands by reads what its older leader writes."""
 
 _UNHOLDABLE: Final = re.compile("[\0\ud800-\udfff]")
 _STAND_IN: Final = "\N{REPLACEMENT CHARACTER}"

@@ -22,7 +22,7 @@ class JournalUnavailableError(JournalError, UnavailableError):
 
 
 class VersionConflictError(JournalError):
-    """The stream is not at the expected version: somebody else appended first."""
+    """The stream is not at the expected version: another writer appended first."""
 
     def __init__(self, stream: str, expected: int, actual: int) -> None:
         super().__init__(f"stream {stream!r} is at version {actual}, not at {expected}")

@@ -44,7 +44,7 @@ class UnfitHeaders(dict[str, object]):
 
 
 class JsonHeaders(Mapping[str, object]):
-    """Headers as the JSON text the database gave; read when somebody first asks for one.
+    """Headers as the JSON text the database gave; read when a header is first asked for.
 
     Reading raises `UnreadableHeadersError`; the text itself is always good for `jsonb` again. A
     number that neither `int` nor `float` can hold is a `Decimal`.

@@ -74,7 +74,7 @@ _WHOSE: Final[LiteralString] = """
      FROM tenantry.tenant_counters AS c WHERE c.tenant_id = {tenant})
 """
 
-# Whoever has no rows is passed over by the counters, without a look into a partition. The index
+# Tenants without rows are passed over by the counters, without a look into a partition. The index
 # gives tenants in the order of their ids' bytes; the counters' column sorts in another way.
 WITH_MESSAGES: Final = b"""
 SELECT coalesce(string_agg(id, ','), '')

@@ -99,7 +99,10 @@ class StoredMessage:
 
 
 class Whose(NamedTuple):
-    """Which of those who have had an id: its `incarnation`, and `since` when (None: the first)."""
+    """Which tenant of an id, of those that have had it: its `incarnation`, `since` when it exists.
+
+    `since` is None for the first.
+    """
 
     incarnation: int
     since: datetime | None
@@ -110,7 +113,7 @@ FIRST: Final = Whose(1, None)
 
 
 def whose(state: TenantState) -> Whose:
-    """Tell which of those who have had its id a tenant is."""
+    """Tell which tenant of its id a tenant is."""
     return Whose(state.incarnation, state.created_at)
 
 

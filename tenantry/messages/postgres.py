@@ -83,8 +83,8 @@ REFUSALS: Final = (
     errors.NotNullViolation,
     UnwritableError,
 )
-"""What PostgreSQL says of a value it will never take, however often it is tried; and what says of
-one that it can't even be written down for it."""
+"""What PostgreSQL says of a value it will never take, however often it is tried; and the error
+of a value that can't even be written down for it."""
 
 LONGEST_ERROR: Final = 500
 

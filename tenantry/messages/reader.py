@@ -42,7 +42,7 @@ class PostgresPageReader:
             given = message_id.encode()
         except UnicodeEncodeError:
             given = b"\0"
-        # PostgreSQL can't be asked for one with a NUL, and has none; who asks is looked at anyway.
+        # PostgreSQL can't be asked for an id with a NUL, and has none; whose it is is asked anyway.
         wanted = None if b"\0" in given else given
         query = pages.one(tenant_id, retained=retained)
         text, whose = await self._row(query, [wanted], tenant_id)

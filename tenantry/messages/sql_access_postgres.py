@@ -42,8 +42,8 @@ class PostgresSqlAccess:
     def granting(self, tenant_id: str) -> Iterator[SqlCredentials]:
         """See `SqlAccess.granting`.
 
-        The connection is none of the pool's: whoever holds it while the context lasts may wait for
-        one of those.
+        The connection is none of the pool's: the caller may wait for one of those while the
+        context lasts.
         """
         password = secrets.token_urlsafe(32)
         with role_errors(self._database), self._database.listen_connection() as connection:

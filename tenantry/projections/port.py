@@ -11,8 +11,8 @@ from tenantry.domain.tenant import TenantState
 class TenantDirectory(Protocol):
     """The tenants as they are, and as they were.
 
-    It is brought forward in the transaction that appends the events, so who has seen a command
-    answered sees its effect here. Raises `JournalUnavailableError`.
+    It is brought forward in the transaction that appends the events, so a caller that
+    has seen a command answered sees its effect here. Raises `JournalUnavailableError`.
     """
 
     def get(self, tenant_id: str) -> TenantState | None:

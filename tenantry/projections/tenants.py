@@ -107,7 +107,7 @@ class TenantProjection:
         version = 0 if state is None else state.version
         fresh: Sequence[RecordedEvent] = [one for one in events if one.version > version]
         if fresh and fresh[0].version != version + 1:
-            # The row is missing or behind: somebody appended without this projection.
+            # The row is missing or behind: another writer appended without this projection.
             parameters = {"stream": fresh[0].stream, "after": version, "limit": None}
             rows = connection.execute(self._journal["read_stream"], parameters).fetchall()
             fresh = [recorded_event(row) for row in rows]
@@ -154,7 +154,7 @@ class PostgresTenantDirectory:
 
 
 def _known(data: Mapping[str, object]) -> TenantState | None:
-    """Read a row's state; one that an older program wrote is as good as none."""
+    """Read a row's state; a row that an older program wrote is as good as none."""
     try:
         return decode_state(data)
     except MalformedEventError:

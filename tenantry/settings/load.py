@@ -166,7 +166,7 @@ def _is_there(place: Path) -> bool:
     try:
         return place.is_file()
     except OSError:
-        return True  # Whoever may not look there is told so, not given another configuration.
+        return True  # A user that may not look there is told so, not given another configuration.
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Keeps secrets out of the log, whoever puts them there and in whatever shape."""
+"""Keeps secrets out of the log, in whatever shape they are logged."""
 
 from __future__ import annotations
 

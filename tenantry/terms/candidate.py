@@ -12,7 +12,7 @@ from typing import Final
 
 import structlog
 
-from tenantry.terms.lease import Term, Watch, time_since_boot
+from tenantry.terms.lease import Term, TermWatch, time_since_boot
 from tenantry.terms.port import Holder, Standing, Terms
 from tenantry.unavailable import UnavailableError
 
@@ -36,7 +36,7 @@ class Candidate:
         self.trouble: str | None = None
         """Why the term can't be seen or taken, as long as it can't."""
         self._terms = terms
-        self._watch = Watch(me)
+        self._watch = TermWatch(me)
         self._now = now
         self._boot_time = boot_time
 
@@ -80,7 +80,7 @@ FILE: Final = "instance"
 def holder_of(state_dir: Path, control_socket: Path) -> Holder:
     """Say who this process is, once it has the control socket's lock.
 
-    Who has that lock has outlived every earlier process with the same socket. The file in
+    The process that has that lock has outlived every earlier one with the same socket. The file in
     `state_dir` keeps machines apart whose paths and names are alike.
     """
     host = socket.gethostname()

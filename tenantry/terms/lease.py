@@ -1,8 +1,8 @@
-"""How long a term is good for, seen from both sides: by who holds it, and by who waits for it.
+"""How long a term is good for, seen from both sides: by its holder, and by a candidate.
 
-The holder counts from before it asked for a renewal; who waits counts from after it has seen that
-renewal, and somewhat longer. So whoever waits finds a term lapsed only after its holder has, as
-long as their clocks run about as fast; what time they show does not matter.
+The holder counts from before it asked for a renewal; a candidate counts from after it has seen that
+renewal, and somewhat longer. So a candidate finds a term lapsed only after its holder has, as long
+as their clocks run about as fast; what time they show does not matter.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ MARGIN: Final = 1.0
 
 RENEW_EVERY: Final = 1.5
 LOOK_EVERY: Final = 0.5
-"""Seconds between renewals, and between looks of those who wait."""
+"""Seconds between renewals, and between looks of those that wait."""
 
 _BOOTTIME: Final[int] = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
@@ -58,7 +58,7 @@ class Term:
         self._over.set()
 
 
-class Watch:
+class TermWatch:
     """Watches another's term, to find out when it may be taken."""
 
     def __init__(self, me: Holder) -> None:

@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Final, Protocol
 
 DAEMON: Final = "daemon"
-"""The one scope there is: whoever holds its term acts for all tenants.
+"""The one scope there is: the holder of its term acts for all tenants.
 
 Spreading tenants over several daemons would mean a scope for each share of them.
 """
@@ -54,7 +54,7 @@ class Terms(Protocol):
         """Take the term, if it still stands as `seen`; give it as it stands then, or None.
 
         Once it has been taken, nothing that was written under an earlier one is committed
-        any more. Only for those who know that the holder is gone or has lapsed.
+        any more. Only for a caller that knows that the holder is gone or has lapsed.
         """
 
     def renew(self, number: int) -> bool:

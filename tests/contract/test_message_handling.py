@@ -75,7 +75,7 @@ class World:
         self._open += [pool, database]
         self.pool = pool
         return HandlingStore(
-            self.plain,
+            self.database,
             database,
             {"events": act if bare else handler},
             pool=pool,
