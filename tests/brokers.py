@@ -107,7 +107,7 @@ class Broker:
         return made
 
     def publish(self, tenant: TenantTopology, key: str, *bodies: bytes) -> None:
-        """Publish messages to the tenant's stream; a message's id is its body."""
+        """Publish messages to the tenant's exchange; a message's id is its body."""
         self.publishing.publish(
             [
                 Outgoing(

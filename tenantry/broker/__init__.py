@@ -1,1 +1,1 @@
-"""The broker: streams and queues, users, deliveries, confirms."""
+"""The broker: exchanges and queues, users, deliveries, confirms."""

@@ -67,7 +67,6 @@ class Plan:
 def plan(topology: TenantTopology, queue_type: QueueType) -> Plan:
     """Describe everything a tenant has on the broker, dead letters included."""
     tenant_id = topology.tenant_id
-    stream = names.exchange_name(tenant_id)
     dead_letters = names.dead_letter_queue_name(tenant_id)
     queues = [Queue(name=dead_letters, arguments=_dead_letter_arguments(queue_type))]
     bindings = [
@@ -77,10 +76,10 @@ def plan(topology: TenantTopology, queue_type: QueueType) -> Plan:
     for spec in topology.queues():
         queues.append(Queue(name=spec.name, arguments=arguments))
         bindings += [
-            Binding(exchange=stream, queue=spec.name, routing_key=key) for key in _keys(spec)
+            Binding(exchange=topology.exchange, queue=spec.name, routing_key=key) for key in _keys(spec)
         ]
     return Plan(
-        exchanges=(names.DEAD_LETTER_EXCHANGE, stream),
+        exchanges=(names.DEAD_LETTER_EXCHANGE, topology.exchange),
         queues=tuple(queues),
         bindings=tuple(bindings),
     )
@@ -91,12 +90,12 @@ def permissions(tenant_id: str) -> Permissions:
 
     The patterns match whole names. The default exchange, whose name is empty, matches none.
     """
-    stream = re.escape(names.exchange_name(tenant_id))
+    exchange = re.escape(names.exchange_name(tenant_id))
     queue = re.escape(names.queue_name(tenant_id))
     return Permissions(
         configure="^$",
-        write=f"^{stream}$",
-        read=rf"^({queue}|{stream}\.[a-z0-9_-]+\.[0-9]+)$",
+        write=f"^{exchange}$",
+        read=rf"^({queue}|{exchange}\.[a-z0-9_-]+\.[0-9]+)$",
     )
 
 

@@ -94,15 +94,15 @@ def foreign(client: SqlClient, mine: TenantTopology, other: TenantTopology) -> l
 
 
 def _writes(other: TenantTopology) -> Iterator[tuple[str, sql.Composed | str, tuple[object, ...]]]:
-    tenant_id, stream, queue = other.tenant_id, other.exchange, other.queue_names[0]
-    yield stream, _PUBLISH, (tenant_id,)
-    yield f"{stream} (through tenantry.publish_many)", _PUBLISH_MANY, (tenant_id,)
-    yield f"{stream} (round tenantry.publish)", _ENQUEUE, (stream,)
+    tenant_id, exchange, queue = other.tenant_id, other.exchange, other.queue_names[0]
+    yield exchange, _PUBLISH, (tenant_id,)
+    yield f"{exchange} (through tenantry.publish_many)", _PUBLISH_MANY, (tenant_id,)
+    yield f"{exchange} (round tenantry.publish)", _ENQUEUE, (exchange,)
     yield f"{queue} (its rows)", _DELETE, (tenant_id,)
     yield f"{queue} (by taking from it)", _TAKE, (tenant_id,)
     user = names.username(tenant_id)
     for words in ("SET ROLE {}", "SET SESSION AUTHORIZATION {}"):
-        yield f"{stream} (as {user})", sql.SQL(words).format(sql.Identifier(user)), ()
+        yield f"{exchange} (as {user})", sql.SQL(words).format(sql.Identifier(user)), ()
 
 
 def reading(

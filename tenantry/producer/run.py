@@ -264,13 +264,13 @@ def _prepare(options: ProducerOptions, api: Api, tenant_id: str, say: Say) -> Te
     access = ensure_tenant(
         api, tenant_id, topics=tuple(KINDS), partitions=options.partitions, say=say
     )
-    stream, user = names.exchange_name(tenant_id), names.username(tenant_id)
+    exchange, user = names.exchange_name(tenant_id), names.username(tenant_id)
     if access.created:
-        say(f"Created stream: {stream} with ID: {tenant_id}")
-        say(f"Created user: {user} with ID: {tenant_id}, with permissions for stream: {stream}")
+        say(f"Created stream: {exchange} with ID: {tenant_id}")
+        say(f"Created user: {user} with ID: {tenant_id}, with permissions for stream: {exchange}")
     else:
-        say(f"Found stream: {stream} with ID: {tenant_id}")
-        say(f"Found user: {user} with ID: {tenant_id}, with permissions for stream: {stream}")
+        say(f"Found stream: {exchange} with ID: {tenant_id}")
+        say(f"Found user: {user} with ID: {tenant_id}, with permissions for stream: {exchange}")
     return access
 
 

@@ -168,7 +168,7 @@ FROM unnest(%(queues)s::text[], %(keys)s::text[]) AS w(name, key)
 JOIN tenantry.queues AS q ON q.name = w.name
 ON CONFLICT DO NOTHING;
 
--- name: close_stream
+-- name: close_exchange
 DELETE FROM tenantry.bindings WHERE stream = %(stream)s;
 
 -- name: publishing

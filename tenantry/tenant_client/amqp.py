@@ -50,7 +50,7 @@ class PublishResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TenantMessage:
-    """A message for a stream; it is published as persistent."""
+    """A message for a tenant's exchange; it is published as persistent."""
 
     routing_key: str
     body: bytes

@@ -63,7 +63,7 @@ class SqlClient:
         time.sleep(max(0.0, seconds))
 
     def publish(self, exchange: str, batch: Sequence[TenantMessage]) -> PublishResult:  # noqa: ARG002
-        """Publish a batch to the tenant's own stream: all of it is confirmed, or nothing.
+        """Publish a batch to the tenant's own exchange: all of it is confirmed, or nothing.
 
         Never raises: what was not confirmed may have been taken all the same, so publish it again
         with the same message ids.

@@ -149,7 +149,7 @@ class MemoryBroker:
             self.ended.append(names.username(tenant_id))
 
     def ensure_topology(self, topology: TenantTopology) -> None:
-        """Make the tenant's stream and queues, where missing."""
+        """Make the tenant's exchange and queues, where missing."""
         with self._lock:
             self._reach()
             plan = layout.plan(topology, "classic")
@@ -166,7 +166,7 @@ class MemoryBroker:
                     targets.append(binding.queue)
 
     def remove_topology(self, tenant_id: str) -> int:
-        """Delete the tenant's stream and all its queues; give how many messages they held."""
+        """Delete the tenant's exchange and all its queues; give how many messages they held."""
         with self._lock:
             self._reach()
             self._routes.pop(names.exchange_name(tenant_id), None)

@@ -203,12 +203,12 @@ def test_a_role_is_locked_out_before_its_sessions_are_ended(
     tenant = broker.tenant()
     credentials, hashed = broker.administration.new_credentials(tenant.tenant_id)
     broker.administration.ensure_user(tenant.tenant_id, hashed)
-    close = closing.close_stream
+    close = closing.close_exchange
 
     def try_to_come_back(*given: object) -> None:
         with pytest.raises(psycopg.OperationalError, match=r"not permitted|password"):
             psycopg.connect(credentials.postgres_url)
         close(*given)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(closing, "close_stream", try_to_come_back)
+    monkeypatch.setattr(closing, "close_exchange", try_to_come_back)
     delete(broker, tenant)

@@ -1,4 +1,4 @@
-"""Tenants' objects on the embedded broker: rows for streams and queues, roles for users."""
+"""Tenants' objects on the embedded broker: rows for exchanges and queues, roles for users."""
 
 from __future__ import annotations
 
@@ -57,11 +57,10 @@ class PostgresAdministration:
         self._sql = queries("queues")
 
     def ensure_topology(self, topology: TenantTopology) -> None:
-        """Make the tenant's stream and queues, where missing."""
+        """Make the tenant's exchange and queues, where missing."""
         queues = topology.queues()
         plan = layout.plan(topology, "classic")
-        stream = names.exchange_name(topology.tenant_id)
-        bindings = [one for one in plan.bindings if one.exchange == stream]
+        bindings = [one for one in plan.bindings if one.exchange == topology.exchange]
         with self._connection() as connection, connection.transaction():
             self._lock(connection, topology.tenant_id)
             connection.execute(
@@ -76,14 +75,14 @@ class PostgresAdministration:
             connection.execute(
                 self._sql["ensure_bindings"],
                 {
-                    "stream": stream,
+                    "stream": topology.exchange,
                     "queues": [one.queue for one in bindings],
                     "keys": [one.routing_key for one in bindings],
                 },
             )
 
     def remove_topology(self, tenant_id: str) -> int:
-        """Delete the tenant's stream and all its queues; give how many messages they held."""
+        """Delete the tenant's exchange and all its queues; give how many messages they held."""
         with self._connection() as connection, connection.transaction():
             self._lock(connection, tenant_id)
             gone = connection.execute(self._sql["remove_queues"], {"tenant": tenant_id})
@@ -136,7 +135,7 @@ class PostgresAdministration:
             else:
                 insist(connection, name, partial(users.lock_out, connection, name))
         with self._connection() as connection:
-            closing.close_stream(connection, names.exchange_name(tenant_id), name)
+            closing.close_exchange(connection, names.exchange_name(tenant_id), name)
         if ours:
             with self._roles() as connection:
                 insist(connection, name, partial(users.remove_user, connection, name))
@@ -265,7 +264,7 @@ def _surveyed(
     """
     exchanges = {names.DEAD_LETTER_EXCHANGE: "direct"}
     arguments: dict[str, Mapping[str, object]] = {}
-    bound = {(stream, queue, key) for stream, queue, key in bindings}
+    bound = {(exchange, queue, key) for exchange, queue, key in bindings}
     consumed: set[str] = set()
     for name, tenant_id, has_consumer in queues:
         plan = layout.plan(TenantTopology(tenant_id=tenant_id, topics=(), partitions=1), "classic")

@@ -35,7 +35,7 @@ class Publisher(NamedTuple):
     endable: bool
 
 
-def close_stream(connection: Connection, stream: str, user: str) -> None:
+def close_exchange(connection: Connection, exchange: str, user: str) -> None:
     """Take an exchange's keys away, and wait for transactions that have published by them.
 
     The order is what matters: a transaction that reads the keys from now on finds none, and one
@@ -47,7 +47,7 @@ def close_stream(connection: Connection, stream: str, user: str) -> None:
         try:
             with connection.transaction():
                 connection.execute(f"SET LOCAL lock_timeout = {_GRACE_MS}".encode())
-                connection.execute(queries("queues")["close_stream"], {"stream": stream})
+                connection.execute(queries("queues")["close_exchange"], {"stream": exchange})
         except errors.LockNotAvailable:
             # A transaction at REPEATABLE READ has published by them.
             if not left:

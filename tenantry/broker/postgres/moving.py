@@ -123,7 +123,7 @@ class Move:
     ) -> int:
         """Move a queue to its end, in its order."""
         count = 0
-        stream, key = names.exchange_name(tenant.tenant_id), reading.spec.routing_key
+        exchange, key = tenant.exchange, reading.spec.routing_key
         while True:
             session.renew()
             parts = session.fetch([reading], ())
@@ -131,7 +131,7 @@ class Move:
                 return count
             _, rows = parts[0]
             self._publishing.publish(
-                [_outgoing(stream, key, row) for row in rows], timeout=CONFIRM_TIMEOUT
+                [_outgoing(exchange, key, row) for row in rows], timeout=CONFIRM_TIMEOUT
             )
             session.acknowledge([(reading, row[1]) for row in rows])
             count += len(rows)
@@ -179,10 +179,10 @@ def warn_of_what_is_left(database: Database) -> None:
         )
 
 
-def _outgoing(stream: str, key: str, row: Row) -> Outgoing:
+def _outgoing(exchange: str, key: str, row: Row) -> Outgoing:
     _, seq, published_at, identity, content_type, headers, body, *_ = row
     return Outgoing(
-        exchange=stream,
+        exchange=exchange,
         routing_key=key,
         body=body,
         message_id=identity or f"embedded-{seq}",

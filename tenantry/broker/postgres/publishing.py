@@ -66,16 +66,16 @@ class PostgresPublishing:
         ):
             left = max(1, round((until - time.monotonic()) * 1000))
             connection.execute("SELECT set_config('statement_timeout', %s, true)", [str(left)])
-            for stream, group in groupby(messages, attrgetter("exchange")):
+            for exchange, group in groupby(messages, attrgetter("exchange")):
                 part = list(group)
                 for start in range(0, len(part), AT_ONCE):
-                    self._put(connection, stream, part[start : start + AT_ONCE])
+                    self._put(connection, exchange, part[start : start + AT_ONCE])
             put = True
 
-    def _put(self, connection: Connection, stream: str, part: Sequence[Outgoing]) -> None:
+    def _put(self, connection: Connection, exchange: str, part: Sequence[Outgoing]) -> None:
         now = time.time_ns() // 1_000_000
         parameters = {
-            "stream": stream,
+            "stream": exchange,
             "keys": text_array([one.routing_key for one in part]),
             "ids": text_array([one.message_id for one in part]),
             "bodies": bytea_array([one.body for one in part]),

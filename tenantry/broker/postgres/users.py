@@ -1,4 +1,4 @@
-"""Tenants' database roles: each may publish to its own stream and look into its own queues."""
+"""Tenants' database roles: each may publish to its own exchange and look into its own queues."""
 
 from __future__ import annotations
 
