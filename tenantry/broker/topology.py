@@ -76,7 +76,8 @@ def plan(topology: TenantTopology, queue_type: QueueType) -> Plan:
     for spec in topology.queues():
         queues.append(Queue(name=spec.name, arguments=arguments))
         bindings += [
-            Binding(exchange=topology.exchange, queue=spec.name, routing_key=key) for key in _keys(spec)
+            Binding(exchange=topology.exchange, queue=spec.name, routing_key=key)
+            for key in _keys(spec)
         ]
     return Plan(
         exchanges=(names.DEAD_LETTER_EXCHANGE, topology.exchange),
