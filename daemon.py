@@ -33,7 +33,7 @@ from tenantry.assembly.backends import Backends, connect_backends
 from tenantry.assembly.handlers import store_patience
 from tenantry.assembly.listeners import Listeners
 from tenantry.assembly.standby import StandbyControl, term_status
-from tenantry.broker.password_hashes import PostgresCredentials
+from tenantry.broker.password_hashes import PostgresPasswordHashes
 from tenantry.control.port import SystemState
 from tenantry.database.embedded import EmbeddedPostgres, PostgresKeeper
 from tenantry.database.loop import CONNECTIONS as PAGE_CONNECTIONS
@@ -266,7 +266,7 @@ class Daemon:
                 provisioner=Provisioner(
                     administration=links.administration,
                     messages=stores.messages,
-                    passwords=PostgresCredentials(stores.database),
+                    passwords=PostgresPasswordHashes(stores.database),
                     sql_access=backends.sql_access,
                 ),
                 clock=clock,

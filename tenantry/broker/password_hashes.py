@@ -11,7 +11,7 @@ from tenantry.messages.port import MessageStoreError, StoreUnavailableError
 from tenantry.sql import queries
 
 
-class PostgresCredentials:
+class PostgresPasswordHashes:
     """Password hashes (`tenantry.broker.port.PasswordHashes`) in `tenantry.credentials`."""
 
     def __init__(self, database: Database) -> None:

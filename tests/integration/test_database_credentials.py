@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tenantry.assembly.backends import Stores
-from tenantry.broker.password_hashes import PostgresCredentials
+from tenantry.broker.password_hashes import PostgresPasswordHashes
 from tenantry.broker.port import PasswordHash
 from tenantry.database.pool import Database
 from tenantry.domain import names
@@ -23,7 +23,7 @@ from tenantry.projections.tenants import TenantProjection
 def test_a_hash_is_pending_until_it_is_confirmed_and_then_replaces_the_one_before(
     database: Database,
 ) -> None:
-    kept = PostgresCredentials(database)
+    kept = PostgresPasswordHashes(database)
     one, two, three = (PasswordHash(value=value) for value in ("one", "two", "three"))
     assert kept.load("acme") is None
     kept.propose("acme", one)
@@ -47,7 +47,7 @@ def test_a_hash_is_pending_until_it_is_confirmed_and_then_replaces_the_one_befor
 def test_the_event_that_tells_of_a_password_confirms_it_or_neither_is_there(
     database: Database,
 ) -> None:
-    kept, hashed = PostgresCredentials(database), PasswordHash(value="new")
+    kept, hashed = PostgresPasswordHashes(database), PasswordHash(value="new")
     stores = Stores.on(database, TenantProjection())
     created = TenantCreated(tenant_id="acme", name="Acme", workers=1, topics=(), partitions=1)
     stream, by = names.journal_stream("acme"), Metadata(actor="test")
@@ -73,4 +73,4 @@ def test_the_event_that_tells_of_a_password_confirms_it_or_neither_is_there(
 def test_an_absent_database_is_told_as_such(database: Database) -> None:
     database.close()
     with pytest.raises(StoreUnavailableError):
-        PostgresCredentials(database).load("acme")
+        PostgresPasswordHashes(database).load("acme")
