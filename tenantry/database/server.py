@@ -16,7 +16,7 @@ log: Final = structlog.get_logger("database")
 
 ALONE: Final = 5
 """Connections that are there once: for the term, the journal's notices, the embedded broker's
-reader, and two for what is done now and then (audits, walks through dead letters)."""
+reader, and two for what is done now and then (audits, browsing dead letters)."""
 
 LEFT: Final = 8
 """One in so many of the connections that are free is left to others, two at least."""

@@ -19,7 +19,7 @@ class CreateTenant:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConfirmProvisioned:
-    """Record that the tenant's stream, queues, user and partition exist."""
+    """Record that the tenant's exchange, queues, user and partition exist."""
 
     tenant_id: str
 

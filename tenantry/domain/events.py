@@ -23,7 +23,7 @@ class TenantCreated:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TenantProvisioned:
-    """The tenant's stream, queues, user and partition exist."""
+    """The tenant's exchange, queues, user and partition exist."""
 
     tenant_id: str
 
@@ -164,7 +164,7 @@ class MessageDeadLettered:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeadLettersReplayed:
-    """Dead letters were published to their own stream again; `ids` are the letters'."""
+    """Dead letters were published to their own exchange again; `ids` are theirs."""
 
     tenant_id: str
     count: int
@@ -173,7 +173,7 @@ class DeadLettersReplayed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeadLettersDiscarded:
-    """Dead letters were thrown away; `ids` are the letters'."""
+    """Dead letters were thrown away; `ids` are theirs."""
 
     tenant_id: str
     count: int

@@ -31,7 +31,7 @@ def is_topic(value: str) -> bool:
 
 
 def exchange_name(tenant_id: str) -> str:
-    """Name the tenant's stream, a durable direct exchange."""
+    """Name the tenant's exchange, durable and direct."""
     return f"tenant_{tenant_id}_stream"
 
 

@@ -43,7 +43,7 @@ def _with_first_error(data: Data) -> Data:
 
 
 def _with_count(data: Data) -> Data:
-    """In version 1 the letters were not counted."""
+    """In version 1 the dead letters were not counted."""
     return {**data, "count": len(data["ids"])}
 
 

@@ -25,7 +25,7 @@ REPLAY_HEADER: Final = "x-tenantry-replay"
 """Marks a message that was replayed: the id of the dead letter it was."""
 
 REPLAYS_HEADER: Final = "x-tenantry-replays"
-"""Beside it: how often the letter has been replayed, this time included."""
+"""Beside it: how often the dead letter has been replayed, this time included."""
 
 _LONGEST_INT: Final = 4300
 """Digits of a whole number that Python turns into an `int`."""
@@ -100,20 +100,20 @@ def depth(text: str) -> int:
     """Tell how deep JSON goes, which must be well formed: 1 for a flat object."""
     deepest = level = 0
     quoted = escaped = False
-    for letter in text:
+    for char in text:
         if quoted:
             if escaped:
                 escaped = False
-            elif letter == "\\":
+            elif char == "\\":
                 escaped = True
-            elif letter == '"':
+            elif char == '"':
                 quoted = False
-        elif letter == '"':
+        elif char == '"':
             quoted = True
-        elif letter in "{[":
+        elif char in "{[":
             level += 1
             deepest = max(deepest, level)
-        elif letter in "}]":
+        elif char in "}]":
             level -= 1
     return deepest
 
