@@ -357,7 +357,7 @@ class Daemon:
     def _term_lost(self) -> NoReturn:
         """End at once, and do nothing more in order: another daemon does it all by now.
 
-        What this one holds is not its own any more. Whoever started it starts it again, and it
+        What this one holds is not its own any more. The service manager starts it again, and it
         will be a standby then.
         """
         remedy = "it is a standby once it is started again"

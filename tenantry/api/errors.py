@@ -57,7 +57,7 @@ _DETAILS: Final = {
 
 
 def of(error: Exception) -> Problem | None:
-    """Give the problem an error stands for; None for one that should never have come here."""
+    """Give the problem an error stands for; None for an error that no route should let out."""
     match error:
         case Problem():
             return error
@@ -200,7 +200,7 @@ _TAGS: Final = frozenset({"<one>", "<many>", "<some>", "<all>"})
 
 
 async def answer(request: Request, error: Exception) -> Response:
-    """Answer an error with its problem document; one that should never have come is raised."""
+    """Answer an error with its problem document; an error without one is raised again."""
     if isinstance(error, HTTPException) and error.status_code == 405:
         allowed = access.methods_of(request.url.path)
         error.headers = {"Allow": ", ".join(allowed)}
@@ -208,7 +208,7 @@ async def answer(request: Request, error: Exception) -> Response:
     if problem is None:  # to the outermost middleware, which logs it
         raise error
     if problem.status >= 500:
-        # A 503 is asked for again and again, and whoever is away is in the log already.
+        # A 503 is asked for again and again, and what is away is in the log already.
         _log.log(
             logging.DEBUG if problem.status == 503 else logging.WARNING,
             "api.request_failed",

@@ -51,7 +51,7 @@ class Listeners:
     def bind(self) -> None:
         """Take every address, or none. Raises `ListenError`, which names the key.
 
-        The control socket comes first: whoever holds it is the daemon of this state.
+        The control socket comes first: its holder is the daemon of this state.
         """
         with ExitStack() as taken:
             for key, one in (

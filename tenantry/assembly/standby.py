@@ -109,11 +109,18 @@ class StandbyControl:
         raise ControlUnavailableError("; ".join(self.reasons()))
 
 
-class StandbyProver:
-    """The prover (`Prover`) of a standby: to prove is to write."""
+class _Refusing:
+    """What a standby may not use, and says so."""
 
     def __init__(self, reasons: Callable[[], tuple[str, ...]]) -> None:
         self._reasons = reasons
+
+    def _refuse(self) -> NoReturn:
+        raise ControlUnavailableError("; ".join(self._reasons()))
+
+
+class StandbyProver(_Refusing):
+    """The prover (`Prover`) of a standby: to prove is to write."""
 
     def prove(
         self,
@@ -123,14 +130,11 @@ class StandbyProver:
         metadata: Metadata,  # noqa: ARG002
     ) -> NoReturn:
         """Refuse to prove anything."""
-        raise ControlUnavailableError("; ".join(self._reasons()))
+        self._refuse()
 
 
-class StandbyBroker:
+class StandbyBroker(_Refusing):
     """The broker (`Publishing`, `DeadLetters`, `Queues`) as a standby has it: out of bounds."""
-
-    def __init__(self, reasons: Callable[[], tuple[str, ...]]) -> None:
-        self._reasons = reasons
 
     def publish(self, messages: Sequence[Outgoing], *, timeout: float) -> None:  # noqa: ARG002
         """Refuse to publish."""
@@ -146,6 +150,3 @@ class StandbyBroker:
     def queue_counts(self) -> Mapping[str, QueueCounts]:
         """Refuse to count."""
         self._refuse()
-
-    def _refuse(self) -> NoReturn:
-        raise ControlUnavailableError("; ".join(self._reasons()))

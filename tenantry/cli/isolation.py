@@ -197,20 +197,6 @@ def read_credentials(file: Path) -> dict[str, dict[str, str]]:
 
 
 def _report_document(report: IsolationReport) -> dict[str, Any]:
-    return {
-        "isolated": report.holds,
-        "leaks": [str(one) for one in report.leaks],
-        "denials": [str(one) for one in report.denials],
-        "unjudged": list(report.unjudged),
-        "checks": [
-            {
-                "tenant": one.tenant_id,
-                "owner": one.owner,
-                "action": one.action,
-                "target": one.target,
-                "allowed": one.allowed,
-                "holds": one.holds,
-            }
-            for one in report.checks
-        ],
-    }
+    from tenantry.api.schemas.checks import Isolation
+
+    return Isolation.of(report).model_dump(exclude={"open"}) | {"isolated": report.holds}

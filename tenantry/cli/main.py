@@ -101,7 +101,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except CommandError as error:
         return _fail(str(error), error.exit_code)
     except BrokenPipeError:
-        output.give_up_output()  # whoever read has gone, and knows
+        output.give_up_output()  # the reader has gone, and knows
         return BROKEN_PIPE
     except Exception as error:  # noqa: BLE001 - the last resort: a line, not a traceback
         if os.environ.get("TENANTRY_LOG_LEVEL", "").lower() == "debug":

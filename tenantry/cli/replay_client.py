@@ -22,7 +22,7 @@ MOST_IDS: Final = 1000
 """Ids in one call."""
 
 AT_ONCE: Final = 5000
-"""Letters in one call where somebody watches."""
+"""Letters in one call where progress is shown."""
 
 TIMEOUT: Final = 100.0
 PAUSES: Final = (1.0, 2.0, 5.0, 10.0)

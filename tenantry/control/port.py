@@ -44,7 +44,7 @@ class SystemState(StrEnum):
 
 
 class Role(StrEnum):
-    """What the daemon is among those on the same database: the one that acts, or one that waits."""
+    """What the daemon is among those on the same database: the leader acts, a standby waits."""
 
     LEADER = "leader"
     STANDBY = "standby"
@@ -64,7 +64,7 @@ class TermStatus:
 class ActorStatus:
     """One actor of the tree: `kind` is its class, `state` a word, `mailbox` its depth.
 
-    `stuck` is the state of one that hangs and is about to be replaced.
+    An actor that hangs and is about to be replaced is `stuck`.
     """
 
     name: str
@@ -157,7 +157,7 @@ class Control(Protocol):
     def liveness(self) -> tuple[str, ...]:
         """Say why the daemon can't go on and has to be started anew; nothing, while it can.
 
-        An actor that hangs is none of these while somebody is there to replace it. Never waits.
+        An actor that hangs is none of these while its parent can replace it. Never waits.
         """
 
     def ping(self) -> Future[None]:

@@ -194,7 +194,7 @@ class Front:
             return self._process
 
     def _tell(self, message: messages.Message) -> None:
-        """Tell the front something; one that has ended is told again when it is started again."""
+        """Send the front a message; a front that has ended is told all when it is started again."""
         process = self._process
         if process is not None and process.stdin is not None and not process.stdin.closed:
             with suppress(OSError):

@@ -35,7 +35,7 @@ class Connection:
     """A request's listener and peer.
 
     `peer` names the peer's credentials on the control socket and its address on TCP. `closing`
-    is set once the server is about to stop, so that whoever waits can answer.
+    is set once the server is about to stop, so that requests that wait are answered.
     """
 
     listener: Listener

@@ -31,7 +31,7 @@ class ListenError(Exception):
 
 
 class TlsFilesError(ListenError):
-    """The files of TLS can't be used; `file` is the one that can't be read, if it is that."""
+    """The files of TLS can't be used; `file` is set where it can't be read."""
 
     def __init__(self, message: str, file: Path | None = None) -> None:
         super().__init__(message)
@@ -62,7 +62,7 @@ class ControlSocket:
             raise
 
     def close(self) -> None:
-        """Remove the socket, unless the path is somebody else's by now; may be called again."""
+        """Remove the socket, unless the path is another process's by now; may be called again."""
         self.socket.close()
         if self._lock < 0:
             return
@@ -196,7 +196,7 @@ class Relay:
         self.far: Final = far
 
     def close(self) -> None:
-        """Close both ends; whoever passes a connection on is refused from now on."""
+        """Close both ends; connections are refused from now on."""
         self.near.close()
         self.far.close()
 
@@ -212,7 +212,7 @@ class _Acceptor(socket.socket):
 
     def accept(self) -> tuple[socket.socket, str]:
         """Take the next connection. Raises `BlockingIOError` where there is none."""
-        # One that comes when no descriptor is free is closed by the kernel: its maker sees the end.
+        # A connection that comes when no descriptor is free is closed by the kernel.
         _, ancillary, _, _ = self.recvmsg(
             len(NOTE), socket.CMSG_SPACE(_FD_BYTES), getattr(socket, "MSG_CMSG_CLOEXEC", 0)
         )
@@ -233,7 +233,7 @@ class Handshakes:
     """Knows the connections that were accepted and are no client's yet; the event loop's alone.
 
     Of a client that has too many the oldest is ended for the next; of all that there may be, the
-    oldest of whoever has most. asyncio ends by itself what takes too long.
+    oldest of the client that has most. asyncio ends by itself what takes too long.
     """
 
     def __init__(self, most: int) -> None:

@@ -90,7 +90,7 @@ class _Held:
     def __init__(
         self, held: Counter[Listener | str], listener: Listener, client: str, most: int, share: int
     ) -> None:
-        """`client` is who may have `share` of it, if anybody is counted by himself."""
+        """`client` may have `share` of it; it is empty where clients are not counted apart."""
         self._held = held
         self._listener = listener
         self._client = client

@@ -89,7 +89,7 @@ class Turns:
     async def run(self, tenant_id: str, pool: Pool, call: Callable[[], _Result]) -> _Result:
         """Run a blocking call once it is the tenant's turn.
 
-        One that finds somebody else at work, outside of the API (`DeadLettersBusyError`), is
+        A call that finds other work going on, outside of the API (`DeadLettersBusyError`), is
         begun again until the patience is over; then the error is raised, as it is at once
         where too many wait already.
         """

@@ -31,7 +31,7 @@ from tenantry.loops import Heartbeat
 _log: Final[structlog.stdlib.BoundLogger] = structlog.get_logger(__name__)
 
 MAX_CONNECTIONS: Final = 2048
-"""On each listener at most; whoever makes it says how many the process can have."""
+"""On each listener at most; who makes the server says how many the process can have."""
 
 KEEP_ALIVE_SECONDS: Final = 30
 GRACE_SECONDS: Final = 5
@@ -261,7 +261,7 @@ async def _cancel_others() -> None:
 
 
 class _Server(uvicorn.Server):
-    """A uvicorn server that leaves signals to whoever owns the process, and says when it serves."""
+    """A uvicorn server that leaves signals to the process, and says when it serves."""
 
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)

@@ -1,4 +1,4 @@
-"""Makes metrics of the system's state at the moment somebody asks; nothing is kept in between."""
+"""Makes metrics of the system's state at the moment of a scrape; nothing is kept in between."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is counted while the actors work, and shown only when somebody asks.
+"""What is counted while the actors work, and shown only at a scrape.
 
 A count costs the work next to nothing: a batch is one lock and a few additions, whatever its size;
 for a message's latency there is one comparison in C, and no call.

@@ -63,8 +63,8 @@ database that answers slowly may hold it up."""
 class Watchdog(PeriodicService):
     """Beats as often as the manager wants, unless something hangs; then the manager restarts us.
 
-    `liveness` says why the process can't go on. `main` is the main thread's heartbeat: it is the
-    one that watches all others, so it is watched from here.
+    `liveness` says why the process can't go on. `main` is the main thread's heartbeat: that
+    thread watches all others, so it is watched from here.
     """
 
     def __init__(

@@ -83,7 +83,7 @@ class Signals:
         self._ring()
 
     def _ring(self) -> None:
-        with suppress(BlockingIOError):  # full: whoever waits is woken anyway
+        with suppress(BlockingIOError):  # full: `wait` is woken anyway
             os.write(self._wake, b"\0")
 
 
@@ -97,7 +97,7 @@ DRAIN_SECONDS: Final = 5.0
 """What such a process is given to drain; the broker redelivers what is not finished."""
 
 END_SECONDS: Final = 20.0
-"""What it is given for all of its end: whoever started it waits to start it anew."""
+"""What it is given for all of its end: the service manager waits to start it anew."""
 
 
 def end_at_latest(seconds: float = END_SECONDS) -> None:

@@ -160,7 +160,7 @@ async def _one(
 
 async def _page(reading: MessageReading, request: Request, query: MessagesQuery) -> Response:
     who = principal_of(request.scope)
-    # A tenant's token that names no tenant means its own; one that names another was refused.
+    # A tenant's token that names no tenant means its own; one that names another tenant is refused.
     tenant_id = who.tenant_id if query.tenant_id is None else query.tenant_id
     if tenant_id is None:
         return await _page_of_all(reading, request, query)
@@ -171,7 +171,7 @@ async def _page(reading: MessageReading, request: Request, query: MessagesQuery)
     if query.cursor is not None:
         after, of = cursors.open_place(query.cursor, *bound)
     checked_id(tenant_id)
-    # A topic that can't be is asked for as one that is not there: whose it is counts all the same.
+    # A topic that can't be is asked for like one that isn't there: whose page it is still counts.
     topic = query.topic if topic_can_be(query.topic) else ""
 
     def read(retained: int | None) -> Awaitable[WrittenPage]:
@@ -211,9 +211,9 @@ async def _read(
     wanted: int | None,
     read: Callable[[int | None], Awaitable[_Written]],
 ) -> _Written:
-    """Read what is a tenant's: of the one that has the id, or of an incarnation that is `wanted`.
+    """Read what is a tenant's: of the tenant that has the id, or of the incarnation `wanted`.
 
-    401 where whoever asks was another tenant of this id; 404 for an incarnation of which nothing
+    401 where the token is a former tenant's of this id; 404 for an incarnation of which nothing
     was retained. A deleted tenant's may have been put aside already for another to come.
     """
     if wanted is not None:
