@@ -49,13 +49,13 @@ _IN_PATHS: Final = {
 _ACCESS: Final = {(method, shown(path)): access for (method, path), access in TABLE.items()}
 
 
-def described(app: FastAPI) -> dict[str, Any]:
+def document_of(app: FastAPI) -> dict[str, Any]:
     """Describe `app`; made once."""
     if app.openapi_schema is None:
         made = get_openapi(
             title=app.title, version=app.version, description=app.description, routes=app.routes
         )
-        # Where the described itself was found, whatever prefix a proxy has put before that.
+        # Where the document itself was found, whatever prefix a proxy has put before that.
         made["servers"] = [{"url": "."}]
         components = made["components"]
         for foreign in ("HTTPValidationError", "ValidationError"):
@@ -92,7 +92,7 @@ def _tidy(parameter: dict[str, Any]) -> None:
 
 def written(app: FastAPI) -> bytes:
     """Give the description of `app` as JSON."""
-    return dumps(described(app))
+    return dumps(document_of(app))
 
 
 PROBLEM_REF: Final = "#/components/schemas/ProblemDocument"
