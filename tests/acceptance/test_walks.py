@@ -1,0 +1,124 @@
+"""Three ways through the code lead through the files that ARCHITECTURE.md tells of.
+
+A message, a command and a dead letter are followed through the running program: what is called
+while they are under way, on the threads that deal with them.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import pika
+import pytest
+
+from tests.acceptance import program as programs
+from tests.acceptance import traced
+from tests.acceptance.program import Program
+from tests.acceptance.traced import Call
+from tests.waiting import eventually
+
+ROOT = Path(__file__).parents[2]
+
+FRAME = (
+    # The ground floors: what every module may use.
+    "tenantry/database/", "tenantry/sql/", "tenantry/settings/", "tenantry/telemetry/",
+    "tenantry/domain/names.py", "tenantry/domain/errors.py", "tenantry/failpoints.py",
+    "tenantry/loops.py", "tenantry/uuids.py", "tenantry/urls.py", "tenantry/terms/",
+    "daemon.py",
+    # What every request runs in, every actor, and every channel.
+    "tenantry/http/", "tenantry/api/routing.py", "tenantry/api/services.py",
+    "tenantry/api/schemas/common.py",
+    "actors/supervision.py", "actors/clock.py",
+    "tenantry/broker/rabbitmq/connection.py", "tenantry/broker/rabbitmq/consuming.py",
+    "tenantry/broker/rabbitmq/loop.py", "tenantry/broker/rabbitmq/pika_internals.py",
+    # What is told of it on the side, and shown to others.
+    "tenantry/metrics/", "actors/runtime_state.py", "tenantry/broker/pending.py",
+    "tenantry/journal/listener.py",
+)  # fmt: skip
+"""Files that are no part of a way: it leads through them, and would lead through them anyway."""
+
+OPENING = re.compile(r"\._(channel_)?(opened|closed|declared)$")
+"""RabbitMQ's answers while a channel is opened and closed: one conversation."""
+
+PORT = re.compile(r"/(port|ports|messages)\.py$")
+"""What modules say to one another: nothing is done there."""
+
+
+def told(heading: str) -> set[str]:
+    """Give the files that a section of ARCHITECTURE.md ends with; their number is told, too."""
+    section = (ROOT / "ARCHITECTURE.md").read_text().split(f"\n## {heading}\n")[1].split("\n## ")[0]
+    (count, text) = re.findall(r"^\*\*(\d+) files[^*]*\*\*:((?:.+\n)+)", section, re.MULTILINE)[0]
+    files = re.findall(r"`([\w/]+\.py)`", text)
+    assert len(files) == len(set(files)) == int(count)
+    return set(files)
+
+
+def entered(calls: Iterable[Call], threads: Callable[[str], bool]) -> dict[str, set[str]]:
+    """Give the files of a way, each with the functions by which it is entered from the frame."""
+    found: dict[str, set[str]] = defaultdict(set)
+    for call in calls:
+        if threads(call.thread) and not call.file.startswith(FRAME) and not PORT.search(call.file):
+            ways_in = found[call.file]
+            if call.caller is None or call.caller.startswith(FRAME):
+                ways_in.add(OPENING.sub(" opens", call.function))
+    return found
+
+
+@pytest.mark.own_interpreter
+@pytest.mark.timeout(240)
+def test_each_way_leads_through_the_files_that_are_told(
+    program: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(programs, "COMMAND", (sys.executable, "-m", "tests.acceptance.traced"))
+    trace = traced.Trace(tmp_path)
+    program.start(**{traced.DIRECTORY: str(tmp_path)})
+    tenant = program.create(topics=["events"])
+    delivery: list[Call] = []
+    command: list[Call] = []
+    failure: list[Call] = []
+    replay: list[Call] = []
+    with pika.BlockingConnection(pika.URLParameters(tenant.amqp_url)) as connection:
+        channel = connection.channel()
+        channel.confirm_delivery()
+
+        def publish(identity: str, body: bytes) -> None:
+            said = pika.BasicProperties(message_id=identity, content_type="application/json")
+            channel.basic_publish(tenant.stream, "events", body, said, mandatory=True)
+
+        # The second one finds a worker, and all that is made at the first use.
+        publish("first", b"1")
+        eventually(lambda: program.runtime(tenant)["stored"] == 1)
+        with trace.of(delivery, until="RabbitSubscription._settle"):
+            publish("second", b"2")
+        with trace.of(command):
+            path = f"/tenants/{tenant.id}/config/concurrency"
+            assert program.call("PUT", path, {"workers": 5}).status_code == 200
+        with trace.of(failure, until="RabbitSubscription._settle"):
+            publish("bad", b"{no JSON")
+        path = f"/tenants/{tenant.id}/dead-letters"
+        eventually(lambda: program.get(path)["data"])
+        with trace.of(replay):
+            assert program.call("POST", f"{path}/replay", {"ids": ["bad"]}).json()["replayed"] == 1
+
+    def of_messages(thread: str) -> bool:
+        return thread == "broker-consuming" or thread.startswith(f"{tenant.id}/")
+
+    def of_commands(thread: str) -> bool:
+        return thread in ("api", "supervisor") or thread.startswith(("AnyIO", f"{tenant.id}/"))
+
+    def of_requests(thread: str) -> bool:
+        return thread == "api" or thread.startswith("AnyIO")
+
+    message = entered(delivery, of_messages)
+    changed = entered(command, of_commands)
+    failed = entered(failure, of_messages)
+    replayed = entered(replay, of_requests)
+    assert message.keys() == told("A message's way")
+    assert changed.keys() == told("A command's way")
+    assert (failed.keys() | replayed.keys()) - message.keys() == told("A dead letter's way")
+    for way in (message, changed, failed, replayed):
+        assert {file: ways_in for file, ways_in in way.items() if len(ways_in) > 2} == {}

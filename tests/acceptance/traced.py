@@ -1,0 +1,122 @@
+"""The program, with a note of every function of its own that is called while somebody watches.
+
+`python -m tests.acceptance.traced COMMAND…` is `tenantry COMMAND…`. What is called meanwhile is
+written down by thread: the way that one message, or one command, takes through files.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from tests.waiting import eventually
+
+ROOT = Path(__file__).parents[2]
+DIRECTORY = "TRACED_IN"
+"""Names the directory in which the files `watch` and `trace` come and go."""
+
+POLL = 0.02
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A call into `file` on a thread, from within `caller`; None: from outside of the program."""
+
+    thread: str
+    file: str
+    function: str
+    caller: str | None
+
+
+class Trace:
+    """What a traced program in another process does."""
+
+    def __init__(self, directory: Path) -> None:
+        self._watch, self._trace = directory / "watch", directory / "trace"
+
+    @contextmanager
+    def of(self, calls: list[Call], *, until: str = "") -> Iterator[None]:
+        """Add what is called meanwhile to `calls`, in order; and on until function `until` is."""
+        self._watch.write_text(until)
+        eventually(self._trace.exists, what="the trace has begun")
+        yield
+        self._watch.unlink()
+        eventually(lambda: not self._trace.exists(), what="the trace has ended")
+        done = self._trace.with_suffix(".json")
+        calls += [Call(*row) for row in json.loads(done.read_text())]
+
+
+class _Tracer:
+    def __init__(self, directory: Path) -> None:
+        self._watch, self._trace = directory / "watch", directory / "trace"
+        self._calls: list[tuple[str, str, str, str | None]] = []
+        self._noting = False
+        self._until = ""
+        self._names: dict[str, str | None] = {}
+
+    def _own(self, path: str) -> str | None:
+        """Give a file of the program by its path from the root; None for any other."""
+        if path not in self._names:
+            real = Path(os.path.realpath(path))
+            own = real.is_relative_to(ROOT) and ".venv" not in real.parts
+            name = str(real.relative_to(ROOT)) if own else ""
+            self._names[path] = (
+                name if name.startswith(("actors/", "tenantry/", "daemon")) else None
+            )
+        return self._names[path]
+
+    def profile(self, frame: FrameType, event: str, _argument: Any) -> None:
+        if event != "call" or not self._noting:
+            return
+        file = self._own(frame.f_code.co_filename)
+        if file is None:
+            return
+        caller = next(filter(None, (self._own(f.f_code.co_filename) for f in _above(frame))), None)
+        thread = threading.current_thread().name
+        self._calls.append((thread, file, frame.f_code.co_qualname, caller))
+
+    def _come(self) -> bool:
+        return not self._until or any(one[2] == self._until for one in self._calls)
+
+    def run(self) -> None:
+        while True:
+            time.sleep(POLL)
+            wanted = self._watch.exists()
+            if wanted and not self._noting:
+                self._calls.clear()
+                self._until = self._watch.read_text()
+                self._noting = True
+                self._trace.touch()
+            elif self._noting and not wanted and self._come():
+                self._noting = False
+                self._trace.with_suffix(".json").write_text(json.dumps(self._calls))
+                self._trace.unlink()
+
+
+def _above(frame: FrameType) -> Iterator[FrameType]:
+    above = frame.f_back
+    while above is not None:
+        yield above
+        above = above.f_back
+
+
+def main() -> None:
+    tracer = _Tracer(Path(os.environ[DIRECTORY]))
+    threading.Thread(target=tracer.run, name="tracer", daemon=True).start()
+    threading.setprofile(tracer.profile)
+    from tenantry.cli.main import main as tenantry
+
+    tenantry()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
