@@ -12,6 +12,8 @@ from uuid import UUID
 import httpx
 import pytest
 
+from tenantry.api.schemas import tenants as schemas
+from tenantry.domain.tenant import MAX_TOPICS, MAX_WORKERS, Lifecycle, TenantState
 from tests.api.serving import Served, World, serving
 
 FIELDS = {
@@ -198,3 +200,14 @@ def test_both_listeners_serve_the_same_document(api: Served) -> None:
     one, other = api.control.get("/openapi.json"), api.tcp.get("/openapi.json")
     assert one.json() == other.json()
     assert httpx.codes.is_success(one.status_code)
+
+
+def test_a_tenant_made_under_other_limits_is_shown_all_the_same() -> None:
+    at = datetime(2030, 1, 1, tzinfo=UTC)
+    state = TenantState(
+        tenant_id="acme", name="A", lifecycle=Lifecycle.ACTIVE, workers=MAX_WORKERS + 1,
+        topics=tuple(f"t{n}" for n in range(MAX_TOPICS + 1)), partitions=1, version=1,
+        created_at=at, updated_at=at,
+    )  # fmt: skip
+    shown = schemas.Tenant.of(state, None)
+    assert (shown.workers, len(shown.topics)) == (MAX_WORKERS + 1, MAX_TOPICS + 1)

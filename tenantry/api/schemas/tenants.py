@@ -32,12 +32,15 @@ from tenantry.domain.tenant import (
 
 _TROUBLE: Final = "it is in trouble; the operator can see why"
 
+_WORKERS: Final = "How many workers may store the tenant's messages at once."
+_TOPICS: Final = "Names of 1 to 63 of a-z, 0-9, _ and -; `default` always exists."
+
 Workers: TypeAlias = Annotated[
     int,
     Field(
         ge=MIN_WORKERS,
         le=MAX_WORKERS,
-        description="How many workers may store the tenant's messages at once.",
+        description=_WORKERS,
         examples=[3],
     ),
     AS_WHOLE,
@@ -46,8 +49,26 @@ Topics: TypeAlias = Annotated[
     list[Annotated[str, Field(json_schema_extra={"pattern": f"^{names.TOPIC.pattern}$"})]],
     Field(
         max_length=MAX_TOPICS,
-        description="Names of 1 to 63 of a-z, 0-9, _ and -; `default` always exists.",
+        description=_TOPICS,
         examples=[["events", "logs"]],
+    ),
+]
+
+# In answers the limits are told, and not insisted on: a tenant may have been made under others.
+_WorkersShown: TypeAlias = Annotated[
+    int,
+    Field(
+        description=_WORKERS,
+        examples=[3],
+        json_schema_extra={"minimum": MIN_WORKERS, "maximum": MAX_WORKERS},
+    ),
+]
+_TopicsShown: TypeAlias = Annotated[
+    list[Annotated[str, Field(json_schema_extra={"pattern": f"^{names.TOPIC.pattern}$"})]],
+    Field(
+        description=_TOPICS,
+        examples=[["events", "logs"]],
+        json_schema_extra={"maxItems": MAX_TOPICS},
     ),
 ]
 
@@ -123,8 +144,8 @@ class Tenant(Answer):
     id: Annotated[str, Field(examples=["acme"])]
     name: Annotated[str, Field(examples=["Acme Ltd"])]
     state: Annotated[str, Field(examples=["active"], json_schema_extra=values_of(Lifecycle))]
-    workers: Workers
-    topics: Topics
+    workers: _WorkersShown
+    topics: _TopicsShown
     partitions: Annotated[int, Field(examples=[1])]
     stream: Annotated[
         str, Field(description="The exchange to publish to.", examples=["tenant_acme_stream"])
