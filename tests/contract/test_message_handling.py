@@ -57,7 +57,7 @@ def test_a_failing_handler_undoes_its_own_work_only_and_is_held(world: World) ->
     assert [(row["attempts"], row["reason"]) for row in world.attempts()] == [
         (1, "handler_failed")
     ] * 2
-    assert "ValueError: no 4 at 1 (test_message_handling.py:" in world.attempts()[0]["last_error"]
+    assert "ValueError: no 4 at 1 (handling.py:" in world.attempts()[0]["last_error"]
 
 
 def test_a_message_that_comes_right_in_the_end_leaves_no_trace_of_its_attempts(
