@@ -249,6 +249,3 @@ class DeadLetterIndex(Protocol):
 
     def unfinished(self) -> set[str]:
         """Name the tenants that have open intents, or dead letters the journal does not tell of."""
-
-    def drop(self, tenant_id: str) -> None:
-        """Forget a tenant's dead letters, all of them."""

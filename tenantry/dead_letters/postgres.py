@@ -149,10 +149,6 @@ class PostgresDeadLetterIndex:
         """See `DeadLetterIndex.unfinished`."""
         return {row[0] for row in self._fetch("unfinished")}
 
-    def drop(self, tenant_id: str) -> None:
-        """See `DeadLetterIndex.drop`."""
-        self._change(tenant_id, {}, "drop")
-
     def _match(
         self,
         tenant_id: str,

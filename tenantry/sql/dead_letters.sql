@@ -182,6 +182,3 @@ GROUP BY tenant_id;
 -- name: unfinished
 SELECT DISTINCT tenant_id FROM tenantry.dead_letters
 WHERE NOT settled AND (intent IS NOT NULL OR NOT recorded);
-
--- name: drop
-SELECT tenantry.drop_letters(%(tenant)s);

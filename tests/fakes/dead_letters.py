@@ -192,11 +192,6 @@ class InMemoryDeadLetterIndex:
                 if not one.row.settled and (one.row.intent is not None or not one.row.recorded)
             }
 
-    def drop(self, tenant_id: str) -> None:
-        """See `DeadLetterIndex.drop`."""
-        with self._lock:
-            self._tenants.pop(tenant_id, None)
-
     def totals(self, tenant_id: str) -> Mapping[str, int]:
         """Give a tenant's totals: `dead_lettered`, `replay`, `discard`."""
         with self._lock:

@@ -345,16 +345,6 @@ def test_totals_count_each_death_and_what_became_of_it_once(database: Database) 
     assert index.counts(["acme"]) == {"acme": 2}
 
 
-def test_a_dropped_tenants_letters_are_gone_and_its_neighbours_stay(
-    index: DeadLetterIndex,
-) -> None:
-    index.add("acme", [letter()])
-    index.add("acme-2", [letter()])
-    index.drop("acme")
-    assert index.page("acme") == ([], False)
-    assert len(index.page("acme-2")[0]) == 1
-
-
 def test_a_page_of_large_letters_is_cut_and_goes_on(database: Database) -> None:
     index = PostgresDeadLetterIndex(database)
     bodies = [bytes([65 + number]) * LARGEST_BODY for number in range(12)]
