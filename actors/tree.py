@@ -11,6 +11,8 @@ import time
 from collections.abc import Callable, Collection
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
+from contextlib import suppress
+from typing import Final
 
 import pykka
 import structlog
@@ -22,6 +24,10 @@ from tenantry.actors.supervision import tell
 from tenantry.actors.supervisor import STOP_TIMEOUT, Supervisor
 
 log = structlog.get_logger("actors.drain")
+
+TURN: Final = 0.2
+"""Seconds of one wait on the main thread. A signal that comes just before a wait, or to another
+thread, is handled only after it: the second one, which ends the daemon at once, must not wait."""
 
 
 def start_actors(
@@ -46,14 +52,15 @@ def drain_and_stop(supervisor: Ref, *, seconds: float) -> tuple[Orphan, ...]:
 
     Stopping may take a few seconds more. Never raises for an actor that is dead or hangs.
     """
-    until = time.monotonic() + seconds
+    until = time.monotonic() + seconds + 1.0
     reply: Future[tuple[Orphan, ...]] = Future()
     if not tell(supervisor, DrainAll(seconds=seconds, stop=True, reply=reply)):
         return ()
-    try:
-        orphans = reply.result(max(0.0, until - time.monotonic()) + 1.0)
-    except FutureTimeoutError:
-        orphans = (Orphan(tenant_id="*", actor="supervisor", deliveries=0),)
+    orphans: tuple[Orphan, ...] = (Orphan(tenant_id="*", actor="supervisor", deliveries=0),)
+    while (left := until - time.monotonic()) > 0:
+        with suppress(FutureTimeoutError):
+            orphans = reply.result(min(left, TURN))
+            break
     try:
         supervisor.stop(block=True, timeout=STOP_TIMEOUT + 1.0)
     except (pykka.Timeout, pykka.ActorDeadError) as error:

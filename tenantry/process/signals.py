@@ -45,9 +45,12 @@ class Signals:
             signal.SIGHUP: self._hang_up,
         }
         before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+        # Before the handler, and from whichever thread the signal reaches: `wait` ends.
+        bell = signal.set_wakeup_fd(self._wake, warn_on_full_buffer=False)
         try:
             yield
         finally:
+            signal.set_wakeup_fd(bell)
             for number, handler in before.items():
                 # What was right before the start, and says so, would be wrong at the end.
                 if handler not in (startup_signals.end_while_starting, startup_signals.ignore):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NoReturn
@@ -171,6 +172,37 @@ def test_a_drain_that_takes_too_long_names_its_orphans(tree: Tree) -> None:
     assert {one.tenant_id for one in orphans} == {"a"}
     assert sum(one.deliveries for one in orphans) == 20
     assert {one.actor for one in orphans} == {"worker-1", "worker-2", "consumer"}
+
+
+class Heard(BaseException):
+    """What a signal's handler raises."""
+
+
+@pytest.mark.timeout(30)
+def test_a_signal_is_heard_during_a_drain_whichever_thread_it_reaches(tree: Tree) -> None:
+    tree.create("a", workers=1)
+    tree.store.gate.clear()
+    tree.deliver("a", "1")
+    eventually(lambda: tree.store.inside == 1)
+
+    def handle(_number: int, _frame: object) -> None:
+        tree.store.gate.set()
+        raise Heard
+
+    before = signal.signal(signal.SIGUSR2, handle)
+    try:
+        with ThreadPoolExecutor(1) as pool:
+
+            def interrupt() -> None:
+                eventually(lambda: tree.runtime.state is not SystemState.RUNNING)
+                signal.pthread_kill(threading.get_ident(), signal.SIGUSR2)
+
+            sent = pool.submit(interrupt)
+            with pytest.raises(Heard):
+                drain_and_stop(tree.supervisor, seconds=3600)
+            sent.result()
+    finally:
+        signal.signal(signal.SIGUSR2, before)
 
 
 def test_the_deadline_of_a_drain_does_not_end_the_drain_that_took_its_place(tree: Tree) -> None:
