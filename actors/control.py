@@ -23,7 +23,7 @@ from tenantry.control.port import (
     TenantRuntime,
     TermStatus,
 )
-from tenantry.domain.commands import Command
+from tenantry.domain.commands import OperatorCommand
 from tenantry.journal.port import Metadata
 
 LAST_STEP_SECONDS: Final = 30.0
@@ -42,7 +42,7 @@ class ActorControl:
     on_stop: Callable[[], None]
     term: TermStatus | None = None
 
-    def execute(self, command: Command, *, metadata: Metadata, timeout: float) -> Outcome:
+    def execute(self, command: OperatorCommand, *, metadata: Metadata, timeout: float) -> Outcome:
         """Send a command down the tree and wait for its answer."""
         reply: Future[Outcome] = Future()
         if not tell(self._supervisor, Execute(command=command, metadata=metadata, reply=reply)):

@@ -12,7 +12,7 @@ import pykka
 from tenantry.broker.port import Delivery
 from tenantry.broker.survey import Drift
 from tenantry.control.port import Outcome
-from tenantry.domain.commands import Command
+from tenantry.domain.commands import OperatorCommand
 from tenantry.journal.port import Metadata
 from tenantry.messages.port import StoreResult, Tried
 
@@ -33,7 +33,7 @@ class Begin:
 class Execute:
     """From the API by way of the supervisor to a tenant: carry out a command, set `reply`."""
 
-    command: Command
+    command: OperatorCommand
     metadata: Metadata
     reply: Future[Outcome] = field(compare=False)
 

@@ -7,6 +7,7 @@ that after a fault the actor only has to begin again.
 from __future__ import annotations
 
 from functools import partial
+from typing import assert_never
 
 import structlog
 
@@ -224,7 +225,7 @@ class Tenant(SupervisedActor):
                 replies.answer_when(Awaited.DELETED, message)
                 self._children.drain(self._delete)
             case _:
-                raise TypeError(f"{type(command).__name__} is no command from outside")
+                assert_never(command)
 
     def _refused(self, message: Execute, error: Exception) -> None:
         """Refuse a command, and see soon to what it has left undone outside."""

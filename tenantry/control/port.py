@@ -10,7 +10,7 @@ from enum import StrEnum
 from typing import Protocol
 
 from tenantry.broker.port import Credentials
-from tenantry.domain.commands import Command
+from tenantry.domain.commands import OperatorCommand
 from tenantry.domain.tenant import Lifecycle, TenantState
 from tenantry.journal.port import Metadata
 from tenantry.messages.sql_access import SqlCredentials
@@ -141,7 +141,7 @@ class Outcome:
 class Control(Protocol):
     """The running system, as commands and questions. Callable from any thread."""
 
-    def execute(self, command: Command, *, metadata: Metadata, timeout: float) -> Outcome:
+    def execute(self, command: OperatorCommand, *, metadata: Metadata, timeout: float) -> Outcome:
         """Carry out a tenant command; when it returns, the effect is in force.
 
         Raises `DomainError` (refused), `ControlUnavailableError`, `CommandFailedError`,

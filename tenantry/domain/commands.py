@@ -120,19 +120,24 @@ class ConfirmRepaired:
     found: tuple[str, ...]
 
 
-Command: TypeAlias = (
+OperatorCommand: TypeAlias = (
     CreateTenant
-    | ConfirmProvisioned
-    | AbandonProvisioning
     | ResizeWorkers
     | PauseTenant
-    | ParkTenant
     | ResumeTenant
     | RotateCredentials
     | GrantSqlAccess
     | RevokeSqlAccess
     | AddTopics
     | RequestDeletion
+)
+"""What the API asks for; the tenant's actor carries each out (`actors/tenant.py`)."""
+
+Command: TypeAlias = (
+    OperatorCommand
+    | ConfirmProvisioned
+    | AbandonProvisioning
+    | ParkTenant
     | ConfirmDeleted
     | ConfirmRepaired
 )

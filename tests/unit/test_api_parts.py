@@ -249,10 +249,6 @@ def test_a_short_secret_is_refused() -> None:
         Tokens("short")
 
 
-def test_every_route_has_a_rule_of_access_and_every_rule_a_route() -> None:
-    access.check_routes(World().app().routes)
-
-
 def test_a_route_without_a_rule_is_noticed() -> None:
     app = World().app()
     app.get("/forgotten")(lambda: None)

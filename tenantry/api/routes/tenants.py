@@ -33,9 +33,9 @@ from tenantry.control.port import Outcome
 from tenantry.domain import names
 from tenantry.domain.commands import (
     AddTopics,
-    Command,
     CreateTenant,
     GrantSqlAccess,
+    OperatorCommand,
     PauseTenant,
     RequestDeletion,
     ResizeWorkers,
@@ -245,7 +245,7 @@ _TENANTS = "tenants"
 def _add_changes(app: FastAPI, services: Services) -> None:
     """Serve changes of tenants on `app`."""
 
-    async def carry_out(command: Command, caller: Metadata) -> Response:
+    async def carry_out(command: OperatorCommand, caller: Metadata) -> Response:
         outcome = await _execute(services, command, caller)
         return answer(CreatedTenant.of_outcome(outcome))
 
@@ -337,7 +337,7 @@ def _add_changes(app: FastAPI, services: Services) -> None:
         return await carry_out(command, caller)
 
 
-async def _execute(services: Services, command: Command, caller: Metadata) -> Outcome:
+async def _execute(services: Services, command: OperatorCommand, caller: Metadata) -> Outcome:
     return await services.pools.commands.run(
         services.control.execute, command, metadata=caller, timeout=services.command_timeout
     )
