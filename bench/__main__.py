@@ -19,7 +19,7 @@ from rich.table import Table
 
 from bench import api, api_table, api_wrk, peers, subject
 from tenantry.database.embedded import EmbeddedPostgres
-from tenantry.testing.rabbitmq_node import PrivateNode
+from tests.rabbitmq_node import PrivateNode
 
 STEADY_RATE = 1000
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pika
 
 from tenantry.tenant_client.amqp import AmqpClient, TenantMessage
-from tenantry.testing.rabbitmq_node import PrivateNode
+from tests.rabbitmq_node import PrivateNode
 
 EXCHANGE = QUEUE = "measured"
 SIZES = (1, 10, 100)

@@ -14,10 +14,10 @@ from xdist.remote import Producer
 from xdist.scheduler import Scheduling
 
 from tenantry.database.pool import Database
-from tenantry.testing.rabbitmq_node import PrivateNode
 from tests import depth, distribution, services_postgres, services_rabbitmq
 from tests.on_demand import Services
 from tests.preloaded import Preloaded
+from tests.rabbitmq_node import PrivateNode
 
 # To make a TLS context, which every client of httpx wants, all the world's certificates are read.
 httpx._transports.default.create_ssl_context = functools.cache(httpx.create_ssl_context)

@@ -15,9 +15,9 @@ from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 import httpx
 
-from tenantry.testing.rabbitmq_node import PrivateNode
-from tenantry.testing.rabbitmq_node_setup import NODE_NAME, find_server
 from tests import on_demand, scratch
+from tests.rabbitmq_node import PrivateNode
+from tests.rabbitmq_node_setup import NODE_NAME, find_server
 
 ENVIRONMENT = "TENANTRY_TEST_RABBITMQ_URL"
 MANAGEMENT_ENVIRONMENT = "TENANTRY_TEST_RABBITMQ_MANAGEMENT_URL"

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from tenantry.testing.rabbitmq_node import PrivateNode
 from tests.depth import THOROUGH, examples
 from tests.faults.catalogue import EXPERIMENTS, conduct
+from tests.rabbitmq_node import PrivateNode
 
 SEED = 20_260
 

@@ -10,7 +10,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from tenantry.testing.rabbitmq_node import PrivateNode
 from tests.faults.experiments import (
     alarm,
     broker,
@@ -30,6 +29,7 @@ from tests.faults.experiments import (
 from tests.faults.figures import Figures
 from tests.faults.rig import PATIENCE, Rig, rig
 from tests.faults.services import NoRightsError
+from tests.rabbitmq_node import PrivateNode
 from tests.services_rabbitmq import own_node
 
 

@@ -21,13 +21,13 @@ import psutil
 from psycopg.conninfo import conninfo_to_dict
 
 from tenantry.database.conninfo import url_for
-from tenantry.testing.rabbitmq_node import PrivateNode
 from tests import services_postgres, services_rabbitmq
 from tests.acceptance.program import Program, Tenant
 from tests.faults.figures import Figures
 from tests.faults.proxy import Proxy
 from tests.faults.services import Postgres, address_of, own_postgres
 from tests.ledger import DEFAULT, LIGHT, Draft, Ledger, Maker, Record, Target, mixed
+from tests.rabbitmq_node import PrivateNode
 from tests.services_rabbitmq import RabbitHost
 from tests.waiting import eventually
 

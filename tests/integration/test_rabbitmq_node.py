@@ -16,11 +16,11 @@ import pytest
 
 from tenantry.broker.port import BrokerError, BrokerUnavailableError, Outgoing
 from tenantry.domain import names
-from tenantry.testing.rabbitmq_node import PrivateNode
-from tenantry.testing.rabbitmq_node_setup import ENVIRONMENT, Server
 from tests import brokers
 from tests.brokers import Broker
 from tests.depth import THOROUGH
+from tests.rabbitmq_node import PrivateNode
+from tests.rabbitmq_node_setup import ENVIRONMENT, Server
 from tests.services_rabbitmq import LITTLE, MUCH, allow_memory, rabbitmqctl, virtual_host_of
 from tests.waiting import eventually
 
@@ -112,7 +112,7 @@ def test_a_directory_has_one_node_at_a_time(directory: Path) -> None:
 
 def _second_start(directory: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tenantry.testing.rabbitmq_node._LOCK_SECONDS", 0.1)
+        patch.setattr("tests.rabbitmq_node._LOCK_SECONDS", 0.1)
         PrivateNode(directory).start()
 
 
@@ -151,8 +151,8 @@ def test_it_listens_on_the_loopback_interface_only(node: PrivateNode) -> None:
 PARENT = """
 import sys
 from pathlib import Path
-from tenantry.testing import rabbitmq_node_setup as node_setup
-from tenantry.testing.rabbitmq_node import PrivateNode
+from tests import rabbitmq_node_setup as node_setup
+from tests.rabbitmq_node import PrivateNode
 free, real = iter([True, True, True]), node_setup._is_free
 node_setup._is_free = lambda port: next(free, None) or real(port)
 node = PrivateNode(Path(sys.argv[1]))
@@ -186,7 +186,7 @@ def test_a_node_that_does_not_come_up_says_why(
     script = tmp_path / "rabbitmq-server"
     script.write_text("#!/bin/sh\necho 'erl: not found'\nexit 127\n")
     script.chmod(0o755)
-    monkeypatch.setattr("tenantry.testing.rabbitmq_node.find_server", lambda: Server(tmp_path))
+    monkeypatch.setattr("tests.rabbitmq_node.find_server", lambda: Server(tmp_path))
     node = PrivateNode(tmp_path / "node")
     with pytest.raises(BrokerError, match=r"(?s)exit status 127.*erl: not found"):
         node.start()
@@ -197,7 +197,7 @@ def test_without_rabbitmq_it_says_what_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv(ENVIRONMENT, raising=False)
-    monkeypatch.setattr("tenantry.testing.rabbitmq_node_setup._INSTALLED", ())
+    monkeypatch.setattr("tests.rabbitmq_node_setup._INSTALLED", ())
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(BrokerError, match="apt-get install rabbitmq-server"):
         PrivateNode(tmp_path / "node").start()

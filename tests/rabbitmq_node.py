@@ -18,7 +18,7 @@ from typing import Final, NoReturn, Self
 import httpx
 
 from tenantry.broker.port import BrokerError
-from tenantry.testing.rabbitmq_node_setup import (
+from tests.rabbitmq_node_setup import (
     USERNAME,
     NodeFiles,
     Ports,
@@ -170,10 +170,10 @@ class PrivateNode:
             return
 
     def _launch(self, server: Server, ports: Ports) -> None:
-        assert self._lock is not None  # noqa: S101 - `start` takes it first
+        assert self._lock is not None  # `start` takes it first
         write_private(self._files.configuration, configuration(ports, self._password))
         with self._files.console.open("wb") as console:
-            process = subprocess.Popen(  # noqa: S603 - a found program, no shell
+            process = subprocess.Popen(
                 arguments(server, self._files, ports),
                 cwd=self._files.directory,
                 env=environment(self._files, ports, os.environ),
@@ -189,8 +189,8 @@ class PrivateNode:
     def _wait_until_ready(self, deadline: float) -> str | None:
         """Give None once the node serves, else what is wrong with it."""
         ports, process = self._ports, self._process
-        assert ports is not None  # noqa: S101 - set together by `start`
-        assert process is not None  # noqa: S101
+        assert ports is not None  # set together by `start`
+        assert process is not None
         waiting_for: list[tuple[str, Callable[[], bool]]] = [
             ("AMQP", lambda: _speaks_amqp(ports.amqp)),
             ("management", lambda: _manages(self.management_url)),

@@ -1,1 +1,0 @@
-"""What only tests and benchmarks run: a private RabbitMQ node."""
