@@ -32,8 +32,7 @@ from tenantry.actors.supervision import SupervisedActor, refuse, tell
 from tenantry.actors.tenant import Tenant
 from tenantry.control.port import ControlUnavailableError, SystemState
 from tenantry.domain import names
-from tenantry.domain.commands import CreateTenant
-from tenantry.domain.errors import InvalidCommandError, TenantNotFoundError
+from tenantry.domain.commands import CreateTenant, InvalidCommandError, TenantNotFoundError
 from tenantry.unavailable import UnavailableError
 
 log = structlog.get_logger("actors.supervisor")

@@ -45,6 +45,7 @@ from tenantry.control.port import CommandFailedError, ControlUnavailableError
 from tenantry.domain.commands import (
     AddTopics,
     CreateTenant,
+    DomainError,
     GrantSqlAccess,
     PauseTenant,
     RequestDeletion,
@@ -53,7 +54,6 @@ from tenantry.domain.commands import (
     RevokeSqlAccess,
     RotateCredentials,
 )
-from tenantry.domain.errors import DomainError
 from tenantry.domain.tenant import Lifecycle
 from tenantry.unavailable import UnavailableError
 

@@ -30,7 +30,7 @@ from tenantry.control.port import (
     ControlError,
     ControlUnavailableError,
 )
-from tenantry.domain.errors import (
+from tenantry.domain.commands import (
     DomainError,
     InvalidCommandError,
     TenantExistsError,

@@ -15,7 +15,7 @@ from tenantry.audit.auditor import Auditor
 from tenantry.control.port import Control
 from tenantry.dead_letters.port import DeadLetterIndex
 from tenantry.dead_letters.replay import Reprocessing
-from tenantry.domain.errors import WrongStateError
+from tenantry.domain.commands import WrongStateError
 from tenantry.domain.tenant import Lifecycle, TenantState
 from tenantry.http.pool import Pool, Turns
 from tenantry.http.problems import former_token, no_such_tenant

@@ -1,4 +1,8 @@
-"""What may be asked of a tenant. A command is a wish: `decide` answers with events or refuses."""
+"""What may be asked of a tenant, and how that is refused.
+
+A command is a wish: `decide` answers with events, or raises an error that names the thing and says
+what to do.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +11,16 @@ from typing import TypeAlias
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CreateTenant:
-    """Bring a tenant to life. `workers` is 1 to 64, `partitions` (per topic) 1 to 64."""
+class ForTenant:
+    """What every command says: which tenant it is for."""
 
     tenant_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CreateTenant(ForTenant):
+    """Bring a tenant to life. `workers` is 1 to 64, `partitions` (per topic) 1 to 64."""
+
     name: str
     workers: int
     topics: tuple[str, ...] = ()
@@ -18,104 +28,85 @@ class CreateTenant:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ConfirmProvisioned:
+class ConfirmProvisioned(ForTenant):
     """Record that the tenant's exchange, queues, user and partition exist."""
-
-    tenant_id: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AbandonProvisioning:
+class AbandonProvisioning(ForTenant):
     """Record that provisioning failed and that what was made has been undone."""
 
-    tenant_id: str
     reason: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ResizeWorkers:
+class ResizeWorkers(ForTenant):
     """Set how many workers may store the tenant's messages at once, 1 to 64."""
 
-    tenant_id: str
     workers: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PauseTenant:
+class PauseTenant(ForTenant):
     """Stop consuming; messages wait in the queues."""
-
-    tenant_id: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ParkTenant:
+class ParkTenant(ForTenant):
     """Stop consuming because the tenant's actors keep failing; `reason` says why."""
 
-    tenant_id: str
     reason: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ResumeTenant:
+class ResumeTenant(ForTenant):
     """Consume again after a pause, or revive a parked tenant."""
 
-    tenant_id: str
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RotateCredentials:
+class RotateCredentials(ForTenant):
     """Replace the password of the tenant's broker user."""
 
-    tenant_id: str
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class GrantSqlAccess:
+class GrantSqlAccess(ForTenant):
     """Give the tenant a database role that reads its rows, or that role a new password."""
 
-    tenant_id: str
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RevokeSqlAccess:
+class RevokeSqlAccess(ForTenant):
     """Take the tenant's database role away."""
 
-    tenant_id: str
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AddTopics:
+class AddTopics(ForTenant):
     """Give the tenant more topics; those it has already are left as they are."""
 
-    tenant_id: str
     topics: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RequestDeletion:
+class RequestDeletion(ForTenant):
     """Begin to delete the tenant. With `retain`, its stored messages stay readable."""
 
-    tenant_id: str
     retain: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ConfirmDeleted:
+class ConfirmDeleted(ForTenant):
     """Record that everything of the tenant is gone.
 
     `queued` counts the messages dropped with its queues, `stored` those with its partition.
     """
 
-    tenant_id: str
     queued: int
     stored: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ConfirmRepaired:
+class ConfirmRepaired(ForTenant):
     """Record that what had drifted outside was made right; also of a tenant that is deleted."""
 
-    tenant_id: str
     kinds: tuple[str, ...]
     found: tuple[str, ...]
 
@@ -141,3 +132,41 @@ Command: TypeAlias = (
     | ConfirmDeleted
     | ConfirmRepaired
 )
+
+
+class DomainError(Exception):
+    """A command was refused; nothing has changed."""
+
+
+class TenantNotFoundError(DomainError):
+    """No such tenant, or it has been deleted."""
+
+    def __init__(self, tenant_id: str) -> None:
+        super().__init__(f"there is no tenant {tenant_id!r}")
+        self.tenant_id = tenant_id
+
+
+class TenantExistsError(DomainError):
+    """The id is taken."""
+
+    def __init__(self, tenant_id: str) -> None:
+        super().__init__(f"tenant {tenant_id!r} exists already; choose another id")
+        self.tenant_id = tenant_id
+
+
+class InvalidCommandError(DomainError):
+    """A field of the command is out of its range."""
+
+    def __init__(self, field: str, problem: str) -> None:
+        super().__init__(f"{field}: {problem}")
+        self.field = field
+        self.problem = problem
+
+
+class WrongStateError(DomainError):
+    """The tenant's state does not allow the command."""
+
+    def __init__(self, tenant_id: str, state: str, wanted: str) -> None:
+        super().__init__(f"tenant {tenant_id!r} is {state} and can't {wanted} now")
+        self.tenant_id = tenant_id
+        self.state = state

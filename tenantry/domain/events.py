@@ -11,10 +11,16 @@ from typing import TypeAlias
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TenantCreated:
-    """The tenant was accepted; its objects are about to be made."""
+class OfTenant:
+    """What every event of a tenant says: whose it is."""
 
     tenant_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TenantCreated(OfTenant):
+    """The tenant was accepted; its objects are about to be made."""
+
     name: str
     workers: int
     topics: tuple[str, ...]
@@ -22,105 +28,86 @@ class TenantCreated:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TenantProvisioned:
+class TenantProvisioned(OfTenant):
     """The tenant's exchange, queues, user and partition exist."""
-
-    tenant_id: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ProvisioningAbandoned:
+class ProvisioningAbandoned(OfTenant):
     """Provisioning failed; what was made has been undone and the id is free again."""
 
-    tenant_id: str
     reason: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class WorkersResized:
+class WorkersResized(OfTenant):
     """The number of workers changed."""
 
-    tenant_id: str
     previous: int
     workers: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TenantPaused:
+class TenantPaused(OfTenant):
     """An operator stopped the consumer."""
-
-    tenant_id: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TenantParked:
+class TenantParked(OfTenant):
     """The supervisor stopped the tenant because it kept failing."""
 
-    tenant_id: str
     reason: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TenantResumed:
+class TenantResumed(OfTenant):
     """The tenant consumes again."""
 
-    tenant_id: str
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CredentialsRotated:
+class CredentialsRotated(OfTenant):
     """The broker user has a new password (which the journal never holds)."""
 
-    tenant_id: str
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SqlAccessGranted:
+class SqlAccessGranted(OfTenant):
     """The tenant has a database role, with a new password (which the journal never holds)."""
 
-    tenant_id: str
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SqlAccessRevoked:
+class SqlAccessRevoked(OfTenant):
     """The tenant's database role is gone."""
 
-    tenant_id: str
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TopicsAdded:
+class TopicsAdded(OfTenant):
     """The tenant has these topics too."""
 
-    tenant_id: str
     topics: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DeletionRequested:
+class DeletionRequested(OfTenant):
     """The tenant is being deleted; with `retain` its stored messages stay."""
 
-    tenant_id: str
     retain: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TenantDeleted:
+class TenantDeleted(OfTenant):
     """Everything of the tenant is gone, with the counts of messages dropped."""
 
-    tenant_id: str
     queued: int
     stored: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DriftRepaired:
+class DriftRepaired(OfTenant):
     """What the tenant has outside had changed behind the daemon's back, and was made right.
 
     `kinds` are of a fixed list (`queue`, `binding`, `user`, ...), `found` says what was wrong.
     """
 
-    tenant_id: str
     kinds: tuple[str, ...]
     found: tuple[str, ...]
 
@@ -145,13 +132,12 @@ TenantEvent: TypeAlias = (
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class MessageDeadLettered:
+class MessageDeadLettered(OfTenant):
     """A message could not be stored and went to the dead-letter exchange, bytes unchanged.
 
     It was tried `attempts` times; `error` is the last one's.
     """
 
-    tenant_id: str
     message_id: str | None
     topic: str
     partition: int
@@ -163,31 +149,28 @@ class MessageDeadLettered:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DeadLettersReplayed:
+class DeadLettersReplayed(OfTenant):
     """Dead letters were published to their own exchange again; `ids` are theirs."""
 
-    tenant_id: str
     count: int
     ids: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DeadLettersDiscarded:
+class DeadLettersDiscarded(OfTenant):
     """Dead letters were thrown away; `ids` are theirs."""
 
-    tenant_id: str
     count: int
     ids: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class MessageIdsReused:
+class MessageIdsReused(OfTenant):
     """So many messages came under ids that others have, and were not stored; `message_id` is one.
 
     What comes again with the same content is no reuse. At most one such event a minute.
     """
 
-    tenant_id: str
     message_id: str
     topic: str
     count: int

@@ -22,6 +22,7 @@ from tenantry.domain.commands import (
     ConfirmRepaired,
     CreateTenant,
     GrantSqlAccess,
+    InvalidCommandError,
     ParkTenant,
     PauseTenant,
     RequestDeletion,
@@ -29,9 +30,6 @@ from tenantry.domain.commands import (
     ResumeTenant,
     RevokeSqlAccess,
     RotateCredentials,
-)
-from tenantry.domain.errors import (
-    InvalidCommandError,
     TenantExistsError,
     TenantNotFoundError,
     WrongStateError,

@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[2]
 FRAME = (
     # The ground floors: what every module may use.
     "tenantry/database/", "tenantry/sql/", "tenantry/settings/", "tenantry/telemetry/",
-    "tenantry/domain/names.py", "tenantry/domain/errors.py", "tenantry/failpoints.py",
+    "tenantry/domain/names.py", "tenantry/failpoints.py",
     "tenantry/loops.py", "tenantry/uuids.py", "tenantry/urls.py", "tenantry/terms/",
     "daemon.py",
     # What every request runs in, every actor, and every channel.

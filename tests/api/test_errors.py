@@ -15,7 +15,7 @@ from structlog.testing import capture_logs
 
 from tenantry.broker.port import BrokerError, BrokerUnavailableError, UnroutableError
 from tenantry.control.port import CommandFailedError, CommandTimeoutError, ControlUnavailableError
-from tenantry.domain.errors import WrongStateError
+from tenantry.domain.commands import WrongStateError
 from tenantry.domain.events import DeletionRequested
 from tenantry.journal.port import JournalUnavailableError, Metadata, VersionConflictError
 from tenantry.messages.port import (

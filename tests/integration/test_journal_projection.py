@@ -18,13 +18,13 @@ from tenantry.domain.commands import (
     ConfirmDeleted,
     ConfirmProvisioned,
     CreateTenant,
+    DomainError,
     ParkTenant,
     PauseTenant,
     RequestDeletion,
     ResizeWorkers,
     ResumeTenant,
 )
-from tenantry.domain.errors import DomainError
 from tenantry.domain.tenant import Lifecycle, decide
 from tenantry.journal.port import JournalUnavailableError, Metadata, VersionConflictError
 from tenantry.journal.postgres import PostgresEventStore

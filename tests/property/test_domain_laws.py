@@ -9,8 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tenantry.domain import names
-from tenantry.domain.commands import Command
-from tenantry.domain.errors import DomainError
+from tenantry.domain.commands import Command, DomainError
 from tenantry.domain.events import DriftRepaired, TenantCreated, TenantEvent
 from tenantry.domain.tenant import (
     MAX_NAME,

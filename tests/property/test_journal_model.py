@@ -23,8 +23,7 @@ from hypothesis.stateful import (
 
 from tenantry.database.pool import Database
 from tenantry.domain import names
-from tenantry.domain.commands import Command
-from tenantry.domain.errors import DomainError
+from tenantry.domain.commands import Command, DomainError
 from tenantry.domain.events import Event, TenantPaused
 from tenantry.domain.tenant import TenantState, decide, fold
 from tenantry.journal.port import (

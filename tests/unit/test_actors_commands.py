@@ -25,8 +25,8 @@ from tenantry.domain.commands import (
     ResizeWorkers,
     ResumeTenant,
     RotateCredentials,
+    TenantNotFoundError,
 )
-from tenantry.domain.errors import TenantNotFoundError
 from tenantry.domain.events import TenantDeleted
 from tenantry.domain.tenant import Lifecycle
 from tenantry.journal.port import JournalUnavailableError, Metadata

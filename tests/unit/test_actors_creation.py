@@ -11,8 +11,14 @@ from tenantry.actors.supervision import tell
 from tenantry.broker.port import NotOursError, TenantTopology
 from tenantry.broker.survey import Drift, DriftKind
 from tenantry.control.port import CommandFailedError, ControlUnavailableError
-from tenantry.domain.commands import PauseTenant, RequestDeletion, RotateCredentials
-from tenantry.domain.errors import InvalidCommandError, TenantExistsError, TenantNotFoundError
+from tenantry.domain.commands import (
+    InvalidCommandError,
+    PauseTenant,
+    RequestDeletion,
+    RotateCredentials,
+    TenantExistsError,
+    TenantNotFoundError,
+)
 from tenantry.domain.tenant import Lifecycle
 from tenantry.messages.port import MessageStoreError, Whose
 from tests.fakes.actors import Tree

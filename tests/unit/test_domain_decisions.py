@@ -15,16 +15,14 @@ from tenantry.domain.commands import (
     ConfirmDeleted,
     ConfirmProvisioned,
     CreateTenant,
+    DomainError,
+    InvalidCommandError,
     ParkTenant,
     PauseTenant,
     RequestDeletion,
     ResizeWorkers,
     ResumeTenant,
     RotateCredentials,
-)
-from tenantry.domain.errors import (
-    DomainError,
-    InvalidCommandError,
     TenantExistsError,
     TenantNotFoundError,
     WrongStateError,

@@ -42,8 +42,8 @@ from tenantry.domain.commands import (
     ResumeTenant,
     RevokeSqlAccess,
     RotateCredentials,
+    TenantExistsError,
 )
-from tenantry.domain.errors import TenantExistsError
 from tenantry.domain.events import ProvisioningAbandoned, TenantCreated
 from tenantry.domain.tenant import Lifecycle, TenantState
 from tenantry.http.problems import RETRY_AFTER_SECONDS, Problem, invalid
