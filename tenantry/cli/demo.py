@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any, Final, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import click
 
@@ -23,10 +23,12 @@ from tenantry.cli.client import ControlClient
 from tenantry.cli.options import config_option, example, json_option
 from tenantry.cli.output import CommandError
 from tenantry.cli.producing import progress_of
-from tenantry.producer.run import ProduceResult, ProducerOptions, produce
 from tenantry.settings.model import CONTROL_SOCKET
 from tenantry.unixpath import MAX_SOCKET_PATH
 from tenantry.urls import address
+
+if TYPE_CHECKING:
+    from tenantry.producer.run import ProduceResult
 
 READY_TIMEOUT: Final = 60.0
 STALL: Final = 20.0
@@ -131,7 +133,7 @@ def _show(directory: Path, *, as_json: bool, keep: bool) -> tuple[list[Line], in
 
 
 def _publish_and_count(daemon: ChildDaemon, say: Callable[[str], None]) -> list[Line]:
-    from tenantry.producer import ProducerError
+    from tenantry.producer import ProducerError, ProducerOptions, produce
 
     options = ProducerOptions()
     with daemon.client() as client:

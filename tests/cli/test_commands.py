@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -294,3 +295,10 @@ def test_a_shell_completes_tenants_from_the_daemon(api: Served) -> None:
 
     assert complete() == (["plain,acme", "plain,acre"], "")
     assert complete(TENANTRY_CONTROL_SOCKET="/tmp/there-is-no-daemon.sock") == ([], "")
+
+
+def test_the_command_line_starts_without_what_only_some_commands_need() -> None:
+    code = "import sys, tenantry.cli.main; print({'pika', 'psycopg', 'fastapi'} & {*sys.modules})"
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
