@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
@@ -29,15 +28,13 @@ _FOREIGN: Final = (
 class ChildDaemon:
     """`tenantry run` in a subprocess that keeps everything in `directory`.
 
-    Nothing of the caller's configuration reaches it but what `settings` (environment variables)
-    say. Secrets travel in the environment, never in arguments.
+    Nothing of the caller's configuration reaches it.
     """
 
-    def __init__(self, directory: Path, settings: Mapping[str, str]) -> None:
+    def __init__(self, directory: Path) -> None:
         self.log = directory / "daemon.log"
         self.socket = directory / "control.sock"
         self._directory = directory
-        self._settings = dict(settings)
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -53,7 +50,6 @@ class ChildDaemon:
             "TENANTRY_STATE_DIR": str(self._directory),
             "TENANTRY_SERVER_PORT": "0",
             "TENANTRY_LOG_FORMAT": "json",
-            **self._settings,
         }
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(

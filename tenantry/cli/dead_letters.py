@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -238,10 +237,7 @@ def _body_text(letter: Mapping[str, Any]) -> str:
     body = letter.get("body")
     if body is None:
         return f"({letter['size']} bytes, too many to be listed: they are in the queue)"
-    try:
-        return base64.b64decode(body).decode()
-    except UnicodeDecodeError:
-        return f"base64:{body}"
+    return output.body_text(body)
 
 
 def _cut(text: str, most: int) -> str:

@@ -22,7 +22,6 @@ from tenantry.cli.child import ChildDaemon
 from tenantry.cli.client import ControlClient
 from tenantry.cli.options import config_option, example, json_option
 from tenantry.cli.output import CommandError
-from tenantry.cli.producing import progress_of
 from tenantry.settings.model import CONTROL_SOCKET
 from tenantry.unixpath import MAX_SOCKET_PATH
 from tenantry.urls import address
@@ -111,9 +110,9 @@ def _show(directory: Path, *, as_json: bool, keep: bool) -> tuple[list[Line], in
     """Run it all, leaving nothing running; give what was found, and the daemon's exit status."""
     say = output.notice if as_json else click.echo
     with ExitStack() as stack:
-        daemon = ChildDaemon(directory, {})
+        daemon = ChildDaemon(directory)
         stack.callback(_stop_database, directory / "postgres")
-        stack.callback(_stop, daemon)
+        stack.callback(daemon.stop, DRAIN_TIMEOUT)
         try:
             with _stage("Starting PostgreSQL and the daemon"):
                 daemon.start()
@@ -138,7 +137,7 @@ def _publish_and_count(daemon: ChildDaemon, say: Callable[[str], None]) -> list[
     options = ProducerOptions()
     with daemon.client() as client:
         try:
-            with progress_of(options.messages) as (_, advance):
+            with output.working("publishing", options.messages) as advance:
                 result = produce(options, client, say=say, progress=advance)
         except ProducerError as error:
             raise CommandError(str(error)) from error
@@ -250,10 +249,6 @@ def _keep(daemon: ChildDaemon) -> None:
     with suppress(KeyboardInterrupt):
         while daemon.running:  # it may be ended by `tenantry stop`, too
             time.sleep(0.5)
-
-
-def _stop(daemon: ChildDaemon) -> None:
-    daemon.stop(DRAIN_TIMEOUT)
 
 
 def _stop_database(directory: Path) -> None:

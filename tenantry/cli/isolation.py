@@ -92,10 +92,7 @@ def verify_isolation(
         raise CommandError(str(error)) from error
     rows = _daemons_proof(client, tuple(one.topology.tenant_id for one in accesses), broker=False)
     found = _report_document(report)
-    for name in ("leaks", "denials", "unjudged", "checks"):
-        found[name] += rows[name]
-    found["open"] = rows["open"]
-    found["isolated"] = found["isolated"] and rows["isolated"]
+    _add(found, rows)
     _finish(found, as_json=as_json, told=len(report.leaks), denied=len(report.denials))
 
 
@@ -116,12 +113,16 @@ def _daemons_proof(
     for start in range(0, len(wanted), AT_ONCE):
         body = {"tenants": wanted[start : start + AT_ONCE], "broker": broker}
         with output.working("examining"):
-            part = client.call("POST", "/isolation", body, timeout=TIMEOUT)
-        found["isolated"] = found["isolated"] and part["isolated"]
-        for name in ("leaks", "denials", "unjudged", "checks"):
-            found[name] += part[name]
-        found["open"] = part["open"]
+            _add(found, client.call("POST", "/isolation", body, timeout=TIMEOUT))
     return found
+
+
+def _add(found: dict[str, Any], part: Mapping[str, Any]) -> None:
+    """Add the proof of other tenants, or of the database's side, to what was found."""
+    found["isolated"] = found["isolated"] and part["isolated"]
+    for name in ("leaks", "denials", "unjudged", "checks"):
+        found[name] += part[name]
+    found["open"] = part["open"]
 
 
 def _finish(found: Mapping[str, Any], *, as_json: bool, told: int = 0, denied: int = 0) -> None:

@@ -53,12 +53,6 @@ def load_settings(
     return load(config, environ=os.environ, overrides=overrides, client=client)
 
 
-def _config(kwargs: dict[str, Any]) -> Path | None:
-    """Take `--config`, which the command itself need not know, from its options."""
-    config: Path | None = kwargs.pop("config", None)
-    return config
-
-
 def with_settings(function: Callable[Concatenate[Settings, P], T]) -> Callable[..., T]:
     """Give a command `--config` and `--json`, and the settings as its first argument."""
 
@@ -66,7 +60,8 @@ def with_settings(function: Callable[Concatenate[Settings, P], T]) -> Callable[.
     @json_option
     @functools.wraps(function)
     def command(*args: P.args, **kwargs: P.kwargs) -> T:
-        return function(load_settings(_config(kwargs), client=True), *args, **kwargs)
+        config: Any = kwargs.pop("config", None)
+        return function(load_settings(config, client=True), *args, **kwargs)
 
     return command
 
@@ -74,13 +69,11 @@ def with_settings(function: Callable[Concatenate[Settings, P], T]) -> Callable[.
 def with_client(function: Callable[Concatenate[ControlClient, P], T]) -> Callable[..., T]:
     """Give a command `--config` and `--json`, and a client as its first argument."""
 
-    @config_option
-    @json_option
+    @with_settings
     @functools.wraps(function)
-    def command(*args: P.args, **kwargs: P.kwargs) -> T:
+    def command(settings: Settings, /, *args: P.args, **kwargs: P.kwargs) -> T:
         from tenantry.cli.client import ControlClient
 
-        settings = load_settings(_config(kwargs), client=True)
         click.get_current_context().meta[_SETTINGS] = settings
         with ControlClient(settings.control_socket) as client:
             return function(client, *args, **kwargs)

@@ -8,10 +8,11 @@ an exit code of the contract.
 
 from __future__ import annotations
 
+import base64
 import io
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol
 
@@ -76,6 +77,14 @@ def clean(value: object) -> str:
         char if char.isprintable() else char.encode("unicode_escape").decode()
         for char in str(value)
     )
+
+
+def body_text(body: str) -> str:
+    """Give a body, which the API writes in base64: as text where it is text."""
+    try:
+        return base64.b64decode(body).decode()
+    except UnicodeDecodeError:
+        return f"base64:{body}"
 
 
 def notice(text: str) -> None:
@@ -150,23 +159,30 @@ def print_tree(root: Mapping[str, Any], label: Node) -> None:
 
 
 @contextmanager
-def working(description: str) -> Iterator[None]:
-    """Show on a terminal's stderr that something is under way, and for how long."""
-    if not sys.stderr.isatty():
-        yield
-        return
-    from rich.console import Console
-    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+def working(description: str, total: int | None = None) -> Iterator[Callable[[int], None]]:
+    """Show on a terminal's stderr what is under way, for how long, and how much of a `total`.
 
-    with Progress(
-        SpinnerColumn(),
-        TextColumn("{task.description}", markup=False),
-        TimeElapsedColumn(),
+    Gives what is told how much more is done. What is printed meanwhile goes where it always does.
+    """
+    if not sys.stderr.isatty():
+        yield lambda _count: None
+        return
+    from rich import progress
+    from rich.console import Console
+
+    amount: tuple[progress.ProgressColumn, ...] = (progress.SpinnerColumn(),)
+    if total is not None:
+        amount = progress.BarColumn(), progress.MofNCompleteColumn()
+    with progress.Progress(
+        *amount,
+        progress.TextColumn("{task.description}", markup=False),
+        progress.TimeElapsedColumn(),
         console=Console(stderr=True),
         transient=True,
-    ) as progress:
-        progress.add_task(description, total=None)
-        yield
+        redirect_stdout=sys.stdout.isatty(),
+    ) as shown:
+        task = shown.add_task(description, total=total)
+        yield lambda count: shown.advance(task, count)
 
 
 def _print_plain(lines: Sequence[Sequence[str]], right: Sequence[bool]) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 import click
@@ -108,39 +106,15 @@ def produce(
         tls=broker_tls(),
     )
     try:
-        with progress_of(options.messages) as (say, advance):
-            result = run(options, client, say=output.notice if as_json else say, progress=advance)
+        with output.working("publishing", options.messages) as advance:
+            say = output.notice if as_json else click.echo
+            result = run(options, client, say=say, progress=advance)
     except ProducerError as error:
         raise CommandError(str(error)) from error
     if as_json:
         output.print_json(result_document(result))
     if not result.succeeded:
         raise click.exceptions.Exit(FAILED)
-
-
-@contextmanager
-def progress_of(
-    messages: int,
-) -> Iterator[tuple[Callable[[str], None], Callable[[int], None]]]:
-    """Give a `say` for lines on stdout, and a bar on a terminal's stderr to advance."""
-    import sys
-
-    if not sys.stderr.isatty():
-        yield click.echo, lambda _count: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
-
-    with Progress(
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        console=Console(stderr=True),
-        transient=True,
-        redirect_stdout=sys.stdout.isatty(),
-    ) as bar:
-        task = bar.add_task("", total=messages)
-        yield click.echo, lambda count: bar.advance(task, count)
 
 
 def result_document(result: ProduceResult) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Mapping
 from typing import Any, Final
 from urllib.parse import quote
@@ -126,9 +125,4 @@ def messages(
 def _payload(message: Mapping[str, Any]) -> str:
     """Show a payload as JSON, a body as text where it is text, else in base64."""
     body = message.get("body")
-    if body is None:
-        return exact.dumps(message.get("payload"))
-    try:
-        return base64.b64decode(body).decode()
-    except UnicodeDecodeError:
-        return f"base64:{body}"
+    return exact.dumps(message.get("payload")) if body is None else output.body_text(body)

@@ -6,7 +6,6 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from datetime import datetime
 from typing import Any, Final
 
@@ -110,7 +109,7 @@ class ReplayClient:
         """Do it and print what was done. Raises `CommandError` where letters were left."""
         total: Counter[str] = Counter({self._done: 0})
         preview = self.preview()
-        with _progress(self._done, preview["count"]) as advance:
+        with output.working(self._done, preview["count"]) as advance:
             for part in self._parts():
                 total += self._run_part(self._up_to(part, preview["as_of"]), advance)
         if as_json:
@@ -181,23 +180,3 @@ class ReplayClient:
 
 def _counted(count: int) -> str:
     return f"{count} dead letter{'' if count == 1 else 's'}"
-
-
-@contextmanager
-def _progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Show on a terminal's stderr how far it has come."""
-    if not sys.stderr.isatty():
-        yield lambda _count: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-
-    with Progress(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        console=Console(stderr=True),
-        transient=True,
-    ) as progress:
-        task = progress.add_task(what, total=total)
-        yield lambda count: progress.advance(task, count)

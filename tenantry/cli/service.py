@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -136,9 +136,6 @@ def _rebuild(url: str) -> int:
     from tenantry.database.pool import Database
     from tenantry.projections.tenants import TenantProjection
 
-    database = Database(url, pool_size=2)
-    try:
+    with closing(Database(url, pool_size=2)) as database:
         database.open()
         return TenantProjection().rebuild(database)
-    finally:
-        database.close()

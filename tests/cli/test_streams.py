@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 import structlog
 from hypothesis import given
@@ -19,7 +20,7 @@ from hypothesis import strategies as st
 
 from tenantry.cli import exact
 from tenantry.cli.main import main
-from tenantry.cli.output import _Output
+from tenantry.cli.output import _Output, working
 from tenantry.telemetry.logging import configure
 from tests.api.serving import Served, World, serving
 
@@ -132,3 +133,19 @@ def test_json_is_written_with_the_numbers_it_was_read_with(text: str) -> None:
 def test_json_may_be_nested_as_deeply_as_the_database_takes_it(depth: int) -> None:
     text = "[" * depth + '1e2, {"a]": "[\\"{", "b": -0.0}' + "]" * depth
     assert exact.dumps(exact.loads(text)) == text
+
+
+def test_what_is_printed_while_a_terminal_shows_progress_goes_to_standard_output(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    out, terminal = io.StringIO(), Terminal()
+    monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setattr(sys, "stderr", terminal)
+    with working("examining"):
+        click.echo("Ensured access to stream: tenant_acme_stream")
+    assert out.getvalue() == "Ensured access to stream: tenant_acme_stream\n"
+    assert "Ensured" not in terminal.getvalue()
