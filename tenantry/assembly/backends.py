@@ -18,7 +18,6 @@ from tenantry.database.migrations import migrate
 from tenantry.database.pool import Database
 from tenantry.database.rights import open_to_tenants
 from tenantry.database.server import Shares
-from tenantry.database.watch import DatabaseWatch
 from tenantry.dead_letters.postgres import PostgresDeadLetterIndex
 from tenantry.handlers.message import Handler
 from tenantry.isolation.sessions import TenantsSessions
@@ -27,6 +26,7 @@ from tenantry.journal.postgres import InlineProjection, PostgresEventStore
 from tenantry.messages.port import MessageStore
 from tenantry.messages.postgres import PostgresMessageStore
 from tenantry.messages.sql_access_postgres import PostgresSqlAccess
+from tenantry.messages.watch import DatabaseWatch
 from tenantry.process.threads import Threads
 from tenantry.projections.tenants import (
     PasswordConfirmation,

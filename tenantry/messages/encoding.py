@@ -9,11 +9,13 @@ length, lower bound; then each element with its length before it, -1 for NULL. (
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal
 from struct import Struct
-from typing import Final
+from typing import ClassVar, Final
+from uuid import UUID
 
 import orjson
 import psycopg
@@ -22,7 +24,6 @@ from psycopg.pq import Format
 
 from tenantry.messages.headers import JsonHeaders
 from tenantry.messages.port import Incoming
-from tenantry.uuids import random_uuids
 
 _HEADER: Final = Struct(">iiIii").pack
 _LENGTH: Final = Struct(">i").pack
@@ -30,46 +31,29 @@ _INT4: Final = Struct(">ii").pack
 _INT8: Final = Struct(">iq").pack
 _NULL: Final = b"\xff\xff\xff\xff"
 _JSONB_VERSION: Final = b"\x01"
+_UUID_BYTES: Final = 16
 
 _POSTGRES_EPOCH_US: Final = 946_684_800_000_000
 """2000-01-01 in microseconds since 1970: where PostgreSQL's timestamps begin."""
 LAST_MS: Final = 253_370_764_800_000
 """9999-01-01 in milliseconds since 1970: a time of publishing beyond it is none."""
 
-_BYTEA, _BIGINT, _TEXT, _INTEGER, _TIMESTAMPTZ, _JSONB = 17, 20, 25, 23, 1184, 3802
-
 
 class Array:
     """A column of a batch in the wire format of its array type."""
 
     __slots__ = ("data",)
+    element: ClassVar[int]
+    """The oid of the elements' type."""
 
-    def __init__(self, data: bytes) -> None:
-        self.data = data
+    def __init_subclass__(cls, *, oid: int, element: int) -> None:
+        """`oid` is that of the array type."""
+        cls.element = element
+        dumper = type(f"_{cls.__name__}Dumper", (_ArrayDumper,), {"oid": oid})
+        psycopg.adapters.register_dumper(cls, dumper)
 
-
-class TextArray(Array):
-    """A `text[]`."""
-
-
-class IntegerArray(Array):
-    """An `integer[]`."""
-
-
-class BigintArray(Array):
-    """A `bigint[]`."""
-
-
-class ByteaArray(Array):
-    """A `bytea[]`."""
-
-
-class JsonbArray(Array):
-    """A `jsonb[]`."""
-
-
-class TimestampArray(Array):
-    """A `timestamptz[]`."""
+    def __init__(self, cells: Sequence[bytes]) -> None:
+        self.data = _HEADER(1, 1, self.element, len(cells), 1) + b"".join(cells)
 
 
 class _ArrayDumper(Dumper):
@@ -79,22 +63,32 @@ class _ArrayDumper(Dumper):
         return obj.data
 
 
-for _class, _oid in (
-    (TextArray, 1009),
-    (IntegerArray, 1007),
-    (BigintArray, 1016),
-    (ByteaArray, 1001),
-    (JsonbArray, 3807),
-    (TimestampArray, 1185),
-):
-    psycopg.adapters.register_dumper(
-        _class, type(f"_{_class.__name__}Dumper", (_ArrayDumper,), {"oid": _oid})
-    )
+class TextArray(Array, oid=1009, element=25):
+    """A `text[]`."""
+
+
+class IntegerArray(Array, oid=1007, element=23):
+    """An `integer[]`."""
+
+
+class BigintArray(Array, oid=1016, element=20):
+    """A `bigint[]`."""
+
+
+class ByteaArray(Array, oid=1001, element=17):
+    """A `bytea[]`."""
+
+
+class JsonbArray(Array, oid=3807, element=3802):
+    """A `jsonb[]`."""
+
+
+class TimestampArray(Array, oid=1185, element=1184):
+    """A `timestamptz[]`."""
 
 
 def columns(batch: Sequence[Incoming], is_json: Sequence[bool]) -> tuple[Array, ...]:
     """Turn a batch into the array parameters of `tenantry.store_messages`, in its order."""
-    size = len(batch)
     nameless = sum(1 for message in batch if message.id is None)
     new_ids = iter(random_uuids(nameless))
     topics: dict[str, bytes] = {}
@@ -132,43 +126,40 @@ def columns(batch: Sequence[Incoming], is_json: Sequence[bool]) -> tuple[Array, 
             else _INT8(8, published * 1000 - _POSTGRES_EPOCH_US)
         )
     return (
-        TextArray(_array(_TEXT, size, ids)),
-        TextArray(_array(_TEXT, size, topic_cells)),
-        IntegerArray(_array(_INTEGER, size, partition_cells)),
-        JsonbArray(_array(_JSONB, size, payloads)),
-        ByteaArray(_array(_BYTEA, size, bodies)),
-        TextArray(_array(_TEXT, size, type_cells)),
-        JsonbArray(_array(_JSONB, size, headers)),
-        TimestampArray(_array(_TIMESTAMPTZ, size, times)),
+        TextArray(ids),
+        TextArray(topic_cells),
+        IntegerArray(partition_cells),
+        JsonbArray(payloads),
+        ByteaArray(bodies),
+        TextArray(type_cells),
+        JsonbArray(headers),
+        TimestampArray(times),
     )
 
 
 def text_array(values: Sequence[str | None]) -> TextArray:
     """Turn texts into an array."""
-    return TextArray(_array(_TEXT, len(values), [_NULL if v is None else _text(v) for v in values]))
+    return TextArray([_NULL if value is None else _text(value) for value in values])
 
 
 def integer_array(values: Sequence[int]) -> IntegerArray:
     """Turn numbers into an array."""
-    return IntegerArray(_array(_INTEGER, len(values), [_INT4(4, value) for value in values]))
+    return IntegerArray([_INT4(4, value) for value in values])
 
 
 def bigint_array(values: Sequence[int]) -> BigintArray:
     """Turn numbers into an array."""
-    return BigintArray(_array(_BIGINT, len(values), [_INT8(8, value) for value in values]))
+    return BigintArray([_INT8(8, value) for value in values])
 
 
 def bytea_array(values: Sequence[bytes]) -> ByteaArray:
     """Turn bytes into an array."""
-    return ByteaArray(
-        _array(_BYTEA, len(values), [_LENGTH(len(value)) + value for value in values])
-    )
+    return ByteaArray([_LENGTH(len(value)) + value for value in values])
 
 
 def headers_array(values: Sequence[Mapping[str, object] | None]) -> JsonbArray:
     """Turn header tables into an array; an empty one is NULL."""
-    cells = [_jsonb(headers_json(value)) if value else _NULL for value in values]
-    return JsonbArray(_array(_JSONB, len(values), cells))
+    return JsonbArray([_jsonb(headers_json(value)) if value else _NULL for value in values])
 
 
 def headers_json(headers: Mapping[str, object]) -> bytes:
@@ -185,8 +176,17 @@ def headers_json(headers: Mapping[str, object]) -> bytes:
     return encoded
 
 
-def _array(oid: int, size: int, cells: list[bytes]) -> bytes:
-    return _HEADER(1, 1, oid, size, 1) + b"".join(cells)
+def random_uuids(count: int) -> list[str]:
+    """Make `count` random UUIDs (version 4), written as text.
+
+    `uuid.uuid4` asks the system each time, and lets go of the interpreter for it: among busy
+    threads every one of them waits for its turn again. Here many cost one question.
+    """
+    noise = os.urandom(_UUID_BYTES * count)
+    return [
+        str(UUID(bytes=noise[start : start + _UUID_BYTES], version=4))
+        for start in range(0, len(noise), _UUID_BYTES)
+    ]
 
 
 def _text(value: str) -> bytes:

@@ -12,9 +12,9 @@ import pytest
 
 from tenantry.database.errors import DatabaseUnavailableError, DatabaseUnfitError
 from tenantry.database.pool import Database
-from tenantry.database.watch import DatabaseWatch
 from tenantry.messages.port import StoreUnavailableError
 from tenantry.messages.postgres import PostgresMessageStore
+from tenantry.messages.watch import DatabaseWatch
 from tests.contract.test_message_store import incoming
 from tests.poolers import Pooler, pooling
 

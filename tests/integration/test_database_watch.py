@@ -14,13 +14,13 @@ from tenantry.database.errors import DatabaseUnavailableError, DatabaseUnfitErro
 from tenantry.database.migrations import migrate
 from tenantry.database.pool import Database
 from tenantry.database.server import Shares, look, take_share
-from tenantry.database.watch import DatabaseWatch
 from tenantry.domain import names
 from tenantry.domain.events import TenantPaused
 from tenantry.journal.port import ANY, JournalUnavailableError, Metadata
 from tenantry.journal.postgres import PostgresEventStore
 from tenantry.messages.port import StoreUnavailableError
 from tenantry.messages.postgres import PostgresMessageStore
+from tenantry.messages.watch import DatabaseWatch
 from tests.contract.test_message_store import incoming
 from tests.services_postgres import admin_url
 

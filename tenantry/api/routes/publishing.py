@@ -34,7 +34,7 @@ from tenantry.http.auth import principal_of
 from tenantry.http.pool import Pool
 from tenantry.http.problems import Problem
 from tenantry.http.tokens import Principal
-from tenantry.uuids import random_uuids
+from tenantry.messages.encoding import random_uuids
 
 PUBLISH_SECONDS: Final = 10.0
 _CONTENT_TYPE: Final = "application/json"

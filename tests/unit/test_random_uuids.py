@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from uuid import UUID
 
-from tenantry.uuids import random_uuids
+from tenantry.messages.encoding import random_uuids
 
 
 def test_as_many_are_made_as_are_asked_for_and_no_two_are_the_same() -> None:
