@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -109,14 +109,14 @@ def migrate(
     """
     known = migrations() if known is None else known
     with _session(database) as connection:
-        _missing(connection, known)  # before anything is made, the gate as well
+        _look(connection, known)  # before anything is made, the gate as well
         with _alone(database):
             return _bring_up(connection, known)
 
 
 def _bring_up(connection: Connection, known: Sequence[Migration]) -> list[Migration]:
     applied: list[Migration] = []
-    for migration in _missing(connection, known):
+    for migration in _missing(_applied(connection), known):
         _patiently(connection, partial(_apply, connection, migration))
         log.info("applied migration %s", migration)
         applied.append(migration)
@@ -136,7 +136,7 @@ def pending(
     Raises as `migrate` does.
     """
     with _session(database) as connection:
-        return _missing(connection, migrations() if known is None else known)
+        return _look(connection, migrations() if known is None else known)
 
 
 def migrate_unless_led(database: Database) -> list[Migration]:
@@ -217,8 +217,17 @@ def _fence(connection: Connection) -> None:
         connection.execute("SELECT tenantry.fence_tables()")
 
 
-def _missing(connection: Connection, known: Sequence[Migration]) -> list[Migration]:
-    done = _applied(connection)
+def _look(connection: Connection, known: Sequence[Migration]) -> list[Migration]:
+    """Tell which migrations are missing, and raise where they could not be applied."""
+    found = preflight.look(connection)
+    done = _applied(connection) if found["history"] else {}
+    missing = _missing(done, known)
+    if missing:
+        preflight.refuse_unfit(connection, found, applied=frozenset(done))
+    return missing
+
+
+def _missing(done: Mapping[int, str], known: Sequence[Migration]) -> list[Migration]:
     newest = max(done, default=0)
     ours = max((migration.number for migration in known), default=0)
     if newest > ours:
@@ -238,14 +247,10 @@ def _missing(connection: Connection, known: Sequence[Migration]) -> list[Migrati
             f"migration {missing[0]} is missing below the schema's {newest:04}; "
             "reinstall the tenantry that made this database"
         )
-    if missing:
-        preflight.look(connection, applied=frozenset(done))
     return missing
 
 
 def _applied(connection: Connection) -> dict[int, str]:
-    if not preflight.ours(connection):
-        return {}
     rows = connection.execute("SELECT number, checksum FROM tenantry.schema_migrations")
     return dict(rows.fetchall())
 

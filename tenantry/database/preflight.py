@@ -2,30 +2,36 @@
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Mapping
+from typing import Any, Final, TypeAlias
+
+from psycopg.rows import dict_row
 
 from tenantry.database.errors import DatabaseUnfitError
 from tenantry.database.pool import Connection
+
+Found: TypeAlias = Mapping[str, Any]
+"""What a look has found, by the names that the query gives."""
 
 MESSAGES: Final = 2
 """The migration that makes `public.messages`."""
 
 _LOOK: Final = """
-SELECT history.exists, history.exists AND history.columns = 3,
-       schema.oid IS NOT NULL,
+SELECT history.exists AS history, history.columns = 3 AS history_is_ours,
+       schema.oid IS NOT NULL AS schema,
        (SELECT count(*) FROM pg_class AS c WHERE c.relnamespace = schema.oid)
-         + (SELECT count(*) FROM pg_proc AS p WHERE p.pronamespace = schema.oid),
+         + (SELECT count(*) FROM pg_proc AS p WHERE p.pronamespace = schema.oid) AS objects,
        coalesce(has_schema_privilege(schema.oid, 'CREATE')
-         AND has_schema_privilege(schema.oid, 'USAGE'), false),
-       coalesce(pg_get_userbyid(schema.nspowner), ''),
-       has_database_privilege(current_database(), 'CREATE'),
-       to_regnamespace('public') IS NOT NULL,
+         AND has_schema_privilege(schema.oid, 'USAGE'), false) AS in_schema,
+       coalesce(pg_get_userbyid(schema.nspowner), '') AS owner,
+       has_database_privilege(current_database(), 'CREATE') AS in_database,
+       to_regnamespace('public') IS NOT NULL AS public,
        coalesce(has_schema_privilege(to_regnamespace('public')::oid, 'CREATE')
-         AND has_schema_privilege(to_regnamespace('public')::oid, 'USAGE'), false),
-       to_regclass('public.messages') IS NOT NULL,
-       EXISTS (SELECT FROM pg_language WHERE lanname = 'plpgsql'),
-       to_regnamespace('tenantry_fence') IS NOT NULL,
-       current_user::text, current_database()::text
+         AND has_schema_privilege(to_regnamespace('public')::oid, 'USAGE'), false) AS in_public,
+       to_regclass('public.messages') IS NOT NULL AS messages,
+       EXISTS (SELECT FROM pg_language WHERE lanname = 'plpgsql') AS plpgsql,
+       to_regnamespace('tenantry_fence') IS NOT NULL AS gate,
+       current_user::text AS user, current_database()::text AS name
 FROM (VALUES (0)) AS one
 LEFT JOIN pg_namespace AS schema ON schema.nspname = 'tenantry'
 CROSS JOIN LATERAL (
@@ -57,33 +63,34 @@ WHERE n.nspname IN ('tenantry', 'tenantry_fence') ORDER BY 1
 lies in it."""
 
 
-def look(connection: Connection, *, applied: frozenset[int]) -> None:
+def look(connection: Connection) -> Found:
+    """See what there is; raise `DatabaseUnfitError` where the table of migrations is another's."""
+    with connection.cursor(row_factory=dict_row) as cursor:
+        found = cursor.execute(_LOOK).fetchone()
+    assert found is not None  # noqa: S101 - a query without a condition
+    if found["history"] and not found["history_is_ours"]:
+        raise _schema_taken(found)
+    return found
+
+
+def refuse_unfit(connection: Connection, found: Found, *, applied: frozenset[int]) -> None:
     """Raise `DatabaseUnfitError` where the migrations beyond `applied` would fail half-way.
 
     An object of another owner has our names, or the user may not create what is missing.
     """
-    row = connection.execute(_LOOK).fetchone()
-    assert row is not None  # noqa: S101 - a query without a condition
-    unfit = _taken(row, applied) or _not_allowed(row, applied) or _owned(connection, bool(row[1]))
+    unfit = (
+        _taken(found, applied)
+        or _not_allowed(found, applied)
+        or _owned(connection, bool(found["history"]))
+    )
     if unfit is not None:
         raise unfit
 
 
-def ours(connection: Connection) -> bool:
-    """Tell whether there is a table of migrations; raise where it is another program's."""
-    row = connection.execute(_LOOK).fetchone()
-    if row is None or not row[0]:
-        return False
-    if not row[1]:
-        raise _schema_taken(row)
-    return True
-
-
-def _taken(row: tuple[object, ...], applied: frozenset[int]) -> DatabaseUnfitError | None:
-    history, history_is_ours, schema, objects = row[:4]
-    if (history and not history_is_ours) or (schema and not history and objects):
-        return _schema_taken(row)
-    if row[9] and MESSAGES not in applied:
+def _taken(found: Found, applied: frozenset[int]) -> DatabaseUnfitError | None:
+    if found["schema"] and not found["history"] and found["objects"]:
+        return _schema_taken(found)
+    if found["messages"] and MESSAGES not in applied:
         return DatabaseUnfitError(
             "there is a table public.messages already, which is somebody else's",
             "rename it, or give tenantry a database of its own",
@@ -91,35 +98,34 @@ def _taken(row: tuple[object, ...], applied: frozenset[int]) -> DatabaseUnfitErr
     return None
 
 
-def _schema_taken(row: tuple[object, ...]) -> DatabaseUnfitError:
+def _schema_taken(found: Found) -> DatabaseUnfitError:
     return DatabaseUnfitError(
-        f"there is a schema tenantry already, {row[5]}'s, and it is not this program's",
+        f"there is a schema tenantry already, {found['owner']}'s, and it is not this program's",
         "rename it, or give tenantry a database of its own",
     )
 
 
-def _not_allowed(row: tuple[object, ...], applied: frozenset[int]) -> DatabaseUnfitError | None:
-    schema, in_schema, in_database, public, in_public = row[2], row[4], row[6], row[7], row[8]
-    plpgsql, gate, user, name = row[10:]
-    if not (schema and gate) and not in_database:
+def _not_allowed(found: Found, applied: frozenset[int]) -> DatabaseUnfitError | None:
+    user = found["user"]
+    if not (found["schema"] and found["gate"]) and not found["in_database"]:
         return DatabaseUnfitError(
             f"user {user} may not create schemas in it",
-            f'make {user} its owner, or GRANT CREATE ON DATABASE "{name}" TO "{user}"',
+            f'make {user} its owner, or GRANT CREATE ON DATABASE "{found["name"]}" TO "{user}"',
         )
     if applied:
         return None
-    if not plpgsql:
+    if not found["plpgsql"]:
         return DatabaseUnfitError(
             "it has no PL/pgSQL, which every new database has", "CREATE EXTENSION plpgsql"
         )
-    if not public:
+    if not found["public"]:
         return DatabaseUnfitError("it has no schema public", "CREATE SCHEMA public")
-    if schema and not in_schema:
+    if found["schema"] and not found["in_schema"]:
         return DatabaseUnfitError(
             f"user {user} may not create tables in its schema tenantry",
             f'make {user} its owner, or GRANT CREATE, USAGE ON SCHEMA tenantry TO "{user}"',
         )
-    if not in_public:
+    if not found["in_public"]:
         return DatabaseUnfitError(
             f"user {user} may not create tables in its schema public",
             f'GRANT CREATE, USAGE ON SCHEMA public TO "{user}"',

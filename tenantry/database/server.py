@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, astuple, dataclass, replace
 from typing import Final
 
 import psycopg
@@ -67,8 +67,7 @@ class Shares:
     @property
     def total(self) -> int:
         """All together, with those that are there once."""
-        parts = self.pool + self.pages + self.front_pool + self.front_pages + self.handlers
-        return parts + ALONE
+        return int(sum(astuple(self))) + ALONE
 
 
 LEAST: Final = Shares(pool=2, pages=1, front_pool=2, front_pages=1)
@@ -97,13 +96,7 @@ def divide(room: Room, wanted: Shares) -> Shares:
 
     Raises `DatabaseUnfitError` where there is too little to work with.
     """
-    least = Shares(
-        pool=LEAST.pool,
-        pages=LEAST.pages,
-        front_pool=LEAST.front_pool,
-        front_pages=LEAST.front_pages,
-        handlers=min(1, wanted.handlers),
-    )
+    least = replace(LEAST, handlers=min(1, wanted.handlers))
     if room.free < least.total:
         raise DatabaseUnfitError(
             f"it has {max(0, room.free)} connections to give ({room.narrowest}), and "
@@ -116,18 +109,8 @@ def divide(room: Room, wanted: Shares) -> Shares:
         return wanted
     # What is beyond the least is shared as it was wanted.
     part = (ours - least.total) / (wanted.total - least.total)
-
-    def of(name: str) -> int:
-        low: int = getattr(least, name)
-        return low + int((getattr(wanted, name) - low) * part)
-
-    return Shares(
-        pool=of("pool"),
-        pages=of("pages"),
-        front_pool=of("front_pool"),
-        front_pages=of("front_pages"),
-        handlers=of("handlers"),
-    )
+    lows, highs = asdict(least), asdict(wanted)
+    return Shares(**{name: low + int((highs[name] - low) * part) for name, low in lows.items()})
 
 
 def take_share(database: Database, wanted: Shares) -> Shares:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import fields
 from datetime import datetime
 from functools import cache
@@ -149,18 +150,16 @@ def encode_state(state: TenantState) -> Data:
 
 def decode_state(data: Mapping[str, object]) -> TenantState:
     """Read a tenant's state of shape `STATE_SCHEMA`. Raises `MalformedEventError`."""
-    raw = dict(data)
-    try:
-        written = str(raw["lifecycle"])
-        raw["lifecycle"] = Lifecycle(_FORMER_LIFECYCLES.get(written, written))
-        for name in ("created_at", "updated_at"):
-            raw[name] = datetime.fromisoformat(str(raw[name]))
-        if raw["parked_at"] is not None:
-            raw["parked_at"] = datetime.fromisoformat(str(raw["parked_at"]))
-    except (KeyError, ValueError) as error:
-        raise MalformedEventError(f"a tenant's written state is malformed: {error}") from error
-    state: TenantState = _build(TenantState, raw)
+    written = str(data.get("lifecycle"))
+    former = {"lifecycle": _FORMER_LIFECYCLES[written]} if written in _FORMER_LIFECYCLES else {}
+    state: TenantState = _build(TenantState, {**data, **former})
     return state
+
+
+_OUT_OF_TEXT: Final[Mapping[type, Callable[[Any], object]]] = MappingProxyType(
+    {Lifecycle: Lifecycle, datetime: datetime.fromisoformat}
+)
+"""How what JSON does not hold is read from the text that `_plain` makes of it."""
 
 
 def _plain(value: object) -> object:
@@ -207,6 +206,9 @@ def _typed(value: object, hint: Any, where: str) -> object:
             return None
         inner = next(one for one in get_args(hint) if one is not NoneType)
         return _typed(value, inner, where)
+    elif hint in _OUT_OF_TEXT:
+        with suppress(ValueError, TypeError):
+            return _OUT_OF_TEXT[hint](value)
     elif type(value) is hint:  # not isinstance: True is no number
         return value
     raise MalformedEventError(f"{where}: {value!r:.80} is no {hint}")

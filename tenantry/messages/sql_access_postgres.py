@@ -32,6 +32,7 @@ class PostgresSqlAccess:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._errors = role_errors(database)
 
     def grant(self, tenant_id: str) -> SqlCredentials:
         """Give a tenant its role or a new password, with nothing else to be done before that."""
@@ -46,7 +47,7 @@ class PostgresSqlAccess:
         context lasts.
         """
         password = secrets.token_urlsafe(32)
-        with role_errors(self._database), self._database.listen_connection() as connection:
+        with self._errors, self._database.listen_connection() as connection:
             with connection.transaction():
                 row = connection.execute("SELECT tenantry.sql_role(%s)", (tenant_id,)).fetchone()
                 role = str(row[0]) if row else ""
@@ -60,7 +61,7 @@ class PostgresSqlAccess:
 
     def revoke(self, tenant_id: str) -> bool:
         """See `SqlAccess.revoke`."""
-        with self._connection() as connection:
+        with self._errors, self._database.connection() as connection:
             named = connection.execute("SELECT tenantry.sql_role(%s)", (tenant_id,)).fetchone()
             role = str(named[0]) if named else ""
             with connection.transaction():
@@ -69,11 +70,6 @@ class PostgresSqlAccess:
                 "SELECT tenantry.revoke_sql_access(%s)", (tenant_id,)
             ).fetchone()
         return bool(row and row[0])
-
-    @contextmanager
-    def _connection(self) -> Iterator[Connection]:
-        with role_errors(self._database), self._database.connection() as connection:
-            yield connection
 
 
 def mark(connection: Connection, role: str) -> None:

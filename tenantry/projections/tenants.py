@@ -119,15 +119,41 @@ class TenantProjection:
         return [recorded_event(row) for row in rows]
 
 
-class PostgresTenantDirectory:
+class TenantsPast:
+    """Tenants as they were, folded from the journal: half of a `TenantDirectory`."""
+
+    def __init__(self, store: EventStore) -> None:
+        self._store = store
+
+    def as_of_version(self, tenant_id: str, version: int) -> TenantState | None:
+        """See `TenantDirectory.as_of_version`."""
+        if version < 1:
+            return None
+        state = snapshot_state(self._store, tenant_id, up_to=version)
+        after = 0 if state is None else state.version
+        if after < version:
+            stream = names.journal_stream(tenant_id)
+            recorded = self._store.read_stream(stream, after=after, limit=version - after)
+            state = fold(tenant_events(recorded), state)
+        return state if state is not None and state.version == version else None
+
+    def as_of_time(self, tenant_id: str, at: datetime) -> TenantState | None:
+        """See `TenantDirectory.as_of_time`. Raises `ValueError` for a time without a zone."""
+        if at.tzinfo is None:
+            raise ValueError("a time without a zone names no moment")
+        recorded = self._store.read_stream(names.journal_stream(tenant_id))
+        return fold(tenant_events(takewhile(lambda one: one.recorded_at <= at, recorded)))
+
+
+class PostgresTenantDirectory(TenantsPast):
     """A directory (`tenantry.projections.port.TenantDirectory`) of tenants on PostgreSQL.
 
-    The present comes from the read model; the past is folded from the journal.
+    The present comes from the read model.
     """
 
     def __init__(self, database: Database, store: EventStore) -> None:
+        super().__init__(store)
         self._database = database
-        self._store = store
         self._sql = queries("tenants")
 
     def get(self, tenant_id: str) -> TenantState | None:
@@ -138,14 +164,6 @@ class PostgresTenantDirectory:
     def page(self, *, after: str | None = None, limit: int = 50) -> list[TenantState]:
         """See `TenantDirectory.page`."""
         return self._read("page", after=after or "", limit=limit)
-
-    def as_of_version(self, tenant_id: str, version: int) -> TenantState | None:
-        """See `TenantDirectory.as_of_version`."""
-        return as_of_version(self._store, tenant_id, version)
-
-    def as_of_time(self, tenant_id: str, at: datetime) -> TenantState | None:
-        """See `TenantDirectory.as_of_time`."""
-        return as_of_time(self._store, tenant_id, at)
 
     def _read(self, query: str, **parameters: object) -> list[TenantState]:
         with journal_connection(self._database) as connection:
@@ -170,27 +188,6 @@ def _columns(states: Sequence[TenantState]) -> Mapping[str, Any]:
         "created": [one.created_at for one in states],
         "updated": [one.updated_at for one in states],
     }
-
-
-def as_of_version(store: EventStore, tenant_id: str, version: int) -> TenantState | None:
-    """See `TenantDirectory.as_of_version`."""
-    if version < 1:
-        return None
-    state = snapshot_state(store, tenant_id, up_to=version)
-    after = 0 if state is None else state.version
-    if after < version:
-        stream = names.journal_stream(tenant_id)
-        recorded = store.read_stream(stream, after=after, limit=version - after)
-        state = fold(tenant_events(recorded), state)
-    return state if state is not None and state.version == version else None
-
-
-def as_of_time(store: EventStore, tenant_id: str, at: datetime) -> TenantState | None:
-    """See `TenantDirectory.as_of_time`. Raises `ValueError` for a time without a zone."""
-    if at.tzinfo is None:
-        raise ValueError("a time without a zone names no moment")
-    recorded = store.read_stream(names.journal_stream(tenant_id))
-    return fold(tenant_events(takewhile(lambda one: one.recorded_at <= at, recorded)))
 
 
 class PasswordConfirmation:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC
 from typing import Final
 
 from psycopg.rows import TupleRow
 
 from tenantry.database.failures import PortErrors
-from tenantry.database.pool import Connection, Database
+from tenantry.database.pool import Database
 from tenantry.sql import queries
 from tenantry.terms.port import DAEMON, Holder, Standing
 from tenantry.unavailable import UnavailableError
@@ -28,6 +26,7 @@ class PostgresTerms:
 
     def __init__(self, database: Database, scope: str = DAEMON) -> None:
         self._database = database
+        self._errors = PortErrors(UnavailableError, UnavailableError, where=database.where)
         self._scope = scope
         self._sql = queries("terms")
 
@@ -37,7 +36,7 @@ class PostgresTerms:
 
     def look(self) -> Standing:
         """See `Terms.look`."""
-        with self._connection() as connection:
+        with self._errors, self._database.connection(PATIENCE) as connection:
             row = connection.execute(self._sql["look"], {"scope": self._scope}).fetchone()
         if row is None:
             raise UnavailableError(f"{self._database.where}: no scope {self._scope!r}")
@@ -53,7 +52,7 @@ class PostgresTerms:
             "host": by.host,
             "pid": by.pid,
         }
-        with self._connection() as connection:
+        with self._errors, self._database.connection(PATIENCE) as connection:
             row = connection.execute(self._sql["take"], parameters).fetchone()
         return None if row is None else _standing(row)
 
@@ -66,15 +65,9 @@ class PostgresTerms:
         self._change("release", number)
 
     def _change(self, query: str, number: int) -> int:
-        with self._connection() as connection:
+        with self._errors, self._database.connection(PATIENCE) as connection:
             done = connection.execute(self._sql[query], {"scope": self._scope, "number": number})
             return done.rowcount
-
-    @contextmanager
-    def _connection(self) -> Iterator[Connection]:
-        errors = PortErrors(UnavailableError, UnavailableError, where=self._database.where)
-        with errors, self._database.connection(PATIENCE) as connection:
-            yield connection
 
 
 def _standing(row: TupleRow) -> Standing:

@@ -23,7 +23,7 @@ from tenantry.journal.port import (
     VersionConflictError,
 )
 from tenantry.journal.tenants import TENANT_CATEGORY, tenant_events
-from tenantry.projections.tenants import as_of_time, as_of_version
+from tenantry.projections.tenants import TenantsPast
 from tenantry.terms.port import Holder, Standing
 
 _NOBODY = Holder(instance="", host="", pid=0)
@@ -176,11 +176,11 @@ class InMemoryTenantProjection:
             return dict(self._states)
 
 
-class InMemoryTenantDirectory:
+class InMemoryTenantDirectory(TenantsPast):
     """A directory (`tenantry.projections.port.TenantDirectory`) of tenants in memory."""
 
     def __init__(self, store: InMemoryEventStore, projection: InMemoryTenantProjection) -> None:
-        self._store = store
+        super().__init__(store)
         self._projection = projection
 
     def get(self, tenant_id: str) -> TenantState | None:
@@ -194,14 +194,6 @@ class InMemoryTenantDirectory:
             key=lambda one: one.tenant_id,
         )
         return [one for one in existing if after is None or one.tenant_id > after][:limit]
-
-    def as_of_version(self, tenant_id: str, version: int) -> TenantState | None:
-        """See `TenantDirectory.as_of_version`."""
-        return as_of_version(self._store, tenant_id, version)
-
-    def as_of_time(self, tenant_id: str, at: datetime) -> TenantState | None:
-        """See `TenantDirectory.as_of_time`."""
-        return as_of_time(self._store, tenant_id, at)
 
 
 class InMemoryTerms:
