@@ -132,7 +132,8 @@ def _show(directory: Path, *, as_json: bool, keep: bool) -> tuple[list[Line], in
 
 
 def _publish_and_count(daemon: ChildDaemon, say: Callable[[str], None]) -> list[Line]:
-    from tenantry.producer import ProducerError, ProducerOptions, produce
+    from tenantry.producer.run import ProducerOptions, produce
+    from tenantry.tenant_client.access import ProducerError
 
     options = ProducerOptions()
     with daemon.client() as client:

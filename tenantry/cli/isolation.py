@@ -17,7 +17,8 @@ from tenantry.cli.producing import address_option, log_quietly
 
 if TYPE_CHECKING:
     from tenantry.broker.port import TenantTopology
-    from tenantry.producer import IsolationReport, TenantAccess
+    from tenantry.isolation.port import IsolationReport
+    from tenantry.tenant_client.access import TenantAccess
 
 AT_ONCE: Final = 10
 """Tenants the daemon is asked about in one call."""
@@ -64,9 +65,8 @@ def verify_isolation(
     THE PASSWORDS OF THESE TENANTS ARE ROTATED to get at their credentials, so their producers need
     the new ones afterwards. With --credentials or --probe no password is changed.
     """
-    from tenantry.producer import ProducerError
-    from tenantry.producer import verify_isolation as verify
-    from tenantry.tenant_client.access import every_tenant
+    from tenantry.isolation.proof import verify_isolation as verify
+    from tenantry.tenant_client.access import ProducerError, every_tenant
 
     log_quietly()
     if probe:
@@ -151,8 +151,7 @@ def _accesses(
     tenant_ids: tuple[str, ...],
     given: Mapping[str, Mapping[str, str]] | None,
 ) -> list[TenantAccess]:
-    from tenantry.producer import TenantAccess
-    from tenantry.tenant_client.access import credentials_of, rotate
+    from tenantry.tenant_client.access import TenantAccess, credentials_of, rotate
 
     known = {one.tenant_id: one for one in everybody}
     for tenant_id in tenant_ids:

@@ -13,7 +13,7 @@ from tenantry.cli.options import broker_tls, example, with_client
 from tenantry.cli.output import FAILED, CommandError
 
 if TYPE_CHECKING:
-    from tenantry.producer import ProduceResult
+    from tenantry.producer.run import ProduceResult
 
 _UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0}
 MAX_INTERVAL: Final = 3600.0
@@ -90,8 +90,9 @@ def produce(
     messages are sent. With --json the lines go to stderr. Exits with 1 if a message was not
     confirmed or a tenant reaches another's objects.
     """
-    from tenantry.producer import ProducerError, ProducerOptions
-    from tenantry.producer import produce as run
+    from tenantry.producer.run import ProducerOptions
+    from tenantry.producer.run import produce as run
+    from tenantry.tenant_client.access import ProducerError
 
     log_quietly()
     options = ProducerOptions(

@@ -11,11 +11,15 @@ import httpx
 from tenantry.broker import topology
 from tenantry.broker.port import TenantTopology
 from tenantry.broker.rabbitmq.administration import RabbitAdministration
-from tenantry.producer import (
-    TenantAccess,
-)
-from tenantry.tenant_client.access import rotate, topology_of
+from tenantry.producer.run import ProducerOptions
+from tenantry.tenant_client.access import TenantAccess, rotate, topology_of
 from tests.services_rabbitmq import RabbitHost
+
+
+def small(**given: Any) -> ProducerOptions:
+    return ProducerOptions(
+        **({"tenants": 2, "producers": 1, "partitions": 2, "batches": 2} | given)
+    )
 
 
 class BrokerApi:

@@ -4,39 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Iterator
 from typing import Any
 
-import pika
 import pytest
 
 from tenantry.domain import names
-from tenantry.producer import (
-    ProducerOptions,
-    produce,
-)
-from tests.integration.broker_api import BrokerApi, depth, taken
-from tests.services_rabbitmq import RabbitHost
+from tenantry.producer.run import ProducerOptions, produce
+from tests.integration.broker_api import BrokerApi, depth, small, taken
 from tests.waiting import eventually
-
-
-@pytest.fixture
-def api(rabbitmq: RabbitHost) -> Iterator[BrokerApi]:
-    made = BrokerApi(rabbitmq)
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def channel(rabbitmq: RabbitHost) -> Iterator[Any]:
-    with pika.BlockingConnection(pika.URLParameters(rabbitmq.url)) as connection:
-        yield connection.channel()
-
-
-def small(**given: Any) -> ProducerOptions:
-    return ProducerOptions(
-        **({"tenants": 2, "producers": 1, "partitions": 2, "batches": 2} | given)
-    )
 
 
 def queues(tenant_id: str, partitions: int) -> list[str]:

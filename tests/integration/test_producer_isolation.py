@@ -3,43 +3,21 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from typing import Any
 
-import pika
 import pytest
 
 from tenantry.broker.port import Credentials, TenantTopology
 from tenantry.domain import names
-from tenantry.producer import (
+from tenantry.isolation.proof import verify_isolation
+from tenantry.producer.run import produce
+from tenantry.tenant_client.access import (
     ProducerError,
-    ProducerOptions,
     TenantAccess,
-    produce,
-    verify_isolation,
+    credentials_of,
+    every_tenant,
 )
-from tenantry.tenant_client.access import credentials_of, every_tenant
-from tests.integration.broker_api import BrokerApi, depth, taken
-from tests.services_rabbitmq import RabbitHost
-
-
-@pytest.fixture
-def api(rabbitmq: RabbitHost) -> Iterator[BrokerApi]:
-    made = BrokerApi(rabbitmq)
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def channel(rabbitmq: RabbitHost) -> Iterator[Any]:
-    with pika.BlockingConnection(pika.URLParameters(rabbitmq.url)) as connection:
-        yield connection.channel()
-
-
-def small(**given: Any) -> ProducerOptions:
-    return ProducerOptions(
-        **({"tenants": 2, "producers": 1, "partitions": 2, "batches": 2} | given)
-    )
+from tests.integration.broker_api import BrokerApi, depth, small, taken
 
 
 def test_isolation_holds_and_leaves_no_trace(api: BrokerApi, channel: Any) -> None:

@@ -10,9 +10,8 @@ from typing import Any
 
 import pytest
 
-from tenantry.producer import ProducerError, ProducerOptions
-from tenantry.producer.run import Assignment, Sender, Tally
-from tenantry.tenant_client.access import ensure_tenant, every_tenant, problem
+from tenantry.producer.run import Assignment, ProducerOptions, Sender, Tally
+from tenantry.tenant_client.access import ProducerError, ensure_tenant, every_tenant, problem
 from tenantry.tenant_client.amqp import AmqpClient, TenantClientError, at_address
 
 ASSIGNMENT = Assignment(
