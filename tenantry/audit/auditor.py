@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 from typing import Final
 
 import structlog
@@ -38,32 +38,23 @@ class Latest:
     at: float
 
 
+@dataclass(eq=False, slots=True)
 class Auditor:
     """Audits tenants. Callable from any thread; remembers what it found last.
 
     `in_flight` tells how many deliveries the daemon holds of a tenant, None where it has no actors.
     """
 
-    def __init__(
-        self,
-        accounts: Accounts,
-        queues: Queues,
-        in_flight: Callable[[str], int | None],
-        *,
-        still: float = STILL,
-        patience: float = PATIENCE,
-        pause: float = PAUSE,
-        seconds: float = SECONDS,
-    ) -> None:
-        self._accounts = accounts
-        self._queues = queues
-        self._in_flight = in_flight
-        self._still = still
-        self._patience = patience
-        self._pause = pause
-        self._seconds = seconds
-        self._stopping = threading.Event()
-        self._latest: dict[str, Latest] = {}
+    accounts: Accounts
+    queues: Queues
+    in_flight: Callable[[str], int | None]
+    _: KW_ONLY
+    still: float = STILL
+    patience: float = PATIENCE
+    pause: float = PAUSE
+    seconds: float = SECONDS
+    _stopping: threading.Event = field(default_factory=threading.Event, init=False)
+    _latest: dict[str, Latest] = field(default_factory=dict, init=False)
 
     def audit(self, tenant_ids: Sequence[str], *, quick: bool = False) -> list[Audit]:
         """Audit tenants, in the order given; a tenant that has no books is left out.
@@ -71,11 +62,11 @@ class Auditor:
         Where reading takes too long the later ones are left out too: ask again for them. The first
         is always there. `quick` counts no rows. Raises `StoreUnavailableError`.
         """
-        until = time.monotonic() + self._seconds
+        until = time.monotonic() + self.seconds
         read: dict[str, Audit] = {}
         for tenant_id in tenant_ids:
             left = until - time.monotonic()
-            if read and left <= self._seconds / 10:
+            if read and left <= self.seconds / 10:
                 break
             found = self._books(tenant_id, None if quick else max(left, 1.0))
             if found is not None:
@@ -116,16 +107,16 @@ class Auditor:
     def _books(self, tenant_id: str, seconds: float | None) -> Audit | None:
         uncounted = None if seconds is not None else "not asked for"
         try:
-            account = self._accounts.read(tenant_id, seconds=seconds)
+            account = self.accounts.read(tenant_id, seconds=seconds)
         except CountingTookTooLongError as error:
             uncounted = str(error)
-            account = self._accounts.read(tenant_id)
+            account = self.accounts.read(tenant_id)
         if account is None:
             return None
         return Audit(
             account=account,
             queues=None,
-            in_flight=self._in_flight(tenant_id),
+            in_flight=self.in_flight(tenant_id),
             differences=tuple(of_books(account)),
             uncounted=uncounted,
         )
@@ -140,7 +131,7 @@ class Auditor:
         began = time.monotonic()
         while waiting:
             try:
-                counts = self._queues.queue_counts()
+                counts = self.queues.queue_counts()
             except BrokerError as error:
                 log.warning("audit.without_broker", error=str(error))
                 return
@@ -154,11 +145,11 @@ class Auditor:
                     stood[tenant_id] = figures, now
                 if not found:
                     waiting.discard(tenant_id)
-                elif now - stood[tenant_id][1] >= self._still:
+                elif now - stood[tenant_id][1] >= self.still:
                     books = audits[tenant_id].differences
                     audits[tenant_id] = replace(audits[tenant_id], differences=(*books, *found))
                     waiting.discard(tenant_id)
-            if waiting and (now - began > self._patience or self._stopping.wait(self._pause)):
+            if waiting and (now - began > self.patience or self._stopping.wait(self.pause)):
                 break
         for tenant_id in waiting:
             audits[tenant_id] = replace(audits[tenant_id], moving=True)
@@ -166,8 +157,8 @@ class Auditor:
     def _look(
         self, tenant_id: str, queues: QueueCounts
     ) -> tuple[tuple[Difference, ...], object, int | None]:
-        account: Account | None = self._accounts.read(tenant_id)
-        in_flight = self._in_flight(tenant_id)
+        account: Account | None = self.accounts.read(tenant_id)
+        in_flight = self.in_flight(tenant_id)
         if account is None:  # deleted meanwhile
             return (), None, in_flight
         return tuple(of_broker(account, queues, in_flight)), (account, queues, in_flight), in_flight

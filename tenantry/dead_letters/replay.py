@@ -163,37 +163,26 @@ class _Job:
         return self.which.holds(one.message, known.id, known.reason, known.dead_lettered_at)
 
 
+@dataclass(frozen=True, eq=False, slots=True, kw_only=True)
 class Reprocessing:
     """Works off tenants' dead letters. Calls block, for a minute at most; from any thread.
 
     No call waits for another that browses the same queue: it raises `DeadLettersBusyError`.
+    `on_listed` hears how many dead letters of a tenant have become known by browsing.
     """
 
-    def __init__(
-        self,
-        *,
-        index: DeadLetterIndex,
-        queues: DeadLetters,
-        publishing: Publishing,
-        journal: EventStore,
-        publish_timeout: float,
-        seconds: float = BROWSE_SECONDS,
-        max_replays: int = MAX_REPLAYS,
-        on_listed: Callable[[str, int], None] = lambda _tenant_id, _count: None,
-    ) -> None:
-        """`on_listed` hears how many dead letters of a tenant have become known by browsing."""
-        self._index = index
-        self._queues = queues
-        self._publishing = publishing
-        self._journal = journal
-        self._publish_timeout = publish_timeout
-        self._seconds = seconds
-        self._max_replays = max_replays
-        self._on_listed = on_listed
+    index: DeadLetterIndex
+    queues: DeadLetters
+    publishing: Publishing
+    journal: EventStore
+    publish_timeout: float
+    seconds: float = BROWSE_SECONDS
+    max_replays: int = MAX_REPLAYS
+    on_listed: Callable[[str, int], object] = lambda _tenant_id, _count: None
 
     def preview(self, tenant_id: str, which: Selection) -> Preview:
         """Tell what a replay or discard of a selection would come to."""
-        return self._index.preview(tenant_id, which, most_replays=self._max_replays)
+        return self.index.preview(tenant_id, which, most_replays=self.max_replays)
 
     def replay(
         self,
@@ -226,15 +215,15 @@ class Reprocessing:
 
     def _run(self, job: _Job) -> Reprocessed:
         if job.which.names is not None:
-            job.wanted = self._index.named(job.tenant_id, job.which.names)
+            job.wanted = self.index.named(job.tenant_id, job.which.names)
             if not job.wanted:
                 return Reprocessed()
         began, ended = time.monotonic(), False
-        with self._queues.browse(job.tenant_id) as browser:
-            while not ended and not job.done and time.monotonic() - began < self._seconds:
+        with self.queues.browse(job.tenant_id) as browser:
+            while not ended and not job.done and time.monotonic() - began < self.seconds:
                 ended = not self._step(job, browser)
         if browser.gone:
-            self._index.gone(job.tenant_id, job.removed)
+            self.index.gone(job.tenant_id, job.removed)
         if ended and browser.complete:
             self._forget_missing(job, time.monotonic() - began)
         return Reprocessed(
@@ -249,7 +238,7 @@ class Reprocessing:
         queued = browser.next(BATCH)
         if not queued:
             return False
-        known = self._index.lookup(
+        known = self.index.lookup(
             job.tenant_id, [_unknown(one) for one in queued], browse=job.browse
         )
         batch = [
@@ -292,14 +281,14 @@ class Reprocessing:
         chosen = _once(one for one in free if job.means(one))
         replayed = int(work is Work.REPLAY)
         if replayed and not job.force:
-            fit = [one for one in chosen if one.known.replays < self._max_replays]
+            fit = [one for one in chosen if one.known.replays < self.max_replays]
             job.worn += len(chosen) - len(fit)
             chosen = fit
         chosen = chosen[: job.room]
         if not chosen:
             return []
         intent = Intent(uuid4(), work)
-        self._index.begin(job.tenant_id, [one.id for one in chosen], intent)
+        self.index.begin(job.tenant_id, [one.id for one in chosen], intent)
         begun = [
             replace(one, known=one.known._replace(replays=one.known.replays + replayed))
             for one in chosen
@@ -323,14 +312,14 @@ class Reprocessing:
             acted = self._publish(tenant_id, waiting)
         sent = {one.id for one in acted}
         if unsent := [one.id for one in waiting if one.id not in sent]:
-            self._index.withdraw(tenant_id, unsent)
+            self.index.withdraw(tenant_id, unsent)
         if not acted and not failed:
             return []
-        ids = tuple(str(one) for one in self._index.intended(tenant_id, intent.id))
+        ids = tuple(str(one) for one in self.index.intended(tenant_id, intent.id))
         kind = DeadLettersReplayed if intent.work is Work.REPLAY else DeadLettersDiscarded
         event = kind(tenant_id=tenant_id, count=len(ids), ids=ids)
         self._append(tenant_id, [event], metadata, [intent.id])
-        self._index.settle(tenant_id, [one.id for one in (*acted, *failed)])
+        self.index.settle(tenant_id, [one.id for one in (*acted, *failed)])
         return acted
 
     def _publish(self, tenant_id: str, batch: Sequence[_Listed]) -> list[_Listed]:
@@ -340,7 +329,7 @@ class Reprocessing:
         """
         outgoing = [_outgoing(tenant_id, one) for one in batch]
         try:
-            self._publishing.publish(outgoing, timeout=self._publish_timeout)
+            self.publishing.publish(outgoing, timeout=self.publish_timeout)
         except BrokerUnavailableError:
             raise
         except BrokerError as error:
@@ -362,8 +351,8 @@ class Reprocessing:
             return
         ids = [one.known.event_id for one in new]
         recorded = self._append(tenant_id, [_died(tenant_id, one) for one in new], ITSELF, ids)
-        self._index.recorded(tenant_id, [one.id for one in new])
-        self._on_listed(tenant_id, recorded)
+        self.index.recorded(tenant_id, [one.id for one in new])
+        self.on_listed(tenant_id, recorded)
         reasons = dict(Counter(one.known.reason for one in new))
         _log.warning("dead_letters.found", tenant=tenant_id, count=len(new), reasons=reasons)
 
@@ -372,10 +361,10 @@ class Reprocessing:
     ) -> int:
         """Append to the journal; give how many of the events were not there yet."""
         stream = names.dead_letter_journal_stream(tenant_id)
-        return len(self._journal.append(stream, events, expected=ANY, metadata=metadata, ids=ids))
+        return len(self.journal.append(stream, events, expected=ANY, metadata=metadata, ids=ids))
 
     def _forget_missing(self, job: _Job, seconds: float) -> None:
-        missing = self._index.forget_missing(
+        missing = self.index.forget_missing(
             job.tenant_id, browse=job.browse, older_than=seconds + GRACE_SECONDS
         )
         if missing:

@@ -74,24 +74,16 @@ TRANSACTIONS: Final = 5
 """How often a transaction is begun anew that others have come in the way of."""
 
 
+@dataclass(frozen=True, eq=False, slots=True, kw_only=True)
 class AttemptRunner:
     """Makes attempts. No handler is begun after `until`, but the first; the rest is left."""
 
-    def __init__(
-        self,
-        database: Database,
-        handlers: Mapping[str, Handler],
-        *,
-        pool: HandlerPool,
-        retry: RetryPolicy,
-        attempts: Attempts,
-    ) -> None:
-        self._database = database
-        self._handlers = handlers
-        self._pool = pool
-        self._retry = retry
-        self._attempts = attempts
-        self._pace = Pace()
+    database: Database
+    handlers: Mapping[str, Handler]
+    pool: HandlerPool
+    retry: RetryPolicy
+    attempts: Attempts
+    pace: Pace = field(default_factory=Pace)
 
     def guarded(
         self, tenant_id: str, entries: list[Entry], until: float, result: BatchResult
@@ -104,12 +96,12 @@ class AttemptRunner:
                 entry.attempts + by,
                 WORKER_KILLED,
                 KILLED,
-                self._retry.pause(entry.attempts + by) if by else 0.0,
+                self.retry.pause(entry.attempts + by) if by else 0.0,
             )
             for entry in entries
         ]
-        with self._database.connection() as connection:
-            self._attempts.note(connection, tenant_id, notes)
+        with self.database.connection() as connection:
+            self.attempts.note(connection, tenant_id, notes)
         for entry in entries:
             entry.noted = True
         self.together(tenant_id, entries, until, result)
@@ -120,7 +112,7 @@ class AttemptRunner:
         """Handle and store entries; again, where something else than a handler was in the way."""
         for last in (*[False] * (TRANSACTIONS - 1), True):
             try:
-                with self._database.connection() as connection:
+                with self.database.connection() as connection:
                     self._transaction(connection, tenant_id, entries, until, result)
             except RacedError:
                 continue
@@ -151,11 +143,11 @@ class AttemptRunner:
         result: BatchResult,
     ) -> None:
         work = HandlerTransaction(
-            connection,
-            tenant_id,
-            handlers=self._handlers,
-            pool=self._pool,
-            pace=self._pace,
+            connection=connection,
+            tenant_id=tenant_id,
+            handlers=self.handlers,
+            pool=self.pool,
+            pace=self.pace,
             until=until,
         )
         try:
@@ -164,7 +156,7 @@ class AttemptRunner:
                 firsts = self._note(connection, tenant_id, outcome.failed)
                 over = [one.key for one in (*outcome.passed, *outcome.duplicates) if one.noted]
                 if over:
-                    self._attempts.forget(connection, tenant_id, over)
+                    self.attempts.forget(connection, tenant_id, over)
                 if outcome.passed or outcome.duplicates:
                     work.store(outcome)
                 else:
@@ -188,7 +180,7 @@ class AttemptRunner:
         self, tenant_id: str, entries: Sequence[Entry], failure: Failure, result: BatchResult
     ) -> None:
         """Note a failure that took the transaction with it; everything else is still to be done."""
-        with self._database.connection() as connection, connection.transaction():
+        with self.database.connection() as connection, connection.transaction():
             firsts = self._note(connection, tenant_id, [failure])
         others = [entry for entry in entries if entry is not failure.entry]
         self._tell(TransactionOutcome(failed=[failure], left=others), firsts, result)
@@ -204,14 +196,11 @@ class AttemptRunner:
                 failure.entry.attempts + 1,
                 failure.reason,
                 in_words(failure.error),
-                self._retry.pause(failure.entry.attempts + 1),
+                self.retry.pause(failure.entry.attempts + 1),
             )
             for failure in failed
         ]
-        return self._attempts.note(connection, tenant_id, notes)
-
-    def _is_spent(self, entry: Entry) -> bool:
-        return entry.attempts + 1 >= self._retry.attempts
+        return self.attempts.note(connection, tenant_id, notes)
 
     def _tell(
         self, outcome: TransactionOutcome, firsts: Mapping[bytes, str], result: BatchResult
@@ -224,7 +213,7 @@ class AttemptRunner:
             entry, error = failure.entry, in_words(failure.error)
             attempts = entry.attempts + 1
             result.failures.append(failure.reason)
-            spent = self._is_spent(entry)
+            spent = attempts >= self.retry.attempts
             log.warning(
                 "handler.failed",
                 message_id=validation.shown(entry.message.id),
@@ -248,7 +237,7 @@ class AttemptRunner:
             result.held.append(
                 Held(
                     index=entry.index,
-                    seconds=self._retry.pause(attempts),
+                    seconds=self.retry.pause(attempts),
                     tried=Tried(attempts, failure.reason),
                 )
             )

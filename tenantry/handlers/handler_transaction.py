@@ -135,28 +135,21 @@ class Pace:
         self.size = 1
 
 
+@dataclass(eq=False, slots=True, kw_only=True)
 class HandlerTransaction:
-    """Handles and stores a tenant's messages, inside a transaction that is its caller's."""
+    """Handles and stores a tenant's messages, inside a transaction that is its caller's.
 
-    def __init__(
-        self,
-        connection: Connection,
-        tenant_id: str,
-        *,
-        handlers: Mapping[str, Handler],
-        pool: HandlerPool,
-        pace: Pace,
-        until: float,
-    ) -> None:
-        """No handler is begun after `until`, but the first."""
-        self._connection = connection
-        self._tenant = tenant_id
-        self._handlers = handlers
-        self._pool = pool
-        self._pace = pace
-        self._until = until
-        self.severed: SpoiledError | None = None
-        """Why the connection was severed, if it was: its own error tells nothing more."""
+    No handler is begun after `until`, but the first.
+    """
+
+    connection: Connection
+    tenant_id: str
+    handlers: Mapping[str, Handler]
+    pool: HandlerPool
+    pace: Pace
+    until: float
+    severed: SpoiledError | None = None
+    """Why the connection was severed, if it was: its own error tells nothing more."""
 
     def handle(self, entries: Sequence[Entry]) -> TransactionOutcome:
         """Run handlers inside the open transaction; nothing is stored yet.
@@ -185,7 +178,7 @@ class HandlerTransaction:
         """Write the rows. Raises `RacedError`, `RefusedError`: roll back, and begin anew."""
         entries = [*outcome.passed, *outcome.duplicates]
         try:
-            with self._connection.transaction():
+            with self.connection.transaction():
                 _, duplicates = self._call_store(entries)
         except REFUSALS as refusal:
             raise RefusedError(self._refused(entries, refusal)) from refusal
@@ -195,13 +188,13 @@ class HandlerTransaction:
     # Running handlers.
 
     def _run(self, todo: list[Entry], outcome: TransactionOutcome) -> None:
-        pace = self._pace
+        pace = self.pace
         began = False
-        while todo and (monotonic() < self._until or not (outcome.passed or outcome.failed)):
+        while todo and (monotonic() < self.until or not (outcome.passed or outcome.failed)):
             chunk = todo[: pace.size]
             if not began:
                 # Handlers find their tables as they are used to.
-                self._connection.execute(
+                self.connection.execute(
                     "SET LOCAL search_path TO DEFAULT; SAVEPOINT tenantry_chunk"
                 )
                 began = True
@@ -216,7 +209,7 @@ class HandlerTransaction:
                 handled = well[: ran.count - len(ran.harmless)]
                 if not handled:
                     raise refused
-                self._connection.execute("ROLLBACK TO SAVEPOINT tenantry_chunk")
+                self.connection.execute("ROLLBACK TO SAVEPOINT tenantry_chunk")
                 if len(handled) == 1:
                     outcome.failed.append(Failure(handled[0], HANDLER_FAILED, refused))
                     well.remove(handled[0])
@@ -230,32 +223,32 @@ class HandlerTransaction:
                 if ran.count < len(chunk):
                     break
                 if todo:
-                    self._connection.execute(
+                    self.connection.execute(
                         "RELEASE SAVEPOINT tenantry_chunk; SAVEPOINT tenantry_chunk"
                     )
                 continue
             # Those before it went well; they are handled again without it. The savepoint stays.
-            self._connection.execute("ROLLBACK TO SAVEPOINT tenantry_chunk")
+            self.connection.execute("ROLLBACK TO SAVEPOINT tenantry_chunk")
             outcome.failed.append(failure)
             well.remove(failure.entry)
             todo[: len(chunk)] = well
             if ran.count > len(ran.harmless):
                 pace.failed()
         if began:
-            self._connection.execute(_OURS_AGAIN)
+            self.connection.execute(_OURS_AGAIN)
         outcome.left += todo
 
     def _run_chunk(self, chunk: Sequence[Entry]) -> tuple[Ran, Failure | None]:
         calls = [self._call(entry) for entry in chunk]
-        cursor = HandlerCursor(self._connection)
+        cursor = HandlerCursor(self.connection)
         try:
-            ran = self._pool.run(calls, cursor, until=self._until)
+            ran = self.pool.run(calls, cursor, until=self.until)
         except HandlerHangsError as error:
             self.severed = SpoiledError(Failure(chunk[error.count], HANDLER_TIMEOUT, error))
-            sever(self._connection)
+            sever(self.connection)
             raise self.severed from error
         finally:
-            as_it_was(self._connection)
+            as_it_was(self.connection)
         if ran.error is None:
             return ran, None
         failure = Failure(chunk[ran.count], HANDLER_FAILED, ran.error)
@@ -265,7 +258,7 @@ class HandlerTransaction:
     def _refused_at_the_end(self) -> psycopg.Error | None:
         """Tell what the commit would fail with, as deferred constraints and triggers are."""
         try:
-            self._connection.execute(_CHECK)
+            self.connection.execute(_CHECK)
         except psycopg.OperationalError:
             raise
         except psycopg.Error as error:
@@ -274,7 +267,7 @@ class HandlerTransaction:
 
     def _judge(self, failure: Failure) -> None:
         """See whether the transaction can go on after a failure."""
-        connection, error = self._connection, failure.error
+        connection, error = self.connection, failure.error
         if connection.broken:
             raise psycopg.OperationalError("the connection was lost while a handler ran") from error
         status = connection.pgconn.transaction_status
@@ -286,7 +279,7 @@ class HandlerTransaction:
             raise ConflictError(failure) from error
 
     def _call(self, entry: Entry) -> Call:
-        handler = self._handlers[entry.message.topic]
+        handler = self.handlers[entry.message.topic]
         payload = None
         if entry.is_json:
             try:
@@ -302,7 +295,7 @@ class HandlerTransaction:
             handler, headers = partial(_raise, error), {}
         shown = Message(
             id=message.id or "",
-            tenant_id=self._tenant,
+            tenant_id=self.tenant_id,
             topic=message.topic,
             partition=message.partition,
             payload=payload,
@@ -317,7 +310,7 @@ class HandlerTransaction:
 
     def _stored_before(self, entries: Sequence[Entry]) -> set[str]:
         ids = [entry.stored_as.id for entry in entries]
-        rows = self._connection.execute(_find(self._tenant), (self._tenant, ids)).fetchall()
+        rows = self.connection.execute(_find(self.tenant_id), (self.tenant_id, ids)).fetchall()
         return {identity for (identity,) in rows}
 
     def _call_store(self, entries: Sequence[Entry]) -> tuple[int, int]:
@@ -326,7 +319,7 @@ class HandlerTransaction:
             indexes=list(range(len(entries))),
             is_json=[entry.is_json for entry in entries],
         )
-        return call_store(self._connection, self._tenant, sifted)
+        return call_store(self.connection, self.tenant_id, sifted)
 
     def _refused(self, entries: Sequence[Entry], refusal: psycopg.Error) -> list[tuple[Entry, str]]:
         """Find the rows that are refused, by trying halves and undoing that."""
@@ -336,7 +329,7 @@ class HandlerTransaction:
         middle = len(entries) // 2
         for half in (entries[:middle], entries[middle:]):
             try:
-                with self._connection.transaction(force_rollback=True):
+                with self.connection.transaction(force_rollback=True):
                     self._call_store(half)
             except REFUSALS as error:
                 found += self._refused(half, error)

@@ -83,7 +83,7 @@ class HandlingStore(PostgresMessageStore):
         self._turn = turn
         self._attempts = Attempts()
         self._attempt_runner = AttemptRunner(
-            own, handlers, pool=pool, retry=retry, attempts=self._attempts
+            database=own, handlers=handlers, pool=pool, retry=retry, attempts=self._attempts
         )
         self._suspects = threading.Lock()
 

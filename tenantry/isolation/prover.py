@@ -6,6 +6,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Final
 
 import structlog
@@ -36,28 +37,20 @@ MOST_FAILURES: Final = 100
 PAGE: Final = 500
 
 
+@dataclass(eq=False, slots=True, kw_only=True)
 class IsolationProver:
     """Proves isolation (`Prover`). One proof at a time; callable from any thread.
 
     Without `broker` only the database's side is proven.
     """
 
-    def __init__(
-        self,
-        *,
-        directory: TenantDirectory,
-        journal: EventStore,
-        broker: Probes | None,
-        database: DatabaseProbes,
-        tls: Tls = SYSTEMS,
-    ) -> None:
-        self._directory = directory
-        self._journal = journal
-        self._broker = broker
-        self._database = database
-        self._tls = tls
-        self._alone = threading.Lock()
-        self._latest: LatestProof | None = None
+    directory: TenantDirectory
+    journal: EventStore
+    broker: Probes | None
+    database: DatabaseProbes
+    tls: Tls = SYSTEMS
+    _alone: threading.Lock = field(default_factory=threading.Lock, init=False)
+    _latest: LatestProof | None = field(default=None, init=False)
 
     def latest(self) -> LatestProof | None:
         """Give the outcome of the latest proof of all tenants."""
@@ -88,7 +81,7 @@ class IsolationProver:
 
     def _existing(self) -> Iterator[TenantTopology]:
         after: str | None = None
-        while page := self._directory.page(after=after, limit=PAGE):
+        while page := self.directory.page(after=after, limit=PAGE):
             for state in page:
                 if state.lifecycle in (Lifecycle.ACTIVE, Lifecycle.PAUSED):
                     yield TenantTopology(
@@ -106,14 +99,14 @@ class IsolationProver:
     ) -> IsolationReport:
         checks: list[Check] = []
         unjudged: list[str] = []
-        probes = self._broker if broker else None
+        probes = self.broker if broker else None
         with_sql = self._prepare(probes)
         for mine in chosen:
             go_on()
             others = neighbours(mine, everybody)
             try:
                 if probes is not None:
-                    checks += self._on_broker(probes, mine, others, self._tls)
+                    checks += self._on_broker(probes, mine, others, self.tls)
                 if with_sql:
                     checks += self._in_database(mine, others)
             except (BrokerError, MessageStoreError, ProducerError, TenantClientError) as error:
@@ -127,8 +120,8 @@ class IsolationProver:
         try:
             if probes is not None:
                 probes.sweep()
-            if self._database.available():
-                self._database.sweep()
+            if self.database.available():
+                self.database.sweep()
                 return True
         except (BrokerError, MessageStoreError) as error:
             # Who can't be judged then is told one by one.
@@ -138,7 +131,7 @@ class IsolationProver:
 
     def _open(self) -> Sequence[str]:
         try:
-            return self._database.open()
+            return self.database.open()
         except MessageStoreError as error:
             return (f"what the database leaves open can't be told: {error}",)
 
@@ -159,7 +152,7 @@ class IsolationProver:
     def _in_database(
         self, mine: TenantTopology, others: Sequence[TenantTopology]
     ) -> Iterator[Check]:
-        for excess in self._database.excess(mine.tenant_id):
+        for excess in self.database.excess(mine.tenant_id):
             yield Check(
                 tenant_id=mine.tenant_id,
                 owner=mine.tenant_id,
@@ -168,7 +161,7 @@ class IsolationProver:
                 allowed=True,
                 forbidden=True,
             )
-        with self._database.probe(mine.tenant_id) as credentials:
+        with self.database.probe(mine.tenant_id) as credentials:
             client = SqlClient(credentials.url, name=f"isolation of {mine.tenant_id}")
             client.open()
             try:
@@ -193,7 +186,7 @@ class IsolationProver:
             log.info("isolation.verified", tenants=judged, checks=len(report.checks))
         else:
             return
-        self._journal.append(names.ISOLATION_STREAM, [event], expected=ANY, metadata=metadata)
+        self.journal.append(names.ISOLATION_STREAM, [event], expected=ANY, metadata=metadata)
 
 
 def neighbours(mine: TenantTopology, everybody: Sequence[TenantTopology]) -> list[TenantTopology]:
