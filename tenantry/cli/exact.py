@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import secrets
+from collections.abc import Callable
 from typing import Any, Final
 
 _DEEPEST: Final = 100
@@ -26,14 +27,23 @@ def loads(text: str) -> Any:
     found = json.loads(
         _cut(text, secrets.token_hex(16), cut), parse_int=_whole, parse_float=_fraction
     )
-    return _put_back(found, cut) if cut else found
+    if not cut:
+        return found
+    return _each(found, lambda one: cut.get(one, one) if isinstance(one, str) else one)
 
 
 def dumps(value: object, *, indent: int | None = None, ascii_only: bool = False) -> str:
     """Write JSON, on one line without `indent`."""
     kept: list[Json] = []
     mark = secrets.token_hex(16)
-    text = json.dumps(_set_aside(value, mark, kept), indent=indent, ensure_ascii=ascii_only)
+
+    def set_aside(one: object) -> object:
+        if not isinstance(one, Json):
+            return one
+        kept.append(one)
+        return f"{mark}:{len(kept) - 1}"
+
+    text = json.dumps(_each(value, set_aside), indent=indent, ensure_ascii=ascii_only)
     return re.sub(rf'"{mark}:(\d+)"', lambda found: kept[int(found[1])], text) if kept else text
 
 
@@ -70,26 +80,12 @@ def _cut(text: str, mark: str, cut: dict[str, Json]) -> str:
     return "".join((*parts, text[done:]))
 
 
-def _put_back(value: Any, cut: dict[str, Json]) -> Any:
+def _each(value: Any, change: Callable[[Any], Any]) -> Any:
+    """Change every leaf of a document."""
     match value:
         case dict():
-            return {key: _put_back(one, cut) for key, one in value.items()}
-        case list():
-            return [_put_back(one, cut) for one in value]
-        case str():
-            return cut.get(value, value)
-        case _:
-            return value
-
-
-def _set_aside(value: Any, mark: str, kept: list[Json]) -> Any:
-    match value:
-        case Json():
-            kept.append(value)
-            return f"{mark}:{len(kept) - 1}"
-        case dict():
-            return {key: _set_aside(one, mark, kept) for key, one in value.items()}
+            return {key: _each(one, change) for key, one in value.items()}
         case list() | tuple():
-            return [_set_aside(one, mark, kept) for one in value]
+            return [_each(one, change) for one in value]
         case _:
-            return value
+            return change(value)

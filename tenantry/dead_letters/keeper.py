@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import structlog
 
-from tenantry.broker.port import (
-    BrokerError,
-    DeadLettersBusyError,
-    Queues,
-)
+from tenantry.broker.port import BrokerError, DeadLettersBusyError, Queues
 from tenantry.dead_letters.port import DeadLetterIndex
 from tenantry.dead_letters.replay import Reprocessing
 from tenantry.journal.port import JournalError
@@ -103,12 +99,10 @@ class DeadLetterKeeper(PeriodicService):
     def _differing(self) -> list[str]:
         """Name the tenants of which a queue's count is not its index's, now and before."""
         queued = {one: counts.dead_letters for one, counts in self._queues.queue_counts().items()}
-        for gone in self._agreed.keys() - queued.keys():
-            del self._agreed[gone]
-        for gone in self._doubts.keys() - queued.keys():
-            del self._doubts[gone]
-        for gone in self._failing.keys() - queued.keys():
-            del self._failing[gone]
+        by_tenant: tuple[dict[str, Any], ...] = (self._agreed, self._doubts, self._failing)
+        for kept in by_tenant:
+            for gone in kept.keys() - queued.keys():
+                del kept[gone]
         # The index is asked only where something has changed: it may be long.
         open_questions = [one for one, count in queued.items() if self._agreed.get(one) != count]
         listed = self._index.counts(open_questions)

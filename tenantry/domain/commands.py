@@ -143,7 +143,6 @@ class TenantNotFoundError(DomainError):
 
     def __init__(self, tenant_id: str) -> None:
         super().__init__(f"there is no tenant {tenant_id!r}")
-        self.tenant_id = tenant_id
 
 
 class TenantExistsError(DomainError):
@@ -151,7 +150,6 @@ class TenantExistsError(DomainError):
 
     def __init__(self, tenant_id: str) -> None:
         super().__init__(f"tenant {tenant_id!r} exists already; choose another id")
-        self.tenant_id = tenant_id
 
 
 class InvalidCommandError(DomainError):
@@ -168,5 +166,4 @@ class WrongStateError(DomainError):
 
     def __init__(self, tenant_id: str, state: str, wanted: str) -> None:
         super().__init__(f"tenant {tenant_id!r} is {state} and can't {wanted} now")
-        self.tenant_id = tenant_id
         self.state = state

@@ -26,6 +26,7 @@ from tenantry.journal.port import (
     Snapshot,
     VersionConflictError,
 )
+from tenantry.journal.tenants import TENANT_CATEGORY
 from tenantry.sql import queries
 
 POLL: Final = 0.5
@@ -36,10 +37,7 @@ POLL_BESIDE_LISTENER: Final = 5.0
 
 
 class InlineProjection(Protocol):
-    """A read model that is brought forward in the transaction that appends the events."""
-
-    def concerns(self, stream: str) -> bool:
-        """Tell whether events of this stream change the read model."""
+    """A read model that is brought forward in the transaction that appends a tenant's events."""
 
     def apply(self, connection: Connection, recorded: Sequence[RecordedEvent]) -> None:
         """Bring the read model forward; what fails here undoes the append."""
@@ -48,9 +46,9 @@ class InlineProjection(Protocol):
 class PostgresEventStore:
     """An event store (`tenantry.journal.port.EventStore`) in PostgreSQL's table `events`.
 
-    An append is one statement in one round trip, and durable when it returns; appends to a stream
-    that a projection follows take a short transaction. All appends queue for the one row of the
-    journal's head, so positions are committed in order. Safe to use from any thread.
+    An append is one statement in one round trip, and durable when it returns; one to a tenant's
+    life, which projections follow, takes a short transaction. All appends queue for the one row of
+    the journal's head, so positions are committed in order. Safe to use from any thread.
     """
 
     def __init__(
@@ -96,7 +94,7 @@ class PostgresEventStore:
             "data": [json.dumps(data) for _, _, data in encoded],
             "metadata": json.dumps(plain_metadata),
         }
-        projections = [one for one in self._projections if one.concerns(stream)]
+        projections = self._projections if names.category(stream) == TENANT_CATEGORY else ()
         failpoints.reach("before_append")
         with journal_connection(self._database) as connection:
             if projections:

@@ -24,7 +24,7 @@ PAGE_BYTES: Final = 8 * 1024 * 1024
 _ROWS: Final[LiteralString] = """
 SELECT id, tenant_id, position, topic, partition, payload::text AS payload, body, content_type,
        headers::text AS headers, published_at, created_at
-FROM {table} WHERE {condition} LIMIT {limit}
+FROM {table} WHERE {condition} LIMIT $2::bigint
 """
 
 # `concat` passes over what is NULL; what is joined by `||` is then NULL as a whole.
@@ -57,7 +57,7 @@ FROM (
     FROM (
         SELECT id, tenant_id, position, topic, partition, payload, body, content_type, headers,
                created_at, coalesce(octet_length(body), pg_column_size(payload)) AS size
-        FROM {table} WHERE {condition} LIMIT {limit}
+        FROM {table} WHERE {condition} LIMIT $2::bigint
     ) AS found
 ) AS measured
 """
@@ -97,8 +97,8 @@ FROM (
 """
 
 _OF_ALL: Final[dict[Order, LiteralString]] = {
-    Order.ASCENDING: "position > {after} ORDER BY position",
-    Order.DESCENDING: "position < {after} ORDER BY position DESC",
+    Order.ASCENDING: "position > $1::bigint ORDER BY position",
+    Order.DESCENDING: "position < $1::bigint ORDER BY position DESC",
 }
 
 # Both columns are compared and sorted by together, so that nothing but the index on both will do.
@@ -106,54 +106,36 @@ _OF_ALL: Final[dict[Order, LiteralString]] = {
 # over what is not of the topic: all rows of the tenant, where the topic's come late.
 _OF_TOPIC: Final[dict[Order, LiteralString]] = {
     Order.ASCENDING: """
-        (topic, position) > ({topic}, {after})
-        AND (topic, position) <= ({topic}, 9223372036854775807)
+        (topic, position) > ($3::text, $1::bigint)
+        AND (topic, position) <= ($3::text, 9223372036854775807)
         ORDER BY topic, position""",
     Order.DESCENDING: """
-        (topic, position) < ({topic}, {after}) AND (topic, position) >= ({topic}, 0)
+        (topic, position) < ($3::text, $1::bigint) AND (topic, position) >= ($3::text, 0)
         ORDER BY topic DESC, position DESC""",
 }
 
 
 @lru_cache(maxsize=1024)
 def rows(tenant_id: str, *, of_topic: bool, order: Order) -> bytes:
-    """Give the query of a page's rows, for psycopg: `after`, `limit`, and `topic` if wanted."""
-    return _composed(
-        _ROWS,
-        tenant_id,
-        of_topic,
-        order,
-        None,
-        after=sql.SQL("%(after)s::bigint"),
-        limit=sql.SQL("%(limit)s"),
-        topic=sql.SQL("%(topic)s::text"),
-    )
+    """Give the query of a page's rows: `$1` after, `$2` limit, `$3` topic if wanted."""
+    return _composed(_ROWS, tenant_id, of_topic, order, None)
 
 
 @lru_cache(maxsize=1024)
 def written(tenant_id: str, *, of_topic: bool, order: Order, retained: int | None = None) -> bytes:
-    """Give the query of a page as JSON, for libpq: `$1` after, `$2` limit, `$3` topic if wanted.
+    """Give the query of a page as JSON: `$1` after, `$2` limit, `$3` topic if wanted.
 
     Its one row: how many messages were found and how many of them are given, as `PAGE_BYTES`
     allows; the furthest position of these; and these, each written as a JSON object as the API
     shows it, with a comma and a line feed between them: a line feed is nowhere else. Then whose
     they are, see `read_whose`. With `retained` they are those of a former one.
     """
-    return _composed(
-        _WRITTEN,
-        tenant_id,
-        of_topic,
-        order,
-        retained,
-        after=sql.SQL("$1::bigint"),
-        limit=sql.SQL("$2::bigint"),
-        topic=sql.SQL("$3::text"),
-    )
+    return _composed(_WRITTEN, tenant_id, of_topic, order, retained)
 
 
 @lru_cache(maxsize=1024)
 def one(tenant_id: str, *, retained: int | None = None) -> bytes:
-    """Give the query of one message as JSON by its id `$1`, for libpq; NULL if there is none.
+    """Give the query of one message as JSON by its id `$1`; NULL if there is none.
 
     Then whose it is, as in `written`.
     """
@@ -180,17 +162,15 @@ def _composed(
     of_topic: bool,
     order: Order,
     retained: int | None,
-    **parameters: sql.SQL,
 ) -> bytes:
-    condition = sql.SQL((_OF_TOPIC if of_topic else _OF_ALL)[order])
+    condition = (_OF_TOPIC if of_topic else _OF_ALL)[order]
     composed = sql.SQL(query).format(
         table=_table(tenant_id, retained),
         whose=_whose(tenant_id, retained),
-        condition=condition.format(**parameters),
+        condition=sql.SQL(condition),
         object=sql.SQL(_OBJECT),
         bytes=sql.Literal(PAGE_BYTES),
         furthest=sql.SQL("max" if order is Order.ASCENDING else "min"),
-        limit=parameters["limit"],
     )
     return composed.as_bytes(None)
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final, LiteralString
 
 import psycopg
 import structlog
-from psycopg import errors, sql
+from psycopg import RawCursor, errors, sql
 from psycopg.rows import TupleRow, class_row
 
 from tenantry import failpoints
@@ -181,12 +181,9 @@ class PostgresMessageStore:
         """Read a page of a tenant's messages by position; an index gives it at constant cost."""
         query = pages.rows(tenant_id, of_topic=topic is not None, order=order)
         after = pages.begin(order) if after is None else after
-        wanted = {"topic": topic, "after": after, "limit": limit}
-        with (
-            store_errors(tenant_id),
-            self._database.connection() as connection,
-            connection.cursor(row_factory=class_row(StoredMessage)) as cursor,
-        ):
+        wanted = (after, limit) if topic is None else (after, limit, topic)
+        with store_errors(tenant_id), self._database.connection() as connection:
+            cursor = RawCursor(connection, row_factory=class_row(StoredMessage))
             return cursor.execute(query, wanted, prepare=False).fetchall()
 
     def counts(self, tenant_id: str) -> Counts:

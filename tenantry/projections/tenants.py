@@ -37,10 +37,6 @@ class TenantProjection:
         self._sql = queries("tenants")
         self._journal = queries("journal")
 
-    def concerns(self, stream: str) -> bool:
-        """Tell whether events of this stream change the read model."""
-        return names.category(stream) == TENANT_CATEGORY
-
     def apply(self, connection: Connection, recorded: Sequence[RecordedEvent]) -> None:
         """Bring the read model forward within the caller's transaction.
 
@@ -199,10 +195,6 @@ class PasswordConfirmation:
 
     def __init__(self) -> None:
         self._sql = queries("tenants")
-
-    def concerns(self, stream: str) -> bool:
-        """Tell whether events of this stream may confirm a password."""
-        return names.category(stream) == TENANT_CATEGORY
 
     def apply(self, connection: Connection, recorded: Sequence[RecordedEvent]) -> None:
         """Confirm what is pending of the tenants that the events say have a new password."""

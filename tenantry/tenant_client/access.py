@@ -63,16 +63,14 @@ def ensure_tenant(
             credentials=credentials_of(body["credentials"]),
             created=True,
         )
-    if status == CONFLICT and isinstance(body, dict) and body.get("type", "").endswith(ANOTHERS):
+    anothers = isinstance(body, dict) and body.get("type", "").endswith(ANOTHERS)
+    if status != CONFLICT or anothers:
         raise ProducerError(f"tenant {tenant_id} was not created: {problem(status, body)}")
-    if status != CONFLICT:
-        raise ProducerError(f"tenant {tenant_id} was not created: {problem(status, body)}")
-    found = topology_of(_get(api, _path(tenant_id)))
+    found = topology_of(_call(api, "GET", _path(tenant_id)))
     if any(topic not in found.topics for topic in topics):
-        status, body = _send(api, "POST", _path(tenant_id, "topics"), {"topics": list(topics)})
-        if status != 200:
-            raise ProducerError(f"tenant {tenant_id} gets no topics: {problem(status, body)}")
-        found = topology_of(body)
+        more = {"topics": list(topics)}
+        path, failed = _path(tenant_id, "topics"), f"tenant {tenant_id} gets no topics: "
+        found = topology_of(_call(api, "POST", path, more, failed=failed))
     if found.partitions != partitions:
         say(
             f"Notice: tenant {tenant_id} exists with {found.partitions} partition(s) a topic; "
@@ -83,11 +81,8 @@ def ensure_tenant(
 
 def rotate(api: Api, tenant_id: str) -> Credentials:
     """Give a tenant's broker user a new password. Raises `ProducerError`."""
-    status, body = _send(api, "POST", _path(tenant_id, "credentials", "rotate"))
-    if status != 200:
-        raise ProducerError(
-            f"tenant {tenant_id}'s password can't be rotated: {problem(status, body)}"
-        )
+    failed = f"tenant {tenant_id}'s password can't be rotated: "
+    body = _call(api, "POST", _path(tenant_id, "credentials", "rotate"), failed=failed)
     return credentials_of(body["credentials"])
 
 
@@ -96,7 +91,7 @@ def every_tenant(api: Api) -> list[TenantTopology]:
     found: list[TenantTopology] = []
     cursor = ""
     while True:
-        page = _get(api, f"/tenants?limit=500{cursor}")
+        page = _call(api, "GET", f"/tenants?limit=500{cursor}")
         found += [topology_of(one) for one in page["data"] if one["state"] in ("active", "paused")]
         if not page.get("next_cursor"):
             return found
@@ -127,11 +122,12 @@ def problem(status: int, body: object) -> str:
     return f"status {status}"
 
 
-def _get(api: Api, path: str) -> Any:
-    status, body = _send(api, "GET", path)
+def _call(api: Api, method: str, path: str, body: object = None, *, failed: str = "") -> Any:
+    """Make a call and give its body; what it answers otherwise is told after `failed`."""
+    status, answer = _send(api, method, path, body)
     if status != 200:
-        raise ProducerError(problem(status, body))
-    return body
+        raise ProducerError(f"{failed}{problem(status, answer)}")
+    return answer
 
 
 def _send(api: Api, method: str, path: str, body: object = None) -> tuple[int, Any]:

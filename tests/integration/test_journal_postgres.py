@@ -121,9 +121,6 @@ def test_an_append_whose_answer_was_lost_can_be_repeated(database: Database) -> 
 class LoseTheAnswer:
     """A projection that commits and then has the connection ended."""
 
-    def concerns(self, stream: str) -> bool:
-        return True
-
     def apply(self, connection: Connection, recorded: Sequence[RecordedEvent]) -> None:
         connection.pgconn.exec_(b"COMMIT")
         connection.execute("SELECT pg_terminate_backend(pg_backend_pid())")
@@ -131,9 +128,6 @@ class LoseTheAnswer:
 
 class Broken:
     """A projection that fails."""
-
-    def concerns(self, stream: str) -> bool:
-        return stream.startswith("tenant-")
 
     def apply(self, connection: Connection, recorded: Sequence[RecordedEvent]) -> None:
         connection.execute("SELECT 1/0")
