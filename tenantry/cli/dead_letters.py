@@ -163,9 +163,7 @@ def replay(
     stored is stored once, however often it is replayed.
     """
     which = chosen(ids, everything=everything, filters=filters)
-    work = ReplayClient(
-        client, tenant_id, "replayed", which, extra={"force": True} if force else {}
-    )
+    work = ReplayClient(client, tenant_id, "replayed", which, {"force": True} if force else {})
     if dry_run:
         work.show_preview(as_json=as_json)
         return

@@ -6,6 +6,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Final
 
@@ -52,24 +53,18 @@ def chosen(ids: Sequence[str], *, everything: bool, filters: Mapping[str, str | 
     return {"all": True} if everything else {"filter": conditions}
 
 
+@dataclass(frozen=True, eq=False, slots=True)
 class ReplayClient:
-    """Does something with letters until it is done: a call does not take them all at once."""
+    """Does something with letters until it is done: a call does not take them all at once.
 
-    def __init__(
-        self,
-        client: ControlClient,
-        tenant_id: str,
-        done: str,
-        which: Which,
-        *,
-        extra: Mapping[str, object] | None = None,
-    ) -> None:
-        """`done` is what the API calls its count: `replayed` or `discarded`."""
-        self._client = client
-        self._tenant_id = tenant_id
-        self._done = done
-        self._which = which
-        self._extra = dict(extra or {})
+    `done` is what the API calls its count: `replayed` or `discarded`.
+    """
+
+    client: ControlClient
+    tenant_id: str
+    done: str
+    which: Which
+    extra: Mapping[str, object] = field(default_factory=dict)
 
     def preview(self) -> dict[str, Any]:
         """Ask what it would come to."""
@@ -96,8 +91,8 @@ class ReplayClient:
             output.print_json(preview)
             return
         count, worn = preview["count"], preview["replayed_too_often"]
-        click.echo(f"{_counted(count)} would be {self._done}")
-        if worn and self._done == "replayed" and not self._extra:
+        click.echo(f"{_counted(count)} would be {self.done}")
+        if worn and self.done == "replayed" and not self.extra:
             click.echo(f"but for {worn} of them: {_LEFT['replayed_too_often']}")
         if preview["places"]:
             output.print_table(
@@ -107,28 +102,28 @@ class ReplayClient:
 
     def run(self, *, as_json: bool) -> None:
         """Do it and print what was done. Raises `CommandError` where letters were left."""
-        total: Counter[str] = Counter({self._done: 0})
+        total: Counter[str] = Counter({self.done: 0})
         preview = self.preview()
-        with output.working(self._done, preview["count"]) as advance:
+        with output.working(self.done, preview["count"]) as advance:
             for part in self._parts():
                 total += self._run_part(self._up_to(part, preview["as_of"]), advance)
         if as_json:
-            output.print_json({self._done: total[self._done], **total})
+            output.print_json({self.done: total[self.done], **total})
         else:
-            click.echo(f"{self._done} {_counted(total[self._done])}")
+            click.echo(f"{self.done} {_counted(total[self.done])}")
         left = [f"{total[name]} {why}" for name, why in _LEFT.items() if total[name]]
         if left:
             raise CommandError("; ".join(left))
-        if "ids" in self._which and not total[self._done]:
+        if "ids" in self.which and not total[self.done]:
             raise CommandError("there is no such dead letter")
 
     def _run_part(self, part: Which, advance: Callable[[int], None]) -> Counter[str]:
         total: Counter[str] = Counter()
         limit = {"limit": AT_ONCE} if sys.stderr.isatty() else {}
         while True:
-            answer = self._call_again(part | self._extra | limit)
-            count = answer[self._done]
-            total[self._done] += count
+            answer = self._call_again({**part, **self.extra, **limit})
+            count = answer[self.done]
+            total[self.done] += count
             for name in _LEFT:
                 # What is left is met, and counted, by each call.
                 total[name] = max(total[name], answer.get(name, 0))
@@ -137,8 +132,8 @@ class ReplayClient:
                 return total
             if not count:
                 raise CommandError(
-                    f"the daemon did not come to the end of the queue in time; {self._done} "
-                    f"{_counted(total[self._done])}: the same command goes on"
+                    f"the daemon did not come to the end of the queue in time; {self.done} "
+                    f"{_counted(total[self.done])}: the same command goes on"
                 )
 
     @staticmethod
@@ -151,9 +146,9 @@ class ReplayClient:
         return {"filter": conditions | {"until": until}}
 
     def _parts(self) -> Iterator[Which]:
-        ids = self._which.get("ids")
+        ids = self.which.get("ids")
         if ids is None:
-            yield self._which
+            yield self.which
             return
         for start in range(0, len(ids), MOST_IDS):
             yield {"ids": ids[start : start + MOST_IDS]}
@@ -170,9 +165,9 @@ class ReplayClient:
         return self._call(body)
 
     def _call(self, body: Which) -> dict[str, Any]:
-        replay = self._done == "replayed"
-        path = tenant_path(self._tenant_id, "dead-letters", *(["replay"] if replay else []))
-        answer: dict[str, Any] = self._client.call(
+        replay = self.done == "replayed"
+        path = tenant_path(self.tenant_id, "dead-letters", *(["replay"] if replay else []))
+        answer: dict[str, Any] = self.client.call(
             "POST" if replay else "DELETE", path, body, timeout=TIMEOUT
         )
         return answer

@@ -54,9 +54,8 @@ def _moved(
 ) -> str:
     """Settle the name of an installation in a database that is not the one it was made in."""
     sql = queries("installation")
-    original = connection.execute(
-        sql["original"], {"database": found[1], "server": found[2], **_here(parameters)}
-    ).fetchone()
+    made = {"made_in": found[1], "made_on": found[2]}
+    original = connection.execute(sql["original"], parameters | made).fetchone()
     if original is None:
         log.warning(
             "installation.moved",
@@ -76,10 +75,6 @@ def _moved(
         remedy="tenants that both have are refused here wherever they share a server",
     )
     return str(parameters["name"])
-
-
-def _here(parameters: dict[str, object]) -> dict[str, object]:
-    return {"here": parameters["database"], "this_server": parameters["server"]}
 
 
 def _made_up() -> str:

@@ -125,14 +125,13 @@ class Sessions:
 
             @classmethod
             def enter(cls, *args: Any, **kwargs: Any) -> Any:
-                try:
+                while True:
                     options = sessions._options(statement_timeout)
-                    return super().connect(*args, **{**kwargs, "options": options})
-                except psycopg.OperationalError as error:
-                    if not sessions._give_options_up(error):
-                        raise
-                options = sessions._options(statement_timeout)
-                return super().connect(*args, **{**kwargs, "options": options})
+                    try:
+                        return super().connect(*args, **{**kwargs, "options": options})
+                    except psycopg.OperationalError as error:
+                        if not sessions._give_options_up(error):
+                            raise
 
             def wait(self, gen: Any, *args: Any, **kwargs: Any) -> Any:
                 steps = bounded(
@@ -149,12 +148,7 @@ class Sessions:
         """Begin a session for an event loop. Raises `DatabaseUnavailableError`."""
         mark = secrets.token_hex(8)
         try:
-            try:
-                connection = await self._enter_async(statement_timeout)
-            except psycopg.OperationalError as error:
-                if not self._give_options_up(error):
-                    raise
-                connection = await self._enter_async(statement_timeout)
+            connection = await self._enter_async(statement_timeout)
             try:
                 version = connection.info.server_version
                 async with asyncio.timeout(SETTLE_TIMEOUT):
@@ -175,8 +169,13 @@ class Sessions:
             return connection
 
     async def _enter_async(self, statement_timeout: float) -> psycopg.AsyncConnection[TupleRow]:
-        parameters = {**self.parameters, "options": self._options(statement_timeout)}
-        return await psycopg.AsyncConnection.connect(**parameters)
+        while True:
+            parameters = {**self.parameters, "options": self._options(statement_timeout)}
+            try:
+                return await psycopg.AsyncConnection.connect(**parameters)
+            except psycopg.OperationalError as error:
+                if not self._give_options_up(error):
+                    raise
 
     def _give_options_up(self, error: Exception) -> bool:
         """Tell whether it is worth another attempt, without `options` of ours."""

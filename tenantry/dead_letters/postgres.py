@@ -207,23 +207,16 @@ def _row(columns: dict[str, Any]) -> Row:
     return Row(**columns, intent=None if intent is None else Intent(intent, Work(work)))
 
 
+_OF_A_ROW: Final = (
+    "was", "id", "fingerprint", "copy", "replays", "failed", "died_at", "seen_in", "recorded",
+    "reason", "error", "first_error", "attempts", "dead_lettered_at",
+)  # fmt: skip
+
+
 def _columns(rows: Sequence[Row]) -> dict[str, Any]:
     """Give rows as the arrays that the queries take; the messages' where there are any."""
     columns: dict[str, Any] = {
-        "was": [row.was for row in rows],
-        "ids": [row.id for row in rows],
-        "fingerprints": [row.fingerprint for row in rows],
-        "copies": [row.copy for row in rows],
-        "replays": [row.replays for row in rows],
-        "failed": [row.failed for row in rows],
-        "died": [row.died_at for row in rows],
-        "seen": [row.seen_in for row in rows],
-        "recorded": [row.recorded for row in rows],
-        "reasons": [row.reason for row in rows],
-        "errors": [_text(row.error) for row in rows],
-        "first_errors": [_text(row.first_error) for row in rows],
-        "attempts": [row.attempts for row in rows],
-        "dead_lettered": [row.dead_lettered_at for row in rows],
+        name: [_storable(getattr(row, name)) for row in rows] for name in _OF_A_ROW
     }
     messages = [row.content for row in rows if row.content is not None]
     if not messages:
@@ -257,6 +250,10 @@ def _text(value: str | None) -> str | None:
     if value is None:
         return None
     return value.replace("\0", "\ufffd").encode(errors="replace").decode()
+
+
+def _storable(value: object) -> object:
+    return _text(value) if isinstance(value, str) else value
 
 
 def _headers(message: Incoming) -> str | None:

@@ -6,6 +6,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -17,13 +18,13 @@ from tenantry.domain import names
 from tenantry.domain.events import IsolationVerified, IsolationViolated, SystemEvent
 from tenantry.domain.tenant import Lifecycle
 from tenantry.isolation import sql
-from tenantry.isolation.port import Check, DatabaseProbes, IsolationReport, LatestProof
+from tenantry.isolation.port import Check, DatabaseProbes, Findings, IsolationReport, LatestProof
 from tenantry.isolation.proof import verify_isolation
 from tenantry.journal.port import ANY, EventStore, Metadata
 from tenantry.messages.port import MessageStoreError
 from tenantry.projections.port import TenantDirectory
 from tenantry.tenant_client.access import ProducerError, TenantAccess
-from tenantry.tenant_client.amqp import TenantClientError
+from tenantry.tenant_client.amqp import AttemptResult, TenantClientError
 from tenantry.tenant_client.sql import SqlClient
 
 log = structlog.get_logger(__name__)
@@ -152,22 +153,18 @@ class IsolationProver:
     def _in_database(
         self, mine: TenantTopology, others: Sequence[TenantTopology]
     ) -> Iterator[Check]:
+        findings = Findings(mine, mine)
         for excess in self.database.excess(mine.tenant_id):
-            yield Check(
-                tenant_id=mine.tenant_id,
-                owner=mine.tenant_id,
-                action="configure",
-                target=f"database role ({excess})",
-                allowed=True,
-                forbidden=True,
-            )
-        with self.database.probe(mine.tenant_id) as credentials:
-            client = SqlClient(credentials.url, name=f"isolation of {mine.tenant_id}")
+            target = f"database role ({excess})"
+            findings.record("configure", target, AttemptResult.ALLOWED, forbidden=True)
+        yield from findings.checks
+        name = f"isolation of {mine.tenant_id}"
+        with (
+            self.database.probe(mine.tenant_id) as credentials,
+            closing(SqlClient(credentials.url, name=name)) as client,
+        ):
             client.open()
-            try:
-                yield from sql.reading(client, mine, others)
-            finally:
-                client.close()
+            yield from sql.reading(client, mine, others)
 
     def _record(self, report: IsolationReport, tenants: int, metadata: Metadata) -> None:
         failures = [str(one) for one in (*report.leaks, *report.denials)]

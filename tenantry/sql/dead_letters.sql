@@ -29,10 +29,10 @@ INSERT INTO tenantry.dead_letters
      content_type, headers, published_at)
 SELECT %(tenant)s, given.*
 FROM unnest(
-    %(ids)s::uuid[], %(fingerprints)s::bytea[], %(copies)s::integer[], %(replays)s::integer[],
-    %(died)s::timestamptz[], %(seen)s::uuid[], %(recorded)s::boolean[], %(reasons)s::text[],
-    %(errors)s::text[], %(first_errors)s::text[], %(attempts)s::integer[],
-    %(dead_lettered)s::timestamptz[], %(message_ids)s::text[], %(topics)s::text[], %(partitions)s::integer[], %(sizes)s::bigint[],
+    %(id)s::uuid[], %(fingerprint)s::bytea[], %(copy)s::integer[], %(replays)s::integer[],
+    %(died_at)s::timestamptz[], %(seen_in)s::uuid[], %(recorded)s::boolean[], %(reason)s::text[],
+    %(error)s::text[], %(first_error)s::text[], %(attempts)s::integer[],
+    %(dead_lettered_at)s::timestamptz[], %(message_ids)s::text[], %(topics)s::text[], %(partitions)s::integer[], %(sizes)s::bigint[],
     %(bodies)s::bytea[], %(content_types)s::text[], %(headers)s::text[],
     %(published)s::timestamptz[]) AS given;
 
@@ -41,8 +41,8 @@ UPDATE tenantry.dead_letters AS letter
 SET died_at = given.died_at, seen_in = given.seen_in, reason = given.reason, error = given.error,
     first_error = given.first_error, attempts = given.attempts
 FROM unnest(
-    %(was)s::uuid[], %(died)s::timestamptz[], %(seen)s::uuid[], %(reasons)s::text[],
-    %(errors)s::text[], %(first_errors)s::text[], %(attempts)s::integer[])
+    %(was)s::uuid[], %(died_at)s::timestamptz[], %(seen_in)s::uuid[], %(reason)s::text[],
+    %(error)s::text[], %(first_error)s::text[], %(attempts)s::integer[])
     AS given (was, died_at, seen_in, reason, error, first_error, attempts)
 WHERE letter.tenant_id = %(tenant)s AND letter.id = given.was;
 
@@ -56,10 +56,10 @@ SET id = given.id, replays = given.replays, failed = given.failed, settled = fal
     body = given.body, content_type = given.content_type, headers = given.headers,
     published_at = given.published_at
 FROM unnest(
-    %(was)s::uuid[], %(ids)s::uuid[], %(replays)s::integer[], %(failed)s::integer[],
-    %(died)s::timestamptz[], %(seen)s::uuid[], %(recorded)s::boolean[], %(reasons)s::text[],
-    %(errors)s::text[], %(first_errors)s::text[], %(attempts)s::integer[],
-    %(dead_lettered)s::timestamptz[], %(sizes)s::bigint[], %(bodies)s::bytea[], %(content_types)s::text[], %(headers)s::text[],
+    %(was)s::uuid[], %(id)s::uuid[], %(replays)s::integer[], %(failed)s::integer[],
+    %(died_at)s::timestamptz[], %(seen_in)s::uuid[], %(recorded)s::boolean[], %(reason)s::text[],
+    %(error)s::text[], %(first_error)s::text[], %(attempts)s::integer[],
+    %(dead_lettered_at)s::timestamptz[], %(sizes)s::bigint[], %(bodies)s::bytea[], %(content_types)s::text[], %(headers)s::text[],
     %(published)s::timestamptz[])
     AS given (was, id, replays, failed, died_at, seen_in, recorded, reason, error, first_error,
               attempts, dead_lettered_at, size, body, content_type, headers, published_at)
@@ -69,7 +69,7 @@ WHERE letter.tenant_id = %(tenant)s AND letter.id = given.was;
 -- Of the list, where its readers still come by. A statement of its own: the counting of letters
 -- knows a row that changes by its position.
 UPDATE tenantry.dead_letters SET position = DEFAULT
-WHERE tenant_id = %(tenant)s AND id = ANY(%(ids)s::uuid[]);
+WHERE tenant_id = %(tenant)s AND id = ANY(%(id)s::uuid[]);
 
 -- name: count_dead
 UPDATE tenantry.tenant_counters SET dead_lettered = dead_lettered + %(fresh)s

@@ -17,8 +17,8 @@ SELECT name, database::bigint, server FROM tenantry.installation FOR UPDATE;
 -- name: original
 -- The database that the name was made in, where that is another one of this very server.
 SELECT d.datname FROM pg_catalog.pg_database AS d
-WHERE d.oid = %(database)s AND d.oid <> %(here)s
-  AND %(server)s = %(this_server)s AND %(server)s <> 0;
+WHERE d.oid = %(made_in)s AND d.oid <> %(database)s
+  AND %(made_on)s = %(server)s AND %(server)s <> 0;
 
 -- name: settle
 UPDATE tenantry.installation
