@@ -22,7 +22,6 @@ from tenantry.cli.child import ChildDaemon
 from tenantry.cli.client import ControlClient
 from tenantry.cli.options import config_option, example, json_option
 from tenantry.cli.output import CommandError
-from tenantry.settings.model import CONTROL_SOCKET
 from tenantry.unixpath import MAX_SOCKET_PATH
 from tenantry.urls import address
 
@@ -89,21 +88,14 @@ def demo(*, as_json: bool, keep: bool, **_config: object) -> None:
 
 
 def _directory() -> Path:
-    """Make a directory for it all, where the path of a socket in it is not too long."""
+    """Make a directory for it all."""
     try:
-        directory = Path(tempfile.mkdtemp(prefix="tenantry-demo-"))
+        return Path(tempfile.mkdtemp(prefix="tenantry-demo-"))
     except OSError as error:
         raise CommandError(
             f"the demo has no place for its files ({error.strerror or error}): set TMPDIR to a "
             "directory that can be written"
         ) from error
-    if len(os.fsencode(directory / CONTROL_SOCKET)) <= MAX_SOCKET_PATH:
-        return directory
-    with suppress(OSError):
-        shorter = Path(tempfile.mkdtemp(prefix="tenantry-demo-", dir="/tmp"))
-        directory.rmdir()
-        return shorter
-    return directory
 
 
 def _show(directory: Path, *, as_json: bool, keep: bool) -> tuple[list[Line], int]:
