@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from decimal import Decimal
 from math import isfinite
@@ -26,6 +27,8 @@ REPLAY_HEADER: Final = "x-tenantry-replay"
 
 REPLAYS_HEADER: Final = "x-tenantry-replays"
 """Beside it: how often the dead letter has been replayed, this time included."""
+
+_STRING_OR_BRACKET: Final = re.compile(r'"(?:[^"\\]|\\.)*"|[\[\]{}]', re.DOTALL)
 
 _LONGEST_INT: Final = 4300
 """Digits of a whole number that Python turns into an `int`."""
@@ -99,21 +102,11 @@ class JsonHeaders(Mapping[str, object]):
 def depth(text: str) -> int:
     """Tell how deep JSON goes, which must be well formed: 1 for a flat object."""
     deepest = level = 0
-    quoted = escaped = False
-    for char in text:
-        if quoted:
-            if escaped:
-                escaped = False
-            elif char == "\\":
-                escaped = True
-            elif char == '"':
-                quoted = False
-        elif char == '"':
-            quoted = True
-        elif char in "{[":
+    for part in _STRING_OR_BRACKET.findall(text):
+        if part in ("{", "["):
             level += 1
             deepest = max(deepest, level)
-        elif char in "}]":
+        elif part in ("}", "]"):
             level -= 1
     return deepest
 
