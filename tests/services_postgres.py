@@ -18,6 +18,8 @@ from psycopg import sql
 
 from tenantry.database.embedded import EmbeddedPostgres
 from tenantry.database.migrations import migrate, migrations
+from tenantry.messages.sql_access import SqlCredentials
+from tenantry.messages.sql_access_postgres import PostgresSqlAccess
 from tests import on_demand, scratch
 
 ENVIRONMENT = "TENANTRY_TEST_DATABASE_URL"
@@ -172,3 +174,9 @@ def frozen(server: EmbeddedPostgres) -> Iterator[None]:
         for pid in stopped:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGCONT)
+
+
+def grant(access: PostgresSqlAccess, tenant_id: str) -> SqlCredentials:
+    """Give a tenant its role, or that role a new password."""
+    with access.granting(tenant_id) as granted:
+        return granted

@@ -70,7 +70,10 @@ def url_for(parameters: Mapping[str, object], user: str, password: str) -> str:
     if not named:
         carried.pop("hostaddr", None)
     if len(hosts) > 1 and "target_session_attrs" in given:
-        carried["target_session_attrs"] = _primary(given["target_session_attrs"])
+        wanted = given["target_session_attrs"]
+        # `read-write` looks at what the session may do: a user that may only read, and whose
+        # sessions are read-only by default, finds none.
+        carried["target_session_attrs"] = "primary" if wanted == "read-write" else wanted
     return postgres_url(
         user=user,
         password=password,
@@ -78,12 +81,3 @@ def url_for(parameters: Mapping[str, object], user: str, password: str) -> str:
         database=given.get("dbname") or os.environ.get("PGDATABASE") or given.get("user") or "",
         parameters=carried,
     )
-
-
-def _primary(wanted: str) -> str:
-    """Give the value of `target_session_attrs` that means the same to a user that may only read.
-
-    `read-write` looks at what the session may do: a session that is read-only by
-    default finds none.
-    """
-    return "primary" if wanted == "read-write" else wanted

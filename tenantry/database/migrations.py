@@ -121,9 +121,9 @@ def _bring_up(connection: Connection, known: Sequence[Migration]) -> list[Migrat
         log.info("applied migration %s", migration)
         applied.append(migration)
     _patiently(connection, partial(_fence, connection))
-    rights.close_paths(connection)
-    rights.refuse_strangers(connection)
-    if rights.is_there(connection):
+    if rights.are_kept(connection):
+        rights.close_paths(connection)
+        rights.refuse_strangers(connection)
         rights.take_from_public(connection)
     return applied
 

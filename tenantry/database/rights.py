@@ -17,16 +17,15 @@ from tenantry.sql import queries
 _CLOSER: Final = "tenantry.close_search_paths()"
 
 
-def is_there(connection: Connection) -> bool:
-    """Tell whether the schema is as new as this."""
+def are_kept(connection: Connection) -> bool:
+    """Tell whether the schema is new enough for the rest of this."""
     row = connection.execute("SELECT to_regprocedure(%s)", [_CLOSER]).fetchone()
     return row is not None and row[0] is not None
 
 
 def close_paths(connection: Connection) -> None:
     """Close the search path of every function of the schema that is ours and was left open."""
-    if is_there(connection):
-        connection.execute(f"SELECT {_CLOSER}".encode())
+    connection.execute(f"SELECT {_CLOSER}".encode())
 
 
 def open_paths(connection: Connection) -> list[str]:
@@ -42,8 +41,6 @@ def strangers(connection: Connection) -> list[str]:
 
 def refuse_strangers(connection: Connection) -> None:
     """Raise `OpenSchemaError` where code of another owner would run with our rights."""
-    if not is_there(connection):
-        return
     if found := strangers(connection):
         raise OpenSchemaError(
             f"the schema tenantry holds or calls {found[0]}"

@@ -70,10 +70,6 @@ class JournalListener:
         """Whether appends are heard of now."""
         return self._connected.is_set()
 
-    def wait_until_connected(self, timeout: float) -> bool:
-        """Wait `timeout` seconds at most until appends are heard of; tell whether they are."""
-        return self._connected.wait(timeout)
-
     def run(self) -> None:
         """Listen until stopped; connect again, with growing delays, whenever that fails."""
         delay = FIRST_DELAY

@@ -34,11 +34,6 @@ class PostgresSqlAccess:
         self._database = database
         self._errors = role_errors(database)
 
-    def grant(self, tenant_id: str) -> SqlCredentials:
-        """Give a tenant its role or a new password, with nothing else to be done before that."""
-        with self.granting(tenant_id) as granted:
-            return granted
-
     @contextmanager
     def granting(self, tenant_id: str) -> Iterator[SqlCredentials]:
         """See `SqlAccess.granting`.

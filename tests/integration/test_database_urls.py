@@ -26,7 +26,7 @@ from tenantry.database.migrations import migrate
 from tenantry.database.pool import Database
 from tenantry.messages.postgres import PostgresMessageStore
 from tenantry.messages.sql_access_postgres import PostgresSqlAccess
-from tests.services_postgres import admin_url, drop_database
+from tests.services_postgres import admin_url, drop_database, grant
 
 OPENSSL = shutil.which("openssl")
 SECRET = "s3cret"
@@ -198,7 +198,7 @@ def test_a_reader_s_url_works_by_tls_with_every_parameter_of_the_daemon_s(
             with closing(Database(way)) as database:
                 database.open()
                 PostgresMessageStore(database).create_partition("a")
-                given = PostgresSqlAccess(database).grant("a").url
+                given = grant(PostgresSqlAccess(database), "a").url
             # A client elsewhere has neither our service file nor our environment.
             monkeypatch.delenv("PGSERVICEFILE", raising=False)
             with psycopg.connect(given, autocommit=True) as connection:

@@ -59,7 +59,7 @@ def listening(database: Database) -> Iterator[JournalListener]:
     thread = threading.Thread(target=listener.run)
     thread.start()
     try:
-        assert listener.wait_until_connected(30)
+        eventually(lambda: listener.connected)
         yield listener
     finally:
         listener.stop()

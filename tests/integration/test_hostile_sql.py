@@ -28,7 +28,7 @@ from tests.integration.hostile_statements import (
     IN_A_CATALOGUE_OF_OURS,
     SHADOWS,
 )
-from tests.services_postgres import admin_url, database
+from tests.services_postgres import admin_url, database, grant
 
 KINDS = ("reader", "probe", "producer")
 
@@ -102,7 +102,7 @@ def world_of(owner: str, daemon: Database, url: str, *, superuser: bool) -> Iter
             administration.ensure_user(tenant, hashed)
             stack.callback(administration.remove_user, tenant)
             stack.callback(access.revoke, tenant)
-            urls["reader"], urls["producer"] = access.grant(tenant).url, credentials.postgres_url
+            urls["reader"], urls["producer"] = grant(access, tenant).url, credentials.postgres_url
             if tenant == ids[0]:
                 urls["probe"] = stack.enter_context(probes.probe(tenant)).url
                 mine = dict(urls)
@@ -343,7 +343,7 @@ def test_functions_and_operators_in_public_that_fit_better_are_never_called(worl
     store.store(third, [Incoming("1", "default", 0, b"{}", None, None, None)])
     assert store.page(third)[0].id == "1"
     administration.ensure_topology(TenantTopology(tenant_id=third, topics=(), partitions=1))
-    access.grant(third)
+    grant(access, third)
     administration.survey()
     administration.queue_counts()
     world.sessions["producer"].execute("SELECT tenantry.publish('events', '{}', key => 'k')")

@@ -24,6 +24,7 @@ from tenantry.journal.port import (
     VersionConflictError,
 )
 from tenantry.journal.postgres import POLL_BESIDE_LISTENER, PostgresEventStore
+from tests.waiting import eventually
 
 METADATA = Metadata(actor="test")
 CREATED = TenantCreated(tenant_id="acme", name="Acme", workers=1, topics=(), partitions=1)
@@ -40,7 +41,7 @@ def listening(database: Database) -> Iterator[JournalListener]:
     thread = threading.Thread(target=listener.run, name="listener")
     thread.start()
     try:
-        assert listener.wait_until_connected(30)
+        eventually(lambda: listener.connected)
         yield listener
     finally:
         listener.stop()

@@ -21,7 +21,7 @@ from tenantry.journal.port import JournalUnavailableError
 from tenantry.messages.port import Incoming, MessageStoreError
 from tenantry.messages.postgres import PostgresMessageStore
 from tenantry.messages.sql_access_postgres import CONNECTIONS, PostgresSqlAccess
-from tests.services_postgres import admin_url, database
+from tests.services_postgres import admin_url, database, grant
 
 LONGEST = "a-tenant-whose-id-has-40-characters-0000"
 OTHER = f"{LONGEST[:-1]}1"
@@ -57,13 +57,13 @@ def rows(url: str, query: str = "SELECT tenant_id, count(*) FROM messages GROUP 
 
 def test_a_role_sees_its_own_tenants_rows_whatever_it_asks_for(access: PostgresSqlAccess) -> None:
     for tenant_id in TENANTS:
-        url = access.grant(tenant_id).url
+        url = grant(access, tenant_id).url
         assert rows(url) == [(tenant_id, len(tenant_id))]
         assert rows(url, f"SELECT 1 FROM messages WHERE tenant_id <> '{tenant_id}'") == []
 
 
 def test_only_the_tenants_own_partition_is_looked_at(access: PostgresSqlAccess) -> None:
-    plan = rows(access.grant("a").url, "EXPLAIN (ANALYZE, COSTS off) SELECT * FROM messages")
+    plan = rows(grant(access, "a").url, "EXPLAIN (ANALYZE, COSTS off) SELECT * FROM messages")
     scans = [line for (line,) in plan if "Scan on messages_" in line and "never" not in line]
     assert len(scans) == 1
     assert "messages_a " in f"{scans[0]} "
@@ -72,7 +72,7 @@ def test_only_the_tenants_own_partition_is_looked_at(access: PostgresSqlAccess) 
 def test_a_function_that_tells_what_it_is_given_is_not_given_others_rows(
     access: PostgresSqlAccess,
 ) -> None:
-    url = access.grant("a").url
+    url = grant(access, "a").url
     leaky = "SELECT 1 FROM messages WHERE 1 / (CASE tenant_id WHEN 'a' THEN 1 ELSE 0 END) = 1"
     assert len(rows(url, leaky)) == 1  # a division by zero would tell of others' rows
     assert rows(url, "SELECT * FROM pg_stats WHERE schemaname IN ('public', 'tenantry')") == []
@@ -81,7 +81,7 @@ def test_a_function_that_tells_what_it_is_given_is_not_given_others_rows(
 def test_rights_on_a_partition_granted_by_mistake_show_nothing_of_others(
     access: PostgresSqlAccess, database: Database
 ) -> None:
-    granted = access.grant("a")
+    granted = grant(access, "a")
     with database.connection() as connection:
         for tenant_id in TENANTS:
             connection.execute(
@@ -100,7 +100,7 @@ def test_rights_on_a_partition_granted_by_mistake_show_nothing_of_others(
 def test_another_grant_replaces_the_password_of_which_the_server_only_gets_a_hash(
     access: PostgresSqlAccess, database: Database
 ) -> None:
-    first, second = access.grant("a"), access.grant("a")
+    first, second = grant(access, "a"), grant(access, "a")
     assert first.username == second.username
     with database.connection() as connection:
         (kept,) = connection.execute(
@@ -115,10 +115,10 @@ def test_another_grant_ends_the_sessions_of_the_first_and_says_whose_the_role_is
     access: PostgresSqlAccess, database: Database
 ) -> None:
     installation = find_installation(database)
-    first, neighbour = access.grant("a"), access.grant("b")
+    first, neighbour = grant(access, "a"), grant(access, "b")
     with psycopg.connect(first.url) as session, psycopg.connect(neighbour.url) as other:
         session.execute("SELECT 1")
-        second = access.grant("a")
+        second = grant(access, "a")
         with pytest.raises(psycopg.OperationalError):
             session.execute("SELECT 1")
         other.execute("SELECT 1")
@@ -132,7 +132,7 @@ def test_another_grant_ends_the_sessions_of_the_first_and_says_whose_the_role_is
 def test_a_grant_whose_last_step_fails_leaves_the_password_as_it_was(
     access: PostgresSqlAccess, database: Database
 ) -> None:
-    first = access.grant("a")
+    first = grant(access, "a")
     for tenant_id in ("a", LONGEST):
         with pytest.raises(JournalUnavailableError), access.granting(tenant_id):
             raise JournalUnavailableError("away")
@@ -157,7 +157,7 @@ def matches(verifier: str, password: str) -> bool:
 
 
 def test_a_role_has_so_many_connections_at_most(access: PostgresSqlAccess) -> None:
-    url = access.grant("a").url
+    url = grant(access, "a").url
     opened = [psycopg.connect(url) for _ in range(CONNECTIONS)]
     try:
         with pytest.raises(psycopg.OperationalError, match="too many connections"):
@@ -168,7 +168,7 @@ def test_a_role_has_so_many_connections_at_most(access: PostgresSqlAccess) -> No
 
 
 def test_revoking_ends_the_sessions_and_drops_the_role(access: PostgresSqlAccess) -> None:
-    url = access.grant("a").url
+    url = grant(access, "a").url
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute("SELECT FROM messages")
         assert access.revoke("a")
@@ -222,7 +222,7 @@ def test_a_daemon_that_is_no_superuser_grants_and_revokes(
     modest: Callable[[str], Database],
 ) -> None:
     access = PostgresSqlAccess(modest("CREATEROLE"))
-    url = access.grant(LONGEST).url
+    url = grant(access, LONGEST).url
     assert rows(url) == [(LONGEST, len(LONGEST))]
     with psycopg.connect(url) as connection:
         assert access.revoke(LONGEST)
@@ -235,7 +235,7 @@ def test_a_daemon_that_may_not_make_roles_says_what_it_lacks(
 ) -> None:
     access = PostgresSqlAccess(modest("NOCREATEROLE"))
     with pytest.raises(MessageStoreError, match="CREATEROLE"):
-        access.grant("a")
+        grant(access, "a")
     assert not access.revoke("a")
 
 

@@ -19,6 +19,7 @@ from tenantry.messages.port import Incoming
 from tenantry.messages.postgres import PostgresMessageStore
 from tenantry.messages.sql_access_postgres import PostgresSqlAccess
 from tests.brokers import INSTALLATION
+from tests.services_postgres import grant
 from tests.waiting import eventually
 
 
@@ -37,7 +38,7 @@ class World:
         for tenant in (self.tenant, self.other):
             self.store.create_partition(tenant)
             self.store.store(tenant, [Incoming("1", "default", 0, b"{}", None, None, None)])
-        self.reading = self.access.grant(self.tenant).url
+        self.reading = grant(self.access, self.tenant).url
         stack.callback(self.access.revoke, self.tenant)
         credentials, hashed = self.administration.new_credentials(self.tenant)
         self.administration.ensure_user(self.tenant, hashed)

@@ -27,6 +27,7 @@ from tenantry.terms.port import Holder
 from tenantry.terms.postgres import PostgresTerms
 from tests import brokers
 from tests.brokers import Broker, RecordingSink, bodies
+from tests.services_postgres import grant
 from tests.waiting import eventually
 
 ONCE_HELD = """
@@ -137,7 +138,7 @@ def test_who_holds_every_key_that_was_ever_waited_for_is_in_nobodys_way(
             broker.administration.remove_user(tenant.tenant_id)
             with PostgresDeadLetters(impatient).browse("acme") as browser:
                 assert browser.next(10) == []
-        PostgresSqlAccess(impatient).grant("acme")
+        grant(PostgresSqlAccess(impatient), "acme")
         assert PostgresSqlAccess(impatient).revoke("acme")
         store.drop_partition("acme", retain=False)
         impatient.close()
@@ -208,7 +209,7 @@ def test_what_changes_only_roles_is_refused_under_a_past_term(
     administration = brokers.PostgresAdministration(old, installation=brokers.INSTALLATION)
     _, hashed = administration.new_credentials(tenant.tenant_id)
     administration.ensure_user(tenant.tenant_id, hashed)
-    access.grant(tenant.tenant_id)
+    grant(access, tenant.tenant_id)
     assert terms.take(terms.look(), Holder(instance="two", host="there", pid=2)) is not None
     with database.connection() as connection:
         roles = "SELECT oid, rolpassword FROM pg_authid WHERE rolname ~ %s ORDER BY oid"
@@ -221,7 +222,7 @@ def test_what_changes_only_roles_is_refused_under_a_past_term(
             partial(administration.ensure_topology, tenant),
             partial(administration.remove_topology, tenant.tenant_id),
             administration.check,
-            partial(access.grant, tenant.tenant_id),
+            partial(grant, access, tenant.tenant_id),
             partial(access.revoke, tenant.tenant_id),
         ):
             with pytest.raises(Exception, match="the term daemon/1 is over: 2 is the term now"):
