@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Mapping
 from typing import Final
 
@@ -126,49 +127,51 @@ def unavailable(error: BaseException, where: str) -> DatabaseUnavailableError:
     return kind(f"{where}: {one_line(error)}")
 
 
+_START: Final = "start the server or correct database.url (DATABASE_URL)"
+
+_CAUSES: Final[tuple[tuple[str, str, str, bool], ...]] = (
+    ("password authentication failed|no password supplied", "the password or user was refused",
+     "check user and password in database.url (DATABASE_URL)", True),
+    ('database "[^"]*" does not exist', "there is no such database",
+     "create it (createdb) or correct database.url (DATABASE_URL)", True),
+    ('role "[^"]*" does not exist', "there is no such user",
+     "create the user or correct database.url (DATABASE_URL)", True),
+    (r"pg_hba\.conf", "", "let this machine in, in the server's pg_hba.conf", True),
+    ("certificate.*does not match host name", "",
+     "database.url must name the server as its certificate does", True),
+    ("certificate.*expired", "", "give the server a new certificate", True),
+    ("certificate|ssl error", "",
+     ("sslrootcert in database.url must name the file of the authority that signed the server's "
+      "certificate"), True),
+    ("starting up|shutting down|recovery mode", "", "wait a moment", False),
+    ("too many connections for role", "",
+     "raise the user's limit: ALTER ROLE ... CONNECTION LIMIT", False),
+    ("too many connections for database", "",
+     "raise its limit: ALTER DATABASE ... CONNECTION LIMIT", False),
+    ("connection slots|too many clients", "",
+     "raise the server's max_connections, or end what uses them", False),
+    ("no more connections allowed|query_wait_timeout", "",
+     "raise the pooler's max_client_conn and default_pool_size", False),
+    ("connection refused", "connection refused", _START, False),
+    ("no such file or directory", "no server listens there", _START, False),
+    ("timeout expired|timed out", "no answer in time", _START, False),
+    ("could not translate host name|name or service not known|failed to resolve host",
+     "the host name is unknown", _START, False),
+    ("no route to host", "no route to the host", _START, False),
+    ("network is unreachable", "the network is unreachable", _START, False),
+    ("", "", _START, False),
+)  # fmt: skip
+"""What the server or the system says, in lower case; that in plain words, where its own are not;
+what to do; and whether waiting is in vain."""
+
+
 def connect_failure(error: BaseException, where: str) -> DatabaseUnavailableError:
     """Say why no connection could be made, and what to do about it."""
     text = one_line(error)
     lower = text.lower()
-    if "password authentication failed" in lower or "no password supplied" in lower:
-        remedy, permanent = "check user and password in database.url (DATABASE_URL)", True
-        text = "the password or user was refused"
-    elif "database" in lower and "does not exist" in lower:
-        remedy, permanent = "create it (createdb) or correct database.url (DATABASE_URL)", True
-        text = "there is no such database"
-    elif "role" in lower and "does not exist" in lower:
-        remedy, permanent = "create the user or correct database.url (DATABASE_URL)", True
-        text = "there is no such user"
-    elif "pg_hba.conf" in lower:
-        remedy, permanent = "let this machine in, in the server's pg_hba.conf", True
-    elif "certificate" in lower or "ssl error" in lower:
-        remedy, permanent = _tls_remedy(lower), True
-    elif "starting up" in lower or "shutting down" in lower or "recovery mode" in lower:
-        remedy, permanent = "wait a moment", False
-    elif "too many connections for role" in lower:
-        remedy, permanent = "raise the user's limit: ALTER ROLE ... CONNECTION LIMIT", False
-    elif "too many connections for database" in lower:
-        remedy, permanent = "raise its limit: ALTER DATABASE ... CONNECTION LIMIT", False
-    elif any(sign in lower for sign in ("connection slots", "too many clients")):
-        remedy, permanent = "raise the server's max_connections, or end what uses them", False
-    elif "no more connections allowed" in lower or "query_wait_timeout" in lower:
-        remedy, permanent = "raise the pooler's max_client_conn and default_pool_size", False
-    else:
-        remedy, permanent = "start the server or correct database.url (DATABASE_URL)", False
-        text = _plain_reason(lower) or text
+    _, plain, remedy, permanent = next(one for one in _CAUSES if re.search(one[0], lower))
     return DatabaseUnavailableError(
-        f"can't connect to {where}: {text}; {remedy}", permanent=permanent
-    )
-
-
-def _tls_remedy(lower: str) -> str:
-    if "does not match host name" in lower:
-        return "database.url must name the server as its certificate does"
-    if "expired" in lower:
-        return "give the server a new certificate"
-    return (
-        "sslrootcert in database.url must name the file of the authority that signed the server's "
-        "certificate"
+        f"can't connect to {where}: {plain or text}; {remedy}", permanent=permanent
     )
 
 
@@ -179,20 +182,3 @@ def one_line(error: BaseException) -> str:
         text = ": ".join(filter(None, (error.diag.message_primary, error.diag.message_detail)))
     text = " ".join(text.split()) or type(error).__name__
     return text if len(text) <= LONGEST_TEXT else text[: LONGEST_TEXT - 3] + "..."
-
-
-def _plain_reason(lower: str) -> str | None:
-    for sign, reason in (
-        ("connection refused", "connection refused"),
-        ("no such file or directory", "no server listens there"),
-        ("timeout expired", "no answer in time"),
-        ("timed out", "no answer in time"),
-        ("could not translate host name", "the host name is unknown"),
-        ("name or service not known", "the host name is unknown"),
-        ("failed to resolve host", "the host name is unknown"),
-        ("no route to host", "no route to the host"),
-        ("network is unreachable", "the network is unreachable"),
-    ):
-        if sign in lower:
-            return reason
-    return None

@@ -1,4 +1,4 @@
-"""The database's errors as those of the port that stands on it."""
+"""The database's errors in plain words, and as those of the port that stands on it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 from psycopg import errors as pg
 
 from tenantry.database.errors import DatabaseUnavailableError
-from tenantry.database.failures import UNFIT, PortErrors
+from tenantry.database.failures import UNFIT, PortErrors, connect_failure
 from tenantry.messages.port import MessageStoreError, PartitionMissingError, StoreUnavailableError
 from tenantry.unavailable import UnavailableError
 
@@ -52,3 +52,21 @@ def test_what_is_none_of_the_databases_passes() -> None:
     errors = PortErrors(StoreUnavailableError, MessageStoreError)
     for error in (PartitionMissingError("none"), ValueError("no"), StoreUnavailableError("gone")):
         assert raised(errors, error) is error
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ('FATAL: role "x" does not exist', "there is no such user; create the user"),
+        ('FATAL: database "x" does not exist', "there is no such database; create it"),
+        ("Connection refused", "connection refused; start the server"),
+        ("FATAL: the database system is starting up", "starting up; wait a moment"),
+        ("something unheard of", "something unheard of; start the server"),
+    ],
+)
+def test_why_there_is_no_connection_is_told_whatever_the_server_is_called(
+    said: str, told: str
+) -> None:
+    prefix = 'connection failed: connection to server at "database" (192.0.2.1), port 5432 failed: '
+    error = connect_failure(psycopg.OperationalError(prefix + said), "PostgreSQL")
+    assert told in str(error)
