@@ -27,3 +27,11 @@ def test_the_table_of_rooms_has_the_floors_of_the_import_contract() -> None:
 def test_what_stands_at_the_top_is_a_part_of_the_package() -> None:
     for name in ("actors", "daemon.py"):
         assert (ROOT / "tenantry" / name).resolve() == (ROOT / name).resolve()
+
+
+def test_every_package_is_installed() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    # In a folder by its own name: `tenantry/actors` is a link, which no search follows.
+    folders = [*(ROOT / "tenantry").rglob("__init__.py"), ROOT / "tenantry/actors/__init__.py"]
+    there = {".".join(one.parent.relative_to(ROOT).parts) for one in folders}
+    assert there == set(project["tool"]["setuptools"]["packages"])
