@@ -61,6 +61,7 @@ _READERS: Final[Mapping[type, Reader]] = {
 """How a variable's text is read, by the type of the setting; any other is text."""
 
 _VARIABLES: Final[Mapping[str, str]] = {
+    "broker.url": "BROKER_URL",
     "rabbitmq.url": "RABBITMQ_URL",
     "rabbitmq.management_url": "RABBITMQ_MANAGEMENT_URL",
     "rabbitmq.ca_file": "RABBITMQ_CA_FILE",
@@ -96,6 +97,7 @@ ENVIRONMENT: Final[Mapping[str, tuple[str, Reader]]] = dict(_environment())
 
 CREDENTIALS: Final[Mapping[str, str]] = {
     "jwt_secret": "security.jwt_secret",
+    "broker_url": "broker.url",
     "rabbitmq_url": "rabbitmq.url",
     "rabbitmq_management_url": "rabbitmq.management_url",
     "database_url": "database.url",

@@ -53,6 +53,10 @@ def _amqp_url(value: SecretStr) -> SecretStr:
     return _check_url(value, "amqp", "amqps", host=True)
 
 
+def _broker_url(value: SecretStr) -> SecretStr:
+    return _check_url(value, "amqp", "amqps", "iggy", "iggys", host=True)
+
+
 def _http_url(value: SecretStr) -> SecretStr:
     return _check_url(value, "http", "https", host=True)
 
@@ -123,8 +127,14 @@ class _Section(BaseModel):
     )
 
 
+class Broker(_Section):
+    """Where the broker is, of whichever kind; empty: as `rabbitmq.url` says."""
+
+    url: Annotated[SecretStr, AfterValidator(_broker_url)] = SecretStr("")
+
+
 class RabbitMQ(_Section):
-    """Where the broker is. Both URLs may hold a password; an empty `url` is the embedded broker.
+    """Where RabbitMQ is. Both URLs may hold a password; an empty `url` is the embedded broker.
 
     The files are PEM: the authority that is trusted in place of the system's, and a certificate of
     our own with its key.
@@ -280,6 +290,7 @@ class Log(_Section):
 class Settings(_Section):
     """The whole configuration. Secrets are masked in every repr and dump."""
 
+    broker: Broker = Broker()
     rabbitmq: RabbitMQ = RabbitMQ()
     database: Database = Database()
     state_dir: FilePath = Field(
@@ -315,6 +326,20 @@ class Settings(_Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _one_broker(self) -> Self:
+        given = self.broker.url.get_secret_value(), self.rabbitmq.url.get_secret_value()
+        if all(given) and given[0] != given[1]:
+            raise PydanticCustomError(
+                "broker", "names another broker than rabbitmq.url: set one", {"key": "broker.url"}
+            )
+        return self
+
+    @property
+    def broker_url(self) -> SecretStr:
+        """The broker's URL, which may hold a password; empty: the embedded broker."""
+        return self.broker.url if self.broker.url.get_secret_value() else self.rabbitmq.url
+
     @property
     def control_socket(self) -> Path:
         """The control socket's path."""
@@ -327,12 +352,12 @@ class Settings(_Section):
 
     @property
     def management_url(self) -> SecretStr | None:
-        """The broker's management API, with the AMQP user where it names none.
+        """RabbitMQ's management API, with the AMQP user where it names none.
 
-        None with the embedded broker.
+        None with another broker.
         """
-        amqp = urlsplit(self.rabbitmq.url.get_secret_value())
-        if not amqp.hostname:
+        amqp = urlsplit(self.broker_url.get_secret_value())
+        if not amqp.hostname or amqp.scheme not in {"amqp", "amqps"}:
             return None
         userinfo = amqp.netloc.rpartition("@")[0] or "guest:guest"
         given = self.rabbitmq.management_url.get_secret_value()

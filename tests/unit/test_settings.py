@@ -126,6 +126,24 @@ def test_the_secret_may_be_a_systemd_credential(file: Path, tmp_path: Path) -> N
     assert "credential jwt_secret" in refusal(file, **environ)
 
 
+def test_the_broker_is_named_by_one_url_or_the_other(file: Path) -> None:
+    assert read(file).broker_url.get_secret_value() == ""
+    old = read(file, '[rabbitmq]\nurl = "amqp://old/"')
+    assert old.broker_url.get_secret_value() == "amqp://old/"
+    settings = read(file, BROKER_URL="iggy://u:hidden@h:8090")
+    assert settings.broker_url.get_secret_value() == "iggy://u:hidden@h:8090"
+    assert settings.management_url is None
+    assert "hidden" not in repr(settings)
+    both = {"BROKER_URL": "amqp://h/", "RABBITMQ_URL": "amqp://h/"}
+    management = read(file, **both).management_url
+    assert management is not None
+    assert management.get_secret_value() == "http://guest:guest@h:15672"
+    said = refusal(file, **both | {"BROKER_URL": "iggy://u:hidden@h"})
+    assert "broker.url" in said
+    assert "set one" in said
+    assert "hidden" not in said
+
+
 def test_urls_may_be_systemd_credentials_and_an_empty_one_is_none(
     file: Path, tmp_path: Path
 ) -> None:
@@ -204,6 +222,8 @@ def test_settings_can_t_be_changed(file: Path) -> None:
         ("rabbitmq = {url = 'http://h'}", "rabbitmq.url: must be a URL that begins with amqp://"),
         ("rabbitmq = {url = 'amqp:///v'}", "rabbitmq.url: names no host"),
         ("rabbitmq = {url = 'amqp://h:99999'}", "rabbitmq.url: is no URL"),
+        ("broker = {url = 'http://h'}", "broker.url: must be a URL that begins with amqp://"),
+        ("broker = {url = 'iggy:///v'}", "broker.url: names no host"),
         ("database = {url = 'mysql://h'}", "database.url: must be a URL that begins with postgres"),
         ("security = {jwt_secret = 'short'}", "security.jwt_secret: must be at least 32 bytes"),
     ],

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 def links(settings: Settings, _database: Database, fence: TermFence) -> BrokerLinks:
     """See `BrokerAdapter.links`."""
-    url, tls = settings.rabbitmq.url.get_secret_value(), Tls.of(settings)
+    url, tls = settings.broker_url.get_secret_value(), Tls.of(settings)
     administration = RabbitAdministration(
         url=url,
         management_url=_management_url(settings),
@@ -60,7 +60,7 @@ def links(settings: Settings, _database: Database, fence: TermFence) -> BrokerLi
 
 def describe(settings: Settings) -> Mapping[str, str]:
     """See `BrokerAdapter.describe`."""
-    parts = urlsplit(settings.rabbitmq.url.get_secret_value())
+    parts = urlsplit(settings.broker_url.get_secret_value())
     port = parts.port or (5671 if parts.scheme == "amqps" else 5672)
     return {
         "amqp_address": address(parts.hostname or "", port),
