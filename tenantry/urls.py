@@ -44,6 +44,11 @@ def amqp_url(
     return f"{scheme}://{who}@{address(host, port)}/{quoted(vhost)}{_query(parameters or {})}"
 
 
+def iggy_url(*, scheme: str, user: str, password: str, host: str, port: int) -> str:
+    """Give an Iggy URL (`scheme` is iggy or iggys)."""
+    return f"{scheme}://{quoted(user)}:{quoted(password)}@{address(host, port)}"
+
+
 def postgres_url(
     *,
     user: str,

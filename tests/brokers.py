@@ -10,9 +10,17 @@ from dataclasses import dataclass, field
 from typing import Final
 
 import pika
+from apache_iggy import Consumer, PollingStrategy
 
+from tenantry.broker import topology as layout
 from tenantry.broker.adapter import BrokerAdapter
 from tenantry.broker.budget import Budget
+from tenantry.broker.iggy import adapter as iggy_adapter
+from tenantry.broker.iggy.access import Access
+from tenantry.broker.iggy.administration import IggyAdministration
+from tenantry.broker.iggy.client import Sessions
+from tenantry.broker.iggy.consuming import IggyConsuming
+from tenantry.broker.iggy.publishing import IggyPublishing
 from tenantry.broker.port import (
     Administration,
     Consuming,
@@ -97,6 +105,7 @@ class Broker:
     memory: MemoryBroker | None = None
     host: RabbitHost | None = None
     database: Database | None = None
+    sessions: Sessions | None = None
 
     def tenant(self, *topics: str, partitions: int = 1) -> TenantTopology:
         """Make the topology of a new tenant, with an id nobody else has."""
@@ -125,6 +134,8 @@ class Broker:
         """Take all messages out of a queue, oldest first."""
         if self.memory is not None:
             return [message.body for message in self.memory.messages(queue)]
+        if self.sessions is not None and self.database is not None:
+            return _lying_on(self.sessions, self.database, queue)
         if self.database is not None:
             return _lying_in(self.database, queue)
         assert self.host is not None
@@ -198,24 +209,52 @@ def postgres(database: Database, budget: Budget | None = None) -> Iterator[Broke
         )
 
 
+@contextmanager
+def iggy(url: str, database: Database, budget: Budget | None = None) -> Iterator[Broker]:
+    """Run the adapters of Iggy on a server, with a database for dead letters."""
+    access = Access.of(url)
+    consuming = IggyConsuming(access, database, budget=budget)
+    sessions = Sessions(access)
+    administration = IggyAdministration(
+        sessions,
+        database,
+        installation=INSTALLATION,
+        standing=consuming.standing,
+        consumed=consuming.consumed,
+    )
+    with ExitStack() as stack:
+        stack.callback(sessions.close)
+        stack.enter_context(running(consuming))
+        yield Broker(
+            kind="iggy",
+            administration=administration,
+            consuming=consuming,
+            publishing=IggyPublishing(sessions),
+            queues=administration,
+            database=database,
+            sessions=sessions,
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Kind:
-    """A kind of broker: its adapter, how it is run, and the fixture that running it takes."""
+    """A kind of broker: its adapter, how it is run, and the fixtures that running it takes."""
 
     adapter: BrokerAdapter | None
     run: Callable[..., AbstractContextManager[Broker]]
-    service: str | None
+    services: tuple[str, ...] = ()
 
 
 KINDS: Final[Mapping[str, Kind]] = {
-    "memory": Kind(adapter=None, run=memory, service=None),
-    "postgres": Kind(adapter=embedded_adapter, run=postgres, service="database"),
-    "rabbitmq-quorum": Kind(adapter=rabbitmq_adapter, run=rabbitmq, service="rabbitmq"),
+    "memory": Kind(adapter=None, run=memory),
+    "postgres": Kind(adapter=embedded_adapter, run=postgres, services=("database",)),
+    "rabbitmq-quorum": Kind(adapter=rabbitmq_adapter, run=rabbitmq, services=("rabbitmq",)),
     "rabbitmq-classic": Kind(
         adapter=rabbitmq_adapter,
         run=lambda host: rabbitmq(host, "classic"),
-        service="rabbitmq",
+        services=("rabbitmq",),
     ),
+    "iggy": Kind(adapter=iggy_adapter, run=iggy, services=("iggy", "database")),
 }
 """What the contract is held against: all that is registered, and memory."""
 
@@ -232,9 +271,37 @@ def _lying_in(database: Database, queue: str) -> list[bytes]:
         return [body for _, body in rows]
 
 
+def _lying_on(sessions: Sessions, database: Database, queue: str) -> list[bytes]:
+    """Read a partition from its beginning; dead letters, out of their table."""
+    tenant_id = layout.owner(queue) or ""
+    if queue == names.dead_letter_queue_name(tenant_id):
+        with database.connection() as connection:
+            rows = connection.execute(
+                "SELECT body FROM tenantry.iggy_rejected WHERE tenant_id = %s AND NOT gone"
+                " ORDER BY seq",
+                [tenant_id],
+            )
+            return [body for (body,) in rows]
+    _, _, rest = queue.partition("_stream.")
+    topic, _, number = rest.rpartition(".")
+    with sessions.session() as session:
+        messages = session.call(
+            lambda client: client.poll_messages(
+                names.exchange_name(tenant_id),
+                topic or "default",
+                consumer=Consumer.Single("tests"),
+                polling_strategy=PollingStrategy.First(),
+                count=1000,
+                auto_commit=False,
+                partition_id=int(number or 0),
+            )
+        )
+    return [message.payload() for message in messages]
+
+
 @contextmanager
 def running(
-    service: MemoryBroker | PostgresConsuming | RabbitConsuming | RabbitPublishing,
+    service: MemoryBroker | PostgresConsuming | RabbitConsuming | RabbitPublishing | IggyConsuming,
 ) -> Iterator[None]:
     """Run a service on a thread and join it."""
     thread = threading.Thread(target=service.run, name=type(service).__name__)

@@ -14,7 +14,7 @@ from xdist.remote import Producer
 from xdist.scheduler import Scheduling
 
 from tenantry.database.pool import Database
-from tests import depth, distribution, services_postgres, services_rabbitmq
+from tests import depth, distribution, services_iggy, services_postgres, services_rabbitmq
 from tests.on_demand import Services
 from tests.preloaded import Preloaded
 from tests.rabbitmq_node import PrivateNode
@@ -27,6 +27,7 @@ depth.load()
 SERVICES = {
     "postgres": services_postgres.PostgresService,
     "rabbitmq": services_rabbitmq.RabbitService,
+    "iggy": services_iggy.IggyService,
     "preloaded": Preloaded,
 }
 _services = pytest.StashKey[Services]()
@@ -74,6 +75,12 @@ def rabbitmq() -> Iterator[services_rabbitmq.RabbitHost]:
     """A fresh virtual host on the run's RabbitMQ, deleted after the test."""
     with services_rabbitmq.virtual_host() as host:
         yield host
+
+
+@pytest.fixture
+def iggy() -> str:
+    """The URL of the run's Iggy server, which all tests share: name tenants uniquely."""
+    return services_iggy.url()
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ from typing import Final
 
 from tenantry.broker import topology as layout
 from tenantry.broker.port import PasswordHash, TenantTopology
-from tenantry.broker.survey import Drift, DriftKind, Survey, User
+from tenantry.broker.survey import LOST_PASSWORD, Drift, DriftKind, Survey, User
 from tenantry.domain import names
 
 NAME: Final = re.compile(r"[a-z][a-z0-9-]{0,39}")
@@ -110,7 +110,9 @@ def _user(tenant_id: str, password: PasswordHash | None, survey: Survey) -> Iter
     if user.tags:
         found = f"user {name} had the tags {', '.join(sorted(user.tags))}"
         yield Drift(kind=DriftKind.USER, found=found)
-    if password is not None and user.password_hash != password.value:
+    if user.password_hash == LOST_PASSWORD:
+        yield Drift(kind=DriftKind.LOST_PASSWORD, found=f"the password of user {name} is lost")
+    elif password is not None and user.password_hash != password.value:
         yield Drift(kind=DriftKind.PASSWORD, found=f"user {name} had another password")
     if user.permissions != layout.permissions(tenant_id):
         what = "no permissions" if user.permissions is None else "other permissions"

@@ -103,11 +103,12 @@ class Credentials:
     password: str = field(repr=False)
     amqp_url: str = field(default="", repr=False)
     postgres_url: str = field(default="", repr=False)
+    iggy_url: str = field(default="", repr=False)
 
     @property
     def url(self) -> str:
         """The URL, whichever kind of broker it leads to."""
-        return self.amqp_url or self.postgres_url
+        return self.amqp_url or self.postgres_url or self.iggy_url
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
 from tenantry.broker.adapter import BrokerAdapter, BrokerLinks, TermFence
+from tenantry.broker.iggy import adapter as iggy
 from tenantry.broker.port import Publishing
 from tenantry.broker.postgres import adapter as embedded
 from tenantry.broker.postgres.moving import warn_of_what_is_left
@@ -21,6 +22,8 @@ ADAPTERS: Final[Mapping[str, BrokerAdapter]] = {
     "": embedded,
     "amqp": rabbitmq,
     "amqps": rabbitmq,
+    "iggy": iggy,
+    "iggys": iggy,
 }
 """By the scheme of the broker's URL; without a URL it is the embedded one."""
 
@@ -59,7 +62,7 @@ def open_publishing(
 
 
 def _url(settings: Settings) -> str:
-    return settings.rabbitmq.url.get_secret_value()
+    return settings.broker_url.get_secret_value()
 
 
 def _adapter(url: str) -> BrokerAdapter:

@@ -19,6 +19,7 @@ class DriftKind(StrEnum):
     CONSUMER = "consumer"
     USER = "user"
     PASSWORD = "password"  # noqa: S105 - a word, no password
+    LOST_PASSWORD = "lost_password"  # noqa: S105 - as above
     PERMISSIONS = "permissions"
     FOREIGN = "foreign"
     PARTITION = "partition"
@@ -46,10 +47,14 @@ class Drift:
         return _REMEDIES.get(self.kind, "")
 
 
+LOST_PASSWORD: Final = "lost"  # noqa: S105 - as above
+"""In place of a hash: nobody knows the user's password, and this broker sets none by its hash."""
+
 _EMPTY_IT: Final = "take out what is in it, and delete it: it is made again as it should be"
 _REMEDIES: Final = {
     DriftKind.ARGUMENTS: _EMPTY_IT,
     DriftKind.SILENT: _EMPTY_IT,
+    DriftKind.LOST_PASSWORD: "rotate its credentials: this broker sets no password by its hash",
     DriftKind.FOREIGN: "two installations must not share tenant ids on one server: delete the"
     " tenant in one of them; if the other is no more, delete the user, and it is made again",
 }

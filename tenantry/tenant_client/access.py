@@ -112,6 +112,7 @@ def credentials_of(found: Mapping[str, Any]) -> Credentials:
         password=found["password"],
         amqp_url=found.get("amqp_url", ""),
         postgres_url=found.get("postgres_url", ""),
+        iggy_url=found.get("iggy_url", ""),
     )
 
 

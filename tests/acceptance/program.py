@@ -36,7 +36,7 @@ READY_TIMEOUT = 60.0
 """For a machine with much else to do."""
 EXIT_TIMEOUT = 60.0
 OWN_VARIABLES = (
-    "TENANTRY_", "RABBITMQ_", "DATABASE_URL", "STATE_DIRECTORY", "RUNTIME_DIRECTORY",
+    "TENANTRY_", "BROKER_URL", "RABBITMQ_", "DATABASE_URL", "STATE_DIRECTORY", "RUNTIME_DIRECTORY",
     "CREDENTIALS_DIRECTORY", "NOTIFY_SOCKET", "PG",
 )  # fmt: skip
 
@@ -66,7 +66,7 @@ class Ended:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tenant:
-    """A tenant that was made, and its own way to the broker; on the embedded one a database URL."""
+    """A tenant that was made, and its own way to the broker: a URL of the broker's kind."""
 
     id: str
     password: str = field(repr=False)
@@ -398,7 +398,9 @@ def tenant_of(shown: dict[str, Any]) -> Tenant:
     return Tenant(
         id=shown["id"],
         password=credentials["password"],
-        amqp_url=credentials.get("amqp_url") or credentials["postgres_url"],
+        amqp_url=credentials.get("amqp_url")
+        or credentials.get("iggy_url")
+        or credentials["postgres_url"],
         shown=shown,
     )
 

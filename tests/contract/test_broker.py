@@ -16,8 +16,7 @@ from tests.waiting import eventually
 @pytest.fixture(params=brokers.KINDS)
 def broker(request: pytest.FixtureRequest) -> Iterator[Broker]:
     kind = brokers.KINDS[request.param]
-    services = () if kind.service is None else (request.getfixturevalue(kind.service),)
-    with kind.run(*services) as made:
+    with kind.run(*map(request.getfixturevalue, kind.services)) as made:
         yield made
 
 

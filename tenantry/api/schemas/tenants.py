@@ -219,7 +219,7 @@ def _names(state: TenantState) -> dict[str, str]:
 
 
 class AccessData(Answer):
-    """A tenant's way to the broker, shown this once: by one URL or the other."""
+    """A tenant's way to the broker, shown this once: by the URL of its kind."""
 
     username: Annotated[str, Field(examples=["tenant_acme_producer"])]
     password: Annotated[str, Field(examples=["mU3q…"])]
@@ -237,12 +237,20 @@ class AccessData(Answer):
             examples=["postgresql://tenant_acme_producer:…@localhost:5432/tenantry"],
         ),
     ] = None
+    iggy_url: Annotated[
+        str | None,
+        Field(
+            description="Where the broker is Apache Iggy.",
+            examples=["iggy://tenant_acme_producer:…@localhost:8090"],
+        ),
+    ] = None
 
     @classmethod
     def of(cls, made: Credentials) -> Self:
         """Show the credentials of a tenant's broker user."""
-        kind = "amqp_url" if made.amqp_url else "postgres_url"
-        return cls(username=made.username, password=made.password, **{kind: made.url})
+        urls = {name: getattr(made, name) for name in ("amqp_url", "postgres_url", "iggy_url")}
+        url = {name: value for name, value in urls.items() if value}
+        return cls(username=made.username, password=made.password, **url)
 
 
 class CreatedTenant(Tenant):

@@ -1,0 +1,1 @@
+"""Apache Iggy as the broker."""

@@ -1,0 +1,48 @@
+"""Where an Iggy server is, and who asks: read from `iggy://user:password@host:port`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Final, Self
+from urllib.parse import unquote, urlsplit
+
+from tenantry.urls import address, iggy_url
+
+PORT: Final = 8090
+"""Of Iggy's own protocol over TCP; its HTTP API is not used."""
+
+SECURE: Final = "iggys"
+"""The scheme of a server that speaks TLS."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Access:
+    """A server's address, and a user of it."""
+
+    host: str
+    port: int
+    user: str
+    password: str = field(repr=False)
+    secure: bool = False
+
+    @classmethod
+    def of(cls, url: str) -> Self:
+        """Read a URL; without a user it is Iggy's root with its first password."""
+        parts = urlsplit(url)
+        return cls(
+            host=parts.hostname or "",
+            port=parts.port or PORT,
+            user=unquote(parts.username or "iggy"),
+            password=unquote(parts.password or "iggy"),
+            secure=parts.scheme == SECURE,
+        )
+
+    @property
+    def where(self) -> str:
+        """HOST:PORT."""
+        return address(self.host, self.port)
+
+    def url_for(self, user: str, password: str) -> str:
+        """Give the URL by which another user gets in."""
+        scheme = SECURE if self.secure else "iggy"
+        return iggy_url(scheme=scheme, user=user, password=password, host=self.host, port=self.port)

@@ -1,0 +1,75 @@
+"""Apache Iggy (`BrokerAdapter`)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from tenantry.broker.adapter import BrokerLinks, TermFence
+from tenantry.broker.budget import Budget
+from tenantry.broker.iggy.access import Access
+from tenantry.broker.iggy.administration import IggyAdministration
+from tenantry.broker.iggy.client import Sessions, library
+from tenantry.broker.iggy.consuming import IggyConsuming
+from tenantry.broker.iggy.dead_letters import IggyDeadLetters
+from tenantry.broker.iggy.publishing import IggyPublishing
+
+if TYPE_CHECKING:
+    from tenantry.database.pool import Database
+    from tenantry.settings import Settings
+
+
+def links(settings: Settings, database: Database, fence: TermFence) -> BrokerLinks:
+    """See `BrokerAdapter.links`. Raises `BrokerError` where the client library is missing."""
+    library()
+    access = _access(settings)
+    consuming = IggyConsuming(access, database, fence, budget=Budget.of(settings))
+    administration = IggyAdministration(
+        Sessions(access, fence),
+        database,
+        installation=fence.installation,
+        standing=consuming.standing,
+        consumed=consuming.consumed,
+    )
+    sessions = Sessions(access, fence)
+    publishing = IggyPublishing(sessions)
+
+    def close() -> None:
+        sessions.close()
+        administration.close()
+
+    return BrokerLinks(
+        administration=administration,
+        queues=administration,
+        consuming=consuming,
+        publishing=publishing,
+        dead_letters=IggyDeadLetters(database),
+        connected=lambda: consuming.connected,
+        reconnects={
+            "consuming": lambda: consuming.reconnects,
+            "publishing": lambda: publishing.reconnects,
+        },
+        prepare=administration.check,
+        loops={"broker-consuming": consuming},
+        close=close,
+    )
+
+
+def describe(settings: Settings) -> Mapping[str, str]:
+    """See `BrokerAdapter.describe`."""
+    return {"iggy_address": _access(settings).where}
+
+
+def publishing_access(_settings: Settings) -> Mapping[str, str]:
+    """See `BrokerAdapter.publishing_access`: the URL is there already."""
+    return {}
+
+
+def publishing(access: Mapping[str, str], _database: Database) -> tuple[IggyPublishing, None]:
+    """See `BrokerAdapter.publishing`."""
+    library()
+    return IggyPublishing(Sessions(Access.of(access["url"]))), None
+
+
+def _access(settings: Settings) -> Access:
+    return Access.of(settings.broker_url.get_secret_value())

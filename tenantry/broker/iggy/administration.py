@@ -1,0 +1,252 @@
+"""Tenants' objects on Iggy: streams with topics, how full they are, and what there is of all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+import structlog
+
+from tenantry.broker import topology as layout
+from tenantry.broker.iggy import wire
+from tenantry.broker.iggy.client import ExistsError, MissingError, RefusedError, Session, Sessions
+from tenantry.broker.iggy.counts import NONE, Rejected, Standing, StandingBooks
+from tenantry.broker.iggy.passwords import Passwords
+from tenantry.broker.iggy.topology import GROUP, Place, mark_topic, marked_by
+from tenantry.broker.iggy.users import IggyUsers
+from tenantry.broker.port import BrokerError, QueueCounts, QueueSpec, TenantTopology
+from tenantry.broker.survey import Survey, User
+from tenantry.database.pool import Database
+from tenantry.domain import names
+
+if TYPE_CHECKING:
+    from apache_iggy import Partition, StreamDetails
+
+log = structlog.get_logger(__name__)
+
+
+class IggyAdministration(IggyUsers):
+    """Makes and removes tenants' objects on Iggy. Callable from any thread.
+
+    `standing` tells of the partitions that are consumed here and now, by queue; `consumed` names
+    the queues that are.
+    """
+
+    def __init__(
+        self,
+        sessions: Sessions,
+        database: Database,
+        *,
+        installation: str,
+        standing: Callable[[], Mapping[str, Standing]] = dict,
+        consumed: Callable[[], frozenset[str]] = frozenset,
+    ) -> None:
+        """Tenants' streams carry the mark of the `installation`."""
+        super().__init__(sessions, Passwords(database), installation=installation)
+        self._books = StandingBooks(database, standing)
+        self._consumed = consumed
+        self._options: frozenset[str] | None = None
+
+    def ensure_topology(self, topology: TenantTopology) -> None:
+        """Make the tenant's stream and topics, where missing."""
+        with self.sessions.session() as session:
+            stream = self.ensure_stream(session, topology.tenant_id)
+            there = {topic.name: topic.partitions_count for topic in stream.topics}
+            wanted: dict[str, int] = {}
+            for queue in topology.queues():
+                wanted[queue.topic] = max(wanted.get(queue.topic, 0), queue.partition + 1)
+            for topic, partitions in wanted.items():
+                self._ensure_topic(session, topology.exchange, topic, partitions, there.get(topic))
+
+    def remove_topology(self, tenant_id: str) -> int:
+        """Delete the tenant's stream; give how many messages were pending, or dead letters."""
+        stream = names.exchange_name(tenant_id)
+        with self.sessions.session() as session:
+            found = session.call(lambda client: client.get_stream(stream))
+            pending = 0
+            if found is not None:
+                pending = sum(self._pending(session, tenant_id, found, NONE).values())
+                try:
+                    session.call(lambda client: client.delete_stream(stream))
+                except MissingError:
+                    log.debug("broker.stream_was_gone", stream=stream)
+        return pending + self._books.drop(tenant_id)
+
+    def queue_counts(self) -> Mapping[str, QueueCounts]:
+        """Count what lies in each tenant's topics and was not stored, by their offsets."""
+        rejected = self._books.rejected()
+        counts: dict[str, QueueCounts] = {}
+        with self.sessions.session() as session:
+            streams = session.call(lambda client: client.get_streams())
+            for stream in streams:
+                tenant_id = layout.owner_of(stream.name)
+                if tenant_id is None:
+                    continue
+                found = session.call(lambda client, name=stream.name: client.get_stream(name))  # type: ignore[misc]
+                if found is None:
+                    continue
+                lying = self._pending(session, tenant_id, found, rejected)
+                standing = self._books.standing()
+                unsettled = sum(
+                    min(lying[name], standing[name].unsettled) for name in lying if name in standing
+                )
+                counts[tenant_id] = QueueCounts(
+                    ready=sum(lying.values()) - unsettled,
+                    unsettled=unsettled,
+                    dead_letters=rejected.counts.get(tenant_id, 0),
+                )
+        return counts
+
+    def survey(self) -> Survey:
+        """Give what there is of all tenants: a call for each stream, and for each user."""
+        with self.sessions.session() as session:
+            streams = session.call(lambda client: client.get_streams())
+            details: dict[str, StreamDetails] = {}
+            for stream in streams:
+                if layout.owner_of(stream.name) is None:
+                    continue
+                found = session.call(lambda client, name=stream.name: client.get_stream(name))  # type: ignore[misc]
+                if found is not None:
+                    details[stream.name] = found
+            users = self.surveyed(session, details, {one.id: one.name for one in streams})
+        return _surveyed(details, users, self._consumed(), self._installation)
+
+    def check(self) -> None:
+        """Raise `BrokerError` with a clear line where the server can't be used."""
+        with self.sessions.session() as session:
+            user = self.sessions.access.user
+            try:
+                session.call(lambda client: client.get_users())
+                session.call(lambda client: client.get_streams())
+            except RefusedError as error:
+                raise BrokerError(
+                    f"the user {user!r} of Iggy at {self.sessions.access.where} may not manage"
+                    " users and streams: give it the global permissions manage_users and"
+                    " manage_streams"
+                ) from error
+
+    def close(self) -> None:
+        """Give up what is kept open between calls."""
+        self.sessions.close()
+
+    def ensure_stream(self, session: Session, tenant_id: str) -> StreamDetails:
+        """Make the tenant's stream, where missing, with the mark that it is ours."""
+        stream = names.exchange_name(tenant_id)
+        found = session.call(lambda client: client.get_stream(stream))
+        if found is None:
+            try:
+                session.call(lambda client: client.create_stream(stream))
+            except ExistsError:
+                log.debug("broker.stream_made_by_another", stream=stream)
+        mark = mark_topic(self._installation)
+        if found is None or mark not in {topic.name for topic in found.topics}:
+            self._ensure_topic(session, stream, mark, 1, None)
+            found = session.call(lambda client: client.get_stream(stream))
+        if found is None:
+            raise MissingError(f"stream {stream!r} was deleted a moment ago")
+        return found
+
+    def _ensure_topic(
+        self, session: Session, stream: str, topic: str, partitions: int, there: int | None
+    ) -> None:
+        """Make a topic that keeps all it is given, or what it lacks of its partitions."""
+        if there is None:
+            request = wire.create_topic(stream, topic, partitions, self._options_of(session))
+            try:
+                session.call(lambda client: client.send_binary_request(wire.CREATE_TOPIC, request))
+            except ExistsError:
+                log.debug("broker.topic_made_by_another", topic=topic)
+        elif there < partitions:
+            session.call(lambda client: client.create_partitions(stream, topic, partitions - there))
+
+    def _options_of(self, session: Session) -> frozenset[str]:
+        """Name the options of topics that the server knows."""
+        if self._options is None:
+            options = session.call(lambda client: client.describe_options("topic"))
+            self._options = frozenset(one.key for one in options)
+        return self._options
+
+    def _pending(
+        self, session: Session, tenant_id: str, stream: StreamDetails, rejected: Rejected
+    ) -> Mapping[str, int]:
+        """Count what the daemon's group is not done with, by queue."""
+        lying: dict[str, int] = {}
+        for topic in stream.topics:
+            if marked_by(topic.name) is not None:
+                continue
+            found = session.call(
+                lambda client, name=topic.name: client.get_topic(stream.name, name)  # type: ignore[misc]
+            )
+            if found is None:
+                continue
+            for partition in found.partitions:
+                queue = QueueSpec.of(tenant_id, topic.name, partition.id).name
+                place = Place(stream.name, found.name, partition.id)
+                lying[queue] = self._books.lying(
+                    queue, rejected, **self._range(session, place, partition)
+                )
+        return lying
+
+    def _range(self, session: Session, place: Place, partition: Partition) -> dict[str, int]:
+        """Tell from where to where a partition has messages that its group is not done with."""
+        end = partition.current_offset + 1
+        if not partition.messages_count:
+            return {"floor": end, "end": end}
+        request = wire.get_offset(GROUP, place)
+        try:
+            answer = session.call(
+                lambda client: client.send_binary_request(wire.GET_OFFSET, request)
+            )
+        except MissingError:
+            answer = b""
+        offsets = wire.read_offsets(answer)
+        first = end - partition.messages_count
+        return {"floor": first if offsets is None else offsets.stored + 1, "end": end}
+
+
+def _surveyed(
+    streams: Mapping[str, StreamDetails],
+    users: Mapping[str, User],
+    consumed: frozenset[str],
+    installation: str,
+) -> Survey:
+    """Make a survey of what was found.
+
+    Where dead letters go, and what leads into a topic, is not on the server: it is there as long as
+    the stream and the topic are.
+    """
+    exchanges = {names.DEAD_LETTER_EXCHANGE: "direct"}
+    arguments: dict[str, Mapping[str, object]] = {}
+    bound: set[tuple[str, str, str]] = set()
+    for name, stream in streams.items():
+        tenant_id = layout.owner_of(name) or ""
+        exchanges[name] = "direct"
+        topics = {
+            topic.name: topic.partitions_count
+            for topic in stream.topics
+            if marked_by(topic.name) is None
+        }
+        for topic, partitions in topics.items():
+            declared = () if topic == names.DEFAULT_TOPIC else (topic,)
+            plan = layout.plan(
+                TenantTopology(tenant_id=tenant_id, topics=declared, partitions=partitions),
+                "classic",
+            )
+            made = {
+                QueueSpec.of(tenant_id, topic, partition).name for partition in range(partitions)
+            }
+            made.add(names.dead_letter_queue_name(tenant_id))
+            arguments.update({one.name: one.arguments for one in plan.queues if one.name in made})
+            bound.update(
+                (one.exchange, one.queue, one.routing_key)
+                for one in plan.bindings
+                if one.queue in made
+            )
+    return Survey(
+        exchanges=exchanges,
+        queues=arguments,
+        bindings=frozenset(bound),
+        users=users,
+        consumed=consumed,
+        installation=installation,
+    )

@@ -1,0 +1,231 @@
+"""The client library `apache-iggy`: found or missed, and its errors as the port has them."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+from types import ModuleType
+from typing import TYPE_CHECKING, Final, TypeVar
+
+from tenantry.broker.adapter import UNFENCED, TermFence
+from tenantry.broker.iggy.access import Access
+from tenantry.broker.port import BrokerError, BrokerUnavailableError
+
+if TYPE_CHECKING:
+    from apache_iggy import IggyClient
+
+T = TypeVar("T")
+
+CONNECT_TIMEOUT: Final = 5.0
+TIMEOUT: Final = 10.0
+"""Seconds the server may take for one request."""
+
+HEARTBEAT: Final = timedelta(seconds=5)
+"""The server gives a client up that it has not heard of for 30 seconds, unless told otherwise."""
+
+SESSIONS: Final = 4
+"""Connections kept for calls: as many go on at once."""
+
+WAIT: Final = 30.0
+"""Seconds to wait for one of them to be free."""
+
+FRESH: Final = 1.0
+"""Seconds a connection is taken to be there without being asked."""
+
+_REMEDY: Final = (
+    "broker.url is an Iggy server's, and Iggy's client is not installed:"
+    " pip install 'tenantry[iggy]'"
+)
+_REFUSED: Final = "Invalid credentials"
+
+
+class RefusedError(BrokerError):
+    """The server does not let this user do that."""
+
+
+class MissingError(BrokerError):
+    """There is no such stream, topic, partition, group or user."""
+
+
+class ExistsError(BrokerError):
+    """There is one of that name already."""
+
+
+def library() -> ModuleType:
+    """Give the client library. Raises `BrokerError` that says how to get it."""
+    try:
+        import apache_iggy
+    except ImportError as error:
+        raise BrokerError(_REMEDY) from error
+    return apache_iggy
+
+
+def error_of(error: BaseException, where: str) -> BrokerError:
+    """Give the port's error for one of the library's, which tells them apart by their text."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, TimeoutError):
+        return BrokerUnavailableError(f"Iggy at {where} does not answer")
+    message = f"Iggy at {where}: {text}"
+    if "not found" in text:
+        return MissingError(message)
+    if "already exists" in text:
+        return ExistsError(message)
+    if text == "Unauthorized":
+        return RefusedError(message)
+    if text == _REFUSED:
+        return RefusedError(f"{message}: check user and password in broker.url")
+    if isinstance(error, (ValueError, TypeError, OverflowError)) or text.startswith(
+        ("Invalid", "Too ", "Empty", "Unsupported", "Feature")
+    ):
+        return BrokerError(message)
+    return BrokerUnavailableError(message)
+
+
+async def connect(access: Access) -> IggyClient:
+    """Open a connection that ends when it is lost: who has it opens the next one."""
+    iggy = library()
+    try:
+        client: IggyClient = iggy.IggyClient(
+            iggy.TcpConfig(
+                server_address=access.where,
+                reconnection=iggy.TcpReconnectionConfig(enabled=False),
+                heartbeat_interval=HEARTBEAT,
+                tls_enabled=access.secure,
+                nodelay=True,
+            )
+        )
+        async with asyncio.timeout(CONNECT_TIMEOUT):
+            await client.connect()
+            await client.login_user(access.user, access.password)
+    except (RuntimeError, ValueError, TimeoutError) as error:
+        raise _unreachable(error_of(error, access.where), access) from error
+    return client
+
+
+def _unreachable(error: BrokerError, access: Access) -> BrokerError:
+    if isinstance(error, BrokerUnavailableError):
+        return BrokerUnavailableError(
+            f"Iggy can't be reached at {access.where}: {error}; start it, or correct broker.url"
+        )
+    return error
+
+
+async def disconnect(client: IggyClient) -> None:
+    """Say goodbye, as far as there is somebody to hear it."""
+    with suppress(RuntimeError, TimeoutError):
+        async with asyncio.timeout(1):
+            await client.logout_user()
+
+
+class Session:
+    """A connection for blocking calls, used by one thread at a time."""
+
+    def __init__(self, access: Access) -> None:
+        self._access = access
+        self._loop = asyncio.new_event_loop()
+        try:
+            self._client = self._loop.run_until_complete(connect(access))
+        except BaseException:
+            self._loop.close()
+            raise
+        self.used_at = time.monotonic()
+
+    def lives(self) -> bool:
+        """Tell whether the server still answers here, where that is in doubt."""
+        if time.monotonic() - self.used_at < FRESH:
+            return True
+        try:
+            self.call(lambda client: client.ping(), timeout=CONNECT_TIMEOUT)
+        except BrokerError:
+            return False
+        return True
+
+    def call(self, ask: Callable[[IggyClient], Awaitable[T]], *, timeout: float = TIMEOUT) -> T:
+        """Make one request, and wait for its answer. Raises `BrokerError`."""
+
+        async def asked() -> T:
+            async with asyncio.timeout(timeout):
+                return await ask(self._client)
+
+        try:
+            answer = self._loop.run_until_complete(asked())
+        except (RuntimeError, ValueError, TypeError, OverflowError, TimeoutError) as error:
+            raise error_of(error, self._access.where) from error
+        self.used_at = time.monotonic()
+        return answer
+
+    def close(self) -> None:
+        """Give the connection up."""
+        with suppress(RuntimeError):
+            self._loop.run_until_complete(disconnect(self._client))
+        self._loop.close()
+
+
+class Sessions:
+    """A few sessions as one user, opened when they are needed. Callable from any thread.
+
+    One in which a call has failed in any but the expected ways is not used again: an answer may
+    still be on its way. Nothing is sent once the term has lapsed.
+    """
+
+    def __init__(self, access: Access, fence: TermFence = UNFENCED) -> None:
+        self.access: Final = access
+        self._fence = fence
+        self._guard = threading.Lock()
+        self._free = threading.BoundedSemaphore(SESSIONS)
+        self._idle: list[Session] = []
+        self.opened = 0
+        """How many were opened in all."""
+
+    @contextmanager
+    def session(self) -> Iterator[Session]:
+        """Lend a session. Raises `BrokerError`."""
+        self._fence.check()
+        if not self._free.acquire(timeout=WAIT):
+            raise BrokerUnavailableError(
+                f"Iggy at {self.access.where} is too slow: {SESSIONS} calls are waiting"
+            )
+        try:
+            session = self._take()
+            try:
+                yield session
+            except (MissingError, ExistsError, RefusedError):
+                self._keep(session)
+                raise
+            except BaseException:
+                session.close()
+                raise
+            self._keep(session)
+        finally:
+            self._free.release()
+
+    def call(self, ask: Callable[[IggyClient], Awaitable[T]], *, timeout: float = TIMEOUT) -> T:
+        """Make one request. Raises `BrokerError`."""
+        with self.session() as session:
+            return session.call(ask, timeout=timeout)
+
+    def close(self) -> None:
+        """Close what is kept open between calls."""
+        with self._guard:
+            idle, self._idle = self._idle, []
+        for session in idle:
+            session.close()
+
+    def _take(self) -> Session:
+        while True:
+            with self._guard:
+                session = self._idle.pop() if self._idle else None
+            if session is None:
+                self.opened += 1
+                return Session(self.access)
+            if session.lives():
+                return session
+            session.close()
+
+    def _keep(self, session: Session) -> None:
+        with self._guard:
+            self._idle.append(session)

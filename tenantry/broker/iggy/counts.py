@@ -1,0 +1,69 @@
+"""How full tenants' topics are: what lies beyond the stored offset and was not settled yet."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final, NamedTuple
+
+from tenantry.broker.port import BrokerError, BrokerUnavailableError, QueueSpec
+from tenantry.database.failures import PortErrors
+from tenantry.database.pool import Database
+from tenantry.sql import queries
+
+
+class Standing(NamedTuple):
+    """What a consumed partition has: all below `floor` is done with, and `beyond` more."""
+
+    floor: int
+    beyond: int
+    unsettled: int
+
+
+class Rejected(NamedTuple):
+    """Dead letters: how many by tenant, and the offsets at which they lie, by queue."""
+
+    counts: Mapping[str, int]
+    places: Mapping[str, Sequence[int]]
+
+
+NONE: Final = Rejected({}, {})
+
+
+class StandingBooks:
+    """What is known here of messages and dead letters, beside what the server tells."""
+
+    def __init__(self, database: Database, standing: Callable[[], Mapping[str, Standing]]) -> None:
+        self._database = database
+        self._errors = PortErrors(BrokerUnavailableError, BrokerError, where=database.where)
+        self._sql = queries("iggy")
+        self._here = standing
+
+    def standing(self) -> Mapping[str, Standing]:
+        """Tell of the partitions that are consumed here and now, by queue."""
+        return self._here()
+
+    def rejected(self) -> Rejected:
+        """Count dead letters, and tell where they lie."""
+        places: defaultdict[str, list[int]] = defaultdict(list)
+        with self._errors, self._database.connection() as connection:
+            for tenant_id, topic, partition, offset in connection.execute(
+                self._sql["rejected_places"]
+            ):
+                places[QueueSpec.of(tenant_id, topic, partition).name].append(offset)
+            counts = dict(connection.execute(self._sql["count_rejected"]).fetchall())
+        return Rejected(counts, places)
+
+    def drop(self, tenant_id: str) -> int:
+        """Forget a tenant's dead letters; give how many there were."""
+        with self._errors, self._database.connection() as connection:
+            row = connection.execute(self._sql["drop_rejected"], {"tenant": tenant_id}).fetchone()
+        return 0 if row is None else int(row[0])
+
+    def lying(self, queue: str, rejected: Rejected, *, floor: int, end: int) -> int:
+        """Count what of a partition, from `floor` up to, not with, `end`, is not done with."""
+        here = self._here().get(queue)
+        if here is not None:
+            return max(0, end - max(floor, here.floor) - here.beyond)
+        passed = sum(1 for offset in rejected.places.get(queue, ()) if floor <= offset < end)
+        return max(0, end - floor - passed)

@@ -1,0 +1,109 @@
+"""Publishing to Iggy: what the server answers a batch with is the confirm."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from itertools import groupby
+from typing import TYPE_CHECKING, Final
+
+from tenantry.broker.iggy.client import MissingError, Session, Sessions, library
+from tenantry.broker.iggy.headers import sendable, unpack, uuid_of
+from tenantry.broker.iggy.topology import Place, routed
+from tenantry.broker.port import BrokerError, BrokerUnavailableError, Outgoing, UnroutableError
+from tenantry.messages.headers import UnreadableHeadersError
+
+if TYPE_CHECKING:
+    from apache_iggy import SendMessage
+
+AT_ONCE: Final = 1000
+AT_ONCE_BYTES: Final = 16 * 1024 * 1024
+"""How much goes with one request; a single message may be larger."""
+
+
+class IggyPublishing:
+    """Publishes on a few connections. Callable from any thread."""
+
+    def __init__(self, sessions: Sessions) -> None:
+        self._sessions = sessions
+
+    @property
+    def reconnects(self) -> int:
+        """How often a connection was opened beyond the first."""
+        return max(0, self._sessions.opened - 1)
+
+    def publish(self, messages: Sequence[Outgoing], *, timeout: float) -> None:
+        """Return once the server has confirmed every message.
+
+        Raises `UnroutableError`; `BrokerUnavailableError`, when some may have been taken; and
+        `BrokerError` for a message that Iggy does not take.
+        """
+        if not messages:
+            return
+        until = time.monotonic() + timeout
+        iggy = library()
+        with self._sessions.session() as session:
+            for place, part in groupby(messages, lambda one: routed(one.exchange, one.routing_key)):
+                group = list(part)
+                partition = iggy.Partitioning.partition_id(place.partition)
+                for batch in _batches([_message(one) for one in group], group):
+                    _send(session, place, partition, batch, until)
+
+
+def _send(
+    session: Session, place: Place, partition: object, batch: list[SendMessage], until: float
+) -> None:
+    left = until - time.monotonic()
+    if left <= 0:
+        raise BrokerUnavailableError("Iggy has not confirmed in time")
+    try:
+        session.call(
+            lambda client: client.send_messages(place.stream, place.topic, partition, batch),  # type: ignore[arg-type]
+            timeout=left,
+        )
+    except MissingError as error:
+        raise UnroutableError(
+            f"nothing takes messages for {place.topic}.{place.partition} of {place.stream}"
+        ) from error
+
+
+def _batches(sent: list[SendMessage], group: list[Outgoing]) -> list[list[SendMessage]]:
+    batches: list[list[SendMessage]] = [[]]
+    size = 0
+    for message, outgoing in zip(sent, group, strict=True):
+        if batches[-1] and (
+            len(batches[-1]) >= AT_ONCE or size + len(outgoing.body) > AT_ONCE_BYTES
+        ):
+            batches.append([])
+            size = 0
+        batches[-1].append(message)
+        size += len(outgoing.body)
+    return batches
+
+
+def _message(outgoing: Outgoing) -> SendMessage:
+    """Make a message of Iggy's. Raises `BrokerError`."""
+    iggy = library()
+    try:
+        if outgoing.properties is not None:
+            number, headers = unpack(outgoing.properties)
+            known = outgoing.message_id is None or bool(number)
+            marks = sendable(None, None, outgoing.headers or {})
+            headers = {**headers, **marks}
+            if not known and uuid_of(outgoing.message_id or "") is None:
+                headers = {**sendable(outgoing.message_id, None, {}), **headers}
+        else:
+            number = 0
+            named = outgoing.message_id if _needs_header(outgoing.message_id) else None
+            headers = sendable(named, outgoing.content_type, outgoing.headers or {})
+        number = number or uuid_of(outgoing.message_id or "") or 0
+        message: SendMessage = iggy.SendMessage(outgoing.body, headers or None, number or None)
+    except UnreadableHeadersError as error:
+        raise BrokerError(f"a message's headers can't be sent to Iggy: {error}") from error
+    except (ValueError, TypeError, OverflowError) as error:
+        raise BrokerError(f"Iggy takes no such message: {error}") from error
+    return message
+
+
+def _needs_header(message_id: str | None) -> bool:
+    return message_id is not None and uuid_of(message_id) is None

@@ -1,0 +1,88 @@
+"""What a tenant has on an Iggy server, and what its users may do there."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from tenantry.broker import topology as layout
+from tenantry.broker.drift import NAME
+from tenantry.broker.iggy.client import library
+from tenantry.broker.port import QueueSpec
+from tenantry.domain import names
+
+if TYPE_CHECKING:
+    from apache_iggy import Permissions
+
+GROUP: Final = "tenantry"
+"""The daemon's consumer group, on each topic."""
+
+_MARK: Final = "tenantry."
+_MARKED: Final = re.compile(rf"{re.escape(_MARK)}({NAME.pattern})")
+
+LONGEST_USER: Final = 50
+"""Bytes of a user's name."""
+
+
+class Place(NamedTuple):
+    """Where a queue's messages are: a partition of a topic."""
+
+    stream: str
+    topic: str
+    partition: int
+
+
+def place_of(queue: QueueSpec) -> Place:
+    """Give the partition that stands for a queue."""
+    return Place(names.exchange_name(layout.owner(queue.name) or ""), queue.topic, queue.partition)
+
+
+def mark_topic(installation: str) -> str:
+    """Name the topic that tells whose a stream is. It stays empty, and no tenant can make it."""
+    return _MARK + installation
+
+
+def marked_by(topic: str) -> str | None:
+    """Give the installation that a topic is the mark of; None for an ordinary topic."""
+    match = _MARKED.fullmatch(topic)
+    return None if match is None else match[1]
+
+
+def consumer_name(tenant_id: str) -> str:
+    """Name the tenant's user that may read."""
+    return f"tenant_{tenant_id}_consumer"
+
+
+def former_name(tenant_id: str) -> str:
+    """Name the tenant's user of the former password, until the next one is confirmed.
+
+    One may have to go back to it, and Iggy sets no password by its hash.
+    """
+    return f"former_{tenant_id}_producer"
+
+
+def producer_permissions(stream_id: int) -> Permissions:
+    """Let a user send to one stream, and do nothing else."""
+    iggy = library()
+    permissions: Permissions = iggy.Permissions(
+        streams={stream_id: iggy.StreamPermissions(send_messages=True, read_topics=False)}
+    )
+    return permissions
+
+
+def consumer_permissions(stream_id: int) -> Permissions:
+    """Let a user read one stream, in consumer groups too, and do nothing else.
+
+    Who may join a group may read its topic, and so look at its other groups.
+    """
+    iggy = library()
+    permissions: Permissions = iggy.Permissions(
+        streams={stream_id: iggy.StreamPermissions(poll_messages=True, read_topics=True)}
+    )
+    return permissions
+
+
+def routed(exchange: str, routing_key: str) -> Place:
+    """Give the partition that a routing key leads to: `topic`, or `topic.partition`."""
+    topic, _, number = routing_key.partition(".")
+    return Place(exchange, topic, int(number) if number.isdecimal() else 0)

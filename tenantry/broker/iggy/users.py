@@ -1,0 +1,326 @@
+"""Tenants' users on Iggy: whose they are, and which password they were made with.
+
+Iggy has no word of ours for a user: what tells whose a tenant is, is a mark in its stream. And it
+takes a password in clear, from who makes the user or knows the former one. So a password is changed
+by making another user of the name. The former one is put aside until the change is confirmed, and
+the log says so where there is no way back.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Final
+
+import structlog
+
+from tenantry.broker import topology as layout
+from tenantry.broker.drift import stranger
+from tenantry.broker.iggy.client import ExistsError, MissingError, Session, Sessions, library
+from tenantry.broker.iggy.passwords import Made, Passwords
+from tenantry.broker.iggy.topology import (
+    LONGEST_USER,
+    consumer_name,
+    consumer_permissions,
+    former_name,
+    marked_by,
+    producer_permissions,
+)
+from tenantry.broker.port import (
+    BrokerError,
+    BrokerUnavailableError,
+    Credentials,
+    NotOursError,
+    PasswordHash,
+)
+from tenantry.broker.survey import LOST_PASSWORD, Permissions, User
+from tenantry.domain import names
+
+if TYPE_CHECKING:
+    from apache_iggy import StreamDetails, UserInfoDetails
+
+log = structlog.get_logger(__name__)
+
+OTHER: Final = Permissions("other", "other", "other")
+"""What a user may do whose rights are not those that it was made with."""
+
+
+class IggyUsers:
+    """The part of `Administration` that is about users. Callable from any thread."""
+
+    def __init__(self, sessions: Sessions, passwords: Passwords, *, installation: str) -> None:
+        self.sessions = sessions
+        self._passwords = passwords
+        self._installation = installation
+
+    @property
+    def iggy(self) -> ModuleType:
+        """The client library."""
+        return library()
+
+    def ensure_stream(self, session: Session, tenant_id: str) -> StreamDetails:
+        """Make the tenant's stream, where missing, with the mark that it is ours."""
+        raise NotImplementedError
+
+    def check_owner(self, tenant_id: str, known: PasswordHash | None = None) -> None:
+        """See `Administration.check_owner`."""
+        with self.sessions.session() as session:
+            self._ours(session, tenant_id, known)
+
+    def claim(self, tenant_id: str, known: PasswordHash | None = None) -> None:
+        """See `Administration.claim`."""
+        name = names.username(tenant_id)
+        if len(name) > LONGEST_USER:
+            raise BrokerError(
+                f"Iggy's user names have {LONGEST_USER} bytes at most, and {name!r} has"
+                f" {len(name)}: choose a shorter tenant id"
+            )
+        with self.sessions.session() as session:
+            self._ours(session, tenant_id, known)
+            self.ensure_stream(session, tenant_id)
+            # Two that mark the same stream at once both see both marks.
+            if self._ours(session, tenant_id, known) is None:
+                self._make(session, name, None, active=False)
+
+    def ensure_user(self, tenant_id: str, password: PasswordHash) -> None:
+        """See `Administration.ensure_user`.
+
+        A password that is not known any more can't be set: then nobody knows the user's, until its
+        credentials are rotated.
+        """
+        with self.sessions.session() as session:
+            self._ours(session, tenant_id, password)
+            stream = self.ensure_stream(session, tenant_id)
+            self._ensure_producer(session, tenant_id, password, stream.id)
+            self._ensure_consumer(session, tenant_id, stream.id)
+
+    def remove_user(self, tenant_id: str, known: PasswordHash | None = None) -> None:
+        """See `Administration.remove_user`."""
+        with self.sessions.session() as session:
+            try:
+                self._ours(session, tenant_id, known)
+            except NotOursError as error:
+                log.warning(
+                    "broker.user_left_to_another",
+                    user=names.username(tenant_id),
+                    reason=str(error),
+                )
+                return
+            for name in (
+                names.username(tenant_id),
+                former_name(tenant_id),
+                consumer_name(tenant_id),
+            ):
+                self._delete(session, name)
+        self._passwords.remove(tenant_id)
+
+    def end_sessions(self, tenant_id: str) -> None:
+        """See `Administration.end_sessions`: nothing is left of a user that is no more."""
+        with self.sessions.session() as session:
+            self._delete(session, former_name(tenant_id))
+
+    def new_credentials(self, tenant_id: str) -> tuple[Credentials, PasswordHash]:
+        """Generate a password and a hash to know it by; nothing changes on the server."""
+        password, value = self._passwords.generate()
+        name = names.username(tenant_id)
+        url = self.sessions.access.url_for(name, password)
+        return Credentials(username=name, password=password, iggy_url=url), value
+
+    def surveyed(
+        self, session: Session, streams: Mapping[str, StreamDetails], named: Mapping[int, str]
+    ) -> Mapping[str, User]:
+        """Give tenants' users; `named` are the names of all streams, by number."""
+        known = self._passwords.known()
+        users: dict[str, User] = {}
+        everybody = {one.username: one for one in session.call(lambda client: client.get_users())}
+        for name in everybody:
+            tenant_id = layout.owner_of(name)
+            if tenant_id is None or name != names.username(tenant_id):
+                continue
+            found = self._find(session, name)
+            if found is None:
+                continue
+            stream = streams.get(names.exchange_name(tenant_id))
+            user = self._read(found, stream, known, named)
+            if user.permissions is not None and not self._reads_right(session, tenant_id, stream):
+                user = _with(user, permissions=OTHER)
+            users[name] = user
+        return users
+
+    def _ensure_producer(
+        self, session: Session, tenant_id: str, password: PasswordHash, stream_id: int
+    ) -> None:
+        name = names.username(tenant_id)
+        rights = producer_permissions(stream_id)
+        known = self._passwords.of(tenant_id)
+        aside = former_name(tenant_id)
+        present, former = self._find(session, name), self._find(session, aside)
+        if present is not None and known.get(_made(present)) == password.value:
+            self._let(session, present, rights)
+            return
+        if former is not None and known.get(_made(former)) == password.value:
+            self._delete(session, name)
+            session.call(
+                lambda client: client.update_user(aside, name, self.iggy.UserStatus.Active)
+            )
+            self._let(session, former, rights)
+            return
+        clear = self._passwords.take(password)
+        if present is not None:
+            kept = known.get(_made(present)) == self._passwords.confirmed(tenant_id)
+            if kept and clear is not None:
+                self._delete(session, aside)
+                session.call(lambda client: client.update_user(name, aside))
+            else:
+                self._delete(session, name)
+        if clear is None:
+            log.warning(
+                "broker.password_lost",
+                user=name,
+                remedy="Iggy sets no password by its hash: rotate the tenant's credentials",
+            )
+        made = self._make(session, name, rights, password=clear)
+        lost = clear is None
+        self._passwords.record(
+            tenant_id, _made(made), PasswordHash(value=LOST_PASSWORD) if lost else password
+        )
+        self._passwords.forget(password)
+
+    def _ensure_consumer(self, session: Session, tenant_id: str, stream_id: int) -> None:
+        """Make the user that may read; nobody has its password before it is asked for."""
+        name = consumer_name(tenant_id)
+        rights = consumer_permissions(stream_id)
+        present = self._find(session, name)
+        if present is None:
+            self._make(session, name, rights, active=False)
+        elif present.permissions != rights:
+            session.call(lambda client: client.update_permissions(name, rights))
+
+    def _make(
+        self,
+        session: Session,
+        name: str,
+        rights: Any,
+        *,
+        password: str | None = None,
+        active: bool = True,
+    ) -> UserInfoDetails:
+        """Make a user; without a password it has one that nobody knows."""
+        status = self.iggy.UserStatus.Active if active else self.iggy.UserStatus.Inactive
+        secret = password or secrets.token_urlsafe(32)
+        try:
+            return session.call(lambda client: client.create_user(name, secret, status, rights))
+        except ExistsError as error:
+            raise BrokerUnavailableError(
+                f"somebody else is at it at this moment: {error}"
+            ) from error
+
+    def _let(self, session: Session, user: UserInfoDetails, rights: Any) -> None:
+        """Give a user its rights, and let it in."""
+        if user.permissions != rights:
+            session.call(lambda client: client.update_permissions(user.id, rights))
+        if user.status != self.iggy.UserStatus.Active:
+            session.call(
+                lambda client: client.update_user(user.id, status=self.iggy.UserStatus.Active)
+            )
+
+    def _find(self, session: Session, name: str) -> UserInfoDetails | None:
+        try:
+            return session.call(lambda client: client.get_user(name))
+        except MissingError:
+            return None
+
+    def _delete(self, session: Session, name: str) -> None:
+        if self._find(session, name) is None:
+            return
+        try:
+            session.call(lambda client: client.delete_user(name))
+        except MissingError:
+            log.debug("broker.user_was_gone", user=name)
+
+    def _ours(self, session: Session, tenant_id: str, known: PasswordHash | None) -> User | None:
+        """Give the tenant's user, if there is one. Raises `NotOursError`."""
+        name = names.username(tenant_id)
+        stream = session.call(lambda client: client.get_stream(names.exchange_name(tenant_id)))
+        found = self._find(session, name)
+        if found is not None:
+            named = {one.id: one.name for one in session.call(lambda c: c.get_streams())}
+            user = self._read(found, stream, self._passwords.of(tenant_id), named)
+        elif stream is not None and stream.topics:
+            user = User(password_hash="", permissions=OTHER, marks=_marks(stream))
+        else:
+            return None
+        whose = stranger(user, self._installation, known)
+        if whose is not None:
+            raise NotOursError(self._refusal(tenant_id, whose), here=user.permissions is not None)
+        return None if found is None else user
+
+    def _read(
+        self,
+        found: UserInfoDetails,
+        stream: StreamDetails | None,
+        known: Mapping[Made, str],
+        named: Mapping[int, str],
+    ) -> User:
+        """Make a user of what the server says of it."""
+        password = known.get(_made(found), "")
+        marks = _marks(stream) if stream is not None else frozenset()
+        if password:
+            # It was made here: so it is ours, whatever has become of its stream.
+            marks |= {self._installation}
+        given = found.permissions
+        streams = dict((given.streams if given is not None else None) or {})
+        own = None if stream is None else streams.pop(stream.id, None)
+        tenant_id = layout.owner_of(found.username) or ""
+        exact = stream is not None and given == producer_permissions(stream.id)
+        return User(
+            password_hash=password,
+            tags=self._tags(found),
+            permissions=layout.permissions(tenant_id) if exact else OTHER if own else None,
+            marks=marks,
+            # A stream that is no more gives no rights; another may get its number.
+            elsewhere=tuple(f"stream {named.get(one, one)!r}" for one in sorted(streams)),
+        )
+
+    def _tags(self, found: UserInfoDetails) -> frozenset[str]:
+        given = found.permissions
+        every = self.iggy.GlobalPermissions()
+        tags = {"powerful"} if given is not None and given.global_permissions != every else set()
+        known = given is not None and found.status != self.iggy.UserStatus.Active
+        return frozenset(tags | ({"inactive"} if known else set()))
+
+    def _reads_right(self, session: Session, tenant_id: str, stream: StreamDetails | None) -> bool:
+        reader = self._find(session, consumer_name(tenant_id))
+        return (
+            stream is not None
+            and reader is not None
+            and reader.permissions == consumer_permissions(stream.id)
+        )
+
+    def _refusal(self, tenant_id: str, whose: str) -> str:
+        name, stream = names.username(tenant_id), names.exchange_name(tenant_id)
+        return (
+            f"user {name!r}, or stream {stream!r}, of Iggy at {self.sessions.access.where} {whose},"
+            f" and this is the installation {self._installation}; they are the whole server's:"
+            " choose another tenant id, or give each installation an Iggy of its own; if nobody"
+            " needs them any more, delete them"
+        )
+
+
+def _made(user: UserInfoDetails) -> Made:
+    return Made(user.id, user.created_at)
+
+
+def _marks(stream: StreamDetails) -> frozenset[str]:
+    return frozenset(mark for topic in stream.topics if (mark := marked_by(topic.name)))
+
+
+def _with(user: User, *, permissions: Permissions) -> User:
+    return User(
+        password_hash=user.password_hash,
+        tags=user.tags,
+        permissions=permissions,
+        marks=user.marks,
+        elsewhere=user.elsewhere,
+    )
