@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import uuid
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -227,3 +228,81 @@ def test_a_server_that_is_killed_loses_and_doubles_nothing(
 
 def _message(body: bytes) -> iggy.SendMessage:
     return iggy.SendMessage(body)
+
+
+def test_a_daemon_that_is_killed_between_commit_and_offset_doubles_nothing(
+    program: Program, senders: Any
+) -> None:
+    tenants = [program.create(word, topics=["events"], partitions=3) for word in ("a", "b")]
+    opened = {one.id: senders(one.amqp_url) for one in tenants}
+    assert program.stop() == 0
+    sent = 0
+    for point in ("after_commit:kill@2", "before_ack:kill@2", "after_ack:kill@3"):
+        program.spawn(TENANTRY_FAILPOINTS=point)
+        while program.running:
+            for one in tenants:
+                for partition in range(3):
+                    batch = [_message(b"%d" % n) for n in range(20)]
+                    opened[one.id].send(one.stream, "events", *batch, partition=partition)
+            sent += 60
+            eventually(
+                lambda wanted=2 * sent: not program.running or _stored(program) >= wanted,
+                timeout=60,
+                what="it is killed, or all is stored",
+            )
+        program.wait(30)
+    program.start()
+    for one in tenants:
+        rows = rows_of(program, one, sent)
+        assert len(rows) == len({row.id for row in rows}) == sent
+    assert program.cli("audit", "--json").json["balanced"]
+
+
+def _stored(program: Program) -> int:
+    with psycopg.connect(program.database_url) as connection:
+        row = connection.execute("SELECT count(*) FROM messages").fetchone()
+    return 0 if row is None else int(row[0])
+
+
+def test_a_standby_takes_over_from_a_leader_that_is_frozen(program: Program, senders: Any) -> None:
+    tenant = program.create(topics=["events"], partitions=4)
+    sender = senders(tenant.amqp_url)
+    with Program(None, program.database_url) as standby:
+        standby.settings = program.settings
+        standby.spawn()
+        standby.wait_logged("daemon.standing_by")
+        sender.send(tenant.stream, "events", *[_message(b"%d" % n) for n in range(100)])
+        rows_of(program, tenant, 100)
+        program.send(signal.SIGSTOP)
+        for partition in range(4):
+            batch = [_message(b"%d" % n) for n in range(50)]
+            sender.send(tenant.stream, "events", *batch, partition=partition)
+        rows = rows_of(standby, tenant, 300)
+        assert len(rows) == 300
+        program.send(signal.SIGCONT)
+        eventually(lambda: not program.running, timeout=30, what="the former leader ends")
+        sender.send(tenant.stream, "events", _message(b"1"), partition=2)
+        assert len(rows_of(standby, tenant, 301)) == 301
+        assert standby.stop() == 0
+        assert "Traceback" not in standby.stderr
+
+
+def test_a_user_that_somebody_deletes_is_told_of_until_its_credentials_are_rotated(
+    program: Program, senders: Any, iggy: str
+) -> None:
+    tenant = program.create()
+    assert program.stop() == 0
+    senders(iggy).session.call(lambda client: client.delete_user(tenant.user))
+    program.start(TENANTRY_RECONCILE_EVERY_SECONDS="1")
+    found = eventually(
+        lambda: "rotate its credentials" in program.call("GET", "/status").text, what="it is told"
+    )
+    assert found
+    with pytest.raises(BrokerError, match="Invalid credentials"):
+        senders(tenant.amqp_url)
+    renewed = program.rotated(tenant.id)
+    senders(renewed.amqp_url).send(tenant.stream, "default", _message(b"1"))
+    rows_of(program, tenant, 1)
+    eventually(
+        lambda: "rotate its credentials" not in program.call("GET", "/status").text, what="all well"
+    )

@@ -168,8 +168,8 @@ class Session:
 class Sessions:
     """A few sessions as one user, opened when they are needed. Callable from any thread.
 
-    One in which a call has failed in any but the expected ways is not used again: an answer may
-    still be on its way. Nothing is sent once the term has lapsed.
+    One in which a call was not answered is not used again: the answer may still be on its way.
+    Nothing is sent once the term has lapsed.
     """
 
     def __init__(self, access: Access, fence: TermFence = UNFENCED) -> None:
@@ -193,7 +193,10 @@ class Sessions:
             session = self._take()
             try:
                 yield session
-            except (MissingError, ExistsError, RefusedError):
+            except BrokerUnavailableError:
+                session.close()
+                raise
+            except BrokerError:
                 self._keep(session)
                 raise
             except BaseException:

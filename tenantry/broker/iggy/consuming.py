@@ -33,7 +33,7 @@ from tenantry.broker.iggy.client import ExistsError, MissingError, RefusedError
 from tenantry.broker.iggy.counts import Standing
 from tenantry.broker.iggy.headers import pack, told
 from tenantry.broker.iggy.partition import Partition
-from tenantry.broker.iggy.subscription import IggySubscription, own_id
+from tenantry.broker.iggy.subscription import IggySubscription, own_id, published
 from tenantry.broker.iggy.topology import GROUP, Place, place_of
 from tenantry.broker.port import (
     BrokerError,
@@ -651,7 +651,8 @@ class DeadLetterWriter:
     async def write(self, partition: Partition, message: ReceiveMessage) -> None:
         """Keep a message, as it is; harmless twice."""
         place, stamp = partition.place, message.timestamp()
-        read = told(message, own_id(message, place.topic, place.partition, stamp), stamp // 1000)
+        own = own_id(message, place.topic, place.partition, stamp)
+        read = told(message, own, published(message, stamp))
         await self._execute(
             "reject",
             self._parameters(partition)

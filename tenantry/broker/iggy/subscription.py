@@ -200,7 +200,7 @@ class IggySubscription:
                 partition.next = offset + 1
                 continue
             stamp = message.timestamp()
-            read = told(message, own_id(message, topic, number, stamp), _published(message, stamp))
+            read = told(message, own_id(message, topic, number, stamp), published(message, stamp))
             body = message.payload()
             weight = len(body) + read.size + OVERHEAD
             if not take(weight):
@@ -337,7 +337,7 @@ def own_id(message: ReceiveMessage, topic: str, partition: int, stamp: int) -> s
     return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
 
 
-def _published(message: ReceiveMessage, stamp: int) -> int:
+def published(message: ReceiveMessage, stamp: int) -> int:
     """Give the time a message was made at, in milliseconds; else the one it was stored at."""
     made = message.origin_timestamp()
     return (made if 0 < made <= stamp else stamp) // 1000
