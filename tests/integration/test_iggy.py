@@ -12,6 +12,7 @@ from apache_iggy import HeaderKey, HeaderValue, SendMessage
 
 from tenantry.broker import drift
 from tenantry.broker.budget import Budget
+from tenantry.broker.iggy import wire
 from tenantry.broker.iggy.access import Access
 from tenantry.broker.iggy.administration import IggyAdministration
 from tenantry.broker.iggy.client import RefusedError, Session, Sessions
@@ -441,3 +442,15 @@ def test_a_server_that_is_not_there_is_waited_for(database: Database) -> None:
         subscription.cancel()
         eventually(lambda: sink.log == [("cancelled", 0)], what="cancelled")
         assert not consuming.connected
+
+
+def test_the_list_of_streams_is_read_as_the_library_reads_it(broker: Broker, root: Session) -> None:
+    tenant = broker.tenant("events")
+    broker.publish(tenant, "events", b"1", b"2")
+    answer = root.call(lambda client: client.send_binary_request(wire.GET_STREAMS, b""))
+    found = wire.read_streams(answer)
+    assert found[tenant.exchange][0] == 2
+    listed = root.call(lambda client: client.get_streams())
+    ours = [one for one in listed if one.name == tenant.exchange]
+    assert [found[one.name] for one in ours] == [(one.messages_count, one.size) for one in ours]
+    assert found.keys() >= {one.name for one in ours}

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import structlog
 
@@ -20,9 +21,13 @@ from tenantry.database.pool import Database
 from tenantry.domain import names
 
 if TYPE_CHECKING:
-    from apache_iggy import Partition, StreamDetails
+    from apache_iggy import Partition, Stream, StreamDetails
 
 log = structlog.get_logger(__name__)
+
+
+COUNTED: Final = 60.0
+"""Seconds for which a stream's counts are taken to hold, if nothing that is seen has changed."""
 
 
 class IggyAdministration(IggyUsers):
@@ -46,6 +51,7 @@ class IggyAdministration(IggyUsers):
         self._books = StandingBooks(database, standing)
         self._consumed = consumed
         self._options: frozenset[str] | None = None
+        self._counted: dict[str, tuple[tuple[object, ...], Mapping[str, int], float]] = {}
 
     def ensure_topology(self, topology: TenantTopology) -> None:
         """Make the tenant's stream and topics, where missing."""
@@ -65,7 +71,9 @@ class IggyAdministration(IggyUsers):
             found = session.call(lambda client: client.get_stream(stream))
             pending = 0
             if found is not None:
-                pending = sum(self._pending(session, tenant_id, found, NONE).values())
+                pending = sum(
+                    self._pending(session, tenant_id, found, NONE, self._books.standing()).values()
+                )
                 try:
                     session.call(lambda client: client.delete_stream(stream))
                 except MissingError:
@@ -75,6 +83,7 @@ class IggyAdministration(IggyUsers):
     def queue_counts(self) -> Mapping[str, QueueCounts]:
         """Count what lies in each tenant's topics and was not stored, by their offsets."""
         rejected = self._books.rejected()
+        standing = self._books.standing()
         counts: dict[str, QueueCounts] = {}
         with self.sessions.session() as session:
             streams = session.call(lambda client: client.get_streams())
@@ -82,11 +91,7 @@ class IggyAdministration(IggyUsers):
                 tenant_id = layout.owner_of(stream.name)
                 if tenant_id is None:
                     continue
-                found = session.call(lambda client, name=stream.name: client.get_stream(name))  # type: ignore[misc]
-                if found is None:
-                    continue
-                lying = self._pending(session, tenant_id, found, rejected)
-                standing = self._books.standing()
+                lying = self._lying(session, tenant_id, stream, rejected, standing)
                 unsettled = sum(
                     min(lying[name], standing[name].unsettled) for name in lying if name in standing
                 )
@@ -95,6 +100,9 @@ class IggyAdministration(IggyUsers):
                     unsettled=unsettled,
                     dead_letters=rejected.counts.get(tenant_id, 0),
                 )
+        there = {one.name for one in streams}
+        counted = dict(self._counted)
+        self._counted = {name: entry for name, entry in counted.items() if name in there}
         return counts
 
     def survey(self) -> Survey:
@@ -159,6 +167,34 @@ class IggyAdministration(IggyUsers):
         elif there < partitions:
             session.call(lambda client: client.create_partitions(stream, topic, partitions - there))
 
+    def _lying(
+        self,
+        session: Session,
+        tenant_id: str,
+        stream: Stream,
+        rejected: Rejected,
+        standing: Mapping[str, Standing],
+    ) -> Mapping[str, int]:
+        """Count what lies in a stream's topics; the server is asked where something has changed."""
+        known = self._counted.get(stream.name)
+        now = time.monotonic()
+
+        def seen(lying: Mapping[str, int]) -> tuple[object, ...]:
+            return (
+                stream.created_at,
+                stream.messages_count,
+                tuple((standing.get(one), len(rejected.places.get(one, ()))) for one in lying),
+            )
+
+        if known is not None and known[0] == seen(known[1]) and now < known[2]:
+            return known[1]
+        found = session.call(lambda client: client.get_stream(stream.name))
+        lying = (
+            {} if found is None else self._pending(session, tenant_id, found, rejected, standing)
+        )
+        self._counted[stream.name] = seen(lying), lying, now + COUNTED
+        return lying
+
     def _options_of(self, session: Session) -> frozenset[str]:
         """Name the options of topics that the server knows."""
         if self._options is None:
@@ -167,7 +203,12 @@ class IggyAdministration(IggyUsers):
         return self._options
 
     def _pending(
-        self, session: Session, tenant_id: str, stream: StreamDetails, rejected: Rejected
+        self,
+        session: Session,
+        tenant_id: str,
+        stream: StreamDetails,
+        rejected: Rejected,
+        standing: Mapping[str, Standing],
     ) -> Mapping[str, int]:
         """Count what the daemon's group is not done with, by queue."""
         lying: dict[str, int] = {}
@@ -182,9 +223,8 @@ class IggyAdministration(IggyUsers):
             for partition in found.partitions:
                 queue = QueueSpec.of(tenant_id, topic.name, partition.id).name
                 place = Place(stream.name, found.name, partition.id)
-                lying[queue] = self._books.lying(
-                    queue, rejected, **self._range(session, place, partition)
-                )
+                here, bounds = standing.get(queue), self._range(session, place, partition)
+                lying[queue] = self._books.lying(queue, rejected, here, **bounds)
         return lying
 
     def _range(self, session: Session, place: Place, partition: Partition) -> dict[str, int]:

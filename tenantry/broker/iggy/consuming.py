@@ -61,17 +61,21 @@ LOOK_BUSY: Final = 0.004
 LOOK_IDLE: Final = 0.025
 """Seconds between looks at how many messages there are: while some come, and while none do."""
 
-LOOK_SHARE: Final = 0.000_02
+LOOK_SHARE: Final = 0.000_05
 """Seconds more for each stream: a look costs as much as there are streams."""
 
 BUSY_FOR: Final = 1.0
 """Seconds after a message in which the next is expected soon."""
 
 LOOK_AT_ALL: Final = 1.0
-"""Seconds between times at which every partition is asked, whatever was counted."""
+LOOK_AT_EACH: Final = 0.05
+"""Seconds between times at which every partition is asked, whatever was counted; and seconds more
+for each of them, so that they take a small part of the time however many they are."""
 
 RENEW_EVERY: Final = 5.0
-"""Seconds between looks at whether topics are as they were, and the group's partitions ours."""
+RENEW_EACH: Final = 0.1
+"""Seconds between looks at whether topics are as they were, and the group's partitions ours; and
+seconds at least between two subscriptions that are looked at."""
 
 STORE_EVERY: Final = 0.02
 """Seconds between offsets stored for a partition."""
@@ -115,12 +119,14 @@ class IggyConsuming:
         self._partitions: dict[str, Partition] = {}
         self._by_stream: dict[str, list[Partition]] = {}
         self._counted: dict[str, tuple[int, int]] = {}
+        self._list: bytes | None = None
         self._unstored: dict[Partition, None] = {}
         self._rejects: deque[tuple[Partition, int]] = deque()
         self._connections = 0
         self._failures = 0
         self._brought_at = 0.0
         self._began_waiting: dict[IggySubscription, float] = {}
+        self._to_renew: deque[IggySubscription] = deque()
 
     @property
     def connected(self) -> bool:
@@ -213,6 +219,7 @@ class IggyConsuming:
         self._connections += 1
         self._failures = 0
         self._counted.clear()
+        self._list = None
         log.info("broker.connected", connection="tenantry consuming")
         try:
             await self._serve(link)
@@ -238,10 +245,12 @@ class IggyConsuming:
             self._fence.check()
             await self._take_up(link, now)
             if now >= renew_at:
-                renew_at = now + RENEW_EVERY * random.uniform(0.8, 1.0)  # noqa: S311 - jitter
+                pause = max(RENEW_EACH, RENEW_EVERY / max(1, len(self._subscriptions)))
+                renew_at = now + pause * random.uniform(0.8, 1.0)  # noqa: S311 - jitter
                 await self._renew(link)
             if now >= all_at:
-                all_at = now + LOOK_AT_ALL * random.uniform(0.8, 1.0)  # noqa: S311 - jitter
+                pause = LOOK_AT_ALL + LOOK_AT_EACH * len(self._partitions)
+                all_at = now + pause * random.uniform(0.8, 1.0)  # noqa: S311 - jitter
                 self._look_at_all()
             if now >= look_at:
                 await self._look(link)
@@ -268,10 +277,11 @@ class IggyConsuming:
         """Find out in which streams there is something new."""
         if not self._by_stream:
             return
-        counted: dict[str, tuple[int, int]] = {}
-        for stream in await link.ask(link.client.get_streams()):
-            name = stream.name
-            counted[name] = now = (stream.messages_count, stream.size)
+        answer = await link.ask(link.client.send_binary_request(wire.GET_STREAMS, b""))
+        if answer == self._list:
+            return
+        self._list, counted = answer, wire.read_streams(answer)
+        for name, now in counted.items():
             before = self._counted.get(name)
             if now != before:
                 more, size = (now[0] - before[0], now[1] - before[1]) if before else (0, 0)
@@ -425,36 +435,30 @@ class IggyConsuming:
         return made
 
     async def _renew(self, link: Link) -> None:
-        """Drop the channels whose topics are others, or whose partitions are another's now."""
-        for subscription in tuple(self._subscriptions):
-            for one in subscription.partitions:
-                place = one.place
-                try:
-                    reason = await self._lost(link, one)
-                except MissingError as error:
-                    self._lose(subscription, str(error), missing=True)
-                    break
-                if reason is not None:
+        """Look at one subscription: whether its topics are the same, and its partitions ours."""
+        if not self._to_renew:
+            self._to_renew.extend(self._subscriptions)
+        subscription = self._to_renew.popleft() if self._to_renew else None
+        if subscription is None or not subscription.partitions:
+            return
+        by_topic: defaultdict[tuple[str, str], list[Partition]] = defaultdict(list)
+        for one in subscription.partitions:
+            by_topic[one.place.stream, one.place.topic].append(one)
+        for (stream, topic), partitions in by_topic.items():
+            try:
+                found = await link.topic(stream, topic)
+                ours = await link.assigned(stream, topic)
+                lost = _lost(partitions, found, ours)
+            except MissingError as error:
+                self._lose(subscription, str(error), missing=True)
+                return
+            if lost is not None:
+                for one in partitions:
                     self._partitions.pop(one.spec.name, None)
-                    link.leave(place.stream, place.topic)
-                    self._lose(subscription, reason, missing=False)
-                    break
-            self._work_off()
-            self.heartbeat.beat()
-
-    async def _lost(self, link: Link, one: Partition) -> str | None:
-        place = one.place
-        found = await link.topic(place.stream, place.topic)
-        counted = {part.id: part for part in found.partitions} if found is not None else {}
-        if found is None or place.partition not in counted:
-            raise MissingError(f"queue {one.spec.name!r} was deleted")
-        part = counted[place.partition]
-        end = part.current_offset + 1 if part.messages_count else 0
-        if found.created_at != one.made or end < one.window.floor:
-            return f"queue {one.spec.name!r} was emptied, or made anew"
-        if place.partition not in await link.assigned(place.stream, place.topic):
-            return f"queue {one.spec.name!r} is read by another now"
-        return None
+                link.leave(stream, topic)
+                self._lose(subscription, lost, missing=False)
+                return
+        self._work_off()
 
     async def _write_rejects(self, link: Link) -> None:
         """Keep what was rejected, each before its offset is passed; what fails is tried again."""
@@ -539,6 +543,23 @@ class IggyConsuming:
             log.warning("broker.connection_lost", connection="tenantry consuming", error=reason)
         for subscription in tuple(self._subscriptions):
             subscription.lose(reason, missing=False)
+
+
+def _lost(
+    partitions: Sequence[Partition], topic: TopicDetails | None, ours: frozenset[int]
+) -> str | None:
+    """Say why a topic's partitions are to be taken up anew, if they are. Raises `MissingError`."""
+    there = {part.id: part for part in topic.partitions} if topic is not None else {}
+    for one in partitions:
+        name, part = one.spec.name, there.get(one.place.partition)
+        if topic is None or part is None:
+            raise MissingError(f"queue {name!r} was deleted")
+        end = part.current_offset + 1 if part.messages_count else 0
+        if topic.created_at != one.made or end < one.window.floor:
+            return f"queue {name!r} was emptied, or made anew"
+        if part.id not in ours:
+            return f"queue {name!r} is read by another now"
+    return None
 
 
 class Link:

@@ -60,9 +60,13 @@ class StandingBooks:
             row = connection.execute(self._sql["drop_rejected"], {"tenant": tenant_id}).fetchone()
         return 0 if row is None else int(row[0])
 
-    def lying(self, queue: str, rejected: Rejected, *, floor: int, end: int) -> int:
-        """Count what of a partition, from `floor` up to, not with, `end`, is not done with."""
-        here = self._here().get(queue)
+    def lying(
+        self, queue: str, rejected: Rejected, here: Standing | None, *, floor: int, end: int
+    ) -> int:
+        """Count what of a partition, from `floor` up to, not with, `end`, is not done with.
+
+        `here` is how far it is consumed, if it is.
+        """
         if here is not None:
             return max(0, end - max(floor, here.floor) - here.beyond)
         passed = sum(1 for offset in rejected.places.get(queue, ()) if floor <= offset < end)

@@ -13,6 +13,7 @@ from tenantry.broker.iggy.topology import Place
 
 GET_OFFSET: Final = 120
 STORE_OFFSET: Final = 121
+GET_STREAMS: Final = 201
 CREATE_TOPIC: Final = 302
 SYNC_GROUP: Final = 606
 
@@ -23,6 +24,7 @@ _REPLICATED: Final = 1
 """An offset is stored once the server would have it again after a restart."""
 
 _OFFSETS: Final = struct.Struct("<IQQ")
+_STREAM: Final = struct.Struct("<IQIQQB")
 _ASSIGNED: Final = struct.Struct("<QI")
 
 
@@ -77,6 +79,23 @@ def read_offsets(answer: bytes) -> Offsets | None:
         return None
     _, last, stored = _OFFSETS.unpack_from(answer)
     return Offsets(last, stored)
+
+
+def read_streams(answer: bytes) -> dict[str, tuple[int, int]]:
+    """Read the list of all streams: how many messages are in each, and how many bytes.
+
+    The library's own call makes an object of each. This list is asked for all the time, and as a
+    rule the answer is the one before, which bytes tell at once.
+    """
+    streams: dict[str, tuple[int, int]] = {}
+    at = 0
+    while at < len(answer):
+        _, _, _, size, messages, length = _STREAM.unpack_from(answer, at)
+        at += _STREAM.size
+        streams[answer[at : at + length].decode()] = messages, size
+        at += length
+        at += 4 + int.from_bytes(answer[at : at + 4], "little")
+    return streams
 
 
 def read_assignment(answer: bytes) -> frozenset[int]:
