@@ -36,6 +36,7 @@ from tenantry.assembly.standby import StandbyControl, term_status
 from tenantry.broker.password_hashes import PostgresPasswordHashes
 from tenantry.control.port import SystemState
 from tenantry.database.embedded import EmbeddedPostgres, PostgresKeeper
+from tenantry.database.failures import one_line
 from tenantry.database.loop import CONNECTIONS as PAGE_CONNECTIONS
 from tenantry.database.migrations import migrate_unless_led
 from tenantry.database.pool import Database
@@ -57,6 +58,7 @@ from tenantry.terms.candidate import Candidate, holder_of
 from tenantry.terms.keeper import TermKeeper
 from tenantry.terms.lease import LOOK_EVERY, Term
 from tenantry.terms.postgres import PostgresTerms
+from tenantry.unavailable import UnavailableError
 
 log = structlog.get_logger("daemon")
 
@@ -319,14 +321,24 @@ class Daemon:
         """Do something every so many seconds while the system runs; never, where that is 0."""
         if seconds:
             service = PeriodicService(
-                name,
                 lambda: work(service.go_on),
                 every=seconds,
                 longest=LONGEST_STEP,
                 jitter=0.2,  # so that daemons started together don't ask all at once
+                on_error=lambda error: self._schedule_failed(name, error),
                 when=lambda: self._runtime.state is SystemState.RUNNING,
             )
             self._threads.start(name, service, vital=False)
+
+    def _schedule_failed(self, name: str, error: Exception) -> None:
+        """Tell of it, and go on: what one tenant's data set off must not end every daemon anew."""
+        foreseen = isinstance(error, UnavailableError)
+        log.warning(
+            "schedule.failed",
+            work=name,
+            error=one_line(error),
+            exc_info=None if foreseen else error,
+        )
 
     # Running.
 

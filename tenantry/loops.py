@@ -8,10 +8,6 @@ from collections.abc import Callable
 from time import monotonic
 from typing import Final, Protocol
 
-import structlog
-
-log = structlog.get_logger(__name__)
-
 
 class Loop(Protocol):
     """What a thread may run. A loop with a `heartbeat` is watched by it."""
@@ -55,31 +51,32 @@ class Heartbeat:
 class PeriodicService:
     """A loop that does `work` every so many seconds.
 
-    What `work` raises is logged, and does not end the loop. A turn that takes longer than `longest`
-    seconds (the watcher's own patience, where that is None) shows in `heartbeat`; work in several
-    steps calls `go_on` between them, and each step has that time. `jitter` is the part of `every`
-    by which a pause may be shorter. While `when` says no, a turn is left out.
+    What `work` raises ends `run`, unless there is `on_error` to take it: then the next turn comes
+    all the same. A turn that takes longer than `longest` seconds (the watcher's own patience, where
+    that is None) shows in `heartbeat`; work in several steps calls `go_on` between them, and each
+    step has that time. `jitter` is the part of `every` by which a pause may be shorter. While
+    `when` says no, a turn is left out.
     """
 
     def __init__(
         self,
-        name: str,
         work: Callable[[], object],
         *,
         every: float,
         longest: float | None = None,
         jitter: float = 0.0,
         at_once: bool = False,
+        on_error: Callable[[Exception], object] | None = None,
         when: Callable[[], bool] = lambda: True,
     ) -> None:
-        """`name` is for the log; the first turn comes after a pause, unless `at_once`."""
+        """The first turn comes after a pause, unless `at_once`."""
         self.heartbeat: Final = Heartbeat()
-        self._name = name
         self._work = work
         self._every = every
         self._longest = longest
         self._jitter = jitter
         self._at_once = at_once
+        self._on_error = on_error
         self._when = when
         self._stopping = threading.Event()
 
@@ -111,6 +108,8 @@ class PeriodicService:
         self.go_on()
         try:
             self._work()
-        except Exception as error:  # noqa: BLE001 - the next turn may go better
-            log.warning("schedule.failed", work=self._name, error=str(error))
+        except Exception as error:
+            if self._on_error is None:
+                raise
+            self._on_error(error)
         self.heartbeat.rest()

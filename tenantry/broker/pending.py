@@ -24,7 +24,7 @@ class PendingCounts(PeriodicService):
     """How many messages wait, by tenant, as last counted; dead letters are none of them."""
 
     def __init__(self, queues: Queues, *, every: float = EVERY) -> None:
-        super().__init__("broker-pending", self._ask, every=every, at_once=True)
+        super().__init__(self._ask, every=every, at_once=True)
         self._queues = queues
         self._latest: tuple[float, Mapping[str, int]] | None = None
 

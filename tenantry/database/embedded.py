@@ -403,7 +403,7 @@ class PostgresKeeper(PeriodicService):
     """Starts the server again when it has died; `stop` leaves it as it is."""
 
     def __init__(self, server: EmbeddedPostgres, *, every: float = LOOK_EVERY) -> None:
-        super().__init__("postgres-keeper", self._look, every=every, longest=LONGEST_START)
+        super().__init__(self._look, every=every, longest=LONGEST_START)
         self._server = server
         self._not_before = 0.0
 

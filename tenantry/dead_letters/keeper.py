@@ -60,9 +60,7 @@ class DeadLetterKeeper(PeriodicService):
         queues: Queues,
         every: float = EVERY,
     ) -> None:
-        super().__init__(
-            "dead-letters", self._look, every=every, longest=LONGEST_STEP, at_once=True
-        )
+        super().__init__(self._look, every=every, longest=LONGEST_STEP, at_once=True)
         self._reprocessing = reprocessing
         self._index = index
         self._queues = queues

@@ -32,7 +32,7 @@ class DatabaseWatch(PeriodicService):
     """Looks whether messages can be stored."""
 
     def __init__(self, database: Database, *, every: float = LOOK_EVERY) -> None:
-        super().__init__("database-watch", self.look, every=every, longest=LONGEST_LOOK)
+        super().__init__(self.look, every=every, longest=LONGEST_LOOK)
         self.trouble: str | None = None
         """Why nothing can be stored, as long as it can't; for everybody to read, without secrets
         and without the place."""

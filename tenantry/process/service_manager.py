@@ -75,7 +75,7 @@ class Watchdog(PeriodicService):
         liveness: Callable[[], tuple[str, ...]],
         main: Heartbeat,
     ) -> None:
-        super().__init__("service-watchdog", self._beat, every=every, at_once=True)
+        super().__init__(self._beat, every=every, at_once=True)
         self._notifier = notifier
         self._liveness = liveness
         self._main = main

@@ -35,7 +35,7 @@ class TermKeeper(PeriodicService):
         every: float = RENEW_EVERY,
         now: Callable[[], float] = time_since_boot,
     ) -> None:
-        super().__init__("term-keeper", self._renew, every=every, longest=LONGEST_RENEWAL)
+        super().__init__(self._renew, every=every, longest=LONGEST_RENEWAL)
         self._terms = terms
         self._term = term
         self._lost = lost

@@ -79,7 +79,7 @@ class Term:
 
 
 def scheduled(gate: Gate) -> Any:
-    return PeriodicService("work", gate, every=0.01, longest=7)
+    return PeriodicService(gate, every=0.01, longest=7)
 
 
 def postgres_keeper(gate: Gate) -> Any:
@@ -150,7 +150,7 @@ def test_work_that_goes_on_is_given_its_time_anew() -> None:
             service.go_on()
             beats.append(service.heartbeat._latest)
 
-    service = PeriodicService("work", work, every=0.01, longest=7)
+    service = PeriodicService(work, every=0.01, longest=7)
     with run(service, steps[1]):
         steps[0].wait()
         before = service.heartbeat._latest
@@ -187,18 +187,27 @@ def test_a_loop_that_others_can_do_without_is_told_of_once_and_ends_nothing(
     thread.join(20)
 
 
-def test_work_that_fails_is_told_of_and_done_again(capsys: pytest.CaptureFixture[str]) -> None:
-    turns: list[int] = []
+def test_work_that_fails_is_done_again_where_somebody_takes_the_error() -> None:
+    errors: list[Exception] = []
 
     def work() -> None:
-        turns.append(len(turns))
         raise ValueError("not this time")
 
-    service = PeriodicService("work", work, every=0.001, at_once=True)
+    service = PeriodicService(work, every=0.001, at_once=True, on_error=errors.append)
     thread = threading.Thread(target=service.run, daemon=True)
     thread.start()
-    eventually(lambda: len(turns) > 2)
+    eventually(lambda: len(errors) > 2)
     service.stop()
     thread.join(20)
     assert not thread.is_alive()
-    assert "not this time" in capsys.readouterr().out
+    assert str(errors[0]) == "not this time"
+
+
+def test_work_that_fails_ends_a_loop_whose_errors_nobody_takes() -> None:
+    """Its thread ends, which the watch takes for a reason to start the daemon anew."""
+
+    def work() -> None:
+        raise ValueError("not foreseen")
+
+    with pytest.raises(ValueError, match="not foreseen"):
+        PeriodicService(work, every=0.001).run()

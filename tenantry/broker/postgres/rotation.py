@@ -53,7 +53,7 @@ class QueueRotation(PeriodicService):
     """
 
     def __init__(self, database: Database, *, every: float = EVERY, full: int = FULL) -> None:
-        super().__init__("broker-rotation", self._look, every=every)
+        super().__init__(self._look, every=every)
         self._database = database
         self._full = full
         self._sql = queries("queues")
