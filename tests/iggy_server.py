@@ -9,6 +9,10 @@ import subprocess
 import time
 from pathlib import Path
 
+from tenantry.broker.iggy.access import Access
+from tenantry.broker.iggy.client import Session
+from tenantry.broker.port import BrokerError
+
 USER, PASSWORD = "iggy-root", "root-of-the-tests"
 
 
@@ -71,9 +75,10 @@ class PrivateIggy:
         return (self._directory / "output.log").read_text("utf-8", "replace")
 
     def _answers(self) -> bool:
+        """Tell whether it lets somebody in: at first it takes connections and gives them up."""
         try:
-            socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
-        except OSError:
+            Session(Access.of(self.url)).close()
+        except BrokerError:
             return False
         return True
 

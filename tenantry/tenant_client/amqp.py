@@ -178,6 +178,8 @@ class AmqpClient:
         self, amqp_url: str, *, name: str, timeout: float = TIMEOUT, tls: Tls = SYSTEMS
     ) -> None:
         """Raises `BrokerError` for files of `tls` that can't be used."""
+        if not amqp_url.startswith("amqp"):
+            raise TenantClientError("this is not done on Iggy yet: the broker speaks no AMQP")
         self._parameters = pika.URLParameters(amqp_url)
         secure(self._parameters, amqp_url, tls)
         self._parameters.heartbeat = 30

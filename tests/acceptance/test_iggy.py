@@ -153,12 +153,21 @@ def test_what_is_no_json_is_a_dead_letter_that_is_replayed_and_discarded(
     (letter,) = eventually(lambda: program.get(path)["data"], what="a dead letter")
     assert letter["id"] == "bad"
     rows_of(program, tenant, 1)
+    eventually(lambda: _rejected(program) == 1, what="a rejected message")
     replayed = program.call("POST", f"{path}/replay", {"all": True})
     assert replayed.json() == {"replayed": 1}, replayed.text
     eventually(lambda: program.runtime(tenant)["dead_lettered"] == 2, what="again")
+    eventually(lambda: _rejected(program) == 1, what="the replay, rejected")
     discarded = program.call("DELETE", path, {"all": True})
     assert discarded.json() == {"discarded": 1}
     assert program.get(path)["data"] == []
+
+
+def _rejected(program: Program) -> int:
+    with psycopg.connect(program.database_url) as connection:
+        query = "SELECT count(*) FROM tenantry.iggy_rejected WHERE NOT gone"
+        row = connection.execute(query).fetchone()
+    return 0 if row is None else int(row[0])
 
 
 def test_publishing_over_http_and_the_audit_work_as_on_the_others(program: Program) -> None:

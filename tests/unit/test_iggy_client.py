@@ -11,6 +11,7 @@ from tenantry.broker.iggy.client import ExistsError, MissingError, RefusedError,
 from tenantry.broker.iggy.consuming import IggyConsuming
 from tenantry.broker.iggy.topology import mark_topic, marked_by, place_of, routed
 from tenantry.broker.port import BrokerError, BrokerUnavailableError, QueueSpec
+from tenantry.tenant_client.amqp import AmqpClient, TenantClientError
 
 
 def test_without_the_extra_it_is_said_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,3 +71,8 @@ def test_what_is_asked_of_a_reader_that_has_ended_is_done_at_once() -> None:
     done: list[int] = []
     consuming.call(lambda: done.append(1))
     assert done == [1]
+
+
+def test_a_tenants_amqp_client_says_that_iggy_speaks_no_amqp() -> None:
+    with pytest.raises(TenantClientError, match="not done on Iggy yet"):
+        AmqpClient("iggy://u:p@h:8090", name="x")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -20,8 +21,8 @@ GROUP: Final = "tenantry"
 _MARK: Final = "tenantry."
 _MARKED: Final = re.compile(rf"{re.escape(_MARK)}({NAME.pattern})")
 
-LONGEST_USER: Final = 50
-"""Bytes of a user's name."""
+LONGEST_ID: Final = 34
+"""Bytes of a tenant's id that have room in a user's name, of which Iggy takes 50."""
 
 
 class Place(NamedTuple):
@@ -48,9 +49,14 @@ def marked_by(topic: str) -> str | None:
     return None if match is None else match[1]
 
 
+def producer_name(tenant_id: str) -> str:
+    """Name the tenant's user that may send: as on every broker, where its id is short enough."""
+    return f"tenant_{_short(tenant_id)}_producer"
+
+
 def consumer_name(tenant_id: str) -> str:
     """Name the tenant's user that may read."""
-    return f"tenant_{tenant_id}_consumer"
+    return f"tenant_{_short(tenant_id)}_consumer"
 
 
 def former_name(tenant_id: str) -> str:
@@ -58,7 +64,17 @@ def former_name(tenant_id: str) -> str:
 
     One may have to go back to it, and Iggy sets no password by its hash.
     """
-    return f"former_{tenant_id}_producer"
+    return f"former_{_short(tenant_id)}_producer"
+
+
+def _short(tenant_id: str) -> str:
+    """Give an id as users' names have it; a long one by its beginning and its digest.
+
+    No id has a dot, so no other tenant's user has the name.
+    """
+    if len(tenant_id) <= LONGEST_ID:
+        return tenant_id
+    return f"{tenant_id[:17]}.{hashlib.sha256(tenant_id.encode()).hexdigest()[:16]}"
 
 
 def producer_permissions(stream_id: int) -> Permissions:

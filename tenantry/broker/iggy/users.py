@@ -20,15 +20,14 @@ from tenantry.broker.drift import stranger
 from tenantry.broker.iggy.client import ExistsError, MissingError, Session, Sessions, library
 from tenantry.broker.iggy.passwords import Made, Passwords
 from tenantry.broker.iggy.topology import (
-    LONGEST_USER,
     consumer_name,
     consumer_permissions,
     former_name,
     marked_by,
+    producer_name,
     producer_permissions,
 )
 from tenantry.broker.port import (
-    BrokerError,
     BrokerUnavailableError,
     Credentials,
     NotOursError,
@@ -70,18 +69,12 @@ class IggyUsers:
 
     def claim(self, tenant_id: str, known: PasswordHash | None = None) -> None:
         """See `Administration.claim`."""
-        name = names.username(tenant_id)
-        if len(name) > LONGEST_USER:
-            raise BrokerError(
-                f"Iggy's user names have {LONGEST_USER} bytes at most, and {name!r} has"
-                f" {len(name)}: choose a shorter tenant id"
-            )
         with self.sessions.session() as session:
             self._ours(session, tenant_id, known)
             self.ensure_stream(session, tenant_id)
             # Two that mark the same stream at once both see both marks.
             if self._ours(session, tenant_id, known) is None:
-                self._make(session, name, None, active=False)
+                self._make(session, producer_name(tenant_id), None, active=False)
 
     def ensure_user(self, tenant_id: str, password: PasswordHash) -> None:
         """See `Administration.ensure_user`.
@@ -103,12 +96,12 @@ class IggyUsers:
             except NotOursError as error:
                 log.warning(
                     "broker.user_left_to_another",
-                    user=names.username(tenant_id),
+                    user=producer_name(tenant_id),
                     reason=str(error),
                 )
                 return
             for name in (
-                names.username(tenant_id),
+                producer_name(tenant_id),
                 former_name(tenant_id),
                 consumer_name(tenant_id),
             ):
@@ -123,7 +116,7 @@ class IggyUsers:
     def new_credentials(self, tenant_id: str) -> tuple[Credentials, PasswordHash]:
         """Generate a password and a hash to know it by; nothing changes on the server."""
         password, value = self._passwords.generate()
-        name = names.username(tenant_id)
+        name = producer_name(tenant_id)
         url = self.sessions.access.url_for(name, password)
         return Credentials(username=name, password=password, iggy_url=url), value
 
@@ -133,25 +126,24 @@ class IggyUsers:
         """Give tenants' users; `named` are the names of all streams, by number."""
         known = self._passwords.known()
         users: dict[str, User] = {}
-        everybody = {one.username: one for one in session.call(lambda client: client.get_users())}
-        for name in everybody:
-            tenant_id = layout.owner_of(name)
-            if tenant_id is None or name != names.username(tenant_id):
-                continue
-            found = self._find(session, name)
+        tenants = {layout.owner_of(one) or "" for one in streams}
+        for one in session.call(lambda client: client.get_users()):
+            tenants.add(layout.owner_of(one.username) or "")
+        for tenant_id in tenants - {""}:
+            found = self._find(session, producer_name(tenant_id))
             if found is None:
                 continue
             stream = streams.get(names.exchange_name(tenant_id))
-            user = self._read(found, stream, known, named)
+            user = self._read(tenant_id, found, stream, known, named)
             if user.permissions is not None and not self._reads_right(session, tenant_id, stream):
                 user = _with(user, permissions=OTHER)
-            users[name] = user
+            users[names.username(tenant_id)] = user
         return users
 
     def _ensure_producer(
         self, session: Session, tenant_id: str, password: PasswordHash, stream_id: int
     ) -> None:
-        name = names.username(tenant_id)
+        name = producer_name(tenant_id)
         rights = producer_permissions(stream_id)
         known = self._passwords.of(tenant_id)
         aside = former_name(tenant_id)
@@ -241,12 +233,12 @@ class IggyUsers:
 
     def _ours(self, session: Session, tenant_id: str, known: PasswordHash | None) -> User | None:
         """Give the tenant's user, if there is one. Raises `NotOursError`."""
-        name = names.username(tenant_id)
+        name = producer_name(tenant_id)
         stream = session.call(lambda client: client.get_stream(names.exchange_name(tenant_id)))
         found = self._find(session, name)
         if found is not None:
             named = {one.id: one.name for one in session.call(lambda c: c.get_streams())}
-            user = self._read(found, stream, self._passwords.of(tenant_id), named)
+            user = self._read(tenant_id, found, stream, self._passwords.of(tenant_id), named)
         elif stream is not None and stream.topics:
             user = User(password_hash="", permissions=OTHER, marks=_marks(stream))
         else:
@@ -258,6 +250,7 @@ class IggyUsers:
 
     def _read(
         self,
+        tenant_id: str,
         found: UserInfoDetails,
         stream: StreamDetails | None,
         known: Mapping[Made, str],
@@ -272,7 +265,6 @@ class IggyUsers:
         given = found.permissions
         streams = dict((given.streams if given is not None else None) or {})
         own = None if stream is None else streams.pop(stream.id, None)
-        tenant_id = layout.owner_of(found.username) or ""
         exact = stream is not None and given == producer_permissions(stream.id)
         return User(
             password_hash=password,
@@ -299,7 +291,7 @@ class IggyUsers:
         )
 
     def _refusal(self, tenant_id: str, whose: str) -> str:
-        name, stream = names.username(tenant_id), names.exchange_name(tenant_id)
+        name, stream = producer_name(tenant_id), names.exchange_name(tenant_id)
         return (
             f"user {name!r}, or stream {stream!r}, of Iggy at {self.sessions.access.where} {whose},"
             f" and this is the installation {self._installation}; they are the whole server's:"
