@@ -54,7 +54,9 @@ def is_unavailable(error: BaseException) -> bool:
     """Tell whether `error` means that the same work may succeed later, here or elsewhere."""
     if _is_term_over(error) or lost_its_state(error):
         return True
-    return isinstance(error, AWAY) and not isinstance(error, ITS_OWN_FAULT)
+    if isinstance(error, ITS_OWN_FAULT):
+        return _is_full_of_notifications(error)
+    return isinstance(error, AWAY)
 
 
 def lost_its_state(error: BaseException) -> bool:
@@ -66,6 +68,12 @@ def options_refused(error: BaseException) -> bool:
     """Tell whether a pooler wants no `options` at the start of a session."""
     text = str(error).lower()
     return "startup parameter" in text or "command-line options" in text
+
+
+def _is_full_of_notifications(error: BaseException) -> bool:
+    """Tell whether a commit that notifies found no room: others have filled the server's queue."""
+    # The words are in the server's language, the place in its source is not.
+    return isinstance(error, psycopg.Error) and (error.diag.source_file or "").endswith("async.c")
 
 
 def _is_term_over(error: BaseException) -> bool:

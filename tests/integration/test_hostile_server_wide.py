@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
+from uuid import uuid4
 
 import psutil
 import psycopg
@@ -18,7 +19,7 @@ from tenantry.database.migrations import migrate
 from tenantry.database.pool import Database
 from tenantry.domain.events import TenantPaused
 from tenantry.journal.listener import JournalListener
-from tenantry.journal.port import Expected, Metadata
+from tenantry.journal.port import Expected, JournalUnavailableError, Metadata
 from tenantry.journal.postgres import PostgresEventStore
 from tests import brokers, scratch
 from tests.brokers import RecordingSink, bodies
@@ -150,6 +151,40 @@ def test_whose_commit_finds_the_queue_of_notifications_filled_meanwhile_is_told_
         broker.publish(tenant, "default", b"now")
         assert broker.ready(tenant.queues()[0].name) == [b"now"]
         broker.administration.remove_topology(tenant.tenant_id)
+
+
+def test_an_event_whose_commit_finds_the_queue_of_notifications_full_is_to_be_appended_again(
+    small_server: str, opened: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, stream = PostgresEventStore(opened), f"tenant-{uuid4().hex}"
+
+    def append() -> None:
+        store.append(
+            stream,
+            [TenantPaused(tenant_id="a")],
+            expected=Expected.ANY,
+            metadata=Metadata(actor="test"),
+        )
+
+    lent = Database.connection
+
+    @contextmanager
+    def filled_before_the_commit(self: Database, *given: Any) -> Iterator[Any]:
+        with lent(self, *given) as connection, connection.transaction():
+            yield connection
+            connection.execute("NOTIFY anything")
+            fill_the_queue(small_server)
+
+    with psycopg.connect(small_server) as deaf:
+        deaf.execute("LISTEN anything")
+        deaf.commit()
+        deaf.execute("SELECT 1")
+        monkeypatch.setattr(Database, "connection", filled_before_the_commit)
+        with pytest.raises(JournalUnavailableError, match="too many notifications"):
+            append()
+        monkeypatch.undo()
+    append()
+    assert len(store.read_stream(stream)) == 1
 
 
 def test_after_the_table_of_locks_was_full_everything_goes_on_by_itself(

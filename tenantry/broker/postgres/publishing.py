@@ -44,14 +44,10 @@ class PostgresPublishing:
         if not messages:
             return
         until = time.monotonic() + timeout
-        put = False
 
         def refused(error: psycopg.Error) -> BrokerError | None:
             if isinstance(error, errors.UndefinedObject):
                 return UnroutableError(error.diag.message_primary or one_line(error))
-            if put and isinstance(error, errors.ProgramLimitExceeded):
-                # Others have filled the queue of notifications since this one was put into it.
-                return BrokerUnavailableError(one_line(error))
             return None
 
         with (
@@ -70,7 +66,6 @@ class PostgresPublishing:
                 part = list(group)
                 for start in range(0, len(part), AT_ONCE):
                     self._put(connection, exchange, part[start : start + AT_ONCE])
-            put = True
 
     def _put(self, connection: Connection, exchange: str, part: Sequence[Outgoing]) -> None:
         now = time.time_ns() // 1_000_000
