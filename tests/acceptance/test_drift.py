@@ -115,10 +115,9 @@ def test_whatever_is_taken_away_under_load_is_made_again_and_nothing_is_lost(
             fault()
             eventually(
                 lambda what=sign: what in str(repairs(often, tenant)),
-                timeout=15,
                 what=f"the repair after {fault.__name__}",
             )
-            ledger.wait_confirmed(50, timeout=15)
+            ledger.wait_confirmed(50)
     ledger.check(alive=often.check_running)
     eventually(lambda: often.status_of("/readyz") == 200, what="readyz 200")
     # Its client's password still works, and it may do again no more than it should.

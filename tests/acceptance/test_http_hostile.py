@@ -230,7 +230,7 @@ def test_a_thousand_clients_that_trickle_stop_neither_ingestion_nor_the_control_
                     assert shared.call(method, path, body, timeout=10).is_success
                 url = f"http://127.0.0.1:{port}/healthz"
                 assert httpx.get(url, timeout=10, trust_env=False).status_code == 200
-            eventually(lambda: len(stored(shared, tenant)) == 200, timeout=10)
+            eventually(lambda: len(stored(shared, tenant)) == 200)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 

@@ -85,7 +85,7 @@ def test_a_standby_takes_over_at_once_when_the_leader_ends_in_order(
     with ledger.publishing([(tenant.id, tenant.amqp_url)], rate=500):
         ledger.wait_confirmed(50)
         assert running.stop() == 0
-        eventually(lambda: standby.status_of("/readyz") == 200, timeout=8, what="a takeover")
+        eventually(lambda: standby.status_of("/readyz") == 200, what="a takeover")
         ledger.wait_confirmed(50)
     ledger.check(alive=standby.check_running)
     # The first is the standby of the second now.
