@@ -26,6 +26,9 @@ DIRECTORY = "TRACED_IN"
 
 POLL = 0.02
 
+LOOK = "_look"
+"""What is done every so often is called so: it comes whether or not there is anything to follow."""
+
 
 @dataclass(frozen=True, slots=True)
 class Call:
@@ -80,7 +83,10 @@ class _Tracer:
         file = self._own(frame.f_code.co_filename)
         if file is None:
             return
-        caller = next(filter(None, (self._own(f.f_code.co_filename) for f in _above(frame))), None)
+        above = tuple(_above(frame))
+        if any(one.f_code.co_name == LOOK for one in (frame, *above)):
+            return
+        caller = next(filter(None, (self._own(one.f_code.co_filename) for one in above)), None)
         thread = threading.current_thread().name
         self._calls.append((thread, file, frame.f_code.co_qualname, caller))
 
