@@ -1,19 +1,24 @@
 """The API's own description: the OpenAPI document, and Swagger UI, which needs no internet.
 
-FastAPI makes the document of the routes; problems and tokens are added.
+FastAPI makes the document of the routes and what they say of themselves (`Routes`); problems and
+tokens are added.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection, Mapping
 from functools import cache
 from importlib import resources
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
+from starlette.requests import Request
 from starlette.responses import Response
 
 from tenantry.api.access import TABLE, shown
+from tenantry.api.paging import LINK_HEADER
+from tenantry.api.routing import JsonRoute
 from tenantry.api.schemas.common import ProblemDocument, dumps, json_response
 from tenantry.http.auth import Access
 from tenantry.http.problems import MEDIA_TYPE, Problem, type_of
@@ -46,7 +51,9 @@ _IN_PATHS: Final = {
 }
 """What a parameter in a path means, and an example."""
 
-_ACCESS: Final = {(method, shown(path)): access for (method, path), access in TABLE.items()}
+_PUBLIC: Final = {
+    (method, shown(path)) for (method, path), rule in TABLE.items() if rule is Access.PUBLIC
+}
 
 
 def document_of(app: FastAPI) -> dict[str, Any]:
@@ -69,11 +76,11 @@ def document_of(app: FastAPI) -> dict[str, Any]:
             for method, operation in operations.items():
                 for parameter in operation.get("parameters", ()):
                     _tidy(parameter)
-                public = _ACCESS[method.upper(), path] is Access.PUBLIC
                 # FastAPI adds its own 422 wherever a path has a parameter; here these are text,
                 # and what can be invalid is said by the route.
                 if "application/json" in operation["responses"].get("422", {}).get("content", {}):
                     del operation["responses"]["422"]
+                public = (method.upper(), path) in _PUBLIC
                 operation["security"] = [] if public else [{}, {"token": []}]
         app.openapi_schema = made
     return app.openapi_schema
@@ -88,11 +95,6 @@ def _tidy(parameter: dict[str, Any]) -> None:
         parameter["schema"] = kinds[0] | schema
     if parameter["in"] == "path" and parameter["name"] in _IN_PATHS:
         parameter["description"], parameter["example"] = _IN_PATHS[parameter["name"]]
-
-
-def written(app: FastAPI) -> bytes:
-    """Give the description of `app` as JSON."""
-    return dumps(document_of(app))
 
 
 PROBLEM_REF: Final = "#/components/schemas/ProblemDocument"
@@ -135,10 +137,64 @@ _WITH_TOKENS: Final = (401, 403, 429)
 _WITH_BODY: Final = (400, 408, 413, 415, 422)
 
 
-def error_answers(*statuses: int, body: bool = False, public: bool = False) -> dict[int | str, Any]:
+_Endpoint = TypeVar("_Endpoint", bound=Callable[..., Any])
+
+
+class Routes(list[JsonRoute]):
+    """The routes of a resource, which the OpenAPI document shows under its tag."""
+
+    def __init__(self, tag: str) -> None:
+        super().__init__()
+        self._tag = tag
+
+    def __call__(
+        self,
+        call: str,
+        summary: str,
+        model: Any,
+        *,
+        errors: Collection[int] = (),
+        status: int | None = None,
+        success: Mapping[str, Any] | None = None,
+        paged: bool = False,
+        response_class: type[Response] = Response,
+    ) -> Callable[[_Endpoint], _Endpoint]:
+        """Make a function the route of a call: `GET /tenants`, say.
+
+        `model` describes the JSON it answers with, if it does, `success` what else the document
+        says of that answer; a page's has a link. It may fail with `errors`, and with what any
+        route may that is like it.
+        """
+        method, path = call.split()
+        kind = {"response_class": response_class} if model is None else {}
+        told = {"headers": LINK_HEADER} if paged else success
+
+        def add(endpoint: _Endpoint) -> _Endpoint:
+            route = JsonRoute(
+                path,
+                endpoint,
+                methods=[method],
+                status_code=status,
+                summary=summary,
+                tags=[self._tag],
+                response_model=model,
+                **kind,
+            )
+            route.responses = {} if told is None else {status or 200: dict(told)}
+            route.responses |= _error_answers(route, errors)
+            self.append(route)
+            return endpoint
+
+        return add
+
+
+def _error_answers(route: JsonRoute, statuses: Collection[int]) -> dict[int | str, Any]:
     """Give the `responses` of a route that may fail in these ways, beside the usual ones."""
     all_of_them = {*statuses, *_ALWAYS}
-    all_of_them |= set(() if public else _WITH_TOKENS) | set(_WITH_BODY if body else ())
+    if not any((method, route.path_format) in _PUBLIC for method in route.methods or ()):
+        all_of_them.update(_WITH_TOKENS)
+    if route.body_field is not None:
+        all_of_them.update(_WITH_BODY)
     return {
         status: {
             "description": _MEANINGS[status],
@@ -198,30 +254,36 @@ _POLICY: Final = (
 )
 
 
-def add_routes(app: FastAPI) -> None:
-    """Serve the description of `app` on itself."""
+async def _document(request: Request) -> Response:
+    return json_response(dumps(document_of(request.app)))
 
-    @app.get("/openapi.json", include_in_schema=False)
-    async def document() -> Response:
-        return json_response(written(app))
 
-    @app.get("/docs", include_in_schema=False)
-    async def docs() -> Response:
-        return _page("swagger/")
+async def _docs() -> Response:
+    return _page("swagger/")
 
-    @app.get("/swagger/{asset}", include_in_schema=False)
-    async def swagger(asset: str) -> Response:
-        if asset == "index.html":
-            return _page("")
-        if asset == "start.js":
-            return Response(_START, media_type="text/javascript")
-        if asset not in _FILES:
-            raise Problem(404, "nothing is served under this path")
-        return Response(
-            _file(asset),
-            media_type=_FILES[asset],
-            headers={"Cache-Control": "public, max-age=86400"},
-        )
+
+async def _swagger(asset: str) -> Response:
+    if asset == "index.html":
+        return _page("")
+    if asset == "start.js":
+        return Response(_START, media_type="text/javascript")
+    if asset not in _FILES:
+        raise Problem(404, "nothing is served under this path")
+    return Response(
+        _file(asset),
+        media_type=_FILES[asset],
+        headers={"Cache-Control": "public, max-age=86400"},
+    )
+
+
+routes: Final = [
+    JsonRoute(path, endpoint, methods=["GET"], include_in_schema=False)
+    for path, endpoint in (
+        ("/openapi.json", _document),
+        ("/docs", _docs),
+        ("/swagger/{asset}", _swagger),
+    )
+]
 
 
 def _page(assets: str) -> Response:

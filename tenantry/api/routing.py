@@ -1,5 +1,7 @@
 """How a request reaches its route, and what every route reads of it: body, caller, tenant's id.
 
+Who it is, and whether they may, comes before its body; what is too much is turned away.
+
 A fast route is a short way to a call that comes often: the same handler, past FastAPI's machinery.
 It serves what is plain to read. Whatever is unusual about a request, above all what is wrong with
 it, goes the usual way, and is answered there in the usual words.
@@ -10,24 +12,65 @@ from __future__ import annotations
 import re
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import orjson
 from fastapi import Depends
 from fastapi.datastructures import DefaultPlaceholder
 from fastapi.routing import APIRoute
 from fastapi.utils import create_model_field
+from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from tenantry.api import errors
+from tenantry.api import access, errors
 from tenantry.domain import names
-from tenantry.http.auth import principal_of
-from tenantry.http.middleware import correlation_id_of
+from tenantry.http.auth import Authentication, principal_of
+from tenantry.http.middleware import (
+    MAX_REQUESTS,
+    REQUEST_SECONDS,
+    BoundedBody,
+    Limits,
+    RequestContext,
+    correlation_id_of,
+)
 from tenantry.http.problems import Problem, no_such_tenant
-from tenantry.http.tokens import Principal
+from tenantry.http.tokens import Principal, Tokens
 from tenantry.journal.port import Metadata
+
+MAX_BODY_BYTES: Final = 1024 * 1024
+BODY_SECONDS: Final = 30.0
+
+
+def way_in(
+    jwt_secret: str | None,
+    *,
+    max_body_bytes: int = MAX_BODY_BYTES,
+    body_timeout: float = BODY_SECONDS,
+    request_timeout: float = REQUEST_SECONDS,
+    max_requests: int = MAX_REQUESTS,
+) -> list[Middleware]:
+    """Give what stands before the routes, the outermost first. Timeouts are in seconds.
+
+    Without `jwt_secret` (32 bytes at least) TCP takes no tokens, and must be on loopback only.
+    """
+    tokens = Tokens(jwt_secret) if jwt_secret else None
+    return [
+        Middleware(RequestContext),
+        Middleware(Authentication, tokens=tokens, rule_for=access.rule_for),
+        Middleware(BoundedBody, max_bytes=max_body_bytes, seconds=body_timeout),
+        Middleware(Limits, most=max_requests, seconds=request_timeout),
+    ]
+
+
+def held_by_app(name: str) -> Any:
+    """Make a route's dependency on what its application holds under this name."""
+
+    async def find(request: Request) -> Any:
+        return getattr(request.app.state, name)
+
+    return Depends(find)
 
 
 async def _metadata(request: Request) -> Metadata:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Annotated, Final, TypeAlias
 
 from tenantry.api.health import Health
 from tenantry.api.idempotency import IdempotencyKeys
 from tenantry.api.paging import Cursors
-from tenantry.api.routing import checked_id
+from tenantry.api.routing import checked_id, held_by_app
 from tenantry.api.streams import Streams
 from tenantry.api.tail import JournalTail
 from tenantry.audit.auditor import Auditor
+from tenantry.broker.port import Publishing
 from tenantry.control.port import Control
 from tenantry.dead_letters.port import DeadLetterIndex
 from tenantry.dead_letters.replay import Reprocessing
@@ -22,8 +24,11 @@ from tenantry.http.problems import former_token, no_such_tenant
 from tenantry.http.tokens import Principal
 from tenantry.isolation.port import Prover
 from tenantry.journal.port import EventStore
-from tenantry.messages.port import MessageStore, Whose, whose
+from tenantry.messages.port import MessageStore, PageReader, Whose, whose
+from tenantry.metrics.page import MetricsPage
 from tenantry.projections.port import TenantDirectory
+
+COMMAND_SECONDS: Final = 30.0
 
 
 class TenantLookup:
@@ -80,29 +85,43 @@ class Pools:
     dead_letters: Pool = field(default_factory=lambda: Pool(4))
     audits: Pool = field(default_factory=lambda: Pool(2))
     proofs: Pool = field(default_factory=lambda: Pool(1))
+    metrics: Pool = field(default_factory=lambda: Pool(2))
     urgent: Pool = field(default_factory=lambda: Pool(2))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(kw_only=True)
 class Services:
-    """Everything a route may use. Timeouts are in seconds."""
+    """Everything a route may use: the ports, and what is made of them once for all requests.
+
+    `cursor_key` (16 bytes at least) seals cursors: they outlive a restart if it does. `info` is
+    what `GET /info` shows: no secrets. `metrics` is what `GET /metrics` shows.
+    """
 
     control: Control
     directory: TenantDirectory
-    lookup: TenantLookup
     journal: EventStore
     messages: MessageStore
+    page_reader: PageReader
+    publishing: Publishing
     idempotency: IdempotencyKeys
     dead_letters: DeadLetterIndex
     reprocessing: Reprocessing
-    info: Mapping[str, object]
-    default_workers: Callable[[], int]
-    command_timeout: float
-    cursors: Cursors
-    tail: JournalTail
-    streams: Streams
-    health: Health
     auditor: Auditor
     prover: Prover
-    pools: Pools = field(default_factory=Pools)
-    turns: Turns = field(default_factory=Turns)
+    metrics: MetricsPage
+    cursor_key: bytes
+    default_workers: Callable[[], int]
+    info: Mapping[str, object]
+    command_timeout: float = COMMAND_SECONDS
+
+    def __post_init__(self) -> None:
+        self.lookup = TenantLookup(self.directory)
+        self.cursors = Cursors(self.cursor_key)
+        self.tail = JournalTail(self.journal)
+        self.streams = Streams(self.control)
+        self.health = Health(self.control)
+        self.pools = Pools()
+        self.turns = Turns()
+
+
+Injected: TypeAlias = Annotated[Services, held_by_app("services")]

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 
 from tenantry import __version__
 from tenantry.api.app import create_app
-from tenantry.api.idempotency import IdempotencyKeys, MemoryIdempotencyKeys, PostgresIdempotencyKeys
+from tenantry.api.idempotency import MemoryIdempotencyKeys, PostgresIdempotencyKeys
 from tenantry.api.paging import kept_key
 from tenantry.api.routes.publishing import PUBLISH_SECONDS
+from tenantry.api.routing import way_in
+from tenantry.api.services import Services
 from tenantry.assembly.backends import Backends, Stores
 from tenantry.assembly.handlers import abandoned
 from tenantry.assembly.listeners import Listeners
@@ -26,7 +28,6 @@ from tenantry.database.pool import Database
 from tenantry.database.server import Shares
 from tenantry.dead_letters.replay import Reprocessing
 from tenantry.front.messages import WorkWith
-from tenantry.isolation.port import Prover
 from tenantry.isolation.postgres import PostgresProbes
 from tenantry.isolation.prover import IsolationProver
 from tenantry.messages.reader import PostgresPageReader
@@ -57,44 +58,6 @@ def reprocessing_of(
         publish_timeout=PUBLISH_SECONDS,
         on_listed=on_listed,
     )
-
-
-def open_api(
-    listeners: Listeners,
-    settings: Settings,
-    stores: Stores,
-    *,
-    control: Control,
-    publishing: Publishing,
-    reprocessing: Reprocessing,
-    auditor: Auditor,
-    prover: Prover,
-    idempotency: IdempotencyKeys,
-    metrics: SystemCollector,
-    default_workers: Callable[[], int],
-    page_connections: int,
-) -> None:
-    """Let requests in, to what stands behind them from now on."""
-    page = MetricsPage(metrics)
-    app = create_app(
-        control=control,
-        directory=stores.directory,
-        journal=stores.journal,
-        messages=stores.messages,
-        page_reader=PostgresPageReader(LoopQueries(stores.database, connections=page_connections)),
-        publishing=publishing,
-        dead_letters=stores.dead_letters,
-        reprocessing=reprocessing,
-        auditor=auditor,
-        prover=prover,
-        idempotency=idempotency,
-        cursor_key=cursor_key(settings),
-        default_workers=default_workers,
-        info=describe(settings, listeners, database=stores.database.where),
-        jwt_secret=settings.security.jwt_secret.get_secret_value() or None,
-        metrics=page,
-    )
-    listeners.open(app, page)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,31 +99,38 @@ def open_leader_api(
     reprocessing = reprocessing_of(
         stores, links.publishing, links.dead_letters, on_listed=on_listed
     )
-    open_api(
-        listeners,
-        settings,
-        stores,
+    metrics = SystemCollector(
+        status=control.status,
+        recorder=recorder,
+        reconnects=links.reconnects,
+        audits=auditor.latest,
+        abandoned_handlers=lambda: abandoned(backends.handling),
+        isolation=prover.latest,
+        ring=links.ring,
+    )
+    services = Services(
         control=control,
+        directory=stores.directory,
+        journal=stores.journal,
+        messages=stores.messages,
+        page_reader=PostgresPageReader(
+            LoopQueries(stores.database, connections=backends.shares.pages)
+        ),
+        dead_letters=stores.dead_letters,
+        cursor_key=cursor_key(settings),
+        info=describe(settings, listeners, database=stores.database.where),
         publishing=links.publishing,
+        idempotency=PostgresIdempotencyKeys(stores.database),
         reprocessing=reprocessing,
         auditor=auditor,
         prover=prover,
-        idempotency=PostgresIdempotencyKeys(stores.database),
-        metrics=SystemCollector(
-            status=control.status,
-            recorder=recorder,
-            reconnects=links.reconnects,
-            audits=auditor.latest,
-            abandoned_handlers=lambda: abandoned(backends.handling),
-            isolation=prover.latest,
-            ring=links.ring,
-        ),
+        metrics=MetricsPage(metrics),
         default_workers=default_workers,
-        page_connections=backends.shares.pages,
     )
+    _open(listeners, settings, services)
     work = WorkWith(
         database_url=stores.database.url,
-        cursor_key=cursor_key(settings).hex(),
+        cursor_key=services.cursor_key.hex(),
         broker=select.publishing_access(settings),
         pool_size=backends.shares.front_pool,
         page_connections=backends.shares.front_pages,
@@ -178,20 +148,31 @@ def open_standby_api(
 ) -> None:
     """Let requests in that only read; all others are told who leads."""
     broker, stores = StandbyBroker(control.reasons), Stores.on(database)
-    open_api(
-        listeners,
-        settings,
-        stores,
+    metrics = SystemCollector(status=control.status, recorder=Recorder(), reconnects={})
+    services = Services(
         control=control,
+        directory=stores.directory,
+        journal=stores.journal,
+        messages=stores.messages,
+        page_reader=PostgresPageReader(LoopQueries(stores.database, connections=shares.pages)),
+        dead_letters=stores.dead_letters,
+        cursor_key=cursor_key(settings),
+        info=describe(settings, listeners, database=stores.database.where),
         publishing=broker,
+        idempotency=MemoryIdempotencyKeys(),
         reprocessing=reprocessing_of(stores, broker, broker, on_listed=lambda *_: None),
         auditor=Auditor(PostgresAccounts(database), broker, lambda _: None),
         prover=StandbyProver(control.reasons),
-        idempotency=MemoryIdempotencyKeys(),
-        metrics=SystemCollector(status=control.status, recorder=Recorder(), reconnects={}),
+        metrics=MetricsPage(metrics),
         default_workers=lambda: settings.workers,
-        page_connections=shares.pages,
     )
+    _open(listeners, settings, services)
+
+
+def _open(listeners: Listeners, settings: Settings, services: Services) -> None:
+    """Let requests in, to what stands behind them from now on."""
+    secret = settings.security.jwt_secret.get_secret_value() or None
+    listeners.open(create_app(services, way_in(secret)), services.metrics)
 
 
 def describe(settings: Settings, listeners: Listeners, *, database: str) -> dict[str, object]:

@@ -18,19 +18,16 @@ from pathlib import Path
 from typing import BinaryIO, Final
 
 import structlog
+from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from tenantry.api.access import rule_for
-from tenantry.api.app import BODY_SECONDS, MAX_BODY_BYTES
-from tenantry.api.routing import FastRoute, FastRoutes
+from tenantry.api.routing import FastRoute, FastRoutes, way_in
 from tenantry.database.errors import DatabaseError
 from tenantry.front.backends import FrontBackends
 from tenantry.front.forward import Forward
 from tenantry.front.messages import Serve, Stop, WorkWith, read
-from tenantry.http.auth import Authentication
-from tenantry.http.middleware import REQUEST_SECONDS, BoundedBody, Limits, RequestContext
+from tenantry.http.middleware import REQUEST_SECONDS
 from tenantry.http.server import ApiServer
-from tenantry.http.tokens import Tokens
 from tenantry.process.start_checks import FRONT_FILES, connections
 from tenantry.telemetry import logging
 
@@ -41,23 +38,12 @@ _PATIENCE: Final = 5.0
 class FrontApplication:
     """Serves what the daemon's application serves, under the same rules, before it is reached."""
 
-    def __init__(
-        self,
-        relay: socket.socket,
-        jwt_secret: str | None,
-        *,
-        max_body_bytes: int = MAX_BODY_BYTES,
-        body_timeout: float = BODY_SECONDS,
-    ) -> None:
+    def __init__(self, relay: socket.socket, way_in: Sequence[Middleware]) -> None:
         self._forward = Forward(relay)
         self._inner: ASGIApp = self._forward
-        app: ASGIApp = self._serve
-        app = Limits(app, seconds=REQUEST_SECONDS + _PATIENCE)
-        app = self.bodies = BoundedBody(app, max_bytes=max_body_bytes, seconds=body_timeout)
-        app = Authentication(
-            app, tokens=Tokens(jwt_secret) if jwt_secret else None, rule_for=rule_for
-        )
-        self._outer = RequestContext(app)
+        self._outer: ASGIApp = self._serve
+        for layer in reversed(way_in):
+            self._outer = layer.cls(self._outer, *layer.args, **layer.kwargs)
 
     def use(self, routes: Sequence[FastRoute]) -> None:
         """Serve these here from now on; on the event loop only."""
@@ -87,7 +73,8 @@ def main() -> None:
         return
     logging.configure(first.log_level, first.log_format)  # type: ignore[arg-type]
     logging.dump_stacks_on_sigusr1()
-    app = FrontApplication(socket.socket(fileno=first.relay), first.jwt_secret)
+    rules = way_in(first.jwt_secret, request_timeout=REQUEST_SECONDS + _PATIENCE)
+    app = FrontApplication(socket.socket(fileno=first.relay), rules)
     server = ApiServer(
         app,
         listening=socket.socket(fileno=first.descriptor),

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import dataclasses
 import shutil
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import fastapi.routing
 import httpx
 from fastapi import FastAPI
-from fastapi.dependencies.models import Dependant
+from starlette.middleware import Middleware
 
 from tenantry.api.app import create_app
+from tenantry.api.idempotency import MemoryIdempotencyKeys
+from tenantry.api.routing import way_in
+from tenantry.api.services import Services
 from tenantry.api.tail import JournalTail
 from tenantry.audit.auditor import Auditor
 from tenantry.dead_letters.replay import Reprocessing
@@ -24,8 +25,10 @@ from tenantry.domain.commands import (
 )
 from tenantry.front.serving import FrontApplication
 from tenantry.http.listeners import Relay
+from tenantry.http.middleware import BoundedBody
 from tenantry.http.server import ApiServer
 from tenantry.journal.port import Metadata
+from tenantry.metrics.page import MetricsPage
 from tests import scratch
 from tests.api.fakes import (
     FakeAccounts,
@@ -45,28 +48,8 @@ from tests.fakes.stores import (
 )
 
 CURSOR_KEY = b"a key for cursors in tests"
+WAY_IN = {"jwt_secret", "max_body_bytes", "body_timeout", "request_timeout", "max_requests"}
 SECRET = "a secret of sixty-four bytes or more, so that it would do for HS512"
-
-_read_signature = fastapi.routing._build_dependant_with_parameterless_dependencies
-_signatures: dict[object, tuple[Dependant, Any, bool]] = {}
-
-
-def _signature_once(*, path: str, call: Any, dependencies: Sequence[Any]) -> Any:
-    """Read what a route takes from its function, once for all functions of the same code.
-
-    Hundreds of applications are made, and it is most of what it takes to make one. FastAPI has no
-    public way to make routes of what is known already.
-    """
-    if dependencies or call.__kwdefaults__:
-        return _read_signature(path=path, call=call, dependencies=dependencies)
-    key = (path, call.__code__, call.__defaults__)
-    if key not in _signatures:
-        _signatures[key] = _read_signature(path=path, call=call, dependencies=dependencies)
-    dependant, body, embedded = _signatures[key]
-    return dataclasses.replace(dependant, call=call), body, embedded
-
-
-fastapi.routing._build_dependant_with_parameterless_dependencies = _signature_once
 
 
 class World:
@@ -94,17 +77,23 @@ class World:
             "messages": self.messages,
             "page_reader": RowsReader(self.messages),
             "publishing": self.publishing,
+            "idempotency": MemoryIdempotencyKeys(),
             "dead_letters": self.letters,
             "prover": self.prover,
             "auditor": Auditor(
                 self.accounts, self.queues, lambda _tenant_id: 0, still=0.0, pause=0.0
             ),
             "reprocessing": self.reprocessing(),
+            "metrics": MetricsPage(),
             "cursor_key": CURSOR_KEY,
             "default_workers": lambda: 3,
             "info": {"version": "0.1.0"},
-        } | self.options
-        return create_app(**given)
+        } | {key: value for key, value in self.options.items() if key not in WAY_IN}
+        return create_app(Services(**given), self.way_in())
+
+    def way_in(self, names: Collection[str] = WAY_IN) -> list[Middleware]:
+        given = {"jwt_secret": None} | self.options
+        return way_in(**{key: given[key] for key in names if key in given})
 
     def reprocessing(self, **options: Any) -> Reprocessing:
         return Reprocessing(
@@ -156,6 +145,14 @@ class Served:
         )
         self.tcp = httpx.Client(base_url=self.url, timeout=30, trust_env=False)
 
+    @property
+    def bodies(self) -> BoundedBody:
+        """What holds the bodies that come by TCP."""
+        layer: Any = self.front._outer
+        while not isinstance(layer, BoundedBody):
+            layer = layer._app
+        return layer
+
     def stop(self, timeout: float | None = None) -> bool:
         """Stop both servers in the daemon's order."""
         api_ended = self.api.stop(timeout)
@@ -184,12 +181,8 @@ def serving(world: World, **options: Any) -> Iterator[Served]:
         path, relay = directory / "control.sock", Relay()
         app = world.app()
         api = ApiServer(app, socket_path=path, relay=relay, **options)
-        limits = {
-            key: world.options[key]
-            for key in ("max_body_bytes", "body_timeout")
-            if key in world.options
-        }
-        front = FrontApplication(relay.far, world.options.get("jwt_secret"), **limits)
+        # The daemon is the one who says what is late.
+        front = FrontApplication(relay.far, world.way_in(WAY_IN - {"request_timeout"}))
         server = ApiServer(front, tcp=("127.0.0.1", 0), **options)
         threads = []
         for one, name in ((api, "api"), (server, "front")):

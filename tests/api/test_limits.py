@@ -127,7 +127,7 @@ def test_a_thread_that_nobody_waits_for_any_more_keeps_its_place() -> None:
 
 
 def test_all_bodies_together_are_bounded(api: Served) -> None:
-    bounded = api.front.bodies
+    bounded = api.bodies
     bounded._held_bytes = 1_500_000
     begun = []
     try:
@@ -155,7 +155,7 @@ def connected(api: Served, source: str = "") -> socket.socket:
 
 
 def test_a_client_that_sends_much_at_once_is_told_so_and_others_are_served(api: Served) -> None:
-    bounded = api.front.bodies
+    bounded = api.bodies
     bounded._held_bytes = 4_000_000
     with connected(api, "127.0.0.2") as first, connected(api, "127.0.0.2") as second:
         first.sendall(BODY_BEGUN + b"x" * 700_000)
@@ -179,7 +179,7 @@ def test_who_withholds_the_body_of_a_get_is_answered_at_once_and_holds_nothing(
             raw.sendall(head)
             clients.append(raw)
         assert {raw.recv(12) for raw in clients} == {b"HTTP/1.1 400"}
-        assert not api.front.bodies._held.total()
+        assert not api.bodies._held.total()
         assert api.tcp.post("/tenants/acme/messages", json={"payload": 1}).status_code == 202
         assert api.tcp.get("/healthz", headers={"Content-Length": "0"}).status_code == 200
     finally:

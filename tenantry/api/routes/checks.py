@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import FastAPI, Query
+from fastapi import Query
 from starlette.requests import Request
 from starlette.responses import Response
 
-from tenantry.api.openapi import error_answers
-from tenantry.api.paging import LINK_HEADER, link_header
+from tenantry.api.openapi import Routes
+from tenantry.api.paging import link_header
 from tenantry.api.routing import Caller, Who
 from tenantry.api.schemas.checks import (
     AuditPage,
@@ -20,96 +20,77 @@ from tenantry.api.schemas.checks import (
     TenantAudit,
 )
 from tenantry.api.schemas.common import dumps, json_response
-from tenantry.api.services import Services
+from tenantry.api.services import Injected
 from tenantry.http.problems import no_such_tenant
 
 _TAG = "audit"
 
-
-def add_routes(app: FastAPI, services: Services) -> None:
-    """Serve audits and proofs of isolation on `app`."""
-    auditor, cursors, pool = services.auditor, services.cursors, services.pools.audits
-
-    @app.get(
-        "/audit",
-        response_model=AuditPage,
-        summary="Audit tenants",
-        tags=[_TAG],
-        responses={200: {"headers": LINK_HEADER}, **error_answers(400, 422, 503)},
-    )
-    async def audit_tenants(request: Request, query: Annotated[AuditsQuery, Query()]) -> Response:
-        """Hold the counts of tenants against rows, dead letters and queues, by id.
-
-        Each tenant is read in one snapshot, while messages pour in. Counting very many rows takes
-        its time: a page may then be shorter than `limit`, and the next goes on.
-        """
-        after = None if query.cursor is None else cursors.open(query.cursor, _TAG).decode()
-
-        def read() -> tuple[bytes, str | None]:
-            found = services.directory.page(after=after, limit=query.limit + 1)
-            wanted = [state.tenant_id for state in found[: query.limit]]
-            audits = auditor.audit(wanted, quick=query.quick)
-            last = audits[-1].tenant_id if audits else ""
-            done = [one for one in wanted if one <= last] if audits else wanted
-            end = None
-            if done and len(found) > len(done):
-                end = cursors.seal(done[-1].encode(), _TAG)
-            page = AuditPage(
-                balanced=all(one.balanced for one in audits),
-                data=[TenantAudit.of(one) for one in audits],
-                next_cursor=end,
-            )
-            return dumps(page), end
-
-        body, end = await pool.run(read)
-        return json_response(body, headers=link_header(request, end))
-
-    @app.get(
-        "/tenants/{tenant_id}/audit",
-        response_model=TenantAudit,
-        summary="Audit a tenant",
-        tags=[_TAG],
-        responses=error_answers(404, 422, 503),
-    )
-    async def audit_tenant(
-        tenant_id: str, who: Who, query: Annotated[AuditQuery, Query()]
-    ) -> Response:
-        """Hold a tenant's counts against its rows, dead letters and queues."""
-
-        def read() -> bytes:
-            services.lookup.readable(tenant_id, who)
-            audits = auditor.audit([tenant_id], quick=query.quick)
-            if not audits:
-                raise no_such_tenant()
-            return dumps(TenantAudit.of(audits[0]))
-
-        return json_response(await pool.run(read))
-
-    _add_proofs(app, services)
+routes, isolation_routes = Routes(_TAG), Routes("isolation")
 
 
-def _add_proofs(app: FastAPI, services: Services) -> None:
-    """Serve proofs of isolation on `app`."""
+@routes("GET /audit", "Audit tenants", AuditPage, errors=(400, 422), paged=True)
+async def audit_tenants(
+    services: Injected, request: Request, query: Annotated[AuditsQuery, Query()]
+) -> Response:
+    """Hold the counts of tenants against rows, dead letters and queues, by id.
 
-    @app.post(
-        "/isolation",
-        response_model=Isolation,
-        summary="Prove the tenants' isolation",
-        tags=["isolation"],
-        responses=error_answers(404, 503, body=True),
-    )
-    async def prove_isolation(wanted: ProofWanted, caller: Caller, who: Who) -> Response:
-        """Try, in each tenant's place, to reach what is its own and what is others'.
+    Each tenant is read in one snapshot, while messages pour in. Counting very many rows takes
+    its time: a page may then be shorter than `limit`, and the next goes on.
+    """
+    cursors = services.cursors
+    after = None if query.cursor is None else cursors.open(query.cursor, _TAG).decode()
 
-        No password is needed or changed: a user and a role are made with the rights the tenant's
-        really have, and removed afterwards. Among very many tenants each is tried on twenty
-        others. Nothing is left behind; the outcome is journalled.
-        """
+    def read() -> tuple[bytes, str | None]:
+        found = services.directory.page(after=after, limit=query.limit + 1)
+        wanted = [state.tenant_id for state in found[: query.limit]]
+        audits = services.auditor.audit(wanted, quick=query.quick)
+        last = audits[-1].tenant_id if audits else ""
+        done = [one for one in wanted if one <= last] if audits else wanted
+        end = None
+        if done and len(found) > len(done):
+            end = cursors.seal(done[-1].encode(), _TAG)
+        page = AuditPage(
+            balanced=all(one.balanced for one in audits),
+            data=[TenantAudit.of(one) for one in audits],
+            next_cursor=end,
+        )
+        return dumps(page), end
 
-        def run() -> bytes:
-            for tenant_id in wanted.tenants or ():
-                services.lookup.existing(tenant_id, who)
-            report = services.prover.prove(wanted.tenants, broker=wanted.broker, metadata=caller)
-            return dumps(Isolation.of(report))
+    body, end = await services.pools.audits.run(read)
+    return json_response(body, headers=link_header(request, end))
 
-        return json_response(await services.pools.proofs.run(run))
+
+@routes("GET /tenants/{tenant_id}/audit", "Audit a tenant", TenantAudit, errors=(404, 422))
+async def audit_tenant(
+    services: Injected, tenant_id: str, who: Who, query: Annotated[AuditQuery, Query()]
+) -> Response:
+    """Hold a tenant's counts against its rows, dead letters and queues."""
+
+    def read() -> bytes:
+        services.lookup.readable(tenant_id, who)
+        audits = services.auditor.audit([tenant_id], quick=query.quick)
+        if not audits:
+            raise no_such_tenant()
+        return dumps(TenantAudit.of(audits[0]))
+
+    return json_response(await services.pools.audits.run(read))
+
+
+@isolation_routes("POST /isolation", "Prove the tenants' isolation", Isolation, errors=(404,))
+async def prove_isolation(
+    services: Injected, wanted: ProofWanted, caller: Caller, who: Who
+) -> Response:
+    """Try, in each tenant's place, to reach what is its own and what is others'.
+
+    No password is needed or changed: a user and a role are made with the rights the tenant's
+    really have, and removed afterwards. Among very many tenants each is tried on twenty
+    others. Nothing is left behind; the outcome is journalled.
+    """
+
+    def run() -> bytes:
+        for tenant_id in wanted.tenants or ():
+            services.lookup.existing(tenant_id, who)
+        report = services.prover.prove(wanted.tenants, broker=wanted.broker, metadata=caller)
+        return dumps(Isolation.of(report))
+
+    return json_response(await services.pools.proofs.run(run))

@@ -6,18 +6,18 @@ import re
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Annotated, Final, TypeVar
+from typing import Annotated, Final, TypeAlias, TypeVar
 from urllib.parse import parse_qsl
 
-from fastapi import FastAPI, Query
+from fastapi import Query
 from pydantic import ValidationError
 from starlette.requests import Request
 from starlette.responses import Response
 
 from tenantry.api import across
-from tenantry.api.openapi import error_answers
-from tenantry.api.paging import LINK_HEADER, Cursors, FormerCursorError, link_header
-from tenantry.api.routing import FastRoute, Who, checked_id
+from tenantry.api.openapi import Routes
+from tenantry.api.paging import Cursors, FormerCursorError, link_header
+from tenantry.api.routing import FastRoute, Who, checked_id, held_by_app
 from tenantry.api.schemas.common import json_response
 from tenantry.api.schemas.messages import (
     Message,
@@ -73,6 +73,11 @@ class MessageReading:
     threads: Pool
 
 
+_Reading: TypeAlias = Annotated[MessageReading, held_by_app("reading")]
+
+routes = Routes(TAG)
+
+
 def fast_routes(reading: MessageReading) -> tuple[FastRoute, FastRoute]:
     """Give the short ways to pages, and to one message."""
 
@@ -91,38 +96,32 @@ def fast_routes(reading: MessageReading) -> tuple[FastRoute, FastRoute]:
     )
 
 
-def add_routes(app: FastAPI, reading: MessageReading) -> None:
-    """Serve stored messages on `app`."""
+@routes("GET /messages", "Read stored messages", MessagePage, errors=(400, 404, 422), paged=True)
+async def read_messages(
+    reading: _Reading, request: Request, query: Annotated[MessagesQuery, Query()]
+) -> Response:
+    """Read a tenant's messages in commit order, or all tenants' by tenant id and position.
 
-    @app.get(
-        "/messages",
-        response_model=MessagePage,
-        summary="Read stored messages",
-        tags=[TAG],
-        responses={200: {"headers": LINK_HEADER}, **error_answers(400, 404, 422, 503)},
-    )
-    async def read_messages(request: Request, query: Annotated[MessagesQuery, Query()]) -> Response:
-        """Read a tenant's messages in commit order, or all tenants' by tenant id and position.
+    A page costs the same however deep it is.
+    """
+    return await _page(reading, request, query)
 
-        A page costs the same however deep it is.
-        """
-        return await _page(reading, request, query)
 
-    @app.get(
-        "/tenants/{tenant_id}/messages/{message_id:any}",
-        response_model=Message,
-        summary="Show a stored message",
-        tags=[TAG],
-        responses=error_answers(404, 422, 503),
-    )
-    async def read_message(
-        tenant_id: str,
-        message_id: str,
-        who: Who,
-        query: Annotated[MessageQuery, Query()],
-    ) -> Response:
-        """Show one stored message by its id, which may hold anything, slashes too."""
-        return await _one(reading, who, tenant_id, message_id, query.incarnation)
+@routes(
+    "GET /tenants/{tenant_id}/messages/{message_id:any}",
+    "Show a stored message",
+    Message,
+    errors=(404, 422),
+)
+async def read_message(
+    reading: _Reading,
+    tenant_id: str,
+    message_id: str,
+    who: Who,
+    query: Annotated[MessageQuery, Query()],
+) -> Response:
+    """Show one stored message by its id, which may hold anything, slashes too."""
+    return await _one(reading, who, tenant_id, message_id, query.incarnation)
 
 
 def _plain(query_string: bytes) -> MessagesQuery | None:

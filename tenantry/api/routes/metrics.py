@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from fastapi import FastAPI
 from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tenantry.api.access import rule_for
-from tenantry.api.openapi import error_answers
+from tenantry.api.openapi import Routes
+from tenantry.api.services import Injected
 from tenantry.http.auth import Authentication
 from tenantry.http.middleware import BoundedBody, RequestContext
 from tenantry.http.pool import Pool
@@ -21,38 +21,24 @@ _AT_ONCE = 2
 _BODY_BYTES = 0
 _BODY_SECONDS = 5.0
 
-
-class _Metrics:
-    """Answers with a page. Writing it takes a while with many tenants, so it has a thread."""
-
-    def __init__(self, page: MetricsPage) -> None:
-        self._page = page
-        self._pool = Pool(_AT_ONCE)
-
-    async def answer(self, headers: Headers) -> Response:
-        # Prometheus may send the header more than once.
-        accept = ",".join(headers.getlist("accept"))
-        page = await self._pool.run(self._page.render, accept)
-        return Response(page.body, headers={"Content-Type": page.content_type})
+routes = Routes("daemon")
 
 
-def add_routes(app: FastAPI, page: MetricsPage) -> None:
-    """Serve `page` on `app`."""
-    metrics = _Metrics(page)
+@routes(f"GET {PATH}", "Show the metrics", None, response_class=PlainTextResponse)
+async def show(request: Request, services: Injected) -> Response:
+    """Show everything that is counted and measured, for Prometheus.
 
-    @app.get(
-        PATH,
-        response_class=PlainTextResponse,
-        summary="Show the metrics",
-        tags=["daemon"],
-        responses=error_answers(503),
-    )
-    async def show(request: Request) -> Response:
-        """Show everything that is counted and measured, for Prometheus.
+    In its text format (version 0.0.4), or in OpenMetrics for those who accept it.
+    """
+    return await _answer(services.metrics, services.pools.metrics, request.headers)
 
-        In its text format (version 0.0.4), or in OpenMetrics for those who accept it.
-        """
-        return await metrics.answer(request.headers)
+
+async def _answer(page: MetricsPage, pool: Pool, headers: Headers) -> Response:
+    """Answer with a page. Writing it takes a while with many tenants, so it has a thread."""
+    # Prometheus may send the header more than once.
+    accept = ",".join(headers.getlist("accept"))
+    written = await pool.run(page.render, accept)
+    return Response(written.body, headers={"Content-Type": written.content_type})
 
 
 def alone(page: MetricsPage) -> ASGIApp:
@@ -66,7 +52,8 @@ def alone(page: MetricsPage) -> ASGIApp:
 
 class _Only:
     def __init__(self, page: MetricsPage) -> None:
-        self._metrics = _Metrics(page)
+        self._page = page
+        self._pool = Pool(_AT_ONCE)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -83,4 +70,4 @@ class _Only:
             raise Problem(404, f"nothing but {PATH} is served here")
         if scope["method"] != "GET":
             raise Problem(405, "the metrics can only be read", headers={"Allow": "GET"})
-        return await self._metrics.answer(Headers(scope=scope))
+        return await _answer(self._page, self._pool, Headers(scope=scope))

@@ -12,18 +12,17 @@ import re
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Annotated, Final
 
 import orjson
-from fastapi import FastAPI
 from pydantic import TypeAdapter, ValidationError
 from starlette.requests import Request
 from starlette.responses import Response
 
 from tenantry.api import idempotency
 from tenantry.api.idempotency import IdempotencyKeys, Once
-from tenantry.api.openapi import error_answers
-from tenantry.api.routing import FastRoute, Who, is_json
+from tenantry.api.openapi import Routes
+from tenantry.api.routing import FastRoute, Who, held_by_app, is_json
 from tenantry.api.schemas.common import dumps, json_response
 from tenantry.api.schemas.messages import Accepted, Publication, Publications
 from tenantry.api.services import TenantLookup
@@ -176,32 +175,33 @@ def fast_route(publisher: Publisher) -> FastRoute:
     return FastRoute(method="POST", path=_PATH, serve=serve)
 
 
-def add_routes(app: FastAPI, publisher: Publisher) -> None:
-    """Serve publishing on `app`."""
+routes = Routes("messages")
 
-    @app.post(
-        "/tenants/{tenant_id}/messages",
-        status_code=202,
-        response_model=Accepted,
-        summary="Publish messages",
-        tags=["messages"],
-        responses=error_answers(404, 409, 503, body=True),
-    )
-    async def publish(
-        tenant_id: str,
-        publications: Publications,
-        request: Request,
-        who: Who,
-        idempotency_key: idempotency.Key = None,
-    ) -> Response:
-        """Publish one message or a list of them; answers once the broker has confirmed all.
 
-        After a 503 some may have been taken: send all again, with the same ids or the same
-        `Idempotency-Key`, and each is stored once. With a key, ids that are left out are made
-        from it, so that a repeated call has the same answer.
-        """
-        body = await request.body()
-        return await publisher.publish(tenant_id, who, publications, body, idempotency_key)
+@routes(
+    "POST /tenants/{tenant_id}/messages",
+    "Publish messages",
+    Accepted,
+    errors=(404, 409),
+    status=202,
+)
+async def publish(
+    publisher: Annotated[Publisher, held_by_app("publisher")],
+    tenant_id: str,
+    publications: Publications,
+    request: Request,
+    who: Who,
+    *,
+    idempotency_key: idempotency.Key = None,
+) -> Response:
+    """Publish one message or a list of them; answers once the broker has confirmed all.
+
+    After a 503 some may have been taken: send all again, with the same ids or the same
+    `Idempotency-Key`, and each is stored once. With a key, ids that are left out are made
+    from it, so that a repeated call has the same answer.
+    """
+    body = await request.body()
+    return await publisher.publish(tenant_id, who, publications, body, idempotency_key)
 
 
 def members(body: bytes, name: str) -> list[bytes]:

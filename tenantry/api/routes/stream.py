@@ -6,17 +6,17 @@ from collections.abc import AsyncGenerator
 from contextlib import AbstractContextManager, aclosing
 from typing import Annotated, Final
 
-from fastapi import FastAPI, Header, Query
+from fastapi import Header, Query
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from tenantry.api import streams
-from tenantry.api.openapi import error_answers
+from tenantry.api.openapi import Routes
 from tenantry.api.routes.messages import TAG, binding, topic_can_be
 from tenantry.api.routing import Who
 from tenantry.api.schemas.messages import StreamQuery, message_json
-from tenantry.api.services import Services
+from tenantry.api.services import Injected
 from tenantry.http.auth import client_of, connection_of
 from tenantry.messages.port import Order, PartitionMissingError, StoredMessage
 
@@ -33,85 +33,81 @@ data: {"id":"order-7","tenant_id":"acme","position":8,"topic":"logs","payload":{
 """
 
 
-def add_routes(app: FastAPI, services: Services) -> None:
-    """Serve live tails on `app`."""
+routes = Routes(TAG)
 
-    @app.get(
-        "/messages/stream",
-        response_class=Response,
-        summary="Follow a tenant's messages as they are stored",
-        tags=[TAG],
-        responses={
-            200: {
-                "description": "Server-sent events: `id` is a cursor, `data` the message as in "
-                "`GET /messages`. Lines that begin with a colon only keep the connection alive.",
-                "content": {
-                    "text/event-stream": {"schema": {"type": "string"}, "example": _EXAMPLE}
-                },
-            },
-            **error_answers(400, 404, 422, 503),
-        },
+
+@routes(
+    "GET /messages/stream",
+    "Follow a tenant's messages as they are stored",
+    None,
+    errors=(400, 404, 422),
+    success={
+        "description": "Server-sent events: `id` is a cursor, `data` the message as in "
+        "`GET /messages`. Lines that begin with a colon only keep the connection alive.",
+        "content": {"text/event-stream": {"schema": {"type": "string"}, "example": _EXAMPLE}},
+    },
+)
+async def follow_messages(
+    services: Injected,
+    request: Request,
+    who: Who,
+    query: Annotated[StreamQuery, Query()],
+    last_event_id: Annotated[
+        str | None,
+        Header(
+            max_length=1024,
+            description="The `id` of the last event that was seen: what came after it follows.",
+        ),
+    ] = None,
+) -> Response:
+    """Send every message in commit order, each once, from a cursor or from now on.
+
+    A stream ends after an hour at most, when the server stops, and for who reads too slowly;
+    come back with `Last-Event-ID`, and nothing is missed. `Last-Event-ID` goes before
+    `cursor`, which may be a `follow_cursor` of `GET /messages`.
+    """
+    bound = binding(query.tenant_id, query.topic, Order.ASCENDING)
+    cursor = last_event_id or query.cursor
+    topic = query.topic
+    known = topic_can_be(topic)
+
+    def begin() -> tuple[int, int]:
+        state = services.lookup.readable(query.tenant_id, who)
+        incarnation = state.incarnation
+        if cursor is not None:
+            return services.cursors.open_place_of(incarnation, cursor, *bound), incarnation
+        if not known:
+            return 0, incarnation
+        newest = services.messages.page(query.tenant_id, limit=1, order=Order.DESCENDING)
+        return newest[0].position if newest else 0, incarnation
+
+    def read(position: int) -> streams.Chunk:
+        rows: list[StoredMessage] = []
+        if known:
+            rows = services.messages.page(
+                query.tenant_id, topic=topic, after=position, limit=streams.PAGE
+            )
+        # Looked at after the rows were read: before another tenant of this id has any, its
+        # actor has shown it in the runtime state.
+        runtime = services.control.runtime(query.tenant_id)
+        if runtime is not None and runtime.incarnation not in {None, incarnation}:
+            raise PartitionMissingError(f"{query.tenant_id!r} is another tenant by now")
+        data = b"".join(_event(cursor_at(row.position), row) for row in rows)
+        return streams.Chunk(data, len(rows), rows[-1].position if rows else position)
+
+    def cursor_at(position: int) -> str:
+        return services.cursors.seal_place(position, incarnation, *bound)
+
+    start, incarnation = await services.pools.reads.run(begin)
+    first = cursor_at(start)
+    events = services.streams.follow(
+        read,
+        tenant_id=query.tenant_id,
+        after=start,
+        opening=f"retry: 1000\nid: {first}\n\n".encode(),
+        closing=connection_of(request.scope).closing,
     )
-    async def follow_messages(
-        request: Request,
-        who: Who,
-        query: Annotated[StreamQuery, Query()],
-        last_event_id: Annotated[
-            str | None,
-            Header(
-                max_length=1024,
-                description="The `id` of the last event that was seen: what came after it follows.",
-            ),
-        ] = None,
-    ) -> Response:
-        """Send every message in commit order, each once, from a cursor or from now on.
-
-        A stream ends after an hour at most, when the server stops, and for who reads too slowly;
-        come back with `Last-Event-ID`, and nothing is missed. `Last-Event-ID` goes before
-        `cursor`, which may be a `follow_cursor` of `GET /messages`.
-        """
-        bound = binding(query.tenant_id, query.topic, Order.ASCENDING)
-        cursor = last_event_id or query.cursor
-        topic = query.topic
-        known = topic_can_be(topic)
-
-        def begin() -> tuple[int, int]:
-            state = services.lookup.readable(query.tenant_id, who)
-            incarnation = state.incarnation
-            if cursor is not None:
-                return services.cursors.open_place_of(incarnation, cursor, *bound), incarnation
-            if not known:
-                return 0, incarnation
-            newest = services.messages.page(query.tenant_id, limit=1, order=Order.DESCENDING)
-            return newest[0].position if newest else 0, incarnation
-
-        def read(position: int) -> streams.Chunk:
-            rows: list[StoredMessage] = []
-            if known:
-                rows = services.messages.page(
-                    query.tenant_id, topic=topic, after=position, limit=streams.PAGE
-                )
-            # Looked at after the rows were read: before another tenant of this id has any, its
-            # actor has shown it in the runtime state.
-            runtime = services.control.runtime(query.tenant_id)
-            if runtime is not None and runtime.incarnation not in {None, incarnation}:
-                raise PartitionMissingError(f"{query.tenant_id!r} is another tenant by now")
-            data = b"".join(_event(cursor_at(row.position), row) for row in rows)
-            return streams.Chunk(data, len(rows), rows[-1].position if rows else position)
-
-        def cursor_at(position: int) -> str:
-            return services.cursors.seal_place(position, incarnation, *bound)
-
-        start, incarnation = await services.pools.reads.run(begin)
-        first = cursor_at(start)
-        events = services.streams.follow(
-            read,
-            tenant_id=query.tenant_id,
-            after=start,
-            opening=f"retry: 1000\nid: {first}\n\n".encode(),
-            closing=connection_of(request.scope).closing,
-        )
-        return _Events(events, services.streams.place(client_of(request.scope)))
+    return _Events(events, services.streams.place(client_of(request.scope)))
 
 
 class _Events(Response):

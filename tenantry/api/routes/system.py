@@ -7,107 +7,69 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastapi import FastAPI
 from starlette.responses import Response
 
-from tenantry.api.openapi import error_answers
+from tenantry.api.openapi import Routes
 from tenantry.api.schemas.common import answer
 from tenantry.api.schemas.daemon import State, Status
-from tenantry.api.services import Services
-from tenantry.control.port import SystemStatus
+from tenantry.api.services import Injected
+from tenantry.control.port import Control
 from tenantry.http.problems import unavailable
 
-_TAG = "daemon"
+routes = Routes("daemon")
 
 
-def add_routes(app: FastAPI, services: Services) -> None:
-    """Serve the daemon's own state on `app`."""
-    control = services.control
+@routes("GET /healthz", "Is the daemon alive?", dict[str, str])
+async def health(services: Injected) -> Response:
+    """Answer 200 while the actors live, whatever they stand on may do.
 
-    @app.get(
-        "/healthz",
-        response_model=dict[str, str],
-        summary="Is the daemon alive?",
-        tags=[_TAG],
-        responses=error_answers(503, public=True),
-    )
-    async def health() -> Response:
-        """Answer 200 while the actors live, whatever they stand on may do.
-
-        A 503 names what is dead or hangs: an actor, or a loop that all depend on.
-        """
-        problem = await services.health.check()
-        if problem is not None:
-            raise problem
-        return answer({"status": "ok"})
-
-    @app.get(
-        "/readyz",
-        response_model=State,
-        summary="Does the daemon consume?",
-        tags=[_TAG],
-        responses=error_answers(503, public=True),
-    )
-    async def readiness() -> Response:
-        """Answer 200 while consuming; a 503 says in `reasons` why not."""
-        system = control.status()
-        if not system.ready:
-            reasons = list(system.reasons) or [f"the daemon is {system.state.value}"]
-            raise unavailable(
-                "; ".join(reasons),
-                code="not-ready",
-                extra={"state": system.state.value, "reasons": reasons},
-            )
-        return answer(_state(system))
-
-    @app.get(
-        "/status",
-        response_model=Status,
-        summary="Show the daemon at a glance",
-        tags=[_TAG],
-        responses=error_answers(),
-    )
-    async def status() -> Response:
-        """Show the tree of actors and what every tenant's actors do."""
-        return answer(Status.model_validate(control.status()))
-
-    @app.get(
-        "/info",
-        response_model=dict[str, Any],
-        summary="Show what the daemon runs on",
-        tags=[_TAG],
-        responses=error_answers(),
-    )
-    async def info() -> Response:
-        """Show the version and the places the daemon was configured with, without secrets."""
-        return answer(dict(services.info))
-
-    @app.post(
-        "/drain",
-        status_code=202,
-        response_model=State,
-        summary="Stop consuming but stay up",
-        tags=[_TAG],
-        responses=error_answers(503),
-    )
-    async def drain() -> Response:
-        """Begin to drain; `/status` tells when it is done."""
-        await services.pools.urgent.run(control.drain)
-        return answer(_state(control.status()), 202)
-
-    @app.post(
-        "/stop",
-        status_code=202,
-        response_model=State,
-        summary="Shut the daemon down",
-        tags=[_TAG],
-        responses=error_answers(503),
-    )
-    async def stop() -> Response:
-        """Begin a graceful shutdown."""
-        await services.pools.urgent.run(control.stop)
-        return answer(_state(control.status()), 202)
+    A 503 names what is dead or hangs: an actor, or a loop that all depend on.
+    """
+    problem = await services.health.check()
+    if problem is not None:
+        raise problem
+    return answer({"status": "ok"})
 
 
-def _state(system: SystemStatus) -> State:
-    return State(state=system.state.value)
+@routes("GET /readyz", "Does the daemon consume?", State)
+async def readiness(services: Injected) -> Response:
+    """Answer 200 while consuming; a 503 says in `reasons` why not."""
+    system = services.control.status()
+    if not system.ready:
+        reasons = list(system.reasons) or [f"the daemon is {system.state.value}"]
+        raise unavailable(
+            "; ".join(reasons),
+            code="not-ready",
+            extra={"state": system.state.value, "reasons": reasons},
+        )
+    return answer(State(state=system.state.value))
+
+
+@routes("GET /status", "Show the daemon at a glance", Status)
+async def status(services: Injected) -> Response:
+    """Show the tree of actors and what every tenant's actors do."""
+    return answer(Status.model_validate(services.control.status()))
+
+
+@routes("GET /info", "Show what the daemon runs on", dict[str, Any])
+async def info(services: Injected) -> Response:
+    """Show the version and the places the daemon was configured with, without secrets."""
+    return answer(dict(services.info))
+
+
+@routes("POST /drain", "Stop consuming but stay up", State, status=202)
+async def drain(services: Injected) -> Response:
+    """Begin to drain; `/status` tells when it is done."""
+    await services.pools.urgent.run(services.control.drain)
+    return _state(services.control, 202)
+
+
+@routes("POST /stop", "Shut the daemon down", State, status=202)
+async def stop(services: Injected) -> Response:
+    """Begin a graceful shutdown."""
+    await services.pools.urgent.run(services.control.stop)
+    return _state(services.control, 202)
+
+
+def _state(control: Control, status_code: int = 200) -> Response:
+    return answer(State(state=control.status().state.value), status_code)

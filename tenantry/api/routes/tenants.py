@@ -6,14 +6,14 @@ from dataclasses import replace
 from typing import Annotated
 from uuid import uuid4
 
-from fastapi import FastAPI, Query
+from fastapi import Query
 from starlette.requests import Request
 from starlette.responses import Response
 
 from tenantry.api import idempotency
 from tenantry.api.idempotency import Once
-from tenantry.api.openapi import error_answers
-from tenantry.api.paging import LINK_HEADER, link_header
+from tenantry.api.openapi import Routes
+from tenantry.api.paging import link_header
 from tenantry.api.routing import Caller, Who, checked_id
 from tenantry.api.schemas.common import PageQuery, answer, dumps, json_response, parse_time
 from tenantry.api.schemas.tenants import (
@@ -28,7 +28,7 @@ from tenantry.api.schemas.tenants import (
     TenantQuery,
     TenantWithCredentials,
 )
-from tenantry.api.services import Services
+from tenantry.api.services import Injected, Services
 from tenantry.control.port import Outcome
 from tenantry.domain import names
 from tenantry.domain.commands import (
@@ -53,122 +53,185 @@ from tenantry.journal.port import Metadata
 _TENANTS = "tenants"
 _MAX_VERSION_DIGITS = 9
 _LOCATION = {"Location": {"description": "Where it is.", "schema": {"type": "string"}}}
+_COMMAND_ERRORS = (404, 409, 504)
+
+routes = Routes(_TENANTS)
 
 
-def add_routes(app: FastAPI, services: Services) -> None:
-    """Serve tenants on `app`."""
-    _add_creation(app, services)
-    _add_reading(app, services)
+@routes(
+    "POST /tenants",
+    "Create a tenant",
+    CreatedTenant,
+    errors=(409, 504),
+    status=201,
+    success={
+        "description": "It exists and consumes. The credentials are shown this once.",
+        "headers": _LOCATION | idempotency.REPLAYED,
+    },
+)
+async def create_tenant(
+    services: Injected,
+    wanted: TenantCreation,
+    caller: Caller,
+    request: Request,
+    idempotency_key: idempotency.Key = None,
+) -> Response:
+    """Make a tenant with its stream, queues, broker user and partition, and consume.
 
-    @app.delete(
-        "/tenants/{tenant_id}",
-        status_code=204,
-        response_class=Response,
-        summary="Delete a tenant",
-        tags=[_TENANTS],
-        responses=error_answers(404, 409, 422, 503, 504),
+    A step that fails leaves nothing behind. After no answer, or a 503 or 504, call again with
+    the same `Idempotency-Key`: a tenant that was made by then is answered without
+    `credentials`, which are kept nowhere. Rotate them to have others.
+    """
+    once = None
+    if idempotency_key is not None:
+        once = Once("POST /tenants", idempotency_key, await request.body())
+    outcome, replayed = await services.pools.commands.run(_create, services, wanted, caller, once)
+    headers = {"Location": f"/tenants/{outcome.tenant.tenant_id}"}
+    if replayed:
+        headers["Idempotency-Replayed"] = "true"
+    return answer(CreatedTenant.of_outcome(outcome), 201, headers)
+
+
+@routes("GET /tenants", "List tenants", TenantPage, errors=(400, 422), paged=True)
+async def list_tenants(
+    services: Injected, request: Request, query: Annotated[PageQuery, Query()]
+) -> Response:
+    """List the tenants that exist, by id."""
+    cursors = services.cursors
+    after = None if query.cursor is None else cursors.open(query.cursor, _TENANTS).decode()
+
+    def read() -> tuple[bytes, str | None]:
+        states = services.directory.page(after=after, limit=query.limit + 1)
+        page = states[: query.limit]
+        end = None
+        if len(states) > query.limit:
+            end = cursors.seal(page[-1].tenant_id.encode(), _TENANTS)
+        shown = [Tenant.of(one, services.control.runtime(one.tenant_id)) for one in page]
+        return dumps(TenantPage(data=shown, next_cursor=end)), end
+
+    body, end = await services.pools.reads.run(read)
+    return json_response(body, headers=link_header(request, end))
+
+
+@routes("GET /tenants/{tenant_id}", "Show a tenant, now or in the past", Tenant, errors=(404, 422))
+async def show_tenant(
+    services: Injected, tenant_id: str, who: Who, query: Annotated[TenantQuery, Query()]
+) -> Response:
+    """Show a tenant as it is, or with `at` as of a time or a version, deleted ones too."""
+
+    def read() -> bytes:
+        if query.at is not None:
+            return dumps(Tenant.past(_past(services, tenant_id, query.at, who)))
+        now = services.lookup.existing(tenant_id, who)
+        to_admin = who.scope is Scope.ADMIN
+        return dumps(Tenant.of(now, services.control.runtime(tenant_id), to_admin=to_admin))
+
+    return json_response(await services.pools.reads.run(read))
+
+
+@routes(
+    "DELETE /tenants/{tenant_id}",
+    "Delete a tenant",
+    None,
+    errors=(422, *_COMMAND_ERRORS),
+    status=204,
+)
+async def delete_tenant(
+    services: Injected, tenant_id: str, query: Annotated[DeletionQuery, Query()], caller: Caller
+) -> Response:
+    """Finish what is in flight, then remove the queues, the user and the messages.
+
+    The journal keeps what happened, and how many messages were dropped.
+    """
+    command = RequestDeletion(tenant_id=checked_id(tenant_id), retain=query.retain)
+    await _execute(services, command, caller)
+    return Response(status_code=204)
+
+
+@routes(
+    "PUT /tenants/{tenant_id}/config/concurrency",
+    "Resize a tenant's workers",
+    Tenant,
+    errors=_COMMAND_ERRORS,
+)
+async def resize(
+    services: Injected, tenant_id: str, wanted: Concurrency, caller: Caller
+) -> Response:
+    """Set how many workers may store messages at once: in force at once, losing nothing."""
+    command = ResizeWorkers(tenant_id=checked_id(tenant_id), workers=wanted.workers)
+    return await _carry_out(services, command, caller)
+
+
+@routes("POST /tenants/{tenant_id}/pause", "Pause a tenant", Tenant, errors=_COMMAND_ERRORS)
+async def pause(services: Injected, tenant_id: str, caller: Caller) -> Response:
+    """Stop consuming; messages wait in the queues. A paused tenant stays paused."""
+    return await _carry_out(services, PauseTenant(tenant_id=checked_id(tenant_id)), caller)
+
+
+@routes("POST /tenants/{tenant_id}/resume", "Resume a tenant", Tenant, errors=_COMMAND_ERRORS)
+async def resume(services: Injected, tenant_id: str, caller: Caller) -> Response:
+    """Consume again after a pause, or revive a tenant the daemon has parked."""
+    return await _carry_out(services, ResumeTenant(tenant_id=checked_id(tenant_id)), caller)
+
+
+@routes(
+    "POST /tenants/{tenant_id}/credentials/rotate",
+    "Rotate a tenant's credentials",
+    TenantWithCredentials,
+    errors=_COMMAND_ERRORS,
+)
+async def rotate_credentials(services: Injected, tenant_id: str, caller: Caller) -> Response:
+    """Replace the password of the tenant's broker user. It is shown this once."""
+    return await _carry_out(services, RotateCredentials(tenant_id=checked_id(tenant_id)), caller)
+
+
+@routes(
+    "POST /tenants/{tenant_id}/sql-access",
+    "Let a tenant read its messages with SQL",
+    SqlAccessData,
+    errors=_COMMAND_ERRORS,
+)
+async def grant_sql_access(services: Injected, tenant_id: str, caller: Caller) -> Response:
+    """Give the tenant a database role that reads its own rows of `public.messages` only.
+
+    One it has already gets a new password. It is shown this once.
+    """
+    command = GrantSqlAccess(tenant_id=checked_id(tenant_id))
+    return answer(SqlAccessData.of(await _execute(services, command, caller)))
+
+
+@routes(
+    "DELETE /tenants/{tenant_id}/sql-access",
+    "Revoke a tenant's SQL access",
+    None,
+    errors=_COMMAND_ERRORS,
+    status=204,
+)
+async def revoke_sql_access(services: Injected, tenant_id: str, caller: Caller) -> Response:
+    """End the sessions of the tenant's database role, if it has one, and drop it."""
+    await _execute(services, RevokeSqlAccess(tenant_id=checked_id(tenant_id)), caller)
+    return Response(status_code=204)
+
+
+@routes(
+    "POST /tenants/{tenant_id}/topics", "Add topics to a tenant", Tenant, errors=_COMMAND_ERRORS
+)
+async def add_topics(
+    services: Injected, tenant_id: str, wanted: NewTopics, caller: Caller
+) -> Response:
+    """Give the tenant more topics, with as many partitions as its others have."""
+    command = AddTopics(tenant_id=checked_id(tenant_id), topics=tuple(wanted.topics))
+    return await _carry_out(services, command, caller)
+
+
+async def _execute(services: Services, command: OperatorCommand, caller: Metadata) -> Outcome:
+    return await services.pools.commands.run(
+        services.control.execute, command, metadata=caller, timeout=services.command_timeout
     )
-    async def delete_tenant(
-        tenant_id: str, query: Annotated[DeletionQuery, Query()], caller: Caller
-    ) -> Response:
-        """Finish what is in flight, then remove the queues, the user and the messages.
-
-        The journal keeps what happened, and how many messages were dropped.
-        """
-        command = RequestDeletion(tenant_id=checked_id(tenant_id), retain=query.retain)
-        await _execute(services, command, caller)
-        return Response(status_code=204)
-
-    _add_changes(app, services)
 
 
-def _add_reading(app: FastAPI, services: Services) -> None:
-    control, directory, cursors = services.control, services.directory, services.cursors
-
-    @app.get(
-        "/tenants",
-        response_model=TenantPage,
-        summary="List tenants",
-        tags=[_TENANTS],
-        responses={200: {"headers": LINK_HEADER}, **error_answers(400, 422, 503)},
-    )
-    async def list_tenants(request: Request, query: Annotated[PageQuery, Query()]) -> Response:
-        """List the tenants that exist, by id."""
-        after = None if query.cursor is None else cursors.open(query.cursor, _TENANTS).decode()
-
-        def read() -> tuple[bytes, str | None]:
-            states = directory.page(after=after, limit=query.limit + 1)
-            page = states[: query.limit]
-            end = None
-            if len(states) > query.limit:
-                end = cursors.seal(page[-1].tenant_id.encode(), _TENANTS)
-            shown = [Tenant.of(one, control.runtime(one.tenant_id)) for one in page]
-            return dumps(TenantPage(data=shown, next_cursor=end)), end
-
-        body, end = await services.pools.reads.run(read)
-        return json_response(body, headers=link_header(request, end))
-
-    @app.get(
-        "/tenants/{tenant_id}",
-        response_model=Tenant,
-        summary="Show a tenant, now or in the past",
-        tags=[_TENANTS],
-        responses=error_answers(404, 422, 503),
-    )
-    async def show_tenant(
-        tenant_id: str, who: Who, query: Annotated[TenantQuery, Query()]
-    ) -> Response:
-        """Show a tenant as it is, or with `at` as of a time or a version, deleted ones too."""
-
-        def read() -> bytes:
-            if query.at is not None:
-                return dumps(Tenant.past(_past(services, tenant_id, query.at, who)))
-            now = services.lookup.existing(tenant_id, who)
-            to_admin = who.scope is Scope.ADMIN
-            return dumps(Tenant.of(now, control.runtime(tenant_id), to_admin=to_admin))
-
-        return json_response(await services.pools.reads.run(read))
-
-
-def _add_creation(app: FastAPI, services: Services) -> None:
-    """Serve the creation of tenants on `app`."""
-
-    @app.post(
-        "/tenants",
-        status_code=201,
-        response_model=CreatedTenant,
-        summary="Create a tenant",
-        tags=["tenants"],
-        responses={
-            201: {
-                "description": "It exists and consumes. The credentials are shown this once.",
-                "headers": _LOCATION | idempotency.REPLAYED,
-            },
-            **error_answers(409, 503, 504, body=True),
-        },
-    )
-    async def create_tenant(
-        wanted: TenantCreation,
-        caller: Caller,
-        request: Request,
-        idempotency_key: idempotency.Key = None,
-    ) -> Response:
-        """Make a tenant with its stream, queues, broker user and partition, and consume.
-
-        A step that fails leaves nothing behind. After no answer, or a 503 or 504, call again with
-        the same `Idempotency-Key`: a tenant that was made by then is answered without
-        `credentials`, which are kept nowhere. Rotate them to have others.
-        """
-        once = None
-        if idempotency_key is not None:
-            once = Once("POST /tenants", idempotency_key, await request.body())
-        outcome, replayed = await services.pools.commands.run(
-            _create, services, wanted, caller, once
-        )
-        headers = {"Location": f"/tenants/{outcome.tenant.tenant_id}"}
-        if replayed:
-            headers["Idempotency-Replayed"] = "true"
-        return answer(CreatedTenant.of_outcome(outcome), 201, headers)
+async def _carry_out(services: Services, command: OperatorCommand, caller: Metadata) -> Response:
+    return answer(CreatedTenant.of_outcome(await _execute(services, command, caller)))
 
 
 def _create(
@@ -237,110 +300,6 @@ def _made_before(services: Services, tenant_id: str, once: Once) -> Outcome | No
             headers={"Retry-After": str(RETRY_AFTER_SECONDS)},
         )
     return Outcome(tenant=state, runtime=services.control.runtime(tenant_id))
-
-
-_TENANTS = "tenants"
-
-
-def _add_changes(app: FastAPI, services: Services) -> None:
-    """Serve changes of tenants on `app`."""
-
-    async def carry_out(command: OperatorCommand, caller: Metadata) -> Response:
-        outcome = await _execute(services, command, caller)
-        return answer(CreatedTenant.of_outcome(outcome))
-
-    @app.put(
-        "/tenants/{tenant_id}/config/concurrency",
-        response_model=Tenant,
-        summary="Resize a tenant's workers",
-        tags=[_TENANTS],
-        responses=error_answers(404, 409, 503, 504, body=True),
-    )
-    async def resize(tenant_id: str, wanted: Concurrency, caller: Caller) -> Response:
-        """Set how many workers may store messages at once: in force at once, losing nothing."""
-        tenant_id = checked_id(tenant_id)
-        return await carry_out(ResizeWorkers(tenant_id=tenant_id, workers=wanted.workers), caller)
-
-    @app.post(
-        "/tenants/{tenant_id}/pause",
-        response_model=Tenant,
-        summary="Pause a tenant",
-        tags=[_TENANTS],
-        responses=error_answers(404, 409, 503, 504),
-    )
-    async def pause(tenant_id: str, caller: Caller) -> Response:
-        """Stop consuming; messages wait in the queues. A paused tenant stays paused."""
-        return await carry_out(PauseTenant(tenant_id=checked_id(tenant_id)), caller)
-
-    @app.post(
-        "/tenants/{tenant_id}/resume",
-        response_model=Tenant,
-        summary="Resume a tenant",
-        tags=[_TENANTS],
-        responses=error_answers(404, 409, 503, 504),
-    )
-    async def resume(tenant_id: str, caller: Caller) -> Response:
-        """Consume again after a pause, or revive a tenant the daemon has parked."""
-        return await carry_out(ResumeTenant(tenant_id=checked_id(tenant_id)), caller)
-
-    @app.post(
-        "/tenants/{tenant_id}/credentials/rotate",
-        response_model=TenantWithCredentials,
-        summary="Rotate a tenant's credentials",
-        tags=[_TENANTS],
-        responses=error_answers(404, 409, 503, 504),
-    )
-    async def rotate_credentials(tenant_id: str, caller: Caller) -> Response:
-        """Replace the password of the tenant's broker user. It is shown this once."""
-        return await carry_out(RotateCredentials(tenant_id=checked_id(tenant_id)), caller)
-
-    @app.post(
-        "/tenants/{tenant_id}/sql-access",
-        response_model=SqlAccessData,
-        summary="Let a tenant read its messages with SQL",
-        tags=[_TENANTS],
-        responses=error_answers(404, 409, 503, 504),
-    )
-    async def grant_sql_access(tenant_id: str, caller: Caller) -> Response:
-        """Give the tenant a database role that reads its own rows of `public.messages` only.
-
-        One it has already gets a new password. It is shown this once.
-        """
-        command = GrantSqlAccess(tenant_id=checked_id(tenant_id))
-        outcome = await _execute(services, command, caller)
-        return answer(SqlAccessData.of(outcome))
-
-    @app.delete(
-        "/tenants/{tenant_id}/sql-access",
-        status_code=204,
-        response_class=Response,
-        summary="Revoke a tenant's SQL access",
-        tags=[_TENANTS],
-        responses=error_answers(404, 409, 503, 504),
-    )
-    async def revoke_sql_access(tenant_id: str, caller: Caller) -> Response:
-        """End the sessions of the tenant's database role, if it has one, and drop it."""
-        await _execute(services, RevokeSqlAccess(tenant_id=checked_id(tenant_id)), caller)
-        return Response(status_code=204)
-
-    @app.post(
-        "/tenants/{tenant_id}/topics",
-        response_model=Tenant,
-        summary="Add topics to a tenant",
-        tags=[_TENANTS],
-        responses=error_answers(404, 409, 503, 504, body=True),
-    )
-    async def add_topics(tenant_id: str, wanted: NewTopics, caller: Caller) -> Response:
-        """Give the tenant more topics, with as many partitions as its others have."""
-        tenant_id = checked_id(tenant_id)
-        command = AddTopics(tenant_id=tenant_id, topics=tuple(wanted.topics))
-        return await carry_out(command, caller)
-
-
-async def _execute(services: Services, command: OperatorCommand, caller: Metadata) -> Outcome:
-    return await services.pools.commands.run(
-        services.control.execute, command, metadata=caller, timeout=services.command_timeout
-    )
 
 
 def _past(services: Services, tenant_id: str, at: str, who: Principal) -> TenantState:
