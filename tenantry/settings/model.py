@@ -159,13 +159,13 @@ class Database(_Section):
     """Where PostgreSQL is; an empty `url` is the embedded server in `state_dir`."""
 
     url: Annotated[SecretStr, AfterValidator(_postgres_url)] = SecretStr("")
-    pool_size: Annotated[int, Field(ge=2, le=500)] = 20
+    pool_size: int = Field(default=20, ge=2, le=500)
 
 
 class Server(_Section):
     """Where the HTTP API listens on TCP; with both files it is HTTPS. Port 0 is any free one."""
 
-    host: Annotated[str, Field(min_length=1, max_length=253)] = "127.0.0.1"
+    host: str = Field(default="127.0.0.1", min_length=1, max_length=253)
     port: Port = 8080
     tls_cert: FileName = ""
     tls_key: FileName = ""
@@ -223,7 +223,7 @@ class Shutdown(_Section):
 class Retry(_Section):
     """How often a failing message is tried, and the pauses between; the last pause repeats."""
 
-    attempts: Annotated[int, Field(ge=1, le=100)] = 5
+    attempts: int = Field(default=5, ge=1, le=100)
     backoff_seconds: Annotated[
         tuple[Seconds, ...], BeforeValidator(lambda v: tuple(v) if isinstance(v, list) else v)
     ] = Field(default=(0.1, 1.0, 5.0, 30.0), min_length=1, max_length=100)
@@ -232,8 +232,8 @@ class Retry(_Section):
 class Handling(_Section):
     """How long a handler may take for a message, and how many run at once, all tenants together."""
 
-    timeout_seconds: Annotated[float, Field(ge=0.1, le=3600, allow_inf_nan=False)] = 30.0
-    connections: Annotated[int, Field(ge=1, le=100)] = 10
+    timeout_seconds: float = Field(default=30.0, ge=0.1, le=3600, allow_inf_nan=False)
+    connections: int = Field(default=10, ge=1, le=100)
 
 
 class Queue(_Section):
@@ -249,23 +249,23 @@ class Consumer(_Section):
     those of all tenants together.
     """
 
-    prefetch: Annotated[int, Field(ge=1, le=65535)] = 4000
-    prefetch_bytes: Annotated[int, Field(ge=2**20, le=2**40)] = 32 * 2**20
-    prefetch_bytes_total: Annotated[int, Field(ge=2**20, le=2**40)] = 256 * 2**20
-    batch_size: Annotated[int, Field(ge=1, le=5000)] = 1000
-    linger_ms: Annotated[float, Field(ge=0, le=60000, allow_inf_nan=False)] = 5.0
+    prefetch: int = Field(default=4000, ge=1, le=65535)
+    prefetch_bytes: int = Field(default=32 * 2**20, ge=2**20, le=2**40)
+    prefetch_bytes_total: int = Field(default=256 * 2**20, ge=2**20, le=2**40)
+    batch_size: int = Field(default=1000, ge=1, le=5000)
+    linger_ms: float = Field(default=5.0, ge=0, le=60000, allow_inf_nan=False)
 
 
 class Supervision(_Section):
     """How long an actor, or a loop that all depend on, may be silent before it is replaced."""
 
-    hang_seconds: Annotated[float, Field(ge=1, le=3600, allow_inf_nan=False)] = 60.0
+    hang_seconds: float = Field(default=60.0, ge=1, le=3600, allow_inf_nan=False)
 
 
 class Reconcile(_Section):
     """How often what tenants should have is compared with what there is."""
 
-    every_seconds: Annotated[float, Field(ge=1, le=86400, allow_inf_nan=False)] = 60.0
+    every_seconds: float = Field(default=60.0, ge=1, le=86400, allow_inf_nan=False)
 
 
 class Audit(_Section):
@@ -296,7 +296,7 @@ class Settings(_Section):
     state_dir: FilePath = Field(
         default_factory=lambda: Path(os.path.expanduser(DEFAULT_STATE_DIR))  # noqa: PTH111
     )
-    workers: Annotated[int, Field(ge=1, le=64)] = 3
+    workers: int = Field(default=3, ge=1, le=64)
     server: Server = Server()
     control: Control = Control()
     metrics: Metrics = Metrics()

@@ -35,62 +35,50 @@ class AuditsQuery(PageQuery):
 class LetterBooks(Answer):
     """A tenant's dead letters since its creation: `kept` less the other three are `listed`."""
 
-    kept: Annotated[int, Field(description="Ever listed.", examples=[3])]
-    replayed: Annotated[int, Field(examples=[1])]
-    discarded: Annotated[int, Field(examples=[1])]
-    missing: Annotated[
-        int, Field(description="Listed, and found gone from the queue.", examples=[0])
-    ]
-    listed: Annotated[int, Field(description="Listed now.", examples=[1])]
-    queued: Annotated[
-        int | None,
-        Field(description="In the queue now; null where the broker can't be asked.", examples=[1]),
-    ]
+    kept: int = Field(description="Ever listed.", examples=[3])
+    replayed: int = Field(examples=[1])
+    discarded: int = Field(examples=[1])
+    missing: int = Field(description="Listed, and found gone from the queue.", examples=[0])
+    listed: int = Field(description="Listed now.", examples=[1])
+    queued: int | None = Field(
+        description="In the queue now; null where the broker can't be asked.", examples=[1]
+    )
 
 
 class AuditDifference(Answer):
     """Two figures that should be equal."""
 
-    kind: Annotated[str, Field(json_schema_extra=values_of(Kind))]
-    expected: Annotated[int, Field(examples=[1000])]
-    found: Annotated[int, Field(examples=[997])]
-    text: Annotated[
-        str,
-        Field(
-            examples=["3 rows of tenant acme are missing: counted 1000 stored, 997 rows"],
-        ),
-    ]
+    kind: str = Field(json_schema_extra=values_of(Kind))
+    expected: int = Field(examples=[1000])
+    found: int = Field(examples=[997])
+    text: str = Field(examples=["3 rows of tenant acme are missing: counted 1000 stored, 997 rows"])
 
 
 class TenantAudit(Answer):
     """What was counted of a tenant since its creation, held against what is there."""
 
-    tenant_id: Annotated[str, Field(examples=["acme"])]
-    balanced: Annotated[bool, Field(description="It adds up.")]
-    accepted: Annotated[
-        int,
-        Field(description="stored + duplicates + dead_lettered + in_flight", examples=[1010]),
-    ]
-    stored: Annotated[int, Field(examples=[1000])]
-    duplicates: Annotated[int, Field(examples=[7])]
-    dead_lettered: Annotated[int, Field(examples=[3])]
-    in_flight: Annotated[
-        int | None,
-        Field(description="Taken, not yet acknowledged; null without actors.", examples=[0]),
-    ]
-    waiting: Annotated[
-        int | None,
-        Field(description="Ready in the queues; null where the broker can't be asked."),
-    ]
-    removed: Annotated[int, Field(description="Rows taken away on purpose.", examples=[0])]
-    rows: Annotated[int | None, Field(description="Null where not counted.", examples=[997])]
+    tenant_id: str = Field(examples=["acme"])
+    balanced: bool = Field(description="It adds up.")
+    accepted: int = Field(
+        description="stored + duplicates + dead_lettered + in_flight", examples=[1010]
+    )
+    stored: int = Field(examples=[1000])
+    duplicates: int = Field(examples=[7])
+    dead_lettered: int = Field(examples=[3])
+    in_flight: int | None = Field(
+        description="Taken, not yet acknowledged; null without actors.", examples=[0]
+    )
+    waiting: int | None = Field(
+        description="Ready in the queues; null where the broker can't be asked."
+    )
+    removed: int = Field(description="Rows taken away on purpose.", examples=[0])
+    rows: int | None = Field(description="Null where not counted.", examples=[997])
     dead_letters: LetterBooks
     differences: list[AuditDifference]
-    moving: Annotated[
-        bool,
-        Field(description="Books and queues never stood still together; these go uncompared."),
-    ]
-    uncounted: Annotated[str | None, Field(description="Why the rows were not counted.")]
+    moving: bool = Field(
+        description="Books and queues never stood still together; these go uncompared."
+    )
+    uncounted: str | None = Field(description="Why the rows were not counted.")
 
     @classmethod
     def of(cls, found: Audit) -> Self:
@@ -114,7 +102,7 @@ class TenantAudit(Answer):
 class AuditPage(Answer):
     """Audits of tenants, by id; `next_cursor` is null on the last page."""
 
-    balanced: Annotated[bool, Field(description="All on this page adds up.")]
+    balanced: bool = Field(description="All on this page adds up.")
     data: list[TenantAudit]
     next_cursor: Cursor
 
@@ -122,36 +110,33 @@ class AuditPage(Answer):
 class ProofWanted(StrictInput):
     """Whose isolation is to be proven, and where."""
 
-    tenants: Annotated[
-        list[str] | None, Field(description="All, if none is named.", max_length=1000)
-    ] = None
-    broker: Annotated[bool, Field(description="Also on the broker, not only in the database.")] = (
-        True
+    tenants: list[str] | None = Field(
+        default=None, description="All, if none is named.", max_length=1000
     )
+    broker: bool = Field(default=True, description="Also on the broker, not only in the database.")
 
 
 class IsolationCheck(Answer):
     """One attempt: a probe in the tenant's place tried to reach what belongs to the owner."""
 
-    tenant: Annotated[str, Field(validation_alias="tenant_id", examples=["acme"])]
-    owner: Annotated[str, Field(examples=["globex"])]
+    tenant: str = Field(validation_alias="tenant_id", examples=["acme"])
+    owner: str = Field(examples=["globex"])
     action: Literal["write", "read", "configure"]
-    target: Annotated[str, Field(examples=["tenant_globex_stream"])]
-    allowed: Annotated[bool, Field(examples=[False])]
-    holds: Annotated[bool, Field(description="It went as it should.", examples=[True])]
+    target: str = Field(examples=["tenant_globex_stream"])
+    allowed: bool = Field(examples=[False])
+    holds: bool = Field(description="It went as it should.", examples=[True])
 
 
 class Isolation(Answer):
     """A proof that each tenant reaches its own and no other's."""
 
     isolated: bool
-    leaks: Annotated[list[str], Field(description="What was possible and must not be.")]
-    denials: Annotated[list[str], Field(description="What was refused and must not be.")]
-    unjudged: Annotated[list[str], Field(description="Of whom there is no verdict, and why.")]
-    open: Annotated[
-        list[str],
-        Field(description="What the database leaves open to every role, and how it is closed."),
-    ]
+    leaks: list[str] = Field(description="What was possible and must not be.")
+    denials: list[str] = Field(description="What was refused and must not be.")
+    unjudged: list[str] = Field(description="Of whom there is no verdict, and why.")
+    open: list[str] = Field(
+        description="What the database leaves open to every role, and how it is closed."
+    )
     checks: list[IsolationCheck]
 
     @classmethod

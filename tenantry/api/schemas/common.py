@@ -60,10 +60,10 @@ class Answer(BaseModel):
 class ProblemDocument(BaseModel):
     """What went wrong (RFC 9457)."""
 
-    type: Annotated[str, Field(examples=["urn:problem-type:tenantry:tenant-not-found"])]
-    title: Annotated[str, Field(examples=["No such tenant"])]
-    status: Annotated[int, Field(examples=[404])]
-    detail: Annotated[str, Field(examples=["there is no such tenant"])]
+    type: str = Field(examples=["urn:problem-type:tenantry:tenant-not-found"])
+    title: str = Field(examples=["No such tenant"])
+    status: int = Field(examples=[404])
+    detail: str = Field(examples=["there is no such tenant"])
     correlation_id: str | None = None
 
 

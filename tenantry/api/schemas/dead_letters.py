@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
-from datetime import datetime
 from typing import Annotated, Any, Final, Self, TypeAlias
 
-from pydantic import AfterValidator, Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    Discriminator,
+    Field,
+    Tag,
+    field_validator,
+    model_validator,
+)
 
 from tenantry.api.schemas.common import (
     EXAMPLE_TIME,
@@ -38,32 +45,21 @@ _Time: TypeAlias = Annotated[
     Field(max_length=64, examples=[EXAMPLE_TIME], json_schema_extra={"format": "date-time"}),
     AfterValidator(_is_time),
 ]
-_Reason: TypeAlias = Annotated[
-    str | None, Field(max_length=64, description="Of this reason only.", examples=["not_json"])
-]
-_Topic: TypeAlias = Annotated[
-    str | None, Field(max_length=255, description="Of this topic only.", examples=["logs"])
-]
-_Since: TypeAlias = Annotated[
-    _Time | None, Field(description="Dead since then, or later.", examples=[EXAMPLE_TIME])
-]
-_Until: TypeAlias = Annotated[
-    _Time | None, Field(description="Dead before then.", examples=[EXAMPLE_TIME])
-]
 
 
-def _moment(text: str | None) -> datetime | None:
-    return None if text is None else parse_time(text)
-
-
-class LettersQuery(PageQuery):
-    """Which dead letters are listed, and whether with their bytes."""
-
-    reason: _Reason = None
-    topic: _Topic = None
-    since: _Since = None
-    until: _Until = None
-    payload: Annotated[bool, Field(description="With `body` and `headers`.")] = True
+class _Conditions(BaseModel):
+    reason: str | None = Field(
+        default=None, max_length=64, description="Of this reason only.", examples=["not_json"]
+    )
+    topic: str | None = Field(
+        default=None, max_length=255, description="Of this topic only.", examples=["logs"]
+    )
+    since: _Time | None = Field(
+        default=None, description="Dead since then, or later.", examples=[EXAMPLE_TIME]
+    )
+    until: _Time | None = Field(
+        default=None, description="Dead before then.", examples=[EXAMPLE_TIME]
+    )
 
     @property
     def which(self) -> Selection:
@@ -71,9 +67,15 @@ class LettersQuery(PageQuery):
         return Selection(
             reason=self.reason,
             topic=self.topic,
-            since=_moment(self.since),
-            until=_moment(self.until),
+            since=None if self.since is None else parse_time(self.since),
+            until=None if self.until is None else parse_time(self.until),
         )
+
+
+class LettersQuery(_Conditions, PageQuery):
+    """Which dead letters are listed, and whether with their bytes."""
+
+    payload: bool = Field(default=True, description="With `body` and `headers`.")
 
     @property
     def bound(self) -> str:
@@ -84,16 +86,11 @@ class LettersQuery(PageQuery):
 class LetterQuery(StrictQuery):
     """How a dead letter is shown."""
 
-    payload: Annotated[bool, Field(description="With `body` and `headers`.")] = True
+    payload: bool = Field(default=True, description="With `body` and `headers`.")
 
 
-class LetterFilter(StrictInput):
+class LetterFilter(_Conditions, StrictInput):
     """Conditions that all have to hold; one at least."""
-
-    reason: _Reason = None
-    topic: _Topic = None
-    since: _Since = None
-    until: _Until = None
 
     @model_validator(mode="after")
     def _says_something(self) -> LetterFilter:
@@ -101,49 +98,35 @@ class LetterFilter(StrictInput):
             raise ValueError('needs a condition; {"all": true} means all')
         return self
 
-    @property
-    def which(self) -> Selection:
-        """The letters meant."""
-        return Selection(
-            reason=self.reason,
-            topic=self.topic,
-            since=_moment(self.since),
-            until=_moment(self.until),
-        )
-
 
 class _Discard(StrictInput):
-    dry_run: Annotated[
-        bool, Field(description="Change nothing; tell what would happen.", examples=[False])
-    ] = False
-    limit: Annotated[
-        int | None,
-        Field(
-            ge=1, le=_MAX_LETTERS, description="How many in this call, at most.", examples=[1000]
-        ),
-    ] = None
+    dry_run: bool = Field(
+        default=False, description="Change nothing; tell what would happen.", examples=[False]
+    )
+    limit: int | None = Field(
+        default=None,
+        ge=1,
+        le=_MAX_LETTERS,
+        description="How many in this call, at most.",
+        examples=[1000],
+    )
 
 
 class _Replay(_Discard):
-    force: Annotated[
-        bool,
-        Field(
-            description="Also those that have been replayed as often as they may be.",
-            examples=[False],
-        ),
-    ] = False
+    force: bool = Field(
+        default=False,
+        description="Also those that have been replayed as often as they may be.",
+        examples=[False],
+    )
 
 
 class _ById(StrictInput):
-    ids: Annotated[
-        list[Annotated[str, Field(min_length=1, max_length=_MAX_ID_BYTES)]],
-        Field(
-            min_length=1,
-            max_length=MAX_LIST,
-            description="As listed: `id`, or `letter_id` for just one of several with the same id.",
-            examples=[["order-7"]],
-        ),
-    ]
+    ids: list[Annotated[str, Field(min_length=1, max_length=_MAX_ID_BYTES)]] = Field(
+        min_length=1,
+        max_length=MAX_LIST,
+        description="As listed: `id`, or `letter_id` for just one of several with the same id.",
+        examples=[["order-7"]],
+    )
 
     @property
     def which(self) -> Selection:
@@ -152,9 +135,7 @@ class _ById(StrictInput):
 
 
 class _All(StrictInput):
-    everything: Annotated[
-        bool, Field(alias="all", examples=[True], json_schema_extra={"const": True})
-    ]
+    everything: bool = Field(alias="all", examples=[True], json_schema_extra={"const": True})
 
     @field_validator("everything")
     @classmethod
@@ -229,38 +210,29 @@ LettersToDiscard: TypeAlias = Annotated[
 class DeadLetterEntry(Answer):
     """A message that could not be stored, and why."""
 
-    id: Annotated[
-        str, Field(description="The message's id, or the letter's.", examples=["order-7"])
-    ]
-    letter_id: Annotated[str, Field(examples=["8a9c6f0e-3f5f-4c55-a36e-0d6a3f9f0f11"])]
-    tenant_id: Annotated[str, Field(examples=["acme"])]
-    message_id: Annotated[str | None, Field(examples=["order-7"])]
-    topic: Annotated[str, Field(examples=["logs"])]
-    partition: Annotated[int, Field(examples=[0])]
-    reason: Annotated[str, Field(description="A stable word.", examples=["not_json"])]
-    error: Annotated[
-        str, Field(description="Of the last attempt.", examples=["the body is not JSON"])
-    ]
-    first_error: Annotated[
-        str, Field(description="Of the first attempt.", examples=["the body is not JSON"])
-    ]
-    attempts: Annotated[int, Field(description="How often it was tried.", examples=[1])]
-    replays: Annotated[int, Field(description="How often it was replayed.", examples=[0])]
-    size: Annotated[int, Field(description="Bytes of the body.", examples=[9])]
-    content_type: Annotated[str | None, Field(examples=["application/json"])]
-    published_at: Annotated[Time | None, Field(examples=[EXAMPLE_TIME])]
-    dead_lettered_at: Annotated[Time, Field(examples=[EXAMPLE_TIME])]
-    body: Annotated[
-        Base64,
-        Field(
-            description="Base64; null for more than 1 MiB; left out with `payload=false`.",
-            examples=["bm90IGpzb24h"],
-        ),
-    ] = None
-    headers: Annotated[
-        JsonText,
-        Field(description="Left out with `payload=false`.", examples=[{"trace": "7f3a"}]),
-    ] = None
+    id: str = Field(description="The message's id, or the letter's.", examples=["order-7"])
+    letter_id: str = Field(examples=["8a9c6f0e-3f5f-4c55-a36e-0d6a3f9f0f11"])
+    tenant_id: str = Field(examples=["acme"])
+    message_id: str | None = Field(examples=["order-7"])
+    topic: str = Field(examples=["logs"])
+    partition: int = Field(examples=[0])
+    reason: str = Field(description="A stable word.", examples=["not_json"])
+    error: str = Field(description="Of the last attempt.", examples=["the body is not JSON"])
+    first_error: str = Field(description="Of the first attempt.", examples=["the body is not JSON"])
+    attempts: int = Field(description="How often it was tried.", examples=[1])
+    replays: int = Field(description="How often it was replayed.", examples=[0])
+    size: int = Field(description="Bytes of the body.", examples=[9])
+    content_type: str | None = Field(examples=["application/json"])
+    published_at: Time | None = Field(examples=[EXAMPLE_TIME])
+    dead_lettered_at: Time = Field(examples=[EXAMPLE_TIME])
+    body: Base64 = Field(
+        default=None,
+        description="Base64; null for more than 1 MiB; left out with `payload=false`.",
+        examples=["bm90IGpzb24h"],
+    )
+    headers: JsonText = Field(
+        default=None, description="Left out with `payload=false`.", examples=[{"trace": "7f3a"}]
+    )
 
     @classmethod
     def of(cls, letter: DeadLetter, *, payload: bool = True) -> Self:
@@ -301,11 +273,10 @@ def _left(done: Reprocessed) -> dict[str, Any]:
 class Replayed(Answer):
     """How many dead letters were published again."""
 
-    replayed: Annotated[int, Field(examples=[1])]
-    replayed_too_often: Annotated[
-        int | None,
-        Field(description="How many take `force`; left out if none.", examples=[1]),
-    ] = None
+    replayed: int = Field(examples=[1])
+    replayed_too_often: int | None = Field(
+        default=None, description="How many take `force`; left out if none.", examples=[1]
+    )
     refused_by_broker: _Refused = None
     complete: _Complete = None
 
@@ -319,7 +290,7 @@ class Replayed(Answer):
 class Discarded(Answer):
     """How many dead letters were thrown away."""
 
-    discarded: Annotated[int, Field(examples=[1])]
+    discarded: int = Field(examples=[1])
     refused_by_broker: _Refused = None
     complete: _Complete = None
 
@@ -332,20 +303,20 @@ class Discarded(Answer):
 class LettersOfPlace(Answer):
     """How many dead letters come from a partition."""
 
-    topic: Annotated[str, Field(examples=["logs"])]
-    partition: Annotated[int, Field(examples=[0])]
-    count: Annotated[int, Field(examples=[1])]
+    topic: str = Field(examples=["logs"])
+    partition: int = Field(examples=[0])
+    count: int = Field(examples=[1])
 
 
 class LettersPreview(Answer):
     """What a call would do: to how many dead letters, and from where."""
 
-    dry_run: Annotated[bool, Field(examples=[True])]
-    as_of: Annotated[Time, Field(examples=[EXAMPLE_TIME])]
-    count: Annotated[int, Field(examples=[1])]
-    replayed_too_often: Annotated[
-        int, Field(description="How many of them would take `force`.", examples=[0])
-    ]
+    dry_run: bool = Field(examples=[True])
+    as_of: Time = Field(examples=[EXAMPLE_TIME])
+    count: int = Field(examples=[1])
+    replayed_too_often: int = Field(
+        description="How many of them would take `force`.", examples=[0]
+    )
     places: list[LettersOfPlace]
 
     @classmethod

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Final, Self
+from typing import Any, Final, Self
 
 from pydantic import Field
 
@@ -16,36 +16,32 @@ MAX_WAIT: Final = 30
 class EventsQuery(PageQuery):
     """Which part of the journal, and how long to wait for it."""
 
-    wait: Annotated[
-        float,
-        Field(
-            ge=0,
-            le=MAX_WAIT,
-            allow_inf_nan=False,
-            description="Seconds to wait for an event where there is none yet.",
-        ),
-    ] = 0
+    wait: float = Field(
+        default=0,
+        ge=0,
+        le=MAX_WAIT,
+        allow_inf_nan=False,
+        description="Seconds to wait for an event where there is none yet.",
+    )
 
 
 class JournalEntry(Answer):
     """An event of the journal."""
 
-    position: Annotated[int, Field(description="Place in the whole journal.", examples=[12])]
-    stream: Annotated[str, Field(examples=["tenant-acme"])]
-    version: Annotated[int, Field(description="Place in its stream.", examples=[2])]
-    id: Annotated[str, Field(examples=["8a9c6f0e-3f5f-4c55-a36e-0d6a3f9f0f11"])]
-    tenant_id: Annotated[
-        str | None, Field(description="Null for what is about no single one.", examples=["acme"])
-    ]
-    type: Annotated[str, Field(examples=["WorkersResized"])]
-    schema_version: Annotated[int, Field(examples=[1])]
-    data: Annotated[
-        dict[str, Any], Field(examples=[{"tenant_id": "acme", "previous": 3, "workers": 5}])
-    ]
-    actor: Annotated[str, Field(description="Who caused it.", examples=["uid=0 pid=4711"])]
+    position: int = Field(description="Place in the whole journal.", examples=[12])
+    stream: str = Field(examples=["tenant-acme"])
+    version: int = Field(description="Place in its stream.", examples=[2])
+    id: str = Field(examples=["8a9c6f0e-3f5f-4c55-a36e-0d6a3f9f0f11"])
+    tenant_id: str | None = Field(
+        description="Null for what is about no single one.", examples=["acme"]
+    )
+    type: str = Field(examples=["WorkersResized"])
+    schema_version: int = Field(examples=[1])
+    data: dict[str, Any] = Field(examples=[{"tenant_id": "acme", "previous": 3, "workers": 5}])
+    actor: str = Field(description="Who caused it.", examples=["uid=0 pid=4711"])
     correlation_id: str
     causation_id: str | None
-    recorded_at: Annotated[Time, Field(examples=[EXAMPLE_TIME])]
+    recorded_at: Time = Field(examples=[EXAMPLE_TIME])
 
     @classmethod
     def of(cls, recorded: RecordedEvent) -> Self:
@@ -68,4 +64,4 @@ class EventPage(Answer):
     """Events, oldest first; `next_cursor` is always given, to continue when there are more."""
 
     data: list[JournalEntry]
-    next_cursor: Annotated[str, Field(examples=[EXAMPLE_CURSOR])]
+    next_cursor: str = Field(examples=[EXAMPLE_CURSOR])

@@ -32,35 +32,29 @@ _MAX_KEY: Final = 1024
 class Publication(StrictInput):
     """A message to be published as `application/json`."""
 
-    payload: Annotated[
-        Any,
-        Field(
-            description="Any JSON value. Its text is passed on unchanged, to the last digit.",
-            examples=[{"order": 7, "total": 12.5}],
-        ),
-    ]
-    topic: Annotated[
-        str | None,
-        Field(description="One of the tenant's topics; `default` if left out.", examples=["logs"]),
-    ] = None
-    key: Annotated[
-        str | None,
-        Field(
-            max_length=_MAX_KEY,
-            description="Messages of the same key go to the same partition: CRC-32 of the key's "
-            "UTF-8 bytes modulo the number of partitions. Without one, partitions take turns.",
-            examples=["customer-42"],
-        ),
-    ] = None
-    id: Annotated[
-        str | None,
-        Field(
-            min_length=1,
-            description="1 to 255 bytes without NUL. The same id is stored once, however often "
-            "it is sent. A UUID if left out.",
-            examples=["order-7"],
-        ),
-    ] = None
+    payload: Any = Field(
+        description="Any JSON value. Its text is passed on unchanged, to the last digit.",
+        examples=[{"order": 7, "total": 12.5}],
+    )
+    topic: str | None = Field(
+        default=None,
+        description="One of the tenant's topics; `default` if left out.",
+        examples=["logs"],
+    )
+    key: str | None = Field(
+        default=None,
+        max_length=_MAX_KEY,
+        description="Messages of the same key go to the same partition: CRC-32 of the key's "
+        "UTF-8 bytes modulo the number of partitions. Without one, partitions take turns.",
+        examples=["customer-42"],
+    )
+    id: str | None = Field(
+        default=None,
+        min_length=1,
+        description="1 to 255 bytes without NUL. The same id is stored once, however often "
+        "it is sent. A UUID if left out.",
+        examples=["order-7"],
+    )
 
     @field_validator("id")
     @classmethod
@@ -103,57 +97,53 @@ class MessageQuery(StrictQuery):
 class MessagesQuery(PageQuery):
     """Which messages."""
 
-    tenant_id: Annotated[
-        str | None,
-        Field(
-            description="Whose. Left out: a tenant's token reads its own tenant's, an admin all.",
-            examples=["acme"],
-        ),
-    ] = None
+    tenant_id: str | None = Field(
+        default=None,
+        description="Whose. Left out: a tenant's token reads its own tenant's, an admin all.",
+        examples=["acme"],
+    )
     incarnation: Incarnation = None
-    topic: Annotated[
-        str | None, Field(max_length=255, description="Of this topic only.", examples=["logs"])
-    ] = None
-    order: Annotated[Order, Field(description="Oldest or newest first.")] = Order.ASCENDING
+    topic: str | None = Field(
+        default=None, max_length=255, description="Of this topic only.", examples=["logs"]
+    )
+    order: Order = Field(default=Order.ASCENDING, description="Oldest or newest first.")
 
 
 class StreamQuery(StrictQuery):
     """Which messages are followed, and from where."""
 
-    tenant_id: Annotated[str, Field(description="Whose.", examples=["acme"])]
-    topic: Annotated[
-        str | None, Field(max_length=255, description="Of this topic only.", examples=["logs"])
-    ] = None
-    cursor: Annotated[
-        str | None,
-        Field(
-            max_length=1024,
-            description="Begin after this `follow_cursor` or event id; from now on if left out.",
-        ),
-    ] = None
+    tenant_id: str = Field(description="Whose.", examples=["acme"])
+    topic: str | None = Field(
+        default=None, max_length=255, description="Of this topic only.", examples=["logs"]
+    )
+    cursor: str | None = Field(
+        default=None,
+        max_length=1024,
+        description="Begin after this `follow_cursor` or event id; from now on if left out.",
+    )
 
 
 class Accepted(Answer):
     """Ids of messages the broker has confirmed, in the order they came in."""
 
-    ids: Annotated[list[str], Field(examples=[["order-7"]])]
+    ids: list[str] = Field(examples=[["order-7"]])
 
 
 class Message(Answer):
     """A stored message: `payload` for JSON, `body` for anything else."""
 
-    id: Annotated[str, Field(examples=["order-7"])]
-    tenant_id: Annotated[str, Field(examples=["acme"])]
-    position: Annotated[int, Field(description="Rises in commit order.", examples=[1])]
-    topic: Annotated[str, Field(examples=["logs"])]
-    partition: Annotated[int, Field(examples=[0])]
-    payload: Annotated[Any, Field(examples=[{"order": 7}])] = None
-    body: Annotated[
-        str | None, Field(description="Base64; only where there is no payload.", examples=[None])
-    ] = None
-    content_type: Annotated[str | None, Field(examples=["application/json"])]
-    headers: Annotated[dict[str, Any] | None, Field(examples=[{"trace": "7f3a"}])]
-    created_at: Annotated[Time, Field(examples=[EXAMPLE_TIME])]
+    id: str = Field(examples=["order-7"])
+    tenant_id: str = Field(examples=["acme"])
+    position: int = Field(description="Rises in commit order.", examples=[1])
+    topic: str = Field(examples=["logs"])
+    partition: int = Field(examples=[0])
+    payload: Any = Field(default=None, examples=[{"order": 7}])
+    body: str | None = Field(
+        default=None, description="Base64; only where there is no payload.", examples=[None]
+    )
+    content_type: str | None = Field(examples=["application/json"])
+    headers: dict[str, Any] | None = Field(examples=[{"trace": "7f3a"}])
+    created_at: Time = Field(examples=[EXAMPLE_TIME])
 
 
 class MessagePage(Answer):

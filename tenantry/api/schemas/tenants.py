@@ -76,23 +76,18 @@ _TopicsShown: TypeAlias = Annotated[
 class TenantCreation(StrictInput):
     """A tenant to be made."""
 
-    name: Annotated[
-        str,
-        Field(
-            min_length=1,
-            max_length=MAX_NAME,
-            description="For people: printable characters.",
-            examples=["Acme Ltd"],
-        ),
-    ]
-    id: Annotated[
-        str | None,
-        Field(
-            description="1 to 40 of a-z, 0-9 and inner hyphens; a UUID if left out.",
-            json_schema_extra={"pattern": f"^{names.TENANT_ID.pattern}$"},
-            examples=["acme"],
-        ),
-    ] = None
+    name: str = Field(
+        min_length=1,
+        max_length=MAX_NAME,
+        description="For people: printable characters.",
+        examples=["Acme Ltd"],
+    )
+    id: str | None = Field(
+        default=None,
+        description="1 to 40 of a-z, 0-9 and inner hyphens; a UUID if left out.",
+        json_schema_extra={"pattern": f"^{names.TENANT_ID.pattern}$"},
+        examples=["acme"],
+    )
     workers: Workers | None = None
     topics: Topics = []  # noqa: RUF012 - pydantic copies it
     partitions: Annotated[
@@ -116,72 +111,58 @@ class Concurrency(StrictInput):
 class NewTopics(StrictInput):
     """Topics a tenant shall have too; those it has already are left as they are."""
 
-    topics: Annotated[Topics, Field(min_length=1)]
+    topics: Topics = Field(min_length=1)
 
 
 class TenantQuery(StrictQuery):
     """When a tenant is looked at."""
 
-    at: Annotated[
-        str | None,
-        Field(
-            max_length=64,
-            description="An RFC 3339 time, or a version number.",
-            examples=[EXAMPLE_TIME, "3"],
-        ),
-    ] = None
+    at: str | None = Field(
+        default=None,
+        max_length=64,
+        description="An RFC 3339 time, or a version number.",
+        examples=[EXAMPLE_TIME, "3"],
+    )
 
 
 class DeletionQuery(StrictQuery):
     """What becomes of a deleted tenant's messages."""
 
-    retain: Annotated[bool, Field(description="Keep the stored messages readable.")] = False
+    retain: bool = Field(default=False, description="Keep the stored messages readable.")
 
 
 class Tenant(Answer):
     """A tenant. What is running is null where the past is shown."""
 
-    id: Annotated[str, Field(examples=["acme"])]
-    name: Annotated[str, Field(examples=["Acme Ltd"])]
-    state: Annotated[str, Field(examples=["active"], json_schema_extra=values_of(Lifecycle))]
+    id: str = Field(examples=["acme"])
+    name: str = Field(examples=["Acme Ltd"])
+    state: str = Field(examples=["active"], json_schema_extra=values_of(Lifecycle))
     workers: _WorkersShown
     topics: _TopicsShown
-    partitions: Annotated[int, Field(examples=[1])]
-    stream: Annotated[
-        str, Field(description="The exchange to publish to.", examples=["tenant_acme_stream"])
-    ]
-    queue: Annotated[str, Field(description="The default queue.", examples=["tenant_acme_queue"])]
-    version: Annotated[int, Field(description="Counts the events of this id.", examples=[2])]
-    incarnation: Annotated[
-        int,
-        Field(description="Counts the tenants that have had this id, from 1.", examples=[1]),
-    ]
-    created_at: Annotated[Time, Field(examples=[EXAMPLE_TIME])]
-    updated_at: Annotated[Time, Field(examples=[EXAMPLE_TIME])]
-    workers_current: Annotated[int | None, Field(description="Workers running now.", examples=[3])]
-    messages_pending: Annotated[
-        int | None,
-        Field(description="Messages waiting in the queues; null if unknown.", examples=[0]),
-    ]
-    parked: Annotated[
-        str | None,
-        Field(
-            description="Why the daemon itself paused the tenant; null if it did not.",
-            examples=[None],
-        ),
-    ]
-    parked_at: Annotated[
-        Time | None,
-        Field(description="Since when; null if the daemon did not.", examples=[None]),
-    ]
-    trouble: Annotated[
-        str | None,
-        Field(
-            description="What else is in its own way: why its queues are not consumed, what of it "
-            "can't be repaired. Why is told to admins.",
-            examples=[None],
-        ),
-    ]
+    partitions: int = Field(examples=[1])
+    stream: str = Field(description="The exchange to publish to.", examples=["tenant_acme_stream"])
+    queue: str = Field(description="The default queue.", examples=["tenant_acme_queue"])
+    version: int = Field(description="Counts the events of this id.", examples=[2])
+    incarnation: int = Field(
+        description="Counts the tenants that have had this id, from 1.", examples=[1]
+    )
+    created_at: Time = Field(examples=[EXAMPLE_TIME])
+    updated_at: Time = Field(examples=[EXAMPLE_TIME])
+    workers_current: int | None = Field(description="Workers running now.", examples=[3])
+    messages_pending: int | None = Field(
+        description="Messages waiting in the queues; null if unknown.", examples=[0]
+    )
+    parked: str | None = Field(
+        description="Why the daemon itself paused the tenant; null if it did not.", examples=[None]
+    )
+    parked_at: Time | None = Field(
+        description="Since when; null if the daemon did not.", examples=[None]
+    )
+    trouble: str | None = Field(
+        description="What else is in its own way: why its queues are not consumed, what of it "
+        "can't be repaired. Why is told to admins.",
+        examples=[None],
+    )
 
     @classmethod
     def of(
@@ -221,29 +202,23 @@ def _names(state: TenantState) -> dict[str, str]:
 class AccessData(Answer):
     """A tenant's way to the broker, shown this once: by the URL of its kind."""
 
-    username: Annotated[str, Field(examples=["tenant_acme_producer"])]
-    password: Annotated[str, Field(examples=["mU3q…"])]
-    amqp_url: Annotated[
-        str | None,
-        Field(
-            description="Where the broker is RabbitMQ.",
-            examples=["amqp://tenant_acme_producer:…@localhost:5672/"],
-        ),
-    ] = None
-    postgres_url: Annotated[
-        str | None,
-        Field(
-            description="Where the broker is the embedded one: publish with tenantry.publish().",
-            examples=["postgresql://tenant_acme_producer:…@localhost:5432/tenantry"],
-        ),
-    ] = None
-    iggy_url: Annotated[
-        str | None,
-        Field(
-            description="Where the broker is Apache Iggy.",
-            examples=["iggy://tenant_acme_producer:…@localhost:8090"],
-        ),
-    ] = None
+    username: str = Field(examples=["tenant_acme_producer"])
+    password: str = Field(examples=["mU3q…"])
+    amqp_url: str | None = Field(
+        default=None,
+        description="Where the broker is RabbitMQ.",
+        examples=["amqp://tenant_acme_producer:…@localhost:5672/"],
+    )
+    postgres_url: str | None = Field(
+        default=None,
+        description="Where the broker is the embedded one: publish with tenantry.publish().",
+        examples=["postgresql://tenant_acme_producer:…@localhost:5432/tenantry"],
+    )
+    iggy_url: str | None = Field(
+        default=None,
+        description="Where the broker is Apache Iggy.",
+        examples=["iggy://tenant_acme_producer:…@localhost:8090"],
+    )
 
     @classmethod
     def of(cls, made: Credentials) -> Self:
@@ -276,13 +251,10 @@ class TenantWithCredentials(Tenant):
 class SqlAccessData(Answer):
     """A tenant's way to its rows with SQL. The password is shown this once."""
 
-    tenant_id: Annotated[str, Field(examples=["acme"])]
-    username: Annotated[str, Field(examples=["tenant_acme_sql_16384"])]
-    password: Annotated[str, Field(examples=["mU3q…"])]
-    url: Annotated[
-        str,
-        Field(examples=["postgresql://tenant_acme_sql_16384:…@db.example.org:5432/tenantry"]),
-    ]
+    tenant_id: str = Field(examples=["acme"])
+    username: str = Field(examples=["tenant_acme_sql_16384"])
+    password: str = Field(examples=["mU3q…"])
+    url: str = Field(examples=["postgresql://tenant_acme_sql_16384:…@db.example.org:5432/tenantry"])
 
     @classmethod
     def of(cls, outcome: Outcome) -> Self:
