@@ -56,6 +56,42 @@ _DETAILS: Final = {
 }
 
 
+_KINDS: Final[dict[type[Exception], tuple[int, str, str, str]]] = {
+    BadCursorError: (400, "bad-cursor", "Bad cursor", "{}"),
+    DomainError: (409, "refused", "Refused", "{}"),
+    TenantExistsError: (409, "tenant-exists", "The id is taken", "{}"),
+    WrongStateError: (409, "wrong-state", "Not in this state", "{}"),
+    CommandFailedError: (500, "command-failed", "Command failed", "{}"),
+    CommandTimeoutError: (
+        *(504, "command-timeout", "No answer in time"),
+        "no answer in time; the command may still be carried out: look before trying again",
+    ),
+    VersionConflictError: (
+        *(409, "version-conflict", "Version conflict"),
+        "somebody else changed the tenant at the same time; look and try again",
+    ),
+    UnroutableError: (
+        *(404, "unroutable", "No such topic"),
+        "no queue takes the message: its tenant or topic is gone",
+    ),
+}
+"""Of a kind of errors: status, code, title, and the detail; `{}` in it is what the error says."""
+
+_LATER: Final[dict[type[Exception], tuple[str, str]]] = {
+    ControlUnavailableError: ("not-taking-commands", "{}"),
+    BrokerBlockedError: ("broker-unavailable", "{}; try again with the same message ids"),
+    BrokerUnavailableError: (
+        "broker-unavailable",
+        "the broker can't be reached now; try again with the same message ids",
+    ),
+    UnavailableError: (
+        "database-unavailable",
+        "the database can't be reached now; try again",
+    ),
+}
+"""Of what may go well later: code and detail."""
+
+
 def of(error: Exception) -> Problem | None:
     """Give the problem an error stands for; None for an error that no route should let out."""
     match error:
@@ -67,32 +103,10 @@ def of(error: Exception) -> Problem | None:
             return _of_validation(error.errors())
         case json.JSONDecodeError():
             return _bad_json(error)
-        case BadCursorError():
-            return Problem(400, str(error), code="bad-cursor", title="Bad cursor")
-        case DomainError():
-            return _of_domain(error)
-        case ControlError():
-            return _of_control(error)
-        case BrokerBlockedError():
-            return problems.unavailable(
-                f"{error}; try again with the same message ids", code="broker-unavailable"
-            )
-        case BrokerUnavailableError():
-            return problems.unavailable(
-                "the broker can't be reached now; try again with the same message ids",
-                code="broker-unavailable",
-            )
-        case UnavailableError():
-            return problems.unavailable(
-                "the database can't be reached now; try again", code="database-unavailable"
-            )
-        case VersionConflictError():
-            return Problem(
-                409,
-                "somebody else changed the tenant at the same time; look and try again",
-                code="version-conflict",
-                title="Version conflict",
-            )
+        case TenantNotFoundError() | PartitionMissingError():
+            return problems.no_such_tenant()
+        case InvalidCommandError():
+            return problems.invalid([(error.field, error.problem)])
         case DeadLettersBusyError():
             return Problem(
                 409,
@@ -101,60 +115,24 @@ def of(error: Exception) -> Problem | None:
                 title="Being worked off",
                 headers={"Retry-After": str(problems.RETRY_AFTER_SECONDS)},
             )
-        case UnroutableError():
+        case CommandFailedError(__cause__=UnavailableError() as cause):
+            return of(cause)
+        case CommandFailedError(__cause__=NotOursError()):
             return Problem(
-                404,
-                "no queue takes the message: its tenant or topic is gone",
-                code="unroutable",
-                title="No such topic",
+                409, str(error), code="another-installations", title="Another installation's"
             )
-        case PartitionMissingError():
-            return problems.no_such_tenant()
-        case _:
-            return None
-
-
-def _of_domain(error: DomainError) -> Problem:
-    match error:
-        case TenantNotFoundError():
-            return problems.no_such_tenant()
-        case TenantExistsError():
-            return Problem(409, str(error), code="tenant-exists", title="The id is taken")
-        case WrongStateError():
-            return Problem(
-                409,
-                str(error),
-                code="wrong-state",
-                title="Not in this state",
-                extra={"state": error.state},
-            )
-        case InvalidCommandError():
-            return problems.invalid([(error.field, error.problem)])
-        case _:
-            return Problem(409, str(error), code="refused", title="Refused")
-
-
-def _of_control(error: ControlError) -> Problem | None:
-    match error:
-        case ControlUnavailableError():
-            return problems.unavailable(str(error), code="not-taking-commands")
-        case CommandTimeoutError():
-            return Problem(
-                504,
-                "no answer in time; the command may still be carried out: look before trying again",
-                code="command-timeout",
-                title="No answer in time",
-            )
-        case CommandFailedError():
-            cause = error.__cause__
-            if isinstance(cause, NotOursError):
-                return Problem(
-                    409, str(error), code="another-installations", title="Another installation's"
-                )
-            away = of(cause) if isinstance(cause, UnavailableError) else None
-            return away or Problem(500, str(error), code="command-failed", title="Command failed")
-        case _:
-            return None
+    # The most special kind that it is of tells.
+    for kind in type(error).__mro__:
+        if kind in _LATER:
+            code, detail = _LATER[kind]
+            return problems.unavailable(detail.format(error), code=code)
+        if kind in _KINDS:
+            status, code, title, detail = _KINDS[kind]
+            problem = Problem(status, detail.format(error), code=code, title=title)
+            if isinstance(error, WrongStateError):
+                problem.extra["state"] = error.state
+            return problem
+    return None
 
 
 def _of_http(error: HTTPException) -> Problem:
