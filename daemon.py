@@ -29,8 +29,7 @@ from tenantry.actors.runtime_state import RuntimeState
 from tenantry.actors.tree import begin, drain_and_stop, report, start_actors
 from tenantry.actors.watch import Watch
 from tenantry.assembly.api import open_leader_api, open_standby_api
-from tenantry.assembly.backends import Backends, connect_backends
-from tenantry.assembly.handlers import store_patience
+from tenantry.assembly.backends import Backends, connect_backends, store_patience
 from tenantry.assembly.listeners import Listeners
 from tenantry.assembly.standby import StandbyControl, term_status
 from tenantry.broker.password_hashes import PostgresPasswordHashes

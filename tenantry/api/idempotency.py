@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import threading
-from collections import OrderedDict
 from datetime import timedelta
 from typing import TYPE_CHECKING, Annotated, Any, Final, LiteralString, Protocol, TypeAlias
 from uuid import UUID, uuid5
@@ -19,7 +17,6 @@ if TYPE_CHECKING:
     from tenantry.database.pool import Database
 
 _NAMESPACE: Final = UUID("5d3f6c1e-0f6b-5b0e-9b55-6d2f1c9a7e10")
-_MOST_IN_MEMORY: Final = 10_000
 
 HEADER: Final = "Idempotency-Key"
 
@@ -52,23 +49,6 @@ class IdempotencyKeys(Protocol):
 
         Kept when this returns, over a restart too. Raises `StoreUnavailableError`.
         """
-
-
-class MemoryIdempotencyKeys:
-    """Keys that are forgotten with the process, and the oldest of very many before."""
-
-    def __init__(self, most: int = _MOST_IN_MEMORY) -> None:
-        self._most = most
-        self._kept: OrderedDict[bytes, bytes] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def claim(self, key: bytes, fingerprint: bytes) -> bool:
-        """See `IdempotencyKeys.claim`."""
-        with self._lock:
-            kept = self._kept.setdefault(key, fingerprint)
-            while len(self._kept) > self._most:
-                self._kept.popitem(last=False)
-            return kept == fingerprint
 
 
 class Once:

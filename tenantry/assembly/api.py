@@ -8,15 +8,14 @@ from dataclasses import dataclass
 
 from tenantry import __version__
 from tenantry.api.app import create_app
-from tenantry.api.idempotency import MemoryIdempotencyKeys, PostgresIdempotencyKeys
+from tenantry.api.idempotency import PostgresIdempotencyKeys
 from tenantry.api.paging import kept_key
 from tenantry.api.routes.publishing import PUBLISH_SECONDS
 from tenantry.api.routing import way_in
 from tenantry.api.services import Services
-from tenantry.assembly.backends import Backends, Stores
-from tenantry.assembly.handlers import abandoned
+from tenantry.assembly.backends import Backends, Stores, abandoned
 from tenantry.assembly.listeners import Listeners
-from tenantry.assembly.standby import StandbyBroker, StandbyControl, StandbyProver
+from tenantry.assembly.standby import StandbyControl, StandbyPorts
 from tenantry.audit.auditor import Auditor
 from tenantry.audit.postgres import PostgresAccounts
 from tenantry.broker import select
@@ -147,7 +146,7 @@ def open_standby_api(
     shares: Shares,
 ) -> None:
     """Let requests in that only read; all others are told who leads."""
-    broker, stores = StandbyBroker(control.reasons), Stores.on(database)
+    refused, stores = StandbyPorts(control), Stores.on(database)
     metrics = SystemCollector(status=control.status, recorder=Recorder(), reconnects={})
     services = Services(
         control=control,
@@ -158,11 +157,11 @@ def open_standby_api(
         dead_letters=stores.dead_letters,
         cursor_key=cursor_key(settings),
         info=describe(settings, listeners, database=stores.database.where),
-        publishing=broker,
-        idempotency=MemoryIdempotencyKeys(),
-        reprocessing=reprocessing_of(stores, broker, broker, on_listed=lambda *_: None),
-        auditor=Auditor(PostgresAccounts(database), broker, lambda _: None),
-        prover=StandbyProver(control.reasons),
+        publishing=refused,
+        idempotency=refused,
+        reprocessing=reprocessing_of(stores, refused, refused, on_listed=lambda *_: None),
+        auditor=Auditor(PostgresAccounts(database), refused, lambda _: None),
+        prover=refused,
         metrics=MetricsPage(metrics),
         default_workers=lambda: settings.workers,
     )

@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from concurrent.futures import Future
-from contextlib import AbstractContextManager
 from datetime import UTC, datetime
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from tenantry import __version__
-from tenantry.broker.port import DeadLetterBrowser, Outgoing, QueueCounts
 from tenantry.control.port import (
     ActorStatus,
     ControlUnavailableError,
-    Outcome,
     Role,
     SystemState,
     SystemStatus,
     TenantRuntime,
     TermStatus,
 )
-from tenantry.domain.commands import Command
-from tenantry.journal.port import Metadata
 from tenantry.terms.candidate import Candidate
 from tenantry.terms.port import Standing
 
@@ -61,9 +56,11 @@ class StandbyControl:
         standing = self._candidate.standing
         return None if standing is None else term_status(standing)
 
-    def execute(self, command: Command, *, metadata: Metadata, timeout: float) -> Outcome:  # noqa: ARG002
-        """Refuse a command."""
-        self._refuse()
+    def refuse(self, *_: Any, **__: Any) -> NoReturn:
+        """Refuse what would change something, and say who leads."""
+        raise ControlUnavailableError("; ".join(self.reasons()))
+
+    execute = drain = refuse
 
     def status(self) -> SystemStatus:
         """Tell that it stands by, and for whom."""
@@ -96,57 +93,18 @@ class StandbyControl:
         """Find nothing that hangs: its one duty is the main thread's, which systemd watches."""
         return ()
 
-    def drain(self) -> None:
-        """Refuse: nothing is consumed here."""
-        self._refuse()
-
     def stop(self) -> None:
         """Begin the shutdown."""
         self.stopping = True
         self._on_stop()
 
-    def _refuse(self) -> NoReturn:
-        raise ControlUnavailableError("; ".join(self.reasons()))
 
+class StandbyPorts:
+    """What else a standby may not use: to publish, to browse, to count, to prove, to keep keys.
 
-class _Refusing:
-    """What a standby may not use, and says so."""
+    It stands for `Publishing`, `DeadLetters`, `Queues`, `Prover` and `IdempotencyKeys`.
+    """
 
-    def __init__(self, reasons: Callable[[], tuple[str, ...]]) -> None:
-        self._reasons = reasons
-
-    def _refuse(self) -> NoReturn:
-        raise ControlUnavailableError("; ".join(self._reasons()))
-
-
-class StandbyProver(_Refusing):
-    """The prover (`Prover`) of a standby: to prove is to write."""
-
-    def prove(
-        self,
-        tenant_ids: Sequence[str] | None = None,  # noqa: ARG002
-        *,
-        broker: bool = True,  # noqa: ARG002
-        metadata: Metadata,  # noqa: ARG002
-    ) -> NoReturn:
-        """Refuse to prove anything."""
-        self._refuse()
-
-
-class StandbyBroker(_Refusing):
-    """The broker (`Publishing`, `DeadLetters`, `Queues`) as a standby has it: out of bounds."""
-
-    def publish(self, messages: Sequence[Outgoing], *, timeout: float) -> None:  # noqa: ARG002
-        """Refuse to publish."""
-        self._refuse()
-
-    def browse(
-        self,
-        tenant_id: str,  # noqa: ARG002
-    ) -> AbstractContextManager[DeadLetterBrowser]:
-        """Refuse to touch dead letters."""
-        self._refuse()
-
-    def queue_counts(self) -> Mapping[str, QueueCounts]:
-        """Refuse to count."""
-        self._refuse()
+    def __init__(self, control: StandbyControl) -> None:
+        self.publish = self.browse = self.queue_counts = control.refuse
+        self.prove = self.claim = control.refuse

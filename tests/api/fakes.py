@@ -353,3 +353,19 @@ class FakeProver:
     ) -> IsolationReport:
         self.asked.append((None if tenant_ids is None else list(tenant_ids), broker))
         return self.report
+
+
+class MemoryIdempotencyKeys:
+    """Keys that are forgotten with the process, and the oldest of very many before."""
+
+    def __init__(self, most: int = 10_000) -> None:
+        self._most = most
+        self._kept: dict[bytes, bytes] = {}
+        self._lock = threading.Lock()
+
+    def claim(self, key: bytes, fingerprint: bytes) -> bool:
+        with self._lock:
+            kept = self._kept.setdefault(key, fingerprint)
+            while len(self._kept) > self._most:
+                del self._kept[next(iter(self._kept))]
+            return kept == fingerprint

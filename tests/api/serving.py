@@ -14,7 +14,6 @@ from fastapi import FastAPI
 from starlette.middleware import Middleware
 
 from tenantry.api.app import create_app
-from tenantry.api.idempotency import MemoryIdempotencyKeys
 from tenantry.api.routing import way_in
 from tenantry.api.services import Services
 from tenantry.api.tail import JournalTail
@@ -38,6 +37,7 @@ from tests.api.fakes import (
     FakeProver,
     FakePublishing,
     FakeQueues,
+    MemoryIdempotencyKeys,
 )
 from tests.api.pages import RowsReader
 from tests.fakes.dead_letters import InMemoryDeadLetterIndex

@@ -10,12 +10,13 @@ from datetime import timedelta
 import httpx
 import pytest
 
-from tenantry.api.idempotency import IdempotencyKeys, MemoryIdempotencyKeys, PostgresIdempotencyKeys
+from tenantry.api.idempotency import IdempotencyKeys, PostgresIdempotencyKeys
 from tenantry.broker.port import BrokerUnavailableError
 from tenantry.database.pool import Database
 from tenantry.domain.commands import AbandonProvisioning, CreateTenant
 from tenantry.domain.tenant import decide
 from tenantry.journal.port import Metadata
+from tests.api.fakes import MemoryIdempotencyKeys
 from tests.api.serving import Served, World, serving
 
 KEY = {"Idempotency-Key": "8e03978e"}
