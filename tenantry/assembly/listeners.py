@@ -34,14 +34,7 @@ class Listeners:
         self._api = ApiServer(
             self._main_app, socket_path=settings.control_socket, relay=relay, max_connections=share
         )
-        self._front = Front(
-            (settings.server.host, settings.server.port),
-            relay=relay,
-            jwt_secret=settings.security.jwt_secret.get_secret_value() or None,
-            tls=settings.server.tls,
-            log_level=settings.log.level,
-            log_format=settings.log.format,
-        )
+        self._front = Front(settings, relay)
         self._metrics = (
             None
             if port is None

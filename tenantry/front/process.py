@@ -11,7 +11,6 @@ import sys
 import threading
 import time
 from contextlib import suppress
-from pathlib import Path
 from typing import Final
 
 import structlog
@@ -19,6 +18,7 @@ import structlog
 from tenantry.front import messages
 from tenantry.http.listeners import ListenError, Relay, bind_tcp, tls_context
 from tenantry.loops import Heartbeat
+from tenantry.settings import Settings
 
 log = structlog.get_logger("front")
 
@@ -63,22 +63,10 @@ class Front:
     The listening socket is the daemon's own: while the front is away, clients wait in its queue.
     """
 
-    def __init__(
-        self,
-        address: tuple[str, int],
-        *,
-        relay: Relay,
-        jwt_secret: str | None,
-        tls: tuple[Path, Path] | None,
-        log_level: str,
-        log_format: str,
-    ) -> None:
+    def __init__(self, settings: Settings, relay: Relay) -> None:
         self.heartbeat: Final = Heartbeat()
-        self._address = address
+        self._settings = settings
         self._relay = relay
-        self._jwt_secret = jwt_secret
-        self._tls = tls
-        self._log = (log_level, log_format)
         self._socket: socket.socket | None = None
         self._backends: messages.WorkWith | None = None
         self._process: subprocess.Popen[bytes] | None = None
@@ -95,9 +83,10 @@ class Front:
 
     def bind(self) -> None:
         """Take the address. Raises `ListenError`, for files of TLS that can't be used as well."""
-        if self._tls is not None:
-            tls_context(*self._tls)
-        self._socket = _bind(self._address)
+        server = self._settings.server
+        if server.tls is not None:
+            tls_context(*server.tls)
+        self._socket = _bind((server.host, server.port))
         self.port = self._socket.getsockname()[1]
 
     def run(self) -> None:
@@ -178,15 +167,15 @@ class Front:
                 # Found where this process has found it, wherever that was started.
                 env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
             )
-            level, style = self._log
+            tls, log_settings = self._settings.server.tls, self._settings.log
             self._tell(
                 messages.Serve(
                     descriptor=descriptor,
                     relay=relay,
-                    jwt_secret=self._jwt_secret,
-                    tls=None if self._tls is None else (str(self._tls[0]), str(self._tls[1])),
-                    log_level=level,
-                    log_format=style,
+                    jwt_secret=self._settings.security.jwt_secret.get_secret_value() or None,
+                    tls=None if tls is None else (str(tls[0]), str(tls[1])),
+                    log_level=log_settings.level,
+                    log_format=log_settings.format,
                 )
             )
             if self._backends is not None:

@@ -13,6 +13,7 @@ import socket
 import sys
 import threading
 from collections.abc import Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO, Final
@@ -21,14 +22,24 @@ import structlog
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from tenantry.api.paging import Cursors
+from tenantry.api.routes.messages import MessageReading, fast_routes
+from tenantry.api.routes.publishing import Publisher, fast_route
 from tenantry.api.routing import FastRoute, FastRoutes, way_in
+from tenantry.api.services import TenantLookup
+from tenantry.broker import select
 from tenantry.database.errors import DatabaseError
-from tenantry.front.backends import FrontBackends
+from tenantry.database.loop import LoopQueries
+from tenantry.database.pool import Database
 from tenantry.front.forward import Forward
 from tenantry.front.messages import Serve, Stop, WorkWith, read
 from tenantry.http.middleware import REQUEST_SECONDS
+from tenantry.http.pool import Pool
 from tenantry.http.server import ApiServer
+from tenantry.journal.postgres import PostgresEventStore
+from tenantry.messages.reader import PostgresPageReader
 from tenantry.process.start_checks import FRONT_FILES, connections
+from tenantry.projections.tenants import PostgresTenantDirectory
 from tenantry.telemetry import logging
 
 _PATIENCE: Final = 5.0
@@ -61,6 +72,9 @@ log = structlog.get_logger("front")
 
 LOOK_AGAIN: Final = 2.0
 """Seconds between attempts to open the database."""
+
+READERS: Final = 4
+JOIN_SECONDS: Final = 5.0
 
 
 def main() -> None:
@@ -96,14 +110,14 @@ def main() -> None:
 
 
 class Worker:
-    """Gets the front its backends, once it may have them."""
+    """What the front does by itself, once it may: reading pages, and publishing."""
 
     def __init__(self, app: FrontApplication, server: ApiServer) -> None:
         self._app = app
         self._server = server
         self._ended = threading.Event()
-        self._backends: FrontBackends | None = None
         self._thread: threading.Thread | None = None
+        self._opened = ExitStack()
 
     def work_with(self, wanted: WorkWith) -> None:
         """Open what `wanted` names, for as long as that takes; until then the daemon does all."""
@@ -120,20 +134,40 @@ class Worker:
         self._ended.set()
         if self._thread is not None:
             self._thread.join()
-        if self._backends is not None:
-            self._backends.close()
+        self._opened.close()
 
     def _open(self, wanted: WorkWith) -> None:
         while not self._ended.is_set():
             try:
-                backends = FrontBackends(wanted)
+                database = Database(wanted.database_url, pool_size=wanted.pool_size)
+                database.open()
             except DatabaseError as error:
                 log.warning("front.no_database", error=str(error))
                 self._ended.wait(LOOK_AGAIN)
             else:
-                self._backends = backends
-                self._server.call(partial(self._app.use, backends.fast_routes))
+                self._opened.callback(database.close)
+                routes = self._fast_routes(wanted, database)
+                self._server.call(partial(self._app.use, routes))
                 return
+
+    def _fast_routes(self, wanted: WorkWith, database: Database) -> list[FastRoute]:
+        lookup = TenantLookup(PostgresTenantDirectory(database, PostgresEventStore(database)))
+        reading = MessageReading(
+            page_reader=PostgresPageReader(
+                LoopQueries(database, connections=wanted.page_connections)
+            ),
+            lookup=lookup,
+            cursors=Cursors(bytes.fromhex(wanted.cursor_key)),
+            threads=Pool(READERS),
+        )
+        broker, loop = select.open_publishing(wanted.broker, database)
+        if loop is not None:
+            thread = threading.Thread(target=loop.run, name="broker-publishing")
+            thread.start()
+            self._opened.callback(thread.join, JOIN_SECONDS)
+            self._opened.callback(loop.stop)
+        publisher = Publisher(lookup=lookup, publishing=broker)
+        return [*fast_routes(reading), fast_route(publisher)]
 
 
 def _listen(messages: BinaryIO, worker: Worker) -> None:

@@ -16,6 +16,7 @@ from tenantry.dead_letters.keeper import LONGEST_STEP, DeadLetterKeeper
 from tenantry.front.process import LONGEST_LAUNCH, Front
 from tenantry.loops import Heartbeat, Loop, PeriodicService
 from tenantry.metrics.recorder import Recorder
+from tenantry.settings import Settings
 from tenantry.terms.keeper import LONGEST_RENEWAL, TermKeeper
 from tests.waiting import eventually
 
@@ -99,14 +100,7 @@ def letter_keeper(gate: Gate) -> Any:
 
 
 def front(gate: Gate) -> Any:
-    made = Front(
-        ("127.0.0.1", 0),
-        relay=cast("Any", None),
-        jwt_secret=None,
-        tls=None,
-        log_level="info",
-        log_format="json",
-    )
+    made = Front(Settings(), cast("Any", None))
 
     def launch() -> None:
         gate()
