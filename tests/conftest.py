@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import signal
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 import httpx
 import pytest
@@ -53,6 +53,15 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Schedul
 def pytest_unconfigure(config: pytest.Config) -> None:
     if _services in config.stash:
         config.stash[_services].close()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if isinstance(report.longrepr, tuple) and services_iggy.NOWHERE in report.longrepr[2]:
+        # One line for all of them, not one for each place that a test stands in.
+        report.longrepr = (services_iggy.__file__, None, report.longrepr[2])
+    return report
 
 
 @pytest.fixture(autouse=True)
