@@ -127,8 +127,6 @@ class EmbeddedPostgres:
         self._account = rundir.account_for(self._data_dir)
         if not (self._data_dir / "PG_VERSION").exists():
             self._create()
-        elif self._account is not None:
-            rundir.make_reachable(self._data_dir)
         url = self._running_url()
         if url is not None:
             log.info("took over the PostgreSQL server running in %s", self._data_dir)
@@ -279,7 +277,9 @@ class EmbeddedPostgres:
 
     def _pg_ctl(self, *arguments: str) -> None:
         # pg_ctl hands its arguments to a shell, so the path goes round it: by PGDATA and the
-        # working directory.
+        # working directory. Somebody may have shut a directory above since the last time.
+        if self._account is not None:
+            rundir.make_reachable(self._data_dir)
         self._run("pg_ctl", *arguments, cwd=self._data_dir, environment={"PGDATA": self._data_dir})
 
     def _run(

@@ -74,6 +74,17 @@ def test_a_restart_keeps_the_data(server: EmbeddedPostgres) -> None:
     assert ask(url, "SELECT n FROM kept") == 7
 
 
+def test_a_directory_above_that_somebody_shuts_keeps_it_neither_from_stopping_nor_from_starting(
+    new_server: EmbeddedPostgres, state_dir: Path
+) -> None:
+    """As root it runs as another user, who passes through no directory that is root's alone."""
+    new_server.start()
+    state_dir.chmod(0o700)
+    new_server.stop()
+    state_dir.chmod(0o700)
+    assert ask(new_server.start(), "SELECT 1") == 1
+
+
 def test_it_is_safe_durable_and_private_and_sees_none_of_our_environment(
     new_server: EmbeddedPostgres, state_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
