@@ -277,6 +277,31 @@ def test_the_reading_user_reads_its_own_stream_alone(broker: Broker, root: Sessi
     reader.close()
 
 
+def test_a_stream_that_gets_the_number_of_one_that_was_removed_is_nobody_elses(
+    broker: Broker, root: Session
+) -> None:
+    tenant = Provisioned(broker)
+    sender = Session(Access.of(tenant.url))
+    number = root.call(lambda client: client.get_stream(tenant.topology.exchange)).id
+    tenant.administration.remove_topology(tenant.id)
+    others = [Provisioned(broker) for _ in range(3)]
+    streams = [
+        root.call(lambda client, one=one: client.get_stream(one.topology.exchange))
+        for one in others
+    ]
+    heir = next((one for one in streams if one.id == number), None)
+    if heir is None:
+        pytest.skip("the server has given the number to none of the next three")
+    with pytest.raises(RefusedError):
+        sender.call(lambda client: client.send_messages(heir.id, "default", 0, [SendMessage(b"1")]))
+    sender.close()
+    # What the tenant had is given again with its stream.
+    tenant.administration.ensure_topology(tenant.topology)
+    assert DriftKind.PERMISSIONS in tenant.drift()
+    tenant.administration.ensure_user(tenant.id, tenant.hash)
+    assert tenant.drift() == set()
+
+
 def test_a_dead_letter_keeps_every_header_and_byte_and_goes_out_as_it_came(
     broker: Broker, root: Session
 ) -> None:

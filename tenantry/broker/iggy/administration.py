@@ -74,6 +74,8 @@ class IggyAdministration(IggyUsers):
                 pending = sum(
                     self._pending(session, tenant_id, found, NONE, self._books.standing()).values()
                 )
+                # Rights go by the stream's number, which another may get at once.
+                self.disown(session, tenant_id, found.id)
                 try:
                     session.call(lambda client: client.delete_stream(stream))
                 except MissingError:

@@ -140,6 +140,14 @@ class IggyUsers:
             users[names.username(tenant_id)] = user
         return users
 
+    def disown(self, session: Session, tenant_id: str, stream_id: int) -> None:
+        """Take from the tenant's users, as far as there are any, what they may do in a stream."""
+        for name in (producer_name(tenant_id), former_name(tenant_id), consumer_name(tenant_id)):
+            found = self._find(session, name)
+            given = None if found is None else found.permissions
+            if given is not None and stream_id in (given.streams or {}):
+                session.call(lambda client, name=name: client.update_permissions(name, None))  # type: ignore[misc]
+
     def _ensure_producer(
         self, session: Session, tenant_id: str, password: PasswordHash, stream_id: int
     ) -> None:
