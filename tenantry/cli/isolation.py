@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import click
+from click.core import ParameterSource
 
 from tenantry.cli import output
 from tenantry.cli.client import ControlClient, tenant_path
 from tenantry.cli.options import broker_tls, example, tenant_argument, with_client
 from tenantry.cli.output import FAILED, CommandError
-from tenantry.cli.producing import address_option, log_quietly
+from tenantry.cli.producing import address_options, addresses, log_quietly
 
 if TYPE_CHECKING:
     from tenantry.broker.port import TenantTopology
@@ -44,7 +45,7 @@ TIMEOUT: Final = 100.0
     is_flag=True,
     help="Let the daemon try it with users of its own, of the same rights: no password is changed.",
 )
-@address_option
+@address_options
 def verify_isolation(
     client: ControlClient,
     *,
@@ -53,6 +54,7 @@ def verify_isolation(
     credentials_file: Path | None,
     probe: bool,
     amqp_address: str | None,
+    iggy_address: str | None,
 ) -> None:
     """Prove that tenants can't reach one another.
 
@@ -70,7 +72,13 @@ def verify_isolation(
 
     log_quietly()
     if probe:
-        if credentials_file is not None or amqp_address is not None:
+        asked = click.get_current_context().get_parameter_source
+        named = [
+            one
+            for one in ("amqp_address", "iggy_address")
+            if asked(one) is ParameterSource.COMMANDLINE
+        ]
+        if credentials_file is not None or named:
             raise click.UsageError("--probe needs no credentials, and connects from the daemon")
         _finish(_daemons_proof(client, tenant_ids, broker=True), as_json=as_json)
         return
@@ -84,7 +92,7 @@ def verify_isolation(
                 accesses,
                 everybody,
                 say=say,
-                amqp_address=amqp_address,
+                addresses=addresses(amqp_address, iggy_address),
                 management=_management(client),
                 tls=broker_tls(),
             )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
@@ -14,6 +15,9 @@ from tenantry.cli.output import FAILED, CommandError
 
 if TYPE_CHECKING:
     from tenantry.producer.run import ProduceResult
+    from tenantry.tenant_client.connecting import Addresses
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 _UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0}
 MAX_INTERVAL: Final = 3600.0
@@ -40,12 +44,28 @@ def _address(_context: click.Context, _parameter: click.Parameter, value: str | 
     return value
 
 
-address_option = click.option(
-    "--amqp-address",
-    callback=_address,
-    metavar="HOST:PORT",
-    help="Where tenants connect.  [default: as their credentials say]",
-)
+def _option(name: str, port: str) -> Callable[[Function], Function]:
+    return click.option(
+        f"--{name}-address",
+        callback=_address,
+        envvar=f"TENANTRY_{name.upper()}_ADDRESS",
+        show_envvar=True,
+        metavar="HOST:PORT",
+        help=f"Where tenants connect, as in broker.example.org:{port}.  [default: as their "
+        "credentials say]",
+    )
+
+
+def address_options(function: Function) -> Function:
+    """Add the options of the brokers' addresses; `addresses` reads them."""
+    return _option("amqp", "5672")(_option("iggy", "8090")(function))
+
+
+def addresses(amqp_address: str | None, iggy_address: str | None) -> Addresses:
+    """Give what the options say."""
+    from tenantry.tenant_client.connecting import Addresses
+
+    return Addresses(amqp=amqp_address, iggy=iggy_address)
 
 
 @click.command(
@@ -69,7 +89,7 @@ address_option = click.option(
               show_default=True, help="Messages per batch.")  # fmt: skip
 @click.option("--interval", callback=_seconds, metavar="TIME", default="1ms", show_default=True,
               help="The pause between a producer's batches.")  # fmt: skip
-@address_option
+@address_options
 def produce(
     client: ControlClient,
     *,
@@ -82,6 +102,7 @@ def produce(
     messages_per_batch: int,
     interval: float,
     amqp_address: str | None,
+    iggy_address: str | None,
 ) -> None:
     """Publish as many tenants at once, and count.
 
@@ -103,7 +124,7 @@ def produce(
         batches=message_batches_limit,
         batch_size=messages_per_batch,
         interval=interval,
-        amqp_address=amqp_address,
+        addresses=addresses(amqp_address, iggy_address),
         tls=broker_tls(),
     )
     try:

@@ -15,7 +15,8 @@ from tenantry.broker.rabbitmq.tls import SYSTEMS, Tls
 from tenantry.isolation import rabbitmq, sql
 from tenantry.isolation.port import Check, IsolationReport
 from tenantry.tenant_client.access import ProducerError, Say, TenantAccess
-from tenantry.tenant_client.amqp import AmqpClient, TenantClientError, at_address
+from tenantry.tenant_client.amqp import AmqpClient, TenantClientError
+from tenantry.tenant_client.connecting import EVERYWHERE, IGGY, Addresses, kind_of
 from tenantry.tenant_client.sql import SqlClient
 
 AT_ONCE: Final = 8
@@ -27,7 +28,7 @@ def verify_isolation(
     everybody: Sequence[TenantTopology],
     *,
     say: Say,
-    amqp_address: str | None = None,
+    addresses: Addresses = EVERYWHERE,
     management: str | None = None,
     tls: Tls = SYSTEMS,
 ) -> IsolationReport:
@@ -39,7 +40,7 @@ def verify_isolation(
     """
     with ThreadPoolExecutor(max_workers=AT_ONCE, thread_name_prefix="isolation") as pool:
         found = pool.map(
-            lambda access: _examine(access, everybody, amqp_address, management, tls), accesses
+            lambda access: _examine(access, everybody, addresses, management, tls), accesses
         )
         checks: list[Check] = []
         for access, mine in zip(accesses, found, strict=True):
@@ -51,15 +52,17 @@ def verify_isolation(
 def _examine(
     access: TenantAccess,
     everybody: Sequence[TenantTopology],
-    amqp_address: str | None,
+    addresses: Addresses,
     management: str | None,
     tls: Tls,
 ) -> list[Check]:
     mine = access.topology
+    if kind_of(access.credentials.url) == IGGY:
+        raise ProducerError("isolation is not proven on Iggy yet")
     others = [one for one in everybody if one.tenant_id != mine.tenant_id]
     name = f"isolation of {mine.tenant_id}"
     try:
-        url = at_address(access.credentials.url, amqp_address)
+        url = addresses.at(access.credentials.url)
         if access.credentials.postgres_url:
             with closing(SqlClient(url, name=name)) as role:
                 role.open()

@@ -18,8 +18,8 @@ from tenantry.domain import names
 from tenantry.isolation.port import IsolationReport
 from tenantry.isolation.proof import verify_isolation
 from tenantry.tenant_client.access import Api, ProducerError, Say, TenantAccess, ensure_tenant
-from tenantry.tenant_client.amqp import AmqpClient, TenantClientError, TenantMessage, at_address
-from tenantry.tenant_client.sql import SqlClient
+from tenantry.tenant_client.amqp import TenantClientError, TenantMessage
+from tenantry.tenant_client.connecting import EVERYWHERE, Addresses, client_for
 
 KINDS: Final = {"events": "event", "logs": "log", "notifications": "notification"}
 """The topics every tenant gets, and what a message of each calls itself."""
@@ -86,11 +86,7 @@ class Sender:
         self._stop = stop
         self._sent = sent
         name = f"producer {assignment.producer} of {assignment.topic}"
-        self._link = (
-            AmqpClient(assignment.url, name=name, tls=assignment.tls)
-            if assignment.url.startswith("amqp")
-            else SqlClient(assignment.url, name=name)
-        )
+        self._link = client_for(assignment.url, name=name, tls=assignment.tls)
 
     def run(self) -> Tally:
         """Send everything and count. Never raises for what the broker does."""
@@ -185,7 +181,7 @@ class ProducerOptions:
     batches: int = 10
     batch_size: int = 10
     interval: float = 0.001
-    amqp_address: str | None = None
+    addresses: Addresses = EVERYWHERE
     tls: Tls = SYSTEMS
 
     @property
@@ -247,7 +243,7 @@ def produce(
             accesses,
             [access.topology for access in accesses],
             say=say,
-            amqp_address=options.amqp_address,
+            addresses=options.addresses,
             tls=options.tls,
         )
     say(f"--- Starting {options.producers} producer(s) for each tenant ---")
@@ -319,7 +315,7 @@ def _assignments(options: ProducerOptions, accesses: Sequence[TenantAccess]) -> 
     return [
         Assignment(
             run=run,
-            url=at_address(access.credentials.url, options.amqp_address),
+            url=options.addresses.at(access.credentials.url),
             tenant_id=access.topology.tenant_id,
             topic=topic,
             kind=kind,

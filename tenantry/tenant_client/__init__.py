@@ -1,1 +1,1 @@
-"""A tenant's own way in: AMQP or SQL with its credentials, as its programs have it."""
+"""A tenant's own way in: AMQP, SQL or Iggy with its credentials, as its programs have it."""

@@ -12,7 +12,6 @@ from pika import BasicProperties
 from pika.exceptions import AMQPError, ChannelClosedByBroker
 from pika.spec import PERSISTENT_DELIVERY_MODE, Basic
 
-from tenantry import urls
 from tenantry.broker.rabbitmq.connection import describe, secure
 from tenantry.broker.rabbitmq.tls import SYSTEMS, Tls
 
@@ -162,15 +161,6 @@ class Confirms:
         self._returned[properties.message_id or ""] = method.reply_text
 
 
-def at_address(amqp_url: str, address: str | None) -> str:
-    """Give the URL with another HOST:PORT, if there is one. Raises `TenantClientError`."""
-    if address is None:
-        return amqp_url
-    if not amqp_url.startswith("amqp"):
-        raise TenantClientError("the broker is the embedded one: it has no AMQP address")
-    return urls.at_address(amqp_url, address)
-
-
 class AmqpClient:
     """One connection, and a channel with confirms. Belongs to the thread that opened it."""
 
@@ -178,8 +168,6 @@ class AmqpClient:
         self, amqp_url: str, *, name: str, timeout: float = TIMEOUT, tls: Tls = SYSTEMS
     ) -> None:
         """Raises `BrokerError` for files of `tls` that can't be used."""
-        if not amqp_url.startswith("amqp"):
-            raise TenantClientError("this is not done on Iggy yet: the broker speaks no AMQP")
         self._parameters = pika.URLParameters(amqp_url)
         secure(self._parameters, amqp_url, tls)
         self._parameters.heartbeat = 30

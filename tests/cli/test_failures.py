@@ -74,6 +74,8 @@ def test_a_flag_of_the_daemon_out_of_range_is_exit_2(run: Run) -> None:
         ["produce", "--interval", "fast"],
         ["produce", "--amqp-address", "localhost"],
         ["produce", "--amqp-address", "localhost:99999"],
+        ["produce", "--iggy-address", "localhost:0"],
+        ["verify-isolation", "--probe", "--iggy-address", "localhost:8090"],
         ["completion", "tcsh"],
         ["nonsense"],
         ["status", "--nonsense"],
@@ -94,6 +96,8 @@ def test_bad_usage_is_exit_2(api: Served, run: Run, arguments: list[str]) -> Non
         ("PRODUCERS_COUNT", "-1"),
         ("PARTITIONS_COUNT", "65"),
         ("ENSURE_ACCESS", "perhaps"),
+        ("TENANTRY_AMQP_ADDRESS", "broker"),
+        ("TENANTRY_IGGY_ADDRESS", "broker"),
     ],
 )
 def test_a_bad_variable_of_the_producer_is_exit_2_with_its_name(

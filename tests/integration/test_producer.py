@@ -10,6 +10,7 @@ import pytest
 
 from tenantry.domain import names
 from tenantry.producer.run import ProducerOptions, produce
+from tenantry.tenant_client.connecting import Addresses
 from tests.integration.broker_api import BrokerApi, depth, small, taken
 from tests.waiting import eventually
 
@@ -147,6 +148,8 @@ def test_a_broker_that_stays_away_is_given_up(
 ) -> None:
     monkeypatch.setattr("tenantry.producer.run.ATTEMPTS", 2)
     monkeypatch.setattr("tenantry.producer.run.FIRST_BACKOFF", 0.01)
-    options = small(tenants=1, batches=50, ensure_access=False, amqp_address="127.0.0.1:1")
+    options = small(
+        tenants=1, batches=50, ensure_access=False, addresses=Addresses(amqp="127.0.0.1:1")
+    )
     result = produce(options, api, say=lambda _line: None)
     assert (result.total.sent, result.total.failed) == (1500, 1500)

@@ -10,7 +10,7 @@ from psycopg.conninfo import conninfo_to_dict
 from tenantry.broker.rabbitmq.administration import RabbitAdministration
 from tenantry.database.conninfo import url_for
 from tenantry.database.embedded import url_of
-from tenantry.tenant_client.amqp import at_address
+from tenantry.tenant_client.connecting import Addresses
 from tenantry.urls import amqp_url, without_user
 
 AWKWARD = "a b+c%d#e?f&g=h'i\"j\\k:l@m;n[o]ü,~|漢😀"
@@ -70,7 +70,8 @@ def test_an_amqp_url_reads_as_it_was_written(
     user: str, password: str, vhost: str, host: str, port: int
 ) -> None:
     url = amqp_url(scheme="amqp", user=user, password=password, host=host, port=port, vhost=vhost)
-    for one in (url, at_address(url, f"[{host}]:{port}" if ":" in host else f"{host}:{port}")):
+    place = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    for one in (url, Addresses(amqp=place).at(url)):
         read = pika.URLParameters(one)
         assert (read.host, read.port, read.virtual_host) == (host, port, vhost)
         credentials = read.credentials

@@ -11,7 +11,8 @@ from tenantry.broker.iggy.client import ExistsError, MissingError, RefusedError,
 from tenantry.broker.iggy.consuming import IggyConsuming
 from tenantry.broker.iggy.topology import mark_topic, marked_by, place_of, routed
 from tenantry.broker.port import BrokerError, BrokerUnavailableError, QueueSpec
-from tenantry.tenant_client.amqp import AmqpClient, TenantClientError
+from tenantry.tenant_client.amqp import TenantClientError, TenantMessage
+from tenantry.tenant_client.iggy import IggyTenantClient
 
 
 def test_without_the_extra_it_is_said_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,6 +74,21 @@ def test_what_is_asked_of_a_reader_that_has_ended_is_done_at_once() -> None:
     assert done == [1]
 
 
-def test_a_tenants_amqp_client_says_that_iggy_speaks_no_amqp() -> None:
-    with pytest.raises(TenantClientError, match="not done on Iggy yet"):
-        AmqpClient("iggy://u:p@h:8090", name="x")
+def test_a_tenants_client_without_the_extra_says_how_to_get_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "apache_iggy", None)
+    with pytest.raises(TenantClientError, match=r"pip install 'tenantry\[iggy\]'"):
+        IggyTenantClient("iggy://u:p@127.0.0.1:1")
+
+
+def test_a_tenants_client_names_what_to_correct_and_no_password() -> None:
+    client = IggyTenantClient("iggy://u:hunter2@127.0.0.1:1")
+    with pytest.raises(TenantClientError, match="--iggy-address") as caught:
+        client.open()
+    assert "hunter2" not in str(caught.value)
+    assert "broker.url" not in str(caught.value)
+    mail = TenantMessage(routing_key="events.0", body=b"x", message_id="1")
+    assert client.publish("stream", [mail]).reason == "not connected"
+    client.close()
+    client.close()

@@ -12,7 +12,8 @@ import pytest
 
 from tenantry.producer.run import Assignment, ProducerOptions, Sender, Tally
 from tenantry.tenant_client.access import ProducerError, ensure_tenant, every_tenant, problem
-from tenantry.tenant_client.amqp import AmqpClient, TenantClientError, at_address
+from tenantry.tenant_client.amqp import AmqpClient, TenantClientError
+from tenantry.tenant_client.connecting import Addresses
 
 ASSIGNMENT = Assignment(
     run="run",
@@ -48,18 +49,37 @@ def silent_server() -> Iterator[int]:
 
 
 @pytest.mark.parametrize(
-    ("url", "address", "expected"),
+    ("url", "addresses", "expected"),
     [
-        ("amqp://u:p@h:1/v", None, "amqp://u:p@h:1/v"),
-        ("amqp://u:p@h:1/%2F", "other:2", "amqp://u:p@other:2/%2F"),
-        ("amqps://u:p%40@h", "[::1]:2", "amqps://u:p%40@[::1]:2"),
-        ("amqp://h", "other:2", "amqp://other:2"),
+        ("amqp://u:p@h:1/v", Addresses(), "amqp://u:p@h:1/v"),
+        ("amqp://u:p@h:1/%2F", Addresses(amqp="other:2"), "amqp://u:p@other:2/%2F"),
+        ("amqps://u:p%40@h", Addresses(amqp="[::1]:2"), "amqps://u:p%40@[::1]:2"),
+        ("amqp://h", Addresses(amqp="other:2"), "amqp://other:2"),
+        ("iggy://u:p@h:1", Addresses(iggy="other:2"), "iggy://u:p@other:2"),
+        ("iggys://u:p%2F@h:1", Addresses(iggy="[::1]:2"), "iggys://u:p%2F@[::1]:2"),
+        ("postgresql://u:p@h/d", Addresses(), "postgresql://u:p@h/d"),
     ],
 )
 def test_tenants_connect_where_they_are_told_to(
-    url: str, address: str | None, expected: str
+    url: str, addresses: Addresses, expected: str
 ) -> None:
-    assert at_address(url, address) == expected
+    assert addresses.at(url) == expected
+
+
+@pytest.mark.parametrize(
+    ("url", "addresses", "reason"),
+    [
+        ("postgresql://h/d", Addresses(amqp="h:1"), "the embedded one: it has no AMQP address"),
+        ("amqp://h", Addresses(iggy="h:1"), "RabbitMQ: it has no Iggy address"),
+        ("iggy://h", Addresses(amqp="h:1"), "Apache Iggy: it has no AMQP address"),
+        ("iggy://h", Addresses(amqp="h:1", iggy="h:1"), "Apache Iggy: it has no AMQP address"),
+    ],
+)
+def test_an_address_of_another_kind_of_broker_is_refused(
+    url: str, addresses: Addresses, reason: str
+) -> None:
+    with pytest.raises(TenantClientError, match=reason):
+        addresses.at(url)
 
 
 def test_the_defaults_make_2700_messages() -> None:

@@ -24,9 +24,11 @@ class Access:
     user: str
     password: str = field(repr=False)
     secure: bool = False
+    source: str = "broker.url"
+    """Where the URL is from, for messages."""
 
     @classmethod
-    def of(cls, url: str) -> Self:
+    def of(cls, url: str, *, source: str = "broker.url") -> Self:
         """Read a URL; without a user it is Iggy's root with its first password."""
         parts = urlsplit(url)
         return cls(
@@ -35,6 +37,7 @@ class Access:
             user=unquote(parts.username or "iggy"),
             password=unquote(parts.password or "iggy"),
             secure=parts.scheme == SECURE,
+            source=source,
         )
 
     @property

@@ -64,7 +64,7 @@ def library() -> ModuleType:
     return apache_iggy
 
 
-def error_of(error: BaseException, where: str) -> BrokerError:
+def error_of(error: BaseException, where: str, source: str = "broker.url") -> BrokerError:
     """Give the port's error for one of the library's, which tells them apart by their text."""
     text = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, TimeoutError):
@@ -77,7 +77,7 @@ def error_of(error: BaseException, where: str) -> BrokerError:
     if text == "Unauthorized":
         return RefusedError(message)
     if text == _REFUSED:
-        return RefusedError(f"{message}: check user and password in broker.url")
+        return RefusedError(f"{message}: check user and password in {source}")
     if isinstance(error, (ValueError, TypeError, OverflowError)) or text.startswith(
         ("Invalid", "Too ", "Empty", "Unsupported", "Feature")
     ):
@@ -102,14 +102,16 @@ async def connect(access: Access) -> IggyClient:
             await client.connect()
             await client.login_user(access.user, access.password)
     except (RuntimeError, ValueError, TimeoutError) as error:
-        raise _unreachable(error_of(error, access.where), access) from error
+        found = error_of(error, access.where, access.source)
+        raise _unreachable(found, access) from error
     return client
 
 
 def _unreachable(error: BrokerError, access: Access) -> BrokerError:
     if isinstance(error, BrokerUnavailableError):
         return BrokerUnavailableError(
-            f"Iggy can't be reached at {access.where}: {error}; start it, or correct broker.url"
+            f"Iggy can't be reached at {access.where}: {error}; start it, or correct"
+            f" {access.source}"
         )
     return error
 

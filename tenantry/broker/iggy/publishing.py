@@ -41,24 +41,25 @@ class IggyPublishing:
         if not messages:
             return
         until = time.monotonic() + timeout
-        iggy = library()
         with self._sessions.session() as session:
             for place, part in groupby(messages, lambda one: routed(one.exchange, one.routing_key)):
                 group = list(part)
-                partition = iggy.Partitioning.partition_id(place.partition)
-                for batch in _batches([_message(one) for one in group], group):
-                    _send(session, place, partition, batch, until)
+                for batch in _batches([made(one) for one in group], group):
+                    send(session, place, batch, until)
 
 
-def _send(
-    session: Session, place: Place, partition: object, batch: list[SendMessage], until: float
-) -> None:
+def send(session: Session, place: Place, batch: list[SendMessage], until: float) -> None:
+    """Send messages to a partition with one request, confirmed by a time of the monotonic clock.
+
+    Raises as `IggyPublishing.publish`.
+    """
     left = until - time.monotonic()
     if left <= 0:
         raise BrokerUnavailableError("Iggy has not confirmed in time")
+    partition = library().Partitioning.partition_id(place.partition)
     try:
         session.call(
-            lambda client: client.send_messages(place.stream, place.topic, partition, batch),  # type: ignore[arg-type]
+            lambda client: client.send_messages(place.stream, place.topic, partition, batch),
             timeout=left,
         )
     except MissingError as error:
@@ -81,7 +82,7 @@ def _batches(sent: list[SendMessage], group: list[Outgoing]) -> list[list[SendMe
     return batches
 
 
-def _message(outgoing: Outgoing) -> SendMessage:
+def made(outgoing: Outgoing) -> SendMessage:
     """Make a message of Iggy's. Raises `BrokerError`."""
     iggy = library()
     try:

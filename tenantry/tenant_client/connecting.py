@@ -1,0 +1,79 @@
+"""Which client a tenant's URL needs, and where it connects."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, Protocol
+from urllib.parse import urlsplit
+
+from tenantry import urls
+from tenantry.broker.rabbitmq.tls import SYSTEMS, Tls
+from tenantry.tenant_client.amqp import AmqpClient, PublishResult, TenantClientError, TenantMessage
+from tenantry.tenant_client.iggy import IggyTenantClient
+from tenantry.tenant_client.sql import SqlClient
+
+AMQP, IGGY, SQL = "AMQP", "Iggy", "SQL"
+
+_KINDS: Final = {"amqp": AMQP, "amqps": AMQP, "iggy": IGGY, "iggys": IGGY}
+_BROKERS: Final = {AMQP: "RabbitMQ", IGGY: "Apache Iggy", SQL: "the embedded one"}
+
+
+class TenantClient(Protocol):
+    """A tenant's connection to whichever broker it is."""
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it can be used; once lost it stays so until the next `open`."""
+
+    def open(self) -> None:
+        """Connect and log in. Raises `TenantClientError`."""
+
+    def close(self) -> None:
+        """Say goodbye and free the connection; harmless twice, and before `open`."""
+
+    def idle(self, seconds: float) -> None:
+        """Let time pass. Raises `TenantClientError` where the connection is known to be lost."""
+
+    def publish(self, exchange: str, batch: Sequence[TenantMessage]) -> PublishResult:
+        """Publish a batch and wait for the broker's word on each message. Never raises."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Addresses:
+    """Where tenants connect, each a HOST:PORT or None: where their credentials say."""
+
+    amqp: str | None = None
+    iggy: str | None = None
+
+    def at(self, url: str) -> str:
+        """Give a tenant's URL with the address there is for its broker.
+
+        Raises `TenantClientError` for the address of another kind of broker.
+        """
+        kind = kind_of(url)
+        given = {AMQP: self.amqp, IGGY: self.iggy}
+        for one, place in given.items():
+            if place is not None and one != kind:
+                raise TenantClientError(f"the broker is {_BROKERS[kind]}: it has no {one} address")
+        place = given.get(kind)
+        return url if place is None else urls.at_address(url, place)
+
+
+EVERYWHERE: Final = Addresses()
+"""Each where its credentials say."""
+
+
+def kind_of(url: str) -> str:
+    """Tell which client a URL needs: `AMQP`, `IGGY` or `SQL`."""
+    return _KINDS.get(urlsplit(url).scheme, SQL)
+
+
+def client_for(url: str, *, name: str, tls: Tls = SYSTEMS) -> TenantClient:
+    """Make the client that a URL needs; nothing is connected. Raises `TenantClientError`."""
+    kind = kind_of(url)
+    if kind == AMQP:
+        return AmqpClient(url, name=name, tls=tls)
+    if kind == IGGY:
+        return IggyTenantClient(url)
+    return SqlClient(url, name=name)

@@ -1,0 +1,134 @@
+"""A tenant's own connection to Apache Iggy, as one of its users."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TYPE_CHECKING, Final, TypeVar
+
+from tenantry.broker.iggy.access import Access
+from tenantry.broker.iggy.client import RefusedError, Session, library
+from tenantry.broker.iggy.publishing import AT_ONCE, made, send
+from tenantry.broker.iggy.topology import Place, routed
+from tenantry.broker.port import BrokerError, BrokerUnavailableError, Outgoing
+from tenantry.tenant_client.amqp import (
+    TIMEOUT,
+    AttemptResult,
+    PublishResult,
+    TenantClientError,
+    TenantMessage,
+)
+
+if TYPE_CHECKING:
+    from apache_iggy import IggyClient
+
+T = TypeVar("T")
+
+SOURCE: Final = "the tenant's credentials, or --iggy-address"
+
+
+class IggyTenantClient:
+    """One connection. Belongs to the thread that opened it; every call ends in time.
+
+    The library sends heartbeats by itself.
+    """
+
+    def __init__(self, iggy_url: str, *, timeout: float = TIMEOUT) -> None:
+        """Raises `TenantClientError` where the client library is missing."""
+        try:
+            library()
+        except BrokerError as error:
+            raise TenantClientError(str(error)) from error
+        self._access = Access.of(iggy_url, source=SOURCE)
+        self._timeout = timeout
+        self._session: Session | None = None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it can be used; once lost it stays so until the next `open`."""
+        return self._session is not None
+
+    def open(self) -> None:
+        """Connect and log in. Raises `TenantClientError`."""
+        self.close()
+        try:
+            self._session = Session(self._access)
+        except BrokerError as error:
+            raise TenantClientError(str(error)) from error
+
+    def close(self) -> None:
+        """Say goodbye and free the connection; harmless twice, and before `open`."""
+        session, self._session = self._session, None
+        if session is not None:
+            session.close()
+
+    def idle(self, seconds: float) -> None:
+        """Let time pass."""
+        time.sleep(max(0.0, seconds))
+
+    def publish(self, exchange: str, batch: Sequence[TenantMessage]) -> PublishResult:
+        """Publish a batch, a request for each partition it goes to.
+
+        Never raises: what was not confirmed may have been taken all the same, so publish it again
+        with the same message ids.
+        """
+        until = time.monotonic() + self._timeout
+        places: dict[Place, list[int]] = {}
+        for index, mail in enumerate(batch):
+            places.setdefault(routed(exchange, mail.routing_key), []).append(index)
+        confirmed: set[int] = set()
+        reason: str | None = None
+        for place, indexes in places.items():
+            for start in range(0, len(indexes), AT_ONCE):
+                part = indexes[start : start + AT_ONCE]
+                try:
+                    messages = [made(_outgoing(exchange, batch[index])) for index in part]
+                    send(self._open_session(), place, messages, until)
+                except BrokerUnavailableError as error:
+                    self.close()
+                    return PublishResult(confirmed=frozenset(confirmed), reason=str(error))
+                except (BrokerError, TenantClientError) as error:
+                    reason = reason or str(error)
+                else:
+                    confirmed.update(part)
+        return PublishResult(confirmed=frozenset(confirmed), reason=reason)
+
+    def call(self, ask: Callable[[IggyClient], Awaitable[T]]) -> T:
+        """Make one request, and wait for its answer. Raises `BrokerError`, `TenantClientError`."""
+        try:
+            return self._open_session().call(ask, timeout=self._timeout)
+        except BrokerUnavailableError:
+            self.close()
+            raise
+
+    def attempt(self, ask: Callable[[IggyClient], Awaitable[object]]) -> AttemptResult:
+        """Make one request, and tell whether it is allowed.
+
+        Only what the server calls unauthorised is refused: whatever else it says, it says to who
+        may ask. Raises `TenantClientError` where it gives no verdict.
+        """
+        try:
+            self.call(ask)
+        except RefusedError:
+            return AttemptResult.REFUSED
+        except BrokerUnavailableError as error:
+            raise TenantClientError(str(error)) from error
+        except BrokerError:
+            return AttemptResult.ALLOWED
+        return AttemptResult.ALLOWED
+
+    def _open_session(self) -> Session:
+        if self._session is None:
+            raise TenantClientError("not connected")
+        return self._session
+
+
+def _outgoing(exchange: str, mail: TenantMessage) -> Outgoing:
+    return Outgoing(
+        exchange=exchange,
+        routing_key=mail.routing_key,
+        body=mail.body,
+        message_id=mail.message_id,
+        content_type=mail.content_type,
+        headers={"timestamp_in_ms": mail.published_at_ms},
+    )
