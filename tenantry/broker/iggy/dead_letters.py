@@ -1,98 +1,38 @@
-"""Tenants' dead letters on Iggy, which has none: a table in the database, the oldest first.
+"""Tenants' dead letters on Iggy, which has none: a table in the database, `tenantry.iggy_rejected`.
 
 A topic would give none of them up alone, and a replay or a discard takes out single ones.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager, suppress
+import asyncio
+from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import psycopg
 
-from tenantry.broker.iggy.headers import told_by, unpack
-from tenantry.broker.port import (
-    BrokerError,
-    BrokerUnavailableError,
-    DeadLettersBusyError,
-    QueuedDeadLetter,
-)
-from tenantry.database.failures import PortErrors
+from tenantry.broker import topology as layout
+from tenantry.broker.dead_letter_table import REJECTED, TableDeadLetters
+from tenantry.broker.iggy.headers import own_id, pack, published, told, told_by, unpack
+from tenantry.broker.iggy.partition import Partition
+from tenantry.broker.port import QueuedDeadLetter
 from tenantry.database.pool import Database
 from tenantry.messages.port import Incoming
 from tenantry.sql import queries
 
-BYTES: Final = 8 * 1024 * 1024
-"""How much is read at once."""
+if TYPE_CHECKING:
+    from apache_iggy import ReceiveMessage
 
-_REASON: Final = "rejected"
-"""Nothing else makes a dead letter here: what expires on Iggy is gone."""
-
-_ERRORS: Final = PortErrors(
-    BrokerUnavailableError, BrokerError, where="the dead letters can't be read"
-)
+DATABASE_TIMEOUT: Final = 3.0
+"""Seconds the database may take to write a dead letter before others go on."""
 
 
-class IggyDeadLetterBrowser:
-    """Browses, on a connection of its own: no other browser begins while its session lives."""
-
-    gone = True
-    complete = True
-
-    def __init__(self, connection: psycopg.Connection[Any], tenant_id: str) -> None:
-        self._connection = connection
-        self._tenant_id = tenant_id
-        self._sql = queries("iggy")
-        self._after = 0
-        self._given: list[int] = []
-        row = self._execute("last_rejected").fetchone()
-        self._last = 0 if row is None else row[0]
-
-    def next(self, most: int) -> list[QueuedDeadLetter]:
-        """Give further messages; none at the end of what was there at the start."""
-        rows = self._execute(
-            "next_rejected", after=self._after, last=self._last, most=most, bytes=BYTES
-        ).fetchall()
-        self._given = [row[0] for row in rows]
-        if rows:
-            self._after = self._given[-1]
-        return [_dead_letter(Row(*row)) for row in rows]
-
-    def remove(self, indexes: Collection[int]) -> None:
-        """Remove messages, by their place in what `next` gave last."""
-        self._execute("remove_rejected", seqs=[self._given[index] for index in indexes])
-
-    def _execute(self, name: str, **parameters: object) -> psycopg.Cursor[Any]:
-        with _ERRORS:
-            return self._connection.execute(
-                self._sql[name], {"tenant": self._tenant_id, **parameters}
-            )
-
-
-class IggyDeadLetters:
-    """Dead letters (`tenantry.broker.port.DeadLetters`) in `tenantry.iggy_rejected`."""
+class IggyDeadLetters(TableDeadLetters):
+    """Dead letters (`tenantry.broker.port.DeadLetters`) as `DeadLetterWriter` has written them."""
 
     def __init__(self, database: Database) -> None:
-        self._database = database
-        self._sql = queries("queues")
-
-    @contextmanager
-    def browse(self, tenant_id: str) -> Iterator[IggyDeadLetterBrowser]:
-        """See `DeadLetters.browse`."""
-        with _ERRORS, self._database.listen_connection() as connection:
-            row = connection.execute(self._sql["begin_browse"], {"tenant": tenant_id}).fetchone()
-            if row is None:
-                raise DeadLettersBusyError(
-                    f"the dead letters of tenant {tenant_id!r} are being replayed or discarded"
-                )
-            try:
-                yield IggyDeadLetterBrowser(connection, tenant_id)
-            finally:
-                # Else it ends with the session, which takes the server a moment to notice.
-                with suppress(psycopg.Error):
-                    connection.execute(self._sql["end_browse"], {"tenant": tenant_id})
+        super().__init__(database, queries("iggy"), _dead_letter)
 
 
 class Row(NamedTuple):
@@ -108,7 +48,8 @@ class Row(NamedTuple):
     died_at: datetime
 
 
-def _dead_letter(row: Row) -> QueuedDeadLetter:
+def _dead_letter(columns: Sequence[Any]) -> QueuedDeadLetter:
+    row = Row(*columns)
     _, typed = unpack(row.properties)
     read = told_by(typed, row.id or "", row.published_at_ms)
     message = Incoming(
@@ -120,4 +61,80 @@ def _dead_letter(row: Row) -> QueuedDeadLetter:
         read.headers,
         row.published_at_ms,
     )
-    return QueuedDeadLetter(message, _REASON, row.died_at, row.properties)
+    return QueuedDeadLetter(message, REJECTED, row.died_at, row.properties)
+
+
+class DeadLetterWriter:
+    """Writes rejected messages to the database, on a connection of its own.
+
+    It belongs to one event loop from its first call until `close`.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._sql = queries("iggy")
+        self._connection: psycopg.AsyncConnection[tuple[object, ...]] | None = None
+
+    async def beyond(self, partition: Partition) -> list[int]:
+        """Give the offsets of dead letters that a partition gives once more.
+
+        Those that were worked off and can't come any more are forgotten.
+        """
+        parameters = self._parameters(partition) | {"floor": partition.window.floor}
+        await self._execute("forget_gone", parameters)
+        rows = await self._execute("rejected_beyond", parameters)
+        return [int(str(row[0])) for row in rows]
+
+    async def write(self, partition: Partition, message: ReceiveMessage) -> None:
+        """Keep a message, as it is; harmless twice."""
+        place, stamp = partition.place, message.timestamp()
+        own = own_id(message, place.topic, place.partition, stamp)
+        read = told(message, own, published(message, stamp))
+        await self._execute(
+            "reject",
+            self._parameters(partition)
+            | {
+                "offset": message.offset(),
+                "id": None if read.id is None else read.id.replace("\x00", "\ufffd"),
+                "published_at_ms": read.published_at_ms,
+                "properties": _properties(message),
+                "body": message.payload(),
+            },
+        )
+
+    async def close(self) -> None:
+        """Close the connection."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            await connection.close()
+
+    def _parameters(self, partition: Partition) -> dict[str, object]:
+        place = partition.place
+        return {
+            "tenant": layout.owner_of(place.stream),
+            "topic": place.topic,
+            "partition": place.partition,
+            "made": partition.made,
+        }
+
+    async def _execute(
+        self, name: str, parameters: Mapping[str, object]
+    ) -> list[tuple[object, ...]]:
+        try:
+            async with asyncio.timeout(DATABASE_TIMEOUT):
+                if self._connection is None or self._connection.closed:
+                    self._connection = await self._database.connect_async()
+                cursor = await self._connection.execute(self._sql[name], parameters)
+                return await cursor.fetchall() if cursor.description else []
+        except BaseException:
+            await self.close()
+            raise
+
+
+def _properties(message: ReceiveMessage) -> bytes:
+    try:
+        return pack(message.id(), message.user_headers())
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        return pack(message.id(), None)

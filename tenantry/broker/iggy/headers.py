@@ -58,6 +58,25 @@ class Told(NamedTuple):
     """Bytes of the headers, roughly."""
 
 
+def own_id(message: ReceiveMessage, topic: str, partition: int, stamp: int) -> str:
+    """Give the id of a message whose headers name none.
+
+    It is Iggy's own, which is a UUID; else its place, with the time at which it was put there: a
+    place is used again once a topic was purged, or made anew.
+    """
+    number = message.id()
+    if not number:
+        return f"{topic}.{partition}.{message.offset()}.{stamp}"
+    digits = f"{number:032x}"
+    return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
+
+
+def published(message: ReceiveMessage, stamp: int) -> int:
+    """Give the time a message was made at, in milliseconds; else the one it was stored at."""
+    made = message.origin_timestamp()
+    return (made if 0 < made <= stamp else stamp) // 1000
+
+
 def told(message: ReceiveMessage, own_id: str, published_at_ms: int) -> Told:
     """Read a message's headers. Whatever its sender has put there, this raises nothing.
 

@@ -33,6 +33,7 @@ class Partition:
         "mean",
         "next",
         "place",
+        "prefetch",
         "redelivered_up_to",
         "seen",
         "spec",
@@ -54,6 +55,7 @@ class Partition:
         self.redelivered_up_to = redelivered_up_to
         """Below this offset all may have been given out before."""
         self.hungry = True
+        self.prefetch = 0
         self.unsettled = 0
         self.excused = 0
         """How many of them do not count against the prefetch."""
@@ -61,23 +63,25 @@ class Partition:
         self.seen = False
         """Whether it is among what a subscription reads."""
 
-    def begin(self) -> None:
+    def begin(self, prefetch: int) -> None:
         """Give out again what is not settled: the channel is another."""
         self.redelivered_up_to = max(self.redelivered_up_to, self.next)
         self.next = self.window.floor
+        self.prefetch = prefetch
         self.unsettled = self.excused = 0
         self.hungry = True
         self.seen = True
 
-    def credit(self, prefetch: int) -> int:
-        """Tell how many more messages may be given out."""
-        return prefetch - self.unsettled + self.excused
+    @property
+    def credit(self) -> int:
+        """How many more deliveries the prefetch allows."""
+        return self.prefetch - self.unsettled + self.excused
 
-    def ask_for(self, credit: int, room: int) -> int:
+    def ask_for(self, room: int) -> int:
         """Tell how many messages to ask for, so that they fit."""
         if not self.mean:
-            return min(credit, FIRST_POLL)
-        return max(1, min(credit, MOST, min(room, POLL_BYTES) // (self.mean + OVERHEAD)))
+            return min(self.credit, FIRST_POLL)
+        return max(1, min(self.credit, MOST, min(room, POLL_BYTES) // (self.mean + OVERHEAD)))
 
     def note_sizes(self, count: int, size: int) -> None:
         """Learn how large messages are; quickly, where they become larger."""

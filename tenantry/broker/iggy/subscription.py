@@ -1,16 +1,15 @@
-"""A channel on Iggy: generations, tags, and which messages of which partitions they stand for."""
+"""A channel on Iggy: what is given out on it, and which messages its tags stand for."""
 
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Protocol
 
-from tenantry import failpoints
-from tenantry.broker.budget import OVERHEAD, Account, Budget
-from tenantry.broker.iggy.headers import told
+from tenantry.broker.budget import OVERHEAD, Budget
+from tenantry.broker.iggy.headers import own_id, published, told
 from tenantry.broker.iggy.partition import Partition
+from tenantry.broker.polled import PolledSubscription, Reader
 from tenantry.broker.port import Delivery, DeliverySink, QueueSpec
 from tenantry.messages.port import Incoming
 
@@ -18,14 +17,8 @@ if TYPE_CHECKING:
     from apache_iggy import ReceiveMessage
 
 
-class Reader(Protocol):
+class PartitionReader(Reader, Protocol):
     """The connection that reads for all subscriptions, and its thread."""
-
-    def call(self, job: Callable[[], None]) -> None:
-        """Have something done on the thread; at once, where it has ended."""
-
-    def forget(self, subscription: IggySubscription) -> None:
-        """Leave it out of everything from now on."""
 
     def reject(self, partition: Partition, offset: int) -> None:
         """Make a message a dead letter; it is settled once it is one."""
@@ -78,108 +71,26 @@ class Span:
         return self.offset + tag - self.first
 
 
-class IggySubscription:
-    """One tenant's channel. Its fields belong to the reader's thread; the public calls go there."""
+class IggySubscription(PolledSubscription[Partition, PartitionReader]):
+    """One tenant's channel: which messages of which partitions its tags stand for."""
 
     def __init__(
         self,
-        reader: Reader,
+        reader: PartitionReader,
         queues: Sequence[QueueSpec],
         *,
         prefetch: int,
         sink: DeliverySink,
         budget: Budget,
     ) -> None:
-        self.queues = tuple(queues)
-        self.prefetch = prefetch
-        self.account = Account(budget)
-        self.waits_for_room = -1
-        """`Budget.freed` as it was when a message found no room."""
-        self.partitions: tuple[Partition, ...] = ()
-        self.retry_at = 0.0
-        self._reader = reader
-        self._sink = sink
-        self._generation = 0
-        self._tag = 0
+        super().__init__(reader, queues, prefetch=prefetch, sink=sink, budget=budget)
         self._spans: list[Span] = []
-        self._open = False
-        self._wanted = True
-        self._missing = False
 
-    # From any thread.
-
-    @property
-    def window(self) -> int:
-        """See `Subscription.window`."""
-        return self.prefetch
-
-    def settle(
-        self,
-        generation: int,
-        *,
-        rejects: Sequence[int] = (),
-        acks: Sequence[int] = (),
-        ack_up_to: int | None = None,
-    ) -> None:
-        """Reject some tags, ack some, ack the rest up to one."""
-        settle = partial(self._settle, generation, tuple(rejects), tuple(acks), ack_up_to)
-        self._reader.call(settle)
-
-    def renew_prefetch(self, generation: int, queue: QueueSpec) -> None:
-        """Count what is unsettled of a queue no longer against its prefetch."""
-        self._reader.call(partial(self._renew_prefetch, generation, queue))
-
-    def cancel(self) -> None:
-        """Stop deliveries; the sink hears `cancelled`."""
-        self._reader.call(self._cancel)
-
-    def resubscribe(self) -> None:
-        """Consume again, on a new channel."""
-        self._reader.call(self._resubscribe)
-
-    def close(self) -> None:
-        """Leave the partitions to others, with what is unsettled, and hear nothing more."""
-        self._reader.call(self._close)
-
-    # On the reader's thread.
-
-    @property
-    def waits(self) -> bool:
-        """Whether its queues are wanted and not held."""
-        return self._wanted and not self._missing and not self._open
-
-    @property
-    def consumes(self) -> bool:
-        """Whether messages are given out."""
-        return self._wanted and self._open
-
-    def hungry(self) -> list[Partition]:
-        """Give the partitions that may have messages, and credit; those with least first."""
-        if not self.consumes:
-            return []
-        found = [one for one in self.partitions if one.hungry and one.credit(self.prefetch) > 0]
-        found.sort(key=lambda one: one.unsettled)
-        return found
-
-    def opened(self, partitions: Sequence[Partition]) -> None:
-        """Begin a new channel."""
-        self._generation += 1
-        self._tag = 0
-        self.partitions = tuple(partitions)
-        for one in partitions:
-            one.begin()
-        self._open = True
-        self._sink.consuming(self._generation)
-
-    def absent(self, reason: str) -> None:
-        """Note that a queue is not there: nothing is consumed until `resubscribe`."""
-        self._generation += 1
-        self._missing = True
-        self._sink.lost(self._generation, reason, missing=True)
-
-    def silent(self, queues: Sequence[str]) -> None:
-        """Tell that queues can't be had, though they are there."""
-        self._sink.silent(queues)
+    def opened(self, held: Sequence[Partition]) -> None:
+        """Begin a new channel on partitions that are held now."""
+        for one in held:
+            one.begin(self.prefetch)
+        super().opened(held)
 
     def deliver(self, partition: Partition, messages: Sequence[ReceiveMessage]) -> bool:
         """Hand over what was polled, as far as there is room; tell whether all of it was."""
@@ -230,33 +141,15 @@ class IggySubscription:
         if partition.window.floor > partition.stored:
             self._reader.settled(partition)
 
-    def lose(self, reason: str, *, missing: bool) -> None:
-        """Drop the channel and everything unsettled on it."""
-        if not self._open:
-            return
-        self._shut()
-        self._missing = missing
-        self._sink.lost(self._generation, reason, missing=missing)
-
     def _shut(self) -> None:
-        self._open = False
-        for one in self.partitions:
+        for one in self.held:
             one.seen = False
-        self.partitions = ()
         self._spans = []
-        self.account.clear()
-        self.waits_for_room = -1
+        super()._shut()
 
-    def _settle(
-        self,
-        generation: int,
-        rejects: Sequence[int],
-        acks: Sequence[int],
-        ack_up_to: int | None,
+    def _settle_tags(
+        self, rejects: Sequence[int], acks: Sequence[int], ack_up_to: int | None
     ) -> None:
-        if generation != self._generation or not self._open:
-            return
-        failpoints.reach("before_ack")
         for tag in rejects:
             if (span := self._take(tag)) is not None:
                 self._reader.reject(span.partition, span.offset + tag - span.first)
@@ -266,8 +159,6 @@ class IggySubscription:
                 self._pass(span.partition, offset, offset + 1)
         if ack_up_to is not None:
             self._settle_up_to(ack_up_to)
-        self.account.settle(rejects, acks, ack_up_to)
-        failpoints.reach("after_ack")
 
     def _settle_up_to(self, up_to: int) -> None:
         done = 0
@@ -300,44 +191,8 @@ class IggySubscription:
         if partition.window.settle(start, end):
             self._reader.settled(partition)
 
-    def _renew_prefetch(self, generation: int, queue: QueueSpec) -> None:
-        if generation != self._generation or not self._open or not self._wanted:
-            return
+    def _excuse(self, queue: QueueSpec) -> None:
         for span in self._spans:
             if span.partition.spec == queue and not span.excused:
                 span.excused = True
                 span.partition.excused += span.count - len(span.apart)
-
-    def _cancel(self) -> None:
-        self._wanted = False
-        self._sink.cancelled(self._generation)
-
-    def _resubscribe(self) -> None:
-        self._wanted = True
-        self._missing = False
-        self.lose("consuming begins again", missing=False)
-        self.retry_at = 0.0
-
-    def _close(self) -> None:
-        self._wanted = False
-        self._shut()
-        self._reader.forget(self)
-
-
-def own_id(message: ReceiveMessage, topic: str, partition: int, stamp: int) -> str:
-    """Give the id of a message whose headers name none.
-
-    It is Iggy's own, which is a UUID; else its place, with the time at which it was put there: a
-    place is used again once a topic was purged, or made anew.
-    """
-    number = message.id()
-    if not number:
-        return f"{topic}.{partition}.{message.offset()}.{stamp}"
-    digits = f"{number:032x}"
-    return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
-
-
-def published(message: ReceiveMessage, stamp: int) -> int:
-    """Give the time a message was made at, in milliseconds; else the one it was stored at."""
-    made = message.origin_timestamp()
-    return (made if 0 < made <= stamp else stamp) // 1000

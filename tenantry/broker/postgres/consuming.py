@@ -8,12 +8,9 @@ when it was not renewed in time.
 from __future__ import annotations
 
 import random
-import threading
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
-from operator import attrgetter
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 import psycopg
@@ -21,21 +18,16 @@ import structlog
 
 from tenantry.broker import topology as layout
 from tenantry.broker.budget import Budget
+from tenantry.broker.polled import PolledConsuming
 from tenantry.broker.port import DeliverySink, QueueSpec
-from tenantry.broker.postgres.reader_wakeup import ReaderWakeup, ThreadWakeup
+from tenantry.broker.postgres.reader_wakeup import ReaderWakeup
 from tenantry.broker.postgres.reading import QueueReading, Stragglers
 from tenantry.broker.postgres.session import LEASE, QueueSession
 from tenantry.broker.postgres.subscription import Place, PostgresSubscription
 from tenantry.database.errors import DatabaseError
-from tenantry.database.failures import one_line
 from tenantry.database.pool import Database
-from tenantry.loops import Heartbeat
 
 log = structlog.get_logger(__name__)
-
-FIRST_BACKOFF: Final = 0.1
-LONGEST_BACKOFF: Final = 3.0
-"""Seconds between attempts to connect."""
 
 LOOK_EVERY: Final = 1.0
 """Seconds between looks at queues without a notification, and at those another reader holds."""
@@ -47,44 +39,32 @@ SMALL_CREDIT: Final = 0.02
 """Seconds that pass before a queue is asked for the few messages its prefetch allows just now."""
 
 
-class PostgresConsuming:
-    """All subscriptions (`tenantry.broker.port.Consuming`). `run` and `stop` are the owner's.
+class PostgresConsuming(PolledConsuming[PostgresSubscription]):
+    """All subscriptions (`tenantry.broker.port.Consuming`), by one database connection.
 
     Where what stores the messages also takes them out of their queues, by their receipts,
     `acks_remove` is false: an ack then needs nothing of the database.
     """
 
+    outages = (DatabaseError, psycopg.Error)
+
     def __init__(
         self, database: Database, *, acks_remove: bool = True, budget: Budget | None = None
     ) -> None:
+        super().__init__(budget)
         self._database = database
-        self._budget = budget or Budget()
         self._acks_remove = acks_remove
-        self._wakeup = ThreadWakeup()
-        self._jobs: deque[Callable[[], None]] = deque()
-        self._guard = threading.Lock()
-        self.heartbeat: Final = Heartbeat()
-        self._stopping = threading.Event()
-        self._ended = False
         # Of the thread that runs.
         self._session: QueueSession | None = None
-        self._subscriptions: list[PostgresSubscription] = []
         self._by_id: dict[int, QueueReading] = {}
         self._reader_wakeup = ReaderWakeup()
         self._woken: list[int] = []
         self._stragglers = Stragglers()
-        self._connections = 0
-        self._failures = 0
 
     @property
     def connected(self) -> bool:
         """Whether the database can be read now."""
         return self._session is not None
-
-    @property
-    def reconnects(self) -> int:
-        """How often the connection was opened again after it had been lost."""
-        return max(0, self._connections - 1)
 
     def in_hand(self) -> Mapping[str, int]:
         """Count the deliveries that are unsettled, by tenant."""
@@ -94,52 +74,7 @@ class PostgresConsuming:
                 counts[layout.owner(name) or ""] += unsettled
         return counts
 
-    def subscribe(
-        self, queues: Sequence[QueueSpec], *, prefetch: int, sink: DeliverySink
-    ) -> PostgresSubscription:
-        """Consume `queues`, now or as soon as they can be had."""
-        subscription = PostgresSubscription(
-            self, queues, prefetch=prefetch, sink=sink, budget=self._budget
-        )
-        self.call(partial(self._subscriptions.append, subscription))
-        return subscription
-
-    def run(self) -> None:
-        """Serve every subscription until `stop`; belongs on a thread of its own."""
-        while not self._stopping.is_set():
-            try:
-                with self._database.listen_connection() as connection:
-                    self._serve(connection)
-            except (DatabaseError, psycopg.Error) as error:
-                self._disconnected(one_line(error))
-            except Exception as error:
-                # A mistake of ours with one tenant's queue must not be the end of all: begin anew.
-                log.exception("broker.loop_failed")
-                self._disconnected(one_line(error))
-            self._wait_away()
-        with self._guard:
-            self._ended = True
-        self._work_off()
-
-    def stop(self) -> None:
-        """Give every queue back and end `run`."""
-        self._stopping.set()
-        self._wakeup.set()
-
     # For subscriptions.
-
-    def call(self, job: Callable[[], None]) -> None:
-        """Do something on the thread; at once, where it has ended."""
-        with self._guard:
-            if not self._ended:
-                self._jobs.append(job)
-                self._wakeup.set()
-                return
-        job()
-
-    def open(self, subscription: PostgresSubscription) -> None:
-        """Take its queues up with the next turn."""
-        subscription.retry_at = 0.0
 
     def give_back(self, readings: Sequence[QueueReading]) -> None:
         """Leave queues to others."""
@@ -148,11 +83,6 @@ class PostgresConsuming:
         self._reader_wakeup.forget(reading.id for reading in readings)
         if self._session is not None and readings:
             self._session.release(readings)
-
-    def forget(self, subscription: PostgresSubscription) -> None:
-        """Leave a subscription out of everything from now on."""
-        if subscription in self._subscriptions:
-            self._subscriptions.remove(subscription)
 
     def acknowledge(self, places: Sequence[Place]) -> None:
         """Remove messages from their queues, unless that has been done."""
@@ -166,18 +96,30 @@ class PostgresConsuming:
 
     # The thread.
 
-    def _serve(self, connection: psycopg.Connection[tuple[object, ...]]) -> None:
-        session = QueueSession(connection)
-        session.begin()
-        self._session = session
-        self._connections += 1
-        self._failures = 0
-        log.info("broker.connected", connection="tenantry consuming")
+    def _subscription(
+        self, queues: Sequence[QueueSpec], prefetch: int, sink: DeliverySink
+    ) -> PostgresSubscription:
+        return PostgresSubscription(self, queues, prefetch=prefetch, sink=sink, budget=self._budget)
+
+    def _serve(self) -> None:
+        with self._database.listen_connection() as connection:
+            session = QueueSession(connection)
+            session.begin()
+            self._session = session
+            self._note_connected()
+            try:
+                self._read(session, connection.fileno())
+            finally:
+                self._session = None
+                self._by_id.clear()
+
+    def _read(self, session: QueueSession, descriptor: int) -> None:
         self._reader_wakeup, self._stragglers = ReaderWakeup(), Stragglers()
         renew_at = time.monotonic() + LEASE / 3
         look_at = ask_at = 0.0
         while True:
             self.heartbeat.beat()
+            self._wakeup.clear()
             self._work_off()
             if self._stopping.is_set():
                 break
@@ -204,10 +146,9 @@ class PostgresConsuming:
                 until = min(renew_at, look_at, ask_at if self._stragglers else look_at)
                 pause = max(0.0, min(until - now, self._reader_wakeup.pause(now)))
             if pause > 0 and not self._jobs:
-                self._wakeup.wait(connection.fileno(), pause)
-        held = [one for subscription in self._subscriptions for one in subscription.readings]
+                self._wakeup.wait(descriptor, pause)
+        held = [one for subscription in self._subscriptions for one in subscription.held]
         session.end(held)
-        self._session = None
 
     def _look_at_all(self, session: QueueSession) -> None:
         """Look at every queue, told of or not, and at who holds back their floors."""
@@ -215,8 +156,7 @@ class PostgresConsuming:
         self._stragglers.note(session.open_transactions(), readings)
         for queue in session.promising(readings):
             self._by_id[queue].hungry = True
-        for subscription in self._subscriptions:
-            subscription.waits_for_room = -1
+        self._all_find_room()
 
     def _look(self, session: QueueSession, told: Iterable[int], now: float) -> None:
         """Find out which queues are to be fetched from: those told of, and those in motion."""
@@ -233,39 +173,12 @@ class PostgresConsuming:
         for queue in wanted & self._by_id.keys():
             self._by_id[queue].hungry = True
 
-    def _work_off(self) -> None:
-        self._wakeup.clear()
-        while self._jobs:
-            self._jobs.popleft()()
-
-    def _wait_away(self) -> None:
-        """Wait for the next attempt to connect; what is asked for meanwhile is answered."""
-        if self._stopping.is_set():
-            return
-        ceiling = min(LONGEST_BACKOFF, FIRST_BACKOFF * 2 ** min(self._failures, 8))
-        until = time.monotonic() + ceiling * random.uniform(0.5, 1.0)  # noqa: S311 - jitter
-        self._failures += 1
-        while not self._stopping.is_set() and (left := until - time.monotonic()) > 0:
-            self.heartbeat.beat()
-            self._wakeup.wait(None, left)
-            self._work_off()
-
-    def _disconnected(self, reason: str) -> None:
-        if self._session is not None or not self._failures:
-            log.warning("broker.connection_lost", connection="tenantry consuming", error=reason)
-        self._session = None
-        self._by_id.clear()
-        for subscription in tuple(self._subscriptions):
-            subscription.lose(reason, missing=False)
-
     def _take_up(self, session: QueueSession, now: float) -> None:
-        for subscription in tuple(self._subscriptions):
-            if not subscription.waits or now < subscription.retry_at:
-                continue
+        for subscription in self._waiting(now):
             found = session.acquire(subscription.queues, subscription.prefetch)
             absent = [one.name for one in subscription.queues if one.name not in found.names]
             if absent:
-                subscription.absent(absent[0])
+                subscription.absent(f"there is no queue {absent[0]!r}")
             elif not found.readings:
                 subscription.retry_at = now + LOOK_EVERY / 2
                 log.info("broker.queues_are_read_by_another", queue=subscription.queues[0].name)
@@ -281,14 +194,14 @@ class PostgresConsuming:
         """Keep the lease; drop the channels whose queues have gone, or are another's now."""
         held = session.renew()
         for subscription in tuple(self._subscriptions):
-            lost = [one for one in subscription.readings if one.id not in held]
+            lost = [one for one in subscription.held if one.id not in held]
             if not lost:
                 continue
-            rest = [one for one in subscription.readings if one.id in held]
+            rest = [one for one in subscription.held if one.id in held]
             there = session.existing(lost)
-            for one in subscription.readings:
+            for one in subscription.held:
                 self._by_id.pop(one.id, None)
-            self._reader_wakeup.forget(one.id for one in subscription.readings)
+            self._reader_wakeup.forget(one.id for one in subscription.held)
             missing = len(there) < len(lost)
             subscription.lose(
                 "a queue was deleted" if missing else "another reader has taken a queue over",
@@ -300,7 +213,7 @@ class PostgresConsuming:
         """Fetch once for all who have credit; give the seconds until there may be more, if any."""
         pause: float | None = None
         for subscription in tuple(self._subscriptions):
-            hungry = list(subscription.hungry)
+            hungry = subscription.hungry()
             if not hungry:
                 continue
             if all(one.credit < one.prefetch // 4 and one.unsettled for one in hungry):
@@ -309,29 +222,23 @@ class PostgresConsuming:
                 if waited < SMALL_CREDIT:
                     pause = min(SMALL_CREDIT - waited, pause or SMALL_CREDIT)
                     continue
-            account = subscription.account
-            if account.room <= 0 or subscription.waits_for_room == self._budget.freed:
-                # What is settled next wakes this thread.
+            if not subscription.has_room():
                 continue
-            # Those of which least is in hand come first: the room may not do for all.
-            hungry.sort(key=attrgetter("unsettled"))
             subscription.fetched_at = time.monotonic()
             whole = self._budget.crowded
             parts = session.fetch(
                 hungry,
                 subscription.in_hand(hungry),
-                account.room,
+                subscription.account.room,
                 whole=whole,
                 oldest_other=self._stragglers.oldest_other,
             )
-            subscription.waits_for_room = self._budget.freed if whole and not parts else -1
+            subscription.found_room(found=bool(parts) or not whole)
             if parts:
                 subscription.deliver(parts)
                 now = time.monotonic()
                 self._woken += self._reader_wakeup.stay_awake((one.id for one, _ in parts), now)
-            if any(True for _ in subscription.hungry) and account.room > 0:
+            if subscription.has_room() and subscription.hungry():
                 pause = 0.0 if pause is None or parts else pause
-        if self._budget.crowded and self._subscriptions:
-            # What room there is goes to another subscription first, the next time.
-            self._subscriptions.append(self._subscriptions.pop(0))
+        self._take_turns()
         return pause

@@ -9,10 +9,7 @@ often. From `LONGEST_PAUSE` on that is no more than it does for every queue.
 
 from __future__ import annotations
 
-import os
-import select
 from collections.abc import Collection, Iterable
-from contextlib import suppress
 from dataclasses import dataclass
 from math import inf
 from typing import Final
@@ -102,34 +99,3 @@ class ReaderWakeup:
         if self._awake:
             return LOOK
         return max(0.0, min((doze.look_at for doze in self._dozes), default=inf) - now)
-
-
-class ThreadWakeup:
-    """Wakes a thread that waits for a socket: `set`, from any thread, ends its `wait`."""
-
-    def __init__(self) -> None:
-        self._reads, self._writes = os.pipe()
-        os.set_blocking(self._reads, False)
-        os.set_blocking(self._writes, False)
-
-    def __del__(self) -> None:
-        os.close(self._reads)
-        os.close(self._writes)
-
-    def set(self) -> None:
-        """End the wait; harmless twice."""
-        with suppress(BlockingIOError):
-            os.write(self._writes, b"!")
-
-    def clear(self) -> None:
-        """Have the next wait last, whatever was set so far."""
-        with suppress(BlockingIOError):
-            os.read(self._reads, 65536)
-
-    def wait(self, also: int | None, timeout: float) -> None:
-        """Wait for `set`, or for something to read on the descriptor `also`."""
-        poll = select.poll()
-        poll.register(self._reads, select.POLLIN)
-        if also is not None:
-            poll.register(also, select.POLLIN)
-        poll.poll(timeout * 1000)

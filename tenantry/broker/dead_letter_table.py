@@ -1,0 +1,107 @@
+"""Dead letters that lie in a table of the database, all tenants' in one: browsed from the oldest.
+
+The embedded broker and Iggy keep them so, each with statements and rows of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any, Final, TypeAlias
+
+import psycopg
+
+from tenantry.broker.port import (
+    BrokerError,
+    BrokerUnavailableError,
+    DeadLettersBusyError,
+    QueuedDeadLetter,
+)
+from tenantry.database.failures import PortErrors
+from tenantry.database.pool import Database
+from tenantry.sql import queries
+
+BYTES: Final = 8 * 1024 * 1024
+"""How much is read at once; one message always is."""
+
+REJECTED: Final = "rejected"
+"""Why a message is a dead letter: neither queues with limits nor messages that expire make one."""
+
+Statements: TypeAlias = Mapping[str, bytes]
+"""`last_rejected`, `next_rejected` (rows that begin with a number, which rises) and
+`remove_rejected`."""
+
+ReadRow: TypeAlias = Callable[[Sequence[Any]], QueuedDeadLetter]
+
+_ERRORS: Final = PortErrors(
+    BrokerUnavailableError, BrokerError, where="the dead letters can't be read"
+)
+
+
+class TableBrowser:
+    """Browses, on a connection of its own: no other browser begins while its session lives."""
+
+    gone = True
+    complete = True
+
+    def __init__(
+        self,
+        connection: psycopg.Connection[Any],
+        tenant_id: str,
+        statements: Statements,
+        read_row: ReadRow,
+    ) -> None:
+        self._connection = connection
+        self._tenant_id = tenant_id
+        self._sql = statements
+        self._read_row = read_row
+        self._after = 0
+        self._given: list[int] = []
+        row = self._execute("last_rejected").fetchone()
+        self._last = 0 if row is None else row[0]
+
+    def next(self, most: int) -> list[QueuedDeadLetter]:
+        """Give further messages; none at the end of what was there at the start."""
+        rows = self._execute(
+            "next_rejected", after=self._after, last=self._last, most=most, bytes=BYTES
+        ).fetchall()
+        self._given = [row[0] for row in rows]
+        if rows:
+            self._after = self._given[-1]
+        return [self._read_row(row) for row in rows]
+
+    def remove(self, indexes: Collection[int]) -> None:
+        """Remove messages, by their place in what `next` gave last."""
+        self._execute("remove_rejected", seqs=[self._given[index] for index in indexes])
+
+    def _execute(self, name: str, **parameters: object) -> psycopg.Cursor[Any]:
+        with _ERRORS:
+            return self._connection.execute(
+                self._sql[name], {"tenant": self._tenant_id, **parameters}
+            )
+
+
+class TableDeadLetters:
+    """Dead letters (`tenantry.broker.port.DeadLetters`) in a table."""
+
+    def __init__(self, database: Database, statements: Statements, read_row: ReadRow) -> None:
+        self._database = database
+        self._statements = statements
+        self._read_row = read_row
+        self._sql = queries("queues")
+
+    @contextmanager
+    def browse(self, tenant_id: str) -> Iterator[TableBrowser]:
+        """See `DeadLetters.browse`."""
+        with _ERRORS, self._database.listen_connection() as connection:
+            row = connection.execute(self._sql["begin_browse"], {"tenant": tenant_id}).fetchone()
+            if row is None:
+                raise DeadLettersBusyError(
+                    f"the dead letters of tenant {tenant_id!r} are being replayed or discarded"
+                )
+            try:
+                yield TableBrowser(connection, tenant_id, self._statements, self._read_row)
+            finally:
+                # Else it ends with the session, which takes the server a moment to notice.
+                with suppress(psycopg.Error):
+                    connection.execute(self._sql["end_browse"], {"tenant": tenant_id})

@@ -1,0 +1,110 @@
+"""The connection that reads partitions, as a member of the daemon's group on each topic."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable
+from typing import TYPE_CHECKING, Final, TypeVar
+
+import structlog
+
+from tenantry.broker.iggy import client as library
+from tenantry.broker.iggy import wire
+from tenantry.broker.iggy.client import ExistsError, MissingError
+from tenantry.broker.iggy.topology import GROUP, Place
+
+if TYPE_CHECKING:
+    from apache_iggy import IggyClient, ReceiveMessage, TopicDetails
+
+T = TypeVar("T")
+
+log = structlog.get_logger(__name__)
+
+
+class Link:
+    """The connection, with the topics whose group it has joined. Calls raise `BrokerError`."""
+
+    def __init__(self, client: IggyClient, where: str) -> None:
+        self.client: Final = client
+        self._where = where
+        self._joined: dict[tuple[str, str], int] = {}
+        iggy = library.library()
+        self._consumer = iggy.Consumer.Group(GROUP)
+        self._at = iggy.PollingStrategy.Offset
+
+    async def ask(self, answer: Awaitable[T]) -> T:
+        """Wait for the answer to a request; a server that gives none in time is away."""
+        try:
+            async with asyncio.timeout(library.TIMEOUT):
+                return await answer
+        except (RuntimeError, ValueError, TypeError, OverflowError, TimeoutError) as error:
+            raise library.error_of(error, self._where) from error
+
+    async def messages(self, place: Place, offset: int, count: int) -> list[ReceiveMessage]:
+        """Ask for messages from an offset on."""
+        return await self.ask(
+            self.client.poll_messages(
+                place.stream,
+                place.topic,
+                consumer=self._consumer,
+                polling_strategy=self._at(offset),
+                count=count,
+                auto_commit=False,
+                partition_id=place.partition,
+            )
+        )
+
+    async def topic(self, stream: str, topic: str) -> TopicDetails | None:
+        """Give a topic as it is now, with its partitions."""
+        try:
+            return await self.ask(self.client.get_topic(stream, topic))
+        except MissingError:
+            return None
+
+    async def join(self, stream: str, topic: str, made: int) -> bool:
+        """Join the daemon's group of a topic; tell whether there was none."""
+        if self._joined.get((stream, topic)) == made:
+            return False
+        fresh = False
+        if await self.ask(self.client.get_consumer_group(stream, topic, GROUP)) is None:
+            try:
+                await self.ask(self.client.create_consumer_group(stream, topic, GROUP))
+                fresh = True
+            except ExistsError:
+                log.debug("broker.group_made_by_another", stream=stream, topic=topic)
+        await self.ask(self.client.join_consumer_group(stream, topic, GROUP))
+        self._joined[stream, topic] = made
+        return fresh
+
+    def leave(self, stream: str, topic: str) -> None:
+        """Join a topic's group again, before it is read the next time."""
+        self._joined.pop((stream, topic), None)
+
+    async def assigned(self, stream: str, topic: str) -> frozenset[int]:
+        """Tell which partitions of a topic this connection has."""
+        request = wire.sync_group(GROUP, stream, topic)
+        return wire.read_assignment(
+            await self.ask(self.client.send_binary_request(wire.SYNC_GROUP, request))
+        )
+
+    async def remake(self, stream: str, topic: str, made: int) -> None:
+        """Send all members of the daemon's group away, and what it has stored with them."""
+        await self.ask(self.client.delete_consumer_group(stream, topic, GROUP))
+        self.leave(stream, topic)
+        await self.join(stream, topic, made)
+
+    async def offsets(self, place: Place, *, aside: bool = False) -> wire.Offsets | None:
+        """Tell what the group has stored for a partition, or what was put aside of that."""
+        request = wire.get_offset(GROUP, place, alone=aside)
+        return wire.read_offsets(
+            await self.ask(self.client.send_binary_request(wire.GET_OFFSET, request))
+        )
+
+    async def store(self, place: Place, offset: int, *, aside: bool = False) -> None:
+        """Store the offset of the last message that is done with; or put it aside."""
+        request = wire.store_offset(GROUP, place, offset, alone=aside)
+        await self.ask(self.client.send_binary_request(wire.STORE_OFFSET, request))
+
+    async def close(self) -> None:
+        """Give the connection up."""
+        await library.disconnect(self.client)

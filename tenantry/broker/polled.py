@@ -1,0 +1,405 @@
+"""Consuming from what is asked and never sends by itself: one thread reads for many tenants.
+
+RabbitMQ sends deliveries on channels. The embedded broker and Iggy give messages to those who ask,
+so a reader asks for all tenants, and what it gets it gives out on channels of its own making. What
+such readers have in common, and such channels, is here.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import select
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from functools import partial
+from operator import attrgetter
+from typing import Any, Final, Generic, Protocol, TypeVar
+
+import structlog
+
+from tenantry import failpoints
+from tenantry.broker.budget import Account, Budget
+from tenantry.broker.port import DeliverySink, QueueSpec
+from tenantry.database.failures import one_line
+from tenantry.loops import Heartbeat
+
+log = structlog.get_logger(__name__)
+
+FIRST_BACKOFF: Final = 0.1
+LONGEST_BACKOFF: Final = 3.0
+"""Seconds between attempts to connect."""
+
+
+class HeldQueue(Protocol):
+    """A queue that is read here, as its reader knows it."""
+
+    hungry: bool
+    """Whether it may have messages that were not given out."""
+    unsettled: int
+
+    @property
+    def credit(self) -> int:
+        """How many more deliveries the prefetch allows."""
+
+
+class Reader(Protocol):
+    """What a channel asks of the reader that serves it."""
+
+    def call(self, job: Callable[[], None]) -> None:
+        """Have something done on the thread; at once, where it has ended."""
+
+    def forget(self, subscription: Any) -> None:
+        """Leave it out of everything from now on."""
+
+
+H = TypeVar("H", bound=HeldQueue)
+R = TypeVar("R", bound=Reader)
+
+
+class PolledSubscription(ABC, Generic[H, R]):
+    """One tenant's channel (`tenantry.broker.port.Subscription`): generations, and who wants what.
+
+    Its fields belong to the reader's thread; the public calls go there.
+    """
+
+    def __init__(
+        self,
+        reader: R,
+        queues: Sequence[QueueSpec],
+        *,
+        prefetch: int,
+        sink: DeliverySink,
+        budget: Budget,
+    ) -> None:
+        self.queues: Final = tuple(queues)
+        self.prefetch: Final = prefetch
+        self.account: Final = Account(budget)
+        self.held: tuple[H, ...] = ()
+        """The queues, while they are read here; none while they are not."""
+        self.retry_at = 0.0
+        """When the reader tries the next time to have the queues."""
+        self._reader = reader
+        self._sink = sink
+        self._budget = budget
+        self._found_no_room_at = -1
+        """`Budget.freed` as it was when a message found no room."""
+        self._generation = 0
+        self._tag = 0
+        self._open = False
+        self._wanted = True
+        self._missing = False
+
+    # From any thread.
+
+    @property
+    def window(self) -> int:
+        """See `Subscription.window`."""
+        return self.prefetch
+
+    def settle(
+        self,
+        generation: int,
+        *,
+        rejects: Sequence[int] = (),
+        acks: Sequence[int] = (),
+        ack_up_to: int | None = None,
+    ) -> None:
+        """Reject some tags, ack some, ack the rest up to one."""
+        settle = partial(self._settle, generation, tuple(rejects), tuple(acks), ack_up_to)
+        self._reader.call(settle)
+
+    def renew_prefetch(self, generation: int, queue: QueueSpec) -> None:
+        """Count what is unsettled of a queue no longer against its prefetch."""
+        self._reader.call(partial(self._renew_prefetch, generation, queue))
+
+    def cancel(self) -> None:
+        """Stop deliveries; the sink hears `cancelled`."""
+        self._reader.call(self._cancel)
+
+    def resubscribe(self) -> None:
+        """Consume again, on a new channel."""
+        self._reader.call(self._resubscribe)
+
+    def close(self) -> None:
+        """Leave the queues to others, with what is unsettled in them, and hear nothing more."""
+        self._reader.call(self._close)
+
+    # On the reader's thread.
+
+    @property
+    def waits(self) -> bool:
+        """Whether its queues are wanted and not held."""
+        return self._wanted and not self._missing and not self._open
+
+    @property
+    def consumes(self) -> bool:
+        """Whether messages are given out."""
+        return self._wanted and self._open
+
+    def hungry(self) -> list[H]:
+        """Give the queues that may have messages, and credit.
+
+        Those of which least is in hand come first: the room may not do for all.
+        """
+        if not self.consumes:
+            return []
+        found = [one for one in self.held if one.hungry and one.credit > 0]
+        found.sort(key=attrgetter("unsettled"))
+        return found
+
+    def has_room(self) -> bool:
+        """Tell whether more bytes may come; what is settled next wakes the reader where not."""
+        return self.account.room > 0 and self._found_no_room_at != self._budget.freed
+
+    def found_room(self, *, found: bool = True) -> None:
+        """Note whether there was room for a message; where not, nothing is asked for until then."""
+        self._found_no_room_at = -1 if found else self._budget.freed
+
+    def opened(self, held: Sequence[H]) -> None:
+        """Begin a new channel on queues that are held now."""
+        self._generation += 1
+        self._tag = 0
+        self.held = tuple(held)
+        self._open = True
+        self._sink.consuming(self._generation)
+
+    def absent(self, reason: str) -> None:
+        """Note that a queue is not there: nothing is consumed until `resubscribe`."""
+        self._generation += 1
+        self._missing = True
+        self._sink.lost(self._generation, reason, missing=True)
+
+    def silent(self) -> None:
+        """Tell that the queues can't be had, though they are there."""
+        self._sink.silent([one.name for one in self.queues])
+
+    def lose(self, reason: str, *, missing: bool) -> None:
+        """Drop the channel and everything unsettled on it."""
+        if not self._open:
+            return
+        self._shut()
+        self._missing = missing
+        self._sink.lost(self._generation, reason, missing=missing)
+
+    @abstractmethod
+    def _settle_tags(
+        self, rejects: Sequence[int], acks: Sequence[int], ack_up_to: int | None
+    ) -> None:
+        """Reject and ack deliveries of this channel; those that are settled already don't count."""
+
+    @abstractmethod
+    def _excuse(self, queue: QueueSpec) -> None:
+        """Count what is unsettled of a queue no longer against its prefetch."""
+
+    def _shut(self) -> None:
+        """Forget what is unsettled, and hold nothing."""
+        self._open = False
+        self.held = ()
+        self.account.clear()
+        self.found_room()
+
+    def _give_back(self, held: Sequence[H]) -> None:
+        """Leave queues to others that were given up here."""
+
+    def _settle(
+        self, generation: int, rejects: Sequence[int], acks: Sequence[int], ack_up_to: int | None
+    ) -> None:
+        if generation != self._generation or not self._open:
+            return
+        failpoints.reach("before_ack")
+        self._settle_tags(rejects, acks, ack_up_to)
+        self.account.settle(rejects, acks, ack_up_to)
+        failpoints.reach("after_ack")
+
+    def _renew_prefetch(self, generation: int, queue: QueueSpec) -> None:
+        if generation == self._generation and self.consumes:
+            self._excuse(queue)
+
+    def _cancel(self) -> None:
+        self._wanted = False
+        self._sink.cancelled(self._generation)
+
+    def _resubscribe(self) -> None:
+        self._wanted = True
+        self._missing = False
+        held = self.held
+        self.lose("consuming begins again", missing=False)
+        self._give_back(held)
+        self.retry_at = 0.0
+
+    def _close(self) -> None:
+        self._wanted = False
+        held = self.held
+        self._shut()
+        self._reader.forget(self)
+        self._give_back(held)
+
+
+S = TypeVar("S", bound=PolledSubscription[Any, Any])
+
+
+class PolledConsuming(ABC, Generic[S]):
+    """All subscriptions (`tenantry.broker.port.Consuming`). `run` and `stop` are the owner's."""
+
+    outages: tuple[type[Exception], ...]
+    """What is raised where the connection is lost, or can't be had."""
+
+    def __init__(self, budget: Budget | None = None) -> None:
+        self.heartbeat: Final = Heartbeat()
+        self._budget: Final = budget or Budget()
+        self._wakeup: Final = ThreadWakeup()
+        self._jobs: deque[Callable[[], None]] = deque()
+        self._guard = threading.Lock()
+        self._stopping = threading.Event()
+        self._ended = False
+        # Of the thread that runs.
+        self._subscriptions: list[S] = []
+        self._connections = 0
+        self._failures = 0
+
+    @property
+    @abstractmethod
+    def connected(self) -> bool:
+        """Whether what is read from can be reached now."""
+
+    @property
+    def reconnects(self) -> int:
+        """How often the connection was opened again after it had been lost."""
+        return max(0, self._connections - 1)
+
+    def subscribe(self, queues: Sequence[QueueSpec], *, prefetch: int, sink: DeliverySink) -> S:
+        """Consume `queues`, now or as soon as they can be had."""
+        subscription = self._subscription(queues, prefetch, sink)
+        self.call(partial(self._subscriptions.append, subscription))
+        return subscription
+
+    def run(self) -> None:
+        """Serve every subscription until `stop`; belongs on a thread of its own."""
+        while not self._stopping.is_set():
+            try:
+                self._serve()
+            except self.outages as error:
+                self._disconnected(one_line(error))
+            except Exception as error:
+                # A mistake of ours with one tenant's queue must not be the end of all: begin anew.
+                log.exception("broker.loop_failed")
+                self._disconnected(one_line(error))
+            self._wait_away()
+        with self._guard:
+            self._ended = True
+        self._work_off()
+
+    def stop(self) -> None:
+        """Leave every queue to others and end `run`."""
+        self._stopping.set()
+        self._wakeup.set()
+
+    # For subscriptions.
+
+    def call(self, job: Callable[[], None]) -> None:
+        """Do something on the thread; at once, where it has ended."""
+        with self._guard:
+            if not self._ended:
+                self._jobs.append(job)
+                self._wakeup.set()
+                return
+        job()
+
+    def forget(self, subscription: S) -> None:
+        """Leave a subscription out of everything from now on."""
+        if subscription in self._subscriptions:
+            self._subscriptions.remove(subscription)
+
+    # The thread.
+
+    @abstractmethod
+    def _subscription(self, queues: Sequence[QueueSpec], prefetch: int, sink: DeliverySink) -> S:
+        """Make a channel."""
+
+    @abstractmethod
+    def _serve(self) -> None:
+        """Connect, and serve every subscription until `stop`, or until the connection is lost."""
+
+    def _note_connected(self) -> None:
+        self._connections += 1
+        self._failures = 0
+        log.info("broker.connected", connection="tenantry consuming")
+
+    def _waiting(self, now: float) -> Iterator[S]:
+        """Give the subscriptions whose queues are to be tried to be had now."""
+        for subscription in tuple(self._subscriptions):
+            if subscription.waits and now >= subscription.retry_at:
+                yield subscription
+
+    def _all_find_room(self) -> None:
+        """Have everybody asked for once more, whether there was room the last time or not."""
+        for subscription in self._subscriptions:
+            subscription.found_room()
+
+    def _take_turns(self) -> None:
+        """See that what little room there is goes to another subscription first the next time."""
+        if self._budget.crowded and self._subscriptions:
+            self._subscriptions.append(self._subscriptions.pop(0))
+
+    def _work_off(self) -> None:
+        while self._jobs:
+            self._jobs.popleft()()
+
+    def _wait_away(self) -> None:
+        """Wait for the next attempt to connect; what is asked for meanwhile is answered."""
+        if self._stopping.is_set():
+            return
+        ceiling = min(LONGEST_BACKOFF, FIRST_BACKOFF * 2 ** min(self._failures, 8))
+        until = time.monotonic() + ceiling * random.uniform(0.5, 1.0)  # noqa: S311 - jitter
+        self._failures += 1
+        while not self._stopping.is_set() and (left := until - time.monotonic()) > 0:
+            self.heartbeat.beat()
+            self._wakeup.wait(None, left)
+            self._wakeup.clear()
+            self._work_off()
+
+    def _disconnected(self, reason: str) -> None:
+        if not self._failures:
+            log.warning("broker.connection_lost", connection="tenantry consuming", error=reason)
+        for subscription in tuple(self._subscriptions):
+            subscription.lose(reason, missing=False)
+
+
+class ThreadWakeup:
+    """Wakes a thread that waits for a socket: `set`, from any thread, ends its `wait`."""
+
+    def __init__(self) -> None:
+        self._reads, self._writes = os.pipe()
+        os.set_blocking(self._reads, False)
+        os.set_blocking(self._writes, False)
+
+    def __del__(self) -> None:
+        os.close(self._reads)
+        os.close(self._writes)
+
+    def fileno(self) -> int:
+        """Give the descriptor that can be read from `set` to `clear`."""
+        return self._reads
+
+    def set(self) -> None:
+        """End the wait; harmless twice."""
+        with suppress(BlockingIOError):
+            os.write(self._writes, b"!")
+
+    def clear(self) -> None:
+        """Have the next wait last, whatever was set so far."""
+        with suppress(BlockingIOError):
+            os.read(self._reads, 65536)
+
+    def wait(self, also: int | None, timeout: float) -> None:
+        """Wait for `set`, or for something to read on the descriptor `also`."""
+        poll = select.poll()
+        poll.register(self._reads, select.POLLIN)
+        if also is not None:
+            poll.register(also, select.POLLIN)
+        poll.poll(timeout * 1000)
