@@ -213,5 +213,6 @@ def install(app: FastAPI) -> None:
         JournalError,
         MessageStoreError,
         BrokerError,
+        UnavailableError,  # whichever port it comes from, and from the database itself
     ):
         app.add_exception_handler(kind, handler)
