@@ -18,6 +18,7 @@ from tests import depth, distribution, services_iggy, services_postgres, service
 from tests.on_demand import Services
 from tests.preloaded import Preloaded
 from tests.rabbitmq_node import PrivateNode
+from tests.waiting import DEADLINE
 
 # To make a TLS context, which every client of httpx wants, all the world's certificates are read.
 httpx._transports.default.create_ssl_context = functools.cache(httpx.create_ssl_context)
@@ -117,6 +118,9 @@ def empty_database_url() -> Iterator[str]:
 def database(database_url: str) -> Iterator[Database]:
     """An open `Database` on a fresh database."""
     opened = Database(database_url)
-    opened.open()
+    opened.open(DEADLINE)
+    # A pool makes its first connection beside its caller, who then waits for it a few seconds only.
+    with opened.connection(DEADLINE):
+        pass
     yield opened
     opened.close()
