@@ -43,7 +43,7 @@ from tenantry.database.pool import Database
 from tenantry.domain import names
 from tests.fakes.broker import MemoryBroker
 from tests.services_rabbitmq import RabbitHost
-from tests.waiting import eventually
+from tests.waiting import DEADLINE, eventually
 
 INSTALLATION = "test"
 """Whose tenants' users are."""
@@ -127,7 +127,7 @@ class Broker:
                 )
                 for body in bodies
             ],
-            timeout=60,
+            timeout=DEADLINE,
         )
 
     def ready(self, queue: str) -> list[bytes]:
@@ -310,7 +310,7 @@ def running(
         yield
     finally:
         service.stop()
-        thread.join(10)
+        thread.join(DEADLINE)
         assert not thread.is_alive()
 
 

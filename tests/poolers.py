@@ -14,6 +14,7 @@ from urllib.parse import quote
 from psycopg.conninfo import conninfo_to_dict
 
 from tests.services_postgres import admin_url
+from tests.waiting import DEADLINE
 
 OPTIONS_REFUSED = b"SFATAL\0C08P01\0Munsupported startup parameter: options\0\0"
 FAKE_KEY = struct.pack("!ii", 2_000_000_000, 1)
@@ -77,7 +78,7 @@ class _Guest(socketserver.BaseRequestHandler):
 
     def _enter(self, startup: bytes) -> socket.socket:
         backend = socket.socket(socket.AF_UNIX)
-        backend.settimeout(60)
+        backend.settimeout(DEADLINE)
         backend.connect(f"{conninfo_to_dict(admin_url())['host']}/.s.PGSQL.5432")
         backend.sendall(startup)
         return backend
@@ -95,7 +96,7 @@ class _Guest(socketserver.BaseRequestHandler):
         answers = threading.Thread(target=_pass_on, args=(backend, self.request))
         answers.start()
         _pass_on(self.request, backend)
-        answers.join(10)
+        answers.join(DEADLINE)
 
     def _by_transaction(self, startup: bytes) -> None:
         pooler = self.server.pooler
@@ -160,6 +161,6 @@ def pooling(database: str) -> Iterator[Pooler]:
             yield pooler
         finally:
             server.shutdown()
-            serving.join(10)
+            serving.join(DEADLINE)
             if pooler.shared is not None:
                 pooler.shared.close()

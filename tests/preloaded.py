@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from tests import on_demand, scratch
+from tests.waiting import DEADLINE
 
 ENVIRONMENT = "TENANTRY_TEST_PRELOADED"
 """Names the process's socket to every worker of a test run."""
@@ -83,7 +84,7 @@ class Preloaded:
     def stop(self) -> None:
         if self._process is not None:
             os.environ.pop(ENVIRONMENT, None)
-            self._process.communicate(timeout=30)
+            self._process.communicate(timeout=DEADLINE)
             self._process = None
         if self._directory is not None:
             shutil.rmtree(self._directory, ignore_errors=True)

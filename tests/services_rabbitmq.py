@@ -18,6 +18,7 @@ import httpx
 from tests import on_demand, scratch
 from tests.rabbitmq_node import PrivateNode
 from tests.rabbitmq_node_setup import NODE_NAME, find_server
+from tests.waiting import DEADLINE
 
 ENVIRONMENT = "TENANTRY_TEST_RABBITMQ_URL"
 MANAGEMENT_ENVIRONMENT = "TENANTRY_TEST_RABBITMQ_MANAGEMENT_URL"
@@ -85,7 +86,7 @@ def virtual_host_of(url: str, management_url: str) -> Iterator[RabbitHost]:
     base = f"{parts.scheme}://{parts.hostname}:{parts.port}"
     user, password = unquote(parts.username or ""), unquote(parts.password or "")
     with httpx.Client(
-        base_url=base, auth=(user, password), timeout=30, trust_env=False
+        base_url=base, auth=(user, password), timeout=DEADLINE, trust_env=False
     ) as management:
         management.put(f"/api/vhosts/{vhost}", json={}).raise_for_status()
         path = f"/api/permissions/{vhost}/{quote(user, safe='')}"
@@ -140,7 +141,7 @@ def evaluate(home: Path, expression: str) -> None:
         input=f"{expression}\n",
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=DEADLINE,
         check=False,
     )
     assert done.stdout.strip() == "{ok, ok}", f"{expression}: {done.stdout}{done.stderr}"
@@ -179,7 +180,7 @@ def rabbitmqctl(home: Path, *arguments: str) -> str:
         },
         capture_output=True,
         text=True,
-        timeout=110,
+        timeout=DEADLINE,
         check=False,
     )
     assert done.returncode == 0, f"rabbitmqctl {arguments[0]}: {done.stderr or done.stdout}"

@@ -28,13 +28,13 @@ from psycopg import sql
 
 from tests import preloaded, scratch
 from tests.services_rabbitmq import RabbitHost
-from tests.waiting import eventually
+from tests.waiting import DEADLINE, eventually
 
 ROOT = Path(__file__).parents[2]
 COMMAND = (sys.executable, "-m", "tenantry.cli.main")
-READY_TIMEOUT = 60.0
-"""For a machine with much else to do."""
-EXIT_TIMEOUT = 60.0
+LOOK = 5.0
+"""Seconds that one look may take at a daemon that may be frozen, or not there."""
+
 OWN_VARIABLES = (
     "TENANTRY_", "BROKER_URL", "RABBITMQ_", "DATABASE_URL", "STATE_DIRECTORY", "RUNTIME_DIRECTORY",
     "CREDENTIALS_DIRECTORY", "NOTIFY_SOCKET", "PG",
@@ -112,7 +112,7 @@ class Program:
         self.management = httpx.Client(
             base_url=f"http://{parts.hostname}:{parts.port}/api" if host else "",
             auth=(unquote(parts.username or ""), unquote(parts.password or "")),
-            timeout=30,
+            timeout=DEADLINE,
             trust_env=False,
         )
 
@@ -180,18 +180,20 @@ class Program:
         self.wait_ready()
         return self
 
-    def wait_ready(self, timeout: float = READY_TIMEOUT) -> None:
+    def wait_ready(self, timeout: float = DEADLINE) -> None:
         eventually(lambda: self.status_of("/readyz") == 200, timeout=timeout, what="readyz 200")
 
     def run(self, **settings: str) -> Ended:
         """Run the daemon to an end it comes to by itself."""
         return self._run([*COMMAND, "run"], self.environment(**settings))
 
-    def cli(self, *arguments: str, timeout: float = 60, **settings: str) -> Ended:
+    def cli(self, *arguments: str, timeout: float = DEADLINE, **settings: str) -> Ended:
         """Run another command of the program beside the daemon."""
         return self._run([*COMMAND, *arguments], self.environment(**settings), timeout=timeout)
 
-    def _run(self, command: list[str], environment: dict[str, str], timeout: float = 60) -> Ended:
+    def _run(
+        self, command: list[str], environment: dict[str, str], timeout: float = DEADLINE
+    ) -> Ended:
         began = time.monotonic()
         if self.own_interpreter:
             ended = subprocess.run(
@@ -229,11 +231,11 @@ class Program:
         self.check_running()
         self.process.send_signal(number)
 
-    def wait(self, timeout: float = EXIT_TIMEOUT) -> int:
+    def wait(self, timeout: float = DEADLINE) -> int:
         """Wait for the end and give the exit code."""
         return self.process.wait(timeout)
 
-    def stop(self, number: int = signal.SIGTERM, timeout: float = EXIT_TIMEOUT) -> int:
+    def stop(self, number: int = signal.SIGTERM, timeout: float = DEADLINE) -> int:
         self.send(number)
         return self.wait(timeout)
 
@@ -242,7 +244,7 @@ class Program:
         if self._process is not None and self._process.poll() is None:
             self._process.kill()
         if self._process is not None:
-            self._process.wait(10)
+            self._process.wait(DEADLINE)
 
     @property
     def stderr(self) -> str:
@@ -263,7 +265,7 @@ class Program:
     # The API on the control socket.
 
     def call(
-        self, method: str, path: str, body: object = None, *, timeout: float = 30
+        self, method: str, path: str, body: object = None, *, timeout: float = DEADLINE
     ) -> httpx.Response:
         """Ask on a connection of its own; raises `httpx.TransportError` where no answer comes."""
         request = httpx.Request(method, f"http://localhost{path}", json=body)
@@ -291,7 +293,7 @@ class Program:
         """Give the status a GET is answered with, None where nobody answers."""
         self.check_running()
         try:
-            return self.call("GET", path, timeout=5).status_code
+            return self.call("GET", path, timeout=LOOK).status_code
         except httpx.TransportError:
             return None
 
@@ -413,4 +415,4 @@ def in_background(work: Any) -> Iterator[threading.Thread]:
     try:
         yield thread
     finally:
-        thread.join(60)
+        thread.join(DEADLINE)

@@ -82,9 +82,7 @@ def test_it_adds_up_while_messages_pour_in_and_after_letters_are_worked_off(
     # Taken out of the queue behind the daemon's back. The broker's counts are up to 5 s old.
     with running.connect_admin() as connection:
         connection.channel().queue_purge(tenant.dead_letters)
-    found = eventually(
-        lambda: running.get(f"/tenants/{tenant.id}/audit")["differences"], timeout=30
-    )
+    found = eventually(lambda: running.get(f"/tenants/{tenant.id}/audit")["differences"])
     assert [(one["kind"], one["expected"], one["found"]) for one in found] == [
         ("dead_letter_queue", 12, 0)
     ]

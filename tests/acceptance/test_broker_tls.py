@@ -15,7 +15,7 @@ import trustme
 from tests.acceptance.program import Program
 from tests.acceptance.test_http_lifecycle import tcp_url
 from tests.tls_front import tls_front
-from tests.waiting import eventually
+from tests.waiting import DEADLINE, eventually
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def test_a_daemon_with_a_companys_own_authority_does_everything(
     tenant = program.create()
     assert tenant.amqp_url.startswith("amqps://")
     # Over TCP, and so by the front, which publishes by itself.
-    with httpx.Client(base_url=tcp_url(program), timeout=30, trust_env=False) as client:
+    with httpx.Client(base_url=tcp_url(program), timeout=DEADLINE, trust_env=False) as client:
         published = client.post(f"/tenants/{tenant.id}/messages", json={"payload": 1})
         assert published.status_code == 202
     eventually(lambda: program.runtime(tenant)["stored"] == 1, what="the row")

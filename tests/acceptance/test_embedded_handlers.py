@@ -5,16 +5,13 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Iterator
-from functools import partial
 
 import psycopg
 import pytest
 
-from tests import waiting
 from tests.acceptance.program import Program, Tenant
 from tests.acceptance.test_handlers import HANDLERS, effects, letters, query, start, stored
-
-eventually = partial(waiting.eventually, timeout=30)
+from tests.waiting import eventually
 
 
 @pytest.fixture
@@ -27,7 +24,7 @@ def handled(database_url: str) -> Iterator[Program]:
             "TENANTRY_HANDLERS": HANDLERS,
             "TENANTRY_RETRY_ATTEMPTS": "3",
             "TENANTRY_RETRY_BACKOFF_SECONDS": "0.05,0.1",
-            "TENANTRY_HANDLER_TIMEOUT_SECONDS": "0.5",
+            "TENANTRY_HANDLER_TIMEOUT_SECONDS": "2",
         }
         yield program
         assert "Traceback" not in program.stderr

@@ -22,13 +22,11 @@ TRIED = {
 }
 
 
-@pytest.mark.timeout(240)
 @pytest.mark.parametrize("name", [name for name, one in TRIED.items() if not one.own_broker])
 def test_the_ledger_is_clean_after(name: str) -> None:
     _conduct(name, None)
 
 
-@pytest.mark.timeout(240)
 @pytest.mark.parametrize("name", [name for name, one in TRIED.items() if one.own_broker])
 def test_the_ledger_is_clean_after_the_broker(name: str, breakable_node: PrivateNode) -> None:
     _conduct(name, breakable_node)

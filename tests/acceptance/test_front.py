@@ -12,8 +12,8 @@ import psutil
 import pytest
 
 from tests import preloaded
-from tests.acceptance.program import Program
-from tests.waiting import eventually
+from tests.acceptance.program import LOOK, Program
+from tests.waiting import DEADLINE, eventually
 
 
 def front_of(program: Program) -> int | None:
@@ -39,14 +39,14 @@ def test_it_reads_and_publishes_by_itself_while_the_daemon_stands_still(program:
     path = f"{base}/tenants/{tenant.id}/messages"
     message = {"payload": {"n": 1}, "topic": "logs"}
     # Until it has its own connections it hands requests on; both ways answer the same.
-    ids = httpx.post(path, json=message, trust_env=False, timeout=20).json()["ids"]
-    found = eventually(lambda: httpx.get(page, trust_env=False).json()["data"])
+    ids = httpx.post(path, json=message, trust_env=False, timeout=DEADLINE).json()["ids"]
+    found = eventually(lambda: httpx.get(page, trust_env=False, timeout=DEADLINE).json()["data"])
     assert [one["id"] for one in found] == ids
 
     def by_itself() -> bool:
         program.send(signal.SIGSTOP)
         try:
-            with httpx.Client(trust_env=False, timeout=3) as client:
+            with httpx.Client(trust_env=False, timeout=LOOK) as client:
                 read = client.get(page)
                 taken = client.post(path, json=message)
         except httpx.TimeoutException:
@@ -55,8 +55,8 @@ def test_it_reads_and_publishes_by_itself_while_the_daemon_stands_still(program:
             program.process.send_signal(signal.SIGCONT)
         return (read.status_code, taken.status_code) == (200, 202)
 
-    eventually(by_itself, timeout=20, what="answers without the daemon")
-    eventually(lambda: len(httpx.get(page, trust_env=False).json()["data"]) >= 2)
+    eventually(by_itself, what="answers without the daemon")
+    eventually(lambda: len(httpx.get(page, trust_env=False, timeout=DEADLINE).json()["data"]) >= 2)
 
 
 @pytest.mark.own_interpreter
@@ -66,12 +66,12 @@ def test_when_it_dies_another_takes_over_and_with_its_daemon_it_leaves_the_port_
     port = free_port()
     program.start(TENANTRY_SERVER_PORT=str(port))
     health = f"http://127.0.0.1:{port}/healthz"
-    assert httpx.get(health, trust_env=False, timeout=20).status_code == 200
+    assert httpx.get(health, trust_env=False, timeout=DEADLINE).status_code == 200
     first = eventually(lambda: front_of(program))
     assert first is not None
     os.kill(first, signal.SIGKILL)
     # It waits in the queue of the socket, which is the daemon's own.
-    assert httpx.get(health, trust_env=False, timeout=60).status_code == 200
+    assert httpx.get(health, trust_env=False, timeout=DEADLINE).status_code == 200
     second = front_of(program)
     assert second is not None
     assert second != first

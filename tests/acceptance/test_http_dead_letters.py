@@ -115,7 +115,7 @@ def test_a_daemon_that_dies_during_a_replay_loses_nothing_and_stores_nothing_twi
             return
 
     with in_background(replay):
-        eventually(lambda: count_rows(running, tenant) > 100, timeout=30)
+        eventually(lambda: count_rows(running, tenant) > 100)
         running.kill()
     stored = count_rows(running, tenant)
     running.start()
@@ -126,7 +126,7 @@ def test_a_daemon_that_dies_during_a_replay_loses_nothing_and_stores_nothing_twi
         return answer.status_code == 202
 
     eventually(replayed_to_the_end)
-    eventually(lambda: count_rows(running, tenant) == 1500, timeout=20)
+    eventually(lambda: count_rows(running, tenant) == 1500)
     assert listed(running, tenant) == []
     eventually(lambda: running.ready_messages(tenant.dead_letters) == 0)
 

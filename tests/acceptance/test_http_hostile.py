@@ -14,7 +14,7 @@ import pytest
 
 from tests.acceptance.program import Program, Tenant
 from tests.api.test_limits import trickling
-from tests.waiting import eventually
+from tests.waiting import DEADLINE, eventually
 
 IDS = [
     "", "A", "a_b", "-a", "a-", "a.b", "a/b", "../a", "a'b", 'a"b', "a;DROP TABLE tenants", "a$",
@@ -76,7 +76,7 @@ def hostile(shared: Program) -> Iterator[tuple[Program, Tenant]]:
 
 def post(program: Program, path: str, content: bytes) -> httpx.Response:
     transport = httpx.HTTPTransport(uds=str(program.socket))
-    with httpx.Client(transport=transport, base_url="http://localhost", timeout=30) as client:
+    with httpx.Client(transport=transport, base_url="http://localhost", timeout=DEADLINE) as client:
         return client.post(path, content=content, headers={"Content-Type": "application/json"})
 
 
@@ -218,7 +218,7 @@ def test_a_thousand_clients_that_trickle_stop_neither_ingestion_nor_the_control_
     port = shared.get("/info")["server"]["port"]
     try:
         with trickling(port, 1000) as trickled:
-            eventually(lambda: trickled() > 2000, timeout=30, what="bytes trickling")
+            eventually(lambda: trickled() > 2000, what="bytes trickling")
             for number in range(10):
                 batch = [{"payload": n, "id": f"{number}-{n}"} for n in range(20)]
                 calls: list[tuple[str, str, Any]] = [
@@ -227,16 +227,16 @@ def test_a_thousand_clients_that_trickle_stop_neither_ingestion_nor_the_control_
                     ("POST", f"/tenants/{tenant.id}/messages", batch),
                 ]
                 for method, path, body in calls:
-                    assert shared.call(method, path, body, timeout=10).is_success
+                    assert shared.call(method, path, body, timeout=DEADLINE).is_success
                 url = f"http://127.0.0.1:{port}/healthz"
-                assert httpx.get(url, timeout=10, trust_env=False).status_code == 200
+                assert httpx.get(url, timeout=DEADLINE, trust_env=False).status_code == 200
             eventually(lambda: len(stored(shared, tenant)) == 200)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def _raw(port: int, data: bytes) -> bytes:
-    with socket.create_connection(("127.0.0.1", port), timeout=10) as raw:
+    with socket.create_connection(("127.0.0.1", port), timeout=DEADLINE) as raw:
         raw.sendall(data)
         received = b""
         while part := raw.recv(65536):

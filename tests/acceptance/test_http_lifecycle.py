@@ -12,7 +12,7 @@ import httpx
 
 from tests.acceptance.program import Program
 from tests.api.serving import SECRET
-from tests.waiting import eventually
+from tests.waiting import DEADLINE, eventually
 
 
 def tcp_url(program: Program) -> str:
@@ -26,7 +26,7 @@ def over_tcp(program: Program, *arguments: str) -> Iterator[httpx.Client]:
     assert ended.code == 0, ended.stderr
     headers = {"Authorization": f"Bearer {ended.stdout.strip()}"}
     with httpx.Client(
-        base_url=tcp_url(program), headers=headers, timeout=30, trust_env=False
+        base_url=tcp_url(program), headers=headers, timeout=DEADLINE, trust_env=False
     ) as client:
         yield client
 
@@ -34,7 +34,7 @@ def over_tcp(program: Program, *arguments: str) -> Iterator[httpx.Client]:
 @contextmanager
 def over_control(program: Program, *_: str) -> Iterator[httpx.Client]:
     transport = httpx.HTTPTransport(uds=str(program.socket))
-    with httpx.Client(transport=transport, base_url="http://localhost", timeout=30) as client:
+    with httpx.Client(transport=transport, base_url="http://localhost", timeout=DEADLINE) as client:
         yield client
 
 
@@ -108,7 +108,7 @@ def test_a_live_tail_brings_each_message_once_in_order_over_a_restart(running: P
     def write(writer: int) -> None:
         for number in range(0, total // 4, 10):
             if number == total // 8:
-                assert halfway.wait(60)
+                assert halfway.wait(DEADLINE)
             batch = [{"payload": n, "id": f"{writer}-{n}"} for n in range(number, number + 10)]
             answer = running.call("POST", f"/tenants/{tenant.id}/messages", batch)
             assert answer.status_code == 202, answer.text
@@ -123,7 +123,7 @@ def test_a_live_tail_brings_each_message_once_in_order_over_a_restart(running: P
         url = f"{tcp_url(running)}/messages/stream"
         headers = {"Last-Event-ID": cursor} if cursor else {}
         with (
-            httpx.Client(timeout=30, trust_env=False) as client,
+            httpx.Client(timeout=DEADLINE, trust_env=False) as client,
             client.stream("GET", url, params={"tenant_id": tenant.id}, headers=headers) as answer,
         ):
             for line in answer.iter_lines():
@@ -147,7 +147,7 @@ def test_a_live_tail_brings_each_message_once_in_order_over_a_restart(running: P
     halfway.set()
     follow(cursor, total)
     for thread in writers:
-        thread.join(60)
+        thread.join(DEADLINE)
     assert not failures
     assert followed == sorted(set(followed))
     assert sorted(ids) == sorted(f"{writer}-{n}" for writer in range(4) for n in range(total // 4))

@@ -16,7 +16,7 @@ from tests.acceptance.program import Program
 from tests.api.cases import ENDING, MODES, OPERATIONS, attack, load
 from tests.api.serving import SECRET
 from tests.depth import THOROUGH, examples
-from tests.waiting import eventually
+from tests.waiting import DEADLINE, eventually
 
 EXAMPLES = int(os.environ.get("TENANTRY_TEST_MADE_UP", examples(1, 20)))
 
@@ -41,7 +41,7 @@ def _tried() -> list[str]:
     return sorted(left, key=lambda name: name == "DELETE /tenants/{tenant_id}")
 
 
-@pytest.mark.timeout(120 + 60 * EXAMPLES)
+@pytest.mark.timeout(300 + 60 * EXAMPLES)
 @pytest.mark.parametrize("secret", SECRETS.values(), ids=SECRETS)
 def test_a_running_daemon_answers_as_described(program: Program, secret: str) -> None:
     program.settings["TENANTRY_LOG_LEVEL"] = "debug"
@@ -81,4 +81,4 @@ def test_a_running_daemon_answers_as_described(program: Program, secret: str) ->
         assert isinstance(json.loads(line), dict)
     assert not program.events("api.request_crashed")
     for one in program.get("/tenants?limit=1000")["data"]:
-        assert program.call("DELETE", f"/tenants/{one['id']}", timeout=60).status_code == 204
+        assert program.call("DELETE", f"/tenants/{one['id']}", timeout=DEADLINE).status_code == 204

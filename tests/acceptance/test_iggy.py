@@ -17,7 +17,7 @@ from tenantry.broker.port import BrokerError
 from tests import services_iggy
 from tests.acceptance.program import Program, Tenant
 from tests.iggy_server import PrivateIggy
-from tests.waiting import eventually
+from tests.waiting import DEADLINE, eventually
 
 
 @pytest.fixture
@@ -88,7 +88,7 @@ def rows_of(program: Program, tenant: Tenant, count: int) -> list[Row]:
             ).fetchall()
         return [Row(*row) for row in found] if len(found) >= count else []
 
-    return eventually(look, timeout=30, what=f"{count} rows")
+    return eventually(look, what=f"{count} rows")
 
 
 def test_what_a_tenant_sends_is_a_row_with_id_headers_and_bytes(
@@ -256,10 +256,9 @@ def test_a_daemon_that_is_killed_between_commit_and_offset_doubles_nothing(
             sent += 60
             eventually(
                 lambda wanted=2 * sent: not program.running or _stored(program) >= wanted,
-                timeout=60,
                 what="it is killed, or all is stored",
             )
-        program.wait(30)
+        program.wait(DEADLINE)
     program.start()
     for one in tenants:
         rows = rows_of(program, one, sent)
@@ -289,7 +288,7 @@ def test_a_standby_takes_over_from_a_leader_that_is_frozen(program: Program, sen
         rows = rows_of(standby, tenant, 300)
         assert len(rows) == 300
         program.send(signal.SIGCONT)
-        eventually(lambda: not program.running, timeout=30, what="the former leader ends")
+        eventually(lambda: not program.running, what="the former leader ends")
         sender.send(tenant.stream, "events", _message(b"1"), partition=2)
         assert len(rows_of(standby, tenant, 301)) == 301
         assert standby.stop() == 0

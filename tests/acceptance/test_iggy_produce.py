@@ -11,7 +11,7 @@ import pytest
 from tests.acceptance.program import Program
 from tests.iggy_server import PrivateIggy
 from tests.services_iggy import own_server
-from tests.waiting import eventually
+from tests.waiting import DEADLINE, eventually
 
 QUICK = ("--tenants", "2", "--message-batches-limit", "2", "--interval", "0s")
 
@@ -54,7 +54,6 @@ def test_what_tenants_produce_is_stored_once_and_spread_evenly(
     assert second.json["confirmed"] == 18_000
     found = eventually(
         lambda: count if sum((count := stored(program)).values()) == 18_360 else None,
-        timeout=60,
         what="all is stored",
     )
     assert set(found.values()) == {20 + 1000}
@@ -86,15 +85,15 @@ def test_a_server_that_is_killed_meanwhile_costs_no_message(
     ended = []
     pace = ("--message-batches-limit", "40", "--interval", "100ms", "--producers", "1")
     arguments = ("produce", "--tenants", "2", "--no-ensure-access", *pace)
-    thread = threading.Thread(target=lambda: ended.append(program.cli(*arguments, timeout=120)))
+    thread = threading.Thread(
+        target=lambda: ended.append(program.cli(*arguments, timeout=DEADLINE))
+    )
     thread.start()
-    eventually(lambda: sum(stored(program).values()) > 200, timeout=60, what="it is under way")
+    eventually(lambda: sum(stored(program).values()) > 200, what="it is under way")
     server.kill()
     server.start()
-    thread.join(120)
+    thread.join(DEADLINE)
     (result,) = ended
     assert result.code == 0, result.stdout[-2000:]
     assert "Retrying" in result.stdout
-    eventually(
-        lambda: sum(stored(program).values()) == 2400, timeout=60, what="all is stored, once"
-    )
+    eventually(lambda: sum(stored(program).values()) == 2400, what="all is stored, once")

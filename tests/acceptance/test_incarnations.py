@@ -15,7 +15,7 @@ from psycopg import sql
 
 from tests.acceptance.program import Program
 from tests.acceptance.test_front import free_port
-from tests.waiting import eventually
+from tests.waiting import DEADLINE, eventually
 
 SECRET: Final = "a secret of the operator's, sixty-four bytes long or a little more..."
 
@@ -63,7 +63,9 @@ def embedded(database_url: str) -> Iterator[tuple[Program, httpx.Client]]:
     port = free_port()
     with (
         Program(None, database_url) as program,
-        httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30, trust_env=False) as front,
+        httpx.Client(
+            base_url=f"http://127.0.0.1:{port}", timeout=DEADLINE, trust_env=False
+        ) as front,
     ):
         program.settings = {"TENANTRY_SERVER_PORT": str(port), "TENANTRY_JWT_SECRET": SECRET}
         yield program.start(), front

@@ -15,6 +15,7 @@ import pytest
 from tests import waiting
 from tests.acceptance.program import ROOT, Program
 from tests.depth import THOROUGH
+from tests.waiting import DEADLINE
 
 HANDLER = """\
 import daemon  # python-daemon's
@@ -41,7 +42,7 @@ def wheel(directory: Path) -> Path:
             *("--no-build-isolation", "--wheel-dir", str(directory), str(copy)),
         ],
         check=True,
-        timeout=100,
+        timeout=DEADLINE,
     )
     (built,) = directory.glob("*.whl")
     with zipfile.ZipFile(built) as archive:
@@ -91,7 +92,7 @@ def test_what_is_installed_bears_one_name_beside_others_of_the_same(
         env=program.environment(),
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=DEADLINE,
         check=True,
     )
     assert all(part.startswith(str(installed)) for part in said.stdout.split())

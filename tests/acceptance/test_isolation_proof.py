@@ -9,7 +9,7 @@ import psycopg
 
 from tests.acceptance.program import Program, Tenant
 from tests.acceptance.test_metrics import publish, scrape
-from tests.waiting import eventually
+from tests.waiting import DEADLINE, eventually
 
 
 def allow(program: Program, tenant: Tenant, **rights: str) -> None:
@@ -43,7 +43,7 @@ def test_it_is_proven_without_any_password_and_every_leak_is_found(program: Prog
     for tenant in (one, other):
         publish(tenant, "1")
         eventually(lambda tenant=tenant: program.runtime(tenant)["stored"] == 1)  # type: ignore[misc]
-    proof = program.cli("verify-isolation", "--probe", "--json", timeout=120)
+    proof = program.cli("verify-isolation", "--probe", "--json", timeout=DEADLINE)
     assert proof.code == 0, (proof.stdout, proof.stderr)
     assert proof.json["isolated"] is True
     tried = {(check["owner"], check["target"]) for check in proof.json["checks"]}
@@ -59,7 +59,7 @@ def test_it_is_proven_without_any_password_and_every_leak_is_found(program: Prog
     with psycopg.connect(program.database_url, autocommit=True) as connection:
         connection.execute("CREATE POLICY careless ON messages FOR SELECT USING (true)")
         connection.execute("GRANT SELECT ON messages TO PUBLIC")
-        broken = program.call("POST", "/isolation", {"tenants": [one.id]}, timeout=60).json()
+        broken = program.call("POST", "/isolation", {"tenants": [one.id]}, timeout=DEADLINE).json()
         connection.execute("REVOKE SELECT ON messages FROM PUBLIC")
         connection.execute("DROP POLICY careless ON messages")
     assert broken["isolated"] is False
@@ -74,7 +74,7 @@ def test_it_is_proven_without_any_password_and_every_leak_is_found(program: Prog
     )
     assert [line.split(" its own ")[1] for line in broken["denials"]] == [f"{one.stream}.events.0"]
     allow(program, one, read=f"^({one.queue}|{one.stream}\\.events\\.0)$", configure="^$")
-    assert program.call("POST", "/isolation", {}, timeout=60).json()["isolated"] is True
+    assert program.call("POST", "/isolation", {}, timeout=DEADLINE).json()["isolated"] is True
     found = [
         event
         for event in program.get("/events?limit=500")["data"]
@@ -95,14 +95,14 @@ def test_the_daemon_proves_it_by_itself_and_tells(program: Program) -> None:
     # A role that was given too much: by hand, and so behind the daemon's back.
     granted = program.call("POST", f"/tenants/{one.id}/sql-access").json()
     metric = "tenantry_isolation_failures"
-    eventually(lambda: scrape(program).value(metric) == 0, what="a proof", timeout=30)
+    eventually(lambda: scrape(program).value(metric) == 0, what="a proof")
     with psycopg.connect(program.database_url, autocommit=True) as connection:
         user = psycopg.sql.Identifier(granted["username"])
         for words in ("GRANT USAGE ON SCHEMA tenantry TO {}", "GRANT SELECT ON {} TO {}"):
             table = psycopg.sql.Identifier("tenantry", f"messages_{other.id}")
             names = (user,) if "SCHEMA" in words else (table, user)
             connection.execute(psycopg.sql.SQL(words).format(*names))
-    eventually(lambda: scrape(program).value(metric) == 2, what="the leak", timeout=30)
+    eventually(lambda: scrape(program).value(metric) == 2, what="the leak")
     failures: set[Any] = {one["failure"] for one in program.wait_logged("isolation.violated", 2)}
     assert any(f'rights on tenantry."messages_{other.id}"' in one for one in failures)
     assert program.stop() == 0

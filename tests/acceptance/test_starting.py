@@ -14,7 +14,7 @@ import pytest
 from tests import preloaded
 from tests.acceptance.program import ROOT, Program
 from tests.depth import examples
-from tests.waiting import eventually
+from tests.waiting import DEADLINE, eventually
 
 pytestmark = pytest.mark.own_interpreter
 
@@ -32,9 +32,9 @@ def test_a_signal_while_modules_are_loaded_ends_the_daemon_with_a_line(
 ) -> None:
     process = program.spawn()
     # Python has a handler of its own for SIGINT; the last that is set here is for SIGHUP.
-    eventually(lambda: hears(process.pid, signal.SIGHUP), timeout=30, what="handlers")
+    eventually(lambda: hears(process.pid, signal.SIGHUP), what="handlers")
     process.send_signal(number)
-    assert program.wait(30) == 0
+    assert program.wait(DEADLINE) == 0
     assert [one["signal"] for one in program.events("daemon.stopped_while_starting")] == [
         number.name
     ]
@@ -47,9 +47,9 @@ def test_the_file_of_the_daemon_hears_signals_as_early(program: Program) -> None
         cwd=program.directory,
         stderr=subprocess.PIPE,
     )
-    eventually(lambda: hears(process.pid, signal.SIGTERM), timeout=30, what="a handler")
+    eventually(lambda: hears(process.pid, signal.SIGTERM), what="a handler")
     process.send_signal(signal.SIGTERM)
-    _, said = process.communicate(timeout=30)
+    _, said = process.communicate(timeout=DEADLINE)
     assert process.returncode == 0
     assert b"daemon.stopped_while_starting" in said
 
@@ -64,14 +64,14 @@ def test_other_commands_end_by_a_signal_as_commands_do(program: Program) -> None
     assert process.stdout is not None
     process.stdout.readline()
     process.send_signal(signal.SIGTERM)
-    assert process.wait(30) == -signal.SIGTERM
+    assert process.wait(DEADLINE) == -signal.SIGTERM
     process.stdout.close()
 
 
 def stop_at_a_random_moment(program: Program, longest: float) -> None:
     """Start, send SIGTERM after a while, and wait for an end that waits for nothing."""
     process = program.spawn(TENANTRY_SHUTDOWN_DEADLINE_SECONDS="3600")
-    eventually(lambda: hears(process.pid, signal.SIGTERM), timeout=30, what="a handler")
+    eventually(lambda: hears(process.pid, signal.SIGTERM), what="a handler")
     time.sleep(random.uniform(0, longest))
     process.send_signal(signal.SIGTERM)
     assert program.wait() == 0
@@ -82,7 +82,7 @@ def test_sighup_at_a_start_is_harmless_and_sigterm_at_any_moment_of_it_ends_it(
 ) -> None:
     process = program.spawn()
     # There is nothing yet that could be read again.
-    eventually(lambda: hears(process.pid, signal.SIGHUP), timeout=30, what="a handler")
+    eventually(lambda: hears(process.pid, signal.SIGHUP), what="a handler")
     process.send_signal(signal.SIGHUP)
     program.wait_ready(60)
     assert program.create().id

@@ -8,7 +8,7 @@ from tests.acceptance.program import Program, Tenant
 from tests.ledger import Ledger
 from tests.scrapes import Scrape, read
 from tests.services_rabbitmq import RabbitHost
-from tests.waiting import eventually
+from tests.waiting import DEADLINE, eventually
 
 HANG_SECONDS = "5"
 """Long enough for a machine with much else to do."""
@@ -27,7 +27,7 @@ def test_a_worker_that_hangs_is_replaced_and_nothing_is_lost_or_doubled(
     )
     tenants = [program.create("one", workers=2), program.create("two", workers=2)]
     with ledger.publishing([(one.id, one.amqp_url) for one in tenants], rate=200):
-        stuck = eventually(lambda: program.events("actor.stuck"), timeout=30)[0]
+        stuck = eventually(lambda: program.events("actor.stuck"))[0]
         assert "worker-" in stuck["stuck"]
         assert "tenantry/failpoints.py" in stuck["error"]
         ledger.wait_confirmed(50)
@@ -54,7 +54,7 @@ def test_a_tenant_that_hangs_in_a_command_is_replaced_and_its_neighbour_notices_
     tenant, other = program.create("one"), program.create("other")
     with ledger.publishing([(one.id, one.amqp_url) for one in (tenant, other)], rate=200):
         path = f"/tenants/{tenant.id}/config/concurrency"
-        answer = program.call("PUT", path, {"workers": 5}, timeout=60)
+        answer = program.call("PUT", path, {"workers": 5}, timeout=DEADLINE)
         assert answer.status_code == 503
         assert program.wait_logged("actor.stuck")[0]["stuck"] == f"{tenant.id}/tenant"
         eventually(lambda: program.status_of("/readyz") == 200, what="readyz 200")
@@ -75,7 +75,7 @@ def test_a_loop_that_hangs_ends_the_process_and_the_next_one_makes_up_for_it(
     )
     tenant = program.create()
     with ledger.publishing([(tenant.id, tenant.amqp_url)], rate=200):
-        assert program.wait(60) == 1
+        assert program.wait(DEADLINE) == 1
         (failed,) = program.events("daemon.failed")
         assert "the thread broker-consuming has hung" in failed["reason"]
         program.start()
@@ -106,7 +106,7 @@ def park(program: Program, ledger: Ledger) -> None:
     declare_otherwise(program, tenant)
     program.start()
     path = f"/tenants/{tenant.id}"
-    eventually(lambda: program.get(path)["parked"], timeout=40, what="the tenant parked")
+    eventually(lambda: program.get(path)["parked"], what="the tenant parked")
     parked = program.cli("tenant", "show", tenant.id, "--json").json
     assert "exists with other arguments" in parked["parked"]
     assert (parked["state"], parked["workers_current"]) == ("paused", 0)

@@ -18,7 +18,7 @@ from tests.acceptance.test_crashes import leftovers
 from tests.acceptance.test_http_dead_letters import count_rows
 from tests.acceptance.test_http_lifecycle import tcp_url
 from tests.ledger import LIGHT, Ledger
-from tests.waiting import eventually
+from tests.waiting import DEADLINE, eventually
 
 CURL = shutil.which("curl")
 
@@ -201,7 +201,7 @@ def test_curl_is_all_it_takes(shared: Program) -> None:
             [str(CURL), "-sS", "--fail-with-body", "-m", "20", *arguments],
             check=True,
             capture_output=True,
-            timeout=30,
+            timeout=DEADLINE,
         )
         return json.loads(ended.stdout) if ended.stdout else None
 

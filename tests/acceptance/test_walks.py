@@ -69,7 +69,6 @@ def entered(calls: Iterable[Call], threads: Callable[[str], bool]) -> dict[str, 
 
 
 @pytest.mark.own_interpreter
-@pytest.mark.timeout(240)
 def test_each_way_leads_through_the_files_that_are_told(
     program: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

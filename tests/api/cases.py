@@ -19,6 +19,7 @@ from tenantry.api import access
 from tenantry.api.access import TABLE
 from tenantry.http.problems import MEDIA_TYPE
 from tests.depth import THOROUGH
+from tests.waiting import DEADLINE
 
 if TYPE_CHECKING:
     import requests
@@ -79,7 +80,7 @@ def load(url: str) -> Api:
 
     session = requests.Session()
     session.trust_env = False
-    document = session.get(f"{url}/openapi.json", timeout=30).json()
+    document = session.get(f"{url}/openapi.json", timeout=DEADLINE).json()
     schema = schemathesis.openapi.from_dict(document)
     schema.config.update(base_url=url)
     return Api(url=url, schema=schema, session=session)
@@ -120,7 +121,7 @@ def attack(
         sent += 1
         if tenants and sent % 3:
             _name(case, tenants[sent % len(tenants)])
-        answer = case.call(session=api.session, headers=dict(headers()), timeout=60)
+        answer = case.call(session=api.session, headers=dict(headers()), timeout=DEADLINE)
         api.answers[operation, answer.status_code] += 1
         case.validate_response(answer, checks=_conformance())
         check(answer.status_code, answer.headers, answer.content)

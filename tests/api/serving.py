@@ -46,6 +46,7 @@ from tests.fakes.stores import (
     InMemoryTenantDirectory,
     InMemoryTenantProjection,
 )
+from tests.waiting import DEADLINE
 
 CURSOR_KEY = b"a key for cursors in tests"
 WAY_IN = {"jwt_secret", "max_body_bytes", "body_timeout", "request_timeout", "max_requests"}
@@ -101,7 +102,7 @@ class World:
             queues=self.dead_letters,
             publishing=self.publishing,
             journal=self.journal,
-            publish_timeout=1,
+            publish_timeout=DEADLINE,
             **options,
         )
 
@@ -110,7 +111,9 @@ class World:
         if (former := self.directory.get(tenant_id)) is not None:
             self.messages.vacate(former)
         self.control.execute(
-            CreateTenant(tenant_id=tenant_id, **given), metadata=Metadata(actor="test"), timeout=1
+            CreateTenant(tenant_id=tenant_id, **given),
+            metadata=Metadata(actor="test"),
+            timeout=DEADLINE,
         )
 
 
@@ -140,10 +143,10 @@ class Served:
         self.control = httpx.Client(
             transport=httpx.HTTPTransport(uds=str(path)),
             base_url="http://localhost",
-            timeout=30,
+            timeout=DEADLINE,
             trust_env=False,
         )
-        self.tcp = httpx.Client(base_url=self.url, timeout=30, trust_env=False)
+        self.tcp = httpx.Client(base_url=self.url, timeout=DEADLINE, trust_env=False)
 
     @property
     def bodies(self) -> BoundedBody:
@@ -153,7 +156,7 @@ class Served:
             layer = layer._app
         return layer
 
-    def stop(self, timeout: float | None = None) -> bool:
+    def stop(self, timeout: float = DEADLINE) -> bool:
         """Stop both servers in the daemon's order."""
         api_ended = self.api.stop(timeout)
         return self.server.stop(timeout) and api_ended
@@ -191,8 +194,8 @@ def serving(world: World, **options: Any) -> Iterator[Served]:
             threads[-1].start()
         served = Served(world=world, app=app, api=api, front=front, server=server, path=path)
         try:
-            assert api.wait_started(10)
-            assert server.wait_started(10)
+            assert api.wait_started(DEADLINE)
+            assert server.wait_started(DEADLINE)
             yield served
         finally:
             served.control.close()
@@ -201,5 +204,5 @@ def serving(world: World, **options: Any) -> Iterator[Served]:
                 world.control.held.set()
             for one, thread in zip((api, server), threads, strict=True):
                 one.stop()
-                thread.join(20)
+                thread.join(DEADLINE)
             assert not thread.is_alive()

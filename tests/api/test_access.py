@@ -21,6 +21,7 @@ from tenantry.http.tokens import Tokens
 from tests.api.cases import check
 from tests.api.plain_http import PlainHttp
 from tests.api.serving import SECRET, Served, World, serving
+from tests.waiting import DEADLINE
 
 TOKENS = Tokens(SECRET)
 
@@ -182,7 +183,7 @@ def test_naming_two_tenants_does_not_help(api: Served, query: str) -> None:
     ["/tenants/ACME", "/tenants/acme%2F..%2Fother", "/tenants/%6fther", "//tenants/other", "/x"],
 )
 def test_no_spelling_of_a_path_helps(api: Served, path: str) -> None:
-    with socket.create_connection(("127.0.0.1", api.server.tcp_port or 0), timeout=10) as raw:
+    with socket.create_connection(("127.0.0.1", api.server.tcp_port or 0), timeout=DEADLINE) as raw:
         head = f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
         token = _bearer("acme")["Authorization"]
         raw.sendall(f"{head}Authorization: {token}\r\n\r\n".encode())

@@ -18,7 +18,7 @@ from tenantry.domain.events import DeadLettersDiscarded, DeadLettersReplayed
 from tenantry.messages.headers import REPLAY_HEADER, REPLAYS_HEADER
 from tests.api.dead_letters import discard, listed, message, queued, reject, replay
 from tests.api.serving import Served, World, serving
-from tests.waiting import eventually
+from tests.waiting import DEADLINE, eventually
 
 
 @pytest.fixture
@@ -185,7 +185,7 @@ def test_replays_that_wait_for_another_walk_hold_no_thread(api: Served) -> None:
         waiting = [clients.submit(replay, api, {"ids": [str(number)]}) for number in range(most)]
         try:
             eventually(lambda: turns._there["acme"] == most)
-            assert world.dead_letters.refused.acquire(timeout=10)
+            assert world.dead_letters.refused.acquire(timeout=DEADLINE)
             # As many wait as may, four times the threads there are: all else goes on.
             one_more = api.control.post(path.format("acme"), json={"all": True})
             assert (one_more.status_code, one_more.headers["retry-after"]) == (409, "1")
@@ -198,7 +198,7 @@ def test_replays_that_wait_for_another_walk_hold_no_thread(api: Served) -> None:
             assert api.control.post("/tenants/other/pause").is_success
         finally:
             world.dead_letters.walked.clear()
-        assert [one.result(30) for one in waiting] == [{"replayed": 1}] * most
+        assert [one.result(DEADLINE) for one in waiting] == [{"replayed": 1}] * most
     assert not turns._there
     assert not turns._locks
 

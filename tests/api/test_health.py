@@ -16,7 +16,7 @@ from tenantry.control.port import ActorStatus, Outcome, SystemState
 from tenantry.journal.port import Metadata
 from tests.api.serving import Served, World, serving
 from tests.fakes.actors import Tree, running_tree
-from tests.waiting import eventually
+from tests.waiting import DEADLINE, eventually
 
 
 @pytest.fixture
@@ -84,7 +84,7 @@ class Hanging:
     @property
     def tenant_id(self) -> str:
         self.entered.set()
-        assert self.released.wait(20)
+        assert self.released.wait(DEADLINE)
         return "nobody"
 
 
@@ -95,7 +95,7 @@ def test_a_hanging_supervisor_shows_and_recovers(tree: Tree, real: Served) -> No
     hanging, reply = Hanging(), Future[Outcome]()
     command = Execute(command=hanging, metadata=Metadata(actor="test"), reply=reply)  # type: ignore[arg-type]
     assert tell(tree.supervisor, command)
-    assert hanging.entered.wait(10)
+    assert hanging.entered.wait(DEADLINE)
     eventually(lambda: real.control.get("/healthz").status_code == 503)
     # It says so while the supervisor hangs, and does not wait for it to answer.
     assert real.control.get("/healthz").status_code == 503
@@ -114,7 +114,7 @@ def test_a_hanging_supervisor_is_named_with_where_it_hangs(tree: Tree, real: Ser
     hanging = Hanging()
     command = Execute(command=hanging, metadata=Metadata(actor="test"), reply=Future[Outcome]())  # type: ignore[arg-type]
     assert tell(tree.supervisor, command)
-    assert hanging.entered.wait(10)
+    assert hanging.entered.wait(DEADLINE)
     tree.pass_time(61)
     detail = eventually(
         lambda: (

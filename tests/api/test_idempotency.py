@@ -18,6 +18,7 @@ from tenantry.domain.tenant import decide
 from tenantry.journal.port import Metadata
 from tests.api.fakes import MemoryIdempotencyKeys
 from tests.api.serving import Served, World, serving
+from tests.waiting import DEADLINE
 
 KEY = {"Idempotency-Key": "8e03978e"}
 
@@ -110,7 +111,7 @@ def test_the_same_creation_many_times_at_once_makes_one_tenant(api: Served) -> N
             json={"name": "Acme"},
             headers=KEY,
             trust_env=False,
-            timeout=20,
+            timeout=DEADLINE,
         )
 
     with ThreadPoolExecutor(8) as pool:
@@ -202,7 +203,7 @@ def test_of_many_at_once_one_use_wins(keys: Callable[[int], IdempotencyKeys]) ->
     kept, begin = keys(100), threading.Barrier(6)
 
     def claim(number: int) -> bool:
-        begin.wait(10)
+        begin.wait(DEADLINE)
         return kept.claim(b"k", b"%d" % number)
 
     with ThreadPoolExecutor(6) as pool:

@@ -23,7 +23,7 @@ from tenantry.http.problems import Problem
 from tenantry.http.tokens import Tokens
 from tests.api.serving import SECRET, Served, World, serving
 from tests.depth import examples
-from tests.waiting import eventually
+from tests.waiting import DEADLINE, eventually
 
 HEAD = b"POST /tenants/acme/messages HTTP/1.1\r\nHost: localhost\r\n"
 BODY_BEGUN = HEAD + b"Content-Type: application/json\r\nContent-Length: 900000\r\n\r\n"
@@ -45,15 +45,17 @@ def stuck(api: Served, requests: int) -> Iterator[None]:
     world.control.held = threading.Event()
     with ThreadPoolExecutor(requests) as pool:
         url = f"{api.url}/tenants/acme/pause"
-        asked = [pool.submit(httpx.post, url, timeout=30, trust_env=False) for _ in range(requests)]
+        asked = [
+            pool.submit(httpx.post, url, timeout=DEADLINE, trust_env=False) for _ in range(requests)
+        ]
         try:
             for _ in range(requests):
-                assert world.control.entered.acquire(timeout=10)
+                assert world.control.entered.acquire(timeout=DEADLINE)
             yield
         finally:
             world.control.held.set()
             for one in asked:
-                one.result(20)
+                one.result(DEADLINE)
 
 
 def test_a_client_with_too_many_requests_is_told_so_and_others_are_served(api: Served) -> None:
@@ -151,7 +153,9 @@ def test_all_bodies_together_are_bounded(api: Served) -> None:
 def connected(api: Served, source: str = "") -> socket.socket:
     """Connect as a client at an address of this machine."""
     port = api.server.tcp_port or 0
-    return socket.create_connection(("127.0.0.1", port), timeout=10, source_address=(source, 0))
+    return socket.create_connection(
+        ("127.0.0.1", port), timeout=DEADLINE, source_address=(source, 0)
+    )
 
 
 def test_a_client_that_sends_much_at_once_is_told_so_and_others_are_served(api: Served) -> None:
@@ -193,7 +197,7 @@ def test_a_client_that_keeps_all_connections_still_leaves_room_for_others() -> N
         try:
             # They are taken in the order in which they came: all places are theirs.
             for _ in range(2):
-                assert httpx.get(f"{api.url}/healthz", timeout=10, trust_env=False).is_success
+                assert httpx.get(f"{api.url}/healthz", timeout=DEADLINE, trust_env=False).is_success
             readable, _, _ = select.select(idle, [], [], 10)
             assert 1 <= len(readable) <= 2
             assert all(_is_closed(raw) for raw in readable)
@@ -205,7 +209,7 @@ def test_a_client_that_keeps_all_connections_still_leaves_room_for_others() -> N
 def test_connections_beyond_the_limit_are_closed() -> None:
     with serving(World(), max_connections=5) as api:
         opened = [
-            socket.create_connection(("127.0.0.1", api.server.tcp_port or 0), timeout=10)
+            socket.create_connection(("127.0.0.1", api.server.tcp_port or 0), timeout=DEADLINE)
             for _ in range(8)
         ]
         try:
@@ -235,7 +239,7 @@ def test_hundreds_of_clients_that_trickle_hold_up_nobody(monkeypatch: pytest.Mon
     with serving(World(body_timeout=60.0)) as api:
         api.world.create("acme")
         with trickling(api.server.tcp_port or 0, CLIENTS) as trickled:
-            eventually(lambda: trickled() > 3 * CLIENTS, timeout=30, what="bytes trickling")
+            eventually(lambda: trickled() > 3 * CLIENTS, what="bytes trickling")
             for _ in range(20):
                 for call in (
                     lambda: api.control.get("/healthz"),
@@ -332,7 +336,7 @@ def trickling(port: int, clients: int) -> Iterator[Callable[[], int]]:
     thread = threading.Thread(target=trickle)
     try:
         for number in range(clients):
-            raw = socket.create_connection(("127.0.0.1", port), timeout=10)
+            raw = socket.create_connection(("127.0.0.1", port), timeout=DEADLINE)
             raw.sendall(BODY_BEGUN if number % 2 else HEAD + b"X-Slow: ")
             raw.setblocking(False)
             sockets.append(raw)
@@ -341,7 +345,7 @@ def trickling(port: int, clients: int) -> Iterator[Callable[[], int]]:
     finally:
         done.set()
         if thread.is_alive():
-            thread.join(10)
+            thread.join(DEADLINE)
         for raw in sockets:
             raw.close()
 

@@ -9,7 +9,6 @@ import stat
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from tenantry.http.listeners import ControlSocketBusyError, ListenError, bind_tc
 from tenantry.http.server import ApiServer
 from tenantry.settings import Settings
 from tests.api.serving import Served, World, serving, short_directory
+from tests.waiting import DEADLINE
 
 
 @pytest.fixture
@@ -70,7 +70,7 @@ def test_the_socket_of_a_killed_process_is_replaced(directory: Path) -> None:
     with pytest.raises(ControlSocketBusyError):
         ApiServer(World().app(), socket_path=path).bind()
     killed.send_signal(signal.SIGKILL)
-    killed.wait(10)
+    killed.wait(DEADLINE)
     killed.stdout.close()
     assert path.is_socket()
     server = ApiServer(World().app(), socket_path=path)
@@ -109,7 +109,7 @@ def test_a_socket_in_a_directory_of_any_length_is_found_by_commands(directory: P
             ApiServer(World().app(), socket_path=path).bind()
     finally:
         assert server.stop()
-        serves.join(10)
+        serves.join(DEADLINE)
     assert not path.exists()
     with ControlClient(path) as client, pytest.raises(DaemonUnreachableError):
         client.call("GET", "/healthz")
@@ -200,31 +200,29 @@ def test_running_leaves_the_signal_handlers_alone(directory: Path) -> None:
     seen = []
 
     def look_and_stop() -> None:
-        assert server.wait_started(10)
+        assert server.wait_started(DEADLINE)
         seen.append((signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)))
         server.stop(0)
 
     thread = threading.Thread(target=look_and_stop)
     thread.start()
     server.run()  # here, on the main thread, where uvicorn would install its own
-    thread.join(10)
+    thread.join(DEADLINE)
     assert seen == [before]
 
 
 def test_a_stuck_command_does_not_hold_up_the_end() -> None:
-    world = World(command_timeout=20.0)
+    world = World(command_timeout=3600.0)
     world.create("acme")
     world.control.held = threading.Event()
     world.control.entered.acquire()
     with serving(world, grace=1) as api:
         thread = threading.Thread(target=_pause, args=(api,))
         thread.start()
-        assert world.control.entered.acquire(timeout=10)
-        started = time.monotonic()
+        assert world.control.entered.acquire(timeout=DEADLINE)
         assert api.stop()
-        assert time.monotonic() - started < 15
         world.control.held.set()
-        thread.join(10)
+        thread.join(DEADLINE)
 
 
 def _pause(api: Served) -> None:
@@ -243,10 +241,10 @@ def test_a_request_that_is_being_served_is_finished_when_the_server_stops() -> N
             target=lambda: answers.append(api.tcp.post("/tenants/acme/pause").status_code)
         )
         thread.start()
-        assert world.control.entered.acquire(timeout=10)
+        assert world.control.entered.acquire(timeout=DEADLINE)
         api.stop(0)
         world.control.held.set()
-        thread.join(10)
+        thread.join(DEADLINE)
     assert answers == [200]
 
 
@@ -260,17 +258,17 @@ def test_health_status_and_stop_answer_while_every_command_thread_is_stuck() -> 
         for thread in threads:
             thread.start()
         for _ in range(16):
-            assert world.control.entered.acquire(timeout=10)
+            assert world.control.entered.acquire(timeout=DEADLINE)
         for path in ("/healthz", "/readyz", "/status", "/info", "/tenants/acme", "/events"):
-            assert api.control.get(path, timeout=5).status_code == 200
-        assert api.control.post("/stop", timeout=5).status_code == 202
+            assert api.control.get(path, timeout=DEADLINE).status_code == 200
+        assert api.control.post("/stop", timeout=DEADLINE).status_code == 202
         world.control.held.set()
         for thread in threads:
-            thread.join(20)
+            thread.join(DEADLINE)
 
 
 def _pause_quietly(api: Served) -> None:
-    httpx.post(f"{api.url}/tenants/acme/pause", timeout=30, trust_env=False)
+    httpx.post(f"{api.url}/tenants/acme/pause", timeout=DEADLINE, trust_env=False)
 
 
 def test_too_many_commands_at_once_are_asked_to_come_again(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -284,16 +282,16 @@ def test_too_many_commands_at_once_are_asked_to_come_again(monkeypatch: pytest.M
         for thread in threads:
             thread.start()
         for _ in range(16):
-            assert world.control.entered.acquire(timeout=10)
+            assert world.control.entered.acquire(timeout=DEADLINE)
         answer = api.control.post("/tenants/acme/pause")
         assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
         world.control.held.set()
         for thread in threads:
-            thread.join(20)
+            thread.join(DEADLINE)
 
 
 def _raw(api: Served, data: bytes) -> bytes:
-    with socket.create_connection(("127.0.0.1", api.server.tcp_port or 0), timeout=10) as raw:
+    with socket.create_connection(("127.0.0.1", api.server.tcp_port or 0), timeout=DEADLINE) as raw:
         raw.sendall(data)
         return raw.makefile("rb").read()
 
@@ -322,7 +320,9 @@ def test_a_client_that_sends_no_request_is_let_go(monkeypatch: pytest.MonkeyPatc
         assert _raw(api, b"") == b""
         assert _raw(api, b"GET /healthz HT") == b""
         # The same on a connection that has been used.
-        with socket.create_connection(("127.0.0.1", api.server.tcp_port or 0), timeout=10) as raw:
+        with socket.create_connection(
+            ("127.0.0.1", api.server.tcp_port or 0), timeout=DEADLINE
+        ) as raw:
             raw.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
             received = raw.makefile("rb")
             while received.read(1) != b"}":

@@ -16,7 +16,7 @@ from tenantry.api.streams import Streams
 from tenantry.http import protocol
 from tenantry.messages.port import PartitionMissingError, StoreUnavailableError
 from tests.api.serving import Served, World, serving
-from tests.waiting import eventually
+from tests.waiting import DEADLINE, eventually
 
 
 @pytest.fixture
@@ -176,7 +176,7 @@ def test_streams_end_when_the_server_stops(api: Served) -> None:
         stopping.start()
         with pytest.raises(EOFError):
             tail.message()
-        stopping.join(3)
+        stopping.join(DEADLINE)
         assert not stopping.is_alive()
 
 
@@ -203,7 +203,9 @@ def test_a_hundred_streams_take_no_thread_each(api: Served) -> None:
     sockets = []
     try:
         for _ in range(100):
-            raw = socket.create_connection(("127.0.0.1", api.server.tcp_port or 0), timeout=10)
+            raw = socket.create_connection(
+                ("127.0.0.1", api.server.tcp_port or 0), timeout=DEADLINE
+            )
             sockets.append(raw)
             raw.sendall(b"GET /messages/stream?tenant_id=acme HTTP/1.1\r\nHost: localhost\r\n\r\n")
             # One by one: of connections whose head has not been read a client has but a few.
@@ -228,7 +230,7 @@ def test_who_does_not_read_is_cut_off(api: Served, monkeypatch: pytest.MonkeyPat
     for _ in range(400):
         store(api, payload=json.dumps("x" * 100_000))
     eventually(lambda: streams.open == 0)
-    raw = socket.create_connection(("127.0.0.1", api.server.tcp_port or 0), timeout=10)
+    raw = socket.create_connection(("127.0.0.1", api.server.tcp_port or 0), timeout=DEADLINE)
     try:
         head = f"GET /messages/stream?tenant_id=acme&cursor={begun} HTTP/1.1\r\nHost: localhost"
         raw.sendall(f"{head}\r\n\r\n".encode())

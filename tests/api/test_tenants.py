@@ -15,6 +15,7 @@ import pytest
 from tenantry.api.schemas import tenants as schemas
 from tenantry.domain.tenant import MAX_TOPICS, MAX_WORKERS, Lifecycle, TenantState
 from tests.api.serving import Served, World, serving
+from tests.waiting import DEADLINE
 
 FIELDS = {
     "id", "name", "state", "workers", "topics", "partitions", "stream", "queue", "version",
@@ -191,7 +192,7 @@ def test_curl_creates_a_tenant_and_is_named_by_its_pid(api: Served) -> None:
          "-w", "%{http_code}", "-o", "/dev/null", "http://localhost/tenants"],
         stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
-    out, _ = process.communicate(timeout=20)
+    out, _ = process.communicate(timeout=DEADLINE)
     assert out == "201"
     assert api.world.control.metadata[-1].actor == f"uid={os.getuid()} pid={process.pid}"
 

@@ -18,6 +18,7 @@ from tenantry.http.listeners import ListenError
 from tenantry.http.server import ApiServer
 from tenantry.settings import SettingsError, load
 from tests.api.serving import World, serving
+from tests.waiting import DEADLINE
 
 OPENSSL = shutil.which("openssl")
 
@@ -34,7 +35,7 @@ def _make(directory: Path, name: str, *options: str) -> tuple[Path, Path]:
         ],
         check=True,
         capture_output=True,
-        timeout=60,
+        timeout=DEADLINE,
     )  # fmt: skip
     return certificate, key
 
@@ -67,7 +68,9 @@ def test_old_versions_of_tls_are_refused(files: tuple[Path, Path]) -> None:
         with pytest.warns(DeprecationWarning, match="TLSv1_1"):
             old.minimum_version = old.maximum_version = ssl.TLSVersion.TLSv1_1
         with (
-            socket.create_connection(("127.0.0.1", api.server.tcp_port or 0), timeout=10) as raw,
+            socket.create_connection(
+                ("127.0.0.1", api.server.tcp_port or 0), timeout=DEADLINE
+            ) as raw,
             pytest.raises(OSError),
         ):
             old.wrap_socket(raw, server_hostname="127.0.0.1")
@@ -79,7 +82,7 @@ def test_a_client_that_does_not_shake_hands_is_let_go(
     monkeypatch.setattr(serving_module, "HANDSHAKE_SECONDS", 0.2)
     with (
         serving(World(), tls=files) as api,
-        socket.create_connection(("127.0.0.1", api.server.tcp_port or 0), timeout=10) as raw,
+        socket.create_connection(("127.0.0.1", api.server.tcp_port or 0), timeout=DEADLINE) as raw,
     ):
         assert raw.recv(1) == b""
 
@@ -95,11 +98,12 @@ def test_a_client_that_shakes_no_hands_has_but_some_connections(
         # Who has come through a handshake is not counted any more.
         used = opened.enter_context(
             context.wrap_socket(
-                socket.create_connection(address, timeout=10), server_hostname="127.0.0.1"
+                socket.create_connection(address, timeout=DEADLINE), server_hostname="127.0.0.1"
             )
         )
         silent = [
-            opened.enter_context(socket.create_connection(address, timeout=10)) for _ in range(6)
+            opened.enter_context(socket.create_connection(address, timeout=DEADLINE))
+            for _ in range(6)
         ]
         for one in silent[:3]:
             assert one.recv(1) == b""

@@ -20,6 +20,7 @@ from tenantry.cli.main import cli, main
 from tenantry.control.port import ActorStatus, SystemState, TermStatus
 from tests import preloaded
 from tests.api.serving import Served
+from tests.waiting import DEADLINE
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -215,7 +216,7 @@ def test_a_follower_sees_what_happens_later(
     )
     follower.start()
     api.world.create("globex")
-    follower.join(20)
+    follower.join(DEADLINE)
     assert codes == [0]
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [one["position"] for one in lines] == [1, 2, 3, 4]
@@ -289,7 +290,7 @@ def test_a_shell_completes_tenants_from_the_daemon(api: Served) -> None:
 
     def complete(**more: str) -> tuple[list[str], str]:
         command = [sys.executable, "-m", "tenantry.cli.main"]
-        done = preloaded.run(command, cwd=REPOSITORY, env={**environment, **more}, timeout=60)
+        done = preloaded.run(command, cwd=REPOSITORY, env={**environment, **more}, timeout=DEADLINE)
         assert done.returncode == 0
         return done.stdout.split(), done.stderr
 

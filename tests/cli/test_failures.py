@@ -16,6 +16,7 @@ import pytest
 from tenantry.cli.client import ControlClient
 from tenantry.cli.output import CommandError
 from tests.api.serving import Served, short_directory
+from tests.waiting import DEADLINE
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -141,7 +142,7 @@ def test_a_reader_that_goes_away_causes_no_noise(api: Served) -> None:
         env=environment,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=DEADLINE,
         check=True,
     )
     assert len(done.stdout.splitlines()) == 1
@@ -174,7 +175,7 @@ def answering(answer: bytes | None) -> Iterator[Path]:
                     if not connection.recv(65536):
                         continue  # somebody only looked whether anyone is there
                     if answer is None:
-                        over.wait(30)
+                        over.wait(DEADLINE)
                     else:
                         connection.sendall(answer)
 
@@ -186,7 +187,7 @@ def answering(answer: bytes | None) -> Iterator[Path]:
             over.set()
             with socket.socket(socket.AF_UNIX) as last:
                 last.connect(str(path))
-            thread.join(10)
+            thread.join(DEADLINE)
 
 
 def test_a_daemon_that_hangs_up_is_unreachable(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

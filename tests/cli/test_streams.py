@@ -23,6 +23,7 @@ from tenantry.cli.main import main
 from tenantry.cli.output import _Output, working
 from tenantry.telemetry.logging import configure
 from tests.api.serving import Served, World, serving
+from tests.waiting import DEADLINE
 
 REPOSITORY = Path(__file__).parents[2]
 NAME = "Müller & 漢字 😀 ·"
@@ -91,7 +92,7 @@ def command(out: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
         stderr=subprocess.PIPE,
         text=True,
-        timeout=60,
+        timeout=DEADLINE,
         check=False,
     )
 

@@ -21,6 +21,7 @@ import structlog
 from tenantry.cli.main import main
 from tenantry.control.port import ActorStatus
 from tests.api.serving import Served, World, serving
+from tests.waiting import DEADLINE
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -147,7 +148,7 @@ def test_on_a_terminal_it_goes_on_until_it_is_interrupted(api: Served) -> None:
         api.api.stop()
         read_until(terminal, "as it was: no daemon answers")
         process.send_signal(signal.SIGINT)
-        assert process.wait(60) == 0
+        assert process.wait(DEADLINE) == 0
         assert process.stderr is not None
         assert process.stderr.read() == b""
     finally:

@@ -360,7 +360,7 @@ def test_pending_counts_what_is_ready_without_dead_letters(broker: Broker) -> No
         counts = broker.queues.queue_counts()
         return all(counts[name].ready == count for name, count in expected.items())
 
-    eventually(counted, timeout=20)
+    eventually(counted)
 
 
 def test_a_broker_in_order_passes_its_check(broker: Broker) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
@@ -32,6 +31,7 @@ from tenantry.journal.port import (
 )
 from tenantry.journal.postgres import PostgresEventStore
 from tests.fakes.stores import InMemoryEventStore
+from tests.waiting import DEADLINE
 
 METADATA = Metadata(actor="uid=0", correlation_id="c0ffee", causation_id="cause")
 
@@ -262,9 +262,7 @@ def test_a_snapshot_is_given_back_and_replaced_by_newer_ones_only(store: EventSt
 
 def test_waiting_ends_at_once_where_there_is_something_already(store: EventStore) -> None:
     append(store, "tenant-acme", created())
-    started = time.monotonic()
-    assert store.wait_for_events(0, timeout=60) is True
-    assert time.monotonic() - started < 30
+    assert store.wait_for_events(0, timeout=3600) is True
 
 
 def test_waiting_ends_when_its_time_is_up(store: EventStore) -> None:
@@ -275,9 +273,9 @@ def test_waiting_ends_when_its_time_is_up(store: EventStore) -> None:
 
 def test_waiting_ends_when_something_is_appended(store: EventStore) -> None:
     with ThreadPoolExecutor(1) as pool:
-        waiting = pool.submit(store.wait_for_events, 0, 30)
+        waiting = pool.submit(store.wait_for_events, 0, 3600)
         append(store, "tenant-acme", created())
-        assert waiting.result(timeout=60) is True
+        assert waiting.result(timeout=DEADLINE) is True
 
 
 def test_of_many_writers_exactly_one_wins_each_version(store: EventStore) -> None:
@@ -288,7 +286,7 @@ def test_of_many_writers_exactly_one_wins_each_version(store: EventStore) -> Non
     def write(writer: int) -> list[int]:
         won = []
         for version in range(rounds):
-            barrier.wait(timeout=30)
+            barrier.wait(timeout=DEADLINE)
             try:
                 append(store, "tenant-acme", resized(writer + 1), expected=version)
             except VersionConflictError:
@@ -330,11 +328,11 @@ def test_a_reader_that_follows_misses_nothing_and_sees_nothing_twice(store: Even
     with ThreadPoolExecutor(writers + 2) as pool:
         readers = [pool.submit(follow, None), pool.submit(follow, ["tenant"])]
         for writing in [pool.submit(write, writer) for writer in range(writers)]:
-            writing.result(timeout=60)
+            writing.result(timeout=DEADLINE)
         done.set()
         total = sum(1 + (w + n) % 3 for w in range(writers) for n in range(appends))
         for reader in readers:
-            assert reader.result(timeout=60) == list(range(1, total + 1))
+            assert reader.result(timeout=DEADLINE) == list(range(1, total + 1))
 
 
 def test_versions_are_dense_however_many_write_at_once(store: EventStore) -> None:

@@ -15,7 +15,7 @@ from tenantry.handlers.attempts import HANDLER_FAILED
 from tenantry.handlers.message import Handler, Message
 from tenantry.messages.port import Tried
 from tests.fakes.handling import TENANT, World, incoming
-from tests.waiting import eventually
+from tests.waiting import DEADLINE, eventually
 
 
 def test_a_handler_that_hangs_is_left_behind_and_can_do_nothing_more(world: World) -> None:
@@ -23,7 +23,7 @@ def test_a_handler_that_hangs_is_left_behind_and_can_do_nothing_more(world: Worl
 
     def act(message: Message, cursor: psycopg.Cursor[Any]) -> None:
         if message.id == "2" and message.attempt == 1:
-            wake.wait(30)
+            wake.wait(DEADLINE)
             try:
                 cursor.execute("INSERT INTO effects VALUES ('late', 0)")
                 cursor.connection.commit()
@@ -31,7 +31,7 @@ def test_a_handler_that_hangs_is_left_behind_and_can_do_nothing_more(world: Worl
                 outcome.append(type(error))
                 raise
 
-    store = world.store(act, timeout=0.3)
+    store = world.store(act, timeout=2)
     result = store.store(TENANT, [incoming(str(n)) for n in range(5)])
     (held,) = result.held
     assert (held.index, held.tried) == (2, Tried(1, "handler_timeout"))
@@ -53,7 +53,7 @@ def test_a_statement_that_hangs_is_cancelled_on_the_server(world: World) -> None
         cursor.execute("SET LOCAL statement_timeout = 0")
         cursor.execute("SELECT pg_sleep(600) /* hangs */")
 
-    store = world.store(act, timeout=0.3)
+    store = world.store(act, timeout=2)
     result = store.store(TENANT, [incoming("1")])
     assert result.held[0].tried == Tried(1, "handler_timeout")
     eventually(lambda: world.pool.abandoned == 0)
@@ -73,7 +73,7 @@ def test_a_statement_that_hangs_is_cancelled_on_the_server(world: World) -> None
 def test_too_many_hanging_handlers_are_too_many(world: World) -> None:
     wake = threading.Event()
     store = world.store(
-        lambda message, cursor: wake.wait(60), timeout=0.05, attempts=100, bare=True
+        lambda message, cursor: wake.wait(DEADLINE), timeout=0.05, attempts=100, bare=True
     )
     try:
         for number in range(17):

@@ -36,7 +36,7 @@ from tests.fakes.ports import (
     message,
 )
 from tests.fakes.stores import InMemoryEventStore, InMemoryTenantDirectory, InMemoryTenantProjection
-from tests.waiting import eventually
+from tests.waiting import DEADLINE, eventually
 
 
 class Tree:
@@ -100,7 +100,7 @@ class Tree:
         self.store.gate.set()
         orphans = drain_and_stop(self.supervisor, seconds=seconds)
         self.clock.stop()
-        self._clock_thread.join(5)
+        self._clock_thread.join(DEADLINE)
         return orphans
 
     def pass_time(self, seconds: float) -> None:

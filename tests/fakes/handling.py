@@ -16,9 +16,10 @@ from tenantry.handlers.message import Handler, Message
 from tenantry.handlers.store import HandlingStore
 from tenantry.messages.port import Incoming, StoreResult, Tried
 from tenantry.messages.postgres import PostgresMessageStore
+from tests.waiting import DEADLINE
 
 TENANT = "t"
-PAUSES = (10.0, 20.0, 30.0)
+PAUSES = (1000.0, 2000.0, 3000.0)
 
 
 def incoming(
@@ -47,7 +48,11 @@ class World:
             connection.execute("CREATE TABLE public.effects (id text, attempt integer)")
 
     def store(
-        self, act: Handler = lambda message, cursor: None, *, timeout: float = 20, **options: Any
+        self,
+        act: Handler = lambda message, cursor: None,
+        *,
+        timeout: float = DEADLINE,
+        **options: Any,
     ) -> HandlingStore:
         """Make a store; the handler notes what it sees, writes a row, then does `act`.
 
@@ -60,7 +65,9 @@ class World:
             return act(message, cursor)
 
         bare = options.pop("bare", False)
-        database = self.database.beside(pool_size=4, statement_timeout=30, idle_timeout=60)
+        database = self.database.beside(
+            pool_size=4, statement_timeout=DEADLINE, idle_timeout=DEADLINE
+        )
         database.open()
         pool = HandlerPool(places=4, timeout=timeout, on_overrun=self.overruns.append)
         self._open += [pool, database]
@@ -71,7 +78,7 @@ class World:
             {"events": act if bare else handler},
             pool=pool,
             retry=RetryPolicy(attempts=options.pop("attempts", 3), pauses=PAUSES),
-            turn=options.pop("turn", 20),
+            turn=options.pop("turn", DEADLINE),
             **options,
         )
 

@@ -39,6 +39,7 @@ from tenantry.messages.port import (
 )
 from tenantry.messages.sql_access import SqlCredentials
 from tenantry.projections.tenants import confirms
+from tests.waiting import DEADLINE
 
 
 class Faults:
@@ -116,10 +117,10 @@ class FakeStore:
             self.inside += 1
             self.most_inside = max(self.most_inside, self.inside)
         try:
-            assert self.gate.wait(20)
+            assert self.gate.wait(DEADLINE)
             for message in batch:
                 gate = self.gates.get(message.body)
-                assert gate is None or gate.wait(20)
+                assert gate is None or gate.wait(DEADLINE)
         finally:
             with self._lock:
                 self.inside -= 1

@@ -275,7 +275,7 @@ def rig(
         record = Record(file)
         stack.callback(record.close)
         program = stack.enter_context(Program(host, database_url))
-        figures = Figures(experiment=name, seed=seed)
+        figures = Figures(experiment=name, seed=seed, timed=not light)
         memory = Memory(program, figures)
         stack.callback(memory.stop)
         memory.start()

@@ -14,6 +14,7 @@ from tenantry.broker.rabbitmq.administration import RabbitAdministration
 from tenantry.producer.run import ProducerOptions
 from tenantry.tenant_client.access import TenantAccess, rotate, topology_of
 from tests.services_rabbitmq import RabbitHost
+from tests.waiting import DEADLINE
 
 
 def small(**given: Any) -> ProducerOptions:
@@ -44,7 +45,7 @@ class BrokerApi:
             base_url=f"http://{parts.hostname}:{parts.port}/api",
             auth=(parts.username or "", parts.password or ""),
             trust_env=False,
-            timeout=30,
+            timeout=DEADLINE,
         )
 
     def close(self) -> None:

@@ -18,6 +18,7 @@ from tenantry.dead_letters.postgres import PostgresDeadLetterIndex
 from tenantry.messages.port import Incoming
 from tenantry.messages.postgres import PostgresMessageStore
 from tests.depth import examples
+from tests.waiting import DEADLINE
 
 TENANT = "a-tenant-whose-id-has-40-characters-0000"
 
@@ -163,7 +164,7 @@ def pouring(store: PostgresMessageStore) -> Iterator[None]:
     yield
     stopping.set()
     for writer in writers:
-        writer.join(20)
+        writer.join(DEADLINE)
 
 
 @pytest.mark.usefixtures("pouring")

@@ -9,7 +9,6 @@ import stat
 import subprocess
 import sys
 import textwrap
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from tenantry.database.embedded import EmbeddedPostgres, EmbeddedPostgresError
 from tenantry.database.pool import Database
 from tests import scratch
 from tests.services_postgres import own_server
+from tests.waiting import DEADLINE
 
 
 @pytest.fixture
@@ -139,7 +139,7 @@ def test_the_server_of_a_killed_program_is_taken_over(
         [sys.executable, "-c", textwrap.dedent(program)],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=DEADLINE,
         check=False,
     )
     assert done.returncode == -signal.SIGKILL, done.stderr
@@ -171,7 +171,7 @@ def test_a_killed_server_comes_back_with_what_was_committed(
         connection.execute("CREATE TABLE kept AS SELECT 7 AS n")
     process = postmaster(state_dir / "pg")
     process.kill()
-    process.wait(10)
+    process.wait(DEADLINE)
     # At once, while the orphans of the killed one are still about.
     assert server.start() == url
     assert ask(url, "SELECT n FROM kept") == 7
@@ -269,12 +269,10 @@ def test_a_server_that_cannot_start_says_why_in_one_line(
     server.stop()
     with (state_dir / "pg" / "postgresql.conf").open("a") as file:
         file.write("colour = red\n")
-    started = time.monotonic()
     with pytest.raises(EmbeddedPostgresError, match="did not start") as caught:
         server.start()
     assert "\n" not in str(caught.value)
     assert "FATAL: configuration file" in str(caught.value)
-    assert time.monotonic() - started < 30
 
 
 def test_data_of_an_unknown_version_is_refused(server: EmbeddedPostgres, state_dir: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 from tenantry.database.embedded import PostgresKeeper
 from tests import scratch
 from tests.services_postgres import own_server
-from tests.waiting import eventually
+from tests.waiting import DEADLINE, eventually
 
 
 @pytest.fixture
@@ -46,10 +46,10 @@ def test_a_server_that_is_killed_is_started_again_with_its_data(directory: Path)
             except psycopg.OperationalError:
                 return False
 
-        eventually(answers, timeout=60)
+        eventually(answers)
     finally:
         keeper.stop()
-        thread.join(30)
+        thread.join(DEADLINE)
         server.stop()
     assert not thread.is_alive()
     assert not server.running

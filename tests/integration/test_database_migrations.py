@@ -12,6 +12,7 @@ import pytest
 from tenantry.database.errors import MigrationError, SchemaTooNewError
 from tenantry.database.migrations import Migration, migrate, migrations, pending
 from tenantry.database.pool import Database
+from tests.waiting import DEADLINE
 
 FIRST = Migration(number=1, name="first", sql="CREATE TABLE tenantry.first (n int);")
 SECOND = Migration(
@@ -56,7 +57,7 @@ def test_programs_that_start_at_once_wait_for_one_another(empty_database_url: st
     together = threading.Barrier(4)
 
     def start(_: int) -> list[Migration]:
-        together.wait(timeout=30)
+        together.wait(timeout=DEADLINE)
         return migrate(empty_database_url)
 
     with ThreadPoolExecutor(4) as pool:

@@ -27,6 +27,7 @@ from tenantry.database.pool import Database
 from tenantry.messages.postgres import PostgresMessageStore
 from tenantry.messages.sql_access_postgres import PostgresSqlAccess
 from tests.services_postgres import admin_url, drop_database, grant
+from tests.waiting import DEADLINE
 
 OPENSSL = shutil.which("openssl")
 SECRET = "s3cret"
@@ -99,7 +100,7 @@ def make_certificate(made: Path) -> Path:
             "-nodes", "-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1",
             "-days", "2", "-keyout", str(key), "-out", str(made),
         ],
-        check=True, capture_output=True, timeout=60,
+        check=True, capture_output=True, timeout=DEADLINE,
     )  # fmt: skip
     return key
 
@@ -135,7 +136,7 @@ class _Guest(socketserver.BaseRequestHandler):
             answers = threading.Thread(target=_pass_on, args=(inside, client))
             answers.start()
             _pass_on(client, inside)
-            answers.join(10)
+            answers.join(DEADLINE)
 
 
 def _pass_on(one: socket.socket, other: socket.socket) -> None:
@@ -162,7 +163,7 @@ def guarded_by_tls(certificate: tuple[Path, Path]) -> Iterator[tuple[int, str, s
             serving.start()
             yield door.server_address[1], role, "a b"
             door.shutdown()
-            serving.join(10)
+            serving.join(DEADLINE)
     finally:
         with psycopg.connect(admin_url(), autocommit=True) as connection:
             row = connection.execute("SELECT oid FROM pg_database WHERE datname = %s", [role])

@@ -24,7 +24,7 @@ from tenantry.journal.postgres import PostgresEventStore
 from tests import brokers, scratch
 from tests.brokers import RecordingSink, bodies
 from tests.services_postgres import own_server
-from tests.waiting import eventually
+from tests.waiting import DEADLINE, eventually
 
 SMALL = (
     "max_notify_queue_pages = 64", "max_locks_per_transaction = 10", "max_connections = 30",
@@ -64,7 +64,7 @@ def listening(database: Database) -> Iterator[JournalListener]:
         yield listener
     finally:
         listener.stop()
-        thread.join(30)
+        thread.join(DEADLINE)
 
 
 @pytest.fixture
@@ -121,7 +121,7 @@ def test_a_full_queue_of_notifications_fails_no_commit_and_keeps_nobody_from_hea
             expected=Expected.ANY,
             metadata=Metadata(actor="test"),
         )
-        waiting.join(60)
+        waiting.join(DEADLINE)
         assert heard == [True]
         assert store.wait_for_events(row[0], 0)
         broker.administration.remove_topology(tenant.tenant_id)

@@ -34,7 +34,7 @@ from tenantry.domain import names
 from tests import brokers
 from tests.brokers import Broker, RecordingSink, bodies
 from tests.unit.test_iggy_headers import EVERY_TYPE
-from tests.waiting import eventually
+from tests.waiting import DEADLINE, eventually
 
 
 @pytest.fixture
@@ -344,7 +344,7 @@ def test_a_dead_letter_keeps_every_header_and_byte_and_goes_out_as_it_came(
                 properties=found.properties,
             )
         ],
-        timeout=10,
+        timeout=DEADLINE,
     )
     sink.received(2)
     (_, again) = root.call(
@@ -444,7 +444,7 @@ def test_no_more_bytes_are_in_hand_than_the_budget_allows(iggy: str, database: D
         large = [b"%02d" % n + b"x" * 30_000 for n in range(12)]
         broker.publishing.publish(
             [Outgoing(exchange=tenant.exchange, routing_key="default", body=one) for one in large],
-            timeout=30,
+            timeout=DEADLINE,
         )
         sink = RecordingSink()
         subscription = broker.consuming.subscribe(tenant.queues(), prefetch=1000, sink=sink)

@@ -24,7 +24,7 @@ from tenantry.journal.port import (
     VersionConflictError,
 )
 from tenantry.journal.postgres import PostgresEventStore
-from tests.waiting import eventually
+from tests.waiting import DEADLINE, eventually
 
 METADATA = Metadata(actor="test")
 CREATED = TenantCreated(tenant_id="acme", name="Acme", workers=1, topics=(), partitions=1)
@@ -45,7 +45,7 @@ def listening(database: Database) -> Iterator[JournalListener]:
         yield listener
     finally:
         listener.stop()
-        thread.join(10)
+        thread.join(DEADLINE)
         assert not thread.is_alive()
         assert not listener.connected
 
@@ -167,7 +167,7 @@ def test_a_listener_wakes_those_who_wait_for_another_programs_append(
         waiter = threading.Thread(target=lambda: answers.append(store.wait_for_events(1, 3600)))
         waiter.start()
         append(PostgresEventStore(other))
-        waiter.join(60)
+        waiter.join(DEADLINE)
         assert answers == [True]
     other.close()
 
@@ -180,7 +180,7 @@ def test_a_waiter_without_a_listener_looks_by_itself(database: Database, databas
     waiter = threading.Thread(target=lambda: answers.append(store.wait_for_events(0, 60)))
     waiter.start()
     append(PostgresEventStore(other))
-    waiter.join(30)
+    waiter.join(DEADLINE)
     assert answers == [True]
     other.close()
 
@@ -207,6 +207,6 @@ def test_a_listener_stops_before_it_has_ever_connected() -> None:
     thread = threading.Thread(target=listener.run)
     thread.start()
     listener.stop()
-    thread.join(20)
+    thread.join(DEADLINE)
     assert not thread.is_alive()
     listener.stop()

@@ -31,6 +31,7 @@ from tenantry.journal.postgres import PostgresEventStore
 from tenantry.journal.tenants import load_tenant, snapshot_of
 from tenantry.projections import tenants
 from tenantry.projections.tenants import PostgresTenantDirectory, TenantProjection
+from tests.waiting import DEADLINE
 
 METADATA = Metadata(actor="test")
 
@@ -204,9 +205,9 @@ def test_appends_during_a_rebuild_are_neither_lost_nor_doubled(
     with ThreadPoolExecutor(4) as pool:
         rebuilding = pool.submit(rebuild)
         for writing in [pool.submit(write, seed) for seed in (6, 7, 8)]:
-            writing.result(timeout=60)
+            writing.result(timeout=DEADLINE)
         done.set()
-        assert rebuilding.result(timeout=60) > 0
+        assert rebuilding.result(timeout=DEADLINE) > 0
     for number in range(1, 13):
         assert directory.get(f"t{number}") == load_tenant(store, f"t{number}")
     kept = rows(database)
@@ -234,7 +235,7 @@ def test_readers_see_the_old_rows_until_the_new_ones_are_complete(database: Data
         for _ in range(20):
             projection.rebuild(database)
         done.set()
-        assert reading.result(timeout=30) is True
+        assert reading.result(timeout=DEADLINE) is True
 
 
 def test_an_absent_database_is_told_as_such(database: Database) -> None:

@@ -12,7 +12,7 @@ from tenantry.domain import names
 from tenantry.producer.run import ProducerOptions, produce
 from tenantry.tenant_client.connecting import Addresses
 from tests.integration.broker_api import BrokerApi, depth, small, taken
-from tests.waiting import eventually
+from tests.waiting import DEADLINE, eventually
 
 
 def queues(tenant_id: str, partitions: int) -> list[str]:
@@ -116,7 +116,7 @@ def test_lost_connections_lose_no_message(api: BrokerApi, channel: Any) -> None:
     thread.start()
     # The broker lists a connection only once it has gathered statistics of it.
     cut = eventually(lambda: api.cut_connections() or done.is_set())
-    thread.join(60)
+    thread.join(DEADLINE)
     assert cut is not True, "all was sent before a connection was listed"
     assert results[0].succeeded, [line for line in lines if not line.startswith("Sent")]
     for tenant_id in ("1", "2"):

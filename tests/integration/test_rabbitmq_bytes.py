@@ -14,7 +14,7 @@ from tenantry.domain import names
 from tests import brokers
 from tests.brokers import Broker, RecordingSink, bodies
 from tests.services_rabbitmq import RabbitHost
-from tests.waiting import eventually
+from tests.waiting import DEADLINE, eventually
 
 LARGE = 2 * OWN
 EACH = 8 * LARGE
@@ -34,7 +34,8 @@ def running(host: RabbitHost, kind: str, budget: Budget) -> Iterator[Broker]:
 def publish(broker: Broker, tenant: TenantTopology, *messages: bytes, key: str = "events") -> None:
     stream = names.exchange_name(tenant.tenant_id)
     broker.publishing.publish(
-        [Outgoing(exchange=stream, routing_key=key, body=body) for body in messages], timeout=30
+        [Outgoing(exchange=stream, routing_key=key, body=body) for body in messages],
+        timeout=DEADLINE,
     )
 
 

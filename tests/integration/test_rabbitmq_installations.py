@@ -25,6 +25,7 @@ from tenantry.broker.rabbitmq.management import ManagementClient
 from tenantry.broker.survey import DriftKind
 from tenantry.domain import names
 from tests.services_rabbitmq import RabbitHost, virtual_host
+from tests.waiting import DEADLINE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -257,12 +258,12 @@ def test_in_one_virtual_host_a_tenant_is_claimed_by_one_at_a_time(
     def claim() -> None:
         with production.administration._alone(tenant_id):
             looked.set()
-            done.wait(30)
+            done.wait(DEADLINE)
 
     holding = Thread(target=claim)
     holding.start()
     try:
-        assert looked.wait(30)
+        assert looked.wait(DEADLINE)
         with pytest.raises(BrokerUnavailableError, match="somebody else is at it") as caught:
             guest.administration.claim(tenant_id)
         found.append(caught.value)

@@ -22,9 +22,7 @@ from tests.depth import THOROUGH
 from tests.rabbitmq_node import PrivateNode
 from tests.rabbitmq_node_setup import ENVIRONMENT, Server
 from tests.services_rabbitmq import LITTLE, MUCH, allow_memory, rabbitmqctl, virtual_host_of
-from tests.waiting import eventually
-
-pytestmark = pytest.mark.timeout(180)
+from tests.waiting import DEADLINE, eventually
 
 
 @pytest.fixture
@@ -91,14 +89,14 @@ def test_what_is_in_flight_when_the_node_ends_arrives_and_it_keeps_its_ports_pas
     with ThreadPoolExecutor(1) as pool:
         result = pool.submit(publish)
         try:
-            assert started.wait(20)
+            assert started.wait(DEADLINE)
             ENDS[how](node)
         finally:
             over.set()
         assert first is not None
         assert not is_alive(first)
         assert node.url == url
-        result.result(60)
+        result.result(DEADLINE)
     broker.publish(tenant, "events", b"after")
     found = broker.ready(tenant.queues()[1].name)
     assert sorted(set(found)) == [*expected, b"after"]
@@ -177,7 +175,7 @@ def test_a_taken_port_is_not_insisted_on_and_a_node_goes_when_its_parent_is_kill
         assert url.rpartition("@")[2] != node.url.rpartition("@")[2]
         assert is_alive(int(pid))
         parent.kill()
-    eventually(lambda: not is_alive(int(pid)), timeout=30)
+    eventually(lambda: not is_alive(int(pid)))
 
 
 def test_a_node_that_does_not_come_up_says_why(
@@ -218,7 +216,7 @@ def test_a_blocked_broker_is_named_as_the_reason(node: PrivateNode, broker: Brok
         return ""
 
     allow_memory(node.directory, LITTLE)
-    eventually(lambda: "takes no messages now" in reason(), timeout=30)
+    eventually(lambda: "takes no messages now" in reason())
     # As an operator does it.
     rabbitmqctl(node.directory, "set_vm_memory_high_watermark", MUCH)
     broker.publish(tenant, "events", b"after")

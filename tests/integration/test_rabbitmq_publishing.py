@@ -15,6 +15,7 @@ from tenantry.domain import names
 from tests import brokers
 from tests.brokers import Broker
 from tests.services_rabbitmq import RabbitHost
+from tests.waiting import DEADLINE
 
 
 @pytest.fixture
@@ -37,7 +38,7 @@ def test_many_callers_publish_at_once_through_a_small_window(
             for caller in range(8)
         ]
         for call in calls:
-            call.result(30)
+            call.result(DEADLINE)
     assert set(broker.ready(tenant.queues()[1].name)) == expected
 
 
@@ -46,10 +47,10 @@ def test_a_stream_that_is_not_there_does_not_fail_a_neighbour(broker: Broker) ->
     nowhere = [Outgoing(exchange="tenant_x_stream", routing_key="default", body=b"")] * 3
     with ThreadPoolExecutor(2) as pool:
         for _ in range(5):
-            bad = pool.submit(broker.publishing.publish, nowhere, timeout=20)
+            bad = pool.submit(broker.publishing.publish, nowhere, timeout=DEADLINE)
             broker.publish(tenant, "events", *[b"%d" % number for number in range(200)])
             with pytest.raises(UnroutableError, match="tenant_x_stream"):
-                bad.result(30)
+                bad.result(DEADLINE)
     assert len(set(broker.ready(tenant.queues()[1].name))) == 200
 
 
@@ -58,7 +59,7 @@ def test_a_large_message_passes_whole(broker: Broker) -> None:
     body = bytes(range(256)) * 8_000
     stream = names.exchange_name(tenant.tenant_id)
     large = Outgoing(exchange=stream, routing_key="events", body=body)
-    broker.publishing.publish([large], timeout=20)
+    broker.publishing.publish([large], timeout=DEADLINE)
     assert broker.ready(tenant.queues()[1].name) == [body]
 
 
@@ -67,7 +68,7 @@ def test_a_message_amqp_has_no_way_to_say_fails_alone(broker: Broker) -> None:
     stream = names.exchange_name(tenant.tenant_id)
     bad = Outgoing(exchange=stream, routing_key="events", body=b"", message_id="x" * 256)
     with pytest.raises(BrokerError, match="message id is longer than 255 bytes"):
-        broker.publishing.publish([bad], timeout=20)
+        broker.publishing.publish([bad], timeout=DEADLINE)
     broker.publish(tenant, "events", b"good")
     assert broker.ready(tenant.queues()[1].name) == [b"good"]
 
@@ -95,11 +96,11 @@ def test_stopping_fails_those_who_wait_and_those_who_come_later() -> None:
 
             def call() -> None:
                 waiting.set()
-                away.publish([message], timeout=30)
+                away.publish([message], timeout=DEADLINE)
 
             result = pool.submit(call)
-            waiting.wait(10)
+            waiting.wait(DEADLINE)
         with pytest.raises(BrokerUnavailableError, match="stopped"):
-            result.result(10)
+            result.result(DEADLINE)
     with pytest.raises(BrokerUnavailableError, match="stopped"):
-        away.publish([message], timeout=30)
+        away.publish([message], timeout=DEADLINE)

@@ -64,7 +64,6 @@ def test_earlier_terms_are_shut_out_and_nobody_else(
         other = connect(stack, rabbitmq, "publishing", None)
         eventually(
             lambda: len(management.connections_of(ours(rabbitmq))) == 3,
-            timeout=30,
             what="connections",
         )
         assert shut_out(management, TermFence(4), user=ours(rabbitmq)) == 1
@@ -105,17 +104,16 @@ def test_what_a_frozen_consumer_holds_is_in_its_queue_again_though_its_socket_is
         frozen.send_signal(signal.SIGSTOP)
         for _ in range(COUNT):
             watcher.basic_publish("", "q", LARGE)
-        eventually(lambda: ready(watcher, "q") < COUNT, timeout=30, what="deliveries")
+        eventually(lambda: ready(watcher, "q") < COUNT, what="deliveries")
         # The broker lists a connection some seconds after it was made; a lease is longer.
         eventually(
             lambda: len(management.connections_of(ours(rabbitmq))) == 2,
-            timeout=30,
             what="connections",
         )
         began = time.monotonic()
         assert shut_out(management, TermFence(2), user=ours(rabbitmq)) == 1
         took = time.monotonic() - began
-        eventually(lambda: ready(watcher, "q") == COUNT, timeout=60, what="messages again")
+        eventually(lambda: ready(watcher, "q") == COUNT, what="messages again")
         print(f"shut out in {took:.1f} s, back after {time.monotonic() - began:.1f} s")
 
 

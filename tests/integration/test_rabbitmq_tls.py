@@ -28,6 +28,7 @@ from tests import brokers
 from tests.brokers import RecordingSink, bodies
 from tests.services_rabbitmq import RabbitHost
 from tests.tls_front import tls_front
+from tests.waiting import DEADLINE
 
 YESTERDAY = datetime.now(UTC) - timedelta(days=1)
 
@@ -137,7 +138,7 @@ def test_everything_goes_its_way_with_a_companys_own_authority_and_a_certificate
         message = Outgoing(
             exchange=names.exchange_name(tenant.tenant_id), routing_key="default", body=b"hello"
         )
-        publishing.publish([message], timeout=20)
+        publishing.publish([message], timeout=DEADLINE)
         assert bodies(sink.received(1)) == [b"hello"]
         with RabbitDeadLetters(host.url, tls=tls).browse(tenant.tenant_id) as browser:
             assert browser.next(1) == []

@@ -26,7 +26,7 @@ from tenantry.messages.postgres import PostgresMessageStore
 from tests import brokers
 from tests.brokers import Broker, RecordingSink, bodies
 from tests.depth import examples
-from tests.waiting import eventually
+from tests.waiting import DEADLINE, eventually
 
 FAR = "1" * 400
 """A whole number that fits no binary one."""
@@ -292,7 +292,7 @@ def publish(broker: Broker, tenant: TenantTopology, *sizes: int) -> None:
             )
             for size in sizes
         ],
-        timeout=20,
+        timeout=DEADLINE,
     )
 
 

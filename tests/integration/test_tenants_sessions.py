@@ -20,7 +20,7 @@ from tenantry.messages.postgres import PostgresMessageStore
 from tenantry.messages.sql_access_postgres import PostgresSqlAccess
 from tests.brokers import INSTALLATION
 from tests.services_postgres import grant
-from tests.waiting import eventually
+from tests.waiting import DEADLINE, eventually
 
 
 class World:
@@ -140,7 +140,7 @@ def test_whom_others_wait_for_is_ended_whatever_it_holds(world: World, kind: str
         assert world.look(grace=600) == 0
         with ended(session):
             assert world.look(grace=0) == 1
-        assert dropping.result(30) == 1
+        assert dropping.result(DEADLINE) == 1
 
 
 def test_a_role_made_by_an_earlier_version_is_brought_to_what_one_is_today(world: World) -> None:

@@ -13,7 +13,7 @@ from tenantry.messages.port import Incoming, StoreUnavailableError
 from tenantry.messages.postgres import PostgresMessageStore
 from tenantry.terms.port import Holder, Standing
 from tenantry.terms.postgres import PostgresTerms
-from tests.waiting import eventually
+from tests.waiting import DEADLINE, eventually
 
 ONE = Holder(instance="one", host="here", pid=1)
 TWO = Holder(instance="two", host="there", pid=2)
@@ -123,7 +123,7 @@ def test_a_transaction_that_began_before_the_takeover_and_writes_after_it_fails(
             eventually(lambda: watcher.execute(waiting).fetchall(), what="a store that waits")
         assert take(database).number == number + 1
         holding.rollback()
-        thread.join(10)
+        thread.join(DEADLINE)
     old.close()
     assert "is over" in str(outcome[0])
     with database.connection() as connection:

@@ -27,6 +27,7 @@ from tests.api.fakes import FakeDeadLetters
 from tests.depth import examples
 from tests.fakes.dead_letters import InMemoryDeadLetterIndex
 from tests.fakes.stores import InMemoryEventStore
+from tests.waiting import DEADLINE
 
 TENANT = "acme"
 STREAM = "dead_letters-acme"
@@ -97,7 +98,7 @@ class World:
             queues=self.dead,  # type: ignore[arg-type]
             publishing=self,  # type: ignore[arg-type]
             journal=_Fused(self.journal, self),  # type: ignore[arg-type]
-            publish_timeout=1,
+            publish_timeout=DEADLINE,
             max_replays=3,
         )
 

@@ -32,7 +32,7 @@ from tenantry.domain.tenant import Lifecycle
 from tenantry.journal.port import JournalUnavailableError, Metadata
 from tests.fakes.actors import Tree
 from tests.fakes.ports import outage
-from tests.waiting import eventually
+from tests.waiting import DEADLINE, eventually
 
 
 def test_more_workers_are_in_force_when_the_resize_returns(tree: Tree) -> None:
@@ -61,7 +61,7 @@ def test_fewer_workers_are_in_force_when_the_resize_returns(tree: Tree) -> None:
         eventually(lambda: tree.events("a")[-1] == "WorkersResized")
         assert not resize.done()
         tree.store.gate.set()
-        outcome = resize.result(10)
+        outcome = resize.result(DEADLINE)
     assert outcome.runtime is not None
     assert outcome.runtime.workers_current == 1
     eventually(lambda: len(tree.subscription("a").acked) == 40)
@@ -78,7 +78,7 @@ def test_a_pause_finishes_what_was_taken_and_takes_nothing_more(tree: Tree) -> N
         eventually(lambda: not tree.subscription("a").consuming)
         assert not pause.done()
         tree.store.gate.set()
-        outcome = pause.result(10)
+        outcome = pause.result(DEADLINE)
     assert outcome.tenant.lifecycle is Lifecycle.PAUSED
     assert len(tree.stored("a")) == 30
     assert not tree.subscription("a").requeued
@@ -204,12 +204,12 @@ def test_a_password_nobody_waits_for_any_more_is_taken_back(
         set_on_broker(tenant_id, password)
         monkeypatch.setattr(tree.administration, "ensure_user", set_on_broker)
         entered.set()
-        gone.wait(10)
+        gone.wait(DEADLINE)
 
     monkeypatch.setattr(tree.administration, "ensure_user", slow)
     with pytest.raises(CommandTimeoutError):
         tree.execute(RotateCredentials(tenant_id="a"), timeout=0.0)
-    entered.wait(10)
+    entered.wait(DEADLINE)
     assert tree.administration.users["a"] != shown
     gone.set()
     eventually(lambda: tree.administration.users["a"] == shown)
@@ -231,7 +231,7 @@ def test_a_command_whose_last_step_is_being_taken_is_waited_for(
     monkeypatch.setattr(tree.journal, "append", late)
     command, by = RotateCredentials(tenant_id="a"), Metadata(actor="test")
     tell(tree.supervisor, Execute(command=command, metadata=by, reply=reply))
-    assert reply.result(10).credentials is not None
+    assert reply.result(DEADLINE).credentials is not None
     assert tree.administration.users["a"] == tree.passwords.hashes["a"]
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from tenantry.front.messages import Message, Serve, Stop, WorkWith, read, write
 from tests.api.serving import SECRET, Served, World, serving
-from tests.waiting import eventually
+from tests.waiting import DEADLINE, eventually
 
 
 @pytest.mark.parametrize(
@@ -75,7 +75,7 @@ def test_while_the_daemon_does_not_answer_it_is_503_and_says_so(api: Served) -> 
 
 
 def test_a_client_that_goes_away_takes_its_place_at_the_daemon_along(api: Served) -> None:
-    raw = socket.create_connection(("127.0.0.1", api.server.tcp_port or 0), timeout=10)
+    raw = socket.create_connection(("127.0.0.1", api.server.tcp_port or 0), timeout=DEADLINE)
     raw.sendall(b"GET /messages/stream?tenant_id=acme HTTP/1.1\r\nHost: localhost\r\n\r\n")
     assert raw.recv(12) == b"HTTP/1.1 200"
     streams = api.app.state.services.streams
@@ -88,7 +88,7 @@ def test_many_answers_come_back_to_those_who_asked(api: Served) -> None:
     wrong: list[str] = []
 
     def ask(number: int) -> None:
-        with httpx.Client(base_url=api.url, timeout=30, trust_env=False) as client:
+        with httpx.Client(base_url=api.url, timeout=DEADLINE, trust_env=False) as client:
             for turn in range(10):
                 name = f"{number}-{turn}"
                 answer = client.get("/tenants/nobody", headers={"X-Request-ID": name})
@@ -99,5 +99,5 @@ def test_many_answers_come_back_to_those_who_asked(api: Served) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(DEADLINE)
     assert not wrong

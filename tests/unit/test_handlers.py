@@ -18,7 +18,7 @@ from tenantry.handlers.connection import HandlerMisuseError, _refuse_to_end
 from tenantry.handlers.handler_pool import Call, HandlerHangsError, HandlerPool
 from tenantry.handlers.message import Message
 from tenantry.handlers.resolve import HandlerResolveError, resolve
-from tests.waiting import eventually
+from tests.waiting import DEADLINE, eventually
 
 FOUND = """
 import asyncio
@@ -150,7 +150,7 @@ def later(seconds: float = 60) -> float:
 
 
 def test_calls_are_made_in_order_up_to_the_one_that_fails() -> None:
-    pool = HandlerPool(places=1, timeout=20)
+    pool = HandlerPool(places=1, timeout=DEADLINE)
     ran = pool.run(calls(fine, fine, wrong, fine), CURSOR, until=later())
     assert (ran.count, type(ran.error)) == (2, SystemExit)
     assert pool.run(calls(fine, fine), CURSOR, until=later()).count == 2
@@ -158,20 +158,20 @@ def test_calls_are_made_in_order_up_to_the_one_that_fails() -> None:
 
 
 def test_a_call_that_fails_before_it_touches_the_database_stops_no_other() -> None:
-    pool = HandlerPool(places=1, timeout=20)
+    pool = HandlerPool(places=1, timeout=DEADLINE)
     ran = pool.run(calls(fine, harmless, fine, wrong, fine), CURSOR, until=later())
     assert (ran.count, type(ran.error), list(ran.harmless)) == (3, SystemExit, [1])
     pool.close()
 
 
 def test_after_its_time_one_call_is_made_and_no_more() -> None:
-    pool = HandlerPool(places=1, timeout=20)
+    pool = HandlerPool(places=1, timeout=DEADLINE)
     assert pool.run(calls(fine, fine), CURSOR, until=later(-1)).count == 1
     pool.close()
 
 
 def test_one_thread_serves_one_run_after_another_and_ends_when_closed() -> None:
-    pool = HandlerPool(places=1, timeout=20)
+    pool = HandlerPool(places=1, timeout=DEADLINE)
     threads = []
     for _ in range(5):
         pool.run(calls(lambda m, c: threads.append(threading.current_thread())), CURSOR,
@@ -184,7 +184,7 @@ def test_one_thread_serves_one_run_after_another_and_ends_when_closed() -> None:
 def test_a_thread_whose_handler_hangs_makes_no_further_call() -> None:
     pool = HandlerPool(places=1, timeout=0.05)
     wake, made = threading.Event(), []
-    hanging = calls(fine, lambda m, c: wake.wait(30), lambda m, c: made.append(1))
+    hanging = calls(fine, lambda m, c: wake.wait(DEADLINE), lambda m, c: made.append(1))
     with pytest.raises(HandlerHangsError, match="it is in <lambda>") as caught:
         pool.run(hanging, CURSOR, until=later())
     assert caught.value.count == 1
@@ -197,7 +197,7 @@ def test_a_thread_whose_handler_hangs_makes_no_further_call() -> None:
 
 
 def test_there_are_no_more_places_than_wanted() -> None:
-    pool = HandlerPool(places=1, timeout=20)
+    pool = HandlerPool(places=1, timeout=DEADLINE)
     with pool.place(0) as first, pool.place(0) as second:
         assert (first, second) == (True, False)
     with pool.place(0) as again:

@@ -21,6 +21,7 @@ from tenantry.process.start_checks import (
 )
 from tenantry.settings import Settings
 from tests.api.serving import World, serving
+from tests.waiting import DEADLINE
 
 SETTINGS = Settings.model_validate({"state_dir": Path("/nowhere")})
 
@@ -66,7 +67,7 @@ def test_without_a_free_descriptor_clients_are_turned_away_and_that_is_told_once
     listening = Shedding(socket.create_server(("127.0.0.1", 0)))
     address = listening.getsockname()
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    clients = [socket.create_connection(address, timeout=10) for _ in range(5)]
+    clients = [socket.create_connection(address, timeout=DEADLINE) for _ in range(5)]
     lowest = os.open(os.devnull, os.O_RDONLY)
     try:
         os.close(lowest)
@@ -82,7 +83,7 @@ def test_without_a_free_descriptor_clients_are_turned_away_and_that_is_told_once
         assert [one["event"] for one in logs] == ["api.no_descriptor_left"]
         for client in clients:
             assert client.recv(1) == b""
-        with socket.create_connection(address, timeout=10):
+        with socket.create_connection(address, timeout=DEADLINE):
             listening.accept()[0].close()
     finally:
         for client in clients:
@@ -93,12 +94,12 @@ def test_without_a_free_descriptor_clients_are_turned_away_and_that_is_told_once
 def test_a_client_beyond_the_connections_there_may_be_is_turned_away_and_told_of_once() -> None:
     with capture_logs() as logs, serving(World(), max_connections=2) as api:
         address = ("127.0.0.1", api.server.tcp_port or 0)
-        held = [socket.create_connection(address, timeout=10) for _ in range(2)]
+        held = [socket.create_connection(address, timeout=DEADLINE) for _ in range(2)]
         for one in held:
             one.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
             assert one.recv(12) == b"HTTP/1.1 200"
         for _ in range(3):
-            with socket.create_connection(address, timeout=10) as more:
+            with socket.create_connection(address, timeout=DEADLINE) as more:
                 assert more.recv(1) == b""
         for one in held:
             one.close()

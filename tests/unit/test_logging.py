@@ -14,6 +14,7 @@ import structlog
 
 from tenantry.telemetry.logging import configure
 from tenantry.telemetry.masking import mask, mask_text
+from tests.waiting import DEADLINE
 
 
 class Terminal(io.StringIO):
@@ -191,7 +192,7 @@ def test_sigusr1_writes_every_thread_s_stack_to_stderr() -> None:
         [sys.executable, "-c", program],
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=DEADLINE,
         check=True,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
     )

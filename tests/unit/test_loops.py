@@ -18,7 +18,7 @@ from tenantry.loops import Heartbeat, Loop, PeriodicService
 from tenantry.metrics.recorder import Recorder
 from tenantry.settings import Settings
 from tenantry.terms.keeper import LONGEST_RENEWAL, TermKeeper
-from tests.waiting import eventually
+from tests.waiting import DEADLINE, eventually
 
 HOURS = 1e6
 
@@ -32,11 +32,11 @@ class Gate:
 
     def __call__(self, *_: Any, **__: Any) -> Any:
         self._entered.set()
-        assert self._let.wait(20)
+        assert self._let.wait(DEADLINE)
         return True
 
     def wait(self) -> None:
-        assert self._entered.wait(20)
+        assert self._entered.wait(DEADLINE)
 
     def open(self) -> None:
         self._let.set()
@@ -51,7 +51,7 @@ def run(loop: Loop, gate: Gate) -> Iterator[None]:
     finally:
         gate.open()
         loop.stop()
-        thread.join(20)
+        thread.join(DEADLINE)
     assert not thread.is_alive()
 
 
@@ -178,7 +178,7 @@ def test_a_loop_that_others_can_do_without_is_told_of_once_and_ends_nothing(
     assert told.count("loop.stuck") == 2
     assert "test_loops.py" in told
     gate.open()
-    thread.join(20)
+    thread.join(DEADLINE)
 
 
 def test_work_that_fails_is_done_again_where_somebody_takes_the_error() -> None:
@@ -192,7 +192,7 @@ def test_work_that_fails_is_done_again_where_somebody_takes_the_error() -> None:
     thread.start()
     eventually(lambda: len(errors) > 2)
     service.stop()
-    thread.join(20)
+    thread.join(DEADLINE)
     assert not thread.is_alive()
     assert str(errors[0]) == "not this time"
 

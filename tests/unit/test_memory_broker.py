@@ -7,6 +7,7 @@ import pytest
 from tenantry.broker.port import BrokerUnavailableError, Outgoing, TenantTopology
 from tests.brokers import RecordingSink, bodies
 from tests.fakes.broker import MemoryBroker
+from tests.waiting import DEADLINE
 
 ACME = TenantTopology(tenant_id="acme", topics=("events",), partitions=1)
 
@@ -15,7 +16,7 @@ def publish(broker: MemoryBroker, *messages: bytes) -> None:
     stream = "tenant_acme_stream"
     broker.publish(
         [Outgoing(exchange=stream, routing_key="events", body=body) for body in messages],
-        timeout=1,
+        timeout=DEADLINE,
     )
 
 

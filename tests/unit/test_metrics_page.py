@@ -23,6 +23,7 @@ from tenantry.metrics.page import (
 )
 from tests.api.serving import SECRET, World, serving
 from tests.scrapes import read, read_openmetrics
+from tests.waiting import DEADLINE
 
 PROMETHEUS_ACCEPT = (
     "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.6,"
@@ -103,11 +104,11 @@ def port(page: MetricsPage) -> Iterator[httpx.Client]:
     thread.start()
     try:
         url = f"http://127.0.0.1:{server.tcp_port}"
-        with httpx.Client(base_url=url, timeout=10, trust_env=False) as client:
+        with httpx.Client(base_url=url, timeout=DEADLINE, trust_env=False) as client:
             yield client
     finally:
         server.stop()
-        thread.join(10)
+        thread.join(DEADLINE)
         assert not thread.is_alive()
 
 

@@ -11,7 +11,7 @@ from tenantry.broker import pending
 from tenantry.broker.pending import PendingCounts
 from tenantry.broker.port import BrokerUnavailableError, QueueCounts
 from tests.fakes.ports import FakeAdministration, Faults
-from tests.waiting import eventually
+from tests.waiting import DEADLINE, eventually
 
 
 class Counting(FakeAdministration):
@@ -26,7 +26,7 @@ class Counting(FakeAdministration):
 
     def queue_counts(self) -> Mapping[str, QueueCounts]:
         self.asked += 1
-        assert self.held.wait(10)
+        assert self.held.wait(DEADLINE)
         if self.away:
             raise BrokerUnavailableError("away")
         return super().queue_counts()
@@ -45,7 +45,7 @@ def counts(broker: Counting) -> Iterator[PendingCounts]:
     yield made
     broker.held.set()
     made.stop()
-    thread.join(10)
+    thread.join(DEADLINE)
     assert not thread.is_alive()
 
 

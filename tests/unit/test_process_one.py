@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.waiting import DEADLINE
+
 REPOSITORY = Path(__file__).parents[2]
 APART = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]
 
@@ -41,7 +43,7 @@ ENDING
 
 def _can_be_process_one() -> bool:
     try:
-        done = subprocess.run([*APART, "true"], capture_output=True, timeout=20, check=False)
+        done = subprocess.run([*APART, "true"], capture_output=True, timeout=DEADLINE, check=False)
     except OSError:
         return False
     return done.returncode == 0
@@ -67,4 +69,4 @@ def test_process_one_buries_orphans_and_leaves_the_programs_own_children_to_it(
         (first,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
         subprocess.run(["kill", f"-{int(signal.SIGHUP)}", first], check=True)
         assert process.stdout.readline() == "SIGHUP\n"
-        assert process.wait(30) == code
+        assert process.wait(DEADLINE) == code

@@ -16,7 +16,7 @@ from tenantry.domain.events import DriftRepaired
 from tenantry.messages.port import StoreUnavailableError
 from tests.fakes.actors import Tree, running_tree
 from tests.fakes.ports import outage
-from tests.waiting import eventually
+from tests.waiting import DEADLINE, eventually
 
 OFTEN = 0.02
 
@@ -202,7 +202,7 @@ def test_a_silent_queue_of_a_tenant_nobody_could_use_yet_is_made_anew() -> None:
         subscription.sink.silent(("tenant_a_queue",))
         eventually(lambda: "remove_topology" in tree.faults.steps)
         assert eventually(lambda: repairs(tree, "a"))[0].kinds == ("silent",)
-        assert creating.result(10).credentials is not None
+        assert creating.result(DEADLINE).credentials is not None
         assert subscription.resubscribed == 1
 
 

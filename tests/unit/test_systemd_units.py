@@ -11,6 +11,7 @@ import pytest
 
 from tenantry.settings import Settings
 from tenantry.settings.load import CREDENTIALS
+from tests.waiting import DEADLINE
 
 UNITS = Path(__file__).parents[2] / "systemd"
 SERVICE = (UNITS / "tenantry.service").read_text()
@@ -28,7 +29,7 @@ def analyze(*arguments: str) -> subprocess.CompletedProcess[str]:
     if program is None:
         pytest.skip("systemd-analyze is not on this machine")
     return subprocess.run(
-        [program, *arguments], capture_output=True, text=True, timeout=60, check=False
+        [program, *arguments], capture_output=True, text=True, timeout=DEADLINE, check=False
     )
 
 
@@ -89,7 +90,7 @@ def test_user_and_directories_are_made_by_systemds_own_tools(
         [found, f"--root={tmp_path}", *create, *(str(UNITS / one) for one in arguments)],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=DEADLINE,
         check=False,
     )
     assert "/sys" not in ended.stderr

@@ -19,7 +19,7 @@ from tenantry.loops import Heartbeat
 from tenantry.messages.port import Partitions
 from tenantry.metrics.recorder import Recorder
 from tests.fakes.actors import Tree, running_tree
-from tests.waiting import eventually
+from tests.waiting import DEADLINE, eventually
 
 
 @pytest.fixture
@@ -106,7 +106,7 @@ def test_a_consumer_that_hangs_loses_its_channel_and_another_takes_over(
 
     def settle(*_: object, **__: object) -> None:
         entered.set()
-        assert gate.wait(20)
+        assert gate.wait(DEADLINE)
         real(*_, **__)  # type: ignore[arg-type]
 
     real = first.settle
@@ -114,7 +114,7 @@ def test_a_consumer_that_hangs_loses_its_channel_and_another_takes_over(
     old = tree.runtime.tenant("a").consumer
     assert old is not None
     tree.deliver("a", "1", "2")
-    assert entered.wait(10)
+    assert entered.wait(DEADLINE)
     eventually(lambda: tree.busy() == {"a/consumer"})
     tree.pass_time(61)
     second = eventually(lambda: (now := tree.subscription("a")) is not first and now)
@@ -144,7 +144,7 @@ def test_a_tenant_that_hangs_is_replaced_with_everything_below_it(
     def append(*arguments: Any, **more: Any) -> Any:
         if not entered.is_set():
             entered.set()
-            assert gate.wait(20)
+            assert gate.wait(DEADLINE)
         return real(*arguments, **more)
 
     monkeypatch.setattr(tree.journal, "append", append)
@@ -152,13 +152,13 @@ def test_a_tenant_that_hangs_is_replaced_with_everything_below_it(
 
     def resize() -> None:
         try:
-            tree.execute(ResizeWorkers(tenant_id="a", workers=7), timeout=20)
+            tree.execute(ResizeWorkers(tenant_id="a", workers=7), timeout=DEADLINE)
         except Exception as error:  # noqa: BLE001
             refused.append(error)
 
     asking = threading.Thread(target=resize)
     asking.start()
-    assert entered.wait(10)
+    assert entered.wait(DEADLINE)
     eventually(lambda: tree.busy() == {"a/tenant"})
     tree.pass_time(61)
     eventually(lambda: tree.subscription("a") is not first and tree.runtime.tenant("a").consuming)
@@ -167,7 +167,7 @@ def test_a_tenant_that_hangs_is_replaced_with_everything_below_it(
     eventually(lambda: tree.stored("a") == {"1", "2"})
     assert tree.execute(PauseTenant(tenant_id="a")).tenant.lifecycle is Lifecycle.PAUSED
     gate.set()
-    asking.join(10)
+    asking.join(DEADLINE)
     assert refused, "the one who asked is answered"
     eventually(lambda: all(ref is not None and heartbeat_of(ref).ended for ref in old))
     assert tree.events("a")[-1] == "TenantPaused"  # the other's append came too late
@@ -184,11 +184,11 @@ def test_a_reconciler_that_hangs_is_replaced_and_counted(
         def partitions() -> Partitions:
             if not entered.is_set():
                 entered.set()
-                assert gate.wait(20)
+                assert gate.wait(DEADLINE)
             return real()
 
         monkeypatch.setattr(tree.store, "partitions", partitions)
-        assert entered.wait(10)
+        assert entered.wait(DEADLINE)
         old = tree.runtime.reconciler
         tree.pass_time(LONGEST_LOOK + 1)
         eventually(lambda: tree.runtime.reconciler not in {None, old})

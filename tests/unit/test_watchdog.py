@@ -10,7 +10,7 @@ import pytest
 from tenantry.loops import Heartbeat
 from tenantry.process.service_manager import PATIENCE, Watchdog
 from tenantry.telemetry.systemd import Notifier
-from tests.waiting import eventually
+from tests.waiting import DEADLINE, eventually
 
 
 class Heard(Notifier):
@@ -62,7 +62,7 @@ def test_beats_go_on_while_the_tree_lives_and_stop_while_it_hangs(heard: Heard) 
     tree.hangs = ()
     eventually(lambda: len(heard.states) > silent_since)
     watchdog.stop()
-    thread.join(5)
+    thread.join(DEADLINE)
     assert set(heard.states) == {"WATCHDOG=1"}
 
 
@@ -76,7 +76,7 @@ def test_a_main_thread_that_hangs_is_no_life(heard: Heard, monkeypatch: pytest.M
     main.rest()
     eventually(lambda: heard.states)
     watchdog.stop()
-    thread.join(5)
+    thread.join(DEADLINE)
 
 
 @pytest.mark.parametrize(

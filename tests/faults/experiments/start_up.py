@@ -7,7 +7,7 @@ import subprocess
 import time
 from collections import Counter
 
-from tests.faults.rig import Rig
+from tests.faults.rig import PATIENCE, Rig
 
 WITHIN = 5.0
 """Seconds a start may go on once it has been told to end."""
@@ -26,7 +26,7 @@ def run(rig: Rig, rounds: int) -> None:
             rig.moment(start)
             began = time.monotonic()
             try:
-                code = rig.program.stop(timeout=4 * WITHIN)
+                code = rig.program.stop(timeout=PATIENCE)
             except subprocess.TimeoutExpired:
                 rig.program.kill()
                 rig.figures.wrong.append(f"round {number}: it goes on starting")
@@ -34,8 +34,7 @@ def run(rig: Rig, rounds: int) -> None:
             took = time.monotonic() - began
             longest = max(longest, took)
             codes[code] += 1
-            if took > WITHIN:
-                rig.figures.wrong.append(f"round {number}: it took {took:.1f} s to end")
+            rig.figures.took(took, WITHIN, f"round {number}: the end")
             # While Python is still loading nothing has begun, and nobody is there to say 0.
             loading = len(rig.program.events("daemon.starting")) == begun
             if code != 0 and not (loading and code == -signal.SIGTERM):
