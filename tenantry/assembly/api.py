@@ -93,6 +93,7 @@ def open_leader_api(
         journal=stores.journal,
         broker=links.probes,
         database=PostgresProbes(stores.database),
+        installation=backends.installation,
         tls=Tls.of(settings),
     )
     reprocessing = reprocessing_of(
@@ -117,7 +118,10 @@ def open_leader_api(
         ),
         dead_letters=stores.dead_letters,
         cursor_key=cursor_key(settings),
-        info=describe(settings, listeners, database=stores.database.where),
+        info={
+            **describe(settings, listeners, database=stores.database.where),
+            "installation": backends.installation,
+        },
         publishing=links.publishing,
         idempotency=PostgresIdempotencyKeys(stores.database),
         reprocessing=reprocessing,

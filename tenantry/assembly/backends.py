@@ -79,7 +79,10 @@ IDLE_MARGIN: Final = 30.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Backends:
-    """Everything is connected, or on its way to be; `handling` is the store with its handlers."""
+    """Everything is connected, or on its way to be; `handling` is the store with its handlers.
+
+    The `installation` is the name by which the broker's objects are known to be ours.
+    """
 
     stores: Stores
     handling: MessageStore
@@ -90,6 +93,7 @@ class Backends:
     probes: Mapping[str, Callable[[], bool]]
     shares: Shares
     troubles: Sequence[Callable[[], str | None]]
+    installation: str
 
 
 def connect_backends(
@@ -146,6 +150,7 @@ def connect_backends(
         sql_access=PostgresSqlAccess(sessions),
         tenants_sessions=tenants_sessions,
         links=links,
+        installation=installation,
         pending=pending,
         probes={
             "the broker": links.connected,

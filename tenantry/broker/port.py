@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import NamedTuple, Protocol, Self
+from typing import Literal, NamedTuple, Protocol, Self
 
 from tenantry.broker.survey import Survey
 from tenantry.domain import names
@@ -321,8 +321,23 @@ class Queues(Protocol):
         """
 
 
+class Probe(NamedTuple):
+    """Users in the place of a tenant's: who may send, and who may read, where that is another."""
+
+    sender: Credentials
+    reader: Credentials | None = None
+
+
+class Excess(NamedTuple):
+    """A right that a tenant's user has and should not: on whose, and on what."""
+
+    owner: str
+    action: Literal["write", "read", "configure"]
+    target: str
+
+
 class Probes(Protocol):
-    """Makes users that may on the broker what a tenant's user really may, at this moment."""
+    """Makes users that may on the broker what a tenant's users really may, at this moment."""
 
     @property
     def management_address(self) -> str | None:
@@ -331,8 +346,14 @@ class Probes(Protocol):
     def sweep(self) -> None:
         """Remove what a daemon that died has left. Raises `BrokerError`."""
 
-    def probe(self, tenant_id: str) -> AbstractContextManager[Credentials]:
-        """Make such a user, and remove it at the end. Raises `BrokerError`."""
+    def probe(self, tenant_id: str) -> AbstractContextManager[Probe]:
+        """Make such users, and remove them at the end. Raises `BrokerError`."""
+
+    def excess(self, tenant_id: str) -> Sequence[Excess]:
+        """Name the rights of the tenant's users that no attempt would show. Raises `BrokerError`.
+
+        There are some where rights are given on what can't be tried without harm.
+        """
 
 
 class DeadLettersBusyError(BrokerError):

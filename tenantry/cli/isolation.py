@@ -37,8 +37,8 @@ TIMEOUT: Final = 100.0
     "--credentials",
     "credentials_file",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    help='A JSON file {"ID": {"username", "password", "amqp_url" or "postgres_url"}} to use, so '
-    "that no password is changed.",
+    help='A JSON file {"ID": {"username", "password", "amqp_url", "postgres_url" or "iggy_url"}} '
+    "to use, so that no password is changed.",
 )
 @click.option(
     "--probe",
@@ -60,7 +60,8 @@ def verify_isolation(
 
     Each tenant (all, if none is named) connects with its own credentials and tries to write and
     to read what is its own and what is every other tenant's, and RabbitMQ's management
-    API. No message is left behind or taken.
+    API. No message is left behind or taken. On Apache Iggy, where another user reads, the daemon
+    tries that with users of its own.
     In the database a role is made for a while that reads with SQL as the tenant's may. Exits with 1
     on any leak, and where there is no verdict.
 
@@ -68,7 +69,7 @@ def verify_isolation(
     the new ones afterwards. With --credentials or --probe no password is changed.
     """
     from tenantry.isolation.proof import verify_isolation as verify
-    from tenantry.tenant_client.access import ProducerError, every_tenant
+    from tenantry.tenant_client.access import ProducerError, every_tenant, installation_of
 
     log_quietly()
     if probe:
@@ -94,11 +95,17 @@ def verify_isolation(
                 say=say,
                 addresses=addresses(amqp_address, iggy_address),
                 management=_management(client),
+                installation=installation_of(client),
                 tls=broker_tls(),
             )
     except ProducerError as error:
         raise CommandError(str(error)) from error
-    rows = _daemons_proof(client, tuple(one.topology.tenant_id for one in accesses), broker=False)
+    rows = _daemons_proof(
+        client,
+        tuple(one.topology.tenant_id for one in accesses),
+        # On Iggy another user reads, whose password nobody has.
+        broker=any(one.credentials.iggy_url and one.reader is None for one in accesses),
+    )
     found = _report_document(report)
     _add(found, rows)
     _finish(found, as_json=as_json, told=len(report.leaks), denied=len(report.denials))
@@ -187,7 +194,7 @@ def _accesses(
 def read_credentials(file: Path) -> dict[str, dict[str, str]]:
     """Read a file of credentials. Raises `click.UsageError`, which does not repeat its content."""
     wanted = ("username", "password")
-    urls = ("amqp_url", "postgres_url")
+    urls = ("amqp_url", "postgres_url", "iggy_url")
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):

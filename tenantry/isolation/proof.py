@@ -1,6 +1,6 @@
 """Proves with tenants' own credentials what each can reach on the broker, and what it can't.
 
-What is tried is in `rabbitmq.py` and in `sql.py` (the embedded broker).
+What is tried is in `rabbitmq.py`, in `sql.py` (the embedded broker) and in `iggy.py`.
 """
 
 from __future__ import annotations
@@ -8,15 +8,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from typing import Final
+from typing import Final, NamedTuple
 
 from tenantry.broker.port import TenantTopology
 from tenantry.broker.rabbitmq.tls import SYSTEMS, Tls
-from tenantry.isolation import rabbitmq, sql
+from tenantry.isolation import iggy, rabbitmq, sql
 from tenantry.isolation.port import Check, IsolationReport
 from tenantry.tenant_client.access import ProducerError, Say, TenantAccess
 from tenantry.tenant_client.amqp import AmqpClient, TenantClientError
-from tenantry.tenant_client.connecting import EVERYWHERE, IGGY, Addresses, kind_of
+from tenantry.tenant_client.connecting import EVERYWHERE, Addresses, Kind, kind_of
+from tenantry.tenant_client.iggy import IggyTenantClient
 from tenantry.tenant_client.sql import SqlClient
 
 AT_ONCE: Final = 8
@@ -30,18 +31,34 @@ def verify_isolation(
     say: Say,
     addresses: Addresses = EVERYWHERE,
     management: str | None = None,
+    installation: str = "",
     tls: Tls = SYSTEMS,
 ) -> IsolationReport:
     """Try each tenant's credentials on its own objects and on those of all others.
 
-    With `management`, the address of RabbitMQ's management API, that is tried as well. Says a line
-    for each pair, in order. Threads of its own examine several tenants at once and
-    have ended when this returns. Raises `ProducerError` where the broker gives no verdict.
+    With `management`, the address of RabbitMQ's management API, that is tried as well. Iggy's
+    objects bear the name of the `installation`. Says a line for each pair, in order. Threads of
+    its own examine several tenants at once and have ended when this returns. Raises
+    `ProducerError` where the broker gives no verdict.
     """
+
+    def examine(access: TenantAccess) -> list[Check]:
+        others = [one for one in everybody if one.tenant_id != access.topology.tenant_id]
+        examined = _Examined(access, others, addresses, tls)
+        try:
+            match kind_of(access.credentials.url):
+                case Kind.SQL:
+                    return examined.with_sql()
+                case Kind.IGGY:
+                    return examined.on_iggy(installation)
+                case Kind.AMQP:
+                    return examined.on_rabbitmq(management)
+        except TenantClientError as error:
+            whose = f"tenant {access.topology.tenant_id}'s access"
+            raise ProducerError(f"{whose} can't be judged: {error}") from error
+
     with ThreadPoolExecutor(max_workers=AT_ONCE, thread_name_prefix="isolation") as pool:
-        found = pool.map(
-            lambda access: _examine(access, everybody, addresses, management, tls), accesses
-        )
+        found = pool.map(examine, accesses)
         checks: list[Check] = []
         for access, mine in zip(accesses, found, strict=True):
             _tell(access.topology, everybody, mine, say)
@@ -49,33 +66,48 @@ def verify_isolation(
     return IsolationReport(checks=tuple(checks))
 
 
-def _examine(
-    access: TenantAccess,
-    everybody: Sequence[TenantTopology],
-    addresses: Addresses,
-    management: str | None,
-    tls: Tls,
-) -> list[Check]:
-    mine = access.topology
-    if kind_of(access.credentials.url) == IGGY:
-        raise ProducerError("isolation is not proven on Iggy yet")
-    others = [one for one in everybody if one.tenant_id != mine.tenant_id]
-    name = f"isolation of {mine.tenant_id}"
-    try:
-        url = addresses.at(access.credentials.url)
-        if access.credentials.postgres_url:
-            with closing(SqlClient(url, name=name)) as role:
-                role.open()
-                checks = sql.own(role, mine)
-                return checks + [one for other in others for one in sql.foreign(role, mine, other)]
-        with closing(AmqpClient(url, name=name, tls=tls)) as user:
+class _Examined(NamedTuple):
+    """A tenant with its credentials, and those whose objects it must not reach."""
+
+    access: TenantAccess
+    others: Sequence[TenantTopology]
+    addresses: Addresses
+    tls: Tls
+
+    def with_sql(self) -> list[Check]:
+        mine = self.access.topology
+        with closing(SqlClient(self._url(), name=self._name())) as role:
+            role.open()
+            checks = sql.own(role, mine)
+            return checks + [one for other in self.others for one in sql.foreign(role, mine, other)]
+
+    def on_rabbitmq(self, management: str | None) -> list[Check]:
+        mine = self.access.topology
+        with closing(AmqpClient(self._url(), name=self._name(), tls=self.tls)) as user:
             user.open()
             checks = rabbitmq.own(user, mine)
             if management is not None:
-                checks += rabbitmq.management(management, access.credentials, mine, tls)
-            return checks + [one for other in others for one in rabbitmq.foreign(user, mine, other)]
-    except TenantClientError as error:
-        raise ProducerError(f"tenant {mine.tenant_id}'s access can't be judged: {error}") from error
+                checks += rabbitmq.management(management, self.access.credentials, mine, self.tls)
+            foreign = [one for other in self.others for one in rabbitmq.foreign(user, mine, other)]
+            return checks + foreign
+
+    def on_iggy(self, installation: str) -> list[Check]:
+        """Try its user that sends, and the one that reads, if that is known."""
+        mine, reader = self.access.topology, self.access.reader
+        with closing(IggyTenantClient(self._url())) as user:
+            user.open()
+            checks = iggy.sending(user, mine, self.others, installation)
+        if reader is None:
+            return checks
+        with closing(IggyTenantClient(self.addresses.at(reader.url))) as user:
+            user.open()
+            return checks + iggy.reading(user, mine, self.others, installation)
+
+    def _url(self) -> str:
+        return self.addresses.at(self.access.credentials.url)
+
+    def _name(self) -> str:
+        return f"isolation of {self.access.topology.tenant_id}"
 
 
 def _tell(
@@ -90,8 +122,11 @@ def _tell(
     for other in everybody:
         if other.tenant_id == mine.tenant_id:
             continue
-        leaks = [one for one in checks if one.owner == other.tenant_id and not one.holds]
-        if not leaks:
+        tried = [one for one in checks if one.owner == other.tenant_id]
+        leaks = [one for one in tried if not one.holds]
+        if not tried:
+            say(f"Not there: stream: {other.exchange}")
+        elif not leaks:
             say(f"Ensured no access to stream: {other.exchange}")
         for leak in leaks:
             say(f"LEAK: {leak}")

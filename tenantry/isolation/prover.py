@@ -49,6 +49,7 @@ class IsolationProver:
     journal: EventStore
     broker: Probes | None
     database: DatabaseProbes
+    installation: str = ""
     tls: Tls = SYSTEMS
     _alone: threading.Lock = field(default_factory=threading.Lock, init=False)
     _latest: LatestProof | None = field(default=None, init=False)
@@ -107,7 +108,9 @@ class IsolationProver:
             others = neighbours(mine, everybody)
             try:
                 if probes is not None:
-                    checks += self._on_broker(probes, mine, others, self.tls)
+                    checks += self._on_broker(
+                        probes, mine, others, installation=self.installation, tls=self.tls
+                    )
                 if with_sql:
                     checks += self._in_database(mine, others)
             except (BrokerError, MessageStoreError, ProducerError, TenantClientError) as error:
@@ -138,17 +141,35 @@ class IsolationProver:
 
     @staticmethod
     def _on_broker(
-        probes: Probes, mine: TenantTopology, others: Sequence[TenantTopology], tls: Tls
+        probes: Probes,
+        mine: TenantTopology,
+        others: Sequence[TenantTopology],
+        *,
+        installation: str,
+        tls: Tls,
     ) -> tuple[Check, ...]:
-        with probes.probe(mine.tenant_id) as credentials:
-            access = TenantAccess(topology=mine, credentials=credentials)
-            return verify_isolation(
+        with probes.probe(mine.tenant_id) as probe:
+            beyond = tuple(
+                Check(
+                    tenant_id=mine.tenant_id,
+                    owner=excess.owner,
+                    action=excess.action,
+                    target=excess.target,
+                    allowed=True,
+                    forbidden=True,
+                )
+                for excess in probes.excess(mine.tenant_id)
+            )
+            access = TenantAccess(topology=mine, credentials=probe.sender, reader=probe.reader)
+            report = verify_isolation(
                 [access],
                 [mine, *others],
                 say=lambda _line: None,
                 management=probes.management_address,
+                installation=installation,
                 tls=tls,
-            ).checks
+            )
+            return beyond + report.checks
 
     def _in_database(
         self, mine: TenantTopology, others: Sequence[TenantTopology]

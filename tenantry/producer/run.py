@@ -17,7 +17,14 @@ from tenantry.broker.rabbitmq.tls import SYSTEMS, Tls
 from tenantry.domain import names
 from tenantry.isolation.port import IsolationReport
 from tenantry.isolation.proof import verify_isolation
-from tenantry.tenant_client.access import Api, ProducerError, Say, TenantAccess, ensure_tenant
+from tenantry.tenant_client.access import (
+    Api,
+    ProducerError,
+    Say,
+    TenantAccess,
+    ensure_tenant,
+    installation_of,
+)
 from tenantry.tenant_client.amqp import TenantClientError, TenantMessage
 from tenantry.tenant_client.connecting import EVERYWHERE, Addresses, client_for
 
@@ -244,6 +251,7 @@ def produce(
             [access.topology for access in accesses],
             say=say,
             addresses=options.addresses,
+            installation=installation_of(api),
             tls=options.tls,
         )
     say(f"--- Starting {options.producers} producer(s) for each tenant ---")

@@ -13,6 +13,7 @@ from tenantry.broker.port import Credentials, TenantTopology
 
 Say = Callable[[str], None]
 
+OK: Final = 200
 CREATED: Final = 201
 CONFLICT: Final = 409
 UNAVAILABLE: Final = 503
@@ -36,10 +37,11 @@ class Api(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TenantAccess:
-    """A tenant and its own way into the broker."""
+    """A tenant and its own way into the broker; `reader` where another of its users reads."""
 
     topology: TenantTopology
     credentials: Credentials
+    reader: Credentials | None = None
     created: bool = False
 
 
@@ -84,6 +86,12 @@ def rotate(api: Api, tenant_id: str) -> Credentials:
     failed = f"tenant {tenant_id}'s password can't be rotated: "
     body = _call(api, "POST", _path(tenant_id, "credentials", "rotate"), failed=failed)
     return credentials_of(body["credentials"])
+
+
+def installation_of(api: Api) -> str:
+    """Ask whose the tenants are; nothing where the daemon does not tell."""
+    status, info = _send(api, "GET", "/info")
+    return str(info.get("installation", "")) if status == OK else ""
 
 
 def every_tenant(api: Api) -> list[TenantTopology]:

@@ -37,6 +37,8 @@ class AttemptResult(Enum):
 
     ALLOWED = "allowed"
     REFUSED = "refused"
+    ABSENT = "absent"
+    """There is no such thing, as the broker says before it looks at rights: that is no verdict."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

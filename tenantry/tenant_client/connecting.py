@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import Enum
 from typing import Final, Protocol
 from urllib.parse import urlsplit
 
@@ -13,10 +14,26 @@ from tenantry.tenant_client.amqp import AmqpClient, PublishResult, TenantClientE
 from tenantry.tenant_client.iggy import IggyTenantClient
 from tenantry.tenant_client.sql import SqlClient
 
-AMQP, IGGY, SQL = "AMQP", "Iggy", "SQL"
 
-_KINDS: Final = {"amqp": AMQP, "amqps": AMQP, "iggy": IGGY, "iggys": IGGY}
-_BROKERS: Final = {AMQP: "RabbitMQ", IGGY: "Apache Iggy", SQL: "the embedded one"}
+class Kind(Enum):
+    """What a tenant's client speaks."""
+
+    AMQP = "AMQP"
+    IGGY = "Iggy"
+    SQL = "SQL"
+
+
+_KINDS: Final = {
+    "amqp": Kind.AMQP,
+    "amqps": Kind.AMQP,
+    "iggy": Kind.IGGY,
+    "iggys": Kind.IGGY,
+}
+_BROKERS: Final = {
+    Kind.AMQP: "RabbitMQ",
+    Kind.IGGY: "Apache Iggy",
+    Kind.SQL: "the embedded one",
+}
 
 
 class TenantClient(Protocol):
@@ -52,10 +69,12 @@ class Addresses:
         Raises `TenantClientError` for the address of another kind of broker.
         """
         kind = kind_of(url)
-        given = {AMQP: self.amqp, IGGY: self.iggy}
+        given = {Kind.AMQP: self.amqp, Kind.IGGY: self.iggy}
         for one, place in given.items():
             if place is not None and one != kind:
-                raise TenantClientError(f"the broker is {_BROKERS[kind]}: it has no {one} address")
+                raise TenantClientError(
+                    f"the broker is {_BROKERS[kind]}: it has no {one.value} address"
+                )
         place = given.get(kind)
         return url if place is None else urls.at_address(url, place)
 
@@ -64,16 +83,17 @@ EVERYWHERE: Final = Addresses()
 """Each where its credentials say."""
 
 
-def kind_of(url: str) -> str:
-    """Tell which client a URL needs: `AMQP`, `IGGY` or `SQL`."""
-    return _KINDS.get(urlsplit(url).scheme, SQL)
+def kind_of(url: str) -> Kind:
+    """Tell which client a URL needs."""
+    return _KINDS.get(urlsplit(url).scheme, Kind.SQL)
 
 
 def client_for(url: str, *, name: str, tls: Tls = SYSTEMS) -> TenantClient:
     """Make the client that a URL needs; nothing is connected. Raises `TenantClientError`."""
-    kind = kind_of(url)
-    if kind == AMQP:
-        return AmqpClient(url, name=name, tls=tls)
-    if kind == IGGY:
-        return IggyTenantClient(url)
-    return SqlClient(url, name=name)
+    match kind_of(url):
+        case Kind.AMQP:
+            return AmqpClient(url, name=name, tls=tls)
+        case Kind.IGGY:
+            return IggyTenantClient(url)
+        case Kind.SQL:
+            return SqlClient(url, name=name)

@@ -7,7 +7,13 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from tenantry.broker.iggy.access import Access
-from tenantry.broker.iggy.client import RefusedError, Session, library
+from tenantry.broker.iggy.client import (
+    CredentialsError,
+    MissingError,
+    RefusedError,
+    Session,
+    library,
+)
 from tenantry.broker.iggy.publishing import AT_ONCE, made, send
 from tenantry.broker.iggy.topology import Place, routed
 from tenantry.broker.port import BrokerError, BrokerUnavailableError, Outgoing
@@ -101,16 +107,26 @@ class IggyTenantClient:
             self.close()
             raise
 
-    def attempt(self, ask: Callable[[IggyClient], Awaitable[object]]) -> AttemptResult:
+    def attempt(
+        self,
+        ask: Callable[[IggyClient], Awaitable[object]],
+        *,
+        missing: AttemptResult = AttemptResult.ABSENT,
+    ) -> AttemptResult:
         """Make one request, and tell whether it is allowed.
 
-        Only what the server calls unauthorised is refused: whatever else it says, it says to who
-        may ask. Raises `TenantClientError` where it gives no verdict.
+        Only what the server calls unauthorised is refused. That something is not there it says
+        before it looks at rights, so that this is no verdict, unless `missing` says otherwise.
+        Raises `TenantClientError` where the server gives no answer.
         """
         try:
             self.call(ask)
+        except CredentialsError:
+            return AttemptResult.ALLOWED  # it has looked at a password, and so let one ask
         except RefusedError:
             return AttemptResult.REFUSED
+        except MissingError:
+            return missing
         except BrokerUnavailableError as error:
             raise TenantClientError(str(error)) from error
         except BrokerError:

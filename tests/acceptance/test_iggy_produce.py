@@ -41,10 +41,23 @@ def stored(program: Program) -> Counter[tuple[str, str, int]]:
 def test_what_tenants_produce_is_stored_once_and_spread_evenly(
     program: Program, server: PrivateIggy
 ) -> None:
-    first = program.cli("produce", *QUICK, "--no-ensure-access", "--producers", "3")
+    first = program.cli("produce", *QUICK, "--producers", "3")
     assert first.code == 0, first.stderr
     lines = first.stdout.splitlines()
-    assert "Created stream: tenant_1_stream with ID: 1" in lines
+    assert lines[:12] == [
+        "--- Multi-tenant producer has started, tenants: 2, producers: 3, partitions: 3 ---",
+        "--- Creating root client to manage streams and users ---",
+        "--- Creating streams and users with permissions for each tenant ---",
+        "Created stream: tenant_1_stream with ID: 1",
+        "Created user: tenant_1_producer with ID: 1, with permissions for stream: tenant_1_stream",
+        "Created stream: tenant_2_stream with ID: 2",
+        "Created user: tenant_2_producer with ID: 2, with permissions for stream: tenant_2_stream",
+        "--- Creating clients for each tenant ---",
+        "--- Ensuring access to streams for each tenant ---",
+        "Ensured access to stream: tenant_1_stream",
+        "Ensured no access to stream: tenant_2_stream",
+        "Ensured access to stream: tenant_2_stream",
+    ]
     sent = "Sent: 10 message(s) by tenant: 1, producer: 1, to: tenant_1_stream -> events"
     assert lines.count(sent) == 2
     assert lines[-1] == "Total: sent: 360, confirmed: 360, failed: 0"

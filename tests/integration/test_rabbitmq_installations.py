@@ -281,6 +281,6 @@ def test_probes_are_swept_by_the_installation_that_made_them(
     ours, theirs = RabbitProbes(production.administration), RabbitProbes(guest.administration)
     with ours.probe(tenant_id) as probe:
         theirs.sweep()
-        assert logs_in(probe)
+        assert logs_in(probe.sender)
         ours.sweep()
-        assert production.management.user(probe.username) is None
+        assert production.management.user(probe.sender.username) is None

@@ -7,7 +7,14 @@ import sys
 import pytest
 
 from tenantry.broker.iggy.access import Access
-from tenantry.broker.iggy.client import ExistsError, MissingError, RefusedError, error_of, library
+from tenantry.broker.iggy.client import (
+    CredentialsError,
+    ExistsError,
+    MissingError,
+    RefusedError,
+    error_of,
+    library,
+)
 from tenantry.broker.iggy.consuming import IggyConsuming
 from tenantry.broker.iggy.topology import mark_topic, marked_by, place_of, routed
 from tenantry.broker.port import BrokerError, BrokerUnavailableError, QueueSpec
@@ -28,7 +35,7 @@ def test_without_the_extra_it_is_said_how_to_get_it(monkeypatch: pytest.MonkeyPa
         (RuntimeError("Topic with name: x for stream with ID: 1 was not found."), MissingError),
         (RuntimeError("Stream with name: x already exists."), ExistsError),
         (RuntimeError("Unauthorized"), RefusedError),
-        (RuntimeError("Invalid credentials"), RefusedError),
+        (RuntimeError("Invalid credentials"), CredentialsError),
         (RuntimeError("Disconnected"), BrokerUnavailableError),
         (RuntimeError("Cannot establish connection"), BrokerUnavailableError),
         (RuntimeError("Request transiently not committed; retry"), BrokerUnavailableError),

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tenantry.broker.port import BrokerError, Credentials, TenantTopology
+from tenantry.broker.port import BrokerError, Excess, Probe, TenantTopology
 from tenantry.isolation.prover import NEIGHBOURS, IsolationProver, neighbours
 from tenantry.journal.port import Metadata
 from tenantry.messages.sql_access import SqlCredentials
@@ -65,9 +65,12 @@ class LockedBroker:
         self.swept += 1
 
     @contextmanager
-    def probe(self, tenant_id: str) -> Iterator[Credentials]:
+    def probe(self, tenant_id: str) -> Iterator[Probe]:
         raise BrokerError(f"no user for {tenant_id}")
         yield
+
+    def excess(self, tenant_id: str) -> list[Excess]:
+        raise AssertionError
 
 
 def prover(world: World, broker: LockedBroker | None) -> IsolationProver:

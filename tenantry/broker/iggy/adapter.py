@@ -12,6 +12,7 @@ from tenantry.broker.iggy.administration import IggyAdministration
 from tenantry.broker.iggy.client import Sessions, library
 from tenantry.broker.iggy.consuming import IggyConsuming
 from tenantry.broker.iggy.dead_letters import IggyDeadLetters
+from tenantry.broker.iggy.probes import IggyProbes
 from tenantry.broker.iggy.publishing import IggyPublishing
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ def links(settings: Settings, database: Database, fence: TermFence) -> BrokerLin
         prepare=administration.check,
         loops={"broker-consuming": consuming},
         close=close,
+        probes=IggyProbes(sessions, fence.installation),
     )
 
 

@@ -47,6 +47,10 @@ class RefusedError(BrokerError):
     """The server does not let this user do that."""
 
 
+class CredentialsError(RefusedError):
+    """The server knows no such user, or another password of it."""
+
+
 class MissingError(BrokerError):
     """There is no such stream, topic, partition, group or user."""
 
@@ -77,7 +81,7 @@ def error_of(error: BaseException, where: str, source: str = "broker.url") -> Br
     if text == "Unauthorized":
         return RefusedError(message)
     if text == _REFUSED:
-        return RefusedError(f"{message}: check user and password in {source}")
+        return CredentialsError(f"{message}: check user and password in {source}")
     if isinstance(error, (ValueError, TypeError, OverflowError)) or text.startswith(
         ("Invalid", "Too ", "Empty", "Unsupported", "Feature")
     ):

@@ -39,7 +39,7 @@ def place_of(queue: QueueSpec) -> Place:
 
 
 def mark_topic(installation: str) -> str:
-    """Name the topic that tells whose a stream is. It stays empty, and no tenant can make it."""
+    """Name the topic that tells whose a stream is. Nobody reads it, and no tenant can make it."""
     return _MARK + installation
 
 

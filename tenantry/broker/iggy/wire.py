@@ -11,6 +11,8 @@ from typing import Final, NamedTuple
 
 from tenantry.broker.iggy.topology import Place
 
+GET_STATS: Final = 10
+GET_CLIENTS: Final = 22
 GET_OFFSET: Final = 120
 STORE_OFFSET: Final = 121
 GET_STREAMS: Final = 201

@@ -7,7 +7,7 @@ import hashlib
 import re
 import secrets
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any, Final
@@ -31,7 +31,9 @@ from tenantry.broker.port import (
     BrokerError,
     BrokerUnavailableError,
     Credentials,
+    Excess,
     PasswordHash,
+    Probe,
     QueueCounts,
     TenantTopology,
 )
@@ -322,7 +324,7 @@ class RabbitProbes:
                 self._management.delete_user(user["name"])
 
     @contextmanager
-    def probe(self, tenant_id: str) -> Iterator[Credentials]:
+    def probe(self, tenant_id: str) -> Iterator[Probe]:
         """See `Probes.probe`."""
         own = names.username(tenant_id)
         user = self._administration.find(own)
@@ -337,9 +339,13 @@ class RabbitProbes:
         self._management.put_user(probe, hashed.value, tags=tags)
         try:
             self._management.put_permissions(probe, **user.permissions._asdict())
-            yield replace(credentials, username=probe, amqp_url=url)
+            yield Probe(replace(credentials, username=probe, amqp_url=url))
         finally:
             self._management.delete_user(probe)
+
+    def excess(self, tenant_id: str) -> Sequence[Excess]:  # noqa: ARG002
+        """See `Probes.excess`: every right can be tried."""
+        return ()
 
 
 class _OtherArgumentsError(BrokerError):

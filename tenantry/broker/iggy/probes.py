@@ -1,0 +1,186 @@
+"""Users in a tenant's place on Iggy, for a proof, and what its own users may beyond their part.
+
+Nobody needs a tenant's password for it: a probe is another user, with a password of its own and
+the rights that the tenant's user has at this moment, and it is gone afterwards.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
+
+import structlog
+
+from tenantry.broker import topology as layout
+from tenantry.broker.iggy.client import MissingError, Session, Sessions, library
+from tenantry.broker.iggy.topology import (
+    consumer_name,
+    consumer_permissions,
+    former_name,
+    mark_topic,
+    producer_name,
+    producer_permissions,
+)
+from tenantry.broker.port import BrokerError, Credentials, Excess, Probe
+from tenantry.domain import names
+
+if TYPE_CHECKING:
+    from apache_iggy import Permissions, UserInfoDetails
+
+log = structlog.get_logger(__name__)
+
+_GLOBAL: Final = (
+    "manage_servers", "read_servers", "manage_users", "read_users", "manage_streams",
+    "read_streams", "manage_topics", "read_topics", "poll_messages", "send_messages",
+)  # fmt: skip
+_STREAM: Final = (
+    "manage_stream", "read_stream", "manage_topics", "read_topics", "poll_messages",
+    "send_messages",
+)  # fmt: skip
+_TOPIC: Final = ("manage_topic", "read_topic", "poll_messages", "send_messages")
+
+
+class _Right(NamedTuple):
+    """A right: on a topic, on a stream, or on the whole server."""
+
+    name: str
+    stream: int | None = None
+    topic: int | None = None
+
+
+class IggyProbes:
+    """Probes (`Probes`) on Iggy. Users are the whole server's: a probe's name has our digest."""
+
+    management_address: Final = None
+
+    def __init__(self, sessions: Sessions, installation: str) -> None:
+        self._installation = installation
+        self._sessions = sessions
+        digest = hashlib.sha256(installation.encode()).hexdigest()[:12]
+        # No tenant's user has a name like that: they begin otherwise.
+        self._prefix = f"tenantry-probe.{digest}."
+
+    def sweep(self) -> None:
+        """See `Probes.sweep`."""
+        with self._sessions.session() as session:
+            for one in session.call(lambda client: client.get_users()):
+                if one.username.startswith(self._prefix):
+                    self._delete(session, one.username)
+
+    @contextmanager
+    def probe(self, tenant_id: str) -> Iterator[Probe]:
+        """See `Probes.probe`."""
+        with ExitStack() as stack:
+            stack.callback(self._empty_mark, tenant_id)
+            sender = self._in_place_of(producer_name(tenant_id), stack)
+            reader = self._in_place_of(consumer_name(tenant_id), stack)
+            yield Probe(sender, reader)
+
+    def excess(self, tenant_id: str) -> Sequence[Excess]:
+        """See `Probes.excess`: a message can't be taken back, so that topics are not tried."""
+        with self._sessions.session() as session:
+            named = {one.id: one.name for one in session.call(lambda client: client.get_streams())}
+            own = {name: number for number, name in named.items()}.get(
+                names.exchange_name(tenant_id)
+            )
+            if own is None:
+                raise BrokerError(f"stream {names.exchange_name(tenant_id)!r} is not there")
+            expected = {
+                producer_name(tenant_id): producer_permissions(own),
+                former_name(tenant_id): producer_permissions(own),
+                consumer_name(tenant_id): consumer_permissions(own),
+            }
+            return [
+                self._told(session, tenant_id, name, right, named)
+                for name, permissions in expected.items()
+                if (found := _find(session, name)) is not None
+                for right in sorted(_rights(found.permissions) - _rights(permissions), key=str)
+            ]
+
+    def _in_place_of(self, name: str, stack: ExitStack) -> Credentials:
+        iggy = library()
+        probe, password = self._prefix + secrets.token_hex(8), secrets.token_urlsafe(32)
+        with self._sessions.session() as session:
+            user = _find(session, name)
+            if user is None or user.permissions is None:
+                raise BrokerError(f"user {name!r} is not there, or has no rights")
+            rights = user.permissions
+            stack.callback(self._remove, probe)
+            session.call(
+                lambda client: client.create_user(probe, password, iggy.UserStatus.Active, rights)
+            )
+        url = self._sessions.access.url_for(probe, password)
+        return Credentials(username=probe, password=password, iggy_url=url)
+
+    def _remove(self, name: str) -> None:
+        with self._sessions.session() as session:
+            self._delete(session, name)
+
+    @staticmethod
+    def _delete(session: Session, name: str) -> None:
+        try:
+            session.call(lambda client: client.delete_user(name))
+        except MissingError:
+            log.debug("broker.probe_was_gone", user=name)
+
+    def _empty_mark(self, tenant_id: str) -> None:
+        """Take out of the tenant's mark what probes, its own too, have sent there."""
+        stream, mark = names.exchange_name(tenant_id), mark_topic(self._installation)
+        with self._sessions.session() as session:
+            found = session.call(lambda client: client.get_topic(stream, mark))
+            if found is None or not found.messages_count:
+                return
+            try:
+                session.call(lambda client: client.purge_topic(stream, mark))
+            except MissingError:
+                log.debug("broker.topic_was_gone", topic=mark)
+
+    @staticmethod
+    def _told(
+        session: Session, tenant_id: str, user: str, right: _Right, named: Mapping[int, str]
+    ) -> Excess:
+        by = f"(by {right.name} of {user})"
+        action = _action(right.name)
+        if right.stream is None:
+            return Excess(tenant_id, action, f"server, whatever is there {by}")
+        stream = named.get(right.stream)
+        if stream is None:
+            return Excess(tenant_id, action, f"stream number {right.stream}, if it is made {by}")
+        target = stream
+        if right.topic is not None:
+            number = right.topic
+            found = session.call(lambda client: client.get_topic(stream, number))
+            target += f" -> {number if found is None else found.name}"
+        return Excess(layout.owner_of(stream) or tenant_id, action, f"{target} {by}")
+
+
+def _find(session: Session, name: str) -> UserInfoDetails | None:
+    try:
+        return session.call(lambda client: client.get_user(name))
+    except MissingError:
+        return None
+
+
+def _rights(permissions: Permissions | None) -> set[_Right]:
+    """Give every right by itself."""
+    if permissions is None:
+        return set()
+    found = {_Right(name) for name in _given(permissions.global_permissions, _GLOBAL)}
+    for stream, rights in (permissions.streams or {}).items():
+        found |= {_Right(name, stream) for name in _given(rights, _STREAM)}
+        for topic, of_topic in (rights.topics or {}).items():
+            found |= {_Right(name, stream, topic) for name in _given(of_topic, _TOPIC)}
+    return found
+
+
+def _given(rights: Any, known: Sequence[str]) -> list[str]:
+    return [name for name in known if getattr(rights, name)]
+
+
+def _action(right: str) -> Literal["write", "read", "configure"]:
+    if right.startswith("manage"):
+        return "configure"
+    return "write" if right == "send_messages" else "read"
