@@ -25,16 +25,23 @@ _FOREIGN: Final = (
 )  # fmt: skip
 
 
+_OF_RABBITMQ: Final = (
+    "RABBITMQ_MANAGEMENT_URL", "RABBITMQ_CA_FILE", "RABBITMQ_CERT_FILE", "RABBITMQ_KEY_FILE",
+)  # fmt: skip
+
+
 class ChildDaemon:
     """`tenantry run` in a subprocess that keeps everything in `directory`.
 
-    Nothing of the caller's configuration reaches it.
+    With `broker`, a URL, its messages are there. Nothing else of the caller's configuration reaches
+    it, but what the environment says of how a RabbitMQ is reached.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, broker: str = "") -> None:
         self.log = directory / "daemon.log"
         self.socket = directory / "control.sock"
         self._directory = directory
+        self._broker = broker
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -42,6 +49,8 @@ class ChildDaemon:
         empty = self._directory / "config.toml"
         empty.touch(mode=0o600)
         mine = {variable for variable, _ in ENVIRONMENT.values()} | set(_FOREIGN)
+        if self._broker:
+            mine -= set(_OF_RABBITMQ)
         inherited = {key: value for key, value in os.environ.items() if key not in mine}
         root = str(Path(tenantry.__file__).parents[1])
         path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
@@ -50,6 +59,7 @@ class ChildDaemon:
             "TENANTRY_STATE_DIR": str(self._directory),
             "TENANTRY_SERVER_PORT": "0",
             "TENANTRY_LOG_FORMAT": "json",
+            "BROKER_URL": self._broker,
         }
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
@@ -91,7 +101,9 @@ class ChildDaemon:
         """Raise `CommandError` if it has ended by itself."""
         if not self.running:
             code = None if self._process is None else self._process.returncode
-            raise CommandError(f"the daemon ended by itself (exit status {code})")
+            reason = next((line for line in reversed(self._lines()) if line[:1] != "{"), "")
+            told = f": {reason}" if reason else ""
+            raise CommandError(f"the daemon ended by itself (exit status {code}){told}")
 
     def drain(self, timeout: float) -> int:
         """Ask it to shut down gracefully, and give its exit status, also if it has ended before.
@@ -121,8 +133,11 @@ class ChildDaemon:
 
     def last_words(self) -> str:
         """Give the last lines of its log."""
+        return "\n".join(self._lines())
+
+    def _lines(self) -> list[str]:
         try:
             lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()
         except OSError:
-            return ""
-        return "\n".join(lines[-LAST_LINES:])
+            return []
+        return lines[-LAST_LINES:]

@@ -6,6 +6,7 @@ import os
 import shlex
 import shutil
 import signal
+import socket
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -14,12 +15,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Final, NoReturn
+from urllib.parse import urlsplit
 
 import click
 
 from tenantry.cli import output
 from tenantry.cli.child import ChildDaemon
-from tenantry.cli.client import ControlClient
+from tenantry.cli.client import ControlClient, tenant_path
 from tenantry.cli.options import config_option, example, json_option
 from tenantry.cli.output import CommandError
 from tenantry.unixpath import MAX_SOCKET_PATH
@@ -34,6 +36,10 @@ STALL: Final = 20.0
 
 DRAIN_TIMEOUT: Final = 45.0
 POLL: Final = 0.2
+
+CONNECT_TIMEOUT: Final = 5.0
+PORTS: Final = {"amqp": 5672, "amqps": 5671, "iggy": 8090, "iggys": 8090}
+EMBEDDED: Final = "embedded"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,11 +61,37 @@ class Line:
         return self.sent == self.confirmed == self.stored and not self.dead_lettered
 
 
+def _broker_url(_context: click.Context, _parameter: click.Parameter, value: str) -> str:
+    """Check a broker's URL, and give it, without ever telling it; nothing for the embedded one."""
+    from pydantic import SecretStr, ValidationError
+
+    from tenantry.settings.model import Broker
+
+    if value == EMBEDDED:
+        return ""
+    try:
+        Broker(url=SecretStr(value))
+    except ValidationError as error:
+        raise click.BadParameter(f"it {error.errors()[0]['msg']}, or be {EMBEDDED!r}") from error
+    return value
+
+
 @click.command(epilog=example("tenantry demo --keep"))
 @config_option
 @json_option
 @click.option("--keep", is_flag=True, help="Leave everything running afterwards, until Ctrl-C.")
-def demo(*, as_json: bool, keep: bool, **_config: object) -> None:
+@click.option(
+    "--broker",
+    metavar="URL",
+    default="embedded",
+    show_default=True,
+    callback=_broker_url,
+    envvar="TENANTRY_DEMO_BROKER",
+    show_envvar=True,
+    help="A RabbitMQ (amqp://, amqps://) or an Apache Iggy (iggy://, iggys://) in place of the "
+    "embedded broker. Others see a command's arguments: a password is better in the environment.",
+)
+def demo(*, as_json: bool, keep: bool, broker: str, **_config: object) -> None:
     """Show everything at once, and prove that it adds up.
 
     Needs no configuration and leaves nothing behind: it starts the daemon on a PostgreSQL of its
@@ -67,14 +99,18 @@ def demo(*, as_json: bool, keep: bool, **_config: object) -> None:
     reaches another's, counts that what was sent is stored, and drains the daemon. Exits with 0
     only if nothing was lost or leaked. It reads no configuration: --config is accepted, as by
     every command, and has no effect.
+
+    With --broker the tenants, 1, 2 and 3, are made there and deleted at the end. It must not have
+    such tenants. RABBITMQ_MANAGEMENT_URL and RABBITMQ_CA_FILE hold for it.
     """
     from tenantry.telemetry.logging import configure
 
     configure("error")
+    _look_for(broker)
     directory = _directory()
     with _terminable():
         try:
-            lines, code = _show(directory, as_json=as_json, keep=keep)
+            lines, code = _show(directory, broker, as_json=as_json, keep=keep)
         except CommandError:
             output.notice(f"Everything is stopped; its state and logs are kept in {directory}")
             raise
@@ -98,13 +134,38 @@ def _directory() -> Path:
         ) from error
 
 
-def _show(directory: Path, *, as_json: bool, keep: bool) -> tuple[list[Line], int]:
+def _look_for(broker: str) -> None:
+    """Raise `CommandError` where the broker can't be used, before anything is started."""
+    if not broker:
+        return
+    parts = urlsplit(broker)
+    if parts.scheme.startswith("iggy"):
+        from tenantry.broker.iggy.client import library
+        from tenantry.broker.port import BrokerError
+
+        try:
+            library()
+        except BrokerError as error:
+            raise CommandError(str(error)) from error
+    place = parts.hostname or "", parts.port or PORTS[parts.scheme]
+    try:
+        socket.create_connection(place, CONNECT_TIMEOUT).close()
+    except OSError as error:
+        raise CommandError(
+            f"no broker answers at {address(*place)} ({error.strerror or error}): start it, or "
+            "correct --broker"
+        ) from error
+
+
+def _show(directory: Path, broker: str, *, as_json: bool, keep: bool) -> tuple[list[Line], int]:
     """Run it all, leaving nothing running; give what was found, and the daemon's exit status."""
     say = output.notice if as_json else click.echo
     with ExitStack() as stack:
-        daemon = ChildDaemon(directory)
+        daemon = ChildDaemon(directory, broker)
         stack.callback(_stop_database, directory / "postgres")
         stack.callback(daemon.stop, DRAIN_TIMEOUT)
+        if broker:
+            stack.callback(_remove_tenants, daemon)
         try:
             with _stage("Starting PostgreSQL and the daemon"):
                 daemon.start()
@@ -113,6 +174,9 @@ def _show(directory: Path, *, as_json: bool, keep: bool) -> tuple[list[Line], in
             _print(lines, as_json=as_json)
             if keep:
                 _keep(daemon)
+            if broker:
+                with _stage("Deleting the tenants"):
+                    _remove_tenants(daemon)
             with _stage("Draining the daemon"):
                 code = daemon.drain(DRAIN_TIMEOUT)
             if code:
@@ -242,6 +306,19 @@ def _keep(daemon: ChildDaemon) -> None:
     with suppress(KeyboardInterrupt):
         while daemon.running:  # it may be ended by `tenantry stop`, too
             time.sleep(0.5)
+
+
+def _remove_tenants(daemon: ChildDaemon) -> None:
+    """Delete the daemon's tenants, so that nothing of them is left on a broker of somebody's."""
+    if not daemon.running:
+        return
+    try:
+        with daemon.client() as client:
+            for tenant in list(client.pages("/tenants")):
+                if tenant["state"] != "deleted":
+                    client.call("DELETE", tenant_path(tenant["id"]))
+    except CommandError as error:
+        output.notice(f"The broker still has tenants of this demo: {error}")
 
 
 def _stop_database(directory: Path) -> None:
