@@ -81,8 +81,9 @@ class DriftRepair:
                 lambda: provisioner.messages.create_partition(self._id, whose(state)),
             ),
             (_OBJECTS, lambda: provisioner.administration.ensure_topology(topology_of(state))),
-            (_USER, lambda: provisioner.restore_user(self._id)),
+            (_USER, lambda: provisioner.restore_users(state)),
             ({DriftKind.CONSUMER}, self._resubscribe),
+            ({DriftKind.LEFTOVER}, lambda: provisioner.withdraw_consumer_access(self._id)),
         )
         repaired: list[Drift] = []
         for kinds, repair in repairs:

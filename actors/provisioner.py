@@ -15,6 +15,7 @@ from tenantry.broker.port import (
     PasswordHashes,
     TenantTopology,
 )
+from tenantry.domain.names import UserKind
 from tenantry.domain.tenant import TenantState
 from tenantry.messages.port import ForeignRowsError, MessageStore, MessageStoreError, whose
 from tenantry.messages.sql_access import SqlAccess
@@ -55,19 +56,20 @@ class Provisioner:
         Its objects were removed when it was deleted; this is for what has come since, behind the
         daemon's back or late.
         """
+        self.administration.remove_user(former.tenant_id, kind=UserKind.CONSUMER)
         self.administration.remove_user(former.tenant_id)
         self.administration.remove_topology(former.tenant_id)
         self.passwords.remove(former.tenant_id)
         self.sql_access.revoke(former.tenant_id)
         self.messages.vacate(former)
 
-    def check_owner(self, tenant_id: str) -> None:
+    def check_owner(self, tenant_id: str, kind: UserKind = UserKind.PRODUCER) -> None:
         """Raise `NotOursError` where the name of the tenant's user is taken by another."""
-        self.administration.check_owner(tenant_id, self.passwords.load(tenant_id))
+        self.administration.check_owner(tenant_id, self.passwords.load(tenant_id, kind), kind)
 
-    def claim(self, tenant_id: str) -> None:
+    def claim(self, tenant_id: str, kind: UserKind = UserKind.PRODUCER) -> None:
         """Make the name of the tenant's user Tenantry's. Raises `NotOursError`."""
-        self.administration.claim(tenant_id, self.passwords.load(tenant_id))
+        self.administration.claim(tenant_id, self.passwords.load(tenant_id, kind), kind)
 
     def restore(self, state: TenantState) -> None:
         """Make what is missing of a tenant that exists; its password stays."""
@@ -77,45 +79,62 @@ class Provisioner:
             # Its messages are stored all the same: it need not stand still until an operator comes.
             log.warning("tenant.foreign_rows", error=str(error))
         self.administration.ensure_topology(topology_of(state))
-        try:
-            self.restore_user(state.tenant_id)
-        except NotOursError as error:
-            # What it has is stored all the same; who may publish is for an operator to settle.
-            log.warning("tenant.user_of_another", error=str(error))
+        self.restore_users(state)
 
-    def restore_user(self, tenant_id: str) -> None:
+    def restore_users(self, state: TenantState) -> None:
+        """Make the tenant's users as they were; one that is another's stays as it is."""
+        for kind in UserKind:
+            if kind is UserKind.CONSUMER and not state.consumer_access:
+                continue
+            try:
+                self.restore_user(state.tenant_id, kind)
+            except NotOursError as error:
+                # What it has is stored all the same; who may publish is for an operator to settle.
+                log.warning("tenant.user_of_another", error=str(error))
+
+    def restore_user(self, tenant_id: str, kind: UserKind = UserKind.PRODUCER) -> None:
         """Make the tenant's user as it was, with the password that was shown last."""
-        known = self.passwords.load(tenant_id)
+        known = self.passwords.load(tenant_id, kind)
         if known is None:
             # A daemon died before the password was confirmed, and so before it was shown.
-            self.propose_credentials(tenant_id)
-            self.passwords.confirm(tenant_id)
+            self.propose_credentials(tenant_id, kind)
+            self.passwords.confirm(tenant_id, kind)
         else:
-            self.administration.ensure_user(tenant_id, known)
+            self.administration.ensure_user(tenant_id, known, kind)
 
-    def propose_credentials(self, tenant_id: str) -> Credentials:
+    def propose_credentials(
+        self, tenant_id: str, kind: UserKind = UserKind.PRODUCER
+    ) -> Credentials:
         """Give the tenant's user a new password, which is pending until it is confirmed.
 
         The journal confirms it, with the event that tells of it. Until then `restore_user` brings
         back the former password.
         """
-        credentials, hashed = self.administration.new_credentials(tenant_id)
-        self.passwords.propose(tenant_id, hashed)
+        credentials, hashed = self.administration.new_credentials(tenant_id, kind)
+        self.passwords.propose(tenant_id, hashed, kind)
         failpoints.reach("password_pending")
-        self.administration.ensure_user(tenant_id, hashed)
+        self.administration.ensure_user(tenant_id, hashed, kind)
         failpoints.reach("password_set")
         return credentials
 
-    def end_sessions(self, tenant_id: str) -> None:
+    def withdraw_consumer_access(self, tenant_id: str) -> None:
+        """Remove the user that reads the tenant's topics, and the queues it reads."""
+        known = self.passwords.load(tenant_id, UserKind.CONSUMER)
+        self.administration.remove_user(tenant_id, known, UserKind.CONSUMER)
+        self.administration.remove_group(tenant_id)
+
+    def end_sessions(self, tenant_id: str, kind: UserKind = UserKind.PRODUCER) -> None:
         """End the connections of a password that holds no more; harmless where that fails."""
         try:
-            self.administration.end_sessions(tenant_id)
+            self.administration.end_sessions(tenant_id, kind)
         except BrokerError as error:
             log.warning("tenant.sessions_not_ended", error=str(error))
 
     def remove(self, tenant_id: str, *, retain: bool) -> Removed:
-        """Remove everything; the user goes first, so that nothing new comes in."""
-        self.administration.remove_user(tenant_id, self.passwords.load(tenant_id))
+        """Remove everything; the users go first, so that nothing new comes in or goes out."""
+        for kind in (UserKind.CONSUMER, UserKind.PRODUCER):
+            known = self.passwords.load(tenant_id, kind)
+            self.administration.remove_user(tenant_id, known, kind)
         queued = self.administration.remove_topology(tenant_id)
         return self._remove_the_rest(tenant_id, queued, retain=retain)
 
@@ -152,5 +171,8 @@ class Provisioner:
 def topology_of(state: TenantState) -> TenantTopology:
     """Give what a tenant needs on the broker."""
     return TenantTopology(
-        tenant_id=state.tenant_id, topics=state.topics, partitions=state.partitions
+        tenant_id=state.tenant_id,
+        topics=state.topics,
+        partitions=state.partitions,
+        consumer_access=state.consumer_access,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Final
 
 import structlog
@@ -19,11 +20,14 @@ from tenantry.domain.commands import (
     ConfirmDeleted,
     ConfirmProvisioned,
     CreateTenant,
+    GrantConsumerAccess,
     GrantSqlAccess,
     ParkTenant,
+    RevokeConsumerAccess,
     RevokeSqlAccess,
     RotateCredentials,
 )
+from tenantry.domain.names import UserKind
 from tenantry.domain.tenant import Lifecycle, TenantState, decide
 from tenantry.journal.port import JournalError, Metadata
 from tenantry.messages.port import MessageStoreError
@@ -148,6 +152,35 @@ class ProvisioningSteps:
         self._provisioner.end_sessions(self._id)
         return credentials
 
+    def grant_consumer_access(
+        self, command: GrantConsumerAccess, metadata: Metadata, *, claim: Callable[[], None]
+    ) -> Credentials:
+        """Make the queues of the tenant's consumer group and the user that reads them.
+
+        As `rotate_credentials`: `claim` tells whether the command's sender still waits, and where
+        a step fails the former password holds, or nothing is left.
+        """
+        decide(self._aggregate.state, command)  # refused before anything is done
+        state = self._aggregate.known()
+        self.take_time()
+        with self._failing(), self._unfinished_on_error():
+            self._provisioner.claim(self._id, UserKind.CONSUMER)
+            self._provisioner.administration.ensure_topology(
+                topology_of(replace(state, consumer_access=True))
+            )
+            credentials = self._provisioner.propose_credentials(self._id, UserKind.CONSUMER)
+            claim()
+            self._aggregate.execute(command, metadata)
+        self._provisioner.end_sessions(self._id, UserKind.CONSUMER)
+        return credentials
+
+    def revoke_consumer_access(self, command: RevokeConsumerAccess, metadata: Metadata) -> None:
+        """Take away what `grant_consumer_access` made; once recorded, it is done however late."""
+        self._aggregate.execute(command, metadata)
+        self.take_time()
+        with self._failing(), self._unfinished_on_error():
+            self._provisioner.withdraw_consumer_access(self._id)
+
     def change_sql_access(
         self,
         command: GrantSqlAccess | RevokeSqlAccess,
@@ -243,6 +276,8 @@ class ProvisioningSteps:
     def _restore(self, state: TenantState) -> None:
         self.take_time()
         self._provisioner.restore(state)
+        if self.unfinished and not state.consumer_access:
+            self._provisioner.withdraw_consumer_access(self._id)
         self.unfinished = False
 
     def _remove(self, state: TenantState) -> None:

@@ -20,6 +20,7 @@ from tenantry.broker import drift
 from tenantry.broker.port import BrokerError
 from tenantry.broker.survey import Drift, DriftKind
 from tenantry.domain import names
+from tenantry.domain.names import UserKind
 from tenantry.domain.tenant import Lifecycle, TenantState
 from tenantry.journal.port import JournalError
 from tenantry.messages.port import MessageStoreError, Partitions
@@ -79,6 +80,7 @@ class Reconciler(SupervisedActor):
             survey = ports.provisioner.administration.survey()
             partitions = ports.provisioner.messages.partitions()
             hashes = ports.provisioner.passwords.all()
+            consumers = ports.provisioner.passwords.all(UserKind.CONSUMER)
             found: list[Drifted] = []
             left = dict(drift.owners(survey))
             for tenant_id in filter(names.is_tenant_id, partitions.whole | partitions.partial):
@@ -90,8 +92,10 @@ class Reconciler(SupervisedActor):
                     consuming = self._consumes(state, began)
                     known = hashes.get(state.tenant_id)
                     topology = topology_of(state)
+                    reads = consumers.get(state.tenant_id)
                     differences = (
                         *drift.differences(topology, known, survey, consuming=consuming),
+                        *drift.group_differences(topology, reads, survey),
                         *_partition(state.tenant_id, partitions),
                     )
                 self._show(state.tenant_id, differences)

@@ -46,11 +46,13 @@ from tenantry.domain.commands import (
     AddTopics,
     CreateTenant,
     DomainError,
+    GrantConsumerAccess,
     GrantSqlAccess,
     PauseTenant,
     RequestDeletion,
     ResizeWorkers,
     ResumeTenant,
+    RevokeConsumerAccess,
     RevokeSqlAccess,
     RotateCredentials,
 )
@@ -214,6 +216,14 @@ class Tenant(SupervisedActor):
             case GrantSqlAccess() | RevokeSqlAccess():
                 granted = steps.change_sql_access(command, metadata, claim=partial(claim, message))
                 replies.answer(message, sql_credentials=granted)
+            case GrantConsumerAccess():
+                credentials = steps.grant_consumer_access(
+                    command, metadata, claim=partial(claim, message)
+                )
+                replies.answer(message, credentials)
+            case RevokeConsumerAccess():
+                steps.revoke_consumer_access(command, metadata)
+                replies.answer(message)
             case AddTopics():
                 if steps.add_topics(command, metadata):
                     # A consumer's queues are fixed: it finishes, and a new one takes all of them.

@@ -23,6 +23,15 @@ BREAK_THE_NODE: Final = (
 )
 """How the names of its users begin: who hands tests out knows their names only."""
 
+NUMBERED: Final = "tenants 1 and 2"
+"""What producer and consumer make on RabbitMQ, whose users are the whole node's."""
+
+USE_NUMBERED: Final = (
+    "tests/acceptance/test_producing.py::test_the_producer_",
+    "tests/acceptance/test_consuming.py::",
+)
+"""How the names of their tests begin."""
+
 WHOLE_PROGRAM: Final = "tests/acceptance/"
 
 DAEMON: Final = "lasting"
@@ -54,6 +63,8 @@ def unit(name: str) -> str:
     """Give what a test stays together with others in, by its name."""
     if name.startswith(BREAK_THE_NODE):
         return NODE
+    if name.startswith(USE_NUMBERED):
+        return NUMBERED
     file = name.partition("::")[0]
     return name if name.startswith(WHOLE_PROGRAM) and file not in SHARE_A_DAEMON else file
 

@@ -51,6 +51,8 @@ TABLE: Final[dict[tuple[str, str], Access]] = {
     ("POST", "/tenants/{tenant_id}/credentials/rotate"): Access.ADMIN,
     ("POST", "/tenants/{tenant_id}/sql-access"): Access.ADMIN,
     ("DELETE", "/tenants/{tenant_id}/sql-access"): Access.ADMIN,
+    ("POST", "/tenants/{tenant_id}/consumer-access"): Access.ADMIN,
+    ("DELETE", "/tenants/{tenant_id}/consumer-access"): Access.ADMIN,
     ("POST", "/tenants/{tenant_id}/topics"): Access.ADMIN,
     ("GET", "/events"): Access.ADMIN,
     ("GET", "/tenants/{tenant_id}/audit"): Access.ADMIN,

@@ -15,6 +15,7 @@ from tenantry.broker import topology as layout
 from tenantry.broker.port import PasswordHash, TenantTopology
 from tenantry.broker.survey import LOST_PASSWORD, Drift, DriftKind, Survey, User
 from tenantry.domain import names
+from tenantry.domain.names import UserKind
 
 NAME: Final = re.compile(r"[a-z][a-z0-9-]{0,39}")
 """What an installation's name looks like."""
@@ -33,9 +34,26 @@ def differences(
     """
     return (
         *_objects(topology, survey),
-        *_user(topology.tenant_id, password, survey),
+        *_user(topology.tenant_id, UserKind.PRODUCER, password, survey),
         *(_consumers(topology, survey) if consuming else ()),
     )
+
+
+def group_differences(
+    topology: TenantTopology, password: PasswordHash | None, survey: Survey
+) -> tuple[Drift, ...]:
+    """List what is otherwise of the user that reads a tenant's topics, beside `differences`.
+
+    Without consumer access there is neither; what there is then was left.
+    """
+    if topology.consumer_access:
+        return tuple(_user(topology.tenant_id, UserKind.CONSUMER, password, survey))
+    name = names.username(topology.tenant_id, UserKind.CONSUMER)
+    user = survey.users.get(name)
+    left = [f"user {name}"] if user is not None and _left_here(user, survey.installation) else []
+    group = names.group_queue_name(topology.tenant_id, "")
+    left += [f"queue {queue}" for queue in survey.queues if queue.startswith(group)]
+    return tuple(Drift(kind=DriftKind.LEFTOVER, found=f"{one} was left") for one in left)
 
 
 def owners(survey: Survey) -> Mapping[str, list[str]]:
@@ -94,8 +112,10 @@ def _objects(topology: TenantTopology, survey: Survey) -> Iterator[Drift]:
             yield Drift(kind=DriftKind.BINDING, found=found)
 
 
-def _user(tenant_id: str, password: PasswordHash | None, survey: Survey) -> Iterator[Drift]:
-    name = names.username(tenant_id)
+def _user(
+    tenant_id: str, kind: UserKind, password: PasswordHash | None, survey: Survey
+) -> Iterator[Drift]:
+    name = names.username(tenant_id, kind)
     user = survey.users.get(name)
     if user is None:
         yield Drift(kind=DriftKind.USER, found=f"user {name} was missing")
@@ -114,7 +134,7 @@ def _user(tenant_id: str, password: PasswordHash | None, survey: Survey) -> Iter
         yield Drift(kind=DriftKind.LOST_PASSWORD, found=f"the password of user {name} is lost")
     elif password is not None and user.password_hash != password.value:
         yield Drift(kind=DriftKind.PASSWORD, found=f"user {name} had another password")
-    if user.permissions != layout.permissions(tenant_id):
+    if user.permissions != layout.permissions(tenant_id, kind):
         what = "no permissions" if user.permissions is None else "other permissions"
         yield Drift(kind=DriftKind.PERMISSIONS, found=f"user {name} had {what}")
 

@@ -10,6 +10,7 @@ from typing import Literal, NamedTuple, Protocol, Self
 
 from tenantry.broker.survey import Survey
 from tenantry.domain import names
+from tenantry.domain.names import UserKind
 from tenantry.messages.port import Incoming
 from tenantry.unavailable import UnavailableError
 
@@ -72,6 +73,8 @@ class TenantTopology:
     tenant_id: str
     topics: tuple[str, ...]
     partitions: int
+    consumer_access: bool = False
+    """Whether consumers of the tenant's own read it, from queues of their group."""
 
     @property
     def exchange(self) -> str:
@@ -122,23 +125,26 @@ class PasswordHashes(Protocol):
     """Keeps the hashes of tenants' passwords, so that lost users can be made again.
 
     A hash is pending until it is confirmed: by `confirm`, or by the journal in the transaction
-    that records a tenant as provisioned or its password as rotated. Every call is committed when
+    that records a tenant as provisioned, its password as rotated or its consumer access as
+    granted. Revoked access is forgotten in that way, too. Every call is committed when
     it returns. Raises `StoreUnavailableError`.
     """
 
-    def propose(self, tenant_id: str, password: PasswordHash) -> None:
-        """Keep a tenant's hash as pending, in place of another pending one."""
+    def propose(
+        self, tenant_id: str, password: PasswordHash, kind: UserKind = UserKind.PRODUCER
+    ) -> None:
+        """Keep the hash of a tenant's user as pending, in place of another pending one."""
 
-    def confirm(self, tenant_id: str) -> None:
+    def confirm(self, tenant_id: str, kind: UserKind = UserKind.PRODUCER) -> None:
         """Put the pending hash, if there is one, in place of the confirmed one."""
 
-    def load(self, tenant_id: str) -> PasswordHash | None:
-        """Give a tenant's confirmed hash, or None."""
+    def load(self, tenant_id: str, kind: UserKind = UserKind.PRODUCER) -> PasswordHash | None:
+        """Give the confirmed hash of a tenant's user, or None."""
 
     def remove(self, tenant_id: str) -> None:
-        """Forget a tenant's hashes; forgetting none is no error."""
+        """Forget a tenant's hashes, of both users; forgetting none is no error."""
 
-    def all(self) -> Mapping[str, PasswordHash]:
+    def all(self, kind: UserKind = UserKind.PRODUCER) -> Mapping[str, PasswordHash]:
         """Give every tenant's confirmed hash, in one query."""
 
 
@@ -262,37 +268,66 @@ class Administration(Protocol):
 
     Users belong to the whole server, which others may use as well. A user of another installation
     is never touched: `NotOursError` says whose it is. `known` is the hash kept for a tenant, if
-    there is one: it may prove that a user without a mark is ours.
+    there is one: it may prove that a user without a mark is ours. A broker that has no users of a
+    `kind` raises `BrokerError` where one is to be made.
     """
 
-    def check_owner(self, tenant_id: str, known: PasswordHash | None = None) -> None:
+    def check_owner(
+        self,
+        tenant_id: str,
+        known: PasswordHash | None = None,
+        kind: UserKind = UserKind.PRODUCER,
+    ) -> None:
         """Raise `NotOursError` where the name of the tenant's user is taken by another."""
 
-    def claim(self, tenant_id: str, known: PasswordHash | None = None) -> None:
+    def claim(
+        self,
+        tenant_id: str,
+        known: PasswordHash | None = None,
+        kind: UserKind = UserKind.PRODUCER,
+    ) -> None:
         """Make sure that the tenant's user is ours, before anything else is made of it.
 
         Where it is missing it is made, without a password and without rights.
         """
 
     def ensure_topology(self, topology: TenantTopology) -> None:
-        """Make the tenant's exchange, queues, bindings and dead-letter queue, where missing."""
+        """Make the tenant's exchange, queues, bindings and dead-letter queue, where missing.
+
+        With consumer access also the queues of the tenant's consumer group.
+        """
 
     def remove_topology(self, tenant_id: str) -> int:
-        """Delete the tenant's exchange and all its queues; give how many messages they held."""
+        """Delete the tenant's exchange and all its queues; give how many messages they held.
 
-    def ensure_user(self, tenant_id: str, password: PasswordHash) -> None:
+        The copies in queues of its consumer group don't count.
+        """
+
+    def remove_group(self, tenant_id: str) -> None:
+        """Delete the queues of the tenant's consumer group, with what is in them."""
+
+    def ensure_user(
+        self, tenant_id: str, password: PasswordHash, kind: UserKind = UserKind.PRODUCER
+    ) -> None:
         """Make the tenant's user with this password and its permissions."""
 
-    def remove_user(self, tenant_id: str, known: PasswordHash | None = None) -> None:
+    def remove_user(
+        self,
+        tenant_id: str,
+        known: PasswordHash | None = None,
+        kind: UserKind = UserKind.PRODUCER,
+    ) -> None:
         """Delete the tenant's user and close its connections, unless it is another's."""
 
-    def end_sessions(self, tenant_id: str) -> None:
+    def end_sessions(self, tenant_id: str, kind: UserKind = UserKind.PRODUCER) -> None:
         """Close the connections of the tenant's user: those of an earlier password end with it.
 
         What can't be closed now is closed as soon as it can be; the log says so meanwhile.
         """
 
-    def new_credentials(self, tenant_id: str) -> tuple[Credentials, PasswordHash]:
+    def new_credentials(
+        self, tenant_id: str, kind: UserKind = UserKind.PRODUCER
+    ) -> tuple[Credentials, PasswordHash]:
         """Generate a password; nothing is changed on the broker yet."""
 
     def survey(self) -> Survey:

@@ -10,6 +10,7 @@ from typing import Final, Literal, TypeAlias
 from tenantry.broker.port import QueueCounts, QueueSpec, TenantTopology
 from tenantry.broker.survey import Permissions
 from tenantry.domain import names
+from tenantry.domain.names import UserKind
 
 QueueType: TypeAlias = Literal["quorum", "classic"]
 
@@ -23,14 +24,19 @@ policy can't express -1. A large number means the same to all of them, and a que
 puts returned messages back where they were instead of at its end.
 """
 
+GROUP_BYTES: Final = 64 * 1024 * 1024
+GROUP_SECONDS: Final = 24 * 60 * 60
+"""What a queue of a tenant's consumer group holds at most. Beyond that its oldest messages go: it
+never keeps the tenant from publishing, and a group that nobody reads fills no disk."""
+
 _OWNED: Final = re.compile(
     rf"tenant_(?P<tenant>{names.TENANT_ID.pattern})_"
-    r"(?:queue|(?P<dead>dead_letters)|stream\..+)",
+    r"(?:queue|(?P<dead>dead_letters)|stream\..+|(?P<group>consumer\..+))",
     re.ASCII,
 )
 
 _NAMED: Final = re.compile(
-    rf"tenant_(?P<tenant>{names.TENANT_ID.pattern})_(?:stream|producer)", re.ASCII
+    rf"tenant_(?P<tenant>{names.TENANT_ID.pattern})_(?:stream|producer|consumer)", re.ASCII
 )
 
 
@@ -79,6 +85,13 @@ def plan(topology: TenantTopology, queue_type: QueueType) -> Plan:
             Binding(exchange=topology.exchange, queue=spec.name, routing_key=key)
             for key in _keys(spec)
         ]
+    if topology.consumer_access:
+        for topic, keys in _group_keys(topology).items():
+            queue = names.group_queue_name(tenant_id, topic)
+            queues.append(Queue(name=queue, arguments=_group_arguments(queue_type)))
+            bindings += [
+                Binding(exchange=topology.exchange, queue=queue, routing_key=key) for key in keys
+            ]
     return Plan(
         exchanges=(names.DEAD_LETTER_EXCHANGE, topology.exchange),
         queues=tuple(queues),
@@ -86,11 +99,15 @@ def plan(topology: TenantTopology, queue_type: QueueType) -> Plan:
     )
 
 
-def permissions(tenant_id: str) -> Permissions:
+def permissions(tenant_id: str, kind: UserKind = UserKind.PRODUCER) -> Permissions:
     """Say what a tenant's user may do: publish to its exchange, read its queues; no dead letters.
 
-    The patterns match whole names. The default exchange, whose name is empty, matches none.
+    The one that consumes may read the queues of its group, and nothing else. The patterns match
+    whole names. The default exchange, whose name is empty, matches none.
     """
+    if kind is UserKind.CONSUMER:
+        group = re.escape(names.group_queue_name(tenant_id, ""))
+        return Permissions(configure="^$", write="^$", read=f"^{group}[a-z0-9_-]+$")
     exchange = re.escape(names.exchange_name(tenant_id))
     queue = re.escape(names.queue_name(tenant_id))
     return Permissions(
@@ -118,12 +135,21 @@ def is_dead_letter_queue(queue: str) -> bool:
     return match is not None and match["dead"] is not None
 
 
+def is_group_queue(queue: str) -> bool:
+    """Tell whether a queue, by its name, is one that a tenant's own consumers read."""
+    match = _OWNED.fullmatch(queue)
+    return match is not None and match["group"] is not None
+
+
 def counts_by_tenant(queues: Mapping[str, tuple[int, int]]) -> dict[str, QueueCounts]:
-    """Add up what is ready and unsettled in queues, by the tenant that owns them."""
+    """Add up what is ready and unsettled in queues, by the tenant that owns them.
+
+    The copies that wait for a tenant's own consumers are none of these.
+    """
     counts: dict[str, QueueCounts] = {}
     for queue, (ready, unsettled) in queues.items():
         tenant_id = owner(queue)
-        if tenant_id is None:
+        if tenant_id is None or is_group_queue(queue):
             continue
         so_far = counts.get(tenant_id, QueueCounts())
         if is_dead_letter_queue(queue):
@@ -140,6 +166,26 @@ def _keys(queue: QueueSpec) -> tuple[str, ...]:
     """Give the routing keys of a queue: a topic's alone leads to its first partition."""
     first = (queue.topic,) if queue.partition == 0 else ()
     return tuple(dict.fromkeys((queue.routing_key, *first)))
+
+
+def _group_keys(topology: TenantTopology) -> Mapping[str, tuple[str, ...]]:
+    """Give the routing keys of all of a topic's partitions, by topic."""
+    keys: dict[str, tuple[str, ...]] = {}
+    for spec in topology.queues():
+        keys[spec.topic] = keys.get(spec.topic, ()) + _keys(spec)
+    return keys
+
+
+def _group_arguments(queue_type: QueueType) -> Mapping[str, str | int]:
+    limits: dict[str, str | int] = {
+        "x-queue-type": queue_type,
+        "x-max-length-bytes": GROUP_BYTES,
+        "x-message-ttl": GROUP_SECONDS * 1000,
+        "x-overflow": "drop-head",
+    }
+    if queue_type == "classic":
+        return limits
+    return limits | {"x-delivery-limit": UNLIMITED_DELIVERIES}
 
 
 def _arguments(tenant_id: str, queue_type: QueueType) -> Mapping[str, str | int]:

@@ -15,6 +15,7 @@ import tenantry
 from tenantry.cli import output
 from tenantry.cli.audit import audit
 from tenantry.cli.broker import broker
+from tenantry.cli.consuming import consume
 from tenantry.cli.dead_letters import dead_letters
 from tenantry.cli.demo import demo
 from tenantry.cli.isolation import verify_isolation
@@ -74,7 +75,7 @@ def cli(config: Path | None) -> None:
 
 for _command in (
     run, demo, migrate, broker, status, top, tenant, dead_letters, events, messages, produce,
-    verify_isolation, audit, drain, stop, token, completion,
+    consume, verify_isolation, audit, drain, stop, token, completion,
 ):  # fmt: skip
     cli.add_command(_command)
 

@@ -27,7 +27,7 @@ def tenant() -> None:
     """Create, change and delete tenants."""
 
 
-def _show(found: Tenant, *, as_json: bool) -> None:
+def _show(found: Tenant, *, as_json: bool, renewed_by: str = "`rotate-credentials`") -> None:
     if as_json:
         output.print_json(found)
         return
@@ -39,7 +39,7 @@ def _show(found: Tenant, *, as_json: bool) -> None:
         fields |= credentials
     output.print_fields(fields)
     if credentials:
-        output.notice("The password is shown this once; `rotate-credentials` makes a new one.")
+        output.notice(f"The password is shown this once; {renewed_by} makes a new one.")
 
 
 @tenant.command(
@@ -184,6 +184,28 @@ def sql_access(client: ControlClient, *, as_json: bool, tenant_id: str, revoke: 
         return
     output.print_fields(found)
     output.notice("The password is shown this once; the same command makes a new one.")
+
+
+@tenant.command("consumer-access", epilog=example("tenantry tenant consumer-access acme --json"))
+@with_client
+@tenant_argument()
+@click.option("--revoke", is_flag=True, help="Take the access away, with what waits to be read.")
+def consumer_access(client: ControlClient, *, as_json: bool, tenant_id: str, revoke: bool) -> None:
+    """Let the tenant's own consumers read its topics on the broker, and nothing else.
+
+    Makes a broker user and prints its credentials, this once. It reads copies of what is published
+    from then on, so that nothing is taken from what the daemon stores. Called again, it replaces
+    the password. The user is gone when the tenant is deleted.
+    """
+    path = tenant_path(tenant_id, "consumer-access")
+    if not revoke:
+        _show(client.call("POST", path), as_json=as_json, renewed_by="the same command")
+        return
+    client.call("DELETE", path)
+    if as_json:
+        output.print_json({"tenant_id": tenant_id, "revoked": True})
+    else:
+        click.echo(f"tenant {output.clean(tenant_id)} has no consumer access")
 
 
 @tenant.command(epilog=example("tenantry tenant delete acme --retain --yes"))

@@ -79,6 +79,16 @@ class RevokeSqlAccess(ForTenant):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class GrantConsumerAccess(ForTenant):
+    """Give the tenant a user that reads its topics, or that user a new password."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RevokeConsumerAccess(ForTenant):
+    """Take away the user that reads the tenant's topics, and what waits for it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AddTopics(ForTenant):
     """Give the tenant more topics; those it has already are left as they are."""
 
@@ -119,6 +129,8 @@ OperatorCommand: TypeAlias = (
     | RotateCredentials
     | GrantSqlAccess
     | RevokeSqlAccess
+    | GrantConsumerAccess
+    | RevokeConsumerAccess
     | AddTopics
     | RequestDeletion
 )

@@ -80,6 +80,16 @@ class SqlAccessRevoked(OfTenant):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ConsumerAccessGranted(OfTenant):
+    """The tenant has a user that reads its topics, with a new password (never held here)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConsumerAccessRevoked(OfTenant):
+    """The user that read the tenant's topics is to be gone, with what waited for it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TopicsAdded(OfTenant):
     """The tenant has these topics too."""
 
@@ -123,6 +133,8 @@ TenantEvent: TypeAlias = (
     | CredentialsRotated
     | SqlAccessGranted
     | SqlAccessRevoked
+    | ConsumerAccessGranted
+    | ConsumerAccessRevoked
     | TopicsAdded
     | DeletionRequested
     | TenantDeleted

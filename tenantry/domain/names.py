@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from enum import StrEnum
 from typing import Final
 
 TENANT_ID: Final = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,38}[a-z0-9])?", re.ASCII)
@@ -12,6 +13,14 @@ DEFAULT_TOPIC: Final = "default"
 """The topic of messages that arrive through a tenant's default queue; no tenant may declare it."""
 
 DEAD_LETTER_EXCHANGE: Final = "dlx_exchange"
+
+
+class UserKind(StrEnum):
+    """What a tenant's broker user is for: it publishes, or it reads."""
+
+    PRODUCER = "producer"
+    CONSUMER = "consumer"
+
 
 ISOLATION_STREAM: Final = "isolation"
 """The journal's stream of the daemon's own proofs of isolation."""
@@ -50,9 +59,14 @@ def dead_letter_queue_name(tenant_id: str) -> str:
     return f"tenant_{tenant_id}_dead_letters"
 
 
-def username(tenant_id: str) -> str:
-    """Name the tenant's broker user."""
-    return f"tenant_{tenant_id}_producer"
+def group_queue_name(tenant_id: str, topic: str) -> str:
+    """Name the queue from which the tenant's own consumers read a topic."""
+    return f"tenant_{tenant_id}_consumer.{topic}"
+
+
+def username(tenant_id: str, kind: UserKind = UserKind.PRODUCER) -> str:
+    """Name the tenant's broker user that publishes, or the one that reads."""
+    return f"tenant_{tenant_id}_{kind}"
 
 
 def partition_table_name(tenant_id: str) -> str:

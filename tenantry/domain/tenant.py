@@ -21,6 +21,7 @@ from tenantry.domain.commands import (
     ConfirmProvisioned,
     ConfirmRepaired,
     CreateTenant,
+    GrantConsumerAccess,
     GrantSqlAccess,
     InvalidCommandError,
     ParkTenant,
@@ -28,6 +29,7 @@ from tenantry.domain.commands import (
     RequestDeletion,
     ResizeWorkers,
     ResumeTenant,
+    RevokeConsumerAccess,
     RevokeSqlAccess,
     RotateCredentials,
     TenantExistsError,
@@ -35,6 +37,8 @@ from tenantry.domain.commands import (
     WrongStateError,
 )
 from tenantry.domain.events import (
+    ConsumerAccessGranted,
+    ConsumerAccessRevoked,
     CredentialsRotated,
     DeletionRequested,
     DriftRepaired,
@@ -77,7 +81,8 @@ class TenantState:
     `version` is the number of events folded so far: the expected version of the next append.
     `parked` is the reason a paused tenant was parked by the supervisor, and `parked_at` the time;
     both are None otherwise.
-    `retained` tells that a deleted tenant's messages were kept. A tenant created again under a used
+    `retained` tells that a deleted tenant's messages were kept, `consumer_access` that it has a
+    user that reads its topics. A tenant created again under a used
     id is another one, with the next `incarnation`; its life begins at `created_version`.
     """
 
@@ -95,6 +100,7 @@ class TenantState:
     retained: bool = False
     incarnation: int = 1
     created_version: int = 1
+    consumer_access: bool = False
 
     @property
     def exists(self) -> bool:
@@ -155,6 +161,12 @@ def decide(state: TenantState | None, command: Command) -> tuple[TenantEvent, ..
         case RevokeSqlAccess():
             _require(state, "have SQL access revoked", Lifecycle.ACTIVE, Lifecycle.PAUSED)
             return (SqlAccessRevoked(tenant_id=tenant_id),)
+        case GrantConsumerAccess():
+            _require(state, "be given consumer access", Lifecycle.ACTIVE, Lifecycle.PAUSED)
+            return (ConsumerAccessGranted(tenant_id=tenant_id),)
+        case RevokeConsumerAccess():
+            _require(state, "have consumer access revoked", Lifecycle.ACTIVE, Lifecycle.PAUSED)
+            return (ConsumerAccessRevoked(tenant_id=tenant_id),) if state.consumer_access else ()
         case AddTopics(topics=topics):
             _require(state, "take new topics", Lifecycle.ACTIVE, Lifecycle.PAUSED)
             _check_topics(topics)
@@ -208,6 +220,10 @@ def evolve(state: TenantState | None, event: TenantEvent, at: datetime) -> Tenan
             return replace(state, lifecycle=Lifecycle.PAUSED, parked=reason, parked_at=at)
         case CredentialsRotated() | SqlAccessGranted() | SqlAccessRevoked() | DriftRepaired():
             return state
+        case ConsumerAccessGranted():
+            return replace(state, consumer_access=True)
+        case ConsumerAccessRevoked():
+            return replace(state, consumer_access=False)
         case TopicsAdded(topics=topics):
             return replace(state, topics=state.topics + topics)
         case DeletionRequested(retain=retain):

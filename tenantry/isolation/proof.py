@@ -12,6 +12,7 @@ from typing import Final, NamedTuple
 
 from tenantry.broker.port import TenantTopology
 from tenantry.broker.rabbitmq.tls import SYSTEMS, Tls
+from tenantry.domain.names import UserKind
 from tenantry.isolation import iggy, rabbitmq, sql
 from tenantry.isolation.port import Check, IsolationReport
 from tenantry.tenant_client.access import ProducerError, Say, TenantAccess
@@ -32,19 +33,20 @@ def verify_isolation(
     addresses: Addresses = EVERYWHERE,
     management: str | None = None,
     installation: str = "",
+    kind: UserKind = UserKind.PRODUCER,
     tls: Tls = SYSTEMS,
 ) -> IsolationReport:
     """Try each tenant's credentials on its own objects and on those of all others.
 
-    With `management`, the address of RabbitMQ's management API, that is tried as well. Iggy's
-    objects bear the name of the `installation`. Says a line for each pair, in order. Threads of
-    its own examine several tenants at once and have ended when this returns. Raises
-    `ProducerError` where the broker gives no verdict.
+    They are those of its user of a `kind`. With `management`, the address of RabbitMQ's management
+    API, that is tried as well. Iggy's objects bear the name of the `installation`. Says a line for
+    each pair, in order. Threads of its own examine several tenants at once and have ended when this
+    returns. Raises `ProducerError` where the broker gives no verdict.
     """
 
     def examine(access: TenantAccess) -> list[Check]:
         others = [one for one in everybody if one.tenant_id != access.topology.tenant_id]
-        examined = _Examined(access, others, addresses, tls)
+        examined = _Examined(access, others, addresses, kind, tls)
         try:
             match kind_of(access.credentials.url):
                 case Kind.SQL:
@@ -72,6 +74,7 @@ class _Examined(NamedTuple):
     access: TenantAccess
     others: Sequence[TenantTopology]
     addresses: Addresses
+    kind: UserKind
     tls: Tls
 
     def with_sql(self) -> list[Check]:
@@ -85,7 +88,8 @@ class _Examined(NamedTuple):
         mine = self.access.topology
         with closing(AmqpClient(self._url(), name=self._name(), tls=self.tls)) as user:
             user.open()
-            checks = rabbitmq.own(user, mine)
+            own = rabbitmq.own if self.kind is UserKind.PRODUCER else rabbitmq.reading
+            checks = own(user, mine)
             if management is not None:
                 checks += rabbitmq.management(management, self.access.credentials, mine, self.tls)
             foreign = [one for other in self.others for one in rabbitmq.foreign(user, mine, other)]
@@ -94,6 +98,10 @@ class _Examined(NamedTuple):
     def on_iggy(self, installation: str) -> list[Check]:
         """Try its user that sends, and the one that reads, if that is known."""
         mine, reader = self.access.topology, self.access.reader
+        if self.kind is UserKind.CONSUMER:
+            with closing(IggyTenantClient(self._url())) as user:
+                user.open()
+                return iggy.reading(user, mine, self.others, installation)
         with closing(IggyTenantClient(self._url())) as user:
             user.open()
             checks = iggy.sending(user, mine, self.others, installation)

@@ -87,7 +87,10 @@ class IsolationProver:
             for state in page:
                 if state.lifecycle in (Lifecycle.ACTIVE, Lifecycle.PAUSED):
                     yield TenantTopology(
-                        tenant_id=state.tenant_id, topics=state.topics, partitions=state.partitions
+                        tenant_id=state.tenant_id,
+                        topics=state.topics,
+                        partitions=state.partitions,
+                        consumer_access=state.consumer_access,
                     )
             after = page[-1].tenant_id
 

@@ -35,6 +35,8 @@ _REFUSED: Final = {401, 403}
 UNBOUND: Final = "isolation-probe.nowhere"
 """A routing key that no queue can be bound by: a partition's ends in a number."""
 
+_BIND: Final = Channel.queue_bind
+
 _SOMEBODYS_TOPIC: Final = "amq.topic"
 """An exchange of the broker's own, to which others may have bound things."""
 
@@ -62,6 +64,44 @@ def own(client: AmqpClient, mine: TenantTopology) -> list[Check]:
         forbidden("configure", queue, _declare_queue(client, queue))
     forbidden("configure", mine.exchange, _declare_exchange(client, mine.exchange))
     return findings.checks
+
+
+def reading(client: AmqpClient, mine: TenantTopology) -> list[Check]:
+    """Try what the user that consumes must be allowed, and what it must not.
+
+    What the daemon stores comes from queues that it may not even read: a message taken from one of
+    those would be lost.
+    """
+    findings = Findings(mine, mine)
+    record = findings.record
+    groups = _groups(mine)
+    for queue in groups:
+        record("read", queue, client.try_to_consume(queue))
+    forbidden = partial(record, forbidden=True)
+    letters = names.dead_letter_queue_name(mine.tenant_id)
+    for queue in (*mine.queue_names, letters):
+        forbidden("read", queue, client.try_to_consume(queue))
+    for exchange, shown in (
+        (mine.exchange, mine.exchange),
+        ("", f"{mine.queue_names[0]} (through the default exchange)"),
+        (names.DEAD_LETTER_EXCHANGE, f"{letters} (through {names.DEAD_LETTER_EXCHANGE})"),
+        (_SOMEBODYS_TOPIC, _SOMEBODYS_TOPIC),
+    ):
+        forbidden("write", shown, client.try_to_publish(exchange, UNBOUND))
+    probe = names.group_queue_name(mine.tenant_id, "isolation-probe")
+    for queue in (*groups[:1], mine.queue_names[0], letters, probe):
+        forbidden("configure", queue, _declare_queue(client, queue))
+    forbidden("configure", mine.exchange, _declare_exchange(client, mine.exchange))
+    ends = groups[0], mine.exchange, UNBOUND
+    if not forbidden("configure", f"{groups[0]} (by binding it)", client.attempt(_BIND, *ends)):
+        client.attempt(Channel.queue_unbind, *ends)
+    return findings.checks
+
+
+def _groups(tenant: TenantTopology) -> list[str]:
+    """Name the queues that a tenant's own consumers read, if it has any."""
+    topics = dict.fromkeys(one.topic for one in tenant.queues()) if tenant.consumer_access else ()
+    return [names.group_queue_name(tenant.tenant_id, topic) for topic in topics]
 
 
 def foreign(client: AmqpClient, mine: TenantTopology, other: TenantTopology) -> list[Check]:
@@ -100,7 +140,8 @@ def _writes(
 
 
 def _reads(client: AmqpClient, other: TenantTopology, record: _Record) -> None:
-    for queue in (*other.queue_names, names.dead_letter_queue_name(other.tenant_id)):
+    letters = names.dead_letter_queue_name(other.tenant_id)
+    for queue in (*other.queue_names, letters, *_groups(other)):
         if record("read", queue, client.try_to_consume(queue)):
             record("read", f"{queue} (by purging it)", client.attempt(Channel.queue_purge, queue))
 

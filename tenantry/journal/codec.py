@@ -57,12 +57,15 @@ UPCASTERS: Final[Mapping[tuple[str, int], Upcaster]] = MappingProxyType(
 )
 """For a type and a schema version, the way to the next."""
 
-STATE_SCHEMA: Final = 3
+STATE_SCHEMA: Final = 4
 """The shape of a written tenant state. Raise it when the state's fields or `evolve` change: what
 was written in another shape is then folded anew from the events."""
 
 _FORMER_LIFECYCLES: Final[Mapping[str, str]] = MappingProxyType({"draining": "deleting"})
 """What older programs call a state: a daemon that stands by reads what its older leader writes."""
+
+_SINCE_THEN: Final[Mapping[str, object]] = MappingProxyType({"consumer_access": False})
+"""What a state has that older programs don't write, for the same reader."""
 
 _UNHOLDABLE: Final = re.compile("[\0\ud800-\udfff]")
 _STAND_IN: Final = "\N{REPLACEMENT CHARACTER}"
@@ -152,7 +155,7 @@ def decode_state(data: Mapping[str, object]) -> TenantState:
     """Read a tenant's state of shape `STATE_SCHEMA`. Raises `MalformedEventError`."""
     written = str(data.get("lifecycle"))
     former = {"lifecycle": _FORMER_LIFECYCLES[written]} if written in _FORMER_LIFECYCLES else {}
-    state: TenantState = _build(TenantState, {**data, **former})
+    state: TenantState = _build(TenantState, {**_SINCE_THEN, **data, **former})
     return state
 
 

@@ -10,12 +10,18 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from itertools import takewhile
-from typing import Any, Final
+from typing import Any, Final, Literal, NamedTuple
 
 from tenantry.database.failures import PortErrors
 from tenantry.database.pool import Connection, Database
 from tenantry.domain import names
-from tenantry.domain.events import CredentialsRotated, TenantProvisioned
+from tenantry.domain.events import (
+    ConsumerAccessGranted,
+    ConsumerAccessRevoked,
+    CredentialsRotated,
+    TenantProvisioned,
+)
+from tenantry.domain.names import UserKind
 from tenantry.domain.tenant import TenantState, fold
 from tenantry.journal.codec import STATE_SCHEMA, MalformedEventError, decode_state, encode_state
 from tenantry.journal.port import EventStore, JournalError, JournalUnavailableError, RecordedEvent
@@ -197,11 +203,31 @@ class PasswordConfirmation:
         self._sql = queries("tenants")
 
     def apply(self, connection: Connection, recorded: Sequence[RecordedEvent]) -> None:
-        """Confirm what is pending of the tenants that the events say have a new password."""
-        if ids := [one.event.tenant_id for one in recorded if confirms(one)]:
-            connection.execute(self._sql["confirm_credentials"], {"ids": ids})
+        """Confirm what is pending of the users that the events say have a new password.
+
+        A revoked user's is forgotten.
+        """
+        for one in recorded:
+            if (change := password_change(one)) is not None:
+                query = self._sql[f"{change.verb}_{change.kind}_credentials"]
+                connection.execute(query, {"ids": [one.event.tenant_id]})
 
 
-def confirms(recorded: RecordedEvent) -> bool:
-    """Tell whether an event says that a tenant has a new password."""
-    return isinstance(recorded.event, TenantProvisioned | CredentialsRotated)
+class PasswordChange(NamedTuple):
+    """What becomes of the password of a tenant's user."""
+
+    verb: Literal["confirm", "remove"]
+    kind: UserKind
+
+
+def password_change(recorded: RecordedEvent) -> PasswordChange | None:
+    """Tell what an event says of a tenant's password."""
+    match recorded.event:
+        case TenantProvisioned() | CredentialsRotated():
+            return PasswordChange("confirm", UserKind.PRODUCER)
+        case ConsumerAccessGranted():
+            return PasswordChange("confirm", UserKind.CONSUMER)
+        case ConsumerAccessRevoked():
+            return PasswordChange("remove", UserKind.CONSUMER)
+        case _:
+            return None

@@ -40,21 +40,40 @@ SELECT EXISTS (SELECT FROM tenantry.projection_checkpoints
    AND (SELECT count(*) FROM tenantry.events WHERE category = %(category)s)
      = (SELECT coalesce(sum(version), 0) FROM tenantry.tenants);
 
--- name: propose_credentials
+-- name: propose_producer_credentials
 INSERT INTO tenantry.credentials (tenant_id, pending_hash) VALUES (%(id)s, %(hash)s)
 ON CONFLICT (tenant_id) DO UPDATE SET pending_hash = excluded.pending_hash;
 
--- name: confirm_credentials
+-- name: confirm_producer_credentials
 UPDATE tenantry.credentials
 SET password_hash = pending_hash, pending_hash = NULL, set_at = clock_timestamp()
 WHERE tenant_id = ANY(%(ids)s::text[]) AND pending_hash IS NOT NULL;
 
--- name: load_credentials
+-- name: load_producer_credentials
 SELECT password_hash FROM tenantry.credentials
 WHERE tenant_id = %(id)s AND password_hash IS NOT NULL;
 
--- name: all_credentials
+-- name: all_producer_credentials
 SELECT tenant_id, password_hash FROM tenantry.credentials WHERE password_hash IS NOT NULL;
 
--- name: remove_credentials
-DELETE FROM tenantry.credentials WHERE tenant_id = %(id)s;
+-- name: remove_producer_credentials
+DELETE FROM tenantry.credentials WHERE tenant_id = ANY(%(ids)s::text[]);
+
+-- name: propose_consumer_credentials
+INSERT INTO tenantry.consumer_credentials (tenant_id, pending_hash) VALUES (%(id)s, %(hash)s)
+ON CONFLICT (tenant_id) DO UPDATE SET pending_hash = excluded.pending_hash;
+
+-- name: confirm_consumer_credentials
+UPDATE tenantry.consumer_credentials
+SET password_hash = pending_hash, pending_hash = NULL, set_at = clock_timestamp()
+WHERE tenant_id = ANY(%(ids)s::text[]) AND pending_hash IS NOT NULL;
+
+-- name: load_consumer_credentials
+SELECT password_hash FROM tenantry.consumer_credentials
+WHERE tenant_id = %(id)s AND password_hash IS NOT NULL;
+
+-- name: all_consumer_credentials
+SELECT tenant_id, password_hash FROM tenantry.consumer_credentials WHERE password_hash IS NOT NULL;
+
+-- name: remove_consumer_credentials
+DELETE FROM tenantry.consumer_credentials WHERE tenant_id = ANY(%(ids)s::text[]);

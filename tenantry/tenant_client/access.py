@@ -1,4 +1,4 @@
-"""How the producer gets its tenants and their passwords: from the daemon, over its API."""
+"""How producer and consumer get their tenants and passwords: from the daemon, over its API."""
 
 from __future__ import annotations
 
@@ -37,12 +37,16 @@ class Api(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TenantAccess:
-    """A tenant and its own way into the broker; `reader` where another of its users reads."""
+    """A tenant and its own way into the broker; `reader` where another of its users reads.
+
+    `created` is the tenant, `granted` its consumer access, where it was not there before.
+    """
 
     topology: TenantTopology
     credentials: Credentials
     reader: Credentials | None = None
     created: bool = False
+    granted: bool = False
 
 
 def ensure_tenant(
@@ -52,6 +56,34 @@ def ensure_tenant(
 
     A tenant that exists keeps its number of partitions. Raises `ProducerError`.
     """
+    made, found = _created_or_found(api, tenant_id, topics, partitions, say)
+    if made is not None:
+        return TenantAccess(topology=found, credentials=credentials_of(made), created=True)
+    return TenantAccess(topology=found, credentials=rotate(api, tenant_id))
+
+
+def ensure_consumers(
+    api: Api, tenant_id: str, *, topics: Sequence[str], partitions: int, say: Say
+) -> TenantAccess:
+    """Create a tenant, or find it, give it the topics it lacks, and grant consumer access anew.
+
+    The user that publishes keeps its password. Raises `ProducerError`.
+    """
+    made, found = _created_or_found(api, tenant_id, topics, partitions, say)
+    failed = f"tenant {tenant_id} gets no consumer access: "
+    body = _call(api, "POST", _path(tenant_id, "consumer-access"), failed=failed)
+    return TenantAccess(
+        topology=topology_of(body),
+        credentials=credentials_of(body["credentials"]),
+        created=made is not None,
+        granted=not found.consumer_access,
+    )
+
+
+def _created_or_found(
+    api: Api, tenant_id: str, topics: Sequence[str], partitions: int, say: Say
+) -> tuple[Mapping[str, Any] | None, TenantTopology]:
+    """Give the credentials of a tenant that was created, None of one that was there; and it."""
     wanted = {
         "id": tenant_id,
         "name": f"Tenant {tenant_id}",
@@ -60,11 +92,7 @@ def ensure_tenant(
     }
     status, body = _send(api, "POST", "/tenants", wanted)
     if status == CREATED:
-        return TenantAccess(
-            topology=topology_of(body),
-            credentials=credentials_of(body["credentials"]),
-            created=True,
-        )
+        return body["credentials"], topology_of(body)
     anothers = isinstance(body, dict) and body.get("type", "").endswith(ANOTHERS)
     if status != CONFLICT or anothers:
         raise ProducerError(f"tenant {tenant_id} was not created: {problem(status, body)}")
@@ -78,7 +106,7 @@ def ensure_tenant(
             f"Notice: tenant {tenant_id} exists with {found.partitions} partition(s) a topic; "
             f"they are used, not {partitions}"
         )
-    return TenantAccess(topology=found, credentials=rotate(api, tenant_id))
+    return None, found
 
 
 def rotate(api: Api, tenant_id: str) -> Credentials:
@@ -109,7 +137,10 @@ def every_tenant(api: Api) -> list[TenantTopology]:
 def topology_of(tenant: Mapping[str, Any]) -> TenantTopology:
     """Read what names a tenant's objects from the API's answer."""
     return TenantTopology(
-        tenant_id=tenant["id"], topics=tuple(tenant["topics"]), partitions=tenant["partitions"]
+        tenant_id=tenant["id"],
+        topics=tuple(tenant["topics"]),
+        partitions=tenant["partitions"],
+        consumer_access=tenant.get("consumer_access", False),
     )
 
 

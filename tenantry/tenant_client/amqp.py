@@ -270,7 +270,7 @@ class AmqpClient:
 
         Raises `TenantClientError` as `try_to_publish`.
         """
-        channel = self._channel()
+        channel = self._open_channel()
         closing = Closing(channel, self._step)
         answered: list[object] = []
 
@@ -313,13 +313,13 @@ class AmqpClient:
         raise TenantClientError(describe(error))
 
     def _confirms(self) -> Confirms:
-        confirms = Confirms(self._channel(), self._step)
+        confirms = Confirms(self._open_channel(), self._step)
         self._run(lambda: confirms.ready or not confirms.channel.is_open, self._timeout)
         return confirms
 
-    def _channel(self) -> Channel:
+    def _open_channel(self) -> Channel:
         connection = self._connection
-        if connection is None or not self.is_open:
+        if connection is None or not self._opened or self._failure is not None:
             raise TenantClientError(self._failure or "not connected")
         channel = connection.channel(on_open_callback=lambda _channel: self._step())
         self._run(lambda: channel.is_open or channel.is_closed, self._timeout)

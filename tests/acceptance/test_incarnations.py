@@ -30,6 +30,7 @@ FATES: Final = {
     "tenantry.attempts": GONE,
     "tenantry.bindings": GONE,
     "tenantry.channels": NOBODYS,
+    "tenantry.consumer_credentials": GONE,
     "tenantry.consumers": NOBODYS,
     "tenantry.credentials": GONE,
     "tenantry.current_segment": NOBODYS,
@@ -130,6 +131,7 @@ def test_nothing_of_a_former_tenant_reaches_the_one_that_has_its_id(
         there = naming(connection, tenant.id)
         assert {name for name, fate in FATES.items() if fate is GONE} - there <= {
             "tenantry.attempts",  # of handlers that fail
+            "tenantry.consumer_credentials",  # of another broker
             "tenantry.iggy_rejected",  # of another broker
             "tenantry.iggy_users",
             "tenantry.queued",  # which is empty once all is stored

@@ -20,7 +20,7 @@ from tests.waiting import DEADLINE
 FIELDS = {
     "id", "name", "state", "workers", "topics", "partitions", "stream", "queue", "version",
     "incarnation", "created_at", "updated_at", "workers_current", "messages_pending", "parked",
-    "parked_at", "trouble",
+    "parked_at", "trouble", "consumer_access",
 }  # fmt: skip
 
 

@@ -25,6 +25,7 @@ from tenantry.broker.port import (
 )
 from tenantry.broker.survey import Survey, User
 from tenantry.domain import names
+from tenantry.domain.names import UserKind
 from tests.fakes.broker_subscription import MemorySubscription, QueuedMessage
 
 _STOP: Final = None
@@ -128,25 +129,35 @@ class MemoryBroker:
 
     # Administration.
 
-    def check_owner(self, tenant_id: str, known: PasswordHash | None = None) -> None:
+    def check_owner(
+        self,
+        tenant_id: str,
+        known: PasswordHash | None = None,
+        kind: UserKind = UserKind.PRODUCER,
+    ) -> None:
         """Raise `NotOursError` where the user's name is among `taken`."""
         with self._lock:
             self._reach()
-            name = names.username(tenant_id)
+            name = names.username(tenant_id, kind)
             if name in self.taken:
                 raise NotOursError(f"user {name!r} is another installation's", here=False)
 
-    def claim(self, tenant_id: str, known: PasswordHash | None = None) -> None:
+    def claim(
+        self,
+        tenant_id: str,
+        known: PasswordHash | None = None,
+        kind: UserKind = UserKind.PRODUCER,
+    ) -> None:
         """Remember a user that has no password yet."""
         with self._lock:
-            self.check_owner(tenant_id, known)
-            self.users.setdefault(names.username(tenant_id), PasswordHash(value=""))
+            self.check_owner(tenant_id, known, kind)
+            self.users.setdefault(names.username(tenant_id, kind), PasswordHash(value=""))
 
-    def end_sessions(self, tenant_id: str) -> None:
+    def end_sessions(self, tenant_id: str, kind: UserKind = UserKind.PRODUCER) -> None:
         """Remember that the user's connections were closed."""
         with self._lock:
             self._reach()
-            self.ended.append(names.username(tenant_id))
+            self.ended.append(names.username(tenant_id, kind))
 
     def ensure_topology(self, topology: TenantTopology) -> None:
         """Make the tenant's exchange and queues, where missing."""
@@ -171,25 +182,43 @@ class MemoryBroker:
             self._reach()
             self._routes.pop(names.exchange_name(tenant_id), None)
             owned = [name for name in self._queues if layout.owner(name) == tenant_id]
-            return sum(self.delete_queue(name) for name in owned)
+            held = {name: self.delete_queue(name) for name in owned}
+            return sum(count for name, count in held.items() if not layout.is_group_queue(name))
 
-    def ensure_user(self, tenant_id: str, password: PasswordHash) -> None:
+    def remove_group(self, tenant_id: str) -> None:
+        """Delete the queues of the tenant's consumer group."""
+        with self._lock:
+            self._reach()
+            for name in [one for one in self._queues if layout.is_group_queue(one)]:
+                if layout.owner(name) == tenant_id:
+                    self.delete_queue(name)
+
+    def ensure_user(
+        self, tenant_id: str, password: PasswordHash, kind: UserKind = UserKind.PRODUCER
+    ) -> None:
         """Remember the user and its password's hash."""
         with self._lock:
-            self.check_owner(tenant_id, password)
-            self.users[names.username(tenant_id)] = password
+            self.check_owner(tenant_id, password, kind)
+            self.users[names.username(tenant_id, kind)] = password
 
-    def remove_user(self, tenant_id: str, known: PasswordHash | None = None) -> None:
+    def remove_user(
+        self,
+        tenant_id: str,
+        known: PasswordHash | None = None,
+        kind: UserKind = UserKind.PRODUCER,
+    ) -> None:
         """Forget the user."""
         with self._lock:
             self._reach()
-            self.users.pop(names.username(tenant_id), None)
+            self.users.pop(names.username(tenant_id, kind), None)
 
-    def new_credentials(self, tenant_id: str) -> tuple[Credentials, PasswordHash]:
+    def new_credentials(
+        self, tenant_id: str, kind: UserKind = UserKind.PRODUCER
+    ) -> tuple[Credentials, PasswordHash]:
         """Make up a password."""
         with self._lock:
             self._passwords += 1
-            name, password = names.username(tenant_id), f"password-{self._passwords}"
+            name, password = names.username(tenant_id, kind), f"password-{self._passwords}"
             credentials = Credentials(
                 username=name, password=password, amqp_url=f"amqp://{name}:{password}@memory/"
             )
@@ -203,7 +232,9 @@ class MemoryBroker:
             for name, password in self.users.items():
                 users[name] = User(
                     password_hash=password.value,
-                    permissions=layout.permissions(layout.owner_of(name) or ""),
+                    permissions=layout.permissions(
+                        layout.owner_of(name) or "", UserKind(name.rpartition("_")[2])
+                    ),
                 )
             return Survey(
                 exchanges=dict.fromkeys(self._routes, "direct"),

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from copy import copy
+from dataclasses import replace
 from typing import Any
 
 from tenantry.broker import topology as layout
@@ -23,6 +24,7 @@ from tenantry.broker.port import (
 )
 from tenantry.broker.survey import Survey, User
 from tenantry.domain import names
+from tenantry.domain.names import UserKind
 from tenantry.domain.tenant import TenantState
 from tenantry.journal.port import RecordedEvent
 from tenantry.messages.port import (
@@ -38,7 +40,7 @@ from tenantry.messages.port import (
     Whose,
 )
 from tenantry.messages.sql_access import SqlCredentials
-from tenantry.projections.tenants import confirms
+from tenantry.projections.tenants import PasswordChange, password_change
 from tests.waiting import DEADLINE
 
 
@@ -314,6 +316,7 @@ class FakeAdministration:
         self._faults = faults
         self.topologies: dict[str, TenantTopology] = {}
         self.users: dict[str, PasswordHash] = {}
+        self.consumers: dict[str, PasswordHash] = {}
         self.taken: dict[str, bool] = {}
         """Tenants whose users are another's, and whether that one has rights here."""
         self.overtaken: dict[str, bool] = {}
@@ -321,17 +324,32 @@ class FakeAdministration:
         self.ended: list[str] = []
         self.waiting: Counter[str] = Counter()
 
-    def check_owner(self, tenant_id: str, known: PasswordHash | None = None) -> None:
-        if tenant_id in self.taken:
+    def check_owner(
+        self,
+        tenant_id: str,
+        known: PasswordHash | None = None,
+        kind: UserKind = UserKind.PRODUCER,
+    ) -> None:
+        if kind is UserKind.PRODUCER and tenant_id in self.taken:
             raise NotOursError(f"user of {tenant_id} is another's", here=self.taken[tenant_id])
 
-    def claim(self, tenant_id: str, known: PasswordHash | None = None) -> None:
+    def claim(
+        self,
+        tenant_id: str,
+        known: PasswordHash | None = None,
+        kind: UserKind = UserKind.PRODUCER,
+    ) -> None:
         self._faults.reach("claim")
-        self.check_owner(tenant_id, known)
+        if kind is UserKind.CONSUMER:
+            self.consumers.setdefault(tenant_id, PasswordHash(value=""))
+            return
+        self.check_owner(tenant_id, known, kind)
         self.users.setdefault(tenant_id, PasswordHash(value=""))
 
-    def end_sessions(self, tenant_id: str) -> None:
-        self.ended.append(tenant_id)
+    def end_sessions(self, tenant_id: str, kind: UserKind = UserKind.PRODUCER) -> None:
+        self.ended.append(
+            names.username(tenant_id, kind) if kind is UserKind.CONSUMER else tenant_id
+        )
 
     def ensure_topology(self, topology: TenantTopology) -> None:
         self._faults.reach("ensure_topology")
@@ -343,20 +361,45 @@ class FakeAdministration:
         self.topologies.pop(tenant_id, None)
         return self.waiting.pop(tenant_id, 0)
 
-    def ensure_user(self, tenant_id: str, password: PasswordHash) -> None:
+    def remove_group(self, tenant_id: str) -> None:
+        self._faults.reach("remove_group")
+        if tenant_id in self.topologies:
+            there = self.topologies[tenant_id]
+            self.topologies[tenant_id] = replace(there, consumer_access=False)
+
+    def ensure_user(
+        self, tenant_id: str, password: PasswordHash, kind: UserKind = UserKind.PRODUCER
+    ) -> None:
+        if kind is UserKind.CONSUMER:
+            self._faults.reach("ensure_consumer")
+            self.consumers[tenant_id] = password
+            return
         self._faults.reach("ensure_user")
         self.check_owner(tenant_id)
         self.users[tenant_id] = password
 
-    def remove_user(self, tenant_id: str, known: PasswordHash | None = None) -> None:
+    def remove_user(
+        self,
+        tenant_id: str,
+        known: PasswordHash | None = None,
+        kind: UserKind = UserKind.PRODUCER,
+    ) -> None:
+        if kind is UserKind.CONSUMER:
+            self._faults.reach("remove_consumer")
+            self.consumers.pop(tenant_id, None)
+            return
         self._faults.reach("remove_user")
         if tenant_id not in self.taken:
             self.users.pop(tenant_id, None)
 
-    def new_credentials(self, tenant_id: str) -> tuple[Credentials, PasswordHash]:
+    def new_credentials(
+        self, tenant_id: str, kind: UserKind = UserKind.PRODUCER
+    ) -> tuple[Credentials, PasswordHash]:
         number = len(self._faults.steps)
         credentials = Credentials(
-            username=names.username(tenant_id), password=f"secret-{number}", amqp_url="amqp://"
+            username=names.username(tenant_id, kind),
+            password=f"secret-{number}",
+            amqp_url="amqp://",
         )
         return credentials, PasswordHash(value=f"hash-{number}")
 
@@ -375,10 +418,14 @@ class FakeAdministration:
                 for one in plan.bindings
             ),
             users={
-                names.username(tenant_id): User(
-                    password_hash=password.value, permissions=layout.permissions(tenant_id)
+                names.username(tenant_id, kind): User(
+                    password_hash=password.value, permissions=layout.permissions(tenant_id, kind)
                 )
-                for tenant_id, password in self.users.items()
+                for kind, users in (
+                    (UserKind.PRODUCER, self.users),
+                    (UserKind.CONSUMER, self.consumers),
+                )
+                for tenant_id, password in users.items()
             },
             consumed=frozenset(one.name for plan in plans for one in plan.queues),
         )
@@ -388,34 +435,51 @@ class FakeAdministration:
 
 
 class FakePasswords:
-    """Hashes in a dictionary."""
+    """Hashes in dictionaries."""
 
     def __init__(self) -> None:
         self.hashes: dict[str, PasswordHash] = {}
         self.pending: dict[str, PasswordHash] = {}
+        self.consumers: dict[str, PasswordHash] = {}
+        self.pending_consumers: dict[str, PasswordHash] = {}
 
-    def propose(self, tenant_id: str, password: PasswordHash) -> None:
-        self.pending[tenant_id] = password
+    def propose(
+        self, tenant_id: str, password: PasswordHash, kind: UserKind = UserKind.PRODUCER
+    ) -> None:
+        self._of(kind)[1][tenant_id] = password
 
-    def confirm(self, tenant_id: str) -> None:
-        if (password := self.pending.pop(tenant_id, None)) is not None:
-            self.hashes[tenant_id] = password
+    def confirm(self, tenant_id: str, kind: UserKind = UserKind.PRODUCER) -> None:
+        hashes, pending = self._of(kind)
+        if (password := pending.pop(tenant_id, None)) is not None:
+            hashes[tenant_id] = password
 
     def apply(self, recorded: Sequence[RecordedEvent]) -> None:
-        """Confirm in step with the journal, as the database does."""
+        """Confirm and forget in step with the journal, as the database does."""
         for one in recorded:
-            if confirms(one):
-                self.confirm(one.event.tenant_id)
+            match password_change(one):
+                case PasswordChange(verb="confirm", kind=kind):
+                    self.confirm(one.event.tenant_id, kind)
+                case PasswordChange(kind=kind):
+                    self._forget(one.event.tenant_id, kind)
 
-    def load(self, tenant_id: str) -> PasswordHash | None:
-        return self.hashes.get(tenant_id)
+    def load(self, tenant_id: str, kind: UserKind = UserKind.PRODUCER) -> PasswordHash | None:
+        return self._of(kind)[0].get(tenant_id)
 
     def remove(self, tenant_id: str) -> None:
-        self.hashes.pop(tenant_id, None)
-        self.pending.pop(tenant_id, None)
+        for kind in UserKind:
+            self._forget(tenant_id, kind)
 
-    def all(self) -> Mapping[str, PasswordHash]:
-        return dict(self.hashes)
+    def all(self, kind: UserKind = UserKind.PRODUCER) -> Mapping[str, PasswordHash]:
+        return dict(self._of(kind)[0])
+
+    def _forget(self, tenant_id: str, kind: UserKind) -> None:
+        for hashes in self._of(kind):
+            hashes.pop(tenant_id, None)
+
+    def _of(self, kind: UserKind) -> tuple[dict[str, PasswordHash], dict[str, PasswordHash]]:
+        if kind is UserKind.CONSUMER:
+            return self.consumers, self.pending_consumers
+        return self.hashes, self.pending
 
 
 class NoSqlAccess:

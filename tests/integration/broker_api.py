@@ -11,6 +11,7 @@ import httpx
 from tenantry.broker import topology
 from tenantry.broker.port import TenantTopology
 from tenantry.broker.rabbitmq.administration import RabbitAdministration
+from tenantry.domain.names import UserKind
 from tenantry.producer.run import ProducerOptions
 from tenantry.tenant_client.access import TenantAccess, rotate, topology_of
 from tests.services_rabbitmq import RabbitHost
@@ -50,12 +51,13 @@ class BrokerApi:
 
     def close(self) -> None:
         for tenant_id in self.tenants:
-            self.http.delete(f"/users/{self.user(tenant_id)}")
+            for kind in UserKind:
+                self.http.delete(f"/users/{self.user(tenant_id, kind)}")
         self.http.close()
         self._administration.close()
 
-    def user(self, tenant_id: str) -> str:
-        return f"{self._prefix}-{tenant_id}"
+    def user(self, tenant_id: str, kind: UserKind = UserKind.PRODUCER) -> str:
+        return f"{self._prefix}-{tenant_id}-{kind}"
 
     def send(self, method: str, path: str, body: Any = None) -> tuple[int, Any]:
         if self.unavailable and method == "POST":
@@ -82,6 +84,11 @@ class BrokerApi:
             case ("POST", "tenants", tenant_id, "credentials", "rotate"):
                 answer = {**self.tenants[tenant_id], "credentials": self.rotate(tenant_id)}
                 return 200, answer
+            case ("POST", "tenants", tenant_id, "consumer-access"):
+                self.tenants[tenant_id]["consumer_access"] = True
+                self._ensure(tenant_id)
+                credentials = self.rotate(tenant_id, UserKind.CONSUMER)
+                return 200, {**self.tenants[tenant_id], "credentials": credentials}
             case _:
                 return 404, {"detail": f"{method} {path}"}
 
@@ -92,14 +99,15 @@ class BrokerApi:
                 tenant_id=tenant_id,
                 topics=tuple(tenant["topics"]),
                 partitions=tenant["partitions"],
+                consumer_access=tenant.get("consumer_access", False),
             )
         )
 
-    def rotate(self, tenant_id: str) -> dict[str, str]:
-        user, password = self.user(tenant_id), secrets.token_urlsafe(12)
+    def rotate(self, tenant_id: str, kind: UserKind = UserKind.PRODUCER) -> dict[str, str]:
+        user, password = self.user(tenant_id, kind), secrets.token_urlsafe(12)
         self.http.put(f"/users/{user}", json={"password": password, "tags": ""}).raise_for_status()
-        allowed = topology.permissions(tenant_id)
-        self.allow(tenant_id, write=allowed.write, read=allowed.read)
+        allowed = topology.permissions(tenant_id, kind)
+        self.allow(tenant_id, write=allowed.write, read=allowed.read, kind=kind)
         url = urlsplit(self.host.url)
         address = f"{url.hostname}:{url.port}"
         return {
@@ -108,9 +116,17 @@ class BrokerApi:
             "amqp_url": urlunsplit(url._replace(netloc=f"{user}:{password}@{address}")),
         }
 
-    def allow(self, tenant_id: str, *, configure: str = "^$", write: str, read: str) -> None:
+    def allow(
+        self,
+        tenant_id: str,
+        *,
+        configure: str = "^$",
+        write: str,
+        read: str,
+        kind: UserKind = UserKind.PRODUCER,
+    ) -> None:
         self.http.put(
-            f"/permissions/{self.host.vhost}/{self.user(tenant_id)}",
+            f"/permissions/{self.host.vhost}/{self.user(tenant_id, kind)}",
             json={"configure": configure, "write": write, "read": read},
         ).raise_for_status()
 

@@ -15,12 +15,14 @@ from tenantry.domain.commands import (
     ConfirmProvisioned,
     ConfirmRepaired,
     CreateTenant,
+    GrantConsumerAccess,
     GrantSqlAccess,
     ParkTenant,
     PauseTenant,
     RequestDeletion,
     ResizeWorkers,
     ResumeTenant,
+    RevokeConsumerAccess,
     RevokeSqlAccess,
     RotateCredentials,
 )
@@ -57,6 +59,8 @@ def commands(tenant_id: str = TENANT) -> st.SearchStrategy[Command]:
         st.builds(RotateCredentials, tenant_id=one),
         st.builds(GrantSqlAccess, tenant_id=one),
         st.builds(RevokeSqlAccess, tenant_id=one),
+        st.builds(GrantConsumerAccess, tenant_id=one),
+        st.builds(RevokeConsumerAccess, tenant_id=one),
         st.builds(AddTopics, tenant_id=one, topics=topic_lists),
         st.builds(RequestDeletion, tenant_id=one, retain=st.booleans()),
         st.builds(

@@ -28,6 +28,7 @@ from tenantry.domain.commands import (
     TenantNotFoundError,
 )
 from tenantry.domain.events import TenantDeleted
+from tenantry.domain.names import UserKind
 from tenantry.domain.tenant import Lifecycle
 from tenantry.journal.port import JournalUnavailableError, Metadata
 from tests.fakes.actors import Tree
@@ -174,10 +175,10 @@ def test_a_password_that_nobody_was_shown_is_taken_back(
     def fail(*arguments: Any, **named: Any) -> NoReturn:
         raise error
 
-    def half(tenant_id: str, password: PasswordHash) -> None:
+    def half(tenant_id: str, password: PasswordHash, kind: UserKind) -> None:
         """The broker has it, and its answer is lost."""
         monkeypatch.setattr(tree.administration, "ensure_user", set_on_broker)
-        set_on_broker(tenant_id, password)
+        set_on_broker(tenant_id, password, kind)
         raise error
 
     if step == "append":
@@ -200,8 +201,8 @@ def test_a_password_nobody_waits_for_any_more_is_taken_back(
     entered, gone = threading.Event(), threading.Event()
     set_on_broker = tree.administration.ensure_user
 
-    def slow(tenant_id: str, password: PasswordHash) -> None:
-        set_on_broker(tenant_id, password)
+    def slow(tenant_id: str, password: PasswordHash, kind: UserKind) -> None:
+        set_on_broker(tenant_id, password, kind)
         monkeypatch.setattr(tree.administration, "ensure_user", set_on_broker)
         entered.set()
         gone.wait(DEADLINE)

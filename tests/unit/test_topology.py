@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import pytest
 
 from tenantry.broker.port import TenantTopology
 from tenantry.broker.topology import (
+    GROUP_BYTES,
+    GROUP_SECONDS,
     UNLIMITED_DELIVERIES,
+    counts_by_tenant,
     is_dead_letter_queue,
+    is_group_queue,
     owner,
     permissions,
     plan,
 )
 from tenantry.domain import names
+from tenantry.domain.names import UserKind
 
 ACME = TenantTopology(tenant_id="acme", topics=("events", "logs"), partitions=2)
 
@@ -119,3 +125,52 @@ def test_a_queues_owner_is_read_from_its_name(tenant_id: str) -> None:
 @pytest.mark.parametrize("name", ["", "events", "tenant_", "tenant_A_queue", "tenant_a_queue2"])
 def test_other_queues_have_no_owner(name: str) -> None:
     assert owner(name) is None
+
+
+def test_with_consumer_access_each_topic_has_a_queue_that_never_fills() -> None:
+    described = plan(replace(ACME, consumer_access=True), "quorum")
+    groups = {one.name: one.arguments for one in described.queues if is_group_queue(one.name)}
+    assert list(groups) == [
+        "tenant_acme_consumer.default",
+        "tenant_acme_consumer.events",
+        "tenant_acme_consumer.logs",
+    ]
+    for arguments in groups.values():
+        assert arguments == {
+            "x-queue-type": "quorum",
+            "x-max-length-bytes": GROUP_BYTES,
+            "x-message-ttl": GROUP_SECONDS * 1000,
+            "x-overflow": "drop-head",
+            "x-delivery-limit": UNLIMITED_DELIVERIES,
+        }
+    keys = [one.routing_key for one in described.bindings if one.queue.endswith("consumer.events")]
+    assert keys == ["events.0", "events", "events.1"]
+    assert all(not is_group_queue(one.name) for one in plan(ACME, "classic").queues)
+
+
+def test_what_waits_for_a_tenants_own_consumers_is_no_backlog() -> None:
+    counted = counts_by_tenant({"tenant_acme_queue": (1, 2), "tenant_acme_consumer.events": (4, 8)})
+    assert (counted["acme"].ready, counted["acme"].unsettled) == (1, 2)
+    assert owner("tenant_acme_consumer.events") == "acme"
+
+
+def test_a_user_that_consumes_reads_its_group_and_nothing_else() -> None:
+    allowed = permissions("acme", UserKind.CONSUMER)
+    for topic in ("default", "events", "a_b-c"):
+        assert re.search(allowed.read, names.group_queue_name("acme", topic))
+    for foreign in (
+        "",
+        "tenant_acme_queue",
+        "tenant_acme_stream",
+        "tenant_acme_stream.events.0",
+        "tenant_acme_dead_letters",
+        "tenant_acme_consumer",
+        "tenant_acme_consumer.",
+        "tenant_acme_consumer.events.0",
+        "tenant_acme_consumerxevents",
+        "xtenant_acme_consumer.events",
+        "tenant_acme-2_consumer.events",
+    ):
+        assert not re.search(allowed.read, foreign)
+        assert not re.search(allowed.write, foreign) or not foreign
+        assert not re.search(allowed.configure, foreign) or not foreign

@@ -34,12 +34,14 @@ from tenantry.domain import names
 from tenantry.domain.commands import (
     AddTopics,
     CreateTenant,
+    GrantConsumerAccess,
     GrantSqlAccess,
     OperatorCommand,
     PauseTenant,
     RequestDeletion,
     ResizeWorkers,
     ResumeTenant,
+    RevokeConsumerAccess,
     RevokeSqlAccess,
     RotateCredentials,
     TenantExistsError,
@@ -210,6 +212,34 @@ async def grant_sql_access(services: Injected, tenant_id: str, caller: Caller) -
 async def revoke_sql_access(services: Injected, tenant_id: str, caller: Caller) -> Response:
     """End the sessions of the tenant's database role, if it has one, and drop it."""
     await _execute(services, RevokeSqlAccess(tenant_id=checked_id(tenant_id)), caller)
+    return Response(status_code=204)
+
+
+@routes(
+    "POST /tenants/{tenant_id}/consumer-access",
+    "Let a tenant's own consumers read its topics",
+    TenantWithCredentials,
+    errors=_COMMAND_ERRORS,
+)
+async def grant_consumer_access(services: Injected, tenant_id: str, caller: Caller) -> Response:
+    """Give the tenant a broker user that reads copies of what is published from now on.
+
+    What is stored does not depend on it. A user it has already gets a new password. It is shown
+    this once.
+    """
+    return await _carry_out(services, GrantConsumerAccess(tenant_id=checked_id(tenant_id)), caller)
+
+
+@routes(
+    "DELETE /tenants/{tenant_id}/consumer-access",
+    "Revoke a tenant's consumer access",
+    None,
+    errors=_COMMAND_ERRORS,
+    status=204,
+)
+async def revoke_consumer_access(services: Injected, tenant_id: str, caller: Caller) -> Response:
+    """Delete the user that reads the tenant's topics, if there is one, and what waits for it."""
+    await _execute(services, RevokeConsumerAccess(tenant_id=checked_id(tenant_id)), caller)
     return Response(status_code=204)
 
 

@@ -146,6 +146,9 @@ class Tenant(Answer):
     incarnation: int = Field(
         description="Counts the tenants that have had this id, from 1.", examples=[1]
     )
+    consumer_access: bool = Field(
+        description="Whether it has a broker user that reads its topics.", examples=[False]
+    )
     created_at: Time = Field(examples=[EXAMPLE_TIME])
     updated_at: Time = Field(examples=[EXAMPLE_TIME])
     workers_current: int | None = Field(description="Workers running now.", examples=[3])

@@ -28,6 +28,7 @@ from tenantry.broker.iggy.topology import (
     producer_permissions,
 )
 from tenantry.broker.port import (
+    BrokerError,
     BrokerUnavailableError,
     Credentials,
     NotOursError,
@@ -35,6 +36,7 @@ from tenantry.broker.port import (
 )
 from tenantry.broker.survey import LOST_PASSWORD, Permissions, User
 from tenantry.domain import names
+from tenantry.domain.names import UserKind
 
 if TYPE_CHECKING:
     from apache_iggy import StreamDetails, UserInfoDetails
@@ -43,6 +45,8 @@ log = structlog.get_logger(__name__)
 
 OTHER: Final = Permissions("other", "other", "other")
 """What a user may do whose rights are not those that it was made with."""
+
+NO_CONSUMERS: Final = "tenants have no consumers of their own on Apache Iggy yet"
 
 
 class IggyUsers:
@@ -62,13 +66,27 @@ class IggyUsers:
         """Make the tenant's stream, where missing, with the mark that it is ours."""
         raise NotImplementedError
 
-    def check_owner(self, tenant_id: str, known: PasswordHash | None = None) -> None:
+    def check_owner(
+        self,
+        tenant_id: str,
+        known: PasswordHash | None = None,
+        kind: UserKind = UserKind.PRODUCER,
+    ) -> None:
         """See `Administration.check_owner`."""
+        if kind is UserKind.CONSUMER:
+            raise BrokerError(NO_CONSUMERS)
         with self.sessions.session() as session:
             self._ours(session, tenant_id, known)
 
-    def claim(self, tenant_id: str, known: PasswordHash | None = None) -> None:
+    def claim(
+        self,
+        tenant_id: str,
+        known: PasswordHash | None = None,
+        kind: UserKind = UserKind.PRODUCER,
+    ) -> None:
         """See `Administration.claim`."""
+        if kind is UserKind.CONSUMER:
+            raise BrokerError(NO_CONSUMERS)
         with self.sessions.session() as session:
             self._ours(session, tenant_id, known)
             self.ensure_stream(session, tenant_id)
@@ -76,20 +94,31 @@ class IggyUsers:
             if self._ours(session, tenant_id, known) is None:
                 self._make(session, producer_name(tenant_id), None, active=False)
 
-    def ensure_user(self, tenant_id: str, password: PasswordHash) -> None:
+    def ensure_user(
+        self, tenant_id: str, password: PasswordHash, kind: UserKind = UserKind.PRODUCER
+    ) -> None:
         """See `Administration.ensure_user`.
 
         A password that is not known any more can't be set: then nobody knows the user's, until its
         credentials are rotated.
         """
+        if kind is UserKind.CONSUMER:
+            raise BrokerError(NO_CONSUMERS)
         with self.sessions.session() as session:
             self._ours(session, tenant_id, password)
             stream = self.ensure_stream(session, tenant_id)
             self._ensure_producer(session, tenant_id, password, stream.id)
             self._ensure_consumer(session, tenant_id, stream.id)
 
-    def remove_user(self, tenant_id: str, known: PasswordHash | None = None) -> None:
+    def remove_user(
+        self,
+        tenant_id: str,
+        known: PasswordHash | None = None,
+        kind: UserKind = UserKind.PRODUCER,
+    ) -> None:
         """See `Administration.remove_user`."""
+        if kind is UserKind.CONSUMER:
+            return
         with self.sessions.session() as session:
             try:
                 self._ours(session, tenant_id, known)
@@ -108,13 +137,22 @@ class IggyUsers:
                 self._delete(session, name)
         self._passwords.remove(tenant_id)
 
-    def end_sessions(self, tenant_id: str) -> None:
+    def remove_group(self, tenant_id: str) -> None:
+        """See `Administration.remove_group`: there is none."""
+
+    def end_sessions(self, tenant_id: str, kind: UserKind = UserKind.PRODUCER) -> None:
         """See `Administration.end_sessions`: nothing is left of a user that is no more."""
+        if kind is UserKind.CONSUMER:
+            return
         with self.sessions.session() as session:
             self._delete(session, former_name(tenant_id))
 
-    def new_credentials(self, tenant_id: str) -> tuple[Credentials, PasswordHash]:
+    def new_credentials(
+        self, tenant_id: str, kind: UserKind = UserKind.PRODUCER
+    ) -> tuple[Credentials, PasswordHash]:
         """Generate a password and a hash to know it by; nothing changes on the server."""
+        if kind is UserKind.CONSUMER:
+            raise BrokerError(NO_CONSUMERS)
         password, value = self._passwords.generate()
         name = producer_name(tenant_id)
         url = self.sessions.access.url_for(name, password)

@@ -28,12 +28,15 @@ from tenantry.database.failures import PortErrors, one_line
 from tenantry.database.locks import insist
 from tenantry.database.pool import Connection, Database
 from tenantry.domain import names
+from tenantry.domain.names import UserKind
 from tenantry.sql import queries
 
 log = structlog.get_logger(__name__)
 
 OLDEST_SERVER: Final = 140_000
 TRIES: Final = 5
+
+NO_CONSUMERS: Final = "tenants have no consumers of their own on the embedded broker yet"
 
 
 class PostgresAdministration:
@@ -92,13 +95,27 @@ class PostgresAdministration:
             ).fetchone()
         return 0 if row is None else int(row[0])
 
-    def check_owner(self, tenant_id: str, known: PasswordHash | None = None) -> None:
+    def check_owner(
+        self,
+        tenant_id: str,
+        known: PasswordHash | None = None,
+        kind: UserKind = UserKind.PRODUCER,
+    ) -> None:
         """Raise `NotOursError` where the name of the tenant's role is taken by another."""
+        if kind is UserKind.CONSUMER:
+            raise BrokerError(NO_CONSUMERS)
         with self._connection() as connection:
             self._ours(connection, tenant_id, known)
 
-    def claim(self, tenant_id: str, known: PasswordHash | None = None) -> None:
+    def claim(
+        self,
+        tenant_id: str,
+        known: PasswordHash | None = None,
+        kind: UserKind = UserKind.PRODUCER,
+    ) -> None:
         """Make sure that the tenant's role is ours, and that there is one."""
+        if kind is UserKind.CONSUMER:
+            raise BrokerError(NO_CONSUMERS)
         with self._roles() as connection:
             if self._ours(connection, tenant_id, known) is not None:
                 return
@@ -109,8 +126,12 @@ class PostgresAdministration:
                 # Another database's daemon has been faster. Its role is seen once it commits.
                 self._ours(connection, tenant_id, known)
 
-    def ensure_user(self, tenant_id: str, password: PasswordHash) -> None:
+    def ensure_user(
+        self, tenant_id: str, password: PasswordHash, kind: UserKind = UserKind.PRODUCER
+    ) -> None:
         """Make the tenant's role with this password and its rights."""
+        if kind is UserKind.CONSUMER:
+            raise BrokerError(NO_CONSUMERS)
         with self._roles() as connection:
             self._ours(connection, tenant_id, password)
             users.ensure_group(connection)
@@ -118,12 +139,19 @@ class PostgresAdministration:
             make = partial(users.ensure_user, connection, name, password, self._installation)
             insist(connection, name, make)
 
-    def remove_user(self, tenant_id: str, known: PasswordHash | None = None) -> None:
+    def remove_user(
+        self,
+        tenant_id: str,
+        known: PasswordHash | None = None,
+        kind: UserKind = UserKind.PRODUCER,
+    ) -> None:
         """End all publishing for the tenant, and drop its role, unless that is another's.
 
         A session that publishes for it in an open transaction may end that within some seconds;
         then it is ended. So nothing is committed to a queue that is no more.
         """
+        if kind is UserKind.CONSUMER:
+            return
         name = names.username(tenant_id)
         ours = True
         with self._roles() as connection:
@@ -140,13 +168,22 @@ class PostgresAdministration:
             with self._roles() as connection:
                 insist(connection, name, partial(users.remove_user, connection, name))
 
-    def end_sessions(self, tenant_id: str) -> None:
+    def remove_group(self, tenant_id: str) -> None:
+        """See `Administration.remove_group`: there is none."""
+
+    def end_sessions(self, tenant_id: str, kind: UserKind = UserKind.PRODUCER) -> None:
         """End the sessions of the tenant's role."""
+        if kind is UserKind.CONSUMER:
+            return
         with self._connection() as connection:
             users.end_sessions(connection, names.username(tenant_id))
 
-    def new_credentials(self, tenant_id: str) -> tuple[Credentials, PasswordHash]:
+    def new_credentials(
+        self, tenant_id: str, kind: UserKind = UserKind.PRODUCER
+    ) -> tuple[Credentials, PasswordHash]:
         """Generate a password and the hash that stands for it; nothing changes yet."""
+        if kind is UserKind.CONSUMER:
+            raise BrokerError(NO_CONSUMERS)
         password = secrets.token_urlsafe(32)
         name = names.username(tenant_id)
         credentials = Credentials(

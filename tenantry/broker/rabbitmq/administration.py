@@ -46,6 +46,7 @@ from tenantry.broker.rabbitmq.tls import problem as tls_problem
 from tenantry.broker.rabbitmq.users import RabbitUsers
 from tenantry.broker.survey import Survey
 from tenantry.domain import names
+from tenantry.domain.names import UserKind
 from tenantry.urls import amqp_url
 
 log = structlog.get_logger(__name__)
@@ -162,13 +163,27 @@ class RabbitAdministration(RabbitUsers):
             channel.exchange_delete(names.exchange_name(tenant_id))
             for queue in owned:
                 with _naming("queue", queue):
-                    dropped += channel.queue_delete(queue).method.message_count
+                    held = channel.queue_delete(queue).method.message_count
+                dropped += 0 if layout.is_group_queue(queue) else held
         return dropped
 
-    def new_credentials(self, tenant_id: str) -> tuple[Credentials, PasswordHash]:
+    def remove_group(self, tenant_id: str) -> None:
+        """See `Administration.remove_group`."""
+        pattern = f"^{re.escape(names.group_queue_name(tenant_id, ''))}"
+        owned = [one for one in self.management.queues(pattern) if layout.is_group_queue(one)]
+        if not owned:
+            return
+        with self._channel() as channel:
+            for queue in owned:
+                with _naming("queue", queue):
+                    channel.queue_delete(queue)
+
+    def new_credentials(
+        self, tenant_id: str, kind: UserKind = UserKind.PRODUCER
+    ) -> tuple[Credentials, PasswordHash]:
         """Generate a password and the hash that stands for it; nothing changes on the broker."""
         password = secrets.token_urlsafe(32)
-        name = names.username(tenant_id)
+        name = names.username(tenant_id, kind)
         url = amqp_url(
             scheme=self._scheme,
             user=name,

@@ -19,6 +19,7 @@ from tenantry.broker.port import BrokerError, NotOursError, PasswordHash
 from tenantry.broker.rabbitmq.management import ManagementClient
 from tenantry.broker.survey import Permissions, User
 from tenantry.domain import names
+from tenantry.domain.names import UserKind
 
 log = structlog.get_logger(__name__)
 
@@ -51,22 +52,35 @@ class RabbitUsers:
         """The tag of our users."""
         return mark_of(self._installation)
 
-    def check_owner(self, tenant_id: str, known: PasswordHash | None = None) -> None:
+    def check_owner(
+        self,
+        tenant_id: str,
+        known: PasswordHash | None = None,
+        kind: UserKind = UserKind.PRODUCER,
+    ) -> None:
         """See `Administration.check_owner`."""
-        self._ours(tenant_id, known)
+        self._ours(names.username(tenant_id, kind), known)
 
-    def claim(self, tenant_id: str, known: PasswordHash | None = None) -> None:
+    def claim(
+        self,
+        tenant_id: str,
+        known: PasswordHash | None = None,
+        kind: UserKind = UserKind.PRODUCER,
+    ) -> None:
         """See `Administration.claim`."""
+        name = names.username(tenant_id, kind)
         with self._alone(tenant_id):
-            if self._ours(tenant_id, known) is None:
-                self.management.put_user(names.username(tenant_id), NO_PASSWORD, tags=[self.mark])
-                self._ours(tenant_id, None)
+            if self._ours(name, known) is None:
+                self.management.put_user(name, NO_PASSWORD, tags=[self.mark])
+                self._ours(name, None)
 
-    def ensure_user(self, tenant_id: str, password: PasswordHash) -> None:
+    def ensure_user(
+        self, tenant_id: str, password: PasswordHash, kind: UserKind = UserKind.PRODUCER
+    ) -> None:
         """See `Administration.ensure_user`."""
-        name = names.username(tenant_id)
-        wanted = layout.permissions(tenant_id)
-        user = self._ours(tenant_id, password)
+        name = names.username(tenant_id, kind)
+        wanted = layout.permissions(tenant_id, kind)
+        user = self._ours(name, password)
         if user is None or user.password_hash != password.value or not self._marked(user):
             self.management.put_user(name, password.value, tags=[self.mark])
         if user is not None and user.permissions == wanted:
@@ -74,13 +88,18 @@ class RabbitUsers:
         self.management.put_permissions(name, **wanted._asdict())
         if user is None or user.permissions is None:
             new = user is None or user.password_hash == NO_PASSWORD
-            self._see_that_it_is_ours_alone(tenant_id, new=new)
+            self._see_that_it_is_ours_alone(name, new=new)
 
-    def remove_user(self, tenant_id: str, known: PasswordHash | None = None) -> None:
+    def remove_user(
+        self,
+        tenant_id: str,
+        known: PasswordHash | None = None,
+        kind: UserKind = UserKind.PRODUCER,
+    ) -> None:
         """See `Administration.remove_user`."""
-        name = names.username(tenant_id)
+        name = names.username(tenant_id, kind)
         try:
-            user = self._ours(tenant_id, known)
+            user = self._ours(name, known)
         except NotOursError as error:
             log.warning("broker.user_left_to_another", user=name, reason=str(error))
             return
@@ -90,9 +109,9 @@ class RabbitUsers:
         self.management.delete_user(name)
         self._close(name, "the tenant was deleted")
 
-    def end_sessions(self, tenant_id: str) -> None:
+    def end_sessions(self, tenant_id: str, kind: UserKind = UserKind.PRODUCER) -> None:
         """See `Administration.end_sessions`."""
-        self._close(names.username(tenant_id), "the password was changed")
+        self._close(names.username(tenant_id, kind), "the password was changed")
 
     def close_late(self) -> None:
         """Close what could not be closed before; where one still can't be, the rest wait, too."""
@@ -125,9 +144,8 @@ class RabbitUsers:
             elsewhere=tuple(f"virtual host {one!r}" for one in sorted(rights) if one != ours),
         )
 
-    def _ours(self, tenant_id: str, known: PasswordHash | None) -> User | None:
-        """Give the tenant's user, if there is one. Raises `NotOursError`."""
-        name = names.username(tenant_id)
+    def _ours(self, name: str, known: PasswordHash | None) -> User | None:
+        """Give a tenant's user, if there is one. Raises `NotOursError`."""
         user = self.find(name)
         whose = None if user is None else stranger(user, self._installation, known)
         if user is not None and whose is not None:
@@ -137,14 +155,13 @@ class RabbitUsers:
     def _marked(self, user: User) -> bool:
         return user.marks == {self._installation} and not user.tags
 
-    def _see_that_it_is_ours_alone(self, tenant_id: str, *, new: bool) -> None:
+    def _see_that_it_is_ours_alone(self, name: str, *, new: bool) -> None:
         """Find out whether another has made the same user at the same moment; undo it, if so.
 
         Whichever of two looks last sees what the other has put: rights, or its mark.
         """
-        name = names.username(tenant_id)
         try:
-            user = self._ours(tenant_id, None)
+            user = self._ours(name, None)
         except NotOursError:
             self.management.delete_permissions(name)
             raise

@@ -1,0 +1,132 @@
+"""The command that reads as many tenants at once."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from tenantry.cli import output
+from tenantry.cli.client import ControlClient
+from tenantry.cli.options import broker_tls, example, with_client
+from tenantry.cli.output import FAILED, CommandError
+from tenantry.cli.producing import address_options, addresses, log_quietly
+
+if TYPE_CHECKING:
+    from tenantry.consumer.run import ConsumeResult
+
+_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
+
+
+@click.command(epilog=example("tenantry consume --follow --tenants 5 --consumers 2"))
+@with_client
+@click.option("--tenants", type=click.IntRange(1, 10_000), default=3, show_default=True,
+              envvar="TENANTS_COUNT", show_envvar=True, help="Tenants.")  # fmt: skip
+@click.option("--consumers", type=click.IntRange(1, 100), default=1, show_default=True,
+              envvar="CONSUMERS_COUNT", show_envvar=True,
+              help="Consumers per tenant and topic.")  # fmt: skip
+@click.option("--partitions", type=click.IntRange(1, 64), default=3, show_default=True,
+              envvar="PARTITIONS_COUNT", show_envvar=True,
+              help="Partitions per topic of a tenant that is created.")  # fmt: skip
+@click.option("--ensure-access/--no-ensure-access", default=True, show_default=True,
+              envvar="ENSURE_ACCESS", show_envvar=True,
+              help="Prove that each tenant reads its own stream and no other.")  # fmt: skip
+@click.option("--messages-per-batch", type=click.IntRange(1, 10_000), default=10,
+              show_default=True, help="Messages per batch, at most.")  # fmt: skip
+@click.option("--follow", "-f", is_flag=True,
+              help="Go on with what comes, until SIGINT (Ctrl-C) or SIGTERM.")  # fmt: skip
+@address_options
+def consume(
+    client: ControlClient,
+    *,
+    as_json: bool,
+    tenants: int,
+    consumers: int,
+    partitions: int,
+    ensure_access: bool,
+    messages_per_batch: int,
+    follow: bool,
+    amqp_address: str | None,
+    iggy_address: str | None,
+) -> None:
+    """Read as many tenants at once, each its own topics, and count.
+
+    Each tenant has a user that only reads, and copies of its own to read: nothing is taken from
+    the daemon. They are kept from the first run on, a day and 64 MiB a topic at most. Tenants 1,
+    2, ... are created where they don't exist; the reading user of an existing one gets a new
+    password, which ends another run for it. A batch is committed once it is told; what was not
+    committed comes again.
+
+    Without --follow it ends when nothing waits any more: on RabbitMQ, when the queue of each topic
+    is empty. With --json the lines go to stderr. Exits with 1 if a consumer gave up or a tenant
+    reaches another's objects.
+    """
+    from tenantry.consumer.run import AT_ONCE, TOPICS, ConsumerOptions
+    from tenantry.consumer.run import consume as run
+    from tenantry.tenant_client.access import ProducerError
+
+    log_quietly()
+    if follow and tenants * consumers * len(TOPICS) > AT_ONCE:
+        raise click.UsageError(
+            f"--follow keeps all consumers running: tenants x consumers x {len(TOPICS)} topics"
+            f" (TENANTS_COUNT, CONSUMERS_COUNT) must be {AT_ONCE} at most"
+        )
+    options = ConsumerOptions(
+        tenants=tenants,
+        consumers=consumers,
+        partitions=partitions,
+        ensure_access=ensure_access,
+        batch_size=messages_per_batch,
+        follow=follow,
+        addresses=addresses(amqp_address, iggy_address),
+        tls=broker_tls(),
+    )
+    stop = threading.Event()
+    try:
+        with _stopped_by_signals(stop):
+            say = output.notice if as_json else click.echo
+            result = run(options, client, say=say, stop=stop)
+    except ProducerError as error:
+        raise CommandError(str(error)) from error
+    if as_json:
+        output.print_json(result_document(result))
+    if not result.succeeded:
+        raise click.exceptions.Exit(FAILED)
+
+
+def result_document(result: ConsumeResult) -> dict[str, Any]:
+    """Put a run's result into a document."""
+    return {
+        "tenants": {
+            tenant_id: {"received": one.received, "failed": one.failed}
+            for tenant_id, one in result.tallies.items()
+        },
+        "received": result.total.received,
+        "failed": result.total.failed,
+        "isolated": None if result.isolation is None else result.isolation.holds,
+    }
+
+
+@contextmanager
+def _stopped_by_signals(stop: threading.Event) -> Iterator[None]:
+    """Have the first signal end the run after the batches at hand, and a second one at once."""
+    former = {one: signal.getsignal(one) for one in _SIGNALS}
+
+    def restore() -> None:
+        for one, handler in former.items():
+            signal.signal(one, handler)
+
+    def ending(_number: int, _frame: object) -> None:
+        restore()
+        stop.set()
+
+    for one in _SIGNALS:
+        signal.signal(one, ending)
+    try:
+        yield
+    finally:
+        restore()

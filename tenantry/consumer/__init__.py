@@ -1,0 +1,1 @@
+"""The multi-tenant consumer: tenants that read their own topics as themselves, and count."""

@@ -1,0 +1,68 @@
+"""A tenant's own consumers: what each kind of broker's reader promises, which a URL needs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from tenantry.broker.rabbitmq.tls import SYSTEMS, Tls
+from tenantry.domain import names
+from tenantry.tenant_client.amqp import TenantClientError
+from tenantry.tenant_client.amqp_reading import AmqpReader
+from tenantry.tenant_client.connecting import Kind, kind_of
+
+
+class TopicReader(Protocol):
+    """A consumer of one topic, among others of its group. Belongs to the thread that opened it.
+
+    What was received and not committed comes again, to this one or another, once this one is
+    closed or lost.
+    """
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it can be used; once lost it stays so until the next `open`."""
+
+    def open(self) -> None:
+        """Connect, log in and begin to consume. Raises `TenantClientError`."""
+
+    def close(self) -> None:
+        """Leave the group and free the connection; harmless twice, and before `open`."""
+
+    def receive(self, most: int, seconds: float) -> Sequence[bytes]:
+        """Give the bodies of up to `most` further messages, those that come within `seconds`.
+
+        Raises `TenantClientError`.
+        """
+
+    def commit(self) -> None:
+        """Settle all that was received: none of it comes again. Raises `TenantClientError`."""
+
+    def at_end(self) -> bool:
+        """Whether nothing waits for the group any more. Raises `TenantClientError`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """What a reader reads: a topic of a tenant, at the broker that `url` leads to."""
+
+    url: str
+    tenant_id: str
+    topic: str
+    name: str
+    prefetch: int
+    tls: Tls = SYSTEMS
+
+
+def reader_for(reading: Reading) -> TopicReader:
+    """Make the reader that a URL needs; nothing is connected. Raises `TenantClientError`."""
+    if kind_of(reading.url) is Kind.AMQP:
+        return AmqpReader(
+            reading.url,
+            queue=names.group_queue_name(reading.tenant_id, reading.topic),
+            name=reading.name,
+            prefetch=reading.prefetch,
+            tls=reading.tls,
+        )
+    raise TenantClientError("tenants have no consumers of their own on this broker yet")

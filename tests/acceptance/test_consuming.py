@@ -1,0 +1,180 @@
+"""The consumer, as a newcomer runs it beside producer and daemon, and the access it stands on."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pika
+import psycopg
+import pytest
+from pika.exceptions import AMQPConnectionError
+
+from tests.acceptance.program import Program, Tenant
+from tests.acceptance.test_metrics import publish
+from tests.acceptance.test_producing import settled
+from tests.waiting import DEADLINE, eventually
+
+SMALL = ("--tenants", "2", "--partitions", "2")
+SENDING = (*SMALL, "--producers", "1", "--message-batches-limit", "2")
+
+
+@pytest.fixture
+def both(running: Program) -> Iterator[Program]:
+    """A daemon whose tenants 1 and 2 are gone at the end: their names are not a test's own."""
+    yield running
+    for tenant_id in ("1", "2"):
+        running.call("DELETE", f"/tenants/{tenant_id}")
+
+
+def received(program: Program, *arguments: str) -> int:
+    ended = program.cli("consume", *SMALL, "--json", *arguments)
+    assert ended.code == 0, ended.stderr
+    assert ended.json["failed"] == 0
+    assert ended.json["isolated"] in {True, None}
+    count: int = ended.json["received"]
+    return count
+
+
+def test_what_is_published_is_stored_by_the_daemon_and_read_by_its_tenants(both: Program) -> None:
+    assert received(both) == 0
+    assert both.cli("produce", *SENDING).code == 0
+    ended = both.cli("consume", *SMALL)
+    assert ended.code == 0, ended.stderr
+    lines = ended.stdout.splitlines()
+    for tenant, other in (("1", "2"), ("2", "1")):
+        user, stream = f"tenant_{tenant}_consumer", f"tenant_{tenant}_stream"
+        found = f"Found user: {user} with ID: {tenant}, with permissions for stream: {stream}"
+        assert found in lines
+        assert f"Ensured access to stream: tenant_{tenant}_stream" in lines
+        assert f"Ensured no access to stream: tenant_{other}_stream" in lines
+        for topic in ("events", "logs", "notifications"):
+            line = (
+                f"Received: 10 message(s) by tenant: {tenant}, consumer: 1,"
+                f" from: tenant_{tenant}_stream -> {topic}"
+            )
+            assert lines.count(line) == 2
+        eventually(lambda one=tenant: settled(both, one) == 60, what="60 messages")
+    assert lines[-1] == "Total: received: 120, failed: 0"
+    assert received(both, "--no-ensure-access") == 0
+    bad = both.cli("consume", CONSUMERS_COUNT="none")
+    assert bad.code == 2
+    assert "CONSUMERS_COUNT" in bad.stderr.splitlines()[-1]
+    many = both.cli("consume", "--follow", TENANTS_COUNT="50")
+    assert many.code == 2
+    assert "TENANTS_COUNT" in many.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_it_with_what_is_handled_committed(
+    both: Program, tmp_path: Path, number: int
+) -> None:
+    assert received(both) == 0
+    out = tmp_path / "out"
+    with out.open("wb") as stream:
+        follower = subprocess.Popen(
+            [sys.executable, "-m", "tenantry", "consume", *SMALL, "--follow"],
+            env=both.environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=stream,
+            stderr=subprocess.STDOUT,
+        )
+    try:
+        eventually(lambda: "--- Starting" in out.read_text())
+        assert both.cli("produce", *SENDING, "--no-ensure-access").code == 0
+        eventually(lambda: out.read_text().count("Received: ") > 3)
+        follower.send_signal(number)
+        assert follower.wait(DEADLINE) == 0
+    finally:
+        follower.kill()
+        follower.wait()
+    *_, total = out.read_text().splitlines()
+    before = int(total.removeprefix("Total: received: ").removesuffix(", failed: 0"))
+    assert 0 < before <= 120
+    assert before + received(both) == 120
+
+
+def granted(program: Program, tenant: Tenant) -> str:
+    answer = program.call("POST", f"/tenants/{tenant.id}/consumer-access")
+    assert answer.status_code == 200, answer.text
+    shown = answer.json()
+    assert shown["consumer_access"] is True
+    assert shown["credentials"]["username"] == f"tenant_{tenant.id}_consumer"
+    url: str = shown["credentials"]["amqp_url"]
+    return url
+
+
+def lets_in(url: str) -> bool:
+    try:
+        pika.BlockingConnection(pika.URLParameters(url)).close()
+    except AMQPConnectionError:
+        return False
+    return True
+
+
+def group(tenant: Tenant, topic: str) -> str:
+    return f"tenant_{tenant.id}_consumer.{topic}"
+
+
+def there(program: Program, queue: str) -> bool:
+    path = f"/queues/{program.host.vhost}/{queue}"
+    return program.management.get(path).status_code == 200
+
+
+def test_access_is_granted_renewed_repaired_revoked_and_gone_with_its_tenant(
+    program: Program,
+) -> None:
+    program.start(TENANTRY_RECONCILE_EVERY_SECONDS="1")
+    tenant = program.create(topics=["events"])
+    first = granted(program, tenant)
+    publish(tenant, "1", "2")
+    eventually(lambda: program.ready_messages(group(tenant, "default")) == 2)
+    eventually(lambda: program.runtime(tenant)["stored"] == 2)
+    # What waits for its own consumers is no backlog of the daemon's, and nothing that is missing.
+    eventually(lambda: program.get(f"/tenants/{tenant.id}")["messages_pending"] == 0)
+    assert program.cli("audit", tenant.id).code == 0
+
+    renewed = program.cli("tenant", "consumer-access", tenant.id)
+    assert renewed.code == 0
+    assert "The password is shown this once" in renewed.stderr
+    assert not lets_in(first)
+    second = granted(program, tenant)
+    assert lets_in(second)
+
+    program.management.delete(f"/users/tenant_{tenant.id}_consumer").raise_for_status()
+    eventually(lambda: lets_in(second))
+    with program.connect_admin() as connection:
+        connection.channel().queue_delete(group(tenant, "events"))
+    eventually(lambda: there(program, group(tenant, "events")))
+
+    assert program.cli("tenant", "consumer-access", tenant.id, "--revoke").code == 0
+    assert not lets_in(second)
+    assert not there(program, group(tenant, "events"))
+    assert program.get(f"/tenants/{tenant.id}")["consumer_access"] is False
+
+    third = granted(program, tenant)
+    assert program.call("DELETE", f"/tenants/{tenant.id}").status_code == 204
+    assert not lets_in(third)
+    assert not there(program, group(tenant, "default"))
+    body = {"name": "again", "id": tenant.id}
+    assert program.call("POST", "/tenants", body).status_code == 201
+    assert program.get(f"/tenants/{tenant.id}")["consumer_access"] is False
+    assert not lets_in(third)
+
+    types = [one["type"] for one in program.get("/events?limit=500")["data"]]
+    assert types.count("ConsumerAccessGranted") == 4
+    assert types.count("ConsumerAccessRevoked") == 1
+    with psycopg.connect(program.database_url) as connection:
+        kept = connection.execute(
+            "SELECT (SELECT string_agg(data::text, '') FROM tenantry.events),"
+            " (SELECT string_agg(c::text, '') FROM tenantry.consumer_credentials AS c)"
+        ).fetchone()
+    for url in (first, second, third):
+        password = url.split(":")[2].split("@")[0]
+        assert password not in program.stderr
+        assert password not in str(kept)
+    assert kept is not None
+    assert kept[1] is None, "the deleted tenant's hash is gone"
