@@ -120,7 +120,7 @@ def database(database_url: str) -> Iterator[Database]:
     opened = Database(database_url)
     opened.open(DEADLINE)
     # A pool makes its first connection beside its caller, who then waits for it a few seconds only.
-    with opened.connection(DEADLINE):
-        pass
+    assert opened._pool is not None
+    opened._pool.wait(DEADLINE)
     yield opened
     opened.close()
