@@ -57,6 +57,10 @@ MARGIN: Final = 5.0
 """Seconds beyond the server's own limit of a statement after which its word is not waited for."""
 
 
+class GivenUpError(psycopg.OperationalError):
+    """The server's word has been waited for, for long; it will not come on another connection."""
+
+
 class Silence:
     """Tells whether a server is silent; one look at a time, shared by all. From any thread."""
 
@@ -95,7 +99,7 @@ def bounded(
 ) -> Generator[Any, Any, Any]:
     """Go along with psycopg's waiting, step by step, and end it at a silent server.
 
-    Raises `psycopg.OperationalError` then, after `give_up`, and also where the answer takes
+    Raises `GivenUpError` then, after `give_up`, and also where the answer takes
     `longest` seconds, if that is not None. The outcome of the statement is unknown.
     """
     began = asked = time.monotonic()
@@ -118,7 +122,7 @@ def bounded(
 
 def _end(
     steps: Generator[Any, Any, Any], give_up: Callable[[], None], problem: str
-) -> psycopg.OperationalError:
+) -> GivenUpError:
     steps.close()
     give_up()
-    return psycopg.OperationalError(f"{problem}: the connection was given up")
+    return GivenUpError(f"{problem}: the connection was given up")

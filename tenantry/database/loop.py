@@ -26,6 +26,9 @@ LONGEST: Final = 35.0
 IDLE: Final = 60.0
 """Seconds after which a connection that nobody has used is closed."""
 
+ENDED: Final = (errors.AdminShutdown, errors.CrashShutdown)
+"""What a server says to the client of a connection that it ends."""
+
 Row: TypeAlias = list[bytes | None]
 
 
@@ -87,9 +90,11 @@ class LoopQueries:
     async def _ask(self, link: _Link, query: bytes, parameters: Sequence[bytes | None]) -> Row:
         try:
             row = await link.row(query, parameters)
-        except errors.OperationalError:
+        except errors.OperationalError as error:
             # Cancelled, out of time, shutting down: whatever it is, the next one begins afresh.
             link.close()
+            if isinstance(error, ENDED):
+                raise _LostError(str(error)) from error
             raise
         except psycopg.Error:
             self._idle.append(link)

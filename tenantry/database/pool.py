@@ -6,9 +6,9 @@ import logging
 import random
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, TypeAlias, TypeVar
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
@@ -25,10 +25,11 @@ from tenantry.database.failures import (
     place,
     unavailable,
 )
-from tenantry.database.liveness import has_died
+from tenantry.database.liveness import GivenUpError, has_died
 from tenantry.database.sessions import LOCK_TIMEOUT, Sessions
 
 Connection: TypeAlias = psycopg.Connection[TupleRow]
+T = TypeVar("T")
 
 ACQUIRE_TIMEOUT: Final = 5.0
 """Seconds a caller waits for a free connection."""
@@ -209,6 +210,39 @@ class Database:
             raise
 
     @contextmanager
+    def transaction(self, timeout: float | None = None) -> Iterator[Connection]:
+        """Lend a connection in a transaction; as `connection`, but for one thing.
+
+        Where the server ends the connection as it is lent, before the transaction has begun, the
+        caller gets another, once.
+        """
+        lent: Connection | None = None
+        begun = False
+        try:
+            with self.connection(timeout) as lent, lent.transaction():
+                begun = True
+                yield lent
+        except DatabaseUnavailableError as error:
+            if begun or not _has_ended(lent, error):
+                raise
+        else:
+            return
+        with self.connection(timeout) as lent, lent.transaction():
+            yield lent
+
+    def read(self, work: Callable[[Connection], T]) -> T:
+        """Do work that may be done twice, as reading is: where its connection dies, on another."""
+        lent: Connection | None = None
+        try:
+            with self.connection() as lent:
+                return work(lent)
+        except DatabaseUnavailableError as error:
+            if not _has_ended(lent, error):
+                raise
+        with self.connection() as lent:
+            return work(lent)
+
+    @contextmanager
     def _lent(
         self, pool: ConnectionPool[Connection], timeout: float | None
     ) -> Iterator[Connection]:
@@ -298,6 +332,11 @@ class Database:
             log.warning("%s", failure)
         elif failure is None and before is not None:
             log.info("connected to %s again", self._where)
+
+
+def _has_ended(lent: Connection | None, error: DatabaseUnavailableError) -> bool:
+    """Tell whether the server has ended a connection that was lent; it need not be away."""
+    return lent is not None and lent.closed and not isinstance(error.__cause__, GivenUpError)
 
 
 def _again(failure: DatabaseUnavailableError) -> DatabaseUnavailableError:

@@ -112,12 +112,13 @@ class PostgresDeadLetterIndex:
         parameters = _selected(which) | {
             "tenant": tenant_id, "after": after, "limit": limit + 1, "bytes": PAGE_BYTES
         }  # fmt: skip
-        with (
-            self._errors,
-            self._database.connection() as connection,
-            connection.cursor(row_factory=dict_row) as cursor,
-        ):
-            rows = cursor.execute(self._sql["page"], parameters).fetchall()
+
+        def read(connection: Connection) -> list[dict[str, Any]]:
+            cursor = connection.cursor(row_factory=dict_row)
+            return cursor.execute(self._sql["page"], parameters).fetchall()
+
+        with self._errors:
+            rows = self._database.read(read)
         there = rows[0]["candidates"] if rows else 0
         found = rows[:limit]
         for row in found:
@@ -159,7 +160,7 @@ class PostgresDeadLetterIndex:
         """Match messages with the rows there are, alone, and write what comes of it."""
         fingerprints, ids = keys(messages)
         given = {"tenant": tenant_id, "fingerprints": fingerprints, "ids": ids}
-        with self._errors, self._database.connection() as connection, connection.transaction():
+        with self._errors, self._database.transaction() as connection:
             (_, now) = connection.execute(self._sql["lock"], given).fetchone() or (None, None)
             if browse is None:
                 connection.execute(self._sql["attempts_over"], given)
@@ -192,13 +193,16 @@ class PostgresDeadLetterIndex:
         other: both change dead letters, and the tenant's totals.
         """
         given["tenant"] = tenant_id
-        with self._errors, self._database.connection() as connection, connection.transaction():
+        with self._errors, self._database.transaction() as connection:
             connection.execute(self._sql["lock"], given)
             return [connection.execute(self._sql[query], given).rowcount for query in queries]
 
     def _fetch(self, query: str, **parameters: object) -> list[Any]:
-        with self._errors, self._database.connection() as connection:
+        def read(connection: Connection) -> list[Any]:
             return connection.execute(self._sql[query], parameters).fetchall()
+
+        with self._errors:
+            return self._database.read(read)
 
 
 def _row(columns: dict[str, Any]) -> Row:

@@ -39,7 +39,7 @@ class PostgresProbes:
     def probe(self, tenant_id: str) -> Iterator[SqlCredentials]:
         """See `DatabaseProbes.probe`."""
         role, password = f"tenantry_probe_{secrets.token_hex(8)}", secrets.token_urlsafe(32)
-        with self._errors, self._database.connection() as connection, connection.transaction():
+        with self._errors, self._database.transaction() as connection:
             connection.execute(self._sql["lock_roles"])
             parameters = {
                 "role": role,

@@ -10,6 +10,8 @@ from datetime import UTC
 from typing import Any, Final, Protocol
 from uuid import UUID, uuid4
 
+from psycopg.rows import TupleRow
+
 from tenantry import failpoints
 from tenantry.database.failures import UNFIT, PortErrors
 from tenantry.database.pool import Connection, Database
@@ -145,11 +147,10 @@ class PostgresEventStore:
 
     def load_snapshot(self, stream: str) -> Snapshot | None:
         """See `EventStore.load_snapshot`."""
-        with journal_connection(self._database) as connection:
-            row = connection.execute(self._sql["load_snapshot"], {"stream": stream}).fetchone()
-        if row is None:
+        rows = journal_rows(self._database, self._sql["load_snapshot"], {"stream": stream})
+        if not rows:
             return None
-        version, schema_version, data = row
+        version, schema_version, data = rows[0]
         return Snapshot(stream=stream, version=version, schema_version=schema_version, data=data)
 
     def wait_for_events(self, after: int, timeout: float) -> bool:
@@ -158,10 +159,8 @@ class PostgresEventStore:
         while True:
             if self._appends.wait(after, 0):
                 return True
-            with journal_connection(self._database) as connection:
-                row = connection.execute(self._sql["head"]).fetchone()
-            if row is not None:
-                self._appends.notify(row[0])
+            for (position,) in journal_rows(self._database, self._sql["head"]):
+                self._appends.notify(position)
             left = deadline - time.monotonic()
             listening = self._listener is not None and self._listener.connected
             if self._appends.wait(after, min(left, POLL_BESIDE_LISTENER if listening else POLL)):
@@ -194,8 +193,7 @@ class PostgresEventStore:
         ]
 
     def _read(self, query: str, **parameters: object) -> list[RecordedEvent]:
-        with journal_connection(self._database) as connection:
-            rows = connection.execute(self._sql[query], parameters).fetchall()
+        rows = journal_rows(self._database, self._sql[query], parameters)
         return [recorded_event(row) for row in rows]
 
 
@@ -219,8 +217,17 @@ def recorded_event(row: tuple[Any, ...]) -> RecordedEvent:
 @contextmanager
 def journal_connection(database: Database) -> Iterator[Connection]:
     """Lend a connection; the database's failures become the journal's."""
-    errors = PortErrors(
-        JournalUnavailableError, JournalError, where=database.where, waited_for=UNFIT
-    )
-    with errors, database.connection() as connection:
+    with _errors(database), database.connection() as connection:
         yield connection
+
+
+def journal_rows(
+    database: Database, query: bytes, parameters: Mapping[str, object] | None = None
+) -> list[TupleRow]:
+    """Read; the database's failures become the journal's."""
+    with _errors(database):
+        return database.read(lambda one: one.execute(query, parameters).fetchall())
+
+
+def _errors(database: Database) -> PortErrors:
+    return PortErrors(JournalUnavailableError, JournalError, where=database.where, waited_for=UNFIT)

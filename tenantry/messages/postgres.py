@@ -182,9 +182,13 @@ class PostgresMessageStore:
         query = pages.rows(tenant_id, of_topic=topic is not None, order=order)
         after = pages.begin(order) if after is None else after
         wanted = (after, limit) if topic is None else (after, limit, topic)
-        with store_errors(tenant_id), self._database.connection() as connection:
+
+        def read(connection: Connection) -> list[StoredMessage]:
             cursor = RawCursor(connection, row_factory=class_row(StoredMessage))
             return cursor.execute(query, wanted, prepare=False).fetchall()
+
+        with store_errors(tenant_id):
+            return self._database.read(read)
 
     def counts(self, tenant_id: str) -> Counts:
         """Give the tenant's running totals."""

@@ -25,7 +25,7 @@ from tenantry.domain.names import UserKind
 from tenantry.domain.tenant import TenantState, fold
 from tenantry.journal.codec import STATE_SCHEMA, MalformedEventError, decode_state, encode_state
 from tenantry.journal.port import EventStore, JournalError, JournalUnavailableError, RecordedEvent
-from tenantry.journal.postgres import journal_connection, recorded_event
+from tenantry.journal.postgres import journal_connection, journal_rows, recorded_event
 from tenantry.journal.tenants import TENANT_CATEGORY, snapshot_state, tenant_events
 from tenantry.sql import queries
 
@@ -168,8 +168,7 @@ class PostgresTenantDirectory(TenantsPast):
         return self._read("page", after=after or "", limit=limit)
 
     def _read(self, query: str, **parameters: object) -> list[TenantState]:
-        with journal_connection(self._database) as connection:
-            rows = connection.execute(self._sql[query], parameters).fetchall()
+        rows = journal_rows(self._database, self._sql[query], parameters)
         return [decode_state(data) for (data,) in rows]
 
 

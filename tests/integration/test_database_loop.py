@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 
 import psycopg
 import pytest
+from psycopg import pq
 
 from tenantry.database.errors import DatabaseUnavailableError
 from tenantry.database.loop import LoopQueries
@@ -110,6 +111,24 @@ def test_a_connection_lost_between_queries_is_replaced(database: Database) -> No
                 assert pid is not None
                 connection.execute("SELECT pg_terminate_backend(%s, 5000)", [int.from_bytes(pid)])
         assert await queries.row(PID, []) not in pids
+
+    run(act)
+
+
+def test_a_connection_that_dies_as_it_is_used_is_replaced(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def dies(pgconn: pq.abc.PGconn) -> bool:
+        monkeypatch.undo()
+        with database.connection() as connection:
+            connection.execute("SELECT pg_terminate_backend(%s, 5000)", [pgconn.backend_pid])
+        return False  # it was alive
+
+    async def act() -> None:
+        queries = LoopQueries(database)
+        before = await queries.row(PID, [])
+        monkeypatch.setattr("tenantry.database.loop.has_ended", dies)
+        assert await queries.row(PID, []) != before
 
     run(act)
 

@@ -7,7 +7,7 @@ import select
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, closing, suppress
 from urllib.parse import quote, urlsplit
@@ -15,10 +15,15 @@ from urllib.parse import quote, urlsplit
 import psycopg
 import pytest
 
+from tenantry.api.idempotency import PostgresIdempotencyKeys
+from tenantry.assembly.backends import Stores
+from tenantry.broker.port import Outgoing, UnroutableError
+from tenantry.broker.postgres.publishing import PostgresPublishing
 from tenantry.database.embedded import EmbeddedPostgres
 from tenantry.database.errors import DatabaseUnavailableError, DatabaseUrlError
 from tenantry.database.liveness import has_died
 from tenantry.database.pool import Connection, Database
+from tenantry.messages.postgres import PostgresMessageStore
 from tests import scratch
 from tests.services_postgres import own_server
 from tests.waiting import DEADLINE, eventually
@@ -319,6 +324,78 @@ def test_a_connection_lost_in_use_is_told_and_not_lent_again(database_url: str) 
             lose(database.connection(), database_url)
         for _ in range(5):
             use(database)
+
+
+@pytest.fixture
+def dies_as_it_is_lent(
+    database: Database, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[int], None]:
+    """Have the server end the next connections that are lent, each after it was found alive."""
+    left = [0]
+
+    def found_dead(connection: Connection) -> bool:
+        dead = has_died(connection)
+        if left[0] and not dead:
+            left[0] -= 1
+            terminate_all(database_url)
+        return dead
+
+    def die(times: int) -> None:
+        left[0] = times
+
+    monkeypatch.setattr("tenantry.database.pool.has_died", found_dead)
+    return die
+
+
+def test_what_is_read_on_a_connection_that_dies_as_it_is_lent_is_read_on_another(
+    database: Database, dies_as_it_is_lent: Callable[[int], None]
+) -> None:
+    use(database)
+    dies_as_it_is_lent(1)
+    assert database.read(lambda one: one.execute("SELECT 1").fetchone()) == (1,)
+    dies_as_it_is_lent(2)  # it is tried once more, and no oftener
+    with pytest.raises(DatabaseUnavailableError):
+        database.read(lambda one: one.execute("SELECT 1").fetchone())
+
+
+def test_a_transaction_on_a_connection_that_dies_as_it_is_lent_is_begun_on_another(
+    database: Database, database_url: str, dies_as_it_is_lent: Callable[[int], None]
+) -> None:
+    with database.transaction() as connection:
+        connection.execute("CREATE TABLE public.told (n int)")
+    dies_as_it_is_lent(1)
+    with database.transaction() as connection:
+        connection.execute("INSERT INTO public.told VALUES (1)")
+    with pytest.raises(DatabaseUnavailableError):
+        lose(database.transaction(), database_url)
+    assert database.read(lambda one: one.execute("SELECT n FROM public.told").fetchall()) == [(1,)]
+
+
+def test_whoever_asks_as_the_connection_dies_is_answered(
+    database: Database, dies_as_it_is_lent: Callable[[int], None]
+) -> None:
+    stores = Stores.on(database)
+    PostgresMessageStore(database).create_partition("acme")
+    publishing, keys = PostgresPublishing(database), PostgresIdempotencyKeys(database)
+    message = Outgoing(exchange="nobody_stream", routing_key="default", body=b"{}")
+
+    def publish() -> None:
+        with pytest.raises(UnroutableError):
+            publishing.publish([message], timeout=DEADLINE)
+
+    ways: list[Callable[[], object]] = [
+        lambda: stores.directory.get("acme"),
+        stores.directory.page,
+        stores.journal.read_all,
+        lambda: stores.messages.page("acme"),
+        lambda: stores.dead_letters.page("acme"),
+        lambda: keys.claim(b"key", b"body"),
+        publish,
+    ]
+    for way in ways:
+        use(database)
+        dies_as_it_is_lent(1)
+        way()
 
 
 def test_many_that_lose_their_connections_at_once_all_go_on(database_url: str) -> None:

@@ -57,8 +57,7 @@ class PostgresPublishing:
                 where="a message can't be queued",
                 otherwise=refused,
             ),
-            self._database.connection(timeout) as connection,
-            connection.transaction(),
+            self._database.transaction(timeout) as connection,
         ):
             left = max(1, round((until - time.monotonic()) * 1000))
             connection.execute("SELECT set_config('statement_timeout', %s, true)", [str(left)])
