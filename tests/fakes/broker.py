@@ -116,7 +116,7 @@ class MemoryBroker:
                     if name in targets:
                         targets.remove(name)
             for subscription in self._subscriptions:
-                if subscription.consumes(name):
+                if subscription.reads(name):
                     lost = partial(subscription.lose, "a queue was deleted", missing=True)
                     self._jobs.put(lost)
             return 0 if gone is None else len(gone.ready)
@@ -249,7 +249,7 @@ class MemoryBroker:
                 consumed=frozenset(
                     name
                     for name in self._queues
-                    if any(one.consumes(name) for one in self._subscriptions)
+                    if any(one.reads(name) for one in self._subscriptions)
                 ),
             )
 
@@ -295,9 +295,16 @@ class MemoryBroker:
 
     # For subscriptions.
 
-    def post(self, job: Callable[[], None]) -> None:
+    def call(self, job: Callable[[], None]) -> None:
         """Have something done where sinks are called."""
         self._jobs.put(job)
+
+    def take_up(self, subscription: MemorySubscription) -> None:
+        """Open a channel, unless it was closed for good."""
+        with self._lock:
+            known = subscription in self._subscriptions
+        if known:
+            subscription.take_up()
 
     def forget(self, subscription: MemorySubscription) -> None:
         """Leave a subscription out of everything from now on."""
