@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final
 
 import pika
 from pika import BasicProperties
 from pika.exceptions import AMQPError, ChannelClosedByBroker
 from pika.spec import PERSISTENT_DELIVERY_MODE, Basic
 
-from tenantry.broker.rabbitmq.connection import describe, secure
+from tenantry.broker.rabbitmq.connection import DrivenConnection, describe, secure
 from tenantry.broker.rabbitmq.tls import SYSTEMS, Tls
 
 if TYPE_CHECKING:
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 TIMEOUT: Final = 10.0
 """Seconds any single answer of the broker may take."""
+
+GOODBYE: Final = 2.0
+"""Seconds the broker may take to say goodbye."""
 
 CONFIRMS_A_SECOND: Final = 500
 """The slowest broker that a big batch waits for, in messages confirmed a second."""
@@ -178,52 +181,36 @@ class AmqpClient:
         self._parameters.connection_attempts = 1
         self._parameters.client_properties = {"connection_name": name}
         self._timeout = timeout
-        self._connection: pika.SelectConnection | None = None
+        self._driven: DrivenConnection[pika.SelectConnection] | None = None
         self._publisher: Confirms | None = None
-        self._failure: str | None = None
-        self._opened = False
-        self._done: Callable[[], bool] = lambda: False
 
     @property
     def is_open(self) -> bool:
         """Whether it can be used; once lost it stays so until the next `open`."""
-        return self._opened and self._failure is None
+        return self._driven is not None and self._driven.is_open
 
     def open(self) -> None:
         """Connect and log in. Raises `TenantClientError`."""
-        self._failure, self._opened, self._publisher = None, False, None
-        self._connection = pika.SelectConnection(
-            self._parameters,
-            # pika types its callbacks by the base class; it calls them with this very connection.
-            on_open_callback=cast("Any", self._on_open),
-            on_open_error_callback=cast("Any", self._on_lost),
-            on_close_callback=cast("Any", self._on_lost),
+        self._publisher = None
+        self._driven = DrivenConnection(
+            self._parameters, pika.SelectConnection, failed=TenantClientError, timeout=self._timeout
         )
         try:
-            self._run(lambda: self._opened, self._timeout)
+            self._driven.open()
         except TenantClientError:
             self.close()
             raise
 
     def close(self) -> None:
         """Say goodbye and free the connection; harmless twice, and before `open`."""
-        connection, self._connection = self._connection, None
-        if connection is None:
-            return
-        if connection.is_open:
-            connection.close()
-        if not connection.is_closed:
-            self._done = lambda: False
-            connection.ioloop.call_later(2.0, connection.ioloop.stop)
-            connection.ioloop.start()
-        connection.ioloop.close()
-        self._failure = self._failure or "closed"
-        self._publisher = None
+        driven, self._driven, self._publisher = self._driven, None, None
+        if driven is not None:
+            driven.close(GOODBYE)
 
     def idle(self, seconds: float) -> None:
         """Let time pass while heartbeats go on. Raises `TenantClientError` on a lost connection."""
         if seconds > 0:
-            self._run(lambda: False, seconds, expected=True)
+            self._connection().wait(lambda: False, seconds, patient=True)
 
     def publish(self, exchange: str, batch: Sequence[TenantMessage]) -> PublishResult:
         """Publish a batch and wait for the broker's word on each message.
@@ -236,7 +223,9 @@ class AmqpClient:
             confirms = self._publisher or self._confirms()
             self._publisher = None
             confirms.send(exchange, batch)
-            self._run(lambda: confirms.settled, self._timeout + len(batch) / CONFIRMS_A_SECOND)
+            self._connection().wait(
+                lambda: confirms.settled, self._timeout + len(batch) / CONFIRMS_A_SECOND
+            )
         except (TenantClientError, AMQPError) as error:
             # The channel is used no more: a late answer must not count for another batch.
             confirmed = frozenset() if confirms is None else confirms.confirmed
@@ -259,7 +248,7 @@ class AmqpClient:
             routing_key=routing_key, body=b"", message_id="isolation-probe", user_id=user_id
         )
         confirms.send(exchange, [probe], mandatory=False)
-        self._run(lambda: confirms.settled, self._timeout)
+        self._connection().wait(lambda: confirms.settled)
         refusals = (ACCESS_REFUSED,) if user_id is None else (ACCESS_REFUSED, PRECONDITION_FAILED)
         return self._verdict(confirms.channel, confirms.closing, refusals)
 
@@ -270,16 +259,17 @@ class AmqpClient:
 
         Raises `TenantClientError` as `try_to_publish`.
         """
-        channel = self._open_channel()
-        closing = Closing(channel, self._step)
+        driven = self._connection()
+        channel = driven.channel()
+        closing = Closing(channel, driven.wake)
         answered: list[object] = []
 
         def answer(frame: object) -> None:
             answered.append(frame)
-            self._step()
+            driven.wake()
 
         operation(channel, *arguments, callback=answer, **keywords)
-        self._run(lambda: bool(answered) or not channel.is_open, self._timeout)
+        driven.wait(lambda: bool(answered) or not channel.is_open)
         return self._verdict(channel, closing)
 
     def try_to_consume(self, queue: str) -> AttemptResult:
@@ -304,7 +294,7 @@ class AmqpClient:
     ) -> AttemptResult:
         if channel.is_open:
             channel.close()
-            self._run(lambda: closing.error is not None, self._timeout)
+            self._connection().wait(lambda: closing.error is not None)
             return AttemptResult.ALLOWED
         error = closing.error
         if isinstance(error, ChannelClosedByBroker):
@@ -313,48 +303,12 @@ class AmqpClient:
         raise TenantClientError(describe(error))
 
     def _confirms(self) -> Confirms:
-        confirms = Confirms(self._open_channel(), self._step)
-        self._run(lambda: confirms.ready or not confirms.channel.is_open, self._timeout)
+        driven = self._connection()
+        confirms = Confirms(driven.channel(), driven.wake)
+        driven.wait(lambda: confirms.ready or not confirms.channel.is_open)
         return confirms
 
-    def _open_channel(self) -> Channel:
-        connection = self._connection
-        if connection is None or not self._opened or self._failure is not None:
-            raise TenantClientError(self._failure or "not connected")
-        channel = connection.channel(on_open_callback=lambda _channel: self._step())
-        self._run(lambda: channel.is_open or channel.is_closed, self._timeout)
-        if not channel.is_open:
-            raise TenantClientError("the broker closed the channel")
-        return channel
-
-    def _run(self, done: Callable[[], bool], timeout: float, *, expected: bool = False) -> None:
-        """Serve the connection until `done`. Raises `TenantClientError` if lost, or out of time."""
-        connection = self._connection
-        if connection is None or self._failure is not None:
-            raise TenantClientError(self._failure or "not connected")
-        if done():
-            return
-        self._done = done
-        timer = connection.ioloop.call_later(timeout, connection.ioloop.stop)
-        connection.ioloop.start()
-        connection.ioloop.remove_timeout(timer)
-        self._done = lambda: False
-        if done():
-            return
-        if self._failure is not None:
-            raise TenantClientError(self._failure)
-        if not expected:
-            raise TenantClientError(f"no answer from the broker within {timeout:g} s")
-
-    def _step(self) -> None:
-        """Let `_run` look again; every callback ends with it."""
-        if self._connection is not None and (self._failure is not None or self._done()):
-            self._connection.ioloop.stop()
-
-    def _on_open(self, _connection: pika.SelectConnection) -> None:
-        self._opened = True
-        self._step()
-
-    def _on_lost(self, connection: pika.SelectConnection, error: BaseException) -> None:
-        self._failure = describe(error)
-        connection.ioloop.stop()
+    def _connection(self) -> DrivenConnection[pika.SelectConnection]:
+        if self._driven is None:
+            raise TenantClientError("not connected")
+        return self._driven

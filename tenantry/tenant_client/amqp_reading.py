@@ -62,7 +62,9 @@ class AmqpReader(AmqpClient):
 
     def receive(self, most: int, seconds: float) -> Sequence[bytes]:
         """See `TopicReader.receive`."""
-        self._run(lambda: len(self._arrived) >= most or not self.is_open, seconds, expected=True)
+        self._connection().wait(
+            lambda: len(self._arrived) >= most or not self.is_open, seconds, patient=True
+        )
         self._check()
         batch = [self._arrived.popleft() for _ in range(min(most, len(self._arrived)))]
         if batch:
@@ -79,37 +81,38 @@ class AmqpReader(AmqpClient):
 
         def answered(frame: object) -> None:
             answers.append(frame)
-            self._step()
+            driven.wake()
 
-        channel = self._channel_of()
+        driven, channel = self._connection(), self._channel_of()
         channel.queue_declare(self._queue, passive=True, callback=answered)
-        self._run(lambda: bool(answers) or not self.is_open, self._timeout)
+        driven.wait(lambda: bool(answers) or not self.is_open)
         self._check()
         return answers[0].method.message_count == 0 and not self._arrived
 
     def _consume(self) -> None:
-        channel = self._consuming = self._open_channel()
-        self._closing = Closing(channel, self._step)
+        driven = self._connection()
+        channel = self._consuming = driven.channel()
+        self._closing = Closing(channel, driven.wake)
         self._cancelled = False
         self._arrived.clear()
         begun: list[object] = []
 
         def delivered(_channel: object, method: Any, _properties: object, body: bytes) -> None:
             self._arrived.append((method.delivery_tag, body))
-            self._step()
+            driven.wake()
 
         def cancelled(_frame: object) -> None:
             self._cancelled = True
-            self._step()
+            driven.wake()
 
         def consuming(frame: object) -> None:
             begun.append(frame)
-            self._step()
+            driven.wake()
 
         channel.add_on_cancel_callback(cancelled)
         channel.basic_qos(prefetch_count=self._prefetch)
         channel.basic_consume(self._queue, delivered, callback=consuming)
-        self._run(lambda: bool(begun) or not self.is_open, self._timeout)
+        driven.wait(lambda: bool(begun) or not self.is_open)
         self._check()
 
     def _channel_of(self) -> Channel:

@@ -261,7 +261,7 @@ def test_a_connection_that_breaks_during_a_walk_loses_nothing(queue: Queue) -> N
         with queue.letters.browse("acme") as browser:
             assert browser.next(1)
             browser._connection._transport._sock.shutdown(socket.SHUT_RDWR)
-            browser._run(lambda: False, 5)
+            browser._driven.wait(lambda: False, 5)
 
     with pytest.raises(BrokerUnavailableError):
         lose()

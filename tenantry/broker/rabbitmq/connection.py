@@ -6,7 +6,7 @@ import random
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Final, Generic, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, cast
 
 import pika
 import structlog
@@ -20,6 +20,9 @@ from tenantry.broker.rabbitmq.pika_internals import FencedConnection
 from tenantry.broker.rabbitmq.term_fence import client_properties
 from tenantry.broker.rabbitmq.tls import SYSTEMS, Tls, causes_of
 from tenantry.broker.rabbitmq.tls import problem as tls_problem
+
+if TYPE_CHECKING:
+    from pika.channel import Channel
 
 log = structlog.get_logger(__name__)
 
@@ -122,10 +125,11 @@ class SilenceWatch:
         self._ioloop.call_later(LOOK_EVERY, self._look)
 
 
-C = TypeVar("C", bound=FencedConnection)
+C = TypeVar("C", bound=pika.SelectConnection)
+F = TypeVar("F", bound=FencedConnection)
 
 
-class RecoveringConnection(Generic[C]):
+class RecoveringConnection(Generic[F]):
     """A connection on a loop, brought back whenever it is lost, with backoff and jitter.
 
     Made before the loop runs, or on its thread; everything but the properties belongs there. While
@@ -139,10 +143,10 @@ class RecoveringConnection(Generic[C]):
         url: str,
         *,
         name: str,
-        on_open: Callable[[C], None],
+        on_open: Callable[[F], None],
         on_closed: Callable[[BaseException | None, str], None],
-        kind: type[C],
-        linger: Callable[[C], float] = lambda _: 0.0,
+        kind: type[F],
+        linger: Callable[[F], float] = lambda _: 0.0,
         fence: TermFence = UNFENCED,
         tls: Tls = SYSTEMS,
     ) -> None:
@@ -160,7 +164,7 @@ class RecoveringConnection(Generic[C]):
         self._kind = kind
         self._linger = linger
         self._ioloop: IOLoop | None = None
-        self._connection: C | None = None
+        self._connection: F | None = None
         self._opened = False
         self._openings = 0
         self._failures = 0
@@ -235,13 +239,13 @@ class RecoveringConnection(Generic[C]):
     def _end(self) -> None:
         self._loop.remove(self)
 
-    def _say_goodbye(self, connection: C) -> None:
+    def _say_goodbye(self, connection: F) -> None:
         try:
             connection.close(200, "Tenantry stops")
         except AMQPError:
             self._end()
 
-    def _opened_now(self, connection: C) -> None:
+    def _opened_now(self, connection: F) -> None:
         self._opened = True
         self._openings += 1
         if self._closing:
@@ -253,19 +257,122 @@ class RecoveringConnection(Generic[C]):
         log.info("broker.connected", connection=self._name)
         self._on_open(connection)
 
-    def _not_opened(self, _connection: C, error: BaseException) -> None:
+    def _not_opened(self, _connection: F, error: BaseException) -> None:
         if not self._closing:
             # Said once an outage; an operator who wants every attempt has the level debug.
             say = log.debug if self._failures else log.warning
             say("broker.unreachable", connection=self._name, error=describe(error))
         self._connect_later()
 
-    def _closed_now(self, _connection: C, error: BaseException) -> None:
+    def _closed_now(self, _connection: F, error: BaseException) -> None:
         self._opened = False
         if not self._closing:
             log.warning("broker.connection_lost", connection=self._name, error=describe(error))
         self._on_closed(error, describe(error))
         self._connect_later()
+
+
+class DrivenConnection(Generic[C]):
+    """A connection whose loop runs on its owner's thread, and only while that waits for something.
+
+    Every wait ends in time. What it raises is made by `failed` of the reason in words.
+    """
+
+    def __init__(
+        self,
+        wanted: pika.URLParameters,
+        kind: type[C],
+        *,
+        failed: Callable[[str], Exception],
+        timeout: float,
+    ) -> None:
+        """`timeout` is in seconds, of whatever the broker is asked for."""
+        self.failure: str | None = None
+        """Why it can't be used any more."""
+        self._failed = failed
+        self._timeout = timeout
+        self._opened = self._closed = self._ending = False
+        self._done: Callable[[], bool] = lambda: False
+        self.connection: Final = kind(
+            wanted,
+            # pika types its callbacks by the base class; it calls them with this very connection.
+            on_open_callback=cast("Any", self._open_now),
+            on_open_error_callback=cast("Any", self._closed_now),
+            on_close_callback=cast("Any", self._closed_now),
+        )
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it can be used; once lost it stays so."""
+        return self._opened and self.failure is None
+
+    def open(self) -> None:
+        """Wait until it is open."""
+        self.wait(lambda: self._opened)
+
+    def channel(self) -> Channel:
+        """Open a channel."""
+        channel = self.connection.channel(on_open_callback=lambda _channel: self.wake())
+        self.wait(lambda: channel.is_open or channel.is_closed)
+        if not channel.is_open:
+            raise self.error()
+        return channel
+
+    def wait(
+        self, done: Callable[[], bool], seconds: float | None = None, *, patient: bool = False
+    ) -> None:
+        """Serve the connection until something is done; being late is an error unless `patient`."""
+        seconds = self._timeout if seconds is None else seconds
+        loop, until = self.connection.ioloop, time.monotonic() + seconds
+        self._done = done
+        while not done():
+            if self.failure is not None:
+                raise self.error()
+            left = until - time.monotonic()
+            if left <= 0:
+                if patient:
+                    return
+                raise self._failed(f"no answer from the broker within {seconds:g} s")
+            timer = loop.call_later(left, loop.stop)
+            loop.start()
+            loop.remove_timeout(timer)
+
+    def error(self) -> Exception:
+        """Make the error that says why it can't be used any more."""
+        return self._failed(self.failure or "the broker closed the channel")
+
+    def wake(self) -> None:
+        """Let `wait` look again; every callback ends with it."""
+        if self._closed or self.failure is not None or self._done():
+            self.connection.ioloop.stop()
+
+    def fail(self, error: BaseException) -> None:
+        """Note why it can't be used any more, unless that is known, or it is over."""
+        if self.failure is None and not self._ending:
+            self.failure = describe(error)
+        self.wake()
+
+    def close(self, seconds: float) -> None:
+        """Say goodbye, for so long at most, and free the connection."""
+        connection = self.connection
+        self._ending, self.failure = True, None
+        try:
+            if connection.is_open:
+                connection.close()
+            if not connection.is_closed:
+                self.wait(lambda: self._closed, seconds, patient=True)
+        except AMQPError as error:
+            log.debug("broker.walk_ended_badly", error=str(error))
+        finally:
+            connection.ioloop.close()
+
+    def _open_now(self, _connection: C) -> None:
+        self._opened = True
+        self.wake()
+
+    def _closed_now(self, _connection: C, error: BaseException) -> None:
+        self._closed = True
+        self.fail(error)
 
 
 def describe(error: object) -> str:

@@ -10,14 +10,13 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, cast
 
 import structlog
-from pika.exceptions import AMQPError
 
 from tenantry.broker.adapter import UNFENCED, TermFence
 from tenantry.broker.budget import weight
@@ -28,8 +27,8 @@ from tenantry.broker.port import (
     QueuedDeadLetter,
 )
 from tenantry.broker.rabbitmq.connection import (
+    DrivenConnection,
     acks_settle_in,
-    describe,
     is_not_found,
     parameters,
     passed_by,
@@ -95,27 +94,27 @@ class RabbitDeadLetterBrowser:
     ) -> None:
         self.gone = False
         self.complete = False
-        self._where = f"{wanted.host}:{wanted.port}"
         self._tenant_id = tenant_id
         self._queue = names.dead_letter_queue_name(tenant_id)
-        self._failure: str | None = None
         self._missing = False
         self._channels: list[Channel] = []
         self._held = 0
         self._tag = ""
         self._counted: int | None = None
-        self._closed = self._ending = False
         self._arrived: deque[tuple[Channel, Delivery, bytes]] = deque()
         self._given: list[tuple[Channel, int]] = []
         self._there = self._left = self._removed = 0
         self._settled_at = 0.0
-        self._connection = WholeReadingConnection(
+        where = f"{wanted.host}:{wanted.port}"
+        self._driven: Final = DrivenConnection(
             wanted,
-            # pika types its callbacks by the base class; it calls them with this very connection.
-            on_open_callback=cast("Any", self._opened),
-            on_open_error_callback=cast("Any", self._failed),
-            on_close_callback=cast("Any", self._failed),
+            WholeReadingConnection,
+            failed=lambda reason: BrokerUnavailableError(
+                f"the connection to RabbitMQ at {where} failed: {reason}"
+            ),
+            timeout=ANSWER_TIMEOUT,
         )
+        self._connection: Final = self._driven.connection
         self._connection.fence = fence
 
     def next(self, most: int) -> list[QueuedDeadLetter]:
@@ -126,7 +125,7 @@ class RabbitDeadLetterBrowser:
             if self._held >= PREFETCH:
                 self._consume()
             before = len(arrived)
-            self._run(partial(self._more_than, before), QUIET_SECONDS, patient=True)
+            self._driven.wait(partial(self._more_than, before), QUIET_SECONDS, patient=True)
             if len(arrived) == before:
                 log.info("broker.dead_letters_elsewhere", tenant=self._tenant_id, count=self._left)
                 self.complete = False
@@ -146,8 +145,8 @@ class RabbitDeadLetterBrowser:
         """See `DeadLetterBrowser.remove`."""
         for index in indexes:
             channel, tag = self._given[index]
-            if self._failure is not None or not channel.is_open:
-                raise self._unavailable()
+            if not self._driven.is_open or not channel.is_open:
+                raise self._driven.error()
             channel.basic_ack(tag)
             self._held -= channel is self._channels[-1]
         self._removed += len(indexes)
@@ -157,7 +156,9 @@ class RabbitDeadLetterBrowser:
 
     def open(self) -> None:
         """Connect, count, and begin to consume."""
-        self._run(lambda: bool(self._channels))
+        self._driven.open()
+        self._connection.read_in_large_pieces()
+        self._open_channel()
         self._count()
         self.complete = True
         if self._missing:
@@ -172,9 +173,8 @@ class RabbitDeadLetterBrowser:
         if self._held:
             # One consumer at a time, so that messages come in their order.
             self._channels[-1].basic_cancel(self._tag, callback=self._cancelled)
-            self._run(lambda: not self._tag)
-            self._connection.channel(on_open_callback=self._channel_opened)
-            self._run(lambda: len(self._channels) > opened)
+            self._driven.wait(lambda: not self._tag)
+            self._open_channel()
         channel = self._channels[-1]
         self._held = 0
         self._tag = f"dead-letters-{self._tenant_id}-{opened}"
@@ -190,122 +190,64 @@ class RabbitDeadLetterBrowser:
             if well and self._removed and not self._missing:
                 self._settle()
         finally:
-            self._close()
+            self._driven.close(ANSWER_TIMEOUT)
 
     def _settle(self) -> None:
         """Let the acks through, give everything else back, and count what is there then."""
         self._arrived.clear()
         settled_in = acks_settle_in(self._settled_at)
         if settled_in > 0:
-            self._run(lambda: False, settled_in, patient=True)
+            self._driven.wait(lambda: False, settled_in, patient=True)
         used, self._channels = self._channels, []
         for channel in used:
             self._connection.forget(channel.channel_number)
             channel.close()
-        self._connection.channel(on_open_callback=self._channel_opened)
-        self._run(lambda: bool(self._channels))
+        self._open_channel()
         until = time.monotonic() + COUNT_SECONDS
         while not self.gone and time.monotonic() < until:
             self._count()
             # More may have come meanwhile; then nothing is known, and nothing is lost by it.
             self.gone = self._counted == self._there - self._removed
             if not self.gone:
-                self._run(lambda: False, 0.05, patient=True)
+                self._driven.wait(lambda: False, 0.05, patient=True)
 
-    def _close(self) -> None:
-        connection = self._connection
-        self._ending, self._failure = True, None
-        try:
-            if connection.is_open:
-                connection.close(200, "browsing is over")
-            if not connection.is_closed:
-                self._run(lambda: self._closed, patient=True)
-        except (BrokerUnavailableError, AMQPError) as error:
-            log.debug("broker.walk_ended_badly", error=str(error))
-        finally:
-            connection.ioloop.close()
-
-    # The loop, on the caller's thread.
-
-    def _run(
-        self, done: Callable[[], bool], seconds: float = ANSWER_TIMEOUT, *, patient: bool = False
-    ) -> None:
-        """Serve the connection until something is done; being late is an error unless `patient`."""
-        loop = self._connection.ioloop
-        until = time.monotonic() + seconds
-        while not done():
-            if self._failure is not None:
-                raise self._unavailable()
-            left = until - time.monotonic()
-            if left <= 0:
-                if patient:
-                    return
-                self._failure = f"no answer within {seconds:g} s"
-                raise self._unavailable()
-            timer = loop.call_later(left, loop.stop)
-            loop.start()
-            loop.remove_timeout(timer)
-        if self._failure is not None and not patient:
-            raise self._unavailable()
-
-    def _wake(self) -> None:
-        self._connection.ioloop.stop()
-
-    def _unavailable(self) -> BrokerUnavailableError:
-        return BrokerUnavailableError(
-            f"the connection to RabbitMQ at {self._where} failed: {self._failure}"
-        )
+    def _open_channel(self) -> None:
+        channel = self._driven.channel()
+        channel.add_on_close_callback(self._channel_closed)
+        self._channels.append(channel)
 
     def _count(self) -> None:
         self._counted = None
         self._channels[-1].queue_declare(self._queue, passive=True, callback=self._declared)
-        self._run(lambda: self._counted is not None or self._missing)
+        self._driven.wait(lambda: self._counted is not None or self._missing)
 
     def _more_than(self, before: int) -> bool:
         return len(self._arrived) > before
 
     # Callbacks.
 
-    def _opened(self, connection: WholeReadingConnection) -> None:
-        connection.read_in_large_pieces()
-        connection.channel(on_open_callback=self._channel_opened)
-
-    def _channel_opened(self, channel: Channel) -> None:
-        channel.add_on_close_callback(self._channel_closed)
-        self._channels.append(channel)
-        self._wake()
-
     def _channel_closed(self, channel: Channel, error: Exception) -> None:
         if channel not in self._channels:
             return
         if is_not_found(error):
             self._missing = True
+            self._driven.wake()
         else:
-            self._fail(error)
-        self._wake()
+            self._driven.fail(error)
 
     def _cancelled(self, _frame: object) -> None:
         self._tag = ""
-        self._wake()
+        self._driven.wake()
 
     def _declared(self, frame: Method[Any]) -> None:
         self._counted = int(frame.method.message_count)
-        self._wake()
+        self._driven.wake()
 
     def _take(self, channel: Channel, delivery: Delivery) -> None:
         self._held += 1
         properties = self._connection.take_properties(channel.channel_number)
         self._arrived.append((channel, delivery, properties))
-        self._wake()
-
-    def _failed(self, _connection: object, error: BaseException) -> None:
-        self._closed = True
-        self._fail(error)
-        self._wake()
-
-    def _fail(self, error: BaseException) -> None:
-        if self._failure is None and not self._ending:
-            self._failure = describe(error)
+        self._driven.wake()
 
 
 class RabbitDeadLetters:
