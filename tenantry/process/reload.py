@@ -53,17 +53,15 @@ class LiveSettings:
 
 def merged(old: Settings, new: Settings) -> Settings:
     """Give the old settings with the reloadable keys of the new ones."""
-    consumer = old.consumer.model_copy(
-        update={"batch_size": new.consumer.batch_size, "linger_ms": new.consumer.linger_ms}
-    )
-    return old.model_copy(
-        update={
-            "workers": new.workers,
-            "log": new.log,
-            "shutdown": new.shutdown,
-            "consumer": consumer,
-        }
-    )
+    tables: dict[str, dict[str, object]] = {}
+    for dotted in RELOADABLE:
+        table, _, key = dotted.rpartition(".")
+        of = getattr(new, table) if table else new
+        tables.setdefault(table, {})[key] = getattr(of, key)
+    update = tables.pop("", {})
+    for table, values in tables.items():
+        update[table] = getattr(old, table).model_copy(update=values)
+    return old.model_copy(update=update)
 
 
 def changed(old: Settings, new: Settings) -> frozenset[str]:
