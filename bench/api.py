@@ -140,7 +140,7 @@ class Api:
         if topic is not None:
             url += f"&topic={topic}"
         if after is not None:
-            url += f"&cursor={self._cursors.seal_position(after, *binding(DEEP, topic, order))}"
+            url += f"&cursor={self._cursors.seal_place(after, 1, *binding(DEEP, topic, order))}"
         return url
 
     def _check_last(self, url: str) -> None:

@@ -69,17 +69,6 @@ class Cursors:
             raise BadCursorError
         return value
 
-    def seal_position(self, position: int, *binding: str) -> str:
-        """Give the cursor of a position (0 or more)."""
-        return self.seal(position.to_bytes(_POSITION_BYTES), *binding)
-
-    def open_position(self, token: str, *binding: str) -> int:
-        """Give the position a cursor holds, or raise `BadCursorError`."""
-        value = self.open(token, *binding)
-        if len(value) != _POSITION_BYTES:
-            raise BadCursorError
-        return int.from_bytes(value)
-
     def seal_place(self, position: int, incarnation: int, *binding: str) -> str:
         """Give the cursor of a position among what one incarnation of a tenant has."""
         place = position.to_bytes(_POSITION_BYTES)

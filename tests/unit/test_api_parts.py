@@ -26,7 +26,7 @@ CURSORS = Cursors(b"sixteen bytes or more")
 
 
 def test_a_cursor_gives_back_what_it_holds() -> None:
-    assert CURSORS.open_position(CURSORS.seal_position(7, "a", "b"), "a", "b") == 7
+    assert CURSORS.open_place(CURSORS.seal_place(7, 2, "a", "b"), "a", "b") == (7, 2)
 
 
 @pytest.mark.parametrize("binding", [("b",), ("a", "x"), ("ax",), ()])
@@ -48,7 +48,7 @@ def test_no_invented_cursor_opens(text: str) -> None:
 
 @given(st.integers(0, 2**63 - 1), st.integers(0, 31), st.integers(1, 255))
 def test_a_cursor_changed_in_any_byte_is_refused(position: int, place: int, flip: int) -> None:
-    token = bytearray(CURSORS.seal_position(position, "a").encode())
+    token = bytearray(CURSORS.seal_place(position, 1, "a").encode())
     token[place] ^= flip
     with pytest.raises(BadCursorError):
         CURSORS.open(token.decode("latin-1"), "a")

@@ -81,14 +81,12 @@ async def _page(
     tenant_id: str | None,
     read_after: Callable[[int], list[RecordedEvent]],
     *,
-    incarnation: int | None = None,
+    incarnation: int = 1,
 ) -> Response:
     cursors = services.cursors
     binding = (_TAG, tenant_id or "*")
     after = 0
-    if query.cursor is not None and incarnation is None:
-        after = cursors.open_position(query.cursor, *binding)
-    elif query.cursor is not None and incarnation is not None:
+    if query.cursor is not None:
         after = cursors.open_place_of(incarnation, query.cursor, *binding)
     found = await services.tail.page(
         lambda: read_after(after),
@@ -99,7 +97,7 @@ async def _page(
         closing=connection_of(request.scope).closing,
     )
     last = found[-1].position if found else after
-    end = cursors.seal_place(last, incarnation or 1, *binding)
+    end = cursors.seal_place(last, incarnation, *binding)
 
     def write() -> bytes:
         return dumps(EventPage(data=[JournalEntry.of(one) for one in found], next_cursor=end))
