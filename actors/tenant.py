@@ -203,6 +203,7 @@ class Tenant(SupervisedActor):
                     tell(self._children.consumer, Resize(workers=workers))
             case PauseTenant():
                 self._aggregate.execute(command, metadata)
+                replies.happened(Awaited.CONSUMING)  # it does not come any more
                 self._children.drain(partial(replies.answer, message))
             case ResumeTenant():
                 self._aggregate.execute(command, metadata)
@@ -232,6 +233,7 @@ class Tenant(SupervisedActor):
                     replies.answer(message)
             case RequestDeletion():
                 self._aggregate.execute(command, metadata)
+                replies.happened(Awaited.CONSUMING)
                 replies.answer_when(Awaited.DELETED, message)
                 self._children.drain(self._delete)
             case _:
@@ -294,6 +296,7 @@ class Tenant(SupervisedActor):
             self._retries.much_later(reason)
             return False
         self._runtime.stands_still = None
+        self._replies.happened(Awaited.CONSUMING)
         self.tell_parent(Parked(tenant_id=self._id))
         return True
 

@@ -118,7 +118,7 @@ class Tree:
             if (heartbeat := heartbeat_of(ref)).overdue(math.inf, patience=0) is not None
         }
 
-    def execute(self, command: Command, timeout: float = 10) -> Outcome:
+    def execute(self, command: Command, timeout: float = DEADLINE) -> Outcome:
         return self.control.execute(command, metadata=Metadata(actor="test"), timeout=timeout)
 
     def create(self, tenant_id: str, workers: int = 3, topics: tuple[str, ...] = ()) -> Outcome:

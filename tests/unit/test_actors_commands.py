@@ -218,6 +218,20 @@ def test_a_password_nobody_waits_for_any_more_is_taken_back(
     assert "CredentialsRotated" not in tree.events("a")
 
 
+@pytest.mark.parametrize("command", [PauseTenant, RequestDeletion])
+def test_who_waits_for_a_tenant_to_consume_is_answered_when_it_will_not(
+    tree: Tree, command: type[PauseTenant | RequestDeletion]
+) -> None:
+    tree.broker.up = False
+    with ThreadPoolExecutor(1) as pool:
+        creating = pool.submit(tree.create, "a")
+        eventually(lambda: "a" in tree.broker.subscriptions)
+        tree.execute(command(tenant_id="a"))
+        outcome = creating.result(DEADLINE)
+    assert outcome.credentials is not None
+    assert outcome.tenant.lifecycle is not Lifecycle.ACTIVE
+
+
 def test_a_command_whose_last_step_is_being_taken_is_waited_for(
     tree: Tree, monkeypatch: pytest.MonkeyPatch
 ) -> None:
