@@ -16,7 +16,7 @@ from tests.ledger.entries import DEFAULT, Draft, Entry, Maker, Sent, Target, ent
 from tests.ledger.places import count_rejected, ready
 from tests.ledger.record import Record
 from tests.ledger.sql_client import SqlClient
-from tests.waiting import eventually
+from tests.waiting import DEADLINE, eventually
 
 LIGHT = 80.0
 """Messages a second: what a fault interrupts is under way at any rate, and each message costs the
@@ -59,7 +59,7 @@ class Ledger:
         window: int = WINDOW,
         limit: int | None = None,
         make: Maker = mixed,
-        patience: float = 20.0,
+        patience: float = DEADLINE,
         patient: bool = False,
     ) -> Iterator[list[Client | SqlClient]]:
         """Publish for tenants, given as id and URL; at the end, wait for all confirms."""
@@ -111,7 +111,7 @@ class Ledger:
             self._audit = Audit(self.database_url, self.broker_url)
         return self._audit
 
-    def wait_confirmed(self, more: int = 1, *, timeout: float = 45.0) -> None:
+    def wait_confirmed(self, more: int = 1, *, timeout: float = DEADLINE) -> None:
         """Wait until every client that still publishes has `more` confirms than now."""
         before = {one: len(one.confirmed) for one in self.clients if one.publishing}
         eventually(
@@ -130,7 +130,9 @@ class Ledger:
         """Take in the rows that are new; give the number of all."""
         return self.audit.follow(self._sent())
 
-    def check(self, *, timeout: float = 45.0, alive: Callable[[], object] = lambda: None) -> None:
+    def check(
+        self, *, timeout: float = DEADLINE, alive: Callable[[], object] = lambda: None
+    ) -> None:
         """Every confirmed message is in its place once and unchanged; nothing else is."""
 
         def complete() -> bool:

@@ -15,6 +15,7 @@ from pika.exceptions import AMQPError
 
 from tests.ledger.entries import KEY_HEADER, Draft, Entry, Maker, Target, entry, mixed
 from tests.ledger.record import Record
+from tests.waiting import DEADLINE
 
 WINDOW = 200
 """Messages a client leaves unconfirmed at most."""
@@ -92,7 +93,7 @@ class Client:
     def abandoned(self) -> bool:
         return self._abandoned.is_set()
 
-    def finish(self, timeout: float = 45.0) -> None:
+    def finish(self, timeout: float = DEADLINE) -> None:
         """Send nothing new, and return once everything sent is confirmed."""
         self._finishing.set()
         self._wake()

@@ -14,6 +14,7 @@ import psycopg
 from tests.ledger.client import EVERY
 from tests.ledger.entries import Draft, Entry, Maker, Target, entry, mixed
 from tests.ledger.record import Record
+from tests.waiting import DEADLINE
 
 BATCH = 50
 RETRY_AFTER = 0.05
@@ -90,7 +91,7 @@ class SqlClient:
     def abandoned(self) -> bool:
         return self._abandoned.is_set()
 
-    def finish(self, timeout: float = 20.0) -> None:
+    def finish(self, timeout: float = DEADLINE) -> None:
         """Send nothing new, and return once everything sent is confirmed."""
         self._finishing.set()
         self._thread.join(timeout)
