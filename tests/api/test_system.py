@@ -11,7 +11,9 @@ from urllib.parse import urljoin
 import pytest
 
 from tenantry.api.access import TABLE
-from tenantry.control.port import SystemState
+from tenantry.api.schemas.common import dumps
+from tenantry.api.schemas.daemon import Status
+from tenantry.control.port import SystemState, TermStatus
 from tenantry.http.auth import Access
 from tests.api.serving import Served, World, serving
 
@@ -71,6 +73,15 @@ def test_the_status_shows_the_tree_and_the_tenants(api: Served) -> None:
     assert body["tenants"]["acme"]["workers_current"] == 3
     assert body["started_at"] == "2026-01-31T12:00:00.000000Z"
     assert (body["pid"], body["state"], body["ready"]) == (4711, "running", True)
+    term = TermStatus(number=7, host="ingest-1", pid=4711, since=control.system.started_at)
+    parked = replace(runtime, parked="gone", parked_at=control.system.started_at)
+    for system in (
+        control.system,
+        replace(control.system, term=term, reasons=("away",), tenants={"acme": parked}),
+    ):
+        control.system = system
+        # What it is described as, to the byte.
+        assert api.control.get("/status").content == dumps(Status.model_validate(system))
 
 
 def test_draining_and_stopping_are_accepted(api: Served) -> None:

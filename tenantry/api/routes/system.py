@@ -10,8 +10,8 @@ from typing import Any
 from starlette.responses import Response
 
 from tenantry.api.openapi import Routes
-from tenantry.api.schemas.common import answer
-from tenantry.api.schemas.daemon import State, Status
+from tenantry.api.schemas.common import answer, json_response
+from tenantry.api.schemas.daemon import State, Status, status_json
 from tenantry.api.services import Injected
 from tenantry.control.port import Control
 from tenantry.http.problems import unavailable
@@ -48,7 +48,7 @@ async def readiness(services: Injected) -> Response:
 @routes("GET /status", "Show the daemon at a glance", Status)
 async def status(services: Injected) -> Response:
     """Show the tree of actors and what every tenant's actors do."""
-    return answer(Status.model_validate(services.control.status()))
+    return json_response(status_json(services.control.status()))
 
 
 @routes("GET /info", "Show what the daemon runs on", dict[str, Any])
