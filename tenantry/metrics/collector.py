@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Final
+from typing import Any, Final, NamedTuple, TypeVar
 
 from prometheus_client.core import (
     CounterMetricFamily,
@@ -26,7 +26,6 @@ PARKED: Final = "parked"
 
 STUCK: Final = "stuck"
 
-_ID: Final = ["tenant_id"]
 _NOT_SEEN: Final = frozenset({None, Lifecycle.DELETED})
 """Of tenants whose totals are not known yet, and of those that exist no more."""
 
@@ -35,6 +34,133 @@ _STATES: Final = (
     PARKED,
 )
 _LATENCY_BOUNDS: Final = tuple(bound / 1000 for bound in LATENCY_MS)
+
+
+class Family(NamedTuple):
+    """A metric: its type, what it tells, and its labels."""
+
+    type: str
+    text: str
+    labels: tuple[str, ...] = ()
+
+
+_TENANT: Final = ("tenant_id",)
+
+FAMILIES: Final[Mapping[str, Family]] = {
+    "tenantry_build": Family("info", "What runs here", ("version",)),
+    "tenantry_ready": Family("gauge", "1 while consuming, as /readyz tells"),
+    "tenantry_is_leader": Family(
+        "gauge", "1 while this daemon holds the term, 0 while it is a standby"
+    ),
+    "tenantry_term": Family("gauge", "The term's number; it goes up whenever a daemon takes it"),
+    "tenantry_state": Family("gauge", "1 for the state the daemon is in", ("state",)),
+    "tenantry_stuck_actors": Family("gauge", "Actors that hang and are about to be replaced"),
+    "tenantry_abandoned_threads": Family("gauge", "Threads of replaced actors that still hang"),
+    "tenantry_tenants": Family("gauge", "Tenants in each state", ("state",)),
+    "tenant_workers_current": Family(
+        "gauge", "Workers that may store a tenant's messages now", _TENANT
+    ),
+    "queue_messages_pending": Family(
+        "gauge", "Messages waiting in a tenant's queues, by the broker's count", _TENANT
+    ),
+    "tenantry_unsettled": Family(
+        "gauge", "Deliveries taken from the broker and not acknowledged yet", _TENANT
+    ),
+    "tenantry_held": Family("gauge", "Deliveries that wait for another attempt", _TENANT),
+    "tenantry_consuming": Family("gauge", "1 while a tenant's queues are consumed", _TENANT),
+    "tenantry_parked": Family(
+        "gauge", "1 for a tenant that was given up, until it is resumed", _TENANT
+    ),
+    "messages_processed": Family(
+        "counter", "Messages brought to an end since the tenant was created", (*_TENANT, "outcome")
+    ),
+    "tenantry_mailbox_depth": Family(
+        "gauge",
+        "Messages waiting for an actor; for the supervisor, tenant_id is empty",
+        (*_TENANT, "actor"),
+    ),
+    "tenantry_message_latency_seconds": Family(
+        "histogram", "Time from a message's publishing to its commit", _TENANT
+    ),
+    "tenantry_audit_difference": Family(
+        "gauge", "Messages by which the tenant's latest audit did not add up; 0 is right", _TENANT
+    ),
+    "tenantry_audit_timestamp_seconds": Family(
+        "gauge", "When the tenant was last audited", _TENANT
+    ),
+    "tenantry_isolation_failures": Family(
+        "gauge",
+        "What the latest proof of isolation found possible that must not be, or the reverse",
+    ),
+    "tenantry_isolation_unjudged": Family(
+        "gauge", "Tenants of whom the latest proof of isolation gave no verdict"
+    ),
+    "tenantry_isolation_timestamp_seconds": Family(
+        "gauge", "When the isolation of all tenants was last proven"
+    ),
+    "tenantry_queue_ring_bytes": Family(
+        "gauge", "Size of the embedded broker's queues, all segments together"
+    ),
+    "tenantry_queue_segments_held": Family(
+        "gauge", "Empty segments of the embedded broker that a session keeps from being truncated"
+    ),
+    "tenantry_messages_swept": Family(
+        "counter", "Messages removed because their tenant was deleted before they were committed"
+    ),
+    "tenantry_failed_attempts": Family(
+        "counter", "Attempts at a message that its handler has failed", (*_TENANT, "reason")
+    ),
+    "tenantry_message_ids_reused": Family(
+        "counter", "Messages under an id under which something else is stored", _TENANT
+    ),
+    "tenantry_handler_threads_abandoned": Family(
+        "gauge", "Threads left behind whose handlers hang"
+    ),
+    "tenantry_batch_messages": Family("histogram", "Messages in a stored batch"),
+    "tenantry_store_seconds": Family("histogram", "Time a batch took to commit"),
+    "tenantry_journal_append_seconds": Family("histogram", "Time an append to the journal took"),
+    "tenantry_store_retries": Family(
+        "counter", "Attempts at a batch that failed as the database could not be reached"
+    ),
+    "tenantry_journal_events": Family("counter", "Events appended to the journal"),
+    "tenantry_restarts": Family("counter", "Actors that failed and were replaced", ("kind",)),
+    "tenantry_drift": Family(
+        "counter", "Things of tenants found changed behind the daemon's back", ("kind", "outcome")
+    ),
+    "tenantry_stuck": Family(
+        "counter", "Actors that hung and were replaced, and loops that hung", ("kind",)
+    ),
+    "tenantry_broker_reconnects": Family(
+        "counter", "Times a connection to the broker was opened again", ("connection",)
+    ),
+}
+"""Every metric, by its name: what docs/metrics.md says of it is held against this."""
+
+L = TypeVar("L", bound=tuple[str, ...])
+"""The values of a metric's labels."""
+
+
+def family(name: str, values: Mapping[L, float]) -> Metric:
+    """Make a counter or a gauge of its values."""
+    kind, text, labels = FAMILIES[name]
+    made: Any = (CounterMetricFamily if kind == "counter" else GaugeMetricFamily)(
+        name, text, labels=labels
+    )
+    for of, value in values.items():
+        made.add_metric(of, value)
+    return made  # type: ignore[no-any-return]
+
+
+def histogram(
+    name: str, readings: Mapping[L, Reading], bounds: tuple[float, ...] | None = None
+) -> Metric:
+    """Make a histogram of what was read; `bounds` are those of the readings, in seconds."""
+    _, text, labels = FAMILIES[name]
+    made = HistogramMetricFamily(name, text, labels=labels)
+    for of, reading in readings.items():
+        names = [*(str(float(bound)) for bound in bounds or reading.bounds), "+Inf"]
+        made.add_metric(of, list(zip(names, reading.counts, strict=True)), sum_value=reading.total)
+    return made
 
 
 class SystemCollector(Collector):
@@ -72,195 +198,79 @@ class SystemCollector(Collector):
         yield from _system(status)
         yield _states(tenants)
         yield from _tenants(tenants)
-        yield _mailboxes(status.tree, frozenset(ids))
-        yield self._latencies(ids)
+        yield family("tenantry_mailbox_depth", _mailboxes(status.tree, frozenset(ids)))
+        readings = {(one,): self._recorder.latency(one) for one in ids}
+        yield histogram(
+            "tenantry_message_latency_seconds",
+            {of: reading for of, reading in readings.items() if reading is not None},
+            _LATENCY_BOUNDS,
+        )
         yield from _audits(self._audits(), ids)
         yield from _isolation(self._isolation())
         yield from _ring(self._ring())
-        yield self._failed_attempts(ids)
-        yield self._reused(ids)
-        yield GaugeMetricFamily(
-            "tenantry_handler_threads_abandoned",
-            "Threads left behind whose handlers hang",
-            value=self._abandoned_handlers(),
-        )
-        yield from self._events()
+        yield from self._recorded(ids)
 
-    def _latencies(self, tenant_ids: Iterable[str]) -> Metric:
-        family = HistogramMetricFamily(
-            "tenantry_message_latency_seconds",
-            "Time from a message's publishing to its commit",
-            labels=_ID,
-        )
-        for tenant_id in tenant_ids:
-            reading = self._recorder.latency(tenant_id)
-            if reading is not None:
-                _add(family, reading, [tenant_id], bounds=_LATENCY_BOUNDS)
-        return family
-
-    def _failed_attempts(self, tenant_ids: Iterable[str]) -> Metric:
-        family = CounterMetricFamily(
-            "tenantry_failed_attempts",
-            "Attempts at a message that its handler has failed",
-            labels=[*_ID, "reason"],
-        )
-        for tenant_id in tenant_ids:
-            for reason, count in self._recorder.failed_attempts(tenant_id).items():
-                family.add_metric([tenant_id, reason], count)
-        return family
-
-    def _reused(self, tenant_ids: Iterable[str]) -> Metric:
-        family = CounterMetricFamily(
-            "tenantry_message_ids_reused",
-            "Messages under an id under which something else is stored",
-            labels=_ID,
-        )
-        for tenant_id in tenant_ids:
-            family.add_metric([tenant_id], self._recorder.reused_ids(tenant_id))
-        return family
-
-    def _events(self) -> Iterator[Metric]:
+    def _recorded(self, tenant_ids: Iterable[str]) -> Iterator[Metric]:
         recorder = self._recorder
-        for name, text, distribution in (
-            ("tenantry_batch_messages", "Messages in a stored batch", recorder.batch_sizes),
-            ("tenantry_store_seconds", "Time a batch took to commit", recorder.store_seconds),
-            (
-                "tenantry_journal_append_seconds",
-                "Time an append to the journal took",
-                recorder.append_seconds,
-            ),
-        ):
-            family = HistogramMetricFamily(name, text)
-            _add(family, distribution.read(), [])
-            yield family
-        yield CounterMetricFamily(
-            "tenantry_store_retries",
-            "Attempts at a batch that failed as the database could not be reached",
-            value=recorder.delays,
-        )
-        yield CounterMetricFamily(
-            "tenantry_journal_events", "Events appended to the journal", value=recorder.events
-        )
-        restarts = CounterMetricFamily(
-            "tenantry_restarts", "Actors that failed and were replaced", labels=["kind"]
-        )
-        for kind, count in recorder.failures().items():
-            restarts.add_metric([kind], count)
-        yield restarts
-        drift = CounterMetricFamily(
-            "tenantry_drift",
-            "Things of tenants found changed behind the daemon's back",
-            labels=["kind", "outcome"],
-        )
-        for (kind, outcome), count in recorder.drift().items():
-            drift.add_metric([kind, outcome], count)
-        yield drift
-        stuck = CounterMetricFamily(
-            "tenantry_stuck",
-            "Actors that hung and were replaced, and loops that hung",
-            labels=["kind"],
-        )
-        for kind, count in recorder.stuck().items():
-            stuck.add_metric([kind], count)
-        yield stuck
-        reconnects = CounterMetricFamily(
-            "tenantry_broker_reconnects",
-            "Times a connection to the broker was opened again",
-            labels=["connection"],
-        )
-        for connection, count_of in self._reconnects.items():
-            reconnects.add_metric([connection], count_of())
-        yield reconnects
+        failed = {
+            (one, reason): count
+            for one in tenant_ids
+            for reason, count in recorder.failed_attempts(one).items()
+        }
+        yield family("tenantry_failed_attempts", failed)
+        reused = {(one,): recorder.reused_ids(one) for one in tenant_ids}
+        yield family("tenantry_message_ids_reused", reused)
+        yield family("tenantry_handler_threads_abandoned", {(): self._abandoned_handlers()})
+        yield histogram("tenantry_batch_messages", {(): recorder.batch_sizes.read()})
+        yield histogram("tenantry_store_seconds", {(): recorder.store_seconds.read()})
+        yield histogram("tenantry_journal_append_seconds", {(): recorder.append_seconds.read()})
+        yield family("tenantry_store_retries", {(): recorder.delays})
+        yield family("tenantry_journal_events", {(): recorder.events})
+        yield family("tenantry_restarts", _by_one(recorder.failures()))
+        yield family("tenantry_drift", recorder.drift())
+        yield family("tenantry_stuck", _by_one(recorder.stuck()))
+        reconnects = {connection: count() for connection, count in self._reconnects.items()}
+        yield family("tenantry_broker_reconnects", _by_one(reconnects))
+
+
+def _by_one(values: Mapping[str, float]) -> Mapping[tuple[str], float]:
+    """Give values by the only label there is."""
+    return {(label,): value for label, value in values.items()}
 
 
 def _isolation(latest: LatestProof | None) -> Iterator[Metric]:
-    if latest is None:
-        return
-    yield GaugeMetricFamily(
-        "tenantry_isolation_failures",
-        "What the latest proof of isolation found possible that must not be, or the reverse",
-        value=latest.failures,
-    )
-    yield GaugeMetricFamily(
-        "tenantry_isolation_unjudged",
-        "Tenants of whom the latest proof of isolation gave no verdict",
-        value=latest.unjudged,
-    )
-    yield GaugeMetricFamily(
-        "tenantry_isolation_timestamp_seconds",
-        "When the isolation of all tenants was last proven",
-        value=latest.at,
-    )
+    if latest is not None:
+        yield family("tenantry_isolation_failures", {(): latest.failures})
+        yield family("tenantry_isolation_unjudged", {(): latest.unjudged})
+        yield family("tenantry_isolation_timestamp_seconds", {(): latest.at})
 
 
 def _ring(ring: Ring | None) -> Iterator[Metric]:
-    if ring is None:
-        return
-    yield GaugeMetricFamily(
-        "tenantry_queue_ring_bytes",
-        "Size of the embedded broker's queues, all segments together",
-        value=ring.bytes,
-    )
-    yield GaugeMetricFamily(
-        "tenantry_queue_segments_held",
-        "Empty segments of the embedded broker that a session keeps from being truncated",
-        value=ring.held,
-    )
-    yield CounterMetricFamily(
-        "tenantry_messages_swept",
-        "Messages removed because their tenant was deleted before they were committed",
-        value=ring.swept,
-    )
+    if ring is not None:
+        yield family("tenantry_queue_ring_bytes", {(): ring.bytes})
+        yield family("tenantry_queue_segments_held", {(): ring.held})
+        yield family("tenantry_messages_swept", {(): ring.swept})
 
 
 def _audits(latest: Mapping[str, Latest], tenant_ids: Iterable[str]) -> Iterator[Metric]:
-    difference = GaugeMetricFamily(
-        "tenantry_audit_difference",
-        "Messages by which the tenant's latest audit did not add up; 0 is right",
-        labels=_ID,
-    )
-    at = GaugeMetricFamily(
-        "tenantry_audit_timestamp_seconds", "When the tenant was last audited", labels=_ID
-    )
-    for tenant_id in tenant_ids:
-        if (found := latest.get(tenant_id)) is not None:
-            difference.add_metric([tenant_id], found.difference)
-            at.add_metric([tenant_id], found.at)
-    yield from (difference, at)
+    audited = {(one,): latest[one] for one in tenant_ids if one in latest}
+    differences = {of: found.difference for of, found in audited.items()}
+    yield family("tenantry_audit_difference", differences)
+    yield family("tenantry_audit_timestamp_seconds", {of: one.at for of, one in audited.items()})
 
 
 def _system(status: SystemStatus) -> Iterator[Metric]:
-    yield InfoMetricFamily("tenantry_build", "What runs here", value={"version": status.version})
-    yield GaugeMetricFamily(
-        "tenantry_ready", "1 while consuming, as /readyz tells", value=float(status.ready)
-    )
-    yield GaugeMetricFamily(
-        "tenantry_is_leader",
-        "1 while this daemon holds the term, 0 while it is a standby",
-        value=float(status.role is Role.LEADER),
-    )
+    build = InfoMetricFamily("tenantry_build", FAMILIES["tenantry_build"].text)
+    build.add_metric([], {"version": status.version})
+    yield build
+    yield family("tenantry_ready", {(): float(status.ready)})
+    yield family("tenantry_is_leader", {(): float(status.role is Role.LEADER)})
     if status.term is not None:
-        yield GaugeMetricFamily(
-            "tenantry_term",
-            "The term's number; it goes up whenever a daemon takes it",
-            value=status.term.number,
-        )
-    state = GaugeMetricFamily(
-        "tenantry_state", "1 for the state the daemon is in", labels=["state"]
-    )
-    for one in SystemState:
-        state.add_metric([one.value], float(one is status.state))
-    yield state
-    yield GaugeMetricFamily(
-        "tenantry_stuck_actors",
-        "Actors that hang and are about to be replaced",
-        value=_stuck(status.tree),
-    )
-    yield GaugeMetricFamily(
-        "tenantry_abandoned_threads",
-        "Threads of replaced actors that still hang",
-        value=len(status.abandoned),
-    )
+        yield family("tenantry_term", {(): status.term.number})
+    states = {(one.value,): float(one is status.state) for one in SystemState}
+    yield family("tenantry_state", states)
+    yield family("tenantry_stuck_actors", {(): _stuck(status.tree)})
+    yield family("tenantry_abandoned_threads", {(): len(status.abandoned)})
 
 
 def _stuck(actor: ActorStatus) -> int:
@@ -269,82 +279,36 @@ def _stuck(actor: ActorStatus) -> int:
 
 def _states(tenants: Iterable[TenantRuntime]) -> Metric:
     counts = Counter(PARKED if tenant.parked else str(tenant.lifecycle) for tenant in tenants)
-    family = GaugeMetricFamily("tenantry_tenants", "Tenants in each state", labels=["state"])
-    for name in _STATES:
-        family.add_metric([name], counts[name])
-    return family
+    return family("tenantry_tenants", {(name,): counts[name] for name in _STATES})
 
 
 def _tenants(tenants: Iterable[TenantRuntime]) -> Iterator[Metric]:
-    workers = GaugeMetricFamily(
-        "tenant_workers_current", "Workers that may store a tenant's messages now", labels=_ID
-    )
-    pending = GaugeMetricFamily(
-        "queue_messages_pending",
-        "Messages waiting in a tenant's queues, by the broker's count",
-        labels=_ID,
-    )
-    unsettled = GaugeMetricFamily(
-        "tenantry_unsettled",
-        "Deliveries taken from the broker and not acknowledged yet",
-        labels=_ID,
-    )
-    held = GaugeMetricFamily(
-        "tenantry_held", "Deliveries that wait for another attempt", labels=_ID
-    )
-    consuming = GaugeMetricFamily(
-        "tenantry_consuming", "1 while a tenant's queues are consumed", labels=_ID
-    )
-    parked = GaugeMetricFamily(
-        "tenantry_parked", "1 for a tenant that was given up, until it is resumed", labels=_ID
-    )
-    processed = CounterMetricFamily(
-        "messages_processed",
-        "Messages brought to an end since the tenant was created",
-        labels=[*_ID, "outcome"],
-    )
-    for tenant in tenants:
-        tenant_id = tenant.tenant_id
-        workers.add_metric([tenant_id], tenant.workers_current)
-        if tenant.pending is not None:
-            pending.add_metric([tenant_id], tenant.pending)
-        unsettled.add_metric([tenant_id], tenant.unsettled)
-        held.add_metric([tenant_id], tenant.held)
-        consuming.add_metric([tenant_id], float(tenant.consuming))
-        parked.add_metric([tenant_id], float(tenant.parked is not None))
-        processed.add_metric([tenant_id, "stored"], tenant.stored)
-        processed.add_metric([tenant_id, "duplicate"], tenant.duplicates)
-        processed.add_metric([tenant_id, "dead_lettered"], tenant.dead_lettered)
-    yield from (workers, pending, unsettled, held, consuming, parked, processed)
+    by_id = {(one.tenant_id,): one for one in tenants}
+    workers = {of: one.workers_current for of, one in by_id.items()}
+    yield family("tenant_workers_current", workers)
+    pending = {of: one.pending for of, one in by_id.items() if one.pending is not None}
+    yield family("queue_messages_pending", pending)
+    yield family("tenantry_unsettled", {of: one.unsettled for of, one in by_id.items()})
+    yield family("tenantry_held", {of: one.held for of, one in by_id.items()})
+    yield family("tenantry_consuming", {of: float(one.consuming) for of, one in by_id.items()})
+    parked = {of: float(one.parked is not None) for of, one in by_id.items()}
+    yield family("tenantry_parked", parked)
+    processed: dict[tuple[str, str], float] = {}
+    for (tenant_id,), one in by_id.items():
+        processed[tenant_id, "stored"] = one.stored
+        processed[tenant_id, "duplicate"] = one.duplicates
+        processed[tenant_id, "dead_lettered"] = one.dead_lettered
+    yield family("messages_processed", processed)
 
 
-def _mailboxes(root: ActorStatus, tenant_ids: frozenset[str]) -> Metric:
+def _mailboxes(root: ActorStatus, tenant_ids: frozenset[str]) -> Mapping[tuple[str, str], float]:
     """Count waiting messages by tenant and kind of actor; the workers of a tenant together."""
-    family = GaugeMetricFamily(
-        "tenantry_mailbox_depth",
-        "Messages waiting for an actor; for the supervisor, tenant_id is empty",
-        labels=[*_ID, "actor"],
-    )
-    family.add_metric(["", "supervisor"], root.mailbox)
+    found: dict[tuple[str, str], float] = {("", "supervisor"): root.mailbox}
     for tenant in root.children:
         if tenant.kind != "Tenant" or tenant.name not in tenant_ids:
             continue
         depths = {"tenant": tenant.mailbox, "consumer": 0, "worker": 0}
         for child in tenant.children:
             depths[child.kind.lower()] += child.mailbox
-        for kind, depth in depths.items():
-            family.add_metric([tenant.name, kind], depth)
-    return family
-
-
-def _add(
-    family: HistogramMetricFamily,
-    reading: Reading,
-    labels: list[str],
-    *,
-    bounds: tuple[float, ...] | None = None,
-) -> None:
-    names = [*(str(float(bound)) for bound in bounds or reading.bounds), "+Inf"]
-    family.add_metric(
-        labels, list(zip(names, reading.counts, strict=True)), sum_value=reading.total
-    )
+        found |= {(tenant.name, kind): depth for kind, depth in depths.items()}
+    return found
