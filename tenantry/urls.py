@@ -10,6 +10,10 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 from urllib.parse import quote, urlsplit, urlunsplit
 
+AMQP: Final = ("amqp", "amqps")
+IGGY: Final = ("iggy", "iggys")
+"""The schemes of brokers' URLs, each with the one that is encrypted."""
+
 _SOCKETS: Final = ("/", "@")
 """How the host of a PostgreSQL URL begins that is a Unix socket's directory, or an abstract one."""
 

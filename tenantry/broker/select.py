@@ -13,6 +13,7 @@ from tenantry.broker.postgres import adapter as embedded
 from tenantry.broker.postgres.moving import warn_of_what_is_left
 from tenantry.broker.rabbitmq import adapter as rabbitmq
 from tenantry.loops import Loop
+from tenantry.urls import AMQP, IGGY
 
 if TYPE_CHECKING:
     from tenantry.database.pool import Database
@@ -20,10 +21,8 @@ if TYPE_CHECKING:
 
 ADAPTERS: Final[Mapping[str, BrokerAdapter]] = {
     "": embedded,
-    "amqp": rabbitmq,
-    "amqps": rabbitmq,
-    "iggy": iggy,
-    "iggys": iggy,
+    **dict.fromkeys(AMQP, rabbitmq),
+    **dict.fromkeys(IGGY, iggy),
 }
 """By the scheme of the broker's URL; without a URL it is the embedded one."""
 

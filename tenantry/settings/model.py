@@ -22,7 +22,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from tenantry.unixpath import MAX_SOCKET_PATH
-from tenantry.urls import address
+from tenantry.urls import AMQP, IGGY, address
 
 MIN_SECRET: Final = 32
 MANAGEMENT_PORT: Final = 15672
@@ -50,11 +50,11 @@ def _check_url(value: SecretStr, *schemes: str, host: bool) -> SecretStr:
 
 
 def _amqp_url(value: SecretStr) -> SecretStr:
-    return _check_url(value, "amqp", "amqps", host=True)
+    return _check_url(value, *AMQP, host=True)
 
 
 def _broker_url(value: SecretStr) -> SecretStr:
-    return _check_url(value, "amqp", "amqps", "iggy", "iggys", host=True)
+    return _check_url(value, *AMQP, *IGGY, host=True)
 
 
 def _http_url(value: SecretStr) -> SecretStr:
@@ -357,7 +357,7 @@ class Settings(_Section):
         None with another broker.
         """
         amqp = urlsplit(self.broker_url.get_secret_value())
-        if not amqp.hostname or amqp.scheme not in {"amqp", "amqps"}:
+        if not amqp.hostname or amqp.scheme not in AMQP:
             return None
         userinfo = amqp.netloc.rpartition("@")[0] or "guest:guest"
         given = self.rabbitmq.management_url.get_secret_value()

@@ -23,12 +23,7 @@ class Kind(Enum):
     SQL = "SQL"
 
 
-_KINDS: Final = {
-    "amqp": Kind.AMQP,
-    "amqps": Kind.AMQP,
-    "iggy": Kind.IGGY,
-    "iggys": Kind.IGGY,
-}
+_KINDS: Final = dict.fromkeys(urls.AMQP, Kind.AMQP) | dict.fromkeys(urls.IGGY, Kind.IGGY)
 _BROKERS: Final = {
     Kind.AMQP: "RabbitMQ",
     Kind.IGGY: "Apache Iggy",
