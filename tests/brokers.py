@@ -20,12 +20,16 @@ from tenantry.broker.iggy.access import Access
 from tenantry.broker.iggy.administration import IggyAdministration
 from tenantry.broker.iggy.client import Sessions
 from tenantry.broker.iggy.consuming import IggyConsuming
+from tenantry.broker.iggy.dead_letters import IggyDeadLetters
+from tenantry.broker.iggy.probes import IggyProbes
 from tenantry.broker.iggy.publishing import IggyPublishing
 from tenantry.broker.port import (
     Administration,
     Consuming,
+    DeadLetters,
     Delivery,
     Outgoing,
+    Probes,
     Publishing,
     Queues,
     TenantTopology,
@@ -33,10 +37,12 @@ from tenantry.broker.port import (
 from tenantry.broker.postgres import adapter as embedded_adapter
 from tenantry.broker.postgres.administration import PostgresAdministration
 from tenantry.broker.postgres.consuming import PostgresConsuming
+from tenantry.broker.postgres.dead_letters import PostgresDeadLetters
 from tenantry.broker.postgres.publishing import PostgresPublishing
 from tenantry.broker.rabbitmq import adapter as rabbitmq_adapter
-from tenantry.broker.rabbitmq.administration import RabbitAdministration
+from tenantry.broker.rabbitmq.administration import RabbitAdministration, RabbitProbes
 from tenantry.broker.rabbitmq.consuming import RabbitConsuming
+from tenantry.broker.rabbitmq.dead_letters import RabbitDeadLetters
 from tenantry.broker.rabbitmq.publishing import RabbitPublishing
 from tenantry.broker.topology import QueueType
 from tenantry.database.pool import Database
@@ -95,13 +101,15 @@ def _last(generations: list[int], times: int) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class Broker:
-    """A broker's three faces, and what lies in its queues."""
+    """A broker's faces, and what lies in its queues; in memory it has no dead letters to browse."""
 
     kind: str
     administration: Administration
     consuming: Consuming
     publishing: Publishing
     queues: Queues
+    dead_letters: DeadLetters | None = None
+    probes: Probes | None = None
     memory: MemoryBroker | None = None
     host: RabbitHost | None = None
     database: Database | None = None
@@ -187,6 +195,8 @@ def rabbitmq(
             consuming=consuming,
             publishing=publishing,
             queues=administration,
+            dead_letters=RabbitDeadLetters(host.url),
+            probes=RabbitProbes(administration),
             host=host,
         )
 
@@ -205,6 +215,7 @@ def postgres(database: Database, budget: Budget | None = None) -> Iterator[Broke
             consuming=consuming,
             publishing=PostgresPublishing(database),
             queues=administration,
+            dead_letters=PostgresDeadLetters(database),
             database=database,
         )
 
@@ -231,6 +242,8 @@ def iggy(url: str, database: Database, budget: Budget | None = None) -> Iterator
             consuming=consuming,
             publishing=IggyPublishing(sessions),
             queues=administration,
+            dead_letters=IggyDeadLetters(database),
+            probes=IggyProbes(sessions, INSTALLATION),
             database=database,
             sessions=sessions,
         )
