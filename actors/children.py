@@ -18,6 +18,7 @@ from tenantry.actors.supervision import EscalationError, heartbeat_of, tell
 from tenantry.actors.worker import ReusedIds, Worker
 from tenantry.broker.port import QueueSpec
 from tenantry.domain.tenant import TenantState
+from tenantry.messages.port import Counts
 
 
 class Children:
@@ -41,14 +42,17 @@ class Children:
         """Tell whether there is a consumer, and the tenant has other queues by now."""
         return self.consumer is not None and self._queues != topology_of(state).queues()
 
-    def consume(self, state: TenantState) -> None:
-        """Start the consumer; if it is there and waits for its queues, have it begin again."""
+    def consume(self, state: TenantState, totals: Counts | None = None) -> None:
+        """Start the consumer; if it is there and waits for its queues, have it begin again.
+
+        The tenant's `totals` are looked up where they are not given.
+        """
         runtime = self._runtime
         if self.consumer is not None:
             if not runtime.consuming:
                 self.resubscribe()
             return
-        self.show_totals()
+        self.show_totals(totals)
         runtime.waiting_since = self._ports.clock.now()
         self._queues = topology_of(state).queues()
         consumer = Consumer.start(
@@ -63,9 +67,9 @@ class Children:
         if not self._orphaned(consumer):
             tell(consumer, Begin())
 
-    def show_totals(self) -> None:
+    def show_totals(self, totals: Counts | None = None) -> None:
         """Show the tenant's totals as the database has them."""
-        counts = self._ports.messages.counts(self._id)
+        counts = self._ports.messages.counts(self._id) if totals is None else totals
         runtime = self._runtime
         runtime.stored = counts.stored
         runtime.duplicates = counts.duplicates

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from enum import Enum, auto
@@ -13,20 +14,31 @@ from tenantry.broker.port import Delivery
 from tenantry.broker.survey import Drift
 from tenantry.control.port import Outcome
 from tenantry.domain.commands import OperatorCommand
+from tenantry.domain.tenant import TenantState
 from tenantry.journal.port import Metadata
-from tenantry.messages.port import StoreResult, Tried
+from tenantry.messages.port import Counts, StoreResult, Tried
 
 Ref: TypeAlias = pykka.ActorRef[Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Intact:
+    """A tenant of which a look found nothing missing outside: its state, and its totals."""
+
+    state: TenantState
+    totals: Counts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Begin:
     """To a new child, first of all: start your work. An error here is a failure like any other.
 
-    `park` tells a tenant to stand still, and why, instead of consuming.
+    `park` tells a tenant to stand still, and why, instead of consuming; `intact`, that it has
+    nothing to load and nothing to bring about first.
     """
 
     park: str | None = None
+    intact: Intact | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -275,7 +287,12 @@ class Resubscribe:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FirstLookDone:
-    """From the reconciler to the supervisor: tenants may be started, and repair."""
+    """From the reconciler to the supervisor: tenants may be started, and repair.
+
+    Those in `intact`, by id, have everything that they need.
+    """
+
+    intact: Mapping[str, Intact]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

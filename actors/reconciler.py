@@ -11,19 +11,19 @@ from typing import Final
 
 import structlog
 
-from tenantry.actors.messages import Begin, Drifted, FirstLookDone, Ref, Reminder
+from tenantry.actors.messages import Begin, Drifted, FirstLookDone, Intact, Ref, Reminder
 from tenantry.actors.ports import ActorPorts
 from tenantry.actors.provisioner import topology_of
 from tenantry.actors.runtime_state import RuntimeState
 from tenantry.actors.supervision import SupervisedActor
 from tenantry.broker import drift
 from tenantry.broker.port import BrokerError
-from tenantry.broker.survey import Drift, DriftKind
+from tenantry.broker.survey import Drift, DriftKind, Survey
 from tenantry.domain import names
 from tenantry.domain.names import UserKind
 from tenantry.domain.tenant import Lifecycle, TenantState
 from tenantry.journal.port import JournalError
-from tenantry.messages.port import MessageStoreError, Partitions
+from tenantry.messages.port import MessageStoreError, Partitions, whose
 from tenantry.projections.port import TenantDirectory
 
 log = structlog.get_logger("actors.reconciler")
@@ -55,10 +55,11 @@ class Reconciler(SupervisedActor):
         """Compare, at first and whenever the clock says so."""
         match message:
             case Begin():
+                intact: dict[str, Intact] = {}
                 try:
-                    found = self._look()
+                    found = self._look(intact)
                 finally:
-                    self.tell_parent(FirstLookDone())
+                    self.tell_parent(FirstLookDone(intact=intact))
             case Reminder.LOOK_FOR_DRIFT:
                 found = self._look()
             case _:
@@ -69,8 +70,11 @@ class Reconciler(SupervisedActor):
             self._ports.reconcile_every, self.actor_ref, Reminder.LOOK_FOR_DRIFT
         )
 
-    def _look(self) -> list[Drifted]:
-        """Compare everything once; nothing is found where something can't be asked."""
+    def _look(self, intact: dict[str, Intact] | None = None) -> list[Drifted]:
+        """Compare everything once; nothing is found where something can't be asked.
+
+        Tenants of which nothing is missing are added to `intact`.
+        """
         ports = self._ports
         began = ports.clock.now()
         self.beat(LONGEST_LOOK)
@@ -83,7 +87,9 @@ class Reconciler(SupervisedActor):
             consumers = ports.provisioner.passwords.all(UserKind.CONSUMER)
             found: list[Drifted] = []
             left = dict(drift.owners(survey))
-            for tenant_id in filter(names.is_tenant_id, partitions.whole | partitions.partial):
+            for tenant_id in filter(
+                names.is_tenant_id, partitions.whole.keys() | partitions.partial
+            ):
                 left.setdefault(tenant_id, []).append(_PARTITION)
             for state in states:
                 left.pop(state.tenant_id, None)
@@ -98,6 +104,8 @@ class Reconciler(SupervisedActor):
                         *drift.group_differences(topology, reads, survey),
                         *_partition(state.tenant_id, partitions),
                     )
+                    if intact is not None and not differences and known is not None:
+                        _add_if_intact(intact, state, survey, partitions)
                 self._show(state.tenant_id, differences)
                 if differences:
                     found.append(
@@ -160,6 +168,15 @@ def existing_tenants(directory: TenantDirectory) -> Iterator[TenantState]:
     while page := directory.page(after=after, limit=PAGE):
         yield from page
         after = page[-1].tenant_id
+
+
+def _add_if_intact(
+    intact: dict[str, Intact], state: TenantState, survey: Survey, partitions: Partitions
+) -> None:
+    """Add a tenant without drift, unless it is from before users were marked, or partitions."""
+    owner, totals = partitions.whole[state.tenant_id]
+    if owner == whose(state) and drift.is_marked(state.tenant_id, survey):
+        intact[state.tenant_id] = Intact(state=state, totals=totals)
 
 
 def _partition(tenant_id: str, partitions: Partitions) -> tuple[Drift, ...]:

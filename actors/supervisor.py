@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final
 
 import structlog
@@ -18,6 +18,7 @@ from tenantry.actors.messages import (
     Drifted,
     Execute,
     FirstLookDone,
+    Intact,
     Orphan,
     Parked,
     Ref,
@@ -86,8 +87,10 @@ class Supervisor(SupervisedActor):
                 self._start_reconciler()
             case FirstLookDone() if self._runtime.state is not SystemState.STARTING:
                 pass  # of a reconciler that was restarted
-            case FirstLookDone() | Reminder.TRY_AGAIN:
-                self._start_tenants()
+            case FirstLookDone(intact=intact):
+                self._start_tenants(intact)
+            case Reminder.TRY_AGAIN:
+                self._start_tenants({})
             case _:
                 raise TypeError(f"the supervisor can't handle {type(message).__name__}")
 
@@ -111,14 +114,17 @@ class Supervisor(SupervisedActor):
                 log.warning("tenant.does_not_stop", error=repr(error))
         self._tenants.clear()
 
-    def _start_tenants(self) -> None:
+    def _start_tenants(self, intact: Mapping[str, Intact]) -> None:
         if self._drain is not None:
             return
         try:
             for state in existing_tenants(self._ports.directory):
                 if state.tenant_id not in self._tenants:
                     # Seen at once, so that the system is not taken for ready before they consume.
-                    self._start(state.tenant_id)
+                    found = intact.get(state.tenant_id)
+                    # What another has recorded since then, is brought about.
+                    known = None if found is None or found.state != state else found
+                    self._start(state.tenant_id, intact=known)
                 self.beat()
         except UnavailableError as error:
             self._failures += 1
@@ -126,7 +132,7 @@ class Supervisor(SupervisedActor):
             log.warning("supervisor.waits_for_journal", error=str(error))
             self._clock.tell_later(delay, self.actor_ref, Reminder.TRY_AGAIN)
             return
-        log.info("supervisor.started", tenants=len(self._tenants))
+        log.info("supervisor.started", tenants=len(self._tenants), intact=len(intact))
         self._runtime.state = SystemState.RUNNING
 
     def _start_reconciler(self) -> None:
@@ -146,7 +152,14 @@ class Supervisor(SupervisedActor):
         if ref is not None:
             tell(ref, message)
 
-    def _start(self, tenant_id: str, *, park: str | None = None, fresh: bool = False) -> Ref:
+    def _start(
+        self,
+        tenant_id: str,
+        *,
+        park: str | None = None,
+        intact: Intact | None = None,
+        fresh: bool = False,
+    ) -> Ref:
         # A new one each time: an actor that was replaced writes to the old one, if to any.
         runtime = self._runtime.renew(tenant_id)
         runtime.stands_still = park
@@ -159,7 +172,7 @@ class Supervisor(SupervisedActor):
         )
         runtime.ref = ref
         self._tenants[tenant_id] = ref
-        tell(ref, Begin(park=park))
+        tell(ref, Begin(park=park, intact=intact))
         return ref
 
     def _route(self, message: Execute) -> None:
@@ -248,7 +261,7 @@ class Supervisor(SupervisedActor):
             observer.actor_stuck("reconciler")
             self._runtime.departures.replace(child)
             if self._runtime.state is SystemState.STARTING:
-                tell(self.actor_ref, FirstLookDone())
+                tell(self.actor_ref, FirstLookDone(intact={}))
         self._runtime.reconciler = None
         self._runtime.reconciler_restarts += 1
         delay = self._ports.reconcile_every

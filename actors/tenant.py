@@ -22,6 +22,7 @@ from tenantry.actors.messages import (
     Drained,
     Drifted,
     Execute,
+    Intact,
     Parked,
     QueuesSilent,
     Ref,
@@ -145,6 +146,8 @@ class Tenant(SupervisedActor):
                 self._reconcile()
             case Drain():
                 self._drain()
+            case Begin(intact=Intact() as intact):
+                self._go_on_from(intact)
             case Begin(park=park):
                 self._park = park
                 self._reconcile()
@@ -263,6 +266,17 @@ class Tenant(SupervisedActor):
             self._retries.after(error)
 
     # Bringing about what the state says.
+
+    def _go_on_from(self, intact: Intact) -> None:
+        """Consume, if the state says so: there is nothing to load and nothing to make.
+
+        A start with many tenants is a look at all of them, and not a dozen calls for each.
+        """
+        state = intact.state
+        self._children.show_totals(intact.totals)
+        self._aggregate.adopt(state)
+        if state.lifecycle is Lifecycle.ACTIVE:
+            self._children.consume(state, totals=intact.totals)
 
     @property
     def _hands_off(self) -> bool:

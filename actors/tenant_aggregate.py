@@ -69,6 +69,11 @@ class TenantAggregate:
         self.state = self._runtime.state = state
         self.loaded = True
 
+    def adopt(self, state: TenantState) -> None:
+        """Take a state that was read under this daemon's term for what the journal holds."""
+        self.state = self._runtime.state = state
+        self.loaded = True
+
     def execute(self, command: Command, metadata: Metadata) -> TenantState:
         """Decide a command, append its events, fold them; give the state after them.
 

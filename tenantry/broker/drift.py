@@ -73,6 +73,12 @@ def owners(survey: Survey) -> Mapping[str, list[str]]:
     return found
 
 
+def is_marked(tenant_id: str, survey: Survey) -> bool:
+    """Tell whether a tenant's user carries our mark, and no other; or marks mean nothing there."""
+    user = survey.users.get(names.username(tenant_id))
+    return user is not None and (not survey.installation or user.marks == {survey.installation})
+
+
 def _is_anothers(tenant_id: str, survey: Survey) -> bool:
     """Tell whether another installation that shares our place has the tenant there."""
     user = survey.users.get(names.username(tenant_id))

@@ -181,9 +181,12 @@ class ForeignRowsError(MessageStoreError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Partitions:
-    """Whose messages there is room for: `whole` have partition and counters, `partial` not all."""
+    """Whose messages there is room for: `whole` have partition and counters, `partial` not all.
 
-    whole: frozenset[str]
+    Of those that are whole: whose the partition is, and its totals.
+    """
+
+    whole: Mapping[str, tuple[Whose, Counts]]
     partial: frozenset[str]
 
 

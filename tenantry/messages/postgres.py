@@ -46,7 +46,8 @@ MAX_BYTES: Final = 16 * 1024 * 1024
 """Bytes of the largest body that is stored; `jsonb` itself ends at 256 MiB."""
 
 _PARTITIONS: Final[LiteralString] = """
-SELECT tenant_id, coalesce(leaf.attached, false) AND totals.tenant_id IS NOT NULL
+SELECT tenant_id, coalesce(leaf.attached, false) AND totals.tenant_id IS NOT NULL,
+       totals.incarnation, totals.since, totals.stored, totals.duplicates, totals.dead_lettered
 FROM (SELECT substr(c.relname, 10) AS tenant_id, i.inhrelid IS NOT NULL AS attached
       FROM pg_class AS c
       LEFT JOIN pg_inherits AS i
@@ -144,9 +145,18 @@ class PostgresMessageStore:
         """See `MessageStore.partitions`."""
         with store_errors(), self._database.connection() as connection:
             rows = connection.execute(_PARTITIONS).fetchall()
-        whole = frozenset(tenant_id for tenant_id, is_whole in rows if is_whole)
         return Partitions(
-            whole=whole, partial=frozenset(tenant_id for tenant_id, _ in rows) - whole
+            whole={
+                tenant_id: (
+                    Whose(incarnation, since),
+                    Counts(stored=stored, duplicates=duplicates, dead_lettered=dead_lettered),
+                )
+                for tenant_id, is_whole, incarnation, since, stored, duplicates, dead_lettered in (
+                    rows
+                )
+                if is_whole
+            },
+            partial=frozenset(row[0] for row in rows if not row[1]),
         )
 
     def store(

@@ -106,7 +106,8 @@ class FakeStore:
 
     def partitions(self) -> Partitions:
         self._faults.reach("partitions")
-        return Partitions(whole=frozenset(self.rows), partial=frozenset())
+        whole = {one: (self.whose.get(one, FIRST), self.counts(one)) for one in self.rows}
+        return Partitions(whole=whole, partial=frozenset())
 
     def store(
         self,

@@ -137,7 +137,7 @@ def test_a_better_match_in_public_is_never_called(
         admin.execute("RESET ROLE")
         store = PostgresMessageStore(database)
         store.create_partition("acme")
-        assert store.partitions().whole == {"acme"}
+        assert store.partitions().whole.keys() == {"acme"}
         assert store.drop_partition("acme", retain=False) == 0
 
 

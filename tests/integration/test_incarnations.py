@@ -104,7 +104,7 @@ def test_each_that_was_retained_stays_and_undoing_the_next_one_drops_none(
     assert store.drop_partition(LONGEST, retain=False) == 0
     assert page(database, retained=1)[0] == ["1 old", "2 old"]
     assert page(database, retained=2)[0] == ["1 new"]
-    assert LONGEST not in store.partitions().whole | store.partitions().partial
+    assert LONGEST not in store.partitions().whole.keys() | store.partitions().partial
 
 
 def test_a_partition_left_from_a_former_is_put_aside_also_when_the_next_ones_is_made(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -9,17 +10,21 @@ import pytest
 from tenantry.actors.messages import Drifted
 from tenantry.actors.supervision import tell
 from tenantry.broker.port import NotOursError, TenantTopology
-from tenantry.broker.survey import Drift, DriftKind
+from tenantry.broker.survey import Drift, DriftKind, Survey
 from tenantry.control.port import CommandFailedError, ControlUnavailableError
+from tenantry.domain import names
 from tenantry.domain.commands import (
     InvalidCommandError,
     PauseTenant,
     RequestDeletion,
+    ResumeTenant,
     RotateCredentials,
     TenantExistsError,
     TenantNotFoundError,
 )
+from tenantry.domain.events import TenantPaused
 from tenantry.domain.tenant import Lifecycle
+from tenantry.journal.port import Metadata
 from tenantry.messages.port import MessageStoreError, Whose
 from tests.fakes.actors import Tree
 from tests.fakes.ports import outage
@@ -179,3 +184,61 @@ def test_a_refused_creation_moves_nothing_of_the_former(tree: Tree) -> None:
     with pytest.raises(InvalidCommandError):
         tree.create("a", workers=0)
     assert "vacate" not in tree.faults.steps
+
+
+def test_a_start_looks_once_at_all_tenants_and_makes_only_what_is_missing(tree: Tree) -> None:
+    for tenant_id in ("a", "b", "c", "d"):
+        tree.create(tenant_id)
+    tree.execute(PauseTenant(tenant_id="c"))
+    tree.deliver("a", "1", "2")
+    eventually(lambda: tree.stored("a") == {"1", "2"})
+    tree.stop()
+    del tree.administration.users["b"]
+    tree.store.whose["d"] = Whose(7, None)
+    before = len(tree.faults.steps)
+    tree.start()
+    eventually(lambda: tree.events("b")[-1] == "DriftRepaired")
+    eventually(lambda: tree.runtime.not_ready() == ())
+    # Once for all of them; for b, which lacks a user, and d, whose partition is another's, more.
+    assert Counter(tree.faults.steps[before:]) == {
+        "survey": 1,
+        "partitions": 1,
+        "create_partition": 2,
+        "ensure_topology": 2,
+        "ensure_user": 3,
+    }
+    assert {one for one in "abcd" if tree.subscription(one).consuming} == {"a", "b", "d"}
+    runtime = tree.control.runtime("a")
+    assert runtime is not None
+    assert runtime.stored == 2
+    assert tree.store.whose["d"].incarnation == 1
+    tree.execute(ResumeTenant(tenant_id="c"))
+    eventually(lambda: tree.subscription("c").consuming)
+
+
+def test_a_start_goes_by_the_journal_where_it_has_moved_on_since_the_look(tree: Tree) -> None:
+    tree.create("a")
+    tree.stop()
+    seen = tree.directory.page()
+    stream = names.journal_stream("a")
+    look = tree.administration.survey
+
+    def late() -> Survey:
+        found = look()
+        tree.journal.append(
+            stream,
+            [TenantPaused(tenant_id="a")],
+            expected=seen[0].version,
+            metadata=Metadata(actor="another"),
+        )
+        return found
+
+    tree.administration.survey = late  # type: ignore[method-assign]
+    tree.start()
+    tenant = tree.control.runtime("a")
+    assert tenant is not None
+    eventually(lambda: tree.runtime.tenants["a"].state is not None)
+    state = tree.runtime.tenants["a"].state
+    assert state is not None
+    assert state.lifecycle is Lifecycle.PAUSED
+    assert not tree.runtime.tenants["a"].consuming
