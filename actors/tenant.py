@@ -196,7 +196,7 @@ class Tenant(SupervisedActor):
         replies, steps = self._replies, self._steps
         match command:
             case CreateTenant():
-                self._consume(message, steps.create(command, metadata))
+                self._consume(message, steps.create(command, metadata), made=True)
             case ResizeWorkers(workers=workers):
                 self._aggregate.execute(command, metadata)
                 if self._children.consumer is None:
@@ -249,14 +249,19 @@ class Tenant(SupervisedActor):
         if self._steps.unfinished:
             self._retries.after(error)
 
-    def _consume(self, message: Execute, credentials: Credentials | None) -> None:
-        """See that a tenant that is active consumes, and answer when it does."""
+    def _consume(
+        self, message: Execute, credentials: Credentials | None, *, made: bool = False
+    ) -> None:
+        """See that a tenant that is active consumes, and answer when it does.
+
+        If it was `made` this moment, it has all that it needs.
+        """
         active = self._aggregate.known().lifecycle is Lifecycle.ACTIVE
         if not active or self._runtime.consuming:
             self._replies.answer(message, credentials)
             return
         self._replies.answer_when(Awaited.CONSUMING, message, credentials)
-        self._reconcile()
+        self._reconcile(made=made)
 
     def _delete(self) -> None:
         """Remove what is outside; during an outage, as soon as it is over."""
@@ -283,15 +288,18 @@ class Tenant(SupervisedActor):
         """Whether nothing is to be started or repaired: the actor ends, or the consumer drains."""
         return self._draining or self._gone or bool(self._children.after_drain)
 
-    def _reconcile(self) -> None:
-        """Bring about what the state says. An outage is waited out; any other failure is one."""
+    def _reconcile(self, *, made: bool = False) -> None:
+        """Bring about what the state says. An outage is waited out; any other failure is one.
+
+        What is `made` this moment outside is not made again.
+        """
         if self._hands_off:
             return
         try:
             if not self._aggregate.loaded:
                 self._aggregate.load(self._children.show_totals)
             if self._aggregate.exists and self._goes_on():
-                self._bring_about()
+                self._bring_about(made=made)
         except UnavailableError as error:
             self._retries.after(error)
             return
@@ -314,8 +322,8 @@ class Tenant(SupervisedActor):
         self.tell_parent(Parked(tenant_id=self._id))
         return True
 
-    def _bring_about(self) -> None:
-        state = self._steps.bring_about()
+    def _bring_about(self, *, made: bool = False) -> None:
+        state = self._aggregate.known() if made else self._steps.bring_about()
         if state.lifecycle is Lifecycle.ACTIVE:
             if self._children.outdated(state):
                 # A consumer's queues are fixed: it finishes, and a new one takes all of them.

@@ -242,3 +242,11 @@ def test_a_start_goes_by_the_journal_where_it_has_moved_on_since_the_look(tree: 
     assert state is not None
     assert state.lifecycle is Lifecycle.PAUSED
     assert not tree.runtime.tenants["a"].consuming
+
+
+def test_a_creation_takes_each_step_once(tree: Tree) -> None:
+    before = len(tree.faults.steps)
+    tree.create("a")
+    taken = Counter(tree.faults.steps[before:])
+    steps = ("claim", "create_partition", "ensure_topology", "ensure_user")
+    assert {step: taken[step] for step in steps} == dict.fromkeys(steps, 1)
