@@ -90,6 +90,9 @@ class DriftRepair:
             mine = tuple(one for one in found if one.kind in kinds)
             if mine:
                 repaired += self._try(mine, repair)
+        if repaired:
+            # A look that began before this may have seen the same.
+            self._steps.changed_at = self._ports.clock.now()
         self._report(tuple(one for one in found if not one.mendable))
         self._confirm(repaired)
 

@@ -322,20 +322,22 @@ class RuntimeState:
         reasons.extend(f"{name} is away" for name, probe in self.probes.items() if not probe())
         reasons.extend(text for trouble in self.troubles if (text := trouble()))
         now = time.monotonic()
-        runtimes = list(self.tenants.copy().values())
         settled_in = self.settled_in
-        others = any(runtime.consuming for runtime in runtimes)
-        waiting = [
-            runtime.tenant_id
-            for runtime in runtimes
-            if runtime.waits(now, settled_in=settled_in)
-            # One tenant's own trouble is that tenant's state, once others consume.
-            and not (others and runtime.refused >= REFUSALS)
-        ]
+        others = store_down = False
+        waits: list[TenantRuntimeState] = []
+        # Several times a second, over thousands of tenants: one round, and little for most.
+        for runtime in self.tenants.copy().values():
+            if runtime.consuming:
+                others = True
+            elif runtime.waits(now, settled_in=settled_in):
+                waits.append(runtime)
+            store_down = store_down or runtime.store_down
+        # One tenant's own trouble is that tenant's state, once others consume.
+        waiting = [one.tenant_id for one in waits if not (others and one.refused >= REFUSALS)]
         if waiting:
             more = f" and {len(waiting) - 5} more" if len(waiting) > 5 else ""
             reasons.append(f"not consuming yet: {', '.join(sorted(waiting)[:5])}{more}")
-        if any(runtime.store_down for runtime in runtimes):
+        if store_down:
             reasons.append("the database refuses to store")
         if not reasons:
             self.settled_in = True

@@ -250,6 +250,11 @@ class ActorHeartbeat(Heartbeat):
             if not self._fenced:
                 say()
 
+    def at_ease(self) -> bool:
+        """Tell whether the actor waits for a message, and nothing is noted of it."""
+        thread = self.thread
+        return self._latest is None and not self.stuck and thread is not None and thread.is_alive()
+
     @property
     def ended(self) -> bool:
         """Whether the actor's thread was there and is there no more."""

@@ -92,7 +92,9 @@ class Watch:
             self._woke_at = now
         self._looked_at = now
         for parent, child in self._children():
-            self._judge(parent, child, now)
+            # Of thousands of actors nearly all are.
+            if not heartbeat_of(child).at_ease():
+                self._judge(parent, child, now)
         for loop in self._loops.copy().values():
             if not loop.vital:
                 self._look_at(loop, now)
@@ -172,5 +174,6 @@ class Watch:
             yield supervisor, tenant
             if consumer is not None:
                 yield tenant, consumer
-            for worker in runtime.workers.copy().values():
-                yield tenant, worker
+            if runtime.workers:
+                for worker in runtime.workers.copy().values():
+                    yield tenant, worker

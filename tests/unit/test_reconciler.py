@@ -8,8 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from tenantry.actors.messages import Drifted
 from tenantry.actors.ports import Observer
+from tenantry.actors.supervision import tell
 from tenantry.broker.port import BrokerError, PasswordHash
+from tenantry.broker.survey import Drift, DriftKind
 from tenantry.domain import names
 from tenantry.domain.commands import PauseTenant, RequestDeletion
 from tenantry.domain.events import DriftRepaired
@@ -67,6 +70,18 @@ def test_a_lost_user_is_made_again_with_its_password(tree: Tree, observer: Watch
     assert repaired[0].kinds == ("user",)
     assert repaired[0].found == ("user tenant_a_producer was missing",)
     assert observer.drift["user", "repaired"] == 1
+
+
+def test_what_two_looks_have_seen_is_repaired_once(observer: Watching) -> None:
+    with running_tree(observer=observer) as tree:
+        tree.create("a")
+        tree.administration.users.pop("a")
+        lost = Drift(kind=DriftKind.USER, found="user tenant_a_producer was missing")
+        seen = Drifted(tenant_id="a", drift=(lost,), seen_at=tree.clock.now())
+        tell(tree.supervisor, seen)
+        tell(tree.supervisor, seen)
+        tree.execute(PauseTenant(tenant_id="a"))
+        assert observer.drift == {("user", "repaired"): 1}
 
 
 def test_a_password_that_somebody_else_has_set_is_set_back(tree: Tree) -> None:

@@ -52,8 +52,9 @@ class Stragglers:
     def note(self, now: OpenTransactions, readings: Collection[QueueReading]) -> None:
         """Note who is under way now, about a second after the last time."""
         fresh = (self._met & now.open) - self._known
-        for reading in readings:
-            reading.owed.update(dict.fromkeys(fresh, reading.floor))
+        if fresh:
+            for reading in readings:
+                reading.owed.update(dict.fromkeys(fresh, reading.floor))
         self._known |= fresh
         self._met = now.open
         self.settle(now, readings)
