@@ -104,7 +104,8 @@ class Reconciler(SupervisedActor):
                         *drift.group_differences(topology, reads, survey),
                         *_partition(state.tenant_id, partitions),
                     )
-                    if intact is not None and not differences and known is not None:
+                    shown = known is not None and (reads is not None or not state.consumer_access)
+                    if intact is not None and not differences and shown:
                         _add_if_intact(intact, state, survey, partitions)
                 self._show(state.tenant_id, differences)
                 if differences:
