@@ -121,10 +121,7 @@ class RabbitAdministration(RabbitUsers):
         except _OtherArgumentsError as error:
             log.info("broker.queue_of_other_type", queue=error.name, queue_type=self._queue_type)
             self._declare_mixed(topology)
-        with self._channel() as channel:
-            for binding in plan.bindings:
-                with _naming("queue", binding.queue):
-                    channel.queue_bind(binding.queue, binding.exchange, binding.routing_key)
+            self._declare(replace(plan, exchanges=(), queues=()))
 
     def _declare(self, plan: layout.Plan) -> None:
         with self._channel() as channel:
@@ -134,6 +131,9 @@ class RabbitAdministration(RabbitUsers):
             for queue in plan.queues:
                 with _naming("queue", queue.name, self._queue_type):
                     channel.queue_declare(queue.name, durable=True, arguments=dict(queue.arguments))
+            for binding in plan.bindings:
+                with _naming("queue", binding.queue):
+                    channel.queue_bind(binding.queue, binding.exchange, binding.routing_key)
 
     def _declare_mixed(self, topology: TenantTopology) -> None:
         """Declare queue by queue, each as the type it has or else as the type that is wanted."""
