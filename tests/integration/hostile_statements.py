@@ -21,7 +21,7 @@ SELECT table_to_xml('tenantry.messages_theirs', true, true, '')
 SELECT schema_to_xml('tenantry', true, true, '') FROM tenantry.events
 SELECT ts_stat('SELECT to_tsvector(topic) FROM tenantry.messages_theirs')
 SELECT currval('tenantry.queued_seq')
-SELECT pg_sequence_last_value('tenantry.queued_seq'), nextval('tenantry.queued_seq')
+SELECT pg_sequence_last_value('tenantry.queued_seq'), pg_catalog.nextval('tenantry.queued_seq')
 ALTER TABLE public.messages DISABLE ROW LEVEL SECURITY
 DROP POLICY tenants_read_their_own ON public.messages
 CREATE POLICY mine ON public.messages USING (true)

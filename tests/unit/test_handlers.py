@@ -182,7 +182,7 @@ def test_one_thread_serves_one_run_after_another_and_ends_when_closed() -> None:
 
 
 def test_a_thread_whose_handler_hangs_makes_no_further_call() -> None:
-    pool = HandlerPool(places=1, timeout=0.05)
+    pool = HandlerPool(places=1, timeout=1)
     wake, made = threading.Event(), []
     hanging = calls(fine, lambda m, c: wake.wait(DEADLINE), lambda m, c: made.append(1))
     with pytest.raises(HandlerHangsError, match="it is in <lambda>") as caught:
