@@ -33,6 +33,7 @@ from tenantry.domain.commands import (
     ConfirmDeleted,
     ConfirmProvisioned,
     CreateTenant,
+    GrantConsumerAccess,
     GrantSqlAccess,
     RequestDeletion,
     RotateCredentials,
@@ -98,7 +99,7 @@ class FakeControl:
             if isinstance(command, RequestDeletion):
                 done = ConfirmDeleted(tenant_id=command.tenant_id, queued=1, stored=2)
                 state = self._take(done, metadata)
-        fresh = isinstance(command, CreateTenant | RotateCredentials)
+        fresh = isinstance(command, CreateTenant | RotateCredentials | GrantConsumerAccess)
         return Outcome(
             tenant=state,
             runtime=self.runtime(state.tenant_id),
