@@ -58,12 +58,17 @@ def told(heading: str) -> set[str]:
 
 
 def entered(calls: Iterable[Call], threads: Callable[[str], bool]) -> dict[str, set[str]]:
-    """Give the files of a way, each with the functions by which it is entered from the frame."""
+    """Give the files of a way, each with the functions by which it is entered from the frame.
+
+    What the frame calls back for a file that waits for that call is no other visit to it.
+    """
     found: dict[str, set[str]] = defaultdict(set)
     for call in calls:
         if threads(call.thread) and not call.file.startswith(FRAME) and not PORT.search(call.file):
             ways_in = found[call.file]
-            if call.caller is None or call.caller.startswith(FRAME):
+            before = next((one for one in call.callers if not one.startswith(FRAME)), None)
+            from_frame = not call.callers or call.callers[0].startswith(FRAME)
+            if from_frame and before != call.file:
                 ways_in.add(OPENING.sub(" opens", call.function))
     return found
 

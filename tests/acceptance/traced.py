@@ -32,12 +32,12 @@ LOOK = "_look"
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A call into `file` on a thread, from within `caller`; None: from outside of the program."""
+    """A call into `file` on a thread; `callers` are the files it came by, nearest first."""
 
     thread: str
     file: str
     function: str
-    caller: str | None
+    callers: tuple[str, ...]
 
 
 class Trace:
@@ -55,13 +55,13 @@ class Trace:
         self._watch.unlink()
         eventually(lambda: not self._trace.exists(), what="the trace has ended")
         done = self._trace.with_suffix(".json")
-        calls += [Call(*row) for row in json.loads(done.read_text())]
+        calls += [Call(*row, tuple(callers)) for *row, callers in json.loads(done.read_text())]
 
 
 class _Tracer:
     def __init__(self, directory: Path) -> None:
         self._watch, self._trace = directory / "watch", directory / "trace"
-        self._calls: list[tuple[str, str, str, str | None]] = []
+        self._calls: list[tuple[str, str, str, tuple[str, ...]]] = []
         self._noting = False
         self._until = ""
         self._names: dict[str, str | None] = {}
@@ -86,9 +86,9 @@ class _Tracer:
         above = tuple(_above(frame))
         if any(one.f_code.co_name == LOOK for one in (frame, *above)):
             return
-        caller = next(filter(None, (self._own(one.f_code.co_filename) for one in above)), None)
+        callers = tuple(filter(None, (self._own(one.f_code.co_filename) for one in above)))
         thread = threading.current_thread().name
-        self._calls.append((thread, file, frame.f_code.co_qualname, caller))
+        self._calls.append((thread, file, frame.f_code.co_qualname, callers))
 
     def _come(self) -> bool:
         return not self._until or any(one[2] == self._until for one in self._calls)
