@@ -14,9 +14,9 @@ from tenantry.database.pool import Database
 
 log: Final = structlog.get_logger("database")
 
-ALONE: Final = 5
+ALONE: Final = 6
 """Connections that are there once: for the term, the journal's notices, the embedded broker's
-reader, and two for what is done now and then (audits, browsing dead letters)."""
+reader or Iggy's two, and two for what is done now and then (audits, browsing dead letters)."""
 
 LEFT: Final = 8
 """One in so many of the connections that are free is left to others, two at least."""

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import apache_iggy as iggy_client
@@ -15,8 +18,8 @@ from tenantry.broker.iggy.access import Access
 from tenantry.broker.iggy.administration import IggyAdministration
 from tenantry.broker.iggy.client import Session, Sessions
 from tenantry.broker.iggy.consuming import IggyConsuming
-from tenantry.broker.iggy.dead_letters import IggyDeadLetters
-from tenantry.broker.iggy.topology import GROUP
+from tenantry.broker.iggy.dead_letters import DeadLetterWriter, IggyDeadLetters
+from tenantry.broker.iggy.topology import GROUP, Place
 from tenantry.broker.port import (
     BrokerError,
     DeadLettersBusyError,
@@ -110,6 +113,73 @@ def test_a_dead_letter_keeps_every_header_and_byte_and_goes_out_as_it_came(
     with dead_letters.browse(tenant.tenant_id) as browser:
         assert browser.next(10) == []
     assert broker.queues.queue_counts()[tenant.tenant_id].dead_letters == 0
+
+
+def test_a_dead_letter_that_takes_its_time_holds_up_nobody_elses_messages(
+    broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    began, let = threading.Event(), threading.Event()
+    write = DeadLetterWriter.write
+
+    async def slowly(writer: DeadLetterWriter, *arguments: Any) -> None:
+        began.set()
+        await asyncio.to_thread(let.wait, 2 * DEADLINE)
+        await write(writer, *arguments)
+
+    monkeypatch.setattr(DeadLetterWriter, "write", slowly)
+    heavy, other = broker.tenant("events"), broker.tenant("events")
+    sink, others = RecordingSink(), RecordingSink()
+    subscription = broker.consuming.subscribe(heavy.queues(), prefetch=10, sink=sink)
+    broker.publish(heavy, "events.0", b"{no")
+    (delivery,) = sink.received(1)
+    subscription.settle(sink.heard("consuming"), rejects=(delivery.tag,))
+    assert began.wait(DEADLINE)
+    # One that is made meanwhile asks the database for its dead letters, too.
+    broker.consuming.subscribe(other.queues(), prefetch=10, sink=others)
+    broker.publish(other, "events.0", b"1")
+    try:
+        assert bodies(others.received(1)) == [b"1"]
+    finally:
+        let.set()
+    assert broker.database is not None
+    dead_letters = IggyDeadLetters(broker.database)
+
+    def one() -> Any:
+        with dead_letters.browse(heavy.tenant_id) as browser:
+            return browser.next(10)
+
+    assert eventually(one, what="the dead letter")
+
+
+def test_a_large_dead_letter_is_given_the_time_that_it_takes(
+    broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # What is left is what its size gives it.
+    monkeypatch.setattr("tenantry.broker.iggy.dead_letters.DATABASE_TIMEOUT", 0.0)
+    monkeypatch.setattr("tenantry.broker.iggy.dead_letters.SLOWEST", 100_000)
+    assert broker.database is not None
+    place = Place("tenant_large_stream", "events", 0)
+    partition = SimpleNamespace(place=place, made=1)
+    message = SimpleNamespace(
+        payload=lambda: bytes(3_000_000),
+        timestamp=lambda: 1,
+        origin_timestamp=lambda: 1,
+        offset=lambda: 7,
+        id=lambda: 5,
+        user_headers=lambda: None,
+    )
+    writer = DeadLetterWriter(broker.database)
+
+    async def written() -> None:
+        await writer.write(partition, message)  # type: ignore[arg-type]
+        await writer.close()
+
+    asyncio.run(written())
+    with broker.database.connection() as connection:
+        row = connection.execute(
+            "SELECT length(body) FROM tenantry.iggy_rejected WHERE tenant_id = 'large'"
+        ).fetchone()
+    assert row == (3_000_000,)
 
 
 def test_after_a_crash_what_was_rejected_beyond_the_offset_does_not_come_again(

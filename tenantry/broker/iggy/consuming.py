@@ -67,6 +67,9 @@ STORE_EVERY: Final = 0.02
 RETRY_EVERY: Final = 0.5
 """Seconds until queues are tried again that could not be had."""
 
+LAST_WRITES: Final = 5.0
+"""Seconds that dead letters may take to be written at the end; what is not comes again."""
+
 SILENT_AFTER: Final = 5.0
 """Seconds after which queues that can't be had are told of."""
 
@@ -88,14 +91,16 @@ class IggyConsuming(PolledConsuming[IggySubscription]):
         super().__init__(budget)
         self._access = access
         self._fence = fence
-        self._dead_letters = DeadLetterWriter(database)
-        self._partitions = Partitions(self._dead_letters, fence)
+        # A large dead letter takes its time: who looks for others' has another connection.
+        self._dead_letters, self._known = DeadLetterWriter(database), DeadLetterWriter(database)
+        self._partitions = Partitions(self._known, fence)
         # Of the thread that runs.
         self._link: Link | None = None
         self._counted: dict[str, tuple[int, int]] = {}
         self._list: bytes | None = None
         self._unstored: dict[Partition, None] = {}
         self._rejects: deque[tuple[Partition, int]] = deque()
+        self._writing: asyncio.Task[None] | None = None
         self._brought_at = 0.0
         self._began_waiting: dict[IggySubscription, float] = {}
         self._to_renew: deque[IggySubscription] = deque()
@@ -161,7 +166,9 @@ class IggyConsuming(PolledConsuming[IggySubscription]):
         finally:
             self._link = None
             loop.remove_reader(self._wakeup)
+            await self._write_no_more()
             await self._dead_letters.close()
+            await self._known.close()
             await link.close()
 
     async def _read(self, link: Link, woken: asyncio.Event) -> None:
@@ -171,8 +178,10 @@ class IggyConsuming(PolledConsuming[IggySubscription]):
             self.heartbeat.beat()
             woken.clear()
             self._work_off()
-            await self._write_rejects(link)
             stopping = self._stopping.is_set()
+            self._write_aside(link, woken)
+            if stopping and self._writing is not None:
+                await asyncio.wait([self._writing], timeout=LAST_WRITES)
             now = time.monotonic()
             if self._unstored and (now >= store_at or stopping):
                 await self._store(link)
@@ -259,7 +268,10 @@ class IggyConsuming(PolledConsuming[IggySubscription]):
         return more and any(one.has_room() and one.hungry() for one in self._subscriptions)
 
     async def _take_up(self, link: Link, now: float) -> None:
+        unwritten = {partition.spec.name for partition, _ in self._rejects}
         for subscription in self._waiting(now):
+            if not unwritten.isdisjoint(queue.name for queue in subscription.queues):
+                continue  # else they would come, and be rejected, once more
             subscription.retry_at = now + RETRY_EVERY
             try:
                 partitions = await self._partitions.acquire(link, subscription.queues)
@@ -297,9 +309,27 @@ class IggyConsuming(PolledConsuming[IggySubscription]):
             self._lose(link, subscription, lost, missing=False)
         self._work_off()
 
-    async def _write_rejects(self, link: Link) -> None:
+    def _write_aside(self, link: Link, woken: asyncio.Event) -> None:
+        """See that what was rejected is written while all are read: one tenant's may be large.
+
+        Raises what keeps it from being written but the database.
+        """
+        if self._writing is not None and self._writing.done():
+            writing, self._writing = self._writing, None
+            writing.result()
+        if self._rejects and self._writing is None:
+            self._writing = asyncio.create_task(self._write_rejects(link, woken))
+
+    async def _write_no_more(self) -> None:
+        """End what is being written: it is written anew once the server is there again."""
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.cancel()
+            await asyncio.wait([writing])
+
+    async def _write_rejects(self, link: Link, woken: asyncio.Event) -> None:
         """Keep what was rejected, each before its offset is passed; what fails is tried again."""
-        for _ in range(len(self._rejects)):
+        while self._rejects:
             partition, offset = self._rejects[0]
             try:
                 found = await link.messages(partition.place, offset, 1)
@@ -309,10 +339,12 @@ class IggyConsuming(PolledConsuming[IggySubscription]):
                 log.info("broker.rejected_message_is_gone", error=str(error))
             except (DatabaseError, psycopg.Error, TimeoutError) as error:
                 log.info("broker.dead_letter_waits", error=one_line(error))
+                await asyncio.sleep(RETRY_EVERY)
                 return
             self._rejects.popleft()
             if partition.window.settle(offset, offset + 1):
                 self.settled(partition)
+                woken.set()
 
     async def _store(self, link: Link) -> None:
         """Store how far partitions are settled."""

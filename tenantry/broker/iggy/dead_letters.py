@@ -25,7 +25,11 @@ if TYPE_CHECKING:
     from apache_iggy import ReceiveMessage
 
 DATABASE_TIMEOUT: Final = 3.0
-"""Seconds the database may take to write a dead letter before others go on."""
+"""Seconds the database may take for a statement, and for a dead letter as many more as it takes
+to write it at `SLOWEST`: one that had too little time would be tried for ever."""
+
+SLOWEST: Final = 1_000_000
+"""Bytes a second."""
 
 
 class IggyDeadLetters(TableDeadLetters):
@@ -67,7 +71,7 @@ def _dead_letter(columns: Sequence[Any]) -> QueuedDeadLetter:
 class DeadLetterWriter:
     """Writes rejected messages to the database, on a connection of its own.
 
-    It belongs to one event loop from its first call until `close`.
+    It belongs to one event loop from its first call until `close`, and takes a call at a time.
     """
 
     def __init__(self, database: Database) -> None:
@@ -87,7 +91,7 @@ class DeadLetterWriter:
 
     async def write(self, partition: Partition, message: ReceiveMessage) -> None:
         """Keep a message, as it is; harmless twice."""
-        place, stamp = partition.place, message.timestamp()
+        place, stamp, body = partition.place, message.timestamp(), message.payload()
         own = own_id(message, place.topic, place.partition, stamp)
         read = told(message, own, published(message, stamp))
         await self._execute(
@@ -98,8 +102,9 @@ class DeadLetterWriter:
                 "id": None if read.id is None else read.id.replace("\x00", "\ufffd"),
                 "published_at_ms": read.published_at_ms,
                 "properties": _properties(message),
-                "body": message.payload(),
+                "body": body,
             },
+            seconds=DATABASE_TIMEOUT + len(body) / SLOWEST,
         )
 
     async def close(self) -> None:
@@ -118,10 +123,10 @@ class DeadLetterWriter:
         }
 
     async def _execute(
-        self, name: str, parameters: Mapping[str, object]
+        self, name: str, parameters: Mapping[str, object], *, seconds: float | None = None
     ) -> list[tuple[object, ...]]:
         try:
-            async with asyncio.timeout(DATABASE_TIMEOUT):
+            async with asyncio.timeout(DATABASE_TIMEOUT if seconds is None else seconds):
                 if self._connection is None or self._connection.closed:
                     self._connection = await self._database.connect_async()
                 cursor = await self._connection.execute(self._sql[name], parameters)
