@@ -80,7 +80,7 @@ def measure(directory: Path, options: argparse.Namespace) -> dict[str, float]:
                 backlog=options.api_backlog,
             )
             with (
-                subject.running(directory / "api", node.url, node.management_url, db) as daemon,
+                subject.running(directory / "api", _rabbit(node), db) as daemon,
                 console.status("the HTTP API"),
             ):
                 measured = api.Api(daemon, db, node.url, directory / "api")
@@ -99,7 +99,7 @@ def _measure_messages(
         figures["pika_alone"] = peers.pika_alone(node.url, options.messages)
     with console.status("a plain handler"):
         figures["plain_handler"] = peers.plain_handler(node.url, db, options.plain_messages)
-    with subject.running(directory / "one", node.url, node.management_url, db) as daemon:
+    with subject.running(directory / "one", _rabbit(node), db) as daemon:
         with console.status("the daemon, one tenant"):
             figures["daemon_1"] = daemon.drain_backlog(1, options.messages)
         with console.status("the daemon, ten tenants"):
@@ -110,12 +110,16 @@ def _measure_messages(
         figures["latency_p99_ms"] = latencies[int(len(latencies) * 0.99)]
     if options.backlog:
         with (
-            subject.running(directory / "two", node.url, node.management_url, db) as daemon,
+            subject.running(directory / "two", _rabbit(node), db) as daemon,
             console.status(f"the daemon before {options.backlog:,} messages"),
         ):
             figures["daemon_backlog"] = daemon.drain_backlog(3, options.backlog)
             figures["peak_rss_mb"] = daemon.peak_rss_mb()
     return figures
+
+
+def _rabbit(node: PrivateNode) -> dict[str, str]:
+    return {"RABBITMQ_URL": node.url, "RABBITMQ_MANAGEMENT_URL": node.management_url}
 
 
 def _enable_commit_times(postgres: EmbeddedPostgres) -> None:

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,14 +23,19 @@ class Subject:
     """A running daemon."""
 
     def __init__(
-        self, process: subprocess.Popen[bytes], socket: Path, rabbit: str, db: str
+        self, process: subprocess.Popen[bytes], socket: Path, broker: Mapping[str, str], db: str
     ) -> None:
         self._process = process
-        self._rabbit = rabbit
+        self._rabbit = broker.get("RABBITMQ_URL", "")
         self._db = db
         self._http = httpx.Client(
             transport=httpx.HTTPTransport(uds=str(socket)), base_url="http://localhost", timeout=60
         )
+
+    @property
+    def pid(self) -> int:
+        """The number of its process."""
+        return self._process.pid
 
     def call(self, method: str, path: str, **kwargs: Any) -> Any:
         """Call the API; the JSON of its answer."""
@@ -96,25 +101,30 @@ class Subject:
 
 
 @contextmanager
-def running(directory: Path, rabbit: str, management: str, db: str) -> Iterator[Subject]:
-    """Start a daemon on these services; stop it with SIGTERM, and see that it has drained."""
+def running(directory: Path, broker: Mapping[str, str], db: str) -> Iterator[Subject]:
+    """Start a daemon on these services; stop it with SIGTERM, and see that it has drained.
+
+    `broker` holds the variables that say where it is; without any it is the embedded one.
+    """
     directory.mkdir()
-    environ = dict(
-        os.environ,
-        RABBITMQ_URL=rabbit,
-        RABBITMQ_MANAGEMENT_URL=management,
-        DATABASE_URL=db,
-        TENANTRY_STATE_DIR=str(directory),
-        TENANTRY_SERVER_PORT="0",
-        TENANTRY_LOG_FORMAT="json",
-    )
+    environ = {
+        **os.environ,
+        "BROKER_URL": "",
+        "RABBITMQ_URL": "",
+        "RABBITMQ_MANAGEMENT_URL": "",
+        **broker,
+        "DATABASE_URL": db,
+        "TENANTRY_STATE_DIR": str(directory),
+        "TENANTRY_SERVER_PORT": "0",
+        "TENANTRY_LOG_FORMAT": "json",
+    }
     with (directory / "log").open("wb") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "tenantry.cli.main", "run"], env=environ, stderr=log
         )
         try:
-            subject = Subject(process, directory / "control.sock", rabbit, db)
-            wait_until(subject.ready, timeout=60)
+            subject = Subject(process, directory / "control.sock", broker, db)
+            wait_until(subject.ready, timeout=180)
             yield subject
             process.send_signal(signal.SIGTERM)
             code = process.wait(60)

@@ -30,6 +30,10 @@ class PrivateIggy:
         return f"127.0.0.1:{self.port}"
 
     @property
+    def pid(self) -> int | None:
+        return None if self._process is None else self._process.pid
+
+    @property
     def url(self) -> str:
         return f"iggy://{USER}:{PASSWORD}@{self.address}"
 
