@@ -18,6 +18,7 @@ from tenantry.cli.broker import broker
 from tenantry.cli.consuming import consume
 from tenantry.cli.dead_letters import dead_letters
 from tenantry.cli.demo import demo
+from tenantry.cli.importing import import_ as _import  # noqa: F401 - a command of `tenant`
 from tenantry.cli.isolation import verify_isolation
 from tenantry.cli.options import config_option, example
 from tenantry.cli.output import (
