@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Final
 
 from tenantry.broker import topology as layout
@@ -32,6 +33,8 @@ def differences(
     A queue may be of either type: the setting is for queues made from now on. Without a known
     `password` the user's is not compared; consumers are looked at if the tenant is `consuming`.
     """
+    if not survey.copies:
+        topology = replace(topology, consumer_access=False)
     return (
         *_objects(topology, survey),
         *_user(topology.tenant_id, UserKind.PRODUCER, password, survey),

@@ -97,5 +97,7 @@ class Survey:
     users: Mapping[str, User]
     consumed: frozenset[str]
     """Queues that have a consumer of our own user."""
+    copies: bool = False
+    """Whether a tenant's own consumers read queues of their group, which hold copies."""
     installation: str = ""
     """Which installation has looked; empty where no other has users there."""

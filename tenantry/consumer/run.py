@@ -25,6 +25,7 @@ from tenantry.tenant_client.access import (
 )
 from tenantry.tenant_client.amqp import TenantClientError
 from tenantry.tenant_client.connecting import EVERYWHERE, Addresses
+from tenantry.tenant_client.iggy_reading import Turns
 from tenantry.tenant_client.reading import Reading, reader_for
 
 TOPICS: Final = ("events", "logs", "notifications")
@@ -60,6 +61,7 @@ class Assignment:
     consumer: int
     batch_size: int
     follow: bool
+    turns: Turns
     tls: Tls = SYSTEMS
 
 
@@ -86,6 +88,7 @@ class Receiver:
                 topic=assignment.topic,
                 name=f"consumer {assignment.consumer} of {assignment.topic}",
                 prefetch=assignment.batch_size * 2,
+                turns=assignment.turns,
                 tls=assignment.tls,
             )
         )
@@ -269,6 +272,11 @@ def _receive(
 def _assignments(options: ConsumerOptions, accesses: Sequence[TenantAccess]) -> list[Assignment]:
     """Deal out the work, so that tenants take turns where not all consumers run at once."""
     topics = dict.fromkeys(topic for access in accesses for topic in access.topology.topics)
+    turns = {
+        (access.topology.tenant_id, topic): Turns(access.topology.partitions)
+        for access in accesses
+        for topic in access.topology.topics
+    }
     return [
         Assignment(
             url=options.addresses.at(access.credentials.url),
@@ -277,6 +285,7 @@ def _assignments(options: ConsumerOptions, accesses: Sequence[TenantAccess]) -> 
             consumer=consumer + 1,
             batch_size=options.batch_size,
             follow=options.follow,
+            turns=turns[access.topology.tenant_id, topic],
             tls=options.tls,
         )
         for consumer, topic, access in itertools.product(range(options.consumers), topics, accesses)

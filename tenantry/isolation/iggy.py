@@ -119,6 +119,11 @@ def _forbidden(own: _Attempts, mine: TenantTopology) -> None:
             "server (its users)",
             lambda one: one.create_user(user, password, iggy.UserStatus.Inactive, None),
         ),
+        (
+            "read",
+            f"{stream} (its consumer groups)",
+            lambda one: one.get_consumer_groups(stream, names.DEFAULT_TOPIC),
+        ),
         ("read", "server (its streams)", lambda one: one.get_streams()),
         ("read", "server (its users)", lambda one: one.get_users()),
         (

@@ -67,6 +67,28 @@ SELECT number, made, password_hash FROM tenantry.iggy_users WHERE tenant_id = %(
 DELETE FROM tenantry.iggy_users
 WHERE tenant_id = %(tenant)s AND number <> ALL(%(kept)s::bigint[]);
 
--- name: confirmed_hash
+-- name: confirmed_producer_hash
 SELECT password_hash FROM tenantry.credentials
 WHERE tenant_id = %(tenant)s AND password_hash IS NOT NULL;
+
+-- name: confirmed_consumer_hash
+SELECT password_hash FROM tenantry.consumer_credentials
+WHERE tenant_id = %(tenant)s AND password_hash IS NOT NULL;
+
+-- name: keep_offset
+INSERT INTO tenantry.iggy_offsets (tenant_id, topic, partition, made, message_offset)
+VALUES (%(tenant)s, %(topic)s, %(partition)s, %(made)s, %(offset)s)
+ON CONFLICT (tenant_id, topic, partition, made)
+DO UPDATE SET message_offset = excluded.message_offset;
+
+-- name: kept_offset
+SELECT message_offset FROM tenantry.iggy_offsets
+WHERE tenant_id = %(tenant)s AND topic = %(topic)s AND partition = %(partition)s
+  AND made = %(made)s;
+
+-- name: forget_offsets
+-- Of whichever of the topics that have had the name.
+DELETE FROM tenantry.iggy_offsets WHERE tenant_id = %(tenant)s AND topic = %(topic)s;
+
+-- name: drop_offsets
+DELETE FROM tenantry.iggy_offsets WHERE tenant_id = %(tenant)s;

@@ -11,6 +11,7 @@ from tenantry.domain import names
 from tenantry.tenant_client.amqp import TenantClientError
 from tenantry.tenant_client.amqp_reading import AmqpReader
 from tenantry.tenant_client.connecting import Kind, kind_of
+from tenantry.tenant_client.iggy_reading import IggyReader, Turns
 
 
 class TopicReader(Protocol):
@@ -45,24 +46,37 @@ class TopicReader(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reading:
-    """What a reader reads: a topic of a tenant, at the broker that `url` leads to."""
+    """What a reader reads: a topic of a tenant, at the broker that `url` leads to.
+
+    The consumers of a topic share their `turns`.
+    """
 
     url: str
     tenant_id: str
     topic: str
     name: str
     prefetch: int
+    turns: Turns
     tls: Tls = SYSTEMS
 
 
 def reader_for(reading: Reading) -> TopicReader:
     """Make the reader that a URL needs; nothing is connected. Raises `TenantClientError`."""
-    if kind_of(reading.url) is Kind.AMQP:
-        return AmqpReader(
-            reading.url,
-            queue=names.group_queue_name(reading.tenant_id, reading.topic),
-            name=reading.name,
-            prefetch=reading.prefetch,
-            tls=reading.tls,
-        )
-    raise TenantClientError("tenants have no consumers of their own on this broker yet")
+    match kind_of(reading.url):
+        case Kind.AMQP:
+            return AmqpReader(
+                reading.url,
+                queue=names.group_queue_name(reading.tenant_id, reading.topic),
+                name=reading.name,
+                prefetch=reading.prefetch,
+                tls=reading.tls,
+            )
+        case Kind.IGGY:
+            return IggyReader(
+                reading.url,
+                stream=names.exchange_name(reading.tenant_id),
+                topic=reading.topic,
+                turns=reading.turns,
+            )
+        case Kind.SQL:
+            raise TenantClientError("tenants have no consumers of their own on this broker yet")

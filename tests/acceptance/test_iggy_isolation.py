@@ -71,7 +71,8 @@ class Server:
 
 
 SEND = iggy.StreamPermissions(send_messages=True, read_topics=False)
-READ = iggy.StreamPermissions(poll_messages=True, read_topics=True)
+READ = iggy.StreamPermissions(poll_messages=True, read_topics=False)
+JOIN = iggy.StreamPermissions(poll_messages=True, read_topics=True)
 
 
 def proof_of(program: Program, *tenants: Tenant) -> Any:
@@ -151,7 +152,11 @@ def test_rights_that_are_too_wide_or_too_narrow_are_found(program: Program, root
     assert denied["denials"] == [f"tenant {one.id} is refused to write to its own {one.stream}"]
 
     server.allow(sender, {ours: SEND})
-    server.allow(reader, {ours: READ, theirs: READ})
+    server.allow(reader, {ours: JOIN})
+    leaks = proof_of(program, one)["leaks"]
+    assert f"{verb} to read from its own {one.stream} (its consumer groups)" in leaks
+
+    server.allow(reader, {ours: READ, theirs: JOIN})
     leaks = proof_of(program, one)["leaks"]
     assert f"{verb} to read from {other.stream} -> events {whose}" in leaks
     assert f"{verb} to read from {other.stream} (what is in it) {whose}" in leaks

@@ -37,6 +37,7 @@ FATES: Final = {
     "tenantry.dead_letters": GONE,
     "tenantry.events": KEPT,
     "tenantry.idempotency_keys": NOBODYS,
+    "tenantry.iggy_offsets": GONE,
     "tenantry.iggy_rejected": GONE,
     "tenantry.iggy_users": GONE,
     "tenantry.installation": NOBODYS,
@@ -132,7 +133,8 @@ def test_nothing_of_a_former_tenant_reaches_the_one_that_has_its_id(
         assert {name for name, fate in FATES.items() if fate is GONE} - there <= {
             "tenantry.attempts",  # of handlers that fail
             "tenantry.consumer_credentials",  # of another broker
-            "tenantry.iggy_rejected",  # of another broker
+            "tenantry.iggy_offsets",  # of another broker
+            "tenantry.iggy_rejected",
             "tenantry.iggy_users",
             "tenantry.queued",  # which is empty once all is stored
             "tenantry.walks",  # while somebody walks

@@ -246,6 +246,7 @@ class MemoryBroker:
                     for queue in queues
                 ),
                 users=users,
+                copies=True,
                 consumed=frozenset(
                     name
                     for name in self._queues

@@ -429,6 +429,7 @@ class FakeAdministration:
                 for tenant_id, password in users.items()
             },
             consumed=frozenset(one.name for plan in plans for one in plan.queues),
+            copies=True,
         )
 
     def check(self) -> None:

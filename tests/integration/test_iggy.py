@@ -303,3 +303,16 @@ def test_the_list_of_streams_is_read_as_the_library_reads_it(broker: Broker, roo
     ours = [one for one in listed if one.name == tenant.exchange]
     assert [found[one.name] for one in ours] == [(one.messages_count, one.size) for one in ours]
     assert found.keys() >= {one.name for one in ours}
+
+
+def test_an_offset_that_a_tenants_consumer_stores_under_the_daemons_name_passes_nothing_over(
+    broker: Broker, root: Session
+) -> None:
+    tenant = broker.tenant("events")
+    for number in range(3):
+        broker.publish(tenant, "events", str(number).encode())
+    forged = wire.store_offset(GROUP, Place(tenant.exchange, "events", 0), 2, alone=True)
+    root.call(lambda client: client.send_binary_request(wire.STORE_OFFSET, forged))
+    sink = RecordingSink()
+    broker.consuming.subscribe(tenant.queues(), prefetch=10, sink=sink)
+    assert bodies(sink.received(3)) == [b"0", b"1", b"2"]

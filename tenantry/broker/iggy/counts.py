@@ -55,8 +55,9 @@ class StandingBooks:
         return Rejected(counts, places)
 
     def drop(self, tenant_id: str) -> int:
-        """Forget a tenant's dead letters; give how many there were."""
+        """Forget a tenant's dead letters, and offsets; give how many dead letters there were."""
         with self._errors, self._database.connection() as connection:
+            connection.execute(self._sql["drop_offsets"], {"tenant": tenant_id})
             row = connection.execute(self._sql["drop_rejected"], {"tenant": tenant_id}).fetchone()
         return 0 if row is None else int(row[0])
 

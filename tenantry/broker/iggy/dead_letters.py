@@ -16,6 +16,7 @@ from tenantry.broker import topology as layout
 from tenantry.broker.dead_letter_table import REJECTED, TableDeadLetters
 from tenantry.broker.iggy.headers import own_id, pack, published, told, told_by, unpack
 from tenantry.broker.iggy.partition import Partition
+from tenantry.broker.iggy.topology import Place
 from tenantry.broker.port import QueuedDeadLetter
 from tenantry.database.pool import Database
 from tenantry.messages.port import Incoming
@@ -69,7 +70,7 @@ def _dead_letter(columns: Sequence[Any]) -> QueuedDeadLetter:
 
 
 class DeadLetterWriter:
-    """Writes rejected messages to the database, on a connection of its own.
+    """Writes rejected messages, and offsets put aside, to the database, on a connection of its own.
 
     It belongs to one event loop from its first call until `close`, and takes a call at a time.
     """
@@ -107,6 +108,19 @@ class DeadLetterWriter:
             seconds=DATABASE_TIMEOUT + len(body) / SLOWEST,
         )
 
+    async def keep_offset(self, place: Place, made: int, offset: int) -> None:
+        """Put aside what the daemon's group has stored for a partition of a topic made then."""
+        await self._execute("keep_offset", _at(place) | {"made": made, "offset": offset})
+
+    async def kept_offset(self, place: Place, made: int) -> int | None:
+        """Give what was put aside, if the group was not made anew since."""
+        rows = await self._execute("kept_offset", _at(place) | {"made": made})
+        return int(str(rows[0][0])) if rows else None
+
+    async def forget_offsets(self, place: Place) -> None:
+        """Forget what was put aside of all partitions of the topic."""
+        await self._execute("forget_offsets", _at(place))
+
     async def close(self) -> None:
         """Close the connection."""
         connection, self._connection = self._connection, None
@@ -114,13 +128,7 @@ class DeadLetterWriter:
             await connection.close()
 
     def _parameters(self, partition: Partition) -> dict[str, object]:
-        place = partition.place
-        return {
-            "tenant": layout.owner_of(place.stream),
-            "topic": place.topic,
-            "partition": place.partition,
-            "made": partition.made,
-        }
+        return _at(partition.place) | {"made": partition.made}
 
     async def _execute(
         self, name: str, parameters: Mapping[str, object], *, seconds: float | None = None
@@ -134,6 +142,14 @@ class DeadLetterWriter:
         except BaseException:
             await self.close()
             raise
+
+
+def _at(place: Place) -> dict[str, object]:
+    return {
+        "tenant": layout.owner_of(place.stream),
+        "topic": place.topic,
+        "partition": place.partition,
+    }
 
 
 def _properties(message: ReceiveMessage) -> bytes:

@@ -93,16 +93,16 @@ class Link:
         self.leave(stream, topic)
         await self.join(stream, topic, made)
 
-    async def offsets(self, place: Place, *, aside: bool = False) -> wire.Offsets | None:
-        """Tell what the group has stored for a partition, or what was put aside of that."""
-        request = wire.get_offset(GROUP, place, alone=aside)
+    async def offsets(self, place: Place) -> wire.Offsets | None:
+        """Tell what the group has stored for a partition."""
+        request = wire.get_offset(GROUP, place)
         return wire.read_offsets(
             await self.ask(self.client.send_binary_request(wire.GET_OFFSET, request))
         )
 
-    async def store(self, place: Place, offset: int, *, aside: bool = False) -> None:
-        """Store the offset of the last message that is done with; or put it aside."""
-        request = wire.store_offset(GROUP, place, offset, alone=aside)
+    async def store(self, place: Place, offset: int) -> None:
+        """Store the offset of the last message that is done with."""
+        request = wire.store_offset(GROUP, place, offset)
         await self.ask(self.client.send_binary_request(wire.STORE_OFFSET, request))
 
     async def close(self) -> None:

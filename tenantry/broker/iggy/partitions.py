@@ -77,18 +77,20 @@ class Partitions:
 
         Others are members of the group that are no more, but the server does not know of it (it was
         killed itself), or daemons of earlier terms. No member can be sent away, but the group can,
-        with what it has stored: so that is put aside before.
+        with what it has stored: so that is put aside before, in the database, where no tenant can
+        put anything in its place.
         """
         self._fence.check()
         places = [Place(stream, topic.name, one.id) for one in topic.partitions]
         stored = {place: await link.offsets(place) for place in places}
         for place, offsets in stored.items():
             if offsets is not None:
-                await link.store(place, offsets.stored, aside=True)
+                await self._dead_letters.keep_offset(place, topic.created_at, offsets.stored)
         await link.remake(stream, topic.name, topic.created_at)
         for place, offsets in stored.items():
             if offsets is not None:
                 await link.store(place, offsets.stored)
+        await self._dead_letters.forget_offsets(places[0])
         log.info("broker.shut_out", stream=stream, topic=topic.name)
         return await link.assigned(stream, topic.name)
 
@@ -102,8 +104,13 @@ class Partitions:
         known = self.known.get(queue.name)
         if known is not None and known.made == topic.created_at and known.window.floor <= end:
             return known
-        offsets = await link.offsets(place) or await link.offsets(place, aside=True)
-        floor = 0 if offsets is None else min(offsets.stored + 1, end)
+        offsets = await link.offsets(place)
+        if offsets is not None:
+            floor = min(offsets.stored + 1, end)
+        else:
+            kept = await self._dead_letters.kept_offset(place, topic.created_at)
+            # Beyond the end it is one of before the topic was emptied.
+            floor = 0 if kept is None or kept >= end else kept + 1
         made = Partition(
             queue,
             made=topic.created_at,

@@ -18,6 +18,7 @@ from typing import Final, NamedTuple
 from tenantry.broker.port import BrokerError, BrokerUnavailableError, PasswordHash
 from tenantry.database.failures import PortErrors
 from tenantry.database.pool import Database
+from tenantry.domain.names import UserKind
 from tenantry.sql import queries
 
 KEPT: Final = 60.0
@@ -91,10 +92,11 @@ class Passwords:
             rows = connection.execute(self._sql["known_users_of"], {"tenant": tenant_id}).fetchall()
         return {Made(number, at): value for number, at, value in rows}
 
-    def confirmed(self, tenant_id: str) -> str | None:
-        """Give the tenant's confirmed hash: the one of the password that was shown last."""
+    def confirmed(self, tenant_id: str, kind: UserKind) -> str | None:
+        """Give the confirmed hash of a tenant's user: of the password that was shown last."""
         with self._errors, self._database.connection() as connection:
-            row = connection.execute(self._sql["confirmed_hash"], {"tenant": tenant_id}).fetchone()
+            query = self._sql[f"confirmed_{kind}_hash"]
+            row = connection.execute(query, {"tenant": tenant_id}).fetchone()
         return None if row is None else row[0]
 
     def remove(self, tenant_id: str, *, but: tuple[Made, ...] = ()) -> None:

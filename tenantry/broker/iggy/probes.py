@@ -26,6 +26,7 @@ from tenantry.broker.iggy.topology import (
 )
 from tenantry.broker.port import BrokerError, Credentials, Excess, Probe
 from tenantry.domain import names
+from tenantry.domain.names import UserKind
 
 if TYPE_CHECKING:
     from apache_iggy import Permissions, UserInfoDetails
@@ -92,6 +93,7 @@ class IggyProbes:
                 producer_name(tenant_id): producer_permissions(own),
                 former_name(tenant_id): producer_permissions(own),
                 consumer_name(tenant_id): consumer_permissions(own),
+                former_name(tenant_id, UserKind.CONSUMER): consumer_permissions(own),
             }
             return [
                 self._told(session, tenant_id, name, right, named)

@@ -11,6 +11,7 @@ from tenantry.broker.drift import NAME
 from tenantry.broker.iggy.client import library
 from tenantry.broker.port import QueueSpec
 from tenantry.domain import names
+from tenantry.domain.names import UserKind
 
 if TYPE_CHECKING:
     from apache_iggy import Permissions
@@ -20,6 +21,10 @@ GROUP: Final = "tenantry"
 
 _MARK: Final = "tenantry."
 _MARKED: Final = re.compile(rf"{re.escape(_MARK)}({NAME.pattern})")
+
+READERS: Final = "consume"
+"""Under which name a tenant's own consumers store their offsets. It is no group: see
+`consumer_permissions`."""
 
 LONGEST_ID: Final = 34
 """Bytes of a tenant's id that have room in a user's name, of which Iggy takes 50."""
@@ -59,12 +64,17 @@ def consumer_name(tenant_id: str) -> str:
     return f"tenant_{_short(tenant_id)}_consumer"
 
 
-def former_name(tenant_id: str) -> str:
+def user_name(tenant_id: str, kind: UserKind) -> str:
+    """Name a tenant's user."""
+    return producer_name(tenant_id) if kind is UserKind.PRODUCER else consumer_name(tenant_id)
+
+
+def former_name(tenant_id: str, kind: UserKind = UserKind.PRODUCER) -> str:
     """Name the tenant's user of the former password, until the next one is confirmed.
 
     One may have to go back to it, and Iggy sets no password by its hash.
     """
-    return f"former_{_short(tenant_id)}_producer"
+    return f"former_{_short(tenant_id)}_{kind}"
 
 
 def _short(tenant_id: str) -> str:
@@ -87,15 +97,22 @@ def producer_permissions(stream_id: int) -> Permissions:
 
 
 def consumer_permissions(stream_id: int) -> Permissions:
-    """Let a user read one stream, in consumer groups too, and do nothing else.
+    """Let a user read one stream and store how far it has read it, and do nothing else.
 
-    Who may join a group may read its topic, and so look at its other groups.
+    It joins no group: who may join one may join the daemon's, have partitions there, and store
+    offsets beyond messages that were not stored.
     """
     iggy = library()
     permissions: Permissions = iggy.Permissions(
-        streams={stream_id: iggy.StreamPermissions(poll_messages=True, read_topics=True)}
+        streams={stream_id: iggy.StreamPermissions(poll_messages=True, read_topics=False)}
     )
     return permissions
+
+
+def permissions_of(kind: UserKind, stream_id: int) -> Permissions:
+    """Give what a tenant's user may."""
+    give = producer_permissions if kind is UserKind.PRODUCER else consumer_permissions
+    return give(stream_id)
 
 
 def routed(exchange: str, routing_key: str) -> Place:

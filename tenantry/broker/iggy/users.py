@@ -24,11 +24,11 @@ from tenantry.broker.iggy.topology import (
     consumer_permissions,
     former_name,
     marked_by,
+    permissions_of,
     producer_name,
-    producer_permissions,
+    user_name,
 )
 from tenantry.broker.port import (
-    BrokerError,
     BrokerUnavailableError,
     Credentials,
     NotOursError,
@@ -45,8 +45,6 @@ log = structlog.get_logger(__name__)
 
 OTHER: Final = Permissions("other", "other", "other")
 """What a user may do whose rights are not those that it was made with."""
-
-NO_CONSUMERS: Final = "tenants have no consumers of their own on Apache Iggy yet"
 
 
 class IggyUsers:
@@ -73,10 +71,8 @@ class IggyUsers:
         kind: UserKind = UserKind.PRODUCER,
     ) -> None:
         """See `Administration.check_owner`."""
-        if kind is UserKind.CONSUMER:
-            raise BrokerError(NO_CONSUMERS)
         with self.sessions.session() as session:
-            self._ours(session, tenant_id, known)
+            self._ours(session, tenant_id, known if kind is UserKind.PRODUCER else None)
 
     def claim(
         self,
@@ -84,9 +80,10 @@ class IggyUsers:
         known: PasswordHash | None = None,
         kind: UserKind = UserKind.PRODUCER,
     ) -> None:
-        """See `Administration.claim`."""
+        """See `Administration.claim`. A user that reads is its stream's, and made with that."""
         if kind is UserKind.CONSUMER:
-            raise BrokerError(NO_CONSUMERS)
+            self.check_owner(tenant_id, known, kind)
+            return
         with self.sessions.session() as session:
             self._ours(session, tenant_id, known)
             self.ensure_stream(session, tenant_id)
@@ -102,13 +99,12 @@ class IggyUsers:
         A password that is not known any more can't be set: then nobody knows the user's, until its
         credentials are rotated.
         """
-        if kind is UserKind.CONSUMER:
-            raise BrokerError(NO_CONSUMERS)
         with self.sessions.session() as session:
-            self._ours(session, tenant_id, password)
+            self._ours(session, tenant_id, password if kind is UserKind.PRODUCER else None)
             stream = self.ensure_stream(session, tenant_id)
-            self._ensure_producer(session, tenant_id, password, stream.id)
-            self._ensure_consumer(session, tenant_id, stream.id)
+            self._ensure_password(session, tenant_id, kind, password, stream.id)
+            if kind is UserKind.PRODUCER:
+                self._ensure_consumer(session, tenant_id, stream.id)
 
     def remove_user(
         self,
@@ -116,52 +112,51 @@ class IggyUsers:
         known: PasswordHash | None = None,
         kind: UserKind = UserKind.PRODUCER,
     ) -> None:
-        """See `Administration.remove_user`."""
-        if kind is UserKind.CONSUMER:
-            return
+        """See `Administration.remove_user`. The user that reads becomes one without a password."""
         with self.sessions.session() as session:
             try:
-                self._ours(session, tenant_id, known)
+                self._ours(session, tenant_id, known if kind is UserKind.PRODUCER else None)
             except NotOursError as error:
                 log.warning(
                     "broker.user_left_to_another",
-                    user=producer_name(tenant_id),
+                    user=user_name(tenant_id, kind),
                     reason=str(error),
                 )
                 return
-            for name in (
-                producer_name(tenant_id),
-                former_name(tenant_id),
-                consumer_name(tenant_id),
-            ):
+            for name in _names(tenant_id, *(UserKind if kind is UserKind.PRODUCER else (kind,))):
                 self._delete(session, name)
+            if kind is UserKind.CONSUMER:
+                stream = names.exchange_name(tenant_id)
+                found = session.call(lambda client: client.get_stream(stream))
+                if found is not None and _marks(found) == {self._installation}:
+                    self._ensure_consumer(session, tenant_id, found.id)
+                return
         self._passwords.remove(tenant_id)
 
     def remove_group(self, tenant_id: str) -> None:
-        """See `Administration.remove_group`: there is none."""
+        """See `Administration.remove_group`: nothing is copied, and there are no such queues."""
 
     def end_sessions(self, tenant_id: str, kind: UserKind = UserKind.PRODUCER) -> None:
         """See `Administration.end_sessions`: nothing is left of a user that is no more."""
-        if kind is UserKind.CONSUMER:
-            return
         with self.sessions.session() as session:
-            self._delete(session, former_name(tenant_id))
+            self._delete(session, former_name(tenant_id, kind))
 
     def new_credentials(
         self, tenant_id: str, kind: UserKind = UserKind.PRODUCER
     ) -> tuple[Credentials, PasswordHash]:
         """Generate a password and a hash to know it by; nothing changes on the server."""
-        if kind is UserKind.CONSUMER:
-            raise BrokerError(NO_CONSUMERS)
         password, value = self._passwords.generate()
-        name = producer_name(tenant_id)
+        name = user_name(tenant_id, kind)
         url = self.sessions.access.url_for(name, password)
         return Credentials(username=name, password=password, iggy_url=url), value
 
     def surveyed(
         self, session: Session, streams: Mapping[str, StreamDetails], named: Mapping[int, str]
     ) -> Mapping[str, User]:
-        """Give tenants' users; `named` are the names of all streams, by number."""
+        """Give tenants' users; `named` are the names of all streams, by number.
+
+        One that reads is there once it has been given a password.
+        """
         known = self._passwords.known()
         users: dict[str, User] = {}
         tenants = {layout.owner_of(one) or "" for one in streams}
@@ -173,26 +168,36 @@ class IggyUsers:
                 continue
             stream = streams.get(names.exchange_name(tenant_id))
             user = self._read(tenant_id, found, stream, known, named)
-            if user.permissions is not None and not self._reads_right(session, tenant_id, stream):
+            reader = self._find(session, consumer_name(tenant_id))
+            if user.permissions is not None and not _reads_right(reader, stream):
                 user = _with(user, permissions=OTHER)
             users[names.username(tenant_id)] = user
+            if reader is not None and reader.status == self.iggy.UserStatus.Active:
+                kind = UserKind.CONSUMER
+                users[names.username(tenant_id, kind)] = self._read(
+                    tenant_id, reader, stream, known, named, kind=kind
+                )
         return users
 
     def disown(self, session: Session, tenant_id: str, stream_id: int) -> None:
         """Take from the tenant's users, as far as there are any, what they may do in a stream."""
-        for name in (producer_name(tenant_id), former_name(tenant_id), consumer_name(tenant_id)):
+        for name in _names(tenant_id, *UserKind):
             found = self._find(session, name)
             given = None if found is None else found.permissions
             if given is not None and stream_id in (given.streams or {}):
                 session.call(lambda client, name=name: client.update_permissions(name, None))  # type: ignore[misc]
 
-    def _ensure_producer(
-        self, session: Session, tenant_id: str, password: PasswordHash, stream_id: int
+    def _ensure_password(
+        self,
+        session: Session,
+        tenant_id: str,
+        kind: UserKind,
+        password: PasswordHash,
+        stream_id: int,
     ) -> None:
-        name = producer_name(tenant_id)
-        rights = producer_permissions(stream_id)
+        name, aside = user_name(tenant_id, kind), former_name(tenant_id, kind)
+        rights = permissions_of(kind, stream_id)
         known = self._passwords.of(tenant_id)
-        aside = former_name(tenant_id)
         present, former = self._find(session, name), self._find(session, aside)
         if present is not None and known.get(_made(present)) == password.value:
             self._let(session, present, rights)
@@ -206,7 +211,7 @@ class IggyUsers:
             return
         clear = self._passwords.take(password)
         if present is not None:
-            kept = known.get(_made(present)) == self._passwords.confirmed(tenant_id)
+            kept = known.get(_made(present)) == self._passwords.confirmed(tenant_id, kind)
             if kept and clear is not None:
                 self._delete(session, aside)
                 session.call(lambda client: client.update_user(name, aside))
@@ -226,7 +231,7 @@ class IggyUsers:
         self._passwords.forget(password)
 
     def _ensure_consumer(self, session: Session, tenant_id: str, stream_id: int) -> None:
-        """Make the user that may read; nobody has its password before it is asked for."""
+        """Make the user that may read; nobody has its password before it is granted."""
         name = consumer_name(tenant_id)
         rights = consumer_permissions(stream_id)
         present = self._find(session, name)
@@ -301,6 +306,8 @@ class IggyUsers:
         stream: StreamDetails | None,
         known: Mapping[Made, str],
         named: Mapping[int, str],
+        *,
+        kind: UserKind = UserKind.PRODUCER,
     ) -> User:
         """Make a user of what the server says of it."""
         password = known.get(_made(found), "")
@@ -311,11 +318,11 @@ class IggyUsers:
         given = found.permissions
         streams = dict((given.streams if given is not None else None) or {})
         own = None if stream is None else streams.pop(stream.id, None)
-        exact = stream is not None and given == producer_permissions(stream.id)
+        exact = stream is not None and given == permissions_of(kind, stream.id)
         return User(
             password_hash=password,
             tags=self._tags(found),
-            permissions=layout.permissions(tenant_id) if exact else OTHER if own else None,
+            permissions=layout.permissions(tenant_id, kind) if exact else OTHER if own else None,
             marks=marks,
             # A stream that is no more gives no rights; another may get its number.
             elsewhere=tuple(f"stream {named.get(one, one)!r}" for one in sorted(streams)),
@@ -328,14 +335,6 @@ class IggyUsers:
         known = given is not None and found.status != self.iggy.UserStatus.Active
         return frozenset(tags | ({"inactive"} if known else set()))
 
-    def _reads_right(self, session: Session, tenant_id: str, stream: StreamDetails | None) -> bool:
-        reader = self._find(session, consumer_name(tenant_id))
-        return (
-            stream is not None
-            and reader is not None
-            and reader.permissions == consumer_permissions(stream.id)
-        )
-
     def _refusal(self, tenant_id: str, whose: str) -> str:
         name, stream = producer_name(tenant_id), names.exchange_name(tenant_id)
         return (
@@ -344,6 +343,19 @@ class IggyUsers:
             " choose another tenant id, or give each installation an Iggy of its own; if nobody"
             " needs them any more, delete them"
         )
+
+
+def _names(tenant_id: str, *kinds: UserKind) -> list[str]:
+    """Name a tenant's users, those of former passwords among them."""
+    return [name(tenant_id, kind) for kind in kinds for name in (user_name, former_name)]
+
+
+def _reads_right(reader: UserInfoDetails | None, stream: StreamDetails | None) -> bool:
+    return (
+        stream is not None
+        and reader is not None
+        and reader.permissions == consumer_permissions(stream.id)
+    )
 
 
 def _made(user: UserInfoDetails) -> Made:

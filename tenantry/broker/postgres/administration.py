@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any, Final
 
@@ -62,7 +63,7 @@ class PostgresAdministration:
     def ensure_topology(self, topology: TenantTopology) -> None:
         """Make the tenant's exchange and queues, where missing."""
         queues = topology.queues()
-        plan = layout.plan(topology, "classic")
+        plan = layout.plan(replace(topology, consumer_access=False), "classic")
         bindings = [one for one in plan.bindings if one.exchange == topology.exchange]
         with self._connection() as connection, connection.transaction():
             self._lock(connection, topology.tenant_id)

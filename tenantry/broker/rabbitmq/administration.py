@@ -220,6 +220,7 @@ class RabbitAdministration(RabbitUsers):
             ),
             users=users,
             consumed=self.management.consumed_by(self._user),
+            copies=True,
             installation=self._installation,
         )
 
