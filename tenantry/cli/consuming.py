@@ -56,15 +56,16 @@ def consume(
     """Read as many tenants at once, each its own topics, and count.
 
     Each tenant has a user that only reads: nothing is taken from the daemon. On RabbitMQ it reads
-    copies, which are kept from the first run on, a day and 64 MiB a topic at most; on Apache Iggy
-    it goes on from stored offsets, at first from the beginning. A batch is committed once it is
-    told; what was not committed comes again.
+    copies, which are kept from the first run on, a day and 64 MiB a topic at most; on the embedded
+    broker what is stored from the first run on; on Apache Iggy it goes on from stored offsets, at
+    first from the beginning. A batch is committed once it is told; what was not committed comes
+    again.
 
     Tenants 1, 2, ... are created where they don't exist; the reading user of an existing one gets a
     new password, which ends another run for it.
 
     Without --follow it ends when nothing waits any more: on RabbitMQ, when the queue of each topic
-    is empty; on Apache Iggy, when no
+    is empty; on the embedded broker, when all that is stored was given out; on Apache Iggy, when no
     partition has anything beyond its offset. With --json the lines go to stderr. Exits with 1 if a
     consumer gave up or a tenant reaches another's objects.
     """

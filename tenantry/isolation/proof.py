@@ -81,7 +81,8 @@ class _Examined(NamedTuple):
         mine = self.access.topology
         with closing(SqlClient(self._url(), name=self._name())) as role:
             role.open()
-            checks = sql.own(role, mine)
+            own = sql.own if self.kind is UserKind.PRODUCER else sql.consuming
+            checks = own(role, mine)
             return checks + [one for other in self.others for one in sql.foreign(role, mine, other)]
 
     def on_rabbitmq(self, management: str | None) -> list[Check]:

@@ -75,6 +75,34 @@ def own(client: SqlClient, mine: TenantTopology) -> list[Check]:
     return findings.checks
 
 
+_NOT_FOR_CONSUMING: Final[tuple[tuple[Action, str, str], ...]] = (
+    ("write", "its own stream (through tenantry.publish_many)",
+     f"SELECT tenantry.publish_many({_MESSAGE})"),
+    ("read", "tenantry.queued", "SELECT FROM tenantry.queued LIMIT 1"),
+    ("read", "tenantry.consumer_credentials",
+     "SELECT FROM tenantry.consumer_credentials LIMIT 1"),
+    ("read", "tenantry.consumer_groups", "SELECT FROM tenantry.consumer_groups LIMIT 1"),
+    ("write", "tenantry.consumer_groups", "UPDATE tenantry.consumer_groups SET position = 0"),
+    ("write", "tenantry.consumer_leases", "DELETE FROM tenantry.consumer_leases"),
+)  # fmt: skip
+"""What a role that consumes must not, beside what none may: action, target, statement."""
+
+
+def consuming(client: SqlClient, mine: TenantTopology) -> list[Check]:
+    """Try what must be allowed to a role that consumes, and what must not be."""
+    findings = Findings(mine, mine)
+    record = findings.record
+    for topic in dict.fromkeys(one.topic for one in mine.queues()):
+        receive = "SELECT FROM tenantry.receive(%s, 1)"
+        record("read", f"{mine.exchange} -> {topic}", client.attempt(receive, topic))
+    look = "SELECT FROM tenantry.look(%s, 1)"
+    queue = mine.queue_names[0]
+    record("read", f"{queue} (before it is stored)", client.attempt(look, queue), forbidden=True)
+    for action, target, statement in (*_NOT_FOR_CONSUMING, *FORBIDDEN):
+        record(action, target, client.attempt(statement), forbidden=True)
+    return findings.checks
+
+
 def foreign(client: SqlClient, mine: TenantTopology, other: TenantTopology) -> list[Check]:
     """Try what must be refused: by the functions for tenants, round them, and as somebody else."""
     findings = Findings(mine, other)

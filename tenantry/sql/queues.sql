@@ -221,17 +221,40 @@ FROM tenantry.bindings AS b JOIN tenantry.queues AS q ON q.id = b.queue;
 -- Roles are the whole server's: a tenant's role is in the group of the database where it is one.
 -- Whoever may not read what is kept of passwords takes them to be right.
 SELECT r.rolname, r.rolsuper OR r.rolcreaterole OR r.rolcreatedb OR r.rolbypassrls, c.password_hash,
-       pg_has_role(r.oid, %(group)s, 'MEMBER'), shobj_description(r.oid, 'pg_authid'),
+       pg_has_role(r.oid, part.part, 'MEMBER'), shobj_description(r.oid, 'pg_authid'),
        ARRAY(
            SELECT g.rolname::text FROM pg_auth_members AS m JOIN pg_roles AS g ON g.oid = m.roleid
-           WHERE m.member = r.oid AND g.rolname ~ '^tenantry_producers_'
-             AND g.rolname <> %(group)s)
+           WHERE m.member = r.oid AND g.rolname ~ '^tenantry_(producers|consumers)_'
+             AND g.rolname <> part.part)
 FROM pg_roles AS r
-LEFT JOIN tenantry.credentials AS c ON r.rolname = format('tenant_%%s_producer', c.tenant_id)
-WHERE r.rolname ~ '^tenant_.+_producer$';
+CROSS JOIN LATERAL (
+    SELECT CASE WHEN r.rolname ~ '_producer$' THEN %(producer)s ELSE %(consumer)s END::text
+) AS part (part)
+LEFT JOIN (
+    SELECT format('tenant_%%s_producer', tenant_id), password_hash FROM tenantry.credentials
+    UNION ALL
+    SELECT format('tenant_%%s_consumer', tenant_id), password_hash
+    FROM tenantry.consumer_credentials
+) AS c (role, password_hash) ON r.rolname = c.role
+WHERE r.rolname ~ '^tenant_.+_(producer|consumer)$';
 
 -- name: surveyed_passwords
-SELECT rolname, coalesce(rolpassword, '') FROM pg_authid WHERE rolname ~ '^tenant_.+_producer$';
+SELECT rolname, coalesce(rolpassword, '') FROM pg_authid
+WHERE rolname ~ '^tenant_.+_(producer|consumer)$';
+
+-- What a tenant's own consumers read.
+
+-- name: ensure_group
+-- From here on: what is stored already was stored before there was a group.
+INSERT INTO tenantry.consumer_groups (tenant_id, topic, position)
+SELECT %(tenant)s, t.topic,
+       coalesce((SELECT c.position FROM tenantry.tenant_counters AS c
+                 WHERE c.tenant_id = %(tenant)s), 0)
+FROM unnest(%(topics)s::text[]) AS t (topic)
+ON CONFLICT DO NOTHING;
+
+-- name: remove_group
+DELETE FROM tenantry.consumer_groups WHERE tenant_id = %(tenant)s;
 
 -- The ring of segments.
 

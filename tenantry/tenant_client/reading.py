@@ -8,10 +8,10 @@ from typing import Protocol
 
 from tenantry.broker.rabbitmq.tls import SYSTEMS, Tls
 from tenantry.domain import names
-from tenantry.tenant_client.amqp import TenantClientError
 from tenantry.tenant_client.amqp_reading import AmqpReader
 from tenantry.tenant_client.connecting import Kind, kind_of
 from tenantry.tenant_client.iggy_reading import IggyReader, Turns
+from tenantry.tenant_client.sql_reading import SqlReader
 
 
 class TopicReader(Protocol):
@@ -79,4 +79,4 @@ def reader_for(reading: Reading) -> TopicReader:
                 turns=reading.turns,
             )
         case Kind.SQL:
-            raise TenantClientError("tenants have no consumers of their own on this broker yet")
+            return SqlReader(reading.url, topic=reading.topic, name=reading.name)

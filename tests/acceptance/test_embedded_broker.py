@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
 import httpx
@@ -15,7 +19,7 @@ from tests import services_postgres
 from tests.acceptance.program import Program, Tenant
 from tests.ledger import DEFAULT, Ledger, Target
 from tests.services_rabbitmq import RabbitHost
-from tests.waiting import eventually
+from tests.waiting import DEADLINE, eventually
 
 TARGETS = (DEFAULT, Target(routing_key="events.1", topic="events", partition=1))
 
@@ -111,6 +115,72 @@ def test_http_producer_and_audit_work_as_on_rabbitmq(shared: Program) -> None:
         lambda: shared.get("/status")["tenants"]["1"]["stored"] == 180, what="what was produced"
     )
     assert shared.cli("audit", "--json").json["balanced"]
+
+
+def test_the_consumer_reads_what_is_stored_from_its_first_run_on(
+    shared: Program, tmp_path: Path
+) -> None:
+    small = ("--tenants", "2", "--partitions", "2")
+    sending = (*small, "--producers", "1", "--message-batches-limit", "2", "--interval", "0s")
+
+    def received(*arguments: str) -> int:
+        ended = shared.cli("consume", *small, "--json", *arguments)
+        assert ended.code == 0, (ended.stdout, ended.stderr)
+        assert ended.json["failed"] == 0
+        count: int = ended.json["received"]
+        return count
+
+    def produced() -> None:
+        before = sum(one() for one in counts)
+        sent = shared.cli("produce", *sending, "--no-ensure-access")
+        assert sent.code == 0, sent.stderr
+        eventually(lambda: sum(one() for one in counts) == before + 120)
+
+    counts = [lambda one=one: shared.get("/status")["tenants"][one]["stored"] for one in ("1", "2")]
+    assert shared.cli("produce", *sending).code == 0
+    eventually(lambda: all(one() >= 60 for one in counts))
+    assert received() == 0, "the group is younger than these"
+    produced()
+    ended = shared.cli("consume", *small, "--consumers", "2")
+    assert ended.code == 0, ended.stderr
+    lines = ended.stdout.splitlines()
+    for tenant_id in ("1", "2"):
+        assert f"Ensured access to stream: tenant_{tenant_id}_stream" in lines
+        assert f"Ensured no access to stream: tenant_{tenant_id}_stream" in lines
+    assert any(
+        line.startswith("Received: 10 message(s) by tenant: 1, consumer: ")
+        and line.endswith("from: tenant_1_stream -> events")
+        for line in lines
+    )
+    assert lines[-1] == "Total: received: 120, failed: 0"
+    assert received("--no-ensure-access") == 0, "it was committed"
+    assert shared.cli("audit").code == 0
+
+    # A signal ends it, with what is handled committed.
+    out = tmp_path / "out"
+    with out.open("wb") as stream:
+        follower = subprocess.Popen(
+            [sys.executable, "-m", "tenantry", "consume", *small, "--follow"],
+            env=shared.environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=stream,
+            stderr=subprocess.STDOUT,
+        )
+    try:
+        eventually(lambda: "--- Starting" in out.read_text())
+        produced()
+        eventually(lambda: out.read_text().count("Received: ") > 3)
+        follower.send_signal(signal.SIGTERM)
+        assert follower.wait(DEADLINE) == 0
+    finally:
+        follower.kill()
+        follower.wait()
+    *_, total = out.read_text().splitlines()
+    handled = int(total.removeprefix("Total: received: ").removesuffix(", failed: 0"))
+    assert 0 < handled <= 120
+    assert handled + received() == 120
+    for tenant_id in ("1", "2"):
+        assert shared.call("DELETE", f"/tenants/{tenant_id}").status_code == 204
 
 
 def test_what_is_no_json_becomes_a_dead_letter_and_is_replayed(shared: Program) -> None:

@@ -37,8 +37,6 @@ log = structlog.get_logger(__name__)
 OLDEST_SERVER: Final = 140_000
 TRIES: Final = 5
 
-NO_CONSUMERS: Final = "tenants have no consumers of their own on the embedded broker yet"
-
 
 class PostgresAdministration:
     """Makes and removes tenants' objects. Callable from any thread.
@@ -84,11 +82,16 @@ class PostgresAdministration:
                     "keys": [one.routing_key for one in bindings],
                 },
             )
+            if topology.consumer_access:
+                topics = list(dict.fromkeys(one.topic for one in queues))
+                parameters = {"tenant": topology.tenant_id, "topics": topics}
+                connection.execute(self._sql["ensure_group"], parameters)
 
     def remove_topology(self, tenant_id: str) -> int:
         """Delete the tenant's exchange and all its queues; give how many messages they held."""
         with self._connection() as connection, connection.transaction():
             self._lock(connection, tenant_id)
+            connection.execute(self._sql["remove_group"], {"tenant": tenant_id})
             gone = connection.execute(self._sql["remove_queues"], {"tenant": tenant_id})
             queues = [row[0] for row in gone]
             row = connection.execute(
@@ -103,10 +106,8 @@ class PostgresAdministration:
         kind: UserKind = UserKind.PRODUCER,
     ) -> None:
         """Raise `NotOursError` where the name of the tenant's role is taken by another."""
-        if kind is UserKind.CONSUMER:
-            raise BrokerError(NO_CONSUMERS)
         with self._connection() as connection:
-            self._ours(connection, tenant_id, known)
+            self._ours(connection, names.username(tenant_id, kind), known)
 
     def claim(
         self,
@@ -115,28 +116,24 @@ class PostgresAdministration:
         kind: UserKind = UserKind.PRODUCER,
     ) -> None:
         """Make sure that the tenant's role is ours, and that there is one."""
-        if kind is UserKind.CONSUMER:
-            raise BrokerError(NO_CONSUMERS)
         with self._roles() as connection:
-            if self._ours(connection, tenant_id, known) is not None:
+            if self._ours(connection, names.username(tenant_id, kind), known) is not None:
                 return
             try:
                 with connection.transaction():
-                    users.make(connection, names.username(tenant_id), self._installation)
+                    users.make(connection, names.username(tenant_id, kind), self._installation)
             except (errors.DuplicateObject, errors.UniqueViolation):
                 # Another database's daemon has been faster. Its role is seen once it commits.
-                self._ours(connection, tenant_id, known)
+                self._ours(connection, names.username(tenant_id, kind), known)
 
     def ensure_user(
         self, tenant_id: str, password: PasswordHash, kind: UserKind = UserKind.PRODUCER
     ) -> None:
         """Make the tenant's role with this password and its rights."""
-        if kind is UserKind.CONSUMER:
-            raise BrokerError(NO_CONSUMERS)
         with self._roles() as connection:
-            self._ours(connection, tenant_id, password)
-            users.ensure_group(connection)
-            name = names.username(tenant_id)
+            self._ours(connection, names.username(tenant_id, kind), password)
+            users.ensure_group(connection, kind)
+            name = names.username(tenant_id, kind)
             make = partial(users.ensure_user, connection, name, password, self._installation)
             insist(connection, name, make)
 
@@ -151,42 +148,39 @@ class PostgresAdministration:
         A session that publishes for it in an open transaction may end that within some seconds;
         then it is ended. So nothing is committed to a queue that is no more.
         """
-        if kind is UserKind.CONSUMER:
-            return
-        name = names.username(tenant_id)
+        name = names.username(tenant_id, kind)
         ours = True
         with self._roles() as connection:
             try:
-                self._ours(connection, tenant_id, known)
+                self._ours(connection, names.username(tenant_id, kind), known)
             except NotOursError as error:
                 log.warning("broker.user_left_to_another", user=name, reason=str(error))
                 ours = False
             else:
                 insist(connection, name, partial(users.lock_out, connection, name))
-        with self._connection() as connection:
-            closing.close_exchange(connection, names.exchange_name(tenant_id), name)
+        if kind is UserKind.PRODUCER:
+            with self._connection() as connection:
+                closing.close_exchange(connection, names.exchange_name(tenant_id), name)
         if ours:
             with self._roles() as connection:
                 insist(connection, name, partial(users.remove_user, connection, name))
 
     def remove_group(self, tenant_id: str) -> None:
-        """See `Administration.remove_group`: there is none."""
+        """See `Administration.remove_group`: it is how far rows have been given out."""
+        with self._connection() as connection:
+            connection.execute(self._sql["remove_group"], {"tenant": tenant_id})
 
     def end_sessions(self, tenant_id: str, kind: UserKind = UserKind.PRODUCER) -> None:
         """End the sessions of the tenant's role."""
-        if kind is UserKind.CONSUMER:
-            return
         with self._connection() as connection:
-            users.end_sessions(connection, names.username(tenant_id))
+            users.end_sessions(connection, names.username(tenant_id, kind))
 
     def new_credentials(
         self, tenant_id: str, kind: UserKind = UserKind.PRODUCER
     ) -> tuple[Credentials, PasswordHash]:
         """Generate a password and the hash that stands for it; nothing changes yet."""
-        if kind is UserKind.CONSUMER:
-            raise BrokerError(NO_CONSUMERS)
         password = secrets.token_urlsafe(32)
-        name = names.username(tenant_id)
+        name = names.username(tenant_id, kind)
         credentials = Credentials(
             username=name,
             password=password,
@@ -213,9 +207,8 @@ class PostgresAdministration:
         with self._connection() as connection:
             queues = connection.execute(self._sql["surveyed_queues"]).fetchall()
             bindings = connection.execute(self._sql["surveyed_bindings"]).fetchall()
-            roles = connection.execute(
-                self._sql["surveyed_users"], {"group": users.group_of(connection)}
-            ).fetchall()
+            groups = {one.value: users.group_of(connection, one) for one in UserKind}
+            roles = connection.execute(self._sql["surveyed_users"], groups).fetchall()
             passwords = self._passwords(connection)
         return _surveyed(queues, bindings, roles, passwords, self._installation)
 
@@ -238,7 +231,8 @@ class PostgresAdministration:
                 f" {self._database.where}: ALTER ROLE ... CREATEROLE, or set rabbitmq.url"
             )
         with self._roles() as connection:
-            users.ensure_group(connection)
+            for kind in UserKind:
+                users.ensure_group(connection, kind)
 
     def _passwords(self, connection: Connection) -> Mapping[str, str]:
         try:
@@ -248,11 +242,8 @@ class PostgresAdministration:
             return {}
         return dict(rows)
 
-    def _ours(
-        self, connection: Connection, tenant_id: str, known: PasswordHash | None
-    ) -> User | None:
-        """Give the tenant's role, if there is one. Raises `NotOursError`."""
-        name = names.username(tenant_id)
+    def _ours(self, connection: Connection, name: str, known: PasswordHash | None) -> User | None:
+        """Give a tenant's role, if there is one. Raises `NotOursError`."""
         user = users.find(connection, name)
         whose = None if user is None else stranger(user, self._installation, known)
         if user is not None and whose is not None:

@@ -14,6 +14,7 @@ from decimal import Decimal
 from typing import Final
 
 import structlog
+from psycopg import sql
 
 from tenantry.broker.port import (
     Administration,
@@ -99,7 +100,12 @@ class Move:
                 dead_letters = self._move_dead_letters(tenant.tenant_id, progress)
                 session.release(readings)
                 moved[tenant.tenant_id] = Moved(messages=messages, dead_letters=dead_letters)
-            connection.execute("UPDATE tenantry.credentials SET password_hash = ''")
+            for table in ("credentials", "consumer_credentials"):
+                connection.execute(
+                    sql.SQL("UPDATE tenantry.{} SET password_hash = ''").format(
+                        sql.Identifier(table)
+                    )
+                )
             session.end(())
         return moved
 

@@ -1,4 +1,7 @@
-"""Tenants' database roles: each may publish to its own exchange and look into its own queues."""
+"""Tenants' database roles: one publishes to its own exchange and looks into its own queues.
+
+Another, where access is granted, consumes what is stored.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import base64
 import hashlib
 import hmac
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import structlog
@@ -17,11 +20,12 @@ from tenantry.broker.drift import mark_of, marks_in
 from tenantry.broker.port import PasswordHash
 from tenantry.broker.survey import User
 from tenantry.database.pool import Connection
+from tenantry.domain.names import UserKind
 
 log = structlog.get_logger(__name__)
 
 MOST_CONNECTIONS: Final = 40
-"""Connections a tenant may have at once to publish to the embedded broker."""
+"""Connections a tenant may have at once to publish to the embedded broker, and as many to read."""
 
 _FIND: Final = """
 SELECT pg_catalog.shobj_description(r.oid, 'pg_authid'),
@@ -30,7 +34,7 @@ SELECT pg_catalog.shobj_description(r.oid, 'pg_authid'),
 FROM pg_catalog.pg_roles AS r
 LEFT JOIN (pg_catalog.pg_auth_members AS m
            JOIN pg_catalog.pg_roles AS g
-               ON g.oid = m.roleid AND g.rolname ~ '^tenantry_producers_')
+               ON g.oid = m.roleid AND g.rolname ~ '^tenantry_(producers|consumers)_')
     ON m.member = r.oid
 WHERE r.rolname = %(role)s
 GROUP BY r.oid
@@ -52,21 +56,34 @@ def scram(password: str) -> PasswordHash:
     return PasswordHash(value=f"SCRAM-SHA-256${_ITERATIONS}:{salt64}${stored64}:{server64}")
 
 
-def group_of(connection: Connection) -> str:
+FUNCTIONS: Final[Mapping[UserKind, Sequence[str]]] = {
+    UserKind.PRODUCER: ("publish", "publish_bytes", "publish_many", "look"),
+    UserKind.CONSUMER: ("receive", "settle"),
+}
+"""What tenants' roles may call, by what they are for."""
+
+
+def kind_of(name: str) -> UserKind:
+    """Tell what a tenant's role is for, by its name."""
+    return UserKind(name.rpartition("_")[2])
+
+
+def group_of(connection: Connection, kind: UserKind) -> str:
     """Name the role whose members may call what is for tenants.
 
     Roles are the whole server's, so it has the database's number: who is in it is a tenant here.
     """
     row = connection.execute(
-        "SELECT format('tenantry_producers_%s', oid) FROM pg_database"
-        " WHERE datname = current_database()"
+        "SELECT format('tenantry_%%ss_%%s', %s::text, oid) FROM pg_database"
+        " WHERE datname = current_database()",
+        [kind.value],
     ).fetchone()
     return "" if row is None else str(row[0])
 
 
-def ensure_group(connection: Connection) -> None:
+def ensure_group(connection: Connection, kind: UserKind) -> None:
     """Make the group and give it its rights in this database."""
-    name = group_of(connection)
+    name = group_of(connection, kind)
     group = sql.Identifier(name)
     if not _exists(connection, name):
         try:
@@ -82,9 +99,8 @@ def ensure_group(connection: Connection) -> None:
     rows = connection.execute(
         "SELECT p.oid::regprocedure::text FROM pg_proc AS p"
         " WHERE p.pronamespace = 'tenantry'::regnamespace AND p.prosecdef"
-        " AND p.proname IN ('publish', 'publish_bytes', 'publish_many', 'look')"
-        " AND NOT has_function_privilege(%s, p.oid, 'EXECUTE')",
-        [name],
+        " AND p.proname = ANY(%s) AND NOT has_function_privilege(%s, p.oid, 'EXECUTE')",
+        [list(FUNCTIONS[kind]), name],
     ).fetchall()
     for (signature,) in rows:
         grant = sql.SQL("GRANT EXECUTE ON FUNCTION {} TO {}").format(sql.SQL(signature), group)
@@ -96,7 +112,9 @@ def find(connection: Connection, name: str) -> User | None:
 
     It is of this database by its group, and of others by theirs.
     """
-    row = connection.execute(_FIND, {"role": name, "group": group_of(connection)}).fetchone()
+    row = connection.execute(
+        _FIND, {"role": name, "group": group_of(connection, kind_of(name))}
+    ).fetchone()
     if row is None:
         return None
     told, allowed, groups = row
@@ -116,7 +134,9 @@ def told_of(
     return User(
         password_hash=password,
         tags=frozenset({"powerful"} if powerful else ()),
-        permissions=layout.permissions(layout.owner_of(name) or "") if allowed else None,
+        permissions=(
+            layout.permissions(layout.owner_of(name) or "", kind_of(name)) if allowed else None
+        ),
         marks=marks_in((told or "").split()),
         elsewhere=tuple(f"another database (by {group})" for group in groups),
     )
@@ -174,7 +194,7 @@ def ensure_user(
             sql.Literal(verifier),
         )
     )
-    group = sql.Identifier(group_of(connection))
+    group = sql.Identifier(group_of(connection, kind_of(name)))
     connection.execute(sql.SQL("GRANT {} TO {}").format(group, role))
     # Who is no superuser may end the sessions only of roles that are its own.
     connection.execute(sql.SQL("GRANT {} TO CURRENT_USER").format(role))
@@ -199,7 +219,7 @@ def remove_user(connection: Connection, name: str) -> None:
     # Sessions are ended by members of their role, and it may have thrown its members out.
     connection.execute(sql.SQL("GRANT {} TO CURRENT_USER").format(role))
     end_sessions(connection, name)
-    group = sql.Identifier(group_of(connection))
+    group = sql.Identifier(group_of(connection, kind_of(name)))
     connection.execute(sql.SQL("REVOKE {} FROM {}").format(group, role))
     try:
         with connection.transaction():
