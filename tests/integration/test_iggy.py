@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from types import SimpleNamespace
@@ -316,3 +318,28 @@ def test_an_offset_that_a_tenants_consumer_stores_under_the_daemons_name_passes_
     sink = RecordingSink()
     broker.consuming.subscribe(tenant.queues(), prefetch=10, sink=sink)
     assert bodies(sink.received(3)) == [b"0", b"1", b"2"]
+
+
+ASKS_AND_ENDS = """
+import sys, threading
+from tenantry.broker.iggy.access import Access
+from tenantry.broker.iggy.client import Session
+
+def ask():
+    session = Session(Access.of(sys.argv[1]))
+    for _ in range(20):
+        session.call(lambda client: client.get_streams())
+    session.close()
+
+threads = [threading.Thread(target=ask) for _ in range(6)]
+[one.start() for one in threads]
+[one.join() for one in threads]
+"""
+
+
+def test_a_process_that_has_used_the_library_ends_with_its_own_exit_code(iggy: str) -> None:
+    # Without a moment for the library's threads about one in ten is aborted.
+    command = [sys.executable, "-c", ASKS_AND_ENDS, iggy]
+    for _ in range(5):
+        some = [subprocess.Popen(command) for _ in range(3)]
+        assert [one.wait(DEADLINE) for one in some] == [0, 0, 0]

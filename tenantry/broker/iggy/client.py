@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
+from functools import cache
 from types import ModuleType
 from typing import TYPE_CHECKING, Final, TypeVar
 
@@ -32,6 +34,9 @@ SESSIONS: Final = 4
 
 WAIT: Final = 30.0
 """Seconds to wait for one of them to be free."""
+
+LETTING_GO: Final = 0.2
+"""Seconds the library's threads have at the end of the process."""
 
 FRESH: Final = 1.0
 """Seconds a connection is taken to be there without being asked."""
@@ -65,7 +70,18 @@ def library() -> ModuleType:
         import apache_iggy
     except ImportError as error:
         raise BrokerError(_REMEDY) from error
+    _see_its_threads_out()
     return apache_iggy
+
+
+@cache
+def _see_its_threads_out() -> None:
+    """Have the interpreter wait, before it ends, for the library's threads to let go of it.
+
+    They drop what they hold of an answered request a moment after the answer. One that does so
+    while the interpreter goes down aborts the process, whatever its exit code was to be.
+    """
+    atexit.register(time.sleep, LETTING_GO)
 
 
 def error_of(error: BaseException, where: str, source: str = "broker.url") -> BrokerError:
