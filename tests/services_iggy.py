@@ -32,6 +32,10 @@ NOWHERE = (
 )
 
 
+class NoServerError(pytest.skip.Exception):
+    """A test is skipped for it; an experiment says so."""
+
+
 class IggyService:
     """The test run's own server, in a temporary directory that goes with it."""
 
@@ -66,10 +70,15 @@ class IggyService:
             self._directory = None
 
 
+def given() -> bool:
+    """Tell whether the environment names a server."""
+    return bool(os.environ.get(SERVER) or os.environ.get(ADDRESS))
+
+
 def url() -> str:
     """Give the URL of the run's server; without one the test is skipped."""
-    if not (os.environ.get(SERVER) or os.environ.get(ADDRESS)):
-        pytest.skip(NOWHERE)
+    if not given():
+        raise NoServerError(NOWHERE)
     on_demand.ensure("iggy")
     return os.environ[URL]
 
@@ -79,7 +88,7 @@ def own_server() -> Iterator[PrivateIggy]:
     """Run a server beside the run's, which may be killed."""
     program = os.environ.get(SERVER)
     if not program:
-        pytest.skip(NOWHERE)
+        raise NoServerError(NOWHERE)
     with scratch.directory("tnt-iggy-") as directory:
         server = PrivateIggy(Path(program), directory / "server")
         try:

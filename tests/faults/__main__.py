@@ -12,7 +12,9 @@ from contextlib import ExitStack
 
 from rich.console import Console
 
+from tests import services_iggy
 from tests.faults.catalogue import EXPERIMENTS, conduct
+from tests.on_demand import Service
 from tests.services_postgres import PostgresService
 from tests.services_rabbitmq import RabbitService
 
@@ -43,7 +45,10 @@ def main() -> int:
     console = Console(stderr=True)
     found = []
     with ExitStack() as stack, console.status("starting RabbitMQ and PostgreSQL") as status:
-        for service in (PostgresService(), RabbitService()):
+        services: list[Service] = [PostgresService(), RabbitService()]
+        if services_iggy.given() and any(EXPERIMENTS[one].broker == "iggy" for one in names):
+            services.append(services_iggy.IggyService())
+        for service in services:
             stack.callback(service.stop)
             service.start()
         for name in names:

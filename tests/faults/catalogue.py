@@ -10,6 +10,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests import services_iggy
 from tests.faults.experiments import (
     alarm,
     broker,
@@ -27,8 +28,9 @@ from tests.faults.experiments import (
     start_up,
 )
 from tests.faults.figures import Figures
-from tests.faults.rig import PATIENCE, Rig, rig
+from tests.faults.rig import PATIENCE, Broker, Rig, rig
 from tests.faults.services import NoRightsError
+from tests.iggy_server import PrivateIggy
 from tests.rabbitmq_node import PrivateNode
 from tests.services_rabbitmq import own_node
 
@@ -48,7 +50,7 @@ class Experiment:
     own_database: bool = False
     disk_mb: int | None = None
     """Megabytes of the disk of its own database."""
-    embedded: bool = False
+    broker: Broker = "rabbitmq"
 
     @property
     def about(self) -> str:
@@ -72,13 +74,21 @@ EXPERIMENTS = {
     ),
     "leader": Experiment(run=leader.run, rounds=20, few=1),
     "freeze": Experiment(run=freeze.run, rounds=5, few=0),
-    "embedded-kill": Experiment(run=kill.run, rounds=20, few=0, embedded=True),
-    "embedded-failpoint": Experiment(run=failpoint.run, rounds=20, few=1, more=8, embedded=True),
-    "embedded-sigterm": Experiment(run=sigterm.run, rounds=20, few=0, embedded=True),
-    "embedded-database": Experiment(
-        run=database.run, rounds=20, few=1, more=2, own_database=True, embedded=True
+    "embedded-kill": Experiment(run=kill.run, rounds=20, few=0, broker="embedded"),
+    "embedded-failpoint": Experiment(
+        run=failpoint.run, rounds=20, few=1, more=8, broker="embedded"
     ),
-    "embedded-fuzz": Experiment(run=fuzz.run, rounds=50_000, few=1_500, embedded=True),
+    "embedded-sigterm": Experiment(run=sigterm.run, rounds=20, few=0, broker="embedded"),
+    "embedded-database": Experiment(
+        run=database.run, rounds=20, few=1, more=2, own_database=True, broker="embedded"
+    ),
+    "embedded-fuzz": Experiment(run=fuzz.run, rounds=50_000, few=1_500, broker="embedded"),
+    "iggy-kill": Experiment(run=kill.run, rounds=20, few=0, more=1, broker="iggy"),
+    "iggy-failpoint": Experiment(run=failpoint.run, rounds=20, few=1, more=4, broker="iggy"),
+    "iggy-sigterm": Experiment(run=sigterm.run, rounds=20, few=0, more=1, broker="iggy"),
+    "iggy-broker": Experiment(
+        run=broker.run, rounds=10, few=1, more=2, broker="iggy", own_broker=True
+    ),
     "alarm": Experiment(run=alarm.run, rounds=5, few=1, own_broker=True),
 }
 
@@ -89,7 +99,7 @@ def conduct(
     rounds: int | None = None,
     seed: int,
     say: Callable[[str], None] = lambda _: None,
-    node: PrivateNode | None = None,
+    node: PrivateNode | PrivateIggy | None = None,
     light: bool = False,
 ) -> Figures:
     """Run an experiment on the services of this test run; the outcome is in the figures.
@@ -102,10 +112,12 @@ def conduct(
         with ExitStack() as stack:
             if not experiment.own_broker:
                 node = None
+            elif experiment.broker == "iggy":
+                node = stack.enter_context(services_iggy.own_server())
             elif node is None:
                 node = stack.enter_context(own_node())
             return _conduct(name, experiment, rounds or experiment.rounds, seed, say, node, light)
-    except NoRightsError as error:
+    except (NoRightsError, services_iggy.NoServerError) as error:
         return Figures(experiment=name, seed=seed, skipped=str(error))
 
 
@@ -115,7 +127,7 @@ def _conduct(
     rounds: int,
     seed: int,
     say: Callable[[str], None],
-    node: PrivateNode | None,
+    node: PrivateNode | PrivateIggy | None,
     light: bool,
 ) -> Figures:
     began = time.monotonic()
@@ -126,7 +138,7 @@ def _conduct(
         node=node,
         own_database=experiment.own_database,
         disk_mb=experiment.disk_mb,
-        embedded=experiment.embedded,
+        broker=experiment.broker,
         light=light,
     ) as made:
         figures = made.figures
@@ -155,6 +167,7 @@ def _check(made: Rig) -> None:
         figures.dead_lettered = ledger.audit.dead_lettered
     figures.judge_memory()
     made.count_duplicates()
+    made.nothing_is_pending()
     if (code := made.program.stop()) != 0:
         figures.wrong.append(f"the daemon ended with {code}")
     made.queues_are_empty()

@@ -14,6 +14,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from pathlib import Path
+from typing import Literal, TypeAlias
 from urllib.parse import urlsplit, urlunsplit
 
 import httpx
@@ -21,15 +22,18 @@ import psutil
 from psycopg.conninfo import conninfo_to_dict
 
 from tenantry.database.conninfo import url_for
-from tests import services_postgres, services_rabbitmq
+from tests import services_iggy, services_postgres, services_rabbitmq
 from tests.acceptance.program import Program, Tenant
 from tests.faults.figures import Figures
 from tests.faults.proxy import Proxy
 from tests.faults.services import Postgres, address_of, own_postgres
+from tests.iggy_server import PrivateIggy
 from tests.ledger import DEFAULT, LIGHT, Draft, Ledger, Maker, Record, Target, mixed
 from tests.rabbitmq_node import PrivateNode
 from tests.services_rabbitmq import RabbitHost
 from tests.waiting import eventually
+
+Broker: TypeAlias = Literal["rabbitmq", "embedded", "iggy"]
 
 PATIENCE = 60.0
 """Seconds any single wait may take before the experiment gives up."""
@@ -77,7 +81,8 @@ class Rig:
     random: random.Random
     say: Callable[[str], None]
     record: Path
-    node: PrivateNode | None = None
+    broker: Broker = "rabbitmq"
+    node: PrivateNode | PrivateIggy | None = None
     postgres: Postgres | None = None
     light: bool = False
     stack: ExitStack = field(default_factory=ExitStack)
@@ -212,8 +217,24 @@ class Rig:
 
         eventually(arrived, timeout=PATIENCE, what="all that was confirmed")
 
+    def nothing_is_pending(self) -> None:
+        """See that the daemon itself takes all for stored."""
+
+        def pending() -> int | None:
+            told = [
+                self.program.get(f"/tenants/{one.id}")["messages_pending"] for one in self.tenants
+            ]
+            return None if None in told else sum(told)
+
+        eventually(lambda: pending() == 0, timeout=PATIENCE, what="nothing pending")
+
     def queues_are_empty(self) -> None:
-        """See that nothing is left over, once the daemon has ended in order."""
+        """See that nothing is left over, once the daemon has ended in order.
+
+        Iggy has no queues: what is below the stored offset stays in its topics.
+        """
+        if self.broker == "iggy":
+            return
         queues = [name for one in self.tenants for name in queues_of(one)]
         left = self.program.ready_messages(*queues)
         if left:
@@ -221,7 +242,9 @@ class Rig:
 
     def _directly(self, url: str) -> str:
         """Lead a client past the proxy."""
-        if self.program.broker is None:
+        if self.broker == "iggy":
+            return url
+        if self.broker == "embedded":
             own = conninfo_to_dict(url)
             place = conninfo_to_dict(self.program.database_url)
             return url_for(place, str(own["user"]), str(own["password"]))
@@ -248,21 +271,23 @@ def rig(
     *,
     seed: int,
     say: Callable[[str], None],
-    node: PrivateNode | None = None,
+    node: PrivateNode | PrivateIggy | None = None,
     own_database: bool = False,
     disk_mb: int | None = None,
-    embedded: bool = False,
+    broker: Broker = "rabbitmq",
     light: bool = False,
 ) -> Iterator[Rig]:
     """Set everything up; at the end end it all, whatever has happened.
 
     Services that the experiment needs not to itself are those of the test run; `node` is a broker
-    to break. An `embedded` broker is the database's server.
+    to break. The embedded
+    broker is the database's server.
     """
     with ExitStack() as stack:
         postgres = stack.enter_context(own_postgres(disk_mb=disk_mb)) if own_database else None
         host: RabbitHost | None = None
-        if not embedded:
+        if broker == "rabbitmq":
+            assert not isinstance(node, PrivateIggy)
             host = stack.enter_context(
                 services_rabbitmq.virtual_host()
                 if node is None
@@ -275,6 +300,8 @@ def rig(
         record = Record(file)
         stack.callback(record.close)
         program = stack.enter_context(Program(host, database_url))
+        if broker == "iggy":
+            program.settings["BROKER_URL"] = services_iggy.url() if node is None else node.url
         figures = Figures(experiment=name, seed=seed, timed=not light)
         memory = Memory(program, figures)
         stack.callback(memory.stop)
@@ -292,6 +319,7 @@ def rig(
             random=random.Random(seed),
             say=say,
             record=file,
+            broker=broker,
             node=node,
             postgres=postgres,
             stack=stack.enter_context(ExitStack()),

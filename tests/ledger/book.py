@@ -11,8 +11,10 @@ from dataclasses import dataclass, field
 import psycopg
 
 from tests.ledger.audit import Audit, Findings, Key
+from tests.ledger.batch_client import BatchClient
 from tests.ledger.client import WINDOW, Client
 from tests.ledger.entries import DEFAULT, Draft, Entry, Maker, Sent, Target, entry, mixed
+from tests.ledger.iggy_client import IggyClient
 from tests.ledger.places import count_rejected, ready
 from tests.ledger.record import Record
 from tests.ledger.sql_client import SqlClient
@@ -38,7 +40,7 @@ class Ledger:
     """All clients of a test. `check` compares what they were promised with what is there.
 
     Dead letters count as well, and are compared: RabbitMQ's by the URL of an administrator, else
-    the embedded broker's.
+    those that are kept in the database, as on the embedded broker and on Iggy.
     A client without a limit publishes `most` messages a second, however many are asked for.
     """
 
@@ -46,7 +48,7 @@ class Ledger:
     broker_url: str | None = field(default=None, repr=False)
     record: Record | None = None
     most: float = math.inf
-    clients: list[Client | SqlClient | Noted] = field(default_factory=list)
+    clients: list[Client | BatchClient | Noted] = field(default_factory=list)
     _audit: Audit | None = None
 
     @contextmanager
@@ -61,11 +63,11 @@ class Ledger:
         make: Maker = mixed,
         patience: float = DEADLINE,
         patient: bool = False,
-    ) -> Iterator[list[Client | SqlClient]]:
+    ) -> Iterator[list[Client | BatchClient]]:
         """Publish for tenants, given as id and URL; at the end, wait for all confirms."""
         rate = rate if limit is not None else min(rate, self.most)
-        clients: list[Client | SqlClient] = [
-            (Client if url.startswith("amqp") else SqlClient)(
+        clients: list[Client | BatchClient] = [
+            _client_of(url)(
                 tenant_id,
                 url,
                 targets,
@@ -186,3 +188,9 @@ class Ledger:
         for client in self.clients:
             entries.setdefault(client.tenant_id, []).append(client.sent)
         return Sent(entries)
+
+
+def _client_of(url: str) -> type[Client | BatchClient]:
+    if url.startswith("amqp"):
+        return Client
+    return IggyClient if url.startswith("iggy") else SqlClient

@@ -10,6 +10,7 @@ from typing import Any
 import pika
 import psycopg
 
+from tenantry.broker.iggy.headers import told_by, unpack
 from tests.ledger.entries import KEY_HEADER, meaning, sha256
 
 PAGE = 5_000
@@ -25,6 +26,11 @@ FROM public.messages WHERE tenant_id = %s AND position > %s ORDER BY position LI
 _REJECTED = f"""
 SELECT coalesce(headers->>'{KEY_HEADER}', id), topic || '.' || partition, content_type, body
 FROM tenantry.rejected WHERE tenant_id = %s ORDER BY seq
+"""
+
+_REJECTED_ON_IGGY = """
+SELECT id, topic || '.' || partition, properties, body
+FROM tenantry.iggy_rejected WHERE tenant_id = %s AND NOT gone ORDER BY seq
 """
 
 _QUEUED = f"""
@@ -108,8 +114,18 @@ def queued(broker_url: str, queue: str) -> list[Queued]:
 
 
 def rejected_in_sql(connection: psycopg.Connection[Any], tenant_id: str) -> list[Queued]:
-    """List a tenant's dead letters on the embedded broker; where there is none it has none."""
-    return _queued_rows(connection, _REJECTED, tenant_id)
+    """List a tenant's dead letters on the embedded broker, or on Iggy."""
+    with connection.cursor(binary=True) as cursor:
+        on_iggy = [
+            Queued(
+                key=key,
+                routing_key=place,
+                content_type=told_by(unpack(properties)[1], key, 0).content_type,
+                sha256=sha256(body),
+            )
+            for key, place, properties, body in cursor.execute(_REJECTED_ON_IGGY, [tenant_id])
+        ]
+    return on_iggy + _queued_rows(connection, _REJECTED, tenant_id)
 
 
 def queued_in_sql(connection: psycopg.Connection[Any], queue: str) -> list[Queued]:
@@ -126,9 +142,12 @@ def _queued_rows(connection: psycopg.Connection[Any], query: str, of: str) -> li
 
 
 def count_rejected(connection: psycopg.Connection[Any], tenants: list[str]) -> int:
-    """Count tenants' dead letters on the embedded broker."""
+    """Count tenants' dead letters on the embedded broker, or on Iggy."""
     row = connection.execute(
-        "SELECT count(*) FROM tenantry.rejected WHERE tenant_id = ANY(%s)", [tenants]
+        "SELECT (SELECT count(*) FROM tenantry.rejected WHERE tenant_id = ANY(%(of)s))"
+        " + (SELECT count(*) FROM tenantry.iggy_rejected"
+        "    WHERE tenant_id = ANY(%(of)s) AND NOT gone)",
+        {"of": tenants},
     ).fetchone()
     assert row is not None
     return int(row[0])
