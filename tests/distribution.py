@@ -29,8 +29,17 @@ NUMBERED: Final = "tenants 1 and 2"
 USE_NUMBERED: Final = (
     "tests/acceptance/test_producing.py::test_the_producer_",
     "tests/acceptance/test_consuming.py::",
+    "tests/acceptance/test_demo_broker.py::test_the_demo_adds_up_on_rabbitmq",
 )
 """How the names of their tests begin."""
+
+NUMBERED_ON_IGGY: Final = "tenants 1 and 2 on Iggy"
+"""The same there, where streams and users are the whole server's."""
+
+USE_NUMBERED_ON_IGGY: Final = (
+    "tests/acceptance/test_iggy_produce.py::",
+    "tests/acceptance/test_iggy_consume.py::",
+)
 
 WHOLE_PROGRAM: Final = "tests/acceptance/"
 
@@ -65,6 +74,8 @@ def unit(name: str) -> str:
         return NODE
     if name.startswith(USE_NUMBERED):
         return NUMBERED
+    if name.startswith(USE_NUMBERED_ON_IGGY):
+        return NUMBERED_ON_IGGY
     file = name.partition("::")[0]
     return name if name.startswith(WHOLE_PROGRAM) and file not in SHARE_A_DAEMON else file
 

@@ -130,4 +130,6 @@ def park(program: Program, ledger: Ledger) -> None:
         ledger.wait_confirmed(50)
     ledger.check(alive=program.check_running)
     types = [one["type"] for one in program.get(f"/tenants/{tenant.id}/events")["data"]]
-    assert types[-2:] == ["TenantParked", "TenantResumed"]
+    # That its queue has gone may be seen, and repaired, before the command comes.
+    told = [one for one in types if one != "DriftRepaired"]
+    assert told[-2:] == ["TenantParked", "TenantResumed"]
