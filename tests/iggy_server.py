@@ -19,7 +19,11 @@ USER, PASSWORD = "iggy-root", "root-of-the-tests"
 class PrivateIggy:
     """A server that is started, killed, started again with what it had, and stopped."""
 
-    def __init__(self, program: Path, directory: Path) -> None:
+    def __init__(
+        self, program: Path, directory: Path, *, certificate: tuple[Path, Path] | None = None
+    ) -> None:
+        """With a `certificate` and its key it speaks TLS, and is waited for without."""
+        self._certificate = certificate
         self._program = program
         self._directory = directory
         self._process: subprocess.Popen[bytes] | None = None
@@ -35,7 +39,8 @@ class PrivateIggy:
 
     @property
     def url(self) -> str:
-        return f"iggy://{USER}:{PASSWORD}@{self.address}"
+        scheme = "iggy" if self._certificate is None else "iggys"
+        return f"{scheme}://{USER}:{PASSWORD}@{self.address}"
 
     def start(self) -> None:
         """Start it, and wait until it takes connections."""
@@ -81,13 +86,25 @@ class PrivateIggy:
     def _answers(self) -> bool:
         """Tell whether it lets somebody in: at first it takes connections and gives them up."""
         try:
-            Session(Access.of(self.url)).close()
-        except BrokerError:
+            if self._certificate is None:
+                Session(Access.of(self.url)).close()
+            else:
+                socket.create_connection(("127.0.0.1", self.port), timeout=5).close()
+        except (BrokerError, OSError):
             return False
         return True
 
     def _settings(self) -> dict[str, str]:
+        secured: dict[str, str] = {}
+        if self._certificate is not None:
+            secured = {
+                "IGGY_TCP_TLS_ENABLED": "true",
+                "IGGY_TCP_TLS_SELF_SIGNED": "false",
+                "IGGY_TCP_TLS_CERT_FILE": str(self._certificate[0]),
+                "IGGY_TCP_TLS_KEY_FILE": str(self._certificate[1]),
+            }
         return {
+            **secured,
             "IGGY_SYSTEM_PATH": str(self._directory / "data"),
             "IGGY_TCP_ADDRESS": self.address,
             "IGGY_HTTP_ENABLED": "false",

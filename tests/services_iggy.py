@@ -84,13 +84,13 @@ def url() -> str:
 
 
 @contextmanager
-def own_server() -> Iterator[PrivateIggy]:
-    """Run a server beside the run's, which may be killed."""
+def own_server(certificate: tuple[Path, Path] | None = None) -> Iterator[PrivateIggy]:
+    """Run a server beside the run's, which may be killed; with a `certificate` behind TLS."""
     program = os.environ.get(SERVER)
     if not program:
         raise NoServerError(NOWHERE)
     with scratch.directory("tnt-iggy-") as directory:
-        server = PrivateIggy(Path(program), directory / "server")
+        server = PrivateIggy(Path(program), directory / "server", certificate=certificate)
         try:
             server.start()
             yield server

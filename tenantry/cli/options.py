@@ -91,7 +91,7 @@ def broker_tls() -> Tls:
 
     tls = Tls.of(click.get_current_context().meta[_SETTINGS])
     try:
-        if tls != type(tls)():
+        if tls.ca_file or tls.cert_file or tls.key_file:
             tls.context()
     except BrokerError as error:
         raise CommandError(str(error)) from error

@@ -100,15 +100,17 @@ class _Examined(NamedTuple):
         """Try its user that sends, and the one that reads, if that is known."""
         mine, reader = self.access.topology, self.access.reader
         if self.kind is UserKind.CONSUMER:
-            with closing(IggyTenantClient(self._url())) as user:
+            with closing(IggyTenantClient(self._url(), ca_file=self.tls.ca_file)) as user:
                 user.open()
                 return iggy.reading(user, mine, self.others, installation)
-        with closing(IggyTenantClient(self._url())) as user:
+        with closing(IggyTenantClient(self._url(), ca_file=self.tls.ca_file)) as user:
             user.open()
             checks = iggy.sending(user, mine, self.others, installation)
         if reader is None:
             return checks
-        with closing(IggyTenantClient(self.addresses.at(reader.url))) as user:
+        with closing(
+            IggyTenantClient(self.addresses.at(reader.url), ca_file=self.tls.ca_file)
+        ) as user:
             user.open()
             return checks + iggy.reading(user, mine, self.others, installation)
 

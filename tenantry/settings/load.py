@@ -62,6 +62,7 @@ _READERS: Final[Mapping[type, Reader]] = {
 
 _VARIABLES: Final[Mapping[str, str]] = {
     "broker.url": "BROKER_URL",
+    "broker.ca_file": "BROKER_CA_FILE",
     "rabbitmq.url": "RABBITMQ_URL",
     "rabbitmq.management_url": "RABBITMQ_MANAGEMENT_URL",
     "rabbitmq.ca_file": "RABBITMQ_CA_FILE",

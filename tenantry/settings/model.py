@@ -128,9 +128,13 @@ class _Section(BaseModel):
 
 
 class Broker(_Section):
-    """Where the broker is, of whichever kind; empty: as `rabbitmq.url` says."""
+    """Where the broker is, of whichever kind; empty: as `rabbitmq.url` says.
+
+    `ca_file` is the authority that is trusted in place of the system's, a PEM file.
+    """
 
     url: Annotated[SecretStr, AfterValidator(_broker_url)] = SecretStr("")
+    ca_file: File = ""
 
 
 class RabbitMQ(_Section):
@@ -339,6 +343,11 @@ class Settings(_Section):
     def broker_url(self) -> SecretStr:
         """The broker's URL, which may hold a password; empty: the embedded broker."""
         return self.broker.url if self.broker.url.get_secret_value() else self.rabbitmq.url
+
+    @property
+    def broker_ca_file(self) -> str:
+        """The authority of the broker's certificate; empty: one that everybody trusts."""
+        return self.broker.ca_file or self.rabbitmq.ca_file
 
     @property
     def control_socket(self) -> Path:

@@ -89,6 +89,6 @@ def client_for(url: str, *, name: str, tls: Tls = SYSTEMS) -> TenantClient:
         case Kind.AMQP:
             return AmqpClient(url, name=name, tls=tls)
         case Kind.IGGY:
-            return IggyTenantClient(url)
+            return IggyTenantClient(url, ca_file=tls.ca_file)
         case Kind.SQL:
             return SqlClient(url, name=name)

@@ -39,13 +39,16 @@ class IggyTenantClient:
     The library sends heartbeats by itself.
     """
 
-    def __init__(self, iggy_url: str, *, timeout: float = TIMEOUT) -> None:
-        """Raises `TenantClientError` where the client library is missing."""
+    def __init__(self, iggy_url: str, *, ca_file: str = "", timeout: float = TIMEOUT) -> None:
+        """Raises `TenantClientError` where the client library is missing.
+
+        `ca_file` is the authority to trust with `iggys://`.
+        """
         try:
             library()
         except BrokerError as error:
             raise TenantClientError(str(error)) from error
-        self._access = Access.of(iggy_url, source=SOURCE)
+        self._access = Access.of(iggy_url, ca_file=ca_file, source=SOURCE)
         self._timeout = timeout
         self._session: Session | None = None
 

@@ -49,9 +49,16 @@ class IggyReader(IggyTenantClient):
     """Reads a topic (`TopicReader`), a batch from one partition at a time."""
 
     def __init__(
-        self, iggy_url: str, *, stream: str, topic: str, turns: Turns, timeout: float = TIMEOUT
+        self,
+        iggy_url: str,
+        *,
+        stream: str,
+        topic: str,
+        turns: Turns,
+        ca_file: str = "",
+        timeout: float = TIMEOUT,
     ) -> None:
-        super().__init__(iggy_url, timeout=timeout)
+        super().__init__(iggy_url, ca_file=ca_file, timeout=timeout)
         self._stream = stream
         self._topic = topic
         self._turns = turns

@@ -77,6 +77,7 @@ def reader_for(reading: Reading) -> TopicReader:
                 stream=names.exchange_name(reading.tenant_id),
                 topic=reading.topic,
                 turns=reading.turns,
+                ca_file=reading.tls.ca_file,
             )
         case Kind.SQL:
             return SqlReader(reading.url, topic=reading.topic, name=reading.name)

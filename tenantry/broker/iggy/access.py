@@ -24,11 +24,13 @@ class Access:
     user: str
     password: str = field(repr=False)
     secure: bool = False
+    ca_file: str = ""
+    """The authority to trust, a PEM file; empty: those that the client library knows."""
     source: str = "broker.url"
     """Where the URL is from, for messages."""
 
     @classmethod
-    def of(cls, url: str, *, source: str = "broker.url") -> Self:
+    def of(cls, url: str, *, ca_file: str = "", source: str = "broker.url") -> Self:
         """Read a URL; without a user it is Iggy's root with its first password."""
         parts = urlsplit(url)
         return cls(
@@ -37,6 +39,7 @@ class Access:
             user=unquote(parts.username or "iggy"),
             password=unquote(parts.password or "iggy"),
             secure=parts.scheme == SECURE,
+            ca_file=ca_file,
             source=source,
         )
 

@@ -62,16 +62,16 @@ def describe(settings: Settings) -> Mapping[str, str]:
     return {"iggy_address": _access(settings).where}
 
 
-def publishing_access(_settings: Settings) -> Mapping[str, str]:
+def publishing_access(settings: Settings) -> Mapping[str, str]:
     """See `BrokerAdapter.publishing_access`: the URL is there already."""
-    return {}
+    return {"ca_file": settings.broker_ca_file}
 
 
 def publishing(access: Mapping[str, str], _database: Database) -> tuple[IggyPublishing, None]:
     """See `BrokerAdapter.publishing`."""
     library()
-    return IggyPublishing(Sessions(Access.of(access["url"]))), None
+    return IggyPublishing(Sessions(Access.of(access["url"], ca_file=access["ca_file"]))), None
 
 
 def _access(settings: Settings) -> Access:
-    return Access.of(settings.broker_url.get_secret_value())
+    return Access.of(settings.broker_url.get_secret_value(), ca_file=settings.broker_ca_file)

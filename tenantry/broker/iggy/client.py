@@ -115,6 +115,7 @@ async def connect(access: Access) -> IggyClient:
                 reconnection=iggy.TcpReconnectionConfig(enabled=False),
                 heartbeat_interval=HEARTBEAT,
                 tls_enabled=access.secure,
+                tls_ca_file=access.ca_file or None,
                 nodelay=True,
             )
         )
@@ -129,9 +130,15 @@ async def connect(access: Access) -> IggyClient:
 
 def _unreachable(error: BrokerError, access: Access) -> BrokerError:
     if isinstance(error, BrokerUnavailableError):
+        # The library does not tell why there is no connection.
+        trust = (
+            "; or trust its certificate: broker.ca_file (BROKER_CA_FILE) names its authority"
+            if access.secure
+            else ""
+        )
         return BrokerUnavailableError(
             f"Iggy can't be reached at {access.where}: {error}; start it, or correct"
-            f" {access.source}"
+            f" {access.source}{trust}"
         )
     return error
 

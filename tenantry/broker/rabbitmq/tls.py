@@ -6,7 +6,7 @@ import re
 import ssl
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
@@ -49,12 +49,19 @@ class Tls:
     ca_file: str = ""
     cert_file: str = ""
     key_file: str = ""
+    ca_key: str = "rabbitmq.ca_file (RABBITMQ_CA_FILE)"
+    """Where `ca_file` is named."""
 
     @classmethod
     def of(cls, settings: Settings) -> Self:
         """Give the files that the settings name."""
         given = settings.rabbitmq
-        return cls(ca_file=given.ca_file, cert_file=given.cert_file, key_file=given.key_file)
+        mine = cls(ca_file=given.ca_file, cert_file=given.cert_file, key_file=given.key_file)
+        if not settings.broker.ca_file:
+            return mine
+        return replace(
+            mine, ca_file=settings.broker.ca_file, ca_key="broker.ca_file (BROKER_CA_FILE)"
+        )
 
     def context(self) -> ssl.SSLContext:
         """Make what connections are secured by. Raises `BrokerError`, which names the key."""
@@ -67,14 +74,18 @@ SYSTEMS: Final = Tls()
 
 @cache
 def _context(tls: Tls) -> ssl.SSLContext:
-    for key in ("ca_file", "cert_file", "key_file"):
-        if path := getattr(tls, key):
+    for key, path in (
+        (tls.ca_key, tls.ca_file),
+        ("rabbitmq.cert_file (RABBITMQ_CERT_FILE)", tls.cert_file),
+        ("rabbitmq.key_file (RABBITMQ_KEY_FILE)", tls.key_file),
+    ):
+        if path:
             _see_that_it_can_be_read(key, path)
     try:
         context = ssl.create_default_context(cafile=tls.ca_file or None)
     except (ssl.SSLError, OSError) as error:
         raise BrokerError(
-            f"rabbitmq.ca_file (RABBITMQ_CA_FILE): {tls.ca_file} holds no certificate in PEM form"
+            f"{tls.ca_key}: {tls.ca_file} holds no certificate in PEM form"
         ) from error
     if tls.cert_file:
         try:
@@ -96,9 +107,7 @@ def _see_that_it_can_be_read(key: str, path: str) -> None:
             pass
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
-        raise BrokerError(
-            f"rabbitmq.{key} (RABBITMQ_{key.upper()}): {path} can't be read: {reason}"
-        ) from error
+        raise BrokerError(f"{key}: {path} can't be read: {reason}") from error
 
 
 class _EncryptedError(Exception):
