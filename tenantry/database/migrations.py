@@ -219,11 +219,14 @@ def _fence(connection: Connection) -> None:
 
 def _look(connection: Connection, known: Sequence[Migration]) -> list[Migration]:
     """Tell which migrations are missing, and raise where they could not be applied."""
-    found = preflight.look(connection)
-    done = _applied(connection) if found["history"] else {}
-    missing = _missing(done, known)
-    if missing:
-        preflight.refuse_unfit(connection, found, applied=frozenset(done))
+    with connection.transaction():
+        # All of it at one moment: another program may be migrating, which is no stranger's work.
+        connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+        found = preflight.look(connection)
+        done = _applied(connection) if found["history"] else {}
+        missing = _missing(done, known)
+        if missing:
+            preflight.refuse_unfit(connection, found, applied=frozenset(done))
     return missing
 
 

@@ -28,7 +28,8 @@ SELECT history.exists AS history, history.columns = 3 AS history_is_ours,
        to_regnamespace('public') IS NOT NULL AS public,
        coalesce(has_schema_privilege(to_regnamespace('public')::oid, 'CREATE')
          AND has_schema_privilege(to_regnamespace('public')::oid, 'USAGE'), false) AS in_public,
-       to_regclass('public.messages') IS NOT NULL AS messages,
+       EXISTS (SELECT FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
+               WHERE n.nspname = 'public' AND c.relname = 'messages') AS messages,
        EXISTS (SELECT FROM pg_language WHERE lanname = 'plpgsql') AS plpgsql,
        to_regnamespace('tenantry_fence') IS NOT NULL AS gate,
        current_user::text AS user, current_database()::text AS name

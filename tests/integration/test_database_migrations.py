@@ -9,9 +9,10 @@ from dataclasses import replace
 import psycopg
 import pytest
 
+from tenantry.database import preflight
 from tenantry.database.errors import MigrationError, SchemaTooNewError
 from tenantry.database.migrations import Migration, migrate, migrations, pending
-from tenantry.database.pool import Database
+from tenantry.database.pool import Connection, Database
 from tests.waiting import DEADLINE
 
 FIRST = Migration(number=1, name="first", sql="CREATE TABLE tenantry.first (n int);")
@@ -63,6 +64,22 @@ def test_programs_that_start_at_once_wait_for_one_another(empty_database_url: st
     with ThreadPoolExecutor(4) as pool:
         applied = list(pool.map(start, range(4)))
     assert sorted(map(len, applied)) == [0, 0, 0, len(migrations())]
+
+
+def test_a_program_that_looks_while_another_begins_takes_its_work_for_no_strangers(
+    empty_database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = empty_database_url
+    look = preflight.look
+
+    def slowly(connection: Connection) -> preflight.Found:
+        found = look(connection)
+        monkeypatch.undo()
+        assert len(migrate(url)) == len(migrations())  # the other one, from the first to the last
+        return found
+
+    monkeypatch.setattr(preflight, "look", slowly)
+    assert migrate(url) == []
 
 
 def test_a_failing_migration_leaves_nothing_and_those_before_it_stay(
