@@ -27,6 +27,7 @@ class PrivateIggy:
         self._program = program
         self._directory = directory
         self._process: subprocess.Popen[bytes] | None = None
+        self._leash: subprocess.Popen[bytes] | None = None
         self.port = _free_port()
 
     @property
@@ -55,6 +56,12 @@ class PrivateIggy:
                 stderr=output,
                 start_new_session=True,
             )
+        # Where this process is killed, its end of the pipe closes, and the server ends with it.
+        self._leash = subprocess.Popen(
+            ["/bin/sh", "-c", 'read over; kill -9 "$0"', str(self._process.pid)],
+            stdin=subprocess.PIPE,
+            start_new_session=True,
+        )
         until = time.monotonic() + 60
         while not self._answers():
             if self._process.poll() is not None or time.monotonic() > until:
@@ -64,6 +71,7 @@ class PrivateIggy:
     def kill(self) -> None:
         """End it as a power cut would."""
         if self._process is not None:
+            self._let_go()
             self._process.kill()
             self._process.wait()
             self._process = None
@@ -72,6 +80,7 @@ class PrivateIggy:
         """Ask it to end, and wait for that."""
         if self._process is None:
             return
+        self._let_go()
         self._process.send_signal(signal.SIGTERM)
         try:
             self._process.wait(30)
@@ -79,6 +88,13 @@ class PrivateIggy:
             self._process.kill()
             self._process.wait()
         self._process = None
+
+    def _let_go(self) -> None:
+        """End who watches over the server, whose number may soon be another process's."""
+        leash, self._leash = self._leash, None
+        if leash is not None:
+            leash.kill()
+            leash.communicate()
 
     def output(self) -> str:
         return (self._directory / "output.log").read_text("utf-8", "replace")

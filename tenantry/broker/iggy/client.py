@@ -129,6 +129,11 @@ async def connect(access: Access) -> IggyClient:
 
 
 def _unreachable(error: BrokerError, access: Access) -> BrokerError:
+    if access.ca_file and "TLS certificate" in str(error):
+        return BrokerError(
+            f"{error}: broker.ca_file (BROKER_CA_FILE) is {access.ca_file}, which must be a file of"
+            " certificates in PEM form"
+        )
     if isinstance(error, BrokerUnavailableError):
         # The library does not tell why there is no connection.
         trust = (
