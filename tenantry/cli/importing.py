@@ -275,8 +275,9 @@ def _compare(one: Wanted, found: dict[str, Any], done: Import) -> None:
 class Credentials:
     """The file for the credentials: a tenant's are on the disk before the next one is begun."""
 
-    def __init__(self, file: IO[str]) -> None:
+    def __init__(self, file: IO[str], path: Path) -> None:
         self._file = file
+        self._path = path
         self._lock = threading.Lock()
         self.kept: Final = set[str]()
         """The ids of the tenants that were in it at first."""
@@ -296,18 +297,29 @@ class Credentials:
             number = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
         except OSError as error:
             raise CommandError(f"can't write {path}: {error.strerror}") from error
-        with os.fdopen(number, "r+", encoding="utf-8") as file:
+        file = os.fdopen(number, "r+", encoding="utf-8")
+        try:
             if os.fstat(number).st_mode & 0o077:
                 raise CommandError(f"others may read {path}: chmod 600 it, or name another file")
-            yield cls(file)
+            yield cls(file, path)
+        finally:
+            # What could not be written has been told; what was told as written is on the disk.
+            with suppress(OSError):
+                file.close()
 
     def add(self, made: dict[str, Any]) -> None:
-        """Add the credentials of a tenant that was made. From any thread."""
+        """Add the credentials of a tenant that was made. From any thread. Raises `CommandError`."""
         line = exact.dumps({"id": made["id"], **made["credentials"]}, ascii_only=True)
-        with self._lock:
-            self._file.write(f"{line}\n")
-            self._file.flush()
-            os.fsync(self._file.fileno())
+        try:
+            with self._lock:
+                self._file.write(f"{line}\n")
+                self._file.flush()
+                os.fsync(self._file.fileno())
+        except OSError as error:
+            raise CommandError(
+                f"can't write {self._path}: {error.strerror or error}; tenant {made['id']} was"
+                " made, and its credentials are lost: rotate-credentials makes new ones"
+            ) from error
 
 
 @dataclass(frozen=True, slots=True)

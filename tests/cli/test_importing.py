@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import stat
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
@@ -225,3 +227,17 @@ def test_ctrl_c_loses_no_credentials_and_the_same_command_goes_on(
     code, out, _ = run("tenant", "import", "tenants", "--credentials", "kept")
     assert (code, out) == (0, f"created {20 - len(there)}, {len(there)} existed, 0 failed\n")
     assert len(lines(tmp_path / "kept")) == 20
+
+
+def test_a_full_disk_is_told_with_the_file_and_whose_credentials_are_lost(
+    api: Served, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_number: int) -> NoReturn:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    (tmp_path / "tenants").write_text("id\na\nb\n")
+    code, _, err = run("tenant", "import", "tenants", "--credentials", "kept", "--concurrency", "1")
+    assert code == 1
+    assert "can't write kept: No space left on device; tenant a was made" in err
+    assert [one["id"] for one in json.loads(run("tenant", "list", "--json")[1])] == ["a"]
