@@ -15,7 +15,8 @@ import gc
 import os
 from collections.abc import Callable
 from contextlib import ExitStack
-from typing import Final, NoReturn
+from functools import partial
+from typing import Final, NoReturn, TypeVar
 
 import structlog
 
@@ -31,13 +32,14 @@ from tenantry.actors.watch import Watch
 from tenantry.assembly.api import open_leader_api, open_standby_api
 from tenantry.assembly.backends import Backends, connect_backends, store_patience
 from tenantry.assembly.listeners import Listeners
-from tenantry.assembly.standby import StandbyControl, term_status
+from tenantry.assembly.nodes import MovesJournal, introduction, make_membership
+from tenantry.assembly.standby import StandbyControl, Waiting, term_status
 from tenantry.broker.password_hashes import PostgresPasswordHashes
 from tenantry.control.port import SystemState
 from tenantry.database.embedded import EmbeddedPostgres, PostgresKeeper
 from tenantry.database.failures import one_line
 from tenantry.database.loop import CONNECTIONS as PAGE_CONNECTIONS
-from tenantry.database.migrations import migrate_unless_led
+from tenantry.database.migrations import migrate, migrate_unless_led
 from tenantry.database.pool import Database
 from tenantry.database.server import Shares, take_share, warn
 from tenantry.dead_letters.keeper import DeadLetterKeeper
@@ -46,6 +48,9 @@ from tenantry.isolation.sessions import LOOK_EVERY as SESSIONS_LOOK_EVERY
 from tenantry.journal.port import Metadata
 from tenantry.loops import Heartbeat, PeriodicService
 from tenantry.metrics.recorder import Recorder
+from tenantry.nodes.joining import Joined, Joining
+from tenantry.nodes.postgres import PostgresNodes
+from tenantry.nodes.service import MembershipService
 from tenantry.process.reload import LiveSettings
 from tenantry.process.service_manager import Report, Watchdog
 from tenantry.process.signals import DRAIN_SECONDS, Signals, StopRequestedError, end_at_latest
@@ -55,11 +60,13 @@ from tenantry.settings import Settings, SettingsError
 from tenantry.telemetry.systemd import Notifier
 from tenantry.terms.candidate import Candidate, holder_of
 from tenantry.terms.keeper import TermKeeper
-from tenantry.terms.lease import LOOK_EVERY, Term
+from tenantry.terms.lease import LOOK_EVERY
 from tenantry.terms.postgres import PostgresTerms
 from tenantry.unavailable import UnavailableError
 
 log = structlog.get_logger("daemon")
+
+T = TypeVar("T")
 
 READY_EVERY: Final = 0.25
 """Seconds between looks at whether the system is ready and alive."""
@@ -68,7 +75,9 @@ LONGEST_STEP: Final = 1800.0
 """Seconds after which work on a schedule is said to hang: an audit counts for a minute and one
 tenant more, a proof tries one tenant on twenty others."""
 
-STANDBY_POOL: Final = 4
+LOOKING_POOL: Final = 4
+"""Connections of what looks at nodes, and renews this one's term."""
+
 FRONT_POOL: Final = 20
 STANDBY_STATEMENT_TIMEOUT: Final = 5.0
 
@@ -134,36 +143,37 @@ class Daemon:
                 listeners = self._listen()
                 url = self._find_database(stack)
                 database = Database(
-                    url, pool_size=STANDBY_POOL, statement_timeout=STANDBY_STATEMENT_TIMEOUT
+                    url, pool_size=LOOKING_POOL, statement_timeout=STANDBY_STATEMENT_TIMEOUT
                 )
                 stack.callback(database.close)
                 database.open()
                 shares = take_share(database, self._wanted())
                 warn(database)
-                migrate_unless_led(database)
-                terms = PostgresTerms(database)
-                term = self._wait_for(terms, url, stack, listeners, shares)
+                joined = self._wait_for(database, url, stack, listeners, shares)
                 self._heartbeat.rest()
-                if term is None:
+                if joined is None:
                     log.info("daemon.stopped_as_standby")
                     return 0
-                keeper = TermKeeper(terms, term, lost=self._term_lost)
+                term, nodes = joined.term, PostgresNodes(database)
+                nodes.introduce(introduction(settings, joined.name, port=listeners.port))
+                give_back = partial(nodes.leave, joined.name)
+                keeper = TermKeeper(joined.terms, term, lost=self._term_lost, give_back=give_back)
                 # Given back last of all: nothing is done under it any more then.
                 stack.callback(keeper.release)
                 self._threads.start("term-keeper", keeper)
-                claim = terms.claim(term.number)
-                sessions = Database(url, pool_size=shares.pool, term=claim)
+                sessions = Database(url, pool_size=shares.pool, term=joined.claim)
                 backends = connect_backends(
                     settings,
                     sessions,
                     term,
+                    node=joined.name,
                     shares=shares,
                     handlers=self._handlers,
                     threads=self._threads,
                     stack=stack,
                     on_overrun=self._crashed,
                 )
-                supervisor = self._lead(stack, listeners, backends, term)
+                supervisor = self._lead(stack, listeners, backends, joined)
             finally:
                 self._signals.patient = True
             # What is there now is there to stay. Unless it is left out, a full collection, every
@@ -225,35 +235,62 @@ class Daemon:
 
     def _wait_for(
         self,
-        terms: PostgresTerms,
+        database: Database,
         url: str,
         stack: ExitStack,
         listeners: Listeners,
         shares: Shares,
-    ) -> Term | None:
-        """Take the term, once that is possible; until then stand by. None at the end."""
+    ) -> Joined | None:
+        """Become a node, once that is possible; until then stand by. None at the end."""
         settings = self._settings
-        candidate = Candidate(terms, holder_of(settings.state_dir, settings.control_socket))
-        term = candidate.try_to_lead()
-        if term is not None:
-            return term
-        control = StandbyControl(candidate, on_stop=self._signals.ask_to_stop)
-        reading = Database(url, pool_size=min(STANDBY_POOL, shares.pool), read_only=True)
-        stack.callback(reading.close)
-        reading.open()
-        open_standby_api(listeners, settings, reading, control, shares)
-        while term is None:
+        me = holder_of(settings.state_dir, settings.control_socket)
+        stand_by = lambda control: open_standby_api(  # noqa: E731
+            listeners, settings, url, control, shares=shares, stack=stack
+        )
+        if not migrate_unless_led(database):
+            # Who leads by the one term that there was is to end before the schema changes.
+            terms = PostgresTerms(database)
+            candidate = Candidate(terms, me)
+            term = self._until(candidate.try_to_lead, candidate, stand_by)
+            if term is None:
+                return None
+            migrate(database)
+            terms.release(term.number)
+        joining = Joining(
+            database, me, name=settings.node.name or None, standby=settings.node.standby
+        )
+        return self._until(joining.try_to_join, joining, stand_by)
+
+    def _until(
+        self,
+        attempt: Callable[[], T | None],
+        waiting: Waiting,
+        stand_by: Callable[[StandbyControl], None],
+    ) -> T | None:
+        """Try until it succeeds, and let requests in that only read meanwhile; None at the end."""
+        done = attempt()
+        if done is not None:
+            return done
+        control = StandbyControl(waiting, on_stop=self._signals.ask_to_stop)
+        stand_by(control)
+        while done is None:
             self._report.standing_by(control.reasons())
             if self._pause(LOOK_EVERY):
                 return None
-            term = candidate.try_to_lead()
-        return term
+            done = attempt()
+        return done
 
-    def _lead(self, stack: ExitStack, listeners: Listeners, backends: Backends, term: Term) -> Ref:
+    def _lead(
+        self, stack: ExitStack, listeners: Listeners, backends: Backends, joined: Joined
+    ) -> Ref:
         settings, runtime = self._settings, self._runtime
         stores, links = backends.stores, backends.links
         clock = ThreadClock()
         self._threads.start("clock", clock)
+        moves = MovesJournal(stores.journal)
+        membership = make_membership(backends, joined, runtime, moved=moves)
+        # What is this node's is so before anything is begun.
+        membership.turn(told=True)
         runtime.pending = backends.pending.counts
         runtime.probes = dict(backends.probes)
         runtime.troubles = backends.troubles
@@ -275,6 +312,7 @@ class Daemon:
                 observer=self._recorder,
                 reconcile_every=settings.reconcile.every_seconds,
                 store_patience=store_patience(self._handlers, settings),
+                ownership=membership,
             ),
             runtime,
             on_crash=self._crashed,
@@ -283,7 +321,8 @@ class Daemon:
             supervisor,
             runtime,
             self._watch,
-            term=term_status(term.standing),
+            term=term_status(joined.term.standing),
+            ownership=membership,
             drain_seconds=settings.shutdown.deadline_seconds,
             on_stop=self._signals.ask_to_stop,
         )
@@ -301,13 +340,23 @@ class Daemon:
         # From here on it consumes: a signal has finished what is taken, and breaks nothing off.
         self._signals.patient = True
         begin(supervisor)
+        service = MembershipService(stores.database, membership, after_turn=moves.write)
+        membership.wake = service.wake
+        self._threads.start("nodes", service)
         letters = DeadLetterKeeper(
-            reprocessing=services.reprocessing, index=stores.dead_letters, queues=links.queues
+            reprocessing=services.reprocessing,
+            index=stores.dead_letters,
+            queues=links.queues,
+            mine=membership.owns,
         )
         self._threads.start("dead-letters", letters, vital=False)
         by = Metadata(actor="daemon")
-        audit = lambda go_on: services.auditor.audit_all(stores.directory, go_on=go_on)  # noqa: E731
-        prove = lambda go_on: services.prover.prove(metadata=by, go_on=go_on)  # noqa: E731
+        audit = lambda go_on: services.auditor.audit_all(  # noqa: E731
+            stores.directory, mine=membership.owns, go_on=go_on
+        )
+        prove = lambda go_on: (  # noqa: E731 - of all tenants at once, on one node
+            services.prover.prove(metadata=by, go_on=go_on) if membership.is_first() else None
+        )
         look_on = lambda _: backends.tenants_sessions.turn()  # noqa: E731
         self._schedule("audit", audit, settings.audit.every_seconds)
         self._schedule("isolation", prove, settings.isolation.verify_every_seconds)

@@ -7,24 +7,28 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import suppress
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Final
 
 from tenantry import __version__
 from tenantry.actors.messages import DrainAll, Execute, Ping, Ref
+from tenantry.actors.ports import AllMine, Ownership
 from tenantry.actors.runtime_state import RuntimeState
 from tenantry.actors.supervision import tell
 from tenantry.actors.watch import Watch
 from tenantry.control.port import (
     CommandTimeoutError,
     ControlUnavailableError,
+    ElsewhereError,
     Outcome,
     SystemStatus,
     TenantRuntime,
     TermStatus,
 )
-from tenantry.domain.commands import OperatorCommand
+from tenantry.domain import names
+from tenantry.domain.commands import CreateTenant, OperatorCommand
 from tenantry.journal.port import Metadata
+from tenantry.unavailable import UnavailableError
 
 LAST_STEP_SECONDS: Final = 30.0
 """How much longer a command is waited for whose last step, an append, has begun."""
@@ -41,9 +45,11 @@ class ActorControl:
     drain_seconds: float
     on_stop: Callable[[], None]
     term: TermStatus | None = None
+    ownership: Ownership = field(default_factory=AllMine)
 
     def execute(self, command: OperatorCommand, *, metadata: Metadata, timeout: float) -> Outcome:
         """Send a command down the tree and wait for its answer."""
+        self._admit(command)
         reply: Future[Outcome] = Future()
         if not tell(self._supervisor, Execute(command=command, metadata=metadata, reply=reply)):
             raise ControlUnavailableError("the daemon is stopping")
@@ -57,6 +63,20 @@ class ActorControl:
             raise CommandTimeoutError(
                 f"no answer within {timeout:g} s; the command may still be carried out"
             ) from None
+
+    def _admit(self, command: OperatorCommand) -> None:
+        """Raise `ElsewhereError` where the command's tenant is another node's."""
+        tenant_id = command.tenant_id
+        try:
+            if self.ownership.owns(tenant_id) or not names.is_tenant_id(tenant_id):
+                return
+            if isinstance(command, CreateTenant) and self.ownership.claim(tenant_id):
+                return
+            other = self.ownership.elsewhere(tenant_id)
+        except UnavailableError as error:
+            raise ControlUnavailableError(str(error)) from error
+        if other is not None:
+            raise ElsewhereError(f"tenant {tenant_id!r} is at work on node {other}")
 
     def status(self) -> SystemStatus:
         """Tell how everything is."""

@@ -34,11 +34,13 @@ class Begin:
     """To a new child, first of all: start your work. An error here is a failure like any other.
 
     `park` tells a tenant to stand still, and why, instead of consuming; `intact`, that it has
-    nothing to load and nothing to bring about first.
+    nothing to load and nothing to bring about first; `in_order`, that another node has left it in
+    order a moment ago, so that there is nothing to bring about once it is loaded.
     """
 
     park: str | None = None
     intact: Intact | None = None
+    in_order: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,6 +143,32 @@ class DrainExpired:
     """From the clock to the supervisor: the deadline of this drain has come."""
 
     drain: DrainAll
+
+
+# Between nodes: what a node owns changes.
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Acquired:
+    """To the supervisor: these tenants are this node's now. `in_order`: another drained them."""
+
+    tenant_ids: tuple[str, ...]
+    in_order: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Release:
+    """To the supervisor: drain a tenant and let it go; another node is to have it."""
+
+    tenant_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReleaseExpired:
+    """From the clock to the supervisor: this tenant's draining has taken too long."""
+
+    tenant_id: str
+    ref: Ref
 
 
 # From the broker to a consumer, carried over from the broker's thread.
@@ -283,6 +311,11 @@ class Resubscribe:
 
 
 # What has changed outside, behind the daemon's back.
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Look:
+    """From the supervisor to the reconciler: look now, and tell what is intact, as at the start."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Protocol
 
 from tenantry.actors.clock import Clock
 from tenantry.actors.provisioner import Provisioner
@@ -54,6 +55,53 @@ class Observer:
         """A tenant exists no more; its id may come back as another tenant's."""
 
 
+class Ownership(Protocol):
+    """Whose tenants are, on several nodes.
+
+    Called on the actors' threads: must neither block nor raise.
+    """
+
+    def owns(self, tenant_id: str) -> bool:
+        """Tell whether a tenant is this node's."""
+
+    def looks_after(self, tenant_id: str) -> bool:
+        """Tell whether what is left of a deleted tenant is this node's to remove."""
+
+    def released(self, tenant_id: str) -> None:
+        """Nothing is done for a tenant any more that was to be released."""
+
+    def gone(self, tenant_id: str) -> None:
+        """A tenant exists no more."""
+
+    def claim(self, tenant_id: str) -> bool:
+        """Make a tenant this node's that is about to be made; False where it is another's.
+
+        Not for actors: it waits for the database, and raises `UnavailableError`.
+        """
+
+    def elsewhere(self, tenant_id: str) -> str | None:
+        """Name the other node whose a tenant is, if it is one's. As `claim`, not for actors."""
+
+
+class AllMine:
+    """The ownership of a daemon that is alone: all tenants are its own."""
+
+    def owns(self, tenant_id: str) -> bool:  # noqa: ARG002
+        """See `Ownership.owns`."""
+        return True
+
+    looks_after = owns
+
+    def released(self, tenant_id: str) -> None:
+        """See `Ownership.released`: nobody asks for it."""
+
+    gone = released
+    claim = owns
+
+    def elsewhere(self, tenant_id: str) -> None:
+        """See `Ownership.elsewhere`."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ActorPorts:
     """The same for every actor.
@@ -75,3 +123,4 @@ class ActorPorts:
     observer: Observer
     reconcile_every: float
     store_patience: float | None = None
+    ownership: Ownership = field(default_factory=AllMine)

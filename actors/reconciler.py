@@ -11,7 +11,15 @@ from typing import Final
 
 import structlog
 
-from tenantry.actors.messages import Begin, Drifted, FirstLookDone, Intact, Ref, Reminder
+from tenantry.actors.messages import (
+    Begin,
+    Drifted,
+    FirstLookDone,
+    Intact,
+    Look,
+    Ref,
+    Reminder,
+)
 from tenantry.actors.ports import ActorPorts
 from tenantry.actors.provisioner import topology_of
 from tenantry.actors.runtime_state import RuntimeState
@@ -54,7 +62,7 @@ class Reconciler(SupervisedActor):
     def handle(self, message: object) -> None:
         """Compare, at first and whenever the clock says so."""
         match message:
-            case Begin():
+            case Begin() | Look():
                 intact: dict[str, Intact] = {}
                 try:
                     found = self._look(intact)
@@ -66,6 +74,8 @@ class Reconciler(SupervisedActor):
                 raise TypeError(f"the reconciler can't handle {type(message).__name__}")
         for one in found:
             self.tell_parent(one)
+        if message == Look():
+            return  # beside its turns
         self._ports.clock.tell_later(
             self._ports.reconcile_every, self.actor_ref, Reminder.LOOK_FOR_DRIFT
         )
@@ -80,7 +90,8 @@ class Reconciler(SupervisedActor):
         self.beat(LONGEST_LOOK)
         try:
             # The states first: what is made after them is then seen as not compared yet.
-            states = list(existing_tenants(ports.directory))
+            everybody = list(existing_tenants(ports.directory))
+            states = [one for one in everybody if ports.ownership.owns(one.tenant_id)]
             survey = ports.provisioner.administration.survey()
             partitions = ports.provisioner.messages.partitions()
             hashes = ports.provisioner.passwords.all()
@@ -91,8 +102,9 @@ class Reconciler(SupervisedActor):
                 names.is_tenant_id, partitions.whole.keys() | partitions.partial
             ):
                 left.setdefault(tenant_id, []).append(_PARTITION)
+            for other in everybody:
+                left.pop(other.tenant_id, None)
             for state in states:
-                left.pop(state.tenant_id, None)
                 differences: tuple[Drift, ...] = ()
                 if state.lifecycle in _COMPARED:
                     consuming = self._consumes(state, began)
@@ -141,6 +153,8 @@ class Reconciler(SupervisedActor):
         """Tell what is to be removed: only what the journal says was a tenant's, now deleted."""
         unknown = set()
         for tenant_id, things in sorted(left.items()):
+            if not self._ports.ownership.looks_after(tenant_id):
+                continue
             state = self._ports.directory.get(tenant_id)
             if state is None:
                 unknown.add(tenant_id)

@@ -297,6 +297,10 @@ class RuntimeState:
         runtime = self.tenants.get(tenant_id)
         return None if runtime is None else runtime.unsettled
 
+    def rate(self) -> float:
+        """Give the messages settled a second, of all tenants together."""
+        return sum(runtime.meter.rate() for runtime in self.tenants.copy().values())
+
     def _pending(self, tenant_id: str) -> int | None:
         """Give the broker's count; a tenant it has not counted yet has nothing waiting."""
         counts = self.pending()

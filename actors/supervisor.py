@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 import structlog
 
 from tenantry.actors.backoff import LONGEST_OUTAGE_BACKOFF, Restarts, backoff
 from tenantry.actors.messages import (
+    Acquired,
     Begin,
     ChildFailed,
     Drain,
@@ -19,9 +20,12 @@ from tenantry.actors.messages import (
     Execute,
     FirstLookDone,
     Intact,
+    Look,
     Orphan,
     Parked,
     Ref,
+    Release,
+    ReleaseExpired,
     Reminder,
     RestartChild,
     TenantGone,
@@ -31,12 +35,15 @@ from tenantry.actors.reconciler import Reconciler, existing_tenants
 from tenantry.actors.runtime_state import RuntimeState, TenantRuntimeState
 from tenantry.actors.supervision import SupervisedActor, refuse, tell
 from tenantry.actors.tenant import Tenant
-from tenantry.control.port import ControlUnavailableError, SystemState
+from tenantry.control.port import ControlUnavailableError, ElsewhereError, SystemState
 from tenantry.domain import names
 from tenantry.domain.commands import CreateTenant, InvalidCommandError, TenantNotFoundError
 from tenantry.unavailable import UnavailableError
 
 log = structlog.get_logger("actors.supervisor")
+
+RELEASE_SECONDS: Final = 10.0
+"""Seconds a tenant may take to finish what it holds before another node takes it."""
 
 STOP_TIMEOUT: Final = 3.0
 """Seconds the tenants are given together to stop, once they are drained."""
@@ -59,6 +66,8 @@ class Supervisor(SupervisedActor):
         self._failures = 0
         self._drain: DrainAll | None = None
         self._undrained: set[str] = set()
+        self._leaving: set[str] = set()
+        self._unseen: set[str] = set()
 
     def handle(self, message: object) -> None:
         """Handle a command, a message of a tenant or the clock."""
@@ -77,6 +86,7 @@ class Supervisor(SupervisedActor):
                 self._drain_all(message)
             case Drained(name=tenant_id):
                 self._undrained.discard(tenant_id)
+                self._released(tenant_id)
                 self._drained_if_done()
             case DrainExpired(drain=drain):
                 self._drain_expired(drain)
@@ -85,8 +95,14 @@ class Supervisor(SupervisedActor):
             case Begin() | Reminder.START_RECONCILER:
                 # At first, too: what has drifted is seen before the tenants make it right.
                 self._start_reconciler()
-            case FirstLookDone() if self._runtime.state is not SystemState.STARTING:
-                pass  # of a reconciler that was restarted
+            case Acquired(tenant_ids=tenant_ids, in_order=in_order):
+                self._acquired(tenant_ids, in_order=in_order)
+            case Release(tenant_id=tenant_id):
+                self._release(tenant_id)
+            case ReleaseExpired(tenant_id=tenant_id, ref=ref):
+                self._release_expired(tenant_id, ref)
+            case FirstLookDone(intact=intact) if self._runtime.state is not SystemState.STARTING:
+                self._start_acquired(intact)
             case FirstLookDone(intact=intact):
                 self._start_tenants(intact)
             case Reminder.TRY_AGAIN:
@@ -119,7 +135,8 @@ class Supervisor(SupervisedActor):
             return
         try:
             for state in existing_tenants(self._ports.directory):
-                if state.tenant_id not in self._tenants:
+                owned = self._ports.ownership.owns(state.tenant_id)
+                if owned and state.tenant_id not in self._tenants:
                     # Seen at once, so that the system is not taken for ready before they consume.
                     found = intact.get(state.tenant_id)
                     # What another has recorded since then, is brought about.
@@ -158,6 +175,7 @@ class Supervisor(SupervisedActor):
         *,
         park: str | None = None,
         intact: Intact | None = None,
+        in_order: bool = False,
         fresh: bool = False,
     ) -> Ref:
         # A new one each time: an actor that was replaced writes to the old one, if to any.
@@ -172,7 +190,7 @@ class Supervisor(SupervisedActor):
         )
         runtime.ref = ref
         self._tenants[tenant_id] = ref
-        tell(ref, Begin(park=park, intact=intact))
+        tell(ref, Begin(park=park, intact=intact, in_order=in_order))
         return ref
 
     def _route(self, message: Execute) -> None:
@@ -182,6 +200,9 @@ class Supervisor(SupervisedActor):
             return
         restarting = ControlUnavailableError(f"tenant {tenant_id!r} is being restarted")
         ref = self._tenants.get(tenant_id)
+        if tenant_id in self._leaving:
+            refuse(message, ElsewhereError(f"tenant {tenant_id!r} is at work on another node"))
+            return
         if ref is None:
             if tenant_id in self._restarting:
                 refuse(message, restarting)
@@ -204,6 +225,7 @@ class Supervisor(SupervisedActor):
             self._restarts.forget(tenant_id)
             self._runtime.tenants.pop(tenant_id, None)
             self._ports.observer.tenant_gone(tenant_id)
+            self._ports.ownership.gone(tenant_id)
         self._runtime.departures.let_go(ref)
         self._undrained.discard(tenant_id)
         self._drained_if_done()
@@ -223,6 +245,9 @@ class Supervisor(SupervisedActor):
             self._replace(runtime)
         self._ports.observer.actor_failed("tenant")
         runtime.restarts += 1
+        if tenant_id in self._leaving:
+            self._release_now(tenant_id)
+            return
         if self._drain is not None:
             # Its channel is closed, the broker has its deliveries again: nothing is left to drain.
             self._undrained.discard(tenant_id)
@@ -270,8 +295,71 @@ class Supervisor(SupervisedActor):
 
     def _restart(self, tenant_id: str) -> None:
         park = self._restarting.pop(tenant_id, None)
-        if self._drain is None and tenant_id not in self._tenants:
+        owned = self._ports.ownership.owns(tenant_id) and tenant_id not in self._leaving
+        if self._drain is None and owned and tenant_id not in self._tenants:
             self._start(tenant_id, park=park)
+
+    # Between nodes.
+
+    def _acquired(self, tenant_ids: Sequence[str], *, in_order: bool) -> None:
+        """Begin with tenants that another node has left; what it could not leave is looked at."""
+        if self._drain is not None or self._runtime.state is not SystemState.RUNNING:
+            return  # They are begun with all others, or others take them.
+        self._leaving.difference_update(tenant_ids)
+        if in_order:
+            for tenant_id in tenant_ids:
+                if tenant_id not in self._tenants:
+                    self._start(tenant_id, in_order=True)
+            return
+        self._unseen.update(tenant_ids)
+        reconciler = self._runtime.reconciler
+        if reconciler is None or not tell(reconciler, Look()):
+            self._start_acquired({})
+
+    def _start_acquired(self, intact: Mapping[str, Intact]) -> None:
+        unseen, self._unseen = self._unseen, set()
+        for tenant_id in sorted(unseen):
+            owned = self._ports.ownership.owns(tenant_id)
+            if owned and tenant_id not in self._tenants and self._drain is None:
+                self._start(tenant_id, intact=intact.get(tenant_id))
+            self.beat()
+
+    def _release(self, tenant_id: str) -> None:
+        if self._drain is not None:
+            return
+        self._leaving.add(tenant_id)
+        ref = self._tenants.get(tenant_id)
+        if ref is None or not tell(ref, Drain()):
+            self._release_now(tenant_id)
+        else:
+            self._clock.tell_later(
+                RELEASE_SECONDS, self.actor_ref, ReleaseExpired(tenant_id=tenant_id, ref=ref)
+            )
+
+    def _released(self, tenant_id: str) -> None:
+        if tenant_id in self._leaving:
+            self._release_now(tenant_id)
+
+    def _release_expired(self, tenant_id: str, ref: Ref) -> None:
+        """Let a tenant go that can't finish: what it holds comes to the other node again."""
+        if tenant_id not in self._leaving or self._tenants.get(tenant_id) != ref:
+            return
+        runtime = self._runtime.tenant(tenant_id)
+        held = sum(one.deliveries for one in runtime.orphans())
+        log.warning("tenant.released_unfinished", tenant=tenant_id, deliveries=held)
+        self._replace(runtime)
+        self._release_now(tenant_id)
+
+    def _release_now(self, tenant_id: str) -> None:
+        """Let a tenant go, and say so: from here on it is another node's to begin with."""
+        self._restarting.pop(tenant_id, None)
+        self._restarts.forget(tenant_id)
+        ref = self._tenants.pop(tenant_id, None)
+        if ref is not None:
+            self._runtime.departures.let_go(ref)
+        self._runtime.tenants.pop(tenant_id, None)
+        self._ports.observer.tenant_gone(tenant_id)
+        self._ports.ownership.released(tenant_id)
 
     # Draining.
 

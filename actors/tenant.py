@@ -148,6 +148,8 @@ class Tenant(SupervisedActor):
                 self._drain()
             case Begin(intact=Intact() as intact):
                 self._go_on_from(intact)
+            case Begin(in_order=True):
+                self._go_on_as_left()
             case Begin(park=park):
                 self._park = park
                 self._reconcile()
@@ -282,6 +284,19 @@ class Tenant(SupervisedActor):
         self._aggregate.adopt(state)
         if state.lifecycle is Lifecycle.ACTIVE:
             self._children.consume(state, totals=intact.totals)
+
+    def _go_on_as_left(self) -> None:
+        """Load, and consume if the state says so: another node has left all in order."""
+        try:
+            self._aggregate.load(self._children.show_totals)
+        except UnavailableError as error:
+            self._retries.after(error)
+            return
+        state = self._aggregate.state
+        if state is not None and state.lifecycle is Lifecycle.ACTIVE:
+            self._children.consume(state)
+        else:
+            self._reconcile()
 
     @property
     def _hands_off(self) -> bool:

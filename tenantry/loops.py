@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import random
+import select
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from time import monotonic
 from typing import Final, Protocol
 
@@ -113,3 +116,38 @@ class PeriodicService:
                 raise
             self._on_error(error)
         self.heartbeat.rest()
+
+
+class ThreadWakeup:
+    """Wakes a thread that waits for a socket: `set`, from any thread, ends its `wait`."""
+
+    def __init__(self) -> None:
+        self._reads, self._writes = os.pipe()
+        os.set_blocking(self._reads, False)
+        os.set_blocking(self._writes, False)
+
+    def __del__(self) -> None:
+        os.close(self._reads)
+        os.close(self._writes)
+
+    def fileno(self) -> int:
+        """Give the descriptor that can be read from `set` to `clear`."""
+        return self._reads
+
+    def set(self) -> None:
+        """End the wait; harmless twice."""
+        with suppress(BlockingIOError):
+            os.write(self._writes, b"!")
+
+    def clear(self) -> None:
+        """Have the next wait last, whatever was set so far."""
+        with suppress(BlockingIOError):
+            os.read(self._reads, 65536)
+
+    def wait(self, also: int | None, timeout: float) -> None:
+        """Wait for `set`, or for something to read on the descriptor `also`."""
+        poll = select.poll()
+        poll.register(self._reads, select.POLLIN)
+        if also is not None:
+            poll.register(also, select.POLLIN)
+        poll.poll(timeout * 1000)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from typing import Final
 
 from tenantry import __version__
 from tenantry.api.app import create_app
@@ -142,14 +143,22 @@ def open_leader_api(
     return LeaderWork(auditor=auditor, prover=prover, reprocessing=reprocessing)
 
 
+STANDBY_POOL: Final = 4
+
+
 def open_standby_api(
     listeners: Listeners,
     settings: Settings,
-    database: Database,
+    url: str,
     control: StandbyControl,
+    *,
     shares: Shares,
+    stack: ExitStack,
 ) -> None:
-    """Let requests in that only read; all others are told who leads."""
+    """Let requests in that only read; all others are told who leads. `stack` undoes it."""
+    database = Database(url, pool_size=min(STANDBY_POOL, shares.pool), read_only=True)
+    stack.callback(database.close)
+    database.open()
     refused, stores = StandbyPorts(control), Stores.on(database)
     metrics = SystemCollector(status=control.status, recorder=Recorder(), reconnects={})
     services = Services(

@@ -101,6 +101,7 @@ def connect_backends(
     sessions: Database,
     term: Term,
     *,
+    node: str,
     shares: Shares,
     handlers: Mapping[str, Handler],
     threads: Threads,
@@ -128,7 +129,7 @@ def connect_backends(
     projection = TenantProjection()
     projection.ensure_current(sessions)
     stores = Stores.on(sessions, projection, listener)
-    fence = TermFence(term.number, term.valid, installation)
+    fence = TermFence(term.number, term.valid, installation, node)
     links = select.connect(settings, sessions, fence)
     stack.callback(links.close)
     links.prepare()

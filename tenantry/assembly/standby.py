@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from concurrent.futures import Future
 from datetime import UTC, datetime
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
 from tenantry import __version__
 from tenantry.control.port import (
@@ -18,7 +18,6 @@ from tenantry.control.port import (
     TenantRuntime,
     TermStatus,
 )
-from tenantry.terms.candidate import Candidate
 from tenantry.terms.port import Standing
 
 
@@ -30,10 +29,22 @@ def term_status(standing: Standing) -> TermStatus:
     )
 
 
+class Waiting(Protocol):
+    """A daemon that waits for its turn, as those see it who ask why."""
+
+    @property
+    def standing(self) -> Standing | None:
+        """How the term stands that it waits for; None before that is known."""
+
+    @property
+    def trouble(self) -> str | None:
+        """Why that can't be seen, as long as it can't."""
+
+
 class StandbyControl:
     """The system (`Control`) of a standby: it has no actors, and names who leads."""
 
-    def __init__(self, candidate: Candidate, *, on_stop: Callable[[], None]) -> None:
+    def __init__(self, candidate: Waiting, *, on_stop: Callable[[], None]) -> None:
         self._candidate = candidate
         self._on_stop = on_stop
         self._started_at = datetime.now(UTC)

@@ -77,22 +77,26 @@ class Auditor:
         return list(read.values())
 
     def audit_all(
-        self, directory: TenantDirectory, *, go_on: Callable[[], None] = lambda: None
+        self,
+        directory: TenantDirectory,
+        *,
+        mine: Callable[[str], bool] = lambda _: True,
+        go_on: Callable[[], None] = lambda: None,
     ) -> None:
-        """Audit every tenant there is; calls `go_on` every minute or so.
+        """Audit every tenant there is that is `mine`; calls `go_on` every minute or so.
 
         Raises as `audit`, and `JournalUnavailableError`.
         """
         after: str | None = None
         existing: list[str] = []
         while page := directory.page(after=after, limit=PAGE):
-            ids = [state.tenant_id for state in page]
+            after = page[-1].tenant_id
+            ids = [state.tenant_id for state in page if mine(state.tenant_id)]
             existing += ids
             while ids and not self._stopping.is_set():
                 go_on()
                 done = [one.tenant_id for one in self.audit(ids)]
                 ids = [one for one in ids if done and one > done[-1]]
-            after = existing[-1]
         for gone in self._latest.keys() - set(existing):
             self._latest.pop(gone, None)
 

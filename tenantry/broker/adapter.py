@@ -29,13 +29,14 @@ if TYPE_CHECKING:
 class TermFence:
     """A daemon's term, as its adapters see it: what they send depends on whether it is `valid`.
 
-    Terms are counted by an `installation`. Without a `number` there is no term: no other daemon
-    acts.
+    Terms are counted by node in an `installation`. Without a `number` there is no term: no other
+    daemon acts.
     """
 
     number: int | None = None
     valid: Callable[[], bool] = lambda: True
     installation: str = ""
+    node: str = ""
 
     def check(self) -> None:
         """Raise `BrokerUnavailableError` once the term may be another's."""
@@ -65,7 +66,9 @@ class BrokerLinks:
     Nothing is connected before their owner calls `prepare`, which raises `BrokerError` where the
     broker can't be used, and then runs the `loops`, each on a thread of its own, in their order.
     `reconnects` counts by connection; `close` gives up what is kept open between calls.
-    Without `probes` no user can take a tenant's place on this broker; `ring` is the embedded one's.
+    `shut_out` closes what a node has left open that did it under a term before the given one; it
+    raises `BrokerError`. Without `probes` no user can take a tenant's place on this broker; `ring`
+    is the embedded one's.
     """
 
     administration: Administration
@@ -78,6 +81,7 @@ class BrokerLinks:
     prepare: Callable[[], None]
     loops: Mapping[str, Loop]
     close: Callable[[], None] = lambda: None
+    shut_out: Callable[[str, int], object] = lambda *_: None
     probes: Probes | None = None
     ring: Callable[[], Ring | None] = lambda: None
 

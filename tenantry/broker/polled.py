@@ -7,15 +7,12 @@ such readers have in common, and such channels, is here.
 
 from __future__ import annotations
 
-import os
 import random
-import select
 import threading
 import time
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from functools import partial
 from operator import attrgetter
 from typing import Any, Final, Generic, Protocol, TypeVar
@@ -26,7 +23,7 @@ from tenantry import failpoints
 from tenantry.broker.budget import Account, Budget
 from tenantry.broker.port import DeliverySink, QueueSpec
 from tenantry.database.failures import one_line
-from tenantry.loops import Heartbeat
+from tenantry.loops import Heartbeat, ThreadWakeup
 
 log = structlog.get_logger(__name__)
 
@@ -368,38 +365,3 @@ class PolledConsuming(ABC, Generic[S]):
             log.warning("broker.connection_lost", connection="tenantry consuming", error=reason)
         for subscription in tuple(self._subscriptions):
             subscription.lose(reason, missing=False)
-
-
-class ThreadWakeup:
-    """Wakes a thread that waits for a socket: `set`, from any thread, ends its `wait`."""
-
-    def __init__(self) -> None:
-        self._reads, self._writes = os.pipe()
-        os.set_blocking(self._reads, False)
-        os.set_blocking(self._writes, False)
-
-    def __del__(self) -> None:
-        os.close(self._reads)
-        os.close(self._writes)
-
-    def fileno(self) -> int:
-        """Give the descriptor that can be read from `set` to `clear`."""
-        return self._reads
-
-    def set(self) -> None:
-        """End the wait; harmless twice."""
-        with suppress(BlockingIOError):
-            os.write(self._writes, b"!")
-
-    def clear(self) -> None:
-        """Have the next wait last, whatever was set so far."""
-        with suppress(BlockingIOError):
-            os.read(self._reads, 65536)
-
-    def wait(self, also: int | None, timeout: float) -> None:
-        """Wait for `set`, or for something to read on the descriptor `also`."""
-        poll = select.poll()
-        poll.register(self._reads, select.POLLIN)
-        if also is not None:
-            poll.register(also, select.POLLIN)
-        poll.poll(timeout * 1000)

@@ -24,6 +24,10 @@ class ControlUnavailableError(ControlError):
     """It takes no commands now (starting, draining, or what it stands on is away): try later."""
 
 
+class ElsewhereError(ControlUnavailableError):
+    """The tenant is at work on another node, or on its way there: ask that one."""
+
+
 class CommandFailedError(ControlError):
     """A step failed; what was half-made has been undone, or will be at the next start."""
 

@@ -26,6 +26,9 @@ from tenantry.database.sessions import LOCK_TIMEOUT
 TERMS: Final = 6
 """The migration since which there are terms."""
 
+NODES: Final = 28
+"""The migration since which there may be several daemons at work."""
+
 STATEMENT_TIMEOUT: Final = 600.0
 FILE_NAME: Final = re.compile(r"(\d{4})_([a-z0-9_]+)\.sql")
 
@@ -139,15 +142,19 @@ def pending(
         return _look(connection, migrations() if known is None else known)
 
 
-def migrate_unless_led(database: Database) -> list[Migration]:
-    """Apply what is missing to a schema that is too old for terms; give what was applied.
+def migrate_unless_led(database: Database) -> bool:
+    """Apply what is missing, unless one daemon that may be at work leads all of them; tell whether.
 
-    Any other schema is for the daemon that holds the term to change: another, perhaps older, works
-    with it as it is. Raises as `migrate` does, for a schema that is too new as well.
+    That is so with a schema from before there were nodes: only who holds the one term there was may
+    change it. Since then nodes work with the schema of the next version as well. Raises as
+    `migrate` does, for a schema that is too new as well.
     """
-    if any(one.number <= TERMS for one in pending(database)):
-        return migrate(database)
-    return []
+    missing = [one.number for one in pending(database)]
+    if missing and TERMS < missing[0] <= NODES:
+        return False
+    if missing:
+        migrate(database)
+    return True
 
 
 @contextmanager

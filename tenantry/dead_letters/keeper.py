@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -58,12 +59,15 @@ class DeadLetterKeeper(PeriodicService):
         reprocessing: Reprocessing,
         index: DeadLetterIndex,
         queues: Queues,
+        mine: Callable[[str], bool] = lambda _: True,
         every: float = EVERY,
     ) -> None:
+        """Only tenants that are `mine` are looked after: of others another keeper does it."""
         super().__init__(self._look, every=every, longest=LONGEST_STEP, at_once=True)
         self._reprocessing = reprocessing
         self._index = index
         self._queues = queues
+        self._mine = mine
         self._agreed: dict[str, int] = {}
         self._doubts: dict[str, _Doubt] = {}
         self._failing: dict[str, tuple[int, float]] = {}
@@ -71,7 +75,7 @@ class DeadLetterKeeper(PeriodicService):
 
     def look(self) -> None:
         """Look once at all tenants."""
-        for tenant_id in sorted(self._index.unfinished()):
+        for tenant_id in sorted(filter(self._mine, self._index.unfinished())):
             self._browse(tenant_id)
         for tenant_id in self._differing():
             doubt = self._doubts[tenant_id]
@@ -96,7 +100,11 @@ class DeadLetterKeeper(PeriodicService):
 
     def _differing(self) -> list[str]:
         """Name the tenants of which a queue's count is not its index's, now and before."""
-        queued = {one: counts.dead_letters for one, counts in self._queues.queue_counts().items()}
+        queued = {
+            one: counts.dead_letters
+            for one, counts in self._queues.queue_counts().items()
+            if self._mine(one)
+        }
         by_tenant: tuple[dict[str, Any], ...] = (self._agreed, self._doubts, self._failing)
         for kept in by_tenant:
             for gone in kept.keys() - queued.keys():

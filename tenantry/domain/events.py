@@ -194,6 +194,19 @@ DeadLetterEvent: TypeAlias = (
 """The events of a tenant's messages that have no row, in the stream `dead_letters-ID`."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TenantMoved(OfTenant):
+    """Another node has the tenant now, under a new epoch; `previous` is empty where none had it."""
+
+    node: str
+    previous: str
+    epoch: int
+
+
+PlacementEvent: TypeAlias = TenantMoved
+"""The events of where a tenant is at work, in the stream `placement-ID`."""
+
+
 class _OfNoTenant:
     __slots__ = ()
 
@@ -223,4 +236,4 @@ class IsolationViolated(_OfNoTenant):
 SystemEvent: TypeAlias = IsolationVerified | IsolationViolated
 """Events of no single tenant, in streams named after what they are about."""
 
-Event: TypeAlias = TenantEvent | DeadLetterEvent | SystemEvent
+Event: TypeAlias = TenantEvent | DeadLetterEvent | PlacementEvent | SystemEvent

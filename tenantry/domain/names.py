@@ -96,6 +96,20 @@ def dead_letter_journal_stream(tenant_id: str) -> str:
     return f"dead_letters-{tenant_id}"
 
 
+def placement_journal_stream(tenant_id: str) -> str:
+    """Name the journal's stream of where a tenant is at work.
+
+    It stands apart from the tenant's life: nodes append to it, whatever commands are under way.
+    """
+    return f"placement-{tenant_id}"
+
+
+def streams_of(tenant_id: str) -> list[str]:
+    """Name all streams of the journal that tell of a tenant."""
+    named = journal_stream, dead_letter_journal_stream, placement_journal_stream
+    return [name(tenant_id) for name in named]
+
+
 def category(stream: str) -> str:
     """Give the part of a journal stream's name before its first hyphen."""
     return stream.partition("-")[0]

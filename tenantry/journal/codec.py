@@ -16,7 +16,13 @@ from functools import cache
 from types import MappingProxyType, NoneType, UnionType
 from typing import Any, Final, TypeAlias, get_args, get_origin, get_type_hints
 
-from tenantry.domain.events import DeadLetterEvent, Event, SystemEvent, TenantEvent
+from tenantry.domain.events import (
+    DeadLetterEvent,
+    Event,
+    PlacementEvent,
+    SystemEvent,
+    TenantEvent,
+)
 from tenantry.domain.tenant import Lifecycle, TenantState
 from tenantry.journal.port import JournalError, Metadata, UnknownEventError
 
@@ -27,7 +33,12 @@ Upcaster: TypeAlias = Callable[[Data], Data]
 EVENT_TYPES: Final[Mapping[str, type[Event]]] = MappingProxyType(
     {
         one.__name__: one
-        for one in (*get_args(TenantEvent), *get_args(DeadLetterEvent), *get_args(SystemEvent))
+        for one in (
+            *get_args(TenantEvent),
+            *get_args(DeadLetterEvent),
+            PlacementEvent,
+            *get_args(SystemEvent),
+        )
     }
 )
 """The events by the name the journal knows them by."""

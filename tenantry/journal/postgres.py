@@ -131,7 +131,7 @@ class PostgresEventStore:
         self, tenant_id: str, *, after: int = 0, limit: int = 500
     ) -> list[RecordedEvent]:
         """See `EventStore.read_tenant`."""
-        streams = [names.journal_stream(tenant_id), names.dead_letter_journal_stream(tenant_id)]
+        streams = names.streams_of(tenant_id)
         return self._read("read_streams", streams=streams, after=after, limit=limit)
 
     def save_snapshot(self, snapshot: Snapshot) -> None:

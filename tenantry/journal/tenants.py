@@ -7,7 +7,12 @@ from datetime import datetime
 from typing import Final
 
 from tenantry.domain import names
-from tenantry.domain.events import DeadLetterEvent, SystemEvent, TenantEvent
+from tenantry.domain.events import (
+    DeadLetterEvent,
+    PlacementEvent,
+    SystemEvent,
+    TenantEvent,
+)
 from tenantry.domain.tenant import TenantState, fold
 from tenantry.journal.codec import STATE_SCHEMA, MalformedEventError, decode_state, encode_state
 from tenantry.journal.port import EventStore, JournalError, RecordedEvent, Snapshot
@@ -68,7 +73,7 @@ def tenant_events(recorded: Iterable[RecordedEvent]) -> Iterator[tuple[TenantEve
     Raises `JournalError` where there is another event among them.
     """
     for one in recorded:
-        if isinstance(one.event, DeadLetterEvent | SystemEvent):
+        if isinstance(one.event, DeadLetterEvent | PlacementEvent | SystemEvent):
             raise JournalError(
                 f"{one.stream} holds an event of another kind at version {one.version}"
             )

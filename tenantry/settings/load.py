@@ -25,6 +25,14 @@ def _whole(text: str) -> object:
     return int(text) if re.fullmatch(r"[+-]?[0-9]{1,18}", text.strip()) else text
 
 
+def _yes_or_no(text: str) -> object:
+    """Read true or false, yes or no, on or off, 1 or 0."""
+    return {
+        **dict.fromkeys(("true", "yes", "on", "1"), True),
+        **dict.fromkeys(("false", "no", "off", "0"), False),
+    }.get(text.strip().lower(), text)
+
+
 def _number(text: str) -> object:
     try:
         return float(text)
@@ -53,6 +61,7 @@ def _pairs(text: str) -> object:
 Reader: TypeAlias = Callable[[str], object]
 
 _READERS: Final[Mapping[type, Reader]] = {
+    bool: _yes_or_no,
     int: _whole,
     float: _number,
     tuple: _numbers,

@@ -83,6 +83,11 @@ def _secret(value: SecretStr) -> SecretStr:
     return value
 
 
+def _api_address(value: str) -> str:
+    _check_url(SecretStr(value), "http", "https", host=True)
+    return value.rstrip("/")
+
+
 def _empty_is_none(value: object) -> object:
     return None if value == "" else value
 
@@ -164,6 +169,29 @@ class Database(_Section):
 
     url: Annotated[SecretStr, AfterValidator(_postgres_url)] = SecretStr("")
     pool_size: int = Field(default=20, ge=2, le=500)
+
+
+def _node_name(value: str) -> str:
+    if value and not re.fullmatch(
+        r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,61}[A-Za-z0-9])?", value, re.ASCII
+    ):
+        raise PydanticCustomError(
+            "node", "must be 1 to 63 of letters, digits, dots, hyphens and underscores"
+        )
+    return value
+
+
+class Node(_Section):
+    """What this daemon is among those at work on one database.
+
+    An empty `name` is the host's; `weight` is its share beside the others'. A `standby` only waits
+    until no other is at work. `address` is the URL of its API for nodes on other machines.
+    """
+
+    name: Annotated[str, AfterValidator(_node_name)] = ""
+    weight: float = Field(default=1.0, ge=0.01, le=1000, allow_inf_nan=False)
+    standby: bool = False
+    address: Annotated[str, AfterValidator(_api_address)] = ""
 
 
 class Server(_Section):
@@ -297,6 +325,7 @@ class Settings(_Section):
     broker: Broker = Broker()
     rabbitmq: RabbitMQ = RabbitMQ()
     database: Database = Database()
+    node: Node = Node()
     state_dir: FilePath = Field(
         default_factory=lambda: Path(os.path.expanduser(DEFAULT_STATE_DIR))  # noqa: PTH111
     )

@@ -33,12 +33,15 @@ class TermKeeper(PeriodicService):
         *,
         lost: Callable[[], None],
         every: float = RENEW_EVERY,
+        give_back: Callable[[int], object] | None = None,
         now: Callable[[], float] = time_since_boot,
     ) -> None:
+        """`give_back` is called with the number where more is given back than the term alone."""
         super().__init__(self._renew, every=every, longest=LONGEST_RENEWAL)
         self._terms = terms
         self._term = term
         self._lost = lost
+        self._give_back = give_back
         self._now = now
         self._lapsed = False
 
@@ -46,7 +49,7 @@ class TermKeeper(PeriodicService):
         """Give the term back, once nothing is done under it any more."""
         self._term.end()
         try:
-            self._terms.release(self._term.number)
+            (self._give_back or self._terms.release)(self._term.number)
         except UnavailableError as error:
             log.warning("term.not_released", number=self._term.number, error=str(error))
 

@@ -7,10 +7,7 @@ from datetime import datetime
 from typing import Final, Protocol
 
 DAEMON: Final = "daemon"
-"""The one scope there is: the holder of its term acts for all tenants.
-
-Spreading tenants over several daemons would mean a scope for each share of them.
-"""
+"""The scope of the schemas before nodes, when the holder of its term acted for all tenants."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

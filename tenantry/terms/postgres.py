@@ -21,10 +21,12 @@ class PostgresTerms:
     """The terms of one scope (`tenantry.terms.port.Terms`) in `tenantry.terms`.
 
     A session of `Database` whose `term` is `claim(number)` writes only as long as that is the
-    term's number: a trigger on every table sees to it (migration 0006).
+    term's number: a trigger on every table sees to it (migrations 0006 and 0028). A scope with a
+    `slot` has a fence of its own there.
     """
 
-    def __init__(self, database: Database, scope: str = DAEMON) -> None:
+    def __init__(self, database: Database, scope: str = DAEMON, *, slot: int | None = None) -> None:
+        self._slot = slot
         self._database = database
         self._errors = PortErrors(UnavailableError, UnavailableError, where=database.where)
         self._scope = scope
@@ -32,7 +34,7 @@ class PostgresTerms:
 
     def claim(self, number: int) -> str:
         """Give what sessions say of themselves that write under the term."""
-        return f"{self._scope}/{number}"
+        return f"{self._scope}/{number}" + ("" if self._slot is None else f"/{self._slot}")
 
     def look(self) -> Standing:
         """See `Terms.look`."""

@@ -18,6 +18,7 @@ from tests.waiting import DEADLINE, eventually
 def standby(rabbitmq: RabbitHost, database_url: str) -> Iterator[Program]:
     """Another daemon on the same database and broker, not started yet."""
     with Program(rabbitmq, database_url) as made:
+        made.settings["TENANTRY_NODE_STANDBY"] = "true"
         yield made
         assert "Traceback" not in made.stderr
 
@@ -36,7 +37,7 @@ def wait_leading(program: Program) -> None:
 
 def term(program: Program) -> int:
     with psycopg.connect(program.database_url) as connection:
-        row = connection.execute("SELECT number FROM tenantry.terms").fetchone()
+        row = connection.execute("SELECT sum(number) FROM tenantry.terms").fetchone()
     assert row is not None
     return int(row[0])
 
@@ -86,6 +87,7 @@ def test_a_standby_takes_over_at_once_when_the_leader_ends_in_order(
         ledger.wait_confirmed(50)
     ledger.check(alive=standby.check_running)
     # The first is the standby of the second now.
+    running.settings["TENANTRY_NODE_STANDBY"] = "true"
     standing_by(running)
     assert standby.stop() == 0
     wait_leading(running)
@@ -131,7 +133,7 @@ def test_a_frozen_leader_finds_its_term_lost_and_writes_nothing_more(
         running.send(signal.SIGSTOP)
         number = term(running)
         wait_leading(standby)
-        assert term(running) == number + 1
+        assert term(running) > number
         assert standby.events("broker.shut_out")
         ledger.wait_confirmed(50)
         running.send(signal.SIGCONT)

@@ -125,7 +125,7 @@ class InMemoryEventStore:
         self, tenant_id: str, *, after: int = 0, limit: int = 500
     ) -> list[RecordedEvent]:
         """See `EventStore.read_tenant`."""
-        streams = names.journal_stream(tenant_id), names.dead_letter_journal_stream(tenant_id)
+        streams = names.streams_of(tenant_id)
         with self._lock:
             return [one for one in self._events[max(0, after) :] if one.stream in streams][:limit]
 

@@ -26,7 +26,13 @@ from tenantry.domain.commands import (
     RevokeSqlAccess,
     RotateCredentials,
 )
-from tenantry.domain.events import DeadLetterEvent, Event, SystemEvent, TenantEvent
+from tenantry.domain.events import (
+    DeadLetterEvent,
+    Event,
+    PlacementEvent,
+    SystemEvent,
+    TenantEvent,
+)
 
 TENANT = "acme"
 
@@ -100,6 +106,7 @@ def _any_of(kind: type[Any]) -> st.SearchStrategy[Any]:
 EVENT_KINDS: tuple[type[Any], ...] = (
     *get_args(TenantEvent),
     *get_args(DeadLetterEvent),
+    PlacementEvent,
     *get_args(SystemEvent),
 )
 

@@ -54,6 +54,7 @@ def links(settings: Settings, _database: Database, fence: TermFence) -> BrokerLi
         prepare=prepare,
         loops={"broker-publishing": publishing, "broker-consuming": consuming},
         close=administration.close,
+        shut_out=administration.shut_out_node,
         probes=RabbitProbes(administration),
     )
 

@@ -196,8 +196,13 @@ class RabbitAdministration(RabbitUsers):
         return credentials, PasswordHash(value=hash_password(password))
 
     def shut_out_earlier_terms(self) -> int:
-        """Close what daemons of earlier terms have left open; see `takeover.shut_out`."""
+        """Close what this node has left open under earlier terms; see `term_fence.shut_out`."""
         return shut_out(self.management, self._fence, user=self._user)
+
+    def shut_out_node(self, node: str, number: int) -> int:
+        """Close what another node has left open under terms before this one."""
+        earlier = replace(self._fence, node=node, number=number)
+        return shut_out(self.management, earlier, user=self._user)
 
     def survey(self) -> Survey:
         """Give what there is of all tenants, in four calls of the management API."""

@@ -16,7 +16,9 @@ log = structlog.get_logger(__name__)
 PRODUCT: Final = "Tenantry"
 # A term is a bigint: more digits are nobody's, and Python would refuse to read thousands of them.
 _NAME: Final = re.compile(
-    r"tenantry [^,]*(?:, of (?P<of>[a-z0-9-]+))?, term (?P<term>[0-9]{1,19})", re.ASCII
+    r"tenantry [^,]*(?:, of (?P<of>[a-z0-9-]+))?(?:, node (?P<node>[A-Za-z0-9._-]+))?"
+    r", term (?P<term>[0-9]{1,19})",
+    re.ASCII,
 )
 
 SHUT_OUT_SECONDS: Final = 2.0
@@ -26,17 +28,20 @@ SHUT_OUT_SECONDS: Final = 2.0
 def client_properties(fence: TermFence, name: str) -> dict[str, str]:
     """Give what a connection tells the broker about itself: its term, so that others know it."""
     whose = f", of {fence.installation}" if fence.installation else ""
+    node = f", node {fence.node}" if fence.node else ""
     term = "" if fence.number is None else f", term {fence.number}"
-    return {"connection_name": f"tenantry {name}{whose}{term}", "product": PRODUCT}
+    return {"connection_name": f"tenantry {name}{whose}{node}{term}", "product": PRODUCT}
 
 
 def outlived(fence: TermFence, connection_name: str) -> bool:
-    """Tell whether a connection of this name was made under an earlier term than the fence's.
+    """Tell whether a connection of this name was made under an earlier term of the fence's node.
 
     Any client may call its connection so: ask only of those that the broker knows to be our user's.
     """
     match = _NAME.fullmatch(connection_name)
-    if match is None or fence.number is None or (match["of"] or "") != fence.installation:
+    if match is None or fence.number is None:
+        return False
+    if ((match["of"] or ""), (match["node"] or "")) != (fence.installation, fence.node):
         return False
     return int(match["term"]) < fence.number
 

@@ -1,0 +1,316 @@
+"""A node among the others: what it takes, what it gives away, and whom it fences off.
+
+Each node looks for itself and decides for its own tenants alone, and for those that are nobody's.
+Nodes may see different things for a moment: a claim and a hand-over are decided by the database.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Final
+
+import structlog
+
+from tenantry.nodes.placement import place
+from tenantry.nodes.port import Node, Nodes, NodeState, Owned
+from tenantry.terms.lease import TermWatch
+from tenantry.terms.port import Holder
+from tenantry.unavailable import UnavailableError
+
+log: Final = structlog.get_logger("nodes")
+
+LEAVING: Final = 8
+"""Tenants that are drained at once to be handed over."""
+
+LOOK_AT_TENANTS_EVERY: Final = 5.0
+"""Seconds between looks at whose tenants are, where no notification has told of a change."""
+
+REPORT_EVERY: Final = 3.0
+"""Seconds between reports of how many messages a node stores."""
+
+
+class Watchers:
+    """Which nodes are alive, by how their terms stand; from one thread."""
+
+    def __init__(self, me: Holder) -> None:
+        self._me = me
+        self._watches: dict[str, TermWatch] = {}
+
+    def alive(self, nodes: Sequence[Node], now: float) -> set[str]:
+        """Name the nodes that may be at work, and are no earlier life of the one that looks."""
+        for gone in self._watches.keys() - {node.name for node in nodes}:
+            del self._watches[gone]
+        found = set()
+        for node in nodes:
+            watch = self._watches.setdefault(node.name, TermWatch(self._me))
+            # Seen in any case: a lease is counted from the first look on.
+            lapsed = watch.may_take(node.standing, now)
+            if not lapsed:
+                found.add(node.name)
+        return found
+
+    def interrupted(self) -> None:
+        """Note that nobody could be looked at for a while: they may not have been able to tell."""
+        for watch in self._watches.values():
+            watch.interrupted()
+
+
+def state_of(node: Node, *, alive: bool) -> NodeState:
+    """Say what a node is doing."""
+    if not alive:
+        return NodeState.LOST
+    if node.draining:
+        return NodeState.DRAINING
+    return NodeState.ACTIVE if node.active else NodeState.JOINING
+
+
+def candidates(nodes: Sequence[Node], alive: Collection[str]) -> dict[str, float]:
+    """Give the nodes that tenants are placed on, with their weights.
+
+    Active ones. Where there are none, those that join, and at last those that drain: somebody has
+    to do the work.
+    """
+    there = [node for node in nodes if node.name in alive]
+    for fit in (
+        [node for node in there if node.active and not node.draining],
+        [node for node in there if not node.draining],
+        there,
+    ):
+        if fit:
+            return {node.name: node.introduction.weight for node in fit}
+    return {}
+
+
+class Membership:
+    """What a node owns, and the turns in which that changes. `turn` is one thread's.
+
+    `acquire` is called with tenants that are this node's from now on, and whether their former node
+    has left them in order; `release` with one to be drained, for which `released` is to be called
+    once nothing is done for it here any more. `shut_out` is called with name and term of a node
+    that can write nothing any more, before its tenants are taken; it tells whether that node can do
+    nothing on the broker either. `moved` is told of tenants that came from another node.
+    """
+
+    def __init__(
+        self,
+        nodes: Nodes,
+        name: str,
+        watchers: Watchers,
+        *,
+        acquire: Callable[[Collection[str], bool], object],
+        release: Callable[[str], object],
+        active: Callable[[], bool],
+        rate: Callable[[], float] = lambda: 0.0,
+        shut_out: Callable[[str, int], bool] = lambda *_: True,
+        moved: Callable[[Owned], object] = lambda _: None,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.name: Final = name
+        self._nodes = nodes
+        self._watchers = watchers
+        self._acquire = acquire
+        self._release = release
+        self._active = active
+        self._rate = rate
+        self._shut_out = shut_out
+        self._moved = moved
+        self._now = now
+        # A claim by another thread and what is then known of it are one.
+        self._lock = threading.Lock()
+        self._owned: dict[str, Owned] = {}
+        self._gone: set[str] = set()
+        self._to_go: deque[str] = deque()
+        self._leaving: set[str] = set()
+        self._released: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._numbers: dict[str, int] = {}
+        self._placed_for: Mapping[str, float] | None = None
+        self._look_at_tenants_at = self._report_at = 0.0
+        self._reported: bool | None = None
+        self.seen: tuple[Node, ...] = ()
+        """All nodes, as last seen."""
+        self.alive: frozenset[str] = frozenset()
+        """Those of them that may be at work."""
+        self.wake: Callable[[], object] = lambda: None
+        """Has the next turn come at once."""
+
+    # From any thread.
+
+    def owns(self, tenant_id: str) -> bool:
+        """Tell whether a tenant is this node's."""
+        return tenant_id in self._owned
+
+    def epoch(self, tenant_id: str) -> int | None:
+        """Give the epoch under which a tenant is this node's; None where it is not."""
+        owned = self._owned.get(tenant_id)
+        return None if owned is None else owned.epoch
+
+    def place(self, tenant_id: str, wanted: str | None = None) -> str | None:
+        """Choose a tenant's node, by what was seen last."""
+        return place(tenant_id, candidates(self.seen, self.alive), wanted)
+
+    def claim(self, tenant_id: str) -> bool:
+        """Make a tenant this node's that is about to be made; False where it is another's.
+
+        Raises `NodesUnavailableError`.
+        """
+        with self._lock:
+            for one in self._nodes.claim(self.name, [tenant_id]):
+                self._owned[tenant_id] = one
+                self._gone.discard(tenant_id)
+        return self.owns(tenant_id)
+
+    def elsewhere(self, tenant_id: str) -> str | None:
+        """Name the other node whose a tenant is, if it is one's. Raises `NodesUnavailableError`."""
+        owned = self._nodes.owners([tenant_id]).get(tenant_id)
+        return None if owned is None or owned.node == self.name else owned.node
+
+    def released(self, tenant_id: str) -> None:
+        """Note that nothing is done for a tenant here any more: it may be given away."""
+        self._released.put(tenant_id)
+        self.wake()
+
+    def looks_after(self, tenant_id: str) -> bool:
+        """Tell whether what is left of a deleted tenant is this node's to remove."""
+        return self.owns(tenant_id) or self.place(tenant_id) == self.name
+
+    def is_first(self) -> bool:
+        """Tell whether this node does what one does for all: it is the oldest active one."""
+        there = [node for node in self.seen if node.name in self.alive]
+        first = min(there, key=lambda node: (not node.active, node.joined_at), default=None)
+        return first is None or first.name == self.name
+
+    def gone(self, tenant_id: str) -> None:
+        """Note that a tenant exists no more."""
+        with self._lock:
+            if self._owned.pop(tenant_id, None) is not None:
+                self._gone.add(tenant_id)
+
+    # One turn after another.
+
+    def interrupted(self) -> None:
+        """Note that there was no looking for a while."""
+        self._watchers.interrupted()
+
+    def turn(self, *, told: bool = False) -> None:
+        """Look at the nodes, and do what follows; at whose tenants are too, if `told` of a change.
+
+        Raises `NodesUnavailableError`; the next turn goes on where this one has ended.
+        """
+        now = self._now()
+        self.seen = seen = tuple(self._nodes.look())
+        before, self.alive = self.alive, frozenset({*self._watchers.alive(seen, now), self.name})
+        for name in sorted(self.alive - before - {self.name}):
+            log.info("node.seen", node=name)
+        buried = [node for node in seen if self._is_lost(node) and self._bury(node)]
+        weights = candidates(seen, self.alive)
+        self._give(weights)
+        if told or buried or before != self.alive or now >= self._look_at_tenants_at:
+            self._take(weights)
+            self._look_at_tenants_at = now + LOOK_AT_TENANTS_EVERY
+        self._let_go(weights)
+        self._report(now)
+
+    def _is_lost(self, node: Node) -> bool:
+        return node.name not in self.alive and node.standing.held
+
+    def _bury(self, node: Node) -> bool:
+        buried = self._nodes.bury(node.name, node.standing)
+        if buried:
+            holder, silent = node.standing.holder, round(node.heard, 1)
+            log.warning(
+                "node.lost", node=node.name, host=holder.host, pid=holder.pid, silent_seconds=silent
+            )
+        return buried
+
+    def _take(self, weights: Mapping[str, float]) -> None:
+        """Take what is this node's: nobody's tenants that belong here, and what was handed over."""
+        with self._lock:
+            unowned = self._nodes.unowned()
+            mine = [
+                one for one, wanted in unowned.items() if place(one, weights, wanted) == self.name
+            ]
+            claimed = self._claim(mine) if mine else []
+            before = dict(self._owned)
+            owned = {one.tenant_id: one for one in self._nodes.owned(self.name)}
+            if missing := before.keys() - owned.keys():
+                # In the making, or taken from us: then this node's own term is over, too.
+                there = self._nodes.owners(missing)
+                for tenant_id in missing:
+                    one = there.get(tenant_id)
+                    if one is None or one.node != self.name:
+                        del self._owned[tenant_id]
+            for tenant_id in self._gone & owned.keys():
+                del owned[tenant_id]
+            self._owned.update(owned)
+            if self._gone:
+                self._nodes.let_go(self.name, self._gone)
+                self._gone.clear()
+        handed = [one for tenant_id, one in owned.items() if tenant_id not in before]
+        fresh = {one.tenant_id for one in claimed}
+        self._tell(claimed, in_order=False)
+        self._tell([one for one in handed if one.tenant_id not in fresh], in_order=True)
+        if any(before.get(one.tenant_id) != one for one in owned.values()):
+            self._placed_for = None
+
+    def _claim(self, mine: Sequence[str]) -> Sequence[Owned]:
+        """Claim tenants, once who had them does nothing on the broker any more either."""
+        for node in self.seen:
+            number = node.standing.number
+            known = self._numbers.get(node.name) == number
+            if not node.standing.held and not known and self._shut_out(node.name, number):
+                self._numbers[node.name] = number
+        return self._nodes.claim(self.name, mine)
+
+    def _tell(self, acquired: Sequence[Owned], *, in_order: bool) -> None:
+        if acquired:
+            log.info("node.acquired", node=self.name, tenants=len(acquired), in_order=in_order)
+            self._acquire([one.tenant_id for one in acquired], in_order)
+        for one in acquired:
+            if one.previous not in ("", self.name):
+                self._moved(one)
+
+    def _let_go(self, weights: Mapping[str, float]) -> None:
+        """Have tenants drained that belong to others, a few at a time."""
+        if not self._active():
+            return
+        if weights != self._placed_for:
+            self._placed_for = dict(weights)
+            self._to_go.clear()
+            for tenant_id, owned in self._owned.copy().items():
+                if place(tenant_id, weights, owned.wanted) not in (None, self.name):
+                    self._to_go.append(tenant_id)
+        while self._to_go and len(self._leaving) < LEAVING:
+            tenant_id = self._to_go.popleft()
+            if tenant_id not in self._leaving and self.owns(tenant_id):
+                self._leaving.add(tenant_id)
+                self._release(tenant_id)
+
+    def _give(self, weights: Mapping[str, float]) -> None:
+        """Give away what was drained for it; what has nobody to go to any more stays."""
+        while not self._released.empty():
+            tenant_id = self._released.get()
+            owned = self._owned.get(tenant_id)
+            target = None if owned is None else place(tenant_id, weights, owned.wanted)
+            if target is not None and target != self.name:
+                try:
+                    self._nodes.hand_over(tenant_id, source=self.name, target=target)
+                except UnavailableError:
+                    self._released.put(tenant_id)
+                    raise
+                log.info("tenant.handed_over", tenant=tenant_id, node=target)
+                with self._lock:
+                    self._owned.pop(tenant_id, None)
+            elif owned is not None:
+                self._acquire([tenant_id], True)
+            self._leaving.discard(tenant_id)
+
+    def _report(self, now: float) -> None:
+        active = self._active()
+        if active != self._reported or now >= self._report_at:
+            self._nodes.report(self.name, active=active, rate=round(self._rate(), 1))
+            self._reported = active
+            self._report_at = now + REPORT_EVERY
