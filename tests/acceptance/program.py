@@ -105,6 +105,7 @@ class Program:
         self.settings: dict[str, str] = {}
         self._tag = secrets.token_hex(3)
         self._test = 0
+        self.frozen = False
         self.own_interpreter = not preloaded.available()
         """Whether each process loads the program itself, as a user's does."""
         self._process: subprocess.Popen[bytes] | preloaded.Popen | None = None
@@ -161,6 +162,7 @@ class Program:
     def spawn(self, **settings: str) -> subprocess.Popen[bytes] | preloaded.Popen:
         """Start the daemon and wait for nothing."""
         assert not self.running
+        self.frozen = False
         with self.log.open("ab") as log:
             start = subprocess.Popen if self.own_interpreter else preloaded.Popen
             self._process = start(
@@ -230,6 +232,11 @@ class Program:
     def send(self, number: int) -> None:
         self.check_running()
         self.process.send_signal(number)
+
+    def freeze(self) -> None:
+        """Stop it where it is, until SIGCONT."""
+        self.send(signal.SIGSTOP)
+        self.frozen = True
 
     def wait(self, timeout: float = DEADLINE) -> int:
         """Wait for the end and give the exit code."""

@@ -1,0 +1,106 @@
+"""Several daemons on one database and broker: each has tenants of its own, and none has two."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import psycopg
+import pytest
+
+from tests.acceptance.program import Program
+from tests.ledger import Ledger
+from tests.services_rabbitmq import RabbitHost
+from tests.waiting import eventually
+
+TENANTS = 12
+
+
+class Cluster:
+    """Three nodes that have not been started; the first makes the tenants."""
+
+    def __init__(self, stack: ExitStack, host: RabbitHost | None, database_url: str) -> None:
+        self.url = database_url
+        self.nodes: dict[str, Program] = {}
+        for name in ("one", "two", "three"):
+            made = stack.enter_context(Program(host, database_url))
+            made.settings["TENANTRY_NODE_NAME"] = name
+            self.nodes[name] = made
+
+    def owners(self) -> dict[str, tuple[str | None, int]]:
+        with psycopg.connect(self.url) as connection:
+            rows = connection.execute("SELECT tenant_id, node, epoch FROM tenantry.owners")
+            return {tenant: (node, epoch) for tenant, node, epoch in rows}
+
+    def shares(self) -> dict[str, int]:
+        """Count the tenants that each node consumes for, by what it says itself."""
+        return {
+            name: sum(one["consuming"] for one in node.get("/status")["tenants"].values())
+            for name, node in self.nodes.items()
+            if node.running and not node.frozen
+        }
+
+    def wait_spread(self, *names: str) -> dict[str, int]:
+        """Wait until these nodes consume for all tenants, and each for those that it owns."""
+
+        def spread() -> dict[str, int] | None:
+            owned = [node for node, _ in self.owners().values()]
+            shares = {name: share for name, share in self.shares().items() if name in names}
+            even = all(owned.count(name) == share for name, share in shares.items())
+            right = sum(shares.values()) == TENANTS == len(owned) and set(owned) <= set(names)
+            return shares if even and right and min(shares.values()) else None
+
+        return eventually(spread, what=f"the tenants are spread over {names}")
+
+
+@pytest.fixture(params=["rabbitmq", "embedded"])
+def cluster(request: pytest.FixtureRequest, database_url: str) -> Iterator[Cluster]:
+    embedded = request.param == "embedded"
+    host = None if embedded else request.getfixturevalue("rabbitmq")
+    with ExitStack() as stack:
+        made = Cluster(stack, host, database_url)
+        yield made
+        for node in made.nodes.values():
+            assert "Traceback" not in node.stderr
+
+
+def test_nodes_share_the_tenants_and_what_one_loses_the_others_take(
+    cluster: Cluster, ledger: Ledger
+) -> None:
+    one, two, three = cluster.nodes.values()
+    one.start()
+    tenants = [one.create(f"t{number}") for number in range(TENANTS)]
+    before = cluster.owners()
+    assert {node for node, _ in before.values()} == {"one"}
+    with ledger.publishing([(tenant.id, tenant.amqp_url) for tenant in tenants], rate=600):
+        ledger.wait_confirmed(50)
+        two.start()
+        three.start()
+        cluster.wait_spread("one", "two", "three")
+        moved = {tenant: now for tenant, now in cluster.owners().items() if now[0] != "one"}
+        assert all(epoch > before[tenant][1] for tenant, (_, epoch) in moved.items())
+        ledger.wait_confirmed(50)
+        # Killed: what it had is at work elsewhere, and nothing else has moved.
+        here = {tenant for tenant, (node, _) in cluster.owners().items() if node == "one"}
+        two.kill()
+        cluster.wait_spread("one", "three")
+        now = cluster.owners()
+        assert {tenant for tenant, (node, _) in now.items() if node == "one"} >= here
+        ledger.wait_confirmed(50)
+        # Frozen for longer than a lease: it finds its term lost, and writes nothing more.
+        three.freeze()
+        cluster.wait_spread("one")
+        ledger.wait_confirmed(50)
+        three.send(signal.SIGCONT)
+        assert three.wait() == 1
+        assert len(three.events("daemon.term_lost")) == 1
+        # In order: no lease is waited for.
+        three.start()
+        two.start()
+        cluster.wait_spread("one", "two", "three")
+        assert one.stop() == 0
+        cluster.wait_spread("two", "three")
+        ledger.wait_confirmed(50)
+    ledger.check(alive=two.check_running)
+    assert two.stop() == three.stop() == 0
