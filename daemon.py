@@ -13,6 +13,7 @@ if __name__ == "__main__":  # first of all, so that signals are heard while the 
 
 import gc
 import os
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
@@ -51,6 +52,7 @@ from tenantry.metrics.recorder import Recorder
 from tenantry.nodes.joining import Joined, Joining
 from tenantry.nodes.postgres import PostgresNodes
 from tenantry.nodes.service import MembershipService
+from tenantry.process.inherited import DRAIN, STOP, ParentLine, inherited
 from tenantry.process.reload import LiveSettings
 from tenantry.process.service_manager import Report, Watchdog
 from tenantry.process.signals import DRAIN_SECONDS, Signals, StopRequestedError, end_at_latest
@@ -67,6 +69,9 @@ from tenantry.unavailable import UnavailableError
 log = structlog.get_logger("daemon")
 
 T = TypeVar("T")
+
+SHARE_AFTER: Final = 10.0
+"""Seconds after which a process that can't begin answers for itself what others might answer."""
 
 READY_EVERY: Final = 0.25
 """Seconds between looks at whether the system is ready and alive."""
@@ -132,6 +137,9 @@ class Daemon:
         self._notifier = Notifier()
         self._report = Report(self._notifier)
         self._failure: str | None = None
+        self._inherited = inherited()
+        self._parent: ParentLine | None = None
+        self._control: ActorControl | None = None
 
     def run(self) -> int:
         """Listen, wait for the term, lead, drain, stop everything."""
@@ -180,7 +188,7 @@ class Daemon:
             # few seconds while messages pour in, holds all threads up for a tenth of a second.
             gc.collect()
             gc.freeze()
-            self._look_on()
+            self._look_on(listeners)
             self._heartbeat.rest()
             return self._shut_down(supervisor)
 
@@ -190,10 +198,13 @@ class Daemon:
         settings = self._settings
         log.info("daemon.starting", version=__version__, pid=os.getpid())
         make_state_dir(settings)
-        listeners = Listeners(settings)
+        listeners = Listeners(settings, self._inherited)
         listeners.bind()
         for name, loop in listeners.loops().items():
             self._threads.start(name, loop)
+        if self._inherited is not None:
+            self._parent = ParentLine(self._inherited.parent, self._parent_gone)
+            self._threads.start("parent", self._parent)
         if self._notifier.beat_every is not None:
             watchdog = Watchdog(
                 self._notifier,
@@ -317,14 +328,15 @@ class Daemon:
             runtime,
             on_crash=self._crashed,
         )
-        control = ActorControl(
+        control = self._control = ActorControl(
             supervisor,
             runtime,
             self._watch,
             term=term_status(joined.term.standing),
             ownership=membership,
             drain_seconds=settings.shutdown.deadline_seconds,
-            on_stop=self._signals.ask_to_stop,
+            on_stop=self._stop_asked_for,
+            on_drain=self._drain_asked_for,
         )
         services = open_leader_api(
             listeners,
@@ -335,6 +347,7 @@ class Daemon:
             default_workers=lambda: self._live.now.workers,
             in_flight=runtime.in_flight,
             on_listed=runtime.dead_letters_found,
+            node=joined.name,
             stack=stack,
         )
         # From here on it consumes: a signal has finished what is taken, and breaks nothing off.
@@ -390,9 +403,12 @@ class Daemon:
 
     # Running.
 
-    def _look_on(self) -> None:
+    def _look_on(self, listeners: Listeners) -> None:
         """Wait for the end; tell whenever the system becomes ready, or is not."""
+        patient_until = time.monotonic() + SHARE_AFTER
         while not self._pause(READY_EVERY):
+            if self._runtime.state is SystemState.RUNNING or time.monotonic() > patient_until:
+                listeners.share()
             self._watch.look()
             if dead := self._watch.liveness():
                 self._failure = "; ".join(dead)
@@ -408,7 +424,30 @@ class Daemon:
             self._notifier.reloading()
             self._live.reload()
             self._report.reloaded()
+        if self._signals.take_drain() and self._control is not None:
+            self._control.drain_here()
         return stop
+
+    def _stop_asked_for(self) -> None:
+        """Stop, and all others of one service with this process."""
+        if self._parent is None:
+            self._signals.ask_to_stop()
+        else:
+            self._parent.tell(STOP)
+
+    def _drain_asked_for(self) -> bool:
+        """Have all others of one service drain, too; tell whether the parent will ask for it."""
+        if self._parent is None:
+            return False
+        self._parent.tell(DRAIN)
+        return True
+
+    def _parent_gone(self) -> None:
+        """End in order, without the one that would start this process again; or at once."""
+        if self._signals.stopping:
+            os._exit(1)
+        log.error("daemon.parent_gone", remedy="it ends; start the service again")
+        self._signals.ask_to_stop()
 
     def _crashed(self, reason: str) -> None:
         self._failure = reason

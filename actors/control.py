@@ -44,6 +44,7 @@ class ActorControl:
     _: KW_ONLY
     drain_seconds: float
     on_stop: Callable[[], None]
+    on_drain: Callable[[], bool] = lambda: False
     term: TermStatus | None = None
     ownership: Ownership = field(default_factory=AllMine)
 
@@ -111,7 +112,12 @@ class ActorControl:
         return reply
 
     def drain(self) -> None:
-        """Begin to drain without stopping."""
+        """Begin to drain without stopping, here and wherever `on_drain` sees to it."""
+        if not self.on_drain():
+            self.drain_here()
+
+    def drain_here(self) -> None:
+        """Begin to drain this process without stopping."""
         drain = DrainAll(seconds=self.drain_seconds, stop=False, reply=Future())
         if not tell(self._supervisor, drain):
             raise ControlUnavailableError("the daemon is stopping")

@@ -25,7 +25,7 @@ from tenantry.http.tokens import Principal
 from tenantry.isolation.port import Prover
 from tenantry.journal.port import EventStore
 from tenantry.messages.port import MessageStore, PageReader, Whose, whose
-from tenantry.metrics.page import MetricsPage
+from tenantry.metrics.merged import Metrics
 from tenantry.projections.port import TenantDirectory
 
 COMMAND_SECONDS: Final = 30.0
@@ -108,7 +108,7 @@ class Services:
     reprocessing: Reprocessing
     auditor: Auditor
     prover: Prover
-    metrics: MetricsPage
+    metrics: Metrics
     cursor_key: bytes
     default_workers: Callable[[], int]
     info: Mapping[str, object]

@@ -79,6 +79,7 @@ def open_leader_api(
     default_workers: Callable[[], int],
     in_flight: Callable[[str], int | None],
     on_listed: Callable[[str, int], None],
+    node: str,
     stack: ExitStack,
 ) -> LeaderWork:
     """Let all requests in, by the daemon's own sockets and by its front; `stack` undoes it.
@@ -128,7 +129,7 @@ def open_leader_api(
         reprocessing=reprocessing,
         auditor=auditor,
         prover=prover,
-        metrics=MetricsPage(metrics),
+        metrics=listeners.with_siblings(MetricsPage(metrics), node),
         default_workers=default_workers,
     )
     _open(listeners, settings, services)

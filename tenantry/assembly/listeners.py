@@ -5,41 +5,96 @@ from __future__ import annotations
 import errno
 import socket
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from pathlib import Path
+from typing import Final
 
+import httpx
 from starlette.types import ASGIApp
 
-from tenantry.api.routes.metrics import alone
+from tenantry.api.routes.metrics import ALONE, alone
 from tenantry.front.messages import WorkWith
 from tenantry.front.process import Front
-from tenantry.http.listeners import ControlSocketBusyError, ListenError, Relay, TlsFilesError
+from tenantry.http.listeners import (
+    ControlSocketBusyError,
+    ListenError,
+    Relay,
+    SharedRelay,
+    TlsFilesError,
+)
 from tenantry.http.middleware import StartingApp
 from tenantry.http.server import ApiServer
-from tenantry.metrics.page import MetricsPage
+from tenantry.metrics.merged import MergedPage, Metrics
 from tenantry.process import start_checks
+from tenantry.process.inherited import Inherited
 from tenantry.process.start_checks import connections, reserved_files
 from tenantry.settings import Settings
+from tenantry.unixpath import addressed
+
+SIBLING_SECONDS: Final = 2.0
+"""How long another process may take for its page; a frozen one is left out."""
+
+
+def ask_siblings(family: Inherited, own: Path, accept: str) -> list[str]:
+    """Ask the other processes of a service for their metrics, all at once."""
+    others = [path for path in family.siblings if path != own]
+    if not others:
+        return []
+    with ThreadPoolExecutor(len(others), "siblings") as pool:
+        return [text for text in pool.map(lambda path: _ask(path, accept), others) if text]
+
+
+def _ask(path: Path, accept: str) -> str:
+    try:
+        with (
+            addressed(path) as uds,
+            httpx.Client(
+                transport=httpx.HTTPTransport(uds=uds, verify=False), timeout=SIBLING_SECONDS
+            ) as client,
+        ):
+            headers = {ALONE: "1", "Accept": accept}
+            answer = client.get("http://localhost/metrics", headers=headers)
+            return answer.text if answer.is_success else ""
+    except (httpx.HTTPError, OSError):
+        return ""
 
 
 class Listeners:
     """The listeners: they answer 503 at first, then serve the application that was opened last."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, inherited: Inherited | None = None) -> None:
+        """With what is `inherited` from a parent the front is the parent's, and so is its port."""
         self._settings = settings
-        relay = Relay()
+        self._inherited = inherited
         self._main_app, self._metrics_app = StartingApp(), StartingApp()
         port = settings.metrics.port
         # The control socket, the front, and perhaps a port for metrics.
         share = connections(reserved_files(settings), ways=2 if port is None else 3)
-        self._api = ApiServer(
-            self._main_app, socket_path=settings.control_socket, relay=relay, max_connections=share
-        )
+        own = settings.control_socket
+        self._front: Front | None = None
+        self._metrics: ApiServer | None = None
+        if inherited is not None:
+            self._api = ApiServer(
+                self._main_app,
+                socket_path=own,
+                shared_control=socket.socket(fileno=inherited.control),
+                relay=SharedRelay(inherited.relay),
+                max_connections=share,
+            )
+            if inherited.metrics is not None:
+                listening = socket.socket(fileno=inherited.metrics)
+                self._metrics = ApiServer(
+                    self._metrics_app, listening=listening, max_connections=share
+                )
+            return
+        relay = Relay()
+        self._api = ApiServer(self._main_app, socket_path=own, relay=relay, max_connections=share)
         self._front = Front(settings, relay)
-        self._metrics = (
-            None
-            if port is None
-            else ApiServer(self._metrics_app, tcp=("127.0.0.1", port), max_connections=share)
-        )
+        if port is not None:
+            self._metrics = ApiServer(
+                self._metrics_app, tcp=("127.0.0.1", port), max_connections=share
+            )
 
     def bind(self) -> None:
         """Take every address, or none. Raises `ListenError`, which names the key.
@@ -83,7 +138,9 @@ class Listeners:
 
         The front ends last: what hangs on the daemon's answers has then come to its end.
         """
-        loops: dict[str, ApiServer | Front] = {"front": self._front, "api": self._api}
+        loops: dict[str, ApiServer | Front] = {"api": self._api}
+        if self._front is not None:
+            loops = {"front": self._front, **loops}
         if self._metrics is not None:
             loops["metrics"] = self._metrics
         return loops
@@ -91,18 +148,34 @@ class Listeners:
     @property
     def port(self) -> int | None:
         """The port of HTTP on TCP, once bound."""
-        return self._front.port
+        if self._front is not None:
+            return self._front.port
+        return None if self._inherited is None else self._inherited.port
 
     @property
     def metrics_port(self) -> int | None:
         """The port that serves metrics alone, if there is one."""
         return None if self._metrics is None else self._metrics.tcp_port
 
-    def open(self, app: ASGIApp, metrics: MetricsPage) -> None:
+    def share(self) -> None:
+        """Serve with the other processes of this service what all of them listen on."""
+        self._api.share()
+        if self._metrics is not None:
+            self._metrics.share()
+
+    def with_siblings(self, page: Metrics, node: str) -> Metrics:
+        """Show with a page those of the other processes of this service, if there are any."""
+        if self._inherited is None:
+            return page
+        own, family = self._settings.control_socket.absolute(), self._inherited
+        return MergedPage(page, node, lambda accept: ask_siblings(family, own, accept))
+
+    def open(self, app: ASGIApp, metrics: Metrics) -> None:
         """Serve an application, and metrics where they have a port of their own."""
         self._metrics_app.open(alone(metrics))
         self._main_app.open(app)
 
     def work_with(self, work: WorkWith) -> None:
         """Have the front do by itself what it can, from now on."""
-        self._front.work_with(work)
+        if self._front is not None:
+            self._front.work_with(work)

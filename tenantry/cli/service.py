@@ -22,6 +22,9 @@ from tenantry.settings import Settings, SettingsError, source
 @config_option
 @click.option("--state-dir", type=click.Path(path_type=Path), help="Where the daemon keeps things.")
 @click.option("--workers", type=int, help="Workers of a new tenant, 1 to 64.")
+@click.option(
+    "--processes", metavar="N", help="Processes that share the work, or auto: one a core."
+)
 @click.option("--host", help="The address of the HTTP API.")
 @click.option("--port", type=int, help="The port of the HTTP API; 0 is any free one.")
 @click.option("--log-level", help="debug, info, warning or error.")
@@ -33,6 +36,7 @@ def run(
     config: Path | None,
     state_dir: Path | None,
     workers: int | None,
+    processes: str | None,
     host: str | None,
     port: int | None,
     log_level: str | None,
@@ -46,6 +50,7 @@ def run(
     overrides: dict[str, object] = {
         "state_dir": state_dir,
         "workers": workers,
+        "processes": int(processes) if processes and processes.isdigit() else processes,
         "server.host": host,
         "server.port": port,
         "log.level": log_level,
@@ -55,7 +60,7 @@ def run(
     settings = load()
 
     from tenantry.broker.port import BrokerError
-    from tenantry.daemon import serve
+    from tenantry.daemon import serve as serve_alone
     from tenantry.database.errors import DatabaseError
     from tenantry.handlers.resolve import HandlerResolveError
     from tenantry.http.listeners import ListenError
@@ -65,7 +70,12 @@ def run(
     configure(settings.log.level, settings.log.format)
     dump_stacks_on_sigusr1()
     try:
-        code = serve(settings, load)
+        if settings.process_count > 1:
+            from tenantry.processes.parent import serve
+
+            code = serve(settings, overrides, config or context.find_root().params.get("config"))
+        else:
+            code = serve_alone(settings, load)
     except HandlerResolveError as error:
         where = source(config, "handlers", environ=os.environ)
         raise SettingsError(f"handlers.{error.topic}: {error} ({where})") from error

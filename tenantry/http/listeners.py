@@ -201,6 +201,17 @@ class Relay:
         self.far.close()
 
 
+class SharedRelay:
+    """The near end of a relay whose far end is another process's; others may take from it, too."""
+
+    def __init__(self, descriptor: int) -> None:
+        self.near: Final[socket.socket] = _Acceptor(socket.socket(fileno=descriptor))
+
+    def close(self) -> None:
+        """Take no more connections here."""
+        self.near.close()
+
+
 class _Acceptor(socket.socket):
     """A socket that accepts the connections that are passed to it, for a server to listen on."""
 

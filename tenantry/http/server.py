@@ -21,6 +21,7 @@ from tenantry.http.listeners import (
     Handshakes,
     ListenError,
     Relay,
+    SharedRelay,
     Shedding,
     bind_tcp,
     tls_context,
@@ -44,8 +45,9 @@ class ApiServer:
     """Listens and serves. Made on any thread; `run` blocks the thread that owns it.
 
     With `tls`, the files of a certificate and its key, TCP is served as HTTPS. `listening` is a
-    TCP socket that is bound already. By `relay` a front hands on what it has from TCP; it is closed
-    with the rest.
+    TCP socket that is bound already; `shared_control` a control socket that others serve as well,
+    and that stays when this server ends. By `relay` a front hands on what it has from TCP; it is
+    closed with the rest.
 
     `bind` takes the addresses and raises `ListenError` where one can't be had; then neither is.
     `stop` may come from any thread, at any time, more than once.
@@ -56,7 +58,8 @@ class ApiServer:
         app: ASGIApp,
         *,
         socket_path: Path | None = None,
-        relay: Relay | None = None,
+        relay: Relay | SharedRelay | None = None,
+        shared_control: socket.socket | None = None,
         tcp: tuple[str, int] | None = None,
         listening: socket.socket | None = None,
         tls: tuple[Path, Path] | None = None,
@@ -67,6 +70,7 @@ class ApiServer:
         self._app = app
         self._socket_path = socket_path
         self._relay = relay
+        self._shared_control = shared_control
         self._tcp_address = tcp
         self._tls_files = tls
         self._tls: ssl.SSLContext | None = None
@@ -76,7 +80,8 @@ class ApiServer:
         self._tcp = listening
         self._port: int | None = None
         self._guard = threading.Lock()
-        self._bound = self._running = self._stopping = False
+        self._bound = self._running = self._stopping = self._sharing = False
+        self._share_now: asyncio.Event | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closing: asyncio.Event | None = None
         self._started = threading.Event()
@@ -142,6 +147,24 @@ class ApiServer:
                 loop.call_soon_threadsafe(self._closing.set)
         return self._ended.wait(self._grace + _MARGIN_SECONDS if timeout is None else timeout)
 
+    def share(self) -> None:
+        """Serve what others serve as well, from now on; harmless twice."""
+        with self._guard:
+            self._sharing = True
+            if self._loop is not None and self._share_now is not None:
+                self._loop.call_soon_threadsafe(self._share_now.set)
+
+    async def _serve_later(
+        self, closing: asyncio.Event, server: _Server, bound: socket.socket
+    ) -> None:
+        assert self._share_now is not None  # noqa: S101 - made with the loop
+        waits = [asyncio.create_task(one.wait()) for one in (self._share_now, closing)]
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        for wait in waits:
+            wait.cancel()
+        if not closing.is_set():
+            await server.serve([bound])
+
     def call(self, act: Callable[[], None]) -> None:
         """Have something done on the event loop, soon; while there is none, nothing."""
         with self._guard:
@@ -155,8 +178,14 @@ class ApiServer:
             servers.append(
                 (self._server(Listener.CONTROL, closing), Shedding(self._control.socket))
             )
+        # What others serve as well is for those who can: `share` says when.
+        later: list[tuple[_Server, socket.socket]] = []
+        if self._shared_control is not None:
+            shared = Shedding(self._shared_control)
+            later.append((self._server(Listener.CONTROL, closing), shared))
         if self._relay is not None:
-            servers.append((self._server(Listener.TCP, closing, relayed=True), self._relay.near))
+            relayed = self._server(Listener.TCP, closing, relayed=True)
+            (servers if later == [] else later).append((relayed, self._relay.near))
         if self._tcp is not None:
             handshakes = None if self._tls is None else Handshakes(self._max_connections // 4 or 1)
             servers.append(
@@ -167,9 +196,16 @@ class ApiServer:
             )
         with self._guard:
             self._loop, self._closing = asyncio.get_running_loop(), closing
+            self._share_now = asyncio.Event()
+            if self._sharing:
+                self._share_now.set()
             if self._stopping:  # it came before there was a loop to tell
                 return
         tasks = [asyncio.create_task(server.serve([bound])) for server, bound in servers]
+        tasks += [
+            asyncio.create_task(self._serve_later(closing, server, bound))
+            for server, bound in later
+        ]
         where = {"control": self._socket_path and str(self._socket_path), "tcp_port": self._port}
         _log.info("api.serving", **{key: value for key, value in where.items() if value})
         ended = asyncio.create_task(closing.wait())
@@ -185,7 +221,7 @@ class ApiServer:
             await asyncio.wait([ended, *tasks], return_when=asyncio.FIRST_COMPLETED)
         finally:
             closing.set()
-            for server, _ in servers:
+            for server, _ in (*servers, *later):
                 server.should_exit = True
             await asyncio.gather(*tasks)
             for wait in waits:
@@ -224,6 +260,8 @@ class ApiServer:
     def _release(self) -> None:
         if self._control is not None:
             self._control.close()
+        if self._shared_control is not None:
+            self._shared_control.close()
         if self._relay is not None:
             self._relay.close()
         if self._tcp is not None:

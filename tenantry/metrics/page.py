@@ -42,6 +42,10 @@ class MetricsPage:
         PlatformCollector(registry=self._registry)
         GCCollector(registry=self._registry)
 
+    def render_alone(self, accept: str = "") -> Page:
+        """See `render`: there is nothing else on this page."""
+        return self.render(accept)
+
     def render(self, accept: str = "") -> Page:
         """Ask the collectors and write what they say: OpenMetrics for those who accept it."""
         openmetrics = _takes_openmetrics(accept)

@@ -33,13 +33,14 @@ class Report:
             log.info("daemon.standing_by", reasons=reasons)
             self._tell(text, ready=True)
 
-    def leading(self, reasons: tuple[str, ...], *, tenants: int) -> None:
-        """Tell whether the daemon is ready, or why not."""
+    def leading(self, reasons: tuple[str, ...], **at_work: int) -> None:
+        """Tell whether the daemon is ready, or why not; `at_work` counts what it is there for."""
         if not reasons:
             if not self._ready:
-                log.info("daemon.ready", tenants=tenants)
+                log.info("daemon.ready", **at_work)
             self._ready = True
-            self._tell(f"consuming for {tenants} tenants", ready=True)
+            told = ", ".join(f"{count} {what}" for what, count in at_work.items())
+            self._tell(f"consuming for {told}", ready=True)
         elif self._ready:
             self._ready = False
             log.warning("daemon.not_ready", reasons=reasons)

@@ -32,6 +32,7 @@ class Signals:
         self.stopping = False
         self._signalled = False
         self._reload = False
+        self._drain = False
         # A pipe and no `threading.Event`: a signal's handler must not wait for a lock that the
         # very thread may have that it interrupts.
         self._awake, self._wake = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
@@ -43,6 +44,7 @@ class Signals:
             signal.SIGTERM: self._end,
             signal.SIGINT: self._end,
             signal.SIGHUP: self._hang_up,
+            signal.SIGUSR2: self._drain_too,
         }
         before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
         # Before the handler, and from whichever thread the signal reaches: `wait` ends.
@@ -67,6 +69,11 @@ class Signals:
         wanted, self._reload = self._reload, False
         return wanted
 
+    def take_drain(self) -> bool:
+        """Tell whether a parent has asked this process, as all of its own, to drain since then."""
+        wanted, self._drain = self._drain, False
+        return wanted
+
     def ask_to_stop(self) -> None:
         """End the daemon in order; callable from any thread."""
         self.stopping = True
@@ -83,6 +90,10 @@ class Signals:
 
     def _hang_up(self, _number: int, _frame: FrameType | None) -> None:
         self._reload = True
+        self._ring()
+
+    def _drain_too(self, _number: int, _frame: FrameType | None) -> None:
+        self._drain = True
         self._ring()
 
     def _ring(self) -> None:

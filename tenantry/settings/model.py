@@ -330,6 +330,7 @@ class Settings(_Section):
         default_factory=lambda: Path(os.path.expanduser(DEFAULT_STATE_DIR))  # noqa: PTH111
     )
     workers: int = Field(default=3, ge=1, le=64)
+    processes: Annotated[int, Field(ge=1, le=256)] | Literal["auto"] = 1
     server: Server = Server()
     control: Control = Control()
     metrics: Metrics = Metrics()
@@ -367,6 +368,13 @@ class Settings(_Section):
                 "broker", "names another broker than rabbitmq.url: set one", {"key": "broker.url"}
             )
         return self
+
+    @property
+    def process_count(self) -> int:
+        """How many processes are to run; `auto` is one for each core that they may use."""
+        if self.processes == "auto":
+            return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+        return self.processes
 
     @property
     def broker_url(self) -> SecretStr:

@@ -14,9 +14,12 @@ from tenantry.http.auth import Authentication
 from tenantry.http.middleware import BoundedBody, RequestContext
 from tenantry.http.pool import Pool
 from tenantry.http.problems import Problem
-from tenantry.metrics.page import MetricsPage
+from tenantry.metrics.merged import Metrics
 
 PATH = "/metrics"
+ALONE = "Tenantry-Alone"
+"""The header of a process that merges the pages of its siblings: each gives its own."""
+
 _AT_ONCE = 2
 _BODY_BYTES = 0
 _BODY_SECONDS = 5.0
@@ -33,15 +36,16 @@ async def show(request: Request, services: Injected) -> Response:
     return await _answer(services.metrics, services.pools.metrics, request.headers)
 
 
-async def _answer(page: MetricsPage, pool: Pool, headers: Headers) -> Response:
+async def _answer(page: Metrics, pool: Pool, headers: Headers) -> Response:
     """Answer with a page. Writing it takes a while with many tenants, so it has a thread."""
     # Prometheus may send the header more than once.
     accept = ",".join(headers.getlist("accept"))
-    written = await pool.run(page.render, accept)
+    render = page.render_alone if ALONE in headers else page.render
+    written = await pool.run(render, accept)
     return Response(written.body, headers={"Content-Type": written.content_type})
 
 
-def alone(page: MetricsPage) -> ASGIApp:
+def alone(page: Metrics) -> ASGIApp:
     """Make an application that serves `page` under `/metrics` without a token, and nothing else.
 
     It is for loopback: web pages that a browser on this machine has open are refused.
@@ -51,7 +55,7 @@ def alone(page: MetricsPage) -> ASGIApp:
 
 
 class _Only:
-    def __init__(self, page: MetricsPage) -> None:
+    def __init__(self, page: Metrics) -> None:
         self._page = page
         self._pool = Pool(_AT_ONCE)
 

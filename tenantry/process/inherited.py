@@ -1,0 +1,87 @@
+"""What a daemon has from its parent, where it is one of several processes of one service."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import threading
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Final
+
+VARIABLE: Final = "TENANTRY_INHERITED"
+"""The environment variable that names the descriptors; it is the parent's alone to set."""
+
+STOP: Final = b"S"
+DRAIN: Final = b"D"
+"""What a child tells its parent, for all of them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inherited:
+    """Descriptors of sockets that all children listen on, and of the way to their parent.
+
+    `control` listens on the service's control socket, `relay` is the near end of its front's,
+    `metrics` listens on the port for metrics, if there is one. `parent` is a stream: what is
+    written there reaches the parent, and its end means that the parent is gone. `port` is that of
+    the API, `family` the directory in which each child has one of its own.
+    """
+
+    control: int
+    relay: int
+    parent: int
+    port: int | None
+    metrics: int | None
+    family: str
+
+    def write(self) -> str:
+        """Write it for a child's environment."""
+        return json.dumps(asdict(self))
+
+    @property
+    def descriptors(self) -> tuple[int, ...]:
+        """All that a child is to have."""
+        there = (self.control, self.relay, self.parent, self.metrics)
+        return tuple(one for one in there if one is not None)
+
+    @property
+    def siblings(self) -> list[Path]:
+        """The control sockets of all children, one's own included."""
+        return sorted(Path(self.family).glob("*/control.sock"))
+
+
+def inherited(environ: Mapping[str, str] = os.environ) -> Inherited | None:
+    """Give what this process has from a parent; None where it has none."""
+    text = environ.get(VARIABLE)
+    return None if text is None else Inherited(**json.loads(text))
+
+
+class ParentLine:
+    """The way to the parent: `run` ends when the parent is gone, and says so; `tell` any time."""
+
+    def __init__(self, descriptor: int, gone: Callable[[], object]) -> None:
+        self._socket = socket.socket(fileno=descriptor)
+        self._socket.setblocking(True)
+        self._gone = gone
+        self._stopping = threading.Event()
+
+    def tell(self, what: bytes) -> None:
+        """Tell the parent something; one that is gone hears nothing."""
+        with suppress(OSError):
+            self._socket.send(what)
+
+    def run(self) -> None:
+        """Wait for the parent's end: it never writes."""
+        with suppress(OSError):
+            self._socket.recv(1)
+        if not self._stopping.is_set():
+            self._gone()
+
+    def stop(self) -> None:
+        """End `run`."""
+        self._stopping.set()
+        with suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RD)

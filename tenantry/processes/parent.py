@@ -1,0 +1,260 @@
+"""The parent: it holds what there is one of, starts its children, and looks after them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import time
+from collections.abc import Mapping
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Final
+
+import httpx
+import structlog
+
+from tenantry import __version__
+from tenantry.api.paging import kept_key
+from tenantry.broker import select
+from tenantry.database.embedded import EmbeddedPostgres, PostgresKeeper
+from tenantry.front.messages import WorkWith
+from tenantry.front.process import Front
+from tenantry.http.listeners import ControlSocket, Relay, bind_tcp
+from tenantry.loops import Heartbeat
+from tenantry.process.inherited import DRAIN, Inherited
+from tenantry.process.service_manager import Report, Watchdog
+from tenantry.process.signals import Signals
+from tenantry.process.start_checks import allow_open_files, make_state_dir
+from tenantry.process.threads import Threads
+from tenantry.processes.child import BAD_CONFIGURATION, Child, environment_of
+from tenantry.settings import ENVIRONMENT, Settings
+from tenantry.telemetry.systemd import Notifier
+from tenantry.unixpath import addressed
+
+log: Final = structlog.get_logger("processes")
+
+LOOK_EVERY: Final = 0.2
+ASK_EVERY: Final = 1.0
+ANSWER_SECONDS: Final = 2.0
+"""How long a child may take to say whether it is ready."""
+
+END_MARGIN: Final = 30.0
+"""Seconds beyond the deadline after which a child that has not ended is killed."""
+
+CURSOR_KEY: Final = "cursor.key"
+
+
+def serve(settings: Settings, overrides: Mapping[str, object], config: Path | None) -> int:
+    """Run `settings.processes` daemons until a signal or `tenantry stop`; give the exit code.
+
+    0: all of them have ended in order. 1: one has not, or has left something unfinished. 2: the
+    configuration can't be used, which one of them has told. `overrides` are for all of them.
+    Raises what keeps the parent from starting: `ListenError`, `StartError`, `DatabaseError`.
+    """
+    allow_open_files(settings)
+    signals = Signals()
+    signals.patient = True
+    with signals.heard(), ExitStack() as stack:
+        return Parent(settings, overrides, config, signals, stack).run()
+
+
+class Parent:
+    """One run of the parent."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        overrides: Mapping[str, object],
+        config: Path | None,
+        signals: Signals,
+        stack: ExitStack,
+    ) -> None:
+        self._settings = settings
+        self._overrides = overrides
+        self._config = config
+        self._signals = signals
+        self._stack = stack
+        self._threads = Threads(stack, lambda *_, **__: None)
+        self._notifier = Notifier()
+        self._report = Report(self._notifier)
+        self._heartbeat = Heartbeat()
+        self._children: list[Child] = []
+        self._ask_at = 0.0
+
+    def run(self) -> int:
+        """Listen, start the children, look after them, stop them all."""
+        settings = self._settings
+        count = settings.process_count
+        log.info("daemon.starting", version=__version__, pid=os.getpid(), processes=count)
+        make_state_dir(settings)
+        shared = self._listen()
+        url = self._find_database()
+        family = Path(shared.family)
+        key = kept_key(settings.state_dir / CURSOR_KEY)
+        self._front.work_with(
+            WorkWith(
+                database_url=url,
+                cursor_key=key.hex(),
+                broker=select.publishing_access(settings),
+            )
+        )
+        embedded = not settings.database.url.get_secret_value()
+        base = settings.node.name
+        for number in range(1, count + 1):
+            directory = family / str(number)
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            (directory / CURSOR_KEY).write_bytes((settings.state_dir / CURSOR_KEY).read_bytes())
+            environment = environment_of(
+                directory,
+                database_url=url,
+                embedded=embedded,
+                name=f"{base}-{number}" if base else "",
+            )
+            self._children.append(
+                Child(number, directory, self._for_children() | environment, shared)
+            )
+        try:
+            code = self._look_after()
+        finally:
+            ended = self._stop()
+        return code or ended
+
+    def _listen(self) -> Inherited:
+        settings, stack = self._settings, self._stack
+        control = ControlSocket(settings.control_socket)
+        stack.callback(control.close)
+        relay = Relay()
+        stack.callback(relay.close)
+        self._front = Front(settings, relay)
+        self._front.bind()
+        metrics: socket.socket | None = None
+        if settings.metrics.port is not None:
+            metrics = bind_tcp("127.0.0.1", settings.metrics.port)
+            stack.callback(metrics.close)
+        self._threads.start("front", self._front)
+        if self._notifier.beat_every is not None:
+            watchdog = Watchdog(
+                self._notifier,
+                every=self._notifier.beat_every,
+                liveness=lambda: (),
+                main=self._heartbeat,
+            )
+            self._threads.start("service-watchdog", watchdog)
+        return Inherited(
+            control=control.socket.fileno(),
+            relay=relay.near.fileno(),
+            parent=-1,
+            port=self._front.port,
+            metrics=None if metrics is None else metrics.fileno(),
+            family=str(settings.state_dir.absolute() / "nodes"),
+        )
+
+    def _find_database(self) -> str:
+        url = self._settings.database.url.get_secret_value()
+        if not url:
+            embedded = EmbeddedPostgres(self._settings.postgres_dir)
+            self._stack.callback(embedded.stop)
+            url = embedded.start()
+            self._threads.start("postgres-keeper", PostgresKeeper(embedded))
+            log.info("postgres.embedded", directory=str(self._settings.postgres_dir))
+        return url
+
+    def _for_children(self) -> dict[str, str]:
+        """Give what the command line has said, as variables: a child has none of its own."""
+        said = {
+            ENVIRONMENT[key][0]: str(value)
+            for key, value in self._overrides.items()
+            if value is not None and key != "state_dir"
+        }
+        if self._config is not None:
+            said["TENANTRY_CONFIG"] = str(self._config.absolute())
+        return said
+
+    # Running.
+
+    def _look_after(self) -> int:
+        """Start the children, and again when they end; give 2 where another start can't help."""
+        while True:
+            self._heartbeat.beat()
+            now = time.monotonic()
+            for child in self._children:
+                try:
+                    code = child.look(now)
+                except OSError as error:
+                    log.critical("process.not_started", number=child.number, error=str(error))
+                    continue
+                if code == BAD_CONFIGURATION and not self._signals.stopping:
+                    return BAD_CONFIGURATION
+                self._hear(child)
+            if self._signals.wait(LOOK_EVERY):
+                return 0
+            if self._signals.take_reload():
+                self._notifier.reloading()
+                self._tell_all(signal.SIGHUP)
+                self._report.reloaded()
+            if now >= self._ask_at:
+                self._ask_at = now + ASK_EVERY
+                reasons = self._not_ready()
+                self._report.leading(reasons, processes=len(self._children))
+
+    def _hear(self, child: Child) -> None:
+        """Do what a child was asked for that is about all of them."""
+        if child.line is None:
+            return
+        with suppress(BlockingIOError, ConnectionError):
+            said = child.line.recv(64)
+            if DRAIN in said:
+                log.info("drain.asked_for", number=child.number)
+                self._tell_all(signal.SIGUSR2)
+            elif said:
+                self._signals.ask_to_stop()
+
+    def _tell_all(self, number: int) -> None:
+        for child in self._children:
+            child.send(number)
+
+    def _not_ready(self) -> tuple[str, ...]:
+        """Ask each child whether it is ready."""
+        reasons = []
+        for child in self._children:
+            self._heartbeat.beat()
+            why = _why_not_ready(child)
+            if why is not None:
+                reasons.append(f"process {child.number}: {why}")
+        return tuple(reasons)
+
+    # Stopping.
+
+    def _stop(self) -> int:
+        seconds = self._settings.shutdown.deadline_seconds
+        log.info("daemon.stopping", deadline_seconds=seconds)
+        self._notifier.stopping("draining")
+        self._tell_all(signal.SIGTERM)
+        until = time.monotonic() + seconds + END_MARGIN
+        codes = []
+        for child in self._children:
+            self._heartbeat.rest()
+            codes.append(child.wait(until - time.monotonic()))
+        if not any(codes):
+            log.info("daemon.drained")
+        return 1 if any(codes) else 0
+
+
+def _why_not_ready(child: Child) -> str | None:
+    if child.pid is None:
+        return "it is about to be started again"
+    try:
+        with (
+            addressed(child.socket_path) as uds,
+            httpx.Client(
+                transport=httpx.HTTPTransport(uds=uds, verify=False), timeout=ANSWER_SECONDS
+            ) as client,
+        ):
+            answer = client.get("http://localhost/readyz")
+            if answer.is_success:
+                return None
+            detail: object = answer.json().get("detail")
+    except (httpx.HTTPError, OSError, ValueError) as error:
+        return f"it does not answer ({type(error).__name__})"
+    return str(detail)

@@ -1,0 +1,104 @@
+"""`run --processes N`: several nodes as one service, with one socket, one port and one page."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+
+import httpx
+import psycopg
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.acceptance.program import Program
+from tests.ledger import Ledger
+from tests.waiting import eventually
+
+TENANTS = 12
+
+
+def nodes(program: Program) -> dict[str, int]:
+    """Give the process of each node that is at work, as the database knows it."""
+    with psycopg.connect(program.database_url) as connection:
+        rows = connection.execute(
+            "SELECT n.name, t.pid FROM tenantry.nodes AS n"
+            " JOIN tenantry.terms AS t ON t.scope = 'node:' || n.name WHERE n.active AND t.held"
+        )
+        return dict(rows.fetchall())
+
+
+def owned(program: Program) -> dict[str, int]:
+    with psycopg.connect(program.database_url) as connection:
+        query = "SELECT node, count(*) FROM tenantry.owners GROUP BY node"
+        return dict(connection.execute(query).fetchall())
+
+
+def wait_spread(program: Program) -> dict[str, int]:
+    """Wait until three nodes are at work, each for some of the tenants."""
+
+    def spread() -> dict[str, int] | None:
+        there, shares = nodes(program), owned(program)
+        right = len(there) == 3 and there.keys() == shares.keys()
+        return there if right and sum(shares.values()) == TENANTS else None
+
+    return eventually(spread, what="three nodes share the tenants")
+
+
+def test_processes_share_the_work_and_are_one_service_to_whoever_looks(
+    program: Program, ledger: Ledger
+) -> None:
+    program.start(TENANTRY_PROCESSES="3")
+    tenants = [program.create(f"t{number}") for number in range(TENANTS)]
+    before = wait_spread(program)
+    with ledger.publishing([(tenant.id, tenant.amqp_url) for tenant in tenants], rate=600):
+        ledger.wait_confirmed(50)
+        (line,) = program.events("process.started")[:1]
+        os.kill(line["pid"], signal.SIGKILL)
+        eventually(lambda: len(program.events("process.started")) == 4, what="another process")
+        after = wait_spread(program)
+        ledger.wait_confirmed(50)
+    assert before.keys() == after.keys()
+    assert len(set(before.values()) & set(after.values())) == 2
+    ledger.check(alive=program.check_running)
+    text = program.call("GET", "/metrics").text
+    families = {one.name: one for one in text_string_to_metric_families(text)}
+    assert len(re.findall("^# TYPE tenantry_messages_processed", text, re.MULTILINE)) == 1
+    stored = families["tenantry_messages_processed"].samples
+    assert {one.labels["tenant_id"] for one in stored} == {one.id for one in tenants}
+    assert {one.labels["node"] for one in stored} == after.keys()
+    port = program.get("/info")["server"]["port"]
+    assert httpx.get(f"http://127.0.0.1:{port}/readyz", trust_env=False).status_code == 200
+    assert program.stop() == 0
+    for pid in after.values():
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+
+
+def test_stop_ends_all_processes_and_so_does_the_end_of_their_parent(program: Program) -> None:
+    program.start(TENANTRY_PROCESSES="2")
+    eventually(lambda: len(nodes(program)) == 2, what="two nodes")
+    assert program.cli("stop").code == 0
+    assert program.wait() == 0
+    program.start(TENANTRY_PROCESSES="2")
+    there = eventually(lambda: len(found := nodes(program)) == 2 and found, what="two nodes")
+    program.kill()
+    eventually(lambda: not nodes(program), what="they have left")
+    eventually(lambda: not any(map(alive, there.values())), what="they have ended")
+
+
+def alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_a_configuration_that_children_refuse_ends_the_service(program: Program) -> None:
+    ended = program.run(TENANTRY_PROCESSES="2", TENANTRY_HANDLERS="events=nowhere:nothing")
+    assert ended.code == 2
+    assert "nowhere" in ended.stderr
+    ended = program.run(TENANTRY_PROCESSES="many")
+    assert ended.code == 2
+    assert "processes" in ended.complaint
