@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import time
 from collections import deque
 from collections.abc import Callable, Collection
 from typing import Final
@@ -28,6 +29,9 @@ from tenantry.urls import address
 
 log = structlog.get_logger("nodes")
 
+AWAY: Final = 10.0
+"""Seconds without the broker after which a node is given no more tenants."""
+
 AT_ONCE: Final = 50
 """Moves that are journalled between two turns."""
 
@@ -50,6 +54,22 @@ def introduction(settings: Settings, name: str, *, port: int | None) -> Introduc
         socket=str(settings.control_socket.absolute()),
         address=node.address or f"{scheme}://{address(host, port)}",
     )
+
+
+class Away:
+    """For how long the broker has been away from here; asked now and then, from one thread."""
+
+    def __init__(self, connected: Callable[[], bool]) -> None:
+        self._connected = connected
+        self._since: float | None = None
+
+    def seconds(self) -> float:
+        """Give the seconds since it was first seen to be away; 0 while it is there."""
+        if self._connected():
+            self._since = None
+        elif self._since is None:
+            self._since = time.monotonic()
+        return 0.0 if self._since is None else time.monotonic() - self._since
 
 
 class MovesJournal:
@@ -107,13 +127,15 @@ def make_membership(
             return False
         return True
 
+    away = Away(backends.links.connected)
     return Membership(
         PostgresNodes(backends.stores.database),
         joined.name,
         joined.watchers,
         acquire=acquire,
         release=lambda tenant_id: to_supervisor(Release(tenant_id=tenant_id)),
-        active=lambda: runtime.state is SystemState.RUNNING,
+        active=lambda: runtime.state is SystemState.RUNNING and away.seconds() < AWAY,
+        stranded=away.seconds,
         rate=runtime.rate,
         shut_out=shut_out,
         moved=moved,

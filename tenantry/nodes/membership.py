@@ -29,6 +29,10 @@ LEAVING: Final = 8
 LOOK_AT_TENANTS_EVERY: Final = 5.0
 """Seconds between looks at whose tenants are, where no notification has told of a change."""
 
+STRANDED: Final = 15.0
+"""Seconds after which a node that can't consume gives its tenants to others that can, and could all
+the while: an outage that all of them see moves nothing."""
+
 REPORT_EVERY: Final = 3.0
 """Seconds between reports of how many messages a node stores."""
 
@@ -92,7 +96,8 @@ class Membership:
     has left them in order; `release` with one to be drained, for which `released` is to be called
     once nothing is done for it here any more. `shut_out` is called with name and term of a node
     that can write nothing any more, before its tenants are taken; it tells whether that node can do
-    nothing on the broker either. `moved` is told of tenants that came from another node.
+    nothing on the broker either. `stranded` gives for how many seconds this node has not been able
+    to consume. `moved` is told of tenants that came from another node.
     """
 
     def __init__(
@@ -104,6 +109,7 @@ class Membership:
         acquire: Callable[[Collection[str], bool], object],
         release: Callable[[str], object],
         active: Callable[[], bool],
+        stranded: Callable[[], float] = lambda: 0.0,
         rate: Callable[[], float] = lambda: 0.0,
         shut_out: Callable[[str, int], bool] = lambda *_: True,
         moved: Callable[[Owned], object] = lambda _: None,
@@ -115,6 +121,8 @@ class Membership:
         self._acquire = acquire
         self._release = release
         self._active = active
+        self._stranded = stranded
+        self._active_since: dict[str, float] = {}
         self._rate = rate
         self._shut_out = shut_out
         self._moved = moved
@@ -205,13 +213,19 @@ class Membership:
         before, self.alive = self.alive, frozenset({*self._watchers.alive(seen, now), self.name})
         for name in sorted(self.alive - before - {self.name}):
             log.info("node.seen", node=name)
+        self._active_since = {
+            node.name: self._active_since.get(node.name, now)
+            for node in seen
+            if node.active and node.name in self.alive
+        }
         buried = [node for node in seen if self._is_lost(node) and self._bury(node)]
         weights = candidates(seen, self.alive)
         self._give(weights)
         if told or buried or before != self.alive or now >= self._look_at_tenants_at:
             self._take(weights)
             self._look_at_tenants_at = now + LOOK_AT_TENANTS_EVERY
-        self._let_go(weights)
+        if self._active() or self._is_stranded(now):
+            self._let_go(weights)
         self._report(now)
 
     def _is_lost(self, node: Node) -> bool:
@@ -273,10 +287,12 @@ class Membership:
             if one.previous not in ("", self.name):
                 self._moved(one)
 
+    def _is_stranded(self, now: float) -> bool:
+        others = (since for name, since in self._active_since.items() if name != self.name)
+        return self._stranded() >= STRANDED and any(now - since >= STRANDED for since in others)
+
     def _let_go(self, weights: Mapping[str, float]) -> None:
         """Have tenants drained that belong to others, a few at a time."""
-        if not self._active():
-            return
         if weights != self._placed_for:
             self._placed_for = dict(weights)
             self._to_go.clear()

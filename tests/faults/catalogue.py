@@ -22,6 +22,7 @@ from tests.faults.experiments import (
     fuzz,
     kill,
     leader,
+    nodes,
     poison,
     replay,
     sigterm,
@@ -73,6 +74,8 @@ EXPERIMENTS = {
         run=disk_full.run, rounds=6, few=1, more=2, own_database=True, disk_mb=250
     ),
     "leader": Experiment(run=leader.run, rounds=20, few=1),
+    "nodes": Experiment(run=nodes.run, rounds=50, few=1, more=5),
+    "embedded-nodes": Experiment(run=nodes.run, rounds=20, few=0, more=4, broker="embedded"),
     "freeze": Experiment(run=freeze.run, rounds=5, few=0),
     "embedded-kill": Experiment(run=kill.run, rounds=20, few=0, broker="embedded"),
     "embedded-failpoint": Experiment(

@@ -15,6 +15,8 @@ TAKEOVER = 15.0
 
 def run(rig: Rig, rounds: int) -> None:
     other = rig.stack.enter_context(Program(rig.program.host, rig.program.database_url))
+    for one in (rig.program, other):
+        one.settings["TENANTRY_NODE_STANDBY"] = "true"
     rig.start()
     takeovers = []
     with rig.load():

@@ -1,0 +1,170 @@
+"""One of three nodes is killed, frozen, cut off from database or broker, drained, under load."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable
+from urllib.parse import urlsplit, urlunsplit
+
+import psycopg
+
+from tests.acceptance.program import Program
+from tests.faults.proxy import Proxy
+from tests.faults.rig import PATIENCE, Rig
+from tests.faults.services import address_of
+from tests.waiting import eventually
+
+TAKEOVER = 15.0
+"""Seconds within which the contract promises that a killed node's tenants consume elsewhere."""
+
+TENANTS = 9
+
+
+class Member:
+    """A node with proxies of its own before database and broker."""
+
+    def __init__(self, rig: Rig, name: str, program: Program) -> None:
+        self.name = name
+        self.program = program
+        program.settings["TENANTRY_NODE_NAME"] = name
+        self.database = self._proxy(rig, program.database_url, "DATABASE_URL", DATABASE_QUERY)
+        self.broker: Proxy | None = None
+        if rig.broker == "rabbitmq":
+            self.broker = self._proxy(rig, program.host.url, "RABBITMQ_URL", "")
+
+    def _proxy(self, rig: Rig, url: str, variable: str, query: str) -> Proxy:
+        proxy = rig.stack.enter_context(Proxy(address_of(url)))
+        parts = urlsplit(url)
+        user = parts.username or "postgres"
+        user += f":{parts.password}" if parts.password else ""
+        there = parts._replace(netloc=f"{user}@127.0.0.1:{proxy.port}", query=query)
+        self.program.settings[variable] = urlunsplit(there)
+        return proxy
+
+
+DATABASE_QUERY = "sslmode=disable&gssencmode=disable"
+
+
+class Storm:
+    """Faults, one after another, each at a node that is chosen by chance."""
+
+    def __init__(self, rig: Rig) -> None:
+        self.rig = rig
+        first = rig.program
+        others = [
+            rig.stack.enter_context(Program(first.broker, first.database_url)) for _ in range(2)
+        ]
+        self.members = [
+            Member(rig, name, program)
+            for name, program in zip(("one", "two", "three"), (first, *others), strict=True)
+        ]
+        self.faults: list[Callable[[Member], bool]] = [self.kill, self.freeze, self.cut, self.leave]
+        if rig.broker == "rabbitmq":
+            self.faults.append(self.strand)
+        self.kinds: Counter[str] = Counter()
+        self.longest: dict[str, float] = {}
+
+    def owned_by(self) -> Counter[str | None]:
+        with psycopg.connect(self.rig.program.database_url) as connection:
+            rows = connection.execute("SELECT node, count(*) FROM tenantry.owners GROUP BY node")
+            return Counter(dict(rows.fetchall()))
+
+    def wait_without(self, victim: Member | None) -> None:
+        """Wait until all others consume for all tenants, and a victim for none."""
+        there = [one for one in self.members if one is not victim]
+
+        def spread() -> bool:
+            owned = self.owned_by()
+            if victim is not None and owned[victim.name]:
+                return False
+            consuming = {
+                one.name: sum(
+                    told["consuming"] for told in one.program.get("/status")["tenants"].values()
+                )
+                for one in there
+            }
+            return consuming == dict(owned) and sum(consuming.values()) == TENANTS
+
+        eventually(spread, timeout=PATIENCE, what="the others have all tenants")
+
+    def kill(self, victim: Member) -> bool:
+        victim.program.kill()
+        self.took("kill", victim)
+        return True
+
+    def freeze(self, victim: Member) -> bool:
+        victim.program.freeze()
+        self.took("freeze", victim)
+        self.rig.moment(1.0)
+        victim.program.send(signal.SIGCONT)
+        self.ends(victim, "frozen")
+        return True
+
+    def cut(self, victim: Member) -> bool:
+        """Nothing passes between node and database; every connection stays open."""
+        victim.database.freeze()
+        self.took("cut", victim)
+        victim.database.thaw()
+        self.ends(victim, "cut off")
+        return True
+
+    def strand(self, victim: Member) -> bool:
+        """The broker is out of one node's reach alone; its tenants go where it is not."""
+        assert victim.broker is not None
+        victim.broker.freeze()
+        victim.broker.cut_all()
+        self.took("strand", victim, promised=PATIENCE)
+        victim.broker.thaw()
+        return False
+
+    def leave(self, victim: Member) -> bool:
+        began = time.monotonic()
+        if victim.program.stop(timeout=PATIENCE) != 0:
+            self.rig.figures.wrong.append(f"{victim.name} did not end in order")
+        self.took("leave", victim, began=began)
+        return True
+
+    def ends(self, victim: Member, how: str) -> None:
+        if (code := victim.program.wait(PATIENCE)) != 1:
+            self.rig.figures.wrong.append(f"a node that was {how} ended with {code}")
+
+    def took(
+        self,
+        kind: str,
+        victim: Member,
+        *,
+        promised: float = TAKEOVER,
+        began: float | None = None,
+    ) -> None:
+        began = time.monotonic() if began is None else began
+        self.wait_without(victim)
+        seconds = time.monotonic() - began
+        self.kinds[kind] += 1
+        self.longest[kind] = max(self.longest.get(kind, 0.0), seconds)
+        self.rig.figures.took(seconds, promised, f"round {self.rig.figures.rounds + 1}: {kind}")
+
+
+def run(rig: Rig, rounds: int) -> None:
+    storm = Storm(rig)
+    rig.start(tenants=TENANTS)
+    for one in storm.members[1:]:
+        one.program.spawn()
+        one.program.wait_ready(PATIENCE)
+    storm.wait_without(None)
+    with rig.load(rate=100):
+        for number in rig.rounds(rounds):
+            rig.wait_for_some()
+            rig.moment(0.3)
+            victim = rig.random.choice(storm.members)
+            # Each kind comes in turn, at whichever node.
+            if storm.faults[(number - 1) % len(storm.faults)](victim):
+                victim.program.spawn()
+                victim.program.wait_ready(PATIENCE)
+            storm.wait_without(None)
+            rig.caught_up()
+    rig.figures.notes["faults"] = dict(storm.kinds)
+    rig.figures.notes["longest_seconds"] = {
+        kind: round(seconds, 1) for kind, seconds in storm.longest.items()
+    }
