@@ -26,7 +26,7 @@ from tenantry.database.sessions import LOCK_TIMEOUT
 TERMS: Final = 6
 """The migration since which there are terms."""
 
-NODES: Final = 28
+NODES: Final = 29
 """The migration since which there may be several daemons at work."""
 
 STATEMENT_TIMEOUT: Final = 600.0

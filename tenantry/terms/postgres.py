@@ -21,7 +21,7 @@ class PostgresTerms:
     """The terms of one scope (`tenantry.terms.port.Terms`) in `tenantry.terms`.
 
     A session of `Database` whose `term` is `claim(number)` writes only as long as that is the
-    term's number: a trigger on every table sees to it (migrations 0006 and 0028). A scope with a
+    term's number: a trigger on every table sees to it (migrations 0006 and 0029). A scope with a
     `slot` has a fence of its own there.
     """
 

@@ -164,6 +164,11 @@ def run(rig: Rig, rounds: int) -> None:
                 victim.program.wait_ready(PATIENCE)
             storm.wait_without(None)
             rig.caught_up()
+    for one in storm.members[1:]:
+        if one.program.stop(timeout=PATIENCE) != 0:
+            rig.figures.wrong.append(f"{one.name} did not end in order")
+    storm.members = storm.members[:1]
+    storm.wait_without(None)
     rig.figures.notes["faults"] = dict(storm.kinds)
     rig.figures.notes["longest_seconds"] = {
         kind: round(seconds, 1) for kind, seconds in storm.longest.items()
