@@ -27,6 +27,12 @@ WHERE a.pid <> pg_backend_pid() AND (
           AND m.roleid = to_regrole(quote_ident(tenantry.producers_group()))))
 ORDER BY a.pid;
 
+-- name: late
+SELECT pid, role::text FROM tenantry.late_sessions();
+
+-- name: forget_ended
+DELETE FROM tenantry.ended_sessions WHERE begun_until < clock_timestamp() - interval '1 hour';
+
 -- name: holding_many
 SELECT l.pid, count(*) FROM pg_catalog.pg_locks AS l
 WHERE l.pid = ANY(%(pids)s::integer[])
