@@ -202,7 +202,7 @@ class Supervisor(SupervisedActor):
         if self._tenants.get(tenant_id) == ref:
             del self._tenants[tenant_id]
             self._restarts.forget(tenant_id)
-            self._runtime.tenants.pop(tenant_id, None)
+            self._runtime.forget(tenant_id)
             self._ports.observer.tenant_gone(tenant_id)
         self._runtime.departures.let_go(ref)
         self._undrained.discard(tenant_id)
