@@ -7,7 +7,9 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Final, Generic, TypeVar
+from urllib.parse import urlsplit
 
+import pika
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
 
@@ -82,4 +84,20 @@ def held_role(url: str) -> Iterator[HeldLogin[psycopg.Connection]]:
 
     server = f"{host}/.s.PGSQL.{port}" if host.startswith("/") else (host, port)
     with held_login(server, SCRAM_PROOF, login) as held:
+        yield held
+
+
+@contextmanager
+def held_client(url: str) -> Iterator[HeldLogin[pika.BlockingConnection]]:
+    """Have a client log in to RabbitMQ, and come to its last word."""
+    parts = urlsplit(url)
+
+    def login(through: int) -> pika.BlockingConnection:
+        wanted = pika.URLParameters(url)
+        wanted.host, wanted.port = "127.0.0.1", through
+        wanted.stack_timeout = wanted.blocked_connection_timeout = DEADLINE
+        return pika.BlockingConnection(wanted)
+
+    server = (parts.hostname or "", parts.port or 5672)
+    with held_login(server, CONNECTION_OPEN, login) as held:
         yield held
