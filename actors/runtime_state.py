@@ -92,6 +92,23 @@ class Departures:
         self.abandoned = tuple(abandoned.values())
 
 
+class Standouts:
+    """The tenants of which something is to be said: of thousands it is few, mostly.
+
+    Each is added and taken out as it happens, by whichever thread it happens on; so whether the
+    system is ready is told without asking every tenant.
+    """
+
+    def __init__(self) -> None:
+        self.not_consuming: set[TenantRuntimeState] = set()
+        self.store_down: set[TenantRuntimeState] = set()
+
+    def forget(self, runtime: TenantRuntimeState) -> None:
+        """Leave out a tenant that is gone, or has a new state."""
+        self.not_consuming.discard(runtime)
+        self.store_down.discard(runtime)
+
+
 class TenantRuntimeState:
     """What one tenant's actors are doing."""
 
@@ -100,10 +117,12 @@ class TenantRuntimeState:
         tenant_id: str,
         pending: Callable[[], int | None] = lambda: None,
         departures: Departures | None = None,
+        standouts: Standouts | None = None,
     ) -> None:
         self.tenant_id = tenant_id
         self.pending = pending
         self.departures = departures or Departures()
+        self.standouts = standouts or Standouts()
         self.state: TenantState | None = None
         self.ref: Ref | None = None
         self.consumer: Ref | None = None
@@ -128,14 +147,15 @@ class TenantRuntimeState:
         self.letters_found = 0
         self.restarts = 0
         self.child_restarts: dict[str, int] = {}
-        self.store_down = False
+        self._store_down = False
         self.stands_still: str | None = None
         """Why the tenant's actor waits, though nothing is recorded of it: it can't be parked."""
         self.meter = RateMeter()
+        self.standouts.not_consuming.add(self)
 
     def renewed(self) -> TenantRuntimeState:
         """Make one for the actor that takes this one's place: its totals, nothing running."""
-        runtime = TenantRuntimeState(self.tenant_id, self.pending, self.departures)
+        runtime = TenantRuntimeState(self.tenant_id, self.pending, self.departures, self.standouts)
         runtime.state = self.state
         runtime.stored = self.stored
         runtime.duplicates = self.duplicates
@@ -157,7 +177,21 @@ class TenantRuntimeState:
             self.refused = 0
             self.refusal = None
             self.consuming_since = time.monotonic()
+            self.standouts.not_consuming.discard(self)
+        else:
+            self.standouts.not_consuming.add(self)
         self._consuming = consuming
+
+    @property
+    def store_down(self) -> bool:
+        """Whether the database refuses to store for it."""
+        return self._store_down
+
+    @store_down.setter
+    def store_down(self, down: bool) -> None:
+        if down is not self._store_down:
+            self._store_down = down
+            (self.standouts.store_down.add if down else self.standouts.store_down.discard)(self)
 
     @property
     def unsettled(self) -> int:
@@ -259,6 +293,7 @@ class RuntimeState:
         self.tenants: dict[str, TenantRuntimeState] = {}
         self.settled_in = False
         self.departures = Departures()
+        self.standouts = Standouts()
         self.probes: dict[str, Callable[[], bool]] = {}
         self.troubles: Sequence[Callable[[], str | None]] = ()
         """Each says why nothing can work, as long as it can't."""
@@ -272,13 +307,25 @@ class RuntimeState:
 
     def tenant(self, tenant_id: str) -> TenantRuntimeState:
         """Give a tenant's runtime state, making it if need be."""
-        runtime = TenantRuntimeState(tenant_id, lambda: self._pending(tenant_id), self.departures)
-        return self.tenants.setdefault(tenant_id, runtime)
+        runtime = self.tenants.get(tenant_id)
+        if runtime is None:
+            runtime = self.tenants[tenant_id] = TenantRuntimeState(
+                tenant_id, lambda: self._pending(tenant_id), self.departures, self.standouts
+            )
+        return runtime
 
     def renew(self, tenant_id: str) -> TenantRuntimeState:
         """Give a tenant a new state for a new actor; the old one is read no more."""
-        runtime = self.tenants[tenant_id] = self.tenant(tenant_id).renewed()
+        former = self.tenant(tenant_id)
+        runtime = self.tenants[tenant_id] = former.renewed()
+        self.standouts.forget(former)
         return runtime
+
+    def forget(self, tenant_id: str) -> None:
+        """Leave out a tenant that exists no more."""
+        runtime = self.tenants.pop(tenant_id, None)
+        if runtime is not None:
+            self.standouts.forget(runtime)
 
     def snapshot(self, tenant_id: str) -> TenantRuntime | None:
         """Tell what a tenant's actors are doing; None if it has none."""
@@ -327,25 +374,23 @@ class RuntimeState:
         reasons.extend(text for trouble in self.troubles if (text := trouble()))
         now = time.monotonic()
         settled_in = self.settled_in
-        others = store_down = False
-        waits: list[TenantRuntimeState] = []
-        # Several times a second, over thousands of tenants: one round, and little for most.
-        for runtime in self.tenants.copy().values():
-            if runtime.consuming:
-                others = True
-            elif runtime.waits(now, settled_in=settled_in):
-                waits.append(runtime)
-            store_down = store_down or runtime.store_down
+        idle = self._present(self.standouts.not_consuming)
+        others = len(idle) < len(self.tenants)
+        waits = [one for one in idle if one.waits(now, settled_in=settled_in)]
         # One tenant's own trouble is that tenant's state, once others consume.
         waiting = [one.tenant_id for one in waits if not (others and one.refused >= REFUSALS)]
         if waiting:
             more = f" and {len(waiting) - 5} more" if len(waiting) > 5 else ""
             reasons.append(f"not consuming yet: {', '.join(sorted(waiting)[:5])}{more}")
-        if store_down:
+        if self._present(self.standouts.store_down):
             reasons.append("the database refuses to store")
         if not reasons:
             self.settled_in = True
         return tuple(dict.fromkeys(reasons))
+
+    def _present(self, those: set[TenantRuntimeState]) -> list[TenantRuntimeState]:
+        """Give those that count: an actor that was replaced may write to its old state still."""
+        return [one for one in those.copy() if self.tenants.get(one.tenant_id) is one]
 
 
 def _status(

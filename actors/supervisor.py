@@ -223,7 +223,7 @@ class Supervisor(SupervisedActor):
         if self._tenants.get(tenant_id) == ref:
             del self._tenants[tenant_id]
             self._restarts.forget(tenant_id)
-            self._runtime.tenants.pop(tenant_id, None)
+            self._runtime.forget(tenant_id)
             self._ports.observer.tenant_gone(tenant_id)
             self._ports.ownership.gone(tenant_id)
         self._runtime.departures.let_go(ref)
@@ -357,7 +357,7 @@ class Supervisor(SupervisedActor):
         ref = self._tenants.pop(tenant_id, None)
         if ref is not None:
             self._runtime.departures.let_go(ref)
-        self._runtime.tenants.pop(tenant_id, None)
+        self._runtime.forget(tenant_id)
         self._ports.observer.tenant_gone(tenant_id)
         self._ports.ownership.released(tenant_id)
 

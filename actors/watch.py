@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from math import inf
 from typing import Final
 
 import structlog
@@ -31,6 +32,10 @@ PATIENCE: Final = 60.0
 
 MOST_ABANDONED: Final = 16
 """Threads of replaced actors that may hang; each holds memory, and perhaps a connection."""
+
+LONGEST_ROUND: Final = 3.0
+"""Seconds between two rounds of all actors, at most: there may be thousands. A twentieth of the
+patience, where that is less."""
 
 FROZEN: Final = 5.0
 """Seconds between two looks after which the watch itself was held up, and so was everything."""
@@ -68,6 +73,8 @@ class Watch:
         self._stuck: set[str] = set()
         self._looked_at = now()
         self._woke_at = 0.0
+        self._round_every = min(LONGEST_ROUND, patience / 20)
+        self._round_at = -inf
 
     def add(
         self,
@@ -91,10 +98,12 @@ class Watch:
             # Everything was held up with us, by SIGSTOP say: all begin with a fresh patience.
             self._woke_at = now
         self._looked_at = now
-        for parent, child in self._children():
-            # Of thousands of actors nearly all are.
-            if not heartbeat_of(child).at_ease():
-                self._judge(parent, child, now)
+        if now >= self._round_at:
+            self._round_at = now + self._round_every
+            for parent, child in self._children():
+                # Of thousands of actors nearly all are.
+                if not heartbeat_of(child).at_ease():
+                    self._judge(parent, child, now)
         for loop in self._loops.copy().values():
             if not loop.vital:
                 self._look_at(loop, now)

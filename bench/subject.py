@@ -26,6 +26,7 @@ class Subject:
         self, process: subprocess.Popen[bytes], socket: Path, broker: Mapping[str, str], db: str
     ) -> None:
         self._process = process
+        self.killed = False
         self._rabbit = broker.get("RABBITMQ_URL", "")
         self._db = db
         self._http = httpx.Client(
@@ -58,6 +59,18 @@ class Subject:
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) / 1024
         return float("nan")
+
+    def size_of(self, path: str) -> int:
+        """Give the bytes of an answer."""
+        answer = self._http.get(path)
+        answer.raise_for_status()
+        return len(answer.content)
+
+    def kill(self) -> None:
+        """End it with SIGKILL."""
+        self._process.kill()
+        self._process.wait()
+        self.killed = True
 
     def stored(self) -> int:
         """Count what is committed, over all tenants."""
@@ -104,9 +117,10 @@ class Subject:
 def running(directory: Path, broker: Mapping[str, str], db: str) -> Iterator[Subject]:
     """Start a daemon on these services; stop it with SIGTERM, and see that it has drained.
 
-    `broker` holds the variables that say where it is; without any it is the embedded one.
+    One that was killed is gone already. `broker` holds the variables that say where it is; without
+    any it is the embedded one. A second one in the same directory takes over what the first left.
     """
-    directory.mkdir()
+    directory.mkdir(exist_ok=True)
     environ = {
         **os.environ,
         "BROKER_URL": "",
@@ -118,7 +132,7 @@ def running(directory: Path, broker: Mapping[str, str], db: str) -> Iterator[Sub
         "TENANTRY_SERVER_PORT": "0",
         "TENANTRY_LOG_FORMAT": "json",
     }
-    with (directory / "log").open("wb") as log:
+    with (directory / "log").open("ab") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "tenantry.cli.main", "run"], env=environ, stderr=log
         )
@@ -126,6 +140,8 @@ def running(directory: Path, broker: Mapping[str, str], db: str) -> Iterator[Sub
             subject = Subject(process, directory / "control.sock", broker, db)
             wait_until(subject.ready, timeout=180)
             yield subject
+            if subject.killed:
+                return
             process.send_signal(signal.SIGTERM)
             code = process.wait(60)
             assert code == 0, f"the daemon ended with {code}"

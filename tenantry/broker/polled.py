@@ -50,6 +50,9 @@ class Reader(Protocol):
     def call(self, job: Callable[[], None]) -> None:
         """Have something done on the thread; at once, where it has ended."""
 
+    def seek(self, subscription: Any) -> None:
+        """Try to have its queues, from `retry_at` on, until it holds them or wants them no more."""
+
     def forget(self, subscription: Any) -> None:
         """Leave it out of everything from now on."""
 
@@ -181,6 +184,7 @@ class PolledSubscription(ABC, Generic[H, R]):
             return
         self._shut()
         self._missing = missing
+        self._reader.seek(self)
         self._sink.lost(self._generation, reason, missing=missing)
 
     @abstractmethod
@@ -228,6 +232,7 @@ class PolledSubscription(ABC, Generic[H, R]):
         self.lose("consuming begins again", missing=False)
         self._give_back(held)
         self.retry_at = 0.0
+        self._reader.seek(self)
 
     def _close(self) -> None:
         self._wanted = False
@@ -237,6 +242,7 @@ class PolledSubscription(ABC, Generic[H, R]):
         self._give_back(held)
 
 
+T = TypeVar("T")
 S = TypeVar("S", bound=PolledSubscription[Any, Any])
 
 
@@ -255,7 +261,9 @@ class PolledConsuming(ABC, Generic[S]):
         self._stopping = threading.Event()
         self._ended = False
         # Of the thread that runs.
-        self._subscriptions: list[S] = []
+        self._subscriptions: dict[S, None] = {}
+        self._seeking: dict[S, None] = {}
+        """Those whose queues are to be had; the others need not be looked at for that."""
         self._connections = 0
         self._failures = 0
 
@@ -272,7 +280,7 @@ class PolledConsuming(ABC, Generic[S]):
     def subscribe(self, queues: Sequence[QueueSpec], *, prefetch: int, sink: DeliverySink) -> S:
         """Consume `queues`, now or as soon as they can be had."""
         subscription = self._subscription(queues, prefetch, sink)
-        self.call(partial(self._subscriptions.append, subscription))
+        self.call(partial(self._add, subscription))
         return subscription
 
     def run(self) -> None:
@@ -307,12 +315,20 @@ class PolledConsuming(ABC, Generic[S]):
                 return
         job()
 
+    def seek(self, subscription: S) -> None:
+        """Try to have a subscription's queues from now on, when it is time."""
+        self._seeking[subscription] = None
+
     def forget(self, subscription: S) -> None:
         """Leave a subscription out of everything from now on."""
-        if subscription in self._subscriptions:
-            self._subscriptions.remove(subscription)
+        self._subscriptions.pop(subscription, None)
+        self._seeking.pop(subscription, None)
 
     # The thread.
+
+    def _add(self, subscription: S) -> None:
+        self._subscriptions[subscription] = None
+        self.seek(subscription)
 
     @abstractmethod
     def _subscription(self, queues: Sequence[QueueSpec], prefetch: int, sink: DeliverySink) -> S:
@@ -329,8 +345,10 @@ class PolledConsuming(ABC, Generic[S]):
 
     def _waiting(self, now: float) -> Iterator[S]:
         """Give the subscriptions whose queues are to be tried to be had now."""
-        for subscription in tuple(self._subscriptions):
-            if subscription.waits and now >= subscription.retry_at:
+        for subscription in tuple(self._seeking):
+            if not subscription.waits:
+                del self._seeking[subscription]
+            elif now >= subscription.retry_at:
                 yield subscription
 
     def _all_find_room(self) -> None:
@@ -341,7 +359,7 @@ class PolledConsuming(ABC, Generic[S]):
     def _take_turns(self) -> None:
         """See that what little room there is goes to another subscription first the next time."""
         if self._budget.crowded and self._subscriptions:
-            self._subscriptions.append(self._subscriptions.pop(0))
+            move_first_to_end(self._subscriptions)
 
     def _work_off(self) -> None:
         while self._jobs:
@@ -365,3 +383,10 @@ class PolledConsuming(ABC, Generic[S]):
             log.warning("broker.connection_lost", connection="tenantry consuming", error=reason)
         for subscription in tuple(self._subscriptions):
             subscription.lose(reason, missing=False)
+
+
+def move_first_to_end(those: dict[T, None]) -> None:
+    """Let all others have their turn before the one whose turn it was."""
+    first = next(iter(those))
+    del those[first]
+    those[first] = None

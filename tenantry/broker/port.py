@@ -322,7 +322,9 @@ class Administration(Protocol):
     def end_sessions(self, tenant_id: str, kind: UserKind = UserKind.PRODUCER) -> None:
         """Close the connections of the tenant's user: those of an earlier password end with it.
 
-        What can't be closed now is closed as soon as it can be; the log says so meanwhile.
+        To be called once the new password holds, and before anybody is told of it. What can't be
+        closed now is closed as soon as it can be; the log says so meanwhile. So is what had begun
+        to log in by an earlier password, and is there only later.
         """
 
     def new_credentials(

@@ -1,7 +1,8 @@
 """Sees to it that no tenant's session holds up others for long, whatever it has set for itself.
 
 Limits that a role is made with are where its sessions begin: a session may lift them. What counts
-is looked at from here, and ended.
+is looked at from here, and ended. So is a session whose login began by a password that holds no
+more, and ended after that was changed.
 """
 
 from __future__ import annotations
@@ -84,6 +85,7 @@ class TenantsSessions:
             roles = connection.execute(self._sql["roles_to_mend"], parameters).fetchall()
             mended = [role[0] for role in roles if self._mend(connection, role)]
             connection.execute(self._sql["withdraw_messages"])
+            connection.execute(self._sql["forget_ended"])
         if mended:
             log.info("tenants_roles.mended", count=len(mended), roles=mended[:10])
         return mended
@@ -118,6 +120,9 @@ class TenantsSessions:
             self._roll_back(connection, parameters)
             users: dict[int, str] = {}
             reasons: dict[int, str] = {}
+            for pid, user in connection.execute(self._sql["late"]):
+                users[pid] = user
+                reasons[pid] = "it was let in by an earlier password"
             for pid, user, is_long, keeps_notices in connection.execute(
                 self._sql["sessions"], parameters
             ):

@@ -78,11 +78,7 @@ def mark(connection: Connection, role: str) -> None:
 def _end_sessions(connection: Connection, role: str) -> None:
     """End what goes by a password that holds no more. The new one holds whatever comes of this."""
     try:
-        connection.execute(
-            "SELECT pg_catalog.pg_terminate_backend(pid)"
-            " FROM pg_catalog.pg_stat_activity WHERE usename = %s",
-            (role,),
-        )
+        connection.execute("SELECT tenantry.end_sessions(%s)", (role,))
     except psycopg.Error as error:
         log.warning("sql_access.sessions_not_ended", user=role, error=one_line(error))
 

@@ -63,9 +63,26 @@ SELECT pg_snapshot_xmin(now)::text::bigint, pg_snapshot_xmax(now)::text::bigint,
 FROM pg_current_snapshot() AS now;
 
 -- name: promising
-SELECT wanted.queue FROM unnest(%(queues)s::integer[], %(floors)s::bigint[]) AS wanted(queue, floor)
-WHERE EXISTS (SELECT FROM tenantry.queued AS m
-              WHERE m.queue = wanted.queue AND m.seq > wanted.floor);
+-- Of some queues, where something lies beyond their floors. Of those between them, which may be very
+-- many and mostly empty, all that are not: from one to the next by the index, a step for each gap
+-- and for each queue that is found.
+WITH RECURSIVE lying (queue, high) AS (
+    SELECT (SELECT min(m.queue) FROM tenantry.queued AS m
+            WHERE m.queue > gap.low AND m.queue < gap.high), gap.high
+    FROM unnest(%(lows)b::integer[], %(highs)b::integer[]) AS gap (low, high)
+    UNION ALL
+    SELECT (SELECT min(m.queue) FROM tenantry.queued AS m
+            WHERE m.queue > lying.queue AND m.queue < lying.high), lying.high
+    FROM lying WHERE lying.queue IS NOT NULL
+)
+SELECT known.queue, ahead.last
+FROM unnest(%(queues)b::integer[], %(floors)b::bigint[]) AS known (queue, floor)
+CROSS JOIN LATERAL (SELECT max(m.seq) AS last FROM tenantry.queued AS m
+                    WHERE m.queue = known.queue AND m.seq > known.floor) AS ahead
+WHERE ahead.last IS NOT NULL
+UNION ALL
+SELECT lying.queue, (SELECT max(m.seq) FROM tenantry.queued AS m WHERE m.queue = lying.queue)
+FROM lying WHERE lying.queue IS NOT NULL;
 
 -- name: fetch
 -- What lies in queues beyond their floors and is not in hand, up to so many messages of each, and

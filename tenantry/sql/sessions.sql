@@ -21,11 +21,18 @@ SELECT a.pid, a.usename::text,
 FROM pg_catalog.pg_stat_activity AS a
 WHERE a.pid <> pg_backend_pid() AND (
     EXISTS (SELECT FROM tenantry.sql_roles AS s WHERE s.role = a.usename)
-    OR a.usename ~ '^tenant_.+_producer$' AND EXISTS (
+    OR a.usename ~ '^tenant_.+_(producer|consumer)$' AND EXISTS (
         SELECT FROM pg_catalog.pg_auth_members AS m
         WHERE m.member = a.usesysid
-          AND m.roleid = to_regrole(quote_ident(tenantry.producers_group()))))
+          AND m.roleid IN (to_regrole(quote_ident(tenantry.producers_group())),
+                           to_regrole(quote_ident(tenantry.consumers_group())))))
 ORDER BY a.pid;
+
+-- name: late
+SELECT pid, role::text FROM tenantry.late_sessions();
+
+-- name: forget_ended
+DELETE FROM tenantry.ended_sessions WHERE begun_until < clock_timestamp() - interval '1 hour';
 
 -- name: holding_many
 SELECT l.pid, count(*) FROM pg_catalog.pg_locks AS l

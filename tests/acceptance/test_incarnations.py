@@ -22,7 +22,7 @@ SECRET: Final = "a secret of the operator's, sixty-four bytes long or a little m
 KEPT: Final = "the journal, or what is made of it"
 ASIDE: Final = "put aside, if it was retained"
 GONE: Final = "gone with the tenant"
-NAMES: Final = "names to be waited for, which say nothing of a tenant"
+NAMES: Final = "names, to be waited for or of roles, which say nothing of a tenant"
 NOBODYS: Final = "of no tenant, or by keys that name none"
 
 FATES: Final = {
@@ -37,6 +37,7 @@ FATES: Final = {
     "tenantry.credentials": GONE,
     "tenantry.current_segment": NOBODYS,
     "tenantry.dead_letters": GONE,
+    "tenantry.ended_sessions": NAMES,
     "tenantry.events": KEPT,
     "tenantry.idempotency_keys": NOBODYS,
     "tenantry.iggy_offsets": GONE,

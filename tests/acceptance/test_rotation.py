@@ -1,4 +1,4 @@
-"""A password that nobody was shown never replaces the one that somebody was."""
+"""The last password that was shown is good, and no session by another lasts."""
 
 from __future__ import annotations
 
@@ -8,8 +8,11 @@ import httpx
 import pika
 import psycopg
 import pytest
+from pika.exceptions import ConnectionClosedByBroker
 
 from tests.acceptance.program import Program, Tenant
+from tests.held_logins import held_client, held_role
+from tests.waiting import eventually
 
 
 @pytest.fixture(params=["rabbitmq", "embedded"])
@@ -42,6 +45,33 @@ def test_after_a_rotation_that_was_cut_short_the_last_password_shown_is_good(
     events = [one["type"] for one in daemon.get(f"/tenants/{tenant.id}/events")["data"]]
     assert "CredentialsRotated" not in events
     lets_in(daemon.rotated(tenant.id))
+
+
+def test_what_begins_to_log_in_before_a_rotation_and_comes_after_it_does_not_stay(
+    daemon: Program,
+) -> None:
+    daemon.start()
+    tenant = daemon.create()
+    of_broker = tenant.amqp_url.startswith("amqp")
+    log_in = held_client if of_broker else held_role
+    with log_in(tenant.amqp_url) as held:
+        new = daemon.rotated(tenant.id)
+        lets_in(new)
+        with held.go_on() as late:
+            eventually(lambda: not lives(late), what="the end of the session")
+    lets_in(new)
+
+
+def lives(session: pika.BlockingConnection | psycopg.Connection) -> bool:
+    """Tell whether a session has not been ended."""
+    try:
+        if isinstance(session, pika.BlockingConnection):
+            session.process_data_events(time_limit=0.1)
+        else:
+            session.execute("SELECT 1")
+    except (ConnectionClosedByBroker, psycopg.OperationalError):
+        return False
+    return True
 
 
 def cut_short(daemon: Program, tenant: Tenant) -> None:

@@ -307,6 +307,9 @@ class MemoryBroker:
         if known:
             subscription.take_up()
 
+    def seek(self, subscription: MemorySubscription) -> None:
+        """Do nothing: it takes its queues up when it is told to."""
+
     def forget(self, subscription: MemorySubscription) -> None:
         """Leave a subscription out of everything from now on."""
         with self._lock:

@@ -68,9 +68,46 @@ def test_a_confirmed_password_leaves_nothing_of_the_former(broker: Broker, root:
     assert not opens(tenant.url)
     with pytest.raises(BrokerError):
         former.call(send)
+    # A user's number is given to another, once it is free: the former's stays taken.
+    for _ in range(3):
+        tenant.rotate()
+        with pytest.raises(BrokerError):
+            former.call(send)
     former.close()
     assert root.call(lambda client: client.get_user(former_name(tenant.id))) is None
     assert tenant.drift() == set()
+
+
+def test_a_deleted_tenants_open_session_does_nothing_as_any_tenant_that_comes_after(
+    broker: Broker,
+) -> None:
+    tenant = Provisioned(broker)
+    former = Session(Access.of(tenant.url))
+    tenant.administration.remove_user(tenant.id, tenant.hash)
+    tenant.administration.remove_topology(tenant.id)
+    for _ in range(3):
+        stream = Provisioned(broker).topology.exchange
+        with pytest.raises(BrokerError):
+            former.call(
+                lambda client, to=stream: client.send_messages(to, "default", 0, [SendMessage(b"")])  # type: ignore[misc]
+            )
+    former.close()
+
+
+def test_users_that_were_retired_before_the_servers_start_are_deleted(
+    broker: Broker, root: Session
+) -> None:
+    tenant = Provisioned(broker)
+    tenant.rotate()
+    root.call(lambda client: client.create_user("retired_1_1", "a-password", None, None))
+
+    def retired() -> set[str]:
+        listed = root.call(lambda client: client.get_users())
+        return {one.username for one in listed if one.username.startswith("retired_")}
+
+    before = retired()
+    assert tenant.drift() == set()
+    assert retired() == before - {"retired_1_1"} != set()
 
 
 def test_a_lost_user_is_made_again_and_its_password_is_told_to_be_lost(

@@ -23,8 +23,9 @@ from tenantry.broker.rabbitmq.administration import RabbitAdministration, hash_p
 from tenantry.domain import names
 from tests import brokers
 from tests.brokers import Broker
+from tests.held_logins import held_client
 from tests.services_rabbitmq import RabbitHost, virtual_host
-from tests.waiting import eventually
+from tests.waiting import DEADLINE, eventually
 
 ACCESS_REFUSED = 403
 PRECONDITION_FAILED = 406
@@ -296,11 +297,15 @@ def test_what_was_connected_by_an_earlier_password_is_closed_and_nobody_elses(
     theirs, hashed = broker.administration.new_credentials(other.tenant_id)
     broker.administration.ensure_user(other.tenant_id, hashed)
     try:
-        with pika.BlockingConnection(pika.URLParameters(theirs.amqp_url)) as neighbour:
-            old = pika.BlockingConnection(pika.URLParameters(credentials.amqp_url))
+        with (
+            pika.BlockingConnection(pika.URLParameters(theirs.amqp_url)) as neighbour,
+            pika.BlockingConnection(pika.URLParameters(credentials.amqp_url)) as old,
+        ):
+            # RabbitMQ opens a connection before it enters it among its user's.
+            eventually(lambda: connections_of(broker, credentials.username), what="the entry")
             broker.administration.end_sessions(made.tenant_id)
             with pytest.raises(ConnectionClosedByBroker, match="the password was changed"):
-                old.process_data_events(time_limit=20)
+                old.process_data_events(time_limit=DEADLINE)
             neighbour.channel().close()
     finally:
         broker.administration.remove_user(other.tenant_id)
@@ -310,28 +315,64 @@ def test_connections_that_cant_be_closed_now_are_closed_at_the_next_look(
     broker: Broker, tenant: Tenant, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made, credentials = tenant
-    administration = broker.administration
-    assert isinstance(administration, RabbitAdministration)
-    old = pika.BlockingConnection(pika.URLParameters(credentials.amqp_url))
+    administration = rabbit(broker)
 
     def away(*_: object) -> None:
         raise BrokerUnavailableError("the management API does not answer")
 
-    with monkeypatch.context() as patched:
-        patched.setattr(administration.management, "close_connections", away)
+    with pika.BlockingConnection(pika.URLParameters(credentials.amqp_url)) as old:
+        new = rotated(broker, made)
+        with monkeypatch.context() as patched:
+            patched.setattr(administration.management, "close_connections", away)
+            administration.end_sessions(made.tenant_id)
+        old.process_data_events(time_limit=0)
+        with pika.BlockingConnection(pika.URLParameters(new.amqp_url)) as good:
+            assert "the password was changed" in ends(old, administration)
+            good.channel().close()
+
+
+def test_what_logs_in_by_an_earlier_password_and_opens_later_is_closed_and_nothing_else(
+    broker: Broker, tenant: Tenant
+) -> None:
+    """RabbitMQ asks for the password once, and opens the connection up to ten seconds later."""
+    made, credentials = tenant
+    administration = rabbit(broker)
+    with held_client(credentials.amqp_url) as held:
+        new = rotated(broker, made)
         administration.end_sessions(made.tenant_id)
-    old.process_data_events(time_limit=0)
-    administration.survey()
-    with pytest.raises(ConnectionClosedByBroker):
-        old.process_data_events(time_limit=20)
+        with (
+            pika.BlockingConnection(pika.URLParameters(new.amqp_url)) as good,
+            held.go_on() as late,
+        ):
+            late.channel().close()
+            assert "the password was changed" in ends(late, administration)
+            good.channel().close()
+
+
+def test_who_has_logged_in_as_a_deleted_tenant_does_not_stay_as_the_next_one_of_its_id(
+    broker: Broker, tenant: Tenant
+) -> None:
+    made, credentials = tenant
+    administration = rabbit(broker)
+    with held_client(credentials.amqp_url) as held:
+        administration.remove_user(made.tenant_id)
+        new = rotated(broker, made)
+        with (
+            pika.BlockingConnection(pika.URLParameters(new.amqp_url)) as good,
+            held.go_on() as late,
+        ):
+            late.channel().close()
+            assert "the tenant was deleted" in ends(late, administration)
+            good.channel().close()
 
 
 def test_removing_a_user_closes_its_connections(broker: Broker, tenant: Tenant) -> None:
     made, credentials = tenant
-    connection = pika.BlockingConnection(pika.URLParameters(credentials.amqp_url))
-    broker.administration.remove_user(made.tenant_id)
-    with pytest.raises(ConnectionClosedByBroker):
-        connection.process_data_events(time_limit=20)
+    with pika.BlockingConnection(pika.URLParameters(credentials.amqp_url)) as connection:
+        eventually(lambda: connections_of(broker, credentials.username), what="the entry")
+        broker.administration.remove_user(made.tenant_id)
+        with pytest.raises(ConnectionClosedByBroker):
+            connection.process_data_events(time_limit=DEADLINE)
     with pytest.raises(AMQPConnectionError):
         pika.BlockingConnection(pika.URLParameters(credentials.amqp_url))
 
@@ -349,6 +390,42 @@ def test_a_password_is_hashed_with_a_salt_of_its_own() -> None:
     assert first != second
     raw = base64.b64decode(first)
     assert raw[4:] == hashlib.sha256(raw[:4] + b"secret").digest()
+
+
+def rotated(broker: Broker, tenant: TenantTopology) -> Credentials:
+    """Give a tenant's user a new password."""
+    credentials, hashed = broker.administration.new_credentials(tenant.tenant_id)
+    broker.administration.ensure_user(tenant.tenant_id, hashed)
+    return credentials
+
+
+def rabbit(broker: Broker) -> RabbitAdministration:
+    administration = broker.administration
+    assert isinstance(administration, RabbitAdministration)
+    return administration
+
+
+def connections_of(broker: Broker, user: str) -> list[object]:
+    """Give the connections of a user that RabbitMQ would close by its name."""
+    assert broker.host is not None
+    listed = httpx.get(
+        f"{broker.host.management_url}/api/connections/username/{user}", trust_env=False
+    )
+    return list(listed.raise_for_status().json())
+
+
+def ends(connection: pika.BlockingConnection, administration: RabbitAdministration) -> str:
+    """Look for late connections until this one is closed, and give the reason."""
+
+    def look() -> str:
+        administration.late.look()
+        try:
+            connection.process_data_events(time_limit=0.1)
+        except ConnectionClosedByBroker as closed:
+            return closed.reply_text
+        return ""
+
+    return eventually(look, what="the end of the connection")
 
 
 def refused(call: object) -> None:

@@ -17,10 +17,12 @@ from tenantry.database.conninfo import url_for
 from tenantry.database.installation import find_installation
 from tenantry.database.migrations import migrate
 from tenantry.database.pool import Database
+from tenantry.isolation.sessions import TenantsSessions
 from tenantry.journal.port import JournalUnavailableError
 from tenantry.messages.port import Incoming, MessageStoreError
 from tenantry.messages.postgres import PostgresMessageStore
 from tenantry.messages.sql_access_postgres import CONNECTIONS, PostgresSqlAccess
+from tests.held_logins import held_role
 from tests.services_postgres import admin_url, database, grant
 
 LONGEST = "a-tenant-whose-id-has-40-characters-0000"
@@ -228,6 +230,20 @@ def test_a_daemon_that_is_no_superuser_grants_and_revokes(
         assert access.revoke(LONGEST)
         with pytest.raises(psycopg.OperationalError):
             connection.execute("SELECT 1")
+
+
+def test_a_daemon_that_is_no_superuser_ends_who_comes_late_by_an_earlier_password(
+    modest: Callable[[str], Database],
+) -> None:
+    database = modest("CREATEROLE")
+    access = PostgresSqlAccess(database)
+    with held_role(grant(access, "a").url) as held:
+        new = grant(access, "a").url
+        with held.go_on() as late, psycopg.connect(new) as good:
+            assert TenantsSessions(database).look() == 1
+            with pytest.raises(psycopg.OperationalError):
+                late.execute("SELECT 1")
+            good.execute("SELECT 1")
 
 
 def test_a_daemon_that_may_not_make_roles_says_what_it_lacks(

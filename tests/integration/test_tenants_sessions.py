@@ -14,6 +14,7 @@ from psycopg import sql
 from tenantry.broker.port import TenantTopology
 from tenantry.broker.postgres.administration import PostgresAdministration
 from tenantry.database.pool import Database
+from tenantry.domain.names import UserKind
 from tenantry.isolation.sessions import Limits, TenantsSessions
 from tenantry.messages.port import Incoming
 from tenantry.messages.postgres import PostgresMessageStore
@@ -44,6 +45,10 @@ class World:
         self.administration.ensure_user(self.tenant, hashed)
         stack.callback(self.administration.remove_user, self.tenant)
         self.publishing = credentials.postgres_url
+        credentials, hashed = self.administration.new_credentials(self.tenant, UserKind.CONSUMER)
+        self.administration.ensure_user(self.tenant, hashed, UserKind.CONSUMER)
+        stack.callback(self.administration.remove_user, self.tenant, kind=UserKind.CONSUMER)
+        self.consuming = credentials.postgres_url
 
     def look(self, **limits: float) -> int:
         return TenantsSessions(self.database, Limits(**limits)).look()  # type: ignore[arg-type]
@@ -71,7 +76,7 @@ def ended(session: psycopg.Connection) -> Iterator[None]:
 def test_a_transaction_that_lasts_too_long_is_ended_whatever_its_session_has_set(
     world: World,
 ) -> None:
-    for url in (world.reading, world.publishing):
+    for url in (world.reading, world.publishing, world.consuming):
         with psycopg.connect(url) as session:
             session.execute("SET idle_in_transaction_session_timeout = 0")
             assert world.look(transaction=60) == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -76,6 +77,25 @@ def test_what_keeps_everything_from_working_makes_it_not_ready_in_its_own_words(
     before = runtime.not_ready()
     trouble.append("the database stores nothing: a pooler stands before it")
     assert runtime.not_ready() == (*before, trouble[0])
+
+
+def test_only_a_tenant_s_present_actor_has_a_say_in_whether_the_system_is_ready() -> None:
+    runtime = RuntimeState()
+    runtime.state = SystemState.RUNNING
+    for one in "ab":
+        runtime.tenant(one).consuming = True
+    assert runtime.not_ready() == ()
+    former = runtime.tenant("a")
+    runtime.renew("a").waiting_since = -math.inf
+    assert runtime.not_ready() == ("not consuming yet: a",)
+    runtime.tenant("a").consuming = True
+    former.consuming = False
+    former.store_down = True
+    assert runtime.not_ready() == ()
+    runtime.tenant("b").store_down = True
+    assert runtime.not_ready() == ("the database refuses to store",)
+    runtime.forget("b")
+    assert runtime.not_ready() == ()
 
 
 def test_a_crashed_consumer_is_replaced_and_loses_nothing(tree: Tree) -> None:

@@ -10,7 +10,7 @@ from tenantry.broker.postgres.reader_wakeup import LONGEST_PAUSE, LOOK, QUIET, R
 def test_a_queue_in_motion_is_watched_until_it_has_been_quiet() -> None:
     wakeup = ReaderWakeup()
     assert wakeup.stay_awake([7], 0.0) == []
-    assert wakeup.is_awake(7)
+    assert 7 in wakeup.awake()
     assert wakeup.pause(0.0) == LOOK
     assert wakeup.quiet(QUIET / 2) == []
     assert wakeup.quiet(QUIET) == [7]
@@ -20,7 +20,7 @@ def test_having_fallen_asleep_it_looks_until_those_have_ended_who_may_not_know()
     wakeup = ReaderWakeup()
     wakeup.stay_awake([7], 0.0)
     wakeup.fall_asleep([7], 100, 1.0)
-    assert not wakeup.is_awake(7)
+    assert 7 not in wakeup.awake()
     # At once, since somebody may have come in between; then less and less often.
     assert wakeup.any_due(1.0)
     assert wakeup.due(99, 1.0) == {7}
@@ -49,7 +49,7 @@ def test_what_wakes_it_is_told_of_once() -> None:
     wakeup.fall_asleep([7, 8], 100, 0.0)
     assert wakeup.stay_awake([7, 9], 1.0) == [7]
     assert wakeup.stay_awake([7], 1.0) == []
-    assert wakeup.is_awake(7)
+    assert 7 in wakeup.awake()
     assert wakeup.due(100, 1.0) == {8}
     assert wakeup.stay_awake([8], 2.0) == [8]
 

@@ -12,7 +12,7 @@ import pytest
 from tenantry.actors.reconciler import LONGEST_LOOK
 from tenantry.actors.runtime_state import RuntimeState
 from tenantry.actors.supervision import ActorHeartbeat, heartbeat_of
-from tenantry.actors.watch import MOST_ABANDONED, Watch
+from tenantry.actors.watch import LONGEST_ROUND, MOST_ABANDONED, Watch
 from tenantry.domain.commands import PauseTenant, RequestDeletion, ResizeWorkers
 from tenantry.domain.tenant import Lifecycle
 from tenantry.loops import Heartbeat
@@ -91,7 +91,7 @@ def test_a_process_that_was_frozen_replaces_nobody(tree: Tree, recorder: Recorde
     tree.watch.look()
     tree.pass_time(59)
     assert recorder.stuck()["worker"] == 0
-    tree.pass_time(2)
+    tree.pass_time(1 + LONGEST_ROUND)
     eventually(lambda: recorder.stuck()["worker"] == 1)
     gate.set()
 

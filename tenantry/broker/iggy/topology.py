@@ -77,6 +77,17 @@ def former_name(tenant_id: str, kind: UserKind = UserKind.PRODUCER) -> str:
     return f"former_{_short(tenant_id)}_{kind}"
 
 
+def retired_name(started: int, number: int) -> str:
+    """Name a user that is nobody's any more, by the server's start and its own number."""
+    return f"retired_{started}_{number}"
+
+
+def retired_before(name: str, started: int) -> bool:
+    """Tell whether a name is that of a user that was retired before the server's last start."""
+    match = re.fullmatch(r"retired_([0-9]+)_[0-9]+", name, re.ASCII)
+    return match is not None and int(match[1]) != started
+
+
 def _short(tenant_id: str) -> str:
     """Give an id as users' names have it; a long one by its beginning and its digest.
 

@@ -9,7 +9,7 @@ the log says so where there is no way back.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final
 
@@ -26,6 +26,8 @@ from tenantry.broker.iggy.topology import (
     marked_by,
     permissions_of,
     producer_name,
+    retired_before,
+    retired_name,
     user_name,
 )
 from tenantry.broker.port import (
@@ -124,7 +126,7 @@ class IggyUsers:
                 )
                 return
             for name in _names(tenant_id, *(UserKind if kind is UserKind.PRODUCER else (kind,))):
-                self._delete(session, name)
+                self._retire(session, name)
             if kind is UserKind.CONSUMER:
                 stream = names.exchange_name(tenant_id)
                 found = session.call(lambda client: client.get_stream(stream))
@@ -137,9 +139,9 @@ class IggyUsers:
         """See `Administration.remove_group`: nothing is copied, and there are no such queues."""
 
     def end_sessions(self, tenant_id: str, kind: UserKind = UserKind.PRODUCER) -> None:
-        """See `Administration.end_sessions`: nothing is left of a user that is no more."""
+        """See `Administration.end_sessions`: a user that is retired does nothing any more."""
         with self.sessions.session() as session:
-            self._delete(session, former_name(tenant_id, kind))
+            self._retire(session, former_name(tenant_id, kind))
 
     def new_credentials(
         self, tenant_id: str, kind: UserKind = UserKind.PRODUCER
@@ -160,8 +162,9 @@ class IggyUsers:
         known = self._passwords.known()
         users: dict[str, User] = {}
         tenants = {layout.owner_of(one) or "" for one in streams}
-        for one in session.call(lambda client: client.get_users()):
-            tenants.add(layout.owner_of(one.username) or "")
+        listed = [one.username for one in session.call(lambda client: client.get_users())]
+        tenants.update(layout.owner_of(one) or "" for one in listed)
+        self._delete_retired(session, listed)
         for tenant_id in tenants - {""}:
             found = self._find(session, producer_name(tenant_id))
             if found is None:
@@ -203,7 +206,7 @@ class IggyUsers:
             self._let(session, present, rights)
             return
         if former is not None and known.get(_made(former)) == password.value:
-            self._delete(session, name)
+            self._retire(session, name)
             session.call(
                 lambda client: client.update_user(aside, name, self.iggy.UserStatus.Active)
             )
@@ -213,10 +216,10 @@ class IggyUsers:
         if present is not None:
             kept = known.get(_made(present)) == self._passwords.confirmed(tenant_id, kind)
             if kept and clear is not None:
-                self._delete(session, aside)
+                self._retire(session, aside)
                 session.call(lambda client: client.update_user(name, aside))
             else:
-                self._delete(session, name)
+                self._retire(session, name)
         if clear is None:
             log.warning(
                 "broker.password_lost",
@@ -274,13 +277,42 @@ class IggyUsers:
         except MissingError:
             return None
 
-    def _delete(self, session: Session, name: str) -> None:
-        if self._find(session, name) is None:
+    def _retire(self, session: Session, name: str) -> None:
+        """Let a user go, so that nobody does anything as it any more.
+
+        To Iggy a session is its user's number, also once that user was deleted; and the number of a
+        user that was deleted is given to the next one that is made, which may be another tenant's.
+        So a number is kept, without rights and without a login, as long as the server runs.
+        """
+        found = self._find(session, name)
+        if found is None:
             return
+        never_in = found.permissions is None and found.status != self.iggy.UserStatus.Active
         try:
-            session.call(lambda client: client.delete_user(name))
+            if never_in:
+                session.call(lambda client: client.delete_user(found.id))
+                return
+            session.call(lambda client: client.update_permissions(found.id, None))
+            started = session.call(lambda client: client.get_stats()).start_time
+            session.call(
+                lambda client: client.update_user(
+                    found.id, retired_name(started, found.id), self.iggy.UserStatus.Inactive
+                )
+            )
         except MissingError:
             log.debug("broker.user_was_gone", user=name)
+
+    def _delete_retired(self, session: Session, listed: Sequence[str]) -> None:
+        """Delete users that were retired before the server's start: it ended their sessions."""
+        if not any(retired_before(name, 0) for name in listed):
+            return
+        started = session.call(lambda client: client.get_stats()).start_time
+        for name in listed:
+            if retired_before(name, started):
+                try:
+                    session.call(lambda client, name=name: client.delete_user(name))  # type: ignore[misc]
+                except MissingError:
+                    log.debug("broker.user_was_gone", user=name)
 
     def _ours(self, session: Session, tenant_id: str, known: PasswordHash | None) -> User | None:
         """Give the tenant's user, if there is one. Raises `NotOursError`."""

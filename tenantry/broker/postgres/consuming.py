@@ -18,7 +18,7 @@ import structlog
 
 from tenantry.broker import topology as layout
 from tenantry.broker.budget import Budget
-from tenantry.broker.polled import PolledConsuming
+from tenantry.broker.polled import PolledConsuming, move_first_to_end
 from tenantry.broker.port import DeliverySink, QueueSpec
 from tenantry.broker.postgres.reader_wakeup import ReaderWakeup
 from tenantry.broker.postgres.reading import QueueReading, Stragglers
@@ -34,6 +34,13 @@ LOOK_EVERY: Final = 1.0
 
 ASK_EVERY: Final = 0.1
 """Seconds between looks at which transactions are open, while one is that stays so for long."""
+
+BUSY_FOR: Final = 300.0
+"""Seconds after a queue's last message for which it is looked at from its floor: so long what was
+taken out of it may be in the index still, and would be passed over from the beginning."""
+
+AT_ONCE: Final = 100
+"""Subscriptions whose queues are acquired before others are served again."""
 
 SMALL_CREDIT: Final = 0.02
 """Seconds that pass before a queue is asked for the few messages its prefetch allows just now."""
@@ -57,6 +64,12 @@ class PostgresConsuming(PolledConsuming[PostgresSubscription]):
         # Of the thread that runs.
         self._session: QueueSession | None = None
         self._by_id: dict[int, QueueReading] = {}
+        self._whose: dict[int, PostgresSubscription] = {}
+        self._hungry: dict[PostgresSubscription, None] = {}
+        """Those with a queue that may have messages: of thousands it is few, and each round of the
+        loop looks at these alone."""
+        self._busy: dict[int, float] = {}
+        """Queues that had messages a while ago, and until when that counts."""
         self._reader_wakeup = ReaderWakeup()
         self._woken: list[int] = []
         self._stragglers = Stragglers()
@@ -78,9 +91,7 @@ class PostgresConsuming(PolledConsuming[PostgresSubscription]):
 
     def give_back(self, readings: Sequence[QueueReading]) -> None:
         """Leave queues to others."""
-        for reading in readings:
-            self._by_id.pop(reading.id, None)
-        self._reader_wakeup.forget(reading.id for reading in readings)
+        self._drop(readings)
         if self._session is not None and readings:
             self._session.release(readings)
 
@@ -112,6 +123,9 @@ class PostgresConsuming(PolledConsuming[PostgresSubscription]):
             finally:
                 self._session = None
                 self._by_id.clear()
+                self._whose.clear()
+                self._hungry.clear()
+                self._busy.clear()
 
     def _read(self, session: QueueSession, descriptor: int) -> None:
         self._reader_wakeup, self._stragglers = ReaderWakeup(), Stragglers()
@@ -133,8 +147,8 @@ class PostgresConsuming(PolledConsuming[PostgresSubscription]):
                 self._look_at_all(session)
             elif self._stragglers and (now >= ask_at or told.queues):
                 ask_at = now + ASK_EVERY
-                self._stragglers.settle(session.open_transactions(), self._by_id.values())
-            self._take_up(session, now)
+                self._settle_stragglers(session)
+            more = self._take_up(session, now)
             self._look(session, told.queues, now)
             pause = self._fetch(session)
             if self._woken:
@@ -145,18 +159,48 @@ class PostgresConsuming(PolledConsuming[PostgresSubscription]):
                 now = time.monotonic()
                 until = min(renew_at, look_at, ask_at if self._stragglers else look_at)
                 pause = max(0.0, min(until - now, self._reader_wakeup.pause(now)))
-            if pause > 0 and not self._jobs:
+            if pause > 0 and not self._jobs and not more:
                 self._wakeup.wait(descriptor, pause)
         held = [one for subscription in self._subscriptions for one in subscription.held]
         session.end(held)
 
     def _look_at_all(self, session: QueueSession) -> None:
-        """Look at every queue, told of or not, and at who holds back their floors."""
-        readings = tuple(self._by_id.values())
-        self._stragglers.note(session.open_transactions(), readings)
-        for queue in session.promising(readings):
+        """Look at every queue, told of or not, and at who holds back their floors.
+
+        A queue that is empty for long is not asked for by its name: there are thousands of them.
+        """
+        readings, now = self._by_id.values(), time.monotonic()
+        if self._stragglers.note(session.open_transactions(), readings):
+            self._rouse(one.id for one in readings if one.hungry)
+        self._busy = {queue: until for queue, until in self._busy.items() if until > now}
+        floors = {one: self._by_id[one].floor for one in self._busy if one in self._by_id}
+        for queue, last in session.promising(floors, self._busy):
+            reading = self._by_id.get(queue)
+            if reading is None:
+                self._busy[queue] = now + BUSY_FOR  # another's, or one that nobody reads
+            elif last > reading.floor:
+                self._rouse([queue])
+        for subscription in self._hungry:
+            subscription.found_room()
+
+    def _settle_stragglers(self, session: QueueSession) -> None:
+        readings = self._by_id.values()
+        if self._stragglers.settle(session.open_transactions(), readings):
+            self._rouse(one.id for one in readings if one.hungry)
+
+    def _rouse(self, queues: Iterable[int]) -> None:
+        """Have queues fetched from that may have messages."""
+        for queue in queues:
             self._by_id[queue].hungry = True
-        self._all_find_room()
+            self._hungry[self._whose[queue]] = None
+
+    def _drop(self, readings: Iterable[QueueReading]) -> None:
+        """Know queues no more that are not read here any more."""
+        gone = [one.id for one in readings]
+        for queue in gone:
+            self._by_id.pop(queue, None)
+            self._whose.pop(queue, None)
+        self._reader_wakeup.forget(gone)
 
     def _look(self, session: QueueSession, told: Iterable[int], now: float) -> None:
         """Find out which queues are to be fetched from: those told of, and those in motion."""
@@ -164,17 +208,19 @@ class PostgresConsuming(PolledConsuming[PostgresSubscription]):
             (one for one in told if one in self._by_id), now
         )
         quiet = self._reader_wakeup.quiet(now)
-        wanted = {one for one in self._by_id if self._reader_wakeup.is_awake(one)}
+        wanted = set(self._reader_wakeup.awake())
         if quiet:
             self._reader_wakeup.fall_asleep(quiet, session.ask_for_notify(quiet), now)
         if self._reader_wakeup.any_due(now):
             oldest_open = self._stragglers.oldest(session.open_transactions())
             wanted |= self._reader_wakeup.due(oldest_open, now)
-        for queue in wanted & self._by_id.keys():
-            self._by_id[queue].hungry = True
+        self._rouse(wanted & self._by_id.keys())
 
-    def _take_up(self, session: QueueSession, now: float) -> None:
-        for subscription in self._waiting(now):
+    def _take_up(self, session: QueueSession, now: float) -> bool:
+        """Acquire queues for those who have none, some at a time; tell whether there are more."""
+        for number, subscription in enumerate(self._waiting(now)):
+            if number == AT_ONCE:
+                return True
             found = session.acquire(subscription.queues, subscription.prefetch)
             absent = [one.name for one in subscription.queues if one.name not in found.names]
             if absent:
@@ -183,25 +229,28 @@ class PostgresConsuming(PolledConsuming[PostgresSubscription]):
                 subscription.retry_at = now + LOOK_EVERY / 2
                 log.info("broker.queues_are_read_by_another", queue=subscription.queues[0].name)
             else:
-                self._by_id.update({one.id: one for one in found.readings})
                 for one in found.readings:
+                    self._by_id[one.id] = one
+                    self._whose[one.id] = subscription
                     self._stragglers.greet(one)
+                self._hungry[subscription] = None
                 # Awake at first: who has published before may not have known of a reader.
                 self._reader_wakeup.stay_awake((one.id for one in found.readings), now)
                 subscription.opened(found.readings)
+        return False
 
     def _renew(self, session: QueueSession) -> None:
         """Keep the lease; drop the channels whose queues have gone, or are another's now."""
         held = session.renew()
+        if held >= self._by_id.keys():
+            return
         for subscription in tuple(self._subscriptions):
             lost = [one for one in subscription.held if one.id not in held]
             if not lost:
                 continue
             rest = [one for one in subscription.held if one.id in held]
             there = session.existing(lost)
-            for one in subscription.held:
-                self._by_id.pop(one.id, None)
-            self._reader_wakeup.forget(one.id for one in subscription.held)
+            self._drop(subscription.held)
             missing = len(there) < len(lost)
             subscription.lose(
                 "a queue was deleted" if missing else "another reader has taken a queue over",
@@ -212,7 +261,10 @@ class PostgresConsuming(PolledConsuming[PostgresSubscription]):
     def _fetch(self, session: QueueSession) -> float | None:
         """Fetch once for all who have credit; give the seconds until there may be more, if any."""
         pause: float | None = None
-        for subscription in tuple(self._subscriptions):
+        for subscription in tuple(self._hungry):
+            if not any(one.hungry for one in subscription.held):
+                del self._hungry[subscription]
+                continue
             hungry = subscription.hungry()
             if not hungry:
                 continue
@@ -237,8 +289,12 @@ class PostgresConsuming(PolledConsuming[PostgresSubscription]):
             if parts:
                 subscription.deliver(parts)
                 now = time.monotonic()
-                self._woken += self._reader_wakeup.stay_awake((one.id for one, _ in parts), now)
+                brought = [one.id for one, _ in parts]
+                self._busy.update(dict.fromkeys(brought, now + BUSY_FOR))
+                self._woken += self._reader_wakeup.stay_awake(brought, now)
             if subscription.has_room() and subscription.hungry():
                 pause = 0.0 if pause is None or parts else pause
-        self._take_turns()
+        if self._budget.crowded and self._hungry:
+            # What little room there is goes to another subscription first the next time.
+            move_first_to_end(self._hungry)
         return pause

@@ -90,9 +90,9 @@ class ReaderWakeup:
             doze.queues -= gone
         self._dozes = [doze for doze in self._dozes if doze.queues]
 
-    def is_awake(self, queue: int) -> bool:
-        """Tell whether a queue is looked at without being told."""
-        return queue in self._awake
+    def awake(self) -> list[int]:
+        """Give the queues that are looked at without being told."""
+        return list(self._awake)
 
     def pause(self, now: float) -> float:
         """Give the seconds until the next look; for ever while the reader sleeps for all."""

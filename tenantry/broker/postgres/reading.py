@@ -49,24 +49,25 @@ class Stragglers:
         """Have a queue look from its floor when one of those known has ended."""
         reading.owed.update(dict.fromkeys(self._known, reading.floor))
 
-    def note(self, now: OpenTransactions, readings: Collection[QueueReading]) -> None:
-        """Note who is under way now, about a second after the last time."""
+    def note(self, now: OpenTransactions, readings: Collection[QueueReading]) -> bool:
+        """Note who is under way now, about a second after the last time, and `settle`."""
         fresh = (self._met & now.open) - self._known
         if fresh:
             for reading in readings:
                 reading.owed.update(dict.fromkeys(fresh, reading.floor))
         self._known |= fresh
         self._met = now.open
-        self.settle(now, readings)
+        return self.settle(now, readings)
 
-    def settle(self, now: OpenTransactions, readings: Iterable[QueueReading]) -> None:
-        """Have queues look for what those have left behind that have ended."""
+    def settle(self, now: OpenTransactions, readings: Iterable[QueueReading]) -> bool:
+        """Have queues look for what those have left behind that have ended; tell if any have."""
         ended = self._known - now.open
         if ended:
             self._known -= ended
             for reading in readings:
                 reading.look_back(ended)
         self.oldest_other = self.oldest(now)
+        return bool(ended)
 
     def oldest(self, now: OpenTransactions) -> int:
         """Give the number below which every transaction has ended that is no straggler."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from operator import itemgetter
@@ -20,6 +20,8 @@ from tenantry.sql import queries
 
 LEASE: Final = 10.0
 """Seconds after which the queues of a reader that has not renewed its lease are free."""
+
+LAST_QUEUE: Final = 2**31 - 1
 
 _PLANS: Final = """
 SET enable_seqscan = off; SET enable_bitmapscan = off; SET enable_hashjoin = off;
@@ -133,14 +135,21 @@ class QueueSession:
         )
         return frozenset(row[0] for row in rows)
 
-    def promising(self, readings: Sequence[QueueReading]) -> frozenset[int]:
-        """Tell in which queues something lies, be it in hand."""
+    def promising(self, floors: Mapping[int, int], known: Iterable[int]) -> list[tuple[int, int]]:
+        """Give queues in which something lies, be it in hand, each with its last message's number.
+
+        Of the `known` those with a floor are told of where something lies beyond it, the others
+        never; of all the rest, and they are not only this reader's, where anything lies.
+        """
+        bounds = sorted(known)
         parameters = {
-            "queues": [one.id for one in readings],
-            "floors": [one.floor for one in readings],
+            "queues": integer_array(list(floors)),
+            "floors": bigint_array(list(floors.values())),
+            "lows": integer_array([0, *bounds]),
+            "highs": integer_array([*bounds, LAST_QUEUE]),
         }
-        rows = self._connection.execute(self._sql["promising"], parameters)
-        return frozenset(row[0] for row in rows)
+        cursor = self._connection.cursor(binary=True)
+        return cursor.execute(self._sql["promising"], parameters, prepare=True).fetchall()
 
     def fetch(
         self,

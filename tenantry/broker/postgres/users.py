@@ -165,12 +165,8 @@ def mark(connection: Connection, name: str, installation: str) -> None:
 
 
 def end_sessions(connection: Connection, name: str) -> None:
-    """End what is logged in as a role."""
-    connection.execute(
-        "SELECT pg_catalog.pg_terminate_backend(pid)"
-        " FROM pg_catalog.pg_stat_activity WHERE usename = %s",
-        [name],
-    )
+    """End what is logged in as a role, or on its way in; see migration 0028."""
+    connection.execute("SELECT tenantry.end_sessions(%s)", [name])
 
 
 def ensure_user(

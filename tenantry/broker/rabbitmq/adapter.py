@@ -13,8 +13,10 @@ from tenantry.broker.port import BrokerError
 from tenantry.broker.rabbitmq.administration import RabbitAdministration, RabbitProbes
 from tenantry.broker.rabbitmq.consuming import RabbitConsuming
 from tenantry.broker.rabbitmq.dead_letters import RabbitDeadLetters
+from tenantry.broker.rabbitmq.late_connections import LOOK_EVERY
 from tenantry.broker.rabbitmq.publishing import RabbitPublishing
 from tenantry.broker.rabbitmq.tls import Tls
+from tenantry.loops import PeriodicService
 from tenantry.urls import address, without_user
 
 if TYPE_CHECKING:
@@ -52,7 +54,11 @@ def links(settings: Settings, _database: Database, fence: TermFence) -> BrokerLi
             "publishing": lambda: publishing.reconnects,
         },
         prepare=prepare,
-        loops={"broker-publishing": publishing, "broker-consuming": consuming},
+        loops={
+            "broker-publishing": publishing,
+            "broker-consuming": consuming,
+            "broker-late": PeriodicService(administration.late.look, every=LOOK_EVERY),
+        },
         close=administration.close,
         shut_out=administration.shut_out_node,
         probes=RabbitProbes(administration),

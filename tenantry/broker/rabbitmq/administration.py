@@ -9,6 +9,7 @@ import secrets
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from copy import copy
 from dataclasses import replace
 from typing import Any, Final
 from urllib.parse import unquote, urlsplit
@@ -38,9 +39,10 @@ from tenantry.broker.port import (
     TenantTopology,
 )
 from tenantry.broker.rabbitmq.connection import describe, parameters
+from tenantry.broker.rabbitmq.late_connections import LateConnections
 from tenantry.broker.rabbitmq.management import ManagementClient
 from tenantry.broker.rabbitmq.pika_internals import fenced_blocking_connection
-from tenantry.broker.rabbitmq.term_fence import shut_out
+from tenantry.broker.rabbitmq.term_fence import client_properties, shut_out
 from tenantry.broker.rabbitmq.tls import SYSTEMS, Tls
 from tenantry.broker.rabbitmq.tls import problem as tls_problem
 from tenantry.broker.rabbitmq.users import RabbitUsers
@@ -59,6 +61,9 @@ WAIT: Final = 30.0
 
 BLOCKED_TIMEOUT: Final = 10.0
 """Seconds a declaration waits for a broker that is out of memory or disk."""
+
+CLOCK_TIMEOUTS: Final = 2.0, 5.0
+"""Seconds to connect, in each step and in all, when only the broker's clock is to be read."""
 
 _PRECONDITION_FAILED: Final = 406
 _ACCESS_REFUSED: Final = 403
@@ -89,15 +94,19 @@ class RabbitAdministration(RabbitUsers):
         self._parameters = parameters(url, "administration", fence, tls)
         self._parameters.blocked_connection_timeout = BLOCKED_TIMEOUT
         self._fence = fence
+        self._clock = parameters(url, "clock", fence, tls)
+        self._clock.socket_timeout, self._clock.stack_timeout = CLOCK_TIMEOUTS
         self._scheme = urlsplit(url).scheme
         self._user = unquote(urlsplit(url).username or "guest")
+        management = ManagementClient(
+            management_url, vhost=self._parameters.virtual_host, fence=fence, tls=tls
+        )
         super().__init__(
-            ManagementClient(
-                management_url, vhost=self._parameters.virtual_host, fence=fence, tls=tls
-            ),
+            management,
             installation=installation,
             where=f"{self._parameters.host}:{self._parameters.port}",
             alone=self._claiming,
+            late=LateConnections(management, user=self._user, connect=self._connect_called),
         )
         self._queue_type = queue_type
         self._free = threading.BoundedSemaphore(CONNECTIONS)
@@ -107,6 +116,7 @@ class RabbitAdministration(RabbitUsers):
 
     def close(self) -> None:
         """Give up what is kept open between calls."""
+        self.late.close()
         self.management.close()
 
     def ensure_topology(self, topology: TenantTopology) -> None:
@@ -206,7 +216,6 @@ class RabbitAdministration(RabbitUsers):
 
     def survey(self) -> Survey:
         """Give what there is of all tenants, in four calls of the management API."""
-        self.close_late()
         found = self.management.definitions()
         rights = self.management.permissions()
         users = {
@@ -263,7 +272,7 @@ class RabbitAdministration(RabbitUsers):
                 f"RabbitMQ at {self._where} is too slow: {CONNECTIONS} declarations are waiting"
             )
         try:
-            connection = self._connect()
+            connection = self._connect(self._parameters)
             try:
                 yield connection.channel()
             except (AMQPError, OSError) as error:
@@ -276,9 +285,14 @@ class RabbitAdministration(RabbitUsers):
         finally:
             self._free.release()
 
-    def _connect(self) -> pika.BlockingConnection:
+    def _connect_called(self, name: str) -> pika.BlockingConnection:
+        wanted = copy(self._clock)
+        wanted.client_properties = client_properties(self._fence, name)
+        return self._connect(wanted)
+
+    def _connect(self, wanted: pika.URLParameters) -> pika.BlockingConnection:
         try:
-            return fenced_blocking_connection(self._parameters, self._fence)
+            return fenced_blocking_connection(wanted, self._fence)
         except (AuthenticationError, ProbableAuthenticationError) as error:
             raise BrokerError(
                 f"RabbitMQ at {self._where} refuses user name and password: check rabbitmq.url"
@@ -291,7 +305,7 @@ class RabbitAdministration(RabbitUsers):
             raise self._failed(error) from error
         except (AMQPError, OSError) as error:
             self._fence.check()
-            secured = self._parameters.ssl_options is not None
+            secured = wanted.ssl_options is not None
             reason = tls_problem(error, secured=secured) or (
                 f"{describe(error)}; start it, or correct rabbitmq.url"
             )

@@ -7,6 +7,8 @@ two that do not, each by what the other has put by then: the mark, or rights els
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Final
@@ -16,12 +18,19 @@ import structlog
 from tenantry.broker import topology as layout
 from tenantry.broker.drift import mark_of, marks_in, stranger
 from tenantry.broker.port import BrokerError, NotOursError, PasswordHash
+from tenantry.broker.rabbitmq.late_connections import Change, LateConnections
 from tenantry.broker.rabbitmq.management import ManagementClient
 from tenantry.broker.survey import Permissions, User
 from tenantry.domain import names
 from tenantry.domain.names import UserKind
 
 log = structlog.get_logger(__name__)
+
+ENTERED: Final = 0.1
+"""Seconds after which a connection is mostly in the table that the broker closes a user's by."""
+
+_CHANGED: Final = "the password was changed"
+_DELETED: Final = "the tenant was deleted"
 
 NO_PASSWORD: Final = ""
 """The hash of a user without a password: there is no logging in as it."""
@@ -40,12 +49,13 @@ class RabbitUsers:
         installation: str,
         where: str,
         alone: Callable[[str], AbstractContextManager[None]],
+        late: LateConnections,
     ) -> None:
         self.management = management
         self._installation = installation
         self._where = where
         self._alone = alone
-        self._unclosed: set[str] = set()
+        self.late = late
 
     @property
     def mark(self) -> str:
@@ -81,6 +91,8 @@ class RabbitUsers:
         name = names.username(tenant_id, kind)
         wanted = layout.permissions(tenant_id, kind)
         user = self._ours(name, password)
+        if user is None or user.password_hash == NO_PASSWORD:
+            self.late.is_made_anew(name)
         if user is None or user.password_hash != password.value or not self._marked(user):
             self.management.put_user(name, password.value, tags=[self.mark])
         if user is not None and user.permissions == wanted:
@@ -107,17 +119,20 @@ class RabbitUsers:
             return
         # In this order, since a client that is thrown out connects again at once.
         self.management.delete_user(name)
-        self._close(name, "the tenant was deleted")
+        began = time.monotonic()
+        closed = self._close(name, _DELETED)
+        # Who has logged in, and says no more before there is a tenant of this id again, gets in.
+        self.late.look_for(name, Change(began, math.inf, _DELETED, closed))
 
     def end_sessions(self, tenant_id: str, kind: UserKind = UserKind.PRODUCER) -> None:
         """See `Administration.end_sessions`."""
-        self._close(names.username(tenant_id, kind), "the password was changed")
-
-    def close_late(self) -> None:
-        """Close what could not be closed before; where one still can't be, the rest wait, too."""
-        for name in sorted(self._unclosed):
-            if not self._close(name, "the password was changed, or the tenant deleted"):
-                return
+        name = names.username(tenant_id, kind)
+        began = time.monotonic()
+        closed = self._close(name, _CHANGED)
+        if closed:
+            time.sleep(ENTERED)
+            closed = self._close(name, _CHANGED)
+        self.late.look_for(name, Change(began, time.monotonic(), _CHANGED, closed))
 
     def is_anothers(self, user: User) -> bool:
         """Tell whether a user carries another installation's mark."""
@@ -182,13 +197,11 @@ class RabbitUsers:
         try:
             self.management.close_connections(name, reason)
         except BrokerError as error:
-            self._unclosed.add(name)
             log.warning(
                 "broker.connections_not_closed",
                 user=name,
                 error=str(error),
-                remedy="they still go by the old password; it is tried again within a minute",
+                remedy="they still go by the old password; it is tried again within seconds",
             )
             return False
-        self._unclosed.discard(name)
         return True
