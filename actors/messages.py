@@ -120,6 +120,11 @@ class Drain:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Leave:
+    """To a tenant: answer the commands under way, then drain; another node is to have it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Drained:
     """From a child to its parent: nothing accepted is unfinished."""
 

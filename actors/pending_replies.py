@@ -57,6 +57,11 @@ class PendingReplies:
         self.executing: Execute | None = None
         """The command that the actor is carrying out."""
 
+    @property
+    def awaited(self) -> bool:
+        """Whether a command waits for something to come about."""
+        return bool(self._postponed) or any(self._waiting.values())
+
     def answer(
         self,
         message: Execute,

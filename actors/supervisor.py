@@ -20,6 +20,7 @@ from tenantry.actors.messages import (
     Execute,
     FirstLookDone,
     Intact,
+    Leave,
     Look,
     Orphan,
     Parked,
@@ -329,7 +330,7 @@ class Supervisor(SupervisedActor):
             return
         self._leaving.add(tenant_id)
         ref = self._tenants.get(tenant_id)
-        if ref is None or not tell(ref, Drain()):
+        if ref is None or not tell(ref, Leave()):
             self._release_now(tenant_id)
         else:
             self._clock.tell_later(

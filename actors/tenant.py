@@ -23,6 +23,7 @@ from tenantry.actors.messages import (
     Drifted,
     Execute,
     Intact,
+    Leave,
     Parked,
     QueuesSilent,
     Ref,
@@ -42,7 +43,7 @@ from tenantry.actors.runtime_state import TenantRuntimeState
 from tenantry.actors.supervision import SupervisedActor, refuse, tell
 from tenantry.actors.tenant_aggregate import TenantAggregate
 from tenantry.broker.port import Credentials
-from tenantry.control.port import CommandFailedError, ControlUnavailableError
+from tenantry.control.port import CommandFailedError, ControlUnavailableError, ElsewhereError
 from tenantry.domain.commands import (
     AddTopics,
     CreateTenant,
@@ -87,7 +88,7 @@ class Tenant(SupervisedActor):
         self._clock = ports.clock
         self._fresh = fresh
         self._gone = False
-        self._draining = False
+        self._draining = self._leaving = False
         self._park: str | None = None
         self._retries = Retries(actor=self.actor_ref, clock=ports.clock)
         # Its parts don't refer to the actor: once it has ended, it is freed at once.
@@ -113,6 +114,11 @@ class Tenant(SupervisedActor):
 
     def handle(self, message: object) -> None:
         """Handle a command, a message of a child, the supervisor or the clock."""
+        self._handle(message)
+        if self._leaving and not self._draining and not self._replies.awaited:
+            self._drain()
+
+    def _handle(self, message: object) -> None:
         match message:
             case Execute():
                 self._execute(message)
@@ -146,6 +152,8 @@ class Tenant(SupervisedActor):
                 self._reconcile()
             case Drain():
                 self._drain()
+            case Leave():
+                self._leaving = True
             case Begin(intact=Intact() as intact):
                 self._go_on_from(intact)
             case Begin(in_order=True):
@@ -171,6 +179,10 @@ class Tenant(SupervisedActor):
             if self._gone:
                 # The supervisor is about to let this actor go; it routes the command anew.
                 self.tell_parent(message)
+            elif self._leaving:
+                refuse(
+                    message, ElsewhereError(f"tenant {self._id!r} is on its way to another node")
+                )
             elif self._draining:
                 refuse(message, ControlUnavailableError("the daemon is draining"))
             elif not self._aggregate.loaded:
