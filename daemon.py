@@ -49,6 +49,7 @@ from tenantry.isolation.sessions import LOOK_EVERY as SESSIONS_LOOK_EVERY
 from tenantry.journal.port import Metadata
 from tenantry.loops import Heartbeat, PeriodicService
 from tenantry.metrics.recorder import Recorder
+from tenantry.nodes.cluster import NodesFromOne
 from tenantry.nodes.joining import Joined, Joining
 from tenantry.nodes.postgres import PostgresNodes
 from tenantry.nodes.service import MembershipService
@@ -300,6 +301,7 @@ class Daemon:
         self._threads.start("clock", clock)
         moves = MovesJournal(stores.journal)
         membership = make_membership(backends, joined, runtime, moved=moves)
+        cluster = NodesFromOne(PostgresNodes(stores.database), membership)
         # What is this node's is so before anything is begun.
         membership.turn(told=True)
         runtime.pending = backends.pending.counts
@@ -334,6 +336,8 @@ class Daemon:
             self._watch,
             term=term_status(joined.term.standing),
             ownership=membership,
+            node=joined.name,
+            nodes=cluster.glance,
             drain_seconds=settings.shutdown.deadline_seconds,
             on_stop=self._stop_asked_for,
             on_drain=self._drain_asked_for,
@@ -343,6 +347,7 @@ class Daemon:
             settings,
             backends,
             control=control,
+            cluster=cluster,
             recorder=self._recorder,
             default_workers=lambda: self._live.now.workers,
             in_flight=runtime.in_flight,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import suppress
@@ -28,6 +28,7 @@ from tenantry.control.port import (
 from tenantry.domain import names
 from tenantry.domain.commands import CreateTenant, OperatorCommand
 from tenantry.journal.port import Metadata
+from tenantry.nodes.port import Glance
 from tenantry.unavailable import UnavailableError
 
 LAST_STEP_SECONDS: Final = 30.0
@@ -47,6 +48,8 @@ class ActorControl:
     on_drain: Callable[[], bool] = lambda: False
     term: TermStatus | None = None
     ownership: Ownership = field(default_factory=AllMine)
+    node: str | None = None
+    nodes: Callable[[], Sequence[Glance]] = tuple
 
     def execute(self, command: OperatorCommand, *, metadata: Metadata, timeout: float) -> Outcome:
         """Send a command down the tree and wait for its answer."""
@@ -91,6 +94,8 @@ class ActorControl:
             version=__version__,
             pid=os.getpid(),
             term=self.term,
+            node=self.node,
+            nodes=self.nodes(),
             tree=runtime.tree(),
             abandoned=tuple(one.name for one in runtime.departures.abandoned),
             tenants=runtime.snapshots(),

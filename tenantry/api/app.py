@@ -10,12 +10,14 @@ from starlette.middleware import Middleware
 
 from tenantry import __version__
 from tenantry.api import access, errors, openapi
+from tenantry.api.handing_on import HandOn
 from tenantry.api.routes import (
     checks,
     dead_letters,
     events,
     messages,
     metrics,
+    nodes,
     publishing,
     stream,
     system,
@@ -28,6 +30,7 @@ from tenantry.api.services import Services
 
 ROUTES: Final = (
     *system.routes,
+    *nodes.routes,
     *metrics.routes,
     *tenants.routes,
     *publishing.routes,
@@ -62,7 +65,7 @@ def create_app(services: Services, way_in: Sequence[Middleware]) -> FastAPI:
         version=__version__,
         description=openapi.DESCRIPTION,
         routes=list(ROUTES),
-        middleware=[*way_in, Middleware(FastRoutes, routes=fast)],
+        middleware=[*way_in, Middleware(FastRoutes, routes=fast), *_handing_on(services)],
         openapi_url=None,  # served as a route like all others, under the same rules
         docs_url=None,
         redoc_url=None,
@@ -72,3 +75,22 @@ def create_app(services: Services, way_in: Sequence[Middleware]) -> FastAPI:
     app.state.services, app.state.reading, app.state.publisher = services, reading, publisher
     errors.install(app)
     return app
+
+
+def _handing_on(services: Services) -> list[Middleware]:
+    if services.peers is None:
+        return []
+
+    def exists(tenant_id: str) -> bool:
+        state = services.directory.get(tenant_id)
+        return state is not None and state.exists
+
+    return [
+        Middleware(
+            HandOn,
+            cluster=services.cluster,
+            peers=services.peers,
+            exists=exists,
+            reads=services.pools.reads,
+        )
+    ]

@@ -29,6 +29,7 @@ from tenantry.control.port import (
     CommandTimeoutError,
     ControlError,
     ControlUnavailableError,
+    ElsewhereError,
 )
 from tenantry.domain.commands import (
     DomainError,
@@ -44,9 +45,13 @@ from tenantry.messages.port import (
     MessageStoreError,
     PartitionMissingError,
 )
+from tenantry.nodes.port import NodeNotFoundError, NodeRefusedError
 from tenantry.unavailable import UnavailableError
 
 _log: Final[structlog.stdlib.BoundLogger] = structlog.get_logger(__name__)
+
+ELSEWHERE: Final = "Tenantry-Elsewhere"
+"""The header of a 503 that says that nothing was done: the tenant is another node's."""
 
 _MAX_FIELD: Final = 80
 _MAX_PROBLEMS: Final = 10
@@ -70,6 +75,8 @@ _KINDS: Final[dict[type[Exception], tuple[int, str, str, str]]] = {
         *(409, "version-conflict", "Version conflict"),
         "somebody else changed the tenant at the same time; look and try again",
     ),
+    NodeNotFoundError: (404, "node-not-found", "No such node", "{}"),
+    NodeRefusedError: (409, "node-refused", "Not as things are", "{}"),
     UnroutableError: (
         *(404, "unroutable", "No such topic"),
         "no queue takes the message: its tenant or topic is gone",
@@ -115,6 +122,10 @@ def of(error: Exception) -> Problem | None:
                 title="Being worked off",
                 headers={"Retry-After": str(problems.RETRY_AFTER_SECONDS)},
             )
+        case ElsewhereError():
+            problem = problems.unavailable(str(error), code="not-taking-commands")
+            problem.headers[ELSEWHERE] = "?"
+            return problem
         case CommandFailedError(__cause__=UnavailableError() as cause):
             return of(cause)
         case CommandFailedError(__cause__=NotOursError()):
@@ -213,6 +224,8 @@ def install(app: FastAPI) -> None:
         JournalError,
         MessageStoreError,
         BrokerError,
+        NodeNotFoundError,
+        NodeRefusedError,
         UnavailableError,  # whichever port it comes from, and from the database itself
     ):
         app.add_exception_handler(kind, handler)

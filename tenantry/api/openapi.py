@@ -37,6 +37,7 @@ _TAGS: Final = {
     "events": "The journal: all that has happened.",
     "audit": "Does it add up: what was counted, held against what is there.",
     "isolation": "Proofs that no tenant reaches another.",
+    "nodes": "Daemons on one database, which share the tenants.",
     "daemon": "The daemon itself.",
 }
 
@@ -44,6 +45,7 @@ _TAGS: Final = {
 _IN_PATHS: Final = {
     "tenant_id": ("The tenant's id.", "acme"),
     "message_id": ("The message's id, percent-encoded.", "order-7"),
+    "node": ("The node's name.", "ingest-1"),
     "letter_id": (
         "The letter's `letter_id`, or its message's id.",
         "8a9c6f0e-3f5f-4c55-a36e-0d6a3f9f0f11",

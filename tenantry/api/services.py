@@ -9,6 +9,7 @@ from typing import Annotated, Final, TypeAlias
 from tenantry.api.health import Health
 from tenantry.api.idempotency import IdempotencyKeys
 from tenantry.api.paging import Cursors
+from tenantry.api.peers import Peers
 from tenantry.api.routing import checked_id, held_by_app
 from tenantry.api.streams import Streams
 from tenantry.api.tail import JournalTail
@@ -26,6 +27,7 @@ from tenantry.isolation.port import Prover
 from tenantry.journal.port import EventStore
 from tenantry.messages.port import MessageStore, PageReader, Whose, whose
 from tenantry.metrics.merged import Metrics
+from tenantry.nodes.port import Cluster
 from tenantry.projections.port import TenantDirectory
 
 COMMAND_SECONDS: Final = 30.0
@@ -94,10 +96,12 @@ class Services:
     """Everything a route may use: the ports, and what is made of them once for all requests.
 
     `cursor_key` (16 bytes at least) seals cursors: they outlive a restart if it does. `info` is
-    what `GET /info` shows: no secrets. `metrics` is what `GET /metrics` shows.
+    what `GET /info` shows: no secrets. `metrics` is what `GET /metrics` shows. Without `peers` what
+    is another node's is not handed on.
     """
 
     control: Control
+    cluster: Cluster
     directory: TenantDirectory
     journal: EventStore
     messages: MessageStore
@@ -112,6 +116,7 @@ class Services:
     cursor_key: bytes
     default_workers: Callable[[], int]
     info: Mapping[str, object]
+    peers: Peers | None = None
     command_timeout: float = COMMAND_SECONDS
 
     def __post_init__(self) -> None:

@@ -11,34 +11,39 @@ from tenantry import __version__
 from tenantry.api.app import create_app
 from tenantry.api.idempotency import PostgresIdempotencyKeys
 from tenantry.api.paging import kept_key
+from tenantry.api.peers import Peers
 from tenantry.api.routes.publishing import PUBLISH_SECONDS
 from tenantry.api.routing import way_in
 from tenantry.api.services import Services
 from tenantry.assembly.backends import Backends, Stores, abandoned
 from tenantry.assembly.listeners import Listeners
-from tenantry.assembly.standby import StandbyControl, StandbyPorts
+from tenantry.assembly.standby import StandbyControl, StandbyNodes, StandbyPorts
 from tenantry.audit.auditor import Auditor
 from tenantry.audit.postgres import PostgresAccounts
 from tenantry.broker import select
 from tenantry.broker.port import DeadLetters, Publishing
 from tenantry.broker.rabbitmq.tls import Tls
 from tenantry.control.port import Control
+from tenantry.database.installation import common_cursor_key, known_cursor_key
 from tenantry.database.loop import LoopQueries
 from tenantry.database.pool import Database
 from tenantry.database.server import Shares
 from tenantry.dead_letters.replay import Reprocessing
 from tenantry.front.messages import WorkWith
+from tenantry.http.tokens import Tokens
 from tenantry.isolation.postgres import PostgresProbes
 from tenantry.isolation.prover import IsolationProver
 from tenantry.messages.reader import PostgresPageReader
 from tenantry.metrics.collector import SystemCollector
 from tenantry.metrics.page import MetricsPage
 from tenantry.metrics.recorder import Recorder
+from tenantry.nodes.cluster import NodesFromOne
+from tenantry.nodes.postgres import PostgresNodes
 from tenantry.settings import Settings
 
 
 def cursor_key(settings: Settings) -> bytes:
-    """Give the key that seals cursors; it is kept in the state directory."""
+    """Give the key of this daemon's own that seals cursors; it is kept in the state directory."""
     return kept_key(settings.state_dir / "cursor.key")
 
 
@@ -75,6 +80,7 @@ def open_leader_api(
     backends: Backends,
     *,
     control: Control,
+    cluster: NodesFromOne,
     recorder: Recorder,
     default_workers: Callable[[], int],
     in_flight: Callable[[str], int | None],
@@ -84,10 +90,12 @@ def open_leader_api(
 ) -> LeaderWork:
     """Let all requests in, by the daemon's own sockets and by its front; `stack` undoes it.
 
+    What is another node's of the `cluster` goes on to that.
     `in_flight` counts a tenant's deliveries that are not settled; `on_listed` is told of dead
     letters that were found.
     """
     stores, links = backends.stores, backends.links
+    secret = settings.security.jwt_secret.get_secret_value()
     auditor = Auditor(PostgresAccounts(stores.database), links.queues, in_flight)
     stack.callback(auditor.stop)
     prover = IsolationProver(
@@ -112,6 +120,13 @@ def open_leader_api(
     )
     services = Services(
         control=control,
+        cluster=cluster,
+        peers=Peers(
+            cluster.name,
+            cluster.introduction,
+            tokens=Tokens(secret) if secret else None,
+            trusted=() if settings.server.tls is None else settings.server.tls[:1],
+        ),
         directory=stores.directory,
         journal=stores.journal,
         messages=stores.messages,
@@ -119,7 +134,7 @@ def open_leader_api(
             LoopQueries(stores.database, connections=backends.shares.pages)
         ),
         dead_letters=stores.dead_letters,
-        cursor_key=cursor_key(settings),
+        cursor_key=common_cursor_key(stores.database, cursor_key(settings)),
         info={
             **describe(settings, listeners, database=stores.database.where),
             "installation": backends.installation,
@@ -164,12 +179,13 @@ def open_standby_api(
     metrics = SystemCollector(status=control.status, recorder=Recorder(), reconnects={})
     services = Services(
         control=control,
+        cluster=StandbyNodes(PostgresNodes(database), control),
         directory=stores.directory,
         journal=stores.journal,
         messages=stores.messages,
         page_reader=PostgresPageReader(LoopQueries(stores.database, connections=shares.pages)),
         dead_letters=stores.dead_letters,
-        cursor_key=cursor_key(settings),
+        cursor_key=known_cursor_key(database) or cursor_key(settings),
         info=describe(settings, listeners, database=stores.database.where),
         publishing=refused,
         idempotency=refused,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Future
 from datetime import UTC, datetime
 from typing import Any, NoReturn, Protocol
@@ -18,7 +18,11 @@ from tenantry.control.port import (
     TenantRuntime,
     TermStatus,
 )
+from tenantry.nodes.cluster import NodesShown
+from tenantry.nodes.port import Owned
+from tenantry.nodes.postgres import PostgresNodes
 from tenantry.terms.port import Standing
+from tenantry.unavailable import UnavailableError
 
 
 def term_status(standing: Standing) -> TermStatus:
@@ -108,6 +112,21 @@ class StandbyControl:
         """Begin the shutdown."""
         self.stopping = True
         self._on_stop()
+
+
+class StandbyNodes(NodesShown):
+    """The nodes (`Cluster`) as a standby sees them, which is none; it changes nothing."""
+
+    def __init__(self, nodes: PostgresNodes, control: StandbyControl) -> None:
+        super().__init__(nodes)
+        self.set_draining = self.want = control.refuse
+
+    def owners(self, tenant_ids: Collection[str]) -> Mapping[str, Owned]:
+        """See `Cluster.owners`; nothing where the schema is too old to tell."""
+        try:
+            return super().owners(tenant_ids)
+        except UnavailableError:
+            return {}
 
 
 class StandbyPorts:

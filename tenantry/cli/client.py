@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final, Self
@@ -98,16 +98,18 @@ class ControlClient:
         limit: int | None = None,
         timeout: float | None = None,
         sparse: bool = False,
+        seen: Callable[[dict[str, Any]], object] = lambda _: None,
     ) -> Iterator[dict[str, Any]]:
         """Give a paged collection's items one by one, at most `limit`.
 
-        In a `sparse` one a page may be empty though more follow.
+        In a `sparse` one a page may be empty though more follow. `seen` is told of each page.
         """
         query: dict[str, str | int] = dict(params or {})
         given = 0
         while limit is None or given < limit:
             query["limit"] = PAGE if limit is None else min(PAGE, limit - given)
             page = self.call("GET", path, params=query, timeout=timeout)
+            seen(page)
             yield from page["data"]
             given += len(page["data"])
             cursor = page.get("next_cursor")

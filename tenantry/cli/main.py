@@ -20,6 +20,7 @@ from tenantry.cli.dead_letters import dead_letters
 from tenantry.cli.demo import demo
 from tenantry.cli.importing import import_ as _import  # noqa: F401 - a command of `tenant`
 from tenantry.cli.isolation import verify_isolation
+from tenantry.cli.nodes import nodes
 from tenantry.cli.options import config_option, example
 from tenantry.cli.output import (
     BAD_USAGE,
@@ -75,7 +76,7 @@ def cli(config: Path | None) -> None:
 
 
 for _command in (
-    run, demo, migrate, broker, status, top, tenant, dead_letters, events, messages, produce,
+    run, demo, migrate, broker, status, top, nodes, tenant, dead_letters, events, messages, produce,
     consume, verify_isolation, audit, drain, stop, token, completion,
 ):  # fmt: skip
     cli.add_command(_command)

@@ -119,6 +119,32 @@ def complete_tenant(
     ]
 
 
+def complete_node(
+    context: click.Context, _parameter: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    """Offer the names of the nodes; nothing where the daemon can't be asked."""
+    from click.shell_completion import CompletionItem
+
+    from tenantry.cli.client import ControlClient
+
+    try:
+        settings = load(context.params.get("config"), environ=os.environ, client=True)
+        with ControlClient(settings.control_socket, timeout=COMPLETION_TIMEOUT) as client:
+            nodes = client.call("GET", "/nodes")["data"]
+    except Exception:  # noqa: BLE001 - a shell that completes must not see a traceback
+        return []
+    return [
+        CompletionItem(node["name"], help=node["state"])
+        for node in nodes
+        if node["name"].startswith(incomplete)
+    ]
+
+
+def node_argument() -> Callable[[Any], Any]:
+    """Make the argument that names a node."""
+    return click.argument("node", metavar="NODE", shell_complete=complete_node)
+
+
 def tenant_argument(*, many: bool = False, required: bool = True) -> Callable[[Any], Any]:
     """Make the argument that names a tenant, or several."""
     return click.argument(

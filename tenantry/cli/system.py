@@ -46,7 +46,16 @@ def status(client: ControlClient, *, as_json: bool) -> None:
         f"tenantry {found['version']}, pid {found['pid']}: {found['state']}, {output.clean(ready)}"
     )
     click.echo(f"started {found['started_at']}")
-    click.echo(f"{_describe_role(found['role'], found['term'])}\n")
+    click.echo(_describe_role(found["role"], found["term"]))
+    if found["node"] is not None:
+        others = [
+            f"{one['name']} ({one['state']})"
+            for one in found["nodes"]
+            if one["name"] != found["node"]
+        ]
+        beside = f"; beside it: {', '.join(others)}" if others else ""
+        click.echo(output.clean(f"node {found['node']}{beside}"))
+    click.echo()
     output.print_tree(found["tree"], _describe_actor)
     if found["abandoned"]:
         click.echo(f"\nreplaced, but their threads still hang: {output.clean(found['abandoned'])}")

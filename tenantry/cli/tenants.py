@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from typing import Any, Final
 
 import click
 
 from tenantry.cli import output
 from tenantry.cli.client import ControlClient, tenant_path
-from tenantry.cli.options import example, tenant_argument, with_client
+from tenantry.cli.options import complete_node, example, tenant_argument, with_client
 from tenantry.cli.output import CommandError
 
 DELETE_TIMEOUT: Final = 300.0
@@ -18,7 +19,7 @@ Tenant = dict[str, Any]
 
 _FIELDS: Final[tuple[str, ...]] = (
     "id", "name", "state", "workers", "workers_current", "topics", "partitions", "stream", "queue",
-    "messages_pending", "version", "created_at", "updated_at",
+    "node", "epoch", "messages_pending", "version", "created_at", "updated_at",
 )  # fmt: skip
 
 
@@ -93,12 +94,20 @@ def create(
 @click.option("--limit", type=click.IntRange(min=1), help="How many at most.  [default: all]")
 def list_(client: ControlClient, *, as_json: bool, limit: int | None) -> None:
     """List the tenants, by id."""
-    tenants = list(client.pages("/tenants", limit=limit))
+    silent: set[str] = set()
+
+    def note(page: Mapping[str, Any]) -> None:
+        silent.update(page["silent_nodes"])
+
+    tenants = list(client.pages("/tenants", limit=limit, seen=note))
+    if silent:
+        output.notice(f"What runs is not known of tenants on: {', '.join(sorted(silent))}")
     if as_json:
         output.print_json(tenants)
         return
-    columns = ["id", "name", "state", "workers", "topics", "partitions", "pending", "created"]
-    fields = [*columns[:-2], "messages_pending", "created_at"]
+    columns = ["id", "name", "state", "node", "workers", "topics", "partitions"]
+    fields = [*columns, "messages_pending", "created_at"]
+    columns += ["pending", "created"]
     if any(one.get("trouble") for one in tenants):
         columns.append("trouble")
         fields.append("trouble")
@@ -144,6 +153,26 @@ def resume(client: ControlClient, *, as_json: bool, tenant_id: str) -> None:
     """Consume again, after a pause or after the tenant was parked for failing."""
     with output.working("resuming"):
         found = client.call("POST", tenant_path(tenant_id, "resume"))
+    _show(found, as_json=as_json)
+
+
+@tenant.command(epilog=example("tenantry tenant move acme --to ingest-2"))
+@with_client
+@tenant_argument()
+@click.option("--to", "node", metavar="NODE", shell_complete=complete_node, help="The node.")
+@click.option("--anywhere", is_flag=True, help="Let placement choose again.")
+def move(
+    client: ControlClient, *, as_json: bool, tenant_id: str, node: str | None, anywhere: bool
+) -> None:
+    """Have another node take the tenant over, in order, and keep it there.
+
+    Comes back once it consumes there. Should that node be lost, the tenant is at work on another
+    until it is back.
+    """
+    if bool(node) == anywhere:
+        raise click.UsageError("say where to: --to NODE, or --anywhere")
+    with output.working("moving"):
+        found = client.call("POST", tenant_path(tenant_id, "move"), {"node": node or None})
     _show(found, as_json=as_json)
 
 

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 TIMEOUT: Final = 10.0
+OTHER_TIMEOUT: Final = 3.0
+"""Seconds another node may take; what it does is left out of a frame that it is late for."""
+
 LINES_AROUND: Final = 9
 """Of the screen, lines that are not rows of the table."""
 
@@ -32,8 +35,8 @@ ORDERS: Final[Mapping[str, Callable[[Row], Any]]] = {
     "tenant": lambda row: row["tenant_id"],
 }
 COLUMNS: Final = (
-    "tenant", "state", "workers", "mailbox", "rate/s", "pending", "unsettled", "held", "stored",
-    "dead", "restarts",
+    "tenant", "node", "state", "workers", "mailbox", "rate/s", "pending", "unsettled", "held",
+    "stored", "dead", "restarts",
 )  # fmt: skip
 
 
@@ -53,7 +56,7 @@ def top(client: ControlClient, *, as_json: bool, interval: float, sort: str) -> 
     WORKERS is busy of allowed, MAILBOX what waits for the tenant's actors, RATE/S the messages
     settled a second over the last ten. A daemon that goes away is waited for.
     """
-    found = frame(client.call("GET", "/status", timeout=TIMEOUT), sort)
+    found = _look(client, sort)
     if as_json:
         output.print_json(found)
     elif not sys.stdout.isatty():
@@ -64,10 +67,35 @@ def top(client: ControlClient, *, as_json: bool, interval: float, sort: str) -> 
         _live(client, found, interval=interval, sort=sort)
 
 
-def frame(status: Mapping[str, Any], sort: str) -> dict[str, Any]:
-    """Make what is shown at one moment of an answer of `/status`."""
-    actors = {one["name"]: one for one in status["tree"]["children"] if one["kind"] == "Tenant"}
-    rows = [_row(tenant, actors.get(name)) for name, tenant in status["tenants"].items()]
+def _look(client: ControlClient, sort: str) -> dict[str, Any]:
+    """Ask this daemon how it is, and the other nodes at work what their tenants do."""
+    own = client.call("GET", "/status", timeout=TIMEOUT)
+    others: dict[str, Mapping[str, Any] | None] = {}
+    for one in own["nodes"]:
+        if one["name"] != own["node"] and one["state"] != "lost":
+            try:
+                asked = {"node": one["name"]}
+                others[one["name"]] = client.call(
+                    "GET", "/status", params=asked, timeout=OTHER_TIMEOUT
+                )
+            except CommandError:
+                others[one["name"]] = None
+    return frame(own, sort, others)
+
+
+def frame(
+    status: Mapping[str, Any],
+    sort: str,
+    others: Mapping[str, Mapping[str, Any] | None] | None = None,
+) -> dict[str, Any]:
+    """Make what is shown at one moment of an answer of `/status`, and of those of `others`.
+
+    Of who has not answered there is None.
+    """
+    others = others or {}
+    rows = _rows(status)
+    for other in others.values():
+        rows += [] if other is None else _rows(other)
     rows.sort(key=ORDERS[sort])
     summed = (
         "workers_busy", "workers_current", "mailbox", "rate", "unsettled", "held", "stored",
@@ -85,9 +113,20 @@ def frame(status: Mapping[str, Any], sort: str) -> dict[str, Any]:
         "pid": status["pid"],
         "abandoned": status["abandoned"],
         "supervisor": {key: status["tree"][key] for key in ("state", "mailbox")},
+        "node": status["node"],
+        "nodes": status["nodes"],
+        "silent_nodes": sorted(name for name, other in others.items() if other is None),
         "totals": totals,
         "tenants": rows,
     }
+
+
+def _rows(status: Mapping[str, Any]) -> list[Row]:
+    actors = {one["name"]: one for one in status["tree"]["children"] if one["kind"] == "Tenant"}
+    return [
+        {**_row(tenant, actors.get(name)), "node": status["node"]}
+        for name, tenant in status["tenants"].items()
+    ]
 
 
 def _row(tenant: Mapping[str, Any], actor: Mapping[str, Any] | None) -> Row:
@@ -119,6 +158,11 @@ def heading(found: Mapping[str, Any]) -> list[str]:
             f" {found['supervisor']['mailbox']} in the supervisor's"
         ),
     ]
+    if len(found["nodes"]) > 1:
+        beside = ", ".join(f"{one['name']} ({one['state']})" for one in found["nodes"])
+        lines.append(output.clean(f"nodes: {beside}"))
+    if found["silent_nodes"]:
+        lines.append(output.clean(f"nodes that don't answer: {', '.join(found['silent_nodes'])}"))
     if found["abandoned"]:
         lines.append(f"threads that hang: {output.clean(found['abandoned'])}")
     return lines
@@ -133,6 +177,7 @@ def cells(row: Row) -> Sequence[object]:
         state = "active, not consuming"
     return (
         row["tenant_id"],
+        row["node"],
         state,
         f"{row['workers_busy']}/{row['workers_current']}",
         row["mailbox"],
@@ -158,7 +203,7 @@ def _live(client: ControlClient, found: dict[str, Any], *, interval: float, sort
                 live.update(_screen(found, trouble, console.height), refresh=True)
                 time.sleep(interval)
                 try:
-                    found = frame(client.call("GET", "/status", timeout=TIMEOUT), sort)
+                    found = _look(client, sort)
                     trouble = None
                 except CommandError as error:
                     trouble = str(error)

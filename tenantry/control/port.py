@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -14,6 +14,7 @@ from tenantry.domain.commands import OperatorCommand
 from tenantry.domain.tenant import Lifecycle, TenantState
 from tenantry.journal.port import Metadata
 from tenantry.messages.sql_access import SqlCredentials
+from tenantry.nodes.port import Glance
 
 
 class ControlError(Exception):
@@ -113,7 +114,8 @@ class TenantRuntime:
 class SystemStatus:
     """The daemon at a glance; `reasons` says why it is not ready, when it is not.
 
-    `abandoned` names replaced actors whose threads still hang.
+    `abandoned` names replaced actors whose threads still hang. `node` is this daemon's name among
+    the `nodes`, as last seen; `tenants` are its own.
     """
 
     state: SystemState
@@ -126,6 +128,8 @@ class SystemStatus:
     abandoned: tuple[str, ...] = ()
     role: Role = Role.LEADER
     term: TermStatus | None = None
+    node: str | None = None
+    nodes: Sequence[Glance] = ()
     tenants: Mapping[str, TenantRuntime] = field(default_factory=dict)
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import secrets
 from typing import Final
 
+import psycopg
 import structlog
 
+from tenantry.database.errors import DatabaseError
 from tenantry.database.pool import Connection, Database
 from tenantry.sql import queries
 
@@ -44,6 +46,24 @@ def find_installation(database: Database) -> str:
         if (oid, server) != (here[0], here[1]):
             name = _moved(connection, name, parameters, found)
     return str(name)
+
+
+def common_cursor_key(database: Database, own: bytes) -> bytes:
+    """Give the key that all nodes seal cursors with; the first to come brings its own."""
+    sql = queries("installation")
+    with database.connection() as connection:
+        row = connection.execute(sql["keep_cursor_key"], {"key": own}).fetchone()
+    return own if row is None else bytes(row[0])
+
+
+def known_cursor_key(database: Database) -> bytes | None:
+    """Give that key to who only reads; None where there is none yet, or it can't be read."""
+    try:
+        with database.connection() as connection:
+            row = connection.execute(queries("installation")["cursor_key"]).fetchone()
+    except (DatabaseError, psycopg.Error):  # away, or of an earlier version
+        return None
+    return None if row is None or row[0] is None else bytes(row[0])
 
 
 def _moved(

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import ipaddress
+import os
 from collections.abc import Callable, MutableMapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any, Final
 from urllib.parse import parse_qsl, urlsplit
 
+import orjson
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -21,6 +24,16 @@ _CONNECTION_KEY: Final = "tenantry.connection"
 
 RELAYED_PEER: Final = b"tenantry-peer"
 """The header in which the front names a request's peer, on the socket that is the front's alone."""
+
+HANDED_ON: Final = b"tenantry-handed-on"
+"""The header with the node that a request was handed on by. Anybody may send it: all it does is
+that the request is not handed on once more.
+"""
+
+CALLER: Final = b"tenantry-caller"
+"""The header in which a node says whose request it hands on, on another node's control socket. It
+is believed there of processes of the same user alone, and nowhere else.
+"""
 
 
 class Listener(StrEnum):
@@ -99,12 +112,54 @@ def client_of(scope: Scope) -> str:
     return connection.peer
 
 
+def caller_header(scope: Scope) -> tuple[bytes, bytes]:
+    """Give the header by which another node learns who makes a request that is handed on."""
+    who = principal_of(scope)
+    said = {
+        "name": who.name,
+        "scope": who.scope.value,
+        "tenant_id": who.tenant_id,
+        "anonymous": who.anonymous,
+        "issued_at": who.issued_at,
+        "client": client_of(scope),
+    }
+    return CALLER, base64.urlsafe_b64encode(orjson.dumps(said))
+
+
+def _caller_said(value: str) -> tuple[Principal, str]:
+    """Read that header: who calls, and the client that limits are counted for; 400 if it is bad."""
+    try:
+        said = orjson.loads(base64.urlsafe_b64decode(value.encode("ascii")))
+        principal = Principal(
+            name=str(said["name"]),
+            scope=TokenScope(said["scope"]),
+            tenant_id=said["tenant_id"],
+            anonymous=said["anonymous"] is True,
+            issued_at=None if said["issued_at"] is None else float(said["issued_at"]),
+        )
+        client = str(said["client"])
+    except (ValueError, KeyError, TypeError):
+        raise Problem(400, "the header that names a caller can't be read") from None
+    # Of two kinds only: an admin, or one tenant.
+    if (principal.scope is TokenScope.TENANT) != isinstance(principal.tenant_id, str):
+        raise Problem(400, "the header that names a caller can't be read")
+    return principal, client
+
+
+def _is_own_user(peer: str) -> bool:
+    """Tell whether who is on the control socket is of this process's user, or root."""
+    uid, _, _ = peer.partition(" ")
+    # Where the kernel does not say who it is, the file's mode has decided.
+    return uid in {f"uid={os.getuid()}", "uid=0"} or not uid.startswith("uid=")
+
+
 class Authentication:
     """Lets a request through, or answers 401 or 403.
 
     On the control socket the file's mode has already decided, and the peer's credentials name
-    the caller. On TCP, with tokens, the table of access decides; whatever it does not name is
-    for admins. On TCP without tokens everybody on this machine is let in, but no web page that
+    the caller; another node names who has called it, and they may do what they might do there.
+    On TCP, with tokens, the table of access decides; whatever it does not name is for admins. On
+    TCP without tokens everybody on this machine is let in, but no web page that
     a browser on this machine has open.
     """
 
@@ -129,7 +184,7 @@ class Authentication:
     def _admit(self, scope: Scope) -> Principal:
         connection = connection_of(scope)
         if connection.listener is Listener.CONTROL:
-            return Principal(name=connection.peer, scope=TokenScope.ADMIN)
+            return self._on_control_socket(scope, connection)
         anonymous = Principal(
             name=f"anonymous@{connection.peer}", scope=TokenScope.ADMIN, anonymous=True
         )
@@ -141,18 +196,32 @@ class Authentication:
             _refuse_web_pages(headers)
             return anonymous
         principal = _authenticate(headers, self._tokens)
-        if principal.scope is TokenScope.ADMIN:
-            return principal
-        if rule is None or rule.access is not Access.TENANT:
-            raise Problem(403, "a tenant's token is not good for this")
-        asked = (
-            {rule.tenant_id}
-            if rule.tenant_id is not None
-            else set(_query_values(scope, "tenant_id"))
-        )
-        if not asked <= {principal.tenant_id}:
-            raise Problem(403, "the token is for another tenant")
+        _judge(principal, rule, scope)
         return principal
+
+    def _on_control_socket(self, scope: Scope, connection: Connection) -> Principal:
+        said = Headers(scope=scope).getlist(CALLER.decode())
+        if not said:
+            return Principal(name=connection.peer, scope=TokenScope.ADMIN)
+        if len(said) > 1 or not _is_own_user(connection.peer):
+            raise Problem(403, "only another node, of the same user, may say who calls")
+        principal, client = _caller_said(said[0])
+        _judge(principal, self._rule_for(scope["method"], scope["path"]), scope)
+        mark(scope, replace(connection, peer=client))
+        return principal
+
+
+def _judge(principal: Principal, rule: Rule | None, scope: Scope) -> None:
+    """Let admins pass, and a tenant where the rule is about itself; 403 for others."""
+    if principal.scope is TokenScope.ADMIN or (rule and rule.access is Access.PUBLIC):
+        return
+    if rule is None or rule.access is not Access.TENANT:
+        raise Problem(403, "a tenant's token is not good for this")
+    asked = (
+        {rule.tenant_id} if rule.tenant_id is not None else set(_query_values(scope, "tenant_id"))
+    )
+    if not asked <= {principal.tenant_id}:
+        raise Problem(403, "the token is for another tenant")
 
 
 def _authenticate(headers: Headers, tokens: Tokens) -> Principal:

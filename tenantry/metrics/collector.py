@@ -21,6 +21,7 @@ from tenantry.control.port import ActorStatus, Role, SystemState, SystemStatus, 
 from tenantry.domain.tenant import Lifecycle
 from tenantry.isolation.port import LatestProof
 from tenantry.metrics.recorder import LATENCY_MS, Reading, Recorder
+from tenantry.nodes.port import NodeState
 
 PARKED: Final = "parked"
 
@@ -53,6 +54,8 @@ FAMILIES: Final[Mapping[str, Family]] = {
         "gauge", "1 while this daemon holds the term, 0 while it is a standby"
     ),
     "tenantry_term": Family("gauge", "The term's number; it goes up whenever a daemon takes it"),
+    "tenantry_node_info": Family("gauge", "1, with this node's name", ("node", "version")),
+    "tenantry_nodes": Family("gauge", "Nodes on this database in each state", ("state",)),
     "tenantry_state": Family("gauge", "1 for the state the daemon is in", ("state",)),
     "tenantry_stuck_actors": Family("gauge", "Actors that hang and are about to be replaced"),
     "tenantry_abandoned_threads": Family("gauge", "Threads of replaced actors that still hang"),
@@ -267,6 +270,10 @@ def _system(status: SystemStatus) -> Iterator[Metric]:
     yield family("tenantry_is_leader", {(): float(status.role is Role.LEADER)})
     if status.term is not None:
         yield family("tenantry_term", {(): status.term.number})
+    if status.node is not None:
+        yield family("tenantry_node_info", {(status.node, status.version): 1.0})
+        nodes = Counter(one.state for one in status.nodes)
+        yield family("tenantry_nodes", {(one.value,): nodes[one] for one in NodeState})
     states = {(one.value,): float(one is status.state) for one in SystemState}
     yield family("tenantry_state", states)
     yield family("tenantry_stuck_actors", {(): _stuck(status.tree)})

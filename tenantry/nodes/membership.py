@@ -151,6 +151,10 @@ class Membership:
         """Tell whether a tenant is this node's."""
         return tenant_id in self._owned
 
+    def owned(self, tenant_id: str) -> Owned | None:
+        """Give what is known of a tenant that is this node's."""
+        return self._owned.get(tenant_id)
+
     def epoch(self, tenant_id: str) -> int | None:
         """Give the epoch under which a tenant is this node's; None where it is not."""
         owned = self._owned.get(tenant_id)
@@ -185,11 +189,15 @@ class Membership:
         """Tell whether what is left of a deleted tenant is this node's to remove."""
         return self.owns(tenant_id) or self.place(tenant_id) == self.name
 
-    def is_first(self) -> bool:
-        """Tell whether this node does what one does for all: it is the oldest active one."""
+    def first(self) -> str:
+        """Name the node that does what one does for all: it is the oldest active one."""
         there = [node for node in self.seen if node.name in self.alive]
         first = min(there, key=lambda node: (not node.active, node.joined_at), default=None)
-        return first is None or first.name == self.name
+        return self.name if first is None else first.name
+
+    def is_first(self) -> bool:
+        """Tell whether that is this node."""
+        return self.first() == self.name
 
     def gone(self, tenant_id: str) -> None:
         """Note that a tenant exists no more."""
@@ -259,10 +267,11 @@ class Membership:
                         del self._owned[tenant_id]
             for tenant_id in self._gone & owned.keys():
                 del owned[tenant_id]
-            self._owned.update(owned)
             if self._gone:
                 self._nodes.let_go(self.name, self._gone)
                 self._gone.clear()
+            # Last: who finds it here asks the actors, and these are told right after it.
+            self._owned.update(owned)
         handed = [one for tenant_id, one in owned.items() if tenant_id not in before]
         fresh = {one.tenant_id for one in claimed}
         self._tell(claimed, in_order=False)

@@ -16,6 +16,17 @@ class NodesUnavailableError(UnavailableError):
     """Where nodes are kept can't be reached; the same call may succeed later."""
 
 
+class NodeNotFoundError(Exception):
+    """There is no node of the name."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"there is no node {name!r}")
+
+
+class NodeRefusedError(Exception):
+    """What was asked of a node is not possible as things are; the message says why."""
+
+
 class NodeState(StrEnum):
     """What a node is doing. One that is lost has not been heard of for a lease, or has left."""
 
@@ -121,4 +132,59 @@ class Nodes(Protocol):
         """Give a node's term back and make its tenants nobody's; nothing is done for them any more.
 
         Of a term that is lost, nothing.
+        """
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Glance:
+    """A node and what it is doing, as last seen."""
+
+    name: str
+    state: NodeState
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Listed:
+    """A node, what it is doing, and how many tenants are its own."""
+
+    node: Node
+    state: NodeState
+    tenants: int
+
+
+class Cluster(Protocol):
+    """The nodes, as who is asked on one of them sees them. Callable from any thread."""
+
+    @property
+    def name(self) -> str:
+        """The name of this node; empty where it is none yet."""
+
+    def owned(self, tenant_id: str) -> Owned | None:
+        """Give what is known here of a tenant that is this node's, without waiting."""
+
+    def glance(self) -> Sequence[Glance]:
+        """Give the nodes as last seen, without waiting."""
+
+    def place(self, tenant_id: str) -> str | None:
+        """Name the node that a tenant that is not there yet belongs to, without waiting."""
+
+    def first(self) -> str | None:
+        """Name the node that does what one does for all, without waiting."""
+
+    def owners(self, tenant_ids: Collection[str]) -> Mapping[str, Owned]:
+        """See `Nodes.owners`. Blocks, as all that follows; raises `NodesUnavailableError`."""
+
+    def listed(self) -> Sequence[Listed]:
+        """Give all nodes there are, by name."""
+
+    def set_draining(self, name: str, *, draining: bool) -> None:
+        """Say whether a node is to be empty.
+
+        Raises `NodeNotFoundError`; `NodeRefusedError` where no other could have its tenants.
+        """
+
+    def want(self, tenant_id: str, node: str | None) -> None:
+        """Say on which node a tenant is wanted; None: on the one that placement chooses.
+
+        Raises `NodeNotFoundError`, and `NodeRefusedError` where that node takes no tenants.
         """

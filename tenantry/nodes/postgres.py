@@ -56,9 +56,26 @@ class PostgresNodes:
         """See `Nodes.report`."""
         self._change("report", name=name, active=active, rate=rate)
 
-    def set_draining(self, name: str, *, draining: bool) -> bool:
-        """Say whether a node is to be empty; False where there is no such node."""
-        return bool(self._rows("set_draining", name=name, draining=draining))
+    def undrain(self, name: str) -> bool:
+        """Say that a node is not to be empty; False where there is no such node."""
+        return bool(self._rows("set_draining", name=name, draining=False))
+
+    def drain(self, name: str, *, alive: Collection[str]) -> bool:
+        """Say that a node is to be empty; False where none of those `alive` could have its tenants.
+
+        One at a time: of two nodes that are the last ones, one stays.
+        """
+        with (
+            self._errors,
+            self._database.connection(PATIENCE) as connection,
+            connection.transaction(),
+        ):
+            connection.execute(self._sql["hold"])
+            others = {"name": name, "alive": sorted(alive)}
+            if connection.execute(self._sql["others"], others).fetchone() is None:
+                return False
+            connection.execute(self._sql["set_draining"], {"name": name, "draining": True})
+        return True
 
     def bury(self, name: str, seen: Standing) -> bool:
         """See `Nodes.bury`."""

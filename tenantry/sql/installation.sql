@@ -24,5 +24,12 @@ WHERE d.oid = %(made_in)s AND d.oid <> %(database)s
 UPDATE tenantry.installation
 SET name = %(name)s, database = %(database)s, server = %(server)s;
 
+-- name: keep_cursor_key
+-- The first one stays.
+UPDATE tenantry.installation SET cursor_key = coalesce(cursor_key, %(key)s) RETURNING cursor_key;
+
+-- name: cursor_key
+SELECT cursor_key FROM tenantry.installation;
+
 -- name: disown_roles
 DELETE FROM tenantry.sql_roles;

@@ -36,6 +36,14 @@ WITH changed AS (
 )
 SELECT name, tenantry.tell('nodes', name) FROM changed;
 
+-- name: hold
+SELECT tenantry.hold('nodes');
+
+-- name: others
+-- Nodes that could have the tenants of one that is to be empty.
+SELECT 1 FROM tenantry.nodes
+WHERE name <> %(name)s AND name = ANY(%(alive)s::text[]) AND active AND NOT draining;
+
 -- name: bury
 SELECT tenantry.bury_node(%(name)s::text, %(number)s::bigint, %(beat)s::bigint);
 

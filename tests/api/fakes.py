@@ -50,6 +50,17 @@ from tenantry.messages.port import (
     whose,
 )
 from tenantry.messages.sql_access import SqlCredentials
+from tenantry.nodes.port import (
+    Glance,
+    Introduction,
+    Listed,
+    Node,
+    NodeNotFoundError,
+    NodeRefusedError,
+    NodeState,
+    Owned,
+)
+from tenantry.terms.port import Holder, Standing
 from tests.fakes.stores import (
     InMemoryEventStore,
     InMemoryTenantDirectory,
@@ -173,6 +184,85 @@ class FakeControl:
 
     def stop(self) -> None:
         self.system = replace(self.system, state=SystemState.STOPPING, ready=False)
+
+
+class FakeCluster:
+    """Nodes in a table; this one is `one`, and has all tenants but those that are `elsewhere`."""
+
+    def __init__(self, name: str = "one") -> None:
+        self.name = name
+        self.elsewhere: dict[str, Owned] = {}
+        self.states = {name: NodeState.ACTIVE}
+        self.wanted: dict[str, str | None] = {}
+        self.asked = 0
+
+    def owned(self, tenant_id: str) -> Owned | None:
+        if tenant_id in self.elsewhere:
+            return None
+        return Owned(tenant_id=tenant_id, node=self.name, epoch=1)
+
+    def glance(self) -> list[Glance]:
+        return [Glance(name=name, state=state) for name, state in sorted(self.states.items())]
+
+    def place(self, tenant_id: str) -> str | None:
+        owned = self.elsewhere.get(tenant_id)
+        return self.name if owned is None else owned.node
+
+    def first(self) -> str | None:
+        return min(self.states)
+
+    def owners(self, tenant_ids: Collection[str]) -> dict[str, Owned]:
+        self.asked += 1
+        found = {one: self.elsewhere.get(one) or self.owned(one) for one in tenant_ids}
+        return {one: owned for one, owned in found.items() if owned is not None}
+
+    def listed(self) -> list[Listed]:
+        return [
+            Listed(node=_node(name, state), state=state, tenants=0)
+            for name, state in sorted(self.states.items())
+        ]
+
+    def set_draining(self, name: str, *, draining: bool) -> None:
+        if name not in self.states:
+            raise NodeNotFoundError(name)
+        others = [state for one, state in self.states.items() if one != name]
+        if draining and NodeState.ACTIVE not in others:
+            raise NodeRefusedError(f"node {name!r} can't be drained: no other node is active")
+        self.states[name] = NodeState.DRAINING if draining else NodeState.ACTIVE
+
+    def want(self, tenant_id: str, node: str | None) -> None:
+        if node is not None:
+            if node not in self.states:
+                raise NodeNotFoundError(node)
+            if self.states[node] in {NodeState.DRAINING, NodeState.LOST}:
+                raise NodeRefusedError(f"node {node!r} takes no tenants")
+        self.wanted[tenant_id] = node
+
+
+def _node(name: str, state: NodeState) -> Node:
+    began = datetime(2026, 1, 31, 12, tzinfo=UTC)
+    return Node(
+        introduction=Introduction(
+            name=name,
+            version="0.1.0",
+            weight=1.0,
+            machine="here",
+            socket=f"/run/{name}.sock",
+            address=f"http://{name}:8080",
+        ),
+        active=state is NodeState.ACTIVE,
+        draining=state is NodeState.DRAINING,
+        rate=0.0,
+        joined_at=began,
+        standing=Standing(
+            number=1,
+            beat=1,
+            held=True,
+            holder=Holder(instance=name, host=f"host-{name}", pid=4711),
+            since=began,
+        ),
+        heard=0.5,
+    )
 
 
 class FakePublishing:

@@ -31,6 +31,7 @@ from tenantry.metrics.page import MetricsPage
 from tests import scratch
 from tests.api.fakes import (
     FakeAccounts,
+    FakeCluster,
     FakeControl,
     FakeDeadLetters,
     FakeMessages,
@@ -61,6 +62,7 @@ class World:
         self.journal = InMemoryEventStore(projections=[projection])
         self.directory = InMemoryTenantDirectory(self.journal, projection)
         self.control = FakeControl(self.journal, self.directory)
+        self.cluster = FakeCluster()
         self.messages = FakeMessages(self.directory)
         self.publishing = FakePublishing()
         self.dead_letters = FakeDeadLetters()
@@ -73,6 +75,7 @@ class World:
     def app(self) -> FastAPI:
         given: dict[str, Any] = {
             "control": self.control,
+            "cluster": self.cluster,
             "directory": self.directory,
             "journal": self.journal,
             "messages": self.messages,

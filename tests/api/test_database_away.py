@@ -21,13 +21,13 @@ from tenantry.dead_letters.replay import Reprocessing
 from tenantry.isolation.postgres import PostgresProbes
 from tenantry.isolation.prover import IsolationProver
 from tenantry.messages.reader import PostgresPageReader
-from tests.api.fakes import FakeQueues
+from tests.api.fakes import FakeCluster, FakeQueues
 from tests.api.serving import Served, World, serving
 from tests.waiting import DEADLINE
 
 WITHOUT_IT = {
     "GET /healthz", "GET /readyz", "GET /openapi.json", "GET /docs", "GET /swagger/{asset}",
-    "GET /status", "GET /info", "GET /metrics", "POST /drain", "POST /stop",
+    "GET /status", "GET /info", "GET /metrics", "POST /drain", "POST /stop", "POST /runtime",
 }  # fmt: skip
 """What is answered whatever the database does."""
 
@@ -43,6 +43,7 @@ GIVEN: dict[str, dict[str, Any]] = {
     "GET /messages": {"params": {"tenant_id": "acme"}},
     "GET /messages/stream": {"params": {"tenant_id": "acme"}},
     "POST /isolation": {"json": {}},
+    "POST /tenants/{tenant_id}/move": {"json": {"node": "one"}},
 }
 """What requests have that need more than a path."""
 
@@ -57,11 +58,21 @@ class Away:
         return call
 
 
+class ClusterAway(FakeCluster):
+    """Nodes of which only what is in memory is known."""
+
+    def owners(self, *_: object, **__: object) -> Any:
+        raise DatabaseUnavailableError("postgresql://u:secret@h: no nodes")
+
+    listed = set_draining = want = owners
+
+
 def on_adapters() -> World:
     """Make a world whose read model is in memory, and all else on a database that is away."""
     database = Database("postgresql://u:secret@127.0.0.1:1/d")  # nobody opens it
     stores = Stores.on(database)
     world = World(
+        cluster=ClusterAway(),
         journal=stores.journal,
         messages=stores.messages,
         page_reader=PostgresPageReader(LoopQueries(database)),
@@ -92,7 +103,7 @@ def on_ports() -> World:
         "journal", "messages", "page_reader", "publishing", "idempotency", "dead_letters",
         "reprocessing", "auditor", "prover",
     )  # fmt: skip
-    return World(**{one: Away() for one in ports})
+    return World(cluster=ClusterAway(), **{one: Away() for one in ports})
 
 
 def on_nothing() -> World:

@@ -19,8 +19,8 @@ from tests.waiting import DEADLINE
 
 FIELDS = {
     "id", "name", "state", "workers", "topics", "partitions", "stream", "queue", "version",
-    "incarnation", "created_at", "updated_at", "workers_current", "messages_pending", "parked",
-    "parked_at", "trouble", "consumer_access",
+    "incarnation", "node", "epoch", "created_at", "updated_at", "workers_current",
+    "messages_pending", "parked", "parked_at", "trouble", "consumer_access",
 }  # fmt: skip
 
 
@@ -82,7 +82,11 @@ def test_tenants_are_listed_page_by_page(api: Served) -> None:
 
 
 def test_no_tenants_are_an_empty_list(api: Served) -> None:
-    assert api.control.get("/tenants").json() == {"data": [], "next_cursor": None}
+    assert api.control.get("/tenants").json() == {
+        "data": [],
+        "next_cursor": None,
+        "silent_nodes": [],
+    }
 
 
 def test_workers_are_resized(api: Served) -> None:

@@ -90,7 +90,12 @@ async def follow_messages(
         # Looked at after the rows were read: before another tenant of this id has any, its
         # actor has shown it in the runtime state.
         runtime = services.control.runtime(query.tenant_id)
-        if runtime is not None and runtime.incarnation not in {None, incarnation}:
+        if runtime is None:  # its actors are another node's, or none: the directory tells
+            now = services.directory.get(query.tenant_id)
+            whose = None if now is None else now.incarnation
+        else:
+            whose = runtime.incarnation
+        if whose not in {None, incarnation}:
             raise PartitionMissingError(f"{query.tenant_id!r} is another tenant by now")
         data = b"".join(_event(cursor_at(row.position), row) for row in rows)
         return streams.Chunk(data, len(rows), rows[-1].position if rows else position)

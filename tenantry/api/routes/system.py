@@ -5,13 +5,14 @@ Health, readiness and status touch no thread: they answer when every thread is s
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
+from fastapi import Query
 from starlette.responses import Response
 
 from tenantry.api.openapi import Routes
 from tenantry.api.schemas.common import answer, json_response
-from tenantry.api.schemas.daemon import State, Status, status_json
+from tenantry.api.schemas.daemon import State, Status, StatusQuery, status_json
 from tenantry.api.services import Injected
 from tenantry.control.port import Control
 from tenantry.http.problems import unavailable
@@ -45,9 +46,9 @@ async def readiness(services: Injected) -> Response:
     return answer(State(state=system.state.value))
 
 
-@routes("GET /status", "Show the daemon at a glance", Status)
-async def status(services: Injected) -> Response:
-    """Show the tree of actors and what every tenant's actors do."""
+@routes("GET /status", "Show the daemon at a glance", Status, errors=(404, 422))
+async def status(services: Injected, _query: Annotated[StatusQuery, Query()]) -> Response:
+    """Show a node's tree of actors and what every actor of its tenants does."""
     return json_response(status_json(services.control.status()))
 
 

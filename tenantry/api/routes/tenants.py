@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Annotated
 from uuid import uuid4
@@ -12,10 +13,13 @@ from starlette.responses import Response
 
 from tenantry.api import idempotency
 from tenantry.api.idempotency import Once
+from tenantry.api.moving import Move
+from tenantry.api.node_runtimes import runtimes_of
 from tenantry.api.openapi import Routes
 from tenantry.api.paging import link_header
 from tenantry.api.routing import Caller, Who, checked_id
 from tenantry.api.schemas.common import PageQuery, answer, dumps, json_response, parse_time
+from tenantry.api.schemas.nodes import Destination
 from tenantry.api.schemas.tenants import (
     Concurrency,
     CreatedTenant,
@@ -51,6 +55,7 @@ from tenantry.domain.tenant import Lifecycle, TenantState
 from tenantry.http.problems import RETRY_AFTER_SECONDS, Problem, invalid
 from tenantry.http.tokens import Principal, Scope
 from tenantry.journal.port import Metadata
+from tenantry.nodes.port import Owned
 
 _TENANTS = "tenants"
 _MAX_VERSION_DIGITS = 9
@@ -91,28 +96,49 @@ async def create_tenant(
     headers = {"Location": f"/tenants/{outcome.tenant.tenant_id}"}
     if replayed:
         headers["Idempotency-Replayed"] = "true"
-    return answer(CreatedTenant.of_outcome(outcome), 201, headers)
+    owned = services.cluster.owned(outcome.tenant.tenant_id)
+    return answer(CreatedTenant.of_outcome(outcome, owned), 201, headers)
 
 
 @routes("GET /tenants", "List tenants", TenantPage, errors=(400, 422), paged=True)
 async def list_tenants(
     services: Injected, request: Request, query: Annotated[PageQuery, Query()]
 ) -> Response:
-    """List the tenants that exist, by id."""
-    cursors = services.cursors
+    """List the tenants that exist, by id.
+
+    What runs of those on other nodes is asked there, for two seconds at most.
+    """
+    cursors, run = services.cursors, services.pools.reads.run
     after = None if query.cursor is None else cursors.open(query.cursor, _TENANTS).decode()
 
-    def read() -> tuple[bytes, str | None]:
+    def read() -> tuple[list[TenantState], Mapping[str, Owned]]:
         states = services.directory.page(after=after, limit=query.limit + 1)
-        page = states[: query.limit]
-        end = None
-        if len(states) > query.limit:
-            end = cursors.seal(page[-1].tenant_id.encode(), _TENANTS)
-        shown = [Tenant.of(one, services.control.runtime(one.tenant_id)) for one in page]
-        return dumps(TenantPage(data=shown, next_cursor=end)), end
+        page = [one.tenant_id for one in states[: query.limit]]
+        return states, services.cluster.owners(page) if page else {}
 
-    body, end = await services.pools.reads.run(read)
-    return json_response(body, headers=link_header(request, end))
+    states, owners = await run(read)
+    page = states[: query.limit]
+    end = None
+    if len(states) > query.limit:
+        end = cursors.seal(page[-1].tenant_id.encode(), _TENANTS)
+    told = await runtimes_of(
+        [one.tenant_id for one in page],
+        owners,
+        control=services.control,
+        cluster=services.cluster,
+        peers=services.peers,
+        scope=request.scope,
+    )
+
+    def write() -> bytes:
+        shown = []
+        for state in page:
+            owned = owners.get(state.tenant_id)
+            runtime = told.runtimes.get(state.tenant_id)
+            shown.append(Tenant.of(state, runtime, owned, known=told.knows(owned)))
+        return dumps(TenantPage(data=shown, next_cursor=end, silent_nodes=told.silent))
+
+    return json_response(await run(write), headers=link_header(request, end))
 
 
 @routes("GET /tenants/{tenant_id}", "Show a tenant, now or in the past", Tenant, errors=(404, 422))
@@ -125,8 +151,14 @@ async def show_tenant(
         if query.at is not None:
             return dumps(Tenant.past(_past(services, tenant_id, query.at, who)))
         now = services.lookup.existing(tenant_id, who)
+        owned = services.cluster.owned(tenant_id)
+        if owned is None:
+            owned = services.cluster.owners([tenant_id]).get(tenant_id)
+        runtime = services.control.runtime(tenant_id)
+        # Here only where it can't be handed on: its node has been asked otherwise.
+        known = owned is None or owned.node in (None, services.cluster.name)
         to_admin = who.scope is Scope.ADMIN
-        return dumps(Tenant.of(now, services.control.runtime(tenant_id), to_admin=to_admin))
+        return dumps(Tenant.of(now, runtime, owned, known=known, to_admin=to_admin))
 
     return json_response(await services.pools.reads.run(read))
 
@@ -254,6 +286,23 @@ async def add_topics(
     return await _carry_out(services, command, caller)
 
 
+@routes(
+    "POST /tenants/{tenant_id}/move",
+    "Move a tenant to another node",
+    Tenant,
+    errors=_COMMAND_ERRORS,
+)
+async def move(
+    services: Injected, tenant_id: str, wanted: Destination, who: Who, request: Request
+) -> Response:
+    """Have a node take a tenant over, in order, and keep it there; answers once it consumes there.
+
+    With `node` null placement chooses again, and the answer does not wait. Should the node be
+    lost, the tenant is at work elsewhere until it is back.
+    """
+    return answer(await Move(services, request.scope).run(checked_id(tenant_id), wanted.node, who))
+
+
 async def _execute(services: Services, command: OperatorCommand, caller: Metadata) -> Outcome:
     return await services.pools.commands.run(
         services.control.execute, command, metadata=caller, timeout=services.command_timeout
@@ -261,7 +310,9 @@ async def _execute(services: Services, command: OperatorCommand, caller: Metadat
 
 
 async def _carry_out(services: Services, command: OperatorCommand, caller: Metadata) -> Response:
-    return answer(CreatedTenant.of_outcome(await _execute(services, command, caller)))
+    outcome = await _execute(services, command, caller)
+    owned = services.cluster.owned(outcome.tenant.tenant_id)
+    return answer(CreatedTenant.of_outcome(outcome, owned))
 
 
 def _create(

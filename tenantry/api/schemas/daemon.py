@@ -2,11 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any, Final
+
 import orjson
 from pydantic import Field
 
-from tenantry.api.schemas.common import EXAMPLE_TIME, Answer, Time, format_time, values_of
-from tenantry.control.port import Role, SystemState, SystemStatus
+from tenantry.api.schemas.common import (
+    EXAMPLE_TIME,
+    MAX_LIST,
+    Answer,
+    StrictInput,
+    StrictQuery,
+    Time,
+    format_time,
+    parse_time,
+    values_of,
+)
+from tenantry.control.port import Role, SystemState, SystemStatus, TenantRuntime
+from tenantry.nodes.port import NodeState
+
+MAX_NODE_NAME: Final = 63
 
 
 class State(Answer):
@@ -57,6 +73,13 @@ class Term(Answer):
     since: Time = Field(examples=[EXAMPLE_TIME])
 
 
+class NodeSeen(Answer):
+    """A node, and what it is doing."""
+
+    name: str = Field(examples=["ingest-1"])
+    state: str = Field(examples=["active"], json_schema_extra=values_of(NodeState))
+
+
 class Status(Answer):
     """The daemon at a glance."""
 
@@ -68,18 +91,69 @@ class Status(Answer):
     pid: int
     role: str = Field(json_schema_extra=values_of(Role))
     term: Term | None
+    node: str | None = Field(
+        description="This daemon's name among the nodes; null while it stands by.",
+        examples=["ingest-1"],
+    )
+    nodes: list[NodeSeen] = Field(description="All nodes, as this one has seen them last.")
     tree: Actor
     abandoned: list[str] = Field(
         description="Actors that were replaced and whose threads still hang."
     )
-    tenants: dict[str, Runtime]
+    tenants: dict[str, Runtime] = Field(description="This node's own.")
+
+
+class StatusQuery(StrictQuery):
+    """Whose status is shown."""
+
+    node: str | None = Field(
+        default=None,
+        max_length=MAX_NODE_NAME,
+        description="The node whose status it is; this one's if left out.",
+        examples=["ingest-1"],
+    )
+
+
+class TenantsAsked(StrictInput):
+    """The tenants that are asked about."""
+
+    tenants: list[str] = Field(
+        max_length=MAX_LIST, description="Their ids.", examples=[["acme", "globex"]]
+    )
+
+
+class Runtimes(Answer):
+    """What tenants' actors do; those that have none here are left out."""
+
+    data: dict[str, Runtime]
 
 
 def status_json(status: SystemStatus) -> bytes:
     """Write it as `Status` describes it: a model for each of thousands of actors takes long."""
     shown = {name: getattr(status, name) for name in Status.model_fields}
-    shown["tenants"] = {
+    shown["tenants"] = _shown(status.tenants)
+    return _written(shown)
+
+
+def runtimes_json(runtimes: Mapping[str, TenantRuntime]) -> bytes:
+    """Write them as `Runtimes` describes them."""
+    return _written({"data": _shown(runtimes)})
+
+
+def runtime_of(written: Mapping[str, Any]) -> TenantRuntime:
+    """Read what another node has written as `Runtime`. Raises `ValueError` or `TypeError`."""
+    told = {name: written[name] for name in Runtime.model_fields}
+    at = told["parked_at"]
+    told["parked_at"] = None if at is None else parse_time(at)
+    return TenantRuntime(**told)
+
+
+def _shown(runtimes: Mapping[str, TenantRuntime]) -> dict[str, Any]:
+    return {
         tenant_id: {name: getattr(runtime, name) for name in Runtime.model_fields}
-        for tenant_id, runtime in status.tenants.items()
+        for tenant_id, runtime in runtimes.items()
     }
+
+
+def _written(shown: object) -> bytes:
     return orjson.dumps(shown, default=format_time, option=orjson.OPT_PASSTHROUGH_DATETIME)

@@ -29,6 +29,7 @@ from tenantry.domain.tenant import (
     Lifecycle,
     TenantState,
 )
+from tenantry.nodes.port import Owned
 
 _TROUBLE: Final = "it is in trouble; the operator can see why"
 
@@ -151,7 +152,17 @@ class Tenant(Answer):
     )
     created_at: Time = Field(examples=[EXAMPLE_TIME])
     updated_at: Time = Field(examples=[EXAMPLE_TIME])
-    workers_current: int | None = Field(description="Workers running now.", examples=[3])
+    node: str | None = Field(
+        description="The node that it is at work on; null while it is on its way to one, and of "
+        "the past.",
+        examples=["ingest-1"],
+    )
+    epoch: int | None = Field(
+        description="Goes up whenever its node changes; null where `node` never was.", examples=[1]
+    )
+    workers_current: int | None = Field(
+        description="Workers running now; null where its node can't be asked.", examples=[3]
+    )
     messages_pending: int | None = Field(
         description="Messages waiting in the queues; null if unknown.", examples=[0]
     )
@@ -169,9 +180,15 @@ class Tenant(Answer):
 
     @classmethod
     def of(
-        cls, state: TenantState, runtime: TenantRuntime | None, *, to_admin: bool = True
+        cls,
+        state: TenantState,
+        runtime: TenantRuntime | None,
+        owned: Owned | None = None,
+        *,
+        known: bool = True,
+        to_admin: bool = True,
     ) -> Self:
-        """Describe a tenant as it is now; without a runtime nothing of it is running.
+        """Describe a tenant as it is now; without a runtime, if that is `known`, nothing runs.
 
         What its trouble is may name what is others': that is told to admins.
         """
@@ -179,7 +196,9 @@ class Tenant(Answer):
         return cls.made_of(
             state,
             **_names(state),
-            workers_current=0 if runtime is None else runtime.workers_current,
+            node=None if owned is None else owned.node,
+            epoch=None if owned is None else owned.epoch,
+            workers_current=(0 if known else None) if runtime is None else runtime.workers_current,
             messages_pending=None if runtime is None else runtime.pending,
             trouble=trouble if to_admin or trouble is None else _TROUBLE,
         )
@@ -188,7 +207,13 @@ class Tenant(Answer):
     def past(cls, state: TenantState) -> Self:
         """Describe a tenant as it was; what was running then is not known."""
         return cls.made_of(
-            state, **_names(state), workers_current=None, messages_pending=None, trouble=None
+            state,
+            **_names(state),
+            node=None,
+            epoch=None,
+            workers_current=None,
+            messages_pending=None,
+            trouble=None,
         )
 
 
@@ -237,9 +262,9 @@ class CreatedTenant(Tenant):
     credentials: AccessData | None = None
 
     @classmethod
-    def of_outcome(cls, outcome: Outcome) -> Self:
+    def of_outcome(cls, outcome: Outcome, owned: Owned | None) -> Self:
         """Describe what a command has done, with the credentials it made, if it made any."""
-        shown = cls.of(outcome.tenant, outcome.runtime)
+        shown = cls.of(outcome.tenant, outcome.runtime, owned)
         if outcome.credentials is not None:
             shown.credentials = AccessData.of(outcome.credentials)
         return shown
@@ -273,3 +298,7 @@ class TenantPage(Answer):
 
     data: list[Tenant]
     next_cursor: Cursor
+    silent_nodes: list[str] = Field(
+        description="Nodes that did not answer in time: what runs of their tenants is null.",
+        examples=[[]],
+    )

@@ -1,0 +1,330 @@
+"""Requests that another node has to answer go on to it, and its answer comes back unchanged.
+
+What a tenant's actors do is known on its own node, which carries out its commands too; what the
+database alone can tell is told anywhere. While a tenant is on its way from one node to another,
+its requests wait for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable
+from typing import Final
+from urllib.parse import parse_qsl
+from uuid import uuid4
+
+import orjson
+import structlog
+from starlette.datastructures import Headers
+from starlette.routing import compile_path
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from tenantry.api import errors, idempotency
+from tenantry.api.idempotency import Once
+from tenantry.api.peers import Peers, UnreachableError
+from tenantry.domain import names
+from tenantry.http.auth import HANDED_ON
+from tenantry.http.passing import pass_back, while_client_waits
+from tenantry.http.pool import Pool
+from tenantry.http.problems import Problem, unavailable
+from tenantry.nodes.port import Cluster
+from tenantry.unavailable import UnavailableError
+
+_log: Final[structlog.stdlib.BoundLogger] = structlog.get_logger(__name__)
+
+OWNERS: Final[frozenset[tuple[str, str]]] = frozenset(
+    {
+        ("GET", "/tenants/{tenant_id}"),
+        ("DELETE", "/tenants/{tenant_id}"),
+        ("PUT", "/tenants/{tenant_id}/config/concurrency"),
+        ("POST", "/tenants/{tenant_id}/pause"),
+        ("POST", "/tenants/{tenant_id}/resume"),
+        ("POST", "/tenants/{tenant_id}/credentials/rotate"),
+        ("POST", "/tenants/{tenant_id}/sql-access"),
+        ("DELETE", "/tenants/{tenant_id}/sql-access"),
+        ("POST", "/tenants/{tenant_id}/consumer-access"),
+        ("DELETE", "/tenants/{tenant_id}/consumer-access"),
+        ("POST", "/tenants/{tenant_id}/topics"),
+        ("GET", "/tenants/{tenant_id}/audit"),
+        ("POST", "/tenants/{tenant_id}/dead-letters/replay"),
+        ("DELETE", "/tenants/{tenant_id}/dead-letters"),
+        ("GET", "/messages/stream"),
+    }
+)
+"""Calls that the node of their tenant answers."""
+
+ANYWHERE: Final[frozenset[tuple[str, str]]] = frozenset(
+    {
+        ("POST", "/tenants/{tenant_id}/messages"),
+        ("POST", "/tenants/{tenant_id}/move"),
+        ("GET", "/tenants/{tenant_id}/events"),
+        ("GET", "/tenants/{tenant_id}/messages/{message_id:any}"),
+        ("GET", "/tenants/{tenant_id}/dead-letters"),
+        ("GET", "/tenants/{tenant_id}/dead-letters/{letter_id}"),
+    }
+)
+"""Calls about one tenant that any node answers by itself."""
+
+_COMPILED: Final = [(method, compile_path(path)[0]) for method, path in OWNERS]
+PATIENCE: Final = 20.0
+"""Seconds to wait for a tenant that is on its way to another node."""
+
+UNREACHABLE_PATIENCE: Final = 5.0
+"""Seconds in which a node that can't be reached is tried again: it may be another's by then."""
+
+FIRST_PAUSE: Final = 0.05
+LONGEST_PAUSE: Final = 0.5
+
+_NOBODY: Final = "(which one is being settled)"
+_ELSEWHERE: Final = errors.ELSEWHERE.lower().encode()
+
+
+class HandOn:
+    """Innermost but for the routes: finds whose a request is, and hands on what is another's.
+
+    What has been handed on once is answered here, or by a 503 that says that the tenant is not
+    here; who has handed it on finds the right node then.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        cluster: Cluster,
+        peers: Peers,
+        exists: Callable[[str], bool],
+        reads: Pool,
+    ) -> None:
+        """`exists` tells whether there is a tenant; what blocks is done in `reads`."""
+        self._app = app
+        self._cluster = cluster
+        self._peers = peers
+        self._exists = exists
+        self._reads = reads
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        try:
+            await self._serve(scope, receive, send)
+        except (Problem, UnavailableError) as error:
+            problem = errors.of(error)
+            assert problem is not None  # noqa: S101 - of these kinds
+            await problem.response()(scope, receive, send)
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        method, path = scope["method"], scope["path"]
+        handed = any(name == HANDED_ON for name, _ in scope["headers"])
+        if (tenant_id := _tenant_of(scope)) is not None:
+            if handed:
+                await self._answer_handed_on(tenant_id, scope, receive, send)
+            else:
+                await self._to_owner(tenant_id, scope, _Sent(receive), send)
+        elif handed:
+            await self._app(scope, receive, send)
+        elif (method, path) == ("POST", "/tenants"):
+            await self._create(scope, _Sent(receive), send)
+        elif (method, path) == ("POST", "/isolation"):
+            await self._to_node(self._cluster.first(), scope, receive, send)
+        elif (method, path) == ("GET", "/status"):
+            await self._to_node(_only(scope, "node"), scope, receive, send)
+        else:
+            await self._app(scope, receive, send)
+
+    async def _answer_handed_on(
+        self, tenant_id: str, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        try:
+            node = await self._node_for(tenant_id, new=False)
+        except _NobodysError:
+            node = _NOBODY
+        if node != self._cluster.name:
+            raise _elsewhere(tenant_id, node)
+        await self._app(scope, receive, send)
+
+    async def _to_node(self, node: str | None, scope: Scope, receive: Receive, send: Send) -> None:
+        """Hand a request on to a node, if it is not this one. Of a name that is none: 404."""
+        if node is None or node == self._cluster.name:
+            await self._app(scope, receive, send)
+            return
+        if all(one.name != node for one in self._cluster.glance()):
+            raise Problem(404, f"there is no node {node[:80]!r}", code="node-not-found")
+        sent = _Sent(receive)
+        if (body := await sent.body()) is None:
+            return
+        try:
+            response = await self._peers.send(node, scope, body)
+        except UnreachableError as error:
+            raise _unreachable(error) from error
+        await while_client_waits(pass_back(response, send), receive)
+
+    async def _create(self, scope: Scope, sent: _Sent, send: Send) -> None:
+        """Have a tenant made on the node that it belongs to; its id is chosen here if need be."""
+        body = await sent.body()
+        if body is None:
+            return
+        if len(self._cluster.glance()) > 1:
+            tenant_id = self._new_id(scope, sent, body)
+            if tenant_id is not None and names.is_tenant_id(tenant_id):
+                await self._to_owner(tenant_id, scope, sent, send, new=True)
+                return
+        await self._app(scope, sent.receive(), send)
+
+    def _new_id(self, scope: Scope, sent: _Sent, body: bytes) -> str | None:
+        try:
+            wanted = orjson.loads(body)
+        except orjson.JSONDecodeError:
+            return None
+        if not isinstance(wanted, dict):
+            return None
+        given = wanted.get("id")
+        if given is not None:
+            return given if isinstance(given, str) else None
+        key = Headers(scope=scope).get(idempotency.HEADER)
+        if key is not None:
+            return Once("POST /tenants", key, body).id()
+        wanted["id"] = str(uuid4())
+        sent.replace(orjson.dumps(wanted))
+        return str(wanted["id"])
+
+    async def _to_owner(
+        self, tenant_id: str, scope: Scope, sent: _Sent, send: Send, *, new: bool = False
+    ) -> None:
+        """Have the tenant's node answer, whichever that is by then; wait for one on its way."""
+        loop = asyncio.get_running_loop()
+        began, pause = loop.time(), FIRST_PAUSE
+        while True:
+            waited = loop.time() - began
+            try:
+                node = await self._node_for(tenant_id, new=new)
+                if await self._attempt(node, scope, sent, send):
+                    return
+                if waited > PATIENCE:
+                    raise _elsewhere(tenant_id, node)
+            except UnreachableError as error:
+                if waited > UNREACHABLE_PATIENCE:
+                    raise _unreachable(error) from error
+            except _NobodysError:
+                if waited > PATIENCE:
+                    raise _elsewhere(tenant_id, _NOBODY) from None
+            await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311 - jitter
+            pause = min(pause * 2, LONGEST_PAUSE)
+
+    async def _node_for(self, tenant_id: str, *, new: bool) -> str:
+        """Name the node that is to answer: this one, for a tenant that there is not."""
+        own = self._cluster.name
+        if self._cluster.owned(tenant_id) is not None:
+            return own
+        return await self._reads.run(self._look_for, tenant_id, new=new)
+
+    def _look_for(self, tenant_id: str, *, new: bool) -> str:
+        own = self._cluster.name
+        owned = self._cluster.owners([tenant_id]).get(tenant_id)
+        node = None if owned is None else owned.node
+        if node is not None and node != own:
+            return node
+        if new:
+            return node or self._cluster.place(tenant_id) or own
+        # Nobody's yet, or this node's by now, which it is about to learn; or of one that was.
+        if owned is not None and self._exists(tenant_id):
+            raise _NobodysError
+        return own
+
+    async def _attempt(self, node: str, scope: Scope, sent: _Sent, send: Send) -> bool:
+        """Have a node answer; False where it says that the tenant is not there, any more or yet."""
+        answer = _Answer(send)
+        if node == self._cluster.name:
+            await self._app(dict(scope), sent.receive(), answer)
+            return not answer.elsewhere
+        body = await sent.body()
+        if body is None:  # the client has gone
+            return True
+        response = await self._peers.send(node, scope, body)
+        await while_client_waits(pass_back(response, answer), sent.original)
+        return not answer.elsewhere
+
+
+class _NobodysError(Exception):
+    """A tenant is no node's for the moment."""
+
+
+class _Sent:
+    """What a client has sent: a body in one piece, to be read as often as need be."""
+
+    def __init__(self, receive: Receive) -> None:
+        self.original = receive
+        self._first: Message | None = None
+
+    async def body(self) -> bytes | None:
+        """Give the body; None where the client has gone."""
+        message = await self._message()
+        return message.get("body", b"") if message["type"] == "http.request" else None
+
+    def replace(self, body: bytes) -> None:
+        """Put another body in its place."""
+        self._first = {"type": "http.request", "body": body, "more_body": False}
+
+    def receive(self) -> Receive:
+        """Make what gives the body, and then what comes after it."""
+        taken = False
+
+        async def again() -> Message:
+            nonlocal taken
+            if taken:
+                return await self.original()
+            taken = True
+            return await self._message()
+
+        return again
+
+    async def _message(self) -> Message:
+        if self._first is None:
+            self._first = await self.original()
+        return self._first
+
+
+class _Answer:
+    """An answer on its way to the client, but for one that says that the tenant is elsewhere."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self.elsewhere = False
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start" and message["status"] == 503:
+            headers = message.get("headers", ())
+            self.elsewhere = any(name.lower() == _ELSEWHERE for name, _ in headers)
+        if not self.elsewhere:
+            await self._send(message)
+
+
+def _tenant_of(scope: Scope) -> str | None:
+    """Name the tenant whose node is to answer a request; None where any may."""
+    for method, pattern in _COMPILED:
+        if scope["method"] == method and (match := pattern.match(scope["path"])):
+            named = match.groupdict().get("tenant_id") or _only(scope, "tenant_id")
+            past = _only(scope, "at") is not None  # of which any node tells
+            return named if named is not None and names.is_tenant_id(named) and not past else None
+    return None
+
+
+def _only(scope: Scope, name: str) -> str | None:
+    """Give a parameter's value, if it is there just once."""
+    query = scope["query_string"].decode("latin-1")
+    found = [value for key, value in parse_qsl(query, keep_blank_values=True) if key == name]
+    return found[0] if len(found) == 1 else None
+
+
+def _elsewhere(tenant_id: str, node: str) -> Problem:
+    problem = unavailable(
+        f"tenant {tenant_id!r} is on its way to node {node}; try again", code="not-taking-commands"
+    )
+    problem.headers[errors.ELSEWHERE] = node
+    return problem
+
+
+def _unreachable(error: UnreachableError) -> Problem:
+    return unavailable(str(error), code="node-unreachable")

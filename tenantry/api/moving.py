@@ -1,0 +1,75 @@
+"""An ordered hand-over as an operator asks for it: a wish, and a wait for what follows from it."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Final
+
+from starlette.types import Scope
+
+from tenantry.api.node_runtimes import runtimes_of
+from tenantry.api.schemas.tenants import Tenant
+from tenantry.api.services import Services
+from tenantry.control.port import CommandTimeoutError, TenantRuntime
+from tenantry.domain.tenant import Lifecycle, TenantState
+from tenantry.http.tokens import Principal
+from tenantry.nodes.port import Owned
+
+LOOK_EVERY: Final = 0.1
+
+
+class Move:
+    """One request to move a tenant."""
+
+    def __init__(self, services: Services, scope: Scope) -> None:
+        self._services = services
+        self._scope = scope
+
+    async def run(self, tenant_id: str, node: str | None, who: Principal) -> Tenant:
+        """Wish, and wait. Raises as `Cluster.want` before anything is wished.
+
+        Raises `CommandTimeoutError` where it takes longer than a command may; it goes on then.
+        """
+        services = self._services
+
+        def wish() -> TenantState:
+            state = services.lookup.existing(tenant_id, who)
+            services.cluster.want(tenant_id, node)
+            return state
+
+        state = await services.pools.commands.run(wish)
+        try:
+            async with asyncio.timeout(services.command_timeout):
+                while True:
+                    owned, runtime, known = await self._look(tenant_id)
+                    if node is None or self._is_there(state, owned, runtime, node):
+                        return Tenant.of(state, runtime, owned, known=known)
+                    await asyncio.sleep(LOOK_EVERY)
+                    state = await services.pools.reads.run(services.lookup.existing, tenant_id, who)
+        except TimeoutError:
+            raise CommandTimeoutError(
+                f"tenant {tenant_id!r} is wanted on node {node!r} and not at work there yet"
+            ) from None
+
+    async def _look(self, tenant_id: str) -> tuple[Owned | None, TenantRuntime | None, bool]:
+        services = self._services
+        owners = await services.pools.reads.run(services.cluster.owners, [tenant_id])
+        told = await runtimes_of(
+            [tenant_id],
+            owners,
+            control=services.control,
+            cluster=services.cluster,
+            peers=services.peers,
+            scope=self._scope,
+        )
+        owned = owners.get(tenant_id)
+        return owned, told.runtimes.get(tenant_id), told.knows(owned)
+
+    @staticmethod
+    def _is_there(
+        state: TenantState, owned: Owned | None, runtime: TenantRuntime | None, node: str
+    ) -> bool:
+        if owned is None or owned.node != node or runtime is None:
+            return False
+        at_rest = state.lifecycle is not Lifecycle.ACTIVE or runtime.parked or runtime.trouble
+        return runtime.consuming or bool(at_rest)

@@ -1,0 +1,68 @@
+"""What tenants' actors do, wherever they are at work: each node is asked once, all at a time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+
+from starlette.types import Scope
+
+from tenantry.api.peers import Peers
+from tenantry.api.schemas.daemon import runtime_of
+from tenantry.control.port import Control, TenantRuntime
+from tenantry.nodes.port import Cluster, Owned
+
+
+@dataclass(slots=True)
+class Told:
+    """What is known of tenants' actors; of those of `silent` nodes, nothing."""
+
+    runtimes: dict[str, TenantRuntime | None] = field(default_factory=dict)
+    silent: list[str] = field(default_factory=list)
+
+    def knows(self, owned: Owned | None) -> bool:
+        """Tell whether nothing that is known of a tenant means that nothing of it is running."""
+        return owned is None or owned.node not in self.silent
+
+
+async def runtimes_of(
+    tenant_ids: Iterable[str],
+    owners: Mapping[str, Owned],
+    *,
+    control: Control,
+    cluster: Cluster,
+    peers: Peers | None,
+    scope: Scope,
+) -> Told:
+    """Find out what tenants' actors do, in the name of the caller of a request."""
+    told = Told()
+    away: dict[str, list[str]] = {}
+    for one in tenant_ids:
+        owned = owners.get(one)
+        node = None if owned is None else owned.node
+        if node is None or node == cluster.name or cluster.owned(one) is not None:
+            told.runtimes[one] = control.runtime(one)
+        else:
+            away.setdefault(node, []).append(one)
+    if peers is None:
+        told.silent = sorted(away)
+        return told
+    answers = await asyncio.gather(*(_ask(peers, node, ids, scope) for node, ids in away.items()))
+    for node, answer in zip(away, answers, strict=True):
+        if answer is None:
+            told.silent.append(node)
+        else:
+            told.runtimes.update(answer)
+    told.silent.sort()
+    return told
+
+
+async def _ask(
+    peers: Peers, node: str, tenant_ids: Collection[str], scope: Scope
+) -> dict[str, TenantRuntime] | None:
+    answer = await peers.ask(node, scope, "POST", "/runtime", {"tenants": list(tenant_ids)})
+    try:
+        return None if answer is None else {k: runtime_of(v) for k, v in answer["data"].items()}
+    except (ValueError, KeyError, TypeError):  # of another version
+        return None

@@ -1,0 +1,57 @@
+"""Nodes: who shares the tenants, who is to be empty, and what tenants' actors do on one."""
+
+from __future__ import annotations
+
+from starlette.responses import Response
+
+from tenantry.api.openapi import Routes
+from tenantry.api.schemas.common import answer, json_response
+from tenantry.api.schemas.daemon import Runtimes, TenantsAsked, runtimes_json
+from tenantry.api.schemas.nodes import NodeList, NodeShown
+from tenantry.api.services import Injected, Services
+from tenantry.nodes.port import NodeNotFoundError
+
+routes = Routes("nodes")
+
+
+@routes("GET /nodes", "List the nodes", NodeList)
+async def list_nodes(services: Injected) -> Response:
+    """List the daemons on this database, with how many tenants are each one's.
+
+    One that was lost stays on the list until it is back.
+    """
+    listed = await services.pools.reads.run(services.cluster.listed)
+    return answer(NodeList(data=[NodeShown.of(one) for one in listed]))
+
+
+@routes("POST /nodes/{node}/drain", "Empty a node", NodeShown, errors=(404, 409))
+async def drain_node(services: Injected, node: str) -> Response:
+    """Have a node's tenants handed over one by one; it stays up, and takes none until `undrain`.
+
+    Answers at once: `GET /nodes` tells how many are left. 409 where no other node could have them.
+    """
+    return await _set_draining(services, node, draining=True)
+
+
+@routes("POST /nodes/{node}/undrain", "Let a node have tenants again", NodeShown, errors=(404,))
+async def undrain_node(services: Injected, node: str) -> Response:
+    """Take a drain back; the node gets its share of the tenants."""
+    return await _set_draining(services, node, draining=False)
+
+
+@routes("POST /runtime", "Show what tenants' actors do here", Runtimes)
+async def show_runtime(services: Injected, asked: TenantsAsked) -> Response:
+    """Show what the actors of these tenants do on this node; those of other nodes' are left out."""
+    found = {one: services.control.runtime(one) for one in asked.tenants}
+    return json_response(runtimes_json({one: told for one, told in found.items() if told}))
+
+
+async def _set_draining(services: Services, name: str, *, draining: bool) -> Response:
+    def change() -> NodeShown:
+        services.cluster.set_draining(name, draining=draining)
+        for one in services.cluster.listed():
+            if one.node.name == name:
+                return NodeShown.of(one)
+        raise NodeNotFoundError(name)
+
+    return answer(await services.pools.urgent.run(change))

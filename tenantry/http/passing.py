@@ -1,0 +1,186 @@
+"""What handing requests on has in common: what of a request goes on, what of its answer comes back.
+
+A request that is handed on has passed all that stands before the application here; there it passes
+the same again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterable, Collection, Coroutine, Iterable
+from pathlib import Path
+from typing import Any, Final
+
+import httpcore
+from starlette.types import Receive, Scope, Send
+
+from tenantry.http.auth import CALLER, HANDED_ON, RELAYED_PEER
+from tenantry.http.middleware import CORRELATION_HEADER, correlation_id_of
+from tenantry.unixpath import addressed
+
+CONNECT_SECONDS: Final = 5.0
+WRITE_SECONDS: Final = 30.0
+IDLE_SECONDS: Final = 20.0
+"""Shorter than a server keeps a connection that nobody uses, lest a request meet its end."""
+
+# They are between two ends of one connection, are said anew on the next, or are nobody's to say.
+_HOP: Final = frozenset(
+    {
+        b"connection",
+        b"content-length",
+        b"expect",
+        b"keep-alive",
+        b"proxy-authenticate",
+        b"proxy-authorization",
+        b"proxy-connection",
+        b"te",
+        b"trailer",
+        b"transfer-encoding",
+        b"upgrade",
+        CORRELATION_HEADER.lower().encode(),
+        RELAYED_PEER,
+        CALLER,
+    }
+)
+_NOT_BACK: Final = frozenset({b"connection", b"date", b"keep-alive", b"transfer-encoding"})
+
+FAILURES: Final = (httpcore.NetworkError, httpcore.ProtocolError, httpcore.TimeoutException)
+"""How a request fails at the other end of a connection."""
+
+
+def target_of(scope: Scope) -> bytes:
+    """Give what a request is for, as its client has written it."""
+    target: bytes = scope["raw_path"]
+    return target + b"?" + scope["query_string"] if scope["query_string"] else target
+
+
+def request_of(
+    scope: Scope,
+    body: bytes,
+    *,
+    url: httpcore.URL,
+    add: Iterable[tuple[bytes, bytes]],
+    without: Collection[bytes] = (),
+) -> httpcore.Request:
+    """Make the request that goes on: the client's headers but for some, and others instead."""
+    headers = [
+        pair for pair in scope["headers"] if pair[0].lower() not in {*_HOP, *without, HANDED_ON}
+    ]
+    headers += [(CORRELATION_HEADER.encode(), correlation_id_of(scope).encode()), *add]
+    if body or scope["method"] not in {"GET", "HEAD", "DELETE"}:
+        headers.append((b"Content-Length", b"%d" % len(body)))
+    return httpcore.Request(
+        scope["method"],
+        url,
+        headers=headers,
+        content=body,
+        extensions={"timeout": {"connect": CONNECT_SECONDS, "write": WRITE_SECONDS}},
+    )
+
+
+async def pass_back(response: httpcore.Response, send: Send) -> None:
+    """Give an answer to the client as it comes, and close it."""
+    try:
+        headers = [pair for pair in response.headers if pair[0].lower() not in _NOT_BACK]
+        await send({"type": "http.response.start", "status": response.status, "headers": headers})
+        assert isinstance(response.stream, AsyncIterable)  # noqa: S101 - of an async pool
+        async for part in response.stream:
+            await send({"type": "http.response.body", "body": part, "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+    finally:
+        await response.aclose()
+
+
+async def while_client_waits(passing: Coroutine[Any, Any, None], receive: Receive) -> None:
+    """Do something for a client whose request is read; give up when the client has gone."""
+    doing = asyncio.create_task(passing)
+    gone = asyncio.create_task(_gone(receive))
+    try:
+        await asyncio.wait({doing, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if doing.done():
+            doing.result()
+    finally:
+        gone.cancel()
+        doing.cancel()
+        await asyncio.gather(doing, gone, return_exceptions=True)
+
+
+async def _gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+class ClosedWithLoop:
+    """Closes a pool of connections when the event loop cancels its tasks, at the end."""
+
+    def __init__(self, pool: httpcore.AsyncConnectionPool) -> None:
+        self._pool = pool
+        self._closer: asyncio.Task[None] | None = None
+
+    def watch(self) -> None:
+        """Begin, on the loop; harmless twice."""
+        if self._closer is None:
+            self._closer = asyncio.create_task(self._close())
+
+    async def _close(self) -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await self._pool.aclose()
+
+
+class SocketBackend(httpcore.AsyncNetworkBackend):
+    """Connects to Unix sockets, however long their paths are."""
+
+    async def connect_unix_socket(
+        self,
+        path: str,
+        timeout: float | None = None,  # noqa: ASYNC109 - as httpcore has it
+        socket_options: Iterable[Any] | None = None,  # noqa: ARG002 - none apply
+    ) -> httpcore.AsyncNetworkStream:
+        """Make a connection."""
+        try:
+            with addressed(Path(path)) as address:
+                async with asyncio.timeout(timeout):
+                    return Stream(*await asyncio.open_unix_connection(address))
+        except TimeoutError as error:
+            raise httpcore.ConnectTimeout(f"{path} takes no connection") from error
+        except OSError as error:
+            raise httpcore.ConnectError(str(error)) from error
+
+
+class Stream(httpcore.AsyncNetworkStream):
+    """A connection as httpcore wants it."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self._writer = writer
+
+    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:  # noqa: ASYNC109
+        """Read what there is; nothing at the end."""
+        try:
+            async with asyncio.timeout(timeout):
+                return await self._reader.read(max_bytes)
+        except TimeoutError as error:
+            raise httpcore.ReadTimeout("the other end is silent") from error
+        except OSError as error:
+            raise httpcore.ReadError(str(error)) from error
+
+    async def write(self, buffer: bytes, timeout: float | None = None) -> None:  # noqa: ASYNC109
+        """Write it all."""
+        try:
+            async with asyncio.timeout(timeout):
+                self._writer.write(buffer)
+                await self._writer.drain()
+        except TimeoutError as error:
+            raise httpcore.WriteTimeout("the other end reads nothing") from error
+        except OSError as error:
+            raise httpcore.WriteError(str(error)) from error
+
+    async def aclose(self) -> None:
+        """Close it; what is not sent by now is no whole request."""
+        self._writer.transport.abort()
+
+    def get_extra_info(self, info: str) -> Any:
+        """Tell whether an idle connection has come to its end."""
+        return self._reader.at_eof() if info == "is_readable" else None
