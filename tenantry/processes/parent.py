@@ -18,6 +18,9 @@ from tenantry import __version__
 from tenantry.api.paging import kept_key
 from tenantry.broker import select
 from tenantry.database.embedded import EmbeddedPostgres, PostgresKeeper
+from tenantry.database.errors import DatabaseError
+from tenantry.database.installation import known_cursor_key
+from tenantry.database.pool import Database
 from tenantry.front.messages import WorkWith
 from tenantry.front.process import Front
 from tenantry.http.listeners import ControlSocket, Relay, bind_tcp
@@ -81,6 +84,7 @@ class Parent:
         self._heartbeat = Heartbeat()
         self._children: list[Child] = []
         self._ask_at = 0.0
+        self._front_works = False
 
     def run(self) -> int:
         """Listen, start the children, look after them, stop them all."""
@@ -91,14 +95,9 @@ class Parent:
         shared = self._listen()
         url = self._find_database()
         family = Path(shared.family)
-        key = kept_key(settings.state_dir / CURSOR_KEY)
-        self._front.work_with(
-            WorkWith(
-                database_url=url,
-                cursor_key=key.hex(),
-                broker=select.publishing_access(settings),
-            )
-        )
+        kept_key(settings.state_dir / CURSOR_KEY)  # what the first child brings as its own
+        self._database = Database(url, pool_size=1)
+        self._stack.callback(self._database.close)
         embedded = not settings.database.url.get_secret_value()
         base = settings.node.name
         for number in range(1, count + 1):
@@ -196,7 +195,24 @@ class Parent:
             if now >= self._ask_at:
                 self._ask_at = now + ASK_EVERY
                 reasons = self._not_ready()
+                if len(reasons) < len(self._children) and not self._front_works:
+                    self._front_works = self._tell_front()
                 self._report.leading(reasons, processes=len(self._children))
+
+    def _tell_front(self) -> bool:
+        """Have the front do by itself what it can; tell whether all that this takes is known."""
+        try:
+            self._database.open()
+        except DatabaseError as error:
+            log.info("front.waits", error=str(error))
+            return False
+        key = known_cursor_key(self._database)
+        if key is not None:
+            access = select.publishing_access(self._settings)
+            self._front.work_with(
+                WorkWith(database_url=self._database.url, cursor_key=key.hex(), broker=access)
+            )
+        return key is not None
 
     def _hear(self, child: Child) -> None:
         """Do what a child was asked for that is about all of them."""
