@@ -79,13 +79,20 @@ def request_of(
 
 
 async def pass_back(response: httpcore.Response, send: Send) -> None:
-    """Give an answer to the client as it comes, and close it."""
+    """Give an answer to the client as it comes, and close it.
+
+    One of no told length, a stream, ends where the other end breaks it off.
+    """
     try:
         headers = [pair for pair in response.headers if pair[0].lower() not in _NOT_BACK]
         await send({"type": "http.response.start", "status": response.status, "headers": headers})
         assert isinstance(response.stream, AsyncIterable)  # noqa: S101 - of an async pool
-        async for part in response.stream:
-            await send({"type": "http.response.body", "body": part, "more_body": True})
+        try:
+            async for part in response.stream:
+                await send({"type": "http.response.body", "body": part, "more_body": True})
+        except FAILURES:
+            if any(name.lower() == b"content-length" for name, _ in headers):
+                raise
         await send({"type": "http.response.body", "body": b"", "more_body": False})
     finally:
         await response.aclose()

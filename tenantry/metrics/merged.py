@@ -62,12 +62,13 @@ def merged(pages: Iterable[str], *, openmetrics: bool) -> str:
 
 
 def labelled(text: str, node: str) -> str:
-    """Give each series of a page its node."""
+    """Give each series of a page its node; one that has it already is left as it is."""
     label = f'{LABEL}="{node}"'
     written = []
     for line in text.splitlines():
         brace, space = line.find("{"), line.find(" ")
-        if line.startswith("#") or space < 0:
+        has_it = brace >= 0 and line.startswith(label, brace + 1)
+        if line.startswith("#") or space < 0 or has_it:
             written.append(line)
         elif 0 <= brace < space:
             written.append(f"{line[: brace + 1]}{label},{line[brace + 1 :]}")

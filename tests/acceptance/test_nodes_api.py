@@ -276,7 +276,7 @@ def test_a_stream_through_the_wrong_node_goes_on_where_a_page_of_the_other_ends(
     assert pair.ask("two", "POST", messages, token, {"payload": "first"}).status_code == 202
 
     def page() -> dict[str, Any] | None:
-        found = pair.ask("two", "GET", "/messages", token).json()
+        found = pair.ask("one", "GET", "/messages", token).json()
         return found if found["data"] else None
 
     follow = eventually(page, what="a row")["follow_cursor"]
