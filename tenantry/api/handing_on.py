@@ -24,7 +24,7 @@ from tenantry.api import errors, idempotency
 from tenantry.api.idempotency import Once
 from tenantry.api.peers import Peers, UnreachableError
 from tenantry.domain import names
-from tenantry.http.auth import HANDED_ON
+from tenantry.http.auth import HANDED_ON, MEANT_FOR, Listener, connection_of
 from tenantry.http.passing import pass_back, while_client_waits
 from tenantry.http.pool import Pool
 from tenantry.http.problems import Problem, unavailable
@@ -84,7 +84,8 @@ class HandOn:
     """Innermost but for the routes: finds whose a request is, and hands on what is another's.
 
     What has been handed on once is answered here, or by a 503 that says that the tenant is not
-    here; who has handed it on finds the right node then.
+    here; who has handed it on finds the right node then. Nodes on one machine may share an address:
+    what comes by it for another of them is passed to that one's control socket.
     """
 
     def __init__(
@@ -118,7 +119,10 @@ class HandOn:
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         method, path = scope["method"], scope["path"]
         handed = any(name == HANDED_ON for name, _ in scope["headers"])
-        if (tenant_id := _tenant_of(scope)) is not None:
+        meant_for = Headers(scope=scope).get(MEANT_FOR.decode(), self._cluster.name)
+        if handed and meant_for != self._cluster.name:
+            await self._to_sibling(meant_for, scope, receive, send)
+        elif (tenant_id := _tenant_of(scope)) is not None:
             if handed:
                 await self._answer_handed_on(tenant_id, scope, receive, send)
             else:
@@ -144,6 +148,15 @@ class HandOn:
         if node != self._cluster.name:
             raise _elsewhere(tenant_id, node)
         await self._app(scope, receive, send)
+
+    async def _to_sibling(self, node: str, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass on what has come to the address that this node shares with the one it is meant for.
+
+        By the control socket there: what has come by one itself goes nowhere else.
+        """
+        if connection_of(scope).listener is Listener.CONTROL or not self._peers.is_here(node):
+            raise _not_here(f"node {node[:80]!r} is not the one that was reached; try again", "?")
+        await self._to_node(node, scope, receive, send)
 
     async def _to_node(self, node: str | None, scope: Scope, receive: Receive, send: Send) -> None:
         """Hand a request on to a node, if it is not this one. Of a name that is none: 404."""
@@ -319,9 +332,11 @@ def _only(scope: Scope, name: str) -> str | None:
 
 
 def _elsewhere(tenant_id: str, node: str) -> Problem:
-    problem = unavailable(
-        f"tenant {tenant_id!r} is on its way to node {node}; try again", code="not-taking-commands"
-    )
+    return _not_here(f"tenant {tenant_id!r} is on its way to node {node}; try again", node)
+
+
+def _not_here(detail: str, node: str) -> Problem:
+    problem = unavailable(detail, code="not-taking-commands")
     problem.headers[errors.ELSEWHERE] = node
     return problem
 

@@ -19,7 +19,14 @@ import orjson
 import structlog
 from starlette.types import Scope
 
-from tenantry.http.auth import HANDED_ON, Listener, caller_header, connection_of, principal_of
+from tenantry.http.auth import (
+    HANDED_ON,
+    MEANT_FOR,
+    Listener,
+    caller_header,
+    connection_of,
+    principal_of,
+)
 from tenantry.http.middleware import CORRELATION_HEADER, correlation_id_of
 from tenantry.http.passing import (
     CONNECT_SECONDS,
@@ -79,6 +86,11 @@ class Peers:
         self._trusted = trusted
         self._machine = this_machine()
         self._pools: dict[str, tuple[httpcore.AsyncConnectionPool, ClosedWithLoop]] = {}
+
+    def is_here(self, node: str) -> bool:
+        """Tell whether a node is on this machine."""
+        there = self._introduction(node)
+        return there is not None and there.machine == self._machine
 
     async def send(self, node: str, scope: Scope, body: bytes) -> httpcore.Response:
         """Hand a request on to a node and give its answer, whose body is still to come.
@@ -147,7 +159,7 @@ class Peers:
     ) -> tuple[str, httpcore.URL, list[tuple[bytes, bytes]]]:
         """Say where a node is, as what it is asked there, and who asks."""
         there = self._there(node)
-        headers = [(HANDED_ON, self._name.encode())]
+        headers = [(HANDED_ON, self._name.encode()), (MEANT_FOR, node.encode())]
         if there.machine == self._machine:
             url = httpcore.URL(scheme=b"http", host=b"localhost", port=None, target=target)
             return there.socket, url, [*headers, (b"Host", b"localhost"), caller_header(scope)]

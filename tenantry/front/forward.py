@@ -11,7 +11,7 @@ import httpcore
 import structlog
 from starlette.types import Receive, Scope, Send
 
-from tenantry.http.auth import HANDED_ON, RELAYED_PEER, connection_of
+from tenantry.http.auth import MARKS, RELAYED_PEER, connection_of
 from tenantry.http.listeners import NOTE
 from tenantry.http.passing import (
     FAILURES,
@@ -70,8 +70,8 @@ class Forward:
 
 
 def _request(scope: Scope, body: bytes) -> httpcore.Request:
-    # Between nodes, the mark of a request that was handed on goes through the front.
-    add = [pair for pair in scope["headers"] if pair[0].lower() == HANDED_ON]
+    # Between nodes, the marks of a request that was handed on go through the front.
+    add = [pair for pair in scope["headers"] if pair[0].lower() in MARKS]
     add.append((RELAYED_PEER, connection_of(scope).peer.encode()))
     url = httpcore.URL(scheme=b"http", host=b"daemon", port=None, target=target_of(scope))
     return request_of(scope, body, url=url, add=add)

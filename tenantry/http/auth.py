@@ -30,6 +30,11 @@ HANDED_ON: Final = b"tenantry-handed-on"
 that the request is not handed on once more.
 """
 
+MEANT_FOR: Final = b"tenantry-for"
+"""The header with the node that it was handed on to: several on one machine share an address."""
+
+MARKS: Final = frozenset({HANDED_ON, MEANT_FOR})
+
 CALLER: Final = b"tenantry-caller"
 """The header in which a node says whose request it hands on, on another node's control socket. It
 is believed there of processes of the same user alone, and nowhere else.

@@ -14,7 +14,7 @@ from typing import Any, Final
 import httpcore
 from starlette.types import Receive, Scope, Send
 
-from tenantry.http.auth import CALLER, HANDED_ON, RELAYED_PEER
+from tenantry.http.auth import CALLER, MARKS, RELAYED_PEER
 from tenantry.http.middleware import CORRELATION_HEADER, correlation_id_of
 from tenantry.unixpath import addressed
 
@@ -63,9 +63,8 @@ def request_of(
     without: Collection[bytes] = (),
 ) -> httpcore.Request:
     """Make the request that goes on: the client's headers but for some, and others instead."""
-    headers = [
-        pair for pair in scope["headers"] if pair[0].lower() not in {*_HOP, *without, HANDED_ON}
-    ]
+    left = {*_HOP, *MARKS, *without}
+    headers = [pair for pair in scope["headers"] if pair[0].lower() not in left]
     headers += [(CORRELATION_HEADER.encode(), correlation_id_of(scope).encode()), *add]
     if body or scope["method"] not in {"GET", "HEAD", "DELETE"}:
         headers.append((b"Content-Length", b"%d" % len(body)))

@@ -220,6 +220,25 @@ def test_what_was_handed_on_is_not_handed_on_again(nodes: Two) -> None:
     assert marked.status_code == 200
 
 
+def test_what_comes_to_a_shared_address_is_passed_to_the_node_it_is_meant_for(nodes: Two) -> None:
+    marks = {"Tenantry-Handed-On": "three", "Tenantry-For": "two"}
+    answer = nodes.one.tcp.post("/tenants/acme/pause", headers=bearer() | marks)
+    assert (answer.status_code, answer.json()["node"]) == (200, "two")
+    assert nodes.two.world.control.metadata[-1].actor == "ann"
+    asked = nodes.one.tcp.post("/runtime", json={"tenants": ["acme"]}, headers=bearer() | marks)
+    assert asked.json()["data"].keys() == {"acme"}
+    for headers, status in ((bearer("here"), 403), (bearer("acme"), 403), ({}, 401)):
+        answer = nodes.one.tcp.post("/tenants/acme/pause", headers=headers | marks)
+        assert answer.status_code == status
+    assert nodes.one.tcp.get("/tenants/acme", headers=bearer("acme") | marks).status_code == 200
+    # By a control socket it has come to the very node, and nowhere is another.
+    for other in (marks, marks | {"Tenantry-For": "four"}):
+        answer = nodes.one.control.post("/tenants/acme/pause", headers=other)
+        assert (answer.status_code, "tenantry-elsewhere" in answer.headers) == (503, True)
+    without = {"Tenantry-For": "two"}
+    assert nodes.one.control.get("/tenants/here", headers=without).json()["node"] == "one"
+
+
 def test_a_tenant_on_its_way_is_waited_for(nodes: Two, monkeypatch: pytest.MonkeyPatch) -> None:
     control = nodes.two.world.control
     whole, refused = control.execute, 0
