@@ -57,7 +57,8 @@ class Cursors:
 
     def open(self, token: str, *binding: str) -> bytes:
         """Give the value a cursor holds, or raise `BadCursorError`."""
-        if len(token) > _MAX_TOKEN or not token.isascii():
+        # The alphabet of URLs alone: the decoder takes the other one, too.
+        if len(token) > _MAX_TOKEN or not token.isascii() or not {*token}.isdisjoint("+/"):
             raise BadCursorError
         try:
             padded = token + "=" * (-len(token) % 4)
