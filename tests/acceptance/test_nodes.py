@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import signal
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
 
 import psycopg
 import pytest
 
+from tenantry.nodes.placement import place
 from tests.acceptance.program import Program
 from tests.ledger import Ledger
 from tests.services_rabbitmq import RabbitHost
 from tests.waiting import eventually
 
-TENANTS = 12
+TENANTS = 9
 
 
 class Cluster:
@@ -42,14 +44,16 @@ class Cluster:
         }
 
     def wait_spread(self, *names: str) -> dict[str, int]:
-        """Wait until these nodes consume for all tenants, and each for those that it owns."""
+        """Wait until these nodes consume for all tenants, and each for those that belong to it."""
+        weights = dict.fromkeys(names, 1.0)
 
         def spread() -> dict[str, int] | None:
-            owned = [node for node, _ in self.owners().values()]
+            owned = self.owners()
             shares = {name: share for name, share in self.shares().items() if name in names}
-            even = all(owned.count(name) == share for name, share in shares.items())
-            right = sum(shares.values()) == TENANTS == len(owned) and set(owned) <= set(names)
-            return shares if even and right and min(shares.values()) else None
+            right = all(node == place(tenant, weights) for tenant, (node, _) in owned.items())
+            counts = Counter(node for node, _ in owned.values())
+            even = all(counts[name] == share for name, share in shares.items())
+            return shares if right and even and len(owned) == TENANTS else None
 
         return eventually(spread, what=f"the tenants are spread over {names}")
 

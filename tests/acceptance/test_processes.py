@@ -11,11 +11,12 @@ import psycopg
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from tenantry.nodes.placement import place
 from tests.acceptance.program import Program
 from tests.ledger import Ledger
 from tests.waiting import eventually
 
-TENANTS = 12
+TENANTS = 8
 
 
 def nodes(program: Program) -> dict[str, int]:
@@ -28,19 +29,16 @@ def nodes(program: Program) -> dict[str, int]:
         return dict(rows.fetchall())
 
 
-def owned(program: Program) -> dict[str, int]:
-    with psycopg.connect(program.database_url) as connection:
-        query = "SELECT node, count(*) FROM tenantry.owners GROUP BY node"
-        return dict(connection.execute(query).fetchall())
-
-
 def wait_spread(program: Program) -> dict[str, int]:
-    """Wait until three nodes are at work, each for some of the tenants."""
+    """Wait until three nodes are at work, each for the tenants that belong to it."""
 
     def spread() -> dict[str, int] | None:
-        there, shares = nodes(program), owned(program)
-        right = len(there) == 3 and there.keys() == shares.keys()
-        return there if right and sum(shares.values()) == TENANTS else None
+        there = nodes(program)
+        weights = dict.fromkeys(there, 1.0)
+        with psycopg.connect(program.database_url) as connection:
+            rows = connection.execute("SELECT tenant_id, node FROM tenantry.owners").fetchall()
+        right = all(node == place(tenant_id, weights) for tenant_id, node in rows)
+        return there if len(there) == 3 and right and len(rows) == TENANTS else None
 
     return eventually(spread, what="three nodes share the tenants")
 
@@ -53,9 +51,10 @@ def test_processes_share_the_work_and_are_one_service_to_whoever_looks(
     before = wait_spread(program)
     with ledger.publishing([(tenant.id, tenant.amqp_url) for tenant in tenants], rate=600):
         ledger.wait_confirmed(50)
-        (line,) = program.events("process.started")[:1]
-        os.kill(line["pid"], signal.SIGKILL)
+        victim = program.events("process.started")[0]["pid"]
+        os.kill(victim, signal.SIGKILL)
         eventually(lambda: len(program.events("process.started")) == 4, what="another process")
+        eventually(lambda: victim not in nodes(program).values(), what="its node is another's")
         after = wait_spread(program)
         ledger.wait_confirmed(50)
     assert before.keys() == after.keys()
