@@ -13,6 +13,7 @@ from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 import httpcore
 import orjson
@@ -164,9 +165,10 @@ class Peers:
             url = httpcore.URL(scheme=b"http", host=b"localhost", port=None, target=target)
             return there.socket, url, [*headers, (b"Host", b"localhost"), caller_header(scope)]
         base = httpcore.URL(there.address)
-        url = httpcore.URL(scheme=base.scheme, host=base.host, port=base.port, target=target)
-        netloc = base.host if base.port is None else b"%b:%d" % (base.host, base.port)
-        headers.append((b"Host", netloc))
+        # Behind a proxy the API may have a prefix.
+        below = base.target.rstrip(b"/") + target
+        url = httpcore.URL(scheme=base.scheme, host=base.host, port=base.port, target=below)
+        headers.append((b"Host", urlsplit(there.address).netloc.rpartition("@")[2].encode()))
         who = principal_of(scope)
         is_admin = who.scope is TokenScope.ADMIN
         if self._tokens is not None and is_admin and not self._has_token(scope):

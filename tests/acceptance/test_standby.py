@@ -71,6 +71,11 @@ def test_a_standby_reads_refuses_commands_and_names_the_leader(
     assert "tenantry_is_leader 0.0" in standby.call("GET", "/metrics").text
     assert "tenantry_is_leader 1.0" in running.call("GET", "/metrics").text
     assert standby.cli("drain").code == 1
+    (node,) = standby.get("/nodes")["data"]
+    assert (node["pid"], node["state"]) == (running.process.pid, "active")
+    assert standby.call("POST", f"/nodes/{node['name']}/drain").status_code == 503
+    shown = standby.get(f"/tenants/{tenant.id}")
+    assert (shown["node"], shown["workers_current"]) == (node["name"], None)
     assert standby.stop() == 0
     assert running.status_of("/readyz") == 200
 

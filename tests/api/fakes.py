@@ -195,6 +195,8 @@ class FakeCluster:
         self.states = {name: NodeState.ACTIVE}
         self.wanted: dict[str, str | None] = {}
         self.asked = 0
+        self.left: list[int] = []
+        """How many tenants each node has, look after look; the last number stays."""
 
     def owned(self, tenant_id: str) -> Owned | None:
         if tenant_id in self.elsewhere:
@@ -217,8 +219,9 @@ class FakeCluster:
         return {one: owned for one, owned in found.items() if owned is not None}
 
     def listed(self) -> list[Listed]:
+        left = (self.left.pop(0) if self.left[1:] else self.left[0]) if self.left else 0
         return [
-            Listed(node=_node(name, state), state=state, tenants=0)
+            Listed(node=_node(name, state), state=state, tenants=left)
             for name, state in sorted(self.states.items())
         ]
 

@@ -208,7 +208,12 @@ def test_who_waits_for_events_gets_none_of_the_next_tenants(api: Served) -> None
     assert [one["type"] for one in page["data"]] == ["DeletionRequested", "TenantDeleted"]
 
 
-def test_a_stream_ends_when_the_id_is_anothers(api: Served) -> None:
+@pytest.mark.parametrize("here", [True, False], ids=["at work here", "at work elsewhere"])
+def test_a_stream_ends_when_the_id_is_anothers(
+    api: Served, monkeypatch: pytest.MonkeyPatch, *, here: bool
+) -> None:
+    if not here:
+        monkeypatch.setattr(api.world.control, "runtime", lambda _: None)
     api.world.messages.add("acme")
     own = token(datetime.now(UTC).timestamp())
     query = {"tenant_id": "acme", "cursor": _follow(api)}
