@@ -302,7 +302,7 @@ class Daemon:
         self._signals.patient = True
         begin(supervisor)
         letters = DeadLetterKeeper(
-            reprocessing=services.reprocessing, index=stores.dead_letters, queues=links.queues
+            reprocessing=services.reprocessing, index=stores.dead_letters, queues=backends.pending
         )
         self._threads.start("dead-letters", letters, vital=False)
         by = Metadata(actor="daemon")

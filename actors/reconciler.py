@@ -87,6 +87,7 @@ class Reconciler(SupervisedActor):
             consumers = ports.provisioner.passwords.all(UserKind.CONSUMER)
             found: list[Drifted] = []
             left = dict(drift.owners(survey))
+            groups = drift.group_queues(survey)
             for tenant_id in filter(
                 names.is_tenant_id, partitions.whole.keys() | partitions.partial
             ):
@@ -101,7 +102,7 @@ class Reconciler(SupervisedActor):
                     reads = consumers.get(state.tenant_id)
                     differences = (
                         *drift.differences(topology, known, survey, consuming=consuming),
-                        *drift.group_differences(topology, reads, survey),
+                        *drift.group_differences(topology, reads, survey, groups),
                         *_partition(state.tenant_id, partitions),
                     )
                     shown = known is not None and (reads is not None or not state.consumer_access)
