@@ -6,6 +6,7 @@ tenants is felt by everything else the process does. The tests hold the two agai
 
 from __future__ import annotations
 
+import gzip
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -26,6 +27,7 @@ class Page:
 
     body: bytes
     content_type: str
+    encoding: str | None = None
 
 
 class MetricsPage:
@@ -42,17 +44,25 @@ class MetricsPage:
         PlatformCollector(registry=self._registry)
         GCCollector(registry=self._registry)
 
-    def render(self, accept: str = "") -> Page:
-        """Ask the collectors and write what they say: OpenMetrics for those who accept it."""
-        openmetrics = _takes_openmetrics(accept)
-        text = write(self._registry.collect(), openmetrics=openmetrics)
-        return Page(body=text.encode(), content_type=OPENMETRICS_TYPE if openmetrics else TEXT_TYPE)
+    def render(self, accept: str = "", accept_encoding: str = "") -> Page:
+        """Ask the collectors and write what they say: OpenMetrics for those who accept it.
+
+        Compressed for those who accept that, as Prometheus does: lines of thousands of tenants are
+        much alike, and a twentieth is left of them.
+        """
+        openmetrics = _accepts(accept, OPENMETRICS)
+        body = write(self._registry.collect(), openmetrics=openmetrics).encode()
+        kind = OPENMETRICS_TYPE if openmetrics else TEXT_TYPE
+        if _accepts(accept_encoding, "gzip"):
+            return Page(body=gzip.compress(body, 1), content_type=kind, encoding="gzip")
+        return Page(body=body, content_type=kind)
 
 
-def _takes_openmetrics(accept: str) -> bool:
-    for one in accept.split(","):
-        kind, *parameters = (part.strip().lower() for part in one.split(";"))
-        if kind == OPENMETRICS:
+def _accepts(header: str, wanted: str) -> bool:
+    """Tell whether a header names something, and does not refuse it."""
+    for one in header.split(","):
+        name, *parameters = (part.strip().lower() for part in one.split(";"))
+        if name == wanted:
             return not any(_is_refusal(parameter) for parameter in parameters)
     return False
 

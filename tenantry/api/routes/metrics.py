@@ -36,9 +36,12 @@ async def show(request: Request, services: Injected) -> Response:
 async def _answer(page: MetricsPage, pool: Pool, headers: Headers) -> Response:
     """Answer with a page. Writing it takes a while with many tenants, so it has a thread."""
     # Prometheus may send the header more than once.
-    accept = ",".join(headers.getlist("accept"))
-    written = await pool.run(page.render, accept)
-    return Response(written.body, headers={"Content-Type": written.content_type})
+    accept, encoding = (",".join(headers.getlist(name)) for name in ("accept", "accept-encoding"))
+    written = await pool.run(page.render, accept, encoding)
+    told = {"Content-Type": written.content_type, "Vary": "Accept, Accept-Encoding"}
+    if written.encoding is not None:
+        told["Content-Encoding"] = written.encoding
+    return Response(written.body, headers=told)
 
 
 def alone(page: MetricsPage) -> ASGIApp:
