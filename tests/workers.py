@@ -47,7 +47,6 @@ class Workers:
         address = str(self._directory / "socket")
         self._process = preloaded.Popen(
             [*COMMAND, address, *self.arguments],
-            cwd=preloaded.ROOT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )
