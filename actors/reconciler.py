@@ -33,6 +33,11 @@ PAGE: Final = 500
 SETTLED: Final = 10.0
 """Seconds a tenant consumes before the broker is expected to know of it."""
 
+AT_ONCE: Final = 50
+REPAIRS_PER_SECOND: Final = 50.0
+"""How many tenants are told of their drift at once, and how fast the others: what all of them have
+lost together is made right without keeping commands waiting for minutes."""
+
 LONGEST_LOOK: Final = 600.0
 """Seconds after which a look is taken to hang: each of its queries is bounded, and repeated."""
 
@@ -64,8 +69,12 @@ class Reconciler(SupervisedActor):
                 found = self._look()
             case _:
                 raise TypeError(f"the reconciler can't handle {type(message).__name__}")
-        for one in found:
-            self.tell_parent(one)
+        for number, one in enumerate(found):
+            if number < AT_ONCE:
+                self.tell_parent(one)
+            elif self.parent is not None:
+                delay = (number - AT_ONCE) / REPAIRS_PER_SECOND
+                self._ports.clock.tell_later(delay, self.parent, one)
         self._ports.clock.tell_later(
             self._ports.reconcile_every, self.actor_ref, Reminder.LOOK_FOR_DRIFT
         )

@@ -225,10 +225,15 @@ LEFT JOIN (SELECT tenant_id, count(*) AS messages FROM tenantry.rejected GROUP B
 GROUP BY q.tenant_id;
 
 -- name: surveyed_queues
+-- A lease that lapses is no queue's loss while its reader, which is late, may still renew it: that is
+-- so until another takes the queue, or the reader's session ends.
 SELECT q.name, q.tenant_id, c.id IS NOT NULL
 FROM tenantry.queues AS q
-LEFT JOIN tenantry.consumers AS c
-    ON c.id = q.consumer AND c.expires_at > clock_timestamp();
+LEFT JOIN (
+    SELECT id FROM tenantry.consumers
+    WHERE expires_at > clock_timestamp()
+       OR (pid IS NOT NULL AND NOT tenantry.session_has_ended(pid, began_at))
+) AS c ON c.id = q.consumer;
 
 -- name: surveyed_bindings
 SELECT b.stream, q.name, b.routing_key

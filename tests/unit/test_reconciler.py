@@ -9,7 +9,8 @@ from dataclasses import replace
 
 import pytest
 
-from tenantry.actors.messages import Drifted
+from tenantry.actors import reconciler
+from tenantry.actors.messages import Drifted, Ref
 from tenantry.actors.ports import Observer
 from tenantry.actors.supervision import tell
 from tenantry.broker.port import BrokerError, PasswordHash
@@ -61,6 +62,28 @@ def test_what_is_as_it_should_be_is_left_alone(tree: Tree, observer: Watching) -
     look_again(tree)
     assert tree.events("a") == before
     assert not observer.drift
+
+
+def test_what_many_have_lost_at_once_is_made_right_some_at_a_time(
+    tree: Tree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for tenant_id in "abcde":
+        tree.create(tenant_id)
+    monkeypatch.setattr(reconciler, "AT_ONCE", 2)
+    monkeypatch.setattr(reconciler, "REPAIRS_PER_SECOND", 20.0)
+    later: list[tuple[float, str]] = []
+    real = tree.clock.tell_later
+
+    def tell_later(delay: float, ref: Ref, message: object) -> None:
+        if isinstance(message, Drifted):
+            later.append((round(delay, 2), message.tenant_id))
+        real(delay, ref, message)
+
+    monkeypatch.setattr(tree.clock, "tell_later", tell_later)
+    tree.administration.users.clear()
+    for tenant_id in "abcde":
+        assert eventually(lambda tenant_id=tenant_id: repairs(tree, tenant_id))
+    assert later[:3] == [(0.0, "c"), (0.05, "d"), (0.1, "e")]
 
 
 class Counted(dict[str, Mapping[str, object]]):
