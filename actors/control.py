@@ -19,6 +19,7 @@ from tenantry.control.port import (
     CommandTimeoutError,
     ControlUnavailableError,
     Outcome,
+    Readiness,
     SystemStatus,
     TenantRuntime,
     TermStatus,
@@ -74,6 +75,11 @@ class ActorControl:
             abandoned=tuple(one.name for one in runtime.departures.abandoned),
             tenants=runtime.snapshots(),
         )
+
+    def readiness(self) -> Readiness:
+        """Tell whether it is ready."""
+        reasons = self._runtime.not_ready()
+        return Readiness(state=self._runtime.state, reasons=reasons)
 
     def runtime(self, tenant_id: str) -> TenantRuntime | None:
         """Tell what one tenant's actors are doing."""
