@@ -364,7 +364,7 @@ class Daemon:
         letters = DeadLetterKeeper(
             reprocessing=services.reprocessing,
             index=stores.dead_letters,
-            queues=links.queues,
+            queues=backends.pending,
             mine=membership.owns,
         )
         self._threads.start("dead-letters", letters, vital=False)

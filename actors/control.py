@@ -21,6 +21,7 @@ from tenantry.control.port import (
     ControlUnavailableError,
     ElsewhereError,
     Outcome,
+    Readiness,
     SystemStatus,
     TenantRuntime,
     TermStatus,
@@ -100,6 +101,11 @@ class ActorControl:
             abandoned=tuple(one.name for one in runtime.departures.abandoned),
             tenants=runtime.snapshots(),
         )
+
+    def readiness(self) -> Readiness:
+        """Tell whether it is ready."""
+        reasons = self._runtime.not_ready()
+        return Readiness(state=self._runtime.state, reasons=reasons)
 
     def runtime(self, tenant_id: str) -> TenantRuntime | None:
         """Tell what one tenant's actors are doing."""

@@ -41,6 +41,11 @@ PAGE: Final = 500
 SETTLED: Final = 10.0
 """Seconds a tenant consumes before the broker is expected to know of it."""
 
+AT_ONCE: Final = 50
+REPAIRS_PER_SECOND: Final = 50.0
+"""How many tenants are told of their drift at once, and how fast the others: what all of them have
+lost together is made right without keeping commands waiting for minutes."""
+
 LONGEST_LOOK: Final = 600.0
 """Seconds after which a look is taken to hang: each of its queries is bounded, and repeated."""
 
@@ -72,8 +77,12 @@ class Reconciler(SupervisedActor):
                 found = self._look()
             case _:
                 raise TypeError(f"the reconciler can't handle {type(message).__name__}")
-        for one in found:
-            self.tell_parent(one)
+        for number, one in enumerate(found):
+            if number < AT_ONCE:
+                self.tell_parent(one)
+            elif self.parent is not None:
+                delay = (number - AT_ONCE) / REPAIRS_PER_SECOND
+                self._ports.clock.tell_later(delay, self.parent, one)
         if message == Look():
             return  # beside its turns
         self._ports.clock.tell_later(
@@ -98,6 +107,7 @@ class Reconciler(SupervisedActor):
             consumers = ports.provisioner.passwords.all(UserKind.CONSUMER)
             found: list[Drifted] = []
             left = dict(drift.owners(survey))
+            groups = drift.group_queues(survey)
             for tenant_id in filter(
                 names.is_tenant_id, partitions.whole.keys() | partitions.partial
             ):
@@ -113,7 +123,7 @@ class Reconciler(SupervisedActor):
                     reads = consumers.get(state.tenant_id)
                     differences = (
                         *drift.differences(topology, known, survey, consuming=consuming),
-                        *drift.group_differences(topology, reads, survey),
+                        *drift.group_differences(topology, reads, survey, groups),
                         *_partition(state.tenant_id, partitions),
                     )
                     shown = known is not None and (reads is not None or not state.consumer_access)

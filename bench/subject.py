@@ -132,6 +132,7 @@ def running(directory: Path, broker: Mapping[str, str], db: str) -> Iterator[Sub
         "TENANTRY_SERVER_PORT": "0",
         "TENANTRY_LOG_FORMAT": "json",
     }
+    environ.pop("PYTHONDONTWRITEBYTECODE", None)  # a start compiles nothing, as with users
     with (directory / "log").open("ab") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "tenantry.cli.main", "run"], env=environ, stderr=log

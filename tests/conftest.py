@@ -20,6 +20,7 @@ from tests.on_demand import Services
 from tests.preloaded import Preloaded
 from tests.rabbitmq_node import PrivateNode
 from tests.waiting import DEADLINE
+from tests.workers import Workers
 
 # To make a TLS context, which every client of httpx wants, all the world's certificates are read.
 httpx._transports.default.create_ssl_context = functools.cache(httpx.create_ssl_context)
@@ -33,6 +34,7 @@ SERVICES = {
     "preloaded": Preloaded,
 }
 _services = pytest.StashKey[Services]()
+_workers = pytest.StashKey[Workers]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -41,7 +43,11 @@ def pytest_configure(config: pytest.Config) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     # Once a run, by the controller: xdist's workers inherit the environment that names them.
     if not hasattr(config, "workerinput") and not config.option.collectonly:
-        config.stash[_services] = Services({name: make() for name, make in SERVICES.items()})
+        config.stash[_workers] = workers = Workers()
+        config.pluginmanager.register(workers)
+        # Ended in this order: workers are forked from a fork of what is preloaded.
+        services = {"workers": workers, **{name: make() for name, make in SERVICES.items()}}
+        config.stash[_services] = Services(services)
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
@@ -61,6 +67,13 @@ def pytest_collection() -> Generator[None, object, object]:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     distribution.arrange(items)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_setupnodes(config: pytest.Config) -> None:
+    workers = config.stash[_workers]
+    workers.arguments = config.args
+    workers.start()
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Scheduling:

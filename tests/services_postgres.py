@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import os
 import shutil
@@ -67,6 +68,7 @@ class PostgresService:
     def stop(self) -> None:
         """Stop the server this object started, and remove its data."""
         if self._server is not None:
+            _let_go()
             os.environ.pop(ENVIRONMENT, None)
             os.environ.pop(SEED_ENVIRONMENT, None)
             self._server.stop()
@@ -99,7 +101,7 @@ def admin_url() -> str:
 def fresh_database(server_url: str, *, migrated: bool = True) -> str:
     """Make a database of a new name, with the whole schema or empty, and give its URL."""
     name = f"test_{uuid.uuid4().hex[:16]}"
-    with psycopg.connect(server_url, autocommit=True) as connection:
+    with _connected(server_url) as connection:
         template = _template(connection, server_url) if migrated else "template1"
         connection.execute(
             sql.SQL("CREATE DATABASE {} TEMPLATE {} STRATEGY {}").format(
@@ -115,7 +117,7 @@ def fresh_database(server_url: str, *, migrated: bool = True) -> str:
 def drop_database(url: str) -> None:
     """Drop a database that `fresh_database` made, whoever is still connected."""
     name = urlsplit(url).path.lstrip("/")
-    with psycopg.connect(in_database(url, "postgres"), autocommit=True) as connection:
+    with _connected(in_database(url, "postgres")) as connection:
         connection.execute(
             sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name))
         )
@@ -129,6 +131,30 @@ def database(server_url: str, *, migrated: bool = True) -> Iterator[str]:
         yield url
     finally:
         drop_database(url)
+
+
+_kept: dict[str, psycopg.Connection] = {}
+"""The process's connection to the run's server: a database is made and dropped for each test."""
+
+
+@contextmanager
+def _connected(url: str) -> Iterator[psycopg.Connection]:
+    """Give a connection to a server: the one that is kept, where it is the run's."""
+    if url != os.environ.get(ENVIRONMENT) or os.environ.get(SEED_ENVIRONMENT) is None:
+        with psycopg.connect(url, autocommit=True) as connection:
+            yield connection
+        return
+    kept = _kept.get(url)
+    if kept is None or kept.closed:
+        if not _kept:
+            atexit.register(_let_go)
+        kept = _kept[url] = psycopg.connect(url, autocommit=True)
+    yield kept
+
+
+def _let_go() -> None:
+    while _kept:
+        _kept.popitem()[1].close()
 
 
 def in_database(url: str, name: str) -> str:
@@ -149,6 +175,9 @@ def _template(connection: psycopg.Connection, server_url: str) -> str:
             connection.execute(drop.format(identifier))
             connection.execute(sql.SQL("CREATE DATABASE {}").format(identifier))
             migrate(in_database(server_url, name))
+            # A database's first connection writes down what every other begins with; copied, it
+            # need not be put together for each.
+            psycopg.connect(in_database(server_url, name)).close()
             connection.execute(sql.SQL("ALTER DATABASE {} IS_TEMPLATE true").format(identifier))
     finally:
         connection.execute("SELECT pg_advisory_unlock(%s)", [TEMPLATE_LOCK])

@@ -12,6 +12,7 @@ from tenantry import __version__
 from tenantry.control.port import (
     ActorStatus,
     ControlUnavailableError,
+    Readiness,
     Role,
     SystemState,
     SystemStatus,
@@ -76,6 +77,11 @@ class StandbyControl:
         raise ControlUnavailableError("; ".join(self.reasons()))
 
     execute = drain = refuse
+
+    def readiness(self) -> Readiness:
+        """Tell that it is not ready, and for whom it stands by."""
+        status = self.status()
+        return Readiness(state=status.state, reasons=status.reasons)
 
     def status(self) -> SystemStatus:
         """Tell that it stands by, and for whom."""

@@ -42,20 +42,32 @@ def differences(
     )
 
 
+def group_queues(survey: Survey) -> Mapping[str, list[str]]:
+    """Give the queues of tenants' consumer groups, by tenant."""
+    found: dict[str, list[str]] = {}
+    for queue in survey.queues:
+        if layout.is_group_queue(queue):
+            found.setdefault(layout.owner(queue) or "", []).append(queue)
+    return found
+
+
 def group_differences(
-    topology: TenantTopology, password: PasswordHash | None, survey: Survey
+    topology: TenantTopology,
+    password: PasswordHash | None,
+    survey: Survey,
+    queues: Mapping[str, list[str]],
 ) -> tuple[Drift, ...]:
     """List what is otherwise of the user that reads a tenant's topics, beside `differences`.
 
-    Without consumer access there is neither; what there is then was left.
+    Without consumer access there is neither; what there is then was left. `queues` are the survey's
+    `group_queues`.
     """
     if topology.consumer_access:
         return tuple(_user(topology.tenant_id, UserKind.CONSUMER, password, survey))
     name = names.username(topology.tenant_id, UserKind.CONSUMER)
     user = survey.users.get(name)
     left = [f"user {name}"] if user is not None and _left_here(user, survey.installation) else []
-    group = names.group_queue_name(topology.tenant_id, "")
-    left += [f"queue {queue}" for queue in survey.queues if queue.startswith(group)]
+    left += [f"queue {queue}" for queue in queues.get(topology.tenant_id, ())]
     return tuple(Drift(kind=DriftKind.LEFTOVER, found=f"{one} was left") for one in left)
 
 
@@ -97,28 +109,44 @@ def _left_here(user: User, installation: str) -> bool:
 
 
 def _objects(topology: TenantTopology, survey: Survey) -> Iterator[Drift]:
-    quorum = layout.plan(topology, "quorum")
-    classic = layout.plan(topology, "classic")
-    for exchange in quorum.exchanges:
+    wanted = {one: layout.plan(topology, one) for one in _types(topology, survey)}
+    some = next(iter(wanted.values()))
+    for exchange in some.exchanges:
         kind = survey.exchanges.get(exchange)
         if kind is None:
             yield Drift(kind=DriftKind.EXCHANGE, found=f"exchange {exchange} was missing")
         elif kind != "direct":
             found = f"exchange {exchange} is {kind}, not direct"
             yield Drift(kind=DriftKind.ARGUMENTS, found=found)
-    for one, other in zip(quorum.queues, classic.queues, strict=True):
-        arguments = survey.queues.get(one.name)
+    for alternatives in zip(*(one.queues for one in wanted.values()), strict=True):
+        name = alternatives[0].name
+        arguments = survey.queues.get(name)
         if arguments is None:
-            yield Drift(kind=DriftKind.QUEUE, found=f"queue {one.name} was missing")
-        elif dict(arguments) not in (one.arguments, other.arguments):
-            found = f"queue {one.name} has other arguments than wanted"
+            yield Drift(kind=DriftKind.QUEUE, found=f"queue {name} was missing")
+        elif all(arguments != one.arguments for one in alternatives):
+            found = f"queue {name} has other arguments than wanted"
             yield Drift(kind=DriftKind.ARGUMENTS, found=found)
-    for binding in quorum.bindings:
+    for binding in some.bindings:
         if (binding.exchange, binding.queue, binding.routing_key) not in survey.bindings:
             found = (
                 f"binding {binding.exchange} -{binding.routing_key}-> {binding.queue} was missing"
             )
             yield Drift(kind=DriftKind.BINDING, found=found)
+
+
+def _types(topology: TenantTopology, survey: Survey) -> tuple[layout.QueueType, ...]:
+    """Give the types of queues to compare with: mostly all of a tenant's are of one."""
+    found = {
+        survey.queues[name].get("x-queue-type")
+        for name in (
+            names.dead_letter_queue_name(topology.tenant_id),
+            *(one.name for one in topology.queues()),
+        )
+        if name in survey.queues
+    }
+    if found == {"quorum"}:
+        return ("quorum",)
+    return ("classic",) if found == {"classic"} else ("quorum", "classic")
 
 
 def _user(

@@ -8,7 +8,7 @@ from typing import Final
 
 import structlog
 
-from tenantry.broker.port import BrokerError, Queues
+from tenantry.broker.port import BrokerError, QueueCounts, Queues
 from tenantry.loops import PeriodicService
 
 log = structlog.get_logger(__name__)
@@ -16,30 +16,44 @@ log = structlog.get_logger(__name__)
 EVERY: Final = 3.0
 """Seconds between questions. The broker's own counts are up to 5 seconds old; 10 is promised."""
 
+SLACK: Final = 1.0
+"""Seconds by which the next answer may be late, and the latest is as good as any other."""
+
 STALE: Final = 10.0
 """Seconds after which an answer is none any more: the broker is slow to give another."""
 
 
 class PendingCounts(PeriodicService):
-    """How many messages wait, by tenant, as last counted; dead letters are none of them."""
+    """How many messages wait, by tenant, as last counted; dead letters are none of them.
+
+    Others who want to know what lies in the queues, and need not know it of this moment, ask here
+    (`tenantry.broker.port.Queues`): with thousands of tenants each question is a long answer.
+    """
 
     def __init__(self, queues: Queues, *, every: float = EVERY) -> None:
         super().__init__(self._ask, every=every, at_once=True)
         self._queues = queues
-        self._latest: tuple[float, Mapping[str, int]] | None = None
+        self._latest: tuple[float, Mapping[str, QueueCounts], Mapping[str, int]] | None = None
 
     def counts(self) -> Mapping[str, int] | None:
         """Give the latest counts; None while the broker can't be asked, or does not answer."""
         latest = self._latest
         if latest is None or time.monotonic() - latest[0] > STALE:
             return None
+        return latest[2]
+
+    def queue_counts(self) -> Mapping[str, QueueCounts]:
+        """Count what lies in the queues of each tenant, as of a few seconds ago."""
+        latest = self._latest
+        if latest is None or time.monotonic() - latest[0] > self._every + SLACK:
+            return self._queues.queue_counts()
         return latest[1]
 
     def _ask(self) -> None:
         try:
             counts = self._queues.queue_counts()
             ready = {tenant_id: one.ready for tenant_id, one in counts.items()}
-            self._latest = time.monotonic(), ready
+            self._latest = time.monotonic(), counts, ready
         except BrokerError as error:
             self._latest = None
             log.debug("broker.pending_unknown", error=str(error))

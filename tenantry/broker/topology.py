@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Final, Literal, TypeAlias
 
 from tenantry.broker.port import QueueCounts, QueueSpec, TenantTopology
@@ -146,20 +146,22 @@ def counts_by_tenant(queues: Mapping[str, tuple[int, int]]) -> dict[str, QueueCo
 
     The copies that wait for a tenant's own consumers are none of these.
     """
-    counts: dict[str, QueueCounts] = {}
+    # Every few seconds, of thousands of queues: one look at each name.
+    counts: dict[str, list[int]] = {}
     for queue, (ready, unsettled) in queues.items():
-        tenant_id = owner(queue)
-        if tenant_id is None or is_group_queue(queue):
+        match = _OWNED.fullmatch(queue)
+        if match is None or match["group"] is not None:
             continue
-        so_far = counts.get(tenant_id, QueueCounts())
-        if is_dead_letter_queue(queue):
-            more = replace(so_far, dead_letters=so_far.dead_letters + ready + unsettled)
+        so_far = counts.setdefault(match["tenant"], [0, 0, 0])
+        if match["dead"] is not None:
+            so_far[2] += ready + unsettled
         else:
-            more = replace(
-                so_far, ready=so_far.ready + ready, unsettled=so_far.unsettled + unsettled
-            )
-        counts[tenant_id] = more
-    return counts
+            so_far[0] += ready
+            so_far[1] += unsettled
+    return {
+        tenant_id: QueueCounts(ready=ready, unsettled=unsettled, dead_letters=dead_letters)
+        for tenant_id, (ready, unsettled, dead_letters) in counts.items()
+    }
 
 
 def _keys(queue: QueueSpec) -> tuple[str, ...]:

@@ -111,6 +111,14 @@ class TenantRuntime:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Readiness:
+    """The state of the system, and why it is not ready; nothing, if it is."""
+
+    state: SystemState
+    reasons: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SystemStatus:
     """The daemon at a glance; `reasons` says why it is not ready, when it is not.
 
@@ -158,6 +166,9 @@ class Control(Protocol):
 
     def status(self) -> SystemStatus:
         """Tell how everything is, without waiting for any actor."""
+
+    def readiness(self) -> Readiness:
+        """Tell what `status` tells of the system as a whole, whatever the number of tenants."""
 
     def runtime(self, tenant_id: str) -> TenantRuntime | None:
         """Tell what one tenant's actors are doing, without waiting; None if it has none."""

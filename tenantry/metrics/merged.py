@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import Final, Protocol
 
-from tenantry.metrics.page import OPENMETRICS, Page
+from tenantry.metrics.page import OPENMETRICS, Page, compressed
 
 LABEL: Final = "node"
 _END: Final = "# EOF"
@@ -14,11 +14,11 @@ _END: Final = "# EOF"
 class Metrics(Protocol):
     """What is shown under `/metrics`."""
 
-    def render(self, accept: str = "") -> Page:
-        """Write it in the format that the header asks for."""
+    def render(self, accept: str = "", accept_encoding: str = "") -> Page:
+        """Write it as the headers ask for: in a format, and compressed or not."""
 
     def render_alone(self, accept: str = "") -> Page:
-        """Write what is this process's own."""
+        """Write what is this process's own, as it is."""
 
 
 class MergedPage:
@@ -33,16 +33,17 @@ class MergedPage:
         self._node = node
         self._others = others
 
-    def render(self, accept: str = "") -> Page:
+    def render(self, accept: str = "", accept_encoding: str = "") -> Page:
         """Write all of them."""
         own = self.render_alone(accept)
         openmetrics = own.content_type.startswith(OPENMETRICS)
         text = merged([own.body.decode(), *self._others(accept)], openmetrics=openmetrics)
-        return Page(body=text.encode(), content_type=own.content_type)
+        page = Page(body=text.encode(), content_type=own.content_type)
+        return compressed(page, accept_encoding)
 
     def render_alone(self, accept: str = "") -> Page:
         """Write this process's own, for one that merges them."""
-        own = self._page.render(accept)
+        own = self._page.render_alone(accept)
         text = labelled(own.body.decode(), self._node)
         return Page(body=text.encode(), content_type=own.content_type)
 

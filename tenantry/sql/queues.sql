@@ -27,12 +27,17 @@ FROM renewed LEFT JOIN tenantry.queues AS q ON q.consumer = renewed.id
 GROUP BY renewed.id;
 
 -- name: acquire
+-- Others see it at once; it need not outlive the server, with which the reader's session ends. So a
+-- start does not wait for the disk once for each tenant.
 SELECT name, queue, redelivered_up_to, acquired
-FROM tenantry.acquire_queues(%(consumer)s, %(names)s::text[]);
+FROM (SELECT set_config('synchronous_commit', 'off', true)) AS in_no_hurry,
+     tenantry.acquire_queues(%(consumer)s, %(names)s::text[]);
 
 -- name: release
+-- As above; of what was given out, that is not told then.
 UPDATE tenantry.queues AS q SET consumer = NULL, delivered = greatest(q.delivered, r.delivered)
-FROM unnest(%(queues)s::integer[], %(delivered)s::bigint[]) AS r(queue, delivered)
+FROM (SELECT set_config('synchronous_commit', 'off', true)) AS in_no_hurry,
+     unnest(%(queues)s::integer[], %(delivered)s::bigint[]) AS r(queue, delivered)
 WHERE q.id = r.queue AND q.consumer = %(consumer)s;
 
 -- name: forget_consumer
@@ -225,10 +230,15 @@ LEFT JOIN (SELECT tenant_id, count(*) AS messages FROM tenantry.rejected GROUP B
 GROUP BY q.tenant_id;
 
 -- name: surveyed_queues
+-- A lease that lapses is no queue's loss while its reader, which is late, may still renew it: that is
+-- so until another takes the queue, or the reader's session ends.
 SELECT q.name, q.tenant_id, c.id IS NOT NULL
 FROM tenantry.queues AS q
-LEFT JOIN tenantry.consumers AS c
-    ON c.id = q.consumer AND c.expires_at > clock_timestamp();
+LEFT JOIN (
+    SELECT id FROM tenantry.consumers
+    WHERE expires_at > clock_timestamp()
+       OR (pid IS NOT NULL AND NOT tenantry.session_has_ended(pid, began_at))
+) AS c ON c.id = q.consumer;
 
 -- name: surveyed_bindings
 SELECT b.stream, q.name, b.routing_key

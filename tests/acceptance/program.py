@@ -193,6 +193,28 @@ class Program:
         """Run another command of the program beside the daemon."""
         return self._run([*COMMAND, *arguments], self.environment(**settings), timeout=timeout)
 
+    @contextmanager
+    def beside(
+        self, *arguments: str, out: Path
+    ) -> Iterator[subprocess.Popen[bytes] | preloaded.Popen]:
+        """Have another command go on beside the block, which prints to `out`; killed at its end."""
+        start = subprocess.Popen if self.own_interpreter else preloaded.Popen
+        with out.open("wb") as stream:
+            process = start(
+                [*COMMAND, *arguments],
+                cwd=self.directory,
+                env=self.environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=stream,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        try:
+            yield process
+        finally:
+            process.kill()
+            process.wait()
+
     def _run(
         self, command: list[str], environment: dict[str, str], timeout: float = DEADLINE
     ) -> Ended:

@@ -11,7 +11,7 @@ from tests.waiting import eventually
 
 
 def pour(tenant: Tenant, count: int) -> None:
-    """Publish so many messages, of which every tenth is a repetition and every fiftieth bad.
+    """Publish so many messages, of which every tenth is a repetition and every twentieth bad.
 
     Confirmed: of what a quorum queue has not taken yet when the channel closes some is lost.
     """
@@ -19,7 +19,7 @@ def pour(tenant: Tenant, count: int) -> None:
         channel = connection.channel()
         channel.confirm_delivery()
         for number in range(count):
-            body = b"no JSON" if number % 50 == 49 else b"{}"
+            body = b"no JSON" if number % 20 == 19 else b"{}"
             identity = str(number - 1 if number % 10 == 9 else number)
             channel.basic_publish(
                 tenant.stream,
@@ -33,22 +33,22 @@ def test_three_rows_deleted_by_hand_show_as_three(program: Program) -> None:
     program.settings["TENANTRY_AUDIT_EVERY_SECONDS"] = "0.5"
     program.start()
     tenant, other = program.create(), program.create("other")
-    pour(tenant, 500)
-    eventually(lambda: program.runtime(tenant)["stored"] == 450, what="450 rows")
+    pour(tenant, 100)
+    eventually(lambda: program.runtime(tenant)["stored"] == 90, what="90 rows")
     before = program.cli("audit", "--json")
     assert before.code == 0, before.stdout
     shown = {one["tenant_id"]: one for one in before.json["tenants"]}[tenant.id]
     figures = [shown[name] for name in ("accepted", "stored", "duplicates", "dead_lettered")]
-    assert figures == [500, 450, 40, 10]
-    assert shown["dead_letters"]["listed"] == 10
+    assert figures == [100, 90, 5, 5]
+    assert shown["dead_letters"]["listed"] == 5
     with psycopg.connect(program.database_url) as connection:
         connection.execute(
-            "DELETE FROM public.messages WHERE tenant_id = %s AND id IN ('0', '250', '498')",
+            "DELETE FROM public.messages WHERE tenant_id = %s AND id IN ('0', '50', '98')",
             [tenant.id],
         )
     after = program.cli("audit")
     assert after.code == 1
-    line = f"3 rows of tenant {tenant.id} are missing: counted 450 stored, 447 rows"
+    line = f"3 rows of tenant {tenant.id} are missing: counted 90 stored, 87 rows"
     assert after.stdout.splitlines()[-1] == line
     assert program.cli("audit", other.id).code == 0
     eventually(
@@ -63,7 +63,7 @@ def test_it_adds_up_while_messages_pour_in_and_after_letters_are_worked_off(
     running: Program,
 ) -> None:
     tenant = running.create()
-    with in_background(lambda: pour(tenant, 1000)):
+    with in_background(lambda: pour(tenant, 400)):
         for _ in range(3):
             during = running.cli("audit", tenant.id, "--json")
             assert during.code == 0, during.stdout

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -68,33 +66,20 @@ def test_what_is_published_is_stored_by_the_daemon_and_read_by_its_tenants(both:
     assert "TENANTS_COUNT" in many.stderr
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_it_with_what_is_handled_committed(
-    both: Program, tmp_path: Path, number: int
-) -> None:
+def test_a_signal_ends_it_with_what_is_handled_committed(both: Program, tmp_path: Path) -> None:
     assert received(both) == 0
-    out = tmp_path / "out"
-    with out.open("wb") as stream:
-        follower = subprocess.Popen(
-            [sys.executable, "-m", "tenantry", "consume", *SMALL, "--follow"],
-            env=both.environment(),
-            stdin=subprocess.DEVNULL,
-            stdout=stream,
-            stderr=subprocess.STDOUT,
-        )
-    try:
-        eventually(lambda: "--- Starting" in out.read_text())
-        assert both.cli("produce", *SENDING, "--no-ensure-access").code == 0
-        eventually(lambda: out.read_text().count("Received: ") > 3)
-        follower.send_signal(number)
-        assert follower.wait(DEADLINE) == 0
-    finally:
-        follower.kill()
-        follower.wait()
-    *_, total = out.read_text().splitlines()
-    before = int(total.removeprefix("Total: received: ").removesuffix(", failed: 0"))
-    assert 0 < before <= 120
-    assert before + received(both) == 120
+    for number in (signal.SIGINT, signal.SIGTERM):
+        out = tmp_path / number.name
+        with both.beside("consume", *SMALL, "--follow", out=out) as follower:
+            eventually(lambda out=out: "--- Starting" in out.read_text())
+            assert both.cli("produce", *SENDING, "--no-ensure-access").code == 0
+            eventually(lambda out=out: out.read_text().count("Received: ") > 3)
+            follower.send_signal(number)
+            assert follower.wait(DEADLINE) == 0
+        *_, total = out.read_text().splitlines()
+        before = int(total.removeprefix("Total: received: ").removesuffix(", failed: 0"))
+        assert 0 < before <= 120
+        assert before + received(both) == 120
 
 
 def granted(program: Program, tenant: Tenant) -> str:

@@ -29,7 +29,7 @@ def test_nothing_is_lost_or_doubled_by_kills_under_load(running: Program, ledger
     everyone = [(one.id, one.amqp_url) for one in (*tenants, paused)]
     with ledger.publishing(everyone, rate=1000):
         for _ in range(examples(2, 3)):
-            ledger.wait_confirmed(50)
+            ledger.wait_confirmed()
             running.kill()
             assert running.process.returncode == -9
             running.start()
@@ -37,7 +37,7 @@ def test_nothing_is_lost_or_doubled_by_kills_under_load(running: Program, ledger
             shown = {one["id"]: one for one in running.get("/tenants")["data"]}
             assert {shown[one.id]["state"] for one in tenants} == {"active"}
             assert (shown[paused.id]["state"], shown[paused.id]["workers"]) == ("paused", 2)
-        ledger.wait_confirmed(50)
+        ledger.wait_confirmed()
     through = sum(len(one.confirmed) for one in ledger.clients if one.tenant_id != paused.id)
     eventually(lambda: ledger.stored() == through, what="the rows of those not paused")
     assert running.call("POST", f"/tenants/{paused.id}/resume").status_code == 200
@@ -110,7 +110,7 @@ def test_a_deletion_cut_short_is_completed_at_the_next_start(
 ) -> None:
     tenant = running.create(topics=["a", "b"], partitions=4)
     with ledger.publishing([(tenant.id, tenant.amqp_url)]):
-        ledger.wait_confirmed(50)
+        ledger.wait_confirmed()
 
     def delete() -> None:
         with suppress(httpx.TransportError):

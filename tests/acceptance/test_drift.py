@@ -110,14 +110,14 @@ def test_whatever_is_taken_away_under_load_is_made_again_and_nothing_is_lost(
     with ledger.publishing(
         [(one.id, one.amqp_url) for one in (tenant, other)], [EVENTS], rate=300, patient=True
     ):
-        ledger.wait_confirmed(50)
+        ledger.wait_confirmed()
         for fault, sign in faults:
             fault()
             eventually(
                 lambda what=sign: what in str(repairs(often, tenant)),
                 what=f"the repair after {fault.__name__}",
             )
-            ledger.wait_confirmed(50)
+            ledger.wait_confirmed()
     ledger.check(alive=often.check_running)
     eventually(lambda: often.status_of("/readyz") == 200, what="readyz 200")
     # Its client's password still works, and it may do again no more than it should.
@@ -136,7 +136,7 @@ def test_a_partition_that_is_gone_is_made_again(often: Program, ledger: Ledger) 
         connection.execute(f'DROP TABLE tenantry."messages_{tenant.id}"')
     eventually(lambda: "partition" in kinds(often, tenant), what="the repair")
     with ledger.publishing([(tenant.id, tenant.amqp_url)], rate=300):
-        ledger.wait_confirmed(50)
+        ledger.wait_confirmed()
     ledger.check(alive=often.check_running)
 
 
@@ -149,15 +149,15 @@ def test_a_partition_that_was_detached_is_attached_again_under_load(
         psycopg.connect(often.database_url, autocommit=True) as connection,
         ledger.publishing([(tenant.id, tenant.amqp_url)], rate=300),
     ):
-        ledger.wait_confirmed(50)
+        ledger.wait_confirmed()
         detach_with_foreign_row(often, tenant)
         remains = often.wait_logged("tenant.drift_remains")[0]
         assert "holds rows of other tenants" in str(remains["error"])
         assert not repairs(often, tenant)
-        ledger.wait_confirmed(50)
+        ledger.wait_confirmed()
         connection.execute(f"DELETE FROM {table} WHERE tenant_id = 'other'".encode())
         eventually(lambda: "partition" in kinds(often, tenant), what="the repair")
-        ledger.wait_confirmed(50)
+        ledger.wait_confirmed()
     ledger.check(alive=often.check_running)
     with psycopg.connect(often.database_url) as connection:
         query = "SELECT count(*) FROM public.messages WHERE tenant_id = %s"
@@ -228,6 +228,6 @@ def test_arguments_that_cant_be_changed_are_reported_and_disturb_nobody(
     assert "take out what is in it, and delete it" in trouble
     assert trouble in often.cli("status").stdout
     with ledger.publishing([(tenant.id, tenant.amqp_url)], rate=300):
-        ledger.wait_confirmed(50)
+        ledger.wait_confirmed()
     ledger.check(alive=often.check_running)
     assert not repairs(often, tenant)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -81,7 +79,7 @@ def test_what_tenants_publish_with_sql_is_stored_once_and_nobody_reaches_another
     assert all(one.amqp_url.startswith("postgresql://") for one in tenants)
     assert "amqp_url" not in tenants[0].shown["credentials"]
     with ledger.publishing([(one.id, one.amqp_url) for one in tenants], TARGETS, rate=500):
-        ledger.wait_confirmed(50)
+        ledger.wait_confirmed()
     ledger.check(alive=embedded.check_running)
     given = embedded.directory / "credentials.json"
     given.write_text(json.dumps({one.id: one.shown["credentials"] for one in tenants}))
@@ -158,23 +156,12 @@ def test_the_consumer_reads_what_is_stored_from_its_first_run_on(
 
     # A signal ends it, with what is handled committed.
     out = tmp_path / "out"
-    with out.open("wb") as stream:
-        follower = subprocess.Popen(
-            [sys.executable, "-m", "tenantry", "consume", *small, "--follow"],
-            env=shared.environment(),
-            stdin=subprocess.DEVNULL,
-            stdout=stream,
-            stderr=subprocess.STDOUT,
-        )
-    try:
+    with shared.beside("consume", *small, "--follow", out=out) as follower:
         eventually(lambda: "--- Starting" in out.read_text())
         produced()
         eventually(lambda: out.read_text().count("Received: ") > 3)
         follower.send_signal(signal.SIGTERM)
         assert follower.wait(DEADLINE) == 0
-    finally:
-        follower.kill()
-        follower.wait()
     *_, total = out.read_text().splitlines()
     handled = int(total.removeprefix("Total: received: ").removesuffix(", failed: 0"))
     assert 0 < handled <= 120
@@ -231,9 +218,9 @@ def test_moving_to_rabbitmq_loses_and_doubles_nothing(
     assert refused.code == 1
     assert "stop it first" in refused.complaint
     with ledger.publishing([(tenant.id, tenant.amqp_url)], TARGETS, rate=500):
-        ledger.wait_confirmed(50)
+        ledger.wait_confirmed()
         assert embedded.stop() == 0
-        ledger.wait_confirmed(50)
+        ledger.wait_confirmed()
     move = ("broker", "migrate", "--json")
     to = {"RABBITMQ_URL": rabbitmq.url, "RABBITMQ_MANAGEMENT_URL": rabbitmq.management_url}
     moved = embedded.cli(*move, **to)
@@ -256,7 +243,7 @@ def test_moving_to_rabbitmq_loses_and_doubles_nothing(
         renewed = after.rotated(tenant.id)
         assert renewed.amqp_url.startswith("amqp://")
         with ledger.publishing([(tenant.id, renewed.amqp_url)], TARGETS, rate=500):
-            ledger.wait_confirmed(50)
+            ledger.wait_confirmed()
         ledger.check(alive=after.check_running)
         assert after.call("DELETE", f"/tenants/{tenant.id}").status_code == 204
         assert after.stop() == 0

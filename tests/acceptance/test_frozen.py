@@ -37,15 +37,15 @@ def test_a_frozen_database_is_noticed_and_nothing_waits_for_it_for_ever(
         program.start(TENANTRY_SHUTDOWN_DEADLINE_SECONDS="3")
         tenant = program.create()
         with ledger.publishing([(tenant.id, tenant.amqp_url)], rate=500):
-            ledger.wait_confirmed(50)
+            ledger.wait_confirmed()
             with frozen(server):
                 eventually(lambda: program.status_of("/readyz") == 503, what="readyz 503")
                 assert program.status_of("/healthz") == 200
-                ledger.wait_confirmed(50)
+                ledger.wait_confirmed()
             wait_consuming(program, ledger)
         ledger.check(alive=program.check_running)
         with ledger.publishing([(tenant.id, tenant.amqp_url)], rate=500):
-            ledger.wait_confirmed(50)
+            ledger.wait_confirmed()
             with frozen(server):
                 assert program.stop() in {0, 1}
         program.start()

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -99,23 +97,12 @@ def test_a_signal_ends_it_with_what_is_handled_committed(
 ) -> None:
     assert received(program) == 0
     out = tmp_path / "out"
-    with out.open("wb") as stream:
-        follower = subprocess.Popen(
-            [sys.executable, "-m", "tenantry", "consume", *SMALL, "--follow"],
-            env=program.environment(),
-            stdin=subprocess.DEVNULL,
-            stdout=stream,
-            stderr=subprocess.STDOUT,
-        )
-    try:
+    with program.beside("consume", *SMALL, "--follow", out=out) as follower:
         eventually(lambda: "--- Starting" in out.read_text())
         assert program.cli("produce", *SENDING, "--no-ensure-access").code == 0
         eventually(lambda: out.read_text().count("Received: ") > 3)
         follower.send_signal(number)
         assert follower.wait(DEADLINE) == 0
-    finally:
-        follower.kill()
-        follower.wait()
     *_, total = out.read_text().splitlines()
     before = int(total.removeprefix("Total: received: ").removesuffix(", failed: 0"))
     assert 0 < before <= 120

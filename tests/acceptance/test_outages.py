@@ -46,7 +46,7 @@ def test_cut_connections_are_made_anew_and_nothing_is_lost(
     tenants = [running.create("one", workers=5), running.create("two")]
     pid = running.get("/status")["pid"]
     with ledger.publishing([(one.id, one.amqp_url) for one in tenants], rate=1500):
-        ledger.wait_confirmed(50)
+        ledger.wait_confirmed()
         for cut_database, cut_broker in ((True, False), (False, True), (True, True)):
             if cut_database:
                 assert cut_database_connections(running) > 0
@@ -98,7 +98,7 @@ def test_a_database_that_takes_no_connections_for_a_while_stops_nothing_for_good
     name = urlsplit(running.database_url).path[1:]
     admin = in_database(running.database_url, "postgres")
     with ledger.publishing([(tenant.id, tenant.amqp_url)], rate=1000):
-        ledger.wait_confirmed(50)
+        ledger.wait_confirmed()
         with psycopg.connect(admin, autocommit=True) as connection:
             connection.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS false')
             try:
@@ -112,7 +112,7 @@ def test_a_database_that_takes_no_connections_for_a_while_stops_nothing_for_good
                 assert refused.status_code == 503
                 assert refused.headers["content-type"] == "application/problem+json"
                 assert running.call("GET", f"/tenants/{tenant.id}").status_code == 503
-                ledger.wait_confirmed(50)
+                ledger.wait_confirmed()
                 running.check_running()
             finally:
                 connection.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS true')

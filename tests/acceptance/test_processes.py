@@ -62,8 +62,8 @@ def test_processes_share_the_work_and_are_one_service_to_whoever_looks(
     ledger.check(alive=program.check_running)
     text = program.call("GET", "/metrics").text
     families = {one.name: one for one in text_string_to_metric_families(text)}
-    assert len(re.findall("^# TYPE tenantry_messages_processed", text, re.MULTILINE)) == 1
-    stored = families["tenantry_messages_processed"].samples
+    assert len(re.findall("^# TYPE messages_processed_total ", text, re.MULTILINE)) == 1
+    stored = families["messages_processed"].samples
     assert {one.labels["tenant_id"] for one in stored} == {one.id for one in tenants}
     assert {one.labels["node"] for one in stored} == after.keys()
     port = program.get("/info")["server"]["port"]

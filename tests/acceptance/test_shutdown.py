@@ -37,12 +37,12 @@ def test_a_graceful_end_under_load_finishes_what_was_accepted(
     tenants = [running.create("one", topics=["events"]), running.create("two", workers=1)]
     with ledger.publishing([(one.id, one.amqp_url) for one in tenants], rate=3000):
         for stop in WAYS:
-            ledger.wait_confirmed(50)
+            ledger.wait_confirmed()
             assert stop(running) == 0, stop.__name__
             assert not running.events("drain.orphan"), stop.__name__
-            ledger.wait_confirmed(50)
+            ledger.wait_confirmed()
             running.start()
-        ledger.wait_confirmed(50)
+        ledger.wait_confirmed()
     ledger.check(alive=running.check_running)
     assert running.stop() == 0
     assert running.ready_messages(*(one.queue for one in tenants)) == 0
@@ -51,12 +51,12 @@ def test_a_graceful_end_under_load_finishes_what_was_accepted(
 def test_a_drained_daemon_answers_and_consumes_no_more(running: Program, ledger: Ledger) -> None:
     tenant = running.create()
     with ledger.publishing([(tenant.id, tenant.amqp_url)], rate=2000):
-        ledger.wait_confirmed(50)
+        ledger.wait_confirmed()
         ended = running.cli("drain", "--json")
         assert ended.code == 0, ended.stderr
         assert ended.json == {"state": "drained"}
         stored = ledger.stored()
-        ledger.wait_confirmed(50)
+        ledger.wait_confirmed()
     assert running.status_of("/readyz") == 503
     assert running.status_of("/healthz") == 200
     assert len(running.get(f"/messages?tenant_id={tenant.id}&limit=1000")["data"]) > 0
@@ -87,7 +87,7 @@ def test_a_second_signal_ends_a_drain_at_once(program: Program, ledger: Ledger) 
     tenant = running.create()
     with held_up(running, tenant):
         with ledger.publishing([(tenant.id, tenant.amqp_url)], rate=500):
-            ledger.wait_confirmed(50)
+            ledger.wait_confirmed()
         eventually(lambda: running.runtime(tenant)["unsettled"] > 0, what="unsettled deliveries")
         running.send(signal.SIGTERM)
         running.wait_logged("drain.started")
@@ -104,7 +104,7 @@ def test_what_is_unfinished_at_the_deadline_is_named_and_stored_after_the_next_s
     idle = program.create("idle")
     with held_up(program, tenant):
         with ledger.publishing([(tenant.id, tenant.amqp_url)], rate=500):
-            ledger.wait_confirmed(50)
+            ledger.wait_confirmed()
         eventually(lambda: program.runtime(tenant)["unsettled"] > 0, what="unsettled deliveries")
         unsettled = program.runtime(tenant)["unsettled"]
         began = time.monotonic()

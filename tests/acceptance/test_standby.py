@@ -47,7 +47,7 @@ def test_a_standby_reads_refuses_commands_and_names_the_leader(
 ) -> None:
     tenant = running.create()
     with ledger.publishing([(tenant.id, tenant.amqp_url)]):
-        ledger.wait_confirmed(50)
+        ledger.wait_confirmed()
     ledger.check(alive=running.check_running)
     standing_by(standby)
     not_ready = standby.call("GET", "/readyz")
@@ -86,10 +86,10 @@ def test_a_standby_takes_over_at_once_when_the_leader_ends_in_order(
     tenant = running.create()
     standing_by(standby)
     with ledger.publishing([(tenant.id, tenant.amqp_url)], rate=500):
-        ledger.wait_confirmed(50)
+        ledger.wait_confirmed()
         assert running.stop() == 0
         eventually(lambda: standby.status_of("/readyz") == 200, what="a takeover")
-        ledger.wait_confirmed(50)
+        ledger.wait_confirmed()
     ledger.check(alive=standby.check_running)
     # The first is the standby of the second now.
     running.settings["TENANTRY_NODE_STANDBY"] = "true"
@@ -105,10 +105,10 @@ def test_a_killed_leader_is_replaced_and_nothing_is_lost(
     tenants = [running.create("one", workers=4), running.create("two")]
     standing_by(standby)
     with ledger.publishing([(one.id, one.amqp_url) for one in tenants], rate=800):
-        ledger.wait_confirmed(50)
+        ledger.wait_confirmed()
         running.kill()
         wait_leading(standby)
-        ledger.wait_confirmed(50)
+        ledger.wait_confirmed()
     ledger.check(alive=standby.check_running)
     assert standby.stop() == 0
     assert standby.ready_messages(*(one.queue for one in tenants)) == 0
@@ -133,17 +133,17 @@ def test_a_frozen_leader_finds_its_term_lost_and_writes_nothing_more(
     tenants = [running.create("one", workers=4), running.create("two")]
     standing_by(standby)
     with ledger.publishing([(one.id, one.amqp_url) for one in tenants], rate=800):
-        ledger.wait_confirmed(50)
+        ledger.wait_confirmed()
         wait_unsettled(running, tenants[0])
         running.send(signal.SIGSTOP)
         number = term(running)
         wait_leading(standby)
         assert term(running) > number
         assert standby.events("broker.shut_out")
-        ledger.wait_confirmed(50)
+        ledger.wait_confirmed()
         running.send(signal.SIGCONT)
         assert running.wait(DEADLINE) == 1
-        ledger.wait_confirmed(50)
+        ledger.wait_confirmed()
     lost = running.events("daemon.term_lost")
     assert len(lost) == 1
     ledger.check(alive=standby.check_running)

@@ -30,7 +30,7 @@ def test_a_worker_that_hangs_is_replaced_and_nothing_is_lost_or_doubled(
         stuck = eventually(lambda: program.events("actor.stuck"))[0]
         assert "worker-" in stuck["stuck"]
         assert "tenantry/failpoints.py" in stuck["error"]
-        ledger.wait_confirmed(50)
+        ledger.wait_confirmed()
     ledger.check(alive=program.check_running)
     assert scrape(program).value("tenantry_stuck_total", kind="worker") >= 1
     eventually(lambda: program.get("/status")["abandoned"] == [stuck["stuck"]])
@@ -60,7 +60,7 @@ def test_a_tenant_that_hangs_in_a_command_is_replaced_and_its_neighbour_notices_
         eventually(lambda: program.status_of("/readyz") == 200, what="readyz 200")
         answer = program.call("PUT", path, {"workers": 5})
         assert (answer.status_code, answer.json()["workers_current"]) == (200, 5)
-        ledger.wait_confirmed(50)
+        ledger.wait_confirmed()
     ledger.check(alive=program.check_running)
     assert {one["tenant"] for one in program.events("tenant.restarts")} == {tenant.id}
     assert program.stop() == 0
@@ -79,7 +79,7 @@ def test_a_loop_that_hangs_ends_the_process_and_the_next_one_makes_up_for_it(
         (failed,) = program.events("daemon.failed")
         assert "the thread broker-consuming has hung" in failed["reason"]
         program.start()
-        ledger.wait_confirmed(50)
+        ledger.wait_confirmed()
     ledger.check(alive=program.check_running)
     assert program.stop() == 0
 
@@ -115,7 +115,7 @@ def park(program: Program, ledger: Ledger) -> None:
     assert scrape(program).value("tenantry_parked", tenant_id=other.id) == 0
     assert f"(since {parked['parked_at']})" in program.cli("status").stdout
     with ledger.publishing([(other.id, other.amqp_url)], rate=200):
-        ledger.wait_confirmed(50)
+        ledger.wait_confirmed()
     ledger.check(alive=program.check_running)
 
     assert program.stop() == 0
@@ -127,7 +127,7 @@ def park(program: Program, ledger: Ledger) -> None:
     revived = program.cli("tenant", "resume", tenant.id, "--json").json
     assert (revived["state"], revived["parked"], revived["parked_at"]) == ("active", None, None)
     with ledger.publishing([(tenant.id, tenant.amqp_url)], rate=200):
-        ledger.wait_confirmed(50)
+        ledger.wait_confirmed()
     ledger.check(alive=program.check_running)
     types = [one["type"] for one in program.get(f"/tenants/{tenant.id}/events")["data"]]
     # That its queue has gone may be seen, and repaired, before the command comes.

@@ -66,7 +66,7 @@ def test_a_deleted_tenant_is_gone_and_the_journal_knows_how_much_went_with_it(
     tenant = shared.create(topics=["events"], partitions=2)
     other = shared.create("other")
     with ledger.publishing([(tenant.id, tenant.amqp_url)]):
-        ledger.wait_confirmed(50)
+        ledger.wait_confirmed()
     count = ledger.confirmed
     eventually(lambda: count_rows(shared, tenant) == count, what="all rows")
     assert shared.call("POST", f"/tenants/{tenant.id}/pause").status_code == 200
@@ -100,7 +100,7 @@ def test_deleting_under_load_ends_and_leaves_nothing(shared: Program) -> None:
     ledger = Ledger(database_url=shared.database_url, most=LIGHT)
     tenant = shared.create()
     with ledger.publishing([(tenant.id, tenant.amqp_url)], rate=3000) as clients:
-        ledger.wait_confirmed(100)
+        ledger.wait_confirmed()
         assert shared.call("DELETE", f"/tenants/{tenant.id}").status_code == 204
         # Its user is gone: what is unconfirmed stays so.
         clients[0].abandon()
@@ -115,7 +115,7 @@ def test_deleting_under_load_ends_and_leaves_nothing(shared: Program) -> None:
 def test_a_tenant_deleted_with_retain_can_still_be_read(running: Program, ledger: Ledger) -> None:
     tenant = running.create()
     with ledger.publishing([(tenant.id, tenant.amqp_url)]):
-        ledger.wait_confirmed(50)
+        ledger.wait_confirmed()
     ledger.check()
     assert running.call("DELETE", f"/tenants/{tenant.id}?retain=true").status_code == 204
     assert running.broker_objects(tenant.id) == []

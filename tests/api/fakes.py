@@ -23,6 +23,7 @@ from tenantry.broker.port import (
 from tenantry.control.port import (
     ActorStatus,
     Outcome,
+    Readiness,
     SystemState,
     SystemStatus,
     TenantRuntime,
@@ -146,6 +147,10 @@ class FakeControl:
 
     def status(self) -> SystemStatus:
         return self.system
+
+    def readiness(self) -> Readiness:
+        ready, reasons = self.system.ready, self.system.reasons
+        return Readiness(state=self.system.state, reasons=() if ready else reasons or ("unready",))
 
     def runtime(self, tenant_id: str) -> TenantRuntime | None:
         state = self._directory.get(tenant_id)

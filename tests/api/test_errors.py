@@ -299,7 +299,7 @@ TARGETS: list[Callable[[Served, bytes], httpx.Response]] = [
     lambda api, body: _call(api, "POST", "/tenants/acme/topics", body),
 ]
 FUZZED = settings(
-    max_examples=examples(50, 300),
+    max_examples=examples(25, 300),
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )

@@ -69,7 +69,7 @@ WORDS = "acme empty nobody logs default 1 2 0 1001 +1 01 1.0 1e2 asc desc ASC tr
 VALUES = st.sampled_from([*WORDS.split(), "", " 1", "\0"]) | st.text(max_size=8)
 
 
-@settings(max_examples=examples(50, 300), deadline=None)
+@settings(max_examples=examples(25, 300), deadline=None)
 @given(st.lists(st.tuples(NAMES, VALUES), max_size=5), st.booleans())
 @example([("limit", "2")], True)
 @example([("limit", "2"), ("order", "desc"), ("topic", "logs")], True)

@@ -36,6 +36,13 @@ def test_a_running_daemon_is_healthy_and_ready(api: Served) -> None:
     assert api.control.get("/readyz").json() == {"state": "running"}
 
 
+def test_whether_it_is_ready_is_told_without_asking_every_tenant(
+    api: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(api.world.control, "status", lambda: pytest.fail("all are asked"))
+    assert api.control.get("/readyz").json() == {"state": "running"}
+
+
 def test_a_daemon_that_is_not_ready_says_why_and_stays_healthy(api: Served) -> None:
     control = api.world.control
     control.system = replace(

@@ -40,7 +40,7 @@ PATIENCE = 60.0
 
 SAMPLE_EVERY = 0.25
 
-FEW = 40
+FEW = 20
 """Confirms of a client that a light experiment waits for at most."""
 
 

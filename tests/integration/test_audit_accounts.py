@@ -170,7 +170,7 @@ def pouring(store: PostgresMessageStore) -> Iterator[None]:
 @pytest.mark.usefixtures("pouring")
 def test_it_adds_up_at_every_moment_while_messages_pour_in(database: Database) -> None:
     seen = set()
-    for _ in range(examples(40, 200)):
+    for _ in range(examples(15, 200)):
         assert texts(database) == []
         seen.add(read(database).stored)
     assert len(seen) > 1  # they did pour in

@@ -27,6 +27,7 @@ from tests import brokers
 from tests.brokers import Broker, RecordingSink, bodies
 from tests.depth import examples
 from tests.services_postgres import in_database
+from tests.waiting import eventually
 
 ENQUEUE = """
 SELECT tenantry.enqueue(%s, ARRAY['default'], ARRAY[%s], ARRAY[%s::bytea], ARRAY['text/plain'],
@@ -142,6 +143,23 @@ def test_a_frozen_reader_loses_its_queues_when_its_lease_runs_out_and_reads_no_m
         assert bodies(sink.received(1)) == [b"1"]
         assert frozen.fetch([reading], ()) == []
         assert reading.id not in frozen.renew()
+
+
+def test_a_queue_has_a_consumer_while_its_reader_may_renew_a_lease_that_has_lapsed(
+    broker: Broker, database: Database, database_url: str
+) -> None:
+    tenant = broker.tenant()
+    administration = PostgresAdministration(database, installation=brokers.INSTALLATION)
+    queue = names.queue_name(tenant.tenant_id)
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        late = QueueSession(connection)
+        late.begin()
+        assert late.acquire(tenant.queues(), 100).readings
+        connection.execute("UPDATE tenantry.consumers SET expires_at = now() - interval '1 s'")
+        assert queue in administration.survey().consumed
+        assert late.renew()
+        connection.execute("UPDATE tenantry.consumers SET expires_at = now() - interval '1 s'")
+    eventually(lambda: queue not in administration.survey().consumed)
 
 
 def test_a_message_that_two_readers_have_is_stored_once_even_without_an_id(

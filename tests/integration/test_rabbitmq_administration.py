@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
 from typing import Any
@@ -167,6 +169,104 @@ def test_a_permit_that_lapses_once_it_is_connected_lets_nothing_be_changed(
                 change()
         assert client.definitions() == there
     late.close()
+
+
+class Counted(BlockingConnection):
+    """A connection that counts how many were made."""
+
+    made = 0
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        Counted.made += 1
+
+
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
+    """Count the connections that are made for declarations."""
+    monkeypatch.setattr(Counted, "made", 0)
+    monkeypatch.setattr(pika, "BlockingConnection", Counted)
+    return lambda: Counted.made
+
+
+def test_a_declaration_goes_on_the_connection_of_the_one_before(
+    rabbitmq: RabbitHost, made: Callable[[], int]
+) -> None:
+    topology = TenantTopology(tenant_id="next", topics=(), partitions=1)
+    with closing(administration(rabbitmq)) as ours:
+        ours.claim("next")
+        ours.ensure_topology(topology)
+        ours.claim("next")
+        assert made() == 1
+    with closing(ManagementClient(rabbitmq.management_url, vhost=rabbitmq.vhost)) as client:
+        assert "tenantry_claim_next" not in client.queues("claim")
+
+
+def test_a_kept_connection_that_was_lost_is_replaced(
+    rabbitmq: RabbitHost, made: Callable[[], int]
+) -> None:
+    topology = TenantTopology(tenant_id="lost", topics=(), partitions=1)
+    with closing(administration(rabbitmq)) as ours:
+        ours.ensure_topology(topology)
+        kept = ours._kept.take()
+        assert kept is not None
+        kept._impl._transport._sock.shutdown(socket.SHUT_RDWR)
+        ours._kept.keep(kept)
+        ours.ensure_topology(topology)
+        assert made() == 2
+
+
+def test_what_is_refused_leaves_no_connection_behind(rabbitmq: RabbitHost) -> None:
+    with closing(administration(rabbitmq)) as ours:
+        with pytest.raises(BrokerError), ours._channel() as channel:
+            channel.queue_declare("there-is-no-such-queue", passive=True)
+        assert ours._kept.take() is None
+
+
+def test_under_a_term_that_has_lapsed_nothing_is_done_on_a_kept_connection(
+    rabbitmq: RabbitHost,
+) -> None:
+    valid = True
+    late = RabbitAdministration(
+        url=rabbitmq.url,
+        management_url=rabbitmq.management_url,
+        queue_type="quorum",
+        installation=brokers.INSTALLATION,
+        fence=TermFence(7, lambda: valid),
+    )
+    topology = TenantTopology(tenant_id="fenced", topics=(), partitions=1)
+    late.ensure_topology(topology)
+    take = late._kept.take
+
+    def lapse() -> pika.BlockingConnection | None:
+        nonlocal valid
+        kept = take()
+        assert kept is not None
+        valid = False
+        return kept
+
+    with closing(ManagementClient(rabbitmq.management_url, vhost=rabbitmq.vhost)) as client:
+        there = client.definitions()
+        with (
+            patch.object(late._kept, "take", lapse),
+            pytest.raises(BrokerUnavailableError, match="the term 7 has lapsed"),
+        ):
+            late.ensure_topology(replace(topology, topics=("more",)))
+        assert client.definitions() == there
+    late.close()
+
+
+def test_a_connection_is_kept_for_a_moment_only(
+    rabbitmq: RabbitHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with closing(administration(rabbitmq)) as ours:
+        ours.ensure_topology(TenantTopology(tenant_id="brief", topics=(), partitions=1))
+        ours.queue_counts()
+        ((_, kept),) = ours._kept._kept
+        monkeypatch.setattr("tenantry.broker.rabbitmq.kept_connections.KEEP", 0.0)
+        ours.queue_counts()
+        assert ours._kept.take() is None
+        assert kept.is_closed
 
 
 def test_more_queues_than_a_page_of_the_management_api_holds_are_all_found(

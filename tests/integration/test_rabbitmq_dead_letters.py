@@ -174,20 +174,20 @@ def test_many_messages_are_walked_along(queue: Queue) -> None:
 def test_a_walk_holds_more_than_a_channel_may(
     queue: Queue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dead_letters, "PREFETCH", 100)
-    for number in range(1050):
+    monkeypatch.setattr(dead_letters, "PREFETCH", 40)
+    for number in range(420):
         queue.channel.basic_publish("dlx_exchange", "acme", b"%d" % number)
-    eventually(lambda: queue.ready() == 1050)
+    eventually(lambda: queue.ready() == 420)
     with queue.letters.browse("acme") as browser:
         bodies = []
-        while batch := browser.next(70):
+        while batch := browser.next(28):
             bodies += [one.message.body for one in batch]
-            if len(bodies) % 140 == 0:
-                browser.remove([0, 69])
+            if len(bodies) % 56 == 0:
+                browser.remove([0, 27])
         assert browser.complete
-    assert bodies == [b"%d" % number for number in range(1050)]
+    assert bodies == [b"%d" % number for number in range(420)]
     assert browser.gone
-    removed = {b"%d" % (at + place) for at in range(70, 1050, 140) for place in (0, 69)}
+    removed = {b"%d" % (at + place) for at in range(28, 420, 56) for place in (0, 27)}
     left = [body for body in bodies if body not in removed]
     eventually(lambda: queue.ready() == len(left))
     assert sorted(queue.bodies()) == sorted(left)

@@ -145,14 +145,42 @@ def test_it_listens_on_the_loopback_interface_only(node: PrivateNode) -> None:
     assert listening == {"0100007F"}
 
 
+# Of RabbitMQ what its starter sees: it takes its ports or says why not, and ends with its parent.
+STAND_IN = f"""#!{sys.executable}
+import os, socket, sys, threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+with open(os.environ["RABBITMQ_CONFIG_FILE"]) as file:
+    settings = dict(line.strip().split(" = ") for line in file)
+try:
+    amqp = socket.create_server(("127.0.0.1", int(settings["listeners.tcp.1"].split(":")[1])))
+except OSError:
+    sys.exit("eaddrinuse")
+class Manages(BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+management = HTTPServer(("127.0.0.1", int(settings["management.tcp.port"])), Manages)
+threading.Thread(target=management.serve_forever, daemon=True).start()
+def speak():
+    while True:
+        client, _ = amqp.accept()
+        client.sendall(bytes([1]))
+        client.close()
+threading.Thread(target=speak, daemon=True).start()
+sys.stdin.read()
+os._exit(0)
+"""
+
 # As if somebody took the ports just after they were found free.
 PARENT = """
 import sys
 from pathlib import Path
-from tests import rabbitmq_node_setup as node_setup
+from tests import rabbitmq_node, rabbitmq_node_setup as node_setup
 from tests.rabbitmq_node import PrivateNode
 free, real = iter([True, True, True]), node_setup._is_free
 node_setup._is_free = lambda port: next(free, None) or real(port)
+if sys.argv[2:]:
+    rabbitmq_node.find_server = lambda: node_setup.Server(Path(sys.argv[2]))
 node = PrivateNode(Path(sys.argv[1]))
 node.start()
 print(node.pid, node.url, flush=True)
@@ -165,8 +193,13 @@ def test_a_taken_port_is_not_insisted_on_and_a_node_goes_when_its_parent_is_kill
 ) -> None:
     (tmp_path / "node").mkdir()
     (tmp_path / "node" / "ports.json").write_text((directory / "ports.json").read_text())
+    # RabbitMQ itself starts twice here, which is ten seconds of processor time.
+    stand_in = [] if THOROUGH else [str(tmp_path)]
+    script = tmp_path / "rabbitmq-server"
+    script.write_text(STAND_IN)
+    script.chmod(0o755)
     with subprocess.Popen(
-        [sys.executable, "-c", PARENT, str(tmp_path / "node")],
+        [sys.executable, "-c", PARENT, str(tmp_path / "node"), *stand_in],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
     ) as parent:

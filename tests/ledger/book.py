@@ -20,9 +20,12 @@ from tests.ledger.record import Record
 from tests.ledger.sql_client import SqlClient
 from tests.waiting import DEADLINE, eventually
 
-LIGHT = 80.0
+LIGHT = 40.0
 """Messages a second: what a fault interrupts is under way at any rate, and each message costs the
 processor's time four times, from the client to the ledger's check."""
+
+FLOWING, FLOWING_LIGHTLY = 50, 20
+"""Confirms that show a client's messages to flow."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -113,8 +116,13 @@ class Ledger:
             self._audit = Audit(self.database_url, self.broker_url)
         return self._audit
 
-    def wait_confirmed(self, more: int = 1, *, timeout: float = DEADLINE) -> None:
-        """Wait until every client that still publishes has `more` confirms than now."""
+    def wait_confirmed(self, more: int | None = None, *, timeout: float = DEADLINE) -> None:
+        """Wait until every client that still publishes has `more` confirms than now.
+
+        By default as many as show that messages flow.
+        """
+        if more is None:
+            more = FLOWING if math.isinf(self.most) else FLOWING_LIGHTLY
         before = {one: len(one.confirmed) for one in self.clients if one.publishing}
         eventually(
             lambda: all(len(one.confirmed) >= count + more for one, count in before.items()),

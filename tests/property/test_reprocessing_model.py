@@ -279,5 +279,5 @@ class Replays(RuleBasedStateMachine):
 
 TestReplays = Replays.TestCase
 TestReplays.settings = settings(
-    max_examples=examples(40, 300), stateful_step_count=40, deadline=None
+    max_examples=examples(20, 300), stateful_step_count=40, deadline=None
 )

@@ -199,7 +199,7 @@ class Terms(RuleBasedStateMachine):
 
 
 Terms.TestCase.settings = settings(
-    max_examples=examples(50, 300), stateful_step_count=60, deadline=None
+    max_examples=examples(25, 300), stateful_step_count=60, deadline=None
 )
 TestTerms = Terms.TestCase
 

@@ -116,7 +116,7 @@ class Settling(RuleBasedStateMachine):
 
 TestSettling = Settling.TestCase
 TestSettling.settings = settings(
-    max_examples=examples(50, 300), stateful_step_count=40, deadline=None
+    max_examples=examples(25, 300), stateful_step_count=40, deadline=None
 )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import threading
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from tenantry.broker.port import BrokerError, BrokerUnavailableError
 from tenantry.broker.rabbitmq import management
 from tenantry.broker.rabbitmq.management import ManagementClient
 from tenantry.broker.rabbitmq.term_fence import shut_out
+from tests.waiting import DEADLINE
 
 
 @dataclass
@@ -24,6 +26,8 @@ class Script:
 
     answers: list[tuple[int, str, str]] = field(default_factory=list)
     requests: list[str] = field(default_factory=list)
+    encoding: str = ""
+    broken: bool = False
 
     def answer(self, status: int, body: object = None, kind: str = "application/json") -> None:
         text = body if isinstance(body, str) else "" if body is None else json.dumps(body)
@@ -44,8 +48,11 @@ class Handler(BaseHTTPRequestHandler):
         script.requests.append(f"{self.command} {self.path}")
         answers = script.answers
         status, text, kind = answers.pop(0) if len(answers) > 1 else answers[0]
-        data = text.encode()
+        data = gzip.compress(text.encode()) if script.encoding else text.encode()
+        data = data[:-9] if script.broken else data
         self.send_response(status)
+        if script.encoding:
+            self.send_header("Content-Encoding", script.encoding)
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
@@ -93,6 +100,46 @@ def test_it_is_not_asked_for_ever(script: Scripted) -> None:
     with pytest.raises(BrokerUnavailableError, match="HTTP 500"):
         client.tags()
     assert len(told.requests) == management.ATTEMPTS
+
+
+def test_a_connection_that_the_server_has_closed_is_not_used_again(
+    script: Scripted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told, client = script
+    told.answer(200, {"name": "a", "tags": []})
+    closed = threading.Event()
+
+    def finish(handler: Handler) -> None:
+        BaseHTTPRequestHandler.finish(handler)
+        handler.connection.close()
+        closed.set()
+
+    monkeypatch.setattr(Handler, "finish", finish)
+    monkeypatch.setattr(Handler, "timeout", 0.05)
+    monkeypatch.setattr(management.time, "sleep", lambda _: pytest.fail("it has failed once"))
+    client.tags()
+    assert closed.wait(DEADLINE)
+    client.tags()
+    assert len(told.requests) == 2
+
+
+def test_compressed_answers_are_read_and_broken_ones_asked_for_again(script: Scripted) -> None:
+    told, client = script
+    told.encoding = "gzip"
+    told.answer(200, {"name": "a", "tags": ["administrator"]})
+    assert client.tags() == {"administrator"}
+    told.broken = True
+    with pytest.raises(BrokerUnavailableError, match="does not answer"):
+        client.tags()
+
+
+def test_whoever_asks_when_all_is_closed_is_told_so(script: Scripted) -> None:
+    told, client = script
+    told.answer(200, {"name": "a", "tags": []})
+    client.tags()
+    client.close()
+    with pytest.raises(BrokerUnavailableError, match="has been closed"):
+        client.tags()
 
 
 def test_names_are_quoted(script: Scripted) -> None:

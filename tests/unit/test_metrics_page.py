@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -58,6 +59,20 @@ def test_openmetrics_is_for_who_accepts_it(page: MetricsPage, accept: str) -> No
     found = page.render(accept)
     assert found.content_type == OPENMETRICS_TYPE
     assert read_openmetrics(found.body.decode()).value("one") == 1
+
+
+@pytest.mark.parametrize("accept", ["gzip", "deflate, GZIP;q=0.5"])
+def test_a_page_is_compressed_for_who_accepts_it(page: MetricsPage, accept: str) -> None:
+    found = page.render("", accept)
+    assert found.encoding == "gzip"
+    assert read(gzip.decompress(found.body).decode()).value("one") == 1
+
+
+@pytest.mark.parametrize("accept", ["", "identity", "gzip;q=0", "br, deflate"])
+def test_a_page_is_plain_for_all_others(page: MetricsPage, accept: str) -> None:
+    found = page.render("", accept)
+    assert found.encoding is None
+    assert read(found.body.decode()).value("one") == 1
 
 
 def test_process_and_python_are_measured_and_nothing_global_is(page: MetricsPage) -> None:

@@ -77,3 +77,17 @@ def test_counts_of_a_broker_that_does_not_answer_grow_stale(
 def test_the_counts_are_young_enough_for_what_is_promised() -> None:
     brokers_own_age = 5
     assert brokers_own_age + pending.EVERY + 1 < 10
+
+
+def test_others_are_given_the_same_answer_while_it_is_a_recent_one(broker: Counting) -> None:
+    counts = PendingCounts(broker, every=1000)
+    broker.waiting["a"] = 3
+    assert counts.queue_counts()["a"].ready == 3  # nobody has asked yet
+    counts._ask()
+    broker.waiting["a"] = 4
+    assert counts.queue_counts()["a"].ready == 3
+    assert broker.asked == 2
+    broker.away = True
+    counts._ask()
+    with pytest.raises(BrokerUnavailableError):
+        counts.queue_counts()

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 
-from tenantry.actors.messages import Drifted
+from tenantry.actors import reconciler
+from tenantry.actors.messages import Drifted, Ref
 from tenantry.actors.ports import Observer
 from tenantry.actors.supervision import tell
 from tenantry.broker.port import BrokerError, PasswordHash
-from tenantry.broker.survey import Drift, DriftKind
+from tenantry.broker.survey import Drift, DriftKind, Survey
 from tenantry.domain import names
 from tenantry.domain.commands import PauseTenant, RequestDeletion
 from tenantry.domain.events import DriftRepaired
@@ -60,6 +62,57 @@ def test_what_is_as_it_should_be_is_left_alone(tree: Tree, observer: Watching) -
     look_again(tree)
     assert tree.events("a") == before
     assert not observer.drift
+
+
+def test_what_many_have_lost_at_once_is_made_right_some_at_a_time(
+    tree: Tree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for tenant_id in "abcde":
+        tree.create(tenant_id)
+    monkeypatch.setattr(reconciler, "AT_ONCE", 2)
+    monkeypatch.setattr(reconciler, "REPAIRS_PER_SECOND", 20.0)
+    later: list[tuple[float, str]] = []
+    real = tree.clock.tell_later
+
+    def tell_later(delay: float, ref: Ref, message: object) -> None:
+        if isinstance(message, Drifted):
+            later.append((round(delay, 2), message.tenant_id))
+        real(delay, ref, message)
+
+    monkeypatch.setattr(tree.clock, "tell_later", tell_later)
+    tree.administration.users.clear()
+    for tenant_id in "abcde":
+        assert eventually(lambda tenant_id=tenant_id: repairs(tree, tenant_id))
+    assert later[:3] == [(0.0, "c"), (0.05, "d"), (0.1, "e")]
+
+
+class Counted(dict[str, Mapping[str, object]]):
+    """Queues that count how often somebody goes through all of them."""
+
+    rounds = 0
+
+    def __iter__(self) -> Iterator[str]:
+        self.rounds += 1
+        return super().__iter__()
+
+
+def test_a_look_at_many_tenants_goes_through_all_queues_as_often_as_at_a_few(
+    tree: Tree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = tree.administration.survey
+    looks: list[Counted] = []
+
+    def survey() -> Survey:
+        seen = real()
+        looks.append(Counted(seen.queues))
+        return replace(seen, queues=looks[-1])
+
+    monkeypatch.setattr(tree.administration, "survey", survey)
+    for tenant_id in "abcdefgh":
+        tree.create(tenant_id, topics=("events",))
+    look_again(tree)
+    assert len(looks[-2]) >= 16
+    assert looks[-2].rounds <= 3
 
 
 def test_a_lost_user_is_made_again_with_its_password(tree: Tree, observer: Watching) -> None:

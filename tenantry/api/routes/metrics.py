@@ -39,10 +39,15 @@ async def show(request: Request, services: Injected) -> Response:
 async def _answer(page: Metrics, pool: Pool, headers: Headers) -> Response:
     """Answer with a page. Writing it takes a while with many tenants, so it has a thread."""
     # Prometheus may send the header more than once.
-    accept = ",".join(headers.getlist("accept"))
-    render = page.render_alone if ALONE in headers else page.render
-    written = await pool.run(render, accept)
-    return Response(written.body, headers={"Content-Type": written.content_type})
+    accept, encoding = (",".join(headers.getlist(name)) for name in ("accept", "accept-encoding"))
+    if ALONE in headers:
+        written = await pool.run(page.render_alone, accept)
+    else:
+        written = await pool.run(page.render, accept, encoding)
+    told = {"Content-Type": written.content_type, "Vary": "Accept, Accept-Encoding"}
+    if written.encoding is not None:
+        told["Content-Encoding"] = written.encoding
+    return Response(written.body, headers=told)
 
 
 def alone(page: Metrics) -> ASGIApp:

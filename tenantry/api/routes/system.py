@@ -35,9 +35,9 @@ async def health(services: Injected) -> Response:
 @routes("GET /readyz", "Does the daemon consume?", State)
 async def readiness(services: Injected) -> Response:
     """Answer 200 while consuming; a 503 says in `reasons` why not."""
-    system = services.control.status()
-    if not system.ready:
-        reasons = list(system.reasons) or [f"the daemon is {system.state.value}"]
+    system = services.control.readiness()
+    if system.reasons:
+        reasons = list(system.reasons)
         raise unavailable(
             "; ".join(reasons),
             code="not-ready",
@@ -73,4 +73,4 @@ async def stop(services: Injected) -> Response:
 
 
 def _state(control: Control, status_code: int = 200) -> Response:
-    return answer(State(state=control.status().state.value), status_code)
+    return answer(State(state=control.readiness().state.value), status_code)

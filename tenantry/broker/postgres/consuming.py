@@ -20,7 +20,7 @@ from tenantry.broker import topology as layout
 from tenantry.broker.budget import Budget
 from tenantry.broker.polled import PolledConsuming, move_first_to_end
 from tenantry.broker.port import DeliverySink, QueueSpec
-from tenantry.broker.postgres.reader_wakeup import ReaderWakeup
+from tenantry.broker.postgres.reader_wakeup import QUIET, ReaderWakeup
 from tenantry.broker.postgres.reading import QueueReading, Stragglers
 from tenantry.broker.postgres.session import LEASE, QueueSession
 from tenantry.broker.postgres.subscription import Place, PostgresSubscription
@@ -41,6 +41,9 @@ taken out of it may be in the index still, and would be passed over from the beg
 
 AT_ONCE: Final = 100
 """Subscriptions whose queues are acquired before others are served again."""
+
+FEW: Final = 8
+"""Queues that are fetched from to see if anything is in them; of more of them one query tells."""
 
 SMALL_CREDIT: Final = 0.02
 """Seconds that pass before a queue is asked for the few messages its prefetch allows just now."""
@@ -172,6 +175,12 @@ class PostgresConsuming(PolledConsuming[PostgresSubscription]):
         readings, now = self._by_id.values(), time.monotonic()
         if self._stragglers.note(session.open_transactions(), readings):
             self._rouse(one.id for one in readings if one.hungry)
+        self._find_promising(session, now)
+        for subscription in self._hungry:
+            subscription.found_room()
+
+    def _find_promising(self, session: QueueSession, now: float) -> None:
+        """Find the queues that are worth a fetch, by one query for all."""
         self._busy = {queue: until for queue, until in self._busy.items() if until > now}
         floors = {one: self._by_id[one].floor for one in self._busy if one in self._by_id}
         for queue, last in session.promising(floors, self._busy):
@@ -180,8 +189,6 @@ class PostgresConsuming(PolledConsuming[PostgresSubscription]):
                 self._busy[queue] = now + BUSY_FOR  # another's, or one that nobody reads
             elif last > reading.floor:
                 self._rouse([queue])
-        for subscription in self._hungry:
-            subscription.found_room()
 
     def _settle_stragglers(self, session: QueueSession) -> None:
         readings = self._by_id.values()
@@ -208,19 +215,27 @@ class PostgresConsuming(PolledConsuming[PostgresSubscription]):
             (one for one in told if one in self._by_id), now
         )
         quiet = self._reader_wakeup.quiet(now)
-        wanted = set(self._reader_wakeup.awake())
+        wanted = set(self._reader_wakeup.awake()).difference(quiet)
         if quiet:
+            # They are looked at at once, as all that the reader dozes for.
             self._reader_wakeup.fall_asleep(quiet, session.ask_for_notify(quiet), now)
         if self._reader_wakeup.any_due(now):
             oldest_open = self._stragglers.oldest(session.open_transactions())
-            wanted |= self._reader_wakeup.due(oldest_open, now)
+            due = self._reader_wakeup.due(oldest_open, now)
+            if len(due) > FEW:
+                self._find_promising(session, now)
+            else:
+                wanted |= due
         self._rouse(wanted & self._by_id.keys())
 
     def _take_up(self, session: QueueSession, now: float) -> bool:
         """Acquire queues for those who have none, some at a time; tell whether there are more."""
+        taken: list[int] = []
+        more = False
         for number, subscription in enumerate(self._waiting(now)):
             if number == AT_ONCE:
-                return True
+                more = True
+                break
             found = session.acquire(subscription.queues, subscription.prefetch)
             absent = [one.name for one in subscription.queues if one.name not in found.names]
             if absent:
@@ -233,11 +248,14 @@ class PostgresConsuming(PolledConsuming[PostgresSubscription]):
                     self._by_id[one.id] = one
                     self._whose[one.id] = subscription
                     self._stragglers.greet(one)
-                self._hungry[subscription] = None
-                # Awake at first: who has published before may not have known of a reader.
-                self._reader_wakeup.stay_awake((one.id for one in found.readings), now)
+                    one.hungry = False
+                    taken.append(one.id)
                 subscription.opened(found.readings)
-        return False
+        if taken:
+            self._find_promising(session, now)
+            # About to doze: who has published before may not have known of a reader.
+            self._reader_wakeup.stay_awake(taken, now - QUIET)
+        return more
 
     def _renew(self, session: QueueSession) -> None:
         """Keep the lease; drop the channels whose queues have gone, or are another's now."""

@@ -39,6 +39,7 @@ from tenantry.broker.port import (
     TenantTopology,
 )
 from tenantry.broker.rabbitmq.connection import describe, parameters
+from tenantry.broker.rabbitmq.kept_connections import KeptConnections, close
 from tenantry.broker.rabbitmq.late_connections import LateConnections
 from tenantry.broker.rabbitmq.management import ManagementClient
 from tenantry.broker.rabbitmq.pika_internals import fenced_blocking_connection
@@ -110,6 +111,7 @@ class RabbitAdministration(RabbitUsers):
         )
         self._queue_type = queue_type
         self._free = threading.BoundedSemaphore(CONNECTIONS)
+        self._kept = KeptConnections()
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._where!r})"
@@ -117,6 +119,7 @@ class RabbitAdministration(RabbitUsers):
     def close(self) -> None:
         """Give up what is kept open between calls."""
         self.late.close()
+        self._kept.close()
         self.management.close()
 
     def ensure_topology(self, topology: TenantTopology) -> None:
@@ -240,6 +243,7 @@ class RabbitAdministration(RabbitUsers):
 
     def queue_counts(self) -> Mapping[str, QueueCounts]:
         """Count what is ready and unsettled in each tenant's queues."""
+        self._kept.close_old()  # this is what is called every few seconds, come what may
         return layout.counts_by_tenant(self.management.message_counts())
 
     def check(self) -> None:
@@ -260,8 +264,14 @@ class RabbitAdministration(RabbitUsers):
         """Keep all others in this virtual host from claiming the tenant, as long as it takes."""
         with self._channel() as channel:
             # An exclusive queue is one connection's, and gone with it.
-            channel.queue_declare(f"tenantry_claim_{tenant_id}", exclusive=True)
-            yield
+            lock = f"tenantry_claim_{tenant_id}"
+            channel.queue_declare(lock, exclusive=True)
+            try:
+                yield
+            finally:
+                # Where that fails, the channel is lost, and the connection is not kept.
+                with suppress(AMQPError, OSError):
+                    channel.queue_delete(lock)
 
     @contextmanager
     def _channel(self) -> Iterator[BlockingChannel]:
@@ -272,18 +282,48 @@ class RabbitAdministration(RabbitUsers):
                 f"RabbitMQ at {self._where} is too slow: {CONNECTIONS} declarations are waiting"
             )
         try:
-            connection = self._connect(self._parameters)
+            connection, channel = self._open_channel()
+            in_order = False
             try:
-                yield connection.channel()
+                yield channel
+                in_order = True
             except (AMQPError, OSError) as error:
                 # A connection whose term lapses breaks off by itself: that is the reason then.
                 self._fence.check()
                 raise self._failed(error) from error
             finally:
-                with suppress(AMQPError, OSError):
-                    connection.close()
+                self._keep_or_close(connection, channel, in_order=in_order)
         finally:
             self._free.release()
+
+    def _open_channel(self) -> tuple[pika.BlockingConnection, BlockingChannel]:
+        """Open a channel, on a connection that was kept if there is one that is still good."""
+        while (kept := self._kept.take()) is not None:
+            try:
+                return kept, kept.channel()
+            except (AMQPError, OSError):
+                close(kept)
+                self._fence.check()
+        connection = self._connect(self._parameters)
+        try:
+            return connection, connection.channel()
+        except (AMQPError, OSError) as error:
+            close(connection)
+            self._fence.check()
+            raise self._failed(error) from error
+
+    def _keep_or_close(
+        self, connection: pika.BlockingConnection, channel: BlockingChannel, *, in_order: bool
+    ) -> None:
+        if in_order:
+            try:
+                channel.close()
+            except (AMQPError, OSError):
+                in_order = False
+        if in_order:
+            self._kept.keep(connection)
+        else:
+            close(connection)
 
     def _connect_called(self, name: str) -> pika.BlockingConnection:
         wanted = copy(self._clock)

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import random
 import re
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import quote, unquote, urlencode, urlsplit
 
 import httpx
 
 from tenantry.broker.adapter import UNFENCED, TermFence
 from tenantry.broker.port import BrokerError, BrokerUnavailableError
+from tenantry.broker.rabbitmq.http_pool import FAILURES, Answer, HttpPool, PoolClosedError
 from tenantry.broker.rabbitmq.tls import SYSTEMS, Tls
 from tenantry.broker.rabbitmq.tls import problem as tls_problem
 from tenantry.broker.survey import Permissions
@@ -71,13 +74,16 @@ class ManagementClient:
         self._fence = fence
         self._vhost = quote(vhost, safe="")
         self.virtual_host = vhost
-        self._client = httpx.Client(
-            auth=(unquote(parts.username or ""), unquote(parts.password or "")),
-            timeout=TIMEOUT,
-            # As AMQP does it; left to itself, httpx would trust authorities of its own.
-            verify=tls.context() if parts.scheme == "https" else False,
-            # Neither a proxy nor a .netrc stands between us and the broker.
-            trust_env=False,
+        self._secured = parts.scheme == "https"
+        self._path = parts.path.rstrip("/")
+        user, password = unquote(parts.username or ""), unquote(parts.password or "")
+        login = base64.b64encode(f"{user}:{password}".encode()).decode("ascii")
+        self._pool = HttpPool(
+            host,
+            port or (443 if self._secured else 80),
+            # As AMQP does it.
+            context=tls.context() if self._secured else None,
+            headers={"Authorization": f"Basic {login}", "Accept": "*/*"},
         )
 
     def __repr__(self) -> str:
@@ -85,7 +91,7 @@ class ManagementClient:
 
     def close(self) -> None:
         """Give up the connections to the broker."""
-        self._client.close()
+        self._pool.close()
 
     def user(self, name: str) -> Mapping[str, Any] | None:
         """Give a user with the hash of its password and its tags, if there is one."""
@@ -275,63 +281,63 @@ class ManagementClient:
         attempts: int = ATTEMPTS,
     ) -> Any:
         """Make a call and give its JSON; None, if it has none or answers that there is nothing."""
-        url = f"{self.address}/api/{path}"
+        target = f"{self._path}/api/{path}"
+        if parameters:
+            target += f"?{urlencode(parameters)}"
+        said = dict(headers or {})
+        sent = None
+        if body is not None:
+            sent = json.dumps(body).encode()
+            said["Content-Type"] = "application/json"
         problem = ""
-        secured = url.startswith("https")
         for attempt in range(attempts):
             if attempt:
                 ceiling = min(LONGEST_BACKOFF, FIRST_BACKOFF * 2 ** (attempt - 1))
                 time.sleep(ceiling * (0.5 + random.random() / 2))  # noqa: S311 - jitter
             self._fence.check()
             try:
-                response = self._client.request(
+                answer = self._pool.request(
                     method,
-                    url,
-                    params=parameters,
-                    json=body,
-                    headers=headers,
-                    timeout=timeout,
-                    extensions={"trace": self._before_sending},
+                    target,
+                    body=sent,
+                    headers=said,
+                    connect_timeout=timeout.connect,
+                    timeout=timeout.read,
+                    # Once there is a connection: to make one may have taken long.
+                    before_sending=self._fence.check,
                 )
-            except httpx.TransportError as error:
+            except FAILURES as error:
                 problem = (
-                    tls_problem(error, secured=secured)
+                    tls_problem(error, secured=self._secured)
                     or _one_line(str(error))
                     or type(error).__name__
                 )
                 continue
-            except RuntimeError as error:
-                if not self._client.is_closed:
-                    raise
+            except PoolClosedError as error:
                 # The daemon ends while a thread is still asking.
                 raise BrokerUnavailableError("the way to RabbitMQ has been closed") from error
-            if response.is_server_error:
-                problem = f"HTTP {response.status_code}"
+            if answer.status >= httpx.codes.INTERNAL_SERVER_ERROR:
+                problem = f"HTTP {answer.status}"
                 continue
-            if response.status_code == httpx.codes.NOT_FOUND and absent_is_fine:
+            if answer.status == httpx.codes.NOT_FOUND and absent_is_fine:
                 return None
-            if not response.is_success:
-                raise self._refused(response, method, path)
-            return self._json(response)
+            if not httpx.codes.is_success(answer.status):
+                raise self._refused(answer, method, path)
+            return self._json(answer)
         raise BrokerUnavailableError(
             f"RabbitMQ's management API does not answer at {self.address}: {problem}"
         )
 
-    def _before_sending(self, event: str, _info: Mapping[str, Any]) -> None:
-        """Look at the fence again once there is a connection: to make one may have taken long."""
-        if event == "http11.send_request_headers.started":
-            self._fence.check()
-
-    def _json(self, response: httpx.Response) -> Any:
-        if not response.content:
+    def _json(self, answer: Answer) -> Any:
+        if not answer.content:
             return None
         try:
-            return response.json()
+            return json.loads(answer.content)
         except (ValueError, RecursionError):
             raise self._not_management() from None
 
-    def _refused(self, response: httpx.Response, method: str, path: str) -> BrokerError:
-        match response.status_code:
+    def _refused(self, answer: Answer, method: str, path: str) -> BrokerError:
+        match answer.status:
             case httpx.codes.UNAUTHORIZED:
                 return BrokerError(
                     f"RabbitMQ's management API at {self.address} refuses user name and password: "
@@ -342,7 +348,7 @@ class ManagementClient:
                     f"RabbitMQ's management API at {self.address} forbids {method} {path}: "
                     "the user needs the tag administrator"
                 )
-            case httpx.codes.NOT_FOUND if not _is_json(response):
+            case httpx.codes.NOT_FOUND if not _is_json(answer):
                 return self._not_management()
             case httpx.codes.NOT_FOUND:
                 return BrokerError(
@@ -352,7 +358,7 @@ class ManagementClient:
             case _:
                 return BrokerError(
                     f"RabbitMQ's management API at {self.address} refuses {method} {path} "
-                    f"with HTTP {response.status_code}: {_reason(response)}"
+                    f"with HTTP {answer.status}: {_reason(answer)}"
                 )
 
     def _not_management(self) -> BrokerError:
@@ -382,16 +388,16 @@ def _quoted(name: str) -> str:
     return quote(name, safe="")
 
 
-def _is_json(response: httpx.Response) -> bool:
-    return "json" in response.headers.get("content-type", "")
+def _is_json(answer: Answer) -> bool:
+    return "json" in answer.content_type
 
 
-def _reason(response: httpx.Response) -> str:
+def _reason(answer: Answer) -> str:
     try:
-        answer = response.json()
+        said = json.loads(answer.content)
     except (ValueError, RecursionError):
-        return _one_line(response.text)
-    reason = answer.get("reason") if isinstance(answer, dict) else answer
+        return _one_line(answer.content.decode(errors="replace"))
+    reason = said.get("reason") if isinstance(said, dict) else said
     return _one_line(str(reason))
 
 

@@ -69,7 +69,7 @@ class RabbitUsers:
         kind: UserKind = UserKind.PRODUCER,
     ) -> None:
         """See `Administration.check_owner`."""
-        self._ours(names.username(tenant_id, kind), known)
+        self._ours(names.username(tenant_id, kind), known, rights=False)
 
     def claim(
         self,
@@ -80,9 +80,9 @@ class RabbitUsers:
         """See `Administration.claim`."""
         name = names.username(tenant_id, kind)
         with self._alone(tenant_id):
-            if self._ours(name, known) is None:
+            if self._ours(name, known, rights=False) is None:
                 self.management.put_user(name, NO_PASSWORD, tags=[self.mark])
-                self._ours(name, None)
+                self._ours(name, None, rights=False)
 
     def ensure_user(
         self, tenant_id: str, password: PasswordHash, kind: UserKind = UserKind.PRODUCER
@@ -138,13 +138,17 @@ class RabbitUsers:
         """Tell whether a user carries another installation's mark."""
         return bool(user.marks - {self._installation})
 
-    def find(self, name: str) -> User | None:
-        """Give a user as it is now."""
+    def find(self, name: str, *, rights: bool = True) -> User | None:
+        """Give a user as it is now.
+
+        Without `rights` nobody asks what one may do that carries our mark and no other: it is ours.
+        """
         found = self.management.user(name)
         if found is None:
             return None
-        rights = self.management.permissions_of(name)
-        return self.read(found["password_hash"], found["tags"], rights)
+        password_hash, tags = found["password_hash"], found["tags"]
+        known = not rights and marks_in(tags) == {self._installation}
+        return self.read(password_hash, tags, {} if known else self.management.permissions_of(name))
 
     def read(
         self, password_hash: str, tags: frozenset[str], rights: Mapping[str, Permissions]
@@ -159,9 +163,9 @@ class RabbitUsers:
             elsewhere=tuple(f"virtual host {one!r}" for one in sorted(rights) if one != ours),
         )
 
-    def _ours(self, name: str, known: PasswordHash | None) -> User | None:
-        """Give a tenant's user, if there is one. Raises `NotOursError`."""
-        user = self.find(name)
+    def _ours(self, name: str, known: PasswordHash | None, *, rights: bool = True) -> User | None:
+        """Give a tenant's user, as `find` does, if there is one. Raises `NotOursError`."""
+        user = self.find(name, rights=rights)
         whose = None if user is None else stranger(user, self._installation, known)
         if user is not None and whose is not None:
             raise NotOursError(self._refusal(name, whose), here=user.permissions is not None)

@@ -7,7 +7,7 @@ import signal
 from tests.faults.rig import PATIENCE, Rig
 
 POINTS = ("before_commit", "after_commit", "before_ack", "after_ack")
-LATEST = 40
+LATEST, LATEST_LIGHT = 40, 15
 """The pass at which a place kills is drawn from 1 up to this."""
 
 CATCH_UP_EVERY = 8
@@ -20,7 +20,7 @@ def run(rig: Rig, rounds: int) -> None:
         rig.program.stop()
         for number in rig.rounds(rounds):
             point = POINTS[(number - 1) % len(POINTS)]
-            hit = rig.random.randint(1, LATEST)
+            hit = rig.random.randint(1, LATEST_LIGHT if rig.light else LATEST)
             rig.program.spawn(TENANTRY_FAILPOINTS=f"{point}:kill@{hit}")
             assert rig.program.wait(PATIENCE) == -signal.SIGKILL, "it was to kill itself"
             if number % CATCH_UP_EVERY == 0:
