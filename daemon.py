@@ -71,6 +71,9 @@ log = structlog.get_logger("daemon")
 
 T = TypeVar("T")
 
+NODES_KEPT: Final = 86_400.0
+"""Seconds for which a node that is lost is listed."""
+
 SHARE_AFTER: Final = 10.0
 """Seconds after which a process that can't begin answers for itself what others might answer."""
 
@@ -164,6 +167,7 @@ class Daemon:
                     log.info("daemon.stopped_as_standby")
                     return 0
                 term, nodes = joined.term, PostgresNodes(database)
+                nodes.forget_lost(NODES_KEPT)
                 nodes.introduce(introduction(settings, joined.name, port=listeners.port))
                 give_back = partial(nodes.leave, joined.name)
                 keeper = TermKeeper(joined.terms, term, lost=self._term_lost, give_back=give_back)

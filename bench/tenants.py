@@ -102,7 +102,7 @@ class Scale:
             processor, before, began = self._begin(daemon)
             self._create(daemon, others)
             figures.created = len(others) / (time.perf_counter() - began)
-            figures.creation = _each(processor, before, len(others) / 1e3)
+            figures.creation = each(processor, before, len(others) / 1e3)
         began = time.perf_counter()
         with self._running() as daemon:
             figures.ready_again = time.perf_counter() - began
@@ -114,7 +114,7 @@ class Scale:
             time.sleep(SETTLING)
             processor, before, began = self._begin(daemon)
             time.sleep(options.idle_seconds)
-            figures.idle = _each(processor, before, (time.perf_counter() - began) / 100)
+            figures.idle = each(processor, before, (time.perf_counter() - began) / 100)
             root = psutil.Process(daemon.pid)
             figures.rss_mb = root.memory_info().rss / 2**20
             figures.front_mb = sum(one.memory_info().rss for one in root.children()) / 2**20
@@ -148,7 +148,7 @@ class Scale:
             began = time.time()
             for start in range(0, count, BATCH):
                 numbers = range(start, min(start + BATCH, count))
-                messages = [_message(number) for number in numbers]
+                messages = [message(number) for number in numbers]
                 result = client.publish(names.exchange_name(tenant), messages)
                 assert len(result.confirmed) == len(numbers), result.reason
         return began
@@ -184,14 +184,14 @@ class Scale:
         for tenant in tenants:
             daemon.call("POST", f"/tenants/{tenant}/resume")
         wait_until(lambda: daemon.stored() - stored >= count, timeout=600, every=0.2)
-        return _each(processor, before, count / 1e6)
+        return each(processor, before, count / 1e6)
 
 
 def _tenant(number: int) -> str:
     return f"t{number:05}"
 
 
-def _message(number: int) -> TenantMessage:
+def message(number: int) -> TenantMessage:
     return TenantMessage(
         routing_key=TOPIC,
         body=body(number),
@@ -201,7 +201,7 @@ def _message(number: int) -> TenantMessage:
     )
 
 
-def _each(processor: Processor, before: dict[str, float], count: float) -> dict[str, float]:
+def each(processor: Processor, before: dict[str, float], count: float) -> dict[str, float]:
     after = processor.used()
     return {who: (after[who] - before[who]) / count for who in WHO}
 
@@ -270,12 +270,14 @@ def _alone(
 def show(kind: str, one: Figures) -> None:
     """Print the figures of a broker as a table."""
     table = Table(title=f"{one.tenants:,} tenants, {kind}", show_header=False)
-    table.add_row("created a second", f"{one.created:.1f}", f"{_by(one.creation)} ms each")
+    table.add_row("created a second", f"{one.created:.1f}", f"{by_process(one.creation)} ms each")
     table.add_row("ready after a start, s", f"{one.ready_again:.1f}")
     table.add_row(
         "ready after kill -9, s", f"{one.ready_killed:.1f}", f"daemon {one.start['daemon']:.1f} s"
     )
-    table.add_row("idle, % of a core", f"{sum(one.idle.values()):.2f}", f"{_by(one.idle, 2)} %")
+    table.add_row(
+        "idle, % of a core", f"{sum(one.idle.values()):.2f}", f"{by_process(one.idle, 2)} %"
+    )
     table.add_row("resident, MB", f"{one.rss_mb:.0f}", f"its front {one.front_mb:.0f} MB")
     table.add_row("/metrics, kB", f"{one.metrics_kb:.0f}")
     if one.first:
@@ -284,13 +286,17 @@ def show(kind: str, one: Figures) -> None:
         table.add_row("a sleeper's first message, ms", f"{middle:.1f}", f"p99 {worst:.1f}")
     if one.stored_among:
         alone, among = sum(one.stored_alone.values()), sum(one.stored_among.values())
-        table.add_row("storing, µs, while alone", f"{alone:.0f}", f"{_by(one.stored_alone)} µs")
-        table.add_row("storing, µs, among all", f"{among:.0f}", f"{_by(one.stored_among)} µs")
+        table.add_row(
+            "storing, µs, while alone", f"{alone:.0f}", f"{by_process(one.stored_alone)} µs"
+        )
+        table.add_row(
+            "storing, µs, among all", f"{among:.0f}", f"{by_process(one.stored_among)} µs"
+        )
         table.add_row("storing, among all/alone", f"{among / alone:.2f}")
     Console(width=120).print(table)
 
 
-def _by(figures: dict[str, float], digits: int = 0) -> str:
+def by_process(figures: dict[str, float], digits: int = 0) -> str:
     return ", ".join(f"{who} {figures[who]:.{digits}f}" for who in WHO)
 
 

@@ -44,6 +44,10 @@ class PostgresNodes:
             address=said.address,
         )
 
+    def forget_lost(self, seconds: float) -> None:
+        """Forget nodes that are lost, and have not been heard of for so long."""
+        self._change("forget_lost", seconds=seconds)
+
     def look(self) -> Sequence[Node]:
         """See `Nodes.look`."""
         return [_node(row) for row in self._rows("look")]

@@ -9,6 +9,12 @@ SET version = %(version)s, weight = %(weight)s, machine = %(machine)s, socket = 
     address = %(address)s, active = false, rate = 0, joined_at = clock_timestamp()
 WHERE name = %(name)s;
 
+-- name: forget_lost
+-- Names that nobody has had for long: machines come and go.
+DELETE FROM tenantry.nodes AS n USING tenantry.terms AS t
+WHERE t.scope = 'node:' || n.name AND NOT t.held AND NOT n.draining
+  AND t.renewed_at < clock_timestamp() - make_interval(secs => %(seconds)s);
+
 -- name: channel
 SELECT name FROM tenantry.channels WHERE purpose = 'nodes';
 

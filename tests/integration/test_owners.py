@@ -154,6 +154,15 @@ def test_a_node_that_renews_its_term_is_not_buried_and_who_is_buried_buries_nobo
         one.nodes.bury("two", two.terms.look())
 
 
+def test_a_lost_node_is_listed_for_a_while_and_then_forgotten(pair: tuple[Node, Node]) -> None:
+    one, two = pair
+    assert two.nodes.bury("one", one.terms.look())
+    two.nodes.forget_lost(3600)
+    assert [node.name for node in two.nodes.look()] == ["one", "two"]
+    two.nodes.forget_lost(0)
+    assert [node.name for node in two.nodes.look()] == ["two"]
+
+
 def test_a_node_that_leaves_is_forgotten_unless_it_is_to_be_empty(
     database: Database, pair: tuple[Node, Node]
 ) -> None:

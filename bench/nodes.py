@@ -1,0 +1,310 @@
+"""`python -m bench.nodes`: what several processes cost beside one, and how long a hand-over takes.
+
+The same backlog of the same tenants is stored by one process, and then by several; what counts is
+processor time a message, by process, the parent and its front included. Then, with all tenants
+publishing at a steady rate, one node is drained: the longest time between two commits of a tenant
+is the pause that its hand-over has cost it. Last, one process is killed: how long until each of its
+tenants stores again elsewhere.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import psutil  # type: ignore[import-untyped]
+import psycopg
+from rich.console import Console
+from rich.table import Table
+
+from bench.brokers import BROKERS, Broker, Processor, missing
+from bench.load import wait_until
+from bench.subject import Subject, running
+from bench.tenants import TOPIC, by_process, each, message
+from tenantry.database.embedded import EmbeddedPostgres
+from tenantry.domain import names
+from tenantry.nodes.placement import place
+from tenantry.tenant_client.connecting import client_for
+
+BATCH = 100
+RATE = 20.0
+"""Messages a second of each tenant, while nodes come and go."""
+
+STEADY = 6.0
+"""Seconds of that before and after something is done to a node."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """How much is measured."""
+
+    processes: int
+    tenants: int
+    messages: int
+
+
+@dataclass(slots=True, kw_only=True)
+class Figures:
+    """Microseconds of processor time a message, messages a second, seconds of pauses."""
+
+    processes: int
+    one: dict[str, float] = field(default_factory=dict)
+    several: dict[str, float] = field(default_factory=dict)
+    rate_one: float = 0.0
+    rate_several: float = 0.0
+    handed_over: int = 0
+    pauses: list[float] = field(default_factory=list)
+    usual: list[float] = field(default_factory=list)
+    taken_over: int = 0
+    takeovers: list[float] = field(default_factory=list)
+    fifth: float = 0.0
+    between: int = 0
+
+
+class Nodes:
+    """The tenants of one database and one broker, with one process and with several."""
+
+    def __init__(self, directory: Path, broker: Broker, db: str, options: Options) -> None:
+        self._directory = directory
+        self._broker = broker
+        self._db = db
+        self._options = options
+        self._urls: dict[str, str] = {}
+        self._figures = Figures(processes=options.processes)
+        with psycopg.connect(db) as connection:
+            row = connection.execute("SELECT pg_backend_pid()").fetchone()
+            assert row is not None
+            server = psutil.Process(row[0]).parent()
+            assert server is not None
+        self._server = server.pid
+
+    def measure(self) -> Figures:
+        """Measure everything, one after the other."""
+        figures = self._figures
+        with self._running(1) as daemon:
+            for number in range(self._options.tenants):
+                tenant = f"t{number:05}"
+                made = {"id": tenant, "name": tenant, "topics": [TOPIC]}
+                credentials = daemon.call("POST", "/tenants", json=made)["credentials"]
+                url = next(value for name, value in credentials.items() if name.endswith("_url"))
+                self._urls[tenant] = url
+            figures.one, figures.rate_one = self._store(daemon)
+        with self._running(self._options.processes) as daemon:
+            self._wait_spread(self._options.processes)
+            figures.several, figures.rate_several = self._store(daemon)
+            self._drain_one(daemon)
+            self._kill_one()
+        return figures
+
+    def _running(self, processes: int) -> AbstractContextManager[Subject]:
+        settings = {**self._broker.settings, "TENANTRY_PROCESSES": str(processes)}
+        return running(self._directory, settings, self._db)
+
+    def _owners(self) -> dict[str, str | None]:
+        with psycopg.connect(self._db) as connection:
+            rows = connection.execute("SELECT tenant_id, node FROM tenantry.owners").fetchall()
+        return dict(rows)
+
+    def _wait_spread(self, processes: int) -> None:
+        def spread() -> bool:
+            owners = self._owners()
+            there = {node for node in owners.values() if node is not None}
+            weights = dict.fromkeys(there, 1.0)
+            right = all(node == place(tenant, weights) for tenant, node in owners.items())
+            return len(there) == processes and right
+
+        wait_until(spread, timeout=120, every=0.2)
+
+    # What storing costs.
+
+    def _store(self, daemon: Subject) -> tuple[dict[str, float], float]:
+        self._backlog(daemon, self._options.messages // 5)  # so that all is warm
+        return self._backlog(daemon, self._options.messages)
+
+    def _backlog(self, daemon: Subject, messages: int) -> tuple[dict[str, float], float]:
+        share = messages // len(self._urls)
+        for tenant in self._urls:
+            daemon.call("POST", f"/tenants/{tenant}/pause")
+            self._publish(tenant, share)
+        stored, count = daemon.stored(), share * len(self._urls)
+        processor = Processor(daemon.pid, self._server, self._broker.pid)
+        before, began = processor.used(), time.perf_counter()
+        for tenant in self._urls:
+            daemon.call("POST", f"/tenants/{tenant}/resume")
+        wait_until(lambda: daemon.stored() - stored >= count, timeout=600, every=0.2)
+        rate = count / (time.perf_counter() - began)
+        return each(processor, before, count / 1e6), rate
+
+    def _publish(self, tenant: str, count: int) -> None:
+        with closing(client_for(self._urls[tenant], name="bench")) as client:
+            client.open()
+            for start in range(0, count, BATCH):
+                numbers = range(start, min(start + BATCH, count))
+                result = client.publish(names.exchange_name(tenant), [*map(message, numbers)])
+                assert len(result.confirmed) == len(numbers), result.reason
+
+    # What it costs a tenant that its node changes.
+
+    @contextmanager
+    def _steady(self) -> Iterator[None]:
+        """Have every tenant publish, a message at a time."""
+        over = threading.Event()
+
+        def go_on(tenant: str) -> None:
+            with closing(client_for(self._urls[tenant], name="bench")) as client:
+                client.open()
+                while not over.wait(1 / RATE):
+                    client.publish(names.exchange_name(tenant), [message(0)])
+
+        threads = [threading.Thread(target=go_on, args=(tenant,)) for tenant in self._urls]
+        for thread in threads:
+            thread.start()
+        try:
+            time.sleep(STEADY)
+            yield
+            time.sleep(STEADY)
+        finally:
+            over.set()
+            for thread in threads:
+                thread.join()
+
+    def _gaps(self, tenants: Sequence[str], since: float) -> list[float]:
+        """Give each tenant's longest time between two of its rows."""
+        found = []
+        with psycopg.connect(self._db) as connection:
+            for tenant in tenants:
+                query = f"""
+                    SELECT max(gap) FROM (
+                        SELECT extract(epoch FROM created_at - lag(created_at)
+                                       OVER (ORDER BY position))::float8 AS gap
+                        FROM tenantry.{names.partition_table_name(tenant)}
+                        WHERE created_at >= to_timestamp({since})) AS gaps"""
+                row = connection.execute(query.encode()).fetchone()
+                found.append(0.0 if row is None or row[0] is None else float(row[0]))
+        return sorted(found)
+
+    def _drain_one(self, daemon: Subject) -> None:
+        before = self._owners()
+        node, _ = Counter(before.values()).most_common(1)[0]
+        moved = [tenant for tenant, owner in before.items() if owner == node]
+        since = time.time() + 1
+        with self._steady():
+            daemon.call("POST", f"/nodes/{node}/drain")
+            wait_until(lambda: node not in self._owners().values(), timeout=120, every=0.1)
+        self._figures.handed_over = len(moved)
+        self._figures.pauses = self._gaps(moved, since)
+        self._figures.usual = self._gaps([one for one in before if one not in moved], since)
+        daemon.call("POST", f"/nodes/{node}/undrain")
+        self._wait_spread(self._options.processes)
+
+    def _kill_one(self) -> None:
+        before = self._owners()
+        with psycopg.connect(self._db) as connection:
+            query = "SELECT substr(scope, 6), pid FROM tenantry.terms WHERE held AND slot > 0"
+            processes = dict(connection.execute(query).fetchall())
+        node, _ = Counter(before.values()).most_common(1)[0]
+        lost = [tenant for tenant, owner in before.items() if owner == node]
+        since = time.time() + 1
+        with self._steady():
+            os.kill(processes[node], signal.SIGKILL)
+            time.sleep(15)
+        self._figures.taken_over = len(lost)
+        self._figures.takeovers = self._gaps(lost, since)
+
+
+def placement(tenants: int = 20_000) -> tuple[float, int]:
+    """Add a fifth node to four: the share of tenants that move, and how many between the four."""
+    four = dict.fromkeys("abcd", 1.0)
+    five = {**four, "e": 1.0}
+    placed = [(place(f"t{one}", four), place(f"t{one}", five)) for one in range(tenants)]
+    moved = [after for before, after in placed if before != after]
+    return len(moved) / tenants, sum(after != "e" for after in moved)
+
+
+def main() -> None:
+    """Measure on some brokers, and print a table."""
+    parser = argparse.ArgumentParser(prog="python -m bench.nodes", description=__doc__)
+    parser.add_argument("--processes", type=int, default=4)
+    parser.add_argument("--broker", choices=list(BROKERS), action="append", help="this one only")
+    parser.add_argument("--tenants", type=int, default=24)
+    parser.add_argument("--messages", type=int, default=60_000, help="for what storing costs")
+    parser.add_argument("--json", action="store_true", help="one JSON document on stdout")
+    given = parser.parse_args()
+    options = Options(processes=given.processes, tenants=given.tenants, messages=given.messages)
+    console, found = Console(stderr=True), dict[str, Figures]()
+    with tempfile.TemporaryDirectory(prefix="tenantry-bench-") as name:
+        directory = Path(name)
+        directory.chmod(0o755)
+        for number, (kind, start) in enumerate(BROKERS.items()):
+            if kind not in (given.broker or ("embedded", "RabbitMQ")):
+                continue
+            if (reason := missing(kind)) is not None:
+                print(f"without {kind}: {reason}", file=sys.stderr)
+                continue
+            with console.status(f"{options.processes} processes on {kind}"):
+                home = directory / str(number)
+                home.mkdir(mode=0o755)
+                found[kind] = _alone(start, home, options)
+    if given.json:
+        print(json.dumps({kind: asdict(one) for kind, one in found.items()}, indent=2))
+        return
+    for kind, one in found.items():
+        show(kind, one)
+
+
+def _alone(
+    start: Callable[[Path], AbstractContextManager[Broker]], home: Path, options: Options
+) -> Figures:
+    """Measure one broker on services that nobody else uses."""
+    postgres = EmbeddedPostgres(home / "postgres")
+    try:
+        db = postgres.start()
+        with start(home / "broker") as broker:
+            figures = Nodes(home / "daemon", broker, db, options).measure()
+        figures.fifth, figures.between = placement()
+        return figures
+    finally:
+        postgres.stop()
+
+
+def show(kind: str, one: Figures) -> None:
+    """Print the figures of a broker as a table."""
+    table = Table(title=f"{one.processes} processes beside one, {kind}", show_header=False)
+    for label, figures, rate in (
+        ("one process", one.one, one.rate_one),
+        (f"{one.processes} processes", one.several, one.rate_several),
+    ):
+        told = by_process(figures)
+        table.add_row(
+            f"storing, {label}", f"{sum(figures.values()):.0f} µs", told, f"{rate:,.0f}/s"
+        )
+    for who in one.one:
+        if one.one[who]:
+            table.add_row(f"ratio, {who}", f"{one.several[who] / one.one[who]:.2f}")
+    for label, count, pauses in (
+        ("handed over", one.handed_over, one.pauses),
+        ("meanwhile, the others", len(one.usual), one.usual),
+        ("taken over after SIGKILL", one.taken_over, one.takeovers),
+    ):
+        if pauses:
+            middle = pauses[len(pauses) // 2]
+            told = f"longest pause {pauses[-1]:.2f} s, median {middle:.2f} s"
+            table.add_row(label, f"{count} tenants", told)
+    moved = f"{one.fifth:.1%} of the tenants move, {one.between} between the four"
+    table.add_row("a fifth node", moved)
+    Console(width=120).print(table)
+
+
+if __name__ == "__main__":
+    main()
