@@ -105,7 +105,7 @@ def list_(client: ControlClient, *, as_json: bool, limit: int | None) -> None:
     if as_json:
         output.print_json(tenants)
         return
-    columns = ["id", "name", "state", "node", "workers", "topics", "partitions"]
+    columns = ["id", "name", "state", "workers", "topics", "partitions", "node"]
     fields = [*columns, "messages_pending", "created_at"]
     columns += ["pending", "created"]
     if any(one.get("trouble") for one in tenants):

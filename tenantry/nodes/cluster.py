@@ -66,10 +66,7 @@ class NodesFromOne(NodesShown):
         super().__init__(nodes)
         self.name = membership.name
         self._membership = membership
-
-    def owned(self, tenant_id: str) -> Owned | None:
-        """See `Cluster.owned`."""
-        return self._membership.owned(tenant_id)
+        self.owned = membership.owned  # type: ignore[method-assign]
 
     def glance(self) -> Sequence[Glance]:
         """See `Cluster.glance`."""

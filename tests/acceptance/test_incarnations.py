@@ -46,6 +46,8 @@ FATES: Final = {
     "tenantry.installation": NOBODYS,
     "tenantry.journal_head": NOBODYS,
     "tenantry.locks": NAMES,
+    "tenantry.nodes": NOBODYS,
+    "tenantry.owners": NAMES,
     "tenantry.projection_checkpoints": NOBODYS,
     "tenantry.queued": GONE,
     "tenantry.queues": GONE,
