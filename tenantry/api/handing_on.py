@@ -71,7 +71,9 @@ PATIENCE: Final = 20.0
 """Seconds to wait for a tenant that is on its way to another node."""
 
 UNREACHABLE_PATIENCE: Final = 5.0
-"""Seconds in which a node that can't be reached is tried again: it may be another's by then."""
+"""Seconds in which a node that can't be reached is tried again, as long as it renews its term. Of
+one that does not, others take the tenants, which are waited for.
+"""
 
 FIRST_PAUSE: Final = 0.05
 LONGEST_PAUSE: Final = 0.5
@@ -211,6 +213,7 @@ class HandOn:
         began, pause = loop.time(), FIRST_PAUSE
         while True:
             waited = loop.time() - began
+            node = None
             try:
                 node = await self._node_for(tenant_id, new=new)
                 if await self._attempt(node, scope, sent, send):
@@ -218,7 +221,8 @@ class HandOn:
                 if waited > PATIENCE:
                     raise _elsewhere(tenant_id, node)
             except UnreachableError as error:
-                if waited > UNREACHABLE_PATIENCE:
+                lost = node is not None and self._cluster.is_silent(node)
+                if waited > (PATIENCE if lost else UNREACHABLE_PATIENCE):
                     raise _unreachable(error) from error
             except _NobodysError:
                 if waited > PATIENCE:

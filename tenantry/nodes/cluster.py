@@ -16,7 +16,7 @@ from tenantry.nodes.port import (
     Owned,
 )
 from tenantry.nodes.postgres import PostgresNodes
-from tenantry.terms.lease import LEASE
+from tenantry.terms.lease import LEASE, RENEW_EVERY
 
 
 class NodesShown:
@@ -41,6 +41,10 @@ class NodesShown:
     def first(self) -> str | None:
         """See `Cluster.first`: nobody knows here."""
         return None
+
+    def is_silent(self, name: str) -> bool:  # noqa: ARG002
+        """See `Cluster.is_silent`: nobody is listened to here."""
+        return False
 
     def owners(self, tenant_ids: Collection[str]) -> Mapping[str, Owned]:
         """See `Cluster.owners`."""
@@ -79,6 +83,11 @@ class NodesFromOne(NodesShown):
     def first(self) -> str | None:
         """See `Cluster.first`."""
         return self._membership.first()
+
+    def is_silent(self, name: str) -> bool:
+        """See `Cluster.is_silent`."""
+        there = next((one for one in self._membership.seen if one.name == name), None)
+        return there is None or not there.standing.held or there.heard > 2 * RENEW_EVERY
 
     def introduction(self, name: str) -> Introduction | None:
         """Say how a node is reached, without waiting; None where it has not been seen."""

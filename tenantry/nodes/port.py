@@ -171,6 +171,9 @@ class Cluster(Protocol):
     def first(self) -> str | None:
         """Name the node that does what one does for all, without waiting."""
 
+    def is_silent(self, name: str) -> bool:
+        """Tell whether a node has missed a renewal, without waiting: it may be lost."""
+
     def owners(self, tenant_ids: Collection[str]) -> Mapping[str, Owned]:
         """See `Nodes.owners`. Blocks, as all that follows; raises `NodesUnavailableError`."""
 

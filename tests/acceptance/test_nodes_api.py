@@ -314,3 +314,13 @@ def test_lists_and_looks_show_what_runs_on_both(pair: Pair) -> None:
     proof = pair.two.call("POST", "/isolation", {"tenants": [left["id"], right["id"]]})
     assert (proof.status_code, proof.json()["isolated"]) == (200, True), proof.text
     assert len(pair.two.get("/events?limit=1000")["data"]) > 0
+
+
+def test_a_command_for_a_tenant_whose_node_was_killed_waits_for_the_one_that_takes_it(
+    pair: Pair,
+) -> None:
+    made = pair.make("orphan", "two")
+    pair.two.kill()
+    answer = pair.one.call("PUT", f"/tenants/{made['id']}/config/concurrency", {"workers": 2})
+    assert (answer.status_code, answer.json().get("node")) == (200, "one"), answer.text
+    pair.two.start()

@@ -218,6 +218,9 @@ class FakeCluster:
     def first(self) -> str | None:
         return min(self.states)
 
+    def is_silent(self, name: str) -> bool:
+        return self.states.get(name) is NodeState.LOST
+
     def owners(self, tenant_ids: Collection[str]) -> dict[str, Owned]:
         self.asked += 1
         found = {one: self.elsewhere.get(one) or self.owned(one) for one in tenant_ids}
