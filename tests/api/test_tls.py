@@ -12,12 +12,16 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tenantry.api import handing_on
+from tenantry.api.peers import Peers
 from tenantry.http import listeners
 from tenantry.http import server as serving_module
 from tenantry.http.listeners import ListenError
 from tenantry.http.server import ApiServer
+from tenantry.http.tokens import Tokens
+from tenantry.nodes.port import Introduction, Owned
 from tenantry.settings import SettingsError, load
-from tests.api.serving import World, serving
+from tests.api.serving import SECRET, World, serving
 from tests.waiting import DEADLINE
 
 OPENSSL = shutil.which("openssl")
@@ -58,6 +62,35 @@ def test_tcp_speaks_tls_and_the_control_socket_does_not(files: tuple[Path, Path]
             api.tcp.get("/healthz")
         with pytest.raises(httpx.ConnectError, match=r"(?i)certificate"):
             httpx.get(f"{url}/healthz", trust_env=False)
+
+
+@pytest.mark.parametrize("trusted", [True, False])
+def test_a_node_hands_on_by_tls_to_one_whose_certificate_it_trusts(
+    files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, *, trusted: bool
+) -> None:
+    monkeypatch.setattr(handing_on, "UNREACHABLE_PATIENCE", 0.2)
+    ways: dict[str, Introduction] = {}
+    peers = Peers("one", ways.get, tokens=Tokens(SECRET), trusted=files[:1] if trusted else ())
+    with (
+        serving(World(jwt_secret=SECRET), tls=files) as two,
+        serving(World(jwt_secret=SECRET, peers=peers)) as one,
+    ):
+        two.world.create("acme")
+        one.world.cluster.elsewhere["acme"] = Owned(tenant_id="acme", node="two", epoch=1)
+        ways["two"] = Introduction(
+            name="two",
+            version="0.1.0",
+            weight=1.0,
+            machine="another",
+            socket="",
+            address=f"https://localhost:{two.server.tcp_port}",
+        )
+        answer = one.control.post("/tenants/acme/pause")
+        assert answer.status_code == (200 if trusted else 503), answer.text
+        # Nothing of it is said to who can't show who it is.
+        assert len(two.world.control.metadata) == (2 if trusted else 1)
+        if not trusted:
+            assert "certificate" in answer.json()["detail"].lower()
 
 
 def test_old_versions_of_tls_are_refused(files: tuple[Path, Path]) -> None:
