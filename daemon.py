@@ -13,6 +13,8 @@ if __name__ == "__main__":  # first of all, so that signals are heard while the 
 
 import gc
 import os
+import sys
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Final, NoReturn
@@ -63,6 +65,13 @@ log = structlog.get_logger("daemon")
 
 READY_EVERY: Final = 0.25
 """Seconds between looks at whether the system is ready and alive."""
+
+CROWDED_SWITCH: Final = 0.05
+"""Seconds a thread may keep the interpreter while all actors start or drain at once. Whoever waits
+for it asks again after so long: at Python's 5 ms, thousands of threads do little else."""
+
+CROWDED_FOR: Final = 60.0
+"""Seconds after which a start counts as over that does not get ready."""
 
 LONGEST_STEP: Final = 1800.0
 """Seconds after which work on a schedule is said to hang: an audit counts for a minute and one
@@ -123,11 +132,13 @@ class Daemon:
         self._notifier = Notifier()
         self._report = Report(self._notifier)
         self._failure: str | None = None
+        self._switch_interval = sys.getswitchinterval()
 
     def run(self) -> int:
         """Listen, wait for the term, lead, drain, stop everything."""
         settings = self._settings
         with ExitStack() as stack:
+            stack.callback(sys.setswitchinterval, self._switch_interval)
             self._threads = Threads(stack, self._watch.add)
             try:
                 self._handlers = resolve(settings.handlers)
@@ -300,6 +311,7 @@ class Daemon:
         )
         # From here on it consumes: a signal has finished what is taken, and breaks nothing off.
         self._signals.patient = True
+        sys.setswitchinterval(CROWDED_SWITCH)
         begin(supervisor)
         letters = DeadLetterKeeper(
             reprocessing=services.reprocessing, index=stores.dead_letters, queues=backends.pending
@@ -343,7 +355,10 @@ class Daemon:
 
     def _look_on(self) -> None:
         """Wait for the end; tell whenever the system becomes ready, or is not."""
+        crowded_until = time.monotonic() + CROWDED_FOR
         while not self._pause(READY_EVERY):
+            if self._runtime.settled_in or time.monotonic() > crowded_until:
+                sys.setswitchinterval(self._switch_interval)
             self._watch.look()
             if dead := self._watch.liveness():
                 self._failure = "; ".join(dead)
@@ -386,6 +401,7 @@ class Daemon:
             end_at_latest()
         log.info("daemon.stopping", deadline_seconds=seconds)
         self._notifier.stopping("draining")
+        sys.setswitchinterval(CROWDED_SWITCH)
         orphans = drain_and_stop(supervisor, seconds=seconds)
         if orphans:
             report(orphans)
