@@ -177,10 +177,6 @@ class Daemon:
                 supervisor = self._lead(stack, listeners, backends, term)
             finally:
                 self._signals.patient = True
-            # What is there now is there to stay. Unless it is left out, a full collection, every
-            # few seconds while messages pour in, holds all threads up for a tenth of a second.
-            gc.collect()
-            gc.freeze()
             self._look_on()
             self._heartbeat.rest()
             return self._shut_down(supervisor)
@@ -355,15 +351,24 @@ class Daemon:
 
     def _look_on(self) -> None:
         """Wait for the end; tell whenever the system becomes ready, or is not."""
-        crowded_until = time.monotonic() + CROWDED_FOR
+        crowded_until, settled = time.monotonic() + CROWDED_FOR, False
         while not self._pause(READY_EVERY):
-            if self._runtime.settled_in or time.monotonic() > crowded_until:
-                sys.setswitchinterval(self._switch_interval)
+            if not settled and (self._runtime.settled_in or time.monotonic() > crowded_until):
+                settled = True
+                self._settle()
             self._watch.look()
             if dead := self._watch.liveness():
                 self._failure = "; ".join(dead)
                 return
             self._report.leading(self._runtime.not_ready(), tenants=len(self._runtime.tenants))
+
+    def _settle(self) -> None:
+        """Go on as usual, now that all actors are there."""
+        sys.setswitchinterval(self._switch_interval)
+        # What is there now is there to stay. Unless it is left out, a full collection, every few
+        # seconds while messages pour in, holds all threads up: a tenth of a second and more.
+        gc.collect()
+        gc.freeze()
 
     def _pause(self, seconds: float) -> bool:
         """Wait a little, or read the configuration again; tell whether the end has come."""
