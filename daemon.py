@@ -13,6 +13,7 @@ if __name__ == "__main__":  # first of all, so that signals are heard while the 
 
 import gc
 import os
+import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -80,6 +81,13 @@ SHARE_AFTER: Final = 10.0
 READY_EVERY: Final = 0.25
 """Seconds between looks at whether the system is ready and alive."""
 
+CROWDED_SWITCH: Final = 0.05
+"""Seconds a thread may keep the interpreter while all actors start or drain at once. Whoever waits
+for it asks again after so long: at Python's 5 ms, thousands of threads do little else."""
+
+CROWDED_FOR: Final = 60.0
+"""Seconds after which a start counts as over that does not get ready."""
+
 LONGEST_STEP: Final = 1800.0
 """Seconds after which work on a schedule is said to hang: an audit counts for a minute and one
 tenant more, a proof tries one tenant on twenty others."""
@@ -144,11 +152,13 @@ class Daemon:
         self._inherited = inherited()
         self._parent: ParentLine | None = None
         self._control: ActorControl | None = None
+        self._switch_interval = sys.getswitchinterval()
 
     def run(self) -> int:
         """Listen, wait for the term, lead, drain, stop everything."""
         settings = self._settings
         with ExitStack() as stack:
+            stack.callback(sys.setswitchinterval, self._switch_interval)
             self._threads = Threads(stack, self._watch.add)
             try:
                 self._handlers = resolve(settings.handlers)
@@ -189,10 +199,6 @@ class Daemon:
                 supervisor = self._lead(stack, listeners, backends, joined)
             finally:
                 self._signals.patient = True
-            # What is there now is there to stay. Unless it is left out, a full collection, every
-            # few seconds while messages pour in, holds all threads up for a tenth of a second.
-            gc.collect()
-            gc.freeze()
             self._look_on(listeners)
             self._heartbeat.rest()
             return self._shut_down(supervisor)
@@ -361,6 +367,7 @@ class Daemon:
         )
         # From here on it consumes: a signal has finished what is taken, and breaks nothing off.
         self._signals.patient = True
+        sys.setswitchinterval(CROWDED_SWITCH)
         begin(supervisor)
         service = MembershipService(stores.database, membership, after_turn=moves.write)
         membership.wake = service.wake
@@ -414,15 +421,27 @@ class Daemon:
 
     def _look_on(self, listeners: Listeners) -> None:
         """Wait for the end; tell whenever the system becomes ready, or is not."""
-        patient_until = time.monotonic() + SHARE_AFTER
+        now = time.monotonic()
+        patient_until, crowded_until, settled = now + SHARE_AFTER, now + CROWDED_FOR, False
         while not self._pause(READY_EVERY):
             if self._runtime.state is SystemState.RUNNING or time.monotonic() > patient_until:
                 listeners.share()
+            if not settled and (self._runtime.settled_in or time.monotonic() > crowded_until):
+                settled = True
+                self._settle()
             self._watch.look()
             if dead := self._watch.liveness():
                 self._failure = "; ".join(dead)
                 return
             self._report.leading(self._runtime.not_ready(), tenants=len(self._runtime.tenants))
+
+    def _settle(self) -> None:
+        """Go on as usual, now that all actors are there."""
+        sys.setswitchinterval(self._switch_interval)
+        # What is there now is there to stay. Unless it is left out, a full collection, every few
+        # seconds while messages pour in, holds all threads up: a tenth of a second and more.
+        gc.collect()
+        gc.freeze()
 
     def _pause(self, seconds: float) -> bool:
         """Wait a little, or read the configuration again; tell whether the end has come."""
@@ -483,6 +502,7 @@ class Daemon:
             end_at_latest()
         log.info("daemon.stopping", deadline_seconds=seconds)
         self._notifier.stopping("draining")
+        sys.setswitchinterval(CROWDED_SWITCH)
         orphans = drain_and_stop(supervisor, seconds=seconds)
         if orphans:
             report(orphans)

@@ -11,7 +11,7 @@ from tenantry.actors.ports import ActorPorts
 from tenantry.actors.runtime_state import TenantRuntimeState
 from tenantry.domain import names
 from tenantry.domain.commands import Command
-from tenantry.domain.tenant import TenantState, decide, fold
+from tenantry.domain.tenant import Lifecycle, TenantState, decide, fold
 from tenantry.journal.port import JournalError, Metadata, VersionConflictError
 from tenantry.journal.tenants import load_tenant, snapshot_due, snapshot_of
 
@@ -103,8 +103,16 @@ class TenantAggregate:
             )
             self._keep_snapshot(expected)
             break
-        self._runtime.state = self.state
+        self._show()
         return self.known()
+
+    def _show(self) -> None:
+        """Show the state; a tenant that has become active has a moment from now on to consume."""
+        before, state = self._runtime.state, self.state
+        active = state is not None and state.lifecycle is Lifecycle.ACTIVE
+        if active and (before is None or before.lifecycle is not Lifecycle.ACTIVE):
+            self._runtime.waiting_since = self._clock.now()
+        self._runtime.state = state
 
     def _keep_snapshot(self, before: int) -> None:
         state = self.state

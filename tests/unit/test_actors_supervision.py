@@ -6,7 +6,7 @@ import math
 import signal
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pytest
 
@@ -96,6 +96,25 @@ def test_only_a_tenant_s_present_actor_has_a_say_in_whether_the_system_is_ready(
     assert runtime.not_ready() == ("the database refuses to store",)
     runtime.forget("b")
     assert runtime.not_ready() == ()
+
+
+def test_a_tenant_that_is_resumed_has_a_moment_to_consume_before_it_counts(
+    tree: Tree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree.create("a")
+    tree.execute(PauseTenant(tenant_id="a"))
+    assert eventually(lambda: tree.runtime.not_ready() == ())
+    tree.runtime.tenant("a").waiting_since = -math.inf
+    seen: list[tuple[str, ...]] = []
+    real = tree.store.create_partition
+
+    def create_partition(*args: Any) -> None:
+        seen.append(tree.runtime.not_ready())
+        real(*args)
+
+    monkeypatch.setattr(tree.store, "create_partition", create_partition)
+    tree.execute(ResumeTenant(tenant_id="a"))
+    assert seen == [()]
 
 
 def test_a_crashed_consumer_is_replaced_and_loses_nothing(tree: Tree) -> None:
