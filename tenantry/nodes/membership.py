@@ -131,6 +131,7 @@ class Membership:
         self._lock = threading.Lock()
         self._owned: dict[str, Owned] = {}
         self._gone: set[str] = set()
+        self._made: set[str] = set()
         self._to_go: deque[str] = deque()
         self._leaving: set[str] = set()
         self._released: queue.SimpleQueue[str] = queue.SimpleQueue()
@@ -173,6 +174,7 @@ class Membership:
             for one in self._nodes.claim(self.name, [tenant_id]):
                 self._owned[tenant_id] = one
                 self._gone.discard(tenant_id)
+                self._made.add(tenant_id)
         return self.owns(tenant_id)
 
     def elsewhere(self, tenant_id: str) -> str | None:
@@ -204,6 +206,7 @@ class Membership:
         with self._lock:
             if self._owned.pop(tenant_id, None) is not None:
                 self._gone.add(tenant_id)
+            self._made.discard(tenant_id)
 
     # One turn after another.
 
@@ -270,6 +273,11 @@ class Membership:
             if self._gone:
                 self._nodes.let_go(self.name, self._gone)
                 self._gone.clear()
+            # Where a tenant was made, another node may not have been seen yet that it belongs to.
+            made = self._made & owned.keys()
+            if any(place(one, weights, owned[one].wanted) != self.name for one in made):
+                self._placed_for = None
+            self._made -= made
             # Last: who finds it here asks the actors, and these are told right after it.
             self._owned.update(owned)
         handed = [one for tenant_id, one in owned.items() if tenant_id not in before]

@@ -50,6 +50,33 @@ def test_a_fifth_node_gets_a_fifth_of_the_tenants_and_weights_are_shares() -> No
     assert abs(weighted["heavy"] / len(MANY) - 0.75) < 0.04
 
 
+def test_a_tenant_that_was_made_on_another_node_than_its_own_goes_to_that() -> None:
+    # Nodes may see another for the first time at different moments: then this one was chosen.
+    shared, released = NodesInMemory(), list[str]()
+    for name in ("a", "b"):
+        shared.join(name)
+        shared.report(name, active=True, rate=0.0)
+    shared.tenants = set()
+    me = shared.nodes["a"].standing.holder
+    membership = Membership(
+        shared,
+        "a",
+        Watchers(me),
+        acquire=lambda *_: None,
+        release=released.append,
+        active=lambda: True,
+        now=lambda: 0.0,
+    )
+    membership.turn(told=True)
+    stray = next(one for one in MANY if place(one, {"a": 1.0, "b": 1.0}) == "b")
+    assert membership.claim(stray)
+    membership.turn(told=True)
+    assert released == []  # it is not there yet: who makes it is at it
+    shared.tenants = {stray}
+    membership.turn(told=True)
+    assert released == [stray]
+
+
 @dataclass(eq=False)
 class Process:
     """A node's process, with what it is at work for."""
