@@ -95,7 +95,7 @@ def test_a_standby_is_ready_and_says_for_whom_it_stands_by(
 ) -> None:
     with Program(rabbitmq, database_url) as standby:
         manager = Manager(standby)
-        standby.spawn()
+        standby.spawn(TENANTRY_NODE_STANDBY="true")
         ready = manager.wait_for("READY")[0]
         assert f"(pid {running.process.pid}) leads" in ready["STATUS"]
         manager.wait_for("WATCHDOG", 2)

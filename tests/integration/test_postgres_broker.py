@@ -150,6 +150,7 @@ def test_a_queue_has_a_consumer_while_its_reader_may_renew_a_lease_that_has_laps
 ) -> None:
     tenant = broker.tenant()
     administration = PostgresAdministration(database, installation=brokers.INSTALLATION)
+    administration.check()
     queue = names.queue_name(tenant.tenant_id)
     with psycopg.connect(database_url, autocommit=True) as connection:
         late = QueueSession(connection)
