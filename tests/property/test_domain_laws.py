@@ -117,9 +117,10 @@ def test_a_command_repeated_at_once_adds_nothing_or_is_refused(
         again = decide(state, wish)
     except DomainError:
         return
-    # Rotating twice makes two passwords, a drift may come twice; everything else is so already.
+    # Twice makes two passwords, a drift may come twice; everything else is so already.
     assert again == () or type(wish).__name__ in {
         "RotateCredentials",
+        "GrantConsumerAccess",
         "GrantSqlAccess",
         "RevokeSqlAccess",
         "ConfirmRepaired",
