@@ -64,6 +64,9 @@ class Ownership(Protocol):
     def owns(self, tenant_id: str) -> bool:
         """Tell whether a tenant is this node's."""
 
+    def expects(self, tenant_id: str) -> bool:
+        """Tell whether a tenant without an actor is about to get one: it is this node's now."""
+
     def looks_after(self, tenant_id: str) -> bool:
         """Tell whether what is left of a deleted tenant is this node's to remove."""
 
@@ -91,6 +94,10 @@ class AllMine:
         return True
 
     looks_after = owns
+
+    def expects(self, tenant_id: str) -> bool:  # noqa: ARG002
+        """See `Ownership.expects`: who has none is none."""
+        return False
 
     def released(self, tenant_id: str) -> None:
         """See `Ownership.released`: nobody asks for it."""

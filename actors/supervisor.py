@@ -209,7 +209,10 @@ class Supervisor(SupervisedActor):
                 refuse(message, restarting)
                 return
             if not isinstance(message.command, CreateTenant):
-                refuse(message, TenantNotFoundError(tenant_id))
+                # It may be this node's by now, and its actor be begun in a moment.
+                expected = self._ports.ownership.expects(tenant_id)
+                begins = ElsewhereError(f"tenant {tenant_id!r} has just come to this node")
+                refuse(message, begins if expected else TenantNotFoundError(tenant_id))
                 return
             if not names.is_tenant_id(tenant_id):
                 problem = "must be 1 to 40 of a-z, 0-9 and hyphens, with no hyphen at either end"

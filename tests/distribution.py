@@ -50,7 +50,7 @@ SHARE_A_DAEMON: Final = tuple(
     f"{WHOLE_PROGRAM}test_{name}.py"
     for name in (
         "dead_letters", "embedded_broker", "http_dead_letters", "http_hostile", "messages",
-        "refusals", "sql_access", "tenants",
+        "nodes_api", "refusals", "sql_access", "tenants",
     )
 )  # fmt: skip
 ENDS_AT: Final = 0.8

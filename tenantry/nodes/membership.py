@@ -156,6 +156,8 @@ class Membership:
         """Give what is known of a tenant that is this node's."""
         return self._owned.get(tenant_id)
 
+    expects = owns
+
     def epoch(self, tenant_id: str) -> int | None:
         """Give the epoch under which a tenant is this node's; None where it is not."""
         owned = self._owned.get(tenant_id)
@@ -171,6 +173,9 @@ class Membership:
         Raises `NodesUnavailableError`.
         """
         with self._lock:
+            if tenant_id in self._gone:
+                # Whatever was wished for the former tenant of this id is not for the next.
+                self._nodes.let_go(self.name, [tenant_id])
             for one in self._nodes.claim(self.name, [tenant_id]):
                 self._owned[tenant_id] = one
                 self._gone.discard(tenant_id)
