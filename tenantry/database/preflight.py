@@ -51,7 +51,7 @@ SELECT n.nspname::text, pg_get_userbyid(n.nspowner),
             SELECT o.nspowner FROM pg_namespace AS o WHERE o.nspname = 'tenantry')),
        has_schema_privilege(n.oid, 'CREATE') AND has_schema_privilege(n.oid, 'USAGE'),
        (SELECT count(*) FROM pg_class AS c WHERE c.relnamespace = n.oid AND NOT (
-            %(ours)s AND c.relname IN ('migrations', 'terms') AND c.relkind = 'r'
+            %(ours)s AND c.relname ~ '^(migrations|terms|node_[0-9]+)$' AND c.relkind = 'r'
             AND c.relnatts = 0))
          + (SELECT count(*) FROM pg_proc AS p WHERE p.pronamespace = n.oid),
        current_user::text

@@ -12,7 +12,7 @@ import pytest
 from psycopg import sql
 
 from tenantry.database.errors import DatabaseError, OpenSchemaError
-from tenantry.database.migrations import migrate, migrations, pending
+from tenantry.database.migrations import NODES, migrate, migrations, pending
 from tenantry.database.pool import Database
 from tests.services_postgres import admin_url, drop_database, in_database
 
@@ -151,6 +151,15 @@ def test_a_fence_that_somebody_has_made_in_the_meantime_is_refused(
         run(empty_database_url, f'ALTER SCHEMA tenantry_fence OWNER TO "{other}"')
         with pytest.raises(OpenSchemaError, match=f"schema tenantry_fence, which is {other}'s"):
             migrate(empty_database_url)
+
+
+def test_the_fences_of_nodes_are_in_no_later_migrations_way(empty_database_url: str) -> None:
+    migrate(empty_database_url, known=[one for one in migrations() if one.number <= NODES])
+    run(empty_database_url, "SELECT tenantry.open_node('a'), tenantry.open_node('b')")
+    assert next(one.number for one in migrate(empty_database_url)) == NODES + 1
+    run(empty_database_url, "CREATE TABLE tenantry_fence.node_x ()")
+    run(empty_database_url, "DELETE FROM tenantry.schema_migrations WHERE number > 29")
+    assert "there is a schema tenantry_fence already" in refusal(empty_database_url)
 
 
 @contextmanager
