@@ -487,7 +487,7 @@ class Daemon:
         What this one holds is not its own any more. The service manager starts it again, and it
         will be a standby then.
         """
-        remedy = "it is a standby once it is started again"
+        remedy = "it joins the others once it is started again"
         log.critical("daemon.term_lost", reason="another daemon has taken the term", remedy=remedy)
         self._notifier.status("another daemon has taken the term")
         os._exit(1)
