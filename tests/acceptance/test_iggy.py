@@ -276,7 +276,7 @@ def test_a_standby_takes_over_from_a_leader_that_is_frozen(program: Program, sen
     tenant = program.create(topics=["events"], partitions=4)
     sender = senders(tenant.amqp_url)
     with Program(None, program.database_url) as standby:
-        standby.settings = program.settings
+        standby.settings = program.settings | {"TENANTRY_NODE_STANDBY": "true"}
         standby.spawn()
         standby.wait_logged("daemon.standing_by")
         sender.send(tenant.stream, "events", *[_message(b"%d" % n) for n in range(100)])
