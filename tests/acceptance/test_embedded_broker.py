@@ -220,7 +220,7 @@ def test_moving_to_rabbitmq_loses_and_doubles_nothing(
     with ledger.publishing([(tenant.id, tenant.amqp_url)], TARGETS, rate=500):
         ledger.wait_confirmed()
         assert embedded.stop() == 0
-        ledger.wait_confirmed()
+        ledger.wait_confirmed(50)
     move = ("broker", "migrate", "--json")
     to = {"RABBITMQ_URL": rabbitmq.url, "RABBITMQ_MANAGEMENT_URL": rabbitmq.management_url}
     moved = embedded.cli(*move, **to)

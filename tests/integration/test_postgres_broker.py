@@ -23,6 +23,10 @@ from tenantry.database.pool import Database
 from tenantry.domain import names
 from tenantry.messages.port import Incoming
 from tenantry.messages.postgres import PostgresMessageStore
+from tenantry.nodes.joining import scope_of
+from tenantry.nodes.postgres import PostgresNodes
+from tenantry.terms.port import Holder
+from tenantry.terms.postgres import PostgresTerms
 from tests import brokers
 from tests.brokers import Broker, RecordingSink, bodies
 from tests.depth import examples
@@ -338,6 +342,31 @@ def test_a_database_user_that_may_make_no_roles_is_told(
                 limited.close()
         finally:
             admin.execute(f"DROP ROLE {name}".encode())
+
+
+def test_a_tenant_that_claims_a_nodes_term_holds_nothing_that_a_takeover_waits_for(
+    broker: Broker, database: Database
+) -> None:
+    slot = PostgresNodes(database).open("a")
+    terms = PostgresTerms(database, scope_of("a"), slot=slot)
+    taken = terms.take(terms.look(), Holder(instance="a", host="here", pid=1))
+    assert taken is not None
+    tenant = broker.tenant()
+    credentials, hashed = broker.administration.new_credentials(tenant.tenant_id)
+    broker.administration.ensure_user(tenant.tenant_id, hashed)
+    fences = (
+        "SELECT l.relation::regclass::text FROM pg_locks AS l"
+        " JOIN pg_class AS c ON c.oid = l.relation"
+        " WHERE c.relnamespace = 'tenantry_fence'::regnamespace AND l.pid = %s"
+    )
+    with psycopg.connect(credentials.postgres_url) as session:
+        for claim in (terms.claim(taken.number), "node:b/9/9", "daemon/0"):
+            session.execute("SELECT set_config('tenantry.term', %s, false)", [claim])
+            session.execute("SELECT tenantry.publish('default', '1')")
+            with database.connection() as connection:
+                held = connection.execute(fences, [session.info.backend_pid]).fetchall()
+            assert held == []
+            session.commit()
 
 
 def test_a_role_of_another_installation_on_the_same_server_is_refused_and_left_alone(
