@@ -60,6 +60,7 @@ class Children:
             parent=self._parent,
             queues=self._queues,
             workers=state.workers,
+            limits=state.limits,
             ports=self._ports,
             runtime=runtime,
         )

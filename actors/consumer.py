@@ -23,6 +23,7 @@ from tenantry.actors.messages import (
     Consuming,
     Drain,
     Drained,
+    Limit,
     QueuesSilent,
     Ref,
     Reminder,
@@ -39,6 +40,7 @@ from tenantry.actors.settlement import Settlement
 from tenantry.actors.supervision import SupervisedActor, tell
 from tenantry.actors.worker_pool import WorkerPool
 from tenantry.broker.port import Delivery, QueueSpec, Subscription
+from tenantry.domain.limits import Limits
 
 log = structlog.get_logger("actors.consumer")
 
@@ -66,11 +68,13 @@ class Consumer(SupervisedActor):
         parent: Ref,
         queues: Sequence[QueueSpec],
         workers: int,
+        limits: Limits,
         ports: ActorPorts,
         runtime: TenantRuntimeState,
     ) -> None:
         super().__init__(name="consumer", parent=parent, tenant_id=tenant_id)
         self._queues = queues
+        self._limits = limits
         self._ports = ports
         self._runtime = runtime
         self._subscription: Subscription | None = None
@@ -108,6 +112,8 @@ class Consumer(SupervisedActor):
                 self._retry()
             case Reminder.LOOK_FOR_IDLE_WORKERS:
                 self._pool.release_idle()
+            case Limit(limits=limits):
+                self._limits = limits
             case Resize(workers=workers):
                 self._pool.resize(workers)
                 self._dispatch()

@@ -14,6 +14,7 @@ from tenantry.broker.port import Delivery
 from tenantry.broker.survey import Drift
 from tenantry.control.port import Outcome
 from tenantry.domain.commands import OperatorCommand
+from tenantry.domain.limits import Limits
 from tenantry.domain.tenant import TenantState
 from tenantry.journal.port import Metadata
 from tenantry.messages.port import Counts, StoreResult, Tried
@@ -284,6 +285,13 @@ class Resize:
     """From a tenant to its consumer: a new limit of workers; answered with `Resized`."""
 
     workers: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limit:
+    """From a tenant to its consumer: the tenant has other limits now."""
+
+    limits: Limits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -24,6 +24,7 @@ from tenantry.actors.messages import (
     Execute,
     Intact,
     Leave,
+    Limit,
     Parked,
     QueuesSilent,
     Ref,
@@ -46,6 +47,7 @@ from tenantry.broker.port import Credentials
 from tenantry.control.port import CommandFailedError, ControlUnavailableError, ElsewhereError
 from tenantry.domain.commands import (
     AddTopics,
+    ChangeLimits,
     CreateTenant,
     DomainError,
     GrantConsumerAccess,
@@ -211,13 +213,14 @@ class Tenant(SupervisedActor):
         match command:
             case CreateTenant():
                 self._consume(message, steps.create(command, metadata), made=True)
-            case ResizeWorkers(workers=workers):
-                self._aggregate.execute(command, metadata)
+            case ResizeWorkers() | ChangeLimits():
+                state = self._aggregate.execute(command, metadata)
                 if self._children.consumer is None:
                     replies.answer(message)
                 else:
                     replies.answer_when(Awaited.RESIZED, message)
-                    tell(self._children.consumer, Resize(workers=workers))
+                    tell(self._children.consumer, Limit(limits=state.limits))
+                    tell(self._children.consumer, Resize(workers=state.workers))
             case PauseTenant():
                 self._aggregate.execute(command, metadata)
                 replies.happened(Awaited.CONSUMING)  # it does not come any more

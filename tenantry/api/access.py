@@ -46,6 +46,7 @@ TABLE: Final[dict[tuple[str, str], Access]] = {
     ("GET", "/tenants"): Access.ADMIN,
     ("DELETE", "/tenants/{tenant_id}"): Access.ADMIN,
     ("PUT", "/tenants/{tenant_id}/config/concurrency"): Access.ADMIN,
+    ("PUT", "/tenants/{tenant_id}/limits"): Access.ADMIN,
     ("POST", "/tenants/{tenant_id}/pause"): Access.ADMIN,
     ("POST", "/tenants/{tenant_id}/resume"): Access.ADMIN,
     ("POST", "/tenants/{tenant_id}/credentials/rotate"): Access.ADMIN,

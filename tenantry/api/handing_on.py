@@ -38,6 +38,7 @@ OWNERS: Final[frozenset[tuple[str, str]]] = frozenset(
         ("GET", "/tenants/{tenant_id}"),
         ("DELETE", "/tenants/{tenant_id}"),
         ("PUT", "/tenants/{tenant_id}/config/concurrency"),
+        ("PUT", "/tenants/{tenant_id}/limits"),
         ("POST", "/tenants/{tenant_id}/pause"),
         ("POST", "/tenants/{tenant_id}/resume"),
         ("POST", "/tenants/{tenant_id}/credentials/rotate"),

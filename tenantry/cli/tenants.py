@@ -10,6 +10,7 @@ import click
 
 from tenantry.cli import output
 from tenantry.cli.client import ControlClient, tenant_path
+from tenantry.cli.limits import limits
 from tenantry.cli.options import complete_node, example, tenant_argument, with_client
 from tenantry.cli.output import CommandError
 
@@ -26,6 +27,9 @@ _FIELDS: Final[tuple[str, ...]] = (
 @click.group()
 def tenant() -> None:
     """Create, change and delete tenants."""
+
+
+tenant.add_command(limits)
 
 
 def _show(found: Tenant, *, as_json: bool, renewed_by: str = "`rotate-credentials`") -> None:

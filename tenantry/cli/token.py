@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
@@ -11,19 +10,18 @@ import click
 from tenantry.cli import output
 from tenantry.cli.options import example, with_settings
 from tenantry.domain import names
+from tenantry.domain.limits import parse_span
 from tenantry.settings import Settings, SettingsError
 
-_UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _LONGEST: Final = timedelta(days=3650)
 
 
 def _ttl(_context: click.Context, _parameter: click.Parameter, value: str) -> timedelta:
-    """Read a time to live: a whole number and s, m, h or d."""
-    match = re.fullmatch(r"([0-9]{1,9})([smhd])", value, re.ASCII)
-    ttl = timedelta(seconds=int(match[1]) * _UNITS[match[2]]) if match else timedelta()
-    if not timedelta() < ttl <= _LONGEST:
+    """Read a time to live."""
+    seconds = parse_span(value)
+    if seconds is None or not 0 < seconds <= _LONGEST.total_seconds():
         raise click.BadParameter("must be like 90s, 30m, 1h or 7d, and at most 3650d")
-    return ttl
+    return timedelta(seconds=seconds)
 
 
 @click.command(

@@ -6,6 +6,7 @@ what to do.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -41,9 +42,20 @@ class AbandonProvisioning(ForTenant):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResizeWorkers(ForTenant):
-    """Set how many workers may store the tenant's messages at once, 1 to 64."""
+    """Set how many workers may store the tenant's messages at once, 1 to 64.
+
+    `reason` is why the daemon itself does so; empty where it is asked to.
+    """
 
     workers: int
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChangeLimits(ForTenant):
+    """Change some of the tenant's limits: new values by the names of `Limits`; None lifts one."""
+
+    changes: Mapping[str, int | None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,6 +136,7 @@ class ConfirmRepaired(ForTenant):
 OperatorCommand: TypeAlias = (
     CreateTenant
     | ResizeWorkers
+    | ChangeLimits
     | PauseTenant
     | ResumeTenant
     | RotateCredentials

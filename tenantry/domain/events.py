@@ -1,13 +1,15 @@
 """What has happened to a tenant. Events are facts: past tense, never changed, never taken back.
 
-Fields hold only what JSON holds (text, whole numbers, booleans, tuples of these), so that the
-codec needs no case of its own for any event.
+Fields hold only what JSON holds (text, whole numbers, booleans, tuples of these, dataclasses of
+these), so that the codec needs no case of its own for any event.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TypeAlias
+
+from tenantry.domain.limits import Limits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,10 +43,18 @@ class ProvisioningAbandoned(OfTenant):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkersResized(OfTenant):
-    """The number of workers changed."""
+    """The number of workers changed; `reason` is why, where nobody has asked for it."""
 
     previous: int
     workers: int
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LimitsChanged(OfTenant):
+    """The tenant has other limits now: these."""
+
+    limits: Limits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,6 +137,7 @@ TenantEvent: TypeAlias = (
     | TenantProvisioned
     | ProvisioningAbandoned
     | WorkersResized
+    | LimitsChanged
     | TenantPaused
     | TenantParked
     | TenantResumed

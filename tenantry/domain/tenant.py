@@ -5,7 +5,7 @@ Both functions are pure. Time comes in with the events; ids come in with the com
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import StrEnum
@@ -16,6 +16,7 @@ from tenantry.domain import names
 from tenantry.domain.commands import (
     AbandonProvisioning,
     AddTopics,
+    ChangeLimits,
     Command,
     ConfirmDeleted,
     ConfirmProvisioned,
@@ -42,6 +43,7 @@ from tenantry.domain.events import (
     CredentialsRotated,
     DeletionRequested,
     DriftRepaired,
+    LimitsChanged,
     ProvisioningAbandoned,
     SqlAccessGranted,
     SqlAccessRevoked,
@@ -55,9 +57,8 @@ from tenantry.domain.events import (
     TopicsAdded,
     WorkersResized,
 )
+from tenantry.domain.limits import MAX_WORKERS, MIN_WORKERS, NO_LIMITS, Limits
 
-MIN_WORKERS: Final = 1
-MAX_WORKERS: Final = 64
 MIN_PARTITIONS: Final = 1
 MAX_PARTITIONS: Final = 64
 MAX_TOPICS: Final = 64
@@ -82,8 +83,8 @@ class TenantState:
     `parked` is the reason a paused tenant was parked by the supervisor, and `parked_at` the time;
     both are None otherwise.
     `retained` tells that a deleted tenant's messages were kept, `consumer_access` that it has a
-    user that reads its topics. A tenant created again under a used
-    id is another one, with the next `incarnation`; its life begins at `created_version`.
+    user that reads its topics. `workers` is within its `limits`. A tenant created again under a
+    used id is another one, with the next `incarnation`; its life begins at `created_version`.
     """
 
     tenant_id: str
@@ -101,6 +102,7 @@ class TenantState:
     incarnation: int = 1
     created_version: int = 1
     consumer_access: bool = False
+    limits: Limits = NO_LIMITS
 
     @property
     def exists(self) -> bool:
@@ -131,12 +133,10 @@ def decide(state: TenantState | None, command: Command) -> tuple[TenantEvent, ..
         case AbandonProvisioning(reason=reason):
             _require(state, "abandon provisioning", Lifecycle.PROVISIONING)
             return (ProvisioningAbandoned(tenant_id=tenant_id, reason=reason),)
-        case ResizeWorkers(workers=workers):
-            _check_workers(workers)
-            _require(state, "be resized", Lifecycle.ACTIVE, Lifecycle.PAUSED)
-            if workers == state.workers:
-                return ()
-            return (WorkersResized(tenant_id=tenant_id, previous=state.workers, workers=workers),)
+        case ResizeWorkers(workers=workers, reason=reason):
+            return _resize(state, workers, reason)
+        case ChangeLimits(changes=changes):
+            return _change_limits(state, changes)
         case PauseTenant():
             _require(state, "be paused", Lifecycle.ACTIVE, Lifecycle.PAUSED)
             if state.lifecycle is Lifecycle.PAUSED:
@@ -168,14 +168,7 @@ def decide(state: TenantState | None, command: Command) -> tuple[TenantEvent, ..
             _require(state, "have consumer access revoked", Lifecycle.ACTIVE, Lifecycle.PAUSED)
             return (ConsumerAccessRevoked(tenant_id=tenant_id),) if state.consumer_access else ()
         case AddTopics(topics=topics):
-            _require(state, "take new topics", Lifecycle.ACTIVE, Lifecycle.PAUSED)
-            _check_topics(topics)
-            new = tuple(topic for topic in topics if topic not in state.topics)
-            if not new:
-                return ()
-            if len(state.topics) + len(new) > MAX_TOPICS:
-                raise InvalidCommandError("topics", f"a tenant has {MAX_TOPICS} at most")
-            return (TopicsAdded(tenant_id=tenant_id, topics=new),)
+            return _add_topics(state, topics)
         case RequestDeletion(retain=retain):
             if state.lifecycle is Lifecycle.DELETING:
                 return ()
@@ -214,6 +207,8 @@ def evolve(state: TenantState | None, event: TenantEvent, at: datetime) -> Tenan
             return replace(state, lifecycle=Lifecycle.ACTIVE, parked=None, parked_at=None)
         case WorkersResized(workers=workers):
             return replace(state, workers=workers)
+        case LimitsChanged(limits=limits):
+            return replace(state, limits=limits)
         case TenantPaused():
             return replace(state, lifecycle=Lifecycle.PAUSED)
         case TenantParked(reason=reason):
@@ -268,6 +263,52 @@ def _create(state: TenantState | None, command: CreateTenant) -> tuple[TenantEve
             workers=command.workers,
             topics=command.topics,
             partitions=command.partitions,
+        ),
+    )
+
+
+def _add_topics(state: TenantState, topics: tuple[str, ...]) -> tuple[TenantEvent, ...]:
+    _require(state, "take new topics", Lifecycle.ACTIVE, Lifecycle.PAUSED)
+    _check_topics(topics)
+    new = tuple(topic for topic in topics if topic not in state.topics)
+    if not new:
+        return ()
+    if len(state.topics) + len(new) > MAX_TOPICS:
+        raise InvalidCommandError("topics", f"a tenant has {MAX_TOPICS} at most")
+    return (TopicsAdded(tenant_id=state.tenant_id, topics=new),)
+
+
+def _resize(state: TenantState, workers: int, reason: str) -> tuple[TenantEvent, ...]:
+    _check_workers(workers)
+    _require(state, "be resized", Lifecycle.ACTIVE, Lifecycle.PAUSED)
+    if workers not in (allowed := state.limits.workers):
+        raise InvalidCommandError(
+            "workers",
+            f"must be {allowed.start} to {allowed.stop - 1}: "
+            "the tenant's limits workers_min and workers_max say so",
+        )
+    return _resized(state, workers, reason)
+
+
+def _change_limits(
+    state: TenantState, changes: Mapping[str, int | None]
+) -> tuple[TenantEvent, ...]:
+    _require(state, "be given other limits", Lifecycle.ACTIVE, Lifecycle.PAUSED)
+    limits = state.limits.changed(changes)
+    if limits == state.limits:
+        return ()
+    return (
+        LimitsChanged(tenant_id=state.tenant_id, limits=limits),
+        *_resized(state, limits.within(state.workers), "workers_min or workers_max"),
+    )
+
+
+def _resized(state: TenantState, workers: int, reason: str) -> tuple[TenantEvent, ...]:
+    if workers == state.workers:
+        return ()
+    return (
+        WorkersResized(
+            tenant_id=state.tenant_id, previous=state.workers, workers=workers, reason=reason
         ),
     )
 

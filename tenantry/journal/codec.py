@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import fields
+from dataclasses import asdict, fields
 from datetime import datetime
 from functools import cache
 from types import MappingProxyType, NoneType, UnionType
@@ -23,6 +23,7 @@ from tenantry.domain.events import (
     SystemEvent,
     TenantEvent,
 )
+from tenantry.domain.limits import NO_LIMITS, Limits
 from tenantry.domain.tenant import Lifecycle, TenantState
 from tenantry.journal.port import JournalError, Metadata, UnknownEventError
 
@@ -44,7 +45,12 @@ EVENT_TYPES: Final[Mapping[str, type[Event]]] = MappingProxyType(
 """The events by the name the journal knows them by."""
 
 VERSIONS: Final[Mapping[str, int]] = MappingProxyType(
-    {"MessageDeadLettered": 2, "DeadLettersReplayed": 2, "DeadLettersDiscarded": 2}
+    {
+        "MessageDeadLettered": 2,
+        "DeadLettersReplayed": 2,
+        "DeadLettersDiscarded": 2,
+        "WorkersResized": 2,
+    }
 )
 """The schema version of each type that is not at 1 any more."""
 
@@ -59,23 +65,31 @@ def _with_count(data: Data) -> Data:
     return {**data, "count": len(data["ids"])}
 
 
+def _as_asked(data: Data) -> Data:
+    """In version 1 somebody had always asked for it."""
+    return {**data, "reason": ""}
+
+
 UPCASTERS: Final[Mapping[tuple[str, int], Upcaster]] = MappingProxyType(
     {
         ("MessageDeadLettered", 1): _with_first_error,
         ("DeadLettersReplayed", 1): _with_count,
         ("DeadLettersDiscarded", 1): _with_count,
+        ("WorkersResized", 1): _as_asked,
     }
 )
 """For a type and a schema version, the way to the next."""
 
-STATE_SCHEMA: Final = 4
+STATE_SCHEMA: Final = 5
 """The shape of a written tenant state. Raise it when the state's fields or `evolve` change: what
 was written in another shape is then folded anew from the events."""
 
 _FORMER_LIFECYCLES: Final[Mapping[str, str]] = MappingProxyType({"draining": "deleting"})
 """What older programs call a state: a daemon that stands by reads what its older leader writes."""
 
-_SINCE_THEN: Final[Mapping[str, object]] = MappingProxyType({"consumer_access": False})
+_SINCE_THEN: Final[Mapping[str, object]] = MappingProxyType(
+    {"consumer_access": False, "limits": asdict(NO_LIMITS)}
+)
 """What a state has that older programs don't write, for the same reader."""
 
 _UNHOLDABLE: Final = re.compile("[\0\ud800-\udfff]")
@@ -159,7 +173,7 @@ def decode_metadata(data: Mapping[str, Any]) -> Metadata:
 
 def encode_state(state: TenantState) -> Data:
     """Write a tenant's state as plain JSON."""
-    return {one.name: _plain(getattr(state, one.name)) for one in fields(state)}
+    return _fields(state)
 
 
 def decode_state(data: Mapping[str, object]) -> TenantState:
@@ -186,8 +200,14 @@ def _plain(value: object) -> object:
             return _UNHOLDABLE.sub(_STAND_IN, value)
         case tuple():
             return [_plain(one) for one in value]
+        case Limits():
+            return _fields(value)
         case _:
             return value
+
+
+def _fields(value: TenantState | Limits) -> Data:
+    return {one.name: _plain(getattr(value, one.name)) for one in fields(value)}
 
 
 def _build(kind: Any, data: Mapping[str, object]) -> Any:
@@ -220,6 +240,8 @@ def _typed(value: object, hint: Any, where: str) -> object:
             return None
         inner = next(one for one in get_args(hint) if one is not NoneType)
         return _typed(value, inner, where)
+    elif hint is Limits and isinstance(value, Mapping):
+        return _build(Limits, value)
     elif hint in _OUT_OF_TEXT:
         with suppress(ValueError, TypeError):
             return _OUT_OF_TEXT[hint](value)

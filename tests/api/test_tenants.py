@@ -13,14 +13,15 @@ import httpx
 import pytest
 
 from tenantry.api.schemas import tenants as schemas
-from tenantry.domain.tenant import MAX_TOPICS, MAX_WORKERS, Lifecycle, TenantState
+from tenantry.domain.limits import MAX_WORKERS
+from tenantry.domain.tenant import MAX_TOPICS, Lifecycle, TenantState
 from tests.api.serving import Served, World, serving
 from tests.waiting import DEADLINE
 
 FIELDS = {
     "id", "name", "state", "workers", "topics", "partitions", "stream", "queue", "version",
     "incarnation", "node", "epoch", "created_at", "updated_at", "workers_current",
-    "messages_pending", "parked", "parked_at", "trouble", "consumer_access",
+    "messages_pending", "parked", "parked_at", "trouble", "consumer_access", "limits",
 }  # fmt: skip
 
 
@@ -94,6 +95,41 @@ def test_workers_are_resized(api: Served) -> None:
     answer = api.control.put("/tenants/acme/config/concurrency", json={"workers": 64})
     assert answer.status_code == 200
     assert answer.json()["workers"] == 64
+
+
+def test_limits_are_changed_one_by_one_and_shown_with_the_tenant(api: Served) -> None:
+    api.world.create("acme")
+    unlimited = api.control.get("/tenants/acme").json()["limits"]
+    assert unlimited.pop("weight") == 1
+    assert not any(unlimited.values())
+    limits = {"weight": 3, "rate": 500, "backlog": {"messages": 1000}, "retention": {"age": "7d"}}
+    assert api.control.put("/tenants/acme/limits", json=limits).status_code == 200
+    again = api.control.put(
+        "/tenants/acme/limits", json={"rate": None, "backlog": {"bytes": 4096.0}}
+    )
+    changed = again.json()["limits"]
+    assert (changed["weight"], changed["rate"]) == (3, None)
+    assert changed["backlog"] == {"messages": 1000, "bytes": 4096}
+    assert changed["retention"] == {"age": 7 * 24 * 60 * 60, "rows": None}
+    lifted = api.control.put("/tenants/acme/limits", json={"backlog": None})
+    assert lifted.json()["limits"]["backlog"] is None
+    assert api.control.get("/tenants/acme").json()["limits"] == lifted.json()["limits"]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"rate": 0}, {"rate": "10"}, {"rate": True}, {"weight": 1001}, {"burst": 5}, {"speed": 1},
+        {"backlog": 5}, {"backlog": {"rows": 1}}, {"retention": {"age": "soon"}},
+        {"retention": {"age": "0s"}}, {"workers_min": 5, "workers_max": 4}, [],
+    ],
+)  # fmt: skip
+def test_limits_that_make_no_sense_are_refused_and_change_nothing(
+    api: Served, wrong: object
+) -> None:
+    api.world.create("acme")
+    assert api.control.put("/tenants/acme/limits", json=wrong).status_code == 422
+    assert api.control.get("/tenants/acme").json()["version"] == 2
 
 
 def test_a_tenant_is_paused_and_resumed(api: Served) -> None:

@@ -77,6 +77,32 @@ def test_a_tenant_s_life_is_told_in_json(api: Served, run: Run) -> None:
     assert data(run, "tenant", "list") == []
 
 
+def test_limits_are_given_as_people_write_them(api: Served, run: Run) -> None:
+    api.world.create("acme")
+    given = ("--rate", "500", "--backlog", "1000,64MiB", "--retention", "7d")
+    limits = data(run, "tenant", "limits", "acme", *given)
+    assert limits["rate"] == 500
+    assert limits["backlog"] == {"messages": 1000, "bytes": 64 * 1024 * 1024}
+    assert limits["retention"] == {"age": 7 * 24 * 60 * 60, "rows": None}
+    assert data(run, "tenant", "limits", "acme", "--backlog", "none")["backlog"] is None
+    code, out, _ = run("tenant", "limits", "acme")
+    assert code == 0
+    assert "500" in out
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [("--rate", "fast"), ("--backlog", "1,2"), ("--backlog", "64miles"), ("--retention", "soon")],
+)
+def test_a_limit_that_can_t_be_read_is_bad_usage(
+    api: Served, run: Run, wrong: tuple[str, str]
+) -> None:
+    api.world.create("acme")
+    code, _, err = run("tenant", "limits", "acme", *wrong)
+    assert code == 2
+    assert wrong[1] in err
+
+
 def test_deleting_asks_and_where_it_can_t_ask_it_refuses(
     api: Served, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from tenantry.domain.commands import (
     AbandonProvisioning,
     AddTopics,
+    ChangeLimits,
     Command,
     ConfirmDeleted,
     ConfirmProvisioned,
@@ -33,6 +34,7 @@ from tenantry.domain.events import (
     SystemEvent,
     TenantEvent,
 )
+from tenantry.domain.limits import RANGES, Limits
 
 TENANT = "acme"
 
@@ -40,6 +42,12 @@ topics = st.sampled_from(["events", "logs", "notifications", "a", "b_c", "d-e"])
 bad_topics = st.sampled_from(["", "default", "a.b", "UPPER", "-a", "x" * 64])
 workers = st.integers(-2, 70)
 text = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=20)
+
+limit_changes = st.dictionaries(
+    st.sampled_from([*RANGES, "nonsense"]),
+    st.none() | st.integers(-2, 70) | st.sampled_from([most for _, most in RANGES.values()]),
+    max_size=4,
+)
 
 
 def commands(tenant_id: str = TENANT) -> st.SearchStrategy[Command]:
@@ -59,6 +67,7 @@ def commands(tenant_id: str = TENANT) -> st.SearchStrategy[Command]:
         st.builds(ConfirmProvisioned, tenant_id=one),
         st.builds(AbandonProvisioning, tenant_id=one, reason=text),
         st.builds(ResizeWorkers, tenant_id=one, workers=workers),
+        st.builds(ChangeLimits, tenant_id=one, changes=limit_changes),
         st.builds(PauseTenant, tenant_id=one),
         st.builds(ParkTenant, tenant_id=one, reason=text),
         st.builds(ResumeTenant, tenant_id=one),
@@ -93,6 +102,10 @@ def _values(hint: Any) -> st.SearchStrategy[Any]:
         return st.booleans()
     if hint == str | None:
         return st.none() | text
+    if hint == int | None:
+        return st.none() | st.integers(-(2**63), 2**63)
+    if hint is Limits:
+        return _any_of(Limits)
     if hint == tuple[str, ...]:
         return st.lists(text, max_size=4).map(tuple)
     raise AssertionError(f"no strategy for {hint}")

@@ -11,13 +11,12 @@ from hypothesis import strategies as st
 from tenantry.domain import names
 from tenantry.domain.commands import Command, DomainError
 from tenantry.domain.events import DriftRepaired, TenantCreated, TenantEvent
+from tenantry.domain.limits import MAX_WORKERS, MIN_WORKERS
 from tenantry.domain.tenant import (
     MAX_NAME,
     MAX_PARTITIONS,
     MAX_TOPICS,
-    MAX_WORKERS,
     MIN_PARTITIONS,
-    MIN_WORKERS,
     Lifecycle,
     TenantState,
     decide,
@@ -52,6 +51,8 @@ def check_limits(state: TenantState) -> None:
     assert names.is_tenant_id(state.tenant_id)
     assert 1 <= len(state.name) <= MAX_NAME
     assert MIN_WORKERS <= state.workers <= MAX_WORKERS
+    assert state.workers in state.limits.workers
+    assert state.limits.changed({}) == state.limits
     assert MIN_PARTITIONS <= state.partitions <= MAX_PARTITIONS
     assert len(state.topics) <= MAX_TOPICS
     assert len(set(state.topics)) == len(state.topics)

@@ -19,6 +19,7 @@ FORMER = {
     ("MessageDeadLettered", 1): "e0ae1d2b9671df8f",
     ("DeadLettersReplayed", 1): "c52c5117b0f8dc57",
     ("DeadLettersDiscarded", 1): "36d20bf22eca440b",
+    ("WorkersResized", 1): "39942486dd07ab44",
 }
 """The digests of samples in former versions: nothing writes such an event any more, so that
 nothing else would notice another. One that is current today gets its digest here when the version

@@ -11,6 +11,7 @@ from tenantry.domain import names
 from tenantry.domain.commands import (
     AbandonProvisioning,
     AddTopics,
+    ChangeLimits,
     Command,
     ConfirmDeleted,
     ConfirmProvisioned,
@@ -30,6 +31,7 @@ from tenantry.domain.commands import (
 from tenantry.domain.events import (
     CredentialsRotated,
     DeletionRequested,
+    LimitsChanged,
     ProvisioningAbandoned,
     TenantCreated,
     TenantDeleted,
@@ -41,6 +43,7 @@ from tenantry.domain.events import (
     TopicsAdded,
     WorkersResized,
 )
+from tenantry.domain.limits import Limits
 from tenantry.domain.tenant import MAX_TOPICS, Lifecycle, TenantState, decide, evolve, fold
 
 T = "acme"
@@ -72,6 +75,7 @@ CREATED = TenantCreated(tenant_id=T, name="Acme", workers=3, topics=("a",), part
 PROVISIONED = ConfirmProvisioned(tenant_id=T)
 ABANDON = AbandonProvisioning(tenant_id=T, reason="no broker")
 RESIZE = ResizeWorkers(tenant_id=T, workers=5)
+LIMIT = ChangeLimits(tenant_id=T, changes={"rate": 10})
 PAUSE = PauseTenant(tenant_id=T)
 PARK = ParkTenant(tenant_id=T, reason="kept failing")
 RESUME = ResumeTenant(tenant_id=T)
@@ -81,6 +85,7 @@ DELETE = RequestDeletion(tenant_id=T, retain=True)
 DELETED = ConfirmDeleted(tenant_id=T, queued=1, stored=2)
 
 RESIZED = (WorkersResized(tenant_id=T, previous=3, workers=5),)
+LIMITED = (LimitsChanged(tenant_id=T, limits=Limits(rate=10)),)
 ROTATED = (CredentialsRotated(tenant_id=T),)
 ADDED = (TopicsAdded(tenant_id=T, topics=("logs",)),)
 PARKED = (TenantParked(tenant_id=T, reason="kept failing"),)
@@ -107,6 +112,7 @@ TABLE: list[tuple[Command, list[Answer]]] = [
         ],
     ),
     (RESIZE, [MISSING, WRONG, RESIZED, RESIZED, RESIZED, WRONG, MISSING]),
+    (LIMIT, [MISSING, WRONG, LIMITED, LIMITED, LIMITED, WRONG, MISSING]),
     (PAUSE, [MISSING, WRONG, (TenantPaused(tenant_id=T),), (), (), WRONG, MISSING]),
     (PARK, [MISSING, WRONG, PARKED, PARKED, (), WRONG, MISSING]),
     (RESUME, [MISSING, WRONG, (), RESUMED, RESUMED, WRONG, MISSING]),
@@ -180,6 +186,48 @@ def test_a_tenant_outside_the_limits_is_not_created(command: CreateTenant, field
 def test_a_tenant_is_not_resized_beyond_the_limits(workers: int) -> None:
     with pytest.raises(InvalidCommandError):
         decide(ACTIVE, ResizeWorkers(tenant_id=T, workers=workers))
+
+
+def limited(**limits: int) -> TenantState:
+    return replace(ACTIVE, limits=replace(Limits(), **limits))
+
+
+def test_limits_that_are_not_named_stay_and_none_lifts_one() -> None:
+    state = limited(rate=10, burst=20, weight=3)
+    changed = decide(state, ChangeLimits(tenant_id=T, changes={"burst": None, "channels": 4}))
+    assert changed == (LimitsChanged(tenant_id=T, limits=Limits(rate=10, weight=3, channels=4)),)
+    lifted = decide(state, ChangeLimits(tenant_id=T, changes={"rate": None, "weight": None}))
+    assert lifted == (LimitsChanged(tenant_id=T, limits=Limits()),)
+
+
+def test_limits_that_are_so_already_change_nothing() -> None:
+    assert decide(limited(rate=10), ChangeLimits(tenant_id=T, changes={"rate": 10})) == ()
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"weight": 0}, "weight"),
+        ({"weight": 1001}, "weight"),
+        ({"rate": 0}, "rate"),
+        ({"burst": 5}, "burst"),
+        ({"backlog_messages": -1}, "backlog.messages"),
+        ({"retention_seconds": 0}, "retention.age"),
+        ({"workers_min": 5, "workers_max": 4}, "workers_min"),
+        ({"speed": 5}, "speed"),
+    ],
+)
+def test_limits_that_make_no_sense_are_refused(changes: dict[str, int | None], field: str) -> None:
+    with pytest.raises(InvalidCommandError) as caught:
+        decide(ACTIVE, ChangeLimits(tenant_id=T, changes=changes))
+    assert caught.value.field == field
+
+
+def test_workers_are_brought_within_their_limits_and_stay_there() -> None:
+    events = decide(ACTIVE, ChangeLimits(tenant_id=T, changes={"workers_min": 4}))
+    assert [type(event) for event in events] == [LimitsChanged, WorkersResized]
+    with pytest.raises(InvalidCommandError, match="4 to 64"):
+        decide(limited(workers_min=4), ResizeWorkers(tenant_id=T, workers=3))
 
 
 def test_a_tenant_has_no_more_topics_than_allowed() -> None:

@@ -19,6 +19,7 @@ from tenantry.api.openapi import Routes
 from tenantry.api.paging import link_header
 from tenantry.api.routing import Caller, Who, checked_id
 from tenantry.api.schemas.common import PageQuery, answer, dumps, json_response, parse_time
+from tenantry.api.schemas.limits import LimitsChange
 from tenantry.api.schemas.nodes import Destination
 from tenantry.api.schemas.tenants import (
     Concurrency,
@@ -37,6 +38,7 @@ from tenantry.control.port import Outcome
 from tenantry.domain import names
 from tenantry.domain.commands import (
     AddTopics,
+    ChangeLimits,
     CreateTenant,
     GrantConsumerAccess,
     GrantSqlAccess,
@@ -193,6 +195,17 @@ async def resize(
 ) -> Response:
     """Set how many workers may store messages at once: in force at once, losing nothing."""
     command = ResizeWorkers(tenant_id=checked_id(tenant_id), workers=wanted.workers)
+    return await _carry_out(services, command, caller)
+
+
+@routes(
+    "PUT /tenants/{tenant_id}/limits", "Change a tenant's limits", Tenant, errors=_COMMAND_ERRORS
+)
+async def change_limits(
+    services: Injected, tenant_id: str, wanted: LimitsChange, caller: Caller
+) -> Response:
+    """Change some limits of a tenant: what is left out stays, null lifts one. In force at once."""
+    command = ChangeLimits(tenant_id=checked_id(tenant_id), changes=wanted.changes())
     return await _carry_out(services, command, caller)
 
 

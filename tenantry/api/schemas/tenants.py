@@ -16,16 +16,16 @@ from tenantry.api.schemas.common import (
     Time,
     values_of,
 )
+from tenantry.api.schemas.limits import TenantLimits
 from tenantry.broker.port import Credentials
 from tenantry.control.port import Outcome, TenantRuntime
 from tenantry.domain import names
+from tenantry.domain.limits import MAX_WORKERS, MIN_WORKERS
 from tenantry.domain.tenant import (
     MAX_NAME,
     MAX_PARTITIONS,
     MAX_TOPICS,
-    MAX_WORKERS,
     MIN_PARTITIONS,
-    MIN_WORKERS,
     Lifecycle,
     TenantState,
 )
@@ -150,6 +150,7 @@ class Tenant(Answer):
     consumer_access: bool = Field(
         description="Whether it has a broker user that reads its topics.", examples=[False]
     )
+    limits: TenantLimits
     created_at: Time = Field(examples=[EXAMPLE_TIME])
     updated_at: Time = Field(examples=[EXAMPLE_TIME])
     node: str | None = Field(
@@ -196,6 +197,7 @@ class Tenant(Answer):
         return cls.made_of(
             state,
             **_names(state),
+            limits=TenantLimits.of(state.limits),
             node=None if owned is None else owned.node,
             epoch=None if owned is None else owned.epoch,
             workers_current=(0 if known else None) if runtime is None else runtime.workers_current,
@@ -209,6 +211,7 @@ class Tenant(Answer):
         return cls.made_of(
             state,
             **_names(state),
+            limits=TenantLimits.of(state.limits),
             node=None,
             epoch=None,
             workers_current=None,
