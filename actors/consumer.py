@@ -151,6 +151,7 @@ class Consumer(SupervisedActor):
         self._runtime.in_flight = 0
         self._runtime.held = 0
         self._runtime.in_hand.clear()
+        self._runtime.busy.change(0, self._ports.clock.now())
         if self._subscription is not None:
             self._subscription.close()
 

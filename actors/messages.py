@@ -99,6 +99,8 @@ class Reminder(Enum):
     """To a tenant or the supervisor: what could not be done for an outage may be possible now."""
     LOOK_FOR_DRIFT = auto()
     """To the reconciler: compare what should be with what is."""
+    LOOK_AT_LOAD = auto()
+    """To the supervisor: the number of some tenants' workers follows their load."""
     START_RECONCILER = auto()
     """To the supervisor: the reconciler has failed a while ago."""
 

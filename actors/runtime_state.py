@@ -55,6 +55,23 @@ class RateMeter:
         return total / _WINDOW
 
 
+class BusyMeter:
+    """Adds up how long workers are busy. One writer, any reader."""
+
+    def __init__(self) -> None:
+        self._so_far = (0.0, 0, 0.0)
+        """Seconds until the last change, how many have been busy since, and when it was."""
+
+    def change(self, busy: int, now: float) -> None:
+        """Note that so many are busy from now on."""
+        self._so_far = self.seconds(now), busy, now
+
+    def seconds(self, now: float) -> float:
+        """Give the seconds that workers have been busy until now, all of them added up."""
+        seconds, busy, since = self._so_far
+        return seconds + busy * (now - since)
+
+
 class Departures:
     """The actors that parents have let go, until their threads have ended.
 
@@ -151,6 +168,7 @@ class TenantRuntimeState:
         self.stands_still: str | None = None
         """Why the tenant's actor waits, though nothing is recorded of it: it can't be parked."""
         self.meter = RateMeter()
+        self.busy = BusyMeter()
         self.standouts.not_consuming.add(self)
 
     def renewed(self) -> TenantRuntimeState:

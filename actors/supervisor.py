@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from typing import Final
 
 import structlog
 
+from tenantry.actors.autoscaling import LOOK_SECONDS, Autoscaling
 from tenantry.actors.backoff import LONGEST_OUTAGE_BACKOFF, Restarts, backoff
 from tenantry.actors.messages import (
     Acquired,
@@ -39,12 +41,15 @@ from tenantry.actors.tenant import Tenant
 from tenantry.control.port import ControlUnavailableError, ElsewhereError, SystemState
 from tenantry.domain import names
 from tenantry.domain.commands import CreateTenant, InvalidCommandError, TenantNotFoundError
+from tenantry.journal.port import Metadata
 from tenantry.unavailable import UnavailableError
 
 log = structlog.get_logger("actors.supervisor")
 
 RELEASE_SECONDS: Final = 10.0
 """Seconds a tenant may take to finish what it holds before another node takes it."""
+
+AUTOSCALER: Final = Metadata(actor="autoscaler")
 
 STOP_TIMEOUT: Final = 3.0
 """Seconds the tenants are given together to stop, once they are drained."""
@@ -69,6 +74,7 @@ class Supervisor(SupervisedActor):
         self._undrained: set[str] = set()
         self._leaving: set[str] = set()
         self._unseen: set[str] = set()
+        self._autoscaling = Autoscaling()
 
     def handle(self, message: object) -> None:
         """Handle a command, a message of a tenant or the clock."""
@@ -108,6 +114,8 @@ class Supervisor(SupervisedActor):
                 self._start_tenants(intact)
             case Reminder.TRY_AGAIN:
                 self._start_tenants({})
+            case Reminder.LOOK_AT_LOAD:
+                self._look_at_load()
             case _:
                 raise TypeError(f"the supervisor can't handle {type(message).__name__}")
 
@@ -152,6 +160,7 @@ class Supervisor(SupervisedActor):
             return
         log.info("supervisor.started", tenants=len(self._tenants), intact=len(intact))
         self._runtime.state = SystemState.RUNNING
+        self._clock.tell_later(LOOK_SECONDS, self.actor_ref, Reminder.LOOK_AT_LOAD)
 
     def _start_reconciler(self) -> None:
         if self._drain is None:
@@ -233,6 +242,20 @@ class Supervisor(SupervisedActor):
         self._runtime.departures.let_go(ref)
         self._undrained.discard(tenant_id)
         self._drained_if_done()
+
+    def _look_at_load(self) -> None:
+        """Resize the tenants whose number of workers follows their load; one may refuse."""
+        if self._drain is not None:
+            return
+        for command in self._autoscaling.look(self._clock.now(), self._runtime.tenants.values()):
+            log.info(
+                "tenant.autoscaled",
+                tenant=command.tenant_id,
+                workers=command.workers,
+                reason=command.reason,
+            )
+            self._route(Execute(command=command, metadata=AUTOSCALER, reply=Future()))
+        self._clock.tell_later(LOOK_SECONDS, self.actor_ref, Reminder.LOOK_AT_LOAD)
 
     # Supervision.
 

@@ -134,8 +134,10 @@ class WorkerPool:
             self._look_for_idle()
 
     def _busy_changed(self) -> None:
-        self._runtime.workers_current = max(self.limit, len(self.busy))
-        if self._resizing and len(self.busy) <= self.limit:
+        busy = len(self.busy)
+        self._runtime.busy.change(busy, self._clock.now())
+        self._runtime.workers_current = max(self.limit, busy)
+        if self._resizing and busy <= self.limit:
             self._resizing = False
             self._tell_tenant(Resized())
 
