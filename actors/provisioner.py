@@ -175,4 +175,6 @@ def topology_of(state: TenantState) -> TenantTopology:
         topics=state.topics,
         partitions=state.partitions,
         consumer_access=state.consumer_access,
+        topic_partitions=state.topic_partitions,
+        ordered=state.ordered,
     )

@@ -34,7 +34,7 @@ def differences(
     `password` the user's is not compared; consumers are looked at if the tenant is `consuming`.
     """
     if not survey.copies:
-        topology = replace(topology, consumer_access=False)
+        topology = replace(topology, consumer_access=False, ordered=())
     return (
         *_objects(topology, survey),
         *_user(topology.tenant_id, UserKind.PRODUCER, password, survey),

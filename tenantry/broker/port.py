@@ -44,19 +44,24 @@ class UnroutableError(BrokerError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QueueSpec:
-    """A queue that is consumed, and the topic and partition its messages belong to."""
+    """A queue that is consumed, and the topic and partition its messages belong to.
+
+    Of an `ordered` one everything is delivered in the order of publishing, and once more from the
+    first that is not settled.
+    """
 
     name: str
     topic: str
     partition: int
+    ordered: bool = False
 
     @classmethod
-    def of(cls, tenant_id: str, topic: str, partition: int) -> Self:
+    def of(cls, tenant_id: str, topic: str, partition: int, *, ordered: bool = False) -> Self:
         """Give a tenant's queue of a topic and partition; the default topic has one."""
         if topic == names.DEFAULT_TOPIC:
             return cls(name=names.queue_name(tenant_id), topic=topic, partition=0)
         name = names.partition_queue_name(tenant_id, topic, partition)
-        return cls(name=name, topic=topic, partition=partition)
+        return cls(name=name, topic=topic, partition=partition, ordered=ordered)
 
     @property
     def routing_key(self) -> str:
@@ -75,6 +80,10 @@ class TenantTopology:
     partitions: int
     consumer_access: bool = False
     """Whether consumers of the tenant's own read it, from queues of their group."""
+    topic_partitions: tuple[int, ...] = ()
+    """How many partitions each of its topics has; where nothing is said, `partitions`."""
+    ordered: tuple[str, ...] = ()
+    """The topics whose partitions are in order."""
 
     @property
     def exchange(self) -> str:
@@ -91,11 +100,17 @@ class TenantTopology:
         return (
             QueueSpec.of(self.tenant_id, names.DEFAULT_TOPIC, 0),
             *(
-                QueueSpec.of(self.tenant_id, topic, partition)
+                QueueSpec.of(self.tenant_id, topic, partition, ordered=topic in self.ordered)
                 for topic in self.topics
-                for partition in range(self.partitions)
+                for partition in range(self.partitions_of(topic))
             ),
         )
+
+    def partitions_of(self, topic: str) -> int:
+        """Tell how many partitions one of its topics has."""
+        if not self.topic_partitions:
+            return self.partitions
+        return self.topic_partitions[self.topics.index(topic)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -24,6 +24,11 @@ policy can't express -1. A large number means the same to all of them, and a que
 puts returned messages back where they were instead of at its end.
 """
 
+ONE_AT_A_TIME: Final[Mapping[str, str | int]] = {"x-single-active-consumer": True}
+"""Of a queue in order one consumer is given messages at a time, and the next one only once the
+first has gone, with what it had in hand back in the queue. Otherwise a second channel, of a daemon
+that has lost its connection before the broker has noticed, would be given what comes after that."""
+
 GROUP_BYTES: Final = 64 * 1024 * 1024
 GROUP_SECONDS: Final = 24 * 60 * 60
 """What a queue of a tenant's consumer group holds at most. Beyond that its oldest messages go: it
@@ -80,7 +85,8 @@ def plan(topology: TenantTopology, queue_type: QueueType) -> Plan:
     ]
     arguments = _arguments(tenant_id, queue_type)
     for spec in topology.queues():
-        queues.append(Queue(name=spec.name, arguments=arguments))
+        own = {**arguments, **ONE_AT_A_TIME} if spec.ordered else arguments
+        queues.append(Queue(name=spec.name, arguments=own))
         bindings += [
             Binding(exchange=topology.exchange, queue=spec.name, routing_key=key)
             for key in _keys(spec)

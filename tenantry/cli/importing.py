@@ -8,7 +8,7 @@ import os
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -23,6 +23,7 @@ from tenantry.cli.client import ControlClient, tenant_path
 from tenantry.cli.options import example, with_client
 from tenantry.cli.output import ApiError, CommandError
 from tenantry.cli.tenants import tenant
+from tenantry.cli.topics import topic_of
 from tenantry.domain import names
 
 if TYPE_CHECKING:
@@ -117,7 +118,8 @@ def import_(
     """Create the tenants of a file: CSV with a header, or JSON lines; - is standard input.
 
     Each needs an id; name, topics (in CSV with spaces between them), partitions and workers may be
-    left out. Nothing is made of a file with a mistake in it. Tenants that exist are left as they
+    left out. A topic is a name, or as in orders:8:ordered; in JSON an object, as the API takes it.
+    Nothing is made of a file with a mistake in it. Tenants that exist are left as they
     are, so that the same command goes on where it broke off.
     """
     if (credentials is None) != no_credentials and not dry_run:
@@ -218,10 +220,17 @@ def _of_csv(header: Sequence[str], cells: Sequence[str]) -> object:
     given: dict[str, Any] = {}
     for column, cell in zip(header, cells, strict=False):
         if text := cell.strip():
-            given[column] = text.split() if column == "topics" else text
+            given[column] = _topics(text) if column == "topics" else text
             if column in {"partitions", "workers"} and text.isascii() and text.isdigit():
                 given[column] = int(text) if len(text) < 10 else text
     return given
+
+
+def _topics(text: str) -> object:
+    try:
+        return [topic_of(one) for one in text.split()]
+    except ValueError as error:
+        return error
 
 
 def _checked(given: object, model: type[TenantCreation]) -> dict[str, Any]:
@@ -233,9 +242,11 @@ def _checked(given: object, model: type[TenantCreation]) -> dict[str, Any]:
     tenant_id = given.get("id")
     if not isinstance(tenant_id, str) or not names.is_tenant_id(tenant_id):
         raise ValueError("needs an id: 1 to 40 of a-z, 0-9 and inner hyphens")
+    if isinstance(given.get("topics"), ValueError):
+        raise given["topics"]
     body = {**given, "name": given.get("name", tenant_id)}
-    topics = model.model_validate(body).topics
-    for topic in topics:
+    model.model_validate(body)
+    for topic in (_name(one) for one in body.get("topics", ())):
         if not names.is_topic(topic):
             raise ValueError(f"{topic!r} is no topic: 1 to 63 of a-z, 0-9, _ and -, not default")
     return body
@@ -264,12 +275,24 @@ def _compare(one: Wanted, found: dict[str, Any], done: Import) -> None:
     for name in _COMPARED:
         same = wanted[name] == found[name]
         if name == "topics":
-            same = {*wanted[name]} <= {*found[name]}
+            there = {topic["name"]: topic for topic in found["topic_settings"]}
+            same = all(_is_so(topic, there.get(_name(topic))) for topic in wanted[name])
         if not same:
             problem = f"exists with {name} {output.clean(found[name])}"
             done.failed.append((one, problem))
             return
     done.existed.append(one.id)
+
+
+def _name(topic: str | Mapping[str, Any]) -> str:
+    return topic if isinstance(topic, str) else topic["name"]
+
+
+def _is_so(wanted: str | Mapping[str, Any], found: Mapping[str, Any] | None) -> bool:
+    """Tell whether a tenant has a topic, with all that is said of it."""
+    if isinstance(wanted, str) or found is None:
+        return found is not None
+    return all(found[name] == value for name, value in wanted.items() if value is not None)
 
 
 class Credentials:

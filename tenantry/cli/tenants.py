@@ -13,6 +13,7 @@ from tenantry.cli.client import ControlClient, tenant_path
 from tenantry.cli.limits import limits
 from tenantry.cli.options import complete_node, example, tenant_argument, with_client
 from tenantry.cli.output import CommandError
+from tenantry.cli.topics import shown, topic_of
 
 DELETE_TIMEOUT: Final = 300.0
 
@@ -37,6 +38,8 @@ def _show(found: Tenant, *, as_json: bool, renewed_by: str = "`rotate-credential
         output.print_json(found)
         return
     fields = {name: found[name] for name in _FIELDS if name in found}
+    if settings := found.get("topic_settings"):
+        fields["topics"] = shown(settings)
     # A past state has none, and most tenants have none now.
     fields |= {name: found[name] for name in ("parked_at", "trouble") if found.get(name)}
     credentials = found.get("credentials")
@@ -48,14 +51,23 @@ def _show(found: Tenant, *, as_json: bool, renewed_by: str = "`rotate-credential
 
 
 @tenant.command(
-    epilog=example('tenantry tenant create "Acme Ltd" --id acme --topic events --partitions 3')
+    epilog=example(
+        'tenantry tenant create "Acme Ltd" --id acme --topic events --topic orders:8:ordered'
+    )
 )
 @with_client
 @click.argument("name", required=False)
 @click.option("--id", "tenant_id", help="The id: a-z, 0-9 and hyphens.  [default: generated]")
 @click.option("--name", "name_option", help="The name, in place of the argument.")
 @click.option("--workers", type=click.IntRange(1, 64), help="Workers.  [default: as configured]")
-@click.option("--topic", "--topics", "topics", multiple=True, help="A topic; may be repeated.")
+@click.option(
+    "--topic",
+    "--topics",
+    "topics",
+    multiple=True,
+    metavar="NAME[:PARTITIONS][:ordered]",
+    help="A topic; may be repeated.",
+)
 @click.option("--partitions", type=click.IntRange(1, 64), help="Partitions a topic.  [default: 1]")
 def create(
     client: ControlClient,
@@ -71,19 +83,23 @@ def create(
     """Create a tenant; once it is there, it consumes.
 
     Prints its credentials, which are shown this once. --topics also takes a list, as in
-    events,logs.
+    events,logs. A topic may have partitions of its own, and keep each one's order, as in
+    orders:8:ordered: its messages are then handled and stored strictly as they were published.
     """
     if name and name_option:
         raise click.UsageError("the name is given twice: as an argument and as --name")
     wanted = name or name_option or tenant_id
     if not wanted:
         raise click.UsageError("a name is needed: tenantry tenant create NAME")
-    names = [topic for given in topics for topic in given.split(",") if topic]
+    try:
+        wanted_topics = [topic_of(one) for given in topics for one in given.split(",") if one]
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
     body = {
         "name": wanted,
         "id": tenant_id,
         "workers": workers,
-        "topics": names or None,
+        "topics": wanted_topics or None,
         "partitions": partitions,
     }
     with output.working("creating the tenant"):

@@ -273,7 +273,7 @@ def _assignments(options: ConsumerOptions, accesses: Sequence[TenantAccess]) -> 
     """Deal out the work, so that tenants take turns where not all consumers run at once."""
     topics = dict.fromkeys(topic for access in accesses for topic in access.topology.topics)
     turns = {
-        (access.topology.tenant_id, topic): Turns(access.topology.partitions)
+        (access.topology.tenant_id, topic): Turns(access.topology.partitions_of(topic))
         for access in accesses
         for topic in access.topology.topics
     }

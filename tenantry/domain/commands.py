@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from tenantry.domain.topics import Topic
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ForTenant:
@@ -20,11 +22,14 @@ class ForTenant:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CreateTenant(ForTenant):
-    """Bring a tenant to life. `workers` is 1 to 64, `partitions` (per topic) 1 to 64."""
+    """Bring a tenant to life. `workers` is 1 to 64, `partitions` (per topic) 1 to 64.
+
+    A topic by its name alone has these partitions, and no order.
+    """
 
     name: str
     workers: int
-    topics: tuple[str, ...] = ()
+    topics: tuple[str | Topic, ...] = ()
     partitions: int = 1
 
 
@@ -102,9 +107,12 @@ class RevokeConsumerAccess(ForTenant):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AddTopics(ForTenant):
-    """Give the tenant more topics; those it has already are left as they are."""
+    """Give the tenant more topics; those it has already are left as they are.
 
-    topics: tuple[str, ...]
+    What is said of one that it has must be so already: nothing of a topic changes later.
+    """
+
+    topics: tuple[str | Topic, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

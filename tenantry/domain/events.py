@@ -21,12 +21,18 @@ class OfTenant:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TenantCreated(OfTenant):
-    """The tenant was accepted; its objects are about to be made."""
+    """The tenant was accepted; its objects are about to be made.
+
+    `partitions` are those of a topic that is asked for without any, `topic_partitions` those of
+    each of `topics`; the partitions of those that are `ordered` keep their order.
+    """
 
     name: str
     workers: int
     topics: tuple[str, ...]
     partitions: int
+    topic_partitions: tuple[int, ...] = ()
+    ordered: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,9 +107,11 @@ class ConsumerAccessRevoked(OfTenant):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TopicsAdded(OfTenant):
-    """The tenant has these topics too."""
+    """The tenant has these topics too; without `topic_partitions`, as many as it was made with."""
 
     topics: tuple[str, ...]
+    topic_partitions: tuple[int, ...] = ()
+    ordered: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,7 +166,8 @@ TenantEvent: TypeAlias = (
 class MessageDeadLettered(OfTenant):
     """A message could not be stored and went to the dead-letter exchange, bytes unchanged.
 
-    It was tried `attempts` times; `error` is the last one's.
+    It was tried `attempts` times; `error` is the last one's. Of a topic that is `ordered` it lets
+    those behind it pass: its partition's order is broken there.
     """
 
     message_id: str | None
@@ -169,6 +178,7 @@ class MessageDeadLettered(OfTenant):
     first_error: str
     attempts: int
     size: int
+    ordered: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -58,6 +58,7 @@ from tenantry.domain.events import (
     WorkersResized,
 )
 from tenantry.domain.limits import MAX_WORKERS, MIN_WORKERS, NO_LIMITS, Limits
+from tenantry.domain.topics import Ordering, Topic, as_topics
 
 MIN_PARTITIONS: Final = 1
 MAX_PARTITIONS: Final = 64
@@ -85,6 +86,8 @@ class TenantState:
     `retained` tells that a deleted tenant's messages were kept, `consumer_access` that it has a
     user that reads its topics. `workers` is within its `limits`. A tenant created again under a
     used id is another one, with the next `incarnation`; its life begins at `created_version`.
+    `topic_partitions` are those of each of `topics`, where they are not `partitions`; the
+    partitions of topics that are `ordered` keep their order.
     """
 
     tenant_id: str
@@ -103,11 +106,30 @@ class TenantState:
     created_version: int = 1
     consumer_access: bool = False
     limits: Limits = NO_LIMITS
+    topic_partitions: tuple[int, ...] = ()
+    ordered: tuple[str, ...] = ()
 
     @property
     def exists(self) -> bool:
         """Whether the id is taken: false once the tenant is deleted."""
         return self.lifecycle is not Lifecycle.DELETED
+
+    def partitions_of(self, topic: str) -> int:
+        """Tell how many partitions one of its topics has."""
+        if not self.topic_partitions:
+            return self.partitions
+        return self.topic_partitions[self.topics.index(topic)]
+
+    def settings(self) -> tuple[Topic, ...]:
+        """Give all that is known of its topics."""
+        return tuple(
+            Topic(
+                name=name,
+                partitions=self.partitions_of(name),
+                ordering=Ordering.PARTITION if name in self.ordered else Ordering.NONE,
+            )
+            for name in self.topics
+        )
 
 
 def decide(state: TenantState | None, command: Command) -> tuple[TenantEvent, ...]:
@@ -191,6 +213,8 @@ def evolve(state: TenantState | None, event: TenantEvent, at: datetime) -> Tenan
             workers=event.workers,
             topics=event.topics,
             partitions=event.partitions,
+            topic_partitions=_partitions(event, event.partitions),
+            ordered=event.ordered,
             version=version,
             created_at=at,
             updated_at=at,
@@ -219,8 +243,14 @@ def evolve(state: TenantState | None, event: TenantEvent, at: datetime) -> Tenan
             return replace(state, consumer_access=True)
         case ConsumerAccessRevoked():
             return replace(state, consumer_access=False)
-        case TopicsAdded(topics=topics):
-            return replace(state, topics=state.topics + topics)
+        case TopicsAdded(topics=topics, ordered=ordered):
+            before = state.topic_partitions or (state.partitions,) * len(state.topics)
+            return replace(
+                state,
+                topics=state.topics + topics,
+                topic_partitions=before + _partitions(event, state.partitions),
+                ordered=state.ordered + ordered,
+            )
         case DeletionRequested(retain=retain):
             return replace(
                 state,
@@ -253,7 +283,8 @@ def _create(state: TenantState | None, command: CreateTenant) -> tuple[TenantEve
     if not 1 <= len(name) <= MAX_NAME or name.isspace() or not name.isprintable():
         raise InvalidCommandError("name", f"must be 1 to {MAX_NAME} printable characters")
     _check_workers(command.workers)
-    _check_topics(command.topics)
+    topics = as_topics(command.topics)
+    _check_topics(topics)
     if not MIN_PARTITIONS <= command.partitions <= MAX_PARTITIONS:
         raise InvalidCommandError("partitions", f"must be {MIN_PARTITIONS} to {MAX_PARTITIONS}")
     return (
@@ -261,21 +292,51 @@ def _create(state: TenantState | None, command: CreateTenant) -> tuple[TenantEve
             tenant_id=command.tenant_id,
             name=name,
             workers=command.workers,
-            topics=command.topics,
+            topics=tuple(one.name for one in topics),
             partitions=command.partitions,
+            topic_partitions=tuple(one.partitions or command.partitions for one in topics),
+            ordered=tuple(one.name for one in topics if one.ordered),
         ),
     )
 
 
-def _add_topics(state: TenantState, topics: tuple[str, ...]) -> tuple[TenantEvent, ...]:
+def _add_topics(state: TenantState, given: tuple[str | Topic, ...]) -> tuple[TenantEvent, ...]:
     _require(state, "take new topics", Lifecycle.ACTIVE, Lifecycle.PAUSED)
+    topics = as_topics(given)
     _check_topics(topics)
-    new = tuple(topic for topic in topics if topic not in state.topics)
+    there = {one.name: one for one in state.settings()}
+    for one in topics:
+        if (known := there.get(one.name)) is not None and not _agree(one, known):
+            raise InvalidCommandError(
+                "topics",
+                f"{one.name!r} is there already, with {known.partitions} partition(s) and "
+                f"ordering {known.ordering}, which stay as they are",
+            )
+    new = tuple(one for one in topics if one.name not in there)
     if not new:
         return ()
     if len(state.topics) + len(new) > MAX_TOPICS:
         raise InvalidCommandError("topics", f"a tenant has {MAX_TOPICS} at most")
-    return (TopicsAdded(tenant_id=state.tenant_id, topics=new),)
+    return (
+        TopicsAdded(
+            tenant_id=state.tenant_id,
+            topics=tuple(one.name for one in new),
+            topic_partitions=tuple(one.partitions or state.partitions for one in new),
+            ordered=tuple(one.name for one in new if one.ordered),
+        ),
+    )
+
+
+def _agree(asked: Topic, known: Topic) -> bool:
+    """Tell whether nothing is said of a topic that is otherwise."""
+    return asked.partitions in (None, known.partitions) and asked.ordering in (None, known.ordering)
+
+
+def _partitions(event: TenantCreated | TopicsAdded, usual: int) -> tuple[int, ...]:
+    """Give the partitions of each of an event's topics."""
+    if len(event.topic_partitions) == len(event.topics):
+        return event.topic_partitions
+    return (usual,) * len(event.topics)
 
 
 def _resize(state: TenantState, workers: int, reason: str) -> tuple[TenantEvent, ...]:
@@ -318,17 +379,25 @@ def _check_workers(workers: int) -> None:
         raise InvalidCommandError("workers", f"must be {MIN_WORKERS} to {MAX_WORKERS}")
 
 
-def _check_topics(topics: tuple[str, ...]) -> None:
+def _check_topics(topics: tuple[Topic, ...]) -> None:
     if len(topics) > MAX_TOPICS:
         raise InvalidCommandError("topics", f"a tenant has {MAX_TOPICS} at most")
-    if len(set(topics)) != len(topics):
+    if len({one.name for one in topics}) != len(topics):
         raise InvalidCommandError("topics", "names a topic twice")
     for topic in topics:
-        if not names.is_topic(topic):
+        if not names.is_topic(topic.name):
             raise InvalidCommandError(
                 "topics",
-                f"{topic[:80]!r} is no topic name: 1 to 63 of a-z, 0-9, _ and -, "
+                f"{topic.name[:80]!r} is no topic name: 1 to 63 of a-z, 0-9, _ and -, "
                 f"and not {names.DEFAULT_TOPIC!r}",
+            )
+        if topic.partitions is not None and not (
+            MIN_PARTITIONS <= topic.partitions <= MAX_PARTITIONS
+        ):
+            raise InvalidCommandError(
+                "topics",
+                f"{topic.name!r} asks for {topic.partitions} partitions: {MIN_PARTITIONS} to "
+                f"{MAX_PARTITIONS} are allowed",
             )
 
 

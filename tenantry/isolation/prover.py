@@ -91,6 +91,8 @@ class IsolationProver:
                         topics=state.topics,
                         partitions=state.partitions,
                         consumer_access=state.consumer_access,
+                        topic_partitions=state.topic_partitions,
+                        ordered=state.ordered,
                     )
             after = page[-1].tenant_id
 

@@ -46,10 +46,12 @@ EVENT_TYPES: Final[Mapping[str, type[Event]]] = MappingProxyType(
 
 VERSIONS: Final[Mapping[str, int]] = MappingProxyType(
     {
-        "MessageDeadLettered": 2,
+        "MessageDeadLettered": 3,
         "DeadLettersReplayed": 2,
         "DeadLettersDiscarded": 2,
         "WorkersResized": 2,
+        "TenantCreated": 2,
+        "TopicsAdded": 2,
     }
 )
 """The schema version of each type that is not at 1 any more."""
@@ -65,6 +67,16 @@ def _with_count(data: Data) -> Data:
     return {**data, "count": len(data["ids"])}
 
 
+def _unordered(data: Data) -> Data:
+    """In version 1 all of a tenant's topics had as many partitions, and none was in order."""
+    return {**data, "topic_partitions": [], "ordered": []}
+
+
+def _out_of_no_order(data: Data) -> Data:
+    """In version 2 no topic was in order."""
+    return {**data, "ordered": False}
+
+
 def _as_asked(data: Data) -> Data:
     """In version 1 somebody had always asked for it."""
     return {**data, "reason": ""}
@@ -76,11 +88,14 @@ UPCASTERS: Final[Mapping[tuple[str, int], Upcaster]] = MappingProxyType(
         ("DeadLettersReplayed", 1): _with_count,
         ("DeadLettersDiscarded", 1): _with_count,
         ("WorkersResized", 1): _as_asked,
+        ("MessageDeadLettered", 2): _out_of_no_order,
+        ("TenantCreated", 1): _unordered,
+        ("TopicsAdded", 1): _unordered,
     }
 )
 """For a type and a schema version, the way to the next."""
 
-STATE_SCHEMA: Final = 5
+STATE_SCHEMA: Final = 6
 """The shape of a written tenant state. Raise it when the state's fields or `evolve` change: what
 was written in another shape is then folded anew from the events."""
 
@@ -88,7 +103,12 @@ _FORMER_LIFECYCLES: Final[Mapping[str, str]] = MappingProxyType({"draining": "de
 """What older programs call a state: a daemon that stands by reads what its older leader writes."""
 
 _SINCE_THEN: Final[Mapping[str, object]] = MappingProxyType(
-    {"consumer_access": False, "limits": asdict(NO_LIMITS)}
+    {
+        "consumer_access": False,
+        "limits": asdict(NO_LIMITS),
+        "topic_partitions": [],
+        "ordered": [],
+    }
 )
 """What a state has that older programs don't write, for the same reader."""
 

@@ -328,7 +328,7 @@ def _assignments(options: ProducerOptions, accesses: Sequence[TenantAccess]) -> 
             topic=topic,
             kind=kind,
             producer=producer + 1,
-            partitions=access.topology.partitions,
+            partitions=access.topology.partitions_of(topic),
             batches=options.batches,
             batch_size=options.batch_size,
             interval=options.interval,

@@ -10,6 +10,7 @@ from typing import Any, Final, Protocol
 from urllib.parse import quote
 
 from tenantry.broker.port import Credentials, TenantTopology
+from tenantry.domain.topics import Ordering
 
 Say = Callable[[str], None]
 
@@ -101,9 +102,11 @@ def _created_or_found(
         more = {"topics": list(topics)}
         path, failed = _path(tenant_id, "topics"), f"tenant {tenant_id} gets no topics: "
         found = topology_of(_call(api, "POST", path, more, failed=failed))
-    if found.partitions != partitions:
+    there = {found.partitions_of(topic) for topic in topics if topic in found.topics}
+    if there != {partitions}:
+        numbers = " or ".join(str(one) for one in sorted(there))
         say(
-            f"Notice: tenant {tenant_id} exists with {found.partitions} partition(s) a topic; "
+            f"Notice: tenant {tenant_id} exists with {numbers} partition(s) a topic; "
             f"they are used, not {partitions}"
         )
     return None, found
@@ -136,11 +139,14 @@ def every_tenant(api: Api) -> list[TenantTopology]:
 
 def topology_of(tenant: Mapping[str, Any]) -> TenantTopology:
     """Read what names a tenant's objects from the API's answer."""
+    settings = tenant.get("topic_settings", ())
     return TenantTopology(
         tenant_id=tenant["id"],
         topics=tuple(tenant["topics"]),
         partitions=tenant["partitions"],
         consumer_access=tenant.get("consumer_access", False),
+        topic_partitions=tuple(one["partitions"] for one in settings),
+        ordered=tuple(one["name"] for one in settings if one["ordering"] == Ordering.PARTITION),
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import zlib
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from uuid import UUID
@@ -22,6 +23,7 @@ FIELDS = {
     "id", "name", "state", "workers", "topics", "partitions", "stream", "queue", "version",
     "incarnation", "node", "epoch", "created_at", "updated_at", "workers_current",
     "messages_pending", "parked", "parked_at", "trouble", "consumer_access", "limits",
+    "topic_settings",
 }  # fmt: skip
 
 
@@ -150,6 +152,40 @@ def test_topics_are_added(api: Served) -> None:
     api.world.create("acme", topics=("logs",))
     answer = api.control.post("/tenants/acme/topics", json={"topics": ["logs", "events"]})
     assert answer.json()["topics"] == ["logs", "events"]
+
+
+def test_topics_have_partitions_and_ordering_of_their_own(api: Served) -> None:
+    orders = {"name": "orders", "partitions": 8, "ordering": "partition"}
+    body = {"id": "acme", "name": "Acme", "topics": ["logs", orders], "partitions": 2}
+    made = api.control.post("/tenants", json=body).json()
+    added = {"topics": [{"name": "audit", "ordering": "partition"}]}
+    found = api.control.post("/tenants/acme/topics", json=added).json()
+    logs = {"name": "logs", "partitions": 2, "ordering": "none"}
+    audit = {"name": "audit", "partitions": 2, "ordering": "partition"}
+    assert made["topics"] == ["logs", "orders"]
+    assert made["topic_settings"] == [logs, orders]
+    assert found["topic_settings"] == [logs, orders, audit]
+    keyed = {"payload": 1, "topic": "orders", "key": "customer-42"}
+    api.control.post("/tenants/acme/messages", json=keyed)
+    (sent,) = api.world.publishing.sent
+    assert sent.routing_key == f"orders.{zlib.crc32(b'customer-42') % 8}"
+
+
+@pytest.mark.parametrize(
+    "topic",
+    [
+        {"partitions": 3},
+        {"name": "orders", "partitions": 0},
+        {"name": "orders", "partitions": 65},
+        {"name": "orders", "ordering": "key"},
+        {"name": "orders", "colour": "red"},
+        {"name": "a.b"},
+        7,
+    ],
+)
+def test_a_topic_that_can_not_be_is_refused(api: Served, topic: object) -> None:
+    answer = api.control.post("/tenants", json={"name": "Acme", "topics": [topic]})
+    assert (answer.status_code, api.control.get("/tenants").json()["data"]) == (422, [])
 
 
 def test_a_deleted_tenant_is_gone_and_its_id_free(api: Served) -> None:

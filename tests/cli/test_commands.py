@@ -54,6 +54,23 @@ def test_every_command_has_help_with_an_example_and_a_config_option(
     assert "--config PATH" in out
 
 
+def test_topics_are_created_with_partitions_and_ordering(api: Served, run: Run) -> None:
+    code, out, _ = run(
+        "tenant", "create", "acme", "--topics", "logs,orders:8:ordered", "--topic", "audit:ordered"
+    )
+    assert code == 0
+    assert "orders:8:ordered" in out
+    (found,) = data(run, "tenant", "list")
+    told = [(one["name"], one["partitions"], one["ordering"]) for one in found["topic_settings"]]
+    assert told == [("logs", 1, "none"), ("orders", 8, "partition"), ("audit", 1, "partition")]
+
+
+@pytest.mark.parametrize("topic", ["a:", "a:b", "a:8:9", "a:ordered:8", "a:ordered:ordered"])
+def test_a_topic_written_otherwise_is_bad_usage(api: Served, run: Run, topic: str) -> None:
+    code, _, err = run("tenant", "create", "acme", "--topic", topic)
+    assert (code, "NAME[:PARTITIONS][:ordered]" in err) == (2, True)
+
+
 def test_a_tenant_is_created_with_credentials_shown_once(api: Served, run: Run) -> None:
     code, out, err = run("tenant", "create", "Acme Ltd", "--id", "acme", "--topic", "a,b")
     assert code == 0

@@ -22,7 +22,7 @@ Run = Callable[..., tuple[int, str, str]]
 pytestmark = pytest.mark.usefixtures("_isolated")
 
 CSV = """\ufeffID,name,topics,partitions,workers
-acme,"Acme, Ltd",events logs,2,3
+acme,"Acme, Ltd",events logs:8:ordered,2,3
 
 globex,,,,
 initech,Initech,,1,
@@ -43,6 +43,10 @@ def test_the_tenants_of_a_csv_file_are_made_and_their_credentials_kept(
     acme = made["acme"]
     assert (acme["name"], acme["topics"]) == ("Acme, Ltd", ["events", "logs"])
     assert (acme["partitions"], acme["workers"]) == (2, 3)
+    assert acme["topic_settings"] == [
+        {"name": "events", "partitions": 2, "ordering": "none"},
+        {"name": "logs", "partitions": 8, "ordering": "partition"},
+    ]
     assert made["globex"]["name"] == "globex"
     file = tmp_path / "credentials"
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
@@ -89,6 +93,7 @@ def test_json_lines_are_taken_and_what_was_done_is_told_as_json(
         ("id,workers\nx,many\n", "line 2: workers: "),
         ("id,workers\nx,65\n", "line 2: workers: "),
         ("id,topics\nx,default\n", "line 2: 'default' is no topic"),
+        ("id,topics\nx,a:b\n", "line 2: 'a:b' is no topic: NAME"),
         ('id,name\nx,"open\n', "can't be read"),
         ('{"id": "x"}\n{"id": 7}\n', "line 2: needs an id"),
         ('{"id": "x"}\n["y"]\n', "line 2: is no JSON object"),

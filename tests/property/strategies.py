@@ -35,6 +35,7 @@ from tenantry.domain.events import (
     TenantEvent,
 )
 from tenantry.domain.limits import RANGES, Limits
+from tenantry.domain.topics import Ordering, Topic
 
 TENANT = "acme"
 
@@ -53,7 +54,14 @@ limit_changes = st.dictionaries(
 def commands(tenant_id: str = TENANT) -> st.SearchStrategy[Command]:
     """Commands of one tenant, sensible ones and foolish ones."""
     one = st.just(tenant_id)
-    topic_lists = st.lists(st.one_of(topics, topics, topics, bad_topics), max_size=5).map(tuple)
+    named = st.one_of(topics, topics, topics, bad_topics)
+    with_settings = st.builds(
+        Topic,
+        name=named,
+        partitions=st.none() | workers,
+        ordering=st.none() | st.sampled_from(Ordering),
+    )
+    topic_lists = st.lists(st.one_of(named, named, with_settings), max_size=5).map(tuple)
     return st.one_of(
         st.builds(
             CreateTenant,
@@ -106,6 +114,8 @@ def _values(hint: Any) -> st.SearchStrategy[Any]:
         return st.none() | st.integers(-(2**63), 2**63)
     if hint is Limits:
         return _any_of(Limits)
+    if hint == tuple[int, ...]:
+        return st.lists(st.integers(1, 64), max_size=4).map(tuple)
     if hint == tuple[str, ...]:
         return st.lists(text, max_size=4).map(tuple)
     raise AssertionError(f"no strategy for {hint}")

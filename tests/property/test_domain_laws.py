@@ -57,6 +57,9 @@ def check_limits(state: TenantState) -> None:
     assert len(state.topics) <= MAX_TOPICS
     assert len(set(state.topics)) == len(state.topics)
     assert all(names.is_topic(topic) for topic in state.topics)
+    assert len(state.topic_partitions) == len(state.topics)
+    assert all(MIN_PARTITIONS <= one <= MAX_PARTITIONS for one in state.topic_partitions)
+    assert set(state.ordered) <= set(state.topics)
     assert state.created_at <= state.updated_at
     if state.parked is not None:
         assert state.lifecycle is Lifecycle.PAUSED

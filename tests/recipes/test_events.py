@@ -20,6 +20,9 @@ FORMER = {
     ("DeadLettersReplayed", 1): "c52c5117b0f8dc57",
     ("DeadLettersDiscarded", 1): "36d20bf22eca440b",
     ("WorkersResized", 1): "39942486dd07ab44",
+    ("TenantCreated", 1): "8e78d53fe0d39625",
+    ("TopicsAdded", 1): "be2dcbfbe92d5e99",
+    ("MessageDeadLettered", 2): "8c447fbe875afe5c",
 }
 """The digests of samples in former versions: nothing writes such an event any more, so that
 nothing else would notice another. One that is current today gets its digest here when the version

@@ -21,7 +21,15 @@ from tenantry.journal.codec import (
 )
 from tenantry.journal.port import Metadata, UnknownEventError
 
-CREATED = {"tenant_id": "a", "name": "A", "workers": 1, "topics": ["x"], "partitions": 1}
+CREATED = {
+    "tenant_id": "a",
+    "name": "A",
+    "workers": 1,
+    "topics": ["x"],
+    "partitions": 1,
+    "topic_partitions": [3],
+    "ordered": ["x"],
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,9 +55,17 @@ NEWER = Codec({"Moved": Moved}, {"Moved": 3}, UPCASTERS)
 
 
 def test_an_event_is_written_as_plain_json() -> None:
-    event = TenantCreated(tenant_id="a", name="A", workers=1, topics=("x",), partitions=1)
-    assert CODEC.encode(event) == ("TenantCreated", 1, CREATED)
-    assert CODEC.decode("TenantCreated", 1, CREATED) == event
+    event = TenantCreated(
+        tenant_id="a",
+        name="A",
+        workers=1,
+        topics=("x",),
+        partitions=1,
+        topic_partitions=(3,),
+        ordered=("x",),
+    )
+    assert CODEC.encode(event) == ("TenantCreated", 2, CREATED)
+    assert CODEC.decode("TenantCreated", 2, CREATED) == event
 
 
 def test_old_events_are_lifted_step_by_step() -> None:
@@ -93,14 +109,14 @@ def test_what_a_newer_program_wrote_is_refused(name: str, version: int) -> None:
 )
 def test_ill_typed_and_extra_fields_are_refused(change: dict[str, Any]) -> None:
     with pytest.raises(MalformedEventError, match="TenantCreated"):
-        CODEC.decode("TenantCreated", 1, {**CREATED, **change})
+        CODEC.decode("TenantCreated", 2, {**CREATED, **change})
 
 
 @pytest.mark.parametrize("field", list(CREATED))
 def test_missing_fields_are_refused(field: str) -> None:
     data = {key: value for key, value in CREATED.items() if key != field}
     with pytest.raises(MalformedEventError, match=field):
-        CODEC.decode("TenantCreated", 1, data)
+        CODEC.decode("TenantCreated", 2, data)
 
 
 def test_what_is_no_event_is_not_written() -> None:

@@ -45,6 +45,7 @@ from tenantry.domain.events import (
 )
 from tenantry.domain.limits import Limits
 from tenantry.domain.tenant import MAX_TOPICS, Lifecycle, TenantState, decide, evolve, fold
+from tenantry.domain.topics import Ordering, Topic
 
 T = "acme"
 AT = datetime(2030, 1, 1, tzinfo=UTC)
@@ -71,7 +72,9 @@ STATES = {
 }
 
 CREATE = CreateTenant(tenant_id=T, name="Acme", workers=3, topics=("a",), partitions=2)
-CREATED = TenantCreated(tenant_id=T, name="Acme", workers=3, topics=("a",), partitions=2)
+CREATED = TenantCreated(
+    tenant_id=T, name="Acme", workers=3, topics=("a",), partitions=2, topic_partitions=(2,)
+)
 PROVISIONED = ConfirmProvisioned(tenant_id=T)
 ABANDON = AbandonProvisioning(tenant_id=T, reason="no broker")
 RESIZE = ResizeWorkers(tenant_id=T, workers=5)
@@ -87,7 +90,7 @@ DELETED = ConfirmDeleted(tenant_id=T, queued=1, stored=2)
 RESIZED = (WorkersResized(tenant_id=T, previous=3, workers=5),)
 LIMITED = (LimitsChanged(tenant_id=T, limits=Limits(rate=10)),)
 ROTATED = (CredentialsRotated(tenant_id=T),)
-ADDED = (TopicsAdded(tenant_id=T, topics=("logs",)),)
+ADDED = (TopicsAdded(tenant_id=T, topics=("logs",), topic_partitions=(2,)),)
 PARKED = (TenantParked(tenant_id=T, reason="kept failing"),)
 RESUMED = (TenantResumed(tenant_id=T),)
 GOING = (DeletionRequested(tenant_id=T, retain=True),)
@@ -235,6 +238,49 @@ def test_a_tenant_has_no_more_topics_than_allowed() -> None:
     assert decide(state, AddTopics(tenant_id=T, topics=("t1",))) == ()
     with pytest.raises(InvalidCommandError):
         decide(state, AddTopics(tenant_id=T, topics=("one-more",)))
+
+
+def test_a_topic_has_the_partitions_and_the_ordering_that_were_asked_for() -> None:
+    orders = Topic(name="orders", partitions=8, ordering=Ordering.PARTITION)
+    create = CreateTenant(tenant_id=T, name="n", workers=1, topics=("events", orders), partitions=2)
+    state = fold(((one, AT) for one in decide(None, create)), None)
+    state = fold(((one, AT) for one in decide(state, ConfirmProvisioned(tenant_id=T))), state)
+    audit = Topic(name="audit", ordering=Ordering.PARTITION)
+    state = fold(
+        ((one, AT) for one in decide(state, AddTopics(tenant_id=T, topics=(audit,)))), state
+    )
+    assert state is not None
+    assert state.topics == ("events", "orders", "audit")
+    assert [state.partitions_of(one) for one in state.topics] == [2, 8, 2]
+    assert state.ordered == ("orders", "audit")
+
+
+@pytest.mark.parametrize(
+    ("asked", "problem"),
+    [
+        (Topic(name="events", partitions=3), "is there already, with 2 partition"),
+        (Topic(name="events", ordering=Ordering.PARTITION), "ordering none"),
+        (Topic(name="orders", partitions=65), "asks for 65 partitions"),
+        (Topic(name="default", partitions=1), "is no topic name"),
+    ],
+)
+def test_what_a_topic_can_not_have_is_refused(asked: Topic, problem: str) -> None:
+    with pytest.raises(InvalidCommandError, match=problem):
+        decide(ACTIVE, AddTopics(tenant_id=T, topics=(asked,)))
+
+
+def test_what_is_so_already_of_a_topic_may_be_said_again() -> None:
+    same = Topic(name="events", partitions=2, ordering=Ordering.NONE)
+    assert decide(ACTIVE, AddTopics(tenant_id=T, topics=(same,))) == ()
+
+
+def test_topics_of_events_without_settings_have_the_partitions_of_their_tenant() -> None:
+    created = TenantCreated(tenant_id=T, name="n", workers=1, topics=("t",), partitions=3)
+    more = TopicsAdded(tenant_id=T, topics=("u",))
+    state = fold([(created, AT), (more, AT)])
+    assert state is not None
+    assert [state.partitions_of(one) for one in ("t", "u")] == [3, 3]
+    assert state.ordered == ()
 
 
 def test_resizing_to_the_present_size_changes_nothing() -> None:

@@ -25,6 +25,16 @@ from tenantry.domain.names import UserKind
 ACME = TenantTopology(tenant_id="acme", topics=("events", "logs"), partitions=2)
 
 
+def test_topics_have_partitions_of_their_own_and_those_in_order_one_consumer_at_a_time() -> None:
+    described = plan(replace(ACME, topic_partitions=(1, 3), ordered=("logs",)), "quorum")
+    of_topics = [one for one in described.queues if ".events." in one.name or ".logs." in one.name]
+    one_at_a_time = {
+        one.name.removeprefix("tenant_acme_stream."): one.arguments.get("x-single-active-consumer")
+        for one in of_topics
+    }
+    assert one_at_a_time == {"events.0": None, "logs.0": True, "logs.1": True, "logs.2": True}
+
+
 def test_every_object_has_the_name_of_the_contract() -> None:
     described = plan(ACME, "quorum")
     assert described.exchanges == ("dlx_exchange", "tenant_acme_stream")

@@ -144,7 +144,7 @@ class Publisher:
                 Outgoing(
                     exchange=exchange,
                     routing_key=self.router.routing_key(
-                        state.tenant_id, topic, state.partitions, one.key
+                        state.tenant_id, topic, _partitions(state, topic), one.key
                     ),
                     body=payload,
                     message_id=one.id or new_id,
@@ -152,6 +152,10 @@ class Publisher:
                 )
             )
         return messages
+
+
+def _partitions(state: TenantState, topic: str) -> int:
+    return 1 if topic == names.DEFAULT_TOPIC else state.partitions_of(topic)
 
 
 def _call(state: TenantState) -> str:

@@ -32,6 +32,7 @@ from tenantry.api.schemas.tenants import (
     TenantPage,
     TenantQuery,
     TenantWithCredentials,
+    topics_of,
 )
 from tenantry.api.services import Injected, Services
 from tenantry.control.port import Outcome
@@ -294,8 +295,11 @@ async def revoke_consumer_access(services: Injected, tenant_id: str, caller: Cal
 async def add_topics(
     services: Injected, tenant_id: str, wanted: NewTopics, caller: Caller
 ) -> Response:
-    """Give the tenant more topics, with as many partitions as its others have."""
-    command = AddTopics(tenant_id=checked_id(tenant_id), topics=tuple(wanted.topics))
+    """Give the tenant more topics; by their names alone, with its usual number of partitions.
+
+    What is said of one that is there already must be so: partitions and ordering stay.
+    """
+    command = AddTopics(tenant_id=checked_id(tenant_id), topics=topics_of(wanted.topics))
     return await _carry_out(services, command, caller)
 
 
@@ -344,7 +348,7 @@ def _create(
         tenant_id=tenant_id,
         name=wanted.name,
         workers=services.default_workers() if wanted.workers is None else wanted.workers,
-        topics=tuple(wanted.topics),
+        topics=topics_of(wanted.topics),
         partitions=wanted.partitions,
     )
     try:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Final, Self, TypeAlias
+from collections.abc import Sequence
+from typing import Annotated, Final, Literal, Self, TypeAlias
 
 from pydantic import Field
 
@@ -29,12 +30,16 @@ from tenantry.domain.tenant import (
     Lifecycle,
     TenantState,
 )
+from tenantry.domain.topics import Ordering, Topic
 from tenantry.nodes.port import Owned
 
 _TROUBLE: Final = "it is in trouble; the operator can see why"
 
 _WORKERS: Final = "How many workers may store the tenant's messages at once."
 _TOPICS: Final = "Names of 1 to 63 of a-z, 0-9, _ and -; `default` always exists."
+_TOPICS_ASKED: Final = (
+    f"{_TOPICS} Or an object with the name, its partitions and its ordering; these stay."
+)
 
 Workers: TypeAlias = Annotated[
     int,
@@ -46,14 +51,53 @@ Workers: TypeAlias = Annotated[
     ),
     AS_WHOLE,
 ]
+_TopicName: TypeAlias = Annotated[
+    str, Field(json_schema_extra={"pattern": f"^{names.TOPIC.pattern}$"})
+]
+_ORDERING: Final = (
+    "With `partition` the messages of a partition are handled and stored strictly as they were "
+    "published, also where one is tried again."
+)
+
+
+class TopicWanted(StrictInput):
+    """A topic with more than its name."""
+
+    name: _TopicName
+    partitions: Annotated[
+        int | None,
+        Field(
+            ge=MIN_PARTITIONS,
+            le=MAX_PARTITIONS,
+            description="Its queues; the tenant's `partitions` if left out.",
+            examples=[8],
+        ),
+        AS_WHOLE,
+    ] = None
+    ordering: Literal["none", "partition"] | None = Field(
+        default=None, description=f"{_ORDERING} `none` if left out.", examples=["partition"]
+    )
+
+    def as_topic(self) -> Topic:
+        """Give what is asked for."""
+        ordering = None if self.ordering is None else Ordering(self.ordering)
+        return Topic(name=self.name, partitions=self.partitions, ordering=ordering)
+
+
 Topics: TypeAlias = Annotated[
-    list[Annotated[str, Field(json_schema_extra={"pattern": f"^{names.TOPIC.pattern}$"})]],
+    list[_TopicName | TopicWanted],
     Field(
         max_length=MAX_TOPICS,
-        description=_TOPICS,
-        examples=[["events", "logs"]],
+        description=_TOPICS_ASKED,
+        examples=[["events", {"name": "orders", "partitions": 8, "ordering": "partition"}]],
     ),
 ]
+
+
+def topics_of(wanted: Sequence[str | TopicWanted]) -> tuple[str | Topic, ...]:
+    """Give the topics that are asked for."""
+    return tuple(one if isinstance(one, str) else one.as_topic() for one in wanted)
+
 
 # In answers the limits are told, and not insisted on: a tenant may have been made under others.
 _WorkersShown: TypeAlias = Annotated[
@@ -132,6 +176,18 @@ class DeletionQuery(StrictQuery):
     retain: bool = Field(default=False, description="Keep the stored messages readable.")
 
 
+class TopicSettings(Answer):
+    """A topic's partitions and ordering."""
+
+    name: str = Field(examples=["orders"])
+    partitions: int = Field(description="Its queues.", examples=[8])
+    ordering: str = Field(
+        description=_ORDERING,
+        examples=["partition"],
+        json_schema_extra=values_of(Ordering),
+    )
+
+
 class Tenant(Answer):
     """A tenant. What is running is null where the past is shown."""
 
@@ -140,7 +196,10 @@ class Tenant(Answer):
     state: str = Field(examples=["active"], json_schema_extra=values_of(Lifecycle))
     workers: _WorkersShown
     topics: _TopicsShown
-    partitions: int = Field(examples=[1])
+    partitions: int = Field(
+        description="Of a topic that was asked for by its name alone.", examples=[1]
+    )
+    topic_settings: list[TopicSettings] = Field(description="Of each of `topics`.")
     stream: str = Field(description="The exchange to publish to.", examples=["tenant_acme_stream"])
     queue: str = Field(description="The default queue.", examples=["tenant_acme_queue"])
     version: int = Field(description="Counts the events of this id.", examples=[2])
@@ -198,6 +257,7 @@ class Tenant(Answer):
             state,
             **_names(state),
             limits=TenantLimits.of(state.limits),
+            topic_settings=[TopicSettings.made_of(one) for one in state.settings()],
             node=None if owned is None else owned.node,
             epoch=None if owned is None else owned.epoch,
             workers_current=(0 if known else None) if runtime is None else runtime.workers_current,
@@ -212,6 +272,7 @@ class Tenant(Answer):
             state,
             **_names(state),
             limits=TenantLimits.of(state.limits),
+            topic_settings=[TopicSettings.made_of(one) for one in state.settings()],
             node=None,
             epoch=None,
             workers_current=None,

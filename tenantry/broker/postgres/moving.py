@@ -45,9 +45,18 @@ NO_PASSWORD: Final = PasswordHash(value="")
 """What the other broker is told of a password that it can't check: nobody logs in with it."""
 
 _TENANTS: Final = """
-SELECT tenant_id, array_agg(DISTINCT topic) FILTER (WHERE topic <> 'default'),
-       max(partition) + 1
-FROM tenantry.queues GROUP BY tenant_id ORDER BY tenant_id
+SELECT of_topic.tenant_id,
+       coalesce(array_agg(of_topic.topic ORDER BY of_topic.topic)
+                FILTER (WHERE of_topic.topic <> 'default'), '{}'),
+       coalesce(array_agg(of_topic.partitions ORDER BY of_topic.topic)
+                FILTER (WHERE of_topic.topic <> 'default'), '{}'),
+       coalesce((SELECT array_agg(ordered.topic)
+                 FROM tenantry.tenants AS t
+                 CROSS JOIN jsonb_array_elements_text(t.state -> 'ordered') AS ordered (topic)
+                 WHERE t.id = of_topic.tenant_id), '{}')
+FROM (SELECT tenant_id, topic, max(partition) + 1 AS partitions
+      FROM tenantry.queues GROUP BY tenant_id, topic) AS of_topic
+GROUP BY of_topic.tenant_id ORDER BY of_topic.tenant_id
 """
 
 
@@ -82,9 +91,13 @@ class Move:
         with self._errors, self._database.listen_connection() as connection:
             tenants = [
                 TenantTopology(
-                    tenant_id=tenant_id, topics=tuple(sorted(topics or ())), partitions=partitions
+                    tenant_id=tenant_id,
+                    topics=tuple(topics),
+                    partitions=max(partitions, default=1),
+                    topic_partitions=tuple(partitions),
+                    ordered=tuple(ordered),
                 )
-                for tenant_id, topics, partitions in connection.execute(_TENANTS).fetchall()
+                for tenant_id, topics, partitions, ordered in connection.execute(_TENANTS)
             ]
             session = QueueSession(connection)
             session.begin()
