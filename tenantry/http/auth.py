@@ -16,6 +16,7 @@ import orjson
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from tenantry.http.pool import CLIENT
 from tenantry.http.problems import Problem
 from tenantry.http.tokens import BadTokenError, Principal, Tokens
 from tenantry.http.tokens import Scope as TokenScope
@@ -179,22 +180,28 @@ class Authentication:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
         if scope["type"] == "http":
+            rule = self._rule_for(scope["method"], scope["path"])
             try:
-                scope[_PRINCIPAL_KEY] = self._admit(scope)
+                scope[_PRINCIPAL_KEY] = self._admit(scope, rule)
             except Problem as problem:
                 await problem.response()(scope, receive, send)
                 return
+            turn = CLIENT.set(_whose_turn(scope, rule))
+            try:
+                await self._app(scope, receive, send)
+            finally:
+                CLIENT.reset(turn)
+            return
         await self._app(scope, receive, send)
 
-    def _admit(self, scope: Scope) -> Principal:
+    def _admit(self, scope: Scope, rule: Rule | None) -> Principal:
         connection = connection_of(scope)
         if connection.listener is Listener.CONTROL:
-            return self._on_control_socket(scope, connection)
+            return self._on_control_socket(scope, connection, rule)
         anonymous = Principal(
             name=f"anonymous@{connection.peer}", scope=TokenScope.ADMIN, anonymous=True
         )
         headers = Headers(scope=scope)
-        rule = self._rule_for(scope["method"], scope["path"])
         if rule is not None and rule.access is Access.PUBLIC:
             return anonymous
         if self._tokens is None:
@@ -204,16 +211,28 @@ class Authentication:
         _judge(principal, rule, scope)
         return principal
 
-    def _on_control_socket(self, scope: Scope, connection: Connection) -> Principal:
+    def _on_control_socket(
+        self, scope: Scope, connection: Connection, rule: Rule | None
+    ) -> Principal:
         said = Headers(scope=scope).getlist(CALLER.decode())
         if not said:
             return Principal(name=connection.peer, scope=TokenScope.ADMIN)
         if len(said) > 1 or not _is_own_user(connection.peer):
             raise Problem(403, "only another node, of the same user, may say who calls")
         principal, client = _caller_said(said[0])
-        _judge(principal, self._rule_for(scope["method"], scope["path"]), scope)
+        _judge(principal, rule, scope)
         mark(scope, replace(connection, peer=client))
         return principal
+
+
+def _whose_turn(scope: Scope, rule: Rule | None) -> str:
+    """Name the tenant that a request is about; else its caller's, if that is a tenant."""
+    if rule is not None and rule.tenant_id is not None:
+        return rule.tenant_id
+    if (own := principal_of(scope).tenant_id) is not None:
+        return own
+    asked = _query_values(scope, "tenant_id") if scope["query_string"] else []
+    return asked[0] if asked else ""
 
 
 def _judge(principal: Principal, rule: Rule | None, scope: Scope) -> None:

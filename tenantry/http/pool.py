@@ -10,27 +10,63 @@ import random
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Final, ParamSpec, TypeVar
+from contextvars import ContextVar
+from typing import Any, Final, ParamSpec, TypeAlias, TypeVar
 
 from anyio import CapacityLimiter, to_thread
 
 from tenantry.broker.port import DeadLettersBusyError
-from tenantry.http.problems import unavailable
+from tenantry.http.fair_queue import FairQueue, Grant
+from tenantry.http.problems import too_many, unavailable
 
 _Parameters = ParamSpec("_Parameters")
 _Result = TypeVar("_Result")
+_Turn: TypeAlias = "asyncio.Future[Any]"
+"""What a call waits for: its `_Grant`."""
+_Grant: TypeAlias = Grant[_Turn]
 
 PATIENCE_SECONDS: Final = 5.0
 
+WAITING_FOR_A_THREAD: Final = 8
+"""Calls of one client that may wait in a pool, for each thread of it; more are told so at once."""
+
+_KEPT_FREE: Final = 4
+"""Of so many threads one is not for a client that has all the others."""
+
+CLIENT: Final[ContextVar[str]] = ContextVar("client", default="")
+"""Whose turn a request takes: the tenant it is about, else its caller's; empty for nobody's, which
+is a client like any other."""
+
+
+def _even(_client: str) -> float:
+    return 1.0
+
 
 class Pool:
-    """At most `size` calls at once; who waits longer than `patience` seconds gets a 503."""
+    """At most `size` calls at once, by turns of the clients in `CLIENT`, by their weights.
 
-    def __init__(self, size: int, *, patience: float = PATIENCE_SECONDS) -> None:
+    One client has three quarters of the threads at most. Who waits longer than `patience` seconds
+    gets a 503, and who has many calls waiting already a 429. Belongs to one event loop.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        *,
+        patience: float = PATIENCE_SECONDS,
+        weight_of: Callable[[str], float] = _even,
+    ) -> None:
         self._size = size
+        self._free = size
         self._patience = patience
-        self._free = asyncio.Semaphore(size)
+        self._weight_of = weight_of
+        self._queue: FairQueue[_Turn] = FairQueue(most_of_one=size - size // _KEPT_FREE)
         self._limiter: CapacityLimiter | None = None
+
+    @property
+    def wanted(self) -> bool:
+        """Whether a call waits for a thread. Callable from any thread."""
+        return self._queue.waiting > 0
 
     async def run(
         self,
@@ -43,25 +79,62 @@ class Pool:
         When the request is cancelled (its time is over, or the server stops), it returns at once.
         The thread ends by the call's own timeout, and keeps its place until then.
         """
-        try:
-            async with asyncio.timeout(self._patience):
-                await self._free.acquire()
-        except TimeoutError:
-            raise unavailable("too much is going on; try again", code="busy") from None
+        grant = await self._turn(CLIENT.get())
         if self._limiter is None:
             self._limiter = CapacityLimiter(self._size)
+        began = asyncio.get_running_loop().time()
         running = asyncio.create_task(
             to_thread.run_sync(
                 lambda: call(*args, **kwargs), abandon_on_cancel=True, limiter=self._limiter
             )
         )
-        running.add_done_callback(self._ended)
+
+        def ended(running: asyncio.Task[_Result]) -> None:
+            self._ended(grant, running.get_loop().time() - began)
+            if not running.cancelled():
+                running.exception()  # asked for, so that nobody complains when the request has gone
+
+        running.add_done_callback(ended)
         return await asyncio.shield(running)
 
-    def _ended(self, running: asyncio.Task[_Result]) -> None:
-        self._free.release()
-        if not running.cancelled():
-            running.exception()  # asked for, so that nobody complains when the request has gone
+    async def _turn(self, client: str) -> _Grant:
+        most = WAITING_FOR_A_THREAD * self._size
+        if self._queue.waiting_of(client) >= most:
+            raise too_many(f"{most} calls wait for their turn already; send fewer at once")
+        turn: _Turn = asyncio.get_running_loop().create_future()
+        self._queue.add(client, self._weight_of(client), turn)
+        self._give_turns()
+        try:
+            async with asyncio.timeout(self._patience):
+                await turn
+        except BaseException as error:
+            if turn.cancelled():
+                self._queue.remove(client, turn)
+            else:
+                self._take_back(turn.result())
+            if isinstance(error, TimeoutError):
+                raise unavailable("too much is going on; try again", code="busy") from None
+            raise
+        grant: _Grant = turn.result()
+        return grant
+
+    def _give_turns(self) -> None:
+        while self._free and (grant := self._queue.next()) is not None:
+            self._free -= 1
+            if grant.item.cancelled():  # its call is about to leave
+                self._take_back(grant)
+            else:
+                grant.item.set_result(grant)
+
+    def _take_back(self, grant: _Grant) -> None:
+        self._free += 1
+        self._queue.unused(grant)
+        self._give_turns()
+
+    def _ended(self, grant: _Grant, seconds: float) -> None:
+        self._free += 1
+        self._queue.ended(grant, seconds)
+        self._give_turns()
 
 
 TURN_SECONDS: Final = 10.0

@@ -1,0 +1,127 @@
+"""A pool's threads by turns: one client's calls, however many, are not in the others' way."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Coroutine
+from contextvars import copy_context
+from typing import Any
+
+import pytest
+
+from tenantry.http.pool import CLIENT, WAITING_FOR_A_THREAD, Pool
+from tenantry.http.problems import Problem
+from tests.api.serving import World, serving
+from tests.waiting import DEADLINE
+
+
+def asking(client: str, pool: Pool, call: Callable[[], Any]) -> asyncio.Task[Any]:
+    """Have a client ask for a call."""
+
+    async def run() -> Any:
+        CLIENT.set(client)
+        return await pool.run(call)
+
+    return asyncio.create_task(run())
+
+
+def in_a_loop(scenario: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    asyncio.run(asyncio.wait_for(scenario(), DEADLINE))
+
+
+async def let_them_wait() -> None:
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+def test_a_neighbour_of_a_tenant_with_many_calls_is_served_after_a_few_of_them() -> None:
+    async def scenario() -> None:
+        pool, begin, order = Pool(4, patience=DEADLINE), threading.Event(), list[str]()
+
+        def call(client: str) -> Callable[[], None]:
+            def work() -> None:
+                begin.wait(DEADLINE)
+                order.append(client)
+
+            return work
+
+        noisy = [asking("noisy", pool, call("noisy")) for _ in range(4 * WAITING_FOR_A_THREAD)]
+        await let_them_wait()
+        quiet = [asking("quiet", pool, call("quiet")) for _ in range(3)]
+        await let_them_wait()
+        begin.set()
+        await asyncio.gather(*noisy, *quiet)
+        # A thread is kept free for it; all of its calls are through before many of the others are.
+        assert max(at for at, client in enumerate(order) if client == "quiet") < 12
+
+    in_a_loop(scenario)
+
+
+def test_one_client_s_calls_that_hang_leave_a_thread_to_the_others() -> None:
+    async def scenario() -> None:
+        pool, release = Pool(4, patience=DEADLINE), threading.Event()
+        stuck = [asking("stuck", pool, lambda: release.wait(DEADLINE)) for _ in range(10)]
+        await let_them_wait()
+        for number in range(3):
+            assert await asking(f"other-{number}", pool, lambda: "served") == "served"
+        release.set()
+        assert all(await asyncio.gather(*stuck))
+
+    in_a_loop(scenario)
+
+
+def test_a_client_with_too_many_calls_waiting_is_told_so_and_others_may_wait() -> None:
+    async def scenario() -> None:
+        pool, release = Pool(1, patience=DEADLINE), threading.Event()
+        held = asking("noisy", pool, lambda: release.wait(DEADLINE))
+        waiting = [asking("noisy", pool, str) for _ in range(WAITING_FOR_A_THREAD)]
+        await let_them_wait()
+        with pytest.raises(Problem) as refused:
+            await asking("noisy", pool, str)
+        assert refused.value.status == 429
+        assert "Retry-After" in refused.value.headers
+        quiet = asking("quiet", pool, str)
+        await let_them_wait()
+        release.set()
+        await asyncio.gather(held, quiet, *waiting)
+
+    in_a_loop(scenario)
+
+
+def test_who_gives_up_waiting_leaves_its_turn_to_the_next() -> None:
+    async def scenario() -> None:
+        pool, release = Pool(1, patience=DEADLINE), threading.Event()
+        held = asking("one", pool, lambda: release.wait(DEADLINE))
+        await let_them_wait()
+        gone = [asking("one", pool, str) for _ in range(3)]
+        last = asking("two", pool, lambda: "served")
+        await let_them_wait()
+        for one in gone:
+            one.cancel()
+        release.set()
+        assert await last == "served"
+        assert await held
+        assert await asking("one", pool, lambda: "again") == "again"
+        assert not pool.wanted
+
+    in_a_loop(scenario)
+
+
+def test_whose_turn_a_request_takes_is_the_tenant_s_it_is_about() -> None:
+    seen: list[str] = []
+    with serving(World()) as api:
+        api.world.create("acme")
+        existing = api.world.directory.get
+
+        def get(tenant_id: str) -> Any:
+            seen.append(CLIENT.get())
+            return existing(tenant_id)
+
+        api.world.directory.get = get  # type: ignore[method-assign]
+        assert api.tcp.get("/tenants/acme").status_code == 200
+        assert api.tcp.post("/tenants/acme/messages", json={"payload": 1}).status_code == 202
+        assert api.tcp.get("/messages?tenant_id=acme").status_code == 200
+        assert api.control.get("/tenants/acme").status_code == 200
+    assert set(seen) == {"acme"}
+    assert copy_context().get(CLIENT, "") == ""

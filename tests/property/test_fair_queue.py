@@ -1,0 +1,133 @@
+"""Turns are shared by weight, however long they last and in whatever order they are asked for."""
+
+from __future__ import annotations
+
+import heapq
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tenantry.http.fair_queue import FairQueue, Grant
+
+NAMES = ("a", "b", "c", "d")
+
+clients = st.dictionaries(
+    st.sampled_from(NAMES),
+    st.tuples(st.integers(1, 10), st.floats(0.02, 0.5)),
+    min_size=2,
+)
+"""By name: the weight, and the seconds that each of its turns lasts."""
+
+
+def served(
+    wanted: dict[str, tuple[int, float]], *, places: int, most_of_one: int, seconds: float
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Give the seconds each client has had, and its longest wait, while all of them always wait."""
+    queue: FairQueue[str] = FairQueue(most_of_one=most_of_one)
+    for name, (weight, _) in wanted.items():
+        for _ in range(places + 1):
+            queue.add(name, weight, name)
+    now, free = 0.0, places
+    running: list[tuple[float, int, float, Grant[str]]] = []
+    had, since, longest = dict.fromkeys(wanted, 0.0), dict.fromkeys(wanted, 0.0), dict[str, float]()
+    number = 0
+    while now < seconds:
+        while free and (grant := queue.next()) is not None:
+            free -= 1
+            name = grant.client
+            longest[name] = max(longest.get(name, 0.0), now - since[name])
+            since[name] = now
+            number += 1
+            heapq.heappush(running, (now + wanted[name][1], number, now, grant))
+        now, _, began, grant = heapq.heappop(running)
+        free += 1
+        had[grant.client] += now - began
+        queue.ended(grant, now - began)
+        queue.add(grant.client, wanted[grant.client][0], grant.client)
+    return had, longest
+
+
+@given(clients)
+def test_who_always_waits_gets_its_weight_s_share_of_the_time(
+    wanted: dict[str, tuple[int, float]],
+) -> None:
+    seconds = 30.0
+    had, _ = served(wanted, places=1, most_of_one=1, seconds=seconds)
+    total = sum(weight for weight, _ in wanted.values())
+    for name, (weight, lasts) in wanted.items():
+        # Within a turn of each: none is interrupted.
+        slack = 4 * lasts + 4 * max(other for _, other in wanted.values())
+        assert abs(had[name] - seconds * weight / total) <= slack
+
+
+@given(clients, st.integers(1, 8), st.integers(1, 8))
+def test_nobody_waits_for_long_whatever_the_others_do(
+    wanted: dict[str, tuple[int, float]], places: int, most: int
+) -> None:
+    _, longest = served(wanted, places=places, most_of_one=min(most, places), seconds=15.0)
+    longest_turn = max(lasts for _, lasts in wanted.values())
+    total = sum(weight for weight, _ in wanted.values())
+    for name, (weight, _) in wanted.items():
+        assert longest[name] <= 4 * longest_turn * (1 + total / weight)
+
+
+@given(st.lists(st.tuples(st.sampled_from(NAMES), st.integers(1, 3)), max_size=40))
+def test_a_turn_is_given_as_long_as_somebody_waits_who_may_have_one(
+    asked: list[tuple[str, int]],
+) -> None:
+    queue: FairQueue[int] = FairQueue(most_of_one=len(asked) + 1)
+    for number, (name, weight) in enumerate(asked):
+        queue.add(name, weight, number)
+    given_out = []
+    while (grant := queue.next()) is not None:
+        given_out.append(grant)
+    assert queue.waiting == 0
+    assert sorted(one.item for one in given_out) == list(range(len(asked)))
+    for name in NAMES:
+        own = [one.item for one in given_out if one.client == name]
+        assert own == sorted(own)
+    for grant in given_out:
+        queue.ended(grant, 0.01)
+    assert not queue._clients
+    assert not queue._away
+
+
+def test_one_client_never_has_all_places() -> None:
+    queue: FairQueue[int] = FairQueue(most_of_one=3)
+    for number in range(10):
+        queue.add("noisy", 1000, number)
+    grants = [queue.next() for _ in range(4)]
+    assert [grant is not None for grant in grants] == [True, True, True, False]
+    queue.add("quiet", 1, 10)
+    found = queue.next()
+    assert found is not None
+    assert found.client == "quiet"
+
+
+def test_who_was_away_has_saved_nothing_and_who_comes_back_at_once_gains_nothing() -> None:
+    queue: FairQueue[int] = FairQueue(most_of_one=1)
+
+    def turn(name: str, seconds: float) -> None:
+        queue.add(name, 1, 0)
+        grant = queue.next()
+        assert grant is not None
+        assert grant.client == name
+        queue.ended(grant, seconds)
+
+    queue.add("busy", 1, 0)
+    first = queue.next()
+    queue.add("busy", 1, 0)
+    assert first is not None
+    # It goes away after a long turn, and is back while the other has not had as much.
+    queue.add("greedy", 1, 0)
+    greedy = queue.next()
+    assert greedy is not None
+    queue.ended(greedy, 50.0)
+    queue.ended(first, 1.0)
+    queue.add("greedy", 1, 0)
+    for _ in range(20):
+        grant = queue.next()
+        assert grant is not None
+        assert grant.client == "busy"
+        queue.ended(grant, 1.0)
+        queue.add("busy", 1, 0)
