@@ -57,6 +57,7 @@ def create_app(services: Services, way_in: Sequence[Middleware]) -> FastAPI:
     publisher = Publisher(
         lookup=services.lookup,
         publishing=services.publishing,
+        threads=services.pools.publishes,
         idempotency=services.idempotency,
     )
     fast = [*messages.fast_routes(reading), publishing.fast_route(publisher)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Annotated, Final, TypeAlias
 
 from tenantry.api.health import Health
@@ -19,6 +19,7 @@ from tenantry.control.port import Control
 from tenantry.dead_letters.port import DeadLetterIndex
 from tenantry.dead_letters.replay import Reprocessing
 from tenantry.domain.commands import WrongStateError
+from tenantry.domain.limits import DEFAULT_WEIGHT
 from tenantry.domain.tenant import Lifecycle, TenantState
 from tenantry.http.pool import Pool, Turns
 from tenantry.http.problems import former_token, no_such_tenant
@@ -41,6 +42,11 @@ class TenantLookup:
 
     def __init__(self, directory: TenantDirectory) -> None:
         self._directory = directory
+        self._weights: dict[str, int] = {}
+
+    def weight_of(self, tenant_id: str) -> float:
+        """Give a tenant's weight, as it was when it was last found; 1 before that."""
+        return self._weights.get(tenant_id, DEFAULT_WEIGHT)
 
     @staticmethod
     def admit(who: Principal, whose: Whose) -> None:
@@ -54,6 +60,8 @@ class TenantLookup:
         if state is None:
             raise no_such_tenant()
         self.admit(who, whose(state))
+        if state.limits.weight != self._weights.get(tenant_id, DEFAULT_WEIGHT):
+            self._weights[tenant_id] = state.limits.weight
         return state
 
     def existing(self, tenant_id: str, who: Principal) -> TenantState:
@@ -78,17 +86,21 @@ class TenantLookup:
         return state
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Pools:
-    """Threads for blocking calls, a kind each. `urgent` is for draining and stopping."""
+    """Threads for blocking calls, a kind each, by turns of tenants with these weights.
 
-    commands: Pool = field(default_factory=lambda: Pool(16))
-    reads: Pool = field(default_factory=lambda: Pool(16))
-    dead_letters: Pool = field(default_factory=lambda: Pool(4))
-    audits: Pool = field(default_factory=lambda: Pool(2))
-    proofs: Pool = field(default_factory=lambda: Pool(1))
-    metrics: Pool = field(default_factory=lambda: Pool(2))
-    urgent: Pool = field(default_factory=lambda: Pool(2))
+    `urgent` is for draining and stopping.
+    """
+
+    def __init__(self, weight_of: Callable[[str], float]) -> None:
+        self.commands = Pool(16, weight_of=weight_of)
+        self.reads = Pool(16, weight_of=weight_of)
+        self.publishes = Pool(16, weight_of=weight_of)
+        self.dead_letters = Pool(4, weight_of=weight_of)
+        self.audits = Pool(2, weight_of=weight_of)
+        self.proofs = Pool(1)
+        self.metrics = Pool(2)
+        self.urgent = Pool(2)
 
 
 @dataclass(kw_only=True)
@@ -125,7 +137,7 @@ class Services:
         self.tail = JournalTail(self.journal)
         self.streams = Streams(self.control)
         self.health = Health(self.control)
-        self.pools = Pools()
+        self.pools = Pools(self.lookup.weight_of)
         self.turns = Turns()
 
 

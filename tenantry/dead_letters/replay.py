@@ -192,19 +192,31 @@ class Reprocessing:
         *,
         most: int | None = None,
         force: bool = False,
+        stopping: Callable[[], bool] = lambda: False,
     ) -> Reprocessed:
         """Publish dead letters to their own topic and partition again, marked as replayed.
 
-        One that has been replayed `max_replays` times stays, unless `force`.
+        One that has been replayed `max_replays` times stays, unless `force`. Once it is `stopping`,
+        what is left is for the next call.
         """
-        job = _Job(tenant_id, Work.REPLAY, which, metadata, most=most, force=force)
+        job = _Job(
+            tenant_id, Work.REPLAY, which, metadata, most=most, force=force, stopping=stopping
+        )
         return self._run(job)
 
     def discard(
-        self, tenant_id: str, which: Selection, metadata: Metadata, *, most: int | None = None
+        self,
+        tenant_id: str,
+        which: Selection,
+        metadata: Metadata,
+        *,
+        most: int | None = None,
+        stopping: Callable[[], bool] = lambda: False,
     ) -> Reprocessed:
-        """Throw dead letters away."""
-        return self._run(_Job(tenant_id, Work.DISCARD, which, metadata, most=most))
+        """Throw dead letters away; `stopping` as above."""
+        return self._run(
+            _Job(tenant_id, Work.DISCARD, which, metadata, most=most, stopping=stopping)
+        )
 
     def look(self, tenant_id: str, *, stopping: Callable[[], bool] = lambda: False) -> bool:
         """Browse the whole queue: finish what was begun, list what is not known.

@@ -74,6 +74,7 @@ LOOK_AGAIN: Final = 2.0
 """Seconds between attempts to open the database."""
 
 READERS: Final = 4
+PUBLISHERS: Final = 16
 JOIN_SECONDS: Final = 5.0
 
 
@@ -158,7 +159,7 @@ class Worker:
             ),
             lookup=lookup,
             cursors=Cursors(bytes.fromhex(wanted.cursor_key)),
-            threads=Pool(READERS),
+            threads=Pool(READERS, weight_of=lookup.weight_of),
         )
         broker, loop = select.open_publishing(wanted.broker, database)
         if loop is not None:
@@ -166,7 +167,11 @@ class Worker:
             thread.start()
             self._opened.callback(thread.join, JOIN_SECONDS)
             self._opened.callback(loop.stop)
-        publisher = Publisher(lookup=lookup, publishing=broker)
+        publisher = Publisher(
+            lookup=lookup,
+            publishing=broker,
+            threads=Pool(PUBLISHERS, weight_of=lookup.weight_of),
+        )
         return [*fast_routes(reading), fast_route(publisher)]
 
 

@@ -9,12 +9,14 @@ from uuid import UUID
 
 import pytest
 
+from tenantry.api.routes import dead_letters as routes
 from tenantry.broker.port import (
     BrokerError,
     BrokerUnavailableError,
     Outgoing,
 )
 from tenantry.domain.events import DeadLettersDiscarded, DeadLettersReplayed
+from tenantry.http.pool import Pool
 from tenantry.messages.headers import REPLAY_HEADER, REPLAYS_HEADER
 from tests.api.dead_letters import discard, listed, message, queued, reject, replay
 from tests.api.serving import Served, World, serving
@@ -133,6 +135,19 @@ def test_several_hundred_are_replayed_in_batches(api: Served) -> None:
     assert replay(api, {"all": True}) == {"replayed": 250}
     events = api.world.journal.read_stream("dead_letters-acme")
     assert sum(len(one.event.ids) for one in events) == 250  # type: ignore[union-attr]
+
+
+def test_a_long_replay_gives_way_to_others_that_wait_and_says_that_letters_are_left(
+    api: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reject(api.world, *[message(str(number)) for number in range(250)])
+    with monkeypatch.context() as patch:
+        patch.setattr(routes, "SHORTEST_TURN", 0.0)
+        patch.setattr(Pool, "wanted", True)
+        left = replay(api, {"all": True})
+    assert left["complete"] is False
+    assert 0 < left["replayed"] < 250
+    assert replay(api, {"all": True}) == {"replayed": 250 - left["replayed"]}
 
 
 @pytest.mark.parametrize(

@@ -250,11 +250,12 @@ def test_a_request_that_is_being_served_is_finished_when_the_server_stops() -> N
 
 def test_health_status_and_stop_answer_while_every_command_thread_is_stuck() -> None:
     world = World()
-    world.create("acme")
-    world.control.entered.acquire()
+    for tenant_id in TWO:
+        world.create(tenant_id)
+        world.control.entered.acquire()
     world.control.held = threading.Event()
     with serving(world, grace=1) as api:
-        threads = [threading.Thread(target=_pause_quietly, args=(api,)) for _ in range(40)]
+        threads = [threading.Thread(target=_pause_quietly, args=(api, n)) for n in range(40)]
         for thread in threads:
             thread.start()
         for _ in range(16):
@@ -267,18 +268,23 @@ def test_health_status_and_stop_answer_while_every_command_thread_is_stuck() -> 
             thread.join(DEADLINE)
 
 
-def _pause_quietly(api: Served) -> None:
-    httpx.post(f"{api.url}/tenants/acme/pause", timeout=DEADLINE, trust_env=False)
+TWO = ("acme", "beta")
+"""One tenant's calls alone never have all threads."""
+
+
+def _pause_quietly(api: Served, number: int) -> None:
+    httpx.post(f"{api.url}/tenants/{TWO[number % 2]}/pause", timeout=DEADLINE, trust_env=False)
 
 
 def test_too_many_commands_at_once_are_asked_to_come_again(monkeypatch: pytest.MonkeyPatch) -> None:
     world = World()
-    world.create("acme")
-    world.control.entered.acquire()
+    for tenant_id in TWO:
+        world.create(tenant_id)
+        world.control.entered.acquire()
     world.control.held = threading.Event()
     with serving(world, grace=1) as api:
         api.app.state.services.pools.commands._patience = 0.05
-        threads = [threading.Thread(target=_pause_quietly, args=(api,)) for _ in range(16)]
+        threads = [threading.Thread(target=_pause_quietly, args=(api, n)) for n in range(16)]
         for thread in threads:
             thread.start()
         for _ in range(16):

@@ -5,7 +5,13 @@ from __future__ import annotations
 from functools import partial
 
 from tenantry.broker.port import BrokerError, BrokerUnavailableError, Outgoing, UnroutableError
-from tenantry.broker.rabbitmq.publishing import Batch, Unconfirmed
+from tenantry.broker.rabbitmq.publishing import (
+    IN_A_ROW,
+    MAX_UNCONFIRMED,
+    Batch,
+    Unconfirmed,
+    Waiting,
+)
 
 REFUSED = partial(BrokerUnavailableError, "refused")
 
@@ -118,3 +124,55 @@ def test_nobody_waits_for_an_abandoned_or_failed_batch() -> None:
     assert str(failed.error) == "no"
     assert unconfirmed.lose_channel() == []
     assert abandoned.next_unsent() is None
+
+
+def of(exchange: str, number: int) -> Batch:
+    return Batch([Outgoing(exchange=exchange, routing_key="k", body=b"") for _ in range(number)])
+
+
+def never_full(_exchange: str) -> bool:
+    return False
+
+
+def sent_in_order(waiting: Waiting, most: int = 100_000) -> list[str]:
+    order = []
+    while len(order) < most and (turn := waiting.next(never_full)) is not None:
+        order.append(turn[1].exchange)
+    return order
+
+
+def test_a_message_goes_out_after_a_few_of_the_thousands_that_another_has_waiting() -> None:
+    waiting = Waiting()
+    for _ in range(16):
+        waiting.add(of("noisy", 1000))
+    assert sent_in_order(waiting, 100) == ["noisy"] * 100
+    waiting.add(of("quiet", 1))
+    assert "quiet" in sent_in_order(waiting, IN_A_ROW + 1)
+    assert len(sent_in_order(waiting)) == 16_000 - 100 - IN_A_ROW
+    assert not waiting
+
+
+def test_one_exchange_s_messages_go_out_in_their_order() -> None:
+    waiting = Waiting()
+    calls = [of("noisy", 30), of("noisy", 30)]
+    for call in calls:
+        waiting.add(call)
+    waiting.add(of("other", 30))
+    turns = []
+    while (turn := waiting.next(never_full)) is not None:
+        turns.append(turn[0])
+    assert [one for one in turns if one.exchange == "noisy"] == [calls[0]] * 30 + [calls[1]] * 30
+
+
+def test_an_exchange_whose_queue_does_not_confirm_leaves_the_others_room() -> None:
+    unconfirmed, waiting = Unconfirmed(), Waiting()
+    waiting.add(of("silent", 2 * MAX_UNCONFIRMED))
+    while (turn := waiting.next(unconfirmed.has_its_share)) is not None:
+        unconfirmed.sent(*turn)
+    assert len(unconfirmed) < MAX_UNCONFIRMED
+    waiting.add(of("other", 1))
+    turn = waiting.next(unconfirmed.has_its_share)
+    assert turn is not None
+    assert turn[1].exchange == "other"
+    unconfirmed.settle(1, multiple=False, refusal=None)
+    assert waiting.next(unconfirmed.has_its_share) is not None

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
+import time
 from collections.abc import Callable
 from functools import partial
-from typing import Annotated
+from typing import Annotated, Final
 
 from fastapi import Query
 from starlette.requests import Request
@@ -30,6 +32,12 @@ from tenantry.dead_letters.port import DeadLetter, DeadLetterIndex, Selection
 from tenantry.http.problems import Problem
 
 _TAG = "dead letters"
+
+SHORTEST_TURN: Final = 1.0
+"""Seconds that a call works for, at least, before it leaves the rest to the next one.
+
+It does so where another tenant's waits for a thread, which it does for some seconds.
+"""
 
 routes = Routes(_TAG)
 
@@ -110,7 +118,12 @@ async def replay_dead_letters(
 
     def run() -> Answer:
         done = services.reprocessing.replay(
-            tenant_id, wanted.which, caller, most=wanted.limit, force=wanted.force
+            tenant_id,
+            wanted.which,
+            caller,
+            most=wanted.limit,
+            force=wanted.force,
+            stopping=_giving_way(services),
         )
         return Replayed.of(done)
 
@@ -129,15 +142,28 @@ async def discard_dead_letters(
 ) -> Response:
     """Throw dead letters away for good; the journal keeps that they were.
 
-    A call takes a minute at most: `complete` is false where letters are left.
+    A call takes a minute at most, and a second while others' calls wait: `complete` is false
+    where letters are left.
     """
 
     def run() -> Answer:
-        done = services.reprocessing.discard(tenant_id, wanted.which, caller, most=wanted.limit)
+        done = services.reprocessing.discard(
+            tenant_id, wanted.which, caller, most=wanted.limit, stopping=_giving_way(services)
+        )
         return Discarded.of(done)
 
     check = partial(services.lookup.existing, tenant_id, who)
     return json_response(await _work_off(services, tenant_id, wanted, check, run))
+
+
+def _giving_way(services: Services) -> Callable[[], bool]:
+    """Tell, from now on, when a call has had its time while another tenant's waits for a thread.
+
+    Whoever asks it before each step takes one step at least.
+    """
+    until = time.monotonic() + SHORTEST_TURN
+    pool, steps = services.pools.dead_letters, itertools.count()
+    return lambda: next(steps) > 0 and pool.wanted and time.monotonic() >= until
 
 
 async def _work_off(

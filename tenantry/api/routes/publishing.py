@@ -89,9 +89,9 @@ class Publisher:
 
     lookup: TenantLookup
     publishing: Publishing
+    threads: Pool
     idempotency: IdempotencyKeys | None = None
     timeout: float = PUBLISH_SECONDS
-    threads: Pool = field(default_factory=lambda: Pool(16))
     router: Router = field(default_factory=Router)
 
     async def publish(

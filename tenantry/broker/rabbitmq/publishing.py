@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
@@ -39,6 +39,13 @@ MAX_UNCONFIRMED: Final = 5_000
 MAX_UNCONFIRMED_BYTES: Final = 32 * 1024 * 1024
 """How much may be on its way to the broker at once; the rest waits here, with its callers."""
 
+MAX_OF_ONE: Final = 0.75
+"""How large a part of both may be one exchange's: a queue of its that does not confirm leaves the
+others room."""
+
+IN_A_ROW: Final = 20
+"""Messages of one exchange that go out before it is another's turn."""
+
 MAX_BURST: Final = 250
 """Messages sent before the loop looks at its socket again."""
 
@@ -63,9 +70,11 @@ class Batch:
     The caller waits for `done`; everything else but `abandoned` belongs to the loop's thread.
     """
 
-    __slots__ = ("_left", "_unsent", "abandoned", "done", "error")
+    __slots__ = ("_left", "_unsent", "abandoned", "done", "error", "exchange")
 
     def __init__(self, messages: Sequence[Outgoing]) -> None:
+        self.exchange = messages[0].exchange
+        """Whose turn it takes: a call's messages go to one exchange."""
         self._unsent = deque(messages)
         self._left = len(messages)
         self.done = threading.Event()
@@ -100,9 +109,81 @@ class Batch:
             self.done.set()
 
 
+class Waiting:
+    """Calls that still have messages to be sent. Exchanges take turns, and so do tenants.
+
+    However much one of them publishes, another's message goes out after a few of its messages.
+    """
+
+    def __init__(self) -> None:
+        self._calls: OrderedDict[str, deque[Batch]] = OrderedDict()
+        self._in_a_row = 0
+
+    def __bool__(self) -> bool:
+        return bool(self._calls)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for calls in self._calls.values():
+            yield from calls
+
+    def add(self, batch: Batch) -> None:
+        """Have a call wait for those before it to the same exchange."""
+        self._calls.setdefault(batch.exchange, deque()).append(batch)
+
+    def put_first(self, batch: Batch) -> None:
+        """Have a call go on before the others to its exchange, unless it waits already."""
+        calls = self._calls.setdefault(batch.exchange, deque())
+        if batch not in calls:
+            calls.appendleft(batch)
+
+    def next(self, is_full: Callable[[str], bool]) -> tuple[Batch, Outgoing] | None:
+        """Take the next message to send; none to an exchange that is full."""
+        # Once more for the one that has just had its turn: it may be the only one.
+        for _ in range(len(self._calls) + 1):
+            if not self._calls:
+                break
+            exchange, calls = next(iter(self._calls.items()))
+            if self._in_a_row < IN_A_ROW and not is_full(exchange):
+                while calls:
+                    batch = calls[0]
+                    if (message := batch.next_unsent()) is not None:
+                        self._in_a_row += 1
+                        return batch, message
+                    calls.popleft()
+            self._in_a_row = 0
+            if calls:
+                self._calls.move_to_end(exchange)
+            else:
+                del self._calls[exchange]
+        return None
+
+    def forget_abandoned(self) -> None:
+        """Drop the calls whose callers wait no more."""
+        for exchange, calls in list(self._calls.items()):
+            left = deque(batch for batch in calls if not batch.abandoned)
+            if left:
+                self._calls[exchange] = left
+            else:
+                del self._calls[exchange]
+
+    def clear(self) -> None:
+        """Drop all calls."""
+        self._calls.clear()
+
+
 class _Sent(NamedTuple):
     batch: Batch
     message: Outgoing
+
+
+class _Share:
+    """What one exchange has of the messages on their way."""
+
+    __slots__ = ("bytes", "count")
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.bytes = 0
 
 
 class Unconfirmed:
@@ -113,7 +194,16 @@ class Unconfirmed:
         self._oldest = 1
         self._next = 1
         self._returned: dict[_Key, int] = {}
+        self._shares: dict[str, _Share] = {}
         self.bytes = 0
+
+    def has_its_share(self, exchange: str) -> bool:
+        """Tell whether an exchange has as much on its way as one may have."""
+        share = self._shares.get(exchange)
+        return share is not None and (
+            share.count >= MAX_UNCONFIRMED * MAX_OF_ONE
+            or share.bytes >= MAX_UNCONFIRMED_BYTES * MAX_OF_ONE
+        )
 
     def __len__(self) -> int:
         return len(self._sent)
@@ -122,7 +212,13 @@ class Unconfirmed:
         """Note a message that was sent just now."""
         self._sent[self._next] = _Sent(batch, message)
         self._next += 1
-        self.bytes += len(message.body)
+        size = len(message.body)
+        self.bytes += size
+        share = self._shares.get(batch.exchange)
+        if share is None:
+            share = self._shares[batch.exchange] = _Share()
+        share.count += 1
+        share.bytes += size
 
     def returned(self, exchange: str, routing_key: str, message_id: str | None) -> None:
         """Note that the broker gave a message back, which it then confirms nevertheless.
@@ -143,7 +239,7 @@ class Unconfirmed:
             if sent is None:
                 continue
             batch, message = sent
-            self.bytes -= len(message.body)
+            self._arrived(batch.exchange, len(message.body))
             if refusal is not None:
                 batch.fail(refusal())
             elif self._returned and self._was_returned(one, message):
@@ -159,6 +255,14 @@ class Unconfirmed:
         if not self._sent:
             self._oldest = self._next
             self._returned.clear()
+
+    def _arrived(self, exchange: str, size: int) -> None:
+        self.bytes -= size
+        share = self._shares[exchange]
+        share.count -= 1
+        share.bytes -= size
+        if not share.count:
+            del self._shares[exchange]
 
     def batches(self) -> list[Batch]:
         """List the calls some message of which is unconfirmed, in the order they were sent."""
@@ -177,6 +281,7 @@ class Unconfirmed:
         for batch, messages in lost.items():
             batch.send_again(messages)
         self._sent.clear()
+        self._shares.clear()
         self._returned.clear()
         self._oldest = self._next = 1
         self.bytes = 0
@@ -213,7 +318,7 @@ class RabbitPublishing:
         # From here to the loop's thread; everything below belongs to that thread.
         self._incoming: deque[Batch] = deque()
         self._stopped = threading.Event()
-        self._waiting: deque[Batch] = deque()
+        self._waiting = Waiting()
         self._unconfirmed = Unconfirmed()
         self._connection: FencedConnection | None = None
         self._channel: Channel | None = None
@@ -341,8 +446,7 @@ class RabbitPublishing:
         self._ready = False
         # Before what waits already, and in the old order.
         for batch in reversed(self._unconfirmed.lose_channel()):
-            if batch not in self._waiting:
-                self._waiting.appendleft(batch)
+            self._waiting.put_first(batch)
 
     def _on_blocked(self, _connection: object, frame: Method[Any]) -> None:
         self._blocked = str(getattr(frame.method, "reason", "")) or "it is short of resources"
@@ -374,18 +478,16 @@ class RabbitPublishing:
         """Send what waits, as far as the window is open, and let others have a turn."""
         self._pumping = False
         while self._incoming:
-            self._waiting.append(self._incoming.popleft())
+            self._waiting.add(self._incoming.popleft())
         channel, connection = self._channel, self._connection
         if not self._ready or self._blocked is not None or channel is None or connection is None:
-            self._forget_abandoned()
+            self._waiting.forget_abandoned()
             return
         frames: list[bytes] = []
-        while self._waiting and self._window_is_open():
-            batch = self._waiting[0]
-            message = batch.next_unsent()
-            if message is None:
-                self._waiting.popleft()
-            elif frame := self._encode(connection, channel, batch, message):
+        is_full = self._unconfirmed.has_its_share
+        while self._window_is_open() and (turn := self._waiting.next(is_full)) is not None:
+            batch, message = turn
+            if frame := self._encode(connection, channel, batch, message):
                 frames.append(frame)
                 self._unconfirmed.sent(batch, message)
                 if len(frames) >= MAX_BURST:
@@ -415,10 +517,6 @@ class RabbitPublishing:
         except UnencodableError as error:
             batch.fail(BrokerError(f"a message can't be sent over AMQP: {error}"))
             return None
-
-    def _forget_abandoned(self) -> None:
-        if any(batch.abandoned for batch in self._waiting):
-            self._waiting = deque(batch for batch in self._waiting if not batch.abandoned)
 
     def _fail_everything(self, error: BrokerError) -> None:
         for batch in (*self._unconfirmed.lose_channel(), *self._waiting, *self._incoming):
