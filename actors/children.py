@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Final
 
 from tenantry.actors.backoff import Restarts
-from tenantry.actors.consumer import Consumer
+from tenantry.actors.consumer import Consumer, prefetch_of
 from tenantry.actors.messages import Begin, Drain, Ref, Resubscribe, WorkerJoined, WorkerLost
 from tenantry.actors.ports import ActorPorts
 from tenantry.actors.provisioner import topology_of
@@ -34,13 +34,14 @@ class Children:
         self._reused_ids = ReusedIds()
         self._restarts = Restarts()
         self._queues: tuple[QueueSpec, ...] = ()
+        self._prefetch = 0
         self.consumer: Ref | None = None
         self.after_drain: Final[list[Callable[[], None]]] = []
         """What is to be done once the consumer, which has been told to drain, has drained."""
 
     def outdated(self, state: TenantState) -> bool:
-        """Tell whether there is a consumer, and the tenant has other queues by now."""
-        return self.consumer is not None and self._queues != topology_of(state).queues()
+        """Tell whether there is a consumer, and the tenant has other queues or prefetch."""
+        return self.consumer is not None and (self._queues, self._prefetch) != self._taken_by(state)
 
     def consume(self, state: TenantState, totals: Counts | None = None) -> None:
         """Start the consumer; if it is there and waits for its queues, have it begin again.
@@ -54,7 +55,7 @@ class Children:
             return
         self.show_totals(totals)
         runtime.waiting_since = self._ports.clock.now()
-        self._queues = topology_of(state).queues()
+        self._queues, self._prefetch = self._taken_by(state)
         consumer = Consumer.start(
             tenant_id=self._id,
             parent=self._parent,
@@ -171,6 +172,11 @@ class Children:
         runtime.consuming = False
         runtime.waiting_since = self._ports.clock.now()
         runtime.store_down = False
+
+    def _taken_by(self, state: TenantState) -> tuple[tuple[QueueSpec, ...], int]:
+        """Give the queues that a consumer takes, and how much it takes at once of each."""
+        queues = topology_of(state).queues()
+        return queues, prefetch_of(state.limits, self._ports, queues)
 
     def _name_of(self, worker: Ref) -> str | None:
         return next((name for name, ref in self._runtime.workers.items() if ref == worker), None)

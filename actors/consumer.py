@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from functools import partial
 from typing import Final
 
 import structlog
@@ -34,6 +35,7 @@ from tenantry.actors.messages import (
     WorkerJoined,
     WorkerLost,
 )
+from tenantry.actors.pace import paced, prefetch_within
 from tenantry.actors.ports import ActorPorts
 from tenantry.actors.runtime_state import REFUSALS, TenantRuntimeState
 from tenantry.actors.settlement import Settlement
@@ -74,15 +76,16 @@ class Consumer(SupervisedActor):
     ) -> None:
         super().__init__(name="consumer", parent=parent, tenant_id=tenant_id)
         self._queues = queues
-        self._limits = limits
         self._ports = ports
         self._runtime = runtime
         self._subscription: Subscription | None = None
         self._generation = 0
         self._draining = False
         self._cancelled = False
-        self._prefetch = max(SMALLEST_PREFETCH, ports.limits().prefetch // len(queues))
+        self._prefetch = prefetch_of(limits, ports, queues)
         me, clock = self.actor_ref, ports.clock
+        self._paced = partial(paced, consumer=me, clock=clock, runtime=runtime)
+        self._pace = self._paced(limits, full=False)
         self._buffer = Buffer(consumer=me, ports=ports)
         self._redo: deque[Batch] = deque()
         """Batches to be given out again, before what is in no batch yet."""
@@ -105,15 +108,12 @@ class Consumer(SupervisedActor):
                 self._dispatch()
             case WorkerLost(worker=worker):
                 self._worker_lost(worker)
-            case Reminder.LINGER_OVER:
-                self._buffer.lingered()
-                self._dispatch()
-            case Reminder.RETRY_DUE:
-                self._retry()
-            case Reminder.LOOK_FOR_IDLE_WORKERS:
-                self._pool.release_idle()
+            case Reminder():
+                self._reminded(message)
             case Limit(limits=limits):
-                self._limits = limits
+                # A tenant that had no rate begins with its burst.
+                self._pace = self._paced(limits, full=True)
+                self._dispatch()
             case Resize(workers=workers):
                 self._pool.resize(workers)
                 self._dispatch()
@@ -125,6 +125,9 @@ class Consumer(SupervisedActor):
                 self._runtime.consuming = False
                 self._runtime.refusal = None
                 self._cancelled = True
+                if self._pace is not None:
+                    # They would wait for tokens, perhaps for long: the broker has them again.
+                    self._buffer.pending.clear()
                 self._drained_if_done()
             case ChannelLost(generation=generation, reason=reason, missing=missing):
                 self._channel_lost(generation, reason, missing=missing)
@@ -142,6 +145,22 @@ class Consumer(SupervisedActor):
             case _:
                 raise TypeError(f"a consumer can't handle {type(message).__name__}")
         self._runtime.buffered = len(self._buffer.pending)
+
+    def _reminded(self, reminder: Reminder) -> None:
+        match reminder:
+            case Reminder.LINGER_OVER:
+                self._buffer.lingered()
+                self._dispatch()
+            case Reminder.TOKENS_DUE:
+                if self._pace is not None:
+                    self._pace.reminded()
+                    self._dispatch()
+            case Reminder.RETRY_DUE:
+                self._retry()
+            case Reminder.LOOK_FOR_IDLE_WORKERS:
+                self._pool.release_idle()
+            case _:
+                raise TypeError(f"a consumer can't handle {reminder}")
 
     def stopped(self) -> None:
         """Close the channel: what is unsettled on it is the broker's again."""
@@ -220,16 +239,26 @@ class Consumer(SupervisedActor):
         """Make the next batch, if it should go now."""
         if self._pool.busy and not self._buffer.is_due():
             return None
-        batch = self._buffer.cut(self._generation)
+        most, pace = self._batch_size(), self._pace
+        if pace is not None:
+            most = pace.allowed(len(self._buffer.pending), batch_size=most)
+            if not most:
+                return None
+        batch = self._buffer.cut(self._generation, most)
+        if pace is not None:
+            pace.gone(len(batch.deliveries))
         self._settlement.enter(batch)
         return batch
+
+    def _batch_size(self) -> int:
+        return self._ports.limits().batch_size
 
     def _retry(self) -> None:
         """Give out what is due. Once draining, what is held stays so: the broker has it again."""
         self._settlement.reminded()
         if self._draining or self._cancelled:
             return
-        size = self._ports.limits().batch_size
+        size = self._batch_size()
         self._redo += self._settlement.take_due(self._generation, batch_size=size)
         self._dispatch()
 
@@ -278,6 +307,12 @@ class Consumer(SupervisedActor):
             self.tell_parent(Drained(name=self.name))
 
 
+def prefetch_of(limits: Limits, ports: ActorPorts, queues: Sequence[QueueSpec]) -> int:
+    """Give how many deliveries of each of a tenant's queues may be unsettled."""
+    share = max(SMALLEST_PREFETCH, ports.limits().prefetch // len(queues))
+    return prefetch_within(limits, share, queues=len(queues))
+
+
 class Buffer:
     """Deliveries in the order of their tags, cut into batches in that order.
 
@@ -316,9 +351,9 @@ class Buffer:
         """Note that `Reminder.LINGER_OVER` has come."""
         self._lingering = False
 
-    def cut(self, generation: int) -> Batch:
-        """Make a batch of the first deliveries."""
-        pending, most = self.pending, self._limits().batch_size
+    def cut(self, generation: int, most: int) -> Batch:
+        """Make a batch of the first deliveries, `most` at most."""
+        pending = self.pending
         deliveries: list[Delivery] = []
         size = 0
         while pending and len(deliveries) < most and size < LARGEST_BATCH_BYTES:

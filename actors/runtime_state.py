@@ -16,6 +16,7 @@ from tenantry.actors.messages import Orphan, Ref
 from tenantry.actors.supervision import ActorHeartbeat, heartbeat_of, mailbox_depth
 from tenantry.control.port import ActorStatus, SystemState, TenantRuntime
 from tenantry.domain.tenant import Lifecycle, TenantState
+from tenantry.domain.token_bucket import TokenBucket
 
 _WINDOW: Final = 10
 
@@ -169,6 +170,8 @@ class TenantRuntimeState:
         """Why the tenant's actor waits, though nothing is recorded of it: it can't be parked."""
         self.meter = RateMeter()
         self.busy = BusyMeter()
+        self.bucket: TokenBucket | None = None
+        """What the tenant may store now by its rate; none without one. Its consumer's."""
         self.standouts.not_consuming.add(self)
 
     def renewed(self) -> TenantRuntimeState:
@@ -179,6 +182,7 @@ class TenantRuntimeState:
         runtime.duplicates = self.duplicates
         runtime.dead_lettered = self.dead_lettered
         runtime.restarts = self.restarts
+        runtime.bucket = self.bucket
         runtime.refusal = self.refusal
         runtime.unrepaired = self.unrepaired
         runtime.child_restarts = dict(self.child_restarts)

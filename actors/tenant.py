@@ -60,7 +60,7 @@ from tenantry.domain.commands import (
     RevokeSqlAccess,
     RotateCredentials,
 )
-from tenantry.domain.tenant import Lifecycle
+from tenantry.domain.tenant import Lifecycle, TenantState
 from tenantry.unavailable import UnavailableError
 
 log = structlog.get_logger("actors.tenant")
@@ -213,14 +213,17 @@ class Tenant(SupervisedActor):
         match command:
             case CreateTenant():
                 self._consume(message, steps.create(command, metadata), made=True)
-            case ResizeWorkers() | ChangeLimits():
+            case ResizeWorkers():
+                self._resize(message, self._aggregate.execute(command, metadata))
+            case ChangeLimits():
                 state = self._aggregate.execute(command, metadata)
-                if self._children.consumer is None:
-                    replies.answer(message)
-                else:
-                    replies.answer_when(Awaited.RESIZED, message)
+                if self._children.consumer is not None:
                     tell(self._children.consumer, Limit(limits=state.limits))
-                    tell(self._children.consumer, Resize(workers=state.workers))
+                if self._children.outdated(state):
+                    # A consumer's prefetch is fixed, too: what is beyond it is given back.
+                    self._children.drain(partial(self._consume, message, None))
+                else:
+                    self._resize(message, state)
             case PauseTenant():
                 self._aggregate.execute(command, metadata)
                 replies.happened(Awaited.CONSUMING)  # it does not come any more
@@ -258,6 +261,15 @@ class Tenant(SupervisedActor):
                 self._children.drain(self._delete)
             case _:
                 assert_never(command)
+
+    def _resize(self, message: Execute, state: TenantState) -> None:
+        """Have the consumer keep to the number of workers, and answer when it does."""
+        consumer = self._children.consumer
+        if consumer is None:
+            self._replies.answer(message)
+        else:
+            self._replies.answer_when(Awaited.RESIZED, message)
+            tell(consumer, Resize(workers=state.workers))
 
     def _refused(self, message: Execute, error: Exception) -> None:
         """Refuse a command, and see soon to what it has left undone outside."""
