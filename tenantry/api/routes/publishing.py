@@ -22,6 +22,7 @@ from starlette.responses import Response
 from tenantry.api import idempotency
 from tenantry.api.idempotency import IdempotencyKeys, Once
 from tenantry.api.openapi import Routes
+from tenantry.api.publishing_rates import PublishingRates
 from tenantry.api.routing import FastRoute, Who, held_by_app, is_json
 from tenantry.api.schemas.common import dumps, json_response
 from tenantry.api.schemas.messages import Accepted, Publication, Publications
@@ -93,6 +94,7 @@ class Publisher:
     idempotency: IdempotencyKeys | None = None
     timeout: float = PUBLISH_SECONDS
     router: Router = field(default_factory=Router)
+    rates: PublishingRates = field(default_factory=PublishingRates)
 
     async def publish(
         self,
@@ -106,8 +108,9 @@ class Publisher:
         several = [publications] if isinstance(publications, Publication) else publications
 
         def send() -> bytes:
-            payloads = members(body, "payload")
             state = self.lookup.publishable(tenant_id, who)
+            self.rates.admit(state, len(several))
+            payloads = members(body, "payload")
             once = None if key is None else Once(_call(state), key, body)
             messages = self._messages(state, several, payloads, once)
             if once is not None and self.idempotency is not None:
@@ -186,7 +189,7 @@ routes = Routes("messages")
     "POST /tenants/{tenant_id}/messages",
     "Publish messages",
     Accepted,
-    errors=(404, 409),
+    errors=(404, 409, 429),
     status=202,
 )
 async def publish(
@@ -202,7 +205,8 @@ async def publish(
 
     After a 503 some may have been taken: send all again, with the same ids or the same
     `Idempotency-Key`, and each is stored once. With a key, ids that are left out are made
-    from it, so that a repeated call has the same answer.
+    from it, so that a repeated call has the same answer. A 429 says that the tenant publishes
+    faster than its rate, or that its backlog is full.
     """
     body = await request.body()
     return await publisher.publish(tenant_id, who, publications, body, idempotency_key)

@@ -1,0 +1,120 @@
+"""Publishing over HTTP within a tenant's limits: what is told to who publishes too much."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tenantry.api.publishing_rates import PublishingRates
+from tenantry.domain.commands import ChangeLimits
+from tenantry.domain.limits import Limits
+from tenantry.domain.tenant import Lifecycle, TenantState
+from tenantry.http.problems import Problem
+from tenantry.journal.port import Metadata
+from tests.api.serving import Served, World, serving
+from tests.waiting import DEADLINE
+
+
+def limited(incarnation: int = 1, **limits: Any) -> TenantState:
+    now = datetime.now(UTC)
+    return TenantState(
+        tenant_id="acme",
+        name="Acme",
+        lifecycle=Lifecycle.ACTIVE,
+        workers=1,
+        topics=(),
+        partitions=1,
+        version=1,
+        created_at=now,
+        updated_at=now,
+        incarnation=incarnation,
+        limits=Limits(**limits),
+    )
+
+
+class Clock:
+    """A clock that goes when it is told to."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def wait_for(rates: PublishingRates, state: TenantState, count: int) -> int:
+    """Give the seconds a call is told to wait; 0 where it is taken."""
+    try:
+        rates.admit(state, count)
+    except Problem as problem:
+        return int(problem.headers["Retry-After"])
+    return 0
+
+
+@given(
+    st.integers(1, 1000),
+    st.none() | st.integers(1, 5000),
+    st.lists(st.integers(1, 3000), min_size=1, max_size=30),
+)
+def test_who_comes_again_when_told_is_taken_and_the_rate_holds(
+    rate: int, burst: int | None, calls: list[int]
+) -> None:
+    clock = Clock()
+    rates, state = PublishingRates(clock), limited(rate=rate, burst=burst)
+    began, taken = clock.now, 0
+    for count in calls:
+        wait = wait_for(rates, state, count)
+        if wait:
+            clock.now += wait
+            assert wait_for(rates, state, count) == 0
+        # What goes beyond a burst is owed, and waited for by the next call.
+        assert taken <= rate * (clock.now - began) + (burst or rate)
+        taken += count
+
+
+def test_a_new_rate_holds_at_once_and_brings_no_new_burst() -> None:
+    clock = Clock()
+    rates = PublishingRates(clock)
+    assert wait_for(rates, limited(rate=10), 10) == 0
+    assert wait_for(rates, limited(rate=10), 10) == 1
+    assert wait_for(rates, limited(rate=2, burst=100), 4) == 2
+    assert wait_for(rates, limited(), 1_000_000) == 0
+
+
+def test_another_tenant_of_the_same_id_owes_nothing() -> None:
+    rates = PublishingRates(Clock())
+    assert wait_for(rates, limited(rate=1), 1000) == 0
+    assert wait_for(rates, limited(rate=1), 1) > 100
+    assert wait_for(rates, limited(incarnation=2, rate=1), 1) == 0
+
+
+@pytest.fixture
+def api() -> Iterator[Served]:
+    with serving(World()) as served:
+        served.world.create("acme")
+        served.world.create("other")
+        yield served
+
+
+def limit(api: Served, **changes: int) -> None:
+    command = ChangeLimits(tenant_id="acme", changes=changes)
+    api.world.control.execute(command, metadata=Metadata(actor="test"), timeout=DEADLINE)
+
+
+def test_publishing_beyond_the_rate_is_429_with_the_seconds_to_wait(api: Served) -> None:
+    limit(api, rate=5)
+    five = [{"payload": number} for number in range(5)]
+    assert api.tcp.post("/tenants/acme/messages", json=five).status_code == 202
+    refused = api.tcp.post("/tenants/acme/messages", json=five)
+    assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
+    assert "5 messages a second" in refused.json()["detail"]
+    # With a key the call goes the long way, to the same count.
+    keyed = api.tcp.post("/tenants/acme/messages", json=five, headers={"Idempotency-Key": "k"})
+    assert keyed.status_code == 429
+    assert len(api.world.publishing.sent) == 5
+    assert api.tcp.post("/tenants/other/messages", json=five).status_code == 202
