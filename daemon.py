@@ -49,6 +49,9 @@ from tenantry.handlers.resolve import resolve
 from tenantry.isolation.sessions import LOOK_EVERY as SESSIONS_LOOK_EVERY
 from tenantry.journal.port import Metadata
 from tenantry.loops import Heartbeat, PeriodicService
+from tenantry.messages.retention import EVERY as RETENTION_EVERY
+from tenantry.messages.retention import Retention
+from tenantry.messages.retention_postgres import PostgresMessageRemovals
 from tenantry.metrics.recorder import Recorder
 from tenantry.nodes.cluster import NodesFromOne
 from tenantry.nodes.joining import Joined, Joining
@@ -352,6 +355,7 @@ class Daemon:
             on_stop=self._stop_asked_for,
             on_drain=self._drain_asked_for,
         )
+        retention = Retention(PostgresMessageRemovals(stores.database), mine=membership.owns)
         services = open_leader_api(
             listeners,
             settings,
@@ -362,6 +366,7 @@ class Daemon:
             default_workers=lambda: self._live.now.workers,
             in_flight=runtime.in_flight,
             on_listed=runtime.dead_letters_found,
+            removed=retention.removed,
             node=joined.name,
             stack=stack,
         )
@@ -390,6 +395,8 @@ class Daemon:
         self._schedule("audit", audit, settings.audit.every_seconds)
         self._schedule("isolation", prove, settings.isolation.verify_every_seconds)
         self._schedule("tenants-sessions", look_on, SESSIONS_LOOK_EVERY)
+        self._schedule("retention", retention.turn, RETENTION_EVERY)
+        stack.callback(retention.stop)
         return supervisor
 
     def _schedule(

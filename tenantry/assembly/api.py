@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Final
@@ -85,6 +85,7 @@ def open_leader_api(
     default_workers: Callable[[], int],
     in_flight: Callable[[str], int | None],
     on_listed: Callable[[str, int], None],
+    removed: Callable[[], Mapping[tuple[str, str], int]],
     node: str,
     stack: ExitStack,
 ) -> LeaderWork:
@@ -92,7 +93,7 @@ def open_leader_api(
 
     What is another node's of the `cluster` goes on to that.
     `in_flight` counts a tenant's deliveries that are not settled; `on_listed` is told of dead
-    letters that were found.
+    letters that were found, `removed` counts messages by tenant and why they were removed.
     """
     stores, links = backends.stores, backends.links
     secret = settings.security.jwt_secret.get_secret_value()
@@ -117,6 +118,7 @@ def open_leader_api(
         abandoned_handlers=lambda: abandoned(backends.handling),
         isolation=prover.latest,
         ring=links.ring,
+        removed=removed,
     )
     services = Services(
         control=control,

@@ -24,7 +24,8 @@ class Account:
     """A tenant's books at one moment: its counts, and what the database really holds.
 
     Counts are since the tenant's creation. `position` is the last one given out, `removed` the
-    rows that were taken away on purpose. Of dead letters `kept` were listed once, and are
+    rows that were taken away on purpose: `aged` of them as they were too old for the tenant's
+    limits, `crowded` as they were too many. Of dead letters `kept` were listed once, and are
     `listed` still, or were `replayed`, `discarded` or found `missing` from the queue; `settled`
     ones wait to leave the queue. `rows` and `newest` (their highest position) are None where they
     were not counted.
@@ -44,6 +45,8 @@ class Account:
     settled: int
     rows: int | None = None
     newest: int | None = None
+    aged: int = 0
+    crowded: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -64,6 +64,12 @@ def _print(found: Sequence[Mapping[str, Any]], *, quick: bool) -> None:
         ],
     )
     for one in found:
+        removed = one["removed_by"]
+        if any(removed.values()):
+            output.notice(
+                f"tenant {one['tenant_id']}: removed by its retention: {removed['age']:,} rows that"
+                f" were too old, {removed['rows']:,} that were too many"
+            )
         for difference in one["differences"]:
             click.echo(output.clean(difference["text"]))
         if one["uncounted"] and not quick:

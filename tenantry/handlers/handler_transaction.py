@@ -310,7 +310,8 @@ class HandlerTransaction:
 
     def _stored_before(self, entries: Sequence[Entry]) -> set[str]:
         ids = [entry.stored_as.id for entry in entries]
-        rows = self.connection.execute(_find(self.tenant_id), (self.tenant_id, ids)).fetchall()
+        wanted = {"tenant": self.tenant_id, "ids": ids}
+        rows = self.connection.execute(_find(self.tenant_id), wanted).fetchall()
         return {identity for (identity,) in rows}
 
     def _call_store(self, entries: Sequence[Entry]) -> tuple[int, int]:
@@ -342,7 +343,10 @@ def _raise(error: Exception, _message: Message, _cursor: object) -> None:
 
 @lru_cache(maxsize=1024)
 def _find(tenant_id: str) -> bytes:
-    """Give the query of the ids that are stored already."""
+    """Give the query of the ids that are stored already, or were and are remembered."""
     table = sql.Identifier("tenantry", names.partition_table_name(tenant_id))
-    query = sql.SQL("SELECT id FROM {} WHERE tenant_id = %s AND id = ANY(%s)")
+    query = sql.SQL(
+        "SELECT id FROM {} WHERE tenant_id = %(tenant)s AND id = ANY(%(ids)s) UNION ALL"
+        " SELECT id FROM tenantry.remembered_of(%(tenant)s, %(ids)s) AS id"
+    )
     return query.format(table).as_bytes(None)

@@ -81,7 +81,8 @@ SELECT coalesce(string_agg(id, ','), '')
 FROM (
     SELECT t.id FROM tenantry.tenants AS t
     JOIN tenantry.tenant_counters AS c ON c.tenant_id = t.id COLLATE "default"
-    WHERE t.id > $1 AND c.stored > c.removed
+    LEFT JOIN tenantry.removals AS r ON r.tenant_id = t.id
+    WHERE t.id > $1 AND c.stored > c.removed + coalesce(r.by_age + r.by_rows, 0)
     ORDER BY t.id LIMIT $2
 ) AS found
 """
@@ -91,7 +92,8 @@ SELECT coalesce(string_agg(id, ','), '')
 FROM (
     SELECT t.id FROM tenantry.tenants AS t
     JOIN tenantry.tenant_counters AS c ON c.tenant_id = t.id COLLATE "default"
-    WHERE ($1 = '' OR t.id < $1) AND c.stored > c.removed
+    LEFT JOIN tenantry.removals AS r ON r.tenant_id = t.id
+    WHERE ($1 = '' OR t.id < $1) AND c.stored > c.removed + coalesce(r.by_age + r.by_rows, 0)
     ORDER BY t.id DESC LIMIT $2
 ) AS found
 """

@@ -77,6 +77,11 @@ FAMILIES: Final[Mapping[str, Family]] = {
     "messages_processed": Family(
         "counter", "Messages brought to an end since the tenant was created", (*_TENANT, "outcome")
     ),
+    "tenantry_messages_removed": Family(
+        "counter",
+        "Stored messages removed since the tenant was created, beyond its limits in age or rows",
+        (*_TENANT, "reason"),
+    ),
     "tenantry_mailbox_depth": Family(
         "gauge",
         "Messages waiting for an actor; for the supervisor, tenant_id is empty",
@@ -184,6 +189,7 @@ class SystemCollector(Collector):
         abandoned_handlers: Callable[[], int] = int,
         isolation: Callable[[], LatestProof | None] = lambda: None,
         ring: Callable[[], Ring | None] = lambda: None,
+        removed: Callable[[], Mapping[tuple[str, str], int]] = dict,
     ) -> None:
         self._status = status
         self._recorder = recorder
@@ -192,6 +198,7 @@ class SystemCollector(Collector):
         self._abandoned_handlers = abandoned_handlers
         self._isolation = isolation
         self._ring = ring
+        self._removed = removed
 
     def collect(self) -> Iterator[Metric]:
         """Give every metric as of now."""
@@ -211,6 +218,9 @@ class SystemCollector(Collector):
         yield from _audits(self._audits(), ids)
         yield from _isolation(self._isolation())
         yield from _ring(self._ring())
+        there = frozenset(ids)
+        removed = {of: count for of, count in self._removed().items() if of[0] in there}
+        yield family("tenantry_messages_removed", removed)
         yield from self._recorded(ids)
 
     def _recorded(self, tenant_ids: Iterable[str]) -> Iterator[Metric]:

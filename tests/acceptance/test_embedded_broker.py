@@ -15,6 +15,7 @@ import pytest
 
 from tests import services_postgres
 from tests.acceptance.program import Program, Tenant
+from tests.acceptance.test_metrics import scrape
 from tests.ledger import DEFAULT, Ledger, Target
 from tests.services_rabbitmq import RabbitHost
 from tests.waiting import DEADLINE, eventually
@@ -95,6 +96,40 @@ def test_what_tenants_publish_with_sql_is_stored_once_and_nobody_reaches_another
     }
     assert embedded.stop() == 0
     assert embedded.ready_messages(*(one.queue for one in tenants)) == 0
+
+
+def test_messages_beyond_a_tenants_retention_go_and_readers_and_audit_go_on(
+    shared: Program,
+) -> None:
+    tenant = shared.create()
+    path, page = f"/tenants/{tenant.id}", f"/messages?tenant_id={tenant.id}"
+    sent = [{"payload": number, "id": f"m{number}"} for number in range(20)]
+    assert shared.call("POST", f"{path}/messages", sent).is_success
+    eventually(lambda: stored(shared, tenant) == 20, what="rows")
+    first, last = shared.get(f"{page}&limit=5"), shared.get(page)
+    assert shared.call("PUT", f"{path}/limits", {"retention": {"rows": 8}}).is_success
+    audit = eventually(
+        lambda: (a := shared.get(f"{path}/audit"))["removed"] == 12 and a, what="a removal"
+    )
+    assert audit["balanced"]
+    assert (audit["rows"], audit["removed_by"]) == (8, {"age": 0, "rows": 12})
+    assert "12 that were too many" in shared.cli("audit", tenant.id).stderr
+    behind = shared.get(f"{page}&cursor={first['next_cursor']}")["data"]
+    assert [one["id"] for one in behind] == [f"m{number}" for number in range(12, 20)]
+    again = [{"payload": 0, "id": "m0"}, {"payload": 20, "id": "m20"}]
+    assert shared.call("POST", f"{path}/messages", again).is_success
+    new = eventually(lambda: shared.get(f"{page}&cursor={last['follow_cursor']}")["data"])
+    assert [one["id"] for one in new] == ["m20"]
+    eventually(
+        lambda: (
+            scrape(shared).value(
+                "tenantry_messages_removed_total", tenant_id=tenant.id, reason="rows"
+            )
+            == 13
+        ),
+        what="the metric",
+    )
+    assert shared.cli("audit", tenant.id).code == 0
 
 
 def test_http_producer_and_audit_work_as_on_rabbitmq(shared: Program) -> None:

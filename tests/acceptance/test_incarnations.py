@@ -52,6 +52,8 @@ FATES: Final = {
     "tenantry.queued": GONE,
     "tenantry.queues": GONE,
     "tenantry.rejected": GONE,
+    "tenantry.remembered_slices": NOBODYS,
+    "tenantry.removals": GONE,
     "tenantry.retained": ASIDE,
     "tenantry.schema_migrations": NOBODYS,
     "tenantry.snapshots": KEPT,
@@ -142,6 +144,7 @@ def test_nothing_of_a_former_tenant_reaches_the_one_that_has_its_id(
             "tenantry.iggy_offsets",  # of another broker
             "tenantry.iggy_rejected",
             "tenantry.iggy_users",
+            "tenantry.removals",  # of those whose messages are limited
             "tenantry.queued",  # which is empty once all is stored
             "tenantry.walks",  # while somebody walks
         }

@@ -438,7 +438,7 @@ class FakeQueues:
 def empty_account(tenant_id: str, **figures: int) -> Account:
     names = (
         "position", "stored", "duplicates", "dead_lettered", "removed", "kept", "replayed",
-        "discarded", "missing", "listed", "settled", "rows", "newest",
+        "discarded", "missing", "listed", "settled", "rows", "newest", "aged", "crowded",
     )  # fmt: skip
     return Account(tenant_id=tenant_id, **(dict.fromkeys(names, 0) | figures))
 

@@ -21,8 +21,8 @@ def api() -> Iterator[Served]:
 
 def test_an_audit_shows_what_was_counted_and_what_is_there(api: Served) -> None:
     api.world.accounts.books["acme"] = empty_account(
-        "acme", position=12, stored=10, duplicates=2, dead_lettered=3, rows=7, newest=12, kept=3,
-        replayed=1, discarded=1, listed=1,
+        "acme", position=112, stored=110, duplicates=2, dead_lettered=3, removed=100, aged=60,
+        crowded=40, rows=7, newest=112, kept=3, replayed=1, discarded=1, listed=1,
     )  # fmt: skip
     api.world.queues.counts = {"acme": QueueCounts(ready=5, dead_letters=1)}
     answer = api.control.get("/tenants/acme/audit")
@@ -30,13 +30,14 @@ def test_an_audit_shows_what_was_counted_and_what_is_there(api: Served) -> None:
     assert answer.json() == {
         "tenant_id": "acme",
         "balanced": False,
-        "accepted": 15,
-        "stored": 10,
+        "accepted": 115,
+        "stored": 110,
         "duplicates": 2,
         "dead_lettered": 3,
         "in_flight": 0,
         "waiting": 5,
-        "removed": 0,
+        "removed": 100,
+        "removed_by": {"age": 60, "rows": 40},
         "rows": 7,
         "dead_letters": {
             "kept": 3, "replayed": 1, "discarded": 1, "missing": 0, "listed": 1, "queued": 1,
@@ -46,7 +47,8 @@ def test_an_audit_shows_what_was_counted_and_what_is_there(api: Served) -> None:
                 "kind": "rows",
                 "expected": 10,
                 "found": 7,
-                "text": "3 rows of tenant acme are missing: counted 10 stored, 7 rows",
+                "text": "3 rows of tenant acme are missing: counted 110 stored less 100 removed,"
+                " 7 rows",
             }
         ],
         "moving": False,

@@ -45,6 +45,13 @@ class LetterBooks(Answer):
     )
 
 
+class RemovedMessages(Answer):
+    """Stored messages that were removed by the tenant's retention, by what they were beyond."""
+
+    age: int = Field(description="Too old.", examples=[120])
+    rows: int = Field(description="Too many.", examples=[0])
+
+
 class AuditDifference(Answer):
     """Two figures that should be equal."""
 
@@ -71,7 +78,8 @@ class TenantAudit(Answer):
     waiting: int | None = Field(
         description="Ready in the queues; null where the broker can't be asked."
     )
-    removed: int = Field(description="Rows taken away on purpose.", examples=[0])
+    removed: int = Field(description="Rows taken away on purpose.", examples=[120])
+    removed_by: RemovedMessages
     rows: int | None = Field(description="Null where not counted.", examples=[997])
     dead_letters: LetterBooks
     differences: list[AuditDifference]
@@ -90,6 +98,7 @@ class TenantAudit(Answer):
             accepted=found.accepted,
             in_flight=found.in_flight,
             waiting=None if queues is None else queues.ready,
+            removed_by=RemovedMessages(age=account.aged, rows=account.crowded),
             dead_letters=LetterBooks.made_of(
                 account, queued=None if queues is None else queues.dead_letters
             ),

@@ -1,0 +1,306 @@
+"""`python -m bench.retention`: what removing messages costs, beside messages that pour in.
+
+A tenant with very many rows on a PostgreSQL of its own. Messages are stored as fast as they go, by
+a process of their own: first alone, then while as many are removed as come; then without either.
+And, with `--compare`, what the other way would cost that was not taken: partitions by position
+that are dropped as a whole, with the ids in a table of their own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, Final
+from uuid import uuid4
+
+import psycopg
+
+from tenantry.database.embedded import EmbeddedPostgres
+from tenantry.database.migrations import migrate
+from tenantry.database.pool import Database
+from tenantry.messages.port import Incoming, Order
+from tenantry.messages.postgres import PostgresMessageStore
+from tenantry.messages.retention import EVERY, Retention
+from tenantry.messages.retention_postgres import PostgresMessageRemovals
+
+TENANT: Final = "acme"
+BATCH: Final = 500
+WRITERS: Final = 2
+PAYLOAD: Final = json.dumps({"text": "x" * 230}).encode()
+
+FILL: Final = """
+CREATE TABLE tenantry.messages_acme (LIKE public.messages INCLUDING ALL EXCLUDING INDEXES);
+INSERT INTO tenantry.messages_acme
+    (tenant_id, id, position, topic, partition, payload, created_at)
+SELECT 'acme', gen_random_uuid()::text, n, 'default', 0, %(payload)s::jsonb,
+       now() - interval '30 days' + n * interval '1 ms'
+FROM generate_series(1, %(rows)s) AS n;
+ALTER TABLE tenantry.messages_acme ADD PRIMARY KEY (tenant_id, id);
+CREATE UNIQUE INDEX ON tenantry.messages_acme (position);
+CREATE INDEX ON tenantry.messages_acme (topic, position);
+SELECT tenantry.guard_partition('messages_acme');
+SELECT tenantry.create_messages_partition('acme');
+UPDATE tenantry.tenant_counters SET position = %(rows)s, stored = %(rows)s;
+"""
+
+
+def store_messages(url: str, seconds: float, counted: Any, stop: Any) -> None:
+    """Store messages as fast as they go; in a process of its own."""
+    database = Database(url, pool_size=WRITERS)
+    database.open()
+    store = PostgresMessageStore(database)
+    until = time.monotonic() + seconds
+
+    def write(_: int) -> None:
+        while time.monotonic() < until and not stop.is_set():
+            batch = [
+                Incoming(str(uuid4()), "default", 0, PAYLOAD, "application/json", None, None)
+                for _ in range(BATCH)
+            ]
+            store.store(TENANT, batch)
+            with counted.get_lock():
+                counted.value += BATCH
+
+    with ThreadPoolExecutor(WRITERS) as pool:
+        list(pool.map(write, range(WRITERS)))
+    database.close()
+
+
+@contextmanager
+def storing(url: str, seconds: float) -> Iterator[Any]:
+    """Store in the background; gives the count."""
+    context = get_context("spawn")
+    counted, stop = context.Value("q", 0), context.Event()
+    process = context.Process(target=store_messages, args=(url, seconds, counted, stop))
+    process.start()
+    try:
+        while not counted.value:
+            time.sleep(0.05)
+        yield counted
+    finally:
+        stop.set()
+        process.join()
+
+
+def rate_of(counted: Any, seconds: float) -> float:
+    """Measure messages a second."""
+    before, began = counted.value, time.monotonic()
+    time.sleep(seconds)
+    return float((counted.value - before) / (time.monotonic() - began))
+
+
+def processor(connection: psycopg.Connection[Any]) -> float:
+    """Give the processor seconds of a session's process."""
+    (pid,) = connection.execute("SELECT pg_backend_pid()").fetchone() or (0,)
+    fields = Path(f"/proc/{pid}/stat").read_text("utf-8").rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def limit(connection: psycopg.Connection[Any], rows: int | None) -> None:
+    """Have the read model say that the tenant keeps so many rows."""
+    state = {"limits": {} if rows is None else {"retention_rows": rows}}
+    connection.execute(
+        "INSERT INTO tenantry.tenants (id, version, lifecycle, state, created_at, updated_at)"
+        " VALUES ('acme', 1, 'active', %s, now(), now())"
+        " ON CONFLICT (id) DO UPDATE SET state = excluded.state",
+        [json.dumps(state)],
+    )
+
+
+def held(connection: psycopg.Connection[Any]) -> int:
+    """Count the rows, by the books."""
+    row = connection.execute(
+        "SELECT c.stored - coalesce(r.by_rows + r.by_age, 0) FROM tenantry.tenant_counters AS c"
+        " LEFT JOIN tenantry.removals AS r USING (tenant_id)"
+    ).fetchone()
+    return int(row[0]) if row else 0
+
+
+def sizes(connection: psycopg.Connection[Any]) -> str:
+    """Tell how large table and indexes are."""
+    row = connection.execute(
+        "SELECT pg_table_size('tenantry.messages_acme') / 1048576,"
+        " pg_indexes_size('tenantry.messages_acme') / 1048576, (SELECT"
+        " sum(pg_total_relation_size(format('tenantry_fence.remembered_%s', n)::regclass))"
+        " / 1048576 FROM generate_series(0, 2) AS n)"
+    ).fetchone()
+    return "table {} MB, indexes {} MB, remembered ids {:.0f} MB".format(*(row or ()))
+
+
+def pages(store: PostgresMessageStore) -> str:
+    """Time pages of 50 from the beginning, and behind the last one read."""
+    found = []
+    for after in (None, 1000):
+        times = []
+        for _ in range(20):
+            began = time.monotonic()
+            store.page(TENANT, after=after, limit=50, order=Order.ASCENDING)
+            times.append((time.monotonic() - began) * 1000)
+        found.append(f"{statistics.median(times):.1f}")
+    return f"a page of 50 in {' and '.join(found)} ms"
+
+
+def fill(connection: psycopg.Connection[Any], rows: int) -> None:
+    """Make the rows, unless they are there."""
+    there = connection.execute("SELECT to_regclass('tenantry.messages_acme')").fetchone()
+    if there is not None and there[0] is not None:
+        return
+    connection.execute("SET maintenance_work_mem = '1GB'; SET synchronous_commit = off")
+    began = time.monotonic()
+    for query in FILL.split(";")[:-1]:
+        values = {"rows": rows, "payload": PAYLOAD.decode()}
+        connection.execute(query.encode(), values if "%(" in query else None)
+    connection.execute("VACUUM ANALYZE tenantry.messages_acme")
+    print(f"{rows} rows in {time.monotonic() - began:.0f} s; {sizes(connection)}")
+
+
+def alone(connection: psycopg.Connection[Any], count: int) -> None:
+    """Measure what it costs to remove messages while nothing else is done."""
+    rows = held(connection)
+    limit(connection, rows - count)
+    connection.execute("SELECT tenantry.turn_remembered()")
+    connection.execute("SELECT tenantry.begin_removing('acme')")
+    wal = "SELECT pg_current_wal_insert_lsn()"
+    (before,) = connection.execute(wal).fetchone() or ("",)
+    began, used = time.monotonic(), processor(connection)
+    longest = 0.0
+    while True:
+        step = time.monotonic()
+        row = connection.execute("SELECT more FROM tenantry.remove_messages('acme', 2000)")
+        longest = max(longest, time.monotonic() - step)
+        if not (row.fetchone() or (False,))[0]:
+            break
+    took, used = time.monotonic() - began, processor(connection) - used
+    written = connection.execute(
+        "SELECT pg_wal_lsn_diff(pg_current_wal_insert_lsn(), %s)", [before]
+    ).fetchone()
+    print(
+        f"removed {count}: {took / count * 1e6:.1f} us a message, of which the processor"
+        f" {used / count * 1e6:.1f}; WAL {float((written or (0,))[0]) / count:.0f} bytes a message;"
+        f" the longest of 2000 took {longest * 1000:.0f} ms"
+    )
+    began, used = time.monotonic(), processor(connection)
+    connection.execute("VACUUM tenantry.messages_acme")
+    took, used = time.monotonic() - began, processor(connection) - used
+    print(f"VACUUM after it: {took:.1f} s, the processor {used:.1f} s; {sizes(connection)}")
+
+
+def beside(
+    connection: psycopg.Connection[Any], url: str, database: Database, seconds: float
+) -> None:
+    """Measure storing alone, then beside removing as many as come."""
+    store = PostgresMessageStore(database)
+    limit(connection, None)
+    with storing(url, 600) as counted:
+        time.sleep(3)
+        without = rate_of(counted, seconds)
+        print(f"stored without removing: {without:.0f} a second; {pages(store)}")
+        limit(connection, held(connection))
+        retention = Retention(PostgresMessageRemovals(database), mine=lambda _: True)
+        done = threading.Event()
+
+        def remove() -> None:
+            while not done.is_set():
+                retention.turn()
+                done.wait(EVERY / 5)
+
+        thread = threading.Thread(target=remove)
+        thread.start()
+        time.sleep(3)
+        for _ in range(2):
+            before = sum(retention.removed().values())
+            began = time.monotonic()
+            with_it = rate_of(counted, seconds)
+            gone = (sum(retention.removed().values()) - before) / (time.monotonic() - began)
+            print(
+                f"stored while {gone:.0f} a second ({gone * 60 / 1e6:.2f} million a minute) are"
+                f" removed: {with_it:.0f} a second, {(with_it / without - 1) * 100:+.1f} %;"
+                f" {pages(store)}; {sizes(connection)}"
+            )
+        done.set()
+        retention.stop()
+        thread.join()
+        limit(connection, None)
+        print(f"and without removing again: {rate_of(counted, seconds):.0f} a second")
+
+
+def compare(connection: psycopg.Connection[Any], count: int) -> None:
+    """Compare inserts: ids unique in the table, and in one beside a table that is dropped."""
+    connection.execute(
+        "CREATE TABLE one (LIKE public.messages INCLUDING ALL);"
+        "CREATE UNIQUE INDEX ON one (position); CREATE INDEX ON one (topic, position);"
+        "CREATE TABLE two (LIKE public.messages INCLUDING ALL EXCLUDING INDEXES);"
+        "CREATE UNIQUE INDEX ON two (position); CREATE INDEX ON two (topic, position);"
+        "CREATE INDEX ON two (id);"
+        "CREATE TABLE ids (low bigint, high bigint, PRIMARY KEY (low, high))"
+    )
+    columns = "(tenant_id, id, position, topic, partition, payload, created_at)"
+    given = (
+        "SELECT 'acme', m.id, %(at)s + m.n, 'default', 0, %(payload)s::jsonb, now()"
+        " FROM unnest(%(ids)s::text[]) WITH ORDINALITY AS m(id, n)"
+    )
+    # The index on ids of the second is for messages that are asked for by id.
+    ways = {
+        "ids unique in the table": f"INSERT INTO one {columns} {given} ON CONFLICT DO NOTHING",
+        "ids in a table of their own": "WITH new AS (INSERT INTO ids SELECT hashtextextended(i, 0),"
+        " hashtextextended(i, 1) FROM unnest(%(ids)s::text[]) AS i ON CONFLICT DO NOTHING"
+        f" RETURNING low) INSERT INTO two {columns} {given}"
+        " WHERE hashtextextended(m.id, 0) IN (SELECT low FROM new)",
+    }
+    for name, query in ways.items():
+        used, took = processor(connection), 0.0
+        for at in range(0, count, BATCH):
+            ids = [str(uuid4()) for _ in range(BATCH)]
+            began = time.monotonic()
+            connection.execute(query.encode(), {"ids": ids, "at": at, "payload": PAYLOAD.decode()})
+            took += time.monotonic() - began
+        used = processor(connection) - used
+        print(
+            f"{name}: {took / count * 1e6:.1f} us a message, the processor {used / count * 1e6:.1f}"
+        )
+
+
+def main() -> None:
+    """Measure, and print."""
+    parser = argparse.ArgumentParser(prog="python -m bench.retention", description=__doc__)
+    parser.add_argument("--rows", type=int, default=10_000_000)
+    parser.add_argument("--remove", type=int, default=1_000_000, help="while all else is still")
+    parser.add_argument("--seconds", type=float, default=20.0, help="a figure")
+    parser.add_argument("--data", type=Path, help="a directory that is kept, rows and all")
+    parser.add_argument("--compare", type=int, default=0, help="inserts each way; 0: skip")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="tenantry-bench-") as name:
+        directory = options.data or Path(name)
+        directory.mkdir(exist_ok=True)
+        directory.chmod(0o755)
+        postgres = EmbeddedPostgres(directory / "postgres")
+        try:
+            url = postgres.start()
+            database = Database(url)
+            migrate(database)
+            database.open()
+            with psycopg.connect(url, autocommit=True) as connection:
+                fill(connection, options.rows)
+                if options.remove:
+                    alone(connection, options.remove)
+                if options.compare:
+                    compare(connection, options.compare)
+                if options.seconds:
+                    beside(connection, url, database, options.seconds)
+            database.close()
+        finally:
+            postgres.stop()
+
+
+if __name__ == "__main__":
+    main()
