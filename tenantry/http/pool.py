@@ -16,8 +16,8 @@ from typing import Any, Final, ParamSpec, TypeAlias, TypeVar
 from anyio import CapacityLimiter, to_thread
 
 from tenantry.broker.port import DeadLettersBusyError
-from tenantry.http.fair_queue import FairQueue, Grant
 from tenantry.http.problems import too_many, unavailable
+from tenantry.turns.fair_queue import FairQueue, Grant
 
 _Parameters = ParamSpec("_Parameters")
 _Result = TypeVar("_Result")

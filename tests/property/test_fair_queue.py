@@ -7,7 +7,7 @@ import heapq
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tenantry.http.fair_queue import FairQueue, Grant
+from tenantry.turns.fair_queue import FairQueue, Grant
 
 NAMES = ("a", "b", "c", "d")
 
@@ -90,6 +90,67 @@ def test_a_turn_is_given_as_long_as_somebody_waits_who_may_have_one(
         queue.ended(grant, 0.01)
     assert not queue._clients
     assert not queue._away
+
+
+steps = st.lists(
+    st.tuples(
+        st.sampled_from(["add", "add", "next", "of", "end", "drop"]),
+        st.sampled_from(NAMES),
+        st.integers(1, 9),
+    ),
+    max_size=80,
+)
+
+
+@given(steps)
+def test_the_next_turn_is_always_of_one_who_has_had_the_least(
+    steps: list[tuple[str, str, int]],
+) -> None:
+    queue: FairQueue[int] = FairQueue(most_of_one=2)
+    running: list[Grant[int]] = []
+    wanted: dict[str, list[int]] = {name: [] for name in NAMES}
+    for number, (step, name, size) in enumerate(steps):
+        known = queue._clients
+        ready = [
+            known[one].finish
+            for one, items in wanted.items()
+            if items and sum(grant.client == one for grant in running) < 2
+        ]
+        grant = None
+        match step:
+            case "add":
+                queue.add(name, size, number)
+                wanted[name].append(number)
+            case "next":
+                grant = queue.next()
+                assert (grant is None) == (not ready)
+                if grant is not None:
+                    assert known[grant.client].finish - grant.charged <= min(ready) + 1e-9
+            case "of":
+                grant = queue.next_of(name)
+                if grant is not None:
+                    assert not any(one.client == name for one in running)
+            case "end" if running:
+                queue.ended(running.pop(size % len(running)), size / 10)
+            case "drop" if wanted[name]:
+                queue.remove(name, wanted[name].pop())
+        if grant is not None:
+            assert grant.item == wanted[grant.client].pop(0)
+            running.append(grant)
+        assert queue.waiting == sum(map(len, wanted.values()))
+
+
+def test_a_client_that_seldom_has_turns_goes_first_and_one_that_always_does_does_not() -> None:
+    queue: FairQueue[int] = FairQueue(most_of_one=8)
+    for number in range(4):
+        queue.add("busy", 1, number)
+        assert queue.next() is not None
+    queue.add("quiet", 1, 4)
+    assert queue.next_of("quiet") is not None
+    queue.add("quiet", 1, 5)
+    assert queue.next_of("quiet") is None, "it has one"
+    queue.add("busy", 1, 6)
+    assert queue.next_of("busy") is None
 
 
 def test_one_client_never_has_all_places() -> None:

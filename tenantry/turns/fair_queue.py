@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from collections import deque
 from dataclasses import dataclass, field
 from typing import Final, Generic, TypeVar
@@ -12,7 +13,7 @@ _NEW_SHARE: Final = 0.2
 """How much its latest turn changes what a client's turns usually take."""
 
 _GUESS: Final = 0.01
-"""Seconds that a client's first turn is taken to last."""
+"""What a client's first turn is taken to take."""
 
 _MANY_AWAY: Final = 1000
 
@@ -25,9 +26,11 @@ class _Client(Generic[_Item]):
     """The virtual time up to which it has had its share."""
     weight: float = 1.0
     usual: float = _GUESS
-    """Seconds that its turns usually take."""
+    """What its turns usually take."""
     running: int = 0
     waiting: deque[_Item] = field(default_factory=deque)
+    queued_at: float | None = None
+    """The `finish` by which it stands in the queue, if it does."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,10 +45,11 @@ class Grant(Generic[_Item]):
 class FairQueue(Generic[_Item]):
     """Start-time fair queueing: who has had the least for its weight is next.
 
-    What a turn takes is known only when it has ended; until then it counts as what the client's
-    turns usually take. One client has `most_of_one` turns at once at most, so that turns that take
-    long leave room for others. Who was away has saved nothing, and who comes back at once has
-    gained nothing. It looks at no clock, and belongs to one thread.
+    What a turn takes, in seconds or in whatever else is shared, is known only when it has ended;
+    until then it counts as what the client's turns usually take. One client has `most_of_one` turns
+    at once at most, so that turns that take long leave room for others. Who was away has saved
+    nothing, and who comes back at once has gained nothing. It looks at no clock, and belongs to one
+    thread at a time.
     """
 
     def __init__(self, *, most_of_one: int) -> None:
@@ -53,6 +57,9 @@ class FairQueue(Generic[_Item]):
         self._clients: dict[str, _Client[_Item]] = {}
         self._away: dict[str, float] = {}
         """Up to when those have had their share who have none waiting: it may be in the future."""
+        self._order: list[tuple[float, int, str]] = []
+        """Those that wait and may have a turn, by `finish`; some by a former one, too."""
+        self._number = 0
         self._now = 0.0
         """The virtual time: when the latest turn began."""
         self.waiting = 0
@@ -71,6 +78,7 @@ class FairQueue(Generic[_Item]):
         known.weight = weight
         known.waiting.append(item)
         self.waiting += 1
+        self._queue(client, known)
 
     def remove(self, client: str, item: _Item) -> None:
         """Have a client no longer wait for a turn, unless it has got it."""
@@ -82,28 +90,57 @@ class FairQueue(Generic[_Item]):
 
     def next(self) -> Grant[_Item] | None:
         """Give the next turn; None where nobody waits who may have one."""
-        ready = [
-            (one.finish, name)
-            for name, one in self._clients.items()
-            if one.waiting and one.running < self._most_of_one
-        ]
-        if not ready:
+        order, clients = self._order, self._clients
+        while order:
+            begin, _, name = heapq.heappop(order)
+            client = clients.get(name)
+            if client is not None and client.queued_at == begin:
+                client.queued_at = None
+                if client.finish != begin:
+                    self._queue(name, client)
+                elif client.waiting and client.running < self._most_of_one:
+                    return self._begin(name, client)
+        return None
+
+    def next_of(self, name: str) -> Grant[_Item] | None:
+        """Give a client's next turn out of order; not if it has one, or has had its share.
+
+        For short turns beside long ones: who seldom has any does not wait for the end of others'.
+        """
+        client = self._clients.get(name)
+        if client is None or not client.waiting or client.running or client.finish > self._now:
             return None
-        begin, name = min(ready)
-        self._now = max(self._now, begin)
-        client = self._clients[name]
+        return self._begin(name, client)
+
+    def _begin(self, name: str, client: _Client[_Item]) -> Grant[_Item]:
+        self._now = max(self._now, client.finish)
         charged = client.usual / client.weight
         client.finish += charged
         client.running += 1
         self.waiting -= 1
-        return Grant(client=name, item=client.waiting.popleft(), charged=charged)
+        grant = Grant(client=name, item=client.waiting.popleft(), charged=charged)
+        self._queue(name, client)
+        return grant
 
-    def ended(self, grant: Grant[_Item], seconds: float) -> None:
-        """Note that a turn has ended, and how long it has lasted."""
+    def _queue(self, name: str, client: _Client[_Item]) -> None:
+        """See that a client stands in the queue if it may have a turn.
+
+        One that has moved back since is found out when it comes first.
+        """
+        if not client.waiting or client.running >= self._most_of_one:
+            return
+        if client.queued_at is None or client.finish < client.queued_at:
+            client.queued_at = client.finish
+            self._number += 1
+            heapq.heappush(self._order, (client.finish, self._number, name))
+
+    def ended(self, grant: Grant[_Item], taken: float) -> None:
+        """Note that a turn has ended, and what it has taken: as many seconds, say."""
         client = self._clients[grant.client]
         client.running -= 1
-        client.finish += seconds / client.weight - grant.charged
-        client.usual += (seconds - client.usual) * _NEW_SHARE
+        client.finish += taken / client.weight - grant.charged
+        client.usual += (taken - client.usual) * _NEW_SHARE
+        self._queue(grant.client, client)
         self._leave(grant.client)
 
     def unused(self, grant: Grant[_Item]) -> None:
@@ -111,6 +148,7 @@ class FairQueue(Generic[_Item]):
         client = self._clients[grant.client]
         client.running -= 1
         client.finish -= grant.charged
+        self._queue(grant.client, client)
         self._leave(grant.client)
 
     def _leave(self, name: str) -> None:
@@ -120,6 +158,7 @@ class FairQueue(Generic[_Item]):
         del self._clients[name]
         if not self._clients:
             self._away.clear()
+            self._order.clear()
         elif client.finish > self._now:
             self._away[name] = client.finish
             if len(self._away) > _MANY_AWAY:
