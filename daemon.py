@@ -53,6 +53,9 @@ from tenantry.messages.retention import EVERY as RETENTION_EVERY
 from tenantry.messages.retention import Retention
 from tenantry.messages.retention_postgres import PostgresMessageRemovals
 from tenantry.metrics.recorder import Recorder
+from tenantry.metrics.statistics import LOOK_EVERY as STATISTICS_LOOK_EVERY
+from tenantry.metrics.statistics import StatisticsKeeper
+from tenantry.metrics.statistics_postgres import PostgresStatistics
 from tenantry.nodes.cluster import NodesFromOne
 from tenantry.nodes.joining import Joined, Joining
 from tenantry.nodes.postgres import PostgresNodes
@@ -397,6 +400,14 @@ class Daemon:
         self._schedule("tenants-sessions", look_on, SESSIONS_LOOK_EVERY)
         self._schedule("retention", retention.turn, RETENTION_EVERY)
         stack.callback(retention.stop)
+        keeper = StatisticsKeeper(
+            PostgresStatistics(stores.database),
+            tenants=runtime.snapshots,
+            recorder=self._recorder,
+        )
+        # What the last minute has brought is noted when all is drained.
+        stack.callback(self._note_the_rest, keeper)
+        self._schedule("statistics", keeper.turn, STATISTICS_LOOK_EVERY)
         return supervisor
 
     def _schedule(
@@ -413,6 +424,12 @@ class Daemon:
                 when=lambda: self._runtime.state is SystemState.RUNNING,
             )
             self._threads.start(name, service, vital=False)
+
+    def _note_the_rest(self, keeper: StatisticsKeeper) -> None:
+        try:
+            keeper.end()
+        except UnavailableError as error:
+            self._schedule_failed("statistics", error)
 
     def _schedule_failed(self, name: str, error: Exception) -> None:
         """Tell of it, and go on: what one tenant's data set off must not end every daemon anew."""

@@ -33,6 +33,7 @@ TABLE: Final[dict[tuple[str, str], Access]] = {
     ("GET", "/docs"): Access.PUBLIC,
     ("GET", "/swagger/{asset}"): Access.PUBLIC,
     ("GET", "/tenants/{tenant_id}"): Access.TENANT,
+    ("GET", "/tenants/{tenant_id}/stats"): Access.TENANT,
     ("POST", "/tenants/{tenant_id}/messages"): Access.TENANT,
     ("GET", "/tenants/{tenant_id}/events"): Access.TENANT,
     ("GET", "/tenants/{tenant_id}/messages/{message_id:any}"): Access.TENANT,

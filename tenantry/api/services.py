@@ -28,6 +28,7 @@ from tenantry.isolation.port import Prover
 from tenantry.journal.port import EventStore
 from tenantry.messages.port import MessageStore, PageReader, Whose, whose
 from tenantry.metrics.merged import Metrics
+from tenantry.metrics.statistics import Statistics
 from tenantry.nodes.port import Cluster
 from tenantry.projections.port import TenantDirectory
 
@@ -124,6 +125,7 @@ class Services:
     reprocessing: Reprocessing
     auditor: Auditor
     prover: Prover
+    statistics: Statistics
     metrics: Metrics
     cursor_key: bytes
     default_workers: Callable[[], int]

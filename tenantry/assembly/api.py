@@ -37,6 +37,8 @@ from tenantry.messages.reader import PostgresPageReader
 from tenantry.metrics.collector import SystemCollector
 from tenantry.metrics.page import MetricsPage
 from tenantry.metrics.recorder import Recorder
+from tenantry.metrics.statistics import Statistics
+from tenantry.metrics.statistics_postgres import PostgresStatistics
 from tenantry.nodes.cluster import NodesFromOne
 from tenantry.nodes.postgres import PostgresNodes
 from tenantry.settings import Settings
@@ -146,6 +148,7 @@ def open_leader_api(
         reprocessing=reprocessing,
         auditor=auditor,
         prover=prover,
+        statistics=Statistics(PostgresStatistics(stores.database)),
         metrics=listeners.with_siblings(MetricsPage(metrics), node),
         default_workers=default_workers,
     )
@@ -194,6 +197,7 @@ def open_standby_api(
         reprocessing=reprocessing_of(stores, refused, refused, on_listed=lambda *_: None),
         auditor=Auditor(PostgresAccounts(database), refused, lambda _: None),
         prover=refused,
+        statistics=Statistics(PostgresStatistics(database)),
         metrics=MetricsPage(metrics),
         default_workers=lambda: settings.workers,
     )

@@ -13,6 +13,7 @@ from tenantry.cli.client import ControlClient, tenant_path
 from tenantry.cli.limits import limits
 from tenantry.cli.options import complete_node, example, tenant_argument, with_client
 from tenantry.cli.output import CommandError
+from tenantry.cli.statistics import stats
 from tenantry.cli.topics import shown, topic_of
 
 DELETE_TIMEOUT: Final = 300.0
@@ -31,6 +32,7 @@ def tenant() -> None:
 
 
 tenant.add_command(limits)
+tenant.add_command(stats)
 
 
 def _show(found: Tenant, *, as_json: bool, renewed_by: str = "`rotate-credentials`") -> None:

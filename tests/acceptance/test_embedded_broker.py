@@ -94,8 +94,18 @@ def test_what_tenants_publish_with_sql_is_stored_once_and_nobody_reaches_another
         ("write", False),
         ("configure", False),
     }
+    rows = {one.id: stored(embedded, one) for one in tenants}
     assert embedded.stop() == 0
     assert embedded.ready_messages(*(one.queue for one in tenants)) == 0
+    # What its last minute has brought is noted as well, once in each ring.
+    with psycopg.connect(embedded.database_url) as connection:
+        noted = connection.execute(
+            "SELECT tenant_id, step, sum(stored), (SELECT sum(n) FROM unnest(array_agg(latencies))"
+            " AS n) FROM tenantry.statistics GROUP BY 1, 2"
+        ).fetchall()
+    assert set(noted) == {
+        (one, step, count, count) for one, count in rows.items() for step in (1, 60)
+    }
 
 
 def test_messages_beyond_a_tenants_retention_go_and_readers_and_audit_go_on(

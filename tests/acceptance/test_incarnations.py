@@ -58,6 +58,8 @@ FATES: Final = {
     "tenantry.schema_migrations": NOBODYS,
     "tenantry.snapshots": KEPT,
     "tenantry.sql_roles": GONE,
+    "tenantry.statistics": GONE,
+    "tenantry.statistics_marks": GONE,
     "tenantry.tenant_counters": ASIDE,
     "tenantry.tenants": KEPT,
     "tenantry.terms": NOBODYS,
@@ -144,6 +146,8 @@ def test_nothing_of_a_former_tenant_reaches_the_one_that_has_its_id(
             "tenantry.iggy_offsets",  # of another broker
             "tenantry.iggy_rejected",
             "tenantry.iggy_users",
+            "tenantry.statistics",  # once a minute is over
+            "tenantry.statistics_marks",
             "tenantry.removals",  # of those whose messages are limited
             "tenantry.queued",  # which is empty once all is stored
             "tenantry.walks",  # while somebody walks

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import replace
@@ -51,6 +51,7 @@ from tenantry.messages.port import (
     whose,
 )
 from tenantry.messages.sql_access import SqlCredentials
+from tenantry.metrics.statistics import Note, Slot
 from tenantry.nodes.port import (
     Glance,
     Introduction,
@@ -441,6 +442,23 @@ def empty_account(tenant_id: str, **figures: int) -> Account:
         "discarded", "missing", "listed", "settled", "rows", "newest", "aged", "crowded",
     )  # fmt: skip
     return Account(tenant_id=tenant_id, **(dict.fromkeys(names, 0) | figures))
+
+
+class FakeStatistics:
+    """Statistics as a test has put them in, by tenant and whether they are by hours."""
+
+    def __init__(self) -> None:
+        self.now = datetime(2026, 1, 31, 12, 0, 30, tzinfo=UTC)
+        self.slots: dict[tuple[str, bool], list[Slot]] = {}
+
+    def note(self, at: datetime, notes: Mapping[str, Note]) -> None:
+        raise AssertionError("the API only reads")
+
+    def read(
+        self, tenant_id: str, *, hourly: bool, start: datetime, end: datetime
+    ) -> Sequence[Slot]:
+        found = self.slots.get((tenant_id, hourly), [])
+        return [one for one in found if start <= one.at < end]
 
 
 class FakeProver:

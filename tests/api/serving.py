@@ -28,6 +28,7 @@ from tenantry.http.middleware import BoundedBody
 from tenantry.http.server import ApiServer
 from tenantry.journal.port import Metadata
 from tenantry.metrics.page import MetricsPage
+from tenantry.metrics.statistics import Statistics
 from tests import scratch
 from tests.api.fakes import (
     FakeAccounts,
@@ -38,6 +39,7 @@ from tests.api.fakes import (
     FakeProver,
     FakePublishing,
     FakeQueues,
+    FakeStatistics,
     MemoryIdempotencyKeys,
 )
 from tests.api.pages import RowsReader
@@ -70,6 +72,7 @@ class World:
         self.accounts = FakeAccounts(self.directory)
         self.queues = FakeQueues()
         self.prover = FakeProver()
+        self.statistics = FakeStatistics()
         self.options = options
 
     def app(self) -> FastAPI:
@@ -84,6 +87,7 @@ class World:
             "idempotency": MemoryIdempotencyKeys(),
             "dead_letters": self.letters,
             "prover": self.prover,
+            "statistics": Statistics(self.statistics, now=lambda: self.statistics.now),
             "auditor": Auditor(
                 self.accounts, self.queues, lambda _tenant_id: 0, still=0.0, pause=0.0
             ),

@@ -9,7 +9,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import pytest
 
 from tenantry.cli.main import cli, main
 from tenantry.control.port import ActorStatus, SystemState, TermStatus
+from tenantry.metrics.statistics import Slot
 from tests import preloaded
 from tests.api.serving import Served
 from tests.waiting import DEADLINE
@@ -92,6 +93,19 @@ def test_a_tenant_s_life_is_told_in_json(api: Served, run: Run) -> None:
     assert data(run, "tenant", "show", "acme", "--at", "2")["workers"] == 2
     assert data(run, "tenant", "delete", "acme", "--yes")["state"] == "deleted"
     assert data(run, "tenant", "list") == []
+
+
+def test_statistics_are_lines_of_eighty_columns_at_most(api: Served, run: Run) -> None:
+    api.world.create("acme")
+    at = api.world.statistics.now.replace(second=0) - timedelta(minutes=30)
+    api.world.statistics.slots["acme", False] = [Slot(at=at, stored=6_000_000, backlog=12)]
+    code, out, err = run("tenant", "stats", "acme")
+    assert (code, err) == (0, "")
+    assert max(map(len, out.splitlines())) <= 80
+    (stored,) = (line for line in out.splitlines() if line.startswith("stored/s"))
+    assert "100,000.0" in stored
+    assert data(run, "tenant", "stats", "acme", "--window", "2m")["step_seconds"] == 60
+    assert run("tenant", "stats", "acme", "--window", "1y")[0] == 1
 
 
 def test_limits_are_given_as_people_write_them(api: Served, run: Run) -> None:

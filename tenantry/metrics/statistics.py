@@ -1,0 +1,214 @@
+"""What became of each tenant's messages over time: noted once a minute, and shown in points.
+
+A tenant of which nothing changes and of which nothing waits costs nothing. Counts are those of the
+database, and none is missed; latencies that a node had not noted when it died are.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
+from operator import add
+from typing import Final, NamedTuple, Protocol
+
+from tenantry.control.port import TenantRuntime
+from tenantry.metrics.recorder import LATENCY_MS, Recorder
+
+LOOK_EVERY: Final = 2.0
+"""Seconds between looks whether a minute is over."""
+
+NOTED_WITHIN: Final = 5.0
+"""Seconds after a minute's end within which it is noted, as a rule."""
+
+MINUTE: Final = timedelta(minutes=1)
+HOUR: Final = timedelta(hours=1)
+DAY: Final = timedelta(days=1)
+WEEK: Final = timedelta(days=7)
+
+STEPS: Final = (
+    (2 * HOUR, MINUTE),
+    (6 * HOUR, 5 * MINUTE),
+    (DAY, 15 * MINUTE),
+    (WEEK, HOUR),
+)
+"""How far apart points are, by the longest window that has them."""
+
+BUCKETS: Final = len(LATENCY_MS) + 1
+NONE: Final = (0,) * BUCKETS
+
+Outcomes = tuple[int, int, int]
+
+
+class Note(NamedTuple):
+    """What is noted of a tenant beside its counts: how much waits, latencies by bucket."""
+
+    backlog: int
+    latencies: Sequence[int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Slot:
+    """What became of a tenant's messages from a time on; `backlog` is the most that waited."""
+
+    at: datetime
+    stored: int = 0
+    duplicates: int = 0
+    dead_lettered: int = 0
+    backlog: int = 0
+    latencies: Sequence[int] = NONE
+
+    def plus(self, other: Slot) -> Slot:
+        """Take another's counts to this one's."""
+        return Slot(
+            at=self.at,
+            stored=self.stored + other.stored,
+            duplicates=self.duplicates + other.duplicates,
+            dead_lettered=self.dead_lettered + other.dead_lettered,
+            backlog=max(self.backlog, other.backlog),
+            latencies=tuple(map(add, self.latencies, other.latencies)),
+        )
+
+    def latency(self, share: float) -> float | None:
+        """Give the milliseconds within which so great a share of the messages was stored.
+
+        None where there were none. Within a bucket they are taken to be spread evenly; beyond the
+        last bound nothing more is known.
+        """
+        wanted = sum(self.latencies) * share
+        if not wanted:
+            return None
+        below = 0
+        for (low, high), count in zip(pairwise((0, *LATENCY_MS)), self.latencies[:-1], strict=True):
+            if count and below + count >= wanted:
+                return round(low + (high - low) * (wanted - below) / count, 1)
+            below += count
+        return float(LATENCY_MS[-1])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Series:
+    """A tenant's statistics of a time: `points` a `step` apart, and all of them together.
+
+    What has become of its messages is known until `end`, at which the last point may not be over.
+    """
+
+    step: timedelta
+    points: Sequence[Slot]
+    total: Slot
+    end: datetime
+
+    def seconds(self, point: Slot) -> float:
+        """Tell how much time is in a point."""
+        return (min(self.end, point.at + self.step) - point.at).total_seconds()
+
+
+class StatisticsStore(Protocol):
+    """Keeps tenants' statistics, a day by minutes and a week by hours.
+
+    Raises `StoreUnavailableError`.
+    """
+
+    def note(self, at: datetime, notes: Mapping[str, Note]) -> None:
+        """Note what became of tenants' messages since they were noted last, as of a minute."""
+
+    def read(
+        self, tenant_id: str, *, hourly: bool, start: datetime, end: datetime
+    ) -> Sequence[Slot]:
+        """Give the slots of a tenant from one time to another; none where nothing was done."""
+
+
+class StatisticsKeeper:
+    """Notes the statistics of this node's tenants when a minute is over. `turn` is one thread's."""
+
+    def __init__(
+        self,
+        store: StatisticsStore,
+        *,
+        tenants: Callable[[], Mapping[str, TenantRuntime]],
+        recorder: Recorder,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        self._store = store
+        self._tenants = tenants
+        self._recorder = recorder
+        self._now = now
+        self._minute = int(now() // 60)
+        self._outcomes: dict[str, Outcomes] = {}
+        self._latencies: dict[str, tuple[int, ...]] = {}
+
+    def turn(self, go_on: Callable[[], None] = lambda: None) -> None:
+        """Note the minute that is over, if one is. Raises `StoreUnavailableError`."""
+        minute = int(self._now() // 60)
+        if minute > self._minute:
+            self._note(minute - 1)
+            self._minute = minute
+            go_on()
+
+    def end(self) -> None:
+        """Note what there is to note, before its minute is over."""
+        self._note(int(self._now() // 60))
+
+    def _note(self, minute: int) -> None:
+        tenants = self._tenants()
+        notes: dict[str, Note] = {}
+        outcomes, latencies = {}, {}
+        for tenant_id, one in tenants.items():
+            if one.lifecycle is None:
+                continue
+            outcomes[tenant_id] = one.stored, one.duplicates, one.dead_lettered
+            latencies[tenant_id] = counts = self._counts(tenant_id)
+            fresh = _since(self._latencies.get(tenant_id), counts)
+            changed = outcomes[tenant_id] != self._outcomes.get(tenant_id)
+            if changed or any(fresh) or one.pending:
+                notes[tenant_id] = Note(one.pending or 0, fresh)
+        if notes:
+            self._store.note(datetime.fromtimestamp(minute * 60, UTC), notes)
+        self._outcomes, self._latencies = outcomes, latencies
+
+    def _counts(self, tenant_id: str) -> tuple[int, ...]:
+        reading = self._recorder.latency(tenant_id)
+        if reading is None:
+            return NONE
+        return tuple(after - before for before, after in pairwise((0, *reading.counts)))
+
+
+class Statistics:
+    """Gives tenants' statistics in points that are a step apart, those in which nothing was too."""
+
+    def __init__(
+        self, store: StatisticsStore, *, now: Callable[[], datetime] = lambda: datetime.now(UTC)
+    ) -> None:
+        self._store = store
+        self._now = now
+
+    def series(self, tenant_id: str, window: timedelta) -> Series:
+        """Give what became of a tenant's messages in a window up to the last minute. Blocks.
+
+        It begins where a step does. Raises `StoreUnavailableError`.
+        """
+        step = next(step for longest, step in STEPS if window <= longest)
+        seconds = int(step.total_seconds())
+        known = int((self._now().timestamp() - NOTED_WITHIN) // 60) * 60
+        count = max(1, round(window / step))
+        start = datetime.fromtimestamp(-(-known // seconds) * seconds, UTC) - count * step
+        points = [Slot(at=start + number * step) for number in range(count)]
+        end = datetime.fromtimestamp(known, UTC)
+        # Minutes are in the slots of hours as soon as they are noted.
+        found = self._store.read(tenant_id, hourly=step >= HOUR, start=start, end=end)
+        total = Slot(at=start)
+        for slot in found:
+            place = int((slot.at - start) / step)
+            points[place] = points[place].plus(slot)
+            total = total.plus(slot)
+        return Series(step=step, points=points, total=total, end=end)
+
+
+def _since(before: Sequence[int] | None, counts: Sequence[int]) -> Sequence[int]:
+    """Tell what was counted since; all of it, where it was counted anew."""
+    if before is None:
+        return counts
+    fresh = tuple(map(int.__sub__, counts, before))
+    return counts if min(fresh) < 0 else fresh

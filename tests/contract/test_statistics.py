@@ -1,0 +1,81 @@
+"""Statistics on a real PostgreSQL: a ring of slots, counts of which none is missed or twice."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+from tenantry.database.pool import Database
+from tenantry.messages.postgres import PostgresMessageStore
+from tenantry.metrics.statistics import BUCKETS, NONE, Note
+from tenantry.metrics.statistics_postgres import PostgresStatistics
+from tests.fakes.messages import TENANT, incoming
+
+AT = datetime(2026, 1, 31, 12, 30, tzinfo=UTC)
+QUICK = (5, *NONE[1:])
+
+
+def store_more(store: PostgresMessageStore, *ids: str) -> None:
+    store.store(TENANT, [incoming(one) for one in ids])
+
+
+def read(database: Database, *, hourly: bool = False) -> list[tuple[datetime, int, int, int]]:
+    week = timedelta(days=7)
+    slots = PostgresStatistics(database).read(TENANT, hourly=hourly, start=AT - week, end=AT + week)
+    return [(one.at, one.stored, one.duplicates, one.backlog) for one in slots]
+
+
+def test_what_became_of_messages_since_they_were_noted_last_is_in_a_minute_and_an_hour(
+    store: PostgresMessageStore, database: Database
+) -> None:
+    statistics = PostgresStatistics(database)
+    store.create_partition("other")
+    store_more(store, "1", "2", "3")
+    store_more(store, "3")
+    statistics.note(AT, {TENANT: Note(4, QUICK), "other": Note(0, NONE), "nobody": Note(1, NONE)})
+    assert read(database) == [(AT, 3, 1, 4)]
+    assert read(database, hourly=True) == [(AT.replace(minute=0), 3, 1, 4)]
+    # Within the same minute, as a tenant goes from one node to another, they are added.
+    store_more(store, "4")
+    statistics.note(AT, {TENANT: Note(2, QUICK)})
+    statistics.note(AT, {TENANT: Note(0, NONE)})
+    assert read(database) == [(AT, 4, 1, 4)]
+    slots = statistics.read(TENANT, hourly=False, start=AT, end=AT + timedelta(minutes=1))
+    assert slots[0].latencies == [10, *NONE[1:]]
+    assert len(slots[0].latencies) == BUCKETS
+
+
+def test_a_slot_whose_time_has_come_again_begins_anew_and_none_is_more_than_a_week_old(
+    store: PostgresMessageStore, database: Database
+) -> None:
+    statistics = PostgresStatistics(database)
+    for number in range(3):
+        store_more(store, str(number))
+        statistics.note(AT + timedelta(days=number), {TENANT: Note(number, NONE)})
+    assert read(database) == [(AT + timedelta(days=2), 1, 0, 2)]
+    assert [one[1] for one in read(database, hourly=True)] == [1, 1, 1]
+    store_more(store, "9")
+    statistics.note(AT + timedelta(days=7), {TENANT: Note(0, NONE)})
+    with database.connection() as connection:
+        rows = connection.execute("SELECT step, count(*) FROM tenantry.statistics GROUP BY step")
+        assert dict(rows.fetchall()) == {1: 1, 60: 3}
+
+
+def test_nothing_is_written_of_a_tenant_of_which_there_is_nothing_to_note(
+    store: PostgresMessageStore, database: Database
+) -> None:
+    PostgresStatistics(database).note(AT, {TENANT: Note(0, NONE)})
+    assert read(database) == []
+
+
+def test_the_next_tenant_of_an_id_begins_with_nothing(
+    store: PostgresMessageStore, database: Database
+) -> None:
+    statistics = PostgresStatistics(database)
+    store_more(store, "1", "2")
+    statistics.note(AT, {TENANT: Note(0, NONE)})
+    store.drop_partition(TENANT, retain=False)
+    assert read(database) == []
+    store.create_partition(TENANT)
+    store_more(store, "1")
+    statistics.note(AT, {TENANT: Note(0, NONE)})
+    assert read(database) == [(AT, 1, 0, 0)]
