@@ -5,7 +5,9 @@ from __future__ import annotations
 import functools
 import gc
 import logging
+import shutil
 import signal
+import tempfile
 from collections.abc import Generator, Iterator
 
 import httpx
@@ -35,14 +37,20 @@ SERVICES = {
 }
 _services = pytest.StashKey[Services]()
 _workers = pytest.StashKey[Workers]()
+_basetemp = pytest.StashKey[str]()
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         # A shell's background job is deaf to it, and so would be all that is started here.
         signal.signal(signal.SIGINT, signal.default_int_handler)
     # Once a run, by the controller: xdist's workers inherit the environment that names them.
     if not hasattr(config, "workerinput") and not config.option.collectonly:
+        if config.option.basetemp is None:
+            # A run's own: in the directory that pytest makes for all of a user's runs, each that
+            # begins takes away what another has let the embedded PostgreSQL's user do there.
+            config.option.basetemp = config.stash[_basetemp] = tempfile.mkdtemp(prefix="tnt-run-")
         config.stash[_workers] = workers = Workers()
         config.pluginmanager.register(workers)
         # Ended in this order: workers are forked from a fork of what is preloaded.
@@ -80,9 +88,16 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Schedul
     return distribution.Units(config, log)
 
 
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    if exitstatus != pytest.ExitCode.OK and _basetemp in session.config.stash:
+        del session.config.stash[_basetemp]  # somebody will look at what is in it
+
+
 def pytest_unconfigure(config: pytest.Config) -> None:
     if _services in config.stash:
         config.stash[_services].close()
+    if _basetemp in config.stash:
+        shutil.rmtree(config.stash[_basetemp], ignore_errors=True)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -37,6 +37,7 @@ GIVEN: dict[str, dict[str, Any]] = {
     "POST /tenants": {"json": {"name": "A"}},
     "POST /tenants/{tenant_id}/messages": {"json": {"payload": 1}},
     "PUT /tenants/{tenant_id}/config/concurrency": {"json": {"workers": 5}},
+    "PUT /tenants/{tenant_id}/limits": {"json": {"rate": 5}},
     "POST /tenants/{tenant_id}/topics": {"json": {"topics": ["more"]}},
     "POST /tenants/{tenant_id}/dead-letters/replay": {"json": {"ids": ["x"]}},
     "DELETE /tenants/{tenant_id}/dead-letters": {"json": {"ids": ["x"]}},
