@@ -14,6 +14,7 @@ from typing import Final
 
 import structlog
 
+from tenantry.actors.lanes import Lanes, lanes_of
 from tenantry.actors.messages import (
     Arrived,
     Batch,
@@ -51,6 +52,9 @@ SMALLEST_PREFETCH: Final = 100
 
 LARGEST_BATCH_BYTES: Final = 8 * 1024 * 1024
 
+NO_TAG: Final = 2**63
+"""Above every tag."""
+
 MOST_NAMED: Final = 5
 """Queues that are named in a status; there may be a thousand."""
 
@@ -86,14 +90,20 @@ class Consumer(SupervisedActor):
         me, clock = self.actor_ref, ports.clock
         self._paced = partial(paced, consumer=me, clock=clock, runtime=runtime)
         self._pace = self._paced(limits, full=False)
-        self._buffer = Buffer(consumer=me, ports=ports)
+        lanes = lanes_of([(one.topic, one.partition) for one in queues if one.ordered])
+        self._buffer = Buffer(consumer=me, ports=ports, lanes=lanes)
         self._redo: deque[Batch] = deque()
         """Batches to be given out again, before what is in no batch yet."""
         self._pool = WorkerPool(
             consumer=me, tenant=parent, limit=workers, clock=clock, runtime=runtime
         )
         self._settlement = Settlement(
-            queues, prefetch=self._prefetch, consumer=me, clock=clock, runtime=runtime
+            queues,
+            prefetch=self._prefetch,
+            consumer=me,
+            clock=clock,
+            runtime=runtime,
+            lanes=lanes,
         )
 
     def handle(self, message: object) -> None:
@@ -127,7 +137,7 @@ class Consumer(SupervisedActor):
                 self._cancelled = True
                 if self._pace is not None:
                     # They would wait for tokens, perhaps for long: the broker has them again.
-                    self._buffer.pending.clear()
+                    self._buffer.withhold()
                 self._drained_if_done()
             case ChannelLost(generation=generation, reason=reason, missing=missing):
                 self._channel_lost(generation, reason, missing=missing)
@@ -144,7 +154,7 @@ class Consumer(SupervisedActor):
                 self._subscribe()
             case _:
                 raise TypeError(f"a consumer can't handle {type(message).__name__}")
-        self._runtime.buffered = len(self._buffer.pending)
+        self._runtime.buffered = self._buffer.ready
 
     def _reminded(self, reminder: Reminder) -> None:
         match reminder:
@@ -194,7 +204,9 @@ class Consumer(SupervisedActor):
         self._adopt(generation)
         if generation < self._generation:
             return
-        self._buffer.take_in(deliveries)
+        in_order = self._buffer.take_in(deliveries)
+        if in_order:
+            self._settlement.enter_in_order(in_order)
         self._dispatch()
 
     def _channel_lost(self, generation: int, reason: str, *, missing: bool) -> None:
@@ -215,9 +227,9 @@ class Consumer(SupervisedActor):
 
     def _forget_deliveries(self) -> None:
         """Drop what can't be acknowledged any more. Batches that workers have are left to them."""
-        self._buffer.pending.clear()
+        self._buffer.clear()
         self._redo.clear()
-        self._settlement.clear()
+        self._settlement.clear(self._pool.busy.values())
 
     # Batches out.
 
@@ -227,8 +239,8 @@ class Consumer(SupervisedActor):
         self._drained_if_done()
 
     def _dispatch(self) -> None:
-        redo, pending, pool = self._redo, self._buffer.pending, self._pool
-        while (redo or pending) and pool.can_give():
+        redo, buffer, pool = self._redo, self._buffer, self._pool
+        while (redo or buffer.ready) and pool.can_give():
             batch = redo.popleft() if redo else self._cut()
             if batch is None:
                 return
@@ -241,13 +253,15 @@ class Consumer(SupervisedActor):
             return None
         most, pace = self._batch_size(), self._pace
         if pace is not None:
-            most = pace.allowed(len(self._buffer.pending), batch_size=most)
+            most = pace.allowed(self._buffer.ready, batch_size=most)
             if not most:
                 return None
-        batch = self._buffer.cut(self._generation, most)
+        places = self._pool.limit - len(self._pool.busy)
+        batch = self._buffer.cut(self._generation, most, places=places)
         if pace is not None:
             pace.gone(len(batch.deliveries))
-        self._settlement.enter(batch)
+        if batch.ticket is None:
+            self._settlement.enter(batch)
         return batch
 
     def _batch_size(self) -> int:
@@ -275,8 +289,13 @@ class Consumer(SupervisedActor):
         runtime.meter.add(result.stored + result.duplicates + len(result.unstorable))
         if done.batch.generation == self._generation:
             # What is left is shared by all who have nothing to do: handlers are slow.
-            parts = max(1, places)
-            self._redo += self._settlement.done(done.batch, result, parts=parts)
+            parts, uncut = max(1, places), self._buffer.first_tag
+            self._redo += self._settlement.done(done.batch, result, parts=parts, uncut=uncut)
+            if self._pace is not None and done.batch.ticket is not None:
+                # They go into a batch again, as others that are held or left do not.
+                self._pace.gone(-len(result.left) - len(result.held))
+        else:
+            self._settlement.let_go(done.batch)
         self._go_on()
 
     def _worker_lost(self, worker: Ref) -> None:
@@ -285,6 +304,8 @@ class Consumer(SupervisedActor):
         if batch is not None and batch.generation == self._generation:
             batch.attempt += 1
             self._redo.append(batch)
+        elif batch is not None:
+            self._settlement.let_go(batch)
         self._go_on()
 
     # Draining.
@@ -302,7 +323,7 @@ class Consumer(SupervisedActor):
     def _drained_if_done(self) -> None:
         if not (self._draining and self._cancelled):
             return
-        if not (self._redo or self._buffer.pending or self._pool.busy):
+        if not (self._redo or self._buffer.ready or self._pool.busy):
             self._draining = False
             self.tell_parent(Drained(name=self.name))
 
@@ -317,27 +338,57 @@ class Buffer:
     """Deliveries in the order of their tags, cut into batches in that order.
 
     A small batch lingers a little: `Reminder.LINGER_OVER` says when it has waited long enough.
+    Those of partitions in order wait in `lanes`, and make batches of their own.
     """
 
-    def __init__(self, *, consumer: Ref, ports: ActorPorts) -> None:
+    def __init__(self, *, consumer: Ref, ports: ActorPorts, lanes: Lanes | None) -> None:
         self._consumer = consumer
+        self._lanes = lanes
         self._limits = ports.limits
         self._clock = ports.clock
         self.pending: Final[deque[Delivery]] = deque()
         """Deliveries that are in no batch yet."""
         self._since = 0.0
         self._lingering = False
+        self._withheld = 0
+        """From which tag on nothing is given out any more; 0 while all is."""
 
-    def take_in(self, deliveries: list[Delivery]) -> None:
-        """Take deliveries whose tags follow those before."""
-        if not self.pending:
+    @property
+    def ready(self) -> int:
+        """How many deliveries could go now."""
+        lanes = None if self._withheld else self._lanes
+        return len(self.pending) if lanes is None else len(self.pending) + lanes.ready
+
+    @property
+    def first_tag(self) -> int | None:
+        """The tag of the first delivery that is in no batch yet, and in no lane."""
+        return self.pending[0].tag if self.pending else self._withheld or None
+
+    def clear(self) -> None:
+        """Forget all of it: the channel is gone."""
+        self.pending.clear()
+        self._withheld = 0
+
+    def withhold(self) -> None:
+        """Give out nothing any more; the broker will have it again."""
+        self._withheld = self.first_tag or NO_TAG
+        self.pending.clear()
+
+    def take_in(self, deliveries: list[Delivery]) -> list[Delivery]:
+        """Take deliveries whose tags follow those before; give those that have lanes."""
+        if not self.ready:
             self._since = self._clock.now()
-        self.pending.extend(deliveries)
+        if self._lanes is None:
+            self.pending.extend(deliveries)
+            return []
+        in_order, others = self._lanes.take_in(deliveries)
+        self.pending.extend(others)
+        return in_order
 
     def is_due(self) -> bool:
         """Tell whether a batch is worth cutting now; see that the question is asked again."""
         limits = self._limits()
-        if len(self.pending) >= limits.batch_size:
+        if self.ready >= limits.batch_size:
             return True
         left = limits.linger_ms / 1000 - (self._clock.now() - self._since)
         if left <= 0:
@@ -351,8 +402,10 @@ class Buffer:
         """Note that `Reminder.LINGER_OVER` has come."""
         self._lingering = False
 
-    def cut(self, generation: int, most: int) -> Batch:
-        """Make a batch of the first deliveries, `most` at most."""
+    def cut(self, generation: int, most: int, *, places: int) -> Batch:
+        """Make a batch of the first deliveries, `most` at most, for one of so many free places."""
+        if self._lanes is not None and self._lanes_first(self._lanes):
+            return self._cut_lanes(self._lanes, generation, most, places)
         pending = self.pending
         deliveries: list[Delivery] = []
         size = 0
@@ -362,6 +415,21 @@ class Buffer:
             deliveries.append(delivery)
         self._since = self._clock.now()
         return Batch(generation=generation, deliveries=deliveries)
+
+    def _lanes_first(self, lanes: Lanes) -> bool:
+        """Tell whether what has waited longest is in a lane."""
+        oldest, first = lanes.oldest(), self.first_tag
+        return oldest is not None and (first is None or oldest < first)
+
+    def _cut_lanes(self, lanes: Lanes, generation: int, most: int, places: int) -> Batch:
+        self._since = self._clock.now()
+        cut = lanes.cut(most=most, most_bytes=LARGEST_BATCH_BYTES, places=places)
+        return Batch(
+            generation=generation,
+            deliveries=cut.deliveries,
+            tried=cut.tried if any(cut.tried) else None,
+            ticket=cut.ticket,
+        )
 
 
 class MailboxSink:

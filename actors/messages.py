@@ -223,15 +223,18 @@ class Batch:
     """Deliveries of one channel, stored together: consecutive ones, as they were cut off.
 
     Of a batch that a worker could not finish, the rest is a batch of its own, with the first one as
-    `whole`. Deliveries that were held are a batch too, with what is known of each as `tried`. Not
-    frozen: the consumer, which alone writes to it, counts in `attempt` the workers it is given to.
+    `whole`. Deliveries that were held are a batch too, with what is known of each as `tried`. One
+    with a `ticket` is of partitions in order (`actors/lanes.py`), and not of consecutive
+    deliveries. Not frozen: the consumer, which alone writes to it, counts in `attempt` the workers
+    it is given to.
     """
 
     generation: int
     deliveries: list[Delivery]
     whole: Batch | None = None
-    tried: list[Tried] | None = None
+    tried: list[Tried | None] | None = None
     attempt: int = 1
+    ticket: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from tenantry.actors.clock import Clock
+from tenantry.actors.lanes import Lanes, Pause
 from tenantry.actors.messages import Batch, Ref, Reminder
 from tenantry.actors.runtime_state import TenantRuntimeState
 from tenantry.broker.port import Delivery, QueueSpec, Subscription
@@ -40,19 +41,23 @@ class Settlement:
         consumer: Ref,
         clock: Clock,
         runtime: TenantRuntimeState,
+        lanes: Lanes | None = None,
     ) -> None:
         self._consumer = consumer
         self._clock = clock
         self._runtime = runtime
+        self._lanes = lanes
         self._window = Window()
         self._held = HeldDeliveries(queues, prefetch=prefetch)
         self._retry_at: float | None = None
         self.subscription: Subscription | None = None
 
-    def clear(self) -> None:
-        """Forget everything: the channel is gone."""
+    def clear(self, in_hand: Iterable[Batch] = ()) -> None:
+        """Forget everything: the channel is gone. What is `in_hand` is left to workers."""
         self._window = Window()
         self._held.clear()
+        if self._lanes is not None:
+            self._lanes.clear({one.ticket for one in in_hand if one.ticket is not None})
         self._show()
 
     def enter(self, batch: Batch) -> None:
@@ -60,23 +65,36 @@ class Settlement:
         self._window.enter(batch)
         self._show()
 
-    def done(self, batch: Batch, result: StoreResult, *, parts: int) -> list[Batch]:
+    def enter_in_order(self, deliveries: Sequence[Delivery]) -> None:
+        """Take in deliveries of partitions in order, as they come: they are settled singly."""
+        self._window.enter_in_order([one.tag for one in deliveries])
+        self._show()
+
+    def done(
+        self, batch: Batch, result: StoreResult, *, parts: int, uncut: int | None = None
+    ) -> list[Batch]:
         """Note what became of a batch, and settle what may be settled by now.
 
         Gives what is left of the batch, to be given out again at once, in `parts` parts at most.
+        From the tag `uncut` on, deliveries are in no batch yet.
         """
-        if batch.tried is None:
+        if batch.ticket is not None and self._lanes is not None:
+            self._in_order_done(self._lanes, batch.ticket, batch, result)
+            left = []
+        elif batch.tried is None:
             left = self._first_attempt_done(batch, result, parts)
         else:
             self._retry_done(batch, result)
             left = []
-        self._settle(batch.generation)
+        self._settle(batch.generation, uncut)
         self._show()
         return left
 
     def take_due(self, generation: int, *, batch_size: int) -> list[Batch]:
         """Give what is to be tried again by now; it stays held until its last attempt is over."""
         due = self._held.take_due(self._clock.now())
+        if self._lanes is not None:
+            self._lanes.wake(self._clock.now())
         self._remind_of_retries()
         return [
             Batch(
@@ -92,9 +110,12 @@ class Settlement:
         self._retry_at = None
 
     def _show(self) -> None:
-        held = self._window.held
+        held, flying = self._window.held, self._window.unsettled - self._window.held
+        if self._lanes is not None:
+            held += self._lanes.held
+            flying -= self._lanes.waiting
         self._runtime.held = held
-        self._runtime.in_flight = self._window.unsettled - held
+        self._runtime.in_flight = flying
 
     def _first_attempt_done(self, batch: Batch, result: StoreResult, parts: int) -> list[Batch]:
         deliveries = batch.deliveries
@@ -113,11 +134,33 @@ class Settlement:
             for at in range(0, len(left), size or 1)
         ]
 
+    def _in_order_done(self, lanes: Lanes, ticket: int, batch: Batch, result: StoreResult) -> None:
+        """Release what is finished; the rest goes back to its lanes, in its order."""
+        deliveries, now = batch.deliveries, self._clock.now()
+        kept: dict[int, Pause | None] = {deliveries[index].tag: None for index in result.left}
+        for one in result.held:
+            kept[deliveries[one.index].tag] = Pause(one.tried, now + one.seconds)
+        rejects = [deliveries[one.index].tag for one in result.unstorable]
+        gone = kept.keys() | set(rejects)
+        acks = [one.tag for one in deliveries if one.tag not in gone]
+        self._window.finished_in_order(acks=acks, rejects=rejects)
+        lanes.done(ticket, kept)
+        self._remind_of_retries()
+
+    def let_go(self, batch: Batch) -> None:
+        """Note that a worker is done with a batch of a channel that is gone."""
+        if batch.ticket is not None and self._lanes is not None:
+            self._lanes.done(batch.ticket, {})
+
     def _retry_done(self, batch: Batch, result: StoreResult) -> None:
         """Release deliveries whose last attempt is over; hold the others on."""
         deliveries, tried = batch.deliveries, batch.tried or []
         rejects = {one.index for one in result.unstorable}
-        left = [Held(index=index, seconds=0, tried=tried[index]) for index in result.left]
+        left = [
+            Held(index=index, seconds=0, tried=known)
+            for index in result.left
+            if (known := tried[index]) is not None
+        ]
         kept = {*result.left, *(one.index for one in result.held)}
         acks = [one for index, one in enumerate(deliveries) if index not in kept | rejects]
         rejected = [deliveries[index] for index in sorted(rejects)]
@@ -139,13 +182,15 @@ class Settlement:
 
     def _remind_of_retries(self) -> None:
         due = self._held.next_due()
+        lane = None if self._lanes is None else self._lanes.next_due()
+        due = lane if due is None or (lane is not None and lane < due) else due
         if due is not None and (self._retry_at is None or due < self._retry_at):
             self._retry_at = due
             delay = max(0.0, due - self._clock.now())
             self._clock.tell_later(delay, self._consumer, Reminder.RETRY_DUE)
 
-    def _settle(self, generation: int) -> None:
-        ready = self._window.take_ready()
+    def _settle(self, generation: int, uncut: int | None) -> None:
+        ready = self._window.take_ready(uncut)
         if ready is not None and self.subscription is not None:
             self.subscription.settle(
                 generation, rejects=ready.rejects, acks=ready.acks, ack_up_to=ready.ack_up_to
@@ -177,7 +222,8 @@ class Window:
     A batch enters when it is cut, in the order of tags, and is reported on in parts. Batches are
     settled in that order, each when all of it is finished: while nothing is held, by one ack for
     many batches; beyond a held delivery, by one ack for each delivery. Held deliveries are settled
-    by themselves, when they are released.
+    by themselves, when they are released. So are those of partitions in order, whose batches are
+    not of consecutive tags: by one ack as far as everything below is finished.
     """
 
     def __init__(self) -> None:
@@ -187,6 +233,8 @@ class Window:
         self._lowest: list[int] = []
         self._acks: list[int] = []
         self._rejects: list[int] = []
+        self._in_order: deque[int] = deque()
+        self._in_order_finished: set[int] = set()
         self.unsettled = 0
         """Deliveries in the window, held ones among them."""
 
@@ -201,6 +249,17 @@ class Window:
         self._spans.append(span)
         self._by_batch[batch] = span
         self.unsettled += span.unfinished
+
+    def enter_in_order(self, tags: Collection[int]) -> None:
+        """Take in deliveries of partitions in order, with tags above all those before."""
+        self._in_order.extend(tags)
+        self.unsettled += len(tags)
+
+    def finished_in_order(self, *, acks: Collection[int], rejects: Collection[int]) -> None:
+        """Note that deliveries of partitions in order are finished."""
+        self._acks += acks
+        self._rejects += rejects
+        self._in_order_finished.update(acks, rejects)
 
     def finished(
         self, batch: Batch, count: int, *, rejects: Collection[int] = (), held: Collection[int] = ()
@@ -227,13 +286,19 @@ class Window:
         self._acks += acks
         self._rejects += rejects
 
-    def take_ready(self) -> Acknowledgement | None:
-        """Give what may be settled by now, once; None if there is nothing."""
+    def take_ready(self, uncut: int | None = None) -> Acknowledgement | None:
+        """Give what may be settled by now, once; None if there is nothing.
+
+        From the tag `uncut` on, deliveries may have come that are not in the window yet.
+        """
         rejects, acks = self._rejects, self._acks
         self._rejects, self._acks = [], []
         up_to: int | None = None
         count = len(rejects) + len(acks)
+        some_in_order = bool(self._in_order)
         lowest = self._lowest_held()
+        if some_in_order:
+            lowest = _lower(lowest, self._lowest_in_order())
         while self._spans and not self._spans[0].unfinished:
             span = self._spans.popleft()
             deliveries = span.batch.deliveries
@@ -251,14 +316,37 @@ class Window:
             acks += tags[len(below) :]
         if not count:
             return None
+        if some_in_order:
+            # All below is settled by now, or is about to be.
+            bound = _lower(_lower(lowest, uncut), self._first_of_batches())
+            below = acks if bound is None else [tag for tag in acks if tag < bound]
+            if below:
+                up_to = max(up_to or 0, *below)
+                acks = [] if bound is None else [tag for tag in acks if tag >= bound]
         self.unsettled -= count
         return Acknowledgement(rejects=tuple(rejects), acks=tuple(acks), ack_up_to=up_to)
+
+    def _first_of_batches(self) -> int | None:
+        return self._spans[0].batch.deliveries[0].tag if self._spans else None
+
+    def _lowest_in_order(self) -> int | None:
+        tags, finished = self._in_order, self._in_order_finished
+        while tags and tags[0] in finished:
+            finished.discard(tags.popleft())
+        return tags[0] if tags else None
 
     def _lowest_held(self) -> int | None:
         lowest = self._lowest
         while lowest and lowest[0] not in self._held:
             heapq.heappop(lowest)
         return lowest[0] if lowest else None
+
+
+def _lower(one: int | None, other: int | None) -> int | None:
+    """Give the lower of two tags, where there are any."""
+    if one is None or other is None:
+        return other if one is None else one
+    return min(one, other)
 
 
 @dataclass(slots=True)

@@ -73,6 +73,7 @@ class Worker(SupervisedActor):
                     self._tenant,
                     [delivery.message for delivery in batch.deliveries],
                     _again(batch),
+                    in_order=batch.ticket is not None,
                 )
                 self.beat()
                 self._observe(batch, result, self._ports.clock.now() - began)
@@ -169,6 +170,7 @@ class Worker(SupervisedActor):
                     first_error=first_error,
                     attempts=attempts,
                     size=len(message.body),
+                    ordered=batch.ticket is not None,
                 )
             )
         kept = self._ports.dead_letters.add(self._tenant, rejected)
@@ -219,6 +221,7 @@ class ReusedIds:
 
 def _again(batch: Batch) -> Mapping[int, Tried | None]:
     """Tell the store which deliveries are not the first of their messages."""
-    if batch.tried is not None:
-        return dict(enumerate(batch.tried))
-    return {index: None for index, one in enumerate(batch.deliveries) if one.redelivered}
+    again = {index: None for index, one in enumerate(batch.deliveries) if one.redelivered}
+    if batch.tried is None:
+        return again
+    return again | {index: one for index, one in enumerate(batch.tried) if one is not None}

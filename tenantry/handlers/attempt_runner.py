@@ -86,7 +86,13 @@ class AttemptRunner:
     pace: Pace = field(default_factory=Pace)
 
     def guarded(
-        self, tenant_id: str, entries: list[Entry], until: float, result: BatchResult
+        self,
+        tenant_id: str,
+        entries: list[Entry],
+        until: float,
+        result: BatchResult,
+        *,
+        in_order: bool = False,
     ) -> None:
         """Note first that the daemon has ended in this attempt; then see whether it does."""
         by = 1 if len(entries) == 1 else 0
@@ -104,16 +110,24 @@ class AttemptRunner:
             self.attempts.note(connection, tenant_id, notes)
         for entry in entries:
             entry.noted = True
-        self.together(tenant_id, entries, until, result)
+        self.together(tenant_id, entries, until, result, in_order=in_order)
 
     def together(
-        self, tenant_id: str, entries: list[Entry], until: float, result: BatchResult
+        self,
+        tenant_id: str,
+        entries: list[Entry],
+        until: float,
+        result: BatchResult,
+        *,
+        in_order: bool = False,
     ) -> None:
         """Handle and store entries; again, where something else than a handler was in the way."""
         for last in (*[False] * (TRANSACTIONS - 1), True):
             try:
                 with self.database.connection() as connection:
-                    self._transaction(connection, tenant_id, entries, until, result)
+                    self._transaction(
+                        connection, tenant_id, entries, until, result, in_order=in_order
+                    )
             except RacedError:
                 continue
             except RefusedError as error:
@@ -141,6 +155,8 @@ class AttemptRunner:
         entries: list[Entry],
         until: float,
         result: BatchResult,
+        *,
+        in_order: bool,
     ) -> None:
         work = HandlerTransaction(
             connection=connection,
@@ -149,6 +165,7 @@ class AttemptRunner:
             pool=self.pool,
             pace=self.pace,
             until=until,
+            in_order=in_order,
         )
         try:
             with connection.transaction():

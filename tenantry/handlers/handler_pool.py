@@ -47,7 +47,7 @@ class Ran:
 
     `harmless` has those of the `count` that failed before they touched the database, by their
     place: nothing is to be undone for them. With neither an error nor all calls made, the time was
-    up.
+    up, or the last one failed and nothing was to be called after it.
     """
 
     count: int
@@ -66,8 +66,11 @@ class HandlerHangsError(Exception):
 class _Job:
     """A series of calls on one cursor. The lock decides who was first: the handler or the clock."""
 
-    def __init__(self, calls: Sequence[Call], cursor: HandlerCursor, until: float) -> None:
+    def __init__(
+        self, calls: Sequence[Call], cursor: HandlerCursor, until: float, *, in_order: bool
+    ) -> None:
         self._calls = calls
+        self._in_order = in_order
         self._thread: int | None = None
         self._cursor = cursor
         self._until = until
@@ -104,6 +107,8 @@ class _Job:
                         return
                     self._harmless[self._count] = error
                 self._count += 1
+                if error is not None and self._in_order:
+                    return
 
     def _go_on(self) -> bool:
         now = monotonic()
@@ -196,14 +201,23 @@ class HandlerPool:
             if taken:
                 self._places.release()
 
-    def run(self, calls: Sequence[Call], cursor: HandlerCursor, *, until: float) -> Ran:
+    def run(
+        self,
+        calls: Sequence[Call],
+        cursor: HandlerCursor,
+        *,
+        until: float,
+        in_order: bool = False,
+    ) -> Ran:
         """Make the calls one after the other, at least one; begin none after `until`.
+
+        With `in_order` none is made after one that failed, also harmlessly.
 
         Raises `HandlerHangsError`: then the thread is left behind with the cursor, whose connection
         the caller has to sever.
         """
         runner = self._runner()
-        job = _Job(calls, cursor, until)
+        job = _Job(calls, cursor, until, in_order=in_order)
         runner.jobs.put(job)
         try:
             ran = job.wait(self._timeout)

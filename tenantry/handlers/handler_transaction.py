@@ -63,6 +63,11 @@ class Entry:
     noted: bool = False
 
     @property
+    def lane(self) -> tuple[str, int]:
+        """Its topic and partition."""
+        return self.message.topic, self.message.partition
+
+    @property
     def key(self) -> bytes:
         """What tells the message from others in the table of attempts."""
         return fingerprint(self.message)
@@ -139,7 +144,8 @@ class Pace:
 class HandlerTransaction:
     """Handles and stores a tenant's messages, inside a transaction that is its caller's.
 
-    No handler is begun after `until`, but the first.
+    No handler is begun after `until`, but the first. With `in_order` none is begun for a message
+    behind one of its partition that has failed, or that is left.
     """
 
     connection: Connection
@@ -148,6 +154,7 @@ class HandlerTransaction:
     pool: HandlerPool
     pace: Pace
     until: float
+    in_order: bool = False
     severed: SpoiledError | None = None
     """Why the connection was severed, if it was: its own error tells nothing more."""
 
@@ -161,13 +168,18 @@ class HandlerTransaction:
         there = self._stored_before(entries)
         todo: list[Entry] = []
         seen: set[str | None] = set()
+        stopped: set[tuple[str, int]] = set()
         for entry in entries:
             identity = entry.stored_as.id
-            if identity in there:
+            if stopped and entry.lane in stopped:
+                outcome.left.append(entry)
+            elif identity in there:
                 outcome.duplicates.append(entry)
             elif identity in seen:
                 # Its turn comes when it is known what has become of the other.
                 outcome.left.append(entry)
+                if self.in_order:
+                    stopped.add(entry.lane)
             else:
                 seen.add(identity)
                 todo.append(entry)
@@ -214,13 +226,15 @@ class HandlerTransaction:
                     outcome.failed.append(Failure(handled[0], HANDLER_FAILED, refused))
                     well.remove(handled[0])
                 todo[: len(chunk)] = well
+                self._leave_behind(todo, outcome)
                 pace.alone()
                 continue
             if failure is None:
                 outcome.passed += well[: ran.count - len(ran.harmless)]
                 del todo[: ran.count]
                 pace.well()
-                if ran.count < len(chunk):
+                self._leave_behind(todo, outcome)
+                if ran.count < len(chunk) and not (self.in_order and ran.harmless):
                     break
                 if todo:
                     self.connection.execute(
@@ -232,17 +246,32 @@ class HandlerTransaction:
             outcome.failed.append(failure)
             well.remove(failure.entry)
             todo[: len(chunk)] = well
+            self._leave_behind(todo, outcome)
             if ran.count > len(ran.harmless):
                 pace.failed()
         if began:
             self.connection.execute(_OURS_AGAIN)
         outcome.left += todo
 
+    def _leave_behind(self, todo: list[Entry], outcome: TransactionOutcome) -> None:
+        """In order, leave what stands behind a failure in its partition."""
+        if not self.in_order or not outcome.failed:
+            return
+        failed: dict[tuple[str, int], int] = {}
+        for one in outcome.failed:
+            lane, index = one.entry.lane, one.entry.index
+            failed[lane] = min(index, failed.get(lane, index))
+        behind = [one for one in todo if one.index > failed.get(one.lane, one.index)]
+        if behind:
+            outcome.left += behind
+            gone = {one.index for one in behind}
+            todo[:] = [one for one in todo if one.index not in gone]
+
     def _run_chunk(self, chunk: Sequence[Entry]) -> tuple[Ran, Failure | None]:
         calls = [self._call(entry) for entry in chunk]
         cursor = HandlerCursor(self.connection)
         try:
-            ran = self.pool.run(calls, cursor, until=self.until)
+            ran = self.pool.run(calls, cursor, until=self.until, in_order=self.in_order)
         except HandlerHangsError as error:
             self.severed = SpoiledError(Failure(chunk[error.count], HANDLER_TIMEOUT, error))
             sever(self.connection)

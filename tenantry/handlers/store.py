@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from time import monotonic
 from typing import TYPE_CHECKING, Final
 from uuid import uuid4
@@ -22,6 +22,7 @@ from tenantry.handlers.attempt_runner import AttemptRunner, BatchResult
 from tenantry.handlers.attempts import HANDLER_TIMEOUT, WORKER_KILLED, Attempts, RetryPolicy
 from tenantry.handlers.handler_pool import HandlerPool
 from tenantry.handlers.handler_transaction import Entry
+from tenantry.handlers.in_order import InOrder, Unit
 from tenantry.handlers.message import Handler
 from tenantry.messages.port import (
     NOTHING,
@@ -48,14 +49,6 @@ LOCK_SECONDS: Final = 1.0
 FEW: Final = 8
 GROUP: Final = 32
 """Suspects that are tried one by one; and how many of more are tried together."""
-
-
-@dataclass(slots=True)
-class _Unit:
-    """Entries that are tried together. `guarded`: one of them may kill the daemon."""
-
-    entries: list[Entry]
-    guarded: bool = False
 
 
 class HandlingStore(PostgresMessageStore):
@@ -92,6 +85,8 @@ class HandlingStore(PostgresMessageStore):
         tenant_id: str,
         batch: Sequence[Incoming],
         again: Mapping[int, Tried | None] = NOTHING,
+        *,
+        in_order: bool = False,
     ) -> StoreResult:
         """See `MessageStore.store`. What it takes longer for than a moment is left."""
         handlers = self._handlers
@@ -109,7 +104,7 @@ class HandlingStore(PostgresMessageStore):
             else:
                 # Of our own statements: what a handler's fail with is its message's failure.
                 with store_errors(tenant_id, waited_for=UNFIT):
-                    self._handle(tenant_id, batch, mine, again, result)
+                    self._handle(tenant_id, batch, mine, again, result, in_order=in_order)
         failpoints.reach("after_commit")
         return result.as_store_result()
 
@@ -132,6 +127,8 @@ class HandlingStore(PostgresMessageStore):
         mine: Sequence[int],
         again: Mapping[int, Tried | None],
         result: BatchResult,
+        *,
+        in_order: bool,
     ) -> None:
         until = monotonic() + self._turn
         with self._own.connection() as connection:
@@ -142,25 +139,63 @@ class HandlingStore(PostgresMessageStore):
             ]
             result.unstorable += [replace(one, index=mine[one.index]) for one in sifted.unstorable]
             units = self._units(connection, tenant_id, entries, again, result)
+        if in_order:
+            self._one_behind_the_other(tenant_id, entries, units, until, result)
+            return
         for number, unit in enumerate(units):
             if number and monotonic() >= until:
                 result.leave(unit.entries)
-            elif not unit.guarded:
-                self._attempt_runner.together(tenant_id, unit.entries, until, result)
-            elif self._suspects.acquire(timeout=LOCK_SECONDS):
-                try:
-                    self._attempt_runner.guarded(tenant_id, unit.entries, until, result)
-                finally:
-                    self._suspects.release()
             else:
-                result.held += [
-                    Held(
-                        index=entry.index,
-                        seconds=LOCK_SECONDS,
-                        tried=Tried(entry.attempts, WORKER_KILLED),
-                    )
-                    for entry in unit.entries
-                ]
+                self._try(tenant_id, unit, until, result)
+
+    def _one_behind_the_other(
+        self,
+        tenant_id: str,
+        entries: Sequence[Entry],
+        units: Sequence[Unit],
+        until: float,
+        result: BatchResult,
+    ) -> None:
+        """Try entries in the order of their partitions."""
+        order = InOrder(entries, units, [one.index for one in result.held])
+        began = False
+        while (unit := order.next()) is not None:
+            if began and monotonic() >= until:
+                order.leave()
+                break
+            began = True
+            self._try(tenant_id, unit, until, result, in_order=True)
+            order.tried({*result.left, *(one.index for one in result.held)})
+        result.leave(order.left)
+
+    def _try(
+        self,
+        tenant_id: str,
+        unit: Unit,
+        until: float,
+        result: BatchResult,
+        *,
+        in_order: bool = False,
+    ) -> None:
+        """Make an attempt at the entries of a unit."""
+        if not unit.guarded:
+            self._attempt_runner.together(tenant_id, unit.entries, until, result, in_order=in_order)
+        elif self._suspects.acquire(timeout=LOCK_SECONDS):
+            try:
+                self._attempt_runner.guarded(
+                    tenant_id, unit.entries, until, result, in_order=in_order
+                )
+            finally:
+                self._suspects.release()
+        else:
+            result.held += [
+                Held(
+                    index=entry.index,
+                    seconds=LOCK_SECONDS,
+                    tried=Tried(entry.attempts, WORKER_KILLED),
+                )
+                for entry in unit.entries
+            ]
 
     def _units(
         self,
@@ -169,18 +204,18 @@ class HandlingStore(PostgresMessageStore):
         entries: Sequence[Entry],
         again: Mapping[int, Tried | None],
         result: BatchResult,
-    ) -> list[_Unit]:
+    ) -> list[Unit]:
         """Group what is tried together: messages that may kill first, those that may hang last."""
-        usual, killers, hanging = _Unit([]), list[_Unit](), list[_Unit]()
+        usual, killers, hanging = Unit([]), list[Unit](), list[Unit]()
         strangers: list[Entry] = []
         for entry in entries:
             tried = again.get(entry.index)
             if tried is not None:
                 entry.attempts, entry.noted = tried.attempts, True
                 if tried.reason == WORKER_KILLED:
-                    killers.append(_Unit([entry], guarded=True))
+                    killers.append(Unit([entry], guarded=True))
                 elif tried.reason == HANDLER_TIMEOUT:
-                    hanging.append(_Unit([entry]))
+                    hanging.append(Unit([entry], alone=True))
                 else:
                     usual.entries.append(entry)
             elif entry.index in again:
@@ -190,7 +225,7 @@ class HandlingStore(PostgresMessageStore):
         unknown = self._recall(connection, tenant_id, strangers, killers, result)
         size = 1 if len(unknown) <= FEW else GROUP
         groups = [
-            _Unit(unknown[at : at + size], guarded=True) for at in range(0, len(unknown), size)
+            Unit(unknown[at : at + size], guarded=True) for at in range(0, len(unknown), size)
         ]
         return [*killers, *groups, *([usual] if usual.entries else []), *hanging]
 
@@ -199,7 +234,7 @@ class HandlingStore(PostgresMessageStore):
         connection: Connection,
         tenant_id: str,
         entries: Sequence[Entry],
-        killers: list[_Unit],
+        killers: list[Unit],
         result: BatchResult,
     ) -> list[Entry]:
         """Look up what is known of messages that were delivered before; give the unknown ones."""
@@ -227,7 +262,7 @@ class HandlingStore(PostgresMessageStore):
                 tried = Tried(known.attempts, WORKER_KILLED)
                 result.held.append(Held(index=entry.index, seconds=known.seconds, tried=tried))
             else:
-                killers.append(_Unit([entry], guarded=True))
+                killers.append(Unit([entry], guarded=True))
         return unknown
 
 

@@ -224,13 +224,17 @@ class MessageStore(Protocol):
         tenant_id: str,
         batch: Sequence[Incoming],
         again: Mapping[int, Tried | None] = NOTHING,
+        *,
+        in_order: bool = False,
     ) -> StoreResult:
         """Store a batch, committed when this returns; in one transaction, if nothing is refused.
 
         A message whose id the tenant has stored before is a duplicate, also within the batch.
         Unstorable messages don't hinder the others. `again` has the indexes of messages that were
-        delivered before: with what `Held` has told of them, or None if that is not known. Raises
-        `StoreUnavailableError` (outcome unknown: store again), `PartitionMissingError`.
+        delivered before: with what `Held` has told of them, or None if that is not known. With
+        `in_order` those of one topic and partition are stored in the order of the batch: all
+        behind one that is held or left are left, too. Raises `StoreUnavailableError` (outcome
+        unknown: store again), `PartitionMissingError`.
         """
 
     def page(

@@ -164,8 +164,14 @@ class PostgresMessageStore:
         tenant_id: str,
         batch: Sequence[Incoming],
         again: Mapping[int, Tried | None] = NOTHING,  # noqa: ARG002 - nothing is tried twice here
+        *,
+        in_order: bool = False,  # noqa: ARG002 - positions are given out in the batch's order
     ) -> StoreResult:
-        """Store a batch; what can't be stored is set aside and named in the result."""
+        """Store a batch; what can't be stored is set aside and named in the result.
+
+        In order, always: parts of a batch are stored one after the other, and rows are counted as
+        they stand in it.
+        """
         with (
             store_errors(tenant_id, waited_for=UNFIT),
             self._database.connection() as connection,

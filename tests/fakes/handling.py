@@ -45,7 +45,9 @@ class World:
         self.overruns: list[str] = []
         self._open: list[Any] = []
         with database.connection() as connection:
-            connection.execute("CREATE TABLE public.effects (id text, attempt integer)")
+            connection.execute(
+                "CREATE TABLE public.effects (id text, attempt integer, at bigserial)"
+            )
 
     def store(
         self,
@@ -92,6 +94,20 @@ class World:
                 "SELECT id, attempt FROM public.effects ORDER BY 1, 2"
             ).fetchall()
         return [(identity, attempt) for identity, attempt in rows]
+
+    def handled(self) -> list[str]:
+        """Give the ids in the order in which their handlers did what has stayed."""
+        with self.database.connection() as connection:
+            rows = connection.execute("SELECT id FROM public.effects ORDER BY at").fetchall()
+        return [identity for (identity,) in rows]
+
+    def renew(self) -> None:
+        """Begin anew, with nothing stored."""
+        self.plain.drop_partition(TENANT, retain=False)
+        self.plain.create_partition(TENANT)
+        self.seen.clear()
+        with self.database.connection() as connection:
+            connection.execute("DELETE FROM public.effects")
 
     def stored(self) -> set[str]:
         return {row.id for row in self.plain.page(TENANT, limit=1000)}

@@ -114,6 +114,8 @@ class FakeStore:
         tenant_id: str,
         batch: Sequence[Incoming],
         again: Mapping[int, Tried | None] = NOTHING,
+        *,
+        in_order: bool = False,
     ) -> StoreResult:
         self._faults.reach(f"store {tenant_id}")
         with self._lock:
@@ -131,7 +133,12 @@ class FakeStore:
             rows = self.rows[tenant_id]
             stored = duplicates = 0
             unstorable, held, left, reused = [], [], [], []
+            blocked: set[tuple[str, int]] = set()
             for index, message in enumerate(batch):
+                lane = (message.topic, message.partition)
+                if lane in blocked:
+                    left.append(index)
+                    continue
                 identity = message.id or f"generated-{len(rows)}"
                 self.deliveries[tenant_id, identity] += 1
                 tried = again.get(index) or Tried(0, "")
@@ -146,6 +153,8 @@ class FakeStore:
                     else:
                         now = Tried(attempts, "no")
                         held.append(Held(index=index, seconds=self.pause, tried=now))
+                        if in_order:
+                            blocked.add(lane)
                 elif message.body == b"bad":
                     unstorable.append(Unstorable(index=index, reason="not_json", error="bad"))
                 elif identity in rows:

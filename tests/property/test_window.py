@@ -52,16 +52,47 @@ class Settling(RuleBasedStateMachine):
         self.work: list[tuple[Batch, list[int]]] = []
         self.fate: dict[int, str] = {}
         self.held: list[int] = []
+        self.uncut: list[int] = []
+        """In no batch yet; others may be in order, and come among them."""
+        self.in_order: list[int] = []
 
-    @rule(size=st.integers(1, 8))
-    def cut(self, size: int) -> None:
+    def arrived(self, size: int) -> list[int]:
         tags = list(range(self.next_tag, self.next_tag + size))
         self.next_tag += size
+        self.channel.unsettled.update(tags)
+        return tags
+
+    @rule(size=st.integers(1, 8))
+    def arrive(self, size: int) -> None:
+        self.uncut += self.arrived(size)
+
+    @rule(size=st.integers(1, 8))
+    def arrive_in_order(self, size: int) -> None:
+        tags = self.arrived(size)
+        self.window.enter_in_order(tags)
+        self.in_order += tags
+
+    @precondition(lambda self: self.in_order)
+    @rule(which=st.randoms(use_true_random=False), wanted=fates)
+    def finish_in_order(self, which: random.Random, wanted: Sequence[str]) -> None:
+        tags = which.sample(self.in_order, min(len(self.in_order), 5))
+        for tag, fate in zip(tags, [*wanted, *[COMMITTED] * len(tags)], strict=False):
+            self.fate[tag] = REJECTED if fate == REJECTED else COMMITTED
+        self.in_order = [tag for tag in self.in_order if tag not in tags]
+        self.window.finished_in_order(
+            acks=[tag for tag in tags if self.fate[tag] == COMMITTED],
+            rejects=[tag for tag in tags if self.fate[tag] == REJECTED],
+        )
+        self.settle()
+
+    @precondition(lambda self: self.uncut)
+    @rule(size=st.integers(1, 8))
+    def cut(self, size: int) -> None:
+        tags, self.uncut = self.uncut[:size], self.uncut[size:]
         batch = Batch(
             generation=1, deliveries=[Delivery(tag, False, message(str(tag))) for tag in tags]
         )
         self.window.enter(batch)
-        self.channel.unsettled.update(tags)
         self.work.append((batch, tags))
 
     @precondition(lambda self: self.work)
@@ -89,7 +120,7 @@ class Settling(RuleBasedStateMachine):
         self.settle()
 
     def settle(self) -> None:
-        settlement = self.window.take_ready()
+        settlement = self.window.take_ready(self.uncut[0] if self.uncut else None)
         if settlement is not None:
             self.channel.take(settlement)
 
@@ -101,10 +132,14 @@ class Settling(RuleBasedStateMachine):
 
     @invariant()
     def the_window_counts_what_is_unsettled(self) -> None:
-        assert self.window.unsettled == len(self.channel.unsettled)
+        assert self.window.unsettled == len(self.channel.unsettled) - len(self.uncut)
         assert self.window.held == len(self.held)
 
     def teardown(self) -> None:
+        while self.uncut:
+            self.cut(8)
+        while self.in_order:
+            self.finish_in_order(random.Random(0), [])
         while self.work:
             self.report(random.Random(0), [])
         while self.held:
@@ -133,6 +168,15 @@ def test_while_nothing_is_held_one_ack_settles_many_batches() -> None:
     window.finished(batches[2], 1)
     window.finished(batches[0], 3)
     assert window.take_ready() == Acknowledgement(ack_up_to=6)
+
+
+def test_one_ack_settles_what_is_in_order_as_far_as_all_below_is_finished() -> None:
+    window = Window()
+    window.enter_in_order([1, 2, 4, 5])
+    window.finished_in_order(acks=[2], rejects=[])
+    assert window.take_ready(uncut=3) == Acknowledgement(acks=(2,))
+    window.finished_in_order(acks=[1, 4], rejects=[5])
+    assert window.take_ready(uncut=3) == Acknowledgement(rejects=(5,), acks=(4,), ack_up_to=1)
 
 
 def test_what_lies_beyond_a_held_delivery_is_acked_singly() -> None:

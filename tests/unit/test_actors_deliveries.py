@@ -5,11 +5,12 @@ from __future__ import annotations
 import threading
 
 from tenantry.domain import names
-from tenantry.domain.commands import PauseTenant
+from tenantry.domain.commands import CreateTenant, PauseTenant
 from tenantry.domain.events import MessageDeadLettered, MessageIdsReused
-from tenantry.messages.port import StoreUnavailableError
+from tenantry.domain.topics import Ordering, Topic
+from tenantry.messages.port import Incoming, StoreUnavailableError
 from tests.fakes.actors import Tree
-from tests.fakes.ports import message
+from tests.fakes.ports import FakeSubscription, message
 from tests.waiting import eventually
 
 
@@ -70,6 +71,91 @@ def test_a_message_that_fails_is_held_and_its_neighbours_go_on(tree: Tree) -> No
     runtime = tree.control.runtime("a")
     assert runtime is not None
     assert (runtime.held, runtime.unsettled) == (1, 1)
+
+
+def create_in_order(tree: Tree) -> FakeSubscription:
+    orders = Topic(name="orders", ordering=Ordering.PARTITION)
+    command = CreateTenant(
+        tenant_id="a", name="a", workers=3, topics=(orders, "events"), partitions=2
+    )
+    tree.execute(command)
+    return tree.subscription("a")
+
+
+def of(topic: str, partition: int, identity: str, body: bytes = b"{}") -> Incoming:
+    return message(identity, body)._replace(topic=topic, partition=partition)
+
+
+def test_in_order_a_message_that_is_held_holds_those_behind_it_and_nobody_else(tree: Tree) -> None:
+    tree.store.pause = 3600
+    subscription = create_in_order(tree)
+    batch = [of("orders", number % 2, f"o{number}") for number in range(20)]
+    batch[4] = batch[4]._replace(body=b"fails1")
+    subscription.deliver([*batch, *(of("events", 0, f"e{number}") for number in range(20))])
+    behind = {f"o{number}" for number in range(4, 20, 2)}
+    eventually(lambda: {one.id for one in subscription.unsettled.values()} == behind)
+    assert tree.stored("a").isdisjoint(behind)
+    runtime = tree.control.runtime("a")
+    assert runtime is not None
+    assert (runtime.held, runtime.unsettled) == (8, 8)
+
+
+def test_in_order_a_partition_is_stored_as_it_was_published_through_retries_and_lost_channels(
+    tree: Tree,
+) -> None:
+    subscription = create_in_order(tree)
+    for start in range(0, 60, 20):
+        subscription.deliver(
+            [
+                of("orders", number % 2, f"{number:02}", b"fails2" if number % 7 == 0 else b"{}")
+                for number in range(start, start + 20)
+            ]
+        )
+        if start == 20:
+            subscription.lose()
+            subscription.connect()
+    eventually(lambda: len(tree.stored("a")) == 60)
+    eventually(lambda: not subscription.unsettled)
+    stored = [int(one) for one in tree.store.rows["a"]]
+    assert [one for one in stored if one % 2] == list(range(1, 60, 2))
+    assert [one for one in stored if not one % 2] == list(range(0, 60, 2))
+
+
+def test_in_order_a_dead_letter_lets_the_next_one_pass_and_says_so(tree: Tree) -> None:
+    subscription = create_in_order(tree)
+    subscription.deliver(
+        [of("orders", 0, "1"), of("orders", 0, "2", b"fails5"), of("orders", 0, "3")]
+    )
+    eventually(lambda: not subscription.unsettled)
+    assert list(tree.store.rows["a"]) == ["1", "3"]
+    subscription.deliver([of("events", 0, "4", b"bad")])
+    eventually(lambda: not subscription.unsettled)
+    letters = tree.journal.read_stream(names.dead_letter_journal_stream("a"))
+    told = [(one.event.message_id, one.event.ordered) for one in letters]  # type: ignore[union-attr]
+    assert told == [("2", True), ("4", False)]
+
+
+def test_in_order_a_drain_does_not_wait_for_what_is_held_nor_for_those_behind(tree: Tree) -> None:
+    tree.store.pause = 3600
+    subscription = create_in_order(tree)
+    subscription.deliver([of("orders", 0, "1", b"fails1"), of("orders", 0, "2")])
+    eventually(lambda: tree.runtime.tenant("a").held == 2)
+    tree.execute(PauseTenant(tenant_id="a"))
+    eventually(lambda: [one.id for one in subscription.requeued] == ["1", "2"])
+
+
+def test_in_order_a_batch_that_a_worker_still_has_is_not_begun_by_another(tree: Tree) -> None:
+    subscription = create_in_order(tree)
+    slow = tree.store.gates[b'"slow"'] = threading.Event()
+    subscription.deliver([of("orders", 0, "1", b'"slow"')])
+    eventually(lambda: tree.store.inside == 1)
+    subscription.lose()
+    subscription.connect()
+    subscription.deliver([of("orders", 1, "2")])
+    eventually(lambda: tree.stored("a") == {"2"})
+    assert tree.store.inside == 1
+    slow.set()
+    eventually(lambda: tree.store.deliveries["a", "1"] == 2 and not subscription.unsettled)
 
 
 def test_a_message_that_fails_is_tried_again_until_it_is_stored(tree: Tree) -> None:
