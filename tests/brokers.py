@@ -115,10 +115,13 @@ class Broker:
     database: Database | None = None
     sessions: Sessions | None = None
 
-    def tenant(self, *topics: str, partitions: int = 1) -> TenantTopology:
+    def tenant(self, *topics: str, partitions: int = 1, ordered: bool = False) -> TenantTopology:
         """Make the topology of a new tenant, with an id nobody else has."""
         made = TenantTopology(
-            tenant_id=f"t{uuid.uuid4().hex[:12]}", topics=topics, partitions=partitions
+            tenant_id=f"t{uuid.uuid4().hex[:12]}",
+            topics=topics,
+            partitions=partitions,
+            ordered=topics if ordered else (),
         )
         self.administration.ensure_topology(made)
         return made

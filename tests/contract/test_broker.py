@@ -383,3 +383,19 @@ def test_passwords_are_new_each_time_and_shown_by_no_repr(broker: Broker) -> Non
     assert first.password != second.password
     assert first.password not in f"{first!r} {hashed!r}"
     assert hashed.value not in repr(hashed)
+
+
+def test_in_order_who_consumes_next_is_given_first_what_was_in_hand_before(broker: Broker) -> None:
+    tenant = broker.tenant("events", ordered=True)
+    numbered = [b"%02d" % n for n in range(20)]
+    broker.publish(tenant, "events", *numbered[:10])
+    first, sink = subscribed(broker, tenant, prefetch=5)
+    generation = sink.heard("consuming")
+    sink.received(5)
+    first.settle(generation, ack_up_to=1)
+    first.cancel()
+    sink.heard("cancelled")
+    broker.publish(tenant, "events", *numbered[10:])
+    first.close()
+    _, later = subscribed(broker, tenant)
+    assert bodies(later.received(19)) == numbered[1:]

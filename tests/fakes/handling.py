@@ -46,7 +46,8 @@ class World:
         self._open: list[Any] = []
         with database.connection() as connection:
             connection.execute(
-                "CREATE TABLE public.effects (id text, attempt integer, at bigserial)"
+                "CREATE TABLE public.effects (id text, attempt integer,"
+                " at timestamptz DEFAULT clock_timestamp())"
             )
 
     def store(

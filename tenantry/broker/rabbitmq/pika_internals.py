@@ -14,6 +14,7 @@ from typing import Any, Final, cast
 import pika
 from pika.adapters.base_connection import BaseConnection
 from pika.adapters.utils import io_services_utils
+from pika.channel import Channel
 from pika.connection import Parameters
 from pika.frame import Frame, ProtocolHeader
 
@@ -47,6 +48,7 @@ check_names(
         ("_frame_buffer", _reading),
         ("_transport", BaseConnection.__init__.__code__.co_names),
         ("_MAX_RECV_BYTES", dir(getattr(io_services_utils, "_AsyncPlaintextTransport", None))),
+        ("_consumers", Channel.close.__code__.co_names),
         ("_impl_class", inspect.signature(pika.BlockingConnection.__init__).parameters),
     )
 )
@@ -110,6 +112,16 @@ class FrameReadingConnection(FencedConnection):
         data = self._frame_buffer + data_in if self._frame_buffer else data_in
         self._frame_buffer = b""
         self._frame_buffer = self.read_frames(data)
+
+
+def close_with_consumers(channel: Channel) -> None:
+    """Close a channel, and its consumers with it.
+
+    pika cancels them first. Then the next consumer of a queue begins before what the first one had
+    in hand is in the queue again. Raises `ChannelWrongStateError`.
+    """
+    channel._consumers.clear()  # noqa: SLF001
+    channel.close()
 
 
 def fenced_blocking_connection(parameters: Parameters, by: TermFence) -> pika.BlockingConnection:

@@ -24,6 +24,7 @@ from tenantry.broker.rabbitmq.connection import (
     passed_by,
 )
 from tenantry.broker.rabbitmq.loop import IoLoop
+from tenantry.broker.rabbitmq.pika_internals import close_with_consumers
 from tenantry.broker.rabbitmq.reading import ReadingConnection, Receiver
 
 if TYPE_CHECKING:
@@ -42,7 +43,13 @@ RESUME_AFTER: Final = 0.05
 
 
 class RabbitSubscription:
-    """One tenant's channel. Its fields belong to the loop's thread; the public calls go there."""
+    """One tenant's channel. Its fields belong to the loop's thread; the public calls go there.
+
+    A queue in order has one consumer on a channel, and that ends with the channel: once another
+    has taken its place, what the first one has in hand would come after what follows it. With the
+    channel all of it is in the queue again, and only then the next consumer begins: RabbitMQ gives
+    such a queue's messages to one consumer at a time.
+    """
 
     def __init__(
         self,
@@ -78,6 +85,11 @@ class RabbitSubscription:
         self._wanted = True
         self._cancelling = False
         self._missing = False
+        self._in_order = frozenset(
+            place for place, queue in enumerate(self._queues) if queue.ordered
+        )
+        self._done = False
+        """Whether it was cancelled, and what still comes is dropped."""
 
     # From any thread.
 
@@ -148,7 +160,7 @@ class RabbitSubscription:
         self._lose(reason)
         # What was settled until now shall still be heard.
         connection.ioloop.call_later(
-            acks_settle_in(self._settled_at), partial(_close_channel, channel)
+            acks_settle_in(self._settled_at), partial(self._close_channel, channel)
         )
 
     def _open(self) -> None:
@@ -160,6 +172,7 @@ class RabbitSubscription:
         self._tags = []
         self._renewing = set()
         self._paused = set()
+        self._done = False
         self._admission.begin()
         self._channel = connection.channel(on_open_callback=partial(self._opened, connection))
 
@@ -202,6 +215,8 @@ class RabbitSubscription:
             # The list itself is known to `take`: it is emptied, not replaced.
             batch = self._buffer.copy()
             self._buffer.clear()
+            if self._done:
+                return
             self._sink.deliveries(generation, batch)
             if self._admission.grows():
                 for queue in self._queues:
@@ -220,11 +235,31 @@ class RabbitSubscription:
         channel = self._channel
         if len(admission.shed) > 1 or channel is None or not self._wanted:
             return
+        if self._in_order and self._connection is not None:
+            begin_smaller = partial(self._begin_smaller, self._generation)
+            self._connection.ioloop.add_callback(begin_smaller)
+            return
         for place, consumer_tag in enumerate(self._tags):
             if place not in self._renewing:
                 self._renewing.add(place)
                 stopped = partial(self._stopped, self._generation, place)
                 channel.basic_cancel(consumer_tag, callback=stopped)
+
+    def _begin_smaller(self, generation: int) -> None:
+        """Take another channel, on which fewer messages are in hand: so all comes in order."""
+        if generation != self._generation or self._channel is None or not self._wanted:
+            return
+        in_hand = self._admission.account.in_hand
+        self._admission.resume()
+        log.info(
+            "broker.deliveries_too_large",
+            queue=self._queues[0].name,
+            bytes_in_hand=in_hand,
+            window=self._admission.window,
+        )
+        self._give_up_channel("messages are larger than there is room for so many")
+        if self._connection is not None:
+            self._connection.ioloop.call_later(RESUME_AFTER, self._reopen)
 
     def _stopped(self, generation: int, place: int, _frame: object) -> None:
         """Note that a queue brings nothing more until there is room."""
@@ -248,6 +283,8 @@ class RabbitSubscription:
     def _give_back(self) -> None:
         channel, connection = self._channel, self._connection
         shed, self._admission.shed = self._admission.shed, []
+        if self._in_order:
+            return  # They come again with the channel: alone, they would come behind others.
         if shed and connection is not None and channel is not None and channel.is_open:
             connection.give_back(channel.channel_number, shed)
 
@@ -281,6 +318,7 @@ class RabbitSubscription:
             or not channel.is_open
             or not self._wanted
             or place in self._renewing
+            or place in self._in_order
         ):
             return
         self._renewing.add(place)
@@ -342,7 +380,9 @@ class RabbitSubscription:
             return
         self._cancelling = True
         self._uncancelled = {
-            tag for place, tag in enumerate(self._tags) if place not in self._paused
+            tag
+            for place, tag in enumerate(self._tags)
+            if place not in self._paused and place not in self._in_order
         }
         if not self._unanswered:
             self._cancel_all()
@@ -374,6 +414,9 @@ class RabbitSubscription:
         self._flush(self._generation)
         self._give_back()
         self._cancelling = False
+        if self._in_order and self._channel is not None:
+            self._done = True
+            self._forget_channel(self._channel)
         self._sink.cancelled(self._generation)
 
     def _resubscribe(self) -> None:
@@ -429,7 +472,17 @@ class RabbitSubscription:
 
     def _end(self, channel: Channel) -> None:
         self._forget_channel(channel)
-        _close_channel(channel)
+        self._close_channel(channel)
+
+    def _close_channel(self, channel: Channel) -> None:
+        """Close a channel, which may be closed by now."""
+        try:
+            if self._in_order:
+                close_with_consumers(channel)
+            else:
+                channel.close()
+        except ChannelWrongStateError:
+            log.debug("broker.channel_was_closed")
 
     def _forget_channel(self, channel: Channel) -> None:
         """See that what still comes on a channel that is gone is dropped."""
@@ -472,11 +525,3 @@ def _taker(buffer: list[Delivery], flush_soon: Callable[[], object]) -> Callable
         buffer.append(delivery)
 
     return take
-
-
-def _close_channel(channel: Channel) -> None:
-    """Close a channel, which may be closed by now."""
-    try:
-        channel.close()
-    except ChannelWrongStateError:
-        log.debug("broker.channel_was_closed")
