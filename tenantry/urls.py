@@ -6,13 +6,15 @@ space as %20: the `+` of HTML forms is a plus to libpq and to AMQP clients.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Final
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Final, Generic, TypeVar
 from urllib.parse import quote, urlsplit, urlunsplit
 
 AMQP: Final = ("amqp", "amqps")
 IGGY: Final = ("iggy", "iggys")
 """The schemes of brokers' URLs, each with the one that is encrypted."""
+
+T = TypeVar("T")
 
 _SOCKETS: Final = ("/", "@")
 """How the host of a PostgreSQL URL begins that is a Unix socket's directory, or an abstract one."""
@@ -89,6 +91,39 @@ def at_address(url: str, place: str) -> str:
     parts = urlsplit(url)
     who, at, _ = parts.netloc.rpartition("@")
     return urlunsplit(parts._replace(netloc=f"{who}{at}{place}"))
+
+
+def alternatives(url: str) -> tuple[str, ...]:
+    """Give the URLs of one that names several HOST:PORT with commas between; else the URL alone."""
+    try:
+        places = urlsplit(url).netloc.rpartition("@")[2].split(",")
+    except ValueError:
+        return (url,)  # whoever reads it says so
+    return tuple(at_address(url, place) for place in places) if len(places) > 1 else (url,)
+
+
+class Alternatives(Generic[T]):
+    """Things of which one does, until it fails: the next is used then. Callable from any thread."""
+
+    def __init__(self, those: Sequence[T]) -> None:
+        self._those = tuple(those)
+        self._current = 0
+
+    @property
+    def current(self) -> T:
+        """The one to be used."""
+        return self._those[self._current]
+
+    def __len__(self) -> int:
+        return len(self._those)
+
+    def __iter__(self) -> Iterator[T]:
+        return iter(self._those)
+
+    def failed(self, one: T) -> None:
+        """Note that one of them has failed; others may have noted it already."""
+        if self.current is one:
+            self._current = (self._current + 1) % len(self._those)
 
 
 def _encoded(host: str) -> str:

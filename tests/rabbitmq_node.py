@@ -10,7 +10,7 @@ import socket
 import subprocess
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Final, NoReturn, Self
@@ -19,6 +19,7 @@ import httpx
 
 from tenantry.broker.port import BrokerError
 from tests.rabbitmq_node_setup import (
+    ALONE,
     USERNAME,
     NodeFiles,
     Ports,
@@ -41,14 +42,16 @@ _PROTOCOL_HEADER: Final = b"AMQP\x00\x00\x09\x01"
 class PrivateNode:
     """A RabbitMQ node of our own, with its data in `directory`.
 
-    It listens on 127.0.0.1 only, with the management plugin and a random admin password, and
-    keeps data, password and (where still free) ports from one start to the next. It dies when
-    this process does, however that goes; Ctrl-C on the terminal does not reach it.
+    It listens on a loopback address only, 127.0.0.1 where it is alone, with the management plugin
+    and a random admin password, and keeps data, password and (where still free) ports from one
+    start to the next. It dies when this process does, however that goes; Ctrl-C on the terminal
+    does not reach it.
     Not for several threads at once.
     """
 
-    def __init__(self, directory: Path) -> None:
-        self._files = NodeFiles(directory=directory.absolute())
+    def __init__(self, directory: Path, *, host: str = ALONE, peers: Sequence[str] = ()) -> None:
+        """With `peers`, the addresses of a cluster's nodes, it is one of these."""
+        self._files = NodeFiles(directory=directory.absolute(), host=host, peers=tuple(peers))
         self._password = ""
         self._ports: Ports | None = None
         self._process: subprocess.Popen[bytes] | None = None
@@ -78,12 +81,18 @@ class PrivateNode:
     @property
     def url(self) -> str:
         """The AMQP URL of the admin user, with its password."""
-        return f"amqp://{USERNAME}:{self._password}@127.0.0.1:{self._started().amqp}/%2F"
+        return f"amqp://{USERNAME}:{self._password}@{self.place}/%2F"
+
+    @property
+    def place(self) -> str:
+        """Where AMQP is spoken, as HOST:PORT."""
+        return f"{self._files.host}:{self._started().amqp}"
 
     @property
     def management_url(self) -> str:
         """The URL of the management API, with the admin user's password."""
-        return f"http://{USERNAME}:{self._password}@127.0.0.1:{self._started().management}"
+        place = f"{self._files.host}:{self._started().management}"
+        return f"http://{USERNAME}:{self._password}@{place}"
 
     @property
     def pid(self) -> int | None:
@@ -171,7 +180,7 @@ class PrivateNode:
 
     def _launch(self, server: Server, ports: Ports) -> None:
         assert self._lock is not None  # `start` takes it first
-        write_private(self._files.configuration, configuration(ports, self._password))
+        write_private(self._files.configuration, configuration(self._files, ports, self._password))
         with self._files.console.open("wb") as console:
             process = subprocess.Popen(
                 arguments(server, self._files, ports),
@@ -192,7 +201,7 @@ class PrivateNode:
         assert ports is not None  # set together by `start`
         assert process is not None
         waiting_for: list[tuple[str, Callable[[], bool]]] = [
-            ("AMQP", lambda: _speaks_amqp(ports.amqp)),
+            ("AMQP", lambda: _speaks_amqp(self._files.host, ports.amqp)),
             ("management", lambda: _manages(self.management_url)),
         ]
         while waiting_for:
@@ -252,9 +261,9 @@ def _end(process: subprocess.Popen[bytes], parent: int, grace: float) -> None:
         process.stdin.close()
 
 
-def _speaks_amqp(port: int) -> bool:
+def _speaks_amqp(host: str, port: int) -> bool:
     try:
-        with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
+        with socket.create_connection((host, port), timeout=5) as connection:
             connection.sendall(_PROTOCOL_HEADER)
             # A method frame (type 1): Connection.Start.
             return connection.recv(1) == b"\x01"

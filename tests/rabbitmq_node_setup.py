@@ -15,7 +15,9 @@ from typing import Final
 
 from tenantry.broker.port import BrokerError
 
-NODE_NAME: Final = "tenantry@127.0.0.1"
+ALONE: Final = "127.0.0.1"
+"""Where a node listens that is in no cluster."""
+
 USERNAME: Final = "tenantry"
 
 # Below the range from which Linux and macOS take the ports of outgoing connections, which
@@ -119,7 +121,7 @@ def _named(place: Path) -> Server:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ports:
-    """The node's listeners, all on 127.0.0.1."""
+    """The node's listeners, all on its loopback address; the same on those of its peers."""
 
     amqp: int
     management: int
@@ -128,9 +130,14 @@ class Ports:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeFiles:
-    """Where the node keeps what; `directory` is its home."""
+    """Where the node keeps what; `directory` is its home.
+
+    It listens on the loopback address `host`; its cluster is all the nodes at `peers`.
+    """
 
     directory: Path
+    host: str = ALONE
+    peers: tuple[str, ...] = ()
     data: Path = field(init=False)
     log: Path = field(init=False)
     console: Path = field(init=False)
@@ -187,26 +194,31 @@ def choose_ports(files: NodeFiles) -> Ports:
     except (OSError, ValueError, TypeError):
         pass
     else:
-        if all(_is_free(port) for port in asdict(ports).values()):
+        if all(_is_free(files.host, port) for port in asdict(ports).values()):
             return ports
     candidates = SystemRandom().sample(_PORTS, 200)
-    free = iter([port for port in candidates if _is_free(port)][:3])
+    hosts = files.peers or (files.host,)
+    free = iter([one for one in candidates if all(_is_free(host, one) for host in hosts)][:3])
     try:
         ports = Ports(amqp=next(free), management=next(free), distribution=next(free))
     except StopIteration:
-        raise BrokerError("no free port on 127.0.0.1 for the embedded broker") from None
+        raise BrokerError(f"no free port on {files.host} for the embedded broker") from None
     files.ports.write_text(json.dumps(asdict(ports)), encoding="ascii")
     return ports
 
 
-def configuration(ports: Ports, password: str) -> str:
+def configuration(files: NodeFiles, ports: Ports, password: str) -> str:
     """Write out the node's rabbitmq.conf, which holds the password: keep it private.
 
     The WAL's limit bounds the memory of quorum queues, meant for larger machines by default.
     """
+    formation = [
+        f"cluster_formation.classic_config.nodes.{number} = {node_name(host)}\n"
+        for number, host in enumerate(files.peers, 1)
+    ]
     return f"""\
-listeners.tcp.1 = 127.0.0.1:{ports.amqp}
-management.tcp.ip = 127.0.0.1
+listeners.tcp.1 = {files.host}:{ports.amqp}
+management.tcp.ip = {files.host}
 management.tcp.port = {ports.management}
 default_user = {USERNAME}
 default_pass = {password}
@@ -217,24 +229,29 @@ log.console = false
 log.file.level = warning
 log.file.rotation.size = 10485760
 log.file.rotation.count = 1
-"""
+{"".join(formation)}"""
+
+
+def node_name(host: str) -> str:
+    """Give the name of a node: it holds an address, so no list of hosts has to know one."""
+    return f"tenantry@{host}"
 
 
 def arguments(server: Server, files: NodeFiles, ports: Ports) -> list[str]:
     """Give the command line: distribution on loopback only, on a fixed port, without epmd.
 
     A node that is started with its name does not ask for the port mapper, so none is left
-    behind, and nodes of the same name do not meet. Its name holds an address, so no list of hosts
-    has to know one. For rabbitmqctl, take --longnames, the same HOME, and
+    behind, and nodes of the same name do not meet; it takes its peers to have the same port, each
+    on an address of its own. For rabbitmqctl, take --longnames, the same HOME, and
     RABBITMQ_CTL_ERL_ARGS="-dist_listen false -start_epmd false -erl_epmd_port PORT".
     """
     return [
         *server.command(SCRIPT, home=files.directory),
         "-noinput",
-        *("-name", NODE_NAME),
+        *("-name", node_name(files.host)),
         *("-start_epmd", "false"),
         *("-erl_epmd_port", str(ports.distribution)),
-        *("-kernel", "inet_dist_use_interface", "{127,0,0,1}"),
+        *("-kernel", "inet_dist_use_interface", f"{{{files.host.replace('.', ',')}}}"),
     ]
 
 
@@ -251,7 +268,7 @@ def environment(files: NodeFiles, ports: Ports, inherited: Mapping[str, str]) ->
         "ERL_CRASH_DUMP_SECONDS": "0",
         # Makes the script become the Erlang machine instead of waiting beside it.
         "RABBITMQ_ALLOW_INPUT": "1",
-        "RABBITMQ_NODENAME": NODE_NAME,
+        "RABBITMQ_NODENAME": node_name(files.host),
         "RABBITMQ_USE_LONGNAME": "true",
         "RABBITMQ_CONFIG_FILE": str(files.configuration),
         "RABBITMQ_ADVANCED_CONFIG_FILE": f"{home}/advanced.config",
@@ -265,12 +282,12 @@ def environment(files: NodeFiles, ports: Ports, inherited: Mapping[str, str]) ->
     }
 
 
-def _is_free(port: int) -> bool:
+def _is_free(host: str, port: int) -> bool:
     with socket.socket() as probe:
         # As the node itself listens: a port in TIME_WAIT counts as free.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind(("127.0.0.1", port))
+            probe.bind((host, port))
         except OSError:
             return False
     return True

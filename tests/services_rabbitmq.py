@@ -16,8 +16,9 @@ from urllib.parse import quote, unquote, urlsplit, urlunsplit
 import httpx
 
 from tests import on_demand, scratch
+from tests.rabbitmq_cluster import PrivateCluster
 from tests.rabbitmq_node import PrivateNode
-from tests.rabbitmq_node_setup import NODE_NAME, find_server
+from tests.rabbitmq_node_setup import ALONE, find_server, node_name
 from tests.waiting import DEADLINE
 
 ENVIRONMENT = "TENANTRY_TEST_RABBITMQ_URL"
@@ -121,6 +122,13 @@ def own_node() -> Iterator[PrivateNode]:
             node.stop(grace=0)
 
 
+@contextmanager
+def own_cluster() -> Iterator[PrivateCluster]:
+    """Run a cluster of three nodes, each of which may be killed."""
+    with scratch.directory("tnt-mq-") as directory, PrivateCluster(directory) as cluster:
+        yield cluster
+
+
 def evaluate(home: Path, expression: str) -> None:
     """Have the node in a directory evaluate an Erlang expression with a full stop, which gives ok.
 
@@ -167,7 +175,7 @@ def rabbitmqctl(home: Path, *arguments: str) -> str:
             *find_server().command("rabbitmqctl", home=home),
             "--longnames",
             "-n",
-            NODE_NAME,
+            node_name(ALONE),
             *arguments,
         ],
         env={

@@ -22,7 +22,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from tenantry.unixpath import MAX_SOCKET_PATH
-from tenantry.urls import AMQP, IGGY, address
+from tenantry.urls import AMQP, IGGY, address, alternatives
 
 MIN_SECRET: Final = 32
 MANAGEMENT_PORT: Final = 15672
@@ -30,7 +30,7 @@ CONTROL_SOCKET: Final = "control.sock"
 DEFAULT_STATE_DIR: Final = "~/.local/state/tenantry"
 
 
-def _check_url(value: SecretStr, *schemes: str, host: bool) -> SecretStr:
+def _check_url(value: SecretStr, *schemes: str, host: bool, several: bool = False) -> SecretStr:
     text = value.get_secret_value()
     if not text:
         return value
@@ -38,27 +38,32 @@ def _check_url(value: SecretStr, *schemes: str, host: bool) -> SecretStr:
     if not text.isprintable() or " " in text:
         raise PydanticCustomError("url", "holds a space or a control character")
     try:
-        url = urlsplit(text)
-        port = url.port if "," not in url.netloc else None  # PostgreSQL allows several hosts
+        url, *others = (urlsplit(one) for one in (alternatives(text) if several else (text,)))
+        # PostgreSQL allows several hosts, and libpq has rules of its own for them.
+        port = url.port if several or host or "," not in url.netloc else None
+        ports = {port, *(one.port for one in others)}
     except ValueError:
         raise PydanticCustomError("url", "is no URL: its host or port can't be read") from None
     if url.scheme not in schemes or not text.startswith(f"{url.scheme}://"):
         raise PydanticCustomError("url", f"must be a URL that begins with {wanted}")
-    if (host and not url.hostname) or port == 0:
-        raise PydanticCustomError("url", "names no host" if port != 0 else "port 0 is no port")
+    if host and not all(one.hostname for one in (url, *others)):
+        raise PydanticCustomError("url", "names no host")
+    if 0 in ports:
+        raise PydanticCustomError("url", "port 0 is no port")
     return value
 
 
 def _amqp_url(value: SecretStr) -> SecretStr:
-    return _check_url(value, *AMQP, host=True)
+    return _check_url(value, *AMQP, host=True, several=True)
 
 
 def _broker_url(value: SecretStr) -> SecretStr:
-    return _check_url(value, *AMQP, *IGGY, host=True)
+    several = value.get_secret_value().startswith(AMQP)
+    return _check_url(value, *AMQP, *IGGY, host=True, several=several)
 
 
 def _http_url(value: SecretStr) -> SecretStr:
-    return _check_url(value, "http", "https", host=True)
+    return _check_url(value, "http", "https", host=True, several=True)
 
 
 def _postgres_url(value: SecretStr) -> SecretStr:
@@ -144,6 +149,9 @@ class Broker(_Section):
 
 class RabbitMQ(_Section):
     """Where RabbitMQ is. Both URLs may hold a password; an empty `url` is the embedded broker.
+
+    Each may name several nodes of a cluster, as HOST:PORT with commas between: one that fails is
+    followed by the next.
 
     The files are PEM: the authority that is trusted in place of the system's, and a certificate of
     our own with its key.
@@ -409,7 +417,8 @@ class Settings(_Section):
         given = self.rabbitmq.management_url.get_secret_value()
         if not given:
             scheme = "https" if amqp.scheme == "amqps" else "http"
-            place = address(amqp.hostname, MANAGEMENT_PORT)
+            hosts = (urlsplit(one).hostname or "" for one in alternatives(amqp.geturl()))
+            place = ",".join(address(host, MANAGEMENT_PORT) for host in hosts)
             return SecretStr(f"{scheme}://{userinfo}@{place}")
         url = urlsplit(given)
         if "@" not in url.netloc:

@@ -14,6 +14,7 @@ from tests import services_iggy
 from tests.faults.experiments import (
     alarm,
     broker,
+    cluster,
     commit_cuts,
     database,
     disk_full,
@@ -32,8 +33,9 @@ from tests.faults.figures import Figures
 from tests.faults.rig import PATIENCE, Broker, Rig, rig
 from tests.faults.services import NoRightsError
 from tests.iggy_server import PrivateIggy
+from tests.rabbitmq_cluster import PrivateCluster
 from tests.rabbitmq_node import PrivateNode
-from tests.services_rabbitmq import own_node
+from tests.services_rabbitmq import own_cluster, own_node
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +50,7 @@ class Experiment:
     few: int
     more: int = 1
     own_broker: bool = False
+    own_cluster: bool = False
     own_database: bool = False
     disk_mb: int | None = None
     """Megabytes of the disk of its own database."""
@@ -92,6 +95,7 @@ EXPERIMENTS = {
     "iggy-broker": Experiment(
         run=broker.run, rounds=10, few=1, more=2, broker="iggy", own_broker=True
     ),
+    "cluster": Experiment(run=cluster.run, rounds=10, few=0, more=2, own_cluster=True),
     "alarm": Experiment(run=alarm.run, rounds=5, few=1, own_broker=True),
 }
 
@@ -102,7 +106,7 @@ def conduct(
     rounds: int | None = None,
     seed: int,
     say: Callable[[str], None] = lambda _: None,
-    node: PrivateNode | PrivateIggy | None = None,
+    node: PrivateNode | PrivateCluster | PrivateIggy | None = None,
     light: bool = False,
 ) -> Figures:
     """Run an experiment on the services of this test run; the outcome is in the figures.
@@ -113,7 +117,9 @@ def conduct(
     experiment = EXPERIMENTS[name]
     try:
         with ExitStack() as stack:
-            if not experiment.own_broker:
+            if experiment.own_cluster:
+                node = stack.enter_context(own_cluster())
+            elif not experiment.own_broker:
                 node = None
             elif experiment.broker == "iggy":
                 node = stack.enter_context(services_iggy.own_server())
@@ -130,7 +136,7 @@ def _conduct(
     rounds: int,
     seed: int,
     say: Callable[[str], None],
-    node: PrivateNode | PrivateIggy | None,
+    node: PrivateNode | PrivateCluster | PrivateIggy | None,
     light: bool,
 ) -> Figures:
     began = time.monotonic()

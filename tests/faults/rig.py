@@ -29,6 +29,7 @@ from tests.faults.proxy import Proxy
 from tests.faults.services import Postgres, address_of, own_postgres
 from tests.iggy_server import PrivateIggy
 from tests.ledger import DEFAULT, LIGHT, Draft, Ledger, Maker, Record, Target, mixed
+from tests.rabbitmq_cluster import PrivateCluster
 from tests.rabbitmq_node import PrivateNode
 from tests.services_rabbitmq import RabbitHost
 from tests.waiting import eventually
@@ -82,7 +83,7 @@ class Rig:
     say: Callable[[str], None]
     record: Path
     broker: Broker = "rabbitmq"
-    node: PrivateNode | PrivateIggy | None = None
+    node: PrivateNode | PrivateCluster | PrivateIggy | None = None
     postgres: Postgres | None = None
     light: bool = False
     stack: ExitStack = field(default_factory=ExitStack)
@@ -250,7 +251,7 @@ class Rig:
             return url_for(place, str(own["user"]), str(own["password"]))
         target = urlsplit(self.program.host.url)
         parts = urlsplit(url)
-        netloc = f"{parts.username}:{parts.password}@127.0.0.1:{target.port}"
+        netloc = f"{parts.username}:{parts.password}@{target.hostname}:{target.port}"
         return urlunsplit(parts._replace(netloc=netloc))
 
 
@@ -271,7 +272,7 @@ def rig(
     *,
     seed: int,
     say: Callable[[str], None],
-    node: PrivateNode | PrivateIggy | None = None,
+    node: PrivateNode | PrivateCluster | PrivateIggy | None = None,
     own_database: bool = False,
     disk_mb: int | None = None,
     broker: Broker = "rabbitmq",

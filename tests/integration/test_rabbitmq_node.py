@@ -178,7 +178,7 @@ from pathlib import Path
 from tests import rabbitmq_node, rabbitmq_node_setup as node_setup
 from tests.rabbitmq_node import PrivateNode
 free, real = iter([True, True, True]), node_setup._is_free
-node_setup._is_free = lambda port: next(free, None) or real(port)
+node_setup._is_free = lambda host, port: next(free, None) or real(host, port)
 if sys.argv[2:]:
     rabbitmq_node.find_server = lambda: node_setup.Server(Path(sys.argv[2]))
 node = PrivateNode(Path(sys.argv[1]))

@@ -172,6 +172,8 @@ def test_urls_may_be_systemd_credentials_and_an_empty_one_is_none(
         ("amqp://[::1]:5673", "", "http://guest:guest@[::1]:15672"),
         ("amqp://u:p@h", "https://m:1/base/", "https://u:p@m:1/base"),
         ("amqp://u:p@h", "http://a:b@m:1", "http://a:b@m:1"),
+        ("amqp://u:p@g:1,[::1]:2,h/v", "", "http://u:p@g:15672,[::1]:15672,h:15672"),
+        ("amqp://u:p@g,h", "http://m:1,n:2", "http://u:p@m:1,n:2"),
     ],
 )
 def test_the_management_url_is_derived(file: Path, amqp: str, given: str, derived: str) -> None:
@@ -222,6 +224,10 @@ def test_settings_can_t_be_changed(file: Path) -> None:
         ("rabbitmq = {url = 'http://h'}", "rabbitmq.url: must be a URL that begins with amqp://"),
         ("rabbitmq = {url = 'amqp:///v'}", "rabbitmq.url: names no host"),
         ("rabbitmq = {url = 'amqp://h:99999'}", "rabbitmq.url: is no URL"),
+        ("rabbitmq = {url = 'amqp://g:5672,h:0'}", "rabbitmq.url: port 0 is no port"),
+        ("rabbitmq = {url = 'amqp://g:5672,h:x'}", "rabbitmq.url: is no URL"),
+        ("rabbitmq = {url = 'amqp://g,,h'}", "rabbitmq.url: names no host"),
+        ("broker = {url = 'iggy://g:1,h:2'}", "broker.url: is no URL"),
         ("broker = {url = 'http://h'}", "broker.url: must be a URL that begins with amqp://"),
         ("broker = {url = 'iggy:///v'}", "broker.url: names no host"),
         ("database = {url = 'mysql://h'}", "database.url: must be a URL that begins with postgres"),

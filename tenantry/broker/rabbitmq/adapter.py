@@ -17,7 +17,7 @@ from tenantry.broker.rabbitmq.late_connections import LOOK_EVERY
 from tenantry.broker.rabbitmq.publishing import RabbitPublishing
 from tenantry.broker.rabbitmq.tls import Tls
 from tenantry.loops import PeriodicService
-from tenantry.urls import address, without_user
+from tenantry.urls import address, alternatives, without_user
 
 if TYPE_CHECKING:
     from tenantry.database.pool import Database
@@ -67,12 +67,12 @@ def links(settings: Settings, _database: Database, fence: TermFence) -> BrokerLi
 
 def describe(settings: Settings) -> Mapping[str, str]:
     """See `BrokerAdapter.describe`."""
-    parts = urlsplit(settings.broker_url.get_secret_value())
+    parts = urlsplit(alternatives(settings.broker_url.get_secret_value())[0])
     port = parts.port or (5671 if parts.scheme == "amqps" else 5672)
     return {
         "amqp_address": address(parts.hostname or "", port),
         "vhost": unquote(parts.path[1:]) or "/",
-        "management_url": without_user(_management_url(settings)),
+        "management_url": without_user(alternatives(_management_url(settings))[0]),
     }
 
 

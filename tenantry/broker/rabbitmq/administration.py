@@ -38,7 +38,7 @@ from tenantry.broker.port import (
     QueueCounts,
     TenantTopology,
 )
-from tenantry.broker.rabbitmq.connection import describe, parameters
+from tenantry.broker.rabbitmq.connection import describe, parameters_of_all
 from tenantry.broker.rabbitmq.kept_connections import KeptConnections, close
 from tenantry.broker.rabbitmq.late_connections import LateConnections
 from tenantry.broker.rabbitmq.management import ManagementClient
@@ -50,7 +50,7 @@ from tenantry.broker.rabbitmq.users import RabbitUsers
 from tenantry.broker.survey import Survey
 from tenantry.domain import names
 from tenantry.domain.names import UserKind
-from tenantry.urls import amqp_url
+from tenantry.urls import Alternatives, amqp_url
 
 log = structlog.get_logger(__name__)
 
@@ -92,20 +92,22 @@ class RabbitAdministration(RabbitUsers):
         tls: Tls = SYSTEMS,
     ) -> None:
         """Tenants' users carry the name of the `installation`."""
-        self._parameters = parameters(url, "administration", fence, tls)
-        self._parameters.blocked_connection_timeout = BLOCKED_TIMEOUT
+        self._nodes = parameters_of_all(url, "administration", fence, tls)
+        for node in self._nodes:
+            node.blocked_connection_timeout = BLOCKED_TIMEOUT
         self._fence = fence
-        self._clock = parameters(url, "clock", fence, tls)
-        self._clock.socket_timeout, self._clock.stack_timeout = CLOCK_TIMEOUTS
+        self._clocks = parameters_of_all(url, "clock", fence, tls)
+        for clock in self._clocks:
+            clock.socket_timeout, clock.stack_timeout = CLOCK_TIMEOUTS
         self._scheme = urlsplit(url).scheme
         self._user = unquote(urlsplit(url).username or "guest")
         management = ManagementClient(
-            management_url, vhost=self._parameters.virtual_host, fence=fence, tls=tls
+            management_url, vhost=self._nodes.current.virtual_host, fence=fence, tls=tls
         )
         super().__init__(
             management,
             installation=installation,
-            where=f"{self._parameters.host}:{self._parameters.port}",
+            where=" or ".join(f"{node.host}:{node.port}" for node in self._nodes),
             alone=self._claiming,
             late=LateConnections(management, user=self._user, connect=self._connect_called),
         )
@@ -201,9 +203,9 @@ class RabbitAdministration(RabbitUsers):
             scheme=self._scheme,
             user=name,
             password=password,
-            host=self._parameters.host,
-            port=self._parameters.port,
-            vhost=self._parameters.virtual_host,
+            host=self._nodes.current.host,
+            port=self._nodes.current.port,
+            vhost=self._nodes.current.virtual_host,
         )
         credentials = Credentials(username=name, password=password, amqp_url=url)
         return credentials, PasswordHash(value=hash_password(password))
@@ -304,7 +306,7 @@ class RabbitAdministration(RabbitUsers):
             except (AMQPError, OSError):
                 close(kept)
                 self._fence.check()
-        connection = self._connect(self._parameters)
+        connection = self._connect(self._nodes)
         try:
             return connection, connection.channel()
         except (AMQPError, OSError) as error:
@@ -326,11 +328,22 @@ class RabbitAdministration(RabbitUsers):
             close(connection)
 
     def _connect_called(self, name: str) -> pika.BlockingConnection:
-        wanted = copy(self._clock)
-        wanted.client_properties = client_properties(self._fence, name)
-        return self._connect(wanted)
+        called = [copy(clock) for clock in self._clocks]
+        for wanted in called:
+            wanted.client_properties = client_properties(self._fence, name)
+        return self._connect(Alternatives(called))
 
-    def _connect(self, wanted: pika.URLParameters) -> pika.BlockingConnection:
+    def _connect(self, nodes: Alternatives[pika.URLParameters]) -> pika.BlockingConnection:
+        """Connect to the first node that can be reached; the last one's failure is raised."""
+        for _ in range(len(nodes) - 1):
+            node = nodes.current
+            try:
+                return self._connect_to(node)
+            except BrokerUnavailableError:
+                nodes.failed(node)
+        return self._connect_to(nodes.current)
+
+    def _connect_to(self, wanted: pika.URLParameters) -> pika.BlockingConnection:
         try:
             return fenced_blocking_connection(wanted, self._fence)
         except (AuthenticationError, ProbableAuthenticationError) as error:
@@ -356,7 +369,7 @@ class RabbitAdministration(RabbitUsers):
     def _no_access(self) -> BrokerError:
         return BrokerError(
             f"RabbitMQ at {self._where} gives no access to the virtual host "
-            f"{self._parameters.virtual_host!r}: it must exist, and the user have rights on it"
+            f"{self._nodes.current.virtual_host!r}: it must exist, and the user have rights on it"
         )
 
     def _failed(self, error: Exception) -> BrokerError:

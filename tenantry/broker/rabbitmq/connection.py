@@ -20,6 +20,7 @@ from tenantry.broker.rabbitmq.pika_internals import FencedConnection
 from tenantry.broker.rabbitmq.term_fence import client_properties
 from tenantry.broker.rabbitmq.tls import SYSTEMS, Tls, causes_of
 from tenantry.broker.rabbitmq.tls import problem as tls_problem
+from tenantry.urls import Alternatives, alternatives
 
 if TYPE_CHECKING:
     from pika.channel import Channel
@@ -57,6 +58,13 @@ forgotten is delivered again, and found to be a duplicate: this only makes that 
 """
 
 NOT_FOUND: Final = 404
+
+
+def parameters_of_all(
+    url: str, name: str, fence: TermFence = UNFENCED, tls: Tls = SYSTEMS
+) -> Alternatives[pika.URLParameters]:
+    """Turn an AMQP URL that may name several nodes of a cluster into parameters for each."""
+    return Alternatives([parameters(one, name, fence, tls) for one in alternatives(url)])
 
 
 def parameters(
@@ -156,7 +164,8 @@ class RecoveringConnection(Generic[F]):
         reason in words.
         """
         self._loop = loop
-        self._parameters = parameters(url, name, fence, tls)
+        self._nodes = parameters_of_all(url, name, fence, tls)
+        self._node = self._nodes.current
         self._fence = fence
         self._name = f"tenantry {name}"
         self._on_open = on_open
@@ -216,8 +225,9 @@ class RecoveringConnection(Generic[F]):
         if not self._fence.valid():
             self._ioloop.call_later(FENCE_POLL, self._connect)
             return
+        self._node = self._nodes.current
         self._connection = self._kind(
-            self._parameters,
+            self._node,
             # pika types its callbacks by the base class; it calls them with this very connection.
             on_open_callback=cast("Any", self._opened_now),
             on_open_error_callback=cast("Any", self._not_opened),
@@ -227,6 +237,7 @@ class RecoveringConnection(Generic[F]):
         self._connection.fence = self._fence
 
     def _connect_later(self) -> None:
+        self._nodes.failed(self._node)
         self._connection = None
         if self._closing:
             self._end()
@@ -254,22 +265,29 @@ class RecoveringConnection(Generic[F]):
         self._failures = 0
         if self._ioloop is not None:
             SilenceWatch(self._ioloop, connection)
-        log.info("broker.connected", connection=self._name)
+        log.info("broker.connected", connection=self._name, **self._named())
         self._on_open(connection)
 
     def _not_opened(self, _connection: F, error: BaseException) -> None:
         if not self._closing:
             # Said once an outage; an operator who wants every attempt has the level debug.
             say = log.debug if self._failures else log.warning
-            say("broker.unreachable", connection=self._name, error=describe(error))
+            said = {"connection": self._name, "error": describe(error), **self._named()}
+            say("broker.unreachable", **said)
         self._connect_later()
 
     def _closed_now(self, _connection: F, error: BaseException) -> None:
         self._opened = False
         if not self._closing:
-            log.warning("broker.connection_lost", connection=self._name, error=describe(error))
+            said = {"connection": self._name, "error": describe(error), **self._named()}
+            log.warning("broker.connection_lost", **said)
         self._on_closed(error, describe(error))
         self._connect_later()
+
+    def _named(self) -> dict[str, str]:
+        """Name the node, where there are several."""
+        several = len(self._nodes) > 1
+        return {"node": f"{self._node.host}:{self._node.port}"} if several else {}
 
 
 class DrivenConnection(Generic[C]):

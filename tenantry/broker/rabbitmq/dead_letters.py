@@ -30,7 +30,7 @@ from tenantry.broker.rabbitmq.connection import (
     DrivenConnection,
     acks_settle_in,
     is_not_found,
-    parameters,
+    parameters_of_all,
     passed_by,
 )
 from tenantry.broker.rabbitmq.reading import ReadingConnection
@@ -254,8 +254,9 @@ class RabbitDeadLetters:
     """Dead-letter queues (`tenantry.broker.port.DeadLetters`) of the broker at `url`."""
 
     def __init__(self, url: str, fence: TermFence = UNFENCED, tls: Tls = SYSTEMS) -> None:
-        self._parameters = parameters(url, "dead letters", fence, tls)
-        self._parameters.heartbeat = HEARTBEAT
+        self._nodes = parameters_of_all(url, "dead letters", fence, tls)
+        for node in self._nodes:
+            node.heartbeat = HEARTBEAT
         self._fence = fence
         self._guard = threading.Lock()
         self._browsed: set[str] = set()
@@ -270,10 +271,9 @@ class RabbitDeadLetters:
                 )
             self._browsed.add(tenant_id)
         try:
-            browser = RabbitDeadLetterBrowser(self._parameters, tenant_id, self._fence)
+            browser = self._open(tenant_id)
             well = False
             try:
-                browser.open()
                 yield browser
                 well = True
             finally:
@@ -281,6 +281,22 @@ class RabbitDeadLetters:
         finally:
             with self._guard:
                 self._browsed.discard(tenant_id)
+
+    def _open(self, tenant_id: str) -> RabbitDeadLetterBrowser:
+        """Open a browser at the first node that lets it; the last one's failure is raised."""
+        for left in range(len(self._nodes) - 1, -1, -1):
+            node = self._nodes.current
+            browser = RabbitDeadLetterBrowser(node, tenant_id, self._fence)
+            try:
+                browser.open()
+            except BaseException as error:
+                browser.end(well=False)
+                self._nodes.failed(node)
+                if left and isinstance(error, BrokerUnavailableError):
+                    continue
+                raise
+            break
+        return browser
 
 
 def queued_dead_letter(tenant_id: str, message: Incoming, properties: bytes) -> QueuedDeadLetter:

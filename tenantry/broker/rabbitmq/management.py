@@ -20,7 +20,7 @@ from tenantry.broker.rabbitmq.http_pool import FAILURES, Answer, HttpPool, PoolC
 from tenantry.broker.rabbitmq.tls import SYSTEMS, Tls
 from tenantry.broker.rabbitmq.tls import problem as tls_problem
 from tenantry.broker.survey import Permissions
-from tenantry.urls import address
+from tenantry.urls import Alternatives, address, alternatives
 
 ATTEMPTS: Final = 4
 FIRST_BACKOFF: Final = 0.1
@@ -49,6 +49,33 @@ class ListedConnection(NamedTuple):
     accepted_at: int | None
 
 
+class _Node:
+    """The management API of one node: where it is, and the connections to it."""
+
+    def __init__(self, url: str, tls: Tls) -> None:
+        try:
+            parts = urlsplit(url)
+            host, port = parts.hostname, parts.port
+        except ValueError:
+            host, port = None, None
+        if not host or parts.scheme not in {"http", "https"}:
+            raise BrokerError(
+                "rabbitmq.management_url is not an HTTP URL: http://user:password@host:15672"
+            )
+        self.path: Final = parts.path.rstrip("/")
+        self.address: Final = f"{parts.scheme}://{address(host, port)}{self.path}"
+        self.secured: Final = parts.scheme == "https"
+        user, password = unquote(parts.username or ""), unquote(parts.password or "")
+        login = base64.b64encode(f"{user}:{password}".encode()).decode("ascii")
+        self.pool: Final = HttpPool(
+            host,
+            port or (443 if self.secured else 80),
+            # As AMQP does it.
+            context=tls.context() if self.secured else None,
+            headers={"Authorization": f"Basic {login}", "Accept": "*/*"},
+        )
+
+
 class ManagementClient:
     """A client of the management API, for one virtual host. Callable from any thread.
 
@@ -60,38 +87,23 @@ class ManagementClient:
     def __init__(
         self, url: str, *, vhost: str, fence: TermFence = UNFENCED, tls: Tls = SYSTEMS
     ) -> None:
-        try:
-            parts = urlsplit(url)
-            host, port = parts.hostname, parts.port
-        except ValueError:
-            host, port = None, None
-        if not host or parts.scheme not in {"http", "https"}:
-            raise BrokerError(
-                "rabbitmq.management_url is not an HTTP URL: http://user:password@host:15672"
-            )
-        origin = f"{parts.scheme}://{address(host, port)}"
-        self.address = origin + parts.path.rstrip("/")
-        self._fence = fence
-        self._vhost = quote(vhost, safe="")
         self.virtual_host = vhost
-        self._secured = parts.scheme == "https"
-        self._path = parts.path.rstrip("/")
-        user, password = unquote(parts.username or ""), unquote(parts.password or "")
-        login = base64.b64encode(f"{user}:{password}".encode()).decode("ascii")
-        self._pool = HttpPool(
-            host,
-            port or (443 if self._secured else 80),
-            # As AMQP does it.
-            context=tls.context() if self._secured else None,
-            headers={"Authorization": f"Basic {login}", "Accept": "*/*"},
-        )
+        self._vhost = quote(vhost, safe="")
+        self._fence = fence
+        self._nodes = Alternatives([_Node(one, tls) for one in alternatives(url)])
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.address!r}, vhost={self.virtual_host!r})"
 
     def close(self) -> None:
         """Give up the connections to the broker."""
-        self._pool.close()
+        for node in self._nodes:
+            node.pool.close()
+
+    @property
+    def address(self) -> str:
+        """Where the management API is that is asked."""
+        return self._nodes.current.address
 
     def user(self, name: str) -> Mapping[str, Any] | None:
         """Give a user with the hash of its password and its tags, if there is one."""
@@ -281,24 +293,24 @@ class ManagementClient:
         attempts: int = ATTEMPTS,
     ) -> Any:
         """Make a call and give its JSON; None, if it has none or answers that there is nothing."""
-        target = f"{self._path}/api/{path}"
-        if parameters:
-            target += f"?{urlencode(parameters)}"
+        target = f"/api/{path}" + (f"?{urlencode(parameters)}" if parameters else "")
         said = dict(headers or {})
         sent = None
         if body is not None:
             sent = json.dumps(body).encode()
             said["Content-Type"] = "application/json"
-        problem = ""
-        for attempt in range(attempts):
+        problem, asked = "", self.address
+        for attempt in range(attempts + len(self._nodes) - 1):
             if attempt:
                 ceiling = min(LONGEST_BACKOFF, FIRST_BACKOFF * 2 ** (attempt - 1))
                 time.sleep(ceiling * (0.5 + random.random() / 2))  # noqa: S311 - jitter
             self._fence.check()
+            node = self._nodes.current
+            asked = node.address
             try:
-                answer = self._pool.request(
+                answer = node.pool.request(
                     method,
-                    target,
+                    node.path + target,
                     body=sent,
                     headers=said,
                     connect_timeout=timeout.connect,
@@ -307,8 +319,9 @@ class ManagementClient:
                     before_sending=self._fence.check,
                 )
             except FAILURES as error:
+                self._nodes.failed(node)
                 problem = (
-                    tls_problem(error, secured=self._secured)
+                    tls_problem(error, secured=node.secured)
                     or _one_line(str(error))
                     or type(error).__name__
                 )
@@ -317,6 +330,7 @@ class ManagementClient:
                 # The daemon ends while a thread is still asking.
                 raise BrokerUnavailableError("the way to RabbitMQ has been closed") from error
             if answer.status >= httpx.codes.INTERNAL_SERVER_ERROR:
+                self._nodes.failed(node)
                 problem = f"HTTP {answer.status}"
                 continue
             if answer.status == httpx.codes.NOT_FOUND and absent_is_fine:
@@ -325,7 +339,7 @@ class ManagementClient:
                 raise self._refused(answer, method, path)
             return self._json(answer)
         raise BrokerUnavailableError(
-            f"RabbitMQ's management API does not answer at {self.address}: {problem}"
+            f"RabbitMQ's management API does not answer at {asked}: {problem}"
         )
 
     def _json(self, answer: Answer) -> Any:
