@@ -30,7 +30,8 @@ FRAME = (
     "tenantry/loops.py", "tenantry/urls.py", "tenantry/terms/",
     "daemon.py",
     # What every request runs in, every actor, and every channel.
-    "tenantry/http/", "tenantry/api/routing.py", "tenantry/api/services.py",
+    "tenantry/http/", "tenantry/api/routing.py", "tenantry/api/access.py",
+    "tenantry/api/services.py",
     "tenantry/api/schemas/common.py",
     "actors/supervision.py", "actors/clock.py",
     "tenantry/broker/rabbitmq/connection.py", "tenantry/broker/rabbitmq/consuming.py",
