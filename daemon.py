@@ -32,7 +32,13 @@ from tenantry.actors.runtime_state import RuntimeState
 from tenantry.actors.tree import begin, drain_and_stop, report, start_actors
 from tenantry.actors.watch import Watch
 from tenantry.assembly.api import open_leader_api, open_standby_api
-from tenantry.assembly.backends import Backends, connect_backends, store_patience
+from tenantry.assembly.backends import (
+    SWEEP_EVERY,
+    Backends,
+    connect_backends,
+    store_patience,
+    sweep_attempts,
+)
 from tenantry.assembly.listeners import Listeners
 from tenantry.assembly.nodes import MovesJournal, introduction, make_membership
 from tenantry.assembly.standby import StandbyControl, Waiting, term_status
@@ -45,6 +51,7 @@ from tenantry.database.migrations import migrate, migrate_unless_led
 from tenantry.database.pool import Database
 from tenantry.database.server import Shares, take_share, warn
 from tenantry.dead_letters.keeper import DeadLetterKeeper
+from tenantry.dead_letters.telling import FLUSH_EVERY
 from tenantry.handlers.resolve import resolve
 from tenantry.isolation.sessions import LOOK_EVERY as SESSIONS_LOOK_EVERY
 from tenantry.journal.port import Metadata
@@ -329,6 +336,7 @@ class Daemon:
                 directory=stores.directory,
                 messages=backends.handling,
                 dead_letters=stores.dead_letters,
+                dead_letter_events=stores.dead_letter_events,
                 consuming=links.consuming,
                 provisioner=Provisioner(
                     administration=links.administration,
@@ -405,9 +413,13 @@ class Daemon:
             tenants=runtime.snapshots,
             recorder=self._recorder,
         )
-        # What the last minute has brought is noted when all is drained.
-        stack.callback(self._note_the_rest, keeper)
+        # What is noted now and then is noted a last time when all is drained.
+        stack.callback(self._at_last, "statistics", keeper.end)
         self._schedule("statistics", keeper.turn, STATISTICS_LOOK_EVERY)
+        tell = stores.dead_letter_events.flush
+        stack.callback(self._at_last, "dead-letter-events", tell)
+        self._schedule("dead-letter-events", lambda _: tell(), FLUSH_EVERY)
+        self._schedule("attempts", lambda _: sweep_attempts(backends.handling), SWEEP_EVERY)
         return supervisor
 
     def _schedule(
@@ -425,11 +437,11 @@ class Daemon:
             )
             self._threads.start(name, service, vital=False)
 
-    def _note_the_rest(self, keeper: StatisticsKeeper) -> None:
+    def _at_last(self, name: str, work: Callable[[], object]) -> None:
         try:
-            keeper.end()
+            work()
         except UnavailableError as error:
-            self._schedule_failed("statistics", error)
+            self._schedule_failed(name, error)
 
     def _schedule_failed(self, name: str, error: Exception) -> None:
         """Tell of it, and go on: what one tenant's data set off must not end every daemon anew."""

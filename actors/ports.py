@@ -10,6 +10,7 @@ from tenantry.actors.clock import Clock
 from tenantry.actors.provisioner import Provisioner
 from tenantry.broker.port import Consuming, Delivery
 from tenantry.dead_letters.port import DeadLetterIndex
+from tenantry.dead_letters.telling import DeadLetterEvents
 from tenantry.journal.port import EventStore
 from tenantry.messages.port import MessageStore
 from tenantry.projections.port import TenantDirectory
@@ -123,6 +124,7 @@ class ActorPorts:
     directory: TenantDirectory
     messages: MessageStore
     dead_letters: DeadLetterIndex
+    dead_letter_events: DeadLetterEvents
     consuming: Consuming
     provisioner: Provisioner
     clock: Clock

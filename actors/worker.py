@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping, Sequence
 from typing import Final
-from uuid import UUID
 
 import structlog
 
@@ -16,7 +15,7 @@ from tenantry.actors.runtime_state import TenantRuntimeState
 from tenantry.actors.supervision import SupervisedActor, tell
 from tenantry.dead_letters.port import RejectedMessage
 from tenantry.domain import names
-from tenantry.domain.events import Event, MessageDeadLettered, MessageIdsReused
+from tenantry.domain.events import MessageDeadLettered, MessageIdsReused
 from tenantry.journal.port import ANY, Metadata
 from tenantry.messages.port import StoreResult, Tried, Unstorable
 from tenantry.messages.validation import shown
@@ -136,7 +135,12 @@ class Worker(SupervisedActor):
             count=count,
         )
         try:
-            self._append([event])
+            self._ports.journal.append(
+                names.dead_letter_journal_stream(self._tenant),
+                [event],
+                expected=ANY,
+                metadata=self._metadata(),
+            )
         except UnavailableError as error:
             # It is counted and logged; nothing waits for it.
             log.debug("message.reuse_not_recorded", error=str(error))
@@ -184,20 +188,18 @@ class Worker(SupervisedActor):
             )
         self.beat()
         began = self._ports.clock.now()
-        recorded = self._append(events, ids=[one.event_id for one in kept])
-        self._ports.observer.journal_appended(recorded, self._ports.clock.now() - began)
+        told = self._ports.dead_letter_events.tell(
+            self._tenant,
+            events,
+            [one.event_id for one in kept],
+            self._metadata(),
+            fresh=[one.fresh for one in kept],
+        )
+        self._ports.observer.journal_appended(told.recorded, self._ports.clock.now() - began)
         return sum(one.fresh for one in kept)
 
-    def _append(self, events: Sequence[Event], *, ids: Sequence[UUID] | None = None) -> int:
-        """Append to the tenant's journal of dead letters; give how many events are new."""
-        recorded = self._ports.journal.append(
-            names.dead_letter_journal_stream(self._tenant),
-            events,
-            expected=ANY,
-            metadata=Metadata(actor=f"{self._tenant}/{self.name}"),
-            ids=ids,
-        )
-        return len(recorded)
+    def _metadata(self) -> Metadata:
+        return Metadata(actor=f"{self._tenant}/{self.name}")
 
 
 class ReusedIds:

@@ -62,6 +62,7 @@ def reprocessing_of(
         queues=queues,
         publishing=publishing,
         journal=stores.journal,
+        events=stores.dead_letter_events,
         publish_timeout=PUBLISH_SECONDS,
         on_listed=on_listed,
     )

@@ -18,6 +18,7 @@ from tenantry.database.pool import STATEMENT_TIMEOUT, Database
 from tenantry.database.rights import open_to_tenants
 from tenantry.database.server import Shares
 from tenantry.dead_letters.postgres import PostgresDeadLetterIndex
+from tenantry.dead_letters.telling import DeadLetterEvents
 from tenantry.handlers.attempt_runner import TRANSACTIONS
 from tenantry.handlers.attempts import RetryPolicy
 from tenantry.handlers.handler_pool import HandlerPool
@@ -49,6 +50,7 @@ class Stores:
     directory: PostgresTenantDirectory
     messages: PostgresMessageStore
     dead_letters: PostgresDeadLetterIndex
+    dead_letter_events: DeadLetterEvents
 
     @classmethod
     def on(
@@ -62,16 +64,23 @@ class Stores:
         if projection is not None:
             projections = [projection, PasswordConfirmation()]
         journal = PostgresEventStore(database, projections=projections, listener=listener)
+        messages = PostgresMessageStore(database)
         return cls(
             database=database,
             journal=journal,
             directory=PostgresTenantDirectory(database, journal),
-            messages=PostgresMessageStore(database),
+            messages=messages,
+            dead_letter_events=DeadLetterEvents(
+                journal, lambda tenant_id: messages.counts(tenant_id).dead_lettered
+            ),
             dead_letters=PostgresDeadLetterIndex(database),
         )
 
 
 log: Final = structlog.get_logger("daemon")
+
+SWEEP_EVERY: Final = 3600.0
+"""Seconds between sweeps of attempts at messages that come no more."""
 
 IDLE_MARGIN: Final = 30.0
 """Seconds beyond its time after which the server ends a transaction in which a handler hangs."""
@@ -194,6 +203,12 @@ def _with_handlers(
     store.sweep()
     log.info("handlers.ready", topics=sorted(handlers), timeout_seconds=seconds)
     return store
+
+
+def sweep_attempts(store: MessageStore) -> None:
+    """Forget attempts at messages that have not come for days; there are none without handlers."""
+    if isinstance(store, HandlingStore):
+        store.sweep()
 
 
 def abandoned(store: MessageStore) -> int:

@@ -41,6 +41,7 @@ from tenantry.dead_letters.port import (
     Selection,
     Work,
 )
+from tenantry.dead_letters.telling import DeadLetterEvents
 from tenantry.domain import names
 from tenantry.domain.events import (
     DeadLettersDiscarded,
@@ -175,6 +176,7 @@ class Reprocessing:
     queues: DeadLetters
     publishing: Publishing
     journal: EventStore
+    events: DeadLetterEvents
     publish_timeout: float
     seconds: float = BROWSE_SECONDS
     max_replays: int = MAX_REPLAYS
@@ -362,9 +364,10 @@ class Reprocessing:
         if not new:
             return
         ids = [one.known.event_id for one in new]
-        recorded = self._append(tenant_id, [_died(tenant_id, one) for one in new], ITSELF, ids)
+        events = [_died(tenant_id, one) for one in new]
+        told = self.events.tell(tenant_id, events, ids, ITSELF)
         self.index.recorded(tenant_id, [one.id for one in new])
-        self.on_listed(tenant_id, recorded)
+        self.on_listed(tenant_id, told.recorded + told.put_off)
         reasons = dict(Counter(one.known.reason for one in new))
         _log.warning("dead_letters.found", tenant=tenant_id, count=len(new), reasons=reasons)
 

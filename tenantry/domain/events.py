@@ -182,6 +182,22 @@ class MessageDeadLettered(OfTenant):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DeadLettersAggregated(OfTenant):
+    """So many messages became dead letters that have no events of their own: too many came.
+
+    As many of them for each of the `reasons` as `counts` says, in its order. `total` is how many
+    dead letters the tenant has had in all by then, however the journal was told of them.
+    """
+
+    count: int
+    total: int
+    reasons: tuple[str, ...]
+    counts: tuple[int, ...]
+    first_at: str
+    last_at: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DeadLettersReplayed(OfTenant):
     """Dead letters were published to their own exchange again; `ids` are theirs."""
 
@@ -210,7 +226,11 @@ class MessageIdsReused(OfTenant):
 
 
 DeadLetterEvent: TypeAlias = (
-    MessageDeadLettered | DeadLettersReplayed | DeadLettersDiscarded | MessageIdsReused
+    MessageDeadLettered
+    | DeadLettersAggregated
+    | DeadLettersReplayed
+    | DeadLettersDiscarded
+    | MessageIdsReused
 )
 """The events of a tenant's messages that have no row, in the stream `dead_letters-ID`."""
 

@@ -19,6 +19,7 @@ from tenantry.api.services import Services
 from tenantry.api.tail import JournalTail
 from tenantry.audit.auditor import Auditor
 from tenantry.dead_letters.replay import Reprocessing
+from tenantry.dead_letters.telling import DeadLetterEvents
 from tenantry.domain.commands import (
     CreateTenant,
 )
@@ -109,6 +110,7 @@ class World:
             queues=self.dead_letters,
             publishing=self.publishing,
             journal=self.journal,
+            events=DeadLetterEvents(self.journal, lambda _: 1),
             publish_timeout=DEADLINE,
             **options,
         )

@@ -93,6 +93,7 @@ def on_adapters() -> World:
         queues=world.dead_letters,
         publishing=world.publishing,
         journal=stores.journal,
+        events=stores.dead_letter_events,
         publish_timeout=DEADLINE,
     )
     return world

@@ -20,6 +20,7 @@ from tenantry.actors.supervision import heartbeat_of
 from tenantry.actors.tree import begin, drain_and_stop, start_actors
 from tenantry.actors.watch import Watch
 from tenantry.control.port import Outcome
+from tenantry.dead_letters.telling import DeadLetterEvents
 from tenantry.domain import names
 from tenantry.domain.commands import Command, CreateTenant
 from tenantry.journal.port import Metadata
@@ -71,6 +72,7 @@ class Tree:
                 directory=self.directory,
                 messages=self.store,
                 dead_letters=self.dead_letters,
+                dead_letter_events=DeadLetterEvents(self.journal, lambda _: 1),
                 consuming=self.broker,
                 provisioner=Provisioner(
                     administration=self.administration,

@@ -20,6 +20,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from tenantry.broker.port import BrokerUnavailableError, Outgoing, QueuedDeadLetter
 from tenantry.dead_letters.port import EVERYTHING, RejectedMessage, Selection, Work
 from tenantry.dead_letters.replay import Reprocessing
+from tenantry.dead_letters.telling import DeadLetterEvents
 from tenantry.domain.events import DeadLettersDiscarded, DeadLettersReplayed, MessageDeadLettered
 from tenantry.journal.port import ANY, Metadata
 from tenantry.messages.port import Incoming
@@ -93,11 +94,13 @@ class World:
             self.bury(message, "rejected")
 
     def reprocessing(self) -> Reprocessing:
+        journal: Any = _Fused(self.journal, self)
         return Reprocessing(
             index=_Fused(self.index, self),  # type: ignore[arg-type]
             queues=self.dead,  # type: ignore[arg-type]
             publishing=self,  # type: ignore[arg-type]
-            journal=_Fused(self.journal, self),  # type: ignore[arg-type]
+            journal=journal,
+            events=DeadLetterEvents(journal, lambda _: 1),
             publish_timeout=DEADLINE,
             max_replays=3,
         )

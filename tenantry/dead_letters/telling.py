@@ -1,0 +1,166 @@
+"""Tells the journal of dead letters: each by itself up to a rate, those beyond it together.
+
+A sender can make thousands of dead letters a second, and the journal keeps what it is told for
+ever: an event of a dead letter is many times as large as the least message that becomes one. What
+dead letters there are is in their index, each of them, whatever the journal says.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Final, NamedTuple
+from uuid import UUID, uuid4
+
+from tenantry.domain import names
+from tenantry.domain.events import DeadLettersAggregated, MessageDeadLettered
+from tenantry.domain.token_bucket import TokenBucket
+from tenantry.journal.port import ANY, EventStore, Metadata
+
+AT_ONCE: Final = 100
+"""Dead letters of a tenant that are events of their own after a quiet time."""
+
+A_SECOND: Final = 20 / 60
+"""How many more are, in the long run."""
+
+FLUSH_EVERY: Final = 10.0
+"""Seconds between events that tell of the others, where there are any."""
+
+QUIET: Final = AT_ONCE / A_SECOND
+"""Seconds after which nothing needs to be known of a tenant without dead letters."""
+
+ITSELF: Final = Metadata(actor="daemon")
+
+
+class Told(NamedTuple):
+    """How many events the journal has now that it had not, and how many were put off."""
+
+    recorded: int
+    put_off: int
+
+
+@dataclass(slots=True)
+class _Untold:
+    """Dead letters of a tenant that have no events of their own."""
+
+    first_at: datetime
+    last_at: datetime
+    reasons: Counter[str] = field(default_factory=Counter)
+    id: UUID = field(default_factory=uuid4)
+
+
+class DeadLetterEvents:
+    """The events of dead letters, of all tenants of a node. Callable from any thread.
+
+    `totals` gives how many dead letters a tenant has had in all, 0 for one that is no more.
+    """
+
+    def __init__(
+        self,
+        journal: EventStore,
+        totals: Callable[[str], int],
+        *,
+        now: Callable[[], float] = time.monotonic,
+        at_once: int = AT_ONCE,
+    ) -> None:
+        self._journal = journal
+        self._totals = totals
+        self._now = now
+        self._at_once = at_once
+        self._lock = threading.Lock()
+        self._buckets: dict[str, tuple[TokenBucket, float]] = {}
+        self._untold: dict[str, _Untold] = {}
+        self._failed: list[tuple[str, _Untold]] = []
+
+    def tell(
+        self,
+        tenant_id: str,
+        events: Sequence[MessageDeadLettered],
+        ids: Sequence[UUID],
+        metadata: Metadata,
+        *,
+        fresh: Sequence[bool] | None = None,
+    ) -> Told:
+        """Tell of dead letters under ids that are theirs.
+
+        What has an event under its id already gets no other. Those beyond the rate are told of
+        later, those only that are `fresh`: the others may have been told of before. Raises
+        `JournalUnavailableError`.
+        """
+        with self._lock:
+            admitted = self._admit(tenant_id, len(events))
+        recorded = 0
+        if admitted:
+            recorded = len(
+                self._journal.append(
+                    names.dead_letter_journal_stream(tenant_id),
+                    events[:admitted],
+                    expected=ANY,
+                    metadata=metadata,
+                    ids=ids[:admitted],
+                )
+            )
+        rest = events[admitted:]
+        told = [True] * len(rest) if fresh is None else fresh[admitted:]
+        self._put_off(tenant_id, [one.reason for one, new in zip(rest, told, strict=True) if new])
+        return Told(recorded, len(rest))
+
+    def flush(self) -> None:
+        """Tell of those that were put off. Raises `JournalUnavailableError`; then again."""
+        with self._lock:
+            self._failed += self._untold.items()
+            self._untold = {}
+            now = self._now()
+            self._buckets = {
+                tenant_id: known
+                for tenant_id, known in self._buckets.items()
+                if now - known[1] < QUIET
+            }
+        while self._failed:
+            tenant_id, untold = self._failed[0]
+            total = self._totals(tenant_id)
+            if total:
+                self._journal.append(
+                    names.dead_letter_journal_stream(tenant_id),
+                    [_together(tenant_id, untold, total)],
+                    expected=ANY,
+                    metadata=ITSELF,
+                    ids=[untold.id],
+                )
+            self._failed.pop(0)
+
+    def _admit(self, tenant_id: str, count: int) -> int:
+        now = self._now()
+        bucket, _ = self._buckets.get(tenant_id, (None, now))
+        if bucket is None:
+            bucket = TokenBucket(rate=A_SECOND, burst=self._at_once, now=now, full=True)
+        self._buckets[tenant_id] = bucket, now
+        admitted = min(count, bucket.available(now))
+        bucket.take(admitted)
+        return admitted
+
+    def _put_off(self, tenant_id: str, reasons: Sequence[str]) -> None:
+        if not reasons:
+            return
+        at = datetime.now(UTC)
+        with self._lock:
+            untold = self._untold.setdefault(tenant_id, _Untold(at, at))
+            untold.last_at = at
+            untold.reasons.update(reasons)
+
+
+def _together(tenant_id: str, untold: _Untold, total: int) -> DeadLettersAggregated:
+    counted = sorted(untold.reasons.items())
+    return DeadLettersAggregated(
+        tenant_id=tenant_id,
+        count=untold.reasons.total(),
+        total=total,
+        reasons=tuple(reason for reason, _ in counted),
+        counts=tuple(count for _, count in counted),
+        first_at=untold.first_at.isoformat(),
+        last_at=untold.last_at.isoformat(),
+    )
