@@ -44,10 +44,11 @@ REPLAYED: Final[dict[str, Any]] = {
 class IdempotencyKeys(Protocol):
     """Remembers what each key was first used for, for a day. Callable from any thread."""
 
-    def claim(self, key: bytes, fingerprint: bytes) -> bool:
+    def claim(self, owner: bytes, key: bytes, fingerprint: bytes) -> bool:
         """Keep a key with its call's fingerprint; tell whether it is not kept with another.
 
-        Kept when this returns, over a restart too. Raises `StoreUnavailableError`.
+        What an `owner` keeps pushes out nothing of another's. Kept when this returns, over a
+        restart too. Raises `StoreUnavailableError`.
         """
 
 
@@ -58,6 +59,7 @@ class Once:
     """
 
     def __init__(self, call: str, key: str, body: bytes) -> None:
+        self._owner = hashlib.sha256(call.encode()).digest()
         self._key = hashlib.sha256(f"{call}\n{key}".encode()).digest()
         self._fingerprint = hashlib.sha256(body).digest()
         both = hashlib.sha256(self._key + self._fingerprint).hexdigest()
@@ -65,7 +67,7 @@ class Once:
 
     def claim(self, keys: IdempotencyKeys) -> None:
         """Take the key for this call, or answer 422: it has served for another. Blocks."""
-        if not keys.claim(self._key, self._fingerprint):
+        if not keys.claim(self._owner, self._key, self._fingerprint):
             raise Problem(
                 422,
                 "the idempotency key has been used with another body; take a new one",
@@ -79,10 +81,10 @@ class Once:
 
 
 KEEP: Final = timedelta(hours=24)
-MOST: Final = 1_000_000
-"""Keys kept at most, some 200 MB; with more, the oldest are forgotten before their time."""
+MOST: Final = 100_000
+"""Keys kept of an owner at most, some 25 MB: its oldest are forgotten before their time."""
 
-_CLAIM: Final[LiteralString] = "SELECT tenantry.claim_idempotency_key(%s, %s, %s, %s)"
+_CLAIM: Final[LiteralString] = "SELECT tenantry.claim_idempotency_key(%s, %s, %s, %s, %s)"
 
 
 class PostgresIdempotencyKeys:
@@ -94,9 +96,9 @@ class PostgresIdempotencyKeys:
         self._keep = keep
         self._most = most
 
-    def claim(self, key: bytes, fingerprint: bytes) -> bool:
+    def claim(self, owner: bytes, key: bytes, fingerprint: bytes) -> bool:
         """See `IdempotencyKeys.claim`."""
-        wanted = (key, fingerprint, self._keep, self._most)
+        wanted = (owner, key, fingerprint, self._keep, self._most)
         with self._errors:  # claimed twice, it is as if once
             row = self._database.read(lambda one: one.execute(_CLAIM, wanted).fetchone())
         return row is None or row[0] is None or bytes(row[0]) == fingerprint

@@ -480,12 +480,13 @@ class MemoryIdempotencyKeys:
 
     def __init__(self, most: int = 10_000) -> None:
         self._most = most
-        self._kept: dict[bytes, bytes] = {}
+        self._kept: dict[bytes, dict[bytes, bytes]] = {}
         self._lock = threading.Lock()
 
-    def claim(self, key: bytes, fingerprint: bytes) -> bool:
+    def claim(self, owner: bytes, key: bytes, fingerprint: bytes) -> bool:
         with self._lock:
-            kept = self._kept.setdefault(key, fingerprint)
-            while len(self._kept) > self._most:
-                del self._kept[next(iter(self._kept))]
+            own = self._kept.setdefault(owner, {})
+            kept = own.setdefault(key, fingerprint)
+            while len(own) > self._most:
+                del own[next(iter(own))]
             return kept == fingerprint

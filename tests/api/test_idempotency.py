@@ -183,10 +183,10 @@ def test_a_key_is_kept_with_what_it_was_first_used_for(
     keys: Callable[[int], IdempotencyKeys],
 ) -> None:
     kept = keys(100)
-    assert kept.claim(b"k", b"one")
-    assert kept.claim(b"k", b"one")
-    assert not kept.claim(b"k", b"two")
-    assert kept.claim(b"l", b"two")
+    assert kept.claim(b"acme", b"k", b"one")
+    assert kept.claim(b"acme", b"k", b"one")
+    assert not kept.claim(b"acme", b"k", b"two")
+    assert kept.claim(b"acme", b"l", b"two")
 
 
 def test_the_oldest_keys_are_forgotten_when_there_are_too_many(
@@ -194,9 +194,19 @@ def test_the_oldest_keys_are_forgotten_when_there_are_too_many(
 ) -> None:
     kept = keys(5)
     for number in range(20):
-        assert kept.claim(b"%d" % number, b"one")
-    assert not kept.claim(b"19", b"two")
-    assert kept.claim(b"0", b"two")
+        assert kept.claim(b"acme", b"%d" % number, b"one")
+    assert not kept.claim(b"acme", b"19", b"two")
+    assert kept.claim(b"acme", b"0", b"two")
+
+
+def test_an_owners_many_keys_push_out_none_of_anothers(
+    keys: Callable[[int], IdempotencyKeys],
+) -> None:
+    kept = keys(5)
+    assert kept.claim(b"globex", b"k", b"one")
+    for number in range(20):
+        assert kept.claim(b"acme", b"%d" % number, b"one")
+    assert not kept.claim(b"globex", b"k", b"two")
 
 
 def test_of_many_at_once_one_use_wins(keys: Callable[[int], IdempotencyKeys]) -> None:
@@ -204,17 +214,17 @@ def test_of_many_at_once_one_use_wins(keys: Callable[[int], IdempotencyKeys]) ->
 
     def claim(number: int) -> bool:
         begin.wait(DEADLINE)
-        return kept.claim(b"k", b"%d" % number)
+        return kept.claim(b"acme", b"k", b"%d" % number)
 
     with ThreadPoolExecutor(6) as pool:
         assert list(pool.map(claim, range(6))).count(True) == 1
 
 
 def test_keys_outlive_the_daemon_and_are_forgotten_after_their_time(database: Database) -> None:
-    PostgresIdempotencyKeys(database).claim(b"k", b"one")
-    assert not PostgresIdempotencyKeys(database).claim(b"k", b"two")
+    PostgresIdempotencyKeys(database).claim(b"acme", b"k", b"one")
+    assert not PostgresIdempotencyKeys(database).claim(b"acme", b"k", b"two")
     short = PostgresIdempotencyKeys(database, keep=timedelta(0))
-    assert short.claim(b"k", b"two")
+    assert short.claim(b"acme", b"k", b"two")
     with database.connection() as connection:
         row = connection.execute("SELECT count(*) FROM tenantry.idempotency_keys").fetchone()
     assert row == (1,)

@@ -389,7 +389,7 @@ def test_whoever_asks_as_the_connection_dies_is_answered(
         stores.journal.read_all,
         lambda: stores.messages.page("acme"),
         lambda: stores.dead_letters.page("acme"),
-        lambda: keys.claim(b"key", b"body"),
+        lambda: keys.claim(b"acme", b"key", b"body"),
         publish,
     ]
     for way in ways:
