@@ -195,6 +195,36 @@ def alone(connection: psycopg.Connection[Any], count: int) -> None:
     print(f"VACUUM after it: {took:.1f} s, the processor {used:.1f} s; {sizes(connection)}")
 
 
+STORE: Final = """
+SELECT stored FROM tenantry.store_messages(
+    'acme', %(ids)s, array_fill('default'::text, ARRAY[500]), array_fill(0, ARRAY[500]),
+    array_fill(%(payload)s::jsonb, ARRAY[500]), array_fill(NULL::bytea, ARRAY[500]),
+    array_fill(NULL::text, ARRAY[500]), array_fill(NULL::jsonb, ARRAY[500]),
+    array_fill(NULL::timestamptz, ARRAY[500]), 0)
+"""
+
+
+def looking(connection: psycopg.Connection[Any], count: int) -> None:
+    """Measure what it costs who stores to look at what is remembered, by turns with and without."""
+    number = connection.execute("SELECT number FROM tenantry.removals").fetchone()
+    used = dict.fromkeys(("without", "with"), 0.0)
+    for _ in range(0, count, BATCH):
+        for name in used:
+            connection.execute(
+                "UPDATE tenantry.tenant_counters SET remembers = %s",
+                [number[0] if number and name == "with" else None],
+            )
+            ids = [str(uuid4()) for _ in range(BATCH)]
+            before = processor(connection)
+            connection.execute(STORE, {"ids": ids, "payload": PAYLOAD.decode()})
+            used[name] += processor(connection) - before
+    print(
+        f"storing takes the database {used['without'] / count * 1e6:.1f} us of the processor a"
+        f" message where nothing is remembered, {used['with'] / count * 1e6:.1f} with"
+        f" {sizes(connection).rsplit(', ', 1)[1]}"
+    )
+
+
 def beside(
     connection: psycopg.Connection[Any], url: str, database: Database, seconds: float
 ) -> None:
@@ -293,6 +323,7 @@ def main() -> None:
                 fill(connection, options.rows)
                 if options.remove:
                     alone(connection, options.remove)
+                    looking(connection, options.remove // 5)
                 if options.compare:
                     compare(connection, options.compare)
                 if options.seconds:

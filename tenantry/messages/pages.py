@@ -98,8 +98,15 @@ FROM (
 ) AS found
 """
 
+# Up to this position all was removed: until VACUUM comes by the index still leads to each of them.
+# Who reads backwards comes by them on the very last page only. A range with two ends would be taken
+# for a small one there, and be read and sorted as a whole.
+_FLOOR: Final[LiteralString] = """
+    coalesce((SELECT r.up_to FROM tenantry.removals AS r WHERE r.tenant_id = {tenant}), 0)
+"""
+
 _OF_ALL: Final[dict[Order, LiteralString]] = {
-    Order.ASCENDING: "position > $1::bigint ORDER BY position",
+    Order.ASCENDING: "position > greatest($1::bigint, {floor}) ORDER BY position",
     Order.DESCENDING: "position < $1::bigint ORDER BY position DESC",
 }
 
@@ -108,11 +115,11 @@ _OF_ALL: Final[dict[Order, LiteralString]] = {
 # over what is not of the topic: all rows of the tenant, where the topic's come late.
 _OF_TOPIC: Final[dict[Order, LiteralString]] = {
     Order.ASCENDING: """
-        (topic, position) > ($3::text, $1::bigint)
+        (topic, position) > ($3::text, greatest($1::bigint, {floor}))
         AND (topic, position) <= ($3::text, 9223372036854775807)
         ORDER BY topic, position""",
     Order.DESCENDING: """
-        (topic, position) < ($3::text, $1::bigint) AND (topic, position) >= ($3::text, 0)
+        (topic, position) < ($3::text, $1::bigint) AND (topic, position) > ($3::text, {floor})
         ORDER BY topic DESC, position DESC""",
 }
 
@@ -165,11 +172,13 @@ def _composed(
     order: Order,
     retained: int | None,
 ) -> bytes:
-    condition = (_OF_TOPIC if of_topic else _OF_ALL)[order]
+    # What was removed is the living tenant's.
+    floor = sql.SQL(_FLOOR if retained is None else "0").format(tenant=sql.Literal(tenant_id))
+    condition = sql.SQL((_OF_TOPIC if of_topic else _OF_ALL)[order]).format(floor=floor)
     composed = sql.SQL(query).format(
         table=_table(tenant_id, retained),
         whose=_whose(tenant_id, retained),
-        condition=sql.SQL(condition),
+        condition=condition,
         object=sql.SQL(_OBJECT),
         bytes=sql.Literal(PAGE_BYTES),
         furthest=sql.SQL("max" if order is Order.ASCENDING else "min"),

@@ -64,6 +64,18 @@ def test_a_page_costs_the_same_wherever_it_is(
         assert touched(connection, topic, after, order) < 30
 
 
+def test_a_page_begins_behind_what_was_removed(connection: Connection) -> None:
+    connection.execute(
+        "ALTER TABLE tenantry.messages_t SET (autovacuum_enabled = off)", prepare=False
+    )
+    fill(connection)
+    connection.execute("DELETE FROM tenantry.messages_t WHERE position <= %s", [LATE])
+    connection.execute("INSERT INTO tenantry.removals (tenant_id, up_to) VALUES ('t', %s)", [LATE])
+    for after in (None, 1, ROWS // 2, LATE):
+        for topic in (None, "late"):
+            assert touched(connection, topic, after, Order.ASCENDING) < 30
+
+
 def test_no_plan_is_kept_from_when_messages_were_few(database: Database) -> None:
     store = PostgresMessageStore(database)
     store.create_partition("t")
