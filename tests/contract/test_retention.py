@@ -9,6 +9,8 @@ from typing import Any
 
 import psycopg
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from tenantry.audit.balance import Account, of_books
 from tenantry.audit.postgres import PostgresAccounts
@@ -17,6 +19,7 @@ from tenantry.messages.port import Incoming, Order
 from tenantry.messages.postgres import PostgresMessageStore
 from tenantry.messages.retention import Retention
 from tenantry.messages.retention_postgres import PostgresMessageRemovals
+from tests.depth import examples
 from tests.fakes.handling import World
 from tests.fakes.handling import incoming as handled
 from tests.fakes.messages import TENANT, incoming
@@ -263,6 +266,35 @@ def test_what_was_lifted_or_given_away_removes_nothing(
     assert removals.limited() == {}
     assert removals.remove(TENANT, 10).crowded == 0
     assert positions(store) == [1, 2, 3]
+
+
+numbers = st.lists(st.integers(0, 12), min_size=1, max_size=6)
+steps = st.lists(numbers | st.integers(1, 6), min_size=3, max_size=12)
+
+
+@given(steps=steps)
+@settings(max_examples=examples(12, 100), suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_whatever_is_stored_and_removed_each_id_is_stored_once_and_the_newest_are_kept(
+    store: PostgresMessageStore, database: Database, steps: list[list[int] | int]
+) -> None:
+    store.drop_partition(TENANT, retain=False)
+    store.create_partition(TENANT)
+    kept: list[str] = []
+    ever: set[str] = set()
+    for step in steps:
+        if isinstance(step, int):
+            limit(database, rows=step)
+            retention(database, size=2).turn()
+            del kept[:-step]
+        else:
+            new = [one for one in dict.fromkeys(names(*step)) if one not in ever]
+            result = store.store(TENANT, batch(*step))
+            assert (result.stored, result.duplicates) == (len(new), len(step) - len(new))
+            kept += new
+            ever.update(new)
+    assert [row.id for row in store.page(TENANT)] == kept
+    assert [row.id for row in store.page(TENANT, order=Order.DESCENDING)] == kept[::-1]
+    assert list(of_books(account(database))) == []
 
 
 def test_a_tenant_whose_removal_fails_does_not_keep_others_from_theirs(
