@@ -21,6 +21,8 @@ from tenantry.dead_letters.replay import Reprocessing
 from tenantry.isolation.postgres import PostgresProbes
 from tenantry.isolation.prover import IsolationProver
 from tenantry.messages.reader import PostgresPageReader
+from tenantry.metrics.statistics import Statistics
+from tenantry.metrics.statistics_postgres import PostgresStatistics
 from tests.api.fakes import FakeCluster, FakeQueues
 from tests.api.serving import Served, World, serving
 from tests.waiting import DEADLINE
@@ -81,6 +83,7 @@ def on_adapters() -> World:
         idempotency=PostgresIdempotencyKeys(database),
         dead_letters=stores.dead_letters,
         auditor=Auditor(PostgresAccounts(database), FakeQueues(), lambda _tenant_id: 0),
+        statistics=Statistics(PostgresStatistics(database)),
     )
     world.options["prover"] = IsolationProver(
         directory=world.directory,
@@ -103,7 +106,7 @@ def on_ports() -> World:
     """Make a world whose read model is in memory, and no other port has its database."""
     ports = (
         "journal", "messages", "page_reader", "publishing", "idempotency", "dead_letters",
-        "reprocessing", "auditor", "prover",
+        "reprocessing", "auditor", "prover", "statistics",
     )  # fmt: skip
     return World(cluster=ClusterAway(), **{one: Away() for one in ports})
 

@@ -273,7 +273,9 @@ steps = st.lists(numbers | st.integers(1, 6), min_size=3, max_size=12)
 
 
 @given(steps=steps)
-@settings(max_examples=examples(12, 100), suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=examples(12, 100), suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 def test_whatever_is_stored_and_removed_each_id_is_stored_once_and_the_newest_are_kept(
     store: PostgresMessageStore, database: Database, steps: list[list[int] | int]
 ) -> None:
