@@ -57,6 +57,11 @@ def reprocessing_of(
     on_listed: Callable[[str, int], None],
 ) -> Reprocessing:
     """Make what lists, replays and discards dead letters."""
+
+    def ordered(tenant_id: str) -> tuple[str, ...]:
+        state = stores.directory.get(tenant_id)
+        return () if state is None else state.ordered
+
     return Reprocessing(
         index=stores.dead_letters,
         queues=queues,
@@ -65,6 +70,7 @@ def reprocessing_of(
         events=stores.dead_letter_events,
         publish_timeout=PUBLISH_SECONDS,
         on_listed=on_listed,
+        ordered=ordered,
     )
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field, replace
 from itertools import groupby
 from operator import attrgetter
@@ -51,6 +51,7 @@ from tenantry.domain.events import (
 )
 from tenantry.journal.port import ANY, EventStore, Metadata
 from tenantry.messages.headers import (
+    OUT_OF_ORDER_HEADER,
     REPLAY_HEADER,
     REPLAYS_HEADER,
     JsonHeaders,
@@ -181,6 +182,8 @@ class Reprocessing:
     seconds: float = BROWSE_SECONDS
     max_replays: int = MAX_REPLAYS
     on_listed: Callable[[str, int], object] = lambda _tenant_id, _count: None
+    ordered: Callable[[str], Collection[str]] = lambda _tenant_id: ()
+    """Tells which topics of a tenant are in order."""
 
     def preview(self, tenant_id: str, which: Selection) -> Preview:
         """Tell what a replay or discard of a selection would come to."""
@@ -341,7 +344,10 @@ class Reprocessing:
 
         Raises `BrokerUnavailableError`, when some may have been taken.
         """
-        outgoing = [_outgoing(tenant_id, one) for one in batch]
+        ordered = self.ordered(tenant_id)
+        outgoing = [
+            _outgoing(tenant_id, one, ordered=one.message.topic in ordered) for one in batch
+        ]
         try:
             self.publishing.publish(outgoing, timeout=self.publish_timeout)
         except BrokerUnavailableError:
@@ -364,7 +370,8 @@ class Reprocessing:
         if not new:
             return
         ids = [one.known.event_id for one in new]
-        events = [_died(tenant_id, one) for one in new]
+        ordered = self.ordered(tenant_id)
+        events = [_died(tenant_id, one, ordered=one.message.topic in ordered) for one in new]
         told = self.events.tell(tenant_id, events, ids, ITSELF)
         self.index.recorded(tenant_id, [one.id for one in new])
         self.on_listed(tenant_id, told.recorded + told.put_off)
@@ -400,7 +407,7 @@ def _unknown(queued: QueuedDeadLetter) -> QueueMessage:
     return QueueMessage(RejectedMessage(queued.message, queued.reason, why, 0), queued.died_at)
 
 
-def _died(tenant_id: str, one: _Listed) -> MessageDeadLettered:
+def _died(tenant_id: str, one: _Listed, *, ordered: bool) -> MessageDeadLettered:
     """Make the event of a dead letter that only the broker knew of."""
     message, known = one.message, one.known
     return MessageDeadLettered(
@@ -413,13 +420,16 @@ def _died(tenant_id: str, one: _Listed) -> MessageDeadLettered:
         first_error=known.first_error or known.error,
         attempts=known.attempts,
         size=len(message.body),
+        ordered=ordered,
     )
 
 
-def _outgoing(tenant_id: str, one: _Listed) -> Outgoing:
+def _outgoing(tenant_id: str, one: _Listed, *, ordered: bool) -> Outgoing:
     """Make a message as it was, to where it came from, marked as a replay."""
     message, properties = one.message, one.queued.properties
     marks: dict[str, object] = {REPLAY_HEADER: str(one.id), REPLAYS_HEADER: one.known.replays}
+    if ordered:
+        marks[OUT_OF_ORDER_HEADER] = True
     headers: Mapping[str, object] = marks
     if properties is None:
         own = message.headers or {}

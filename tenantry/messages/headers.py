@@ -28,6 +28,9 @@ REPLAY_HEADER: Final = "x-tenantry-replay"
 REPLAYS_HEADER: Final = "x-tenantry-replays"
 """Beside it: how often the dead letter has been replayed, this time included."""
 
+OUT_OF_ORDER_HEADER: Final = "x-tenantry-out-of-order"
+"""Beside them, where the message's partition is in order: others have passed it."""
+
 _STRING_OR_BRACKET: Final = re.compile(r'"(?:[^"\\]|\\.)*"|[\[\]{}]', re.DOTALL)
 
 _LONGEST_INT: Final = 4300

@@ -15,9 +15,11 @@ from tenantry.broker.port import (
     BrokerUnavailableError,
     Outgoing,
 )
+from tenantry.dead_letters.port import EVERYTHING
 from tenantry.domain.events import DeadLettersDiscarded, DeadLettersReplayed
 from tenantry.http.pool import Pool
-from tenantry.messages.headers import REPLAY_HEADER, REPLAYS_HEADER
+from tenantry.journal.port import Metadata
+from tenantry.messages.headers import OUT_OF_ORDER_HEADER, REPLAY_HEADER, REPLAYS_HEADER
 from tests.api.dead_letters import discard, listed, message, queued, reject, replay
 from tests.api.serving import Served, World, serving
 from tests.waiting import DEADLINE, eventually
@@ -39,6 +41,19 @@ def test_dead_letters_are_listed_with_why_and_their_bytes(api: Served) -> None:
     assert base64.b64decode(first["body"]) == b"\x00\xff"
     assert first["headers"] == {"n": 1}
     assert (second["id"], second["message_id"]) == (str(ids[1]), None)
+
+
+def test_a_dead_letter_of_a_partition_in_order_is_marked_and_so_is_its_replay(
+    api: Served,
+) -> None:
+    orders = {"topics": [{"name": "orders", "ordering": "partition"}]}
+    api.control.post("/tenants/acme/topics", json=orders)
+    reject(api.world, message("1", topic="orders", partition=0), message("2"))
+    assert [one["ordered"] for one in listed(api)] == [True, False]
+    replaying = api.world.reprocessing(ordered=lambda _tenant_id: {"orders"})
+    replaying.replay("acme", EVERYTHING, Metadata(actor="test"))
+    marks = [(one.headers or {}).get(OUT_OF_ORDER_HEADER) for one in api.world.publishing.sent]
+    assert marks == [True, None]
 
 
 def test_pages_of_dead_letters_follow_each_other(api: Served) -> None:

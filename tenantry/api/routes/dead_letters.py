@@ -61,7 +61,8 @@ async def list_dead_letters(
     cursors = services.cursors
 
     def read() -> tuple[bytes, str | None]:
-        incarnation = services.lookup.existing(tenant_id, who).incarnation
+        state = services.lookup.existing(tenant_id, who)
+        incarnation = state.incarnation
         after = 0
         if query.cursor is not None:
             after = cursors.open_place_of(incarnation, query.cursor, *bound)
@@ -69,7 +70,10 @@ async def list_dead_letters(
             tenant_id, which=query.which, after=after, limit=query.limit
         )
         end = cursors.seal_place(page[-1].position, incarnation, *bound) if more else None
-        shown = [DeadLetterEntry.of(letter, payload=query.payload) for letter in page]
+        shown = [
+            DeadLetterEntry.of(letter, payload=query.payload, ordered=state.ordered)
+            for letter in page
+        ]
         return dumps(DeadLetterPage(data=shown, next_cursor=end)), end
 
     body, end = await services.pools.reads.run(read)
@@ -92,9 +96,9 @@ async def show_dead_letter(
     """Show a dead letter by its `letter_id`, or by its message's id where that is one only."""
 
     def read() -> bytes:
-        services.lookup.existing(tenant_id, who)
+        ordered = services.lookup.existing(tenant_id, who).ordered
         letter = _the_letter(services.dead_letters, tenant_id, letter_id)
-        return dumps(DeadLetterEntry.of(letter, payload=query.payload))
+        return dumps(DeadLetterEntry.of(letter, payload=query.payload, ordered=ordered))
 
     return json_response(await services.pools.reads.run(read))
 

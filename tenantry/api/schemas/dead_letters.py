@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Annotated, Any, Final, Self, TypeAlias
 
 from pydantic import (
@@ -222,6 +223,10 @@ class DeadLetterEntry(Answer):
     attempts: int = Field(description="How often it was tried.", examples=[1])
     replays: int = Field(description="How often it was replayed.", examples=[0])
     size: int = Field(description="Bytes of the body.", examples=[9])
+    ordered: bool = Field(
+        description="Whether its partition is in order: it was passed by those behind it.",
+        examples=[False],
+    )
     content_type: str | None = Field(examples=["application/json"])
     published_at: Time | None = Field(examples=[EXAMPLE_TIME])
     dead_lettered_at: Time = Field(examples=[EXAMPLE_TIME])
@@ -235,13 +240,17 @@ class DeadLetterEntry(Answer):
     )
 
     @classmethod
-    def of(cls, letter: DeadLetter, *, payload: bool = True) -> Self:
-        """Describe a dead letter. Its id is the message's own, if it has one."""
+    def of(cls, letter: DeadLetter, *, payload: bool = True, ordered: Collection[str] = ()) -> Self:
+        """Describe a dead letter. Its id is the message's own, if it has one.
+
+        `ordered` are its tenant's topics that are in order.
+        """
         return cls.made_of(
             letter,
             without=() if payload else ("body", "headers"),
             id=str(letter.id) if letter.message_id is None else letter.message_id,
             letter_id=str(letter.id),
+            ordered=letter.topic in ordered,
         )
 
 
