@@ -24,6 +24,7 @@ from tests.faults.experiments import (
     kill,
     leader,
     nodes,
+    order,
     poison,
     replay,
     sigterm,
@@ -79,6 +80,9 @@ EXPERIMENTS = {
     "leader": Experiment(run=leader.run, rounds=20, few=1),
     "nodes": Experiment(run=nodes.run, rounds=50, few=1, more=5),
     "embedded-nodes": Experiment(run=nodes.run, rounds=20, few=0, more=4, broker="embedded"),
+    "order": Experiment(run=order.run, rounds=50, few=1, more=4),
+    "embedded-order": Experiment(run=order.run, rounds=50, few=0, more=4, broker="embedded"),
+    "iggy-order": Experiment(run=order.run, rounds=20, few=0, more=2, broker="iggy"),
     "freeze": Experiment(run=freeze.run, rounds=5, few=0),
     "embedded-kill": Experiment(run=kill.run, rounds=20, few=0, broker="embedded"),
     "embedded-failpoint": Experiment(

@@ -111,11 +111,13 @@ class Rig:
         self.program.settings["RABBITMQ_URL"] = urlunsplit(parts._replace(netloc=netloc))
         return proxy
 
-    def start(self, *, tenants: int | None = None, **settings: str) -> None:
+    def start(
+        self, *, tenants: int | None = None, topic: object = "events", **settings: str
+    ) -> None:
         """Start the daemon and make tenants with a topic of two partitions each."""
         self.start_again(**settings)
         for number in range(tenants or (2 if self.light else 3)):
-            made = self.program.create(f"t{number}", topics=["events"], partitions=2)
+            made = self.program.create(f"t{number}", topics=[topic], partitions=2)
             self.tenants.append(made)
 
     def start_again(self, **settings: str) -> None:

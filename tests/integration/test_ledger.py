@@ -114,6 +114,18 @@ def test_a_row_that_vanishes_and_one_in_another_place_are_found(scene: Scene) ->
     assert scene.judge().unexpected
 
 
+def test_a_row_behind_what_its_sender_published_later_is_found_where_there_is_order(
+    scene: Scene,
+) -> None:
+    for number, name in ((1, "acme-3"), (2, "acme-2")):
+        scene.sent["acme"][name] = entry(draft(name), DEFAULT, sender="one", number=number)
+    scene.put("acme", draft("acme-2"))
+    scene.put("acme", draft("acme-3"))
+    assert scene.judge().clean
+    scene.audit = Audit(scene.database_url, ordered={DEFAULT.topic})
+    assert scene.judge().disordered == [("acme", "acme-3", 1, 2)]
+
+
 def test_a_dead_letter_counts_as_kept_unless_its_bytes_differ(scene: Scene) -> None:
     bad = Draft(key="acme-2", message_id="acme-2", body=b"\x00", fate="dead_lettered")
     scene.sent["acme"]["acme-2"] = entry(bad, DEFAULT)

@@ -35,6 +35,9 @@ class Findings:
     misjudged: list[object] = field(default_factory=list)
     """Stored, and should be a dead letter, or the other way round."""
 
+    disordered: list[object] = field(default_factory=list)
+    """Stored behind what its sender published later to the same partition, which is in order."""
+
     @property
     def clean(self) -> bool:
         return not any(getattr(self, one.name) for one in fields(self))
@@ -52,12 +55,20 @@ class Audit:
     """Follows every tenant's rows, and looks into its queues where asked to.
 
     It remembers what it has seen, so that looking again costs only what is new. Without a broker's
-    URL its queues are those of the embedded broker.
+    URL its queues are those of the embedded broker. The partitions of topics that are `ordered`
+    are to be in the order of publishing.
     """
 
-    def __init__(self, database_url: str, broker_url: str | None = None) -> None:
+    def __init__(
+        self,
+        database_url: str,
+        broker_url: str | None = None,
+        ordered: AbstractSet[str] = frozenset(),
+    ) -> None:
         self._database_url = database_url
         self._broker_url = broker_url
+        self._ordered = ordered
+        self._numbers: dict[tuple[str, str, int, str], int] = {}
         self._positions: Counter[str] = Counter()
         self._owners: dict[str, str] = {}
         self._rows: dict[Key, Row] = {}
@@ -165,6 +176,12 @@ class Audit:
             self._findings.altered.append(key)
         if entry.fate == "dead_lettered":
             self._findings.misjudged.append((*key, "stored"))
+        if row.topic in self._ordered and entry.sender:
+            place = (tenant_id, row.topic, row.partition, entry.sender)
+            if entry.number < self._numbers.get(place, 0):
+                self._findings.disordered.append((*key, entry.number, self._numbers[place]))
+            else:
+                self._numbers[place] = entry.number
 
     def _judge_dead_letters(self, sent: Sent, found: Findings) -> None:
         for key, letters in self._dead.items():

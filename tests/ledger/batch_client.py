@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import threading
 import time
+import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -67,6 +68,7 @@ class BatchClient(ABC):
         self._record = record
         self._patient = patient
         self._count = 0
+        self._name = uuid.uuid4().hex
         self._began = 0.0
         self._finishing = threading.Event()
         self._abandoned = threading.Event()
@@ -133,7 +135,9 @@ class BatchClient(ABC):
     def _one(self) -> Message:
         self._count += 1
         draft = self._make(self.tenant_id, self._count)
-        message = Message(draft, entry(draft, next(self._targets)))
+        message = Message(
+            draft, entry(draft, next(self._targets), sender=self._name, number=self._count)
+        )
         self.sent[draft.key] = message.entry
         if self._record is not None:
             self._record.sent(self.tenant_id, draft.key, message.entry)

@@ -52,6 +52,8 @@ class Ledger:
     record: Record | None = None
     most: float = math.inf
     clients: list[Client | BatchClient | Noted] = field(default_factory=list)
+    ordered: set[str] = field(default_factory=set)
+    """Topics whose partitions are to be in order."""
     _audit: Audit | None = None
 
     @contextmanager
@@ -113,7 +115,7 @@ class Ledger:
     @property
     def audit(self) -> Audit:
         if self._audit is None:
-            self._audit = Audit(self.database_url, self.broker_url)
+            self._audit = Audit(self.database_url, self.broker_url, self.ordered)
         return self._audit
 
     def wait_confirmed(self, more: int | None = None, *, timeout: float = DEADLINE) -> None:

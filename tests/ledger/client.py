@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import threading
 import time
+import uuid
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -73,6 +74,7 @@ class Client:
         self._unconfirmed: dict[int, _Message] = {}
         self._tag = 0
         self._count = 0
+        self._name = uuid.uuid4().hex
         self._began = 0.0
         self._finishing = threading.Event()
         self._abandoned = threading.Event()
@@ -213,7 +215,9 @@ class Client:
     def _next(self) -> _Message:
         self._count += 1
         draft = self._make(self.tenant_id, self._count)
-        message = _Message(draft, entry(draft, next(self._targets)))
+        message = _Message(
+            draft, entry(draft, next(self._targets), sender=self._name, number=self._count)
+        )
         self.sent[draft.key] = message.entry
         if self._record is not None:
             self._record.sent(self.tenant_id, draft.key, message.entry)

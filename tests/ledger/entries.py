@@ -40,6 +40,9 @@ class Entry:
     fate: Fate = "stored"
     opaque: bool = False
     """Its content type is no text: what a reader makes of it is not compared."""
+    sender: str = ""
+    number: int = 0
+    """Which of its sender's messages it is, in the order of publishing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,7 +93,7 @@ def mixed(tenant_id: str, number: int) -> Draft:
     return Draft(key=key, message_id=key, body=body, content_type=content_type)
 
 
-def entry(draft: Draft, target: Target) -> Entry:
+def entry(draft: Draft, target: Target, *, sender: str = "", number: int = 0) -> Entry:
     """Write a message down."""
     return Entry(
         target=draft.target or target,
@@ -99,6 +102,8 @@ def entry(draft: Draft, target: Target) -> Entry:
         sha256=sha256(draft.body),
         meaning=meaning(draft.body),
         fate=draft.fate,
+        sender=sender,
+        number=number,
     )
 
 
