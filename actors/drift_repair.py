@@ -82,6 +82,10 @@ class DriftRepair:
             ),
             (_OBJECTS, lambda: provisioner.administration.ensure_topology(topology_of(state))),
             (_USER, lambda: provisioner.restore_users(state)),
+            (
+                {DriftKind.LIMITS},
+                lambda: provisioner.administration.ensure_limits(topology_of(state), state.limits),
+            ),
             ({DriftKind.CONSUMER}, self._resubscribe),
             ({DriftKind.LEFTOVER}, lambda: provisioner.withdraw_consumer_access(self._id)),
         )

@@ -10,6 +10,7 @@ from tenantry import failpoints
 from tenantry.broker.port import (
     Administration,
     BrokerError,
+    BrokerUnavailableError,
     Credentials,
     NotOursError,
     PasswordHashes,
@@ -80,6 +81,17 @@ class Provisioner:
             log.warning("tenant.foreign_rows", error=str(error))
         self.administration.ensure_topology(topology_of(state))
         self.restore_users(state)
+        if state.limits.of_the_broker:
+            self.restore_limits(state)
+
+    def restore_limits(self, state: TenantState) -> None:
+        """Hold the tenant to its limits again; where that is refused it goes on without them."""
+        try:
+            self.administration.ensure_limits(topology_of(state), state.limits)
+        except BrokerUnavailableError:
+            raise
+        except BrokerError as error:
+            log.warning("tenant.limits_not_in_force", error=str(error))
 
     def restore_users(self, state: TenantState) -> None:
         """Make the tenant's users as they were; one that is another's stays as it is."""

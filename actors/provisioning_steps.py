@@ -12,21 +12,24 @@ import structlog
 from tenantry.actors.ports import ActorPorts
 from tenantry.actors.provisioner import topology_of
 from tenantry.actors.tenant_aggregate import TenantAggregate
-from tenantry.broker.port import BrokerError, Credentials, NotOursError
+from tenantry.broker.port import BrokerError, Credentials, KeptLimits, NotOursError
 from tenantry.control.port import CommandFailedError
 from tenantry.domain.commands import (
     AbandonProvisioning,
     AddTopics,
+    ChangeLimits,
     ConfirmDeleted,
     ConfirmProvisioned,
     CreateTenant,
     GrantConsumerAccess,
     GrantSqlAccess,
+    InvalidCommandError,
     ParkTenant,
     RevokeConsumerAccess,
     RevokeSqlAccess,
     RotateCredentials,
 )
+from tenantry.domain.limits import OF_THE_BROKER, SHOWN
 from tenantry.domain.names import UserKind
 from tenantry.domain.tenant import Lifecycle, TenantState, decide
 from tenantry.journal.port import JournalError, Metadata
@@ -128,8 +131,28 @@ class ProvisioningSteps:
         self.take_time()
         with self._unfinished_on_error():
             self._provisioner.administration.ensure_topology(topology_of(state))
+            if state.limits.has_backlog:  # of which each queue may have its share
+                self._provisioner.restore_limits(state)
         self.unfinished = False
         return True
+
+    def change_limits(self, command: ChangeLimits, metadata: Metadata) -> TenantState:
+        """Change the tenant's limits, on the broker first: what it refuses is not recorded.
+
+        Where recording fails, the former limits hold as soon as the broker can be told. Raises
+        `InvalidCommandError` for a limit that this broker can't keep.
+        """
+        decide(self._aggregate.state, command)  # refused before anything is done
+        state = self._aggregate.known()
+        limits = state.limits.changed(command.changes)
+        administration = self._provisioner.administration
+        _refuse_unkept(command, administration.kept_limits)
+        if limits.of_the_broker != state.limits.of_the_broker or self.unfinished:
+            self.take_time()
+            with self._failing(" keeps its limits"), self._unfinished_on_error():
+                administration.ensure_limits(topology_of(state), limits)
+        with self._unfinished_on_error():
+            return self._aggregate.execute(command, metadata)
 
     def rotate_credentials(
         self, command: RotateCredentials, metadata: Metadata, *, claim: Callable[[], None]
@@ -169,6 +192,8 @@ class ProvisioningSteps:
                 topology_of(replace(state, consumer_access=True))
             )
             credentials = self._provisioner.propose_credentials(self._id, UserKind.CONSUMER)
+            if state.limits.of_the_broker:
+                self._provisioner.restore_limits(replace(state, consumer_access=True))
             claim()
             self._aggregate.execute(command, metadata)
         self._provisioner.end_sessions(self._id, UserKind.CONSUMER)
@@ -276,6 +301,8 @@ class ProvisioningSteps:
     def _restore(self, state: TenantState) -> None:
         self.take_time()
         self._provisioner.restore(state)
+        if self.unfinished and not state.limits.of_the_broker:
+            self._provisioner.restore_limits(state)  # some may have been set, and are to be lifted
         if self.unfinished and not state.consumer_access:
             self._provisioner.withdraw_consumer_access(self._id)
         self.unfinished = False
@@ -307,3 +334,12 @@ class ProvisioningSteps:
             return False
         self._abandoned, self.unfinished = None, False
         return True
+
+
+def _refuse_unkept(command: ChangeLimits, kept: KeptLimits) -> None:
+    """Raise `InvalidCommandError` for a limit to be set that the broker can't keep."""
+    for name in OF_THE_BROKER:
+        if command.changes.get(name) is not None and name not in kept.names:
+            raise InvalidCommandError(
+                SHOWN.get(name, name), f"{kept.broker} can't hold a tenant to such a limit"
+            )

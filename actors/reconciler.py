@@ -101,7 +101,8 @@ class Reconciler(SupervisedActor):
             # The states first: what is made after them is then seen as not compared yet.
             everybody = list(existing_tenants(ports.directory))
             states = [one for one in everybody if ports.ownership.owns(one.tenant_id)]
-            survey = ports.provisioner.administration.survey()
+            administration = ports.provisioner.administration
+            survey = administration.survey()
             partitions = ports.provisioner.messages.partitions()
             hashes = ports.provisioner.passwords.all()
             consumers = ports.provisioner.passwords.all(UserKind.CONSUMER)
@@ -122,7 +123,13 @@ class Reconciler(SupervisedActor):
                     topology = topology_of(state)
                     reads = consumers.get(state.tenant_id)
                     differences = (
-                        *drift.differences(topology, known, survey, consuming=consuming),
+                        *drift.differences(
+                            topology,
+                            known,
+                            survey,
+                            consuming=consuming,
+                            limits=administration.limits_of(topology, state.limits),
+                        ),
                         *drift.group_differences(topology, reads, survey, groups),
                         *_partition(state.tenant_id, partitions),
                     )

@@ -216,7 +216,7 @@ class Tenant(SupervisedActor):
             case ResizeWorkers():
                 self._resize(message, self._aggregate.execute(command, metadata))
             case ChangeLimits():
-                state = self._aggregate.execute(command, metadata)
+                state = steps.change_limits(command, metadata)
                 if self._children.consumer is not None:
                     tell(self._children.consumer, Limit(limits=state.limits))
                 if self._children.outdated(state):

@@ -17,10 +17,12 @@ from starlette.responses import Response
 from tenantry.api import access
 from tenantry.api.paging import BadCursorError
 from tenantry.broker.port import (
+    BacklogFullError,
     BrokerBlockedError,
     BrokerError,
     BrokerUnavailableError,
     DeadLettersBusyError,
+    MessagesRefusedError,
     NotOursError,
     UnroutableError,
 )
@@ -52,6 +54,8 @@ _log: Final[structlog.stdlib.BoundLogger] = structlog.get_logger(__name__)
 
 ELSEWHERE: Final = "Tenantry-Elsewhere"
 """The header of a 503 that says that nothing was done: the tenant is another node's."""
+
+BACKLOG_RETRY_SECONDS: Final = 5
 
 _MAX_FIELD: Final = 80
 _MAX_PROBLEMS: Final = 10
@@ -86,6 +90,7 @@ _KINDS: Final[dict[type[Exception], tuple[int, str, str, str]]] = {
 
 _LATER: Final[dict[type[Exception], tuple[str, str]]] = {
     ControlUnavailableError: ("not-taking-commands", "{}"),
+    MessagesRefusedError: ("broker-refused", "{}; try again with the same message ids"),
     BrokerBlockedError: ("broker-unavailable", "{}; try again with the same message ids"),
     BrokerUnavailableError: (
         "broker-unavailable",
@@ -121,6 +126,14 @@ def of(error: Exception) -> Problem | None:
                 code="dead-letters-busy",
                 title="Being worked off",
                 headers={"Retry-After": str(problems.RETRY_AFTER_SECONDS)},
+            )
+        case BacklogFullError():
+            return Problem(
+                429,
+                f"{error}; some may have been taken: try again with the same message ids",
+                code="backlog-full",
+                title="The backlog is full",
+                headers={"Retry-After": str(BACKLOG_RETRY_SECONDS)},
             )
         case ElsewhereError():
             problem = problems.unavailable(str(error), code="not-taking-commands")

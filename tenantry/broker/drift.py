@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Final
 
 from tenantry.broker import topology as layout
@@ -21,23 +22,32 @@ from tenantry.domain.names import UserKind
 NAME: Final = re.compile(r"[a-z][a-z0-9-]{0,39}")
 """What an installation's name looks like."""
 
+NO_LIMITS: Final[Mapping[str, object]] = MappingProxyType({})
+
 _PREFIX: Final = "tenantry-"
 _MARK: Final = re.compile(rf"\b{_PREFIX}({NAME.pattern})")
 
 
 def differences(
-    topology: TenantTopology, password: PasswordHash | None, survey: Survey, *, consuming: bool
+    topology: TenantTopology,
+    password: PasswordHash | None,
+    survey: Survey,
+    *,
+    consuming: bool,
+    limits: Mapping[str, object] = NO_LIMITS,
 ) -> tuple[Drift, ...]:
     """List what is missing or otherwise of a tenant; nothing, if all is as it should be.
 
     A queue may be of either type: the setting is for queues made from now on. Without a known
     `password` the user's is not compared; consumers are looked at if the tenant is `consuming`.
+    `limits` are what holds it to its limits, as the broker says it.
     """
     if not survey.copies:
         topology = replace(topology, consumer_access=False, ordered=())
     return (
         *_objects(topology, survey),
         *_user(topology.tenant_id, UserKind.PRODUCER, password, survey),
+        *_limits(topology.tenant_id, limits, survey),
         *(_consumers(topology, survey) if consuming else ()),
     )
 
@@ -174,6 +184,13 @@ def _user(
     if user.permissions != layout.permissions(tenant_id, kind):
         what = "no permissions" if user.permissions is None else "other permissions"
         yield Drift(kind=DriftKind.PERMISSIONS, found=f"user {name} had {what}")
+
+
+def _limits(tenant_id: str, wanted: Mapping[str, object], survey: Survey) -> Iterator[Drift]:
+    found = survey.limits.get(tenant_id, NO_LIMITS)
+    for where in sorted(wanted.keys() | found.keys()):
+        if wanted.get(where) != found.get(where):
+            yield Drift(kind=DriftKind.LIMITS, found=f"{where} had other limits")
 
 
 def _consumers(topology: TenantTopology, survey: Survey) -> Iterator[Drift]:

@@ -10,6 +10,7 @@ from typing import Literal, NamedTuple, Protocol, Self
 
 from tenantry.broker.survey import Survey
 from tenantry.domain import names
+from tenantry.domain.limits import Limits
 from tenantry.domain.names import UserKind
 from tenantry.messages.port import Incoming
 from tenantry.unavailable import UnavailableError
@@ -25,6 +26,14 @@ class BrokerUnavailableError(BrokerError, UnavailableError):
 
 class BrokerBlockedError(BrokerUnavailableError):
     """The broker takes no messages now, for a reason that its publishers may know."""
+
+
+class MessagesRefusedError(BrokerUnavailableError):
+    """The broker refuses messages and does not say why: a queue is full, or failing."""
+
+
+class BacklogFullError(BrokerUnavailableError):
+    """As much of a tenant waits as may; the same call succeeds once some of it is stored."""
 
 
 class NotOursError(BrokerError):
@@ -111,6 +120,14 @@ class TenantTopology:
         if not self.topic_partitions:
             return self.partitions
         return self.topic_partitions[self.topics.index(topic)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeptLimits:
+    """Which limits, by the names of `Limits`, a broker can hold a tenant to; `broker` names it."""
+
+    broker: str
+    names: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -274,7 +291,8 @@ class Publishing(Protocol):
         """Return once the broker has confirmed every message.
 
         Raises `UnroutableError`, `BrokerUnavailableError` (some may have been taken: publish
-        again with the same message ids).
+        again with the same message ids); of these, where a tenant's backlog is full,
+        `BacklogFullError`, or `MessagesRefusedError` where the broker does not tell.
         """
 
 
@@ -346,6 +364,20 @@ class Administration(Protocol):
         self, tenant_id: str, kind: UserKind = UserKind.PRODUCER
     ) -> tuple[Credentials, PasswordHash]:
         """Generate a password; nothing is changed on the broker yet."""
+
+    @property
+    def kept_limits(self) -> KeptLimits:
+        """Which limits this broker keeps."""
+
+    def limits_of(self, topology: TenantTopology, limits: Limits) -> Mapping[str, object]:
+        """Say what holds a tenant to its limits here, as `Survey.limits` tells what there is."""
+
+    def ensure_limits(self, topology: TenantTopology, limits: Limits) -> None:
+        """Hold the tenant to these limits, and to no others; what the broker can't keep is let be.
+
+        Its users and queues must be there. What is open beyond a limit stays open. Raises
+        `NotOursError`.
+        """
 
     def survey(self) -> Survey:
         """Give what there is of all tenants together, in a few calls however many they are."""

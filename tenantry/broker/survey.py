@@ -22,6 +22,7 @@ class DriftKind(StrEnum):
     LOST_PASSWORD = "lost_password"  # noqa: S105 - as above
     PERMISSIONS = "permissions"
     FOREIGN = "foreign"
+    LIMITS = "limits"
     PARTITION = "partition"
     LEFTOVER = "leftover"
 
@@ -99,5 +100,7 @@ class Survey:
     """Queues that have a consumer of our own user."""
     copies: bool = False
     """Whether a tenant's own consumers read queues of their group, which hold copies."""
+    limits: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
+    """What holds tenants to limits, by tenant and by where it stands; as `limits_of` says it."""
     installation: str = ""
     """Which installation has looked; empty where no other has users there."""

@@ -15,6 +15,9 @@ MAX_WORKERS: Final = 64
 
 DEFAULT_WEIGHT: Final = 1
 
+OF_THE_BROKER: Final = ("backlog_messages", "backlog_bytes", "connections", "channels")
+"""The limits that a broker holds a tenant to, if it can."""
+
 DAY: Final = 24 * 60 * 60
 
 RANGES: Final[Mapping[str, tuple[int, int]]] = MappingProxyType(
@@ -74,6 +77,17 @@ class Limits:
     workers_max: int | None = None
     retention_seconds: int | None = None
     retention_rows: int | None = None
+
+    @property
+    def has_backlog(self) -> bool:
+        """Whether there is a limit to what may wait."""
+        return self.backlog_messages is not None or self.backlog_bytes is not None
+
+    @property
+    def of_the_broker(self) -> Mapping[str, int]:
+        """The limits that there are of those that a broker holds a tenant to."""
+        found = {name: getattr(self, name) for name in OF_THE_BROKER}
+        return {name: value for name, value in found.items() if value is not None}
 
     @property
     def autoscaled(self) -> bool:

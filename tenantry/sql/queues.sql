@@ -118,20 +118,30 @@ WHERE bytes - size < %(bytes)s AND bytes <= coalesce(%(whole)s::bigint, bytes)
 ORDER BY n, seq;
 
 -- name: acknowledge
-DELETE FROM tenantry.queued AS m USING unnest(%(queues)b, %(seqs)b) AS r(queue, seq)
-WHERE m.queue = r.queue AND m.seq = r.seq;
+WITH gone AS (
+    DELETE FROM tenantry.queued AS m USING unnest(%(queues)b, %(seqs)b) AS r(queue, seq)
+    WHERE m.queue = r.queue AND m.seq = r.seq
+    RETURNING m.queue, octet_length(m.body) AS size
+)
+SELECT tenantry.count_backlog(q.tenant_id, -count(*), -sum(gone.size))
+FROM gone JOIN tenantry.queues AS q ON q.id = gone.queue
+GROUP BY q.tenant_id HAVING tenantry.has_backlog_limit(q.tenant_id);
 
 -- name: reject
 WITH gone AS (
     DELETE FROM tenantry.queued AS m USING unnest(%(queues)b, %(seqs)b) AS r(queue, seq)
     WHERE m.queue = r.queue AND m.seq = r.seq
     RETURNING m.*
+), put AS (
+    INSERT INTO tenantry.rejected
+        (seq, tenant_id, topic, partition, published_at_ms, id, content_type, headers, body)
+    SELECT gone.seq, q.tenant_id, q.topic, q.partition, gone.published_at_ms, gone.id,
+           gone.content_type, gone.headers, gone.body
+    FROM gone JOIN tenantry.queues AS q ON q.id = gone.queue
+    RETURNING tenant_id, octet_length(body) AS size
 )
-INSERT INTO tenantry.rejected
-    (seq, tenant_id, topic, partition, published_at_ms, id, content_type, headers, body)
-SELECT gone.seq, q.tenant_id, q.topic, q.partition, gone.published_at_ms, gone.id,
-       gone.content_type, gone.headers, gone.body
-FROM gone JOIN tenantry.queues AS q ON q.id = gone.queue;
+SELECT tenantry.count_backlog(put.tenant_id, -count(*), -sum(put.size))
+FROM put GROUP BY put.tenant_id HAVING tenantry.has_backlog_limit(put.tenant_id);
 
 -- Dead letters.
 
@@ -228,6 +238,16 @@ LEFT JOIN (SELECT queue, count(*) AS messages FROM tenantry.queued GROUP BY queu
 LEFT JOIN (SELECT tenant_id, count(*) AS messages FROM tenantry.rejected GROUP BY tenant_id)
     AS letters ON letters.tenant_id = q.tenant_id
 GROUP BY q.tenant_id;
+
+-- name: limit_tenant
+SELECT tenantry.limit_tenant(
+    %(tenant)s, %(connections)s::integer, %(messages)s::bigint, %(bytes)s::bigint);
+
+-- name: recount_backlog
+SELECT tenantry.recount_backlog(%(tenant)s);
+
+-- name: limited
+SELECT tenant_id, connections, backlog_messages, backlog_bytes FROM tenantry.broker_limits;
 
 -- name: surveyed_queues
 -- A lease that lapses is no queue's loss while its reader, which is late, may still renew it: that is

@@ -309,3 +309,33 @@ def test_the_credentials_name_one_way_in(shared: Program) -> None:
     answer: httpx.Response = shared.call("GET", f"/tenants/{tenant.id}")
     assert tenant.password not in answer.text
     assert tenant.password not in shared.stderr
+
+
+def test_a_full_backlog_is_an_error_in_sql_and_429_over_http_and_empties_as_it_is_stored(
+    shared: Program,
+) -> None:
+    tenant = shared.create(topics=["events"], partitions=2)
+    path = f"/tenants/{tenant.id}"
+    refused = shared.call("PUT", f"{path}/limits", {"channels": 5})
+    assert (refused.status_code, refused.json()["errors"][0]["field"]) == (422, "channels")
+    assert "the embedded broker" in refused.json()["detail"]
+    assert shared.call("POST", f"{path}/pause").status_code == 200
+    assert shared.call("PUT", f"{path}/limits", {"backlog": {"messages": 4}}).is_success
+    with psycopg.connect(tenant.amqp_url, autocommit=True) as tenants:
+        for topic in ("default", "events", "events"):
+            tenants.execute("SELECT tenantry.publish(%s, '1')", [topic])
+        two = [{"payload": 1}, {"payload": 2}]
+        full = shared.call("POST", f"{path}/messages", two)
+        assert (full.status_code, full.json()["type"][-12:]) == (429, "backlog-full")
+        assert shared.call("POST", f"{path}/messages", two[:1]).status_code == 202
+        with pytest.raises(psycopg.Error, match="backlog of tenant") as told:
+            tenants.execute("SELECT tenantry.publish('default', '1')")
+        assert told.value.sqlstate == "TN002"
+        assert shared.call("POST", f"{path}/resume").status_code == 200
+        eventually(lambda: stored(shared, tenant) == 4, what="what was taken")
+        tenants.execute("SELECT tenantry.publish('default', '\"not an order\"')")
+    # Many times its limit goes through, as long as it is stored meanwhile.
+    for count in range(6, 30):
+        assert shared.call("POST", f"{path}/messages", {"payload": count}).status_code == 202
+        eventually(lambda count=count: stored(shared, tenant) == count, what="the next")
+    assert shared.get(f"{path}/audit")["balanced"]

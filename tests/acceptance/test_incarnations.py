@@ -28,7 +28,9 @@ NOBODYS: Final = "of no tenant, or by keys that name none"
 FATES: Final = {
     "public.messages": ASIDE,
     "tenantry.attempts": GONE,
+    "tenantry.backlog_parts": GONE,
     "tenantry.bindings": GONE,
+    "tenantry.broker_limits": GONE,
     "tenantry.channels": NOBODYS,
     "tenantry.consumer_credentials": GONE,
     "tenantry.consumer_groups": GONE,
@@ -128,6 +130,7 @@ def test_nothing_of_a_former_tenant_reaches_the_one_that_has_its_id(
     page = f"/messages?tenant_id={tenant.id}"
     made_at = datetime.now(UTC).timestamp()
     old, oldest = bearer(tenant.id, made_at), bearer(tenant.id, float(int(made_at)))
+    program.call("PUT", f"{path}/limits", {"backlog": {"messages": 1000}})
     assert front.post(
         f"{path}/messages", json={"payload": "old", "id": "m"}, headers=old
     ).is_success

@@ -255,3 +255,39 @@ def test_what_is_published_for_a_former_tenant_does_not_arrive_in_the_next_ones_
     page = f"/messages?tenant_id={again.id}"
     found = eventually(lambda: shared.get(page)["data"], what="the new row")
     assert [(one["payload"], one["position"]) for one in found] == [("new", 1)]
+
+
+def test_a_tenant_that_has_what_it_may_is_refused_more_and_all_that_was_taken_is_stored(
+    shared: Program,
+) -> None:
+    tenant = shared.create()
+    path = f"/tenants/{tenant.id}"
+    assert shared.call("POST", f"{path}/pause").status_code == 200
+    limits = {"backlog": {"messages": 5}, "connections": 1}
+    assert shared.call("PUT", f"{path}/limits", limits).json()["limits"]["connections"] == 1
+    taken: list[str] = []
+
+    def full() -> bool:
+        answer = shared.call("POST", f"{path}/messages", {"payload": len(taken)})
+        if answer.status_code == 202:
+            taken.extend(answer.json()["ids"])
+            return False
+        assert (answer.status_code, answer.headers["retry-after"]) == (429, "5")
+        assert answer.json()["type"].endswith("backlog-full")
+        return True
+
+    eventually(full, what="a full backlog")
+    with pytest.raises(pika.exceptions.NackError):
+        publish_one(tenant, "one too many")
+    with (
+        pika.BlockingConnection(pika.URLParameters(tenant.amqp_url)),
+        pytest.raises(pika.exceptions.AMQPConnectionError),
+    ):
+        publish_one(tenant, "by one connection too many")
+    assert shared.call("POST", f"{path}/resume").status_code == 200
+    eventually(lambda: shared.runtime(tenant)["stored"] == len(taken), what="what was taken")
+    eventually(lambda: not full(), what="room")
+    eventually(lambda: shared.runtime(tenant)["stored"] == len(taken), what="what came after")
+    assert shared.get(f"{path}/audit")["balanced"]
+    assert shared.call("DELETE", path).status_code == 204
+    assert not shared.broker_objects(tenant.id)

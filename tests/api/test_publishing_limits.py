@@ -11,11 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tenantry.api.publishing_rates import PublishingRates
+from tenantry.broker.port import BacklogFullError, MessagesRefusedError
 from tenantry.domain.commands import ChangeLimits
 from tenantry.domain.limits import Limits
 from tenantry.domain.tenant import Lifecycle, TenantState
-from tenantry.http.problems import Problem
+from tenantry.http.problems import Problem, type_of
 from tenantry.journal.port import Metadata
+from tests.api.dead_letters import listed, message, reject, replay
 from tests.api.serving import Served, World, serving
 from tests.waiting import DEADLINE
 
@@ -118,3 +120,30 @@ def test_publishing_beyond_the_rate_is_429_with_the_seconds_to_wait(api: Served)
     assert keyed.status_code == 429
     assert len(api.world.publishing.sent) == 5
     assert api.tcp.post("/tenants/other/messages", json=five).status_code == 202
+
+
+def test_a_full_backlog_is_429_and_a_broker_that_does_not_say_why_503(api: Served) -> None:
+    api.world.publishing.error = MessagesRefusedError("a queue is full or failing")
+    refused = api.tcp.post("/tenants/acme/messages", json={"payload": 1})
+    assert (refused.status_code, refused.json()["type"]) == (503, type_of("broker-refused"))
+    limit(api, backlog_messages=10)
+    for error in (api.world.publishing.error, BacklogFullError("the backlog of acme is full")):
+        api.world.publishing.error = error
+        refused = api.tcp.post("/tenants/acme/messages", json={"payload": 1})
+        assert (refused.status_code, refused.json()["type"]) == (429, type_of("backlog-full"))
+        assert int(refused.headers["retry-after"]) > 0
+        assert "acme" in refused.json()["detail"]
+        assert "same message ids" in refused.json()["detail"]
+    api.world.publishing.error = None
+    assert api.tcp.post("/tenants/acme/messages", json={"payload": 1}).status_code == 202
+
+
+def test_a_replay_into_a_full_backlog_is_429_and_its_letters_stay(api: Served) -> None:
+    reject(api.world, message("m"))
+    api.world.publishing.error = BacklogFullError("the backlog of acme is full")
+    answer = api.control.post("/tenants/acme/dead-letters/replay", json={"all": True})
+    assert (answer.status_code, answer.json()["type"]) == (429, type_of("backlog-full"))
+    assert [one["id"] for one in listed(api)] == ["m"]
+    api.world.publishing.error = None
+    assert replay(api, {"all": True}) == {"replayed": 1}
+    assert [one.message_id for one in api.world.publishing.sent] == ["m"]

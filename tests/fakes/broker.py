@@ -12,9 +12,11 @@ from typing import Final
 
 from tenantry.broker import topology as layout
 from tenantry.broker.port import (
+    BacklogFullError,
     BrokerUnavailableError,
     Credentials,
     DeliverySink,
+    KeptLimits,
     NotOursError,
     Outgoing,
     PasswordHash,
@@ -25,6 +27,7 @@ from tenantry.broker.port import (
 )
 from tenantry.broker.survey import Survey, User
 from tenantry.domain import names
+from tenantry.domain.limits import OF_THE_BROKER, Limits
 from tenantry.domain.names import UserKind
 from tests.fakes.broker_subscription import MemorySubscription, QueuedMessage
 
@@ -57,6 +60,7 @@ class MemoryBroker:
         self.users: dict[str, PasswordHash] = {}
         self.taken: set[str] = set()
         self.ended: list[str] = []
+        self._limits: dict[str, Limits] = {}
 
     # Running.
 
@@ -181,6 +185,7 @@ class MemoryBroker:
         with self._lock:
             self._reach()
             self._routes.pop(names.exchange_name(tenant_id), None)
+            self._limits.pop(tenant_id, None)
             owned = [name for name in self._queues if layout.owner(name) == tenant_id]
             held = {name: self.delete_queue(name) for name in owned}
             return sum(count for name, count in held.items() if not layout.is_group_queue(name))
@@ -224,6 +229,21 @@ class MemoryBroker:
             )
             return credentials, PasswordHash(value=f"hash of {password}")
 
+    @property
+    def kept_limits(self) -> KeptLimits:
+        """All of them."""
+        return KeptLimits(broker="the broker in memory", names=frozenset(OF_THE_BROKER))
+
+    def limits_of(self, topology: TenantTopology, limits: Limits) -> Mapping[str, object]:
+        """Say what holds the tenant to its limits."""
+        return {"memory": limits.of_the_broker} if limits.of_the_broker else {}
+
+    def ensure_limits(self, topology: TenantTopology, limits: Limits) -> None:
+        """Remember the limits, of which that of messages is kept."""
+        with self._lock:
+            self._reach()
+            self._limits[topology.tenant_id] = limits
+
     def survey(self) -> Survey:
         """Give what there is; whoever is made here has the right permissions."""
         with self._lock:
@@ -247,6 +267,11 @@ class MemoryBroker:
                 ),
                 users=users,
                 copies=True,
+                limits={
+                    one: {"memory": limits.of_the_broker}
+                    for one, limits in self._limits.items()
+                    if limits.of_the_broker
+                },
                 consumed=frozenset(
                     name
                     for name in self._queues
@@ -275,6 +300,11 @@ class MemoryBroker:
         """Put messages into their queues; those that have one are kept though others have none."""
         with self._lock:
             self._reach()
+            for tenant_id, limits in self._limits.items():
+                most, stream = limits.backlog_messages, names.exchange_name(tenant_id)
+                waiting = self.queue_counts()[tenant_id].ready if most is not None else 0
+                if most is not None and waiting >= most and messages[0].exchange == stream:
+                    raise BacklogFullError(f"the backlog of tenant {tenant_id} is full")
             unroutable = [message for message in messages if not self._route(message)]
             if unroutable:
                 first = unroutable[0]

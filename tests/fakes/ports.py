@@ -16,6 +16,7 @@ from tenantry.broker.port import (
     Credentials,
     Delivery,
     DeliverySink,
+    KeptLimits,
     NotOursError,
     PasswordHash,
     QueueCounts,
@@ -24,6 +25,7 @@ from tenantry.broker.port import (
 )
 from tenantry.broker.survey import Survey, User
 from tenantry.domain import names
+from tenantry.domain.limits import OF_THE_BROKER, Limits
 from tenantry.domain.names import UserKind
 from tenantry.domain.tenant import TenantState
 from tenantry.journal.port import RecordedEvent
@@ -333,6 +335,9 @@ class FakeAdministration:
         """Those that another takes once they have their topology."""
         self.ended: list[str] = []
         self.waiting: Counter[str] = Counter()
+        self.limits: dict[str, dict[str, object]] = {}
+        """What holds tenants to limits, as `limits_of` says it."""
+        self.kept = frozenset(OF_THE_BROKER)
 
     def check_owner(
         self,
@@ -369,6 +374,7 @@ class FakeAdministration:
     def remove_topology(self, tenant_id: str) -> int:
         self._faults.reach("remove_topology")
         self.topologies.pop(tenant_id, None)
+        self.limits.pop(tenant_id, None)
         return self.waiting.pop(tenant_id, 0)
 
     def remove_group(self, tenant_id: str) -> None:
@@ -416,6 +422,27 @@ class FakeAdministration:
     def queue_counts(self) -> Mapping[str, QueueCounts]:
         return {tenant_id: QueueCounts(ready=count) for tenant_id, count in self.waiting.items()}
 
+    @property
+    def kept_limits(self) -> KeptLimits:
+        return KeptLimits(broker="the fake", names=self.kept)
+
+    def limits_of(self, topology: TenantTopology, limits: Limits) -> dict[str, object]:
+        found: dict[str, object] = {}
+        if limits.has_backlog:
+            found["policy"] = limits.backlog_messages, len(topology.queues())
+        if limits.connections is not None:
+            found["user"] = limits.connections
+            if topology.consumer_access:
+                found["consumer"] = limits.connections
+        return found
+
+    def ensure_limits(self, topology: TenantTopology, limits: Limits) -> None:
+        self._faults.reach("ensure_limits")
+        wanted = self.limits_of(topology, limits)
+        self.limits.pop(topology.tenant_id, None)
+        if wanted:
+            self.limits[topology.tenant_id] = wanted
+
     def survey(self) -> Survey:
         self._faults.reach("survey")
         plans = [layout.plan(one, "quorum") for one in self.topologies.values()]
@@ -439,6 +466,7 @@ class FakeAdministration:
             },
             consumed=frozenset(one.name for plan in plans for one in plan.queues),
             copies=True,
+            limits={tenant_id: dict(found) for tenant_id, found in self.limits.items()},
         )
 
     def check(self) -> None:

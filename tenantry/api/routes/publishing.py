@@ -27,7 +27,7 @@ from tenantry.api.routing import FastRoute, Who, held_by_app, is_json
 from tenantry.api.schemas.common import dumps, json_response
 from tenantry.api.schemas.messages import Accepted, Publication, Publications
 from tenantry.api.services import TenantLookup
-from tenantry.broker.port import Outgoing, Publishing
+from tenantry.broker.port import BacklogFullError, MessagesRefusedError, Outgoing, Publishing
 from tenantry.domain import names
 from tenantry.domain.tenant import TenantState
 from tenantry.http.auth import principal_of
@@ -115,10 +115,21 @@ class Publisher:
             messages = self._messages(state, several, payloads, once)
             if once is not None and self.idempotency is not None:
                 once.claim(self.idempotency)
-            self.publishing.publish(messages, timeout=self.timeout)
+            self._publish(state, messages)
             return dumps({"ids": [one.message_id for one in messages]})
 
         return json_response(await self.threads.run(send), 202)
+
+    def _publish(self, state: TenantState, messages: Sequence[Outgoing]) -> None:
+        try:
+            self.publishing.publish(messages, timeout=self.timeout)
+        except MessagesRefusedError as error:
+            if state.limits.has_backlog:
+                # By far the likeliest reason, and who publishes too much can do something about it.
+                raise BacklogFullError(
+                    f"the backlog of tenant {state.tenant_id!r} is full"
+                ) from error
+            raise
 
     def _messages(
         self,

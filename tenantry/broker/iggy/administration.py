@@ -15,10 +15,17 @@ from tenantry.broker.iggy.counts import NONE, Rejected, Standing, StandingBooks
 from tenantry.broker.iggy.passwords import Passwords
 from tenantry.broker.iggy.topology import GROUP, Place, mark_topic, marked_by
 from tenantry.broker.iggy.users import IggyUsers
-from tenantry.broker.port import BrokerError, QueueCounts, QueueSpec, TenantTopology
+from tenantry.broker.port import (
+    BrokerError,
+    KeptLimits,
+    QueueCounts,
+    QueueSpec,
+    TenantTopology,
+)
 from tenantry.broker.survey import Survey, User
 from tenantry.database.pool import Database
 from tenantry.domain import names
+from tenantry.domain.limits import Limits
 
 if TYPE_CHECKING:
     from apache_iggy import Partition, Stream, StreamDetails
@@ -81,6 +88,18 @@ class IggyAdministration(IggyUsers):
                 except MissingError:
                     log.debug("broker.stream_was_gone", stream=stream)
         return pending + self._books.drop(tenant_id)
+
+    @property
+    def kept_limits(self) -> KeptLimits:
+        """See `Administration.kept_limits`: the server has none of these."""
+        return KeptLimits(broker="Apache Iggy")
+
+    def limits_of(self, topology: TenantTopology, limits: Limits) -> Mapping[str, object]:  # noqa: ARG002
+        """See `Administration.limits_of`."""
+        return {}
+
+    def ensure_limits(self, topology: TenantTopology, limits: Limits) -> None:
+        """See `Administration.ensure_limits`: there is nothing to set."""
 
     def queue_counts(self) -> Mapping[str, QueueCounts]:
         """Count what lies in each tenant's topics and was not stored, by their offsets."""

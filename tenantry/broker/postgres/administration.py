@@ -18,6 +18,7 @@ from tenantry.broker.port import (
     BrokerError,
     BrokerUnavailableError,
     Credentials,
+    KeptLimits,
     NotOursError,
     PasswordHash,
     QueueCounts,
@@ -29,10 +30,14 @@ from tenantry.database.failures import PortErrors, one_line
 from tenantry.database.locks import insist
 from tenantry.database.pool import Connection, Database
 from tenantry.domain import names
+from tenantry.domain.limits import NO_LIMITS, Limits
 from tenantry.domain.names import UserKind
 from tenantry.sql import queries
 
 log = structlog.get_logger(__name__)
+
+_KEPT: Final = frozenset({"backlog_messages", "backlog_bytes", "connections"})
+_LIMITS: Final = "tenantry.broker_limits"
 
 OLDEST_SERVER: Final = 140_000
 TRIES: Final = 5
@@ -92,6 +97,7 @@ class PostgresAdministration:
         with self._connection() as connection, connection.transaction():
             self._lock(connection, tenant_id)
             connection.execute(self._sql["remove_group"], {"tenant": tenant_id})
+            connection.execute(self._sql["limit_tenant"], _limits_row(tenant_id, NO_LIMITS))
             gone = connection.execute(self._sql["remove_queues"], {"tenant": tenant_id})
             queues = [row[0] for row in gone]
             row = connection.execute(
@@ -165,6 +171,28 @@ class PostgresAdministration:
             with self._roles() as connection:
                 insist(connection, name, partial(users.remove_user, connection, name))
 
+    @property
+    def kept_limits(self) -> KeptLimits:
+        """See `Administration.kept_limits`: a session has no channels."""
+        return KeptLimits(broker="the embedded broker", names=_KEPT)
+
+    def limits_of(self, topology: TenantTopology, limits: Limits) -> Mapping[str, object]:  # noqa: ARG002
+        """See `Administration.limits_of`."""
+        there = {name: one for name, one in limits.of_the_broker.items() if name in _KEPT}
+        return {_LIMITS: there} if there else {}
+
+    def ensure_limits(self, topology: TenantTopology, limits: Limits) -> None:
+        """See `Administration.ensure_limits`."""
+        tenant_id = topology.tenant_id
+        with self._connection() as connection:
+            connection.execute(self._sql["limit_tenant"], _limits_row(tenant_id, limits))
+            connection.execute(self._sql["recount_backlog"], {"tenant": tenant_id})
+        with self._roles() as connection:
+            for kind in UserKind:
+                name = names.username(tenant_id, kind)
+                if self._ours(connection, name, None) is not None:
+                    insist(connection, name, partial(users.limit, connection, name))
+
     def remove_group(self, tenant_id: str) -> None:
         """See `Administration.remove_group`: it is how far rows have been given out."""
         with self._connection() as connection:
@@ -203,14 +231,22 @@ class PostgresAdministration:
         }
 
     def survey(self) -> Survey:
-        """Give what there is of all tenants, in a few queries."""
+        """Give what there is of all tenants, in a few queries; one more for each limited backlog.
+
+        That is counted anew by then.
+        """
         with self._connection() as connection:
             queues = connection.execute(self._sql["surveyed_queues"]).fetchall()
             bindings = connection.execute(self._sql["surveyed_bindings"]).fetchall()
             groups = {one.value: users.group_of(connection, one) for one in UserKind}
             roles = connection.execute(self._sql["surveyed_users"], groups).fetchall()
             passwords = self._passwords(connection)
-        return _surveyed(queues, bindings, roles, passwords, self._installation)
+            limits = connection.execute(self._sql["limited"]).fetchall()
+            for tenant_id, _, messages, size in limits:
+                if messages is not None or size is not None:
+                    connection.execute(self._sql["recount_backlog"], {"tenant": tenant_id})
+        found = _surveyed(queues, bindings, roles, passwords, self._installation)
+        return replace(found, limits=dict(map(_limits_found, limits)))
 
     def check(self) -> None:
         """Raise `BrokerError` with a clear line where the database can't be the broker."""
@@ -277,6 +313,21 @@ class PostgresAdministration:
                 raise BrokerUnavailableError(
                     f"{self._database.where}: {one_line(error)}"
                 ) from error
+
+
+def _limits_row(tenant_id: str, limits: Limits) -> dict[str, object]:
+    return {
+        "tenant": tenant_id,
+        "connections": limits.connections,
+        "messages": limits.backlog_messages,
+        "bytes": limits.backlog_bytes,
+    }
+
+
+def _limits_found(row: tuple[Any, ...]) -> tuple[str, Mapping[str, object]]:
+    tenant_id, connections, messages, size = row
+    limits = Limits(connections=connections, backlog_messages=messages, backlog_bytes=size)
+    return tenant_id, {_LIMITS: limits.of_the_broker}
 
 
 def _surveyed(

@@ -11,7 +11,13 @@ from typing import Final
 import psycopg
 from psycopg import errors
 
-from tenantry.broker.port import BrokerError, BrokerUnavailableError, Outgoing, UnroutableError
+from tenantry.broker.port import (
+    BacklogFullError,
+    BrokerError,
+    BrokerUnavailableError,
+    Outgoing,
+    UnroutableError,
+)
 from tenantry.database.failures import PortErrors, one_line
 from tenantry.database.pool import Connection, Database
 from tenantry.messages.encoding import (
@@ -23,6 +29,9 @@ from tenantry.messages.encoding import (
 )
 from tenantry.messages.headers import UnreadableHeadersError
 from tenantry.sql import queries
+
+BACKLOG_FULL: Final = "TN002"
+"""What `tenantry.admit_to_backlog` says to who would put in more than may wait."""
 
 AT_ONCE: Final = 1000
 """Messages put in by one call of the database."""
@@ -38,8 +47,8 @@ class PostgresPublishing:
     def publish(self, messages: Sequence[Outgoing], *, timeout: float) -> None:
         """Return once every message is committed to its queue. Callable from any thread.
 
-        Raises `UnroutableError`; `BrokerUnavailableError`, when they may have been taken; and
-        `BrokerError` for a message that the database refuses.
+        Raises `UnroutableError`; `BacklogFullError`; `BrokerUnavailableError`, when they may have
+        been taken; and `BrokerError` for a message that the database refuses.
         """
         if not messages:
             return
@@ -48,6 +57,8 @@ class PostgresPublishing:
         def refused(error: psycopg.Error) -> BrokerError | None:
             if isinstance(error, errors.UndefinedObject):
                 return UnroutableError(error.diag.message_primary or one_line(error))
+            if error.sqlstate == BACKLOG_FULL:
+                return BacklogFullError(error.diag.message_primary or one_line(error))
             return None
 
         with (

@@ -194,7 +194,16 @@ def ensure_user(
     connection.execute(sql.SQL("GRANT {} TO {}").format(group, role))
     # Who is no superuser may end the sessions only of roles that are its own.
     connection.execute(sql.SQL("GRANT {} TO CURRENT_USER").format(role))
-    connection.execute("SELECT tenantry.limit_role(%s, 'producer', %s)", [name, MOST_CONNECTIONS])
+    limit(connection, name)
+
+
+def limit(connection: Connection, name: str) -> None:
+    """Give a tenant's role its settings, and as many connections as the tenant may have."""
+    connection.execute(
+        "SELECT tenantry.limit_role(%s, 'producer', coalesce(("
+        " SELECT l.connections FROM tenantry.broker_limits AS l WHERE l.tenant_id = %s), %s))",
+        [name, layout.owner_of(name), MOST_CONNECTIONS],
+    )
 
 
 def lock_out(connection: Connection, name: str) -> None:

@@ -33,11 +33,13 @@ from tenantry.broker.port import (
     BrokerUnavailableError,
     Credentials,
     Excess,
+    KeptLimits,
     PasswordHash,
     Probe,
     QueueCounts,
     TenantTopology,
 )
+from tenantry.broker.rabbitmq import limits as limiting
 from tenantry.broker.rabbitmq.connection import describe, parameters_of_all
 from tenantry.broker.rabbitmq.kept_connections import KeptConnections, close
 from tenantry.broker.rabbitmq.late_connections import LateConnections
@@ -49,6 +51,7 @@ from tenantry.broker.rabbitmq.tls import problem as tls_problem
 from tenantry.broker.rabbitmq.users import RabbitUsers
 from tenantry.broker.survey import Survey
 from tenantry.domain import names
+from tenantry.domain.limits import Limits
 from tenantry.domain.names import UserKind
 from tenantry.urls import Alternatives, amqp_url
 
@@ -180,7 +183,27 @@ class RabbitAdministration(RabbitUsers):
                 with _naming("queue", queue):
                     held = channel.queue_delete(queue).method.message_count
                 dropped += 0 if layout.is_group_queue(queue) else held
+        self.management.delete_operator_policy(limiting.policy_name(tenant_id))
         return dropped
+
+    @property
+    def kept_limits(self) -> KeptLimits:
+        """See `Administration.kept_limits`."""
+        return limiting.kept(self._queue_type)
+
+    def limits_of(self, topology: TenantTopology, limits: Limits) -> Mapping[str, object]:
+        """See `Administration.limits_of`."""
+        return limiting.limits_of(topology, limits)
+
+    def ensure_limits(self, topology: TenantTopology, limits: Limits) -> None:
+        """See `Administration.ensure_limits`."""
+        wanted = limiting.limits_of(topology, limits)
+        for kind in UserKind:
+            name = names.username(topology.tenant_id, kind)
+            if self.is_there(name):
+                limiting.limit_user(self.management, name, wanted.get(f"user {name}"))
+        policy = wanted.get(f"operator policy {limiting.policy_name(topology.tenant_id)}")
+        limiting.limit_queues(self.management, topology.tenant_id, policy)
 
     def remove_group(self, tenant_id: str) -> None:
         """See `Administration.remove_group`."""
@@ -220,7 +243,7 @@ class RabbitAdministration(RabbitUsers):
         return shut_out(self.management, earlier, user=self._user)
 
     def survey(self) -> Survey:
-        """Give what there is of all tenants, in four calls of the management API."""
+        """Give what there is of all tenants, in six calls of the management API."""
         found = self.management.definitions()
         rights = self.management.permissions()
         users = {
@@ -240,6 +263,10 @@ class RabbitAdministration(RabbitUsers):
             users=users,
             consumed=self.management.consumed_by(self._user),
             copies=True,
+            limits=limiting.surveyed(
+                self.management,
+                frozenset(n for n, one in users.items() if one.marks == {self._installation}),
+            ),
             installation=self._installation,
         )
 

@@ -137,6 +137,45 @@ class ManagementClient:
         """Take from a user what it may do in the virtual host."""
         self._call("DELETE", f"permissions/{self._vhost}/{_quoted(name)}", absent_is_fine=True)
 
+    def user_limits(self, name: str | None = None) -> Mapping[str, Mapping[str, int]]:
+        """Give users' limits by their names: of one user, or of all that have some."""
+        path = "user-limits" if name is None else f"user-limits/{_quoted(name)}"
+        listed = self._call("GET", path, absent_is_fine=True) or ()
+        return {one["user"]: one["value"] for one in listed}
+
+    def put_user_limit(self, name: str, limit: str, value: int) -> None:
+        """Hold a user to a limit."""
+        self._call("PUT", f"user-limits/{_quoted(name)}/{limit}", body={"value": value})
+
+    def delete_user_limit(self, name: str, limit: str) -> None:
+        """Lift a limit of a user, if there is such a one."""
+        self._call("DELETE", f"user-limits/{_quoted(name)}/{limit}", absent_is_fine=True)
+
+    def operator_policies(self) -> Mapping[str, Mapping[str, Any]]:
+        """Give the operator policies of the virtual host, by their names."""
+        return {
+            one["name"]: {
+                key: one.get(key) for key in ("pattern", "apply-to", "priority", "definition")
+            }
+            for one in self._call("GET", f"operator-policies/{self._vhost}")
+        }
+
+    def put_operator_policy(self, name: str, policy: Mapping[str, Any]) -> None:
+        """Make an operator policy, or put it in the place of one of that name."""
+        self._call("PUT", f"operator-policies/{self._vhost}/{_quoted(name)}", body=policy)
+
+    def delete_operator_policy(self, name: str) -> None:
+        """Delete an operator policy, if there is one."""
+        path = f"operator-policies/{self._vhost}/{_quoted(name)}"
+        self._call("DELETE", path, absent_is_fine=True)
+
+    def queue_arguments(self, pattern: str) -> Mapping[str, Mapping[str, Any]]:
+        """Give the arguments of the queues whose names match a regular expression somewhere."""
+        return {
+            item["name"]: item.get("arguments") or {}
+            for item in self._pages("queues", pattern, "name,arguments")
+        }
+
     def permissions_of(self, name: str) -> Mapping[str, Permissions]:
         """Give what a user may, by virtual host, in all of them."""
         listed = self._call("GET", f"users/{_quoted(name)}/permissions", absent_is_fine=True) or ()
@@ -220,11 +259,11 @@ class ManagementClient:
 
     def queues(self, pattern: str) -> Sequence[str]:
         """List the queues whose names match a regular expression somewhere."""
-        return list(self._names("queues", pattern))
+        return [item["name"] for item in self._pages("queues", pattern)]
 
     def exchanges(self, pattern: str) -> Sequence[str]:
         """List the exchanges whose names match a regular expression somewhere."""
-        return list(self._names("exchanges", pattern))
+        return [item["name"] for item in self._pages("exchanges", pattern)]
 
     def definitions(self) -> Mapping[str, Sequence[Mapping[str, Any]]]:
         """Give the durable exchanges, queues and bindings of the virtual host, in one call."""
@@ -265,19 +304,19 @@ class ManagementClient:
         """Raise `BrokerError` unless the virtual host exists and may be seen."""
         self._call("GET", f"vhosts/{self._vhost}", parameters={"columns": "name"})
 
-    def _names(self, kind: str, pattern: str) -> Iterator[str]:
+    def _pages(self, kind: str, pattern: str, columns: str = "name") -> Iterator[Mapping[str, Any]]:
         page, pages = 1, 1
         while page <= pages:
             parameters: dict[str, str | int] = {
                 **_LIGHT,
-                "columns": "name",
+                "columns": columns,
                 "name": pattern,
                 "use_regex": "true",
                 "page": page,
                 "page_size": _PAGE_SIZE,
             }
             answer = self._call("GET", f"{kind}/{self._vhost}", parameters=parameters)
-            yield from (item["name"] for item in answer["items"])
+            yield from answer["items"]
             page, pages = page + 1, answer["page_count"]
 
     def _call(
@@ -286,7 +325,7 @@ class ManagementClient:
         path: str,
         *,
         parameters: Mapping[str, str | int] | None = None,
-        body: Mapping[str, str] | None = None,
+        body: Mapping[str, Any] | None = None,
         headers: Mapping[str, str] | None = None,
         absent_is_fine: bool = False,
         timeout: httpx.Timeout = TIMEOUT,

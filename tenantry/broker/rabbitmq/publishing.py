@@ -19,6 +19,7 @@ from tenantry.broker.port import (
     BrokerBlockedError,
     BrokerError,
     BrokerUnavailableError,
+    MessagesRefusedError,
     Outgoing,
     UnroutableError,
 )
@@ -469,7 +470,7 @@ class RabbitPublishing:
         refusal: Callable[[], BrokerError] | None = None
         if isinstance(answer, Basic.Nack):
             refusal = partial(
-                BrokerUnavailableError, "RabbitMQ refused messages: a queue is full or failing"
+                MessagesRefusedError, "RabbitMQ refused messages: a queue is full or failing"
             )
         self._unconfirmed.settle(answer.delivery_tag, multiple=answer.multiple, refusal=refusal)
         self._pump()

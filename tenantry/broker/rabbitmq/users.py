@@ -138,6 +138,13 @@ class RabbitUsers:
         """Tell whether a user carries another installation's mark."""
         return bool(user.marks - {self._installation})
 
+    def is_there(self, name: str) -> bool:
+        """Tell whether a user is there. Raises `NotOursError` where it does not carry our mark."""
+        user = self.find(name, rights=False)
+        if user is not None and user.marks != {self._installation}:
+            raise NotOursError(self._refusal(name, "is not marked as ours"), here=False)
+        return user is not None
+
     def find(self, name: str, *, rights: bool = True) -> User | None:
         """Give a user as it is now.
 
