@@ -122,13 +122,14 @@ class TenantState:
 
     def settings(self) -> tuple[Topic, ...]:
         """Give all that is known of its topics."""
+        counts = self.topic_partitions or (self.partitions,) * len(self.topics)
         return tuple(
             Topic(
                 name=name,
-                partitions=self.partitions_of(name),
+                partitions=partitions,
                 ordering=Ordering.PARTITION if name in self.ordered else Ordering.NONE,
             )
-            for name in self.topics
+            for name, partitions in zip(self.topics, counts, strict=True)
         )
 
 
