@@ -120,10 +120,10 @@ class Pool:
 
     def _give_turns(self) -> None:
         while self._free and (grant := self._queue.next()) is not None:
-            self._free -= 1
             if grant.item.cancelled():  # its call is about to leave
-                self._take_back(grant)
+                self._queue.unused(grant)
             else:
+                self._free -= 1
                 grant.item.set_result(grant)
 
     def _take_back(self, grant: _Grant) -> None:

@@ -108,6 +108,25 @@ def test_who_gives_up_waiting_leaves_its_turn_to_the_next() -> None:
     in_a_loop(scenario)
 
 
+def test_hundreds_that_give_up_at_once_are_passed_over() -> None:
+    async def scenario() -> None:
+        pool, release = Pool(2, patience=DEADLINE), threading.Event()
+        held = [asking("one", pool, lambda: release.wait(DEADLINE)) for _ in range(2)]
+        await let_them_wait()
+        gone = [asking(f"tenant-{number}", pool, str) for number in range(1500)]
+        await let_them_wait()
+        for one in gone:
+            one.cancel()
+        pool._free = 1  # a thread comes free before they have left by themselves
+        pool._give_turns()
+        assert (pool._free, pool.wanted) == (1, False)
+        pool._free = 0
+        release.set()
+        await asyncio.gather(*held)
+
+    in_a_loop(scenario)
+
+
 def test_whose_turn_a_request_takes_is_the_tenant_s_it_is_about() -> None:
     seen: list[str] = []
     with serving(World()) as api:
