@@ -350,6 +350,7 @@ class Daemon:
                 reconcile_every=settings.reconcile.every_seconds,
                 store_patience=store_patience(self._handlers, settings),
                 ownership=membership,
+                weights=backends.weights,
             ),
             runtime,
             on_crash=self._crashed,

@@ -86,7 +86,9 @@ class Consumer(SupervisedActor):
         self._generation = 0
         self._draining = False
         self._cancelled = False
+        self._tenant = tenant_id
         self._prefetch = prefetch_of(limits, ports, queues)
+        ports.weights.weigh(tenant_id, limits.weight)
         me, clock = self.actor_ref, ports.clock
         self._paced = partial(paced, consumer=me, clock=clock, runtime=runtime)
         self._pace = self._paced(limits, full=False)
@@ -121,6 +123,7 @@ class Consumer(SupervisedActor):
             case Reminder():
                 self._reminded(message)
             case Limit(limits=limits):
+                self._ports.weights.weigh(self._tenant, limits.weight)
                 # A tenant that had no rate begins with its burst.
                 self._pace = self._paced(limits, full=True)
                 self._dispatch()
@@ -288,8 +291,10 @@ class Consumer(SupervisedActor):
         runtime.dead_lettered += done.listed
         runtime.meter.add(result.stored + result.duplicates + len(result.unstorable))
         if done.batch.generation == self._generation:
-            # What is left is shared by all who have nothing to do: handlers are slow.
-            parts, uncut = max(1, places), self._buffer.first_tag
+            # What is left is shared by all who have nothing to do: handlers are slow. A batch whose
+            # turn has not come is left as a whole.
+            parts = max(1, places) if len(result.left) < len(done.batch.deliveries) else 1
+            uncut = self._buffer.first_tag
             self._redo += self._settlement.done(done.batch, result, parts=parts, uncut=uncut)
             if self._pace is not None and done.batch.ticket is not None:
                 # They go into a batch again, as others that are held or left do not.

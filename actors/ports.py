@@ -15,6 +15,7 @@ from tenantry.journal.port import EventStore
 from tenantry.messages.port import MessageStore
 from tenantry.projections.port import TenantDirectory
 from tenantry.settings.model import Consumer as ConsumerSettings
+from tenantry.turns.turns import Weights
 
 
 class Observer:
@@ -117,7 +118,7 @@ class ActorPorts:
     `messages` is the store that workers use, with the handlers before it. `limits` gives the
     consumer's settings in force; `prefetch` is shared by a tenant's queues. `reconcile_every` is
     the seconds between two looks for drift; `store_patience`, how many a batch may take, where that
-    is longer than an actor may be silent.
+    is longer than an actor may be silent. `weights` are told what tenants weigh.
     """
 
     journal: EventStore
@@ -133,3 +134,4 @@ class ActorPorts:
     reconcile_every: float
     store_patience: float | None = None
     ownership: Ownership = field(default_factory=AllMine)
+    weights: Weights = field(default_factory=Weights)

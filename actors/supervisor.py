@@ -237,6 +237,7 @@ class Supervisor(SupervisedActor):
             del self._tenants[tenant_id]
             self._restarts.forget(tenant_id)
             self._runtime.forget(tenant_id)
+            self._ports.weights.weigh(tenant_id, 1)
             self._ports.observer.tenant_gone(tenant_id)
             self._ports.ownership.gone(tenant_id)
         self._runtime.departures.let_go(ref)
@@ -385,6 +386,7 @@ class Supervisor(SupervisedActor):
         if ref is not None:
             self._runtime.departures.let_go(ref)
         self._runtime.forget(tenant_id)
+        self._ports.weights.weigh(tenant_id, 1)
         self._ports.observer.tenant_gone(tenant_id)
         self._ports.ownership.released(tenant_id)
 

@@ -128,6 +128,7 @@ def open_leader_api(
         isolation=prover.latest,
         ring=links.ring,
         removed=removed,
+        waiting=lambda: 0 if backends.turns is None else backends.turns.waiting,
     )
     services = Services(
         control=control,

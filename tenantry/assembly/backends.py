@@ -39,6 +39,9 @@ from tenantry.projections.tenants import (
 )
 from tenantry.settings import Settings
 from tenantry.terms.lease import Term
+from tenantry.turns.room import Room
+from tenantry.turns.storing import StoringTurns
+from tenantry.turns.turns import Weights
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,13 +61,17 @@ class Stores:
         database: Database,
         projection: TenantProjection | None = None,
         listener: JournalListener | None = None,
+        turns: StoringTurns | None = None,
     ) -> Self:
-        """Stand on a database; for reading only, without the projection and the listener."""
+        """Stand on a database; for reading only, without the projection and the listener.
+
+        Batches are stored by `turns` of tenants.
+        """
         projections: list[InlineProjection] = []
         if projection is not None:
             projections = [projection, PasswordConfirmation()]
         journal = PostgresEventStore(database, projections=projections, listener=listener)
-        messages = PostgresMessageStore(database)
+        messages = PostgresMessageStore(database, turns=turns)
         return cls(
             database=database,
             journal=journal,
@@ -81,6 +88,9 @@ log: Final = structlog.get_logger("daemon")
 
 SWEEP_EVERY: Final = 3600.0
 """Seconds between sweeps of attempts at messages that come no more."""
+
+KEPT_FREE: Final = 5
+"""Of so many connections of the pool one is not for storing: the journal and the API have it."""
 
 IDLE_MARGIN: Final = 30.0
 """Seconds beyond its time after which the server ends a transaction in which a handler hangs."""
@@ -101,6 +111,8 @@ class Backends:
     pending: PendingCounts
     probes: Mapping[str, Callable[[], bool]]
     shares: Shares
+    weights: Weights
+    turns: StoringTurns | None
     troubles: Sequence[Callable[[], str | None]]
     installation: str
 
@@ -137,7 +149,12 @@ def connect_backends(
     threads.start("journal-listener", listener)
     projection = TenantProjection()
     projection.ensure_current(sessions)
-    stores = Stores.on(sessions, projection, listener)
+    weights, turns = Weights(), None
+    if settings.consumer.stored_at_once:
+        connections = shares.pool - shares.pool // KEPT_FREE
+        room = Room(least=settings.consumer.stored_at_once, most=connections)
+        turns = StoringTurns(weights, room=room, connections=connections)
+    stores = Stores.on(sessions, projection, listener, turns)
     fence = TermFence(term.number, term.valid, installation, node)
     links = select.connect(settings, sessions, fence)
     stack.callback(links.close)
@@ -154,6 +171,8 @@ def connect_backends(
             sessions,
             settings,
             connections=shares.handlers,
+            weights=weights,
+            turns=turns,
             stack=stack,
             on_overrun=on_overrun,
         ),
@@ -168,6 +187,8 @@ def connect_backends(
             "the term": term.valid,
         },
         shares=shares,
+        weights=weights,
+        turns=turns,
         troubles=[lambda: watch.trouble],
     )
 
@@ -179,6 +200,8 @@ def _with_handlers(
     settings: Settings,
     *,
     connections: int,
+    weights: Weights,
+    turns: StoringTurns | None,
     stack: ExitStack,
     on_overrun: Callable[[str], None],
 ) -> MessageStore:
@@ -196,10 +219,10 @@ def _with_handlers(
     )
     stack.callback(own.close)
     own.open()
-    pool = HandlerPool(places=connections, timeout=seconds, on_overrun=on_overrun)
+    pool = HandlerPool(places=connections, timeout=seconds, weights=weights, on_overrun=on_overrun)
     stack.callback(pool.close)
     retry = RetryPolicy(attempts=settings.retry.attempts, pauses=settings.retry.backoff_seconds)
-    store = HandlingStore(database, own, handlers, pool=pool, retry=retry)
+    store = HandlingStore(database, own, handlers, pool=pool, retry=retry, turns=turns)
     store.sweep()
     log.info("handlers.ready", topics=sorted(handlers), timeout_seconds=seconds)
     return store

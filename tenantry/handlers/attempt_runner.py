@@ -51,6 +51,7 @@ class BatchResult:
         self.stored += part.stored
         self.duplicates += part.duplicates
         self.unstorable += [replace(one, index=indexes[one.index]) for one in part.unstorable]
+        self.left += [indexes[index] for index in part.left]
         self.reused += [indexes[index] for index in part.reused]
 
     def leave(self, entries: Sequence[Entry]) -> None:

@@ -22,6 +22,8 @@ import structlog
 
 from tenantry.handlers.connection import HandlerCursor, HandlerMisuseError
 from tenantry.handlers.message import Handler, Message
+from tenantry.turns.room import Room
+from tenantry.turns.turns import Turns, Weights
 
 log = structlog.get_logger(__name__)
 
@@ -178,10 +180,20 @@ class HandlerPool:
     """Runs handlers, on as many threads at once as there are places. Callable from any thread."""
 
     def __init__(
-        self, *, places: int, timeout: float, on_overrun: Callable[[str], object] = log.critical
+        self,
+        *,
+        places: int,
+        timeout: float,
+        weights: Weights | None = None,
+        on_overrun: Callable[[str], object] = log.critical,
     ) -> None:
         """A call may take `timeout` seconds. `on_overrun` hears when too many threads hang."""
-        self._places = threading.BoundedSemaphore(places)
+        self._turns = Turns(
+            weights or Weights(),
+            room=Room(least=places, most=places),
+            most=places,
+            most_of_one=places,
+        )
         self._timeout = timeout
         self._on_overrun = on_overrun
         self._idle: list[_Runner] = []
@@ -192,14 +204,17 @@ class HandlerPool:
         """Threads that were left behind and have not come back."""
 
     @contextmanager
-    def place(self, seconds: float) -> Iterator[bool]:
-        """Take a place, waiting so long for one; False if there is none."""
-        taken = self._places.acquire(timeout=seconds)
+    def place(self, tenant_id: str, seconds: float) -> Iterator[bool]:
+        """Take a place, waiting so long for a tenant's turn; False if there is none.
+
+        What tenants share is the time in which their handlers run.
+        """
+        turn = self._turns.take(tenant_id, 1.0, patience=seconds)
         try:
-            yield taken
+            yield turn is not None
         finally:
-            if taken:
-                self._places.release()
+            if turn is not None:
+                self._turns.ended(turn, lambda seconds: seconds)
 
     def run(
         self,

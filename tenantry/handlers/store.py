@@ -33,6 +33,7 @@ from tenantry.messages.port import (
     Unstorable,
 )
 from tenantry.messages.postgres import MAX_BYTES, PostgresMessageStore, sift, store_errors
+from tenantry.turns.storing import StoringTurns
 
 if TYPE_CHECKING:
     from tenantry.database.pool import Connection, Database
@@ -67,13 +68,14 @@ class HandlingStore(PostgresMessageStore):
         retry: RetryPolicy,
         max_bytes: int = MAX_BYTES,
         turn: float = TURN_SECONDS,
+        turns: StoringTurns | None = None,
     ) -> None:
-        super().__init__(database, max_bytes=max_bytes)
+        super().__init__(database, max_bytes=max_bytes, turns=turns)
         self._own = own
         self._handlers = handlers
         self._pool = pool
         self._retry = retry
-        self._turn = turn
+        self._handle_for = turn
         self._attempts = Attempts()
         self._attempt_runner = AttemptRunner(
             database=own, handlers=handlers, pool=pool, retry=retry, attempts=self._attempts
@@ -98,7 +100,7 @@ class HandlingStore(PostgresMessageStore):
             others = [index for index, one in enumerate(batch) if one.topic not in handlers]
             part = super().store(tenant_id, [batch[index] for index in others])
             result.add(part, others)
-        with self._pool.place(PLACE_SECONDS) as taken:
+        with self._pool.place(tenant_id, PLACE_SECONDS) as taken:
             if not taken:
                 result.left += mine
             else:
@@ -130,7 +132,7 @@ class HandlingStore(PostgresMessageStore):
         *,
         in_order: bool,
     ) -> None:
-        until = monotonic() + self._turn
+        until = monotonic() + self._handle_for
         with self._own.connection() as connection:
             sifted = sift(connection, [batch[index] for index in mine], self._max_bytes)
             entries = [

@@ -35,6 +35,7 @@ from tenantry.messages.port import (
     Whose,
 )
 from tenantry.messages.validation import BodyKind
+from tenantry.turns.storing import StoringTurns
 
 if TYPE_CHECKING:
     from tenantry.database.pool import Connection, Database
@@ -110,9 +111,13 @@ def store_errors(
 class PostgresMessageStore:
     """Keeps each tenant's messages in a partition of `public.messages`."""
 
-    def __init__(self, database: Database, *, max_bytes: int = MAX_BYTES) -> None:
+    def __init__(
+        self, database: Database, *, max_bytes: int = MAX_BYTES, turns: StoringTurns | None = None
+    ) -> None:
+        """Where tenants are to take `turns`, a batch waits for its own before it is stored."""
         self._database = database
         self._max_bytes = max_bytes
+        self._turns = turns
 
     def vacate(self, former: TenantState) -> None:
         """See `MessageStore.vacate`."""
@@ -170,15 +175,24 @@ class PostgresMessageStore:
         """Store a batch; what can't be stored is set aside and named in the result.
 
         In order, always: parts of a batch are stored one after the other, and rows are counted as
-        they stand in it.
+        they stand in it. All of it is left where its turn has not come in time.
         """
-        with (
-            store_errors(tenant_id, waited_for=UNFIT),
-            self._database.connection() as connection,
-        ):
-            sifted = sift(connection, batch, self._max_bytes)
-            stored, duplicates = insert(connection, tenant_id, sifted)
-            reused = _reused(connection, tenant_id, sifted) if duplicates else ()
+        turns, turn = self._turns, None
+        if turns is not None and (turn := turns.take(tenant_id, len(batch))) is None:
+            return StoreResult(stored=0, duplicates=0, left=tuple(range(len(batch))))
+        size = 0
+        try:
+            with (
+                store_errors(tenant_id, waited_for=UNFIT),
+                self._database.connection() as connection,
+            ):
+                sifted = sift(connection, batch, self._max_bytes)
+                stored, duplicates = insert(connection, tenant_id, sifted)
+                reused = _reused(connection, tenant_id, sifted) if duplicates else ()
+                size = sifted.size
+        finally:
+            if turns is not None and turn is not None:
+                turns.ended(turn, size)
         failpoints.reach("after_commit")
         unstorable = tuple(sorted(sifted.unstorable, key=lambda one: one.index))
         return StoreResult(
@@ -238,6 +252,8 @@ class Sifted:
     indexes: list[int] = field(default_factory=list)
     is_json: list[bool] = field(default_factory=list)
     unstorable: list[Unstorable] = field(default_factory=list)
+    size: int = 0
+    """Bytes that went to the database, where all of it went at once."""
 
     def refuse(self, index: int, reason: str, error: str) -> None:
         """Set a message aside."""
@@ -301,6 +317,7 @@ def call_store(connection: Connection, tenant_id: str, batch: Sifted) -> tuple[i
         arrays = columns(messages, batch.is_json)
     except (ValueError, TypeError, OverflowError, RecursionError) as error:
         raise UnwritableError(_in_words(error)) from error
+    batch.size = sum(len(one.data) for one in arrays)
     query, parameters = _STORE, (tenant_id, *arrays)
     receipts = [message.receipt for message in messages if message.receipt is not None]
     if receipts:

@@ -125,6 +125,9 @@ FAMILIES: Final[Mapping[str, Family]] = {
         "gauge", "Threads left behind whose handlers hang"
     ),
     "tenantry_batch_messages": Family("histogram", "Messages in a stored batch"),
+    "tenantry_batches_waiting": Family(
+        "gauge", "Batches that wait for their tenant's turn to be stored"
+    ),
     "tenantry_store_seconds": Family("histogram", "Time a batch took to commit"),
     "tenantry_journal_append_seconds": Family("histogram", "Time an append to the journal took"),
     "tenantry_store_retries": Family(
@@ -190,6 +193,7 @@ class SystemCollector(Collector):
         isolation: Callable[[], LatestProof | None] = lambda: None,
         ring: Callable[[], Ring | None] = lambda: None,
         removed: Callable[[], Mapping[tuple[str, str], int]] = dict,
+        waiting: Callable[[], int] = int,
     ) -> None:
         self._status = status
         self._recorder = recorder
@@ -199,6 +203,7 @@ class SystemCollector(Collector):
         self._isolation = isolation
         self._ring = ring
         self._removed = removed
+        self._waiting = waiting
 
     def collect(self) -> Iterator[Metric]:
         """Give every metric as of now."""
@@ -235,6 +240,7 @@ class SystemCollector(Collector):
         yield family("tenantry_message_ids_reused", reused)
         yield family("tenantry_handler_threads_abandoned", {(): self._abandoned_handlers()})
         yield histogram("tenantry_batch_messages", {(): recorder.batch_sizes.read()})
+        yield family("tenantry_batches_waiting", {(): self._waiting()})
         yield histogram("tenantry_store_seconds", {(): recorder.store_seconds.read()})
         yield histogram("tenantry_journal_append_seconds", {(): recorder.append_seconds.read()})
         yield family("tenantry_store_retries", {(): recorder.delays})

@@ -286,7 +286,8 @@ class Consumer(_Section):
     """How deliveries are taken: what may be unsettled, a batch's size and its linger.
 
     `prefetch` counts a tenant's messages, `prefetch_bytes` their bytes; `prefetch_bytes_total`
-    those of all tenants together.
+    those of all tenants together. `stored_at_once` is how many full batches are stored at a time
+    while tenants compete, at least; 0 for no turns.
     """
 
     prefetch: int = Field(default=4000, ge=1, le=65535)
@@ -294,6 +295,7 @@ class Consumer(_Section):
     prefetch_bytes_total: int = Field(default=256 * 2**20, ge=2**20, le=2**40)
     batch_size: int = Field(default=1000, ge=1, le=5000)
     linger_ms: float = Field(default=5.0, ge=0, le=60000, allow_inf_nan=False)
+    stored_at_once: float = Field(default=1.0, ge=0, le=1000, allow_inf_nan=False)
 
 
 class Supervision(_Section):

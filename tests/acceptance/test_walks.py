@@ -27,7 +27,7 @@ FRAME = (
     # The ground floors: what every module may use.
     "tenantry/database/", "tenantry/sql/", "tenantry/settings/", "tenantry/telemetry/",
     "tenantry/domain/names.py", "tenantry/failpoints.py",
-    "tenantry/loops.py", "tenantry/urls.py", "tenantry/terms/",
+    "tenantry/loops.py", "tenantry/turns/", "tenantry/urls.py", "tenantry/terms/",
     "daemon.py",
     # What every request runs in, every actor, and every channel.
     "tenantry/http/", "tenantry/api/routing.py", "tenantry/api/access.py",

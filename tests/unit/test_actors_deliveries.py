@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping, Sequence
+
+import pytest
 
 from tenantry.domain import names
 from tenantry.domain.commands import CreateTenant, PauseTenant
 from tenantry.domain.events import MessageDeadLettered, MessageIdsReused
 from tenantry.domain.topics import Ordering, Topic
-from tenantry.messages.port import Incoming, StoreUnavailableError
+from tenantry.messages.port import (
+    NOTHING,
+    Incoming,
+    StoreResult,
+    StoreUnavailableError,
+    Tried,
+)
 from tests.fakes.actors import Tree
 from tests.fakes.ports import FakeSubscription, message
 from tests.waiting import eventually
@@ -186,6 +195,32 @@ def test_what_a_worker_leaves_is_shared_out_and_acknowledged_once(tree: Tree) ->
     eventually(lambda: len(tree.subscription("a").acked) == 50)
     assert sorted(tree.subscription("a").acked) == list(range(1, 51))
     assert len(tree.stored("a")) == 50
+
+
+def test_a_batch_whose_turn_has_not_come_is_given_out_again_as_it_is(
+    tree: Tree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+    store = tree.store.store
+
+    def in_turn(
+        tenant_id: str,
+        batch: Sequence[Incoming],
+        again: Mapping[int, Tried | None] = NOTHING,
+        *,
+        in_order: bool = False,
+    ) -> StoreResult:
+        sizes.append(len(batch))
+        if len(sizes) == 1:
+            return StoreResult(stored=0, duplicates=0, left=tuple(range(len(batch))))
+        return store(tenant_id, batch, again, in_order=in_order)
+
+    monkeypatch.setattr(tree.store, "store", in_turn)
+    tree.create("a", workers=3)
+    tree.deliver("a", *map(str, range(5)))
+    eventually(lambda: len(tree.subscription("a").acked) == 5)
+    assert sizes == [5, 5]
+    assert len(tree.stored("a")) == 5
 
 
 def test_a_drain_does_not_wait_for_what_is_held(tree: Tree) -> None:

@@ -198,7 +198,7 @@ def test_a_thread_whose_handler_hangs_makes_no_further_call() -> None:
 
 def test_there_are_no_more_places_than_wanted() -> None:
     pool = HandlerPool(places=1, timeout=DEADLINE)
-    with pool.place(0) as first, pool.place(0) as second:
+    with pool.place("acme", 0) as first, pool.place("acme", 0) as second:
         assert (first, second) == (True, False)
-    with pool.place(0) as again:
+    with pool.place("acme", 0) as again:
         assert again

@@ -1,0 +1,182 @@
+"""Turns that threads wait for: at a bounded number of places, by what each client has had."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from math import inf
+from time import monotonic
+from typing import Final
+
+from tenantry.turns.fair_queue import FairQueue, Grant
+from tenantry.turns.room import Room
+
+LOOK_EVERY: Final = 1.0
+"""Seconds between looks, of those who wait, at whether somebody's room may be lent by now."""
+
+
+class Weights:
+    """The weights of tenants: 1, where nothing else was said. Callable from any thread."""
+
+    def __init__(self) -> None:
+        self._weights: dict[str, int] = {}
+
+    def weigh(self, tenant_id: str, weight: int) -> None:
+        """Have a tenant weigh so much from now on."""
+        if weight == 1:
+            self._weights.pop(tenant_id, None)
+        else:
+            self._weights[tenant_id] = weight
+
+    def of(self, tenant_id: str) -> int:
+        """Tell what a tenant weighs."""
+        return self._weights.get(tenant_id, 1)
+
+
+class Turn:
+    """A turn that somebody has, or waits for. It takes up so much `room`."""
+
+    __slots__ = ("began", "grant", "lent", "ready", "room")
+
+    def __init__(self, room: float) -> None:
+        self.room = room
+        self.began = 0.0
+        self.grant: Grant[Turn] | None = None
+        self.lent = False
+        self.ready: threading.Event | None = None
+
+
+class Turns:
+    """Turns of tenants, by their weights. Callable from any thread, which waits in `take`.
+
+    A turn begins while those there are take up less than all the room, and are fewer than `most`;
+    whoever asks goes at once, then, whatever it has had. Room is for those who compete: a tenant
+    that is alone needs none. One tenant has `most_of_one` turns at once. The room of one that has
+    lasted for `lent_after` seconds is lent to others. A turn that takes up no more room than
+    `small` goes without any, if its tenant has no other, and has not had its share.
+    """
+
+    def __init__(
+        self,
+        weights: Weights,
+        *,
+        room: Room,
+        most: int,
+        most_of_one: int,
+        lent_after: float = inf,
+        small: float = 0.0,
+        now: Callable[[], float] = monotonic,
+    ) -> None:
+        self._weights = weights
+        self._room = room
+        self._most = most
+        self._lent_after = lent_after
+        self._small = small
+        self._now = now
+        self._lock = threading.Lock()
+        self._queue: FairQueue[Turn] = FairQueue(most_of_one=most_of_one)
+        self._working: dict[Turn, None] = {}
+        """Turns whose room is not lent, the oldest first."""
+        self.taken_up = 0.0
+        """How much room is taken up; others only read it."""
+        self._count = 0
+
+    @property
+    def waiting(self) -> int:
+        """How many wait for their turn."""
+        return self._queue.waiting
+
+    @property
+    def running(self) -> int:
+        """How many turns there are."""
+        return self._count
+
+    def take(self, tenant_id: str, room: float, *, patience: float) -> Turn | None:
+        """Wait for a turn, `patience` seconds at most; None if it has not come."""
+        turn = self.ask(tenant_id, room)
+        return turn if turn.grant is not None or self._wait(tenant_id, turn, patience) else None
+
+    def ask(self, tenant_id: str, room: float) -> Turn:
+        """Ask for a turn, which begins at once or later: it has a `grant` then. It is to be ended.
+
+        Where it is not begun, its `ready` is set when it is.
+        """
+        turn = Turn(room)
+        with self._lock:
+            now = self._now()
+            self._lend(now)
+            self._queue.add(tenant_id, self._weights.of(tenant_id), turn)
+            self._go_on(now)
+            if turn.grant is None and room <= self._small and self._count < self._most:
+                grant = self._queue.next_of(tenant_id)
+                if grant is not None:
+                    self._begin(grant, now)
+            if turn.grant is None:
+                turn.ready = threading.Event()
+        return turn
+
+    def _wait(self, tenant_id: str, turn: Turn, patience: float) -> bool:
+        """Wait for a turn that was asked for; tell whether it has come."""
+        until = self._now() + patience
+        while True:
+            if turn.ready is None or turn.ready.wait(min(LOOK_EVERY, until - self._now())):
+                return True
+            self.look()
+            with self._lock:
+                if turn.grant is not None:
+                    return True
+                if self._now() >= until:
+                    self._queue.remove(tenant_id, turn)
+                    return False
+
+    def look(self) -> None:
+        """Lend the room of turns that have lasted for long."""
+        with self._lock:
+            now = self._now()
+            self._lend(now)
+            self._go_on(now)
+
+    def ended(self, turn: Turn, taken: Callable[[float], float]) -> None:
+        """Note that a turn is over; `taken` gives what it has taken, of how many seconds it was."""
+        with self._lock:
+            now = self._now()
+            self._count -= 1
+            self._room.note(turn.room, now, contended=self._queue.waiting > 0)
+            if not turn.lent:
+                del self._working[turn]
+                self._take_off(turn)
+            if turn.grant is not None:
+                self._queue.ended(turn.grant, taken(now - turn.began))
+            self._lend(now)
+            self._go_on(now)
+
+    def _go_on(self, now: float) -> None:
+        queue, room = self._queue, self._room.size
+        while (
+            (self.taken_up < room or queue.alone)
+            and self._count < self._most
+            and (grant := queue.next()) is not None
+        ):
+            self._begin(grant, now)
+
+    def _begin(self, grant: Grant[Turn], now: float) -> None:
+        turn = grant.item
+        turn.grant, turn.began = grant, now
+        self._working[turn] = None
+        self.taken_up += turn.room
+        self._count += 1
+        if turn.ready is not None:
+            turn.ready.set()
+
+    def _lend(self, now: float) -> None:
+        while self._working:
+            turn = next(iter(self._working))
+            if now - turn.began < self._lent_after:
+                return
+            del self._working[turn]
+            turn.lent = True
+            self._take_off(turn)
+
+    def _take_off(self, turn: Turn) -> None:
+        # What was added up in another order would leave a rest.
+        self.taken_up = self.taken_up - turn.room if self._working else 0.0

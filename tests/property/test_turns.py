@@ -1,0 +1,261 @@
+"""Turns at storing: by weight, without gaps, and never for ever with those who do not end."""
+
+from __future__ import annotations
+
+import heapq
+import random
+import statistics
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+
+from tenantry.turns.room import Room
+from tenantry.turns.storing import FULL, LENT_AFTER, StoringTurns
+from tenantry.turns.turns import LOOK_EVERY, Turn, Turns, Weights
+from tests.waiting import DEADLINE, eventually
+
+ROOM, CONNECTIONS = 3.0, 16
+ONE = Room(least=1, most=1)
+
+
+@dataclass(kw_only=True)
+class Tenant:
+    """One that always has more to store: by some workers, so many messages in so many seconds."""
+
+    weight: int = 1
+    workers: int = 3
+    messages: int = FULL
+    seconds: float = 0.05
+    stored: int = 0
+    seconds_waited: float = 0.0
+    waiting: list[tuple[Turn, float]] = field(default_factory=list)
+
+
+class Storing:
+    """Tenants whose workers store batch after batch, in a time of its own."""
+
+    def __init__(self, tenants: dict[str, Tenant]) -> None:
+        self.time = 0.0
+        self.tenants = tenants
+        weights = Weights()
+        for name, one in tenants.items():
+            weights.weigh(name, one.weight)
+        self.turns = StoringTurns(
+            weights,
+            room=Room(least=ROOM, most=ROOM),
+            connections=CONNECTIONS,
+            now=lambda: self.time,
+        )
+        self._ends: list[tuple[float, int, str, Turn]] = []
+        self._number = 0
+
+    def ask(self, name: str) -> None:
+        one = self.tenants[name]
+        turn = self.turns.turns.ask(name, self.turns.room(one.messages))
+        one.waiting.append((turn, self.time))
+        self._begin_all()
+
+    def run(self, seconds: float, check: Callable[[], None] = lambda: None) -> None:
+        for name, one in self.tenants.items():
+            for _ in range(one.workers):
+                self.ask(name)
+        look_at = self.time
+        while self._ends:
+            due = self._ends[0][0]
+            self.time = min(due, look_at)
+            if self.time > seconds:
+                return
+            if due > look_at:
+                look_at += LOOK_EVERY
+                self.turns.turns.look()
+                self._begin_all()
+                continue
+            _, _, name, turn = heapq.heappop(self._ends)
+            self.tenants[name].stored += self.tenants[name].messages
+            self.turns.ended(turn)
+            self._begin_all()
+            self.ask(name)
+            check()
+
+    def _begin_all(self) -> None:
+        for name, one in self.tenants.items():
+            for turn, since in one.waiting.copy():
+                if turn.grant is not None:
+                    one.waiting.remove((turn, since))
+                    one.seconds_waited = max(one.seconds_waited, self.time - since)
+                    self._number += 1
+                    end = (self.time + one.seconds, self._number, name, turn)
+                    heapq.heappush(self._ends, end)
+
+
+tenants = st.builds(
+    Tenant,
+    weight=st.integers(1, 10),
+    workers=st.just(12),
+    messages=st.integers(300, 1000),
+    seconds=st.floats(0.02, 0.2),
+)
+
+
+@settings(max_examples=20, phases=[Phase.explicit, Phase.reuse, Phase.generate])
+@given(st.dictionaries(st.sampled_from("abcde"), tenants, min_size=2))
+def test_tenants_that_compete_store_by_their_weights(competing: dict[str, Tenant]) -> None:
+    # Each has enough workers for all the room, and none takes so long that its time counts.
+    fastest = min(one.seconds / one.messages for one in competing.values())
+    for one in competing.values():
+        one.seconds = min(one.seconds, fastest * one.messages * 6)
+    storing = Storing(competing)
+    storing.run(30.0)
+    had = {
+        name: one.stored / one.messages * storing.turns.room(one.messages) / one.weight
+        for name, one in competing.items()
+    }
+    fair = statistics.fmean(had.values(), [one.weight for one in competing.values()])
+    for name in competing:
+        # Nobody is interrupted: each may be a batch ahead or behind.
+        assert had[name] == pytest.approx(fair, rel=0.05, abs=1.0)
+
+
+@given(st.dictionaries(st.sampled_from("abcde"), tenants, min_size=1))
+def test_room_is_left_to_nobody_while_somebody_waits(competing: dict[str, Tenant]) -> None:
+    storing = Storing(competing)
+
+    def check() -> None:
+        if storing.turns.waiting:
+            assert storing.turns.turns.taken_up >= ROOM or storing.turns.turns.running >= 12
+
+    storing.run(5.0, check)
+
+
+def test_one_tenant_alone_is_kept_from_nothing_but_more_than_all_the_room() -> None:
+    storing = Storing({"alone": Tenant(workers=3)})
+    storing.run(5.0)
+    assert storing.tenants["alone"].seconds_waited == 0.0
+    assert storing.tenants["alone"].stored == pytest.approx(3 * FULL * 5 / 0.05, rel=0.02)
+
+
+@given(st.integers(1, 64))
+def test_small_batches_of_one_that_seldom_stores_wait_for_nobody(workers: int) -> None:
+    flood, quiet = Tenant(workers=workers), Tenant(workers=0, messages=1, seconds=0.002)
+    storing = Storing({"flood": flood, "quiet": quiet})
+    last = [0.0]
+
+    def check() -> None:
+        if storing.time - last[0] >= 0.5:
+            last[0] = storing.time
+            turn = storing.turns.turns.ask("quiet", storing.turns.room(1))
+            assert turn.grant is not None
+            storing.turns.ended(turn)
+
+    storing.run(10.0, check)
+    assert last[0] > 5.0
+
+
+def test_one_whose_batches_do_not_end_does_not_keep_others_from_storing() -> None:
+    hangs, goes_on = Tenant(weight=1000, workers=64, seconds=1e9), Tenant(workers=3)
+    storing = Storing({"hangs": hangs, "goes on": goes_on})
+    storing.run(60.0)
+    assert hangs.stored == 0
+    assert goes_on.seconds_waited <= CONNECTIONS * LENT_AFTER
+    # All but what the other has taken up for a second each.
+    assert goes_on.stored >= FULL * 30 / 0.05
+
+
+def test_what_looks_small_and_takes_long_counts_by_its_time() -> None:
+    slow, usual = Tenant(workers=6, messages=200, seconds=0.8), Tenant(workers=6)
+    storing = Storing({"slow": slow, "usual": usual})
+    storing.run(60.0)
+    assert slow.stored < usual.stored / 3
+
+
+def test_handlers_places_are_shared_by_the_time_that_they_are_held() -> None:
+    time, weights = [0.0], Weights()
+    weights.weigh("heavy", 3)
+    turns = Turns(weights, room=Room(least=2, most=2), most=2, most_of_one=2, now=lambda: time[0])
+    lasts, had = {"heavy": 0.25, "light": 0.05}, dict.fromkeys(("heavy", "light"), 0.0)
+    waiting = [(name, turns.ask(name, 1.0)) for name in lasts for _ in range(4)]
+    running: list[tuple[float, str, Turn]] = []
+    while time[0] < 60:
+        for name, turn in waiting.copy():
+            if turn.grant is not None:
+                waiting.remove((name, turn))
+                running.append((time[0] + lasts[name], name, turn))
+        first = min(running, key=lambda one: one[0])
+        running.remove(first)
+        time[0], name, turn = first
+        had[name] += lasts[name]
+        waiting.append((name, turns.ask(name, 1.0)))
+        turns.ended(turn, lambda seconds: seconds)
+    assert had["heavy"] / had["light"] == pytest.approx(3, rel=0.05)
+
+
+def room_found(
+    stored: Callable[[float], float], *, seconds: int, noise: float = 0.0
+) -> list[float]:
+    """Give how much room there was, each second, where so much is stored with so much of it."""
+    room, sizes, chance = Room(least=1.0, most=16.0), [], random.Random(1)
+    for tick in range(seconds * 20):
+        rate = stored(room.size) * chance.uniform(1 - noise, 1 + noise)
+        room.note(rate / 20, tick / 20, contended=True)
+        if tick % 20 == 0:
+            sizes.append(room.size)
+    return sizes
+
+
+@given(st.integers(1, 7))
+def test_there_is_as_much_room_as_pays(enough: int) -> None:
+    sizes = room_found(lambda size: min(size, enough), seconds=300)
+    assert statistics.median(sizes[150:]) == enough
+    assert max(sizes) <= enough + 1
+
+
+def test_room_that_does_not_pay_any_more_is_taken_back() -> None:
+    room = Room(least=1.0, most=16.0)
+    for tick in range(4000):
+        enough = 5 if tick < 2000 else 1
+        room.note(min(room.size, enough) / 20, tick / 20, contended=True)
+        if tick == 1999:
+            assert room.size >= 5
+    assert room.size <= 2
+
+
+def test_what_is_stored_while_nobody_waits_tells_nothing_about_room() -> None:
+    room = Room(least=1.0, most=16.0)
+    for tick in range(4000):
+        room.note(room.size / 20, tick / 20, contended=tick % 10 > 0)
+    assert room.size == 1.0
+
+
+def test_on_a_busy_machine_there_is_little_more_room_than_pays() -> None:
+    sizes = room_found(lambda size: min(size, 2.0), seconds=600, noise=0.5)
+    assert statistics.median(sizes) <= 3
+
+
+def test_a_thread_waits_for_its_turn_and_no_longer_than_its_patience() -> None:
+    turns = Turns(Weights(), room=ONE, most=1, most_of_one=1)
+    first = turns.ask("a", 1.0)
+    assert turns.take("b", 1.0, patience=0.0) is None
+    assert turns.waiting == 0
+    got: list[Turn | None] = []
+    thread = threading.Thread(target=lambda: got.append(turns.take("b", 1.0, patience=DEADLINE)))
+    thread.start()
+    eventually(lambda: turns.waiting == 1)
+    turns.ended(first, lambda seconds: seconds)
+    thread.join(DEADLINE)
+    assert got[0] is not None
+    turns.ended(got[0], lambda seconds: seconds)
+    assert turns.running == 0
+
+
+def test_the_room_of_one_that_hangs_is_lent_though_nothing_ends() -> None:
+    turns = Turns(Weights(), room=ONE, most=9, most_of_one=9, lent_after=0.05)
+    hangs = turns.ask("a", 1.0)
+    other = turns.take("b", 1.0, patience=DEADLINE)
+    assert other is not None
+    turns.ended(other, lambda seconds: seconds)
+    turns.ended(hangs, lambda seconds: seconds)
+    assert (turns.running, turns.taken_up) == (0, 0.0)
