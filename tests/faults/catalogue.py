@@ -81,6 +81,7 @@ EXPERIMENTS = {
     "nodes": Experiment(run=nodes.run, rounds=50, few=1, more=5),
     "embedded-nodes": Experiment(run=nodes.run, rounds=20, few=0, more=4, broker="embedded"),
     "order": Experiment(run=order.run, rounds=50, few=1, more=4),
+    "order-nodes": Experiment(run=order.on_nodes, rounds=50, few=0, more=5),
     "embedded-order": Experiment(run=order.run, rounds=50, few=0, more=4, broker="embedded"),
     "iggy-order": Experiment(run=order.run, rounds=20, few=0, more=2, broker="iggy"),
     "freeze": Experiment(run=freeze.run, rounds=5, few=0),

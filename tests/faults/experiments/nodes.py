@@ -5,7 +5,8 @@ from __future__ import annotations
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from urllib.parse import urlsplit, urlunsplit
 
 import psycopg
@@ -20,6 +21,8 @@ TAKEOVER = 15.0
 """Seconds within which the contract promises that a killed node's tenants consume elsewhere."""
 
 TENANTS = 9
+
+NO_SETTINGS: Mapping[str, str] = MappingProxyType({})
 
 
 class Member:
@@ -146,9 +149,13 @@ class Storm:
         self.rig.figures.took(seconds, promised, f"round {self.rig.figures.rounds + 1}: {kind}")
 
 
-def run(rig: Rig, rounds: int) -> None:
+def run(
+    rig: Rig, rounds: int, *, topic: object = "events", settings: Mapping[str, str] = NO_SETTINGS
+) -> None:
     storm = Storm(rig)
-    rig.start(tenants=TENANTS)
+    for one in storm.members:
+        one.program.settings |= settings
+    rig.start(tenants=TENANTS, topic=topic)
     for one in storm.members[1:]:
         one.program.spawn()
         one.program.wait_ready(PATIENCE)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 
 from tests.acceptance.program import Tenant
+from tests.faults.experiments import nodes
 from tests.faults.rig import PATIENCE, Rig
 
 SETTINGS = {
@@ -42,6 +43,12 @@ def run(rig: Rig, rounds: int) -> None:
                         workers = {"workers": 1 + number % 5}
                         _tell(rig, tenant, "PUT", "config/concurrency", workers)
             rig.caught_up()
+
+
+def on_nodes(rig: Rig, rounds: int) -> None:
+    """Have what happens to nodes happen to three that handle partitions in order."""
+    rig.ledger.ordered.add("events")
+    nodes.run(rig, rounds, topic=TOPIC, settings=SETTINGS)
 
 
 def _tell(rig: Rig, tenant: Tenant, method: str, what: str, body: object = None) -> None:
