@@ -33,6 +33,9 @@ REST: Final = 2.0
 
 FORGET_EVERY: Final = 3600.0
 
+LONGEST_TURN: Final = 20.0
+"""Seconds after which it is looked again who else has something due by now."""
+
 
 class Limited(NamedTuple):
     """A tenant whose messages are limited: by which `limits`, and how many are too many now.
@@ -102,9 +105,10 @@ class Retention:
         return self._removed
 
     def turn(self, go_on: Callable[[], None] = lambda: None) -> None:
-        """Remove all that is due; calls `go_on` after each removal.
+        """Remove what is due, for some seconds; calls `go_on` after each removal.
 
-        What fails with one tenant is logged, and does not keep others from their turns. Raises
+        The next turn goes on where this one has ended. What fails with one tenant is logged, and
+        does not keep others from their turns. Raises
         `UnavailableError`.
         """
         now = self._now()
@@ -123,7 +127,8 @@ class Retention:
         }
         self._next = {one: then for one, then in self._next.items() if one in limited}
         waiting = deque(one for one in limited if self._is_due(one, limited[one], now))
-        while waiting and not self._stopping.is_set():
+        until = now + LONGEST_TURN
+        while waiting and not self._stopping.is_set() and self._now() < until:
             tenant_id = waiting.popleft()
             began = self._now()
             if self._remove(tenant_id, limited[tenant_id].limits):
