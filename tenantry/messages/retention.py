@@ -22,8 +22,11 @@ log = structlog.get_logger(__name__)
 EVERY: Final = 5.0
 """Seconds between looks at what is due."""
 
-AT_LEAST_EVERY: Final = 60.0
+AT_LEAST_EVERY: Final = 600.0
 """Seconds after which a tenant is looked at again, whatever was due when."""
+
+AGAIN_AFTER: Final = 60.0
+"""Seconds after which it is tried again where it has failed."""
 
 BATCH: Final = 2000
 """Messages that are removed in one transaction."""
@@ -142,8 +145,7 @@ class Retention:
 
     def _remove(self, tenant_id: str, limits: tuple[int | None, int | None]) -> bool:
         """Remove a little of a tenant's messages; tell whether there is more to remove."""
-        wait = AT_LEAST_EVERY
-        more = False
+        wait, more = AGAIN_AFTER, False
         try:
             removal = self._removals.remove(tenant_id, self._batch)
         except UnavailableError:
@@ -152,8 +154,9 @@ class Retention:
             log.warning("retention.failed", tenant=tenant_id, error=str(error))
         else:
             more = removal.more
-            if removal.due is not None:
-                wait = min(wait, removal.due)
+            # Of a tenant without messages none can be too old before it has had them for so long.
+            due = limits[0] if removal.due is None else removal.due
+            wait = AT_LEAST_EVERY if due is None else min(due, AT_LEAST_EVERY)
             self._count(tenant_id, "age", removal.aged)
             self._count(tenant_id, "rows", removal.crowded)
         self._next[tenant_id] = limits, self._now() + wait

@@ -85,6 +85,7 @@ def test_who_has_very_much_to_remove_is_not_in_the_way_of_who_has_something_late
 def test_who_has_nothing_due_is_left_alone_until_it_has_or_has_other_limits(
     removals: Removals,
 ) -> None:
+    # The third has no messages at all, which can't be too old before a minute is over.
     removals.due = {"a": 30.0, "b": 3000.0}
     kept = retention(removals)
     kept.turn()
@@ -95,6 +96,12 @@ def test_who_has_nothing_due_is_left_alone_until_it_has_or_has_other_limits(
     kept.turn()
     assert removals.asked == ["a"]
     removals.limits["c"] = (None, 5)
+    kept.turn()
+    assert removals.asked == ["a", "c"]
+    removals.limits["c"] = (60, None)
+    kept.turn()
+    removals.asked.clear()
+    removals.time += 60
     kept.turn()
     assert removals.asked == ["a", "c"]
     removals.time += AT_LEAST_EVERY
