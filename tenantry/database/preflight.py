@@ -50,9 +50,10 @@ SELECT n.nspname::text, pg_get_userbyid(n.nspowner),
        r.rolsuper OR r.rolname = current_user OR r.oid = d.datdba OR (%(ours)s AND r.oid = (
             SELECT o.nspowner FROM pg_namespace AS o WHERE o.nspname = 'tenantry')),
        has_schema_privilege(n.oid, 'CREATE') AND has_schema_privilege(n.oid, 'USAGE'),
-       (SELECT count(*) FROM pg_class AS c WHERE c.relnamespace = n.oid AND NOT (
-            %(ours)s AND c.relname ~ '^(migrations|terms|node_[0-9]+)$' AND c.relkind = 'r'
-            AND c.relnatts = 0))
+       (SELECT count(*) FROM pg_class AS c WHERE c.relnamespace = n.oid AND NOT (%(ours)s AND (
+            (c.relname ~ '^(migrations|terms|node_[0-9]+)$' AND c.relkind = 'r' AND c.relnatts = 0)
+            OR (c.relname ~ '^remembered_[0-9]$' AND c.relkind = 'r')
+            OR (c.relname ~ '^remembered_[0-9]_tenant_low_idx$' AND c.relkind = 'i'))))
          + (SELECT count(*) FROM pg_proc AS p WHERE p.pronamespace = n.oid),
        current_user::text
 FROM pg_namespace AS n

@@ -12,7 +12,7 @@ import pytest
 from psycopg import sql
 
 from tenantry.database.errors import DatabaseError, OpenSchemaError
-from tenantry.database.migrations import NODES, migrate, migrations, pending
+from tenantry.database.migrations import NODES, Migration, migrate, migrations, pending
 from tenantry.database.pool import Database
 from tests.services_postgres import admin_url, drop_database, in_database
 
@@ -151,6 +151,13 @@ def test_a_fence_that_somebody_has_made_in_the_meantime_is_refused(
         run(empty_database_url, f'ALTER SCHEMA tenantry_fence OWNER TO "{other}"')
         with pytest.raises(OpenSchemaError, match=f"schema tenantry_fence, which is {other}'s"):
             migrate(empty_database_url)
+
+
+def test_what_our_schema_has_in_the_fence_is_in_no_later_migrations_way(
+    database: Database,
+) -> None:
+    after = Migration(number=migrations()[-1].number + 1, name="next", sql="SELECT 1")
+    assert migrate(database, known=[*migrations(), after]) == [after]
 
 
 def test_the_fences_of_nodes_are_in_no_later_migrations_way(empty_database_url: str) -> None:
