@@ -129,6 +129,7 @@ def open_leader_api(
         ring=links.ring,
         removed=removed,
         waiting=lambda: 0 if backends.turns is None else backends.turns.waiting,
+        data_directory=None if settings.database.url.get_secret_value() else settings.postgres_dir,
     )
     services = Services(
         control=control,

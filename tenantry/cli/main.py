@@ -34,7 +34,7 @@ from tenantry.cli.output import (
 from tenantry.cli.producing import produce
 from tenantry.cli.reading import events, messages
 from tenantry.cli.service import migrate, run
-from tenantry.cli.system import drain, status, stop
+from tenantry.cli.system import drain, healthcheck, status, stop
 from tenantry.cli.tenants import tenant
 from tenantry.cli.token import token
 from tenantry.cli.top import top
@@ -77,7 +77,7 @@ def cli(config: Path | None) -> None:
 
 for _command in (
     run, demo, migrate, broker, status, top, nodes, tenant, dead_letters, events, messages, produce,
-    consume, verify_isolation, audit, drain, stop, token, completion,
+    consume, verify_isolation, audit, healthcheck, drain, stop, token, completion,
 ):  # fmt: skip
     cli.add_command(_command)
 

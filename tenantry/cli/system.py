@@ -6,6 +6,7 @@ import os
 import select
 import time
 from collections.abc import Mapping
+from http import HTTPStatus
 from typing import Any, Final
 
 import click
@@ -31,6 +32,32 @@ _wait_seconds = click.option(
     show_default=True,
     help="Seconds to wait at most.",
 )
+
+
+@click.command(epilog=example("tenantry healthcheck --ready"))
+@with_client
+@click.option("--ready", is_flag=True, help="Ask for more: that it takes messages now.")
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=0.1),
+    default=5.0,
+    show_default=True,
+    help="Seconds to wait for the answer.",
+)
+def healthcheck(client: ControlClient, *, as_json: bool, ready: bool, timeout: float) -> None:
+    """Tell whether the daemon is healthy, for whoever watches over it, as containers do.
+
+    Exit 0 while its actors live; with --ready, while it consumes. Otherwise 1, with the reason.
+    """
+    status_code, body = client.send("GET", "/readyz" if ready else "/healthz", timeout=timeout)
+    healthy = status_code == HTTPStatus.OK
+    if as_json:
+        output.print_json({"healthy": healthy, "answer": body})
+    if not healthy:
+        said = body.get("detail") if isinstance(body, dict) else None
+        raise CommandError(f"not {'ready' if ready else 'healthy'}: {said or status_code}")
+    if not as_json:
+        click.echo("ready" if ready else "healthy")
 
 
 @click.command(epilog=example("tenantry status --json | jq .ready"))

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeVar
 
 from prometheus_client.core import (
@@ -106,6 +109,10 @@ FAMILIES: Final[Mapping[str, Family]] = {
     "tenantry_isolation_timestamp_seconds": Family(
         "gauge", "When the isolation of all tenants was last proven"
     ),
+    "tenantry_disk_free_bytes": Family(
+        "gauge", "Bytes that are free where the embedded PostgreSQL keeps its data"
+    ),
+    "tenantry_disk_size_bytes": Family("gauge", "Bytes of that file system in all"),
     "tenantry_queue_ring_bytes": Family(
         "gauge", "Size of the embedded broker's queues, all segments together"
     ),
@@ -194,7 +201,9 @@ class SystemCollector(Collector):
         ring: Callable[[], Ring | None] = lambda: None,
         removed: Callable[[], Mapping[tuple[str, str], int]] = dict,
         waiting: Callable[[], int] = int,
+        data_directory: Path | None = None,
     ) -> None:
+        """Of the file system of a `data_directory` it is told how full it is."""
         self._status = status
         self._recorder = recorder
         self._reconnects = dict(reconnects)
@@ -204,6 +213,7 @@ class SystemCollector(Collector):
         self._ring = ring
         self._removed = removed
         self._waiting = waiting
+        self._data_directory = data_directory
 
     def collect(self) -> Iterator[Metric]:
         """Give every metric as of now."""
@@ -223,6 +233,7 @@ class SystemCollector(Collector):
         yield from _audits(self._audits(), ids)
         yield from _isolation(self._isolation())
         yield from _ring(self._ring())
+        yield from _disk(self._data_directory)
         there = frozenset(ids)
         removed = {of: count for of, count in self._removed().items() if of[0] in there}
         yield family("tenantry_messages_removed", removed)
@@ -269,6 +280,15 @@ def _ring(ring: Ring | None) -> Iterator[Metric]:
         yield family("tenantry_queue_ring_bytes", {(): ring.bytes})
         yield family("tenantry_queue_segments_held", {(): ring.held})
         yield family("tenantry_messages_swept", {(): ring.swept})
+
+
+def _disk(directory: Path | None) -> Iterator[Metric]:
+    if directory is None:
+        return
+    with suppress(OSError):
+        told = os.statvfs(directory)
+        yield family("tenantry_disk_free_bytes", {(): told.f_bavail * told.f_frsize})
+        yield family("tenantry_disk_size_bytes", {(): told.f_blocks * told.f_frsize})
 
 
 def _audits(latest: Mapping[str, Latest], tenant_ids: Iterable[str]) -> Iterator[Metric]:

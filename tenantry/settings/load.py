@@ -114,6 +114,9 @@ CREDENTIALS: Final[Mapping[str, str]] = {
 }
 """What systemd may pass on as a credential (`LoadCredential=`), by its name there."""
 
+IN_A_FILE: Final = "_FILE"
+"""Ends the name of a variable that names a file in which a secret stands, as containers have it."""
+
 OPEN_TABLES: Final = frozenset({"handlers"})
 """Keys whose tables have keys of the user's."""
 
@@ -138,6 +141,7 @@ def load(
     for key, (variable, parse) in ENVIRONMENT.items():
         if variable in environ:
             _put(tree, sources, key, parse(environ[variable]), f"environment variable {variable}")
+    _take_files(tree, sources, environ)
     _take_credentials(tree, sources, environ)
     for key, value in (overrides or {}).items():
         if value is not None:
@@ -160,8 +164,9 @@ def load(
 def source(path: Path | None, key: str, *, environ: Mapping[str, str]) -> str:
     """Say where a key gets its value from, as `load` does: an environment variable or a file."""
     variable, _ = ENVIRONMENT[key]
-    if variable in environ:
-        return f"environment variable {variable}"
+    for one in (variable, variable + IN_A_FILE):
+        if one in environ and (one == variable or key in CREDENTIALS.values()):
+            return f"environment variable {one}"
     return str(_find(path, environ) or "defaults")
 
 
@@ -215,13 +220,34 @@ def _get(tree: Mapping[str, Any], key: str) -> object:
     return value
 
 
+def _take_files(tree: dict[str, Any], sources: dict[str, str], environ: Mapping[str, str]) -> None:
+    """Take the secrets that stand in files which the environment names."""
+    for key in CREDENTIALS.values():
+        variable = ENVIRONMENT[key][0]
+        file = environ.get(variable + IN_A_FILE)
+        if not file:
+            continue
+        if variable in environ:
+            raise SettingsError(f"{key}: {variable} and {variable}{IN_A_FILE} are set; set one")
+        try:
+            secret = Path(file).read_text(encoding="utf-8").strip("\r\n")
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or "it is no text"
+            raise SettingsError(
+                f"{key}: {file} can't be read: {reason.lower()} "
+                f"(environment variable {variable}{IN_A_FILE})"
+            ) from None
+        _put(tree, sources, key, secret, f"{file}, which {variable}{IN_A_FILE} names")
+
+
 def _take_credentials(
     tree: dict[str, Any], sources: dict[str, str], environ: Mapping[str, str]
 ) -> None:
     """Take systemd's credentials, each unless the environment names a value itself."""
     directory = environ.get("CREDENTIALS_DIRECTORY")
     for name, key in CREDENTIALS.items() if directory else ():
-        if ENVIRONMENT[key][0] in environ:
+        variable = ENVIRONMENT[key][0]
+        if variable in environ or environ.get(variable + IN_A_FILE):
             continue
         try:
             secret = Path(directory or "", name).read_text(encoding="utf-8").strip("\r\n")

@@ -134,6 +134,19 @@ def test_a_limit_that_can_t_be_read_is_bad_usage(
     assert wrong[1] in err
 
 
+def test_a_health_check_says_by_its_exit_code_whether_the_daemon_is_well(
+    api: Served, run: Run
+) -> None:
+    assert run("healthcheck") == (0, "healthy\n", "")
+    assert run("healthcheck", "--ready")[0] == 0
+    system = api.world.control.system
+    api.world.control.system = replace(system, ready=False, reasons=("the broker is away",))
+    code, out, err = run("healthcheck", "--ready")
+    assert (code, out) == (1, "")
+    assert "the broker is away" in err
+    assert run("healthcheck")[0] == 0
+
+
 def test_deleting_asks_and_where_it_can_t_ask_it_refuses(
     api: Served, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -144,6 +144,31 @@ def test_the_broker_is_named_by_one_url_or_the_other(file: Path) -> None:
     assert "hidden" not in said
 
 
+@pytest.mark.parametrize(
+    ("variable", "key"),
+    [
+        ("DATABASE_URL", "database.url"), ("RABBITMQ_URL", "rabbitmq.url"),
+        ("RABBITMQ_MANAGEMENT_URL", "rabbitmq.management_url"), ("BROKER_URL", "broker.url"),
+        ("TENANTRY_JWT_SECRET", "security.jwt_secret"),
+    ],
+)  # fmt: skip
+def test_a_secret_may_stand_in_a_file_that_the_environment_names(
+    file: Path, tmp_path: Path, variable: str, key: str
+) -> None:
+    scheme = {"DATABASE_URL": "postgresql", "RABBITMQ_MANAGEMENT_URL": "http"}.get(variable, "amqp")
+    secret = f"{scheme}://user:{'s' * 32}@host:1"
+    (tmp_path / "secret").write_text(secret + "\n")
+    named = {f"{variable}_FILE": str(tmp_path / "secret")}
+    settings = read(file, **named)
+    section, name = key.split(".")
+    assert getattr(getattr(settings, section), name).get_secret_value() == secret
+    assert f"{variable}_FILE" in refusal(file, **named, **{variable: secret})
+    said = refusal(file, **{f"{variable}_FILE": str(tmp_path / "nowhere")})
+    assert f"{key}: {tmp_path}/nowhere can't be read: no such file" in said
+    (tmp_path / "secret").write_bytes(b"\xff\xfe")
+    assert "it is no text" in refusal(file, **named)
+
+
 def test_urls_may_be_systemd_credentials_and_an_empty_one_is_none(
     file: Path, tmp_path: Path
 ) -> None:

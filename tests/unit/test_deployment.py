@@ -1,0 +1,156 @@
+"""What stands in deploy/ speaks of metrics, sections and alerts that there are."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from scripts import dashboards
+from tenantry.metrics.collector import FAMILIES
+from tenantry.settings.load import ENVIRONMENT
+from tests import deploy_tools
+
+ROOT = Path(__file__).parents[2]
+DEPLOY = ROOT / "deploy"
+RULES = DEPLOY / "prometheus" / "rules.yml"
+TESTS = DEPLOY / "prometheus" / "rules.test.yml"
+
+OF_THE_CLIENT = {
+    "up", "process_cpu_seconds_total", "process_resident_memory_bytes", "process_open_fds",
+}  # fmt: skip
+"""What Prometheus and its client give by themselves."""
+
+SUFFIXES = {"counter": ("_total",), "histogram": ("_bucket", "_count", "_sum"), "info": ("_info",)}
+
+METRIC = re.compile(r"\b(?:tenantry|messages|queue|tenant|process)_[a-z_]+\b|\bup\b")
+LABELS = {"tenant_id"}
+
+
+def exported() -> set[str]:
+    names = set(OF_THE_CLIENT)
+    for name, family in FAMILIES.items():
+        names |= {name + suffix for suffix in SUFFIXES.get(family.type, ("",))}
+    return names
+
+
+def alerts() -> list[dict[str, Any]]:
+    groups = yaml.safe_load(RULES.read_text())["groups"]
+    return [rule for group in groups for rule in group["rules"]]
+
+
+def queries() -> Iterator[tuple[str, str]]:
+    """Give where each expression stands, and the expression."""
+    for rule in alerts():
+        yield rule["alert"], rule["expr"]
+    for file in sorted((DEPLOY / "grafana" / "dashboards").glob("*.json")):
+        for panel in json.loads(file.read_text())["panels"]:
+            for target in panel.get("targets", ()):
+                yield f"{file.stem}: {panel['title']}", target["expr"]
+
+
+def test_every_metric_that_is_asked_for_is_exported() -> None:
+    there = exported()
+    unknown = {
+        (where, name)
+        for where, expr in queries()
+        for name in METRIC.findall(expr)
+        if name not in there | LABELS
+    }
+    assert not unknown
+
+
+def test_every_metric_that_is_exported_is_documented() -> None:
+    documented = (ROOT / "docs" / "metrics.md").read_text()
+    assert not [name for name in FAMILIES if f"`{name}" not in documented]
+
+
+def test_every_alert_says_how_bad_it_is_and_leads_to_a_section() -> None:
+    headings = re.findall(
+        r"^##+ (.+)$", (ROOT / "docs" / "operations.md").read_text(), re.MULTILINE
+    )
+    anchors = {re.sub(r"[^a-z0-9 -]", "", one.lower()).replace(" ", "-") for one in headings}
+    for rule in alerts():
+        assert rule["labels"]["severity"] in {"critical", "warning"}, rule["alert"]
+        assert rule["annotations"].keys() == {"summary", "description", "runbook"}, rule["alert"]
+        assert rule["annotations"]["runbook"] in anchors, rule["alert"]
+
+
+def test_every_alert_has_a_test_in_which_it_fires() -> None:
+    fired = {
+        case["alertname"]
+        for test in yaml.safe_load(TESTS.read_text())["tests"]
+        for case in test["alert_rule_test"]
+        if case.get("exp_alerts")
+    }
+    assert {rule["alert"] for rule in alerts()} == fired
+
+
+def test_dashboards_are_as_their_builder_writes_them() -> None:
+    stale = [
+        name
+        for name in dashboards.DASHBOARDS
+        if not dashboards.same(dashboards.HOME / f"{name}.json", dashboards.written(name))
+    ]
+    assert not stale, "run scripts/dashboards.py"
+
+
+def holds(tool: str, *arguments: str | Path, cwd: Path = DEPLOY) -> None:
+    """Run a checker, and see that it finds nothing."""
+    done = subprocess.run(
+        [deploy_tools.found(tool), *map(str, arguments)],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_promtool_finds_the_rules_right_and_their_tests_pass() -> None:
+    holds("promtool", "check", "rules", RULES.name, cwd=RULES.parent)
+    holds("promtool", "test", "rules", TESTS.name, cwd=RULES.parent)
+
+
+def test_promtool_reads_every_query_of_the_dashboards(tmp_path: Path) -> None:
+    rules = [
+        {"record": f"query:{number}", "expr": expr.replace("$tenant", "acme")}
+        for number, (_, expr) in enumerate(queries())
+    ]
+    file = tmp_path / "queries.yml"
+    file.write_text(yaml.safe_dump({"groups": [{"name": "queries", "rules": rules}]}))
+    holds("promtool", "check", "rules", file.name, cwd=tmp_path)
+
+
+def test_the_containers_are_described_as_their_engines_read_them() -> None:
+    holds("hadolint", "Containerfile")
+    holds("check-jsonschema", "--builtin-schema", "vendor.compose-spec", "compose.yaml")
+    holds("kubernetes-validate", "--strict", "kubernetes/tenantry.yaml")
+
+
+def test_what_the_compose_file_mounts_and_names_is_there() -> None:
+    services = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
+    made = (DEPLOY / "make-secrets.sh").read_text()
+    for name, secret in services["secrets"].items():
+        assert secret["file"].removeprefix("./secrets/") in made, name
+    for service in services["services"].values():
+        for volume in service.get("volumes", ()):
+            source = volume.partition(":")[0]
+            assert source in services["volumes"] or (DEPLOY / source).is_dir(), volume
+        for variable in service.get("environment", {}):
+            key = variable.removesuffix("_FILE")
+            assert not key.startswith(("TENANTRY_", "RABBITMQ_", "DATABASE_")) or key in {
+                name for name, _ in ENVIRONMENT.values()
+            }, variable
+
+
+@pytest.mark.parametrize("wrong", ["tenantry_reddy", "messages_processed", "tenant_worker"])
+def test_a_metric_that_is_none_is_found(wrong: str) -> None:
+    assert METRIC.findall(f'sum(rate({wrong}{{job="tenantry"}}[5m]))') == [wrong]
+    assert wrong not in exported()
