@@ -12,6 +12,7 @@ from pathlib import Path
 from tenantry.broker.iggy.access import Access
 from tenantry.broker.iggy.client import Session
 from tenantry.broker.port import BrokerError
+from tests.ports import free_port
 
 USER, PASSWORD = "iggy-root", "root-of-the-tests"
 
@@ -28,7 +29,7 @@ class PrivateIggy:
         self._directory = directory
         self._process: subprocess.Popen[bytes] | None = None
         self._leash: subprocess.Popen[bytes] | None = None
-        self.port = _free_port()
+        self.port = free_port()
 
     @property
     def address(self) -> str:
@@ -135,9 +136,3 @@ class PrivateIggy:
 
 
 _BASE = {name: os.environ[name] for name in ("PATH", "HOME", "TMPDIR") if name in os.environ}
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

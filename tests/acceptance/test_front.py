@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 from functools import partial
 
 import httpx
@@ -13,6 +12,7 @@ import pytest
 
 from tests import preloaded
 from tests.acceptance.program import LOOK, Program
+from tests.ports import free_port
 from tests.waiting import DEADLINE, eventually
 
 
@@ -21,13 +21,6 @@ def front_of(program: Program) -> int | None:
     children = psutil.Process(program.process.pid).children()
     found = [child.pid for child in children if "tenantry.front" in child.cmdline()]
     return found[0] if found else None
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def test_it_reads_and_publishes_by_itself_while_the_daemon_stands_still(program: Program) -> None:

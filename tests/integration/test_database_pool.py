@@ -25,6 +25,7 @@ from tenantry.database.liveness import has_died
 from tenantry.database.pool import Connection, Database
 from tenantry.messages.postgres import PostgresMessageStore
 from tests import scratch
+from tests.ports import free_port
 from tests.services_postgres import own_server
 from tests.waiting import DEADLINE, eventually
 
@@ -51,13 +52,6 @@ def failure_of(url: str, *, timeout: float = 0) -> DatabaseUnavailableError:
     assert "s3cret" not in text
     assert "s3cret" not in repr(database)
     return caught.value
-
-
-def free_port() -> int:
-    with closing(socket.socket()) as one:
-        one.bind(("127.0.0.1", 0))
-        port: int = one.getsockname()[1]
-        return port
 
 
 def use(database: Database) -> None:

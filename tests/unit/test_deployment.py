@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import re
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -15,11 +12,8 @@ import yaml
 from scripts import dashboards
 from tenantry.metrics.collector import FAMILIES
 from tenantry.settings.load import ENVIRONMENT
-from tests import deploy_tools
+from tests.deployed import DEPLOY, ROOT, RULES, alerts, found, queries
 
-ROOT = Path(__file__).parents[2]
-DEPLOY = ROOT / "deploy"
-RULES = DEPLOY / "prometheus" / "rules.yml"
 TESTS = DEPLOY / "prometheus" / "rules.test.yml"
 
 OF_THE_CLIENT = {
@@ -40,21 +34,6 @@ def exported() -> set[str]:
     return names
 
 
-def alerts() -> list[dict[str, Any]]:
-    groups = yaml.safe_load(RULES.read_text())["groups"]
-    return [rule for group in groups for rule in group["rules"]]
-
-
-def queries() -> Iterator[tuple[str, str]]:
-    """Give where each expression stands, and the expression."""
-    for rule in alerts():
-        yield rule["alert"], rule["expr"]
-    for file in sorted((DEPLOY / "grafana" / "dashboards").glob("*.json")):
-        for panel in json.loads(file.read_text())["panels"]:
-            for target in panel.get("targets", ()):
-                yield f"{file.stem}: {panel['title']}", target["expr"]
-
-
 def test_every_metric_that_is_asked_for_is_exported() -> None:
     there = exported()
     unknown = {
@@ -64,11 +43,6 @@ def test_every_metric_that_is_asked_for_is_exported() -> None:
         if name not in there | LABELS
     }
     assert not unknown
-
-
-def test_every_metric_that_is_exported_is_documented() -> None:
-    documented = (ROOT / "docs" / "metrics.md").read_text()
-    assert not [name for name in FAMILIES if f"`{name}" not in documented]
 
 
 def test_every_alert_says_how_bad_it_is_and_leads_to_a_section() -> None:
@@ -104,7 +78,7 @@ def test_dashboards_are_as_their_builder_writes_them() -> None:
 def holds(tool: str, *arguments: str | Path, cwd: Path = DEPLOY) -> None:
     """Run a checker, and see that it finds nothing."""
     done = subprocess.run(
-        [deploy_tools.found(tool), *map(str, arguments)],
+        [found(tool), *map(str, arguments)],
         cwd=cwd,
         capture_output=True,
         text=True,
