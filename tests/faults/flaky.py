@@ -5,7 +5,7 @@ from __future__ import annotations
 import zlib
 from typing import Any
 
-ONE_IN = 31
+ONE_IN = 101
 
 
 def handle(message: Any, cursor: Any) -> None:

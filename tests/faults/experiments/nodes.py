@@ -150,7 +150,12 @@ class Storm:
 
 
 def run(
-    rig: Rig, rounds: int, *, topic: object = "events", settings: Mapping[str, str] = NO_SETTINGS
+    rig: Rig,
+    rounds: int,
+    *,
+    topic: object = "events",
+    settings: Mapping[str, str] = NO_SETTINGS,
+    rate: float = 100,
 ) -> None:
     storm = Storm(rig)
     for one in storm.members:
@@ -160,7 +165,7 @@ def run(
         one.program.spawn()
         one.program.wait_ready(PATIENCE)
     storm.wait_without(None)
-    with rig.load(rate=100):
+    with rig.load(rate=rate):
         for number in rig.rounds(rounds):
             rig.wait_for_some()
             rig.moment(0.3)

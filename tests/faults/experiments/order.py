@@ -48,7 +48,7 @@ def run(rig: Rig, rounds: int) -> None:
 def on_nodes(rig: Rig, rounds: int) -> None:
     """Have what happens to nodes happen to three that handle partitions in order."""
     rig.ledger.ordered.add("events")
-    nodes.run(rig, rounds, topic=TOPIC, settings=SETTINGS)
+    nodes.run(rig, rounds, topic=TOPIC, settings=SETTINGS, rate=30)
 
 
 def _tell(rig: Rig, tenant: Tenant, method: str, what: str, body: object = None) -> None:
