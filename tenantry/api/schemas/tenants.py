@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Final, Literal, Self, TypeAlias
 
-from pydantic import Field
+from pydantic import Field, GetJsonSchemaHandler, model_validator
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
 from tenantry.api.schemas.common import (
     AS_WHOLE,
@@ -61,7 +63,7 @@ _ORDERING: Final = (
 
 
 class TopicWanted(StrictInput):
-    """A topic with more than its name."""
+    """A topic; as text it is a name, and nothing more is said of it."""
 
     name: _TopicName
     partitions: Annotated[
@@ -78,14 +80,29 @@ class TopicWanted(StrictInput):
         default=None, description=f"{_ORDERING} `none` if left out.", examples=["partition"]
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _by_its_name(cls, given: object) -> object:
+        return {"name": given} if isinstance(given, str) else given
+
     def as_topic(self) -> Topic:
         """Give what is asked for."""
         ordering = None if self.ordering is None else Ordering(self.ordering)
         return Topic(name=self.name, partitions=self.partitions, ordering=ordering)
 
 
+class _OrByName:
+    """Tells in the description of the API that a topic's name alone will do."""
+
+    def __get_pydantic_json_schema__(
+        self, core: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        name = {"type": "string", "pattern": f"^{names.TOPIC.pattern}$"}
+        return {"anyOf": [name, handler(core)]}
+
+
 Topics: TypeAlias = Annotated[
-    list[_TopicName | TopicWanted],
+    list[Annotated[TopicWanted, _OrByName()]],
     Field(
         max_length=MAX_TOPICS,
         description=_TOPICS_ASKED,
@@ -94,9 +111,9 @@ Topics: TypeAlias = Annotated[
 ]
 
 
-def topics_of(wanted: Sequence[str | TopicWanted]) -> tuple[str | Topic, ...]:
+def topics_of(wanted: Sequence[TopicWanted]) -> tuple[Topic, ...]:
     """Give the topics that are asked for."""
-    return tuple(one if isinstance(one, str) else one.as_topic() for one in wanted)
+    return tuple(one.as_topic() for one in wanted)
 
 
 # In answers the limits are told, and not insisted on: a tenant may have been made under others.
