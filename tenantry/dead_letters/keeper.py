@@ -9,7 +9,13 @@ from typing import Any, Final
 
 import structlog
 
-from tenantry.broker.port import BrokerError, DeadLettersBusyError, Queues
+from tenantry.broker.port import (
+    BacklogFullError,
+    BrokerError,
+    DeadLettersBusyError,
+    MessagesRefusedError,
+    Queues,
+)
 from tenantry.dead_letters.port import DeadLetterIndex
 from tenantry.dead_letters.replay import Reprocessing
 from tenantry.journal.port import JournalError
@@ -134,6 +140,11 @@ class DeadLetterKeeper(PeriodicService):
             self._reprocessing.look(tenant_id, stopping=self._ends)
         except DeadLettersBusyError:
             return  # the call that browses it does all this on the way
+        except (BacklogFullError, MessagesRefusedError) as error:
+            # This tenant's queues alone: what was begun goes on once they take messages again.
+            log.info("dead_letters.replay_waits", tenant=tenant_id, error=str(error))
+            self._put_off(tenant_id, failures)
+            return
         except UnavailableError:
             raise  # as it would be with any tenant's
         except Exception as error:
@@ -143,10 +154,13 @@ class DeadLetterKeeper(PeriodicService):
                 tenant=tenant_id,
                 error=" ".join(str(error).split())[:500],
             )
-            pause = min(LONGEST_PAUSE, self._every * 2.0 ** min(failures, 10))
-            self._failing[tenant_id] = failures + 1, time.monotonic() + pause
+            self._put_off(tenant_id, failures)
             return
         self._failing.pop(tenant_id, None)
+
+    def _put_off(self, tenant_id: str, failures: int) -> None:
+        pause = min(LONGEST_PAUSE, self._every * 2.0 ** min(failures, 10))
+        self._failing[tenant_id] = failures + 1, time.monotonic() + pause
 
     def _ends(self) -> bool:
         """Tell whether the end has come; browsing asks after each batch, and so goes on."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import KW_ONLY, dataclass, field, replace
 from itertools import groupby
 from operator import attrgetter
@@ -21,6 +22,7 @@ from uuid import UUID, uuid4
 import structlog
 
 from tenantry.broker.port import (
+    BacklogFullError,
     BrokerError,
     BrokerUnavailableError,
     DeadLetterBrowser,
@@ -350,6 +352,15 @@ class Reprocessing:
         ]
         try:
             self.publishing.publish(outgoing, timeout=self.publish_timeout)
+        except BacklogFullError:
+            # Nothing of it was taken. A part may fit, where all of it may never do.
+            if len(batch) == 1:
+                raise
+            half = len(batch) // 2
+            sent = self._publish(tenant_id, batch[:half])
+            with suppress(BacklogFullError):
+                sent += self._publish(tenant_id, batch[half:])
+            return sent
         except BrokerUnavailableError:
             raise
         except BrokerError as error:

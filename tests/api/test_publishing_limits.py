@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tenantry.api.publishing_rates import PublishingRates
-from tenantry.broker.port import BacklogFullError, MessagesRefusedError
+from tenantry.broker.port import BacklogFullError, MessagesRefusedError, Outgoing
 from tenantry.domain.commands import ChangeLimits
 from tenantry.domain.limits import Limits
 from tenantry.domain.tenant import Lifecycle, TenantState
@@ -147,3 +147,29 @@ def test_a_replay_into_a_full_backlog_is_429_and_its_letters_stay(api: Served) -
     api.world.publishing.error = None
     assert replay(api, {"all": True}) == {"replayed": 1}
     assert [one.message_id for one in api.world.publishing.sent] == ["m"]
+
+
+def test_a_replay_goes_as_far_as_there_is_room_and_the_next_one_goes_on(
+    api: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reject(api.world, *[message(str(number)) for number in range(130)])
+    room = 30
+    publish = api.world.publishing.publish
+
+    def within(messages: Sequence[Outgoing], *, timeout: float) -> None:
+        nonlocal room
+        if len(messages) > room:
+            raise BacklogFullError("the backlog of acme is full")
+        room -= len(messages)
+        publish(messages, timeout=timeout)
+
+    monkeypatch.setattr(api.world.publishing, "publish", within)
+    path, calls = "/tenants/acme/dead-letters/replay", 0
+    while listed(api):
+        answer = api.control.post(path, json={"all": True})
+        # That there is no more room is told where nothing of a batch has gone.
+        assert answer.status_code == 429 or answer.json()["replayed"] == 30 - room
+        assert room == 0 or not listed(api)
+        room, calls = 30, calls + 1
+    assert calls == 5
+    assert sorted(int(one.message_id or "") for one in api.world.publishing.sent) == [*range(130)]

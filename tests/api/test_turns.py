@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from typing import Any
 
 import pytest
 
+from tenantry.api.routes import publishing
 from tenantry.http.pool import CLIENT, WAITING_FOR_A_THREAD, Pool
 from tenantry.http.problems import Problem
 from tests.api.serving import World, serving
@@ -144,3 +146,31 @@ def test_whose_turn_a_request_takes_is_the_tenant_s_it_is_about() -> None:
         assert api.control.get("/tenants/acme").status_code == 200
     assert set(seen) == {"acme"}
     assert copy_context().get(CLIENT, "") == ""
+
+
+def test_large_lists_are_read_one_at_a_time_and_small_messages_meanwhile(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    entered, release, cut_out = threading.Semaphore(0), threading.Event(), publishing.members
+
+    def members(body: bytes, name: str) -> list[bytes]:
+        if len(body) > publishing.LARGE:
+            entered.release()
+            release.wait(DEADLINE)
+        return cut_out(body, name)
+
+    monkeypatch.setattr(publishing, "members", members)
+    large = [{"payload": "x" * 1000}] * 20
+    with serving(World()) as api, ThreadPoolExecutor(2) as threads:
+        api.world.create("noisy")
+        api.world.create("quiet")
+
+        def post() -> int:
+            return api.tcp.post("/tenants/noisy/messages", json=large).status_code
+
+        lists = [threads.submit(post) for _ in range(2)]
+        assert entered.acquire(timeout=DEADLINE)
+        assert api.tcp.post("/tenants/quiet/messages", json={"payload": 1}).status_code == 202
+        assert not entered.acquire(blocking=False)
+        release.set()
+        assert [one.result(DEADLINE) for one in lists] == [202, 202]

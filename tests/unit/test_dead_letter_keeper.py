@@ -9,7 +9,13 @@ from uuid import uuid4
 
 import pytest
 
-from tenantry.broker.port import BrokerUnavailableError, DeadLettersBusyError, QueuedDeadLetter
+from tenantry.broker.port import (
+    BacklogFullError,
+    BrokerUnavailableError,
+    DeadLettersBusyError,
+    MessagesRefusedError,
+    QueuedDeadLetter,
+)
 from tenantry.dead_letters.keeper import DeadLetterKeeper
 from tenantry.dead_letters.port import Intent, QueueMessage, RejectedMessage, Work
 from tenantry.domain.events import DeadLettersReplayed
@@ -118,6 +124,26 @@ def test_a_queue_that_can_not_be_walked_along_now_is_tried_again(
     watched.world.dead_letters.error = None
     watched.keeper.look()
     assert watched.listed() == ["a"]
+
+
+@pytest.mark.parametrize("error", [BacklogFullError("full"), MessagesRefusedError("refused")])
+def test_a_replay_into_a_full_backlog_waits_and_keeps_no_other_tenant_waiting(
+    watched: Watched, error: Exception
+) -> None:
+    (queued,) = watched.queue("a", reason="rejected")
+    judged = RejectedMessage(queued.message, "not_json", "no JSON", 1)
+    (kept,) = watched.world.letters.add("acme", [judged])
+    watched.world.letters.begin("acme", [kept.id], Intent(uuid4(), Work.REPLAY))
+    others = watched.world.dead_letters.queues
+    others["beta"] = [queued]
+    watched.world.publishing.error = error
+    for _ in range(2):
+        watched.keeper.look()
+    assert [one.message_id for one in watched.world.letters.page("beta")[0]] == ["a"]
+    assert len(others["acme"]) == 1
+    watched.world.publishing.error = None
+    watched.keeper.look()
+    assert [one.message_id for one in watched.world.publishing.sent] == ["a"]
 
 
 def test_it_ends_when_it_is_told_to(watched: Watched) -> None:

@@ -9,8 +9,10 @@ from __future__ import annotations
 import itertools
 import json
 import re
+import threading
 import zlib
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Annotated, Final
 
@@ -37,6 +39,9 @@ from tenantry.http.tokens import Principal
 from tenantry.messages.encoding import random_uuids
 
 PUBLISH_SECONDS: Final = 10.0
+LARGE: Final = 8192
+"""Bytes of a body from which on to read it takes a while: a millisecond or more."""
+
 _CONTENT_TYPE: Final = "application/json"
 _PATH: Final = re.compile("/tenants/([^/]+)/messages")
 _PUBLICATIONS: Final[TypeAdapter[Publications]] = TypeAdapter(Publications)
@@ -95,30 +100,66 @@ class Publisher:
     timeout: float = PUBLISH_SECONDS
     router: Router = field(default_factory=Router)
     rates: PublishingRates = field(default_factory=PublishingRates)
+    _working: threading.Lock = field(default_factory=threading.Lock)
 
     async def publish(
         self,
         tenant_id: str,
         who: Principal,
-        publications: Publication | Sequence[Publication],
+        publications: Publications,
         body: bytes,
         key: str | None = None,
     ) -> Response:
         """Publish what was read of a body; the answer, once the broker has confirmed all."""
-        several = [publications] if isinstance(publications, Publication) else publications
+        sent = await self.threads.run(self._send, tenant_id, who, publications, body, key)
+        return json_response(sent, 202)
 
-        def send() -> bytes:
-            state = self.lookup.publishable(tenant_id, who)
-            self.rates.admit(state, len(several))
+    async def read_and_publish(
+        self, tenant_id: str, who: Principal, body: bytes
+    ) -> Response | None:
+        """Publish what is in a body; None where it can't be read.
+
+        It is read once it is the tenant's turn: thousands of messages take some time.
+        """
+
+        def work() -> bytes | None:
+            try:
+                with self._alone(body):
+                    publications = _PUBLICATIONS.validate_python(orjson.loads(body))
+            except (json.JSONDecodeError, ValidationError):
+                return None
+            return self._send(tenant_id, who, publications, body, None)
+
+        sent = await self.threads.run(work)
+        return None if sent is None else json_response(sent, 202)
+
+    def _send(
+        self,
+        tenant_id: str,
+        who: Principal,
+        publications: Publications,
+        body: bytes,
+        key: str | None,
+    ) -> bytes:
+        several = [publications] if isinstance(publications, Publication) else publications
+        state = self.lookup.publishable(tenant_id, who)
+        self.rates.admit(state, len(several))
+        with self._alone(body):
             payloads = members(body, "payload")
             once = None if key is None else Once(_call(state), key, body)
             messages = self._messages(state, several, payloads, once)
-            if once is not None and self.idempotency is not None:
-                once.claim(self.idempotency)
-            self._publish(state, messages)
-            return dumps({"ids": [one.message_id for one in messages]})
+        if once is not None and self.idempotency is not None:
+            once.claim(self.idempotency)
+        self._publish(state, messages)
+        return dumps({"ids": [one.message_id for one in messages]})
 
-        return json_response(await self.threads.run(send), 202)
+    def _alone(self, body: bytes) -> AbstractContextManager[object]:
+        """Let one thread at a time work on a large body.
+
+        A dozen that all want the interpreter would have everybody else in this process wait for
+        all of them, each time that somebody wants it.
+        """
+        return self._working if len(body) > LARGE else nullcontext()
 
     def _publish(self, state: TenantState, messages: Sequence[Outgoing]) -> None:
         try:
@@ -184,11 +225,7 @@ def fast_route(publisher: Publisher) -> FastRoute:
     async def serve(request: Request, match: re.Match[str], body: bytes) -> Response | None:
         if idempotency.HEADER in request.headers or not is_json(request):
             return None
-        try:
-            publications = _PUBLICATIONS.validate_python(orjson.loads(body))
-        except (json.JSONDecodeError, ValidationError):
-            return None
-        return await publisher.publish(match[1], principal_of(request.scope), publications, body)
+        return await publisher.read_and_publish(match[1], principal_of(request.scope), body)
 
     return FastRoute(method="POST", path=_PATH, serve=serve)
 
