@@ -9,6 +9,7 @@ from tenantry.broker.budget import OVERHEAD, Budget
 from tenantry.broker.port import QueueSpec
 from tenantry.broker.rabbitmq.subscription import RabbitSubscription
 from tests.brokers import RecordingSink
+from tests.waiting import eventually
 
 SIZE = 1000
 
@@ -24,6 +25,10 @@ class Broker:
         self.cancels: list[Callable[[object], None]] = []
         self.later: list[Callable[[], None]] = []
         self.settled_at = 0.0
+        self._consumers: dict[str, object] = {}
+
+    def close(self) -> None:
+        self.said.append(("close", len(self._consumers)))
 
     def call(self, job: Callable[[], None]) -> bool:
         job()
@@ -53,7 +58,7 @@ class Broker:
     def nothing(self, *_: object, **__: object) -> None:
         pass
 
-    add_on_close_callback = add_on_cancel_callback = basic_qos = receive = nothing
+    add_on_close_callback = add_on_cancel_callback = basic_qos = receive = forget = nothing
 
     @property
     def ioloop(self) -> Broker:
@@ -99,3 +104,36 @@ def test_a_delivery_that_comes_after_its_consumer_was_cancelled_is_given_back_to
         ("give back", 3), ("give back", 4), ("give back", 5),
     ]  # fmt: skip
     assert broker.said.index(("give back", 5)) < broker.said.index(("ack up to", 6))
+
+
+def test_in_order_what_did_not_fit_comes_on_another_channel_once_there_is_room() -> None:
+    broker: Any = Broker()
+    sink = RecordingSink()
+    subscription = RabbitSubscription(
+        broker,
+        [QueueSpec(name="q", topic="t", partition=0, ordered=True)],
+        prefetch=10,
+        sink=sink,
+        forget=lambda _: None,
+        budget=Budget(each=2 * (SIZE + OVERHEAD), total=2 * (SIZE + OVERHEAD)),
+    )
+    subscription.connected(broker)
+    broker.time_passes()
+    assert subscription.admit(SIZE, 0)
+    assert subscription.admit(SIZE, 0)
+    assert not subscription.admit(SIZE, 0)
+    subscription.dropped(3)
+    for _ in range(3):
+        broker.time_passes()
+    assert broker.said == [], "nothing is settled yet"
+    subscription.settle(1, ack_up_to=2)
+
+    def begun_again() -> bool:
+        broker.time_passes()
+        return [word for word, _ in sink.log] == ["consuming", "lost", "consuming"]
+
+    eventually(begun_again)
+    # No consumer is cancelled, and nothing given back alone: others would pass it.
+    assert broker.said == [("ack up to", 2), ("close", 0)]
+    assert broker.cancels == []
+    assert subscription.window < 10

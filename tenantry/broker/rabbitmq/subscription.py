@@ -246,8 +246,18 @@ class RabbitSubscription:
                 channel.basic_cancel(consumer_tag, callback=stopped)
 
     def _begin_smaller(self, generation: int) -> None:
-        """Take another channel, on which fewer messages are in hand: so all comes in order."""
-        if generation != self._generation or self._channel is None or not self._wanted:
+        """Take another channel, on which fewer messages are in hand: so all comes in order.
+
+        Not before there is room again, and what has made it is settled: or else the same would come
+        again and again, and nothing be done with it.
+        """
+        connection = self._connection
+        if generation != self._generation or connection is None or not self._wanted:
+            return
+        room = self._admission.has_room()
+        delay = acks_settle_in(self._settled_at) if room else RESUME_AFTER
+        if delay > 0:
+            connection.ioloop.call_later(delay, partial(self._begin_smaller, generation))
             return
         in_hand = self._admission.account.in_hand
         self._admission.resume()
@@ -258,8 +268,7 @@ class RabbitSubscription:
             window=self._admission.window,
         )
         self._give_up_channel("messages are larger than there is room for so many")
-        if self._connection is not None:
-            self._connection.ioloop.call_later(RESUME_AFTER, self._reopen)
+        self._reopen()
 
     def _stopped(self, generation: int, place: int, _frame: object) -> None:
         """Note that a queue brings nothing more until there is room."""
