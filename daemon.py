@@ -441,7 +441,7 @@ class Daemon:
     def _at_last(self, name: str, work: Callable[[], object]) -> None:
         try:
             work()
-        except UnavailableError as error:
+        except Exception as error:  # noqa: BLE001 - what follows is closed in order all the same
             self._schedule_failed(name, error)
 
     def _schedule_failed(self, name: str, error: Exception) -> None:

@@ -225,6 +225,28 @@ def looking(connection: psycopg.Connection[Any], count: int) -> None:
     )
 
 
+def rounds(connection: psycopg.Connection[Any], count: int, rows: int) -> None:
+    """Store and remove the same number again and again; see how large it all gets.
+
+    VACUUM comes where autovacuum's would, which looks once a minute: whenever a fifth are dead.
+    """
+    dead = 0
+    limit(connection, held(connection))
+    retention_of = "SELECT more FROM tenantry.remove_messages('acme', 2000)"
+    for number in range(1, count + 1):
+        for _ in range(0, rows, BATCH):
+            ids = [str(uuid4()) for _ in range(BATCH)]
+            connection.execute(STORE, {"ids": ids, "payload": PAYLOAD.decode()})
+        while (connection.execute(retention_of).fetchone() or (False,))[0]:
+            pass
+        dead += rows
+        if dead > held(connection) / 5:
+            connection.execute("VACUUM tenantry.messages_acme")
+            dead = 0
+        if number % 4 == 0:
+            print(f"after {number} times {rows} stored and removed: {sizes(connection)}")
+
+
 def beside(
     connection: psycopg.Connection[Any], url: str, database: Database, seconds: float
 ) -> None:
@@ -306,6 +328,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=10_000_000)
     parser.add_argument("--remove", type=int, default=1_000_000, help="while all else is still")
     parser.add_argument("--seconds", type=float, default=20.0, help="a figure")
+    parser.add_argument("--rounds", type=int, default=0, help="of storing and removing; 0: skip")
     parser.add_argument("--data", type=Path, help="a directory that is kept, rows and all")
     parser.add_argument("--compare", type=int, default=0, help="inserts each way; 0: skip")
     options = parser.parse_args()
@@ -324,6 +347,8 @@ def main() -> None:
                 if options.remove:
                     alone(connection, options.remove)
                     looking(connection, options.remove // 5)
+                if options.rounds:
+                    rounds(connection, options.rounds, options.rows // 10)
                 if options.compare:
                     compare(connection, options.compare)
                 if options.seconds:
