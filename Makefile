@@ -9,7 +9,7 @@ JOBS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2); echo $$((
 PYTEST = PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n $(JOBS) --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-thorough check bench deploy-tools format clean
+.PHONY: help demo test test-thorough check bench docs deploy-tools format clean
 
 help: ## what there is
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,6 +32,11 @@ check: $(VENV)/.installed ## formatting, lint, types, import rules, recipes that
 
 bench: $(VENV)/.installed broker ## the benchmarks, side by side with the peers
 	@$(BIN)/python -m bench $(BENCH_ARGS)
+
+docs: $(VENV)/.installed ## the manual as a site, in build/site
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build -q --strict
+	@echo "build/site/index.html"
 
 deploy-tools: $(VENV)/.installed ## what the tests hold deploy/ with: promtool, hadolint, schemas
 	@sh scripts/ensure-prometheus.sh $(VENV)/prometheus
