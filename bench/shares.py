@@ -29,6 +29,7 @@ from rich.table import Table
 
 from bench.brokers import BROKERS, Broker, Processor, missing
 from bench.load import body, wait_until
+from bench.plot import Panel, write
 from bench.subject import Subject, running
 from bench.tenants import by_process, each
 from tenantry.database.embedded import EmbeddedPostgres
@@ -68,6 +69,8 @@ class Figures:
     unloaded: list[float] = field(default_factory=list)
     loaded: dict[str, list[float]] = field(default_factory=dict)
     flood_rate: dict[str, float] = field(default_factory=dict)
+    seen: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
+    """Second by second, with turns: what the flood stored, and what it took the quiet ones."""
 
 
 class Shares:
@@ -214,6 +217,8 @@ class Shares:
         figures.unloaded = sorted(figures.unloaded + self._latencies(quiet, since, until))
         figures.loaded[key] = self._latencies(quiet, began, ended)
         wait_until(lambda: self._stored(FLOOD)[FLOOD] - stored >= options.flood, timeout=60)
+        if turns:
+            figures.seen = self._seconds(quiet, until - 5, ended)
 
     @contextmanager
     def _publishing(self, tenants: Sequence[str]) -> Iterator[None]:
@@ -248,6 +253,24 @@ class Shares:
             for thread in threads:
                 thread.join()
             time.sleep(1)
+
+    def _seconds(
+        self, quiet: Sequence[str], since: float, until: float
+    ) -> dict[str, list[tuple[float, float]]]:
+        seen: dict[str, list[tuple[float, float]]] = {"flood": [], "median": [], "p99": []}
+        with psycopg.connect(self._db) as connection:
+            for second in range(int(until - since)):
+                span = (since + second, since + second + 1)
+                row = connection.execute(
+                    f"SELECT count(*) FROM tenantry.{names.partition_table_name(FLOOD)}"
+                    " WHERE created_at BETWEEN to_timestamp(%s) AND to_timestamp(%s)".encode(),
+                    span,
+                ).fetchone()
+                seen["flood"].append((second, 0.0 if row is None else float(row[0])))
+                if found := self._latencies(quiet, *span):
+                    seen["median"].append((second, statistics.median(found)))
+                    seen["p99"].append((second, _p99(found)))
+        return seen
 
     def _latencies(self, tenants: Sequence[str], since: float, until: float) -> list[float]:
         found: list[float] = []
@@ -286,6 +309,7 @@ def main() -> None:
     parser.add_argument("--quiet", type=int, default=50, help="tenants beside it")
     parser.add_argument("--rate", type=float, default=2.0, help="messages/s of each of those")
     parser.add_argument("--seconds", type=float, default=10.0, help="without the flood")
+    parser.add_argument("--plot", type=Path, help="draw the flood, on the last broker, as SVG")
     parser.add_argument("--json", action="store_true", help="one JSON document on stdout")
     given = parser.parse_args()
     options = Options(
@@ -312,6 +336,8 @@ def main() -> None:
                 home = directory / str(number)
                 home.mkdir(mode=0o755)
                 found[kind] = _alone(start, home, options)
+    if given.plot is not None:
+        draw(given.plot, kind, found[kind])
     if given.json:
         print(json.dumps({kind: asdict(one) for kind, one in found.items()}, indent=2))
         return
@@ -333,6 +359,18 @@ def _alone(
             return Shares(home / "daemon", broker, db, options).measure()
     finally:
         postgres.stop()
+
+
+def draw(path: Path, kind: str, one: Figures) -> None:
+    """Draw a flood, and what it took the quiet tenants beside it."""
+    panels = [
+        Panel(title="messages of the flood stored a second", curves={"flood": one.seen["flood"]}),
+        Panel(
+            title="ms from publishing to commit, quiet tenants",
+            curves={name: one.seen[name] for name in ("median", "p99")},
+        ),
+    ]
+    write(path, f"A flood beside quiet tenants, {kind}", panels)
 
 
 def show(kind: str, one: Figures) -> None:

@@ -291,3 +291,34 @@ def test_a_tenant_that_has_what_it_may_is_refused_more_and_all_that_was_taken_is
     assert shared.get(f"{path}/audit")["balanced"]
     assert shared.call("DELETE", path).status_code == 204
     assert not shared.broker_objects(tenant.id)
+
+
+def test_a_tenant_s_rate_holds_while_its_backlog_is_stored_and_the_rest_waits(
+    shared: Program,
+) -> None:
+    tenant = shared.create()
+    limits = {"rate": 400, "burst": 800}
+    assert shared.call("PUT", f"/tenants/{tenant.id}/limits", limits).status_code == 200
+    with pika.BlockingConnection(pika.URLParameters(tenant.amqp_url)) as connection:
+        channel = connection.channel()
+        for number in range(3600):
+            said = pika.BasicProperties(message_id=str(number))
+            channel.basic_publish(tenant.stream, "default", b"1", said)
+    eventually(lambda: shared.runtime(tenant)["stored"] >= 3000)
+    # What is in hand is two seconds' worth.
+    assert shared.runtime(tenant)["unsettled"] <= 800
+    with psycopg.connect(shared.database_url) as connection:
+        row = connection.execute(
+            "SELECT extract(epoch FROM max(created_at) - min(created_at))::float8, count(*)"
+            " FROM public.messages WHERE tenant_id = %s",
+            (tenant.id,),
+        ).fetchone()
+    assert row is not None
+    seconds, stored = row
+    assert stored <= 800 + 400 * seconds * 1.05
+    assert stored >= 400 * seconds * 0.95
+    # A pause does not wait for tokens, and loses nothing of what it gives back.
+    assert shared.call("POST", f"/tenants/{tenant.id}/pause").status_code == 200
+    assert shared.call("PUT", f"/tenants/{tenant.id}/limits", {"rate": None}).status_code == 200
+    assert shared.call("POST", f"/tenants/{tenant.id}/resume").status_code == 200
+    eventually(lambda: count_rows(shared, tenant) == 3600, what="all rows")
