@@ -42,7 +42,7 @@ def on_files(files: Files, config: Any) -> Files:
     return files
 
 
-def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
+def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:  # noqa: ARG001
     """Lead links from page to page; what stands in a block of code is none."""
     own = page.file.src_uri
     origin = ORIGINS.get(own, f"docs/{own}")
