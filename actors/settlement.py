@@ -112,8 +112,9 @@ class Settlement:
     def _show(self) -> None:
         held, flying = self._window.held, self._window.unsettled - self._window.held
         if self._lanes is not None:
+            # What waits for the batch before it to come back is under way as well.
             held += self._lanes.held
-            flying -= self._lanes.waiting
+            flying -= self._lanes.held + self._lanes.ready
         self._runtime.held = held
         self._runtime.in_flight = flying
 

@@ -163,6 +163,9 @@ def test_in_order_a_batch_that_a_worker_still_has_is_not_begun_by_another(tree: 
     subscription.deliver([of("orders", 1, "2")])
     eventually(lambda: tree.stored("a") == {"2"})
     assert tree.store.inside == 1
+    runtime = tree.control.runtime("a")
+    assert runtime is not None
+    assert runtime.unsettled == 1
     slow.set()
     eventually(lambda: tree.store.deliveries["a", "1"] == 2 and not subscription.unsettled)
 
