@@ -25,6 +25,7 @@ from tenantry.domain import names
 from tenantry.domain.commands import Command, CreateTenant
 from tenantry.journal.port import Metadata
 from tenantry.settings.model import Consumer as ConsumerSettings
+from tenantry.turns.turns import Weights
 from tests.fakes.dead_letters import InMemoryDeadLetterIndex
 from tests.fakes.ports import (
     FakeAdministration,
@@ -65,6 +66,7 @@ class Tree:
         self._clock_thread.start()
         self.runtime = RuntimeState()
         self.watch = Watch(self.runtime, now=lambda: time.monotonic() + self.later)
+        self.weights = Weights()
         limits = ConsumerSettings(prefetch=100, batch_size=5, linger_ms=10)
         self.supervisor = start_actors(
             ActorPorts(
@@ -84,6 +86,7 @@ class Tree:
                 limits=lambda: limits,
                 observer=self.observer,
                 reconcile_every=self.look_every,
+                weights=self.weights,
             ),
             self.runtime,
             on_crash=self.crashes.append,

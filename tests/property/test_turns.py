@@ -8,14 +8,20 @@ import statistics
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from unittest.mock import Mock
 
 import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
+from tenantry.database.errors import DatabaseUnavailableError
+from tenantry.messages.port import StoreUnavailableError
+from tenantry.messages.postgres import PostgresMessageStore
+from tenantry.turns import storing
 from tenantry.turns.room import Room
 from tenantry.turns.storing import FULL, LENT_AFTER, StoringTurns
 from tenantry.turns.turns import LOOK_EVERY, Turn, Turns, Weights
+from tests.fakes.ports import message
 from tests.waiting import DEADLINE, eventually
 
 ROOM, CONNECTIONS = 3.0, 16
@@ -259,3 +265,28 @@ def test_the_room_of_one_that_hangs_is_lent_though_nothing_ends() -> None:
     turns.ended(other, lambda seconds: seconds)
     turns.ended(hangs, lambda seconds: seconds)
     assert (turns.running, turns.taken_up) == (0, 0.0)
+
+
+def storing_turns() -> StoringTurns:
+    return StoringTurns(Weights(), room=ONE, connections=1)
+
+
+def test_a_batch_whose_turn_does_not_come_is_left_and_the_database_is_not_asked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(storing, "PATIENCE", 0.0)
+    turns, database = storing_turns(), Mock()
+    assert turns.take("other", 1000) is not None
+    result = PostgresMessageStore(database, turns=turns).store("acme", [message("1"), message("2")])
+    assert (result.left, result.stored) == ((0, 1), 0)
+    assert not database.mock_calls
+
+
+def test_a_turn_is_over_where_the_database_is_away() -> None:
+    turns, database = storing_turns(), Mock()
+    database.connection.side_effect = DatabaseUnavailableError("away")
+    store = PostgresMessageStore(database, turns=turns)
+    for _ in range(3):
+        with pytest.raises(StoreUnavailableError):
+            store.store("acme", [message("1")])
+    assert turns.turns.running == 0

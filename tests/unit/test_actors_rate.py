@@ -1,4 +1,4 @@
-"""A tenant's rate: what it lets through, and what becomes of the rest."""
+"""A tenant's rate and weight: what the rate lets through, and who is told of the weight."""
 
 from __future__ import annotations
 
@@ -12,7 +12,13 @@ from hypothesis import strategies as st
 from tenantry.actors.messages import Reminder
 from tenantry.actors.pace import Pace, paced
 from tenantry.actors.runtime_state import TenantRuntimeState
-from tenantry.domain.commands import ChangeLimits, PauseTenant, ResizeWorkers, ResumeTenant
+from tenantry.domain.commands import (
+    ChangeLimits,
+    PauseTenant,
+    RequestDeletion,
+    ResizeWorkers,
+    ResumeTenant,
+)
 from tenantry.domain.limits import Limits
 from tests.fakes.actors import Tree
 from tests.fakes.ports import message
@@ -149,3 +155,16 @@ def test_neither_a_resize_nor_a_consumer_that_begins_again_brings_a_new_burst(tr
     before = len(tree.stored("a"))
     eventually(lambda: len(tree.stored("a")) > before)
     assert len(tree.stored("a")) <= 5 + (time.monotonic() - began)
+
+
+def test_a_tenant_s_weight_is_known_where_turns_are_given_out_as_long_as_the_tenant_exists(
+    tree: Tree,
+) -> None:
+    tree.create("a")
+    tree.execute(ChangeLimits(tenant_id="a", changes={"weight": 5}))
+    eventually(lambda: tree.weights.of("a") == 5)
+    tree.stop()
+    tree.start()
+    eventually(lambda: tree.weights.of("a") == 5)
+    tree.execute(RequestDeletion(tenant_id="a", retain=False))
+    eventually(lambda: tree.weights.of("a") == 1)
