@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import select
 import socket
 import struct
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import suppress
+from http import HTTPStatus
+from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import Any, Final, Self
-from urllib.parse import quote
-
-import httpx
+from urllib.parse import quote, urlencode
 
 from tenantry.cli import exact
 from tenantry.cli.output import ApiError, CommandError, DaemonUnreachableError
@@ -24,13 +27,12 @@ PAGE: Final = 500
 
 
 class ControlClient:
-    """Calls the API on the Unix socket at `path`. Every call ends within its timeout."""
+    """Calls the API on the Unix socket at `path`, from any thread; calls end in their time."""
 
     def __init__(self, path: Path, *, timeout: float = TIMEOUT) -> None:
         self.path = path
         self._timeout = timeout
-        self._addressed = ExitStack()
-        self._http: httpx.Client | None = None
+        self._kept: deque[_Connection] = deque()
 
     def __enter__(self) -> Self:
         return self
@@ -40,8 +42,8 @@ class ControlClient:
 
     def close(self) -> None:
         """Close the connection; the next call makes another."""
-        self._http = None
-        self._addressed.close()
+        while self._kept:
+            self._kept.pop().close()
 
     def send(
         self,
@@ -57,23 +59,28 @@ class ControlClient:
         Raises `DaemonUnreachableError`, or `CommandError` where no answer comes in time.
         """
         wait = self._timeout if timeout is None else timeout
-        http = self._http or self._reach()
+        connection = self._reach()
+        target = f"{path}?{urlencode(params)}" if params else path
+        sent = None if body is None else json.dumps(body).encode()
+        headers = {} if sent is None else {"Content-Type": "application/json"}
         try:
-            answer = http.request(
-                method,
-                path,
-                params=params,
-                timeout=httpx.Timeout(wait, connect=CONNECT_TIMEOUT),
-                json=body,  # None sends no body
-            )
-        except httpx.TimeoutException as error:
+            connection.sock.settimeout(wait)
+            connection.request(method, target, body=sent, headers=headers)
+            answer = connection.getresponse()
+            content = answer.read()
+        except TimeoutError as error:
+            connection.close()
             raise CommandError(f"no answer from the daemon within {wait:g} s") from error
-        except httpx.TransportError as error:
-            self.close()
+        except (OSError, HTTPException) as error:
+            connection.close()
             raise DaemonUnreachableError(
                 f"the daemon at {self.path} closed the connection before it answered"
             ) from error
-        return answer.status_code, _decoded(answer)
+        except BaseException:
+            connection.close()
+            raise
+        self._kept.append(connection)
+        return answer.status, _decoded(answer.status, content)
 
     def call(
         self,
@@ -86,7 +93,7 @@ class ControlClient:
     ) -> Any:
         """Make one call and give its body. Raises as `send`, and `ApiError` on a problem."""
         status, decoded = self.send(method, path, body, params=params, timeout=timeout)
-        if status >= httpx.codes.BAD_REQUEST:
+        if status >= HTTPStatus.BAD_REQUEST:
             raise ApiError(status, describe_problem(status, decoded))
         return decoded
 
@@ -131,11 +138,16 @@ class ControlClient:
         pid: int = struct.unpack("3i", raw)[0]
         return pid or None  # 0: it lives in another process namespace
 
-    def _reach(self) -> httpx.Client:
-        """Try the socket before the HTTP client does, which hides the reason and leaks sockets."""
+    def _reach(self) -> _Connection:
+        """Give a connection that is kept, if the daemon has not closed it, or another."""
+        with suppress(IndexError):
+            while True:
+                kept = self._kept.pop()
+                if kept.is_quiet():
+                    return kept
+                kept.close()
         try:
-            self._connect().close()
-            uds = self._addressed.enter_context(addressed(self.path))
+            return _Connection(self._connect())
         except PermissionError as error:
             raise DaemonUnreachableError(
                 f"no permission to use the control socket {self.path}: ask for its group"
@@ -144,15 +156,6 @@ class ControlClient:
             raise DaemonUnreachableError(
                 f"no daemon answers at {self.path}: start it with `tenantry run`"
             ) from error
-        self._http = self._addressed.enter_context(
-            httpx.Client(
-                # There is no TLS on a Unix socket: nothing to verify, and no certificates to load.
-                transport=httpx.HTTPTransport(uds=uds, verify=False),
-                base_url="http://localhost",
-                trust_env=False,
-            )
-        )
-        return self._http
 
     def _connect(self) -> socket.socket:
         probe = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -164,6 +167,21 @@ class ControlClient:
             probe.close()
             raise
         return probe
+
+
+class _Connection(HTTPConnection):
+    """HTTP on a socket that is connected already: once that is closed, it is of no more use."""
+
+    sock: socket.socket
+
+    def __init__(self, sock: socket.socket) -> None:
+        super().__init__("localhost")
+        self.auto_open = 0
+        self.sock = sock
+
+    def is_quiet(self) -> bool:
+        """Tell whether it is open, and the daemon has said nothing unasked, such as goodbye."""
+        return self.sock is not None and not select.select([self.sock], [], [], 0)[0]
 
 
 def tenant_path(tenant_id: str, *rest: str) -> str:
@@ -181,12 +199,12 @@ def describe_problem(status: int, body: object) -> str:
     return "".join(char if char.isprintable() else "?" for char in line)
 
 
-def _decoded(answer: httpx.Response) -> Any:
-    if not answer.content:
+def _decoded(status: int, content: bytes) -> Any:
+    if not content:
         return None
     try:
-        return exact.loads(answer.content.decode())
+        return exact.loads(content.decode())
     except ValueError:
-        if answer.is_success:
+        if status < HTTPStatus.MULTIPLE_CHOICES:
             raise CommandError("the daemon's answer is no JSON") from None
         return None

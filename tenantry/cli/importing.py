@@ -22,7 +22,6 @@ from tenantry.cli import exact, output
 from tenantry.cli.client import ControlClient, tenant_path
 from tenantry.cli.options import example, with_client
 from tenantry.cli.output import ApiError, CommandError
-from tenantry.cli.tenants import tenant
 from tenantry.cli.topics import topic_of
 from tenantry.domain import names
 
@@ -76,7 +75,7 @@ class Import:
         }
 
 
-@tenant.command(
+@click.command(
     "import",
     epilog=example(
         "tenantry tenant import tenants.csv --credentials credentials.jsonl",

@@ -5,22 +5,17 @@ from __future__ import annotations
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
+from types import MappingProxyType
+from typing import Final
 
 import click
 
 import tenantry
 from tenantry.cli import output
-from tenantry.cli.audit import audit
-from tenantry.cli.broker import broker
-from tenantry.cli.consuming import consume
-from tenantry.cli.dead_letters import dead_letters
-from tenantry.cli.demo import demo
-from tenantry.cli.importing import import_ as _import  # noqa: F401 - a command of `tenant`
-from tenantry.cli.isolation import verify_isolation
-from tenantry.cli.nodes import nodes
 from tenantry.cli.options import config_option, example
 from tenantry.cli.output import (
     BAD_USAGE,
@@ -31,15 +26,48 @@ from tenantry.cli.output import (
     CommandError,
     OutputError,
 )
-from tenantry.cli.producing import produce
-from tenantry.cli.reading import events, messages
-from tenantry.cli.service import migrate, run
-from tenantry.cli.system import drain, healthcheck, status, stop
-from tenantry.cli.tenants import tenant
-from tenantry.cli.token import token
-from tenantry.cli.top import top
-from tenantry.settings import SettingsError
-from tenantry.telemetry.masking import mask_text
+
+COMMANDS: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "run": "service:run",
+        "demo": "demo:demo",
+        "migrate": "service:migrate",
+        "broker": "broker:broker",
+        "status": "system:status",
+        "top": "top:top",
+        "nodes": "nodes:nodes",
+        "tenant": "tenants:tenant",
+        "dead-letters": "dead_letters:dead_letters",
+        "events": "reading:events",
+        "messages": "reading:messages",
+        "produce": "producing:produce",
+        "consume": "consuming:consume",
+        "verify-isolation": "isolation:verify_isolation",
+        "audit": "audit:audit",
+        "healthcheck": "system:healthcheck",
+        "drain": "system:drain",
+        "stop": "system:stop",
+        "token": "token:token",
+        "completion": "main:completion",
+    }
+)
+"""The commands by their names, and where in this package each is."""
+
+
+class Commands(click.Group):
+    """A group whose commands are imported when they are asked for: a program starts as it must."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        """Give the names of all commands."""
+        return sorted(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        """Import a command."""
+        if cmd_name not in COMMANDS:
+            return None
+        module, _, name = COMMANDS[cmd_name].partition(":")
+        command: click.Command = getattr(import_module(f"tenantry.cli.{module}"), name)
+        return command
 
 
 @click.command(
@@ -64,7 +92,9 @@ def completion(shell: str, **_config: object) -> None:
     )
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(
+    cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+)
 @click.version_option(tenantry.__version__, prog_name="tenantry")
 @config_option
 def cli(config: Path | None) -> None:
@@ -73,13 +103,6 @@ def cli(config: Path | None) -> None:
     Exit codes: 0 done; 1 the operation failed; 2 bad usage or configuration; 3 the daemon can't
     be reached.
     """
-
-
-for _command in (
-    run, demo, migrate, broker, status, top, nodes, tenant, dead_letters, events, messages, produce,
-    consume, verify_isolation, audit, healthcheck, drain, stop, token, completion,
-):  # fmt: skip
-    cli.add_command(_command)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -96,8 +119,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         with suppress(OSError):
             error.show()
         return error.exit_code
-    except SettingsError as error:
-        return _fail(str(error), BAD_USAGE)
     except OutputError as error:
         output.give_up_output()
         return _fail(str(error), error.exit_code)
@@ -107,11 +128,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         output.give_up_output()  # the reader has gone, and knows
         return BROKEN_PIPE
     except Exception as error:  # noqa: BLE001 - the last resort: a line, not a traceback
+        if _is_about_settings(error):
+            return _fail(str(error), BAD_USAGE)
+        from tenantry.telemetry.masking import mask_text
+
         if os.environ.get("TENANTRY_LOG_LEVEL", "").lower() == "debug":
             sys.stderr.write(mask_text(traceback.format_exc()))
         described = " ".join(mask_text(f"{type(error).__name__}: {error}").split())
         return _fail(f"{described} (TENANTRY_LOG_LEVEL=debug shows where)", FAILED)
     return result if isinstance(result, int) else DONE
+
+
+def _is_about_settings(error: Exception) -> bool:
+    """Tell whether the configuration can't be used; who has not loaded it can't say so."""
+    settings = sys.modules.get("tenantry.settings")
+    return settings is not None and isinstance(error, settings.SettingsError)
 
 
 def _fail(message: str, code: int) -> int:

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any, Concatenate, Final, ParamSpec, TypeVar
 import click
 
 from tenantry.cli.output import CommandError
-from tenantry.settings import Settings, load
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
     from tenantry.broker.rabbitmq.tls import Tls
     from tenantry.cli.client import ControlClient
+    from tenantry.settings import Settings
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -47,6 +47,8 @@ def load_settings(
     config: Path | None, *, client: bool = False, overrides: dict[str, object] | None = None
 ) -> Settings:
     """Load the configuration, from the group's `--config` where the command has none."""
+    from tenantry.settings import load
+
     context = click.get_current_context(silent=True)
     if config is None and context is not None:
         config = context.find_root().params.get("config")
@@ -105,6 +107,7 @@ def complete_tenant(
     from click.shell_completion import CompletionItem
 
     from tenantry.cli.client import ControlClient
+    from tenantry.settings import load
 
     try:
         settings = load(context.params.get("config"), environ=os.environ, client=True)
@@ -126,6 +129,7 @@ def complete_node(
     from click.shell_completion import CompletionItem
 
     from tenantry.cli.client import ControlClient
+    from tenantry.settings import load
 
     try:
         settings = load(context.params.get("config"), environ=os.environ, client=True)

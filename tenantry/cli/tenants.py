@@ -10,6 +10,7 @@ import click
 
 from tenantry.cli import output
 from tenantry.cli.client import ControlClient, tenant_path
+from tenantry.cli.importing import import_
 from tenantry.cli.limits import limits
 from tenantry.cli.options import complete_node, example, tenant_argument, with_client
 from tenantry.cli.output import CommandError
@@ -31,6 +32,7 @@ def tenant() -> None:
     """Create, change and delete tenants."""
 
 
+tenant.add_command(import_)
 tenant.add_command(limits)
 tenant.add_command(stats)
 

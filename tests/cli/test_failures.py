@@ -116,7 +116,7 @@ def test_an_unexpected_failure_is_one_line_without_secrets(
     def fail(*_: object, **__: object) -> None:
         raise RuntimeError("no way\nto amqp://user:hunter2@host")
 
-    monkeypatch.setattr("tenantry.cli.options.load", fail)
+    monkeypatch.setattr("tenantry.settings.load", fail)
     code, _, err = run("status")
     assert code == 1
     assert len(err.splitlines()) == 1
@@ -128,7 +128,7 @@ def test_ctrl_c_is_exit_130(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("tenantry.cli.options.load", interrupted)
+    monkeypatch.setattr("tenantry.settings.load", interrupted)
     assert run("status")[0] == 130
 
 
