@@ -279,8 +279,15 @@ def test_a_tenant_that_has_what_it_may_is_refused_more_and_all_that_was_taken_is
     eventually(full, what="a full backlog")
     with pytest.raises(pika.exceptions.NackError):
         publish_one(tenant, "one too many")
+
+    def connected() -> pika.BlockingConnection | None:
+        # The broker may take a moment to see that the connection before has been closed.
+        with suppress(pika.exceptions.AMQPConnectionError):
+            return pika.BlockingConnection(pika.URLParameters(tenant.amqp_url))
+        return None
+
     with (
-        pika.BlockingConnection(pika.URLParameters(tenant.amqp_url)),
+        eventually(connected, what="a connection"),
         pytest.raises(pika.exceptions.AMQPConnectionError),
     ):
         publish_one(tenant, "by one connection too many")
