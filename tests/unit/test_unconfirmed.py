@@ -6,7 +6,10 @@ from functools import partial
 
 from tenantry.broker.port import BrokerError, BrokerUnavailableError, Outgoing, UnroutableError
 from tenantry.broker.rabbitmq.publishing import (
+    ENOUGH,
     IN_A_ROW,
+    IN_USE,
+    LONGEST_DELAY,
     MAX_UNCONFIRMED,
     Batch,
     Unconfirmed,
@@ -176,3 +179,35 @@ def test_an_exchange_whose_queue_does_not_confirm_leaves_the_others_room() -> No
     assert turn[1].exchange == "other"
     unconfirmed.settle(1, multiple=False, refusal=None)
     assert waiting.next(unconfirmed.has_its_share) is not None
+
+
+def test_of_what_the_broker_confirms_late_little_is_on_its_way_while_others_publish_too() -> None:
+    unconfirmed, waiting, now, tag = Unconfirmed(), Waiting(), 100.0, 0
+
+    def send() -> int:
+        while (turn := waiting.next(unconfirmed.has_its_share)) is not None:
+            unconfirmed.sent(*turn, now)
+        return len(unconfirmed)
+
+    def confirmed(seconds: float, left: int) -> None:
+        nonlocal now, tag
+        now += seconds
+        tag += len(unconfirmed) - left
+        unconfirmed.settle(tag, multiple=True, refusal=None, now=now)
+
+    waiting.add(of("busy", 100_000))
+    whole = send()
+    confirmed(2 * LONGEST_DELAY, 100)
+    # Alone it has all it may have: the broker may be far away.
+    assert send() == whole > ENOUGH
+    waiting.add(of("other", 1))
+    assert send() == whole + 1
+    for _ in range(3):
+        confirmed(2 * LONGEST_DELAY, 100)
+        assert send() in {ENOUGH, ENOUGH + 1}
+    # Where the broker confirms at once nobody is in anybody's way.
+    confirmed(LONGEST_DELAY / 2, 100)
+    assert send() == whole
+    # The other has not been seen for a while.
+    confirmed(2 * LONGEST_DELAY + IN_USE, 100)
+    assert send() == whole

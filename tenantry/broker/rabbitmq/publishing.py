@@ -44,6 +44,18 @@ MAX_OF_ONE: Final = 0.75
 """How large a part of both may be one exchange's: a queue of its that does not confirm leaves the
 others room."""
 
+LONGEST_DELAY: Final = 0.1
+"""Seconds until a confirm beyond which no more of an exchange is on its way than `ENOUGH`.
+
+The broker takes what is on its way before anybody's next message. It is so while more than one
+exchange is in use: a broker that is far away takes long, too.
+"""
+
+IN_USE: Final = 10.0
+"""Seconds for which an exchange counts as in use after a message to it."""
+
+ENOUGH: Final = 250
+
 IN_A_ROW: Final = 20
 """Messages of one exchange that go out before it is another's turn."""
 
@@ -175,16 +187,19 @@ class Waiting:
 class _Sent(NamedTuple):
     batch: Batch
     message: Outgoing
+    at: float
 
 
 class _Share:
     """What one exchange has of the messages on their way."""
 
-    __slots__ = ("bytes", "count")
+    __slots__ = ("bytes", "count", "delay")
 
     def __init__(self) -> None:
         self.count = 0
         self.bytes = 0
+        self.delay = 0.0
+        """Seconds that the latest confirm has taken."""
 
 
 class Unconfirmed:
@@ -196,6 +211,11 @@ class Unconfirmed:
         self._next = 1
         self._returned: dict[_Key, int] = {}
         self._shares: dict[str, _Share] = {}
+        self._latest = ""
+        """The exchange of the latest message."""
+        self._changed_at = -IN_USE
+        """When that was last another than before."""
+        self._now = 0.0
         self.bytes = 0
 
     def has_its_share(self, exchange: str) -> bool:
@@ -204,14 +224,24 @@ class Unconfirmed:
         return share is not None and (
             share.count >= MAX_UNCONFIRMED * MAX_OF_ONE
             or share.bytes >= MAX_UNCONFIRMED_BYTES * MAX_OF_ONE
+            or (
+                share.count >= ENOUGH
+                and share.delay > LONGEST_DELAY
+                and self._now - self._changed_at < IN_USE
+            )
         )
 
     def __len__(self) -> int:
         return len(self._sent)
 
-    def sent(self, batch: Batch, message: Outgoing) -> None:
+    def sent(self, batch: Batch, message: Outgoing, now: float = 0.0) -> None:
         """Note a message that was sent just now."""
-        self._sent[self._next] = _Sent(batch, message)
+        self._sent[self._next] = _Sent(batch, message, now)
+        self._now = now
+        if batch.exchange != self._latest:
+            if self._latest:
+                self._changed_at = now
+            self._latest = batch.exchange
         self._next += 1
         size = len(message.body)
         self.bytes += size
@@ -232,15 +262,21 @@ class Unconfirmed:
             self._forget_returns()
 
     def settle(
-        self, tag: int, *, multiple: bool, refusal: Callable[[], BrokerError] | None
+        self,
+        tag: int,
+        *,
+        multiple: bool,
+        refusal: Callable[[], BrokerError] | None,
+        now: float = 0.0,
     ) -> None:
         """Note the broker's answer to a message, or to all up to it: taken, or refused."""
+        self._now = max(self._now, now)
         for one in range(self._oldest, tag + 1) if multiple else (tag,):
             sent = self._sent.pop(one, None)
             if sent is None:
                 continue
-            batch, message = sent
-            self._arrived(batch.exchange, len(message.body))
+            batch, message, at = sent
+            self._arrived(batch.exchange, len(message.body), now - at)
             if refusal is not None:
                 batch.fail(refusal())
             elif self._returned and self._was_returned(one, message):
@@ -257,9 +293,10 @@ class Unconfirmed:
             self._oldest = self._next
             self._returned.clear()
 
-    def _arrived(self, exchange: str, size: int) -> None:
+    def _arrived(self, exchange: str, size: int, delay: float) -> None:
         self.bytes -= size
         share = self._shares[exchange]
+        share.delay = delay
         share.count -= 1
         share.bytes -= size
         if not share.count:
@@ -271,12 +308,12 @@ class Unconfirmed:
 
     def exchanges(self) -> set[tuple[Batch, str]]:
         """List the calls some message of which is unconfirmed, each with the exchanges it uses."""
-        return {(batch, message.exchange) for batch, message in self._sent.values()}
+        return {(batch, message.exchange) for batch, message, _ in self._sent.values()}
 
     def lose_channel(self) -> list[Batch]:
         """Begin anew, as a new channel does; give the calls whose messages must be sent again."""
         lost: dict[Batch, list[Outgoing]] = {}
-        for batch, message in self._sent.values():
+        for batch, message, _ in self._sent.values():
             if batch.wanted:
                 lost.setdefault(batch, []).append(message)
         for batch, messages in lost.items():
@@ -472,7 +509,12 @@ class RabbitPublishing:
             refusal = partial(
                 MessagesRefusedError, "RabbitMQ refused messages: a queue is full or failing"
             )
-        self._unconfirmed.settle(answer.delivery_tag, multiple=answer.multiple, refusal=refusal)
+        self._unconfirmed.settle(
+            answer.delivery_tag,
+            multiple=answer.multiple,
+            refusal=refusal,
+            now=time.monotonic(),
+        )
         self._pump()
 
     def _pump(self) -> None:
@@ -485,12 +527,12 @@ class RabbitPublishing:
             self._waiting.forget_abandoned()
             return
         frames: list[bytes] = []
-        is_full = self._unconfirmed.has_its_share
+        is_full, now = self._unconfirmed.has_its_share, time.monotonic()
         while self._window_is_open() and (turn := self._waiting.next(is_full)) is not None:
             batch, message = turn
             if frame := self._encode(connection, channel, batch, message):
                 frames.append(frame)
-                self._unconfirmed.sent(batch, message)
+                self._unconfirmed.sent(batch, message, now)
                 if len(frames) >= MAX_BURST:
                     break
         if frames:
