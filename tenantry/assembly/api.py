@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 from tenantry import __version__
@@ -41,6 +42,7 @@ from tenantry.metrics.statistics import Statistics
 from tenantry.metrics.statistics_postgres import PostgresStatistics
 from tenantry.nodes.cluster import NodesFromOne
 from tenantry.nodes.postgres import PostgresNodes
+from tenantry.projections.port import ordered_topics
 from tenantry.settings import Settings
 
 
@@ -57,11 +59,6 @@ def reprocessing_of(
     on_listed: Callable[[str, int], None],
 ) -> Reprocessing:
     """Make what lists, replays and discards dead letters."""
-
-    def ordered(tenant_id: str) -> tuple[str, ...]:
-        state = stores.directory.get(tenant_id)
-        return () if state is None else state.ordered
-
     return Reprocessing(
         index=stores.dead_letters,
         queues=queues,
@@ -70,7 +67,7 @@ def reprocessing_of(
         events=stores.dead_letter_events,
         publish_timeout=PUBLISH_SECONDS,
         on_listed=on_listed,
-        ordered=ordered,
+        ordered=partial(ordered_topics, stores.directory),
     )
 
 

@@ -26,3 +26,9 @@ class TenantDirectory(Protocol):
 
     def as_of_time(self, tenant_id: str, at: datetime) -> TenantState | None:
         """Give a tenant's state at a time (with a zone), or None if it did not exist yet."""
+
+
+def ordered_topics(directory: TenantDirectory, tenant_id: str) -> tuple[str, ...]:
+    """Name the topics of a tenant whose partitions are kept in order. Raises as `get` does."""
+    state = directory.get(tenant_id)
+    return () if state is None else state.ordered

@@ -268,7 +268,9 @@ FROM tenantry.bindings AS b JOIN tenantry.queues AS q ON q.id = b.queue;
 -- Roles are the whole server's: a tenant's role is in the group of the database where it is one.
 -- Whoever may not read what is kept of passwords takes them to be right.
 SELECT r.rolname, r.rolsuper OR r.rolcreaterole OR r.rolcreatedb OR r.rolbypassrls, c.password_hash,
-       pg_has_role(r.oid, part.part, 'MEMBER'), shobj_description(r.oid, 'pg_authid'),
+       coalesce((SELECT pg_has_role(r.oid, g.oid, 'MEMBER') FROM pg_roles AS g WHERE g.rolname = part.part),
+                false),
+       shobj_description(r.oid, 'pg_authid'),
        ARRAY(
            SELECT g.rolname::text FROM pg_auth_members AS m JOIN pg_roles AS g ON g.oid = m.roleid
            WHERE m.member = r.oid AND g.rolname ~ '^tenantry_(producers|consumers)_'

@@ -330,7 +330,7 @@ def test_a_full_backlog_is_an_error_in_sql_and_429_over_http_and_empties_as_it_i
         assert shared.call("POST", f"{path}/messages", two[:1]).status_code == 202
         with pytest.raises(psycopg.Error, match="backlog of tenant") as told:
             tenants.execute("SELECT tenantry.publish('default', '1')")
-        assert told.value.sqlstate == "TN002"
+        assert told.value.sqlstate == "TN003"
         assert shared.call("POST", f"{path}/resume").status_code == 200
         eventually(lambda: stored(shared, tenant) == 4, what="what was taken")
         tenants.execute("SELECT tenantry.publish('default', '\"not an order\"')")

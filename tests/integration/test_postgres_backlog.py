@@ -63,7 +63,7 @@ def test_a_role_that_publishes_too_much_is_told_what_to_do(broker: Broker) -> No
         tenants.execute(PUBLISH)
         with pytest.raises(psycopg.Error) as refused:
             tenants.execute(PUBLISH)
-        assert refused.value.sqlstate == "TN002"
+        assert refused.value.sqlstate == "TN003"
         assert "2 messages wait, of at most 2" in (refused.value.diag.message_primary or "")
         assert "backlog.messages" in (refused.value.diag.message_hint or "")
 

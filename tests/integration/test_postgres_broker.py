@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 import zlib
 from collections.abc import Iterator
+from contextlib import closing
 from urllib.parse import urlsplit
 
 import psycopg
@@ -21,6 +22,7 @@ from tenantry.broker.survey import DriftKind
 from tenantry.database.migrations import migrate
 from tenantry.database.pool import Database
 from tenantry.domain import names
+from tenantry.domain.names import UserKind
 from tenantry.messages.port import Incoming
 from tenantry.messages.postgres import PostgresMessageStore
 from tenantry.nodes.joining import scope_of
@@ -440,3 +442,19 @@ def test_a_new_password_ends_the_sessions_of_the_old_one(broker: Broker) -> None
                 session.execute("SELECT 1")
     finally:
         administration.remove_user(tenant.tenant_id)
+
+
+def test_a_survey_does_not_stumble_over_the_roles_of_another_database(
+    broker: Broker, empty_database_url: str
+) -> None:
+    reader = broker.tenant()
+    administration = broker.administration
+    administration.claim(reader.tenant_id)
+    _, hashed = administration.new_credentials(reader.tenant_id, UserKind.CONSUMER)
+    administration.ensure_user(reader.tenant_id, hashed, UserKind.CONSUMER)
+    migrate(empty_database_url)
+    with closing(Database(empty_database_url, pool_size=2)) as other:
+        other.open()
+        # Nobody has ever been given anything there: it has no group for consumers yet.
+        theirs = PostgresAdministration(other, installation="calm-heron-7f3b")
+        assert theirs.survey() is not None

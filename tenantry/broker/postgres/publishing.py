@@ -30,7 +30,7 @@ from tenantry.messages.encoding import (
 from tenantry.messages.headers import UnreadableHeadersError
 from tenantry.sql import queries
 
-BACKLOG_FULL: Final = "TN002"
+BACKLOG_FULL: Final = "TN003"
 """What `tenantry.admit_to_backlog` says to who would put in more than may wait."""
 
 AT_ONCE: Final = 1000

@@ -58,14 +58,14 @@ BEGIN
     FROM tenantry.backlog_parts AS b WHERE b.tenant_id = p_tenant;
     IF lying.messages + p_messages > p_most_messages THEN
         RAISE EXCEPTION USING
-            ERRCODE = 'TN002',
+            ERRCODE = 'TN003',
             MESSAGE = format('the backlog of tenant %s is full: %s messages wait, of at most %s',
                              p_tenant, lying.messages, p_most_messages),
             HINT = 'Publish again once some of them are stored, fewer at once, or have'
                    ' backlog.messages raised.';
     ELSIF lying.bytes + p_bytes > p_most_bytes THEN
         RAISE EXCEPTION USING
-            ERRCODE = 'TN002',
+            ERRCODE = 'TN003',
             MESSAGE = format('the backlog of tenant %s is full: %s bytes wait, of at most %s',
                              p_tenant, lying.bytes, p_most_bytes),
             HINT = 'Publish again once some of them are stored, less at once, or have'
@@ -149,7 +149,7 @@ DECLARE
     missing text;
     flaw text;
     -- The exchange is tenant_ID_stream.
-    whose text := substr(p_stream, 8, length(p_stream) - 14);
+    whose text := substr(p_stream, 8, greatest(length(p_stream) - 14, 0));
     most_messages bigint;
     most_bytes bigint;
 BEGIN
