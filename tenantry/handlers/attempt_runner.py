@@ -111,7 +111,16 @@ class AttemptRunner:
             self.attempts.note(connection, tenant_id, notes)
         for entry in entries:
             entry.noted = True
+        before = len(result.left)
         self.together(tenant_id, entries, until, result, in_order=in_order)
+        if by:
+            return
+        # They did not end the daemon, and were not come to: nothing is known of them.
+        left = set(result.left[before:])
+        unknown = [one.key for one in entries if one.index in left and not one.attempts]
+        if unknown:
+            with self.database.connection() as connection:
+                self.attempts.forget(connection, tenant_id, unknown)
 
     def together(
         self,

@@ -65,8 +65,12 @@ class InOrder:
         first = [parts[0] for parts in self._lanes.values()]
         if not first:
             return None
-        together = [one for one in first if not (one.unit.guarded or one.unit.alone)]
-        self._turn = together or first[:1]
+        # What has waited longest comes first in a batch: no partition's suspects wait for others'
+        # messages for ever.
+        if first[0].unit.guarded or first[0].unit.alone:
+            self._turn = first[:1]
+        else:
+            self._turn = [one for one in first if not (one.unit.guarded or one.unit.alone)]
         entries = [entry for part in self._turn for entry in part.entries]
         return Unit(entries, guarded=self._turn[0].unit.guarded)
 

@@ -87,6 +87,16 @@ def test_what_comes_again_is_tried_in_its_place(world: World) -> None:
     assert stored_in_order(world) == seen(world) == [str(n) for n in range(20)]
 
 
+def test_those_behind_a_failure_in_a_group_that_comes_again_are_no_suspects_for_it(
+    world: World,
+) -> None:
+    store = world.store(fails("5"))
+    batch = [of(0, str(n)) for n in range(12)]
+    result = store.store(TENANT, batch, dict.fromkeys(range(12)), in_order=True)
+    assert indexes(result) == ([5], list(range(6, 12)))
+    assert [(row["attempts"], row["reason"]) for row in world.attempts()] == [(1, "handler_failed")]
+
+
 def test_one_that_comes_again_before_its_pause_is_over_holds_those_behind_it(
     world: World,
 ) -> None:
@@ -97,7 +107,7 @@ def test_one_that_comes_again_before_its_pause_is_over_holds_those_behind_it(
         Attempts().note(connection, TENANT, [note])
     result = store.store(TENANT, batch, {0: None, 1: None}, in_order=True)
     assert indexes(result) == ([1], [2])
-    assert stored_in_order(world) == ["b1", "a1"]
+    assert stored_in_order(world) == ["a1", "b1"]
 
 
 def test_a_flaw_and_a_row_that_is_refused_let_the_next_one_pass(world: World) -> None:
