@@ -337,7 +337,7 @@ def main() -> None:
                 home.mkdir(mode=0o755)
                 found[kind] = _alone(start, home, options)
     if given.plot is not None:
-        draw(given.plot, kind, found[kind])
+        draw(given.plot, *list(found.items())[-1])
     if given.json:
         print(json.dumps({kind: asdict(one) for kind, one in found.items()}, indent=2))
         return

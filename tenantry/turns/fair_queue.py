@@ -64,11 +64,6 @@ class FairQueue(Generic[_Item]):
         """The virtual time: when the latest turn began."""
         self.waiting = 0
 
-    @property
-    def alone(self) -> bool:
-        """Whether no more than one client has turns, or waits for some."""
-        return len(self._clients) < 2
-
     def waiting_of(self, client: str) -> int:
         """Tell for how many turns a client waits."""
         known = self._clients.get(client)

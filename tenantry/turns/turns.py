@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Callable
 from math import inf
 from time import monotonic
@@ -51,9 +52,9 @@ class Turns:
 
     A turn begins while those there are take up less than all the room, and are fewer than `most`;
     whoever asks goes at once, then, whatever it has had. Room is for those who compete: a tenant
-    that is alone needs none. One tenant has `most_of_one` turns at once. The room of one that has
-    lasted for `lent_after` seconds is lent to others. A turn that takes up no more room than
-    `small` goes without any, if its tenant has no other, and has not had its share.
+    needs none while others have small turns only. One tenant has `most_of_one` turns at once. The
+    room of one that has lasted for `lent_after` seconds is lent to others. A turn that takes up no
+    more room than `small` goes without any, if its tenant has no other, and has not had its share.
     """
 
     def __init__(
@@ -80,6 +81,8 @@ class Turns:
         self.taken_up = 0.0
         """How much room is taken up; others only read it."""
         self._count = 0
+        self._large: Counter[str] = Counter()
+        """Turns that are not small, had or waited for, of those tenants that have any."""
 
     @property
     def waiting(self) -> int:
@@ -106,6 +109,8 @@ class Turns:
             now = self._now()
             self._lend(now)
             self._queue.add(tenant_id, self._weights.of(tenant_id), turn)
+            if room > self._small:
+                self._large[tenant_id] += 1
             self._go_on(now)
             if turn.grant is None and room <= self._small and self._count < self._most:
                 grant = self._queue.next_of(tenant_id)
@@ -127,6 +132,8 @@ class Turns:
                     return True
                 if self._now() >= until:
                     self._queue.remove(tenant_id, turn)
+                    self._forget(tenant_id, turn)
+                    self._go_on(self._now())
                     return False
 
     def look(self) -> None:
@@ -147,13 +154,20 @@ class Turns:
                 self._take_off(turn)
             if turn.grant is not None:
                 self._queue.ended(turn.grant, taken(now - turn.began))
+                self._forget(turn.grant.client, turn)
             self._lend(now)
             self._go_on(now)
+
+    def _forget(self, tenant_id: str, turn: Turn) -> None:
+        if turn.room > self._small:
+            self._large[tenant_id] -= 1
+            if not self._large[tenant_id]:
+                del self._large[tenant_id]
 
     def _go_on(self, now: float) -> None:
         queue, room = self._queue, self._room.size
         while (
-            (self.taken_up < room or queue.alone)
+            (self.taken_up < room or len(self._large) < 2)
             and self._count < self._most
             and (grant := queue.next()) is not None
         ):

@@ -44,7 +44,7 @@ class Tenant:
 class Storing:
     """Tenants whose workers store batch after batch, in a time of its own."""
 
-    def __init__(self, tenants: dict[str, Tenant]) -> None:
+    def __init__(self, tenants: dict[str, Tenant], *, room: float = ROOM) -> None:
         self.time = 0.0
         self.tenants = tenants
         weights = Weights()
@@ -52,7 +52,7 @@ class Storing:
             weights.weigh(name, one.weight)
         self.turns = StoringTurns(
             weights,
-            room=Room(least=ROOM, most=ROOM),
+            room=Room(least=room, most=room),
             connections=CONNECTIONS,
             now=lambda: self.time,
         )
@@ -142,6 +142,14 @@ def test_one_tenant_alone_is_kept_from_nothing_but_more_than_all_the_room() -> N
     storing.run(5.0)
     assert storing.tenants["alone"].seconds_waited == 0.0
     assert storing.tenants["alone"].stored == pytest.approx(3 * FULL * 5 / 0.05, rel=0.02)
+
+
+def test_small_batches_of_others_take_no_room_from_one_that_has_large_ones() -> None:
+    flood, quiet = Tenant(workers=3), Tenant(workers=2, messages=1, seconds=0.005)
+    storing = Storing({"flood": flood, "quiet": quiet}, room=1.0)
+    storing.run(5.0)
+    assert flood.seconds_waited == quiet.seconds_waited == 0.0
+    assert not storing.turns.turns._large.keys() - {"flood"}
 
 
 @given(st.integers(1, 64))
