@@ -27,9 +27,10 @@ def api() -> Iterator[Served]:
 
 def test_a_supervisor_that_does_not_answer_for_long_is_not_healthy(api: Served) -> None:
     health: Health = api.app.state.services.health
-    health._patience, health._deaf = 0.01, 0.2
+    health._patience, health._deaf = 0.01, DEADLINE
     api.world.control.deaf = True
     assert api.control.get("/healthz").status_code == 200  # busy, so far
+    health._deaf = 0.0
     problem = eventually(
         lambda: (answer := api.control.get("/healthz")).status_code == 503 and answer.json()
     )
@@ -90,8 +91,9 @@ class Hanging:
 
 def test_a_hanging_supervisor_shows_and_recovers(tree: Tree, real: Served) -> None:
     health: Health = real.app.state.services.health
-    health._patience, health._deaf = 0.05, 0.2
+    health._patience, health._deaf = 0.05, DEADLINE
     assert real.control.get("/healthz").status_code == 200
+    health._deaf = 0.2
     hanging, reply = Hanging(), Future[Outcome]()
     command = Execute(command=hanging, metadata=Metadata(actor="test"), reply=reply)  # type: ignore[arg-type]
     assert tell(tree.supervisor, command)
