@@ -94,9 +94,10 @@ class Joining:
         if self._standby and at_work:
             self.standing = at_work[0].standing
             return None
+        judged = {node.name: node.standing for node in nodes}
         for name in self._names(nodes):
             if name not in alive:
-                return self._take(name)
+                return self._take(name, judged.get(name))
             if self._name is not None:
                 self._refuse(next(node for node in at_work if node.name == name))
                 return None
@@ -119,18 +120,21 @@ class Joining:
         """Refuse a name whose holder is seen to live; until then it may be one that has died."""
         self.standing = node.standing
         first = self._first_seen.setdefault(node.name, node.standing)
-        if (first.number, first.beat) != (node.standing.number, node.standing.beat):
+        if _beat(first) != _beat(node.standing):
             holder = node.standing.holder
             raise NodeNameTakenError(
                 f"node.name {node.name!r} is that of a node at work on {holder.host} "
                 f"(pid {holder.pid}): choose another (TENANTRY_NODE_NAME)"
             )
 
-    def _take(self, name: str) -> Joined | None:
+    def _take(self, name: str, judged: Standing | None) -> Joined | None:
+        """Take a name whose holder was `judged` dead, unless somebody else has by now."""
         slot = self._nodes.open(name)
         terms = PostgresTerms(self._database, scope_of(name), slot=slot)
         standing = terms.look()
         if standing.held and standing.holder.instance != self._me.instance:
+            if judged is None or _beat(judged) != _beat(standing):
+                return None  # It is another's, who lives: there is another name at the next look.
             # It has lapsed: what it owned is nobody's first, so that all know of a new owner.
             self._nodes.bury(name, standing)
             standing = terms.look()
@@ -151,6 +155,10 @@ class Joining:
     def introduce(self, said: Introduction) -> None:
         """Say who it is that has joined."""
         self._nodes.introduce(said)
+
+
+def _beat(standing: Standing) -> tuple[int, int]:
+    return standing.number, standing.beat
 
 
 def scope_of(name: str) -> str:

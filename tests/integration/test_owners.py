@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 
 import psycopg
@@ -13,7 +13,8 @@ from tenantry.database.errors import TermOverError
 from tenantry.database.pool import Database
 from tenantry.messages.port import Incoming, StoreUnavailableError
 from tenantry.messages.postgres import PostgresMessageStore
-from tenantry.nodes.joining import scope_of
+from tenantry.nodes.joining import Joined, Joining, scope_of
+from tenantry.nodes.port import Node as Seen
 from tenantry.nodes.postgres import PostgresNodes
 from tenantry.terms.port import Holder
 from tenantry.terms.postgres import PostgresTerms
@@ -173,3 +174,30 @@ def test_a_node_that_leaves_is_forgotten_unless_it_is_to_be_empty(
     PostgresNodes(database).leave("one", one.number)
     assert [node.name for node in two.nodes.look()] == ["two"]
     assert two.nodes.owners(["acme"])["acme"].node is None
+
+
+def test_daemons_that_begin_at_once_take_no_name_that_another_has_just_taken(
+    database: Database,
+) -> None:
+    """A name that nobody had at the look is not another's who has died."""
+
+    def joining(instance: str) -> Joining:
+        me = Holder(instance=instance, host="here", pid=1)
+        return Joining(database, me, name=None, standby=False)
+
+    late, quick = joining("late"), joining("quick")
+    look, joined = late._nodes.look, list[Joined]()
+
+    def look_and_be_overtaken() -> Sequence[Seen]:
+        seen = look()
+        if not joined and (taken := quick.try_to_join()) is not None:
+            joined.append(taken)
+        return seen
+
+    late._nodes.look = look_and_be_overtaken  # type: ignore[method-assign]
+    assert late.try_to_join() is None
+    assert joined[0].name == "here"
+    assert joined[0].terms.renew(joined[0].term.number)
+    second = late.try_to_join()
+    assert second is not None
+    assert second.name == "here-2"
