@@ -89,7 +89,7 @@ NODES_KEPT: Final = 86_400.0
 """Seconds for which a node that is lost is listed."""
 
 SHARE_AFTER: Final = 10.0
-"""Seconds after which a process that can't begin answers for itself what others might answer."""
+"""Seconds after which a process that can't begin, as none of the others can, says so itself."""
 
 READY_EVERY: Final = 0.25
 """Seconds between looks at whether the system is ready and alive."""
@@ -459,10 +459,16 @@ class Daemon:
     def _look_on(self, listeners: Listeners) -> None:
         """Wait for the end; tell whenever the system becomes ready, or is not."""
         now = time.monotonic()
-        patient_until, crowded_until, settled = now + SHARE_AFTER, now + CROWDED_FOR, False
+        crowded_until, settled = now + CROWDED_FOR, False
+        share_at, sharing = now + SHARE_AFTER, False
         while not self._pause(READY_EVERY):
-            if self._runtime.state is SystemState.RUNNING or time.monotonic() > patient_until:
-                listeners.share()
+            if not sharing:
+                sharing = self._runtime.state is SystemState.RUNNING
+                if not sharing and time.monotonic() > share_at:
+                    sharing = not listeners.others_are_ready()
+                    share_at = time.monotonic() + SHARE_AFTER
+                if sharing:
+                    listeners.share()
             if not settled and (self._runtime.settled_in or time.monotonic() > crowded_until):
                 settled = True
                 self._settle()

@@ -205,6 +205,9 @@ class Supervisor(SupervisedActor):
 
     def _route(self, message: Execute) -> None:
         tenant_id = message.command.tenant_id
+        if self._runtime.state is SystemState.STARTING:
+            refuse(message, ElsewhereError("the daemon is starting"))
+            return
         if self._runtime.state is not SystemState.RUNNING:
             refuse(message, ControlUnavailableError(f"the daemon is {self._runtime.state.value}"))
             return

@@ -254,7 +254,8 @@ class HandOn:
 
     async def _attempt(self, node: str, scope: Scope, sent: _Sent, send: Send) -> bool:
         """Have a node answer; False where it says that the tenant is not there, any more or yet."""
-        answer = _Answer(send)
+        # Where there is no other node, nothing is on its way.
+        answer = _Answer(send, passes=len(self._cluster.glance()) <= 1)
         if node == self._cluster.name:
             await self._app(dict(scope), sent.receive(), answer)
             return not answer.elsewhere
@@ -308,12 +309,15 @@ class _Sent:
 class _Answer:
     """An answer on its way to the client, but for one that says that the tenant is elsewhere."""
 
-    def __init__(self, send: Send) -> None:
+    def __init__(self, send: Send, *, passes: bool = False) -> None:
+        """One that `passes` gets to the client whatever it says."""
         self._send = send
+        self._passes = passes
         self.elsewhere = False
 
     async def __call__(self, message: Message) -> None:
-        if message["type"] == "http.response.start" and message["status"] == 503:
+        begins = message["type"] == "http.response.start"
+        if begins and message["status"] == 503 and not self._passes:
             headers = message.get("headers", ())
             self.elsewhere = any(name.lower() == _ELSEWHERE for name, _ in headers)
         if not self.elsewhere:

@@ -33,28 +33,32 @@ from tenantry.settings import Settings
 from tenantry.unixpath import addressed
 
 SIBLING_SECONDS: Final = 2.0
-"""How long another process may take for its page; a frozen one is left out."""
+"""How long another process may take for its answer; a frozen one is left out."""
+
+NO_HEADERS: Final[Mapping[str, str]] = {}
 
 
-def ask_siblings(family: Inherited, own: Path, accept: str) -> list[str]:
-    """Ask the other processes of a service for their metrics, all at once."""
-    others = [path for path in family.siblings if path != own]
+def ask_siblings(
+    family: Inherited, own: Path, path: str, headers: Mapping[str, str] = NO_HEADERS
+) -> list[str]:
+    """Ask the other processes of a service, all at once; give the texts of those that succeed."""
+    others = [one for one in family.siblings if one != own]
     if not others:
         return []
     with ThreadPoolExecutor(len(others), "siblings") as pool:
-        return [text for text in pool.map(lambda path: _ask(path, accept), others) if text]
+        answers = pool.map(lambda one: _ask(one, path, headers), others)
+        return [text for text in answers if text]
 
 
-def _ask(path: Path, accept: str) -> str:
+def _ask(socket_path: Path, path: str, headers: Mapping[str, str]) -> str:
     try:
         with (
-            addressed(path) as uds,
+            addressed(socket_path) as uds,
             httpx.Client(
                 transport=httpx.HTTPTransport(uds=uds, verify=False), timeout=SIBLING_SECONDS
             ) as client,
         ):
-            headers = {ALONE: "1", "Accept": accept}
-            answer = client.get("http://localhost/metrics", headers=headers)
+            answer = client.get(f"http://localhost{path}", headers=headers)
             return answer.text if answer.is_success else ""
     except (httpx.HTTPError, OSError):
         return ""
@@ -163,12 +167,23 @@ class Listeners:
         if self._metrics is not None:
             self._metrics.share()
 
+    def others_are_ready(self) -> bool:
+        """Tell whether another process of this service is ready, which may take some seconds."""
+        if self._inherited is None:
+            return False
+        own = self._settings.control_socket.absolute()
+        return bool(ask_siblings(self._inherited, own, "/readyz"))
+
     def with_siblings(self, page: Metrics, node: str) -> Metrics:
         """Show with a page those of the other processes of this service, if there are any."""
         if self._inherited is None:
             return page
         own, family = self._settings.control_socket.absolute(), self._inherited
-        return MergedPage(page, node, lambda accept: ask_siblings(family, own, accept))
+
+        def ask(accept: str) -> list[str]:
+            return ask_siblings(family, own, "/metrics", {ALONE: "1", "Accept": accept})
+
+        return MergedPage(page, node, ask)
 
     def open(self, app: ASGIApp, metrics: Metrics) -> None:
         """Serve an application, and metrics where they have a port of their own."""

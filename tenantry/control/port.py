@@ -26,7 +26,7 @@ class ControlUnavailableError(ControlError):
 
 
 class ElsewhereError(ControlUnavailableError):
-    """The tenant is at work on another node, or on its way there: ask that one."""
+    """The tenant is another node's, on its way there, or its node begins just now: ask again."""
 
 
 class CommandFailedError(ControlError):

@@ -261,6 +261,12 @@ def test_a_tenant_on_its_way_is_waited_for(nodes: Two, monkeypatch: pytest.Monke
     assert "tenantry-elsewhere" in direct.headers
 
 
+def test_where_there_is_no_other_node_nothing_is_waited_for(alone: Served) -> None:
+    alone.world.control.error = ElsewhereError("the daemon is starting")
+    answer = alone.control.post("/tenants/acme/pause")
+    assert (answer.status_code, answer.json()["detail"]) == (503, "the daemon is starting")
+
+
 def test_a_tenant_is_made_where_it_belongs(nodes: Two) -> None:
     nodes.cluster.elsewhere["new"] = Owned(tenant_id="new", node="two", epoch=1)
     made = nodes.one.control.post("/tenants", json={"name": "x", "id": "new"})

@@ -10,18 +10,20 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
-from tenantry.assembly.listeners import Listeners
+from tenantry.assembly.listeners import Listeners, ask_siblings
 from tenantry.cli.client import ControlClient
 from tenantry.cli.output import DaemonUnreachableError
 from tenantry.http import protocol
 from tenantry.http.listeners import ControlSocketBusyError, ListenError, bind_tcp
 from tenantry.http.server import ApiServer
+from tenantry.process.inherited import Inherited
 from tenantry.settings import Settings
 from tests.api.serving import Served, World, serving, short_directory
 from tests.waiting import DEADLINE
@@ -125,6 +127,22 @@ def test_everything_is_listened_on_beside_a_control_socket_of_107_bytes(director
     for one in entrance.loops().values():
         one.stop()
     assert {path.name for path in directory.iterdir()} == {f"{name}.lock"}
+
+
+def test_a_process_knows_whether_another_of_its_service_is_ready(directory: Path) -> None:
+    own, others = directory / "1" / "control.sock", directory / "2" / "control.sock"
+    others.parent.mkdir()
+    family = Inherited(
+        control=-1, relay=-1, parent=-1, port=None, metrics=None, family=str(directory)
+    )
+    with serving(World()) as other:
+        assert not ask_siblings(family, own, "/readyz")
+        others.symlink_to(other.path)
+        assert ask_siblings(family, own, "/readyz")
+        assert not ask_siblings(family, others, "/readyz")
+        system = other.world.control.system
+        other.world.control.system = replace(system, ready=False)
+        assert not ask_siblings(family, own, "/readyz")
 
 
 def test_a_taken_port_is_named_and_the_control_socket_given_back(directory: Path) -> None:

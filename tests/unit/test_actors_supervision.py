@@ -15,7 +15,7 @@ from tenantry.actors.messages import DrainAll, Orphan
 from tenantry.actors.runtime_state import RuntimeState
 from tenantry.actors.supervision import tell
 from tenantry.actors.tree import drain_and_stop
-from tenantry.control.port import ControlUnavailableError, SystemState
+from tenantry.control.port import ControlUnavailableError, ElsewhereError, SystemState
 from tenantry.domain import names
 from tenantry.domain.commands import PauseTenant, RequestDeletion, ResizeWorkers, ResumeTenant
 from tenantry.domain.events import TenantParked
@@ -33,6 +33,15 @@ def test_the_batch_of_a_crashed_worker_is_done_by_another(tree: Tree) -> None:
     tree.deliver("a", "1", "2")
     eventually(lambda: len(tree.subscription("a").acked) == 2)
     assert tree.stored("a") == {"1", "2"}
+
+
+def test_a_command_that_comes_too_early_is_told_to_ask_again(tree: Tree) -> None:
+    tree.create("a")
+    tree.runtime.state = SystemState.STARTING
+    with pytest.raises(ElsewhereError, match="is starting"):
+        tree.execute(PauseTenant(tenant_id="a"))
+    tree.runtime.state = SystemState.RUNNING
+    tree.execute(PauseTenant(tenant_id="a"))
 
 
 def test_a_worker_that_exits_takes_nobody_with_it(tree: Tree) -> None:
