@@ -3,8 +3,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Most of a test is waiting for the program it has started: six at once keep two cores busy.
-JOBS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2); echo $$(( n > 6 ? n : 6 )))
+# Most of a test is waiting for the program it has started: ten at once keep two cores busy.
+JOBS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2); echo $$(( n > 10 ? n : 10 )))
 # The suite starts Python hundreds of times: it must not compile everything each time anew.
 PYTEST = PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n $(JOBS) --no-loadscope-reorder
 

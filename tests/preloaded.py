@@ -43,6 +43,7 @@ MODULES = (
     "anyio._backends._asyncio", "encodings.idna", "importlib.resources.readers", "pydantic.v1",
     "uvicorn.lifespan.off",
 )  # fmt: skip
+STARTING_OTHERS = ("tenantry.front.process", "tenantry.cli.child", "tenantry.processes.child")
 LARGEST = 150_000
 """Bytes a request may have."""
 FDS = 16
@@ -301,17 +302,17 @@ def _become(
     if module.startswith("tests."):
         sys.argv[:] = [module, *arguments]
         return import_module(module).main
-    for starts_others in ("tenantry.front.process", "tenantry.cli.child"):
+    for starts_others in STARTING_OTHERS:
         import_module(starts_others).subprocess = _Forks(address)
     sys.argv[:] = [module, *arguments]
     if module == "tenantry.front":
         return import_module("tenantry.front.__main__").main
     import_module("tenantry.process.startup_signals").hear(arguments)
-    return import_module(module).main
+    return import_module("tenantry.cli.main" if module == "tenantry" else module).main
 
 
 class _Forks:
-    """Stands for `subprocess` where the daemon starts its front, and the demo its daemon."""
+    """Stands for `subprocess` where the program starts others of its own."""
 
     DEVNULL, PIPE, STDOUT = subprocess.DEVNULL, subprocess.PIPE, subprocess.STDOUT
     TimeoutExpired = subprocess.TimeoutExpired

@@ -17,7 +17,7 @@ from tests.ledger import Ledger
 from tests.services_rabbitmq import RabbitHost
 from tests.waiting import eventually
 
-TENANTS = 9
+TENANTS = 6
 
 
 class Cluster:
