@@ -41,6 +41,7 @@ from tenantry.domain.commands import (
     WrongStateError,
 )
 from tenantry.http import problems
+from tenantry.http.auth import ELSEWHERE
 from tenantry.http.problems import Problem
 from tenantry.journal.port import JournalError, VersionConflictError
 from tenantry.messages.port import (
@@ -51,9 +52,6 @@ from tenantry.nodes.port import NodeNotFoundError, NodeRefusedError
 from tenantry.unavailable import UnavailableError
 
 _log: Final[structlog.stdlib.BoundLogger] = structlog.get_logger(__name__)
-
-ELSEWHERE: Final = "Tenantry-Elsewhere"
-"""The header of a 503 that says that nothing was done: the tenant is another node's."""
 
 BACKLOG_RETRY_SECONDS: Final = 5
 

@@ -24,7 +24,7 @@ from tenantry.api import errors, idempotency
 from tenantry.api.idempotency import Once
 from tenantry.api.peers import Peers, UnreachableError
 from tenantry.domain import names
-from tenantry.http.auth import HANDED_ON, MEANT_FOR, Listener, connection_of
+from tenantry.http.auth import ELSEWHERE, HANDED_ON, MEANT_FOR, Listener, connection_of
 from tenantry.http.passing import pass_back, while_client_waits
 from tenantry.http.pool import Pool
 from tenantry.http.problems import Problem, unavailable
@@ -81,7 +81,7 @@ FIRST_PAUSE: Final = 0.05
 LONGEST_PAUSE: Final = 0.5
 
 _NOBODY: Final = "(which one is being settled)"
-_ELSEWHERE: Final = errors.ELSEWHERE.lower().encode()
+_ELSEWHERE: Final = ELSEWHERE.lower().encode()
 
 
 class HandOn:
@@ -347,7 +347,7 @@ def _elsewhere(tenant_id: str, node: str) -> Problem:
 
 def _not_here(detail: str, node: str) -> Problem:
     problem = unavailable(detail, code="not-taking-commands")
-    problem.headers[errors.ELSEWHERE] = node
+    problem.headers[ELSEWHERE] = node
     return problem
 
 

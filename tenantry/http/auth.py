@@ -34,6 +34,10 @@ that the request is not handed on once more.
 MEANT_FOR: Final = b"tenantry-for"
 """The header with the node that it was handed on to: several on one machine share an address."""
 
+ELSEWHERE: Final = "Tenantry-Elsewhere"
+"""The header of a 503 that says that nothing was done, as the tenant is another node's or this one
+is about to begin: who has handed the request on tries again."""
+
 MARKS: Final = frozenset({HANDED_ON, MEANT_FOR})
 
 CALLER: Final = b"tenantry-caller"

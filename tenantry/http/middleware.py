@@ -12,7 +12,7 @@ import structlog
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from tenantry.http.auth import Listener, client_of, connection_of
+from tenantry.http.auth import ELSEWHERE, HANDED_ON, Listener, client_of, connection_of
 from tenantry.http.problems import Problem, too_many, unavailable
 
 CORRELATION_HEADER: Final = "X-Request-ID"
@@ -331,6 +331,8 @@ class StartingApp:
         app = self._app
         if app is None:
             problem = unavailable("the daemon is starting", code="starting")
+            if any(name == HANDED_ON for name, _ in scope["headers"]):
+                problem.headers[ELSEWHERE] = "?"
             await problem.response()(scope, receive, send)
         else:
             await app(scope, receive, send)

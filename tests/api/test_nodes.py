@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import base64
 import json
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import httpx
 import pytest
+from starlette.types import Receive, Scope, Send
 
 from tenantry.api import handing_on
 from tenantry.api.peers import Peers
 from tenantry.control.port import ElsewhereError
+from tenantry.http.middleware import StartingApp
+from tenantry.http.server import ApiServer
 from tenantry.http.tokens import Tokens
 from tenantry.nodes.joining import this_machine
 from tenantry.nodes.port import Introduction, NodeState, Owned
 from tests.api.fakes import FakeCluster
-from tests.api.serving import SECRET, Served, World, serving
+from tests.api.serving import SECRET, Served, World, serving, short_directory
 from tests.waiting import DEADLINE
 
 TOKENS = Tokens(SECRET)
@@ -259,6 +263,33 @@ def test_a_tenant_on_its_way_is_waited_for(nodes: Two, monkeypatch: pytest.Monke
     assert (answer.status_code, "two" in answer.json()["detail"]) == (503, True)
     direct = nodes.two.control.post("/tenants/acme/resume", headers={"Tenantry-Handed-On": "one"})
     assert "tenantry-elsewhere" in direct.headers
+
+
+def test_a_node_that_is_about_to_begin_is_waited_for(
+    nodes: Two, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    beginning, asked = StartingApp(), 0
+
+    async def begins_once_asked(scope: Scope, receive: Receive, send: Send) -> None:
+        nonlocal asked
+        asked += 1
+        await beginning(scope, receive, send)
+        beginning.open(nodes.two.app)
+
+    with short_directory() as directory:
+        path = directory / "control.sock"
+        server = ApiServer(begins_once_asked, socket_path=path)
+        server.bind()
+        serves = threading.Thread(target=server.run)
+        serves.start()
+        try:
+            there = replace(nodes.ways["two"], socket=str(path))
+            monkeypatch.setitem(nodes.ways, "two", there)
+            assert nodes.one.control.post("/tenants/acme/pause").status_code == 200
+            assert asked == 2
+        finally:
+            assert server.stop()
+            serves.join(DEADLINE)
 
 
 def test_where_there_is_no_other_node_nothing_is_waited_for(alone: Served) -> None:
