@@ -28,7 +28,7 @@ def program(
     with Program(rabbitmq, database_url) as made:
         made.own_interpreter |= request.node.get_closest_marker("own_interpreter") is not None
         yield made
-        assert "Traceback" not in made.stderr
+        made.check_no_traceback()
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def lasting(settings: dict[str, str]) -> Iterator[Program]:
         made.settings |= settings
         yield made.start()
         assert made.stop() == 0
-        assert "Traceback" not in made.stderr
+        made.check_no_traceback()
 
 
 @pytest.fixture

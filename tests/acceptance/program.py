@@ -24,6 +24,7 @@ from urllib.parse import quote, unquote, urlsplit
 import httpx
 import pika
 import psycopg
+import pytest
 from psycopg import sql
 
 from tests import preloaded, scratch
@@ -278,6 +279,12 @@ class Program:
     @property
     def stderr(self) -> str:
         return self.log.read_text(encoding="utf-8", errors="replace") if self.log.exists() else ""
+
+    def check_no_traceback(self) -> None:
+        """Fail with what it has logged of an error that nobody has foreseen, and how it came."""
+        if "Traceback" in self.stderr:
+            lines = [line for line in self.stderr.splitlines() if "Traceback" in line]
+            pytest.fail("\n".join(lines).replace("\\n", "\n"))
 
     def events(self, name: str) -> list[dict[str, Any]]:
         """Give the log's events of a name, from all runs."""

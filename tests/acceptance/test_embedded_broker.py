@@ -57,7 +57,7 @@ def lasting() -> Iterator[Program]:
     ):
         yield program.start()
         assert program.stop() == 0
-        assert "Traceback" not in program.stderr
+        program.check_no_traceback()
 
 
 @pytest.fixture
@@ -65,7 +65,7 @@ def embedded(database_url: str) -> Iterator[Program]:
     """A daemon without a broker's URL, that consumes."""
     with Program(None, database_url) as program:
         yield program.start()
-        assert "Traceback" not in program.stderr
+        program.check_no_traceback()
 
 
 def stored(program: Program, tenant: Tenant) -> int:

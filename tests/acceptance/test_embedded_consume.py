@@ -19,7 +19,7 @@ def daemon(database_url: str) -> Iterator[Program]:
     with Program(None, database_url) as made:
         made.settings = {"TENANTRY_RECONCILE_EVERY_SECONDS": "1"}
         yield made.start()
-        assert "Traceback" not in made.stderr
+        made.check_no_traceback()
 
 
 def granted(program: Program, tenant: Tenant) -> str:

@@ -27,7 +27,7 @@ def handled(database_url: str) -> Iterator[Program]:
             "TENANTRY_HANDLER_TIMEOUT_SECONDS": "2",
         }
         yield program
-        assert "Traceback" not in program.stderr
+        program.check_no_traceback()
 
 
 def publish(tenant: Tenant, messages: dict[str, object]) -> None:

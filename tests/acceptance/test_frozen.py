@@ -50,4 +50,4 @@ def test_a_frozen_database_is_noticed_and_nothing_waits_for_it_for_ever(
                 assert program.stop() in {0, 1}
         program.start()
         ledger.check(alive=program.check_running)
-        assert "Traceback" not in program.stderr
+        program.check_no_traceback()

@@ -26,7 +26,7 @@ def program(iggy: str, database_url: str) -> Iterator[Program]:
     with Program(None, database_url) as made:
         made.settings = {"BROKER_URL": iggy}
         yield made.start()
-        assert "Traceback" not in made.stderr
+        made.check_no_traceback()
 
 
 @pytest.fixture
@@ -232,7 +232,7 @@ def test_a_server_that_is_killed_loses_and_doubles_nothing(
             rows_of(program, tenant, 500 * (round_ + 1))
         assert program.runtime(tenant)["stored"] == 1500
         assert program.stop() == 0
-        assert "Traceback" not in program.stderr
+        program.check_no_traceback()
 
 
 def _message(body: bytes) -> iggy.SendMessage:
@@ -292,7 +292,7 @@ def test_a_standby_takes_over_from_a_leader_that_is_frozen(program: Program, sen
         sender.send(tenant.stream, "events", _message(b"1"), partition=2)
         assert len(rows_of(standby, tenant, 301)) == 301
         assert standby.stop() == 0
-        assert "Traceback" not in standby.stderr
+        standby.check_no_traceback()
 
 
 def test_a_user_that_somebody_deletes_is_told_of_until_its_credentials_are_rotated(

@@ -36,7 +36,7 @@ def program(server: PrivateIggy, database_url: str) -> Iterator[Program]:
     with Program(None, database_url) as made:
         made.settings = {"BROKER_URL": server.url, "TENANTRY_RECONCILE_EVERY_SECONDS": "1"}
         yield made.start()
-        assert "Traceback" not in made.stderr
+        made.check_no_traceback()
 
 
 def stored(program: Program) -> int:

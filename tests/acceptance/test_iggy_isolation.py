@@ -25,7 +25,7 @@ def program(iggy: str, database_url: str) -> Iterator[Program]:
     with Program(None, database_url) as made:
         made.settings = {"BROKER_URL": iggy, "TENANTRY_RECONCILE_EVERY_SECONDS": "86400"}
         yield made
-        assert "Traceback" not in made.stderr
+        made.check_no_traceback()
 
 
 @pytest.fixture

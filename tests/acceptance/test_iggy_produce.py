@@ -28,7 +28,7 @@ def program(server: PrivateIggy, database_url: str) -> Iterator[Program]:
     with Program(None, database_url) as made:
         made.settings = {"BROKER_URL": server.url}
         yield made.start()
-        assert "Traceback" not in made.stderr
+        made.check_no_traceback()
 
 
 def stored(program: Program) -> Counter[tuple[str, str, int]]:

@@ -82,7 +82,7 @@ def embedded(database_url: str) -> Iterator[tuple[Program, httpx.Client]]:
     ):
         program.settings = {"TENANTRY_SERVER_PORT": str(port), "TENANTRY_JWT_SECRET": SECRET}
         yield program.start(), front
-        assert "Traceback" not in program.stderr
+        program.check_no_traceback()
 
 
 def bearer(tenant_id: str, iat: float | None) -> dict[str, str]:

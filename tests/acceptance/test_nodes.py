@@ -83,7 +83,7 @@ def cluster(request: pytest.FixtureRequest, database_url: str) -> Iterator[Clust
         made = Cluster(stack, host, database_url)
         yield made
         for node in made.nodes.values():
-            assert "Traceback" not in node.stderr
+            node.check_no_traceback()
 
 
 def test_nodes_share_the_tenants_and_what_one_loses_the_others_take(

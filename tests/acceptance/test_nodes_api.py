@@ -82,7 +82,7 @@ def started() -> Iterator[Pair]:
         )
         yield pair
         for node in nodes:
-            assert "Traceback" not in node.stderr
+            node.check_no_traceback()
             assert node.stop() == 0
 
 

@@ -20,7 +20,7 @@ def daemon(request: pytest.FixtureRequest, database_url: str) -> Iterator[Progra
     host = request.getfixturevalue("rabbitmq") if request.param == "rabbitmq" else None
     with Program(host, database_url) as made:
         yield made
-        assert "Traceback" not in made.stderr
+        made.check_no_traceback()
 
 
 def lets_in(tenant: Tenant) -> None:

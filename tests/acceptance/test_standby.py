@@ -20,7 +20,7 @@ def standby(rabbitmq: RabbitHost, database_url: str) -> Iterator[Program]:
     with Program(rabbitmq, database_url) as made:
         made.settings["TENANTRY_NODE_STANDBY"] = "true"
         yield made
-        assert "Traceback" not in made.stderr
+        made.check_no_traceback()
 
 
 def standing_by(standby: Program) -> Program:
