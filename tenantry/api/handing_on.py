@@ -153,6 +153,9 @@ class HandOn:
             raise _elsewhere(tenant_id, node)
         await self._app(scope, receive, send)
 
+    def _others(self) -> bool:
+        return len(self._cluster.glance()) > 1
+
     async def _to_sibling(self, node: str, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass on what has come to the address that this node shares with the one it is meant for.
 
@@ -183,7 +186,7 @@ class HandOn:
         body = await sent.body()
         if body is None:
             return
-        if len(self._cluster.glance()) > 1:
+        if self._others():
             tenant_id = self._new_id(scope, sent, body)
             if tenant_id is not None and names.is_tenant_id(tenant_id):
                 await self._to_owner(tenant_id, scope, sent, send, new=True)
@@ -254,8 +257,7 @@ class HandOn:
 
     async def _attempt(self, node: str, scope: Scope, sent: _Sent, send: Send) -> bool:
         """Have a node answer; False where it says that the tenant is not there, any more or yet."""
-        # Where there is no other node, nothing is on its way.
-        answer = _Answer(send, passes=len(self._cluster.glance()) <= 1)
+        answer = _Answer(send, self._others)
         if node == self._cluster.name:
             await self._app(dict(scope), sent.receive(), answer)
             return not answer.elsewhere
@@ -309,17 +311,17 @@ class _Sent:
 class _Answer:
     """An answer on its way to the client, but for one that says that the tenant is elsewhere."""
 
-    def __init__(self, send: Send, *, passes: bool = False) -> None:
-        """One that `passes` gets to the client whatever it says."""
+    def __init__(self, send: Send, others: Callable[[], bool]) -> None:
+        """Without `others`, nodes that the tenant could be on its way to, it is the last word."""
         self._send = send
-        self._passes = passes
+        self._others = others
         self.elsewhere = False
 
     async def __call__(self, message: Message) -> None:
-        begins = message["type"] == "http.response.start"
-        if begins and message["status"] == 503 and not self._passes:
+        if message["type"] == "http.response.start" and message["status"] == 503:
             headers = message.get("headers", ())
-            self.elsewhere = any(name.lower() == _ELSEWHERE for name, _ in headers)
+            said = any(name.lower() == _ELSEWHERE for name, _ in headers)
+            self.elsewhere = said and self._others()
         if not self.elsewhere:
             await self._send(message)
 
