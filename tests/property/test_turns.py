@@ -21,6 +21,7 @@ from tenantry.turns import storing
 from tenantry.turns.room import Room
 from tenantry.turns.storing import FULL, LENT_AFTER, StoringTurns
 from tenantry.turns.turns import LOOK_EVERY, Turn, Turns, Weights
+from tests.depth import examples
 from tests.fakes.ports import message
 from tests.waiting import DEADLINE, eventually
 
@@ -107,7 +108,7 @@ tenants = st.builds(
 )
 
 
-@settings(max_examples=20, phases=[Phase.explicit, Phase.reuse, Phase.generate])
+@settings(max_examples=examples(8, 60), phases=[Phase.explicit, Phase.reuse, Phase.generate])
 @given(st.dictionaries(st.sampled_from("abcde"), tenants, min_size=2))
 def test_tenants_that_compete_store_by_their_weights(competing: dict[str, Tenant]) -> None:
     # Each has enough workers for all the room, and none takes so long that its time counts.

@@ -20,7 +20,7 @@ from tests.waiting import eventually
 TAKEOVER = 15.0
 """Seconds within which the contract promises that a killed node's tenants consume elsewhere."""
 
-TENANTS = 9
+TENANTS = 6
 
 NO_SETTINGS: Mapping[str, str] = MappingProxyType({})
 
