@@ -47,6 +47,9 @@ def pytest_configure(config: pytest.Config) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     # Once a run, by the controller: xdist's workers inherit the environment that names them.
     if not hasattr(config, "workerinput") and not config.option.collectonly:
+        if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+            # Whoever ends a run by it should find none of its servers either.
+            signal.signal(signal.SIGTERM, signal.default_int_handler)
         if config.option.basetemp is None:
             # A run's own: in the directory that pytest makes for all of a user's runs, each that
             # begins takes away what another has let the embedded PostgreSQL's user do there.

@@ -21,7 +21,7 @@ from tests.brokers import Broker
 from tests.depth import THOROUGH
 from tests.rabbitmq_node import PrivateNode
 from tests.rabbitmq_node_setup import ENVIRONMENT, Server
-from tests.services_rabbitmq import LITTLE, MUCH, allow_memory, rabbitmqctl, virtual_host_of
+from tests.services_rabbitmq import LITTLE, MUCH, allow_memory, virtual_host_of
 from tests.waiting import DEADLINE, eventually
 
 
@@ -250,7 +250,6 @@ def test_a_blocked_broker_is_named_as_the_reason(node: PrivateNode, broker: Brok
 
     allow_memory(node.directory, LITTLE)
     eventually(lambda: "takes no messages now" in reason())
-    # As an operator does it.
-    rabbitmqctl(node.directory, "set_vm_memory_high_watermark", MUCH)
+    allow_memory(node.directory, MUCH)
     broker.publish(tenant, "events", b"after")
     assert broker.ready(tenant.queues()[1].name)[-1] == b"after"

@@ -134,7 +134,8 @@ def test_the_supervisor_resizes_and_the_journal_tells_why(tree: Tree) -> None:
     resized = tree.journal.read_stream("tenant-a")[-1]
     assert resized.metadata.actor == "autoscaler"
     assert "messages wait" in resized.event.reason  # type: ignore[union-attr]
-    eventually(lambda: tree.runtime.tenant("a").workers_current == 2)
+    # Of the looks asked for until that was seen, one may have resized it once more.
+    eventually(lambda: tree.runtime.tenant("a").workers_current in {2, 4})
     assert "WorkersResized" not in tree.events("fixed")
 
 
