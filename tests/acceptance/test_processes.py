@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+from collections.abc import Iterator
 
 import httpx
 import psycopg
@@ -17,6 +18,13 @@ from tests.ledger import Ledger
 from tests.waiting import eventually
 
 TENANTS = 8
+
+
+@pytest.fixture
+def embedded(database_url: str) -> Iterator[Program]:
+    with Program(None, database_url) as made:
+        yield made
+        made.check_no_traceback()
 
 
 def nodes(program: Program) -> dict[str, int]:
@@ -44,8 +52,9 @@ def wait_spread(program: Program) -> dict[str, int]:
 
 
 def test_processes_share_the_work_and_are_one_service_to_whoever_looks(
-    program: Program, ledger: Ledger
+    embedded: Program, ledger: Ledger
 ) -> None:
+    program = embedded
     program.start(TENANTRY_PROCESSES="3")
     tenants = [program.create(f"t{number}") for number in range(TENANTS)]
     before = wait_spread(program)

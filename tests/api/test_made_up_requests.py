@@ -17,7 +17,7 @@ from tests.api.cases import MODES, OPERATIONS, UNDESCRIBED, Api, attack, load
 from tests.api.serving import SECRET, World, serving
 from tests.depth import THOROUGH, examples
 
-EXAMPLES = examples(4, 30)
+EXAMPLES = examples(3, 30)
 TENANTS = ("acme", "other")
 
 
