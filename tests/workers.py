@@ -93,6 +93,8 @@ def _import(arguments: Sequence[str]) -> None:
     os.dup2(nowhere, 1)
     os.close(nowhere)
     pytest.main(["--collect-only", "-qq", "-n", "0", "-p", "no:cacheprovider", *arguments])
+    # What is left in the buffer would come out where xdist speaks to the worker.
+    sys.stdout.flush()
     os.dup2(said, 1)
     os.close(said)
 
