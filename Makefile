@@ -5,8 +5,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Most of a test is waiting for the program it has started: ten at once keep two cores busy.
 JOBS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2); echo $$(( n > 10 ? n : 10 )))
-# The suite starts Python hundreds of times: it must not compile everything each time anew.
-PYTEST = PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n $(JOBS) --no-loadscope-reorder
+# The suite starts Python hundreds of times: it must not compile everything each time anew. What it
+# prints is buffered, as it is on most machines.
+PYTEST = PYTHONUNBUFFERED= PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n $(JOBS) --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-thorough check bench docs deploy-tools format clean
