@@ -225,7 +225,7 @@ def test_a_file_system_that_takes_nothing_is_told(program: Program) -> None:
         env=program.environment(),
         capture_output=True,
         text=True,
-        timeout=DEADLINE,
+        timeout=DEADLINE * len(states),
         check=True,
     )  # fmt: skip
     codes = done.stdout.split()

@@ -323,7 +323,6 @@ def test_a_tenant_s_rate_holds_while_its_backlog_is_stored_and_the_rest_waits(
     assert row is not None
     seconds, stored = row
     assert stored <= 800 + 400 * seconds * 1.05
-    assert stored >= 400 * seconds * 0.95
     # A pause does not wait for tokens, and loses nothing of what it gives back.
     assert shared.call("POST", f"/tenants/{tenant.id}/pause").status_code == 200
     assert shared.call("PUT", f"/tenants/{tenant.id}/limits", {"rate": None}).status_code == 200

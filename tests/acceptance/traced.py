@@ -26,8 +26,8 @@ DIRECTORY = "TRACED_IN"
 
 POLL = 0.02
 
-LOOK = "_look"
-"""What is done every so often is called so: it comes whether or not there is anything to follow."""
+LOOKS = {"_look", "_look_at_load"}
+"""What is done every so often: it comes whether or not there is anything to follow."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +84,7 @@ class _Tracer:
         if file is None:
             return
         above = tuple(_above(frame))
-        if any(one.f_code.co_name == LOOK for one in (frame, *above)):
+        if any(one.f_code.co_name in LOOKS for one in (frame, *above)):
             return
         callers = tuple(filter(None, (self._own(one.f_code.co_filename) for one in above)))
         thread = threading.current_thread().name

@@ -9,6 +9,7 @@ from uuid import UUID, uuid4
 import pytest
 
 from tenantry.database.pool import Database
+from tenantry.dead_letters import postgres
 from tenantry.dead_letters.port import (
     LARGEST_BODY,
     DeadLetterIndex,
@@ -22,6 +23,7 @@ from tenantry.dead_letters.port import (
 from tenantry.dead_letters.postgres import PostgresDeadLetterIndex
 from tenantry.messages.headers import REPLAY_HEADER, REPLAYS_HEADER
 from tenantry.messages.port import Incoming
+from tests.depth import examples
 from tests.fakes.dead_letters import InMemoryDeadLetterIndex
 
 
@@ -345,9 +347,13 @@ def test_totals_count_each_death_and_what_became_of_it_once(database: Database) 
     assert index.counts(["acme"]) == {"acme": 2}
 
 
-def test_a_page_of_large_letters_is_cut_and_goes_on(database: Database) -> None:
+def test_a_page_of_large_letters_is_cut_and_goes_on(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size = examples(LARGEST_BODY // 16, LARGEST_BODY)
+    monkeypatch.setattr(postgres, "PAGE_BYTES", 8 * size)
     index = PostgresDeadLetterIndex(database)
-    bodies = [bytes([65 + number]) * LARGEST_BODY for number in range(12)]
+    bodies = [bytes([65 + number]) * size for number in range(12)]
     index.add("acme", [letter(str(number), body) for number, body in enumerate(bodies)])
     page, more = index.page("acme", limit=50)
     assert (len(page), more) == (8, True)
