@@ -1,4 +1,4 @@
-"""What did not fit is given back to its queue before an ack could take it along."""
+"""No ack takes along what was not stored: what did not fit, what came on a channel given up."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ class Broker:
 
     def __init__(self) -> None:
         self.said: list[tuple[str, Any]] = []
+        self.consumed: list[str] = []
         self.cancels: list[Callable[[object], None]] = []
         self.later: list[Callable[[], None]] = []
         self.settled_at = 0.0
@@ -42,6 +43,7 @@ class Broker:
         return self
 
     def basic_consume(self, queue: str, *_: object, callback: Any = None, **__: object) -> None:
+        self.consumed.append(queue)
         if callback is not None:
             callback(None)
 
@@ -137,3 +139,25 @@ def test_in_order_what_did_not_fit_comes_on_another_channel_once_there_is_room()
     assert broker.said == [("ack up to", 2), ("close", 0)]
     assert broker.cancels == []
     assert subscription.window < 10
+
+
+def test_nothing_is_consumed_on_a_channel_that_was_given_up_while_it_opened() -> None:
+    first: Any = Broker()
+    second: Any = Broker()
+    sink = RecordingSink()
+    subscription = RabbitSubscription(
+        first,
+        [QueueSpec(name="q", topic="t", partition=0)],
+        prefetch=10,
+        sink=sink,
+        forget=lambda _: None,
+        budget=Budget(),
+    )
+    subscription.connected(first)
+    subscription.leave("it goes on with another connection")
+    subscription.connected(second)
+    first.time_passes()
+    assert first.consumed == [], "its tags would be taken for the other channel's"
+    second.time_passes()
+    assert second.consumed == ["q"]
+    assert sink.log == [("lost", 1), ("consuming", 3)]

@@ -174,10 +174,12 @@ class RabbitSubscription:
         self._paused = set()
         self._done = False
         self._admission.begin()
-        self._channel = connection.channel(on_open_callback=partial(self._opened, connection))
+        opened = partial(self._opened, connection, self._generation)
+        self._channel = connection.channel(on_open_callback=opened)
 
-    def _opened(self, connection: ReadingConnection, channel: Channel) -> None:
-        generation = self._generation
+    def _opened(self, connection: ReadingConnection, generation: int, channel: Channel) -> None:
+        if generation != self._generation:
+            return  # It was given up while it opened: what came on it, another would settle.
         channel.add_on_close_callback(partial(self._closed, generation))
         channel.add_on_cancel_callback(partial(self._cancelled_by_broker, generation))
         if not self._wanted:
