@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from tenantry.broker.port import BrokerError, BrokerUnavailableError, Outgoing, UnroutableError
-from tenantry.broker.rabbitmq import publishing
+from tenantry.broker.rabbitmq import unconfirmed
 from tenantry.broker.rabbitmq.publishing import RabbitPublishing
 from tenantry.domain import names
 from tests import brokers
@@ -27,7 +27,7 @@ def broker(rabbitmq: RabbitHost) -> Iterator[Broker]:
 def test_many_callers_publish_at_once_through_a_small_window(
     broker: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(publishing, "MAX_UNCONFIRMED", 20)
+    monkeypatch.setattr(unconfirmed, "MAX_UNCONFIRMED", 20)
     tenant = broker.tenant("events")
     expected = {b"%d-%d" % (caller, number) for caller in range(8) for number in range(60)}
     with ThreadPoolExecutor(8) as pool:

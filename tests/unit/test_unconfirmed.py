@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 from tenantry.broker.port import BrokerError, BrokerUnavailableError, Outgoing, UnroutableError
-from tenantry.broker.rabbitmq.publishing import (
+from tenantry.broker.rabbitmq.unconfirmed import (
     ENOUGH,
     IN_A_ROW,
     IN_USE,
