@@ -40,9 +40,10 @@ from tenantry.broker.postgres.consuming import PostgresConsuming
 from tenantry.broker.postgres.dead_letters import PostgresDeadLetters
 from tenantry.broker.postgres.publishing import PostgresPublishing
 from tenantry.broker.rabbitmq import adapter as rabbitmq_adapter
-from tenantry.broker.rabbitmq.administration import RabbitAdministration, RabbitProbes
+from tenantry.broker.rabbitmq.administration import RabbitAdministration
 from tenantry.broker.rabbitmq.consuming import RabbitConsuming
 from tenantry.broker.rabbitmq.dead_letters import RabbitDeadLetters
+from tenantry.broker.rabbitmq.probes import RabbitProbes
 from tenantry.broker.rabbitmq.publishing import RabbitPublishing
 from tenantry.broker.topology import QueueType
 from tenantry.database.pool import Database

@@ -208,19 +208,19 @@ def test_a_kept_connection_that_was_lost_is_replaced(
     topology = TenantTopology(tenant_id="lost", topics=(), partitions=1)
     with closing(administration(rabbitmq)) as ours:
         ours.ensure_topology(topology)
-        kept = ours._kept.take()
+        kept = ours._channels._kept.take()
         assert kept is not None
         kept._impl._transport._sock.shutdown(socket.SHUT_RDWR)
-        ours._kept.keep(kept)
+        ours._channels._kept.keep(kept)
         ours.ensure_topology(topology)
         assert made() == 2
 
 
 def test_what_is_refused_leaves_no_connection_behind(rabbitmq: RabbitHost) -> None:
     with closing(administration(rabbitmq)) as ours:
-        with pytest.raises(BrokerError), ours._channel() as channel:
+        with pytest.raises(BrokerError), ours._channels.channel() as channel:
             channel.queue_declare("there-is-no-such-queue", passive=True)
-        assert ours._kept.take() is None
+        assert ours._channels._kept.take() is None
 
 
 def test_under_a_term_that_has_lapsed_nothing_is_done_on_a_kept_connection(
@@ -236,7 +236,7 @@ def test_under_a_term_that_has_lapsed_nothing_is_done_on_a_kept_connection(
     )
     topology = TenantTopology(tenant_id="fenced", topics=(), partitions=1)
     late.ensure_topology(topology)
-    take = late._kept.take
+    take = late._channels._kept.take
 
     def lapse() -> pika.BlockingConnection | None:
         nonlocal valid
@@ -248,7 +248,7 @@ def test_under_a_term_that_has_lapsed_nothing_is_done_on_a_kept_connection(
     with closing(ManagementClient(rabbitmq.management_url, vhost=rabbitmq.vhost)) as client:
         there = client.definitions()
         with (
-            patch.object(late._kept, "take", lapse),
+            patch.object(late._channels._kept, "take", lapse),
             pytest.raises(BrokerUnavailableError, match="the term 7 has lapsed"),
         ):
             late.ensure_topology(replace(topology, topics=("more",)))
@@ -262,10 +262,10 @@ def test_a_connection_is_kept_for_a_moment_only(
     with closing(administration(rabbitmq)) as ours:
         ours.ensure_topology(TenantTopology(tenant_id="brief", topics=(), partitions=1))
         ours.queue_counts()
-        ((_, kept),) = ours._kept._kept
+        ((_, kept),) = ours._channels._kept._kept
         monkeypatch.setattr("tenantry.broker.rabbitmq.kept_connections.KEEP", 0.0)
         ours.queue_counts()
-        assert ours._kept.take() is None
+        assert ours._channels._kept.take() is None
         assert kept.is_closed
 
 

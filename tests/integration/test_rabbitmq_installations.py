@@ -20,8 +20,9 @@ from tenantry.broker.port import (
     PasswordHash,
     TenantTopology,
 )
-from tenantry.broker.rabbitmq.administration import RabbitAdministration, RabbitProbes
+from tenantry.broker.rabbitmq.administration import RabbitAdministration
 from tenantry.broker.rabbitmq.management import ManagementClient
+from tenantry.broker.rabbitmq.probes import RabbitProbes
 from tenantry.broker.survey import DriftKind
 from tenantry.domain import names
 from tests.services_rabbitmq import RabbitHost, virtual_host

@@ -10,10 +10,11 @@ from urllib.parse import unquote, urlsplit
 from tenantry.broker.adapter import BrokerLinks, TermFence
 from tenantry.broker.budget import Budget
 from tenantry.broker.port import BrokerError
-from tenantry.broker.rabbitmq.administration import RabbitAdministration, RabbitProbes
+from tenantry.broker.rabbitmq.administration import RabbitAdministration
 from tenantry.broker.rabbitmq.consuming import RabbitConsuming
 from tenantry.broker.rabbitmq.dead_letters import RabbitDeadLetters
 from tenantry.broker.rabbitmq.late_connections import LOOK_EVERY
+from tenantry.broker.rabbitmq.probes import RabbitProbes
 from tenantry.broker.rabbitmq.publishing import RabbitPublishing
 from tenantry.broker.rabbitmq.tls import Tls
 from tenantry.loops import PeriodicService

@@ -6,75 +6,42 @@ import base64
 import hashlib
 import re
 import secrets
-import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from copy import copy
 from dataclasses import replace
-from typing import Any, Final
+from typing import Final
 from urllib.parse import unquote, urlsplit
 
-import pika
 import structlog
-from pika.adapters.blocking_connection import BlockingChannel
-from pika.exceptions import (
-    AMQPError,
-    AuthenticationError,
-    ChannelClosedByBroker,
-    ConnectionClosedByBroker,
-    ProbableAccessDeniedError,
-    ProbableAuthenticationError,
-)
+from pika.exceptions import AMQPError, ChannelClosedByBroker
 
 from tenantry.broker import topology as layout
 from tenantry.broker.adapter import UNFENCED, TermFence
 from tenantry.broker.port import (
     BrokerError,
-    BrokerUnavailableError,
     Credentials,
-    Excess,
     KeptLimits,
     PasswordHash,
-    Probe,
     QueueCounts,
     TenantTopology,
 )
 from tenantry.broker.rabbitmq import limits as limiting
-from tenantry.broker.rabbitmq.connection import describe, parameters_of_all
-from tenantry.broker.rabbitmq.kept_connections import KeptConnections, close
+from tenantry.broker.rabbitmq.blocking_channels import BlockingChannels, reply_text
 from tenantry.broker.rabbitmq.late_connections import LateConnections
 from tenantry.broker.rabbitmq.management import ManagementClient
-from tenantry.broker.rabbitmq.pika_internals import fenced_blocking_connection
-from tenantry.broker.rabbitmq.term_fence import client_properties, shut_out
+from tenantry.broker.rabbitmq.term_fence import shut_out
 from tenantry.broker.rabbitmq.tls import SYSTEMS, Tls
-from tenantry.broker.rabbitmq.tls import problem as tls_problem
 from tenantry.broker.rabbitmq.users import RabbitUsers
 from tenantry.broker.survey import Survey
 from tenantry.domain import names
 from tenantry.domain.limits import Limits
 from tenantry.domain.names import UserKind
-from tenantry.urls import Alternatives, amqp_url
+from tenantry.urls import amqp_url
 
 log = structlog.get_logger(__name__)
 
-CONNECTIONS: Final = 4
-"""How many declarations go on at once, each on a connection of its own."""
-
-WAIT: Final = 30.0
-"""Seconds to wait for one of them to end."""
-
-BLOCKED_TIMEOUT: Final = 10.0
-"""Seconds a declaration waits for a broker that is out of memory or disk."""
-
-CLOCK_TIMEOUTS: Final = 2.0, 5.0
-"""Seconds to connect, in each step and in all, when only the broker's clock is to be read."""
-
 _PRECONDITION_FAILED: Final = 406
-_ACCESS_REFUSED: Final = 403
-_NOT_FOUND: Final = 404
-_LOCKED: Final = 405
 _SALT_BYTES: Final = 4
-_PROBE: Final = "tenantry_probe_"
 
 
 class RabbitAdministration(RabbitUsers):
@@ -95,28 +62,22 @@ class RabbitAdministration(RabbitUsers):
         tls: Tls = SYSTEMS,
     ) -> None:
         """Tenants' users carry the name of the `installation`."""
-        self._nodes = parameters_of_all(url, "administration", fence, tls)
-        for node in self._nodes:
-            node.blocked_connection_timeout = BLOCKED_TIMEOUT
+        self._channels = BlockingChannels(url, fence, tls)
         self._fence = fence
-        self._clocks = parameters_of_all(url, "clock", fence, tls)
-        for clock in self._clocks:
-            clock.socket_timeout, clock.stack_timeout = CLOCK_TIMEOUTS
         self._scheme = urlsplit(url).scheme
         self._user = unquote(urlsplit(url).username or "guest")
-        management = ManagementClient(
-            management_url, vhost=self._nodes.current.virtual_host, fence=fence, tls=tls
-        )
+        vhost = self._channels.node.virtual_host
+        management = ManagementClient(management_url, vhost=vhost, fence=fence, tls=tls)
         super().__init__(
             management,
             installation=installation,
-            where=" or ".join(f"{node.host}:{node.port}" for node in self._nodes),
+            where=self._channels.where,
             alone=self._claiming,
-            late=LateConnections(management, user=self._user, connect=self._connect_called),
+            late=LateConnections(
+                management, user=self._user, connect=self._channels.connect_to_read_the_clock
+            ),
         )
         self._queue_type = queue_type
-        self._free = threading.BoundedSemaphore(CONNECTIONS)
-        self._kept = KeptConnections()
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._where!r})"
@@ -124,7 +85,7 @@ class RabbitAdministration(RabbitUsers):
     def close(self) -> None:
         """Give up what is kept open between calls."""
         self.late.close()
-        self._kept.close()
+        self._channels.close()
         self.management.close()
 
     def ensure_topology(self, topology: TenantTopology) -> None:
@@ -142,7 +103,7 @@ class RabbitAdministration(RabbitUsers):
             self._declare(replace(plan, exchanges=(), queues=()))
 
     def _declare(self, plan: layout.Plan) -> None:
-        with self._channel() as channel:
+        with self._channels.channel() as channel:
             for exchange in plan.exchanges:
                 with _naming("exchange", exchange):
                     channel.exchange_declare(exchange, exchange_type="direct", durable=True)
@@ -177,7 +138,7 @@ class RabbitAdministration(RabbitUsers):
         ]
         owned.sort(key=layout.is_dead_letter_queue)
         dropped = 0
-        with self._channel() as channel:
+        with self._channels.channel() as channel:
             channel.exchange_delete(names.exchange_name(tenant_id))
             for queue in owned:
                 with _naming("queue", queue):
@@ -211,7 +172,7 @@ class RabbitAdministration(RabbitUsers):
         owned = [one for one in self.management.queues(pattern) if layout.is_group_queue(one)]
         if not owned:
             return
-        with self._channel() as channel:
+        with self._channels.channel() as channel:
             for queue in owned:
                 with _naming("queue", queue):
                     channel.queue_delete(queue)
@@ -221,14 +182,14 @@ class RabbitAdministration(RabbitUsers):
     ) -> tuple[Credentials, PasswordHash]:
         """Generate a password and the hash that stands for it; nothing changes on the broker."""
         password = secrets.token_urlsafe(32)
-        name = names.username(tenant_id, kind)
+        name, node = names.username(tenant_id, kind), self._channels.node
         url = amqp_url(
             scheme=self._scheme,
             user=name,
             password=password,
-            host=self._nodes.current.host,
-            port=self._nodes.current.port,
-            vhost=self._nodes.current.virtual_host,
+            host=node.host,
+            port=node.port,
+            vhost=node.virtual_host,
         )
         credentials = Credentials(username=name, password=password, amqp_url=url)
         return credentials, PasswordHash(value=hash_password(password))
@@ -272,12 +233,12 @@ class RabbitAdministration(RabbitUsers):
 
     def queue_counts(self) -> Mapping[str, QueueCounts]:
         """Count what is ready and unsettled in each tenant's queues."""
-        self._kept.close_old()  # this is what is called every few seconds, come what may
+        self._channels.close_old()  # this is what is called every few seconds, come what may
         return layout.counts_by_tenant(self.management.message_counts())
 
     def check(self) -> None:
         """Raise `BrokerError` with a clear line where the broker can't be used."""
-        with self._channel() as channel, _naming("exchange", names.DEAD_LETTER_EXCHANGE):
+        with self._channels.channel() as channel, _naming("exchange", names.DEAD_LETTER_EXCHANGE):
             channel.exchange_declare(
                 names.DEAD_LETTER_EXCHANGE, exchange_type="direct", durable=True
             )
@@ -291,7 +252,7 @@ class RabbitAdministration(RabbitUsers):
     @contextmanager
     def _claiming(self, tenant_id: str) -> Iterator[None]:
         """Keep all others in this virtual host from claiming the tenant, as long as it takes."""
-        with self._channel() as channel:
+        with self._channels.channel() as channel:
             # An exclusive queue is one connection's, and gone with it.
             lock = f"tenantry_claim_{tenant_id}"
             channel.queue_declare(lock, exclusive=True)
@@ -301,166 +262,6 @@ class RabbitAdministration(RabbitUsers):
                 # Where that fails, the channel is lost, and the connection is not kept.
                 with suppress(AMQPError, OSError):
                     channel.queue_delete(lock)
-
-    @contextmanager
-    def _channel(self) -> Iterator[BlockingChannel]:
-        """Give a channel on a connection of its own; what goes wrong becomes `BrokerError`."""
-        self._fence.check()
-        if not self._free.acquire(timeout=WAIT):
-            raise BrokerUnavailableError(
-                f"RabbitMQ at {self._where} is too slow: {CONNECTIONS} declarations are waiting"
-            )
-        try:
-            connection, channel = self._open_channel()
-            in_order = False
-            try:
-                yield channel
-                in_order = True
-            except (AMQPError, OSError) as error:
-                # A connection whose term lapses breaks off by itself: that is the reason then.
-                self._fence.check()
-                raise self._failed(error) from error
-            finally:
-                self._keep_or_close(connection, channel, in_order=in_order)
-        finally:
-            self._free.release()
-
-    def _open_channel(self) -> tuple[pika.BlockingConnection, BlockingChannel]:
-        """Open a channel, on a connection that was kept if there is one that is still good."""
-        while (kept := self._kept.take()) is not None:
-            try:
-                return kept, kept.channel()
-            except (AMQPError, OSError):
-                close(kept)
-                self._fence.check()
-        connection = self._connect(self._nodes)
-        try:
-            return connection, connection.channel()
-        except (AMQPError, OSError) as error:
-            close(connection)
-            self._fence.check()
-            raise self._failed(error) from error
-
-    def _keep_or_close(
-        self, connection: pika.BlockingConnection, channel: BlockingChannel, *, in_order: bool
-    ) -> None:
-        if in_order:
-            try:
-                channel.close()
-            except (AMQPError, OSError):
-                in_order = False
-        if in_order:
-            self._kept.keep(connection)
-        else:
-            close(connection)
-
-    def _connect_called(self, name: str) -> pika.BlockingConnection:
-        called = [copy(clock) for clock in self._clocks]
-        for wanted in called:
-            wanted.client_properties = client_properties(self._fence, name)
-        return self._connect(Alternatives(called))
-
-    def _connect(self, nodes: Alternatives[pika.URLParameters]) -> pika.BlockingConnection:
-        """Connect to the first node that can be reached; the last one's failure is raised."""
-        for _ in range(len(nodes) - 1):
-            node = nodes.current
-            try:
-                return self._connect_to(node)
-            except BrokerUnavailableError:
-                nodes.failed(node)
-        return self._connect_to(nodes.current)
-
-    def _connect_to(self, wanted: pika.URLParameters) -> pika.BlockingConnection:
-        try:
-            return fenced_blocking_connection(wanted, self._fence)
-        except (AuthenticationError, ProbableAuthenticationError) as error:
-            raise BrokerError(
-                f"RabbitMQ at {self._where} refuses user name and password: check rabbitmq.url"
-            ) from error
-        except ProbableAccessDeniedError as error:
-            raise self._no_access() from error
-        except ConnectionClosedByBroker as error:
-            if error.reply_code in {_ACCESS_REFUSED, _NOT_FOUND, 530}:
-                raise self._no_access() from error
-            raise self._failed(error) from error
-        except (AMQPError, OSError) as error:
-            self._fence.check()
-            secured = wanted.ssl_options is not None
-            reason = tls_problem(error, secured=secured) or (
-                f"{describe(error)}; start it, or correct rabbitmq.url"
-            )
-            raise BrokerUnavailableError(
-                f"RabbitMQ can't be reached at {self._where}: {reason}"
-            ) from error
-
-    def _no_access(self) -> BrokerError:
-        return BrokerError(
-            f"RabbitMQ at {self._where} gives no access to the virtual host "
-            f"{self._nodes.current.virtual_host!r}: it must exist, and the user have rights on it"
-        )
-
-    def _failed(self, error: Exception) -> BrokerError:
-        if isinstance(error, ChannelClosedByBroker):
-            if error.reply_code == _ACCESS_REFUSED:
-                return BrokerError(
-                    f"the user of rabbitmq.url lacks rights: {_text(error)}; it must be allowed to "
-                    "configure, write and read everything in its virtual host"
-                )
-            if error.reply_code == _LOCKED:
-                return BrokerUnavailableError(
-                    f"somebody else is at it at this moment, try again: {_text(error)}"
-                )
-            return BrokerError(f"RabbitMQ refuses: {_text(error)}")
-        return BrokerUnavailableError(
-            f"the connection to RabbitMQ at {self._where} failed: {describe(error)}"
-        )
-
-
-class RabbitProbes:
-    """Probes (`Probes`) on RabbitMQ.
-
-    A probe has the permissions and tags that the tenant's user has now, whatever gave them. Users
-    are the whole broker's: a probe carries our mark.
-    """
-
-    def __init__(self, administration: RabbitAdministration) -> None:
-        self._administration = administration
-        self._management = administration.management
-
-    @property
-    def management_address(self) -> str:
-        """See `Probes.management_address`."""
-        return self._management.address
-
-    def sweep(self) -> None:
-        """See `Probes.sweep`."""
-        for user in self._management.users():
-            if user["name"].startswith(_PROBE) and self._administration.mark in user["tags"]:
-                self._management.delete_user(user["name"])
-
-    @contextmanager
-    def probe(self, tenant_id: str) -> Iterator[Probe]:
-        """See `Probes.probe`."""
-        own = names.username(tenant_id)
-        user = self._administration.find(own)
-        if user is None or user.permissions is None:
-            raise BrokerError(f"user {own!r} is not there, or has no rights in the virtual host")
-        if self._administration.is_anothers(user):
-            raise BrokerError(f"user {own!r} is another installation's")
-        probe = _PROBE + secrets.token_hex(8)
-        credentials, hashed = self._administration.new_credentials(tenant_id)
-        url = credentials.amqp_url.replace(f"//{own}:", f"//{probe}:", 1)
-        tags = sorted({*user.tags, self._administration.mark})
-        self._management.put_user(probe, hashed.value, tags=tags)
-        try:
-            self._management.put_permissions(probe, **user.permissions._asdict())
-            yield Probe(replace(credentials, username=probe, amqp_url=url))
-        finally:
-            self._management.delete_user(probe)
-
-    def excess(self, tenant_id: str) -> Sequence[Excess]:  # noqa: ARG002
-        """See `Probes.excess`: every right can be tried."""
-        return ()
 
 
 class _OtherArgumentsError(BrokerError):
@@ -491,9 +292,5 @@ def _naming(kind: str, name: str, queue_type: str | None = None) -> Iterator[Non
             name,
             f"{kind} {name!r} exists with other arguments than wanted{wanted}: "
             f"set the configuration back, or empty and delete the {kind} and start again; "
-            f"RabbitMQ says: {_text(error)}",
+            f"RabbitMQ says: {reply_text(error)}",
         ) from error
-
-
-def _text(error: Any) -> str:
-    return re.sub(r"\s+", " ", str(error.reply_text)).strip()[:300]

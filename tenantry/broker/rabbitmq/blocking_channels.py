@@ -1,0 +1,196 @@
+"""Channels of RabbitMQ for calls that wait for one answer at a time: declarations, most of them."""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from copy import copy
+from typing import Final
+
+import pika
+from pika.adapters.blocking_connection import BlockingChannel
+from pika.exceptions import (
+    AMQPError,
+    AuthenticationError,
+    ChannelClosedByBroker,
+    ConnectionClosedByBroker,
+    ProbableAccessDeniedError,
+    ProbableAuthenticationError,
+)
+
+from tenantry.broker.adapter import UNFENCED, TermFence
+from tenantry.broker.port import BrokerError, BrokerUnavailableError
+from tenantry.broker.rabbitmq.connection import describe, parameters_of_all
+from tenantry.broker.rabbitmq.kept_connections import KeptConnections, close
+from tenantry.broker.rabbitmq.pika_internals import fenced_blocking_connection
+from tenantry.broker.rabbitmq.term_fence import client_properties
+from tenantry.broker.rabbitmq.tls import SYSTEMS, Tls
+from tenantry.broker.rabbitmq.tls import problem as tls_problem
+from tenantry.urls import Alternatives
+
+CONNECTIONS: Final = 4
+"""How many declarations go on at once, each on a connection of its own."""
+
+WAIT: Final = 30.0
+"""Seconds to wait for one of them to end."""
+
+BLOCKED_TIMEOUT: Final = 10.0
+"""Seconds a declaration waits for a broker that is out of memory or disk."""
+
+CLOCK_TIMEOUTS: Final = 2.0, 5.0
+"""Seconds to connect, in each step and in all, when only the broker's clock is to be read."""
+
+_ACCESS_REFUSED: Final = 403
+_NOT_FOUND: Final = 404
+_LOCKED: Final = 405
+_NOT_ALLOWED: Final = 530
+
+
+class BlockingChannels:
+    """Channels on pika's blocking connections, each on its own. Callable from any thread."""
+
+    def __init__(self, url: str, fence: TermFence = UNFENCED, tls: Tls = SYSTEMS) -> None:
+        self._nodes = parameters_of_all(url, "administration", fence, tls)
+        for node in self._nodes:
+            node.blocked_connection_timeout = BLOCKED_TIMEOUT
+        self._fence = fence
+        self._clocks = parameters_of_all(url, "clock", fence, tls)
+        for clock in self._clocks:
+            clock.socket_timeout, clock.stack_timeout = CLOCK_TIMEOUTS
+        self.where: Final = " or ".join(f"{node.host}:{node.port}" for node in self._nodes)
+        self._free = threading.BoundedSemaphore(CONNECTIONS)
+        self._kept = KeptConnections()
+
+    @property
+    def node(self) -> pika.URLParameters:
+        """The node that is connected to next: of several, the one that was reached last."""
+        return self._nodes.current
+
+    def close_old(self) -> None:
+        """Close what has not been used for a while; to be called every few seconds."""
+        self._kept.close_old()
+
+    def close(self) -> None:
+        """Close what is kept open between calls, and keep nothing more."""
+        self._kept.close()
+
+    def connect_to_read_the_clock(self, name: str) -> pika.BlockingConnection:
+        """Make a connection that the broker knows by this name, quickly or not at all."""
+        called = [copy(clock) for clock in self._clocks]
+        for wanted in called:
+            wanted.client_properties = client_properties(self._fence, name)
+        return self._connect(Alternatives(called))
+
+    @contextmanager
+    def channel(self) -> Iterator[BlockingChannel]:
+        """Give a channel on a connection of its own. What goes wrong becomes `BrokerError`."""
+        self._fence.check()
+        if not self._free.acquire(timeout=WAIT):
+            raise BrokerUnavailableError(
+                f"RabbitMQ at {self.where} is too slow: {CONNECTIONS} declarations are waiting"
+            )
+        try:
+            connection, channel = self._open_channel()
+            in_order = False
+            try:
+                yield channel
+                in_order = True
+            except (AMQPError, OSError) as error:
+                # A connection whose term lapses breaks off by itself: that is the reason then.
+                self._fence.check()
+                raise self._failed(error) from error
+            finally:
+                self._keep_or_close(connection, channel, in_order=in_order)
+        finally:
+            self._free.release()
+
+    def _open_channel(self) -> tuple[pika.BlockingConnection, BlockingChannel]:
+        """Open a channel, on a connection that was kept if there is one that is still good."""
+        while (kept := self._kept.take()) is not None:
+            try:
+                return kept, kept.channel()
+            except (AMQPError, OSError):
+                close(kept)
+                self._fence.check()
+        connection = self._connect(self._nodes)
+        try:
+            return connection, connection.channel()
+        except (AMQPError, OSError) as error:
+            close(connection)
+            self._fence.check()
+            raise self._failed(error) from error
+
+    def _keep_or_close(
+        self, connection: pika.BlockingConnection, channel: BlockingChannel, *, in_order: bool
+    ) -> None:
+        if in_order:
+            try:
+                channel.close()
+            except (AMQPError, OSError):
+                in_order = False
+        if in_order:
+            self._kept.keep(connection)
+        else:
+            close(connection)
+
+    def _connect(self, nodes: Alternatives[pika.URLParameters]) -> pika.BlockingConnection:
+        """Connect to the first node that can be reached; the last one's failure is raised."""
+        for _ in range(len(nodes) - 1):
+            node = nodes.current
+            try:
+                return self._connect_to(node)
+            except BrokerUnavailableError:
+                nodes.failed(node)
+        return self._connect_to(nodes.current)
+
+    def _connect_to(self, wanted: pika.URLParameters) -> pika.BlockingConnection:
+        try:
+            return fenced_blocking_connection(wanted, self._fence)
+        except (AuthenticationError, ProbableAuthenticationError) as error:
+            raise BrokerError(
+                f"RabbitMQ at {self.where} refuses user name and password: check rabbitmq.url"
+            ) from error
+        except ProbableAccessDeniedError as error:
+            raise self._no_access() from error
+        except ConnectionClosedByBroker as error:
+            if error.reply_code in {_ACCESS_REFUSED, _NOT_FOUND, _NOT_ALLOWED}:
+                raise self._no_access() from error
+            raise self._failed(error) from error
+        except (AMQPError, OSError) as error:
+            self._fence.check()
+            secured = wanted.ssl_options is not None
+            reason = tls_problem(error, secured=secured) or (
+                f"{describe(error)}; start it, or correct rabbitmq.url"
+            )
+            raise BrokerUnavailableError(
+                f"RabbitMQ can't be reached at {self.where}: {reason}"
+            ) from error
+
+    def _no_access(self) -> BrokerError:
+        return BrokerError(
+            f"RabbitMQ at {self.where} gives no access to the virtual host "
+            f"{self.node.virtual_host!r}: it must exist, and the user have rights on it"
+        )
+
+    def _failed(self, error: Exception) -> BrokerError:
+        if isinstance(error, ChannelClosedByBroker):
+            if error.reply_code == _ACCESS_REFUSED:
+                return BrokerError(
+                    f"the user of rabbitmq.url lacks rights: {reply_text(error)}; it must be "
+                    "allowed to configure, write and read everything in its virtual host"
+                )
+            if error.reply_code == _LOCKED:
+                return BrokerUnavailableError(
+                    f"somebody else is at it at this moment, try again: {reply_text(error)}"
+                )
+            return BrokerError(f"RabbitMQ refuses: {reply_text(error)}")
+        return BrokerUnavailableError(
+            f"the connection to RabbitMQ at {self.where} failed: {describe(error)}"
+        )
+
+
+def reply_text(error: ChannelClosedByBroker) -> str:
+    """Give what the broker said on closing a channel, in one line."""
+    return re.sub(r"\s+", " ", str(error.reply_text)).strip()[:300]
