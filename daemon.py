@@ -31,7 +31,7 @@ from tenantry.actors.provisioner import Provisioner
 from tenantry.actors.runtime_state import RuntimeState
 from tenantry.actors.tree import begin, drain_and_stop, report, start_actors
 from tenantry.actors.watch import Watch
-from tenantry.assembly.api import open_leader_api, open_standby_api
+from tenantry.assembly.api import LeaderWork, open_leader_api, open_standby_api
 from tenantry.assembly.backends import (
     SWEEP_EVERY,
     Backends,
@@ -45,7 +45,6 @@ from tenantry.assembly.standby import StandbyControl, Waiting, term_status
 from tenantry.broker.password_hashes import PostgresPasswordHashes
 from tenantry.control.port import SystemState
 from tenantry.database.embedded import EmbeddedPostgres, PostgresKeeper
-from tenantry.database.failures import one_line
 from tenantry.database.loop import CONNECTIONS as PAGE_CONNECTIONS
 from tenantry.database.migrations import migrate, migrate_unless_led
 from tenantry.database.pool import Database
@@ -55,7 +54,7 @@ from tenantry.dead_letters.telling import FLUSH_EVERY
 from tenantry.handlers.resolve import resolve
 from tenantry.isolation.sessions import LOOK_EVERY as SESSIONS_LOOK_EVERY
 from tenantry.journal.port import Metadata
-from tenantry.loops import Heartbeat, PeriodicService
+from tenantry.loops import Heartbeat
 from tenantry.messages.retention import EVERY as RETENTION_EVERY
 from tenantry.messages.retention import Retention
 from tenantry.messages.retention_postgres import PostgresMessageRemovals
@@ -65,10 +64,13 @@ from tenantry.metrics.statistics import StatisticsKeeper
 from tenantry.metrics.statistics_postgres import PostgresStatistics
 from tenantry.nodes.cluster import NodesFromOne
 from tenantry.nodes.joining import Joined, Joining
+from tenantry.nodes.membership import Membership
 from tenantry.nodes.postgres import PostgresNodes
 from tenantry.nodes.service import MembershipService
-from tenantry.process.inherited import DRAIN, STOP, ParentLine, inherited
+from tenantry.process.family import Family
+from tenantry.process.inherited import inherited
 from tenantry.process.reload import LiveSettings
+from tenantry.process.schedules import Schedules
 from tenantry.process.service_manager import Report, Watchdog
 from tenantry.process.signals import DRAIN_SECONDS, Signals, StopRequestedError, end_at_latest
 from tenantry.process.start_checks import allow_open_files, explained, make_state_dir
@@ -79,7 +81,6 @@ from tenantry.terms.candidate import Candidate, holder_of
 from tenantry.terms.keeper import TermKeeper
 from tenantry.terms.lease import LOOK_EVERY
 from tenantry.terms.postgres import PostgresTerms
-from tenantry.unavailable import UnavailableError
 
 log = structlog.get_logger("daemon")
 
@@ -100,10 +101,6 @@ for it asks again after so long: at Python's 5 ms, thousands of threads do littl
 
 CROWDED_FOR: Final = 60.0
 """Seconds after which a start counts as over that does not get ready."""
-
-LONGEST_STEP: Final = 1800.0
-"""Seconds after which work on a schedule is said to hang: an audit counts for a minute and one
-tenant more, a proof tries one tenant on twenty others."""
 
 LOOKING_POOL: Final = 4
 """Connections of what looks at nodes, and renews this one's term."""
@@ -163,7 +160,7 @@ class Daemon:
         self._report = Report(self._notifier)
         self._failure: str | None = None
         self._inherited = inherited()
-        self._parent: ParentLine | None = None
+        self._family = Family(self._inherited, signals)
         self._control: ActorControl | None = None
         self._switch_interval = sys.getswitchinterval()
 
@@ -226,9 +223,8 @@ class Daemon:
         listeners.bind()
         for name, loop in listeners.loops().items():
             self._threads.start(name, loop)
-        if self._inherited is not None:
-            self._parent = ParentLine(self._inherited.parent, self._parent_gone)
-            self._threads.start("parent", self._parent)
+        if self._family.parent is not None:
+            self._threads.start("parent", self._family.parent)
         if self._notifier.beat_every is not None:
             watchdog = Watchdog(
                 self._notifier,
@@ -364,11 +360,11 @@ class Daemon:
             node=joined.name,
             nodes=cluster.glance,
             drain_seconds=settings.shutdown.deadline_seconds,
-            on_stop=self._stop_asked_for,
-            on_drain=self._drain_asked_for,
+            on_stop=self._family.stop,
+            on_drain=self._family.drain,
         )
         retention = Retention(PostgresMessageRemovals(stores.database), mine=membership.owns)
-        services = open_leader_api(
+        work = open_leader_api(
             listeners,
             settings,
             backends,
@@ -390,69 +386,50 @@ class Daemon:
         membership.wake = service.wake
         self._threads.start("nodes", service)
         letters = DeadLetterKeeper(
-            reprocessing=services.reprocessing,
+            reprocessing=work.reprocessing,
             index=stores.dead_letters,
             queues=backends.pending,
             mine=membership.owns,
         )
         self._threads.start("dead-letters", letters, vital=False)
+        self._schedule(stack, backends, work, membership, retention)
+        return supervisor
+
+    def _schedule(
+        self,
+        stack: ExitStack,
+        backends: Backends,
+        work: LeaderWork,
+        membership: Membership,
+        retention: Retention,
+    ) -> None:
+        """Begin with what is done every so often while the system runs."""
+        settings, runtime, stores = self._settings, self._runtime, backends.stores
+        schedules = Schedules(self._threads, stack, lambda: runtime.state is SystemState.RUNNING)
         by = Metadata(actor="daemon")
-        audit = lambda go_on: services.auditor.audit_all(  # noqa: E731
+        audit = lambda go_on: work.auditor.audit_all(  # noqa: E731
             stores.directory, mine=membership.owns, go_on=go_on
         )
         prove = lambda go_on: (  # noqa: E731 - of all tenants at once, on one node
-            services.prover.prove(metadata=by, go_on=go_on) if membership.is_first() else None
+            work.prover.prove(metadata=by, go_on=go_on) if membership.is_first() else None
         )
-        look_on = lambda _: backends.tenants_sessions.turn()  # noqa: E731
-        self._schedule("audit", audit, settings.audit.every_seconds)
-        self._schedule("isolation", prove, settings.isolation.verify_every_seconds)
-        self._schedule("tenants-sessions", look_on, SESSIONS_LOOK_EVERY)
-        self._schedule("retention", retention.turn, RETENTION_EVERY)
-        stack.callback(retention.stop)
         keeper = StatisticsKeeper(
             PostgresStatistics(stores.database),
             tenants=runtime.snapshots,
             recorder=self._recorder,
         )
+        sessions, letters = backends.tenants_sessions, stores.dead_letter_events
+        schedules.every(settings.audit.every_seconds, "audit", audit)
+        schedules.every(settings.isolation.verify_every_seconds, "isolation", prove)
+        schedules.every(SESSIONS_LOOK_EVERY, "tenants-sessions", lambda _: sessions.turn())
+        schedules.every(RETENTION_EVERY, "retention", retention.turn)
+        stack.callback(retention.stop)
         # What is noted now and then is noted a last time when all is drained.
-        stack.callback(self._at_last, "statistics", keeper.end)
-        self._schedule("statistics", keeper.turn, STATISTICS_LOOK_EVERY)
-        tell = stores.dead_letter_events.flush
-        stack.callback(self._at_last, "dead-letter-events", tell)
-        self._schedule("dead-letter-events", lambda _: tell(), FLUSH_EVERY)
-        self._schedule("attempts", lambda _: sweep_attempts(backends.handling), SWEEP_EVERY)
-        return supervisor
-
-    def _schedule(
-        self, name: str, work: Callable[[Callable[[], None]], object], seconds: float
-    ) -> None:
-        """Do something every so many seconds while the system runs; never, where that is 0."""
-        if seconds:
-            service = PeriodicService(
-                lambda: work(service.go_on),
-                every=seconds,
-                longest=LONGEST_STEP,
-                jitter=0.2,  # so that daemons started together don't ask all at once
-                on_error=lambda error: self._schedule_failed(name, error),
-                when=lambda: self._runtime.state is SystemState.RUNNING,
-            )
-            self._threads.start(name, service, vital=False)
-
-    def _at_last(self, name: str, work: Callable[[], object]) -> None:
-        try:
-            work()
-        except Exception as error:  # noqa: BLE001 - what follows is closed in order all the same
-            self._schedule_failed(name, error)
-
-    def _schedule_failed(self, name: str, error: Exception) -> None:
-        """Tell of it, and go on: what one tenant's data set off must not end every daemon anew."""
-        foreseen = isinstance(error, UnavailableError)
-        log.warning(
-            "schedule.failed",
-            work=name,
-            error=one_line(error),
-            exc_info=None if foreseen else error,
-        )
+        schedules.at_last("statistics", keeper.end)
+        schedules.every(STATISTICS_LOOK_EVERY, "statistics", keeper.turn)
+        schedules.at_last("dead-letter-events", letters.flush)
+        schedules.every(FLUSH_EVERY, "dead-letter-events", lambda _: letters.flush())
+        schedules.every(SWEEP_EVERY, "attempts", lambda _: sweep_attempts(backends.handling))
 
     # Running.
 
@@ -498,27 +475,6 @@ class Daemon:
         if self._signals.take_drain() and self._control is not None:
             self._control.drain_here()
         return stop
-
-    def _stop_asked_for(self) -> None:
-        """Stop, and all others of one service with this process."""
-        if self._parent is None:
-            self._signals.ask_to_stop()
-        else:
-            self._parent.tell(STOP)
-
-    def _drain_asked_for(self) -> bool:
-        """Have all others of one service drain, too; tell whether the parent will ask for it."""
-        if self._parent is None:
-            return False
-        self._parent.tell(DRAIN)
-        return True
-
-    def _parent_gone(self) -> None:
-        """End in order, without the one that would start this process again; or at once."""
-        if self._signals.stopping:
-            os._exit(1)
-        log.error("daemon.parent_gone", remedy="it ends; start the service again")
-        self._signals.ask_to_stop()
 
     def _crashed(self, reason: str) -> None:
         self._failure = reason

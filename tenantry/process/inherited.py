@@ -4,20 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import socket
-import threading
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
 VARIABLE: Final = "TENANTRY_INHERITED"
 """The environment variable that names the descriptors; it is the parent's alone to set."""
-
-STOP: Final = b"S"
-DRAIN: Final = b"D"
-"""What a child tells its parent, for all of them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,31 +50,3 @@ def inherited(environ: Mapping[str, str] = os.environ) -> Inherited | None:
     """Give what this process has from a parent; None where it has none."""
     text = environ.get(VARIABLE)
     return None if text is None else Inherited(**json.loads(text))
-
-
-class ParentLine:
-    """The way to the parent: `run` ends when the parent is gone, and says so; `tell` any time."""
-
-    def __init__(self, descriptor: int, gone: Callable[[], object]) -> None:
-        self._socket = socket.socket(fileno=descriptor)
-        self._socket.setblocking(True)
-        self._gone = gone
-        self._stopping = threading.Event()
-
-    def tell(self, what: bytes) -> None:
-        """Tell the parent something; one that is gone hears nothing."""
-        with suppress(OSError):
-            self._socket.send(what)
-
-    def run(self) -> None:
-        """Wait for the parent's end: it never writes."""
-        with suppress(OSError):
-            self._socket.recv(1)
-        if not self._stopping.is_set():
-            self._gone()
-
-    def stop(self) -> None:
-        """End `run`."""
-        self._stopping.set()
-        with suppress(OSError):
-            self._socket.shutdown(socket.SHUT_RD)

@@ -25,7 +25,8 @@ from tenantry.front.messages import WorkWith
 from tenantry.front.process import Front
 from tenantry.http.listeners import ControlSocket, Relay, bind_tcp
 from tenantry.loops import Heartbeat
-from tenantry.process.inherited import DRAIN, Inherited
+from tenantry.process.family import DRAIN
+from tenantry.process.inherited import Inherited
 from tenantry.process.service_manager import Report, Watchdog
 from tenantry.process.signals import Signals
 from tenantry.process.start_checks import allow_open_files, make_state_dir
