@@ -26,17 +26,12 @@ from tenantry.domain.commands import Command, CreateTenant
 from tenantry.journal.port import Metadata
 from tenantry.settings.model import Consumer as ConsumerSettings
 from tenantry.turns.turns import Weights
+from tests.fakes.consuming import FakeBroker, FakeSubscription
 from tests.fakes.dead_letters import InMemoryDeadLetterIndex
-from tests.fakes.ports import (
-    FakeAdministration,
-    FakeBroker,
-    FakePasswords,
-    FakeStore,
-    FakeSubscription,
-    Faults,
-    NoSqlAccess,
-    message,
-)
+from tests.fakes.faults import Faults
+from tests.fakes.message_store import FakeStore
+from tests.fakes.messages import incoming
+from tests.fakes.provisioning import FakeAdministration, FakePasswords, NoSqlAccess
 from tests.fakes.stores import InMemoryEventStore, InMemoryTenantDirectory, InMemoryTenantProjection
 from tests.waiting import DEADLINE, eventually
 
@@ -137,7 +132,7 @@ class Tree:
         return self.broker.subscriptions[tenant_id]
 
     def deliver(self, tenant_id: str, *ids: str, body: bytes = b"{}") -> None:
-        self.subscription(tenant_id).deliver([message(one, body) for one in ids])
+        self.subscription(tenant_id).deliver([incoming(one, body) for one in ids])
 
     def stored(self, tenant_id: str) -> set[str]:
         return set(self.store.rows.get(tenant_id, {}))

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from tenantry.messages.port import (
-    Incoming,
-)
+from tenantry.messages.port import Incoming
 
 TENANT = "t"
 

@@ -12,7 +12,7 @@ from tenantry.domain.tenant import Lifecycle
 from tenantry.messages.port import MessageStoreError, StoreUnavailableError
 from tests.depth import examples
 from tests.fakes.actors import Tree
-from tests.fakes.ports import message
+from tests.fakes.messages import incoming
 from tests.waiting import eventually
 
 TENANT = "t"
@@ -36,14 +36,14 @@ class TenantLife(RuleBasedStateMachine):
         ids = [f"m{self.sent + number}" for number in range(count)]
         self.sent += count
         self.expected.update(ids)
-        self.tree.subscription(TENANT).deliver([message(one) for one in ids])
+        self.tree.subscription(TENANT).deliver([incoming(one) for one in ids])
 
     @rule(count=st.integers(1, 10), body=st.sampled_from([b"fails1", b"fails3", b"left"]))
     def publish_what_fails_at_first(self, count: int, body: bytes) -> None:
         ids = [f"m{self.sent + number}" for number in range(count)]
         self.sent += count
         self.expected.update(ids)
-        self.tree.subscription(TENANT).deliver([message(one, body) for one in ids])
+        self.tree.subscription(TENANT).deliver([incoming(one, body) for one in ids])
 
     @rule(workers=st.integers(1, 16))
     def resize(self, workers: int) -> None:

@@ -22,7 +22,7 @@ from tenantry.turns.room import Room
 from tenantry.turns.storing import FULL, LENT_AFTER, StoringTurns
 from tenantry.turns.turns import LOOK_EVERY, Turn, Turns, Weights
 from tests.depth import examples
-from tests.fakes.ports import message
+from tests.fakes.messages import incoming
 from tests.waiting import DEADLINE, eventually
 
 ROOM, CONNECTIONS = 3.0, 16
@@ -286,7 +286,9 @@ def test_a_batch_whose_turn_does_not_come_is_left_and_the_database_is_not_asked(
     monkeypatch.setattr(storing, "PATIENCE", 0.0)
     turns, database = storing_turns(), Mock()
     assert turns.take("other", 1000) is not None
-    result = PostgresMessageStore(database, turns=turns).store("acme", [message("1"), message("2")])
+    result = PostgresMessageStore(database, turns=turns).store(
+        "acme", [incoming("1"), incoming("2")]
+    )
     assert (result.left, result.stored) == ((0, 1), 0)
     assert not database.mock_calls
 
@@ -297,5 +299,5 @@ def test_a_turn_is_over_where_the_database_is_away() -> None:
     store = PostgresMessageStore(database, turns=turns)
     for _ in range(3):
         with pytest.raises(StoreUnavailableError):
-            store.store("acme", [message("1")])
+            store.store("acme", [incoming("1")])
     assert turns.turns.running == 0

@@ -13,7 +13,7 @@ from tenantry.actors.messages import Batch
 from tenantry.actors.settlement import Acknowledgement, Window
 from tenantry.broker.port import Delivery
 from tests.depth import examples
-from tests.fakes.ports import message
+from tests.fakes.messages import incoming
 
 COMMITTED, REJECTED, HELD, LEFT = "committed", "rejected", "held", "left"
 fates = st.lists(st.sampled_from([COMMITTED, COMMITTED, COMMITTED, REJECTED, HELD, LEFT]))
@@ -90,7 +90,7 @@ class Settling(RuleBasedStateMachine):
     def cut(self, size: int) -> None:
         tags, self.uncut = self.uncut[:size], self.uncut[size:]
         batch = Batch(
-            generation=1, deliveries=[Delivery(tag, False, message(str(tag))) for tag in tags]
+            generation=1, deliveries=[Delivery(tag, False, incoming(str(tag))) for tag in tags]
         )
         self.window.enter(batch)
         self.work.append((batch, tags))
@@ -158,7 +158,7 @@ TestSettling.settings = settings(
 def test_while_nothing_is_held_one_ack_settles_many_batches() -> None:
     window = Window()
     batches = [
-        Batch(generation=1, deliveries=[Delivery(tag, False, message(str(tag))) for tag in tags])
+        Batch(generation=1, deliveries=[Delivery(tag, False, incoming(str(tag))) for tag in tags])
         for tags in ([1, 2, 3], [4, 5], [6])
     ]
     for batch in batches:
@@ -182,7 +182,7 @@ def test_one_ack_settles_what_is_in_order_as_far_as_all_below_is_finished() -> N
 def test_what_lies_beyond_a_held_delivery_is_acked_singly() -> None:
     window = Window()
     batch = Batch(
-        generation=1, deliveries=[Delivery(tag, False, message(str(tag))) for tag in range(1, 7)]
+        generation=1, deliveries=[Delivery(tag, False, incoming(str(tag))) for tag in range(1, 7)]
     )
     window.enter(batch)
     window.finished(batch, 6, rejects=[5], held=[3])

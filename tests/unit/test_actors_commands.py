@@ -32,7 +32,7 @@ from tenantry.domain.names import UserKind
 from tenantry.domain.tenant import Lifecycle
 from tenantry.journal.port import JournalUnavailableError, Metadata
 from tests.fakes.actors import Tree
-from tests.fakes.ports import outage
+from tests.fakes.faults import outage
 from tests.waiting import DEADLINE, eventually
 
 

@@ -27,7 +27,7 @@ from tenantry.domain.tenant import Lifecycle
 from tenantry.journal.port import Metadata
 from tenantry.messages.port import MessageStoreError, Whose
 from tests.fakes.actors import Tree
-from tests.fakes.ports import outage
+from tests.fakes.faults import outage
 from tests.waiting import eventually
 
 

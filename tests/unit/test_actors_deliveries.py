@@ -19,7 +19,8 @@ from tenantry.messages.port import (
     Tried,
 )
 from tests.fakes.actors import Tree
-from tests.fakes.ports import FakeSubscription, message
+from tests.fakes.consuming import FakeSubscription
+from tests.fakes.messages import incoming
 from tests.waiting import eventually
 
 
@@ -57,8 +58,8 @@ def test_an_id_that_is_used_again_is_journalled_once_however_often_it_is(tree: T
 
 def test_what_can_t_be_stored_is_rejected_and_its_neighbours_are_not(tree: Tree) -> None:
     tree.create("a")
-    bad = message("bad", b"bad")
-    tree.subscription("a").deliver([message("1"), bad, message("2"), bad._replace(id="last")])
+    bad = incoming("bad", b"bad")
+    tree.subscription("a").deliver([incoming("1"), bad, incoming("2"), bad._replace(id="last")])
     eventually(lambda: not tree.subscription("a").unsettled)
     assert tree.stored("a") == {"1", "2"}
     assert [one.id for one in tree.subscription("a").rejected] == ["bad", "last"]
@@ -73,7 +74,7 @@ def test_a_message_that_fails_is_held_and_its_neighbours_go_on(tree: Tree) -> No
     tree.store.pause = 3600
     tree.create("a")
     subscription = tree.subscription("a")
-    subscription.deliver([message("1"), message("2", b"fails1"), message("3")])
+    subscription.deliver([incoming("1"), incoming("2", b"fails1"), incoming("3")])
     tree.deliver("a", "4", "5")
     eventually(lambda: set(subscription.unsettled) == {2})
     assert tree.stored("a") == {"1", "3", "4", "5"}
@@ -92,7 +93,7 @@ def create_in_order(tree: Tree) -> FakeSubscription:
 
 
 def of(topic: str, partition: int, identity: str, body: bytes = b"{}") -> Incoming:
-    return message(identity, body)._replace(topic=topic, partition=partition)
+    return incoming(identity, body)._replace(topic=topic, partition=partition)
 
 
 def test_in_order_a_message_that_is_held_holds_those_behind_it_and_nobody_else(tree: Tree) -> None:

@@ -16,7 +16,7 @@ from tenantry.domain.commands import (
     RequestDeletion,
 )
 from tests.fakes.actors import Tree, running_tree
-from tests.fakes.ports import outage
+from tests.fakes.faults import outage
 from tests.unit.test_reconciler import look_again, repairs
 from tests.waiting import eventually
 

@@ -21,7 +21,7 @@ from tenantry.domain.commands import (
 )
 from tenantry.domain.limits import Limits
 from tests.fakes.actors import Tree
-from tests.fakes.ports import message
+from tests.fakes.messages import incoming
 from tests.waiting import DEADLINE, eventually
 
 SLOW = {"rate": 1, "burst": 5}
@@ -130,7 +130,7 @@ def test_a_drain_gives_back_what_would_wait_for_its_turn(tree: Tree) -> None:
     tree.create("a")
     tree.execute(ChangeLimits(tenant_id="a", changes=SLOW))
     subscription = tree.subscription("a")
-    subscription.deliver([message(str(number)) for number in range(200)])
+    subscription.deliver([incoming(str(number)) for number in range(200)])
     eventually(lambda: len(tree.stored("a")) >= 5)
     began = time.monotonic()
     tree.execute(PauseTenant(tenant_id="a"))

@@ -19,14 +19,14 @@ from tenantry.metrics.recorder import (
     Recorder,
     latencies,
 )
-from tests.fakes.ports import message
+from tests.fakes.messages import incoming
 
 NOW = 1_800_000_000_000
 
 
 def batch(*published_ms: int | None) -> list[Delivery]:
     return [
-        Delivery(tag, False, message(str(tag))._replace(published_at_ms=at))
+        Delivery(tag, False, incoming(str(tag))._replace(published_at_ms=at))
         for tag, at in enumerate(published_ms, start=1)
     ]
 

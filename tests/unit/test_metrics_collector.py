@@ -17,7 +17,7 @@ from tenantry.metrics.collector import SystemCollector
 from tenantry.metrics.page import OPENMETRICS, MetricsPage
 from tenantry.metrics.recorder import Recorder
 from tests.fakes.actors import Tree, running_tree
-from tests.fakes.ports import message
+from tests.fakes.messages import incoming
 from tests.scrapes import Scrape, read, read_openmetrics
 from tests.waiting import eventually
 
@@ -102,7 +102,7 @@ def test_stored_duplicate_and_dead_lettered_messages_are_counted_apart(watched: 
     tree.create("a")
     tree.deliver("a", "1", "2", "3")
     tree.deliver("a", "3", "4")
-    tree.subscription("a").deliver([message("bad", b"bad")])
+    tree.subscription("a").deliver([incoming("bad", b"bad")])
     eventually(lambda: watched.scrape().processed("a") == (4, 1, 1))
     scrape = watched.scrape()
     assert scrape.types["messages_processed"] == "counter"
@@ -139,7 +139,7 @@ def test_a_deleted_tenants_series_are_gone_when_the_command_returns(watched: Wat
     tree = watched.tree
     tree.create("a")
     tree.create("b")
-    published = message("1")._replace(published_at_ms=time.time_ns() // 1_000_000)
+    published = incoming("1")._replace(published_at_ms=time.time_ns() // 1_000_000)
     tree.subscription("a").deliver([published])
     eventually(lambda: watched.scrape().processed("a") == (1, 0, 0))
     name = "tenantry_message_latency_seconds_count"
@@ -166,7 +166,7 @@ def test_latency_is_measured_for_each_tenant_and_skips_messages_without_a_time(
     tree.create("a")
     now = time.time_ns() // 1_000_000
     tree.subscription("a").deliver(
-        [message("1")._replace(published_at_ms=now - 20_000), message("2")]
+        [incoming("1")._replace(published_at_ms=now - 20_000), incoming("2")]
     )
     eventually(lambda: watched.scrape().processed("a")[0] == 2)
     scrape = watched.scrape()

@@ -10,7 +10,8 @@ import pytest
 from tenantry.broker import pending
 from tenantry.broker.pending import PendingCounts
 from tenantry.broker.port import BrokerUnavailableError, QueueCounts
-from tests.fakes.ports import FakeAdministration, Faults
+from tests.fakes.faults import Faults
+from tests.fakes.provisioning import FakeAdministration
 from tests.waiting import DEADLINE, eventually
 
 

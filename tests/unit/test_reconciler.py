@@ -20,7 +20,7 @@ from tenantry.domain.commands import PauseTenant, RequestDeletion
 from tenantry.domain.events import DriftRepaired
 from tenantry.messages.port import StoreUnavailableError
 from tests.fakes.actors import Tree, running_tree
-from tests.fakes.ports import outage
+from tests.fakes.faults import outage
 from tests.waiting import DEADLINE, eventually
 
 OFTEN = 0.02
