@@ -7,31 +7,21 @@ measured where `IGGY_SERVER` names its program.
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import dataclass
 
-import psutil
 import psycopg
 from rich.console import Console
 from rich.table import Table
 
 from bench.load import wait_until
-from bench.subject import Subject, running
-from tenantry.broker.iggy.client import library
-from tenantry.broker.port import BrokerError
-from tenantry.database.embedded import EmbeddedPostgres
-from tests.iggy_server import PrivateIggy
-from tests.rabbitmq_node import PrivateNode
+from bench.services import BROKERS, Services, as_json, compared, parser_for
+from bench.subject import Subject
 
 PUBLISHERS = 3
 BATCH = 100
@@ -43,14 +33,6 @@ WHO = ("publishers", "broker", "daemon", "database")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Broker:
-    """A broker that runs: its settings for a daemon, and its process, if it has one of its own."""
-
-    settings: Mapping[str, str]
-    pid: int | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Figures:
     """Messages a second, microseconds of processor time a message, milliseconds to the commit."""
 
@@ -58,75 +40,6 @@ class Figures:
     processor: dict[str, float]
     median: float
     p99: float
-
-
-@contextmanager
-def embedded(_directory: Path) -> Iterator[Broker]:
-    """Have the database itself be the broker."""
-    yield Broker(settings={})
-
-
-@contextmanager
-def rabbitmq(directory: Path) -> Iterator[Broker]:
-    """Start a RabbitMQ."""
-    with PrivateNode(directory) as node:
-        settings = {"RABBITMQ_URL": node.url, "RABBITMQ_MANAGEMENT_URL": node.management_url}
-        yield Broker(settings=settings, pid=node.pid)
-
-
-@contextmanager
-def iggy(directory: Path) -> Iterator[Broker]:
-    """Start an Iggy server."""
-    server = PrivateIggy(Path(os.environ["IGGY_SERVER"]), directory)
-    try:
-        server.start()
-        yield Broker(settings={"BROKER_URL": server.url}, pid=server.pid)
-    finally:
-        server.stop()
-
-
-BROKERS: Mapping[str, Callable[[Path], AbstractContextManager[Broker]]] = {
-    "embedded": embedded,
-    "RabbitMQ": rabbitmq,
-    "Apache Iggy": iggy,
-}
-
-
-def missing(kind: str) -> str | None:
-    """Say why a kind of broker can't be measured here."""
-    if kind != "Apache Iggy":
-        return None
-    try:
-        library()
-    except BrokerError as error:
-        return str(error)
-    if not os.environ.get("IGGY_SERVER"):
-        return "set IGGY_SERVER=/path/to/iggy-server"
-    return None
-
-
-class Processor:
-    """What processes have used so far, in seconds, with those of their children that are gone."""
-
-    def __init__(self, daemon: int, database: int, broker: int | None) -> None:
-        self._roots = {"daemon": daemon, "database": database, "broker": broker}
-
-    def used(self) -> dict[str, float]:
-        """Add it up, by who it was."""
-        return {
-            who: 0.0 if pid is None else _family(psutil.Process(pid))
-            for who, pid in self._roots.items()
-        } | {"publishers": sum(os.times()[2:4])}
-
-
-def _family(root: psutil.Process) -> float:
-    total = 0.0
-    for one in (root, *root.children(recursive=True)):
-        try:
-            total += sum(one.cpu_times()[:4])
-        except psutil.NoSuchProcess:
-            continue
-    return total
 
 
 def publish(url: str, count: int, batch: int, *, publishers: int, rate: float | None) -> list[int]:
@@ -144,25 +57,19 @@ def publish(url: str, count: int, batch: int, *, publishers: int, rate: float | 
     return [one.wait() for one in sending]
 
 
-def measure(daemon: Subject, broker: Broker, db: str, count: int, seconds: int) -> Figures:
+def measure(services: Services, count: int, seconds: int) -> Figures:
     """Let messages through as fast as they go, and then at a steady rate."""
-    made = {"id": TENANT, "name": TENANT, "topics": ["events"], "partitions": PUBLISHERS}
-    credentials = daemon.call("POST", "/tenants", json=made)["credentials"]
-    url = next(value for name, value in credentials.items() if name.endswith("_url"))
-    with psycopg.connect(db) as connection:
-        row = connection.execute("SELECT pg_backend_pid()").fetchone()
-        assert row is not None
-        server = psutil.Process(row[0]).parent()
-        assert server is not None
-    processor = Processor(daemon.pid, server.pid, broker.pid)
-    publish(url, PUBLISHERS * BATCH, BATCH, publishers=PUBLISHERS, rate=None)
-    wait_until(lambda: daemon.stored() >= PUBLISHERS * BATCH, timeout=60)
-    before, stored, began = processor.used(), daemon.stored(), time.perf_counter()
-    assert not any(publish(url, count, BATCH, publishers=PUBLISHERS, rate=None))
-    wait_until(lambda: daemon.stored() - stored >= count, timeout=600)
-    rate = count / (time.perf_counter() - began)
-    after = processor.used()
-    latencies = _latencies(daemon, url, db, seconds)
+    with services.running() as daemon:
+        url = daemon.create(TENANT, topics=["events"], partitions=PUBLISHERS)
+        processor = services.processor(daemon)
+        publish(url, PUBLISHERS * BATCH, BATCH, publishers=PUBLISHERS, rate=None)
+        wait_until(lambda: daemon.stored() >= PUBLISHERS * BATCH, timeout=60)
+        before, stored, began = processor.used(), daemon.stored(), time.perf_counter()
+        assert not any(publish(url, count, BATCH, publishers=PUBLISHERS, rate=None))
+        wait_until(lambda: daemon.stored() - stored >= count, timeout=600)
+        rate = count / (time.perf_counter() - began)
+        after = processor.used()
+        latencies = _latencies(daemon, url, services.db, seconds)
     return Figures(
         rate=rate,
         processor={who: (after[who] - before[who]) / count * 1e6 for who in WHO},
@@ -189,47 +96,16 @@ def _latencies(daemon: Subject, url: str, db: str, seconds: int) -> list[float]:
 
 def main() -> None:
     """Measure each broker and print a table."""
-    parser = argparse.ArgumentParser(prog="python -m bench.brokers", description=__doc__)
+    parser = parser_for("brokers", __doc__, kinds=tuple(BROKERS))
     parser.add_argument("--messages", type=int, default=90_000, help="a broker")
     parser.add_argument("--steady-seconds", type=int, default=10, help="for the latency figure")
-    parser.add_argument("--only", choices=list(BROKERS), action="append", help="this one")
-    parser.add_argument("--json", action="store_true", help="one JSON document on stdout")
-    options = parser.parse_args()
-    count = options.messages // (PUBLISHERS * BATCH) * PUBLISHERS * BATCH
-    console, found = Console(stderr=True), dict[str, Figures]()
-    with tempfile.TemporaryDirectory(prefix="tenantry-bench-") as name:
-        directory = Path(name)
-        directory.chmod(0o755)
-        for number, (kind, start) in enumerate(BROKERS.items()):
-            if kind not in (options.only or BROKERS):
-                continue
-            if (reason := missing(kind)) is not None:
-                print(f"without {kind}: {reason}", file=sys.stderr)
-                continue
-            with console.status(kind):
-                home = directory / str(number)
-                home.mkdir(mode=0o755)
-                found[kind] = _alone(start, home, count, options.steady_seconds)
-    if options.json:
-        print(json.dumps({kind: asdict(one) for kind, one in found.items()}, indent=2))
-        return
-    show(found)
-
-
-def _alone(
-    start: Callable[[Path], AbstractContextManager[Broker]], home: Path, count: int, seconds: int
-) -> Figures:
-    """Measure one broker on services that nobody else uses."""
-    postgres = EmbeddedPostgres(home / "postgres")
-    try:
-        with psycopg.connect(postgres.start(), autocommit=True) as connection:
-            connection.execute("ALTER SYSTEM SET track_commit_timestamp = on")
-        postgres.stop()
-        db = postgres.start()
-        with start(home / "broker") as broker, running(home / "daemon", broker.settings, db) as one:
-            return measure(one, broker, db, count, seconds)
-    finally:
-        postgres.stop()
+    given = parser.parse_args()
+    count = given.messages // (PUBLISHERS * BATCH) * PUBLISHERS * BATCH
+    found = compared(given, lambda services: measure(services, count, given.steady_seconds))
+    if given.json:
+        print(as_json(found))
+    else:
+        show(found)
 
 
 def show(found: Mapping[str, Figures]) -> None:

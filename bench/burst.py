@@ -18,11 +18,10 @@ from typing import Any
 import psycopg
 from rich.console import Console
 
-from bench.brokers import BROKERS, missing
 from bench.load import body
 from bench.plot import Panel, write
-from bench.subject import Subject, running
-from tenantry.database.embedded import EmbeddedPostgres
+from bench.services import BROKERS, alone, missing
+from bench.subject import Subject
 from tenantry.domain import names
 from tenantry.tenant_client.amqp import TenantMessage
 from tenantry.tenant_client.connecting import client_for
@@ -96,10 +95,8 @@ def measure(
     seconds: float,
 ) -> tuple[Seen, dict[str, Any]]:
     """Let the burst come; give what was seen, and the tenant's events."""
-    wanted = {"id": TENANT, "name": TENANT, "topics": [TOPIC], "workers": 1}
-    credentials = daemon.call("POST", "/tenants", json=wanted)["credentials"]
+    url = daemon.create(TENANT, topics=[TOPIC], workers=1)
     daemon.call("PUT", f"/tenants/{TENANT}/limits", json=limits)
-    url = next(value for name, value in credentials.items() if name.endswith("_url"))
     done = threading.Event()
     publishing = threading.Thread(target=publish, args=(url, plan, done))
     publishing.start()
@@ -133,16 +130,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="tenantry-bench-") as name:
         home = Path(name)
         home.chmod(0o755)
-        postgres = EmbeddedPostgres(home / "postgres")
-        try:
-            database = postgres.start()
-            with BROKERS[given.broker](home / "broker") as broker:
-                settings = {**broker.settings, "TENANTRY_HANDLERS": f"{TOPIC}=bench.burst:handle"}
-                with running(home / "daemon", settings, database) as daemon:
-                    limits = {"workers_min": 1, "workers_max": given.workers_max}
-                    seen, events = measure(daemon, database, limits, plan, given.seconds)
-        finally:
-            postgres.stop()
+        settings = {"TENANTRY_HANDLERS": f"{TOPIC}=bench.burst:handle"}
+        limits = {"workers_min": 1, "workers_max": given.workers_max}
+        with alone(given.broker, home) as services, services.running(settings) as daemon:
+            seen, events = measure(daemon, services.db, limits, plan, given.seconds)
     for event in events["data"]:
         if event["type"] == "WorkersResized":
             data = event["data"]

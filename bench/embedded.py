@@ -12,24 +12,24 @@ import importlib.util
 import json
 import os
 import resource
-import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import httpx
 import psutil
 import psycopg
 from rich.console import Console
 from rich.table import Table
 
+from bench import subject
 from bench.load import body, wait_until
+from bench.services import server_of
+from bench.subject import Subject
 from tenantry.database.embedded import EmbeddedPostgres
 
 PUBLISHERS = 6
@@ -52,78 +52,13 @@ class Sample:
     dead_rows: int
 
 
-class Daemon:
-    """The daemon without RabbitMQ, and a tenant `bench` of it."""
-
-    def __init__(self, process: subprocess.Popen[bytes], socket: Path, db: str) -> None:
-        self._process = process
-        self.db = db
-        transport = httpx.HTTPTransport(uds=str(socket))
-        self._http = httpx.Client(transport=transport, base_url="http://localhost", timeout=60)
-
-    def ready(self) -> bool:
-        if self._process.poll() is not None:
-            raise RuntimeError("the daemon ended")
-        try:
-            return self._http.get("/readyz").status_code == 200
-        except httpx.TransportError:
-            return False
-
-    def tenant(self) -> str:
-        """Make the tenant; give its own URL."""
-        made = {"id": "bench", "name": "bench", "topics": ["events"], "partitions": PUBLISHERS}
-        answer = self._http.post("/tenants", json=made)
-        answer.raise_for_status()
-        url: str = answer.json()["credentials"]["postgres_url"]
-        return url
-
-    def processor_seconds(self) -> float:
-        """Add up what the daemon, the server and the publishers so far have used."""
-        with psycopg.connect(self.db) as connection:
-            row = connection.execute("SELECT pg_backend_pid()").fetchone()
-            assert row is not None
-            server = psutil.Process(row[0]).parent()
-            assert server is not None
-            family = [server, *server.children(), psutil.Process(self._process.pid)]
-            used = sum(sum(one.cpu_times()[:2]) for one in family)
-        own = resource.getrusage(resource.RUSAGE_CHILDREN)
-        return used + sum(server.cpu_times()[2:4]) + own.ru_utime + own.ru_stime
-
-    def stored(self) -> int:
-        with psycopg.connect(self.db) as connection:
-            row = connection.execute("SELECT sum(stored) FROM tenantry.tenant_counters").fetchone()
-        return int(row[0] or 0) if row else 0
-
-
-@contextmanager
-def daemon(directory: Path, db: str) -> Iterator[Daemon]:
-    """Run it; stop it with SIGTERM and see that it has drained."""
-    directory.mkdir()
-    environ = dict(
-        os.environ,
-        RABBITMQ_URL="",
-        DATABASE_URL=db,
-        TENANTRY_STATE_DIR=str(directory),
-        TENANTRY_SERVER_PORT="0",
-        TENANTRY_LOG_FORMAT="json",
-    )
-    with (directory / "log").open("wb") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "tenantry.cli.main", "run"], env=environ, stderr=log
-        )
-        try:
-            running = Daemon(process, directory / "control.sock", db)
-            wait_until(running.ready, timeout=60)
-            yield running
-            process.send_signal(signal.SIGTERM)
-            assert process.wait(60) == 0
-        except BaseException:
-            print((directory / "log").read_text()[-3000:], file=sys.stderr)
-            raise
-        finally:
-            if process.poll() is None:
-                process.kill()
-                process.wait()
+def processor_seconds(running: Subject, db: str) -> float:
+    """Add up what the daemon, the server and the publishers so far have used."""
+    server = server_of(db)
+    family = [server, *server.children(), psutil.Process(running.pid)]
+    used = sum(sum(one.cpu_times()[:2]) for one in family)
+    own = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used + sum(server.cpu_times()[2:4]) + own.ru_utime + own.ru_stime
 
 
 def publishers(url: str, count: int, rate: float | None) -> list[subprocess.Popen[bytes]]:
@@ -139,28 +74,28 @@ def publishers(url: str, count: int, rate: float | None) -> list[subprocess.Pope
     ]
 
 
-def embedded(running: Daemon, url: str, count: int) -> tuple[float, float]:
+def embedded(running: Subject, db: str, url: str, count: int) -> tuple[float, float]:
     """Publish and store at once, from the first publish to the last row.
 
     Gives messages a second, and the microseconds of processor time that each took, of the
     publishers, the server and the daemon together: the rate of a busy machine says little.
     """
     before, count = running.stored(), count // PUBLISHERS * PUBLISHERS
-    processor = running.processor_seconds()
+    processor = processor_seconds(running, db)
     started = time.perf_counter()
     sending = publishers(url, count, None)
     wait_until(lambda: running.stored() - before >= count, timeout=600, every=0.1)
     rate = count / (time.perf_counter() - started)
     assert all(one.wait() == 0 for one in sending)
-    return rate, (running.processor_seconds() - processor) / count * 1e6
+    return rate, (processor_seconds(running, db) - processor) / count * 1e6
 
 
-def steady(running: Daemon, url: str, count: int, rate: float) -> list[Sample]:
+def steady(running: Subject, db: str, url: str, count: int, rate: float) -> list[Sample]:
     """Let messages flow through at a steady rate; look at the tables now and then."""
     before, count = running.stored(), count // PUBLISHERS * PUBLISHERS
     sending = publishers(url, count, rate)
     samples = []
-    with psycopg.connect(running.db, autocommit=True) as connection:
+    with psycopg.connect(db, autocommit=True) as connection:
         for part in range(1, SAMPLES + 1):
             due = count * part // SAMPLES
             wait_until(lambda due=due: running.stored() - before >= due, timeout=600)  # type: ignore[misc]
@@ -249,14 +184,14 @@ def main() -> None:
             db = server.start()
             with console.status("procrastinate"):
                 figures["procrastinate"] = procrastinate(db, options.peer_messages)
-            with daemon(directory / "daemon", db) as running:
-                url = running.tenant()
+            with subject.running(directory / "daemon", {}, db) as running:
+                url = running.create("bench", topics=["events"], partitions=PUBLISHERS)
                 with console.status("the embedded broker"):
-                    rate, processor = embedded(running, url, options.messages)
+                    rate, processor = embedded(running, db, url, options.messages)
                     figures |= {"embedded": rate, "processor_us": processor}
                 if options.steady:
                     with console.status(f"{options.steady:,} messages, steadily"):
-                        found = steady(running, url, options.steady, options.rate)
+                        found = steady(running, db, url, options.steady, options.rate)
                         figures["steady"] = [asdict(one) for one in found]
         finally:
             server.stop()

@@ -9,35 +9,26 @@ tenants stores again elsewhere.
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import signal
-import sys
-import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field
 
-import psutil  # type: ignore[import-untyped]
 import psycopg
 from rich.console import Console
 from rich.table import Table
 
-from bench.brokers import BROKERS, Broker, Processor, missing
+from bench.backlogs import Backlogs, message
 from bench.load import wait_until
-from bench.subject import Subject, running
-from bench.tenants import TOPIC, by_process, each, message
-from tenantry.database.embedded import EmbeddedPostgres
+from bench.services import Services, as_json, by_process, compared, parser_for
+from bench.subject import Subject
 from tenantry.domain import names
 from tenantry.nodes.placement import place
-from tenantry.tenant_client.connecting import client_for
 
-BATCH = 100
 RATE = 20.0
 """Messages a second of each tenant, while nodes come and go."""
 
@@ -75,44 +66,32 @@ class Figures:
 class Nodes:
     """The tenants of one database and one broker, with one process and with several."""
 
-    def __init__(self, directory: Path, broker: Broker, db: str, options: Options) -> None:
-        self._directory = directory
-        self._broker = broker
-        self._db = db
+    def __init__(self, services: Services, options: Options) -> None:
+        self._services = services
         self._options = options
-        self._urls: dict[str, str] = {}
+        self._backlogs = Backlogs(services)
         self._figures = Figures(processes=options.processes)
-        with psycopg.connect(db) as connection:
-            row = connection.execute("SELECT pg_backend_pid()").fetchone()
-            assert row is not None
-            server = psutil.Process(row[0]).parent()
-            assert server is not None
-        self._server = server.pid
 
     def measure(self) -> Figures:
         """Measure everything, one after the other."""
-        figures = self._figures
+        figures, backlogs, messages = self._figures, self._backlogs, self._options.messages
+        tenants = [f"t{number:05}" for number in range(self._options.tenants)]
         with self._running(1) as daemon:
-            for number in range(self._options.tenants):
-                tenant = f"t{number:05}"
-                made = {"id": tenant, "name": tenant, "topics": [TOPIC]}
-                credentials = daemon.call("POST", "/tenants", json=made)["credentials"]
-                url = next(value for name, value in credentials.items() if name.endswith("_url"))
-                self._urls[tenant] = url
-            figures.one, figures.rate_one = self._store(daemon)
+            backlogs.create(daemon, tenants)
+            figures.rate_one, figures.one = backlogs.store(daemon, tenants, messages)
         with self._running(self._options.processes) as daemon:
             self._wait_spread(self._options.processes)
-            figures.several, figures.rate_several = self._store(daemon)
+            figures.rate_several, figures.several = backlogs.store(daemon, tenants, messages)
             self._drain_one(daemon)
             self._kill_one()
+        figures.fifth, figures.between = placement()
         return figures
 
     def _running(self, processes: int) -> AbstractContextManager[Subject]:
-        settings = {**self._broker.settings, "TENANTRY_PROCESSES": str(processes)}
-        return running(self._directory, settings, self._db)
+        return self._services.running({"TENANTRY_PROCESSES": str(processes)})
 
     def _owners(self) -> dict[str, str | None]:
-        with psycopg.connect(self._db) as connection:
+        with psycopg.connect(self._services.db) as connection:
             rows = connection.execute("SELECT tenant_id, node FROM tenantry.owners").fetchall()
         return dict(rows)
 
@@ -126,34 +105,6 @@ class Nodes:
 
         wait_until(spread, timeout=120, every=0.2)
 
-    # What storing costs.
-
-    def _store(self, daemon: Subject) -> tuple[dict[str, float], float]:
-        self._backlog(daemon, self._options.messages // 5)  # so that all is warm
-        return self._backlog(daemon, self._options.messages)
-
-    def _backlog(self, daemon: Subject, messages: int) -> tuple[dict[str, float], float]:
-        share = messages // len(self._urls)
-        for tenant in self._urls:
-            daemon.call("POST", f"/tenants/{tenant}/pause")
-            self._publish(tenant, share)
-        stored, count = daemon.stored(), share * len(self._urls)
-        processor = Processor(daemon.pid, self._server, self._broker.pid)
-        before, began = processor.used(), time.perf_counter()
-        for tenant in self._urls:
-            daemon.call("POST", f"/tenants/{tenant}/resume")
-        wait_until(lambda: daemon.stored() - stored >= count, timeout=600, every=0.2)
-        rate = count / (time.perf_counter() - began)
-        return each(processor, before, count / 1e6), rate
-
-    def _publish(self, tenant: str, count: int) -> None:
-        with closing(client_for(self._urls[tenant], name="bench")) as client:
-            client.open()
-            for start in range(0, count, BATCH):
-                numbers = range(start, min(start + BATCH, count))
-                result = client.publish(names.exchange_name(tenant), [*map(message, numbers)])
-                assert len(result.confirmed) == len(numbers), result.reason
-
     # What it costs a tenant that its node changes.
 
     @contextmanager
@@ -162,12 +113,13 @@ class Nodes:
         over = threading.Event()
 
         def go_on(tenant: str) -> None:
-            with closing(client_for(self._urls[tenant], name="bench")) as client:
-                client.open()
+            with closing(self._backlogs.client(tenant)) as client:
                 while not over.wait(1 / RATE):
-                    client.publish(names.exchange_name(tenant), [message(0)])
+                    client.publish(names.exchange_name(tenant), [message()])
 
-        threads = [threading.Thread(target=go_on, args=(tenant,)) for tenant in self._urls]
+        threads = [
+            threading.Thread(target=go_on, args=(tenant,)) for tenant in self._backlogs.tenants
+        ]
         for thread in threads:
             thread.start()
         try:
@@ -182,7 +134,7 @@ class Nodes:
     def _gaps(self, tenants: Sequence[str], since: float) -> list[float]:
         """Give each tenant's longest time between two of its rows."""
         found = []
-        with psycopg.connect(self._db) as connection:
+        with psycopg.connect(self._services.db) as connection:
             for tenant in tenants:
                 query = f"""
                     SELECT max(gap) FROM (
@@ -210,7 +162,7 @@ class Nodes:
 
     def _kill_one(self) -> None:
         before = self._owners()
-        with psycopg.connect(self._db) as connection:
+        with psycopg.connect(self._services.db) as connection:
             query = "SELECT substr(scope, 6), pid FROM tenantry.terms WHERE held AND slot > 0"
             processes = dict(connection.execute(query).fetchall())
         node, _ = Counter(before.values()).most_common(1)[0]
@@ -234,48 +186,19 @@ def placement(tenants: int = 20_000) -> tuple[float, int]:
 
 def main() -> None:
     """Measure on some brokers, and print a table."""
-    parser = argparse.ArgumentParser(prog="python -m bench.nodes", description=__doc__)
+    parser = parser_for("nodes", __doc__)
     parser.add_argument("--processes", type=int, default=4)
-    parser.add_argument("--broker", choices=list(BROKERS), action="append", help="this one only")
     parser.add_argument("--tenants", type=int, default=24)
     parser.add_argument("--messages", type=int, default=60_000, help="for what storing costs")
-    parser.add_argument("--json", action="store_true", help="one JSON document on stdout")
     given = parser.parse_args()
-    options = Options(processes=given.processes, tenants=given.tenants, messages=given.messages)
-    console, found = Console(stderr=True), dict[str, Figures]()
-    with tempfile.TemporaryDirectory(prefix="tenantry-bench-") as name:
-        directory = Path(name)
-        directory.chmod(0o755)
-        for number, (kind, start) in enumerate(BROKERS.items()):
-            if kind not in (given.broker or ("embedded", "RabbitMQ")):
-                continue
-            if (reason := missing(kind)) is not None:
-                print(f"without {kind}: {reason}", file=sys.stderr)
-                continue
-            with console.status(f"{options.processes} processes on {kind}"):
-                home = directory / str(number)
-                home.mkdir(mode=0o755)
-                found[kind] = _alone(start, home, options)
+    wanted = Options(processes=given.processes, tenants=given.tenants, messages=given.messages)
+    what = f"{wanted.processes} processes on "
+    found = compared(given, lambda services: Nodes(services, wanted).measure(), what)
     if given.json:
-        print(json.dumps({kind: asdict(one) for kind, one in found.items()}, indent=2))
+        print(as_json(found))
         return
     for kind, one in found.items():
         show(kind, one)
-
-
-def _alone(
-    start: Callable[[Path], AbstractContextManager[Broker]], home: Path, options: Options
-) -> Figures:
-    """Measure one broker on services that nobody else uses."""
-    postgres = EmbeddedPostgres(home / "postgres")
-    try:
-        db = postgres.start()
-        with start(home / "broker") as broker:
-            figures = Nodes(home / "daemon", broker, db, options).measure()
-        figures.fifth, figures.between = placement()
-        return figures
-    finally:
-        postgres.stop()
 
 
 def show(kind: str, one: Figures) -> None:

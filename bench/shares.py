@@ -9,35 +9,25 @@ publishing to the commit.
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
-import sys
-import tempfile
 import threading
 import time
-import uuid
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, closing, contextmanager
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
-import psutil  # type: ignore[import-untyped]
 import psycopg
 from rich.console import Console
 from rich.table import Table
 
-from bench.brokers import BROKERS, Broker, Processor, missing
-from bench.load import body, wait_until
+from bench.backlogs import Backlogs, message
+from bench.load import wait_until
 from bench.plot import Panel, write
-from bench.subject import Subject, running
-from bench.tenants import by_process, each
-from tenantry.database.embedded import EmbeddedPostgres
+from bench.services import Services, as_json, by_process, compared, parser_for
+from bench.subject import Subject
 from tenantry.domain import names
-from tenantry.tenant_client.amqp import TenantMessage
-from tenantry.tenant_client.connecting import client_for
 
-BATCH = 500
 THREADS = 10
 """Threads that publish for the quiet tenants, each for its share of them."""
 
@@ -76,19 +66,11 @@ class Figures:
 class Shares:
     """Tenants that compete on one database and one broker."""
 
-    def __init__(self, directory: Path, broker: Broker, db: str, options: Options) -> None:
-        self._directory = directory
-        self._broker = broker
-        self._db = db
+    def __init__(self, services: Services, options: Options) -> None:
+        self._services = services
         self._options = options
-        self._urls: dict[str, str] = {}
+        self._backlogs = Backlogs(services)
         self._figures = Figures()
-        with psycopg.connect(db) as connection:
-            row = connection.execute("SELECT pg_backend_pid()").fetchone()
-            assert row is not None
-            server = psutil.Process(row[0]).parent()
-            assert server is not None
-        self._server = server.pid
 
     def measure(self) -> Figures:
         """Measure what is wanted, one after the other."""
@@ -108,53 +90,18 @@ class Shares:
         return self._figures
 
     def _running(self, *, turns: bool) -> AbstractContextManager[Subject]:
-        settings = dict(self._broker.settings)
-        if not turns:
-            settings["TENANTRY_CONSUMER_STORED_AT_ONCE"] = "0"
-        return running(self._directory, settings, self._db)
-
-    # Tenants and messages.
-
-    def _create(self, daemon: Subject, *tenants: str) -> None:
-        for tenant in tenants:
-            if tenant not in self._urls:
-                made = {"id": tenant, "name": tenant}
-                credentials = daemon.call("POST", "/tenants", json=made)["credentials"]
-                url = next(value for name, value in credentials.items() if name.endswith("_url"))
-                self._urls[tenant] = url
-
-    def _pile_up(self, daemon: Subject, backlogs: dict[str, int]) -> None:
-        for tenant, count in backlogs.items():
-            daemon.call("POST", f"/tenants/{tenant}/pause")
-            with closing(client_for(self._urls[tenant], name="bench")) as client:
-                client.open()
-                for start in range(0, count, BATCH):
-                    numbers = range(start, min(start + BATCH, count))
-                    result = client.publish(names.exchange_name(tenant), [*map(_message, numbers)])
-                    assert len(result.confirmed) == len(numbers), result.reason
-
-    def _resume(self, daemon: Subject, tenants: Sequence[str]) -> None:
-        for tenant in tenants:
-            daemon.call("POST", f"/tenants/{tenant}/resume")
-
-    def _stored(self, *tenants: str) -> dict[str, int]:
-        with psycopg.connect(self._db) as connection:
-            rows = connection.execute(
-                "SELECT tenant_id, stored FROM tenantry.tenant_counters WHERE tenant_id = ANY(%s)",
-                [list(tenants)],
-            ).fetchall()
-        return dict(rows)
+        return self._services.running({} if turns else {"TENANTRY_CONSUMER_STORED_AT_ONCE": "0"})
 
     # What weights share.
 
     def _weights(self, daemon: Subject) -> None:
-        count = self._options.messages
-        self._create(daemon, *WEIGHTS)
+        count, backlogs = self._options.messages, self._backlogs
+        backlogs.create(daemon, WEIGHTS)
         for tenant, weight in WEIGHTS.items():
             daemon.call("PUT", f"/tenants/{tenant}/limits", json={"weight": weight})
-        self._pile_up(daemon, dict.fromkeys(WEIGHTS, count))
-        began = self._stored(*WEIGHTS)
-        self._resume(daemon, [*WEIGHTS])
+        backlogs.pile_up(daemon, dict.fromkeys(WEIGHTS, count))
+        began = backlogs.stored(WEIGHTS)
+        backlogs.resume(daemon, WEIGHTS)
         # Both are at it by then; and the first one has some left at the end.
         wait_until(lambda: min(self._gone(began).values()) > count // 50, timeout=60)
         first, at = self._gone(began), time.perf_counter()
@@ -165,7 +112,7 @@ class Shares:
         wait_until(lambda: min(self._gone(began).values()) >= count, timeout=600)
 
     def _gone(self, began: dict[str, int]) -> dict[str, int]:
-        now = self._stored(*began)
+        now = self._backlogs.stored(began)
         return {one: now[one] - began[one] for one in began}
 
     # What turns cost.
@@ -173,50 +120,36 @@ class Shares:
     def _cost(self, daemon: Subject, *, turns: bool) -> None:
         for number in self._options.tenants:
             tenants = [f"t{one:05}" for one in range(number)]
-            self._create(daemon, *tenants)
-            self._drain(daemon, tenants, self._options.messages // 5)  # so that all is warm
-            found = self._drain(daemon, tenants, self._options.messages)
+            self._backlogs.create(daemon, tenants)
+            found = self._backlogs.store(daemon, tenants, self._options.messages)
             key = f"{number} {'with' if turns else 'without'} turns"
             self._figures.cost.setdefault(key, []).append(found)
-
-    def _drain(
-        self, daemon: Subject, tenants: Sequence[str], messages: int
-    ) -> tuple[float, dict[str, float]]:
-        share = messages // len(tenants)
-        self._pile_up(daemon, dict.fromkeys(tenants, share))
-        stored, count = daemon.stored(), share * len(tenants)
-        processor = Processor(daemon.pid, self._server, self._broker.pid)
-        before, began = processor.used(), time.perf_counter()
-        self._resume(daemon, tenants)
-        wait_until(lambda: daemon.stored() - stored >= count, timeout=600, every=0.1)
-        rate = count / (time.perf_counter() - began)
-        return rate, each(processor, before, count / 1e6)
 
     # What a flood costs others.
 
     def _flood(self, daemon: Subject, *, turns: bool) -> None:
         options, figures = self._options, self._figures
         quiet = [f"q{number:05}" for number in range(options.quiet)]
-        self._create(daemon, FLOOD, *quiet)
-        self._pile_up(daemon, {FLOOD: options.flood})
+        backlogs = self._backlogs
+        backlogs.create(daemon, [FLOOD, *quiet])
+        backlogs.pile_up(daemon, {FLOOD: options.flood})
+        flooded = lambda: backlogs.stored([FLOOD])[FLOOD]  # noqa: E731
         with self._publishing(quiet):
             time.sleep(3)  # workers have started, caches are filled
             since = time.time()
             time.sleep(options.seconds)
             until = time.time()
-            stored = self._stored(FLOOD)[FLOOD]
-            self._resume(daemon, [FLOOD])
-            wait_until(lambda: self._stored(FLOOD)[FLOOD] > stored, timeout=60)
+            stored = flooded()
+            backlogs.resume(daemon, [FLOOD])
+            wait_until(lambda: flooded() > stored, timeout=60)
             began = time.time()
-            wait_until(
-                lambda: self._stored(FLOOD)[FLOOD] - stored >= options.flood * 0.95, timeout=600
-            )
+            wait_until(lambda: flooded() - stored >= options.flood * 0.95, timeout=600)
             ended = time.time()
         key = f"{'with' if turns else 'without'} turns"
         figures.flood_rate[key] = options.flood * 0.95 / (ended - began)
         figures.unloaded = sorted(figures.unloaded + self._latencies(quiet, since, until))
         figures.loaded[key] = self._latencies(quiet, began, ended)
-        wait_until(lambda: self._stored(FLOOD)[FLOOD] - stored >= options.flood, timeout=60)
+        wait_until(lambda: flooded() - stored >= options.flood, timeout=60)
         if turns:
             figures.seen = self._seconds(quiet, until - 5, ended)
 
@@ -227,15 +160,13 @@ class Shares:
         pause = 1 / self._options.rate
 
         def go_on(mine: Sequence[str], offset: float) -> None:
-            clients = {one: client_for(self._urls[one], name="bench") for one in mine}
-            for client in clients.values():
-                client.open()
+            clients = {one: self._backlogs.client(one) for one in mine}
             due = time.monotonic() + offset
             while not over.is_set():
                 for tenant, client in clients.items():
                     over.wait(max(0.0, due - time.monotonic()))
                     due += pause / len(clients)
-                    result = client.publish(names.exchange_name(tenant), [_message(0)])
+                    result = client.publish(names.exchange_name(tenant), [message()])
                     assert result.confirmed, result.reason
             for client in clients.values():
                 client.close()
@@ -258,7 +189,7 @@ class Shares:
         self, quiet: Sequence[str], since: float, until: float
     ) -> dict[str, list[tuple[float, float]]]:
         seen: dict[str, list[tuple[float, float]]] = {"flood": [], "median": [], "p99": []}
-        with psycopg.connect(self._db) as connection:
+        with psycopg.connect(self._services.db) as connection:
             for second in range(int(until - since)):
                 span = (since + second, since + second + 1)
                 row = connection.execute(
@@ -274,7 +205,7 @@ class Shares:
 
     def _latencies(self, tenants: Sequence[str], since: float, until: float) -> list[float]:
         found: list[float] = []
-        with psycopg.connect(self._db) as connection:
+        with psycopg.connect(self._services.db) as connection:
             for tenant in tenants:
                 rows = connection.execute(
                     "SELECT extract(epoch FROM pg_xact_commit_timestamp(xmin) - published_at)"
@@ -286,21 +217,10 @@ class Shares:
         return sorted(found)
 
 
-def _message(number: int) -> TenantMessage:
-    return TenantMessage(
-        routing_key=names.DEFAULT_TOPIC,
-        body=body(number),
-        message_id=uuid.uuid4().hex,
-        content_type="application/json",
-        published_at_ms=time.time_ns() // 1_000_000,
-    )
-
-
 def main() -> None:
     """Measure on some brokers, and print a table."""
     parts = ("weights", "cost", "flood")
-    parser = argparse.ArgumentParser(prog="python -m bench.shares", description=__doc__)
-    parser.add_argument("--broker", choices=list(BROKERS), action="append", help="this one only")
+    parser = parser_for("shares", __doc__)
     parser.add_argument("--only", choices=parts, action="append", help="this part only")
     parser.add_argument("--messages", type=int, default=60_000, help="a backlog")
     parser.add_argument("--rounds", type=int, default=3, help="of what turns cost")
@@ -310,9 +230,8 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=2.0, help="messages/s of each of those")
     parser.add_argument("--seconds", type=float, default=10.0, help="without the flood")
     parser.add_argument("--plot", type=Path, help="draw the flood, on the last broker, as SVG")
-    parser.add_argument("--json", action="store_true", help="one JSON document on stdout")
     given = parser.parse_args()
-    options = Options(
+    wanted = Options(
         messages=given.messages,
         rounds=given.rounds,
         tenants=given.tenants or (1, 10),
@@ -322,43 +241,14 @@ def main() -> None:
         seconds=given.seconds,
         only=given.only or parts,
     )
-    console, found = Console(stderr=True), dict[str, Figures]()
-    with tempfile.TemporaryDirectory(prefix="tenantry-bench-") as name:
-        directory = Path(name)
-        directory.chmod(0o755)
-        for number, (kind, start) in enumerate(BROKERS.items()):
-            if kind not in (given.broker or ("embedded", "RabbitMQ")):
-                continue
-            if (reason := missing(kind)) is not None:
-                print(f"without {kind}: {reason}", file=sys.stderr)
-                continue
-            with console.status(kind):
-                home = directory / str(number)
-                home.mkdir(mode=0o755)
-                found[kind] = _alone(start, home, options)
+    found = compared(given, lambda services: Shares(services, wanted).measure())
     if given.plot is not None:
         draw(given.plot, *list(found.items())[-1])
     if given.json:
-        print(json.dumps({kind: asdict(one) for kind, one in found.items()}, indent=2))
+        print(as_json(found))
         return
     for kind, one in found.items():
         show(kind, one)
-
-
-def _alone(
-    start: Callable[[Path], AbstractContextManager[Broker]], home: Path, options: Options
-) -> Figures:
-    """Measure one broker on services that nobody else uses."""
-    postgres = EmbeddedPostgres(home / "postgres")
-    try:
-        with psycopg.connect(postgres.start(), autocommit=True) as connection:
-            connection.execute("ALTER SYSTEM SET track_commit_timestamp = on")
-        postgres.stop()
-        db = postgres.start()
-        with start(home / "broker") as broker:
-            return Shares(home / "daemon", broker, db, options).measure()
-    finally:
-        postgres.stop()
 
 
 def draw(path: Path, kind: str, one: Figures) -> None:

@@ -44,6 +44,12 @@ class Subject:
         answer.raise_for_status()
         return answer.json() if answer.content else None
 
+    def create(self, tenant: str, **settings: Any) -> str:
+        """Create a tenant; give the URL at which its own clients publish."""
+        made = {"id": tenant, "name": tenant, **settings}
+        credentials = self.call("POST", "/tenants", json=made)["credentials"]
+        return next(value for name, value in credentials.items() if name.endswith("_url"))
+
     def ready(self) -> bool:
         """Tell whether the daemon serves and is ready."""
         if self._process.poll() is not None:
