@@ -6,18 +6,15 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Final
+from typing import Final
 
 import click
 
 from tenantry.cli import output
 from tenantry.cli.client import ControlClient
 from tenantry.cli.options import broker_tls, example, with_client
-from tenantry.cli.output import FAILED, CommandError
-from tenantry.cli.producing import address_options, addresses, log_quietly
-
-if TYPE_CHECKING:
-    from tenantry.consumer.run import ConsumeResult
+from tenantry.cli.output import CommandError
+from tenantry.cli.producing import address_options, addresses, finish, log_quietly
 
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 
@@ -69,9 +66,10 @@ def consume(
     partition has anything beyond its offset. With --json the lines go to stderr. Exits with 1 if a
     consumer gave up or a tenant reaches another's objects.
     """
-    from tenantry.consumer.run import AT_ONCE, TOPICS, ConsumerOptions
+    from tenantry.consumer.run import TOPICS, ConsumerOptions
     from tenantry.consumer.run import consume as run
     from tenantry.tenant_client.access import ProducerError
+    from tenantry.tenant_runs import AT_ONCE
 
     log_quietly()
     if follow and tenants * consumers * len(TOPICS) > AT_ONCE:
@@ -96,23 +94,7 @@ def consume(
             result = run(options, client, say=say, stop=stop)
     except ProducerError as error:
         raise CommandError(str(error)) from error
-    if as_json:
-        output.print_json(result_document(result))
-    if not result.succeeded:
-        raise click.exceptions.Exit(FAILED)
-
-
-def result_document(result: ConsumeResult) -> dict[str, Any]:
-    """Put a run's result into a document."""
-    return {
-        "tenants": {
-            tenant_id: {"received": one.received, "failed": one.failed}
-            for tenant_id, one in result.tallies.items()
-        },
-        "received": result.total.received,
-        "failed": result.total.failed,
-        "isolated": None if result.isolation is None else result.isolation.holds,
-    }
+    finish(result, as_json=as_json)
 
 
 @contextmanager

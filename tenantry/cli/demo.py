@@ -28,7 +28,8 @@ from tenantry.unixpath import MAX_SOCKET_PATH
 from tenantry.urls import address
 
 if TYPE_CHECKING:
-    from tenantry.producer.run import ProduceResult
+    from tenantry.producer.run import Tally
+    from tenantry.tenant_runs import RunResult
 
 READY_TIMEOUT: Final = 60.0
 STALL: Final = 20.0
@@ -207,7 +208,7 @@ def _publish_and_count(daemon: ChildDaemon, say: Callable[[str], None]) -> list[
 
 
 def _wait_stored(
-    daemon: ChildDaemon, client: ControlClient, result: ProduceResult
+    daemon: ChildDaemon, client: ControlClient, result: RunResult[Tally]
 ) -> dict[str, float]:
     """Wait until each tenant's messages are dealt with; give when each was.
 
@@ -237,7 +238,7 @@ def _settled(tenant: dict[str, Any]) -> int:
     return int(tenant.get("stored", 0)) + int(tenant.get("dead_lettered", 0))
 
 
-def _line(client: ControlClient, result: ProduceResult, tenant_id: str, seconds: float) -> Line:
+def _line(client: ControlClient, result: RunResult[Tally], tenant_id: str, seconds: float) -> Line:
     tally = result.tallies[tenant_id]
     runtime = client.call("GET", "/status")["tenants"].get(tenant_id, {})
     rows = client.pages("/messages", params={"tenant_id": tenant_id})

@@ -14,8 +14,8 @@ from tenantry.cli.options import broker_tls, example, with_client
 from tenantry.cli.output import FAILED, CommandError
 
 if TYPE_CHECKING:
-    from tenantry.producer.run import ProduceResult
     from tenantry.tenant_client.connecting import Addresses
+    from tenantry.tenant_runs import RunResult
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -133,24 +133,20 @@ def produce(
             result = run(options, client, say=say, progress=advance)
     except ProducerError as error:
         raise CommandError(str(error)) from error
+    finish(result, as_json=as_json)
+
+
+def finish(result: RunResult[Any], *, as_json: bool) -> None:
+    """Print a run's result as a document, if that is wanted; exit with 1 unless it succeeded."""
     if as_json:
-        output.print_json(result_document(result))
+        document = {
+            "tenants": {tenant_id: {**one.counts} for tenant_id, one in result.tallies.items()},
+            **result.total.counts,
+            "isolated": None if result.isolation is None else result.isolation.holds,
+        }
+        output.print_json(document)
     if not result.succeeded:
         raise click.exceptions.Exit(FAILED)
-
-
-def result_document(result: ProduceResult) -> dict[str, Any]:
-    """Put a run's result into a document."""
-    return {
-        "tenants": {
-            tenant_id: {"sent": one.sent, "confirmed": one.confirmed, "failed": one.failed}
-            for tenant_id, one in result.tallies.items()
-        },
-        "sent": result.total.sent,
-        "confirmed": result.total.confirmed,
-        "failed": result.total.failed,
-        "isolated": None if result.isolation is None else result.isolation.holds,
-    }
 
 
 def log_quietly() -> None:

@@ -5,42 +5,33 @@ from __future__ import annotations
 import itertools
 import random
 import threading
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from tenantry.broker.rabbitmq.tls import SYSTEMS, Tls
 from tenantry.domain import names
 from tenantry.domain.names import UserKind
-from tenantry.isolation.port import IsolationReport
-from tenantry.isolation.proof import verify_isolation
-from tenantry.tenant_client.access import (
-    Api,
-    ProducerError,
-    Say,
-    TenantAccess,
-    ensure_consumers,
-    installation_of,
-)
+from tenantry.tenant_client.access import Api, Say, TenantAccess, ensure_consumers
 from tenantry.tenant_client.amqp import TenantClientError
-from tenantry.tenant_client.connecting import EVERYWHERE, Addresses
 from tenantry.tenant_client.iggy_reading import Turns
 from tenantry.tenant_client.reading import Reading, reader_for
+from tenantry.tenant_runs import (
+    ATTEMPTS,
+    FIRST_BACKOFF,
+    LONGEST_BACKOFF,
+    Progress,
+    Role,
+    RunOptions,
+    RunResult,
+    run,
+)
 
 TOPICS: Final = ("events", "logs", "notifications")
 """The topics every tenant gets; those that it has beside them are read as well."""
 
-AT_ONCE: Final = 128
-"""Consumers, each with its connection, that run at the same time; more wait their turn."""
-
 LINGER: Final = 0.25
 """Seconds that a batch may take to fill."""
-
-ATTEMPTS: Final = 10
-FIRST_BACKOFF: Final = 0.2
-LONGEST_BACKOFF: Final = 5.0
-"""Seconds: with ten attempts a consumer outlives half a minute without a broker."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +40,14 @@ class Tally:
 
     received: int
     failed: int
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        """See `tenant_runs.Tally.counts`."""
+        return {"received": self.received, "failed": self.failed}
+
+    def __add__(self, other: Tally) -> Tally:
+        return Tally(received=self.received + other.received, failed=self.failed + other.failed)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,7 +91,7 @@ class Receiver:
                 tls=assignment.tls,
             )
         )
-        self.tenant_id = assignment.tenant_id
+        self.tenant_id: Final = assignment.tenant_id
         self._whom = f"by tenant: {assignment.tenant_id}, consumer: {assignment.consumer}"
         exchange = names.exchange_name(assignment.tenant_id)
         self._where = f"from: {exchange} -> {assignment.topic}"
@@ -144,35 +143,11 @@ class Receiver:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ConsumerOptions:
+class ConsumerOptions(RunOptions):
     """How much is read. `consumers` counts per tenant and topic."""
 
-    tenants: int = 3
     consumers: int = 1
-    partitions: int = 3
-    ensure_access: bool = True
-    batch_size: int = 10
     follow: bool = False
-    addresses: Addresses = EVERYWHERE
-    tls: Tls = SYSTEMS
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ConsumeResult:
-    """What every tenant has received; `isolation` is None if it was not examined."""
-
-    tallies: dict[str, Tally]
-    isolation: IsolationReport | None
-
-    @property
-    def total(self) -> Tally:
-        """All tenants together."""
-        return _sum(tuple(self.tallies.values()))
-
-    @property
-    def succeeded(self) -> bool:
-        """Whether no consumer gave up and no tenant reaches another's."""
-        return not self.total.failed and (self.isolation is None or self.isolation.holds)
 
 
 def consume(
@@ -181,44 +156,27 @@ def consume(
     *,
     say: Say,
     stop: threading.Event,
-    progress: Callable[[int], None] = lambda _count: None,
-) -> ConsumeResult:
+    progress: Progress = lambda _count: None,
+) -> RunResult[Tally]:
     """Run the consumer to its end, telling each step through `say`, from one thread at a time.
 
     Once `stop` is set it ends after the batches at hand. `progress` is told the numbers of messages
     received. Threads of its own consume and have ended when this returns or raises. Raises
     `ProducerError` where the tenants can't be prepared.
     """
-    say(
-        f"--- Multi-tenant consumer has started, tenants: {options.tenants}, "
-        f"consumers: {options.consumers}, partitions: {options.partitions} ---"
+
+    def receivers(accesses: Sequence[TenantAccess], tell: Say, got: Progress) -> list[Receiver]:
+        todo = _assignments(options, accesses)
+        return [Receiver(one, say=tell, stop=stop, received=got) for one in todo]
+
+    role = Role(
+        name="consumer",
+        each=options.consumers,
+        user=UserKind.CONSUMER,
+        prepare=lambda tenant_id: _prepare(options, api, tenant_id, say),
+        clients=receivers,
     )
-    say("--- Creating root client to manage streams and users ---")
-    status, _ = api.send("GET", "/healthz")
-    if status >= 500:
-        raise ProducerError(f"the daemon is not healthy (status {status})")
-    say("--- Creating streams and users with permissions for each tenant ---")
-    accesses = [_prepare(options, api, str(number + 1), say) for number in range(options.tenants)]
-    say("--- Creating clients for each tenant ---")
-    isolation = None
-    if options.ensure_access and not stop.is_set():
-        say("--- Ensuring access to streams for each tenant ---")
-        isolation = verify_isolation(
-            accesses,
-            [access.topology for access in accesses],
-            say=say,
-            addresses=options.addresses,
-            installation=installation_of(api),
-            kind=UserKind.CONSUMER,
-            tls=options.tls,
-        )
-    say(f"--- Starting {options.consumers} consumer(s) for each tenant ---")
-    tallies = _receive(options, accesses, say, stop, progress)
-    for tenant_id, tally in tallies.items():
-        say(f"Tenant: {tenant_id}, {_counts(tally)}")
-    result = ConsumeResult(tallies=tallies, isolation=isolation)
-    say(f"Total: {_counts(result.total)}")
-    return result
+    return run(role, options, api, say=say, stop=stop, progress=progress)
 
 
 def _prepare(options: ConsumerOptions, api: Api, tenant_id: str, say: Say) -> TenantAccess:
@@ -228,45 +186,6 @@ def _prepare(options: ConsumerOptions, api: Api, tenant_id: str, say: Say) -> Te
     say(f"{stream} stream: {exchange} with ID: {tenant_id}")
     say(f"{whom} user: {user} with ID: {tenant_id}, with permissions for stream: {exchange}")
     return access
-
-
-def _receive(
-    options: ConsumerOptions,
-    accesses: Sequence[TenantAccess],
-    say: Say,
-    stop: threading.Event,
-    progress: Callable[[int], None],
-) -> dict[str, Tally]:
-    lock = threading.Lock()
-
-    def tell(line: str) -> None:
-        with lock:
-            say(line)
-
-    def count(messages: int) -> None:
-        with lock:
-            progress(messages)
-
-    try:
-        todo = [
-            Receiver(one, say=tell, stop=stop, received=count)
-            for one in _assignments(options, accesses)
-        ]
-    except TenantClientError as error:
-        raise ProducerError(str(error)) from error
-    results: dict[str, list[Tally]] = {access.topology.tenant_id: [] for access in accesses}
-    with ThreadPoolExecutor(
-        max_workers=min(AT_ONCE, len(todo)), thread_name_prefix="consumer"
-    ) as pool:
-        running: dict[Future[Tally], str] = {pool.submit(one.run): one.tenant_id for one in todo}
-        try:
-            for done in as_completed(running):
-                results[running[done]].append(done.result())
-        except BaseException:
-            stop.set()
-            pool.shutdown(wait=True, cancel_futures=True)
-            raise
-    return {tenant_id: _sum(tallies) for tenant_id, tallies in results.items()}
 
 
 def _assignments(options: ConsumerOptions, accesses: Sequence[TenantAccess]) -> list[Assignment]:
@@ -291,13 +210,3 @@ def _assignments(options: ConsumerOptions, accesses: Sequence[TenantAccess]) -> 
         for consumer, topic, access in itertools.product(range(options.consumers), topics, accesses)
         if topic in access.topology.topics
     ]
-
-
-def _sum(tallies: Sequence[Tally]) -> Tally:
-    return Tally(
-        received=sum(one.received for one in tallies), failed=sum(one.failed for one in tallies)
-    )
-
-
-def _counts(tally: Tally) -> str:
-    return f"received: {tally.received}, failed: {tally.failed}"

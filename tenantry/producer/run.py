@@ -7,37 +7,30 @@ import random
 import threading
 import time
 import uuid
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
 from tenantry.broker.rabbitmq.tls import SYSTEMS, Tls
 from tenantry.domain import names
-from tenantry.isolation.port import IsolationReport
-from tenantry.isolation.proof import verify_isolation
-from tenantry.tenant_client.access import (
-    Api,
-    ProducerError,
-    Say,
-    TenantAccess,
-    ensure_tenant,
-    installation_of,
-)
+from tenantry.domain.names import UserKind
+from tenantry.tenant_client.access import Api, Say, TenantAccess, ensure_tenant
 from tenantry.tenant_client.amqp import TenantClientError, TenantMessage
-from tenantry.tenant_client.connecting import EVERYWHERE, Addresses, client_for
+from tenantry.tenant_client.connecting import client_for
+from tenantry.tenant_runs import (
+    ATTEMPTS,
+    FIRST_BACKOFF,
+    LONGEST_BACKOFF,
+    Progress,
+    Role,
+    RunOptions,
+    RunResult,
+    run,
+)
 
 KINDS: Final = {"events": "event", "logs": "log", "notifications": "notification"}
 """The topics every tenant gets, and what a message of each calls itself."""
-
-AT_ONCE: Final = 128
-"""Producers, each with its connection, that run at the same time; more wait their turn."""
-
-ATTEMPTS: Final = 10
-FIRST_BACKOFF: Final = 0.2
-LONGEST_BACKOFF: Final = 5.0
-"""Seconds: with ten attempts a batch outlives half a minute without a broker."""
 
 FAILED_BATCHES: Final = 2
 """Batches that fail for good, one after the other, before the rest is given up."""
@@ -57,6 +50,14 @@ class Tally:
     def failed(self) -> int:
         """Messages that the broker never confirmed."""
         return self.sent - self.confirmed
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        """See `tenant_runs.Tally.counts`."""
+        return {"sent": self.sent, "confirmed": self.confirmed, "failed": self.failed}
+
+    def __add__(self, other: Tally) -> Tally:
+        return Tally(sent=self.sent + other.sent, confirmed=self.confirmed + other.confirmed)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,6 +90,7 @@ class Sender:
     ) -> None:
         """`sent` is told how many messages each finished batch had, confirmed or not."""
         self._assignment = assignment
+        self.tenant_id: Final = assignment.tenant_id
         self._say = say
         self._stop = stop
         self._sent = sent
@@ -178,18 +180,12 @@ class Sender:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ProducerOptions:
+class ProducerOptions(RunOptions):
     """How much is sent. `producers` counts per tenant and topic; `interval` is in seconds."""
 
-    tenants: int = 3
     producers: int = 3
-    partitions: int = 3
-    ensure_access: bool = True
     batches: int = 10
-    batch_size: int = 10
     interval: float = 0.001
-    addresses: Addresses = EVERYWHERE
-    tls: Tls = SYSTEMS
 
     @property
     def messages(self) -> int:
@@ -197,71 +193,33 @@ class ProducerOptions:
         return self.tenants * len(KINDS) * self.producers * self.batches * self.batch_size
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ProduceResult:
-    """What became of every tenant's messages; `isolation` is None if it was not examined.
-
-    `began` is when sending began, by the monotonic clock.
-    """
-
-    tallies: dict[str, Tally]
-    began: float
-    isolation: IsolationReport | None
-
-    @property
-    def total(self) -> Tally:
-        """All tenants together."""
-        return _sum(tuple(self.tallies.values()))
-
-    @property
-    def succeeded(self) -> bool:
-        """Whether every message was confirmed and no tenant reaches another's."""
-        return not self.total.failed and (self.isolation is None or self.isolation.holds)
-
-
 def produce(
     options: ProducerOptions,
     api: Api,
     *,
     say: Say,
-    progress: Callable[[int], None] = lambda _count: None,
-) -> ProduceResult:
+    progress: Progress = lambda _count: None,
+) -> RunResult[Tally]:
     """Run the producer to its end, telling each step through `say`, from one thread at a time.
 
     `progress` is told the numbers of messages dealt with. Threads of its own send and have ended
     when this returns or raises; interrupted, they stop after the batch at hand.
     Raises `ProducerError` where the tenants can't be prepared.
     """
-    say(
-        f"--- Multi-tenant producer has started, tenants: {options.tenants}, "
-        f"producers: {options.producers}, partitions: {options.partitions} ---"
+    stop = threading.Event()
+
+    def senders(accesses: Sequence[TenantAccess], tell: Say, sent: Progress) -> list[Sender]:
+        todo = _assignments(options, accesses)
+        return [Sender(one, say=tell, stop=stop, sent=sent) for one in todo]
+
+    role = Role(
+        name="producer",
+        each=options.producers,
+        user=UserKind.PRODUCER,
+        prepare=lambda tenant_id: _prepare(options, api, tenant_id, say),
+        clients=senders,
     )
-    say("--- Creating root client to manage streams and users ---")
-    status, _ = api.send("GET", "/healthz")
-    if status >= 500:
-        raise ProducerError(f"the daemon is not healthy (status {status})")
-    say("--- Creating streams and users with permissions for each tenant ---")
-    accesses = [_prepare(options, api, str(number + 1), say) for number in range(options.tenants)]
-    say("--- Creating clients for each tenant ---")
-    isolation = None
-    if options.ensure_access:
-        say("--- Ensuring access to streams for each tenant ---")
-        isolation = verify_isolation(
-            accesses,
-            [access.topology for access in accesses],
-            say=say,
-            addresses=options.addresses,
-            installation=installation_of(api),
-            tls=options.tls,
-        )
-    say(f"--- Starting {options.producers} producer(s) for each tenant ---")
-    began = time.monotonic()
-    tallies = _send(options, accesses, say, progress)
-    for tenant_id, tally in tallies.items():
-        say(f"Tenant: {tenant_id}, {_counts(tally)}")
-    result = ProduceResult(tallies=tallies, began=began, isolation=isolation)
-    say(f"Total: {_counts(result.total)}")
-    return result
+    return run(role, options, api, say=say, stop=stop, progress=progress)
 
 
 def _prepare(options: ProducerOptions, api: Api, tenant_id: str, say: Say) -> TenantAccess:
@@ -276,45 +234,6 @@ def _prepare(options: ProducerOptions, api: Api, tenant_id: str, say: Say) -> Te
         say(f"Found stream: {exchange} with ID: {tenant_id}")
         say(f"Found user: {user} with ID: {tenant_id}, with permissions for stream: {exchange}")
     return access
-
-
-def _send(
-    options: ProducerOptions,
-    accesses: Sequence[TenantAccess],
-    say: Say,
-    progress: Callable[[int], None],
-) -> dict[str, Tally]:
-    stop = threading.Event()
-    lock = threading.Lock()
-
-    def tell(line: str) -> None:
-        with lock:
-            say(line)
-
-    def count(messages: int) -> None:
-        with lock:
-            progress(messages)
-
-    try:
-        todo = _assignments(options, accesses)
-    except TenantClientError as error:
-        raise ProducerError(str(error)) from error
-    results: dict[str, list[Tally]] = {access.topology.tenant_id: [] for access in accesses}
-    with ThreadPoolExecutor(
-        max_workers=min(AT_ONCE, len(todo)), thread_name_prefix="producer"
-    ) as pool:
-        running: dict[Future[Tally], str] = {
-            pool.submit(Sender(one, say=tell, stop=stop, sent=count).run): one.tenant_id
-            for one in todo
-        }
-        try:
-            for done in as_completed(running):
-                results[running[done]].append(done.result())
-        except BaseException:
-            stop.set()
-            pool.shutdown(wait=True, cancel_futures=True)
-            raise
-    return {tenant_id: _sum(tallies) for tenant_id, tallies in results.items()}
 
 
 def _assignments(options: ProducerOptions, accesses: Sequence[TenantAccess]) -> list[Assignment]:
@@ -338,13 +257,3 @@ def _assignments(options: ProducerOptions, accesses: Sequence[TenantAccess]) -> 
             range(options.producers), KINDS.items(), accesses
         )
     ]
-
-
-def _sum(tallies: Sequence[Tally]) -> Tally:
-    return Tally(
-        sent=sum(one.sent for one in tallies), confirmed=sum(one.confirmed for one in tallies)
-    )
-
-
-def _counts(tally: Tally) -> str:
-    return f"sent: {tally.sent}, confirmed: {tally.confirmed}, failed: {tally.failed}"

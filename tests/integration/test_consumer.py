@@ -14,13 +14,14 @@ from pika.adapters.blocking_connection import BlockingChannel
 from pika.exceptions import ChannelClosedByBroker
 
 from tenantry.broker.topology import GROUP_BYTES
-from tenantry.consumer.run import ConsumeResult, ConsumerOptions, consume
+from tenantry.consumer.run import ConsumerOptions, Tally, consume
 from tenantry.domain import names
 from tenantry.domain.names import UserKind
 from tenantry.isolation.proof import verify_isolation
 from tenantry.producer.run import produce
 from tenantry.tenant_client.access import TenantAccess, ensure_consumers
 from tenantry.tenant_client.amqp_reading import AmqpReader
+from tenantry.tenant_runs import RunResult
 from tests.integration.broker_api import BrokerApi, depth, small
 from tests.waiting import DEADLINE, eventually
 
@@ -32,7 +33,7 @@ def options(**given: Any) -> ConsumerOptions:
     return ConsumerOptions(**({"tenants": 2, "partitions": 2} | given))
 
 
-def quietly(api: BrokerApi, **given: Any) -> ConsumeResult:
+def quietly(api: BrokerApi, **given: Any) -> RunResult[Tally]:
     return consume(options(**given), api, say=lambda _line: None, stop=threading.Event())
 
 
@@ -43,7 +44,7 @@ class Run:
     lines: list[str] = field(default_factory=list)
     stop: threading.Event = field(default_factory=threading.Event)
     counted: list[int] = field(default_factory=list)
-    result: ConsumeResult | None = None
+    result: RunResult[Tally] | None = None
 
     @property
     def started(self) -> bool:
