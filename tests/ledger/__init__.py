@@ -5,7 +5,7 @@ A library for tests, and a command: `python -m tests.ledger --help`.
 
 from tests.ledger.audit import Audit, Findings
 from tests.ledger.book import LIGHT, Ledger, Noted
-from tests.ledger.client import WINDOW, Client
+from tests.ledger.client import Client
 from tests.ledger.entries import (
     DEFAULT,
     KEY_HEADER,
@@ -19,6 +19,7 @@ from tests.ledger.entries import (
     sha256,
 )
 from tests.ledger.record import Record
+from tests.ledger.sender import WINDOW
 
 __all__ = [
     "DEFAULT",

@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 import psycopg
 
 from tests.ledger.audit import Audit, Findings, Key
-from tests.ledger.batch_client import BatchClient
-from tests.ledger.client import WINDOW, Client
+from tests.ledger.client import Client
 from tests.ledger.entries import DEFAULT, Draft, Entry, Maker, Sent, Target, entry, mixed
 from tests.ledger.iggy_client import IggyClient
 from tests.ledger.places import count_rejected, ready
 from tests.ledger.record import Record
+from tests.ledger.sender import WINDOW, Sender
 from tests.ledger.sql_client import SqlClient
 from tests.waiting import DEADLINE, eventually
 
@@ -51,7 +51,7 @@ class Ledger:
     broker_url: str | None = field(default=None, repr=False)
     record: Record | None = None
     most: float = math.inf
-    clients: list[Client | BatchClient | Noted] = field(default_factory=list)
+    clients: list[Sender | Noted] = field(default_factory=list)
     ordered: set[str] = field(default_factory=set)
     """Topics whose partitions are to be in order."""
     _audit: Audit | None = None
@@ -68,10 +68,10 @@ class Ledger:
         make: Maker = mixed,
         patience: float = DEADLINE,
         patient: bool = False,
-    ) -> Iterator[list[Client | BatchClient]]:
+    ) -> Iterator[list[Sender]]:
         """Publish for tenants, given as id and URL; at the end, wait for all confirms."""
         rate = rate if limit is not None else min(rate, self.most)
-        clients: list[Client | BatchClient] = [
+        clients: list[Sender] = [
             _client_of(url)(
                 tenant_id,
                 url,
@@ -200,7 +200,7 @@ class Ledger:
         return Sent(entries)
 
 
-def _client_of(url: str) -> type[Client | BatchClient]:
+def _client_of(url: str) -> type[Sender]:
     if url.startswith("amqp"):
         return Client
     return IggyClient if url.startswith("iggy") else SqlClient

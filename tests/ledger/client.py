@@ -2,120 +2,40 @@
 
 from __future__ import annotations
 
-import itertools
 import threading
-import time
-import uuid
 from collections import deque
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import pika
 from pika.exceptions import AMQPError
 
-from tests.ledger.entries import KEY_HEADER, Draft, Entry, Maker, Target, entry, mixed
-from tests.ledger.record import Record
-from tests.waiting import DEADLINE
-
-WINDOW = 200
-"""Messages a client leaves unconfirmed at most."""
+from tests.ledger.entries import KEY_HEADER
+from tests.ledger.sender import Message, Sender
 
 RECONNECT_AFTER = 0.1
 EVERY = 0.05
 """Seconds after which is published again what is due by then."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Message:
-    draft: Draft
-    entry: Entry
-
-
-class Client:
-    """A tenant's own client: publishes with confirms, reconnects, sends the unconfirmed again.
+class Client(Sender):
+    """Publishes with confirms, reconnects, sends the unconfirmed again.
 
     A message that no queue takes is an error, or sent again by a `patient` client.
-    `start` and `finish` are the owner's to call. `sent` and `confirmed` go by the messages' keys.
     """
 
-    def __init__(
-        self,
-        tenant_id: str,
-        url: str,
-        targets: Sequence[Target],
-        *,
-        rate: float,
-        window: int = WINDOW,
-        limit: int | None = None,
-        make: Maker = mixed,
-        record: Record | None = None,
-        patient: bool = False,
-    ) -> None:
-        """`rate` is messages a second; of `limit` messages the last is followed by none."""
-        self.tenant_id = tenant_id
-        self.confirmed: dict[str, Entry] = {}
-        self.sent: dict[str, Entry] = {}
-        self.errors: list[str] = []
-        self.connections = 0
-        self._stream = f"tenant_{tenant_id}_stream"
-        self._targets = itertools.cycle(targets)
-        self._rate = rate
-        self._window = window
-        self._limit = limit
-        self._make = make
-        self._record = record
-        self._parameters = pika.URLParameters(url)
+    def __init__(self, *given: Any, **named: Any) -> None:
+        super().__init__(*given, **named)
+        self._stream = f"tenant_{self.tenant_id}_stream"
+        self._parameters = pika.URLParameters(self._url)
         self._parameters.socket_timeout = 5
         self._parameters.stack_timeout = 5
-        self._patient = patient
         self._returned: set[str] = set()
-        self._again: deque[_Message] = deque()
-        self._unconfirmed: dict[int, _Message] = {}
+        self._again: deque[Message] = deque()
+        self._unconfirmed: dict[int, Message] = {}
         self._tag = 0
-        self._count = 0
-        self._name = uuid.uuid4().hex
-        self._began = 0.0
-        self._finishing = threading.Event()
-        self._abandoned = threading.Event()
         self._lock = threading.Lock()
         self._connection: pika.SelectConnection | None = None
         self._channel: Any = None
-        self._thread = threading.Thread(target=self._run, name=f"client-{tenant_id}")
-
-    def start(self) -> None:
-        self._began = time.monotonic()
-        self._thread.start()
-
-    @property
-    def publishing(self) -> bool:
-        return not (self._finishing.is_set() or self.abandoned)
-
-    @property
-    def abandoned(self) -> bool:
-        return self._abandoned.is_set()
-
-    def finish(self, timeout: float = DEADLINE) -> None:
-        """Send nothing new, and return once everything sent is confirmed."""
-        self._finishing.set()
-        self._wake()
-        self._thread.join(timeout)
-        alive = self._thread.is_alive()
-        self.abandon()
-        if alive:
-            raise AssertionError(
-                f"{self.tenant_id}: {len(self.sent) - len(self.confirmed)} messages were not"
-                f" confirmed within {timeout:g} s"
-            )
-        assert not self.errors, self.errors[:3]
-        assert self.sent.keys() == self.confirmed.keys()
-
-    def abandon(self) -> None:
-        """End at once, whatever is unconfirmed; harmless after `finish`."""
-        self._abandoned.set()
-        self._wake()
-        if self._thread.ident is not None:
-            self._thread.join(10)
 
     def _wake(self) -> None:
         with self._lock:
@@ -160,7 +80,7 @@ class Client:
         self._tag = 0
         channel.add_on_return_callback(self._on_return)
         channel.add_on_close_callback(lambda *_: self._close())
-        channel.confirm_delivery(self._confirmed, callback=lambda _: self._tick())
+        channel.confirm_delivery(self._on_confirm, callback=lambda _: self._tick())
 
     def _on_return(self, _channel: Any, method: Any, properties: Any, _body: bytes) -> None:
         """Hear that no queue has taken a message; its confirm follows, and means nothing."""
@@ -191,12 +111,10 @@ class Client:
         while channel is not None and channel.is_open and len(self._unconfirmed) < self._window:
             if self._again:
                 message = self._again.popleft()
-            elif self._finishing.is_set() or self._count == self._limit:
+            elif self._finishing.is_set() or self._due() <= 0:
                 return
-            elif self._count < (time.monotonic() - self._began) * self._rate:
-                message = self._next()
             else:
-                return
+                message = self._next()
             self._tag += 1
             self._unconfirmed[self._tag] = message
             channel.basic_publish(
@@ -212,18 +130,7 @@ class Client:
                 mandatory=True,
             )
 
-    def _next(self) -> _Message:
-        self._count += 1
-        draft = self._make(self.tenant_id, self._count)
-        message = _Message(
-            draft, entry(draft, next(self._targets), sender=self._name, number=self._count)
-        )
-        self.sent[draft.key] = message.entry
-        if self._record is not None:
-            self._record.sent(self.tenant_id, draft.key, message.entry)
-        return message
-
-    def _confirmed(self, frame: Any) -> None:
+    def _on_confirm(self, frame: Any) -> None:
         method = frame.method
         tags = (
             [tag for tag in self._unconfirmed if tag <= method.delivery_tag]
@@ -236,10 +143,7 @@ class Client:
                 self._again.extend(one for one in messages if one.draft.key in self._returned)
                 messages = [one for one in messages if one.draft.key not in self._returned]
                 self._returned.difference_update(one.draft.key for one in self._again)
-            if self._record is not None:
-                self._record.confirmed(self.tenant_id, [one.draft.key for one in messages])
-            for message in messages:
-                self.confirmed[message.draft.key] = message.entry
+            self._note(messages)
         else:
             self._again.extend(messages)
         self._more()

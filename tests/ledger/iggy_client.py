@@ -13,7 +13,8 @@ from tenantry.broker.iggy.publishing import made, send
 from tenantry.broker.iggy.topology import routed
 from tenantry.broker.port import BrokerError, BrokerUnavailableError, Outgoing
 from tenantry.domain import names
-from tests.ledger.batch_client import BatchClient, Message
+from tests.ledger.batch_client import BatchClient
+from tests.ledger.sender import Message
 
 ANSWER = 10.0
 """Seconds the server may take to confirm a batch."""

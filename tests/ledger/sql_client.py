@@ -9,7 +9,8 @@ from contextlib import AbstractContextManager
 
 import psycopg
 
-from tests.ledger.batch_client import BatchClient, Message
+from tests.ledger.batch_client import BatchClient
+from tests.ledger.sender import Message
 
 PUBLISH = """
 SELECT tenantry.publish_many(
