@@ -87,6 +87,18 @@ def own_server(data_dir: Path) -> EmbeddedPostgres:
     return EmbeddedPostgres(data_dir)
 
 
+@contextmanager
+def running_server() -> Iterator[EmbeddedPostgres]:
+    """Start a server of a test's own: nobody else shall freeze with it."""
+    with scratch.directory("tnt-pg-") as directory:
+        made = own_server(directory / "pg")
+        made.start()
+        try:
+            yield made
+        finally:
+            made.stop()
+
+
 def _copy(data_dir: Path, to: Path) -> None:
     # With owners and modes: the server may run as another user than the tests.
     subprocess.run(["cp", "-a", str(data_dir), str(to)], check=True)

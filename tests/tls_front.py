@@ -8,6 +8,7 @@ import ssl
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from urllib.parse import urlsplit, urlunsplit
 
 PIECE = 65536
 LOOK_EVERY = 0.1
@@ -47,6 +48,16 @@ def tls_front(port: int, context: ssl.SSLContext) -> Iterator[int]:
             ended.set()
             for thread in threads:
                 thread.join(30)
+
+
+@contextmanager
+def behind_tls(url: str, scheme: str, context: ssl.SSLContext) -> Iterator[str]:
+    """Give a URL by which a server that has no TLS is reached by it."""
+    parts = urlsplit(url)
+    assert parts.port is not None
+    with tls_front(parts.port, context) as port:
+        netloc = f"{parts.netloc.rpartition('@')[0]}@127.0.0.1:{port}"
+        yield urlunsplit(parts._replace(scheme=scheme, netloc=netloc))
 
 
 def _pass_on(ahead: ssl.SSLSocket, behind: socket.socket) -> bool:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
-from urllib.parse import urlsplit, urlunsplit
 
 import httpx
 import pytest
@@ -14,7 +12,7 @@ import trustme
 
 from tests.acceptance.program import Program
 from tests.acceptance.test_http_lifecycle import tcp_url
-from tests.tls_front import tls_front
+from tests.tls_front import behind_tls
 from tests.waiting import DEADLINE, eventually
 
 
@@ -30,18 +28,13 @@ def secured(program: Program, tmp_path: Path) -> Iterator[dict[str, str]]:
     files = {name: str(tmp_path / name) for name in ("ca.pem", "both.pem")}
     authority.cert_pem.write_to_path(files["ca.pem"])
     ours.private_key_and_cert_chain_pem.write_to_path(files["both.pem"])
-    with ExitStack() as stack:
-
-        def behind(url: str, scheme: str) -> str:
-            parts = urlsplit(url)
-            assert parts.port is not None
-            port = stack.enter_context(tls_front(parts.port, context))
-            netloc = f"{parts.netloc.rpartition('@')[0]}@127.0.0.1:{port}"
-            return urlunsplit(parts._replace(scheme=scheme, netloc=netloc))
-
+    with (
+        behind_tls(program.host.url, "amqps", context) as url,
+        behind_tls(program.host.management_url, "https", context) as management_url,
+    ):
         yield {
-            "RABBITMQ_URL": behind(program.host.url, "amqps"),
-            "RABBITMQ_MANAGEMENT_URL": behind(program.host.management_url, "https"),
+            "RABBITMQ_URL": url,
+            "RABBITMQ_MANAGEMENT_URL": management_url,
             "RABBITMQ_CA_FILE": files["ca.pem"],
             "RABBITMQ_CERT_FILE": files["both.pem"],
         }

@@ -7,25 +7,18 @@ from collections.abc import Iterator
 import pytest
 
 from tenantry.database.embedded import EmbeddedPostgres
-from tests import scratch
 from tests.acceptance.program import Program
 from tests.acceptance.test_outages import wait_consuming
 from tests.ledger import Ledger
-from tests.services_postgres import frozen, own_server
+from tests.services_postgres import frozen, running_server
 from tests.services_rabbitmq import RabbitHost
 from tests.waiting import eventually
 
 
 @pytest.fixture
 def server() -> Iterator[EmbeddedPostgres]:
-    """A PostgreSQL of the test's own: nobody else shall freeze with it."""
-    with scratch.directory("tnt-pg-") as directory:
-        made = own_server(directory / "pg")
-        made.start()
-        try:
-            yield made
-        finally:
-            made.stop()
+    with running_server() as made:
+        yield made
 
 
 def test_a_frozen_database_is_noticed_and_nothing_waits_for_it_for_ever(

@@ -24,9 +24,8 @@ from tenantry.database.errors import DatabaseUnavailableError, DatabaseUrlError
 from tenantry.database.liveness import has_died
 from tenantry.database.pool import Connection, Database
 from tenantry.messages.postgres import PostgresMessageStore
-from tests import scratch
 from tests.ports import free_port
-from tests.services_postgres import own_server
+from tests.services_postgres import running_server
 from tests.waiting import DEADLINE, eventually
 
 SECRET = "s3cret-pässword"
@@ -35,11 +34,8 @@ SECRET = "s3cret-pässword"
 @pytest.fixture
 def server() -> Iterator[EmbeddedPostgres]:
     """A server of the test's own, to stop and start at will."""
-    with scratch.directory("tenantry-pool-") as directory:
-        own = own_server(directory / "pg")
-        own.start()
+    with running_server() as own:
         yield own
-        own.stop()
 
 
 def failure_of(url: str, *, timeout: float = 0) -> DatabaseUnavailableError:

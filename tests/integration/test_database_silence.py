@@ -11,19 +11,13 @@ import pytest
 from tenantry.database.embedded import EmbeddedPostgres
 from tenantry.database.liveness import Silence, bounded
 from tenantry.database.pool import Database
-from tests import scratch
-from tests.services_postgres import frozen, own_server
+from tests.services_postgres import frozen, running_server
 
 
 @pytest.fixture
 def server() -> Iterator[EmbeddedPostgres]:
-    with scratch.directory("tnt-pg-") as directory:
-        made = own_server(directory / "pg")
-        made.start()
-        try:
-            yield made
-        finally:
-            made.stop()
+    with running_server() as made:
+        yield made
 
 
 def test_a_frozen_server_is_given_up_in_time_and_used_again_afterwards(

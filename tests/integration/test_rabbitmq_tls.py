@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
 import pytest
 import trustme
@@ -27,7 +27,7 @@ from tenantry.tenant_client.access import TenantAccess
 from tests import brokers
 from tests.brokers import RecordingSink, bodies
 from tests.services_rabbitmq import RabbitHost
-from tests.tls_front import tls_front
+from tests.tls_front import behind_tls
 from tests.waiting import DEADLINE
 
 YESTERDAY = datetime.now(UTC) - timedelta(days=1)
@@ -85,20 +85,11 @@ def strangers(tmp_path_factory: pytest.TempPathFactory) -> Papers:
 @contextmanager
 def secured(host: RabbitHost, context: ssl.SSLContext) -> Iterator[RabbitHost]:
     """Give the same virtual host behind TLS."""
-    with ExitStack() as stack:
-
-        def behind(url: str, scheme: str) -> str:
-            parts = urlsplit(url)
-            assert parts.port is not None
-            port = stack.enter_context(tls_front(parts.port, context))
-            netloc = f"{parts.netloc.rpartition('@')[0]}@127.0.0.1:{port}"
-            return urlunsplit(parts._replace(scheme=scheme, netloc=netloc))
-
-        yield RabbitHost(
-            url=behind(host.url, "amqps"),
-            management_url=behind(host.management_url, "https"),
-            vhost=host.vhost,
-        )
+    with (
+        behind_tls(host.url, "amqps", context) as url,
+        behind_tls(host.management_url, "https", context) as management_url,
+    ):
+        yield RabbitHost(url=url, management_url=management_url, vhost=host.vhost)
 
 
 def administration(host: RabbitHost, tls: Tls) -> RabbitAdministration:
