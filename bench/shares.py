@@ -284,8 +284,9 @@ def show(kind: str, one: Figures) -> None:
             beside = f", the flood {one.flood_rate[label]:,.0f}/s" if label in one.loaded else ""
             table.add_row(f"quiet tenants, {label}", told, f"{len(found):,} messages{beside}")
     for label, found in one.loaded.items():
-        ratio = _p99(found) / _p99(one.unloaded)
-        table.add_row(f"p99 beside the flood, {label}", f"{ratio:.1f} times")
+        if found and one.unloaded:
+            ratio = _p99(found) / _p99(one.unloaded)
+            table.add_row(f"p99 beside the flood, {label}", f"{ratio:.1f} times")
     Console(width=120).print(table)
 
 
