@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Final, Generic, TypeVar
-from urllib.parse import quote, urlsplit, urlunsplit
+from urllib.parse import SplitResult, quote, urlsplit, urlunsplit
 
 AMQP: Final = ("amqp", "amqps")
 IGGY: Final = ("iggy", "iggys")
@@ -80,15 +80,29 @@ def postgres_url(
     return f"postgresql://{who}@{place}/{quoted(database)}{_query(query | dict(parameters or {}))}"
 
 
+def split(url: str) -> SplitResult:
+    """Split a URL as `urlsplit` does, one of several HOST:PORT as well.
+
+    Of these that takes an address in brackets for a mistake, in all but its older versions. What
+    stands in each place is for whoever reads it alone to check.
+    """
+    scheme, there, rest = url.partition("://")
+    end = next((at for at, one in enumerate(rest) if one in "/?#"), len(rest))
+    netloc = rest[:end]
+    if not there or "," not in netloc:
+        return urlsplit(url)
+    return urlsplit(f"{scheme}://{rest[end:]}")._replace(netloc=netloc)
+
+
 def without_user(url: str) -> str:
     """Give a URL without user and password."""
-    parts = urlsplit(url)
+    parts = split(url)
     return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
 
 
 def at_address(url: str, place: str) -> str:
     """Give a URL with another HOST:PORT; user, password and all the rest stay."""
-    parts = urlsplit(url)
+    parts = split(url)
     who, at, _ = parts.netloc.rpartition("@")
     return urlunsplit(parts._replace(netloc=f"{who}{at}{place}"))
 
@@ -96,7 +110,7 @@ def at_address(url: str, place: str) -> str:
 def alternatives(url: str) -> tuple[str, ...]:
     """Give the URLs of one that names several HOST:PORT with commas between; else the URL alone."""
     try:
-        places = urlsplit(url).netloc.rpartition("@")[2].split(",")
+        places = split(url).netloc.rpartition("@")[2].split(",")
     except ValueError:
         return (url,)  # whoever reads it says so
     return tuple(at_address(url, place) for place in places) if len(places) > 1 else (url,)

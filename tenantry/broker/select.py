@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final
-from urllib.parse import urlsplit
 
 from tenantry.broker.adapter import BrokerAdapter, BrokerLinks, TermFence
 from tenantry.broker.iggy import adapter as iggy
@@ -13,7 +12,7 @@ from tenantry.broker.postgres import adapter as embedded
 from tenantry.broker.postgres.moving import warn_of_what_is_left
 from tenantry.broker.rabbitmq import adapter as rabbitmq
 from tenantry.loops import Loop
-from tenantry.urls import AMQP, IGGY
+from tenantry.urls import AMQP, IGGY, split
 
 if TYPE_CHECKING:
     from tenantry.database.pool import Database
@@ -65,4 +64,4 @@ def _url(settings: Settings) -> str:
 
 
 def _adapter(url: str) -> BrokerAdapter:
-    return ADAPTERS[urlsplit(url).scheme]
+    return ADAPTERS[split(url).scheme]

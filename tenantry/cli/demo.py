@@ -25,7 +25,7 @@ from tenantry.cli.client import ControlClient, tenant_path
 from tenantry.cli.options import config_option, example, json_option
 from tenantry.cli.output import CommandError
 from tenantry.unixpath import MAX_SOCKET_PATH
-from tenantry.urls import address
+from tenantry.urls import address, alternatives
 
 if TYPE_CHECKING:
     from tenantry.producer.run import Tally
@@ -139,7 +139,7 @@ def _look_for(broker: str) -> None:
     """Raise `CommandError` where the broker can't be used, before anything is started."""
     if not broker:
         return
-    parts = urlsplit(broker)
+    parts = urlsplit(alternatives(broker)[0])
     if parts.scheme.startswith("iggy"):
         from tenantry.broker.iggy.client import library
         from tenantry.broker.port import BrokerError

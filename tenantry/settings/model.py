@@ -22,7 +22,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from tenantry.unixpath import MAX_SOCKET_PATH
-from tenantry.urls import AMQP, IGGY, address, alternatives
+from tenantry.urls import AMQP, IGGY, address, alternatives, split
 
 MIN_SECRET: Final = 32
 MANAGEMENT_PORT: Final = 15672
@@ -38,7 +38,7 @@ def _check_url(value: SecretStr, *schemes: str, host: bool, several: bool = Fals
     if not text.isprintable() or " " in text:
         raise PydanticCustomError("url", "holds a space or a control character")
     try:
-        url, *others = (urlsplit(one) for one in (alternatives(text) if several else (text,)))
+        url, *others = (split(one) for one in (alternatives(text) if several else (text,)))
         # PostgreSQL allows several hosts, and libpq has rules of its own for them.
         port = url.port if several or host or "," not in url.netloc else None
         ports = {port, *(one.port for one in others)}
@@ -412,7 +412,7 @@ class Settings(_Section):
 
         None with another broker.
         """
-        amqp = urlsplit(self.broker_url.get_secret_value())
+        amqp = split(self.broker_url.get_secret_value())
         if not amqp.hostname or amqp.scheme not in AMQP:
             return None
         userinfo = amqp.netloc.rpartition("@")[0] or "guest:guest"
@@ -422,7 +422,7 @@ class Settings(_Section):
             hosts = (urlsplit(one).hostname or "" for one in alternatives(amqp.geturl()))
             place = ",".join(address(host, MANAGEMENT_PORT) for host in hosts)
             return SecretStr(f"{scheme}://{userinfo}@{place}")
-        url = urlsplit(given)
+        url = split(given)
         if "@" not in url.netloc:
             url = url._replace(netloc=f"{userinfo}@{url.netloc}")
         return SecretStr(urlunsplit(url).rstrip("/"))

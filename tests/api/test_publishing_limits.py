@@ -110,15 +110,18 @@ def limit(api: Served, **changes: int) -> None:
 
 def test_publishing_beyond_the_rate_is_429_with_the_seconds_to_wait(api: Served) -> None:
     limit(api, rate=5)
-    five = [{"payload": number} for number in range(5)]
-    assert api.tcp.post("/tenants/acme/messages", json=five).status_code == 202
+    # What a bucket that is full lends takes minutes to pay back, however slow the machine is.
+    many = [{"payload": number} for number in range(1000)]
+    five = many[:5]
+    assert api.tcp.post("/tenants/acme/messages", json=many).status_code == 202
     refused = api.tcp.post("/tenants/acme/messages", json=five)
-    assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
+    assert refused.status_code == 429
+    assert 100 < int(refused.headers["retry-after"]) <= 200
     assert "5 messages a second" in refused.json()["detail"]
     # With a key the call goes the long way, to the same count.
     keyed = api.tcp.post("/tenants/acme/messages", json=five, headers={"Idempotency-Key": "k"})
     assert keyed.status_code == 429
-    assert len(api.world.publishing.sent) == 5
+    assert len(api.world.publishing.sent) == 1000
     assert api.tcp.post("/tenants/other/messages", json=five).status_code == 202
 
 

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 from pydantic import ValidationError
 
 from tenantry.settings import ENVIRONMENT, Settings, SettingsError, load
+from tenantry.urls import split
 
 SHIPPED = Path(__file__).parents[2] / "config.toml"
 SECRET = "0123456789abcdef0123456789abcdef"
@@ -205,6 +207,21 @@ def test_the_management_url_is_derived(file: Path, amqp: str, given: str, derive
     url = read(file, RABBITMQ_URL=amqp, RABBITMQ_MANAGEMENT_URL=given).management_url
     assert url is not None
     assert url.get_secret_value() == derived
+
+
+@pytest.mark.parametrize(
+    "url", ["postgresql://u@[::1]:1,[::2]:2/d", "postgresql://u:p@g,[::1]/d?sslmode=disable"]
+)
+def test_a_database_may_be_at_several_addresses_in_brackets(file: Path, url: str) -> None:
+    assert read(file, DATABASE_URL=url).database.url.get_secret_value() == url
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["amqp://u:p@h:1/v?x=a,b", "amqp://h", "amqp://u:p,q@[::1]:2/v", "postgresql:///d?host=/a,/b"],
+)
+def test_one_place_is_split_as_everybody_does(url: str) -> None:
+    assert split(url) == urlsplit(url)
 
 
 def test_secrets_are_in_no_repr_and_no_dump(file: Path) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Final
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 import structlog
 from pika.exceptions import AMQPError, ChannelClosedByBroker
@@ -36,7 +36,7 @@ from tenantry.broker.survey import Survey
 from tenantry.domain import names
 from tenantry.domain.limits import Limits
 from tenantry.domain.names import UserKind
-from tenantry.urls import amqp_url
+from tenantry.urls import amqp_url, split
 
 log = structlog.get_logger(__name__)
 
@@ -64,8 +64,8 @@ class RabbitAdministration(RabbitUsers):
         """Tenants' users carry the name of the `installation`."""
         self._channels = BlockingChannels(url, fence, tls)
         self._fence = fence
-        self._scheme = urlsplit(url).scheme
-        self._user = unquote(urlsplit(url).username or "guest")
+        self._scheme = split(url).scheme
+        self._user = unquote(split(url).username or "guest")
         vhost = self._channels.node.virtual_host
         management = ManagementClient(management_url, vhost=vhost, fence=fence, tls=tls)
         super().__init__(
