@@ -22,7 +22,8 @@ keep rabbitmq_url "amqp://tenantry:$(cat secrets/rabbitmq_password)@rabbitmq:567
 keep database_url "postgresql://tenantry:$(cat secrets/postgres_password)@postgres:5432/tenantry"
 [ -s secrets/metrics_token ] || TENANTRY_JWT_SECRET_FILE=secrets/jwt_secret \
     "${TENANTRY:-tenantry}" token --admin --ttl 3650d | tr -d '\n' >secrets/metrics_token
-# Containers read them as users of their own; nobody else gets into this folder.
+# Containers, into which each is mounted by itself, read them as users of their own. Their names are known to everybody: who
+# may but pass through the folder reads them, so nobody else may.
+chmod 0700 secrets
 chmod 0644 secrets/*
-chmod 0711 secrets
 echo "secrets are in $(pwd)/secrets"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -106,6 +108,22 @@ def test_the_containers_are_described_as_their_engines_read_them() -> None:
     holds("hadolint", "Containerfile")
     holds("check-jsonschema", "--builtin-schema", "vendor.compose-spec", "compose.yaml")
     holds("kubernetes-validate", "--strict", "kubernetes/tenantry.yaml")
+
+
+def test_secrets_are_read_by_who_has_made_them_and_by_containers_and_by_nobody_else(
+    tmp_path: Path,
+) -> None:
+    made = shutil.copy(DEPLOY / "make-secrets.sh", tmp_path)
+    signer = tmp_path / "tenantry"
+    signer.write_text("#!/bin/sh\necho a token\n")
+    signer.chmod(0o700)
+    for _ in range(2):
+        subprocess.run(["sh", made], env=os.environ | {"TENANTRY": str(signer)}, check=True)
+        # What is in it is mounted file by file.
+        assert (tmp_path / "secrets").stat().st_mode & 0o777 == 0o700
+    assert (tmp_path / "secrets" / "metrics_token").read_text() == "a token"
+    modes = {file.stat().st_mode & 0o777 for file in (tmp_path / "secrets").iterdir()}
+    assert modes == {0o644}
 
 
 def test_what_the_compose_file_mounts_and_names_is_there() -> None:
