@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import threading
 from datetime import UTC, datetime, timedelta
+
+import psycopg
+import pytest
 
 from tenantry.database.pool import Database
 from tenantry.messages.postgres import PostgresMessageStore
 from tenantry.metrics.statistics import BUCKETS, NONE, Note
 from tenantry.metrics.statistics_postgres import PostgresStatistics
 from tests.fakes.messages import TENANT, incoming
+from tests.waiting import DEADLINE, eventually
 
 AT = datetime(2026, 1, 31, 12, 30, tzinfo=UTC)
 QUICK = (5, *NONE[1:])
@@ -75,6 +80,41 @@ def test_the_next_tenant_of_an_id_begins_with_nothing(
     statistics.note(AT, {TENANT: Note(0, NONE)})
     store.drop_partition(TENANT, retain=False)
     assert read(database) == []
+    store.create_partition(TENANT)
+    store_more(store, "1")
+    statistics.note(AT, {TENANT: Note(0, NONE)})
+    assert read(database) == [(AT, 1, 0, 0)]
+
+
+@pytest.mark.parametrize("before", [(), ("0",)], ids=["for the first time", "once more"])
+def test_what_is_being_noted_as_a_tenant_goes_is_not_the_next_ones(
+    store: PostgresMessageStore, database: Database, database_url: str, before: tuple[str, ...]
+) -> None:
+    statistics = PostgresStatistics(database)
+    if before:
+        store_more(store, *before)
+        statistics.note(AT - timedelta(minutes=1), {TENANT: Note(0, NONE)})
+    store_more(store, "1", "2", "3")
+    going = threading.Thread(target=store.drop_partition, args=(TENANT,), kwargs={"retain": False})
+    waiting = (
+        "SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+        " AND datname = current_database()"
+    )
+    with psycopg.connect(database_url) as noting:
+        noting.execute(
+            "SELECT tenantry.note_statistics(%s, %s, '{0}', %s, %s)",
+            [AT, [TENANT], list(QUICK), BUCKETS],
+        )
+        going.start()
+        with psycopg.connect(database_url, autocommit=True) as watcher:
+            eventually(
+                lambda: not going.is_alive() or watcher.execute(waiting).fetchall(),
+                what="a deletion that waits for the statistics",
+            )
+        noting.commit()
+        going.join(DEADLINE)
+    assert read(database) == []
+    assert read(database, hourly=True) == []
     store.create_partition(TENANT)
     store_more(store, "1")
     statistics.note(AT, {TENANT: Note(0, NONE)})
