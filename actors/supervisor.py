@@ -242,6 +242,7 @@ class Supervisor(SupervisedActor):
             self._runtime.forget(tenant_id)
             self._ports.weights.weigh(tenant_id, 1)
             self._ports.observer.tenant_gone(tenant_id)
+            self._ports.dead_letter_events.forget(tenant_id)
             self._ports.ownership.gone(tenant_id)
         self._runtime.departures.let_go(ref)
         self._undrained.discard(tenant_id)

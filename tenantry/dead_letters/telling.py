@@ -74,7 +74,8 @@ class DeadLetterEvents:
         self._lock = threading.Lock()
         self._buckets: dict[str, tuple[TokenBucket, float]] = {}
         self._untold: dict[str, _Untold] = {}
-        self._failed: list[tuple[str, _Untold]] = []
+        self._late: list[tuple[str, _Untold]] = []
+        """Those that the journal is being told of, or could not be told of."""
 
     def tell(
         self,
@@ -112,7 +113,7 @@ class DeadLetterEvents:
     def flush(self) -> None:
         """Tell of those that were put off. Raises `JournalUnavailableError`; then again."""
         with self._lock:
-            self._failed += self._untold.items()
+            self._late += self._untold.items()
             self._untold = {}
             now = self._now()
             self._buckets = {
@@ -120,8 +121,8 @@ class DeadLetterEvents:
                 for tenant_id, known in self._buckets.items()
                 if now - known[1] < QUIET
             }
-        while self._failed:
-            tenant_id, untold = self._failed[0]
+        while (first := self._first()) is not None:
+            tenant_id, untold = first
             total = self._totals(tenant_id)
             if total:
                 self._journal.append(
@@ -131,7 +132,19 @@ class DeadLetterEvents:
                     metadata=ITSELF,
                     ids=[untold.id],
                 )
-            self._failed.pop(0)
+            with self._lock:
+                self._late = [one for one in self._late if one is not first]
+
+    def forget(self, tenant_id: str) -> None:
+        """Know nothing more of a tenant that is no more: the next one of its id is another."""
+        with self._lock:
+            self._buckets.pop(tenant_id, None)
+            self._untold.pop(tenant_id, None)
+            self._late = [one for one in self._late if one[0] != tenant_id]
+
+    def _first(self) -> tuple[str, _Untold] | None:
+        with self._lock:
+            return self._late[0] if self._late else None
 
     def _admit(self, tenant_id: str, count: int) -> int:
         now = self._now()

@@ -49,6 +49,7 @@ class Tree:
         self.directory = InMemoryTenantDirectory(self.journal, self.projection)
         self.store = FakeStore(self.faults)
         self.dead_letters = InMemoryDeadLetterIndex()
+        self.dead_letter_events = DeadLetterEvents(self.journal, lambda _: 1, at_once=2)
         self.broker = FakeBroker()
         self.administration = FakeAdministration(self.faults)
         self.crashes: list[str] = []
@@ -69,7 +70,7 @@ class Tree:
                 directory=self.directory,
                 messages=self.store,
                 dead_letters=self.dead_letters,
-                dead_letter_events=DeadLetterEvents(self.journal, lambda _: 1),
+                dead_letter_events=self.dead_letter_events,
                 consuming=self.broker,
                 provisioner=Provisioner(
                     administration=self.administration,

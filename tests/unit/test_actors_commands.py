@@ -27,12 +27,13 @@ from tenantry.domain.commands import (
     RotateCredentials,
     TenantNotFoundError,
 )
-from tenantry.domain.events import TenantDeleted
+from tenantry.domain.events import MessageDeadLettered, TenantDeleted
 from tenantry.domain.names import UserKind
 from tenantry.domain.tenant import Lifecycle
 from tenantry.journal.port import JournalUnavailableError, Metadata
 from tests.fakes.actors import Tree
 from tests.fakes.faults import outage
+from tests.fakes.messages import incoming
 from tests.waiting import DEADLINE, eventually
 
 
@@ -111,6 +112,20 @@ def test_the_id_of_a_deleted_tenant_may_be_used_again(tree: Tree) -> None:
     assert tree.create("a").tenant.lifecycle is Lifecycle.ACTIVE
     tree.deliver("a", "1")
     eventually(lambda: tree.stored("a") == {"1"})
+
+
+def test_the_next_tenant_of_an_id_is_told_nothing_of_the_formers_dead_letters(tree: Tree) -> None:
+    stream = names.dead_letter_journal_stream("a")
+    for number in range(1, 3):
+        tree.create("a")
+        tree.subscription("a").deliver([incoming(f"{number}{one}", b"bad") for one in "123"])
+        eventually(lambda: len(tree.subscription("a").rejected) == 3)
+        told = [type(one.event) for one in tree.journal.read_stream(stream)]
+        assert told == [MessageDeadLettered] * 2 * number
+        tree.execute(RequestDeletion(tenant_id="a"))
+        eventually(lambda: tree.control.runtime("a") is None)
+        tree.dead_letter_events.flush()
+    assert len(tree.journal.read_stream(stream)) == len(told)
 
 
 def test_a_deletion_goes_on_after_an_outage(tree: Tree) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from typing import NoReturn
 from uuid import uuid4
 
 import pytest
@@ -93,6 +94,27 @@ def test_a_tenant_that_is_no_more_is_not_told_of_and_others_are(told: Told) -> N
     told.total = 0
     told.telling.flush()
     assert told.together() == []
+
+
+def test_nothing_of_a_former_tenant_is_told_of_the_next_one_which_begins_anew(
+    told: Told, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told.tell(*["not_json"] * 5)
+    with monkeypatch.context() as patch:
+        patch.setattr(told.journal, "append", away)
+        with pytest.raises(JournalUnavailableError):
+            told.telling.flush()
+    told.telling.forget("acme")
+    told.tell("too_large")
+    told.telling.forget("acme")
+    told.tell(*["not_json"] * 3)
+    told.telling.flush()
+    kinds = [type(one) for one in told.events()]
+    assert kinds == [MessageDeadLettered] * 7
+
+
+def away(*_: object, **__: object) -> NoReturn:
+    raise JournalUnavailableError("it is away")
 
 
 def test_what_the_journal_could_not_take_it_is_told_once_when_it_can(
