@@ -177,9 +177,11 @@ class PostgresMessageStore:
         In order, always: parts of a batch are stored one after the other, and rows are counted as
         they stand in it. All of it is left where its turn has not come in time.
         """
-        turns, turn = self._turns, None
-        if turns is not None and (turn := turns.take(tenant_id, len(batch))) is None:
-            return StoreResult(stored=0, duplicates=0, left=tuple(range(len(batch))))
+        turns, turn, bodies = self._turns, None, 0
+        if turns is not None:
+            bodies = sum([len(one.body) for one in batch])
+            if (turn := turns.take(tenant_id, len(batch), bodies)) is None:
+                return StoreResult(stored=0, duplicates=0, left=tuple(range(len(batch))))
         size = 0
         try:
             with (
@@ -192,7 +194,7 @@ class PostgresMessageStore:
                 size = sifted.size
         finally:
             if turns is not None and turn is not None:
-                turns.ended(turn, size)
+                turns.ended(turn, max(0, size - bodies))
         failpoints.reach("after_commit")
         unstorable = tuple(sorted(sifted.unstorable, key=lambda one: one.index))
         return StoreResult(

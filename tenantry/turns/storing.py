@@ -70,17 +70,20 @@ class StoringTurns:
         """How many batches wait for their turn."""
         return self.turns.waiting
 
-    def take(self, tenant_id: str, messages: int) -> Turn | None:
-        """Wait for the turn of a batch; None if it has not come in time. It is to be `ended`."""
-        return self.turns.take(tenant_id, self.room(messages), patience=PATIENCE)
+    def take(self, tenant_id: str, messages: int, size: int = 0) -> Turn | None:
+        """Wait for the turn of a batch of so many bytes; None if it has not come in time.
 
-    def room(self, messages: int) -> float:
+        It is to be `ended`.
+        """
+        return self.turns.take(tenant_id, self.room(messages, size), patience=PATIENCE)
+
+    def room(self, messages: int, size: int = 0) -> float:
         """Tell how much room a batch takes up, in full batches."""
-        return messages / FULL + TRANSACTION
+        return messages / FULL + size / FULL_BYTES + TRANSACTION
 
-    def ended(self, turn: Turn, size: int = 0) -> None:
-        """Note that a batch is stored, or is not; `size` are its bytes, where they are known."""
-        work = turn.room + size / FULL_BYTES
+    def ended(self, turn: Turn, beside: int = 0) -> None:
+        """Note that a batch is stored, or is not; `beside` are bytes that were not known before."""
+        work = turn.room + beside / FULL_BYTES
         self.turns.ended(turn, lambda seconds: self._taken(work, seconds))
 
     def _taken(self, work: float, seconds: float) -> float:

@@ -19,7 +19,7 @@ from tenantry.messages.port import StoreUnavailableError
 from tenantry.messages.postgres import PostgresMessageStore
 from tenantry.turns import storing
 from tenantry.turns.room import Room
-from tenantry.turns.storing import FULL, LENT_AFTER, StoringTurns
+from tenantry.turns.storing import FULL, FULL_BYTES, LENT_AFTER, StoringTurns
 from tenantry.turns.turns import LOOK_EVERY, Turn, Turns, Weights
 from tests.depth import examples
 from tests.fakes.messages import incoming
@@ -36,6 +36,7 @@ class Tenant:
     weight: int = 1
     workers: int = 3
     messages: int = FULL
+    size: int = 0
     seconds: float = 0.05
     stored: int = 0
     seconds_waited: float = 0.0
@@ -62,7 +63,7 @@ class Storing:
 
     def ask(self, name: str) -> None:
         one = self.tenants[name]
-        turn = self.turns.turns.ask(name, self.turns.room(one.messages))
+        turn = self.turns.turns.ask(name, self.turns.room(one.messages, one.size))
         one.waiting.append((turn, self.time))
         self._begin_all()
 
@@ -151,6 +152,19 @@ def test_small_batches_of_others_take_no_room_from_one_that_has_large_ones() -> 
     storing.run(5.0)
     assert flood.seconds_waited == quiet.seconds_waited == 0.0
     assert not storing.turns.turns._large.keys() - {"flood"}
+
+
+@pytest.mark.parametrize("messages", [1, 80, 1000])
+def test_few_messages_that_are_huge_are_no_small_batch(messages: int) -> None:
+    huge = Tenant(workers=12, messages=messages, size=2 * FULL_BYTES)
+    usual = Tenant(workers=12, weight=3)
+    storing = Storing({"huge": huge, "usual": usual})
+    storing.run(30.0)
+    had = {
+        name: one.stored / one.messages * storing.turns.room(one.messages, one.size)
+        for name, one in (("huge", huge), ("usual", usual))
+    }
+    assert had["usual"] / had["huge"] == pytest.approx(3, rel=0.1)
 
 
 @given(st.integers(1, 64))
@@ -291,6 +305,14 @@ def test_a_batch_whose_turn_does_not_come_is_left_and_the_database_is_not_asked(
     )
     assert (result.left, result.stored) == ((0, 1), 0)
     assert not database.mock_calls
+
+
+def test_a_batch_takes_its_turn_by_its_bytes_as_well() -> None:
+    turns, asked = storing_turns(), list[float]()
+    turns.turns.take = lambda _, room, *, patience: asked.append(room)  # type: ignore[method-assign, assignment]
+    large = incoming("1", b"x" * FULL_BYTES)
+    assert PostgresMessageStore(Mock(), turns=turns).store("acme", [large]).left == (0,)
+    assert asked[0] > 1.0
 
 
 def test_a_turn_is_over_where_the_database_is_away() -> None:
