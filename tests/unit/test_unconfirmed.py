@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from functools import partial
 
+import pytest
+
 from tenantry.broker.port import BrokerError, BrokerUnavailableError, Outgoing, UnroutableError
 from tenantry.broker.rabbitmq.unconfirmed import (
     ENOUGH,
+    ENOUGH_BYTES,
     IN_A_ROW,
     IN_USE,
+    LARGE,
     LONGEST_DELAY,
     MAX_UNCONFIRMED,
     Batch,
@@ -129,8 +133,8 @@ def test_nobody_waits_for_an_abandoned_or_failed_batch() -> None:
     assert abandoned.next_unsent() is None
 
 
-def of(exchange: str, number: int) -> Batch:
-    return Batch([Outgoing(exchange=exchange, routing_key="k", body=b"") for _ in range(number)])
+def of(exchange: str, number: int, body: bytes = b"") -> Batch:
+    return Batch([Outgoing(exchange=exchange, routing_key="k", body=body) for _ in range(number)])
 
 
 def never_full(_exchange: str) -> bool:
@@ -153,6 +157,16 @@ def test_a_message_goes_out_after_a_few_of_the_thousands_that_another_has_waitin
     assert "quiet" in sent_in_order(waiting, IN_A_ROW + 1)
     assert len(sent_in_order(waiting)) == 16_000 - 100 - IN_A_ROW
     assert not waiting
+
+
+@pytest.mark.parametrize(("size", "before"), [(LARGE, IN_A_ROW // 2), (1024 * 1024, 1)])
+def test_of_large_messages_fewer_go_out_before_anothers(size: int, before: int) -> None:
+    waiting = Waiting()
+    for _ in range(16):
+        waiting.add(of("noisy", 100, b"x" * size))
+    assert sent_in_order(waiting, 1) == ["noisy"]
+    waiting.add(of("quiet", 1))
+    assert "quiet" in sent_in_order(waiting, before + 1)
 
 
 def test_one_exchange_s_messages_go_out_in_their_order() -> None:
@@ -179,6 +193,21 @@ def test_an_exchange_whose_queue_does_not_confirm_leaves_the_others_room() -> No
     assert turn[1].exchange == "other"
     unconfirmed.settle(1, multiple=False, refusal=None)
     assert waiting.next(unconfirmed.has_its_share) is not None
+
+
+def test_of_what_is_confirmed_late_few_bytes_are_on_their_way_while_others_publish_too() -> None:
+    unconfirmed, waiting = Unconfirmed(), Waiting()
+    large = ENOUGH_BYTES // 4
+    waiting.add(of("busy", 100, b"x" * large))
+    waiting.add(of("other", 1))
+    for _ in range(8):
+        turn = waiting.next(unconfirmed.has_its_share)
+        assert turn is not None
+        unconfirmed.sent(*turn, 100.0)
+    unconfirmed.settle(7, multiple=True, refusal=None, now=100.0 + 2 * LONGEST_DELAY)
+    while (turn := waiting.next(unconfirmed.has_its_share)) is not None:
+        unconfirmed.sent(*turn, 101.0)
+    assert unconfirmed.bytes <= ENOUGH_BYTES + large
 
 
 def test_of_what_the_broker_confirms_late_little_is_on_its_way_while_others_publish_too() -> None:

@@ -28,9 +28,13 @@ IN_USE: Final = 10.0
 """Seconds for which an exchange counts as in use after a message to it."""
 
 ENOUGH: Final = 250
+ENOUGH_BYTES: Final = 2 * 1024 * 1024
 
 IN_A_ROW: Final = 20
 """Messages of one exchange that go out before it is another's turn."""
+
+LARGE: Final = 16 * 1024
+"""Bytes of a message from which on it counts as several: as one more for each time so many."""
 
 _MANY_RETURNS: Final = 1_000
 
@@ -121,7 +125,7 @@ class Waiting:
                 while calls:
                     batch = calls[0]
                     if (message := batch.next_unsent()) is not None:
-                        self._in_a_row += 1
+                        self._in_a_row += 1 + len(message.body) // LARGE
                         return batch, message
                     calls.popleft()
             self._in_a_row = 0
@@ -191,7 +195,7 @@ class Unconfirmed:
             share.count >= MAX_UNCONFIRMED * MAX_OF_ONE
             or share.bytes >= MAX_UNCONFIRMED_BYTES * MAX_OF_ONE
             or (
-                share.count >= ENOUGH
+                (share.count >= ENOUGH or share.bytes >= ENOUGH_BYTES)
                 and share.delay > LONGEST_DELAY
                 and self._now - self._changed_at < IN_USE
             )
