@@ -313,6 +313,23 @@ def test_a_tenant_publishes_and_looks_by_sql(
         tenant_session.execute("SELECT tenantry.publish('events', NULL)")
 
 
+@pytest.mark.parametrize(
+    "lists",
+    [
+        "ARRAY['default'], NULL, ARRAY['1', '2']::bytea[], NULL, NULL, NULL",
+        "NULL, NULL, ARRAY['1']::bytea[], NULL, NULL, NULL",
+        "ARRAY['default', 'default'], NULL, ARRAY['1']::bytea[], NULL, NULL, NULL",
+        "ARRAY['default'], ARRAY['a', 'b'], ARRAY['1']::bytea[], NULL, NULL, NULL",
+    ],
+)
+def test_no_message_of_a_list_goes_nowhere_without_a_word(
+    tenant_session: psycopg.Connection, lists: str
+) -> None:
+    with pytest.raises(psycopg.errors.ArraySubscriptError, match="keys and"):
+        tenant_session.execute(f"SELECT tenantry.publish_many({lists})".encode())
+    tenant_session.execute("SELECT tenantry.publish_many(NULL, NULL, NULL, NULL, NULL, NULL)")
+
+
 def test_a_commit_that_confirms_a_message_waits_for_the_disk_whatever_the_session_has_set(
     tenant_session: psycopg.Connection,
 ) -> None:
