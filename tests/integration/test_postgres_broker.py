@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import uuid
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
+from math import inf
+from typing import Any
 from urllib.parse import urlsplit
 
 import psycopg
@@ -16,8 +18,11 @@ from hypothesis import strategies as st
 from tenantry.broker import drift
 from tenantry.broker.port import BrokerError, NotOursError, TenantTopology
 from tenantry.broker.postgres.administration import PostgresAdministration
+from tenantry.broker.postgres.consuming import FEW, PostgresConsuming
+from tenantry.broker.postgres.reading import QueueReading
 from tenantry.broker.postgres.rotation import QueueRotation
 from tenantry.broker.postgres.session import QueueSession
+from tenantry.broker.postgres.subscription import Row
 from tenantry.broker.survey import DriftKind
 from tenantry.database.migrations import migrate
 from tenantry.database.pool import Database
@@ -70,6 +75,36 @@ def test_what_commits_late_is_delivered_though_a_later_number_was(
             sink.received(number + 1)
         slow.commit()
     assert bodies(sink.received(6))[5] == b"slow"
+
+
+def test_when_a_transaction_ends_that_was_open_for_long_only_queues_with_messages_are_fetched_from(
+    broker: Broker, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tenants = [broker.tenant() for _ in range(3 * FEW)]
+    sinks = [subscribed(broker, tenant) for tenant in tenants]
+    for sink in sinks:
+        sink.heard("consuming")
+    reader = broker.consuming
+    assert isinstance(reader, PostgresConsuming)
+    fetched: list[str] = []
+    fetch = QueueSession.fetch
+
+    def noting(
+        session: QueueSession, readings: Sequence[QueueReading], *arguments: Any, **options: Any
+    ) -> list[tuple[QueueReading, list[Row]]]:
+        fetched.extend(one.spec.name for one in readings)
+        return fetch(session, readings, *arguments, **options)
+
+    with psycopg.connect(database_url) as slow:
+        put(slow, tenants[-1], b"slow")
+        eventually(lambda: reader._stragglers, what="a transaction that is not waited for")
+        eventually(lambda: reader._reader_wakeup.pause(0) == inf, what="a reader that sleeps")
+        monkeypatch.setattr(QueueSession, "fetch", noting)
+        slow.commit()
+    assert bodies(sinks[-1].received(1)) == [b"slow"]
+    assert set(fetched) == set(tenants[-1].queue_names)
+    broker.publish(tenants[0], "default", b"quick")
+    assert bodies(sinks[0].received(1)) == [b"quick"]
 
 
 def test_what_commits_late_is_given_out_though_no_snapshot_told_that_it_was_open(

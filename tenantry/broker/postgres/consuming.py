@@ -173,9 +173,12 @@ class PostgresConsuming(PolledConsuming[PostgresSubscription]):
         A queue that is empty for long is not asked for by its name: there are thousands of them.
         """
         readings, now = self._by_id.values(), time.monotonic()
-        if self._stragglers.note(session.open_transactions(), readings):
-            self._rouse(one.id for one in readings if one.hungry)
+        ended = self._stragglers.note(session.open_transactions(), readings)
+        looking_back = self._looking_back() if ended else ()
         self._find_promising(session, now)
+        for one in looking_back:
+            if not one.hungry:
+                one.caught_up()
         for subscription in self._hungry:
             subscription.found_room()
 
@@ -191,9 +194,35 @@ class PostgresConsuming(PolledConsuming[PostgresSubscription]):
                 self._rouse([queue])
 
     def _settle_stragglers(self, session: QueueSession) -> None:
-        readings = self._by_id.values()
-        if self._stragglers.settle(session.open_transactions(), readings):
-            self._rouse(one.id for one in readings if one.hungry)
+        """See whether any has ended, and find what it has left.
+
+        Each queue looks back then; in most there is nothing, and to fetch from all of them would
+        keep everybody waiting, as often as somebody lets a transaction last for two seconds.
+        """
+        if not self._stragglers.settle(session.open_transactions(), self._by_id.values()):
+            return
+        looking_back = self._looking_back()
+        if len(looking_back) > FEW:
+            self._find_promising(session, time.monotonic())
+            for one in looking_back:
+                if not one.hungry:
+                    one.caught_up()
+        else:
+            self._rouse(one.id for one in looking_back)
+
+    def _looking_back(self) -> Sequence[QueueReading]:
+        """Give the queues that are to be looked at again, but for those fetched from anyway.
+
+        They are hungry no more: whoever asks sees whether there is anything in them.
+        """
+        found = [
+            one
+            for one in self._by_id.values()
+            if one.hungry and self._whose[one.id] not in self._hungry
+        ]
+        for one in found:
+            one.hungry = False
+        return found
 
     def _rouse(self, queues: Iterable[int]) -> None:
         """Have queues fetched from that may have messages."""
