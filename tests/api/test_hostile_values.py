@@ -27,7 +27,7 @@ DIGITS = "9" * 4_400
 LARGE = "9" * 400
 """It makes one of these, and no float of that."""
 
-TEXTS = (DIGITS, LARGE, "\0", "\ud800", "[" * 2_000)
+TEXTS = (DIGITS, LARGE, "\0", "\ud800", "[" * 2_000, "9" * 12 + "w")
 """Tried everywhere."""
 
 MORE_TEXTS = (

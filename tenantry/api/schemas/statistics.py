@@ -17,7 +17,7 @@ _WANTED: Final = "a span of time from 1m to 7d, like 90m, 24h or 7d"
 def _window(value: object) -> object:
     if isinstance(value, str):
         seconds = parse_span(value)
-        if seconds is None or not MINUTE <= timedelta(seconds=seconds) <= WEEK:
+        if seconds is None or not MINUTE.total_seconds() <= seconds <= WEEK.total_seconds():
             raise ValueError(f"must be {_WANTED}")
         return timedelta(seconds=seconds)
     return value
