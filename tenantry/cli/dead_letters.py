@@ -26,18 +26,19 @@ def moment(text: str) -> str:
     Raises `click.BadParameter`.
     """
     ago = _AGO.fullmatch(text)
-    if ago is not None:
-        then = datetime.now(UTC) - timedelta(**{_UNITS[ago[2]]: int(ago[1])})
-    else:
-        try:
+    try:
+        if ago is not None:
+            then = datetime.now(UTC) - timedelta(**{_UNITS[ago[2]]: int(ago[1])})
+        else:
             then = datetime.fromisoformat(text)
-        except ValueError:
-            raise click.BadParameter(
-                f"{text!r} is no time: 2026-01-31T12:00:00Z, or 2h for two hours ago"
-            ) from None
-        if then.tzinfo is None:
-            raise click.BadParameter(f"{text!r} has no zone: 2026-01-31T12:00:00Z is in UTC")
-    return then.astimezone(UTC).isoformat().replace("+00:00", "Z")
+        in_utc = then.astimezone(UTC)
+    except (ValueError, OverflowError):
+        raise click.BadParameter(
+            f"{text!r} is no time: 2026-01-31T12:00:00Z, or 2h for two hours ago"
+        ) from None
+    if then.tzinfo is None:
+        raise click.BadParameter(f"{text!r} has no zone: 2026-01-31T12:00:00Z is in UTC")
+    return in_utc.isoformat().replace("+00:00", "Z")
 
 
 _FIELDS: Final = (

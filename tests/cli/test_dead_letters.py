@@ -93,7 +93,10 @@ def test_letters_are_listed_by_conditions(api: Served, run: Run) -> None:
     assert data(run, "list", "acme", "--since", tomorrow) == []
 
 
-@pytest.mark.parametrize("time", ["yesterday", "2026-01-31T12:00:00", "1w", "-1h"])
+@pytest.mark.parametrize(
+    "time",
+    ["yesterday", "2026-01-31T12:00:00", "1w", "-1h", "999999d", "0001-01-01T00:00:00+14:00"],
+)
 def test_a_time_that_is_none_is_bad_usage(api: Served, run: Run, time: str) -> None:
     code, _, err = run("list", "acme", f"--since={time}")
     assert code == 2
