@@ -418,6 +418,7 @@ class Daemon:
             tenants=runtime.snapshots,
             recorder=self._recorder,
         )
+        runtime.latency = keeper.latency_p99
         sessions, letters = backends.tenants_sessions, stores.dead_letter_events
         schedules.every(settings.audit.every_seconds, "audit", audit)
         schedules.every(settings.isolation.verify_every_seconds, "isolation", prove)

@@ -136,9 +136,12 @@ class TenantRuntimeState:
         pending: Callable[[], int | None] = lambda: None,
         departures: Departures | None = None,
         standouts: Standouts | None = None,
+        latency: Callable[[int], float | None] = lambda _: None,
     ) -> None:
         self.tenant_id = tenant_id
         self.pending = pending
+        self.latency = latency
+        """Tells the last minute's, of an incarnation of the tenant."""
         self.departures = departures or Departures()
         self.standouts = standouts or Standouts()
         self.state: TenantState | None = None
@@ -176,7 +179,9 @@ class TenantRuntimeState:
 
     def renewed(self) -> TenantRuntimeState:
         """Make one for the actor that takes this one's place: its totals, nothing running."""
-        runtime = TenantRuntimeState(self.tenant_id, self.pending, self.departures, self.standouts)
+        runtime = TenantRuntimeState(
+            self.tenant_id, self.pending, self.departures, self.standouts, self.latency
+        )
         runtime.state = self.state
         runtime.stored = self.stored
         runtime.duplicates = self.duplicates
@@ -239,6 +244,9 @@ class TenantRuntimeState:
             parked_at=None if state is None else state.parked_at,
             lifecycle=None if state is None else state.lifecycle,
             incarnation=None if state is None else state.incarnation,
+            latency_p99_ms=None if state is None else self.latency(state.incarnation),
+            rate_limit=None if state is None else state.limits.rate,
+            backlog_limit=None if state is None else state.limits.backlog_messages,
         )
 
     @property
@@ -320,6 +328,7 @@ class RuntimeState:
         self.troubles: Sequence[Callable[[], str | None]] = ()
         """Each says why nothing can work, as long as it can't."""
         self.pending: Callable[[], Mapping[str, int] | None] = lambda: None
+        self.latency: Callable[[str, int], float | None] = lambda _tenant_id, _incarnation: None
 
     def dead_letters_found(self, tenant_id: str, count: int) -> None:
         """Count dead letters that no worker knew of: the broker's own."""
@@ -332,7 +341,11 @@ class RuntimeState:
         runtime = self.tenants.get(tenant_id)
         if runtime is None:
             runtime = self.tenants[tenant_id] = TenantRuntimeState(
-                tenant_id, lambda: self._pending(tenant_id), self.departures, self.standouts
+                tenant_id,
+                lambda: self._pending(tenant_id),
+                self.departures,
+                self.standouts,
+                lambda incarnation: self.latency(tenant_id, incarnation),
             )
         return runtime
 

@@ -9,6 +9,7 @@ import struct
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
+from errno import ECONNABORTED
 from http import HTTPStatus
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
@@ -33,6 +34,8 @@ class ControlClient:
         self.path = path
         self._timeout = timeout
         self._kept: deque[_Connection] = deque()
+        self._busy: set[_Connection] = set()
+        self._aborted = False
 
     def __enter__(self) -> Self:
         return self
@@ -44,6 +47,12 @@ class ControlClient:
         """Close the connection; the next call makes another."""
         while self._kept:
             self._kept.pop().close()
+
+    def abort(self) -> None:
+        """End calls that are under way on other threads, and all that follow: they fail at once."""
+        self._aborted = True
+        for connection in self._busy.copy():
+            connection.end()
 
     def send(
         self,
@@ -63,7 +72,10 @@ class ControlClient:
         target = f"{path}?{urlencode(params)}" if params else path
         sent = None if body is None else json.dumps(body).encode()
         headers = {} if sent is None else {"Content-Type": "application/json"}
+        self._busy.add(connection)
         try:
+            if self._aborted:
+                raise OSError(ECONNABORTED, "the call was given up")  # noqa: TRY301
             connection.sock.settimeout(wait)
             connection.request(method, target, body=sent, headers=headers)
             answer = connection.getresponse()
@@ -79,6 +91,8 @@ class ControlClient:
         except BaseException:
             connection.close()
             raise
+        finally:
+            self._busy.discard(connection)
         self._kept.append(connection)
         return answer.status, _decoded(answer.status, content)
 
@@ -178,6 +192,13 @@ class _Connection(HTTPConnection):
         super().__init__("localhost")
         self.auto_open = 0
         self.sock = sock
+
+    def end(self) -> None:
+        """End what another thread waits for on it."""
+        sock = self.sock
+        with suppress(OSError):  # it has ended by itself
+            if sock is not None:
+                sock.shutdown(socket.SHUT_RDWR)
 
     def is_quiet(self) -> bool:
         """Tell whether it is open, and the daemon has said nothing unasked, such as goodbye."""

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import sys
-import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
 
 import click
 
@@ -13,30 +12,17 @@ from tenantry.cli import output
 from tenantry.cli.client import ControlClient
 from tenantry.cli.options import example, with_client
 from tenantry.cli.output import CommandError
-
-if TYPE_CHECKING:
-    from rich.console import RenderableType
+from tenantry.cli.top_screen import ORDERS, share_of_backlog
 
 TIMEOUT: Final = 10.0
 OTHER_TIMEOUT: Final = 3.0
 """Seconds another node may take; what it does is left out of a frame that it is late for."""
 
-LINES_AROUND: Final = 9
-"""Of the screen, lines that are not rows of the table."""
-
 Row = dict[str, Any]
 
-ORDERS: Final[Mapping[str, Callable[[Row], Any]]] = {
-    "rate": lambda row: (-row["rate"], -(row["pending"] or 0), row["tenant_id"]),
-    "pending": lambda row: (-(row["pending"] or 0), -row["rate"], row["tenant_id"]),
-    "unsettled": lambda row: (-row["unsettled"], row["tenant_id"]),
-    "mailbox": lambda row: (-row["mailbox"], row["tenant_id"]),
-    "restarts": lambda row: (-row["restarts"], row["tenant_id"]),
-    "tenant": lambda row: row["tenant_id"],
-}
 COLUMNS: Final = (
     "tenant", "node", "state", "workers", "mailbox", "rate/s", "pending", "unsettled", "held",
-    "stored", "dead", "restarts",
+    "stored", "dead", "restarts", "p99 ms", "limit/s", "full %",
 )  # fmt: skip
 
 
@@ -51,20 +37,29 @@ COLUMNS: Final = (
 )
 @click.option("--sort", type=click.Choice(list(ORDERS)), default="rate", show_default=True)
 def top(client: ControlClient, *, as_json: bool, interval: float, sort: str) -> None:
-    """Show the tenants as they work, until Ctrl-C; with --json or piped, one frame.
+    """Show the tenants as they work, until `q` or Ctrl-C; with --json or piped, one frame.
 
     WORKERS is busy of allowed, MAILBOX what waits for the tenant's actors, RATE/S the messages
-    settled a second over the last ten. A daemon that goes away is waited for.
+    settled a second over the last ten. P99 MS is from published to committed, in the last minute
+    that is over; LIMIT/S and FULL are of the tenant's limits. The last line tells the keys: they
+    sort, filter by id, and show the nodes. A daemon that goes away is waited for.
     """
     found = _look(client, sort)
     if as_json:
         output.print_json(found)
-    elif not sys.stdout.isatty():
-        for line in heading(found):
-            click.echo(line)
-        output.print_table(COLUMNS, [cells(row) for row in found["tenants"]])
-    else:
-        _live(client, found, interval=interval, sort=sort)
+        return
+    if sys.stdout.isatty():
+        from rich.console import Console
+
+        console = Console(highlight=False)
+        if console.is_terminal and not console.is_dumb_terminal:
+            from tenantry.cli.top_live import live
+
+            live(console, client, lambda c: _look(c, sort), found, interval=interval, sort=sort)
+            return
+    for line in heading(found):
+        click.echo(line)
+    output.print_table(COLUMNS, [cells(row) for row in found["tenants"]])
 
 
 def _look(client: ControlClient, sort: str) -> dict[str, Any]:
@@ -97,13 +92,7 @@ def frame(
     for other in others.values():
         rows += [] if other is None else _rows(other)
     rows.sort(key=ORDERS[sort])
-    summed = (
-        "workers_busy", "workers_current", "mailbox", "rate", "unsettled", "held", "stored",
-        "duplicates", "dead_lettered", "restarts",
-    )  # fmt: skip
-    totals: dict[str, Any] = {name: sum(row[name] for row in rows) for name in summed}
-    known = [row["pending"] for row in rows if row["pending"] is not None]
-    totals["pending"] = sum(known) if known or not rows else None
+    totals = _summed(rows)
     totals["parked"] = sum(row["parked"] is not None for row in rows)
     return {
         "state": status["state"],
@@ -114,11 +103,40 @@ def frame(
         "abandoned": status["abandoned"],
         "supervisor": {key: status["tree"][key] for key in ("state", "mailbox")},
         "node": status["node"],
-        "nodes": status["nodes"],
+        "nodes": [_node(one, status, others) for one in status["nodes"]],
         "silent_nodes": sorted(name for name, other in others.items() if other is None),
         "totals": totals,
         "tenants": rows,
     }
+
+
+_SUMMED: Final = (
+    "workers_busy", "workers_current", "mailbox", "rate", "unsettled", "held", "stored",
+    "duplicates", "dead_lettered", "restarts",
+)  # fmt: skip
+
+
+def _summed(rows: Sequence[Row]) -> dict[str, Any]:
+    known = [row["pending"] for row in rows if row["pending"] is not None]
+    return {
+        **{name: sum(row[name] for row in rows) for name in _SUMMED},
+        "pending": sum(known) if known or not rows else None,
+    }
+
+
+def _node(
+    seen: Mapping[str, Any],
+    status: Mapping[str, Any],
+    others: Mapping[str, Mapping[str, Any] | None],
+) -> Row:
+    """Tell of a node; of one that has not answered, or was not asked, what it does is None."""
+    name = seen["name"]
+    told = status if name == status["node"] else others.get(name)
+    silent = told is None and name in others
+    if told is None:
+        return {**seen, "silent": silent, "tenants": None, "pending": None} | dict.fromkeys(_SUMMED)
+    rows = _rows(told)
+    return {**seen, "silent": silent, "tenants": len(rows), **_summed(rows)}
 
 
 def _rows(status: Mapping[str, Any]) -> list[Row]:
@@ -188,38 +206,7 @@ def cells(row: Row) -> Sequence[object]:
         row["stored"],
         row["dead_lettered"],
         row["restarts"],
+        row.get("latency_p99_ms"),
+        row.get("rate_limit"),
+        share_of_backlog(row),
     )
-
-
-def _live(client: ControlClient, found: dict[str, Any], *, interval: float, sort: str) -> None:
-    from rich.console import Console
-    from rich.live import Live
-
-    console = Console(highlight=False)
-    trouble: str | None = None
-    try:
-        with Live(console=console, screen=True, auto_refresh=False) as live:
-            while True:
-                live.update(_screen(found, trouble, console.height), refresh=True)
-                time.sleep(interval)
-                try:
-                    found = _look(client, sort)
-                    trouble = None
-                except CommandError as error:
-                    trouble = str(error)
-    except KeyboardInterrupt:
-        return  # the way to leave
-
-
-def _screen(found: Mapping[str, Any], trouble: str | None, height: int) -> RenderableType:
-    from rich.console import Group
-    from rich.text import Text
-
-    lines = [Text(line) for line in heading(found)]
-    lines[0].stylize("green" if found["ready"] else "red")
-    if trouble is not None:
-        lines.insert(0, Text(f"as it was: {trouble}", style="bold red"))
-    rows = found["tenants"][: max(1, height - LINES_AROUND)]
-    left = len(found["tenants"]) - len(rows)
-    rest = [Text(f"and {left} more", style="dim")] if left else []
-    return Group(*lines, output.table(COLUMNS, [cells(row) for row in rows]), *rest)

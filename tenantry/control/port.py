@@ -90,7 +90,8 @@ class TenantRuntime:
     the tenant was given up; `parked_at` since when, where that is recorded. `trouble` says what
     else is in its own way: why its queues are not consumed, or what of it can't be repaired.
     `lifecycle` is None until the tenant's events, and with them its totals, have been read; so is
-    `incarnation`.
+    `incarnation`. `latency_p99_ms` is of the last minute that is over, None where nothing was
+    stored in it; `rate_limit` and `backlog_limit` (messages) are of its limits, None without one.
     """
 
     tenant_id: str
@@ -108,6 +109,9 @@ class TenantRuntime:
     lifecycle: Lifecycle | None = None
     incarnation: int | None = None
     parked_at: datetime | None = None
+    latency_p99_ms: float | None = None
+    rate_limit: int | None = None
+    backlog_limit: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

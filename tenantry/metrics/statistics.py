@@ -138,6 +138,14 @@ class StatisticsKeeper:
         self._minute = int(now() // 60)
         self._outcomes: dict[str, Outcomes] = {}
         self._latencies: dict[str, tuple[int, ...]] = {}
+        self._p99: dict[tuple[str, int | None], float | None] = {}
+
+    def latency_p99(self, tenant_id: str, incarnation: int) -> float | None:
+        """Give the milliseconds within which all but one of 100 messages of a minute were stored.
+
+        Of the last minute that is over; None where nothing was stored in it. From any thread.
+        """
+        return self._p99.get((tenant_id, incarnation))
 
     def turn(self, go_on: Callable[[], None] = lambda: None) -> None:
         """Note the minute that is over, if one is. Raises `StoreUnavailableError`."""
@@ -155,17 +163,22 @@ class StatisticsKeeper:
         tenants = self._tenants()
         notes: dict[str, Note] = {}
         outcomes, latencies = {}, {}
+        p99: dict[tuple[str, int | None], float | None] = {}
+        at = datetime.fromtimestamp(minute * 60, UTC)
         for tenant_id, one in tenants.items():
             if one.lifecycle is None:
                 continue
             outcomes[tenant_id] = one.stored, one.duplicates, one.dead_lettered
             latencies[tenant_id] = counts = self._counts(tenant_id)
             fresh = _since(self._latencies.get(tenant_id), counts)
+            if any(fresh):
+                p99[tenant_id, one.incarnation] = Slot(at=at, latencies=fresh).latency(0.99)
             changed = outcomes[tenant_id] != self._outcomes.get(tenant_id)
             if changed or any(fresh) or one.pending:
                 notes[tenant_id] = Note(one.pending or 0, fresh)
+        self._p99 = p99
         if notes:
-            self._store.note(datetime.fromtimestamp(minute * 60, UTC), notes)
+            self._store.note(at, notes)
         self._outcomes, self._latencies = outcomes, latencies
 
     def _counts(self, tenant_id: str) -> tuple[int, ...]:

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import pty
+import re
 import select
 import signal
+import socket
+import struct
 import subprocess
 import sys
+import termios
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,9 +25,11 @@ from pathlib import Path
 import pytest
 import structlog
 
+from tenantry.cli.client import ControlClient
 from tenantry.cli.main import main
-from tenantry.control.port import ActorStatus
-from tests.api.serving import Served, World, serving
+from tenantry.cli.output import DaemonUnreachableError
+from tenantry.control.port import ActorStatus, SystemStatus
+from tests.api.serving import Served, World, serving, short_directory
 from tests.waiting import DEADLINE
 
 REPOSITORY = Path(__file__).parents[2]
@@ -118,42 +127,169 @@ def test_an_empty_daemon_has_a_frame_as_well(
     assert json.loads(capsys.readouterr().out)["totals"]["pending"] == 0
 
 
-def read_until(terminal: int, text: str) -> str:
-    seen, until = "", time.monotonic() + 60
-    while text not in seen:
-        assert select.select([terminal], [], [], max(0.0, until - time.monotonic()))[0], seen
-        seen += os.read(terminal, 65536).decode(errors="replace")
-    return seen
+MOVE = re.compile(r"\x1b\[(\d+);1H")
+LOOKS = re.compile(r"\x1b\[[0-9;]*m")
+ENDS = ("\x1b[?1049l", "\x1b[?25h", "\x1b[?7h")
+"""What was on the screen is there again, so is the cursor; lines that are too long wrap again."""
 
 
-def test_on_a_terminal_it_goes_on_until_it_is_interrupted(api: Served) -> None:
-    show(api)
-    terminal, theirs = pty.openpty()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tenantry.cli.main", "top", "--interval", "0.2"],
-        stdin=theirs, stdout=theirs, stderr=subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY), "TERM": "xterm", "COLUMNS": "160"},
-    )  # fmt: skip
-    os.close(theirs)
-    try:
-        read_until(terminal, "globex")
-        control = api.world.control
-        acme = replace(control.system.tenants["acme"], stored=123_456)
-        control.system = replace(
-            control.system, tenants={**control.system.tenants, "acme": acme}, ready=False,
-            reasons=("the broker is away",),
+class Screen:
+    """A terminal with the program on it, and what stands on its lines."""
+
+    def __init__(self, width: int, height: int) -> None:
+        # Theirs stays open here as well: what the program has written last can be read then.
+        self.terminal, self.theirs = pty.openpty()
+        self.resize(width, height)
+        self.modes = termios.tcgetattr(self.terminal)
+        self.lines: dict[int, str] = {}
+        self.seen = ""
+        env = {name: value for name, value in os.environ.items() if name not in SIZES}
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "tenantry.cli.main", "top", "--interval", "0.2"],
+            stdin=self.theirs, stdout=self.theirs, stderr=subprocess.PIPE,
+            env={**env, "PYTHONPATH": str(REPOSITORY), "TERM": "xterm", "LC_ALL": "C.UTF-8"},
         )  # fmt: skip
-        seen = read_until(terminal, "123456")
-        assert "not ready: the broker is away" in seen
-        api.api.stop()
-        read_until(terminal, "as it was: no daemon answers")
-        process.send_signal(signal.SIGINT)
-        assert process.wait(DEADLINE) == 0
-        assert process.stderr is not None
-        assert process.stderr.read() == b""
+
+    def resize(self, width: int, height: int) -> None:
+        self.width, self.height = width, height
+        fcntl.ioctl(self.terminal, termios.TIOCSWINSZ, struct.pack("4H", height, width, 0, 0))
+
+    def press(self, keys: str) -> None:
+        os.write(self.terminal, keys.encode())
+
+    def wait(self, *texts: str, without: str | None = None) -> list[str]:
+        """Wait until all this stands on the screen; give its lines."""
+        until = time.monotonic() + DEADLINE
+        while True:
+            shown = sorted(self.lines.items())
+            text = "\n".join(line for number, line in shown if number <= self.height)
+            if all(one in text for one in texts) and (without is None or without not in text):
+                return text.splitlines()
+            self.read(until)
+
+    def wait_end(self, code: int) -> str:
+        """Wait until it has ended; give what it complains of."""
+        self.wait_given_back()
+        assert self.process.wait(DEADLINE) == code
+        assert termios.tcgetattr(self.terminal) == self.modes
+        assert self.process.stderr is not None
+        return self.process.stderr.read().decode()
+
+    def wait_given_back(self) -> None:
+        until = time.monotonic() + DEADLINE
+        while not all(one in self.seen for one in ENDS):
+            self.read(until)
+
+    def read(self, until: float) -> None:
+        ready, _, _ = select.select([self.terminal], [], [], max(0.0, until - time.monotonic()))
+        assert ready, (self.lines, self.seen, self.process.poll())
+        self.seen += os.read(self.terminal, 65536).decode(errors="replace")
+        _, *parts = MOVE.split(self.seen)
+        for number, text in zip(parts[::2], parts[1::2], strict=True):
+            line = LOOKS.sub("", text)
+            if len(line) >= self.width:  # it is complete
+                self.lines[int(number)] = line.rstrip()
+        *_, last = [0, *(found.start() for found in MOVE.finditer(self.seen))]
+        self.seen = self.seen[last:]  # that line may go on
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        assert self.process.stderr is not None
+        self.process.stderr.close()
+        os.close(self.theirs)
+        os.close(self.terminal)
+
+
+SIZES = frozenset({"COLUMNS", "LINES", "NO_COLOR"})
+
+
+@pytest.fixture
+def screen(api: Served) -> Iterator[Screen]:
+    show(api)
+    screen = Screen(80, 24)
+    yield screen
+    screen.close()
+
+
+def test_on_a_terminal_keys_change_what_is_shown_until_it_is_interrupted(
+    api: Served, screen: Screen
+) -> None:
+    lines = screen.wait("globex", "q quit")
+    assert max(map(len, lines)) <= 80
+    assert [line.split()[:2] for line in lines if line.startswith(("acme", "globex", "init"))] == [
+        ["acme", "active"], ["globex", "stuck"], ["initech", "active"],
+    ]  # fmt: skip
+    screen.press("p")
+    lines = screen.wait("by messages pending")
+    assert next(line for line in lines if line.startswith(("acme", "globex"))).startswith("globex")
+    screen.press("/ini\r")
+    screen.wait("1-1 of 1 with 'ini' of 3", without="globex  ")
+    screen.press("\x1b")
+    screen.wait("1-3 of 3", "globex")
+    screen.resize(60, 20)
+    screen.process.send_signal(signal.SIGWINCH)
+    screen.wait("r reverse", without="d dead")
+    control = api.world.control
+    acme = replace(control.system.tenants["acme"], pending=123_456)
+    control.system = replace(
+        control.system, tenants={**control.system.tenants, "acme": acme}, ready=False,
+        reasons=("the broker is away",),
+    )  # fmt: skip
+    screen.wait("123,456", "not ready: the broker is away")
+    api.api.stop()
+    screen.wait("as it was: no daemon answers")
+    screen.process.send_signal(signal.SIGINT)
+    assert screen.wait_end(0) == ""
+
+
+def test_it_stops_and_goes_on_and_quits_while_a_daemon_hangs(api: Served, screen: Screen) -> None:
+    screen.wait("globex")
+    screen.process.send_signal(signal.SIGTSTP)
+    screen.wait_given_back()
+    _, status = os.waitpid(screen.process.pid, os.WUNTRACED)
+    assert os.WIFSTOPPED(status)
+    assert termios.tcgetattr(screen.terminal) == screen.modes
+    screen.seen = ""
+    screen.lines.clear()
+    screen.process.send_signal(signal.SIGCONT)
+    screen.wait("globex")
+    asked, answered = threading.Event(), threading.Event()
+    whole = api.world.control.system
+
+    def hang() -> SystemStatus:
+        asked.set()
+        answered.wait(DEADLINE)
+        return whole
+
+    api.world.control.status = hang  # type: ignore[method-assign]
+    try:
+        assert asked.wait(DEADLINE)
+        screen.press("n")
+        screen.wait("n tenants")
+        screen.press("q")
+        assert screen.wait_end(0) == ""
     finally:
-        process.kill()
-        process.wait()
-        assert process.stderr is not None
-        process.stderr.close()
-        os.close(terminal)
+        answered.set()
+
+
+def test_a_terminal_is_given_back_on_sigterm(screen: Screen) -> None:
+    screen.wait("globex")
+    screen.process.send_signal(signal.SIGTERM)
+    assert screen.wait_end(128 + signal.SIGTERM) == ""
+
+
+def test_calls_that_are_given_up_fail_at_once() -> None:
+    with short_directory() as directory, socket.socket(socket.AF_UNIX) as deaf:
+        path = directory / "control.sock"
+        deaf.bind(str(path))
+        deaf.listen()
+        with ControlClient(path, timeout=10 * DEADLINE) as client, ThreadPoolExecutor(1) as pool:
+            call = pool.submit(client.call, "GET", "/status")
+            with deaf.accept()[0] as taken:
+                assert taken.recv(4096)
+                client.abort()
+                with pytest.raises(DaemonUnreachableError):
+                    call.result(DEADLINE)
+            with pytest.raises(DaemonUnreachableError):
+                client.call("GET", "/status")

@@ -51,6 +51,9 @@ def test_limits_that_are_not_the_broker_s_leave_it_alone(tree: Tree) -> None:
     tree.create("a")
     limit(tree, rate=10, weight=3)
     assert "ensure_limits" not in tree.faults.steps
+    runtime = tree.control.runtime("a")
+    assert runtime is not None
+    assert (runtime.rate_limit, runtime.backlog_limit) == (10, None)
 
 
 def test_a_limit_that_the_broker_can_t_keep_is_refused_by_name_and_may_be_lifted(

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import zlib
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -18,6 +19,8 @@ from tenantry.api.paging import BadCursorError, Cursors
 from tenantry.api.routes import publishing
 from tenantry.api.routes.publishing import Router, partition_of_key
 from tenantry.api.schemas.common import format_time, parse_time
+from tenantry.api.schemas.daemon import runtime_of, runtimes_json
+from tenantry.control.port import TenantRuntime
 from tenantry.http import auth
 from tenantry.http.tokens import LEEWAY_SECONDS, BadTokenError, Principal, Scope, Tokens
 from tests.api.serving import SECRET
@@ -159,6 +162,22 @@ def test_what_is_nested_too_deeply_is_bad_json() -> None:
         publishing.members(body, "payload")
     except json.JSONDecodeError as error:
         assert "nested" in error.msg  # noqa: PT017 - whether it fails depends on the stack's depth
+
+
+RUNTIME = TenantRuntime(
+    tenant_id="a", workers_current=3, consuming=True, unsettled=7, rate=12.5, pending=5, stored=9,
+    duplicates=3, dead_lettered=1, parked="why", parked_at=datetime(2026, 1, 31, tzinfo=UTC),
+    latency_p99_ms=41.5, rate_limit=500, backlog_limit=1000,
+)  # fmt: skip
+
+
+def test_what_a_node_of_an_earlier_version_does_not_tell_of_a_tenant_is_not_known() -> None:
+    told = orjson.loads(runtimes_json({"a": RUNTIME}))["data"]["a"]
+    assert runtime_of(told) == RUNTIME
+    for name in ("latency_p99_ms", "rate_limit", "backlog_limit"):
+        del told[name]
+    earlier = replace(RUNTIME, latency_p99_ms=None, rate_limit=None, backlog_limit=None)
+    assert runtime_of(told) == earlier
 
 
 NOW = datetime.now(UTC)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -10,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tenantry.broker.port import Delivery, Incoming
 from tenantry.control.port import TenantRuntime
 from tenantry.domain.tenant import Lifecycle
 from tenantry.messages.port import StoreUnavailableError
@@ -103,6 +105,35 @@ def test_a_minute_that_can_t_be_noted_is_noted_with_the_next(node: Node) -> None
         node.pass_minutes()
     node.store.away = False
     assert [set(notes) for _, notes in node.pass_minutes()] == [{"b"}]
+
+
+def store(node: Node, count: int, seconds: int) -> None:
+    """Have so many messages of tenant `a` stored that were published so long ago."""
+    at = int(time.time() - seconds) * 1000
+    message = Incoming("id", "logs", 0, b"{}", None, None, published_at_ms=at)
+    batch = [Delivery(1, redelivered=False, message=message)] * count
+    node.recorder.batch_stored("a", batch, 0.01)
+
+
+def test_the_latency_of_the_last_minute_is_told_of_the_tenant_that_had_the_id_in_it(
+    node: Node,
+) -> None:
+    node.tenants["a"] = replace(IDLE, incarnation=2)
+    store(node, 90, 0)
+    store(node, 10, 15)
+    assert node.keeper.latency_p99("a", 2) is None
+    node.store.away = True  # it is told whether or not it can be noted
+    with pytest.raises(StoreUnavailableError):
+        node.pass_minutes()
+    found = node.keeper.latency_p99("a", 2)
+    assert found is not None
+    assert 10_000 < found <= 30_000
+    assert node.keeper.latency_p99("a", 1) is None
+    assert node.keeper.latency_p99("a", 3) is None
+    node.store.away = False
+    node.pass_minutes()
+    node.pass_minutes()
+    assert node.keeper.latency_p99("a", 2) is None
 
 
 def test_a_window_has_the_points_of_its_minutes_and_ends_with_the_last_that_is_over() -> None:

@@ -62,6 +62,16 @@ class Runtime(Answer):
     trouble: str | None = Field(
         description="Why its queues are not consumed, or what of it can't be repaired."
     )
+    latency_p99_ms: float | None = Field(
+        description="From published to committed, in the last minute that is over; null where "
+        "nothing was stored in it."
+    )
+    rate_limit: int | None = Field(
+        description="Messages stored a second at most; null without a limit."
+    )
+    backlog_limit: int | None = Field(
+        description="Messages that may wait at most; null without a limit."
+    )
 
 
 class Term(Answer):
@@ -141,8 +151,11 @@ def runtimes_json(runtimes: Mapping[str, TenantRuntime]) -> bytes:
 
 
 def runtime_of(written: Mapping[str, Any]) -> TenantRuntime:
-    """Read what another node has written as `Runtime`. Raises `ValueError` or `TypeError`."""
-    told = {name: written[name] for name in Runtime.model_fields}
+    """Read what another node has written as `Runtime`; one of an earlier version tells less.
+
+    Raises `ValueError`, `KeyError` or `TypeError`.
+    """
+    told = {name: written[name] for name in Runtime.model_fields if name in written}
     at = told["parked_at"]
     told["parked_at"] = None if at is None else parse_time(at)
     return TenantRuntime(**told)
