@@ -10,6 +10,7 @@ from starlette.convertors import Convertor, register_url_convertor
 from starlette.routing import BaseRoute, Route, compile_path
 
 from tenantry.http.auth import Access, Rule
+from tenantry.http.tokens import Scope
 
 
 class _Any(Convertor[str]):
@@ -32,24 +33,24 @@ TABLE: Final[dict[tuple[str, str], Access]] = {
     ("GET", "/openapi.json"): Access.PUBLIC,
     ("GET", "/docs"): Access.PUBLIC,
     ("GET", "/swagger/{asset}"): Access.PUBLIC,
-    ("GET", "/tenants/{tenant_id}"): Access.TENANT,
-    ("GET", "/tenants/{tenant_id}/stats"): Access.TENANT,
+    ("GET", "/tenants/{tenant_id}"): Access.TENANT_READ,
+    ("GET", "/tenants/{tenant_id}/stats"): Access.TENANT_READ,
     ("POST", "/tenants/{tenant_id}/messages"): Access.TENANT,
-    ("GET", "/tenants/{tenant_id}/events"): Access.TENANT,
-    ("GET", "/tenants/{tenant_id}/messages/{message_id:any}"): Access.TENANT,
-    ("GET", "/messages"): Access.TENANT,
-    ("GET", "/messages/stream"): Access.TENANT,
-    ("GET", "/tenants/{tenant_id}/dead-letters"): Access.TENANT,
-    ("GET", "/tenants/{tenant_id}/dead-letters/{letter_id}"): Access.TENANT,
-    ("POST", "/tenants/{tenant_id}/dead-letters/replay"): Access.TENANT,
+    ("GET", "/tenants/{tenant_id}/events"): Access.TENANT_READ,
+    ("GET", "/tenants/{tenant_id}/messages/{message_id:any}"): Access.TENANT_PAYLOADS,
+    ("GET", "/messages"): Access.TENANT_PAYLOADS,
+    ("GET", "/messages/stream"): Access.TENANT_PAYLOADS,
+    ("GET", "/tenants/{tenant_id}/dead-letters"): Access.TENANT_READ,
+    ("GET", "/tenants/{tenant_id}/dead-letters/{letter_id}"): Access.TENANT_READ,
+    ("POST", "/tenants/{tenant_id}/dead-letters/replay"): Access.TENANT_OPERATE,
     ("DELETE", "/tenants/{tenant_id}/dead-letters"): Access.TENANT,
     ("POST", "/tenants"): Access.ADMIN,
-    ("GET", "/tenants"): Access.ADMIN,
+    ("GET", "/tenants"): Access.READ,
     ("DELETE", "/tenants/{tenant_id}"): Access.ADMIN,
-    ("PUT", "/tenants/{tenant_id}/config/concurrency"): Access.ADMIN,
-    ("PUT", "/tenants/{tenant_id}/limits"): Access.ADMIN,
-    ("POST", "/tenants/{tenant_id}/pause"): Access.ADMIN,
-    ("POST", "/tenants/{tenant_id}/resume"): Access.ADMIN,
+    ("PUT", "/tenants/{tenant_id}/config/concurrency"): Access.OPERATE,
+    ("PUT", "/tenants/{tenant_id}/limits"): Access.OPERATE,
+    ("POST", "/tenants/{tenant_id}/pause"): Access.OPERATE,
+    ("POST", "/tenants/{tenant_id}/resume"): Access.OPERATE,
     ("POST", "/tenants/{tenant_id}/credentials/rotate"): Access.ADMIN,
     ("POST", "/tenants/{tenant_id}/sql-access"): Access.ADMIN,
     ("DELETE", "/tenants/{tenant_id}/sql-access"): Access.ADMIN,
@@ -57,20 +58,23 @@ TABLE: Final[dict[tuple[str, str], Access]] = {
     ("DELETE", "/tenants/{tenant_id}/consumer-access"): Access.ADMIN,
     ("POST", "/tenants/{tenant_id}/topics"): Access.ADMIN,
     ("POST", "/tenants/{tenant_id}/move"): Access.ADMIN,
-    ("GET", "/nodes"): Access.ADMIN,
+    ("GET", "/nodes"): Access.READ,
     ("POST", "/nodes/{node}/drain"): Access.ADMIN,
     ("POST", "/nodes/{node}/undrain"): Access.ADMIN,
-    ("POST", "/runtime"): Access.ADMIN,
-    ("GET", "/events"): Access.ADMIN,
-    ("GET", "/tenants/{tenant_id}/audit"): Access.ADMIN,
-    ("GET", "/audit"): Access.ADMIN,
+    ("POST", "/runtime"): Access.READ,
+    ("GET", "/events"): Access.READ,
+    ("GET", "/tenants/{tenant_id}/audit"): Access.READ,
+    ("GET", "/audit"): Access.READ,
     ("POST", "/isolation"): Access.ADMIN,
-    ("GET", "/status"): Access.ADMIN,
-    ("GET", "/info"): Access.ADMIN,
-    ("GET", "/metrics"): Access.ADMIN,
+    ("GET", "/status"): Access.READ,
+    ("GET", "/info"): Access.READ,
+    ("GET", "/metrics"): Access.READ,
     ("POST", "/drain"): Access.ADMIN,
     ("POST", "/stop"): Access.ADMIN,
 }
+
+LOOKS_BY_POST: Final = frozenset({("POST", "/runtime")})
+"""What changes nothing although it is no GET: what is asked about would not fit into a URL."""
 
 
 _COMPILED: Final[list[tuple[str, re.Pattern[str], Access]]] = [
@@ -99,7 +103,10 @@ def methods_of(path: str) -> list[str]:
 
 
 def check_routes(routes: Iterable[BaseRoute]) -> None:
-    """Raise `RuntimeError` unless the table and the routes are the same, to the last method."""
+    """Raise `RuntimeError` unless the table and the routes are the same, to the last method.
+
+    What changes something is for no one who may only read.
+    """
     there = set()
     for route in routes:
         if not isinstance(route, Route):
@@ -112,3 +119,10 @@ def check_routes(routes: Iterable[BaseRoute]) -> None:
             f"routes without a rule of access: {sorted(there - TABLE.keys())}; "
             f"rules without a route: {sorted(TABLE.keys() - there)}"
         )
+    changing = {
+        (method, path)
+        for (method, path), given in TABLE.items()
+        if method != "GET" and given.admits(Scope.READ, payloads=True)
+    }
+    if changing != LOOKS_BY_POST:
+        raise RuntimeError(f"who may only read may change something: {sorted(changing)}")

@@ -33,6 +33,9 @@ def _ttl(_context: click.Context, _parameter: click.Parameter, value: str) -> ti
 @with_settings
 @click.option("--tenant", "tenant_id", metavar="ID", help="For this tenant: its own data only.")
 @click.option("--admin", is_flag=True, help="For everything.")
+@click.option("--operate", is_flag=True, help="To look, pause, resume, resize, replay and limit.")
+@click.option("--read", is_flag=True, help="To look: at everything but secrets and payloads.")
+@click.option("--payloads", is_flag=True, help="With --read or --operate: at payloads, too.")
 @click.option(
     "--ttl",
     callback=_ttl,
@@ -48,6 +51,9 @@ def token(
     as_json: bool,
     tenant_id: str | None,
     admin: bool,
+    operate: bool,
+    read: bool,
+    payloads: bool,
     ttl: timedelta,
     subject: str | None,
 ) -> None:
@@ -56,8 +62,12 @@ def token(
     It can't be taken back before it expires, but by another security.jwt_secret. The tenant need
     not exist.
     """
-    if admin == (tenant_id is not None):
-        raise click.UsageError("give either --tenant ID or --admin")
+    wanted = {"tenant": tenant_id is not None, "admin": admin, "operate": operate, "read": read}
+    words = [word for word, given in wanted.items() if given]
+    if len(words) != 1:
+        raise click.UsageError("give one of --tenant ID, --admin, --operate and --read")
+    if payloads and not (read or operate):
+        raise click.UsageError("--payloads goes with --read or --operate")
     if tenant_id is not None and not names.is_tenant_id(tenant_id):
         raise click.BadParameter(
             "must be 1 to 40 of a-z, 0-9 and hyphens, with no hyphen at either end",
@@ -72,18 +82,21 @@ def token(
         )
 
     from tenantry.api.schemas.common import format_time
-    from tenantry.http.tokens import Tokens
+    from tenantry.http.tokens import Scope, Tokens, scope_words
 
     now = datetime.now(UTC)
-    name = subject or ("admin" if tenant_id is None else f"tenant {tenant_id}")
-    written = Tokens(secret).issue(subject=name, now=now, ttl=ttl, tenant_id=tenant_id)
+    scope = Scope(words[0])
+    name = subject or (scope.value if tenant_id is None else f"tenant {tenant_id}")
+    written = Tokens(secret).issue(
+        subject=name, now=now, ttl=ttl, tenant_id=tenant_id, scope=scope, payloads=payloads
+    )
     if not as_json:
         click.echo(written)
         return
     output.print_json(
         {
             "token": written,
-            "scope": "admin" if tenant_id is None else "tenant",
+            "scope": scope_words(scope, payloads=payloads),
             "tenant_id": tenant_id,
             "subject": name,
             "expires_at": format_time(now + ttl),

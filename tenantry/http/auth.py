@@ -85,14 +85,45 @@ _PRINCIPAL_KEY: Final = "tenantry.principal"
 
 
 class Access(StrEnum):
-    """Who may call a route on TCP once tokens are in use."""
+    """Who may call a route on TCP once tokens are in use: an admin, and who is named here."""
 
     PUBLIC = "public"
     """Anyone, without a token."""
     TENANT = "tenant"
-    """An admin, or the tenant the request is about."""
+    """The tenant the request is about."""
+    TENANT_READ = "tenant, read"
+    """That tenant, and who may read."""
+    TENANT_PAYLOADS = "tenant, payloads"
+    """That tenant, and who may read what is in messages."""
+    TENANT_OPERATE = "tenant, operate"
+    """That tenant, and who may operate."""
+    READ = "read"
+    """Who may read."""
+    OPERATE = "operate"
+    """Who may operate."""
     ADMIN = "admin"
-    """An admin."""
+    """Nobody else."""
+
+    @property
+    def is_tenants(self) -> bool:
+        """Whether a tenant may, about itself."""
+        return self in _OF_TENANTS
+
+    def admits(self, scope: TokenScope, *, payloads: bool) -> bool:
+        """Tell whether an operator's scope will do."""
+        if self is Access.PUBLIC or scope is TokenScope.ADMIN:
+            return True
+        if self in {Access.OPERATE, Access.TENANT_OPERATE}:
+            return scope is TokenScope.OPERATE
+        if self is Access.TENANT_PAYLOADS and not payloads:
+            return False
+        return self in _OF_READERS and scope in {TokenScope.READ, TokenScope.OPERATE}
+
+
+_OF_TENANTS: Final = frozenset(
+    {Access.TENANT, Access.TENANT_READ, Access.TENANT_PAYLOADS, Access.TENANT_OPERATE}
+)
+_OF_READERS: Final = frozenset({Access.READ, Access.TENANT_READ, Access.TENANT_PAYLOADS})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,6 +162,7 @@ def caller_header(scope: Scope) -> tuple[bytes, bytes]:
         "tenant_id": who.tenant_id,
         "anonymous": who.anonymous,
         "issued_at": who.issued_at,
+        "payloads": who.payloads,
         "client": client_of(scope),
     }
     return CALLER, base64.urlsafe_b64encode(orjson.dumps(said))
@@ -140,17 +172,20 @@ def _caller_said(value: str) -> tuple[Principal, str]:
     """Read that header: who calls, and the client that limits are counted for; 400 if it is bad."""
     try:
         said = orjson.loads(base64.urlsafe_b64decode(value.encode("ascii")))
+        scope = TokenScope(said["scope"])
         principal = Principal(
             name=str(said["name"]),
-            scope=TokenScope(said["scope"]),
+            scope=scope,
             tenant_id=said["tenant_id"],
             anonymous=said["anonymous"] is True,
             issued_at=None if said["issued_at"] is None else float(said["issued_at"]),
+            # Of an earlier version, which does not tell, there are these two scopes only.
+            payloads=scope in {TokenScope.ADMIN, TokenScope.TENANT} or said["payloads"] is True,
         )
         client = str(said["client"])
     except (ValueError, KeyError, TypeError):
         raise Problem(400, "the header that names a caller can't be read") from None
-    # Of two kinds only: an admin, or one tenant.
+    # Of two kinds only: an operator, or one tenant.
     if (principal.scope is TokenScope.TENANT) != isinstance(principal.tenant_id, str):
         raise Problem(400, "the header that names a caller can't be read")
     return principal, client
@@ -240,10 +275,16 @@ def _whose_turn(scope: Scope, rule: Rule | None) -> str:
 
 
 def _judge(principal: Principal, rule: Rule | None, scope: Scope) -> None:
-    """Let admins pass, and a tenant where the rule is about itself; 403 for others."""
+    """Let operators pass whose scope will do, and a tenant about itself; 403 for others."""
     if principal.scope is TokenScope.ADMIN or (rule and rule.access is Access.PUBLIC):
         return
-    if rule is None or rule.access is not Access.TENANT:
+    if principal.scope is not TokenScope.TENANT:
+        if rule is not None and rule.access.admits(principal.scope, payloads=principal.payloads):
+            return
+        if rule is not None and rule.access.admits(principal.scope, payloads=True):
+            raise Problem(403, "what is in messages takes a token with payloads in its scope")
+        raise Problem(403, f"the scope {principal.scope.value} is not good for this")
+    if rule is None or not rule.access.is_tenants:
         raise Problem(403, "a tenant's token is not good for this")
     asked = (
         {rule.tenant_id} if rule.tenant_id is not None else set(_query_values(scope, "tenant_id"))

@@ -1,4 +1,4 @@
-"""Bearer tokens: JWTs signed with the shared secret (HS256), for admins and for tenants."""
+"""Bearer tokens: JWTs signed with the shared secret (HS256), for operators and for tenants."""
 
 from __future__ import annotations
 
@@ -20,10 +20,20 @@ LEEWAY_SECONDS: Final = 30
 
 
 class Scope(StrEnum):
-    """What a token is good for."""
+    """What a token is good for: the former three are operators', for all tenants."""
 
+    READ = "read"
+    """To see everything but secrets, and what is in messages with `PAYLOADS` alone."""
+    OPERATE = "operate"
+    """That, and to pause, resume, resize, replay and limit."""
     ADMIN = "admin"
+    """Everything."""
     TENANT = "tenant"
+    """One tenant's own."""
+
+
+PAYLOADS: Final = "payloads"
+"""The word beside `read` or `operate` that lets their holder see what is in messages."""
 
 
 class BadTokenError(Exception):
@@ -35,7 +45,7 @@ class Principal:
     """Who makes a request: `name` for the journal, `tenant_id` with the scope `tenant` only.
 
     `anonymous` is who has shown no token because none was asked for. `issued_at` is a token's time,
-    in seconds since 1970, if it has one.
+    in seconds since 1970, if it has one. `payloads` is whether they may see what is in messages.
     """
 
     name: str
@@ -43,6 +53,7 @@ class Principal:
     tenant_id: str | None = None
     anonymous: bool = False
     issued_at: float | None = None
+    payloads: bool = True
 
     def is_former(self, incarnation: int, since: datetime | None) -> bool:
         """Tell whether the token was a former tenant's of the id that this one has.
@@ -67,15 +78,22 @@ class Tokens:
         self._secret = secret
 
     def issue(
-        self, *, subject: str, now: datetime, ttl: timedelta, tenant_id: str | None = None
+        self,
+        *,
+        subject: str,
+        now: datetime,
+        ttl: timedelta,
+        tenant_id: str | None = None,
+        scope: Scope = Scope.ADMIN,
+        payloads: bool = False,
     ) -> str:
-        """Sign a token: for one tenant, or for an admin where no tenant is named."""
+        """Sign a token: for one tenant, or with an operator's scope where no tenant is named."""
         claims: dict[str, object] = {
             "sub": subject,
             # With a fraction, so that it is known to be later than what came before in its second.
             "iat": now.timestamp(),
             "exp": now + ttl,
-            "scope": (Scope.ADMIN if tenant_id is None else Scope.TENANT).value,
+            "scope": scope_words(scope if tenant_id is None else Scope.TENANT, payloads=payloads),
         }
         if tenant_id is not None:
             claims["tenant_id"] = tenant_id
@@ -97,13 +115,14 @@ class Tokens:
             raise BadTokenError("the token never expires: it has no exp") from None
         except (jwt.InvalidTokenError, ValueError, TypeError, OverflowError, RecursionError):
             raise BadTokenError("the token is not one this server has signed") from None
-        scope, tenant_id = claims.get("scope"), claims.get("tenant_id")
+        scope, payloads = _scope(claims.get("scope"))
+        tenant_id = claims.get("tenant_id")
         subject = claims.get("sub")
         name = subject[:_MAX_SUBJECT] if isinstance(subject, str) and subject else None
-        if scope == Scope.ADMIN:
-            return Principal(name=name or "admin", scope=Scope.ADMIN)
-        if scope != Scope.TENANT:
-            raise BadTokenError("the token's scope is neither admin nor tenant")
+        if scope is not Scope.TENANT:
+            return Principal(
+                name=name or scope.value, scope=scope, payloads=payloads or scope is Scope.ADMIN
+            )
         if not isinstance(tenant_id, str) or not names.is_tenant_id(tenant_id):
             raise BadTokenError("the token is for a tenant but names none")
         return Principal(
@@ -112,6 +131,20 @@ class Tokens:
             tenant_id=tenant_id,
             issued_at=_issued_at(claims.get("iat")),
         )
+
+
+def scope_words(scope: Scope, *, payloads: bool) -> str:
+    """Give what a token says of its scope, words with spaces between them."""
+    return f"{scope.value} {PAYLOADS}" if payloads else scope.value
+
+
+def _scope(claimed: Any) -> tuple[Scope, bool]:
+    """Read it: what the token is good for, and whether it shows what is in messages."""
+    words = set(claimed.split(" ")) if isinstance(claimed, str) else set()
+    scopes = [one for one in Scope if one.value in words - {PAYLOADS}]
+    if len(scopes) != 1 or words - {PAYLOADS, scopes[0].value}:
+        raise BadTokenError("the token's scope is not one of admin, operate, read and tenant")
+    return scopes[0], PAYLOADS in words
 
 
 def _issued_at(claimed: Any) -> float | None:

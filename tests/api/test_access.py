@@ -17,8 +17,9 @@ from starlette.routing import Route
 
 from tenantry.api.access import TABLE
 from tenantry.http.auth import Access
-from tenantry.http.tokens import Tokens
+from tenantry.http.tokens import Scope, Tokens
 from tests.api.cases import check
+from tests.api.dead_letters import message, reject
 from tests.api.plain_http import PlainHttp
 from tests.api.serving import SECRET, Served, World, serving
 from tests.waiting import DEADLINE
@@ -26,10 +27,13 @@ from tests.waiting import DEADLINE
 TOKENS = Tokens(SECRET)
 
 
-def _bearer(tenant_id: str | None = None) -> dict[str, str]:
+def _bearer(
+    tenant_id: str | None = None, scope: Scope = Scope.ADMIN, *, payloads: bool = False
+) -> dict[str, str]:
     token = TOKENS.issue(
-        subject="ann", now=datetime.now(UTC), ttl=timedelta(hours=1), tenant_id=tenant_id
-    )
+        subject="ann", now=datetime.now(UTC), ttl=timedelta(hours=1), tenant_id=tenant_id,
+        scope=scope, payloads=payloads,
+    )  # fmt: skip
     return {"Authorization": f"Bearer {token}"}
 
 
@@ -88,6 +92,10 @@ BAD_TOKENS = {
     "not yet valid": _signed(nbf=NOW + timedelta(days=1), exp=NOW + timedelta(days=2)),
     "no scope": _signed(scope=None),
     "another scope": _signed(scope="root"),
+    "two scopes": _signed(scope="read admin"),
+    "a scope and what is none": _signed(scope="read everything"),
+    "payloads alone": _signed(scope="payloads"),
+    "scopes in a list": _signed(scope=["admin"]),
     "a tenant's without a tenant": _signed(scope="tenant"),
     "a tenant's with a bad tenant": _signed(scope="tenant", tenant_id="../acme"),
     "claims that are a list": "e30.W10.e30",
@@ -130,13 +138,12 @@ def test_a_tenants_token_reaches_its_own_and_nothing_else(api: Served) -> None:
     for route, access in TABLE.items():
         own = _status(api.tcp, route, "acme", headers=_bearer("acme"))
         foreign = _status(api.tcp, route, "acme", headers=_bearer("other"))
-        match access:
-            case Access.PUBLIC:
-                right = own == foreign == 200
-            case Access.TENANT:
-                right = own not in {401, 403} and foreign == 403
-            case Access.ADMIN:
-                right = own == foreign == 403
+        if access is Access.PUBLIC:
+            right = own == foreign == 200
+        elif access.is_tenants:
+            right = own not in {401, 403} and foreign == 403
+        else:
+            right = own == foreign == 403
         if not right:
             wrong.append((route, access, own, foreign))
     assert wrong == []
@@ -155,6 +162,45 @@ def test_a_tenants_token_does_not_tell_whether_another_tenant_exists(api: Served
         if answers != answers[:1] * 3:
             told.append((method, template, answers))
     assert told == []
+
+
+CHANGING = {route for route in TABLE if route[0] != "GET"} - {("POST", "/runtime")}
+OPERATORS = {
+    ("POST", "/tenants/{tenant_id}/pause"), ("POST", "/tenants/{tenant_id}/resume"),
+    ("PUT", "/tenants/{tenant_id}/config/concurrency"), ("PUT", "/tenants/{tenant_id}/limits"),
+    ("POST", "/tenants/{tenant_id}/dead-letters/replay"),
+}  # fmt: skip
+SHOWING_PAYLOADS = {
+    ("GET", "/messages"), ("GET", "/messages/stream"),
+    ("GET", "/tenants/{tenant_id}/messages/{message_id:any}"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("payloads", [False, True], ids=["without", "with payloads"])
+@pytest.mark.parametrize("scope", [Scope.READ, Scope.OPERATE])
+def test_an_operators_token_changes_nothing_but_what_its_scope_names(
+    spent: Served, scope: Scope, *, payloads: bool
+) -> None:
+    refused = CHANGING - (OPERATORS if scope is Scope.OPERATE else set())
+    refused |= set() if payloads else SHOWING_PAYLOADS
+    headers = _bearer(scope=scope, payloads=payloads)
+    statuses = {route: _status(spent.tcp, route, "acme", headers=headers) for route in TABLE}
+    assert {route for route, status in statuses.items() if status == 403} == refused
+    assert 401 not in statuses.values()
+    assert _status(spent.tcp, ("POST", "/nothing"), "acme", headers=headers) == 403
+
+
+def test_what_is_in_dead_letters_is_shown_to_those_who_may_see_payloads_alone(api: Served) -> None:
+    reject(api.world, message("m-1", b"private", headers={"name": "private"}))
+    for path in ("/tenants/acme/dead-letters", "/tenants/acme/dead-letters/m-1"):
+        for scope in (Scope.READ, Scope.OPERATE):
+            bare, whole = (
+                api.tcp.get(path, headers=_bearer(scope=scope, payloads=payloads)).json()
+                for payloads in (False, True)
+            )
+            bare, whole = (one["data"][0] if "data" in one else one for one in (bare, whole))
+            assert whole["headers"] == {"name": "private"}
+            assert bare == {name: whole[name] for name in whole.keys() - {"body", "headers"}}
 
 
 def test_an_admins_token_is_refused_nowhere(spent: Served) -> None:
@@ -274,15 +320,15 @@ def test_a_tenants_token_shows_its_own_messages_and_no_others(api: Served, messa
     assert api.tcp.get(path, headers=_bearer("other")).status_code == 404
 
 
-def test_what_a_tenants_trouble_is_admins_are_told_and_the_tenant_that_there_is_some(
+def test_what_a_tenants_trouble_is_operators_are_told_and_the_tenant_that_there_is_some(
     api: Served,
 ) -> None:
     found = "user tenant_acme_producer belongs to the installation neighbours"
     api.world.control.trouble["acme"] = found
     shown = [
-        api.tcp.get("/tenants/acme", headers=_bearer(whose)).json()["trouble"]
-        for whose in (None, "acme")
+        api.tcp.get("/tenants/acme", headers=_bearer(whose, scope)).json()["trouble"]
+        for whose, scope in ((None, Scope.ADMIN), (None, Scope.READ), ("acme", Scope.ADMIN))
     ]
-    assert shown == [found, "it is in trouble; the operator can see why"]
+    assert shown == [found, found, "it is in trouble; the operator can see why"]
     api.world.control.trouble.clear()
     assert api.tcp.get("/tenants/acme", headers=_bearer("acme")).json()["trouble"] is None

@@ -11,7 +11,6 @@ import jwt
 import pytest
 
 from tenantry.api.access import TABLE
-from tenantry.http.auth import Access
 from tenantry.http.tokens import Principal, Scope, Tokens
 from tests.api.serving import SECRET, Served, World, serving
 
@@ -54,7 +53,7 @@ def test_an_incarnation_is_shown(api: Served) -> None:
 
 
 @pytest.mark.parametrize(
-    "route", [route for route, access in TABLE.items() if access is Access.TENANT], ids=" ".join
+    "route", [route for route, access in TABLE.items() if access.is_tenants], ids=" ".join
 )
 @pytest.mark.parametrize("retain", [False, True])
 def test_a_formers_token_is_refused_by_every_route_it_was_good_for(

@@ -39,9 +39,32 @@ def test_an_admins_token_names_its_holder_and_its_end(capsys: Output) -> None:
 
 
 @pytest.mark.parametrize(
+    ("arguments", "scope", "payloads"),
+    [
+        (["--read"], Scope.READ, False),
+        (["--read", "--payloads"], Scope.READ, True),
+        (["--operate"], Scope.OPERATE, False),
+        (["--operate", "--payloads"], Scope.OPERATE, True),
+    ],
+)
+def test_an_operators_token_is_good_for_what_was_asked(
+    arguments: list[str], scope: Scope, payloads: bool, capsys: Output
+) -> None:
+    assert main(["token", *arguments, "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["scope"] == " ".join(one.removeprefix("--") for one in arguments)
+    principal = Tokens(SECRET).read(shown["token"])
+    assert (principal.scope, principal.payloads, principal.tenant_id) == (scope, payloads, None)
+
+
+@pytest.mark.parametrize(
     "arguments",
     [
         [],
+        ["--read", "--operate"],
+        ["--read", "--tenant", "acme"],
+        ["--payloads"],
+        ["--admin", "--payloads"],
         ["--admin", "--tenant", "acme"],
         ["--tenant", "Not An Id"],
         ["--tenant", ""],

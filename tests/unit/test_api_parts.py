@@ -189,6 +189,17 @@ def test_an_admins_token_is_read_back() -> None:
     assert TOKENS.read(token) == Principal(name="ann", scope=Scope.ADMIN)
 
 
+@pytest.mark.parametrize("payloads", [False, True])
+@pytest.mark.parametrize("scope", list(Scope))
+def test_another_node_is_told_who_calls_and_what_they_may(scope: Scope, *, payloads: bool) -> None:
+    tenant_id = "acme" if scope is Scope.TENANT else None
+    shows = payloads or scope in {Scope.ADMIN, Scope.TENANT}
+    who = Principal(name="ann", scope=scope, tenant_id=tenant_id, payloads=shows)
+    name, value = auth.caller_header({"type": "http", auth._PRINCIPAL_KEY: who})
+    assert name == auth.CALLER
+    assert auth._caller_said(value.decode())[0] == who
+
+
 def test_a_tenants_token_names_its_tenant() -> None:
     token = TOKENS.issue(subject="app", now=NOW, ttl=timedelta(hours=1), tenant_id="acme")
     assert TOKENS.read(token) == Principal(

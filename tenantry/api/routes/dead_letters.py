@@ -56,7 +56,10 @@ async def list_dead_letters(
     who: Who,
     query: Annotated[LettersQuery, Query()],
 ) -> Response:
-    """List messages that could not be stored, oldest first, with why, and their bytes."""
+    """List messages that could not be stored, oldest first, with why, and their bytes.
+
+    Who may not see what is in messages gets them as with `payload=false`.
+    """
     bound = (_TAG, tenant_id, query.bound)
     cursors = services.cursors
 
@@ -71,7 +74,9 @@ async def list_dead_letters(
         )
         end = cursors.seal_place(page[-1].position, incarnation, *bound) if more else None
         shown = [
-            DeadLetterEntry.of(letter, payload=query.payload, ordered=state.ordered)
+            DeadLetterEntry.of(
+                letter, payload=query.payload and who.payloads, ordered=state.ordered
+            )
             for letter in page
         ]
         return dumps(DeadLetterPage(data=shown, next_cursor=end)), end
@@ -93,12 +98,16 @@ async def show_dead_letter(
     who: Who,
     query: Annotated[LetterQuery, Query()],
 ) -> Response:
-    """Show a dead letter by its `letter_id`, or by its message's id where that is one only."""
+    """Show a dead letter by its `letter_id`, or by its message's id where that is one only.
+
+    Who may not see what is in messages gets it as with `payload=false`.
+    """
 
     def read() -> bytes:
         ordered = services.lookup.existing(tenant_id, who).ordered
         letter = _the_letter(services.dead_letters, tenant_id, letter_id)
-        return dumps(DeadLetterEntry.of(letter, payload=query.payload, ordered=ordered))
+        shown = query.payload and who.payloads
+        return dumps(DeadLetterEntry.of(letter, payload=shown, ordered=ordered))
 
     return json_response(await services.pools.reads.run(read))
 

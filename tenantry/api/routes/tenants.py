@@ -160,8 +160,8 @@ async def show_tenant(
         runtime = services.control.runtime(tenant_id)
         # Here only where it can't be handed on: its node has been asked otherwise.
         known = owned is None or owned.node in (None, services.cluster.name)
-        to_admin = who.scope is Scope.ADMIN
-        return dumps(Tenant.of(now, runtime, owned, known=known, to_admin=to_admin))
+        to_operator = who.scope is not Scope.TENANT
+        return dumps(Tenant.of(now, runtime, owned, known=known, to_operator=to_operator))
 
     return json_response(await services.pools.reads.run(read))
 
@@ -406,7 +406,7 @@ def _past(services: Services, tenant_id: str, at: str, who: Principal) -> Tenant
     A tenant itself sees its own past, not that of a former one.
     """
     checked_id(tenant_id)
-    own = None if who.scope is Scope.ADMIN else services.lookup.known(tenant_id, who).incarnation
+    own = services.lookup.known(tenant_id, who).incarnation if who.scope is Scope.TENANT else None
     if at.isascii() and at.isdecimal():
         digits = at.lstrip("0")
         # No tenant has a billion events, and the database's numbers end somewhere.

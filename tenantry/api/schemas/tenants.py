@@ -251,7 +251,7 @@ class Tenant(Answer):
     )
     trouble: str | None = Field(
         description="What else is in its own way: why its queues are not consumed, what of it "
-        "can't be repaired. Why is told to admins.",
+        "can't be repaired. Why is told to operators.",
         examples=[None],
     )
 
@@ -263,11 +263,11 @@ class Tenant(Answer):
         owned: Owned | None = None,
         *,
         known: bool = True,
-        to_admin: bool = True,
+        to_operator: bool = True,
     ) -> Self:
         """Describe a tenant as it is now; without a runtime, if that is `known`, nothing runs.
 
-        What its trouble is may name what is others': that is told to admins.
+        What its trouble is may name what is others': that is told to operators.
         """
         trouble = None if runtime is None else runtime.trouble
         return cls.made_of(
@@ -279,7 +279,7 @@ class Tenant(Answer):
             epoch=None if owned is None else owned.epoch,
             workers_current=(0 if known else None) if runtime is None else runtime.workers_current,
             messages_pending=None if runtime is None else runtime.pending,
-            trouble=trouble if to_admin or trouble is None else _TROUBLE,
+            trouble=trouble if to_operator or trouble is None else _TROUBLE,
         )
 
     @classmethod
