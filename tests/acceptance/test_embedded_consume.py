@@ -79,6 +79,27 @@ def test_batches_are_leased_settled_and_given_out_again_when_their_session_has_e
             one.execute("SELECT tenantry.receive('nowhere')")
 
 
+def test_what_is_being_settled_late_is_neither_given_out_again_nor_waited_for(
+    daemon: Program,
+) -> None:
+    tenant = daemon.create()
+    url = granted(daemon, tenant)
+    publish(daemon, tenant, "a", "b")
+    with (
+        psycopg.connect(url, autocommit=True) as late,
+        psycopg.connect(url, autocommit=True) as other,
+    ):
+        ((lease, given),) = late.execute(RECEIVE, [1]).fetchall()
+        with psycopg.connect(daemon.database_url, autocommit=True) as admin:
+            admin.execute("UPDATE tenantry.consumer_leases SET expires_at = now() - interval '1s'")
+        other.execute("SET lock_timeout = '5s'")
+        with late.transaction():
+            assert late.execute("SELECT tenantry.settle(%s)", [lease]).fetchone() == (True,)
+            assert [row[1] for row in other.execute(RECEIVE, [9])] == ["b"]
+        assert given == "a"
+        assert other.execute(RECEIVE, [9]).fetchall() == []
+
+
 def test_access_is_granted_renewed_repaired_and_revoked(daemon: Program) -> None:
     tenant = daemon.create(topics=["events"])
     first = granted(daemon, tenant)
