@@ -6,9 +6,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
 
+from tenantry.broker.moving import Source
 from tenantry.broker.port import (
     Administration,
     BrokerUnavailableError,
@@ -105,3 +107,12 @@ class BrokerAdapter(Protocol):
         self, access: Mapping[str, str], database: Database
     ) -> tuple[Publishing, Loop | None]:
         """Make a way to publish alone, without a term; a loop must run as long as it is used."""
+
+    def source(
+        self, settings: Settings, database: Database, fence: TermFence, *, alone: bool
+    ) -> tuple[AbstractContextManager[Source], Loop | None]:
+        """Make a way to move what lies in the broker; a loop must run as long as it is used.
+
+        It is `alone` if no daemon runs: then who else seems to read there is gone. Raises
+        `BrokerError` where that can't be.
+        """

@@ -60,6 +60,11 @@ class TableBrowser:
         row = self._execute("last_rejected").fetchone()
         self._last = 0 if row is None else row[0]
 
+    @property
+    def numbers(self) -> Sequence[int]:
+        """The numbers, in the table, of what `next` gave last."""
+        return self._given
+
     def next(self, most: int) -> list[QueuedDeadLetter]:
         """Give further messages; none at the end of what was there at the start."""
         rows = self._execute(

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Final
 
 from tenantry.broker.adapter import BrokerAdapter, BrokerLinks, TermFence
 from tenantry.broker.iggy import adapter as iggy
+from tenantry.broker.moving import Source
 from tenantry.broker.port import Publishing
 from tenantry.broker.postgres import adapter as embedded
 from tenantry.broker.postgres.moving import warn_of_what_is_left
@@ -57,6 +59,16 @@ def open_publishing(
     The loop, if there is one, is the caller's to run, on a thread of its own. Raises `BrokerError`.
     """
     return _adapter(access["url"]).publishing(access, database)
+
+
+def source(
+    settings: Settings, database: Database, fence: TermFence, *, alone: bool
+) -> tuple[AbstractContextManager[Source], Loop | None]:
+    """Make a way to move what lies in the broker of the settings, `alone` if no daemon runs.
+
+    The loop, if there is one, is the caller's to run, on a thread of its own. Raises `BrokerError`.
+    """
+    return _adapter(_url(settings)).source(settings, database, fence, alone=alone)
 
 
 def _url(settings: Settings) -> str:

@@ -34,6 +34,12 @@ GROUP_SECONDS: Final = 24 * 60 * 60
 """What a queue of a tenant's consumer group holds at most. Beyond that its oldest messages go: it
 never keeps the tenant from publishing, and a group that nobody reads fills no disk."""
 
+FIRST_DEATH_QUEUE: Final = "x-first-death-queue"
+"""The header by which a dead letter tells the queue it was rejected from."""
+
+FIRST_DEATH_NUMBER: Final = "x-first-death-number"
+"""Beside it, where a dead letter comes from another broker: its number there, from 1 on."""
+
 _OWNED: Final = re.compile(
     rf"tenant_(?P<tenant>{names.TENANT_ID.pattern})_"
     r"(?:queue|(?P<dead>dead_letters)|stream\..+|(?P<group>consumer\..+))",

@@ -113,3 +113,13 @@ def streams_of(tenant_id: str) -> list[str]:
 def category(stream: str) -> str:
     """Give the part of a journal stream's name before its first hyphen."""
     return stream.partition("-")[0]
+
+
+def place_in(tenant_id: str, queue: object) -> tuple[str, int]:
+    """Give the topic and partition of a tenant's queue by its name; else the default ones."""
+    prefix = f"{exchange_name(tenant_id)}."
+    if isinstance(queue, str) and queue.startswith(prefix):
+        topic, _, partition = queue.removeprefix(prefix).rpartition(".")
+        if is_topic(topic) and partition.isdecimal() and len(partition) < 6:
+            return topic, int(partition)
+    return DEFAULT_TOPIC, 0

@@ -177,6 +177,14 @@ FROM (
 ) AS page
 WHERE before < %(bytes)s ORDER BY seq;
 
+-- name: put_rejected
+-- What another broker has given, of a tenant that has queues here.
+INSERT INTO tenantry.rejected
+    (seq, tenant_id, topic, partition, published_at_ms, id, content_type, headers, body)
+SELECT nextval('tenantry.queued_seq'), %(tenant)s, %(topic)s, %(partition)s,
+       %(published_at_ms)s, nullif(%(id)s, ''), %(content_type)s, %(headers)s::jsonb, %(body)b
+WHERE EXISTS (SELECT FROM tenantry.queues AS q WHERE q.tenant_id = %(tenant)s);
+
 -- name: remove_rejected
 DELETE FROM tenantry.rejected WHERE tenant_id = %(tenant)s AND seq = ANY(%(seqs)s::bigint[]);
 

@@ -251,45 +251,59 @@ def test_a_deleted_tenant_leaves_no_role_and_no_message(shared: Program) -> None
     assert left == []
 
 
-def test_moving_to_rabbitmq_loses_and_doubles_nothing(
-    embedded: Program, ledger: Ledger, rabbitmq: RabbitHost
+@pytest.fixture(params=["rabbitmq", "iggy"])
+def elsewhere(request: pytest.FixtureRequest) -> tuple[RabbitHost | None, dict[str, str]]:
+    """Another broker: a daemon's host and settings."""
+    if request.param == "iggy":
+        return None, {"BROKER_URL": request.getfixturevalue("iggy")}
+    host: RabbitHost = request.getfixturevalue("rabbitmq")
+    return host, {"RABBITMQ_URL": host.url, "RABBITMQ_MANAGEMENT_URL": host.management_url}
+
+
+def test_moving_to_another_broker_loses_and_doubles_nothing(
+    embedded: Program, ledger: Ledger, elsewhere: tuple[RabbitHost | None, dict[str, str]]
 ) -> None:
+    host, to = elsewhere
     tenant = embedded.create(topics=["events"], partitions=2)
     with psycopg.connect(tenant.amqp_url, autocommit=True) as session:
         session.execute("SELECT tenantry.publish_bytes('default', '{no', NULL, id => 'bad')")
     eventually(lambda: embedded.runtime(tenant)["dead_lettered"] == 1, what="a dead letter")
-    refused = embedded.cli("broker", "migrate", "--to", rabbitmq.url,
-                           "--management-to", rabbitmq.management_url)  # fmt: skip
+    move = ("broker", "migrate", "--json")
+    refused = embedded.cli(*move, **to)
     assert refused.code == 1
     assert "stop it first" in refused.complaint
     with ledger.publishing([(tenant.id, tenant.amqp_url)], TARGETS, rate=500):
         ledger.wait_confirmed()
         assert embedded.stop() == 0
         ledger.wait_confirmed(50)
-    move = ("broker", "migrate", "--json")
-    to = {"RABBITMQ_URL": rabbitmq.url, "RABBITMQ_MANAGEMENT_URL": rabbitmq.management_url}
-    moved = embedded.cli(*move, **to)
+    url = to.get("RABBITMQ_URL") or to["BROKER_URL"]
+    management = ("--management-to", host.management_url) if host else ()
+    moved = embedded.cli(*move, "--to", url, *management)
     assert moved.code == 0, moved.stderr
     counts = moved.json["tenants"][tenant.id]
     assert counts["messages"] >= 50
-    assert counts["dead_letters"] == 1
-    assert embedded.cli(*move, **to).json["tenants"][tenant.id] == {
-        "messages": 0,
-        "dead_letters": 0,
-    }
-    with Program(rabbitmq, embedded.database_url) as after:
+    assert (counts["dead_letters"], counts["left"]) == (1, 0)
+    nothing = {"messages": 0, "dead_letters": 0, "left": 0}
+    assert embedded.cli(*move, **to).json["tenants"][tenant.id] == nothing
+    with Program(host, embedded.database_url) as after:
+        after.settings = to
         after.start()
-        ledger.check(alive=after.check_running)
-        (letter,) = after.get(f"/tenants/{tenant.id}/dead-letters")["data"]
+        (letter,) = eventually(lambda: after.get(f"/tenants/{tenant.id}/dead-letters")["data"])
         assert letter["id"] == "bad"
         assert after.call("DELETE", f"/tenants/{tenant.id}/dead-letters", {"all": True}).json() == {
             "discarded": 1
         }
+        ledger.check(alive=after.check_running)
         renewed = after.rotated(tenant.id)
-        assert renewed.amqp_url.startswith("amqp://")
+        assert renewed.amqp_url.startswith(("amqp://", "iggy://"))
+        # What was published to the former broker since goes along, and those who moved publish on.
+        with psycopg.connect(tenant.amqp_url, autocommit=True) as late:
+            late.execute("SELECT tenantry.publish('default', '1', id => 'late')")
+        assert embedded.cli(*move, **to).json["tenants"][tenant.id] == {**nothing, "messages": 1}
+        path = f"/tenants/{tenant.id}/messages/late"
+        eventually(lambda: after.status_of(path) == 200, what="the late one")
         with ledger.publishing([(tenant.id, renewed.amqp_url)], TARGETS, rate=500):
             ledger.wait_confirmed()
-        ledger.check(alive=after.check_running)
         assert after.call("DELETE", f"/tenants/{tenant.id}").status_code == 204
         assert after.stop() == 0
 

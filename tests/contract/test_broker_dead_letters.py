@@ -7,10 +7,12 @@ from contextlib import suppress
 
 import pytest
 
+from tenantry.broker import topology as layout
 from tenantry.broker.port import (
     BrokerError,
     DeadLetters,
     DeadLettersBusyError,
+    Outgoing,
     Probes,
     QueuedDeadLetter,
     TenantTopology,
@@ -20,7 +22,7 @@ from tenantry.tenant_client.amqp import TenantClientError, TenantMessage
 from tenantry.tenant_client.connecting import client_for
 from tests import brokers
 from tests.brokers import Broker, RecordingSink
-from tests.waiting import eventually
+from tests.waiting import DEADLINE, eventually
 
 ADAPTERS = [name for name, kind in brokers.KINDS.items() if kind.adapter is not None]
 
@@ -101,6 +103,36 @@ def test_one_browser_of_a_tenant_at_a_time(broker: Broker, dead_letters: DeadLet
         with dead_letters.browse(other.tenant_id) as beside:
             assert beside.next(1) == []
     assert len(browsed(dead_letters, tenant)) == 1
+
+
+def test_what_is_sent_to_the_dead_letter_exchange_lies_where_it_says_that_it_died(
+    broker: Broker, dead_letters: DeadLetters
+) -> None:
+    tenant = broker.tenant("events", partitions=2)
+    marks = {
+        layout.FIRST_DEATH_QUEUE: f"{tenant.exchange}.events.1",
+        layout.FIRST_DEATH_NUMBER: 7,
+        "timestamp_in_ms": 1_700_000_000_000,
+    }
+    broker.publishing.publish(
+        [
+            Outgoing(
+                exchange=names.DEAD_LETTER_EXCHANGE,
+                routing_key=tenant.tenant_id,
+                body=b"{no",
+                message_id="bad",
+                content_type="application/json",
+                headers={"kind": "k", **marks},
+            )
+        ],
+        timeout=DEADLINE,
+    )
+    (found,) = (one.message for one in browsed(dead_letters, tenant))
+    assert (found.id, found.topic, found.partition) == ("bad", "events", 1)
+    assert (found.body, found.content_type) == (b"{no", "application/json")
+    assert found.published_at_ms == 1_700_000_000_000
+    assert (found.headers or {})["kind"] == "k"
+    assert not set(found.headers or {}) - {"kind", "timestamp_in_ms"}
 
 
 def test_a_tenant_without_a_queue_has_no_dead_letters(dead_letters: DeadLetters) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING
 
 from tenantry.broker.adapter import BrokerLinks, TermFence
@@ -12,6 +13,7 @@ from tenantry.broker.iggy.administration import IggyAdministration
 from tenantry.broker.iggy.client import Sessions, library
 from tenantry.broker.iggy.consuming import IggyConsuming
 from tenantry.broker.iggy.dead_letters import IggyDeadLetters
+from tenantry.broker.iggy.moving import IggySource
 from tenantry.broker.iggy.probes import IggyProbes
 from tenantry.broker.iggy.publishing import IggyPublishing
 
@@ -33,7 +35,8 @@ def links(settings: Settings, database: Database, fence: TermFence) -> BrokerLin
         consumed=consuming.consumed,
     )
     sessions = Sessions(access, fence)
-    publishing = IggyPublishing(sessions)
+    dead_letters = IggyDeadLetters(database)
+    publishing = IggyPublishing(sessions, dead_letters)
 
     def close() -> None:
         sessions.close()
@@ -44,7 +47,7 @@ def links(settings: Settings, database: Database, fence: TermFence) -> BrokerLin
         queues=administration,
         consuming=consuming,
         publishing=publishing,
-        dead_letters=IggyDeadLetters(database),
+        dead_letters=dead_letters,
         connected=lambda: consuming.connected,
         reconnects={
             "consuming": lambda: consuming.reconnects,
@@ -67,10 +70,39 @@ def publishing_access(settings: Settings) -> Mapping[str, str]:
     return {"ca_file": settings.broker_ca_file}
 
 
-def publishing(access: Mapping[str, str], _database: Database) -> tuple[IggyPublishing, None]:
+def publishing(access: Mapping[str, str], database: Database) -> tuple[IggyPublishing, None]:
     """See `BrokerAdapter.publishing`."""
     library()
-    return IggyPublishing(Sessions(Access.of(access["url"], ca_file=access["ca_file"]))), None
+    sessions = Sessions(Access.of(access["url"], ca_file=access["ca_file"]))
+    return IggyPublishing(sessions, IggyDeadLetters(database)), None
+
+
+def source(
+    settings: Settings, database: Database, fence: TermFence, *, alone: bool
+) -> tuple[AbstractContextManager[IggySource], IggyConsuming]:
+    """See `BrokerAdapter.source`."""
+    library()
+    access = _access(settings)
+    consuming = IggyConsuming(access, database, fence, budget=Budget.of(settings), alone=alone)
+    return _source(access, database, fence, consuming), consuming
+
+
+@contextmanager
+def _source(
+    access: Access, database: Database, fence: TermFence, consuming: IggyConsuming
+) -> Iterator[IggySource]:
+    administration = IggyAdministration(
+        Sessions(access, fence),
+        database,
+        installation=fence.installation,
+        standing=consuming.standing,
+        consumed=consuming.consumed,
+    )
+    try:
+        administration.check()
+        yield IggySource(database, administration, consuming)
+    finally:
+        administration.close()
 
 
 def _access(settings: Settings) -> Access:

@@ -86,14 +86,15 @@ class IggyConsuming(PolledConsuming[IggySubscription]):
         fence: TermFence = UNFENCED,
         *,
         budget: Budget | None = None,
+        alone: bool = True,
     ) -> None:
-        """Dead letters are written to `database`."""
+        """Dead letters are written to `database`. Other readers are waited for, if not `alone`."""
         super().__init__(budget)
         self._access = access
         self._fence = fence
         # A large dead letter takes its time: who looks for others' has another connection.
         self._dead_letters, self._known = DeadLetterWriter(database), DeadLetterWriter(database)
-        self._partitions = Partitions(self._known, fence)
+        self._partitions = Partitions(self._known, fence, alone=alone)
         # Of the thread that runs.
         self._link: Link | None = None
         self._counted: dict[str, tuple[int, int]] = {}

@@ -1,11 +1,15 @@
 """Tenants' dead letters on Iggy, which has none: a table in the database, `tenantry.iggy_rejected`.
 
 A topic would give none of them up alone, and a replay or a discard takes out single ones.
+
+Those of another broker that is moved from come by the dead-letter exchange, as on every broker, and
+have places that no topic has: they were made at the time 0, at offsets below it.
 """
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -14,11 +18,24 @@ import psycopg
 
 from tenantry.broker import topology as layout
 from tenantry.broker.dead_letter_table import REJECTED, TableDeadLetters
-from tenantry.broker.iggy.headers import own_id, pack, published, told, told_by, unpack
+from tenantry.broker.iggy.headers import (
+    EXACT_TIME,
+    needs_header,
+    own_id,
+    pack,
+    published,
+    sendable,
+    told,
+    told_by,
+    unpack,
+    uuid_of,
+)
 from tenantry.broker.iggy.partition import Partition
 from tenantry.broker.iggy.topology import Place
-from tenantry.broker.port import QueuedDeadLetter
+from tenantry.broker.port import BrokerError, BrokerUnavailableError, Outgoing, QueuedDeadLetter
+from tenantry.database.failures import PortErrors
 from tenantry.database.pool import Database
+from tenantry.domain import names
 from tenantry.messages.port import Incoming
 from tenantry.sql import queries
 
@@ -32,12 +49,51 @@ to write it at `SLOWEST`: one that had too little time would be tried for ever."
 SLOWEST: Final = 1_000_000
 """Bytes a second."""
 
+_ERRORS: Final = PortErrors(
+    BrokerUnavailableError, BrokerError, where="the dead letters can't be written"
+)
+
 
 class IggyDeadLetters(TableDeadLetters):
     """Dead letters (`tenantry.broker.port.DeadLetters`) as `DeadLetterWriter` has written them."""
 
     def __init__(self, database: Database) -> None:
         super().__init__(database, queries("iggy"), _dead_letter)
+        self._put = queries("iggy")["reject"]
+
+    def put(self, messages: Sequence[Outgoing]) -> None:
+        """Keep what is sent to the dead-letter exchange, all or none.
+
+        What has a number is kept once. Raises `BrokerError`.
+        """
+        unknown = time.time_ns()
+        try:
+            rows = [_moved(one, unknown + index) for index, one in enumerate(messages)]
+        except (ValueError, TypeError, OverflowError) as error:
+            raise BrokerError(f"Iggy holds no such headers: {error}") from error
+        with _ERRORS, self._database.transaction() as connection:
+            connection.cursor().executemany(self._put, rows)
+
+
+def _moved(message: Outgoing, unknown: int) -> dict[str, object]:
+    headers = dict(message.headers or {})
+    tenant_id = message.routing_key
+    topic, partition = names.place_in(tenant_id, headers.pop(layout.FIRST_DEATH_QUEUE, None))
+    number = headers.pop(layout.FIRST_DEATH_NUMBER, unknown)
+    made_at = headers.pop(EXACT_TIME, None)
+    named = message.message_id if needs_header(message.message_id) else None
+    typed = sendable(named, message.content_type, headers)
+    return {
+        "tenant": tenant_id,
+        "topic": topic,
+        "partition": partition,
+        "made": 0,
+        "offset": -number if type(number) is int else -unknown,
+        "id": message.message_id,
+        "published_at_ms": made_at if type(made_at) is int else time.time_ns() // 1_000_000,
+        "properties": pack(uuid_of(message.message_id or "") or 0, typed),
+        "body": message.body,
+    }
 
 
 class Row(NamedTuple):

@@ -197,6 +197,11 @@ def uuid_of(message_id: str) -> int | None:
     return number.int if number.int and str(number) == message_id else None
 
 
+def needs_header(message_id: str | None) -> bool:
+    """Tell whether an id goes among the headers: Iggy's own field takes none such."""
+    return message_id is not None and uuid_of(message_id) is None
+
+
 def sendable(
     message_id: str | None, content_type: str | None, headers: Mapping[str, object]
 ) -> dict[HeaderKey, HeaderValue]:

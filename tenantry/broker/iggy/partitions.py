@@ -25,12 +25,16 @@ log = structlog.get_logger(__name__)
 class Partitions:
     """What is known of partitions. A queue that is consumed no more is kept in mind, too."""
 
-    def __init__(self, dead_letters: DeadLetterWriter, fence: TermFence) -> None:
+    def __init__(
+        self, dead_letters: DeadLetterWriter, fence: TermFence, *, alone: bool = True
+    ) -> None:
+        """Other members of the group are shut out, if this process is `alone` by right."""
         self.known: Final[dict[str, Partition]] = {}
         """By the names of their queues."""
         self.by_stream: Mapping[str, Sequence[Partition]] = {}
         self._dead_letters = dead_letters
         self._fence = fence
+        self._alone = alone
 
     def add(self, partitions: Iterable[Partition]) -> None:
         """Know of partitions from now on."""
@@ -62,7 +66,7 @@ class Partitions:
                 raise MissingError(f"there is no queue {absent[0]!r}: its topic lacks a partition")
             fresh = await link.join(stream, topic, found.created_at)
             ours = await link.assigned(stream, topic)
-            if not ours.issuperset(place_of(one).partition for one in parts):
+            if self._alone and not ours.issuperset(place_of(one).partition for one in parts):
                 ours = await self._shut_out(link, stream, found)
             if not ours.issuperset(place_of(one).partition for one in parts):
                 log.info("broker.partitions_are_anothers", stream=stream, topic=topic)

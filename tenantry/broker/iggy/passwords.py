@@ -24,8 +24,10 @@ from tenantry.sql import queries
 KEPT: Final = 60.0
 """Seconds a password is remembered that was made and not set yet."""
 
+PREFIX: Final = "IGGY-PBKDF2-SHA256$"
+"""How a hash begins that is known here, and no other broker's."""
+
 _ROUNDS: Final = 4096
-_PREFIX: Final = "IGGY-PBKDF2-SHA256$"
 
 
 class Made(NamedTuple):
@@ -40,7 +42,7 @@ def hashed(password: str) -> PasswordHash:
     salt = secrets.token_bytes(16)
     derived = hashlib.pbkdf2_hmac("sha256", password.encode(), salt, _ROUNDS)
     parts = (base64.b64encode(part).decode() for part in (salt, derived))
-    return PasswordHash(value=f"{_PREFIX}{_ROUNDS}:{'$'.join(parts)}")
+    return PasswordHash(value=f"{PREFIX}{_ROUNDS}:{'$'.join(parts)}")
 
 
 class Passwords:

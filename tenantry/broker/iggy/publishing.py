@@ -8,9 +8,11 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Final
 
 from tenantry.broker.iggy.client import MissingError, Session, Sessions, library
-from tenantry.broker.iggy.headers import sendable, unpack, uuid_of
+from tenantry.broker.iggy.dead_letters import IggyDeadLetters
+from tenantry.broker.iggy.headers import needs_header, sendable, unpack, uuid_of
 from tenantry.broker.iggy.topology import Place, routed
 from tenantry.broker.port import BrokerError, BrokerUnavailableError, Outgoing, UnroutableError
+from tenantry.domain import names
 from tenantry.messages.headers import UnreadableHeadersError
 
 if TYPE_CHECKING:
@@ -24,8 +26,10 @@ AT_ONCE_BYTES: Final = 16 * 1024 * 1024
 class IggyPublishing:
     """Publishes on a few connections. Callable from any thread."""
 
-    def __init__(self, sessions: Sessions) -> None:
+    def __init__(self, sessions: Sessions, dead_letters: IggyDeadLetters) -> None:
+        """What goes to the dead-letter exchange is put among `dead_letters`."""
         self._sessions = sessions
+        self._dead_letters = dead_letters
 
     @property
     def reconnects(self) -> int:
@@ -44,6 +48,9 @@ class IggyPublishing:
         with self._sessions.session() as session:
             for place, part in groupby(messages, lambda one: routed(one.exchange, one.routing_key)):
                 group = list(part)
+                if place.stream == names.DEAD_LETTER_EXCHANGE:
+                    self._dead_letters.put(group)
+                    continue
                 for batch in _batches([made(one) for one in group], group):
                     send(session, place, batch, until)
 
@@ -95,7 +102,7 @@ def made(outgoing: Outgoing) -> SendMessage:
                 headers = {**sendable(outgoing.message_id, None, {}), **headers}
         else:
             number = 0
-            named = outgoing.message_id if _needs_header(outgoing.message_id) else None
+            named = outgoing.message_id if needs_header(outgoing.message_id) else None
             headers = sendable(named, outgoing.content_type, outgoing.headers or {})
         number = number or uuid_of(outgoing.message_id or "") or 0
         message: SendMessage = iggy.SendMessage(outgoing.body, headers or None, number or None)
@@ -104,7 +111,3 @@ def made(outgoing: Outgoing) -> SendMessage:
     except (ValueError, TypeError, OverflowError) as error:
         raise BrokerError(f"Iggy takes no such message: {error}") from error
     return message
-
-
-def _needs_header(message_id: str | None) -> bool:
-    return message_id is not None and uuid_of(message_id) is None

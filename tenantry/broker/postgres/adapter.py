@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
 from tenantry.broker.adapter import BrokerLinks, TermFence
@@ -10,6 +11,7 @@ from tenantry.broker.budget import Budget
 from tenantry.broker.postgres.administration import PostgresAdministration
 from tenantry.broker.postgres.consuming import PostgresConsuming
 from tenantry.broker.postgres.dead_letters import PostgresDeadLetters
+from tenantry.broker.postgres.moving import EmbeddedSource
 from tenantry.broker.postgres.publishing import PostgresPublishing
 from tenantry.broker.postgres.rotation import QueueRotation
 
@@ -52,3 +54,14 @@ def publishing_access(_settings: Settings) -> Mapping[str, str]:
 def publishing(_access: Mapping[str, str], database: Database) -> tuple[PostgresPublishing, None]:
     """See `BrokerAdapter.publishing`."""
     return PostgresPublishing(database), None
+
+
+def source(
+    _settings: Settings,
+    database: Database,
+    _fence: TermFence,
+    *,
+    alone: bool,  # noqa: ARG001 - the lease on the queues tells
+) -> tuple[AbstractContextManager[EmbeddedSource], None]:
+    """See `BrokerAdapter.source`."""
+    return EmbeddedSource.opened(database), None

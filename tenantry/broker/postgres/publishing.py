@@ -11,6 +11,7 @@ from typing import Final
 import psycopg
 from psycopg import errors
 
+from tenantry.broker import topology as layout
 from tenantry.broker.port import (
     BacklogFullError,
     BrokerError,
@@ -20,11 +21,13 @@ from tenantry.broker.port import (
 )
 from tenantry.database.failures import PortErrors, one_line
 from tenantry.database.pool import Connection, Database
+from tenantry.domain import names
 from tenantry.messages.encoding import (
     LAST_MS,
     bigint_array,
     bytea_array,
     headers_array,
+    headers_json,
     text_array,
 )
 from tenantry.messages.headers import UnreadableHeadersError
@@ -32,6 +35,8 @@ from tenantry.sql import queries
 
 BACKLOG_FULL: Final = "TN003"
 """What `tenantry.admit_to_backlog` says to who would put in more than may wait."""
+
+EXACT_TIME: Final = "timestamp_in_ms"
 
 AT_ONCE: Final = 1000
 """Messages put in by one call of the database."""
@@ -43,6 +48,7 @@ class PostgresPublishing:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._enqueue = queries("queues")["enqueue"]
+        self._put_rejected = queries("queues")["put_rejected"]
 
     def publish(self, messages: Sequence[Outgoing], *, timeout: float) -> None:
         """Return once every message is committed to its queue. Callable from any thread.
@@ -74,6 +80,9 @@ class PostgresPublishing:
             connection.execute("SELECT set_config('statement_timeout', %s, true)", [str(left)])
             for exchange, group in groupby(messages, attrgetter("exchange")):
                 part = list(group)
+                if exchange == names.DEAD_LETTER_EXCHANGE:
+                    self._put_among_dead_letters(connection, part)
+                    continue
                 for start in range(0, len(part), AT_ONCE):
                     self._put(connection, exchange, part[start : start + AT_ONCE])
 
@@ -90,11 +99,35 @@ class PostgresPublishing:
         }
         connection.execute(self._enqueue, parameters, prepare=True)
 
+    def _put_among_dead_letters(self, connection: Connection, part: Sequence[Outgoing]) -> None:
+        """Keep what comes from another broker, with the place that it says it died in."""
+        now = time.time_ns() // 1_000_000
+        marks = (layout.FIRST_DEATH_QUEUE, layout.FIRST_DEATH_NUMBER, EXACT_TIME)
+        for one in part:
+            headers = dict(one.headers or {})
+            place = names.place_in(one.routing_key, headers.get(layout.FIRST_DEATH_QUEUE))
+            own = {name: value for name, value in headers.items() if name not in marks}
+            put = connection.execute(
+                self._put_rejected,
+                {
+                    "tenant": one.routing_key,
+                    "topic": place[0],
+                    "partition": place[1],
+                    "published_at_ms": _published_at(one, now),
+                    "id": one.message_id,
+                    "content_type": one.content_type,
+                    "headers": headers_json(own).decode() if own else None,
+                    "body": one.body,
+                },
+            )
+            if not put.rowcount:
+                raise UnroutableError(f"tenant {one.routing_key} has no queues")
+
 
 def _published_at(message: Outgoing, now: int) -> int:
     """Give the time a message says it was published at, as over AMQP; else the present."""
     try:
-        given = (message.headers or {}).get("timestamp_in_ms")
+        given = (message.headers or {}).get(EXACT_TIME)
     except UnreadableHeadersError:
         return now
     return given if type(given) is int and 0 <= given <= LAST_MS else now

@@ -40,6 +40,9 @@ WHERE r.rolname = %(role)s
 GROUP BY r.oid
 """
 
+VERIFIER: Final = "SCRAM-SHA-256$"
+"""How a hash begins that is PostgreSQL's, and not another broker's."""
+
 _ITERATIONS: Final = 4096
 _SALT_BYTES: Final = 16
 
@@ -53,7 +56,7 @@ def scram(password: str) -> PasswordHash:
     stored = hashlib.sha256(client).digest()
     shown = (base64.b64encode(part).decode() for part in (salt, stored, server))
     salt64, stored64, server64 = shown
-    return PasswordHash(value=f"SCRAM-SHA-256${_ITERATIONS}:{salt64}${stored64}:{server64}")
+    return PasswordHash(value=f"{VERIFIER}{_ITERATIONS}:{salt64}${stored64}:{server64}")
 
 
 FUNCTIONS: Final[Mapping[UserKind, Sequence[str]]] = {
@@ -176,7 +179,7 @@ def ensure_user(
 
     A hash of another broker's kind leaves it without a password, until it is given a new one.
     """
-    verifier = password.value if password.value.startswith("SCRAM-SHA-256$") else None
+    verifier = password.value if password.value.startswith(VERIFIER) else None
     if verifier is None:
         log.warning("broker.password_of_another_broker", user=name, remedy="rotate its credentials")
     role = sql.Identifier(name)

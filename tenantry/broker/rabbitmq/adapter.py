@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 from urllib.parse import unquote, urlsplit
 
 from tenantry.broker.adapter import BrokerLinks, TermFence
@@ -89,6 +89,19 @@ def publishing(
     files = {name: value for name, value in access.items() if name != "url"}
     broker = RabbitPublishing(access["url"], tls=Tls(**files))
     return broker, broker
+
+
+def source(
+    _settings: Settings,
+    _database: Database,
+    _fence: TermFence,
+    *,
+    alone: bool,  # noqa: ARG001
+) -> NoReturn:
+    """See `BrokerAdapter.source`."""
+    raise BrokerError(
+        "what lies in RabbitMQ is not moved: let the daemon store it, and then change its broker"
+    )
 
 
 def _management_url(settings: Settings) -> str:

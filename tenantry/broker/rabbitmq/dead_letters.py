@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 import structlog
 
+from tenantry.broker import topology as layout
 from tenantry.broker.adapter import UNFENCED, TermFence
 from tenantry.broker.budget import weight
 from tenantry.broker.port import (
@@ -304,7 +305,10 @@ def queued_dead_letter(tenant_id: str, message: Incoming, properties: bytes) -> 
     headers = message.headers or {}
     own = {name: value for name, value in headers.items() if not name.startswith(BROKERS_HEADERS)}
     death = _last_death(headers)
-    topic, partition = _place(tenant_id, death.get("queue", headers.get("x-first-death-queue")))
+    # By the newest death, which only the broker can have written: a client may have sent headers of
+    # these names itself, and then the first one's queue is what it says, or is missing.
+    died_in = death.get("queue", headers.get(layout.FIRST_DEATH_QUEUE))
+    topic, partition = names.place_in(tenant_id, died_in)
     reason, time = death.get("reason"), death.get("time")
     return QueuedDeadLetter(
         message=message._replace(topic=topic, partition=partition, headers=own or None),
@@ -319,20 +323,6 @@ def _last_death(headers: Mapping[str, object]) -> Mapping[str, object]:
     deaths = headers.get("x-death")
     first = deaths[0] if isinstance(deaths, list) and deaths else None
     return first if isinstance(first, dict) else {}
-
-
-def _place(tenant_id: str, queue: object) -> tuple[str, int]:
-    """Tell topic and partition by the queue a message died in; the default one otherwise.
-
-    By the newest death, which only the broker can have written: a client may have sent headers of
-    these names itself, and then `x-first-death-queue` is what it says, or is missing.
-    """
-    prefix = f"{names.exchange_name(tenant_id)}."
-    if isinstance(queue, str) and queue.startswith(prefix):
-        topic, _, partition = queue.removeprefix(prefix).rpartition(".")
-        if names.is_topic(topic) and partition.isdecimal() and len(partition) < 6:
-            return topic, int(partition)
-    return names.DEFAULT_TOPIC, 0
 
 
 def _size(_channel: Channel, delivery: Delivery, properties: bytes) -> int:
