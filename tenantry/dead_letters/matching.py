@@ -12,11 +12,11 @@ which some were settled as the daemon died.
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Final, NamedTuple
+from typing import Final, Literal, NamedTuple
 from uuid import UUID
 
 from tenantry.dead_letters.port import (
@@ -85,6 +85,13 @@ class Row:
         self.error, self.first_error = rejected.error, rejected.first_error
 
 
+class _Stand(NamedTuple):
+    """How it stands with a row: `kind`, and when its message died, where that counts."""
+
+    kind: Literal["original", "begun", "settled"]
+    died_at: datetime | None = None
+
+
 def identify(message: Incoming) -> Identity:
     """Tell what a message is by what it carries."""
     headers = message.headers or {}
@@ -127,6 +134,8 @@ class Matching:
         self._used: set[UUID] = set()
         self._by_id: dict[UUID, Row] = {}
         self._by_fingerprint: defaultdict[bytes, list[Row]] = defaultdict(list)
+        self._free: dict[bytes, dict[_Stand, deque[Row]]] = {}
+        """Rows that messages without an id may be of, by how they stood before."""
         for row in rows:
             self._by_id[row.id] = row
             self._by_fingerprint[row.fingerprint].append(row)
@@ -148,6 +157,7 @@ class Matching:
         if row is None and not identity.named and rejected.again:
             row = self._first(
                 identity,
+                _Stand("original"),
                 lambda row: self._is_original(row) and not (row.intent or row.died_at),
             )
         if row is None:
@@ -219,25 +229,67 @@ class Matching:
     def _one_of_many(self, identity: Identity, died_at: datetime | None) -> Row | None:
         """Choose among the dead letters of messages without an id that are all the same."""
         return (
-            self._first(identity, lambda row: self._is_original(row) and row.died_at == died_at)
-            or self._first(identity, lambda row: self._is_original(row) and row.died_at is None)
-            or self._first(identity, lambda row: row.open_intent is not None)
-            or self._first(identity, lambda row: row.settled and row.died_at == died_at)
+            self._first(
+                identity,
+                _Stand("original", died_at),
+                lambda row: self._is_original(row) and row.died_at == died_at,
+            )
+            or self._first(
+                identity,
+                _Stand("original"),
+                lambda row: self._is_original(row) and row.died_at is None,
+            )
+            or self._first(identity, _Stand("begun"), lambda row: row.open_intent is not None)
+            or self._first(
+                identity,
+                _Stand("settled", died_at),
+                lambda row: row.settled and row.died_at == died_at,
+            )
         )
 
     @staticmethod
     def _is_original(row: Row) -> bool:
         return not row.settled and row.failed == 0
 
-    def _first(self, identity: Identity, wanted: Callable[[Row], bool]) -> Row | None:
-        for row in self._by_fingerprint[identity.fingerprint]:
-            used = row.id in self._used or (
-                self._browse is not None and row.seen_in == self._browse
-            )
-            if not used and wanted(row):
+    def _first(
+        self, identity: Identity, stand: _Stand, wanted: Callable[[Row], bool]
+    ) -> Row | None:
+        """Take the first row of a message's that stands so, and is wanted."""
+        stands = self._free.get(identity.fingerprint)
+        if stands is None:
+            stands = self._free[identity.fingerprint] = self._sorted(identity.fingerprint)
+        free = stands.get(stand, deque())
+        passed = deque[Row]()
+        found = None
+        while free and found is None:
+            row = free.popleft()
+            if row.id in self._used:
+                continue
+            if wanted(row):
+                found = row
                 self._used.add(row.id)
-                return row
-        return None
+            else:
+                passed.append(row)
+        free.extendleft(reversed(passed))
+        return found
+
+    def _sorted(self, fingerprint: bytes) -> dict[_Stand, deque[Row]]:
+        """Sort rows of the same message by how they stand, those of this browse left out.
+
+        There may be very many, of whoever sends the same without an id: each is looked at once,
+        and not for each message.
+        """
+        stands: defaultdict[_Stand, deque[Row]] = defaultdict(deque)
+        for row in self._by_fingerprint[fingerprint]:
+            if row.id in self._used or (self._browse is not None and row.seen_in == self._browse):
+                continue
+            if self._is_original(row):
+                stands[_Stand("original", row.died_at)].append(row)
+            if row.open_intent is not None:
+                stands[_Stand("begun")].append(row)
+            if row.settled:
+                stands[_Stand("settled", row.died_at)].append(row)
+        return stands
 
     def _arrive(
         self,
