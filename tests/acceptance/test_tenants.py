@@ -327,4 +327,8 @@ def test_a_tenant_s_rate_holds_while_its_backlog_is_stored_and_the_rest_waits(
     assert shared.call("POST", f"/tenants/{tenant.id}/pause").status_code == 200
     assert shared.call("PUT", f"/tenants/{tenant.id}/limits", {"rate": None}).status_code == 200
     assert shared.call("POST", f"/tenants/{tenant.id}/resume").status_code == 200
-    eventually(lambda: count_rows(shared, tenant) == 3600, what="all rows")
+    try:
+        eventually(lambda: count_rows(shared, tenant) == 3600, what="all rows")
+    except AssertionError as error:
+        where = f"{shared.runtime(tenant)}, {shared.get(f'/tenants/{tenant.id}/audit')}"
+        raise AssertionError(f"{count_rows(shared, tenant)} rows: {where}") from error

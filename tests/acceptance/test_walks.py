@@ -102,7 +102,7 @@ def test_each_way_leads_through_the_files_that_are_told(
         with trace.of(command):
             path = f"/tenants/{tenant.id}/config/concurrency"
             assert program.call("PUT", path, {"workers": 5}).status_code == 200
-        with trace.of(failure, until="RabbitSubscription._settle"):
+        with trace.of(failure, until="RabbitSubscription._settle,DeadLetterEvents._put_off"):
             publish("bad", b"{no JSON")
         path = f"/tenants/{tenant.id}/dead-letters"
         eventually(lambda: program.get(path)["data"])

@@ -48,7 +48,11 @@ class Trace:
 
     @contextmanager
     def of(self, calls: list[Call], *, until: str = "") -> Iterator[None]:
-        """Add what is called meanwhile to `calls`, in order; and on until function `until` is."""
+        """Add what is called meanwhile to `calls`, in order; and on until `until` is.
+
+        Of several functions, with commas between, all have to come: they are on threads of their
+        own.
+        """
         self._watch.write_text(until)
         eventually(self._trace.exists, what="the trace has begun")
         yield
@@ -91,7 +95,8 @@ class _Tracer:
         self._calls.append((thread, file, frame.f_code.co_qualname, callers))
 
     def _come(self) -> bool:
-        return not self._until or any(one[2] == self._until for one in self._calls)
+        wanted = set(filter(None, self._until.split(",")))
+        return wanted <= {one[2] for one in self._calls}
 
     def run(self) -> None:
         while True:
