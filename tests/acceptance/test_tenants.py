@@ -304,13 +304,12 @@ def test_a_tenant_s_rate_holds_while_its_backlog_is_stored_and_the_rest_waits(
     shared: Program,
 ) -> None:
     tenant = shared.create()
-    limits = {"rate": 400, "burst": 800}
-    assert shared.call("PUT", f"/tenants/{tenant.id}/limits", limits).status_code == 200
-    with pika.BlockingConnection(pika.URLParameters(tenant.amqp_url)) as connection:
-        channel = connection.channel()
-        for number in range(3600):
-            said = pika.BasicProperties(message_id=str(number))
-            channel.basic_publish(tenant.stream, "default", b"1", said)
+    path = f"/tenants/{tenant.id}"
+    assert shared.call("POST", f"{path}/pause").status_code == 200
+    for _ in range(4):  # each of them confirmed
+        assert shared.call("POST", f"{path}/messages", [{"payload": 1}] * 900).status_code == 202
+    assert shared.call("PUT", f"{path}/limits", {"rate": 400, "burst": 800}).status_code == 200
+    assert shared.call("POST", f"{path}/resume").status_code == 200
     eventually(lambda: shared.runtime(tenant)["stored"] >= 3000)
     # What is in hand is two seconds' worth.
     assert shared.runtime(tenant)["unsettled"] <= 800
@@ -324,11 +323,11 @@ def test_a_tenant_s_rate_holds_while_its_backlog_is_stored_and_the_rest_waits(
     seconds, stored = row
     assert stored <= 800 + 400 * seconds * 1.05
     # A pause does not wait for tokens, and loses nothing of what it gives back.
-    assert shared.call("POST", f"/tenants/{tenant.id}/pause").status_code == 200
-    assert shared.call("PUT", f"/tenants/{tenant.id}/limits", {"rate": None}).status_code == 200
-    assert shared.call("POST", f"/tenants/{tenant.id}/resume").status_code == 200
+    assert shared.call("POST", f"{path}/pause").status_code == 200
+    assert shared.call("PUT", f"{path}/limits", {"rate": None}).status_code == 200
+    assert shared.call("POST", f"{path}/resume").status_code == 200
     try:
         eventually(lambda: count_rows(shared, tenant) == 3600, what="all rows")
     except AssertionError as error:
-        where = f"{shared.runtime(tenant)}, {shared.get(f'/tenants/{tenant.id}/audit')}"
+        where = f"{shared.runtime(tenant)}, {shared.get(f'{path}/audit')}"
         raise AssertionError(f"{count_rows(shared, tenant)} rows: {where}") from error
