@@ -344,7 +344,7 @@ def _only(scope: Scope, name: str) -> str | None:
 
 
 def _elsewhere(tenant_id: str, node: str) -> Problem:
-    return _not_here(f"tenant {tenant_id!r} is on its way to node {node}; try again", node)
+    return _not_here(f"tenant {tenant_id!r} is not at work on node {node} yet; try again", node)
 
 
 def _not_here(detail: str, node: str) -> Problem:
