@@ -10,7 +10,7 @@ from starlette.middleware import Middleware
 
 from tenantry import __version__
 from tenantry.api import access, errors, openapi
-from tenantry.api.handing_on import HandOn
+from tenantry.api.handing_on import HandOn, RefuseHandedOn
 from tenantry.api.routes import (
     checks,
     dead_letters,
@@ -82,7 +82,7 @@ def create_app(services: Services, way_in: Sequence[Middleware]) -> FastAPI:
 
 def _handing_on(services: Services) -> list[Middleware]:
     if services.peers is None:
-        return []
+        return [Middleware(RefuseHandedOn)]
 
     def exists(tenant_id: str) -> bool:
         state = services.directory.get(tenant_id)

@@ -269,6 +269,25 @@ class HandOn:
         return not answer.elsewhere
 
 
+class RefuseHandedOn:
+    """Stands for `HandOn` in a daemon that is no node, or not yet: nobody's actors are here.
+
+    A node has an address before its daemon, which stood by until then, works as one. Whoever hands
+    something on to it is told to ask again, and not that a standby takes no commands.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] == "http" and any(name == HANDED_ON for name, _ in scope["headers"]):
+            problem = _not_here("this daemon is not at work as a node yet; try again", "?")
+            await problem.response()(scope, receive, send)
+            return
+        await self._app(scope, receive, send)
+
+
 class _NobodysError(Exception):
     """A tenant is no node's for the moment."""
 

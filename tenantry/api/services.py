@@ -109,8 +109,8 @@ class Services:
     """Everything a route may use: the ports, and what is made of them once for all requests.
 
     `cursor_key` (16 bytes at least) seals cursors: they outlive a restart if it does. `info` is
-    what `GET /info` shows: no secrets. `metrics` is what `GET /metrics` shows. Without `peers` what
-    is another node's is not handed on.
+    what `GET /info` shows: no secrets. `metrics` is what `GET /metrics` shows. Without `peers` the
+    daemon is no node: it hands nothing on, and takes nothing that others do.
     """
 
     control: Control

@@ -17,7 +17,7 @@ from starlette.types import Receive, Scope, Send
 
 from tenantry.api import handing_on
 from tenantry.api.peers import Peers
-from tenantry.control.port import ElsewhereError
+from tenantry.control.port import ControlUnavailableError, ElsewhereError
 from tenantry.http.middleware import StartingApp
 from tenantry.http.server import ApiServer
 from tenantry.http.tokens import Tokens
@@ -59,7 +59,8 @@ class Two:
 @contextmanager
 def two_nodes(*, by_socket: bool = True) -> Iterator[Two]:
     ways: dict[str, Introduction] = {}
-    with serving(World(jwt_secret=SECRET)) as two:
+    there = Peers("two", ways.get, tokens=TOKENS)
+    with serving(World(jwt_secret=SECRET, peers=there)) as two:
         two.world.cluster.name = "two"
         two.world.create("acme", topics=("logs",))
         peers = Peers("one", ways.get, tokens=TOKENS)
@@ -265,10 +266,17 @@ def test_a_tenant_on_its_way_is_waited_for(nodes: Two, monkeypatch: pytest.Monke
     assert "tenantry-elsewhere" in direct.headers
 
 
+@pytest.mark.parametrize("stood_by", [False, True])
 def test_a_node_that_is_about_to_begin_is_waited_for(
-    nodes: Two, monkeypatch: pytest.MonkeyPatch
+    nodes: Two, monkeypatch: pytest.MonkeyPatch, *, stood_by: bool
 ) -> None:
     beginning, asked = StartingApp(), 0
+    if stood_by:
+        # It has joined the others, and serves what it served as none of them.
+        standby = World(jwt_secret=SECRET)
+        standby.create("acme")
+        standby.control.error = ControlUnavailableError("this daemon is a standby")
+        beginning.open(standby.app())
 
     async def begins_once_asked(scope: Scope, receive: Receive, send: Send) -> None:
         nonlocal asked

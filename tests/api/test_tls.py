@@ -71,10 +71,12 @@ def test_a_node_hands_on_by_tls_to_one_whose_certificate_it_trusts(
     monkeypatch.setattr(handing_on, "UNREACHABLE_PATIENCE", 0.2)
     ways: dict[str, Introduction] = {}
     peers = Peers("one", ways.get, tokens=Tokens(SECRET), trusted=files[:1] if trusted else ())
+    there = Peers("two", ways.get)
     with (
-        serving(World(jwt_secret=SECRET), tls=files) as two,
+        serving(World(jwt_secret=SECRET, peers=there), tls=files) as two,
         serving(World(jwt_secret=SECRET, peers=peers)) as one,
     ):
+        two.world.cluster.name = "two"
         two.world.create("acme")
         one.world.cluster.elsewhere["acme"] = Owned(tenant_id="acme", node="two", epoch=1)
         ways["two"] = Introduction(
