@@ -14,7 +14,8 @@ from tenantry.actors.tenant_aggregate import TenantAggregate
 from tenantry.broker.port import BrokerError
 from tenantry.broker.survey import Drift, DriftKind
 from tenantry.domain.commands import ConfirmRepaired
-from tenantry.domain.tenant import Lifecycle
+from tenantry.domain.names import UserKind
+from tenantry.domain.tenant import Lifecycle, TenantState
 from tenantry.journal.port import JournalError, Metadata
 from tenantry.messages.port import MessageStoreError, whose
 
@@ -81,7 +82,7 @@ class DriftRepair:
                 lambda: provisioner.messages.create_partition(self._id, whose(state)),
             ),
             (_OBJECTS, lambda: provisioner.administration.ensure_topology(topology_of(state))),
-            (_USER, lambda: provisioner.restore_users(state)),
+            (_USER, lambda: self._restore_users(state, found)),
             (
                 {DriftKind.LIMITS},
                 lambda: provisioner.administration.ensure_limits(topology_of(state), state.limits),
@@ -99,6 +100,17 @@ class DriftRepair:
             self._steps.changed_at = self._ports.clock.now()
         self._report(tuple(one for one in found if not one.mendable))
         self._confirm(repaired)
+
+    def _restore_users(self, state: TenantState, found: Iterable[Drift]) -> None:
+        """Make the users as they were, and end what has logged in by a password of somebody else's.
+
+        Their own clients come back by themselves.
+        """
+        self._provisioner.restore_users(state)
+        if any(one.kind is DriftKind.PASSWORD for one in found):
+            self._provisioner.end_sessions(self._id)
+            if state.consumer_access:
+                self._provisioner.end_sessions(self._id, UserKind.CONSUMER)
 
     def missing(self, reason: str) -> None:
         """Note that a queue is not there; it is made again when the state is brought about."""

@@ -92,10 +92,21 @@ def test_whatever_is_taken_away_under_load_is_made_again_and_nothing_is_lost(
         path = f"/permissions/{vhost}/{tenant.user}"
         often.management.put(path, json=everything).raise_for_status()
 
-    def change_password() -> None:
-        body = {"password": "another", "tags": "management"}
-        often.management.put(f"/users/{tenant.user}", json=body).raise_for_status()
+    def comes_in() -> bool:
+        often.management.put(f"/users/{tenant.user}", json=another).raise_for_status()
+        try:
+            somebodys.append(pika.BlockingConnection(by_it))
+        except pika.exceptions.AMQPConnectionError:  # it has been set back already
+            return False
+        return True
 
+    def change_password() -> None:
+        eventually(comes_in, what="somebody comes in by another password")
+
+    another = {"password": "another", "tags": "management"}
+    by_it = pika.URLParameters(tenant.amqp_url)
+    by_it.credentials = pika.PlainCredentials(tenant.user, "another")
+    somebodys: list[pika.BlockingConnection] = []
     faults: list[tuple[Callable[[], None], str]] = [
         (lose_binding, "binding"),
         (lose_stream, "exchange"),
@@ -120,6 +131,7 @@ def test_whatever_is_taken_away_under_load_is_made_again_and_nothing_is_lost(
             ledger.wait_confirmed()
     ledger.check(alive=often.check_running)
     eventually(lambda: often.status_of("/readyz") == 200, what="readyz 200")
+    eventually(lambda: is_closed(somebodys[0]), what="who came by another's password is out")
     # Its client's password still works, and it may do again no more than it should.
     with pika.BlockingConnection(pika.URLParameters(tenant.amqp_url)) as connection:
         channel = connection.channel()
@@ -128,6 +140,14 @@ def test_whatever_is_taken_away_under_load_is_made_again_and_nothing_is_lost(
     answer = often.call("GET", "/metrics").text
     assert 'tenantry_drift_total{kind="user",outcome="repaired"}' in answer
     assert often.stop() == 0
+
+
+def is_closed(connection: pika.BlockingConnection) -> bool:
+    try:
+        connection.process_data_events(0)
+    except pika.exceptions.AMQPError:
+        return True
+    return bool(connection.is_closed)
 
 
 def test_a_partition_that_is_gone_is_made_again(often: Program, ledger: Ledger) -> None:

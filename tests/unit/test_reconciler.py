@@ -137,12 +137,15 @@ def test_what_two_looks_have_seen_is_repaired_once(observer: Watching) -> None:
         assert observer.drift == {("user", "repaired"): 1}
 
 
-def test_a_password_that_somebody_else_has_set_is_set_back(tree: Tree) -> None:
+def test_a_password_that_somebody_else_has_set_is_set_back_and_nobody_stays_in_by_it(
+    tree: Tree,
+) -> None:
     tree.create("a")
     password = tree.administration.users["a"]
     tree.administration.users["a"] = PasswordHash(value="another")
     assert eventually(lambda: repairs(tree, "a"))[0].kinds == ("password",)
     assert tree.administration.users["a"] == password
+    assert tree.administration.ended == ["a"]
 
 
 def test_all_that_is_lost_at_once_is_one_event(tree: Tree) -> None:
