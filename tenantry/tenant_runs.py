@@ -12,6 +12,7 @@ from functools import reduce
 from typing import Final, Generic, Protocol, Self, TypeVar
 
 from tenantry.broker.rabbitmq.tls import SYSTEMS, Tls
+from tenantry.domain import names
 from tenantry.domain.names import UserKind
 from tenantry.isolation.port import IsolationReport
 from tenantry.isolation.proof import verify_isolation
@@ -154,6 +155,15 @@ def run(
     result = RunResult(tallies=tallies, began=began, isolation=isolation)
     say(f"Total: {_told(result.total)}")
     return result
+
+
+def tell_of(access: TenantAccess, kind: UserKind, *, made: bool, say: Say) -> None:
+    """Tell of a tenant's stream and of a user, `made` just now or not, whether they were there."""
+    tenant_id = access.topology.tenant_id
+    exchange, user = names.exchange_name(tenant_id), names.username(tenant_id, kind)
+    stream, whom = ("Created" if new else "Found" for new in (access.created, made))
+    say(f"{stream} stream: {exchange} with ID: {tenant_id}")
+    say(f"{whom} user: {user} with ID: {tenant_id}, with permissions for stream: {exchange}")
 
 
 def _run_all(

@@ -25,6 +25,7 @@ from tenantry.tenant_runs import (
     RunOptions,
     RunResult,
     run,
+    tell_of,
 )
 
 TOPICS: Final = ("events", "logs", "notifications")
@@ -181,10 +182,7 @@ def consume(
 
 def _prepare(options: ConsumerOptions, api: Api, tenant_id: str, say: Say) -> TenantAccess:
     access = ensure_consumers(api, tenant_id, topics=TOPICS, partitions=options.partitions, say=say)
-    exchange, user = names.exchange_name(tenant_id), access.credentials.username
-    stream, whom = ("Created" if made else "Found" for made in (access.created, access.granted))
-    say(f"{stream} stream: {exchange} with ID: {tenant_id}")
-    say(f"{whom} user: {user} with ID: {tenant_id}, with permissions for stream: {exchange}")
+    tell_of(access, UserKind.CONSUMER, made=access.granted, say=say)
     return access
 
 

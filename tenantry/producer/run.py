@@ -27,6 +27,7 @@ from tenantry.tenant_runs import (
     RunOptions,
     RunResult,
     run,
+    tell_of,
 )
 
 KINDS: Final = {"events": "event", "logs": "log", "notifications": "notification"}
@@ -226,13 +227,7 @@ def _prepare(options: ProducerOptions, api: Api, tenant_id: str, say: Say) -> Te
     access = ensure_tenant(
         api, tenant_id, topics=tuple(KINDS), partitions=options.partitions, say=say
     )
-    exchange, user = names.exchange_name(tenant_id), names.username(tenant_id)
-    if access.created:
-        say(f"Created stream: {exchange} with ID: {tenant_id}")
-        say(f"Created user: {user} with ID: {tenant_id}, with permissions for stream: {exchange}")
-    else:
-        say(f"Found stream: {exchange} with ID: {tenant_id}")
-        say(f"Found user: {user} with ID: {tenant_id}, with permissions for stream: {exchange}")
+    tell_of(access, UserKind.PRODUCER, made=access.created, say=say)
     return access
 
 
