@@ -7,6 +7,7 @@ from typing import Any
 
 from tenantry.broker.budget import OVERHEAD, Budget
 from tenantry.broker.port import QueueSpec
+from tenantry.broker.rabbitmq.reading import Gate, Receiver
 from tenantry.broker.rabbitmq.subscription import RabbitSubscription
 from tests.brokers import RecordingSink
 from tests.waiting import eventually
@@ -26,6 +27,7 @@ class Broker:
         self.cancels: list[Callable[[object], None]] = []
         self.later: list[Callable[[], None]] = []
         self.settled_at = 0.0
+        self.gate: Gate | None = None
         self._consumers: dict[str, object] = {}
 
     def close(self) -> None:
@@ -57,10 +59,13 @@ class Broker:
     def give_back(self, _channel: int, tags: Sequence[int]) -> None:
         self.said += [("give back", tag) for tag in tags]
 
+    def receive(self, _channel: int, _tag: str, receiver: Receiver) -> None:
+        self.gate = receiver[3]
+
     def nothing(self, *_: object, **__: object) -> None:
         pass
 
-    add_on_close_callback = add_on_cancel_callback = basic_qos = receive = forget = nothing
+    add_on_close_callback = add_on_cancel_callback = basic_qos = forget = nothing
 
     @property
     def ioloop(self) -> Broker:
@@ -87,20 +92,20 @@ def test_a_delivery_that_comes_after_its_consumer_was_cancelled_is_given_back_to
     )
     subscription.connected(broker)
     broker.time_passes()
-    assert subscription.admit(SIZE, 0)
-    assert subscription.admit(SIZE, 0)
+    assert broker.gate.admit(SIZE, 0)
+    assert broker.gate.admit(SIZE, 0)
     for tag in (3, 4):
-        assert not subscription.admit(SIZE, 0)
-        subscription.dropped(tag)
+        assert not broker.gate.admit(SIZE, 0)
+        broker.gate.dropped(tag)
     (cancelled,) = broker.cancels
     assert broker.said == []
     cancelled(None)
     # RabbitMQ has confirmed the cancel, and this was on its way.
-    assert not subscription.admit(SIZE, 0)
-    subscription.dropped(5)
+    assert not broker.gate.admit(SIZE, 0)
+    broker.gate.dropped(5)
     subscription.settle(1, ack_up_to=2)
     broker.time_passes()
-    assert subscription.admit(SIZE, 0)
+    assert broker.gate.admit(SIZE, 0)
     subscription.settle(1, ack_up_to=6)
     assert [one for one in broker.said if one[0] == "give back"] == [
         ("give back", 3), ("give back", 4), ("give back", 5),
@@ -121,10 +126,10 @@ def test_in_order_what_did_not_fit_comes_on_another_channel_once_there_is_room()
     )
     subscription.connected(broker)
     broker.time_passes()
-    assert subscription.admit(SIZE, 0)
-    assert subscription.admit(SIZE, 0)
-    assert not subscription.admit(SIZE, 0)
-    subscription.dropped(3)
+    assert broker.gate.admit(SIZE, 0)
+    assert broker.gate.admit(SIZE, 0)
+    assert not broker.gate.admit(SIZE, 0)
+    broker.gate.dropped(3)
     for _ in range(3):
         broker.time_passes()
     assert broker.said == [], "nothing is settled yet"

@@ -1,0 +1,386 @@
+"""One channel of a tenant's, from its opening to the last word on it.
+
+Deliveries come on it in batches; they are settled on it, or come again on the next. Everything here
+happens on the thread of the consuming connections' loop, which does frames, batching and acks, and
+nothing else; what is done with a delivery happens behind the sink.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Final, Protocol
+
+import structlog
+from pika.exceptions import ChannelWrongStateError
+
+from tenantry import failpoints
+from tenantry.broker.budget import Admission
+from tenantry.broker.port import Delivery, DeliverySink, QueueSpec
+from tenantry.broker.rabbitmq.connection import acks_settle_in, passed_by
+from tenantry.broker.rabbitmq.pika_internals import close_with_consumers
+from tenantry.broker.rabbitmq.reading import ReadingConnection, Receiver
+
+if TYPE_CHECKING:
+    from pika.channel import Channel
+
+log = structlog.get_logger(__name__)
+
+ANSWER_WITHIN: Final = 1.0
+"""Seconds that queues are given to answer on a channel whose deliveries are to stop."""
+
+RESUME_AFTER: Final = 0.05
+"""Seconds between looks at whether there is room again for what did not fit."""
+
+
+class Owner(Protocol):
+    """Whose channel it is, and what is to become of it."""
+
+    @property
+    def wanted(self) -> bool:
+        """Whether deliveries are wanted."""
+
+    def asked(self) -> None:
+        """Note that its queues were asked to be consumed just now."""
+
+    def answered(self) -> None:
+        """Note that one of them has answered."""
+
+    def finish(self) -> None:
+        """Close the channel for good."""
+
+    def give_up(self, reason: str, *, missing: bool = False) -> None:
+        """Close the channel; what is unsettled on it comes again."""
+
+    def begin_again(self, reason: str) -> None:
+        """Give the channel up, and go on with another."""
+
+    def closed(self, error: Exception) -> None:
+        """Note that the broker has closed the channel."""
+
+
+class ConsumingChannel:
+    """A channel that consumes a tenant's queues, `generation` of its subscription's channels.
+
+    A queue in order has one consumer on a channel, and that ends with the channel: once another
+    has taken its place, what the first one has in hand would come after what follows it. With the
+    channel all of it is in the queue again, and only then the next consumer begins: RabbitMQ gives
+    such a queue's messages to one consumer at a time.
+    """
+
+    def __init__(
+        self,
+        owner: Owner,
+        connection: ReadingConnection,
+        generation: int,
+        *,
+        queues: Sequence[QueueSpec],
+        admission: Admission,
+        sink: DeliverySink,
+    ) -> None:
+        self.generation = generation
+        self.unanswered: set[str] = set()
+        """The queues that were asked to be consumed and have not answered."""
+        self.cancelling = False
+        """Whether deliveries are to stop, and the sink waits to hear that they have."""
+        self.admit = admission.admit
+        self._owner = owner
+        self._connection = connection
+        self._queues = queues
+        self._in_order = frozenset(place for place, queue in enumerate(queues) if queue.ordered)
+        self._admission = admission
+        self._sink = sink
+        self._buffer: list[Delivery] = []
+        self._take = _taker(self._buffer, self._flush_soon)
+        self._tags: list[str] = []
+        self._uncancelled: set[str] = set()
+        self._paused: set[int] = set()
+        self._renewing: set[int] = set()
+        self._renewals = 0
+        self._settled_at = 0.0
+        self._stopped = False
+        """Whether it was cancelled, and what still comes is dropped."""
+        self._gone = False
+        self._channel: Channel = connection.channel(on_open_callback=self._opened)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether something can be said on it."""
+        return bool(self._channel.is_open)
+
+    # Its beginning.
+
+    def _opened(self, channel: Channel) -> None:
+        if self._gone:
+            return  # It was given up while it opened: what came on it, another would settle.
+        channel.add_on_close_callback(self._closed)
+        channel.add_on_cancel_callback(self._cancelled_by_broker)
+        if not self._owner.wanted:
+            self._owner.finish()
+            return
+        channel.basic_qos(prefetch_count=self._admission.window)
+        self.unanswered = {queue.name for queue in self._queues}
+        self._owner.asked()
+        for place, queue in enumerate(self._queues):
+            self._tags.append(str(place))
+            self._receive(place)
+            channel.basic_consume(
+                queue.name,
+                passed_by,
+                consumer_tag=self._tags[place],
+                callback=partial(self._consuming, queue.name),
+            )
+
+    def _receive(self, place: int) -> None:
+        queue = self._queues[place]
+        receiver: Receiver = (queue.topic, queue.partition, self._take, self)
+        self._connection.receive(self._channel.channel_number, self._tags[place], receiver)
+
+    def _consuming(self, queue: str, _frame: object) -> None:
+        self.unanswered.discard(queue)
+        self._owner.answered()
+        if self.unanswered or self._gone:
+            return
+        if self.cancelling:
+            self._cancel_all()
+        else:
+            self._sink.consuming(self.generation)
+
+    # Deliveries.
+
+    def _flush_soon(self) -> None:
+        self._connection.ioloop.add_callback(self._flush)
+
+    def _flush(self) -> None:
+        if self._gone or not self._buffer:
+            return
+        # The list itself is known to `take`: it is emptied, not replaced.
+        batch = self._buffer.copy()
+        self._buffer.clear()
+        if self._stopped:
+            return
+        self._sink.deliveries(self.generation, batch)
+        if self._admission.grows():
+            for queue in self._queues:
+                self.renew_prefetch(queue)
+
+    def settle(self, rejects: Sequence[int], acks: Sequence[int], ack_up_to: int | None) -> None:
+        """Reject some tags, ack the rest."""
+        channel, number = self._channel, self._channel.channel_number
+        failpoints.reach("before_ack")
+        for tag in rejects:
+            channel.basic_reject(tag, requeue=False)
+        if acks:
+            self._connection.ack_each(number, acks)
+        if ack_up_to is not None:
+            if self._admission.shed and self._admission.shed[0] <= ack_up_to:
+                # Or else the ack would be for messages that were dropped.
+                self._give_back()
+            channel.basic_ack(ack_up_to, multiple=True)
+        self._admission.account.settle(rejects, acks, ack_up_to)
+        failpoints.reach("after_ack")
+        self._settled_at = self._connection.settled_at = time.monotonic()
+
+    def renew_prefetch(self, queue: QueueSpec) -> None:
+        """Put another consumer in the place of a queue's: the broker counts for each anew.
+
+        What the first one has brought stays with the channel. The other begins once the first
+        has ended, so that messages come in their order.
+        """
+        place = self._queues.index(queue)
+        if place in self._renewing or place in self._in_order:
+            return
+        if self.is_open and self._owner.wanted:
+            self._renewing.add(place)
+            self._channel.basic_cancel(
+                self._tags[place], callback=partial(self._consume_again, place)
+            )
+
+    def _consume_again(self, place: int, _frame: object) -> None:
+        if self._gone:
+            return
+        if self._admission.shedding:
+            self._pause(place, None)
+            return
+        self._renewing.discard(place)
+        if self.cancelling:
+            self._cancel_ok(self._tags[place], None)
+            return
+        self._renewals += 1
+        self._tags[place] = f"{place}.{self._renewals}"
+        self._receive(place)
+        self._channel.basic_qos(prefetch_count=self._admission.window)
+        self._channel.basic_consume(
+            self._queues[place].name, passed_by, consumer_tag=self._tags[place]
+        )
+
+    # What there is no room for.
+
+    def dropped(self, tag: int) -> None:
+        """Stop deliveries once one was dropped; they are given back when no more can come."""
+        shed = self._admission.shed
+        shed.append(tag)
+        if len(self._paused) == len(self._queues):
+            # RabbitMQ may confirm a cancel before it has sent all that was on its way.
+            self._give_back()
+        elif len(shed) > 1 or not self._owner.wanted:
+            return
+        elif self._in_order:
+            self._connection.ioloop.add_callback(self._begin_smaller)
+        else:
+            for place, consumer_tag in enumerate(self._tags):
+                if place not in self._renewing:
+                    self._renewing.add(place)
+                    self._channel.basic_cancel(consumer_tag, callback=partial(self._pause, place))
+
+    def _begin_smaller(self) -> None:
+        """Take another channel, on which fewer messages are in hand: so all comes in order.
+
+        Not before there is room again, and what has made it is settled: or else the same would come
+        again and again, and nothing be done with it.
+        """
+        if self._gone or not self._owner.wanted:
+            return
+        room = self._admission.has_room()
+        delay = acks_settle_in(self._settled_at) if room else RESUME_AFTER
+        if delay > 0:
+            self._connection.ioloop.call_later(delay, self._begin_smaller)
+            return
+        in_hand = self._admission.account.in_hand
+        self._admission.resume()
+        self._tell_of_size(in_hand)
+        self._owner.begin_again("messages are larger than there is room for so many")
+
+    def _pause(self, place: int, _frame: object) -> None:
+        """Note that a queue brings nothing more until there is room."""
+        if self._gone:
+            return
+        self._paused.add(place)
+        if self.cancelling:
+            self._cancel_ok(self._tags[place], None)
+        elif len(self._paused) == len(self._queues):
+            self._give_back()
+            self._tell_of_size(self._admission.account.in_hand)
+            self._resume_soon()
+
+    def _tell_of_size(self, in_hand: int) -> None:
+        log.info(
+            "broker.deliveries_too_large",
+            queue=self._queues[0].name,
+            bytes_in_hand=in_hand,
+            window=self._admission.window,
+        )
+
+    def _give_back(self) -> None:
+        shed, self._admission.shed = self._admission.shed, []
+        if self._in_order:
+            return  # They come again with the channel: alone, they would come behind others.
+        if shed and self.is_open:
+            self._connection.give_back(self._channel.channel_number, shed)
+
+    def _resume_soon(self) -> None:
+        if self._gone or not self._paused:
+            return
+        if not self._admission.has_room():
+            self._connection.ioloop.call_later(RESUME_AFTER, self._resume_soon)
+        elif self.is_open and self._owner.wanted:
+            self._give_back()
+            self._admission.resume()
+            paused, self._paused = sorted(self._paused), set()
+            for place in paused:
+                self._consume_again(place, None)
+
+    # Its end.
+
+    def cancel(self) -> None:
+        """Stop deliveries; the sink hears `cancelled` once no more can come."""
+        if self.cancelling:
+            return
+        self.cancelling = True
+        self._uncancelled = {
+            tag
+            for place, tag in enumerate(self._tags)
+            if place not in self._paused and place not in self._in_order
+        }
+        if not self.unanswered:
+            self._cancel_all()
+        else:
+            # Most likely they are about to answer, and what the others bring is finished in order.
+            self._connection.ioloop.call_later(ANSWER_WITHIN, self._wait_no_longer)
+
+    def _cancel_all(self) -> None:
+        for place, tag in enumerate(self._tags):
+            # A consumer that is being replaced has been cancelled already, and is not.
+            if tag in self._uncancelled and place not in self._renewing:
+                self._channel.basic_cancel(tag, callback=partial(self._cancel_ok, tag))
+        if not self._uncancelled:
+            self._cancelled()
+
+    def _wait_no_longer(self) -> None:
+        """Let go of a channel on which a queue holds up every word: it does not answer."""
+        if not self._gone and self.cancelling and self.unanswered:
+            self._owner.give_up("a queue does not answer, and is not wanted any more")
+
+    def _cancel_ok(self, tag: str, _frame: object) -> None:
+        self._uncancelled.discard(tag)
+        if not self._uncancelled and not self._gone:
+            self._cancelled()
+
+    def _cancelled(self) -> None:
+        self._flush()
+        self._give_back()
+        self.cancelling = False
+        if self._in_order:
+            self._stopped = True
+            self._forget()
+        self._sink.cancelled(self.generation)
+
+    def _cancelled_by_broker(self, _frame: object) -> None:
+        """Handle a cancel that the broker sent: a queue was deleted or moved."""
+        if not self._gone:
+            self._owner.give_up(
+                "the broker cancelled a consumer: its queue was deleted", missing=True
+            )
+
+    def _closed(self, _channel: Channel, error: Exception) -> None:
+        if not self._gone:
+            self._owner.closed(error)
+
+    def let_go(self) -> None:
+        """See that what still comes on it is dropped: it is its owner's no more."""
+        self._gone = True
+        self._forget()
+
+    def close_when_settled(self) -> None:
+        """Close it once what was said of deliveries until now has been heard."""
+        delay = acks_settle_in(self._settled_at)
+        if delay > 0 and self._connection.is_open:
+            self._connection.ioloop.call_later(delay, self.close)
+        else:
+            self.close()
+
+    def close(self) -> None:
+        """Close it; it may be closed by now."""
+        try:
+            if self._in_order:
+                close_with_consumers(self._channel)
+            else:
+                self._channel.close()
+        except ChannelWrongStateError:
+            log.debug("broker.channel_was_closed")
+
+    def _forget(self) -> None:
+        self._connection.forget(self._channel.channel_number)
+
+
+def _taker(buffer: list[Delivery], flush_soon: Callable[[], object]) -> Callable[[Delivery], None]:
+    """Make what takes a channel's deliveries, one by one: the hottest code there is."""
+
+    def take(delivery: Delivery) -> None:
+        if not buffer:
+            # Everything one read of the socket brings becomes one batch.
+            flush_soon()
+        buffer.append(delivery)
+
+    return take
