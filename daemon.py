@@ -233,7 +233,8 @@ class Daemon:
                 main=self._heartbeat,
             )
             self._threads.start("service-watchdog", watchdog)
-        if not settings.security.jwt_secret.get_secret_value():
+        self._live.tell(lambda now: listeners.trust(now.security.secrets))
+        if not listeners.identity.is_asked_for:
             log.warning(
                 "api.without_tokens",
                 listens_on=f"{settings.server.host}:{listeners.port}",

@@ -77,10 +77,13 @@ class Peers:
         name: str,
         introduction: Callable[[str], Introduction | None],
         *,
-        tokens: Tokens | None = None,
+        tokens: Callable[[], Tokens | None] = lambda: None,
         trusted: Sequence[Path] = (),
     ) -> None:
-        """`tokens` signs for callers who have none; `trusted` are certificates of nodes."""
+        """`tokens` gives what signs for callers without a token, if anything does so now.
+
+        `trusted` are certificates of nodes.
+        """
         self._name = name
         self._introduction = introduction
         self._tokens = tokens
@@ -171,8 +174,9 @@ class Peers:
         headers.append((b"Host", urlsplit(there.address).netloc.rpartition("@")[2].encode()))
         who = principal_of(scope)
         is_admin = who.scope is TokenScope.ADMIN
-        if self._tokens is not None and is_admin and not self._has_token(scope):
-            minted = self._tokens.issue(subject=who.name, now=datetime.now(UTC), ttl=TOKEN_LIFE)
+        tokens = self._tokens()
+        if tokens is not None and is_admin and not self._has_token(scope):
+            minted = tokens.issue(subject=who.name, now=datetime.now(UTC), ttl=TOKEN_LIFE)
             headers.append((b"authorization", b"Bearer " + minted.encode()))
         return there.address, url, headers
 

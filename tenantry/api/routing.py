@@ -27,6 +27,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from tenantry.api import access, errors
 from tenantry.domain import names
 from tenantry.http.auth import Authentication, principal_of
+from tenantry.http.identity import Identity
 from tenantry.http.middleware import (
     MAX_REQUESTS,
     REQUEST_SECONDS,
@@ -36,7 +37,7 @@ from tenantry.http.middleware import (
     correlation_id_of,
 )
 from tenantry.http.problems import Problem, no_such_tenant
-from tenantry.http.tokens import Principal, Tokens
+from tenantry.http.tokens import Principal
 from tenantry.journal.port import Metadata
 
 MAX_BODY_BYTES: Final = 1024 * 1024
@@ -44,7 +45,7 @@ BODY_SECONDS: Final = 30.0
 
 
 def way_in(
-    jwt_secret: str | None,
+    identity: Identity,
     *,
     max_body_bytes: int = MAX_BODY_BYTES,
     body_timeout: float = BODY_SECONDS,
@@ -53,12 +54,11 @@ def way_in(
 ) -> list[Middleware]:
     """Give what stands before the routes, the outermost first. Timeouts are in seconds.
 
-    Without `jwt_secret` (32 bytes at least) TCP takes no tokens, and must be on loopback only.
+    Where no tokens are asked for, TCP must be on loopback only.
     """
-    tokens = Tokens(jwt_secret) if jwt_secret else None
     return [
         Middleware(RequestContext),
-        Middleware(Authentication, tokens=tokens, rule_for=access.rule_for),
+        Middleware(Authentication, identity=identity, rule_for=access.rule_for),
         Middleware(BoundedBody, max_bytes=max_body_bytes, seconds=body_timeout),
         Middleware(Limits, most=max_requests, seconds=request_timeout),
     ]

@@ -102,14 +102,15 @@ class Streams:
         after: int,
         opening: bytes,
         closing: asyncio.Event | None,
+        longest: float | None = None,
     ) -> AsyncGenerator[bytes]:
         """Give `opening`, then what `read` finds beyond a position, while the stream lasts.
 
-        It ends with the server, with the tenant's messages, and after an hour. While the store is
-        away it waits.
+        It ends with the server, with the tenant's messages, and after an hour, or `longest`
+        seconds where those are fewer. While the store is away it waits.
         """
         loop = asyncio.get_running_loop()
-        until = loop.time() + self._longest
+        until = loop.time() + min(self._longest, self._longest if longest is None else longest)
         sent_at, wait = loop.time(), SHORTEST_WAIT
         yield opening
         sleeper = _Sleeper(tenant_id)
@@ -133,7 +134,8 @@ class Streams:
                 elif loop.time() - sent_at >= self._heartbeat:
                     yield HEARTBEAT
                     sent_at = loop.time()
-                pause = min(wait, max(0.0, sent_at + self._heartbeat - loop.time()))
+                next_word = min(sent_at + self._heartbeat, until)
+                pause = min(wait, max(0.0, next_word - loop.time()))
                 if await first_set(sleeper.woken, closing, pause) is None:
                     wait = min(wait * 2, LONGEST_WAIT)
         finally:

@@ -31,7 +31,6 @@ from tenantry.database.pool import Database
 from tenantry.database.server import Shares
 from tenantry.dead_letters.replay import Reprocessing
 from tenantry.front.messages import WorkWith
-from tenantry.http.tokens import Tokens
 from tenantry.isolation.postgres import PostgresProbes
 from tenantry.isolation.prover import IsolationProver
 from tenantry.messages.reader import PostgresPageReader
@@ -102,7 +101,6 @@ def open_leader_api(
     letters that were found, `removed` counts messages by tenant and why they were removed.
     """
     stores, links = backends.stores, backends.links
-    secret = settings.security.jwt_secret.get_secret_value()
     auditor = Auditor(PostgresAccounts(stores.database), links.queues, in_flight)
     stack.callback(auditor.stop)
     prover = IsolationProver(
@@ -134,7 +132,7 @@ def open_leader_api(
         peers=Peers(
             cluster.name,
             cluster.introduction,
-            tokens=Tokens(secret) if secret else None,
+            tokens=lambda: listeners.identity.tokens,
             trusted=() if settings.server.tls is None else settings.server.tls[:1],
         ),
         directory=stores.directory,
@@ -158,7 +156,7 @@ def open_leader_api(
         metrics=listeners.with_siblings(MetricsPage(metrics), node),
         default_workers=default_workers,
     )
-    _open(listeners, settings, services)
+    _open(listeners, services)
     work = WorkWith(
         database_url=stores.database.url,
         cursor_key=services.cursor_key.hex(),
@@ -207,13 +205,12 @@ def open_standby_api(
         metrics=MetricsPage(metrics),
         default_workers=lambda: settings.workers,
     )
-    _open(listeners, settings, services)
+    _open(listeners, services)
 
 
-def _open(listeners: Listeners, settings: Settings, services: Services) -> None:
+def _open(listeners: Listeners, services: Services) -> None:
     """Let requests in, to what stands behind them from now on."""
-    secret = settings.security.jwt_secret.get_secret_value() or None
-    listeners.open(create_app(services, way_in(secret)), services.metrics)
+    listeners.open(create_app(services, way_in(listeners.identity)), services.metrics)
 
 
 def describe(settings: Settings, listeners: Listeners, *, database: str) -> dict[str, object]:

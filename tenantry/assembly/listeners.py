@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -16,6 +16,7 @@ from starlette.types import ASGIApp
 from tenantry.api.routes.metrics import ALONE, alone
 from tenantry.front.messages import WorkWith
 from tenantry.front.process import Front
+from tenantry.http.identity import Identity
 from tenantry.http.listeners import (
     ControlSocketBusyError,
     ListenError,
@@ -71,6 +72,8 @@ class Listeners:
         """With what is `inherited` from a parent the front is the parent's, and so is its port."""
         self._settings = settings
         self._inherited = inherited
+        self.identity: Final = Identity(settings.security.secrets)
+        """Whose tokens are taken, here and by the front."""
         self._main_app, self._metrics_app = StartingApp(), StartingApp()
         port = settings.metrics.port
         # The control socket, the front, and perhaps a port for metrics.
@@ -189,6 +192,12 @@ class Listeners:
         """Serve an application, and metrics where they have a port of their own."""
         self._metrics_app.open(alone(metrics))
         self._main_app.open(app)
+
+    def trust(self, secrets: Sequence[str]) -> None:
+        """Take tokens signed with these secrets, and no others, from now on."""
+        self.identity.trust(secrets)
+        if self._front is not None:
+            self._front.trust(secrets)
 
     def work_with(self, work: WorkWith) -> None:
         """Have the front do by itself what it can, from now on."""

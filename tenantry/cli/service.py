@@ -71,9 +71,11 @@ def run(
     dump_stacks_on_sigusr1()
     try:
         if settings.process_count > 1:
+            from tenantry.process.reload import LiveSettings
             from tenantry.processes.parent import serve
 
-            code = serve(settings, overrides, config or context.find_root().params.get("config"))
+            live = LiveSettings(settings, load)
+            code = serve(live, overrides, config or context.find_root().params.get("config"))
         else:
             code = serve_alone(settings, load)
     except HandlerResolveError as error:

@@ -59,7 +59,8 @@ def token(
 ) -> None:
     """Print a token for the HTTP API on TCP.
 
-    It can't be taken back before it expires, but by another security.jwt_secret. The tenant need
+    It can't be taken back before it expires, but by taking the secret that has signed it out of
+    security.jwt_secret. The tenant need
     not exist.
     """
     wanted = {"tenant": tenant_id is not None, "admin": admin, "operate": operate, "read": read}
@@ -75,8 +76,8 @@ def token(
         )
     if subject is not None and (not subject.isprintable() or not 0 < len(subject) <= 200):
         raise click.BadParameter("must be 1 to 200 printable characters", param_hint="--subject")
-    secret = settings.security.jwt_secret.get_secret_value()
-    if not secret:
+    secrets = settings.security.secrets
+    if not secrets:
         raise SettingsError(
             "security.jwt_secret is empty: set it (TENANTRY_JWT_SECRET) to what the daemon has"
         )
@@ -87,7 +88,7 @@ def token(
     now = datetime.now(UTC)
     scope = Scope(words[0])
     name = subject or (scope.value if tenant_id is None else f"tenant {tenant_id}")
-    written = Tokens(secret).issue(
+    written = Tokens(*secrets).issue(
         subject=name, now=now, ttl=ttl, tenant_id=tenant_id, scope=scope, payloads=payloads
     )
     if not as_json:

@@ -1,6 +1,7 @@
 """What the daemon tells its front, a line of JSON each, on the front's standard input.
 
-First how to serve, then, once the daemon has them, what to work with; at last to stop.
+First how to serve, then, once the daemon has them, what to work with; at last to stop. Whose tokens
+are to be taken it tells again when that changes.
 The end of the input without that means that the daemon is gone.
 """
 
@@ -16,12 +17,12 @@ from typing import Any, Final
 class Serve:
     """How to serve: the descriptors of the listening socket and of the relay's far end.
 
-    `tls` names the files of a certificate and its key.
+    `secrets` are those of tokens; `tls` names the files of a certificate and its key.
     """
 
     descriptor: int
     relay: int
-    jwt_secret: str | None
+    secrets: list[str]
     tls: tuple[str, str] | None
     log_level: str
     log_format: str
@@ -43,13 +44,22 @@ class WorkWith:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Trust:
+    """Take tokens signed with these secrets, and no others."""
+
+    secrets: list[str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Stop:
     """Let requests end, then end."""
 
 
-Message = Serve | WorkWith | Stop
+Message = Serve | WorkWith | Trust | Stop
 
-_MESSAGES: Final[dict[str, type[Message]]] = {one.__name__: one for one in (Serve, WorkWith, Stop)}
+_MESSAGES: Final[dict[str, type[Message]]] = {
+    one.__name__: one for one in (Serve, WorkWith, Trust, Stop)
+}
 
 
 def write(message: Message) -> bytes:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Final
 
@@ -67,6 +68,7 @@ class Front:
         self.heartbeat: Final = Heartbeat()
         self._settings = settings
         self._relay = relay
+        self._secrets = settings.security.secrets
         self._socket: socket.socket | None = None
         self._backends: messages.WorkWith | None = None
         self._process: subprocess.Popen[bytes] | None = None
@@ -128,6 +130,12 @@ class Front:
             self._backends = backends
             self._tell(backends)
 
+    def trust(self, secrets: Sequence[str]) -> None:
+        """Have the front take tokens signed with these secrets, and no others, from now on."""
+        with self._guard:
+            self._secrets = tuple(secrets)
+            self._tell(messages.Trust(secrets=list(secrets)))
+
     def stop(self) -> None:
         """Let the front's requests end, and the front with them."""
         self._stopping.set()
@@ -172,7 +180,7 @@ class Front:
                 messages.Serve(
                     descriptor=descriptor,
                     relay=relay,
-                    jwt_secret=self._settings.security.jwt_secret.get_secret_value() or None,
+                    secrets=list(self._secrets),
                     tls=None if tls is None else (str(tls[0]), str(tls[1])),
                     log_level=log_settings.level,
                     log_format=log_settings.format,

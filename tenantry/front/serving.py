@@ -32,7 +32,8 @@ from tenantry.database.errors import DatabaseError
 from tenantry.database.loop import LoopQueries
 from tenantry.database.pool import Database
 from tenantry.front.forward import Forward
-from tenantry.front.messages import Serve, Stop, WorkWith, read
+from tenantry.front.messages import Serve, Stop, Trust, WorkWith, read
+from tenantry.http.identity import Identity
 from tenantry.http.middleware import REQUEST_SECONDS
 from tenantry.http.pool import Pool
 from tenantry.http.server import ApiServer
@@ -88,7 +89,8 @@ def main() -> None:
         return
     logging.configure(first.log_level, first.log_format)  # type: ignore[arg-type]
     logging.dump_stacks_on_sigusr1()
-    rules = way_in(first.jwt_secret, request_timeout=REQUEST_SECONDS + _PATIENCE)
+    identity = Identity(first.secrets)
+    rules = way_in(identity, request_timeout=REQUEST_SECONDS + _PATIENCE)
     app = FrontApplication(socket.socket(fileno=first.relay), rules)
     server = ApiServer(
         app,
@@ -97,7 +99,7 @@ def main() -> None:
         max_connections=connections(FRONT_FILES, ways=2),
         tls=None if first.tls is None else (Path(first.tls[0]), Path(first.tls[1])),
     )
-    worker = Worker(app, server)
+    worker = Worker(app, server, identity)
     threading.Thread(target=_listen, args=(messages, worker), name="messages", daemon=True).start()
     gc.collect()
     gc.freeze()
@@ -113,7 +115,8 @@ def main() -> None:
 class Worker:
     """What the front does by itself, once it may: reading pages, and publishing."""
 
-    def __init__(self, app: FrontApplication, server: ApiServer) -> None:
+    def __init__(self, app: FrontApplication, server: ApiServer, identity: Identity) -> None:
+        self.identity: Final = identity
         self._app = app
         self._server = server
         self._ended = threading.Event()
@@ -180,6 +183,8 @@ def _listen(messages: BinaryIO, worker: Worker) -> None:
         match read(line):
             case WorkWith() as wanted:
                 worker.work_with(wanted)
+            case Trust(secrets=secrets):
+                worker.identity.trust(secrets)
             case Stop():
                 worker.stop()
                 return

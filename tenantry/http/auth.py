@@ -16,9 +16,10 @@ import orjson
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from tenantry.http.identity import Identity
 from tenantry.http.pool import CLIENT
 from tenantry.http.problems import Problem
-from tenantry.http.tokens import BadTokenError, Principal, Tokens
+from tenantry.http.tokens import BadTokenError, Principal
 from tenantry.http.tokens import Scope as TokenScope
 
 _CONNECTION_KEY: Final = "tenantry.connection"
@@ -162,6 +163,7 @@ def caller_header(scope: Scope) -> tuple[bytes, bytes]:
         "tenant_id": who.tenant_id,
         "anonymous": who.anonymous,
         "issued_at": who.issued_at,
+        "expires_at": who.expires_at,
         "payloads": who.payloads,
         "client": client_of(scope),
     }
@@ -179,6 +181,8 @@ def _caller_said(value: str) -> tuple[Principal, str]:
             tenant_id=said["tenant_id"],
             anonymous=said["anonymous"] is True,
             issued_at=None if said["issued_at"] is None else float(said["issued_at"]),
+            # An earlier version does not tell.
+            expires_at=None if said.get("expires_at") is None else float(said["expires_at"]),
             # Of an earlier version, which does not tell, there are these two scopes only.
             payloads=scope in {TokenScope.ADMIN, TokenScope.TENANT} or said["payloads"] is True,
         )
@@ -209,19 +213,19 @@ class Authentication:
     """
 
     def __init__(
-        self, app: ASGIApp, *, tokens: Tokens | None, rule_for: Callable[[str, str], Rule | None]
+        self, app: ASGIApp, *, identity: Identity, rule_for: Callable[[str, str], Rule | None]
     ) -> None:
         """Take the application, who reads tokens, and what tells a method's and path's rule."""
         self._app = app
         self._rule_for = rule_for
-        self._tokens = tokens
+        self._identity = identity
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
         if scope["type"] == "http":
             rule = self._rule_for(scope["method"], scope["path"])
             try:
-                scope[_PRINCIPAL_KEY] = self._admit(scope, rule)
+                scope[_PRINCIPAL_KEY] = await self._admit(scope, rule)
             except Problem as problem:
                 await problem.response()(scope, receive, send)
                 return
@@ -233,7 +237,7 @@ class Authentication:
             return
         await self._app(scope, receive, send)
 
-    def _admit(self, scope: Scope, rule: Rule | None) -> Principal:
+    async def _admit(self, scope: Scope, rule: Rule | None) -> Principal:
         connection = connection_of(scope)
         if connection.listener is Listener.CONTROL:
             return self._on_control_socket(scope, connection, rule)
@@ -243,10 +247,10 @@ class Authentication:
         headers = Headers(scope=scope)
         if rule is not None and rule.access is Access.PUBLIC:
             return anonymous
-        if self._tokens is None:
+        if not self._identity.is_asked_for:
             _refuse_web_pages(headers)
             return anonymous
-        principal = _authenticate(headers, self._tokens)
+        principal = await _authenticate(headers, self._identity)
         _judge(principal, rule, scope)
         return principal
 
@@ -293,12 +297,12 @@ def _judge(principal: Principal, rule: Rule | None, scope: Scope) -> None:
         raise Problem(403, "the token is for another tenant")
 
 
-def _authenticate(headers: Headers, tokens: Tokens) -> Principal:
+async def _authenticate(headers: Headers, identity: Identity) -> Principal:
     scheme, _, token = headers.get("authorization", "").partition(" ")
     if scheme.lower() != "bearer" or not token.strip():
         raise Problem(401, "this call needs a bearer token", headers={"WWW-Authenticate": "Bearer"})
     try:
-        return tokens.read(token.strip())
+        return await identity.read(token.strip())
     except BadTokenError as error:
         raise Problem(
             401, str(error), headers={"WWW-Authenticate": 'Bearer error="invalid_token"'}

@@ -1,7 +1,8 @@
-"""Bearer tokens: JWTs signed with the shared secret (HS256), for operators and for tenants."""
+"""Bearer tokens of our own: JWTs signed with a shared secret (HS256), for operators and tenants."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -15,6 +16,7 @@ from tenantry.domain import names
 _ALGORITHM: Final = "HS256"
 _MIN_SECRET: Final = 32
 _MAX_SUBJECT: Final = 200
+_LATEST: Final = 2**53
 LEEWAY_SECONDS: Final = 30
 """How far apart the clocks of who signs and who reads may be."""
 
@@ -45,7 +47,8 @@ class Principal:
     """Who makes a request: `name` for the journal, `tenant_id` with the scope `tenant` only.
 
     `anonymous` is who has shown no token because none was asked for. `issued_at` is a token's time,
-    in seconds since 1970, if it has one. `payloads` is whether they may see what is in messages.
+    in seconds since 1970, if it has one, `expires_at` the time at which it is good no more.
+    `payloads` is whether they may see what is in messages.
     """
 
     name: str
@@ -53,6 +56,7 @@ class Principal:
     tenant_id: str | None = None
     anonymous: bool = False
     issued_at: float | None = None
+    expires_at: float | None = None
     payloads: bool = True
 
     def is_former(self, incarnation: int, since: datetime | None) -> bool:
@@ -68,14 +72,23 @@ class Principal:
         began = since.timestamp()
         return self.issued_at < (floor(began) if self.issued_at.is_integer() else began)
 
+    def good_for(self, now: datetime) -> float | None:
+        """Give the seconds for which the token is still taken; None where there is no end."""
+        if self.expires_at is None:
+            return None
+        return max(0.0, self.expires_at + LEEWAY_SECONDS - now.timestamp())
+
 
 class Tokens:
-    """Issues and reads tokens. Raises `ValueError` for a secret below 32 bytes."""
+    """Issues and reads tokens: the first secret signs, all of them verify.
 
-    def __init__(self, secret: str) -> None:
-        if len(secret.encode()) < _MIN_SECRET:
-            raise ValueError(f"the secret must have {_MIN_SECRET} bytes at least")
-        self._secret = secret
+    Raises `ValueError` where there is none, and for one below 32 bytes.
+    """
+
+    def __init__(self, *secrets: str) -> None:
+        if not secrets or min(len(secret.encode()) for secret in secrets) < _MIN_SECRET:
+            raise ValueError(f"a secret must have {_MIN_SECRET} bytes at least")
+        self._secrets = secrets
 
     def issue(
         self,
@@ -97,40 +110,62 @@ class Tokens:
         }
         if tenant_id is not None:
             claims["tenant_id"] = tenant_id
-        return jwt.encode(claims, self._secret, algorithm=_ALGORITHM)
+        return jwt.encode(claims, self._secrets[0], algorithm=_ALGORITHM)
 
     def read(self, token: str) -> Principal:
         """Tell who holds a token. Raises `BadTokenError`."""
-        try:
-            claims = jwt.decode(
-                token,
-                self._secret,
-                algorithms=[_ALGORITHM],
-                options={"require": ["exp"]},
-                leeway=LEEWAY_SECONDS,
-            )
-        except jwt.ExpiredSignatureError:
-            raise BadTokenError("the token has expired") from None
-        except jwt.MissingRequiredClaimError:
-            raise BadTokenError("the token never expires: it has no exp") from None
-        except (jwt.InvalidTokenError, ValueError, TypeError, OverflowError, RecursionError):
-            raise BadTokenError("the token is not one this server has signed") from None
+        claims = self._claims(token)
         scope, payloads = _scope(claims.get("scope"))
-        tenant_id = claims.get("tenant_id")
-        subject = claims.get("sub")
-        name = subject[:_MAX_SUBJECT] if isinstance(subject, str) and subject else None
-        if scope is not Scope.TENANT:
-            return Principal(
-                name=name or scope.value, scope=scope, payloads=payloads or scope is Scope.ADMIN
-            )
-        if not isinstance(tenant_id, str) or not names.is_tenant_id(tenant_id):
-            raise BadTokenError("the token is for a tenant but names none")
+        return principal(claims, scope, payloads=payloads, tenant_id=claims.get("tenant_id"))
+
+    def _claims(self, token: str) -> Mapping[str, Any]:
+        for secret in self._secrets:
+            try:
+                claims: Mapping[str, Any] = jwt.decode(
+                    token,
+                    secret,
+                    algorithms=[_ALGORITHM],
+                    options={"require": ["exp"]},
+                    leeway=LEEWAY_SECONDS,
+                )
+            except jwt.ExpiredSignatureError:
+                raise BadTokenError("the token has expired") from None
+            except jwt.MissingRequiredClaimError:
+                raise BadTokenError("the token never expires: it has no exp") from None
+            except jwt.InvalidSignatureError:
+                continue
+            except (jwt.InvalidTokenError, ValueError, TypeError, OverflowError, RecursionError):
+                break
+            return claims
+        raise BadTokenError("the token is not one this server has signed")
+
+
+def principal(
+    claims: Mapping[str, Any], scope: Scope, *, payloads: bool, tenant_id: object
+) -> Principal:
+    """Tell who holds a token by what it says of itself, and by the scope it is good for.
+
+    `tenant_id` is what it says of its tenant. Raises `BadTokenError`.
+    """
+    subject = claims.get("sub")
+    name = _printable(subject[:_MAX_SUBJECT]) if isinstance(subject, str) and subject else None
+    expires_at = float(min(int(claims["exp"]), _LATEST))
+    if scope is not Scope.TENANT:
         return Principal(
-            name=name or f"tenant {tenant_id}",
-            scope=Scope.TENANT,
-            tenant_id=tenant_id,
-            issued_at=_issued_at(claims.get("iat")),
+            name=name or scope.value,
+            scope=scope,
+            payloads=payloads or scope is Scope.ADMIN,
+            expires_at=expires_at,
         )
+    if not isinstance(tenant_id, str) or not names.is_tenant_id(tenant_id):
+        raise BadTokenError("the token is for a tenant but names none")
+    return Principal(
+        name=name or f"tenant {tenant_id}",
+        scope=Scope.TENANT,
+        tenant_id=tenant_id,
+        issued_at=_issued_at(claims.get("iat")),
+        expires_at=expires_at,
+    )
 
 
 def scope_words(scope: Scope, *, payloads: bool) -> str:
@@ -145,6 +180,11 @@ def _scope(claimed: Any) -> tuple[Scope, bool]:
     if len(scopes) != 1 or words - {PAYLOADS, scopes[0].value}:
         raise BadTokenError("the token's scope is not one of admin, operate, read and tenant")
     return scopes[0], PAYLOADS in words
+
+
+def _printable(text: str) -> str:
+    """Make it one that the journal and a line of the log can hold."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else "?" for c in text)
 
 
 def _issued_at(claimed: Any) -> float | None:

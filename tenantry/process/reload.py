@@ -20,6 +20,7 @@ RELOADABLE: Final = frozenset(
         "consumer.batch_size",
         "consumer.linger_ms",
         "shutdown.deadline_seconds",
+        "security.jwt_secret",
     }
 )
 """Dotted keys; all others are for the next start."""
@@ -32,6 +33,11 @@ class LiveSettings:
         """`load` reads the configuration again, where it was read before."""
         self.now = settings
         self._load = load
+        self._told: list[Callable[[Settings], object]] = []
+
+    def tell(self, taker: Callable[[Settings], object]) -> None:
+        """Have `taker` told of the settings in force after each reload, on the same thread."""
+        self._told.append(taker)
 
     def reload(self) -> None:
         """Read the configuration again; a bad one changes nothing, and is told in the log."""
@@ -44,6 +50,8 @@ class LiveSettings:
         names = changed(self.now, new)
         self.now = merged(self.now, new)
         configure(self.now.log.level, self.now.log.format)
+        for taker in self._told:
+            taker(self.now)
         log.info(
             "daemon.reloaded",
             changed=sorted(names & RELOADABLE),

@@ -27,12 +27,13 @@ from tenantry.http.listeners import ControlSocket, Relay, bind_tcp
 from tenantry.loops import Heartbeat
 from tenantry.process.family import DRAIN
 from tenantry.process.inherited import Inherited
+from tenantry.process.reload import LiveSettings
 from tenantry.process.service_manager import Report, Watchdog
 from tenantry.process.signals import Signals
 from tenantry.process.start_checks import allow_open_files, make_state_dir
 from tenantry.process.threads import Threads
 from tenantry.processes.child import BAD_CONFIGURATION, Child, environment_of
-from tenantry.settings import ENVIRONMENT, Settings
+from tenantry.settings import ENVIRONMENT
 from tenantry.telemetry.systemd import Notifier
 from tenantry.unixpath import addressed
 
@@ -49,18 +50,19 @@ END_MARGIN: Final = 30.0
 CURSOR_KEY: Final = "cursor.key"
 
 
-def serve(settings: Settings, overrides: Mapping[str, object], config: Path | None) -> int:
-    """Run `settings.processes` daemons until a signal or `tenantry stop`; give the exit code.
+def serve(live: LiveSettings, overrides: Mapping[str, object], config: Path | None) -> int:
+    """Run so many daemons as `processes` says, until a signal or `tenantry stop`.
 
-    0: all of them have ended in order. 1: one has not, or has left something unfinished. 2: the
-    configuration can't be used, which one of them has told. `overrides` are for all of them.
+    Gives the exit code. 0: all of them have ended in order. 1: one has not, or has left something
+    unfinished. 2: the configuration can't be used, which one of them has told. `overrides` are for
+    all of them.
     Raises what keeps the parent from starting: `ListenError`, `StartError`, `DatabaseError`.
     """
-    allow_open_files(settings)
+    allow_open_files(live.now)
     signals = Signals()
     signals.patient = True
     with signals.heard(), ExitStack() as stack:
-        return Parent(settings, overrides, config, signals, stack).run()
+        return Parent(live, overrides, config, signals, stack).run()
 
 
 class Parent:
@@ -68,13 +70,14 @@ class Parent:
 
     def __init__(
         self,
-        settings: Settings,
+        live: LiveSettings,
         overrides: Mapping[str, object],
         config: Path | None,
         signals: Signals,
         stack: ExitStack,
     ) -> None:
-        self._settings = settings
+        self._live = live
+        self._settings = live.now
         self._overrides = overrides
         self._config = config
         self._signals = signals
@@ -128,6 +131,7 @@ class Parent:
         stack.callback(relay.close)
         self._front = Front(settings, relay)
         self._front.bind()
+        self._live.tell(lambda now: self._front.trust(now.security.secrets))
         metrics: socket.socket | None = None
         if settings.metrics.port is not None:
             metrics = bind_tcp("127.0.0.1", settings.metrics.port)
@@ -191,6 +195,7 @@ class Parent:
                 return 0
             if self._signals.take_reload():
                 self._notifier.reloading()
+                self._live.reload()
                 self._tell_all(signal.SIGHUP)
                 self._report.reloaded()
             if now >= self._ask_at:

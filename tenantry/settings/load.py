@@ -50,6 +50,11 @@ def _numbers(text: str) -> object:
     return [_number(part) for part in text.split(",")]
 
 
+def _lines(text: str) -> object:
+    """Read one a line: a secret may hold any other character."""
+    return [line for line in text.splitlines() if line]
+
+
 def _pairs(text: str) -> object:
     """Read `events=package.module:function,logs=...`."""
     pairs = [part.partition("=") for part in text.split(",") if part.strip()]
@@ -68,6 +73,9 @@ _READERS: Final[Mapping[type, Reader]] = {
     dict: _pairs,
 }
 """How a variable's text is read, by the type of the setting; any other is text."""
+
+_READERS_OF_KEYS: Final[Mapping[str, Reader]] = {"security.jwt_secret": _lines}
+"""The same for those whose type does not tell."""
 
 _VARIABLES: Final[Mapping[str, str]] = {
     "broker.url": "BROKER_URL",
@@ -89,7 +97,8 @@ def _environment() -> Iterator[tuple[str, tuple[str, Reader]]]:
         named = {f"{section}.{name}": one for name, one in fields.items()} if fields else None
         for key, field in (named or {section: table}).items():
             by_rule = f"TENANTRY_{key.replace('.', '_').upper()}"
-            reader = _READERS.get(_plain_type(field.annotation), str)
+            by_type = _READERS.get(_plain_type(field.annotation), str)
+            reader = _READERS_OF_KEYS.get(key, by_type)
             yield key, (_VARIABLES.get(key, by_rule), reader)
 
 
@@ -223,7 +232,7 @@ def _get(tree: Mapping[str, Any], key: str) -> object:
 def _take_files(tree: dict[str, Any], sources: dict[str, str], environ: Mapping[str, str]) -> None:
     """Take the secrets that stand in files which the environment names."""
     for key in CREDENTIALS.values():
-        variable = ENVIRONMENT[key][0]
+        variable, parse = ENVIRONMENT[key]
         file = environ.get(variable + IN_A_FILE)
         if not file:
             continue
@@ -237,7 +246,7 @@ def _take_files(tree: dict[str, Any], sources: dict[str, str], environ: Mapping[
                 f"{key}: {file} can't be read: {reason.lower()} "
                 f"(environment variable {variable}{IN_A_FILE})"
             ) from None
-        _put(tree, sources, key, secret, f"{file}, which {variable}{IN_A_FILE} names")
+        _put(tree, sources, key, parse(secret), f"{file}, which {variable}{IN_A_FILE} names")
 
 
 def _take_credentials(
@@ -246,7 +255,7 @@ def _take_credentials(
     """Take systemd's credentials, each unless the environment names a value itself."""
     directory = environ.get("CREDENTIALS_DIRECTORY")
     for name, key in CREDENTIALS.items() if directory else ():
-        variable = ENVIRONMENT[key][0]
+        variable, parse = ENVIRONMENT[key]
         if variable in environ or environ.get(variable + IN_A_FILE):
             continue
         try:
@@ -255,7 +264,7 @@ def _take_credentials(
             continue
         except (OSError, ValueError):
             raise SettingsError(f"{key}: the credential {name} can't be read") from None
-        _put(tree, sources, key, secret, f"credential {name}")
+        _put(tree, sources, key, parse(secret), f"credential {name}")
 
 
 def _settle_paths(tree: dict[str, Any], environ: Mapping[str, str]) -> None:
@@ -309,6 +318,10 @@ _PHRASES: Final = {
 }
 
 
+_LISTS: Final = {"security.jwt_secret": "must be text, or a list of texts"}
+"""What is to be said where another list than one of numbers is wanted."""
+
+
 def _explain(error: ValidationError, sources: Mapping[str, str], where: str) -> str:
     """Put the first thing wrong into one line: key, problem, place; never a secret's value."""
     detail = error.errors(include_url=False)[0]
@@ -322,6 +335,8 @@ def _explain(error: ValidationError, sources: Mapping[str, str], where: str) -> 
 
 def _problem(detail: ErrorDetails, key: str) -> str:
     kind, context = detail["type"], detail.get("ctx", {})
+    if kind == "tuple_type" and key in _LISTS:
+        return _LISTS[key]
     given = detail["input"]
     shown = f", not {given!r}" if isinstance(given, (int, float)) else ""
     match kind:

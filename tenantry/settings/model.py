@@ -25,6 +25,9 @@ from tenantry.unixpath import MAX_SOCKET_PATH
 from tenantry.urls import AMQP, IGGY, address, alternatives, split
 
 MIN_SECRET: Final = 32
+MAX_SECRETS: Final = 10
+"""A bad token is tried with each of them."""
+
 MANAGEMENT_PORT: Final = 15672
 CONTROL_SOCKET: Final = "control.sock"
 DEFAULT_STATE_DIR: Final = "~/.local/state/tenantry"
@@ -81,10 +84,21 @@ def _nameable_path(value: Path) -> Path:
     return value
 
 
-def _secret(value: SecretStr) -> SecretStr:
-    size = len(value.get_secret_value().encode())
-    if 0 < size < MIN_SECRET:
-        raise PydanticCustomError("secret", f"must be at least {MIN_SECRET} bytes, not {size}")
+def _one_or_several(value: object) -> object:
+    """Take a text as a list of one, and an empty one as none."""
+    if isinstance(value, str):
+        return (value,) if value else ()
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _secrets(value: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
+    for number, secret in enumerate(value, start=1):
+        size = len(secret.get_secret_value().encode())
+        if size < MIN_SECRET:
+            which = f"secret {number} of {len(value)}: " if len(value) > 1 else ""
+            raise PydanticCustomError(
+                "secret", f"{which}must be at least {MIN_SECRET} bytes, not {size}"
+            )
     return value
 
 
@@ -249,9 +263,19 @@ class Metrics(_Section):
 
 
 class Security(_Section):
-    """The secret that signs tokens; empty means no tokens, and HTTP on loopback only."""
+    """The secrets of tokens: the first signs, all verify.
 
-    jwt_secret: Annotated[SecretStr, AfterValidator(_secret)] = SecretStr("")
+    Without any there are no tokens, and HTTP is on loopback only.
+    """
+
+    jwt_secret: Annotated[
+        tuple[SecretStr, ...], BeforeValidator(_one_or_several), AfterValidator(_secrets)
+    ] = Field(default=(), max_length=MAX_SECRETS)
+
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        """The secrets in plain text."""
+        return tuple(one.get_secret_value() for one in self.jwt_secret)
 
 
 class Shutdown(_Section):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shutil
 import threading
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
+from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from tenantry.domain.commands import (
     CreateTenant,
 )
 from tenantry.front.serving import FrontApplication
+from tenantry.http.identity import Identity
 from tenantry.http.listeners import Relay
 from tenantry.http.middleware import BoundedBody
 from tenantry.http.server import ApiServer
@@ -75,6 +77,8 @@ class World:
         self.prover = FakeProver()
         self.statistics = FakeStatistics()
         self.options = options
+        secret = options.get("jwt_secret")
+        self.identity = Identity([secret] if secret else [])
 
     def app(self) -> FastAPI:
         given: dict[str, Any] = {
@@ -100,9 +104,9 @@ class World:
         } | {key: value for key, value in self.options.items() if key not in WAY_IN}
         return create_app(Services(**given), self.way_in())
 
-    def way_in(self, names: Collection[str] = WAY_IN) -> list[Middleware]:
-        given = {"jwt_secret": None} | self.options
-        return way_in(**{key: given[key] for key in names if key in given})
+    def way_in(self, names: AbstractSet[str] = WAY_IN) -> list[Middleware]:
+        given = {key: self.options[key] for key in names - {"jwt_secret"} if key in self.options}
+        return way_in(self.identity, **given)
 
     def reprocessing(self, **options: Any) -> Reprocessing:
         return Reprocessing(

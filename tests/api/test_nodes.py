@@ -59,11 +59,11 @@ class Two:
 @contextmanager
 def two_nodes(*, by_socket: bool = True) -> Iterator[Two]:
     ways: dict[str, Introduction] = {}
-    there = Peers("two", ways.get, tokens=TOKENS)
+    there = Peers("two", ways.get, tokens=lambda: TOKENS)
     with serving(World(jwt_secret=SECRET, peers=there)) as two:
         two.world.cluster.name = "two"
         two.world.create("acme", topics=("logs",))
-        peers = Peers("one", ways.get, tokens=TOKENS)
+        peers = Peers("one", ways.get, tokens=lambda: TOKENS)
         with serving(World(jwt_secret=SECRET, peers=peers)) as one:
             cluster = one.world.cluster
             cluster.states["two"] = NodeState.ACTIVE

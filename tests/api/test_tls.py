@@ -70,7 +70,9 @@ def test_a_node_hands_on_by_tls_to_one_whose_certificate_it_trusts(
 ) -> None:
     monkeypatch.setattr(handing_on, "UNREACHABLE_PATIENCE", 0.2)
     ways: dict[str, Introduction] = {}
-    peers = Peers("one", ways.get, tokens=Tokens(SECRET), trusted=files[:1] if trusted else ())
+    peers = Peers(
+        "one", ways.get, tokens=lambda: Tokens(SECRET), trusted=files[:1] if trusted else ()
+    )
     there = Peers("two", ways.get)
     with (
         serving(World(jwt_secret=SECRET, peers=there), tls=files) as two,

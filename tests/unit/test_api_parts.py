@@ -4,6 +4,7 @@ import json
 import zlib
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from math import floor
 from typing import Any
 
 import jwt
@@ -182,11 +183,12 @@ def test_what_a_node_of_an_earlier_version_does_not_tell_of_a_tenant_is_not_know
 
 NOW = datetime.now(UTC)
 TOKENS = Tokens(SECRET)
+END = floor((NOW + timedelta(hours=1)).timestamp())
 
 
 def test_an_admins_token_is_read_back() -> None:
     token = TOKENS.issue(subject="ann", now=NOW, ttl=timedelta(hours=1))
-    assert TOKENS.read(token) == Principal(name="ann", scope=Scope.ADMIN)
+    assert TOKENS.read(token) == Principal(name="ann", scope=Scope.ADMIN, expires_at=END)
 
 
 @pytest.mark.parametrize("payloads", [False, True])
@@ -194,7 +196,9 @@ def test_an_admins_token_is_read_back() -> None:
 def test_another_node_is_told_who_calls_and_what_they_may(scope: Scope, *, payloads: bool) -> None:
     tenant_id = "acme" if scope is Scope.TENANT else None
     shows = payloads or scope in {Scope.ADMIN, Scope.TENANT}
-    who = Principal(name="ann", scope=scope, tenant_id=tenant_id, payloads=shows)
+    who = Principal(
+        name="ann", scope=scope, tenant_id=tenant_id, payloads=shows, issued_at=1.5, expires_at=2.5
+    )
     name, value = auth.caller_header({"type": "http", auth._PRINCIPAL_KEY: who})
     assert name == auth.CALLER
     assert auth._caller_said(value.decode())[0] == who
@@ -203,7 +207,11 @@ def test_another_node_is_told_who_calls_and_what_they_may(scope: Scope, *, paylo
 def test_a_tenants_token_names_its_tenant() -> None:
     token = TOKENS.issue(subject="app", now=NOW, ttl=timedelta(hours=1), tenant_id="acme")
     assert TOKENS.read(token) == Principal(
-        name="app", scope=Scope.TENANT, tenant_id="acme", issued_at=NOW.timestamp()
+        name="app",
+        scope=Scope.TENANT,
+        tenant_id="acme",
+        issued_at=NOW.timestamp(),
+        expires_at=END,
     )
 
 
@@ -226,6 +234,9 @@ def test_a_tenant_is_one_client_under_however_many_names(
         )
 
     assert (client(*one) == client(*other)) is same
+
+
+OTHER = "another secret, and of thirty-two bytes or more"
 
 
 def _signed(algorithm: str = "HS256", secret: str = SECRET, **claims: Any) -> str:
@@ -261,7 +272,7 @@ def test_a_token_that_is_not_signed_with_the_secret_by_hs256_is_refused() -> Non
         "",
         "a.b.c",
         "é",
-        _signed(secret="another secret, and of thirty-two bytes or more"),
+        _signed(secret=OTHER),
         _signed(algorithm="HS512"),
         _signed(algorithm="none", secret=""),
     ):
@@ -276,9 +287,41 @@ def test_clocks_may_differ_by_less_than_a_minute() -> None:
         assert TOKENS.read(_signed(**late)).name == "ann"
 
 
-def test_a_short_secret_is_refused() -> None:
-    with pytest.raises(ValueError, match="32 bytes"):
-        Tokens("short")
+def test_a_short_secret_is_refused_and_so_is_none() -> None:
+    for secrets in ([], ["short"], [SECRET, "short"]):
+        with pytest.raises(ValueError, match="32 bytes"):
+            Tokens(*secrets)
+
+
+def test_the_first_secret_signs_and_all_of_them_verify() -> None:
+    old, new = Tokens(OTHER), Tokens(SECRET, OTHER)
+    before = old.issue(subject="ann", now=NOW, ttl=timedelta(hours=1))
+    after = new.issue(subject="ann", now=NOW, ttl=timedelta(hours=1))
+    assert new.read(before) == new.read(after) == TOKENS.read(after)
+    for tokens, token in ((old, after), (TOKENS, before)):
+        with pytest.raises(BadTokenError, match="signed"):
+            tokens.read(token)
+    late = _signed(secret=OTHER, exp=NOW - timedelta(hours=1))
+    with pytest.raises(BadTokenError, match="expired"):
+        new.read(late)
+
+
+def test_what_can_not_be_shown_of_a_holders_name_is_not_taken() -> None:
+    assert TOKENS.read(_signed(sub="a\0b\nc\ud800 é")).name == "a?b?c? é"
+
+
+@pytest.mark.parametrize("exp", [10**400, 2**63])
+def test_a_token_may_end_beyond_all_calendars(exp: int) -> None:
+    assert TOKENS.read(_signed(exp=exp)).expires_at == 2**53
+
+
+def test_a_token_is_good_until_it_ends_and_for_what_clocks_may_differ() -> None:
+    who = Principal(name="ann", scope=Scope.ADMIN, expires_at=NOW.timestamp())
+    later = lambda seconds: NOW + timedelta(seconds=seconds)  # noqa: E731
+    assert who.good_for(NOW) == LEEWAY_SECONDS
+    assert who.good_for(later(LEEWAY_SECONDS - 1)) == pytest.approx(1)
+    assert who.good_for(later(LEEWAY_SECONDS + 1)) == 0
+    assert replace(who, expires_at=None).good_for(NOW) is None
 
 
 def test_a_route_without_a_rule_is_noticed() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tenantry.front.messages import Message, Serve, Stop, WorkWith, read, write
+from tenantry.front.messages import Message, Serve, Stop, Trust, WorkWith, read, write
 from tests.api.serving import SECRET, Served, World, serving
 from tests.waiting import DEADLINE, eventually
 
@@ -21,12 +21,13 @@ from tests.waiting import DEADLINE, eventually
         Serve(
             descriptor=3,
             relay=4,
-            jwt_secret="ü" * 32,
+            secrets=["ü" * 32],
             tls=None,
             log_level="info",
             log_format="json",
         ),
         WorkWith(database_url="postgresql://x\n/y", cursor_key="00ff", broker={"url": ""}),
+        Trust(secrets=["new" * 11, "old" * 11]),
         Stop(),
     ],
 )

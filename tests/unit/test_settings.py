@@ -121,11 +121,27 @@ def test_the_secret_may_be_a_systemd_credential(file: Path, tmp_path: Path) -> N
     (tmp_path / "jwt_secret").write_text(SECRET + "\n")
     environ = {"CREDENTIALS_DIRECTORY": str(tmp_path)}
     settings = read(file, '[server]\nhost = "0.0.0.0"', **environ)
-    assert settings.security.jwt_secret.get_secret_value() == SECRET
+    assert settings.security.secrets == (SECRET,)
     settings = read(file, **environ, TENANTRY_JWT_SECRET="x" * 32)
-    assert settings.security.jwt_secret.get_secret_value() == "x" * 32
+    assert settings.security.secrets == ("x" * 32,)
     (tmp_path / "jwt_secret").write_text("short")
     assert "credential jwt_secret" in refusal(file, **environ)
+
+
+def test_secrets_may_be_several_the_first_of_which_signs(file: Path, tmp_path: Path) -> None:
+    assert read(file).security.secrets == ()
+    old, new = SECRET, "a new one, with commas, = and [] in it"
+    listed = read(file, f"security = {{jwt_secret = ['{new}', '{old}']}}")
+    assert listed.security.secrets == (new, old)
+    (tmp_path / "jwt_secret").write_text(f"{new}\n\n{old}\n")
+    for environ in (
+        {"TENANTRY_JWT_SECRET": f"{new}\n{old}"},
+        {"TENANTRY_JWT_SECRET_FILE": str(tmp_path / "jwt_secret")},
+        {"CREDENTIALS_DIRECTORY": str(tmp_path)},
+    ):
+        assert read(file, **environ).security.secrets == (new, old)
+    assert not any(one in repr(listed) + repr(listed.model_dump()) for one in (new, old))
+    assert read(file, TENANTRY_JWT_SECRET="").security.secrets == ()
 
 
 def test_the_broker_is_named_by_one_url_or_the_other(file: Path) -> None:
@@ -163,7 +179,9 @@ def test_a_secret_may_stand_in_a_file_that_the_environment_names(
     named = {f"{variable}_FILE": str(tmp_path / "secret")}
     settings = read(file, **named)
     section, name = key.split(".")
-    assert getattr(getattr(settings, section), name).get_secret_value() == secret
+    value = getattr(getattr(settings, section), name)
+    (value,) = value if isinstance(value, tuple) else [value]
+    assert value.get_secret_value() == secret
     assert f"{variable}_FILE" in refusal(file, **named, **{variable: secret})
     said = refusal(file, **{f"{variable}_FILE": str(tmp_path / "nowhere")})
     assert f"{key}: {tmp_path}/nowhere can't be read: no such file" in said
@@ -274,6 +292,16 @@ def test_settings_can_t_be_changed(file: Path) -> None:
         ("broker = {url = 'iggy:///v'}", "broker.url: names no host"),
         ("database = {url = 'mysql://h'}", "database.url: must be a URL that begins with postgres"),
         ("security = {jwt_secret = 'short'}", "security.jwt_secret: must be at least 32 bytes"),
+        (
+            f"security = {{jwt_secret = ['{SECRET}', '']}}",
+            "security.jwt_secret: secret 2 of 2: must be at least 32 bytes, not 0",
+        ),
+        (
+            f"security = {{jwt_secret = {[SECRET] * 11}}}",
+            "security.jwt_secret: has too many entries",
+        ),
+        ("security = {jwt_secret = 7}", "security.jwt_secret: must be text, or a list of texts"),
+        ("security = {jwt_secret = [7]}", "security.jwt_secret: must be text"),
     ],
 )
 def test_a_bad_file_is_refused_by_key_and_file(file: Path, text: str, expected: str) -> None:

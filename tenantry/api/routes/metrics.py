@@ -11,6 +11,7 @@ from tenantry.api.access import rule_for
 from tenantry.api.openapi import Routes
 from tenantry.api.services import Injected
 from tenantry.http.auth import Authentication
+from tenantry.http.identity import Identity
 from tenantry.http.middleware import BoundedBody, RequestContext
 from tenantry.http.pool import Pool
 from tenantry.http.problems import Problem
@@ -56,7 +57,7 @@ def alone(page: Metrics) -> ASGIApp:
     It is for loopback: web pages that a browser on this machine has open are refused.
     """
     only = BoundedBody(_Only(page), max_bytes=_BODY_BYTES, seconds=_BODY_SECONDS)
-    return RequestContext(Authentication(only, tokens=None, rule_for=rule_for))
+    return RequestContext(Authentication(only, identity=Identity(), rule_for=rule_for))
 
 
 class _Only:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from contextlib import AbstractContextManager, aclosing
+from datetime import UTC, datetime
 from typing import Annotated, Final
 
 from fastapi import Header, Query
@@ -62,9 +63,9 @@ async def follow_messages(
 ) -> Response:
     """Send every message in commit order, each once, from a cursor or from now on.
 
-    A stream ends after an hour at most, when the server stops, and for who reads too slowly;
-    come back with `Last-Event-ID`, and nothing is missed. `Last-Event-ID` goes before
-    `cursor`, which may be a `follow_cursor` of `GET /messages`.
+    A stream ends with its token, after an hour at most, when the server stops, and for who
+    reads too slowly; come back with `Last-Event-ID`, and nothing is missed. `Last-Event-ID`
+    goes before `cursor`, which may be a `follow_cursor` of `GET /messages`.
     """
     bound = binding(query.tenant_id, query.topic, Order.ASCENDING)
     cursor = last_event_id or query.cursor
@@ -111,6 +112,7 @@ async def follow_messages(
         after=start,
         opening=f"retry: 1000\nid: {first}\n\n".encode(),
         closing=connection_of(request.scope).closing,
+        longest=who.good_for(datetime.now(UTC)),
     )
     return _Events(events, services.streams.place(client_of(request.scope)))
 
