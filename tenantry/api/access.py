@@ -67,6 +67,8 @@ TABLE: Final[dict[tuple[str, str], Access]] = {
     ("GET", "/audit"): Access.READ,
     ("POST", "/isolation"): Access.ADMIN,
     ("GET", "/status"): Access.READ,
+    ("GET", "/overview"): Access.READ,
+    ("GET", "/whoami"): Access.TENANT_READ,
     ("GET", "/info"): Access.READ,
     ("GET", "/metrics"): Access.READ,
     ("POST", "/drain"): Access.ADMIN,
@@ -82,8 +84,29 @@ _COMPILED: Final[list[tuple[str, re.Pattern[str], Access]]] = [
 ]
 
 
+PAGE: Final = "/ui"
+"""Where the operator's page is. To be shown it takes no right: whatever is on it, and whatever is
+done by it, is asked of the routes above in its viewer's name.
+"""
+
+
+def is_page(path: str) -> bool:
+    """Tell whether a path is one of the operator's page."""
+    return path == PAGE or path.startswith(f"{PAGE}/")
+
+
+def may(call: tuple[str, str], scope: Scope, *, payloads: bool) -> bool:
+    """Tell whether a scope is good for a call; a tenant's, for one about itself."""
+    access = TABLE[call]
+    if scope is Scope.TENANT:
+        return access is Access.PUBLIC or access.is_tenants
+    return access.admits(scope, payloads=payloads)
+
+
 def rule_for(method: str, path: str) -> Rule | None:
     """Find the rule of a request; None where no route answers it. HEAD is as GET."""
+    if is_page(path):
+        return Rule(access=Access.PUBLIC, tenant_id=None)
     method = "GET" if method == "HEAD" else method
     for wanted, pattern, access in _COMPILED:
         if wanted == method and (match := pattern.match(path)):

@@ -1,14 +1,16 @@
-"""What tenants' actors do, wherever they are at work: each node is asked once, all at a time."""
+"""What tenants' actors do, wherever they are at work: all nodes are asked at a time."""
 
 from __future__ import annotations
 
 import asyncio
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from starlette.types import Scope
 
 from tenantry.api.peers import Peers
+from tenantry.api.schemas.common import MAX_LIST
 from tenantry.api.schemas.daemon import runtime_of
 from tenantry.control.port import Control, TenantRuntime
 from tenantry.nodes.port import Cluster, Owned
@@ -37,24 +39,30 @@ async def runtimes_of(
 ) -> Told:
     """Find out what tenants' actors do, in the name of the caller of a request."""
     told = Told()
-    away: dict[str, list[str]] = {}
+    away: dict[str, list[str]] = defaultdict(list)
     for one in tenant_ids:
         owned = owners.get(one)
         node = None if owned is None else owned.node
         if node is None or node == cluster.name or cluster.owned(one) is not None:
             told.runtimes[one] = control.runtime(one)
         else:
-            away.setdefault(node, []).append(one)
+            away[node].append(one)
     if peers is None:
         told.silent = sorted(away)
         return told
-    answers = await asyncio.gather(*(_ask(peers, node, ids, scope) for node, ids in away.items()))
-    for node, answer in zip(away, answers, strict=True):
+    asked = [
+        (node, ids[start : start + MAX_LIST])
+        for node, ids in away.items()
+        for start in range(0, len(ids), MAX_LIST)
+    ]
+    answers = await asyncio.gather(*(_ask(peers, node, ids, scope) for node, ids in asked))
+    silent = set()
+    for (node, _), answer in zip(asked, answers, strict=True):
         if answer is None:
-            told.silent.append(node)
+            silent.add(node)
         else:
             told.runtimes.update(answer)
-    told.silent.sort()
+    told.silent = sorted(silent)
     return told
 
 

@@ -41,6 +41,7 @@ from tenantry.metrics.statistics import Statistics
 from tenantry.metrics.statistics_postgres import PostgresStatistics
 from tenantry.nodes.cluster import NodesFromOne
 from tenantry.nodes.postgres import PostgresNodes
+from tenantry.page.serving import PAGE
 from tenantry.projections.port import ordered_topics
 from tenantry.settings import Settings
 
@@ -210,7 +211,7 @@ def open_standby_api(
 
 def _open(listeners: Listeners, services: Services) -> None:
     """Let requests in, to what stands behind them from now on."""
-    listeners.open(create_app(services, way_in(listeners.identity)), services.metrics)
+    listeners.open(create_app(services, [*way_in(listeners.identity), PAGE]), services.metrics)
 
 
 def describe(settings: Settings, listeners: Listeners, *, database: str) -> dict[str, object]:

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from tenantry.domain.tenant import TenantState
+
+
+class Found(NamedTuple):
+    """A tenant as a search finds it."""
+
+    tenant_id: str
+    name: str
+    lifecycle: str
 
 
 class TenantDirectory(Protocol):
@@ -20,6 +29,15 @@ class TenantDirectory(Protocol):
 
     def page(self, *, after: str | None = None, limit: int = 50) -> list[TenantState]:
         """List the tenants that exist, by id, from beyond the id `after`."""
+
+    def search(self, text: str) -> list[Found]:
+        """Find the tenants that exist with a text in their id or name, whatever its case; by id.
+
+        An empty text is in all of them; others are of printable characters.
+        """
+
+    def several(self, tenant_ids: Sequence[str]) -> list[TenantState]:
+        """Give the present states of tenants, in this order; who never was is left out."""
 
     def as_of_version(self, tenant_id: str, version: int) -> TenantState | None:
         """Give a tenant's state after its first `version` events, or None if it has fewer."""

@@ -27,6 +27,7 @@ from tenantry.journal.codec import STATE_SCHEMA, MalformedEventError, decode_sta
 from tenantry.journal.port import EventStore, JournalError, JournalUnavailableError, RecordedEvent
 from tenantry.journal.postgres import journal_connection, journal_rows, recorded_event
 from tenantry.journal.tenants import TENANT_CATEGORY, snapshot_state, tenant_events
+from tenantry.projections.port import Found
 from tenantry.sql import queries
 
 CHECKPOINT: Final[Mapping[str, object]] = {"name": "tenants", "shape": STATE_SCHEMA}
@@ -166,6 +167,18 @@ class PostgresTenantDirectory(TenantsPast):
     def page(self, *, after: str | None = None, limit: int = 50) -> list[TenantState]:
         """See `TenantDirectory.page`."""
         return self._read("page", after=after or "", limit=limit)
+
+    def search(self, text: str) -> list[Found]:
+        """See `TenantDirectory.search`."""
+        rows = journal_rows(self._database, self._sql["search"], {"text": text})
+        return [Found(*row) for row in rows]
+
+    def several(self, tenant_ids: Sequence[str]) -> list[TenantState]:
+        """See `TenantDirectory.several`."""
+        wanted = {"ids": list(tenant_ids)}
+        rows = journal_rows(self._database, self._sql["get_many"], wanted)
+        states = {tenant_id: decode_state(data) for tenant_id, data in rows}
+        return [states[one] for one in tenant_ids if one in states]
 
     def _read(self, query: str, **parameters: object) -> list[TenantState]:
         rows = journal_rows(self._database, self._sql[query], parameters)

@@ -13,6 +13,12 @@ WHERE lifecycle <> 'deleted' AND id > %(after)s
 ORDER BY id
 LIMIT %(limit)s;
 
+-- name: search
+SELECT id, state ->> 'name', lifecycle FROM tenantry.tenants
+WHERE lifecycle <> 'deleted'
+  AND strpos(lower(id || E'\n' || (state ->> 'name')), lower(%(text)s::text)) > 0
+ORDER BY id;
+
 -- name: put
 INSERT INTO tenantry.tenants (id, version, lifecycle, state, created_at, updated_at)
 SELECT * FROM unnest(

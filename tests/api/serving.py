@@ -32,6 +32,7 @@ from tenantry.http.server import ApiServer
 from tenantry.journal.port import Metadata
 from tenantry.metrics.page import MetricsPage
 from tenantry.metrics.statistics import Statistics
+from tenantry.page.serving import PAGE
 from tests import scratch
 from tests.api.fakes import (
     FakeAccounts,
@@ -102,7 +103,7 @@ class World:
             "default_workers": lambda: 3,
             "info": {"version": "0.1.0"},
         } | {key: value for key, value in self.options.items() if key not in WAY_IN}
-        return create_app(Services(**given), self.way_in())
+        return create_app(Services(**given), [*self.way_in(), PAGE])
 
     def way_in(self, names: AbstractSet[str] = WAY_IN) -> list[Middleware]:
         given = {key: self.options[key] for key in names - {"jwt_secret"} if key in self.options}

@@ -25,6 +25,7 @@ from tests.api.serving import SECRET, Served, World, serving
 from tests.waiting import DEADLINE
 
 TOKENS = Tokens(SECRET)
+ABOUT_WHO_CALLS = ("GET", "/whoami")
 
 
 def _bearer(
@@ -138,7 +139,7 @@ def test_a_tenants_token_reaches_its_own_and_nothing_else(api: Served) -> None:
     for route, access in TABLE.items():
         own = _status(api.tcp, route, "acme", headers=_bearer("acme"))
         foreign = _status(api.tcp, route, "acme", headers=_bearer("other"))
-        if access is Access.PUBLIC:
+        if access is Access.PUBLIC or route == ABOUT_WHO_CALLS:
             right = own == foreign == 200
         elif access.is_tenants:
             right = own not in {401, 403} and foreign == 403
@@ -332,3 +333,26 @@ def test_what_a_tenants_trouble_is_operators_are_told_and_the_tenant_that_there_
     assert shown == [found, found, "it is in trouble; the operator can see why"]
     api.world.control.trouble.clear()
     assert api.tcp.get("/tenants/acme", headers=_bearer("acme")).json()["trouble"] is None
+
+
+def test_every_token_tells_its_holder_what_it_is_good_for(api: Served) -> None:
+    def told(headers: dict[str, str]) -> tuple[object, ...]:
+        return tuple(api.tcp.get("/whoami", headers=headers).json().values())
+
+    assert told(_bearer()) == ("ann", "admin", None, True, False)
+    assert told(_bearer("acme")) == ("ann", "tenant", "acme", True, False)
+    assert told(_bearer(scope=Scope.READ)) == ("ann", "read", None, False, False)
+    assert told(_bearer(scope=Scope.OPERATE, payloads=True)) == (
+        "ann",
+        "operate",
+        None,
+        True,
+        False,
+    )
+
+
+def test_a_session_of_the_page_is_no_token_of_the_api(api: Served) -> None:
+    token = _bearer()["Authorization"].removeprefix("Bearer ")
+    cookie = {"Cookie": f"tenantry_session={token}"}
+    assert api.tcp.get("/tenants", headers=cookie).status_code == 401
+    assert api.tcp.get("/ui", headers=cookie).status_code == 200

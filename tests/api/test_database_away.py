@@ -29,7 +29,8 @@ from tests.waiting import DEADLINE
 
 WITHOUT_IT = {
     "GET /healthz", "GET /readyz", "GET /openapi.json", "GET /docs", "GET /swagger/{asset}",
-    "GET /status", "GET /info", "GET /metrics", "POST /drain", "POST /stop", "POST /runtime",
+    "GET /status", "GET /info", "GET /metrics", "GET /overview", "GET /whoami", "POST /drain",
+    "POST /stop", "POST /runtime",
 }  # fmt: skip
 """What is answered whatever the database does."""
 

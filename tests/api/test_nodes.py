@@ -18,6 +18,7 @@ from starlette.types import Receive, Scope, Send
 from tenantry.api import handing_on
 from tenantry.api.peers import Peers
 from tenantry.control.port import ControlUnavailableError, ElsewhereError
+from tenantry.domain.tenant import Lifecycle
 from tenantry.http.middleware import StartingApp
 from tenantry.http.server import ApiServer
 from tenantry.http.tokens import Tokens
@@ -388,3 +389,47 @@ def test_an_answer_without_an_end_comes_as_it_is_made(nodes: Two) -> None:
     ) as stream:
         assert stream.headers["content-type"].startswith("text/event-stream")
         assert next(stream.iter_lines()) == "retry: 1000"
+
+
+@pytest.fixture(scope="module")
+def working() -> Iterator[Two]:
+    """Two nodes whose tenants do something."""
+    with two_nodes() as nodes:
+        nodes.one.world.create("acme")
+        nodes.one.world.control.pending["here"] = 3
+        nodes.two.world.control.pending["acme"] = 7
+        _work(nodes.one, "here", rate=1.5, lifecycle=Lifecycle.ACTIVE, parked="too often")
+        _work(nodes.two, "acme", rate=2.0, lifecycle=Lifecycle.PAUSED)
+        yield nodes
+
+
+def _work(served: Served, tenant_id: str, **figures: Any) -> None:
+    control = served.world.control
+    runtime = control.runtime(tenant_id)
+    assert runtime is not None
+    tenants = {tenant_id: replace(runtime, **figures)}
+    control.system = replace(control.system, tenants=tenants)
+
+
+def test_the_overview_adds_up_what_all_nodes_tell(working: Two) -> None:
+    for client in (working.one.control, working.one.tcp):
+        told = client.get("/overview", headers=bearer()).json()
+        assert (told["tenants"], told["rate"], told["pending"]) == (2, 3.5, 10)
+        assert told["states"] == {"active": 1, "paused": 1}
+        assert (told["troubled"], told["dead_letters"], told["silent_nodes"]) == (1, 0, [])
+
+
+def test_the_overview_names_nodes_that_do_not_answer(working: Two) -> None:
+    there = working.ways.pop("two")
+    told = working.one.control.get("/overview").json()
+    working.ways["two"] = there
+    assert (told["tenants"], told["pending"], told["silent_nodes"]) == (1, 3, ["two"])
+
+
+def test_tenants_are_sorted_by_what_they_do_on_other_nodes(working: Two) -> None:
+    def listed(sort: str) -> list[str]:
+        answer = working.one.control.get("/tenants", params={"sort": sort})
+        return [one["id"] for one in answer.json()["data"]]
+
+    assert listed("-pending") == ["acme", "here"]
+    assert listed("pending") == ["here", "acme"]

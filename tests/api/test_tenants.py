@@ -23,7 +23,7 @@ FIELDS = {
     "id", "name", "state", "workers", "topics", "partitions", "stream", "queue", "version",
     "incarnation", "node", "epoch", "created_at", "updated_at", "workers_current",
     "messages_pending", "parked", "parked_at", "trouble", "consumer_access", "limits",
-    "topic_settings",
+    "topic_settings", "rate", "dead_lettered",
 }  # fmt: skip
 
 
@@ -288,3 +288,31 @@ def test_a_tenant_made_under_other_limits_is_shown_all_the_same() -> None:
     )  # fmt: skip
     shown = schemas.Tenant.of(state, None)
     assert (shown.workers, len(shown.topics)) == (MAX_WORKERS + 1, MAX_TOPICS + 1)
+
+
+def test_tenants_are_searched_and_sorted_page_by_page(api: Served) -> None:
+    for tenant_id, name, rate in (("a", "Zeta", 2), ("b", "beta", 0), ("c", "Alpha", 9)):
+        api.world.create(tenant_id, name=name)
+        api.world.control.pending[tenant_id] = rate
+
+    def listed(**params: object) -> list[str]:
+        found: list[str] = []
+        cursor = None
+        while True:
+            asked = {**params, "limit": 1, **({} if cursor is None else {"cursor": cursor})}
+            answer = api.control.get("/tenants", params=asked)  # type: ignore[arg-type]
+            found += [one["id"] for one in answer.json()["data"]]
+            if (cursor := answer.json()["next_cursor"]) is None:
+                return found
+
+    assert listed(sort="name") == ["c", "b", "a"]
+    assert listed(sort="-id") == ["c", "b", "a"]
+    assert listed(sort="-pending") == ["c", "a", "b"]
+    assert listed(search="ETA") == ["a", "b"]
+    assert listed(search="eta", sort="pending") == ["b", "a"]
+    assert listed(search="nobody") == []
+    other = api.control.get("/tenants", params={"sort": "name", "limit": 1}).json()["next_cursor"]
+    for given in ({}, {"sort": "-name"}, {"sort": "name", "search": "a"}):
+        assert api.control.get("/tenants", params={**given, "cursor": other}).status_code == 400
+    for given in ({"sort": "colour"}, {"sort": "--id"}, {"search": "\0"}):
+        assert api.control.get("/tenants", params=given).status_code == 422

@@ -117,6 +117,26 @@ def test_the_list_is_ordered_by_id_and_paged(tenants: Tenants) -> None:
     assert listed == sorted(ids)
 
 
+def test_tenants_are_found_by_a_part_of_their_id_or_name_whatever_its_case(
+    tenants: Tenants,
+) -> None:
+    for one in ("b", "a-1", "acme"):
+        tenants.create(one)
+    gone = tenants.create("gone")
+    tenants.delete("gone")
+    find, several = tenants.directory.search, tenants.directory.several
+    assert [one.tenant_id for one in find("")] == ["a-1", "acme", "b"]
+    assert find("NANT A-") == [("a-1", "Tenant a-1", "active")]
+    assert find("%") == find("gone") == []
+    assert [one.tenant_id for one in several(["gone", "b", "nobody", "a-1"])] == [
+        "gone",
+        "b",
+        "a-1",
+    ]
+    assert several([]) == []
+    assert several(["gone"])[0].version == gone.version + 2
+
+
 def test_the_past_is_told_by_version(tenants: Tenants) -> None:
     tenants.create("acme")
     tenants.do(ResizeWorkers(tenant_id="acme", workers=9))

@@ -23,6 +23,7 @@ from tenantry.journal.port import (
     VersionConflictError,
 )
 from tenantry.journal.tenants import TENANT_CATEGORY, tenant_events
+from tenantry.projections.port import Found
 from tenantry.projections.tenants import TenantsPast
 from tenantry.terms.port import Holder, Standing
 
@@ -194,6 +195,19 @@ class InMemoryTenantDirectory(TenantsPast):
             key=lambda one: one.tenant_id,
         )
         return [one for one in existing if after is None or one.tenant_id > after][:limit]
+
+    def search(self, text: str) -> list[Found]:
+        """See `TenantDirectory.search`."""
+        return [
+            Found(one.tenant_id, one.name, one.lifecycle.value)
+            for one in self.page(limit=len(self._projection.states()))
+            if text.lower() in f"{one.tenant_id}\n{one.name}".lower()
+        ]
+
+    def several(self, tenant_ids: Sequence[str]) -> list[TenantState]:
+        """See `TenantDirectory.several`."""
+        states = self._projection.states()
+        return [states[one] for one in tenant_ids if one in states]
 
 
 class InMemoryTerms:

@@ -8,11 +8,21 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 from fastapi import Query
+from starlette.requests import Request
 from starlette.responses import Response
 
 from tenantry.api.openapi import Routes
+from tenantry.api.overview import overview
+from tenantry.api.routing import Who
 from tenantry.api.schemas.common import answer, json_response
-from tenantry.api.schemas.daemon import State, Status, StatusQuery, status_json
+from tenantry.api.schemas.daemon import (
+    Overview,
+    State,
+    Status,
+    StatusQuery,
+    WhoAmI,
+    status_json,
+)
 from tenantry.api.services import Injected
 from tenantry.control.port import Control
 from tenantry.http.problems import unavailable
@@ -50,6 +60,18 @@ async def readiness(services: Injected) -> Response:
 async def status(services: Injected, _query: Annotated[StatusQuery, Query()]) -> Response:
     """Show a node's tree of actors and what every actor of its tenants does."""
     return json_response(status_json(services.control.status()))
+
+
+@routes("GET /overview", "Show all tenants together", Overview)
+async def show_overview(services: Injected, request: Request) -> Response:
+    """Add up what the actors of all tenants do, on all nodes; each is asked, for two seconds."""
+    return answer(await overview(services, request.scope))
+
+
+@routes("GET /whoami", "Show who calls", WhoAmI)
+async def show_caller(who: Who) -> Response:
+    """Show what the caller's token is good for, as the rules of all calls take it."""
+    return answer(WhoAmI.made_of(who, scope=who.scope.value))
 
 
 @routes("GET /info", "Show what the daemon runs on", dict[str, Any])

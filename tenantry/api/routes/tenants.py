@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Annotated
 from uuid import uuid4
@@ -11,14 +10,13 @@ from fastapi import Query
 from starlette.requests import Request
 from starlette.responses import Response
 
-from tenantry.api import idempotency
+from tenantry.api import idempotency, tenant_list
 from tenantry.api.idempotency import Once
 from tenantry.api.moving import Move
-from tenantry.api.node_runtimes import runtimes_of
 from tenantry.api.openapi import Routes
 from tenantry.api.paging import link_header
 from tenantry.api.routing import Caller, Who, checked_id
-from tenantry.api.schemas.common import PageQuery, answer, dumps, json_response, parse_time
+from tenantry.api.schemas.common import answer, dumps, json_response, parse_time
 from tenantry.api.schemas.limits import LimitsChange
 from tenantry.api.schemas.nodes import Destination
 from tenantry.api.schemas.tenants import (
@@ -31,6 +29,7 @@ from tenantry.api.schemas.tenants import (
     TenantCreation,
     TenantPage,
     TenantQuery,
+    TenantsQuery,
     TenantWithCredentials,
     topics_of,
 )
@@ -58,7 +57,6 @@ from tenantry.domain.tenant import Lifecycle, TenantState
 from tenantry.http.problems import RETRY_AFTER_SECONDS, Problem, invalid
 from tenantry.http.tokens import Principal, Scope
 from tenantry.journal.port import Metadata
-from tenantry.nodes.port import Owned
 
 _TENANTS = "tenants"
 _MAX_VERSION_DIGITS = 9
@@ -105,43 +103,37 @@ async def create_tenant(
 
 @routes("GET /tenants", "List tenants", TenantPage, errors=(400, 422), paged=True)
 async def list_tenants(
-    services: Injected, request: Request, query: Annotated[PageQuery, Query()]
+    services: Injected, request: Request, query: Annotated[TenantsQuery, Query()]
 ) -> Response:
-    """List the tenants that exist, by id.
+    """List the tenants that exist, by id, or those that are searched for in another order.
 
-    What runs of those on other nodes is asked there, for two seconds at most.
+    What runs of those on other nodes is asked there, for two seconds at most. Sorted by what
+    tenants do, or searched, a page begins so many tenants after the first: who has moved meanwhile
+    may be shown twice, or not at all.
     """
-    cursors, run = services.cursors, services.pools.reads.run
-    after = None if query.cursor is None else cursors.open(query.cursor, _TENANTS).decode()
-
-    def read() -> tuple[list[TenantState], Mapping[str, Owned]]:
-        states = services.directory.page(after=after, limit=query.limit + 1)
-        page = [one.tenant_id for one in states[: query.limit]]
-        return states, services.cluster.owners(page) if page else {}
-
-    states, owners = await run(read)
-    page = states[: query.limit]
-    end = None
-    if len(states) > query.limit:
-        end = cursors.seal(page[-1].tenant_id.encode(), _TENANTS)
-    told = await runtimes_of(
-        [one.tenant_id for one in page],
-        owners,
-        control=services.control,
-        cluster=services.cluster,
-        peers=services.peers,
-        scope=request.scope,
-    )
+    cursors = services.cursors
+    plain = query.sort == "id" and not query.search
+    bound = (_TENANTS,) if plain else (_TENANTS, query.sort, query.search)
+    place = None if query.cursor is None else cursors.open(query.cursor, *bound)
+    if plain:
+        after = None if place is None else place.decode()
+        part = await tenant_list.by_id(services, request.scope, after, query.limit)
+        last = part.states[-1].tenant_id.encode() if part.more else b""
+    else:
+        begin = 0 if place is None else int.from_bytes(place)
+        part = await tenant_list.sorted_by(services, request.scope, query, begin)
+        last = (begin + query.limit).to_bytes(8)
+    end = cursors.seal(last, *bound) if part.more else None
 
     def write() -> bytes:
         shown = []
-        for state in page:
-            owned = owners.get(state.tenant_id)
-            runtime = told.runtimes.get(state.tenant_id)
-            shown.append(Tenant.of(state, runtime, owned, known=told.knows(owned)))
-        return dumps(TenantPage(data=shown, next_cursor=end, silent_nodes=told.silent))
+        for state in part.states:
+            owned = part.owners.get(state.tenant_id)
+            runtime = part.told.runtimes.get(state.tenant_id)
+            shown.append(Tenant.of(state, runtime, owned, known=part.told.knows(owned)))
+        return dumps(TenantPage(data=shown, next_cursor=end, silent_nodes=part.told.silent))
 
-    return json_response(await run(write), headers=link_header(request, end))
+    return json_response(await services.pools.reads.run(write), headers=link_header(request, end))
 
 
 @routes("GET /tenants/{tenant_id}", "Show a tenant, now or in the past", Tenant, errors=(404, 422))

@@ -20,6 +20,7 @@ from tenantry.api.schemas.common import (
     values_of,
 )
 from tenantry.control.port import Role, SystemState, SystemStatus, TenantRuntime
+from tenantry.http.tokens import Scope
 from tenantry.nodes.port import NodeState
 
 MAX_NODE_NAME: Final = 63
@@ -111,6 +112,41 @@ class Status(Answer):
         description="Actors that were replaced and whose threads still hang."
     )
     tenants: dict[str, Runtime] = Field(description="This node's own.")
+
+
+class WhoAmI(Answer):
+    """Who calls, and what they may."""
+
+    name: str = Field(description="As the journal names them.", examples=["ann"])
+    scope: str = Field(examples=["operate"], json_schema_extra=values_of(Scope))
+    tenant_id: str | None = Field(description="With the scope `tenant`.", examples=[None])
+    payloads: bool = Field(description="Whether they may see what is in messages.")
+    anonymous: bool = Field(description="Whether they came without a token, as none is asked for.")
+
+
+class Overview(Answer):
+    """All nodes' tenants together, as their actors tell."""
+
+    tenants: int = Field(description="How many exist.", examples=[41])
+    states: dict[str, int] = Field(
+        description="How many are in each state.", examples=[{"active": 40, "paused": 1}]
+    )
+    troubled: int = Field(
+        description="How many are parked, or have something else in their way.", examples=[0]
+    )
+    rate: float = Field(description="Messages settled a second.", examples=[812.5])
+    pending: int = Field(description="Messages waiting in the queues.", examples=[0])
+    unsettled: int = Field(description="Taken, not yet acknowledged.", examples=[0])
+    stored: int = Field(description="Since the tenants' creation.", examples=[81250])
+    duplicates: int = Field(examples=[0])
+    dead_lettered: int = Field(examples=[0])
+    dead_letters: int | None = Field(
+        description="Dead letters that are listed now; null while the database is away.",
+        examples=[0],
+    )
+    silent_nodes: list[str] = Field(
+        description="Nodes that did not answer in time; theirs is left out.", examples=[[]]
+    )
 
 
 class StatusQuery(StrictQuery):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Final, Literal, Self, TypeAlias
 
-from pydantic import Field, GetJsonSchemaHandler, model_validator
+from pydantic import Field, GetJsonSchemaHandler, field_validator, model_validator
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
@@ -14,6 +14,7 @@ from tenantry.api.schemas.common import (
     EXAMPLE_TIME,
     Answer,
     Cursor,
+    PageQuery,
     StrictInput,
     StrictQuery,
     Time,
@@ -164,6 +165,33 @@ class TenantCreation(StrictInput):
     ] = 1
 
 
+SORTS: Final = ("id", "name", "state", "rate", "pending", "dead_lettered")
+
+
+class TenantsQuery(PageQuery):
+    """Which tenants are listed, and in which order."""
+
+    search: str = Field(
+        default="",
+        max_length=MAX_NAME,
+        description="A text in the id or the name, whatever its case.",
+        examples=["acme"],
+    )
+    sort: str = Field(
+        default="id",
+        pattern=rf"^-?({'|'.join(SORTS)})$",
+        description=f"One of {', '.join(SORTS)}; with a `-` before it, the greatest first.",
+        examples=["-pending"],
+    )
+
+    @field_validator("search")
+    @classmethod
+    def _printable(cls, text: str) -> str:
+        if not text.isprintable():
+            raise ValueError("must be of printable characters")
+        return text
+
+
 class Concurrency(StrictInput):
     """The number of workers wanted."""
 
@@ -243,6 +271,13 @@ class Tenant(Answer):
     messages_pending: int | None = Field(
         description="Messages waiting in the queues; null if unknown.", examples=[0]
     )
+    rate: float | None = Field(
+        description="Messages settled a second, over the last ten; null if unknown.", examples=[0.0]
+    )
+    dead_lettered: int | None = Field(
+        description="Messages that became dead letters, since its creation; null if unknown.",
+        examples=[0],
+    )
     parked: str | None = Field(
         description="Why the daemon itself paused the tenant; null if it did not.", examples=[None]
     )
@@ -279,6 +314,8 @@ class Tenant(Answer):
             epoch=None if owned is None else owned.epoch,
             workers_current=(0 if known else None) if runtime is None else runtime.workers_current,
             messages_pending=None if runtime is None else runtime.pending,
+            rate=None if runtime is None else runtime.rate,
+            dead_lettered=None if runtime is None else runtime.dead_lettered,
             trouble=trouble if to_operator or trouble is None else _TROUBLE,
         )
 
@@ -294,6 +331,8 @@ class Tenant(Answer):
             epoch=None,
             workers_current=None,
             messages_pending=None,
+            rate=None,
+            dead_lettered=None,
             trouble=None,
         )
 
@@ -375,7 +414,7 @@ class SqlAccessData(Answer):
 
 
 class TenantPage(Answer):
-    """Tenants by id; `next_cursor` is null on the last page."""
+    """Tenants in the order asked for; `next_cursor` is null on the last page."""
 
     data: list[Tenant]
     next_cursor: Cursor

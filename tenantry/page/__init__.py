@@ -1,0 +1,1 @@
+"""The operator's page: HTML that this server makes, over the API, in its viewer's name."""

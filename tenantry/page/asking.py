@@ -1,0 +1,120 @@
+"""The API as the page calls it: in this process, with its viewer's token, past the same doors.
+
+So the page has no right of its own: who is shown what, and who may do what, is decided where it is
+decided for every call, and what is another node's is handed on to it as any call is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+from urllib.parse import quote, urlencode
+
+import orjson
+from starlette.types import Message, Scope
+
+from tenantry.http.auth import connection_of, mark
+from tenantry.http.middleware import CORRELATION_HEADER, correlation_id_of
+
+_COPIED: Final = (b"host", b"origin")
+"""Headers of the page's request by which a foreign web page is told."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the API answers: `body` is JSON that was read, None where there was none."""
+
+    status: int
+    body: Any
+
+    @property
+    def well(self) -> bool:
+        """Whether it is what was asked for."""
+        return self.status < 300
+
+    @property
+    def problem(self) -> str:
+        """What went wrong, in a sentence; empty where nothing did."""
+        if self.well:
+            return ""
+        detail = self.body.get("detail") if isinstance(self.body, dict) else None
+        return str(detail or f"the answer has the status {self.status}")
+
+
+class Api:
+    """The API for one request of the page; `token` is its viewer's, where there is one."""
+
+    def __init__(self, scope: Scope, token: str | None) -> None:
+        self._outer = scope
+        self._token = token
+
+    def with_token(self, token: str) -> Api:
+        """Give the same API for the holder of another token."""
+        return Api(self._outer, token)
+
+    async def get(self, path: str, **params: object) -> Answer:
+        """Ask for something; what is None of the parameters is left out."""
+        return await self.call("GET", path, params=params)
+
+    async def call(
+        self,
+        method: str,
+        path: str,
+        *,
+        params: Mapping[str, object] | None = None,
+        body: object = None,
+    ) -> Answer:
+        """Call the API and read its answer to the end."""
+        content = b"" if body is None else orjson.dumps(body)
+        scope = self._scope(method, path, params or {}, content)
+        sent = False
+        status, parts = 500, []
+
+        async def receive() -> Message:
+            nonlocal sent
+            if sent:
+                # Whoever waits for the client to go is ended with the answer.
+                await asyncio.Event().wait()
+            sent = True
+            return {"type": "http.request", "body": content, "more_body": False}
+
+        async def send(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            else:
+                parts.append(message.get("body", b""))
+
+        await self._outer["app"](scope, receive, send)
+        written = b"".join(parts)
+        return Answer(status, orjson.loads(written) if written else None)
+
+    def _scope(self, method: str, path: str, params: Mapping[str, object], content: bytes) -> Scope:
+        given = {name: value for name, value in params.items() if value is not None}
+        scope: Scope = {
+            **{name: self._outer.get(name) for name in ("asgi", "http_version", "scheme")},
+            **{name: self._outer.get(name) for name in ("client", "server")},
+            "type": "http",
+            "method": method,
+            "path": path,
+            "raw_path": quote(path, safe="/").encode(),
+            "root_path": "",
+            "query_string": urlencode(given).encode(),
+            "headers": self._headers(content),
+        }
+        mark(scope, connection_of(self._outer))
+        return scope
+
+    def _headers(self, content: bytes) -> list[tuple[bytes, bytes]]:
+        headers = [pair for pair in self._outer["headers"] if pair[0].lower() in _COPIED]
+        headers.append(
+            (CORRELATION_HEADER.lower().encode(), correlation_id_of(self._outer).encode())
+        )
+        if self._token is not None:
+            headers.append((b"authorization", b"Bearer " + self._token.encode()))
+        if content:
+            headers.append((b"content-type", b"application/json"))
+            headers.append((b"content-length", b"%d" % len(content)))
+        return headers

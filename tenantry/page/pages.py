@@ -1,0 +1,144 @@
+"""The pages: which there are, and how a request comes to its own."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+from urllib.parse import parse_qsl
+
+from starlette.datastructures import Headers
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import compile_path
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from tenantry.api.access import is_page
+from tenantry.http.problems import Problem
+from tenantry.page import rendering, sessions
+from tenantry.page.asking import Answer, Api
+from tenantry.page.viewing import Viewer
+
+MOST_FIELDS: Final = 100
+_FORM: Final = "application/x-www-form-urlencoded"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Visit:
+    """One request of the page: the names in its path, its parameters or fields, and the API."""
+
+    path: str
+    names: Mapping[str, str]
+    given: Mapping[str, str]
+    headers: Headers
+    api: Api
+
+    def html(self, template: str, viewer: Viewer, status: int = 200, **shown: Any) -> Response:
+        """Write a page for who looks."""
+        return rendering.html(template, self.path, status, viewer=viewer, given=self.given, **shown)
+
+    def lead_to(self, to: str, headers: Mapping[str, str] | None = None) -> Response:
+        """Lead on to another page: `ui/tenants/acme`, say."""
+        return rendering.see_other(self.path, to, headers)
+
+
+Show = Callable[[Visit], Awaitable[Response]]
+
+
+class Pages(dict[tuple[str, str], Show]):
+    """Pages by method and path."""
+
+    def __call__(self, call: str) -> Callable[[Show], Show]:
+        """Make a function the page under a path: `GET /ui/nodes`, say."""
+        method, _, path = call.partition(" ")
+
+        def add(show: Show) -> Show:
+            self[method, path] = show
+            return show
+
+        return add
+
+
+class NotLetIn(Exception):  # noqa: N818 - no error: it asks who it is
+    """Who looks has no token, or a bad one; the message says which."""
+
+
+def let_in(answer: Answer) -> Answer:
+    """Give an answer back, unless it is that a token is needed, or something else is wrong."""
+    if answer.status == 401:
+        raise NotLetIn(answer.problem)
+    if not answer.well:
+        raise Problem(answer.status, answer.problem)
+    return answer
+
+
+class Page:
+    """Serves what is under `/ui`; all else goes on. `pages` are those that there are."""
+
+    def __init__(self, app: ASGIApp, *, pages: Mapping[tuple[str, str], Show]) -> None:
+        self._app = app
+        self._pages: list[tuple[str, re.Pattern[str], Show]] = [
+            (method, compile_path(path)[0], show) for (method, path), show in pages.items()
+        ]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != "http" or not is_page(scope["path"]):
+            await self._app(scope, receive, send)
+            return
+        response = await self._answer(Request(scope, receive))
+        await response(scope, receive, send)
+
+    async def _answer(self, request: Request) -> Response:
+        path: str = request.scope["path"]
+        try:
+            show, names = self._find(request.method, path)
+            visit = await _visit(request, names)
+            return await show(visit)
+        except NotLetIn as reason:
+            # `Bearer` is what the API takes; browsers ask nothing for it.
+            asked = {"WWW-Authenticate": "Bearer"}
+            here = path.removeprefix("/") if request.method == "GET" else "ui"
+            return rendering.html("login.html", path, 401, asked, reason=str(reason), to=here)
+        except Problem as problem:
+            return rendering.html(
+                "problem.html", path, problem.status, problem.headers, problem=problem
+            )
+
+    def _find(self, method: str, path: str) -> tuple[Show, Mapping[str, str]]:
+        method = "GET" if method == "HEAD" else method
+        there = set()
+        for wanted, pattern, show in self._pages:
+            if (match := pattern.match(path)) is not None:
+                if wanted == method:
+                    return show, match.groupdict()
+                there.add(wanted)
+        if there:
+            allowed = ", ".join(sorted(there | ({"HEAD"} if "GET" in there else set())))
+            raise Problem(405, "this page does not take this", headers={"Allow": allowed})
+        raise Problem(404, "there is no such page")
+
+
+async def _visit(request: Request, names: Mapping[str, str]) -> Visit:
+    headers = request.headers
+    if request.method in {"GET", "HEAD"}:
+        written = request.scope["query_string"]
+    else:
+        sessions.refuse_foreign_forms(headers)
+        if headers.get("content-type", "").partition(";")[0].strip().lower() != _FORM:
+            raise Problem(415, f"a form of this page is sent as {_FORM}")
+        written = await request.body()
+    try:
+        fields = parse_qsl(
+            written.decode("ascii"), keep_blank_values=True, max_num_fields=MOST_FIELDS
+        )
+    except ValueError:
+        raise Problem(400, "the form can't be read") from None
+    return Visit(
+        path=request.scope["path"],
+        names=names,
+        given=dict(fields),
+        headers=headers,
+        api=Api(request.scope, sessions.token_of(headers)),
+    )

@@ -1,0 +1,130 @@
+"""How the page is written: templates, numbers and times as people read them, headers, files."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from datetime import datetime
+from functools import cache
+from importlib import resources
+from typing import TYPE_CHECKING, Any, Final
+
+from starlette.responses import Response
+
+from tenantry.http.problems import Problem
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+POLICY: Final = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
+    "form-action 'self'; base-uri 'none'; frame-ancestors 'none'; "
+    "require-trusted-types-for 'script'; trusted-types 'none'"
+)
+HEADERS: Final[Mapping[str, str]] = {
+    "Content-Security-Policy": POLICY,
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    # Not `no-referrer`: with that, browsers keep from a form where it came from.
+    "Referrer-Policy": "same-origin",
+    "X-Frame-Options": "DENY",
+}
+LONGEST_TEXT: Final = 300
+"""Characters that are shown of a text that somebody else has chosen."""
+
+UNKNOWN: Final = "—"
+
+_FILES: Final = {
+    "page.css": "text/css",
+    "page.js": "text/javascript",
+    "icon.svg": "image/svg+xml",
+}
+_FOR_GOOD: Final = "public, max-age=31536000, immutable"
+
+
+def html(
+    template: str,
+    path: str,
+    status: int = 200,
+    headers: Mapping[str, str] | None = None,
+    **shown: Any,
+) -> Response:
+    """Write a page for a request's path, from which its links lead."""
+    text = _environment().get_template(template).render(root=root_of(path), **shown)
+    return Response(
+        text, status_code=status, media_type="text/html", headers={**HEADERS, **(headers or {})}
+    )
+
+
+def see_other(path: str, to: str, headers: Mapping[str, str] | None = None) -> Response:
+    """Lead on to another page, named from the root of the API, after a form."""
+    given = {**HEADERS, **(headers or {}), "Location": f"{root_of(path)}{to}"}
+    return Response(status_code=303, headers=given)
+
+
+def root_of(path: str) -> str:
+    """Give the way from a page to the root of the API, which a proxy may have put anywhere."""
+    return "../" * (path.count("/") - 1) or "./"
+
+
+def file(name: str) -> Response:
+    """Give a file that belongs to the page, by the name with its digest in it; 404."""
+    stem, _, rest = name.partition(".")
+    _, _, ending = rest.partition(".")
+    plain = f"{stem}.{ending}"
+    if plain not in _FILES or name != named(plain):
+        raise Problem(404, "nothing is served under this path")
+    headers = {**HEADERS, "Cache-Control": _FOR_GOOD}
+    return Response(_content(plain), media_type=_FILES[plain], headers=headers)
+
+
+@cache
+def named(plain: str) -> str:
+    """Give a file's name with the digest of what is in it: under one name it never changes."""
+    stem, _, ending = plain.partition(".")
+    return f"{stem}.{hashlib.sha256(_content(plain)).hexdigest()[:16]}.{ending}"
+
+
+@cache
+def _content(plain: str) -> bytes:
+    return (resources.files(__package__) / "static" / plain).read_bytes()
+
+
+@cache
+def _environment() -> Environment:
+    # Loaded when somebody looks for the first time: a daemon starts without it.
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader(__package__),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(number=number, rate=rate, moment=moment, clipped=clipped)
+    environment.globals.update(file=named)
+    return environment
+
+
+def number(value: float | None) -> str:
+    """Write a count exactly, its digits in threes."""
+    return UNKNOWN if value is None else f"{value:,}"
+
+
+def rate(value: float | None) -> str:
+    """Write how many there are a second."""
+    return UNKNOWN if value is None else f"{value:,.1f}"
+
+
+def moment(written: str | None) -> str:
+    """Write a time to the second, in UTC."""
+    if written is None:
+        return UNKNOWN
+    return f"{datetime.fromisoformat(written):%Y-%m-%d %H:%M:%S} UTC"
+
+
+def clipped(text: object, most: int = LONGEST_TEXT) -> str:
+    """Write the beginning of a text, and that there is more of it."""
+    whole = str(text)
+    return whole if len(whole) <= most else f"{whole[:most]}… ({len(whole):,} characters)"

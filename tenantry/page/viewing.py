@@ -1,0 +1,41 @@
+"""Who looks at the page, and what they may do: by the same table that decides about every call."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Self
+
+from tenantry.api import access
+from tenantry.http.tokens import Scope
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Viewer:
+    """Who looks, as the API knows them."""
+
+    name: str
+    scope: Scope
+    tenant_id: str | None
+    payloads: bool
+    anonymous: bool
+
+    @classmethod
+    def of(cls, told: Any) -> Self:
+        """Read what `GET /whoami` tells."""
+        return cls(
+            name=told["name"],
+            scope=Scope(told["scope"]),
+            tenant_id=told["tenant_id"],
+            payloads=told["payloads"],
+            anonymous=told["anonymous"],
+        )
+
+    def may(self, call: str) -> bool:
+        """Tell whether a call is theirs to make: `POST /tenants/{tenant_id}/pause`, say."""
+        method, _, path = call.partition(" ")
+        return access.may((method, path), self.scope, payloads=self.payloads)
+
+    @property
+    def is_tenant(self) -> bool:
+        """Whether it is a tenant, who sees the page of that one alone."""
+        return self.scope is Scope.TENANT

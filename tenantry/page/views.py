@@ -1,0 +1,131 @@
+"""What the pages show: answers of the API, asked for all at a time."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from typing import Any, Final
+from urllib.parse import urlencode
+
+from starlette.responses import Response
+
+from tenantry.http.problems import Problem
+from tenantry.page import rendering, sessions
+from tenantry.page.asking import Answer, Api
+from tenantry.page.pages import Pages, Visit, let_in
+from tenantry.page.viewing import Viewer
+
+ROWS: Final = 50
+"""Tenants on a page."""
+
+_WAY: Final = re.compile(r"ui(/[A-Za-z0-9_-][A-Za-z0-9._-]*)*", re.ASCII)
+_COLUMNS: Final = {
+    "id": "Tenant",
+    "name": "Name",
+    "state": "State",
+    "rate": "Messages/s",
+    "pending": "Waiting",
+    "dead_lettered": "Dead-lettered",
+}
+_GREATEST_FIRST: Final = frozenset({"rate", "pending", "dead_lettered"})
+
+pages: Final = Pages()
+
+
+@pages("GET /ui/static/{name}")
+async def show_file(visit: Visit) -> Response:
+    """Give a file."""
+    return rendering.file(visit.names["name"])
+
+
+@pages("GET /ui/login")
+async def ask_for_token(visit: Visit) -> Response:
+    """Ask for a token, unless who looks is let in without one."""
+    let_in(await visit.api.get("/whoami"))
+    return visit.lead_to("ui")
+
+
+@pages("POST /ui/login")
+async def log_in(visit: Visit) -> Response:
+    """Take a token, and have the browser keep it for this page."""
+    token = sessions.checked_token(visit.given.get("token", ""))
+    let_in(await visit.api.with_token(token).get("/whoami"))
+    to = visit.given.get("to", "")
+    cookie = {"Set-Cookie": sessions.begin(token, visit.headers)}
+    return visit.lead_to(to if _WAY.fullmatch(to) else "ui", cookie)
+
+
+@pages("POST /ui/logout")
+async def log_out(visit: Visit) -> Response:
+    """Have the browser forget the token."""
+    return visit.lead_to("ui/login", {"Set-Cookie": sessions.end(visit.headers)})
+
+
+@pages("GET /ui")
+async def show_overview(visit: Visit) -> Response:
+    """Show how everything is, and the tenants."""
+    query = _list_query(visit)
+    who, ready, nodes, totals, tenants = await asyncio.gather(
+        visit.api.get("/whoami"),
+        visit.api.get("/readyz"),
+        visit.api.get("/nodes"),
+        visit.api.get("/overview"),
+        visit.api.get("/tenants", **query),
+    )
+    viewer = Viewer.of(let_in(who).body)
+    if viewer.is_tenant:
+        return visit.lead_to(f"ui/tenants/{viewer.tenant_id}")
+    if tenants.status in {400, 422}:  # a parameter that somebody has made up
+        raise Problem(tenants.status, tenants.problem)
+    return visit.html(
+        "overview.html",
+        viewer,
+        ready=ready,
+        nodes=nodes,
+        totals=totals,
+        tenants=tenants,
+        query=query,
+        columns=[_column(name, title, query) for name, title in _COLUMNS.items()],
+        first=_list_link(query["search"], query["sort"]),
+        following=_following(tenants, query),
+    )
+
+
+async def viewer_of(api: Api) -> Viewer:
+    """Tell who looks; asks for a token where that is needed."""
+    return Viewer.of(let_in(await api.get("/whoami")).body)
+
+
+def _list_query(visit: Visit) -> dict[str, Any]:
+    return {
+        "search": visit.given.get("search", ""),
+        "sort": visit.given.get("sort") or "id",
+        "cursor": visit.given.get("cursor"),
+        "limit": ROWS,
+    }
+
+
+def _column(name: str, title: str, query: dict[str, Any]) -> dict[str, Any]:
+    """Say of a column how the list is sorted by it, and what a click on its head asks for."""
+    ascending, descending = name, f"-{name}"
+    first, other = (descending, ascending) if name in _GREATEST_FIRST else (ascending, descending)
+    wanted = other if query["sort"] == first else first
+    sorted_ = {ascending: "ascending", descending: "descending"}.get(query["sort"], "")
+    return {
+        "title": title,
+        "number": name in _GREATEST_FIRST,
+        "sorted": sorted_,
+        "wanted": query["sort"] if sorted_ else first,
+        "link": _list_link(query["search"], wanted),
+    }
+
+
+def _list_link(search: str, sort: str, **more: str) -> str:
+    return "ui?" + urlencode({"search": search, "sort": sort, **more})
+
+
+def _following(tenants: Answer, query: dict[str, Any]) -> str | None:
+    cursor = tenants.body["next_cursor"] if tenants.well else None
+    if cursor is None:
+        return None
+    return _list_link(query["search"], query["sort"], cursor=cursor)
