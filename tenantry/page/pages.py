@@ -17,8 +17,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from tenantry.api.access import is_page
 from tenantry.http.problems import Problem
 from tenantry.page import rendering, sessions
-from tenantry.page.asking import Answer, Api
-from tenantry.page.viewing import Viewer
+from tenantry.page.asking import Api
+from tenantry.page.viewing import NotLetIn, Viewer
 
 MOST_FIELDS: Final = 100
 _FORM: Final = "application/x-www-form-urlencoded"
@@ -58,19 +58,6 @@ class Pages(dict[tuple[str, str], Show]):
             return show
 
         return add
-
-
-class NotLetIn(Exception):  # noqa: N818 - no error: it asks who it is
-    """Who looks has no token, or a bad one; the message says which."""
-
-
-def let_in(answer: Answer) -> Answer:
-    """Give an answer back, unless it is that a token is needed, or something else is wrong."""
-    if answer.status == 401:
-        raise NotLetIn(answer.problem)
-    if not answer.well:
-        raise Problem(answer.status, answer.problem)
-    return answer
 
 
 class Page:

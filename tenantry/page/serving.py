@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Final
 
 from starlette.middleware import Middleware
 
-from tenantry.page.pages import Page
-from tenantry.page.views import pages
+from tenantry.page import actions, tenants, views
+from tenantry.page.pages import Page, Show
 
-PAGE: Final = Middleware(Page, pages=pages)
+PAGES: Final[Mapping[tuple[str, str], Show]] = {
+    **views.pages,
+    **tenants.pages,
+    **actions.pages,
+}
+"""All there are, by method and path."""
+
+PAGE: Final = Middleware(Page, pages=PAGES)

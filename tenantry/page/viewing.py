@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from tenantry.api import access
+from tenantry.http.problems import Problem
 from tenantry.http.tokens import Scope
+from tenantry.page.asking import Answer, Api
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,3 +41,21 @@ class Viewer:
     def is_tenant(self) -> bool:
         """Whether it is a tenant, who sees the page of that one alone."""
         return self.scope is Scope.TENANT
+
+
+class NotLetIn(Exception):  # noqa: N818 - no error: it asks who it is
+    """Who looks has no token, or a bad one; the message says which."""
+
+
+def let_in(answer: Answer) -> Answer:
+    """Give an answer back, unless it is that a token is needed, or something else is wrong."""
+    if answer.status == 401:
+        raise NotLetIn(answer.problem)
+    if not answer.well:
+        raise Problem(answer.status, answer.problem)
+    return answer
+
+
+async def viewer_of(api: Api) -> Viewer:
+    """Tell who looks. Raises `NotLetIn`, `Problem`."""
+    return Viewer.of(let_in(await api.get("/whoami")).body)

@@ -11,9 +11,9 @@ from starlette.responses import Response
 
 from tenantry.http.problems import Problem
 from tenantry.page import rendering, sessions
-from tenantry.page.asking import Answer, Api
-from tenantry.page.pages import Pages, Visit, let_in
-from tenantry.page.viewing import Viewer
+from tenantry.page.asking import Answer
+from tenantry.page.pages import Pages, Visit
+from tenantry.page.viewing import Viewer, let_in
 
 ROWS: Final = 50
 """Tenants on a page."""
@@ -89,11 +89,6 @@ async def show_overview(visit: Visit) -> Response:
         first=_list_link(query["search"], query["sort"]),
         following=_following(tenants, query),
     )
-
-
-async def viewer_of(api: Api) -> Viewer:
-    """Tell who looks; asks for a token where that is needed."""
-    return Viewer.of(let_in(await api.get("/whoami")).body)
 
 
 def _list_query(visit: Visit) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from tenantry.http.tokens import Scope
-from tenantry.page.views import pages
+from tenantry.page.serving import PAGES
 from tests.api.page import TOKENS, Browser, Written, refuse_what_a_strict_policy_would_stop, token
 from tests.api.serving import SECRET, Served, World, serving
 from tests.api.test_database_away import on_nothing
@@ -96,7 +96,7 @@ FOREIGN: list[dict[str, str]] = [
 @pytest.mark.parametrize("foreign", FOREIGN, ids=str)
 def test_no_form_of_another_page_does_anything(api: Served, foreign: dict[str, str]) -> None:
     before = len(api.world.control.metadata)
-    for method, path in pages:
+    for method, path in PAGES:
         if method == "POST":
             url = path.replace("{tenant_id}", "acme").replace("{node}", "one")
             headers = {"Cookie": f"tenantry_session={token()}", **foreign}

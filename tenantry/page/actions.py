@@ -1,0 +1,97 @@
+"""What is done by the page's forms: each is one call of the API, in its viewer's name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Final
+
+from starlette.responses import Response
+
+from tenantry.api.access import TABLE
+from tenantry.http.problems import Problem
+from tenantry.page.pages import Pages, Visit
+from tenantry.page.viewing import let_in, viewer_of
+
+_LONGEST_NUMBER: Final = 18
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Action:
+    """A form: the call it makes, of the names in its path and its fields; where it leads then.
+
+    `done` is what is said there. Where there is a `warning`, it is asked once more before.
+    """
+
+    call: str
+    to: str
+    title: str
+    done: str
+    body: Callable[[Mapping[str, str]], Any] = lambda _: None
+    warning: str = ""
+
+
+ACTIONS: Final[Mapping[str, Action]] = {
+    "/ui/tenants/{tenant_id}/pause": Action(
+        call="POST /tenants/{tenant_id}/pause",
+        to="ui/tenants/{tenant_id}",
+        title="Pause",
+        done="The tenant is paused: its messages wait in their queues.",
+    ),
+    "/ui/tenants/{tenant_id}/resume": Action(
+        call="POST /tenants/{tenant_id}/resume",
+        to="ui/tenants/{tenant_id}",
+        title="Resume",
+        done="The tenant consumes again.",
+    ),
+    "/ui/tenants/{tenant_id}/resize": Action(
+        call="PUT /tenants/{tenant_id}/config/concurrency",
+        to="ui/tenants/{tenant_id}",
+        title="Resize",
+        done="The number of workers is in force.",
+        body=lambda given: {"workers": whole(given.get("workers", ""))},
+    ),
+}
+"""By the path of the form."""
+
+pages: Final = Pages()
+
+
+def whole(text: str) -> int | str:
+    """Read a whole number; what is none goes on as it is, and is refused where it is checked."""
+    digits = text.removeprefix("-")
+    if digits.isdecimal() and digits.isascii() and len(digits) <= _LONGEST_NUMBER:
+        return int(text)
+    return text
+
+
+async def act(path: str, action: Action, visit: Visit) -> Response:
+    """Do what a form asks for, once it is confirmed where that is needed, and lead on."""
+    if action.warning and visit.given.get("confirmed") != "yes":
+        viewer = await viewer_of(visit.api)
+        if not viewer.may(action.call):
+            raise Problem(403, f"the scope {viewer.scope.value} is not good for this")
+        return visit.html("confirm.html", viewer, action=action, back=_filled(action.to, visit))
+    method, _, template = action.call.partition(" ")
+    answer = await visit.api.call(method, _filled(template, visit), body=action.body(visit.given))
+    let_in(answer)
+    return visit.lead_to(f"{_filled(action.to, visit)}?done={path.rpartition('/')[2]}")
+
+
+def said(visit: Visit) -> str:
+    """Say what has been done by the form that has led to a page; nothing, where none has."""
+    name = visit.given.get("done", "")
+    return next((one.done for path, one in ACTIONS.items() if path.endswith(f"/{name}")), "")
+
+
+def _filled(template: str, visit: Visit) -> str:
+    for name, value in visit.names.items():
+        template = template.replace(f"{{{name}}}", value)
+    return template
+
+
+for _path, _action in ACTIONS.items():
+    if tuple(_action.call.split(" ", 1)) not in TABLE:
+        raise RuntimeError(f"a form makes a call that there is not: {_action.call}")
+    pages[("POST", _path)] = partial(act, _path, _action)

@@ -1,0 +1,150 @@
+"""One tenant's pages: how it is, what it has done for a day, and how it was."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator, Mapping
+from typing import Any, Final, NamedTuple
+from urllib.parse import urlencode
+
+from starlette.responses import Response
+
+from tenantry.http.problems import Problem
+from tenantry.page.actions import said
+from tenantry.page.asking import Answer
+from tenantry.page.charts import Chart, chart
+from tenantry.page.pages import Pages, Visit
+from tenantry.page.viewing import Viewer, let_in
+
+EVENTS: Final = 50
+"""Events on a page."""
+
+_WINDOW: Final = "24h"
+_PASSING: Final = frozenset(
+    {"messages_pending", "workers_current", "rate", "dead_lettered", "node", "epoch", "trouble"}
+)
+"""Of a tenant, what is known of the present alone."""
+
+pages: Final = Pages()
+
+
+@pages("GET /ui/tenants/{tenant_id}")
+async def show_tenant(visit: Visit) -> Response:
+    """Show a tenant as it is, its day, and what can be done."""
+    path = f"/tenants/{visit.names['tenant_id']}"
+    who, tenant, day = await asyncio.gather(
+        visit.api.get("/whoami"),
+        visit.api.get(path),
+        visit.api.get(f"{path}/stats", window=_WINDOW),
+    )
+    viewer = Viewer.of(let_in(who).body)
+    shown = let_in(tenant).body
+    return visit.html(
+        "tenant.html",
+        viewer,
+        tenant=shown,
+        limits=list(flat(shown["limits"])),
+        day=day,
+        charts=_charts(day),
+        done=said(visit),
+    )
+
+
+@pages("GET /ui/tenants/{tenant_id}/journal")
+async def show_journal(visit: Visit) -> Response:
+    """Show what has happened to a tenant, how it was at one moment, and what differs to another."""
+    path = f"/tenants/{visit.names['tenant_id']}"
+    who, tenant, events = await asyncio.gather(
+        visit.api.get("/whoami"),
+        visit.api.get(path),
+        visit.api.get(f"{path}/events", limit=EVENTS, cursor=visit.given.get("cursor")),
+    )
+    viewer = Viewer.of(let_in(who).body)
+    let_in(events)
+    now = tenant.body["version"] if tenant.well else None
+    at = visit.given.get("at") or now
+    against = visit.given.get("against") or now
+    then, other = await asyncio.gather(_as_of(visit, path, at), _as_of(visit, path, against))
+    following = None
+    if len(events.body["data"]) == EVENTS:
+        given = {"at": visit.given.get("at"), "against": visit.given.get("against")}
+        chosen = {name: value for name, value in given.items() if value}
+        following = "journal?" + urlencode({**chosen, "cursor": events.body["next_cursor"]})
+    return visit.html(
+        "journal.html",
+        viewer,
+        tenant_id=visit.names["tenant_id"],
+        stream=f"tenant-{visit.names['tenant_id']}",
+        now=now,
+        at=at,
+        against=against,
+        rows=differences(then, other),
+        events=[{**one, "told": list(flat(one["data"]))} for one in events.body["data"]],
+        following=following,
+    )
+
+
+async def _as_of(visit: Visit, path: str, at: object) -> Mapping[str, Any]:
+    if at is None:
+        return {}
+    answer = await visit.api.get(path, at=at)
+    if answer.status == 422:
+        raise Problem(422, answer.problem)
+    return answer.body if answer.well else {}
+
+
+class Difference(NamedTuple):
+    """A field of a tenant at two moments."""
+
+    name: str
+    then: str
+    other: str
+
+    @property
+    def differs(self) -> bool:
+        """Whether it does."""
+        return self.then != self.other
+
+
+def differences(then: Mapping[str, Any], other: Mapping[str, Any]) -> list[Difference]:
+    """Hold a tenant at one moment against the same at another, field by field."""
+    left, right = dict(flat(then)), dict(flat(other))
+    names = [*left, *(name for name in right if name not in left)]
+    return [
+        Difference(name, left.get(name, ""), right.get(name, ""))
+        for name in names
+        if name not in _PASSING
+    ]
+
+
+def flat(value: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, str]]:
+    """Give the fields of an object, and of those in it, as text; what is null is left out."""
+    for name, one in value.items():
+        if isinstance(one, Mapping):
+            yield from flat(one, f"{before}{name}.")
+        elif isinstance(one, list):
+            yield f"{before}{name}", ", ".join(_text(part) for part in one)
+        elif one is not None:
+            yield f"{before}{name}", _text(one)
+
+
+def _text(value: object) -> str:
+    match value:
+        case Mapping():
+            return " ".join(f"{name}={text}" for name, text in flat(value))
+        case bool():
+            return "yes" if value else "no"
+        case int():
+            return f"{value:,}"
+    return str(value)
+
+
+def _charts(day: Answer) -> list[Chart]:
+    if not day.well:
+        return []
+    points = day.body["points"]
+    return [
+        chart("Stored", "messages a second", [one["rate"] for one in points]),
+        chart("Waiting", "messages", [one["backlog"] for one in points]),
+        chart("Latency, 99 of 100", "ms", [one["latency_p99_ms"] for one in points]),
+    ]

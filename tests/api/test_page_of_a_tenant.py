@@ -1,0 +1,188 @@
+"""One tenant's pages: how it is, how it was, and what their forms do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import timedelta
+
+import pytest
+
+from tenantry.api.access import TABLE, may
+from tenantry.http.auth import Access
+from tenantry.http.tokens import Scope
+from tenantry.metrics.statistics import NONE, Slot
+from tenantry.page.actions import ACTIONS
+from tenantry.page.charts import HEIGHT, WIDTH, chart
+from tenantry.page.tenants import differences
+from tests.api.page import Browser, Written, refuse_what_a_strict_policy_would_stop, token
+from tests.api.serving import SECRET, Served, World, serving
+
+EVIL = "<script>alert(1)</script>'\"&"
+FIELDS = {"confirmed": "yes", "workers": "5", "node": "one"}
+
+
+@pytest.fixture(scope="module")
+def api() -> Iterator[Served]:
+    with serving(World(jwt_secret=SECRET)) as served:
+        for tenant_id in ("acme", "other"):
+            served.world.create(tenant_id, name=EVIL, topics=("logs",))
+        yield served
+
+
+@pytest.fixture
+def admin(api: Served) -> Browser:
+    return Browser(api, token())
+
+
+def _forms(tenant_id: str) -> dict[str, str]:
+    """Give the call of each form, by the path that it is sent to."""
+    return {
+        path.replace("{tenant_id}", tenant_id).replace("{node}", "nobody"): one.call
+        for path, one in ACTIONS.items()
+    }
+
+
+@pytest.mark.parametrize("payloads", [False, True], ids=["without", "with payloads"])
+@pytest.mark.parametrize("scope", [Scope.READ, Scope.OPERATE, Scope.ADMIN])
+def test_a_form_does_what_its_senders_token_may_by_the_table_and_nothing_else(
+    api: Served, scope: Scope, *, payloads: bool
+) -> None:
+    browser = Browser(api, token(scope=scope, payloads=payloads))
+    for path, call in _forms("other").items():
+        method, _, template = call.partition(" ")
+        admitted = may((method, template), scope, payloads=payloads)
+        refused = browser.send(path, **FIELDS).status_code == 403
+        assert (path, refused) == (path, not admitted)
+        # Whoever may not is not asked whether they are sure, either.
+        assert (browser.send(path, workers="5").status_code == 403) == (not admitted)
+
+
+def test_a_tenants_token_does_to_itself_what_the_table_says_and_to_others_nothing(
+    api: Served,
+) -> None:
+    browser = Browser(api, token("other"))
+    for path, call in _forms("other").items():
+        method, _, template = call.partition(" ")
+        its_own = TABLE[method, template].is_tenants
+        assert (browser.send(path, **FIELDS).status_code == 403) == (not its_own)
+    for path in (*_forms("acme"), "/ui/tenants/acme", "/ui/tenants/acme/journal"):
+        answer = browser.send(path, **FIELDS) if path in _forms("acme") else browser.get(path)
+        assert (path, answer.status_code) == (path, 403)
+    assert browser.get("/ui/tenants/other").status_code == 200
+    assert browser.get("/ui/tenants/other/journal").status_code == 200
+
+
+def test_a_page_offers_just_the_forms_that_its_viewer_may_send(api: Served) -> None:
+    for scope in (Scope.READ, Scope.OPERATE, Scope.ADMIN):
+        offered = Written(Browser(api, token(scope=scope)).get("/ui/tenants/acme").text).actions()
+        resize = "../../ui/tenants/acme/resize"
+        assert (resize in offered) == (scope is not Scope.READ)
+    assert Access.PUBLIC not in {TABLE[tuple(one.call.split(" ", 1))] for one in ACTIONS.values()}  # type: ignore[index]
+
+
+def test_a_tenant_is_paused_resumed_and_resized_and_the_journal_names_who_did_it(
+    api: Served, admin: Browser
+) -> None:
+    for act, fields, field, value in (
+        ("pause", {}, "state", "paused"),
+        ("resume", {}, "state", "active"),
+        ("resize", {"workers": "7"}, "workers", 7),
+    ):
+        done = admin.send(f"/ui/tenants/acme/{act}", **fields)
+        assert done.headers["location"] == f"../../../ui/tenants/acme?done={act}"
+        assert api.control.get("/tenants/acme").json()[field] == value
+        assert api.world.control.metadata[-1].actor == "ann"
+    said = Written(admin.get("/ui/tenants/acme", done="resize").text).text
+    assert "The number of workers is in force." in said
+    made_up = admin.get("/ui/tenants/acme", done="<b>gone").text
+    assert "gone" not in made_up
+
+
+@pytest.mark.parametrize("workers", ["0", "65", "x", "", "1e3", "9" * 5000, "٣"])
+def test_a_number_of_workers_that_can_not_be_is_told(
+    api: Served, admin: Browser, workers: str
+) -> None:
+    before = api.control.get("/tenants/other").json()["workers"]
+    answer = admin.send("/ui/tenants/other/resize", workers=workers)
+    assert answer.status_code == 422
+    assert "workers: " in Written(answer.text).text
+    assert api.control.get("/tenants/other").json()["workers"] == before
+
+
+def test_a_tenants_day_is_drawn_and_told_in_numbers(api: Served, admin: Browser) -> None:
+    now = api.world.statistics.now.replace(second=0)
+    latencies = (90, 10, *NONE[2:])
+    slot = Slot(at=now - timedelta(minutes=30), stored=9_007_199_254_740_993, latencies=latencies)
+    api.world.statistics.slots["acme", False] = [slot]
+    page = Written(admin.get("/ui/tenants/acme").text)
+    assert "9,007,199,254,740,993" in page.text
+    drawn = [given["points"] for tag, given in page.elements if tag == "polyline"]
+    assert len(drawn) == 3  # one of them is a dot: latency is known of one step alone
+
+
+def test_a_chart_is_in_its_box_and_has_gaps_where_nothing_is_known() -> None:
+    drawn = chart("A", "b", [0, 10, None, None, 5.0, None, 1, 10])
+    assert drawn.lines == [f"0.0,{HEIGHT}.0 85.7,0.0", f"514.3,108.0 {WIDTH}.0,0.0"]
+    assert drawn.dots == ["342.9,60.0 342.9,60.0"]
+    assert chart("A", "b", []).lines == []
+    assert chart("A", "b", [0, 0]).lines == [f"0.0,{HEIGHT}.0 {WIDTH}.0,{HEIGHT}.0"]
+
+
+def test_a_tenant_is_shown_as_it_was_and_what_differs_between_two_moments(
+    api: Served, admin: Browser
+) -> None:
+    api.world.create("past", name="Past", workers=2)
+    api.control.put("/tenants/past/config/concurrency", json={"workers": 9})
+    path = "/ui/tenants/past/journal"
+    page = admin.get(path, at="2")
+    text = Written(page.text).text
+    assert "WorkersResized" in text
+    assert 'max="3"' in page.text
+    rows = [one for one in page.text.split("<tr") if 'class="differs"' in one]
+    workers = next(one for one in rows if ">workers<" in one)
+    assert ">2<" in workers
+    assert ">9<" in workers
+    same = admin.get(path, at="1", against="1").text
+    assert 'class="differs"' not in same
+    assert admin.get(path, at="x").status_code == 422
+    assert admin.get(path, cursor="x").status_code == 400
+    refuse_what_a_strict_policy_would_stop(page.text)
+
+
+def test_the_journal_is_paged_and_outlives_its_tenant(api: Served, admin: Browser) -> None:
+    api.world.create("gone")
+    for number in range(60):
+        api.control.put(
+            "/tenants/gone/config/concurrency", json={"workers": 1 + number % 64}
+        ).raise_for_status()
+    api.control.delete("/tenants/gone").raise_for_status()
+    path, seen = "/ui/tenants/gone/journal", 0
+    for _ in range(3):
+        page = Written(admin.get(path).text)
+        seen += page.text.count("WorkersResized")
+        following = [given["href"] for _, given in page.elements if given.get("rel") == "next"]
+        if not following:
+            break
+        path = f"/ui/tenants/gone/{following[0]}"
+    assert seen == 60
+    assert "Choose a version" in page.text
+    assert admin.get("/ui/tenants/gone/journal", at="2").status_code == 200
+    assert admin.get("/ui/tenants/gone").status_code == 404
+
+
+def test_what_differs_is_found_field_by_field() -> None:
+    then = {"a": 1, "b": {"c": [1, {"d": True}], "e": None}, "rate": 1.0}
+    other = {"a": 1, "b": {"c": [2], "e": 12345}, "rate": 2.0}
+    assert [tuple(one) for one in differences(then, other) if one.differs] == [
+        ("b.c", "1, d=yes", "2"),
+        ("b.e", "", "12,345"),
+    ]
+
+
+def test_an_id_that_is_none_names_no_page(admin: Browser) -> None:
+    for bad in ("NOT-AN-ID", "a%0Ab", "%3Cscript%3E", "a%2Fb", "%F0%9F%92%A9"):
+        for path in (f"/ui/tenants/{bad}", f"/ui/tenants/{bad}/journal"):
+            answer = admin.get(path)
+            assert answer.status_code == 404
+            assert "<script>" not in answer.text
+        assert admin.send(f"/ui/tenants/{bad}/pause").status_code in {404, 405}
