@@ -35,6 +35,7 @@ class PostgresStatistics:
         }
         with store_errors(), self._database.connection() as connection:
             connection.execute(self._sql["note"], wanted)
+            connection.execute(self._sql["forget_gone"], wanted)
 
     def read(
         self, tenant_id: str, *, hourly: bool, start: datetime, end: datetime

@@ -4,6 +4,13 @@
 SELECT tenantry.note_statistics(%(at)s::timestamptz, %(tenants)s::text[], %(backlogs)s::bigint[],
                                 %(latencies)s::integer[], %(bounds)s);
 
+-- name: forget_gone
+-- Of a tenant that went as the marks were made: its deletion had looked for one before that.
+DELETE FROM tenantry.statistics_marks AS m
+WHERE m.tenant_id = ANY(%(tenants)s::text[])
+  AND NOT EXISTS (SELECT FROM tenantry.tenant_counters AS c
+                  WHERE c.tenant_id = m.tenant_id COLLATE "default");
+
 -- name: read
 SELECT at, stored, duplicates, dead_lettered, backlog, latencies
 FROM tenantry.statistics

@@ -17,6 +17,9 @@ from tests.waiting import DEADLINE, eventually
 
 AT = datetime(2026, 1, 31, 12, 30, tzinfo=UTC)
 QUICK = (5, *NONE[1:])
+WAITING = (
+    "SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+)
 
 
 def store_more(store: PostgresMessageStore, *ids: str) -> None:
@@ -96,10 +99,6 @@ def test_what_is_being_noted_as_a_tenant_goes_is_not_the_next_ones(
         statistics.note(AT - timedelta(minutes=1), {TENANT: Note(0, NONE)})
     store_more(store, "1", "2", "3")
     going = threading.Thread(target=store.drop_partition, args=(TENANT,), kwargs={"retain": False})
-    waiting = (
-        "SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
-        " AND datname = current_database()"
-    )
     with psycopg.connect(database_url) as noting:
         noting.execute(
             "SELECT tenantry.note_statistics(%s, %s, '{0}', %s, %s)",
@@ -108,7 +107,7 @@ def test_what_is_being_noted_as_a_tenant_goes_is_not_the_next_ones(
         going.start()
         with psycopg.connect(database_url, autocommit=True) as watcher:
             eventually(
-                lambda: not going.is_alive() or watcher.execute(waiting).fetchall(),
+                lambda: not going.is_alive() or watcher.execute(WAITING).fetchall(),
                 what="a deletion that waits for the statistics",
             )
         noting.commit()
@@ -119,3 +118,24 @@ def test_what_is_being_noted_as_a_tenant_goes_is_not_the_next_ones(
     store_more(store, "1")
     statistics.note(AT, {TENANT: Note(0, NONE)})
     assert read(database) == [(AT, 1, 0, 0)]
+
+
+def test_of_a_tenant_that_goes_as_it_is_noted_for_the_first_time_nothing_is_left(
+    store: PostgresMessageStore, database: Database, database_url: str
+) -> None:
+    store_more(store, "1")
+    notes = {TENANT: Note(0, QUICK)}
+    noting = threading.Thread(target=PostgresStatistics(database).note, args=(AT, notes))
+    with psycopg.connect(database_url) as going:
+        going.execute("DELETE FROM tenantry.tenant_counters")
+        noting.start()
+        with psycopg.connect(database_url, autocommit=True) as watcher:
+            eventually(
+                lambda: not noting.is_alive() or watcher.execute(WAITING).fetchall(),
+                what="a note that waits for the deletion",
+            )
+        going.commit()
+        noting.join(DEADLINE)
+    with database.connection() as connection:
+        for table in ("statistics", "statistics_marks"):
+            assert connection.execute(f"SELECT FROM tenantry.{table}").rowcount == 0, table
