@@ -11,8 +11,11 @@ from tenantry.api.node_runtimes import runtimes_of
 from tenantry.api.schemas.tenants import Tenant
 from tenantry.api.services import Services
 from tenantry.control.port import CommandTimeoutError, TenantRuntime
+from tenantry.domain import names
+from tenantry.domain.events import TenantMoveRequested
 from tenantry.domain.tenant import Lifecycle, TenantState
 from tenantry.http.tokens import Principal
+from tenantry.journal.port import ANY, Metadata
 from tenantry.nodes.port import Owned
 
 LOOK_EVERY: Final = 0.1
@@ -25,8 +28,10 @@ class Move:
         self._services = services
         self._scope = scope
 
-    async def run(self, tenant_id: str, node: str | None, who: Principal) -> Tenant:
-        """Wish, and wait. Raises as `Cluster.want` before anything is wished.
+    async def run(
+        self, tenant_id: str, node: str | None, who: Principal, caller: Metadata
+    ) -> Tenant:
+        """Wish, which is journalled, and wait. Raises as `Cluster.want` before anything is wished.
 
         Raises `CommandTimeoutError` where it takes longer than a command may; it goes on then.
         """
@@ -35,6 +40,9 @@ class Move:
         def wish() -> TenantState:
             state = services.lookup.existing(tenant_id, who)
             services.cluster.want(tenant_id, node)
+            event = TenantMoveRequested(tenant_id=tenant_id, node=node or "")
+            stream = names.placement_journal_stream(tenant_id)
+            services.journal.append(stream, [event], expected=ANY, metadata=caller)
             return state
 
         state = await services.pools.commands.run(wish)

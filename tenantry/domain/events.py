@@ -244,7 +244,14 @@ class TenantMoved(OfTenant):
     epoch: int
 
 
-PlacementEvent: TypeAlias = TenantMoved
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TenantMoveRequested(OfTenant):
+    """Somebody wants the tenant on a node; on the one that placement chooses, where it is empty."""
+
+    node: str
+
+
+PlacementEvent: TypeAlias = TenantMoved | TenantMoveRequested
 """The events of where a tenant is at work, in the stream `placement-ID`."""
 
 
@@ -274,7 +281,23 @@ class IsolationViolated(_OfNoTenant):
     failures: tuple[str, ...]
 
 
-SystemEvent: TypeAlias = IsolationVerified | IsolationViolated
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeDrainRequested(_OfNoTenant):
+    """Somebody wants a node to be empty."""
+
+    node: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeDrainRevoked(_OfNoTenant):
+    """Somebody wants a node to have tenants again."""
+
+    node: str
+
+
+SystemEvent: TypeAlias = (
+    IsolationVerified | IsolationViolated | NodeDrainRequested | NodeDrainRevoked
+)
 """Events of no single tenant, in streams named after what they are about."""
 
 Event: TypeAlias = TenantEvent | DeadLetterEvent | PlacementEvent | SystemEvent

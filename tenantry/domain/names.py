@@ -104,6 +104,11 @@ def placement_journal_stream(tenant_id: str) -> str:
     return f"placement-{tenant_id}"
 
 
+def node_journal_stream(node: str) -> str:
+    """Name the journal's stream of what was asked of a node."""
+    return f"node-{node}"
+
+
 def streams_of(tenant_id: str) -> list[str]:
     """Name all streams of the journal that tell of a tenant."""
     named = journal_stream, dead_letter_journal_stream, placement_journal_stream

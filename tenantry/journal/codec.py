@@ -37,7 +37,7 @@ EVENT_TYPES: Final[Mapping[str, type[Event]]] = MappingProxyType(
         for one in (
             *get_args(TenantEvent),
             *get_args(DeadLetterEvent),
-            PlacementEvent,
+            *get_args(PlacementEvent),
             *get_args(SystemEvent),
         )
     }

@@ -124,6 +124,18 @@ def test_a_node_is_drained_and_has_tenants_again_but_not_the_last_one(alone: Ser
         assert alone.control.post("/nodes/one/undrain").json()["state"] == "active"
     for act in ("drain", "undrain"):
         assert alone.control.post(f"/nodes/three/{act}").status_code == 404
+    asked = asked_of(alone, "/events?limit=500")
+    assert asked == [
+        ("NodeDrainRequested", {"node": "one"}), ("NodeDrainRequested", {"node": "one"}),
+        ("NodeDrainRevoked", {"node": "one"}), ("NodeDrainRevoked", {"node": "one"}),
+    ]  # fmt: skip
+
+
+def asked_of(served: Served, path: str) -> list[tuple[str, dict[str, Any]]]:
+    """Give what the journal has of moves and drains that were asked for; each names who asked."""
+    found = [one for one in served.control.get(path).json()["data"] if "Re" in one["type"]]
+    assert all(one["actor"].startswith("uid=") for one in found), found
+    return [(one["type"], one["data"]) for one in found if one["type"] != "WorkersResized"]
 
 
 def test_a_move_that_is_refused_leaves_the_wish_as_it_was(alone: Served) -> None:
@@ -140,6 +152,10 @@ def test_a_move_that_is_refused_leaves_the_wish_as_it_was(alone: Served) -> None
     assert (there["node"], there["epoch"]) == ("one", 1)
     assert alone.control.post("/tenants/acme/move", json={"node": None}).status_code == 200
     assert cluster.wanted == {"acme": None}
+    assert asked_of(alone, "/tenants/acme/events") == [
+        ("TenantMoveRequested", {"tenant_id": "acme", "node": "one"}),
+        ("TenantMoveRequested", {"tenant_id": "acme", "node": ""}),
+    ]
 
 
 def test_a_move_that_takes_too_long_is_a_504(alone: Served) -> None:

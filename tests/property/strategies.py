@@ -129,7 +129,7 @@ def _any_of(kind: type[Any]) -> st.SearchStrategy[Any]:
 EVENT_KINDS: tuple[type[Any], ...] = (
     *get_args(TenantEvent),
     *get_args(DeadLetterEvent),
-    PlacementEvent,
+    *get_args(PlacementEvent),
     *get_args(SystemEvent),
 )
 

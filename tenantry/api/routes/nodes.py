@@ -5,10 +5,14 @@ from __future__ import annotations
 from starlette.responses import Response
 
 from tenantry.api.openapi import Routes
+from tenantry.api.routing import Caller
 from tenantry.api.schemas.common import answer, json_response
 from tenantry.api.schemas.daemon import Runtimes, TenantsAsked, runtimes_json
 from tenantry.api.schemas.nodes import NodeList, NodeShown
 from tenantry.api.services import Injected, Services
+from tenantry.domain import names
+from tenantry.domain.events import NodeDrainRequested, NodeDrainRevoked
+from tenantry.journal.port import ANY, Metadata
 from tenantry.nodes.port import NodeNotFoundError
 
 routes = Routes("nodes")
@@ -25,18 +29,18 @@ async def list_nodes(services: Injected) -> Response:
 
 
 @routes("POST /nodes/{node}/drain", "Empty a node", NodeShown, errors=(404, 409))
-async def drain_node(services: Injected, node: str) -> Response:
+async def drain_node(services: Injected, node: str, caller: Caller) -> Response:
     """Have a node's tenants handed over one by one; it stays up, and takes none until `undrain`.
 
     Answers at once: `GET /nodes` tells how many are left. 409 where no other node could have them.
     """
-    return await _set_draining(services, node, draining=True)
+    return await _set_draining(services, node, caller, draining=True)
 
 
 @routes("POST /nodes/{node}/undrain", "Let a node have tenants again", NodeShown, errors=(404,))
-async def undrain_node(services: Injected, node: str) -> Response:
+async def undrain_node(services: Injected, node: str, caller: Caller) -> Response:
     """Take a drain back; the node gets its share of the tenants."""
-    return await _set_draining(services, node, draining=False)
+    return await _set_draining(services, node, caller, draining=False)
 
 
 @routes("POST /runtime", "Show what tenants' actors do here", Runtimes)
@@ -46,9 +50,14 @@ async def show_runtime(services: Injected, asked: TenantsAsked) -> Response:
     return json_response(runtimes_json({one: told for one, told in found.items() if told}))
 
 
-async def _set_draining(services: Services, name: str, *, draining: bool) -> Response:
+async def _set_draining(
+    services: Services, name: str, caller: Metadata, *, draining: bool
+) -> Response:
     def change() -> NodeShown:
         services.cluster.set_draining(name, draining=draining)
+        event = NodeDrainRequested(node=name) if draining else NodeDrainRevoked(node=name)
+        stream = names.node_journal_stream(name)
+        services.journal.append(stream, [event], expected=ANY, metadata=caller)
         for one in services.cluster.listed():
             if one.node.name == name:
                 return NodeShown.of(one)

@@ -302,14 +302,21 @@ async def add_topics(
     errors=_COMMAND_ERRORS,
 )
 async def move(
-    services: Injected, tenant_id: str, wanted: Destination, who: Who, request: Request
+    services: Injected,
+    tenant_id: str,
+    wanted: Destination,
+    *,
+    who: Who,
+    caller: Caller,
+    request: Request,
 ) -> Response:
     """Have a node take a tenant over, in order, and keep it there; answers once it consumes there.
 
     With `node` null placement chooses again, and the answer does not wait. Should the node be
     lost, the tenant is at work elsewhere until it is back.
     """
-    return answer(await Move(services, request.scope).run(checked_id(tenant_id), wanted.node, who))
+    moving = Move(services, request.scope)
+    return answer(await moving.run(checked_id(tenant_id), wanted.node, who, caller))
 
 
 async def _execute(services: Services, command: OperatorCommand, caller: Metadata) -> Outcome:
