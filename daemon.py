@@ -234,6 +234,8 @@ class Daemon:
             )
             self._threads.start("service-watchdog", watchdog)
         self._live.tell(lambda now: listeners.trust(now.security.secrets))
+        if listeners.identity.keys is not None:
+            self._threads.start("provider-keys", listeners.identity.keys, vital=False)
         if not listeners.identity.is_asked_for:
             log.warning(
                 "api.without_tokens",

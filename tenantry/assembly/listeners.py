@@ -25,6 +25,7 @@ from tenantry.http.listeners import (
     TlsFilesError,
 )
 from tenantry.http.middleware import StartingApp
+from tenantry.http.provider import Provider
 from tenantry.http.server import ApiServer
 from tenantry.metrics.merged import MergedPage, Metrics
 from tenantry.process import start_checks
@@ -72,7 +73,7 @@ class Listeners:
         """With what is `inherited` from a parent the front is the parent's, and so is its port."""
         self._settings = settings
         self._inherited = inherited
-        self.identity: Final = Identity(settings.security.secrets)
+        self.identity: Final = Identity.of(settings.security.secrets, Provider.of(settings))
         """Whose tokens are taken, here and by the front."""
         self._main_app, self._metrics_app = StartingApp(), StartingApp()
         port = settings.metrics.port

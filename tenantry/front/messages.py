@@ -17,12 +17,14 @@ from typing import Any, Final
 class Serve:
     """How to serve: the descriptors of the listening socket and of the relay's far end.
 
-    `secrets` are those of tokens; `tls` names the files of a certificate and its key.
+    `secrets` are those of our own tokens, `provider` the fields of the `Provider` of others; `tls`
+    names the files of a certificate and its key.
     """
 
     descriptor: int
     relay: int
     secrets: list[str]
+    provider: dict[str, Any] | None
     tls: tuple[str, str] | None
     log_level: str
     log_format: str

@@ -12,12 +12,14 @@ import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import asdict
 from typing import Final
 
 import structlog
 
 from tenantry.front import messages
 from tenantry.http.listeners import ListenError, Relay, bind_tcp, tls_context
+from tenantry.http.provider import Provider
 from tenantry.loops import Heartbeat
 from tenantry.settings import Settings
 
@@ -69,6 +71,7 @@ class Front:
         self._settings = settings
         self._relay = relay
         self._secrets = settings.security.secrets
+        self._provider = Provider.of(settings)
         self._socket: socket.socket | None = None
         self._backends: messages.WorkWith | None = None
         self._process: subprocess.Popen[bytes] | None = None
@@ -181,6 +184,7 @@ class Front:
                     descriptor=descriptor,
                     relay=relay,
                     secrets=list(self._secrets),
+                    provider=None if self._provider is None else asdict(self._provider),
                     tls=None if tls is None else (str(tls[0]), str(tls[1])),
                     log_level=log_settings.level,
                     log_format=log_settings.format,

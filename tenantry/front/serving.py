@@ -36,8 +36,10 @@ from tenantry.front.messages import Serve, Stop, Trust, WorkWith, read
 from tenantry.http.identity import Identity
 from tenantry.http.middleware import REQUEST_SECONDS
 from tenantry.http.pool import Pool
+from tenantry.http.provider import Provider
 from tenantry.http.server import ApiServer
 from tenantry.journal.postgres import PostgresEventStore
+from tenantry.loops import Loop
 from tenantry.messages.reader import PostgresPageReader
 from tenantry.process.start_checks import FRONT_FILES, connections
 from tenantry.projections.tenants import PostgresTenantDirectory
@@ -89,7 +91,8 @@ def main() -> None:
         return
     logging.configure(first.log_level, first.log_format)  # type: ignore[arg-type]
     logging.dump_stacks_on_sigusr1()
-    identity = Identity(first.secrets)
+    provider = None if first.provider is None else Provider(**first.provider)
+    identity = Identity.of(first.secrets, provider)
     rules = way_in(identity, request_timeout=REQUEST_SECONDS + _PATIENCE)
     app = FrontApplication(socket.socket(fileno=first.relay), rules)
     server = ApiServer(
@@ -101,6 +104,8 @@ def main() -> None:
     )
     worker = Worker(app, server, identity)
     threading.Thread(target=_listen, args=(messages, worker), name="messages", daemon=True).start()
+    if identity.keys is not None:
+        worker.run("provider-keys", identity.keys)
     gc.collect()
     gc.freeze()
     server.bind()
@@ -127,6 +132,13 @@ class Worker:
         """Open what `wanted` names, for as long as that takes; until then the daemon does all."""
         self._thread = threading.Thread(target=self._open, args=(wanted,), name="backends")
         self._thread.start()
+
+    def run(self, name: str, loop: Loop) -> None:
+        """Run a loop on a thread of its own until `close`."""
+        thread = threading.Thread(target=loop.run, name=name, daemon=True)
+        thread.start()
+        self._opened.callback(thread.join, JOIN_SECONDS)
+        self._opened.callback(loop.stop)
 
     def stop(self) -> None:
         """Let requests end."""
@@ -166,10 +178,7 @@ class Worker:
         )
         broker, loop = select.open_publishing(wanted.broker, database)
         if loop is not None:
-            thread = threading.Thread(target=loop.run, name="broker-publishing")
-            thread.start()
-            self._opened.callback(thread.join, JOIN_SECONDS)
-            self._opened.callback(loop.stop)
+            self.run("broker-publishing", loop)
         publisher = Publisher(
             lookup=lookup,
             publishing=broker,

@@ -18,8 +18,13 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tenantry.http.identity import Identity
 from tenantry.http.pool import CLIENT
-from tenantry.http.problems import Problem
-from tenantry.http.tokens import BadTokenError, Principal
+from tenantry.http.problems import Problem, unavailable
+from tenantry.http.tokens import (
+    BadTokenError,
+    NoRightsError,
+    Principal,
+    TokenUnreadableError,
+)
 from tenantry.http.tokens import Scope as TokenScope
 
 _CONNECTION_KEY: Final = "tenantry.connection"
@@ -307,6 +312,12 @@ async def _authenticate(headers: Headers, identity: Identity) -> Principal:
         raise Problem(
             401, str(error), headers={"WWW-Authenticate": 'Bearer error="invalid_token"'}
         ) from None
+    except NoRightsError as error:
+        raise Problem(
+            403, str(error), headers={"WWW-Authenticate": 'Bearer error="insufficient_scope"'}
+        ) from None
+    except TokenUnreadableError as error:
+        raise unavailable(str(error), code="identity-unavailable") from None
 
 
 def _query_values(scope: Scope, name: str) -> list[str]:

@@ -1,22 +1,38 @@
-"""Whose tokens are taken. What is trusted may change while it is used."""
+"""Whose tokens are taken: our own, and those of a provider. What is trusted may change."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from tenantry.http.tokens import BadTokenError, Principal, Tokens
+import jwt
+
+from tenantry.http.provider import Provider, ProviderTokens
+from tenantry.http.provider_keys import ProviderKeys
+from tenantry.http.tokens import ALGORITHM, BadTokenError, Principal, Tokens
 
 
 class Identity:
     """Tells by a bearer token who calls. `read` is for event loops; `trust` for any thread."""
 
-    def __init__(self, secrets: Sequence[str] = ()) -> None:
-        """With no `secrets` no tokens are asked for."""
+    def __init__(self, secrets: Sequence[str] = (), provider: ProviderTokens | None = None) -> None:
+        """Without any of both no tokens are asked for."""
+        self._provider = provider
         self.trust(secrets)
 
+    @classmethod
+    def of(cls, secrets: Sequence[str], provider: Provider | None) -> Identity:
+        """Make one that reads the tokens of `provider`, too, once its `keys` run."""
+        return cls(secrets, None if provider is None else ProviderTokens(provider, provider.keys()))
+
     def trust(self, secrets: Sequence[str]) -> None:
-        """Take tokens signed with these secrets, and no others, from now on; the first signs."""
+        """Take our own tokens signed with these secrets, and no others; the first signs.
+
+        The provider's keys are looked at again soon.
+        """
         self._tokens = Tokens(*secrets) if secrets else None
+        if self._provider is not None:
+            self._provider.keys.look_soon()
 
     @property
     def tokens(self) -> Tokens | None:
@@ -24,13 +40,34 @@ class Identity:
         return self._tokens
 
     @property
+    def keys(self) -> ProviderKeys | None:
+        """What fetches the provider's keys, for a thread to run."""
+        return None if self._provider is None else self._provider.keys
+
+    @property
     def is_asked_for(self) -> bool:
         """Whether a call on TCP needs a token."""
-        return self._tokens is not None
+        return self._tokens is not None or self._provider is not None
 
     async def read(self, token: str) -> Principal:
-        """Tell who holds a token. Raises `BadTokenError`."""
+        """Tell who holds a token.
+
+        Raises `BadTokenError`, and of a provider's tokens what `ProviderTokens.read` does.
+        """
         tokens = self._tokens
+        if self._provider is not None:
+            header = _header(token)
+            # Only what is signed with our own secrets is HS256: a provider's key is never one.
+            if tokens is None or header.get("alg") != ALGORITHM:
+                return await self._provider.read(token, header)
         if tokens is None:
             raise BadTokenError("no tokens are taken here")
         return tokens.read(token)
+
+
+def _header(token: str) -> Mapping[str, Any]:
+    """Read what a token says before its signature is looked at."""
+    try:
+        return jwt.get_unverified_header(token)
+    except (jwt.InvalidTokenError, ValueError, TypeError, RecursionError):
+        raise BadTokenError("the token is no JWT") from None

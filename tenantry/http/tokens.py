@@ -13,7 +13,7 @@ import jwt
 
 from tenantry.domain import names
 
-_ALGORITHM: Final = "HS256"
+ALGORITHM: Final = "HS256"
 _MIN_SECRET: Final = 32
 _MAX_SUBJECT: Final = 200
 _LATEST: Final = 2**53
@@ -40,6 +40,14 @@ PAYLOADS: Final = "payloads"
 
 class BadTokenError(Exception):
     """The token is not valid; the message says why and never holds the token."""
+
+
+class NoRightsError(Exception):
+    """The token is valid, and gives no rights here; the message says why."""
+
+
+class TokenUnreadableError(Exception):
+    """Whether the token is valid can't be told now."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,7 +118,7 @@ class Tokens:
         }
         if tenant_id is not None:
             claims["tenant_id"] = tenant_id
-        return jwt.encode(claims, self._secrets[0], algorithm=_ALGORITHM)
+        return jwt.encode(claims, self._secrets[0], algorithm=ALGORITHM)
 
     def read(self, token: str) -> Principal:
         """Tell who holds a token. Raises `BadTokenError`."""
@@ -124,7 +132,7 @@ class Tokens:
                 claims: Mapping[str, Any] = jwt.decode(
                     token,
                     secret,
-                    algorithms=[_ALGORITHM],
+                    algorithms=[ALGORITHM],
                     options={"require": ["exp"]},
                     leeway=LEEWAY_SECONDS,
                 )

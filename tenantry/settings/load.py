@@ -55,6 +55,11 @@ def _lines(text: str) -> object:
     return [line for line in text.splitlines() if line]
 
 
+def _texts(text: str) -> object:
+    """Read `one, another`."""
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
 def _pairs(text: str) -> object:
     """Read `events=package.module:function,logs=...`."""
     pairs = [part.partition("=") for part in text.split(",") if part.strip()]
@@ -74,7 +79,10 @@ _READERS: Final[Mapping[type, Reader]] = {
 }
 """How a variable's text is read, by the type of the setting; any other is text."""
 
-_READERS_OF_KEYS: Final[Mapping[str, Reader]] = {"security.jwt_secret": _lines}
+_READERS_OF_KEYS: Final[Mapping[str, Reader]] = {
+    "security.jwt_secret": _lines,
+    "security.audience": _texts,
+}
 """The same for those whose type does not tell."""
 
 _VARIABLES: Final[Mapping[str, str]] = {
@@ -126,7 +134,7 @@ CREDENTIALS: Final[Mapping[str, str]] = {
 IN_A_FILE: Final = "_FILE"
 """Ends the name of a variable that names a file in which a secret stands, as containers have it."""
 
-OPEN_TABLES: Final = frozenset({"handlers"})
+OPEN_TABLES: Final = frozenset({"handlers", "security.scopes"})
 """Keys whose tables have keys of the user's."""
 
 
@@ -161,11 +169,11 @@ def load(
         settings = Settings.model_validate(tree)
     except ValidationError as error:
         raise SettingsError(_explain(error, sources, where)) from None
-    if not (client or settings.server.is_loopback or settings.security.jwt_secret):
+    if not (client or settings.server.is_loopback or settings.security.takes_tokens):
         source = sources.get("server.host", where)
         raise SettingsError(
             f"server.host: {settings.server.host!r} is not loopback, so security.jwt_secret "
-            f"(TENANTRY_JWT_SECRET) must be set ({source})"
+            f"(TENANTRY_JWT_SECRET) or security.jwks_url must be set ({source})"
         )
     return settings
 
@@ -318,8 +326,12 @@ _PHRASES: Final = {
 }
 
 
-_LISTS: Final = {"security.jwt_secret": "must be text, or a list of texts"}
-"""What is to be said where another list than one of numbers is wanted."""
+_WANTED: Final = {
+    "security.jwt_secret": "must be text, or a list of texts",
+    "security.audience": "must be text, or a list of texts",
+    "security.scopes": "must be a table of a claim's values, each with the rights that it gives",
+}
+"""What is to be said where another list than one of numbers is wanted, or another table."""
 
 
 def _explain(error: ValidationError, sources: Mapping[str, str], where: str) -> str:
@@ -335,8 +347,8 @@ def _explain(error: ValidationError, sources: Mapping[str, str], where: str) -> 
 
 def _problem(detail: ErrorDetails, key: str) -> str:
     kind, context = detail["type"], detail.get("ctx", {})
-    if kind == "tuple_type" and key in _LISTS:
-        return _LISTS[key]
+    if kind in {"tuple_type", "dict_type"} and key in _WANTED:
+        return _WANTED[key]
     given = detail["input"]
     shown = f", not {given!r}" if isinstance(given, (int, float)) else ""
     match kind:

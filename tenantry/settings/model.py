@@ -25,6 +25,7 @@ from tenantry.unixpath import MAX_SOCKET_PATH
 from tenantry.urls import AMQP, IGGY, address, alternatives, split
 
 MIN_SECRET: Final = 32
+SCOPE_CLAIM: Final = "scope"
 MAX_SECRETS: Final = 10
 """A bad token is tried with each of them."""
 
@@ -107,6 +108,23 @@ def _api_address(value: str) -> str:
     return value.rstrip("/")
 
 
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _jwks_url(value: str) -> str:
+    _check_url(SecretStr(value), "https", "http", host=True)
+    url = split(value)
+    if url.scheme == "http" and not _is_loopback(url.hostname or ""):
+        raise PydanticCustomError("url", "must be https: by http who is on the way signs tokens")
+    if "@" in url.netloc:
+        raise PydanticCustomError("url", "holds a user: keys that verify are there for everybody")
+    return value
+
+
 def _empty_is_none(value: object) -> object:
     return None if value == "" else value
 
@@ -143,6 +161,9 @@ def _file(value: str) -> str:
 
 
 File: TypeAlias = Annotated[str, Field(max_length=4096), AfterValidator(_file)]
+
+
+Audience: TypeAlias = Annotated[str, Field(min_length=1, max_length=1024)]
 
 
 class _Section(BaseModel):
@@ -244,10 +265,7 @@ class Server(_Section):
     @property
     def is_loopback(self) -> bool:
         """Whether only this machine can reach the server."""
-        try:
-            return ipaddress.ip_address(self.host.strip("[]")).is_loopback
-        except ValueError:
-            return self.host == "localhost"
+        return _is_loopback(self.host)
 
 
 class Control(_Section):
@@ -262,15 +280,62 @@ class Metrics(_Section):
     port: Annotated[Port | None, BeforeValidator(_empty_is_none)] = None
 
 
-class Security(_Section):
-    """The secrets of tokens: the first signs, all verify.
+Rights: TypeAlias = Literal[
+    "admin", "operate", "operate payloads", "read", "read payloads", "payloads", "tenant"
+]
 
-    Without any there are no tokens, and HTTP is on loopback only.
+
+class Security(_Section):
+    """Whose tokens are taken: our own, and those of a provider of identities.
+
+    Of the secrets of our own the first signs, all verify. The provider's keys are at `jwks_url`;
+    `jwks_ca_file` is the authority that is trusted there in place of the system's. `scopes` maps
+    values of its tokens' `scope_claim` to rights here. Without a secret and a provider there are no
+    tokens, and HTTP is on loopback only.
     """
 
     jwt_secret: Annotated[
         tuple[SecretStr, ...], BeforeValidator(_one_or_several), AfterValidator(_secrets)
     ] = Field(default=(), max_length=MAX_SECRETS)
+
+    jwks_url: Annotated[str, AfterValidator(_jwks_url)] = ""
+    jwks_ca_file: File = ""
+    issuer: str = Field(default="", max_length=1024)
+    audience: Annotated[tuple[Audience, ...], BeforeValidator(_one_or_several)] = Field(
+        default=(), max_length=20
+    )
+    scope_claim: str = Field(default=SCOPE_CLAIM, min_length=1, max_length=200)
+    tenant_claim: str = Field(default="tenant_id", min_length=1, max_length=200)
+    scopes: dict[str, Rights] = Field(default_factory=dict, max_length=200)
+
+    @model_validator(mode="after")
+    def _whose_tokens(self) -> Self:
+        """A provider has several services: a token for another one is not for this one."""
+        for key, value in (("issuer", self.issuer), ("audience", self.audience)):
+            if self.jwks_url and not value:
+                raise PydanticCustomError(
+                    "provider",
+                    "is missing beside security.jwks_url: whose tokens, and for which service",
+                    {"key": f"security.{key}"},
+                )
+            if value and not self.jwks_url:
+                raise PydanticCustomError(
+                    "provider",
+                    "is for tokens of a provider, and security.jwks_url is not set",
+                    {"key": f"security.{key}"},
+                )
+        if self.jwks_url and self.scope_claim != SCOPE_CLAIM and not self.scopes:
+            raise PydanticCustomError(
+                "provider",
+                "is missing beside security.scope_claim: which of its values gives which rights",
+                {"key": "security.scopes"},
+            )
+        return self
+
+    @property
+    def takes_tokens(self) -> bool:
+        """Whether a call on TCP needs a token."""
+        return bool(self.jwt_secret or self.jwks_url)
 
     @property
     def secrets(self) -> tuple[str, ...]:

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 
+from tenantry.http.identity import Identity
+from tenantry.http.provider import Provider, ProviderTokens
+from tenantry.http.provider_keys import Pace, ProviderKeys, trusting
 from tenantry.http.tokens import Principal, Tokens
 from tests.api.serving import SECRET, Served, World, serving
+from tests.identity_provider import AUDIENCE, ISSUER, KeyServer, Signer, key_server
+from tests.waiting import DEADLINE, eventually
 
 NEW = "a new secret that takes the place of the old one"
 
@@ -56,3 +65,122 @@ def test_a_stream_ends_with_its_token(api: Served, monkeypatch: pytest.MonkeyPat
     (end,) = ends
     assert end is not None
     assert timedelta(minutes=50).total_seconds() < end - datetime.now(UTC).timestamp() < 3601
+
+
+@dataclass(frozen=True, slots=True)
+class Provided:
+    """An API that takes tokens of a provider's, and the provider."""
+
+    api: Served
+    server: KeyServer
+    signer: Signer
+
+    def get(self, path: str, signer: Signer | None = None, **claims: Any) -> tuple[int, Any]:
+        token = (signer or self.signer).token(**claims)
+        answer = self.api.tcp.get(path, headers={"Authorization": f"Bearer {token}"})
+        return answer.status_code, answer.json()
+
+
+@contextmanager
+def provided(**rules: Any) -> Iterator[Provided]:
+    signer = Signer("one")
+    with key_server(signer) as server:
+        provider = Provider(
+            jwks_url=server.url, issuer=ISSUER, audience=[AUDIENCE], **{"scopes": {}, **rules}
+        )
+        pace = Pace(every=3600.0, again=0.01, look=DEADLINE, patience=DEADLINE)
+        keys = ProviderKeys(server.url, tls=trusting(""), pace=pace)
+        world = World()
+        world.identity = Identity([SECRET], ProviderTokens(provider, keys))
+        thread = threading.Thread(target=keys.run, name="provider-keys")
+        thread.start()
+        try:
+            with serving(world) as api:
+                world.create("acme")
+                world.create("globex")
+                yield Provided(api, server, signer)
+        finally:
+            keys.stop()
+            thread.join(DEADLINE)
+
+
+def test_a_providers_tokens_are_held_to_the_same_rules_as_ours() -> None:
+    with provided() as here:
+        assert here.get("/tenants")[0] == 200
+        assert here.get("/tenants", scope="read")[0] == 200
+        assert here.get("/status", scope="openid read")[0] == 200
+        own = {"scope": "tenant", "tenant_id": "acme"}
+        assert here.get("/tenants/acme", **own)[0] == 200
+        assert here.get("/tenants/globex", **own)[0] == 403
+        assert here.get("/tenants", **own)[0] == 403
+        assert here.get("/messages?tenant_id=acme", scope="read")[0] == 403
+        assert here.get("/messages?tenant_id=acme", scope="read payloads")[0] == 200
+        assert here.api.tcp.get("/tenants").status_code == 401
+        assert here.api.tcp.get("/tenants", headers=bearer(SECRET)).status_code == 200
+
+
+def test_it_is_told_why_a_providers_token_is_not_good() -> None:
+    with provided(scope_claim="roles", scopes={"ops": "operate"}) as here:
+        status, told = here.get("/tenants", roles=["admin"])
+        assert (status, "roles has no value that security.scopes maps" in told["detail"]) == (
+            403,
+            True,
+        )
+        status, told = here.get("/tenants", roles=["ops"], aud="another")
+        assert (status, told["detail"]) == (401, "the token is for another audience")
+        status, told = here.get("/tenants", Signer("unknown"), roles=["ops"])
+        assert (status, "does not have" in told["detail"]) == (401, True)
+        here.server.answer = lambda request: here.server.send(request, b"", 500)
+        status, told = here.get("/tenants", Signer("new"), roles=["ops"])
+        assert (status, told["type"]) == (503, "urn:problem-type:tenantry:identity-unavailable")
+        assert here.get("/tenants", roles=["ops"])[0] == 200
+        assert here.api.tcp.get("/healthz").status_code == 200
+
+
+def test_a_providers_token_of_a_former_tenant_reaches_nothing_of_the_next_one() -> None:
+    with provided() as here:
+        made = datetime.now(UTC).timestamp()
+        own = {"scope": "tenant", "tenant_id": "acme", "exp": made + 3600}
+        before = {**own, "iat": int(made) - 2}
+        assert here.get("/tenants/acme", **before)[0] == 200
+        here.api.control.delete("/tenants/acme")
+        here.api.world.create("acme")
+        status, told = here.get("/tenants/acme", **before)
+        assert (status, "created anew" in told["detail"]) == (401, True)
+        assert here.get("/tenants/acme", **{**own, "iat": None})[0] == 401
+        assert here.get("/tenants/acme", **{**own, "iat": datetime.now(UTC).timestamp()})[0] == 200
+
+
+def test_keys_are_replaced_under_load_and_no_answer_is_wrong() -> None:
+    """Whose key is shown is let in at once; whose key was taken away is not, once that shows."""
+    with provided() as here:
+        ended = threading.Event()
+        current = [here.signer]
+        wrong: list[object] = []
+
+        def ask() -> None:
+            while not ended.is_set():
+                status, told = here.get("/tenants", current[-1])
+                if status != 200:
+                    wrong.append(told)
+
+        stranger = Signer("one")
+        askers = [threading.Thread(target=ask) for _ in range(2)]
+        for one in askers:
+            one.start()
+        try:
+            for number in range(5):
+                new = Signer(f"key {number}")
+                here.server.show_keys(*current, new)
+                current.append(new)
+                assert here.get("/tenants", new)[0] == 200
+                assert here.get("/tenants", stranger)[0] == 401
+        finally:
+            ended.set()
+            for one in askers:
+                one.join(DEADLINE)
+        assert wrong == []
+        here.server.show_keys(current[-1])
+        here.api.world.identity.trust([SECRET])
+        eventually(lambda: here.get("/tenants", current[0])[0] == 401, what="the first is gone")
+        assert here.get("/tenants", current[-1])[0] == 200

@@ -22,6 +22,7 @@ from tests.waiting import DEADLINE, eventually
             descriptor=3,
             relay=4,
             secrets=["ü" * 32],
+            provider={"jwks_url": "https://login.test/keys", "scopes": {"ü": "read"}},
             tls=None,
             log_level="info",
             log_format="json",

@@ -144,6 +144,57 @@ def test_secrets_may_be_several_the_first_of_which_signs(file: Path, tmp_path: P
     assert read(file, TENANTRY_JWT_SECRET="").security.secrets == ()
 
 
+PROVIDED = {
+    "TENANTRY_SECURITY_JWKS_URL": "https://login.test/keys",
+    "TENANTRY_SECURITY_ISSUER": "https://login.test",
+    "TENANTRY_SECURITY_AUDIENCE": "one, two",
+}
+
+
+def test_a_provider_of_tokens_is_named_with_whose_and_for_whom_they_are(file: Path) -> None:
+    roles = {
+        "TENANTRY_SECURITY_SCOPE_CLAIM": "realm_access.roles",
+        "TENANTRY_SECURITY_SCOPES": "bosses=admin,support=read payloads",
+    }
+    given = read(file, TENANTRY_SERVER_HOST="::", **PROVIDED, **roles).security
+    assert given.audience == ("one", "two")
+    assert given.scopes == {"bosses": "admin", "support": "read payloads"}
+    assert (given.scope_claim, given.tenant_claim) == ("realm_access.roles", "tenant_id")
+    listed = read(
+        file, 'security = {audience = ["a, b"], jwks_url = "http://[::1]:1", issuer = "i"}'
+    )
+    assert listed.security.audience == ("a, b",)
+    assert listed.security.takes_tokens
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"ISSUER": ""}, "security.issuer: is missing beside security.jwks_url"),
+        ({"AUDIENCE": ""}, "security.audience: is missing beside security.jwks_url"),
+        ({"JWKS_URL": ""}, "security.issuer: is for tokens of a provider"),
+        ({"JWKS_URL": "", "ISSUER": ""}, "security.audience: is for tokens of a provider"),
+        ({"JWKS_URL": "http://login.test/keys"}, "security.jwks_url: must be https"),
+        ({"JWKS_URL": "http://localhost.test/"}, "security.jwks_url: must be https"),
+        ({"JWKS_URL": "file:///etc/keys"}, "security.jwks_url: must be a URL that begins with"),
+        ({"JWKS_URL": "https:///keys"}, "security.jwks_url: names no host"),
+        ({"JWKS_URL": "https://u:hidden@h/"}, "security.jwks_url: holds a user"),
+        ({"SCOPE_CLAIM": "roles"}, "security.scopes: is missing beside security.scope_claim"),
+        ({"SCOPE_CLAIM": ""}, "security.scope_claim: must not be empty"),
+        ({"SCOPES": "bosses=root"}, "security.scopes.bosses: must be 'admin', 'operate'"),
+        ({"SCOPES": "bosses"}, "security.scopes: must be a table of a claim's values"),
+        ({"AUDIENCE": ",".join("a" * 21)}, "security.audience: has too many entries"),
+    ],
+)
+def test_a_provider_that_could_not_be_trusted_is_refused(
+    file: Path, changes: dict[str, str], expected: str
+) -> None:
+    changed = {f"TENANTRY_SECURITY_{name}": value for name, value in changes.items()}
+    message = refusal(file, **(PROVIDED | changed))
+    assert message.startswith(expected)
+    assert "hidden" not in message
+
+
 def test_the_broker_is_named_by_one_url_or_the_other(file: Path) -> None:
     assert read(file).broker_url.get_secret_value() == ""
     old = read(file, '[rabbitmq]\nurl = "amqp://old/"')

@@ -1,0 +1,171 @@
+"""Tokens of a provider of identities (OpenID Connect, OAuth 2): RS256, ES256 and EdDSA.
+
+A token counts that is signed with a key of the provider's, by that key's algorithm, for this
+service, and whose rights the settings map to ours. What they don't name gives no right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final, Self
+
+import jwt
+
+from tenantry.domain import names
+from tenantry.http import jwks
+from tenantry.http.provider_keys import ProviderKeys, trusting
+from tenantry.http.tokens import (
+    LEEWAY_SECONDS,
+    PAYLOADS,
+    BadTokenError,
+    NoRightsError,
+    Principal,
+    Scope,
+    principal,
+)
+from tenantry.settings import Settings, SettingsError
+
+_MOST_FIRST: Final = (Scope.ADMIN, Scope.OPERATE, Scope.READ)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Provider:
+    """Where a provider's keys are, and what its tokens must say.
+
+    `scopes` maps values of the claim `scope_claim` to words of a scope of ours; empty: they are
+    such words themselves. A claim inside of another one is named by both, with a dot between.
+    """
+
+    jwks_url: str
+    issuer: str
+    audience: list[str]
+    ca_file: str = ""
+    scope_claim: str = "scope"
+    tenant_claim: str = "tenant_id"
+    scopes: dict[str, str]
+
+    @classmethod
+    def of(cls, settings: Settings) -> Self | None:
+        """Give the one that the settings name, if they do.
+
+        Raises `SettingsError` where its tokens could not be read: what that takes is not installed,
+        or its authority is in no file.
+        """
+        given = settings.security
+        if not given.jwks_url:
+            return None
+        if not jwks.can_verify():
+            raise SettingsError(
+                "security.jwks_url: what verifies a provider's tokens is not installed: "
+                "pip install 'tenantry[jwks]'"
+            )
+        try:
+            trusting(given.jwks_ca_file)
+        except ValueError as error:
+            raise SettingsError(f"security.jwks_ca_file: {error}") from None
+        return cls(
+            jwks_url=given.jwks_url,
+            issuer=given.issuer,
+            audience=list(given.audience),
+            ca_file=given.jwks_ca_file,
+            scope_claim=given.scope_claim,
+            tenant_claim=given.tenant_claim,
+            scopes=dict(given.scopes),
+        )
+
+    def keys(self) -> ProviderKeys:
+        """Make what fetches its keys."""
+        return ProviderKeys(self.jwks_url, tls=trusting(self.ca_file))
+
+
+class ProviderTokens:
+    """Reads a provider's tokens."""
+
+    def __init__(self, provider: Provider, keys: ProviderKeys) -> None:
+        self.keys: Final = keys
+        self._provider = provider
+
+    async def read(self, token: str, header: Mapping[str, Any]) -> Principal:
+        """Tell who holds a token; `header` is the token's, of which nothing is proved yet.
+
+        Raises `BadTokenError`, `NoRightsError`, and `TokenUnreadableError` where the keys that it
+        takes are not to be had now.
+        """
+        algorithm: object = header.get("alg")
+        if not isinstance(algorithm, str) or algorithm not in jwks.ALGORITHMS.values():
+            raise BadTokenError("the token is signed by none of RS256, ES256, EdDSA and HS256")
+        key = await self.keys.find(header.get("kid"), algorithm)
+        claims = self._claims(token, key)
+        scope, payloads = self._rights(claims)
+        tenant_id = None
+        if scope is Scope.TENANT:
+            tenant_id = _claim(claims, self._provider.tenant_claim)
+            if not isinstance(tenant_id, str) or not names.is_tenant_id(tenant_id):
+                raise NoRightsError(
+                    "the token is for a tenant, but its claim "
+                    f"{self._provider.tenant_claim} names none"
+                )
+        return principal(claims, scope, payloads=payloads, tenant_id=tenant_id)
+
+    def _claims(self, token: str, key: jwks.Key) -> Mapping[str, Any]:
+        try:
+            claims: Mapping[str, Any] = jwt.decode(
+                token,
+                key.public,
+                algorithms=[key.algorithm],
+                issuer=self._provider.issuer,
+                audience=self._provider.audience,
+                options={"require": ["exp", "iss", "aud"]},
+                leeway=LEEWAY_SECONDS,
+            )
+        except jwt.ExpiredSignatureError:
+            raise BadTokenError("the token has expired") from None
+        except jwt.ImmatureSignatureError:
+            raise BadTokenError("the token is not good yet; look at both clocks") from None
+        except jwt.MissingRequiredClaimError as error:
+            raise BadTokenError(f"the token has no {error.claim}") from None
+        except jwt.InvalidIssuerError:
+            raise BadTokenError("the token is of another issuer") from None
+        except jwt.InvalidAudienceError:
+            raise BadTokenError("the token is for another audience") from None
+        except (jwt.InvalidTokenError, ValueError, TypeError, OverflowError, RecursionError):
+            raise BadTokenError("the token is not one that its provider has signed") from None
+        return claims
+
+    def _rights(self, claims: Mapping[str, Any]) -> tuple[Scope, bool]:
+        """Give the scope that a token has here, and whether it shows what is in messages."""
+        claim, mapping = self._provider.scope_claim, self._provider.scopes
+        said = _words(_claim(claims, claim))
+        granted = {
+            word for one in said for word in (mapping.get(one, "") if mapping else one).split()
+        }
+        scopes = [one for one in Scope if one.value in granted]
+        if not scopes:
+            what = "value that security.scopes maps" if mapping else "scope of this service"
+            raise NoRightsError(f"the token gives no rights here: its claim {claim} has no {what}")
+        if Scope.TENANT in scopes:
+            if len(scopes) > 1:
+                raise NoRightsError(
+                    "the token gives rights of a tenant and of an operator: it takes one of them"
+                )
+            return Scope.TENANT, True
+        return next(one for one in _MOST_FIRST if one in scopes), PAYLOADS in granted
+
+
+def _claim(claims: Mapping[str, Any], path: str) -> object:
+    """Give a claim by its name, or by names with dots between, the outermost first."""
+    if path in claims:
+        found: object = claims[path]
+        return found
+    inner: object = claims
+    for name in path.split("."):
+        inner = inner.get(name) if isinstance(inner, dict) else None
+    return inner
+
+
+def _words(value: object) -> set[str]:
+    """Give what a claim lists: a text as a whole and its words, or the texts of a list."""
+    if isinstance(value, str):
+        return {value, *value.split()}
+    return {one for one in value if isinstance(one, str)} if isinstance(value, list) else set()

@@ -1,0 +1,292 @@
+"""A provider's keys, fetched by a thread, kept for a while, and looked at again if one is missing.
+
+A key is known as long as the provider shows it, and an hour longer while that can't be reached. A
+token that names a key which is not known yet waits for the next look: only what the provider has
+said after the token came tells that there is no such key.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import ssl
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from time import monotonic
+from typing import Final
+
+import structlog
+
+from tenantry.http.jwks import Key, KeySet, read_key_set
+from tenantry.http.tokens import BadTokenError, TokenUnreadableError
+from tenantry.loops import Heartbeat
+
+log: Final[structlog.stdlib.BoundLogger] = structlog.get_logger("identity")
+
+MAX_BYTES: Final = 256 * 1024
+LONGEST_LOOK: Final = 60.0
+"""Seconds after which a look is taken to hang; that a name is resolved can't be broken off."""
+
+_AWAY: Final = "the keys of the token's provider can't be had now; try again"
+
+MAX_WAITING: Final = 64
+"""Requests that may wait for a look at once: who sends made-up names holds no more than that."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pace:
+    """Times in seconds.
+
+    The keys are fetched `every` so often, and not again within `again`, whoever asks; one look
+    takes `look` at most. They are good for `kept` after the last look that succeeded. After looks
+    that have failed the pauses grow from `again` to `longest`. A request waits `patience` at most.
+    """
+
+    every: float = 300.0
+    again: float = 5.0
+    look: float = 5.0
+    kept: float = 3600.0
+    longest: float = 60.0
+    patience: float = 15.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    keys: KeySet
+    at: float
+
+
+class KeyFetchError(Exception):
+    """The keys could not be had; the message says why."""
+
+
+class ProviderKeys:
+    """A loop that keeps a provider's keys; `find` is for event loops on other threads."""
+
+    def __init__(self, url: str, *, tls: ssl.SSLContext, pace: Pace | None = None) -> None:
+        """`tls` says who is trusted, with https."""
+        self.heartbeat: Final = Heartbeat()
+        self._url = url
+        self._tls = tls
+        self._pace = pace or Pace()
+        self._known: _Known | None = None
+        self._changed = threading.Condition()
+        self._waiting: list[Future[str | None]] = []
+        self._looked_at: float | None = None
+        self._failures = 0
+        self._wanted = False
+        self._stopping = False
+        self._break_off: Callable[[], object] = lambda: None
+
+    async def find(self, kid: str | None, algorithm: str) -> Key:
+        """Give the key that a token's header names.
+
+        Raises `BadTokenError` where the provider has no such key, and `TokenUnreadableError` where
+        that can't be told now.
+        """
+        key = self._find(kid, algorithm)
+        if key is None:
+            await self._next_look()
+            key = self._find(kid, algorithm)
+        if key is None:
+            raise BadTokenError("the token is signed with a key that its provider does not have")
+        return key
+
+    def _find(self, kid: str | None, algorithm: str) -> Key | None:
+        known = self._known
+        if known is None or monotonic() - known.at > self._pace.kept:
+            return None
+        return known.keys.find(kid, algorithm)
+
+    async def _next_look(self) -> None:
+        """Wait for a look that has not begun yet. Raises `TokenUnreadableError`."""
+        asked: Future[str | None] = Future()
+        with self._changed:
+            is_full = len(self._waiting) >= MAX_WAITING
+            if self._stopping or is_full or self._has_just_failed():
+                raise TokenUnreadableError(_AWAY)
+            self._waiting.append(asked)
+            self._changed.notify_all()
+        try:
+            async with asyncio.timeout(self._pace.patience):
+                failed = await asyncio.wrap_future(asked)
+        except TimeoutError:
+            failed = "they take too long"
+        finally:
+            with self._changed, suppress(ValueError):
+                self._waiting.remove(asked)
+        if failed is not None:
+            raise TokenUnreadableError(_AWAY)
+
+    def _has_just_failed(self) -> bool:
+        """Tell whether the provider is known to be away: nobody has to wait to hear that."""
+        looked_at = self._looked_at
+        is_fresh = looked_at is not None and monotonic() < looked_at + self._pace.again
+        return bool(self._failures) and is_fresh
+
+    # The thread that fetches.
+
+    def run(self) -> None:
+        """Fetch the keys, again and again, until `stop`."""
+        while (asked := self._wait()) is not None:
+            self.heartbeat.beat(LONGEST_LOOK)
+            failed = self._look()
+            self.heartbeat.rest()
+            for one in asked:
+                if one.set_running_or_notify_cancel():
+                    one.set_result(failed)
+        with self._changed:
+            left, self._waiting = self._waiting, []
+        for one in left:
+            if one.set_running_or_notify_cancel():
+                one.set_result("the server stops")
+
+    def stop(self) -> None:
+        """End `run`, and a look that is under way."""
+        with self._changed:
+            self._stopping = True
+            self._changed.notify_all()
+            with suppress(RuntimeError):  # it has just ended by itself
+                self._break_off()
+
+    def look_soon(self) -> None:
+        """Have the keys fetched as soon as that may be."""
+        with self._changed:
+            self._wanted = True
+            self._changed.notify_all()
+
+    def _wait(self) -> list[Future[str | None]] | None:
+        """Wait until it is time to look; give who has asked for it, and None at the end."""
+        pace = self._pace
+        pause = pace.every * random.uniform(0.9, 1.0)  # noqa: S311 - jitter
+        if self._failures:
+            pause = min(pace.longest, pace.again * 2 ** min(self._failures - 1, 10))
+            pause *= random.uniform(0.5, 1.0)  # noqa: S311
+        with self._changed:
+            while not self._stopping:
+                looked_at = self._looked_at
+                due = 0.0
+                if looked_at is not None:
+                    is_asked = self._wanted or self._waiting
+                    due = looked_at + (pace.again if is_asked else max(pause, pace.again))
+                left = due - monotonic()
+                if left <= 0:
+                    asked, self._waiting, self._wanted = self._waiting, [], False
+                    return asked
+                self._changed.wait(left)
+        return None
+
+    def _look(self) -> str | None:
+        """Fetch the keys once; give the reason where that has failed."""
+        self._looked_at = monotonic()
+        try:
+            with asyncio.Runner() as runner:
+                document = runner.run(self._fetch())
+            keys = read_key_set(document)
+        except asyncio.CancelledError:
+            return "the server stops"
+        except (KeyFetchError, ValueError) as error:
+            return self._failed(str(error))
+        except Exception as error:  # noqa: BLE001 - whatever a stranger's answer brings about
+            return self._failed(f"{type(error).__name__}: {error}")
+        finally:
+            self._break_off = lambda: None
+        self._failures = 0
+        self._take(keys)
+        return None
+
+    def _take(self, keys: KeySet) -> None:
+        before = None if self._known is None else self._known.keys
+        self._known = _Known(keys, monotonic())
+        if before is not None and _names(before) == _names(keys):
+            return
+        log.info("identity.keys_taken", url=self._url, keys=len(keys.keys))
+        if keys.passed_over or not keys.keys:
+            log.warning(
+                "identity.keys_passed_over",
+                url=self._url,
+                passed_over=list(keys.passed_over),
+                left=len(keys.keys),
+            )
+
+    def _failed(self, reason: str) -> str:
+        self._failures += 1
+        self._tell_failure(reason)
+        return reason
+
+    def _tell_failure(self, error: str) -> None:
+        known = self._known
+        left = 0.0 if known is None else max(0.0, known.at + self._pace.kept - monotonic())
+        log.warning(
+            "identity.keys_not_fetched",
+            url=self._url,
+            error=error,
+            good_for_seconds=round(left),
+            remedy="until then the keys from before hold; see to security.jwks_url",
+        )
+
+    async def _fetch(self) -> bytes:
+        """Get the document. Raises `KeyFetchError`."""
+        import httpx
+
+        task, loop = asyncio.current_task(), asyncio.get_running_loop()
+        assert task is not None  # noqa: S101 - it is one
+        with self._changed:
+            if self._stopping:
+                raise asyncio.CancelledError
+            self._break_off = lambda: loop.call_soon_threadsafe(task.cancel)
+        try:
+            async with (
+                asyncio.timeout(self._pace.look),
+                httpx.AsyncClient(
+                    verify=self._tls,
+                    timeout=self._pace.look,
+                    follow_redirects=False,
+                    # A proxy is for what is elsewhere.
+                    trust_env=self._url.startswith("https:"),
+                    headers={"Accept": "application/json", "Accept-Encoding": "identity"},
+                ) as client,
+                client.stream("GET", self._url) as answer,
+            ):
+                if answer.is_redirect:
+                    raise KeyFetchError(
+                        f"it sends elsewhere (status {answer.status_code}), which is not followed"
+                    )
+                if answer.status_code != 200:
+                    raise KeyFetchError(f"it answers with status {answer.status_code}")
+                if answer.headers.get("content-encoding", "identity") != "identity":
+                    raise KeyFetchError("it answers compressed, which was not asked for")
+                document = b""
+                async for part in answer.aiter_raw():
+                    document += part
+                    if len(document) > MAX_BYTES:
+                        raise KeyFetchError(f"it is larger than {MAX_BYTES} bytes")
+                return document
+        except TimeoutError:
+            raise KeyFetchError(f"it takes longer than {self._pace.look:g} s") from None
+        except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
+            raise KeyFetchError(str(error) or type(error).__name__) from None
+
+
+def _names(keys: KeySet) -> tuple[object, ...]:
+    return tuple((key.kid, key.algorithm) for key in keys.keys), keys.passed_over
+
+
+def trusting(ca_file: str) -> ssl.SSLContext:
+    """Trust the authorities in a PEM file, or the system's where there is none.
+
+    Raises `ValueError`, which names the file.
+    """
+    try:
+        if ca_file:
+            Path(ca_file).read_bytes()
+        return ssl.create_default_context(cafile=ca_file or None)
+    except ssl.SSLError:
+        raise ValueError(f"{ca_file} holds no certificate in PEM form") from None
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise ValueError(f"{ca_file} can't be read: {reason}") from None
