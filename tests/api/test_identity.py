@@ -15,6 +15,7 @@ from tenantry.http.identity import Identity
 from tenantry.http.provider import Provider, ProviderTokens
 from tenantry.http.provider_keys import Pace, ProviderKeys, trusting
 from tenantry.http.tokens import Principal, Tokens
+from tests.api.page import Browser
 from tests.api.serving import SECRET, Served, World, serving
 from tests.identity_provider import AUDIENCE, ISSUER, KeyServer, Signer, key_server
 from tests.waiting import DEADLINE, eventually
@@ -184,3 +185,17 @@ def test_keys_are_replaced_under_load_and_no_answer_is_wrong() -> None:
         here.api.world.identity.trust([SECRET])
         eventually(lambda: here.get("/tenants", current[0])[0] == 401, what="the first is gone")
         assert here.get("/tenants", current[-1])[0] == 200
+
+
+def test_a_providers_token_begins_a_session_of_the_page() -> None:
+    with provided() as here:
+        own = here.signer.token(scope="openid read")
+        answer = Browser(here.api).send("/ui/login", token=own)
+        assert (answer.status_code, "set-cookie" in answer.headers) == (303, True)
+        assert "acme" in Browser(here.api, own).get("/ui").text
+        rightless = here.signer.token(scope="openid")
+        assert "gives no rights here" in Browser(here.api).send("/ui/login", token=rightless).text
+        here.server.answer = lambda request: here.server.send(request, b"", 500)
+        answer = Browser(here.api).send("/ui/login", token=Signer("new").token())
+        assert "set-cookie" not in answer.headers
+        assert "provider can" in answer.text
