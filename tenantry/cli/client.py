@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Final, Self
 from urllib.parse import quote, urlencode
 
-from tenantry.cli import exact
+from tenantry import exact
 from tenantry.cli.output import ApiError, CommandError, DaemonUnreachableError
 from tenantry.unixpath import addressed
 

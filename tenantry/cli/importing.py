@@ -18,7 +18,8 @@ from typing import IO, TYPE_CHECKING, Any, Final, Self
 
 import click
 
-from tenantry.cli import exact, output
+from tenantry import exact
+from tenantry.cli import output
 from tenantry.cli.client import ControlClient, tenant_path
 from tenantry.cli.options import example, with_client
 from tenantry.cli.output import ApiError, CommandError

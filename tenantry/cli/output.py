@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol
 
 import click
 
-from tenantry.cli import exact
+from tenantry import exact
 
 if TYPE_CHECKING:
     from rich.table import Table

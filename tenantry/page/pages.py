@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import parse_qsl
@@ -20,7 +20,7 @@ from tenantry.page import rendering, sessions
 from tenantry.page.asking import Api
 from tenantry.page.viewing import NotLetIn, Viewer
 
-MOST_FIELDS: Final = 100
+MOST_FIELDS: Final = 1100
 _FORM: Final = "application/x-www-form-urlencoded"
 
 
@@ -30,9 +30,14 @@ class Visit:
 
     path: str
     names: Mapping[str, str]
-    given: Mapping[str, str]
+    fields: Sequence[tuple[str, str]]
     headers: Headers
     api: Api
+
+    @property
+    def given(self) -> Mapping[str, str]:
+        """The parameters or fields; of several with one name, the last."""
+        return dict(self.fields)
 
     def html(self, template: str, viewer: Viewer, status: int = 200, **shown: Any) -> Response:
         """Write a page for who looks."""
@@ -125,7 +130,7 @@ async def _visit(request: Request, names: Mapping[str, str]) -> Visit:
     return Visit(
         path=request.scope["path"],
         names=names,
-        given=dict(fields),
+        fields=fields,
         headers=headers,
         api=Api(request.scope, sessions.token_of(headers)),
     )

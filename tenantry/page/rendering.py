@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from starlette.responses import Response
 
+from tenantry import exact
 from tenantry.http.problems import Problem
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ def html(
     path: str,
     status: int = 200,
     headers: Mapping[str, str] | None = None,
+    /,  # whatever is shown has a name of its own
     **shown: Any,
 ) -> Response:
     """Write a page for a request's path, from which its links lead."""
@@ -102,9 +104,15 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(number=number, rate=rate, moment=moment, clipped=clipped)
+    environment.filters.update(
+        number=number, rate=rate, moment=moment, clipped=clipped, tojson_text=_json
+    )
     environment.globals.update(file=named)
     return environment
+
+
+def _json(value: object) -> str:
+    return exact.dumps(value, indent=2)
 
 
 def number(value: float | None) -> str:

@@ -7,14 +7,30 @@ from typing import Final
 
 from starlette.middleware import Middleware
 
-from tenantry.page import actions, tenants, views
+from tenantry.api.access import TABLE
+from tenantry.page import actions, letters, nodes, tenants, views
 from tenantry.page.pages import Page, Show
 
 PAGES: Final[Mapping[tuple[str, str], Show]] = {
     **views.pages,
     **tenants.pages,
+    **letters.pages,
+    **nodes.pages,
     **actions.pages,
 }
 """All there are, by method and path."""
+
+FORMS: Final[Mapping[str, str]] = {
+    **{path: action.call for path, action in actions.ACTIONS.items()},
+    **letters.CALLS,
+}
+"""The call that each form makes, by the path that it is sent to."""
+
+_OF_SESSIONS: Final = {"/ui/login", "/ui/logout"}
+for _call in FORMS.values():
+    if tuple(_call.split(" ", 1)) not in TABLE:
+        raise RuntimeError(f"a form of the page makes a call that there is not: {_call}")
+if {path for method, path in PAGES if method == "POST"} != {*FORMS, *_OF_SESSIONS}:
+    raise RuntimeError("the page takes a form and does not say which call that makes")
 
 PAGE: Final = Middleware(Page, pages=PAGES)

@@ -39,11 +39,15 @@ async def show_tenant(visit: Visit) -> Response:
     )
     viewer = Viewer.of(let_in(who).body)
     shown = let_in(tenant).body
+    nodes: list[str] = []
+    if viewer.may("POST /tenants/{tenant_id}/move"):
+        nodes = [one["name"] for one in (await visit.api.get("/nodes")).items()]
     return visit.html(
         "tenant.html",
         viewer,
         tenant=shown,
         limits=list(flat(shown["limits"])),
+        nodes=nodes,
         day=day,
         charts=_charts(day),
         done=said(visit),

@@ -80,6 +80,7 @@ async def show_overview(visit: Visit) -> Response:
     return visit.html(
         "overview.html",
         viewer,
+        here="ui",
         ready=ready,
         nodes=nodes,
         totals=totals,

@@ -11,8 +11,8 @@ from tenantry.api.access import TABLE, may
 from tenantry.http.auth import Access
 from tenantry.http.tokens import Scope
 from tenantry.metrics.statistics import NONE, Slot
-from tenantry.page.actions import ACTIONS
 from tenantry.page.charts import HEIGHT, WIDTH, chart
+from tenantry.page.serving import FORMS
 from tenantry.page.tenants import differences
 from tests.api.page import Browser, Written, refuse_what_a_strict_policy_would_stop, token
 from tests.api.serving import SECRET, Served, World, serving
@@ -37,8 +37,8 @@ def admin(api: Served) -> Browser:
 def _forms(tenant_id: str) -> dict[str, str]:
     """Give the call of each form, by the path that it is sent to."""
     return {
-        path.replace("{tenant_id}", tenant_id).replace("{node}", "nobody"): one.call
-        for path, one in ACTIONS.items()
+        path.replace("{tenant_id}", tenant_id).replace("{node}", "nobody"): call
+        for path, call in FORMS.items()
     }
 
 
@@ -77,7 +77,7 @@ def test_a_page_offers_just_the_forms_that_its_viewer_may_send(api: Served) -> N
         offered = Written(Browser(api, token(scope=scope)).get("/ui/tenants/acme").text).actions()
         resize = "../../ui/tenants/acme/resize"
         assert (resize in offered) == (scope is not Scope.READ)
-    assert Access.PUBLIC not in {TABLE[tuple(one.call.split(" ", 1))] for one in ACTIONS.values()}  # type: ignore[index]
+    assert Access.PUBLIC not in {TABLE[tuple(call.split(" ", 1))] for call in FORMS.values()}  # type: ignore[index]
 
 
 def test_a_tenant_is_paused_resumed_and_resized_and_the_journal_names_who_did_it(

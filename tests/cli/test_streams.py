@@ -18,7 +18,7 @@ import structlog
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tenantry.cli import exact
+from tenantry import exact
 from tenantry.cli.main import main
 from tenantry.cli.output import _Output, working
 from tenantry.telemetry.logging import configure
