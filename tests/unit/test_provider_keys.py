@@ -158,10 +158,11 @@ def test_while_the_provider_is_away_its_keys_hold_for_a_while_and_then_nothing_i
 
 
 def test_of_a_provider_that_has_just_failed_nobody_waits_to_hear_it() -> None:
-    with key_server() as server, running(server.url, replace(HASTY, again=3600.0)) as keys:
+    with key_server() as server:
         server.answer = lambda request: server.send(request, b"", 500)
-        eventually(lambda: keys._failures, what="a look that has failed")
-        assert is_away(keys, "one")
+        with running(server.url, replace(HASTY, again=3600.0)) as keys:
+            eventually(lambda: keys._failures, what="a look that has failed")
+            assert is_away(keys, "one")
         assert server.asked == 1
 
 
