@@ -43,6 +43,10 @@ class Visit:
         """Write a page for who looks."""
         return rendering.html(template, self.path, status, viewer=viewer, given=self.given, **shown)
 
+    def json(self, shown: Mapping[str, str]) -> Response:
+        """Write what the page's script puts in place of what is there."""
+        return rendering.json(shown)
+
     def lead_to(self, to: str, headers: Mapping[str, str] | None = None) -> Response:
         """Lead on to another page: `ui/tenants/acme`, say."""
         return rendering.see_other(self.path, to, headers)

@@ -9,6 +9,7 @@ from functools import cache
 from importlib import resources
 from typing import TYPE_CHECKING, Any, Final
 
+import orjson
 from starlette.responses import Response
 
 from tenantry import exact
@@ -56,6 +57,11 @@ def html(
     return Response(
         text, status_code=status, media_type="text/html", headers={**HEADERS, **(headers or {})}
     )
+
+
+def json(shown: Mapping[str, str]) -> Response:
+    """Write texts by name."""
+    return Response(orjson.dumps(shown), media_type="application/json", headers=HEADERS)
 
 
 def see_other(path: str, to: str, headers: Mapping[str, str] | None = None) -> Response:

@@ -14,6 +14,7 @@ from tenantry.page.actions import said
 from tenantry.page.asking import Answer
 from tenantry.page.charts import Chart, chart
 from tenantry.page.pages import Pages, Visit
+from tenantry.page.rendering import UNKNOWN, number, rate
 from tenantry.page.viewing import Viewer, let_in
 
 EVENTS: Final = 50
@@ -46,12 +47,30 @@ async def show_tenant(visit: Visit) -> Response:
         "tenant.html",
         viewer,
         tenant=shown,
+        figures=_figures(shown),
         limits=list(flat(shown["limits"])),
         nodes=nodes,
         day=day,
         charts=_charts(day),
         done=said(visit),
     )
+
+
+@pages("GET /ui/tenants/{tenant_id}/figures")
+async def show_figures(visit: Visit) -> Response:
+    """Give a tenant's figures anew."""
+    tenant = await visit.api.get(f"/tenants/{visit.names['tenant_id']}")
+    return visit.json(_figures(let_in(tenant).body))
+
+
+def _figures(tenant: Mapping[str, Any]) -> dict[str, str]:
+    return {
+        "workers": f"{number(tenant['workers_current'])} of {tenant['workers']}",
+        "rate": rate(tenant["rate"]),
+        "pending": number(tenant["messages_pending"]),
+        "dead_lettered": number(tenant["dead_lettered"]),
+        "node": tenant["node"] or UNKNOWN,
+    }
 
 
 @pages("GET /ui/tenants/{tenant_id}/journal")

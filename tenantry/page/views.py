@@ -84,12 +84,25 @@ async def show_overview(visit: Visit) -> Response:
         ready=ready,
         nodes=nodes,
         totals=totals,
+        figures=_figures(totals.body) if totals.well else {},
         tenants=tenants,
         query=query,
         columns=[_column(name, title, query) for name, title in _COLUMNS.items()],
         first=_list_link(query["search"], query["sort"]),
         following=_following(tenants, query),
     )
+
+
+@pages("GET /ui/figures")
+async def show_figures(visit: Visit) -> Response:
+    """Give all tenants' figures anew."""
+    return visit.json(_figures(let_in(await visit.api.get("/overview")).body))
+
+
+def _figures(totals: dict[str, Any]) -> dict[str, str]:
+    counts = ("tenants", "pending", "unsettled", "stored", "duplicates", "dead_letters", "troubled")
+    figures = {name: rendering.number(totals[name]) for name in counts}
+    return figures | {"rate": rendering.rate(totals["rate"])}
 
 
 def _list_query(visit: Visit) -> dict[str, Any]:

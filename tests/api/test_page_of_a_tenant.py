@@ -120,6 +120,22 @@ def test_a_tenants_day_is_drawn_and_told_in_numbers(api: Served, admin: Browser)
     assert len(drawn) == 3  # one of them is a dot: latency is known of one step alone
 
 
+def test_a_pages_figures_are_told_anew_as_they_stand_on_it(api: Served, admin: Browser) -> None:
+    api.world.control.pending["acme"] = 9_007_199_254_740_993
+    for path, figures in (("/ui", "/ui/figures"), ("/ui/tenants/acme",) * 2):
+        page = admin.get(path).text
+        told = admin.get(figures if path == "/ui" else f"{figures}/figures").json()
+        names = {given.get("data-figure") for _, given in Written(page).elements} - {None}
+        assert told.keys() == names
+        for name, text in told.items():
+            assert f'data-figure="{name}">{text}</dd>' in page
+    assert told["pending"] == "9,007,199,254,740,993"
+    api.world.control.pending.clear()
+    assert Browser(api).get("/ui/figures").status_code == 401
+    assert Browser(api, token("other")).get("/ui/tenants/acme/figures").status_code == 403
+    assert Browser(api, token("other")).get("/ui/figures").status_code == 403
+
+
 def test_a_chart_is_in_its_box_and_has_gaps_where_nothing_is_known() -> None:
     drawn = chart("A", "b", [0, 10, None, None, 5.0, None, 1, 10])
     assert drawn.lines == [f"0.0,{HEIGHT}.0 85.7,0.0", f"514.3,108.0 {WIDTH}.0,0.0"]
