@@ -68,9 +68,14 @@ async def show_overview(services: Injected, request: Request) -> Response:
     return answer(await overview(services, request.scope))
 
 
-@routes("GET /whoami", "Show who calls", WhoAmI)
-async def show_caller(who: Who) -> Response:
-    """Show what the caller's token is good for, as the rules of all calls take it."""
+@routes("GET /whoami", "Show who calls", WhoAmI, errors=(404,))
+async def show_caller(services: Injected, who: Who) -> Response:
+    """Show what the caller's token is good for, as the rules of all calls take it.
+
+    Of a tenant's token 404 once there is no such tenant.
+    """
+    if who.tenant_id is not None:
+        await services.pools.reads.run(services.lookup.existing, who.tenant_id, who)
     return answer(WhoAmI.made_of(who, scope=who.scope.value))
 
 
