@@ -69,6 +69,7 @@ TABLE: Final[dict[tuple[str, str], Access]] = {
     ("GET", "/status"): Access.READ,
     ("GET", "/overview"): Access.READ,
     ("GET", "/whoami"): Access.TENANT_READ,
+    ("POST", "/login-codes"): Access.ADMIN,
     ("GET", "/info"): Access.READ,
     ("GET", "/metrics"): Access.READ,
     ("POST", "/drain"): Access.ADMIN,

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Final, TypeAlias
 
 from tenantry.api.health import Health
 from tenantry.api.idempotency import IdempotencyKeys
+from tenantry.api.login_codes import LoginCodes
 from tenantry.api.paging import Cursors
 from tenantry.api.peers import Peers
 from tenantry.api.routing import checked_id, held_by_app
@@ -21,6 +22,7 @@ from tenantry.dead_letters.replay import Reprocessing
 from tenantry.domain.commands import WrongStateError
 from tenantry.domain.limits import DEFAULT_WEIGHT
 from tenantry.domain.tenant import Lifecycle, TenantState
+from tenantry.http.identity import Identity
 from tenantry.http.pool import Pool, Turns
 from tenantry.http.problems import former_token, no_such_tenant
 from tenantry.http.tokens import Principal
@@ -109,8 +111,9 @@ class Services:
     """Everything a route may use: the ports, and what is made of them once for all requests.
 
     `cursor_key` (16 bytes at least) seals cursors: they outlive a restart if it does. `info` is
-    what `GET /info` shows: no secrets. `metrics` is what `GET /metrics` shows. Without `peers` the
-    daemon is no node: it hands nothing on, and takes nothing that others do.
+    what `GET /info` shows: no secrets. `identity` signs sessions of the page. `metrics` is what
+    `GET /metrics` shows. Without `peers` the daemon is no node: it hands nothing on, and takes
+    nothing that others do.
     """
 
     control: Control
@@ -130,12 +133,14 @@ class Services:
     cursor_key: bytes
     default_workers: Callable[[], int]
     info: Mapping[str, object]
+    identity: Identity = field(default_factory=Identity)
     peers: Peers | None = None
     command_timeout: float = COMMAND_SECONDS
 
     def __post_init__(self) -> None:
         self.lookup = TenantLookup(self.directory)
         self.cursors = Cursors(self.cursor_key)
+        self.login_codes = LoginCodes(self.cursors, self.idempotency, self.identity)
         self.tail = JournalTail(self.journal)
         self.streams = Streams(self.control)
         self.health = Health(self.control)

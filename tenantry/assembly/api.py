@@ -156,6 +156,7 @@ def open_leader_api(
         statistics=Statistics(PostgresStatistics(stores.database)),
         metrics=listeners.with_siblings(MetricsPage(metrics), node),
         default_workers=default_workers,
+        identity=listeners.identity,
     )
     _open(listeners, services)
     work = WorkWith(
@@ -205,6 +206,7 @@ def open_standby_api(
         statistics=Statistics(PostgresStatistics(database)),
         metrics=MetricsPage(metrics),
         default_workers=lambda: settings.workers,
+        identity=listeners.identity,
     )
     _open(listeners, services)
 

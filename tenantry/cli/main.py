@@ -36,6 +36,7 @@ COMMANDS: Final[Mapping[str, str]] = MappingProxyType(
         "status": "system:status",
         "top": "top:top",
         "nodes": "nodes:nodes",
+        "ui": "page:ui",
         "tenant": "tenants:tenant",
         "dead-letters": "dead_letters:dead_letters",
         "events": "reading:events",

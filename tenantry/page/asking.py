@@ -59,6 +59,15 @@ class Api:
         """Give the same API for the holder of another token."""
         return Api(self._outer, token)
 
+    async def redeem(self, code: str) -> str:
+        """Give the token of a session for a code, once. Raises `Problem`.
+
+        The one thing that is no call of the API: nobody is let in yet.
+        """
+        services = self._outer["app"].state.services
+        token: str = await services.pools.reads.run(services.login_codes.redeem, code)
+        return token
+
     async def get(self, path: str, **params: object) -> Answer:
         """Ask for something; what is None of the parameters is left out."""
         return await self.call("GET", path, params=params)

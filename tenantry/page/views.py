@@ -14,6 +14,7 @@ from tenantry.page import rendering, sessions
 from tenantry.page.asking import Answer
 from tenantry.page.pages import Pages, Visit
 from tenantry.page.viewing import Viewer, let_in
+from tenantry.unavailable import UnavailableError
 
 ROWS: Final = 50
 """Tenants on a page."""
@@ -40,19 +41,31 @@ async def show_file(visit: Visit) -> Response:
 
 @pages("GET /ui/login")
 async def ask_for_token(visit: Visit) -> Response:
-    """Ask for a token, unless who looks is let in without one."""
+    """Ask for a token, unless who looks is let in without one, or comes by a link."""
+    if code := visit.given.get("code"):
+        return rendering.html("link.html", visit.path, code=code)
     let_in(await visit.api.get("/whoami"))
     return visit.lead_to("ui")
 
 
 @pages("POST /ui/login")
 async def log_in(visit: Visit) -> Response:
-    """Take a token, and have the browser keep it for this page."""
-    token = sessions.checked_token(visit.given.get("token", ""))
+    """Take a token, or a link's code for one, and have the browser keep it for this page."""
+    if code := visit.given.get("code"):
+        token = await _redeemed(visit, code)
+    else:
+        token = sessions.checked_token(visit.given.get("token", ""))
     let_in(await visit.api.with_token(token).get("/whoami"))
     to = visit.given.get("to", "")
     cookie = {"Set-Cookie": sessions.begin(token, visit.headers)}
     return visit.lead_to(to if _WAY.fullmatch(to) else "ui", cookie)
+
+
+async def _redeemed(visit: Visit, code: str) -> str:
+    try:
+        return await visit.api.redeem(code)
+    except UnavailableError:
+        raise Problem(503, "the database can't be reached now; try again") from None
 
 
 @pages("POST /ui/logout")

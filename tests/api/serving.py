@@ -101,6 +101,7 @@ class World:
             "metrics": MetricsPage(),
             "cursor_key": CURSOR_KEY,
             "default_workers": lambda: 3,
+            "identity": self.identity,
             "info": {"version": "0.1.0"},
         } | {key: value for key, value in self.options.items() if key not in WAY_IN}
         return create_app(Services(**given), [*self.way_in(), PAGE])

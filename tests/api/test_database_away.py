@@ -30,7 +30,7 @@ from tests.waiting import DEADLINE
 WITHOUT_IT = {
     "GET /healthz", "GET /readyz", "GET /openapi.json", "GET /docs", "GET /swagger/{asset}",
     "GET /status", "GET /info", "GET /metrics", "GET /overview", "GET /whoami", "POST /drain",
-    "POST /stop", "POST /runtime",
+    "POST /stop", "POST /runtime", "POST /login-codes",
 }  # fmt: skip
 """What is answered whatever the database does."""
 

@@ -5,6 +5,7 @@ Health, readiness and status touch no thread: they answer when every thread is s
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Annotated, Any
 
 from fastapi import Query
@@ -16,6 +17,7 @@ from tenantry.api.overview import overview
 from tenantry.api.routing import Who
 from tenantry.api.schemas.common import answer, json_response
 from tenantry.api.schemas.daemon import (
+    LoginCode,
     Overview,
     State,
     Status,
@@ -77,6 +79,13 @@ async def show_caller(services: Injected, who: Who) -> Response:
     if who.tenant_id is not None:
         await services.pools.reads.run(services.lookup.existing, who.tenant_id, who)
     return answer(WhoAmI.made_of(who, scope=who.scope.value))
+
+
+@routes("POST /login-codes", "Make a code for the page", LoginCode, errors=(409,), status=201)
+async def make_login_code(services: Injected, who: Who) -> Response:
+    """Make a code that begins a session of the operator's page, in the caller's name, for all."""
+    code = services.login_codes.issue(who.name, datetime.now(UTC))
+    return answer(LoginCode(code=code), 201)
 
 
 @routes("GET /info", "Show what the daemon runs on", dict[str, Any])

@@ -124,6 +124,15 @@ class WhoAmI(Answer):
     anonymous: bool = Field(description="Whether they came without a token, as none is asked for.")
 
 
+class LoginCode(Answer):
+    """A code that begins a session of the page, once, within a minute."""
+
+    code: str | None = Field(
+        description="For `/ui/login?code=`; null where the page asks for no token.",
+        examples=["kZ0xRhsZoTY0QjsSn1VLt"],
+    )
+
+
 class Overview(Answer):
     """All nodes' tenants together, as their actors tell."""
 

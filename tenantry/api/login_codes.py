@@ -1,0 +1,80 @@
+"""Codes by which who is on the control socket begins a session of the page, once each.
+
+A code stands in a link, so that it may be seen; so it is good for a minute, and for one session. A
+token never stands in one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from datetime import UTC, datetime, timedelta
+from typing import Final
+
+from tenantry.api.idempotency import IdempotencyKeys
+from tenantry.api.paging import BadCursorError, Cursors
+from tenantry.http.identity import Identity
+from tenantry.http.problems import Problem
+
+LIFE: Final = timedelta(minutes=1)
+"""How long a code is good for."""
+
+SESSION: Final = timedelta(hours=1)
+"""How long the session is that it begins."""
+
+_BINDING: Final = "login code"
+_OWNER: Final = hashlib.sha256(_BINDING.encode()).digest()
+_NONCE: Final = 16
+_TIME: Final = 8
+_MOST_NAME: Final = 200
+
+
+class LoginCodes:
+    """Makes codes, and takes each once, on whichever node: they are sealed with a common key."""
+
+    def __init__(self, cursors: Cursors, keys: IdempotencyKeys, identity: Identity) -> None:
+        self._cursors = cursors
+        self._keys = keys
+        self._identity = identity
+
+    def issue(self, name: str, now: datetime) -> str | None:
+        """Give a code for somebody, as the journal names them; None where no token is asked for.
+
+        Raises `Problem`: 409 where only a provider's tokens are taken, which we can't sign.
+        """
+        if not self._identity.is_asked_for:
+            return None
+        if self._identity.tokens is None:
+            raise Problem(
+                409,
+                "there is no security.jwt_secret to sign a session with: log in to the page with a "
+                "token of your provider",
+                code="no-secret",
+                title="No secret",
+            )
+        until = int((now + LIFE).timestamp()).to_bytes(_TIME)
+        value = until + secrets.token_bytes(_NONCE) + name.encode()[:_MOST_NAME]
+        return self._cursors.seal(value, _BINDING)
+
+    def redeem(self, code: str) -> str:
+        """Give the token of a session for a code. Blocks.
+
+        Raises `Problem`: 401 where the code is not good, or any more; `StoreUnavailableError`.
+        """
+        now, tokens = datetime.now(UTC), self._identity.tokens
+        try:
+            value = self._cursors.open(code, _BINDING)
+        except BadCursorError:
+            raise _used() from None
+        until = datetime.fromtimestamp(int.from_bytes(value[:_TIME]), UTC)
+        key, once = hashlib.sha256(code.encode()).digest(), secrets.token_bytes(32)
+        if tokens is None or now >= until or not self._keys.claim(_OWNER, key, once):
+            raise _used()
+        name = value[_TIME + _NONCE :].decode(errors="ignore")
+        return tokens.issue(subject=name, now=now, ttl=SESSION)
+
+
+def _used() -> Problem:
+    return Problem(
+        401, "the link has been used, or is older than a minute: `tenantry ui` makes another"
+    )
