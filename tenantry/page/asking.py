@@ -23,6 +23,10 @@ _COPIED: Final = (b"host", b"origin")
 """Headers of the page's request by which a foreign web page is told."""
 
 
+_LARGE: Final = 256 * 1024
+"""Bytes of an answer that are read on a thread."""
+
+
 @dataclass(frozen=True, slots=True)
 class Answer:
     """What the API answers: `body` is JSON that was read, None where there was none."""
@@ -108,6 +112,8 @@ class Api:
 
         await self._outer["app"](scope, receive, send)
         written = b"".join(parts)
+        if len(written) > _LARGE:  # it would keep the event loop for long
+            return Answer(status, await asyncio.to_thread(read, written))
         return Answer(status, read(written) if written else None)
 
     def _scope(self, method: str, path: str, params: Mapping[str, object], content: bytes) -> Scope:

@@ -8,12 +8,13 @@ from typing import Final
 from starlette.middleware import Middleware
 
 from tenantry.api.access import TABLE
-from tenantry.page import actions, letters, nodes, tenants, views
+from tenantry.page import actions, letters, messages, nodes, tenants, views
 from tenantry.page.pages import Page, Show
 
 PAGES: Final[Mapping[tuple[str, str], Show]] = {
     **views.pages,
     **tenants.pages,
+    **messages.pages,
     **letters.pages,
     **nodes.pages,
     **actions.pages,

@@ -202,3 +202,36 @@ def test_an_id_that_is_none_names_no_page(admin: Browser) -> None:
             assert answer.status_code == 404
             assert "<script>" not in answer.text
         assert admin.send(f"/ui/tenants/{bad}/pause").status_code in {404, 405}
+
+
+def test_messages_are_shown_as_text_exactly_and_by_pages_to_those_who_may_see_payloads(
+    api: Served, admin: Browser
+) -> None:
+    messages, path = api.world.messages, "/ui/tenants/acme/messages"
+    for number in range(30):
+        payload = f'{{"n": 12345678901234567890123{number:02}, "f": 1e400, "s": "<script>"}}'
+        messages.add("acme", payload=payload)
+    messages.add("acme", payload=None, body=EVIL.encode() + b"\xff" + b"x" * 1_000_000)
+    messages.add("acme", payload="[" * 5000 + "]" * 5000)
+    first = admin.get(path)
+    assert first.status_code == 200
+    assert len(first.content) < 80_000
+    assert "<script>" not in first.text
+    assert EVIL in Written(first.text).text
+    assert '"n": 1234567890123456789012329, "f": 1e400' in Written(first.text).text
+    refuse_what_a_strict_policy_would_stop(first.text)
+    following = [given["href"] for _, given in Written(first.text).elements if "rel" in given]
+    second = admin.get(f"/ui/tenants/acme/{following[-1]}").text
+    assert "1234567890123456789012300" in second
+    assert "There are none of this topic" in admin.get(path, topic="nothing").text
+    for wrong in ({"order": "up"}, {"cursor": "x"}, {"topic": "x" * 300}):
+        assert admin.get(path, **wrong).status_code in {400, 422}
+    for scope, payloads, status in (
+        (Scope.READ, False, 403), (Scope.OPERATE, False, 403), (Scope.READ, True, 200),
+    ):  # fmt: skip
+        browser = Browser(api, token(scope=scope, payloads=payloads))
+        assert browser.get(path).status_code == status
+        links = Written(browser.get("/ui/tenants/acme").text).links()
+        assert any(one.endswith("/messages") for one in links) == payloads
+    assert Browser(api, token("other")).get(path).status_code == 403
+    messages.rows.clear()
