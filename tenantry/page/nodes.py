@@ -13,7 +13,7 @@ from tenantry.page.actions import said, whole
 from tenantry.page.pages import Pages, Visit
 from tenantry.page.viewing import Viewer, let_in
 
-ROWS: Final = 50
+ROWS: Final = 40
 """Actors right below the supervisor on a page, each with its own."""
 
 _WELL: Final = frozenset(

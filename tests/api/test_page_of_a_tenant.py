@@ -16,6 +16,7 @@ from tenantry.page.serving import FORMS
 from tenantry.page.tenants import differences
 from tests.api.page import Browser, Written, refuse_what_a_strict_policy_would_stop, token
 from tests.api.serving import SECRET, Served, World, serving
+from tests.api.test_nodes import two_nodes
 
 EVIL = "<script>alert(1)</script>'\"&"
 FIELDS = {"confirmed": "yes", "workers": "5", "node": "one"}
@@ -184,6 +185,21 @@ def test_the_journal_is_paged_and_outlives_its_tenant(api: Served, admin: Browse
     assert "Choose a version" in page.text
     assert admin.get("/ui/tenants/gone/journal", at="2").status_code == 200
     assert admin.get("/ui/tenants/gone").status_code == 404
+
+
+@pytest.mark.parametrize("by_socket", [True, False], ids=["by socket", "by address"])
+def test_a_tenant_of_another_node_is_shown_and_changed_there_in_its_viewers_name(
+    *, by_socket: bool
+) -> None:
+    with two_nodes(by_socket=by_socket) as nodes:
+        nodes.two.world.control.pending["acme"] = 12_345
+        browser = Browser(nodes.one, token(scope=Scope.OPERATE))
+        assert "12,345" in browser.get("/ui/tenants/acme").text
+        assert browser.send("/ui/tenants/acme/resize", workers="9").status_code == 303
+        assert nodes.two.world.directory.get("acme").workers == 9  # type: ignore[union-attr]
+        assert nodes.two.world.control.metadata[-1].actor == "ann"
+        reader = Browser(nodes.one, token(scope=Scope.READ))
+        assert reader.send("/ui/tenants/acme/resize", workers="8").status_code == 403
 
 
 def test_what_differs_is_found_field_by_field() -> None:

@@ -140,7 +140,7 @@ def test_the_tree_of_actors_is_shown_page_by_page_and_by_what_is_not_well(
             name=name, kind="Tenant", state="active", mailbox=0, restarts=0, children=(worker,) * 64
         )
 
-    children = tuple(tenant(f"t-{n:05}", "stuck" if n == 777 else "idle") for n in range(1000))
+    children = tuple(tenant(f"t-{n:05}", "stuck" if n == 77 else "idle") for n in range(200))
     control.system = replace(
         control.system,
         tree=replace(control.system.tree, children=children),
@@ -148,14 +148,14 @@ def test_the_tree_of_actors_is_shown_page_by_page_and_by_what_is_not_well(
         node="one",
     )
     page = admin.get("/ui/actors")
-    assert len(page.content) < 200_000
-    assert "and 44 more" in page.text
+    assert len(page.content) < 80_000
+    assert "and 52 more" in page.text
     assert "restarted 3" in page.text
     unwell = Written(admin.get("/ui/actors", unwell="yes").text).text
-    assert "t-00777" in unwell
+    assert "t-00077" in unwell
     assert "t-00001" not in unwell
-    last = admin.get("/ui/actors", begin="950").text
-    assert "t-00999" in last
+    last = admin.get("/ui/actors", begin="160").text
+    assert "t-00199" in last
     assert 'rel="next"' not in last
     for begin in ("-1", "x", "9" * 5000):
         assert admin.get("/ui/actors", begin=begin).status_code == 200
