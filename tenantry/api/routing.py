@@ -59,7 +59,12 @@ def way_in(
     return [
         Middleware(RequestContext),
         Middleware(Authentication, identity=identity, rule_for=access.rule_for),
-        Middleware(BoundedBody, max_bytes=max_body_bytes, seconds=body_timeout),
+        Middleware(
+            BoundedBody,
+            max_bytes=max_body_bytes,
+            seconds=body_timeout,
+            is_open=access.is_page,
+        ),
         Middleware(Limits, most=max_requests, seconds=request_timeout),
     ]
 

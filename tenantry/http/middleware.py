@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections import Counter
+from collections.abc import Callable
 from typing import Final
 from uuid import uuid4
 
@@ -27,6 +28,9 @@ HELD_BYTES: Final = 64 * 1024 * 1024
 
 _SHARE: Final = 4
 """One client on TCP may hold so large a part of them: the others' places are not its to take."""
+
+OPEN_BYTES: Final = 64 * 1024
+"""Bytes of a body that anybody may send, whoever it is."""
 
 _BODILESS: Final = frozenset({"GET", "HEAD"})
 """Methods that take no body: none is waited for."""
@@ -128,13 +132,23 @@ class BoundedBody:
     hold `held_bytes` at most, on each listener; what would be more is a 503, and a 429 where it is
     one client who holds a quarter of them. GET and HEAD take no body: one that announces some is
     a 400, and nothing of it is waited for.
+
+    `is_open` tells of a path whether anybody may send something there, before it is known who it
+    is: that is `OPEN_BYTES` at most.
     """
 
     def __init__(
-        self, app: ASGIApp, *, max_bytes: int, seconds: float, held_bytes: int = HELD_BYTES
+        self,
+        app: ASGIApp,
+        *,
+        max_bytes: int,
+        seconds: float,
+        held_bytes: int = HELD_BYTES,
+        is_open: Callable[[str], bool] = lambda _path: False,
     ) -> None:
         self._app = app
         self._max_bytes = max_bytes
+        self._is_open = is_open
         self._seconds = seconds
         self._held_bytes = held_bytes
         self._held: Counter[Listener | str] = Counter()
@@ -162,9 +176,12 @@ class BoundedBody:
         try:
             if scope["method"] in _BODILESS:
                 _refuse_body(scope["method"], headers)
-            self._refuse_early(headers)
+            most = self._max_bytes
+            if self._is_open(scope["path"]):
+                most = min(most, OPEN_BYTES)
+            _refuse_early(headers, most)
             async with asyncio.timeout(self._seconds):
-                body = await self._read(receive, held)
+                body = await _read(receive, held, most)
         except TimeoutError:
             problem = Problem(408, f"the body did not arrive within {self._seconds:g} seconds")
             problem.headers["Connection"] = "close"
@@ -186,46 +203,49 @@ class BoundedBody:
 
         await self._app(scope, receive_again, send)
 
-    def _refuse_early(self, headers: Headers) -> None:
-        """Answer a client that asks before it sends, or that announces far too much."""
-        announced = headers.get("content-length", "")
-        # The number is as long as the client likes: look at its length before reading it.
-        size = int(announced) if announced.isdecimal() and len(announced) < 18 else None
-        if announced and (size is None or size > self._max_bytes * _PATIENCE):
-            raise self._too_large()
-        if size is not None and size > self._max_bytes and "expect" in headers:
-            raise self._too_large()
 
-    async def _read(self, receive: Receive, held: _Held) -> bytes | None:
-        parts: list[bytes] = []
-        size = 0
-        while True:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                return None
-            part = message.get("body", b"")
-            size += len(part)
-            if size <= self._max_bytes:
-                held.take(len(part))
-                parts.append(part)
-            else:
-                # Many clients read no answer before they have sent everything: let them.
-                parts.clear()
-                held.release()
-                if size > self._max_bytes * _PATIENCE:
-                    raise self._too_large()
-            if not message.get("more_body", False):
-                if size > self._max_bytes:
-                    raise self._too_large()
-                return b"".join(parts)
+def _refuse_early(headers: Headers, most: int) -> None:
+    """Answer a client that asks before it sends, or that announces far too much."""
+    announced = headers.get("content-length", "")
+    # The number is as long as the client likes: look at its length before reading it.
+    size = int(announced) if announced.isdecimal() and len(announced) < 18 else None
+    if announced and (size is None or size > most * _PATIENCE):
+        raise _too_large(most)
+    if size is not None and size > most and "expect" in headers:
+        raise _too_large(most)
 
-    def _too_large(self) -> Problem:
-        return Problem(
-            413,
-            f"the body is larger than {self._max_bytes} bytes",
-            # What follows on the connection is the rest of a body nobody wants.
-            headers={"Connection": "close"},
-        )
+
+async def _read(receive: Receive, held: _Held, most: int) -> bytes | None:
+    parts: list[bytes] = []
+    size = 0
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            return None
+        part = message.get("body", b"")
+        size += len(part)
+        if size <= most:
+            held.take(len(part))
+            parts.append(part)
+        else:
+            # Many clients read no answer before they have sent everything: let them.
+            parts.clear()
+            held.release()
+            if size > most * _PATIENCE:
+                raise _too_large(most)
+        if not message.get("more_body", False):
+            if size > most:
+                raise _too_large(most)
+            return b"".join(parts)
+
+
+def _too_large(most: int) -> Problem:
+    return Problem(
+        413,
+        f"the body is larger than {most} bytes",
+        # What follows on the connection is the rest of a body nobody wants.
+        headers={"Connection": "close"},
+    )
 
 
 def _refuse_body(method: str, headers: Headers) -> None:

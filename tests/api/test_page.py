@@ -107,6 +107,11 @@ def test_no_form_of_another_page_does_anything(api: Served, foreign: dict[str, s
     assert len(api.world.control.metadata) == before
 
 
+def test_who_has_shown_no_token_sends_little(api: Served) -> None:
+    few, many = (Browser(api).send("/ui/login", token="x" * size) for size in (60_000, 70_000))
+    assert (few.status_code, many.status_code) == (422, 413)
+
+
 def test_a_form_is_taken_by_the_name_it_was_sent_to_where_no_browser_says_more(
     api: Served,
 ) -> None:
