@@ -9,8 +9,12 @@ JOBS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2); echo $$((
 # prints is buffered, as it is on most machines.
 PYTEST = PYTHONUNBUFFERED= PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n $(JOBS) --no-loadscope-reorder
 
+# What goes into the package, or makes it.
+PACKAGED = debian systemd scripts docs actors tenantry daemon.py config.toml constraints.txt pyproject.toml \
+	CHANGELOG.md LICENSE README.md
+
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-thorough check bench docs deploy-tools format clean
+.PHONY: help demo test test-thorough check bench docs deb deploy-tools format clean
 
 help: ## what there is
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,6 +42,15 @@ docs: $(VENV)/.installed ## the manual as a site, in build/site
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[docs]'
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build -q --strict
 	@echo "build/site/index.html"
+
+deb: ## the Debian package, in build: for the Debian it is made on (docs/debian.md)
+	@dpkg-checkbuilddeps || \
+		{ echo "A Debian package needs Debian's own tools: apt build-dep ./" >&2; exit 1; }
+	@rm -rf build/deb
+	@mkdir -p build/deb
+	@cp -a $(PACKAGED) build/deb/
+	@cd build/deb && DEB_RULES_REQUIRES_ROOT=no DESTINATION=.. debian/rules binary
+	@ls build/tenantry_*.deb
 
 deploy-tools: $(VENV)/.installed ## what the tests hold deploy/ with: promtool, hadolint, schemas
 	@sh scripts/ensure-prometheus.sh $(VENV)/prometheus
