@@ -20,7 +20,7 @@ from tenantry.page.viewing import Viewer, let_in, viewer_of
 ROWS: Final = 50
 """Dead letters on a page."""
 
-SHOWN_BYTES: Final = 16_384
+SHOWN_BYTES: Final = 8192
 """Bytes that are shown of a body."""
 
 CALLS: Final[Mapping[str, str]] = {

@@ -102,6 +102,13 @@ def test_what_is_in_a_dead_letter_is_shown_as_text_to_those_who_may_see_payloads
     assert admin.get(f"{LETTERS}/nobody").status_code == 404
 
 
+def test_a_dead_letters_page_is_small_whatever_is_in_it(api: Served, admin: Browser) -> None:
+    quotes = '"' * 60_000
+    odd = message('"' * 255, quotes.encode(), headers={"a": quotes})
+    (letter,) = reject(api.world, odd)
+    assert len(admin.get(f"{LETTERS}/{letter}").content) < 80_000
+
+
 def test_a_node_is_drained_when_that_is_confirmed(api: Served, admin: Browser) -> None:
     cluster = api.world.cluster
     cluster.states["two"] = NodeState.ACTIVE
