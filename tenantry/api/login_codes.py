@@ -1,7 +1,7 @@
 """Codes by which who is on the control socket begins a session of the page, once each.
 
 A code stands in a link, so that it may be seen; so it is good for a minute, and for one session. A
-token never stands in one.
+token never stands in one. Who asks with a token gets no session that outlives it.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from tenantry.api.idempotency import IdempotencyKeys
 from tenantry.api.paging import BadCursorError, Cursors
 from tenantry.http.identity import Identity
 from tenantry.http.problems import Problem
+from tenantry.http.tokens import Principal
 
 LIFE: Final = timedelta(minutes=1)
 """How long a code is good for."""
@@ -26,6 +27,7 @@ _BINDING: Final = "login code"
 _OWNER: Final = hashlib.sha256(_BINDING.encode()).digest()
 _NONCE: Final = 16
 _TIME: Final = 8
+_NAME_AT: Final = 2 * _TIME + _NONCE
 _MOST_NAME: Final = 200
 
 
@@ -37,8 +39,8 @@ class LoginCodes:
         self._keys = keys
         self._identity = identity
 
-    def issue(self, name: str, now: datetime) -> str | None:
-        """Give a code for somebody, as the journal names them; None where no token is asked for.
+    def issue(self, who: Principal, now: datetime) -> str | None:
+        """Give a code for somebody; None where no token is asked for.
 
         Raises `Problem`: 409 where only a provider's tokens are taken, which we can't sign.
         """
@@ -52,8 +54,11 @@ class LoginCodes:
                 code="no-secret",
                 title="No secret",
             )
-        until = int((now + LIFE).timestamp()).to_bytes(_TIME)
-        value = until + secrets.token_bytes(_NONCE) + name.encode()[:_MOST_NAME]
+        end = (now + SESSION).timestamp()
+        if who.expires_at is not None:
+            end = min(end, who.expires_at)
+        times = [int(one).to_bytes(_TIME) for one in ((now + LIFE).timestamp(), end)]
+        value = b"".join(times) + secrets.token_bytes(_NONCE) + who.name.encode()[:_MOST_NAME]
         return self._cursors.seal(value, _BINDING)
 
     def redeem(self, code: str) -> str:
@@ -66,12 +71,15 @@ class LoginCodes:
             value = self._cursors.open(code, _BINDING)
         except BadCursorError:
             raise _used() from None
-        until = datetime.fromtimestamp(int.from_bytes(value[:_TIME]), UTC)
-        key, once = hashlib.sha256(code.encode()).digest(), secrets.token_bytes(32)
+        until, end = (
+            datetime.fromtimestamp(int.from_bytes(value[at : at + _TIME]), UTC) for at in (0, _TIME)
+        )
+        # By what is sealed: one value may be written in several ways.
+        key, once = hashlib.sha256(value).digest(), secrets.token_bytes(32)
         if tokens is None or now >= until or not self._keys.claim(_OWNER, key, once):
             raise _used()
-        name = value[_TIME + _NONCE :].decode(errors="ignore")
-        return tokens.issue(subject=name, now=now, ttl=SESSION)
+        name = value[_NAME_AT:].decode(errors="ignore")
+        return tokens.issue(subject=name, now=now, ttl=end - now)
 
 
 def _used() -> Problem:

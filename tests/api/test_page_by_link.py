@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+import base64
+import string
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from tenantry.api.login_codes import LIFE, LoginCodes
+from tenantry.api.login_codes import LIFE, SESSION, LoginCodes
 from tenantry.api.paging import Cursors
 from tenantry.http.identity import Identity
 from tenantry.http.problems import Problem
-from tenantry.http.tokens import Scope, Tokens
+from tenantry.http.tokens import Principal, Scope, Tokens
 from tests.api.fakes import MemoryIdempotencyKeys
-from tests.api.page import Browser, Written, refuse_what_a_strict_policy_would_stop, token
+from tests.api.page import (
+    TOKENS,
+    Browser,
+    Written,
+    refuse_what_a_strict_policy_would_stop,
+    token,
+)
 from tests.api.serving import CURSOR_KEY, SECRET, Served, World, serving
+
+ANN = Principal(name="an", scope=Scope.ADMIN)
 
 
 @pytest.fixture(scope="module")
@@ -68,13 +79,44 @@ def test_a_code_is_good_for_a_minute_and_on_every_node() -> None:
     keys, identity = MemoryIdempotencyKeys(), Identity([SECRET])
     one, two = (LoginCodes(Cursors(CURSOR_KEY), keys, identity) for _ in range(2))
     now = datetime.now(UTC)
-    fresh, old = one.issue("ann", now), one.issue("ann", now - LIFE)
+    fresh, old = one.issue(ANN, now), one.issue(ANN, now - LIFE)
     assert fresh is not None
     assert old is not None
-    assert Tokens(SECRET).read(two.redeem(fresh)).name == "ann"
+    assert Tokens(SECRET).read(two.redeem(fresh)).name == ANN.name
     for spent in (fresh, old):
         with pytest.raises(Problem, match="older than a minute"):
             one.redeem(spent)
+
+
+def test_a_code_that_is_written_in_another_way_is_still_good_once() -> None:
+    codes = LoginCodes(Cursors(CURSOR_KEY), MemoryIdempotencyKeys(), Identity([SECRET]))
+    code = codes.issue(ANN, datetime.now(UTC))
+    assert code is not None
+    alphabet = string.ascii_letters + string.digits + "-_"
+    others = {code[:-1] + last for last in alphabet} | {f"{code}=", f"{code}=="}
+    alike = [one for one in others if _sealed(one) == _sealed(code)]
+    assert len(alike) > 4
+    taken = 0
+    for one in alike:
+        with suppress(Problem):
+            codes.redeem(one)
+            taken += 1
+    assert taken == 1
+
+
+def _sealed(code: str) -> bytes:
+    return base64.urlsafe_b64decode(code + "=" * (-len(code) % 4))
+
+
+def test_a_session_does_not_outlive_the_token_that_it_was_asked_for_with() -> None:
+    codes = LoginCodes(Cursors(CURSOR_KEY), MemoryIdempotencyKeys(), Identity([SECRET]))
+    now = datetime.now(UTC)
+    for left in (timedelta(seconds=20), SESSION, timedelta(days=1)):
+        holder = Tokens(SECRET).read(TOKENS.issue(subject="ann", now=now, ttl=left))
+        code = codes.issue(holder, now)
+        assert code is not None
+        session = Tokens(SECRET).read(codes.redeem(code))
+        assert session.expires_at == int((now + min(left, SESSION)).timestamp())
 
 
 def test_where_no_token_is_asked_for_there_is_no_code() -> None:

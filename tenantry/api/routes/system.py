@@ -84,7 +84,7 @@ async def show_caller(services: Injected, who: Who) -> Response:
 @routes("POST /login-codes", "Make a code for the page", LoginCode, errors=(409,), status=201)
 async def make_login_code(services: Injected, who: Who) -> Response:
     """Make a code that begins a session of the operator's page, in the caller's name, for all."""
-    code = services.login_codes.issue(who.name, datetime.now(UTC))
+    code = services.login_codes.issue(who, datetime.now(UTC))
     return answer(LoginCode(code=code), 201)
 
 
