@@ -16,11 +16,13 @@ import orjson
 from starlette.types import Message, Scope
 
 from tenantry import exact
-from tenantry.http.auth import connection_of, mark
+from tenantry.http.auth import CALLER, connection_of, mark
 from tenantry.http.middleware import CORRELATION_HEADER, correlation_id_of
 
-_COPIED: Final = (b"host", b"origin")
-"""Headers of the page's request by which a foreign web page is told."""
+_COPIED: Final = (b"host", b"origin", CALLER)
+"""Headers of the page's request by which a foreign web page is told, and whom another node names:
+they may do no more here than there.
+"""
 
 
 _LARGE: Final = 256 * 1024
@@ -58,6 +60,11 @@ class Api:
     def __init__(self, scope: Scope, token: str | None) -> None:
         self._outer = scope
         self._token = token
+
+    @property
+    def has_token(self) -> bool:
+        """Whether its viewer has one."""
+        return self._token is not None
 
     def with_token(self, token: str) -> Api:
         """Give the same API for the holder of another token."""

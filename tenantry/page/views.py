@@ -13,7 +13,7 @@ from tenantry.http.problems import Problem
 from tenantry.page import rendering, sessions
 from tenantry.page.asking import Answer
 from tenantry.page.pages import Pages, Visit
-from tenantry.page.viewing import Viewer, let_in
+from tenantry.page.viewing import NotLetIn, Viewer, let_in
 from tenantry.unavailable import UnavailableError
 
 ROWS: Final = 50
@@ -44,8 +44,15 @@ async def ask_for_token(visit: Visit) -> Response:
     """Ask for a token, unless who looks is let in without one, or comes by a link."""
     if code := visit.given.get("code"):
         return rendering.html("link.html", visit.path, code=code)
-    let_in(await visit.api.get("/whoami"))
+    _let_in_or_ask_again(visit, await visit.api.get("/whoami"))
     return visit.lead_to("ui")
+
+
+def _let_in_or_ask_again(visit: Visit, who: Answer) -> Answer:
+    """Ask for another token where the one that the browser keeps is good for nothing, any more."""
+    if visit.api.has_token and who.status in {403, 404}:
+        raise NotLetIn(who.problem)
+    return let_in(who)
 
 
 @pages("POST /ui/login")
@@ -85,7 +92,7 @@ async def show_overview(visit: Visit) -> Response:
         visit.api.get("/overview"),
         visit.api.get("/tenants", **query),
     )
-    viewer = Viewer.of(let_in(who).body)
+    viewer = Viewer.of(_let_in_or_ask_again(visit, who).body)
     if viewer.is_tenant:
         return visit.lead_to(f"ui/tenants/{viewer.tenant_id}")
     if tenants.status in {400, 422}:  # a parameter that somebody has made up

@@ -15,7 +15,9 @@ from tenantry.page.serving import PAGES
 from tests.api.page import TOKENS, Browser, Written, refuse_what_a_strict_policy_would_stop, token
 from tests.api.serving import SECRET, Served, World, serving
 from tests.api.test_database_away import on_nothing
+from tests.api.test_nodes import caller
 
+FORM = "application/x-www-form-urlencoded"
 EVIL = """<script>alert(1)</script>"><b onclick='x'>&amp;{{7*7}}"""
 
 
@@ -205,6 +207,30 @@ def test_why_a_daemon_is_not_ready_stands_first(api: Served, admin: Browser) -> 
 def test_a_tenants_token_is_led_to_its_own_page(api: Served) -> None:
     answer = Browser(api, token("acme")).get("/ui")
     assert (answer.status_code, answer.headers["location"]) == (303, "./ui/tenants/acme")
+
+
+def test_on_the_control_socket_who_is_named_by_another_node_may_no_more_than_there(
+    api: Served,
+) -> None:
+    named = caller(name="t", scope="tenant", tenant_id="acme", client="acme/")
+    assert api.control.get("/ui/tenants/acme", headers=named).status_code == 200
+    form = {**named, "Sec-Fetch-Site": "same-origin", "Content-Type": FORM}
+    before = len(api.world.control.metadata)
+    for method, path in (
+        ("GET", "/ui/tenants/t-001"), ("GET", "/ui/nodes"), ("POST", "/ui/tenants/acme/pause"),
+        ("POST", "/ui/tenants/t-001/dead-letters/discard"),
+    ):  # fmt: skip
+        assert api.control.request(method, path, headers=form).status_code == 403, path
+    assert len(api.world.control.metadata) == before
+
+
+def test_a_session_that_is_good_for_nothing_any_more_can_be_begun_anew(api: Served) -> None:
+    gone = Browser(api, token("never-was"))
+    for path in ("/ui", "/ui/login"):
+        answer = gone.get(path)
+        assert answer.status_code == 401
+        assert "there is no such tenant" in answer.text
+        assert 'name="token"' in answer.text
 
 
 def test_with_the_database_away_the_overview_says_what_it_does_not_know() -> None:
