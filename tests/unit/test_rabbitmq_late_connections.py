@@ -209,6 +209,21 @@ def test_a_clock_that_is_not_known_exactly_enough_is_read_again(
     assert len(broker.made) >= 2 * REFERENCES
 
 
+def test_what_a_clock_never_tells_exactly_enough_is_closed_at_last(
+    broker: Broker, late: LateConnections, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broker.slow = 0.05
+    now = time.monotonic()
+    late.look_for(TENANTS, change(now - 1.02, now - 1.0))
+    broker.listed = [broker.accepted("old", TENANTS, -1.03), broker.accepted("new", TENANTS, -0.5)]
+    for _ in range(3):
+        late.look()
+    assert broker.closed == []
+    monkeypatch.setattr(late_connections, "LATE", 0.0)
+    late.look()
+    assert broker.closed == ["old"]
+
+
 def test_a_user_that_is_made_anew_keeps_what_comes_by_its_new_password(
     broker: Broker, late: LateConnections
 ) -> None:

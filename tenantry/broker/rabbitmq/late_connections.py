@@ -8,7 +8,7 @@ as the broker enters it in its table a moment later. So they are looked for duri
 A connection is by the former password if the broker has accepted it before the change. The broker
 tells when that was, by its own clock; what its clock showed at the change is known by connections
 of ours, of which it tells the same. In a cluster each node has a clock of its own: they are taken
-to agree.
+to agree. What can't be told until the end of these seconds is closed then.
 
 What is looked for is kept in memory: if the daemon is killed within `LATE` seconds of the change, a
 connection that comes late stays.
@@ -86,12 +86,14 @@ class BrokerClock(NamedTuple):
         """Tell whether it is known exactly enough to part the former password from the next."""
         return self.most - self.least + 1 <= (change.ended - change.began) * 1000
 
-    def latest_former(self, change: Change) -> float:
+    def latest_former(self, change: Change, *, at_last: bool = False) -> float:
         """Tell until when, by the broker's clock, what it has accepted is by the former password.
 
-        Nothing by the next one is; and all that is by the former, if the clock `tells`.
+        Nothing by the next one is; and all that is by the former, if the clock `tells`. `at_last`
+        all that may be by the former is, even so: whose password is the next comes back by it.
         """
-        return min(change.began * 1000 + self.most, change.ended * 1000 + self.least - 1)
+        latest = change.began * 1000 + self.most
+        return latest if at_last else min(latest, change.ended * 1000 + self.least - 1)
 
 
 class _Reference(NamedTuple):
@@ -218,13 +220,15 @@ class LateConnections:
         listed: Iterable[ListedConnection],
     ) -> Collection[str]:
         """Close what is by a former password; give the users of which something may be left."""
-        until = time.monotonic() + CLOSING
+        now = time.monotonic()
+        until = now + CLOSING
         left: set[str] = set()
         for one in listed:
             change = changes.get(one.user)
             if change is None or one.accepted_at is None or one in self._done:
                 continue
-            if one.accepted_at > clock.latest_former(change):
+            at_last = now - change.began > LATE
+            if one.accepted_at > clock.latest_former(change, at_last=at_last):
                 continue
             seconds = until - time.monotonic()
             if seconds <= 0:
