@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -15,12 +16,18 @@ from starlette.routing import compile_path
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tenantry.api.access import is_page
-from tenantry.http.problems import Problem
+from tenantry.http.auth import connection_of
+from tenantry.http.problems import Problem, too_many
 from tenantry.page import rendering, sessions
 from tenantry.page.asking import Api
 from tenantry.page.viewing import NotLetIn, Viewer
 
 MOST_FIELDS: Final = 1100
+
+AT_ONCE: Final = 8
+"""Pages that one client is given at once: each is several calls, and takes time of the event loop
+that everybody shares. A browser asks for fewer.
+"""
 _FORM: Final = "application/x-www-form-urlencoded"
 
 
@@ -74,6 +81,7 @@ class Page:
 
     def __init__(self, app: ASGIApp, *, pages: Mapping[tuple[str, str], Show]) -> None:
         self._app = app
+        self._served: Counter[str] = Counter()
         self._pages: list[tuple[str, re.Pattern[str], Show]] = [
             (method, compile_path(path)[0], show) for (method, path), show in pages.items()
         ]
@@ -83,8 +91,23 @@ class Page:
         if scope["type"] != "http" or not is_page(scope["path"]):
             await self._app(scope, receive, send)
             return
-        response = await self._answer(Request(scope, receive))
+        response = await self._in_turn(Request(scope, receive))
         await response(scope, receive, send)
+
+    async def _in_turn(self, request: Request) -> Response:
+        """Answer, unless so much is being answered for the client already."""
+        client = _client_of(request)
+        if self._served[client] >= AT_ONCE:
+            return _told(
+                request.scope["path"], too_many(f"a client may ask for {AT_ONCE} pages at once")
+            )
+        self._served[client] += 1
+        try:
+            return await self._answer(request)
+        finally:
+            self._served[client] -= 1
+            if not self._served[client]:
+                del self._served[client]
 
     async def _answer(self, request: Request) -> Response:
         path: str = request.scope["path"]
@@ -98,9 +121,7 @@ class Page:
             here = path.removeprefix("/") if request.method == "GET" else "ui"
             return rendering.html("login.html", path, 401, asked, reason=str(reason), to=here)
         except Problem as problem:
-            return rendering.html(
-                "problem.html", path, problem.status, problem.headers, problem=problem
-            )
+            return _told(path, problem)
 
     def _find(self, method: str, path: str) -> tuple[Show, Mapping[str, str]]:
         method = "GET" if method == "HEAD" else method
@@ -114,6 +135,16 @@ class Page:
             allowed = ", ".join(sorted(there | ({"HEAD"} if "GET" in there else set())))
             raise Problem(405, "this page does not take this", headers={"Allow": allowed})
         raise Problem(404, "there is no such page")
+
+
+def _client_of(request: Request) -> str:
+    """Name who asks by what is signed of their token: the signature itself has many spellings."""
+    token = sessions.token_of(request.headers) or ""
+    return token.rpartition(".")[0] or connection_of(request.scope).peer
+
+
+def _told(path: str, problem: Problem) -> Response:
+    return rendering.html("problem.html", path, problem.status, problem.headers, problem=problem)
 
 
 async def _visit(request: Request, names: Mapping[str, str]) -> Visit:

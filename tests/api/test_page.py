@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from urllib.parse import urljoin
@@ -11,11 +13,13 @@ import httpx
 import pytest
 
 from tenantry.http.tokens import Scope
+from tenantry.page.pages import AT_ONCE
 from tenantry.page.serving import PAGES
 from tests.api.page import TOKENS, Browser, Written, refuse_what_a_strict_policy_would_stop, token
 from tests.api.serving import SECRET, Served, World, serving
 from tests.api.test_database_away import on_nothing
 from tests.api.test_nodes import caller
+from tests.waiting import DEADLINE
 
 FORM = "application/x-www-form-urlencoded"
 EVIL = """<script>alert(1)</script>"><b onclick='x'>&amp;{{7*7}}"""
@@ -231,6 +235,33 @@ def test_a_session_that_is_good_for_nothing_any_more_can_be_begun_anew(api: Serv
         assert answer.status_code == 401
         assert "there is no such tenant" in answer.text
         assert 'name="token"' in answer.text
+
+
+def test_a_client_is_given_few_pages_at_once_and_takes_nothing_from_others(api: Served) -> None:
+    control, own = api.world.control, token(scope=Scope.OPERATE)
+    others = Browser(api, token())
+    while control.entered.acquire(blocking=False):
+        pass
+    control.held = threading.Event()
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        noisy = Browser(api, own)
+        asked = [pool.submit(noisy.send, "/ui/tenants/acme/pause") for _ in range(AT_ONCE)]
+        try:
+            for _ in range(AT_ONCE):
+                assert control.entered.acquire(timeout=DEADLINE)
+            for spelling in (own, f"{own}~", f"{own}="):
+                refused = Browser(api, spelling).get("/ui")
+                assert refused.status_code == 429
+                assert "pages at once" in refused.text
+            assert others.get("/ui").status_code == 200
+            called = api.tcp.get("/tenants", headers={"Authorization": f"Bearer {own}"})
+            assert called.status_code == 200
+        finally:
+            control.held.set()
+            control.held = None
+            for one in asked:
+                one.result(DEADLINE)
+    assert noisy.get("/ui").status_code == 200
 
 
 def test_with_the_database_away_the_overview_says_what_it_does_not_know() -> None:
