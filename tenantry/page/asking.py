@@ -87,6 +87,13 @@ class Api:
         """Ask for what holds JSON of tenants: no number in it is changed by being read."""
         return await self.call("GET", path, params=params, read=_exact)
 
+    async def read(self, path: str, read: Callable[[bytes], Any], **params: object) -> Answer:
+        """Ask for something that is read otherwise, if all is well."""
+        answer = await self.call("GET", path, params=params, read=bytes)
+        if not answer.well:
+            return Answer(answer.status, orjson.loads(answer.body))
+        return Answer(answer.status, await self._read(read, answer.body))
+
     async def call(
         self,
         method: str,
@@ -119,9 +126,13 @@ class Api:
 
         await self._outer["app"](scope, receive, send)
         written = b"".join(parts)
+        return Answer(status, await self._read(read, written) if written else None)
+
+    @staticmethod
+    async def _read(read: Callable[[bytes], Any], written: bytes) -> Any:
         if len(written) > _LARGE:  # it would keep the event loop for long
-            return Answer(status, await asyncio.to_thread(read, written))
-        return Answer(status, read(written) if written else None)
+            return await asyncio.to_thread(read, written)
+        return read(written)
 
     def _scope(self, method: str, path: str, params: Mapping[str, object], content: bytes) -> Scope:
         given = {name: value for name, value in params.items() if value is not None}

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 from collections.abc import Mapping
 from typing import Any, Final
 from urllib.parse import urlencode
 
+import orjson
 from starlette.responses import Response
 
 from tenantry import exact
 from tenantry.page.pages import Pages, Visit
-from tenantry.page.viewing import Viewer, let_in
+from tenantry.page.viewing import let_in, viewer_of
 
 ROWS: Final = 25
 """Messages on a page."""
 
-SHOWN: Final = 2000
+SHOWN: Final = 500
 """Characters that are shown of one."""
+
+FEWER: Final = (ROWS, 5, 1)
+LARGEST: Final = 2 * 1024 * 1024
+"""Bytes of an answer that are read here: of larger messages fewer are asked for at a time."""
 
 pages: Final = Pages()
 
@@ -28,19 +32,9 @@ async def show_messages(visit: Visit) -> Response:
     """List messages, the newest first unless the oldest are asked for."""
     tenant_id = visit.names["tenant_id"]
     topic, order = visit.given.get("topic") or None, visit.given.get("order") or "desc"
-    who, messages = await asyncio.gather(
-        visit.api.get("/whoami"),
-        visit.api.exactly(
-            "/messages",
-            tenant_id=tenant_id,
-            topic=topic,
-            order=order,
-            limit=ROWS,
-            cursor=visit.given.get("cursor"),
-        ),
-    )
-    viewer = Viewer.of(let_in(who).body)
-    page = let_in(messages).body
+    viewer = await viewer_of(visit.api)
+    cursor = visit.given.get("cursor")
+    page = await _page(visit, tenant_id=tenant_id, topic=topic, order=order, cursor=cursor)
     chosen = {"topic": topic or "", "order": order}
     following = None
     if page["next_cursor"] is not None:
@@ -49,11 +43,37 @@ async def show_messages(visit: Visit) -> Response:
         "messages.html",
         viewer,
         tenant_id=tenant_id,
-        messages=[{**one, "text": text_of(one)} for one in page["data"]],
+        messages=page["data"],
         chosen=chosen,
         most=SHOWN,
         following=following,
     )
+
+
+async def _page(visit: Visit, **query: object) -> Any:
+    """Give a page of the API's, its messages with what is in them as text."""
+    page: Any = None
+    for limit in FEWER:
+        page = let_in(await visit.api.read("/messages", _read, limit=limit, **query)).body
+        if page is not None:
+            return page
+    return let_in(await visit.api.read("/messages", _read_large, limit=FEWER[-1], **query)).body
+
+
+def _read(written: bytes) -> Any:
+    if len(written) > LARGEST:
+        return None
+    page = exact.loads(written.decode())
+    for one in page["data"]:
+        one["text"] = text_of(one)
+    return page
+
+
+def _read_large(written: bytes) -> Any:
+    page = orjson.loads(written)
+    for one in page["data"]:
+        one["text"] = f"too large to be shown here: some {len(written):,} bytes"
+    return page
 
 
 def text_of(message: Mapping[str, Any]) -> str:

@@ -11,6 +11,7 @@ from tenantry.api.access import TABLE, may
 from tenantry.http.auth import Access
 from tenantry.http.tokens import Scope
 from tenantry.metrics.statistics import NONE, Slot
+from tenantry.page import messages as page_of_messages
 from tenantry.page.charts import HEIGHT, WIDTH, chart
 from tenantry.page.serving import FORMS
 from tenantry.page.tenants import differences
@@ -218,6 +219,22 @@ def test_an_id_that_is_none_names_no_page(admin: Browser) -> None:
             assert answer.status_code == 404
             assert "<script>" not in answer.text
         assert admin.send(f"/ui/tenants/{bad}/pause").status_code in {404, 405}
+
+
+def test_of_large_messages_few_are_read_at_a_time_and_of_one_too_large_its_size(
+    api: Served, admin: Browser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(page_of_messages, "LARGEST", 12_500)
+    rows, path = api.world.messages, "/ui/tenants/acme/messages"
+    for number in range(7):
+        size = 20_000 if number == 6 else 2000
+        rows.add("acme", payload=f'{{"n": {number}, "s": "{"x" * size}"}}')
+    newest = Written(admin.get(path).text)
+    assert "too large to be shown here" in newest.text
+    following = [given["href"] for _, given in newest.elements if "rel" in given]
+    second = Written(admin.get(f"/ui/tenants/acme/{following[-1]}").text).text
+    assert all((f'"n": {number}' in second) == (number in range(1, 6)) for number in range(7))
+    rows.rows.clear()
 
 
 def test_messages_are_shown_as_text_exactly_and_by_pages_to_those_who_may_see_payloads(
