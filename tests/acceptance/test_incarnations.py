@@ -69,6 +69,11 @@ FATES: Final = {
 }
 """What becomes of every table when a tenant is deleted and another gets its id."""
 
+WITH_THE_COUNTS = {
+    "tenantry.removals", "tenantry.statistics", "tenantry.statistics_marks"
+}  # fmt: skip
+"""What goes when the counts do: of rows that are retained, when another tenant gets the id."""
+
 
 @pytest.fixture
 def embedded(database_url: str) -> Iterator[tuple[Program, httpx.Client]]:
@@ -160,7 +165,8 @@ def test_nothing_of_a_former_tenant_reaches_the_one_that_has_its_id(
         left = eventually(
             lambda: "tenantry.walks" not in (found := naming(connection, tenant.id)) and found
         )
-        assert {name for name in left if FATES[name] not in {KEPT, ASIDE, NAMES}} == set()
+        surprising = {name for name in left if FATES[name] not in {KEPT, ASIDE, NAMES}}
+        assert surprising <= WITH_THE_COUNTS
         # Kept, and still the former's own.
         assert front.get(page, headers=old).json()["data"] == first["data"]
 
