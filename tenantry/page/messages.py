@@ -52,7 +52,6 @@ async def show_messages(visit: Visit) -> Response:
 
 async def _page(visit: Visit, **query: object) -> Any:
     """Give a page of the API's, its messages with what is in them as text."""
-    page: Any = None
     for limit in FEWER:
         page = let_in(await visit.api.read("/messages", _read, limit=limit, **query)).body
         if page is not None:

@@ -81,6 +81,12 @@ async def log_out(visit: Visit) -> Response:
     return visit.lead_to("ui/login", {"Set-Cookie": sessions.end(visit.headers)})
 
 
+@pages("GET /ui/")
+async def lead_to_overview(visit: Visit) -> Response:
+    """Lead to the overview whoever has typed a slash too many."""
+    return visit.lead_to("ui")
+
+
 @pages("GET /ui")
 async def show_overview(visit: Visit) -> Response:
     """Show how everything is, and the tenants."""

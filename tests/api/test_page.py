@@ -208,6 +208,12 @@ def test_why_a_daemon_is_not_ready_stands_first(api: Served, admin: Browser) -> 
     assert text.index("Not ready") < text.index("All tenants")
 
 
+def test_a_slash_too_many_leads_to_the_overview(admin: Browser) -> None:
+    answer = admin.get("/ui/")
+    assert answer.status_code == 303
+    assert answer.url.join(answer.headers["location"]).path == "/ui"
+
+
 def test_a_tenants_token_is_led_to_its_own_page(api: Served) -> None:
     answer = Browser(api, token("acme")).get("/ui")
     assert (answer.status_code, answer.headers["location"]) == (303, "./ui/tenants/acme")
