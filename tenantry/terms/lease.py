@@ -24,6 +24,9 @@ RENEW_EVERY: Final = 1.5
 LOOK_EVERY: Final = 0.5
 """Seconds between renewals, and between looks of those that wait."""
 
+ASK_AGAIN_EVERY: Final = 0.25
+"""Seconds from a renewal that failed to the next: the term may be about to lapse."""
+
 _BOOTTIME: Final[int] = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
 

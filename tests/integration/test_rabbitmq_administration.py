@@ -14,7 +14,7 @@ import pika
 import pytest
 from pika import BlockingConnection
 
-from tenantry.broker.adapter import TermFence
+from tenantry.broker.adapter import UNFENCED, TermFence
 from tenantry.broker.port import BrokerError, BrokerUnavailableError, TenantTopology
 from tenantry.broker.rabbitmq.administration import RabbitAdministration
 from tenantry.broker.rabbitmq.management import ManagementClient
@@ -26,12 +26,15 @@ from tests.services_rabbitmq import RabbitHost
 NOBODY_LISTENS = "http://127.0.0.1:9"
 
 
-def administration(host: RabbitHost, queue_type: QueueType = "quorum") -> RabbitAdministration:
+def administration(
+    host: RabbitHost, queue_type: QueueType = "quorum", fence: TermFence = UNFENCED
+) -> RabbitAdministration:
     return RabbitAdministration(
         url=host.url,
         management_url=host.management_url,
         queue_type=queue_type,
         installation=brokers.INSTALLATION,
+        fence=fence,
     )
 
 
@@ -254,6 +257,23 @@ def test_under_a_term_that_has_lapsed_nothing_is_done_on_a_kept_connection(
             late.ensure_topology(replace(topology, topics=("more",)))
         assert client.definitions() == there
     late.close()
+
+
+def test_what_is_kept_open_is_given_up_also_under_a_term_that_has_lapsed(
+    rabbitmq: RabbitHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    valid = True
+    ours = administration(rabbitmq, fence=TermFence(7, lambda: valid))
+    with closing(ours):
+        ours.ensure_topology(TenantTopology(tenant_id="lapsing", topics=(), partitions=1))
+        ((_, kept),) = ours._channels._kept._kept
+        valid = False
+        monkeypatch.setattr("tenantry.broker.rabbitmq.kept_connections.KEEP", 0.0)
+        ours._channels.close_old()
+        assert kept.is_closed
+        valid = True
+        ours.ensure_topology(TenantTopology(tenant_id="lapsing", topics=("one",), partitions=1))
+        valid = False
 
 
 def test_a_connection_is_kept_for_a_moment_only(

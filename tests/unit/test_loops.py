@@ -18,6 +18,7 @@ from tenantry.loops import Heartbeat, Loop, PeriodicService
 from tenantry.metrics.recorder import Recorder
 from tenantry.settings import Settings
 from tenantry.terms.keeper import LONGEST_RENEWAL, TermKeeper
+from tenantry.unavailable import UnavailableError
 from tests.waiting import DEADLINE, eventually
 
 HOURS = 1e6
@@ -205,3 +206,32 @@ def test_work_that_fails_ends_a_loop_whose_errors_nobody_takes() -> None:
 
     with pytest.raises(ValueError, match="not foreseen"):
         PeriodicService(work, every=0.001).run()
+
+
+def test_a_term_whose_renewal_failed_is_not_left_alone_until_the_next_is_due() -> None:
+    renewed = threading.Event()
+
+    class Returning:
+        """Terms that can't be reached at first."""
+
+        asked = 0
+
+        def renew(self, _number: int) -> bool:
+            self.asked += 1
+            if self.asked < 3:
+                raise UnavailableError("away")
+            return True
+
+    class Kept:
+        number = 1
+        valid = staticmethod(lambda: False)
+
+        def renewed(self, _at: float) -> None:
+            renewed.set()
+
+    terms, term = cast("Any", Returning()), cast("Any", Kept())
+    keeper = TermKeeper(terms, term, lost=pytest.fail, every=HOURS, again=0.01)
+    keeper._turn()
+    with run(keeper, Gate()):
+        assert renewed.wait(DEADLINE)
+    assert terms.asked == 3

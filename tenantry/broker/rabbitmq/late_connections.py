@@ -146,11 +146,11 @@ class LateConnections:
             return
         try:
             self._look()
-        except BrokerError as error:
-            log.debug("broker.late_connections_unknown", error=str(error))
         except (AMQPError, OSError) as error:
             self._let_go()
             log.debug("broker.late_connections_unknown", error=describe(error))
+        except BrokerError as error:
+            log.debug("broker.late_connections_unknown", error=str(error))
         finally:
             self._looking.release()
 

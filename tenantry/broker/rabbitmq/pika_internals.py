@@ -16,6 +16,7 @@ from pika.adapters.base_connection import BaseConnection
 from pika.adapters.utils import io_services_utils
 from pika.channel import Channel
 from pika.connection import Parameters
+from pika.exceptions import AMQPConnectionError
 from pika.frame import Frame, ProtocolHeader
 
 from tenantry.broker.adapter import UNFENCED, TermFence
@@ -54,6 +55,13 @@ check_names(
 )
 
 
+class TermLapsedError(BrokerUnavailableError, AMQPConnectionError):
+    """A connection was broken off because nothing may be sent on it any more.
+
+    pika raises it from whatever waits on the connection, where its own errors are expected.
+    """
+
+
 class FencedConnection(pika.SelectConnection):
     """A connection that sends nothing any more once its term has lapsed, and breaks instead.
 
@@ -84,7 +92,7 @@ class FencedConnection(pika.SelectConnection):
 
     def _break_off_lapsed(self) -> None:
         if not self.is_closed:
-            self.break_off(BrokerUnavailableError(f"the term {self.fence.number} has lapsed"))
+            self.break_off(TermLapsedError(f"the term {self.fence.number} has lapsed"))
 
 
 class FrameReadingConnection(FencedConnection):
