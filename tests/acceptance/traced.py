@@ -53,7 +53,10 @@ class Trace:
         Of several functions, with commas between, all have to come: they are on threads of their
         own.
         """
-        self._watch.write_text(until)
+        # The other process looks for it all the time, and is to find it whole.
+        begun = self._watch.with_suffix(".begun")
+        begun.write_text(until)
+        begun.rename(self._watch)
         eventually(self._trace.exists, what="the trace has begun")
         yield
         self._watch.unlink()
