@@ -15,6 +15,8 @@ from typing import Any
 import jwt
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
+from tests.waiting import DEADLINE
+
 ISSUER = "https://login.test/realms/one"
 AUDIENCE = "tenantry"
 
@@ -100,6 +102,8 @@ def key_server(*signers: Signer, tls: ssl.SSLContext | None = None) -> Iterator[
     served = KeyServer(*signers)
 
     class Handler(BaseHTTPRequestHandler):
+        timeout = DEADLINE
+
         def do_GET(self) -> None:
             served.asked += 1
             with suppress(OSError):
@@ -114,7 +118,10 @@ def key_server(*signers: Signer, tls: ssl.SSLContext | None = None) -> Iterator[
 
     server = Server(("127.0.0.1", 0), Handler)
     if tls is not None:
-        server.socket = tls.wrap_socket(server.socket, server_side=True)
+        # Each shakes hands on its handler's thread: who keeps silent keeps nobody else waiting.
+        server.socket = tls.wrap_socket(
+            server.socket, server_side=True, do_handshake_on_connect=False
+        )
     scheme = "http" if tls is None else "https"
     served.url = f"{scheme}://127.0.0.1:{server.server_address[1]}/keys"
     thread = threading.Thread(target=server.serve_forever, args=(0.01,), name="key-server")
