@@ -9,9 +9,8 @@ from typing import Any, Final
 
 from starlette.responses import Response
 
-from tenantry.http.problems import Problem
 from tenantry.page.pages import Pages, Visit
-from tenantry.page.viewing import let_in, viewer_of
+from tenantry.page.viewing import admitted, let_in
 
 _LONGEST_NUMBER: Final = 18
 
@@ -86,23 +85,23 @@ def whole(text: str) -> int | str:
     return text
 
 
-async def act(path: str, action: Action, visit: Visit) -> Response:
+async def act(action: Action, visit: Visit) -> Response:
     """Do what a form asks for, once it is confirmed where that is needed, and lead on."""
+    to = _filled(action.to, visit)
     if action.warning and visit.given.get("confirmed") != "yes":
-        viewer = await viewer_of(visit.api)
-        if not viewer.may(action.call):
-            raise Problem(403, f"the scope {viewer.scope.value} is not good for this")
-        return visit.html("confirm.html", viewer, action=action, back=_filled(action.to, visit))
+        viewer = await admitted(visit.api, action.call)
+        return visit.html(
+            "confirm.html",
+            viewer,
+            title=action.title,
+            warning=action.warning,
+            back=to,
+            kept=visit.kept,
+        )
     method, _, template = action.call.partition(" ")
     answer = await visit.api.call(method, _filled(template, visit), body=action.body(visit.given))
     let_in(answer)
-    return visit.lead_to(f"{_filled(action.to, visit)}?done={path.rpartition('/')[2]}")
-
-
-def said(visit: Visit) -> str:
-    """Say what has been done by the form that has led to a page; nothing, where none has."""
-    name = visit.given.get("done", "")
-    return next((one.done for path, one in ACTIONS.items() if path.endswith(f"/{name}")), "")
+    return visit.lead_to_saying(to, action.done)
 
 
 def _filled(template: str, visit: Visit) -> str:
@@ -112,4 +111,4 @@ def _filled(template: str, visit: Visit) -> str:
 
 
 for _path, _action in ACTIONS.items():
-    pages[("POST", _path)] = partial(act, _path, _action)
+    pages[("POST", _path)] = partial(act, _action)

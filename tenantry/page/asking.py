@@ -7,15 +7,18 @@ decided for every call, and what is another node's is handed on to it as any cal
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import quote, urlencode
 
 import orjson
-from starlette.types import Message, Scope
+from starlette.types import Message, Receive, Scope, Send
 
 from tenantry import exact
+from tenantry.api.idempotency import HEADER as IDEMPOTENCY_KEY
+from tenantry.api.paging import BadCursorError, Cursors
 from tenantry.http.auth import CALLER, connection_of, mark
 from tenantry.http.middleware import CORRELATION_HEADER, correlation_id_of
 
@@ -24,7 +27,11 @@ _COPIED: Final = (b"host", b"origin", CALLER)
 they may do no more here than there.
 """
 
+NOTE_SECONDS: Final = 60
+"""How long it is said what was done."""
 
+_NOTE: Final = "a note of the page"
+_TIME: Final = 8
 _LARGE: Final = 256 * 1024
 """Bytes of an answer that are read on a thread."""
 
@@ -79,6 +86,25 @@ class Api:
         token: str = await services.pools.reads.run(services.login_codes.redeem, code)
         return token
 
+    def note(self, done: str, to: str) -> str:
+        """Write down for this viewer what was done, to be told on the page `to` alone."""
+        now = int(time.time()).to_bytes(_TIME)
+        return self._cursors.seal(now + done.encode(), _NOTE, self._token or "", to)
+
+    def noted(self, note: str, here: str) -> str:
+        """Read such a note; nothing where it is no such, of another viewer or place, or old."""
+        try:
+            value = self._cursors.open(note, _NOTE, self._token or "", here)
+        except BadCursorError:
+            return ""
+        age = time.time() - int.from_bytes(value[:_TIME])
+        return value[_TIME:].decode() if abs(age) <= NOTE_SECONDS else ""
+
+    @property
+    def _cursors(self) -> Cursors:
+        cursors: Cursors = self._outer["app"].state.services.cursors
+        return cursors
+
     async def get(self, path: str, **params: object) -> Answer:
         """Ask for something; what is None of the parameters is left out."""
         return await self.call("GET", path, params=params)
@@ -101,11 +127,14 @@ class Api:
         *,
         params: Mapping[str, object] | None = None,
         body: object = None,
+        key: str | None = None,
         read: Callable[[bytes], Any] = orjson.loads,
     ) -> Answer:
-        """Call the API and `read` its answer to the end."""
+        """Call the API, once for an idempotency key, and `read` its answer to the end."""
         content = b"" if body is None else orjson.dumps(body)
         scope = self._scope(method, path, params or {}, content)
+        if key is not None:
+            scope["headers"].append((IDEMPOTENCY_KEY.lower().encode(), key.encode()))
         sent = False
         status, parts = 500, []
 
@@ -127,6 +156,12 @@ class Api:
         await self._outer["app"](scope, receive, send)
         written = b"".join(parts)
         return Answer(status, await self._read(read, written) if written else None)
+
+    async def follow(self, path: str, receive: Receive, send: Send, **params: object) -> None:
+        """Ask for something that goes on, for as long as the page's client waits for it."""
+        await self._outer["app"](
+            self._scope(self._outer["method"], path, params, b""), receive, send
+        )
 
     @staticmethod
     async def _read(read: Callable[[bytes], Any], written: bytes) -> Any:

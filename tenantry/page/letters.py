@@ -14,6 +14,7 @@ from urllib.parse import urlencode
 
 from starlette.responses import Response
 
+from tenantry.page.moments import in_utc
 from tenantry.page.pages import Pages, Visit
 from tenantry.page.viewing import Viewer, let_in, viewer_of
 
@@ -81,6 +82,7 @@ async def show_letter(visit: Visit) -> Response:
         letter=shown,
         headers=shown.get("headers"),
         body=None if body is None else body[:SHOWN_BYTES].decode(errors="replace"),
+        most=SHOWN_BYTES,
         cut=body is not None and len(body) > SHOWN_BYTES,
     )
 
@@ -120,15 +122,8 @@ def _selection(visit: Visit) -> dict[str, Any]:
 def _conditions(visit: Visit) -> dict[str, str]:
     given = {name: visit.given.get(name, "").strip() for name in _CONDITIONS}
     for name in ("since", "until"):
-        given[name] = _in_utc(given[name])
+        given[name] = in_utc(given[name])
     return {name: value for name, value in given.items() if value}
-
-
-def _in_utc(text: str) -> str:
-    """Read a time as a browser gives it that asks for one: without a zone, perhaps seconds."""
-    if text[10:11] == "T" and len(text) in {16, 19}:
-        return f"{text}:00Z" if len(text) == 16 else f"{text}Z"
-    return text
 
 
 def _path(visit: Visit) -> str:

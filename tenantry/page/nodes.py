@@ -9,12 +9,28 @@ from urllib.parse import urlencode
 
 from starlette.responses import Response
 
-from tenantry.page.actions import said, whole
+from tenantry.page.actions import whole
 from tenantry.page.pages import Pages, Visit
+from tenantry.page.rendering import clipped, size
 from tenantry.page.viewing import Viewer, let_in
 
+NODES: Final = 80
+"""Nodes on a page."""
+
 ROWS: Final = 40
-"""Actors right below the supervisor on a page, each with its own."""
+"""Actors right below the supervisor on a page at most, each with its own."""
+
+BELOW: Final = 12
+"""Actors below one that are shown of it."""
+
+NAME: Final = 80
+"""Characters of an actor's name that are shown."""
+
+TREE_BYTES: Final = 64_000
+"""What the actors of a page may take of it."""
+
+_BYTES_AROUND: Final = 190
+"""What is written around an actor's name at most."""
 
 _WELL: Final = frozenset(
     {"active", "busy", "consuming", "idle", "paused", "running", "waiting", "watching"}
@@ -29,7 +45,23 @@ async def show_nodes(visit: Visit) -> Response:
     who, nodes = await asyncio.gather(visit.api.get("/whoami"), visit.api.get("/nodes"))
     viewer = Viewer.of(let_in(who).body)
     listed = let_in(nodes).body["data"]
-    return visit.html("nodes.html", viewer, here="ui/nodes", listed=listed, done=said(visit))
+    begin = _begin(visit)
+    following = None
+    if len(listed) > begin + NODES:
+        following = "nodes?" + urlencode({"begin": begin + NODES})
+    return visit.html(
+        "nodes.html",
+        viewer,
+        here="ui/nodes",
+        listed=listed[begin : begin + NODES],
+        following=following,
+        done=visit.done,
+    )
+
+
+def _begin(visit: Visit) -> int:
+    begin = whole(visit.given.get("begin", "0"))
+    return begin if isinstance(begin, int) and begin > 0 else 0
 
 
 @pages("GET /ui/actors")
@@ -47,23 +79,40 @@ async def show_actors(visit: Visit) -> Response:
         for one in system["tree"]["children"]
         if search.lower() in one["name"].lower() and not (unwell and is_well(one))
     ]
-    begin = whole(visit.given.get("begin", "0"))
-    begin = begin if isinstance(begin, int) and begin > 0 else 0
+    begin = _begin(visit)
+    there = _fitting(found[begin : begin + ROWS])
     chosen = {"node": node or "", "search": search, "unwell": "yes" if unwell else ""}
     following = None
-    if len(found) > begin + ROWS:
-        following = "actors?" + urlencode({**chosen, "begin": begin + ROWS})
+    if len(found) > begin + len(there):
+        following = "actors?" + urlencode({**chosen, "begin": begin + len(there)})
     return visit.html(
         "actors.html",
         viewer,
         here="ui/actors",
         system=system,
-        tree={**system["tree"], "children": found[begin : begin + ROWS]},
+        tree={**system["tree"], "children": there},
+        most_below=BELOW,
+        name_length=NAME,
         count=len(found),
         nodes=_names(system["nodes"]),
         chosen=chosen,
         following=following,
     )
+
+
+def _fitting(actors: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
+    """Give the first of some actors, as many as a page holds with what is shown below them."""
+    left = TREE_BYTES
+    for number, one in enumerate(actors):
+        left -= _size(one)
+        if left < 0:
+            return actors[: max(1, number)]
+    return actors
+
+
+def _size(actor: Mapping[str, Any]) -> int:
+    own = _BYTES_AROUND + size(clipped(actor["name"], NAME))
+    return own + sum(map(_size, actor["children"][:BELOW]))
 
 
 def is_well(actor: Mapping[str, Any]) -> bool:

@@ -28,6 +28,9 @@ AT_ONCE: Final = 8
 """Pages that one client is given at once: each is several calls, and takes time of the event loop
 that everybody shares. A browser asks for fewer.
 """
+_MOST_KEPT: Final = 40_000
+"""Bytes of a page that what was filled in may take."""
+
 _FORM: Final = "application/x-www-form-urlencoded"
 
 
@@ -46,9 +49,18 @@ class Visit:
         """The parameters or fields; of several with one name, the last."""
         return dict(self.fields)
 
+    @property
+    def kept(self) -> Mapping[str, str]:
+        """What was filled in, to be shown again; what would make the page large is left out."""
+        kept, left = {}, _MOST_KEPT
+        for name, value in self.given.items():
+            if (size := rendering.size(value)) <= left:
+                kept[name], left = value, left - size
+        return kept
+
     def html(self, template: str, viewer: Viewer, status: int = 200, **shown: Any) -> Response:
         """Write a page for who looks."""
-        return rendering.html(template, self.path, status, viewer=viewer, given=self.given, **shown)
+        return rendering.html(template, self.path, status, viewer=viewer, **shown)
 
     def json(self, shown: Mapping[str, str]) -> Response:
         """Write what the page's script puts in place of what is there."""
@@ -57,6 +69,15 @@ class Visit:
     def lead_to(self, to: str, headers: Mapping[str, str] | None = None) -> Response:
         """Lead on to another page: `ui/tenants/acme`, say."""
         return rendering.see_other(self.path, to, headers)
+
+    def lead_to_saying(self, to: str, done: str) -> Response:
+        """Lead on to another page, which says to this viewer what has been done."""
+        return self.lead_to(f"{to}?done={self.api.note(done, to)}")
+
+    @property
+    def done(self) -> str:
+        """What has been done by the form that has led here; empty where none has just now."""
+        return self.api.noted(self.given.get("done", ""), self.path.strip("/"))
 
 
 Show = Callable[[Visit], Awaitable[Response]]

@@ -34,6 +34,9 @@ HEADERS: Final[Mapping[str, str]] = {
 LONGEST_TEXT: Final = 300
 """Characters that are shown of a text that somebody else has chosen."""
 
+_ESCAPED: Final = {"&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&#34;", "'": "&#39;"}
+_BYTES_A_CHARACTER: Final = 2
+
 UNKNOWN: Final = "—"
 
 _FILES: Final = {
@@ -139,6 +142,28 @@ def moment(written: str | None) -> str:
 
 
 def clipped(text: object, most: int = LONGEST_TEXT) -> str:
-    """Write the beginning of a text, and that there is more of it."""
+    """Write the beginning of a text, and that there is more of it.
+
+    That is `most` characters, and fewer where they would take more than twice as many bytes: a page
+    full of quotes is not five times as large as another.
+    """
     whole = str(text)
-    return whole if len(whole) <= most else f"{whole[:most]}… ({len(whole):,} characters)"
+    shown = _within(whole[:most], _BYTES_A_CHARACTER * most)
+    return whole if len(shown) == len(whole) else f"{shown}… ({len(whole):,} characters)"
+
+
+def size(text: str) -> int:
+    """Count the bytes that a text takes on a page."""
+    escaped = sum(text.count(one) * (len(more) - 1) for one, more in _ESCAPED.items())
+    return len(text.encode(errors="replace")) + escaped
+
+
+def _within(text: str, most: int) -> str:
+    """Give as much of a text as takes `most` bytes on a page."""
+    if size(text) <= most:
+        return text
+    for place, one in enumerate(text):
+        most -= size(one)
+        if most < 0:
+            return text[:place]
+    return text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterator, Mapping
 from typing import Any, Final, NamedTuple
 from urllib.parse import urlencode
@@ -10,15 +11,18 @@ from urllib.parse import urlencode
 from starlette.responses import Response
 
 from tenantry.http.problems import Problem
-from tenantry.page.actions import said
 from tenantry.page.asking import Answer
 from tenantry.page.charts import Chart, chart
+from tenantry.page.moments import Moment, in_utc, seconds
 from tenantry.page.pages import Pages, Visit
 from tenantry.page.rendering import UNKNOWN, number, rate
 from tenantry.page.viewing import Viewer, let_in
 
 EVENTS: Final = 50
 """Events on a page."""
+
+STEPS: Final = 1000
+"""Times that a slider has."""
 
 _WINDOW: Final = "24h"
 _PASSING: Final = frozenset(
@@ -52,7 +56,7 @@ async def show_tenant(visit: Visit) -> Response:
         nodes=nodes,
         day=day,
         charts=_charts(day),
-        done=said(visit),
+        done=visit.done,
     )
 
 
@@ -84,13 +88,13 @@ async def show_journal(visit: Visit) -> Response:
     )
     viewer = Viewer.of(let_in(who).body)
     let_in(events)
-    now = tenant.body["version"] if tenant.well else None
-    at = visit.given.get("at") or now
-    against = visit.given.get("against") or now
-    then, other = await asyncio.gather(_as_of(visit, path, at), _as_of(visit, path, against))
+    now = str(tenant.body["version"]) if tenant.well else ""
+    given = {name: in_utc(visit.given.get(name, "").strip()) for name in ("at", "against")}
+    then, other = await asyncio.gather(
+        *(_moment(visit, path, given[name] or now) for name in ("at", "against"))
+    )
     following = None
     if len(events.body["data"]) == EVENTS:
-        given = {"at": visit.given.get("at"), "against": visit.given.get("against")}
         chosen = {name: value for name, value in given.items() if value}
         following = "journal?" + urlencode({**chosen, "cursor": events.body["next_cursor"]})
     return visit.html(
@@ -99,21 +103,28 @@ async def show_journal(visit: Visit) -> Response:
         tenant_id=visit.names["tenant_id"],
         stream=f"tenant-{visit.names['tenant_id']}",
         now=now,
-        at=at,
-        against=against,
-        rows=differences(then, other),
+        then=then,
+        other=other,
+        span=_life(tenant.body["created_at"]) if tenant.well else None,
+        rows=differences(then.tenant, other.tenant),
         events=[{**one, "told": list(flat(one["data"]))} for one in events.body["data"]],
         following=following,
     )
 
 
-async def _as_of(visit: Visit, path: str, at: object) -> Mapping[str, Any]:
-    if at is None:
-        return {}
-    answer = await visit.api.get(path, at=at)
+async def _moment(visit: Visit, path: str, asked: str) -> Moment:
+    if not asked:
+        return Moment("", {})
+    answer = await visit.api.get(path, at=asked)
     if answer.status == 422:
         raise Problem(422, answer.problem)
-    return answer.body if answer.well else {}
+    return Moment(asked, answer.body if answer.well else {})
+
+
+def _life(created_at: str) -> range:
+    """Give the seconds since 1970 from a tenant's creation till now, in steps for a slider."""
+    began, now = seconds(created_at), int(time.time())
+    return range(began, now + 1, max(1, (now - began) // STEPS))
 
 
 class Difference(NamedTuple):

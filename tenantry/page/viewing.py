@@ -37,6 +37,11 @@ class Viewer:
         method, _, path = call.partition(" ")
         return access.may((method, path), self.scope, payloads=self.payloads)
 
+    def must(self, call: str) -> None:
+        """Raise `Problem`, a 403, unless a call is theirs to make."""
+        if not self.may(call):
+            raise Problem(403, f"the scope {self.scope.value} is not good for this")
+
     @property
     def is_tenant(self) -> bool:
         """Whether it is a tenant, who sees the page of that one alone."""
@@ -59,3 +64,10 @@ def let_in(answer: Answer) -> Answer:
 async def viewer_of(api: Api) -> Viewer:
     """Tell who looks. Raises `NotLetIn`, `Problem`."""
     return Viewer.of(let_in(await api.get("/whoami")).body)
+
+
+async def admitted(api: Api, call: str) -> Viewer:
+    """Tell who looks, if a call is theirs to make. Raises `NotLetIn`, `Problem`."""
+    viewer = await viewer_of(api)
+    viewer.must(call)
+    return viewer

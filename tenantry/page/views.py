@@ -19,6 +19,9 @@ from tenantry.unavailable import UnavailableError
 ROWS: Final = 50
 """Tenants on a page."""
 
+NODES: Final = 40
+"""Nodes on the overview."""
+
 _WAY: Final = re.compile(r"ui(/[A-Za-z0-9_-][A-Za-z0-9._-]*)*", re.ASCII)
 _COLUMNS: Final = {
     "id": "Tenant",
@@ -107,8 +110,10 @@ async def show_overview(visit: Visit) -> Response:
         "overview.html",
         viewer,
         here="ui",
+        done=visit.done,
         ready=ready,
         nodes=nodes,
+        most_nodes=NODES,
         totals=totals,
         figures=_figures(totals.body) if totals.well else {},
         tenants=tenants,

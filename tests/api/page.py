@@ -60,7 +60,8 @@ class Written(HTMLParser):
         self.text += f"{data} "
 
     def links(self) -> list[str]:
-        return [given["href"] or "" for tag, given in self.elements if tag == "a"]
+        hrefs = (given.get("href") for tag, given in self.elements if tag == "a")
+        return [one for one in hrefs if one is not None]
 
     def actions(self) -> set[str]:
         return {given["action"] or "" for tag, given in self.elements if "action" in given}

@@ -11,9 +11,11 @@ from urllib.parse import urljoin
 
 import httpx
 import pytest
+from markupsafe import escape
 
 from tenantry.http.tokens import Scope
 from tenantry.page.pages import AT_ONCE
+from tenantry.page.rendering import clipped, size
 from tenantry.page.serving import PAGES
 from tests.api.page import TOKENS, Browser, Written, refuse_what_a_strict_policy_would_stop, token
 from tests.api.serving import SECRET, Served, World, serving
@@ -286,3 +288,17 @@ def test_without_a_secret_who_is_on_this_machine_is_let_in_and_no_foreign_page()
         assert "Log out" not in browser.get("/ui").text
         rebound = {"Host": "evil.example"}
         assert served.tcp.get("/ui", headers=rebound).status_code == 403
+
+
+@pytest.mark.parametrize("text", ["a" * 500, "é" * 500, '"' * 500, "<a>'&" * 100, "字💩" * 200, ""])
+def test_a_text_that_is_clipped_takes_twice_its_length_on_a_page_at_most(text: str) -> None:
+    for most in (1, 40, 300, 1000):
+        shown = clipped(text, most)
+        written = size(shown.partition("…")[0])
+        assert written <= 2 * most
+        assert written == len(str(escape(shown.partition("…")[0])).encode())
+        if "…" in shown:
+            assert shown.endswith(f"… ({len(text):,} characters)")
+        else:
+            assert shown == text
+    assert clipped("a" * 300) == "a" * 300

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import pytest
 
 from tenantry.api.access import TABLE, may
-from tenantry.http.auth import Access
+from tenantry.domain import names
+from tenantry.domain.events import MessageDeadLettered
 from tenantry.http.tokens import Scope
+from tenantry.journal.port import Metadata
 from tenantry.metrics.statistics import NONE, Slot
 from tenantry.page import messages as page_of_messages
 from tenantry.page.charts import HEIGHT, WIDTH, chart
@@ -74,30 +76,20 @@ def test_a_tenants_token_does_to_itself_what_the_table_says_and_to_others_nothin
     assert browser.get("/ui/tenants/other/journal").status_code == 200
 
 
-def test_a_page_offers_just_the_forms_that_its_viewer_may_send(api: Served) -> None:
-    for scope in (Scope.READ, Scope.OPERATE, Scope.ADMIN):
-        offered = Written(Browser(api, token(scope=scope)).get("/ui/tenants/acme").text).actions()
-        resize = "../../ui/tenants/acme/resize"
-        assert (resize in offered) == (scope is not Scope.READ)
-    assert Access.PUBLIC not in {TABLE[tuple(call.split(" ", 1))] for call in FORMS.values()}  # type: ignore[index]
-
-
 def test_a_tenant_is_paused_resumed_and_resized_and_the_journal_names_who_did_it(
     api: Served, admin: Browser
 ) -> None:
-    for act, fields, field, value in (
-        ("pause", {}, "state", "paused"),
-        ("resume", {}, "state", "active"),
-        ("resize", {"workers": "7"}, "workers", 7),
+    for act, fields, field, value, told in (
+        ("pause", {}, "state", "paused", "The tenant is paused"),
+        ("resume", {}, "state", "active", "The tenant consumes again."),
+        ("resize", {"workers": "7"}, "workers", 7, "The number of workers is in force."),
     ):
         done = admin.send(f"/ui/tenants/acme/{act}", **fields)
-        assert done.headers["location"] == f"../../../ui/tenants/acme?done={act}"
+        led = done.url.join(done.headers["location"])
+        assert led.path == "/ui/tenants/acme"
         assert api.control.get("/tenants/acme").json()[field] == value
         assert api.world.control.metadata[-1].actor == "ann"
-    said = Written(admin.get("/ui/tenants/acme", done="resize").text).text
-    assert "The number of workers is in force." in said
-    made_up = admin.get("/ui/tenants/acme", done="<b>gone").text
-    assert "gone" not in made_up
+        assert told in Written(admin.get(led.path, **led.params).text).text
 
 
 @pytest.mark.parametrize("workers", ["0", "65", "x", "", "1e3", "9" * 5000, "٣"])
@@ -162,9 +154,68 @@ def test_a_tenant_is_shown_as_it_was_and_what_differs_between_two_moments(
     assert ">9<" in workers
     same = admin.get(path, at="1", against="1").text
     assert 'class="differs"' not in same
+    left_and_right = "version 2, on the left; version 3, the present one, on the right."
+    assert left_and_right in " ".join(text.split())
     assert admin.get(path, at="x").status_code == 422
     assert admin.get(path, cursor="x").status_code == 400
     refuse_what_a_strict_policy_would_stop(page.text)
+
+
+def test_a_tenant_is_shown_as_it_was_at_a_time_and_what_differs_between_two(
+    api: Served, admin: Browser
+) -> None:
+    api.world.create("timed", name=EVIL, workers=2)
+    path = "/ui/tenants/timed/journal"
+    for workers in (4, 9):
+        api.control.put(
+            "/tenants/timed/config/concurrency", json={"workers": workers}
+        ).raise_for_status()
+    *_, third, last = api.control.get("/tenants/timed/events").json()["data"]
+
+    def differing(**moments: str) -> dict[str, list[str]]:
+        page = admin.get(path, **moments)
+        assert page.status_code == 200
+        assert len(page.content) < 80_000
+        refuse_what_a_strict_policy_would_stop(page.text)
+        rows = [one for one in page.text.split("<tr") if 'class="differs"' in one]
+        cells = [Written(f"<tr{one}").text.split() for one in rows]
+        return {name: values for name, *values in cells}
+
+    between = differing(at=third["recorded_at"], against=last["recorded_at"])
+    assert between["workers"] == ["4", "9", "differs"]
+    assert differing(at=third["recorded_at"], against="2")["workers"] == ["4", "2", "differs"]
+    assert differing(at="2999-01-31T12:00") == {}
+    early = admin.get(path, at="2020-01-31T12:00")
+    said = " ".join(Written(early.text).text.split())
+    assert (
+        "2020-01-31 12:00:00 UTC, no such tenant, on the left; version 4, the present one" in said
+    )
+    assert 'value="2020-01-31T12:00:00"' in early.text
+    assert (
+        "There was no such tenant then."
+        in admin.get(path, at="2020-01-31T12:00", against="2020-01-31T12:00:30").text
+    )
+    for strange in ("0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00"):
+        assert admin.get(path, at=strange).status_code in {200, 422}
+    for wrong in ("2020-13-31T12:00", EVIL, "2020-01-31 12:00"):
+        answer = admin.get(path, at=wrong)
+        assert answer.status_code == 422
+        assert "<script>" not in answer.text
+
+
+def test_a_slider_goes_from_a_tenants_creation_till_now_and_needs_a_script(
+    api: Served, admin: Browser
+) -> None:
+    path = "/ui/tenants/other/journal"
+    elements = Written(admin.get(path).text).elements
+    sliders = [given for _, given in elements if "data-sets" in given]
+    ids = {given.get("id"): given for _, given in elements}
+    assert [ids[one["data-sets"]]["name"] for one in sliders] == ["at", "against"]
+    created = datetime.fromisoformat(api.control.get("/tenants/other").json()["created_at"])
+    for one in sliders:
+        assert "hidden" in one
+        assert one["min"] == f"{int(created.timestamp())}"
+        assert int(one["min"]) <= int(one["value"] or 0) == int(one["max"] or 0)
 
 
 def test_the_journal_is_paged_and_outlives_its_tenant(api: Served, admin: Browser) -> None:
@@ -186,6 +237,22 @@ def test_the_journal_is_paged_and_outlives_its_tenant(api: Served, admin: Browse
     assert "Choose a version" in page.text
     assert admin.get("/ui/tenants/gone/journal", at="2").status_code == 200
     assert admin.get("/ui/tenants/gone").status_code == 404
+
+
+def test_a_journal_is_small_whatever_is_in_it(api: Served, admin: Browser) -> None:
+    api.world.create("noisy", name=EVIL * 5)
+    quotes = '"' * 1000
+    event = MessageDeadLettered(
+        tenant_id="noisy", message_id=quotes[:255], topic="logs", partition=63, reason="not_json",
+        error=quotes, first_error=quotes, attempts=10**9, size=10**9, ordered=True,
+    )  # fmt: skip
+    api.world.journal.append(
+        names.dead_letter_journal_stream("noisy"), [event] * 60, expected=0,
+        metadata=Metadata(actor=quotes[:200]),
+    )  # fmt: skip
+    page = admin.get("/ui/tenants/noisy/journal", at="1", against="2020-01-01T00:00")
+    assert page.text.count("MessageDeadLettered") == 48
+    assert len(page.content) < 80_000
 
 
 @pytest.mark.parametrize("by_socket", [True, False], ids=["by socket", "by address"])

@@ -9,6 +9,7 @@ from urllib.parse import parse_qsl
 import pytest
 
 from tenantry.control.port import ActorStatus
+from tenantry.dead_letters.port import RejectedMessage
 from tenantry.http.tokens import Scope
 from tenantry.nodes.port import Glance, NodeState
 from tests.api.dead_letters import message, reject
@@ -109,15 +110,28 @@ def test_a_dead_letters_page_is_small_whatever_is_in_it(api: Served, admin: Brow
     assert len(admin.get(f"{LETTERS}/{letter}").content) < 80_000
 
 
+def test_a_list_of_dead_letters_is_small_whatever_is_in_them(api: Served, admin: Browser) -> None:
+    quotes = '"' * 255
+    odd = [message(f"{quotes[:-3]}{number:03}", b"x") for number in range(60)]
+    rejected = [RejectedMessage(one, quotes[:64], quotes * 4, 1) for one in odd]
+    api.world.letters.add("acme", rejected)
+    page = admin.get(LETTERS, reason=quotes[:64])
+    assert page.text.count('name="id"') == 50
+    assert len(page.content) < 80_000
+    assert "… (255 characters)" in page.text
+    assert "… (1,020 characters)" in page.text
+
+
 def test_a_node_is_drained_when_that_is_confirmed(api: Served, admin: Browser) -> None:
     cluster = api.world.cluster
     cluster.states["two"] = NodeState.ACTIVE
     asked = admin.send("/ui/nodes/two/drain")
     assert (asked.status_code, cluster.states["two"]) == (200, NodeState.ACTIVE)
     done = admin.send("/ui/nodes/two/drain", confirmed="yes")
-    assert done.headers["location"] == "../../../ui/nodes?done=drain"
+    led = done.url.join(done.headers["location"])
+    assert led.path == "/ui/nodes"
     assert cluster.states["two"] is NodeState.DRAINING
-    page = admin.get("/ui/nodes", done="drain").text
+    page = admin.get(led.path, **led.params).text
     assert "is being emptied" in page
     assert "../ui/nodes/two/undrain" in Written(page).actions()
     admin.send("/ui/nodes/two/undrain")
@@ -147,7 +161,7 @@ def test_the_tree_of_actors_is_shown_page_by_page_and_by_what_is_not_well(
             name=name, kind="Tenant", state="active", mailbox=0, restarts=0, children=(worker,) * 64
         )
 
-    children = tuple(tenant(f"t-{n:05}", "stuck" if n == 77 else "idle") for n in range(200))
+    children = tuple(tenant(f"t-{n:05}", "stuck" if n == 77 else "idle") for n in range(100))
     control.system = replace(
         control.system,
         tree=replace(control.system.tree, children=children),
@@ -155,14 +169,53 @@ def test_the_tree_of_actors_is_shown_page_by_page_and_by_what_is_not_well(
         node="one",
     )
     page = admin.get("/ui/actors")
-    assert len(page.content) < 80_000
     assert "and 52 more" in page.text
     assert "restarted 3" in page.text
+    assert _pages(admin, "/ui/actors", "t-") == [one.name for one in children]
     unwell = Written(admin.get("/ui/actors", unwell="yes").text).text
     assert "t-00077" in unwell
     assert "t-00001" not in unwell
-    last = admin.get("/ui/actors", begin="160").text
-    assert "t-00199" in last
-    assert 'rel="next"' not in last
     for begin in ("-1", "x", "9" * 5000):
         assert admin.get("/ui/actors", begin=begin).status_code == 200
+
+
+def test_actors_whatever_they_are_called_are_shown_in_small_pages(
+    api: Served, admin: Browser
+) -> None:
+    control = api.world.control
+
+    def named(name: str, *below: ActorStatus) -> ActorStatus:
+        return ActorStatus(
+            name=name, kind="Tenant", state="active", mailbox=10**9, restarts=10**9, children=below
+        )
+
+    workers = [named(EVIL * 10 + '"' * 200) for _ in range(30)]
+    children = tuple(named(f"t-{n:03}" + '"' * 200, *workers) for n in range(30))
+    control.system = replace(
+        control.system, tree=replace(control.system.tree, children=children), node="one"
+    )
+    seen = _pages(admin, "/ui/actors", "t-")
+    assert [one[:5] for one in seen] == [f"t-{n:03}" for n in range(30)]
+    assert "and 18 more" in admin.get("/ui/actors").text
+
+
+def test_of_very_many_nodes_the_pages_stay_small(api: Served, admin: Browser) -> None:
+    names = [f"n-{number:03}-{'x' * 55}" for number in range(300)]
+    api.world.cluster.states |= dict.fromkeys(names, NodeState.ACTIVE)
+    assert _pages(admin, "/ui/nodes", "n-") == names
+    overview = admin.get("/ui")
+    assert len(overview.content) < 80_000
+    assert "and 261 more" in overview.text
+
+
+def _pages(browser: Browser, path: str, beginning: str) -> list[str]:
+    """Give what is listed on pages, one after the other, each of them small."""
+    seen: list[str] = []
+    while path:
+        answer = browser.get(path)
+        assert len(answer.content) < 80_000
+        page = Written(answer.text)
+        seen += [one for one in page.text.split() if one.startswith(beginning)]
+        following = [given["href"] for _, given in page.elements if given.get("rel") == "next"]
+        path = str(answer.url.join(following[0] or "")) if following else ""
+    return seen
