@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import click
 
+from tenantry.api.topics import shown, topic_of
 from tenantry.cli import output
 from tenantry.cli.client import ControlClient, tenant_path
 from tenantry.cli.importing import import_
@@ -15,7 +16,6 @@ from tenantry.cli.limits import limits
 from tenantry.cli.options import complete_node, example, tenant_argument, with_client
 from tenantry.cli.output import CommandError
 from tenantry.cli.statistics import stats
-from tenantry.cli.topics import shown, topic_of
 
 DELETE_TIMEOUT: Final = 300.0
 

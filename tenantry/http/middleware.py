@@ -260,7 +260,7 @@ REQUEST_SECONDS: Final = 90.0
 """Longer than any command, page or long poll takes: the last resort."""
 
 _UNCOUNTED: Final = frozenset({"/healthz", "/readyz"})
-_ENDLESS: Final = frozenset({"/messages/stream"})
+_ENDLESS: Final = frozenset({"/messages/stream", "/ui/tail"})
 
 
 class Limits:

@@ -12,13 +12,16 @@ from starlette.responses import Response
 
 from tenantry import exact
 from tenantry.page.pages import Pages, Visit
-from tenantry.page.viewing import let_in, viewer_of
+from tenantry.page.viewing import admitted, let_in, viewer_of
 
 ROWS: Final = 25
 """Messages on a page."""
 
 SHOWN: Final = 500
 """Characters that are shown of one."""
+
+SHOWN_OF_ONE: Final = 8192
+"""Characters that are shown of the one that is looked at."""
 
 FEWER: Final = (ROWS, 5, 1)
 LARGEST: Final = 2 * 1024 * 1024
@@ -47,6 +50,32 @@ async def show_messages(visit: Visit) -> Response:
         chosen=chosen,
         most=SHOWN,
         following=following,
+        tail=_tail(tenant_id, topic) if order == "desc" and cursor is None else None,
+    )
+
+
+def _tail(tenant_id: str, topic: str | None) -> str:
+    return "ui/tail?" + urlencode({"tenant_id": tenant_id, **({"topic": topic} if topic else {})})
+
+
+@pages("GET /ui/tenants/{tenant_id}/message")
+async def show_message(visit: Visit) -> Response:
+    """Show one stored message, by its id; it may not be stored yet."""
+    tenant_id, message_id = visit.names["tenant_id"], visit.given.get("id", "")
+    call = "GET /tenants/{tenant_id}/messages/{message_id:any}"
+    viewer = await admitted(visit.api, call)
+    answer = await visit.api.read(f"/tenants/{tenant_id}/messages/{message_id}", _read_one)
+    if answer.status != 404:
+        let_in(answer)
+    return visit.html(
+        "message.html",
+        viewer,
+        answer.status,
+        tenant_id=tenant_id,
+        message_id=message_id,
+        message=answer.body if answer.well else None,
+        problem=answer.problem,
+        most=SHOWN_OF_ONE,
     )
 
 
@@ -71,8 +100,19 @@ def _read(written: bytes) -> Any:
 def _read_large(written: bytes) -> Any:
     page = orjson.loads(written)
     for one in page["data"]:
-        one["text"] = f"too large to be shown here: some {len(written):,} bytes"
+        one["text"] = _too_large(written)
     return page
+
+
+def _read_one(written: bytes) -> Any:
+    if len(written) > LARGEST:
+        return {**orjson.loads(written), "text": _too_large(written)}
+    message = exact.loads(written.decode())
+    return {**message, "text": text_of(message)}
+
+
+def _too_large(written: bytes) -> str:
+    return f"too large to be shown here: some {len(written):,} bytes"
 
 
 def text_of(message: Mapping[str, Any]) -> str:

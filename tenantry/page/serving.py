@@ -8,14 +8,31 @@ from typing import Final
 from starlette.middleware import Middleware
 
 from tenantry.api.access import TABLE
-from tenantry.page import actions, letters, messages, nodes, tenants, views
+from tenantry.page import (
+    actions,
+    administering,
+    checks,
+    letters,
+    limits,
+    messages,
+    nodes,
+    publishing,
+    tail,
+    tenants,
+    views,
+)
 from tenantry.page.pages import Page, Show
 
 PAGES: Final[Mapping[tuple[str, str], Show]] = {
     **views.pages,
     **tenants.pages,
     **messages.pages,
+    **tail.pages,
+    **publishing.pages,
     **letters.pages,
+    **limits.pages,
+    **checks.pages,
+    **administering.pages,
     **nodes.pages,
     **actions.pages,
 }
@@ -24,6 +41,10 @@ PAGES: Final[Mapping[tuple[str, str], Show]] = {
 FORMS: Final[Mapping[str, str]] = {
     **{path: action.call for path, action in actions.ACTIONS.items()},
     **letters.CALLS,
+    **publishing.CALLS,
+    **limits.CALLS,
+    **checks.CALLS,
+    **administering.CALLS,
 }
 """The call that each form makes, by the path that it is sent to."""
 

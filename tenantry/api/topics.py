@@ -1,4 +1,4 @@
-"""Topics on the command line: `events`, `events:8`, `events:ordered`, `events:8:ordered`."""
+"""Topics as people write them: `events`, `events:8`, `events:ordered`, `events:8:ordered`."""
 
 from __future__ import annotations
 

@@ -1,0 +1,141 @@
+"""What changes a tenant for good: it is created, its credentials are rotated, it is deleted.
+
+A password is on the answer to the form that has made it, and nowhere else.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Mapping
+from typing import Any, Final
+
+from starlette.responses import Response
+
+from tenantry.api.topics import topic_of
+from tenantry.domain.tenant import MAX_NAME, MAX_PARTITIONS, MIN_PARTITIONS
+from tenantry.http.problems import Problem
+from tenantry.page.actions import whole
+from tenantry.page.pages import Pages, Visit
+from tenantry.page.viewing import Viewer, admitted, let_in
+
+_CREATE: Final = "POST /tenants"
+_ROTATE: Final = "POST /tenants/{tenant_id}/credentials/rotate"
+_DELETE: Final = "DELETE /tenants/{tenant_id}"
+
+CALLS: Final[Mapping[str, str]] = {
+    "/ui/new-tenant": _CREATE,
+    "/ui/tenants/{tenant_id}/rotate": _ROTATE,
+    "/ui/tenants/{tenant_id}/delete": _DELETE,
+}
+"""The call of each form."""
+
+_KEY: Final = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)
+_REFUSED: Final = frozenset({404, 409, 422, 503, 504})
+"""What can be put right on a form, or tried again as it stands."""
+
+pages: Final = Pages()
+
+
+@pages("GET /ui/new-tenant")
+async def ask_for_tenant(visit: Visit) -> Response:
+    """Ask what a tenant is to be."""
+    return _asked(visit, await admitted(visit.api, _CREATE))
+
+
+@pages("POST /ui/new-tenant")
+async def create_tenant(visit: Visit) -> Response:
+    """Create a tenant, once for each form that was asked for, and show its credentials."""
+    viewer = await admitted(visit.api, _CREATE)
+    try:
+        wanted = _wanted(visit.given)
+    except ValueError as error:
+        return _asked(visit, viewer, Problem(422, str(error)))
+    given = visit.given.get("key", "")
+    key = given if _KEY.fullmatch(given) else secrets.token_urlsafe()
+    made = await visit.api.call("POST", "/tenants", body=wanted, key=key)
+    if made.status in _REFUSED:
+        # Of what may have been done nevertheless, the same key tells.
+        again = key if made.status >= 500 else None
+        return _asked(visit, viewer, Problem(made.status, made.problem), again)
+    return _with_credentials(visit, viewer, "The tenant is created", let_in(made).body)
+
+
+def _asked(
+    visit: Visit, viewer: Viewer, problem: Problem | None = None, key: str | None = None
+) -> Response:
+    return visit.html(
+        "new_tenant.html",
+        viewer,
+        200 if problem is None else problem.status,
+        kept={} if problem is None else visit.kept,
+        key=key or secrets.token_urlsafe(),
+        problem=problem,
+        longest_name=MAX_NAME,
+        partitions=(MIN_PARTITIONS, MAX_PARTITIONS),
+    )
+
+
+def _wanted(given: Mapping[str, str]) -> dict[str, Any]:
+    """Read what a tenant is to be; what is left empty is left out. Raises `ValueError`."""
+    texts = {name: given.get(name, "").strip() for name in ("id", "workers", "partitions")}
+    wanted: dict[str, Any] = {
+        "name": given.get("name", "").strip(),
+        "topics": [topic_of(one) for one in given.get("topics", "").replace(",", " ").split()],
+    }
+    for name, text in texts.items():
+        if text:
+            wanted[name] = text if name == "id" else whole(text)
+    return wanted
+
+
+@pages("POST /ui/tenants/{tenant_id}/rotate")
+async def rotate_credentials(visit: Visit) -> Response:
+    """Ask whether they are sure; then make another password, and show it."""
+    tenant_id = visit.names["tenant_id"]
+    viewer = await admitted(visit.api, _ROTATE)
+    if visit.given.get("confirmed") != "yes":
+        return visit.html(
+            "confirm.html",
+            viewer,
+            title="Rotate the credentials",
+            warning=f"The password of tenant {tenant_id}'s broker user is good no more, and who "
+            "publishes with it has to be given the new one, which is shown once.",
+            back=f"ui/tenants/{tenant_id}",
+            kept={},
+        )
+    rotated = await visit.api.call("POST", f"/tenants/{tenant_id}/credentials/rotate")
+    return _with_credentials(visit, viewer, "The credentials are rotated", let_in(rotated).body)
+
+
+def _with_credentials(visit: Visit, viewer: Viewer, title: str, tenant: Any) -> Response:
+    found = tenant.get("credentials") or {}
+    return visit.html(
+        "credentials.html",
+        viewer,
+        title=title,
+        tenant_id=tenant["id"],
+        credentials=[(name, value) for name, value in found.items() if value is not None],
+    )
+
+
+@pages("POST /ui/tenants/{tenant_id}/delete")
+async def delete_tenant(visit: Visit) -> Response:
+    """Ask for the tenant's id to be typed; then delete it."""
+    tenant_id = visit.names["tenant_id"]
+    viewer = await admitted(visit.api, _DELETE)
+    typed, retain = visit.given.get("typed"), visit.given.get("retain") == "yes"
+    if typed is None or typed.strip() != tenant_id:
+        tenant = let_in(await visit.api.get(f"/tenants/{tenant_id}")).body
+        return visit.html(
+            "delete.html",
+            viewer,
+            200 if typed is None else 422,
+            tenant=tenant,
+            wrong=typed is not None,
+            retain=retain,
+        )
+    params = {"retain": "true"} if retain else None
+    let_in(await visit.api.call("DELETE", f"/tenants/{tenant_id}", params=params))
+    kept = "; its messages are kept" if retain else ""
+    return visit.lead_to_saying("ui", f"Tenant {tenant_id} is deleted{kept}.")

@@ -1,0 +1,130 @@
+"""A tenant's limits, as a form: all there are, and an empty one is lifted."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any, Final, NamedTuple
+
+from starlette.responses import Response
+
+from tenantry.domain.limits import DAY, RANGES, SHOWN
+from tenantry.page.actions import whole
+from tenantry.page.pages import Pages, Visit
+from tenantry.page.viewing import Viewer, let_in
+
+_CALL: Final = "PUT /tenants/{tenant_id}/limits"
+
+CALLS: Final[Mapping[str, str]] = {"/ui/tenants/{tenant_id}/limits": _CALL}
+"""The call of the form."""
+
+TOLD: Final[Mapping[str, tuple[str, str]]] = {
+    "weight": ("Weight", "share beside the others' while tenants compete; 1 where it is empty"),
+    "rate": ("Rate", "messages stored a second"),
+    "burst": ("Burst", "messages stored at once after a pause; a second's worth if empty"),
+    "backlog_messages": ("Backlog, messages", "that may wait; publishing is refused beyond"),
+    "backlog_bytes": ("Backlog, bytes", "that may wait; publishing is refused beyond"),
+    "connections": ("Connections", "of its broker user"),
+    "channels": ("Channels", "of its broker user"),
+    "workers_min": ("Workers, least", "their number follows the load, and is never less"),
+    "workers_max": ("Workers, most", "their number follows the load, and is never more"),
+    "retention_seconds": ("Retention, age", "older messages are removed: 90s, 12h, 7d, 2w"),
+    "retention_rows": ("Retention, rows", "beyond the newest so many, messages are removed"),
+}
+"""What each limit is called on the page, and what it means."""
+
+_UNITS: Final = {"w": 7 * DAY, "d": DAY, "h": 60 * 60, "m": 60}
+_MISTAKES: Final = frozenset({409, 422})
+
+pages: Final = Pages()
+
+
+class Field(NamedTuple):
+    """A limit on the form; `was` is what it was when the form was made."""
+
+    name: str
+    title: str
+    hint: str
+    range: tuple[int, int]
+    value: str
+    was: str
+
+    @property
+    def is_span(self) -> bool:
+        """Whether it is a span of time, in words."""
+        return self.name == SHOWN["retention_seconds"]
+
+
+@pages("GET /ui/tenants/{tenant_id}/limits")
+async def show_limits(visit: Visit) -> Response:
+    """Show a tenant's limits, to be changed."""
+    return await _form(visit)
+
+
+@pages("POST /ui/tenants/{tenant_id}/limits")
+async def change_limits(visit: Visit) -> Response:
+    """Change what was changed on the form; what is wrong is said on it."""
+    tenant_id = visit.names["tenant_id"]
+    changed = await visit.api.call("PUT", f"/tenants/{tenant_id}/limits", body=changes(visit.given))
+    if changed.status in _MISTAKES:
+        return await _form(visit, changed.status, changed.problem, visit.kept)
+    let_in(changed)
+    return visit.lead_to_saying(f"ui/tenants/{tenant_id}/limits", "The limits are in force.")
+
+
+async def _form(
+    visit: Visit, status: int = 200, problem: str = "", typed: Mapping[str, str] | None = None
+) -> Response:
+    who, tenant = await asyncio.gather(
+        visit.api.get("/whoami"), visit.api.get(f"/tenants/{visit.names['tenant_id']}")
+    )
+    viewer, shown = Viewer.of(let_in(who).body), let_in(tenant).body
+    viewer.must(_CALL)
+    return visit.html(
+        "limits.html",
+        viewer,
+        status,
+        tenant_id=shown["id"],
+        fields=[_field(one, shown["limits"], typed or {}) for one in TOLD],
+        problem=problem,
+        done=visit.done if status == 200 else "",
+    )
+
+
+def _field(limit: str, limits: Mapping[str, Any], typed: Mapping[str, str]) -> Field:
+    title, hint = TOLD[limit]
+    name = SHOWN.get(limit, limit)
+    group, _, part = name.partition(".")
+    found = (limits[group] or {}).get(part) if part else limits[group]
+    now = "" if found is None else span(found) if limit == "retention_seconds" else str(found)
+    return Field(
+        name, title, hint, RANGES[limit], typed.get(name, now), typed.get(f"was-{name}", now)
+    )
+
+
+def changes(given: Mapping[str, str]) -> dict[str, Any]:
+    """Read what somebody has changed on the form, as the API takes it: null lifts a limit.
+
+    What they left as it was may have been changed by others meanwhile, and stays so.
+    """
+    found: dict[str, Any] = {}
+    for limit in TOLD:
+        name = SHOWN.get(limit, limit)
+        text, was = (given.get(one, "").strip() for one in (name, f"was-{name}"))
+        if text == was:
+            continue
+        value = whole(text) if text else None
+        group, _, part = name.partition(".")
+        if part:
+            found.setdefault(group, {})[part] = value
+        else:
+            found[group] = value
+    return found
+
+
+def span(seconds: int) -> str:
+    """Write a span of time in its largest unit that goes into it: `7d`, say."""
+    for unit, length in _UNITS.items():
+        if seconds % length == 0:
+            return f"{seconds // length}{unit}"
+    return f"{seconds}s"

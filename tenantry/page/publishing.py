@@ -1,0 +1,94 @@
+"""A test message: published from a form, and where it is then."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any, Final
+from urllib.parse import urlencode
+
+import orjson
+from starlette.responses import Response
+
+from tenantry import exact
+from tenantry.domain.names import DEFAULT_TOPIC
+from tenantry.http.problems import Problem
+from tenantry.page.pages import Pages, Visit
+from tenantry.page.viewing import Viewer, let_in
+
+_CALL: Final = "POST /tenants/{tenant_id}/messages"
+
+CALLS: Final[Mapping[str, str]] = {"/ui/tenants/{tenant_id}/publish": _CALL}
+"""The call of the form."""
+
+_REFUSED: Final = frozenset({400, 404, 409, 422, 429, 503, 504})
+"""What can be put right on the form, or tried again as it stands."""
+
+pages: Final = Pages()
+
+
+@pages("GET /ui/tenants/{tenant_id}/publish")
+async def ask_for_message(visit: Visit) -> Response:
+    """Ask what is to be published, and where."""
+    viewer, tenant = await _publisher(visit)
+    return _form(visit, viewer, tenant)
+
+
+@pages("POST /ui/tenants/{tenant_id}/publish")
+async def publish(visit: Visit) -> Response:
+    """Publish a message, and tell what has come of it, beside the form as it was filled in."""
+    viewer, tenant = await _publisher(visit)
+    try:
+        wanted = publication(visit.given)
+    except ValueError as error:
+        return _form(visit, viewer, tenant, Problem(422, str(error)))
+    sent = await visit.api.call("POST", f"/tenants/{tenant['id']}/messages", body=wanted)
+    if sent.status in _REFUSED:
+        return _form(visit, viewer, tenant, Problem(sent.status, sent.problem))
+    return _form(visit, viewer, tenant, sent=let_in(sent).body["ids"][0])
+
+
+async def _publisher(visit: Visit) -> tuple[Viewer, Any]:
+    who, tenant = await asyncio.gather(
+        visit.api.get("/whoami"), visit.api.get(f"/tenants/{visit.names['tenant_id']}")
+    )
+    viewer, found = Viewer.of(let_in(who).body), let_in(tenant).body
+    viewer.must(_CALL)
+    return viewer, found
+
+
+def _form(
+    visit: Visit,
+    viewer: Viewer,
+    tenant: Any,
+    problem: Problem | None = None,
+    sent: str | None = None,
+) -> Response:
+    return visit.html(
+        "publish.html",
+        viewer,
+        200 if problem is None else problem.status,
+        tenant_id=tenant["id"],
+        topics=[DEFAULT_TOPIC, *tenant["topics"]],
+        kept={} if problem is None and sent is None else visit.kept,
+        cut=len(visit.kept) < len(visit.given),
+        problem=problem,
+        sent=sent,
+        link=None if sent is None else "message?" + urlencode({"id": sent}),
+    )
+
+
+def publication(given: Mapping[str, str]) -> dict[str, Any]:
+    """Read a message as the API takes it, JSON to its last digit. Raises `ValueError`.
+
+    A browser sends the ends of lines as CR LF: of text they are as they were typed.
+    """
+    text = given.get("payload", "").replace("\r\n", "\n")
+    wanted = {name: given[name] for name in ("topic", "key", "id") if given.get(name)}
+    if given.get("kind") == "text":
+        return {"payload": text, **wanted}
+    try:
+        exact.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"the payload is no JSON: {error}; choose text for what is none") from None
+    return {"payload": orjson.Fragment(text), **wanted}

@@ -1,0 +1,133 @@
+"""A tenant's messages as they are stored: the API's stream, made into what a page shows of it.
+
+A tenant may store thousands a second, and large ones: few are shown of a second, and of each the
+beginning. How many were passed over is told.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
+from urllib.parse import urlencode
+
+import orjson
+from starlette.responses import Response
+from starlette.types import Message, Receive, Scope, Send
+
+from tenantry import exact
+from tenantry.page import rendering
+from tenantry.page.asking import Api
+from tenantry.page.messages import SHOWN, text_of
+from tenantry.page.pages import Pages, Visit
+
+EACH_SECOND: Final = 40
+"""Messages that are shown of one second."""
+
+LARGEST: Final = 32 * 1024
+"""Bytes of an event that is read here, on the event loop that all share."""
+
+_HELD: Final = 1024 * 1024
+_END: Final = b"\n\n"
+_HEARTBEAT: Final = b": still here\n\n"
+_HEADERS: Final[Mapping[str, str]] = {
+    **rendering.HEADERS,
+    "Content-Type": "text/event-stream",
+    "X-Accel-Buffering": "no",
+}
+
+pages: Final = Pages()
+
+
+@pages("GET /ui/tail")
+async def follow_messages(visit: Visit) -> Response:
+    """Follow a tenant's messages, for the page's script: from now on, or from where it was."""
+    names = ("tenant_id", "topic", "cursor")
+    return _Tail(visit.api, {name: visit.given.get(name) or None for name in names})
+
+
+class _Tail(Response):
+    """An answer that goes on. One that is not well has its status, and says no more."""
+
+    def __init__(self, api: Api, query: Mapping[str, str | None]) -> None:
+        super().__init__()
+        self._api = api
+        self._query = query
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
+        events, well = Events(), False
+
+        async def show(message: Message) -> None:
+            nonlocal well
+            if message["type"] == "http.response.start":
+                well = message["status"] == 200
+                headers = [(name.encode(), value.encode()) for name, value in _HEADERS.items()]
+                await send({**message, "headers": headers})
+                return
+            body = events.shown(message.get("body", b"")) if well else b""
+            more = message.get("more_body", False)
+            if body or not more:
+                await send({"type": message["type"], "body": body, "more_body": more})
+
+        await self._api.follow("/messages/stream", receive, show, **self._query)
+
+
+class Events:
+    """Turns events of the API into those of the page, each of several messages.
+
+    Theirs: the API's `id`, and as `data` an object of `rows`, and how many are `left_out`.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._rest = b""
+        self._broken = False
+        self._second = 0
+        self._shown = 0
+
+    def shown(self, part: bytes) -> bytes:
+        """Give what the page gets for the next part of the API's answer; it may be nothing."""
+        *events, self._rest = (self._rest + part).split(_END)
+        left_out = 0
+        if self._broken and events:
+            del events[0]
+            self._broken, left_out = False, 1
+        if len(self._rest) > _HELD:
+            self._rest, self._broken = b"", True
+        messages = [one for one in events if b"\ndata: " in one]
+        few = self._few(messages)
+        left_out += len(messages) - len(few)
+        cursor = next((one for one in map(_cursor, reversed(events)) if one), b"")
+        if cursor or left_out:
+            data = orjson.dumps({"rows": [_row(one) for one in few], "left_out": left_out})
+            return b"id: %b\ndata: %b\n\n" % (cursor, data)
+        return _HEARTBEAT if events else b""
+
+    def _few(self, messages: Sequence[bytes]) -> Sequence[bytes]:
+        """Give the last of some messages, as many as this second has left."""
+        now = int(self._clock())
+        if now != self._second:
+            self._second, self._shown = now, 0
+        few = messages[max(0, len(messages) - (EACH_SECOND - self._shown)) :]
+        self._shown += len(few)
+        return few
+
+
+def _cursor(event: bytes) -> bytes:
+    found = (line.removeprefix(b"id: ") for line in event.split(b"\n") if line.startswith(b"id: "))
+    return next(found, b"")
+
+
+def _row(event: bytes) -> dict[str, str]:
+    """Write a message as text, by the names of the cells of the page's table."""
+    if len(event) > LARGEST:
+        return {"text": f"too large to be shown here: some {len(event):,} bytes"}
+    message: Any = exact.loads(event.partition(b"\ndata: ")[2].decode())
+    return {
+        "position": rendering.number(message["position"]),
+        "id": rendering.clipped(message["id"], 80),
+        "link": "message?" + urlencode({"id": message["id"]}),
+        "topic": f"{message['topic']} / {message['partition']}",
+        "time": rendering.moment(message["created_at"]),
+        "text": rendering.clipped(text_of(message), SHOWN),
+    }
