@@ -75,12 +75,14 @@ from tenantry.process.service_manager import Report, Watchdog
 from tenantry.process.signals import DRAIN_SECONDS, Signals, StopRequestedError, end_at_latest
 from tenantry.process.start_checks import allow_open_files, explained, make_state_dir
 from tenantry.process.threads import Threads
+from tenantry.process.tracing import export_of
 from tenantry.settings import Settings, SettingsError
 from tenantry.telemetry.systemd import Notifier
 from tenantry.terms.candidate import Candidate, holder_of
 from tenantry.terms.keeper import TermKeeper
 from tenantry.terms.lease import LOOK_EVERY
 from tenantry.terms.postgres import PostgresTerms
+from tenantry.tracing import CLOSE_SECONDS, open_tracer
 
 log = structlog.get_logger("daemon")
 
@@ -172,6 +174,9 @@ class Daemon:
             self._threads = Threads(stack, self._watch.add)
             try:
                 self._handlers = resolve(settings.handlers)
+                self._tracer = open_tracer(export_of(settings))
+                last = min(CLOSE_SECONDS, settings.shutdown.deadline_seconds)
+                stack.callback(self._tracer.close, last)
                 listeners = self._listen()
                 url = self._find_database(stack)
                 database = Database(
@@ -205,6 +210,7 @@ class Daemon:
                     threads=self._threads,
                     stack=stack,
                     on_overrun=self._crashed,
+                    tracer=self._tracer,
                 )
                 supervisor = self._lead(stack, listeners, backends, joined)
             finally:
@@ -350,6 +356,7 @@ class Daemon:
                 store_patience=store_patience(self._handlers, settings),
                 ownership=membership,
                 weights=backends.weights,
+                tracer=self._tracer,
             ),
             runtime,
             on_crash=self._crashed,
@@ -365,6 +372,7 @@ class Daemon:
             drain_seconds=settings.shutdown.deadline_seconds,
             on_stop=self._family.stop,
             on_drain=self._family.drain,
+            tracer=self._tracer,
         )
         retention = Retention(PostgresMessageRemovals(stores.database), mine=membership.owns)
         work = open_leader_api(
@@ -379,6 +387,7 @@ class Daemon:
             on_listed=runtime.dead_letters_found,
             removed=retention.removed,
             node=joined.name,
+            tracer=self._tracer,
             stack=stack,
         )
         # From here on it consumes: a signal has finished what is taken, and breaks nothing off.

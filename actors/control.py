@@ -30,6 +30,7 @@ from tenantry.domain import names
 from tenantry.domain.commands import CreateTenant, OperatorCommand
 from tenantry.journal.port import Metadata
 from tenantry.nodes.port import Glance
+from tenantry.tracing import Tracer
 from tenantry.unavailable import UnavailableError
 
 LAST_STEP_SECONDS: Final = 30.0
@@ -51,12 +52,15 @@ class ActorControl:
     ownership: Ownership = field(default_factory=AllMine)
     node: str | None = None
     nodes: Callable[[], Sequence[Glance]] = tuple
+    tracer: Tracer = field(default_factory=Tracer)
 
     def execute(self, command: OperatorCommand, *, metadata: Metadata, timeout: float) -> Outcome:
         """Send a command down the tree and wait for its answer."""
         self._admit(command)
         reply: Future[Outcome] = Future()
-        if not tell(self._supervisor, Execute(command=command, metadata=metadata, reply=reply)):
+        asked = self.tracer.current()
+        message = Execute(command=command, metadata=metadata, reply=reply, asked=asked)
+        if not tell(self._supervisor, message):
             raise ControlUnavailableError("the daemon is stopping")
         try:
             return reply.result(timeout)

@@ -18,6 +18,7 @@ from tenantry.domain.limits import Limits
 from tenantry.domain.tenant import TenantState
 from tenantry.journal.port import Metadata
 from tenantry.messages.port import Counts, StoreResult, Tried
+from tenantry.tracing import TraceContext
 
 Ref: TypeAlias = pykka.ActorRef[Any]
 
@@ -46,11 +47,15 @@ class Begin:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Execute:
-    """From the API by way of the supervisor to a tenant: carry out a command, set `reply`."""
+    """From the API by way of the supervisor to a tenant: carry out a command, set `reply`.
+
+    `asked` is what is recorded of the request for it, if anything is.
+    """
 
     command: OperatorCommand
     metadata: Metadata
     reply: Future[Outcome] = field(compare=False)
+    asked: TraceContext | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

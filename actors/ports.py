@@ -15,6 +15,7 @@ from tenantry.journal.port import EventStore
 from tenantry.messages.port import MessageStore
 from tenantry.projections.port import TenantDirectory
 from tenantry.settings.model import Consumer as ConsumerSettings
+from tenantry.tracing import Tracer
 from tenantry.turns.turns import Weights
 
 
@@ -118,7 +119,8 @@ class ActorPorts:
     `messages` is the store that workers use, with the handlers before it. `limits` gives the
     consumer's settings in force; `prefetch` is shared by a tenant's queues. `reconcile_every` is
     the seconds between two looks for drift; `store_patience`, how many a batch may take, where that
-    is longer than an actor may be silent. `weights` are told what tenants weigh.
+    is longer than an actor may be silent. `weights` are told what tenants weigh, and the
+    `tracer` of what is done.
     """
 
     journal: EventStore
@@ -135,3 +137,4 @@ class ActorPorts:
     store_patience: float | None = None
     ownership: Ownership = field(default_factory=AllMine)
     weights: Weights = field(default_factory=Weights)
+    tracer: Tracer = field(default_factory=Tracer)

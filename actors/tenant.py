@@ -88,6 +88,7 @@ class Tenant(SupervisedActor):
         self._id = tenant_id
         self._runtime = runtime
         self._clock = ports.clock
+        self._tracer = ports.tracer
         self._fresh = fresh
         self._gone = False
         self._draining = self._leaving = False
@@ -194,7 +195,10 @@ class Tenant(SupervisedActor):
             elif self._children.after_drain:
                 self._replies.postpone(message)
             else:
-                self._carry_out(message)
+                with self._tracer.executing(
+                    type(message.command).__name__, self._id, message.asked
+                ):
+                    self._carry_out(message)
         except (DomainError, CommandFailedError) as error:
             self._refused(message, error)
         except UnavailableError as error:

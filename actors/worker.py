@@ -68,12 +68,11 @@ class Worker(SupervisedActor):
             if result is None:
                 self.beat(self._ports.store_patience)
                 began = self._ports.clock.now()
-                result = self._ports.messages.store(
-                    self._tenant,
-                    [delivery.message for delivery in batch.deliveries],
-                    _again(batch),
-                    in_order=batch.ticket is not None,
-                )
+                messages = [delivery.message for delivery in batch.deliveries]
+                with self._ports.tracer.processing(self._tenant, messages):
+                    result = self._ports.messages.store(
+                        self._tenant, messages, _again(batch), in_order=batch.ticket is not None
+                    )
                 self.beat()
                 self._observe(batch, result, self._ports.clock.now() - began)
                 if result.reused:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from typing import Final
 
@@ -80,9 +79,7 @@ LOOKS_BY_POST: Final = frozenset({("POST", "/runtime")})
 """What changes nothing although it is no GET: what is asked about would not fit into a URL."""
 
 
-_COMPILED: Final[list[tuple[str, re.Pattern[str], Access]]] = [
-    (method, compile_path(path)[0], access) for (method, path), access in TABLE.items()
-]
+_COMPILED: Final = [(call, compile_path(call[1])[0]) for call in TABLE]
 
 
 PAGE: Final = "/ui"
@@ -108,10 +105,15 @@ def rule_for(method: str, path: str) -> Rule | None:
     """Find the rule of a request; None where no route answers it. HEAD is as GET."""
     if is_page(path):
         return Rule(access=Access.PUBLIC, tenant_id=None)
-    method = "GET" if method == "HEAD" else method
-    for wanted, pattern, access in _COMPILED:
-        if wanted == method and (match := pattern.match(path)):
-            return Rule(access=access, tenant_id=match.groupdict().get("tenant_id"))
+    found = call_of("GET" if method == "HEAD" else method, path)
+    return None if found is None else Rule(access=TABLE[found[0]], tenant_id=found[1])
+
+
+def call_of(method: str, path: str) -> tuple[tuple[str, str], str | None] | None:
+    """Find the call that a request is, as in `TABLE`, and the tenant in its path, if one is."""
+    for call, pattern in _COMPILED:
+        if call[0] == method and (match := pattern.match(path)):
+            return call, match.groupdict().get("tenant_id")
     return None
 
 
@@ -122,7 +124,7 @@ def shown(path: str) -> str:
 
 def methods_of(path: str) -> list[str]:
     """Tell which methods a path takes."""
-    methods = {method for method, pattern, _ in _COMPILED if pattern.match(path)}
+    methods = {method for (method, _), pattern in _COMPILED if pattern.match(path)}
     return sorted(methods | {"HEAD"} if "GET" in methods else methods)
 
 

@@ -28,6 +28,7 @@ from tenantry.api.routes.messages import MessageReading
 from tenantry.api.routes.publishing import Publisher
 from tenantry.api.routing import FastRoutes
 from tenantry.api.services import Services
+from tenantry.api.tracing import Traced
 
 ROUTES: Final = (
     *system.routes,
@@ -61,6 +62,7 @@ def create_app(services: Services, way_in: Sequence[Middleware]) -> FastAPI:
         publishing=services.publishing,
         threads=services.pools.publishes,
         idempotency=services.idempotency,
+        tracer=services.tracer,
     )
     fast = [*messages.fast_routes(reading), publishing.fast_route(publisher)]
     app = FastAPI(
@@ -68,7 +70,12 @@ def create_app(services: Services, way_in: Sequence[Middleware]) -> FastAPI:
         version=__version__,
         description=openapi.DESCRIPTION,
         routes=list(ROUTES),
-        middleware=[*way_in, Middleware(FastRoutes, routes=fast), *_handing_on(services)],
+        middleware=[
+            *way_in,
+            *([Middleware(Traced, tracer=services.tracer)] if services.tracer.on else []),
+            Middleware(FastRoutes, routes=fast),
+            *_handing_on(services),
+        ],
         openapi_url=None,  # served as a route like all others, under the same rules
         docs_url=None,
         redoc_url=None,

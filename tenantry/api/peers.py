@@ -20,6 +20,7 @@ import orjson
 import structlog
 from starlette.types import Scope
 
+from tenantry.api.tracing import trace_of
 from tenantry.http.auth import (
     HANDED_ON,
     MEANT_FOR,
@@ -105,6 +106,10 @@ class Peers:
         without = {b"host", b"origin", b"cookie"}
         if not self._keeps_token(node, scope):
             without.add(b"authorization")
+        if (trace := trace_of(scope)) is not None:
+            carried = trace.headers()
+            without |= {b"traceparent", b"tracestate"}
+            headers += [(name.encode(), value.encode()) for name, value in carried.items()]
         request = request_of(scope, body, url=url, add=headers, without=without)
         return await self._send(node, where, request)
 

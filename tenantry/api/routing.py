@@ -25,6 +25,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tenantry.api import access, errors
+from tenantry.api.tracing import trace_of
 from tenantry.domain import names
 from tenantry.http.auth import Authentication, principal_of
 from tenantry.http.identity import Identity
@@ -79,9 +80,11 @@ def held_by_app(name: str) -> Any:
 
 
 async def _metadata(request: Request) -> Metadata:
+    trace = trace_of(request.scope)
     return Metadata(
         actor=principal_of(request.scope).name,
         correlation_id=correlation_id_of(request.scope),
+        trace_id=None if trace is None else trace.trace_id,
     )
 
 

@@ -33,6 +33,7 @@ from tenantry.metrics.merged import Metrics
 from tenantry.metrics.statistics import Statistics
 from tenantry.nodes.port import Cluster
 from tenantry.projections.port import TenantDirectory
+from tenantry.tracing import Tracer
 
 COMMAND_SECONDS: Final = 30.0
 
@@ -112,8 +113,8 @@ class Services:
 
     `cursor_key` (16 bytes at least) seals cursors: they outlive a restart if it does. `info` is
     what `GET /info` shows: no secrets. `identity` signs sessions of the page. `metrics` is what
-    `GET /metrics` shows. Without `peers` the daemon is no node: it hands nothing on, and takes
-    nothing that others do.
+    `GET /metrics` shows, `tracer` follows what is asked. Without `peers` the daemon is no node: it
+    hands nothing on, and takes nothing that others do.
     """
 
     control: Control
@@ -135,6 +136,7 @@ class Services:
     info: Mapping[str, object]
     identity: Identity = field(default_factory=Identity)
     peers: Peers | None = None
+    tracer: Tracer = field(default_factory=Tracer)
     command_timeout: float = COMMAND_SECONDS
 
     def __post_init__(self) -> None:

@@ -44,6 +44,7 @@ from tenantry.nodes.postgres import PostgresNodes
 from tenantry.page.serving import PAGE
 from tenantry.projections.port import ordered_topics
 from tenantry.settings import Settings
+from tenantry.tracing import Tracer
 
 
 def cursor_key(settings: Settings) -> bytes:
@@ -93,6 +94,7 @@ def open_leader_api(
     on_listed: Callable[[str, int], None],
     removed: Callable[[], Mapping[tuple[str, str], int]],
     node: str,
+    tracer: Tracer,
     stack: ExitStack,
 ) -> LeaderWork:
     """Let all requests in, by the daemon's own sockets and by its front; `stack` undoes it.
@@ -157,6 +159,7 @@ def open_leader_api(
         metrics=listeners.with_siblings(MetricsPage(metrics), node),
         default_workers=default_workers,
         identity=listeners.identity,
+        tracer=tracer,
     )
     _open(listeners, services)
     work = WorkWith(

@@ -39,6 +39,7 @@ from tenantry.projections.tenants import (
 )
 from tenantry.settings import Settings
 from tenantry.terms.lease import Term
+from tenantry.tracing import Tracer
 from tenantry.turns.room import Room
 from tenantry.turns.storing import StoringTurns
 from tenantry.turns.turns import Weights
@@ -62,6 +63,7 @@ class Stores:
         projection: TenantProjection | None = None,
         listener: JournalListener | None = None,
         turns: StoringTurns | None = None,
+        tracer: Tracer | None = None,
     ) -> Self:
         """Stand on a database; for reading only, without the projection and the listener.
 
@@ -71,7 +73,7 @@ class Stores:
         if projection is not None:
             projections = [projection, PasswordConfirmation()]
         journal = PostgresEventStore(database, projections=projections, listener=listener)
-        messages = PostgresMessageStore(database, turns=turns)
+        messages = PostgresMessageStore(database, turns=turns, tracer=tracer)
         return cls(
             database=database,
             journal=journal,
@@ -128,6 +130,7 @@ def connect_backends(
     threads: Threads,
     stack: ExitStack,
     on_overrun: Callable[[str], None],
+    tracer: Tracer,
 ) -> Backends:
     """Bring the schema up to date, connect, shut out who led before; `stack` undoes it all.
 
@@ -154,7 +157,7 @@ def connect_backends(
         connections = shares.pool - shares.pool // KEPT_FREE
         room = Room(least=settings.consumer.stored_at_once, most=connections)
         turns = StoringTurns(weights, room=room, connections=connections)
-    stores = Stores.on(sessions, projection, listener, turns)
+    stores = Stores.on(sessions, projection, listener, turns, tracer)
     fence = TermFence(term.number, term.valid, installation, node)
     links = select.connect(settings, sessions, fence)
     stack.callback(links.close)
@@ -175,6 +178,7 @@ def connect_backends(
             turns=turns,
             stack=stack,
             on_overrun=on_overrun,
+            tracer=tracer,
         ),
         sql_access=PostgresSqlAccess(sessions),
         tenants_sessions=tenants_sessions,
@@ -204,6 +208,7 @@ def _with_handlers(
     turns: StoringTurns | None,
     stack: ExitStack,
     on_overrun: Callable[[str], None],
+    tracer: Tracer,
 ) -> MessageStore:
     """Give the store that runs the handlers, if there are any; `stack` closes what it needs.
 
@@ -219,10 +224,14 @@ def _with_handlers(
     )
     stack.callback(own.close)
     own.open()
-    pool = HandlerPool(places=connections, timeout=seconds, weights=weights, on_overrun=on_overrun)
+    pool = HandlerPool(
+        places=connections, timeout=seconds, weights=weights, on_overrun=on_overrun, tracer=tracer
+    )
     stack.callback(pool.close)
     retry = RetryPolicy(attempts=settings.retry.attempts, pauses=settings.retry.backoff_seconds)
-    store = HandlingStore(database, own, handlers, pool=pool, retry=retry, turns=turns)
+    store = HandlingStore(
+        database, own, handlers, pool=pool, retry=retry, turns=turns, tracer=tracer
+    )
     store.sweep()
     log.info("handlers.ready", topics=sorted(handlers), timeout_seconds=seconds)
     return store

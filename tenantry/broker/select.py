@@ -27,6 +27,13 @@ ADAPTERS: Final[Mapping[str, BrokerAdapter]] = {
 }
 """By the scheme of the broker's URL; without a URL it is the embedded one."""
 
+SYSTEMS: Final[Mapping[str, str]] = {
+    "": "postgresql",
+    **dict.fromkeys(AMQP, "rabbitmq"),
+    **dict.fromkeys(IGGY, "iggy"),
+}
+"""What traces call them, by the same schemes."""
+
 
 def connect(settings: Settings, database: Database, fence: TermFence) -> BrokerLinks:
     """Make a daemon's ways to its broker. Raises `BrokerError`, `DatabaseError`.
@@ -43,6 +50,11 @@ def connect(settings: Settings, database: Database, fence: TermFence) -> BrokerL
 def describe(settings: Settings) -> Mapping[str, str] | None:
     """Say where clients find the broker, without a user; None: in the database itself."""
     return _adapter(_url(settings)).describe(settings)
+
+
+def system(settings: Settings) -> str:
+    """Give what traces call the kind of broker."""
+    return SYSTEMS[split(_url(settings)).scheme]
 
 
 def publishing_access(settings: Settings) -> Mapping[str, str]:

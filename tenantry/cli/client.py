@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import select
 import socket
 import struct
@@ -25,6 +26,7 @@ TIMEOUT: Final = 60.0
 
 CONNECT_TIMEOUT: Final = 5.0
 PAGE: Final = 500
+_LONGEST_TRACE: Final = 512
 
 
 class ControlClient:
@@ -71,7 +73,7 @@ class ControlClient:
         connection = self._reach()
         target = f"{path}?{urlencode(params)}" if params else path
         sent = None if body is None else json.dumps(body).encode()
-        headers = {} if sent is None else {"Content-Type": "application/json"}
+        headers = _trace() | ({} if sent is None else {"Content-Type": "application/json"})
         self._busy.add(connection)
         try:
             if self._aborted:
@@ -181,6 +183,16 @@ class ControlClient:
             probe.close()
             raise
         return probe
+
+
+def _trace() -> dict[str, str]:
+    """Give the trace that this command is a part of, if its environment names one."""
+    given = {name: os.environ.get(name.upper(), "") for name in ("traceparent", "tracestate")}
+    return {
+        name: value
+        for name, value in given.items()
+        if 0 < len(value) <= _LONGEST_TRACE and value.isascii() and value.isprintable()
+    }
 
 
 class _Connection(HTTPConnection):

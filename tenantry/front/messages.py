@@ -18,7 +18,7 @@ class Serve:
     """How to serve: the descriptors of the listening socket and of the relay's far end.
 
     `secrets` are those of our own tokens, `provider` the fields of the `Provider` of others; `tls`
-    names the files of a certificate and its key.
+    names the files of a certificate and its key; `tracing` has the fields of the `Export` of spans.
     """
 
     descriptor: int
@@ -28,6 +28,7 @@ class Serve:
     tls: tuple[str, str] | None
     log_level: str
     log_format: str
+    tracing: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -21,6 +21,7 @@ from tenantry.front import messages
 from tenantry.http.listeners import ListenError, Relay, bind_tcp, tls_context
 from tenantry.http.provider import Provider
 from tenantry.loops import Heartbeat
+from tenantry.process.tracing import export_of
 from tenantry.settings import Settings
 
 log = structlog.get_logger("front")
@@ -72,6 +73,7 @@ class Front:
         self._relay = relay
         self._secrets = settings.security.secrets
         self._provider = Provider.of(settings)
+        self._tracing = export_of(settings)
         self._socket: socket.socket | None = None
         self._backends: messages.WorkWith | None = None
         self._process: subprocess.Popen[bytes] | None = None
@@ -188,6 +190,7 @@ class Front:
                     tls=None if tls is None else (str(tls[0]), str(tls[1])),
                     log_level=log_settings.level,
                     log_format=log_settings.format,
+                    tracing=None if self._tracing is None else asdict(self._tracing),
                 )
             )
             if self._backends is not None:

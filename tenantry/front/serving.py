@@ -44,6 +44,7 @@ from tenantry.messages.reader import PostgresPageReader
 from tenantry.process.start_checks import FRONT_FILES, connections
 from tenantry.projections.tenants import PostgresTenantDirectory
 from tenantry.telemetry import logging
+from tenantry.tracing import Export, Tracer, open_tracer
 
 _PATIENCE: Final = 5.0
 """Seconds more than the daemon has for a request, so that it is the one who says what is late."""
@@ -102,7 +103,8 @@ def main() -> None:
         max_connections=connections(FRONT_FILES, ways=2),
         tls=None if first.tls is None else (Path(first.tls[0]), Path(first.tls[1])),
     )
-    worker = Worker(app, server, identity)
+    tracer = open_tracer(None if first.tracing is None else Export(**first.tracing))
+    worker = Worker(app, server, identity, tracer)
     threading.Thread(target=_listen, args=(messages, worker), name="messages", daemon=True).start()
     if identity.keys is not None:
         worker.run("provider-keys", identity.keys)
@@ -120,8 +122,11 @@ def main() -> None:
 class Worker:
     """What the front does by itself, once it may: reading pages, and publishing."""
 
-    def __init__(self, app: FrontApplication, server: ApiServer, identity: Identity) -> None:
+    def __init__(
+        self, app: FrontApplication, server: ApiServer, identity: Identity, tracer: Tracer
+    ) -> None:
         self.identity: Final = identity
+        self._tracer = tracer
         self._app = app
         self._server = server
         self._ended = threading.Event()
@@ -151,6 +156,7 @@ class Worker:
         if self._thread is not None:
             self._thread.join()
         self._opened.close()
+        self._tracer.close()
 
     def _open(self, wanted: WorkWith) -> None:
         while not self._ended.is_set():
@@ -183,6 +189,7 @@ class Worker:
             lookup=lookup,
             publishing=broker,
             threads=Pool(PUBLISHERS, weight_of=lookup.weight_of),
+            tracer=self._tracer,
         )
         return [*fast_routes(reading), fast_route(publisher)]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
@@ -27,6 +28,7 @@ from tenantry.handlers.message import Handler
 from tenantry.messages import validation
 from tenantry.messages.port import Held, StoreResult, Tried, Unstorable
 from tenantry.messages.postgres import differing
+from tenantry.tracing import Tracer
 
 if TYPE_CHECKING:
     from tenantry.database.pool import Connection, Database
@@ -84,6 +86,7 @@ class AttemptRunner:
     pool: HandlerPool
     retry: RetryPolicy
     attempts: Attempts
+    tracer: Tracer = field(default_factory=Tracer)
     pace: Pace = field(default_factory=Pace)
 
     def guarded(
@@ -178,13 +181,15 @@ class AttemptRunner:
             in_order=in_order,
         )
         try:
-            with connection.transaction():
+            # What is followed of storing ends with the commit.
+            with ExitStack() as storing, connection.transaction():
                 outcome = work.handle(entries)
                 firsts = self._note(connection, tenant_id, outcome.failed)
                 over = [one.key for one in (*outcome.passed, *outcome.duplicates) if one.noted]
                 if over:
                     self.attempts.forget(connection, tenant_id, over)
                 if outcome.passed or outcome.duplicates:
+                    storing.enter_context(self.tracer.storing())
                     work.store(outcome)
                 else:
                     # Nothing is acknowledged for it before something else is committed: an attempt

@@ -22,6 +22,7 @@ import structlog
 
 from tenantry.handlers.connection import HandlerCursor, HandlerMisuseError
 from tenantry.handlers.message import Handler, Message
+from tenantry.tracing import Tracer
 from tenantry.turns.room import Room
 from tenantry.turns.turns import Turns, Weights
 
@@ -69,9 +70,16 @@ class _Job:
     """A series of calls on one cursor. The lock decides who was first: the handler or the clock."""
 
     def __init__(
-        self, calls: Sequence[Call], cursor: HandlerCursor, until: float, *, in_order: bool
+        self,
+        calls: Sequence[Call],
+        cursor: HandlerCursor,
+        until: float,
+        *,
+        in_order: bool,
+        tracer: Tracer,
     ) -> None:
         self._calls = calls
+        self._tracer = tracer
         self._in_order = in_order
         self._thread: int | None = None
         self._cursor = cursor
@@ -96,10 +104,11 @@ class _Job:
             return not self._abandoned
 
     def _make_calls(self) -> None:
+        call = self._traced_call if self._tracer.on else self._call
         for handler, message in self._calls:
             if not self._go_on():
                 return
-            error = self._call(handler, message)
+            error = call(handler, message)
             with self._lock:
                 if self._abandoned:
                     return
@@ -117,6 +126,13 @@ class _Job:
         with self._lock:
             self._since = now
             return not self._abandoned and (now < self._until or not self._count)
+
+    def _traced_call(self, handler: Handler, message: Message) -> BaseException | None:
+        with self._tracer.handling(message) as span:
+            error = self._call(handler, message)
+            if error is not None:
+                span.failed(type(error).__name__)
+        return error
 
     def _call(self, handler: Handler, message: Message) -> BaseException | None:
         self._cursor.touched = False
@@ -186,6 +202,7 @@ class HandlerPool:
         timeout: float,
         weights: Weights | None = None,
         on_overrun: Callable[[str], object] = log.critical,
+        tracer: Tracer | None = None,
     ) -> None:
         """A call may take `timeout` seconds. `on_overrun` hears when too many threads hang."""
         self._turns = Turns(
@@ -195,6 +212,7 @@ class HandlerPool:
             most_of_one=places,
         )
         self._timeout = timeout
+        self._tracer = tracer or Tracer()
         self._on_overrun = on_overrun
         self._idle: list[_Runner] = []
         self._lock = threading.Lock()
@@ -232,7 +250,7 @@ class HandlerPool:
         the caller has to sever.
         """
         runner = self._runner()
-        job = _Job(calls, cursor, until, in_order=in_order)
+        job = _Job(calls, cursor, until, in_order=in_order, tracer=self._tracer)
         runner.jobs.put(job)
         try:
             ran = job.wait(self._timeout)

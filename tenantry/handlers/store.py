@@ -33,6 +33,7 @@ from tenantry.messages.port import (
     Unstorable,
 )
 from tenantry.messages.postgres import MAX_BYTES, PostgresMessageStore, sift, store_errors
+from tenantry.tracing import Tracer
 from tenantry.turns.storing import StoringTurns
 
 if TYPE_CHECKING:
@@ -69,8 +70,9 @@ class HandlingStore(PostgresMessageStore):
         max_bytes: int = MAX_BYTES,
         turn: float = TURN_SECONDS,
         turns: StoringTurns | None = None,
+        tracer: Tracer | None = None,
     ) -> None:
-        super().__init__(database, max_bytes=max_bytes, turns=turns)
+        super().__init__(database, max_bytes=max_bytes, turns=turns, tracer=tracer)
         self._own = own
         self._handlers = handlers
         self._pool = pool
@@ -78,7 +80,12 @@ class HandlingStore(PostgresMessageStore):
         self._handle_for = turn
         self._attempts = Attempts()
         self._attempt_runner = AttemptRunner(
-            database=own, handlers=handlers, pool=pool, retry=retry, attempts=self._attempts
+            database=own,
+            handlers=handlers,
+            pool=pool,
+            retry=retry,
+            attempts=self._attempts,
+            tracer=self._tracer,
         )
         self._suspects = threading.Lock()
 

@@ -188,6 +188,7 @@ def decode_metadata(data: Mapping[str, Any]) -> Metadata:
         actor=str(data.get("actor", "")),
         correlation_id=str(data.get("correlation_id", "")),
         causation_id=data.get("causation_id"),
+        trace_id=data.get("trace_id"),
     )
 
 

@@ -51,11 +51,13 @@ class Metadata:
 
     `actor` names the person or program (`uid=0`, `supervisor`); `correlation_id` is shared by
     everything one request caused; `causation_id` is the id of the event or command before it.
+    `trace_id`, of 32 hexadecimal digits, is the trace in which that was recorded, if it was.
     """
 
     actor: str
     correlation_id: str = field(default_factory=lambda: uuid4().hex)
     causation_id: str | None = None
+    trace_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

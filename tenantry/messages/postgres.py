@@ -35,6 +35,7 @@ from tenantry.messages.port import (
     Whose,
 )
 from tenantry.messages.validation import BodyKind
+from tenantry.tracing import Tracer
 from tenantry.turns.storing import StoringTurns
 
 if TYPE_CHECKING:
@@ -112,10 +113,16 @@ class PostgresMessageStore:
     """Keeps each tenant's messages in a partition of `public.messages`."""
 
     def __init__(
-        self, database: Database, *, max_bytes: int = MAX_BYTES, turns: StoringTurns | None = None
+        self,
+        database: Database,
+        *,
+        max_bytes: int = MAX_BYTES,
+        turns: StoringTurns | None = None,
+        tracer: Tracer | None = None,
     ) -> None:
         """Where tenants are to take `turns`, a batch waits for its own before it is stored."""
         self._database = database
+        self._tracer = tracer or Tracer()
         self._max_bytes = max_bytes
         self._turns = turns
 
@@ -189,7 +196,8 @@ class PostgresMessageStore:
                 self._database.connection() as connection,
             ):
                 sifted = sift(connection, batch, self._max_bytes)
-                stored, duplicates = insert(connection, tenant_id, sifted)
+                with self._tracer.storing():
+                    stored, duplicates = insert(connection, tenant_id, sifted)
                 reused = _reused(connection, tenant_id, sifted) if duplicates else ()
                 size = sifted.size
         finally:

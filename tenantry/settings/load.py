@@ -128,6 +128,7 @@ CREDENTIALS: Final[Mapping[str, str]] = {
     "rabbitmq_url": "rabbitmq.url",
     "rabbitmq_management_url": "rabbitmq.management_url",
     "database_url": "database.url",
+    "tracing_headers": "tracing.headers",
 }
 """What systemd may pass on as a credential (`LoadCredential=`), by its name there."""
 

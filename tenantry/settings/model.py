@@ -6,9 +6,10 @@ import ipaddress
 import os
 import re
 import unicodedata
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, ClassVar, Final, Literal, Self, TypeAlias
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 from pydantic import (
     AfterValidator,
@@ -123,6 +124,30 @@ def _jwks_url(value: str) -> str:
     if "@" in url.netloc:
         raise PydanticCustomError("url", "holds a user: keys that verify are there for everybody")
     return value
+
+
+def _collector_url(value: str) -> str:
+    _check_url(SecretStr(value), "http", "https", host=True)
+    if "@" in split(value).netloc:
+        raise PydanticCustomError("url", "holds a user: what proves who sends is tracing.headers")
+    return value.rstrip("/")
+
+
+def _header_list(value: SecretStr) -> SecretStr:
+    for name, text in _headers(value.get_secret_value()):
+        if not re.fullmatch(r"[A-Za-z0-9!#$&'*+.^_`|~-]+", name, re.ASCII):
+            raise PydanticCustomError("headers", "must look like name=value,other=value")
+        if not (text.isascii() and text.isprintable()):
+            raise PydanticCustomError("headers", "holds a value that HTTP can't carry")
+    return value
+
+
+def _headers(text: str) -> Iterator[tuple[str, str]]:
+    """Read `name=value,other=value`; what would be misread stands in per cent and digits."""
+    for part in text.split(","):
+        if part.strip():
+            name, _, value = part.partition("=")
+            yield name.strip(), unquote(value.strip())
 
 
 def _empty_is_none(value: object) -> object:
@@ -411,6 +436,25 @@ class Isolation(_Section):
     verify_every_seconds: Interval = 0.0
 
 
+class Tracing(_Section):
+    """Where spans go, by OTLP over HTTP; without an `endpoint` there are none.
+
+    Of what nobody else has decided about, `sample_ratio` is recorded. `headers` go along with each
+    request, as in name=value,other=value.
+    """
+
+    endpoint: Annotated[str, AfterValidator(_collector_url)] = ""
+    headers: Annotated[SecretStr, AfterValidator(_header_list)] = SecretStr("")
+    sample_ratio: float = Field(default=1.0, ge=0, le=1, allow_inf_nan=False)
+    service_name: str = Field(default="tenantry", min_length=1, max_length=200)
+    timeout_seconds: float = Field(default=5.0, ge=0.1, le=60, allow_inf_nan=False)
+
+    @property
+    def header_table(self) -> dict[str, str]:
+        """The headers by name, in plain text."""
+        return dict(_headers(self.headers.get_secret_value()))
+
+
 class Log(_Section):
     """How much is logged, and how; `auto` is coloured on a terminal and JSON elsewhere."""
 
@@ -444,6 +488,7 @@ class Settings(_Section):
     reconcile: Reconcile = Reconcile()
     audit: Audit = Audit()
     isolation: Isolation = Isolation()
+    tracing: Tracing = Tracing()
     log: Log = Log()
 
     @model_validator(mode="after")

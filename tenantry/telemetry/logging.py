@@ -26,6 +26,7 @@ _QUIET: Final = {
     "filelock": logging.WARNING,
     "httpcore": logging.WARNING,
     "httpx": logging.WARNING,
+    "opentelemetry": logging.CRITICAL,
     "pika": logging.CRITICAL,
     "psycopg.pool": logging.ERROR,
     "pykka": logging.WARNING,

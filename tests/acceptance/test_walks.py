@@ -31,7 +31,7 @@ FRAME = (
     "daemon.py",
     # What every request runs in, every actor, and every channel.
     "tenantry/http/", "tenantry/api/routing.py", "tenantry/api/access.py",
-    "tenantry/api/services.py", "tenantry/page/pages.py",
+    "tenantry/api/services.py", "tenantry/api/tracing.py", "tenantry/page/pages.py",
     "tenantry/api/schemas/common.py",
     "actors/supervision.py", "actors/clock.py",
     "tenantry/broker/rabbitmq/connection.py", "tenantry/broker/rabbitmq/consuming.py",

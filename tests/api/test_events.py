@@ -35,7 +35,7 @@ def test_an_event_is_shown_with_who_caused_it(api: Served) -> None:
     first = page["data"][0]
     assert first.keys() == {
         "position", "stream", "version", "id", "tenant_id", "type", "schema_version", "data",
-        "actor", "correlation_id", "causation_id", "recorded_at",
+        "actor", "correlation_id", "causation_id", "trace_id", "recorded_at",
     }  # fmt: skip
     assert (first["position"], first["version"], first["stream"]) == (1, 1, "tenant-acme")
     assert first["data"]["name"] == "A"

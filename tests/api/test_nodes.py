@@ -58,14 +58,14 @@ class Two:
 
 
 @contextmanager
-def two_nodes(*, by_socket: bool = True) -> Iterator[Two]:
+def two_nodes(*, by_socket: bool = True, **options: Any) -> Iterator[Two]:
     ways: dict[str, Introduction] = {}
     there = Peers("two", ways.get, tokens=lambda: TOKENS)
-    with serving(World(jwt_secret=SECRET, peers=there)) as two:
+    with serving(World(jwt_secret=SECRET, peers=there, **options)) as two:
         two.world.cluster.name = "two"
         two.world.create("acme", topics=("logs",))
         peers = Peers("one", ways.get, tokens=lambda: TOKENS)
-        with serving(World(jwt_secret=SECRET, peers=peers)) as one:
+        with serving(World(jwt_secret=SECRET, peers=peers, **options)) as one:
             cluster = one.world.cluster
             cluster.states["two"] = NodeState.ACTIVE
             cluster.elsewhere["acme"] = Owned(tenant_id="acme", node="two", epoch=7)

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+from tests import preloaded
 from tests.api.serving import Served
+from tests.waiting import DEADLINE
+
+ROOT = Path(__file__).parents[2]
 
 HEAVY = frozenset(
     {
@@ -41,3 +47,14 @@ def test_telling_the_version_imports_next_to_nothing() -> None:
 def test_asking_the_daemon_takes_the_settings_and_nothing_else(api: Served) -> None:
     api.world.create("acme")
     assert imported("status") == {"pydantic"}
+
+
+def test_without_tracing_a_daemon_loads_nothing_that_traces() -> None:
+    command = [sys.executable, "-m", "tests.loaded"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = preloaded.run(command, cwd=ROOT, env=environment, timeout=DEADLINE)
+    there = done.stdout.split()
+    assert {"tenantry.daemon", "tenantry.tracing.port"} <= {*there}, done.stderr
+    # The library's bare interface is FastAPI's to load.
+    unwanted = ("opentelemetry.sdk", "opentelemetry.exporter", "tenantry.tracing.exporting")
+    assert [one for one in there if one.startswith(unwanted)] == []

@@ -240,6 +240,39 @@ def test_a_secret_may_stand_in_a_file_that_the_environment_names(
     assert "it is no text" in refusal(file, **named)
 
 
+def test_headers_of_traces_are_a_secret_that_may_stand_in_a_file(
+    file: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "tracing_headers").write_text("authorization=Bearer%20xyz, other=a=b\n")
+    for environ in (
+        {"TENANTRY_TRACING_HEADERS_FILE": str(tmp_path / "tracing_headers")},
+        {"CREDENTIALS_DIRECTORY": str(tmp_path)},
+    ):
+        settings = read(file, **environ)
+        assert settings.tracing.header_table == {"authorization": "Bearer xyz", "other": "a=b"}
+        assert "xyz" not in repr(settings) + repr(settings.model_dump())
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "problem"),
+    [
+        ("ENDPOINT", "http://user:hidden@c.test", "holds a user"),
+        ("ENDPOINT", "localhost:4318", "must be a URL that begins with http:// or https://"),
+        ("HEADERS", "hidden words=1", "must look like name=value"),
+        ("HEADERS", "a=hidden%0D%0Ab: c", "holds a value that HTTP can't carry"),
+        ("SAMPLE_RATIO", "1.5", "must be at most 1"),
+        ("SERVICE_NAME", "", "must not be empty"),
+        ("TIMEOUT_SECONDS", "0", "must be at least 0.1"),
+    ],
+)
+def test_tracing_that_could_not_be_is_refused(
+    file: Path, key: str, value: str, problem: str
+) -> None:
+    said = refusal(file, **{f"TENANTRY_TRACING_{key}": value})
+    assert said.startswith(f"tracing.{key.lower()}: {problem}")
+    assert "hidden" not in said
+
+
 def test_urls_may_be_systemd_credentials_and_an_empty_one_is_none(
     file: Path, tmp_path: Path
 ) -> None:

@@ -13,7 +13,7 @@ import threading
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Final
 
 import orjson
@@ -37,6 +37,7 @@ from tenantry.http.pool import Pool
 from tenantry.http.problems import Problem
 from tenantry.http.tokens import Principal
 from tenantry.messages.encoding import random_uuids
+from tenantry.tracing import TraceContext, Tracer
 
 PUBLISH_SECONDS: Final = 10.0
 LARGE: Final = 8192
@@ -90,7 +91,8 @@ class Publisher:
     """What messages are published with, in the daemon or in its front.
 
     `timeout` is how long the broker has to confirm, in seconds; `threads` wait for it. The keys of
-    `idempotency` are the daemon's: calls with one are not for the fast route.
+    `idempotency` are the daemon's: calls with one are not for the fast route. `asked` is the trace
+    that a call belongs to, if it does.
     """
 
     lookup: TenantLookup
@@ -100,6 +102,7 @@ class Publisher:
     timeout: float = PUBLISH_SECONDS
     router: Router = field(default_factory=Router)
     rates: PublishingRates = field(default_factory=PublishingRates)
+    tracer: Tracer = field(default_factory=Tracer)
     _working: threading.Lock = field(default_factory=threading.Lock)
 
     async def publish(
@@ -108,14 +111,18 @@ class Publisher:
         who: Principal,
         publications: Publications,
         body: bytes,
+        *,
         key: str | None = None,
+        asked: TraceContext | None = None,
     ) -> Response:
         """Publish what was read of a body; the answer, once the broker has confirmed all."""
-        sent = await self.threads.run(self._send, tenant_id, who, publications, body, key)
+        sent = await self.threads.run(
+            self._send, tenant_id, who, publications, body, key=key, asked=asked
+        )
         return json_response(sent, 202)
 
     async def read_and_publish(
-        self, tenant_id: str, who: Principal, body: bytes
+        self, tenant_id: str, who: Principal, body: bytes, asked: TraceContext | None = None
     ) -> Response | None:
         """Publish what is in a body; None where it can't be read.
 
@@ -128,7 +135,7 @@ class Publisher:
                     publications = _PUBLICATIONS.validate_python(orjson.loads(body))
             except (json.JSONDecodeError, ValidationError):
                 return None
-            return self._send(tenant_id, who, publications, body, None)
+            return self._send(tenant_id, who, publications, body, asked=asked)
 
         sent = await self.threads.run(work)
         return None if sent is None else json_response(sent, 202)
@@ -139,7 +146,9 @@ class Publisher:
         who: Principal,
         publications: Publications,
         body: bytes,
-        key: str | None,
+        *,
+        key: str | None = None,
+        asked: TraceContext | None,
     ) -> bytes:
         several = [publications] if isinstance(publications, Publication) else publications
         state = self.lookup.publishable(tenant_id, who)
@@ -150,7 +159,8 @@ class Publisher:
             messages = self._messages(state, several, payloads, once)
         if once is not None and self.idempotency is not None:
             once.claim(self.idempotency)
-        self._publish(state, messages)
+        with self.tracer.publishing(state.tenant_id, messages, asked) as span:
+            self._publish(state, _carrying(span.context, messages))
         return dumps({"ids": [one.message_id for one in messages]})
 
     def _alone(self, body: bytes) -> AbstractContextManager[object]:
@@ -209,6 +219,14 @@ class Publisher:
         return messages
 
 
+def _carrying(trace: TraceContext | None, messages: list[Outgoing]) -> list[Outgoing]:
+    """Give messages that say of which trace they are a part."""
+    if trace is None:
+        return messages
+    headers = trace.headers()
+    return [replace(one, headers=headers) for one in messages]
+
+
 def _partitions(state: TenantState, topic: str) -> int:
     return 1 if topic == names.DEFAULT_TOPIC else state.partitions_of(topic)
 
@@ -225,7 +243,9 @@ def fast_route(publisher: Publisher) -> FastRoute:
     async def serve(request: Request, match: re.Match[str], body: bytes) -> Response | None:
         if idempotency.HEADER in request.headers or not is_json(request):
             return None
-        return await publisher.read_and_publish(match[1], principal_of(request.scope), body)
+        asked = publisher.tracer.context_of(request.scope["headers"])
+        who = principal_of(request.scope)
+        return await publisher.read_and_publish(match[1], who, body, asked)
 
     return FastRoute(method="POST", path=_PATH, serve=serve)
 
@@ -257,7 +277,10 @@ async def publish(
     faster than its rate, or that its backlog is full.
     """
     body = await request.body()
-    return await publisher.publish(tenant_id, who, publications, body, idempotency_key)
+    asked = publisher.tracer.context_of(request.scope["headers"])
+    return await publisher.publish(
+        tenant_id, who, publications, body, key=idempotency_key, asked=asked
+    )
 
 
 def members(body: bytes, name: str) -> list[bytes]:

@@ -41,6 +41,10 @@ class JournalEntry(Answer):
     actor: str = Field(description="Who caused it.", examples=["uid=0 pid=4711"])
     correlation_id: str
     causation_id: str | None
+    trace_id: str | None = Field(
+        description="The trace in which it was recorded, if it was.",
+        examples=["4bf92f3577b34da6a3ce929d0e0e4736"],
+    )
     recorded_at: Time = Field(examples=[EXAMPLE_TIME])
 
     @classmethod
@@ -57,6 +61,7 @@ class JournalEntry(Answer):
             actor=recorded.metadata.actor,
             correlation_id=recorded.metadata.correlation_id,
             causation_id=recorded.metadata.causation_id,
+            trace_id=recorded.metadata.trace_id,
         )
 
 

@@ -1,0 +1,456 @@
+"""Spans by OpenTelemetry, named by its conventions: the one module that knows the library."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+from contextvars import ContextVar, Token
+from types import TracebackType
+from typing import Final, Self
+
+import structlog
+from opentelemetry import context as ambient
+from opentelemetry import trace
+from opentelemetry.context import Context
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import ReadableSpan, SpanLimits, TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
+from opentelemetry.sdk.trace.sampling import (
+    Decision,
+    ParentBased,
+    Sampler,
+    SamplingResult,
+    TraceIdRatioBased,
+)
+from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode, TraceFlags
+from opentelemetry.trace.span import TraceState
+from opentelemetry.util.types import Attributes, AttributeValue
+
+from tenantry import __version__
+from tenantry.domain import names
+from tenantry.tracing.context import TraceContext, of_message, of_request
+from tenantry.tracing.port import (
+    CLOSE_SECONDS,
+    NO_SPAN,
+    Arrived,
+    Asked,
+    Export,
+    Handled,
+    Sent,
+    Span,
+    Tracer,
+)
+
+log = structlog.get_logger("tracing")
+
+MOST_FOLLOWED: Final = 32
+"""Messages of a batch that are followed each by itself: linked, and a span for its handler."""
+
+MOST_WAITING: Final = 2048
+"""Spans that wait to be sent; of more the oldest are lost."""
+
+SENT_AT_ONCE: Final = 512
+SEND_EVERY: Final = 1.0
+"""Seconds."""
+
+LONGEST_TEXT: Final = 256
+"""Characters of an attribute: ids are their senders' to choose."""
+
+_LIMITS: Final = {
+    "max_attributes": 32,
+    "max_links": MOST_FOLLOWED,
+    "max_events": 8,
+    "max_link_attributes": 4,
+    "max_event_attributes": 4,
+    "max_attribute_length": LONGEST_TEXT,
+}
+
+_DESTINATION: Final = names.exchange_name("{id}")
+"""What spans are named by: there are as many exchanges as tenants."""
+
+
+def exporting_tracer(export: Export) -> ExportingTracer:
+    """Make a tracer that sends its spans on, on a thread of its own."""
+    exporter = OTLPSpanExporter(
+        endpoint=export.endpoint, headers=export.headers or None, timeout=export.timeout
+    )
+    provider = provider_of(export.service_name, export.sample_ratio)
+    provider.add_span_processor(
+        BatchSpanProcessor(
+            ToldOnce(exporter, export.endpoint),
+            max_queue_size=MOST_WAITING,
+            schedule_delay_millis=SEND_EVERY * 1000,
+            max_export_batch_size=SENT_AT_ONCE,
+        )
+    )
+    log.info("tracing.exports", endpoint=export.endpoint, sample_ratio=export.sample_ratio)
+    return ExportingTracer(provider, system=export.system)
+
+
+def provider_of(service_name: str, sample_ratio: float) -> TracerProvider:
+    """Make what spans are made by; processors are its caller's to add."""
+    return TracerProvider(
+        sampler=ParentBased(root=_AsLinked(sample_ratio)),
+        resource=Resource.create({"service.name": service_name, "service.version": __version__}),
+        span_limits=SpanLimits(**_LIMITS),
+        shutdown_on_exit=False,
+    )
+
+
+class ExportingTracer(Tracer):
+    """Makes spans by a provider, for messages of one messaging `system`."""
+
+    on = True
+
+    def __init__(self, provider: TracerProvider, *, system: str) -> None:
+        self._provider = provider
+        self._tracer = provider.get_tracer("tenantry", __version__)
+        self._system = system
+
+    def context_of(self, headers: Iterable[tuple[bytes, bytes]]) -> TraceContext | None:
+        """See `Tracer.context_of`."""
+        return of_request(headers)
+
+    def current(self) -> TraceContext | None:
+        """See `Tracer.current`."""
+        span = trace.get_current_span()
+        return _told(span.get_span_context()) if span.is_recording() else None
+
+    def serving(self, asked: Asked, parent: TraceContext | None) -> Span:
+        """See `Tracer.serving`."""
+        attributes: dict[str, AttributeValue] = {
+            "http.request.method": asked.method,
+            "http.route": asked.route,
+            "url.path": _text(asked.path),
+        }
+        if asked.tenant_id is not None:
+            attributes["tenantry.tenant.id"] = _text(asked.tenant_id)
+        name = f"{asked.method} {asked.route}"
+        return self._begin(name, SpanKind.SERVER, attributes, parent=parent)
+
+    def executing(self, command: str, tenant_id: str, parent: TraceContext | None) -> Span:
+        """See `Tracer.executing`. What nobody has asked for is not followed."""
+        if parent is None:
+            return NO_SPAN
+        attributes: dict[str, AttributeValue] = {
+            "tenantry.command": command,
+            "tenantry.tenant.id": _text(tenant_id),
+        }
+        return self._begin(f"execute {command}", SpanKind.INTERNAL, attributes, parent=parent)
+
+    def publishing(
+        self, tenant_id: str, messages: Sequence[Sent], parent: TraceContext | None
+    ) -> Span:
+        """See `Tracer.publishing`. What is not recorded carries what its sender has said."""
+        keys = {one.routing_key for one in messages}
+        where = names.exchange_name(tenant_id)
+        attributes = self._messaging("send", "publish", tenant_id) | _count(messages)
+        attributes["messaging.destination.name"] = (
+            f"{where}:{keys.pop()}" if len(keys) == 1 else where
+        )
+        if len(messages) == 1 and messages[0].message_id is not None:
+            attributes["messaging.message.id"] = _text(messages[0].message_id)
+        return self._begin(f"publish {_DESTINATION}", SpanKind.PRODUCER, attributes, parent=parent)
+
+    def processing(self, tenant_id: str, batch: Sequence[Arrived]) -> Span:
+        """See `Tracer.processing`.
+
+        A batch with a message that is recorded is recorded as well, and linked to it; where it is
+        one message, their trace is the same. Of messages that shall not be recorded, nothing is.
+        """
+        followed: list[tuple[Arrived, TraceContext]] = []
+        undecided = False
+        for one in batch:
+            told = of_message(one.headers)
+            if told is None:
+                undecided = True
+            elif told.sampled and len(followed) < MOST_FOLLOWED:
+                followed.append((one, told))
+        if not followed and not undecided:
+            return NO_SPAN
+        attributes = self._messaging("process", "process", tenant_id) | _count(batch)
+        attributes["messaging.destination.name"] = _source(tenant_id, batch)
+        if len(batch) == 1 and batch[0].id is not None:
+            attributes["messaging.message.id"] = _text(batch[0].id)
+        span = self._start(
+            f"process {_DESTINATION}",
+            SpanKind.CONSUMER,
+            attributes,
+            parent=followed[0][1] if followed and len(batch) == 1 else None,
+            links=[_link(told, one.id) for one, told in followed],
+        )
+        return _BatchSpan(span) if span.is_recording() else NO_SPAN
+
+    def storing(self) -> Span:
+        """See `Tracer.storing`. It is a part of a batch, or not followed."""
+        if not trace.get_current_span().is_recording():
+            return NO_SPAN
+        attributes = {"db.system.name": "postgresql"}
+        return _Recorded(
+            self._tracer.start_span("commit", kind=SpanKind.CLIENT, attributes=attributes)
+        )
+
+    def handling(self, message: Handled) -> Span:
+        """See `Tracer.handling`.
+
+        It is a part of its batch, if that is in the message's own trace; otherwise of that, and
+        linked to the batch.
+        """
+        batch = _BATCH.get()
+        if batch is None or not batch.left:
+            return NO_SPAN
+        told = of_message(message.headers)
+        if told is not None and not told.sampled:
+            return NO_SPAN
+        batch.left -= 1
+        within = trace.get_current_span().get_span_context()
+        attributes = self._messaging("process", "handle", message.tenant_id) | {
+            "messaging.destination.name": _source(message.tenant_id, [message]),
+            "messaging.message.id": _text(message.id),
+            "tenantry.attempt": message.attempt,
+        }
+        apart = told is not None and told.trace_id != trace.format_trace_id(within.trace_id)
+        return _Recorded(
+            self._tracer.start_span(
+                f"handle {message.topic}",
+                context=_placed(told) if apart else None,
+                kind=SpanKind.CONSUMER,
+                attributes=attributes,
+                links=[Link(within)] if apart else None,
+            )
+        )
+
+    def close(self, seconds: float = CLOSE_SECONDS) -> None:
+        """See `Tracer.close`. Who collects them may be away: then the rest is lost."""
+        # What the library itself waits for at its end has no bound that could be set.
+        ending = threading.Thread(target=self._provider.shutdown, name="tracing-end", daemon=True)
+        ending.start()
+        ending.join(seconds)
+        if ending.is_alive():
+            log.warning("tracing.not_all_sent", after_seconds=seconds)
+
+    def _messaging(self, kind: str, name: str, tenant_id: str) -> dict[str, AttributeValue]:
+        return {
+            "messaging.system": self._system,
+            "messaging.operation.type": kind,
+            "messaging.operation.name": name,
+            "messaging.destination.template": _DESTINATION,
+            "tenantry.tenant.id": _text(tenant_id),
+        }
+
+    def _begin(
+        self,
+        name: str,
+        kind: SpanKind,
+        attributes: Mapping[str, AttributeValue],
+        *,
+        parent: TraceContext | None,
+    ) -> Span:
+        if parent is not None and not parent.sampled:
+            return Span(parent)
+        span = self._start(name, kind, attributes, parent=parent)
+        return _Recorded(span) if span.is_recording() else NO_SPAN
+
+    def _start(
+        self,
+        name: str,
+        kind: SpanKind,
+        attributes: Mapping[str, AttributeValue],
+        *,
+        parent: TraceContext | None,
+        links: Sequence[Link] = (),
+    ) -> trace.Span:
+        """Begin a span of a parent that came from elsewhere, or a trace."""
+        return self._tracer.start_span(
+            name, context=_placed(parent), kind=kind, attributes=attributes, links=links
+        )
+
+
+class _Recorded(Span):
+    """A span that is recorded, as long as it is entered."""
+
+    __slots__ = ("_span", "_token")
+
+    def __init__(self, span: trace.Span) -> None:
+        super().__init__(_told(span.get_span_context()))
+        self._span = span
+        self._token: Token[Context] | None = None
+
+    def __enter__(self) -> Self:
+        self._token = ambient.attach(trace.set_span_in_context(self._span))
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if kind is not None:
+            self.failed(kind.__name__)
+        if self._token is not None:
+            ambient.detach(self._token)
+        self._span.end()
+
+    def failed(self, kind: str) -> None:
+        """See `Span.failed`. What an error says may be of what a message holds: it stays here."""
+        self._span.set_attribute("error.type", kind)
+        self._span.set_status(Status(StatusCode.ERROR))
+
+    def answered(self, status: int) -> None:
+        """See `Span.answered`."""
+        self._span.set_attribute("http.response.status_code", status)
+        if status >= 500:
+            self.failed(str(status))
+
+
+class _Batch:
+    """How many of a batch's messages may still be followed by themselves."""
+
+    __slots__ = ("left",)
+
+    def __init__(self) -> None:
+        self.left = MOST_FOLLOWED
+
+
+_BATCH: Final[ContextVar[_Batch | None]] = ContextVar("tenantry_batch", default=None)
+
+
+class _BatchSpan(_Recorded):
+    """The span of a batch: handlers that are called within it have spans of their own."""
+
+    __slots__ = ("_before",)
+
+    def __enter__(self) -> Self:
+        self._before = _BATCH.set(_Batch())
+        return super().__enter__()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        super().__exit__(kind, error, traceback)
+        _BATCH.reset(self._before)
+
+
+class _AsLinked(Sampler):
+    """Decides about what has no parent: as what it is linked to, or by chance."""
+
+    def __init__(self, ratio: float) -> None:
+        self._by_chance = TraceIdRatioBased(ratio)
+
+    def should_sample(  # noqa: PLR0917 - as the library calls it
+        self,
+        parent_context: Context | None,
+        trace_id: int,
+        name: str,
+        kind: SpanKind | None = None,
+        attributes: Attributes = None,
+        links: Sequence[Link] | None = None,
+        trace_state: TraceState | None = None,
+    ) -> SamplingResult:
+        """Decide."""
+        if any(one.context.trace_flags.sampled for one in links or ()):
+            return SamplingResult(Decision.RECORD_AND_SAMPLE, attributes, trace_state)
+        return self._by_chance.should_sample(
+            parent_context, trace_id, name, kind, attributes, links, trace_state
+        )
+
+    def get_description(self) -> str:
+        """Say how it decides."""
+        return f"AsLinked{{{self._by_chance.get_description()}}}"
+
+
+class ToldOnce(SpanExporter):
+    """Sends spans on, and says once that they don't arrive, and once that they do again."""
+
+    def __init__(self, exporter: SpanExporter, endpoint: str) -> None:
+        self._exporter = exporter
+        self._endpoint = endpoint
+        self._lost = 0
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        """Send spans."""
+        reason = "not reached, or refused"
+        try:
+            result = self._exporter.export(spans)
+        except Exception as error:  # noqa: BLE001 - whatever it is, spans are all that is lost
+            result, reason = SpanExportResult.FAILURE, type(error).__name__
+        if result is SpanExportResult.SUCCESS:
+            if self._lost:
+                log.info("tracing.arrives_again", endpoint=self._endpoint, lost=self._lost)
+            self._lost = 0
+        else:
+            if not self._lost:
+                log.warning(
+                    "tracing.does_not_arrive",
+                    endpoint=self._endpoint,
+                    reason=reason,
+                    remedy="spans are lost meanwhile, and nothing else; see to tracing.endpoint",
+                )
+            self._lost += len(spans)
+        return result
+
+    def shutdown(self) -> None:
+        """Give up what is under way."""
+        self._exporter.shutdown()
+
+    def force_flush(self, timeout_millis: int = 30_000) -> bool:
+        """Do nothing: none wait here."""
+        return self._exporter.force_flush(timeout_millis)
+
+
+def _placed(told: TraceContext | None) -> Context:
+    """Give a context in which spans are parts of what somebody else has told of."""
+    if told is None:
+        return Context()
+    return trace.set_span_in_context(trace.NonRecordingSpan(_span_context(told)), Context())
+
+
+def _span_context(told: TraceContext) -> SpanContext:
+    return SpanContext(
+        trace_id=int(told.trace_id, 16),
+        span_id=int(told.span_id, 16),
+        is_remote=True,
+        trace_flags=TraceFlags(TraceFlags.SAMPLED if told.sampled else TraceFlags.DEFAULT),
+        trace_state=TraceState.from_header([told.state]) if told.state else None,
+    )
+
+
+def _told(context: SpanContext) -> TraceContext:
+    return TraceContext(
+        trace.format_trace_id(context.trace_id),
+        trace.format_span_id(context.span_id),
+        context.trace_flags.sampled,
+        context.trace_state.to_header(),
+    )
+
+
+def _link(told: TraceContext, message_id: str | None) -> Link:
+    attributes = {} if message_id is None else {"messaging.message.id": _text(message_id)}
+    return Link(_span_context(told), attributes)
+
+
+def _count(messages: Sequence[object]) -> dict[str, AttributeValue]:
+    return {} if len(messages) == 1 else {"messaging.batch.message_count": len(messages)}
+
+
+def _source(tenant_id: str, batch: Sequence[Arrived | Handled]) -> str:
+    """Name where messages came from: the queue they have in common, or else the exchange."""
+    exchange = names.exchange_name(tenant_id)
+    places = {(one.topic, one.partition) for one in batch}
+    if len(places) > 1:
+        return exchange
+    topic, partition = places.pop()
+    if topic == names.DEFAULT_TOPIC:
+        return f"{exchange}:{topic}:{names.queue_name(tenant_id)}"
+    queue = names.partition_queue_name(tenant_id, topic, partition)
+    return f"{exchange}:{topic}.{partition}:{queue}"
+
+
+def _text(text: str) -> str:
+    """Give what can be written in UTF-8, as spans are; one that can't would take others along."""
+    return text[:LONGEST_TEXT].encode("utf-8", "replace").decode()
