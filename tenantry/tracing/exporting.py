@@ -84,6 +84,8 @@ def exporting_tracer(export: Export) -> ExportingTracer:
             max_export_batch_size=SENT_AT_ONCE,
         )
     )
+    # Spans that a handler begins by the library itself go the same way.
+    trace.set_tracer_provider(provider)
     log.info("tracing.exports", endpoint=export.endpoint, sample_ratio=export.sample_ratio)
     return ExportingTracer(provider, system=export.system)
 

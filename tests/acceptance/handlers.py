@@ -8,6 +8,7 @@ import time
 from typing import Any
 
 import psycopg
+from opentelemetry import trace
 
 from tenantry.handlers.message import Message
 
@@ -28,6 +29,8 @@ def act(message: Message, cursor: psycopg.Cursor[Any]) -> None:
             os._exit(9)
         case {"hangs": True}:
             time.sleep(3600)
+        case {"span": str(name)}:
+            trace.get_tracer("handlers").start_span(name).end()
 
 
 def one_in_a_hundred(message: Message, cursor: psycopg.Cursor[Any]) -> None:

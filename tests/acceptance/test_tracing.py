@@ -42,7 +42,7 @@ def test_a_trace_leads_from_a_request_to_what_came_of_it(database_url: str) -> N
                 # By the front, and back from the queue at the daemon.
                 sent = client.post(
                     f"{url}/messages",
-                    json={"topic": "events", "payload": {}, "id": "m-1"},
+                    json={"topic": "events", "payload": {"span": "own"}, "id": "m-1"},
                     headers=parent(TRACE),
                 )
                 assert sent.status_code == 202
@@ -58,6 +58,7 @@ def test_a_trace_leads_from_a_request_to_what_came_of_it(database_url: str) -> N
             assert (process.kind, process.parent) == ("CONSUMER", publish.id)
             assert process.links == [publish.id]
             assert (handle.kind, handle.parent) == ("CONSUMER", process.id)
+            assert one(collecting, "own", TRACE).parent == handle.id
             assert (commit.kind, commit.parent) == ("CLIENT", process.id)
             for span in (publish, process, handle):
                 assert span.attributes["messaging.message.id"] == "m-1"
