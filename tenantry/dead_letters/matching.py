@@ -13,7 +13,7 @@ which some were settled as the daemon died.
 from __future__ import annotations
 
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Final, Literal, NamedTuple
@@ -86,9 +86,12 @@ class Row:
 
 
 class _Stand(NamedTuple):
-    """How it stands with a row: `kind`, and when its message died, where that counts."""
+    """How it stands with a row: `kind`, and when its message died, where that counts.
 
-    kind: Literal["original", "begun", "settled"]
+    An original is `untouched` while nothing was begun with it and no browse has seen it.
+    """
+
+    kind: Literal["untouched", "original", "begun", "settled"]
     died_at: datetime | None = None
 
 
@@ -155,11 +158,7 @@ class Matching:
         identity = identify(rejected.message)
         row = self._row_of(identity)
         if row is None and not identity.named and rejected.again:
-            row = self._first(
-                identity,
-                _Stand("original"),
-                lambda row: self._is_original(row) and not (row.intent or row.died_at),
-            )
+            row = self._first(identity, _Stand("untouched"))
         if row is None:
             row = self._add(identity, rejected, died_at=None, recorded=True)
             return IndexedDeadLetter(row.id, event_id(row.id, row.failed), fresh=True)
@@ -228,50 +227,35 @@ class Matching:
 
     def _one_of_many(self, identity: Identity, died_at: datetime | None) -> Row | None:
         """Choose among the dead letters of messages without an id that are all the same."""
-        return (
-            self._first(
-                identity,
-                _Stand("original", died_at),
-                lambda row: self._is_original(row) and row.died_at == died_at,
-            )
-            or self._first(
-                identity,
-                _Stand("original"),
-                lambda row: self._is_original(row) and row.died_at is None,
-            )
-            or self._first(identity, _Stand("begun"), lambda row: row.open_intent is not None)
-            or self._first(
-                identity,
-                _Stand("settled", died_at),
-                lambda row: row.settled and row.died_at == died_at,
-            )
+        wanted = (
+            _Stand("original", died_at),
+            _Stand("original"),
+            _Stand("begun"),
+            _Stand("settled", died_at),
         )
+        found = (self._first(identity, stand) for stand in wanted)
+        return next((row for row in found if row is not None), None)
 
     @staticmethod
     def _is_original(row: Row) -> bool:
         return not row.settled and row.failed == 0
 
-    def _first(
-        self, identity: Identity, stand: _Stand, wanted: Callable[[Row], bool]
-    ) -> Row | None:
-        """Take the first row of a message's that stands so, and is wanted."""
+    def _first(self, identity: Identity, stand: _Stand) -> Row | None:
+        """Take the first row of a message's that stands so.
+
+        What is passed over is not looked at again: a row that has come to stand otherwise never
+        stands so once more.
+        """
         stands = self._free.get(identity.fingerprint)
         if stands is None:
             stands = self._free[identity.fingerprint] = self._sorted(identity.fingerprint)
         free = stands.get(stand, deque())
-        passed = deque[Row]()
-        found = None
-        while free and found is None:
+        while free:
             row = free.popleft()
-            if row.id in self._used:
-                continue
-            if wanted(row):
-                found = row
+            if row.id not in self._used and stand in self._stands(row):
                 self._used.add(row.id)
-            else:
-                passed.append(row)
-        free.extendleft(reversed(passed))
-        return found
+                return row
+        return None
 
     def _sorted(self, fingerprint: bytes) -> dict[_Stand, deque[Row]]:
         """Sort rows of the same message by how they stand, those of this browse left out.
@@ -283,13 +267,20 @@ class Matching:
         for row in self._by_fingerprint[fingerprint]:
             if row.id in self._used or (self._browse is not None and row.seen_in == self._browse):
                 continue
-            if self._is_original(row):
-                stands[_Stand("original", row.died_at)].append(row)
-            if row.open_intent is not None:
-                stands[_Stand("begun")].append(row)
-            if row.settled:
-                stands[_Stand("settled", row.died_at)].append(row)
+            for stand in self._stands(row):
+                stands[stand].append(row)
         return stands
+
+    def _stands(self, row: Row) -> Iterator[_Stand]:
+        """Give every way in which it stands with a row now."""
+        if self._is_original(row):
+            yield _Stand("original", row.died_at)
+            if row.intent is None and row.died_at is None:
+                yield _Stand("untouched")
+        if row.open_intent is not None:
+            yield _Stand("begun")
+        if row.settled:
+            yield _Stand("settled", row.died_at)
 
     def _arrive(
         self,
