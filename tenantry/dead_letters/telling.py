@@ -30,6 +30,9 @@ A_SECOND: Final = 20 / 60
 FLUSH_EVERY: Final = 10.0
 """Seconds between events that tell of the others, where there are any."""
 
+MOST_PARTITIONS: Final = 100
+"""Partitions that are named in one event."""
+
 QUIET: Final = AT_ONCE / A_SECOND
 """Seconds after which nothing needs to be known of a tenant without dead letters."""
 
@@ -45,12 +48,25 @@ class Told(NamedTuple):
 
 @dataclass(slots=True)
 class _Untold:
-    """Dead letters of a tenant that have no events of their own."""
+    """Dead letters of a tenant that have no events of their own.
+
+    `partitions` are those in order that some of them are of, in the order they came.
+    """
 
     first_at: datetime
     last_at: datetime
     reasons: Counter[str] = field(default_factory=Counter)
+    ordered: int = 0
+    partitions: dict[str, None] = field(default_factory=dict)
     id: UUID = field(default_factory=uuid4)
+
+    def add(self, event: MessageDeadLettered) -> None:
+        """Count one more."""
+        self.reasons[event.reason] += 1
+        if event.ordered:
+            self.ordered += 1
+            if len(self.partitions) < MOST_PARTITIONS:
+                self.partitions[f"{event.topic}.{event.partition}"] = None
 
 
 class DeadLetterEvents:
@@ -107,7 +123,7 @@ class DeadLetterEvents:
             )
         rest = events[admitted:]
         told = [True] * len(rest) if fresh is None else fresh[admitted:]
-        self._put_off(tenant_id, [one.reason for one, new in zip(rest, told, strict=True) if new])
+        self._put_off(tenant_id, [one for one, new in zip(rest, told, strict=True) if new])
         return Told(recorded, len(rest))
 
     def flush(self) -> None:
@@ -156,14 +172,15 @@ class DeadLetterEvents:
         bucket.take(admitted)
         return admitted
 
-    def _put_off(self, tenant_id: str, reasons: Sequence[str]) -> None:
-        if not reasons:
+    def _put_off(self, tenant_id: str, events: Sequence[MessageDeadLettered]) -> None:
+        if not events:
             return
         at = datetime.now(UTC)
         with self._lock:
             untold = self._untold.setdefault(tenant_id, _Untold(at, at))
             untold.last_at = at
-            untold.reasons.update(reasons)
+            for event in events:
+                untold.add(event)
 
 
 def _together(tenant_id: str, untold: _Untold, total: int) -> DeadLettersAggregated:
@@ -176,4 +193,6 @@ def _together(tenant_id: str, untold: _Untold, total: int) -> DeadLettersAggrega
         counts=tuple(count for _, count in counted),
         first_at=untold.first_at.isoformat(),
         last_at=untold.last_at.isoformat(),
+        ordered=untold.ordered,
+        partitions=tuple(untold.partitions),
     )

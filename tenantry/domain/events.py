@@ -186,7 +186,9 @@ class DeadLettersAggregated(OfTenant):
     """So many messages became dead letters that have no events of their own: too many came.
 
     As many of them for each of the `reasons` as `counts` says, in its order. `total` is how many
-    dead letters the tenant has had in all by then, however the journal was told of them.
+    dead letters the tenant has had in all by then, however the journal was told of them. So many as
+    `ordered` says are of partitions in order, which is broken there (None: nobody has counted
+    them); `partitions` names these, 100 of them at most, as `orders.3`.
     """
 
     count: int
@@ -195,6 +197,8 @@ class DeadLettersAggregated(OfTenant):
     counts: tuple[int, ...]
     first_at: str
     last_at: str
+    ordered: int | None = 0
+    partitions: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

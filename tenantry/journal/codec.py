@@ -47,6 +47,7 @@ EVENT_TYPES: Final[Mapping[str, type[Event]]] = MappingProxyType(
 VERSIONS: Final[Mapping[str, int]] = MappingProxyType(
     {
         "MessageDeadLettered": 3,
+        "DeadLettersAggregated": 2,
         "DeadLettersReplayed": 2,
         "DeadLettersDiscarded": 2,
         "WorkersResized": 2,
@@ -77,6 +78,11 @@ def _out_of_no_order(data: Data) -> Data:
     return {**data, "ordered": False}
 
 
+def _of_unknown_order(data: Data) -> Data:
+    """In version 1 it was not told how many came out of an order."""
+    return {**data, "ordered": None, "partitions": []}
+
+
 def _as_asked(data: Data) -> Data:
     """In version 1 somebody had always asked for it."""
     return {**data, "reason": ""}
@@ -89,6 +95,7 @@ UPCASTERS: Final[Mapping[tuple[str, int], Upcaster]] = MappingProxyType(
         ("DeadLettersDiscarded", 1): _with_count,
         ("WorkersResized", 1): _as_asked,
         ("MessageDeadLettered", 2): _out_of_no_order,
+        ("DeadLettersAggregated", 1): _of_unknown_order,
         ("TenantCreated", 1): _unordered,
         ("TopicsAdded", 1): _unordered,
     }

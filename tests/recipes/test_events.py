@@ -23,6 +23,7 @@ FORMER = {
     ("TenantCreated", 1): "8e78d53fe0d39625",
     ("TopicsAdded", 1): "be2dcbfbe92d5e99",
     ("MessageDeadLettered", 2): "8c447fbe875afe5c",
+    ("DeadLettersAggregated", 1): "4fa3ec3a900c579e",
 }
 """The digests of samples in former versions: nothing writes such an event any more, so that
 nothing else would notice another. One that is current today gets its digest here when the version

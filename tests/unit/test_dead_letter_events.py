@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tenantry.dead_letters.telling import A_SECOND, DeadLetterEvents
+from tenantry.dead_letters.telling import A_SECOND, MOST_PARTITIONS, DeadLetterEvents
 from tenantry.domain import names
 from tenantry.domain.events import DeadLettersAggregated, Event, MessageDeadLettered
 from tenantry.journal.port import JournalUnavailableError, Metadata
@@ -18,10 +18,12 @@ from tests.fakes.stores import InMemoryEventStore
 ME = Metadata(actor="acme/worker-1")
 
 
-def dead(reason: str = "not_json") -> MessageDeadLettered:
+def dead(
+    reason: str = "not_json", partition: int = 0, *, ordered: bool = False
+) -> MessageDeadLettered:
     return MessageDeadLettered(
-        tenant_id="acme", message_id="1", topic="logs", partition=0, reason=reason, error="no",
-        first_error="no", attempts=1, size=1,
+        tenant_id="acme", message_id="1", topic="logs", partition=partition, reason=reason,
+        error="no", first_error="no", attempts=1, size=1, ordered=ordered,
     )  # fmt: skip
 
 
@@ -37,9 +39,11 @@ class Told:
         )
 
     def tell(self, *reasons: str, fresh: list[bool] | None = None) -> None:
-        ids = [uuid4() for _ in reasons]
-        self.total += len(reasons)
-        self.telling.tell("acme", [dead(one) for one in reasons], ids, ME, fresh=fresh)
+        self.tell_of([dead(one) for one in reasons], fresh=fresh)
+
+    def tell_of(self, events: list[MessageDeadLettered], fresh: list[bool] | None = None) -> None:
+        self.total += len(events)
+        self.telling.tell("acme", events, [uuid4() for _ in events], ME, fresh=fresh)
 
     def events(self) -> list[Event]:
         stream = names.dead_letter_journal_stream("acme")
@@ -71,6 +75,26 @@ def test_a_few_are_told_of_one_by_one_and_many_together(told: Told) -> None:
     assert dict(zip(last.reasons, last.counts, strict=True)) == {"not_json": 3, "too_large": 1}
     told.telling.flush()
     assert len(told.events()) == 4
+
+
+def test_of_many_it_is_told_how_many_came_out_of_an_order_and_where_it_is_broken() -> None:
+    told = Told(at_once=1)
+    told.tell_of([dead(), *(dead(partition=one, ordered=one > 1) for one in (0, 1, 2, 7, 2))])
+    told.telling.flush()
+    last = told.events()[-1]
+    assert isinstance(last, DeadLettersAggregated)
+    assert (last.count, last.ordered, last.partitions) == (5, 3, ("logs.2", "logs.7"))
+
+
+def test_no_more_partitions_are_named_than_an_event_has_room_for() -> None:
+    told = Told(at_once=1)
+    told.tell_of(
+        [dead(), *(dead(partition=one, ordered=True) for one in range(MOST_PARTITIONS + 9))]
+    )
+    told.telling.flush()
+    last = told.events()[-1]
+    assert isinstance(last, DeadLettersAggregated)
+    assert (last.ordered, len(last.partitions)) == (MOST_PARTITIONS + 9, MOST_PARTITIONS)
 
 
 def test_after_a_quiet_time_they_are_told_of_one_by_one_again(told: Told) -> None:
