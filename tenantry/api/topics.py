@@ -8,6 +8,7 @@ from typing import Any, Final
 from tenantry.domain.topics import Ordering
 
 ORDERED: Final = "ordered"
+FORM: Final = f"NAME[:PARTITIONS][:{ORDERED}]"
 
 
 def topic_of(text: str) -> str | dict[str, Any]:
@@ -22,7 +23,7 @@ def topic_of(text: str) -> str | dict[str, Any]:
         elif one.isascii() and one.isdigit() and len(one) < 10 and not settings:
             settings["partitions"] = int(one)
         else:
-            raise ValueError(f"{text!r} is no topic: NAME[:PARTITIONS][:{ORDERED}], as events:8")
+            raise ValueError(f"{text!r} is no topic: {FORM}, as events:8")
     return {"name": name, **settings}
 
 

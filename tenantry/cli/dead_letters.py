@@ -12,7 +12,7 @@ import click
 
 from tenantry.cli import output
 from tenantry.cli.client import ControlClient, tenant_path
-from tenantry.cli.options import example, tenant_argument, with_client
+from tenantry.cli.options import complete_topic, example, tenant_argument, with_client
 from tenantry.cli.output import CommandError
 from tenantry.cli.replay_client import ReplayClient, chosen, given_filter
 
@@ -57,7 +57,7 @@ def _filters(function: Callable[..., Any]) -> Callable[..., Any]:
     for option in (
         click.option("--until", type=moment, metavar="TIME", help=f"Dead before then: {ago}"),
         click.option("--since", type=moment, metavar="TIME", help=f"Dead since then: {ago}"),
-        click.option("--topic", help="Only from this topic."),
+        click.option("--topic", shell_complete=complete_topic, help="Only from this topic."),
         click.option("--reason", help="Only for this reason: not_json, expired, …"),
     ):
         function = option(function)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, Final, ParamSpec, TypeVar
 
@@ -104,28 +104,49 @@ def complete_tenant(
     context: click.Context, _parameter: click.Parameter, incomplete: str
 ) -> list[CompletionItem]:
     """Offer the ids of the tenants there are; nothing where the daemon can't be asked."""
-    from click.shell_completion import CompletionItem
-
-    from tenantry.cli.client import ControlClient
-    from tenantry.settings import load
-
-    try:
-        settings = load(context.params.get("config"), environ=os.environ, client=True)
-        with ControlClient(settings.control_socket, timeout=COMPLETION_TIMEOUT) as client:
-            tenants = list(client.pages("/tenants"))
-    except Exception:  # noqa: BLE001 - a shell that completes must not see a traceback
-        return []
-    return [
-        CompletionItem(tenant["id"], help=tenant["name"])
-        for tenant in tenants
-        if tenant["id"].startswith(incomplete)
-    ]
+    return _offered(
+        context,
+        incomplete,
+        lambda client: [(one["id"], one["name"]) for one in client.pages("/tenants")],
+    )
 
 
 def complete_node(
     context: click.Context, _parameter: click.Parameter, incomplete: str
 ) -> list[CompletionItem]:
     """Offer the names of the nodes; nothing where the daemon can't be asked."""
+    return _offered(
+        context,
+        incomplete,
+        lambda client: [
+            (one["name"], one["state"]) for one in client.call("GET", "/nodes")["data"]
+        ],
+    )
+
+
+def complete_topic(
+    context: click.Context, _parameter: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    """Offer the topics of the tenant that is named on the line already; nothing where none is."""
+    from tenantry.cli.client import tenant_path
+
+    # With an option that lacks its value, the arguments before it are not told apart yet.
+    tenant_id = context.params.get("tenant_id") or next(iter(context.args), None)
+    if not tenant_id:
+        return []
+    return _offered(
+        context,
+        incomplete,
+        lambda client: [(one, "") for one in client.call("GET", tenant_path(tenant_id))["topics"]],
+    )
+
+
+def _offered(
+    context: click.Context,
+    incomplete: str,
+    ask: Callable[[ControlClient], Sequence[tuple[str, str]]],
+) -> list[CompletionItem]:
+    """Offer what the daemon tells, each with a word of help; nothing where it can't be asked."""
     from click.shell_completion import CompletionItem
 
     from tenantry.cli.client import ControlClient
@@ -134,13 +155,11 @@ def complete_node(
     try:
         settings = load(context.params.get("config"), environ=os.environ, client=True)
         with ControlClient(settings.control_socket, timeout=COMPLETION_TIMEOUT) as client:
-            nodes = client.call("GET", "/nodes")["data"]
+            found = ask(client)
     except Exception:  # noqa: BLE001 - a shell that completes must not see a traceback
         return []
     return [
-        CompletionItem(node["name"], help=node["state"])
-        for node in nodes
-        if node["name"].startswith(incomplete)
+        CompletionItem(value, help=told) for value, told in found if value.startswith(incomplete)
     ]
 
 

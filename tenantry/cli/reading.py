@@ -11,7 +11,7 @@ import click
 from tenantry import exact
 from tenantry.cli import output
 from tenantry.cli.client import PAGE, ControlClient, tenant_path
-from tenantry.cli.options import example, tenant_argument, with_client
+from tenantry.cli.options import complete_topic, example, tenant_argument, with_client
 
 LONG_POLL: Final = 20
 """Seconds the daemon may hold a follower's call until something happens."""
@@ -85,7 +85,7 @@ def _event_line(event: Mapping[str, Any]) -> str:
     type=click.IntRange(min=1),
     help="What was retained of this one of the tenants that have had the id; needs a TENANT.",
 )
-@click.option("--topic", help="Only messages of this topic.")
+@click.option("--topic", shell_complete=complete_topic, help="Only messages of this topic.")
 @click.option("--limit", type=click.IntRange(min=1), default=50, show_default=True)
 @click.option("--order", type=click.Choice(["asc", "desc"]), default="asc", show_default=True)
 def messages(

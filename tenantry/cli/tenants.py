@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import click
 
-from tenantry.api.topics import shown, topic_of
+from tenantry.api.topics import FORM, shown
 from tenantry.cli import output
 from tenantry.cli.client import ControlClient, tenant_path
 from tenantry.cli.importing import import_
@@ -16,6 +16,7 @@ from tenantry.cli.limits import limits
 from tenantry.cli.options import complete_node, example, tenant_argument, with_client
 from tenantry.cli.output import CommandError
 from tenantry.cli.statistics import stats
+from tenantry.cli.topics import topics, topics_of
 
 DELETE_TIMEOUT: Final = 300.0
 
@@ -35,6 +36,7 @@ def tenant() -> None:
 tenant.add_command(import_)
 tenant.add_command(limits)
 tenant.add_command(stats)
+tenant.add_command(topics)
 
 
 def _show(found: Tenant, *, as_json: bool, renewed_by: str = "`rotate-credentials`") -> None:
@@ -67,9 +69,9 @@ def _show(found: Tenant, *, as_json: bool, renewed_by: str = "`rotate-credential
 @click.option(
     "--topic",
     "--topics",
-    "topics",
+    "wanted_topics",
     multiple=True,
-    metavar="NAME[:PARTITIONS][:ordered]",
+    metavar=FORM,
     help="A topic; may be repeated.",
 )
 @click.option("--partitions", type=click.IntRange(1, 64), help="Partitions a topic.  [default: 1]")
@@ -81,7 +83,7 @@ def create(
     tenant_id: str | None,
     name_option: str | None,
     workers: int | None,
-    topics: tuple[str, ...],
+    wanted_topics: tuple[str, ...],
     partitions: int | None,
 ) -> None:
     """Create a tenant; once it is there, it consumes.
@@ -95,15 +97,11 @@ def create(
     wanted = name or name_option or tenant_id
     if not wanted:
         raise click.UsageError("a name is needed: tenantry tenant create NAME")
-    try:
-        wanted_topics = [topic_of(one) for given in topics for one in given.split(",") if one]
-    except ValueError as error:
-        raise click.UsageError(str(error)) from error
     body = {
         "name": wanted,
         "id": tenant_id,
         "workers": workers,
-        "topics": wanted_topics or None,
+        "topics": topics_of(wanted_topics) or None,
         "partitions": partitions,
     }
     with output.working("creating the tenant"):

@@ -15,6 +15,7 @@ from typing import Any
 
 import click
 import pytest
+from click.shell_completion import ShellComplete
 
 from tenantry.cli.main import cli, main
 from tenantry.control.port import ActorStatus, SystemState, TermStatus
@@ -67,6 +68,50 @@ def test_topics_are_created_with_partitions_and_ordering(api: Served, run: Run) 
     (found,) = data(run, "tenant", "list")
     told = [(one["name"], one["partitions"], one["ordering"]) for one in found["topic_settings"]]
     assert told == [("logs", 1, "none"), ("orders", 8, "partition"), ("audit", 1, "partition")]
+
+
+def test_a_tenant_is_given_topics_and_they_are_shown(api: Served, run: Run) -> None:
+    api.world.create("acme")
+    assert data(run, "tenant", "topics", "acme") == []
+    added = ("--add", "logs,orders:8:ordered", "--add", "audit:2")
+    found = data(run, "tenant", "topics", "acme", *added)
+    told = [(one["name"], one["partitions"], one["ordering"]) for one in found]
+    assert told == [("logs", 1, "none"), ("orders", 8, "partition"), ("audit", 2, "none")]
+    code, out, _ = run("tenant", "topics", "acme")
+    assert code == 0
+    assert [line.split() for line in out.splitlines()][2] == ["orders", "8", "partition"]
+
+
+def test_a_topic_that_is_there_with_other_partitions_is_refused_with_its_name(
+    api: Served, run: Run
+) -> None:
+    api.world.create("acme")
+    assert run("tenant", "topics", "acme", "--add", "orders:8")[0] == 0
+    assert run("tenant", "topics", "acme", "--add", "orders:8")[0] == 0
+    code, _, err = run("tenant", "topics", "acme", "--add", "orders:4")
+    assert (code, "orders" in err) == (1, True)
+
+
+@pytest.mark.parametrize("topics", ["", ",", "a:b"])
+def test_topics_that_are_none_are_bad_usage(api: Served, run: Run, topics: str) -> None:
+    code, _, err = run("tenant", "topics", "acme", "--add", topics)
+    assert (code, "NAME[:PARTITIONS][:ordered]" in err) == (2, True)
+
+
+def test_a_shell_completes_topics_of_the_tenant_that_is_named(
+    api: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    api.world.create("acme", topics=("logs", "orders"))
+    shell = ShellComplete(cli, {}, "tenantry", "_TENANTRY_COMPLETE")
+
+    def offered(*before: str, incomplete: str = "") -> list[str]:
+        return [one.value for one in shell.get_completions([*before], incomplete)]
+
+    assert offered("messages", "acme", "--topic", incomplete="o") == ["orders"]
+    assert offered("dead-letters", "list", "acme", "--topic") == ["logs", "orders"]
+    assert offered("messages", "--topic") == []
+    monkeypatch.setenv("TENANTRY_CONTROL_SOCKET", "/tmp/there-is-no-daemon.sock")
+    assert offered("messages", "acme", "--topic") == []
 
 
 @pytest.mark.parametrize("topic", ["a:", "a:b", "a:8:9", "a:ordered:8", "a:ordered:ordered"])
