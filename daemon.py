@@ -59,6 +59,7 @@ from tenantry.messages.retention import EVERY as RETENTION_EVERY
 from tenantry.messages.retention import Retention
 from tenantry.messages.retention_postgres import PostgresMessageRemovals
 from tenantry.metrics.recorder import Recorder
+from tenantry.metrics.refusals import EVERY as REFUSALS_EVERY
 from tenantry.metrics.statistics import LOOK_EVERY as STATISTICS_LOOK_EVERY
 from tenantry.metrics.statistics import StatisticsKeeper
 from tenantry.metrics.statistics_postgres import PostgresStatistics
@@ -440,6 +441,8 @@ class Daemon:
         # What is noted now and then is noted a last time when all is drained.
         schedules.at_last("statistics", keeper.end)
         schedules.every(STATISTICS_LOOK_EVERY, "statistics", keeper.turn)
+        schedules.at_last("refusals", work.refusals.turn)
+        schedules.every(REFUSALS_EVERY, "refusals", lambda _: work.refusals.turn())
         schedules.at_last("dead-letter-events", letters.flush)
         schedules.every(FLUSH_EVERY, "dead-letter-events", lambda _: letters.flush())
         schedules.every(SWEEP_EVERY, "attempts", lambda _: sweep_attempts(backends.handling))

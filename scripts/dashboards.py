@@ -127,6 +127,9 @@ TENANT: dict[str, list[Graph | Figure]] = {
             "held for another attempt": f"sum(tenantry_held{{{ONE}}})",
         }),
         Graph("Workers", "short", {"workers": f"sum(tenant_workers_current{{{ONE}}})"}),
+        Graph("Publishing that was refused", "reqps", {
+            "{{reason}}": f"sum by (reason) (rate(tenantry_publishes_refused_total{{{ONE}}}[5m]))",
+        }, "Calls over HTTP, beyond its limits."),
         Graph("Failed attempts of its handlers", "mps", {
             "{{reason}}": f"sum by (reason) (rate(tenantry_failed_attempts_total{{{ONE}}}[5m]))",
             "ids reused": f"sum(rate(tenantry_message_ids_reused_total{{{ONE}}}[5m]))",

@@ -63,6 +63,7 @@ def create_app(services: Services, way_in: Sequence[Middleware]) -> FastAPI:
         threads=services.pools.publishes,
         idempotency=services.idempotency,
         tracer=services.tracer,
+        refusals=services.refusals,
     )
     fast = [*messages.fast_routes(reading), publishing.fast_route(publisher)]
     app = FastAPI(

@@ -30,6 +30,7 @@ from tenantry.isolation.port import Prover
 from tenantry.journal.port import EventStore
 from tenantry.messages.port import MessageStore, PageReader, Whose, whose
 from tenantry.metrics.merged import Metrics
+from tenantry.metrics.refusals import Refusals
 from tenantry.metrics.statistics import Statistics
 from tenantry.nodes.port import Cluster
 from tenantry.projections.port import TenantDirectory
@@ -113,8 +114,9 @@ class Services:
 
     `cursor_key` (16 bytes at least) seals cursors: they outlive a restart if it does. `info` is
     what `GET /info` shows: no secrets. `identity` signs sessions of the page. `metrics` is what
-    `GET /metrics` shows, `tracer` follows what is asked. Without `peers` the daemon is no node: it
-    hands nothing on, and takes nothing that others do.
+    `idempotency` are the daemon's: calls with one are not for the fast route. `asked` is the trace
+    that a call belongs to, if it does. What is refused for a limit of its tenant is noted in
+    `refusals`.
     """
 
     control: Control
@@ -135,6 +137,7 @@ class Services:
     default_workers: Callable[[], int]
     info: Mapping[str, object]
     identity: Identity = field(default_factory=Identity)
+    refusals: Refusals = field(default_factory=Refusals)
     peers: Peers | None = None
     tracer: Tracer = field(default_factory=Tracer)
     command_timeout: float = COMMAND_SECONDS

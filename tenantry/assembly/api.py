@@ -37,6 +37,8 @@ from tenantry.messages.reader import PostgresPageReader
 from tenantry.metrics.collector import SystemCollector
 from tenantry.metrics.page import MetricsPage
 from tenantry.metrics.recorder import Recorder
+from tenantry.metrics.refusals import Refusals, RefusalTotals
+from tenantry.metrics.refusals_postgres import PostgresRefusals
 from tenantry.metrics.statistics import Statistics
 from tenantry.metrics.statistics_postgres import PostgresStatistics
 from tenantry.nodes.cluster import NodesFromOne
@@ -79,6 +81,7 @@ class LeaderWork:
     auditor: Auditor
     prover: IsolationProver
     reprocessing: Reprocessing
+    refusals: RefusalTotals
 
 
 def open_leader_api(
@@ -117,6 +120,8 @@ def open_leader_api(
     reprocessing = reprocessing_of(
         stores, links.publishing, links.dead_letters, on_listed=on_listed
     )
+    refusals = Refusals()
+    totals = RefusalTotals(PostgresRefusals(stores.database), refusals)
     metrics = SystemCollector(
         status=control.status,
         recorder=recorder,
@@ -126,6 +131,7 @@ def open_leader_api(
         isolation=prover.latest,
         ring=links.ring,
         removed=removed,
+        refused=totals.totals,
         waiting=lambda: 0 if backends.turns is None else backends.turns.waiting,
         data_directory=None if settings.database.url.get_secret_value() else settings.postgres_dir,
     )
@@ -157,6 +163,7 @@ def open_leader_api(
         prover=prover,
         statistics=Statistics(PostgresStatistics(stores.database)),
         metrics=listeners.with_siblings(MetricsPage(metrics), node),
+        refusals=refusals,
         default_workers=default_workers,
         identity=listeners.identity,
         tracer=tracer,
@@ -170,7 +177,7 @@ def open_leader_api(
         page_connections=backends.shares.front_pages,
     )
     listeners.work_with(work)
-    return LeaderWork(auditor=auditor, prover=prover, reprocessing=reprocessing)
+    return LeaderWork(auditor=auditor, prover=prover, reprocessing=reprocessing, refusals=totals)
 
 
 STANDBY_POOL: Final = 4

@@ -39,8 +39,11 @@ from tenantry.http.pool import Pool
 from tenantry.http.provider import Provider
 from tenantry.http.server import ApiServer
 from tenantry.journal.postgres import PostgresEventStore
-from tenantry.loops import Loop
+from tenantry.loops import Loop, PeriodicService
+from tenantry.messages.port import MessageStoreError
 from tenantry.messages.reader import PostgresPageReader
+from tenantry.metrics.refusals import EVERY, Refusals
+from tenantry.metrics.refusals_postgres import PostgresRefusals
 from tenantry.process.start_checks import FRONT_FILES, connections
 from tenantry.projections.tenants import PostgresTenantDirectory
 from tenantry.telemetry import logging
@@ -191,7 +194,20 @@ class Worker:
             threads=Pool(PUBLISHERS, weight_of=lookup.weight_of),
             tracer=self._tracer,
         )
+        self._keep(publisher.refusals, PostgresRefusals(database))
         return [*fast_routes(reading), fast_route(publisher)]
+
+    def _keep(self, refusals: Refusals, store: PostgresRefusals) -> None:
+        """Have what is refused here counted with what others refuse, at the end as well."""
+
+        def hand_over() -> None:
+            try:
+                refusals.hand_over(store.add)
+            except MessageStoreError as error:
+                log.debug("front.refusals_not_counted", error=str(error))
+
+        self._opened.callback(hand_over)
+        self.run("refusals", PeriodicService(hand_over, every=EVERY, jitter=0.2))
 
 
 def _listen(messages: BinaryIO, worker: Worker) -> None:

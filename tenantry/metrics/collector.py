@@ -85,6 +85,11 @@ FAMILIES: Final[Mapping[str, Family]] = {
         "Stored messages removed since the tenant was created, beyond its limits in age or rows",
         (*_TENANT, "reason"),
     ),
+    "tenantry_publishes_refused": Family(
+        "counter",
+        "Calls of publishing over HTTP refused since the tenant was created, beyond its limits",
+        (*_TENANT, "reason"),
+    ),
     "tenantry_mailbox_depth": Family(
         "gauge",
         "Messages waiting for an actor; for the supervisor, tenant_id is empty",
@@ -200,6 +205,7 @@ class SystemCollector(Collector):
         isolation: Callable[[], LatestProof | None] = lambda: None,
         ring: Callable[[], Ring | None] = lambda: None,
         removed: Callable[[], Mapping[tuple[str, str], int]] = dict,
+        refused: Callable[[], Mapping[tuple[str, str], int]] = dict,
         waiting: Callable[[], int] = int,
         data_directory: Path | None = None,
     ) -> None:
@@ -212,6 +218,7 @@ class SystemCollector(Collector):
         self._isolation = isolation
         self._ring = ring
         self._removed = removed
+        self._refused = refused
         self._waiting = waiting
         self._data_directory = data_directory
 
@@ -235,8 +242,8 @@ class SystemCollector(Collector):
         yield from _ring(self._ring())
         yield from _disk(self._data_directory)
         there = frozenset(ids)
-        removed = {of: count for of, count in self._removed().items() if of[0] in there}
-        yield family("tenantry_messages_removed", removed)
+        yield family("tenantry_messages_removed", _of_those(there, self._removed()))
+        yield family("tenantry_publishes_refused", _of_those(there, self._refused()))
         yield from self._recorded(ids)
 
     def _recorded(self, tenant_ids: Iterable[str]) -> Iterator[Metric]:
@@ -261,6 +268,13 @@ class SystemCollector(Collector):
         yield family("tenantry_stuck", _by_one(recorder.stuck()))
         reconnects = {connection: count() for connection, count in self._reconnects.items()}
         yield family("tenantry_broker_reconnects", _by_one(reconnects))
+
+
+def _of_those(
+    tenant_ids: frozenset[str], counts: Mapping[tuple[str, str], int]
+) -> Mapping[tuple[str, str], int]:
+    """Give the counts of some tenants, by tenant and reason."""
+    return {of: count for of, count in counts.items() if of[0] in tenant_ids}
 
 
 def _by_one(values: Mapping[str, float]) -> Mapping[tuple[str], float]:

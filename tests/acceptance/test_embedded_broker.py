@@ -142,6 +142,47 @@ def test_messages_beyond_a_tenants_retention_go_and_readers_and_audit_go_on(
     assert shared.cli("audit", tenant.id).code == 0
 
 
+def test_publishing_that_is_refused_is_counted_whichever_process_has_refused_it(
+    shared: Program,
+) -> None:
+    tenant = shared.create()
+    path = f"/tenants/{tenant.id}"
+    assert shared.call("PUT", f"{path}/limits", {"rate": 1, "burst": 1}).is_success
+    port = shared.get("/info")["server"]["port"]
+    many = [{"payload": number} for number in range(500)]
+    refused = 0
+
+    def taken(answer: httpx.Response) -> bool:
+        nonlocal refused
+        refused += answer.status_code == 429
+        assert answer.status_code in {202, 429}
+        return answer.is_success
+
+    def by_daemon() -> bool:
+        return taken(shared.call("POST", f"{path}/messages", many))
+
+    def by_front() -> bool:
+        url = f"http://127.0.0.1:{port}{path}/messages"
+        return taken(httpx.post(url, json=many, timeout=DEADLINE, trust_env=False))
+
+    # What is taken beyond the burst is owed for minutes, to each of the two by itself.
+    assert by_daemon()
+    assert not by_daemon()
+    eventually(by_front, what="a front that answers by itself")
+    assert not by_front()
+    eventually(
+        lambda: (
+            scrape(shared).value(
+                "tenantry_publishes_refused_total", tenant_id=tenant.id, reason="rate"
+            )
+            == refused
+        ),
+        what="the metric",
+    )
+    assert shared.call("DELETE", path).status_code == 204
+    assert tenant.id not in scrape(shared).labels("tenant_id")
+
+
 def test_http_producer_and_audit_work_as_on_rabbitmq(shared: Program) -> None:
     tenant = shared.create(topics=["events"])
     answer = shared.call("POST", f"/tenants/{tenant.id}/messages", {"payload": {"n": 1}})

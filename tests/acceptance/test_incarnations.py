@@ -53,6 +53,7 @@ FATES: Final = {
     "tenantry.projection_checkpoints": NOBODYS,
     "tenantry.queued": GONE,
     "tenantry.queues": GONE,
+    "tenantry.refused_publishes": GONE,
     "tenantry.rejected": GONE,
     "tenantry.remembered_slices": NOBODYS,
     "tenantry.removals": GONE,
@@ -70,7 +71,8 @@ FATES: Final = {
 """What becomes of every table when a tenant is deleted and another gets its id."""
 
 WITH_THE_COUNTS = {
-    "tenantry.removals", "tenantry.statistics", "tenantry.statistics_marks"
+    "tenantry.refused_publishes", "tenantry.removals", "tenantry.statistics",
+    "tenantry.statistics_marks",
 }  # fmt: skip
 """What goes when the counts do: of rows that are retained, when another tenant gets the id."""
 
@@ -156,6 +158,7 @@ def test_nothing_of_a_former_tenant_reaches_the_one_that_has_its_id(
             "tenantry.iggy_users",
             "tenantry.statistics",  # once a minute is over
             "tenantry.statistics_marks",
+            "tenantry.refused_publishes",  # of those that publish beyond their limits
             "tenantry.removals",  # of those whose messages are limited
             "tenantry.queued",  # which is empty once all is stored
             "tenantry.walks",  # while somebody walks

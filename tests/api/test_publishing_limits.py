@@ -17,6 +17,7 @@ from tenantry.domain.limits import Limits
 from tenantry.domain.tenant import Lifecycle, TenantState
 from tenantry.http.problems import Problem, type_of
 from tenantry.journal.port import Metadata
+from tenantry.metrics.refusals import Reason, Refused
 from tests.api.dead_letters import listed, message, reject, replay
 from tests.api.serving import Served, World, serving
 from tests.waiting import DEADLINE
@@ -139,6 +140,27 @@ def test_a_full_backlog_is_429_and_a_broker_that_does_not_say_why_503(api: Serve
         assert "same message ids" in refused.json()["detail"]
     api.world.publishing.error = None
     assert api.tcp.post("/tenants/acme/messages", json={"payload": 1}).status_code == 202
+
+
+def test_what_is_refused_is_noted_by_tenant_and_reason(api: Served) -> None:
+    limit(api, backlog_messages=10)
+    many = [{"payload": number} for number in range(1000)]
+    api.world.publishing.error = MessagesRefusedError("a queue is full or failing")
+    for tenant_id in ("acme", "other"):  # the other has no limit: it may have failed by itself
+        assert api.tcp.post(f"/tenants/{tenant_id}/messages", json={"payload": 1}).is_error
+    api.world.publishing.error = BacklogFullError("the backlog of acme is full")
+    assert api.tcp.post("/tenants/acme/messages", json=many).status_code == 429
+    api.world.publishing.error = None
+    limit(api, rate=5)
+    assert api.tcp.post("/tenants/acme/messages", json=many).status_code == 202
+    assert api.tcp.post("/tenants/acme/messages", json=many).status_code == 429
+    assert api.tcp.post("/tenants/acme/messages", json=[{"topic": "none"}]).status_code == 422
+    noted: dict[Refused, int] = {}
+    api.app.state.services.refusals.hand_over(noted.update)
+    assert noted == {
+        Refused("acme", 1, Reason.BACKLOG): 2,
+        Refused("acme", 1, Reason.RATE): 1,
+    }
 
 
 def test_a_replay_into_a_full_backlog_is_429_and_its_letters_stay(api: Served) -> None:

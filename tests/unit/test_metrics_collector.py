@@ -28,12 +28,14 @@ class Watched:
     def __init__(self, tree: Tree, recorder: Recorder) -> None:
         self.tree = tree
         self.ring: Ring | None = None
+        self.refused: dict[tuple[str, str], int] = {}
         self.page = MetricsPage(
             SystemCollector(
                 status=self._status,
                 recorder=recorder,
                 reconnects={"consuming": lambda: 3, "publishing": lambda: 0},
                 ring=lambda: self.ring,
+                refused=lambda: self.refused,
             )
         )
 
@@ -61,6 +63,16 @@ def test_the_embedded_brokers_ring_is_shown_where_there_is_one(watched: Watched)
     assert scrape.value("tenantry_queue_ring_bytes") == 8192
     assert scrape.value("tenantry_queue_segments_held") == 1
     assert scrape.value("tenantry_messages_swept_total") == 3
+
+
+def test_refused_calls_are_shown_of_tenants_that_there_are(watched: Watched) -> None:
+    watched.tree.create("a")
+    watched.refused = {("a", "rate"): 3, ("a", "backlog"): 1, ("gone", "rate"): 9}
+    scrape = watched.scrape()
+    name = "tenantry_publishes_refused_total"
+    assert scrape.value(name, tenant_id="a", reason="rate") == 3
+    assert scrape.value(name, tenant_id="a", reason="backlog") == 1
+    assert scrape.value(name, tenant_id="gone", reason="rate") is None
 
 
 def test_a_new_tenants_gauges_are_there_at_once(watched: Watched) -> None:

@@ -37,6 +37,7 @@ from tenantry.http.pool import Pool
 from tenantry.http.problems import Problem
 from tenantry.http.tokens import Principal
 from tenantry.messages.encoding import random_uuids
+from tenantry.metrics.refusals import Reason, Refusals, Refused
 from tenantry.tracing import TraceContext, Tracer
 
 PUBLISH_SECONDS: Final = 10.0
@@ -92,7 +93,8 @@ class Publisher:
 
     `timeout` is how long the broker has to confirm, in seconds; `threads` wait for it. The keys of
     `idempotency` are the daemon's: calls with one are not for the fast route. `asked` is the trace
-    that a call belongs to, if it does.
+    that a call belongs to, if it does. What is refused for a limit of its tenant is noted in
+    `refusals`.
     """
 
     lookup: TenantLookup
@@ -103,6 +105,7 @@ class Publisher:
     router: Router = field(default_factory=Router)
     rates: PublishingRates = field(default_factory=PublishingRates)
     tracer: Tracer = field(default_factory=Tracer)
+    refusals: Refusals = field(default_factory=Refusals)
     _working: threading.Lock = field(default_factory=threading.Lock)
 
     async def publish(
@@ -152,7 +155,7 @@ class Publisher:
     ) -> bytes:
         several = [publications] if isinstance(publications, Publication) else publications
         state = self.lookup.publishable(tenant_id, who)
-        self.rates.admit(state, len(several))
+        self._admit(state, len(several))
         with self._alone(body):
             payloads = members(body, "payload")
             once = None if key is None else Once(_call(state), key, body)
@@ -171,16 +174,30 @@ class Publisher:
         """
         return self._working if len(body) > LARGE else nullcontext()
 
+    def _admit(self, state: TenantState, count: int) -> None:
+        try:
+            self.rates.admit(state, count)
+        except Problem:
+            self._refused(state, Reason.RATE)
+            raise
+
     def _publish(self, state: TenantState, messages: Sequence[Outgoing]) -> None:
         try:
             self.publishing.publish(messages, timeout=self.timeout)
+        except BacklogFullError:
+            self._refused(state, Reason.BACKLOG)
+            raise
         except MessagesRefusedError as error:
             if state.limits.has_backlog:
                 # By far the likeliest reason, and who publishes too much can do something about it.
+                self._refused(state, Reason.BACKLOG)
                 raise BacklogFullError(
                     f"the backlog of tenant {state.tenant_id!r} is full"
                 ) from error
             raise
+
+    def _refused(self, state: TenantState, reason: Reason) -> None:
+        self.refusals.note(Refused(state.tenant_id, state.incarnation, reason))
 
     def _messages(
         self,
