@@ -248,6 +248,41 @@ def test_a_message_that_comes_again_while_its_row_is_being_removed_is_a_duplicat
     assert list(of_books(account(database))) == []
 
 
+def test_a_removal_that_outlives_its_daemon_and_the_next_one_s_remove_each_message_once(
+    store: PostgresMessageStore, database: Database, database_url: str
+) -> None:
+    store.store(TENANT, batch(*range(1, 9)))
+    limit(database, rows=7)
+    retention(database).turn()
+    limit(database, rows=3)
+    waiting = (
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
+        " AND wait_event_type = 'Lock' AND strpos(query, 'remove_messages') > 0"
+    )
+
+    def removal_waits(count: int) -> None:
+        eventually(lambda: execute(database, waiting) == [(count,)], what="a removal that waits")
+
+    former = psycopg.connect(database_url, autocommit=True)
+    next_one = threading.Thread(target=retention(database).turn)
+    with psycopg.connect(database_url) as holding:
+        holding.execute("SELECT FROM public.messages WHERE id = '4' FOR UPDATE")
+        former.pgconn.send_query_params(
+            b"SELECT tenantry.remove_messages($1, 10)", [TENANT.encode()]
+        )
+        removal_waits(1)
+        former.close()  # as kill -9 does: the server hears of it once it has something to say
+        next_one.start()
+        removal_waits(2)
+    next_one.join(DEADLINE)
+    eventually(lambda: execute(database, waiting) == [(0,)], what="an end")
+    assert positions(store) == [6, 7, 8]
+    found = account(database)
+    assert (found.stored, found.removed, found.crowded) == (8, 5, 5)
+    assert list(of_books(found)) == []
+    assert store.store(TENANT, batch(*range(1, 9))).duplicates == 8
+
+
 def test_what_was_lifted_or_given_away_removes_nothing(
     store: PostgresMessageStore, database: Database, database_url: str
 ) -> None:

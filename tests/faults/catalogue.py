@@ -27,6 +27,7 @@ from tests.faults.experiments import (
     order,
     poison,
     replay,
+    retention,
     sigterm,
     start_up,
 )
@@ -84,6 +85,9 @@ EXPERIMENTS = {
     "order-nodes": Experiment(run=order.on_nodes, rounds=50, few=0, more=5),
     "embedded-order": Experiment(run=order.run, rounds=50, few=0, more=4, broker="embedded"),
     "iggy-order": Experiment(run=order.run, rounds=20, few=0, more=2, broker="iggy"),
+    "retention": Experiment(run=retention.run, rounds=20, few=0),
+    "retention-nodes": Experiment(run=retention.on_nodes, rounds=20, few=0),
+    "embedded-retention": Experiment(run=retention.run, rounds=20, few=0, broker="embedded"),
     "freeze": Experiment(run=freeze.run, rounds=5, few=0),
     "embedded-kill": Experiment(run=kill.run, rounds=20, few=0, broker="embedded"),
     "embedded-failpoint": Experiment(

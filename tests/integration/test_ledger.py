@@ -18,6 +18,7 @@ from tenantry.messages.port import Incoming
 from tenantry.messages.postgres import PostgresMessageStore
 from tests.ledger import DEFAULT, KEY_HEADER, Audit, Draft, Findings, Record
 from tests.ledger.entries import Sent, entry, meaning
+from tests.ledger.removing import RemovingAudit
 from tests.services_rabbitmq import RabbitHost
 
 TENANTS = ("acme", "globex")
@@ -135,6 +136,31 @@ def test_a_dead_letter_counts_as_kept_unless_its_bytes_differ(scene: Scene) -> N
     assert not scene.audit.missing({("acme", "acme-2")})
     scene.bury("acme", Draft(key="acme-2", message_id="acme-2", body=b"\x01"))
     assert scene.judge().altered
+
+
+def test_what_was_removed_counts_as_kept_unless_it_is_there_again_or_was_only_deleted(
+    scene: Scene,
+) -> None:
+    scene.audit = RemovingAudit(scene.database_url, scene.host.url)
+    for step in (
+        "SELECT tenantry.turn_remembered()",
+        "SELECT tenantry.begin_removing('acme')",
+        (
+            "INSERT INTO tenantry.tenants (id, version, lifecycle, state, created_at, updated_at)"
+            " VALUES ('acme', 1, 'active', '{\"limits\": {\"retention_rows\": 0}}', now(), now())"
+        ),
+        "CREATE TABLE public.kept AS SELECT * FROM public.messages WHERE tenant_id = 'acme'",
+        "SELECT tenantry.remove_messages('acme', 10)",
+    ):
+        scene.execute(step)
+    assert scene.judge().clean
+    scene.execute("INSERT INTO public.messages SELECT * FROM public.kept")
+    assert scene.judge().doubled
+    scene.execute("DELETE FROM public.messages")
+    found = scene.judge()
+    assert (found.doubled, found.unexpected) == (
+        [], [("globex", "stored, removed", (1, 0), 0, 0)]
+    )  # fmt: skip
 
 
 def test_dead_letters_and_queues_of_the_embedded_broker_count_as_rabbitmqs_do(

@@ -16,6 +16,7 @@ from tests.ledger.entries import DEFAULT, Draft, Entry, Maker, Sent, Target, ent
 from tests.ledger.iggy_client import IggyClient
 from tests.ledger.places import count_rejected, ready
 from tests.ledger.record import Record
+from tests.ledger.removing import RemovingAudit
 from tests.ledger.sender import WINDOW, Sender
 from tests.ledger.sql_client import SqlClient
 from tests.waiting import DEADLINE, eventually
@@ -54,6 +55,8 @@ class Ledger:
     clients: list[Sender | Noted] = field(default_factory=list)
     ordered: set[str] = field(default_factory=set)
     """Topics whose partitions are to be in order."""
+    removing: bool = False
+    """Whether stored messages are removed again, by retention."""
     _audit: Audit | None = None
 
     @contextmanager
@@ -115,7 +118,8 @@ class Ledger:
     @property
     def audit(self) -> Audit:
         if self._audit is None:
-            self._audit = Audit(self.database_url, self.broker_url, self.ordered)
+            kind = RemovingAudit if self.removing else Audit
+            self._audit = kind(self.database_url, self.broker_url, self.ordered)
         return self._audit
 
     def wait_confirmed(self, more: int | None = None, *, timeout: float = DEADLINE) -> None:

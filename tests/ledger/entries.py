@@ -68,6 +68,9 @@ class Sent:
     def tenants(self) -> list[str]:
         return sorted(self._entries)
 
+    def keys(self, tenant_id: str) -> set[str]:
+        return {key for entries in self._entries.get(tenant_id, ()) for key in tuple(entries)}
+
     def find(self, tenant_id: str, key: str) -> Entry | None:
         for entries in self._entries.get(tenant_id, ()):
             if key in entries:

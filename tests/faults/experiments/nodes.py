@@ -157,11 +157,13 @@ def run(
     topic: object = "events",
     settings: Mapping[str, str] = NO_SETTINGS,
     rate: float = 100,
+    prepare: Callable[[Rig], None] = lambda _: None,
 ) -> None:
     storm = Storm(rig)
     for one in storm.members:
         one.program.settings |= settings
     rig.start(tenants=TENANTS, topic=topic)
+    prepare(rig)
     for one in storm.members[1:]:
         one.program.spawn()
         one.program.wait_ready(PATIENCE)
