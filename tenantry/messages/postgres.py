@@ -281,9 +281,12 @@ def sift(connection: Connection, messages: Sequence[Incoming], max_bytes: int) -
         try:
             flaw = validation.flaw(message, max_bytes)
             kind = validation.body_kind(message) if flaw is None else BodyKind.BYTES
+            if kind is not BodyKind.BYTES:
+                doubtful = kind is BodyKind.DOUBTFUL
+                flaw = validation.flaw_of_numbers(message.body, max_bytes, doubtful=doubtful)
         except Exception as error:  # noqa: BLE001 - whatever one message does, it does alone
             flaw, kind = (validation.UNREADABLE, _in_words(error)), BodyKind.BYTES
-        if kind is BodyKind.DOUBTFUL:
+        if flaw is None and kind is BodyKind.DOUBTFUL:
             flaw = _ask(connection, message.body)
         if flaw is None:
             sifted.indexes.append(index)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from enum import Enum
 from typing import Final
@@ -28,6 +29,17 @@ LONGEST_ID: Final = 1024
 LONGEST_CONTENT_TYPE: Final = 1024
 """Bytes. AMQP's own 255 become up to four times as many where they are no UTF-8; an index of
 PostgreSQL takes 2,704."""
+
+_GROWS_LITTLE: Final = 1024
+"""Bytes of a body that is not larger than the largest one, however its numbers are written out."""
+
+_GROWS_LITTLE_AS_FLOATS: Final = 256 * 1024
+"""The same where no number is beyond a float, and none has a negative exponent."""
+
+_GREATEST_EXPONENT: Final = 131_072
+_EXPONENT: Final = re.compile(rb"[0-9][eE][+-]?0*([0-9]+)")
+_STRING: Final = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)
+"""One that has no end goes as far as there is something: not to be looked for again and again."""
 
 _PLAIN: Final = frozenset(
     ("", "identity", "utf-8", "utf8", "us-ascii", "ascii", "7bit", "8bit", "binary")
@@ -82,6 +94,32 @@ def flaw(message: Incoming, max_bytes: int) -> tuple[str, str] | None:
             f"the content type has {size} bytes; {LONGEST_CONTENT_TYPE} are allowed",
         )
     return _flaw_of_headers(message.headers) if message.headers is not None else None
+
+
+def flaw_of_numbers(body: bytes, max_bytes: int, *, doubtful: bool) -> tuple[str, str] | None:
+    """Give reason and error of JSON whose numbers are too large as the database writes them out.
+
+    `1e-9999` is ten thousand digits there. `doubtful` is what may have numbers beyond a float.
+    """
+    if len(body) <= _GROWS_LITTLE:
+        return None
+    may_grow = doubtful or len(body) > _GROWS_LITTLE_AS_FLOATS or b"e-" in body or b"E-" in body
+    if not may_grow:
+        return None
+    # Most of what looks like an exponent is in strings, and to find these takes longer.
+    digits = _written_out(body)
+    if len(body) + digits > max_bytes:
+        digits = _written_out(_STRING.sub(b"", body))
+    if len(body) + digits <= max_bytes:
+        return None
+    return (
+        TOO_LARGE,
+        f"its numbers, written out, have {digits} digits; {max_bytes} bytes are allowed in all",
+    )
+
+
+def _written_out(body: bytes) -> int:
+    return sum(min(int(exponent[:7]), _GREATEST_EXPONENT) for exponent in _EXPONENT.findall(body))
 
 
 def too_large(size: int) -> tuple[str, str]:

@@ -16,6 +16,7 @@ from tenantry.messages.port import (
     PartitionMissingError,
 )
 from tenantry.messages.postgres import PostgresMessageStore
+from tenantry.messages.validation import flaw_of_numbers
 from tests.fakes.messages import TENANT, incoming
 
 
@@ -146,6 +147,22 @@ def test_unusual_json_that_jsonb_can_hold_is_stored(
     store: PostgresMessageStore, body: bytes
 ) -> None:
     assert store.store(TENANT, [incoming("1", body)]).stored == 1
+
+
+@pytest.mark.parametrize("number", [b"1e-16383", b"1E131071", b"1e-0300", b"1E00400"])
+def test_numbers_count_as_they_are_written_out(database: Database, number: bytes) -> None:
+    store = PostgresMessageStore(database, max_bytes=300_000)
+    store.create_partition(TENANT)
+    many = b"[%b]" % b",".join([number] * 1000)
+    quoted = b'{"\\\\\\"%b": ["%b"]}' % (number, number * 1000)
+    result = store.store(TENANT, [incoming("before"), incoming("x", many), incoming("y", quoted)])
+    assert [(one.index, one.reason) for one in result.unstorable] == [(1, "too_large")]
+    assert [row.id for row in store.page(TENANT)] == ["before", "y"]
+
+
+def test_text_without_an_end_is_looked_at_once() -> None:
+    body = b'[1e99999,"' + b'\\"' * 2_000_000
+    assert flaw_of_numbers(body, 5_000_000, doubtful=True) is None
 
 
 def test_headers_of_every_kind_are_stored_as_json(store: PostgresMessageStore) -> None:
