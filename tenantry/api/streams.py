@@ -19,6 +19,7 @@ from tenantry.api.tail import first_set
 from tenantry.control.port import Control
 from tenantry.http.pool import Pool
 from tenantry.http.problems import Problem, too_many, unavailable
+from tenantry.messages.pages import ROWS_BYTES
 from tenantry.messages.port import PartitionMissingError, StoreUnavailableError
 
 _log: Final[structlog.stdlib.BoundLogger] = structlog.get_logger(__name__)
@@ -42,6 +43,11 @@ class Chunk(NamedTuple):
     data: bytes
     rows: int
     last: int
+
+    @property
+    def full(self) -> bool:
+        """Whether more may follow at once."""
+        return self.rows >= PAGE or len(self.data) >= ROWS_BYTES
 
 
 class _Sleeper:
@@ -129,7 +135,7 @@ class Streams:
                 if chunk.rows:
                     yield chunk.data
                     after, sent_at, wait = chunk.last, loop.time(), SHORTEST_WAIT
-                    if chunk.rows >= PAGE:
+                    if chunk.full:
                         continue
                 elif loop.time() - sent_at >= self._heartbeat:
                     yield HEARTBEAT

@@ -19,12 +19,43 @@ _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 MAX_POSITION: Final = 2**63 - 1
 
 PAGE_BYTES: Final = 8 * 1024 * 1024
-"""A written page holds no further message once it holds as many bytes of payloads and bodies."""
+"""A written page holds no further message once it holds as many bytes of payloads, bodies, headers.
+"""
+
+ROWS_BYTES: Final = 1024 * 1024
+"""The same of a page's rows, of which streams hold many at once."""
+
+# A text may be a hundred times as large as what is stored of it, and a number a thousand times: it
+# counts as it is written. To know that takes reading it, so first a guess says of how many it is
+# worth to know.
+_MEASURED: Final[LiteralString] = """
+(
+    SELECT *, sum(size) OVER (ROWS UNBOUNDED PRECEDING) - size AS before
+    FROM (
+        SELECT *, CASE WHEN guessed_before < {bytes} THEN
+                coalesce(octet_length(body) / 3 * 4, octet_length(payload::text), 0)
+                + coalesce(octet_length(headers::text), 0)
+            END AS size
+        FROM (
+            SELECT *, sum(guess) OVER (ROWS UNBOUNDED PRECEDING) - guess AS guessed_before
+            FROM (
+                SELECT id, tenant_id, position, topic, partition, payload, body, content_type,
+                       headers, published_at, created_at,
+                       coalesce(octet_length(body), 0) + coalesce(pg_column_size(headers), 0)
+                       + coalesce(pg_column_size(payload), 0)
+                       * CASE WHEN pg_column_compression(payload) IS NULL THEN 1 ELSE 4 END AS guess
+                FROM {table} WHERE {condition} LIMIT $2::bigint
+            ) AS found
+        ) AS guessed
+        OFFSET 0 -- else the size would be found out for each time that it is named
+    ) AS looked_at
+) AS measured
+"""
 
 _ROWS: Final[LiteralString] = """
 SELECT id, tenant_id, position, topic, partition, payload::text AS payload, body, content_type,
        headers::text AS headers, published_at, created_at
-FROM {table} WHERE {condition} LIMIT $2::bigint
+FROM {measured} WHERE before < {bytes}
 """
 
 # `concat` passes over what is NULL; what is joined by `||` is then NULL as a whole.
@@ -43,7 +74,6 @@ _OBJECT: Final[LiteralString] = """
             to_char(created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'),
             '"}')"""
 
-# How large a message is, PostgreSQL knows without reading what it has stored apart.
 _WRITTEN: Final[LiteralString] = """
 SELECT
     count(*),
@@ -52,14 +82,7 @@ SELECT
     string_agg({object},
         E',\\n') FILTER (WHERE before < {bytes}),
     {whose}
-FROM (
-    SELECT *, sum(size) OVER (ROWS UNBOUNDED PRECEDING) - size AS before
-    FROM (
-        SELECT id, tenant_id, position, topic, partition, payload, body, content_type, headers,
-               created_at, coalesce(octet_length(body), pg_column_size(payload)) AS size
-        FROM {table} WHERE {condition} LIMIT $2::bigint
-    ) AS found
-) AS measured
+FROM {measured}
 """
 
 _ONE: Final[LiteralString] = """
@@ -126,8 +149,11 @@ _OF_TOPIC: Final[dict[Order, LiteralString]] = {
 
 @lru_cache(maxsize=1024)
 def rows(tenant_id: str, *, of_topic: bool, order: Order) -> bytes:
-    """Give the query of a page's rows: `$1` after, `$2` limit, `$3` topic if wanted."""
-    return _composed(_ROWS, tenant_id, of_topic, order, None)
+    """Give the query of a page's rows: `$1` after, `$2` limit, `$3` topic if wanted.
+
+    They are fewer, one at least, where `ROWS_BYTES` allows no more.
+    """
+    return _composed(_ROWS, tenant_id, of_topic, order, None, most=ROWS_BYTES)
 
 
 @lru_cache(maxsize=1024)
@@ -139,7 +165,7 @@ def written(tenant_id: str, *, of_topic: bool, order: Order, retained: int | Non
     shows it, with a comma and a line feed between them: a line feed is nowhere else. Then whose
     they are, see `read_whose`. With `retained` they are those of a former one.
     """
-    return _composed(_WRITTEN, tenant_id, of_topic, order, retained)
+    return _composed(_WRITTEN, tenant_id, of_topic, order, retained, most=PAGE_BYTES)
 
 
 @lru_cache(maxsize=1024)
@@ -171,16 +197,20 @@ def _composed(
     of_topic: bool,
     order: Order,
     retained: int | None,
+    *,
+    most: int,
 ) -> bytes:
     # What was removed is the living tenant's.
     floor = sql.SQL(_FLOOR if retained is None else "0").format(tenant=sql.Literal(tenant_id))
     condition = sql.SQL((_OF_TOPIC if of_topic else _OF_ALL)[order]).format(floor=floor)
+    measured = sql.SQL(_MEASURED).format(
+        table=_table(tenant_id, retained), condition=condition, bytes=sql.Literal(most)
+    )
     composed = sql.SQL(query).format(
-        table=_table(tenant_id, retained),
+        measured=measured,
         whose=_whose(tenant_id, retained),
-        condition=condition,
         object=sql.SQL(_OBJECT),
-        bytes=sql.Literal(PAGE_BYTES),
+        bytes=sql.Literal(most),
         furthest=sql.SQL("max" if order is Order.ASCENDING else "min"),
     )
     return composed.as_bytes(None)

@@ -248,6 +248,7 @@ class MessageStore(Protocol):
     ) -> list[StoredMessage]:
         """Read messages beyond position `after` in the given order; the cost is constant.
 
+        Of large ones it gives fewer than `limit`, one at least.
         Raises `StoreUnavailableError`, `PartitionMissingError`.
         """
 
@@ -284,6 +285,7 @@ class PageReader(Protocol):
     ) -> WrittenPage:
         """Read messages beyond position `after` in the given order; the cost is constant.
 
+        Of large ones it gives fewer than `limit`, one at least.
         With `retained` they are a former tenant's, of that incarnation. A page of very large
         messages may hold fewer than `limit`, though more follow. Raises as `MessageStore.page`
         does.

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import aclosing, contextmanager
 from typing import Any
 
 import httpx
 import pytest
 
-from tenantry.api.streams import Streams
+from tenantry.api import streams
+from tenantry.api.streams import Chunk, Streams
 from tenantry.http import protocol
+from tenantry.messages.pages import ROWS_BYTES
 from tenantry.messages.port import PartitionMissingError, StoreUnavailableError
 from tests.api.serving import Served, World, serving
 from tests.waiting import DEADLINE, eventually
@@ -243,3 +246,20 @@ def test_who_does_not_read_is_cut_off(api: Served, monkeypatch: pytest.MonkeyPat
         assert received < 400 * 100_000
     finally:
         raw.close()
+
+
+def test_large_messages_follow_one_another_without_a_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streams, "SHORTEST_WAIT", 10 * DEADLINE)
+
+    def read(after: int) -> Chunk:
+        return Chunk(b"x" * ROWS_BYTES, 1, after + 1)
+
+    async def scenario() -> None:
+        followed = Streams(World().control, heartbeat=10 * DEADLINE).follow(
+            read, tenant_id="acme", after=0, opening=b"", closing=None
+        )
+        async with aclosing(followed) as events, asyncio.timeout(DEADLINE):
+            for _ in range(4):
+                await anext(events)
+
+    asyncio.run(scenario())

@@ -147,6 +147,34 @@ def test_a_page_of_very_large_messages_ends_early_and_leads_on(
         assert found == expected
 
 
+def test_what_is_stored_small_counts_as_it_is_written(
+    database: Database, store: PostgresMessageStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pages, "PAGE_BYTES", 64 * 1024)
+    monkeypatch.setattr(pages, "ROWS_BYTES", 64 * 1024)
+    monkeypatch.setattr(pages, "written", pages.written.__wrapped__)
+    monkeypatch.setattr(pages, "rows", pages.rows.__wrapped__)
+    blank, digits = b'"%b"' % (b" " * 40_000), b"[%b]" % b",".join([b"1e-400"] * 100)
+    headers = [None] * 20 + [{"h": "x" * 20_000}] * 4
+    bodies = [blank] * 10 + [digits] * 10 + [b"1"] * 4
+    batch = [incoming(str(n), bodies[n], headers=headers[n]) for n in range(24)]
+    assert store.store(TENANT, batch).stored == 24
+    for order in Order:
+        for topic in (None, "default"):
+            choice: dict[str, Any] = {"order": order, "topic": topic, "limit": 50, "after": None}
+            found: list[int] = []
+            page = WrittenPage(b"", 0, more=True)
+            while page.more:
+                rows = store.page(TENANT, **choice)
+                (page,) = written(database, TENANT, choice)
+                assert json.loads(b"[%b]" % page.text) == shown(rows)
+                assert len(page.text) < 64 * 1024 + 42_000
+                found.append(len(rows))
+                choice["after"] = page.last
+            assert sum(found) == 24
+            assert max(found) < 6
+
+
 def test_a_reader_beside_writers_misses_none_and_sees_none_twice(
     store: PostgresMessageStore,
 ) -> None:
