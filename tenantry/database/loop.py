@@ -15,6 +15,7 @@ from tenantry.database.errors import DatabaseUnavailableError
 from tenantry.database.failures import is_unavailable, unavailable
 from tenantry.database.liveness import has_ended
 from tenantry.database.pool import Database
+from tenantry.turns.places import Places
 
 CONNECTIONS: Final = 8
 PATIENCE: Final = 5.0
@@ -39,9 +40,10 @@ class _LostError(Exception):
 class LoopQueries:
     """Runs queries over a few connections of its own, opened when they are needed.
 
-    Belongs to the event loop that uses it first, and closes its connections when that loop
-    cancels its tasks at the end. Queries must only read: a query whose connection is gone is run
-    again on a new one. They end within the database's own limit of time for statements.
+    Whom they are for take turns. Belongs to the event loop that uses it first, and closes its
+    connections when that loop cancels its tasks at the end. Queries must only read: a query whose
+    connection is gone is run again on a new one. They end within the database's own limit of time
+    for statements.
     """
 
     def __init__(
@@ -49,36 +51,31 @@ class LoopQueries:
     ) -> None:
         self._database = database
         self._patience = patience
-        self._turn = asyncio.Semaphore(connections)
+        self._places = Places(connections, patience=patience)
         self._idle: list[_Link] = []
         self._keeper: asyncio.Task[None] | None = None
 
-    async def row(self, query: bytes, parameters: Sequence[bytes | None]) -> Row:
+    async def row(self, query: bytes, parameters: Sequence[bytes | None], client: str = "") -> Row:
         """Give the first row of a query: its parameters as text, its values in binary.
 
-        Raises `DatabaseUnavailableError`, and what psycopg raises for a query that is refused.
+        `client` says whose turn it takes: a tenant, say. Raises `DatabaseUnavailableError`, and
+        what psycopg raises for a query that is refused.
         """
-        await self._acquire()
+        waiting = True
         try:
-            return await self._row(query, parameters)
+            async with self._places.taken(client):
+                waiting = False
+                return await self._row(query, parameters)
+        except TimeoutError as error:
+            if not waiting:
+                raise
+            raise DatabaseUnavailableError(
+                f"{self._database.where}: no connection was free for {self._patience:g} seconds"
+            ) from error
         except (psycopg.Error, _LostError) as error:
             if isinstance(error, _LostError) or is_unavailable(error):
                 raise unavailable(error, self._database.where) from error
             raise
-        finally:
-            self._turn.release()
-
-    async def _acquire(self) -> None:
-        if not self._turn.locked():
-            await self._turn.acquire()
-            return
-        try:
-            async with asyncio.timeout(self._patience):
-                await self._turn.acquire()
-        except TimeoutError:
-            raise DatabaseUnavailableError(
-                f"{self._database.where}: no connection was free for {self._patience:g} seconds"
-            ) from None
 
     async def _row(self, query: bytes, parameters: Sequence[bytes | None]) -> Row:
         while self._idle:

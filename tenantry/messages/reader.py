@@ -20,8 +20,8 @@ _BETWEEN: Final = b",\n"
 class PostgresPageReader:
     """A page reader (`tenantry.messages.port.PageReader`) on PostgreSQL.
 
-    A page or a message costs one query; this program copies its text, and looks at no message.
-    Belongs to one event loop.
+    A page or a message costs one query, which takes its tenant's turn; this program copies its
+    text, and looks at no message. Belongs to one event loop.
     """
 
     def __init__(self, queries: LoopQueries) -> None:
@@ -82,4 +82,4 @@ class PostgresPageReader:
         self, query: bytes, parameters: Sequence[bytes | None], tenant_id: str | None = None
     ) -> Row:
         with store_errors(tenant_id):
-            return await self._queries.row(query, parameters)
+            return await self._queries.row(query, parameters, tenant_id or "")

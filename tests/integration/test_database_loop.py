@@ -204,3 +204,21 @@ def test_the_next_socket_of_a_lost_connections_number_is_heard(database: Databas
             asyncio.get_running_loop().remove_reader(number)
 
     run(act)
+
+
+def test_whose_queries_are_many_lets_others_pass(database: Database) -> None:
+    async def act() -> None:
+        queries, ended = LoopQueries(database, connections=1), []
+
+        async def ask(client: str) -> None:
+            await queries.row(PID, [], client)
+            ended.append(client)
+
+        asked = [asyncio.create_task(ask("noisy")) for _ in range(30)]
+        await queries.row(PID, [], "noisy")
+        asked += [asyncio.create_task(ask("quiet")) for _ in range(2)]
+        await asyncio.gather(*asked)
+        assert ended.count("quiet") == 2
+        assert ended.index("quiet") < 25
+
+    run(act)
