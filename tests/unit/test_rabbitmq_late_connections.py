@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from typing import cast
 
 import pika
@@ -19,6 +18,24 @@ from tenantry.broker.rabbitmq.late_connections import (
     LateConnections,
 )
 from tenantry.broker.rabbitmq.management import ListedConnection, ManagementClient
+
+
+class Clock:
+    """A clock that goes on as the test has it: what is tested are milliseconds."""
+
+    now = 1_000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+clock = Clock()
+
+
+@pytest.fixture(autouse=True)
+def by_that_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(late_connections, "time", clock)
+
 
 OURS = "daemon"
 TENANTS = "tenant_a_producer"
@@ -80,7 +97,7 @@ class Broker:
         self, name: str, user: str, seconds: float, *, called: str = ""
     ) -> ListedConnection:
         """Give one that was accepted so many seconds from now, by the broker's clock."""
-        return ListedConnection(name, user, called, round((time.monotonic() + seconds) * 1000))
+        return ListedConnection(name, user, called, round((clock.monotonic() + seconds) * 1000))
 
     def close_connection(self, name: str, reason: str, *, seconds: float) -> None:
         assert reason == "the password was changed"
@@ -93,14 +110,14 @@ class Broker:
 
     def connect(self, called: str) -> pika.BlockingConnection:
         self.made.append(Client(called))
-        time.sleep(self.slow)
+        clock.now += self.slow
         return cast("pika.BlockingConnection", self.made[-1])
 
 
 class Client:
     def __init__(self, called: str) -> None:
         self.called = called
-        self.accepted_at = int(time.monotonic() * 1000)
+        self.accepted_at = int(clock.monotonic() * 1000)
         self.closed = False
         self.lost = False
 
@@ -125,7 +142,7 @@ def late(broker: Broker) -> LateConnections:
 
 
 def changed(late: LateConnections, user: str = TENANTS, *, ago: float = 1.0) -> None:
-    now = time.monotonic() - ago
+    now = clock.monotonic() - ago
     late.look_for(user, change(now - 0.1, now))
 
 
@@ -198,7 +215,7 @@ def test_a_clock_that_is_not_known_exactly_enough_is_read_again(
     broker: Broker, late: LateConnections
 ) -> None:
     broker.slow = 0.05
-    now = time.monotonic()
+    now = clock.monotonic()
     late.look_for(TENANTS, change(now - 1.02, now - 1.0))
     broker.listed = [broker.accepted("old", TENANTS, -1.03)]
     late.look()
@@ -210,16 +227,16 @@ def test_a_clock_that_is_not_known_exactly_enough_is_read_again(
 
 
 def test_what_a_clock_never_tells_exactly_enough_is_closed_at_last(
-    broker: Broker, late: LateConnections, monkeypatch: pytest.MonkeyPatch
+    broker: Broker, late: LateConnections
 ) -> None:
     broker.slow = 0.05
-    now = time.monotonic()
+    now = clock.monotonic()
     late.look_for(TENANTS, change(now - 1.02, now - 1.0))
     broker.listed = [broker.accepted("old", TENANTS, -1.03), broker.accepted("new", TENANTS, -0.5)]
     for _ in range(3):
         late.look()
     assert broker.closed == []
-    monkeypatch.setattr(late_connections, "LATE", 0.0)
+    clock.now += late_connections.LATE + 1
     late.look()
     assert broker.closed == ["old"]
 
@@ -227,7 +244,7 @@ def test_what_a_clock_never_tells_exactly_enough_is_closed_at_last(
 def test_a_user_that_is_made_anew_keeps_what_comes_by_its_new_password(
     broker: Broker, late: LateConnections
 ) -> None:
-    now = time.monotonic()
+    now = clock.monotonic()
     late.look_for(TENANTS, change(now - 1.0, math.inf))
     late.is_made_anew(TENANTS)
     late.is_made_anew("another")
@@ -240,15 +257,15 @@ def test_a_user_that_is_made_anew_keeps_what_comes_by_its_new_password(
 
 @pytest.mark.parametrize("closed", [True, False])
 def test_where_the_broker_tells_no_time_all_are_closed_that_could_not_be(
-    broker: Broker, late: LateConnections, monkeypatch: pytest.MonkeyPatch, *, closed: bool
+    broker: Broker, late: LateConnections, *, closed: bool
 ) -> None:
     broker.tells_clock = False
-    now = time.monotonic()
+    now = clock.monotonic()
     late.look_for(TENANTS, change(now - 0.1, now, closed=closed))
     late.look()
     late.look()
     assert broker.closed == []
-    monkeypatch.setattr(late_connections, "LATE", 0.0)
+    clock.now += late_connections.LATE + 1
     late.look()
     assert broker.closed == ([] if closed else [f"all of {TENANTS}"])
     asked = broker.asked
