@@ -28,8 +28,13 @@ class Traced:
 
     def spans(self, count: int = 1) -> list[ReadableSpan]:
         """Give the spans, once so many have ended: a request's ends after its answer."""
-        eventually(lambda: len(self._kept.get_finished_spans()) >= count)
-        return list(self._kept.get_finished_spans())
+        return ended(self._kept, count)
+
+
+def ended(kept: InMemorySpanExporter, count: int) -> list[ReadableSpan]:
+    """Give so many spans once they have ended, in the order in which they began."""
+    eventually(lambda: len(kept.get_finished_spans()) >= count)
+    return sorted(kept.get_finished_spans(), key=lambda span: span.start_time or 0)
 
 
 @pytest.fixture
@@ -125,8 +130,7 @@ def test_messages_that_are_published_carry_the_span_of_their_publishing(traced: 
 def test_a_trace_goes_on_at_the_node_that_answers(kept: InMemorySpanExporter) -> None:
     with two_nodes(tracer=tracer(kept)) as nodes:
         assert nodes.one.control.post("/tenants/acme/pause", headers=PARENT).status_code == 200
-        eventually(lambda: len(kept.get_finished_spans()) == 2)
-        there, here = kept.get_finished_spans()
+        here, there = ended(kept, 2)
         event = nodes.two.world.journal.read_stream("tenant-acme")[-1]
     assert here.parent is not None
     assert hexadecimal(here.parent.span_id) == SPAN
