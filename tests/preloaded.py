@@ -9,6 +9,7 @@ so with the mark `own_interpreter`; without fork, or with TENANTRY_TEST_PRELOADE
 
 from __future__ import annotations
 
+import atexit
 import fcntl
 import gc
 import inspect
@@ -39,8 +40,11 @@ ENVIRONMENT = "TENANTRY_TEST_PRELOADED"
 ROOT = Path(__file__).parents[1]
 MODULES = (
     "tenantry.daemon", "tenantry.cli.main", "tenantry.front.__main__", "tenantry.front.serving",
-    # What these load only when they come to need it: each daemon does.
-    "anyio._backends._asyncio", "encodings.idna", "importlib.resources.readers", "pydantic.v1",
+    # What these load only when they come to need it: each daemon does, and many a command.
+    "anyio._backends._asyncio", "click._textwrap", "encodings.ascii", "encodings.idna",
+    "importlib.readers", "importlib.resources.readers", "pydantic.v1", "tenantry.consumer.run",
+    "tenantry.producer.run", "tenantry.tenant_client.amqp_reading",
+    "tenantry.tenant_client.iggy_reading", "tenantry.tenant_client.sql_reading",
     "uvicorn.lifespan.off",
 )  # fmt: skip
 STARTING_OTHERS = ("tenantry.front.process", "tenantry.cli.child", "tenantry.processes.child")
@@ -324,16 +328,50 @@ class _Forks:
         return Popen(args, address=self._address, **options)
 
 
+class _Leaving:
+    """Ends a process that has done all an interpreter does at its end but take itself apart.
+
+    For that every object is touched, and so all memory copied that a fork shares with the process
+    it comes from: more than many a command takes. Threads have been joined and exit handlers run
+    by then. What ends by an exception that nobody handles ends as it ever does.
+    """
+
+    def __init__(self) -> None:
+        self._code: int | None = None
+        atexit.register(self._leave)  # the first that is registered is the last that is called
+
+    def after(self, work: Callable[[], object]) -> object:
+        """Run the work, and give what is left to pass to `sys.exit`."""
+        try:
+            result = work()
+        except SystemExit as ended:
+            result = ended.code
+        if result is None or isinstance(result, int):
+            self._code = (result or 0) & 0xFF
+        return result
+
+    def _leave(self) -> None:
+        if self._code is None:
+            return
+        for stream in (sys.stdout, sys.stderr):
+            if stream is not None and not stream.closed:
+                stream.flush()
+        os._exit(self._code)
+
+
 def main() -> object:
     """Load everything, say so, and fork."""
-    for module in MODULES:
+    leaving = _Leaving()
+    for module in (*MODULES, *STARTING_OTHERS):
         import_module(module)
+    for place in import_module("tenantry.cli.main").COMMANDS.values():
+        import_module(f"tenantry.cli.{place.partition(':')[0]}")
     inspect.getsource(main)  # as FastAPI does for each route; the first time is the dearest
     server = Server(sys.argv[1])
     gc.collect()
     gc.freeze()
     os.write(1, b"loaded\n")
-    return server.serve()()
+    return leaving.after(server.serve())
 
 
 if __name__ == "__main__":
