@@ -41,6 +41,14 @@ USE_NUMBERED_ON_IGGY: Final = (
     "tests/acceptance/test_iggy_consume.py::",
 )
 
+MADE_UP: Final = "requests that are made up"
+"""What makes them up takes seconds to load: one worker does."""
+
+MAKE_REQUESTS_UP: Final = (
+    "tests/api/test_made_up_requests.py::",
+    "tests/acceptance/test_http_made_up_requests.py::",
+)
+
 WHOLE_PROGRAM: Final = "tests/acceptance/"
 
 DAEMON: Final = "lasting"
@@ -49,8 +57,8 @@ DAEMON: Final = "lasting"
 SHARE_A_DAEMON: Final = tuple(
     f"{WHOLE_PROGRAM}test_{name}.py"
     for name in (
-        "dead_letters", "embedded_broker", "http_dead_letters", "http_hostile", "messages",
-        "nodes_api", "refusals", "sql_access", "tenants",
+        "dead_letters", "drift", "embedded_broker", "embedded_consume", "http_dead_letters",
+        "http_hostile", "messages", "nodes_api", "refusals", "sql_access", "tenants",
     )
 )  # fmt: skip
 ENDS_AT: Final = 0.8
@@ -76,6 +84,8 @@ def unit(name: str) -> str:
         return NUMBERED
     if name.startswith(USE_NUMBERED_ON_IGGY):
         return NUMBERED_ON_IGGY
+    if name.startswith(MAKE_REQUESTS_UP):
+        return MADE_UP
     file = name.partition("::")[0]
     return name if name.startswith(WHOLE_PROGRAM) and file not in SHARE_A_DAEMON else file
 

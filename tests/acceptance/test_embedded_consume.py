@@ -9,16 +9,21 @@ import psycopg
 import pytest
 from psycopg import errors
 
+from tests import services_postgres
 from tests.acceptance.program import Program, Tenant
 from tests.waiting import eventually
 
 
-@pytest.fixture
-def daemon(database_url: str) -> Iterator[Program]:
-    """A daemon with its embedded broker."""
-    with Program(None, database_url) as made:
+@pytest.fixture(scope="module")
+def lasting() -> Iterator[Program]:
+    """A daemon with its embedded broker, for the tests that share it."""
+    with (
+        services_postgres.database(services_postgres.admin_url()) as url,
+        Program(None, url) as made,
+    ):
         made.settings = {"TENANTRY_RECONCILE_EVERY_SECONDS": "1"}
         yield made.start()
+        assert made.stop() == 0
         made.check_no_traceback()
 
 
@@ -48,12 +53,12 @@ RECEIVE = "SELECT lease, id FROM tenantry.receive('default', %s)"
 
 
 def test_batches_are_leased_settled_and_given_out_again_when_their_session_has_ended(
-    daemon: Program,
+    shared: Program,
 ) -> None:
-    tenant = daemon.create()
-    publish(daemon, tenant, "before")
-    url = granted(daemon, tenant)
-    publish(daemon, tenant, "a", "b", "c", "d")
+    tenant = shared.create()
+    publish(shared, tenant, "before")
+    url = granted(shared, tenant)
+    publish(shared, tenant, "a", "b", "c", "d")
     with psycopg.connect(url, autocommit=True) as one, psycopg.connect(url, autocommit=True) as two:
         (first,), (second,) = (each.execute(RECEIVE, [1]).fetchall() for each in (one, two))
         assert (first[1], second[1]) == ("a", "b")
@@ -80,18 +85,22 @@ def test_batches_are_leased_settled_and_given_out_again_when_their_session_has_e
 
 
 def test_what_is_being_settled_late_is_neither_given_out_again_nor_waited_for(
-    daemon: Program,
+    shared: Program,
 ) -> None:
-    tenant = daemon.create()
-    url = granted(daemon, tenant)
-    publish(daemon, tenant, "a", "b")
+    tenant = shared.create()
+    url = granted(shared, tenant)
+    publish(shared, tenant, "a", "b")
     with (
         psycopg.connect(url, autocommit=True) as late,
         psycopg.connect(url, autocommit=True) as other,
     ):
         ((lease, given),) = late.execute(RECEIVE, [1]).fetchall()
-        with psycopg.connect(daemon.database_url, autocommit=True) as admin:
-            admin.execute("UPDATE tenantry.consumer_leases SET expires_at = now() - interval '1s'")
+        with psycopg.connect(shared.database_url, autocommit=True) as admin:
+            admin.execute(
+                "UPDATE tenantry.consumer_leases SET expires_at = now() - interval '1s'"
+                " WHERE tenant_id = %s",
+                [tenant.id],
+            )
         other.execute("SET lock_timeout = '5s'")
         with late.transaction():
             assert late.execute("SELECT tenantry.settle(%s)", [lease]).fetchone() == (True,)
@@ -100,32 +109,33 @@ def test_what_is_being_settled_late_is_neither_given_out_again_nor_waited_for(
         assert other.execute(RECEIVE, [9]).fetchall() == []
 
 
-def test_access_is_granted_renewed_repaired_and_revoked(daemon: Program) -> None:
-    tenant = daemon.create(topics=["events"])
-    first = granted(daemon, tenant)
-    second = granted(daemon, tenant)
+def test_access_is_granted_renewed_repaired_and_revoked(shared: Program) -> None:
+    tenant = shared.create(topics=["events"])
+    first = granted(shared, tenant)
+    second = granted(shared, tenant)
     assert not lets_in(first)
     assert lets_in(second)
     role = f"tenant_{tenant.id}_consumer"
-    with psycopg.connect(daemon.database_url, autocommit=True) as admin:
+    with psycopg.connect(shared.database_url, autocommit=True) as admin:
         admin.execute(f'ALTER ROLE "{role}" NOLOGIN PASSWORD NULL'.encode())
         eventually(lambda: lets_in(second))
-        daemon.call("DELETE", f"/tenants/{tenant.id}/consumer-access")
+        shared.call("DELETE", f"/tenants/{tenant.id}/consumer-access")
         assert not lets_in(second)
-        third = granted(daemon, tenant)
-        assert daemon.call("DELETE", f"/tenants/{tenant.id}").status_code == 204
+        third = granted(shared, tenant)
+        assert shared.call("DELETE", f"/tenants/{tenant.id}").status_code == 204
         assert not lets_in(third)
         left = admin.execute("SELECT FROM pg_roles WHERE rolname = %s", [role]).fetchall()
         assert left == []
         for table in ("consumer_groups", "consumer_leases", "consumer_credentials"):
-            assert admin.execute(f"SELECT FROM tenantry.{table}".encode()).fetchall() == []
+            query = f"SELECT FROM tenantry.{table} WHERE tenant_id = %s".encode()
+            assert admin.execute(query, [tenant.id]).fetchall() == []
 
 
 def test_a_holder_of_a_consumers_credentials_reads_its_topics_and_does_nothing_else(
-    daemon: Program,
+    shared: Program,
 ) -> None:
-    tenant, other = daemon.create(), daemon.create("other")
-    granted(daemon, other)
+    tenant, other = shared.create(), shared.create("other")
+    granted(shared, other)
     refused = (
         "SELECT tenantry.publish('default', '{}')",
         f"SELECT tenantry.publish('default', '{{}}', tenant => '{tenant.id}')",
@@ -144,7 +154,7 @@ def test_a_holder_of_a_consumers_credentials_reads_its_topics_and_does_nothing_e
         "SET SESSION AUTHORIZATION DEFAULT; SELECT FROM tenantry.events",
         "SELECT tenantry.consuming_tenant()",
     )
-    with psycopg.connect(granted(daemon, tenant), autocommit=True) as holder:
+    with psycopg.connect(granted(shared, tenant), autocommit=True) as holder:
         for statement in refused:
             with pytest.raises(errors.InsufficientPrivilege):
                 holder.execute(statement.encode())
@@ -164,7 +174,7 @@ def test_a_holder_of_a_consumers_credentials_reads_its_topics_and_does_nothing_e
             holder.execute("CREATE TEMP TABLE pg_stat_activity (pid integer)")
             holder.execute("CREATE DOMAIN pg_temp.text AS pg_catalog.text CHECK (false)")
         # One that never settles gets no more than so many batches, and takes none from the daemon.
-        publish(daemon, tenant, *(f"m{n}" for n in range(20)))
+        publish(shared, tenant, *(f"m{n}" for n in range(20)))
         ids = [row[1] for _ in range(25) for row in holder.execute(RECEIVE, [1]).fetchall()]
         assert sorted(ids) == sorted(f"m{n}" for n in range(20))
     with psycopg.connect(tenant.amqp_url, autocommit=True) as producer:
