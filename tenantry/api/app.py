@@ -103,5 +103,6 @@ def _handing_on(services: Services) -> list[Middleware]:
             peers=services.peers,
             exists=exists,
             reads=services.pools.reads,
+            identity=services.identity,
         )
     ]

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Callable, Coroutine
+from typing import Any, Final
 from urllib.parse import parse_qsl
 from uuid import uuid4
 
@@ -23,8 +23,17 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from tenantry.api import errors, idempotency
 from tenantry.api.idempotency import Once
 from tenantry.api.peers import Peers, UnreachableError
+from tenantry.api.streams import LOOK_AT_TOKEN_SECONDS
 from tenantry.domain import names
-from tenantry.http.auth import ELSEWHERE, HANDED_ON, MEANT_FOR, Listener, connection_of
+from tenantry.http.auth import (
+    ELSEWHERE,
+    HANDED_ON,
+    MEANT_FOR,
+    Listener,
+    connection_of,
+    is_still_let_in,
+)
+from tenantry.http.identity import Identity
 from tenantry.http.passing import pass_back, while_client_waits
 from tenantry.http.pool import Pool
 from tenantry.http.problems import Problem, unavailable
@@ -100,6 +109,7 @@ class HandOn:
         peers: Peers,
         exists: Callable[[str], bool],
         reads: Pool,
+        identity: Identity,
     ) -> None:
         """`exists` tells whether there is a tenant; what blocks is done in `reads`."""
         self._app = app
@@ -107,6 +117,7 @@ class HandOn:
         self._peers = peers
         self._exists = exists
         self._reads = reads
+        self._identity = identity
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -265,8 +276,32 @@ class HandOn:
         if body is None:  # the client has gone
             return True
         response = await self._peers.send(node, scope, body)
-        await while_client_waits(pass_back(response, answer), sent.original)
+        passing = while_client_waits(pass_back(response, answer), sent.original)
+        if any(name.lower() == b"content-length" for name, _ in response.headers):
+            await passing
+        else:
+            await self._while_let_in(passing, scope, answer)
         return not answer.elsewhere
+
+    async def _while_let_in(
+        self, passing: Coroutine[Any, Any, None], scope: Scope, send: Send
+    ) -> None:
+        """Have an answer go on, and end it when who is let in by their token is so no more.
+
+        The node that answers has not seen the token.
+        """
+        going_on = asyncio.create_task(passing)
+        try:
+            while not going_on.done():
+                await asyncio.wait({going_on}, timeout=LOOK_AT_TOKEN_SECONDS)
+                if not going_on.done() and not await is_still_let_in(scope, self._identity):
+                    going_on.cancel()
+                    await asyncio.wait({going_on})
+                    await send({"type": "http.response.body", "body": b"", "more_body": False})
+                    return
+            await going_on
+        finally:
+            going_on.cancel()
 
 
 class RefuseHandedOn:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from typing import Final, NamedTuple
 
 import structlog
@@ -34,6 +34,9 @@ HEARTBEAT_SECONDS: Final = 15.0
 LONGEST_STREAM: Final = 3600.0
 """Seconds after which a stream ends: who comes back must still have the right to."""
 
+LOOK_AT_TOKEN_SECONDS: Final = 1.0
+"""How often it is looked whether a stream's token is still taken, while messages come."""
+
 HEARTBEAT: Final = b": still here\n\n"
 
 
@@ -48,6 +51,10 @@ class Chunk(NamedTuple):
     def full(self) -> bool:
         """Whether more may follow at once."""
         return self.rows >= PAGE or len(self.data) >= ROWS_BYTES
+
+
+async def _always() -> bool:
+    return True
 
 
 class _Sleeper:
@@ -109,15 +116,18 @@ class Streams:
         opening: bytes,
         closing: asyncio.Event | None,
         longest: float | None = None,
+        let_in: Callable[[], Awaitable[bool]] = _always,
     ) -> AsyncGenerator[bytes]:
         """Give `opening`, then what `read` finds beyond a position, while the stream lasts.
 
         It ends with the server, with the tenant's messages, and after an hour, or `longest`
-        seconds where those are fewer. While the store is away it waits.
+        seconds where those are fewer; soon after its client is not `let_in` any more, too. While
+        the store is away it waits.
         """
         loop = asyncio.get_running_loop()
         until = loop.time() + min(self._longest, self._longest if longest is None else longest)
-        sent_at, wait = loop.time(), SHORTEST_WAIT
+        sent_at = looked_at = loop.time()
+        wait = SHORTEST_WAIT
         yield opening
         sleeper = _Sleeper(tenant_id)
         self._sleepers.add(sleeper)
@@ -125,6 +135,10 @@ class Streams:
             while loop.time() < until and not (closing is not None and closing.is_set()):
                 self._watch()
                 sleeper.woken.clear()
+                if loop.time() - looked_at >= LOOK_AT_TOKEN_SECONDS:
+                    if not await let_in():
+                        return
+                    looked_at = loop.time()
                 try:
                     chunk = await self._pool.run(read, after)
                 except PartitionMissingError:

@@ -302,6 +302,19 @@ def _judge(principal: Principal, rule: Rule | None, scope: Scope) -> None:
         raise Problem(403, "the token is for another tenant")
 
 
+async def is_still_let_in(scope: Scope, identity: Identity) -> bool:
+    """Tell whether a request that has been let through would be so again: for one that goes on."""
+    if connection_of(scope).listener is Listener.CONTROL:
+        return True
+    if not identity.is_asked_for or principal_of(scope).anonymous:
+        return not identity.is_asked_for
+    try:
+        await _authenticate(Headers(scope=scope), identity)
+    except Problem as problem:
+        return problem.status not in {401, 403}  # not who can't be asked now
+    return True
+
+
 async def _authenticate(headers: Headers, identity: Identity) -> Principal:
     scheme, _, token = headers.get("authorization", "").partition(" ")
     if scheme.lower() != "bearer" or not token.strip():

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tenantry.api import streams
 from tenantry.http.identity import Identity
 from tenantry.http.provider import Provider, ProviderTokens
 from tenantry.http.provider_keys import Pace, ProviderKeys, trusting
@@ -66,6 +67,24 @@ def test_a_stream_ends_with_its_token(api: Served, monkeypatch: pytest.MonkeyPat
     (end,) = ends
     assert end is not None
     assert timedelta(minutes=50).total_seconds() < end - datetime.now(UTC).timestamp() < 3601
+
+
+@pytest.mark.parametrize("secrets", [[NEW], [NEW, SECRET]])
+def test_a_stream_ends_when_the_secret_of_its_token_is_taken_out(
+    api: Served, monkeypatch: pytest.MonkeyPatch, secrets: list[str]
+) -> None:
+    monkeypatch.setattr(streams, "LOOK_AT_TOKEN_SECONDS", 0.0)
+    headers, query = bearer(SECRET, tenant_id="acme"), {"tenant_id": "acme"}
+    with api.tcp.stream("GET", "/messages/stream", params=query, headers=headers) as answer:
+        parts = answer.iter_bytes()
+        assert next(parts).startswith(b"retry: 1000")
+        api.world.identity.trust(secrets)
+        if SECRET in secrets:
+            api.world.messages.add("acme", payload='"later"')
+            api.world.control.stored["acme"] = 1
+            assert b"later" in next(parts)
+        else:
+            assert list(parts) == []
 
 
 @dataclass(frozen=True, slots=True)

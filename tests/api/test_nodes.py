@@ -407,6 +407,19 @@ def test_an_answer_without_an_end_comes_as_it_is_made(nodes: Two) -> None:
         assert next(stream.iter_lines()) == "retry: 1000"
 
 
+def test_an_answer_without_an_end_ends_when_its_token_is_taken_no_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(handing_on, "LOOK_AT_TOKEN_SECONDS", 0.01)
+    with two_nodes() as nodes:
+        url = f"{nodes.one.url}/messages/stream?tenant_id=acme"
+        with httpx.stream("GET", url, headers=bearer("acme"), timeout=DEADLINE) as stream:
+            parts = stream.iter_bytes()
+            assert next(parts).startswith(b"retry: 1000")
+            nodes.one.world.identity.trust(["another secret, which has signed nothing"])
+            assert list(parts) == []
+
+
 @pytest.fixture(scope="module")
 def working() -> Iterator[Two]:
     """Two nodes whose tenants do something."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator
 from contextlib import AbstractContextManager, aclosing
 from datetime import UTC, datetime
+from functools import partial
 from typing import Annotated, Final
 
 from fastapi import Header, Query
@@ -18,7 +19,7 @@ from tenantry.api.routes.messages import TAG, binding, topic_can_be
 from tenantry.api.routing import Who
 from tenantry.api.schemas.messages import StreamQuery, message_json
 from tenantry.api.services import Injected
-from tenantry.http.auth import client_of, connection_of
+from tenantry.http.auth import client_of, connection_of, is_still_let_in
 from tenantry.messages.port import Order, PartitionMissingError, StoredMessage
 
 _ONE_LINE: Final = bytes.maketrans(b"\r\n", b"  ")
@@ -63,9 +64,9 @@ async def follow_messages(
 ) -> Response:
     """Send every message in commit order, each once, from a cursor or from now on.
 
-    A stream ends with its token, after an hour at most, when the server stops, and for who
-    reads too slowly; come back with `Last-Event-ID`, and nothing is missed. `Last-Event-ID`
-    goes before `cursor`, which may be a `follow_cursor` of `GET /messages`.
+    A stream ends with its token, soon after that is taken no more, after an hour at most, when the
+    server stops, and for who reads too slowly; come back with `Last-Event-ID`, and nothing is
+    missed. `Last-Event-ID` goes before `cursor`, which may be a `follow_cursor` of `GET /messages`.
     """
     bound = binding(query.tenant_id, query.topic, Order.ASCENDING)
     cursor = last_event_id or query.cursor
@@ -113,6 +114,7 @@ async def follow_messages(
         opening=f"retry: 1000\nid: {first}\n\n".encode(),
         closing=connection_of(request.scope).closing,
         longest=who.good_for(datetime.now(UTC)),
+        let_in=partial(is_still_let_in, request.scope, services.identity),
     )
     return _Events(events, services.streams.place(client_of(request.scope)))
 
