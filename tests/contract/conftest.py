@@ -8,8 +8,17 @@ import pytest
 
 from tenantry.database.pool import Database
 from tenantry.messages.postgres import PostgresMessageStore
+from tests import services_rabbitmq
 from tests.fakes.handling import World
 from tests.fakes.messages import TENANT as TENANT_ID
+from tests.services_rabbitmq import RabbitHost
+
+
+@pytest.fixture(scope="module")
+def rabbitmq() -> Iterator[RabbitHost]:
+    """A virtual host for a file's tests, whose tenants are each one's own, as on other brokers."""
+    with services_rabbitmq.virtual_host() as host:
+        yield host
 
 
 @pytest.fixture

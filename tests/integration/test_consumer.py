@@ -30,7 +30,7 @@ FOLLOWING = ConsumerOptions(tenants=1, partitions=2, ensure_access=False, follow
 
 
 def options(**given: Any) -> ConsumerOptions:
-    return ConsumerOptions(**({"tenants": 2, "partitions": 2} | given))
+    return ConsumerOptions(**({"tenants": 2, "partitions": 2, "ensure_access": False} | given))
 
 
 def quietly(api: BrokerApi, **given: Any) -> RunResult[Tally]:
@@ -82,7 +82,8 @@ def test_what_is_sent_after_the_group_is_made_is_received_once_and_the_lines_are
     assert quietly(api).total.received == 0, "the group is younger than these"
     produce(small(), api, say=lambda _line: None)
     lines: list[str] = []
-    result = consume(options(), api, say=lines.append, stop=threading.Event())
+    proving = options(ensure_access=True)
+    result = consume(proving, api, say=lines.append, stop=threading.Event())
     assert result.succeeded
     assert (result.total.received, result.total.failed) == (120, 0)
     assert lines[:14] == [
@@ -130,10 +131,10 @@ def test_a_tenant_that_is_not_there_is_made_and_keeps_its_producers_password(
 def test_consumers_share_a_topic_and_what_one_that_dies_had_goes_to_another(
     api: BrokerApi,
 ) -> None:
-    with following(api, options(tenants=1, consumers=2, ensure_access=False, follow=True)) as run:
+    with following(api, options(tenants=1, consumers=2, follow=True)) as run:
         cut = threading.Thread(target=lambda: eventually(api.cut_connections))
         cut.start()
-        produce(small(tenants=1, batches=30, interval=0.05, ensure_access=False), api,
+        produce(small(tenants=1, batches=30, interval=0.05), api,
                 say=lambda _line: None)  # fmt: skip
         cut.join(DEADLINE)
         eventually(lambda: run.received >= 900, what="all that was sent")
@@ -142,12 +143,12 @@ def test_consumers_share_a_topic_and_what_one_that_dies_had_goes_to_another(
         assert any(line.startswith("Retrying: ") for line in run.lines)
     assert run.result is not None
     assert run.result.succeeded
-    assert quietly(api, tenants=1, ensure_access=False).total.received == 0
+    assert quietly(api, tenants=1).total.received == 0
 
 
 def test_a_message_that_was_not_committed_comes_to_another(api: BrokerApi) -> None:
     access = reading(api)
-    produce(small(tenants=1, batches=1, ensure_access=False), api, say=lambda _line: None)
+    produce(small(tenants=1, batches=1), api, say=lambda _line: None)
     queue = names.group_queue_name("1", "events")
 
     def reader() -> AmqpReader:

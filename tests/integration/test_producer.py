@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tenantry.domain import names
-from tenantry.producer.run import ProducerOptions, produce
+from tenantry.producer.run import produce
 from tenantry.tenant_client.connecting import Addresses
 from tests.integration.broker_api import BrokerApi, depth, small, taken
 from tests.waiting import DEADLINE, eventually
@@ -23,21 +23,22 @@ def queues(tenant_id: str, partitions: int) -> list[str]:
     ]
 
 
-def test_by_default_2700_messages_are_spread_evenly(api: BrokerApi, channel: Any) -> None:
+def test_messages_are_spread_evenly(api: BrokerApi, channel: Any) -> None:
     lines: list[str] = []
     advanced: list[int] = []
-    result = produce(ProducerOptions(), api, say=lines.append, progress=advanced.append)
-    assert (result.total.sent, result.total.confirmed, result.total.failed) == (2700, 2700, 0)
+    options = small(producers=3, partitions=3, batches=3)
+    result = produce(options, api, say=lines.append, progress=advanced.append)
+    assert (result.total.sent, result.total.confirmed, result.total.failed) == (540, 540, 0)
     assert result.succeeded
-    assert sum(advanced) == 2700
-    for tenant_id in ("1", "2", "3"):
-        assert [depth(channel, queue) for queue in queues(tenant_id, 3)] == [100] * 9
+    assert sum(advanced) == options.messages == 540
+    for tenant_id in ("1", "2"):
+        assert [depth(channel, queue) for queue in queues(tenant_id, 3)] == [30] * 9
     assert depth(channel, names.queue_name("1")) == 0
 
 
 def test_the_lines_are_those_of_the_contract(api: BrokerApi) -> None:
     lines: list[str] = []
-    produce(small(partitions=3), api, say=lines.append)
+    produce(small(partitions=3, ensure_access=True), api, say=lines.append)
     assert lines[:16] == [
         "--- Multi-tenant producer has started, tenants: 2, producers: 1, partitions: 3 ---",
         "--- Creating root client to manage streams and users ---",
@@ -108,7 +109,7 @@ def test_lost_connections_lose_no_message(api: BrokerApi, channel: Any) -> None:
     results: list[Any] = []
 
     def run() -> None:
-        options = small(ensure_access=False, batches=60, batch_size=3, interval=0.1)
+        options = small(batches=60, batch_size=3, interval=0.1)
         results.append(produce(options, api, say=lines.append))
         done.set()
 
@@ -148,8 +149,6 @@ def test_a_broker_that_stays_away_is_given_up(
 ) -> None:
     monkeypatch.setattr("tenantry.producer.run.ATTEMPTS", 2)
     monkeypatch.setattr("tenantry.producer.run.FIRST_BACKOFF", 0.01)
-    options = small(
-        tenants=1, batches=50, ensure_access=False, addresses=Addresses(amqp="127.0.0.1:1")
-    )
+    options = small(tenants=1, batches=50, addresses=Addresses(amqp="127.0.0.1:1"))
     result = produce(options, api, say=lambda _line: None)
     assert (result.total.sent, result.total.failed) == (1500, 1500)

@@ -21,7 +21,7 @@ from tests.integration.broker_api import BrokerApi, depth, small, taken
 
 
 def test_isolation_holds_and_leaves_no_trace(api: BrokerApi, channel: Any) -> None:
-    produce(small(ensure_access=False), api, say=lambda _line: None)
+    produce(small(), api, say=lambda _line: None)
     channel.confirm_delivery()
     channel.basic_publish(names.exchange_name("1"), "default", b"waiting")
     everybody = every_tenant(api)
@@ -44,7 +44,7 @@ def test_isolation_holds_and_leaves_no_trace(api: BrokerApi, channel: Any) -> No
 
 
 def test_every_kind_of_leak_is_found(api: BrokerApi, channel: Any) -> None:
-    produce(small(ensure_access=False, batches=1), api, say=lambda _line: None)
+    produce(small(batches=1), api, say=lambda _line: None)
     everybody = every_tenant(api)
     access = api.access("1")
     foreign = everybody[1]
@@ -95,7 +95,7 @@ def test_every_kind_of_leak_is_found(api: BrokerApi, channel: Any) -> None:
 
 
 def test_a_tenant_shut_out_of_its_own_stream_is_reported(api: BrokerApi) -> None:
-    produce(small(ensure_access=False, batches=1), api, say=lambda _line: None)
+    produce(small(batches=1), api, say=lambda _line: None)
     access = api.access("1")
     api.allow("1", write="^$", read="^$")
     lines: list[str] = []
@@ -111,7 +111,7 @@ def test_a_tenant_shut_out_of_its_own_stream_is_reported(api: BrokerApi) -> None
 
 
 def test_a_user_that_reaches_the_management_api_is_a_leak(api: BrokerApi) -> None:
-    produce(small(ensure_access=False, batches=1), api, say=lambda _line: None)
+    produce(small(batches=1), api, say=lambda _line: None)
     access, everybody = api.access("1"), every_tenant(api)
     base = api.http.base_url
     address = f"{base.scheme}://{base.host}:{base.port}"
@@ -131,7 +131,7 @@ def test_a_user_that_reaches_the_management_api_is_a_leak(api: BrokerApi) -> Non
 
 
 def test_a_management_api_that_gives_no_answer_gives_no_verdict(api: BrokerApi) -> None:
-    produce(small(ensure_access=False, batches=1), api, say=lambda _line: None)
+    produce(small(batches=1), api, say=lambda _line: None)
     access = api.access("1")
     base = api.http.base_url
     for address, reason in (
@@ -145,7 +145,7 @@ def test_a_management_api_that_gives_no_answer_gives_no_verdict(api: BrokerApi) 
 
 
 def test_credentials_that_don_t_work_are_an_error_and_no_verdict(api: BrokerApi) -> None:
-    produce(small(ensure_access=False, batches=1), api, say=lambda _line: None)
+    produce(small(batches=1), api, say=lambda _line: None)
     right = api.access("1")
     wrong = credentials_of(
         {
