@@ -97,24 +97,24 @@ def test_nodes_share_the_tenants_and_what_one_loses_the_others_take(
     before = cluster.owners()
     assert {node for node, _ in before.values()} == {"one"}
     with ledger.publishing([(tenant.id, tenant.amqp_url) for tenant in tenants], rate=600):
-        ledger.wait_confirmed(50)
+        ledger.wait_confirmed()
         two.start()
         three.start()
         cluster.wait_spread("one", "two", "three")
         moved = {tenant: now for tenant, now in cluster.owners().items() if now[0] != "one"}
         assert all(epoch > before[tenant][1] for tenant, (_, epoch) in moved.items())
-        ledger.wait_confirmed(50)
+        ledger.wait_confirmed()
         # Killed: what it had is at work elsewhere, and nothing else has moved.
         here = {tenant for tenant, (node, _) in cluster.owners().items() if node == "one"}
         two.kill()
         cluster.wait_spread("one", "three")
         now = cluster.owners()
         assert {tenant for tenant, (node, _) in now.items() if node == "one"} >= here
-        ledger.wait_confirmed(50)
+        ledger.wait_confirmed()
         # Frozen for longer than a lease: it finds its term lost, and writes nothing more.
         three.freeze()
         cluster.wait_spread("one")
-        ledger.wait_confirmed(50)
+        ledger.wait_confirmed()
         three.send(signal.SIGCONT)
         assert three.wait() == 1
         assert len(three.events("daemon.term_lost")) == 1
@@ -124,6 +124,6 @@ def test_nodes_share_the_tenants_and_what_one_loses_the_others_take(
         cluster.wait_spread("one", "two", "three")
         assert one.stop() == 0
         cluster.wait_spread("two", "three")
-        ledger.wait_confirmed(50)
+        ledger.wait_confirmed()
     ledger.check(alive=two.check_running)
     assert two.stop() == three.stop() == 0

@@ -59,13 +59,13 @@ def test_processes_share_the_work_and_are_one_service_to_whoever_looks(
     tenants = [program.create(f"t{number}") for number in range(TENANTS)]
     before = wait_spread(program)
     with ledger.publishing([(tenant.id, tenant.amqp_url) for tenant in tenants], rate=600):
-        ledger.wait_confirmed(50)
+        ledger.wait_confirmed()
         victim = program.events("process.started")[0]["pid"]
         os.kill(victim, signal.SIGKILL)
         eventually(lambda: len(program.events("process.started")) == 4, what="another process")
         eventually(lambda: victim not in nodes(program).values(), what="its node is another's")
         after = wait_spread(program)
-        ledger.wait_confirmed(50)
+        ledger.wait_confirmed()
     assert before.keys() == after.keys()
     assert len(set(before.values()) & set(after.values())) == 2
     ledger.check(alive=program.check_running)

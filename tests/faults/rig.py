@@ -41,7 +41,7 @@ PATIENCE = 60.0
 
 SAMPLE_EVERY = 0.25
 
-FEW = 20
+FEW = 10
 """Confirms of a client that a light experiment waits for at most."""
 
 

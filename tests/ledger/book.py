@@ -22,10 +22,10 @@ from tests.ledger.sql_client import SqlClient
 from tests.waiting import DEADLINE, eventually
 
 LIGHT = 40.0
-"""Messages a second: what a fault interrupts is under way at any rate, and each message costs the
-processor's time four times, from the client to the ledger's check."""
+"""Messages a second of all clients together: what a fault interrupts is under way at any rate, and
+each message costs the processor's time four times, from the client to the ledger's check."""
 
-FLOWING, FLOWING_LIGHTLY = 50, 20
+FLOWING, FLOWING_LIGHTLY = 50, 10
 """Confirms that show a client's messages to flow."""
 
 
@@ -45,7 +45,7 @@ class Ledger:
 
     Dead letters count as well, and are compared: RabbitMQ's by the URL of an administrator, else
     those that are kept in the database, as on the embedded broker and on Iggy.
-    A client without a limit publishes `most` messages a second, however many are asked for.
+    Clients without a limit publish `most` messages a second together, however many are asked for.
     """
 
     database_url: str = field(repr=False)
@@ -73,7 +73,8 @@ class Ledger:
         patient: bool = False,
     ) -> Iterator[list[Sender]]:
         """Publish for tenants, given as id and URL; at the end, wait for all confirms."""
-        rate = rate if limit is not None else min(rate, self.most)
+        given = list(tenants)
+        rate = rate if limit is not None else min(rate, self.most / max(1, len(given)))
         clients: list[Sender] = [
             _client_of(url)(
                 tenant_id,
@@ -86,7 +87,7 @@ class Ledger:
                 record=self.record,
                 patient=patient,
             )
-            for tenant_id, url in tenants
+            for tenant_id, url in given
         ]
         self.clients += clients
         try:

@@ -23,7 +23,7 @@ def run(rig: Rig, rounds: int) -> None:
     publishing = nullcontext() if rig.broker == "iggy" else _publishing(rig)
     with rig.load(rate=300), publishing:
         # A quorum queue that is younger than a second does not survive a kill of its node.
-        rig.ledger.wait_confirmed(60 if rig.light else 500)
+        rig.ledger.wait_confirmed(30 if rig.light else 500)
         for number in rig.rounds(rounds):
             rig.wait_for_some()
             if number % 2:

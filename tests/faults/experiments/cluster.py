@@ -19,7 +19,7 @@ def run(rig: Rig, rounds: int) -> None:
     # The tenants' clients are at the last node, which stays: what they get confirmed is to arrive.
     with rig.load(rate=300):
         # A quorum queue that is younger than a second does not survive a kill of its node.
-        rig.ledger.wait_confirmed(60 if rig.light else 500)
+        rig.ledger.wait_confirmed(30 if rig.light else 500)
         for number in rig.rounds(rounds):
             rig.wait_for_some()
             victim = cluster.nodes[(number - 1) % 2]
