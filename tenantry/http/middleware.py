@@ -259,8 +259,65 @@ MAX_OF_A_CLIENT: Final = 256
 REQUEST_SECONDS: Final = 90.0
 """Longer than any command, page or long poll takes: the last resort."""
 
+UNREAD_BYTES: Final = 64 * 1024 * 1024
+"""Bytes of answers to one client on TCP that it has not read yet; one answer it always gets."""
+
+PART_BYTES: Final = 256 * 1024
+"""What is given at once of an answer: the server takes whatever it is given, read or not."""
+
 _UNCOUNTED: Final = frozenset({"/healthz", "/readyz"})
 _ENDLESS: Final = frozenset({"/messages/stream", "/ui/tail"})
+
+
+class _Answer:
+    """An answer on its way to a client, in parts, of which each waits for the one before."""
+
+    def __init__(self, scope: Scope, send: Send, unread: Counter[str], client: str) -> None:
+        self._scope = scope
+        self._send = send
+        self._unread = unread
+        self._client = client
+        self._size = 0
+        self._refused = False
+
+    async def __call__(self, message: Message) -> None:
+        """Pass on what there is, or that it is too much."""
+        if message["type"] == "http.response.start":
+            await self._begin(message)
+        elif not self._refused:
+            await self._pass_on(message)
+
+    async def _begin(self, message: Message) -> None:
+        size = int(dict(message.get("headers", ())).get(b"content-length", 0))
+        if self._client and size > PART_BYTES:
+            unread = self._unread[self._client]
+            if unread and unread + size > UNREAD_BYTES:
+                self._refused = True
+                problem = too_many(f"a client may leave {UNREAD_BYTES} bytes of answers unread")
+                await problem.response()(self._scope, _nothing_more, self._send)
+                return
+            self._size = size
+            self._unread[self._client] += size
+        await self._send(message)
+
+    async def _pass_on(self, message: Message) -> None:
+        body = message.get("body", b"")
+        last = max(0, len(body) - 1) // PART_BYTES * PART_BYTES
+        for begin in range(0, last, PART_BYTES):
+            part = body[begin : begin + PART_BYTES]
+            await self._send({"type": message["type"], "body": part, "more_body": True})
+        await self._send({**message, "body": body[last:]} if last else message)
+
+    def ended(self) -> None:
+        """Give back what it took."""
+        if self._size:
+            self._unread[self._client] -= self._size
+            if not self._unread[self._client]:
+                del self._unread[self._client]
+
+
+async def _nothing_more() -> Message:
+    return {"type": "http.disconnect"}
 
 
 class Limits:
@@ -285,6 +342,7 @@ class Limits:
         self._seconds = seconds
         self._served: Counter[Listener] = Counter()
         self._clients: Counter[str] = Counter()
+        self._unread: Counter[str] = Counter()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -300,9 +358,11 @@ class Limits:
         else:
             self._served[listener] += 1
             self._clients[client] += 1
+            answer = _Answer(scope, send, self._unread, client)
             try:
-                await self._bounded(scope, receive, send)
+                await self._bounded(scope, receive, answer)
             finally:
+                answer.ended()
                 self._served[listener] -= 1
                 self._clients[client] -= 1
                 if not self._clients[client]:
