@@ -121,9 +121,13 @@ def _plain_logs() -> None:
     renderer = structlog.dev.ConsoleRenderer(
         colors=False, exception_formatter=structlog.dev.plain_traceback
     )
+    # All there is to be configured: a test before may have had the program configure it.
     structlog.configure(
         processors=[structlog.contextvars.merge_contextvars, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+        context_class=dict,
+        logger_factory=structlog.PrintLoggerFactory(),
+        cache_logger_on_first_use=False,
     )
 
 
