@@ -189,7 +189,8 @@ def test_idempotency_keys_outlive_the_daemon(running: Program) -> None:
     running.kill()
     running.start()
     assert publish().json()["ids"] == ids
-    eventually(lambda: running.get("/status")["tenants"][tenant_id]["duplicates"] == 3)
+    # More than three where they had been stored and not acknowledged yet when it was killed.
+    eventually(lambda: running.get("/status")["tenants"][tenant_id]["duplicates"] >= 3)
     assert sorted(one["id"] for one in running.get(path)["data"]) == sorted(ids)
 
 
