@@ -11,27 +11,21 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
-from typing import Any, Final, ParamSpec, TypeAlias, TypeVar
+from typing import Final, ParamSpec, TypeVar
 
 from anyio import CapacityLimiter, to_thread
 
 from tenantry.broker.port import DeadLettersBusyError
 from tenantry.http.problems import too_many, unavailable
-from tenantry.turns.fair_queue import FairQueue, Grant
+from tenantry.turns.places import Place, Places
 
 _Parameters = ParamSpec("_Parameters")
 _Result = TypeVar("_Result")
-_Turn: TypeAlias = "asyncio.Future[Any]"
-"""What a call waits for: its `_Grant`."""
-_Grant: TypeAlias = Grant[_Turn]
 
 PATIENCE_SECONDS: Final = 5.0
 
 WAITING_FOR_A_THREAD: Final = 8
 """Calls of one client that may wait in a pool, for each thread of it; more are told so at once."""
-
-_KEPT_FREE: Final = 4
-"""Of so many threads one is not for a client that has all the others."""
 
 CLIENT: Final[ContextVar[str]] = ContextVar("client", default="")
 """Whose turn a request takes: the tenant it is about, else its caller's; empty for nobody's, which
@@ -57,16 +51,14 @@ class Pool:
         weight_of: Callable[[str], float] = _even,
     ) -> None:
         self._size = size
-        self._free = size
-        self._patience = patience
         self._weight_of = weight_of
-        self._queue: FairQueue[_Turn] = FairQueue(most_of_one=size - size // _KEPT_FREE)
+        self._places = Places(size, patience=patience)
         self._limiter: CapacityLimiter | None = None
 
     @property
     def wanted(self) -> bool:
         """Whether a call waits for a thread. Callable from any thread."""
-        return self._queue.waiting > 0
+        return self._places.waiting > 0
 
     async def run(
         self,
@@ -79,7 +71,7 @@ class Pool:
         When the request is cancelled (its time is over, or the server stops), it returns at once.
         The thread ends by the call's own timeout, and keeps its place until then.
         """
-        grant = await self._turn(CLIENT.get())
+        place = await self._place_for(CLIENT.get())
         if self._limiter is None:
             self._limiter = CapacityLimiter(self._size)
         began = asyncio.get_running_loop().time()
@@ -90,51 +82,21 @@ class Pool:
         )
 
         def ended(running: asyncio.Task[_Result]) -> None:
-            self._ended(grant, running.get_loop().time() - began)
+            self._places.give_back(place, running.get_loop().time() - began)
             if not running.cancelled():
                 running.exception()  # asked for, so that nobody complains when the request has gone
 
         running.add_done_callback(ended)
         return await asyncio.shield(running)
 
-    async def _turn(self, client: str) -> _Grant:
+    async def _place_for(self, client: str) -> Place:
         most = WAITING_FOR_A_THREAD * self._size
-        if self._queue.waiting_of(client) >= most:
+        if self._places.waiting_of(client) >= most:
             raise too_many(f"{most} calls wait for their turn already; send fewer at once")
-        turn: _Turn = asyncio.get_running_loop().create_future()
-        self._queue.add(client, self._weight_of(client), turn)
-        self._give_turns()
         try:
-            async with asyncio.timeout(self._patience):
-                await turn
-        except BaseException as error:
-            if turn.cancelled():
-                self._queue.remove(client, turn)
-            else:
-                self._take_back(turn.result())
-            if isinstance(error, TimeoutError):
-                raise unavailable("too much is going on; try again", code="busy") from None
-            raise
-        grant: _Grant = turn.result()
-        return grant
-
-    def _give_turns(self) -> None:
-        while self._free and (grant := self._queue.next()) is not None:
-            if grant.item.cancelled():  # its call is about to leave
-                self._queue.unused(grant)
-            else:
-                self._free -= 1
-                grant.item.set_result(grant)
-
-    def _take_back(self, grant: _Grant) -> None:
-        self._free += 1
-        self._queue.unused(grant)
-        self._give_turns()
-
-    def _ended(self, grant: _Grant, seconds: float) -> None:
-        self._free += 1
-        self._queue.ended(grant, seconds)
-        self._give_turns()
+            return await self._places.take(client, self._weight_of(client))
+        except TimeoutError:
+            raise unavailable("too much is going on; try again", code="busy") from None
 
 
 TURN_SECONDS: Final = 10.0

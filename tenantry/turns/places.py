@@ -13,33 +13,45 @@ _KEPT_FREE: Final = 4
 """Of so many places one is not for a client that has all the others."""
 
 _Turn: TypeAlias = "asyncio.Future[Any]"
-"""What a call waits for: its `Grant`."""
+"""What a call waits for: its `Place`."""
+Place: TypeAlias = Grant[_Turn]
 
 
 class Places:
-    """So many places, for calls that wait `patience` seconds at most. Belongs to one event loop."""
+    """So many places, for calls that wait `patience` seconds at most. Belongs to one event loop.
+
+    One client has three quarters of them at most.
+    """
 
     def __init__(self, count: int, *, patience: float) -> None:
         self._free = count
         self._patience = patience
         self._queue: FairQueue[_Turn] = FairQueue(most_of_one=count - count // _KEPT_FREE)
 
+    @property
+    def waiting(self) -> int:
+        """How many calls wait for a place. Callable from any thread."""
+        return self._queue.waiting
+
+    def waiting_of(self, client: str) -> int:
+        """Tell how many calls of a client wait for a place."""
+        return self._queue.waiting_of(client)
+
     @asynccontextmanager
     async def taken(self, client: str) -> AsyncIterator[None]:
         """Have a place for a client. Raises `TimeoutError` where there is none in time."""
-        grant = await self._turn(client)
+        place = await self.take(client)
         clock = asyncio.get_running_loop().time
         began = clock()
         try:
             yield
         finally:
-            self._free += 1
-            self._queue.ended(grant, clock() - began)
-            self._give_turns()
+            self.give_back(place, clock() - began)
 
-    async def _turn(self, client: str) -> Grant[_Turn]:
+    async def take(self, client: str, weight: float = 1.0) -> Place:
+        """Take a place that is to be given back. Raises `TimeoutError`, as `taken`."""
         turn: _Turn = asyncio.get_running_loop().create_future()
-        self._queue.add(client, 1.0, turn)
+        self._queue.add(client, weight, turn)
         self._give_turns()
         try:
             async with asyncio.timeout(self._patience):
@@ -52,8 +64,14 @@ class Places:
                 self._queue.unused(turn.result())
                 self._give_turns()
             raise
-        grant: Grant[_Turn] = turn.result()
-        return grant
+        place: Place = turn.result()
+        return place
+
+    def give_back(self, place: Place, seconds: float) -> None:
+        """Give a place back that was taken for so long."""
+        self._free += 1
+        self._queue.ended(place, seconds)
+        self._give_turns()
 
     def _give_turns(self) -> None:
         while self._free and (grant := self._queue.next()) is not None:

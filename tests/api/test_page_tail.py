@@ -14,6 +14,7 @@ import pytest
 from tenantry.api.streams import Streams
 from tenantry.http.tokens import Scope
 from tenantry.page.tail import EACH_SECOND, LARGEST, Events
+from tests.api.event_stream import EventStream
 from tests.api.page import Browser, Written, token
 from tests.api.serving import SECRET, Served, World, serving
 from tests.api.test_nodes import two_nodes
@@ -30,21 +31,8 @@ def api() -> Iterator[Served]:
         yield served
 
 
-class Followed:
+class Followed(EventStream):
     """The blocks of a tail, one by one."""
-
-    def __init__(self, answer: httpx.Response) -> None:
-        self.answer = answer
-        self._lines = answer.iter_lines()
-
-    def block(self) -> dict[str, str]:
-        fields = {}
-        for line in self._lines:
-            if not line:
-                return fields
-            name, _, value = line.partition(":")
-            fields[name] = value.removeprefix(" ")
-        raise EOFError
 
     def told(self) -> dict[str, Any]:
         while "data" not in (block := self.block()):

@@ -18,6 +18,7 @@ from tenantry.api.streams import Chunk, Streams
 from tenantry.http import protocol
 from tenantry.messages.pages import ROWS_BYTES
 from tenantry.messages.port import PartitionMissingError, StoreUnavailableError
+from tests.api.event_stream import EventStream
 from tests.api.serving import Served, World, serving
 from tests.waiting import DEADLINE, eventually
 
@@ -29,24 +30,13 @@ def api() -> Iterator[Served]:
         yield served
 
 
-class Tail:
+class Tail(EventStream):
     """The events of a stream, one by one."""
 
     def __init__(self, answer: httpx.Response) -> None:
         assert answer.status_code == 200, answer.read()
         assert answer.headers["content-type"].startswith("text/event-stream")
-        self.answer = answer
-        self._lines = answer.iter_lines()
-
-    def block(self) -> dict[str, str]:
-        """Give the next block's fields; a comment is named by the empty text."""
-        fields = {}
-        for line in self._lines:
-            if not line:
-                return fields
-            name, _, value = line.partition(":")
-            fields[name] = value.removeprefix(" ")
-        raise EOFError
+        super().__init__(answer)
 
     def message(self) -> tuple[str, Any]:
         while True:

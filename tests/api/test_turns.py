@@ -44,7 +44,8 @@ def turns_of(pool: Pool) -> list[str]:
     When their threads run, and for how long, is up to the machine.
     """
     given: list[str] = []
-    taken, ended = pool._queue.next, pool._queue.ended
+    queue = pool._places._queue
+    taken, ended = queue.next, queue.ended
 
     def following() -> Grant[Any] | None:
         grant = taken()
@@ -52,8 +53,8 @@ def turns_of(pool: Pool) -> list[str]:
             given.append(grant.client)
         return grant
 
-    pool._queue.next = following  # type: ignore[method-assign]
-    pool._queue.ended = lambda grant, _seconds: ended(grant, 1.0)  # type: ignore[method-assign]
+    queue.next = following  # type: ignore[method-assign]
+    queue.ended = lambda grant, _seconds: ended(grant, 1.0)  # type: ignore[method-assign]
     return given
 
 
@@ -137,10 +138,10 @@ def test_hundreds_that_give_up_at_once_are_passed_over() -> None:
         await let_them_wait()
         for one in gone:
             one.cancel()
-        pool._free = 1  # a thread comes free before they have left by themselves
-        pool._give_turns()
-        assert (pool._free, pool.wanted) == (1, False)
-        pool._free = 0
+        pool._places._free = 1  # a thread comes free before they have left by themselves
+        pool._places._give_turns()
+        assert (pool._places._free, pool.wanted) == (1, False)
+        pool._places._free = 0
         release.set()
         await asyncio.gather(*held)
 
