@@ -39,6 +39,9 @@ LOOK_AT_TOKEN_SECONDS: Final = 1.0
 
 HEARTBEAT: Final = b": still here\n\n"
 
+_GUESSED_TOO_MUCH: Final = 16
+"""How many times as large as they are rows may be taken to be: numbers, above all."""
+
 
 class Chunk(NamedTuple):
     """Events as bytes, how many they are, and the position of the last."""
@@ -49,8 +52,8 @@ class Chunk(NamedTuple):
 
     @property
     def full(self) -> bool:
-        """Whether more may follow at once."""
-        return self.rows >= PAGE or len(self.data) >= ROWS_BYTES
+        """Whether more may follow at once: rows end where they are guessed to be so many bytes."""
+        return self.rows >= PAGE or len(self.data) >= ROWS_BYTES // _GUESSED_TOO_MUCH
 
 
 async def _always() -> bool:

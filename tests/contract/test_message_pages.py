@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tenantry.api.schemas.messages import message_json
+from tenantry.api.streams import PAGE, Chunk
 from tenantry.database.loop import LoopQueries
 from tenantry.database.pool import Database
 from tenantry.messages import pages
@@ -173,6 +174,18 @@ def test_what_is_stored_small_counts_as_it_is_written(
                 choice["after"] = page.last
             assert sum(found) == 24
             assert max(found) < 6
+
+
+@pytest.mark.parametrize("most", [9, 99_999])
+def test_a_stream_goes_on_at_once_where_rows_were_guessed_to_be_larger_than_they_are(
+    store: PostgresMessageStore, most: int
+) -> None:
+    numbers = random.Random(most)
+    body = f"[{','.join(str(numbers.randint(0, most)) for _ in range(9_000))}]".encode()
+    assert store.store(TENANT, [incoming(str(n), body) for n in range(99)]).stored == 99
+    rows = store.page(TENANT, limit=PAGE)
+    assert len(rows) < 99
+    assert Chunk(b"".join(bytes(str(row.payload), "ascii") for row in rows), len(rows), 0).full
 
 
 def test_a_reader_beside_writers_misses_none_and_sees_none_twice(
