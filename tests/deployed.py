@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import sys
 from collections.abc import Iterator
@@ -22,6 +23,24 @@ PLACES = (
     ROOT / ".venv" / "prometheus" / "usr" / "bin",
 )
 """Where `make deploy-tools` puts them."""
+
+
+QUIET = {
+    "Dead letters, the ten worst", "Failed attempts of handlers", "Books that do not add up",
+    "Isolation", "Failed attempts of its handlers", "Mailboxes of its actors", "Outcomes",
+    "Books differ by", "Disk of the embedded PostgreSQL", "Queues of the embedded broker",
+    "Segments that a session holds", "Changed behind the daemon's back", "Dead letters in a day",
+    "Publishing that was refused",
+}  # fmt: skip
+"""Panels that may be empty while all is well, with RabbitMQ and a database of one's own."""
+
+METRIC = re.compile(r"\b(?:tenantry|messages|queue|tenant|process)_[a-z_]+\b|\bup\b")
+LABELS = {"tenant_id"}
+
+
+def metrics_of(expr: str) -> set[str]:
+    """Give the names of the metrics an expression reads."""
+    return set(METRIC.findall(expr)) - LABELS
 
 
 def found(tool: str) -> str:
@@ -45,3 +64,11 @@ def queries() -> Iterator[tuple[str, str]]:
         for panel in json.loads(file.read_text())["panels"]:
             for target in panel.get("targets", ()):
                 yield f"{file.stem}: {panel['title']}", target["expr"]
+
+
+def panels() -> Iterator[tuple[str, str]]:
+    """Give the queries of those panels that show something while all is well."""
+    for where, expr in queries():
+        _, of_a_dashboard, title = where.partition(": ")
+        if of_a_dashboard and title not in QUIET:
+            yield where, expr

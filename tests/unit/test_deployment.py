@@ -14,7 +14,7 @@ import yaml
 from scripts import dashboards
 from tenantry.metrics.collector import FAMILIES
 from tenantry.settings.load import ENVIRONMENT
-from tests.deployed import DEPLOY, ROOT, RULES, alerts, found, queries
+from tests.deployed import DEPLOY, ROOT, RULES, alerts, found, metrics_of, queries
 
 TESTS = DEPLOY / "prometheus" / "rules.test.yml"
 
@@ -24,9 +24,6 @@ OF_THE_CLIENT = {
 """What Prometheus and its client give by themselves."""
 
 SUFFIXES = {"counter": ("_total",), "histogram": ("_bucket", "_count", "_sum"), "info": ("_info",)}
-
-METRIC = re.compile(r"\b(?:tenantry|messages|queue|tenant|process)_[a-z_]+\b|\bup\b")
-LABELS = {"tenant_id"}
 
 
 def exported() -> set[str]:
@@ -38,12 +35,7 @@ def exported() -> set[str]:
 
 def test_every_metric_that_is_asked_for_is_exported() -> None:
     there = exported()
-    unknown = {
-        (where, name)
-        for where, expr in queries()
-        for name in METRIC.findall(expr)
-        if name not in there | LABELS
-    }
+    unknown = {(where, name) for where, expr in queries() for name in metrics_of(expr) - there}
     assert not unknown
 
 
@@ -144,5 +136,5 @@ def test_what_the_compose_file_mounts_and_names_is_there() -> None:
 
 @pytest.mark.parametrize("wrong", ["tenantry_reddy", "messages_processed", "tenant_worker"])
 def test_a_metric_that_is_none_is_found(wrong: str) -> None:
-    assert METRIC.findall(f'sum(rate({wrong}{{job="tenantry"}}[5m]))') == [wrong]
+    assert metrics_of(f'sum(rate({wrong}{{job="tenantry"}}[5m]))') == {wrong}
     assert wrong not in exported()
