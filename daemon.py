@@ -211,6 +211,7 @@ class Daemon:
                     threads=self._threads,
                     stack=stack,
                     on_overrun=self._crashed,
+                    on_handled=self._recorder.handled,
                     tracer=self._tracer,
                 )
                 supervisor = self._lead(stack, listeners, backends, joined)

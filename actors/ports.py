@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from tenantry.actors.clock import Clock
 from tenantry.actors.provisioner import Provisioner
@@ -19,6 +19,13 @@ from tenantry.tracing import Tracer
 from tenantry.turns.turns import Weights
 
 
+class Followed(NamedTuple):
+    """A message that stands in a trace: when it was published, if it tells, and the trace's id."""
+
+    published_at_ms: int | None
+    trace_id: str
+
+
 class Observer:
     """Hears what the actors do, and ignores it where a subclass does not say otherwise.
 
@@ -26,8 +33,17 @@ class Observer:
     raise.
     """
 
-    def batch_stored(self, tenant_id: str, batch: Sequence[Delivery], seconds: float) -> None:
-        """A batch has been committed just now; the store took `seconds` for it."""
+    def batch_stored(
+        self,
+        tenant_id: str,
+        batch: Sequence[Delivery],
+        seconds: float,
+        followed: Sequence[Followed] = (),
+    ) -> None:
+        """A batch has been committed just now; the store took `seconds` for it.
+
+        A few of its messages may be `followed` in traces.
+        """
 
     def attempts_failed(self, tenant_id: str, reasons: Sequence[str]) -> None:
         """Handlers have failed on messages, for these reasons, one a message."""

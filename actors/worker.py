@@ -10,7 +10,7 @@ import structlog
 
 from tenantry.actors.backoff import LONGEST_OUTAGE_BACKOFF, backoff
 from tenantry.actors.messages import Batch, Ref, Work, WorkDone
-from tenantry.actors.ports import ActorPorts
+from tenantry.actors.ports import ActorPorts, Followed
 from tenantry.actors.runtime_state import TenantRuntimeState
 from tenantry.actors.supervision import SupervisedActor, tell
 from tenantry.dead_letters.port import RejectedMessage
@@ -19,6 +19,7 @@ from tenantry.domain.events import MessageDeadLettered, MessageIdsReused
 from tenantry.journal.port import ANY, Metadata
 from tenantry.messages.port import StoreResult, Tried, Unstorable
 from tenantry.messages.validation import shown
+from tenantry.tracing import Span
 from tenantry.unavailable import UnavailableError
 
 log = structlog.get_logger("actors.worker")
@@ -69,12 +70,12 @@ class Worker(SupervisedActor):
                 self.beat(self._ports.store_patience)
                 began = self._ports.clock.now()
                 messages = [delivery.message for delivery in batch.deliveries]
-                with self._ports.tracer.processing(self._tenant, messages):
+                with self._ports.tracer.processing(self._tenant, messages) as span:
                     result = self._ports.messages.store(
                         self._tenant, messages, _again(batch), in_order=batch.ticket is not None
                     )
                 self.beat()
-                self._observe(batch, result, self._ports.clock.now() - began)
+                self._observe(batch, result, self._ports.clock.now() - began, span)
                 if result.reused:
                     self._report_reuse(batch, result.reused)
             listed = 0
@@ -102,16 +103,22 @@ class Worker(SupervisedActor):
             WorkDone(worker=self.actor_ref, batch=batch, result=result, listed=listed),
         )
 
-    def _observe(self, batch: Batch, result: StoreResult, seconds: float) -> None:
+    def _observe(self, batch: Batch, result: StoreResult, seconds: float, span: Span) -> None:
         observer = self._ports.observer
         if result.failures:
             observer.attempts_failed(self._tenant, result.failures)
-        ended = batch.deliveries
+        ended, followed = batch.deliveries, span.followed
         if result.held or result.left:
             others = {*result.left, *(one.index for one in result.held)}
             ended = [one for index, one in enumerate(ended) if index not in others]
-        if ended:
-            observer.batch_stored(self._tenant, ended, seconds)
+            followed = [one for one in followed if one[0] not in others]
+        if not ended:
+            return
+        traces = [
+            Followed(batch.deliveries[index].message.published_at_ms, trace_id)
+            for index, trace_id in followed
+        ]
+        observer.batch_stored(self._tenant, ended, seconds, traces)
 
     def _report_reuse(self, batch: Batch, reused: Sequence[int]) -> None:
         """Say that ids came twice with another content: now and then, however often that is."""

@@ -228,7 +228,8 @@ DASHBOARDS = {
 
 def query(expr: str, legend: str, number: int = 0) -> Dataquery:
     ref = string.ascii_uppercase[number]
-    return Dataquery().expr(expr).legend_format(legend).datasource(SOURCE).ref_id(ref)
+    made = Dataquery().exemplar(True) if expr.startswith("histogram_quantile") else Dataquery()
+    return made.expr(expr).legend_format(legend).datasource(SOURCE).ref_id(ref)
 
 
 def panel(wanted: Graph | Figure) -> TimeSeries | Stat:

@@ -21,7 +21,7 @@ from tenantry.dead_letters.postgres import PostgresDeadLetterIndex
 from tenantry.dead_letters.telling import DeadLetterEvents
 from tenantry.handlers.attempt_runner import TRANSACTIONS
 from tenantry.handlers.attempts import RetryPolicy
-from tenantry.handlers.handler_pool import HandlerPool
+from tenantry.handlers.handler_pool import HandlerPool, OnHandled
 from tenantry.handlers.message import Handler
 from tenantry.handlers.store import HandlingStore
 from tenantry.isolation.sessions import TenantsSessions
@@ -130,6 +130,7 @@ def connect_backends(
     threads: Threads,
     stack: ExitStack,
     on_overrun: Callable[[str], None],
+    on_handled: OnHandled,
     tracer: Tracer,
 ) -> Backends:
     """Bring the schema up to date, connect, shut out who led before; `stack` undoes it all.
@@ -178,6 +179,7 @@ def connect_backends(
             turns=turns,
             stack=stack,
             on_overrun=on_overrun,
+            on_handled=on_handled,
             tracer=tracer,
         ),
         sql_access=PostgresSqlAccess(sessions),
@@ -208,6 +210,7 @@ def _with_handlers(
     turns: StoringTurns | None,
     stack: ExitStack,
     on_overrun: Callable[[str], None],
+    on_handled: OnHandled,
     tracer: Tracer,
 ) -> MessageStore:
     """Give the store that runs the handlers, if there are any; `stack` closes what it needs.
@@ -225,7 +228,12 @@ def _with_handlers(
     stack.callback(own.close)
     own.open()
     pool = HandlerPool(
-        places=connections, timeout=seconds, weights=weights, on_overrun=on_overrun, tracer=tracer
+        places=connections,
+        timeout=seconds,
+        weights=weights,
+        on_overrun=on_overrun,
+        tracer=tracer,
+        on_handled=on_handled,
     )
     stack.callback(pool.close)
     retry = RetryPolicy(attempts=settings.retry.attempts, pauses=settings.retry.backoff_seconds)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import errno
+import os
 import socket
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Final
+from typing import IO, Final
 
 import httpx
 from starlette.types import ASGIApp
@@ -32,6 +33,7 @@ from tenantry.process import start_checks
 from tenantry.process.inherited import Inherited
 from tenantry.process.start_checks import connections, reserved_files
 from tenantry.settings import Settings
+from tenantry.tracing.lost import read
 from tenantry.unixpath import addressed
 
 SIBLING_SECONDS: Final = 2.0
@@ -82,7 +84,10 @@ class Listeners:
         own = settings.control_socket
         self._front: Front | None = None
         self._metrics: ApiServer | None = None
+        self._lost_spans: IO[bytes] | None = None
         if inherited is not None:
+            if inherited.lost_spans is not None:
+                self._lost_spans = os.fdopen(inherited.lost_spans, "r+b", buffering=0)
             self._api = ApiServer(
                 self._main_app,
                 socket_path=own,
@@ -164,6 +169,21 @@ class Listeners:
     def metrics_port(self) -> int | None:
         """The port that serves metrics alone, if there is one."""
         return None if self._metrics is None else self._metrics.tcp_port
+
+    def lost_spans(self) -> Mapping[str, int]:
+        """Count the spans of the front that did not arrive, by reason.
+
+        Of several processes that have one front, the first one tells.
+        """
+        if self._front is not None:
+            file = self._front.lost_spans
+        elif self._inherited is not None:
+            first = next(iter(self._inherited.siblings), None)
+            own = self._settings.control_socket.absolute()
+            file = self._lost_spans if first == own else None
+        else:
+            file = None
+        return {} if file is None else read(file)
 
     def share(self) -> None:
         """Serve with the other processes of this service what all of them listen on."""

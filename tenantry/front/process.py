@@ -12,8 +12,8 @@ import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict
-from typing import Final
+from dataclasses import asdict, replace
+from typing import IO, Final
 
 import structlog
 
@@ -23,6 +23,7 @@ from tenantry.http.provider import Provider
 from tenantry.loops import Heartbeat
 from tenantry.process.tracing import export_of
 from tenantry.settings import Settings
+from tenantry.tracing.lost import shared_file
 
 log = structlog.get_logger("front")
 
@@ -74,6 +75,8 @@ class Front:
         self._secrets = settings.security.secrets
         self._provider = Provider.of(settings)
         self._tracing = export_of(settings)
+        self.lost_spans: IO[bytes] | None = None
+        """The file in which the front counts spans that did not arrive, where it is traced."""
         self._socket: socket.socket | None = None
         self._backends: messages.WorkWith | None = None
         self._process: subprocess.Popen[bytes] | None = None
@@ -95,6 +98,9 @@ class Front:
             tls_context(*server.tls)
         self._socket = _bind((server.host, server.port))
         self.port = self._socket.getsockname()[1]
+        if self._tracing is not None:
+            self.lost_spans = shared_file()
+            self._tracing = replace(self._tracing, lost_in=self.lost_spans.fileno())
 
     def run(self) -> None:
         """Keep a front running until `stop`."""
@@ -126,8 +132,7 @@ class Front:
                 log.error("front.ended", status=process.returncode, again_in=round(delay, 2))
                 self._stopping.wait(delay)
         finally:
-            if self._socket is not None:
-                self._socket.close()
+            self._close()
 
     def work_with(self, backends: messages.WorkWith) -> None:
         """Have the front do by itself what it can, from now on."""
@@ -151,8 +156,7 @@ class Front:
                 with suppress(OSError):
                     process.stdin.close()
         if process is None:
-            if self._socket is not None:
-                self._socket.close()
+            self._close()
             return
         if not _serves(process):
             process.kill()  # still being loaded: nobody has asked it for anything
@@ -163,6 +167,11 @@ class Front:
             process.kill()
             process.wait(KILL_SECONDS)
 
+    def _close(self) -> None:
+        for one in (self._socket, self.lost_spans):
+            if one is not None:
+                one.close()
+
     def _launch(self) -> subprocess.Popen[bytes] | None:
         """Start a front and tell it all it has to know; None where the end has come meanwhile."""
         assert self._socket is not None  # noqa: S101 - bound before it is run
@@ -170,13 +179,14 @@ class Front:
         with self._guard:
             if self._stopping.is_set():
                 return None
+            counted = [] if self.lost_spans is None else [self.lost_spans.fileno()]
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "tenantry.front"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 # A terminal's Ctrl-C is the daemon's to hear.
                 process_group=0,
-                pass_fds=[descriptor, relay],
+                pass_fds=[descriptor, relay, *counted],
                 # Found where this process has found it, wherever that was started.
                 env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
             )

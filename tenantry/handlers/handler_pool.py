@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 from time import monotonic
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeAlias
 
 import structlog
 
@@ -35,6 +35,9 @@ MOST_ABANDONED: Final = 16
 """Threads whose handlers hang, at most."""
 
 JOIN_TIMEOUT: Final = 1.0
+
+OnHandled: TypeAlias = Callable[[str, float, str | None], object]
+"""Hears of a handler's run that is over: its topic, the seconds it took, and its trace's id."""
 
 
 class Call(NamedTuple):
@@ -77,9 +80,12 @@ class _Job:
         *,
         in_order: bool,
         tracer: Tracer,
+        on_handled: OnHandled,
     ) -> None:
         self._calls = calls
         self._tracer = tracer
+        self._on_handled = on_handled
+        self._trace_id: str | None = None
         self._in_order = in_order
         self._thread: int | None = None
         self._cursor = cursor
@@ -109,6 +115,7 @@ class _Job:
             if not self._go_on():
                 return
             error = call(handler, message)
+            self._on_handled(message.topic, monotonic() - self._since, self._trace_id)
             with self._lock:
                 if self._abandoned:
                     return
@@ -129,6 +136,7 @@ class _Job:
 
     def _traced_call(self, handler: Handler, message: Message) -> BaseException | None:
         with self._tracer.handling(message) as span:
+            self._trace_id = None if span.context is None else span.context.trace_id
             error = self._call(handler, message)
             if error is not None:
                 span.failed(type(error).__name__)
@@ -203,8 +211,13 @@ class HandlerPool:
         weights: Weights | None = None,
         on_overrun: Callable[[str], object] = log.critical,
         tracer: Tracer | None = None,
+        on_handled: OnHandled = lambda *_: None,
     ) -> None:
-        """A call may take `timeout` seconds. `on_overrun` hears when too many threads hang."""
+        """A call may take `timeout` seconds. `on_overrun` hears when too many threads hang.
+
+        `on_handled` hears of each run that came back, late ones too, on its thread: it neither
+        blocks nor raises.
+        """
         self._turns = Turns(
             weights or Weights(),
             room=Room(least=places, most=places),
@@ -213,6 +226,7 @@ class HandlerPool:
         )
         self._timeout = timeout
         self._tracer = tracer or Tracer()
+        self._on_handled = on_handled
         self._on_overrun = on_overrun
         self._idle: list[_Runner] = []
         self._lock = threading.Lock()
@@ -250,7 +264,14 @@ class HandlerPool:
         the caller has to sever.
         """
         runner = self._runner()
-        job = _Job(calls, cursor, until, in_order=in_order, tracer=self._tracer)
+        job = _Job(
+            calls,
+            cursor,
+            until,
+            in_order=in_order,
+            tracer=self._tracer,
+            on_handled=self._on_handled,
+        )
         runner.jobs.put(job)
         try:
             ran = job.wait(self._timeout)

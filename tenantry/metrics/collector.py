@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeVar
@@ -17,13 +17,14 @@ from prometheus_client.core import (
     Metric,
 )
 from prometheus_client.registry import Collector
+from prometheus_client.samples import Exemplar
 
 from tenantry.audit.auditor import Latest
 from tenantry.broker.adapter import Ring
 from tenantry.control.port import ActorStatus, Role, SystemState, SystemStatus, TenantRuntime
 from tenantry.domain.tenant import Lifecycle
 from tenantry.isolation.port import LatestProof
-from tenantry.metrics.recorder import LATENCY_MS, Reading, Recorder
+from tenantry.metrics.recorder import LATENCY_MS, Example, Reading, Recorder
 from tenantry.nodes.port import NodeState
 
 PARKED: Final = "parked"
@@ -133,6 +134,9 @@ FAMILIES: Final[Mapping[str, Family]] = {
     "tenantry_message_ids_reused": Family(
         "counter", "Messages under an id under which something else is stored", _TENANT
     ),
+    "tenantry_handler_seconds": Family(
+        "histogram", "Time a run of a topic's handler took", ("topic",)
+    ),
     "tenantry_handler_threads_abandoned": Family(
         "gauge", "Threads left behind whose handlers hang"
     ),
@@ -146,6 +150,9 @@ FAMILIES: Final[Mapping[str, Family]] = {
         "counter", "Attempts at a batch that failed as the database could not be reached"
     ),
     "tenantry_journal_events": Family("counter", "Events appended to the journal"),
+    "tenantry_spans_lost": Family(
+        "counter", "Spans that were recorded and did not arrive", ("process", "reason")
+    ),
     "tenantry_restarts": Family("counter", "Actors that failed and were replaced", ("kind",)),
     "tenantry_drift": Family(
         "counter", "Things of tenants found changed behind the daemon's back", ("kind", "outcome")
@@ -182,8 +189,25 @@ def histogram(
     made = HistogramMetricFamily(name, text, labels=labels)
     for of, reading in readings.items():
         names = [*(str(float(bound)) for bound in bounds or reading.bounds), "+Inf"]
-        made.add_metric(of, list(zip(names, reading.counts, strict=True)), sum_value=reading.total)
+        made.add_metric(of, _buckets(names, reading), sum_value=reading.total)
     return made
+
+
+def _buckets(
+    names: Sequence[str], reading: Reading
+) -> list[tuple[str, float] | tuple[str, float, Exemplar]]:
+    """Give buckets, and beside them what is known by its trace of what is in them."""
+    plain = list(zip(names, reading.counts, strict=True))
+    if not reading.examples:
+        return [*plain]
+    return [
+        (name, count) if example is None else (name, count, _exemplar(example))
+        for (name, count), example in zip(plain, reading.examples, strict=True)
+    ]
+
+
+def _exemplar(example: Example) -> Exemplar:
+    return Exemplar({"trace_id": example.trace_id}, example.value, example.at)
 
 
 class SystemCollector(Collector):
@@ -207,9 +231,13 @@ class SystemCollector(Collector):
         removed: Callable[[], Mapping[tuple[str, str], int]] = dict,
         refused: Callable[[], Mapping[tuple[str, str], int]] = dict,
         waiting: Callable[[], int] = int,
+        lost_spans: Callable[[], Mapping[tuple[str, str], int]] = dict,
         data_directory: Path | None = None,
     ) -> None:
-        """Of the file system of a `data_directory` it is told how full it is."""
+        """Of the file system of a `data_directory` it is told how full it is.
+
+        `lost_spans` counts by process and reason.
+        """
         self._status = status
         self._recorder = recorder
         self._reconnects = dict(reconnects)
@@ -220,6 +248,7 @@ class SystemCollector(Collector):
         self._removed = removed
         self._refused = refused
         self._waiting = waiting
+        self._lost_spans = lost_spans
         self._data_directory = data_directory
 
     def collect(self) -> Iterator[Metric]:
@@ -256,6 +285,8 @@ class SystemCollector(Collector):
         yield family("tenantry_failed_attempts", failed)
         reused = {(one,): recorder.reused_ids(one) for one in tenant_ids}
         yield family("tenantry_message_ids_reused", reused)
+        handlers = {(topic,): reading for topic, reading in recorder.handlers().items()}
+        yield histogram("tenantry_handler_seconds", handlers)
         yield family("tenantry_handler_threads_abandoned", {(): self._abandoned_handlers()})
         yield histogram("tenantry_batch_messages", {(): recorder.batch_sizes.read()})
         yield family("tenantry_batches_waiting", {(): self._waiting()})
@@ -263,6 +294,7 @@ class SystemCollector(Collector):
         yield histogram("tenantry_journal_append_seconds", {(): recorder.append_seconds.read()})
         yield family("tenantry_store_retries", {(): recorder.delays})
         yield family("tenantry_journal_events", {(): recorder.events})
+        yield family("tenantry_spans_lost", self._lost_spans())
         yield family("tenantry_restarts", _by_one(recorder.failures()))
         yield family("tenantry_drift", recorder.drift())
         yield family("tenantry_stuck", _by_one(recorder.stuck()))

@@ -14,6 +14,7 @@ from typing import Final
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
+from prometheus_client.samples import Exemplar
 from prometheus_client.utils import floatToGoString
 
 OPENMETRICS: Final = "application/openmetrics-text"
@@ -90,7 +91,10 @@ _PLAIN_TYPES: Final = {"info": "gauge", "stateset": "gauge", "unknown": "untyped
 
 
 def write(families: Iterable[Metric], *, openmetrics: bool) -> str:
-    """Write families one after the other. Exemplars, units and timestamps are left out."""
+    """Write families one after the other. Units and timestamps are left out.
+
+    Exemplars are OpenMetrics' alone.
+    """
     lines = [line for family in families for line in _family(family, openmetrics)]
     if openmetrics:
         lines.append("# EOF")
@@ -109,10 +113,17 @@ def _family(family: Metric, openmetrics: bool) -> Iterator[str]:
         value = sample.value
         # Whole numbers, which most are, need no more than their digits.
         text = str(value) if type(value) is int else _number(value)
+        if sample.exemplar is not None and openmetrics:
+            text += _exemplar(sample.exemplar)
         if sample.labels:
             yield f"{sample.name}{{{_labels(sample.labels)}}} {text}"
         else:
             yield f"{sample.name} {text}"
+
+
+def _exemplar(exemplar: Exemplar) -> str:
+    at = "" if exemplar.timestamp is None else f" {exemplar.timestamp}"
+    return f" # {{{_labels(exemplar.labels)}}} {_number(exemplar.value)}{at}"
 
 
 def _labels(labels: Mapping[str, str]) -> str:

@@ -13,9 +13,9 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
-from typing import Final
+from typing import Final, NamedTuple
 
-from tenantry.actors.ports import Observer
+from tenantry.actors.ports import Followed, Observer
 from tenantry.broker.port import Delivery
 from tenantry.broker.survey import DriftKind
 
@@ -33,16 +33,26 @@ LOOP: Final = "loop"
 """A thread that works beside the actors, and is not restarted."""
 
 
+class Example(NamedTuple):
+    """A value that was counted, the trace that it was measured in, and when, in seconds."""
+
+    trace_id: str
+    value: float
+    at: float
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reading:
     """A distribution at a moment.
 
     `counts` tells how many values lie at or under each bound, the last one how many there are.
+    `examples` has the latest of each slot that was in a trace; it is empty where none was.
     """
 
     bounds: tuple[float, ...]
     counts: tuple[int, ...]
     total: float
+    examples: tuple[Example | None, ...] = ()
 
 
 class Distribution:
@@ -52,6 +62,7 @@ class Distribution:
         self._bounds = tuple(bounds)
         self._counts = [0] * (len(bounds) + 1)
         self._total = 0.0
+        self._examples: dict[int, Example] = {}
         self._lock = threading.Lock()
 
     def add(self, value: float) -> None:
@@ -60,6 +71,12 @@ class Distribution:
         with self._lock:
             self._counts[slot] += 1
             self._total += value
+
+    def keep(self, value: float, example: Example) -> None:
+        """Keep an example of a value that is counted, in place of the one before in its slot."""
+        slot = bisect_left(self._bounds, value)
+        with self._lock:
+            self._examples[slot] = example
 
     def add_many(self, counts: Sequence[int], total: float) -> None:
         """Count values that are sorted into slots already, one more slot than bounds."""
@@ -70,8 +87,14 @@ class Distribution:
     def read(self) -> Reading:
         """Give everything counted so far."""
         with self._lock:
-            counts, total = self._counts.copy(), self._total
-        return Reading(bounds=self._bounds, counts=tuple(accumulate(counts)), total=total)
+            counts, total, known = self._counts.copy(), self._total, self._examples.copy()
+        examples = tuple(known.get(slot) for slot in range(len(counts))) if known else ()
+        return Reading(
+            bounds=self._bounds,
+            counts=tuple(accumulate(counts)),
+            total=total,
+            examples=examples,
+        )
 
 
 def latencies(published_ms: list[int], now_ms: int) -> tuple[list[int], float]:
@@ -97,6 +120,7 @@ class Recorder(Observer):
         self.store_seconds = Distribution(SECONDS)
         self.append_seconds = Distribution(SECONDS)
         self._latencies: dict[str, Distribution] = {}
+        self._handlers: dict[str, Distribution] = {}
         self._failed_attempts: dict[str, Counter[str]] = {}
         self._failures = dict.fromkeys(KINDS, 0)
         self._stuck = dict.fromkeys((*KINDS, LOOP), 0)
@@ -106,7 +130,13 @@ class Recorder(Observer):
         self._events = 0
         self._lock = threading.Lock()
 
-    def batch_stored(self, tenant_id: str, batch: Sequence[Delivery], seconds: float) -> None:
+    def batch_stored(
+        self,
+        tenant_id: str,
+        batch: Sequence[Delivery],
+        seconds: float,
+        followed: Sequence[Followed] = (),
+    ) -> None:
         """Count a batch that has been committed just now."""
         now_ms = time.time_ns() // 1_000_000
         self.batch_sizes.add(len(batch))
@@ -121,6 +151,20 @@ class Recorder(Observer):
         if known is None:
             known = self._latencies.setdefault(tenant_id, Distribution(LATENCY_MS))
         known.add_many(counts, total)
+        for one in followed:
+            at = one.published_at_ms
+            if at is not None and at >= now_ms - OLDEST_MS:
+                took = max(0, now_ms - at)
+                known.keep(took, Example(one.trace_id, took / 1000, now_ms / 1000))
+
+    def handled(self, topic: str, seconds: float, trace_id: str | None) -> None:
+        """Count a run of a topic's handler, and the trace that it was in, if it was."""
+        known = self._handlers.get(topic)
+        if known is None:
+            known = self._handlers.setdefault(topic, Distribution(SECONDS))
+        known.add(seconds)
+        if trace_id is not None:
+            known.keep(seconds, Example(trace_id, seconds, time.time()))
 
     def attempts_failed(self, tenant_id: str, reasons: Sequence[str]) -> None:
         """Count messages on which a handler has failed."""
@@ -200,6 +244,10 @@ class Recorder(Observer):
         """Count a tenant's messages that came under an id that another message has."""
         with self._lock:
             return self._reused.get(tenant_id, 0)
+
+    def handlers(self) -> dict[str, Reading]:
+        """Give the times that runs of each topic's handler took."""
+        return {topic: known.read() for topic, known in list(self._handlers.items())}
 
     def latency(self, tenant_id: str) -> Reading | None:
         """Give a tenant's latencies in milliseconds (their sum in seconds); None before any."""

@@ -20,7 +20,8 @@ class Inherited:
     `control` listens on the service's control socket, `relay` is the near end of its front's,
     `metrics` listens on the port for metrics, if there is one. `parent` is a stream: what is
     written there reaches the parent, and its end means that the parent is gone. `port` is that of
-    the API, `family` the directory in which each child has one of its own.
+    the API, `family` the directory in which each child has one of its own. In `lost_spans` the
+    front counts spans that did not arrive, where it is traced.
     """
 
     control: int
@@ -29,6 +30,7 @@ class Inherited:
     port: int | None
     metrics: int | None
     family: str
+    lost_spans: int | None = None
 
     def write(self) -> str:
         """Write it for a child's environment."""
@@ -37,7 +39,7 @@ class Inherited:
     @property
     def descriptors(self) -> tuple[int, ...]:
         """All that a child is to have."""
-        there = (self.control, self.relay, self.parent, self.metrics)
+        there = (self.control, self.relay, self.parent, self.metrics, self.lost_spans)
         return tuple(one for one in there if one is not None)
 
     @property

@@ -145,6 +145,7 @@ class Parent:
                 main=self._heartbeat,
             )
             self._threads.start("service-watchdog", watchdog)
+        lost = self._front.lost_spans
         return Inherited(
             control=control.socket.fileno(),
             relay=relay.near.fileno(),
@@ -152,6 +153,7 @@ class Parent:
             port=self._front.port,
             metrics=None if metrics is None else metrics.fileno(),
             family=str(settings.state_dir.absolute() / "nodes"),
+            lost_spans=None if lost is None else lost.fileno(),
         )
 
     def _find_database(self) -> str:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from importlib.util import find_spec
 
 from tenantry.tracing.context import TraceContext
-from tenantry.tracing.port import CLOSE_SECONDS, Asked, Export, Tracer
+from tenantry.tracing.port import CLOSE_SECONDS, Asked, Export, Span, Tracer
 
 __all__ = [
     "CLOSE_SECONDS",
     "Asked",
     "Export",
+    "Span",
     "TraceContext",
     "Tracer",
     "is_installed",

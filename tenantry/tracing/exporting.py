@@ -1,4 +1,4 @@
-"""Spans by OpenTelemetry, named by its conventions: the one module that knows the library."""
+"""Spans by OpenTelemetry, named by its conventions; with `sending`, all that knows the library."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import ReadableSpan, SpanLimits, TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
+from opentelemetry.sdk.trace import SpanLimits, TracerProvider
 from opentelemetry.sdk.trace.sampling import (
     Decision,
     ParentBased,
@@ -30,6 +29,7 @@ from opentelemetry.util.types import Attributes, AttributeValue
 from tenantry import __version__
 from tenantry.domain import names
 from tenantry.tracing.context import TraceContext, of_message, of_request
+from tenantry.tracing.lost import LostSpans
 from tenantry.tracing.port import (
     CLOSE_SECONDS,
     NO_SPAN,
@@ -41,18 +41,12 @@ from tenantry.tracing.port import (
     Span,
     Tracer,
 )
+from tenantry.tracing.sending import TENANT, SharedQueue, ToldOnce
 
 log = structlog.get_logger("tracing")
 
 MOST_FOLLOWED: Final = 32
 """Messages of a batch that are followed each by itself: linked, and a span for its handler."""
-
-MOST_WAITING: Final = 2048
-"""Spans that wait to be sent; of more the oldest are lost."""
-
-SENT_AT_ONCE: Final = 512
-SEND_EVERY: Final = 1.0
-"""Seconds."""
 
 LONGEST_TEXT: Final = 256
 """Characters of an attribute: ids are their senders' to choose."""
@@ -76,18 +70,12 @@ def exporting_tracer(export: Export) -> ExportingTracer:
         endpoint=export.endpoint, headers=export.headers or None, timeout=export.timeout
     )
     provider = provider_of(export.service_name, export.sample_ratio)
-    provider.add_span_processor(
-        BatchSpanProcessor(
-            ToldOnce(exporter, export.endpoint),
-            max_queue_size=MOST_WAITING,
-            schedule_delay_millis=SEND_EVERY * 1000,
-            max_export_batch_size=SENT_AT_ONCE,
-        )
-    )
+    lost = LostSpans(export.lost_in)
+    provider.add_span_processor(SharedQueue(ToldOnce(exporter, export.endpoint, lost), lost))
     # Spans that a handler begins by the library itself go the same way.
     trace.set_tracer_provider(provider)
     log.info("tracing.exports", endpoint=export.endpoint, sample_ratio=export.sample_ratio)
-    return ExportingTracer(provider, system=export.system)
+    return ExportingTracer(provider, system=export.system, lost=lost)
 
 
 def provider_of(service_name: str, sample_ratio: float) -> TracerProvider:
@@ -105,7 +93,11 @@ class ExportingTracer(Tracer):
 
     on = True
 
-    def __init__(self, provider: TracerProvider, *, system: str) -> None:
+    def __init__(
+        self, provider: TracerProvider, *, system: str, lost: LostSpans | None = None
+    ) -> None:
+        """What is `lost` on its way is counted there."""
+        self._lost = lost or LostSpans()
         self._provider = provider
         self._tracer = provider.get_tracer("tenantry", __version__)
         self._system = system
@@ -127,7 +119,7 @@ class ExportingTracer(Tracer):
             "url.path": _text(asked.path),
         }
         if asked.tenant_id is not None:
-            attributes["tenantry.tenant.id"] = _text(asked.tenant_id)
+            attributes[TENANT] = _text(asked.tenant_id)
         name = f"{asked.method} {asked.route}"
         return self._begin(name, SpanKind.SERVER, attributes, parent=parent)
 
@@ -137,7 +129,7 @@ class ExportingTracer(Tracer):
             return NO_SPAN
         attributes: dict[str, AttributeValue] = {
             "tenantry.command": command,
-            "tenantry.tenant.id": _text(tenant_id),
+            TENANT: _text(tenant_id),
         }
         return self._begin(f"execute {command}", SpanKind.INTERNAL, attributes, parent=parent)
 
@@ -161,14 +153,14 @@ class ExportingTracer(Tracer):
         A batch with a message that is recorded is recorded as well, and linked to it; where it is
         one message, their trace is the same. Of messages that shall not be recorded, nothing is.
         """
-        followed: list[tuple[Arrived, TraceContext]] = []
+        followed: list[tuple[int, TraceContext]] = []
         undecided = False
-        for one in batch:
+        for index, one in enumerate(batch):
             told = of_message(one.headers)
             if told is None:
                 undecided = True
             elif told.sampled and len(followed) < MOST_FOLLOWED:
-                followed.append((one, told))
+                followed.append((index, told))
         if not followed and not undecided:
             return NO_SPAN
         attributes = self._messaging("process", "process", tenant_id) | _count(batch)
@@ -180,9 +172,11 @@ class ExportingTracer(Tracer):
             SpanKind.CONSUMER,
             attributes,
             parent=followed[0][1] if followed and len(batch) == 1 else None,
-            links=[_link(told, one.id) for one, told in followed],
+            links=[_link(told, batch[index].id) for index, told in followed],
         )
-        return _BatchSpan(span) if span.is_recording() else NO_SPAN
+        if not span.is_recording():
+            return NO_SPAN
+        return _BatchSpan(span, [(index, told.trace_id) for index, told in followed])
 
     def storing(self) -> Span:
         """See `Tracer.storing`. It is a part of a batch, or not followed."""
@@ -223,6 +217,10 @@ class ExportingTracer(Tracer):
             )
         )
 
+    def lost(self) -> Mapping[str, int]:
+        """See `Tracer.lost`."""
+        return self._lost.totals()
+
     def close(self, seconds: float = CLOSE_SECONDS) -> None:
         """See `Tracer.close`. Who collects them may be away: then the rest is lost."""
         # What the library itself waits for at its end has no bound that could be set.
@@ -238,7 +236,7 @@ class ExportingTracer(Tracer):
             "messaging.operation.type": kind,
             "messaging.operation.name": name,
             "messaging.destination.template": _DESTINATION,
-            "tenantry.tenant.id": _text(tenant_id),
+            TENANT: _text(tenant_id),
         }
 
     def _begin(
@@ -274,8 +272,8 @@ class _Recorded(Span):
 
     __slots__ = ("_span", "_token")
 
-    def __init__(self, span: trace.Span) -> None:
-        super().__init__(_told(span.get_span_context()))
+    def __init__(self, span: trace.Span, followed: Sequence[tuple[int, str]] = ()) -> None:
+        super().__init__(_told(span.get_span_context()), followed)
         self._span = span
         self._token: Token[Context] | None = None
 
@@ -320,9 +318,16 @@ _BATCH: Final[ContextVar[_Batch | None]] = ContextVar("tenantry_batch", default=
 
 
 class _BatchSpan(_Recorded):
-    """The span of a batch: handlers that are called within it have spans of their own."""
+    """The span of a batch: handlers that are called within it have spans of their own.
+
+    Where none of its messages is followed by itself, the first one stands for them.
+    """
 
     __slots__ = ("_before",)
+
+    def __init__(self, span: trace.Span, followed: Sequence[tuple[int, str]]) -> None:
+        own = trace.format_trace_id(span.get_span_context().trace_id)
+        super().__init__(span, followed or [(0, own)])
 
     def __enter__(self) -> Self:
         self._before = _BATCH.set(_Batch())
@@ -364,45 +369,6 @@ class _AsLinked(Sampler):
     def get_description(self) -> str:
         """Say how it decides."""
         return f"AsLinked{{{self._by_chance.get_description()}}}"
-
-
-class ToldOnce(SpanExporter):
-    """Sends spans on, and says once that they don't arrive, and once that they do again."""
-
-    def __init__(self, exporter: SpanExporter, endpoint: str) -> None:
-        self._exporter = exporter
-        self._endpoint = endpoint
-        self._lost = 0
-
-    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
-        """Send spans."""
-        reason = "not reached, or refused"
-        try:
-            result = self._exporter.export(spans)
-        except Exception as error:  # noqa: BLE001 - whatever it is, spans are all that is lost
-            result, reason = SpanExportResult.FAILURE, type(error).__name__
-        if result is SpanExportResult.SUCCESS:
-            if self._lost:
-                log.info("tracing.arrives_again", endpoint=self._endpoint, lost=self._lost)
-            self._lost = 0
-        else:
-            if not self._lost:
-                log.warning(
-                    "tracing.does_not_arrive",
-                    endpoint=self._endpoint,
-                    reason=reason,
-                    remedy="spans are lost meanwhile, and nothing else; see to tracing.endpoint",
-                )
-            self._lost += len(spans)
-        return result
-
-    def shutdown(self) -> None:
-        """Give up what is under way."""
-        self._exporter.shutdown()
-
-    def force_flush(self, timeout_millis: int = 30_000) -> bool:
-        """Do nothing: none wait here."""
-        return self._exporter.force_flush(timeout_millis)
 
 
 def _placed(told: TraceContext | None) -> Context:

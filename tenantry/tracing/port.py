@@ -18,7 +18,8 @@ class Export:
     """Where spans go, by OTLP over HTTP, and how they are named there.
 
     Of what nobody else has decided about, `sample_ratio` is recorded. `headers` go along with each
-    request, which may take `timeout` seconds. `system` names the broker's kind.
+    request, which may take `timeout` seconds. `system` names the broker's kind. Where another
+    process is to see how many were lost, they are counted in the file of a descriptor, `lost_in`.
     """
 
     endpoint: str
@@ -27,6 +28,7 @@ class Export:
     sample_ratio: float = 1.0
     timeout: float = 5.0
     headers: dict[str, str] = field(default_factory=dict, repr=False)
+    lost_in: int | None = None
 
 
 class Asked(NamedTuple):
@@ -106,12 +108,16 @@ class Span:
     """Something that is being done: between `with` and its end, what else begins is a part of it.
 
     This one is not recorded. Its `context`, if there is one, is what others are to be told.
+    `followed` are messages of a batch that stand in traces: the index of each, and its trace's id.
     """
 
-    __slots__ = ("context",)
+    __slots__ = ("context", "followed")
 
-    def __init__(self, context: TraceContext | None = None) -> None:
+    def __init__(
+        self, context: TraceContext | None = None, followed: Sequence[tuple[int, str]] = ()
+    ) -> None:
         self.context = context
+        self.followed = followed
 
     def __enter__(self) -> Self:
         return self
@@ -177,6 +183,10 @@ class Tracer:
     def handling(self, message: Handled) -> Span:
         """Begin to call a handler with one of a batch's messages."""
         return NO_SPAN
+
+    def lost(self) -> Mapping[str, int]:
+        """Count the spans that did not arrive since the start, by reason; none if nothing is on."""
+        return {}
 
     def close(self, seconds: float = CLOSE_SECONDS) -> None:
         """Send what is left, for so long at most; after that nothing is followed any more."""

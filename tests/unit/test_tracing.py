@@ -28,10 +28,10 @@ from tenantry.tracing.exporting import (
     LONGEST_TEXT,
     MOST_FOLLOWED,
     ExportingTracer,
-    ToldOnce,
     provider_of,
 )
 from tenantry.tracing.port import NO_SPAN
+from tenantry.tracing.sending import ToldOnce
 from tests.fakes.messages import incoming
 from tests.waiting import DEADLINE
 
