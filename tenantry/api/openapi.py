@@ -159,13 +159,14 @@ class Routes(list[JsonRoute]):
         status: int | None = None,
         success: Mapping[str, Any] | None = None,
         paged: bool = False,
+        extra: dict[str, Any] | None = None,
         response_class: type[Response] = Response,
     ) -> Callable[[_Endpoint], _Endpoint]:
         """Make a function the route of a call: `GET /tenants`, say.
 
         `model` describes the JSON it answers with, if it does, `success` what else the document
         says of that answer; a page's has a link. It may fail with `errors`, and with what any
-        route may that is like it.
+        route may that is like it. `extra` is added to what the document says of the call.
         """
         method, path = call.split()
         kind = {"response_class": response_class} if model is None else {}
@@ -180,6 +181,7 @@ class Routes(list[JsonRoute]):
                 summary=summary,
                 tags=[self._tag],
                 response_model=model,
+                openapi_extra=extra,
                 **kind,
             )
             route.responses = {} if told is None else {status or 200: dict(told)}

@@ -11,6 +11,8 @@ from typing import Any, Final, TypeAlias
 
 import psycopg
 
+from tenantry.messages import cloudevents
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Message:
@@ -29,6 +31,14 @@ class Message:
     content_type: str | None
     headers: Mapping[str, object]
     attempt: int
+
+    @property
+    def cloudevent(self) -> Mapping[str, object] | None:
+        """The attributes of a message that is a CloudEvent, by their names; None for any other.
+
+        `datacontenttype` is the content type of an event whose data is the message itself.
+        """
+        return cloudevents.told(self.headers, self.content_type)
 
 
 Handler: TypeAlias = Callable[[Message, "psycopg.Cursor[Any]"], object]

@@ -15,7 +15,7 @@ from psycopg.rows import TupleRow, class_row
 from tenantry import failpoints
 from tenantry.database.failures import UNFIT, PortErrors, one_line
 from tenantry.domain import names
-from tenantry.messages import pages, validation
+from tenantry.messages import cloudevents, pages, validation
 from tenantry.messages.encoding import bigint_array, columns
 from tenantry.messages.port import (
     FIRST,
@@ -275,15 +275,23 @@ class Sifted:
 
 
 def sift(connection: Connection, messages: Sequence[Incoming], max_bytes: int) -> Sifted:
-    """Set aside what can't be stored before the rest goes to the database, which may be asked."""
-    sifted = Sifted(messages=messages)
+    """Set aside what can't be stored before the rest goes to the database, which may be asked.
+
+    Events are given as they are stored: under their own ids.
+    """
+    understood = [*messages]
+    sifted = Sifted(messages=understood)
     for index, message in enumerate(messages):
         try:
             flaw = validation.flaw(message, max_bytes)
+            if flaw is None and validation.may_be_event(message):
+                understood[index] = cloudevents.understood(message)
             kind = validation.body_kind(message) if flaw is None else BodyKind.BYTES
             if kind is not BodyKind.BYTES:
                 doubtful = kind is BodyKind.DOUBTFUL
                 flaw = validation.flaw_of_numbers(message.body, max_bytes, doubtful=doubtful)
+        except cloudevents.InvalidEventError as error:
+            flaw, kind = (validation.INVALID_EVENT, _in_words(error)), BodyKind.BYTES
         except Exception as error:  # noqa: BLE001 - whatever one message does, it does alone
             flaw, kind = (validation.UNREADABLE, _in_words(error)), BodyKind.BYTES
         if flaw is None and kind is BodyKind.DOUBTFUL:

@@ -24,6 +24,7 @@ ID_TOO_LONG: Final = "id_too_long"
 CONTENT_TYPE_TOO_LONG: Final = "content_type_too_long"
 HEADERS_TOO_LARGE: Final = "headers_too_large"
 HEADERS_TOO_DEEP: Final = "headers_too_deep"
+INVALID_EVENT: Final = "invalid_cloudevent"
 
 LONGEST_ID: Final = 1024
 LONGEST_CONTENT_TYPE: Final = 1024
@@ -40,6 +41,10 @@ _GREATEST_EXPONENT: Final = 131_072
 _EXPONENT: Final = re.compile(rb"[0-9][eE][+-]?0*([0-9]+)")
 _STRING: Final = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)
 """One that has no end goes as far as there is something: not to be looked for again and again."""
+
+_EVENTS: Final = "application/cloudevents"
+_VERSION: Final = "cloudEvents:specversion"
+_OTHER_VERSION: Final = "cloudEvents_specversion"
 
 _PLAIN: Final = frozenset(
     ("", "identity", "utf-8", "utf8", "us-ascii", "ascii", "7bit", "8bit", "binary")
@@ -74,6 +79,14 @@ def body_kind(message: Incoming) -> BodyKind:
         return BodyKind.DOUBTFUL
     # An escaped NUL is JSON, but nothing `jsonb` can hold.
     return BodyKind.DOUBTFUL if b"\\u0000" in body else BodyKind.JSON
+
+
+def may_be_event(message: Incoming) -> bool:
+    """Tell whether a message may be a CloudEvent, at next to no cost where it is none."""
+    kind, given = message.content_type, message.headers
+    if kind is not None and kind is not JSON and kind[:23].lower() == _EVENTS:
+        return True
+    return given is not None and (_VERSION in given or _OTHER_VERSION in given)
 
 
 def flaw(message: Incoming, max_bytes: int) -> tuple[str, str] | None:

@@ -1,8 +1,4 @@
-"""Messages: published with confirms.
-
-Numbers beyond 64 bits and long decimals lose digits as Python's or orjson's floats. A payload is
-therefore never re-written: its text is cut out of the request and passed on.
-"""
+"""Messages: published with confirms, from lists of payloads or as CloudEvents."""
 
 from __future__ import annotations
 
@@ -11,22 +7,24 @@ import json
 import re
 import threading
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Final
+from typing import Annotated, Final, NamedTuple
 
 import orjson
 from pydantic import TypeAdapter, ValidationError
 from starlette.requests import Request
 from starlette.responses import Response
 
-from tenantry.api import idempotency
+from tenantry.api import cloudevents, idempotency
 from tenantry.api.idempotency import IdempotencyKeys, Once
+from tenantry.api.json_text import members
 from tenantry.api.openapi import Routes
 from tenantry.api.publishing_rates import PublishingRates
 from tenantry.api.routing import FastRoute, Who, held_by_app, is_json
-from tenantry.api.schemas.common import dumps, json_response
+from tenantry.api.schemas.cloudevents import EVENT
+from tenantry.api.schemas.common import MAX_LIST, dumps, json_response
 from tenantry.api.schemas.messages import Accepted, Publication, Publications
 from tenantry.api.services import TenantLookup
 from tenantry.broker.port import BacklogFullError, MessagesRefusedError, Outgoing, Publishing
@@ -34,8 +32,9 @@ from tenantry.domain import names
 from tenantry.domain.tenant import TenantState
 from tenantry.http.auth import principal_of
 from tenantry.http.pool import Pool
-from tenantry.http.problems import Problem
+from tenantry.http.problems import Problem, invalid
 from tenantry.http.tokens import Principal
+from tenantry.messages.cloudevents import BATCH, STRUCTURED
 from tenantry.messages.encoding import random_uuids
 from tenantry.metrics.refusals import Reason, Refusals, Refused
 from tenantry.tracing import TraceContext, Tracer
@@ -48,9 +47,7 @@ _CONTENT_TYPE: Final = "application/json"
 _PATH: Final = re.compile("/tenants/([^/]+)/messages")
 _PUBLICATIONS: Final[TypeAdapter[Publications]] = TypeAdapter(Publications)
 _MAX_TURNS: Final = 10_000
-_SPACE: Final = re.compile(r"[ \t\n\r]*")
-# Numbers as text: this decoder only finds where a value ends.
-_DECODER: Final = json.JSONDecoder(parse_int=str, parse_float=str)
+_KEY: Final = re.compile(r"[\x21-\x7e]{1,255}")
 
 
 def partition_of_key(key: str, partitions: int) -> int:
@@ -87,6 +84,27 @@ class Router:
         return next(turn)
 
 
+class Wanted(NamedTuple):
+    """A message to be published; without an id it gets one."""
+
+    topic: str | None
+    key: str | None
+    id: str | None
+    body: bytes
+    content_type: str | None
+    headers: Mapping[str, object] | None
+
+
+class Call(NamedTuple):
+    """A call of publishing: whose, by whom, what was sent, its idempotency key and its trace."""
+
+    tenant_id: str
+    who: Principal
+    body: bytes
+    key: str | None
+    asked: TraceContext | None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Publisher:
     """What messages are published with, in the daemon or in its front.
@@ -119,9 +137,8 @@ class Publisher:
         asked: TraceContext | None = None,
     ) -> Response:
         """Publish what was read of a body; the answer, once the broker has confirmed all."""
-        sent = await self.threads.run(
-            self._send, tenant_id, who, publications, body, key=key, asked=asked
-        )
+        call = Call(tenant_id, who, body, key, asked)
+        sent = await self.threads.run(self._publish_read, call, publications)
         return json_response(sent, 202)
 
     async def read_and_publish(
@@ -138,32 +155,66 @@ class Publisher:
                     publications = _PUBLICATIONS.validate_python(orjson.loads(body))
             except (json.JSONDecodeError, ValidationError):
                 return None
-            return self._send(tenant_id, who, publications, body, asked=asked)
+            return self._publish_read(Call(tenant_id, who, body, None, asked), publications)
 
         sent = await self.threads.run(work)
         return None if sent is None else json_response(sent, 202)
 
-    def _send(
-        self,
-        tenant_id: str,
-        who: Principal,
-        publications: Publications,
-        body: bytes,
-        *,
-        key: str | None = None,
-        asked: TraceContext | None,
-    ) -> bytes:
+    async def publish_events(
+        self, request: Request, tenant_id: str, who: Principal, body: bytes
+    ) -> Response:
+        """Publish the CloudEvents of a call, which are known by their own ids. Raises `Problem`."""
+        key = request.headers.get(idempotency.HEADER)
+        if key is not None and not _KEY.fullmatch(key):
+            problem = "must be 1 to 255 visible ASCII characters"
+            raise invalid([(idempotency.HEADER, problem)])
+        where = cloudevents.called(request)
+        said = cloudevents.said_by(request, body) if key is not None else body
+        asked = self.tracer.context_of(request.scope["headers"])
+
+        def work() -> bytes:
+            with self._alone(body):
+                events = cloudevents.events_of(request, body)
+            wanted = [
+                Wanted(
+                    where.topic,
+                    one.key if where.key is None else where.key,
+                    one.id,
+                    one.body,
+                    one.content_type,
+                    one.headers,
+                )
+                for one in events
+            ]
+            call = Call(tenant_id, who, said, key, asked)
+            return self._send(call, len(wanted), lambda: wanted)
+
+        return json_response(await self.threads.run(work), 202)
+
+    def _publish_read(self, call: Call, publications: Publications) -> bytes:
         several = [publications] if isinstance(publications, Publication) else publications
-        state = self.lookup.publishable(tenant_id, who)
-        self._admit(state, len(several))
-        with self._alone(body):
-            payloads = members(body, "payload")
-            once = None if key is None else Once(_call(state), key, body)
-            messages = self._messages(state, several, payloads, once)
+
+        def cut() -> list[Wanted]:
+            payloads = members(call.body, "payload")
+            return [
+                Wanted(one.topic, one.key, one.id, payload, _CONTENT_TYPE, None)
+                for one, payload in zip(several, payloads, strict=True)
+            ]
+
+        return self._send(call, len(several), cut)
+
+    def _send(self, call: Call, count: int, make: Callable[[], Sequence[Wanted]]) -> bytes:
+        """Publish so many messages, which are made once they are let in; give the answer."""
+        state = self.lookup.publishable(call.tenant_id, call.who)
+        self._admit(state, count)
+        with self._alone(call.body):
+            once = None if call.key is None else Once(_call(state), call.key, call.body)
+            messages = self._messages(state, make(), once)
         if once is not None and self.idempotency is not None:
             once.claim(self.idempotency)
-        with self.tracer.publishing(state.tenant_id, messages, asked) as span:
-            self._publish(state, _carrying(span.context, messages))
+        if messages:
+            with self.tracer.publishing(state.tenant_id, messages, call.asked) as span:
+                self._publish(state, _carrying(span.context, messages))
         return dumps({"ids": [one.message_id for one in messages]})
 
     def _alone(self, body: bytes) -> AbstractContextManager[object]:
@@ -200,20 +251,15 @@ class Publisher:
         self.refusals.note(Refused(state.tenant_id, state.incarnation, reason))
 
     def _messages(
-        self,
-        state: TenantState,
-        publications: Sequence[Publication],
-        payloads: Sequence[bytes],
-        once: Once | None,
+        self, state: TenantState, wanted: Sequence[Wanted], once: Once | None
     ) -> list[Outgoing]:
-        """Make the messages of `publications` and `payloads`, which were read of one body."""
         exchange = names.exchange_name(state.tenant_id)
         if once is None:
-            ids = random_uuids(len(publications))
+            ids = random_uuids(len(wanted))
         else:
-            ids = [once.id(number) for number in range(len(publications))]
+            ids = [once.id(number) for number in range(len(wanted))]
         messages = []
-        for one, payload, new_id in zip(publications, payloads, ids, strict=True):
+        for one, new_id in zip(wanted, ids, strict=True):
             topic = names.DEFAULT_TOPIC if one.topic is None else one.topic
             if topic != names.DEFAULT_TOPIC and topic not in state.topics:
                 raise Problem(
@@ -228,9 +274,10 @@ class Publisher:
                     routing_key=self.router.routing_key(
                         state.tenant_id, topic, _partitions(state, topic), one.key
                     ),
-                    body=payload,
+                    body=one.body,
                     message_id=one.id or new_id,
-                    content_type=_CONTENT_TYPE,
+                    content_type=one.content_type,
+                    headers=one.headers,
                 )
             )
         return messages
@@ -241,7 +288,10 @@ def _carrying(trace: TraceContext | None, messages: list[Outgoing]) -> list[Outg
     if trace is None:
         return messages
     headers = trace.headers()
-    return [replace(one, headers=headers) for one in messages]
+    return [
+        replace(one, headers={**one.headers, **headers} if one.headers else headers)
+        for one in messages
+    ]
 
 
 def _partitions(state: TenantState, topic: str) -> int:
@@ -255,17 +305,48 @@ def _call(state: TenantState) -> str:
 
 
 def fast_route(publisher: Publisher) -> FastRoute:
-    """Give the short way to publishing, for calls without an idempotency key."""
+    """Give the short way to publishing, for calls without an idempotency key.
+
+    For CloudEvents it is the only one: their bodies are not what the route describes.
+    """
 
     async def serve(request: Request, match: re.Match[str], body: bytes) -> Response | None:
-        if idempotency.HEADER in request.headers or not is_json(request):
+        keyed = idempotency.HEADER in request.headers
+        who = principal_of(request.scope)
+        if cloudevents.has_events(request):
+            if keyed and publisher.idempotency is None:  # for the daemon, which has them
+                return None
+            return await publisher.publish_events(request, match[1], who, body)
+        if keyed or not is_json(request):
             return None
         asked = publisher.tracer.context_of(request.scope["headers"])
-        who = principal_of(request.scope)
         return await publisher.read_and_publish(match[1], who, body, asked)
 
     return FastRoute(method="POST", path=_PATH, serve=serve)
 
+
+EVENTS_TAKEN: Final = {
+    "parameters": [
+        {
+            "name": name,
+            "in": "query",
+            "required": False,
+            "description": f"Of CloudEvents: {meaning}",
+            "schema": {"type": "string"},
+        }
+        for name, meaning in (
+            ("topic", "one of the tenant's topics; `default` if left out."),
+            ("key", "as in a message; the extension `partitionkey` if left out."),
+        )
+    ],
+    "requestBody": {
+        "content": {
+            STRUCTURED: {"schema": EVENT},
+            BATCH: {"schema": {"type": "array", "items": EVENT, "maxItems": MAX_LIST}},
+        }
+    },
+}
+"""What the OpenAPI document says of CloudEvents."""
 
 routes = Routes("messages")
 
@@ -276,6 +357,7 @@ routes = Routes("messages")
     Accepted,
     errors=(404, 409, 429),
     status=202,
+    extra=EVENTS_TAKEN,
 )
 async def publish(
     publisher: Annotated[Publisher, held_by_app("publisher")],
@@ -292,54 +374,14 @@ async def publish(
     `Idempotency-Key`, and each is stored once. With a key, ids that are left out are made
     from it, so that a repeated call has the same answer. A 429 says that the tenant publishes
     faster than its rate, or that its backlog is full.
+
+    CloudEvents are taken, too: structured ones as `application/cloudevents+json` or
+    `application/cloudevents-batch+json`, and in binary mode, with their attributes as `ce-` headers
+    and their data, of any type, as the body. Their topic and key are parameters; their ids are
+    made of `source` and `id`.
     """
     body = await request.body()
     asked = publisher.tracer.context_of(request.scope["headers"])
     return await publisher.publish(
         tenant_id, who, publications, body, key=idempotency_key, asked=asked
     )
-
-
-def members(body: bytes, name: str) -> list[bytes]:
-    """Cut the text of the member `name` out of an object, or out of every object of an array.
-
-    `body` has been read as JSON, and every object has the member. Raises `json.JSONDecodeError`
-    where nesting is deeper than this interpreter follows.
-    """
-    text = body.decode()
-    try:
-        at = _skip(text, 0)
-        if text[at] == "{":
-            return [_member(text, at, name)[0]]
-        found = []
-        at = _skip(text, at + 1)
-        while text[at] != "]":
-            member, at = _member(text, at, name)
-            found.append(member)
-            at = _skip(text, at)
-            if text[at] == ",":
-                at = _skip(text, at + 1)
-    except RecursionError:
-        raise json.JSONDecodeError("nested too deeply", text, 0) from None
-    return found
-
-
-def _member(text: str, at: int, name: str) -> tuple[bytes, int]:
-    """Give the member's text, of the last one where a name comes twice, and the object's end."""
-    found = ""
-    at = _skip(text, at + 1)
-    while text[at] != "}":
-        key, at = _DECODER.raw_decode(text, at)
-        begin = _skip(text, _skip(text, at) + 1)
-        _, end = _DECODER.raw_decode(text, begin)
-        if key == name:
-            found = text[begin:end]
-        at = _skip(text, end)
-        if text[at] == ",":
-            at = _skip(text, at + 1)
-    return found.encode(), at + 1
-
-
-def _skip(text: str, at: int) -> int:
-    match = _SPACE.match(text, at)
-    return at if match is None else match.end()
