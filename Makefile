@@ -52,8 +52,9 @@ deb: ## the Debian package, in build: for the Debian it is made on (docs/debian.
 	@cd build/deb && DEB_RULES_REQUIRES_ROOT=no DESTINATION=.. debian/rules binary
 	@ls build/tenantry_*.deb
 
-deploy-tools: $(VENV)/.installed ## what the tests hold deploy/ with: promtool, hadolint, schemas
+deploy-tools: $(VENV)/.installed ## what the tests hold deploy/ with: promtool, hadolint, schemas; AsyncAPI's parser
 	@sh scripts/ensure-prometheus.sh $(VENV)/prometheus
+	@sh scripts/ensure-asyncapi.sh $(VENV)/asyncapi
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[deploy]'
 
 format: $(VENV)/.installed ## format and sort

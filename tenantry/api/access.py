@@ -34,6 +34,7 @@ TABLE: Final[dict[tuple[str, str], Access]] = {
     ("GET", "/swagger/{asset}"): Access.PUBLIC,
     ("GET", "/tenants/{tenant_id}"): Access.TENANT_READ,
     ("GET", "/tenants/{tenant_id}/stats"): Access.TENANT_READ,
+    ("GET", "/tenants/{tenant_id}/asyncapi.json"): Access.TENANT_READ,
     ("POST", "/tenants/{tenant_id}/messages"): Access.TENANT,
     ("GET", "/tenants/{tenant_id}/events"): Access.TENANT_READ,
     ("GET", "/tenants/{tenant_id}/messages/{message_id:any}"): Access.TENANT_PAYLOADS,

@@ -12,6 +12,7 @@ from tenantry import __version__
 from tenantry.api import access, errors, openapi
 from tenantry.api.handing_on import HandOn, RefuseHandedOn
 from tenantry.api.routes import (
+    asyncapi,
     checks,
     dead_letters,
     events,
@@ -35,6 +36,7 @@ ROUTES: Final = (
     *nodes.routes,
     *metrics.routes,
     *tenants.routes,
+    *asyncapi.routes,
     *statistics.routes,
     *publishing.routes,
     *messages.routes,

@@ -70,6 +70,7 @@ ANYWHERE: Final[frozenset[tuple[str, str]]] = frozenset(
         ("POST", "/tenants/{tenant_id}/move"),
         ("GET", "/tenants/{tenant_id}/events"),
         ("GET", "/tenants/{tenant_id}/stats"),
+        ("GET", "/tenants/{tenant_id}/asyncapi.json"),
         ("GET", "/tenants/{tenant_id}/messages/{message_id:any}"),
         ("GET", "/tenants/{tenant_id}/dead-letters"),
         ("GET", "/tenants/{tenant_id}/dead-letters/{letter_id}"),

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Final, TypeAlias
 
+from tenantry.api.asyncapi_brokers import BrokerPlace
 from tenantry.api.health import Health
 from tenantry.api.idempotency import IdempotencyKeys
 from tenantry.api.login_codes import LoginCodes
@@ -114,9 +115,8 @@ class Services:
 
     `cursor_key` (16 bytes at least) seals cursors: they outlive a restart if it does. `info` is
     what `GET /info` shows: no secrets. `identity` signs sessions of the page. `metrics` is what
-    `idempotency` are the daemon's: calls with one are not for the fast route. `asked` is the trace
-    that a call belongs to, if it does. What is refused for a limit of its tenant is noted in
-    `refusals`.
+    `/metrics` shows. What is refused for a limit of its tenant is noted in `refusals`. `broker` is
+    where tenants' clients find theirs.
     """
 
     control: Control
@@ -140,6 +140,7 @@ class Services:
     refusals: Refusals = field(default_factory=Refusals)
     peers: Peers | None = None
     tracer: Tracer = field(default_factory=Tracer)
+    broker: BrokerPlace = field(default_factory=BrokerPlace)
     command_timeout: float = COMMAND_SECONDS
 
     def __post_init__(self) -> None:

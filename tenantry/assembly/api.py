@@ -7,9 +7,11 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from typing import Final
+from urllib.parse import unquote, urlsplit
 
 from tenantry import __version__
 from tenantry.api.app import create_app
+from tenantry.api.asyncapi_brokers import BrokerPlace
 from tenantry.api.idempotency import PostgresIdempotencyKeys
 from tenantry.api.paging import kept_key
 from tenantry.api.peers import Peers
@@ -47,6 +49,7 @@ from tenantry.page.serving import PAGE
 from tenantry.projections.port import ordered_topics
 from tenantry.settings import Settings
 from tenantry.tracing import Tracer
+from tenantry.urls import alternatives
 
 
 def cursor_key(settings: Settings) -> bytes:
@@ -132,6 +135,7 @@ def open_leader_api(
         ring=links.ring,
         removed=removed,
         refused=totals.totals,
+        lost_spans=lambda: _lost_spans(daemon=tracer.lost(), front=listeners.lost_spans()),
         waiting=lambda: 0 if backends.turns is None else backends.turns.waiting,
         data_directory=None if settings.database.url.get_secret_value() else settings.postgres_dir,
     )
@@ -166,6 +170,7 @@ def open_leader_api(
         refusals=refusals,
         default_workers=default_workers,
         identity=listeners.identity,
+        broker=broker_place(settings, stores.database),
         tracer=tracer,
     )
     _open(listeners, services)
@@ -178,6 +183,15 @@ def open_leader_api(
     )
     listeners.work_with(work)
     return LeaderWork(auditor=auditor, prover=prover, reprocessing=reprocessing, refusals=totals)
+
+
+def _lost_spans(**processes: Mapping[str, int]) -> Mapping[tuple[str, str], int]:
+    """Give counts of lost spans by process and reason."""
+    return {
+        (process, reason): count
+        for process, counts in processes.items()
+        for reason, count in counts.items()
+    }
 
 
 STANDBY_POOL: Final = 4
@@ -217,6 +231,7 @@ def open_standby_api(
         metrics=MetricsPage(metrics),
         default_workers=lambda: settings.workers,
         identity=listeners.identity,
+        broker=broker_place(settings, database),
     )
     _open(listeners, services)
 
@@ -224,6 +239,24 @@ def open_standby_api(
 def _open(listeners: Listeners, services: Services) -> None:
     """Let requests in, to what stands behind them from now on."""
     listeners.open(create_app(services, [*way_in(listeners.identity), PAGE]), services.metrics)
+
+
+def broker_place(settings: Settings, database: Database) -> BrokerPlace:
+    """Say where tenants' clients find the broker."""
+    told, system = select.describe(settings), select.system(settings)
+    if told is None:
+        parts = urlsplit(database.url_for("", ""))
+        host = parts.netloc.rpartition("@")[2].partition(",")[0]
+        # By a socket it is on this machine; the directory is the tenant's own URL's to tell.
+        by_socket = not host or host.startswith(("%", "/", ":"))
+        return BrokerPlace(
+            system=system, host="localhost" if by_socket else host, path=unquote(parts.path[1:])
+        )
+    url = alternatives(settings.broker_url.get_secret_value())[0]
+    host = told.get("amqp_address") or told.get("iggy_address") or "localhost"
+    return BrokerPlace(
+        system=system, scheme=urlsplit(url).scheme, host=host, path=told.get("vhost", "")
+    )
 
 
 def describe(settings: Settings, listeners: Listeners, *, database: str) -> dict[str, object]:

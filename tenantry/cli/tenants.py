@@ -11,6 +11,7 @@ import click
 from tenantry.api.topics import FORM, shown
 from tenantry.cli import output
 from tenantry.cli.client import ControlClient, tenant_path
+from tenantry.cli.describing import asyncapi
 from tenantry.cli.importing import import_
 from tenantry.cli.limits import limits
 from tenantry.cli.options import complete_node, example, tenant_argument, with_client
@@ -33,6 +34,7 @@ def tenant() -> None:
     """Create, change and delete tenants."""
 
 
+tenant.add_command(asyncapi)
 tenant.add_command(import_)
 tenant.add_command(limits)
 tenant.add_command(stats)
