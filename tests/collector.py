@@ -30,11 +30,12 @@ class Collected:
 
 
 class Collector:
-    """Takes spans at `url`; `headers` are those of the last request."""
+    """Takes spans at `url`, unless it is to `refuse` them; `headers` are the last request's."""
 
     def __init__(self, url: str) -> None:
         self.url = url
         self.headers: dict[str, str] = {}
+        self.refuse = False
         self._spans: list[Collected] = []
         self._lock = threading.Lock()
 
@@ -65,9 +66,10 @@ def collector() -> Iterator[Collector]:
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["Content-Length"]))
-            if self.path == "/v1/traces":
+            taken = self.path == "/v1/traces" and not collecting.refuse
+            if taken:
                 collecting.take({name.lower(): one for name, one in self.headers.items()}, body)
-            self.send_response(200 if self.path == "/v1/traces" else 404)
+            self.send_response(200 if taken else 404)
             self.send_header("Content-Length", "0")
             self.end_headers()
 

@@ -6,12 +6,13 @@ import json
 from datetime import UTC, datetime
 from typing import Any
 
+import httpx
 import pika
 import psycopg
 from psycopg.rows import dict_row
 
 from tests.acceptance.program import Program, Tenant
-from tests.waiting import eventually
+from tests.waiting import DEADLINE, eventually
 
 PUBLISHED = datetime(2026, 1, 31, 12, 0, 7, tzinfo=UTC)
 
@@ -186,3 +187,84 @@ def test_the_api_publishes_and_pages_through_what_is_stored(shared: Program) -> 
     assert sorted(seen) == sorted(one["id"] for one in batch)
     unknown = {"payload": 1, "topic": "none"}
     assert shared.call("POST", f"/tenants/{tenant.id}/messages", unknown).status_code == 404
+
+
+EVENT = {"specversion": "1.0", "id": "7", "source": "/shop", "type": "order.created"}
+BINARY = {f"cloudEvents:{name}": value for name, value in EVENT.items()}
+STRUCTURED = "application/cloudevents+json"
+
+
+def test_an_event_is_stored_once_however_it_comes_and_as_it_came(shared: Program) -> None:
+    tenant = shared.create(topics=["events"])
+    document = b' {"specversion":"1.0","id":"8","source":"/shop","type":"t","data":{"n":1.10}}'
+    publish(
+        tenant,
+        [
+            ("events.0", b'{"n": 1.10}', {"headers": BINARY, "content_type": "application/json"}),
+            ("events.0", document, {"content_type": STRUCTURED}),
+            ("events.0", document, {"content_type": STRUCTURED, "message_id": "own"}),
+            ("events.0", b"{}", {"headers": BINARY | {"cloudEvents:time": "now"}}),
+            ("events.0", b"[]", {"content_type": STRUCTURED, "message_id": "none"}),
+        ],
+    )
+    port = shared.get("/info")["server"]["port"]
+    over_http = {f"ce-{name}": value for name, value in EVENT.items()}
+    with httpx.Client(timeout=DEADLINE, trust_env=False) as client:
+        for content, headers in (
+            (b'{"n": 1.10}', over_http | {"Content-Type": "application/json"}),
+            (document, {"Content-Type": STRUCTURED}),
+            (b"\xff", over_http | {"Content-Type": "image/png", "ce-id": "9"}),
+        ):
+            answer = client.post(
+                f"http://127.0.0.1:{port}/tenants/{tenant.id}/messages?topic=events",
+                content=content, headers=headers,
+            )  # fmt: skip
+            assert answer.status_code == 202, answer.text
+        refused = client.post(
+            f"http://127.0.0.1:{port}/tenants/{tenant.id}/messages",
+            content=b"1", headers={"ce-type": "t"},
+        )  # fmt: skip
+        assert refused.json()["errors"] == [{"field": "specversion", "problem": "is required"}]
+    found = wait_rows(shared, tenant, 4)
+    assert found.keys() == {"/shop 7", "/shop 8", "own", "/shop 9"}
+    binary, structured, picture = (found[f"/shop {number}"] for number in (7, 8, 9))
+    assert (binary["payload"], binary["headers"]) == ({"n": 1.1}, BINARY)
+    assert (structured["body"], structured["content_type"]) == (document, STRUCTURED)
+    assert structured["headers"] == BINARY | {"cloudEvents:id": "8", "cloudEvents:type": "t"}
+    assert (picture["body"], picture["content_type"]) == (b"\xff", "image/png")
+    letters = f"/tenants/{tenant.id}/dead-letters?payload=false"
+    eventually(lambda: shared.runtime(tenant)["duplicates"] == 2)
+    dead = shared.get(letters)["data"]
+    assert {one["reason"] for one in dead} == {"invalid_cloudevent"}
+    assert {one["first_error"].partition(":")[2].strip() for one in dead} == {
+        "time: is no time by RFC 3339",
+        "an event is a JSON object",
+    }
+
+
+def test_what_asyncapi_says_of_a_tenant_is_on_the_broker(shared: Program) -> None:
+    tenant = shared.create(topics=["events", {"name": "orders", "partitions": 3}])
+    told = shared.cli("tenant", "asyncapi", tenant.id).json
+    broker = told["servers"]["broker"]
+    url = pika.URLParameters(tenant.amqp_url)
+    assert broker["host"] == f"{url.host}:{url.port}"
+    with shared.connect_admin() as connection:
+        channel = connection.channel()
+        named = []
+        for one in told["channels"].values():
+            binding = one.get("bindings", {}).get("amqp", {})
+            if "exchange" in binding:
+                exchange = binding["exchange"]
+                assert exchange["vhost"] == url.virtual_host
+                channel.exchange_declare(
+                    exchange["name"], exchange["type"], durable=exchange["durable"],
+                    auto_delete=exchange["autoDelete"], passive=True,
+                )  # fmt: skip
+                key = one["address"].replace("{partition}", "0")
+                publish(tenant, [(key, b"1", {})])  # mandatory: it is routed
+            elif "queue" in binding:
+                channel.queue_declare(binding["queue"]["name"], durable=True, passive=True)
+                named.append(binding["queue"]["name"])
+    assert len(named) == 1 + 1 + 3
+    wait_rows(shared, tenant, 3)
+    assert tenant.password not in json.dumps(told)

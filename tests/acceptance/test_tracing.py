@@ -7,6 +7,7 @@ import json
 import httpx
 import psycopg
 
+from tenantry.metrics.page import OPENMETRICS
 from tests.acceptance.program import Program
 from tests.acceptance.test_handlers import HANDLERS
 from tests.collector import Collected, Collector, collector
@@ -23,6 +24,25 @@ def parent(trace: str) -> dict[str, str]:
 def one(collecting: Collector, name: str, trace: str) -> Collected:
     (span,) = eventually(lambda: collecting.spans(name=name, trace=trace), what=f"the span {name}")
     return span
+
+
+def buckets(program: Program, family: str) -> str:
+    """Give what a scraper that takes OpenMetrics reads of a histogram's buckets."""
+    request = httpx.Request("GET", "http://localhost/metrics", headers={"Accept": OPENMETRICS})
+    with httpx.Client(transport=httpx.HTTPTransport(uds=str(program.socket))) as client:
+        text = client.send(request).text
+    return "\n".join(line for line in text.splitlines() if line.startswith(f"{family}_bucket"))
+
+
+def lost(program: Program) -> dict[str, int]:
+    """Count lost spans by process; those that have lost none are left out."""
+    found: dict[str, int] = {}
+    for line in program.call("GET", "/metrics").text.splitlines():
+        if line.startswith("tenantry_spans_lost_total"):
+            labels, _, count = line.rpartition(" ")
+            process = labels.partition('process="')[2].partition('"')[0]
+            found[process] = found.get(process, 0) + int(float(count))
+    return {process: count for process, count in found.items() if count}
 
 
 def test_a_trace_leads_from_a_request_to_what_came_of_it(database_url: str) -> None:
@@ -81,6 +101,15 @@ def test_a_trace_leads_from_a_request_to_what_came_of_it(database_url: str) -> N
             assert collecting.headers["x-key"] == "let me in"
             assert {span.service for span in collecting.spans()} == {"tenantry"}
             assert {span.trace for span in collecting.spans()} == {TRACE, ANOTHER}
+            for family in ("tenantry_message_latency_seconds", "tenantry_handler_seconds"):
+                assert f'trace_id="{TRACE}"' in buckets(program, family)
+            assert lost(program) == {}
+            with httpx.Client(timeout=DEADLINE, trust_env=False) as client:
+                collecting.refuse = True
+                # One span of the front's, and of the daemon's two at least.
+                sent = client.post(f"{url}/messages", json={"payload": 1}, headers=parent(TRACE))
+                assert sent.status_code == 202
+                eventually(lambda: lost(program).keys() == {"daemon", "front"})
         # Nobody collects any more: all else goes on, and the end comes in time.
         assert program.call("POST", f"/tenants/{tenant.id}/pause").status_code == 200
         assert program.stop() == 0
