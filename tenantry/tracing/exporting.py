@@ -28,7 +28,7 @@ from opentelemetry.util.types import Attributes, AttributeValue
 
 from tenantry import __version__
 from tenantry.domain import names
-from tenantry.tracing.context import TraceContext, of_message, of_request
+from tenantry.tracing.context import TraceContext, of_message, of_request, refuses
 from tenantry.tracing.lost import LostSpans
 from tenantry.tracing.port import (
     CLOSE_SECONDS,
@@ -156,26 +156,31 @@ class ExportingTracer(Tracer):
         followed: list[tuple[int, TraceContext]] = []
         undecided = False
         for index, one in enumerate(batch):
-            told = of_message(one.headers)
+            headers = one.headers
+            if headers and refuses(headers):
+                continue
+            told = of_message(headers)
             if told is None:
                 undecided = True
             elif told.sampled and len(followed) < MOST_FOLLOWED:
                 followed.append((index, told))
         if not followed and not undecided:
             return NO_SPAN
-        attributes = self._messaging("process", "process", tenant_id) | _count(batch)
-        attributes["messaging.destination.name"] = _source(tenant_id, batch)
-        if len(batch) == 1 and batch[0].id is not None:
-            attributes["messaging.message.id"] = _text(batch[0].id)
         span = self._start(
             f"process {_DESTINATION}",
             SpanKind.CONSUMER,
-            attributes,
+            {},
             parent=followed[0][1] if followed and len(batch) == 1 else None,
             links=[_link(told, batch[index].id) for index, told in followed],
         )
         if not span.is_recording():
             return NO_SPAN
+        # Only now: of a batch in a hundred is asked what it is made of.
+        attributes = self._messaging("process", "process", tenant_id) | _count(batch)
+        attributes["messaging.destination.name"] = _source(tenant_id, batch)
+        if len(batch) == 1 and batch[0].id is not None:
+            attributes["messaging.message.id"] = _text(batch[0].id)
+        span.set_attributes(attributes)
         return _BatchSpan(span, [(index, told.trace_id) for index, told in followed])
 
     def storing(self) -> Span:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import threading
 from collections.abc import Iterator
@@ -23,7 +24,7 @@ from tenantry.messages.port import Incoming
 from tenantry.process import tracing as configured
 from tenantry.settings import Settings, SettingsError
 from tenantry.tracing import Asked, TraceContext
-from tenantry.tracing.context import of_message, of_request, read
+from tenantry.tracing.context import of_message, of_request, read, refuses
 from tenantry.tracing.exporting import (
     LONGEST_TEXT,
     MOST_FOLLOWED,
@@ -83,6 +84,29 @@ def test_headers_of_a_message_that_can_not_be_read_have_no_context() -> None:
     assert of_message(JsonHeaders(f'{{"traceparent": "{PARENT}"}}')) == read(PARENT)
     assert of_message(JsonHeaders('["traceparent"]')) is None
     assert of_message(JsonHeaders('{"traceparent"')) is None
+
+
+@pytest.mark.parametrize(
+    "parent",
+    [REFUSED, PARENT, f"00-{TRACE}-{SPAN}-fe", f"01-{TRACE}-{SPAN}-00", f"00-{'0' * 32}-{SPAN}-00",
+     REFUSED + "-more", REFUSED.upper(), 7, None, "x", b"00"],
+)  # fmt: skip
+@pytest.mark.parametrize("more", [{}, {"nested": {"traceparent": REFUSED}}, {"a": REFUSED}])
+def test_what_is_told_at_little_cost_is_what_a_closer_look_tells(
+    parent: object, more: dict[str, object]
+) -> None:
+    headers = {**more, "traceparent": parent}
+    tables: list[Any] = [headers, {**more}]
+    if not isinstance(parent, bytes):
+        for spaces in (None, (",", ":")):
+            tables += [JsonHeaders(json.dumps(one, separators=spaces)) for one in (headers, more)]
+    for table in tables:
+        told = of_message(table)
+        if refuses(table):
+            assert told is None or not told.sampled
+    assert refuses({"traceparent": REFUSED})
+    assert not refuses({"traceparent": f"{REFUSED}-more"})
+    assert refuses(JsonHeaders(json.dumps({"traceparent": REFUSED})))
 
 
 class Recorded:
