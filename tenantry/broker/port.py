@@ -406,7 +406,7 @@ class Queues(Protocol):
 
 
 class Probe(NamedTuple):
-    """Users in the place of a tenant's: who may send, and who may read, where that is another."""
+    """Users in the place of a tenant's: who sends, and who consumes, if it has such a user."""
 
     sender: Credentials
     reader: Credentials | None = None

@@ -5,12 +5,12 @@ What is tried is in `rabbitmq.py`, in `sql.py` (the embedded broker) and in `igg
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from typing import Final, NamedTuple
 
-from tenantry.broker.port import TenantTopology
+from tenantry.broker.port import Credentials, TenantTopology
 from tenantry.broker.rabbitmq.tls import SYSTEMS, Tls
 from tenantry.domain.names import UserKind
 from tenantry.isolation import iggy, rabbitmq, sql
@@ -86,33 +86,37 @@ class _Examined(NamedTuple):
             return checks + [one for other in self.others for one in sql.foreign(role, mine, other)]
 
     def on_rabbitmq(self, management: str | None) -> list[Check]:
+        """Try its user of the kind, and the one that reads, if that is known beside it."""
         mine = self.access.topology
-        with closing(AmqpClient(self._url(), name=self._name(), tls=self.tls)) as user:
-            user.open()
-            own = rabbitmq.own if self.kind is UserKind.PRODUCER else rabbitmq.reading
-            checks = own(user, mine)
-            if management is not None:
-                checks += rabbitmq.management(management, self.access.credentials, mine, self.tls)
-            foreign = [one for other in self.others for one in rabbitmq.foreign(user, mine, other)]
-            return checks + foreign
+        checks: list[Check] = []
+        for credentials, kind in self._users():
+            url = self.addresses.at(credentials.url)
+            with closing(AmqpClient(url, name=self._name(), tls=self.tls)) as user:
+                user.open()
+                own = rabbitmq.own if kind is UserKind.PRODUCER else rabbitmq.reading
+                checks += own(user, mine)
+                if management is not None:
+                    checks += rabbitmq.management(management, credentials, mine, self.tls)
+                for other in self.others:
+                    checks += rabbitmq.foreign(user, mine, other)
+        return checks
 
     def on_iggy(self, installation: str) -> list[Check]:
-        """Try its user that sends, and the one that reads, if that is known."""
-        mine, reader = self.access.topology, self.access.reader
-        if self.kind is UserKind.CONSUMER:
-            with closing(IggyTenantClient(self._url(), ca_file=self.tls.ca_file)) as user:
+        """Try its user of the kind, and the one that reads, if that is known beside it."""
+        mine = self.access.topology
+        checks: list[Check] = []
+        for credentials, kind in self._users():
+            url = self.addresses.at(credentials.url)
+            with closing(IggyTenantClient(url, ca_file=self.tls.ca_file)) as user:
                 user.open()
-                return iggy.reading(user, mine, self.others, installation)
-        with closing(IggyTenantClient(self._url(), ca_file=self.tls.ca_file)) as user:
-            user.open()
-            checks = iggy.sending(user, mine, self.others, installation)
-        if reader is None:
-            return checks
-        with closing(
-            IggyTenantClient(self.addresses.at(reader.url), ca_file=self.tls.ca_file)
-        ) as user:
-            user.open()
-            return checks + iggy.reading(user, mine, self.others, installation)
+                attempts = iggy.sending if kind is UserKind.PRODUCER else iggy.reading
+                checks += attempts(user, mine, self.others, installation)
+        return checks
+
+    def _users(self) -> Iterator[tuple[Credentials, UserKind]]:
+        yield self.access.credentials, self.kind
+        if self.access.reader is not None:
+            yield self.access.reader, UserKind.CONSUMER
 
     def _url(self) -> str:
         return self.addresses.at(self.access.credentials.url)

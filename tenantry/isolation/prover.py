@@ -16,6 +16,7 @@ from tenantry.broker.port import BrokerError, Probes, TenantTopology
 from tenantry.broker.rabbitmq.tls import SYSTEMS, Tls
 from tenantry.domain import names
 from tenantry.domain.events import IsolationVerified, IsolationViolated, SystemEvent
+from tenantry.domain.names import UserKind
 from tenantry.domain.tenant import Lifecycle
 from tenantry.isolation import sql
 from tenantry.isolation.port import Check, DatabaseProbes, Findings, IsolationReport, LatestProof
@@ -154,6 +155,9 @@ class IsolationProver:
         tls: Tls,
     ) -> tuple[Check, ...]:
         with probes.probe(mine.tenant_id) as probe:
+            if mine.consumer_access and probe.reader is None:
+                user = names.username(mine.tenant_id, UserKind.CONSUMER)
+                raise BrokerError(f"user {user!r} is not there, or has no rights")
             beyond = tuple(
                 Check(
                     tenant_id=mine.tenant_id,

@@ -40,6 +40,9 @@ _BIND: Final = Channel.queue_bind
 _SOMEBODYS_TOPIC: Final = "amq.topic"
 """An exchange of the broker's own, to which others may have bound things."""
 
+_AS_READER: Final = "(as its reader)"
+"""What is added to the name of what its other user may reach."""
+
 _FLEETING: Final = {"x-expires": 1000}
 """Arguments no tenant's queue has. If there were no such queue, one would be made for a second."""
 
@@ -74,26 +77,28 @@ def reading(client: AmqpClient, mine: TenantTopology) -> list[Check]:
     """
     findings = Findings(mine, mine)
     record = findings.record
-    groups = _groups(mine)
-    for queue in groups:
+    for queue in _groups(mine):
         record("read", queue, client.try_to_consume(queue))
     forbidden = partial(record, forbidden=True)
     letters = names.dead_letter_queue_name(mine.tenant_id)
     for queue in (*mine.queue_names, letters):
-        forbidden("read", queue, client.try_to_consume(queue))
+        forbidden("read", f"{queue} {_AS_READER}", client.try_to_consume(queue))
     for exchange, shown in (
         (mine.exchange, mine.exchange),
         ("", f"{mine.queue_names[0]} (through the default exchange)"),
         (names.DEAD_LETTER_EXCHANGE, f"{letters} (through {names.DEAD_LETTER_EXCHANGE})"),
         (_SOMEBODYS_TOPIC, _SOMEBODYS_TOPIC),
     ):
-        forbidden("write", shown, client.try_to_publish(exchange, UNBOUND))
+        attempt = client.try_to_publish(exchange, UNBOUND)
+        forbidden("write", f"{shown} {_AS_READER}", attempt)
+    first = names.group_queue_name(mine.tenant_id, names.DEFAULT_TOPIC)
     probe = names.group_queue_name(mine.tenant_id, "isolation-probe")
-    for queue in (*groups[:1], mine.queue_names[0], letters, probe):
-        forbidden("configure", queue, _declare_queue(client, queue))
-    forbidden("configure", mine.exchange, _declare_exchange(client, mine.exchange))
-    ends = groups[0], mine.exchange, UNBOUND
-    if not forbidden("configure", f"{groups[0]} (by binding it)", client.attempt(_BIND, *ends)):
+    for queue in (first, mine.queue_names[0], letters, probe):
+        forbidden("configure", f"{queue} {_AS_READER}", _declare_queue(client, queue))
+    shown = f"{mine.exchange} {_AS_READER}"
+    forbidden("configure", shown, _declare_exchange(client, mine.exchange))
+    ends = first, mine.exchange, UNBOUND
+    if not forbidden("configure", f"{first} (by binding it)", client.attempt(_BIND, *ends)):
         client.attempt(Channel.queue_unbind, *ends)
     return findings.checks
 

@@ -12,8 +12,8 @@ from tests.acceptance.test_metrics import publish, scrape
 from tests.waiting import DEADLINE, eventually
 
 
-def allow(program: Program, tenant: Tenant, **rights: str) -> None:
-    vhost, user = quote(program.host.vhost, safe=""), quote(tenant.user, safe="")
+def allow(program: Program, tenant: Tenant, *, user: str = "", **rights: str) -> None:
+    vhost, user = quote(program.host.vhost, safe=""), quote(user or tenant.user, safe="")
     path = f"/permissions/{vhost}/{user}"
     now = program.management.get(path).raise_for_status().json()
     body = {name: now[name] for name in ("configure", "write", "read")} | rights
@@ -53,6 +53,25 @@ def test_it_is_proven_without_any_password_and_every_leak_is_found(program: Prog
     assert probes_left(program) == []
     publish(one, "2")  # the password is as it was
     eventually(lambda: program.runtime(one)["stored"] == 2)
+    assert f"tenant_{one.id}_consumer.default" not in {target for _, target in tried}
+
+    # A user that only consumes is tried, too, where there is one.
+    assert program.call("POST", f"/tenants/{one.id}/consumer-access").status_code == 200
+    consumer, group = f"tenant_{one.id}_consumer", f"tenant_{one.id}_consumer.default"
+    allow(program, one, user=consumer, write=f"^{other.stream}$", read=f"^({group}|{one.queue})$")
+    found = program.call("POST", "/isolation", {"tenants": [one.id]}, timeout=DEADLINE).json()
+    verb = f"tenant {one.id} is allowed"
+    assert sorted(found["leaks"]) == sorted(
+        [
+            f"{verb} to read from its own {one.queue} (as its reader)",
+            f"{verb} to write to {other.stream} of tenant {other.id}",
+        ]
+    )
+    assert found["denials"] == [
+        f"tenant {one.id} is refused to read from its own tenant_{one.id}_consumer.events"
+    ]
+    assert program.call("DELETE", f"/tenants/{one.id}/consumer-access").status_code == 204
+    assert probes_left(program) == []
 
     # Somebody lets one tenant read what is the other's, in each place.
     allow(program, one, read=f"^({one.queue}|{other.dead_letters})$", configure=f"^{other.queue}$")
@@ -81,9 +100,9 @@ def test_it_is_proven_without_any_password_and_every_leak_is_found(program: Prog
         if event["stream"] == "isolation"
     ]
     assert [event["type"] for event in found] == [
-        "IsolationVerified", "IsolationViolated", "IsolationVerified",
+        "IsolationVerified", "IsolationViolated", "IsolationViolated", "IsolationVerified",
     ]  # fmt: skip
-    assert set(found[1]["data"]["failures"]) == {*broken["leaks"], *broken["denials"]}
+    assert set(found[2]["data"]["failures"]) == {*broken["leaks"], *broken["denials"]}
     assert found[1]["tenant_id"] is None
     assert probes_left(program) == []
 

@@ -18,6 +18,7 @@ from tenantry.broker.port import (
     TenantTopology,
 )
 from tenantry.domain import names
+from tenantry.domain.names import UserKind
 from tenantry.tenant_client.amqp import TenantClientError, TenantMessage
 from tenantry.tenant_client.connecting import client_for
 from tests import brokers
@@ -150,6 +151,16 @@ def provisioned(broker: Broker) -> TenantTopology:
     return tenant
 
 
+def gets_in(url: str) -> bool:
+    client = client_for(url, name="probe")
+    try:
+        client.open()
+    except TenantClientError:
+        return False
+    client.close()
+    return True
+
+
 def sent_by(url: str, tenant: TenantTopology) -> bool:
     """Tell whether the user of a URL gets in, and a message of its through to a tenant."""
     client = client_for(url, name="probe")
@@ -174,6 +185,19 @@ def test_a_probe_may_what_the_tenants_user_may_for_as_long_as_it_is_there(
         assert not sent_by(url, other)
     assert not sent_by(url, tenant)
     assert list(probes.excess(tenant.tenant_id)) == []
+
+
+def test_a_tenants_user_that_consumes_has_a_probe_too_and_that_sends_nothing(
+    broker: Broker, probes: Probes
+) -> None:
+    tenant = provisioned(broker)
+    _, password = broker.administration.new_credentials(tenant.tenant_id, UserKind.CONSUMER)
+    broker.administration.ensure_user(tenant.tenant_id, password, UserKind.CONSUMER)
+    with probes.probe(tenant.tenant_id) as probe:
+        assert probe.reader is not None
+        assert gets_in(probe.reader.url)
+        assert not sent_by(probe.reader.url, tenant)
+    assert not gets_in(probe.reader.url)
 
 
 def test_a_probe_that_was_left_behind_is_swept_away(broker: Broker, probes: Probes) -> None:

@@ -285,9 +285,12 @@ def test_a_right_too_many_is_found_by_the_proof(api: BrokerApi) -> None:
             {"write": "^$", "read": r"^tenant_[12]_consumer\.events$"},
             "read tenant_2_consumer.events",
         ),
-        ({"write": "^$", "read": "^tenant_1_.*"}, "read tenant_1_stream.events.0"),
-        ({"write": "^tenant_1_.*", "read": own}, "write tenant_1_stream"),
-        ({"configure": own, "write": "^$", "read": own}, "configure tenant_1_consumer.default"),
+        ({"write": "^$", "read": "^tenant_1_.*"}, "read tenant_1_stream.events.0 (as its reader)"),
+        ({"write": "^tenant_1_.*", "read": own}, "write tenant_1_stream (as its reader)"),
+        (
+            {"configure": own, "write": "^$", "read": own},
+            "configure tenant_1_consumer.default (as its reader)",
+        ),
     ):
         api.allow("1", kind=UserKind.CONSUMER, **rights)
         assert found in leaks()

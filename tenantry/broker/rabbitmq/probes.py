@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Final
 
-from tenantry.broker.port import BrokerError, Excess, Probe
+from tenantry.broker.port import BrokerError, Credentials, Excess, Probe
 from tenantry.broker.rabbitmq.administration import RabbitAdministration
 from tenantry.domain import names
+from tenantry.domain.names import UserKind
 
 _PREFIX: Final = "tenantry_probe_"
 
@@ -40,22 +41,31 @@ class RabbitProbes:
     @contextmanager
     def probe(self, tenant_id: str) -> Iterator[Probe]:
         """See `Probes.probe`."""
-        own = names.username(tenant_id)
+        with ExitStack() as stack:
+            sender = self._in_place_of(tenant_id, UserKind.PRODUCER, stack)
+            if sender is None:
+                own = names.username(tenant_id)
+                raise BrokerError(
+                    f"user {own!r} is not there, or has no rights in the virtual host"
+                )
+            yield Probe(sender, self._in_place_of(tenant_id, UserKind.CONSUMER, stack))
+
+    def _in_place_of(self, tenant_id: str, kind: UserKind, stack: ExitStack) -> Credentials | None:
+        """Make a user that may what the tenant's user of a kind may now, if there is one."""
+        own = names.username(tenant_id, kind)
         user = self._administration.find(own)
         if user is None or user.permissions is None:
-            raise BrokerError(f"user {own!r} is not there, or has no rights in the virtual host")
+            return None
         if self._administration.is_anothers(user):
             raise BrokerError(f"user {own!r} is another installation's")
         probe = _PREFIX + secrets.token_hex(8)
-        credentials, hashed = self._administration.new_credentials(tenant_id)
+        credentials, hashed = self._administration.new_credentials(tenant_id, kind)
         url = credentials.amqp_url.replace(f"//{own}:", f"//{probe}:", 1)
         tags = sorted({*user.tags, self._administration.mark})
+        stack.callback(self._management.delete_user, probe)
         self._management.put_user(probe, hashed.value, tags=tags)
-        try:
-            self._management.put_permissions(probe, **user.permissions._asdict())
-            yield Probe(replace(credentials, username=probe, amqp_url=url))
-        finally:
-            self._management.delete_user(probe)
+        self._management.put_permissions(probe, **user.permissions._asdict())
+        return replace(credentials, username=probe, amqp_url=url)
 
     def excess(self, tenant_id: str) -> Sequence[Excess]:  # noqa: ARG002
         """See `Probes.excess`: every right can be tried."""
