@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import reduce
 from typing import Final, Generic, Protocol, Self, TypeVar
 
+from tenantry.broker.port import Credentials
 from tenantry.broker.rabbitmq.tls import SYSTEMS, Tls
 from tenantry.domain import names
 from tenantry.domain.names import UserKind
@@ -63,14 +64,25 @@ class Client(Protocol[T_co]):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunOptions:
-    """How much is run, and where. `partitions` are those of topics that are created."""
+    """How much is run, and where. `partitions` are those of topics that are created.
+
+    With `credentials`, by tenant, their users are used as they are; else there are tenants `1`, ...
+    """
 
     tenants: int = 3
+    credentials: Mapping[str, Credentials] | None = None
     partitions: int = 3
     ensure_access: bool = True
     batch_size: int = 10
     addresses: Addresses = EVERYWHERE
     tls: Tls = SYSTEMS
+
+    @property
+    def tenant_ids(self) -> Sequence[str]:
+        """Whose clients are run."""
+        if self.credentials is not None:
+            return tuple(self.credentials)
+        return tuple(str(number + 1) for number in range(self.tenants))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,7 +137,7 @@ def run(
     ended when this returns or raises. Raises `ProducerError` where tenants can't be prepared.
     """
     say(
-        f"--- Multi-tenant {role.name} has started, tenants: {options.tenants}, "
+        f"--- Multi-tenant {role.name} has started, tenants: {len(options.tenant_ids)}, "
         f"{role.name}s: {role.each}, partitions: {options.partitions} ---"
     )
     say("--- Creating root client to manage streams and users ---")
@@ -133,7 +145,7 @@ def run(
     if status >= 500:
         raise ProducerError(f"the daemon is not healthy (status {status})")
     say("--- Creating streams and users with permissions for each tenant ---")
-    accesses = [role.prepare(str(number + 1)) for number in range(options.tenants)]
+    accesses = [role.prepare(tenant_id) for tenant_id in options.tenant_ids]
     say("--- Creating clients for each tenant ---")
     isolation = None
     if options.ensure_access and not stop.is_set():

@@ -6,12 +6,14 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Final
 
 import click
 
 from tenantry.cli import output
 from tenantry.cli.client import ControlClient
+from tenantry.cli.credentials import credentials_option, given_tenants
 from tenantry.cli.options import broker_tls, example, with_client
 from tenantry.cli.output import CommandError
 from tenantry.cli.producing import address_options, addresses, finish, log_quietly
@@ -36,6 +38,7 @@ _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
               show_default=True, help="Messages per batch, at most.")  # fmt: skip
 @click.option("--follow", "-f", is_flag=True,
               help="Go on with what comes, until SIGINT (Ctrl-C) or SIGTERM.")  # fmt: skip
+@credentials_option
 @address_options
 def consume(
     client: ControlClient,
@@ -47,6 +50,7 @@ def consume(
     ensure_access: bool,
     messages_per_batch: int,
     follow: bool,
+    credentials_file: Path | None,
     amqp_address: str | None,
     iggy_address: str | None,
 ) -> None:
@@ -59,7 +63,9 @@ def consume(
     again.
 
     Tenants 1, 2, ... are created where they don't exist; the reading user of an existing one gets a
-    new password, which ends another run for it.
+    new password, which ends another run for it. With --credentials those that it names read. Runs
+    beside one another share what comes, and where one dies the others have its part; only on Apache
+    Iggy they read the same.
 
     Without --follow it ends when nothing waits any more: on RabbitMQ, when the queue of each topic
     is empty; on the embedded broker, when all that is stored was given out; on Apache Iggy, when no
@@ -72,6 +78,8 @@ def consume(
     from tenantry.tenant_runs import AT_ONCE
 
     log_quietly()
+    given = given_tenants(credentials_file)
+    tenants = tenants if given is None else len(given)
     if follow and tenants * consumers * len(TOPICS) > AT_ONCE:
         raise click.UsageError(
             f"--follow keeps all consumers running: tenants x consumers x {len(TOPICS)} topics"
@@ -84,6 +92,7 @@ def consume(
         ensure_access=ensure_access,
         batch_size=messages_per_batch,
         follow=follow,
+        credentials=given,
         addresses=addresses(amqp_address, iggy_address),
         tls=broker_tls(),
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -12,6 +11,7 @@ from click.core import ParameterSource
 
 from tenantry.cli import output
 from tenantry.cli.client import ControlClient, tenant_path
+from tenantry.cli.credentials import credentials_option, read_credentials
 from tenantry.cli.options import broker_tls, example, tenant_argument, with_client
 from tenantry.cli.output import FAILED, CommandError
 from tenantry.cli.producing import address_options, addresses, log_quietly
@@ -33,13 +33,7 @@ TIMEOUT: Final = 100.0
 )
 @with_client
 @tenant_argument(many=True)
-@click.option(
-    "--credentials",
-    "credentials_file",
-    type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    help='A JSON file {"ID": {"username", "password", "amqp_url", "postgres_url" or "iggy_url"}} '
-    "to use, so that no password is changed.",
-)
+@credentials_option
 @click.option(
     "--probe",
     is_flag=True,
@@ -189,26 +183,6 @@ def _accesses(
         )
         for tenant_id in wanted
     ]
-
-
-def read_credentials(file: Path) -> dict[str, dict[str, str]]:
-    """Read a file of credentials. Raises `click.UsageError`, which does not repeat its content."""
-    wanted = ("username", "password")
-    urls = ("amqp_url", "postgres_url", "iggy_url")
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        found = None
-    if not isinstance(found, dict) or not all(
-        isinstance(one, dict)
-        and all(isinstance(one.get(key), str) for key in wanted)
-        and any(isinstance(one.get(key), str) for key in urls)
-        for one in found.values()
-    ):
-        raise click.UsageError(
-            f'{file} is no credentials file: {{"ID": {{"username", "password", "amqp_url"}}}}'
-        )
-    return found
 
 
 def _report_document(report: IsolationReport) -> dict[str, Any]:

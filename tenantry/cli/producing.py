@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
 from tenantry.cli import output
 from tenantry.cli.client import ControlClient
+from tenantry.cli.credentials import credentials_option, given_tenants
 from tenantry.cli.options import broker_tls, example, with_client
 from tenantry.cli.output import FAILED, CommandError
 
@@ -89,6 +91,7 @@ def addresses(amqp_address: str | None, iggy_address: str | None) -> Addresses:
               show_default=True, help="Messages per batch.")  # fmt: skip
 @click.option("--interval", callback=_seconds, metavar="TIME", default="1ms", show_default=True,
               help="The pause between a producer's batches.")  # fmt: skip
+@credentials_option
 @address_options
 def produce(
     client: ControlClient,
@@ -101,15 +104,17 @@ def produce(
     message_batches_limit: int,
     messages_per_batch: int,
     interval: float,
+    credentials_file: Path | None,
     amqp_address: str | None,
     iggy_address: str | None,
 ) -> None:
     """Publish as many tenants at once, and count.
 
     Each tenant has its own user. Tenants 1, 2, ... are created where they don't exist; an existing
-    one gets a new password. By default 3 tenants x 3 topics x 3 producers x 10 batches x 10
-    messages are sent. With --json the lines go to stderr. Exits with 1 if a message was not
-    confirmed or a tenant reaches another's objects.
+    one gets a new password, which ends another run for it. With --credentials those that it names
+    publish, in as many runs beside one another as are wanted. By default 3 tenants x 3 topics x
+    3 producers x 10 batches x 10 messages are sent. With --json the lines go to stderr. Exits with
+    1 if a message was not confirmed or a tenant reaches another's objects.
     """
     from tenantry.producer.run import ProducerOptions
     from tenantry.producer.run import produce as run
@@ -124,6 +129,7 @@ def produce(
         batches=message_batches_limit,
         batch_size=messages_per_batch,
         interval=interval,
+        credentials=given_tenants(credentials_file),
         addresses=addresses(amqp_address, iggy_address),
         tls=broker_tls(),
     )

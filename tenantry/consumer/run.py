@@ -12,7 +12,7 @@ from typing import Final
 from tenantry.broker.rabbitmq.tls import SYSTEMS, Tls
 from tenantry.domain import names
 from tenantry.domain.names import UserKind
-from tenantry.tenant_client.access import Api, Say, TenantAccess, ensure_consumers
+from tenantry.tenant_client.access import Api, Say, TenantAccess, ensure_consumers, with_credentials
 from tenantry.tenant_client.amqp import TenantClientError
 from tenantry.tenant_client.iggy_reading import Turns
 from tenantry.tenant_client.reading import Reading, reader_for
@@ -181,7 +181,13 @@ def consume(
 
 
 def _prepare(options: ConsumerOptions, api: Api, tenant_id: str, say: Say) -> TenantAccess:
-    access = ensure_consumers(api, tenant_id, topics=TOPICS, partitions=options.partitions, say=say)
+    if options.credentials is None:
+        access = ensure_consumers(
+            api, tenant_id, topics=TOPICS, partitions=options.partitions, say=say
+        )
+    else:
+        given, kind = options.credentials[tenant_id], UserKind.CONSUMER
+        access = with_credentials(api, tenant_id, given, topics=TOPICS, kind=kind)
     tell_of(access, UserKind.CONSUMER, made=access.granted, say=say)
     return access
 

@@ -15,7 +15,7 @@ from typing import Final
 from tenantry.broker.rabbitmq.tls import SYSTEMS, Tls
 from tenantry.domain import names
 from tenantry.domain.names import UserKind
-from tenantry.tenant_client.access import Api, Say, TenantAccess, ensure_tenant
+from tenantry.tenant_client.access import Api, Say, TenantAccess, ensure_tenant, with_credentials
 from tenantry.tenant_client.amqp import TenantClientError, TenantMessage
 from tenantry.tenant_client.connecting import client_for
 from tenantry.tenant_runs import (
@@ -191,7 +191,7 @@ class ProducerOptions(RunOptions):
     @property
     def messages(self) -> int:
         """How many messages all producers send together."""
-        return self.tenants * len(KINDS) * self.producers * self.batches * self.batch_size
+        return len(self.tenant_ids) * len(KINDS) * self.producers * self.batches * self.batch_size
 
 
 def produce(
@@ -224,9 +224,14 @@ def produce(
 
 
 def _prepare(options: ProducerOptions, api: Api, tenant_id: str, say: Say) -> TenantAccess:
-    access = ensure_tenant(
-        api, tenant_id, topics=tuple(KINDS), partitions=options.partitions, say=say
-    )
+    topics = tuple(KINDS)
+    if options.credentials is None:
+        access = ensure_tenant(
+            api, tenant_id, topics=topics, partitions=options.partitions, say=say
+        )
+    else:
+        given, kind = options.credentials[tenant_id], UserKind.PRODUCER
+        access = with_credentials(api, tenant_id, given, topics=topics, kind=kind)
     tell_of(access, UserKind.PRODUCER, made=access.created, say=say)
     return access
 

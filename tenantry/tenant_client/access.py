@@ -10,6 +10,7 @@ from typing import Any, Final, Protocol
 from urllib.parse import quote
 
 from tenantry.broker.port import Credentials, TenantTopology
+from tenantry.domain.names import UserKind
 from tenantry.domain.topics import Ordering
 
 Say = Callable[[str], None]
@@ -79,6 +80,28 @@ def ensure_consumers(
         created=made is not None,
         granted=not found.consumer_access,
     )
+
+
+def with_credentials(
+    api: Api, tenant_id: str, credentials: Credentials, *, topics: Sequence[str], kind: UserKind
+) -> TenantAccess:
+    """Find a tenant that has these topics and a user of the kind, and change nothing.
+
+    Raises `ProducerError`.
+    """
+    found = topology_of(_call(api, "GET", _path(tenant_id)))
+    if kind is UserKind.CONSUMER and not found.consumer_access:
+        raise ProducerError(
+            f"tenant {tenant_id} has no user that consumes: tenantry tenant consumer-access"
+            f" {tenant_id}"
+        )
+    lacking = [topic for topic in topics if topic not in found.topics]
+    if lacking and kind is UserKind.PRODUCER:
+        raise ProducerError(
+            f"tenant {tenant_id} has no topic {lacking[0]!r}: tenantry tenant topics {tenant_id}"
+            f" {' '.join(f'--topic {topic}' for topic in lacking)}"
+        )
+    return TenantAccess(topology=found, credentials=credentials)
 
 
 def _created_or_found(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pika
 import psycopg
@@ -82,6 +84,54 @@ def test_a_signal_ends_it_with_what_is_handled_committed(both: Program, tmp_path
         before = int(total.removeprefix("Total: received: ").removesuffix(", failed: 0"))
         assert 0 < before <= 120
         assert before + received(both, UNPROVEN) == 120
+
+
+def test_runs_with_the_same_credentials_share_what_comes_and_one_has_the_others_part(
+    both: Program, tmp_path: Path
+) -> None:
+    tenant = both.create(topics=["events", "logs", "notifications"])
+    sending = file_of(tmp_path, "sending", {tenant.id: tenant.shown["credentials"]})
+    alone = both.cli("consume", "--credentials", sending)
+    assert alone.code == 1
+    assert f"tenantry tenant consumer-access {tenant.id}" in alone.stderr
+    answer = both.call("POST", f"/tenants/{tenant.id}/consumer-access")
+    assert answer.status_code == 200
+    reading = file_of(tmp_path, "reading", {tenant.id: answer.json()["credentials"]})
+    consume = ("consume", "--credentials", reading, "--follow", "--messages-per-batch", "1")
+    produce = (
+        "produce", "--credentials", sending, "--producers", "1", "--messages-per-batch", "30",
+        "--message-batches-limit", "1", "--json", UNPROVEN,
+    )  # fmt: skip
+    one, other = tmp_path / "one", tmp_path / "other"
+    sent = 0
+
+    def told(out: Path) -> int:
+        return out.read_text().count("Received: 1 message(s)")
+
+    def both_have_some() -> bool:
+        # Whoever comes late has none of the first messages.
+        nonlocal sent
+        sent += both.cli(*produce).json["confirmed"]
+        eventually(lambda: told(one) + told(other) == sent, what="each is told by one of them")
+        return bool(told(one) and told(other))
+
+    with both.beside(*consume, out=one) as first, both.beside(*consume, out=other) as second:
+        eventually(lambda: all("--- Starting" in out.read_text() for out in (one, other)))
+        eventually(both_have_some, what="both have some")
+        first.kill()
+        sent += both.cli(*produce).json["confirmed"]
+        eventually(lambda: told(one) + told(other) >= sent, what="the other has all")
+        second.send_signal(signal.SIGTERM)
+        assert second.wait(DEADLINE) == 0
+    lacking = both.cli("produce", "--credentials", reading, "--tenants", "2")
+    assert lacking.code == 2
+    assert "--tenants" in lacking.stderr
+
+
+def file_of(directory: Path, name: str, credentials: Mapping[str, Any]) -> str:
+    file = directory / name
+    file.write_text(json.dumps(credentials))
+    return str(file)
 
 
 def granted(program: Program, tenant: Tenant) -> str:
