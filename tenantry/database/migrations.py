@@ -1,4 +1,8 @@
-"""The schema's history: numbered SQL files, each applied once, in order, in a transaction."""
+"""The schema's history: numbered SQL files, each applied once, in order, in a transaction.
+
+A file may have several steps, a transaction each: what reads a large table must not lock it till
+the rest is done. Those before the last may be repeated; the last is committed with the record.
+"""
 
 from __future__ import annotations
 
@@ -31,6 +35,8 @@ NODES: Final = 29
 
 STATEMENT_TIMEOUT: Final = 600.0
 FILE_NAME: Final = re.compile(r"(\d{4})_([a-z0-9_]+)\.sql")
+STEP: Final = re.compile(r"^-- step\s*$", re.MULTILINE)
+"""What begins another step of a migration."""
 
 log = logging.getLogger(__name__)
 
@@ -75,6 +81,11 @@ class Migration:
         text = self.sql.replace("\r\n", "\n").strip()
         return hashlib.sha256(text.encode()).hexdigest()
 
+    @property
+    def steps(self) -> list[str]:
+        """The transactions it takes."""
+        return STEP.split(self.sql)
+
     def __str__(self) -> str:
         return f"{self.number:04}_{self.name}"
 
@@ -105,7 +116,8 @@ def migrate(
 
     Nothing is made where it is seen beforehand that it would not work: another program has a table
     public.messages, say (`DatabaseUnfitError`). Each migration is committed together with its
-    record; a migration that fails leaves nothing behind, and those before it in place. Programs
+    record; a migration that fails leaves nothing behind but steps that may be repeated, and those
+    before it in place. Programs
     that start at once wait for one another. In the end only our own code runs as the database's
     user, or `OpenSchemaError` says what else would.
     Raises `SchemaTooNewError`, `MigrationError`, `DatabaseUnavailableError`.
@@ -267,10 +279,12 @@ def _applied(connection: Connection) -> dict[int, str]:
 
 def _apply(connection: Connection, migration: Migration) -> None:
     try:
+        *before, last = migration.steps
+        for step in before:
+            with connection.transaction():
+                _run(connection, step)
         with connection.transaction():
-            # Names in a migration are written out in full; nobody's search_path has a say.
-            connection.execute(f"SET LOCAL search_path = {SEARCH_PATH}".encode())
-            connection.execute(migration.sql.encode())
+            _run(connection, last)
             connection.execute(
                 "INSERT INTO tenantry.schema_migrations (number, name, checksum)"
                 " VALUES (%s, %s, %s)",
@@ -280,3 +294,9 @@ def _apply(connection: Connection, migration: Migration) -> None:
         if is_unavailable(error):
             raise
         raise MigrationError(f"migration {migration} failed: {one_line(error)}") from error
+
+
+def _run(connection: Connection, step: str) -> None:
+    # Names in a migration are written out in full; nobody's search_path has a say.
+    connection.execute(f"SET LOCAL search_path = {SEARCH_PATH}".encode())
+    connection.execute(step.encode())

@@ -31,3 +31,8 @@ def test_queries_are_found_by_name_without_their_comments() -> None:
 def test_a_file_of_queries_that_is_not_there_is_an_error() -> None:
     with pytest.raises(FileNotFoundError):
         queries("nonsense")
+
+
+def test_what_stands_before_a_step_is_a_transaction_of_its_own() -> None:
+    one = Migration(number=1, name="one", sql="SELECT 1;\n-- step\nSELECT 2;\n-- steps\n")
+    assert [step.strip() for step in one.steps] == ["SELECT 1;", "SELECT 2;\n-- steps"]
