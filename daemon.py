@@ -33,6 +33,7 @@ from tenantry.actors.tree import begin, drain_and_stop, report, start_actors
 from tenantry.actors.watch import Watch
 from tenantry.assembly.api import LeaderWork, open_leader_api, open_standby_api
 from tenantry.assembly.backends import (
+    PARTS_LOOK_EVERY,
     SWEEP_EVERY,
     Backends,
     connect_backends,
@@ -53,6 +54,7 @@ from tenantry.dead_letters.keeper import DeadLetterKeeper
 from tenantry.dead_letters.telling import FLUSH_EVERY
 from tenantry.handlers.resolve import resolve
 from tenantry.isolation.sessions import LOOK_EVERY as SESSIONS_LOOK_EVERY
+from tenantry.journal.parts import PART_EVENTS
 from tenantry.journal.port import Metadata
 from tenantry.loops import Heartbeat
 from tenantry.messages.retention import EVERY as RETENTION_EVERY
@@ -446,6 +448,9 @@ class Daemon:
         schedules.every(REFUSALS_EVERY, "refusals", lambda _: work.refusals.turn())
         schedules.at_last("dead-letter-events", letters.flush)
         schedules.every(FLUSH_EVERY, "dead-letter-events", lambda _: letters.flush())
+        schedules.every(
+            PARTS_LOOK_EVERY, "journal-parts", lambda _: stores.parts.begin(PART_EVENTS)
+        )
         schedules.every(SWEEP_EVERY, "attempts", lambda _: sweep_attempts(backends.handling))
 
     # Running.

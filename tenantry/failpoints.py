@@ -31,6 +31,12 @@ POINTS: Final[Mapping[str, str]] = {
     "password_set": "the broker has it, and the journal does not yet",
     "before_append": "events are about to be written to the journal",
     "after_append": "events are in the journal, and nobody knows yet",
+    "archive_written": "of an archive all is written, and perhaps not on the disk",
+    "archive_synced": "it is on the disk, not read back, and not under its name",
+    "archive_named": "it has its name, and what sums it up is missing",
+    "archive_complete": "it is complete, and its part is still in the journal",
+    "before_detach": "a part is about to be taken out of the journal",
+    "after_detach": "it was, and that is about to be committed",
 }
 """The places, and what is the case there."""
 

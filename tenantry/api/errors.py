@@ -43,7 +43,9 @@ from tenantry.domain.commands import (
 from tenantry.http import problems
 from tenantry.http.auth import ELSEWHERE
 from tenantry.http.problems import Problem
-from tenantry.journal.port import JournalError, VersionConflictError
+from tenantry.http.tokens import Principal, Scope
+from tenantry.journal.parts import NoSuchPartError, PartsError
+from tenantry.journal.port import EventsArchivedError, JournalError, VersionConflictError
 from tenantry.messages.port import (
     MessageStoreError,
     PartitionMissingError,
@@ -77,6 +79,9 @@ _KINDS: Final[dict[type[Exception], tuple[int, str, str, str]]] = {
         *(409, "version-conflict", "Version conflict"),
         "somebody else changed the tenant at the same time; look and try again",
     ),
+    EventsArchivedError: (410, "events-archived", "Archived", "{}"),
+    PartsError: (409, "journal-parts", "Not as things are", "{}"),
+    NoSuchPartError: (404, "no-such-part", "No such part", "{}"),
     NodeNotFoundError: (404, "node-not-found", "No such node", "{}"),
     NodeRefusedError: (409, "node-refused", "Not as things are", "{}"),
     UnroutableError: (
@@ -155,6 +160,14 @@ def of(error: Exception) -> Problem | None:
                 problem.extra["state"] = error.state
             return problem
     return None
+
+
+def archived(error: EventsArchivedError, who: Principal) -> Exception:
+    """Give what is said of archived events: where they are is for those who run this."""
+    if who.scope is not Scope.TENANT:
+        return error
+    detail = f"what was recorded by {error.until:%Y-%m-%dT%H:%M:%S.%fZ} is archived"
+    return Problem(410, detail, code="events-archived", title="Archived")
 
 
 def _of_http(error: HTTPException) -> Problem:

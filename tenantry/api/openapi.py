@@ -46,6 +46,7 @@ _IN_PATHS: Final = {
     "tenant_id": ("The tenant's id.", "acme"),
     "message_id": ("The message's id, percent-encoded.", "order-7"),
     "node": ("The node's name.", "ingest-1"),
+    "part": ("The part's number.", 1),
     "letter_id": (
         "The letter's `letter_id`, or its message's id.",
         "8a9c6f0e-3f5f-4c55-a36e-0d6a3f9f0f11",
@@ -108,6 +109,7 @@ _MEANINGS: Final = {
     404: "There is no such tenant or topic.",
     408: "The body did not arrive in time.",
     409: "The tenant's present state does not allow this, or the id is taken.",
+    410: "The events that this would need are archived; `detail` says where.",
     413: "The body is too large.",
     415: "The body is not sent as application/json.",
     422: "Invalid input; `errors` names each field.",
@@ -124,6 +126,7 @@ _EXAMPLES: Final = {
     404: ("tenant-not-found", "No such tenant", "there is no such tenant"),
     408: (None, "Request Timeout", "the body did not arrive within 30 seconds"),
     409: ("wrong-state", "Not in this state", "tenant 'acme' is deleting and can't be paused"),
+    410: ("events-archived", "Archived", "events up to position 1000000 are archived"),
     413: (None, "Content Too Large", "the body is larger than 1048576 bytes"),
     415: (None, "Unsupported Media Type", "send the body with Content-Type: application/json"),
     422: ("invalid", "Invalid input", "workers: must be less than or equal to 64"),

@@ -28,6 +28,7 @@ from tenantry.http.pool import Pool, Turns
 from tenantry.http.problems import former_token, no_such_tenant
 from tenantry.http.tokens import Principal
 from tenantry.isolation.port import Prover
+from tenantry.journal.parts import JournalParts
 from tenantry.journal.port import EventStore
 from tenantry.messages.port import MessageStore, PageReader, Whose, whose
 from tenantry.metrics.merged import Metrics
@@ -123,6 +124,7 @@ class Services:
     cluster: Cluster
     directory: TenantDirectory
     journal: EventStore
+    parts: JournalParts
     messages: MessageStore
     page_reader: PageReader
     publishing: Publishing

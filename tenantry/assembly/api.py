@@ -20,7 +20,12 @@ from tenantry.api.routing import way_in
 from tenantry.api.services import Services
 from tenantry.assembly.backends import Backends, Stores, abandoned
 from tenantry.assembly.listeners import Listeners
-from tenantry.assembly.standby import StandbyControl, StandbyNodes, StandbyPorts
+from tenantry.assembly.standby import (
+    StandbyControl,
+    StandbyNodes,
+    StandbyParts,
+    StandbyPorts,
+)
 from tenantry.audit.auditor import Auditor
 from tenantry.audit.postgres import PostgresAccounts
 from tenantry.broker import select
@@ -150,6 +155,7 @@ def open_leader_api(
         ),
         directory=stores.directory,
         journal=stores.journal,
+        parts=stores.parts,
         messages=stores.messages,
         page_reader=PostgresPageReader(
             LoopQueries(stores.database, connections=backends.shares.pages)
@@ -217,6 +223,7 @@ def open_standby_api(
         cluster=StandbyNodes(PostgresNodes(database), control),
         directory=stores.directory,
         journal=stores.journal,
+        parts=StandbyParts(database, control),
         messages=stores.messages,
         page_reader=PostgresPageReader(LoopQueries(stores.database, connections=shares.pages)),
         dead_letters=stores.dead_letters,

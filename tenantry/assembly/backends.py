@@ -26,6 +26,7 @@ from tenantry.handlers.message import Handler
 from tenantry.handlers.store import HandlingStore
 from tenantry.isolation.sessions import TenantsSessions
 from tenantry.journal.listener import JournalListener
+from tenantry.journal.parts_postgres import PostgresJournalParts
 from tenantry.journal.postgres import InlineProjection, PostgresEventStore
 from tenantry.messages.port import MessageStore
 from tenantry.messages.postgres import PostgresMessageStore
@@ -51,6 +52,7 @@ class Stores:
 
     database: Database
     journal: PostgresEventStore
+    parts: PostgresJournalParts
     directory: PostgresTenantDirectory
     messages: PostgresMessageStore
     dead_letters: PostgresDeadLetterIndex
@@ -77,6 +79,7 @@ class Stores:
         return cls(
             database=database,
             journal=journal,
+            parts=PostgresJournalParts(database),
             directory=PostgresTenantDirectory(database, journal),
             messages=messages,
             dead_letter_events=DeadLetterEvents(
@@ -87,6 +90,9 @@ class Stores:
 
 
 log: Final = structlog.get_logger("daemon")
+
+PARTS_LOOK_EVERY: Final = 60.0
+"""Seconds between looks at whether the journal's open part has become too large or too old."""
 
 SWEEP_EVERY: Final = 3600.0
 """Seconds between sweeps of attempts at messages that come no more."""

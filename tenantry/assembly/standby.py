@@ -19,6 +19,8 @@ from tenantry.control.port import (
     TenantRuntime,
     TermStatus,
 )
+from tenantry.database.pool import Database
+from tenantry.journal.parts_postgres import PostgresJournalParts
 from tenantry.nodes.cluster import NodesShown
 from tenantry.nodes.port import Owned
 from tenantry.nodes.postgres import PostgresNodes
@@ -133,6 +135,15 @@ class StandbyNodes(NodesShown):
             return super().owners(tenant_ids)
         except UnavailableError:
             return {}
+
+
+class StandbyParts:
+    """The parts of the journal (`JournalParts`) as a standby sees them; it changes nothing."""
+
+    def __init__(self, database: Database, control: StandbyControl) -> None:
+        parts = PostgresJournalParts(database)
+        self.listed, self.lines = parts.listed, parts.lines
+        self.begin = self.archive = self.put_back = self.restore = control.refuse
 
 
 class StandbyPorts:

@@ -299,8 +299,39 @@ class NodeDrainRevoked(_OfNoTenant):
     node: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EventsArchived(_OfNoTenant):
+    """A part of the journal was taken out of it: the oldest events, the last recorded at `until`.
+
+    They are in the `archive` (`host:path`); `digest` sums them up, as `JournalParts` says.
+    """
+
+    part: int
+    first_position: int
+    last_position: int
+    events: int
+    until: str
+    digest: str
+    archive: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EventsRestored(_OfNoTenant):
+    """A part of the journal that had been archived is in it again."""
+
+    part: int
+    first_position: int
+    last_position: int
+    events: int
+
+
 SystemEvent: TypeAlias = (
-    IsolationVerified | IsolationViolated | NodeDrainRequested | NodeDrainRevoked
+    IsolationVerified
+    | IsolationViolated
+    | NodeDrainRequested
+    | NodeDrainRevoked
+    | EventsArchived
+    | EventsRestored
 )
 """Events of no single tenant, in streams named after what they are about."""
 

@@ -25,6 +25,9 @@ class UserKind(StrEnum):
 ISOLATION_STREAM: Final = "isolation"
 """The journal's stream of the daemon's own proofs of isolation."""
 
+PARTS_STREAM: Final = "journal"
+"""The journal's stream of what became of its own parts."""
+
 
 def is_tenant_id(value: str) -> bool:
     """Tell whether `value` may name a tenant: 1 to 40 of a-z, 0-9 and inner hyphens."""

@@ -106,6 +106,13 @@ STATE_SCHEMA: Final = 6
 """The shape of a written tenant state. Raise it when the state's fields or `evolve` change: what
 was written in another shape is then folded anew from the events."""
 
+FIRST_BASE_SCHEMA: Final = 6
+"""The shape that the states of tenants had when events were archived for the first time."""
+
+BASE_UPCASTERS: Final[Mapping[int, Upcaster]] = MappingProxyType({})
+"""For a shape of states since `FIRST_BASE_SCHEMA`, the way to the next. Of archived events nothing
+is folded anew: what they came to is lifted, as events are."""
+
 _FORMER_LIFECYCLES: Final[Mapping[str, str]] = MappingProxyType({"draining": "deleting"})
 """What older programs call a state: a daemon that stands by reads what its older leader writes."""
 
@@ -209,6 +216,30 @@ def decode_state(data: Mapping[str, object]) -> TenantState:
     written = str(data.get("lifecycle"))
     former = {"lifecycle": _FORMER_LIFECYCLES[written]} if written in _FORMER_LIFECYCLES else {}
     state: TenantState = _build(TenantState, {**_SINCE_THEN, **data, **former})
+    return state
+
+
+def decode_base(
+    schema_version: int, data: Mapping[str, object], *, stream: str, version: int
+) -> TenantState:
+    """Read the state that archived events came to, in any shape it was kept in.
+
+    Raises `UnknownEventError` where a newer program kept it, `JournalError` where it is broken.
+    """
+    lifted = dict(data)
+    if not FIRST_BASE_SCHEMA <= schema_version <= STATE_SCHEMA:
+        raise UnknownEventError(
+            f"of {stream} events are archived, and what they came to is kept in the shape "
+            f"{schema_version}, which this program does not know; run the newer tenantry that did"
+        )
+    for shape in range(schema_version, STATE_SCHEMA):
+        lifted = BASE_UPCASTERS[shape](lifted)
+    state = decode_state(lifted)
+    if state.version != version:
+        raise JournalError(
+            f"what archived events of {stream} came to is of version {state.version}, not "
+            f"{version}; restore them"
+        )
     return state
 
 

@@ -12,6 +12,8 @@ from uuid import UUID, uuid4
 from tenantry.domain.events import Event
 from tenantry.unavailable import UnavailableError
 
+_NAMED: Final = 3
+
 
 class JournalError(Exception):
     """The journal could not be read or written."""
@@ -29,6 +31,25 @@ class VersionConflictError(JournalError):
         self.stream = stream
         self.expected = expected
         self.actual = actual
+
+
+class EventsArchivedError(JournalError):
+    """What is asked for was archived, and is not in the journal any more.
+
+    All up to `position` is gone, what was recorded by `until` (UTC); `archives` are where it is.
+    """
+
+    def __init__(self, position: int, until: datetime, archives: Sequence[str]) -> None:
+        named = ", ".join(archives[-_NAMED:])
+        rest = f" and {len(archives) - _NAMED} before" if len(archives) > _NAMED else ""
+        super().__init__(
+            f"events up to position {position}, recorded by {until:%Y-%m-%dT%H:%M:%S.%fZ}, are "
+            f"archived: {named}{rest}; `tenantry events --archive` reads them there, "
+            "`tenantry events restore` brings them back"
+        )
+        self.position = position
+        self.until = until
+        self.archives = tuple(archives)
 
 
 class UnknownEventError(JournalError):
@@ -88,7 +109,11 @@ class Snapshot:
 
 
 class EventStore(Protocol):
-    """An append-only store of events in streams."""
+    """An append-only store of events in streams.
+
+    Old events may be archived. A call that would have to give some of these, or pass over them,
+    raises `EventsArchivedError`.
+    """
 
     def append(
         self,
@@ -130,6 +155,12 @@ class EventStore(Protocol):
 
     def load_snapshot(self, stream: str) -> Snapshot | None:
         """Give the newest snapshot of a stream, if there is one."""
+
+    def load_base(self, stream: str) -> Snapshot | None:
+        """Give the state that a tenant's archived events came to; None where none are archived.
+
+        What is kept of its stream goes on from there.
+        """
 
     def wait_for_events(self, after: int, timeout: float) -> bool:
         """Block until the journal goes beyond position `after`, at most `timeout` seconds.

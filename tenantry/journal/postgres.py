@@ -10,6 +10,7 @@ from datetime import UTC
 from typing import Any, Final, Protocol
 from uuid import UUID, uuid4
 
+from psycopg import errors
 from psycopg.rows import TupleRow
 
 from tenantry import failpoints
@@ -20,6 +21,7 @@ from tenantry.domain.events import Event
 from tenantry.journal.codec import CODEC, decode_metadata, encode_metadata
 from tenantry.journal.listener import AppendSignal, JournalListener
 from tenantry.journal.port import (
+    EventsArchivedError,
     Expected,
     JournalError,
     JournalUnavailableError,
@@ -95,6 +97,7 @@ class PostgresEventStore:
             "schema_versions": [version for _, version, _ in encoded],
             "data": [json.dumps(data) for _, _, data in encoded],
             "metadata": json.dumps(plain_metadata),
+            "new_ids": ids is None,
         }
         projections = self._projections if names.category(stream) == TENANT_CATEGORY else ()
         failpoints.reach("before_append")
@@ -116,23 +119,38 @@ class PostgresEventStore:
         self, stream: str, *, after: int = 0, limit: int | None = None
     ) -> list[RecordedEvent]:
         """See `EventStore.read_stream`."""
-        return self._read("read_stream", stream=stream, after=after, limit=limit)
+        found = self._read("read_stream", stream=stream, after=after, limit=limit)
+        if not found or found[0].version != max(0, after) + 1:
+            self._refuse_archived("archived_of_stream", stream=stream, after=after)
+            if found:  # it was restored in between
+                found = self._read("read_stream", stream=stream, after=after, limit=limit)
+        return found
 
     def read_all(
         self, *, after: int = 0, limit: int = 500, categories: Sequence[str] | None = None
     ) -> list[RecordedEvent]:
         """See `EventStore.read_all`."""
         if categories is None:
-            return self._read("read_all", after=after, limit=limit)
+            found = self._read("read_all", after=after, limit=limit)
+            # Positions are dense, and behind archived events the journal tells that they are.
+            if found and found[0].position != max(0, after) + 1:
+                self._refuse_archived("archived", after=after)
+                # It was restored in between.
+                found = self._read("read_all", after=after, limit=limit)
+            return found
         wanted = sorted(set(categories))
-        return self._read("read_categories", after=after, limit=limit, categories=wanted)
+        found = self._read("read_categories", after=after, limit=limit, categories=wanted)
+        self._refuse_archived("archived", after=after)
+        return found
 
     def read_tenant(
         self, tenant_id: str, *, after: int = 0, limit: int = 500
     ) -> list[RecordedEvent]:
         """See `EventStore.read_tenant`."""
         streams = names.streams_of(tenant_id)
-        return self._read("read_streams", streams=streams, after=after, limit=limit)
+        found = self._read("read_streams", streams=streams, after=after, limit=limit)
+        self._refuse_archived("archived_of_streams", streams=streams, after=after)
+        return found
 
     def save_snapshot(self, snapshot: Snapshot) -> None:
         """See `EventStore.save_snapshot`."""
@@ -149,6 +167,14 @@ class PostgresEventStore:
         """See `EventStore.load_snapshot`."""
         rows = journal_rows(self._database, self._sql["load_snapshot"], {"stream": stream})
         if not rows:
+            return None
+        version, schema_version, data = rows[0]
+        return Snapshot(stream=stream, version=version, schema_version=schema_version, data=data)
+
+    def load_base(self, stream: str) -> Snapshot | None:
+        """See `EventStore.load_base`."""
+        rows = self._of_archives("load_base", stream=stream)
+        if not rows or rows[0][2] is None:
             return None
         version, schema_version, data = rows[0]
         return Snapshot(stream=stream, version=version, schema_version=schema_version, data=data)
@@ -195,6 +221,24 @@ class PostgresEventStore:
     def _read(self, query: str, **parameters: object) -> list[RecordedEvent]:
         rows = journal_rows(self._database, self._sql[query], parameters)
         return [recorded_event(row) for row in rows]
+
+    def _refuse_archived(self, query: str, **parameters: object) -> None:
+        """Raise where events above the position or version `after` are archived.
+
+        It is asked after the events were read: what is archived in between is missing there.
+        """
+        for position, until, archives in self._of_archives(query, **parameters):
+            if position is not None:
+                raise EventsArchivedError(position, until.astimezone(UTC), archives)
+
+    def _of_archives(self, query: str, **parameters: object) -> list[TupleRow]:
+        """Read what is known of archives; nothing in the schema of an older daemon that leads."""
+        try:
+            return journal_rows(self._database, self._sql[query], parameters)
+        except JournalError as error:
+            if isinstance(error.__cause__, errors.UndefinedTable):
+                return []
+            raise
 
 
 def recorded_event(row: tuple[Any, ...]) -> RecordedEvent:

@@ -14,8 +14,20 @@ from tenantry.domain.events import (
     TenantEvent,
 )
 from tenantry.domain.tenant import TenantState, fold
-from tenantry.journal.codec import STATE_SCHEMA, MalformedEventError, decode_state, encode_state
-from tenantry.journal.port import EventStore, JournalError, RecordedEvent, Snapshot
+from tenantry.journal.codec import (
+    STATE_SCHEMA,
+    MalformedEventError,
+    decode_base,
+    decode_state,
+    encode_state,
+)
+from tenantry.journal.port import (
+    EventsArchivedError,
+    EventStore,
+    JournalError,
+    RecordedEvent,
+    Snapshot,
+)
 
 TENANT_CATEGORY: Final = names.category(names.journal_stream("any"))
 """The category of the streams that hold tenants' lives."""
@@ -30,10 +42,26 @@ def load_tenant(store: EventStore, tenant_id: str) -> TenantState | None:
     Raises `JournalUnavailableError`, `JournalError`.
     """
     state = snapshot_state(store, tenant_id)
-    tail = store.read_stream(
-        names.journal_stream(tenant_id), after=0 if state is None else state.version
-    )
+    stream = names.journal_stream(tenant_id)
+    try:
+        tail = store.read_stream(stream, after=0 if state is None else state.version)
+    except EventsArchivedError:
+        # A snapshot that is missing, or in another shape: then from where the kept events begin.
+        state = base_state(store, tenant_id)
+        tail = store.read_stream(stream, after=0 if state is None else state.version)
     return fold(tenant_events(tail), state)
+
+
+def base_state(store: EventStore, tenant_id: str) -> TenantState | None:
+    """Give the state that a tenant's archived events came to; None where none are archived.
+
+    Raises `JournalUnavailableError`, `JournalError`.
+    """
+    stream = names.journal_stream(tenant_id)
+    base = store.load_base(stream)
+    if base is None:
+        return None
+    return decode_base(base.schema_version, base.data, stream=stream, version=base.version)
 
 
 def snapshot_state(

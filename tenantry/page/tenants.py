@@ -109,6 +109,7 @@ async def show_journal(visit: Visit) -> Response:
         rows=differences(then.tenant, other.tenant),
         events=[{**one, "told": list(flat(one["data"]))} for one in events.body["data"]],
         following=following,
+        archived=events.body.get("archived"),
     )
 
 
@@ -116,8 +117,8 @@ async def _moment(visit: Visit, path: str, asked: str) -> Moment:
     if not asked:
         return Moment("", {})
     answer = await visit.api.get(path, at=asked)
-    if answer.status == 422:
-        raise Problem(422, answer.problem)
+    if answer.status in {410, 422}:  # what it would need is archived; it is none
+        raise Problem(answer.status, answer.problem)
     return Moment(asked, answer.body if answer.well else {})
 
 

@@ -23,10 +23,22 @@ from tenantry.domain.events import (
 )
 from tenantry.domain.names import UserKind
 from tenantry.domain.tenant import TenantState, fold
-from tenantry.journal.codec import STATE_SCHEMA, MalformedEventError, decode_state, encode_state
-from tenantry.journal.port import EventStore, JournalError, JournalUnavailableError, RecordedEvent
+from tenantry.journal.codec import (
+    STATE_SCHEMA,
+    MalformedEventError,
+    decode_base,
+    decode_state,
+    encode_state,
+)
+from tenantry.journal.port import (
+    EventsArchivedError,
+    EventStore,
+    JournalError,
+    JournalUnavailableError,
+    RecordedEvent,
+)
 from tenantry.journal.postgres import journal_connection, journal_rows, recorded_event
-from tenantry.journal.tenants import TENANT_CATEGORY, snapshot_state, tenant_events
+from tenantry.journal.tenants import TENANT_CATEGORY, base_state, snapshot_state, tenant_events
 from tenantry.projections.port import Found
 from tenantry.sql import queries
 
@@ -83,7 +95,10 @@ class TenantProjection:
         connection.execute(self._journal["lock_head"])
         connection.execute(self._sql["clear"])
         position = 0
-        tenants: set[str] = set()
+        # Archived events are not there to be folded: what they came to is.
+        bases = self._bases(connection, None)
+        connection.execute(self._sql["put"], _columns(bases))
+        tenants = {one.tenant_id for one in bases}
         while batch := self._read(connection, position):
             self._fold_in(connection, batch)
             tenants.update(one.event.tenant_id for one in batch)
@@ -114,7 +129,18 @@ class TenantProjection:
             parameters = {"stream": fresh[0].stream, "after": version, "limit": None}
             rows = connection.execute(self._journal["read_stream"], parameters).fetchall()
             fresh = [recorded_event(row) for row in rows]
+            if fresh and fresh[0].version != version + 1:
+                (state,) = self._bases(connection, fresh[0].stream)
         return fold(tenant_events(fresh), state)
+
+    def _bases(self, connection: Connection, stream: str | None) -> list[TenantState]:
+        """Give the states that archived events came to: of one stream, or of all."""
+        streams = None if stream is None else [stream]
+        rows = connection.execute(self._sql["bases"], {"streams": streams}).fetchall()
+        return [
+            decode_base(schema_version, data, stream=named, version=version)
+            for named, version, schema_version, data in rows
+        ]
 
     def _read(self, connection: Connection, after: int) -> list[RecordedEvent]:
         parameters = {"categories": [TENANT_CATEGORY], "after": after, "limit": BATCH}
@@ -136,7 +162,16 @@ class TenantsPast:
         after = 0 if state is None else state.version
         if after < version:
             stream = names.journal_stream(tenant_id)
-            recorded = self._store.read_stream(stream, after=after, limit=version - after)
+            try:
+                recorded = self._store.read_stream(stream, after=after, limit=version - after)
+            except EventsArchivedError:
+                state = base_state(self._store, tenant_id)
+                if state is None or state.version > version:
+                    raise
+                left = version - state.version
+                recorded = []
+                if left:
+                    recorded = self._store.read_stream(stream, after=state.version, limit=left)
             state = fold(tenant_events(recorded), state)
         return state if state is not None and state.version == version else None
 
@@ -144,8 +179,20 @@ class TenantsPast:
         """See `TenantDirectory.as_of_time`. Raises `ValueError` for a time without a zone."""
         if at.tzinfo is None:
             raise ValueError("a time without a zone names no moment")
-        recorded = self._store.read_stream(names.journal_stream(tenant_id))
-        return fold(tenant_events(takewhile(lambda one: one.recorded_at <= at, recorded)))
+        stream, state = names.journal_stream(tenant_id), None
+        try:
+            recorded = self._store.read_stream(stream)
+        except EventsArchivedError:
+            state = base_state(self._store, tenant_id)
+            if state is None:
+                raise
+            if at < state.updated_at:
+                if at < state.created_at and state.incarnation == 1:
+                    return None
+                raise
+            recorded = self._store.read_stream(stream, after=state.version)
+        happened = takewhile(lambda one: one.recorded_at <= at, recorded)
+        return fold(tenant_events(happened), state)
 
 
 class PostgresTenantDirectory(TenantsPast):

@@ -1,11 +1,12 @@
 -- The journal's queries. How an append locks and why stands with tenantry.append_events in
--- migration 0001: it is a function so that lock, checks and insert take one round trip.
+-- migrations 0001 and 0040: it is a function so that lock, checks and insert take one round trip.
 
 -- name: append
 SELECT event_id, at_position, at_version, at_time
 FROM tenantry.append_events(
     %(stream)s::text, %(expected)s::integer, %(ids)s::uuid[], %(types)s::text[],
-    %(schema_versions)s::integer[], %(data)s::text[]::jsonb[], %(metadata)s::jsonb)
+    %(schema_versions)s::integer[], %(data)s::text[]::jsonb[], %(metadata)s::jsonb,
+    %(new_ids)s::boolean)
 ORDER BY at_position;
 
 -- name: head
@@ -71,3 +72,28 @@ WHERE (kept.schema_version, kept.version) <= (excluded.schema_version, excluded.
 
 -- name: load_snapshot
 SELECT version, schema_version, data FROM tenantry.snapshots WHERE stream = %(stream)s;
+
+-- name: load_base
+-- The latest known: whole parts are archived, in order.
+SELECT version, schema_version, state FROM tenantry.archived_streams
+WHERE stream = %(stream)s
+ORDER BY part DESC
+LIMIT 1;
+
+-- name: archived_of_stream
+-- What is archived of a stream above a version: up to which position, and where.
+SELECT max(p.last_position), max(p.last_at), array_agg(p.archive ORDER BY p.part)
+FROM tenantry.archived_streams AS a JOIN tenantry.journal_parts AS p ON p.part = a.part
+WHERE a.stream = %(stream)s AND a.version > %(after)s;
+
+-- name: archived_of_streams
+SELECT max(p.last_position), max(p.last_at), array_agg(p.archive ORDER BY p.part)
+FROM tenantry.journal_parts AS p
+WHERE p.last_position > %(after)s AND p.part IN (
+    SELECT a.part FROM tenantry.archived_streams AS a
+    WHERE a.stream = ANY(%(streams)s::text[]) AND a.position > %(after)s);
+
+-- name: archived
+SELECT max(p.last_position), max(p.last_at), array_agg(p.archive ORDER BY p.part)
+FROM tenantry.journal_parts AS p
+WHERE p.archived_at IS NOT NULL AND p.last_position > %(after)s;

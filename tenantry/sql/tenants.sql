@@ -19,6 +19,13 @@ WHERE lifecycle <> 'deleted'
   AND strpos(lower(id || E'\n' || (state ->> 'name')), lower(%(text)s::text)) > 0
 ORDER BY id;
 
+-- name: bases
+-- The states with which begins what is kept of tenants, where older events are archived; of these
+-- streams, or of all. The latest known of each: whole parts are archived, in order.
+SELECT DISTINCT ON (stream) stream, version, schema_version, state FROM tenantry.archived_streams
+WHERE state IS NOT NULL AND (%(streams)s::text[] IS NULL OR stream = ANY(%(streams)s::text[]))
+ORDER BY stream, part DESC;
+
 -- name: put
 INSERT INTO tenantry.tenants (id, version, lifecycle, state, created_at, updated_at)
 SELECT * FROM unnest(
@@ -40,10 +47,14 @@ SET shape = excluded.shape, position = excluded.position, updated_at = excluded.
 
 -- name: is_current
 -- A row's version is the number of its tenant's events, and never more: where the sums agree no
--- event has been missed. One statement, one snapshot: no lock.
+-- event has been missed. Of archived events the last one's version tells how many there were.
+-- One statement, one snapshot: no lock.
 SELECT EXISTS (SELECT FROM tenantry.projection_checkpoints
                WHERE name = %(name)s AND shape = %(shape)s)
    AND (SELECT count(*) FROM tenantry.events WHERE category = %(category)s)
+     + (SELECT coalesce(sum(version), 0) FROM (
+            SELECT DISTINCT ON (stream) version FROM tenantry.archived_streams
+            WHERE state IS NOT NULL ORDER BY stream, part DESC) AS archived)
      = (SELECT coalesce(sum(version), 0) FROM tenantry.tenants);
 
 -- name: propose_producer_credentials

@@ -27,6 +27,7 @@ NOBODYS: Final = "of no tenant, or by keys that name none"
 
 FATES: Final = {
     "public.messages": ASIDE,
+    "tenantry.archived_streams": KEPT,
     "tenantry.attempts": GONE,
     "tenantry.backlog_parts": GONE,
     "tenantry.bindings": GONE,
@@ -47,6 +48,7 @@ FATES: Final = {
     "tenantry.iggy_users": GONE,
     "tenantry.installation": NOBODYS,
     "tenantry.journal_head": NOBODYS,
+    "tenantry.journal_parts": NOBODYS,
     "tenantry.locks": NAMES,
     "tenantry.nodes": NOBODYS,
     "tenantry.owners": NAMES,

@@ -41,6 +41,7 @@ from tenantry.domain.commands import (
 )
 from tenantry.domain.tenant import TenantState, decide
 from tenantry.isolation.port import IsolationReport
+from tenantry.journal.parts import NoSuchPartError, Part
 from tenantry.journal.port import Metadata
 from tenantry.messages.port import (
     FIRST,
@@ -459,6 +460,31 @@ class FakeStatistics:
     ) -> Sequence[Slot]:
         found = self.slots.get((tenant_id, hourly), [])
         return [one for one in found if start <= one.at < end]
+
+
+class FakeParts:
+    """The parts of a journal as a test has put them in; nothing becomes of them."""
+
+    def __init__(self) -> None:
+        self.parts: list[Part] = []
+
+    def listed(self) -> list[Part]:
+        return self.parts
+
+    def begin(self, most: int) -> int | None:
+        return None
+
+    def lines(self, part: int, *, after: int = 0, limit: int = 1) -> list[tuple[int, str]]:
+        raise NoSuchPartError(part)
+
+    def archive(self, part: int, *, digest: str, archive: str, metadata: Metadata) -> Part:
+        raise NoSuchPartError(part)
+
+    def put_back(self, part: int, lines: Sequence[str], *, after: int) -> int:
+        raise NoSuchPartError(part)
+
+    def restore(self, part: int, metadata: Metadata) -> Part:
+        raise NoSuchPartError(part)
 
 
 class FakeProver:

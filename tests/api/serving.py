@@ -40,6 +40,7 @@ from tests.api.fakes import (
     FakeControl,
     FakeDeadLetters,
     FakeMessages,
+    FakeParts,
     FakeProver,
     FakePublishing,
     FakeQueues,
@@ -77,6 +78,7 @@ class World:
         self.queues = FakeQueues()
         self.prover = FakeProver()
         self.statistics = FakeStatistics()
+        self.parts = FakeParts()
         self.options = options
         secret = options.get("jwt_secret")
         self.identity = Identity([secret] if secret else [])
@@ -87,6 +89,7 @@ class World:
             "cluster": self.cluster,
             "directory": self.directory,
             "journal": self.journal,
+            "parts": self.parts,
             "messages": self.messages,
             "page_reader": RowsReader(self.messages),
             "publishing": self.publishing,

@@ -50,6 +50,8 @@ GIVEN: dict[str, dict[str, Any]] = {
     "GET /messages/stream": {"params": {"tenant_id": "acme"}},
     "POST /isolation": {"json": {}},
     "POST /tenants/{tenant_id}/move": {"json": {"node": "one"}},
+    "PUT /events/parts/{part}/lines": {"json": {"after": 0, "lines": ["{}"]}},
+    "POST /events/parts/{part}/archive": {"json": {"digest": "0" * 64, "archive": "here"}},
 }
 """What requests have that need more than a path."""
 
@@ -80,6 +82,7 @@ def on_adapters() -> World:
     world = World(
         cluster=ClusterAway(),
         journal=stores.journal,
+        parts=stores.parts,
         messages=stores.messages,
         page_reader=PostgresPageReader(LoopQueries(database)),
         publishing=PostgresPublishing(database),
@@ -108,7 +111,7 @@ def on_adapters() -> World:
 def on_ports() -> World:
     """Make a world whose read model is in memory, and no other port has its database."""
     ports = (
-        "journal", "messages", "page_reader", "publishing", "idempotency", "dead_letters",
+        "journal", "parts", "messages", "page_reader", "publishing", "idempotency", "dead_letters",
         "reprocessing", "auditor", "prover", "statistics",
     )  # fmt: skip
     return World(cluster=ClusterAway(), **{one: Away() for one in ports})
@@ -147,7 +150,7 @@ def test_every_route_says_that_it_is_for_now(api: Served, *, keyed: bool) -> Non
         if name in free:
             continue
         path = template.replace("{tenant_id}", "acme").replace("{letter_id}", "x")
-        path = path.replace("{message_id:any}", "m-1")
+        path = path.replace("{message_id:any}", "m-1").replace("{part}", "1")
         headers = {"Idempotency-Key": "one"} if keyed and method == "POST" else {}
         given = GIVEN.get(name, {})
         with api.control.stream(method, path, headers=headers, **given) as answer:

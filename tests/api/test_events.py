@@ -10,8 +10,10 @@ from typing import Any
 import httpx
 import pytest
 
+from tenantry.http.tokens import Scope
 from tenantry.journal.port import JournalUnavailableError
-from tests.api.serving import Served, World, serving
+from tests.api.page import token
+from tests.api.serving import SECRET, Served, World, serving
 from tests.fakes.stores import InMemoryEventStore
 from tests.waiting import DEADLINE, eventually
 
@@ -61,6 +63,45 @@ def test_a_deleted_tenants_events_stay(api: Served) -> None:
     api.control.delete("/tenants/acme")
     page = api.control.get("/tenants/acme/events").json()
     assert _types(page)[-2:] == ["DeletionRequested", "TenantDeleted"]
+
+
+def test_a_first_page_says_what_is_archived_and_a_cursor_into_it_is_refused(api: Served) -> None:
+    for tenant_id in ("a", "b"):
+        api.world.create(tenant_id)
+    into = api.control.get("/events", params={"limit": 1}).json()["next_cursor"]
+    behind = api.control.get("/events", params={"limit": 2}).json()["next_cursor"]
+    until = api.control.get("/events").json()["data"][1]["recorded_at"]
+    api.world.journal.archive(2, "here:/archive")
+    page = api.control.get("/events").json()
+    assert [one["position"] for one in page["data"]] == [3, 4]
+    assert page["archived"] == {
+        "until_position": 2, "until": until, "archives": ["here:/archive"]
+    }  # fmt: skip
+    assert "archived" not in api.control.get("/events", params={"cursor": behind}).json()
+    for path, params in (("/events", {"cursor": into}), ("/tenants/a", {"at": "1"})):
+        answer = api.control.get(path, params=params)
+        assert answer.status_code == 410
+        assert answer.json()["type"] == "urn:problem-type:tenantry:events-archived"
+        assert "here:/archive" in answer.json()["detail"]
+    assert api.control.get("/tenants/a", params={"at": "2"}).json()["state"] == "active"
+    assert api.control.get("/tenants/a", params={"at": "2020-01-01T00:00:00Z"}).status_code == 404
+    assert api.control.get("/tenants/a/events").json()["data"] == []
+    assert "archived" not in api.control.get("/tenants/b/events").json()
+
+
+def test_a_tenant_is_told_when_its_events_were_and_not_where_they_are() -> None:
+    with serving(World(jwt_secret=SECRET)) as api:
+        api.world.create("acme")
+        api.world.create("other")
+        api.world.journal.archive(2, "here:/archive")
+        headers = {"Authorization": f"Bearer {token('acme', Scope.TENANT)}"}
+        page = api.tcp.get("/tenants/acme/events", headers=headers)
+        assert page.json()["archived"]["archives"] == []
+        assert page.json()["data"] == []
+        past = api.tcp.get("/tenants/acme", params={"at": "1"}, headers=headers)
+        assert past.status_code == 410
+        for answer in (page, past):
+            assert "here" not in answer.text
 
 
 def test_an_unknown_tenant_has_no_events(api: Served) -> None:

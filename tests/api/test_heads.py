@@ -31,7 +31,13 @@ def api() -> Iterator[Served]:
 @pytest.mark.parametrize("listener", ["control", "tcp"])
 def test_head_is_answered_as_get_without_the_body(api: Served, listener: str, path: str) -> None:
     client: httpx.Client = getattr(api, listener)
-    names = {"tenant_id": "acme", "asset": "index.html", "letter_id": "x", "message_id": "m"}
+    names = {
+        "tenant_id": "acme",
+        "asset": "index.html",
+        "letter_id": "x",
+        "part": "1",
+        "message_id": "m",
+    }
     url = path.format_map(names) + QUERIES.get(path, "")
     for headers in ({}, {"Authorization": f"Bearer {jwt.encode(CLAIMS, SECRET)}"}):
         with client.stream("GET", url, headers=headers) as got:  # one of them has no end

@@ -167,7 +167,7 @@ def test_no_parameter_of_a_query_is_stumbled_over(served: Served, control: Plain
         texts = [one["name"] for one in queried if '"string"' in json.dumps(one["schema"])]
         others = [one["name"] for one in queried if one["name"] not in texts]
         target = path.replace("{tenant_id}", "acme").replace("{message_id}", "m")
-        target = target.replace("{letter_id}", "m")
+        target = target.replace("{letter_id}", "m").replace("{part}", "1")
         needed = "tenant_id=acme&" if path == "/messages/stream" else ""
         for name in texts:
             for value in _encoded(place):

@@ -239,6 +239,18 @@ def test_the_journal_is_paged_and_outlives_its_tenant(api: Served, admin: Browse
     assert admin.get("/ui/tenants/gone").status_code == 404
 
 
+def test_a_journal_says_what_of_it_is_archived(api: Served, admin: Browser) -> None:
+    api.world.create("old")
+    head = api.world.journal.read_all()[-1].position
+    api.world.journal.archive(head, "here:/archive")
+    page = admin.get("/ui/tenants/old/journal")
+    assert page.status_code == 200
+    assert "here:/archive" in Written(page.text).text
+    past = admin.get("/ui/tenants/old/journal", at="1")
+    assert past.status_code == 410
+    assert "here:/archive" in Written(past.text).text
+
+
 def test_a_journal_is_small_whatever_is_in_it(api: Served, admin: Browser) -> None:
     api.world.create("noisy", name=EVIL * 5)
     quotes = '"' * 1000

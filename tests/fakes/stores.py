@@ -16,13 +16,14 @@ from tenantry.domain.tenant import TenantState, fold
 from tenantry.journal.codec import CODEC, decode_metadata, encode_metadata
 from tenantry.journal.listener import AppendSignal
 from tenantry.journal.port import (
+    EventsArchivedError,
     Expected,
     Metadata,
     RecordedEvent,
     Snapshot,
     VersionConflictError,
 )
-from tenantry.journal.tenants import TENANT_CATEGORY, tenant_events
+from tenantry.journal.tenants import TENANT_CATEGORY, snapshot_of, tenant_events
 from tenantry.projections.port import Found
 from tenantry.projections.tenants import TenantsPast
 from tenantry.terms.port import Holder, Standing
@@ -54,6 +55,8 @@ class InMemoryEventStore:
         self._versions: dict[str, int] = {}
         self._snapshots: dict[str, tuple[int, int, str]] = {}
         self._appends = AppendSignal()
+        self._archived: list[RecordedEvent] = []
+        self._archive = ""
 
     def append(
         self,
@@ -84,7 +87,7 @@ class InMemoryEventStore:
                 moment = max(moment, self._events[-1].recorded_at)
             recorded = [
                 RecordedEvent(
-                    position=len(self._events) + number,
+                    position=len(self._archived) + len(self._events) + number,
                     stream=stream,
                     version=actual + number,
                     id=one,
@@ -107,6 +110,7 @@ class InMemoryEventStore:
     ) -> list[RecordedEvent]:
         """See `EventStore.read_stream`."""
         with self._lock:
+            self._refuse_archived(lambda one: one.stream == stream and one.version > after)
             return [one for one in self._events if one.stream == stream and one.version > after][
                 :limit
             ]
@@ -116,9 +120,10 @@ class InMemoryEventStore:
     ) -> list[RecordedEvent]:
         """See `EventStore.read_all`."""
         with self._lock:
+            self._refuse_archived(lambda one: one.position > after)
             return [
                 one
-                for one in self._events[max(0, after) :]
+                for one in self._beyond(after)
                 if categories is None or names.category(one.stream) in categories
             ][:limit]
 
@@ -128,7 +133,8 @@ class InMemoryEventStore:
         """See `EventStore.read_tenant`."""
         streams = names.streams_of(tenant_id)
         with self._lock:
-            return [one for one in self._events[max(0, after) :] if one.stream in streams][:limit]
+            self._refuse_archived(lambda one: one.position > after and one.stream in streams)
+            return [one for one in self._beyond(after) if one.stream in streams][:limit]
 
     def save_snapshot(self, snapshot: Snapshot) -> None:
         """See `EventStore.save_snapshot`."""
@@ -149,9 +155,32 @@ class InMemoryEventStore:
             stream=stream, version=version, schema_version=schema_version, data=json.loads(data)
         )
 
+    def load_base(self, stream: str) -> Snapshot | None:
+        """See `EventStore.load_base`."""
+        with self._lock:
+            gone = [one for one in self._archived if one.stream == stream]
+        if not gone or names.category(stream) != TENANT_CATEGORY:
+            return None
+        state = fold(tenant_events(gone))
+        return None if state is None else snapshot_of(state)
+
     def wait_for_events(self, after: int, timeout: float) -> bool:
         """See `EventStore.wait_for_events`."""
         return self._appends.wait(after, timeout)
+
+    def archive(self, up_to: int, place: str) -> None:
+        """Take the events up to a position out of it."""
+        with self._lock:
+            self._archive = place
+            gone, self._events = self._events, self._beyond(up_to)
+            self._archived += [one for one in gone if one.position <= up_to]
+
+    def _beyond(self, after: int) -> list[RecordedEvent]:
+        return self._events[max(0, after - len(self._archived)) :]
+
+    def _refuse_archived(self, asked: Callable[[RecordedEvent], bool]) -> None:
+        if gone := [one for one in self._archived if asked(one)]:
+            raise EventsArchivedError(gone[-1].position, gone[-1].recorded_at, [self._archive])
 
 
 class InMemoryTenantProjection:

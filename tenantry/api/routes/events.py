@@ -10,29 +10,34 @@ from fastapi import Query
 from starlette.requests import Request
 from starlette.responses import Response
 
+from tenantry.api import errors
 from tenantry.api.openapi import Routes
 from tenantry.api.paging import link_header
 from tenantry.api.routing import Who
 from tenantry.api.schemas.common import dumps, json_response
-from tenantry.api.schemas.events import EventPage, EventsQuery, JournalEntry
+from tenantry.api.schemas.events import ArchivedEvents, EventPage, EventsQuery, JournalEntry
 from tenantry.api.services import Injected, Services
 from tenantry.domain import names
 from tenantry.domain.events import TenantCreated
 from tenantry.domain.tenant import TenantState
-from tenantry.http.auth import connection_of
+from tenantry.http.auth import connection_of, principal_of
 from tenantry.http.tokens import Scope
-from tenantry.journal.port import EventStore, RecordedEvent
+from tenantry.journal.port import EventsArchivedError, EventStore, RecordedEvent
 
 _TAG = "events"
 
 routes = Routes(_TAG)
 
 
-@routes("GET /events", "Read the journal", EventPage, errors=(400, 422), paged=True)
+@routes("GET /events", "Read the journal", EventPage, errors=(400, 410, 422), paged=True)
 async def read_events(
     services: Injected, request: Request, query: Annotated[EventsQuery, Query()]
 ) -> Response:
-    """Read every event, oldest first, and wait for more if asked."""
+    """Read every event, oldest first, and wait for more if asked.
+
+    Without a cursor it begins with the oldest that is kept, and says in `archived` what is not. A
+    cursor before that is 410, and tells where the archive is.
+    """
 
     def read(after: int) -> list[RecordedEvent]:
         return services.journal.read_all(after=after, limit=query.limit)
@@ -44,7 +49,7 @@ async def read_events(
     "GET /tenants/{tenant_id}/events",
     "Read a tenant's events",
     EventPage,
-    errors=(400, 404, 422),
+    errors=(400, 404, 410, 422),
     paged=True,
 )
 async def read_tenant_events(
@@ -56,7 +61,8 @@ async def read_tenant_events(
 ) -> Response:
     """Read a tenant's life and dead letters, oldest first, deleted tenants' too.
 
-    An admin reads of all tenants that have had the id, a tenant of itself alone.
+    An admin reads of all tenants that have had the id, a tenant of itself alone. Of archived events
+    it is told as `GET /events` does.
     """
     run, journal = services.pools.reads.run, services.journal
     state = await run(services.lookup.known, tenant_id, who)
@@ -83,24 +89,38 @@ async def _page(
     *,
     incarnation: int = 1,
 ) -> Response:
-    cursors = services.cursors
+    cursors, who = services.cursors, principal_of(request.scope)
     binding = (_TAG, tenant_id or "*")
     after = 0
     if query.cursor is not None:
         after = cursors.open_place_of(incarnation, query.cursor, *binding)
-    found = await services.tail.page(
-        lambda: read_after(after),
-        pool=services.pools.reads,
-        tenant_id=tenant_id,
-        after=after,
-        timeout=query.wait,
-        closing=connection_of(request.scope).closing,
-    )
+
+    async def read_from(after: int) -> list[RecordedEvent]:
+        return await services.tail.page(
+            lambda: read_after(after),
+            pool=services.pools.reads,
+            tenant_id=tenant_id,
+            after=after,
+            timeout=query.wait,
+            closing=connection_of(request.scope).closing,
+        )
+
+    told: dict[str, ArchivedEvents] = {}
+    try:
+        found = await read_from(after)
+    except EventsArchivedError as error:
+        # Who comes back with a cursor would not notice what is missing.
+        if query.cursor is not None:
+            raise errors.archived(error, who) from error
+        told["archived"] = ArchivedEvents.of(error, shown=who.scope is not Scope.TENANT)
+        after = error.position
+        found = await read_from(after)
     last = found[-1].position if found else after
     end = cursors.seal_place(last, incarnation, *binding)
 
     def write() -> bytes:
-        return dumps(EventPage(data=[JournalEntry.of(one) for one in found], next_cursor=end))
+        entries = [JournalEntry.of(one) for one in found]
+        return dumps(EventPage(data=entries, next_cursor=end, **told))
 
     # The cursor is always there, to come back with; the link only where there may be more now.
     more = end if len(found) == query.limit else None
@@ -110,7 +130,10 @@ async def _page(
 def _first_position(journal: EventStore, state: TenantState) -> int:
     """Find the position just before a tenant's own creation. Blocks."""
     stream = names.journal_stream(state.tenant_id)
-    (created,) = journal.read_stream(stream, after=state.created_version - 1, limit=1)
+    try:
+        (created,) = journal.read_stream(stream, after=state.created_version - 1, limit=1)
+    except EventsArchivedError:
+        return 0  # and with it everything of the tenants before
     return created.position - 1
 
 

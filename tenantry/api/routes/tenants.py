@@ -10,7 +10,7 @@ from fastapi import Query
 from starlette.requests import Request
 from starlette.responses import Response
 
-from tenantry.api import idempotency, tenant_list
+from tenantry.api import errors, idempotency, tenant_list
 from tenantry.api.idempotency import Once
 from tenantry.api.moving import Move
 from tenantry.api.openapi import Routes
@@ -56,7 +56,7 @@ from tenantry.domain.events import ProvisioningAbandoned, TenantCreated
 from tenantry.domain.tenant import Lifecycle, TenantState
 from tenantry.http.problems import RETRY_AFTER_SECONDS, Problem, invalid
 from tenantry.http.tokens import Principal, Scope
-from tenantry.journal.port import Metadata
+from tenantry.journal.port import EventsArchivedError, Metadata
 
 _TENANTS = "tenants"
 _MAX_VERSION_DIGITS = 9
@@ -400,22 +400,16 @@ def _made_before(services: Services, tenant_id: str, once: Once) -> Outcome | No
 
 
 def _past(services: Services, tenant_id: str, at: str, who: Principal) -> TenantState:
-    """Find a tenant as of a time or version. Blocks; 401, 404 before it was created, 422.
+    """Find a tenant as of a time or version. Blocks; 401, 404 before it was created, 410, 422.
 
     A tenant itself sees its own past, not that of a former one.
     """
     checked_id(tenant_id)
     own = services.lookup.known(tenant_id, who).incarnation if who.scope is Scope.TENANT else None
-    if at.isascii() and at.isdecimal():
-        digits = at.lstrip("0")
-        # No tenant has a billion events, and the database's numbers end somewhere.
-        fits = 0 < len(digits) <= _MAX_VERSION_DIGITS
-        state = services.directory.as_of_version(tenant_id, int(digits)) if fits else None
-    else:
-        moment = parse_time(at)
-        if moment is None:
-            raise invalid([("at", "must be an RFC 3339 time with a zone, or a version number")])
-        state = services.directory.as_of_time(tenant_id, moment)
+    try:
+        state = _as_of(services, tenant_id, at)
+    except EventsArchivedError as error:
+        raise errors.archived(error, who) from error
     if state is None or own not in {None, state.incarnation}:
         raise Problem(
             404,
@@ -424,3 +418,15 @@ def _past(services: Services, tenant_id: str, at: str, who: Principal) -> Tenant
             title="No such tenant",
         )
     return state
+
+
+def _as_of(services: Services, tenant_id: str, at: str) -> TenantState | None:
+    if at.isascii() and at.isdecimal():
+        digits = at.lstrip("0")
+        # No tenant has a billion events, and the database's numbers end somewhere.
+        fits = 0 < len(digits) <= _MAX_VERSION_DIGITS
+        return services.directory.as_of_version(tenant_id, int(digits)) if fits else None
+    moment = parse_time(at)
+    if moment is None:
+        raise invalid([("at", "must be an RFC 3339 time with a zone, or a version number")])
+    return services.directory.as_of_time(tenant_id, moment)

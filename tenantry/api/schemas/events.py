@@ -8,7 +8,7 @@ from pydantic import Field
 
 from tenantry.api.schemas.common import EXAMPLE_CURSOR, EXAMPLE_TIME, Answer, PageQuery, Time
 from tenantry.journal.codec import CODEC
-from tenantry.journal.port import RecordedEvent
+from tenantry.journal.port import EventsArchivedError, RecordedEvent
 
 MAX_WAIT: Final = 30
 
@@ -65,8 +65,29 @@ class JournalEntry(Answer):
         )
 
 
+class ArchivedEvents(Answer):
+    """Older events, which are not in the journal any more."""
+
+    until_position: int = Field(description="Where the last of them was.", examples=[1000000])
+    until: Time = Field(description="When it was recorded.", examples=[EXAMPLE_TIME])
+    archives: list[str] = Field(
+        description="Where they are; not for tenants.",
+        examples=[["db.example.org:/srv/archive/journal-00001.jsonl.gz"]],
+    )
+
+    @classmethod
+    def of(cls, error: EventsArchivedError, *, shown: bool) -> Self:
+        """Describe what is archived; `shown` says whether its reader may know where."""
+        archives = list(error.archives) if shown else []
+        return cls(until_position=error.position, until=error.until, archives=archives)
+
+
 class EventPage(Answer):
-    """Events, oldest first; `next_cursor` is always given, to continue when there are more."""
+    """Events, oldest first; `next_cursor` is always given, to continue when there are more.
+
+    A first page that does not begin with the first event says in `archived` what is missing.
+    """
 
     data: list[JournalEntry]
     next_cursor: str = Field(examples=[EXAMPLE_CURSOR])
+    archived: ArchivedEvents | None = None
