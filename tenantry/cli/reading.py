@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from itertools import islice
+from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
 
@@ -17,26 +19,78 @@ LONG_POLL: Final = 20
 """Seconds the daemon may hold a follower's call until something happens."""
 
 
-@click.command(epilog=example("tenantry events acme --follow"))
+class Events(click.Command):
+    """Prints the journal; a word of `COMMANDS` in the tenant's place is a command about it."""
+
+    COMMANDS: Final = ("archive", "parts", "restore")
+
+    def make_context(
+        self,
+        info_name: str | None,
+        args: list[str],
+        parent: click.Context | None = None,
+        **extra: Any,
+    ) -> click.Context:
+        """Go on with the command that the first word names, if it names one."""
+        if args and args[0] in self.COMMANDS:
+            from tenantry.cli import archiving
+
+            named: click.Command = getattr(archiving, args[0])
+            return named.make_context(f"{info_name} {args[0]}", args[1:], parent, **extra)
+        return super().make_context(info_name, args, parent, **extra)
+
+
+@click.command(
+    cls=Events,
+    epilog=example(
+        "tenantry events acme --follow",
+        "tenantry events archive --before 2026-01-01 --to /srv/archive",
+        "tenantry events acme --archive /srv/archive",
+    ),
+)
 @with_client
 @tenant_argument(required=False)
 @click.option(
     "--follow", "-f", is_flag=True, help="Go on with what happens from now, until Ctrl-C."
 )
 @click.option("--limit", type=click.IntRange(min=1), help="How many at most.  [default: all]")
+@click.option(
+    "--archive",
+    type=click.Path(path_type=Path),
+    metavar="PATH",
+    help="Read archived events instead: of this directory, or this file. Takes no daemon.",
+)
 def events(
-    client: ControlClient, *, as_json: bool, tenant_id: str | None, follow: bool, limit: int | None
+    client: ControlClient,
+    *,
+    as_json: bool,
+    tenant_id: str | None,
+    follow: bool,
+    limit: int | None,
+    archive: Path | None,
 ) -> None:
     """Print the journal, oldest first.
 
     With a TENANT, only what happened to it. With --json it is one list; with --follow as well, one
     object a line as they come.
+
+    Old events can be archived: `tenantry events archive` writes them to files and removes them,
+    `events restore` brings them back, `events parts` lists what there is. (Of a tenant that is
+    called so: `tenantry events -- archive`.)
     """
     path = tenant_path(tenant_id, "events") if tenant_id is not None else "/events"
-    if follow:
+    found: Iterable[Mapping[str, Any]]
+    if archive is not None:
+        from tenantry.cli.archiving import archived_events
+
+        if follow:
+            raise click.UsageError("--follow goes on with what happens: --archive is of the past")
+        found = islice(archived_events(client, archive, tenant_id), limit)
+    elif follow:
         _follow(client, path, limit, as_json=as_json)
         return
-    found = client.pages(path, limit=limit)
+    else:
+        found = client.pages(path, limit=limit, seen=_tell_of_archived)
     if as_json:
         output.print_json(list(found))
         return
@@ -55,11 +109,22 @@ def _follow(client: ControlClient, path: str, limit: int | None, *, as_json: boo
         if cursor is not None:
             query["cursor"] = cursor
         page = client.call("GET", path, params=query, timeout=LONG_POLL + 15.0)
+        _tell_of_archived(page)
         cursor = page["next_cursor"] or cursor
         for event in page["data"]:
             click.echo(output.compact_json(event) if as_json else _event_line(event))
         if left is not None:
             left -= len(page["data"])
+
+
+def _tell_of_archived(page: Mapping[str, Any]) -> None:
+    """Say what is missing before a first page."""
+    if archived := page.get("archived"):
+        places = ", ".join(output.clean(one) for one in archived["archives"])
+        output.notice(
+            f"events up to position {archived['until_position']}, recorded by "
+            f"{archived['until']}, are archived: {places}"
+        )
 
 
 def _event_line(event: Mapping[str, Any]) -> str:
