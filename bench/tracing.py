@@ -129,7 +129,7 @@ def main() -> None:
                     with running(directory / "daemon", broker | told, db) as daemon:
                         if not number and not traced:
                             daemon.create(TENANT)
-                            drain(daemon, node.url, WAYS[0], options.messages, "first")
+                        drain(daemon, node.url, WAYS[2], BATCH * 4, f"{number}-{traced}-first")
                         for way in (one for one in WAYS if one.traced is traced):
                             run = f"{number}-{way.name}"
                             spent = drain(daemon, node.url, way, options.messages, run)

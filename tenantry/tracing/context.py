@@ -24,7 +24,12 @@ _PARENT: Final = re.compile(
 )
 _SAMPLED: Final = 0x01
 
-_SAYS_NO: Final = re.compile(rf'"{TRACEPARENT}": ?"00-[0-9a-f]{{32}}-[0-9a-f]{{16}}-00"', re.ASCII)
+NOT_RECORDED: Final = "-00"
+"""How the header of a trace ends that shall not be recorded; other flags need a closer look."""
+
+_SAYS_NO: Final = re.compile(
+    rf'"{TRACEPARENT}": ?"00-[0-9a-f]{{32}}-[0-9a-f]{{16}}{NOT_RECORDED}"', re.ASCII
+)
 
 
 class TraceContext(NamedTuple):
@@ -76,16 +81,11 @@ def of_message(headers: Mapping[str, object] | None) -> TraceContext | None:
         return None
 
 
-def refuses(headers: Mapping[str, object]) -> bool:
-    """Tell at little cost whether a message says that its trace shall not be recorded.
+def says_no(headers: Mapping[str, object]) -> bool:
+    """Tell at little cost whether headers, the `text` of a flat JSON object, say not to record.
 
-    Most messages of a sender that records one in a hundred say so, and what looks like a no is one.
-    False says nothing: `of_message` does. Headers that are the `text` of a flat JSON object need
-    not be read for it.
+    What looks like a no is one. False says nothing: `of_message` does.
     """
-    if type(headers) is dict:
-        parent = headers.get(TRACEPARENT)
-        return type(parent) is str and parent[52:] == "-00" and parent[:3] == "00-"
     text = getattr(headers, "text", "")
     return (
         _SAYS_NO.search(text) is not None and text.count("{") == 1 and text.count(TRACEPARENT) == 1
