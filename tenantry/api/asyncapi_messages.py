@@ -87,7 +87,7 @@ def messages() -> Json:
         "cloudevent": {
             "title": "A CloudEvent in structured mode",
             "description": "Stored as `body`, as it came; its attributes beside it as headers "
-            f"(`{PREFIX}type`). Without a message id its `source` and `id` are one.",
+            f"(`{PREFIX}type`). Over AMQP, without a message id, its `source` and `id` are one.",
             "contentType": STRUCTURED,
             "headers": headers_of(_HEADERS),
             "payload": ref("components/schemas/Event"),

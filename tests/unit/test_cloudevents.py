@@ -130,7 +130,12 @@ def test_what_says_that_it_is_an_event_and_is_none_is_told_by_attribute(
         (json.dumps(EVENT | {"data": 1, "data_base64": "eA=="}).encode(), "data_base64"),
         (json.dumps(EVENT | {"data_base64": "é"}).encode(), "data_base64"),
         (json.dumps(EVENT | {"data_base64": 1}).encode(), "data_base64"),
-        (json.dumps(EVENT | {"subject": "x" * MOST_BYTES}).encode(), f"{MOST_BYTES} are allowed"),
+        (
+            json.dumps(EVENT | {"subject": "x" * MOST_BYTES}).encode(),
+            f"more than {MOST_BYTES} bytes",
+        ),
+        (json.dumps(EVENT | {"source": "%41" * 500_000}).encode(), f"more than {MOST_BYTES} bytes"),
+        (json.dumps(EVENT | {f"a{n}": n for n in range(20_000)}).encode(), "more than"),
     ],
 )
 def test_a_body_that_is_no_event_is_told_why(body: bytes, said: str) -> None:
