@@ -291,7 +291,7 @@ def sift(connection: Connection, messages: Sequence[Incoming], max_bytes: int) -
                 doubtful = kind is BodyKind.DOUBTFUL
                 flaw = validation.flaw_of_numbers(message.body, max_bytes, doubtful=doubtful)
         except cloudevents.InvalidEventError as error:
-            flaw, kind = (validation.INVALID_EVENT, _in_words(error)), BodyKind.BYTES
+            flaw, kind = (validation.INVALID_EVENT, str(error)), BodyKind.BYTES
         except Exception as error:  # noqa: BLE001 - whatever one message does, it does alone
             flaw, kind = (validation.UNREADABLE, _in_words(error)), BodyKind.BYTES
         if flaw is None and kind is BodyKind.DOUBTFUL:

@@ -232,13 +232,13 @@ def test_an_event_is_stored_once_however_it_comes_and_as_it_came(shared: Program
     assert (structured["body"], structured["content_type"]) == (document, STRUCTURED)
     assert structured["headers"] == BINARY | {"cloudEvents:id": "8", "cloudEvents:type": "t"}
     assert (picture["body"], picture["content_type"]) == (b"\xff", "image/png")
-    (shown,) = shared.cli("messages", tenant.id, "--id", "/shop 7", "--json").json
+    shown = shared.cli("messages", tenant.id, "--id", "/shop 7", "--json").json
     assert shown["headers"]["cloudEvents:type"] == "order.created"
     letters = f"/tenants/{tenant.id}/dead-letters?payload=false"
     eventually(lambda: shared.runtime(tenant)["duplicates"] == 2)
     dead = shared.get(letters)["data"]
     assert {one["reason"] for one in dead} == {"invalid_cloudevent"}
-    assert {one["first_error"].partition(":")[2].strip() for one in dead} == {
+    assert {one["first_error"] for one in dead} == {
         "time: is no time by RFC 3339",
         "an event is a JSON object",
     }
