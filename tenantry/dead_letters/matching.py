@@ -12,8 +12,8 @@ which some were settled as the daemon died.
 
 from __future__ import annotations
 
-from collections import defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Final, Literal, NamedTuple
@@ -130,7 +130,10 @@ class Matching:
     def __init__(
         self, rows: Iterable[Row], *, new_id: Callable[[], UUID], now: datetime, browse: UUID | None
     ) -> None:
-        """`rows` are those with a fingerprint or an id that `identify` gives for the messages."""
+        """`rows` are those with a fingerprint or an id that `identify` gives for the messages.
+
+        Where very many are alike, those of them that are `Wanted` are enough, and the last one.
+        """
         self._new_id = new_id
         self._now = now
         self._browse = browse
@@ -351,10 +354,42 @@ class Matching:
             self.changed[row.was] = row
 
 
-def keys(messages: Sequence[Incoming]) -> tuple[list[bytes], list[UUID]]:
-    """Give the fingerprints and ids of the rows that messages can be of."""
-    identities = [identify(message) for message in messages]
-    return (
-        [identity.fingerprint for identity in identities],
-        [identity.dead_letter for identity in identities if identity.dead_letter is not None],
-    )
+class Wanted(NamedTuple):
+    """Which dead letters messages can be of.
+
+    `named` are the fingerprints of messages with an id, of which each has one, and `ids` those that
+    replays say. Of messages without an id, a fingerprint and the time of death are `alike`: of each
+    way in which it stands with such dead letters `most` can be wanted.
+    """
+
+    named: list[bytes]
+    ids: list[UUID]
+    alike: Mapping[tuple[bytes, datetime | None], int]
+
+
+def wanted_for_rejected(rejected: Sequence[RejectedMessage]) -> Wanted:
+    """Tell what `add` looks for: an earlier one only for what may have been judged before."""
+    return _wanted([(one.message, None, one.again) for one in rejected])
+
+
+def wanted_for_found(found: Sequence[QueueMessage]) -> Wanted:
+    """Tell what `lookup` looks for."""
+    return _wanted([(one.rejected.message, one.died_at, True) for one in found])
+
+
+def _wanted(messages: Sequence[tuple[Incoming, datetime | None, bool]]) -> Wanted:
+    named: set[bytes] = set()
+    ids: set[UUID] = set()
+    counts: Counter[bytes] = Counter()
+    places: set[tuple[bytes, datetime | None]] = set()
+    for message, died_at, again in messages:
+        identity = identify(message)
+        if identity.dead_letter is not None:
+            ids.add(identity.dead_letter)
+        if identity.named:
+            named.add(identity.fingerprint)
+        else:
+            counts[identity.fingerprint] += again
+            places.add((identity.fingerprint, died_at))
+    # One message can use up what another of the same, of whichever time, would have been.
+    return Wanted(list(named), list(ids), {place: counts[place[0]] for place in places})

@@ -10,7 +10,14 @@ from uuid import UUID, uuid4
 from psycopg.rows import dict_row
 
 from tenantry.database.failures import PortErrors
-from tenantry.dead_letters.matching import Matching, Row, keys
+from tenantry.dead_letters.alone import Alone
+from tenantry.dead_letters.matching import (
+    Matching,
+    Row,
+    Wanted,
+    wanted_for_found,
+    wanted_for_rejected,
+)
 from tenantry.dead_letters.port import (
     EVERYTHING,
     LARGEST_BODY,
@@ -37,6 +44,9 @@ T = TypeVar("T")
 PAGE_BYTES: Final = 8 * 1024 * 1024
 """Bytes of bodies on a page, but for the first dead letter's."""
 
+PATIENCE: Final = 10.0
+"""Seconds that one thread waits for others that work on the dead letters of the same tenant."""
+
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -47,13 +57,14 @@ class PostgresDeadLetterIndex:
         self._database = database
         self._errors = PortErrors(StoreUnavailableError, MessageStoreError, where=database.where)
         self._sql = queries("dead_letters")
+        self._alone = Alone(patience=PATIENCE)
 
     def add(self, tenant_id: str, rejected: Sequence[RejectedMessage]) -> list[IndexedDeadLetter]:
         """See `DeadLetterIndex.add`."""
         return self._match(
             tenant_id,
             None,
-            [one.message for one in rejected],
+            wanted_for_rejected(rejected),
             lambda matching: [matching.add(one) for one in rejected],
         )
 
@@ -64,7 +75,7 @@ class PostgresDeadLetterIndex:
         return self._match(
             tenant_id,
             browse,
-            [one.rejected.message for one in found],
+            wanted_for_found(found),
             lambda matching: matching.lookup(found),
         )
 
@@ -154,18 +165,32 @@ class PostgresDeadLetterIndex:
         self,
         tenant_id: str,
         browse: UUID | None,
-        messages: Sequence[Incoming],
+        wanted: Wanted,
         work: Callable[[Matching], T],
     ) -> T:
         """Match messages with the rows there are, alone, and write what comes of it."""
-        fingerprints, ids = keys(messages)
-        given = {"tenant": tenant_id, "fingerprints": fingerprints, "ids": ids}
-        with self._errors, self._database.transaction() as connection:
+        alike = [fingerprint for fingerprint, _ in wanted.alike]
+        given = {
+            "tenant": tenant_id,
+            "browse": browse,
+            "fingerprints": [*wanted.named, *alike],
+            "named": wanted.named,
+            "ids": wanted.ids,
+            "alike": alike,
+            "died": [died_at for _, died_at in wanted.alike],
+            "most": list(wanted.alike.values()),
+        }
+        with (
+            self._alone.with_tenant(tenant_id),
+            self._errors,
+            self._database.transaction() as connection,
+        ):
             (_, now) = connection.execute(self._sql["lock"], given).fetchone() or (None, None)
             if browse is None:
                 connection.execute(self._sql["attempts_over"], given)
             with connection.cursor(row_factory=dict_row) as cursor:
-                rows = [_row(row) for row in cursor.execute(self._sql["rows"], given).fetchall()]
+                found = cursor.execute(self._sql["rows"], given).fetchall()
+            rows = {row.id: row for row in map(_row, found)}.values()
             matching = Matching(rows, new_id=uuid4, now=now or datetime.now(UTC), browse=browse)
             done = work(matching)
             self._write(connection, tenant_id, matching)
@@ -193,7 +218,11 @@ class PostgresDeadLetterIndex:
         other: both change dead letters, and the tenant's totals.
         """
         given["tenant"] = tenant_id
-        with self._errors, self._database.transaction() as connection:
+        with (
+            self._alone.with_tenant(tenant_id),
+            self._errors,
+            self._database.transaction() as connection,
+        ):
             connection.execute(self._sql["lock"], given)
             return [connection.execute(self._sql[query], given).rowcount for query in queries]
 

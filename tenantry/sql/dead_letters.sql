@@ -5,17 +5,69 @@
 SELECT tenantry.hold('dead_letters.' || %(tenant)s), clock_timestamp();
 
 -- name: rows
+-- A message with an id has one dead letter. Of one without there may be a million that are the
+-- same: of each way in which it stands with these the first ones are given, as many as there are
+-- messages, and the last of all, by whose number the next one goes. What is given twice is the same.
 SELECT id AS was, id, fingerprint, copy, settled, replays, failed,
        intent, work, died_at, seen_in, recorded, reason, error, first_error,
        attempts, dead_lettered_at
-FROM tenantry.dead_letters
-WHERE tenant_id = %(tenant)s AND fingerprint = ANY(%(fingerprints)s::bytea[])
-UNION
-SELECT id AS was, id, fingerprint, copy, settled, replays, failed,
-       intent, work, died_at, seen_in, recorded, reason, error, first_error,
-       attempts, dead_lettered_at
-FROM tenantry.dead_letters
-WHERE tenant_id = %(tenant)s AND id = ANY(%(ids)s::uuid[]);
+FROM (
+    SELECT * FROM tenantry.dead_letters
+    WHERE tenant_id = %(tenant)s AND fingerprint = ANY(%(named)s::bytea[])
+    UNION ALL
+    SELECT * FROM tenantry.dead_letters
+    WHERE tenant_id = %(tenant)s AND id = ANY(%(ids)s::uuid[])
+    UNION ALL
+    SELECT found.*
+    FROM unnest(%(alike)s::bytea[], %(died)s::timestamptz[], %(most)s::integer[])
+         AS given (fingerprint, died_at, most),
+    LATERAL (
+        (SELECT * FROM tenantry.dead_letters AS d
+         WHERE d.tenant_id = %(tenant)s AND d.fingerprint = given.fingerprint
+         ORDER BY d.copy DESC LIMIT 1)
+        UNION ALL
+        (SELECT * FROM tenantry.dead_letters AS d
+         WHERE d.tenant_id = %(tenant)s AND d.fingerprint = given.fingerprint
+           AND d.message_id IS NULL AND NOT d.settled AND d.failed = 0
+           AND d.died_at = given.died_at
+           AND (%(browse)s::uuid IS NULL OR d.seen_in IS DISTINCT FROM %(browse)s::uuid)
+           AND d.id <> ALL(%(ids)s::uuid[])
+         ORDER BY d.copy LIMIT given.most)
+        UNION ALL
+        (SELECT * FROM tenantry.dead_letters AS d
+         WHERE d.tenant_id = %(tenant)s AND d.fingerprint = given.fingerprint
+           AND d.message_id IS NULL AND NOT d.settled AND d.failed = 0
+           AND d.died_at IS NULL
+           AND (%(browse)s::uuid IS NOT NULL OR d.intent IS NULL)
+           AND (%(browse)s::uuid IS NULL OR d.seen_in IS DISTINCT FROM %(browse)s::uuid)
+           AND d.id <> ALL(%(ids)s::uuid[])
+         ORDER BY d.copy LIMIT given.most)
+        UNION ALL
+        (SELECT * FROM tenantry.dead_letters AS d
+         WHERE %(browse)s::uuid IS NOT NULL
+           AND d.tenant_id = %(tenant)s AND d.fingerprint = given.fingerprint
+           AND d.message_id IS NULL AND NOT d.settled AND d.intent IS NOT NULL
+           AND d.seen_in IS DISTINCT FROM %(browse)s::uuid
+           AND d.id <> ALL(%(ids)s::uuid[])
+         ORDER BY d.copy LIMIT given.most)
+        UNION ALL
+        (SELECT * FROM tenantry.dead_letters AS d
+         WHERE %(browse)s::uuid IS NOT NULL
+           AND d.tenant_id = %(tenant)s AND d.fingerprint = given.fingerprint
+           AND d.message_id IS NULL AND d.settled AND d.died_at = given.died_at
+           AND d.seen_in IS DISTINCT FROM %(browse)s::uuid
+           AND d.id <> ALL(%(ids)s::uuid[])
+         ORDER BY d.copy LIMIT given.most)
+        UNION ALL
+        (SELECT * FROM tenantry.dead_letters AS d
+         WHERE %(browse)s::uuid IS NOT NULL AND given.died_at IS NULL
+           AND d.tenant_id = %(tenant)s AND d.fingerprint = given.fingerprint
+           AND d.message_id IS NULL AND d.settled AND d.died_at IS NULL
+           AND d.seen_in IS DISTINCT FROM %(browse)s::uuid
+           AND d.id <> ALL(%(ids)s::uuid[])
+         ORDER BY d.copy LIMIT given.most)
+    ) AS found
+) AS known;
 
 -- name: attempts_over
 -- What was known of a message's attempts is known of its letter now.

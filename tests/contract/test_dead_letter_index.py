@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tenantry.database.pool import Database
 from tenantry.dead_letters import postgres
@@ -23,8 +27,10 @@ from tenantry.dead_letters.port import (
 from tenantry.dead_letters.postgres import PostgresDeadLetterIndex
 from tenantry.messages.headers import REPLAY_HEADER, REPLAYS_HEADER
 from tenantry.messages.port import Incoming
+from tests import services_postgres
 from tests.depth import examples
 from tests.fakes.dead_letters import InMemoryDeadLetterIndex
+from tests.waiting import DEADLINE, eventually
 
 
 @pytest.fixture(params=["memory", "postgres"])
@@ -359,3 +365,159 @@ def test_a_page_of_large_letters_is_cut_and_goes_on(
     assert (len(page), more) == (8, True)
     rest, more = index.page("acme", after=page[-1].position, limit=50)
     assert (len(rest), more) == (4, False)
+
+
+def test_of_very_many_that_are_the_same_few_are_read(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever sends the same bad message a million times had a million rows read for each batch."""
+    index = PostgresDeadLetterIndex(database)
+    (first,) = index.add("acme", [letter(None)])
+    browse = uuid4()
+    with database.connection() as connection:
+        connection.execute(
+            MANY_COPIES, {"fingerprint": fingerprint(letter(None).message), "browse": browse}
+        )
+    seen: list[int] = []
+
+    class Counting(postgres.Matching):
+        def __init__(self, rows: Any, **given: Any) -> None:
+            rows = list(rows)
+            seen.append(len(rows))
+            super().__init__(rows, **given)
+
+    monkeypatch.setattr(postgres, "Matching", Counting)
+    again = [letter(None)._replace(again=True)] * 20
+    kept = index.add("acme", [*again, letter(None)])
+    assert [one.fresh for one in kept] == [False] * 20 + [True]
+    assert kept[0].id == first.id
+    died = [found(letter(None), second) for second in (0, 1, 1, 2, 3)] * 4
+    known = index.lookup("acme", died, browse=uuid4())
+    assert len({one.id for one in known}) == len(died)
+    index.lookup("acme", [found(letter(None), 1)] * 5, browse=browse)
+    assert max(seen) <= 10 * len(died) + 10
+
+
+def test_a_tenant_whose_dead_letters_wait_leaves_others_the_connections(
+    database: Database,
+) -> None:
+    few = database.beside(pool_size=2, statement_timeout=DEADLINE, idle_timeout=DEADLINE)
+    few.open()
+    index = PostgresDeadLetterIndex(few)
+    try:
+        with ThreadPoolExecutor(6) as pool:
+            with database.transaction() as holding:
+                holding.execute("SELECT tenantry.hold('dead_letters.acme')")
+                added = [pool.submit(index.add, "acme", [letter(str(n))]) for n in range(6)]
+                eventually(lambda: _waiting(database) > 0)
+                for number in range(20):
+                    assert len(index.add("beta", [letter(str(number))])) == 1
+                    assert _waiting(database) == 1
+            assert all(one.result(DEADLINE) for one in added)
+    finally:
+        few.close()
+
+
+def _waiting(database: Database) -> int:
+    with database.connection() as connection:
+        row = connection.execute(
+            "SELECT count(*) FROM pg_stat_activity"
+            " WHERE wait_event_type = 'Lock' AND datname = current_database()"
+        ).fetchone()
+    return row[0] if row else 0
+
+
+MANY_COPIES = """
+INSERT INTO tenantry.dead_letters
+    (tenant_id, id, fingerprint, copy, message_id, topic, partition, reason, error, attempts, size,
+     died_at, seen_in, settled, outcome, intent, work, replays, failed)
+SELECT 'acme', gen_random_uuid(), %(fingerprint)s, n, NULL, 'logs', 2, 'not_json', 'no', 1, 1,
+       CASE WHEN n %% 5 < 4 THEN '2026-01-31 12:00:00Z'::timestamptz + n %% 5 * interval '1 s' END,
+       CASE WHEN n %% 7 = 0 THEN %(browse)s::uuid END, settled,
+       CASE WHEN settled THEN 'replayed' END,
+       CASE WHEN settled OR n %% 11 = 0 THEN gen_random_uuid() END,
+       CASE WHEN settled OR n %% 11 = 0 THEN 'replay' END, CASE WHEN settled THEN 1 ELSE 0 END, 0
+FROM (SELECT n, n %% 3 = 0 AS settled FROM generate_series(1, 5000) AS n) AS numbers
+"""
+
+
+@settings(max_examples=examples(15, 200))
+@given(
+    steps=st.lists(
+        st.one_of(
+            st.tuples(st.just("add"), st.lists(st.booleans(), min_size=1, max_size=4)),
+            st.tuples(
+                st.just("look"),
+                st.lists(st.sampled_from([None, 0, 1]), min_size=1, max_size=5),
+            ),
+            st.tuples(st.just("go on"), st.lists(st.sampled_from([0, 1]), min_size=1, max_size=3)),
+            st.tuples(st.just("begin"), st.lists(st.integers(0, 9), min_size=1, max_size=3)),
+            st.tuples(st.just("settle"), st.lists(st.integers(0, 9), min_size=1, max_size=3)),
+            st.tuples(st.just("fail"), st.lists(st.integers(0, 9), min_size=1, max_size=3)),
+        ),
+        min_size=1,
+        max_size=12,
+    )
+)
+def test_of_messages_without_an_id_the_database_chooses_as_is_chosen_among_all(
+    one_database: Database, steps: list[tuple[str, list[Any]]]
+) -> None:
+    with one_database.connection() as connection:
+        connection.execute("DELETE FROM tenantry.dead_letters")
+    told = [_told(index, steps) for index in (InMemoryDeadLetterIndex(), _postgres(one_database))]
+    assert told[0] == told[1]
+
+
+def _told(index: DeadLetterIndex, steps: list[tuple[str, list[Any]]]) -> list[object]:
+    """Give what an index tells at each step, its dead letters by the order they became known in."""
+    numbers: dict[UUID, int] = {}
+    told: list[object] = []
+    browse = uuid4()
+
+    def number(one: UUID) -> int:
+        return numbers.setdefault(one, len(numbers))
+
+    for what, given_values in steps:
+        if what == "add":
+            judged = [letter(None)._replace(again=again) for again in given_values]
+            told.append([(number(one.id), one.fresh) for one in index.add("acme", judged)])
+            continue
+        if what in {"look", "go on"}:
+            browse = browse if what == "go on" else uuid4()
+            lies = [
+                QueueMessage(
+                    letter(None), None if second is None else found(letter(None), second)[1]
+                )
+                for second in given_values
+            ]
+            told.append(
+                [
+                    (number(one.id), one.listed, one.intent is None, one.replays)
+                    for one in index.lookup("acme", lies, browse=browse)
+                ]
+            )
+            continue
+        ids = [one for one, at in numbers.items() if at in given_values]
+        if what == "begin":
+            index.begin("acme", ids, Intent(uuid4(), Work.REPLAY))
+        elif what == "settle":
+            index.settle("acme", ids)
+        else:
+            failed = [replayed(letter(str(one)), one, 1) for one in ids]
+            told.append([(number(one.id), one.fresh) for one in index.add("acme", failed)])
+    listed_now, _ = index.page("acme", limit=1000)
+    told.append([(number(one.id), one.replays) for one in listed_now])
+    return told
+
+
+def _postgres(database: Database) -> DeadLetterIndex:
+    return PostgresDeadLetterIndex(database)
+
+
+@pytest.fixture(scope="module")
+def one_database() -> Iterator[Database]:
+    with services_postgres.database(services_postgres.admin_url()) as url:
+        opened = Database(url)
+        opened.open(DEADLINE)
+        yield opened
+        opened.close()

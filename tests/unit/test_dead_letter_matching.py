@@ -7,8 +7,14 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from tenantry.dead_letters.matching import Matching, Row, keys
-from tenantry.dead_letters.port import Intent, QueueMessage, RejectedMessage, Work
+from tenantry.dead_letters.matching import Matching, Row
+from tenantry.dead_letters.port import (
+    Intent,
+    QueueMessage,
+    RejectedMessage,
+    Work,
+    fingerprint,
+)
 from tenantry.messages.headers import REPLAY_HEADER, REPLAYS_HEADER
 from tests.fakes.messages import incoming
 
@@ -18,10 +24,10 @@ MESSAGE = incoming(None, b"bad")
 
 def a_row(copy: int, seen_in: UUID | None = None, intent: Intent | None = None) -> Row:
     one = uuid4()
-    (fingerprint,), _ = keys([MESSAGE])
     return Row(
-        was=one, id=one, fingerprint=fingerprint, copy=copy, seen_in=seen_in, intent=intent,
-        reason="not_json", error="no", first_error=None, attempts=1, dead_lettered_at=NOW,
+        was=one, id=one, fingerprint=fingerprint(MESSAGE), copy=copy, seen_in=seen_in,
+        intent=intent, reason="not_json", error="no", first_error=None, attempts=1,
+        dead_lettered_at=NOW,
     )  # fmt: skip
 
 
