@@ -38,6 +38,12 @@ LONGEST_STEP: Final = 300.0
 LONGEST_PAUSE: Final = 300.0
 """Seconds between two times that a queue is browsed that will not agree with its index."""
 
+LONG: Final = 1.0
+RESTS: Final = 9
+"""Where a queue takes seconds to browse it is left alone for so many times as long: who has very
+many dead letters, and lets a message expire now and then, would have all of them walked along for
+ever."""
+
 
 @dataclass(slots=True)
 class _Doubt:
@@ -77,6 +83,8 @@ class DeadLetterKeeper(PeriodicService):
         self._agreed: dict[str, int] = {}
         self._doubts: dict[str, _Doubt] = {}
         self._failing: dict[str, tuple[int, float]] = {}
+        self._took: dict[str, tuple[float, float]] = {}
+        """How long it took to browse a queue, and when that was over."""
         self._swept_at = time.monotonic()
 
     def look(self) -> None:
@@ -86,7 +94,7 @@ class DeadLetterKeeper(PeriodicService):
         for tenant_id in self._differing():
             doubt = self._doubts[tenant_id]
             # Both counts are of a moment ago: what is on its way must not look like a difference.
-            if doubt.looks < 2 or time.monotonic() < doubt.not_before:
+            if doubt.looks < 2 or time.monotonic() < doubt.not_before or self._rests(tenant_id):
                 continue
             doubt.browses += 1
             doubt.not_before = time.monotonic() + min(
@@ -111,7 +119,12 @@ class DeadLetterKeeper(PeriodicService):
             for one, counts in self._queues.queue_counts().items()
             if self._mine(one)
         }
-        by_tenant: tuple[dict[str, Any], ...] = (self._agreed, self._doubts, self._failing)
+        by_tenant: tuple[dict[str, Any], ...] = (
+            self._agreed,
+            self._doubts,
+            self._failing,
+            self._took,
+        )
         for kept in by_tenant:
             for gone in kept.keys() - queued.keys():
                 del kept[gone]
@@ -130,12 +143,18 @@ class DeadLetterKeeper(PeriodicService):
             moving = there < known and (doubt.queued, doubt.listed) != (there, known)
             doubt.queued, doubt.listed = there, known
             doubt.looks = 1 if moving else doubt.looks + 1
-        return sorted(self._doubts)
+        # Nobody waits for one of whom much is to be browsed.
+        return sorted(self._doubts, key=lambda one: (self._took.get(one, (0.0, 0.0))[0], one))
+
+    def _rests(self, tenant_id: str) -> bool:
+        took, ended = self._took.get(tenant_id, (0.0, 0.0))
+        return time.monotonic() < ended + min(LONGEST_PAUSE, RESTS * took)
 
     def _browse(self, tenant_id: str) -> None:
         failures, not_before = self._failing.get(tenant_id, (0, 0.0))
         if self._ends() or time.monotonic() < not_before:
             return
+        began = time.monotonic()
         try:
             self._reprocessing.look(tenant_id, stopping=self._ends)
         except DeadLettersBusyError:
@@ -156,6 +175,12 @@ class DeadLetterKeeper(PeriodicService):
             )
             self._put_off(tenant_id, failures)
             return
+        finally:
+            ended = time.monotonic()
+            if ended - began >= LONG:
+                self._took[tenant_id] = ended - began, ended
+            else:
+                self._took.pop(tenant_id, None)
         self._failing.pop(tenant_id, None)
 
     def _put_off(self, tenant_id: str, failures: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 from datetime import UTC, datetime
+from types import SimpleNamespace
 from typing import Any
 from uuid import uuid4
 
@@ -16,6 +17,7 @@ from tenantry.broker.port import (
     MessagesRefusedError,
     QueuedDeadLetter,
 )
+from tenantry.dead_letters import keeper
 from tenantry.dead_letters.keeper import DeadLetterKeeper
 from tenantry.dead_letters.port import Intent, QueueMessage, RejectedMessage, Work
 from tenantry.domain.events import DeadLettersReplayed
@@ -144,6 +146,39 @@ def test_a_replay_into_a_full_backlog_waits_and_keeps_no_other_tenant_waiting(
     watched.world.publishing.error = None
     watched.keeper.look()
     assert [one.message_id for one in watched.world.publishing.sent] == ["a"]
+
+
+def test_who_takes_long_to_walk_along_comes_last_and_is_then_left_alone_for_longer(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 0.0
+    monkeypatch.setattr(keeper, "time", SimpleNamespace(monotonic=lambda: now))
+    queues = watched.world.dead_letters.queues
+    real = watched.world.dead_letters.browse
+    walks: list[str] = []
+
+    def browse(tenant_id: str, **options: Any) -> Any:
+        nonlocal now
+        walks.append(tenant_id)
+        now += 30.0 if tenant_id == "acme" else 0.1
+        return real(tenant_id, **options)
+
+    watched.world.dead_letters.browse = browse  # type: ignore[method-assign]
+
+    def expire(tenant_id: str, number: int) -> None:
+        message = Incoming(f"{tenant_id}-{number}", "logs", 0, b"x", None, None, None)
+        queued = QueuedDeadLetter(message, "expired", NOON, b"")
+        queues.setdefault(tenant_id, []).append(queued)
+
+    for number in range(400):
+        expire("acme", number)
+        expire("beta", number)
+        watched.keeper.look()
+        now += 5.0
+    # A flood of expired messages costs a tenth of the time, and no neighbour its turn.
+    assert walks[:2] == ["acme", "beta"]
+    assert now / 360 <= walks.count("acme") <= now / 240
+    assert walks.count("beta") >= 100
 
 
 def test_it_ends_when_it_is_told_to(watched: Watched) -> None:
