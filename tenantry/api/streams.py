@@ -15,6 +15,7 @@ from typing import Final, NamedTuple
 
 import structlog
 
+from tenantry.api.room import Place, Room
 from tenantry.api.tail import first_set
 from tenantry.control.port import Control
 from tenantry.http.pool import Pool
@@ -60,12 +61,12 @@ async def _always() -> bool:
     return True
 
 
-class _Sleeper:
-    """A stream that waits for news of its tenant."""
+class _Sleeper(Place):
+    """A stream that waits for news of its tenant, or for its turn."""
 
-    def __init__(self, tenant_id: str) -> None:
+    def __init__(self, tenant_id: str, client: str) -> None:
+        super().__init__(client)
         self.tenant_id = tenant_id
-        self.woken = asyncio.Event()
 
 
 class Streams:
@@ -79,6 +80,7 @@ class Streams:
         most_of_a_client: int = MAX_OF_A_CLIENT,
         heartbeat: float = HEARTBEAT_SECONDS,
         longest: float = LONGEST_STREAM,
+        room: Room | None = None,
     ) -> None:
         self._control = control
         self._most = most
@@ -86,6 +88,7 @@ class Streams:
         self._heartbeat = heartbeat
         self._longest = longest
         self._pool = Pool(4)
+        self._room = room or Room()
         self._clients: Counter[str] = Counter()
         self._sleepers: set[_Sleeper] = set()
         self._watcher: asyncio.Task[None] | None = None
@@ -118,6 +121,7 @@ class Streams:
         after: int,
         opening: bytes,
         closing: asyncio.Event | None,
+        client: str = "",
         longest: float | None = None,
         let_in: Callable[[], Awaitable[bool]] = _always,
     ) -> AsyncGenerator[bytes]:
@@ -125,14 +129,14 @@ class Streams:
 
         It ends with the server, with the tenant's messages, and after an hour, or `longest`
         seconds where those are fewer; soon after its client is not `let_in` any more, too. While
-        the store is away it waits.
+        the store is away it waits; and while `client` leaves unread what was read before.
         """
         loop = asyncio.get_running_loop()
         until = loop.time() + min(self._longest, self._longest if longest is None else longest)
         sent_at = looked_at = loop.time()
         wait = SHORTEST_WAIT
         yield opening
-        sleeper = _Sleeper(tenant_id)
+        sleeper = _Sleeper(tenant_id, client)
         self._sleepers.add(sleeper)
         try:
             while loop.time() < until and not (closing is not None and closing.is_set()):
@@ -142,15 +146,18 @@ class Streams:
                     if not await let_in():
                         return
                     looked_at = loop.time()
-                try:
-                    chunk = await self._pool.run(read, after)
-                except PartitionMissingError:
-                    return
-                except (StoreUnavailableError, Problem) as error:
-                    _log.debug("api.stream_waits", tenant=tenant_id, error=str(error))
-                    chunk = Chunk(b"", 0, after)
+                chunk = Chunk(b"", 0, after)
+                if self._room.has_turn(sleeper):
+                    try:
+                        with self._room.reading(sleeper):
+                            chunk = await self._pool.run(read, after)
+                    except PartitionMissingError:
+                        return
+                    except (StoreUnavailableError, Problem) as error:
+                        _log.debug("api.stream_waits", tenant=tenant_id, error=str(error))
                 if chunk.rows:
-                    yield chunk.data
+                    with self._room.holding(sleeper, len(chunk.data)):
+                        yield chunk.data
                     after, sent_at, wait = chunk.last, loop.time(), SHORTEST_WAIT
                     if chunk.full:
                         continue
@@ -163,6 +170,7 @@ class Streams:
                     wait = min(wait * 2, LONGEST_WAIT)
         finally:
             self._sleepers.discard(sleeper)
+            self._room.leave(sleeper)
 
     def _watch(self) -> None:
         if self._watcher is None or self._watcher.done():

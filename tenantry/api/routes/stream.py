@@ -113,6 +113,7 @@ async def follow_messages(
         after=start,
         opening=f"retry: 1000\nid: {first}\n\n".encode(),
         closing=connection_of(request.scope).closing,
+        client=client_of(request.scope),
         longest=who.good_for(datetime.now(UTC)),
         let_in=partial(is_still_let_in, request.scope, services.identity),
     )
