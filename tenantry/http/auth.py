@@ -64,12 +64,14 @@ class Connection:
     """A request's listener and peer.
 
     `peer` names the peer's credentials on the control socket and its address on TCP. `closing`
-    is set once the server is about to stop, so that requests that wait are answered.
+    is set once the server is about to stop, so that requests that wait are answered. `hang_up`
+    ends the connection at once, with whatever is unsent on it.
     """
 
     listener: Listener
     peer: str
     closing: asyncio.Event | None = None
+    hang_up: Callable[[], None] | None = None
 
 
 # What no listener has marked is treated as the least trusted.

@@ -14,7 +14,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tenantry.http.auth import ELSEWHERE, HANDED_ON, Listener, client_of, connection_of
-from tenantry.http.problems import Problem, too_many, unavailable
+from tenantry.http.problems import BrokenOffError, Problem, too_many, unavailable
 
 CORRELATION_HEADER: Final = "X-Request-ID"
 
@@ -80,12 +80,31 @@ class RequestContext:
         with structlog.contextvars.bound_contextvars(correlation_id=correlation_id):
             try:
                 await self._app(scope, receive, send_marked)
+            except BrokenOffError as error:
+                _log.debug(
+                    "api.answer_broken_off",
+                    method=scope["method"],
+                    path=scope["path"],
+                    reason=str(error),
+                )
+                await _hang_up(scope, receive, error)
             except Exception:
                 _log.exception("api.request_crashed", method=scope["method"], path=scope["path"])
                 if started:
                     raise
                 problem = Problem(500, "an error of the server's own; its log tells more")
                 await problem.response()(scope, receive, send_marked)
+
+
+async def _hang_up(scope: Scope, receive: Receive, error: BrokenOffError) -> None:
+    """End the client's connection: it has the beginning of an answer, and gets no more."""
+    hang_up = connection_of(scope).hang_up
+    if hang_up is None:
+        raise error
+    hang_up()
+    # The server takes it for a mistake if an answer is left off before it knows of the end.
+    while (await receive())["type"] != "http.disconnect":
+        pass
 
 
 class _Held:
@@ -374,17 +393,20 @@ class Limits:
         if scope["path"] in _ENDLESS:
             await self._app(scope, receive, send)
             return
-        started = False
+        started = sending = False
 
         async def watched(message: Message) -> None:
-            nonlocal started
-            started = True
+            nonlocal started, sending
+            started = sending = True
             await send(message)
+            sending = False
 
         try:
             async with asyncio.timeout(self._seconds) as limit:
                 await self._app(scope, receive, watched)
         except TimeoutError:
+            if sending and limit.expired():
+                raise BrokenOffError("its client reads too slowly") from None
             if started or not limit.expired():
                 raise
             problem = Problem(

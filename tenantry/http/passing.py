@@ -16,6 +16,7 @@ from starlette.types import Receive, Scope, Send
 
 from tenantry.http.auth import CALLER, MARKS, RELAYED_PEER
 from tenantry.http.middleware import CORRELATION_HEADER, correlation_id_of
+from tenantry.http.problems import BrokenOffError
 from tenantry.unixpath import addressed
 
 CONNECT_SECONDS: Final = 5.0
@@ -80,7 +81,8 @@ def request_of(
 async def pass_back(response: httpcore.Response, send: Send) -> None:
     """Give an answer to the client as it comes, and close it.
 
-    One of no told length, a stream, ends where the other end breaks it off.
+    One of no told length, a stream, ends where the other end breaks it off. Raises
+    `BrokenOffError` where another is broken off.
     """
     try:
         headers = [pair for pair in response.headers if pair[0].lower() not in _NOT_BACK]
@@ -89,9 +91,9 @@ async def pass_back(response: httpcore.Response, send: Send) -> None:
         try:
             async for part in response.stream:
                 await send({"type": "http.response.body", "body": part, "more_body": True})
-        except FAILURES:
+        except FAILURES as error:
             if any(name.lower() == b"content-length" for name, _ in headers):
-                raise
+                raise BrokenOffError(f"{type(error).__name__}: {error}") from error
         await send({"type": "http.response.body", "body": b"", "more_body": False})
     finally:
         await response.aclose()

@@ -61,6 +61,13 @@ class Problem(Exception):  # noqa: N818 - the word of RFC 9457
         )
 
 
+class BrokenOffError(Exception):
+    """An answer has begun and can't be brought to its end, through no mistake of this program.
+
+    Its client learns it by the end of the connection.
+    """
+
+
 def type_of(code: str | None) -> str:
     """Give the `type` of problems with this code."""
     return BLANK if code is None else f"urn:problem-type:tenantry:{code}"

@@ -34,13 +34,15 @@ WRITE_SECONDS: Final = 20.0
 """
 
 PEER_KEY: Final = "tenantry.peer"
+HANG_UP_KEY: Final = "tenantry.hang_up"
 _CREDENTIALS: Final = struct.Struct("3i")
 
 
 class BoundedH11(H11Protocol):
     """An HTTP/1.1 connection whose client has some seconds to send a request, and to read.
 
-    It puts the peer into every request's state, where no header can reach it.
+    It puts the peer into every request's state, where no header can reach it, and what ends the
+    connection.
     """
 
     most_connections: ClassVar[int]
@@ -66,7 +68,8 @@ class BoundedH11(H11Protocol):
                 transport.abort()
                 return
         self._end_oldest_headless()
-        self.app_state = {**self.app_state, PEER_KEY: peer_of(transport)}
+        own = {PEER_KEY: peer_of(transport), HANG_UP_KEY: transport.abort}
+        self.app_state = {**self.app_state, **own}
         self._expect_head()
 
     def _makes_room(self) -> bool:

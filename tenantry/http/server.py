@@ -26,7 +26,7 @@ from tenantry.http.listeners import (
     bind_tcp,
     tls_context,
 )
-from tenantry.http.protocol import PEER_KEY, bounded_h11
+from tenantry.http.protocol import HANG_UP_KEY, PEER_KEY, bounded_h11
 from tenantry.loops import Heartbeat
 
 _log: Final[structlog.stdlib.BoundLogger] = structlog.get_logger(__name__)
@@ -339,11 +339,18 @@ class _MarkedApp:
         self._relayed = relayed
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        peer = str(scope.get("state", {}).get(PEER_KEY, "unknown"))
+        state = scope.get("state", {})
+        peer = str(state.get(PEER_KEY, "unknown"))
         if self._relayed:
             peer = dict(scope["headers"]).get(RELAYED_PEER, b"unknown").decode("latin-1")
         scope, send = as_get(scope, send)
-        mark(scope, Connection(listener=self._listener, peer=peer, closing=self._closing))
+        connection = Connection(
+            listener=self._listener,
+            peer=peer,
+            closing=self._closing,
+            hang_up=state.get(HANG_UP_KEY),
+        )
+        mark(scope, connection)
         await self._app(scope, receive, send)
 
 

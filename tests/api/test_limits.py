@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import logging
 import resource
 import select
 import socket
@@ -15,6 +17,8 @@ from typing import Any
 
 import httpx
 import pytest
+import structlog
+from structlog.testing import capture_logs
 
 from tenantry.http import protocol
 from tenantry.http.auth import Listener
@@ -104,6 +108,34 @@ def test_a_request_that_takes_too_long_is_answered_nevertheless() -> None:
             answer = api.tcp.post("/tenants/acme/pause")
             assert answer.status_code == 504
             assert answer.json()["type"].endswith("request-timeout")
+
+
+def test_who_reads_a_large_answer_too_slowly_is_hung_up_on_and_is_no_mistake_of_ours(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.DEBUG))
+    with capture_logs() as logs, serving(World(request_timeout=0.5)) as api, ExitStack() as opened:
+        api.world.create("acme")
+        for _ in range(8):
+            api.world.messages.add("acme", payload=json.dumps("x" * 1_000_000))
+        slow = opened.enter_context(socket.socket())
+        slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        slow.settimeout(DEADLINE)
+        slow.connect(("127.0.0.1", api.server.tcp_port or 0))
+        slow.sendall(b"GET /messages?tenant_id=acme HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        answer = slow.recv(4096)
+        assert answer.startswith(b"HTTP/1.1 200")
+        eventually(
+            lambda: any(one["event"] == "api.answer_broken_off" for one in logs), what="an end"
+        )
+        received = len(answer)
+        with suppress(ConnectionResetError):
+            while part := slow.recv(1 << 16):
+                received += len(part)
+        assert received < 8_000_000
+        assert api.tcp.get("/healthz").status_code == 200
+    assert "api.request_crashed" not in {one["event"] for one in logs}
+    assert not [one for one in caplog.records if one.name.startswith("uvicorn")]
 
 
 def test_a_thread_that_nobody_waits_for_any_more_keeps_its_place() -> None:
