@@ -44,6 +44,7 @@ from tenantry.actors.supervision import SupervisedActor, tell
 from tenantry.actors.worker_pool import WorkerPool
 from tenantry.broker.port import Delivery, QueueSpec, Subscription
 from tenantry.domain.limits import Limits
+from tenantry.telemetry.sparing import Sparing
 
 log = structlog.get_logger("actors.consumer")
 
@@ -87,6 +88,7 @@ class Consumer(SupervisedActor):
         self._draining = False
         self._cancelled = False
         self._tenant = tenant_id
+        self._sparing = Sparing()
         self._prefetch = prefetch_of(limits, ports, queues)
         ports.weights.weigh(tenant_id, limits.weight)
         me, clock = self.actor_ref, ports.clock
@@ -223,7 +225,9 @@ class Consumer(SupervisedActor):
         if not (self._draining or self._cancelled):
             self._runtime.refusal = f"its queues are not consumed: {reason}"
         self._runtime.waiting_since = self._ports.clock.now()
-        log.warning("consumer.channel_lost", reason=reason)
+        left_out = self._sparing.left_out(self._tenant)
+        if left_out is not None:
+            log.warning("consumer.channel_lost", reason=reason, left_out=left_out)
         if missing and not self._draining:
             self.tell_parent(TopologyMissing(reason=reason))
         self._drained_if_done()

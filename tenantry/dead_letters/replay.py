@@ -61,6 +61,7 @@ from tenantry.messages.headers import (
 )
 from tenantry.messages.port import Incoming
 from tenantry.messages.validation import shown
+from tenantry.telemetry.sparing import Sparing
 
 _log: Final[structlog.stdlib.BoundLogger] = structlog.get_logger(__name__)
 
@@ -137,6 +138,8 @@ class _Job:
     count: int = 0
     worn: int = 0
     refused: int = 0
+    found: Counter[str] = field(default_factory=Counter)
+    """Why those have died that the index did not know."""
     met: set[UUID] = field(default_factory=set)
     removed: set[UUID] = field(default_factory=set)
 
@@ -186,6 +189,7 @@ class Reprocessing:
     on_listed: Callable[[str, int], object] = lambda _tenant_id, _count: None
     ordered: Callable[[str], Collection[str]] = lambda _tenant_id: ()
     """Tells which topics of a tenant are in order."""
+    sparing: Sparing = field(default_factory=Sparing)
 
     def preview(self, tenant_id: str, which: Selection) -> Preview:
         """Tell what a replay or discard of a selection would come to."""
@@ -238,9 +242,18 @@ class Reprocessing:
             if not job.wanted:
                 return Reprocessed()
         began, ended = time.monotonic(), False
-        with self.queues.browse(job.tenant_id) as browser:
-            while not ended and not job.done and time.monotonic() - began < self.seconds:
-                ended = not self._step(job, browser)
+        try:
+            with self.queues.browse(job.tenant_id) as browser:
+                while not ended and not job.done and time.monotonic() - began < self.seconds:
+                    ended = not self._step(job, browser)
+        finally:
+            if job.found:
+                _log.warning(
+                    "dead_letters.found",
+                    tenant=job.tenant_id,
+                    count=job.found.total(),
+                    reasons=dict(job.found),
+                )
         if browser.gone:
             self.index.gone(job.tenant_id, job.removed)
         if ended and browser.complete:
@@ -264,7 +277,7 @@ class Reprocessing:
             _Listed(place=place, known=of_it, queued=one)
             for place, (of_it, one) in enumerate(zip(known, queued, strict=True))
         ]
-        self._tell_of_new(job.tenant_id, batch)
+        self._tell_of_new(job, batch)
         # A dead letter has one message: another of the same is a copy that went out twice.
         copies = job.copies(batch)
         batch = [one for one in batch if one.place not in copies]
@@ -366,17 +379,21 @@ class Reprocessing:
         except BrokerError as error:
             if len(batch) > 1:
                 return [sent for one in batch for sent in self._publish(tenant_id, [one])]
-            _log.warning(
-                "dead_letter.not_replayed",
-                tenant=tenant_id,
-                letter=str(batch[0].id),
-                error=str(error),
-            )
+            left_out = self.sparing.left_out(tenant_id)
+            if left_out is not None:
+                _log.warning(
+                    "dead_letter.not_replayed",
+                    tenant=tenant_id,
+                    letter=str(batch[0].id),
+                    error=str(error),
+                    left_out=left_out,
+                )
             return []
         return list(batch)
 
-    def _tell_of_new(self, tenant_id: str, batch: Sequence[_Listed]) -> None:
+    def _tell_of_new(self, job: _Job, batch: Sequence[_Listed]) -> None:
         """Tell the journal of dead letters that only the broker knew of."""
+        tenant_id = job.tenant_id
         new = _once(one for one in batch if one.known.listed and not one.known.recorded)
         if not new:
             return
@@ -386,8 +403,7 @@ class Reprocessing:
         told = self.events.tell(tenant_id, events, ids, ITSELF)
         self.index.recorded(tenant_id, [one.id for one in new])
         self.on_listed(tenant_id, told.recorded + told.put_off)
-        reasons = dict(Counter(one.known.reason for one in new))
-        _log.warning("dead_letters.found", tenant=tenant_id, count=len(new), reasons=reasons)
+        job.found.update(one.known.reason for one in new)
 
     def _append(
         self, tenant_id: str, events: Sequence[Event], metadata: Metadata, ids: Sequence[UUID]

@@ -2,7 +2,8 @@
 
 A sender can make thousands of dead letters a second, and the journal keeps what it is told for
 ever: an event of a dead letter is many times as large as the least message that becomes one. What
-dead letters there are is in their index, each of them, whatever the journal says.
+dead letters there are is in their index, each of them, whatever the journal says. The log has as
+many lines as the journal has events.
 """
 
 from __future__ import annotations
@@ -16,10 +17,14 @@ from datetime import UTC, datetime
 from typing import Final, NamedTuple
 from uuid import UUID, uuid4
 
+import structlog
+
 from tenantry.domain import names
 from tenantry.domain.events import DeadLettersAggregated, MessageDeadLettered
 from tenantry.domain.token_bucket import TokenBucket
 from tenantry.journal.port import ANY, EventStore, Metadata
+
+_log: Final[structlog.stdlib.BoundLogger] = structlog.get_logger(__name__)
 
 AT_ONCE: Final = 100
 """Dead letters of a tenant that are events of their own after a quiet time."""
@@ -147,6 +152,13 @@ class DeadLetterEvents:
                     expected=ANY,
                     metadata=ITSELF,
                     ids=[untold.id],
+                )
+                _log.warning(
+                    "messages.dead_lettered",
+                    tenant=tenant_id,
+                    count=untold.reasons.total(),
+                    reasons=dict(sorted(untold.reasons.items())),
+                    total=total,
                 )
             with self._lock:
                 self._late = [one for one in self._late if one is not first]

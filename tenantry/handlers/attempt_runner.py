@@ -28,6 +28,7 @@ from tenantry.handlers.message import Handler
 from tenantry.messages import validation
 from tenantry.messages.port import Held, StoreResult, Tried, Unstorable
 from tenantry.messages.postgres import differing
+from tenantry.telemetry.sparing import Sparing
 from tenantry.tracing import Tracer
 
 if TYPE_CHECKING:
@@ -88,6 +89,7 @@ class AttemptRunner:
     attempts: Attempts
     tracer: Tracer = field(default_factory=Tracer)
     pace: Pace = field(default_factory=Pace)
+    sparing: Sparing = field(default_factory=Sparing)
 
     def guarded(
         self,
@@ -203,7 +205,7 @@ class AttemptRunner:
             # A handler that ended the transaction may have left its settings behind.
             connection.close()
             raise
-        self._tell(outcome, firsts, result)
+        self._tell(tenant_id, outcome, firsts, result)
         tidy(connection)
         if outcome.duplicates:
             result.reused += _reused(connection, tenant_id, outcome.duplicates)
@@ -215,7 +217,7 @@ class AttemptRunner:
         with self.database.connection() as connection, connection.transaction():
             firsts = self._note(connection, tenant_id, [failure])
         others = [entry for entry in entries if entry is not failure.entry]
-        self._tell(TransactionOutcome(failed=[failure], left=others), firsts, result)
+        self._tell(tenant_id, TransactionOutcome(failed=[failure], left=others), firsts, result)
 
     def _note(
         self, connection: Connection, tenant_id: str, failed: Sequence[Failure]
@@ -235,7 +237,11 @@ class AttemptRunner:
         return self.attempts.note(connection, tenant_id, notes)
 
     def _tell(
-        self, outcome: TransactionOutcome, firsts: Mapping[bytes, str], result: BatchResult
+        self,
+        tenant_id: str,
+        outcome: TransactionOutcome,
+        firsts: Mapping[bytes, str],
+        result: BatchResult,
     ) -> None:
         """Put what is committed into the batch's result."""
         result.stored += len(outcome.passed)
@@ -246,15 +252,18 @@ class AttemptRunner:
             attempts = entry.attempts + 1
             result.failures.append(failure.reason)
             spent = attempts >= self.retry.attempts
-            log.warning(
-                "handler.failed",
-                message_id=validation.shown(entry.message.id),
-                topic=entry.message.topic,
-                reason=failure.reason,
-                error=error,
-                attempt=attempts,
-                last=spent,
-            )
+            left_out = self.sparing.left_out(tenant_id)
+            if left_out is not None:
+                log.warning(
+                    "handler.failed",
+                    message_id=validation.shown(entry.message.id),
+                    topic=entry.message.topic,
+                    reason=failure.reason,
+                    error=error,
+                    attempt=attempts,
+                    last=spent,
+                    left_out=left_out,
+                )
             if spent:
                 result.unstorable.append(
                     Unstorable(

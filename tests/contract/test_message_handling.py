@@ -9,10 +9,12 @@ from typing import Any
 
 import psycopg
 import pytest
+from structlog.testing import capture_logs
 
 from tenantry.dead_letters.port import RejectedMessage, fingerprint
 from tenantry.handlers.message import Message
 from tenantry.messages.port import Incoming, StoreResult, StoreUnavailableError, Tried
+from tenantry.telemetry.sparing import LINES
 from tests.fakes.handling import TENANT, World, fails, incoming, tried
 from tests.waiting import DEADLINE
 
@@ -59,6 +61,19 @@ def test_a_failing_handler_undoes_its_own_work_only_and_is_held(world: World) ->
         (1, "handler_failed")
     ] * 2
     assert "ValueError: no 4 at 1 (handling.py:" in world.attempts()[0]["last_error"]
+
+
+def test_the_log_has_some_lines_of_failing_handlers_however_many_messages_fail(
+    world: World,
+) -> None:
+    def act(message: Message, cursor: object) -> None:
+        raise ValueError
+
+    store = world.store(act)
+    with capture_logs() as logs:
+        result = store.store(TENANT, [incoming(str(n)) for n in range(LINES + 20)])
+    assert len(result.held) == LINES + 20
+    assert sum(one["event"] == "handler.failed" for one in logs) == LINES
 
 
 def test_a_message_that_comes_right_in_the_end_leaves_no_trace_of_its_attempts(

@@ -59,6 +59,9 @@ class Owner(Protocol):
     def closed(self, error: Exception) -> None:
         """Note that the broker has closed the channel."""
 
+    def too_large(self, in_hand: int) -> None:
+        """Note that deliveries did not fit, with so many bytes in hand."""
+
 
 class ConsumingChannel:
     """A channel that consumes a tenant's queues, `generation` of its subscription's channels.
@@ -249,7 +252,7 @@ class ConsumingChannel:
             return
         in_hand = self._admission.account.in_hand
         self._admission.resume()
-        self._tell_of_size(in_hand)
+        self._owner.too_large(in_hand)
         self._owner.begin_again("messages are larger than there is room for so many")
 
     def _pause(self, place: int, _frame: object) -> None:
@@ -261,16 +264,8 @@ class ConsumingChannel:
             self._cancel_ok(self._tags[place], None)
         elif len(self._paused) == len(self._queues):
             self._give_back()
-            self._tell_of_size(self._admission.account.in_hand)
+            self._owner.too_large(self._admission.account.in_hand)
             self._resume_soon()
-
-    def _tell_of_size(self, in_hand: int) -> None:
-        log.info(
-            "broker.deliveries_too_large",
-            queue=self._queues[0].name,
-            bytes_in_hand=in_hand,
-            window=self._admission.window,
-        )
 
     def _give_back(self) -> None:
         shed, self._admission.shed = self._admission.shed, []

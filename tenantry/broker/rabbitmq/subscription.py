@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Final
 
+import structlog
 from pika.exceptions import ChannelClosed
 
 from tenantry.broker.budget import Admission, Budget
@@ -15,6 +16,9 @@ from tenantry.broker.rabbitmq.connection import describe, is_not_found
 from tenantry.broker.rabbitmq.consuming_channel import ConsumingChannel
 from tenantry.broker.rabbitmq.loop import IoLoop
 from tenantry.broker.rabbitmq.reading import ReadingConnection
+from tenantry.telemetry.sparing import Sparing
+
+log = structlog.get_logger(__name__)
 
 REOPEN_AFTER: Final = 1.0
 """Seconds before a channel that the broker closed is opened again."""
@@ -50,6 +54,7 @@ class RabbitSubscription:
         self._channel: ConsumingChannel | None = None
         self._generation = 0
         self._missing = False
+        self._sparing = Sparing()
 
     # From any thread.
 
@@ -160,6 +165,19 @@ class RabbitSubscription:
             and connection.is_open
         ):
             connection.ioloop.call_later(REOPEN_AFTER, self._reopen)
+
+    def too_large(self, in_hand: int) -> None:
+        """See `Owner.too_large`."""
+        queue = self._queues[0].name
+        left_out = self._sparing.left_out(queue)
+        if left_out is not None:
+            log.info(
+                "broker.deliveries_too_large",
+                queue=queue,
+                bytes_in_hand=in_hand,
+                window=self._admission.window,
+                left_out=left_out,
+            )
 
     # What was asked for.
 
