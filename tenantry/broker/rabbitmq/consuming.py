@@ -25,6 +25,7 @@ from tenantry.broker.rabbitmq.loop import IoLoop
 from tenantry.broker.rabbitmq.reading import ReadingConnection
 from tenantry.broker.rabbitmq.subscription import RabbitSubscription
 from tenantry.broker.rabbitmq.tls import SYSTEMS, Tls
+from tenantry.broker.rabbitmq.versions import Versions
 from tenantry.loops import Heartbeat
 
 log = structlog.get_logger(__name__)
@@ -87,6 +88,7 @@ class ConnectionPool:
         self._pool: list[PooledConnection] = []
         self._of: dict[RabbitSubscription, PooledConnection] = {}
         self._reconnects_before = 0
+        self._versions = Versions()
         self._make()
 
     @property
@@ -151,6 +153,7 @@ class ConnectionPool:
 
     def _connection_opened(self, pooled: PooledConnection, connection: ReadingConnection) -> None:
         connection.read_in_large_pieces()
+        self._versions.saw(connection.server_properties)
         pooled.connection = connection
         # 0 means that the broker sets no limit.
         pooled.room = min(CHANNELS, max(1, (connection.params.channel_max or 65535) // 2))
