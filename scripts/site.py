@@ -22,6 +22,7 @@ BESIDE: Final = {
     "CHANGELOG.md": "changelog.md",
     "systemd/README.md": "systemd.md",
     "deploy/README.md": "deploy.md",
+    "examples/nginx/README.md": "nginx.md",
     "config.toml": "configuration.md",
 }
 """Files outside of docs/, and the pages that they are."""

@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import Any, TypeVar
 
 import jwt
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
@@ -99,7 +99,15 @@ class KeyServer:
 
 @contextmanager
 def key_server(*signers: Signer, tls: ssl.SSLContext | None = None) -> Iterator[KeyServer]:
-    served = KeyServer(*signers)
+    with serving(KeyServer(*signers), tls) as served:
+        yield served
+
+
+K = TypeVar("K", bound=KeyServer)
+
+
+@contextmanager
+def serving(served: K, tls: ssl.SSLContext | None = None) -> Iterator[K]:
 
     class Handler(BaseHTTPRequestHandler):
         timeout = DEADLINE
@@ -108,6 +116,8 @@ def key_server(*signers: Signer, tls: ssl.SSLContext | None = None) -> Iterator[
             served.asked += 1
             with suppress(OSError):
                 served.answer(self)
+
+        do_POST = do_GET  # noqa: N815
 
         def log_message(self, *_: object) -> None:
             pass

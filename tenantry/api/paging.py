@@ -92,13 +92,20 @@ class Cursors:
             raise FormerCursorError
         return position
 
+    def secret(self, *binding: str) -> str:
+        """Give a text of 43 letters, always the same for a binding, that nobody else can tell."""
+        return base64.urlsafe_b64encode(self._mac(b"", binding)).rstrip(b"=").decode()
+
     def _tag(self, value: bytes, binding: tuple[str, ...]) -> bytes:
+        return self._mac(value, binding)[:_TAG]
+
+    def _mac(self, value: bytes, binding: tuple[str, ...]) -> bytes:
         # Every part is preceded by its length, so that no two bindings run together alike.
         mac = hmac.new(self._key, digestmod=hashlib.sha256)
         for part in (*(text.encode() for text in binding), value):
             mac.update(len(part).to_bytes(4))
             mac.update(part)
-        return mac.digest()[:_TAG]
+        return mac.digest()
 
 
 def kept_key(path: Path) -> bytes:

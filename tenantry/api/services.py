@@ -24,6 +24,7 @@ from tenantry.domain.commands import WrongStateError
 from tenantry.domain.limits import DEFAULT_WEIGHT
 from tenantry.domain.tenant import Lifecycle, TenantState
 from tenantry.http.identity import Identity
+from tenantry.http.oidc import Logins
 from tenantry.http.pool import Pool, Turns
 from tenantry.http.problems import former_token, no_such_tenant
 from tenantry.http.tokens import Principal
@@ -115,9 +116,9 @@ class Services:
     """Everything a route may use: the ports, and what is made of them once for all requests.
 
     `cursor_key` (16 bytes at least) seals cursors: they outlive a restart if it does. `info` is
-    what `GET /info` shows: no secrets. `identity` signs sessions of the page. `metrics` is what
-    `/metrics` shows. What is refused for a limit of its tenant is noted in `refusals`. `broker` is
-    where tenants' clients find theirs.
+    what `GET /info` shows: no secrets. `identity` signs sessions of the page, `logins` has people
+    log in to it by a provider. `metrics` is what `/metrics` shows. What is refused for a limit of
+    its tenant is noted in `refusals`. `broker` is where tenants' clients find theirs.
     """
 
     control: Control
@@ -140,6 +141,7 @@ class Services:
     info: Mapping[str, object]
     identity: Identity = field(default_factory=Identity)
     refusals: Refusals = field(default_factory=Refusals)
+    logins: Logins | None = None
     peers: Peers | None = None
     tracer: Tracer = field(default_factory=Tracer)
     broker: BrokerPlace = field(default_factory=BrokerPlace)

@@ -38,6 +38,7 @@ from tenantry.database.pool import Database
 from tenantry.database.server import Shares
 from tenantry.dead_letters.replay import Reprocessing
 from tenantry.front.messages import WorkWith
+from tenantry.http.oidc import Logins, Registration
 from tenantry.isolation.postgres import PostgresProbes
 from tenantry.isolation.prover import IsolationProver
 from tenantry.messages.reader import PostgresPageReader
@@ -142,6 +143,7 @@ def open_leader_api(
         refused=totals.totals,
         lost_spans=lambda: _lost_spans(daemon=tracer.lost(), front=listeners.lost_spans()),
         waiting=lambda: 0 if backends.turns is None else backends.turns.waiting,
+        keys_age=_keys_age(listeners),
         data_directory=None if settings.database.url.get_secret_value() else settings.postgres_dir,
     )
     services = Services(
@@ -177,6 +179,7 @@ def open_leader_api(
         default_workers=default_workers,
         identity=listeners.identity,
         broker=broker_place(settings, stores.database),
+        logins=_logins(settings, listeners),
         tracer=tracer,
     )
     _open(listeners, services)
@@ -217,7 +220,9 @@ def open_standby_api(
     stack.callback(database.close)
     database.open()
     refused, stores = StandbyPorts(control), Stores.on(database)
-    metrics = SystemCollector(status=control.status, recorder=Recorder(), reconnects={})
+    metrics = SystemCollector(
+        status=control.status, recorder=Recorder(), reconnects={}, keys_age=_keys_age(listeners)
+    )
     services = Services(
         control=control,
         cluster=StandbyNodes(PostgresNodes(database), control),
@@ -239,8 +244,19 @@ def open_standby_api(
         default_workers=lambda: settings.workers,
         identity=listeners.identity,
         broker=broker_place(settings, database),
+        logins=_logins(settings, listeners),
     )
     _open(listeners, services)
+
+
+def _keys_age(listeners: Listeners) -> Callable[[], float | None]:
+    keys = listeners.identity.keys
+    return lambda: None if keys is None else keys.age
+
+
+def _logins(settings: Settings, listeners: Listeners) -> Logins | None:
+    registration = Registration.of(settings)
+    return None if registration is None else Logins(registration, listeners.identity)
 
 
 def _open(listeners: Listeners, services: Services) -> None:

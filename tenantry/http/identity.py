@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
-
-import jwt
+from collections.abc import Sequence
 
 from tenantry.http.provider import Provider, ProviderTokens
 from tenantry.http.provider_keys import ProviderKeys
-from tenantry.http.tokens import ALGORITHM, BadTokenError, Principal, Tokens
+from tenantry.http.tokens import ALGORITHM, BadTokenError, Principal, Tokens, header_of
 
 
 class Identity:
@@ -45,6 +42,11 @@ class Identity:
         return None if self._provider is None else self._provider.keys
 
     @property
+    def provider_tokens(self) -> ProviderTokens | None:
+        """What reads the provider's tokens."""
+        return self._provider
+
+    @property
     def is_asked_for(self) -> bool:
         """Whether a call on TCP needs a token."""
         return self._tokens is not None or self._provider is not None
@@ -56,18 +58,10 @@ class Identity:
         """
         tokens = self._tokens
         if self._provider is not None:
-            header = _header(token)
+            header = header_of(token)
             # Only what is signed with our own secrets is HS256: a provider's key is never one.
             if tokens is None or header.get("alg") != ALGORITHM:
                 return await self._provider.read(token, header)
         if tokens is None:
             raise BadTokenError("no tokens are taken here")
         return tokens.read(token)
-
-
-def _header(token: str) -> Mapping[str, Any]:
-    """Read what a token says before its signature is looked at."""
-    try:
-        return jwt.get_unverified_header(token)
-    except (jwt.InvalidTokenError, ValueError, TypeError, RecursionError):
-        raise BadTokenError("the token is no JWT") from None

@@ -15,19 +15,18 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from time import monotonic
 from typing import Final
 
 import structlog
 
+from tenantry.http.fetching import FetchError, fetch
 from tenantry.http.jwks import Key, KeySet, read_key_set
 from tenantry.http.tokens import BadTokenError, TokenUnreadableError
 from tenantry.loops import Heartbeat
 
 log: Final[structlog.stdlib.BoundLogger] = structlog.get_logger("identity")
 
-MAX_BYTES: Final = 256 * 1024
 LONGEST_LOOK: Final = 60.0
 """Seconds after which a look is taken to hang; that a name is resolved can't be broken off."""
 
@@ -60,10 +59,6 @@ class _Known:
     at: float
 
 
-class KeyFetchError(Exception):
-    """The keys could not be had; the message says why."""
-
-
 class ProviderKeys:
     """A loop that keeps a provider's keys; `find` is for event loops on other threads."""
 
@@ -74,6 +69,7 @@ class ProviderKeys:
         self._tls = tls
         self._pace = pace or Pace()
         self._known: _Known | None = None
+        self._began = monotonic()
         self._changed = threading.Condition()
         self._waiting: list[Future[str | None]] = []
         self._looked_at: float | None = None
@@ -81,6 +77,12 @@ class ProviderKeys:
         self._wanted = False
         self._stopping = False
         self._break_off: Callable[[], object] = lambda: None
+
+    @property
+    def age(self) -> float:
+        """Seconds since the keys were last fetched, or since there are any to be fetched."""
+        known = self._known
+        return monotonic() - (self._began if known is None else known.at)
 
     async def find(self, kid: str | None, algorithm: str) -> Key:
         """Give the key that a token's header names.
@@ -189,7 +191,7 @@ class ProviderKeys:
             keys = read_key_set(document)
         except asyncio.CancelledError:
             return "the server stops"
-        except (KeyFetchError, ValueError) as error:
+        except (FetchError, ValueError) as error:
             return self._failed(str(error))
         except Exception as error:  # noqa: BLE001 - whatever a stranger's answer brings about
             return self._failed(f"{type(error).__name__}: {error}")
@@ -230,63 +232,18 @@ class ProviderKeys:
         )
 
     async def _fetch(self) -> bytes:
-        """Get the document. Raises `KeyFetchError`."""
-        import httpx
-
+        """Get the document. Raises `FetchError`."""
         task, loop = asyncio.current_task(), asyncio.get_running_loop()
         assert task is not None  # noqa: S101 - it is one
         with self._changed:
             if self._stopping:
                 raise asyncio.CancelledError
             self._break_off = lambda: loop.call_soon_threadsafe(task.cancel)
-        try:
-            async with (
-                asyncio.timeout(self._pace.look),
-                httpx.AsyncClient(
-                    verify=self._tls,
-                    timeout=self._pace.look,
-                    follow_redirects=False,
-                    # A proxy is for what is elsewhere.
-                    trust_env=self._url.startswith("https:"),
-                    headers={"Accept": "application/json", "Accept-Encoding": "identity"},
-                ) as client,
-                client.stream("GET", self._url) as answer,
-            ):
-                if answer.is_redirect:
-                    raise KeyFetchError(
-                        f"it sends elsewhere (status {answer.status_code}), which is not followed"
-                    )
-                if answer.status_code != 200:
-                    raise KeyFetchError(f"it answers with status {answer.status_code}")
-                if answer.headers.get("content-encoding", "identity") != "identity":
-                    raise KeyFetchError("it answers compressed, which was not asked for")
-                document = b""
-                async for part in answer.aiter_raw():
-                    document += part
-                    if len(document) > MAX_BYTES:
-                        raise KeyFetchError(f"it is larger than {MAX_BYTES} bytes")
-                return document
-        except TimeoutError:
-            raise KeyFetchError(f"it takes longer than {self._pace.look:g} s") from None
-        except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
-            raise KeyFetchError(str(error) or type(error).__name__) from None
+        fetched = await fetch(self._url, tls=self._tls, seconds=self._pace.look)
+        if fetched.status != 200:
+            raise FetchError(f"it answers with status {fetched.status}")
+        return fetched.body
 
 
 def _names(keys: KeySet) -> tuple[object, ...]:
     return tuple((key.kid, key.algorithm) for key in keys.keys), keys.passed_over
-
-
-def trusting(ca_file: str) -> ssl.SSLContext:
-    """Trust the authorities in a PEM file, or the system's where there is none.
-
-    Raises `ValueError`, which names the file.
-    """
-    try:
-        if ca_file:
-            Path(ca_file).read_bytes()
-        return ssl.create_default_context(cafile=ca_file or None)
-    except ssl.SSLError:
-        raise ValueError(f"{ca_file} holds no certificate in PEM form") from None
-    except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise ValueError(f"{ca_file} can't be read: {reason}") from None

@@ -176,6 +176,14 @@ def principal(
     )
 
 
+def header_of(token: str) -> Mapping[str, Any]:
+    """Read what a token says before its signature is looked at. Raises `BadTokenError`."""
+    try:
+        return jwt.get_unverified_header(token)
+    except (jwt.InvalidTokenError, ValueError, TypeError, RecursionError):
+        raise BadTokenError("the token is no JWT") from None
+
+
 def scope_words(scope: Scope, *, payloads: bool) -> str:
     """Give what a token says of its scope, words with spaces between them."""
     return f"{scope.value} {PAYLOADS}" if payloads else scope.value

@@ -140,6 +140,9 @@ FAMILIES: Final[Mapping[str, Family]] = {
     "tenantry_handler_threads_abandoned": Family(
         "gauge", "Threads left behind whose handlers hang"
     ),
+    "tenantry_provider_keys_age_seconds": Family(
+        "gauge", "Time since the keys of the provider of tokens were fetched"
+    ),
     "tenantry_batch_messages": Family("histogram", "Messages in a stored batch"),
     "tenantry_batches_waiting": Family(
         "gauge", "Batches that wait for their tenant's turn to be stored"
@@ -232,11 +235,12 @@ class SystemCollector(Collector):
         refused: Callable[[], Mapping[tuple[str, str], int]] = dict,
         waiting: Callable[[], int] = int,
         lost_spans: Callable[[], Mapping[tuple[str, str], int]] = dict,
+        keys_age: Callable[[], float | None] = lambda: None,
         data_directory: Path | None = None,
     ) -> None:
         """Of the file system of a `data_directory` it is told how full it is.
 
-        `lost_spans` counts by process and reason.
+        `lost_spans` counts by process and reason; `keys_age` gives seconds, None without a provider.
         """
         self._status = status
         self._recorder = recorder
@@ -249,6 +253,7 @@ class SystemCollector(Collector):
         self._refused = refused
         self._waiting = waiting
         self._lost_spans = lost_spans
+        self._keys_age = keys_age
         self._data_directory = data_directory
 
     def collect(self) -> Iterator[Metric]:
@@ -270,6 +275,8 @@ class SystemCollector(Collector):
         yield from _isolation(self._isolation())
         yield from _ring(self._ring())
         yield from _disk(self._data_directory)
+        if (age := self._keys_age()) is not None:
+            yield family("tenantry_provider_keys_age_seconds", {(): age})
         there = frozenset(ids)
         yield family("tenantry_messages_removed", _of_those(there, self._removed()))
         yield family("tenantry_publishes_refused", _of_those(there, self._refused()))

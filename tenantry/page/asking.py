@@ -21,6 +21,7 @@ from tenantry.api.idempotency import HEADER as IDEMPOTENCY_KEY
 from tenantry.api.paging import BadCursorError, Cursors
 from tenantry.http.auth import CALLER, connection_of, mark
 from tenantry.http.middleware import CORRELATION_HEADER, correlation_id_of
+from tenantry.http.oidc import Logins
 
 _COPIED: Final = (b"host", b"origin", CALLER)
 """Headers of the page's request by which a foreign web page is told, and whom another node names:
@@ -89,21 +90,27 @@ class Api:
     def note(self, done: str, to: str) -> str:
         """Write down for this viewer what was done, to be told on the page `to` alone."""
         now = int(time.time()).to_bytes(_TIME)
-        return self._cursors.seal(now + done.encode(), _NOTE, self._token or "", to)
+        return self.cursors.seal(now + done.encode(), _NOTE, self._token or "", to)
 
     def noted(self, note: str, here: str) -> str:
         """Read such a note; nothing where it is no such, of another viewer or place, or old."""
         try:
-            value = self._cursors.open(note, _NOTE, self._token or "", here)
+            value = self.cursors.open(note, _NOTE, self._token or "", here)
         except BadCursorError:
             return ""
         age = time.time() - int.from_bytes(value[:_TIME])
         return value[_TIME:].decode() if abs(age) <= NOTE_SECONDS else ""
 
     @property
-    def _cursors(self) -> Cursors:
+    def cursors(self) -> Cursors:
+        """What seals with a key that all nodes have."""
         cursors: Cursors = self._outer["app"].state.services.cursors
         return cursors
+
+    @property
+    def logins(self) -> Logins | None:
+        """What knows of people who log in by a provider, if they do."""
+        return logins_of(self._outer)
 
     async def get(self, path: str, **params: object) -> Answer:
         """Ask for something; what is None of the parameters is left out."""
@@ -196,6 +203,12 @@ class Api:
             headers.append((b"content-type", b"application/json"))
             headers.append((b"content-length", b"%d" % len(content)))
         return headers
+
+
+def logins_of(scope: Scope) -> Logins | None:
+    """Give what a request's application has people log in by a provider with, if they do."""
+    logins: Logins | None = scope["app"].state.services.logins
+    return logins
 
 
 def _exact(written: bytes) -> Any:

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
-from urllib.parse import parse_qsl
+from urllib.parse import parse_qsl, urlencode
 
 from starlette.datastructures import Headers
 from starlette.requests import Request
@@ -17,12 +17,16 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tenantry.api.access import is_page
 from tenantry.http.auth import connection_of
+from tenantry.http.oidc import LoginError, Logins
 from tenantry.http.problems import Problem, too_many
 from tenantry.page import rendering, sessions
-from tenantry.page.asking import Api
+from tenantry.page.asking import Api, logins_of
 from tenantry.page.viewing import NotLetIn, Viewer
 
 MOST_FIELDS: Final = 1100
+
+LOGGED_OUT: Final = "ui/logged-out"
+"""The page for who has logged out where people log in by a provider."""
 
 AT_ONCE: Final = 8
 """Pages that one client is given at once: each is several calls, and takes time of the event loop
@@ -137,10 +141,7 @@ class Page:
             visit = await _visit(request, names)
             return await show(visit)
         except NotLetIn as reason:
-            # `Bearer` is what the API takes; browsers ask nothing for it.
-            asked = {"WWW-Authenticate": "Bearer"}
-            here = path.removeprefix("/") if request.method == "GET" else "ui"
-            return rendering.html("login.html", path, 401, asked, reason=str(reason), to=here)
+            return await _ask_who(request, str(reason))
         except Problem as problem:
             return _told(path, problem)
 
@@ -162,6 +163,38 @@ def _client_of(request: Request) -> str:
     """Name who asks by what is signed of their token: the signature itself has many spellings."""
     token = sessions.token_of(request.headers) or ""
     return token.rpartition(".")[0] or connection_of(request.scope).peer
+
+
+async def _ask_who(request: Request, reason: str) -> Response:
+    """Ask for a token, or to log in by a provider where that can be."""
+    path: str = request.scope["path"]
+    left = path == f"/{LOGGED_OUT}"
+    here = "ui" if left or request.method == "POST" else path.removeprefix("/")
+    logins, provider, way, has_way_out = logins_of(request.scope), "", "", False
+    if logins is not None:
+        # Not relative: people come back to this address, and there their browser has to be known.
+        way = f"{logins.registration.public_url}/ui/oidc?{urlencode({'to': here})}"
+        provider = logins.provider
+        has_way_out = left and await _has_way_out(logins)
+    # `Bearer` is what the API takes; browsers ask nothing for it.
+    return rendering.html(
+        "login.html",
+        path,
+        200 if left else 401,
+        {} if left else {"WWW-Authenticate": "Bearer"},
+        reason=reason,
+        to=here,
+        provider=provider,
+        way=way,
+        has_way_out=has_way_out,
+    )
+
+
+async def _has_way_out(logins: Logins) -> bool:
+    try:
+        return await logins.way_out() is not None
+    except LoginError:
+        return False
 
 
 def _told(path: str, problem: Problem) -> Response:

@@ -73,6 +73,12 @@ def see_other(path: str, to: str, headers: Mapping[str, str] | None = None) -> R
     return Response(status_code=303, headers=given)
 
 
+def elsewhere(url: str, headers: Mapping[str, str] | None = None) -> Response:
+    """Lead to an address of somebody else's, which is told nothing of where this came from."""
+    given = {**HEADERS, "Referrer-Policy": "no-referrer", **(headers or {}), "Location": url}
+    return Response(status_code=303, headers=given)
+
+
 def root_of(path: str) -> str:
     """Give the way from a page to the root of the API, which a proxy may have put anywhere."""
     return "../" * (path.count("/") - 1) or "./"

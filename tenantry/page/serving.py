@@ -14,6 +14,7 @@ from tenantry.page import (
     checks,
     letters,
     limits,
+    logging_in,
     messages,
     nodes,
     publishing,
@@ -25,6 +26,7 @@ from tenantry.page.pages import Page, Show
 
 PAGES: Final[Mapping[tuple[str, str], Show]] = {
     **views.pages,
+    **logging_in.pages,
     **tenants.pages,
     **messages.pages,
     **tail.pages,

@@ -18,19 +18,32 @@ COOKIE: Final = "tenantry_session"
 MOST_BYTES: Final = 4000
 """Browsers drop a cookie that is longer than some bytes more."""
 
+LOGIN_COOKIE: Final = "tenantry_login"
+
+_SECURE: Final = "; Secure"
+_BROWSER: Final = re.compile(r"[A-Za-z0-9_-]{43}", re.ASCII)
 _TOKEN: Final = re.compile(r"[A-Za-z0-9._~+/=-]+", re.ASCII)
 
 
 def token_of(headers: Headers) -> str | None:
     """Give the token of who looks; None where there is none, and where there are two."""
+    return _cookie(headers, COOKIE, _TOKEN)
+
+
+def browser_of(headers: Headers) -> str | None:
+    """Give what only the browser knows that has begun to log in by a provider, if it has."""
+    return _cookie(headers, LOGIN_COOKIE, _BROWSER)
+
+
+def _cookie(headers: Headers, wanted: str, shape: re.Pattern[str]) -> str | None:
     found = {
         value.strip()
         for line in headers.getlist("cookie")
         for name, _, value in (one.partition("=") for one in line.split(";"))
-        if name.strip() == COOKIE
+        if name.strip() == wanted
     }
-    token = found.pop() if len(found) == 1 else ""
-    return token if _TOKEN.fullmatch(token) else None
+    value = found.pop() if len(found) == 1 else ""
+    return value if shape.fullmatch(value) else None
 
 
 def checked_token(text: str) -> str:
@@ -43,15 +56,28 @@ def checked_token(text: str) -> str:
     return token
 
 
-def begin(token: str, headers: Headers) -> str:
-    """Give the `Set-Cookie` of a session; its path is where the form was, `/ui`."""
-    secure = "; Secure" if _origin(headers).startswith("https://") else ""
-    return f"{COOKIE}={token}; HttpOnly; SameSite=Strict{secure}"
+def is_by_tls(headers: Headers) -> bool:
+    """Tell whether a form of the page's was sent by HTTPS, to a proxy perhaps."""
+    return _origin(headers).startswith("https://")
 
 
-def end(headers: Headers) -> str:
+def begin(token: str, *, secure: bool) -> str:
+    """Give the `Set-Cookie` of a session; its path is where the request was, `/ui`."""
+    return f"{COOKIE}={token}; HttpOnly; SameSite=Strict{_SECURE if secure else ''}"
+
+
+def end(*, secure: bool) -> str:
     """Give the `Set-Cookie` that ends it."""
-    return f"{begin('', headers)}; Max-Age=0"
+    return f"{begin('', secure=secure)}; Max-Age=0"
+
+
+def begin_login(browser: str, seconds: int, *, secure: bool) -> str:
+    """Give the `Set-Cookie` by which a browser is known that comes back from a provider.
+
+    It comes back by a link of another site, with which browsers send nothing that is `Strict`.
+    """
+    kept = f"HttpOnly; SameSite=Lax; Max-Age={seconds}{_SECURE if secure else ''}"
+    return f"{LOGIN_COOKIE}={browser}; {kept}"
 
 
 def refuse_foreign_forms(headers: Headers) -> None:

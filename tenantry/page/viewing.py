@@ -61,6 +61,13 @@ def let_in(answer: Answer) -> Answer:
     return answer
 
 
+def let_in_or_ask_again(api: Api, who: Answer) -> Answer:
+    """Ask for another token where the one that the browser keeps is good for nothing, any more."""
+    if api.has_token and who.status in {403, 404}:
+        raise NotLetIn(who.problem)
+    return let_in(who)
+
+
 async def viewer_of(api: Api) -> Viewer:
     """Tell who looks. Raises `NotLetIn`, `Problem`."""
     return Viewer.of(let_in(await api.get("/whoami")).body)

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import re
 from typing import Any, Final
 from urllib.parse import urlencode
 
 from starlette.responses import Response
 
 from tenantry.http.problems import Problem
-from tenantry.page import rendering, sessions
+from tenantry.page import rendering
 from tenantry.page.asking import Answer
 from tenantry.page.pages import Pages, Visit
-from tenantry.page.viewing import NotLetIn, Viewer, let_in
-from tenantry.unavailable import UnavailableError
+from tenantry.page.viewing import Viewer, let_in, let_in_or_ask_again
 
 ROWS: Final = 50
 """Tenants on a page."""
@@ -22,7 +20,6 @@ ROWS: Final = 50
 NODES: Final = 40
 """Nodes on the overview."""
 
-_WAY: Final = re.compile(r"ui(/[A-Za-z0-9_-][A-Za-z0-9._-]*)*", re.ASCII)
 _COLUMNS: Final = {
     "id": "Tenant",
     "name": "Name",
@@ -42,48 +39,6 @@ async def show_file(visit: Visit) -> Response:
     return rendering.file(visit.names["name"])
 
 
-@pages("GET /ui/login")
-async def ask_for_token(visit: Visit) -> Response:
-    """Ask for a token, unless who looks is let in without one, or comes by a link."""
-    if code := visit.given.get("code"):
-        return rendering.html("link.html", visit.path, code=code)
-    _let_in_or_ask_again(visit, await visit.api.get("/whoami"))
-    return visit.lead_to("ui")
-
-
-def _let_in_or_ask_again(visit: Visit, who: Answer) -> Answer:
-    """Ask for another token where the one that the browser keeps is good for nothing, any more."""
-    if visit.api.has_token and who.status in {403, 404}:
-        raise NotLetIn(who.problem)
-    return let_in(who)
-
-
-@pages("POST /ui/login")
-async def log_in(visit: Visit) -> Response:
-    """Take a token, or a link's code for one, and have the browser keep it for this page."""
-    if code := visit.given.get("code"):
-        token = await _redeemed(visit, code)
-    else:
-        token = sessions.checked_token(visit.given.get("token", ""))
-    let_in(await visit.api.with_token(token).get("/whoami"))
-    to = visit.given.get("to", "")
-    cookie = {"Set-Cookie": sessions.begin(token, visit.headers)}
-    return visit.lead_to(to if _WAY.fullmatch(to) else "ui", cookie)
-
-
-async def _redeemed(visit: Visit, code: str) -> str:
-    try:
-        return await visit.api.redeem(code)
-    except UnavailableError:
-        raise Problem(503, "the database can't be reached now; try again") from None
-
-
-@pages("POST /ui/logout")
-async def log_out(visit: Visit) -> Response:
-    """Have the browser forget the token."""
-    return visit.lead_to("ui/login", {"Set-Cookie": sessions.end(visit.headers)})
-
-
 @pages("GET /ui/")
 async def lead_to_overview(visit: Visit) -> Response:
     """Lead to the overview whoever has typed a slash too many."""
@@ -101,7 +56,7 @@ async def show_overview(visit: Visit) -> Response:
         visit.api.get("/overview"),
         visit.api.get("/tenants", **query),
     )
-    viewer = Viewer.of(_let_in_or_ask_again(visit, who).body)
+    viewer = Viewer.of(let_in_or_ask_again(visit.api, who).body)
     if viewer.is_tenant:
         return visit.lead_to(f"ui/tenants/{viewer.tenant_id}")
     if tenants.status in {400, 422}:  # a parameter that somebody has made up

@@ -129,6 +129,7 @@ CREDENTIALS: Final[Mapping[str, str]] = {
     "rabbitmq_management_url": "rabbitmq.management_url",
     "database_url": "database.url",
     "tracing_headers": "tracing.headers",
+    "oidc_client_secret": "oidc.client_secret",
 }
 """What systemd may pass on as a credential (`LoadCredential=`), by its name there."""
 

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import re
-import unicodedata
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, ClassVar, Final, Literal, Self, TypeAlias
-from urllib.parse import unquote, urlsplit, urlunsplit
+from urllib.parse import urlsplit, urlunsplit
 
 from pydantic import (
     AfterValidator,
@@ -22,10 +19,21 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from tenantry.settings import values
+from tenantry.settings.values import (
+    Audience,
+    File,
+    FileName,
+    FilePath,
+    HandlerName,
+    Interval,
+    Port,
+    Seconds,
+    Topic,
+)
 from tenantry.unixpath import MAX_SOCKET_PATH
-from tenantry.urls import AMQP, IGGY, address, alternatives, split
+from tenantry.urls import AMQP, address, alternatives, split
 
-MIN_SECRET: Final = 32
 SCOPE_CLAIM: Final = "scope"
 MAX_SECRETS: Final = 10
 """A bad token is tried with each of them."""
@@ -33,162 +41,6 @@ MAX_SECRETS: Final = 10
 MANAGEMENT_PORT: Final = 15672
 CONTROL_SOCKET: Final = "control.sock"
 DEFAULT_STATE_DIR: Final = "~/.local/state/tenantry"
-
-
-def _check_url(value: SecretStr, *schemes: str, host: bool, several: bool = False) -> SecretStr:
-    text = value.get_secret_value()
-    if not text:
-        return value
-    wanted = " or ".join(f"{scheme}://" for scheme in schemes)
-    if not text.isprintable() or " " in text:
-        raise PydanticCustomError("url", "holds a space or a control character")
-    try:
-        url, *others = (split(one) for one in (alternatives(text) if several else (text,)))
-        # PostgreSQL allows several hosts, and libpq has rules of its own for them.
-        port = url.port if several or host or "," not in url.netloc else None
-        ports = {port, *(one.port for one in others)}
-    except ValueError:
-        raise PydanticCustomError("url", "is no URL: its host or port can't be read") from None
-    if url.scheme not in schemes or not text.startswith(f"{url.scheme}://"):
-        raise PydanticCustomError("url", f"must be a URL that begins with {wanted}")
-    if host and not all(one.hostname for one in (url, *others)):
-        raise PydanticCustomError("url", "names no host")
-    if 0 in ports:
-        raise PydanticCustomError("url", "port 0 is no port")
-    return value
-
-
-def _amqp_url(value: SecretStr) -> SecretStr:
-    return _check_url(value, *AMQP, host=True, several=True)
-
-
-def _broker_url(value: SecretStr) -> SecretStr:
-    several = value.get_secret_value().startswith(AMQP)
-    return _check_url(value, *AMQP, *IGGY, host=True, several=several)
-
-
-def _http_url(value: SecretStr) -> SecretStr:
-    return _check_url(value, "http", "https", host=True, several=True)
-
-
-def _postgres_url(value: SecretStr) -> SecretStr:
-    return _check_url(value, "postgresql", "postgres", host=False)
-
-
-def _nameable(value: str) -> str:
-    if any(unicodedata.category(char) in {"Cc", "Cs"} for char in value):
-        raise PydanticCustomError("path", "holds a control character, or is not UTF-8")
-    return value
-
-
-def _nameable_path(value: Path) -> Path:
-    _nameable(str(value))
-    return value
-
-
-def _one_or_several(value: object) -> object:
-    """Take a text as a list of one, and an empty one as none."""
-    if isinstance(value, str):
-        return (value,) if value else ()
-    return tuple(value) if isinstance(value, list) else value
-
-
-def _secrets(value: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
-    for number, secret in enumerate(value, start=1):
-        size = len(secret.get_secret_value().encode())
-        if size < MIN_SECRET:
-            which = f"secret {number} of {len(value)}: " if len(value) > 1 else ""
-            raise PydanticCustomError(
-                "secret", f"{which}must be at least {MIN_SECRET} bytes, not {size}"
-            )
-    return value
-
-
-def _api_address(value: str) -> str:
-    _check_url(SecretStr(value), "http", "https", host=True)
-    return value.rstrip("/")
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
-def _jwks_url(value: str) -> str:
-    _check_url(SecretStr(value), "https", "http", host=True)
-    url = split(value)
-    if url.scheme == "http" and not _is_loopback(url.hostname or ""):
-        raise PydanticCustomError("url", "must be https: by http who is on the way signs tokens")
-    if "@" in url.netloc:
-        raise PydanticCustomError("url", "holds a user: keys that verify are there for everybody")
-    return value
-
-
-def _collector_url(value: str) -> str:
-    _check_url(SecretStr(value), "http", "https", host=True)
-    if "@" in split(value).netloc:
-        raise PydanticCustomError("url", "holds a user: what proves who sends is tracing.headers")
-    return value.rstrip("/")
-
-
-def _header_list(value: SecretStr) -> SecretStr:
-    for name, text in _headers(value.get_secret_value()):
-        if not re.fullmatch(r"[A-Za-z0-9!#$&'*+.^_`|~-]+", name, re.ASCII):
-            raise PydanticCustomError("headers", "must look like name=value,other=value")
-        if not (text.isascii() and text.isprintable()):
-            raise PydanticCustomError("headers", "holds a value that HTTP can't carry")
-    return value
-
-
-def _headers(text: str) -> Iterator[tuple[str, str]]:
-    """Read `name=value,other=value`; what would be misread stands in per cent and digits."""
-    for part in text.split(","):
-        if part.strip():
-            name, _, value = part.partition("=")
-            yield name.strip(), unquote(value.strip())
-
-
-def _empty_is_none(value: object) -> object:
-    return None if value == "" else value
-
-
-FileName: TypeAlias = Annotated[str, Field(max_length=4096), AfterValidator(_nameable)]
-FilePath: TypeAlias = Annotated[Path, AfterValidator(_nameable_path)]
-"""A path that a line of text and a URL can name."""
-
-Port: TypeAlias = Annotated[int, Field(ge=0, le=65535)]
-Interval: TypeAlias = Annotated[float, Field(ge=0, le=31_536_000, allow_inf_nan=False)]
-Seconds: TypeAlias = Annotated[float, Field(gt=0, le=86400, allow_inf_nan=False)]
-
-
-def _topic(value: str) -> str:
-    if not re.fullmatch(r"[a-z0-9][a-z0-9_-]{0,62}", value, re.ASCII):
-        raise PydanticCustomError("topic", "is no topic")
-    return value
-
-
-def _handler(value: str) -> str:
-    if not all(part.isidentifier() for name in value.split(":") for part in name.split(".")):
-        raise PydanticCustomError("handler", 'must look like "package.module:function"')
-    if value.count(":") != 1:
-        raise PydanticCustomError("handler", 'must look like "package.module:function"')
-    return value
-
-
-Topic: TypeAlias = Annotated[str, AfterValidator(_topic)]
-HandlerName: TypeAlias = Annotated[str, AfterValidator(_handler)]
-
-
-def _file(value: str) -> str:
-    return str(Path(value).expanduser()) if value else value
-
-
-File: TypeAlias = Annotated[str, Field(max_length=4096), AfterValidator(_file)]
-
-
-Audience: TypeAlias = Annotated[str, Field(min_length=1, max_length=1024)]
 
 
 class _Section(BaseModel):
@@ -203,7 +55,7 @@ class Broker(_Section):
     `ca_file` is the authority that is trusted in place of the system's, a PEM file.
     """
 
-    url: Annotated[SecretStr, AfterValidator(_broker_url)] = SecretStr("")
+    url: Annotated[SecretStr, AfterValidator(values.broker_url)] = SecretStr("")
     ca_file: File = ""
 
 
@@ -217,8 +69,8 @@ class RabbitMQ(_Section):
     our own with its key.
     """
 
-    url: Annotated[SecretStr, AfterValidator(_amqp_url)] = SecretStr("")
-    management_url: Annotated[SecretStr, AfterValidator(_http_url)] = SecretStr("")
+    url: Annotated[SecretStr, AfterValidator(values.amqp_url)] = SecretStr("")
+    management_url: Annotated[SecretStr, AfterValidator(values.http_url)] = SecretStr("")
     ca_file: File = ""
     cert_file: File = ""
     key_file: File = ""
@@ -235,7 +87,7 @@ class RabbitMQ(_Section):
 class Database(_Section):
     """Where PostgreSQL is; an empty `url` is the embedded server in `state_dir`."""
 
-    url: Annotated[SecretStr, AfterValidator(_postgres_url)] = SecretStr("")
+    url: Annotated[SecretStr, AfterValidator(values.postgres_url)] = SecretStr("")
     pool_size: int = Field(default=20, ge=2, le=500)
 
 
@@ -259,14 +111,18 @@ class Node(_Section):
     name: Annotated[str, AfterValidator(_node_name)] = ""
     weight: float = Field(default=1.0, ge=0.01, le=1000, allow_inf_nan=False)
     standby: bool = False
-    address: Annotated[str, AfterValidator(_api_address)] = ""
+    address: Annotated[str, AfterValidator(values.api_address)] = ""
 
 
 class Server(_Section):
-    """Where the HTTP API listens on TCP; with both files it is HTTPS. Port 0 is any free one."""
+    """Where the HTTP API listens on TCP; with both files it is HTTPS. Port 0 is any free one.
+
+    `public_url` is where browsers reach it, by a proxy perhaps, with the prefix of that.
+    """
 
     host: str = Field(default="127.0.0.1", min_length=1, max_length=253)
     port: Port = 8080
+    public_url: Annotated[str, Field(max_length=500), AfterValidator(values.public_url)] = ""
     tls_cert: FileName = ""
     tls_key: FileName = ""
 
@@ -290,7 +146,7 @@ class Server(_Section):
     @property
     def is_loopback(self) -> bool:
         """Whether only this machine can reach the server."""
-        return _is_loopback(self.host)
+        return values.is_loopback(self.host)
 
 
 class Control(_Section):
@@ -302,7 +158,7 @@ class Control(_Section):
 class Metrics(_Section):
     """A port on 127.0.0.1 for `/metrics` without a token, or None."""
 
-    port: Annotated[Port | None, BeforeValidator(_empty_is_none)] = None
+    port: Annotated[Port | None, BeforeValidator(values.empty_is_none)] = None
 
 
 Rights: TypeAlias = Literal[
@@ -320,13 +176,15 @@ class Security(_Section):
     """
 
     jwt_secret: Annotated[
-        tuple[SecretStr, ...], BeforeValidator(_one_or_several), AfterValidator(_secrets)
+        tuple[SecretStr, ...],
+        BeforeValidator(values.one_or_several),
+        AfterValidator(values.secrets),
     ] = Field(default=(), max_length=MAX_SECRETS)
 
-    jwks_url: Annotated[str, AfterValidator(_jwks_url)] = ""
+    jwks_url: Annotated[str, AfterValidator(values.jwks_url)] = ""
     jwks_ca_file: File = ""
     issuer: str = Field(default="", max_length=1024)
-    audience: Annotated[tuple[Audience, ...], BeforeValidator(_one_or_several)] = Field(
+    audience: Annotated[tuple[Audience, ...], BeforeValidator(values.one_or_several)] = Field(
         default=(), max_length=20
     )
     scope_claim: str = Field(default=SCOPE_CLAIM, min_length=1, max_length=200)
@@ -366,6 +224,19 @@ class Security(_Section):
     def secrets(self) -> tuple[str, ...]:
         """The secrets in plain text."""
         return tuple(one.get_secret_value() for one in self.jwt_secret)
+
+
+class Oidc(_Section):
+    """How people log in to the page by the provider of `security.issuer`; empty: they don't.
+
+    `client_id` and `client_secret` are what this service is called there, `scopes` what is asked
+    for. A session lasts `session_seconds` at most, and no longer than the provider's token.
+    """
+
+    client_id: Annotated[str, Field(max_length=500), AfterValidator(values.client_id)] = ""
+    client_secret: Annotated[SecretStr, AfterValidator(values.client_secret)] = SecretStr("")
+    scopes: Annotated[str, Field(max_length=500), AfterValidator(values.login_scopes)] = "openid"
+    session_seconds: float = Field(default=28_800.0, ge=60, le=604_800, allow_inf_nan=False)
 
 
 class Shutdown(_Section):
@@ -443,8 +314,8 @@ class Tracing(_Section):
     request, as in name=value,other=value.
     """
 
-    endpoint: Annotated[str, AfterValidator(_collector_url)] = ""
-    headers: Annotated[SecretStr, AfterValidator(_header_list)] = SecretStr("")
+    endpoint: Annotated[str, AfterValidator(values.collector_url)] = ""
+    headers: Annotated[SecretStr, AfterValidator(values.header_list)] = SecretStr("")
     sample_ratio: float = Field(default=1.0, ge=0, le=1, allow_inf_nan=False)
     service_name: str = Field(default="tenantry", min_length=1, max_length=200)
     timeout_seconds: float = Field(default=5.0, ge=0.1, le=60, allow_inf_nan=False)
@@ -452,7 +323,7 @@ class Tracing(_Section):
     @property
     def header_table(self) -> dict[str, str]:
         """The headers by name, in plain text."""
-        return dict(_headers(self.headers.get_secret_value()))
+        return dict(values.headers(self.headers.get_secret_value()))
 
 
 class Log(_Section):
@@ -478,6 +349,7 @@ class Settings(_Section):
     control: Control = Control()
     metrics: Metrics = Metrics()
     security: Security = Security()
+    oidc: Oidc = Oidc()
     shutdown: Shutdown = Shutdown()
     retry: Retry = Retry()
     handler: Handling = Handling()
@@ -511,6 +383,33 @@ class Settings(_Section):
             raise PydanticCustomError(
                 "broker", "names another broker than rabbitmq.url: set one", {"key": "broker.url"}
             )
+        return self
+
+    @model_validator(mode="after")
+    def _login_is_whole(self) -> Self:
+        if not self.oidc.client_id:
+            if self.oidc.client_secret.get_secret_value():
+                raise PydanticCustomError(
+                    "login", "is missing beside oidc.client_secret", {"key": "oidc.client_id"}
+                )
+            return self
+        for key, value, what in (
+            ("security.jwks_url", self.security.jwks_url, "the keys of who logs people in"),
+            ("security.jwt_secret", self.security.jwt_secret, "it signs their sessions"),
+            ("server.public_url", self.server.public_url, "where they come back to"),
+        ):
+            if not value:
+                raise PydanticCustomError(
+                    "login", f"is missing beside oidc.client_id: {what}", {"key": key}
+                )
+        try:
+            values.jwks_url(self.security.issuer)
+        except PydanticCustomError:
+            raise PydanticCustomError(
+                "login",
+                "must be a URL by https, beside oidc.client_id: it is asked where to log in",
+                {"key": "security.issuer"},
+            ) from None
         return self
 
     @property

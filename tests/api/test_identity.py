@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 
 from tenantry.api import streams
+from tenantry.http.fetching import trusting
 from tenantry.http.identity import Identity
 from tenantry.http.provider import Provider, ProviderTokens
-from tenantry.http.provider_keys import Pace, ProviderKeys, trusting
+from tenantry.http.provider_keys import Pace, ProviderKeys
 from tenantry.http.tokens import Principal, Tokens
 from tests.api.page import Browser
 from tests.api.serving import SECRET, Served, World, serving

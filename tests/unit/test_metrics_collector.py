@@ -29,6 +29,7 @@ class Watched:
         self.tree = tree
         self.ring: Ring | None = None
         self.refused: dict[tuple[str, str], int] = {}
+        self.keys_age: float | None = None
         self.page = MetricsPage(
             SystemCollector(
                 status=self._status,
@@ -36,6 +37,7 @@ class Watched:
                 reconnects={"consuming": lambda: 3, "publishing": lambda: 0},
                 ring=lambda: self.ring,
                 refused=lambda: self.refused,
+                keys_age=lambda: self.keys_age,
             )
         )
 
@@ -63,6 +65,14 @@ def test_the_embedded_brokers_ring_is_shown_where_there_is_one(watched: Watched)
     assert scrape.value("tenantry_queue_ring_bytes") == 8192
     assert scrape.value("tenantry_queue_segments_held") == 1
     assert scrape.value("tenantry_messages_swept_total") == 3
+
+
+def test_how_old_the_providers_keys_are_is_shown_where_there_is_a_provider(
+    watched: Watched,
+) -> None:
+    assert "provider_keys" not in watched.page.render().body.decode()
+    watched.keys_age = 12.5
+    assert watched.scrape().value("tenantry_provider_keys_age_seconds") == 12.5
 
 
 def test_refused_calls_are_shown_of_tenants_that_there_are(watched: Watched) -> None:

@@ -17,7 +17,8 @@ import pytest
 import trustme
 
 from tenantry.http import provider_keys
-from tenantry.http.provider_keys import MAX_BYTES, MAX_WAITING, Pace, ProviderKeys, trusting
+from tenantry.http.fetching import MAX_BYTES, trusting
+from tenantry.http.provider_keys import MAX_WAITING, Pace, ProviderKeys
 from tenantry.http.tokens import BadTokenError, TokenUnreadableError
 from tests.identity_provider import KeyServer, Signer, key_server
 from tests.waiting import DEADLINE, eventually
@@ -86,6 +87,22 @@ def _refused(keys: ProviderKeys, kid: str) -> bool:
     except BadTokenError:
         return True
     return False
+
+
+def test_keys_are_as_old_as_the_last_look_that_succeeded() -> None:
+    with key_server(ONE) as server, running(server.url) as keys:
+        find(keys, "one")
+        server.answer = lambda request: server.send(request, b"", 500)
+        assert is_away(keys, "two")
+        old = keys.age
+        assert is_away(keys, "two")
+        assert keys.age > old
+        server.answer = server.show
+        asked = server.asked
+        keys.look_soon()
+        eventually(lambda: server.asked > asked and keys.age < old, what="younger keys")
+    never = ProviderKeys(server.url, tls=trusting(""), pace=HASTY)
+    assert 0 <= never.age < keys.age
 
 
 def test_keys_are_looked_at_every_so_often() -> None:
