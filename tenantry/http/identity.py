@@ -51,6 +51,17 @@ class Identity:
         """Whether a call on TCP needs a token."""
         return self._tokens is not None or self._provider is not None
 
+    def is_signed(self, token: str) -> bool:
+        """Tell whether a token is one that is taken, without waiting for anything."""
+        tokens = self._tokens
+        try:
+            header = header_of(token)
+            if self._provider is not None and (tokens is None or header.get("alg") != ALGORITHM):
+                return self._provider.is_signed(token, header)
+            return tokens is not None and tokens.read(token) is not None
+        except BadTokenError:
+            return False
+
     async def read(self, token: str) -> Principal:
         """Tell who holds a token.
 

@@ -98,6 +98,14 @@ class ProviderTokens:
         claims = await self._claims(token, header, self._provider.audience)
         return self._principal(claims)
 
+    def is_signed(self, token: str, header: Mapping[str, Any]) -> bool:
+        """Tell whether a token is the provider's, by the keys that are known without waiting."""
+        try:
+            key = self.keys.known(header.get("kid"), _algorithm(header))
+            return key is not None and bool(self._verified(token, key, self._provider.audience))
+        except BadTokenError:
+            return False
+
     async def read_id_token(self, token: str, *, client_id: str, nonce: str) -> Principal:
         """Tell who has logged in, by the ID token of a login that was begun with `nonce`.
 
@@ -128,10 +136,12 @@ class ProviderTokens:
     async def _claims(
         self, token: str, header: Mapping[str, Any], audience: Sequence[str], *required: str
     ) -> Mapping[str, Any]:
-        algorithm: object = header.get("alg")
-        if not isinstance(algorithm, str) or algorithm not in jwks.ALGORITHMS.values():
-            raise BadTokenError("the token is signed by none of RS256, ES256, EdDSA and HS256")
-        key = await self.keys.find(header.get("kid"), algorithm)
+        key = await self.keys.find(header.get("kid"), _algorithm(header))
+        return self._verified(token, key, audience, *required)
+
+    def _verified(
+        self, token: str, key: jwks.Key, audience: Sequence[str], *required: str
+    ) -> Mapping[str, Any]:
         try:
             claims: Mapping[str, Any] = jwt.decode(
                 token,
@@ -174,6 +184,14 @@ class ProviderTokens:
                 )
             return Scope.TENANT, True
         return next(one for one in _MOST_FIRST if one in scopes), PAYLOADS in granted
+
+
+def _algorithm(header: Mapping[str, Any]) -> str:
+    """Give the algorithm that a token names, if a provider has it. Raises `BadTokenError`."""
+    algorithm: object = header.get("alg")
+    if not isinstance(algorithm, str) or algorithm not in jwks.ALGORITHMS.values():
+        raise BadTokenError("the token is signed by none of RS256, ES256, EdDSA and HS256")
+    return algorithm
 
 
 def _claim(claims: Mapping[str, Any], path: str) -> object:

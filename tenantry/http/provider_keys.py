@@ -90,15 +90,16 @@ class ProviderKeys:
         Raises `BadTokenError` where the provider has no such key, and `TokenUnreadableError` where
         that can't be told now.
         """
-        key = self._find(kid, algorithm)
+        key = self.known(kid, algorithm)
         if key is None:
             await self._next_look()
-            key = self._find(kid, algorithm)
+            key = self.known(kid, algorithm)
         if key is None:
             raise BadTokenError("the token is signed with a key that its provider does not have")
         return key
 
-    def _find(self, kid: str | None, algorithm: str) -> Key | None:
+    def known(self, kid: str | None, algorithm: str) -> Key | None:
+        """Give the same if it is known by now. Raises `BadTokenError`, as `KeySet.find` does."""
         known = self._known
         if known is None or monotonic() - known.at > self._pace.kept:
             return None

@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tenantry.api.access import is_page
 from tenantry.http.auth import connection_of
+from tenantry.http.identity import Identity
 from tenantry.http.oidc import LoginError, Logins
 from tenantry.http.problems import Problem, too_many
 from tenantry.page import rendering, sessions
@@ -160,9 +161,15 @@ class Page:
 
 
 def _client_of(request: Request) -> str:
-    """Name who asks by what is signed of their token: the signature itself has many spellings."""
-    token = sessions.token_of(request.headers) or ""
-    return token.rpartition(".")[0] or connection_of(request.scope).peer
+    """Name who asks: by what is signed of a token that is good, else by where they come from.
+
+    A token that anybody may make up names nobody; of a good one, the signature has many spellings.
+    """
+    token = sessions.token_of(request.headers)
+    identity: Identity = request.scope["app"].state.services.identity
+    if token is not None and identity.is_signed(token):
+        return token.rpartition(".")[0]
+    return connection_of(request.scope).peer
 
 
 async def _ask_who(request: Request, reason: str) -> Response:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler
 from typing import Any
@@ -15,8 +15,9 @@ import httpx
 import pytest
 
 from tenantry.http import oidc
+from tenantry.page.pages import AT_ONCE
 from tests.api.by_provider import PACE, Here, as_at_first, provided
-from tests.api.page import Written
+from tests.api.page import Written, token
 from tests.identity_provider import KeyServer, Signer
 from tests.login_provider import CLIENT
 from tests.login_provider import SECRET as CLIENT_SECRET
@@ -159,6 +160,38 @@ def test_many_who_wait_for_a_provider_ask_it_once_and_hear_the_same(here: Here) 
         held.set()
         assert {one.result(DEADLINE).status_code for one in asking} == {503}
     assert here.provider.paths == [WELL_KNOWN]
+
+
+def test_who_makes_tokens_up_is_given_no_more_pages_than_who_has_none(here: Here) -> None:
+    held = threading.Event()
+
+    def wait(request: BaseHTTPRequestHandler) -> None:
+        held.wait(DEADLINE)
+        here.provider.show(request)
+
+    def ask(path: str, session: str) -> int:
+        headers = {"Cookie": f"tenantry_session={session}"}
+        return here.api.tcp.get(path, headers=headers).status_code
+
+    here.provider.answer = wait
+    stranger, other = Signer("one"), here.provider.signer
+    made_up = [
+        *(f"made-up-{number}.x.y" for number in range(2 * AT_ONCE - 3)),
+        stranger.token(iss=here.provider.issuer), Signer("new").token(), other.token(aud="other"),
+    ]  # fmt: skip
+    with ThreadPoolExecutor(len(made_up)) as pool:
+        asked = [pool.submit(ask, "/ui/oidc", one) for one in made_up]
+        try:
+            refused = (one.result(DEADLINE) for one in as_completed(asked, DEADLINE))
+            assert [next(refused) for _ in range(AT_ONCE)] == [429] * AT_ONCE
+            assert ask("/ui", "another.x.y") == 429
+            assert ask("/ui", token()) == 200
+            assert ask("/ui", other.token(iss=here.provider.issuer, groups=["ops"])) == 200
+            assert here.api.tcp.get("/healthz").status_code == 200
+        finally:
+            held.set()
+        assert [one.result(DEADLINE) for one in asked].count(303) == AT_ONCE
+    assert ask("/ui", "another.x.y") == 401
 
 
 @pytest.mark.parametrize(
