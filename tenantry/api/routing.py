@@ -37,6 +37,7 @@ from tenantry.http.middleware import (
     RequestContext,
     correlation_id_of,
 )
+from tenantry.http.page_turns import PageTurns
 from tenantry.http.problems import Problem, no_such_tenant
 from tenantry.http.tokens import Principal
 from tenantry.journal.port import Metadata
@@ -67,6 +68,7 @@ def way_in(
             is_open=access.is_page,
         ),
         Middleware(Limits, most=max_requests, seconds=request_timeout),
+        Middleware(PageTurns, identity=identity, is_page=access.is_page),
     ]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -16,10 +15,9 @@ from starlette.routing import compile_path
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tenantry.api.access import is_page
-from tenantry.http.auth import connection_of
-from tenantry.http.identity import Identity
+from tenantry.http.cookies import session_of
 from tenantry.http.oidc import LoginError, Logins
-from tenantry.http.problems import Problem, too_many
+from tenantry.http.problems import Problem
 from tenantry.page import rendering, sessions
 from tenantry.page.asking import Api, logins_of
 from tenantry.page.viewing import NotLetIn, Viewer
@@ -29,10 +27,6 @@ MOST_FIELDS: Final = 1100
 LOGGED_OUT: Final = "ui/logged-out"
 """The page for who has logged out where people log in by a provider."""
 
-AT_ONCE: Final = 8
-"""Pages that one client is given at once: each is several calls, and takes time of the event loop
-that everybody shares. A browser asks for fewer.
-"""
 _MOST_KEPT: Final = 40_000
 """Bytes of a page that what was filled in may take."""
 
@@ -107,7 +101,6 @@ class Page:
 
     def __init__(self, app: ASGIApp, *, pages: Mapping[tuple[str, str], Show]) -> None:
         self._app = app
-        self._served: Counter[str] = Counter()
         self._pages: list[tuple[str, re.Pattern[str], Show]] = [
             (method, compile_path(path)[0], show) for (method, path), show in pages.items()
         ]
@@ -117,23 +110,8 @@ class Page:
         if scope["type"] != "http" or not is_page(scope["path"]):
             await self._app(scope, receive, send)
             return
-        response = await self._in_turn(Request(scope, receive))
+        response = await self._answer(Request(scope, receive))
         await response(scope, receive, send)
-
-    async def _in_turn(self, request: Request) -> Response:
-        """Answer, unless so much is being answered for the client already."""
-        client = _client_of(request)
-        if self._served[client] >= AT_ONCE:
-            return _told(
-                request.scope["path"], too_many(f"a client may ask for {AT_ONCE} pages at once")
-            )
-        self._served[client] += 1
-        try:
-            return await self._answer(request)
-        finally:
-            self._served[client] -= 1
-            if not self._served[client]:
-                del self._served[client]
 
     async def _answer(self, request: Request) -> Response:
         path: str = request.scope["path"]
@@ -158,18 +136,6 @@ class Page:
             allowed = ", ".join(sorted(there | ({"HEAD"} if "GET" in there else set())))
             raise Problem(405, "this page does not take this", headers={"Allow": allowed})
         raise Problem(404, "there is no such page")
-
-
-def _client_of(request: Request) -> str:
-    """Name who asks: by what is signed of a token that is good, else by where they come from.
-
-    A token that anybody may make up names nobody; of a good one, the signature has many spellings.
-    """
-    token = sessions.token_of(request.headers)
-    identity: Identity = request.scope["app"].state.services.identity
-    if token is not None and identity.is_signed(token):
-        return token.rpartition(".")[0]
-    return connection_of(request.scope).peer
 
 
 async def _ask_who(request: Request, reason: str) -> Response:
@@ -228,5 +194,5 @@ async def _visit(request: Request, names: Mapping[str, str]) -> Visit:
         names=names,
         fields=fields,
         headers=headers,
-        api=Api(request.scope, sessions.token_of(headers)),
+        api=Api(request.scope, session_of(headers)),
     )

@@ -12,9 +12,9 @@ from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 
+from tenantry.http.cookies import SESSION, cookie_of, is_token
 from tenantry.http.problems import Problem
 
-COOKIE: Final = "tenantry_session"
 MOST_BYTES: Final = 4000
 """Browsers drop a cookie that is longer than some bytes more."""
 
@@ -22,28 +22,12 @@ LOGIN_COOKIE: Final = "tenantry_login"
 
 _SECURE: Final = "; Secure"
 _BROWSER: Final = re.compile(r"[A-Za-z0-9_-]{43}", re.ASCII)
-_TOKEN: Final = re.compile(r"[A-Za-z0-9._~+/=-]+", re.ASCII)
-
-
-def token_of(headers: Headers) -> str | None:
-    """Give the token of who looks; None where there is none, and where there are two."""
-    return _cookie(headers, COOKIE, _TOKEN)
 
 
 def browser_of(headers: Headers) -> str | None:
     """Give what only the browser knows that has begun to log in by a provider, if it has."""
-    return _cookie(headers, LOGIN_COOKIE, _BROWSER)
-
-
-def _cookie(headers: Headers, wanted: str, shape: re.Pattern[str]) -> str | None:
-    found = {
-        value.strip()
-        for line in headers.getlist("cookie")
-        for name, _, value in (one.partition("=") for one in line.split(";"))
-        if name.strip() == wanted
-    }
-    value = found.pop() if len(found) == 1 else ""
-    return value if shape.fullmatch(value) else None
+    browser = cookie_of(headers, LOGIN_COOKIE)
+    return browser if browser is not None and _BROWSER.fullmatch(browser) else None
 
 
 def checked_token(text: str) -> str:
@@ -51,7 +35,7 @@ def checked_token(text: str) -> str:
     token = text.strip().removeprefix("Bearer ").strip()
     if len(token) > MOST_BYTES:
         raise Problem(422, f"the token is longer than {MOST_BYTES} bytes, which no cookie holds")
-    if not _TOKEN.fullmatch(token):
+    if not is_token(token):
         raise Problem(422, "this is no token: paste what `tenantry token` prints, and no more")
     return token
 
@@ -63,7 +47,7 @@ def is_by_tls(headers: Headers) -> bool:
 
 def begin(token: str, *, secure: bool) -> str:
     """Give the `Set-Cookie` of a session; its path is where the request was, `/ui`."""
-    return f"{COOKIE}={token}; HttpOnly; SameSite=Strict{_SECURE if secure else ''}"
+    return f"{SESSION}={token}; HttpOnly; SameSite=Strict{_SECURE if secure else ''}"
 
 
 def end(*, secure: bool) -> str:

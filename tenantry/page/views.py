@@ -49,16 +49,16 @@ async def lead_to_overview(visit: Visit) -> Response:
 async def show_overview(visit: Visit) -> Response:
     """Show how everything is, and the tenants."""
     query = _list_query(visit)
-    who, ready, nodes, totals, tenants = await asyncio.gather(
-        visit.api.get("/whoami"),
+    # Before all else: nothing is asked for a stranger.
+    viewer = Viewer.of(let_in_or_ask_again(visit.api, await visit.api.get("/whoami")).body)
+    if viewer.is_tenant:
+        return visit.lead_to(f"ui/tenants/{viewer.tenant_id}")
+    ready, nodes, totals, tenants = await asyncio.gather(
         visit.api.get("/readyz"),
         visit.api.get("/nodes"),
         visit.api.get("/overview"),
         visit.api.get("/tenants", **query),
     )
-    viewer = Viewer.of(let_in_or_ask_again(visit.api, who).body)
-    if viewer.is_tenant:
-        return visit.lead_to(f"ui/tenants/{viewer.tenant_id}")
     if tenants.status in {400, 422}:  # a parameter that somebody has made up
         raise Problem(tenants.status, tenants.problem)
     return visit.html(

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
 from fastapi import FastAPI
@@ -28,6 +28,7 @@ from tenantry.front.serving import FrontApplication
 from tenantry.http.identity import Identity
 from tenantry.http.listeners import Relay
 from tenantry.http.middleware import BoundedBody
+from tenantry.http.page_turns import PageTurns
 from tenantry.http.server import ApiServer
 from tenantry.journal.port import Metadata
 from tenantry.metrics.page import MetricsPage
@@ -135,6 +136,9 @@ class World:
         )
 
 
+L = TypeVar("L")
+
+
 class Served:
     """A world that is being served, with clients of both listeners.
 
@@ -169,8 +173,16 @@ class Served:
     @property
     def bodies(self) -> BoundedBody:
         """What holds the bodies that come by TCP."""
+        return self._layer(BoundedBody)
+
+    @property
+    def page_turns(self) -> PageTurns:
+        """What has the page's requests that come by TCP wait."""
+        return self._layer(PageTurns)
+
+    def _layer(self, kind: type[L]) -> L:
         layer: Any = self.front._outer
-        while not isinstance(layer, BoundedBody):
+        while not isinstance(layer, kind):
             layer = layer._app
         return layer
 

@@ -13,8 +13,8 @@ import httpx
 import pytest
 from markupsafe import escape
 
+from tenantry.http.page_turns import AT_ONCE
 from tenantry.http.tokens import Scope
-from tenantry.page.pages import AT_ONCE
 from tenantry.page.rendering import clipped, size
 from tenantry.page.serving import PAGES
 from tests.api.page import TOKENS, Browser, Written, refuse_what_a_strict_policy_would_stop, token
@@ -245,7 +245,10 @@ def test_a_session_that_is_good_for_nothing_any_more_can_be_begun_anew(api: Serv
         assert 'name="token"' in answer.text
 
 
-def test_a_client_is_given_few_pages_at_once_and_takes_nothing_from_others(api: Served) -> None:
+def test_a_session_is_given_few_pages_at_once_and_takes_nothing_from_others(
+    api: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(api.page_turns, "_patience", 0.01)
     control, own = api.world.control, token(scope=Scope.OPERATE)
     others = Browser(api, token())
     while control.entered.acquire(blocking=False):

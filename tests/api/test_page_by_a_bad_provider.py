@@ -14,8 +14,7 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
-from tenantry.http import oidc
-from tenantry.page.pages import AT_ONCE
+from tenantry.http import oidc, page_turns
 from tests.api.by_provider import PACE, Here, as_at_first, provided
 from tests.api.page import Written, token
 from tests.identity_provider import KeyServer, Signer
@@ -162,7 +161,12 @@ def test_many_who_wait_for_a_provider_ask_it_once_and_hear_the_same(here: Here) 
     assert here.provider.paths == [WELL_KNOWN]
 
 
-def test_who_makes_tokens_up_is_given_no_more_pages_than_who_has_none(here: Here) -> None:
+def test_who_makes_tokens_up_is_one_of_those_who_have_none_and_keeps_no_session_waiting(
+    here: Here, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served, waiting, refused = 6, 4, 7
+    monkeypatch.setattr(page_turns, "WAITING", waiting)
+    monkeypatch.setattr(here.api.page_turns._strangers, "_patience", DEADLINE)
     held = threading.Event()
 
     def wait(request: BaseHTTPRequestHandler) -> None:
@@ -176,21 +180,21 @@ def test_who_makes_tokens_up_is_given_no_more_pages_than_who_has_none(here: Here
     here.provider.answer = wait
     stranger, other = Signer("one"), here.provider.signer
     made_up = [
-        *(f"made-up-{number}.x.y" for number in range(2 * AT_ONCE - 3)),
+        *(f"made-up-{number}.x.y" for number in range(served + waiting + refused - 3)),
         stranger.token(iss=here.provider.issuer), Signer("new").token(), other.token(aud="other"),
     ]  # fmt: skip
     with ThreadPoolExecutor(len(made_up)) as pool:
         asked = [pool.submit(ask, "/ui/oidc", one) for one in made_up]
         try:
-            refused = (one.result(DEADLINE) for one in as_completed(asked, DEADLINE))
-            assert [next(refused) for _ in range(AT_ONCE)] == [429] * AT_ONCE
+            ended = (one.result(DEADLINE) for one in as_completed(asked, DEADLINE))
+            assert [next(ended) for _ in range(refused)] == [429] * refused
             assert ask("/ui", "another.x.y") == 429
             assert ask("/ui", token()) == 200
             assert ask("/ui", other.token(iss=here.provider.issuer, groups=["ops"])) == 200
             assert here.api.tcp.get("/healthz").status_code == 200
         finally:
             held.set()
-        assert [one.result(DEADLINE) for one in asked].count(303) == AT_ONCE
+        assert [one.result(DEADLINE) for one in asked].count(303) == served + waiting
     assert ask("/ui", "another.x.y") == 401
 
 
