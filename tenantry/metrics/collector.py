@@ -240,7 +240,7 @@ class SystemCollector(Collector):
     ) -> None:
         """Of the file system of a `data_directory` it is told how full it is.
 
-        `lost_spans` counts by process and reason; `keys_age` gives seconds, None without a provider.
+        `lost_spans` counts by process and reason, `keys_age` seconds; None where no provider is.
         """
         self._status = status
         self._recorder = recorder
