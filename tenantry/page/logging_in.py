@@ -91,7 +91,7 @@ async def log_out(visit: Visit) -> Response:
 async def show_logged_out(visit: Visit) -> Response:
     """Say to who has logged out whether the provider still knows them."""
     _logins(visit)
-    raise NotLetIn("you are logged out")
+    raise NotLetIn("You are logged out")
 
 
 @pages("GET /ui/oidc")
