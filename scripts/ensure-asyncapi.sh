@@ -11,7 +11,9 @@ if ! command -v npm >/dev/null 2>&1 || ! command -v node >/dev/null 2>&1; then
     exit 0
 fi
 mkdir -p "$folder"
-npm install --prefix "$folder" --no-fund --no-audit --ignore-scripts --silent "@asyncapi/parser@$version" || {
+# A registry that does not answer is not waited for: npm would, for many minutes.
+timeout 90 npm install --prefix "$folder" --no-fund --no-audit --ignore-scripts --silent \
+    --fetch-timeout=20000 --fetch-retries=1 "@asyncapi/parser@$version" || {
     rm -rf "$folder"
     echo "ensure-asyncapi: npm install @asyncapi/parser failed; the documents are not held with it" >&2
 }
