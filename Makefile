@@ -14,7 +14,7 @@ PACKAGED = debian systemd scripts docs actors tenantry daemon.py config.toml con
 	CHANGELOG.md LICENSE README.md
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-thorough check bench docs deb deploy-tools format clean
+.PHONY: help demo test test-thorough check bench docs deb sbom audit deploy-tools format clean
 
 help: ## what there is
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -52,6 +52,12 @@ deb: ## the Debian package, in build: for the Debian it is made on (docs/debian.
 	@cd build/deb && DEB_RULES_REQUIRES_ROOT=no DESTINATION=.. debian/rules binary
 	@ls build/tenantry_*.deb
 
+sbom: $(VENV)/.audits ## what the program brings along, as CycloneDX, in build/sbom.json
+	@$(BIN)/python -m scripts.bill sbom build/sbom.json
+
+audit: $(VENV)/.audits ## asks for known vulnerabilities of what it brings along
+	@$(BIN)/python -m scripts.bill audit
+
 deploy-tools: $(VENV)/.installed ## what the tests hold deploy/ with: promtool, hadolint, schemas; AsyncAPI's parser
 	@sh scripts/ensure-prometheus.sh $(VENV)/prometheus
 	@sh scripts/ensure-asyncapi.sh $(VENV)/asyncapi
@@ -80,6 +86,11 @@ $(VENV)/.runs: pyproject.toml constraints.txt
 
 $(VENV)/.installed: $(VENV)/.runs
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+$(VENV)/.audits: $(VENV)/.installed
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt \
+		-e '.[audit,iggy,jwks,tracing]'
 	@touch $@
 
 # Each of the processes that test would compile all modules and assertions by itself; they read

@@ -30,6 +30,9 @@ BESIDE: Final = {
 ORIGINS: Final = {page: file for file, page in BESIDE.items()}
 
 _LINK: Final = re.compile(r"(!?)\[([^\]]*)\]\(([^)\s]+)\)")
+_FOR_TESTS: Final = re.compile(r"^<!-- manual: .*?-->\n+", re.MULTILINE | re.DOTALL)
+"""What a page says to those who run its commands (tests/manual)."""
+
 _FENCE: Final = re.compile(r"(^```.*?^```$)", re.MULTILINE | re.DOTALL)
 
 
@@ -60,7 +63,7 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
         there = posixpath.relpath(wanted, posixpath.dirname(own) or ".")
         return f"{picture}[{text}]({there}{'#' + anchor if anchor else ''})"
 
-    parts = _FENCE.split(markdown)
+    parts = _FENCE.split(_FOR_TESTS.sub("", markdown))
     return "".join(part if part.startswith("```") else _LINK.sub(led, part) for part in parts)
 
 

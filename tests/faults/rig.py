@@ -86,6 +86,8 @@ class Rig:
     node: PrivateNode | PrivateCluster | PrivateIggy | None = None
     postgres: Postgres | None = None
     light: bool = False
+    beside: str = ""
+    """The URL of a database that is the daemon's own, for who looks into it beside the daemon."""
     stack: ExitStack = field(default_factory=ExitStack)
     tenants: list[Tenant] = field(default_factory=list)
 
@@ -249,7 +251,7 @@ class Rig:
             return url
         if self.broker == "embedded":
             own = conninfo_to_dict(url)
-            place = conninfo_to_dict(self.program.database_url)
+            place = conninfo_to_dict(self.program.database_url or self.beside)
             return url_for(place, str(own["user"]), str(own["password"]))
         target = urlsplit(self.program.host.url)
         parts = urlsplit(url)

@@ -55,7 +55,7 @@ def own_postgres(*, disk_mb: int | None = None) -> Iterator[Postgres]:
     with ExitStack() as stack:
         made = stack.enter_context(scratch.directory("tnt-pg-"))
         if disk_mb is not None:
-            stack.enter_context(_small_disk(made, disk_mb))
+            stack.enter_context(small_disk(made, disk_mb))
         server = Postgres(made)
         stack.callback(server.stop)
         server.start()
@@ -67,7 +67,11 @@ class NoRightsError(Exception):
 
 
 @contextmanager
-def _small_disk(directory: Path, megabytes: int) -> Iterator[None]:
+def small_disk(directory: Path, megabytes: int) -> Iterator[None]:
+    """Put a disk in memory, of so many megabytes, under a directory.
+
+    Raises `NoRightsError` where this user may not.
+    """
     mount = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tenantry", str(directory)]
     done = subprocess.run(mount, capture_output=True, text=True, check=False)
     if done.returncode != 0:

@@ -28,7 +28,7 @@ def run(rig: Rig, rounds: int) -> None:
         for number in rig.rounds(rounds):
             rig.wait_for_some()
             # Every other time there is room for a while: tables are full before the log is.
-            _fill(filler, leave=number % 2 * (ROOM // 10 if rig.light else ROOM))
+            fill(filler, leave=number % 2 * (ROOM // 10 if rig.light else ROOM))
             try:
                 rig.wait_not_ready()
                 rig.program.check_running()
@@ -52,7 +52,8 @@ def _keep_the_log_small(url: str) -> None:
         connection.execute("SELECT pg_reload_conf()")
 
 
-def _fill(filler: Path, *, leave: int) -> None:
+def fill(filler: Path, *, leave: int) -> None:
+    """Fill a file's disk with it, but for so many bytes that are left free."""
     with filler.open("wb", buffering=0) as file:
         disk = os.statvfs(filler)
         # The most of it in one piece; written, it would be the processor's time.

@@ -1,0 +1,143 @@
+"""What the program brings along: a bill of materials, and what is known to be wrong with any of it.
+
+`python -m scripts.bill sbom FILE` writes a CycloneDX document of the packages that `pip install
+tenantry` brings with all of its extras for users, in the versions that are installed here.
+`python -m scripts.bill audit` asks PyPI for their known vulnerabilities: exit 1 where there is one;
+where the service can't be reached that is said in a line, and nothing fails.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator
+from importlib.metadata import distribution
+from pathlib import Path
+from typing import Any, Final
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+PROGRAM: Final = "tenantry"
+EXTRAS: Final = ("iggy", "jwks", "tracing")
+"""Those of users; the others are for who develops it."""
+
+AWAY: Final = (
+    "ConnectionError",
+    "ConnectTimeout",
+    "ReadTimeout",
+    "ServiceError",
+    "Max retries",
+    "SSLError",
+    "ProxyError",
+)
+TIMEOUT: Final = 5
+"""Seconds that the service has for each answer."""
+
+LONGEST: Final = 120
+
+
+def brought(name: str, extras: Iterable[str] = ()) -> dict[str, str]:
+    """Give the names and versions of a distribution and of all that it requires here."""
+    found: dict[str, str] = {}
+    todo = [(name, frozenset(extras))]
+    seen = set()
+    while todo:
+        one = todo.pop()
+        if one in seen:
+            continue
+        seen.add(one)
+        known = distribution(one[0])
+        found[canonicalize_name(one[0])] = known.version
+        for text in known.requires or ():
+            wanted = Requirement(text)
+            if any(_applies(wanted, extra) for extra in ("", *one[1])):
+                todo.append((wanted.name, frozenset(wanted.extras)))
+    return found
+
+
+def _applies(wanted: Requirement, extra: str) -> bool:
+    return wanted.marker is None or wanted.marker.evaluate({"extra": extra})
+
+
+def write(file: Path) -> int:
+    """Write the bill of materials; give how many packages are on it."""
+    names = brought(PROGRAM, EXTRAS).keys()
+    said = subprocess.run(  # noqa: S603
+        [sys.executable, "-m", "cyclonedx_py", "environment", "--output-reproducible", sys.prefix],
+        capture_output=True,
+        text=True,
+        timeout=LONGEST,
+        check=True,
+    )
+    bill: dict[str, Any] = json.loads(said.stdout)
+    parts = {
+        one["bom-ref"]: one for one in bill["components"] if canonicalize_name(one["name"]) in names
+    }
+    bill["components"] = list(parts.values())
+    bill["dependencies"] = [
+        {**one, "dependsOn": [ref for ref in one.get("dependsOn", ()) if ref in parts]}
+        for one in bill["dependencies"]
+        if one["ref"] in parts
+    ]
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(bill, indent=2) + "\n", encoding="utf-8")
+    return len(parts)
+
+
+def audit() -> int:
+    """Ask for known vulnerabilities, print them, and give the exit status."""
+    wanted = brought(PROGRAM, EXTRAS)
+    del wanted[PROGRAM]
+    with tempfile.NamedTemporaryFile("w", suffix=".txt") as file:
+        file.writelines(f"{name}=={version}\n" for name, version in sorted(wanted.items()))
+        file.flush()
+        code, out, errors = _asked(file.name)
+    try:
+        packages = json.loads(out)["dependencies"]
+    except ValueError:
+        away = code is None or any(word in errors for word in AWAY)
+        last = (errors.strip().splitlines() or ["it said nothing"])[-1][:200]
+        why = f"PyPI does not answer within {LONGEST} s" if code is None else last
+        print(f"pip-audit: nothing was audited: {'PyPI is out of reach: ' if away else ''}{why}")
+        return 0 if away else 1
+    bad = list(_told(packages))
+    print("\n".join(bad) or f"pip-audit: {len(packages)} packages, no known vulnerability")
+    return 1 if bad or code else 0
+
+
+def _asked(requirements: str) -> tuple[int | None, str, str]:
+    """Run pip-audit; give its exit status, None where it took too long, and what it said."""
+    command = [
+        *(sys.executable, "-m", "pip_audit", "--requirement", requirements, "--no-deps"),
+        *("--disable-pip", "--format", "json", "--progress-spinner", "off"),
+        *("--timeout", str(TIMEOUT)),
+    ]
+    try:
+        said = subprocess.run(  # noqa: S603
+            command, capture_output=True, text=True, timeout=LONGEST, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return None, "", ""
+    return said.returncode, said.stdout, said.stderr
+
+
+def _told(packages: list[dict[str, Any]]) -> Iterator[str]:
+    for one in packages:
+        if "skip_reason" in one:
+            yield f"{one['name']}: not audited: {one['skip_reason']}"
+        for known in one.get("vulns", ()):
+            mended = ", ".join(known["fix_versions"]) or "no version"
+            yield f"{one['name']} {one['version']}: {known['id']}, mended in {mended}"
+
+
+if __name__ == "__main__":
+    match sys.argv[1:]:
+        case ["sbom", place]:
+            print(f"{place}: {write(Path(place))} packages")
+        case ["audit"]:
+            sys.exit(audit())
+        case _:
+            sys.exit(__doc__)

@@ -1,0 +1,60 @@
+"""What the program brings along is named, and asked after."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from scripts import bill
+from tests.ports import free_port
+from tests.waiting import DEADLINE
+
+
+def test_what_is_brought_along_is_what_users_get_and_what_that_needs() -> None:
+    found = bill.brought("tenantry", bill.EXTRAS)
+    assert {
+        "tenantry",
+        "pika",
+        "psycopg",
+        "psycopg-binary",
+        "starlette",
+        "cryptography",
+    } <= found.keys()
+    assert not {"pytest", "mypy", "hypothesis", "pip"} & found.keys()
+    assert "cryptography" not in bill.brought("tenantry")
+
+
+def test_the_bill_is_cyclonedx_and_complete(tmp_path: Path) -> None:
+    pytest.importorskip("cyclonedx_py", reason="`make sbom` installs it")
+    file = tmp_path / "sbom.json"
+    count = bill.write(file)
+    said = json.loads(file.read_text())
+    assert said["bomFormat"] == "CycloneDX"
+    named = {one["name"].lower(): one["version"] for one in said["components"]}
+    assert named["pika"] == bill.brought("tenantry")["pika"]
+    assert len(named) == count == len(bill.brought("tenantry", bill.EXTRAS))
+    refs = {one["bom-ref"] for one in said["components"]}
+    assert {ref for one in said["dependencies"] for ref in one["dependsOn"]} <= refs
+
+
+def test_a_service_that_is_out_of_reach_is_told_of_and_fails_nothing() -> None:
+    pytest.importorskip("pip_audit", reason="`make audit` installs it")
+    nowhere = f"http://127.0.0.1:{free_port()}"
+    said = subprocess.run(
+        [sys.executable, "-m", "scripts.bill", "audit"],
+        env=os.environ
+        | {"HTTPS_PROXY": nowhere, "https_proxy": nowhere, "NO_PROXY": "", "no_proxy": ""},
+        cwd=Path(bill.__file__).parents[1],
+        capture_output=True,
+        text=True,
+        timeout=2 * DEADLINE,
+        check=False,
+    )
+    assert said.returncode == 0, said.stderr
+    assert said.stdout.startswith("pip-audit: nothing was audited: PyPI is out of reach: ")
+    assert said.stdout.count("\n") == 1
