@@ -20,6 +20,7 @@ from typing import Any, Final
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+ROOT: Final = Path(__file__).parents[1]
 PROGRAM: Final = "tenantry"
 EXTRAS: Final = ("iggy", "jwks", "tracing")
 """Those of users; the others are for who develops it."""
@@ -63,24 +64,26 @@ def _applies(wanted: Requirement, extra: str) -> bool:
 
 
 def write(file: Path) -> int:
-    """Write the bill of materials; give how many packages are on it."""
-    names = brought(PROGRAM, EXTRAS).keys()
+    """Write the bill of materials; give how many packages are on it, beside the program itself."""
+    names = brought(PROGRAM, EXTRAS).keys() - {PROGRAM}
     said = subprocess.run(  # noqa: S603
-        [sys.executable, "-m", "cyclonedx_py", "environment", "--output-reproducible", sys.prefix],
+        [
+            *(sys.executable, "-m", "cyclonedx_py", "environment", "--output-reproducible"),
+            *("--no-validate", "--pyproject", str(ROOT / "pyproject.toml"), sys.prefix),
+        ],
         capture_output=True,
         text=True,
         timeout=LONGEST,
         check=True,
     )
     bill: dict[str, Any] = json.loads(said.stdout)
-    parts = {
-        one["bom-ref"]: one for one in bill["components"] if canonicalize_name(one["name"]) in names
-    }
-    bill["components"] = list(parts.values())
+    parts = [one for one in bill["components"] if canonicalize_name(one["name"]) in names]
+    refs = {one["bom-ref"] for one in parts} | {bill["metadata"]["component"]["bom-ref"]}
+    bill["components"] = parts
     bill["dependencies"] = [
-        {**one, "dependsOn": [ref for ref in one.get("dependsOn", ()) if ref in parts]}
+        {**one, "dependsOn": [ref for ref in one.get("dependsOn", ()) if ref in refs]}
         for one in bill["dependencies"]
-        if one["ref"] in parts
+        if one["ref"] in refs
     ]
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(bill, indent=2) + "\n", encoding="utf-8")
@@ -103,9 +106,21 @@ def audit() -> int:
         why = f"PyPI does not answer within {LONGEST} s" if code is None else last
         print(f"pip-audit: nothing was audited: {'PyPI is out of reach: ' if away else ''}{why}")
         return 0 if away else 1
-    bad = list(_told(packages))
-    print("\n".join(bad) or f"pip-audit: {len(packages)} packages, no known vulnerability")
-    return 1 if bad or code else 0
+    lines, status = judged(packages)
+    print("\n".join(lines))
+    return status
+
+
+def judged(packages: list[dict[str, Any]]) -> tuple[list[str], int]:
+    """Give what is to be said of the packages in pip-audit's answer, and the exit status."""
+    known = [one for one in packages if "skip_reason" not in one]
+    if not known:
+        return ["pip-audit: nothing was audited: the index that was asked knows no packages"], 0
+    unknown = sorted(one["name"] for one in packages if "skip_reason" in one)
+    lines = [f"pip-audit: PyPI does not know {', '.join(unknown)}"] if unknown else []
+    bad = list(_told(known))
+    lines += bad or [f"pip-audit: {len(known)} packages, no known vulnerability"]
+    return lines, 1 if bad else 0
 
 
 def _asked(requirements: str) -> tuple[int | None, str, str]:
@@ -126,8 +141,6 @@ def _asked(requirements: str) -> tuple[int | None, str, str]:
 
 def _told(packages: list[dict[str, Any]]) -> Iterator[str]:
     for one in packages:
-        if "skip_reason" in one:
-            yield f"{one['name']}: not audited: {one['skip_reason']}"
         for known in one.get("vulns", ()):
             mended = ", ".join(known["fix_versions"]) or "no version"
             yield f"{one['name']} {one['version']}: {known['id']}, mended in {mended}"

@@ -6,11 +6,13 @@ import json
 import os
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
 from scripts import bill
+from tests.depth import THOROUGH
 from tests.ports import free_port
 from tests.waiting import DEADLINE
 
@@ -37,9 +39,17 @@ def test_the_bill_is_cyclonedx_and_complete(tmp_path: Path) -> None:
     assert said["bomFormat"] == "CycloneDX"
     named = {one["name"].lower(): one["version"] for one in said["components"]}
     assert named["pika"] == bill.brought("tenantry")["pika"]
-    assert len(named) == count == len(bill.brought("tenantry", bill.EXTRAS))
-    refs = {one["bom-ref"] for one in said["components"]}
-    assert {ref for one in said["dependencies"] for ref in one["dependsOn"]} <= refs
+    assert len(named) == count == len(bill.brought("tenantry", bill.EXTRAS)) - 1
+    root = said["metadata"]["component"]
+    assert root["name"] == "tenantry"
+    refs = {one["bom-ref"] for one in (*said["components"], root)}
+    needs = {one["ref"]: one["dependsOn"] for one in said["dependencies"]}
+    assert {ref for of in needs.values() for ref in of} <= refs == needs.keys()
+    assert any(ref.startswith("pika==") for ref in needs[root["bom-ref"]])
+    if THOROUGH:  # to load the schema takes ten seconds of processor time
+        validation = import_module("cyclonedx.validation.json")
+        version = import_module("cyclonedx.schema").SchemaVersion.from_version(said["specVersion"])
+        assert validation.JsonStrictValidator(version).validate_str(file.read_text()) is None
 
 
 def test_a_service_that_is_out_of_reach_is_told_of_and_fails_nothing() -> None:
@@ -58,3 +68,16 @@ def test_a_service_that_is_out_of_reach_is_told_of_and_fails_nothing() -> None:
     assert said.returncode == 0, said.stderr
     assert said.stdout.startswith("pip-audit: nothing was audited: PyPI is out of reach: ")
     assert said.stdout.count("\n") == 1
+
+
+def test_what_is_vulnerable_fails_and_what_is_unknown_does_not() -> None:
+    found = {"id": "PYSEC-1", "fix_versions": ["1.1", "2.0"], "aliases": [], "description": ""}
+    bad = {"name": "a", "version": "1.0", "vulns": [found]}
+    good = {"name": "b", "version": "1.0", "vulns": []}
+    skipped = {"name": "c", "skip_reason": "not found"}
+    lines, status = bill.judged([bad, good, skipped])
+    assert status == 1
+    assert lines[0].endswith("does not know c")
+    assert lines[1:] == ["a 1.0: PYSEC-1, mended in 1.1, 2.0"]
+    assert bill.judged([good])[1] == bill.judged([good, skipped])[1] == 0
+    assert "nothing was audited" in bill.judged([skipped])[0][0]
