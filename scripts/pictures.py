@@ -130,8 +130,9 @@ def message() -> Picture:
     one.text(675, 52, "one transaction:", small=True)
     for number, name in enumerate(("your function", "row", "counts")):
         one.box(625, 62 + 46 * number, name, width=100, height=34, kind="own" if number else "box")
+    one.arrow((132, 114), (174, 114))
     one.arrow((560, 170), (624, 128))
-    one.arrow((560, 186), (585, 205), (624, 205), text="")
+    one.arrow((450, 185), (386, 203))
     one.text(675, 210, "commit, then ack", small=True)
     return one
 
@@ -147,10 +148,9 @@ def once() -> Picture:
     one.cross(400, 126, "breaks here: nothing is stored,")
     one.text(412, 147, "and the broker delivers it again", anchor="start", kind="word")
     one.arrow((650, 172), (384, 172), text="committed")
-    one.cross(320, 196, "")
-    one.text(312, 201, "breaks here: stored, and not acknowledged", anchor="end", kind="word")
+    one.cross(400, 198, "breaks here: stored, no ack yet")
     one.arrow((110, 232), (376, 232), text="delivers order-1 again")
-    one.arrow((380, 252), (646, 252), text="its id is there: a duplicate, no second row")
+    one.arrow((380, 256), (646, 256), text="its id is there: a duplicate, no second row")
     one.arrow((380, 290), (114, 290), text="acknowledges, and the queue forgets it")
     return one
 
@@ -166,17 +166,17 @@ def tenants() -> Picture:
     )
     for name, _, y in rows:
         one.text(20, y + 24, name, anchor="start")
-    for x, tenant in ((150, "acme"), (350, "globex")):
-        one.frame(x, 28, 180, 256, tenant)
+    for x, tenant in ((140, "acme"), (360, "globex")):
+        one.frame(x, 28, 205, 256, tenant)
         for _, own, y in rows:
-            one.box(x + 10, y, own, width=160, height=40, kind="own")
+            one.box(x + 10, y, own, width=185, height=40, kind="own")
     for (_, _, y), shared in zip(
         rows,
         ("a virtual host", "one process, or several", "one table, one schema", "one door"),
         strict=True,
     ):
-        one.box(570, y, shared, width=160, height=40)
-    one.text(650, 22, "shared by all")
+        one.box(585, y, shared, width=160, height=40)
+    one.text(665, 22, "shared by all")
     return one
 
 
@@ -196,7 +196,7 @@ def commands() -> Picture:
     one.box(170, 160, "reconcile\neight workers run", width=130, height=44)
     one.arrow((415, 96), (415, 159))
     one.arrow((349, 182), (301, 182))
-    one.arrow((539, 180), (481, 180), text="read again")
+    one.arrow((539, 182), (481, 182), text="read")
     one.box(540, 160, "the past, a restart,\nanother node", width=190, height=44)
     one.arrow((720, 74), (745, 110), (745, 182), (731, 182))
     return one
@@ -215,9 +215,9 @@ def nodes() -> Picture:
         one.frame(x, 30, 180, 110, name)
         for number, tenant in enumerate(held):
             one.box(x + 20, 44 + 46 * number, tenant, width=140, height=36, kind="own")
-    one.cross(560, 24, "no sign of life for 7 s: fenced off")
-    one.arrow((570, 62), (450, 62), text="")
-    one.arrow((570, 118), (500, 158), (260, 158), (200, 122))
+    one.cross(620, 22, "silent: fenced off")
+    one.arrow((570, 62), (451, 62))
+    one.arrow((570, 118), (500, 160), (240, 160), (191, 118))
     one.box(290, 190, "PostgreSQL\nwho has what, and since which term", width=260, height=44)
     for x in (120, 380, 640):
         one.arrow((x, 140), (min(max(x, 300), 540), 189))

@@ -7,6 +7,7 @@ import os
 import pty
 import termios
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -249,3 +250,31 @@ def test_the_terminal_is_given_back_after_a_mistake() -> None:
     finally:
         os.close(theirs)
         os.close(ours)
+
+
+def test_the_screen_that_the_manual_shows_is_what_is_drawn() -> None:
+    def told(name: str, tenants: dict[str, dict[str, Any]], busy: dict[str, int]) -> dict[str, Any]:
+        said = status(name, tenants, "ingest-2" if name == "ingest-1" else "ingest-1")
+        for actor in said["tree"]["children"]:
+            worker = {"name": "worker", "kind": "Worker", "state": "busy", "mailbox": 0}
+            actor["children"] = [worker | {"restarts": 0}] * busy.get(actor["name"], 0)
+        return said
+
+    backlog = {"backlog_limit": 100_000}
+    umbrella = "umbrella-eu-production"
+    one = {
+        "acme": tenant(rate=1234.5, pending=87_120, latency_p99_ms=1840, **backlog),
+        LONG: tenant(rate=812.0, pending=12, dead_lettered=3, latency_p99_ms=41.2),
+        umbrella: tenant(rate=77.3, latency_p99_ms=8.9, **backlog),
+        "globex": tenant(pending=950, consuming=False),
+    }
+    two = {
+        "hooli": tenant(rate=310.4, pending=3, latency_p99_ms=12.5),
+        "stark": tenant(rate=5.0, latency_p99_ms=6.1),
+        "initech": tenant(pending=4210, dead_lettered=1204, parked="kept failing: ValueError"),
+    }
+    own = told("ingest-1", one, {"acme": 3, LONG: 3, umbrella: 1})
+    found = frame(own, "rate", {"ingest-2": told("ingest-2", two, {"hooli": 1, "stark": 1})})
+    page = (Path(__file__).parents[2] / "docs" / "operations.md").read_text(encoding="utf-8")
+    _, _, shown = page.partition("`tenantry top` on 80 columns and 14 lines:\n\n```text\n")
+    assert texts(draw(found, 80, 14)) == shown.partition("```")[0].splitlines()
