@@ -12,7 +12,6 @@ from tests.manual.session import follow
 from tests.on_demand import Service
 from tests.preloaded import Preloaded
 from tests.services_postgres import PostgresService
-from tests.services_rabbitmq import RabbitService
 from tests.waiting import DEADLINE
 
 WHILE_WRITING = 3.0
@@ -27,8 +26,6 @@ def main() -> int:
     options = parser.parse_args()
     found = [pages.read(Path(one).resolve()) for one in options.pages or pages.with_commands()]
     services: list[Service] = [PostgresService(), Preloaded()]
-    if any(page.rabbitmq for page in found):
-        services.append(RabbitService())
     differ = False
     with ExitStack() as stack:
         for service in services:

@@ -22,7 +22,7 @@ from tests.acceptance.program import COMMAND
 from tests.manual.outputs import agrees, difference
 from tests.manual.pages import Command, Page
 from tests.ports import free_port
-from tests.services_rabbitmq import RabbitHost, virtual_host
+from tests.services_rabbitmq import own_node
 from tests.waiting import DEADLINE, eventually
 
 BIN: Final = Path(sys.executable).parent
@@ -68,10 +68,11 @@ class Session:
         (self._home / ".venv").symlink_to(sys.prefix)
         self._lay_a_database()
         if self.page.rabbitmq:
-            host: RabbitHost = self._stack.enter_context(virtual_host())
+            # Of its own: users are a whole node's, and pages call their tenants by plain names.
+            node = self._stack.enter_context(own_node())
             self._environment |= {
-                "RABBITMQ_URL": host.url,
-                "RABBITMQ_MANAGEMENT_URL": host.management_url,
+                "RABBITMQ_URL": node.url,
+                "RABBITMQ_MANAGEMENT_URL": node.management_url,
             }
         return self
 
