@@ -51,27 +51,41 @@ def services() -> Iterator[Rig]:
         yield made
 
 
+def make_tenants(made: Rig, *names: str) -> None:
+    for name in names:
+        made.tenants.append(made.program.create(name, id=name, topics=["events"], partitions=2))
+
+
 @contextmanager
 def at_work(made: Rig, **settings: str) -> Iterator[Stage]:
     """Have it work for two tenants, whose clients publish the whole time."""
     made.start_again(**settings)
-    for name in TENANTS:
-        made.tenants.append(made.program.create(name, id=name, topics=["events"], partitions=2))
+    make_tenants(made, *TENANTS)
     with made.load(rate=RATE), stage(made, {"ingest-1": made.program}) as seen:
         made.ledger.wait_confirmed(100, timeout=PATIENCE)
         yield seen
 
 
-def in_order_again(seen: Stage, sight: Sight, *alerts: str) -> None:
+def sight_of(made: Rig) -> Sight:
+    """Give a sight in which directories are called as on other machines."""
+    places = {str(made.program.directory): "/var/lib/tenantry"}
+    if made.postgres is not None:
+        places[str(made.postgres.directory / "data")] = "/var/run/postgresql"
+    return Sight(places=places)
+
+
+def in_order_again(
+    seen: Stage, sight: Sight, *alerts: str, since: float | None = None, after: str = "its return"
+) -> None:
     """Wait until all is well, and show that nothing is lost."""
-    began = time.monotonic()
-    seen.rig.recover(began)
-    took = time.monotonic() - began
+    since = time.monotonic() if since is None else since
+    seen.rig.recover(since)
+    took = time.monotonic() - since
     seen.all_is_quiet(*alerts)
     seen.rig.caught_up()
     sight.add(
         AFTER,
-        f"ready again, and storing what is new, after {took:.1f} s\n"
+        f"ready, and storing what is new, {took:.1f} s after {after}\n"
         + seen.line("daemon.ready")
         + "\n"
         + seen.command("audit", "--quick"),
@@ -80,8 +94,8 @@ def in_order_again(seen: Stage, sight: Sight, *alerts: str) -> None:
 
 def broker_down() -> Sight:
     """The broker is killed, and started again."""
-    sight = Sight()
     with services() as made, at_work(made) as seen:
+        sight = sight_of(made)
         assert made.node is not None
         made.node.kill()
         made.wait_not_ready()
@@ -105,8 +119,8 @@ def broker_down() -> Sight:
 
 def database_down() -> Sight:
     """The database is killed, and started again."""
-    sight = Sight()
     with services() as made, at_work(made) as seen:
+        sight = sight_of(made)
         assert made.postgres is not None
         made.postgres.kill()
         made.wait_not_ready()
@@ -153,8 +167,8 @@ def _poison_of_one(tenant_id: str, number: int) -> Draft:
 
 def poison_flood() -> Sight:
     """One tenant's producer sends what its handler can't take, and nothing else."""
-    sight = Sight()
     with services() as made:
+        sight = sight_of(made)
         with (
             at_work(made, **POISONOUS) as seen,
             made.load(rate=4 * RATE, make=_poison_of_one),
@@ -193,12 +207,11 @@ def poison_flood() -> Sight:
 
 def node_lost() -> Sight:
     """One of two nodes is killed, with half of the tenants."""
-    sight = Sight()
     with services() as made, Program(made.program.broker, made.program.database_url) as other:
+        sight = sight_of(made)
         other.settings |= settings("ingest-2")
         made.start_again()
-        for name in (*TENANTS, "hooli", "initech", "stark", "umbrella"):
-            made.tenants.append(made.program.create(name, id=name))
+        make_tenants(made, *TENANTS, "hooli", "initech", "stark", "umbrella")
         other.start()
 
         def held(program: Program) -> int:
@@ -243,8 +256,8 @@ NEWER: Final = (
 
 def wrong_deploy() -> Sight:
     """A mistake in the configuration, a handler that is not there, a program that is too old."""
-    sight = Sight()
     with services() as made, at_work(made) as seen:
+        sight = sight_of(made)
         program = made.program
         program.config.write_text("[consumer]\nprefetch_byte = 1000\n")
         program.send(signal.SIGHUP)
@@ -263,8 +276,9 @@ def wrong_deploy() -> Sight:
             connection.execute(NEWER)
             sight.add("A restart of a program that is older than the schema:", _refused(program, 1))
             connection.execute("DELETE FROM tenantry.schema_migrations WHERE number = 9999")
+        began = time.monotonic()
         made.start_again()
-        in_order_again(seen, sight, "TenantryDown")
+        in_order_again(seen, sight, "TenantryDown", since=began, after="a start as before")
     return sight
 
 
@@ -283,6 +297,7 @@ def on_a_small_disk() -> Iterator[Rig]:
         program = stack.enter_context(Program(None, ""))
         stack.enter_context(small_disk(program.directory, DISK_MB))
         program.config.touch()
+        program.log = home / "stderr.log"  # as the journal has it: elsewhere
         program.settings |= settings("ingest-1")
         server = own_server(program.directory / "postgres")
         url = server.start()
@@ -307,8 +322,8 @@ def on_a_small_disk() -> Iterator[Rig]:
 
 def disk_full() -> Sight:
     """The disk of the embedded database is full, and has room again."""
-    sight = Sight()
     with on_a_small_disk() as made:
+        sight = sight_of(made)
         with at_work(made) as seen:
             filler = made.program.directory / "filler"
             fill(filler, leave=0)
@@ -320,10 +335,11 @@ def disk_full() -> Sight:
                 sight.add(STATUS, seen.status())
                 names = ("tenantry_ready", "tenantry_disk_.*", "tenantry_store_retries_total")
                 sight.add(METRICS, seen.metrics(*names))
-                sight.add(LOG, seen.log("daemon.not_ready"))
+                sight.add(LOG, seen.log("daemon.not_ready", "worker.store_unavailable"))
+                assert "No space left on device" in seen.line("worker.store_unavailable")
             finally:
                 filler.unlink()
-            in_order_again(seen, sight, "TenantryNotReady")
+            in_order_again(seen, sight, "TenantryNotReady", after="there was room again")
         assert made.program.stop() == 0
     return sight
 

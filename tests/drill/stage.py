@@ -22,7 +22,7 @@ from tests.prometheus import Prometheus, scraping
 from tests.waiting import DEADLINE, eventually
 
 LOUD: Final = ("warning", "error", "critical")
-WIDEST: Final = 180
+WIDEST: Final = 200
 """Characters of a line that are shown."""
 
 
@@ -31,9 +31,13 @@ class Sight:
     """What is seen at one moment: headings, and what stands below each."""
 
     parts: list[tuple[str, str]] = field(default_factory=list)
+    places: dict[str, str] = field(default_factory=dict)
+    """Directories of this run, and what stands for each."""
 
     def add(self, heading: str, text: str) -> None:
         assert text.strip(), f"nothing is seen: {heading}"
+        for place, name in self.places.items():
+            text = text.replace(place, name)
         lines = [line.rstrip() for line in text.strip("\n").splitlines()]
         cut = [line if len(line) <= WIDEST else f"{line[: WIDEST - 1]}…" for line in lines]
         self.parts.append((heading, "\n".join(cut)))
@@ -136,8 +140,9 @@ class _Text(HTMLParser):
     """The text of a page's main part: a line for each heading, paragraph, row or pair."""
 
     BLOCKS: Final = {"h1", "h2", "h3", "p", "li", "tr", "dt", "caption", "form"}
+    EMPTY: Final = {"br", "hr", "img", "input", "meta", "link"}
     CELLS: Final = {"td", "th", "dd"}
-    LEFT_OUT: Final = {"form", "nav", "script", "thead"}
+    LEFT_OUT: Final = {"form", "nav", "script"}
 
     def __init__(self, page: str) -> None:
         super().__init__()
@@ -149,7 +154,9 @@ class _Text(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self._main += tag == "main"
-        self._left_out += tag in self.LEFT_OUT
+        if self._left_out or tag in self.LEFT_OUT or "hidden" in dict(attrs):
+            # Counted down where it ends: these have what is in them, and an end.
+            self._left_out += tag not in self.EMPTY
         if tag in self.BLOCKS:
             self._lines.append("")
         elif tag in self.CELLS and self._lines[-1]:
@@ -157,7 +164,7 @@ class _Text(HTMLParser):
 
     def handle_endtag(self, tag: str) -> None:
         self._main -= tag == "main"
-        self._left_out -= tag in self.LEFT_OUT
+        self._left_out -= self._left_out > 0
 
     def handle_data(self, data: str) -> None:
         if self._main and not self._left_out:
