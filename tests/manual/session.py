@@ -33,8 +33,8 @@ PORT: Final = 8080
 """The port that pages name, where a run takes a free one."""
 
 STATE: Final = ".local/state/tenantry"
-INSTALLED: Final = "/opt/tenantry/bin", "/var/lib/tenantry"
-"""Where pages have the program and its state once it is installed."""
+PLACES: Final = "/opt/tenantry/bin", "/var/lib/tenantry", "/srv/archive"
+"""Where pages have the program and its state once it is installed, and what they write."""
 
 READY: Final = ('"daemon.ready"', "Everything keeps running")
 PAUSE: Final = 0.2
@@ -53,6 +53,7 @@ class Session:
         self._home = scratch.short("tnt-manual-")
         self._port = free_port()
         self._beside: list[tuple[Command, subprocess.Popen[bytes] | preloaded.Popen, Path]] = []
+        self._places = BIN, self._home / STATE, self._home / "archive"
         self._cwd = self._home
         self._environment = {
             "HOME": str(self._home),
@@ -99,7 +100,7 @@ class Session:
         Fails where it does not end as the page says, or prints something else than is shown.
         """
         text = command.text.replace(f":{PORT}", f":{self._port}")
-        for shown, true in zip(INSTALLED, (BIN, self._home / STATE), strict=True):
+        for shown, true in zip(PLACES, self._places, strict=True):
             text = text.replace(shown, str(true))
         if command.url:
             with psycopg.connect(self._environment[command.url], autocommit=True) as connection:
