@@ -27,6 +27,11 @@ def topic_of(text: str) -> str | dict[str, Any]:
     return {"name": name, **settings}
 
 
+def topics_in(text: str) -> list[str | dict[str, Any]]:
+    """Read topics with commas or blanks between them. Raises `ValueError`."""
+    return [topic_of(one) for one in text.replace(",", " ").split()]
+
+
 def shown(settings: Iterable[Mapping[str, Any]]) -> list[str]:
     """Write topics as they are read here."""
     return [

@@ -57,6 +57,21 @@ ACTIONS: Final[Mapping[str, Action]] = {
         done="The tenant is wanted there.",
         body=lambda given: {"node": given.get("node") or None},
     ),
+    "/ui/tenants/{tenant_id}/consumer-access/revoke": Action(
+        call="DELETE /tenants/{tenant_id}/consumer-access",
+        to="ui/tenants/{tenant_id}/credentials",
+        title="Revoke the consumer access",
+        done="The tenant has no consumer access.",
+        warning="The broker user that reads the tenant's topics is deleted, with what waits for "
+        "it. What is stored stays.",
+    ),
+    "/ui/tenants/{tenant_id}/sql-access/revoke": Action(
+        call="DELETE /tenants/{tenant_id}/sql-access",
+        to="ui/tenants/{tenant_id}/credentials",
+        title="Revoke the SQL access",
+        done="The tenant has no SQL access.",
+        warning="The sessions of the tenant's database role are ended, and the role is dropped.",
+    ),
     "/ui/nodes/{node}/drain": Action(
         call="POST /nodes/{node}/drain",
         to="ui/nodes",
@@ -94,6 +109,7 @@ async def act(action: Action, visit: Visit) -> Response:
             "confirm.html",
             viewer,
             title=action.title,
+            subject=", ".join(visit.names.values()),
             warning=action.warning,
             back=to,
             kept=visit.kept,

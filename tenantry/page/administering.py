@@ -1,7 +1,4 @@
-"""What changes a tenant for good: it is created, its credentials are rotated, it is deleted.
-
-A password is on the answer to the form that has made it, and nowhere else.
-"""
+"""A tenant is created, and deleted for good."""
 
 from __future__ import annotations
 
@@ -12,20 +9,19 @@ from typing import Any, Final
 
 from starlette.responses import Response
 
-from tenantry.api.topics import topic_of
+from tenantry.api.topics import topics_in
 from tenantry.domain.tenant import MAX_NAME, MAX_PARTITIONS, MIN_PARTITIONS
 from tenantry.http.problems import Problem
 from tenantry.page.actions import whole
+from tenantry.page.credentials import with_password
 from tenantry.page.pages import Pages, Visit
 from tenantry.page.viewing import Viewer, admitted, let_in
 
 _CREATE: Final = "POST /tenants"
-_ROTATE: Final = "POST /tenants/{tenant_id}/credentials/rotate"
 _DELETE: Final = "DELETE /tenants/{tenant_id}"
 
 CALLS: Final[Mapping[str, str]] = {
     "/ui/new-tenant": _CREATE,
-    "/ui/tenants/{tenant_id}/rotate": _ROTATE,
     "/ui/tenants/{tenant_id}/delete": _DELETE,
 }
 """The call of each form."""
@@ -58,7 +54,9 @@ async def create_tenant(visit: Visit) -> Response:
         # Of what may have been done nevertheless, the same key tells.
         again = key if made.status >= 500 else None
         return _asked(visit, viewer, Problem(made.status, made.problem), again)
-    return _with_credentials(visit, viewer, "The tenant is created", let_in(made).body)
+    tenant = let_in(made).body
+    credentials = tenant.get("credentials") or {}
+    return with_password(visit, viewer, "The tenant is created", tenant["id"], credentials)
 
 
 def _asked(
@@ -81,42 +79,12 @@ def _wanted(given: Mapping[str, str]) -> dict[str, Any]:
     texts = {name: given.get(name, "").strip() for name in ("id", "workers", "partitions")}
     wanted: dict[str, Any] = {
         "name": given.get("name", "").strip(),
-        "topics": [topic_of(one) for one in given.get("topics", "").replace(",", " ").split()],
+        "topics": topics_in(given.get("topics", "")),
     }
     for name, text in texts.items():
         if text:
             wanted[name] = text if name == "id" else whole(text)
     return wanted
-
-
-@pages("POST /ui/tenants/{tenant_id}/rotate")
-async def rotate_credentials(visit: Visit) -> Response:
-    """Ask whether they are sure; then make another password, and show it."""
-    tenant_id = visit.names["tenant_id"]
-    viewer = await admitted(visit.api, _ROTATE)
-    if visit.given.get("confirmed") != "yes":
-        return visit.html(
-            "confirm.html",
-            viewer,
-            title="Rotate the credentials",
-            warning=f"The password of tenant {tenant_id}'s broker user is good no more, and who "
-            "publishes with it has to be given the new one, which is shown once.",
-            back=f"ui/tenants/{tenant_id}",
-            kept={},
-        )
-    rotated = await visit.api.call("POST", f"/tenants/{tenant_id}/credentials/rotate")
-    return _with_credentials(visit, viewer, "The credentials are rotated", let_in(rotated).body)
-
-
-def _with_credentials(visit: Visit, viewer: Viewer, title: str, tenant: Any) -> Response:
-    found = tenant.get("credentials") or {}
-    return visit.html(
-        "credentials.html",
-        viewer,
-        title=title,
-        tenant_id=tenant["id"],
-        credentials=[(name, value) for name, value in found.items() if value is not None],
-    )
 
 
 @pages("POST /ui/tenants/{tenant_id}/delete")

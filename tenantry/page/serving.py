@@ -12,6 +12,7 @@ from tenantry.page import (
     actions,
     administering,
     checks,
+    credentials,
     letters,
     limits,
     logging_in,
@@ -20,6 +21,7 @@ from tenantry.page import (
     publishing,
     tail,
     tenants,
+    topics,
     views,
 )
 from tenantry.page.pages import Page, Show
@@ -32,7 +34,9 @@ PAGES: Final[Mapping[tuple[str, str], Show]] = {
     **tail.pages,
     **publishing.pages,
     **letters.pages,
+    **topics.pages,
     **limits.pages,
+    **credentials.pages,
     **checks.pages,
     **administering.pages,
     **nodes.pages,
@@ -44,7 +48,9 @@ FORMS: Final[Mapping[str, str]] = {
     **{path: action.call for path, action in actions.ACTIONS.items()},
     **letters.CALLS,
     **publishing.CALLS,
+    **topics.CALLS,
     **limits.CALLS,
+    **{path: grant.call for path, grant in credentials.GRANTS.items()},
     **checks.CALLS,
     **administering.CALLS,
 }

@@ -29,8 +29,11 @@ OF_ACME = re.compile(r"/ui/(tenants/acme(/|$)|nodes|new-tenant)")
 NOT_NOW = {
     "/ui/tenants/{tenant_id}/resume", "/ui/nodes/{node}/undrain",
     "/ui/tenants/{tenant_id}/dead-letters/replay", "/ui/tenants/{tenant_id}/dead-letters/discard",
+    "/ui/tenants/{tenant_id}/consumer-access/revoke",
 }  # fmt: skip
-"""Forms that are there when a tenant is paused, a node is drained, or there are dead letters."""
+"""Forms that are there when a tenant is paused or has consumer access, a node is drained, or there
+are dead letters.
+"""
 
 
 @pytest.fixture(scope="module")
@@ -124,22 +127,6 @@ def test_a_form_is_small_again_whatever_was_put_into_it(admin: Browser) -> None:
         for name in ("name", "payload", "rate", "id"):
             answer = admin.send(path, **{"name": "A", "was-rate": "", name: '"' * 20_000})
             assert _is_fit_to_be_seen(answer.text)
-
-
-def test_credentials_are_rotated_when_that_is_confirmed_and_stand_in_no_address(
-    api: Served, admin: Browser
-) -> None:
-    path, before = "/ui/tenants/acme/rotate", len(api.world.control.metadata)
-    asked = admin.send(path)
-    assert "is good no more" in _said(asked.text)
-    assert len(api.world.control.metadata) == before
-    done = admin.send(path, confirmed="yes")
-    assert (done.status_code, done.headers["cache-control"]) == (200, "no-store")
-    assert "location" not in done.headers
-    assert PASSWORD in done.text
-    assert _actor(api) == "ann"
-    assert Browser(api, token()).get(path).status_code == 405
-    assert admin.send("/ui/tenants/nobody/rotate", confirmed="yes").status_code == 404
 
 
 @pytest.mark.parametrize("retain", [True, False], ids=["kept", "dropped"])

@@ -1,0 +1,101 @@
+"""A tenant's credentials: those that are given to it, renewed, and taken away again.
+
+A password is on the answer to the form that has made it, and nowhere else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any, Final, NamedTuple
+
+from starlette.responses import Response
+
+from tenantry.page.pages import Pages, Visit
+from tenantry.page.viewing import Viewer, admitted, let_in
+
+_ROTATE: Final = "POST /tenants/{tenant_id}/credentials/rotate"
+
+
+class Grant(NamedTuple):
+    """A form that makes a password: the call, what is asked before, what is said with it."""
+
+    call: str
+    title: str
+    warning: str
+    done: str
+
+
+GRANTS: Final[Mapping[str, Grant]] = {
+    "/ui/tenants/{tenant_id}/rotate": Grant(
+        call=_ROTATE,
+        title="Rotate the credentials",
+        warning="The password of the broker user that publishes for the tenant is good no more, "
+        "and who publishes with it has to be given the new one, which is shown once.",
+        done="The credentials are rotated",
+    ),
+    "/ui/tenants/{tenant_id}/consumer-access": Grant(
+        call="POST /tenants/{tenant_id}/consumer-access",
+        title="Give consumer access",
+        warning="The tenant gets a broker user that reads copies of what is published from now "
+        "on, and nothing else. Of one that it has already the password is replaced. It is shown "
+        "once.",
+        done="The tenant has consumer access",
+    ),
+    "/ui/tenants/{tenant_id}/sql-access": Grant(
+        call="POST /tenants/{tenant_id}/sql-access",
+        title="Give SQL access",
+        warning="The tenant gets a database role that reads its own rows of messages, and nothing "
+        "else. Of one that it has already the password is replaced. It is shown once.",
+        done="The tenant has SQL access",
+    ),
+}
+"""By the path of the form. What takes access away is among `tenantry.page.actions`."""
+
+pages: Final = Pages()
+
+
+@pages("GET /ui/tenants/{tenant_id}/credentials")
+async def show_credentials(visit: Visit) -> Response:
+    """Tell what a tenant has credentials for, and offer others."""
+    viewer = await admitted(visit.api, _ROTATE)
+    tenant = let_in(await visit.api.get(f"/tenants/{visit.names['tenant_id']}")).body
+    return visit.html("credentials.html", viewer, tenant=tenant, done=visit.done)
+
+
+async def _grant(grant: Grant, visit: Visit) -> Response:
+    """Ask whether they are sure; then make a password, and show it."""
+    tenant_id = visit.names["tenant_id"]
+    viewer = await admitted(visit.api, grant.call)
+    if visit.given.get("confirmed") != "yes":
+        return visit.html(
+            "confirm.html",
+            viewer,
+            title=grant.title,
+            subject=tenant_id,
+            warning=grant.warning,
+            back=f"ui/tenants/{tenant_id}/credentials",
+            kept={},
+        )
+    method, _, path = grant.call.partition(" ")
+    made = let_in(await visit.api.call(method, path.replace("{tenant_id}", tenant_id))).body
+    # A role's are the answer itself, beside whose they are; a broker user's are a part of it.
+    found = made.get("credentials") or {name: made[name] for name in made if name != "tenant_id"}
+    return with_password(visit, viewer, grant.done, tenant_id, found)
+
+
+def with_password(
+    visit: Visit, viewer: Viewer, title: str, tenant_id: str, credentials: Mapping[str, Any]
+) -> Response:
+    """Show credentials that were made, this once; none where they were shown before."""
+    return visit.html(
+        "password.html",
+        viewer,
+        title=title,
+        tenant_id=tenant_id,
+        credentials=[(name, value) for name, value in credentials.items() if value is not None],
+    )
+
+
+for _path, _one in GRANTS.items():
+    pages["POST", _path] = partial(_grant, _one)
