@@ -14,7 +14,7 @@ PACKAGED = debian systemd scripts docs actors tenantry daemon.py config.toml con
 	CHANGELOG.md LICENSE README.md
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-thorough check bench docs deb sbom audit deploy-tools format clean
+.PHONY: help demo test test-thorough check bench docs deb sbom audit deploy-tools browser-tools format clean
 
 help: ## what there is
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -62,6 +62,10 @@ deploy-tools: $(VENV)/.installed ## what the tests hold deploy/ with: promtool, 
 	@sh scripts/ensure-prometheus.sh $(VENV)/prometheus
 	@sh scripts/ensure-asyncapi.sh $(VENV)/asyncapi
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[deploy]'
+
+browser-tools: $(VENV)/.installed ## what the tests look at the page with: Chromium, Playwright, axe
+	@sh scripts/ensure-chromium.sh
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[browser]'
 
 format: $(VENV)/.installed ## format and sort
 	@$(BIN)/ruff check --fix --select I .

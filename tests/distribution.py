@@ -49,6 +49,9 @@ MAKE_REQUESTS_UP: Final = (
     "tests/acceptance/test_http_made_up_requests.py::",
 )
 
+BROWSER: Final = "tests/browser/"
+"""Its tests share a browser. They take longest, and so begin first."""
+
 WHOLE_PROGRAM: Final = "tests/acceptance/"
 
 DAEMON: Final = "lasting"
@@ -86,6 +89,8 @@ def unit(name: str) -> str:
         return NUMBERED_ON_IGGY
     if name.startswith(MAKE_REQUESTS_UP):
         return MADE_UP
+    if name.startswith(BROWSER):
+        return BROWSER
     file = name.partition("::")[0]
     return name if name.startswith(WHOLE_PROGRAM) and file not in SHARE_A_DAEMON else file
 
@@ -100,6 +105,7 @@ def arrange(items: list[pytest.Item]) -> None:
         assert name in SHARE_A_DAEMON or DAEMON not in fixtures, item.nodeid
         units[name].append(item)
     waiting = [one for name, one in units.items() if name.startswith(WHOLE_PROGRAM)]
+    first = units.pop(BROWSER, [])
     rest = [one for name, one in units.items() if not name.startswith(WHOLE_PROGRAM)]
     placed = [(ENDS_AT * at / len(waiting), one) for at, one in enumerate(waiting)]
     total, passed = sum(map(len, rest)), 0
@@ -108,4 +114,4 @@ def arrange(items: list[pytest.Item]) -> None:
         placed.append(((passed + len(one) / 2) / total, one))
         passed += len(one)
     placed.sort(key=lambda place: place[0])
-    items[:] = [item for _, together in placed for item in together]
+    items[:] = [*first, *(item for _, together in placed for item in together)]

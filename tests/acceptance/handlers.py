@@ -38,3 +38,9 @@ def one_in_a_hundred(message: Message, cursor: psycopg.Cursor[Any]) -> None:
     cursor.execute("INSERT INTO effects VALUES (%s, %s, 1)", [message.tenant_id, message.id])
     if message.headers.get("poison"):
         raise ValueError("poison")
+
+
+def while_not_broken(message: Message, cursor: psycopg.Cursor[Any]) -> None:
+    """Do nothing; fail while a row of the table `broken` says so."""
+    if cursor.execute("SELECT FROM broken").fetchone() is not None:
+        raise ValueError(f"{message.topic} can't be handled")

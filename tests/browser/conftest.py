@@ -1,0 +1,36 @@
+"""One browser for all of these tests, windows of its own for each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.browser import chromium
+from tests.browser.looking import Looking
+from tests.waiting import DEADLINE
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
+
+@pytest.fixture(scope="package")
+def browser() -> Iterator[Browser]:
+    """A browser; tests are skipped where there is none."""
+    if (reason := chromium.missing()) is not None:
+        pytest.skip(reason)
+    from playwright.sync_api import expect
+
+    expect.set_options(timeout=DEADLINE * 1000)
+    with chromium.launched() as launched:
+        yield launched
+
+
+@pytest.fixture
+def looking(browser: Browser) -> Iterator[Looking]:
+    """Windows of that browser, which may complain about nothing."""
+    looking = Looking(browser)
+    yield looking
+    looking.close()
+    looking.complaints.check()
