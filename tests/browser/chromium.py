@@ -16,14 +16,15 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser, Playwright
 
 NAMES = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
+TOOLS = "`make browser-tools`"
 
 
 def missing() -> str | None:
     """Tell what this machine lacks; None where a browser can be started."""
     for module in ("playwright", "axe_playwright_python"):
         if find_spec(module) is None:
-            return f"{module} is not there: `make browser-tools` fetches it"
-    return None if _path() else "no Chromium is there: `make browser-tools` installs Debian's"
+            return f"{module} is not there: {TOOLS} fetches it"
+    return None if _path() else f"no Chromium is there: {TOOLS} installs Debian's"
 
 
 def _path() -> str | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import TYPE_CHECKING
 
 import pytest
@@ -34,3 +34,12 @@ def looking(browser: Browser) -> Iterator[Looking]:
     yield looking
     looking.close()
     looking.complaints.check()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if isinstance(report.longrepr, tuple) and chromium.TOOLS in report.longrepr[2]:
+        # One line for all of them, not one for each place that a test stands in.
+        report.longrepr = (chromium.__file__, None, report.longrepr[2])
+    return report
