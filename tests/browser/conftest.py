@@ -27,13 +27,21 @@ def browser() -> Iterator[Browser]:
         yield launched
 
 
+@pytest.fixture(scope="module")
+def windows(browser: Browser, url: str) -> Iterator[Looking]:
+    """That browser at a file's `url`."""
+    opened = Looking(browser, url)
+    yield opened
+    opened.close()
+
+
 @pytest.fixture
-def looking(browser: Browser) -> Iterator[Looking]:
-    """Windows of that browser, which may complain about nothing."""
-    looking = Looking(browser)
-    yield looking
-    looking.close()
-    looking.complaints.check()
+def looking(windows: Looking) -> Iterator[Looking]:
+    """The same for one test, in which the browser may complain about nothing."""
+    yield windows
+    complaints = windows.complaints
+    windows.rest()
+    complaints.check()
 
 
 @pytest.hookimpl(wrapper=True)

@@ -116,6 +116,12 @@ WAYS: dict[str, Way] = {
 }
 """Each page once."""
 
+USUALLY = (
+    "login", "overview", "nodes", "new tenant", "tenant, in trouble", "messages", "dead letters",
+    "journal", "limits", "credentials", "audit",
+)  # fmt: skip
+"""Those on which there is most that can be wrong."""
+
 OTHERWISE: dict[str, Way] = {
     "overview, a search for nothing": open_("/ui?search=nothing"),
     "new tenant, refused": sent("/ui/new-tenant", "Create", Name="A", Topics="a:b:c"),

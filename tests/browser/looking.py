@@ -26,6 +26,13 @@ document.addEventListener("securitypolicyviolation", (event) => tellViolation(
 """
 
 
+_STOPS_BEFORE = """(it) => {
+  const able = "a[href], button, input, select, textarea, summary, [tabindex]";
+  const shown = [...document.querySelectorAll(able)].filter((one) => one.checkVisibility());
+  return shown.indexOf(it) - shown.indexOf(document.activeElement);
+}"""
+
+
 @dataclass(slots=True)
 class Complaints:
     """What browsers complained about: the policy that a page breaks, errors on the console."""
@@ -45,32 +52,50 @@ class Complaints:
 
 
 class Looking:
-    """A browser at a daemon's page. `complaints` are those of all that look."""
+    """A browser at pages of `url`. A window is used again, by whoever looks next.
 
-    def __init__(self, browser: Browser) -> None:
+    To begin one costs more than to look at a page. `complaints` are those of all windows.
+    """
+
+    def __init__(self, browser: Browser, url: str) -> None:
         self._browser = browser
-        self._contexts: list[BrowserContext] = []
+        self._url = url
+        self._windows: dict[str, BrowserContext] = {}
         self.complaints = Complaints()
 
-    def look(self, url: str, session: str | None = None, **options: Any) -> Page:
-        """Give a page, in a window of its own, of who has a session, if any; paths are of `url`."""
-        context = self._browser.new_context(base_url=url, **{"viewport": WIDE, **options})
-        self._contexts.append(context)
-        context.set_default_timeout(DEADLINE * 1000)
-        context.expose_function("tellViolation", self._tell)
-        context.add_init_script(_TELL_VIOLATIONS)
-        context.on("console", self._heard)
-        context.on("weberror", lambda error: self.complaints.errors.append(str(error.error)))
+    def look(self, session: str | None = None, **options: Any) -> Page:
+        """Give a page of who has a session, if any; whoever looked before looks no more."""
+        window = self._windows.get(repr(options)) or self._window(options)
+        window.clear_cookies()
         if session is not None:
-            given = {"name": COOKIE, "value": session, "domain": urlsplit(url).hostname or ""}
-            context.add_cookies(
+            given = {"name": COOKIE, "value": session, "domain": urlsplit(self._url).hostname or ""}
+            window.add_cookies(
                 [{**given, "path": "/ui", "httpOnly": True, "sameSite": "Strict"}]  # type: ignore[list-item]
             )
-        return context.new_page()
+        return window.pages[0] if window.pages else window.new_page()
+
+    def rest(self) -> None:
+        """Look at nothing, and have forgotten what was done to pages."""
+        for window in self._windows.values():
+            first, *others = window.pages
+            for page in others:
+                page.close()
+            first.unroute_all()
+            first.goto("about:blank")
+
+    def _window(self, options: dict[str, Any]) -> BrowserContext:
+        window = self._browser.new_context(base_url=self._url, **{"viewport": WIDE, **options})
+        window.set_default_timeout(DEADLINE * 1000)
+        window.expose_function("tellViolation", self._tell)
+        window.add_init_script(_TELL_VIOLATIONS)
+        window.on("console", self._heard)
+        window.on("weberror", lambda error: self.complaints.errors.append(str(error.error)))
+        self._windows[repr(options)] = window
+        return window
 
     def wait_for_violation(self) -> str:
         """Give the first violation, which is meant to happen, and forget all complaints."""
-        page = self._contexts[-1].pages[0]
+        page = next(iter(self._windows.values())).pages[0]
 
         def look() -> list[str]:
             page.evaluate("0")  # what the browser has to tell is heard while it is listened to
@@ -89,8 +114,8 @@ class Looking:
             self.complaints.errors.append(f"{message.text} ({message.location})")
 
     def close(self) -> None:
-        for context in self._contexts:
-            context.close()
+        for window in self._windows.values():
+            window.close()
 
 
 @cache
@@ -112,12 +137,15 @@ def barriers(page: Page) -> list[str]:
 
 def tab_to(page: Page, wanted: Locator) -> None:
     """Come to something as somebody does who has a keyboard alone, and see that it is shown."""
-    for _ in range(MOST_TABS):
+    # Most of the way is as long as what is written before it; a field for a time has several stops.
+    for _ in range(wanted.evaluate(_STOPS_BEFORE)):
         page.keyboard.press("Tab")
+    for _ in range(MOST_TABS):
         if wanted.evaluate("(it) => it === document.activeElement"):
             outline = wanted.evaluate("(it) => getComputedStyle(it).outlineStyle")
             assert outline != "none", "nobody sees where the keyboard is"
             return
+        page.keyboard.press("Tab")
     raise AssertionError(f"not to be reached by the key Tab: {wanted}")
 
 

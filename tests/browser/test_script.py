@@ -30,18 +30,24 @@ def api() -> Iterator[Served]:
         yield served
 
 
+@pytest.fixture(scope="module")
+def url(api: Served) -> str:
+    return api.url
+
+
 @pytest.fixture
-def page(api: Served, looking: Looking) -> Page:
-    """A page whose time goes on only when it is told to."""
-    page = looking.look(api.url, token())
+def page(looking: Looking) -> Page:
+    """A page whose time can be stopped, and goes on."""
+    page = looking.look(token())
     page.clock.install()
+    page.clock.resume()
     return page
 
 
 def still(page: Page, path: str) -> None:
     """Open a page, and stop its time."""
     page.goto(path)
-    page.clock.pause_at(page.evaluate("Date.now()") + 1000)
+    page.clock.pause_at(page.evaluate("Date.now() / 1000") + 1)
 
 
 def go_on(page: Page, until: Callable[[], object]) -> None:
@@ -170,22 +176,21 @@ def test_a_table_that_is_followed_has_an_end_and_a_stream_is_taken_up_where_it_w
     assert asked[1].endswith("&cursor=a%20b%26")
 
 
-@pytest.mark.parametrize(
-    ("status", "said"),
-    [(401, "session has ended"), (403, "session has ended"), (404, "no such tenant any more")],
-)
 def test_a_stream_that_nobody_may_follow_any_more_says_so_and_ends(
-    page: Page, status: int, said: str
+    looking: Looking, page: Page
 ) -> None:
     from playwright.sync_api import expect
 
-    asked = refusing(page, "/ui/tail", status)
-    still(page, f"{ACME}/messages")
-    page.get_by_role("button", name="Follow").click()
-    expect(page.locator("[data-tail] [role=status]")).to_contain_text(said)
-    assert page.get_by_role("button", name="Follow").get_attribute("aria-pressed") == "false"
-    page.clock.run_for(10 * LONGEST_PAUSE)
-    assert len(asked) == 1
+    ended, gone = "The session has ended", "There is no such tenant any more."
+    for status, said in {401: ended, 403: ended, 404: gone}.items():
+        asked = refusing(page, "/ui/tail", status)
+        still(page, f"{ACME}/messages")
+        page.get_by_role("button", name="Follow").click()
+        expect(page.locator("[data-tail] [role=status]")).to_contain_text(said)
+        assert page.get_by_role("button", name="Follow").get_attribute("aria-pressed") == "false"
+        page.clock.run_for(10 * LONGEST_PAUSE)
+        assert len(asked) == 1
+        page.unroute_all()
 
 
 def test_a_stream_that_breaks_is_begun_anew_and_one_in_a_hidden_page_is_let_go(

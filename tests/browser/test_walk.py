@@ -76,6 +76,11 @@ def started(browser: Browser) -> Iterator[Walk]:
             assert not node.running or node.stop() == 0
 
 
+@pytest.fixture(scope="module")
+def url(started: Walk) -> str:
+    return started.url
+
+
 @pytest.fixture
 def walk(started: Walk) -> Walk:
     """The walk's daemon, with its tenant, made through the API where no test before has made it."""
@@ -103,7 +108,7 @@ def test_an_administrator_makes_a_tenant_and_watches_its_first_message_arrive(
 ) -> None:
     from playwright.sync_api import expect
 
-    page = looking.look(started.url)
+    page = looking.look()
     page.goto("/ui")
     page.locator("#token").fill(token())
     page.locator("form:has(#token) button").click()
@@ -121,7 +126,7 @@ def test_an_administrator_makes_a_tenant_and_watches_its_first_message_arrive(
     follow(page, "Messages")
     press(page, "Follow")
     expect(page.get_by_text("Following.")).to_be_visible()
-    publisher = looking.look(started.url, token())
+    publisher = page.context.new_page()
     publisher.goto(f"{started.path}/publish")
     publisher.get_by_label("Topic").select_option("logs")
     publisher.get_by_label("Payload").fill(f'{{"{MARK}": 12345678901234567890123}}')
@@ -137,7 +142,7 @@ def test_an_administrator_makes_a_tenant_and_watches_its_first_message_arrive(
 def test_an_administrator_gives_a_tenant_topics_and_credentials_and_takes_them_back(
     walk: Walk, looking: Looking
 ) -> None:
-    page = looking.look(walk.url, token())
+    page = looking.look(token())
     page.goto(walk.path)
     follow(page, "Topics")
     page.get_by_label("More topics").fill("orders:2:ordered")
@@ -182,7 +187,7 @@ def test_an_operator_resizes_pauses_and_replays_what_a_broken_handler_left(
 ) -> None:
     from playwright.sync_api import expect
 
-    page = looking.look(walk.url, token(scope=Scope.OPERATE))
+    page = looking.look(token(scope=Scope.OPERATE))
     page.goto(walk.path)
     page.get_by_label("Workers").fill("5")
     press(page, "Resize")
@@ -228,7 +233,7 @@ def test_a_reader_travels_in_time(walk: Walk, looking: Looking) -> None:
         "PUT", f"/tenants/{walk.tenant_id}/config/concurrency", {"workers": wanted}
     )
     assert resized.status_code == 200
-    page = looking.look(walk.url, token(scope=Scope.READ))
+    page = looking.look(token(scope=Scope.READ))
     page.goto(f"{walk.path}/journal")
     assert page.locator("tr.differs").count() == 0
     slider = page.get_by_label("At version")
@@ -251,7 +256,7 @@ def test_a_node_is_drained_and_undrained(walk: Walk, looking: Looking) -> None:
         walk.other.start()
     both = [("one", "active"), ("two", "active")]
     eventually(lambda: states(walk) == both, what="two nodes")
-    page = looking.look(walk.url, token())
+    page = looking.look(token())
     page.goto("/ui/nodes")
     row = page.get_by_role("row").filter(has=page.get_by_role("rowheader", name="one"))
     row.get_by_role("button", name="Drain…").click()
@@ -306,7 +311,7 @@ def test_each_sees_of_a_tenant_what_they_may_and_no_more(
         lambda: f"for {who}" in {one["id"] for one in walk.daemon.get(stored)["data"]}, what="a row"
     )
     own = walk.tenant_id if scope is Scope.TENANT else None
-    page = looking.look(walk.url, token(own, scope))
+    page = looking.look(token(own, scope))
     page.goto("/ui")
     if scope is Scope.TENANT:
         page.wait_for_url(f"**{walk.path}")
@@ -341,7 +346,7 @@ def _status(page: Page, url: str) -> int:
 
 def test_a_tenant_is_shown_nothing_of_its_neighbour(walk: Walk, looking: Looking) -> None:
     other = walk.daemon.create("neighbour")
-    page = looking.look(walk.url, token(walk.tenant_id, Scope.TENANT))
+    page = looking.look(token(walk.tenant_id, Scope.TENANT))
     page.goto(f"/ui/tenants/{other.id}")
     assert re.search("forbidden|403|not", page.locator("h1").inner_text(), re.IGNORECASE)
     assert "neighbour" not in page.locator("main").inner_text()
