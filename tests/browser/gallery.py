@@ -15,6 +15,7 @@ from tenantry.page.serving import PAGES
 from tests.api.dead_letters import message, reject
 from tests.api.fakes import empty_account
 from tests.api.serving import World
+from tests.browser.looking import click
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -61,7 +62,7 @@ def sent(path: str, button: str, **fields: str) -> Way:
         page.goto(path)
         for label, text in fields.items():
             page.get_by_label(label, exact=True).first.fill(text)
-        page.get_by_role("button", name=button, exact=True).click()
+        click(page, page.get_by_role("button", name=button, exact=True))
 
     return go
 
@@ -71,20 +72,20 @@ def then(way: Way, button: str) -> Way:
 
     def go(page: Page) -> None:
         way(page)
-        page.get_by_role("button", name=button, exact=True).click()
+        click(page, page.get_by_role("button", name=button, exact=True))
 
     return go
 
 
 def _first_letter(page: Page) -> None:
     page.goto(f"{ACME}/dead-letters")
-    page.locator("tbody th a").first.click()
+    click(page, page.locator("tbody th a").first)
 
 
 def _some_letters(page: Page) -> None:
     page.goto(f"{ACME}/dead-letters")
     page.get_by_role("checkbox").first.check()
-    page.get_by_role("button", name="Replay…").click()
+    click(page, page.get_by_role("button", name="Replay…"))
 
 
 WAYS: dict[str, Way] = {

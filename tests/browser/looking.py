@@ -135,6 +135,12 @@ def barriers(page: Page) -> list[str]:
     ]
 
 
+def click(page: Page, wanted: Locator) -> None:
+    """Click on what leads to a page, and wait for that: to read from a page waits for none."""
+    with page.expect_navigation():
+        wanted.click()
+
+
 def tab_to(page: Page, wanted: Locator) -> None:
     """Come to something as somebody does who has a keyboard alone, and see that it is shown."""
     # Most of the way is as long as what is written before it; a field for a time has several stops.

@@ -13,7 +13,7 @@ from starlette.routing import compile_path
 from tests.api.page import Browser, token
 from tests.api.serving import SECRET, Served, World, serving
 from tests.browser.gallery import ACME, OTHERWISE, USUALLY, WAYS, books, furnish, pages
-from tests.browser.looking import NARROW, WIDE, Looking, barriers, press, tab_to
+from tests.browser.looking import NARROW, WIDE, Looking, barriers, click, press, tab_to
 from tests.depth import THOROUGH, examples
 
 if TYPE_CHECKING:
@@ -142,9 +142,9 @@ def test_a_page_is_whole_without_scripts(api: Served, looking: Looking) -> None:
     page.goto(f"{ACME}/journal")
     assert page.locator("input[type=range]:visible").count() == 2
     page.locator("#at").fill("1")
-    page.get_by_role("button", name="Show versions").click()
+    click(page, page.get_by_role("button", name="Show versions"))
     assert page.locator("tr.differs").count() > 0
     page.goto(ACME)
-    page.get_by_role("button", name="Pause").click()
+    click(page, page.get_by_role("button", name="Pause"))
     _says(page, "The tenant is paused")
-    page.get_by_role("button", name="Resume").click()
+    click(page, page.get_by_role("button", name="Resume"))

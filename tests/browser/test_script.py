@@ -11,7 +11,7 @@ import pytest
 
 from tests.api.page import token
 from tests.api.serving import SECRET, Served, World, serving
-from tests.browser.looking import Looking
+from tests.browser.looking import Looking, click
 from tests.waiting import eventually
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ def test_messages_are_followed_as_text_until_nobody_wants_to(api: Served, page: 
     with page.expect_event("requestfailed"):
         page.get_by_role("button", name="Stop").click()
     assert page.get_by_role("button", name="Follow").get_attribute("aria-pressed") == "false"
-    row.get_by_role("link").click()
+    click(page, row.get_by_role("link"))
     expect(page.locator("main")).to_contain_text("12345678901234567890123")
 
 

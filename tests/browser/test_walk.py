@@ -14,7 +14,7 @@ from tenantry.http.tokens import Scope
 from tests.acceptance.program import Program
 from tests.api.page import token
 from tests.api.serving import SECRET
-from tests.browser.looking import Looking
+from tests.browser.looking import Looking, click
 from tests.services_postgres import admin_url, database
 from tests.waiting import eventually
 
@@ -96,11 +96,11 @@ def says(page: Page, text: str) -> None:
 
 
 def press(page: Page, name: str) -> None:
-    page.get_by_role("button", name=name, exact=True).click()
+    click(page, page.get_by_role("button", name=name, exact=True))
 
 
 def follow(page: Page, name: str) -> None:
-    page.get_by_role("link", name=name, exact=True).click()
+    click(page, page.get_by_role("link", name=name, exact=True))
 
 
 def test_an_administrator_makes_a_tenant_and_watches_its_first_message_arrive(
@@ -111,7 +111,7 @@ def test_an_administrator_makes_a_tenant_and_watches_its_first_message_arrive(
     page = looking.look()
     page.goto("/ui")
     page.locator("#token").fill(token())
-    page.locator("form:has(#token) button").click()
+    click(page, page.locator("form:has(#token) button"))
     follow(page, "New tenant…")
     page.get_by_label("Name").fill("Acme & Söhne")
     page.get_by_label("Id", exact=True).fill(started.tenant_id)
@@ -124,7 +124,7 @@ def test_an_administrator_makes_a_tenant_and_watches_its_first_message_arrive(
     assert password not in page.url + page.content()
 
     follow(page, "Messages")
-    press(page, "Follow")
+    page.get_by_role("button", name="Follow").click()
     expect(page.get_by_text("Following.")).to_be_visible()
     publisher = page.context.new_page()
     publisher.goto(f"{started.path}/publish")
@@ -135,7 +135,7 @@ def test_an_administrator_makes_a_tenant_and_watches_its_first_message_arrive(
     says(publisher, "first")
     arrived = page.locator("tbody tr", has_text="first")
     expect(arrived).to_contain_text(f'{{"{MARK}": 12345678901234567890123}}')
-    arrived.get_by_role("link").click()
+    click(page, arrived.get_by_role("link"))
     expect(page.locator("main")).to_contain_text("logs / ")
 
 
@@ -203,7 +203,7 @@ def test_an_operator_resizes_pauses_and_replays_what_a_broken_handler_left(
     walk.wait_for_letters(3)
     follow(page, "Dead letters")
     assert page.locator("tbody tr", has_text="events can't be handled").count() == 3
-    page.get_by_role("link", name="a", exact=True).click()
+    follow(page, "a")
     # Who may not see payloads sees what became of it, and not what is in it.
     expect(page.locator("main")).to_contain_text("events can't be handled")
     assert MARK not in page.content()
@@ -259,7 +259,7 @@ def test_a_node_is_drained_and_undrained(walk: Walk, looking: Looking) -> None:
     page = looking.look(token())
     page.goto("/ui/nodes")
     row = page.get_by_role("row").filter(has=page.get_by_role("rowheader", name="one"))
-    row.get_by_role("button", name="Drain…").click()
+    click(page, row.get_by_role("button", name="Drain…"))
     expect(page.get_by_role("heading", level=1)).to_have_text("Drain the node? one")
     press(page, "Drain the node")
     says(page, "The node is being emptied")
@@ -267,7 +267,7 @@ def test_a_node_is_drained_and_undrained(walk: Walk, looking: Looking) -> None:
     page.goto(walk.path)
     expect(page.locator("[data-figure=node]")).to_have_text("two")
     page.goto("/ui/nodes")
-    row.get_by_role("button", name="Undrain").click()
+    click(page, row.get_by_role("button", name="Undrain"))
     says(page, "gets its share")
     eventually(lambda: states(walk) == both, what="two nodes")
 
@@ -319,12 +319,12 @@ def test_each_sees_of_a_tenant_what_they_may_and_no_more(
     else:
         offered = page.get_by_role("link", name="New tenant…").count() == 1
         assert offered == (scope is Scope.ADMIN)
-        page.locator("tbody").get_by_role("link", name=walk.tenant_id).click()
+        click(page, page.locator("tbody").get_by_role("link", name=walk.tenant_id))
     seen, found = {page.locator("nav.tabs a").first.inner_text()}, set()
     links = page.locator("nav.tabs a").all_inner_texts()
     assert set(links) == tabs
     for name in links:
-        page.locator("nav.tabs").get_by_role("link", name=name, exact=True).click()
+        click(page, page.locator("nav.tabs").get_by_role("link", name=name, exact=True))
         seen.add(name)
         found |= set(page.locator("main form[method=post] button").all_inner_texts())
         reads = scope in {Scope.ADMIN, Scope.TENANT}
