@@ -277,6 +277,8 @@ class Authentication:
 
 def _whose_turn(scope: Scope, rule: Rule | None) -> str:
     """Name the tenant that a request is about; else its caller's, if that is a tenant."""
+    if rule is not None and rule.access is Access.PUBLIC:
+        return ""  # anybody may name a tenant, and would take its turns
     if rule is not None and rule.tenant_id is not None:
         return rule.tenant_id
     if (own := principal_of(scope).tenant_id) is not None:

@@ -13,6 +13,7 @@ import pytest
 from tenantry.api.login_codes import LIFE, SESSION, LoginCodes
 from tenantry.api.paging import Cursors
 from tenantry.http.identity import Identity
+from tenantry.http.pool import CLIENT
 from tenantry.http.problems import Problem
 from tenantry.http.tokens import Principal, Scope, Tokens
 from tests.api.fakes import MemoryIdempotencyKeys
@@ -66,6 +67,20 @@ def test_a_code_that_was_made_up_begins_none(api: Served, code: str) -> None:
     assert answer.status_code in {401, 422}
     assert "set-cookie" not in answer.headers
     assert "<script>alert" not in Browser(api).get("/ui/login", code=code).text
+
+
+def test_who_tries_codes_takes_no_turn_of_a_tenant_that_they_name(
+    api: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turns = []
+
+    def redeem(_code: str) -> str:
+        turns.append(CLIENT.get())
+        raise Problem(401, "no such code")
+
+    monkeypatch.setattr(api.app.state.services.login_codes, "redeem", redeem)
+    assert Browser(api).send("/ui/login?tenant_id=acme", code="x").status_code == 401
+    assert turns == [""]
 
 
 def test_a_link_is_for_who_may_do_everything_alone(api: Served) -> None:
