@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
+import structlog
 
 from tenantry.http import oidc, page_turns
 from tests.api.by_provider import PACE, Here, as_at_first, provided
@@ -223,6 +224,17 @@ def test_whatever_is_answered_for_a_code_is_told(
     answer = visitor.get(back)
     assert (answer.status_code, visitor.session) == (expected, None)
     assert says in Written(answer.text).text
+
+
+def test_what_anybody_may_bring_about_is_in_the_log_once_in_a_while(here: Here) -> None:
+    here.logins._pace = replace(PACE, again=3600.0)
+    _answers(here, "/token", 401, b"")
+    with structlog.testing.capture_logs() as logged:
+        for _ in range(3):
+            assert here.visitor().log_in().status_code == 502
+    assert [one["event"] for one in logged if one["log_level"] != "debug"] == [
+        "identity.client_refused"
+    ]
 
 
 def test_a_client_proves_itself_as_the_provider_wants_it(here: Here) -> None:
