@@ -29,6 +29,9 @@ STRANGERS: Final = 8
 WAITING: Final = 64
 """Pages that wait for one session, or address; more are refused at once."""
 
+ALL_WAITING: Final = 256
+"""Pages that wait for all who have no session: each of them takes a place of all requests."""
+
 PATIENCE_SECONDS: Final = 5.0
 
 
@@ -85,10 +88,13 @@ class PageTurns:
         client = connection_of(scope).peer
         if self._strangers.waiting_of(client) >= WAITING:
             raise too_many(f"{WAITING} pages wait for this address already")
+        busy = unavailable("too many ask for the page; try again", code="busy")
+        if self._strangers.waiting >= ALL_WAITING:
+            raise busy
         try:
             place = await self._strangers.take(client)
         except TimeoutError:
-            raise unavailable("too many ask for the page; try again", code="busy") from None
+            raise busy from None
         clock = asyncio.get_running_loop().time
         began = clock()
         return lambda: self._strangers.give_back(place, clock() - began)

@@ -12,7 +12,8 @@ import pytest
 
 from tenantry.http.auth import Connection, Listener, mark
 from tenantry.http.identity import Identity
-from tenantry.http.page_turns import AT_ONCE, STRANGERS, WAITING, PageTurns
+from tenantry.http.middleware import MAX_REQUESTS
+from tenantry.http.page_turns import ALL_WAITING, AT_ONCE, STRANGERS, WAITING, PageTurns
 from tenantry.http.tokens import Tokens
 from tests.api.serving import SECRET
 from tests.waiting import DEADLINE
@@ -98,6 +99,21 @@ async def test_who_has_no_session_waits_and_leaves_room_for_others(doors: Doors)
     doors.open.set()
     await asyncio.gather(*asked, *sessions)
     assert doors.statuses[200] == WAITING + MOST_OF_ONE + 20 + 3 + 1
+
+
+@on_a_loop
+async def test_who_has_no_session_takes_a_part_of_all_requests_from_however_many_addresses(
+    doors: Doors,
+) -> None:
+    count = 2 * ALL_WAITING
+    asked = [one for number in range(count) for one in doors.many(1, f"address {number}")]
+    await settled()
+    assert sum(doors.under_way.values()) == STRANGERS
+    assert doors.statuses == {503: count - STRANGERS - ALL_WAITING}
+    assert ALL_WAITING <= MAX_REQUESTS // 4
+    doors.open.set()
+    await asyncio.gather(*asked)
+    assert doors.statuses[200] == STRANGERS + ALL_WAITING
 
 
 @on_a_loop
