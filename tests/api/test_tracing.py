@@ -127,6 +127,18 @@ def test_messages_that_are_published_carry_the_span_of_their_publishing(traced: 
     ]
 
 
+def test_an_event_keeps_its_attributes_beside_the_span_of_its_publishing(traced: Traced) -> None:
+    event = {"ce-specversion": "1.0", "ce-id": "7", "ce-source": "/shop", "ce-type": "t"}
+    answer = traced.api.tcp.post("/tenants/acme/messages", content=b"1", headers=PARENT | event)
+    assert answer.status_code == 202
+    (span,) = traced.spans()
+    assert (span.attributes or {})["messaging.message.id"] == "/shop 7"
+    (sent,) = traced.api.world.publishing.sent
+    assert sent.headers is not None
+    assert sent.headers["cloudEvents:id"] == "7"
+    assert str(sent.headers["traceparent"]).startswith(f"00-{TRACE}-")
+
+
 def test_a_trace_goes_on_at_the_node_that_answers(kept: InMemorySpanExporter) -> None:
     with two_nodes(tracer=tracer(kept)) as nodes:
         assert nodes.one.control.post("/tenants/acme/pause", headers=PARENT).status_code == 200
