@@ -284,7 +284,9 @@ def sift(connection: Connection, messages: Sequence[Incoming], max_bytes: int) -
     for index, message in enumerate(messages):
         try:
             flaw = validation.flaw(message, max_bytes)
-            if flaw is None and validation.may_be_event(message):
+            # Nearly all have neither headers nor another type: no call for them.
+            is_plain = not message.headers and message.content_type == validation.JSON
+            if flaw is None and not is_plain and validation.may_be_event(message):
                 understood[index] = cloudevents.understood(message)
             kind = validation.body_kind(message) if flaw is None else BodyKind.BYTES
             if kind is not BodyKind.BYTES:

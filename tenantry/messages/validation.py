@@ -84,7 +84,7 @@ def body_kind(message: Incoming) -> BodyKind:
 def may_be_event(message: Incoming) -> bool:
     """Tell whether a message may be a CloudEvent, at next to no cost where it is none."""
     kind, given = message.content_type, message.headers
-    if kind is not None and kind is not JSON and kind[:23].lower() == _EVENTS:
+    if kind is not None and kind != JSON and kind[:23].lower() == _EVENTS:
         return True
     return given is not None and (_VERSION in given or _OTHER_VERSION in given)
 
