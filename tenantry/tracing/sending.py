@@ -24,7 +24,7 @@ MOST_WAITING: Final = 4096
 """Spans that wait to be sent; one tenant's are half of that at most."""
 
 SENT_AT_ONCE: Final = 512
-SEND_EVERY: Final = 1.0
+SEND_EVERY: Final = 2.0
 """Seconds."""
 
 
