@@ -40,6 +40,11 @@ POLL_BESIDE_LISTENER: Final = 5.0
 """Seconds between looks beside a listener: notifications can be lost with their connection."""
 
 
+LAST_PART: Final = 2**31 - 1
+LOOK_AT_PARTS: Final = 60.0
+"""Seconds between looks at which parts the journal has, by who reads on in it."""
+
+
 class InlineProjection(Protocol):
     """A read model that is brought forward in the transaction that appends a tenant's events."""
 
@@ -67,6 +72,8 @@ class PostgresEventStore:
         self._listener = listener
         self._appends = AppendSignal() if listener is None else listener.appends
         self._sql = queries("journal")
+        self._beginnings: list[TupleRow] = []
+        self._beginnings_due = 0.0
 
     def append(
         self,
@@ -131,12 +138,12 @@ class PostgresEventStore:
     ) -> list[RecordedEvent]:
         """See `EventStore.read_all`."""
         if categories is None:
-            found = self._read("read_all", after=after, limit=limit)
+            found = self._read_on(after, limit)
             # Positions are dense, and behind archived events the journal tells that they are.
             if found and found[0].position != max(0, after) + 1:
                 self._refuse_archived("archived", after=after)
                 # It was restored in between.
-                found = self._read("read_all", after=after, limit=limit)
+                found = self._read_on(after, limit)
             return found
         wanted = sorted(set(categories))
         found = self._read("read_categories", after=after, limit=limit, categories=wanted)
@@ -221,6 +228,22 @@ class PostgresEventStore:
     def _read(self, query: str, **parameters: object) -> list[RecordedEvent]:
         rows = journal_rows(self._database, self._sql[query], parameters)
         return [recorded_event(row) for row in rows]
+
+    def _read_on(self, after: int, limit: int) -> list[RecordedEvent]:
+        """Read all that is beyond a position, with a look at the parts alone where that is."""
+        if self._beginnings_due < time.monotonic():
+            self._beginnings_due = time.monotonic() + LOOK_AT_PARTS
+            self._beginnings = self._of_archives("beginnings")
+        known = self._beginnings
+        if len(known) <= 1:
+            return self._read("read_all", after=after, limit=limit)
+        # Positions are dense, and where a part begins never changes. There may be parts already
+        # that are not known yet: behind the last one there is no end.
+        first = max((part for begins, part in known if begins <= after + 1), default=0)
+        last = max((part for begins, part in known if begins <= after + limit), default=0)
+        if last == known[-1][1]:
+            last = LAST_PART
+        return self._read("read_all_of_parts", after=after, limit=limit, first=first, last=last)
 
     def _refuse_archived(self, query: str, **parameters: object) -> None:
         """Raise where events above the position or version `after` are archived.

@@ -34,6 +34,17 @@ WHERE position > %(after)s
 ORDER BY position
 LIMIT %(limit)s;
 
+-- name: read_all_of_parts
+-- As read_all, with a look at the parts alone that the next positions are in.
+SELECT position, stream, version, id, type, schema_version, data, metadata, recorded_at
+FROM tenantry.events
+WHERE position > %(after)s AND part BETWEEN %(first)s AND %(last)s
+ORDER BY position
+LIMIT %(limit)s;
+
+-- name: beginnings
+SELECT first_position, part FROM tenantry.journal_parts ORDER BY part;
+
 -- name: read_categories
 -- Each category by its own index: a rare category must not cost a walk past all the others.
 SELECT position, stream, version, id, type, schema_version, data, metadata, recorded_at

@@ -125,3 +125,19 @@ def test_parts_are_begun_while_others_append_and_nothing_is_lost(journal: Journa
     assert [one.first_position for one in parts[1:]] == [
         (one.last_position or 0) + 1 for one in parts[:-1]
     ]
+
+
+def test_pages_are_read_over_the_ends_of_parts_also_of_those_that_others_have_begun(
+    journal: Journal,
+) -> None:
+    reader = PostgresEventStore(journal.database)
+    for n in range(6):
+        journal.live("a", 10 + n, 20 + n)
+        journal.parts.begin(1)
+        if n == 3:
+            assert reader.read_all(limit=1)[0].position == 1  # it knows of these parts
+    head = journal.head()
+    for limit in (1, 3, head, 100):
+        for after in range(head + 1):
+            positions = [one.position for one in reader.read_all(after=after, limit=limit)]
+            assert positions == list(range(after + 1, min(head, after + limit) + 1))
