@@ -26,7 +26,7 @@ test: $(VENV)/.compiled broker ## the whole test suite, against a real RabbitMQ 
 	@$(PYTEST) $(PYTEST_ARGS)
 
 test-thorough: $(VENV)/.compiled broker ## the same at full depth, every process started as users start it
-	@HYPOTHESIS_PROFILE=thorough TENANTRY_TEST_PRELOADED=no $(PYTEST) $(PYTEST_ARGS)
+	@HYPOTHESIS_PROFILE=thorough TENANTRY_TEST_PRELOADED=no $(PYTEST) --timeout=1800 $(PYTEST_ARGS)
 
 check: $(VENV)/.installed ## formatting, lint, types, import rules, recipes that were not followed
 	@$(BIN)/ruff format --check .
