@@ -40,7 +40,10 @@ bench: $(VENV)/.installed broker ## the benchmarks, side by side with the peers
 
 docs: $(VENV)/.installed ## the manual as a site, in build/site
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[docs]'
-	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build -q --strict
+	@mkdir -p build
+	@# Not -q: what is not said is not counted either, and then no broken link fails.
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict >build/docs.log 2>&1 || \
+		{ cat build/docs.log >&2; exit 1; }
 	@echo "build/site/index.html"
 
 deb: ## the Debian package, in build: for the Debian it is made on (docs/debian.md)

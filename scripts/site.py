@@ -6,6 +6,7 @@ the site does not have is named, and not linked.
 
 from __future__ import annotations
 
+import logging
 import posixpath
 import re
 from pathlib import Path
@@ -28,6 +29,8 @@ BESIDE: Final = {
 """Files outside of docs/, and the pages that they are."""
 
 ORIGINS: Final = {page: file for file, page in BESIDE.items()}
+
+LOG: Final = logging.getLogger("mkdocs.hooks.site")
 
 _LINK: Final = re.compile(r"(!?)\[([^\]]*)\]\(([^)\s]+)\)")
 _FOR_TESTS: Final = re.compile(r"^<!-- manual: .*?-->\n+", re.MULTILINE | re.DOTALL)
@@ -59,6 +62,8 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
         file = posixpath.normpath(posixpath.join(posixpath.dirname(origin), path))
         wanted = _page_of(file, files)
         if wanted is None:
+            if not (ROOT / file).exists():
+                LOG.warning("%s leads to %s, which is not there", origin, target)
             return text
         there = posixpath.relpath(wanted, posixpath.dirname(own) or ".")
         return f"{picture}[{text}]({there}{'#' + anchor if anchor else ''})"

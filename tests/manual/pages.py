@@ -233,6 +233,7 @@ def everywhere() -> tuple[Path, ...]:
         *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "ARCHITECTURE.md")),
         *sorted((ROOT / "docs").rglob("*.md")),
         *(ROOT / name / "README.md" for name in ("systemd", "deploy")),
+        *sorted((ROOT / "examples").rglob("*.md")),
     )
 
 

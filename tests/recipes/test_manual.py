@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
 from scripts import pictures
 from tests.manual import outputs, pages
 from tests.manual.pages import PageError, read
 
 BESIDE = Path("page.md")
+SITE = pages.ROOT / "scripts" / "site.py"
 
 
 def test_every_block_of_commands_is_run_or_excused() -> None:
@@ -88,3 +93,28 @@ def test_what_is_shown_may_differ_in_what_is_another_each_time_and_in_nothing_el
 def test_the_pictures_are_those_that_their_script_draws() -> None:
     there = {path: path.read_text(encoding="utf-8") for path in pictures.PICTURES.glob("*.svg")}
     assert there == dict(pictures.drawn())
+
+
+def test_every_link_from_file_to_file_leads_somewhere() -> None:
+    for path in pages.everywhere():
+        text = re.sub(r"^```.*?^```$", "", read(path).text, flags=re.MULTILINE | re.DOTALL)
+        for target in re.findall(r"\]\(([^)\s#]+)(?:#[^)\s]*)?\)", text):
+            if "://" not in target and not target.startswith("mailto:"):
+                assert (path.parent / target).exists(), f"{path}: {target}"
+
+
+def test_every_page_has_its_place_on_the_site() -> None:
+    root = pages.ROOT
+    listed = [*_leaves(yaml.safe_load((root / "mkdocs.yml").read_text(encoding="utf-8"))["nav"])]
+    docs = {one.relative_to(root / "docs").as_posix() for one in (root / "docs").rglob("*.md")}
+    beside = set(re.findall(r'^    "\S+": "(\S+\.md)",$', SITE.read_text(), re.MULTILINE))
+    assert len(beside) > 5
+    assert sorted(listed) == sorted({one for one in docs if "adr/0" not in one} | beside)
+
+
+def _leaves(entry: Any) -> Iterator[str]:
+    if isinstance(entry, str):
+        yield entry
+        return
+    for one in entry.values() if isinstance(entry, dict) else entry:
+        yield from _leaves(one)
