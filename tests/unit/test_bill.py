@@ -66,7 +66,7 @@ def test_a_service_that_is_out_of_reach_is_told_of_and_fails_nothing() -> None:
         check=False,
     )
     assert said.returncode == 0, said.stderr
-    assert said.stdout.startswith("pip-audit: nothing was audited: PyPI is out of reach: ")
+    assert said.stdout.startswith("pip-audit: nothing was audited: ")
     assert said.stdout.count("\n") == 1
 
 
