@@ -21,6 +21,7 @@ from tenantry.broker.port import (
 from tenantry.broker.rabbitmq import dead_letters
 from tenantry.broker.rabbitmq.administration import RabbitAdministration
 from tenantry.broker.rabbitmq.dead_letters import RabbitDeadLetters
+from tenantry.broker.rabbitmq.pika_internals import FrameReadingConnection
 from tenantry.broker.topology import QueueType
 from tests.depth import examples
 from tests.services_rabbitmq import RabbitHost
@@ -205,6 +206,45 @@ def test_large_messages_come_in_small_batches(
         while batch := browser.next(100):
             sizes.append(len(batch))
     assert sizes == [2, 2, 1]
+
+
+def test_of_large_messages_few_are_asked_for_at_once_and_all_of_them_come(
+    queue: Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """RabbitMQ reads all that a consumer may hold, thousands of large messages, into its memory."""
+    monkeypatch.setattr(dead_letters, "PREFETCH_BYTES", 600_000)
+    for number in range(40):
+        queue.channel.basic_publish("dlx_exchange", "acme", bytes([number]) * 100_000)
+    eventually(lambda: queue.ready() == 40)
+    with queue.letters.browse("acme") as browser:
+        seen, held = 0, []
+        while batch := browser.next(1):
+            seen += len(batch)
+            held.append(40 - queue.ready() - seen)
+        assert browser.complete
+    assert seen == 40
+    assert max(held) <= 6
+
+
+def test_a_message_that_comes_slowly_is_not_in_somebody_elses_hands(
+    queue: Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dead_letters, "QUIET_SECONDS", 0.1)
+    body = bytes(2_000_000)
+    queue.channel.basic_publish("dlx_exchange", "acme", body)
+    eventually(lambda: queue.ready() == 1)
+    read = FrameReadingConnection._on_data_available
+
+    def slowly(self: FrameReadingConnection, data: bytes) -> None:
+        if len(data) > 30_000:
+            time.sleep(0.02)  # a line on which the whole takes many times as long as is quiet
+        read(self, data)
+
+    monkeypatch.setattr(FrameReadingConnection, "_on_data_available", slowly)
+    with queue.letters.browse("acme") as browser:
+        (letter,) = browser.next(10)
+        assert browser.complete
+    assert letter.message.body == body
 
 
 def test_one_walk_of_a_tenant_at_a_time(queue: Queue) -> None:

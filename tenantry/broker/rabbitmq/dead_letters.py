@@ -50,14 +50,21 @@ log = structlog.get_logger(__name__)
 BATCH_BYTES: Final = 8 * 1024 * 1024
 """Bytes of messages given at once, but for the last one's."""
 
+FIRST_PREFETCH: Final = 5
+GROWS: Final = 4
 PREFETCH: Final = 5_000
-"""Messages held on one channel; a browser that holds more goes on on another."""
+"""Messages held on one channel, the first and any; a browser that holds more goes on on another, of
+which it holds as many as fit into `PREFETCH_BYTES`, by what it has seen, but for `GROWS` times as
+many at most."""
+
+PREFETCH_BYTES: Final = 32 * 1024 * 1024
+"""RabbitMQ reads from its disk at once whatever a consumer may hold, and keeps it in memory."""
 
 ANSWER_TIMEOUT: Final = 10.0
 """Seconds the broker may take to answer."""
 
 QUIET_SECONDS: Final = 2.0
-"""Without a message for so long, what was counted at the start is held by another consumer."""
+"""Without a byte for so long, what was counted at the start is held by another consumer."""
 
 COUNT_SECONDS: Final = 1.0
 HEARTBEAT: Final = 180
@@ -100,6 +107,8 @@ class RabbitDeadLetterBrowser:
         self._missing = False
         self._channels: list[Channel] = []
         self._held = 0
+        self._window = 0
+        self._seen = self._seen_bytes = 0
         self._tag = ""
         self._counted: int | None = None
         self._arrived: deque[tuple[Channel, Delivery, bytes]] = deque()
@@ -123,10 +132,10 @@ class RabbitDeadLetterBrowser:
         most = min(most, self._left)
         arrived = self._arrived
         while len(arrived) < most and sum(_size(*one) for one in arrived) < BATCH_BYTES:
-            if self._held >= PREFETCH:
+            if self._held >= self._window:
                 self._consume()
             before = len(arrived)
-            self._driven.wait(partial(self._more_than, before), QUIET_SECONDS, patient=True)
+            self._wait_for_more()
             if len(arrived) == before:
                 log.info("broker.dead_letters_elsewhere", tenant=self._tenant_id, count=self._left)
                 self.complete = False
@@ -178,15 +187,34 @@ class RabbitDeadLetterBrowser:
             self._open_channel()
         channel = self._channels[-1]
         self._held = 0
+        self._window = self._next_window()
         self._tag = f"dead-letters-{self._tenant_id}-{opened}"
         receiver = ("default", 0, partial(self._take, channel), None)
         self._connection.receive(channel.channel_number, self._tag, receiver)
         # Without a number a quorum queue gives 2,000 messages; any number has its end.
-        channel.basic_qos(prefetch_count=PREFETCH)
+        channel.basic_qos(prefetch_count=self._window)
         channel.basic_consume(self._queue, cast("Any", passed_by), consumer_tag=self._tag)
+
+    def _next_window(self) -> int:
+        """Tell how many messages the next channel may hold."""
+        if not self._seen:
+            return FIRST_PREFETCH
+        fits = PREFETCH_BYTES * self._seen // self._seen_bytes
+        return max(1, min(PREFETCH, fits, GROWS * max(1, self._window)))
+
+    def _wait_for_more(self) -> None:
+        """Wait for the next message, as long as something of it comes."""
+        more = partial(self._more_than, len(self._arrived))
+        received = -1
+        while not more() and received != self._connection.bytes_received:
+            received = self._connection.bytes_received
+            self._driven.wait(more, QUIET_SECONDS, patient=True)
 
     def end(self, *, well: bool) -> None:
         """Give back what was not removed; where all went `well`, see whether the rest is gone."""
+        # What is on its way by now comes all the same, and is nobody's.
+        for channel in self._channels:
+            self._connection.forget(channel.channel_number)
         try:
             if well and self._removed and not self._missing:
                 self._settle()
@@ -201,7 +229,6 @@ class RabbitDeadLetterBrowser:
             self._driven.wait(lambda: False, settled_in, patient=True)
         used, self._channels = self._channels, []
         for channel in used:
-            self._connection.forget(channel.channel_number)
             channel.close()
         self._open_channel()
         until = time.monotonic() + COUNT_SECONDS
@@ -247,6 +274,8 @@ class RabbitDeadLetterBrowser:
     def _take(self, channel: Channel, delivery: Delivery) -> None:
         self._held += 1
         properties = self._connection.take_properties(channel.channel_number)
+        self._seen += 1
+        self._seen_bytes += _size(channel, delivery, properties)
         self._arrived.append((channel, delivery, properties))
         self._driven.wake()
 
