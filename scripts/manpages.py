@@ -41,9 +41,15 @@ def pages() -> Iterator[tuple[str, str]]:
 
 
 def _pages(command: click.Command, context: click.Context) -> Iterator[tuple[str, str]]:
-    yield context.command_path.replace(" ", "-"), "\n".join(_page(command, context)) + "\n"
+    yield _path(context).replace(" ", "-"), "\n".join(_page(command, context)) + "\n"
     for name, each in _commands(command, context):
         yield from _pages(each, click.Context(each, info_name=name, parent=context))
+
+
+def _path(context: click.Context) -> str:
+    """Give the words that call a command; click's own has the arguments of those above it, too."""
+    above = "" if context.parent is None else f"{_path(context.parent)} "
+    return f"{above}{context.info_name}"
 
 
 def _commands(
@@ -57,21 +63,21 @@ def _commands(
 
 
 def _page(command: click.Command, context: click.Context) -> Iterator[str]:
-    name = context.command_path.replace(" ", "-")
+    name = _path(context).replace(" ", "-")
     # No date: the same source makes the same page.
     yield f'.TH {escaped(name.upper())} 1 "" "tenantry {tenantry.__version__}" Tenantry'
     yield ".SH NAME"
     yield f"{escaped(name)} \\- {escaped(_summary(command))}"
     yield ".SH SYNOPSIS"
     pieces = " ".join(command.collect_usage_pieces(context))
-    yield f"\\fB{escaped(context.command_path)}\\fR {escaped(pieces)}"
+    yield f"\\fB{escaped(_path(context))}\\fR {escaped(pieces)}"
     yield ".SH DESCRIPTION"
     yield from paragraphs(command.help or "")
     yield from _list("OPTIONS", _options(command, context))
     yield from _list(
         "COMMANDS",
         (
-            (f"{context.command_path.replace(' ', '-')}-{each}(1)", f"{_summary(found)}.")
+            (f"{_path(context).replace(' ', '-')}-{each}(1)", f"{_summary(found)}.")
             for each, found in _commands(command, context)
         ),
     )
@@ -84,7 +90,7 @@ def _page(command: click.Command, context: click.Context) -> Iterator[str]:
         yield from _list("FILES", FILES)
     yield ".SH SEE ALSO"
     if context.parent is not None:
-        yield f".BR {escaped(context.parent.command_path.replace(' ', '-'))} (1)"
+        yield f".BR {escaped(_path(context.parent).replace(' ', '-'))} (1)"
         yield ".PP"
     yield escaped(SEES_ALSO)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from itertools import islice
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
 
 import click
@@ -13,16 +13,39 @@ import click
 from tenantry import exact
 from tenantry.cli import output
 from tenantry.cli.client import PAGE, ControlClient, tenant_path
-from tenantry.cli.options import complete_topic, example, tenant_argument, with_client
+from tenantry.cli.options import (
+    complete_tenant,
+    complete_topic,
+    example,
+    tenant_argument,
+    with_client,
+)
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
 
 LONG_POLL: Final = 20
 """Seconds the daemon may hold a follower's call until something happens."""
 
 
-class Events(click.Command):
+class Events(click.Group):
     """Prints the journal; a word of `COMMANDS` in the tenant's place is a command about it."""
 
     COMMANDS: Final = ("archive", "parts", "restore")
+    allow_interspersed_args = True
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        """Give the words."""
+        return list(self.COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        """Import the command that a word names."""
+        if cmd_name not in self.COMMANDS:
+            return None
+        from tenantry.cli import archiving
+
+        named: click.Command = getattr(archiving, cmd_name)
+        return named
 
     def make_context(
         self,
@@ -32,16 +55,33 @@ class Events(click.Command):
         **extra: Any,
     ) -> click.Context:
         """Go on with the command that the first word names, if it names one."""
-        if args and args[0] in self.COMMANDS:
-            from tenantry.cli import archiving
-
-            named: click.Command = getattr(archiving, args[0])
+        named = self.get_command(click.Context(self), args[0]) if args else None
+        if named is not None:
             return named.make_context(f"{info_name} {args[0]}", args[1:], parent, **extra)
         return super().make_context(info_name, args, parent, **extra)
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Read the words as those of a command that has none below it."""
+        return click.Command.parse_args(self, ctx, args)
 
-@click.command(
+    def invoke(self, ctx: click.Context) -> Any:
+        """Print the journal."""
+        return click.Command.invoke(self, ctx)
+
+
+def _complete_tenant_or_word(
+    context: click.Context, parameter: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    from click.shell_completion import CompletionItem
+
+    words = [CompletionItem(one) for one in Events.COMMANDS if one.startswith(incomplete)]
+    return words + complete_tenant(context, parameter, incomplete)
+
+
+@click.group(
     cls=Events,
+    no_args_is_help=False,
+    subcommand_metavar="",
     epilog=example(
         "tenantry events acme --follow",
         "tenantry events archive --before 2026-01-01 --to /srv/archive",
@@ -49,7 +89,9 @@ class Events(click.Command):
     ),
 )
 @with_client
-@tenant_argument(required=False)
+@click.argument(
+    "tenant_id", metavar="[TENANT]", required=False, shell_complete=_complete_tenant_or_word
+)
 @click.option(
     "--follow", "-f", is_flag=True, help="Go on with what happens from now, until Ctrl-C."
 )
