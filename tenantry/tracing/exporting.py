@@ -174,8 +174,10 @@ class ExportingTracer(Tracer):
             told = of_message(headers) if headers else None
             if told is None:
                 undecided = True
-            elif told.sampled and len(followed) < MOST_FOLLOWED:
+            elif told.sampled:
                 followed.append((index, told))
+                if len(followed) == MOST_FOLLOWED:
+                    break  # what else there is changes nothing
         if not followed and not undecided:
             return NO_SPAN
         span = self._start(
