@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
+import tomllib
 from importlib import import_module
 from pathlib import Path
 
@@ -29,6 +31,15 @@ def test_what_is_brought_along_is_what_users_get_and_what_that_needs() -> None:
     } <= found.keys()
     assert not {"pytest", "mypy", "hypothesis", "pip"} & found.keys()
     assert "cryptography" not in bill.brought("tenantry")
+
+
+def test_the_package_brings_the_extras_of_users_and_no_others() -> None:
+    extras = tomllib.loads((bill.ROOT / "pyproject.toml").read_text())["project"]
+    rules = (bill.ROOT / "debian" / "rules").read_text()
+    left_out = re.findall(r'- \{("[^}]*")\}', rules)
+    assert len(left_out) == 1
+    for_developers = set(re.findall(r'"(\w+)"', left_out[0]))
+    assert set(extras["optional-dependencies"]) - for_developers == set(bill.EXTRAS)
 
 
 def test_the_bill_is_cyclonedx_and_complete(tmp_path: Path) -> None:
