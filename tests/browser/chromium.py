@@ -58,7 +58,7 @@ def _launch(playwright: Playwright, *, sandbox: bool) -> Browser:
         return playwright.chromium.launch(
             executable_path=_path(),
             chromium_sandbox=sandbox,
-            args=["--no-proxy-server", "--disable-gpu"],
+            args=["--no-proxy-server", "--disable-gpu", "--in-process-gpu"],
         )
     except Error as error:
         if not sandbox or "sandbox" not in str(error).lower():

@@ -118,8 +118,8 @@ WAYS: dict[str, Way] = {
 """Each page once."""
 
 USUALLY = (
-    "login", "overview", "nodes", "new tenant", "tenant, in trouble", "messages", "dead letters",
-    "journal", "limits", "credentials", "audit",
+    "login", "overview", "new tenant", "tenant, in trouble", "messages", "dead letters", "journal",
+    "audit",
 )  # fmt: skip
 """Those on which there is most that can be wrong."""
 

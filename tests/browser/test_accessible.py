@@ -76,9 +76,12 @@ def _is(page: str, url: str) -> bool:
 
 
 def test_the_keyboard_alone_logs_in_and_acts(api: Served, looking: Looking) -> None:
+    from playwright.sync_api import expect
+
     page = looking.look()
     page.goto(ACME)
-    page.keyboard.insert_text(token())  # the field has the focus already
+    expect(page.get_by_label("Token")).to_be_focused()
+    page.keyboard.insert_text(token())
     press(page, page.get_by_role("button", name="Log in"))
     page.wait_for_url(f"**{ACME}")
     press(page, page.get_by_role("button", name="Pause"))

@@ -15,6 +15,7 @@ from tests.acceptance.program import Program
 from tests.api.page import token
 from tests.api.serving import SECRET
 from tests.browser.looking import Looking, click
+from tests.depth import examples
 from tests.services_postgres import admin_url, database
 from tests.waiting import eventually
 
@@ -300,7 +301,7 @@ ROLES: dict[str, tuple[Scope, set[str], set[str]]] = {
 """Who looks: their scope, the pages of a tenant that they are shown, and what they can press."""
 
 
-@pytest.mark.parametrize("who", ROLES)
+@pytest.mark.parametrize("who", examples(("reader", "tenant"), tuple(ROLES)))
 def test_each_sees_of_a_tenant_what_they_may_and_no_more(
     walk: Walk, looking: Looking, who: str
 ) -> None:
