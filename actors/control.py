@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import suppress
@@ -114,6 +114,10 @@ class ActorControl:
     def runtime(self, tenant_id: str) -> TenantRuntime | None:
         """Tell what one tenant's actors are doing."""
         return self._runtime.snapshot(tenant_id)
+
+    def runtimes(self) -> Mapping[str, TenantRuntime]:
+        """Tell what all tenants' actors are doing."""
+        return self._runtime.snapshots()
 
     def liveness(self) -> tuple[str, ...]:
         """Say why the process can't go on; nothing, while it can."""

@@ -38,7 +38,7 @@ async def overview(services: Services, scope: Scope) -> Overview:
 
 
 def _own(services: Services) -> Overview:
-    tenants = services.control.status().tenants
+    tenants = services.control.runtimes()
     states = Counter(one.lifecycle or Lifecycle.PROVISIONING for one in tenants.values())
     try:
         dead_letters = sum(services.dead_letters.counts(list(tenants)).values())

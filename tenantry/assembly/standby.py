@@ -106,6 +106,10 @@ class StandbyControl:
         """Know of no tenant's actors."""
         return None
 
+    def runtimes(self) -> Mapping[str, TenantRuntime]:
+        """Have none."""
+        return {}
+
     def ping(self) -> Future[None]:
         """Answer at once: there is no actor to wait for."""
         answer: Future[None] = Future()

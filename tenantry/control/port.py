@@ -177,6 +177,9 @@ class Control(Protocol):
     def runtime(self, tenant_id: str) -> TenantRuntime | None:
         """Tell what one tenant's actors are doing, without waiting; None if it has none."""
 
+    def runtimes(self) -> Mapping[str, TenantRuntime]:
+        """Tell what the actors of all tenants are doing, by id, and nothing else of `status`."""
+
     def liveness(self) -> tuple[str, ...]:
         """Say why the daemon can't go on and has to be started anew; nothing, while it can.
 

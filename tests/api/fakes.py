@@ -174,6 +174,9 @@ class FakeControl:
             incarnation=state.incarnation,
         )
 
+    def runtimes(self) -> Mapping[str, TenantRuntime]:
+        return self.system.tenants
+
     def liveness(self) -> tuple[str, ...]:
         return self.ailments
 

@@ -455,6 +455,14 @@ def test_the_overview_names_nodes_that_do_not_answer(working: Two) -> None:
     assert (told["tenants"], told["pending"], told["silent_nodes"]) == (1, 3, ["two"])
 
 
+def test_the_overview_does_not_ask_for_the_tree_of_all_tenants_actors(
+    working: Two, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(type(working.one.world.control), "status")
+    told = working.one.control.get("/overview")
+    assert (told.status_code, told.json()["tenants"]) == (200, 2)
+
+
 def test_tenants_are_sorted_by_what_they_do_on_other_nodes(working: Two) -> None:
     def listed(sort: str) -> list[str]:
         answer = working.one.control.get("/tenants", params={"sort": sort})
