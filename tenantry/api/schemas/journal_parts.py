@@ -56,7 +56,7 @@ class LinesQuery(StrictQuery):
     """Which events of a part."""
 
     after: int = Field(default=0, ge=0, le=2**63 - 1, description="From beyond this position.")
-    limit: int = Field(default=LINES, ge=1, le=LINES)
+    limit: int = Field(default=LINES, ge=1, le=LINES, description="How many at most.")
 
 
 class Lines(Answer):
