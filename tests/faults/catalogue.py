@@ -79,10 +79,10 @@ EXPERIMENTS = {
         run=disk_full.run, rounds=6, few=1, more=2, own_database=True, disk_mb=250
     ),
     "leader": Experiment(run=leader.run, rounds=20, few=1),
-    "nodes": Experiment(run=nodes.run, rounds=50, few=1, more=5),
-    "embedded-nodes": Experiment(run=nodes.run, rounds=20, few=0, more=4, broker="embedded"),
+    "nodes": Experiment(run=nodes.run, rounds=50, few=1, more=6),
+    "embedded-nodes": Experiment(run=nodes.run, rounds=20, few=0, more=5, broker="embedded"),
     "order": Experiment(run=order.run, rounds=50, few=1, more=4),
-    "order-nodes": Experiment(run=order.on_nodes, rounds=50, few=0, more=5),
+    "order-nodes": Experiment(run=order.on_nodes, rounds=50, few=0, more=6),
     "embedded-order": Experiment(run=order.run, rounds=50, few=0, more=4, broker="embedded"),
     "iggy-order": Experiment(run=order.run, rounds=20, few=0, more=2, broker="iggy"),
     "retention": Experiment(run=retention.run, rounds=20, few=0),

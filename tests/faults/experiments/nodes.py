@@ -1,4 +1,4 @@
-"""One of three nodes is killed, frozen, cut off from database or broker, drained, under load."""
+"""One of three nodes is killed, frozen, cut off, drained, given all tenants, under load."""
 
 from __future__ import annotations
 
@@ -63,7 +63,9 @@ class Storm:
             Member(rig, name, program)
             for name, program in zip(("one", "two", "three"), (first, *others), strict=True)
         ]
-        self.faults: list[Callable[[Member], bool]] = [self.kill, self.freeze, self.cut, self.leave]
+        self.faults: list[Callable[[Member], bool]] = [
+            self.kill, self.freeze, self.cut, self.leave, self.move,
+        ]  # fmt: skip
         if rig.broker == "rabbitmq":
             self.faults.append(self.strand)
         self.kinds: Counter[str] = Counter()
@@ -92,6 +94,28 @@ class Storm:
             return +Counter(consuming) == owned and sum(consuming.values()) == TENANTS
 
         eventually(spread, timeout=PATIENCE, what="the others have all tenants")
+
+    def move(self, victim: Member) -> bool:
+        """All tenants are moved to one node, one after another; some of them are let go again."""
+        longest = 0.0
+        for tenant in self.rig.tenants:
+            asked = self.rig.random.choice(self.members).program
+            began = time.monotonic()
+            answer = asked.call(
+                "POST", f"/tenants/{tenant.id}/move", {"node": victim.name}, timeout=PATIENCE
+            )
+            assert answer.status_code == 200, answer.text
+            longest = max(longest, time.monotonic() - began)
+        if self.owned_by() != Counter({victim.name: TENANTS}):
+            self.rig.figures.wrong.append(f"{victim.name} was not given all tenants")
+        for tenant in self.rig.random.sample(self.rig.tenants, TENANTS // 2):
+            answer = victim.program.call(
+                "POST", f"/tenants/{tenant.id}/move", {"node": None}, timeout=PATIENCE
+            )
+            assert answer.status_code == 200, answer.text
+        self.kinds["move"] += 1
+        self.longest["move"] = max(self.longest.get("move", 0.0), longest)
+        return False
 
     def kill(self, victim: Member) -> bool:
         victim.program.kill()
