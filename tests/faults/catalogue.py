@@ -104,6 +104,7 @@ EXPERIMENTS = {
     "iggy-broker": Experiment(
         run=broker.run, rounds=10, few=1, more=2, broker="iggy", own_broker=True
     ),
+    "iggy-nodes": Experiment(run=nodes.run, rounds=20, few=0, more=5, broker="iggy"),
     "cluster": Experiment(run=cluster.run, rounds=10, few=0, more=2, own_cluster=True),
     "alarm": Experiment(run=alarm.run, rounds=5, few=1, own_broker=True),
 }

@@ -91,6 +91,11 @@ class Rig:
     stack: ExitStack = field(default_factory=ExitStack)
     tenants: list[Tenant] = field(default_factory=list)
 
+    @property
+    def iggy_url(self) -> str:
+        """Where Iggy is, without a proxy before it."""
+        return services_iggy.url() if self.node is None else self.node.url
+
     def proxy_to_database(self, **watch: object) -> Proxy:
         """Put a proxy before the database, for the daemon alone."""
         url = self.program.database_url
@@ -247,13 +252,11 @@ class Rig:
 
     def _directly(self, url: str) -> str:
         """Lead a client past the proxy."""
-        if self.broker == "iggy":
-            return url
         if self.broker == "embedded":
             own = conninfo_to_dict(url)
             place = conninfo_to_dict(self.program.database_url or self.beside)
             return url_for(place, str(own["user"]), str(own["password"]))
-        target = urlsplit(self.program.host.url)
+        target = urlsplit(self.iggy_url if self.broker == "iggy" else self.program.host.url)
         parts = urlsplit(url)
         netloc = f"{parts.username}:{parts.password}@{target.hostname}:{target.port}"
         return urlunsplit(parts._replace(netloc=netloc))

@@ -36,6 +36,8 @@ class Member:
         self.broker: Proxy | None = None
         if rig.broker == "rabbitmq":
             self.broker = self._proxy(rig, program.host.url, "RABBITMQ_URL", "")
+        elif rig.broker == "iggy":
+            self.broker = self._proxy(rig, rig.iggy_url, "BROKER_URL", "")
 
     def _proxy(self, rig: Rig, url: str, variable: str, query: str) -> Proxy:
         proxy = rig.stack.enter_context(Proxy(address_of(url)))
@@ -66,7 +68,7 @@ class Storm:
         self.faults: list[Callable[[Member], bool]] = [
             self.kill, self.freeze, self.cut, self.leave, self.move,
         ]  # fmt: skip
-        if rig.broker == "rabbitmq":
+        if rig.broker != "embedded":
             self.faults.append(self.strand)
         self.kinds: Counter[str] = Counter()
         self.longest: dict[str, float] = {}
