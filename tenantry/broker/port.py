@@ -430,8 +430,14 @@ class Probes(Protocol):
     def sweep(self) -> None:
         """Remove what a daemon that died has left. Raises `BrokerError`."""
 
+    def several(self) -> AbstractContextManager[None]:
+        """Say that several tenants' probes follow, one after another: what is dear is made once.
+
+        What of it is left at the end is removed. Raises `BrokerError` then.
+        """
+
     def probe(self, tenant_id: str) -> AbstractContextManager[Probe]:
-        """Make such users, and remove them at the end. Raises `BrokerError`."""
+        """Make such users, who may do nothing any more at the end. Raises `BrokerError`."""
 
     def excess(self, tenant_id: str) -> Sequence[Excess]:
         """Name the rights of the tenant's users that no attempt would show. Raises `BrokerError`.

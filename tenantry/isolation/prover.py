@@ -6,7 +6,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -109,18 +109,19 @@ class IsolationProver:
         unjudged: list[str] = []
         probes = self.broker if broker else None
         with_sql = self._prepare(probes)
-        for mine in chosen:
-            go_on()
-            others = neighbours(mine, everybody)
-            try:
-                if probes is not None:
-                    checks += self._on_broker(
-                        probes, mine, others, installation=self.installation, tls=self.tls
-                    )
-                if with_sql:
-                    checks += self._in_database(mine, others)
-            except (BrokerError, MessageStoreError, ProducerError, TenantClientError) as error:
-                unjudged.append(f"tenant {mine.tenant_id}: {error}")
+        with self._several(probes):
+            for mine in chosen:
+                go_on()
+                others = neighbours(mine, everybody)
+                try:
+                    if probes is not None:
+                        checks += self._on_broker(
+                            probes, mine, others, installation=self.installation, tls=self.tls
+                        )
+                    if with_sql:
+                        checks += self._in_database(mine, others)
+                except (BrokerError, MessageStoreError, ProducerError, TenantClientError) as error:
+                    unjudged.append(f"tenant {mine.tenant_id}: {error}")
         return IsolationReport(
             checks=tuple(checks), unjudged=tuple(unjudged), open=tuple(self._open())
         )
@@ -138,6 +139,19 @@ class IsolationProver:
             log.warning("isolation.probes_left", error=str(error))
             return True
         return False
+
+    @staticmethod
+    @contextmanager
+    def _several(probes: Probes | None) -> Iterator[None]:
+        if probes is None:
+            yield
+            return
+        try:
+            with probes.several():
+                yield
+        except BrokerError as error:
+            # The next proof sweeps them away.
+            log.warning("isolation.probes_left", error=str(error))
 
     def _open(self) -> Sequence[str]:
         try:

@@ -200,6 +200,26 @@ def test_a_tenants_user_that_consumes_has_a_probe_too_and_that_sends_nothing(
     assert not gets_in(probe.reader.url)
 
 
+def test_probes_of_several_tenants_may_what_their_own_tenant_may_and_nothing_in_the_end(
+    broker: Broker, probes: Probes
+) -> None:
+    one, two = provisioned(broker), provisioned(broker)
+    urls = []
+    with probes.several():
+        for mine, other in ((one, two), (two, one)):
+            with probes.probe(mine.tenant_id) as probe:
+                urls.append(probe.sender.url)
+                assert sent_by(urls[-1], mine)
+                assert not sent_by(urls[-1], other)
+            assert not sent_by(urls[-1], mine)
+        # Another proof of the same installation, on another node, removes them meanwhile.
+        probes.sweep()
+        with probes.probe(one.tenant_id) as probe:
+            urls.append(probe.sender.url)
+            assert sent_by(urls[-1], one)
+    assert not any(gets_in(url) for url in urls)
+
+
 def test_a_probe_that_was_left_behind_is_swept_away(broker: Broker, probes: Probes) -> None:
     tenant = provisioned(broker)
     with suppress(BrokerError), probes.probe(tenant.tenant_id) as probe:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -63,6 +63,9 @@ class LockedBroker:
 
     def sweep(self) -> None:
         self.swept += 1
+
+    def several(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
     @contextmanager
     def probe(self, tenant_id: str) -> Iterator[Probe]:

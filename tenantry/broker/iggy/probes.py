@@ -52,6 +52,20 @@ class _Right(NamedTuple):
     topic: int | None = None
 
 
+class _Login(NamedTuple):
+    """A probe."""
+
+    name: str
+    password: str
+
+
+class _Kept(NamedTuple):
+    """Probes that are to be used again, those `free` now; and how all of them are removed."""
+
+    removals: ExitStack
+    free: list[_Login]
+
+
 class IggyProbes:
     """Probes (`Probes`) on Iggy. Users are the whole server's: a probe's name has our digest."""
 
@@ -63,6 +77,7 @@ class IggyProbes:
         digest = hashlib.sha256(installation.encode()).hexdigest()[:12]
         # No tenant's user has a name like that: they begin otherwise.
         self._prefix = f"tenantry-probe.{digest}."
+        self._kept: _Kept | None = None
 
     def sweep(self) -> None:
         """See `Probes.sweep`."""
@@ -70,6 +85,14 @@ class IggyProbes:
             for one in session.call(lambda client: client.get_users()):
                 if one.username.startswith(self._prefix):
                     self._delete(session, one.username)
+
+    @contextmanager
+    def several(self) -> Iterator[None]:
+        """See `Probes.several`: the server hashes the password of each user that is made."""
+        with ExitStack() as removals:
+            self._kept = _Kept(removals, [])
+            removals.callback(self._forget)
+            yield
 
     @contextmanager
     def probe(self, tenant_id: str) -> Iterator[Probe]:
@@ -103,19 +126,55 @@ class IggyProbes:
             ]
 
     def _in_place_of(self, name: str, stack: ExitStack) -> Credentials:
-        iggy = library()
-        probe, password = self._prefix + secrets.token_hex(8), secrets.token_urlsafe(32)
         with self._sessions.session() as session:
             user = _find(session, name)
             if user is None or user.permissions is None:
                 raise BrokerError(f"user {name!r} is not there, or has no rights")
-            rights = user.permissions
-            stack.callback(self._remove, probe)
-            session.call(
-                lambda client: client.create_user(probe, password, iggy.UserStatus.Active, rights)
+            probe = self._kept_one(session, user.permissions) or self._new(
+                session, user.permissions, stack
             )
-        url = self._sessions.access.url_for(probe, password)
-        return Credentials(username=probe, password=password, iggy_url=url)
+        if self._kept is not None:
+            stack.callback(self._keep, probe)
+        url = self._sessions.access.url_for(probe.name, probe.password)
+        return Credentials(username=probe.name, password=probe.password, iggy_url=url)
+
+    def _new(self, session: Session, rights: Permissions, stack: ExitStack) -> _Login:
+        iggy = library()
+        made = _Login(self._prefix + secrets.token_hex(8), secrets.token_urlsafe(32))
+        whole = stack if self._kept is None else self._kept.removals
+        whole.callback(self._remove, made.name)
+        session.call(
+            lambda client: client.create_user(
+                made.name, made.password, iggy.UserStatus.Active, rights
+            )
+        )
+        return made
+
+    def _kept_one(self, session: Session, rights: Permissions) -> _Login | None:
+        """Give one that is kept these rights; None where there is none, or it was swept away."""
+        while self._kept is not None and self._kept.free:
+            kept = self._kept.free.pop()
+            try:
+                session.call(lambda client: client.update_permissions(kept.name, rights))  # noqa: B023
+            except MissingError:
+                log.debug("broker.probe_was_gone", user=kept.name)
+            else:
+                return kept
+        return None
+
+    def _keep(self, probe: _Login) -> None:
+        """Take its rights from one, and keep it for the next tenant."""
+        with self._sessions.session() as session:
+            try:
+                session.call(lambda client: client.update_permissions(probe.name, None))
+            except MissingError:
+                log.debug("broker.probe_was_gone", user=probe.name)
+                return
+        if self._kept is not None:
+            self._kept.free.append(probe)
+
+    def _forget(self) -> None:
+        self._kept = None
 
     def _remove(self, name: str) -> None:
         with self._sessions.session() as session:

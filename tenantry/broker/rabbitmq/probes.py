@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Final
 
@@ -37,6 +37,10 @@ class RabbitProbes:
         for user in self._management.users():
             if user["name"].startswith(_PREFIX) and self._administration.mark in user["tags"]:
                 self._management.delete_user(user["name"])
+
+    def several(self) -> AbstractContextManager[None]:
+        """See `Probes.several`."""
+        return nullcontext()
 
     @contextmanager
     def probe(self, tenant_id: str) -> Iterator[Probe]:
