@@ -396,8 +396,8 @@ def test_a_full_backlog_is_an_error_in_sql_and_429_over_http_and_empties_as_it_i
     assert shared.get(f"{path}/audit")["balanced"]
 
 
-def test_events_are_understood_by_sql_as_well(lasting: Program) -> None:
-    tenant = lasting.create(topics=["events"])
+def test_events_are_understood_by_sql_as_well(shared: Program) -> None:
+    tenant = shared.create(topics=["events"])
     event = {"specversion": "1.0", "id": "7", "source": "/shop", "type": "t"}
     headers = json.dumps({f"cloudEvents:{name}": value for name, value in event.items()})
     with psycopg.connect(tenant.amqp_url) as session:
@@ -408,13 +408,13 @@ def test_events_are_understood_by_sql_as_well(lasting: Program) -> None:
             "SELECT tenantry.publish_bytes('events', %s, %s, id => 's')",
             [json.dumps(event).encode(), "application/cloudevents+json"],
         )
-    told = lasting.get(f"/tenants/{tenant.id}/asyncapi.json")
+    told = shared.get(f"/tenants/{tenant.id}/asyncapi.json")
     with psycopg.connect(tenant.amqp_url) as session:
         # The call that the document has, as a driver makes it.
         call = told["channels"]["events"]["x-sql"]["publish"]
         psycopg.RawCursor(session).execute(call, ["2", "from-document", "{}", "k"])
-    eventually(lambda: stored(lasting, tenant) == 3)
+    eventually(lambda: stored(shared, tenant) == 3)
     path = f"/tenants/{tenant.id}/messages/s"
-    assert lasting.get(path)["headers"]["cloudEvents:source"] == "/shop"
-    (letter,) = lasting.get(f"/tenants/{tenant.id}/dead-letters")["data"]
+    assert shared.get(path)["headers"]["cloudEvents:source"] == "/shop"
+    (letter,) = shared.get(f"/tenants/{tenant.id}/dead-letters")["data"]
     assert letter["reason"] == "invalid_cloudevent"

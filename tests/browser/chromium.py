@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
-from unittest import mock
 
 from tests import scratch
 
@@ -41,14 +40,31 @@ def launched() -> Iterator[Browser]:
     own = {"TMPDIR": str(home), "HOME": str(home)}
     own |= {f"XDG_{name}_HOME": str(home) for name in ("CONFIG", "CACHE", "DATA")}
     try:
-        with mock.patch.dict(os.environ, own), sync_playwright() as playwright:
-            browser = _launch(playwright, sandbox=os.geteuid() != 0)
+        with ExitStack() as stack:
+            with _environment(own):  # which its processes keep
+                playwright = stack.enter_context(sync_playwright())
+                browser = _launch(playwright, sandbox=os.geteuid() != 0)
             try:
                 yield browser
             finally:
                 browser.close()
     finally:
         shutil.rmtree(home, ignore_errors=True)
+
+
+@contextmanager
+def _environment(own: Mapping[str, str]) -> Iterator[None]:
+    """Have variables of one's own; what others set meanwhile stays."""
+    before = {name: os.environ.get(name) for name in own}
+    os.environ.update(own)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def _launch(playwright: Playwright, *, sandbox: bool) -> Browser:
