@@ -104,7 +104,10 @@ class _Job:
     def work(self) -> bool:
         """Make the calls; tell whether the caller still waits for that."""
         self._thread = threading.get_ident()
-        self._context.run(self._make_calls)
+        try:
+            self._context.run(self._make_calls)
+        except Exception as error:  # noqa: BLE001 - of ours, not a handler's: nobody waits for it
+            self._error = error
         self._done.set()
         with self._lock:
             return not self._abandoned

@@ -127,6 +127,18 @@ def test_what_is_not_removed_stays_in_its_place(queue: Queue) -> None:
     assert [one.message.body for one in queue.walked()] == rest
 
 
+def test_many_that_were_only_looked_at_stay_in_their_places(queue: Queue) -> None:
+    bodies = [b"%d" % number for number in range(40)]
+    queue.reject(*bodies)
+    for _ in range(3):
+        assert [one.message.body for one in queue.walked()] == bodies
+    with queue.letters.browse("acme") as browser:
+        assert len(browser.next(40)) == 40
+        browser.remove(range(0, 40, 2))
+    assert browser.gone
+    assert [one.message.body for one in queue.walked()] == bodies[1::2]
+
+
 def test_a_walk_that_fails_leaves_what_was_not_removed(queue: Queue) -> None:
     queue.reject(b"0", b"1", b"2")
 

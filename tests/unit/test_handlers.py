@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 from tenantry.handlers.attempts import RetryPolicy, in_words
 from tenantry.handlers.connection import HandlerMisuseError, _refuse_to_end
 from tenantry.handlers.handler_pool import Call, HandlerHangsError, HandlerPool
-from tenantry.handlers.message import Message
 from tenantry.handlers.resolve import HandlerResolveError, resolve
 from tests.waiting import DEADLINE, eventually
 
@@ -128,7 +127,7 @@ CURSOR: Any = SimpleNamespace(misuse=lambda: None, touched=False)
 
 
 def calls(*handlers: Any) -> list[Call]:
-    message: Any = SimpleNamespace(spec=Message)
+    message: Any = SimpleNamespace(topic="events")
     return [Call(handler, message) for handler in handlers]
 
 
@@ -161,6 +160,17 @@ def test_a_call_that_fails_before_it_touches_the_database_stops_no_other() -> No
     pool = HandlerPool(places=1, timeout=DEADLINE)
     ran = pool.run(calls(fine, harmless, fine, wrong, fine), CURSOR, until=later())
     assert (ran.count, type(ran.error), list(ran.harmless)) == (3, SystemExit, [1])
+    pool.close()
+
+
+def test_an_error_beside_the_handlers_is_the_attempts_and_keeps_nobody_waiting() -> None:
+    def hears(*_: object) -> None:
+        raise RuntimeError("beside")
+
+    pool = HandlerPool(places=1, timeout=DEADLINE, on_handled=hears)
+    for _ in range(2):
+        ran = pool.run(calls(fine, fine), CURSOR, until=later())
+        assert (ran.count, str(ran.error)) == (0, "beside")
     pool.close()
 
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
-from collections.abc import Collection, Iterator, Mapping
+from collections import Counter, deque
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
 from functools import partial
@@ -107,6 +107,7 @@ class RabbitDeadLetterBrowser:
         self._missing = False
         self._channels: list[Channel] = []
         self._held = 0
+        self._holds: Counter[int] = Counter()
         self._window = 0
         self._seen = self._seen_bytes = 0
         self._tag = ""
@@ -159,6 +160,7 @@ class RabbitDeadLetterBrowser:
                 raise self._driven.error()
             channel.basic_ack(tag)
             self._held -= channel is self._channels[-1]
+            self._holds[channel.channel_number] -= 1
         self._removed += len(indexes)
         self._settled_at = time.monotonic()
 
@@ -182,8 +184,7 @@ class RabbitDeadLetterBrowser:
         opened = len(self._channels)
         if self._held:
             # One consumer at a time, so that messages come in their order.
-            self._channels[-1].basic_cancel(self._tag, callback=self._cancelled)
-            self._driven.wait(lambda: not self._tag)
+            self._cancel()
             self._open_channel()
         channel = self._channels[-1]
         self._held = 0
@@ -194,6 +195,10 @@ class RabbitDeadLetterBrowser:
         # Without a number a quorum queue gives 2,000 messages; any number has its end.
         channel.basic_qos(prefetch_count=self._window)
         channel.basic_consume(self._queue, cast("Any", passed_by), consumer_tag=self._tag)
+
+    def _cancel(self) -> None:
+        self._channels[-1].basic_cancel(self._tag, callback=self._cancelled)
+        self._driven.wait(lambda: not self._tag)
 
     def _next_window(self) -> int:
         """Tell how many messages the next channel may hold."""
@@ -216,7 +221,7 @@ class RabbitDeadLetterBrowser:
         for channel in self._channels:
             self._connection.forget(channel.channel_number)
         try:
-            if well and self._removed and not self._missing:
+            if well and not self._missing and (self._removed or len(self._channels) > 1):
                 self._settle()
         finally:
             self._driven.close(ANSWER_TIMEOUT)
@@ -227,17 +232,39 @@ class RabbitDeadLetterBrowser:
         settled_in = acks_settle_in(self._settled_at)
         if settled_in > 0:
             self._driven.wait(lambda: False, settled_in, patient=True)
-        used, self._channels = self._channels, []
-        for channel in used:
-            channel.close()
-        self._open_channel()
-        until = time.monotonic() + COUNT_SECONDS
-        while not self.gone and time.monotonic() < until:
-            self._count()
+        self._give_back()
+        if self._removed:
             # More may have come meanwhile; then nothing is known, and nothing is lost by it.
-            self.gone = self._counted == self._there - self._removed
-            if not self.gone:
-                self._driven.wait(lambda: False, 0.05, patient=True)
+            self.gone = self._counts(lambda count: count == self._there - self._removed)
+
+    def _give_back(self) -> None:
+        """Close the channels, so that the queue has what they hold again, in its order.
+
+        Each is given its time: what comes back from two at once gets mixed. And nothing is given
+        out anew meanwhile.
+        """
+        if self._tag:
+            self._cancel()
+        used, self._channels = self._channels, []
+        self._open_channel()
+        for channel in used[:-1]:
+            self._count()
+            back = (self._counted or 0) + self._holds[channel.channel_number]
+            channel.close()
+            self._counts(lambda count, back=back: count >= back)  # type: ignore[misc]
+        for channel in used[-1:]:
+            channel.close()
+
+    def _counts(self, expected: Callable[[int], bool]) -> bool:
+        """Count, again and again for a while, until as many are there as expected."""
+        until = time.monotonic() + COUNT_SECONDS
+        while True:
+            self._count()
+            if expected(self._counted or 0):
+                return True
+            if time.monotonic() > until:
+                return False
+            self._driven.wait(lambda: False, 0.05, patient=True)
 
     def _open_channel(self) -> None:
         channel = self._driven.channel()
@@ -273,6 +300,7 @@ class RabbitDeadLetterBrowser:
 
     def _take(self, channel: Channel, delivery: Delivery) -> None:
         self._held += 1
+        self._holds[channel.channel_number] += 1
         properties = self._connection.take_properties(channel.channel_number)
         self._seen += 1
         self._seen_bytes += _size(channel, delivery, properties)
