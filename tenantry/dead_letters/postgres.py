@@ -202,11 +202,13 @@ class PostgresDeadLetterIndex:
         for query, rows in (
             ("add", matching.new),
             ("relist", again),
-            ("to_the_end", again),
             ("change", changed),
         ):
             if rows:
                 connection.execute(self._sql[query], {"tenant": tenant_id} | _columns(rows))
+        if again:
+            ids = [{"tenant": tenant_id, "id": row.id} for row in again]
+            connection.cursor().executemany(self._sql["to_the_end"], ids)
         if matching.fresh:
             parameters = {"tenant": tenant_id, "fresh": matching.fresh}
             connection.execute(self._sql["count_dead"], parameters)

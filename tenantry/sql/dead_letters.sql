@@ -119,9 +119,10 @@ WHERE letter.tenant_id = %(tenant)s AND letter.id = given.was;
 
 -- name: to_the_end
 -- Of the list, where its readers still come by. A statement of its own: the counting of letters
--- knows a row that changes by its position.
+-- knows a row that changes by its position. And one for each, since one for all would give positions
+-- by chance.
 UPDATE tenantry.dead_letters SET position = DEFAULT
-WHERE tenant_id = %(tenant)s AND id = ANY(%(id)s::uuid[]);
+WHERE tenant_id = %(tenant)s AND id = %(id)s;
 
 -- name: count_dead
 UPDATE tenantry.tenant_counters SET dead_lettered = dead_lettered + %(fresh)s

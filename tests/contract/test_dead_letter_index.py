@@ -441,6 +441,14 @@ FROM (SELECT n, n %% 3 = 0 AS settled FROM generate_series(1, 5000) AS n) AS num
 """
 
 
+def test_replays_that_fail_together_are_listed_in_their_order(index: DeadLetterIndex) -> None:
+    ids = [keep(index, letter(None))[0] for _ in range(8)]
+    index.begin("acme", ids, Intent(uuid4(), Work.REPLAY))
+    index.settle("acme", ids)
+    index.add("acme", [replayed(letter(str(one)), one, 1) for one in reversed(ids)])
+    assert [one.id for one in index.page("acme")[0]] == ids[::-1]
+
+
 @settings(max_examples=examples(15, 200))
 @given(
     steps=st.lists(
