@@ -199,13 +199,17 @@ def _read(file: Path) -> tuple[int, str, str]:
 @contextmanager
 def _partial(directory: Path, name: str) -> Iterator[tuple[Path, IO[bytes]]]:
     """Open a file for its owner alone; it is gone at the end unless it was renamed."""
-    handle, path = tempfile.mkstemp(dir=directory, prefix=f".{name}.", suffix=".partial")
-    try:
-        with os.fdopen(handle, "wb") as written:
-            fcntl.flock(written, fcntl.LOCK_EX)
-            yield Path(path), written
-    finally:
-        Path(path).unlink(missing_ok=True)
+    while True:
+        handle, path = tempfile.mkstemp(dir=directory, prefix=f".{name}.", suffix=".partial")
+        try:
+            with os.fdopen(handle, "wb") as written:
+                fcntl.flock(written, fcntl.LOCK_EX)
+                if os.fstat(handle).st_nlink == 0:
+                    continue  # Another has swept it away before it was locked.
+                yield Path(path), written
+                return
+        finally:
+            Path(path).unlink(missing_ok=True)
 
 
 def _sweep(directory: Path, name: str) -> None:

@@ -117,10 +117,7 @@ WAYS: dict[str, Way] = {
 }
 """Each page once."""
 
-USUALLY = (
-    "login", "overview", "new tenant", "tenant, in trouble", "messages", "dead letters", "journal",
-    "audit",
-)  # fmt: skip
+USUALLY = ("login", "overview", "tenant, in trouble", "dead letters", "journal")
 """Those on which there is most that can be wrong."""
 
 OTHERWISE: dict[str, Way] = {

@@ -6,6 +6,7 @@ import gzip
 import json
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -101,6 +102,26 @@ def test_several_at_once_write_the_same_archive(tmp_path: Path) -> None:
         one.join(DEADLINE)
     assert done == [done[0]] * 5
     done[0].check()
+    assert names(tmp_path) == ["journal-00001.json", "journal-00001.jsonl.gz"]
+
+
+def test_what_another_sweeps_away_before_it_is_locked_is_begun_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[str] = []
+    make = tempfile.mkstemp
+
+    def make_and_lose_the_first(**where: Any) -> tuple[int, str]:
+        handle, path = make(**where)
+        if not begun:
+            archives._sweep(tmp_path, archives.file_name(1))
+            assert names(tmp_path) == []
+        begun.append(path)
+        return handle, path
+
+    monkeypatch.setattr(tempfile, "mkstemp", make_and_lose_the_first)
+    assert list(written(tmp_path).lines()) == LINES
+    assert len(begun) == 3
     assert names(tmp_path) == ["journal-00001.json", "journal-00001.jsonl.gz"]
 
 
