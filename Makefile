@@ -3,8 +3,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Most of a test is waiting for the program it has started: ten at once keep two cores busy.
-JOBS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2); echo $$(( n > 10 ? n : 10 )))
+# Most of a test is waiting for the program it has started: eight at once keep two cores busy.
+JOBS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2); echo $$(( n > 8 ? n : 8 )))
 # The suite starts Python hundreds of times: it must not compile everything each time anew. What it
 # prints is buffered, as it is on most machines.
 PYTEST = PYTHONUNBUFFERED= PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n $(JOBS) --no-loadscope-reorder
