@@ -126,6 +126,7 @@ def test_whatever_dies_on_the_way_the_events_are_there_and_the_command_goes_on(
         program.start(TENANTRY_FAILPOINTS=f"{point}:kill")
         cut = archive(program, place)
         assert cut.code == 3, cut
+        assert program.wait() == -9
         program.start()
         assert without_head(events(program)) == before
         done = archive(program, place)
