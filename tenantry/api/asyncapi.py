@@ -34,6 +34,7 @@ class HttpPlace:
     host: str
     tls: bool = False
     tokens: bool = True
+    path: str = ""
 
 
 def document_of(
@@ -105,7 +106,11 @@ def _api_server(http: HttpPlace) -> Json:
         "protocol": "https" if http.tls else "http",
         "title": "The HTTP API",
     }
-    return made | {"security": [ref("components/securitySchemes/token")]} if http.tokens else made
+    if http.path:
+        made["pathname"] = http.path
+    if http.tokens:
+        made["security"] = [ref("components/securitySchemes/token")]
+    return made
 
 
 def _api(state: TenantState) -> Iterator[tuple[str, Json]]:

@@ -295,6 +295,7 @@ def describe(settings: Settings, listeners: Listeners, *, database: str) -> dict
             "host": settings.server.host,
             "port": listeners.port,
             "tls": settings.server.tls is not None,
+            "public_url": settings.server.public_url or None,
         },
         "metrics": {"port": listeners.metrics_port},
         "control_socket": str(settings.control_socket),

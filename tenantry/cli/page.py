@@ -19,7 +19,8 @@ def ui(client: ControlClient, *, as_json: bool) -> None:
     """Print the address of the operator's page, with a link that logs in once.
 
     The link is good for a minute and for one browser; the session it begins lasts an hour and may
-    do everything. Where no token is asked for, it is the page's plain address.
+    do everything. Where no token is asked for, it is the page's plain address. It begins with
+    server.public_url, if that is set.
     """
     server = client.call("GET", "/info")["server"]
     code = client.call("POST", "/login-codes")["code"]
@@ -31,6 +32,8 @@ def ui(client: ControlClient, *, as_json: bool) -> None:
 
 
 def _address(server: dict[str, Any]) -> str:
+    if public_url := server.get("public_url"):
+        return f"{public_url}/ui"
     host = _ANYWHERE.get(server["host"], server["host"])
     host = f"[{host}]" if ":" in host else host
     return f"{'https' if server['tls'] else 'http'}://{host}:{server['port']}/ui"

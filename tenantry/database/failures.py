@@ -125,7 +125,12 @@ def place(parameters: Mapping[str, object]) -> str:
     host = str(parameters.get("host") or os.environ.get("PGHOST") or "the local socket")
     port = str(parameters.get("port") or os.environ.get("PGPORT") or "5432")
     name = str(parameters.get("dbname") or os.environ.get("PGDATABASE") or "")
-    where = host if host.startswith(("/", "the ")) else f"{host}:{port}"
+    hosts, ports = host.split(","), port.split(",")
+    ports = ports if len(ports) == len(hosts) else ports[:1] * len(hosts)
+    where = ", ".join(
+        one if one.startswith(("/", "the ")) else f"{one}:{its}"
+        for one, its in zip(hosts, ports, strict=True)
+    )
     return f"PostgreSQL at {where}" + (f', database "{name}"' if name else "")
 
 

@@ -93,11 +93,11 @@ class Silence:
 def bounded(
     steps: Generator[Any, Any, Any],
     *,
-    silence: Silence,
+    silent: Callable[[], bool],
     longest: float | None,
     give_up: Callable[[], None],
 ) -> Generator[Any, Any, Any]:
-    """Go along with psycopg's waiting, step by step, and end it at a silent server.
+    """Go along with psycopg's waiting, step by step, and end it at a server found `silent`.
 
     Raises `GivenUpError` then, after `give_up`, and also where the answer takes
     `longest` seconds, if that is not None. The outcome of the statement is unknown.
@@ -112,7 +112,7 @@ def bounded(
                 if longest is not None and now - began > longest:
                     raise _end(steps, give_up, f"no answer for {longest:g} seconds")
                 if now - asked > PROBE_AFTER:
-                    if silence.found():
+                    if silent():
                         raise _end(steps, give_up, "the server has fallen silent")
                     asked = time.monotonic()
             wanted = steps.send(ready)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import secrets
+import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import closing
@@ -15,6 +17,7 @@ from psycopg.rows import TupleRow
 from tenantry.database import fitness, session
 from tenantry.database.errors import DatabaseUnavailableError
 from tenantry.database.failures import connect_failure, options_refused, place
+from tenantry.database.hosts import Hosts, Place, place_of
 from tenantry.database.liveness import MARGIN, PROBE_TIMEOUT, Silence, bounded
 
 Connection: TypeAlias = psycopg.Connection[TupleRow]
@@ -27,6 +30,12 @@ SETTLE_TIMEOUT: Final = 10.0
 CROWDED_FOR: Final = 30.0
 """Seconds in which no second session is begun to look whether a pooler keeps sessions apart, after
 one that it had no connection for."""
+
+EACH: Final = 3.0
+"""Seconds each of several hosts has to let us in: the others wait for it."""
+
+MOST_PLACES: Final = 64
+"""Addresses that are remembered: behind a name there may be another one every day."""
 
 
 class Sessions:
@@ -50,14 +59,17 @@ class Sessions:
         self._parameters = parameters
         self._asked_options: Final[str] = parameters.get("options") or ""
         self._limits = {name: str(int(value * 1000)) for name, value in limits.items()}
-        self._connect_timeout = connect_timeout
+        self._hosts = Hosts(parameters)
+        longest = EACH if self._hosts.several else math.inf
+        self._connect_timeout = min(connect_timeout, longest)
         self._term = term
         self._read_only = read_only
         self._lends_path = lends_path
         self._where = place(parameters)
         self._options_refused = False
         self._crowded_until = 0.0
-        self._silence = Silence(self._knock)
+        self._guard = threading.Lock()
+        self._silences: dict[Place, Silence] = {}
 
     @property
     def parameters(self) -> dict[str, Any]:
@@ -71,6 +83,7 @@ class Sessions:
             "keepalives_count": 3,
             "tcp_user_timeout": 20_000,
             **self._parameters,
+            **self._hosts.parameters(),
             "client_encoding": "UTF8",
             "autocommit": True,
         }
@@ -117,6 +130,7 @@ class Sessions:
                     if row[0] != connection.info.backend_pid:
                         # The number is a pooler's: there is one in between.
                         sessions._confirm(connection, mark, lambda: cls.enter(*args, **kwargs))
+                    sessions._hosts.prefer(place_of(connection.pgconn))
                     connection.longest = usual
                 except BaseException:
                     connection.close()
@@ -126,9 +140,13 @@ class Sessions:
             @classmethod
             def enter(cls, *args: Any, **kwargs: Any) -> Any:
                 while True:
-                    options = sessions._options(statement_timeout)
+                    # A pool keeps what it was given at first.
+                    now = {
+                        **sessions._hosts.parameters(),
+                        "options": sessions._options(statement_timeout),
+                    }
                     try:
-                        return super().connect(*args, **{**kwargs, "options": options})
+                        return super().connect(*args, **{**kwargs, **now})
                     except psycopg.OperationalError as error:
                         if not sessions._give_options_up(error):
                             raise
@@ -136,7 +154,7 @@ class Sessions:
             def wait(self, gen: Any, *args: Any, **kwargs: Any) -> Any:
                 steps = bounded(
                     gen,
-                    silence=sessions._silence,
+                    silent=lambda: sessions._silence_of(place_of(self.pgconn)).found(),
                     longest=self.longest,
                     give_up=self.pgconn.finish,
                 )
@@ -155,6 +173,7 @@ class Sessions:
                     await connection.execute(self._pins(statement_timeout, version, mark))
                     row = await (await connection.execute(fitness.LOOK.encode())).fetchone()
                 self._judge(version, row, mark)
+                self._hosts.prefer(place_of(connection.pgconn))
             except BaseException:
                 connection.pgconn.finish()
                 raise
@@ -235,6 +254,13 @@ class Sessions:
             if row is None or row[0] != mark:
                 raise fitness.pooled_by_transaction().of(self._where)
 
-    def _knock(self) -> Connection:
+    def _silence_of(self, place: Place) -> Silence:
+        """Give what looks whether the server at a place is silent: another's answer is not its."""
+        with self._guard:
+            if place not in self._silences and len(self._silences) >= MOST_PLACES:
+                self._silences.clear()
+            return self._silences.setdefault(place, Silence(lambda: self._knock(place)))
+
+    def _knock(self, place: Place) -> Connection:
         ours = {"connect_timeout": PROBE_TIMEOUT, "options": self._options(0)}
-        return psycopg.connect(**{**self.parameters, **ours})
+        return psycopg.connect(**{**self.parameters, **place.parameters(), **ours})

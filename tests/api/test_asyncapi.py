@@ -220,3 +220,7 @@ def test_it_follows_the_tenant_and_shows_its_limits() -> None:
         assert "events.publish" in made["operations"]
         foul = api.tcp.get("/tenants/acme/asyncapi.json", headers={"Host": "a b<script>"})
         assert "script" not in foul.text
+        api.app.state.services.info = {"server": {"public_url": "https://ops.example.com/t"}}
+        server = api.tcp.get("/tenants/acme/asyncapi.json").json()["servers"]["api"]
+        assert (server["protocol"], server["host"]) == ("https", "ops.example.com")
+        assert server["pathname"] == "/t"

@@ -18,6 +18,7 @@ from tests.faults.experiments import (
     commit_cuts,
     database,
     disk_full,
+    failover,
     failpoint,
     freeze,
     fuzz,
@@ -54,6 +55,8 @@ class Experiment:
     own_broker: bool = False
     own_cluster: bool = False
     own_database: bool = False
+    standby: bool = False
+    """Whether its own database has one."""
     disk_mb: int | None = None
     """Megabytes of the disk of its own database."""
     broker: Broker = "rabbitmq"
@@ -71,6 +74,7 @@ EXPERIMENTS = {
     "start-up": Experiment(run=start_up.run, rounds=50, few=1, more=3),
     "broker": Experiment(run=broker.run, rounds=20, few=1, more=2, own_broker=True),
     "database": Experiment(run=database.run, rounds=20, few=2, more=4, own_database=True),
+    "failover": Experiment(run=failover.run, rounds=20, few=0, more=4, standby=True),
     "commit-cuts": Experiment(run=commit_cuts.run, rounds=200, few=3, more=12),
     "fuzz": Experiment(run=fuzz.run, rounds=100_000, few=300, more=3_000),
     "poison": Experiment(run=poison.run, rounds=20_000, few=0),
@@ -96,6 +100,9 @@ EXPERIMENTS = {
     "embedded-sigterm": Experiment(run=sigterm.run, rounds=20, few=0, broker="embedded"),
     "embedded-database": Experiment(
         run=database.run, rounds=20, few=1, more=2, own_database=True, broker="embedded"
+    ),
+    "embedded-failover": Experiment(
+        run=failover.run, rounds=20, few=0, more=4, standby=True, broker="embedded"
     ),
     "embedded-fuzz": Experiment(run=fuzz.run, rounds=50_000, few=1_500, broker="embedded"),
     "iggy-kill": Experiment(run=kill.run, rounds=20, few=0, more=1, broker="iggy"),
@@ -157,6 +164,7 @@ def _conduct(
         node=node,
         own_database=experiment.own_database,
         disk_mb=experiment.disk_mb,
+        standby=experiment.standby,
         broker=experiment.broker,
         light=light,
     ) as made:

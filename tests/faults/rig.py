@@ -185,6 +185,13 @@ class Rig:
         eventually(lambda: self.ledger.follow() > stored, timeout=PATIENCE, what="new rows")
         self.figures.recovered(ready)
 
+    def stores_again(self) -> float:
+        """Wait until something new is stored; give the seconds that took."""
+        began = time.monotonic()
+        stored = self.ledger.follow()
+        eventually(lambda: self.ledger.follow() > stored, timeout=PATIENCE, what="new rows")
+        return time.monotonic() - began
+
     def first_publish(self) -> None:
         """See that a daemon which says it is ready takes what is published by HTTP over TCP."""
         key = str(uuid.UUID(int=self.random.getrandbits(128)))
@@ -282,6 +289,7 @@ def rig(
     node: PrivateNode | PrivateCluster | PrivateIggy | None = None,
     own_database: bool = False,
     disk_mb: int | None = None,
+    standby: bool = False,
     broker: Broker = "rabbitmq",
     light: bool = False,
 ) -> Iterator[Rig]:
@@ -292,7 +300,9 @@ def rig(
     broker is the database's server.
     """
     with ExitStack() as stack:
-        postgres = stack.enter_context(own_postgres(disk_mb=disk_mb)) if own_database else None
+        postgres = None
+        if own_database or standby:
+            postgres = stack.enter_context(own_postgres(disk_mb=disk_mb, standby=standby))
         host: RabbitHost | None = None
         if broker == "rabbitmq":
             assert not isinstance(node, PrivateIggy)
@@ -308,6 +318,9 @@ def rig(
         record = Record(file)
         stack.callback(record.close)
         program = stack.enter_context(Program(host, database_url))
+        if standby:
+            # Only those beside the daemon have to be told how long to wait for one of the two.
+            program.settings["DATABASE_URL"] = database_url.replace("&connect_timeout=2", "")
         if broker == "iggy":
             program.settings["BROKER_URL"] = services_iggy.url() if node is None else node.url
         figures = Figures(experiment=name, seed=seed, timed=not light)

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import psycopg
+
+from tenantry.database.embedded import ACCESS, EmbeddedPostgres, url_of
+from tenantry.urls import postgres_url
 from tests import scratch
-from tests.services_postgres import own_server
+from tests.services_postgres import own_server, processes
+from tests.waiting import eventually
 
 
 class Postgres:
@@ -19,9 +25,12 @@ class Postgres:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self._data = directory / "data"
-        self._server = own_server(self._data)
+        self._server = own_server(directory / "data")
         self.url = ""
+
+    @property
+    def _data(self) -> Path:
+        return self._server.log_dir.parent
 
     def start(self) -> None:
         """Start, or start again after any end; returns once it takes connections."""
@@ -47,8 +56,8 @@ class Postgres:
 
 
 @contextmanager
-def own_postgres(*, disk_mb: int | None = None) -> Iterator[Postgres]:
-    """Run a server in a directory of its own, or on a disk as small as is wanted.
+def own_postgres(*, disk_mb: int | None = None, standby: bool = False) -> Iterator[Postgres]:
+    """Run a server in a directory of its own, or on a disk as small as is wanted; or a pair.
 
     Raises `NoRightsError` where disks can't be mounted.
     """
@@ -56,10 +65,105 @@ def own_postgres(*, disk_mb: int | None = None) -> Iterator[Postgres]:
         made = stack.enter_context(scratch.directory("tnt-pg-"))
         if disk_mb is not None:
             stack.enter_context(small_disk(made, disk_mb))
-        server = Postgres(made)
+        server = Pair(made) if standby else Postgres(made)
         stack.callback(server.stop)
         server.start()
         yield server
+
+
+class Pair(Postgres):
+    """A primary, and a standby that confirms what is committed before it is confirmed to others.
+
+    `url` names both; where the primary is, is not said.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(directory)
+        self._standby: EmbeddedPostgres | None = None
+        self._former: EmbeddedPostgres | None = None
+        self._gone = 0
+
+    def start(self) -> None:
+        """Start both."""
+        super().start()
+        primary = self._data
+        self.join()
+        hosts = [(str(one), "5432") for one in (primary, self._other.log_dir.parent)]
+        parameters = {"target_session_attrs": "read-write", "connect_timeout": "2"}
+        self.url = postgres_url(
+            user="postgres", hosts=hosts, database="postgres", parameters=parameters
+        )
+
+    def stop(self) -> None:
+        """Stop both."""
+        if self._former is not None:
+            self.fence()
+        super().stop()
+        if self._standby is not None:
+            self._standby.stop()
+
+    def join(self) -> None:
+        """Have a standby beside the primary, where one was before, and wait until it follows."""
+        directory = self.directory / ("standby" if self._data.name == "data" else "data")
+        self._standby = standby = EmbeddedPostgres(directory)
+        primary = self._server
+        with (self._data / ACCESS).open("a") as rules:
+            rules.write("local replication postgres trust\n")
+        primary._pg_ctl("reload")
+        directory.mkdir(mode=0o700)
+        owner = self._data.stat()
+        os.chown(directory, owner.st_uid, owner.st_gid)
+        primary._run(
+            "pg_basebackup",
+            *("-D", directory, "-h", self._data, "-p", "5432", "-U", "postgres"),
+            *("--checkpoint=fast", "--wal-method=stream", "--write-recovery-conf"),
+        )
+        standby.start()
+        self._set("'*'")
+        eventually(self._follows, what="the standby follows")
+
+    def freeze(self) -> None:
+        """Stop all of the primary's processes, for good."""
+        for pid in processes(self._server):
+            os.kill(pid, signal.SIGSTOP)
+
+    def promote(self) -> None:
+        """Make the standby the primary, which waits for nobody, as a failover manager does."""
+        self._former, self._server, self._standby = self._server, self._other, None
+        self._server._pg_ctl("promote", "-w")
+        self._set("''")
+
+    def fence(self) -> None:
+        """See to it that the former primary is gone for good."""
+        former, self._former = self._former, None
+        assert former is not None, "nobody was taken over from"
+        if former.running:
+            for pid in processes(former):
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+        former._leave()
+        data = former.log_dir.parent
+        self._gone += 1
+        # What is left of its children may still write there.
+        data.rename(self.directory / f"gone-{self._gone}")
+        shutil.rmtree(self.directory / f"gone-{self._gone - 1}", ignore_errors=True)
+
+    @property
+    def _other(self) -> EmbeddedPostgres:
+        assert self._standby is not None, "there is no standby"
+        return self._standby
+
+    def _set(self, names: str) -> None:
+        with psycopg.connect(url_of(self._data), autocommit=True) as connection:
+            connection.execute(f"ALTER SYSTEM SET synchronous_standby_names = {names}".encode())
+            connection.execute("SELECT pg_reload_conf()")
+
+    def _follows(self) -> bool:
+        with psycopg.connect(url_of(self._data), autocommit=True) as connection:
+            row = connection.execute(
+                "SELECT FROM pg_stat_replication WHERE sync_state = 'sync' AND state = 'streaming'"
+            ).fetchone()
+        return row is not None
 
 
 class NoRightsError(Exception):

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import closing, suppress
+from typing import Any
 
 import psycopg
 import pytest
+from psycopg.conninfo import conninfo_to_dict
 
 from tenantry.database.embedded import EmbeddedPostgres
 from tenantry.database.liveness import Silence, bounded
 from tenantry.database.pool import Database
+from tenantry.urls import postgres_url
 from tests.services_postgres import frozen, running_server
 
 
@@ -37,6 +40,36 @@ def test_a_frozen_server_is_given_up_in_time_and_used_again_afterwards(
             connection.execute("SELECT 1")
 
 
+def test_of_several_one_that_is_frozen_is_given_up_though_another_answers(
+    server: EmbeddedPostgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tenantry.database.liveness.PROBE_AFTER", 0.5)
+    monkeypatch.setattr("tenantry.database.sessions.PROBE_TIMEOUT", 2)
+    monkeypatch.setattr("tenantry.database.sessions.EACH", 2.0)
+    with running_server() as standby:
+        directories = [str(one.log_dir.parent) for one in (server, standby)]
+        hosts = [(conninfo_to_dict(one.start())["host"], "5432") for one in (server, standby)]
+        url = postgres_url(user="postgres", hosts=hosts, database="postgres")
+        with closing(Database(url)) as database:
+            database.open()
+            with database.connection() as connection:
+                assert where(connection) == directories[0]
+                with frozen(server):
+                    with pytest.raises(psycopg.OperationalError, match="fallen silent"):
+                        connection.execute("SELECT 1")
+                    with database.listen_connection() as other:
+                        assert where(other) == directories[1]
+            # Who took over keeps it, also when the first is back.
+            with database.listen_connection() as connection:
+                assert where(connection) == directories[1]
+
+
+def where(connection: psycopg.Connection[Any]) -> str:
+    row = connection.execute("SHOW data_directory").fetchone()
+    assert row is not None
+    return str(row[0])
+
+
 class _Answers(Silence):
     def __init__(self, *, silent: bool) -> None:
         super().__init__(lambda: pytest.fail("nobody was to connect"))
@@ -58,7 +91,7 @@ def go_along(silence: Silence, clock: list[float], *, longest: float | None = No
     given_up: list[str] = []
     going = bounded(
         waiting(len(clock)),  # type: ignore[arg-type]
-        silence=silence,
+        silent=silence.found,
         longest=longest,
         give_up=lambda: given_up.append("given up"),
     )

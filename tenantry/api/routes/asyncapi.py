@@ -6,6 +6,7 @@ import re
 import socket
 from collections.abc import Mapping
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -47,11 +48,15 @@ async def describe(services: Injected, tenant_id: str, who: Who, request: Reques
 
 
 def _http(services: Services, request: Request) -> HttpPlace:
-    """Say where the API is: as who asks has found it, or else by the settings."""
+    """Say where the API is: by its public URL, as it was found, or else by the settings."""
     told = services.info.get("server")
     server: Mapping[str, Any] = told if isinstance(told, Mapping) else {}
+    tokens = services.identity.is_asked_for
+    if public := server.get("public_url"):
+        url = urlsplit(public)
+        return HttpPlace(host=url.netloc, path=url.path, tls=url.scheme == "https", tokens=tokens)
     host = request.headers.get("host", "")
     if connection_of(request.scope).listener is Listener.CONTROL or not _HOST.fullmatch(host):
         own = str(server.get("host") or "localhost")
         host = address(socket.gethostname() if own in _ANY else own, server.get("port"))
-    return HttpPlace(host=host, tls=bool(server.get("tls")), tokens=services.identity.is_asked_for)
+    return HttpPlace(host=host, tls=bool(server.get("tls")), tokens=tokens)

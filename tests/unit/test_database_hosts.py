@@ -1,0 +1,67 @@
+"""In which order the servers of a database are tried."""
+
+from __future__ import annotations
+
+import pytest
+
+from tenantry.database.failures import place
+from tenantry.database.hosts import Hosts, Place
+
+ONE, TWO, THREE = (Place(name, "", "5432") for name in ("one", "two", "three"))
+
+
+def order(hosts: Hosts) -> str:
+    return hosts.parameters()["host"]
+
+
+def test_who_let_us_in_last_is_tried_first_and_the_others_as_they_were() -> None:
+    hosts = Hosts({"host": "one,two,three"})
+    assert order(hosts) == "one,two,three"
+    hosts.prefer(THREE)
+    assert order(hosts) == "three,one,two"
+    hosts.prefer(TWO)
+    assert order(hosts) == "two,three,one"
+    hosts.prefer(Place("nobody", "", "5432"))
+    assert order(hosts) == "two,three,one"
+
+
+def test_ports_and_addresses_go_with_their_hosts() -> None:
+    given = {"host": "one,one", "hostaddr": "10.0.0.1,10.0.0.2", "port": "5432,5433"}
+    hosts = Hosts(given)
+    assert hosts.parameters() == given
+    hosts.prefer(Place("one", "10.0.0.2", "5433"))
+    assert hosts.parameters() == {
+        "host": "one,one", "hostaddr": "10.0.0.2,10.0.0.1", "port": "5433,5432"
+    }  # fmt: skip
+
+
+def test_addresses_alone_are_hosts_and_a_port_is_for_all_of_them() -> None:
+    hosts = Hosts({"hostaddr": "10.0.0.1,10.0.0.2", "port": "6000"})
+    # libpq tells the address as the name where it was given none.
+    hosts.prefer(Place("10.0.0.2", "10.0.0.2", "6000"))
+    assert hosts.parameters() == {"hostaddr": "10.0.0.2,10.0.0.1", "port": "6000,6000"}
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {},
+        {"host": "one"},
+        {"host": "/run/postgresql", "port": "5433"},
+        {"host": "one,two", "load_balance_hosts": "random"},
+        {"host": "one,two", "port": "1,2,3"},
+        {"host": "one,two", "hostaddr": "10.0.0.1"},
+    ],
+)
+def test_one_alone_and_what_is_in_no_order_of_ours_stays_as_it_was_given(
+    parameters: dict[str, str],
+) -> None:
+    hosts = Hosts(parameters)
+    hosts.prefer(TWO)
+    assert not hosts.several
+    assert hosts.parameters() == {}
+
+
+def test_people_are_told_of_all_of_them() -> None:
+    assert place({"host": "one,two", "port": "5432,5433"}) == "PostgreSQL at one:5432, two:5433"
+    assert place({"host": "one,/run/pg", "port": "1"}) == "PostgreSQL at one:1, /run/pg"
