@@ -78,6 +78,11 @@ class Storm:
             rows = connection.execute("SELECT node, count(*) FROM tenantry.owners GROUP BY node")
             return Counter(dict(rows.fetchall()))
 
+    def one_with_tenants(self) -> Member:
+        """Choose one that others have something to take from, and to shut out for."""
+        owned = self.owned_by()
+        return self.rig.random.choice([one for one in self.members if owned[one.name]])
+
     def wait_without(self, victim: Member | None) -> None:
         """Wait until all others consume for all tenants, and a victim for none."""
         there = [one for one in self.members if one is not victim]
@@ -198,7 +203,7 @@ def run(
         for number in rig.rounds(rounds):
             rig.wait_for_some()
             rig.moment(0.3)
-            victim = rig.random.choice(storm.members)
+            victim = storm.one_with_tenants()
             # Each kind comes in turn, at whichever node.
             if storm.faults[(number - 1) % len(storm.faults)](victim):
                 victim.program.spawn()
