@@ -13,12 +13,20 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, TypeVar
 
 import jwt
+import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
 from tests.waiting import DEADLINE
 
 ISSUER = "https://login.test/realms/one"
 AUDIENCE = "tenantry"
+
+LOOKS_BROKEN_OFF = [
+    pytest.mark.filterwarnings("ignore:unclosed transport:ResourceWarning"),
+    pytest.mark.filterwarnings(r"ignore:unclosed <socket.socket fd=\d+, family=2:ResourceWarning"),
+]
+"""Marks of tests in which a look for keys may be broken off: anyio loses a connection that is made
+in the moment in which it is told to give up; Python closes it then, and says so."""
 
 
 @cache

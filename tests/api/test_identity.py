@@ -19,8 +19,17 @@ from tenantry.http.provider_keys import Pace, ProviderKeys
 from tenantry.http.tokens import Principal, Tokens
 from tests.api.page import Browser
 from tests.api.serving import SECRET, Served, World, serving
-from tests.identity_provider import AUDIENCE, ISSUER, KeyServer, Signer, key_server
+from tests.identity_provider import (
+    AUDIENCE,
+    ISSUER,
+    LOOKS_BROKEN_OFF,
+    KeyServer,
+    Signer,
+    key_server,
+)
 from tests.waiting import DEADLINE, eventually
+
+pytestmark = LOOKS_BROKEN_OFF
 
 NEW = "a new secret that takes the place of the old one"
 
