@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -22,6 +22,7 @@ from tenantry.control.port import ActorStatus, SystemState, TermStatus
 from tenantry.metrics.statistics import Slot
 from tests import preloaded
 from tests.api.serving import Served
+from tests.commands import THAT_DO_SOMETHING
 from tests.waiting import DEADLINE
 
 REPOSITORY = Path(__file__).parents[2]
@@ -37,18 +38,7 @@ def data(run: Run, *arguments: str) -> Any:
     return json.loads(out)
 
 
-def commands(group: click.Group, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
-    context = click.Context(group)
-    for name in group.list_commands(context):
-        command = group.get_command(context, name)
-        assert command is not None
-        if isinstance(command, click.Group):
-            yield from commands(command, (*path, name))
-        else:
-            yield (*path, name)
-
-
-@pytest.mark.parametrize("command", list(commands(cli)), ids=" ".join)
+@pytest.mark.parametrize("command", THAT_DO_SOMETHING, ids=" ".join)
 def test_every_command_has_help_with_an_example_and_a_config_option(
     run: Run, command: tuple[str, ...]
 ) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator
 from importlib.metadata import PathDistribution
 from pathlib import Path
 
@@ -18,26 +17,12 @@ from scripts import debian, manpages
 from tenantry.cli.main import cli
 from tenantry.settings import load
 from tenantry.settings.load import CREDENTIALS
+from tests.commands import COMMANDS
 from tests.waiting import DEADLINE
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "debian"
 UNITS = ["tenantry.service", "tenantry@.service"]
-
-
-def commands(
-    command: click.Command = cli, path: tuple[str, ...] = ()
-) -> Iterator[tuple[tuple[str, ...], click.Command]]:
-    """Give every command there is, with the words that call it."""
-    yield path, command
-    if isinstance(command, click.Group):
-        for name in command.list_commands(click.Context(command)):
-            each = command.get_command(click.Context(command), name)
-            assert each is not None
-            yield from commands(each, (*path, name))
-
-
-COMMANDS = dict(commands())
 
 
 def options(command: click.Command) -> set[str]:
