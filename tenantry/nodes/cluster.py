@@ -1,4 +1,4 @@
-"""The nodes as the API of one of them shows them, and what operators may ask of them."""
+"""The nodes for the API: listed, drained, and asked which of them owns a tenant."""
 
 from __future__ import annotations
 
@@ -20,30 +20,30 @@ from tenantry.terms.lease import LEASE, RENEW_EVERY
 
 
 class NodesShown:
-    """The nodes, for a daemon that is none, or not yet: it lists them, and changes nothing."""
+    """The nodes, for a daemon that has not joined: it lists them, and changes nothing."""
 
     def __init__(self, nodes: PostgresNodes) -> None:
         self.name = ""
         self._nodes = nodes
 
     def owned(self, tenant_id: str) -> Owned | None:  # noqa: ARG002
-        """See `Cluster.owned`: none is."""
+        """See `Cluster.owned`: it owns none."""
         return None
 
     def glance(self) -> Sequence[Glance]:
-        """See `Cluster.glance`: none is seen without looking."""
+        """See `Cluster.glance`: nothing is known without asking the database."""
         return ()
 
     def place(self, tenant_id: str) -> str | None:  # noqa: ARG002
-        """See `Cluster.place`: nobody knows here."""
+        """See `Cluster.place`: not known here."""
         return None
 
     def first(self) -> str | None:
-        """See `Cluster.first`: nobody knows here."""
+        """See `Cluster.first`: not known here."""
         return None
 
     def is_silent(self, name: str) -> bool:  # noqa: ARG002
-        """See `Cluster.is_silent`: nobody is listened to here."""
+        """See `Cluster.is_silent`: renewals are not watched here."""
         return False
 
     def owners(self, tenant_ids: Collection[str]) -> Mapping[str, Owned]:
@@ -59,7 +59,7 @@ class NodesShown:
         ]
 
     def _state(self, node: Node) -> NodeState:
-        # Who has not watched for a lease goes by the database's clock.
+        # Without having watched for the length of a lease, the database's clock has to do.
         return state_of(node, alive=node.standing.held and node.heard < LEASE)
 
 
@@ -90,7 +90,7 @@ class NodesFromOne(NodesShown):
         return there is None or not there.standing.held or there.heard > 2 * RENEW_EVERY
 
     def introduction(self, name: str) -> Introduction | None:
-        """Say how a node is reached, without waiting; None where it has not been seen."""
+        """Give what a node has registered, without waiting; None if it has not been seen."""
         found = (one.introduction for one in self._membership.seen if one.name == name)
         return next(found, None)
 

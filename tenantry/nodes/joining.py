@@ -27,12 +27,12 @@ _BOOT: Final = Path("/proc/sys/kernel/random/boot_id")
 
 
 class NodeNameTakenError(Exception):
-    """The name that was asked for is another node's, which is at work."""
+    """The configured name belongs to another node, which is at work."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Joined:
-    """A node's name and term, the claim of its sessions, and what it has seen of the others."""
+    """A joined node: its name and term, its sessions' claim, and its watchers of other nodes."""
 
     name: str
     term: Term
@@ -42,10 +42,10 @@ class Joined:
 
 
 class Joining:
-    """A daemon that would be a node; its owner calls `try_to_join` again and again.
+    """Joins a daemon to the nodes; its owner calls `try_to_join` repeatedly.
 
-    Without a `name` it is the host's, with a number where that is taken. As a `standby` it joins
-    only when nobody else is at work.
+    Without a `name`, the node takes the host's, with a number where that is taken. A `standby`
+    joins only when no other node is at work.
     """
 
     def __init__(
@@ -58,9 +58,9 @@ class Joining:
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         self.standing: Standing | None = None
-        """How the term stands of one that is at work; None before that is known."""
+        """The state of a working node's term; None until it is known."""
         self.trouble: str | None = None
-        """Why nodes can't be seen, or joined, as long as that is so."""
+        """Why the nodes can't be read or joined at present, if so."""
         self._database = database
         self._nodes = PostgresNodes(database)
         self._me = me
@@ -71,10 +71,10 @@ class Joining:
         self._first_seen: dict[str, Standing] = {}
 
     def try_to_join(self) -> Joined | None:
-        """Look, and join if that is possible; None while it is not.
+        """Read the nodes, and join if that is possible; None while it is not.
 
-        Takes a few seconds at most, and never raises for a place that is away. Raises
-        `NodeNameTakenError` where the name that was asked for is a node's that renews its term.
+        Takes a few seconds at most, and does not raise while the database is away. Raises
+        `NodeNameTakenError` if a node that renews its term has the configured name.
         """
         try:
             joined = self._try()
@@ -104,7 +104,7 @@ class Joining:
         return None
 
     def _names(self, nodes: Sequence[Node]) -> Iterator[str]:
-        """Give the names to try, the best first: the one that this daemon had before."""
+        """Give the names to try, best first: the name that this daemon had before, if any."""
         if self._name is not None:
             yield self._name
             return
@@ -117,7 +117,7 @@ class Joining:
             yield f"{base}-{number}"
 
     def _refuse(self, node: Node) -> None:
-        """Refuse a name whose holder is seen to live; until then it may be one that has died."""
+        """Refuse a name once its holder is seen to renew its term; until then it may be dead."""
         self.standing = node.standing
         first = self._first_seen.setdefault(node.name, node.standing)
         if _beat(first) != _beat(node.standing):
@@ -128,14 +128,14 @@ class Joining:
             )
 
     def _take(self, name: str, judged: Standing | None) -> Joined | None:
-        """Take a name whose holder was `judged` dead, unless somebody else has by now."""
+        """Take a name whose holder was `judged` dead, unless another daemon has taken it since."""
         slot = self._nodes.open(name)
         terms = PostgresTerms(self._database, scope_of(name), slot=slot)
         standing = terms.look()
         if standing.held and standing.holder.instance != self._me.instance:
             if judged is None or _beat(judged) != _beat(standing):
-                return None  # It is another's, who lives: there is another name at the next look.
-            # It has lapsed: what it owned is nobody's first, so that all know of a new owner.
+                return None  # Its holder lives: the next attempt tries another name.
+            # It has lapsed: its tenants are freed first, so that all nodes see a new owner.
             self._nodes.bury(name, standing)
             standing = terms.look()
         asked_at = time_since_boot()
@@ -153,7 +153,7 @@ class Joining:
         )
 
     def introduce(self, said: Introduction) -> None:
-        """Say who it is that has joined."""
+        """Register the joined node."""
         self._nodes.introduce(said)
 
 

@@ -1,7 +1,7 @@
-"""A node among the others: what it takes, what it gives away, and whom it fences off.
+"""A node's membership: which tenants it claims and hands over, and which nodes it fences off.
 
-Each node looks for itself and decides for its own tenants alone, and for those that are nobody's.
-Nodes may see different things for a moment: a claim and a hand-over are decided by the database.
+Each node watches the others by itself, and decides for its own tenants and for those without an
+owner. Nodes may disagree for a moment: the database decides each claim and hand-over.
 """
 
 from __future__ import annotations
@@ -24,41 +24,41 @@ from tenantry.unavailable import UnavailableError
 log: Final = structlog.get_logger("nodes")
 
 LEAVING: Final = 8
-"""Tenants that are drained at once to be handed over."""
+"""How many tenants are drained at once for their hand-over."""
 
 LOOK_AT_TENANTS_EVERY: Final = 5.0
-"""Seconds between looks at whose tenants are, where no notification has told of a change."""
+"""Seconds between reads of the ownership of tenants, where no notification came before."""
 
 STRANDED: Final = 15.0
-"""Seconds after which a node that can't consume gives its tenants to others that can, and could all
-the while: an outage that all of them see moves nothing."""
+"""Seconds after which a node that can't consume hands its tenants over to nodes that could all the
+while: an outage of all nodes moves nothing."""
 
 REPORT_EVERY: Final = 3.0
-"""Seconds between reports of how many messages a node stores."""
+"""Seconds between reports of a node's rate."""
 
 
 class Watchers:
-    """Which nodes are alive, by how their terms stand; from one thread."""
+    """Tells by their terms which nodes are alive. Used by one thread."""
 
     def __init__(self, me: Holder) -> None:
         self._me = me
         self._watches: dict[str, TermWatch] = {}
 
     def alive(self, nodes: Sequence[Node], now: float) -> set[str]:
-        """Name the nodes that may be at work, and are no earlier life of the one that looks."""
+        """Name the nodes that may be at work, without earlier processes of this node."""
         for gone in self._watches.keys() - {node.name for node in nodes}:
             del self._watches[gone]
         found = set()
         for node in nodes:
             watch = self._watches.setdefault(node.name, TermWatch(self._me))
-            # Seen in any case: a lease is counted from the first look on.
+            # Called for every node: a lease counts from the first time it was seen.
             lapsed = watch.may_take(node.standing, now)
             if not lapsed:
                 found.add(node.name)
         return found
 
     def interrupted(self) -> None:
-        """Note that nobody could be looked at for a while: they may not have been able to tell."""
+        """Note a gap in watching: the other nodes may not have been able to renew either."""
         for watch in self._watches.values():
             watch.interrupted()
 
@@ -75,8 +75,8 @@ def state_of(node: Node, *, alive: bool) -> NodeState:
 def candidates(nodes: Sequence[Node], alive: Collection[str]) -> dict[str, float]:
     """Give the nodes that tenants are placed on, with their weights.
 
-    Active ones. Where there are none, those that join, and at last those that drain: somebody has
-    to do the work.
+    These are the active nodes; if there are none, the joining ones, and at last the draining ones,
+    as some node has to do the work.
     """
     there = [node for node in nodes if node.name in alive]
     for fit in (
@@ -90,14 +90,14 @@ def candidates(nodes: Sequence[Node], alive: Collection[str]) -> dict[str, float
 
 
 class Membership:
-    """What a node owns, and the turns in which that changes. `turn` is one thread's.
+    """The tenants that a node owns; `turn` updates them, and is called by one thread.
 
-    `acquire` is called with tenants that are this node's from now on, and whether their former node
-    has left them in order; `release` with one to be drained, for which `released` is to be called
-    once nothing is done for it here any more. `shut_out` is called with name and term of a node
-    that can write nothing any more, before its tenants are taken; it tells whether that node can do
+    `acquire` is called with tenants that this node owns from now on, and whether their former owner
+    has drained them. `release` is called with a tenant to drain; its owner calls `released` once
+    this node does nothing for it any more. `shut_out` is called with name and term of a node that
+    is fenced off in the database, before its tenants are claimed; it tells whether that node can do
     nothing on the broker either. `stranded` gives for how many seconds this node has not been able
-    to consume. `moved` is told of tenants that came from another node.
+    to consume. `moved` is called with tenants that came from another node.
     """
 
     def __init__(
@@ -127,7 +127,7 @@ class Membership:
         self._shut_out = shut_out
         self._moved = moved
         self._now = now
-        # A claim by another thread and what is then known of it are one.
+        # A claim and the update of `_owned` after it are one step, whichever thread claims.
         self._lock = threading.Lock()
         self._owned: dict[str, Owned] = {}
         self._gone: set[str] = set()
@@ -142,39 +142,39 @@ class Membership:
         self.seen: tuple[Node, ...] = ()
         """All nodes, as last seen."""
         self.alive: frozenset[str] = frozenset()
-        """Those of them that may be at work."""
+        """The names of the nodes that may be at work."""
         self.wake: Callable[[], object] = lambda: None
-        """Has the next turn come at once."""
+        """Called to have the next turn at once."""
 
     # From any thread.
 
     def owns(self, tenant_id: str) -> bool:
-        """Tell whether a tenant is this node's."""
+        """Tell whether this node owns a tenant."""
         return tenant_id in self._owned
 
     def owned(self, tenant_id: str) -> Owned | None:
-        """Give what is known of a tenant that is this node's."""
+        """Give the ownership of a tenant, if this node owns it."""
         return self._owned.get(tenant_id)
 
     expects = owns
 
     def epoch(self, tenant_id: str) -> int | None:
-        """Give the epoch under which a tenant is this node's; None where it is not."""
+        """Give the epoch under which this node owns a tenant; None where it does not."""
         owned = self._owned.get(tenant_id)
         return None if owned is None else owned.epoch
 
     def place(self, tenant_id: str, wanted: str | None = None) -> str | None:
-        """Choose a tenant's node, by what was seen last."""
+        """Choose a tenant's node among the nodes as last seen."""
         return place(tenant_id, candidates(self.seen, self.alive), wanted)
 
     def claim(self, tenant_id: str) -> bool:
-        """Make a tenant this node's that is about to be made; False where it is another's.
+        """Claim a tenant that is about to be created; False if another node owns it.
 
         Raises `NodesUnavailableError`.
         """
         with self._lock:
             if tenant_id in self._gone:
-                # Whatever was wished for the former tenant of this id is not for the next.
+                # The node wanted for the former tenant of this id is not the next one's.
                 self._nodes.let_go(self.name, [tenant_id])
             for one in self._nodes.claim(self.name, [tenant_id]):
                 self._owned[tenant_id] = one
@@ -183,31 +183,31 @@ class Membership:
         return self.owns(tenant_id)
 
     def elsewhere(self, tenant_id: str) -> str | None:
-        """Name the other node whose a tenant is, if it is one's. Raises `NodesUnavailableError`."""
+        """Name the other node that owns a tenant, if any. Raises `NodesUnavailableError`."""
         owned = self._nodes.owners([tenant_id]).get(tenant_id)
         return None if owned is None or owned.node == self.name else owned.node
 
     def released(self, tenant_id: str) -> None:
-        """Note that nothing is done for a tenant here any more: it may be given away."""
+        """Note that this node does nothing for a tenant any more: it may be handed over."""
         self._released.put(tenant_id)
         self.wake()
 
     def looks_after(self, tenant_id: str) -> bool:
-        """Tell whether what is left of a deleted tenant is this node's to remove."""
+        """Tell whether this node removes what is left of a deleted tenant."""
         return self.owns(tenant_id) or self.place(tenant_id) == self.name
 
     def first(self) -> str:
-        """Name the node that does what one does for all: it is the oldest active one."""
+        """Name the node that does the work that one does for all: the oldest active one."""
         there = [node for node in self.seen if node.name in self.alive]
         first = min(there, key=lambda node: (not node.active, node.joined_at), default=None)
         return self.name if first is None else first.name
 
     def is_first(self) -> bool:
-        """Tell whether that is this node."""
+        """Tell whether this node is the first."""
         return self.first() == self.name
 
     def gone(self, tenant_id: str) -> None:
-        """Note that a tenant exists no more."""
+        """Note that a tenant no longer exists."""
         with self._lock:
             if self._owned.pop(tenant_id, None) is not None:
                 self._gone.add(tenant_id)
@@ -216,13 +216,13 @@ class Membership:
     # One turn after another.
 
     def interrupted(self) -> None:
-        """Note that there was no looking for a while."""
+        """Note a gap between turns."""
         self._watchers.interrupted()
 
     def turn(self, *, told: bool = False) -> None:
-        """Look at the nodes, and do what follows; at whose tenants are too, if `told` of a change.
+        """Read the nodes and act on changes; if `told` of one, read the ownership of tenants too.
 
-        Raises `NodesUnavailableError`; the next turn goes on where this one has ended.
+        Raises `NodesUnavailableError`; the next turn continues where this one ended.
         """
         now = self._now()
         self.seen = seen = tuple(self._nodes.look())
@@ -257,7 +257,7 @@ class Membership:
         return buried
 
     def _take(self, weights: Mapping[str, float]) -> None:
-        """Take what is this node's: nobody's tenants that belong here, and what was handed over."""
+        """Claim the free tenants that are placed here, and take over those handed to this node."""
         with self._lock:
             unowned = self._nodes.unowned()
             mine = [
@@ -267,7 +267,7 @@ class Membership:
             before = dict(self._owned)
             owned = {one.tenant_id: one for one in self._nodes.owned(self.name)}
             if missing := before.keys() - owned.keys():
-                # In the making, or taken from us: then this node's own term is over, too.
+                # Being created, or fenced off: then this node's own term is over as well.
                 there = self._nodes.owners(missing)
                 for tenant_id in missing:
                     one = there.get(tenant_id)
@@ -278,12 +278,12 @@ class Membership:
             if self._gone:
                 self._nodes.let_go(self.name, self._gone)
                 self._gone.clear()
-            # Where a tenant was made, another node may not have been seen yet that it belongs to.
+            # A tenant may have been created here before the node it belongs on was seen.
             made = self._made & owned.keys()
             if any(place(one, weights, owned[one].wanted) != self.name for one in made):
                 self._placed_for = None
             self._made -= made
-            # Last: who finds it here asks the actors, and these are told right after it.
+            # Last: readers of `_owned` go to the actors, which are told right after this.
             self._owned.update(owned)
         handed = [one for tenant_id, one in owned.items() if tenant_id not in before]
         fresh = {one.tenant_id for one in claimed}
@@ -293,7 +293,7 @@ class Membership:
             self._placed_for = None
 
     def _claim(self, mine: Sequence[str]) -> Sequence[Owned]:
-        """Claim tenants, once who had them does nothing on the broker any more either."""
+        """Claim tenants, once their former nodes can do nothing on the broker any more either."""
         for node in self.seen:
             number = node.standing.number
             known = self._numbers.get(node.name) == number
@@ -314,7 +314,7 @@ class Membership:
         return self._stranded() >= STRANDED and any(now - since >= STRANDED for since in others)
 
     def _let_go(self, weights: Mapping[str, float]) -> None:
-        """Have tenants drained that belong to others, a few at a time."""
+        """Have tenants drained that belong on other nodes, a few at a time."""
         if weights != self._placed_for:
             self._placed_for = dict(weights)
             self._to_go.clear()
@@ -328,7 +328,7 @@ class Membership:
                 self._release(tenant_id)
 
     def _give(self, weights: Mapping[str, float]) -> None:
-        """Give away what was drained for it; what has nobody to go to any more stays."""
+        """Hand over the drained tenants; a tenant with no other node left to go to stays."""
         while not self._released.empty():
             tenant_id = self._released.get()
             owned = self._owned.get(tenant_id)

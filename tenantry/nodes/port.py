@@ -1,4 +1,4 @@
-"""What nodes know of one another, and of whose each tenant is."""
+"""The port for nodes: which nodes there are, and which of them owns a tenant."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from tenantry.unavailable import UnavailableError
 
 
 class NodesUnavailableError(UnavailableError):
-    """Where nodes are kept can't be reached; the same call may succeed later."""
+    """The store of nodes can't be reached; the same call may succeed later."""
 
 
 class NodeNotFoundError(Exception):
-    """There is no node of the name."""
+    """There is no node of this name."""
 
     def __init__(self, name: str) -> None:
         super().__init__(f"there is no node {name!r}")
 
 
 class NodeRefusedError(Exception):
-    """What was asked of a node is not possible as things are; the message says why."""
+    """The request can't be met in the present state of the nodes; the message says why."""
 
 
 class NodeState(StrEnum):
-    """What a node is doing. One that is lost has not been heard of for a lease, or has left."""
+    """What a node is doing. A lost node has not renewed its term for a lease, or has left."""
 
     JOINING = "joining"
     ACTIVE = "active"
@@ -38,10 +38,10 @@ class NodeState(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Introduction:
-    """What a node says of itself as it joins.
+    """What a node registers about itself when it joins.
 
-    `machine` is the same for processes that can reach one another's sockets; `socket` is the
-    control socket there, `address` the URL of the API for nodes elsewhere.
+    `machine` is equal for processes that can reach one another's Unix sockets; `socket` is the
+    path of the node's control socket, `address` the URL of its API for other machines.
     """
 
     name: str
@@ -54,10 +54,10 @@ class Introduction:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Node:
-    """A node as it is kept: what it has said of itself, and how its term stands.
+    """A node as it is stored: what it has registered, and the state of its term.
 
-    It is `active` once it consumes; `draining` where it is to be empty. `rate` is messages stored a
-    second, `heard` the seconds since it renewed its term, by the database's clock.
+    It is `active` once it consumes, and `draining` while its tenants are to leave it. `rate` is in
+    messages stored a second; `heard` in seconds since it renewed its term, by the database's clock.
     """
 
     introduction: Introduction
@@ -70,15 +70,15 @@ class Node:
 
     @property
     def name(self) -> str:
-        """Its name, which no other has."""
+        """Its name, unique among the nodes."""
         return self.introduction.name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Owned:
-    """Whose a tenant is: `node` (None: nobody's), since which `epoch`, and where it is `wanted`.
+    """Which node owns a tenant, if any does, under which `epoch`.
 
-    `previous` is the node that had it before; empty, where none had.
+    `wanted` is the node that an operator has chosen for it, `previous` the former owner or empty.
     """
 
     tenant_id: str
@@ -91,53 +91,53 @@ class Owned:
 class Nodes(Protocol):
     """The nodes of one database. Callable from any thread.
 
-    What changes something is done under the caller's own term. Every call may raise
-    `NodesUnavailableError`, and have had its effect nevertheless.
+    A change is made under the caller's own term. Every call may raise `NodesUnavailableError`, and
+    may have taken effect nevertheless.
     """
 
     def look(self) -> Sequence[Node]:
-        """Give all nodes there are, by name."""
+        """Give all nodes, ordered by name."""
 
     def report(self, name: str, *, active: bool, rate: float) -> None:
-        """Tell how a node is."""
+        """Store whether a node is active, and its rate."""
 
     def bury(self, name: str, seen: Standing) -> bool:
-        """Fence a node off that has lapsed, and make its tenants nobody's.
+        """Fence off a node whose term has lapsed, and free its tenants.
 
-        Only for a caller that knows that it has. False where it is not as it was seen any more.
+        The caller must know that it has lapsed. False where the term is no longer as in `seen`.
         """
 
     def owned(self, name: str) -> Sequence[Owned]:
         """Give the tenants of a node."""
 
     def unowned(self) -> Mapping[str, str | None]:
-        """Give the tenants that exist and are nobody's, each with where it is wanted."""
+        """Give the existing tenants without an owner, each with its wanted node."""
 
     def claim(self, name: str, tenant_ids: Collection[str]) -> Sequence[Owned]:
-        """Make tenants a node's that are nobody's; give those that are its own now."""
+        """Have a node claim tenants without an owner; give those that it owns now."""
 
     def hand_over(self, tenant_id: str, *, source: str, target: str | None) -> int | None:
-        """Give a tenant to another node, or to nobody; its new epoch, None if it was not given.
+        """Move a tenant to another node, or free it; give its new epoch, None if it did not move.
 
-        What `source` was storing is committed before, and nothing of its own after.
+        Transactions of `source` for the tenant commit before the move, or never.
         """
 
     def let_go(self, name: str, tenant_ids: Collection[str]) -> None:
-        """Forget whose tenants were that exist no more, if they were this node's."""
+        """Remove the ownership of deleted tenants, as far as this node owned them."""
 
     def owners(self, tenant_ids: Collection[str]) -> Mapping[str, Owned]:
-        """Tell whose tenants are, by id; who never was anybody's is left out."""
+        """Give the ownership of tenants, by id; tenants that never had an owner are left out."""
 
     def leave(self, name: str, number: int) -> None:
-        """Give a node's term back and make its tenants nobody's; nothing is done for them any more.
+        """Release a node's term and free its tenants; the node must have stopped working for them.
 
-        Of a term that is lost, nothing.
+        Does nothing if the term is lost.
         """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Glance:
-    """A node and what it is doing, as last seen."""
+    """A node and its state, as last seen."""
 
     name: str
     state: NodeState
@@ -145,7 +145,7 @@ class Glance:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Listed:
-    """A node, what it is doing, and how many tenants are its own."""
+    """A node, its state, and the number of tenants that it owns."""
 
     node: Node
     state: NodeState
@@ -153,41 +153,41 @@ class Listed:
 
 
 class Cluster(Protocol):
-    """The nodes, as who is asked on one of them sees them. Callable from any thread."""
+    """All nodes, as one of them sees them. Callable from any thread."""
 
     @property
     def name(self) -> str:
-        """The name of this node; empty where it is none yet."""
+        """The name of this node; empty until it has joined."""
 
     def owned(self, tenant_id: str) -> Owned | None:
-        """Give what is known here of a tenant that is this node's, without waiting."""
+        """Give the ownership of a tenant of this node, without waiting; None for others."""
 
     def glance(self) -> Sequence[Glance]:
         """Give the nodes as last seen, without waiting."""
 
     def place(self, tenant_id: str) -> str | None:
-        """Name the node that a tenant that is not there yet belongs to, without waiting."""
+        """Name the node that a new tenant would be placed on, without waiting."""
 
     def first(self) -> str | None:
-        """Name the node that does what one does for all, without waiting."""
+        """Name the node that does the work that one does for all, without waiting."""
 
     def is_silent(self, name: str) -> bool:
-        """Tell whether a node has missed a renewal, without waiting: it may be lost."""
+        """Tell without waiting whether a node has missed a renewal of its term: it may be lost."""
 
     def owners(self, tenant_ids: Collection[str]) -> Mapping[str, Owned]:
-        """See `Nodes.owners`. Blocks, as all that follows; raises `NodesUnavailableError`."""
+        """See `Nodes.owners`. This and the next calls block, and raise `NodesUnavailableError`."""
 
     def listed(self) -> Sequence[Listed]:
-        """Give all nodes there are, by name."""
+        """Give all nodes, ordered by name."""
 
     def set_draining(self, name: str, *, draining: bool) -> None:
-        """Say whether a node is to be empty.
+        """Drain a node of its tenants, or end that.
 
-        Raises `NodeNotFoundError`; `NodeRefusedError` where no other could have its tenants.
+        Raises `NodeNotFoundError`; `NodeRefusedError` where no other node could take its tenants.
         """
 
     def want(self, tenant_id: str, node: str | None) -> None:
-        """Say on which node a tenant is wanted; None: on the one that placement chooses.
+        """Choose a tenant's node; with None, placement does.
 
         Raises `NodeNotFoundError`, and `NodeRefusedError` where that node takes no tenants.
         """

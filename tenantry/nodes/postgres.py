@@ -29,11 +29,11 @@ class PostgresNodes:
         self._sql = queries("nodes")
 
     def open(self, name: str) -> int:
-        """Make a place for a node of a name, where there is none; give the slot of its fence."""
+        """Make the row of a node name, if there is none; give the slot of its fence."""
         return int(self._rows("open", name=name)[0][0])
 
     def introduce(self, said: Introduction) -> None:
-        """Say who a node is that joins under its name's term."""
+        """Register a node that joins under the term of its name."""
         self._change(
             "introduce",
             name=said.name,
@@ -117,7 +117,7 @@ class PostgresNodes:
         return {row[0]: _owned((row[0], *row[2:]), row[1]) for row in rows}
 
     def want(self, tenant_id: str, node: str | None) -> None:
-        """Say on which node a tenant is wanted; None: on the one that placement chooses."""
+        """Choose a tenant's node; with None, placement does."""
         self._change("want", tenant=tenant_id, node=node)
         self._rows("tell", name=node or "")
 

@@ -1,1 +1,1 @@
-"""Turns at what there is too little of for all who want it, shared between tenants by weight."""
+"""Turns at scarce resources, shared between competing tenants by weight."""

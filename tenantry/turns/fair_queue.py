@@ -1,4 +1,4 @@
-"""Who is next, where several want what there is too little of: by weight, and what each has had."""
+"""A fair queue: which client gets the next turn at a scarce resource, by weight and past use."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import Final, Generic, TypeVar
 _Item = TypeVar("_Item")
 
 _NEW_SHARE: Final = 0.2
-"""How much its latest turn changes what a client's turns usually take."""
+"""How much of the latest turn goes into the moving average of what a client's turns cost."""
 
 _GUESS: Final = 0.01
-"""What a client's first turn is taken to take."""
+"""The assumed cost of a client's first turn."""
 
 _MANY_AWAY: Final = 1000
 
@@ -23,14 +23,14 @@ class _Client(Generic[_Item]):
     """A client with turns, or waiting for some."""
 
     finish: float
-    """The virtual time up to which it has had its share."""
+    """The virtual time up to which the client has used its share."""
     weight: float = 1.0
     usual: float = _GUESS
-    """What its turns usually take."""
+    """The moving average of what its turns cost."""
     running: int = 0
     waiting: deque[_Item] = field(default_factory=deque)
     queued_at: float | None = None
-    """The `finish` by which it stands in the queue, if it does."""
+    """The `finish` under which the client is queued; None while it is not queued."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,22 +43,22 @@ class Grant(Generic[_Item]):
 
 
 class FairQueue(Generic[_Item]):
-    """Start-time fair queueing: who has had the least for its weight is next.
+    """Start-time fair queueing: the client with the least use per weight is next.
 
-    What a turn takes, in seconds or in whatever else is shared, is known only when it has ended;
-    until then it counts as what the client's turns usually take. One client has `most_of_one` turns
-    at once at most, so that turns that take long leave room for others. Who was away has saved
-    nothing, and who comes back at once has gained nothing. It looks at no clock, and belongs to one
-    thread at a time.
+    The cost of a turn, in seconds or in another shared unit, is known only at its end; until then
+    the client is charged its average. A client has at most `most_of_one` turns at once, so that
+    long turns leave room for other clients. An idle client saves up nothing, and a client that
+    leaves and returns at once gains nothing. The queue reads no clock, and is used by one thread at
+    a time.
     """
 
     def __init__(self, *, most_of_one: int) -> None:
         self._most_of_one = most_of_one
         self._clients: dict[str, _Client[_Item]] = {}
         self._away: dict[str, float] = {}
-        """Up to when those have had their share who have none waiting: it may be in the future."""
+        """The `finish` of clients without turns, where it lies beyond the present virtual time."""
         self._order: list[tuple[float, int, str]] = []
-        """Those that wait and may have a turn, by `finish`; some by a former one, too."""
+        """Waiting clients that may have a turn, a heap by `finish`; some entries are outdated."""
         self._number = 0
         self._now = 0.0
         """The virtual time: when the latest turn began."""
@@ -89,7 +89,7 @@ class FairQueue(Generic[_Item]):
             self._leave(client)
 
     def next(self) -> Grant[_Item] | None:
-        """Give the next turn; None where nobody waits who may have one."""
+        """Give the next turn; None where no waiting client may have one."""
         order, clients = self._order, self._clients
         while order:
             begin, _, name = heapq.heappop(order)
@@ -105,7 +105,7 @@ class FairQueue(Generic[_Item]):
     def next_of(self, name: str) -> Grant[_Item] | None:
         """Give a client's next turn out of order; not if it has one, or has had its share.
 
-        For short turns beside long ones: who seldom has any does not wait for the end of others'.
+        For short turns beside long ones: a client that seldom asks does not wait for those to end.
         """
         client = self._clients.get(name)
         if client is None or not client.waiting or client.running or client.finish > self._now:
@@ -123,9 +123,9 @@ class FairQueue(Generic[_Item]):
         return grant
 
     def _queue(self, name: str, client: _Client[_Item]) -> None:
-        """See that a client stands in the queue if it may have a turn.
+        """Queue a client if it may have a turn.
 
-        One that has moved back since is found out when it comes first.
+        An entry that is outdated, as the client's `finish` has grown, is requeued by `next`.
         """
         if not client.waiting or client.running >= self._most_of_one:
             return
@@ -135,7 +135,7 @@ class FairQueue(Generic[_Item]):
             heapq.heappush(self._order, (client.finish, self._number, name))
 
     def ended(self, grant: Grant[_Item], taken: float) -> None:
-        """Note that a turn has ended, and what it has taken: as many seconds, say."""
+        """End a turn and charge its real cost, in seconds for example."""
         client = self._clients[grant.client]
         client.running -= 1
         client.finish += taken / client.weight - grant.charged
@@ -144,7 +144,7 @@ class FairQueue(Generic[_Item]):
         self._leave(grant.client)
 
     def unused(self, grant: Grant[_Item]) -> None:
-        """Note that a turn was given to a client that wants it no more."""
+        """Take back a turn whose client no longer wants it, without a charge."""
         client = self._clients[grant.client]
         client.running -= 1
         client.finish -= grant.charged

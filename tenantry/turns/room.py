@@ -1,4 +1,4 @@
-"""How much is worth having in hand at once: as little as stores as much."""
+"""How much work is worth doing at once: the least with which throughput is as high."""
 
 from __future__ import annotations
 
@@ -24,11 +24,10 @@ class _Trial(Enum):
 
 
 class Room:
-    """Room that is found by trying: with one more, for a second, or one less, and as before.
+    """Room whose size is found by trial: for a second with one more or one less, then compared.
 
-    Only what is stored while somebody waits tells anything: a window in which nobody has waited
-    for a moment is begun anew. `size` is what is to be kept to now, `least` what it begins with.
-    It looks at no clock.
+    Throughput tells something only while turns wait: a window in which, at some moment, none waited
+    is started again. `size` is the room in force, `least` the initial one. It reads no clock.
     """
 
     def __init__(self, *, least: float, most: float) -> None:
@@ -46,7 +45,7 @@ class Room:
         self._pause = self._left = SOONEST
 
     def note(self, work: float, now: float, *, contended: bool) -> None:
-        """Note that something is stored, and whether somebody waits for room."""
+        """Count stored work; `contended` says whether turns wait for room."""
         if not contended or self._since is None:
             self._since, self._work = now if contended else None, 0.0
             return
@@ -57,7 +56,7 @@ class Room:
             self._since, self._work = now, 0.0
 
     def _over(self, rate: float) -> None:
-        """Go on from a window in which so much was stored a second."""
+        """Evaluate a finished window, given its throughput a second."""
         if self.size != self._base:
             self._tried, self.size = rate, self._base
             return

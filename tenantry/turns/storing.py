@@ -91,6 +91,6 @@ class StoringTurns:
         if work > SMALL:
             sample = seconds / work
             pace = sample if self._pace is None else self._pace
-            # Nearer to the fast ones: one that is slow must not become what is usual.
+            # Closer to the fast values: a slow one must not become the norm.
             self._pace = pace + (sample - pace) * (0.3 if sample < pace else 0.01)
         return max(work, seconds / (SLOW * self._pace)) if self._pace else work

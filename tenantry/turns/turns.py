@@ -13,29 +13,29 @@ from tenantry.turns.fair_queue import FairQueue, Grant
 from tenantry.turns.room import Room
 
 LOOK_EVERY: Final = 1.0
-"""Seconds between looks, of those who wait, at whether somebody's room may be lent by now."""
+"""Seconds between two checks, by waiting threads, whether a long turn's room can be lent."""
 
 
 class Weights:
-    """The weights of tenants: 1, where nothing else was said. Callable from any thread."""
+    """The weights of tenants, 1 by default. Callable from any thread."""
 
     def __init__(self) -> None:
         self._weights: dict[str, int] = {}
 
     def weigh(self, tenant_id: str, weight: int) -> None:
-        """Have a tenant weigh so much from now on."""
+        """Set a tenant's weight."""
         if weight == 1:
             self._weights.pop(tenant_id, None)
         else:
             self._weights[tenant_id] = weight
 
     def of(self, tenant_id: str) -> int:
-        """Tell what a tenant weighs."""
+        """Give a tenant's weight."""
         return self._weights.get(tenant_id, 1)
 
 
 class Turn:
-    """A turn that somebody has, or waits for. It takes up so much `room`."""
+    """A turn that a tenant has or waits for; it takes up `room` while it runs."""
 
     __slots__ = ("began", "grant", "lent", "ready", "room")
 
@@ -50,11 +50,11 @@ class Turn:
 class Turns:
     """Turns of tenants, by their weights. Callable from any thread, which waits in `take`.
 
-    A turn begins while those there are take up less than all the room, and are fewer than `most`;
-    whoever asks goes at once, then, whatever it has had. Room is for those who compete: a tenant
-    needs none while others have small turns only. One tenant has `most_of_one` turns at once. The
-    room of one that has lasted for `lent_after` seconds is lent to others. A turn that takes up no
-    more room than `small` goes without any, if its tenant has no other, and has not had its share.
+    A turn begins at once, whatever its tenant's past use, while the running turns take up less than
+    all the room and are fewer than `most`. Room limits competing tenants only: a tenant needs none
+    while the others have small turns alone. A tenant has at most `most_of_one` turns at once. The
+    room of a turn that has lasted `lent_after` seconds is lent to others. A turn of at most `small`
+    needs no room if its tenant has no other turn and has not used up its share.
     """
 
     def __init__(
@@ -79,19 +79,19 @@ class Turns:
         self._working: dict[Turn, None] = {}
         """Turns whose room is not lent, the oldest first."""
         self.taken_up = 0.0
-        """How much room is taken up; others only read it."""
+        """How much room is taken up; read-only for callers."""
         self._count = 0
         self._large: Counter[str] = Counter()
-        """Turns that are not small, had or waited for, of those tenants that have any."""
+        """How many turns that are not small, running or waiting, each tenant has."""
 
     @property
     def waiting(self) -> int:
-        """How many wait for their turn."""
+        """The number of waiting turns."""
         return self._queue.waiting
 
     @property
     def running(self) -> int:
-        """How many turns there are."""
+        """The number of running turns."""
         return self._count
 
     def take(self, tenant_id: str, room: float, *, patience: float) -> Turn | None:
@@ -100,9 +100,9 @@ class Turns:
         return turn if turn.grant is not None or self._wait(tenant_id, turn, patience) else None
 
     def ask(self, tenant_id: str, room: float) -> Turn:
-        """Ask for a turn, which begins at once or later: it has a `grant` then. It is to be ended.
+        """Ask for a turn. It has a `grant` once it has begun; the caller must end it.
 
-        Where it is not begun, its `ready` is set when it is.
+        If it has not begun yet, its event `ready` is set when it does.
         """
         turn = Turn(room)
         with self._lock:
@@ -144,7 +144,7 @@ class Turns:
             self._go_on(now)
 
     def ended(self, turn: Turn, taken: Callable[[float], float]) -> None:
-        """Note that a turn is over; `taken` gives what it has taken, of how many seconds it was."""
+        """End a turn; `taken` gives its cost from the seconds that it lasted."""
         with self._lock:
             now = self._now()
             self._count -= 1
@@ -192,5 +192,5 @@ class Turns:
             self._take_off(turn)
 
     def _take_off(self, turn: Turn) -> None:
-        # What was added up in another order would leave a rest.
+        # Rounding errors of sums must not add up: without turns it is exactly 0.
         self.taken_up = self.taken_up - turn.room if self._working else 0.0
