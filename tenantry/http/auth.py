@@ -1,4 +1,4 @@
-"""Where a request comes from, who makes it, and whether they may: decided before it is read."""
+"""A request's listener, its caller and their rights: decided before the body is read."""
 
 from __future__ import annotations
 
@@ -30,30 +30,30 @@ from tenantry.http.tokens import Scope as TokenScope
 _CONNECTION_KEY: Final = "tenantry.connection"
 
 RELAYED_PEER: Final = b"tenantry-peer"
-"""The header in which the front names a request's peer, on the socket that is the front's alone."""
+"""The header with a request's peer, set by the front on the socket that only the front uses."""
 
 HANDED_ON: Final = b"tenantry-handed-on"
-"""The header with the node that a request was handed on by. Anybody may send it: all it does is
-that the request is not handed on once more.
+"""The header with the node that handed a request on. It is not trusted: its only effect is that the
+request is not handed on again.
 """
 
 MEANT_FOR: Final = b"tenantry-for"
-"""The header with the node that it was handed on to: several on one machine share an address."""
+"""The header with the node a request is meant for: nodes on one machine may share an address."""
 
 ELSEWHERE: Final = "Tenantry-Elsewhere"
-"""The header of a 503 that says that nothing was done, as the tenant is another node's or this one
-is about to begin: who has handed the request on tries again."""
+"""The header of a 503 for a request that was not carried out, as another node owns the tenant or
+this node has not begun yet: the node that handed the request on tries again."""
 
 MARKS: Final = frozenset({HANDED_ON, MEANT_FOR})
 
 CALLER: Final = b"tenantry-caller"
-"""The header in which a node says whose request it hands on, on another node's control socket. It
-is believed there of processes of the same user alone, and nowhere else.
+"""The header with the caller of a request that a node hands on to another node's control socket. It
+is trusted there from processes of the same user, and nowhere else.
 """
 
 
 class Listener(StrEnum):
-    """Which listener a request came in by."""
+    """The listener that accepted a request."""
 
     CONTROL = "control"
     TCP = "tcp"
@@ -65,7 +65,7 @@ class Connection:
 
     `peer` names the peer's credentials on the control socket and its address on TCP. `closing`
     is set once the server is about to stop, so that requests that wait are answered. `hang_up`
-    ends the connection at once, with whatever is unsent on it.
+    closes the connection at once, and drops what is unsent.
     """
 
     listener: Listener
@@ -74,17 +74,17 @@ class Connection:
     hang_up: Callable[[], None] | None = None
 
 
-# What no listener has marked is treated as the least trusted.
+# A request that no listener has marked is treated as the least trusted kind.
 _UNKNOWN: Final = Connection(listener=Listener.TCP, peer="unknown")
 
 
 def mark(scope: MutableMapping[str, Any], connection: Connection) -> None:
-    """Note on a request's scope how it came in. Only listeners do this."""
+    """Mark a request's scope with its listener. Only listeners call this."""
     scope[_CONNECTION_KEY] = connection
 
 
 def connection_of(scope: MutableMapping[str, Any]) -> Connection:
-    """Tell how a request came in."""
+    """Give a request's listener and peer."""
     found = scope.get(_CONNECTION_KEY)
     return found if isinstance(found, Connection) else _UNKNOWN
 
@@ -93,32 +93,32 @@ _PRINCIPAL_KEY: Final = "tenantry.principal"
 
 
 class Access(StrEnum):
-    """Who may call a route on TCP once tokens are in use: an admin, and who is named here."""
+    """Who may call a route on TCP with tokens in use; an admin always may."""
 
     PUBLIC = "public"
     """Anyone, without a token."""
     TENANT = "tenant"
-    """The tenant the request is about."""
+    """The tenant that the request is about."""
     TENANT_READ = "tenant, read"
-    """That tenant, and who may read."""
+    """That tenant, and operators with `read`."""
     TENANT_PAYLOADS = "tenant, payloads"
-    """That tenant, and who may read what is in messages."""
+    """That tenant, and operators with `read` and `payloads`."""
     TENANT_OPERATE = "tenant, operate"
-    """That tenant, and who may operate."""
+    """That tenant, and operators with `operate`."""
     READ = "read"
-    """Who may read."""
+    """Operators with `read`."""
     OPERATE = "operate"
-    """Who may operate."""
+    """Operators with `operate`."""
     ADMIN = "admin"
-    """Nobody else."""
+    """Admins alone."""
 
     @property
     def is_tenants(self) -> bool:
-        """Whether a tenant may, about itself."""
+        """Whether a tenant may make such a request about itself."""
         return self in _OF_TENANTS
 
     def admits(self, scope: TokenScope, *, payloads: bool) -> bool:
-        """Tell whether an operator's scope will do."""
+        """Tell whether an operator's scope is enough."""
         if self is Access.PUBLIC or scope is TokenScope.ADMIN:
             return True
         if self in {Access.OPERATE, Access.TENANT_OPERATE}:
@@ -136,14 +136,14 @@ _OF_READERS: Final = frozenset({Access.READ, Access.TENANT_READ, Access.TENANT_P
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rule:
-    """What the table says about a request; `tenant_id` as the path names it, if it does."""
+    """The access table's entry for a request; `tenant_id` is that in the path, if there is one."""
 
     access: Access
     tenant_id: str | None
 
 
 def principal_of(scope: Scope) -> Principal:
-    """Tell who makes a request that has been let through."""
+    """Give the caller of a request that was let through."""
     principal = scope[_PRINCIPAL_KEY]
     assert isinstance(principal, Principal)  # noqa: S101 - set by the middleware below, always
     return principal
@@ -152,8 +152,8 @@ def principal_of(scope: Scope) -> Principal:
 def client_of(scope: Scope) -> str:
     """Name the client that limits are counted for: a token's tenant, its holder, or an address.
 
-    A tenant is one client, under however many names its tokens are issued: else as many names would
-    take what there is for all. A client on the control socket is named by its credentials.
+    A tenant is one client, whatever names its tokens are issued to: otherwise many names would take
+    all the room. A client on the control socket is named by its credentials.
     """
     principal, connection = principal_of(scope), connection_of(scope)
     if connection.listener is Listener.TCP and not principal.anonymous:
@@ -162,7 +162,7 @@ def client_of(scope: Scope) -> str:
 
 
 def caller_header(scope: Scope) -> tuple[bytes, bytes]:
-    """Give the header by which another node learns who makes a request that is handed on."""
+    """Give the header that tells another node the caller of a request that is handed on."""
     who = principal_of(scope)
     said = {
         "name": who.name,
@@ -178,7 +178,7 @@ def caller_header(scope: Scope) -> tuple[bytes, bytes]:
 
 
 def _caller_said(value: str) -> tuple[Principal, str]:
-    """Read that header: who calls, and the client that limits are counted for; 400 if it is bad."""
+    """Read that header: the caller, and the client that limits count for; 400 if malformed."""
     try:
         said = orjson.loads(base64.urlsafe_b64decode(value.encode("ascii")))
         scope = TokenScope(said["scope"])
@@ -188,9 +188,9 @@ def _caller_said(value: str) -> tuple[Principal, str]:
             tenant_id=said["tenant_id"],
             anonymous=said["anonymous"] is True,
             issued_at=None if said["issued_at"] is None else float(said["issued_at"]),
-            # An earlier version does not tell.
+            # Earlier versions do not send it.
             expires_at=None if said.get("expires_at") is None else float(said["expires_at"]),
-            # Of an earlier version, which does not tell, there are these two scopes only.
+            # Earlier versions do not send it, and have these two scopes only.
             payloads=scope in {TokenScope.ADMIN, TokenScope.TENANT} or said["payloads"] is True,
         )
         client = str(said["client"])
@@ -203,26 +203,25 @@ def _caller_said(value: str) -> tuple[Principal, str]:
 
 
 def _is_own_user(peer: str) -> bool:
-    """Tell whether who is on the control socket is of this process's user, or root."""
+    """Tell whether the peer on the control socket is this process's user, or root."""
     uid, _, _ = peer.partition(" ")
-    # Where the kernel does not say who it is, the file's mode has decided.
+    # Without credentials from the kernel, the mode of the socket's file has decided.
     return uid in {f"uid={os.getuid()}", "uid=0"} or not uid.startswith("uid=")
 
 
 class Authentication:
     """Lets a request through, or answers 401 or 403.
 
-    On the control socket the file's mode has already decided, and the peer's credentials name
-    the caller; another node names who has called it, and they may do what they might do there.
-    On TCP, with tokens, the table of access decides; whatever it does not name is for admins. On
-    TCP without tokens everybody on this machine is let in, but no web page that
-    a browser on this machine has open.
+    On the control socket the file's mode has already decided, and the peer's credentials name the
+    caller; another node names its own caller, who keeps the rights they have there. On TCP with
+    tokens the access table decides; routes that it does not name are for admins. On TCP without
+    tokens every program on this machine is let in, but no web page open in a browser on it.
     """
 
     def __init__(
         self, app: ASGIApp, *, identity: Identity, rule_for: Callable[[str, str], Rule | None]
     ) -> None:
-        """Take the application, who reads tokens, and what tells a method's and path's rule."""
+        """`identity` reads tokens; `rule_for` gives the rule of a method and path."""
         self._app = app
         self._rule_for = rule_for
         self._identity = identity
@@ -276,9 +275,9 @@ class Authentication:
 
 
 def _whose_turn(scope: Scope, rule: Rule | None) -> str:
-    """Name the tenant that a request is about; else its caller's, if that is a tenant."""
+    """Name the tenant that a request is about, else the tenant that calls, else nothing."""
     if rule is not None and rule.access is Access.PUBLIC:
-        return ""  # anybody may name a tenant, and would take its turns
+        return ""  # without a known caller: any client could name a tenant, and take its turns
     if rule is not None and rule.tenant_id is not None:
         return rule.tenant_id
     if (own := principal_of(scope).tenant_id) is not None:
@@ -288,7 +287,7 @@ def _whose_turn(scope: Scope, rule: Rule | None) -> str:
 
 
 def _judge(principal: Principal, rule: Rule | None, scope: Scope) -> None:
-    """Let operators pass whose scope will do, and a tenant about itself; 403 for others."""
+    """Let operators with enough scope pass, and tenants about themselves; 403 for others."""
     if principal.scope is TokenScope.ADMIN or (rule and rule.access is Access.PUBLIC):
         return
     if principal.scope is not TokenScope.TENANT:
@@ -307,7 +306,7 @@ def _judge(principal: Principal, rule: Rule | None, scope: Scope) -> None:
 
 
 async def is_still_let_in(scope: Scope, identity: Identity) -> bool:
-    """Tell whether a request that has been let through would be so again: for one that goes on."""
+    """Tell whether a running request would be let through again: streams ask while they go on."""
     if connection_of(scope).listener is Listener.CONTROL:
         return True
     if not identity.is_asked_for or principal_of(scope).anonymous:
@@ -315,7 +314,7 @@ async def is_still_let_in(scope: Scope, identity: Identity) -> bool:
     try:
         await _authenticate(Headers(scope=scope), identity)
     except Problem as problem:
-        return problem.status not in {401, 403}  # not who can't be asked now
+        return problem.status not in {401, 403}  # a check that can't be made now ends nothing
     return True
 
 
@@ -338,7 +337,7 @@ async def _authenticate(headers: Headers, identity: Identity) -> Principal:
 
 
 def _query_values(scope: Scope, name: str) -> list[str]:
-    # Every value counts: of two, a reader further on takes only one.
+    # Every value counts: of two headers, later readers may each take another one.
     query = scope["query_string"].decode("latin-1")
     return [value for key, value in parse_qsl(query, keep_blank_values=True) if key == name]
 

@@ -1,4 +1,4 @@
-"""Whose tokens are taken: our own, and those of a provider. What is trusted may change."""
+"""Which tokens are accepted: our own and a provider's; both can change while the program runs."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from tenantry.http.tokens import ALGORITHM, BadTokenError, Principal, Tokens, he
 
 
 class Identity:
-    """Tells by a bearer token who calls. `read` is for event loops; `trust` for any thread."""
+    """Identifies callers by bearer tokens. `read` is for event loops; `trust` for any thread."""
 
     def __init__(self, secrets: Sequence[str] = (), provider: ProviderTokens | None = None) -> None:
-        """Without any of both no tokens are asked for."""
+        """Without secrets and provider no tokens are asked for."""
         self._provider = provider
         self.trust(secrets)
 
     @classmethod
     def of(cls, secrets: Sequence[str], provider: Provider | None) -> Identity:
-        """Make one that reads the tokens of `provider`, too, once its `keys` run."""
+        """Make one that also accepts tokens of `provider`, once its `keys` run."""
         return cls(secrets, None if provider is None else ProviderTokens(provider, provider.keys()))
 
     def trust(self, secrets: Sequence[str]) -> None:
-        """Take our own tokens signed with these secrets, and no others; the first signs.
+        """Accept our own tokens signed with these secrets, and no others; the first one signs.
 
-        The provider's keys are looked at again soon.
+        The provider's keys are fetched again soon.
         """
         self._tokens = Tokens(*secrets) if secrets else None
         if self._provider is not None:
@@ -33,17 +33,17 @@ class Identity:
 
     @property
     def tokens(self) -> Tokens | None:
-        """Our own tokens, where there is a secret to sign them with."""
+        """Issues and reads our own tokens; None without a secret."""
         return self._tokens
 
     @property
     def keys(self) -> ProviderKeys | None:
-        """What fetches the provider's keys, for a thread to run."""
+        """The provider's keys, whose `run` needs a thread; None without a provider."""
         return None if self._provider is None else self._provider.keys
 
     @property
     def provider_tokens(self) -> ProviderTokens | None:
-        """What reads the provider's tokens."""
+        """Reads the provider's tokens; None without a provider."""
         return self._provider
 
     @property
@@ -52,7 +52,7 @@ class Identity:
         return self._tokens is not None or self._provider is not None
 
     def is_signed(self, token: str) -> bool:
-        """Tell whether a token is one that is taken, without waiting for anything."""
+        """Tell whether a token is accepted, without waiting for keys to be fetched."""
         tokens = self._tokens
         try:
             header = header_of(token)
@@ -63,14 +63,14 @@ class Identity:
             return False
 
     async def read(self, token: str) -> Principal:
-        """Tell who holds a token.
+        """Give the holder of a token.
 
-        Raises `BadTokenError`, and of a provider's tokens what `ProviderTokens.read` does.
+        Raises `BadTokenError`, and for a provider's token what `ProviderTokens.read` raises.
         """
         tokens = self._tokens
         if self._provider is not None:
             header = header_of(token)
-            # Only what is signed with our own secrets is HS256: a provider's key is never one.
+            # HS256 means our own secrets: a provider's public key must never verify it.
             if tokens is None or header.get("alg") != ALGORITHM:
                 return await self._provider.read(token, header)
         if tokens is None:

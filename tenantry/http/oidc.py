@@ -1,7 +1,7 @@
-"""Who logs in by a provider of identities (OpenID Connect): the authorization code flow with PKCE.
+"""Login by an identity provider (OpenID Connect): the authorization code flow with PKCE.
 
-The provider tells where that goes on in a document of its own (discovery), which each process
-fetches for itself when somebody logs in, and keeps for a while. Nothing of one login is kept here.
+The provider's endpoints are in its discovery document, which each process fetches for a login and
+caches. No state of a single login is kept here.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ log: Final[structlog.stdlib.BoundLogger] = structlog.get_logger("identity")
 
 WELL_KNOWN: Final = "/.well-known/openid-configuration"
 MOST_AT_ONCE: Final = 16
-"""Codes that are exchanged at once, whoever's: anybody may begin a login, and make a code up."""
+"""Codes exchanged at once, of all clients: any client may begin a login, or make a code up."""
 
 _LONGEST_URL: Final = 2048
 _LONGEST_CODE: Final = 4096
@@ -37,27 +37,27 @@ _CLIENT_IS_WRONG: Final = frozenset({"invalid_client", "unauthorized_client"})
 
 
 class LoginError(Exception):
-    """Nobody is logged in; the message says why, to who tried, and holds nothing secret."""
+    """The login failed; the message tells its user why, and holds nothing secret."""
 
 
 class ProviderAwayError(LoginError):
-    """The provider does not answer, or too many log in at once: it may go well later."""
+    """The provider does not answer, or too many logins run at once: it may succeed later."""
 
 
 class ProviderWrongError(LoginError):
-    """What the provider answers can't be right, or it does not know this service."""
+    """The provider's answer is invalid, or it does not know this service."""
 
 
 class CodeRefusedError(LoginError):
-    """The provider does not take the code: it was used, is too old, or was made up."""
+    """The provider refuses the code: it was used, is too old, or was made up."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Registration:
-    """How the provider knows this service, and where that is to be found.
+    """The registration of this service as a client of the provider.
 
-    `public_url` is where browsers reach the server, with the prefix of a proxy if there is one;
-    `session` is how long somebody is logged in at most.
+    `public_url` is where browsers reach the server, with a proxy's prefix if there is one;
+    `session` is the longest time that a login lasts.
     """
 
     issuer: str
@@ -70,7 +70,7 @@ class Registration:
 
     @classmethod
     def of(cls, settings: Settings) -> Self | None:
-        """Give what the settings say, if people are to log in so."""
+        """Read it from the settings; None if this login is not configured."""
         given = settings.oidc
         if not given.client_id:
             return None
@@ -86,13 +86,13 @@ class Registration:
 
     @property
     def redirect_uri(self) -> str:
-        """Where the provider sends a browser back to."""
+        """The URL to which the provider sends the browser back."""
         return f"{self.public_url}/ui/callback"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Endpoints:
-    """What a provider tells about itself. `by_header` is how a client proves who it is."""
+    """A provider's endpoints. `by_header`: clients authenticate by a header, not in the form."""
 
     authorization: str
     token: str
@@ -103,10 +103,10 @@ class Endpoints:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pace:
-    """Times in seconds: how long one request may take; how old what a provider has told may be.
+    """Times in seconds, of requests to the provider and of its cached discovery document.
 
-    It is asked again when that is `fresh` no more; while it is away what it has told holds until it
-    is as old as `kept`. After a failure nobody asks for `again`.
+    The document is fetched again once it is older than `fresh`; while the provider is away it stays
+    in use until it is as old as `kept`. After a failure there is no request for `again`.
     """
 
     look: float = 5.0
@@ -122,12 +122,12 @@ class _Known:
 
 
 class Logins:
-    """Sends people to the provider and reads what they come back with. For one event loop."""
+    """Sends users to the provider, and checks what they come back with. For one event loop."""
 
     def __init__(
         self, registration: Registration, identity: Identity, pace: Pace | None = None
     ) -> None:
-        """`identity` reads the provider's tokens."""
+        """`identity` verifies the provider's tokens."""
         self.registration: Final = registration
         self._identity = identity
         self._pace = pace or Pace()
@@ -144,7 +144,7 @@ class Logins:
         return urlsplit(self.registration.issuer).hostname or self.registration.issuer
 
     async def way_there(self, *, state: str, nonce: str, verifier: str) -> str:
-        """Give the address at the provider where somebody logs in. Raises `LoginError`."""
+        """Give the provider's URL for this login. Raises `LoginError`."""
         asked = {
             "response_type": "code",
             "client_id": self.registration.client_id,
@@ -158,9 +158,9 @@ class Logins:
         return _with_query((await self._endpoints()).authorization, asked)
 
     async def way_out(self) -> str | None:
-        """Give the address where somebody logs out at the provider, if it has one.
+        """Give the provider's URL for logging out, if it has one.
 
-        Raises `LoginError`. It names nobody: a token has no place in an address.
+        Raises `LoginError`. The URL names no user: a token has no place in it.
         """
         there = (await self._endpoints()).end_session
         if there is None:
@@ -172,14 +172,14 @@ class Logins:
         return _with_query(there, asked)
 
     async def check_issuer(self, said: str | None) -> None:
-        """See that it is the provider who has answered (RFC 9207). Raises `LoginError`."""
+        """Check that the answer is this provider's (RFC 9207). Raises `LoginError`."""
         if said is None and not (await self._endpoints()).names_issuer:
             return
         if said != self.registration.issuer:
             raise ProviderWrongError("the answer is of another provider than security.issuer")
 
     async def holder(self, code: str, *, nonce: str, verifier: str) -> Principal:
-        """Tell who has logged in, by the code that they have come back with.
+        """Exchange the code that a user has come back with; give who has logged in.
 
         Raises `LoginError`, and what `ProviderTokens.read_id_token` does.
         """
@@ -203,14 +203,16 @@ class Logins:
             raise ProviderWrongError(f"what the provider has signed is not good: {error}") from None
 
     def session(self, who: Principal, now: datetime) -> str:
-        """Sign the token of a session for somebody: it ends with their ID token, or before."""
+        """Sign a session's token for a user; it ends with their ID token, or before."""
         tokens = self._identity.tokens
         if tokens is None:
             raise ProviderWrongError("there is no security.jwt_secret to sign a session with")
         end, began = now + self.registration.session, now
         if who.expires_at is not None:
             end = min(end, datetime.fromtimestamp(who.expires_at, UTC))
-        if who.issued_at is not None:  # a tenant's: by it is told that it was a former one's
+        if (
+            who.issued_at is not None
+        ):  # of a tenant's user: it tells tokens of a former tenant of the id
             began = min(began, datetime.fromtimestamp(who.issued_at, UTC))
         return tokens.issue(
             subject=who.name,
@@ -222,7 +224,7 @@ class Logins:
         )
 
     def tell_of(self, who: Principal) -> None:
-        """Note in the log who has logged in."""
+        """Log who has logged in."""
         log.info(
             "identity.logged_in",
             name=who.name,
@@ -265,7 +267,7 @@ class Logins:
         return self._refused(answer.status, said if isinstance(said, str) else "")
 
     def _refused(self, status: int, error: str) -> str:
-        """Say why a code was not exchanged. Always raises `LoginError`."""
+        """Raise the `LoginError` for a code that was not exchanged."""
         if error == "invalid_grant":
             raise CodeRefusedError(
                 "the provider does not take the code: it was used, or is too old"
@@ -282,7 +284,7 @@ class Logins:
         raise ProviderWrongError(f"the provider exchanges no code: it answers with status {status}")
 
     async def _endpoints(self) -> Endpoints:
-        """Give what the provider tells about itself, not too old. Raises `LoginError`."""
+        """Give the provider's endpoints, from the cache if fresh. Raises `LoginError`."""
         if (known := self._fresh()) is not None:
             return known.endpoints
         async with self._turn:
@@ -339,7 +341,7 @@ class Logins:
         return ProviderAwayError(f"the provider {self.provider} {what}; try again")
 
     def _tell(self, event: str, **said: object) -> None:
-        """Write it to the log, seldom enough: anybody may bring it up, as often as they like."""
+        """Log a failure at a limited rate: any client can cause it, as often as it likes."""
         now = monotonic()
         if now - self._told.get(event, -self._pace.again) >= self._pace.again:
             self._told[event] = now
@@ -347,9 +349,9 @@ class Logins:
 
 
 def read_endpoints(document: bytes, issuer: str, *, has_secret: bool) -> Endpoints:
-    """Read what a provider tells about itself (OpenID Connect Discovery).
+    """Read a discovery document (OpenID Connect Discovery).
 
-    Raises `ValueError` where it is another provider, or what it tells can't be used.
+    Raises `ValueError` if it is another issuer's, or can't be used.
     """
     told = _object(document)
     if told.get("issuer") != issuer:
@@ -375,7 +377,7 @@ def read_endpoints(document: bytes, issuer: str, *, has_secret: bool) -> Endpoin
 
 
 def _object(document: bytes) -> Mapping[str, Any]:
-    """Read an object of JSON; what is none has no members."""
+    """Read a JSON object; anything else counts as an empty one."""
     try:
         told = orjson.loads(document)
     except ValueError:
@@ -384,7 +386,7 @@ def _object(document: bytes) -> Mapping[str, Any]:
 
 
 def _endpoint(told: Mapping[str, Any], name: str) -> str:
-    """Give an address that the provider tells: by https, or by http on this machine."""
+    """Check an endpoint's URL: https, or http on this machine."""
     url = told.get(name)
     if not isinstance(url, str) or not 0 < len(url) <= _LONGEST_URL:
         raise ValueError(f"it has no {name}")

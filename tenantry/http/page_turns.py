@@ -1,7 +1,7 @@
-"""Whose turn it is at the operator's page: each is several calls, and takes time of event loops.
+"""Turns for requests of the operator's page: each makes several API calls on the event loop.
 
-Those serve everything else, too: health, and publishing. So what is asked of the page waits here
-where much of it is asked for, before it costs more than to be read.
+The event loops serve health and publishing as well. So under load requests of the page wait here,
+before they cost more than reading their headers.
 """
 
 from __future__ import annotations
@@ -21,26 +21,26 @@ from tenantry.http.problems import Problem, too_many, unavailable
 from tenantry.turns.places import Places
 
 AT_ONCE: Final = 8
-"""Pages that one session is given at once. A browser asks for fewer."""
+"""Pages served to one session at once. A browser asks for fewer."""
 
 STRANGERS: Final = 8
-"""Pages that all of those are given at once who have no session; three quarters of them to one."""
+"""Pages served at once to all clients without a session; three quarters of them to one address."""
 
 WAITING: Final = 64
-"""Pages that wait for one session, or address; more are refused at once."""
+"""Waiting pages of one session or address; further ones are refused at once."""
 
 ALL_WAITING: Final = 256
-"""Pages that wait for all who have no session: each of them takes a place of all requests."""
+"""Waiting pages of all clients without a session: each holds one of the server's requests."""
 
 PATIENCE_SECONDS: Final = 5.0
 
 
 class PageTurns:
-    """Lets few requests of the page be answered at once; what goes on after that is not counted.
+    """Lets few requests of the page run at once; an answer that has begun is not counted.
 
-    A session is who holds a token that is good; whoever has none, or one that anybody may make up,
-    is the address they come from. Others wait: to be refused at once, and to ask again, costs more.
-    Too many who wait are a 429, and who waits too long gets that, too, or a 503.
+    Requests with a valid token are counted by session, all others by address. Beyond the limit a
+    request waits, as refusing it only to have it sent again costs more. Too many waiting requests
+    are a 429; one that waits too long gets that or a 503.
     """
 
     def __init__(self, app: ASGIApp, *, identity: Identity, is_page: Callable[[str], bool]) -> None:
@@ -80,10 +80,10 @@ class PageTurns:
             end_once()
 
     async def _turn(self, scope: Scope) -> Callable[[], None]:
-        """Wait for a turn; give what ends it. Raises `Problem`."""
+        """Wait for a turn; give the function that ends it. Raises `Problem`."""
         token = session_of(Headers(scope=scope))
         if token is not None and self._identity.is_signed(token):
-            # By what is signed: the signature itself may be written in several ways.
+            # By the signed part: a signature can be encoded in several ways.
             return await self._of_session(token.rpartition(".")[0])
         client = connection_of(scope).peer
         if self._strangers.waiting_of(client) >= WAITING:
@@ -126,7 +126,7 @@ class PageTurns:
 
 
 class _Session:
-    """What one session asks for: how many are there, and the places that they take."""
+    """A session's requests: their number, and the places that they take."""
 
     def __init__(self) -> None:
         self.there = 0

@@ -1,6 +1,6 @@
 """Blocking calls off the event loop, each kind of them in a bounded number of threads.
 
-One kind that is stuck (commands while the broker is away, say) can't take the threads of another.
+A kind of call that is stuck (commands while the broker is away, say) takes no other kind's threads.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ _Result = TypeVar("_Result")
 PATIENCE_SECONDS: Final = 5.0
 
 WAITING_FOR_A_THREAD: Final = 8
-"""Calls of one client that may wait in a pool, for each thread of it; more are told so at once."""
+"""Waiting calls of one client, per thread of the pool; further ones are refused at once."""
 
 CLIENT: Final[ContextVar[str]] = ContextVar("client", default="")
-"""Whose turn a request takes: the tenant it is about, else its caller's; empty for nobody's, which
-is a client like any other."""
+"""The client whose turn a request takes: its tenant, else its caller's tenant, else empty, which
+counts as one client."""
 
 
 def _even(_client: str) -> float:
@@ -39,8 +39,8 @@ def _even(_client: str) -> float:
 class Pool:
     """At most `size` calls at once, by turns of the clients in `CLIENT`, by their weights.
 
-    One client has three quarters of the threads at most. Who waits longer than `patience` seconds
-    gets a 503, and who has many calls waiting already a 429. Belongs to one event loop.
+    One client has at most three quarters of the threads. A call that waits longer than `patience`
+    seconds gets a 503; a client with too many waiting calls gets a 429. Belongs to one event loop.
     """
 
     def __init__(
@@ -68,8 +68,8 @@ class Pool:
     ) -> _Result:
         """Run a blocking call in a thread and give its result.
 
-        When the request is cancelled (its time is over, or the server stops), it returns at once.
-        The thread ends by the call's own timeout, and keeps its place until then.
+        If the request is cancelled (it timed out, or the server stops), this returns at once. The
+        thread keeps its place until the call ends by its own timeout.
         """
         place = await self._place_for(CLIENT.get())
         if self._limiter is None:
@@ -84,7 +84,7 @@ class Pool:
         def ended(running: asyncio.Task[_Result]) -> None:
             self._places.give_back(place, running.get_loop().time() - began)
             if not running.cancelled():
-                running.exception()  # asked for, so that nobody complains when the request has gone
+                running.exception()  # read, lest it is logged as never retrieved
 
         running.add_done_callback(ended)
         return await asyncio.shield(running)
@@ -100,17 +100,17 @@ class Pool:
 
 
 TURN_SECONDS: Final = 10.0
-"""How long a call waits for the work before it to end."""
+"""Seconds a call waits for the tenant's earlier work to end."""
 
 MOST_WAITING: Final = 16
-"""Calls of one tenant that are under way or wait; more are told at once to come again."""
+"""Running and waiting calls of one tenant; further ones are refused at once, to be tried again."""
 
 FIRST_PAUSE: Final = 0.1
 LONGEST_PAUSE: Final = 1.0
 
 
 class Turns:
-    """Lets one call of a tenant after the other into a pool: a thread is for who works.
+    """Lets a tenant's calls into a pool one at a time, so that no thread waits for another.
 
     Belongs to one event loop.
     """
@@ -124,9 +124,9 @@ class Turns:
     async def run(self, tenant_id: str, pool: Pool, call: Callable[[], _Result]) -> _Result:
         """Run a blocking call once it is the tenant's turn.
 
-        A call that finds other work going on, outside of the API (`DeadLettersBusyError`), is
-        begun again until the patience is over; then the error is raised, as it is at once
-        where too many wait already.
+        A call that meets other work outside of the API (`DeadLettersBusyError`) is tried again
+        until the patience is over. Then the error is raised; where too many calls wait already, it
+        is raised at once.
         """
         until = asyncio.get_running_loop().time() + self._patience
         async with self._turn(tenant_id, until):

@@ -1,7 +1,7 @@
-"""Tokens of a provider of identities (OpenID Connect, OAuth 2): RS256, ES256 and EdDSA.
+"""Tokens of an identity provider (OpenID Connect, OAuth 2): RS256, ES256 and EdDSA.
 
-A token counts that is signed with a key of the provider's, by that key's algorithm, for this
-service, and whose rights the settings map to ours. What they don't name gives no right.
+A token is accepted if it is signed with one of the provider's keys, by that key's algorithm, for
+this service. The settings map its claims to scopes; claims that they do not map give no rights.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ _MOST_FIRST: Final = (Scope.ADMIN, Scope.OPERATE, Scope.READ)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Provider:
-    """Where a provider's keys are, and what its tokens must say.
+    """Where a provider's keys are, and which claims its tokens must have.
 
-    `scopes` maps values of the claim `scope_claim` to words of a scope of ours; empty: they are
-    such words themselves. A claim inside of another one is named by both, with a dot between.
+    `scopes` maps values of the claim `scope_claim` to words of our scopes; if it is empty, the
+    values are such words themselves. A nested claim is named by its path, with dots.
     """
 
     jwks_url: str
@@ -50,10 +50,10 @@ class Provider:
 
     @classmethod
     def of(cls, settings: Settings) -> Self | None:
-        """Give the one that the settings name, if they do.
+        """Give the configured provider, if there is one.
 
-        Raises `SettingsError` where its tokens could not be read: what that takes is not installed,
-        or its authority is in no file.
+        Raises `SettingsError` if its tokens could not be read: a library is not installed, or the
+        file of its certificate authority can't be used.
         """
         given = settings.security
         if not given.jwks_url:
@@ -78,7 +78,7 @@ class Provider:
         )
 
     def keys(self) -> ProviderKeys:
-        """Make what fetches its keys."""
+        """Make the object that fetches its keys."""
         return ProviderKeys(self.jwks_url, tls=trusting(self.ca_file))
 
 
@@ -90,16 +90,16 @@ class ProviderTokens:
         self._provider = provider
 
     async def read(self, token: str, header: Mapping[str, Any]) -> Principal:
-        """Tell who holds a token; `header` is the token's, of which nothing is proved yet.
+        """Give the holder of a token; `header` is the token's header, not verified yet.
 
-        Raises `BadTokenError`, `NoRightsError`, and `TokenUnreadableError` where the keys that it
-        takes are not to be had now.
+        Raises `BadTokenError`, `NoRightsError`, and `TokenUnreadableError` if the keys can't be
+        fetched now.
         """
         claims = await self._claims(token, header, self._provider.audience)
         return self._principal(claims)
 
     def is_signed(self, token: str, header: Mapping[str, Any]) -> bool:
-        """Tell whether a token is the provider's, by the keys that are known without waiting."""
+        """Tell whether a token is the provider's, by the cached keys, without waiting."""
         try:
             key = self.keys.known(header.get("kid"), _algorithm(header))
             return key is not None and bool(self._verified(token, key, self._provider.audience))
@@ -107,9 +107,9 @@ class ProviderTokens:
             return False
 
     async def read_id_token(self, token: str, *, client_id: str, nonce: str) -> Principal:
-        """Tell who has logged in, by the ID token of a login that was begun with `nonce`.
+        """Give who has logged in, from the ID token of a login that was begun with `nonce`.
 
-        It counts if it was made for this client and this login. Raises what `read` does.
+        It must be made for this client and this login. Raises what `read` raises.
         """
         claims = await self._claims(token, header_of(token), [client_id], "iat", "sub")
         party = claims.get("azp")
@@ -167,7 +167,7 @@ class ProviderTokens:
         return claims
 
     def _rights(self, claims: Mapping[str, Any]) -> tuple[Scope, bool]:
-        """Give the scope that a token has here, and whether it shows what is in messages."""
+        """Give the scope that a token has here, and whether payloads may be seen."""
         claim, mapping = self._provider.scope_claim, self._provider.scopes
         said = _words(_claim(claims, claim))
         granted = {
@@ -195,7 +195,7 @@ def _algorithm(header: Mapping[str, Any]) -> str:
 
 
 def _claim(claims: Mapping[str, Any], path: str) -> object:
-    """Give a claim by its name, or by names with dots between, the outermost first."""
+    """Give a claim by its name, or a nested one by its path with dots."""
     if path in claims:
         found: object = claims[path]
         return found
@@ -206,13 +206,13 @@ def _claim(claims: Mapping[str, Any], path: str) -> object:
 
 
 def _words(value: object) -> set[str]:
-    """Give what a claim lists: a text as a whole and its words, or the texts of a list."""
+    """Give a claim's values: a text and each of its words, or the texts of a list."""
     if isinstance(value, str):
         return {value, *value.split()}
     return {one for one in value if isinstance(one, str)} if isinstance(value, list) else set()
 
 
 def _same(said: object, wanted: str) -> bool:
-    """Tell whether two texts are the same, in a time that does not tell how far they are."""
+    """Compare two texts in a time that does not depend on where they differ."""
     given = said.encode(errors="replace") if isinstance(said, str) else b""
     return hmac.compare_digest(given, wanted.encode())

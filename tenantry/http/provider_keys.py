@@ -1,8 +1,8 @@
-"""A provider's keys, fetched by a thread, kept for a while, and looked at again if one is missing.
+"""A provider's keys (JWKS), fetched by a thread, cached, and fetched again if one is missing.
 
-A key is known as long as the provider shows it, and an hour longer while that can't be reached. A
-token that names a key which is not known yet waits for the next look: only what the provider has
-said after the token came tells that there is no such key.
+A key is known as long as the provider publishes it, and for an hour more while the provider can't
+be reached. A token that names an unknown key waits for the next fetch: only keys fetched after the
+token came can tell that there is no such key.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ from tenantry.loops import Heartbeat
 log: Final[structlog.stdlib.BoundLogger] = structlog.get_logger("identity")
 
 LONGEST_LOOK: Final = 60.0
-"""Seconds after which a look is taken to hang; that a name is resolved can't be broken off."""
+"""Seconds after which a fetch counts as stuck; resolving a name can't be cancelled."""
 
 _AWAY: Final = "the keys of the token's provider can't be had now; try again"
 
 MAX_WAITING: Final = 64
-"""Requests that may wait for a look at once: who sends made-up names holds no more than that."""
+"""Requests that may wait for a fetch at once, so that made-up key names hold up no more."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pace:
     """Times in seconds.
 
-    The keys are fetched `every` so often, and not again within `again`, whoever asks; one look
-    takes `look` at most. They are good for `kept` after the last look that succeeded. After looks
-    that have failed the pauses grow from `again` to `longest`. A request waits `patience` at most.
+    The keys are fetched every `every`, and never again within `again`; one fetch takes at most
+    `look`. They are good for `kept` after the last successful fetch. After failures the pauses grow
+    from `again` to `longest`. A request waits at most `patience`.
     """
 
     every: float = 300.0
@@ -60,10 +60,10 @@ class _Known:
 
 
 class ProviderKeys:
-    """A loop that keeps a provider's keys; `find` is for event loops on other threads."""
+    """Keeps a provider's keys: `run` is for a thread, `find` for event loops on other threads."""
 
     def __init__(self, url: str, *, tls: ssl.SSLContext, pace: Pace | None = None) -> None:
-        """`tls` says who is trusted, with https."""
+        """`tls` has the trusted authorities, for https."""
         self.heartbeat: Final = Heartbeat()
         self._url = url
         self._tls = tls
@@ -80,15 +80,15 @@ class ProviderKeys:
 
     @property
     def age(self) -> float:
-        """Seconds since the keys were last fetched, or since there are any to be fetched."""
+        """Seconds since the keys were last fetched, or since this object was made."""
         known = self._known
         return monotonic() - (self._began if known is None else known.at)
 
     async def find(self, kid: str | None, algorithm: str) -> Key:
         """Give the key that a token's header names.
 
-        Raises `BadTokenError` where the provider has no such key, and `TokenUnreadableError` where
-        that can't be told now.
+        Raises `BadTokenError` if the provider has no such key, and `TokenUnreadableError` if the
+        provider can't be asked now.
         """
         key = self.known(kid, algorithm)
         if key is None:
@@ -99,14 +99,14 @@ class ProviderKeys:
         return key
 
     def known(self, kid: str | None, algorithm: str) -> Key | None:
-        """Give the same if it is known by now. Raises `BadTokenError`, as `KeySet.find` does."""
+        """Give a key from the cache, if any. Raises `BadTokenError`, as `KeySet.find` does."""
         known = self._known
         if known is None or monotonic() - known.at > self._pace.kept:
             return None
         return known.keys.find(kid, algorithm)
 
     async def _next_look(self) -> None:
-        """Wait for a look that has not begun yet. Raises `TokenUnreadableError`."""
+        """Wait for a fetch that has not begun yet. Raises `TokenUnreadableError`."""
         asked: Future[str | None] = Future()
         with self._changed:
             is_full = len(self._waiting) >= MAX_WAITING
@@ -126,7 +126,7 @@ class ProviderKeys:
             raise TokenUnreadableError(_AWAY)
 
     def _has_just_failed(self) -> bool:
-        """Tell whether the provider is known to be away: nobody has to wait to hear that."""
+        """Tell whether the last fetch has just failed: then requests need not wait for another."""
         looked_at = self._looked_at
         is_fresh = looked_at is not None and monotonic() < looked_at + self._pace.again
         return bool(self._failures) and is_fresh
@@ -134,7 +134,7 @@ class ProviderKeys:
     # The thread that fetches.
 
     def run(self) -> None:
-        """Fetch the keys, again and again, until `stop`."""
+        """Fetch the keys regularly, until `stop`."""
         while (asked := self._wait()) is not None:
             self.heartbeat.beat(LONGEST_LOOK)
             failed = self._look()
@@ -149,7 +149,7 @@ class ProviderKeys:
                 one.set_result("the server stops")
 
     def stop(self) -> None:
-        """End `run`, and a look that is under way."""
+        """End `run`, and cancel a running fetch."""
         with self._changed:
             self._stopping = True
             self._changed.notify_all()
@@ -157,13 +157,13 @@ class ProviderKeys:
                 self._break_off()
 
     def look_soon(self) -> None:
-        """Have the keys fetched as soon as that may be."""
+        """Have the keys fetched as soon as the pace allows."""
         with self._changed:
             self._wanted = True
             self._changed.notify_all()
 
     def _wait(self) -> list[Future[str | None]] | None:
-        """Wait until it is time to look; give who has asked for it, and None at the end."""
+        """Wait until a fetch is due; give the requests that wait for it, or None at the end."""
         pace = self._pace
         pause = pace.every * random.uniform(0.9, 1.0)  # noqa: S311 - jitter
         if self._failures:
@@ -184,7 +184,7 @@ class ProviderKeys:
         return None
 
     def _look(self) -> str | None:
-        """Fetch the keys once; give the reason where that has failed."""
+        """Fetch the keys once; give the reason if that fails."""
         self._looked_at = monotonic()
         try:
             with asyncio.Runner() as runner:
@@ -194,7 +194,7 @@ class ProviderKeys:
             return "the server stops"
         except (FetchError, ValueError) as error:
             return self._failed(str(error))
-        except Exception as error:  # noqa: BLE001 - whatever a stranger's answer brings about
+        except Exception as error:  # noqa: BLE001 - a foreign answer may bring about anything
             return self._failed(f"{type(error).__name__}: {error}")
         finally:
             self._break_off = lambda: None
@@ -233,7 +233,7 @@ class ProviderKeys:
         )
 
     async def _fetch(self) -> bytes:
-        """Get the document. Raises `FetchError`."""
+        """Fetch the key set's document. Raises `FetchError`."""
         task, loop = asyncio.current_task(), asyncio.get_running_loop()
         assert task is not None  # noqa: S101 - it is one
         with self._changed:

@@ -18,24 +18,24 @@ _MIN_SECRET: Final = 32
 _MAX_SUBJECT: Final = 200
 _LATEST: Final = 2**53
 LEEWAY_SECONDS: Final = 30
-"""How far apart the clocks of who signs and who reads may be."""
+"""How far apart the clocks of a token's issuer and its reader may be."""
 
 
 class Scope(StrEnum):
-    """What a token is good for: the former three are operators', for all tenants."""
+    """What a token allows. The first three are for operators, and cover all tenants."""
 
     READ = "read"
-    """To see everything but secrets, and what is in messages with `PAYLOADS` alone."""
+    """See everything but secrets; payloads only together with `PAYLOADS`."""
     OPERATE = "operate"
-    """That, and to pause, resume, resize, replay and limit."""
+    """The same, and pause, resume, resize, replay and set limits."""
     ADMIN = "admin"
     """Everything."""
     TENANT = "tenant"
-    """One tenant's own."""
+    """What is one tenant's own."""
 
 
 PAYLOADS: Final = "payloads"
-"""The word beside `read` or `operate` that lets their holder see what is in messages."""
+"""The word beside `read` or `operate` that allows to see payloads."""
 
 
 class BadTokenError(Exception):
@@ -43,20 +43,20 @@ class BadTokenError(Exception):
 
 
 class NoRightsError(Exception):
-    """The token is valid, and gives no rights here; the message says why."""
+    """The token is valid, but gives no rights here; the message says why."""
 
 
 class TokenUnreadableError(Exception):
-    """Whether the token is valid can't be told now."""
+    """The token can't be checked now."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Principal:
-    """Who makes a request: `name` for the journal, `tenant_id` with the scope `tenant` only.
+    """The caller of a request: `name` for the journal, `tenant_id` with the scope `tenant` only.
 
-    `anonymous` is who has shown no token because none was asked for. `issued_at` is a token's time,
-    in seconds since 1970, if it has one, `expires_at` the time at which it is good no more.
-    `payloads` is whether they may see what is in messages.
+    `anonymous` means that no token was asked for. `issued_at` is the token's `iat`, in seconds
+    since 1970, if it has one; `expires_at` is the time at which it ends. `payloads` says whether
+    the caller may see payloads.
     """
 
     name: str
@@ -68,10 +68,10 @@ class Principal:
     payloads: bool = True
 
     def is_former(self, incarnation: int, since: datetime | None) -> bool:
-        """Tell whether the token was a former tenant's of the id that this one has.
+        """Tell whether the token was issued for a former tenant of the same id.
 
-        An `iat` in whole seconds is held against the second in which this one was made: no
-        former's is as late. Without any a token is good for the first tenant of its id.
+        An `iat` in whole seconds is compared with the second in which the present tenant was
+        created. A token without `iat` is good for the first tenant of its id alone.
         """
         if self.scope is not Scope.TENANT or incarnation <= 1:
             return False
@@ -81,7 +81,7 @@ class Principal:
         return self.issued_at < (floor(began) if self.issued_at.is_integer() else began)
 
     def good_for(self, now: datetime) -> float | None:
-        """Give the seconds for which the token is still taken; None where there is no end."""
+        """Give the seconds for which the token stays valid; None if it does not end."""
         if self.expires_at is None:
             return None
         return max(0.0, self.expires_at + LEEWAY_SECONDS - now.timestamp())
@@ -90,7 +90,7 @@ class Principal:
 class Tokens:
     """Issues and reads tokens: the first secret signs, all of them verify.
 
-    Raises `ValueError` where there is none, and for one below 32 bytes.
+    Raises `ValueError` without a secret, and for a secret below 32 bytes.
     """
 
     def __init__(self, *secrets: str) -> None:
@@ -108,10 +108,10 @@ class Tokens:
         scope: Scope = Scope.ADMIN,
         payloads: bool = False,
     ) -> str:
-        """Sign a token: for one tenant, or with an operator's scope where no tenant is named."""
+        """Sign a token: for one tenant, or with an operator's scope if no tenant is named."""
         claims: dict[str, object] = {
             "sub": subject,
-            # With a fraction, so that it is known to be later than what came before in its second.
+            # With a fraction, to be later than what happened earlier in the same second.
             "iat": now.timestamp(),
             "exp": now + ttl,
             "scope": scope_words(scope if tenant_id is None else Scope.TENANT, payloads=payloads),
@@ -121,7 +121,7 @@ class Tokens:
         return jwt.encode(claims, self._secrets[0], algorithm=ALGORITHM)
 
     def read(self, token: str) -> Principal:
-        """Tell who holds a token. Raises `BadTokenError`."""
+        """Give the holder of a token. Raises `BadTokenError`."""
         claims = self._claims(token)
         scope, payloads = _scope(claims.get("scope"))
         return principal(claims, scope, payloads=payloads, tenant_id=claims.get("tenant_id"))
@@ -151,9 +151,9 @@ class Tokens:
 def principal(
     claims: Mapping[str, Any], scope: Scope, *, payloads: bool, tenant_id: object
 ) -> Principal:
-    """Tell who holds a token by what it says of itself, and by the scope it is good for.
+    """Make a principal from a verified token's claims and its scope.
 
-    `tenant_id` is what it says of its tenant. Raises `BadTokenError`.
+    `tenant_id` is the token's claim of that name. Raises `BadTokenError`.
     """
     subject = claims.get("sub")
     name = _printable(subject[:_MAX_SUBJECT]) if isinstance(subject, str) and subject else None
@@ -177,7 +177,7 @@ def principal(
 
 
 def header_of(token: str) -> Mapping[str, Any]:
-    """Read what a token says before its signature is looked at. Raises `BadTokenError`."""
+    """Read a token's header before its signature is checked. Raises `BadTokenError`."""
     try:
         return jwt.get_unverified_header(token)
     except (jwt.InvalidTokenError, ValueError, TypeError, RecursionError):
@@ -185,12 +185,12 @@ def header_of(token: str) -> Mapping[str, Any]:
 
 
 def scope_words(scope: Scope, *, payloads: bool) -> str:
-    """Give what a token says of its scope, words with spaces between them."""
+    """Give the words of a token's scope, separated by spaces."""
     return f"{scope.value} {PAYLOADS}" if payloads else scope.value
 
 
 def _scope(claimed: Any) -> tuple[Scope, bool]:
-    """Read it: what the token is good for, and whether it shows what is in messages."""
+    """Read a scope's words: the scope, and whether payloads may be seen."""
     words = set(claimed.split(" ")) if isinstance(claimed, str) else set()
     scopes = [one for one in Scope if one.value in words - {PAYLOADS}]
     if len(scopes) != 1 or words - {PAYLOADS, scopes[0].value}:
@@ -199,7 +199,7 @@ def _scope(claimed: Any) -> tuple[Scope, bool]:
 
 
 def _printable(text: str) -> str:
-    """Make it one that the journal and a line of the log can hold."""
+    """Make a name fit for the journal and one line of the log."""
     return text if text.isprintable() else "".join(c if c.isprintable() else "?" for c in text)
 
 
