@@ -1,4 +1,4 @@
-"""Cookies of requests, and the one that holds a session of the operator's page."""
+"""Cookies of requests, among them the session cookie of the operator's page."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ def is_token(text: str) -> bool:
 
 
 def session_of(headers: Headers) -> str | None:
-    """Give the token of a session; None where there is none, and where there are two."""
+    """Give a session's token; None without one, and where there are two."""
     token = cookie_of(headers, SESSION)
     return token if token is not None and is_token(token) else None
 
 
 def cookie_of(headers: Headers, wanted: str) -> str | None:
-    """Give the value of a cookie; None where there is none, and where there are two."""
+    """Give a cookie's value; None without one, and where there are two."""
     found = {
         value.strip()
         for line in headers.getlist("cookie")

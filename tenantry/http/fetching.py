@@ -1,4 +1,4 @@
-"""Asks a provider of identities something by HTTP: bounded in time and size, and it alone."""
+"""Requests to an identity provider: bounded in time and size, and without redirects."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Final
 
 MAX_BYTES: Final = 256 * 1024
-"""Bytes of an answer that are read."""
+"""The most bytes of an answer that are read."""
 
 
 class FetchError(Exception):
-    """No answer could be had; the message says why, and names nothing that was sent."""
+    """The request failed; the message says why, and contains nothing that was sent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,10 +33,10 @@ async def fetch(
     form: Mapping[str, str] | None = None,
     auth: tuple[str, str] | None = None,
 ) -> Fetched:
-    """Get what is under a URL, or send it a form, with a name and a password where `auth` is given.
+    """Get a URL, or post a form to it, with the name and password in `auth` if given.
 
-    `tls` says who is trusted, with https. All of it takes `seconds` at most. Raises `FetchError`,
-    also for an answer that leads elsewhere: what it leads to would be believed as the provider is.
+    `tls` has the trusted authorities, for https. The whole request takes at most `seconds`. Raises
+    `FetchError`, also for a redirect: its target would be trusted as the provider is.
     """
     import httpx
 
@@ -47,7 +47,7 @@ async def fetch(
                 verify=tls,
                 timeout=seconds,
                 follow_redirects=False,
-                # A proxy is for what is elsewhere.
+                # By http the provider is on this machine, where no proxy is needed.
                 trust_env=url.startswith("https:"),
                 headers={"Accept": "application/json", "Accept-Encoding": "identity"},
             ) as client,
@@ -77,9 +77,9 @@ async def fetch(
 
 
 def trusting(ca_file: str) -> ssl.SSLContext:
-    """Trust the authorities in a PEM file, or the system's where there is none.
+    """Trust the authorities in a PEM file, or the system's if no file is given.
 
-    Raises `ValueError`, which names the file.
+    Raises `ValueError`, whose message names the file.
     """
     try:
         if ca_file:

@@ -43,11 +43,11 @@ class ControlSocketBusyError(ListenError):
 
 
 class ControlSocket:
-    """The control socket: a Unix socket with mode 0660 from its first moment.
+    """The control socket: a Unix socket that has mode 0660 from the beginning.
 
-    A lock on a file beside it (`….lock`, which stays) tells whether a living process has the
-    path: it is gone with its process, however that ended. So a stale socket is replaced, and a
-    living one never. Raises `ListenError`.
+    A lock on a file beside it (`….lock`, which stays) tells whether a living process serves the
+    path: the kernel releases it with the process. So a stale socket is replaced, and one in use
+    never. Raises `ListenError`.
     """
 
     def __init__(self, path: Path) -> None:
@@ -62,7 +62,7 @@ class ControlSocket:
             raise
 
     def close(self) -> None:
-        """Remove the socket, unless the path is another process's by now; may be called again."""
+        """Remove the socket, unless another process has the path by now; may be called again."""
         self.socket.close()
         if self._lock < 0:
             return
@@ -99,12 +99,12 @@ def _resolved(host: str, port: int) -> list[Any]:
     except socket.gaierror:
         if host != "localhost":
             raise
-        # A name that is this machine's own (RFC 6761), whatever stands in its list of hosts.
+        # `localhost` is this machine (RFC 6761), whatever /etc/hosts says.
         return socket.getaddrinfo("127.0.0.1", port, type=socket.SOCK_STREAM)
 
 
 def tls_context(certificate: Path, key: Path) -> ssl.SSLContext:
-    """Read what TLS is served with, version 1.2 at least. Raises `TlsFilesError`."""
+    """Load certificate and key for TLS 1.2 and newer. Raises `TlsFilesError`."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     for file in (certificate, key):
         try:
@@ -112,7 +112,7 @@ def tls_context(certificate: Path, key: Path) -> ssl.SSLContext:
         except OSError as error:
             raise TlsFilesError(f"can't read {file}: {_reason(error)}", file) from error
     try:
-        # Without a word for it, OpenSSL would ask the terminal for an encrypted key's password.
+        # Without a password, OpenSSL would ask the terminal for that of an encrypted key.
         context.load_cert_chain(certificate, key, password="")
     except (ssl.SSLError, ValueError) as error:
         raise TlsFilesError(
@@ -145,7 +145,7 @@ def _bind_unix(path: Path) -> socket.socket:
     bound = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         _clear(path)
-        # The process's mask, for this one moment: no socket is ever there with a wider mode.
+        # With the process's umask, so that the socket never has a wider mode.
         before = os.umask(_GROUP)
         try:
             with addressed(path) as address:
@@ -164,7 +164,7 @@ def _bind_unix(path: Path) -> socket.socket:
 
 
 def _clear(path: Path) -> None:
-    """Remove the socket a killed process has left (we hold the lock), and nothing else."""
+    """Remove the socket of a killed process (we hold the lock), and nothing else."""
     with suppress(FileNotFoundError):
         if not stat.S_ISSOCK(path.lstat().st_mode):
             raise ListenError(
@@ -178,52 +178,52 @@ def _reason(error: Exception) -> str:
 
 
 NOTE: Final = b"\0"
-"""What a descriptor travels with: a stream carries none without a byte."""
+"""The byte sent along with a descriptor: a stream needs one."""
 
 
 _FD_BYTES: Final = array.array("i").itemsize
 
 
 class Relay:
-    """Both ends of the way. `far` is for the front, over any number of its lives."""
+    """Both ends of a relay. `far` is for the front, also after it was restarted."""
 
     def __init__(self) -> None:
         near, far = socket.socketpair()
         for one in (near, far):
             one.setblocking(False)
         self.near: Final[socket.socket] = _Acceptor(near)
-        # Kept open here, so that the near end never sees an end while no front lives.
+        # Kept open here, so that the near end is not closed while the front is restarted.
         self.far: Final = far
 
     def close(self) -> None:
-        """Close both ends; connections are refused from now on."""
+        """Close both ends; connections are refused then."""
         self.near.close()
         self.far.close()
 
 
 class SharedRelay:
-    """The near end of a relay whose far end is another process's; others may take from it, too."""
+    """The near end of a relay whose far end another process has; siblings may accept from it."""
 
     def __init__(self, descriptor: int) -> None:
         self.near: Final[socket.socket] = _Acceptor(socket.socket(fileno=descriptor))
 
     def close(self) -> None:
-        """Take no more connections here."""
+        """Accept no more connections here."""
         self.near.close()
 
 
 class _Acceptor(socket.socket):
-    """A socket that accepts the connections that are passed to it, for a server to listen on."""
+    """A listening socket for a server that accepts the descriptors passed to it."""
 
     def __init__(self, near: socket.socket) -> None:
         super().__init__(near.family, near.type, near.proto, fileno=near.detach())
 
     def listen(self, backlog: int = 0) -> None:
-        """Do nothing: the other end is there already."""
+        """Do nothing: the other end exists already."""
 
     def accept(self) -> tuple[socket.socket, str]:
-        """Take the next connection. Raises `BlockingIOError` where there is none."""
-        # A connection that comes when no descriptor is free is closed by the kernel.
+        """Accept the next connection. Raises `BlockingIOError` if there is none."""
+        # The kernel closes a connection that arrives while no descriptor is free.
         _, ancillary, _, _ = self.recvmsg(
             len(NOTE), socket.CMSG_SPACE(_FD_BYTES), getattr(socket, "MSG_CMSG_CLOEXEC", 0)
         )
@@ -234,17 +234,17 @@ class _Acceptor(socket.socket):
 
 
 HANDSHAKES_OF_A_CLIENT: Final = 64
-"""Handshakes that one address may have under way for longer than `HURRY_SECONDS`."""
+"""TLS handshakes of one address that may last longer than `HURRY_SECONDS`."""
 
 HURRY_SECONDS: Final = 1.0
-"""How long a handshake that many came with is not held against its client."""
+"""Seconds in which a handshake does not count against its client."""
 
 
 class Handshakes:
-    """Knows the connections that were accepted and are no client's yet; the event loop's alone.
+    """The accepted connections whose TLS handshake is not done. Used on the event loop alone.
 
-    Of a client that has too many the oldest is ended for the next; of all that there may be, the
-    oldest of the client that has most. asyncio ends by itself what takes too long.
+    A client with too many loses its oldest one to the next; if there are too many in all, the
+    client with most loses its oldest. asyncio ends those that take too long.
     """
 
     def __init__(self, most: int) -> None:
@@ -253,8 +253,8 @@ class Handshakes:
         self._pending: dict[str, dict[int, tuple[socket.socket, float]]] = {}
 
     def begin(self, connection: socket.socket, address: str) -> None:
-        """Take in a connection that has just been accepted."""
-        self.end(connection.fileno())  # an earlier one of its number has been closed
+        """Add a connection that has just been accepted."""
+        self.end(connection.fileno())  # an earlier connection with this descriptor has been closed
         if len(self._addresses) >= self._most:
             self._forget_closed()
         if len(self._addresses) >= self._most:
@@ -270,7 +270,7 @@ class Handshakes:
             self._end_oldest(address)
 
     def end(self, number: int) -> None:
-        """Forget a connection, by its descriptor's number: its handshake is done."""
+        """Remove a connection, by its descriptor: its handshake is done."""
         address = self._addresses.pop(number, None)
         if address is not None:
             del self._pending[address][number]
@@ -281,7 +281,7 @@ class Handshakes:
         number, (oldest, _) = next(iter(self._pending[address].items()))
         self.end(number)
         with suppress(OSError):  # closed already, or its client has gone
-            # The transport that owns it is told of its end, and closes it.
+            # The transport sees the end, and closes its socket.
             oldest.shutdown(socket.SHUT_RDWR)
 
     def _forget_closed(self) -> None:
@@ -294,20 +294,20 @@ class Handshakes:
 _log: Final[structlog.stdlib.BoundLogger] = structlog.get_logger(__name__)
 
 SHED_PAUSE: Final = 0.05
-"""Seconds to wait where not even a client can be turned away."""
+"""Seconds to wait if there is no descriptor even to turn a client away."""
 
 _EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 
 class Shedding(socket.socket):
-    """A listening socket that takes another's place, and keeps a descriptor in reserve.
+    """A listening socket, wrapped to keep one descriptor in reserve.
 
-    With none left, a client that waits would make the socket ready for ever; asyncio complains of
-    it a thousand times a second. The reserve is what such a client is accepted with, and let go.
+    Without a free descriptor a waiting client keeps the socket readable, and asyncio logs an error
+    a thousand times a second. The reserve is used to accept such a client and close it.
     """
 
     def __init__(self, listening: socket.socket, handshakes: Handshakes | None = None) -> None:
-        """With `handshakes`, clients that are accepted begin one."""
+        """With `handshakes`, accepted clients begin with a TLS handshake."""
         super().__init__(
             listening.family, listening.type, listening.proto, fileno=listening.detach()
         )
@@ -317,7 +317,7 @@ class Shedding(socket.socket):
         self._reserve = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
 
     def accept(self) -> tuple[socket.socket, Any]:
-        """Accept the next client. Raises `BlockingIOError` where there is none to be served."""
+        """Accept the next client. Raises `BlockingIOError` if there is none."""
         try:
             connection, address = super().accept()
         except OSError as error:
@@ -349,7 +349,9 @@ class Shedding(socket.socket):
         with suppress(OSError):
             self._reserve = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
         if not turned_away or self._reserve < 0:
-            time.sleep(SHED_PAUSE)  # all else has to wait as well: there is nothing to work with
+            time.sleep(
+                SHED_PAUSE
+            )  # blocks everything: without descriptors nothing else could go on either
 
     def _tell(self, error: OSError) -> None:
         if not self._told:

@@ -24,16 +24,16 @@ _CORRELATION_KEY: Final = "tenantry.correlation_id"
 _PATIENCE: Final = 16
 
 HELD_BYTES: Final = 64 * 1024 * 1024
-"""Bytes of bodies held at once, of one listener's requests."""
+"""Bytes of request bodies held at once, per listener."""
 
 _SHARE: Final = 4
-"""One client on TCP may hold so large a part of them: the others' places are not its to take."""
+"""The part of them that one client on TCP may hold."""
 
 OPEN_BYTES: Final = 64 * 1024
-"""Bytes of a body that anybody may send, whoever it is."""
+"""Bytes of a body that a client may send before it is known."""
 
 _BODILESS: Final = frozenset({"GET", "HEAD"})
-"""Methods that take no body: none is waited for."""
+"""Methods without a body."""
 
 
 def correlation_id_of(scope: Scope) -> str:
@@ -42,7 +42,7 @@ def correlation_id_of(scope: Scope) -> str:
 
 
 class RequestContext:
-    """Outermost: gives a request its correlation id, and turns what nobody caught into a 500.
+    """The outermost middleware: sets the correlation id, and answers uncaught errors with a 500.
 
     A sane `X-Request-ID` is taken over, otherwise one is made; the answer carries it.
     """
@@ -97,23 +97,23 @@ class RequestContext:
 
 
 async def _hang_up(scope: Scope, receive: Receive, error: BrokenOffError) -> None:
-    """End the client's connection: it has the beginning of an answer, and gets no more."""
+    """Close the client's connection in the middle of an answer."""
     hang_up = connection_of(scope).hang_up
     if hang_up is None:
         raise error
     hang_up()
-    # The server takes it for a mistake if an answer is left off before it knows of the end.
+    # The server logs an error if an answer stops before it knows that the connection has ended.
     while (await receive())["type"] != "http.disconnect":
         pass
 
 
 class _Held:
-    """What one request's body takes of what all of them may."""
+    """The bytes that one request's body takes of the budget of all bodies."""
 
     def __init__(
         self, held: Counter[Listener | str], listener: Listener, client: str, most: int, share: int
     ) -> None:
-        """`client` may have `share` of it; it is empty where clients are not counted apart."""
+        """`client` may have `share` of the budget; it is empty where clients are not told apart."""
         self._held = held
         self._listener = listener
         self._client = client
@@ -145,15 +145,14 @@ class _Held:
 
 
 class BoundedBody:
-    """Reads a request's body before anything is done with it: bounded in size and in time.
+    """Reads a request's body before the application runs, bounded in size and time.
 
-    A larger body is a 413, one that does not arrive within `seconds` a 408. All bodies together
-    hold `held_bytes` at most, on each listener; what would be more is a 503, and a 429 where it is
-    one client who holds a quarter of them. GET and HEAD take no body: one that announces some is
-    a 400, and nothing of it is waited for.
+    A larger body is a 413, a body that does not arrive within `seconds` a 408. All bodies of a
+    listener hold at most `held_bytes`; beyond that a request gets a 503, or a 429 if its client
+    alone holds a quarter. GET and HEAD take no body: a request that announces one is a 400, and the
+    body is not read.
 
-    `is_open` tells of a path whether anybody may send something there, before it is known who it
-    is: that is `OPEN_BYTES` at most.
+    `is_open` tells whether a path takes bodies from unknown clients, of at most `OPEN_BYTES`.
     """
 
     def __init__(
@@ -224,9 +223,9 @@ class BoundedBody:
 
 
 def _refuse_early(headers: Headers, most: int) -> None:
-    """Answer a client that asks before it sends, or that announces far too much."""
+    """Answer a client that waits for `100 Continue`, or that announces far too large a body."""
     announced = headers.get("content-length", "")
-    # The number is as long as the client likes: look at its length before reading it.
+    # The client chooses how many digits it has: check that before converting it.
     size = int(announced) if announced.isdecimal() and len(announced) < 18 else None
     if announced and (size is None or size > most * _PATIENCE):
         raise _too_large(most)
@@ -247,7 +246,7 @@ async def _read(receive: Receive, held: _Held, most: int) -> bytes | None:
             held.take(len(part))
             parts.append(part)
         else:
-            # Many clients read no answer before they have sent everything: let them.
+            # Many clients read the answer only after sending everything: let them.
             parts.clear()
             held.release()
             if size > most * _PATIENCE:
@@ -262,7 +261,7 @@ def _too_large(most: int) -> Problem:
     return Problem(
         413,
         f"the body is larger than {most} bytes",
-        # What follows on the connection is the rest of a body nobody wants.
+        # The rest of the body would follow on the connection, and is not wanted.
         headers={"Connection": "close"},
     )
 
@@ -276,20 +275,20 @@ def _refuse_body(method: str, headers: Headers) -> None:
 MAX_REQUESTS: Final = 1024
 MAX_OF_A_CLIENT: Final = 256
 REQUEST_SECONDS: Final = 90.0
-"""Longer than any command, page or long poll takes: the last resort."""
+"""Longer than any command, page or long poll takes; a last resort."""
 
 UNREAD_BYTES: Final = 64 * 1024 * 1024
-"""Bytes of answers to one client on TCP that it has not read yet; one answer it always gets."""
+"""Bytes of unread answers to one client on TCP; a single answer may have more."""
 
 PART_BYTES: Final = 256 * 1024
-"""What is given at once of an answer: the server takes whatever it is given, read or not."""
+"""Bytes passed to the server at once: it buffers whatever it is given, read or not."""
 
 _UNCOUNTED: Final = frozenset({"/healthz", "/readyz"})
 _ENDLESS: Final = frozenset({"/messages/stream", "/ui/tail"})
 
 
 class _Answer:
-    """An answer on its way to a client, in parts, of which each waits for the one before."""
+    """An answer on its way to a client, in parts; each waits until the one before is sent."""
 
     def __init__(self, scope: Scope, send: Send, unread: Counter[str], client: str) -> None:
         self._scope = scope
@@ -300,7 +299,7 @@ class _Answer:
         self._refused = False
 
     async def __call__(self, message: Message) -> None:
-        """Pass on what there is, or that it is too much."""
+        """Pass a part on, or refuse the answer if the client has too much unread."""
         if message["type"] == "http.response.start":
             await self._begin(message)
         elif not self._refused:
@@ -328,7 +327,7 @@ class _Answer:
         await self._send({**message, "body": body[last:]} if last else message)
 
     def ended(self) -> None:
-        """Give back what it took."""
+        """Return the answer's bytes to the budget."""
         if self._size:
             self._unread[self._client] -= self._size
             if not self._unread[self._client]:
@@ -340,11 +339,11 @@ async def _nothing_more() -> Message:
 
 
 class Limits:
-    """Turns away what is too much, and ends what takes too long.
+    """Refuses requests beyond the limits, and ends those that take too long.
 
-    Requests count from when their body is there, so that a client that only trickles takes
-    nobody's place. The control socket is counted by itself, and its clients are not told apart.
-    Health is always answered.
+    A request counts once its body has arrived, so that a client that sends slowly takes no place.
+    The control socket is counted separately, and its clients are not told apart. Health checks are
+    always answered.
     """
 
     def __init__(
@@ -419,13 +418,13 @@ class Limits:
 
 
 class StartingApp:
-    """What the listeners serve while the daemon is still starting: 503, then the application."""
+    """What the listeners serve: 503 while the daemon starts, then the application."""
 
     def __init__(self) -> None:
         self._app: ASGIApp | None = None
 
     def open(self, app: ASGIApp) -> None:
-        """Let requests in."""
+        """Let requests through from now on."""
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

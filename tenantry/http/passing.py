@@ -1,7 +1,6 @@
-"""What handing requests on has in common: what of a request goes on, what of its answer comes back.
+"""Handing requests on to another process: what of a request is sent, what of its answer comes back.
 
-A request that is handed on has passed all that stands before the application here; there it passes
-the same again.
+A request that is handed on has passed the middleware here, and passes the same one again there.
 """
 
 from __future__ import annotations
@@ -22,9 +21,9 @@ from tenantry.unixpath import addressed
 CONNECT_SECONDS: Final = 5.0
 WRITE_SECONDS: Final = 30.0
 IDLE_SECONDS: Final = 20.0
-"""Shorter than a server keeps a connection that nobody uses, lest a request meet its end."""
+"""Shorter than the server's keep-alive, lest a request is sent on a connection that it closes."""
 
-# They are between two ends of one connection, are said anew on the next, or are nobody's to say.
+# Hop-by-hop headers, those set anew for the next connection, and those not for clients to set.
 _HOP: Final = frozenset(
     {
         b"connection",
@@ -46,11 +45,11 @@ _HOP: Final = frozenset(
 _NOT_BACK: Final = frozenset({b"connection", b"date", b"keep-alive", b"transfer-encoding"})
 
 FAILURES: Final = (httpcore.NetworkError, httpcore.ProtocolError, httpcore.TimeoutException)
-"""How a request fails at the other end of a connection."""
+"""The errors of a request at the other end of a connection."""
 
 
 def target_of(scope: Scope) -> bytes:
-    """Give what a request is for, as its client has written it."""
+    """Give a request's target, as its client has written it."""
     target: bytes = scope["raw_path"]
     return target + b"?" + scope["query_string"] if scope["query_string"] else target
 
@@ -63,7 +62,7 @@ def request_of(
     add: Iterable[tuple[bytes, bytes]],
     without: Collection[bytes] = (),
 ) -> httpcore.Request:
-    """Make the request that goes on: the client's headers but for some, and others instead."""
+    """Make the request to hand on, without some of the client's headers and with others instead."""
     left = {*_HOP, *MARKS, *without}
     headers = [pair for pair in scope["headers"] if pair[0].lower() not in left]
     headers += [(CORRELATION_HEADER.encode(), correlation_id_of(scope).encode()), *add]
@@ -81,8 +80,8 @@ def request_of(
 async def pass_back(response: httpcore.Response, send: Send) -> None:
     """Give an answer to the client as it comes, and close it.
 
-    One of no told length, a stream, ends where the other end breaks it off. Raises
-    `BrokenOffError` where another is broken off.
+    An answer without a length, a stream, ends when the other end breaks it off. Any other one
+    that is broken off raises `BrokenOffError`.
     """
     try:
         headers = [pair for pair in response.headers if pair[0].lower() not in _NOT_BACK]
@@ -100,7 +99,7 @@ async def pass_back(response: httpcore.Response, send: Send) -> None:
 
 
 async def while_client_waits(passing: Coroutine[Any, Any, None], receive: Receive) -> None:
-    """Do something for a client whose request is read; give up when the client has gone."""
+    """Run a task for a client whose request has been read; cancel it if the client disconnects."""
     doing = asyncio.create_task(passing)
     gone = asyncio.create_task(_gone(receive))
     try:
@@ -119,14 +118,14 @@ async def _gone(receive: Receive) -> None:
 
 
 class ClosedWithLoop:
-    """Closes a pool of connections when the event loop cancels its tasks, at the end."""
+    """Closes a connection pool when the event loop cancels its tasks at the end."""
 
     def __init__(self, pool: httpcore.AsyncConnectionPool) -> None:
         self._pool = pool
         self._closer: asyncio.Task[None] | None = None
 
     def watch(self) -> None:
-        """Begin, on the loop; harmless twice."""
+        """Start, on the event loop; a second call does nothing."""
         if self._closer is None:
             self._closer = asyncio.create_task(self._close())
 
@@ -138,7 +137,7 @@ class ClosedWithLoop:
 
 
 class SocketBackend(httpcore.AsyncNetworkBackend):
-    """Connects to Unix sockets, however long their paths are."""
+    """Connects to Unix sockets, also where their paths exceed the kernel's limit."""
 
     async def connect_unix_socket(
         self,
@@ -158,14 +157,14 @@ class SocketBackend(httpcore.AsyncNetworkBackend):
 
 
 class Stream(httpcore.AsyncNetworkStream):
-    """A connection as httpcore wants it."""
+    """A connection with the interface of httpcore."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader
         self._writer = writer
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:  # noqa: ASYNC109
-        """Read what there is; nothing at the end."""
+        """Read what has arrived; nothing at the end of the stream."""
         try:
             async with asyncio.timeout(timeout):
                 return await self._reader.read(max_bytes)
@@ -186,9 +185,9 @@ class Stream(httpcore.AsyncNetworkStream):
             raise httpcore.WriteError(str(error)) from error
 
     async def aclose(self) -> None:
-        """Close it; what is not sent by now is no whole request."""
+        """Close it; bytes not sent by now would be no whole request."""
         self._writer.transport.abort()
 
     def get_extra_info(self, info: str) -> Any:
-        """Tell whether an idle connection has come to its end."""
+        """Tell whether the other end has closed an idle connection."""
         return self._reader.at_eof() if info == "is_readable" else None

@@ -62,9 +62,9 @@ class Problem(Exception):  # noqa: N818 - the word of RFC 9457
 
 
 class BrokenOffError(Exception):
-    """An answer has begun and can't be brought to its end, through no mistake of this program.
+    """An answer has begun and can't be completed, for a reason outside of this program.
 
-    Its client learns it by the end of the connection.
+    The client learns it from the end of the connection.
     """
 
 
@@ -101,7 +101,7 @@ def invalid(problems: Sequence[tuple[str, str]]) -> Problem:
 
 
 def former_token() -> Problem:
-    """Make the 401 for the token of a tenant whose id another one has by now."""
+    """Make the 401 for a token of a former tenant whose id another tenant has now."""
     return Problem(
         401,
         "the token was issued before the tenant was created anew under this id; take a new one",
@@ -110,5 +110,5 @@ def former_token() -> Problem:
 
 
 def no_such_tenant() -> Problem:
-    """Make the 404 of a tenant that is not there, was deleted, or can't be."""
+    """Make the 404 for a tenant that does not exist, was deleted, or has no valid id."""
     return Problem(404, "there is no such tenant", code="tenant-not-found", title="No such tenant")

@@ -18,20 +18,19 @@ from tenantry.http.problems import MEDIA_TYPE, Problem
 _log: Final[structlog.stdlib.BoundLogger] = structlog.get_logger(__name__)
 
 HEAD_SECONDS: Final = 10.0
-"""How long the head of a request may take to come in, however busily its bytes trickle."""
+"""Seconds in which the head of a request must arrive in whole."""
 
 HEADLESS_OF_A_CLIENT: Final = 64
-"""Connections of one address that bring no whole head for more than `HURRY_SECONDS`. A proxy, from
-whose address many clients come, connects when it has one to send.
+"""Connections of one address without a whole head for more than `HURRY_SECONDS`. A proxy, which
+carries many clients, opens connections only to send requests.
 """
 
 REST_SECONDS: Final = 5.0
 REST_BYTES: Final = 4 * 1024 * 1024
-"""What a client may go on to send of a body after the answer: many read none before that."""
+"""Bytes of a body that a client may send after the answer: many clients read it only then."""
 
 WRITE_SECONDS: Final = 20.0
-"""How long a client may leave what was sent to it unread: some 50 KB, beside what the kernel holds.
-"""
+"""Seconds a client may leave its answer unread: some 50 KB, beside the kernel's buffers."""
 
 PEER_KEY: Final = "tenantry.peer"
 HANG_UP_KEY: Final = "tenantry.hang_up"
@@ -41,8 +40,8 @@ _CREDENTIALS: Final = struct.Struct("3i")
 class BoundedH11(H11Protocol):
     """An HTTP/1.1 connection whose client has some seconds to send a request, and to read.
 
-    It puts the peer into every request's state, where no header can reach it, and what ends the
-    connection.
+    It puts the peer, and a function that ends the connection, into every request's state, which no
+    header can reach.
     """
 
     most_connections: ClassVar[int]
@@ -57,7 +56,7 @@ class BoundedH11(H11Protocol):
     _write_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Begin a connection, or end it at once where there are too many."""
+        """Begin a connection, or end it at once if there are too many."""
         super().connection_made(transport)
         if self.handshakes is not None:
             self.handshakes.end(transport.get_extra_info("socket").fileno())
@@ -73,9 +72,9 @@ class BoundedH11(H11Protocol):
         self._expect_head()
 
     def _makes_room(self) -> bool:
-        """End a connection of the client that has most, one on which nothing is asked; tell if so.
+        """End an idle connection of the client that has most; tell whether there was one.
 
-        So nobody takes the others' places by opening connections and keeping still.
+        So no client takes the others' places by opening connections and keeping them idle.
         """
         others = [one for one in self.connections if isinstance(one, BoundedH11)]
         counts = Counter(one._peer_address for one in others)  # noqa: SLF001 - of its own kind
@@ -85,13 +84,13 @@ class BoundedH11(H11Protocol):
         for one in others:
             if one._peer_address == most and one.conn.their_state is h11.IDLE:  # noqa: SLF001
                 one.transport.abort()
-                # It is told of its end later; its place is free now.
+                # The protocol hears of its end later; its place is free now.
                 self.connections.discard(one)
                 return True
         return False
 
     def _end_oldest_headless(self) -> None:
-        """End the client's oldest connections that brought no head, where it has too many such."""
+        """End the client's oldest connections without a request, if it has too many of them."""
         connected = self.transport.get_extra_info("socket")
         if connected is None or connected.family == socket.AF_UNIX:
             return
@@ -125,7 +124,7 @@ class BoundedH11(H11Protocol):
             )
 
     def data_received(self, data: bytes) -> None:
-        """Take bytes in; the timer runs while they are not yet a request's whole head."""
+        """Receive bytes; the timer runs until they make a whole head of a request."""
         super().data_received(data)
         if self._rest_timer is not None:
             self._take_rest(len(data))
@@ -145,7 +144,7 @@ class BoundedH11(H11Protocol):
         super().connection_lost(exc)
 
     def on_response_complete(self) -> None:
-        """Go on with the next request; what is missing of this one's body has little time."""
+        """Go on to the next request; the rest of this one's body has little time."""
         super().on_response_complete()
         if self.conn.their_state is h11.SEND_BODY and not self.transport.is_closing():
             self._rest = 0
@@ -176,9 +175,9 @@ class BoundedH11(H11Protocol):
         super().resume_writing()
 
     def send_400_response(self, msg: str) -> None:
-        """Answer what is no HTTP with a problem document, like everything else."""
+        """Answer bytes that are no HTTP with a problem document, as any other error."""
         if self.conn.our_state not in {h11.IDLE, h11.SEND_RESPONSE}:
-            self.transport.close()  # in the middle of an answer there is no room for another
+            self.transport.close()  # an answer has begun: no other can be sent
             return
         body = Problem(400, msg).body()
         headers = [
@@ -214,20 +213,20 @@ class BoundedH11(H11Protocol):
 
 
 def bounded_h11(most_connections: int, handshakes: Handshakes | None = None) -> type[BoundedH11]:
-    """Make the protocol of a listener that may have so many connections at once.
+    """Make the protocol class of a listener with a limit of connections.
 
-    With `handshakes`, a connection that gets as far as this has come through one.
+    With `handshakes`, a connection gets this far once its TLS handshake is done.
     """
     own = {"most_connections": most_connections, "headless": {}, "handshakes": handshakes}
     return type("BoundedH11", (BoundedH11,), own)
 
 
 def peer_of(transport: Any) -> str:
-    """Name who is at the other end: `uid=0 pid=4711` on a Unix socket, else the address."""
+    """Name the peer: `uid=0 pid=4711` on a Unix socket, else its address."""
     connected = transport.get_extra_info("socket")
     if connected is not None and connected.family == socket.AF_UNIX:
         option = getattr(socket, "SO_PEERCRED", None)
-        if option is None:  # not Linux: the file's mode has decided, the name stays open
+        if option is None:  # not Linux: the file's mode has decided, and the peer has no name
             return "control socket"
         raw = connected.getsockopt(socket.SOL_SOCKET, option, _CREDENTIALS.size)
         pid, uid, _ = _CREDENTIALS.unpack(raw)

@@ -32,7 +32,7 @@ from tenantry.loops import Heartbeat
 _log: Final[structlog.stdlib.BoundLogger] = structlog.get_logger(__name__)
 
 MAX_CONNECTIONS: Final = 2048
-"""On each listener at most; who makes the server says how many the process can have."""
+"""The most connections of a listener; the server's maker sets how many the process can have."""
 
 KEEP_ALIVE_SECONDS: Final = 30
 GRACE_SECONDS: Final = 5
@@ -45,11 +45,11 @@ class ApiServer:
     """Listens and serves. Made on any thread; `run` blocks the thread that owns it.
 
     With `tls`, the files of a certificate and its key, TCP is served as HTTPS. `listening` is a
-    TCP socket that is bound already; `shared_control` a control socket that others serve as well,
-    and that stays when this server ends. By `relay` a front hands on what it has from TCP; it is
-    closed with the rest.
+    bound TCP socket; `shared_control` is a control socket that other processes serve as well, and
+    that stays when this server ends. Through `relay` a front passes TCP connections on; the server
+    closes it at its end.
 
-    `bind` takes the addresses and raises `ListenError` where one can't be had; then neither is.
+    `bind` takes the addresses; if one can't be had it raises `ListenError`, and takes none.
     `stop` may come from any thread, at any time, more than once.
     """
 
@@ -93,7 +93,7 @@ class ApiServer:
         return self._port
 
     def bind(self) -> None:
-        """Take the addresses; clients may connect and wait from now on. Does nothing twice."""
+        """Take the addresses; clients may connect and wait from now on. Idempotent."""
         with self._guard:
             if self._bound or self._stopping:
                 return
@@ -112,7 +112,7 @@ class ApiServer:
             self._bound = True
 
     def run(self) -> None:
-        """Serve until `stop`; binds first if need be. Installs no signal handlers."""
+        """Serve until `stop`; bind first if that was not done. Installs no signal handlers."""
         self.bind()
         with self._guard:
             if self._stopping or self._running:
@@ -128,14 +128,14 @@ class ApiServer:
             self._ended.set()
 
     def wait_started(self, timeout: float) -> bool:
-        """Wait until requests are answered; false if that takes longer than `timeout` seconds."""
+        """Wait until the server answers; false if that takes longer than `timeout` seconds."""
         return self._started.wait(timeout)
 
     def stop(self, timeout: float | None = None) -> bool:
-        """Stop listening, let requests end, cut off what takes too long; remove the socket.
+        """Stop listening, let requests end, cut off those that take too long, remove the socket.
 
-        Waits for the end, `timeout` seconds at most (by default the grace and a little more; 0
-        does not wait), and tells whether it has come.
+        Waits for the end for at most `timeout` seconds (by default the grace and a little more; 0
+        does not wait), and tells whether the server has ended.
         """
         with self._guard:
             self._stopping = True
@@ -148,7 +148,7 @@ class ApiServer:
         return self._ended.wait(self._grace + _MARGIN_SECONDS if timeout is None else timeout)
 
     def share(self) -> None:
-        """Serve what others serve as well, from now on; harmless twice."""
+        """Serve the shared sockets from now on; a second call does nothing."""
         with self._guard:
             self._sharing = True
             if self._loop is not None and self._share_now is not None:
@@ -166,7 +166,7 @@ class ApiServer:
             await server.serve([bound])
 
     def call(self, act: Callable[[], None]) -> None:
-        """Have something done on the event loop, soon; while there is none, nothing."""
+        """Call a function soon on the event loop, if there is one."""
         with self._guard:
             if self._loop is not None:
                 self._loop.call_soon_threadsafe(act)
@@ -178,7 +178,7 @@ class ApiServer:
             servers.append(
                 (self._server(Listener.CONTROL, closing), Shedding(self._control.socket))
             )
-        # What others serve as well is for those who can: `share` says when.
+        # Shared sockets are served once this process is ready: `share` tells when.
         later: list[tuple[_Server, socket.socket]] = []
         if self._shared_control is not None:
             shared = Shedding(self._shared_control)
@@ -199,7 +199,7 @@ class ApiServer:
             self._share_now = asyncio.Event()
             if self._sharing:
                 self._share_now.set()
-            if self._stopping:  # it came before there was a loop to tell
+            if self._stopping:  # `stop` was called before there was a loop
                 return
         tasks = [asyncio.create_task(server.serve([bound])) for server, bound in servers]
         tasks += [
@@ -217,7 +217,7 @@ class ApiServer:
         try:
             await asyncio.wait([*waits, *tasks], return_when=asyncio.FIRST_COMPLETED)
             self._started.set()
-            # A listener that ends by itself ends the other: half a server helps nobody.
+            # If one listener ends by itself, the server ends: serving half of it is of no use.
             await asyncio.wait([ended, *tasks], return_when=asyncio.FIRST_COMPLETED)
         finally:
             closing.set()
@@ -243,10 +243,10 @@ class ApiServer:
             loop="asyncio",
             lifespan="off",
             log_config=None,
-            # A line for each client that talks no HTTP would be theirs to write.
+            # Clients must not be able to fill the log with bytes that are no HTTP.
             log_level="error",
             access_log=False,
-            # Headers of a proxy would let a client name its own address.
+            # A proxy's headers would let any client name its own address.
             proxy_headers=False,
             server_header=False,
             timeout_keep_alive=KEEP_ALIVE_SECONDS,
@@ -269,7 +269,7 @@ class ApiServer:
 
 
 class _EventLoop(asyncio.SelectorEventLoop):
-    """A loop whose TLS handshakes have some seconds: until then uvicorn knows of no connection."""
+    """A loop that bounds TLS handshakes in time: uvicorn sees connections only after them."""
 
     async def create_server(self, *arguments: Any, **keywords: Any) -> asyncio.Server:
         """Begin to listen."""
@@ -279,14 +279,14 @@ class _EventLoop(asyncio.SelectorEventLoop):
 
 
 def _run(main: Coroutine[Any, Any, None]) -> None:
-    """Run to the end on a new loop. `asyncio.run` would take SIGINT, were this the main thread."""
+    """Run on a new loop. `asyncio.run` would handle SIGINT, if this were the main thread."""
     loop = _EventLoop()
     try:
         loop.run_until_complete(main)
     finally:
         loop.run_until_complete(_cancel_others())
         loop.run_until_complete(loop.shutdown_asyncgens())
-        # What has been closed last is let go of in the loop's next round.
+        # Transports closed last are released in the loop's next iteration.
         loop.run_until_complete(asyncio.sleep(0))
         loop.close()
 
@@ -299,7 +299,7 @@ async def _cancel_others() -> None:
 
 
 class _Server(uvicorn.Server):
-    """A uvicorn server that leaves signals to the process, and says when it serves."""
+    """A uvicorn server that leaves signals to the process, and tells when it serves."""
 
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
@@ -328,7 +328,7 @@ async def _all_listening(servers: list[_Server]) -> None:
 
 
 class _MarkedApp:
-    """Marks requests with how they came in; HEAD goes on as GET."""
+    """Marks requests with their listener, and passes HEAD on as GET."""
 
     def __init__(
         self, app: ASGIApp, listener: Listener, closing: asyncio.Event, *, relayed: bool
@@ -355,9 +355,9 @@ class _MarkedApp:
 
 
 def as_get(scope: Scope, send: Send) -> tuple[Scope, Send]:
-    """Make a request's HEAD a GET whose body is kept back; any other request stays as it is.
+    """Turn HEAD into a GET whose answer is sent without its body; leave other requests as they are.
 
-    An answer without an end, a stream, ends after its head.
+    The answer of a stream ends after its head.
     """
     if scope["type"] != "http" or scope["method"] != "HEAD":
         return scope, send
