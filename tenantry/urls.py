@@ -1,7 +1,7 @@
-"""The URLs this program gives out: whatever is in them, who reads them gets the same again.
+"""The URLs that this program gives out: whatever their parts contain, clients read the same again.
 
-All of them are put together here. What stands between delimiters is percent-encoded as UTF-8, a
-space as %20: the `+` of HTML forms is a plus to libpq and to AMQP clients.
+All of them are built here. Every part is percent-encoded as UTF-8, a space as %20: the `+` of HTML
+forms is a plus sign to libpq and to AMQP clients.
 """
 
 from __future__ import annotations
@@ -12,26 +12,26 @@ from urllib.parse import SplitResult, quote, urlsplit, urlunsplit
 
 AMQP: Final = ("amqp", "amqps")
 IGGY: Final = ("iggy", "iggys")
-"""The schemes of brokers' URLs, each with the one that is encrypted."""
+"""The schemes of brokers' URLs, plain and encrypted."""
 
 T = TypeVar("T")
 
 _SOCKETS: Final = ("/", "@")
-"""How the host of a PostgreSQL URL begins that is a Unix socket's directory, or an abstract one."""
+"""First characters of a PostgreSQL host that is a Unix socket's directory or abstract name."""
 
 
 def quoted(text: str) -> str:
-    """Encode everything in a text that a URL could take for something else."""
+    """Percent-encode every reserved character of a text."""
     return quote(text, safe="")
 
 
 def bracketed(host: str) -> str:
-    """Give a host as it stands before a port: an IPv6 address in brackets."""
+    """Give a host as it is written before a port: an IPv6 address in brackets."""
     return f"[{host}]" if ":" in host and not host.startswith("[") else host
 
 
 def address(host: str, port: int | str | None) -> str:
-    """Give HOST:PORT, or the host alone where no port is given."""
+    """Give HOST:PORT, or the host alone without a port."""
     return bracketed(host) + ("" if port in (None, "") else f":{port}")
 
 
@@ -65,8 +65,8 @@ def postgres_url(
 ) -> str:
     """Give a PostgreSQL URL; `hosts` are (host, port), tried in this order, `parameters` libpq's.
 
-    A host that is a path is a Unix socket's directory, an empty one the client's own default. libpq
-    parts hosts at commas and has no way to write one in a name.
+    A host that is a path is a Unix socket's directory, an empty host the client's default. libpq
+    separates hosts by commas, and has no way to escape one.
     """
     query: dict[str, str] = {}
     place = ""
@@ -81,10 +81,10 @@ def postgres_url(
 
 
 def split(url: str) -> SplitResult:
-    """Split a URL as `urlsplit` does, one of several HOST:PORT as well.
+    """Split a URL as `urlsplit` does, also with several HOST:PORT.
 
-    Of these that takes an address in brackets for a mistake, in all but its older versions. What
-    stands in each place is for whoever reads it alone to check.
+    For these `urlsplit` refuses an address in brackets, in all but its older versions. The caller
+    checks each HOST:PORT.
     """
     scheme, there, rest = url.partition("://")
     end = next((at for at, one in enumerate(rest) if one in "/?#"), len(rest))
@@ -101,23 +101,23 @@ def without_user(url: str) -> str:
 
 
 def at_address(url: str, place: str) -> str:
-    """Give a URL with another HOST:PORT; user, password and all the rest stay."""
+    """Give a URL with another HOST:PORT, and everything else unchanged."""
     parts = split(url)
     who, at, _ = parts.netloc.rpartition("@")
     return urlunsplit(parts._replace(netloc=f"{who}{at}{place}"))
 
 
 def alternatives(url: str) -> tuple[str, ...]:
-    """Give the URLs of one that names several HOST:PORT with commas between; else the URL alone."""
+    """Split a URL with several HOST:PORT into one URL for each; give any other URL as it is."""
     try:
         places = split(url).netloc.rpartition("@")[2].split(",")
     except ValueError:
-        return (url,)  # whoever reads it says so
+        return (url,)  # its reader reports the error
     return tuple(at_address(url, place) for place in places) if len(places) > 1 else (url,)
 
 
 class Alternatives(Generic[T]):
-    """Things of which one does, until it fails: the next is used then. Callable from any thread."""
+    """Alternatives of which one is used until it fails, then the next. Callable from any thread."""
 
     def __init__(self, those: Sequence[T]) -> None:
         self._those = tuple(those)
@@ -125,7 +125,7 @@ class Alternatives(Generic[T]):
 
     @property
     def current(self) -> T:
-        """The one to be used."""
+        """The alternative in use."""
         return self._those[self._current]
 
     def __len__(self) -> int:
@@ -135,13 +135,13 @@ class Alternatives(Generic[T]):
         return iter(self._those)
 
     def failed(self, one: T) -> None:
-        """Note that one of them has failed; others may have noted it already."""
+        """Note that an alternative has failed; another caller may have done so already."""
         if self.current is one:
             self._current = (self._current + 1) % len(self._those)
 
 
 def _encoded(host: str) -> str:
-    return quote(host, safe=":")  # an IPv6 address keeps its colons, in brackets
+    return quote(host, safe=":")  # keeps the colons of an IPv6 address, which is in brackets
 
 
 def _query(parameters: Mapping[str, str]) -> str:

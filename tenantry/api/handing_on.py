@@ -1,8 +1,8 @@
-"""Requests that another node has to answer go on to it, and its answer comes back unchanged.
+"""Hands requests on to the node that owns their tenant, and passes its answers back unchanged.
 
-What a tenant's actors do is known on its own node, which carries out its commands too; what the
-database alone can tell is told anywhere. While a tenant is on its way from one node to another,
-its requests wait for it.
+Only the owner knows what a tenant's actors do, and carries out its commands; requests that the
+database alone can answer are answered on any node. While a tenant moves between nodes, its requests
+wait.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ OWNERS: Final[frozenset[tuple[str, str]]] = frozenset(
         ("GET", "/messages/stream"),
     }
 )
-"""Calls that the node of their tenant answers."""
+"""Calls that the tenant's owner answers."""
 
 ANYWHERE: Final[frozenset[tuple[str, str]]] = frozenset(
     {
@@ -80,11 +80,11 @@ ANYWHERE: Final[frozenset[tuple[str, str]]] = frozenset(
 
 _COMPILED: Final = [(method, compile_path(path)[0]) for method, path in OWNERS]
 PATIENCE: Final = 20.0
-"""Seconds to wait for a tenant that is on its way to another node."""
+"""Seconds to wait for a tenant that moves to another node."""
 
 UNREACHABLE_PATIENCE: Final = 5.0
-"""Seconds in which a node that can't be reached is tried again, as long as it renews its term. Of
-one that does not, others take the tenants, which are waited for.
+"""Seconds in which an unreachable node is tried again while it renews its term. If it does not,
+other nodes take over its tenants, and `PATIENCE` holds.
 """
 
 FIRST_PAUSE: Final = 0.05
@@ -95,11 +95,11 @@ _ELSEWHERE: Final = ELSEWHERE.lower().encode()
 
 
 class HandOn:
-    """Innermost but for the routes: finds whose a request is, and hands on what is another's.
+    """The innermost middleware: hands a request on if another node owns its tenant.
 
-    What has been handed on once is answered here, or by a 503 that says that the tenant is not
-    here; who has handed it on finds the right node then. Nodes on one machine may share an address:
-    what comes by it for another of them is passed to that one's control socket.
+    A request that was handed on once is answered here, or by a 503 if the tenant is not here; the
+    node that handed it on then finds the right one. Nodes on one machine may share an address: a
+    request that arrives there for another of them is passed to that node's control socket.
     """
 
     def __init__(
@@ -112,7 +112,7 @@ class HandOn:
         reads: Pool,
         identity: Identity,
     ) -> None:
-        """`exists` tells whether there is a tenant; what blocks is done in `reads`."""
+        """`exists` tells whether there is a tenant; blocking calls run in `reads`."""
         self._app = app
         self._cluster = cluster
         self._peers = peers
@@ -169,16 +169,16 @@ class HandOn:
         return len(self._cluster.glance()) > 1
 
     async def _to_sibling(self, node: str, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass on what has come to the address that this node shares with the one it is meant for.
+        """Pass a request to the node it is meant for, which shares this node's address.
 
-        By the control socket there: what has come by one itself goes nowhere else.
+        It goes to that node's control socket; a request from a control socket goes no further.
         """
         if connection_of(scope).listener is Listener.CONTROL or not self._peers.is_here(node):
             raise _not_here(f"node {node[:80]!r} is not the one that was reached; try again", "?")
         await self._to_node(node, scope, receive, send)
 
     async def _to_node(self, node: str | None, scope: Scope, receive: Receive, send: Send) -> None:
-        """Hand a request on to a node, if it is not this one. Of a name that is none: 404."""
+        """Hand a request on to a node, unless it is this one. 404 for an unknown name."""
         if node is None or node == self._cluster.name:
             await self._app(scope, receive, send)
             return
@@ -194,7 +194,7 @@ class HandOn:
         await while_client_waits(pass_back(response, send), receive)
 
     async def _create(self, scope: Scope, sent: _Sent, send: Send) -> None:
-        """Have a tenant made on the node that it belongs to; its id is chosen here if need be."""
+        """Have a tenant created on the node it is placed on; choose its id if none is given."""
         body = await sent.body()
         if body is None:
             return
@@ -225,7 +225,7 @@ class HandOn:
     async def _to_owner(
         self, tenant_id: str, scope: Scope, sent: _Sent, send: Send, *, new: bool = False
     ) -> None:
-        """Have the tenant's node answer, whichever that is by then; wait for one on its way."""
+        """Have the tenant's owner answer; look for it again while the tenant moves."""
         loop = asyncio.get_running_loop()
         began, pause = loop.time(), FIRST_PAUSE
         while True:
@@ -248,7 +248,7 @@ class HandOn:
             pause = min(pause * 2, LONGEST_PAUSE)
 
     async def _node_for(self, tenant_id: str, *, new: bool) -> str:
-        """Name the node that is to answer: this one, for a tenant that there is not."""
+        """Name the node that is to answer; for a tenant that does not exist, this one."""
         own = self._cluster.name
         if self._cluster.owned(tenant_id) is not None:
             return own
@@ -262,13 +262,13 @@ class HandOn:
             return node
         if new:
             return node or self._cluster.place(tenant_id) or own
-        # Nobody's yet, or this node's by now, which it is about to learn; or of one that was.
+        # No owner yet, or this node without knowing it yet, or a deleted tenant.
         if owned is not None and self._exists(tenant_id):
             raise _NobodysError
         return own
 
     async def _attempt(self, node: str, scope: Scope, sent: _Sent, send: Send) -> bool:
-        """Have a node answer; False where it says that the tenant is not there, any more or yet."""
+        """Have a node answer; False if it says that the tenant is not there."""
         answer = _Answer(send, self._others)
         if node == self._cluster.name:
             await self._app(dict(scope), sent.receive(), answer)
@@ -287,7 +287,7 @@ class HandOn:
     async def _while_let_in(
         self, passing: Coroutine[Any, Any, None], scope: Scope, send: Send
     ) -> None:
-        """Have an answer go on, and end it when who is let in by their token is so no more.
+        """Pass an answer on, and end it when the caller's token ends.
 
         The node that answers has not seen the token.
         """
@@ -306,10 +306,10 @@ class HandOn:
 
 
 class RefuseHandedOn:
-    """Stands for `HandOn` in a daemon that is no node, or not yet: nobody's actors are here.
+    """Takes the place of `HandOn` in a daemon that has not joined as a node: it has no actors.
 
-    A node has an address before its daemon, which stood by until then, works as one. Whoever hands
-    something on to it is told to ask again, and not that a standby takes no commands.
+    A node's address is known before its daemon, a standby until then, works as a node. A node that
+    hands a request on to it is told to try again, instead of that a standby takes no commands.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -325,27 +325,27 @@ class RefuseHandedOn:
 
 
 class _NobodysError(Exception):
-    """A tenant is no node's for the moment."""
+    """No node owns the tenant at the moment."""
 
 
 class _Sent:
-    """What a client has sent: a body in one piece, to be read as often as need be."""
+    """A request's body in one piece, which can be read several times."""
 
     def __init__(self, receive: Receive) -> None:
         self.original = receive
         self._first: Message | None = None
 
     async def body(self) -> bytes | None:
-        """Give the body; None where the client has gone."""
+        """Give the body; None if the client has disconnected."""
         message = await self._message()
         return message.get("body", b"") if message["type"] == "http.request" else None
 
     def replace(self, body: bytes) -> None:
-        """Put another body in its place."""
+        """Replace the body."""
         self._first = {"type": "http.request", "body": body, "more_body": False}
 
     def receive(self) -> Receive:
-        """Make what gives the body, and then what comes after it."""
+        """Make a `receive` that gives the body, and then the messages after it."""
         taken = False
 
         async def again() -> Message:
@@ -364,10 +364,10 @@ class _Sent:
 
 
 class _Answer:
-    """An answer on its way to the client, but for one that says that the tenant is elsewhere."""
+    """Passes an answer to the client, unless it says that the tenant is elsewhere."""
 
     def __init__(self, send: Send, others: Callable[[], bool]) -> None:
-        """Without `others`, nodes that the tenant could be on its way to, it is the last word."""
+        """Without `others`, nodes that may own the tenant, such an answer is passed on as well."""
         self._send = send
         self._others = others
         self.elsewhere = False
@@ -382,17 +382,17 @@ class _Answer:
 
 
 def _tenant_of(scope: Scope) -> str | None:
-    """Name the tenant whose node is to answer a request; None where any may."""
+    """Name the tenant whose owner is to answer a request; None if any node may."""
     for method, pattern in _COMPILED:
         if scope["method"] == method and (match := pattern.match(scope["path"])):
             named = match.groupdict().get("tenant_id") or _only(scope, "tenant_id")
-            past = _only(scope, "at") is not None  # of which any node tells
+            past = _only(scope, "at") is not None  # any node can read it
             return named if named is not None and names.is_tenant_id(named) and not past else None
     return None
 
 
 def _only(scope: Scope, name: str) -> str | None:
-    """Give a parameter's value, if it is there just once."""
+    """Give a query parameter's value, if it occurs exactly once."""
     query = scope["query_string"].decode("latin-1")
     found = [value for key, value in parse_qsl(query, keep_blank_values=True) if key == name]
     return found[0] if len(found) == 1 else None

@@ -1,7 +1,7 @@
-"""How a node reaches the others: requests of its clients, and questions of its own.
+"""A node's connections to other nodes: for its clients' requests, and for its own.
 
-A control socket trusts who opens it. So what is handed on has been authenticated and let through
-here, with who called in a header that only nodes may send; there it is held to the same rules.
+A control socket trusts its peers. So a request is authenticated and authorised before it is handed
+on; a header, trusted from nodes alone, names its caller, whose rights the other node checks again.
 """
 
 from __future__ import annotations
@@ -51,17 +51,17 @@ _log: Final[structlog.stdlib.BoundLogger] = structlog.get_logger(__name__)
 MAX_CONNECTIONS: Final = 512
 MAX_IDLE: Final = 32
 SILENT_SECONDS: Final = 100.0
-"""Longer than any answer takes to begin, and than a stream is silent."""
+"""Longer than any answer takes to begin, and longer than a stream is silent."""
 
 TOKEN_LIFE: Final = timedelta(minutes=1)
 ASK_SECONDS: Final = 2.0
-"""How long another node may take to answer what this one asks by itself."""
+"""Seconds another node may take for a request of this node's own."""
 
 _NEVER_BEGUN: Final = (httpcore.ConnectError, httpcore.ConnectTimeout, httpcore.PoolTimeout)
 
 
 class UnreachableError(Exception):
-    """Another node can't be connected to; nothing of the request was sent."""
+    """Another node can't be reached; nothing of the request was sent."""
 
     def __init__(self, node: str, where: str, reason: str) -> None:
         super().__init__(
@@ -71,7 +71,7 @@ class UnreachableError(Exception):
 
 
 class Peers:
-    """The other nodes, as `name` reaches them. Used on one event loop."""
+    """Connections from the node `name` to the others. Used on one event loop."""
 
     def __init__(
         self,
@@ -81,9 +81,9 @@ class Peers:
         tokens: Callable[[], Tokens | None] = lambda: None,
         trusted: Sequence[Path] = (),
     ) -> None:
-        """`tokens` gives what signs for callers without a token, if anything does so now.
+        """`tokens` gives the issuer of tokens for callers without one, if there is one.
 
-        `trusted` are certificates of nodes.
+        `trusted` are files of nodes' certificates.
         """
         self._name = name
         self._introduction = introduction
@@ -100,7 +100,7 @@ class Peers:
     async def send(self, node: str, scope: Scope, body: bytes) -> httpcore.Response:
         """Hand a request on to a node and give its answer, whose body is still to come.
 
-        Raises `UnreachableError`, and `Problem` where it may have been carried out.
+        Raises `UnreachableError`, and `Problem` if the request may have been carried out.
         """
         where, url, headers = self._way(node, scope, target_of(scope))
         without = {b"host", b"origin", b"cookie"}
@@ -116,7 +116,7 @@ class Peers:
     async def ask(
         self, node: str, scope: Scope, method: str, path: str, body: object = None
     ) -> Any:
-        """Ask a node something in the name of who calls; give its JSON, None if it gives none."""
+        """Make a request to a node in the caller's name; give its JSON, or None if it fails."""
         try:
             async with asyncio.timeout(ASK_SECONDS):
                 return await self._ask(node, scope, method, path, body)
@@ -166,7 +166,7 @@ class Peers:
     def _way(
         self, node: str, scope: Scope, target: bytes
     ) -> tuple[str, httpcore.URL, list[tuple[bytes, bytes]]]:
-        """Say where a node is, as what it is asked there, and who asks."""
+        """Give a node's place, the URL of a request there, and the headers that name its caller."""
         there = self._there(node)
         headers = [(HANDED_ON, self._name.encode()), (MEANT_FOR, node.encode())]
         if there.machine == self._machine:
@@ -193,12 +193,12 @@ class Peers:
 
     @staticmethod
     def _has_token(scope: Scope) -> bool:
-        """Tell whether a caller was let in by a token of its own."""
+        """Tell whether the caller authenticated with its own token."""
         tcp = connection_of(scope).listener is Listener.TCP
         return tcp and not principal_of(scope).anonymous
 
     def _keeps_token(self, node: str, scope: Scope) -> bool:
-        """Tell whether a caller's own token goes on: to another machine, where it has one."""
+        """Tell whether the caller's own token is sent along: only to nodes on other machines."""
         return self._there(node).machine != self._machine and self._has_token(scope)
 
     def _pool(self, where: str) -> tuple[httpcore.AsyncConnectionPool, ClosedWithLoop]:
@@ -224,7 +224,7 @@ class Peers:
     def _tls(self) -> ssl.SSLContext:
         context = ssl.create_default_context()
         for certificate in self._trusted:
-            # Nodes that share a certificate of their own, or its authority, know one another.
+            # So nodes with a shared self-signed certificate, or authority, trust one another.
             context.load_verify_locations(certificate)
         return context
 

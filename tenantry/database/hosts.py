@@ -1,8 +1,8 @@
 """The servers of a database that has several: a primary, and standbys that may become it.
 
-libpq tries them from the first to the last, for each connection anew. One that has fallen silent
-would cost each its whole `connect_timeout`, and one that comes back after another has taken over
-would be found first, whatever it still takes itself for. So who let us in last is tried first.
+libpq tries them from the first to the last for every connection. A silent server would cost each
+connection its whole `connect_timeout`, and a former primary that comes back would be found before
+the present one. So the server that accepted the last connection is tried first.
 """
 
 from __future__ import annotations
@@ -17,24 +17,24 @@ from tenantry.database.conninfo import PORT
 
 
 class Place(NamedTuple):
-    """One server, by libpq's parameters; an empty one is not given."""
+    """The address of one server, by libpq's parameters; empty ones are not given."""
 
     host: str
     hostaddr: str
     port: str
 
     def parameters(self) -> dict[str, str]:
-        """Give what leads there and nowhere else."""
+        """Give the parameters that lead to this server alone."""
         return {name: value for name, value in self._asdict().items() if value}
 
 
 def place_of(pgconn: pq.abc.PGconn) -> Place:
-    """Tell where a connection has led to."""
+    """Give the server that a connection has reached."""
     return Place(pgconn.host.decode(), pgconn.hostaddr.decode(), pgconn.port.decode())
 
 
 class Hosts:
-    """The servers that the parameters of database.url name. Safe to use from any thread."""
+    """The servers named by the parameters of database.url. Safe to use from any thread."""
 
     def __init__(self, parameters: Mapping[str, Any]) -> None:
         self._guard = threading.Lock()
@@ -42,11 +42,11 @@ class Hosts:
 
     @property
     def several(self) -> bool:
-        """Whether there are more than one."""
+        """Whether there is more than one server."""
         return len(self._places) > 1
 
     def parameters(self) -> dict[str, str]:
-        """Give the parameters that name them, in the order in which they are to be tried."""
+        """Give the parameters that name the servers, in the order in which to try them."""
         with self._guard:
             places = tuple(self._places)
         if len(places) < 2:
@@ -55,7 +55,7 @@ class Hosts:
         return {name: ",".join(values) for name, values in lists if any(values)}
 
     def prefer(self, found: Place) -> None:
-        """Have a server that has let us in tried first from now on."""
+        """Try a server that has accepted a connection first from now on."""
         if not self.several:
             return
         with self._guard:
@@ -63,14 +63,14 @@ class Hosts:
 
 
 def _is(named: Place, found: Place) -> bool:
-    # libpq gives an address as the host's name where no name was given.
+    # libpq reports the address as the host if no name was given.
     host = named.host or named.hostaddr
     same_address = not named.hostaddr or named.hostaddr == found.hostaddr
     return host == found.host and same_address and named.port == found.port
 
 
 def _named(parameters: Mapping[str, Any]) -> list[Place]:
-    """Read the servers; none where they are in no order of ours, or where libpq has to complain."""
+    """Read the servers; none if libpq shuffles them, or would refuse the parameters."""
     if parameters.get("load_balance_hosts") not in (None, "", "disable"):
         return []
     hosts, addresses, ports = (_list(parameters, name) for name in Place._fields)

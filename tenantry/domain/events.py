@@ -14,7 +14,7 @@ from tenantry.domain.limits import Limits
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OfTenant:
-    """What every event of a tenant says: whose it is."""
+    """The base of a tenant's events: the tenant's id."""
 
     tenant_id: str
 
@@ -23,8 +23,8 @@ class OfTenant:
 class TenantCreated(OfTenant):
     """The tenant was accepted; its objects are about to be made.
 
-    `partitions` are those of a topic that is asked for without any, `topic_partitions` those of
-    each of `topics`; the partitions of those that are `ordered` keep their order.
+    `partitions` is the default for topics, `topic_partitions` the number for each of `topics`;
+    partitions of `ordered` topics keep their order.
     """
 
     name: str
@@ -49,7 +49,7 @@ class ProvisioningAbandoned(OfTenant):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkersResized(OfTenant):
-    """The number of workers changed; `reason` is why, where nobody has asked for it."""
+    """The number of workers changed; `reason` is given for changes that no command asked for."""
 
     previous: int
     workers: int
@@ -58,7 +58,7 @@ class WorkersResized(OfTenant):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LimitsChanged(OfTenant):
-    """The tenant has other limits now: these."""
+    """The tenant's limits changed; these are the new ones."""
 
     limits: Limits
 
@@ -116,14 +116,14 @@ class TopicsAdded(OfTenant):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeletionRequested(OfTenant):
-    """The tenant is being deleted; with `retain` its stored messages stay."""
+    """The tenant's deletion began; with `retain` its stored messages stay."""
 
     retain: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TenantDeleted(OfTenant):
-    """Everything of the tenant is gone, with the counts of messages dropped."""
+    """The tenant was deleted; the counts are of the messages dropped with it."""
 
     queued: int
     stored: int
@@ -131,7 +131,7 @@ class TenantDeleted(OfTenant):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DriftRepaired(OfTenant):
-    """What the tenant has outside had changed behind the daemon's back, and was made right.
+    """Objects of the tenant had been changed from outside, and were repaired.
 
     `kinds` are of a fixed list (`queue`, `binding`, `user`, ...), `found` says what was wrong.
     """
@@ -183,12 +183,11 @@ class MessageDeadLettered(OfTenant):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeadLettersAggregated(OfTenant):
-    """So many messages became dead letters that have no events of their own: too many came.
+    """Dead letters that have no events of their own, as too many came at once.
 
-    As many of them for each of the `reasons` as `counts` says, in its order. `total` is how many
-    dead letters the tenant has had in all by then, however the journal was told of them. So many as
-    `ordered` says are of partitions in order, which is broken there (None: nobody has counted
-    them); `partitions` names these, 100 of them at most, as `orders.3`.
+    `counts` has a number for each of `reasons`. `total` is the number of all dead letters that the
+    tenant has had by then. `ordered` is how many of them broke the order of a partition (None: not
+    counted); `partitions` names these, at most 100, as `orders.3`.
     """
 
     count: int
@@ -203,7 +202,7 @@ class DeadLettersAggregated(OfTenant):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeadLettersReplayed(OfTenant):
-    """Dead letters were published to their own exchange again; `ids` are theirs."""
+    """Dead letters, named by `ids`, were published to their exchange again."""
 
     count: int
     ids: tuple[str, ...]
@@ -211,7 +210,7 @@ class DeadLettersReplayed(OfTenant):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeadLettersDiscarded(OfTenant):
-    """Dead letters were thrown away; `ids` are theirs."""
+    """Dead letters, named by `ids`, were discarded."""
 
     count: int
     ids: tuple[str, ...]
@@ -219,9 +218,9 @@ class DeadLettersDiscarded(OfTenant):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MessageIdsReused(OfTenant):
-    """So many messages came under ids that others have, and were not stored; `message_id` is one.
+    """Messages with other content came under ids in use, and were not stored; `message_id` is one.
 
-    What comes again with the same content is no reuse. At most one such event a minute.
+    A message with the same content again does not count. At most one such event a minute.
     """
 
     message_id: str
@@ -250,13 +249,13 @@ class TenantMoved(OfTenant):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TenantMoveRequested(OfTenant):
-    """Somebody wants the tenant on a node; on the one that placement chooses, where it is empty."""
+    """An operator chose the tenant's node; if it is empty, placement chooses."""
 
     node: str
 
 
 PlacementEvent: TypeAlias = TenantMoved | TenantMoveRequested
-"""The events of where a tenant is at work, in the stream `placement-ID`."""
+"""The events of a tenant's placement, in the stream `placement-ID`."""
 
 
 class _OfNoTenant:
@@ -287,14 +286,14 @@ class IsolationViolated(_OfNoTenant):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeDrainRequested(_OfNoTenant):
-    """Somebody wants a node to be empty."""
+    """An operator began to drain a node."""
 
     node: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeDrainRevoked(_OfNoTenant):
-    """Somebody wants a node to have tenants again."""
+    """An operator ended the drain of a node."""
 
     node: str
 

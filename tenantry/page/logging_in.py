@@ -1,7 +1,7 @@
-"""Logging in, by a token, by a link, or by a provider of identities, and logging out.
+"""Logging in, by a token, a link or an identity provider, and logging out.
 
-Nothing of a login by a provider is kept on a server: what it is begun with is made of a secret in
-the browser's cookie and of the key that all nodes have, so that any of them goes on with it.
+A server keeps nothing of a login by a provider: its values are derived from a secret in the
+browser's cookie and from the key that all nodes share, so that any node can complete it.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from tenantry.page.viewing import NotLetIn, let_in, let_in_or_ask_again
 from tenantry.unavailable import UnavailableError
 
 LOGIN_SECONDS: Final = 600
-"""How long somebody may take at the provider."""
+"""How long a login may take at the provider."""
 
 _WAY: Final = re.compile(r"ui(/[A-Za-z0-9_-][A-Za-z0-9._-]*)*", re.ASCII)
 _LONGEST_WAY: Final = 300
@@ -53,7 +53,7 @@ pages: Final = Pages()
 
 @pages("GET /ui/login")
 async def ask_for_token(visit: Visit) -> Response:
-    """Ask for a token, unless who looks is let in without one, or comes by a link."""
+    """Ask for a token, unless none is needed, or the browser comes by a link."""
     if code := visit.given.get("code"):
         return rendering.html("link.html", visit.path, code=code)
     let_in_or_ask_again(visit.api, await visit.api.get("/whoami"))
@@ -62,7 +62,7 @@ async def ask_for_token(visit: Visit) -> Response:
 
 @pages("POST /ui/login")
 async def log_in(visit: Visit) -> Response:
-    """Take a token, or a link's code for one, and have the browser keep it for this page."""
+    """Take a token, or a link's code, and store the token in the browser's session cookie."""
     if code := visit.given.get("code"):
         token = await _redeemed(visit, code)
     else:
@@ -81,7 +81,7 @@ async def _redeemed(visit: Visit, code: str) -> str:
 
 @pages("POST /ui/logout")
 async def log_out(visit: Visit) -> Response:
-    """Have the browser forget the token."""
+    """Delete the session cookie."""
     to = "ui/login" if visit.api.logins is None else LOGGED_OUT
     cookie = sessions.end(secure=sessions.is_by_tls(visit.headers))
     return visit.lead_to(to, {"Set-Cookie": cookie})
@@ -89,14 +89,14 @@ async def log_out(visit: Visit) -> Response:
 
 @pages(f"GET /{LOGGED_OUT}")
 async def show_logged_out(visit: Visit) -> Response:
-    """Say to who has logged out whether the provider still knows them."""
+    """Tell a user who has logged out whether the session at the provider goes on."""
     _logins(visit)
     raise NotLetIn("You are logged out")
 
 
 @pages("GET /ui/oidc")
 async def lead_to_provider(visit: Visit) -> Response:
-    """Lead to the provider, with what this browser will be known by when it comes back."""
+    """Redirect to the provider, with a cookie that identifies this browser on its return."""
     logins = _logins(visit)
     browser = sessions.browser_of(visit.headers) or secrets.token_urlsafe(32)
     attempt = Attempt.begin(visit.api.cursors, browser, _way(visit.given.get("to", "")))
@@ -110,10 +110,10 @@ async def lead_to_provider(visit: Visit) -> Response:
 
 @pages("GET /ui/callback")
 async def come_back(visit: Visit) -> Response:
-    """Begin the session of who comes back from the provider.
+    """Begin the session of a user who comes back from the provider.
 
-    The answer is a page that leads on by itself, no redirection: that would still be the
-    provider's link to follow, with which browsers send no cookie that is `SameSite=Strict`.
+    The answer is a page that refreshes itself, and no redirect: a redirect would still count as a
+    navigation from the provider's site, for which browsers send no `SameSite=Strict` cookie.
     """
     logins, given = _logins(visit), visit.given
     with _told():
@@ -140,7 +140,7 @@ async def come_back(visit: Visit) -> Response:
 
 @pages("GET /ui/oidc-logout")
 async def lead_out(visit: Visit) -> Response:
-    """Lead to where who is logged out here logs out at the provider, too."""
+    """Redirect to the provider, to log out there as well."""
     with _told():
         there = await _logins(visit).way_out()
     if there is None:
@@ -150,7 +150,7 @@ async def lead_out(visit: Visit) -> Response:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attempt:
-    """One login of a browser: what goes to the provider and comes back, and what is held back.
+    """One login of a browser: the values sent to the provider, and those kept from it.
 
     `state` is good for this browser alone; `verifier` never leaves the servers, and `nonce` only to
     the provider. Where it leads `to` is one of the page's own addresses.
@@ -163,14 +163,14 @@ class Attempt:
 
     @classmethod
     def begin(cls, cursors: Cursors, browser: str, to: str) -> Self:
-        """Begin one."""
+        """Begin a login."""
         unique = secrets.token_bytes(_UNIQUE)
         value = int(time.time()).to_bytes(_TIME) + unique + to.encode()
         return cls._of(cursors, browser, unique, to, cursors.seal(value, _STATE, browser))
 
     @classmethod
     def resume(cls, cursors: Cursors, browser: str | None, state: str) -> Self:
-        """Give the one that a browser comes back with. Raises `Problem`, a 400."""
+        """Give the login that a browser comes back with. Raises `Problem`, a 400."""
         try:
             value = cursors.open(state, _STATE, browser or "")
         except BadCursorError:
@@ -205,17 +205,17 @@ def _is_secure(logins: Logins) -> bool:
 
 
 def _way(to: str) -> str:
-    """Give the way to one of the page's own addresses back, or that to the overview."""
+    """Return an address if it is one of the page's own, else the overview's."""
     return to if len(to) <= _LONGEST_WAY and _WAY.fullmatch(to) else "ui"
 
 
 _UNTOLD: Final[Mapping[str, str]] = {"Referrer-Policy": "no-referrer"}
-"""What comes back with a code in its address names that address to nobody."""
+"""Headers of answers whose own address holds a code: it must not be sent on as a referrer."""
 
 
 @contextmanager
 def _told() -> Iterator[None]:
-    """Say to who tries to log in why that does not go on."""
+    """Show why a login failed."""
     try:
         yield
     except ProviderAwayError as error:
@@ -233,7 +233,7 @@ def _told() -> Iterator[None]:
 
 
 def _declined(error: str) -> Problem:
-    """Say what the provider says. In an address stands what anybody has written: only a code."""
+    """Show the provider's error code; its text is in the URL, where anyone could have put it."""
     said = f" ({error})" if _ERROR.fullmatch(error) else ""
     return _not_logged_in(403, f"the provider has not logged you in{said}")
 

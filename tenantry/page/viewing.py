@@ -1,4 +1,4 @@
-"""Who looks at the page, and what they may do: by the same table that decides about every call."""
+"""The page's viewer and their rights, by the access table that decides about every API call."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tenantry.page.asking import Answer, Api
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Viewer:
-    """Who looks, as the API knows them."""
+    """The page's viewer, as the API knows them."""
 
     name: str
     scope: Scope
@@ -23,7 +23,7 @@ class Viewer:
 
     @classmethod
     def of(cls, told: Any) -> Self:
-        """Read what `GET /whoami` tells."""
+        """Make it from the answer of `GET /whoami`."""
         return cls(
             name=told["name"],
             scope=Scope(told["scope"]),
@@ -33,27 +33,27 @@ class Viewer:
         )
 
     def may(self, call: str) -> bool:
-        """Tell whether a call is theirs to make: `POST /tenants/{tenant_id}/pause`, say."""
+        """Tell whether they may make a call, such as `POST /tenants/{tenant_id}/pause`."""
         method, _, path = call.partition(" ")
         return access.may((method, path), self.scope, payloads=self.payloads)
 
     def must(self, call: str) -> None:
-        """Raise `Problem`, a 403, unless a call is theirs to make."""
+        """Raise `Problem`, a 403, unless they may make a call."""
         if not self.may(call):
             raise Problem(403, f"the scope {self.scope.value} is not good for this")
 
     @property
     def is_tenant(self) -> bool:
-        """Whether it is a tenant, who sees the page of that one alone."""
+        """Whether the viewer is a tenant's, and sees that tenant's page alone."""
         return self.scope is Scope.TENANT
 
 
 class NotLetIn(Exception):  # noqa: N818 - no error: it asks who it is
-    """Who looks has no token, or a bad one; the message says which."""
+    """The viewer has no token, or a bad one; the message says which."""
 
 
 def let_in(answer: Answer) -> Answer:
-    """Give an answer back, unless it is that a token is needed, or something else is wrong."""
+    """Return a successful answer; raise for a missing token, and for any other error."""
     if answer.status == 401:
         raise NotLetIn(answer.problem)
     if not answer.well:
@@ -62,19 +62,19 @@ def let_in(answer: Answer) -> Answer:
 
 
 def let_in_or_ask_again(api: Api, who: Answer) -> Answer:
-    """Ask for another token where the one that the browser keeps is good for nothing, any more."""
+    """Ask for another token if the browser's is no longer valid."""
     if api.has_token and who.status in {403, 404}:
         raise NotLetIn(who.problem)
     return let_in(who)
 
 
 async def viewer_of(api: Api) -> Viewer:
-    """Tell who looks. Raises `NotLetIn`, `Problem`."""
+    """Give the viewer. Raises `NotLetIn`, `Problem`."""
     return Viewer.of(let_in(await api.get("/whoami")).body)
 
 
 async def admitted(api: Api, call: str) -> Viewer:
-    """Tell who looks, if a call is theirs to make. Raises `NotLetIn`, `Problem`."""
+    """Give the viewer, if they may make a call. Raises `NotLetIn`, `Problem`."""
     viewer = await viewer_of(api)
     viewer.must(call)
     return viewer

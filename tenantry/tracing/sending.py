@@ -1,4 +1,4 @@
-"""How spans get from where they end to who collects them: in a queue that tenants share."""
+"""How ended spans get to the collector: through a queue that tenants share."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from tenantry.tracing.lost import LostSpans, Reason
 log = structlog.get_logger("tracing")
 
 TENANT: Final = "tenantry.tenant.id"
-"""The attribute that says whose work a span is."""
+"""The attribute with a span's tenant."""
 
 MOST_WAITING: Final = 4096
-"""Spans that wait to be sent; one tenant's are half of that at most."""
+"""Spans that may wait to be sent; at most half of them are one tenant's."""
 
 SENT_AT_ONCE: Final = 512
 SEND_EVERY: Final = 2.0
@@ -29,12 +29,11 @@ SEND_EVERY: Final = 2.0
 
 
 class SharedQueue(SpanProcessor):
-    """Lets spans into the queue so that nobody's keep out those of others.
+    """Admits spans to the queue so that no tenant's spans keep out those of others.
 
-    Of one tenant as many may wait as there are places free: one that fills the queue has half of
-    it, two have a third each, and whoever else comes always finds room (dynamic thresholds, as
-    switches share their buffers). A span that is let in is sent; one that is not is lost, and
-    counted.
+    A tenant may have as many spans waiting as places are free: one busy tenant gets half of the
+    queue, two get a third each, and further tenants always find room (dynamic thresholds, as
+    switches share their buffers). An admitted span is sent; any other is lost, and counted.
     """
 
     def __init__(
@@ -53,14 +52,14 @@ class SharedQueue(SpanProcessor):
         )
 
     def on_start(self, span: Span, parent_context: Context | None = None) -> None:
-        """Say whose a span is that does not say so itself: the tenant's of what it is a part of."""
+        """Give a span without a tenant that of its parent."""
         if not _tenant(span):
             parent = trace.get_current_span(parent_context)
             if isinstance(parent, ReadableSpan) and (tenant := _tenant(parent)):
                 span.set_attribute(TENANT, tenant)
 
     def on_end(self, span: ReadableSpan) -> None:
-        """Have it sent, if there is a place for it."""
+        """Queue an ended span, if there is room for it."""
         if span.context is None or not span.context.trace_flags.sampled:
             return
         tenant = _tenant(span)
@@ -96,7 +95,7 @@ def _tenant(span: ReadableSpan) -> str:
 
 
 class _Leaving(SpanExporter):
-    """Tells of spans that they have left the queue, and sends them on."""
+    """Exports spans, and reports that they have left the queue."""
 
     def __init__(
         self, exporter: SpanExporter, left: Callable[[Sequence[ReadableSpan]], None]
@@ -119,7 +118,7 @@ class _Leaving(SpanExporter):
 
 
 class ToldOnce(SpanExporter):
-    """Sends spans on, and says once that they don't arrive, and once that they do again."""
+    """Exports spans; logs once that they do not arrive, and once that they do again."""
 
     def __init__(
         self, exporter: SpanExporter, endpoint: str, lost: LostSpans | None = None
