@@ -1,9 +1,9 @@
-"""Tenants' users on Iggy: whose they are, and which password they were made with.
+"""Tenants' users on Iggy: the installation they belong to, and the password they were made with.
 
-Iggy has no word of ours for a user: what tells whose a tenant is, is a mark in its stream. And it
-takes a password in clear, from who makes the user or knows the former one. So a password is changed
-by making another user of the name. The former one is put aside until the change is confirmed, and
-the log says so where there is no way back.
+Iggy keeps no remark with a user, so a mark in the tenant's stream tells which installation it
+belongs to. A password can only be set when a user is made, or with the former password. So it is
+changed by making another user of the name. The former user is put aside until the change is
+confirmed; if it can't be brought back, the log says so.
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 OTHER: Final = Permissions("other", "other", "other")
-"""What a user may do whose rights are not those that it was made with."""
+"""Shown for a user whose rights are not those that it was made with."""
 
 
 class IggyUsers:
-    """The part of `Administration` that is about users. Callable from any thread."""
+    """The users' part of `Administration`. Callable from any thread."""
 
     def __init__(self, sessions: Sessions, passwords: Passwords, *, installation: str) -> None:
         self.sessions = sessions
@@ -63,7 +63,7 @@ class IggyUsers:
         return library()
 
     def ensure_stream(self, session: Session, tenant_id: str) -> StreamDetails:
-        """Make the tenant's stream, where missing, with the mark that it is ours."""
+        """Make the tenant's stream, if it is missing, with the mark of this installation."""
         raise NotImplementedError
 
     def check_owner(
@@ -82,14 +82,14 @@ class IggyUsers:
         known: PasswordHash | None = None,
         kind: UserKind = UserKind.PRODUCER,
     ) -> None:
-        """See `Administration.claim`. A user that reads is its stream's, and made with that."""
+        """See `Administration.claim`. A reading user belongs to its stream, made with that."""
         if kind is UserKind.CONSUMER:
             self.check_owner(tenant_id, known, kind)
             return
         with self.sessions.session() as session:
             self._ours(session, tenant_id, known)
             self.ensure_stream(session, tenant_id)
-            # Two that mark the same stream at once both see both marks.
+            # If two installations mark the same stream at once, both see both marks.
             if self._ours(session, tenant_id, known) is None:
                 self._make(session, producer_name(tenant_id), None, active=False)
 
@@ -98,7 +98,7 @@ class IggyUsers:
     ) -> None:
         """See `Administration.ensure_user`.
 
-        A password that is not known any more can't be set: then nobody knows the user's, until its
+        A password that is no longer known can't be set: then the user has an unknown one until its
         credentials are rotated.
         """
         with self.sessions.session() as session:
@@ -114,7 +114,7 @@ class IggyUsers:
         known: PasswordHash | None = None,
         kind: UserKind = UserKind.PRODUCER,
     ) -> None:
-        """See `Administration.remove_user`. The user that reads becomes one without a password."""
+        """See `Administration.remove_user`. The reading user stays, with an unknown password."""
         with self.sessions.session() as session:
             try:
                 self._ours(session, tenant_id, known if kind is UserKind.PRODUCER else None)
@@ -136,17 +136,17 @@ class IggyUsers:
         self._passwords.remove(tenant_id)
 
     def remove_group(self, tenant_id: str) -> None:
-        """See `Administration.remove_group`: nothing is copied, and there are no such queues."""
+        """See `Administration.remove_group`: Iggy copies nothing; there are no queues to remove."""
 
     def end_sessions(self, tenant_id: str, kind: UserKind = UserKind.PRODUCER) -> None:
-        """See `Administration.end_sessions`: a user that is retired does nothing any more."""
+        """See `Administration.end_sessions`: a retired user can do nothing any more."""
         with self.sessions.session() as session:
             self._retire(session, former_name(tenant_id, kind))
 
     def new_credentials(
         self, tenant_id: str, kind: UserKind = UserKind.PRODUCER
     ) -> tuple[Credentials, PasswordHash]:
-        """Generate a password and a hash to know it by; nothing changes on the server."""
+        """Generate a password and its hash; nothing changes on the server."""
         password, value = self._passwords.generate()
         name = user_name(tenant_id, kind)
         url = self.sessions.access.url_for(name, password)
@@ -155,9 +155,9 @@ class IggyUsers:
     def surveyed(
         self, session: Session, streams: Mapping[str, StreamDetails], named: Mapping[int, str]
     ) -> Mapping[str, User]:
-        """Give tenants' users; `named` are the names of all streams, by number.
+        """Give tenants' users; `named` has the names of all streams, by number.
 
-        One that reads is there once it has been given a password.
+        A reading user is listed once it has been given a password.
         """
         known = self._passwords.known()
         users: dict[str, User] = {}
@@ -183,7 +183,7 @@ class IggyUsers:
         return users
 
     def disown(self, session: Session, tenant_id: str, stream_id: int) -> None:
-        """Take from the tenant's users, as far as there are any, what they may do in a stream."""
+        """Take all rights in a stream from the tenant's users."""
         for name in _names(tenant_id, *UserKind):
             found = self._find(session, name)
             given = None if found is None else found.permissions
@@ -234,7 +234,7 @@ class IggyUsers:
         self._passwords.forget(password)
 
     def _ensure_consumer(self, session: Session, tenant_id: str, stream_id: int) -> None:
-        """Make the user that may read; nobody has its password before it is granted."""
+        """Make the reading user, with an unknown password until access is granted."""
         name = consumer_name(tenant_id)
         rights = consumer_permissions(stream_id)
         present = self._find(session, name)
@@ -252,7 +252,7 @@ class IggyUsers:
         password: str | None = None,
         active: bool = True,
     ) -> UserInfoDetails:
-        """Make a user; without a password it has one that nobody knows."""
+        """Make a user; without a given password it has an unknown one."""
         status = self.iggy.UserStatus.Active if active else self.iggy.UserStatus.Inactive
         secret = password or secrets.token_urlsafe(32)
         try:
@@ -263,7 +263,7 @@ class IggyUsers:
             ) from error
 
     def _let(self, session: Session, user: UserInfoDetails, rights: Any) -> None:
-        """Give a user its rights, and let it in."""
+        """Give a user its rights, and enable it."""
         if user.permissions != rights:
             session.call(lambda client: client.update_permissions(user.id, rights))
         if user.status != self.iggy.UserStatus.Active:
@@ -278,11 +278,11 @@ class IggyUsers:
             return None
 
     def _retire(self, session: Session, name: str) -> None:
-        """Let a user go, so that nobody does anything as it any more.
+        """Retire a user, so that its sessions can do nothing any more.
 
-        To Iggy a session is its user's number, also once that user was deleted; and the number of a
-        user that was deleted is given to the next one that is made, which may be another tenant's.
-        So a number is kept, without rights and without a login, as long as the server runs.
+        Iggy ties a session to its user's number, also after that user was deleted, and gives a
+        deleted user's number to the next new one, perhaps another tenant's. So the number is kept,
+        without rights and without a login, as long as the server runs.
         """
         found = self._find(session, name)
         if found is None:
@@ -341,11 +341,11 @@ class IggyUsers:
         *,
         kind: UserKind = UserKind.PRODUCER,
     ) -> User:
-        """Make a user of what the server says of it."""
+        """Make a user from the server's description."""
         password = known.get(_made(found), "")
         marks = _marks(stream) if stream is not None else frozenset()
         if password:
-            # It was made here: so it is ours, whatever has become of its stream.
+            # This installation made it, whatever has become of its stream.
             marks |= {self._installation}
         given = found.permissions
         streams = dict((given.streams if given is not None else None) or {})
@@ -356,7 +356,7 @@ class IggyUsers:
             tags=self._tags(found),
             permissions=layout.permissions(tenant_id, kind) if exact else OTHER if own else None,
             marks=marks,
-            # A stream that is no more gives no rights; another may get its number.
+            # A deleted stream gives no rights; another stream may get its number.
             elsewhere=tuple(f"stream {named.get(one, one)!r}" for one in sorted(streams)),
         )
 
@@ -378,7 +378,7 @@ class IggyUsers:
 
 
 def _names(tenant_id: str, *kinds: UserKind) -> list[str]:
-    """Name a tenant's users, those of former passwords among them."""
+    """Name a tenant's users, including those of former passwords."""
     return [name(tenant_id, kind) for kind in kinds for name in (user_name, former_name)]
 
 

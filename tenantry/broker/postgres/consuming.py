@@ -1,8 +1,8 @@
 """Deliveries from the embedded broker: one connection and one thread read for many tenants.
 
-Nothing is written when a message is given out: a queue has one reader at a time, who knows by
-itself what it has in hand. Who reads is settled by a lease that ends with the reader's session, or
-when it was not renewed in time.
+Nothing is written when a message is delivered: a queue has one reader at a time, which keeps track
+of its unsettled deliveries. A lease settles which reader that is; it ends with the reader's
+session, or if it is not renewed in time.
 """
 
 from __future__ import annotations
@@ -30,30 +30,30 @@ from tenantry.database.pool import Database
 log = structlog.get_logger(__name__)
 
 LOOK_EVERY: Final = 1.0
-"""Seconds between looks at queues without a notification, and at those another reader holds."""
+"""Seconds between polls of queues without a notification, and of those another reader holds."""
 
 ASK_EVERY: Final = 0.1
-"""Seconds between looks at which transactions are open, while one is that stays so for long."""
+"""Seconds between checks of open transactions, while one of them lasts long."""
 
 BUSY_FOR: Final = 300.0
-"""Seconds after a queue's last message for which it is looked at from its floor: so long what was
-taken out of it may be in the index still, and would be passed over from the beginning."""
+"""Seconds after a queue's last message in which fetches begin at its floor: removed rows may still
+be in the index, and a fetch from the beginning would step over all of them."""
 
 AT_ONCE: Final = 100
-"""Subscriptions whose queues are acquired before others are served again."""
+"""Subscriptions whose queues are acquired in one go, before the others are served again."""
 
 FEW: Final = 8
-"""Queues that are fetched from to see if anything is in them; of more of them one query tells."""
+"""Queues that are simply fetched from; of more, one query first tells which have messages."""
 
 SMALL_CREDIT: Final = 0.02
-"""Seconds that pass before a queue is asked for the few messages its prefetch allows just now."""
+"""Seconds to wait before a fetch of the few messages that a queue's prefetch allows."""
 
 
 class PostgresConsuming(PolledConsuming[PostgresSubscription]):
     """All subscriptions (`tenantry.broker.port.Consuming`), by one database connection.
 
-    Where what stores the messages also takes them out of their queues, by their receipts,
-    `acks_remove` is false: an ack then needs nothing of the database.
+    `acks_remove` is false where the store removes messages from their queues as it stores them, by
+    their receipts: an ack then needs no statement.
     """
 
     outages = (DatabaseError, psycopg.Error)
@@ -69,10 +69,10 @@ class PostgresConsuming(PolledConsuming[PostgresSubscription]):
         self._by_id: dict[int, QueueReading] = {}
         self._whose: dict[int, PostgresSubscription] = {}
         self._hungry: dict[PostgresSubscription, None] = {}
-        """Those with a queue that may have messages: of thousands it is few, and each round of the
-        loop looks at these alone."""
+        """Subscriptions with a queue that may have messages: few of thousands. Each round of the
+        loop serves these alone."""
         self._busy: dict[int, float] = {}
-        """Queues that had messages a while ago, and until when that counts."""
+        """Queues that had messages lately, and until when that counts."""
         self._reader_wakeup = ReaderWakeup()
         self._woken: list[int] = []
         self._stragglers = Stragglers()
@@ -83,7 +83,7 @@ class PostgresConsuming(PolledConsuming[PostgresSubscription]):
         return self._session is not None
 
     def in_hand(self) -> Mapping[str, int]:
-        """Count the deliveries that are unsettled, by tenant."""
+        """Count the unsettled deliveries, by tenant."""
         counts: Counter[str] = Counter()
         for subscription in tuple(self._subscriptions):
             for name, unsettled in subscription.counts().items():
@@ -93,13 +93,13 @@ class PostgresConsuming(PolledConsuming[PostgresSubscription]):
     # For subscriptions.
 
     def give_back(self, readings: Sequence[QueueReading]) -> None:
-        """Leave queues to others."""
+        """Release queues to other readers."""
         self._drop(readings)
         if self._session is not None and readings:
             self._session.release(readings)
 
     def acknowledge(self, places: Sequence[Place]) -> None:
-        """Remove messages from their queues, unless that has been done."""
+        """Remove messages from their queues, unless the store has removed them."""
         if self._acks_remove and self._session is not None:
             self._session.acknowledge(places)
 
@@ -155,7 +155,7 @@ class PostgresConsuming(PolledConsuming[PostgresSubscription]):
             self._look(session, told.queues, now)
             pause = self._fetch(session)
             if self._woken:
-                # After the fetch, for which consumers wait.
+                # After the fetch, as consumers wait for that.
                 session.no_notify(self._woken)
                 self._woken = []
             if pause is None:
@@ -168,9 +168,9 @@ class PostgresConsuming(PolledConsuming[PostgresSubscription]):
         session.end(held)
 
     def _look_at_all(self, session: QueueSession) -> None:
-        """Look at every queue, told of or not, and at who holds back their floors.
+        """Check every queue, notified or not, and the transactions that hold back their floors.
 
-        A queue that is empty for long is not asked for by its name: there are thousands of them.
+        Queues that have been empty for long are not named in the query: there may be thousands.
         """
         readings, now = self._by_id.values(), time.monotonic()
         ended = self._stragglers.note(session.open_transactions(), readings)
@@ -183,21 +183,21 @@ class PostgresConsuming(PolledConsuming[PostgresSubscription]):
             subscription.found_room()
 
     def _find_promising(self, session: QueueSession, now: float) -> None:
-        """Find the queues that are worth a fetch, by one query for all."""
+        """Find the queues with messages, by one query for all."""
         self._busy = {queue: until for queue, until in self._busy.items() if until > now}
         floors = {one: self._by_id[one].floor for one in self._busy if one in self._by_id}
         for queue, last in session.promising(floors, self._busy):
             reading = self._by_id.get(queue)
             if reading is None:
-                self._busy[queue] = now + BUSY_FOR  # another's, or one that nobody reads
+                self._busy[queue] = now + BUSY_FOR  # held by another reader, or not read at all
             elif last > reading.floor:
                 self._rouse([queue])
 
     def _settle_stragglers(self, session: QueueSession) -> None:
-        """See whether any has ended, and find what it has left.
+        """Check whether a long transaction has ended, and find the messages that it committed.
 
-        Each queue looks back then; in most there is nothing, and to fetch from all of them would
-        keep everybody waiting, as often as somebody lets a transaction last for two seconds.
+        Every queue then has to look back to its floor. Most have nothing there, and fetching from
+        all of them would delay every tenant whenever a transaction lasts for two seconds.
         """
         if not self._stragglers.settle(session.open_transactions(), self._by_id.values()):
             return
@@ -211,9 +211,9 @@ class PostgresConsuming(PolledConsuming[PostgresSubscription]):
             self._rouse(one.id for one in looking_back)
 
     def _looking_back(self) -> Sequence[QueueReading]:
-        """Give the queues that are to be looked at again, but for those fetched from anyway.
+        """Give the queues to check again, without those that are fetched from anyway.
 
-        They are hungry no more: whoever asks sees whether there is anything in them.
+        They are not marked for a fetch any more: the caller finds out whether they have messages.
         """
         found = [
             one
@@ -225,13 +225,13 @@ class PostgresConsuming(PolledConsuming[PostgresSubscription]):
         return found
 
     def _rouse(self, queues: Iterable[int]) -> None:
-        """Have queues fetched from that may have messages."""
+        """Mark queues that may have messages for a fetch."""
         for queue in queues:
             self._by_id[queue].hungry = True
             self._hungry[self._whose[queue]] = None
 
     def _drop(self, readings: Iterable[QueueReading]) -> None:
-        """Know queues no more that are not read here any more."""
+        """Forget queues that are no longer read here."""
         gone = [one.id for one in readings]
         for queue in gone:
             self._by_id.pop(queue, None)
@@ -239,14 +239,14 @@ class PostgresConsuming(PolledConsuming[PostgresSubscription]):
         self._reader_wakeup.forget(gone)
 
     def _look(self, session: QueueSession, told: Iterable[int], now: float) -> None:
-        """Find out which queues are to be fetched from: those told of, and those in motion."""
+        """Find the queues to fetch from: those with notifications, and those in use lately."""
         self._woken += self._reader_wakeup.stay_awake(
             (one for one in told if one in self._by_id), now
         )
         quiet = self._reader_wakeup.quiet(now)
         wanted = set(self._reader_wakeup.awake()).difference(quiet)
         if quiet:
-            # They are looked at at once, as all that the reader dozes for.
+            # They are fetched from at once, as is all that wakes the reader.
             self._reader_wakeup.fall_asleep(quiet, session.ask_for_notify(quiet), now)
         if self._reader_wakeup.any_due(now):
             oldest_open = self._stragglers.oldest(session.open_transactions())
@@ -258,7 +258,7 @@ class PostgresConsuming(PolledConsuming[PostgresSubscription]):
         self._rouse(wanted & self._by_id.keys())
 
     def _take_up(self, session: QueueSession, now: float) -> bool:
-        """Acquire queues for those who have none, some at a time; tell whether there are more."""
+        """Acquire queues for subscriptions without, some at a time; tell whether more are left."""
         taken: list[int] = []
         more = False
         for number, subscription in enumerate(self._waiting(now)):
@@ -282,12 +282,12 @@ class PostgresConsuming(PolledConsuming[PostgresSubscription]):
                 subscription.opened(found.readings)
         if taken:
             self._find_promising(session, now)
-            # About to doze: who has published before may not have known of a reader.
+            # About to sleep: earlier publishers may not have seen a reader to notify.
             self._reader_wakeup.stay_awake(taken, now - QUIET)
         return more
 
     def _renew(self, session: QueueSession) -> None:
-        """Keep the lease; drop the channels whose queues have gone, or are another's now."""
+        """Renew the lease; close channels whose queues are gone, or held by another reader."""
         held = session.renew()
         if held >= self._by_id.keys():
             return
@@ -306,7 +306,7 @@ class PostgresConsuming(PolledConsuming[PostgresSubscription]):
             session.release(rest)
 
     def _fetch(self, session: QueueSession) -> float | None:
-        """Fetch once for all who have credit; give the seconds until there may be more, if any."""
+        """Fetch once for all subscriptions with credit; give the seconds until the next, if any."""
         pause: float | None = None
         for subscription in tuple(self._hungry):
             if not any(one.hungry for one in subscription.held):
@@ -316,7 +316,7 @@ class PostgresConsuming(PolledConsuming[PostgresSubscription]):
             if not hungry:
                 continue
             if all(one.credit < one.prefetch // 4 and one.unsettled for one in hungry):
-                # Some more acks, and it is worth its round trip.
+                # After some more acks a fetch is worth its round trip.
                 waited = time.monotonic() - subscription.fetched_at
                 if waited < SMALL_CREDIT:
                     pause = min(SMALL_CREDIT - waited, pause or SMALL_CREDIT)
@@ -342,6 +342,6 @@ class PostgresConsuming(PolledConsuming[PostgresSubscription]):
             if subscription.has_room() and subscription.hungry():
                 pause = 0.0 if pause is None or parts else pause
         if self._budget.crowded and self._hungry:
-            # What little room there is goes to another subscription first the next time.
+            # Next time the scarce room goes to another subscription first.
             move_first_to_end(self._hungry)
         return pause
