@@ -17,21 +17,21 @@ class _Door:
 
 
 class Alone:
-    """Lets one thread after the other do something for a tenant; others' do theirs beside it.
+    """A lock for each tenant, with a timeout; threads of different tenants do not wait.
 
-    The database has a lock for that, too, for all nodes: but who waits there has a connection
-    meanwhile, and a tenant with many workers would have nearly all of them.
+    The database has such a lock as well, for all nodes. But a thread that waits there holds a
+    connection, and a tenant with many workers would hold nearly all of them.
     """
 
     def __init__(self, *, patience: float) -> None:
-        """Nobody waits for longer than so many seconds."""
+        """`patience` is the longest wait, in seconds."""
         self._patience = patience
         self._guard = threading.Lock()
         self._doors: dict[str, _Door] = {}
 
     @contextmanager
     def with_tenant(self, tenant_id: str) -> Iterator[None]:
-        """Be the only one. Raises `StoreUnavailableError` where others take too long."""
+        """Hold the tenant's lock. Raises `StoreUnavailableError` if that takes too long."""
         with self._guard:
             door = self._doors.setdefault(tenant_id, _Door())
             door.users += 1

@@ -1,4 +1,4 @@
-"""Looks after dead letters without being asked: none stays unknown, and no work half done."""
+"""Keeps the index of dead letters true to the queues, and finishes interrupted work."""
 
 from __future__ import annotations
 
@@ -26,28 +26,27 @@ from tenantry.unavailable import UnavailableError
 log = structlog.get_logger(__name__)
 
 EVERY: Final = 5.0
-"""Seconds between looks. The broker's counts are up to 5 seconds old."""
+"""Seconds between checks. The broker's counts are up to 5 seconds old."""
 
 KEPT_SECONDS: Final = 24 * 3600.0
-"""How long a dead letter that was worked off is remembered after its message has gone."""
+"""How long a settled dead letter is remembered after its message has left the queue."""
 
 SWEEP_EVERY: Final = 3600.0
 LONGEST_STEP: Final = 300.0
-"""Seconds after which it is taken to hang: browsing takes its time, but goes on batch by batch."""
+"""Seconds without progress after which it counts as stuck; browsing progresses by batches."""
 
 LONGEST_PAUSE: Final = 300.0
-"""Seconds between two times that a queue is browsed that will not agree with its index."""
+"""Seconds between two browses of a queue whose count stays different from its index's."""
 
 LONG: Final = 1.0
 RESTS: Final = 9
-"""Where a queue takes seconds to browse it is left alone for so many times as long: who has very
-many dead letters, and lets a message expire now and then, would have all of them walked along for
-ever."""
+"""A queue rests for this many times as long as its browse took: otherwise a tenant with very many
+dead letters, and an expired message now and then, would have all of them browsed without end."""
 
 
 @dataclass(slots=True)
 class _Doubt:
-    """A queue whose count is not its index's: since how many looks, and when to browse it again."""
+    """A queue whose count differs from its index's: for how many checks, and its next browse."""
 
     queued: int
     listed: int
@@ -59,10 +58,10 @@ class _Doubt:
 class DeadLetterKeeper(PeriodicService):
     """Compares queues with their index, and browses those that differ.
 
-    A queue that holds more than is listed has messages the broker itself has dead-lettered
-    (expired, over a length or delivery limit), or that another consumer has rejected: browsing
-    lists them and tells the journal. Less: it forgets what was purged. Work that was begun before
-    the daemon died is finished first.
+    If a queue holds more messages than are listed, the broker itself has dead-lettered some
+    (expired, over a length or delivery limit), or another consumer has rejected them: browsing
+    lists them and records them in the journal. If it holds fewer, browsing removes purged ones from
+    the index. Work that was interrupted by a crash is finished first.
     """
 
     def __init__(
@@ -74,7 +73,7 @@ class DeadLetterKeeper(PeriodicService):
         mine: Callable[[str], bool] = lambda _: True,
         every: float = EVERY,
     ) -> None:
-        """Only tenants that are `mine` are looked after: of others another keeper does it."""
+        """`mine` tells whether this node keeps a tenant's index; other nodes keep the others'."""
         super().__init__(self._look, every=every, longest=LONGEST_STEP, at_once=True)
         self._reprocessing = reprocessing
         self._index = index
@@ -84,16 +83,16 @@ class DeadLetterKeeper(PeriodicService):
         self._doubts: dict[str, _Doubt] = {}
         self._failing: dict[str, tuple[int, float]] = {}
         self._took: dict[str, tuple[float, float]] = {}
-        """How long it took to browse a queue, and when that was over."""
+        """How long the latest browse of a queue took, and when it ended."""
         self._swept_at = time.monotonic()
 
     def look(self) -> None:
-        """Look once at all tenants."""
+        """Check all tenants once."""
         for tenant_id in sorted(filter(self._mine, self._index.unfinished())):
             self._browse(tenant_id)
         for tenant_id in self._differing():
             doubt = self._doubts[tenant_id]
-            # Both counts are of a moment ago: what is on its way must not look like a difference.
+            # Both counts are a moment old: messages under way must not look like a difference.
             if doubt.looks < 2 or time.monotonic() < doubt.not_before or self._rests(tenant_id):
                 continue
             doubt.browses += 1
@@ -106,14 +105,14 @@ class DeadLetterKeeper(PeriodicService):
             self._index.sweep(older_than=KEPT_SECONDS)
 
     def _look(self) -> None:
-        """Look once; an outage is waited out."""
+        """Check once; during an outage, do nothing."""
         try:
             self.look()
         except (BrokerError, MessageStoreError, JournalError) as error:
             log.debug("dead_letters.not_looked_after", error=str(error))
 
     def _differing(self) -> list[str]:
-        """Name the tenants of which a queue's count is not its index's, now and before."""
+        """Name the tenants whose queue's count has differed from its index's twice in a row."""
         queued = {
             one: counts.dead_letters
             for one, counts in self._queues.queue_counts().items()
@@ -128,7 +127,7 @@ class DeadLetterKeeper(PeriodicService):
         for kept in by_tenant:
             for gone in kept.keys() - queued.keys():
                 del kept[gone]
-        # The index is asked only where something has changed: it may be long.
+        # Query the index only after a change: it may be long.
         open_questions = [one for one, count in queued.items() if self._agreed.get(one) != count]
         listed = self._index.counts(open_questions)
         for tenant_id in open_questions:
@@ -139,11 +138,11 @@ class DeadLetterKeeper(PeriodicService):
                 continue
             self._agreed.pop(tenant_id, None)
             doubt = self._doubts.setdefault(tenant_id, _Doubt(there, known))
-            # Workers list before they reject, so while they do a queue may well be behind.
+            # Workers list a message before they reject it, so the queue may be behind for a while.
             moving = there < known and (doubt.queued, doubt.listed) != (there, known)
             doubt.queued, doubt.listed = there, known
             doubt.looks = 1 if moving else doubt.looks + 1
-        # Nobody waits for one of whom much is to be browsed.
+        # Other tenants do not wait for one with much to browse.
         return sorted(self._doubts, key=lambda one: (self._took.get(one, (0.0, 0.0))[0], one))
 
     def _rests(self, tenant_id: str) -> bool:
@@ -158,16 +157,16 @@ class DeadLetterKeeper(PeriodicService):
         try:
             self._reprocessing.look(tenant_id, stopping=self._ends)
         except DeadLettersBusyError:
-            return  # the call that browses it does all this on the way
+            return  # another call browses the queue, and does all of this as well
         except (BacklogFullError, MessagesRefusedError) as error:
-            # This tenant's queues alone: what was begun goes on once they take messages again.
+            # A trouble of this tenant's queues alone: the work continues once they take messages.
             log.info("dead_letters.replay_waits", tenant=tenant_id, error=str(error))
             self._put_off(tenant_id, failures)
             return
         except UnavailableError:
-            raise  # as it would be with any tenant's
+            raise  # it would be the same with any other tenant
         except Exception as error:
-            # One tenant's dead letters: the others' are looked after all the same.
+            # An error with one tenant's dead letters must not keep the others' from being checked.
             log.exception(
                 "dead_letters.walk_failed",
                 tenant=tenant_id,
@@ -188,6 +187,6 @@ class DeadLetterKeeper(PeriodicService):
         self._failing[tenant_id] = failures + 1, time.monotonic() + pause
 
     def _ends(self) -> bool:
-        """Tell whether the end has come; browsing asks after each batch, and so goes on."""
+        """Tell whether to stop. Browsing asks after each batch, which also counts as progress."""
         self.go_on()
         return self.stopping

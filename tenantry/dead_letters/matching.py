@@ -1,13 +1,13 @@
-"""Which dead letter a message is: the rules, without the rows' whereabouts.
+"""The rules by which a message in the queue belongs to a dead letter, independent of storage.
 
-A dead letter is a row; its messages are what lies, or lay, in the queues under it: the original,
-and one for each replay. After a crash there can be two of one replay, or an original beside its
-replay. So a message is known by what does not change on its way (place, id, bytes), and by the
-number of the replay it carries; what is behind its dead letter is stale.
+A dead letter is a row; its messages are the original and one for each replay. After a crash the
+queue may hold two messages of one replay, or an original beside its replay. So a message is
+identified by what does not change (place, id, bytes) and by the number of the replay that it
+carries; a message of an earlier replay than its dead letter's is stale.
 
-Messages with an id are one dead letter each id; without one they are told apart by counting. The
-rules choose doubling over losing where these can't be told apart at all: many of the same bytes, of
-which some were settled as the daemon died.
+An id makes one dead letter of all messages with it; messages without an id are told apart by
+counting them. Where that is impossible (many equal messages, some of them settled as the daemon
+died), the rules rather list one twice than lose one.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ _MOST: Final = 1_000_000
 
 
 class Identity(NamedTuple):
-    """What tells a message apart, and the replay it is (`letter` None, 0: it is none).
+    """A message's fingerprint, and the replay that it is (`letter` None, 0: an original).
 
-    `named`: it has an id; `renamed`: it had none before it was replayed, and has its dead letter's.
+    `named`: it has an id; `renamed`: its id is its dead letter's, given to it for the replay.
     """
 
     fingerprint: bytes
@@ -50,9 +50,9 @@ class Identity(NamedTuple):
 
 @dataclass(slots=True, kw_only=True)
 class Row:
-    """A dead letter as it is matched; `was` is the id it is kept under, None for one that is new.
+    """A dead letter while it is matched; `was` is the id it is stored under, None for a new one.
 
-    `content` is the message to keep with it, where that is another now.
+    `content` is the message to store with it, if that has changed.
     """
 
     was: UUID | None
@@ -76,19 +76,19 @@ class Row:
 
     @property
     def open_intent(self) -> Intent | None:
-        """What was begun with the dead letter and not settled."""
+        """The work that was begun with the dead letter and not settled."""
         return None if self.settled else self.intent
 
     def blame(self, rejected: RejectedMessage) -> None:
-        """Say why the message has died now."""
+        """Set why the message was dead-lettered now."""
         self.reason, self.attempts = rejected.reason, rejected.attempts
         self.error, self.first_error = rejected.error, rejected.first_error
 
 
 class _Stand(NamedTuple):
-    """How it stands with a row: `kind`, and when its message died, where that counts.
+    """The state of a row for matching: `kind`, and when its message died, if that matters.
 
-    An original is `untouched` while nothing was begun with it and no browse has seen it.
+    An original is `untouched` while no work was begun with it and no browse has seen it.
     """
 
     kind: Literal["untouched", "original", "begun", "settled"]
@@ -96,7 +96,7 @@ class _Stand(NamedTuple):
 
 
 def identify(message: Incoming) -> Identity:
-    """Tell what a message is by what it carries."""
+    """Identify a message by its properties and bytes."""
     headers = message.headers or {}
     try:
         dead_letter, number = (
@@ -125,14 +125,14 @@ def _dead_letter_id(value: object) -> UUID | None:
 
 
 class Matching:
-    """Matches messages to the rows that are there, changes these and adds others."""
+    """Matches messages to existing rows, updates these and adds new ones."""
 
     def __init__(
         self, rows: Iterable[Row], *, new_id: Callable[[], UUID], now: datetime, browse: UUID | None
     ) -> None:
-        """`rows` are those with a fingerprint or an id that `identify` gives for the messages.
+        """`rows` have a fingerprint or an id of the messages, as `identify` gives them.
 
-        Where very many are alike, those of them that are `Wanted` are enough, and the last one.
+        Of very many equal ones, the `Wanted` ones and the last one are enough.
         """
         self._new_id = new_id
         self._now = now
@@ -141,7 +141,7 @@ class Matching:
         self._by_id: dict[UUID, Row] = {}
         self._by_fingerprint: defaultdict[bytes, list[Row]] = defaultdict(list)
         self._free: dict[bytes, dict[_Stand, deque[Row]]] = {}
-        """Rows that messages without an id may be of, by how they stood before."""
+        """Rows that messages without an id may belong to, by their state before."""
         for row in rows:
             self._by_id[row.id] = row
             self._by_fingerprint[row.fingerprint].append(row)
@@ -149,11 +149,11 @@ class Matching:
             same.sort(key=lambda row: row.copy)
         self.new: list[Row] = []
         self.changed: dict[UUID, Row] = {}
-        """Rows that were there and are different now, by the id they are kept under."""
+        """Existing rows that have changed, by the id they are stored under."""
 
     @property
     def fresh(self) -> int:
-        """How many dead letters have become listed."""
+        """How many dead letters were listed."""
         return sum(row.listed_now for row in (*self.new, *self.changed.values()))
 
     def add(self, rejected: RejectedMessage) -> IndexedDeadLetter:
@@ -174,13 +174,14 @@ class Matching:
     def lookup(self, found: Sequence[QueueMessage]) -> list[KnownDeadLetter]:
         """Match messages that lie in the queue, in its order.
 
-        What is told of each is true of them all: a replay may lie behind its original.
+        The result for each message takes all of them into account: a replay may come after its
+        original.
         """
         found_rows = [self._lookup_one(one) for one in found]
         return [self._told(row, listed=number >= row.failed) for row, number in found_rows]
 
     def _lookup_one(self, found: QueueMessage) -> tuple[Row, int]:
-        """Find or make the row of a message; give it and the number of the replay it is."""
+        """Find or make a message's row; give it, and the number of the message's replay."""
         rejected, died_at = found
         identity = identify(rejected.message)
         row = self._row_of(identity)
@@ -221,7 +222,7 @@ class Matching:
         )
 
     def _row_of(self, identity: Identity) -> Row | None:
-        """Find the dead letter of a message with an id: there is one at most."""
+        """Find the dead letter of a message with an id; there is at most one."""
         if identity.renamed and identity.dead_letter in self._by_id:
             return self._by_id[identity.dead_letter]
         if not identity.named:
@@ -229,7 +230,7 @@ class Matching:
         return next(iter(self._by_fingerprint[identity.fingerprint]), None)
 
     def _one_of_many(self, identity: Identity, died_at: datetime | None) -> Row | None:
-        """Choose among the dead letters of messages without an id that are all the same."""
+        """Choose among the dead letters of equal messages without an id."""
         wanted = (
             _Stand("original", died_at),
             _Stand("original"),
@@ -244,10 +245,9 @@ class Matching:
         return not row.settled and row.failed == 0
 
     def _first(self, identity: Identity, stand: _Stand) -> Row | None:
-        """Take the first row of a message's that stands so.
+        """Take the first row of a message that is in a state.
 
-        What is passed over is not looked at again: a row that has come to stand otherwise never
-        stands so once more.
+        Rows that are passed over are not checked again: a row never returns to a former state.
         """
         stands = self._free.get(identity.fingerprint)
         if stands is None:
@@ -261,10 +261,10 @@ class Matching:
         return None
 
     def _sorted(self, fingerprint: bytes) -> dict[_Stand, deque[Row]]:
-        """Sort rows of the same message by how they stand, those of this browse left out.
+        """Group the rows of equal messages by state, without those matched in this browse.
 
-        There may be very many, of whoever sends the same without an id: each is looked at once,
-        and not for each message.
+        There may be very many if a client sends equal messages without an id: each row is read
+        once, and not once for each message.
         """
         stands: defaultdict[_Stand, deque[Row]] = defaultdict(deque)
         for row in self._by_fingerprint[fingerprint]:
@@ -275,7 +275,7 @@ class Matching:
         return stands
 
     def _stands(self, row: Row) -> Iterator[_Stand]:
-        """Give every way in which it stands with a row now."""
+        """Give every state that a row is in now."""
         if self._is_original(row):
             yield _Stand("original", row.died_at)
             if row.intent is None and row.died_at is None:
@@ -295,14 +295,14 @@ class Matching:
         recorded: bool,
         later: bool,
     ) -> bool:
-        """List a row again where its message has died again, `later` than before; tell whether."""
+        """List a settled row again if its message died once more, `later`; tell whether it did."""
         number = identity.replay if row.id == identity.dead_letter else 0
         if number > row.failed:
             self._change(row)
             row.failed = number
             row.replays = max(row.replays, number)
         elif row.settled and number == 0 and identity.named and later:
-            # It was settled, and has been sent again: another dead letter, though the same message.
+            # It was settled, and the same message was sent again: this is another dead letter.
             self._change(row)
             row.id = self._new_id()
             row.replays = identity.replay
@@ -355,11 +355,11 @@ class Matching:
 
 
 class Wanted(NamedTuple):
-    """Which dead letters messages can be of.
+    """Which rows have to be read to match messages.
 
-    `named` are the fingerprints of messages with an id, of which each has one, and `ids` those that
-    replays say. Of messages without an id, a fingerprint and the time of death are `alike`: of each
-    way in which it stands with such dead letters `most` can be wanted.
+    `named` has the fingerprints of messages with an id, one row each; `ids` the ids in replays.
+    Messages without an id are `alike` by fingerprint and time of death: of their rows, at most
+    `most` in each state are needed.
     """
 
     named: list[bytes]
@@ -368,12 +368,12 @@ class Wanted(NamedTuple):
 
 
 def wanted_for_rejected(rejected: Sequence[RejectedMessage]) -> Wanted:
-    """Tell what `add` looks for: an earlier one only for what may have been judged before."""
+    """Give the rows that `add` needs; earlier ones only for messages that may be listed already."""
     return _wanted([(one.message, None, one.again) for one in rejected])
 
 
 def wanted_for_found(found: Sequence[QueueMessage]) -> Wanted:
-    """Tell what `lookup` looks for."""
+    """Give the rows that `lookup` needs."""
     return _wanted([(one.rejected.message, one.died_at, True) for one in found])
 
 
@@ -391,5 +391,5 @@ def _wanted(messages: Sequence[tuple[Incoming, datetime | None, bool]]) -> Wante
         else:
             counts[identity.fingerprint] += again
             places.add((identity.fingerprint, died_at))
-    # One message can use up what another of the same, of whichever time, would have been.
+    # A message can take the row of an equal one, whatever the time of that.
     return Wanted(list(named), list(ids), {place: counts[place[0]] for place in places})

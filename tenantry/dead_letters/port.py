@@ -1,4 +1,4 @@
-"""What is known of a tenant's dead letters. The messages themselves lie in the tenant's queue."""
+"""The port of the index of dead letters. The messages themselves are in the tenant's queue."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from uuid import UUID, uuid5
 from tenantry.messages.port import Incoming
 
 LARGEST_BODY: Final = 1024 * 1024
-"""Bytes of a body that is listed; a larger one is only in the queue."""
+"""The largest body in the index, in bytes; a larger one is in the queue alone."""
 
 
 class RejectedMessage(NamedTuple):
-    """A message that will be rejected, and why; `attempts` is how often it was tried.
+    """A message that will be rejected, and why, after so many `attempts`.
 
-    `error` is the last attempt's; `first_error` the first one's, None if it is the same. `again`
-    where it may have been judged before, so that it is not listed as another.
+    `error` is from the last attempt; `first_error` from the first one, None if it is the same.
+    `again`: it may have been listed before, and must not be listed twice.
     """
 
     message: Incoming
@@ -32,9 +32,9 @@ class RejectedMessage(NamedTuple):
 
 
 class QueueMessage(NamedTuple):
-    """A message found in the queue, since when it is there (None: unknown), and why.
+    """A message found in the queue, with the time (None: unknown) and reason of its dead-lettering.
 
-    Times have whole seconds: they are the broker's.
+    Times are the broker's, in whole seconds.
     """
 
     rejected: RejectedMessage
@@ -42,7 +42,7 @@ class QueueMessage(NamedTuple):
 
 
 class IndexedDeadLetter(NamedTuple):
-    """A dead letter's id, that of its event in the journal, and whether it has only now died."""
+    """A dead letter's id, the id of its journal event, and whether it was listed only now."""
 
     id: UUID
     event_id: UUID
@@ -50,14 +50,14 @@ class IndexedDeadLetter(NamedTuple):
 
 
 class Work(StrEnum):
-    """What can be done to a dead letter."""
+    """The kinds of work on a dead letter."""
 
     REPLAY = "replay"
     DISCARD = "discard"
 
 
 class Intent(NamedTuple):
-    """Work that was begun and has not been settled."""
+    """Work that was begun and is not settled yet."""
 
     id: UUID
     work: Work
@@ -66,10 +66,10 @@ class Intent(NamedTuple):
 class KnownDeadLetter(NamedTuple):
     """A message of the queue as the index knows it.
 
-    `listed` is false where it only has to be removed: its dead letter is settled, or goes on as a
-    later message. `replays` counts those begun; a replay with an `intent` is among them.
-    `failed_again` tells that the intended replay has ended as a dead letter already. `recorded` is
-    whether the journal tells of the dead letter.
+    `listed` is false if the message only has to be removed: its dead letter is settled, or
+    continues as a later message. `replays` counts begun replays, including that of an `intent`.
+    `failed_again`: the intended replay has already become a dead letter itself. `recorded`: the
+    dead letter is in the journal.
     """
 
     id: UUID
@@ -88,7 +88,7 @@ class KnownDeadLetter(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Selection:
-    """Which dead letters are meant: all those that every given condition holds for.
+    """A selection of dead letters: those that meet every given condition.
 
     `names` are ids of dead letters or of their messages; `since` is included, `until` is not.
     """
@@ -100,7 +100,7 @@ class Selection:
     until: datetime | None = None
 
     def holds(self, message: Incoming, dead_letter: UUID, reason: str, at: datetime) -> bool:
-        """Tell whether a dead letter is meant, by its message, id, reason and time."""
+        """Tell whether a dead letter is selected, by its message, id, reason and time."""
         return (
             (self.names is None or str(dead_letter) in self.names or message.id in self.names)
             and self.reason in (None, reason)
@@ -117,8 +117,8 @@ EVERYTHING: Final = Selection()
 class DeadLetter:
     """A dead letter as it is listed: `id` is its own, `message_id` the message's, if it has one.
 
-    `body` is None where it is too large to be listed; `headers` is JSON text, None where there are
-    none or where they are too large. An id beyond every limit is cut. `position` orders.
+    `body` is None if it is too large for the index; `headers` is JSON text, None if there are none
+    or they are too large. An id beyond every limit is cut. `position` is the order.
     """
 
     id: UUID
@@ -144,7 +144,7 @@ class DeadLetter:
 class Preview:
     """What a selection comes to at the time `as_of`: how many dead letters, and from where.
 
-    `worn` of them have been replayed as often as they may be.
+    `worn` of them have reached the limit of replays.
     """
 
     as_of: datetime
@@ -154,7 +154,7 @@ class Preview:
 
 
 def fingerprint(message: Incoming) -> bytes:
-    """Tell messages apart by place, id and bytes: the same for every delivery of one."""
+    """Hash a message's place, id and bytes: equal for every delivery of the message."""
     digest = hashlib.sha256()
     for part in (
         message.topic,
@@ -169,83 +169,81 @@ def fingerprint(message: Incoming) -> bytes:
 
 
 def event_id(dead_letter: UUID, failed: int) -> UUID:
-    """Name the event of a dead letter; `failed` is the replay that has failed, 0 for none."""
+    """Give the id of a dead letter's journal event; `failed` is the failed replay, or 0."""
     return dead_letter if failed == 0 else uuid5(dead_letter, str(failed))
 
 
 class DeadLetterIndex(Protocol):
-    """Lists dead letters. Callable from any thread; committed when a call returns.
+    """The index of dead letters. Callable from any thread; committed when a call returns.
 
-    A dead letter that becomes listed, and one that is settled, count in the tenant's totals, in the
-    same transaction. Every call may raise `StoreUnavailableError`.
+    Listing and settling a dead letter update the tenant's totals in the same transaction. Every
+    call may raise `StoreUnavailableError`.
     """
 
     def add(self, tenant_id: str, rejected: Sequence[RejectedMessage]) -> list[IndexedDeadLetter]:
-        """List messages that will be rejected, those listed already once.
+        """List messages that will be rejected; messages that are listed already stay listed once.
 
-        A message with an id is one dead letter, however often it comes, until the dead letter is
-        settled; a replay that has failed is the dead letter it was. Messages without an id are a
-        dead letter each.
+        All messages with one id are one dead letter until it is settled; a failed replay is the
+        same dead letter again. Each message without an id is a dead letter of its own.
         """
 
     def lookup(
         self, tenant_id: str, found: Sequence[QueueMessage], *, browse: UUID
     ) -> list[KnownDeadLetter]:
-        """Tell what is known of messages that browsing has found in the queue; list the unknown.
+        """Look up messages that browsing has found in the queue, and list the unknown ones.
 
-        The k-th of several without an id that are the same is the k-th dead letter of them.
+        Of equal messages without an id, the k-th belongs to the k-th dead letter.
         """
 
     def begin(self, tenant_id: str, ids: Collection[UUID], intent: Intent) -> None:
-        """Note what will be done to dead letters, before it is; a replay counts from now."""
+        """Store the intended work on dead letters before it is done; a replay counts from now."""
 
     def withdraw(self, tenant_id: str, ids: Collection[UUID]) -> None:
-        """Take back an intent that has come to nothing."""
+        """Withdraw an intent that was not carried out."""
 
     def settle(self, tenant_id: str, ids: Collection[UUID]) -> None:
-        """Note that what was intended is done: the dead letters are listed no more.
+        """Settle an intent that was carried out: its dead letters are no longer listed.
 
-        Only those stay listed whose replay has failed already.
+        Those whose replay has failed by then stay listed.
         """
 
     def intended(self, tenant_id: str, intent: UUID) -> list[UUID]:
-        """Give the dead letters of an intent, in order, the settled ones too."""
+        """Give the dead letters of an intent, in order, including settled ones."""
 
     def recorded(self, tenant_id: str, ids: Collection[UUID]) -> None:
-        """Note that the journal tells of dead letters that `lookup` has listed."""
+        """Note that dead letters listed by `lookup` are in the journal."""
 
     def gone(self, tenant_id: str, ids: Collection[UUID]) -> None:
-        """Note that settled dead letters' messages have left the queue."""
+        """Note that the messages of settled dead letters have left the queue."""
 
     def forget_missing(self, tenant_id: str, *, browse: UUID, older_than: float) -> int:
-        """Forget listed dead letters that browsing the whole queue has not found; tell how many.
+        """Remove listed dead letters that a browse of the whole queue did not find; give how many.
 
-        Only dead letters that are more than `older_than` seconds old: those that were in the queue
-        when browsing began.
+        Only those older than `older_than` seconds, which were in the queue when the browse began.
         """
 
     def sweep(self, *, older_than: float) -> int:
-        """Forget settled dead letters that have left the queue so many seconds ago; tell how many.
+        """Remove settled dead letters whose messages left the queue long ago; give how many.
 
-        Until then, a late copy of such a message is known for what it is.
+        Until then, a late copy of such a message is recognised.
         """
 
     def page(
         self, tenant_id: str, *, which: Selection = EVERYTHING, after: int = 0, limit: int = 50
     ) -> tuple[list[DeadLetter], bool]:
-        """Give the dead letters beyond position `after`, oldest first, and whether there are more.
+        """Give the dead letters after position `after`, oldest first, and whether more follow.
 
-        A page has `limit` dead letters at most, and fewer where their bodies are large.
+        A page has at most `limit` dead letters, and fewer if their bodies are large.
         """
 
     def preview(self, tenant_id: str, which: Selection, *, most_replays: int) -> Preview:
-        """Count what a selection comes to."""
+        """Count the dead letters of a selection."""
 
     def named(self, tenant_id: str, names: Collection[str]) -> set[UUID]:
-        """Find the listed dead letters that have one of these ids, their own or their message's."""
+        """Find listed dead letters by these ids: their own or their message's."""
 
     def counts(self, tenant_ids: Collection[str]) -> Mapping[str, int]:
-        """Count the listed dead letters of tenants; those without any may be left out."""
+        """Count the listed dead letters of tenants; tenants without any may be left out."""
 
     def unfinished(self) -> set[str]:
-        """Name the tenants that have open intents, or dead letters the journal does not tell of."""
+        """Name the tenants with open intents, or with dead letters missing in the journal."""
