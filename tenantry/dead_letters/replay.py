@@ -1,10 +1,10 @@
-"""Dead letters, replayed or discarded: nothing lost, and nothing done twice, whatever breaks.
+"""Replays and discards dead letters: no fault loses a message, or does the work twice.
 
-For each batch of the queue, in this order: the index notes what is intended; the messages are
-published to where they came from (a replay); the journal tells of it; the index settles it; the
-queue lets them go. What breaks in between is made good by whichever call browses the queue next:
-what was intended is done again, under the same number, which is how a message that went out twice
-is known; what is settled is only removed.
+Each batch of the queue takes these steps: store the intent in the index; publish the messages to
+their own topic again (a replay); record it in the journal; settle the intent in the index; remove
+the messages from the queue. After an interruption the next call that browses the queue finishes the
+work: an open intent is carried out again under the same number, by which a message published twice
+is recognised; settled messages are only removed.
 """
 
 from __future__ import annotations
@@ -66,19 +66,19 @@ from tenantry.telemetry.sparing import Sparing
 _log: Final[structlog.stdlib.BoundLogger] = structlog.get_logger(__name__)
 
 BATCH: Final = 100
-"""Dead letters worked off together."""
+"""The most dead letters in a batch."""
 
 BROWSE_SECONDS: Final = 45.0
-"""How long one call may browse a queue; what is left then is for the next call."""
+"""How long one call may browse a queue; the rest is left to the next call."""
 
 GRACE_SECONDS: Final = 60.0
-"""How long a rejected message may take to its queue."""
+"""How long a rejected message may take to reach the dead-letter queue."""
 
 MAX_REPLAYS: Final = 10
-"""How often a dead letter is replayed before it takes `force`: it is likely to fail again."""
+"""Replays of a dead letter after which another takes `force`: it is likely to fail again."""
 
 ITSELF: Final = Metadata(actor="dead-letters")
-"""Who does what nobody asked for: telling the journal of what the broker has dead-lettered."""
+"""The actor in events of messages that the broker itself has dead-lettered."""
 
 _EXACT_TIME: Final = "timestamp_in_ms"
 
@@ -92,10 +92,10 @@ _WHY: Final = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reprocessed:
-    """What a call has done: to how many dead letters, and why not to others.
+    """The outcome of a call: how many dead letters were done, and why others were not.
 
-    `worn` have been replayed as often as they may be; `refused` the broker does not take.
-    `complete` unless time or the limit ended it with dead letters left.
+    `worn` have reached the limit of replays; `refused` are not accepted by the broker. `complete`
+    unless the time or the limit ended the call with dead letters left.
     """
 
     count: int = 0
@@ -106,7 +106,7 @@ class Reprocessed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Listed:
-    """A message in the queue, by its place in the batch, and what the index knows of it."""
+    """A message in the queue: its place in the batch, and its dead letter in the index."""
 
     place: int
     known: KnownDeadLetter
@@ -123,7 +123,7 @@ class _Listed:
 
 @dataclass(slots=True)
 class _Job:
-    """One call: what is wanted of a tenant's dead letters, and what it has come to so far."""
+    """A running call: the selection of a tenant's dead letters, and the outcome so far."""
 
     tenant_id: str
     work: Work | None
@@ -139,23 +139,23 @@ class _Job:
     worn: int = 0
     refused: int = 0
     found: Counter[str] = field(default_factory=Counter)
-    """Why those have died that the index did not know."""
+    """The reasons of dead letters that the index did not know."""
     met: set[UUID] = field(default_factory=set)
     removed: set[UUID] = field(default_factory=set)
 
     @property
     def room(self) -> int:
-        """How many dead letters may still be taken."""
+        """How many more dead letters may be taken."""
         return BATCH if self.most is None else self.most - self.count
 
     @property
     def done(self) -> bool:
-        """Whether nothing more can be wanted of the queue."""
+        """Whether the rest of the queue can hold nothing that is selected."""
         found_all = self.wanted is not None and self.wanted <= self.removed
         return self.room <= 0 or found_all or self.stopping()
 
     def copies(self, batch: Sequence[_Listed]) -> set[int]:
-        """Give the places of listed messages whose dead letter was met before."""
+        """Give the places of listed messages whose dead letter came up before."""
         found = set()
         for one in batch:
             if one.known.listed and one.id in self.met:
@@ -165,17 +165,18 @@ class _Job:
         return found
 
     def means(self, one: _Listed) -> bool:
-        """Tell whether a dead letter is among those meant."""
+        """Tell whether a dead letter is selected."""
         known = one.known
         return self.which.holds(one.message, known.id, known.reason, known.dead_lettered_at)
 
 
 @dataclass(frozen=True, eq=False, slots=True, kw_only=True)
 class Reprocessing:
-    """Works off tenants' dead letters. Calls block, for a minute at most; from any thread.
+    """Replays and discards tenants' dead letters. Callable from any thread; blocks up to a minute.
 
-    No call waits for another that browses the same queue: it raises `DeadLettersBusyError`.
-    `on_listed` hears how many dead letters of a tenant have become known by browsing.
+    A call does not wait for another one that browses the same queue: it raises
+    `DeadLettersBusyError`. `on_listed` is called with the number of a tenant's dead letters that
+    browsing has listed.
     """
 
     index: DeadLetterIndex
@@ -192,7 +193,7 @@ class Reprocessing:
     sparing: Sparing = field(default_factory=Sparing)
 
     def preview(self, tenant_id: str, which: Selection) -> Preview:
-        """Tell what a replay or discard of a selection would come to."""
+        """Preview a replay or discard of a selection."""
         return self.index.preview(tenant_id, which, most_replays=self.max_replays)
 
     def replay(
@@ -207,8 +208,8 @@ class Reprocessing:
     ) -> Reprocessed:
         """Publish dead letters to their own topic and partition again, marked as replayed.
 
-        One that has been replayed `max_replays` times stays, unless `force`. Once it is `stopping`,
-        what is left is for the next call.
+        A dead letter that was replayed `max_replays` times stays, unless `force`. Once `stopping`
+        is true, the rest is left to the next call.
         """
         job = _Job(
             tenant_id, Work.REPLAY, which, metadata, most=most, force=force, stopping=stopping
@@ -224,15 +225,15 @@ class Reprocessing:
         most: int | None = None,
         stopping: Callable[[], bool] = lambda: False,
     ) -> Reprocessed:
-        """Throw dead letters away; `stopping` as above."""
+        """Discard dead letters; `stopping` as for `replay`."""
         return self._run(
             _Job(tenant_id, Work.DISCARD, which, metadata, most=most, stopping=stopping)
         )
 
     def look(self, tenant_id: str, *, stopping: Callable[[], bool] = lambda: False) -> bool:
-        """Browse the whole queue: finish what was begun, list what is not known.
+        """Browse the whole queue: finish interrupted work, and list unknown messages.
 
-        Gives whether it came to the end, before it was `stopping`.
+        Gives whether it reached the end before `stopping` became true.
         """
         return self._run(_Job(tenant_id, None, EVERYTHING, ITSELF, stopping=stopping)).complete
 
@@ -266,7 +267,7 @@ class Reprocessing:
         )
 
     def _step(self, job: _Job, browser: DeadLetterBrowser) -> bool:
-        """Work off the next messages; tell whether there were any."""
+        """Process the next batch of the queue; tell whether there was one."""
         queued = browser.next(BATCH)
         if not queued:
             return False
@@ -278,7 +279,7 @@ class Reprocessing:
             for place, (of_it, one) in enumerate(zip(known, queued, strict=True))
         ]
         self._tell_of_new(job, batch)
-        # A dead letter has one message: another of the same is a copy that went out twice.
+        # A dead letter has one message: a second one was published twice.
         copies = job.copies(batch)
         batch = [one for one in batch if one.place not in copies]
         past = [one for one in batch if not one.known.listed]
@@ -298,7 +299,7 @@ class Reprocessing:
         return True
 
     def _finish_begun(self, job: _Job, begun: Sequence[_Listed]) -> list[_Listed]:
-        """Do what an earlier call has begun; give those to be removed."""
+        """Finish what an earlier call has begun; give the messages to remove."""
         done: list[_Listed] = []
         for intent, of_it in groupby(
             sorted(begun, key=lambda one: str(one.known.intent)), key=attrgetter("known.intent")
@@ -309,7 +310,7 @@ class Reprocessing:
         return done
 
     def _take(self, job: _Job, work: Work, free: Sequence[_Listed]) -> list[_Listed]:
-        """Begin and finish what is asked for."""
+        """Do the work of this call."""
         chosen = _once(one for one in free if job.means(one))
         replayed = int(work is Work.REPLAY)
         if replayed and not job.force:
@@ -333,10 +334,10 @@ class Reprocessing:
     def _finish(
         self, tenant_id: str, intent: Intent, begun: Sequence[_Listed], metadata: Metadata
     ) -> list[_Listed]:
-        """Do what was intended, tell the journal, settle it.
+        """Carry an intent out, record it in the journal, settle it.
 
-        Gives those whose messages can go. One whose replay has failed already is settled, but
-        its message in the queue is that of the replay.
+        Gives the messages to remove. A dead letter whose replay has failed already is settled, but
+        its message in the queue is the replay's, and stays.
         """
         failed = [one for one in begun if one.known.failed_again]
         acted = waiting = [one for one in begun if not one.known.failed_again]
@@ -355,9 +356,9 @@ class Reprocessing:
         return acted
 
     def _publish(self, tenant_id: str, batch: Sequence[_Listed]) -> list[_Listed]:
-        """Publish dead letters again; give those the broker has confirmed. The others stay.
+        """Publish dead letters again; give those that the broker has confirmed. The others stay.
 
-        Raises `BrokerUnavailableError`, when some may have been taken.
+        Raises `BrokerUnavailableError`; the broker may have accepted some by then.
         """
         ordered = self.ordered(tenant_id)
         outgoing = [
@@ -366,7 +367,7 @@ class Reprocessing:
         try:
             self.publishing.publish(outgoing, timeout=self.publish_timeout)
         except BacklogFullError:
-            # Nothing of it was taken. A part may fit, where all of it may never do.
+            # Nothing was accepted. A part may fit where the whole batch never does.
             if len(batch) == 1:
                 raise
             half = len(batch) // 2
@@ -392,7 +393,7 @@ class Reprocessing:
         return list(batch)
 
     def _tell_of_new(self, job: _Job, batch: Sequence[_Listed]) -> None:
-        """Tell the journal of dead letters that only the broker knew of."""
+        """Record dead letters in the journal that only the broker knew of."""
         tenant_id = job.tenant_id
         new = _once(one for one in batch if one.known.listed and not one.known.recorded)
         if not new:
@@ -408,7 +409,7 @@ class Reprocessing:
     def _append(
         self, tenant_id: str, events: Sequence[Event], metadata: Metadata, ids: Sequence[UUID]
     ) -> int:
-        """Append to the journal; give how many of the events were not there yet."""
+        """Append to the journal; give how many of the events were new."""
         stream = names.dead_letter_journal_stream(tenant_id)
         return len(self.journal.append(stream, events, expected=ANY, metadata=metadata, ids=ids))
 
@@ -429,7 +430,7 @@ def _once(batch: Iterable[_Listed]) -> list[_Listed]:
 
 
 def _unknown(queued: QueuedDeadLetter) -> QueueMessage:
-    """Say of a message in the queue what is said of it if the index does not know it."""
+    """Give a queued message with the reason to list if the index does not know it."""
     why = _WHY.get(queued.reason, f"dead-lettered by the broker: {queued.reason}")
     return QueueMessage(RejectedMessage(queued.message, queued.reason, why, 0), queued.died_at)
 
@@ -452,7 +453,7 @@ def _died(tenant_id: str, one: _Listed, *, ordered: bool) -> MessageDeadLettered
 
 
 def _outgoing(tenant_id: str, one: _Listed, *, ordered: bool) -> Outgoing:
-    """Make a message as it was, to where it came from, marked as a replay."""
+    """Make the replay of a message: unchanged, to its own topic and partition, and marked."""
     message, properties = one.message, one.queued.properties
     marks: dict[str, object] = {REPLAY_HEADER: str(one.id), REPLAYS_HEADER: one.known.replays}
     if ordered:
@@ -462,13 +463,13 @@ def _outgoing(tenant_id: str, one: _Listed, *, ordered: bool) -> Outgoing:
         own = message.headers or {}
         if message.published_at_ms is not None and not _tells_time(own):
             marks[_EXACT_TIME] = message.published_at_ms
-        # The sender's go out again as they came, read or not.
+        # The sender's headers are sent again unchanged, whether they can be read or not.
         headers = own.with_others(marks) if isinstance(own, JsonHeaders) else {**own, **marks}
     return Outgoing(
         exchange=names.exchange_name(tenant_id),
         routing_key=QueueSpec.of(tenant_id, message.topic, message.partition).routing_key,
         body=message.body,
-        # Without an id of its own it gets one now, so that the store takes it once.
+        # Without an id it gets one now, so that the store stores it once.
         message_id=str(one.id) if message.id is None else message.id,
         content_type=message.content_type,
         headers=headers,

@@ -1,9 +1,8 @@
-"""Tells the journal of dead letters: each by itself up to a rate, those beyond it together.
+"""Records dead letters in the journal: one event each up to a rate, one for many beyond it.
 
-A sender can make thousands of dead letters a second, and the journal keeps what it is told for
-ever: an event of a dead letter is many times as large as the least message that becomes one. What
-dead letters there are is in their index, each of them, whatever the journal says. The log has as
-many lines as the journal has events.
+A client can cause thousands of dead letters a second, and the journal keeps its events for ever; an
+event is many times as large as the smallest message that becomes a dead letter. The index has every
+dead letter, whatever the journal has. The log has as many lines as the journal has events.
 """
 
 from __future__ import annotations
@@ -27,25 +26,25 @@ from tenantry.journal.port import ANY, EventStore, Metadata
 _log: Final[structlog.stdlib.BoundLogger] = structlog.get_logger(__name__)
 
 AT_ONCE: Final = 100
-"""Dead letters of a tenant that are events of their own after a quiet time."""
+"""The burst: dead letters of a tenant with an event each after a quiet time."""
 
 A_SECOND: Final = 20 / 60
-"""How many more are, in the long run."""
+"""The rate: further such events a second, in the long run."""
 
 FLUSH_EVERY: Final = 10.0
-"""Seconds between events that tell of the others, where there are any."""
+"""Seconds between events that sum up the others, if there are any."""
 
 MOST_PARTITIONS: Final = 100
-"""Partitions that are named in one event."""
+"""The most partitions named in one event."""
 
 QUIET: Final = AT_ONCE / A_SECOND
-"""Seconds after which nothing needs to be known of a tenant without dead letters."""
+"""Seconds without dead letters after which a tenant's state is dropped."""
 
 ITSELF: Final = Metadata(actor="daemon")
 
 
 class Told(NamedTuple):
-    """How many events the journal has now that it had not, and how many were put off."""
+    """How many events were appended, and how many dead letters were put off."""
 
     recorded: int
     put_off: int
@@ -55,7 +54,7 @@ class Told(NamedTuple):
 class _Untold:
     """Dead letters of a tenant that have no events of their own.
 
-    `partitions` are those in order that some of them are of, in the order they came.
+    `partitions` are the partitions in order that they belong to, in the order they came.
     """
 
     first_at: datetime
@@ -66,7 +65,7 @@ class _Untold:
     id: UUID = field(default_factory=uuid4)
 
     def add(self, event: MessageDeadLettered) -> None:
-        """Count one more."""
+        """Count one dead letter."""
         self.reasons[event.reason] += 1
         if event.ordered:
             self.ordered += 1
@@ -77,7 +76,7 @@ class _Untold:
 class DeadLetterEvents:
     """The events of dead letters, of all tenants of a node. Callable from any thread.
 
-    `totals` gives how many dead letters a tenant has had in all, 0 for one that is no more.
+    `totals` gives the number of all dead letters of a tenant, 0 for a deleted tenant.
     """
 
     def __init__(
@@ -96,7 +95,7 @@ class DeadLetterEvents:
         self._buckets: dict[str, tuple[TokenBucket, float]] = {}
         self._untold: dict[str, _Untold] = {}
         self._late: list[tuple[str, _Untold]] = []
-        """Those that the journal is being told of, or could not be told of."""
+        """Sums that are being appended, or could not be appended yet."""
 
     def tell(
         self,
@@ -107,10 +106,10 @@ class DeadLetterEvents:
         *,
         fresh: Sequence[bool] | None = None,
     ) -> Told:
-        """Tell of dead letters under ids that are theirs.
+        """Append events of dead letters, under the ids given.
 
-        What has an event under its id already gets no other. Those beyond the rate are told of
-        later, those only that are `fresh`: the others may have been told of before. Raises
+        A dead letter that has its event already gets no other. Dead letters beyond the rate are
+        summed up later, if they are `fresh`: the others may be in the journal already. Raises
         `JournalUnavailableError`.
         """
         with self._lock:
@@ -132,7 +131,7 @@ class DeadLetterEvents:
         return Told(recorded, len(rest))
 
     def flush(self) -> None:
-        """Tell of those that were put off. Raises `JournalUnavailableError`; then again."""
+        """Append the events that sum up the others. Call again after `JournalUnavailableError`."""
         with self._lock:
             self._late += self._untold.items()
             self._untold = {}
@@ -164,7 +163,7 @@ class DeadLetterEvents:
                 self._late = [one for one in self._late if one is not first]
 
     def forget(self, tenant_id: str) -> None:
-        """Know nothing more of a tenant that is no more: the next one of its id is another."""
+        """Drop the state of a deleted tenant: another one may get its id."""
         with self._lock:
             self._buckets.pop(tenant_id, None)
             self._untold.pop(tenant_id, None)

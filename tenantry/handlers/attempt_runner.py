@@ -1,4 +1,4 @@
-"""Attempts at messages: what is made of them, and what is written down of those in vain."""
+"""Runs attempts at messages, and stores the failed ones."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ log = structlog.get_logger(__name__)
 
 @dataclass(slots=True)
 class BatchResult:
-    """What has become of a batch so far."""
+    """The outcome of a batch so far."""
 
     stored: int = 0
     duplicates: int = 0
@@ -50,7 +50,7 @@ class BatchResult:
     reused: list[int] = field(default_factory=list)
 
     def add(self, part: StoreResult, indexes: Sequence[int]) -> None:
-        """Add what has become of a part of the batch."""
+        """Add the outcome of a part of the batch."""
         self.stored += part.stored
         self.duplicates += part.duplicates
         self.unstorable += [replace(one, index=indexes[one.index]) for one in part.unstorable]
@@ -58,11 +58,11 @@ class BatchResult:
         self.reused += [indexes[index] for index in part.reused]
 
     def leave(self, entries: Sequence[Entry]) -> None:
-        """Note that entries were not come to."""
+        """Note entries that were not tried."""
         self.left += [entry.index for entry in entries]
 
     def as_store_result(self) -> StoreResult:
-        """Give it all."""
+        """Give the outcome of the whole batch."""
         return StoreResult(
             stored=self.stored,
             duplicates=self.duplicates,
@@ -75,12 +75,12 @@ class BatchResult:
 
 
 TRANSACTIONS: Final = 5
-"""How often a transaction is begun anew that others have come in the way of."""
+"""How often a transaction is retried after conflicts with others."""
 
 
 @dataclass(frozen=True, eq=False, slots=True, kw_only=True)
 class AttemptRunner:
-    """Makes attempts. No handler is begun after `until`, but the first; the rest is left."""
+    """Makes attempts. After `until` no handler is begun but the first; the rest is left."""
 
     database: Database
     handlers: Mapping[str, Handler]
@@ -100,7 +100,7 @@ class AttemptRunner:
         *,
         in_order: bool = False,
     ) -> None:
-        """Note first that the daemon has ended in this attempt; then see whether it does."""
+        """Before the attempt, store it as one that ended the daemon; correct that afterwards."""
         by = 1 if len(entries) == 1 else 0
         notes = [
             Note(
@@ -120,7 +120,7 @@ class AttemptRunner:
         self.together(tenant_id, entries, until, result, in_order=in_order)
         if by:
             return
-        # They did not end the daemon, and were not come to: nothing is known of them.
+        # These were not tried, and did not end the daemon: there is nothing to store of them.
         left = set(result.left[before:])
         unknown = [one.key for one in entries if one.index in left and not one.attempts]
         if unknown:
@@ -136,7 +136,7 @@ class AttemptRunner:
         *,
         in_order: bool = False,
     ) -> None:
-        """Handle and store entries; again, where something else than a handler was in the way."""
+        """Handle and store entries; retry if something other than a handler was in the way."""
         for last in (*[False] * (TRANSACTIONS - 1), True):
             try:
                 with self.database.connection() as connection:
@@ -183,7 +183,7 @@ class AttemptRunner:
             in_order=in_order,
         )
         try:
-            # What is followed of storing ends with the commit.
+            # The span of storing ends with the commit.
             with ExitStack() as storing, connection.transaction():
                 outcome = work.handle(entries)
                 firsts = self._note(connection, tenant_id, outcome.failed)
@@ -194,8 +194,8 @@ class AttemptRunner:
                     storing.enter_context(self.tracer.storing())
                     work.store(outcome)
                 else:
-                    # Nothing is acknowledged for it before something else is committed: an attempt
-                    # less is known after a crash of the database, and that is all.
+                    # Nothing is acknowledged before a later commit: a crash of the database loses
+                    # the count of an attempt, and nothing else.
                     connection.execute("SET LOCAL synchronous_commit = off")
         except psycopg.OperationalError:
             if work.severed is None:
@@ -213,7 +213,7 @@ class AttemptRunner:
     def _spoiled(
         self, tenant_id: str, entries: Sequence[Entry], failure: Failure, result: BatchResult
     ) -> None:
-        """Note a failure that took the transaction with it; everything else is still to be done."""
+        """Note a failure that ended the transaction; all other entries are still to do."""
         with self.database.connection() as connection, connection.transaction():
             firsts = self._note(connection, tenant_id, [failure])
         others = [entry for entry in entries if entry is not failure.entry]
@@ -243,7 +243,7 @@ class AttemptRunner:
         firsts: Mapping[bytes, str],
         result: BatchResult,
     ) -> None:
-        """Put what is committed into the batch's result."""
+        """Add what was committed to the batch's result."""
         result.stored += len(outcome.passed)
         result.duplicates += len(outcome.duplicates)
         result.leave(outcome.left)

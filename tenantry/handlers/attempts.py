@@ -1,4 +1,4 @@
-"""What is known of attempts at messages, also after the process that made them has ended."""
+"""The table of failed attempts at messages, which outlives the process that made them."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 HANDLER_FAILED: Final = "handler_failed"
 HANDLER_TIMEOUT: Final = "handler_timeout"
 WORKER_KILLED: Final = "worker_killed"
-"""Why an attempt was in vain: the handler raised, did not come back, or took the daemon with it."""
+"""Why an attempt failed: the handler raised, hung, or ended the daemon."""
 
 KILLED: Final = "the daemon ended while the handler ran"
 LOST_AFTER: Final = timedelta(days=7)
-"""After so long without an attempt, a message is taken to be gone."""
+"""How long after its last attempt a message counts as gone."""
 
 JITTER: Final = 0.2
 LONGEST_ERROR: Final = 500
@@ -30,19 +30,19 @@ LONGEST_ERROR: Final = 500
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetryPolicy:
-    """How often a message is tried, and the pauses between; the last pause repeats."""
+    """The number of attempts at a message, and the pauses between them; the last pause repeats."""
 
     attempts: int
     pauses: tuple[float, ...]
 
     def pause(self, attempt: int) -> float:
-        """Give the seconds after a failed attempt, the first being 1; up to a fifth longer."""
+        """Give the pause in seconds after failed attempt 1, 2, ...; up to a fifth is jitter."""
         seconds = self.pauses[min(attempt, len(self.pauses)) - 1]
         return seconds * (1 + JITTER * random.random())  # noqa: S311
 
 
 class Known(NamedTuple):
-    """What is known of a message: `seconds` until it may be tried again.
+    """A message's row: `seconds` until it may be tried again.
 
     `judged`: it is a dead letter already. `attempts` is 0 for a message that was only tried
     together with others when the daemon ended.
@@ -57,7 +57,7 @@ class Known(NamedTuple):
 
 
 class Note(NamedTuple):
-    """An attempt that was in vain, and the pause after it."""
+    """A failed attempt, and the pause after it."""
 
     key: bytes
     attempts: int
@@ -75,7 +75,7 @@ class Attempts:
     def known(
         self, connection: Connection, tenant_id: str, keys: Sequence[bytes]
     ) -> Mapping[bytes, Known]:
-        """Give what is known of messages."""
+        """Give the rows of messages."""
         parameters = {"tenant": tenant_id, "keys": list(keys)}
         rows = connection.execute(self._sql["known"], parameters, prepare=True).fetchall()
         return {bytes(key): Known(*rest) for key, *rest in rows}
@@ -83,7 +83,7 @@ class Attempts:
     def note(
         self, connection: Connection, tenant_id: str, notes: Sequence[Note]
     ) -> Mapping[bytes, str]:
-        """Write attempts down; give the first error of each message."""
+        """Store failed attempts; give the first error of each message."""
         once = {note.key: note for note in notes}
         keys, attempts, reasons, errors, seconds = zip(*once.values(), strict=True)
         parameters = {
@@ -98,17 +98,17 @@ class Attempts:
         return {bytes(key): first_error for key, first_error in rows}
 
     def forget(self, connection: Connection, tenant_id: str, keys: Sequence[bytes]) -> None:
-        """Forget messages that are stored now."""
+        """Remove the rows of messages that are stored now."""
         parameters = {"tenant": tenant_id, "keys": list(keys)}
         connection.execute(self._sql["forget"], parameters, prepare=True)
 
     def sweep(self, connection: Connection) -> int:
-        """Forget messages that have not come for long; tell how many."""
+        """Remove the rows of messages that have not come for long; give how many."""
         return connection.execute(self._sql["sweep"], {"age": LOST_AFTER}).rowcount
 
 
 def in_words(error: BaseException) -> str:
-    """Say on one line what a handler has raised, and where."""
+    """Describe on one line what a handler has raised, and where."""
     text = " ".join(str(error).split()).replace("\0", "\ufffd").encode(errors="replace").decode()
     if isinstance(error, HandlerHangsError):
         return text[:LONGEST_ERROR]

@@ -1,8 +1,8 @@
 """The threads that handlers run on, so that a thread whose handler hangs can be left behind.
 
-Python can't end a thread. A thread whose handler hangs is abandoned: its connection is severed by
-the caller, what it still does counts for nothing, and it ends when the handler does. Another takes
-its place. Too many of them, and the process is not worth going on with.
+Python can't end a thread. A thread whose handler hangs is abandoned: the caller severs its
+connection, its results are ignored, and it ends when the handler returns. Another thread takes its
+place. With too many abandoned threads the process has to be restarted.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ from tenantry.turns.turns import Turns, Weights
 log = structlog.get_logger(__name__)
 
 IDLE_SECONDS: Final = 60.0
-"""How long a thread without work is kept."""
+"""How long an idle thread is kept."""
 
 MOST_ABANDONED: Final = 16
-"""Threads whose handlers hang, at most."""
+"""The most threads with handlers that hang."""
 
 JOIN_TIMEOUT: Final = 1.0
 
 OnHandled: TypeAlias = Callable[[str, float, str | None], object]
-"""Hears of a handler's run that is over: its topic, the seconds it took, and its trace's id."""
+"""Called after each run of a handler: its topic, the seconds it took, and its trace's id."""
 
 
 class Call(NamedTuple):
-    """A handler and what it is to handle."""
+    """A handler, and the message to handle."""
 
     handler: Handler
     message: Message
@@ -49,11 +49,11 @@ class Call(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Ran:
-    """How far a series of calls has come: `count` are over; the next failed with `error`, if any.
+    """The progress of a series of calls: `count` have ended; the next failed with `error`, if any.
 
-    `harmless` has those of the `count` that failed before they touched the database, by their
-    place: nothing is to be undone for them. With neither an error nor all calls made, the time was
-    up, or the last one failed and nothing was to be called after it.
+    `harmless` has those of the `count` that failed before they used the database, by their place:
+    nothing has to be undone for them. Without an error and with calls left, the time was up, or the
+    last call failed and none was to follow it.
     """
 
     count: int
@@ -62,7 +62,7 @@ class Ran:
 
 
 class HandlerHangsError(Exception):
-    """The call after the first `count` has not come back in time."""
+    """The call after the first `count` has not returned in time."""
 
     def __init__(self, count: int, seconds: float, where: str) -> None:
         super().__init__(f"the handler has not come back within {seconds:g} s{where}")
@@ -70,7 +70,7 @@ class HandlerHangsError(Exception):
 
 
 class _Job:
-    """A series of calls on one cursor. The lock decides who was first: the handler or the clock."""
+    """A series of calls on one cursor. A lock decides whether handler or timeout came first."""
 
     def __init__(
         self,
@@ -102,7 +102,7 @@ class _Job:
     # On the handler's thread.
 
     def work(self) -> bool:
-        """Make the calls; tell whether the caller still waits for that."""
+        """Make the calls; tell whether the caller still waits for them."""
         self._thread = threading.get_ident()
         try:
             self._context.run(self._make_calls)
@@ -167,8 +167,8 @@ class _Job:
         return Ran(self._count, self._error, self._harmless)
 
     def _where(self) -> str:
-        """Say where in the handler's code its thread is."""
-        # The one way to look at another thread; it has been there since Python 2.5.
+        """Describe where in the handler's code its thread is."""
+        # The only way to see another thread's stack; it exists since Python 2.5.
         frame = sys._current_frames().get(self._thread or 0)  # noqa: SLF001
         found = ""
         while frame is not None and frame.f_code is not _Job._call.__code__:
@@ -180,7 +180,7 @@ class _Job:
 
 
 class _Runner:
-    """A thread, and the jobs it is given."""
+    """A thread, and its queue of jobs."""
 
     def __init__(self, name: str, pool: HandlerPool) -> None:
         self.jobs: SimpleQueue[_Job | None] = SimpleQueue()
@@ -204,7 +204,7 @@ class _Runner:
 
 
 class HandlerPool:
-    """Runs handlers, on as many threads at once as there are places. Callable from any thread."""
+    """Runs handlers on a bounded number of threads. Callable from any thread."""
 
     def __init__(
         self,
@@ -216,10 +216,10 @@ class HandlerPool:
         tracer: Tracer | None = None,
         on_handled: OnHandled = lambda *_: None,
     ) -> None:
-        """A call may take `timeout` seconds. `on_overrun` hears when too many threads hang.
+        """A call may take `timeout` seconds. `on_overrun` is called when too many threads hang.
 
-        `on_handled` hears of each run that came back, late ones too, on its thread: it neither
-        blocks nor raises.
+        `on_handled` is called after each run that returned, also late, on the handler's thread: it
+        must neither block nor raise.
         """
         self._turns = Turns(
             weights or Weights(),
@@ -236,13 +236,13 @@ class HandlerPool:
         self._started = 0
         self._closed = False
         self.abandoned = 0
-        """Threads that were left behind and have not come back."""
+        """The number of abandoned threads that have not ended."""
 
     @contextmanager
     def place(self, tenant_id: str, seconds: float) -> Iterator[bool]:
-        """Take a place, waiting so long for a tenant's turn; False if there is none.
+        """Take a place, waiting at most so long for the tenant's turn; False if there is none.
 
-        What tenants share is the time in which their handlers run.
+        Tenants share the time in which their handlers run.
         """
         turn = self._turns.take(tenant_id, 1.0, patience=seconds)
         try:
@@ -261,9 +261,9 @@ class HandlerPool:
     ) -> Ran:
         """Make the calls one after the other, at least one; begin none after `until`.
 
-        With `in_order` none is made after one that failed, also harmlessly.
+        With `in_order`, none is made after a failed one, harmless or not.
 
-        Raises `HandlerHangsError`: then the thread is left behind with the cursor, whose connection
+        Raises `HandlerHangsError`: then the thread is abandoned with the cursor, whose connection
         the caller has to sever.
         """
         runner = self._runner()
@@ -286,7 +286,7 @@ class HandlerPool:
         return ran
 
     def close(self) -> None:
-        """End the threads that are idle; what hangs is left, and named."""
+        """End the idle threads; name those that hang, and leave them."""
         with self._lock:
             self._closed = True
             idle, self._idle = self._idle, []
@@ -300,7 +300,7 @@ class HandlerPool:
     # For the threads.
 
     def dismiss(self, runner: _Runner) -> bool:
-        """Let a thread go that has had nothing to do; not, if it has just been chosen."""
+        """Release an idle thread, unless it was just given a job."""
         with self._lock:
             if runner not in self._idle:
                 return False
@@ -308,7 +308,7 @@ class HandlerPool:
             return True
 
     def returned(self) -> None:
-        """Note that an abandoned thread has come back, and ends."""
+        """Note that an abandoned thread has returned and ends."""
         with self._lock:
             self.abandoned -= 1
 

@@ -1,9 +1,9 @@
 """One transaction in which messages are handled and stored: both, or neither.
 
 Handlers run first, then the rows are written: so the lock on the tenant's counters, which orders
-its positions, is held for the moment of the insert only, and workers handle side by side. Which
-messages are duplicates is asked before; should another worker have stored one meanwhile, the
-insert tells, and everything is done again.
+its positions, is held only during the insert, and workers run handlers in parallel. Duplicates are
+looked up before; if another worker stores one of the messages meanwhile, the insert fails, and
+everything is done again.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ SMALLEST_CHUNK: Final = 4
 _CHECK: Final = b"""\
 SAVEPOINT tenantry_check; SET CONSTRAINTS ALL IMMEDIATE;
 ROLLBACK TO SAVEPOINT tenantry_check; RELEASE SAVEPOINT tenantry_check"""
-"""What is deferred is tried before the commit, where it would be nobody's failure; and undone, as
-handlers that come later may rely on its being deferred."""
+"""Checks deferred constraints before the commit, where a failure could be attributed to no message;
+undone afterwards, as later handlers may rely on their being deferred."""
 
 _OURS_AGAIN: Final = (
     f"RESET SESSION AUTHORIZATION; RESET ROLE; SET LOCAL search_path = {SEARCH_PATH}".encode()
 )
-"""A handler may have worked as another role, with fewer rights: the rows are ours to write."""
+"""A handler may have set another role with fewer rights; the rows are written as our own."""
 
 LARGEST_CHUNK: Final = 1024
 
@@ -69,13 +69,13 @@ class Entry:
 
     @property
     def key(self) -> bytes:
-        """What tells the message from others in the table of attempts."""
+        """The message's key in the table of attempts."""
         return fingerprint(self.message)
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A message whose attempt was in vain, and why."""
+    """A message whose attempt failed, and why."""
 
     entry: Entry
     reason: str
@@ -84,7 +84,7 @@ class Failure:
 
 @dataclass(slots=True)
 class TransactionOutcome:
-    """What has become of entries, once the transaction is committed."""
+    """The outcome of entries, once the transaction is committed."""
 
     passed: list[Entry] = field(default_factory=list)
     duplicates: list[Entry] = field(default_factory=list)
@@ -93,11 +93,11 @@ class TransactionOutcome:
 
 
 class RacedError(Exception):
-    """Another worker has stored one of the messages meanwhile: do everything again."""
+    """Another worker has stored one of the messages meanwhile: retry the transaction."""
 
 
 class RefusedError(Exception):
-    """The database refuses rows that looked well; `refused` has each entry, and why."""
+    """The database refuses rows that passed our checks; `refused` has each entry, and why."""
 
     def __init__(self, refused: Sequence[tuple[Entry, str]]) -> None:
         super().__init__("rows were refused")
@@ -105,7 +105,7 @@ class RefusedError(Exception):
 
 
 class SpoiledError(Exception):
-    """A handler has made the whole transaction void; only its own message is to blame."""
+    """A handler has aborted the whole transaction; the failure is its own message's."""
 
     def __init__(self, failure: Failure) -> None:
         super().__init__(failure.reason)
@@ -113,39 +113,39 @@ class SpoiledError(Exception):
 
 
 class ConflictError(SpoiledError):
-    """The transaction lost against another one (a deadlock, say): do everything again."""
+    """The transaction conflicts with another one (a deadlock, say): retry it."""
 
 
 class Pace:
-    """How many messages are handled under one savepoint.
+    """The number of messages handled under one savepoint.
 
-    As many as there are, while handlers don't fail. A handler that fails undoes those before it in
-    its chunk, which are handled again: then chunks are small, and grow while all goes well. With
-    these steps a failure in a hundred leads to chunks of fifteen or so, where the cost is least.
+    While no handler fails, all of them. A failure rolls back the earlier messages of its chunk,
+    which are handled again: then chunks become small, and grow while all goes well. With these
+    steps one failure in a hundred leads to chunks of about fifteen, where the cost is least.
     """
 
     def __init__(self) -> None:
         self.size = LARGEST_CHUNK
 
     def well(self) -> None:
-        """A chunk went well."""
+        """Note a chunk without a failure."""
         self.size = min(LARGEST_CHUNK, self.size + max(1, self.size // 8))
 
     def failed(self) -> None:
-        """A handler has failed in a chunk, behind others."""
+        """Note a failure behind other messages of its chunk."""
         self.size = max(SMALLEST_CHUNK, self.size // 2)
 
     def alone(self) -> None:
-        """It is to be seen which message of a chunk is at fault."""
+        """Go on one by one, to find which message of a chunk fails."""
         self.size = 1
 
 
 @dataclass(eq=False, slots=True, kw_only=True)
 class HandlerTransaction:
-    """Handles and stores a tenant's messages, inside a transaction that is its caller's.
+    """Handles and stores a tenant's messages, inside the caller's transaction.
 
-    No handler is begun after `until`, but the first. With `in_order` none is begun for a message
-    behind one of its partition that has failed, or that is left.
+    After `until` no handler is begun but the first. With `in_order` none is begun for a message
+    behind a failed or left message of its partition.
     """
 
     connection: Connection
@@ -156,13 +156,13 @@ class HandlerTransaction:
     until: float
     in_order: bool = False
     severed: SpoiledError | None = None
-    """Why the connection was severed, if it was: its own error tells nothing more."""
+    """Why the connection was severed, if it was: the connection's own error does not tell."""
 
     def handle(self, entries: Sequence[Entry]) -> TransactionOutcome:
         """Run handlers inside the open transaction; nothing is stored yet.
 
-        Raises `SpoiledError`, `ConflictError`, and `psycopg.OperationalError` for a connection
-        that was lost.
+        Raises `SpoiledError`, `ConflictError`, and `psycopg.OperationalError` for a lost
+        connection.
         """
         outcome = TransactionOutcome()
         there = self._stored_before(entries)
@@ -176,7 +176,7 @@ class HandlerTransaction:
             elif identity in there:
                 outcome.duplicates.append(entry)
             elif identity in seen:
-                # Its turn comes when it is known what has become of the other.
+                # A second message of this id waits for the outcome of the first.
                 outcome.left.append(entry)
                 if self.in_order:
                     stopped.add(entry.lane)
@@ -187,7 +187,7 @@ class HandlerTransaction:
         return outcome
 
     def store(self, outcome: TransactionOutcome) -> None:
-        """Write the rows. Raises `RacedError`, `RefusedError`: roll back, and begin anew."""
+        """Write the rows. Raises `RacedError`, `RefusedError`: roll back, and begin again."""
         entries = [*outcome.passed, *outcome.duplicates]
         try:
             with self.connection.transaction():
@@ -205,7 +205,7 @@ class HandlerTransaction:
         while todo and (monotonic() < self.until or not (outcome.passed or outcome.failed)):
             chunk = todo[: pace.size]
             if not began:
-                # Handlers find their tables as they are used to.
+                # Handlers find tables by the search_path of their own configuration.
                 self.connection.execute(
                     "SET LOCAL search_path TO DEFAULT; SAVEPOINT tenantry_chunk"
                 )
@@ -217,7 +217,7 @@ class HandlerTransaction:
             ]
             well = [one for place, one in enumerate(chunk) if place not in ran.harmless]
             if failure is None and (refused := self._refused_at_the_end()) is not None:
-                # Which handler's work it was is known only where there was but one.
+                # The failing handler is known only if there was just one.
                 handled = well[: ran.count - len(ran.harmless)]
                 if not handled:
                     raise refused
@@ -241,7 +241,7 @@ class HandlerTransaction:
                         "RELEASE SAVEPOINT tenantry_chunk; SAVEPOINT tenantry_chunk"
                     )
                 continue
-            # Those before it went well; they are handled again without it. The savepoint stays.
+            # Those before it succeeded; they are handled again without it. The savepoint stays.
             self.connection.execute("ROLLBACK TO SAVEPOINT tenantry_chunk")
             outcome.failed.append(failure)
             well.remove(failure.entry)
@@ -254,7 +254,7 @@ class HandlerTransaction:
         outcome.left += todo
 
     def _leave_behind(self, todo: list[Entry], outcome: TransactionOutcome) -> None:
-        """In order, leave what stands behind a failure in its partition."""
+        """With order, leave the messages behind a failure in their partition."""
         if not self.in_order or not outcome.failed:
             return
         failed: dict[tuple[str, int], int] = {}
@@ -285,7 +285,7 @@ class HandlerTransaction:
         return ran, failure
 
     def _refused_at_the_end(self) -> psycopg.Error | None:
-        """Tell what the commit would fail with, as deferred constraints and triggers are."""
+        """Give the error that deferred constraints and triggers would raise at the commit."""
         try:
             self.connection.execute(_CHECK)
         except psycopg.OperationalError:
@@ -295,7 +295,7 @@ class HandlerTransaction:
         return None
 
     def _judge(self, failure: Failure) -> None:
-        """See whether the transaction can go on after a failure."""
+        """Check whether the transaction can go on after a failure."""
         connection, error = self.connection, failure.error
         if connection.broken:
             raise psycopg.OperationalError("the connection was lost while a handler ran") from error
@@ -314,7 +314,7 @@ class HandlerTransaction:
             try:
                 payload = parse(entry.message.body)
             except (ValueError, RecursionError) as error:
-                # What the database takes and Python does not is the message's failure, too.
+                # JSON that only the database accepts is the message's failure as well.
                 handler = partial(_raise, error)
         message = entry.stored_as
         headers: Mapping[str, object] = message.headers or {}
@@ -352,7 +352,7 @@ class HandlerTransaction:
         return call_store(self.connection, self.tenant_id, sifted)
 
     def _refused(self, entries: Sequence[Entry], refusal: psycopg.Error) -> list[tuple[Entry, str]]:
-        """Find the rows that are refused, by trying halves and undoing that."""
+        """Find the refused rows by trying halves, each rolled back."""
         if len(entries) == 1:
             return [(entries[0], one_line(refusal))]
         found: list[tuple[Entry, str]] = []
@@ -372,7 +372,7 @@ def _raise(error: Exception, _message: Message, _cursor: object) -> None:
 
 @lru_cache(maxsize=1024)
 def _find(tenant_id: str) -> bytes:
-    """Give the query of the ids that are stored already, or were and are remembered."""
+    """Give the query for ids that are stored already, or are remembered after their removal."""
     table = sql.Identifier("tenantry", names.partition_table_name(tenant_id))
     query = sql.SQL(
         "SELECT id FROM {} WHERE tenant_id = %(tenant)s AND id = ANY(%(ids)s) UNION ALL"

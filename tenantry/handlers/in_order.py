@@ -1,8 +1,8 @@
-"""Which messages of a batch are tried together, and which after others of their partition.
+"""Plans which messages of a batch are tried together, and which after others of their partition.
 
-A unit is what is tried together. Where partitions are in order, a unit is cut into parts, each of
-one partition; the parts of a partition follow each other, and the first that is not through ends
-it: what is behind is left.
+A unit is a set of messages tried together. With ordered partitions, a unit is cut into parts, one
+for each partition. The parts of a partition are tried one after the other; the first one that does
+not succeed ends the partition's turn, and the messages behind it are left.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ class Unit:
 
 @dataclass(slots=True)
 class _Part:
-    """What is of one partition in a unit."""
+    """The messages of one partition in a unit."""
 
     unit: Unit
     entries: list[Entry] = field(default_factory=list)
 
 
 class InOrder:
-    """The parts of units, partition by partition, and which of them have their turn."""
+    """The parts of units by partition, and which of them are next."""
 
     def __init__(
         self, entries: Sequence[Entry], units: Sequence[Unit], held: Collection[int]
     ) -> None:
-        """Take units apart. Entries in none are settled, or `held`: then those behind are left."""
+        """Cut units into parts. Other entries are settled or `held`; those behind are left."""
         self.left: list[Entry] = []
-        """What stands behind something that is not through."""
+        """Entries behind one that did not succeed."""
         self._lanes: dict[tuple[str, int], deque[_Part]] = {}
         self._turn: list[_Part] = []
         units_of = {entry.index: unit for unit in units for entry in unit.entries}
@@ -61,12 +61,12 @@ class InOrder:
                 parts[-1].entries.append(entry)
 
     def next(self) -> Unit | None:
-        """Give what is to be tried now; None where there is nothing more."""
+        """Give the entries to try next; None if there are none left."""
         first = [parts[0] for parts in self._lanes.values()]
         if not first:
             return None
-        # What has waited longest comes first in a batch: no partition's suspects wait for others'
-        # messages for ever.
+        # The oldest message of a batch comes first, so that a partition's suspects do not wait for
+        # other partitions for ever.
         if first[0].unit.guarded or first[0].unit.alone:
             self._turn = first[:1]
         else:
@@ -75,7 +75,7 @@ class InOrder:
         return Unit(entries, guarded=self._turn[0].unit.guarded)
 
     def tried(self, waiting: Collection[int]) -> None:
-        """Note that this was tried, and which entries, by their indexes, are not through."""
+        """Note that entries were tried, and which of them, by index, did not succeed."""
         for part in self._turn:
             lane = part.entries[0].lane
             parts = self._lanes[lane]
@@ -87,7 +87,7 @@ class InOrder:
                 del self._lanes[lane]
 
     def leave(self) -> None:
-        """Have all that has not had its turn left."""
+        """Leave all entries that were not tried."""
         for parts in self._lanes.values():
             self.left += [entry for part in parts for entry in part.entries]
         self._lanes.clear()

@@ -1,8 +1,8 @@
-"""A message store that runs handlers: the one beneath it, and what is done about failures.
+"""A message store that runs handlers, on top of the plain store, and deals with their failures.
 
-A message whose handler fails is noted, in the transaction that stores its neighbours, and held. A
-message that may have killed the daemon, since it was delivered before and nothing else is known of
-it, is tried under a lock, with that noted before: so if it does it again, it is known.
+A failed attempt is stored in the transaction that stores the other messages, and the message is
+held. A message that was delivered before without a stored attempt may have killed the daemon: it is
+tried under a lock, and the attempt is stored before, so that another crash is attributed to it.
 """
 
 from __future__ import annotations
@@ -42,21 +42,22 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 TURN_SECONDS: Final = 0.25
-"""How long handlers run before what they did is committed, and the rest is given back."""
+"""How long handlers run before their work is committed, and the rest is given back."""
 
 PLACE_SECONDS: Final = 2.0
 LOCK_SECONDS: Final = 1.0
-"""How long one waits for others' handlers, and for others' suspects, before looking elsewhere."""
+"""How long a worker waits for a handler's place, or for a suspect's lock, before giving back."""
 
 FEW: Final = 8
 GROUP: Final = 32
-"""Suspects that are tried one by one; and how many of more are tried together."""
+"""How many suspects are tried one by one, and how many together if there are more."""
 
 
 class HandlingStore(PostgresMessageStore):
     """A message store whose topics may have handlers.
 
-    Handlers work on connections of `own`: whatever they do, the other topics are not held up.
+    Handlers use connections of the pool `own`: whatever they do, topics without one are not
+    delayed.
     """
 
     def __init__(
@@ -97,7 +98,7 @@ class HandlingStore(PostgresMessageStore):
         *,
         in_order: bool = False,
     ) -> StoreResult:
-        """See `MessageStore.store`. What it takes longer for than a moment is left."""
+        """See `MessageStore.store`. Messages that would take long are left."""
         handlers = self._handlers
         mine = [index for index, one in enumerate(batch) if one.topic in handlers]
         if not mine:
@@ -111,7 +112,7 @@ class HandlingStore(PostgresMessageStore):
             if not taken:
                 result.left += mine
             else:
-                # Of our own statements: what a handler's fail with is its message's failure.
+                # From our own statements: errors of a handler's are its message's failure.
                 with store_errors(tenant_id, waited_for=UNFIT):
                     self._handle(tenant_id, batch, mine, again, result, in_order=in_order)
         failpoints.reach("after_commit")
@@ -119,15 +120,15 @@ class HandlingStore(PostgresMessageStore):
 
     @property
     def abandoned(self) -> int:
-        """Threads that were left behind because a handler on them hangs."""
+        """The number of threads abandoned with a handler that hangs."""
         return self._pool.abandoned
 
     def sweep(self) -> int:
-        """Forget attempts at messages that have not come for days; tell how many."""
+        """Remove attempts at messages that have not come for days; give how many."""
         with self._own.connection() as connection:
             return self._attempts.sweep(connection)
 
-    # What is done with whom.
+    # Which messages are tried how.
 
     def _handle(
         self,
@@ -214,7 +215,7 @@ class HandlingStore(PostgresMessageStore):
         again: Mapping[int, Tried | None],
         result: BatchResult,
     ) -> list[Unit]:
-        """Group what is tried together: messages that may kill first, those that may hang last."""
+        """Group messages into units: suspects of a crash first, those that may hang last."""
         usual, killers, hanging = Unit([]), list[Unit](), list[Unit]()
         strangers: list[Entry] = []
         for entry in entries:
@@ -246,7 +247,7 @@ class HandlingStore(PostgresMessageStore):
         killers: list[Unit],
         result: BatchResult,
     ) -> list[Entry]:
-        """Look up what is known of messages that were delivered before; give the unknown ones."""
+        """Look up attempts at messages delivered before; give those without any."""
         if not entries:
             return []
         keys = [entry.key for entry in entries]
@@ -276,6 +277,6 @@ class HandlingStore(PostgresMessageStore):
 
 
 def _entry(index: int, message: Incoming, is_json: bool) -> Entry:
-    """Make an entry; a message without an id gets one, which the handler is to see."""
+    """Make an entry; a message without an id gets one, which the handler sees."""
     stored_as = message if message.id is not None else message._replace(id=str(uuid4()))
     return Entry(index, message, stored_as, is_json)
