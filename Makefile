@@ -5,6 +5,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Most of a test is waiting for the program it has started: eight at once keep two cores busy.
 JOBS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2); echo $$(( n > 8 ? n : 8 )))
+# At full depth tests load the machine by themselves, and have promises to keep in time.
+FEWER ?= $(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2); echo $$(( n > 4 ? n : 4 )))
 # The suite starts Python hundreds of times: it must not compile everything each time anew. What it
 # prints is buffered, as it is on most machines.
 PYTEST = PYTHONUNBUFFERED= PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n $(JOBS) --no-loadscope-reorder
@@ -26,7 +28,7 @@ test: $(VENV)/.compiled broker ## the whole test suite, against a real RabbitMQ 
 	@$(PYTEST) $(PYTEST_ARGS)
 
 test-thorough: $(VENV)/.compiled broker ## the same at full depth, every process started as users start it
-	@HYPOTHESIS_PROFILE=thorough TENANTRY_TEST_PRELOADED=no $(PYTEST) --timeout=1800 $(PYTEST_ARGS)
+	@HYPOTHESIS_PROFILE=thorough TENANTRY_TEST_PRELOADED=no $(PYTEST) -n $(FEWER) --timeout=1800 $(PYTEST_ARGS)
 
 check: $(VENV)/.installed ## formatting, lint, types, import rules, recipes that were not followed
 	@$(BIN)/ruff format --check .

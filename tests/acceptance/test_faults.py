@@ -10,16 +10,20 @@ from tests.rabbitmq_node import PrivateNode
 
 SEED = 20_260
 
-ELSEWHERE = {"kill", "leader", "nodes", "sigterm", "start-up", "replay", "embedded-fuzz"}
+ELSEWHERE = {
+    "kill", "leader", "nodes", "sigterm", "start-up", "replay", "embedded-fuzz", "failover",
+    "embedded-failover",
+}  # fmt: skip
 """What is tried in a thorough run only, as tests try it as well, with less around it: kills under
 load in `test_crashes`, a frozen leader in `test_standby`, a killed node in `test_nodes`, ends in
 order in `test_shutdown` and at any moment of a start in `test_starting`, a kill during a replay in
-`test_http_dead_letters`, odd messages in SQL in `test_tenants_input`."""
+`test_http_dead_letters`, odd messages in SQL in `test_tenants_input`, a database with two hosts in
+`test_database_silence`."""
 
 TRIED = {
     name: one
     for name, one in EXPERIMENTS.items()
-    if THOROUGH or (one.few and name not in ELSEWHERE)
+    if one.few and (THOROUGH or name not in ELSEWHERE)
 }
 
 

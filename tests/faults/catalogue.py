@@ -74,7 +74,7 @@ EXPERIMENTS = {
     "start-up": Experiment(run=start_up.run, rounds=50, few=1, more=3),
     "broker": Experiment(run=broker.run, rounds=20, few=1, more=2, own_broker=True),
     "database": Experiment(run=database.run, rounds=20, few=2, more=4, own_database=True),
-    "failover": Experiment(run=failover.run, rounds=20, few=0, more=4, standby=True),
+    "failover": Experiment(run=failover.run, rounds=20, few=1, more=4, standby=True),
     "commit-cuts": Experiment(run=commit_cuts.run, rounds=200, few=3, more=12),
     "fuzz": Experiment(run=fuzz.run, rounds=100_000, few=300, more=3_000),
     "poison": Experiment(run=poison.run, rounds=20_000, few=0),
@@ -102,7 +102,7 @@ EXPERIMENTS = {
         run=database.run, rounds=20, few=1, more=2, own_database=True, broker="embedded"
     ),
     "embedded-failover": Experiment(
-        run=failover.run, rounds=20, few=0, more=4, standby=True, broker="embedded"
+        run=failover.run, rounds=20, few=1, more=4, standby=True, broker="embedded"
     ),
     "embedded-fuzz": Experiment(run=fuzz.run, rounds=50_000, few=1_500, broker="embedded"),
     "iggy-kill": Experiment(run=kill.run, rounds=20, few=0, more=1, broker="iggy"),
