@@ -1,4 +1,4 @@
-"""What a broker promises. Deliveries come in on its thread; everything else may come from any."""
+"""The broker port. Deliveries arrive on the broker's thread; other calls may come from any."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ class BrokerUnavailableError(BrokerError, UnavailableError):
 
 
 class BrokerBlockedError(BrokerUnavailableError):
-    """The broker takes no messages now, for a reason that its publishers may know."""
+    """The broker accepts no messages now; the reason may be told to publishers."""
 
 
 class MessagesRefusedError(BrokerUnavailableError):
-    """The broker refuses messages and does not say why: a queue is full, or failing."""
+    """The broker refuses messages without a reason: a queue is full, or failing."""
 
 
 class BacklogFullError(BrokerUnavailableError):
-    """As much of a tenant waits as may; the same call succeeds once some of it is stored."""
+    """The tenant's backlog is full; the same call succeeds once some of it is stored."""
 
 
 class NotOursError(BrokerError):
-    """Something of that name is another installation's; it was not touched.
+    """An object of that name belongs to another installation; it was not touched.
 
-    `here` tells whether that one has rights in our own virtual host as well.
+    `here` tells whether it has rights in our own virtual host as well.
     """
 
     def __init__(self, message: str, *, here: bool) -> None:
@@ -55,8 +55,8 @@ class UnroutableError(BrokerError):
 class QueueSpec:
     """A queue that is consumed, and the topic and partition its messages belong to.
 
-    Of an `ordered` one everything is delivered in the order of publishing, and once more from the
-    first that is not settled.
+    An `ordered` queue delivers in the order of publishing, and redelivers from the first unsettled
+    message on.
     """
 
     name: str
@@ -74,7 +74,7 @@ class QueueSpec:
 
     @property
     def routing_key(self) -> str:
-        """What a message for this queue is published with, to the tenant's exchange."""
+        """The routing key by which the tenant's exchange routes a message to this queue."""
         if self.topic == names.DEFAULT_TOPIC:
             return names.DEFAULT_TOPIC
         return f"{self.topic}.{self.partition}"
@@ -88,9 +88,9 @@ class TenantTopology:
     topics: tuple[str, ...]
     partitions: int
     consumer_access: bool = False
-    """Whether consumers of the tenant's own read it, from queues of their group."""
+    """Whether the tenant's own consumers read its topics, from the queues of their group."""
     topic_partitions: tuple[int, ...] = ()
-    """How many partitions each of its topics has; where nothing is said, `partitions`."""
+    """The number of partitions of each topic; `partitions` if empty."""
     ordered: tuple[str, ...] = ()
     """The topics whose partitions are in order."""
 
@@ -116,7 +116,7 @@ class TenantTopology:
         )
 
     def partitions_of(self, topic: str) -> int:
-        """Tell how many partitions one of its topics has."""
+        """Give the number of partitions of a topic."""
         if not self.topic_partitions:
             return self.partitions
         return self.topic_partitions[self.topics.index(topic)]
@@ -124,7 +124,7 @@ class TenantTopology:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeptLimits:
-    """Which limits, by the names of `Limits`, a broker can hold a tenant to; `broker` names it."""
+    """The limits that a broker can enforce, by the names of `Limits`; `broker` is its name."""
 
     broker: str
     names: frozenset[str] = frozenset()
@@ -132,7 +132,7 @@ class KeptLimits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Credentials:
-    """A broker user's way in, by the one URL that is set. The password is kept nowhere."""
+    """A broker user's credentials, with the one URL that is set. The password is stored nowhere."""
 
     username: str
     password: str = field(repr=False)
@@ -148,33 +148,33 @@ class Credentials:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PasswordHash:
-    """A salted hash the broker takes in place of a password."""
+    """A salted hash that the broker accepts in place of a password."""
 
     value: str = field(repr=False)
 
 
 class PasswordHashes(Protocol):
-    """Keeps the hashes of tenants' passwords, so that lost users can be made again.
+    """Stores the hashes of tenants' passwords, so that lost users can be made again.
 
     A hash is pending until it is confirmed: by `confirm`, or by the journal in the transaction
     that records a tenant as provisioned, its password as rotated or its consumer access as
-    granted. Revoked access is forgotten in that way, too. Every call is committed when
+    granted. Revoked access is removed in the same way. Every call is committed when
     it returns. Raises `StoreUnavailableError`.
     """
 
     def propose(
         self, tenant_id: str, password: PasswordHash, kind: UserKind = UserKind.PRODUCER
     ) -> None:
-        """Keep the hash of a tenant's user as pending, in place of another pending one."""
+        """Store the pending hash of a tenant's user, in place of an earlier pending one."""
 
     def confirm(self, tenant_id: str, kind: UserKind = UserKind.PRODUCER) -> None:
-        """Put the pending hash, if there is one, in place of the confirmed one."""
+        """Make the pending hash, if there is one, the confirmed one."""
 
     def load(self, tenant_id: str, kind: UserKind = UserKind.PRODUCER) -> PasswordHash | None:
         """Give the confirmed hash of a tenant's user, or None."""
 
     def remove(self, tenant_id: str) -> None:
-        """Forget a tenant's hashes, of both users; forgetting none is no error."""
+        """Remove a tenant's hashes, of both users, if there are any."""
 
     def all(self, kind: UserKind = UserKind.PRODUCER) -> Mapping[str, PasswordHash]:
         """Give every tenant's confirmed hash, in one query."""
@@ -191,7 +191,7 @@ class Delivery(NamedTuple):
 class DeliverySink(Protocol):
     """Who receives a subscription's deliveries. Called on the broker's thread: must not block.
 
-    Every call names the channel's `generation`: tags of an older one mean nothing any more.
+    Every call names the channel's `generation`: tags of an older generation are void.
     """
 
     def consuming(self, generation: int) -> None:
@@ -201,25 +201,25 @@ class DeliverySink(Protocol):
         """Deliveries have come in, in the order of their tags."""
 
     def cancelled(self, generation: int) -> None:
-        """The consumers are cancelled as asked; no delivery follows in this generation."""
+        """The consumers are cancelled, as requested; no delivery follows in this generation."""
 
     def lost(self, generation: int, reason: str, *, missing: bool) -> None:
-        """The channel is gone, and with it every unsettled delivery: they will come again.
+        """The channel is gone; its unsettled deliveries will be redelivered.
 
-        The subscription is taken up again by itself, unless `missing`: a queue is not there, or
-        was deleted; then it waits for `resubscribe`.
+        The subscription goes on by itself on a new channel, unless `missing`: a queue does not
+        exist; then it waits for `resubscribe`.
         """
 
     def silent(self, queues: Sequence[str]) -> None:
-        """These queues exist and do not answer; they are asked on and on. May come again."""
+        """These queues exist and do not answer; they are asked again and again. May be repeated."""
 
 
 class Subscription(Protocol):
-    """One tenant's consumption: a channel with a consumer a queue. Callable from any thread."""
+    """A tenant's subscription: a channel with one consumer per queue. Callable from any thread."""
 
     @property
     def window(self) -> int:
-        """How many deliveries of one queue may be unsettled just now: the prefetch, or fewer."""
+        """How many deliveries of a queue may be unsettled at present: the prefetch, or fewer."""
 
     def settle(
         self,
@@ -231,48 +231,48 @@ class Subscription(Protocol):
     ) -> None:
         """Reject `rejects` (to the dead-letter exchange), ack `acks`, then all others up to a tag.
 
-        Of an older generation, it does nothing.
+        Does nothing for an older generation.
         """
 
     def renew_prefetch(self, generation: int, queue: QueueSpec) -> None:
-        """Let `prefetch` more deliveries of a queue come, whatever is unsettled of it.
+        """Allow `prefetch` more deliveries of a queue, beside its unsettled ones.
 
-        Those stay with the channel and are to be settled as before. Of an older generation, or
-        once cancelled, it does nothing.
+        The unsettled ones stay with the channel, to be settled as before. Does nothing for an older
+        generation, or once cancelled.
         """
 
     def cancel(self) -> None:
-        """Stop deliveries; `cancelled` answers. The channel stays open to settle what came."""
+        """Stop deliveries; `cancelled` answers. The channel stays open for settlements."""
 
     def resubscribe(self) -> None:
         """Begin again on a new channel."""
 
     def close(self) -> None:
-        """Give up the channel, after what was settled before this call has been sent."""
+        """Close the channel, once the settlements before this call are sent."""
 
 
 class Consuming(Protocol):
-    """Takes up subscriptions."""
+    """Starts subscriptions."""
 
     def subscribe(
         self, queues: Sequence[QueueSpec], *, prefetch: int, sink: DeliverySink
     ) -> Subscription:
         """Consume `queues` on a channel of their own, each with at most `prefetch` unsettled.
 
-        Where it has a budget in bytes a broker may give fewer. `Subscription.renew_prefetch` lets
-        more of one queue come.
+        A broker with a budget in bytes may deliver fewer. `Subscription.renew_prefetch` allows more
+        of one queue.
 
-        Never raises for an absent broker: it is consumed as soon as it can be.
+        Never raises while the broker is away: consuming begins once it is back.
         """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outgoing:
-    """A message to be published. Durable; `headers` may hold what JSON holds.
+    """A durable message to publish; `headers` may hold what JSON holds.
 
-    `properties` are those of a message that a browser of dead letters gave: they go out again
-    unchanged, beside `headers`, and then `content_type` says nothing, nor `message_id`, unless
-    they have none.
+    `properties` are those of a message from a browser of dead letters: they are published
+    unchanged, beside `headers`; `content_type` is ignored then, and so is `message_id` if they have
+    one.
     """
 
     exchange: str
@@ -290,19 +290,19 @@ class Publishing(Protocol):
     def publish(self, messages: Sequence[Outgoing], *, timeout: float) -> None:
         """Return once the broker has confirmed every message.
 
-        Raises `UnroutableError`, `BrokerUnavailableError` (some may have been taken: publish
-        again with the same message ids); of these, where a tenant's backlog is full,
-        `BacklogFullError`, or `MessagesRefusedError` where the broker does not tell.
+        Raises `UnroutableError`, or `BrokerUnavailableError` (some may have been accepted: publish
+        again with the same message ids). Its kinds are `BacklogFullError` if the tenant's backlog
+        is full, and `MessagesRefusedError` if the broker gives no reason.
         """
 
 
 class Administration(Protocol):
     """Makes and removes tenants' objects. Every call is idempotent and bounded in time.
 
-    Users belong to the whole server, which others may use as well. A user of another installation
-    is never touched: `NotOursError` says whose it is. `known` is the hash kept for a tenant, if
-    there is one: it may prove that a user without a mark is ours. A broker that has no users of a
-    `kind` raises `BrokerError` where one is to be made.
+    Users belong to the whole server, which other installations may use as well. Their users are
+    never touched: `NotOursError` names the installation. `known` is the tenant's stored hash, if
+    there is one: it may prove that a user without a mark is ours. A broker without users of a
+    `kind` raises `BrokerError` if one is to be made.
     """
 
     def check_owner(
@@ -311,7 +311,7 @@ class Administration(Protocol):
         known: PasswordHash | None = None,
         kind: UserKind = UserKind.PRODUCER,
     ) -> None:
-        """Raise `NotOursError` where the name of the tenant's user is taken by another."""
+        """Raise `NotOursError` if another installation has the name of the tenant's user."""
 
     def claim(
         self,
@@ -319,13 +319,13 @@ class Administration(Protocol):
         known: PasswordHash | None = None,
         kind: UserKind = UserKind.PRODUCER,
     ) -> None:
-        """Make sure that the tenant's user is ours, before anything else is made of it.
+        """Make sure that the tenant's user is ours, before any other object is made.
 
-        Where it is missing it is made, without a password and without rights.
+        A missing user is made, without a password and without rights.
         """
 
     def ensure_topology(self, topology: TenantTopology) -> None:
-        """Make the tenant's exchange, queues, bindings and dead-letter queue, where missing.
+        """Make the tenant's missing exchange, queues, bindings and dead-letter queue.
 
         With consumer access also the queues of the tenant's consumer group.
         """
@@ -333,11 +333,11 @@ class Administration(Protocol):
     def remove_topology(self, tenant_id: str) -> int:
         """Delete the tenant's exchange and all its queues; give how many messages they held.
 
-        The copies in queues of its consumer group don't count.
+        Copies in the queues of its consumer group are not counted.
         """
 
     def remove_group(self, tenant_id: str) -> None:
-        """Delete the queues of the tenant's consumer group, with what is in them."""
+        """Delete the queues of the tenant's consumer group, with their messages."""
 
     def ensure_user(
         self, tenant_id: str, password: PasswordHash, kind: UserKind = UserKind.PRODUCER
@@ -350,45 +350,45 @@ class Administration(Protocol):
         known: PasswordHash | None = None,
         kind: UserKind = UserKind.PRODUCER,
     ) -> None:
-        """Delete the tenant's user and close its connections, unless it is another's."""
+        """Delete the tenant's user and close its connections; never another installation's."""
 
     def end_sessions(self, tenant_id: str, kind: UserKind = UserKind.PRODUCER) -> None:
-        """Close the connections of the tenant's user: those of an earlier password end with it.
+        """Close the connections of the tenant's user, as an earlier password opened them.
 
-        To be called once the new password holds, and before anybody is told of it. What can't be
-        closed now is closed as soon as it can be; the log says so meanwhile. So is what had begun
-        to log in by an earlier password, and is there only later.
+        Call it once the new password is in force, and before it is shown. A connection that can't
+        be closed now is closed as soon as possible, and logged until then. The same holds for a
+        connection whose login began with an earlier password and ends later.
         """
 
     def new_credentials(
         self, tenant_id: str, kind: UserKind = UserKind.PRODUCER
     ) -> tuple[Credentials, PasswordHash]:
-        """Generate a password; nothing is changed on the broker yet."""
+        """Generate a password; nothing changes on the broker yet."""
 
     @property
     def kept_limits(self) -> KeptLimits:
-        """Which limits this broker keeps."""
+        """The limits that this broker can enforce."""
 
     def limits_of(self, topology: TenantTopology, limits: Limits) -> Mapping[str, object]:
-        """Say what holds a tenant to its limits here, as `Survey.limits` tells what there is."""
+        """Give the settings that enforce a tenant's limits here, comparable to `Survey.limits`."""
 
     def ensure_limits(self, topology: TenantTopology, limits: Limits) -> None:
-        """Hold the tenant to these limits, and to no others; what the broker can't keep is let be.
+        """Enforce these limits and no others; limits that the broker can't enforce are ignored.
 
-        Its users and queues must be there. What is open beyond a limit stays open. Raises
+        The tenant's users and queues must exist. Connections beyond a limit stay open. Raises
         `NotOursError`.
         """
 
     def survey(self) -> Survey:
-        """Give what there is of all tenants together, in a few calls however many they are."""
+        """Survey the objects of all tenants, in a few calls, however many tenants there are."""
 
     def check(self) -> None:
-        """Raise `BrokerError` with a clear line where the broker can't be used."""
+        """Raise `BrokerError`, with a clear line, if the broker can't be used."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QueueCounts:
-    """What lies in a tenant's queues: `ready` and `unsettled` in those that are consumed."""
+    """Counts of messages in a tenant's queues: `ready` and `unsettled` are of the consumed ones."""
 
     ready: int = 0
     unsettled: int = 0
@@ -396,24 +396,24 @@ class QueueCounts:
 
 
 class Queues(Protocol):
-    """Tells how full queues are."""
+    """Counts messages in queues."""
 
     def queue_counts(self) -> Mapping[str, QueueCounts]:
-        """Count what lies in each tenant's queues, in one call, as of 5 seconds ago at most.
+        """Count the messages in each tenant's queues, in one call; at most 5 seconds old.
 
         Raises `BrokerError`.
         """
 
 
 class Probe(NamedTuple):
-    """Users in the place of a tenant's: who sends, and who consumes, if it has such a user."""
+    """Probe users in place of a tenant's: its producer, and its consumer if it has one."""
 
     sender: Credentials
     reader: Credentials | None = None
 
 
 class Excess(NamedTuple):
-    """A right that a tenant's user has and should not: on whose, and on what."""
+    """A right that a tenant's user has and should not have, with the object and its owner."""
 
     owner: str
     action: Literal["write", "read", "configure"]
@@ -421,41 +421,41 @@ class Excess(NamedTuple):
 
 
 class Probes(Protocol):
-    """Makes users that may on the broker what a tenant's users really may, at this moment."""
+    """Makes probe users with the rights that a tenant's users really have at the moment."""
 
     @property
     def management_address(self) -> str | None:
-        """Where the broker's management API is, if it has one: a URL without a user."""
+        """The URL of the broker's management API, if it has one, without a user."""
 
     def sweep(self) -> None:
-        """Remove what a daemon that died has left. Raises `BrokerError`."""
+        """Remove the probe users of a daemon that has died. Raises `BrokerError`."""
 
     def several(self) -> AbstractContextManager[None]:
-        """Say that several tenants' probes follow, one after another: what is dear is made once.
+        """Enclose the probes of several tenants, one after another: costly parts are made once.
 
-        What of it is left at the end is removed. Raises `BrokerError` then.
+        They are removed at the end. Raises `BrokerError` then.
         """
 
     def probe(self, tenant_id: str) -> AbstractContextManager[Probe]:
-        """Make such users, who may do nothing any more at the end. Raises `BrokerError`."""
+        """Make probe users for a tenant, retired after the block. Raises `BrokerError`."""
 
     def excess(self, tenant_id: str) -> Sequence[Excess]:
-        """Name the rights of the tenant's users that no attempt would show. Raises `BrokerError`.
+        """Name wrong rights of the tenant's users that attempts can't show. Raises `BrokerError`.
 
-        There are some where rights are given on what can't be tried without harm.
+        Some rights can't be tried without doing harm.
         """
 
 
 class DeadLettersBusyError(BrokerError):
-    """Another call browses the tenant's dead letters already."""
+    """Another call is browsing the tenant's dead letters."""
 
 
 class QueuedDeadLetter(NamedTuple):
-    """A message in a dead-letter queue: why the broker put it there, and when, if it tells.
+    """A message in a dead-letter queue, with the broker's reason and time, if it gives them.
 
-    The message has the topic and partition of the queue it comes from, and its sender's headers
-    without the broker's. `properties` are all of the message's, in a form only the broker reads;
-    None where the message tells all there is.
+    The message has the topic and partition of its former queue, and its sender's headers without
+    the broker's. `properties` are all of the message's properties, in a form for the broker alone;
+    None if the message has all of them.
     """
 
     message: Incoming
@@ -465,30 +465,30 @@ class QueuedDeadLetter(NamedTuple):
 
 
 class DeadLetterBrowser(Protocol):
-    """Gives a tenant's dead letters, oldest first. What is not removed stays as it was."""
+    """Browses a tenant's dead letters, oldest first. Messages not removed stay unchanged."""
 
     @property
     def gone(self) -> bool:
-        """Whether all that was removed is known to have left the queue; told at the end.
+        """Whether every removed message is known to have left the queue; valid at the end.
 
-        Where it is not, a later browser may give such a message again.
+        Otherwise a later browser may give such a message again.
         """
 
     @property
     def complete(self) -> bool:
-        """Whether `next`, at its end, has given all that was there at the start.
+        """Whether `next`, at its end, has given every message that was there at the start.
 
-        It has not where others hold messages of the queue.
+        It has not if other consumers hold messages of the queue.
         """
 
     def next(self, most: int) -> list[QueuedDeadLetter]:
-        """Give up to `most` further messages; none at the end of what was there at the start.
+        """Give up to `most` further messages; none once those of the start are through.
 
-        Fewer than `most` may be given where they are large.
+        Fewer than `most` may be given if they are large.
         """
 
     def remove(self, indexes: Collection[int]) -> None:
-        """Remove messages from the queue, by their place in what `next` gave last."""
+        """Remove messages from the queue, by their index in the latest result of `next`."""
 
 
 class DeadLetters(Protocol):
@@ -497,7 +497,7 @@ class DeadLetters(Protocol):
     def browse(self, tenant_id: str) -> AbstractContextManager[DeadLetterBrowser]:
         """Begin to browse; a tenant without a queue has no dead letters.
 
-        One browser of a tenant at a time: another raises `DeadLettersBusyError` at once, for
-        waiting would hold a thread. Every call may raise `BrokerUnavailableError`: what was not
-        removed is in the queue, what was removed may be.
+        One browser per tenant at a time: a second one raises `DeadLettersBusyError` at once, as
+        waiting would hold a thread. Every call may raise `BrokerUnavailableError`: then messages
+        that were not removed are in the queue, and removed ones may be.
         """
