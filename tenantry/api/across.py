@@ -11,7 +11,7 @@ from tenantry.messages.pages import PAGE_BYTES
 from tenantry.messages.port import Order, PageReader, PartitionMissingError
 
 MOST_TENANTS: Final = 64
-"""Tenants that a page looks at: what bounds its cost where few of them have what is wanted."""
+"""The most tenants read for a page, which bounds its cost where few of them have matches."""
 
 _AT_ONCE: Final = 16
 _BETWEEN: Final = b",\n"
@@ -28,7 +28,7 @@ class Place(NamedTuple):
     incarnation: int = 1
 
     def encode(self) -> bytes:
-        """Give what a cursor keeps of it."""
+        """Encode it for a cursor."""
         place = b""
         if self.position is not None:
             place = self.position.to_bytes(8) + self.incarnation.to_bytes(4)
@@ -36,7 +36,7 @@ class Place(NamedTuple):
 
     @classmethod
     def decode(cls, value: bytes) -> Place:
-        """Give it back, or raise `BadCursorError`."""
+        """Decode it, or raise `BadCursorError`."""
         size = {b"00": 0, b"12": 12}.get(value[:2])
         if size is None:
             raise BadCursorError
@@ -60,7 +60,7 @@ class Page(NamedTuple):
 async def read(
     reader: PageReader, *, topic: str | None, beyond: Place | None, limit: int, order: Order
 ) -> Page:
-    """Read what comes beyond a place, from tenant to tenant; those without messages cost nothing.
+    """Read messages after a place, tenant by tenant; tenants without messages cost nothing.
 
     Raises `StoreUnavailableError`.
     """
@@ -89,7 +89,7 @@ async def read(
         except PartitionMissingError:  # deleted a moment ago
             continue
         if after is not None and page.whose.incarnation != incarnation:
-            # Another tenant has the id by now: it is read from its start.
+            # Another tenant has the id now: it is read from its start.
             waiting.appendleft(Place(tenant_id, None))
             continue
         if page.text:

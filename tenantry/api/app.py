@@ -1,4 +1,4 @@
-"""Puts the API together."""
+"""Assembles the API."""
 
 from __future__ import annotations
 
@@ -49,12 +49,12 @@ ROUTES: Final = (
     *checks.isolation_routes,
     *openapi.routes,
 )
-# Before anything is opened or served: a route that nobody has decided about keeps it from starting.
+# Checked at import: a route without an access rule keeps the daemon from starting.
 access.check_routes(ROUTES)
 
 
 def create_app(services: Services, way_in: Sequence[Middleware]) -> FastAPI:
-    """Make the application both listeners serve; `way_in` stands before its routes."""
+    """Make the application of both listeners; `way_in` is the middleware before its routes."""
     reading = MessageReading(
         page_reader=services.page_reader,
         lookup=services.lookup,

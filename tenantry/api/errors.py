@@ -1,4 +1,4 @@
-"""What each error becomes for the client. What is nobody's fault but ours is logged."""
+"""The problem document of each error. Errors of our own making are logged."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ _KINDS: Final[dict[type[Exception], tuple[int, str, str, str]]] = {
         "no queue takes the message: its tenant or topic is gone",
     ),
 }
-"""Of a kind of errors: status, code, title, and the detail; `{}` in it is what the error says."""
+"""Status, code, title and detail by kind of error; `{}` stands for the error's message."""
 
 _LATER: Final[dict[type[Exception], tuple[str, str]]] = {
     ControlUnavailableError: ("not-taking-commands", "{}"),
@@ -104,11 +104,11 @@ _LATER: Final[dict[type[Exception], tuple[str, str]]] = {
         "the database can't be reached now; try again",
     ),
 }
-"""Of what may go well later: code and detail."""
+"""Code and detail of errors that may go away by themselves."""
 
 
 def of(error: Exception) -> Problem | None:
-    """Give the problem an error stands for; None for an error that no route should let out."""
+    """Give an error's problem document; None for an error that no route should raise."""
     match error:
         case Problem():
             return error
@@ -148,7 +148,7 @@ def of(error: Exception) -> Problem | None:
             return Problem(
                 409, str(error), code="another-installations", title="Another installation's"
             )
-    # The most special kind that it is of tells.
+    # The most specific class decides.
     for kind in type(error).__mro__:
         if kind in _LATER:
             code, detail = _LATER[kind]
@@ -163,7 +163,7 @@ def of(error: Exception) -> Problem | None:
 
 
 def archived(error: EventsArchivedError, who: Principal) -> Exception:
-    """Give what is said of archived events: where they are is for those who run this."""
+    """Describe archived events; where they are is for operators alone."""
     if who.scope is not Scope.TENANT:
         return error
     detail = f"what was recorded by {error.until:%Y-%m-%dT%H:%M:%S.%fZ} is archived"
@@ -208,7 +208,7 @@ def _readable(error: Any) -> tuple[str, str]:
     return field or place, problem
 
 
-# Names pydantic puts into the place of an error for a branch of a union, not for a field.
+# Names that pydantic puts into an error's location for a branch of a union, not for a field.
 _TAGS: Final = frozenset({"<one>", "<many>", "<some>", "<all>"})
 
 
@@ -218,10 +218,10 @@ async def answer(request: Request, error: Exception) -> Response:
         allowed = access.methods_of(request.url.path)
         error.headers = {"Allow": ", ".join(allowed)}
     problem = of(error)
-    if problem is None:  # to the outermost middleware, which logs it
+    if problem is None:  # the outermost middleware logs it
         raise error
     if problem.status >= 500:
-        # A 503 is asked for again and again, and what is away is in the log already.
+        # Clients repeat a 503 again and again, and the log already says what is away.
         _log.log(
             logging.DEBUG if problem.status == 503 else logging.WARNING,
             "api.request_failed",
@@ -250,6 +250,6 @@ def install(app: FastAPI) -> None:
         BrokerError,
         NodeNotFoundError,
         NodeRefusedError,
-        UnavailableError,  # whichever port it comes from, and from the database itself
+        UnavailableError,  # of any port, and of the database itself
     ):
         app.add_exception_handler(kind, handler)

@@ -1,4 +1,4 @@
-"""Whether the actors live: a ping through the supervisor's mailbox, and nobody stuck below it."""
+"""Whether the actors live: the supervisor answers a ping, and no actor is stuck."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from tenantry.control.port import ActorStatus, Control, ControlUnavailableError,
 from tenantry.http.problems import Problem, unavailable
 
 PATIENCE_SECONDS: Final = 0.5
-"""How long a question about health may wait for the supervisor's answer."""
+"""How long a health check waits for the supervisor's answer."""
 
 DEAF_SECONDS: Final = 15.0
-"""How long the supervisor may be busy: it reads tenants from a database that may be away."""
+"""How long the supervisor may be busy, as it reads tenants from a database that may be away."""
 
 _DEAD: Final = frozenset({"crashed", "dead", "failed", "stopped", "stuck"})
 _NAMED: Final = 5
 
 
 class Health:
-    """Asks the tree of actors, with one ping on its way at a time. Used on one event loop."""
+    """Checks the tree of actors, with one ping at a time. Used on one event loop."""
 
     def __init__(
         self, control: Control, *, patience: float = PATIENCE_SECONDS, deaf: float = DEAF_SECONDS
@@ -33,10 +33,10 @@ class Health:
         self._sent_at = 0.0
 
     async def check(self) -> Problem | None:
-        """Say what is wrong with the actors; None while they live. Takes a second at most."""
+        """Give what is wrong with the actors; None while they live. Takes at most a second."""
         system = self._control.status()
         if system.state is SystemState.STOPPING:
-            return None  # it is on its way out, and says so at /readyz
+            return None  # it is stopping, as /readyz tells
         bad = [f"{name} is {state}" for name, state in _walk(system.tree) if state in _DEAD]
         bad.extend(self._control.liveness())
         if bad:

@@ -1,4 +1,4 @@
-"""`Idempotency-Key`: a call that is made again has its effect once."""
+"""`Idempotency-Key`: a repeated call takes effect once."""
 
 from __future__ import annotations
 
@@ -42,20 +42,20 @@ REPLAYED: Final[dict[str, Any]] = {
 
 
 class IdempotencyKeys(Protocol):
-    """Remembers what each key was first used for, for a day. Callable from any thread."""
+    """Remembers for a day what each key was first used for. Callable from any thread."""
 
     def claim(self, owner: bytes, key: bytes, fingerprint: bytes) -> bool:
-        """Keep a key with its call's fingerprint; tell whether it is not kept with another.
+        """Store a key with its call's fingerprint; False if it is stored with another one.
 
-        What an `owner` keeps pushes out nothing of another's. Kept when this returns, over a
-        restart too. Raises `StoreUnavailableError`.
+        An `owner`'s keys never push out another owner's. Durable when this returns. Raises
+        `StoreUnavailableError`.
         """
 
 
 class Once:
-    """A call with an idempotency key: what it may be called in the journal, and what it makes.
+    """A call with an idempotency key; it derives the ids of what the call makes.
 
-    Ids it gives are the same for the same call, key and body, and for no other.
+    The ids are equal for the same call, key and body, and for no other.
     """
 
     def __init__(self, call: str, key: str, body: bytes) -> None:
@@ -66,7 +66,7 @@ class Once:
         self.cause = f"idempotency-key:{both}"
 
     def claim(self, keys: IdempotencyKeys) -> None:
-        """Take the key for this call, or answer 422: it has served for another. Blocks."""
+        """Claim the key for this call; 422 if another call has used it. Blocks."""
         if not keys.claim(self._owner, self._key, self._fingerprint):
             raise Problem(
                 422,
@@ -76,13 +76,13 @@ class Once:
             )
 
     def id(self, number: int = 0) -> str:
-        """Give the id of the call's thing with this number."""
+        """Derive an id, by the number of the object among those that the call makes."""
         return str(uuid5(_NAMESPACE, f"{self.cause}/{number}"))
 
 
 KEEP: Final = timedelta(hours=24)
 MOST: Final = 100_000
-"""Keys kept of an owner at most, some 25 MB: its oldest are forgotten before their time."""
+"""The most keys of an owner, some 25 MB; its oldest ones are removed early."""
 
 _CLAIM: Final[LiteralString] = "SELECT tenantry.claim_idempotency_key(%s, %s, %s, %s, %s)"
 
@@ -99,6 +99,6 @@ class PostgresIdempotencyKeys:
     def claim(self, owner: bytes, key: bytes, fingerprint: bytes) -> bool:
         """See `IdempotencyKeys.claim`."""
         wanted = (owner, key, fingerprint, self._keep, self._most)
-        with self._errors:  # claimed twice, it is as if once
+        with self._errors:  # safe to repeat: claiming twice is the same as once
             row = self._database.read(lambda one: one.execute(_CLAIM, wanted).fetchone())
         return row is None or row[0] is None or bytes(row[0]) == fingerprint

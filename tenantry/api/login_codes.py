@@ -1,7 +1,7 @@
-"""Codes by which who is on the control socket begins a session of the page, once each.
+"""One-time codes by which a caller on the control socket begins a session of the page.
 
-A code stands in a link, so that it may be seen; so it is good for a minute, and for one session. A
-token never stands in one. Who asks with a token gets no session that outlives it.
+A code is part of a link and may be seen there, so it is good for a minute and for one session. A
+link never contains a token. A session begun by a caller with a token ends with that token.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from tenantry.http.problems import Problem
 from tenantry.http.tokens import Principal
 
 LIFE: Final = timedelta(minutes=1)
-"""How long a code is good for."""
+"""How long a code is valid."""
 
 SESSION: Final = timedelta(hours=1)
-"""How long the session is that it begins."""
+"""How long the session that it begins lasts."""
 
 _BINDING: Final = "login code"
 _OWNER: Final = hashlib.sha256(_BINDING.encode()).digest()
@@ -32,7 +32,7 @@ _MOST_NAME: Final = 200
 
 
 class LoginCodes:
-    """Makes codes, and takes each once, on whichever node: they are sealed with a common key."""
+    """Issues codes and redeems each once, on any node: all nodes share the key that seals them."""
 
     def __init__(self, cursors: Cursors, keys: IdempotencyKeys, identity: Identity) -> None:
         self._cursors = cursors
@@ -40,9 +40,9 @@ class LoginCodes:
         self._identity = identity
 
     def issue(self, who: Principal, now: datetime) -> str | None:
-        """Give a code for somebody; None where no token is asked for.
+        """Issue a code for a caller; None if no tokens are in use.
 
-        Raises `Problem`: 409 where only a provider's tokens are taken, which we can't sign.
+        Raises `Problem`: 409 if only a provider's tokens are accepted, which we can't sign.
         """
         if not self._identity.is_asked_for:
             return None
@@ -62,9 +62,9 @@ class LoginCodes:
         return self._cursors.seal(value, _BINDING)
 
     def redeem(self, code: str) -> str:
-        """Give the token of a session for a code. Blocks.
+        """Exchange a code for the token of a session. Blocks.
 
-        Raises `Problem`: 401 where the code is not good, or any more; `StoreUnavailableError`.
+        Raises `Problem`: 401 for a code that is invalid, used or too old; `StoreUnavailableError`.
         """
         now, tokens = datetime.now(UTC), self._identity.tokens
         try:
@@ -74,7 +74,7 @@ class LoginCodes:
         until, end = (
             datetime.fromtimestamp(int.from_bytes(value[at : at + _TIME]), UTC) for at in (0, _TIME)
         )
-        # By what is sealed: one value may be written in several ways.
+        # By the sealed content: one code can be encoded in several ways.
         key, once = hashlib.sha256(value).digest(), secrets.token_bytes(32)
         if tokens is None or now >= until or not self._keys.claim(_OWNER, key, once):
             raise _used()

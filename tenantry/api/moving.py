@@ -1,4 +1,4 @@
-"""An ordered hand-over as an operator asks for it: a wish, and a wait for what follows from it."""
+"""Moves a tenant at an operator's request: sets the wanted node, and waits for the hand-over."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ class Move:
     async def run(
         self, tenant_id: str, node: str | None, who: Principal, caller: Metadata
     ) -> Tenant:
-        """Wish, which is journalled, and wait. Raises as `Cluster.want` before anything is wished.
+        """Set the wanted node, which is journalled, and wait. Raises as `Cluster.want` does.
 
-        Raises `CommandTimeoutError` where it takes longer than a command may; it goes on then.
+        Raises `CommandTimeoutError` if the hand-over takes longer than a command may; it goes on.
         """
         services = self._services
 

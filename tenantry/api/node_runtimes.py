@@ -1,4 +1,4 @@
-"""What tenants' actors do, wherever they are at work: all nodes are asked at a time."""
+"""The runtime state of tenants on all nodes, which are asked in parallel."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from tenantry.nodes.port import Cluster, Owned
 
 @dataclass(slots=True)
 class Told:
-    """What is known of tenants' actors; of those of `silent` nodes, nothing."""
+    """The runtime state of tenants; that of tenants on `silent` nodes is missing."""
 
     runtimes: dict[str, TenantRuntime | None] = field(default_factory=dict)
     silent: list[str] = field(default_factory=list)
 
     def knows(self, owned: Owned | None) -> bool:
-        """Tell whether nothing that is known of a tenant means that nothing of it is running."""
+        """Tell whether a tenant without runtime state is not running, rather than unknown."""
         return owned is None or owned.node not in self.silent
 
 
@@ -37,7 +37,7 @@ async def runtimes_of(
     peers: Peers | None,
     scope: Scope,
 ) -> Told:
-    """Find out what tenants' actors do, in the name of the caller of a request."""
+    """Ask all nodes for the runtime state of tenants, in the name of a request's caller."""
     told = Told()
     away: dict[str, list[str]] = defaultdict(list)
     for one in tenant_ids:

@@ -57,7 +57,7 @@ class Cursors:
 
     def open(self, token: str, *binding: str) -> bytes:
         """Give the value a cursor holds, or raise `BadCursorError`."""
-        # The alphabet of URLs alone: the decoder takes the other one, too.
+        # The URL-safe alphabet only: the decoder accepts the standard one as well.
         if len(token) > _MAX_TOKEN or not token.isascii() or not {*token}.isdisjoint("+/"):
             raise BadCursorError
         try:
@@ -71,9 +71,9 @@ class Cursors:
         return value
 
     def seal_place(self, position: int, incarnation: int, *binding: str) -> str:
-        """Give the cursor of a position among what one incarnation of a tenant has."""
+        """Give the cursor of a position of one incarnation of a tenant."""
         place = position.to_bytes(_POSITION_BYTES)
-        if incarnation > 1:  # of the first, cursors are as they were before these were counted
+        if incarnation > 1:  # cursors of the first are as before incarnations
             place += incarnation.to_bytes(_INCARNATION_BYTES)
         return self.seal(place, *binding)
 
@@ -93,14 +93,14 @@ class Cursors:
         return position
 
     def secret(self, *binding: str) -> str:
-        """Give a text of 43 letters, always the same for a binding, that nobody else can tell."""
+        """Derive a text of 43 letters from a binding, which can't be guessed without the key."""
         return base64.urlsafe_b64encode(self._mac(b"", binding)).rstrip(b"=").decode()
 
     def _tag(self, value: bytes, binding: tuple[str, ...]) -> bytes:
         return self._mac(value, binding)[:_TAG]
 
     def _mac(self, value: bytes, binding: tuple[str, ...]) -> bytes:
-        # Every part is preceded by its length, so that no two bindings run together alike.
+        # Every part is preceded by its length, so that no two bindings are encoded alike.
         mac = hmac.new(self._key, digestmod=hashlib.sha256)
         for part in (*(text.encode() for text in binding), value):
             mac.update(len(part).to_bytes(4))
@@ -109,7 +109,7 @@ class Cursors:
 
 
 def kept_key(path: Path) -> bytes:
-    """Give the key in a file, which is made the first time: cursors outlive a restart.
+    """Read the key from a file, made on first use, so that cursors outlive a restart.
 
     Only the file's owner may read it. Raises `OSError`.
     """
@@ -135,7 +135,7 @@ LINK_HEADER: Final[dict[str, Any]] = {
 
 
 def link_header(request: Request, cursor: str | None) -> dict[str, str]:
-    """Give the header that leads on from a page: the same request with the page's own cursor."""
+    """Give the header that links to the next page: the same request with the page's cursor."""
     if cursor is None:
         return {}
     query = [
@@ -144,6 +144,6 @@ def link_header(request: Request, cursor: str | None) -> dict[str, str]:
         if name != "cursor"
     ]
     query.append(("cursor", cursor))
-    # Quoted anew, so that nothing a client has put into the request breaks out of the header.
+    # Quoted again, so that nothing in the client's request can break out of the header.
     path = quote(request.scope["path"], safe="/")
     return {"Link": f'<{path}?{urlencode(query)}>; rel="next"'}

@@ -1,4 +1,4 @@
-"""Publishing over HTTP within a tenant's rate; who is faster is told when to come again."""
+"""Holds publishing over HTTP to tenants' rates: a faster client is told when to try again."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _MANY: Final = 10_000
 
 @dataclass(slots=True)
 class _Held:
-    """A tenant that has a rate: which of those that had its id, its limits, what it may take."""
+    """A tenant with a rate: its incarnation, its limits, and its token bucket."""
 
     incarnation: int
     limits: Limits
@@ -29,8 +29,8 @@ class _Held:
 class PublishingRates:
     """Counts what tenants with a rate publish in this process. Callable from any thread.
 
-    Each process that answers publishes counts by itself. What is stored is held to the rate
-    however it was published: this is for those who publish, to be told in time.
+    Each process that answers publishes counts by itself. Storing is held to the rate in any case;
+    this tells publishers early.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -41,8 +41,8 @@ class PublishingRates:
     def admit(self, state: TenantState, count: int) -> None:
         """Take so many messages together. Raises `Problem`: 429, with the seconds to wait.
 
-        More than a burst are taken once there is a whole one, and what follows waits for them all:
-        a list of any length goes through, and the rate holds.
+        A list larger than the burst is taken once a whole burst is saved, and later calls wait for
+        all of it: so a list of any length gets through, and the rate holds.
         """
         if state.limits.rate is None:
             if state.tenant_id in self._held:
@@ -62,7 +62,7 @@ class PublishingRates:
         held = self._held.get(state.tenant_id)
         limits = state.limits
         if held is None or held.incarnation != state.incarnation:
-            if len(self._held) >= _MANY:  # begun anew: a burst more for each
+            if len(self._held) >= _MANY:  # dropping all state costs each tenant's limit one burst
                 self._held.clear()
             bucket = TokenBucket(rate=rate, burst=limits.burst, now=now, full=True)
             held = self._held[state.tenant_id] = _Held(state.incarnation, limits, bucket)

@@ -1,6 +1,6 @@
-"""What was read for live tails and is not sent yet, counted in bytes.
+"""Bounds what was read for live tails and is not sent yet, in bytes.
 
-A message may be large, and a client slow: it would hold as many of them as it has streams.
+Messages may be large, and a client slow: it would hold as many of them as it has streams.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from typing import Final
 
 HELD_BYTES: Final = 64 * 1024 * 1024
 HELD_OF_A_CLIENT: Final = 8 * 1024 * 1024
-"""Bytes of all clients, and of one, beyond which nothing more is read for a client that has some.
-One reading is let in, however large it is and whatever others hold."""
+"""Bytes of all clients, and of one client, beyond which no more is read for a client with unsent
+bytes. A client without any gets one reading, whatever its size, and whatever others hold."""
 
 
 class Place:
-    """A stream's, for which something may be read when it is its turn; then it is `woken`."""
+    """A stream's place in its client's queue; `woken` when the stream may read."""
 
     def __init__(self, client: str) -> None:
         self.client = client
@@ -26,10 +26,10 @@ class Place:
 
 
 class Room:
-    """What may be read for which stream now. Belongs to one event loop.
+    """Decides which streams may read now. Belongs to one event loop.
 
-    How much a reading brings is known only afterwards: so one of a client is made at a time. Those
-    of one client take turns.
+    The size of a reading is known only afterwards, so each client makes one at a time. The streams
+    of a client take turns.
     """
 
     def __init__(self, most: int = HELD_BYTES, most_of_a_client: int = HELD_OF_A_CLIENT) -> None:
@@ -40,7 +40,7 @@ class Room:
         self._waiting: dict[Place, None] = {}
 
     def has_turn(self, place: Place) -> bool:
-        """Tell whether something may be read for a stream now; if not, it waits for its turn."""
+        """Tell whether a stream may read now; if not, it is queued for its turn."""
         first = next((one for one in self._waiting if one.client == place.client), place)
         if first is place and self._fits(place.client):
             self._waiting.pop(place, None)
@@ -50,7 +50,7 @@ class Room:
 
     @contextmanager
     def reading(self, place: Place) -> Iterator[None]:
-        """Read something for a stream that has its turn."""
+        """Enclose a reading for a stream that has its turn."""
         self._reading.add(place.client)
         try:
             yield
@@ -60,7 +60,7 @@ class Room:
 
     @contextmanager
     def holding(self, place: Place, size: int) -> Iterator[None]:
-        """Hold so many bytes for a stream, until they are sent."""
+        """Enclose the sending of so many bytes for a stream."""
         self._held[place.client] += size
         try:
             yield
@@ -71,7 +71,7 @@ class Room:
             self._wake()
 
     def leave(self, place: Place) -> None:
-        """Note that a stream has ended."""
+        """Remove an ended stream."""
         if place in self._waiting:
             del self._waiting[place]
             self._wake()
@@ -83,7 +83,7 @@ class Room:
         return not mine or (mine < self._most_of_a_client and self._held.total() < self._most)
 
     def _wake(self) -> None:
-        """Wake the first of each client's that wait, where there is room for it."""
+        """Wake the first waiting stream of each client, if there is room for it."""
         told: set[str] = set()
         for place in self._waiting:
             if place.client not in told and self._fits(place.client):

@@ -1,10 +1,11 @@
-"""How a request reaches its route, and what every route reads of it: body, caller, tenant's id.
+"""The way of a request to its route, and what every route reads: body, caller, tenant's id.
 
-Who it is, and whether they may, comes before its body; what is too much is turned away.
+Callers are authenticated and authorised before the body is read; requests beyond the limits are
+refused.
 
-A fast route is a short way to a call that comes often: the same handler, past FastAPI's machinery.
-It serves what is plain to read. Whatever is unusual about a request, above all what is wrong with
-it, goes the usual way, and is answered there in the usual words.
+A fast route serves a frequent call with the same handler, but without FastAPI's machinery. It
+serves plain requests only. Unusual requests, above all invalid ones, go through FastAPI, which
+answers them as usual.
 """
 
 from __future__ import annotations
@@ -54,9 +55,9 @@ def way_in(
     request_timeout: float = REQUEST_SECONDS,
     max_requests: int = MAX_REQUESTS,
 ) -> list[Middleware]:
-    """Give what stands before the routes, the outermost first. Timeouts are in seconds.
+    """Give the middleware before the routes, outermost first. Timeouts are in seconds.
 
-    Where no tokens are asked for, TCP must be on loopback only.
+    Without tokens, TCP must be on loopback only.
     """
     return [
         Middleware(RequestContext),
@@ -73,7 +74,7 @@ def way_in(
 
 
 def held_by_app(name: str) -> Any:
-    """Make a route's dependency on what its application holds under this name."""
+    """Make a route's dependency on an attribute of its application's state."""
 
     async def find(request: Request) -> Any:
         return getattr(request.app.state, name)
@@ -95,14 +96,14 @@ async def _principal(request: Request) -> Principal:
 
 
 Who = Annotated[Principal, Depends(_principal)]
-"""Who calls, for what they may see."""
+"""The caller, for what they may see."""
 
 Caller = Annotated[Metadata, Depends(_metadata)]
-"""Who calls, for the journal."""
+"""The caller, for the journal."""
 
 
 def checked_id(tenant_id: str) -> str:
-    """Give the id back, or answer 404: what can't name a tenant names none."""
+    """Return a valid tenant id; 404 for any other."""
     if not names.is_tenant_id(tenant_id):
         raise no_such_tenant()
     return tenant_id
@@ -110,9 +111,10 @@ def checked_id(tenant_id: str) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FastRoute:
-    """A short way to one route.
+    """A fast route.
 
-    `serve` gets the request, the match of its path and its body; None sends it the usual way.
+    `serve` gets the request, the match of its path and its body; by None it leaves the request to
+    FastAPI.
     """
 
     method: str
@@ -121,7 +123,7 @@ class FastRoute:
 
 
 class FastRoutes:
-    """Innermost: who calls and whether they may is decided, and the body is there in one piece."""
+    """The innermost middleware: by now the caller is authorised, and the body has arrived."""
 
     def __init__(self, app: ASGIApp, *, routes: Sequence[FastRoute]) -> None:
         self._app = app
@@ -176,10 +178,10 @@ class JsonRequest(Request):
 
 
 class JsonRoute(APIRoute):
-    """A route that takes nothing but `application/json` where it takes a body.
+    """A route that accepts bodies of `application/json` only.
 
-    A web page can make a browser send other types to any server without asking; this one it
-    can't.
+    A web page can make a browser send other types to any server without a preflight request; this
+    type it can't.
     """
 
     _response_field: Any = None
@@ -187,16 +189,16 @@ class JsonRoute(APIRoute):
     def __init__(
         self, path: str, endpoint: Callable[..., Any], *, response_model: Any = None, **options: Any
     ) -> None:
-        """Make it; `response_model` is what the document says of its answers."""
+        """Make the route; `response_model` describes its answers in the OpenAPI document."""
         super().__init__(path, endpoint, response_model=None, **options)
         if not isinstance(response_model, DefaultPlaceholder):
             self.response_model = response_model
 
-    # All endpoints give responses that are ready to be sent. So what they look like is for the
-    # document alone, and made for that: it is half the time that an application takes to be made.
+    # All endpoints return finished responses. So models of answers are needed for the OpenAPI
+    # document alone, and built for it only: that takes half the time of building an application.
     @property
     def response_field(self) -> Any:
-        """What the document is made of."""
+        """The model for the OpenAPI document."""
         if self._response_field is None and self.response_model is not None:
             name = f"Response_{self.unique_id}"
             self._response_field = create_model_field(
@@ -223,7 +225,7 @@ class JsonRoute(APIRoute):
 
 
 def is_json(request: Request) -> bool:
-    """Tell whether a request's body is announced as JSON."""
+    """Tell whether a request declares its body as JSON."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     return kind == "application/json" or (
         kind.startswith("application/") and kind.endswith("+json")

@@ -1,4 +1,4 @@
-"""What the routes work with: the ports, what is made once for all requests, tenants looked up."""
+"""What the routes use: the ports, objects shared by all requests, and the lookup of tenants."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ COMMAND_SECONDS: Final = 30.0
 
 
 class TenantLookup:
-    """Finds the tenant that a request names. Each call blocks; `who` asks.
+    """Finds the tenant that a request names. Each call blocks; `who` is the caller.
 
-    Raises `Problem`: 404 where there is none, 401 for the token of a former tenant of the id.
+    Raises `Problem`: 404 if there is none, 401 for the token of a former tenant of the id.
     """
 
     def __init__(self, directory: TenantDirectory) -> None:
@@ -53,17 +53,17 @@ class TenantLookup:
         self._weights: dict[str, int] = {}
 
     def weight_of(self, tenant_id: str) -> float:
-        """Give a tenant's weight, as it was when it was last found; 1 before that."""
+        """Give a tenant's weight as of its latest lookup; 1 before that."""
         return self._weights.get(tenant_id, DEFAULT_WEIGHT)
 
     @staticmethod
     def admit(who: Principal, whose: Whose) -> None:
-        """Let the tenant itself and admins pass; 401 for who was a former tenant of the id."""
+        """Let the tenant itself and admins pass; 401 for a former tenant of the id."""
         if who.is_former(whose.incarnation, whose.since):
             raise former_token()
 
     def known(self, tenant_id: str, who: Principal) -> TenantState:
-        """Find a tenant that exists or has existed. Blocks; 401, 404."""
+        """Find a tenant that exists or existed. Blocks; 401, 404."""
         state = self._directory.get(checked_id(tenant_id))
         if state is None:
             raise no_such_tenant()
@@ -80,14 +80,14 @@ class TenantLookup:
         return state
 
     def publishable(self, tenant_id: str, who: Principal) -> TenantState:
-        """Find a tenant that takes messages. Blocks; 401, 404, 409."""
+        """Find a tenant that accepts messages. Blocks; 401, 404, 409."""
         state = self.existing(tenant_id, who)
         if state.lifecycle not in (Lifecycle.ACTIVE, Lifecycle.PAUSED):
             raise WrongStateError(tenant_id, state.lifecycle.value, "take messages")
         return state
 
     def readable(self, tenant_id: str, who: Principal) -> TenantState:
-        """Find a tenant whose messages may be read: a deleted one if they were retained. Blocks."""
+        """Find a tenant with readable messages, or a deleted one that retained them. Blocks."""
         state = self.known(tenant_id, who)
         if not (state.exists or state.retained):
             raise no_such_tenant()
@@ -95,7 +95,7 @@ class TenantLookup:
 
 
 class Pools:
-    """Threads for blocking calls, a kind each, by turns of tenants with these weights.
+    """Thread pools for blocking calls, one for each kind; tenants take turns by these weights.
 
     `urgent` is for draining and stopping.
     """
@@ -113,12 +113,12 @@ class Pools:
 
 @dataclass(kw_only=True)
 class Services:
-    """Everything a route may use: the ports, and what is made of them once for all requests.
+    """Everything that routes use: the ports, and objects made once for all requests.
 
-    `cursor_key` (16 bytes at least) seals cursors: they outlive a restart if it does. `info` is
-    what `GET /info` shows: no secrets. `identity` signs sessions of the page, `logins` has people
-    log in to it by a provider. `metrics` is what `/metrics` shows. What is refused for a limit of
-    its tenant is noted in `refusals`. `broker` is where tenants' clients find theirs.
+    `cursor_key` (at least 16 bytes) seals cursors, which stay valid as long as it is the same.
+    `info` is the answer of `GET /info`, without secrets. `identity` signs sessions of the page,
+    `logins` is for logins by a provider. `metrics` renders `/metrics`. `refusals` counts calls
+    refused for a tenant's limits. `broker` is the address for tenants' clients.
     """
 
     control: Control

@@ -1,8 +1,8 @@
-"""Live tails of tenants' messages: a coroutine a stream, no thread, and no query while idle.
+"""Live tails of tenants' messages: a coroutine per stream, no thread, and no query while idle.
 
-What wakes a stream is the running total of what its tenant has stored, which the actors keep in
-memory: one task looks at the totals of all tenants that have streams. A slower look at the store
-itself, with backoff, stands behind it.
+A stream is woken when its tenant's running total of stored messages rises. The actors keep the
+totals in memory, and one task polls those of all tenants with streams. Beside that, each stream
+polls the store slowly, with backoff.
 """
 
 from __future__ import annotations
@@ -33,19 +33,19 @@ SHORTEST_WAIT: Final = 0.5
 LONGEST_WAIT: Final = 5.0
 HEARTBEAT_SECONDS: Final = 15.0
 LONGEST_STREAM: Final = 3600.0
-"""Seconds after which a stream ends: who comes back must still have the right to."""
+"""Seconds after which a stream ends, so that the client's rights are checked again."""
 
 LOOK_AT_TOKEN_SECONDS: Final = 1.0
-"""How often it is looked whether a stream's token is still taken, while messages come."""
+"""Seconds between checks of a stream's token, while messages come."""
 
 HEARTBEAT: Final = b": still here\n\n"
 
 _GUESSED_TOO_MUCH: Final = 16
-"""How many times as large as they are rows may be taken to be: numbers, above all."""
+"""By which factor the size of rows may be overestimated, above all of those with numbers."""
 
 
 class Chunk(NamedTuple):
-    """Events as bytes, how many they are, and the position of the last."""
+    """Encoded events, their number, and the position of the last one."""
 
     data: bytes
     rows: int
@@ -53,7 +53,7 @@ class Chunk(NamedTuple):
 
     @property
     def full(self) -> bool:
-        """Whether more may follow at once: rows end where they are guessed to be so many bytes."""
+        """Whether more may follow at once: a read also ends at an estimated number of bytes."""
         return self.rows >= PAGE or len(self.data) >= ROWS_BYTES // _GUESSED_TOO_MUCH
 
 
@@ -62,7 +62,7 @@ async def _always() -> bool:
 
 
 class _Sleeper(Place):
-    """A stream that waits for news of its tenant, or for its turn."""
+    """A stream that waits for new messages of its tenant, or for its turn."""
 
     def __init__(self, tenant_id: str, client: str) -> None:
         super().__init__(client)
@@ -70,7 +70,7 @@ class _Sleeper(Place):
 
 
 class Streams:
-    """Hands out a bounded number of streams. Used on one event loop."""
+    """Serves a bounded number of streams. Used on one event loop."""
 
     def __init__(
         self,
@@ -95,12 +95,12 @@ class Streams:
 
     @property
     def open(self) -> int:
-        """How many streams there are."""
+        """The number of streams."""
         return self._clients.total()
 
     @contextlib.contextmanager
     def place(self, client: str) -> Iterator[None]:
-        """Take a place for a stream of `client`. Raises `Problem` where there is none."""
+        """Take a place for a stream of `client`. Raises `Problem` if there is none."""
         if self._clients.total() >= self._most:
             raise unavailable("too many streams are open; try again later", code="busy")
         if self._clients[client] >= self._most_of_a_client:
@@ -125,11 +125,11 @@ class Streams:
         longest: float | None = None,
         let_in: Callable[[], Awaitable[bool]] = _always,
     ) -> AsyncGenerator[bytes]:
-        """Give `opening`, then what `read` finds beyond a position, while the stream lasts.
+        """Yield `opening`, then what `read` finds beyond a position, while the stream lasts.
 
-        It ends with the server, with the tenant's messages, and after an hour, or `longest`
-        seconds where those are fewer; soon after its client is not `let_in` any more, too. While
-        the store is away it waits; and while `client` leaves unread what was read before.
+        It ends with the server, with the tenant's messages, after an hour or `longest` seconds if
+        those are fewer, and soon after its client is no longer `let_in`. It waits while the store
+        is away, and while `client` has not read what was sent before.
         """
         loop = asyncio.get_running_loop()
         until = loop.time() + min(self._longest, self._longest if longest is None else longest)
@@ -177,7 +177,7 @@ class Streams:
             self._watcher = asyncio.create_task(self._look())
 
     async def _look(self) -> None:
-        """Wake the streams of tenants that have stored something; end when nobody waits."""
+        """Wake the streams of tenants with new messages; end when no stream waits."""
         totals: dict[str, int] = {}
         while self._sleepers:
             tenants: dict[str, list[_Sleeper]] = {}

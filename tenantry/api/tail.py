@@ -1,6 +1,6 @@
-"""Waiting for events: one thread follows the journal, however many requests wait.
+"""Long polls of the journal: one thread follows it, however many requests wait.
 
-A request that waits costs a coroutine. The follower runs only while one does.
+A waiting request costs a coroutine. The follower runs only while requests wait.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class _Waiter:
 
 
 class JournalTail:
-    """Lets requests wait for news in the journal. Used on one event loop."""
+    """Lets requests wait for new events. Used on one event loop."""
 
     def __init__(self, store: EventStore, *, max_waiting: int = MAX_WAITING) -> None:
         self._store = store
@@ -52,11 +52,11 @@ class JournalTail:
         timeout: float,  # noqa: ASYNC109 - how long to wait is what the caller asks for
         closing: asyncio.Event | None,
     ) -> _Page:
-        """Give what `read` finds, or wait for something: at most `timeout` seconds.
+        """Give what `read` finds; if that is nothing, wait for at most `timeout` seconds.
 
-        `read` gives something false while there is nothing beyond the position `after`. It is
-        read again only when the tenant has (or any has, for None) a new event. A stopping server
-        and too many waiting requests end the wait early: the answer is then what there is.
+        `read` gives a false value while there is nothing beyond the position `after`. It is called
+        again only after a new event of the tenant (for None, of any tenant). A stopping server and
+        too many waiting requests end the wait early, with what there is.
         """
         found = await pool.run(read)
         if found or timeout <= 0 or len(self._waiters) >= self._max_waiting:
@@ -71,7 +71,7 @@ class JournalTail:
             follower = self._follow(after)
             reason = await first_set(self._ready, closing, timeout)
             while reason is not None and reason is not closing:
-                # Before the first wait, this finds what came before the follower was ready.
+                # Before the first wait, this finds events from before the follower was ready.
                 found = await pool.run(read)
                 if found or follower.done():
                     break
@@ -91,8 +91,8 @@ class JournalTail:
         try:
             head = await self._pool.run(self._head, after)
             ready.set()
-            # It ends by itself: cancelling would leave its thread behind, and the next request
-            # that waits would start another.
+            # It ends by itself: cancelling would leave its thread behind, and the next waiting
+            # request would start another.
             while self._waiters:
                 events = await self._pool.run(self._next, head)
                 if events:
@@ -103,7 +103,7 @@ class JournalTail:
         except JournalError as error:
             _log.info("api.events_not_followed", error=str(error))
         finally:
-            # A request that waits reads once more, and gets the journal's own error if it is away.
+            # Waiting requests read once more, and get the journal's own error if it is away.
             ready.set()
             for waiter in self._waiters:
                 waiter.woken.set()
@@ -111,8 +111,8 @@ class JournalTail:
     def _head(self, after: int) -> int:
         """Find a position at or just below the journal's end, beginning at `after`.
 
-        The store only tells whether it goes beyond a position: double the step until it does
-        not, then halve the interval. Some forty quick questions for a billion events.
+        The store only tells whether there are events beyond a position: double the step until
+        there are none, then halve the interval. Some forty quick queries for a billion events.
         """
         low, step = after, 1
         while self._store.wait_for_events(low + step, 0):

@@ -1,7 +1,7 @@
 """Lists of tenants that are searched, or sorted by what their actors do, page by page.
 
-A page begins where the one before ended by count: what has moved past that place meanwhile is
-shown twice, or not at all.
+A page begins at the count at which the previous one ended: a tenant that has moved past that place
+meanwhile is shown twice, or not at all.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ FIGURES: Final[Mapping[str, Callable[[TenantRuntime], float]]] = {
     "pending": lambda one: one.pending or 0,
     "dead_lettered": lambda one: one.dead_lettered,
 }
-"""What only actors know, of what is sorted by."""
+"""Sort keys that only the actors know."""
 
 _FACTS: Final[Mapping[str, Callable[[Found], str]]] = {
     "id": lambda one: one.tenant_id,
@@ -36,7 +36,7 @@ _FACTS: Final[Mapping[str, Callable[[Found], str]]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Part:
-    """A part of the list: states, whose they are, what they do; whether others follow."""
+    """A page of the list: states, owners and runtimes, and whether others follow."""
 
     states: Sequence[TenantState]
     owners: Mapping[str, Owned]
@@ -45,7 +45,7 @@ class Part:
 
 
 async def by_id(services: Services, scope: Scope, after: str | None, limit: int) -> Part:
-    """Give the tenants that exist, from beyond an id."""
+    """Give existing tenants after an id."""
 
     def read() -> tuple[list[TenantState], Mapping[str, Owned]]:
         states = services.directory.page(after=after, limit=limit + 1)
@@ -58,7 +58,7 @@ async def by_id(services: Services, scope: Scope, after: str | None, limit: int)
 
 
 async def sorted_by(services: Services, scope: Scope, query: TenantsQuery, begin: int) -> Part:
-    """Give the tenants that are found, in the order asked for, from a place on."""
+    """Give the tenants that match, in the given order, from an offset on."""
     run = services.pools.reads.run
     key, descending = query.sort.removeprefix("-"), query.sort.startswith("-")
     found = await run(services.directory.search, query.search)
