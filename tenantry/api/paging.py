@@ -73,7 +73,7 @@ class Cursors:
     def seal_place(self, position: int, incarnation: int, *binding: str) -> str:
         """Give the cursor of a position of one incarnation of a tenant."""
         place = position.to_bytes(_POSITION_BYTES)
-        if incarnation > 1:  # cursors of the first are as before incarnations
+        if incarnation > 1:  # cursors of the first one have the older form
             place += incarnation.to_bytes(_INCARNATION_BYTES)
         return self.seal(place, *binding)
 
