@@ -337,7 +337,7 @@ async def _authenticate(headers: Headers, identity: Identity) -> Principal:
 
 
 def _query_values(scope: Scope, name: str) -> list[str]:
-    # Every value counts: of two headers, later readers may each take another one.
+    # Every value counts: of two parameters of one name, a later reader takes only one.
     query = scope["query_string"].decode("latin-1")
     return [value for key, value in parse_qsl(query, keep_blank_values=True) if key == name]
 

@@ -99,7 +99,7 @@ def _resolved(host: str, port: int) -> list[Any]:
     except socket.gaierror:
         if host != "localhost":
             raise
-        # `localhost` is this machine (RFC 6761), whatever /etc/hosts says.
+        # `localhost` is this machine (RFC 6761), even if it does not resolve.
         return socket.getaddrinfo("127.0.0.1", port, type=socket.SOCK_STREAM)
 
 
@@ -349,9 +349,8 @@ class Shedding(socket.socket):
         with suppress(OSError):
             self._reserve = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
         if not turned_away or self._reserve < 0:
-            time.sleep(
-                SHED_PAUSE
-            )  # blocks everything: without descriptors nothing else could go on either
+            # Blocks everything: without descriptors nothing else could go on either.
+            time.sleep(SHED_PAUSE)
 
     def _tell(self, error: OSError) -> None:
         if not self._told:

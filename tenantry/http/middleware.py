@@ -27,7 +27,7 @@ HELD_BYTES: Final = 64 * 1024 * 1024
 """Bytes of request bodies held at once, per listener."""
 
 _SHARE: Final = 4
-"""The part of them that one client on TCP may hold."""
+"""One client on TCP may hold one part in so many of them, to leave room for the others."""
 
 OPEN_BYTES: Final = 64 * 1024
 """Bytes of a body that a client may send before it is known."""

@@ -210,9 +210,8 @@ class Logins:
         end, began = now + self.registration.session, now
         if who.expires_at is not None:
             end = min(end, datetime.fromtimestamp(who.expires_at, UTC))
-        if (
-            who.issued_at is not None
-        ):  # of a tenant's user: it tells tokens of a former tenant of the id
+        # Of a tenant's user: by it a token of a former tenant of the id is told.
+        if who.issued_at is not None:
             began = min(began, datetime.fromtimestamp(who.issued_at, UTC))
         return tokens.issue(
             subject=who.name,

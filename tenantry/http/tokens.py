@@ -71,7 +71,8 @@ class Principal:
         """Tell whether the token was issued for a former tenant of the same id.
 
         An `iat` in whole seconds is compared with the second in which the present tenant was
-        created. A token without `iat` is good for the first tenant of its id alone.
+        created: a former tenant's token is never that late. A token without `iat` is good for the
+        first tenant of its id alone.
         """
         if self.scope is not Scope.TENANT or incarnation <= 1:
             return False
