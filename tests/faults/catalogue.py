@@ -83,8 +83,8 @@ EXPERIMENTS = {
         run=disk_full.run, rounds=6, few=1, more=2, own_database=True, disk_mb=250
     ),
     "leader": Experiment(run=leader.run, rounds=20, few=1),
-    "nodes": Experiment(run=nodes.run, rounds=50, few=1, more=6),
-    "embedded-nodes": Experiment(run=nodes.run, rounds=20, few=0, more=5, broker="embedded"),
+    "nodes": Experiment(run=nodes.run, rounds=50, few=1, more=7),
+    "embedded-nodes": Experiment(run=nodes.run, rounds=20, few=0, more=6, broker="embedded"),
     "order": Experiment(run=order.run, rounds=50, few=1, more=4),
     "order-nodes": Experiment(run=order.on_nodes, rounds=50, few=0, more=6),
     "embedded-order": Experiment(run=order.run, rounds=50, few=0, more=4, broker="embedded"),
@@ -111,7 +111,7 @@ EXPERIMENTS = {
     "iggy-broker": Experiment(
         run=broker.run, rounds=10, few=1, more=2, broker="iggy", own_broker=True
     ),
-    "iggy-nodes": Experiment(run=nodes.run, rounds=20, few=0, more=5, broker="iggy"),
+    "iggy-nodes": Experiment(run=nodes.run, rounds=20, few=0, more=7, broker="iggy"),
     "cluster": Experiment(run=cluster.run, rounds=10, few=0, more=2, own_cluster=True),
     "alarm": Experiment(run=alarm.run, rounds=5, few=1, own_broker=True),
 }

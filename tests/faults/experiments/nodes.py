@@ -1,4 +1,4 @@
-"""One of three nodes is killed, frozen, cut off, drained, given all tenants, under load."""
+"""One of three nodes is killed, frozen, cut off, drained, its clock stepped, under load."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from urllib.parse import urlsplit, urlunsplit
 
 import psycopg
 
+from tenantry.terms.lease import LEASE, MARGIN
 from tests.acceptance.program import Program
+from tests.faults.clock import Clock
 from tests.faults.proxy import Proxy
 from tests.faults.rig import PATIENCE, Rig
 from tests.faults.services import address_of
@@ -21,6 +23,9 @@ TAKEOVER = 15.0
 """Seconds within which the contract promises that a killed node's tenants consume elsewhere."""
 
 TENANTS = 6
+
+STEPS = (-5400, -3600, -70, 70, 3600, 5400)
+"""Seconds by which a node's clock is off: by more than any lease, and by hours."""
 
 NO_SETTINGS: Mapping[str, str] = MappingProxyType({})
 
@@ -55,7 +60,7 @@ DATABASE_QUERY = "sslmode=disable&gssencmode=disable"
 class Storm:
     """Faults, one after another, each at a node that is chosen by chance."""
 
-    def __init__(self, rig: Rig) -> None:
+    def __init__(self, rig: Rig, rounds: int) -> None:
         self.rig = rig
         first = rig.program
         others = [
@@ -70,6 +75,10 @@ class Storm:
         ]  # fmt: skip
         if rig.broker != "embedded":
             self.faults.append(self.strand)
+        self.clocks: dict[str, Clock] = {}
+        if rounds > len(self.faults):  # a daemon that has a clock of its own takes longer to start
+            self.clocks = {one.name: Clock(one.program) for one in self.members}
+            self.faults.append(self.step)
         self.kinds: Counter[str] = Counter()
         self.longest: dict[str, float] = {}
 
@@ -154,6 +163,21 @@ class Storm:
         victim.broker.thaw()
         return False
 
+    def step(self, victim: Member) -> bool:
+        """Its clock jumps, and stays off until another's does: nobody loses a tenant by that."""
+        for name, clock in self.clocks.items():
+            clock.step(self.rig.random.choice(STEPS) if name == victim.name else 0)
+            eventually(clock.is_stepped, timeout=PATIENCE, what=f"{name}'s clock")
+        before = self.owned_by()
+        began = time.monotonic()
+        while time.monotonic() - began < LEASE + MARGIN:
+            self.rig.wait_for_some()
+            self.rig.caught_up()
+        if self.owned_by() != before:
+            self.rig.figures.wrong.append(f"tenants moved as {victim.name}'s clock jumped")
+        self.kinds["step"] += 1
+        return False
+
     def leave(self, victim: Member) -> bool:
         began = time.monotonic()
         if victim.program.stop(timeout=PATIENCE) != 0:
@@ -190,7 +214,7 @@ def run(
     rate: float = 100,
     prepare: Callable[[Rig], None] = lambda _: None,
 ) -> None:
-    storm = Storm(rig)
+    storm = Storm(rig, rounds)
     for one in storm.members:
         one.program.settings |= settings
     rig.start(tenants=TENANTS, topic=topic)
