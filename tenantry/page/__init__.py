@@ -1,1 +1,1 @@
-"""The operator's page: HTML that this server makes, over the API, in its viewer's name."""
+"""The operator's page: HTML made on the server, from API calls made in the viewer's name."""

@@ -1,4 +1,4 @@
-"""What is done by the page's forms: each is one call of the API, in its viewer's name."""
+"""The actions of the page's forms: each is one API call, made in the viewer's name."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ _LONGEST_NUMBER: Final = 18
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Action:
-    """A form: the call it makes, of the names in its path and its fields; where it leads then.
+    """A form: the API call it makes, and the page it leads `to` afterwards.
 
-    `done` is what is said there. Where there is a `warning`, it is asked once more before.
+    The names in its path fill in `call` and `to`; `body` makes the request body from its fields.
+    `done` is the sentence shown on that page. A form with a `warning` asks for confirmation first.
     """
 
     call: str
@@ -87,13 +88,13 @@ ACTIONS: Final[Mapping[str, Action]] = {
         done="The node gets its share of the tenants again.",
     ),
 }
-"""By the path of the form."""
+"""The actions, by the path of the form."""
 
 pages: Final = Pages()
 
 
 def whole(text: str) -> int | str:
-    """Read a whole number; what is none goes on as it is, and is refused where it is checked."""
+    """Read a whole number; any other text is returned as it is, for the API's check to refuse."""
     digits = text.removeprefix("-")
     if digits.isdecimal() and digits.isascii() and len(digits) <= _LONGEST_NUMBER:
         return int(text)
@@ -101,7 +102,7 @@ def whole(text: str) -> int | str:
 
 
 async def act(action: Action, visit: Visit) -> Response:
-    """Do what a form asks for, once it is confirmed where that is needed, and lead on."""
+    """Do what a form asks for, after a confirmation where it has a warning, and redirect."""
     to = _filled(action.to, visit)
     if action.warning and visit.given.get("confirmed") != "yes":
         viewer = await admitted(visit.api, action.call)

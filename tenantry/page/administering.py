@@ -1,4 +1,4 @@
-"""A tenant is created, and deleted for good."""
+"""Forms that create a tenant, and delete one for good."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ CALLS: Final[Mapping[str, str]] = {
 
 _KEY: Final = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)
 _REFUSED: Final = frozenset({404, 409, 422, 503, 504})
-"""What can be put right on a form, or tried again as it stands."""
+"""Statuses after which the form is shown again, to be corrected or sent again as it stands."""
 
 pages: Final = Pages()
 
 
 @pages("GET /ui/new-tenant")
 async def ask_for_tenant(visit: Visit) -> Response:
-    """Ask what a tenant is to be."""
+    """Show the form for a new tenant."""
     return _asked(visit, await admitted(visit.api, _CREATE))
 
 
 @pages("POST /ui/new-tenant")
 async def create_tenant(visit: Visit) -> Response:
-    """Create a tenant, once for each form that was asked for, and show its credentials."""
+    """Create a tenant, and show its credentials. The form's key makes a repeated send harmless."""
     viewer = await admitted(visit.api, _CREATE)
     try:
         wanted = _wanted(visit.given)
@@ -51,7 +51,7 @@ async def create_tenant(visit: Visit) -> Response:
     key = given if _KEY.fullmatch(given) else secrets.token_urlsafe()
     made = await visit.api.call("POST", "/tenants", body=wanted, key=key)
     if made.status in _REFUSED:
-        # Of what may have been done nevertheless, the same key tells.
+        # The tenant may have been created nevertheless: with the same key, a repetition finds it.
         again = key if made.status >= 500 else None
         return _asked(visit, viewer, Problem(made.status, made.problem), again)
     tenant = let_in(made).body
@@ -75,7 +75,7 @@ def _asked(
 
 
 def _wanted(given: Mapping[str, str]) -> dict[str, Any]:
-    """Read what a tenant is to be; what is left empty is left out. Raises `ValueError`."""
+    """Read the wanted tenant from the form; empty fields are left out. Raises `ValueError`."""
     texts = {name: given.get(name, "").strip() for name in ("id", "workers", "partitions")}
     wanted: dict[str, Any] = {
         "name": given.get("name", "").strip(),

@@ -1,7 +1,7 @@
-"""The API as the page calls it: in this process, with its viewer's token, past the same doors.
+"""The API as the page calls it: in this process, with the viewer's token, past the same checks.
 
-So the page has no right of its own: who is shown what, and who may do what, is decided where it is
-decided for every call, and what is another node's is handed on to it as any call is.
+So the page has no rights of its own: the access table decides about its calls as about all others,
+and a call for another node's tenant is handed on to that node like any other call.
 """
 
 from __future__ import annotations
@@ -24,29 +24,29 @@ from tenantry.http.middleware import CORRELATION_HEADER, correlation_id_of
 from tenantry.http.oidc import Logins
 
 _COPIED: Final = (b"host", b"origin", CALLER)
-"""Headers of the page's request by which a foreign web page is told, and whom another node names:
-they may do no more here than there.
+"""Headers copied from the page's request: `host` and `origin` tell a foreign web page; `CALLER`
+names the caller of a request that another node hands on. Neither gets more rights by the page.
 """
 
 NOTE_SECONDS: Final = 60
-"""How long it is said what was done."""
+"""How long a note of what was done is valid."""
 
 _NOTE: Final = "a note of the page"
 _TIME: Final = 8
 _LARGE: Final = 256 * 1024
-"""Bytes of an answer that are read on a thread."""
+"""An answer of more bytes than this is read on a thread."""
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What the API answers: `body` is JSON that was read, None where there was none."""
+    """An answer of the API; `body` is the JSON as it was read, None for an empty body."""
 
     status: int
     body: Any
 
     @property
     def well(self) -> bool:
-        """Whether it is what was asked for."""
+        """Whether the call succeeded."""
         return self.status < 300
 
     @property
@@ -58,12 +58,12 @@ class Answer:
         return str(detail or f"the answer has the status {self.status}")
 
     def items(self) -> Sequence[Any]:
-        """Give what is in a list; nothing where the list is not known."""
+        """Return the items of a list; none after a failed call."""
         return self.body["data"] if self.well else ()
 
 
 class Api:
-    """The API for one request of the page; `token` is its viewer's, where there is one."""
+    """The API for one request of the page; `token` is the viewer's, None without one."""
 
     def __init__(self, scope: Scope, token: str | None) -> None:
         self._outer = scope
@@ -71,29 +71,29 @@ class Api:
 
     @property
     def has_token(self) -> bool:
-        """Whether its viewer has one."""
+        """Whether the viewer has a token."""
         return self._token is not None
 
     def with_token(self, token: str) -> Api:
-        """Give the same API for the holder of another token."""
+        """Return the same API for another token."""
         return Api(self._outer, token)
 
     async def redeem(self, code: str) -> str:
-        """Give the token of a session for a code, once. Raises `Problem`.
+        """Exchange a login code, which is good once, for a session's token. Raises `Problem`.
 
-        The one thing that is no call of the API: nobody is let in yet.
+        This is no call of the API, since the viewer is not authenticated yet.
         """
         services = self._outer["app"].state.services
         token: str = await services.pools.reads.run(services.login_codes.redeem, code)
         return token
 
     def note(self, done: str, to: str) -> str:
-        """Write down for this viewer what was done, to be told on the page `to` alone."""
+        """Seal a note of what was done; only this viewer, on the page `to`, is shown it."""
         now = int(time.time()).to_bytes(_TIME)
         return self.cursors.seal(now + done.encode(), _NOTE, self._token or "", to)
 
     def noted(self, note: str, here: str) -> str:
-        """Read such a note; nothing where it is no such, of another viewer or place, or old."""
+        """Read such a note; empty if it is forged, old, or for another viewer or page."""
         try:
             value = self.cursors.open(note, _NOTE, self._token or "", here)
         except BadCursorError:
@@ -103,25 +103,25 @@ class Api:
 
     @property
     def cursors(self) -> Cursors:
-        """What seals with a key that all nodes have."""
+        """Seals values with a key that all nodes share."""
         cursors: Cursors = self._outer["app"].state.services.cursors
         return cursors
 
     @property
     def logins(self) -> Logins | None:
-        """What knows of people who log in by a provider, if they do."""
+        """Logins by an identity provider; None where that is not set up."""
         return logins_of(self._outer)
 
     async def get(self, path: str, **params: object) -> Answer:
-        """Ask for something; what is None of the parameters is left out."""
+        """GET a path; parameters that are None are left out."""
         return await self.call("GET", path, params=params)
 
     async def exactly(self, path: str, **params: object) -> Answer:
-        """Ask for what holds JSON of tenants: no number in it is changed by being read."""
+        """GET a path whose answer holds tenants' JSON: reading it changes no number in it."""
         return await self.call("GET", path, params=params, read=_exact)
 
     async def read(self, path: str, read: Callable[[bytes], Any], **params: object) -> Answer:
-        """Ask for something that is read otherwise, if all is well."""
+        """GET a path, and read the answer by `read`; an error's body is read as JSON."""
         answer = await self.call("GET", path, params=params, read=bytes)
         if not answer.well:
             return Answer(answer.status, orjson.loads(answer.body))
@@ -137,7 +137,7 @@ class Api:
         key: str | None = None,
         read: Callable[[bytes], Any] = orjson.loads,
     ) -> Answer:
-        """Call the API, once for an idempotency key, and `read` its answer to the end."""
+        """Call the API, with an idempotency key if given, and read its whole answer by `read`."""
         content = b"" if body is None else orjson.dumps(body)
         scope = self._scope(method, path, params or {}, content)
         if key is not None:
@@ -148,7 +148,7 @@ class Api:
         async def receive() -> Message:
             nonlocal sent
             if sent:
-                # Whoever waits for the client to go is ended with the answer.
+                # The API may wait here for a disconnect; that wait ends with the answer.
                 await asyncio.Event().wait()
             sent = True
             return {"type": "http.request", "body": content, "more_body": False}
@@ -165,14 +165,14 @@ class Api:
         return Answer(status, await self._read(read, written) if written else None)
 
     async def follow(self, path: str, receive: Receive, send: Send, **params: object) -> None:
-        """Ask for something that goes on, for as long as the page's client waits for it."""
+        """Pass an endless answer of the API on to the page's client, until the client leaves."""
         await self._outer["app"](
             self._scope(self._outer["method"], path, params, b""), receive, send
         )
 
     @staticmethod
     async def _read(read: Callable[[bytes], Any], written: bytes) -> Any:
-        if len(written) > _LARGE:  # it would keep the event loop for long
+        if len(written) > _LARGE:  # reading it would block the event loop for long
             return await asyncio.to_thread(read, written)
         return read(written)
 
@@ -206,7 +206,7 @@ class Api:
 
 
 def logins_of(scope: Scope) -> Logins | None:
-    """Give what a request's application has people log in by a provider with, if they do."""
+    """Return the application's logins by an identity provider; None where there are none."""
     logins: Logins | None = scope["app"].state.services.logins
     return logins
 

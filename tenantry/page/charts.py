@@ -1,4 +1,4 @@
-"""Figures over time as a line, drawn here: points in a box, with gaps where nothing is known."""
+"""Figures over time, drawn as a line in a box, with gaps where a value is not known."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ HEIGHT: Final = 120
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chart:
-    """A line: `lines` are points for SVG in a box of `WIDTH` by `HEIGHT`, `most` is its top."""
+    """A chart: `lines` are SVG points in a box of `WIDTH` by `HEIGHT`; `most` is the box's top."""
 
     title: str
     unit: str
     most: float
     lines: Sequence[str]
     dots: Sequence[str]
-    """Points that have no neighbour, as a line from each to itself."""
+    """Points without a neighbour, each drawn as a line from the point to itself."""
 
 
 def chart(title: str, unit: str, values: Sequence[float | None]) -> Chart:
-    """Draw values that are equally far apart in time; None is a gap."""
+    """Draw values at equal intervals of time; None is a gap."""
     most = max((value for value in values if value is not None), default=0.0)
     step = WIDTH / max(1, len(values) - 1)
     runs: list[list[str]] = [[]]

@@ -1,4 +1,4 @@
-"""Whether it adds up, and whether a tenant is kept apart: found out when somebody asks."""
+"""A tenant's audit and its proof of isolation, each run when a viewer asks for it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tenantry.page.pages import Pages, Visit
 from tenantry.page.viewing import Viewer, admitted, let_in
 
 MOST: Final = 10
-"""Findings of a kind that are written out."""
+"""Findings of each kind that the page lists."""
 
 _AUDIT: Final = "GET /tenants/{tenant_id}/audit"
 _PROOF: Final = "POST /isolation"
@@ -27,7 +27,7 @@ pages: Final = Pages()
 
 @pages("GET /ui/tenants/{tenant_id}/checks")
 async def offer_checks(visit: Visit) -> Response:
-    """Offer an audit, and a proof of isolation, of a tenant that there is."""
+    """Offer an audit and a proof of isolation; 404 for an unknown tenant."""
     viewer = await admitted(visit.api, _AUDIT)
     let_in(await visit.api.get(f"/tenants/{visit.names['tenant_id']}"))
     return _shown(visit, viewer)
@@ -43,7 +43,7 @@ async def audit(visit: Visit) -> Response:
 
 @pages("POST /ui/tenants/{tenant_id}/isolation")
 async def prove_isolation(visit: Visit) -> Response:
-    """Have a tenant tried on what is others', and show what was found."""
+    """Try whether a tenant can reach other tenants' resources, and show what was found."""
     viewer = await admitted(visit.api, _PROOF)
     wanted = {"tenants": [visit.names["tenant_id"]]}
     found = await visit.api.call("POST", "/isolation", body=wanted)

@@ -1,6 +1,6 @@
-"""A tenant's credentials: those that are given to it, renewed, and taken away again.
+"""A tenant's credentials: given, rotated and revoked.
 
-A password is on the answer to the form that has made it, and nowhere else.
+A password is shown only in the answer to the form that made it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _ROTATE: Final = "POST /tenants/{tenant_id}/credentials/rotate"
 
 
 class Grant(NamedTuple):
-    """A form that makes a password: the call, what is asked before, what is said with it."""
+    """A form that makes a password: its call, the warning before it, the title after it."""
 
     call: str
     title: str
@@ -50,21 +50,21 @@ GRANTS: Final[Mapping[str, Grant]] = {
         done="The tenant has SQL access",
     ),
 }
-"""By the path of the form. What takes access away is among `tenantry.page.actions`."""
+"""The grants, by the path of the form. `tenantry.page.actions` has the forms that revoke access."""
 
 pages: Final = Pages()
 
 
 @pages("GET /ui/tenants/{tenant_id}/credentials")
 async def show_credentials(visit: Visit) -> Response:
-    """Tell what a tenant has credentials for, and offer others."""
+    """Show what a tenant has credentials for, and offer the other grants."""
     viewer = await admitted(visit.api, _ROTATE)
     tenant = let_in(await visit.api.get(f"/tenants/{visit.names['tenant_id']}")).body
     return visit.html("credentials.html", viewer, tenant=tenant, done=visit.done)
 
 
 async def _grant(grant: Grant, visit: Visit) -> Response:
-    """Ask whether they are sure; then make a password, and show it."""
+    """Ask for confirmation; then make a password, and show it."""
     tenant_id = visit.names["tenant_id"]
     viewer = await admitted(visit.api, grant.call)
     if visit.given.get("confirmed") != "yes":
@@ -79,7 +79,8 @@ async def _grant(grant: Grant, visit: Visit) -> Response:
         )
     method, _, path = grant.call.partition(" ")
     made = let_in(await visit.api.call(method, path.replace("{tenant_id}", tenant_id))).body
-    # A role's are the answer itself, beside whose they are; a broker user's are a part of it.
+    # A role's credentials are the answer itself, without its `tenant_id`; a broker user's are
+    # the part `credentials` of it.
     found = made.get("credentials") or {name: made[name] for name in made if name != "tenant_id"}
     return with_password(visit, viewer, grant.done, tenant_id, found)
 
@@ -87,7 +88,7 @@ async def _grant(grant: Grant, visit: Visit) -> Response:
 def with_password(
     visit: Visit, viewer: Viewer, title: str, tenant_id: str, credentials: Mapping[str, Any]
 ) -> Response:
-    """Show credentials that were made, this once; none where they were shown before."""
+    """Show new credentials, this once; none if they were shown before."""
     return visit.html(
         "password.html",
         viewer,

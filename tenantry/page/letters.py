@@ -1,6 +1,6 @@
-"""A tenant's dead letters: listed, looked at, replayed, discarded.
+"""A tenant's dead letters: listed, shown, replayed, discarded.
 
-What is replayed or discarded is told before, by a dry run, and done when that is confirmed.
+A dry run first shows what a replay or a discard would do; the viewer then confirms it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ ROWS: Final = 50
 """Dead letters on a page."""
 
 SHOWN_BYTES: Final = 8192
-"""Bytes that are shown of a body."""
+"""Bytes of a body that are shown."""
 
 CALLS: Final[Mapping[str, str]] = {
     "/ui/tenants/{tenant_id}/dead-letters/replay": "POST /tenants/{tenant_id}/dead-letters/replay",
@@ -37,7 +37,7 @@ pages: Final = Pages()
 
 @pages("GET /ui/tenants/{tenant_id}/dead-letters")
 async def show_letters(visit: Visit) -> Response:
-    """List dead letters, those that conditions hold for, without what is in them."""
+    """List the dead letters that the conditions select, without their contents."""
     conditions = _conditions(visit)
     who, letters = await asyncio.gather(
         visit.api.get("/whoami"),
@@ -67,7 +67,7 @@ async def show_letters(visit: Visit) -> Response:
 
 @pages("GET /ui/tenants/{tenant_id}/dead-letters/{letter_id}")
 async def show_letter(visit: Visit) -> Response:
-    """Show one dead letter, with what is in it to who may see that."""
+    """Show one dead letter; its contents only to viewers who may see payloads."""
     who, letter = await asyncio.gather(
         visit.api.get("/whoami"),
         visit.api.exactly(f"{_path(visit)}/{visit.names['letter_id']}"),
@@ -88,7 +88,7 @@ async def show_letter(visit: Visit) -> Response:
 
 
 async def _work_off(form: str, visit: Visit) -> Response:
-    """Tell what a form would do; do it, once that is confirmed."""
+    """Show what a form would do; do it once the viewer has confirmed."""
     method, _, _ = CALLS[form].partition(" ")
     act = form.rpartition("/")[2]
     path = f"{_path(visit)}/replay" if act == "replay" else _path(visit)
@@ -112,7 +112,7 @@ async def _work_off(form: str, visit: Visit) -> Response:
 
 
 def _selection(visit: Visit) -> dict[str, Any]:
-    """Say which letters a form means: those that are chosen, else all that conditions hold for."""
+    """Return which letters a form means: the chosen ones, else all that its conditions select."""
     if chosen := [value for name, value in visit.fields if name == "id"]:
         return {"ids": chosen}
     conditions = _conditions(visit)

@@ -1,4 +1,4 @@
-"""A tenant's limits, as a form: all there are, and an empty one is lifted."""
+"""A tenant's limits, as a form with a field for each limit; an emptied field lifts its limit."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ TOLD: Final[Mapping[str, tuple[str, str]]] = {
     "retention_seconds": ("Retention, age", "older messages are removed: 90s, 12h, 7d, 2w"),
     "retention_rows": ("Retention, rows", "beyond the newest so many, messages are removed"),
 }
-"""What each limit is called on the page, and what it means."""
+"""Each limit's title on the page, and the hint that explains it."""
 
 _UNITS: Final = {"w": 7 * DAY, "d": DAY, "h": 60 * 60, "m": 60}
 _MISTAKES: Final = frozenset({409, 422})
@@ -40,7 +40,7 @@ pages: Final = Pages()
 
 
 class Field(NamedTuple):
-    """A limit on the form; `was` is what it was when the form was made."""
+    """A limit on the form; `was` is its value when the form was made."""
 
     name: str
     title: str
@@ -51,19 +51,19 @@ class Field(NamedTuple):
 
     @property
     def is_span(self) -> bool:
-        """Whether it is a span of time, in words."""
+        """Whether it is a span of time with a unit, such as `7d`."""
         return self.name == SHOWN["retention_seconds"]
 
 
 @pages("GET /ui/tenants/{tenant_id}/limits")
 async def show_limits(visit: Visit) -> Response:
-    """Show a tenant's limits, to be changed."""
+    """Show the form with a tenant's limits."""
     return await _form(visit)
 
 
 @pages("POST /ui/tenants/{tenant_id}/limits")
 async def change_limits(visit: Visit) -> Response:
-    """Change what was changed on the form; what is wrong is said on it."""
+    """Change the limits that were changed on the form; the form shows what is wrong."""
     tenant_id = visit.names["tenant_id"]
     changed = await visit.api.call("PUT", f"/tenants/{tenant_id}/limits", body=changes(visit.given))
     if changed.status in _MISTAKES:
@@ -103,9 +103,9 @@ def _field(limit: str, limits: Mapping[str, Any], typed: Mapping[str, str]) -> F
 
 
 def changes(given: Mapping[str, str]) -> dict[str, Any]:
-    """Read what somebody has changed on the form, as the API takes it: null lifts a limit.
+    """Read the fields changed on the form, in the API's form: null lifts a limit.
 
-    What they left as it was may have been changed by others meanwhile, and stays so.
+    Fields left as they were are left out: another viewer may have changed those limits meanwhile.
     """
     found: dict[str, Any] = {}
     for limit in TOLD:
@@ -123,7 +123,7 @@ def changes(given: Mapping[str, str]) -> dict[str, Any]:
 
 
 def span(seconds: int) -> str:
-    """Write a span of time in its largest unit that goes into it: `7d`, say."""
+    """Write a span of time in the largest unit that divides it: `7d`, say."""
     for unit, length in _UNITS.items():
         if seconds % length == 0:
             return f"{seconds // length}{unit}"

@@ -53,7 +53,7 @@ pages: Final = Pages()
 
 @pages("GET /ui/login")
 async def ask_for_token(visit: Visit) -> Response:
-    """Ask for a token, unless none is needed, or the browser comes by a link."""
+    """Ask for a token; redirect if none is needed, or redeem the code of a login link."""
     if code := visit.given.get("code"):
         return rendering.html("link.html", visit.path, code=code)
     let_in_or_ask_again(visit.api, await visit.api.get("/whoami"))
@@ -153,7 +153,7 @@ class Attempt:
     """One login of a browser: the values sent to the provider, and those kept from it.
 
     `state` is good for this browser alone; `verifier` never leaves the servers, and `nonce` only to
-    the provider. Where it leads `to` is one of the page's own addresses.
+    the provider. The login leads `to` one of the page's own addresses.
     """
 
     to: str
@@ -170,7 +170,7 @@ class Attempt:
 
     @classmethod
     def resume(cls, cursors: Cursors, browser: str | None, state: str) -> Self:
-        """Give the login that a browser comes back with. Raises `Problem`, a 400."""
+        """Return the login of a browser that comes back. Raises `Problem`, a 400."""
         try:
             value = cursors.open(state, _STATE, browser or "")
         except BadCursorError:

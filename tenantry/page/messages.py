@@ -1,4 +1,4 @@
-"""A tenant's stored messages, for who may see what is in them."""
+"""A tenant's stored messages, for viewers who may see payloads."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ ROWS: Final = 25
 """Messages on a page."""
 
 SHOWN: Final = 500
-"""Characters that are shown of one."""
+"""Characters of a message that a list shows."""
 
 SHOWN_OF_ONE: Final = 8192
-"""Characters that are shown of the one that is looked at."""
+"""Characters of a message that its own page shows."""
 
 FEWER: Final = (ROWS, 5, 1)
 LARGEST: Final = 2 * 1024 * 1024
-"""Bytes of an answer that are read here: of larger messages fewer are asked for at a time."""
+"""Bytes of an answer that are read: if messages are larger, fewer are asked for at a time."""
 
 pages: Final = Pages()
 
@@ -80,7 +80,7 @@ async def show_message(visit: Visit) -> Response:
 
 
 async def _page(visit: Visit, **query: object) -> Any:
-    """Give a page of the API's, its messages with what is in them as text."""
+    """Return a page of the API's list, each message with its payload as `text`."""
     for limit in FEWER:
         page = let_in(await visit.api.read("/messages", _read, limit=limit, **query)).body
         if page is not None:
@@ -116,7 +116,7 @@ def _too_large(written: bytes) -> str:
 
 
 def text_of(message: Mapping[str, Any]) -> str:
-    """Give what is in a message as text: its JSON, else its bytes as far as they are text."""
+    """Return a message's payload as text: its JSON, else its bytes decoded as far as possible."""
     if message.get("body") is None:
         return exact.dumps(message.get("payload"))
     return base64.b64decode(message["body"]).decode(errors="replace")

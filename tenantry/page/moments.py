@@ -1,4 +1,4 @@
-"""Moments at which a tenant is looked at: versions, or times."""
+"""Moments at which a tenant is shown: a version, or a time."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ _TO_THE_SECOND: Final = 19
 
 
 class Moment(NamedTuple):
-    """A moment, as the API is asked for it, and how the tenant was then; nothing if there was none.
+    """A moment, as the API is asked for it, and the tenant's state then; empty if there was none.
 
-    No moment is the empty text.
+    The empty text stands for no moment.
     """
 
     asked: str
@@ -23,12 +23,12 @@ class Moment(NamedTuple):
 
     @property
     def is_version(self) -> bool:
-        """Whether it is a version, and no time."""
+        """Whether the moment is a version rather than a time."""
         return self.asked.isdecimal()
 
     @property
     def title(self) -> str:
-        """What it is called."""
+        """The moment's title on the page."""
         if not self.asked:
             return UNKNOWN
         if self.is_version:
@@ -39,19 +39,19 @@ class Moment(NamedTuple):
 
     @property
     def typed(self) -> str:
-        """What a field for a time has in it."""
+        """The text of the form's field for a time."""
         return "" if self.is_version else self.asked[:_TO_THE_SECOND]
 
 
 def in_utc(text: str) -> str:
-    """Read a time as a browser gives it that asks for one: without a zone, perhaps seconds."""
+    """Add the zone, UTC, to a time from a browser's time field, and seconds if it has none."""
     if text[10:11] == "T" and len(text) in {_TO_THE_MINUTE, _TO_THE_SECOND}:
         return f"{text}:00Z" if len(text) == _TO_THE_MINUTE else f"{text}Z"
     return text
 
 
 def seconds(written: str) -> int:
-    """Give a time of the API in seconds since 1970."""
+    """Return a time of the API in seconds since 1970."""
     return int(datetime.fromisoformat(written).timestamp())
 
 

@@ -18,19 +18,19 @@ NODES: Final = 80
 """Nodes on a page."""
 
 ROWS: Final = 40
-"""Actors right below the supervisor on a page at most, each with its own."""
+"""Most actors right below the supervisor on a page, each shown with its children."""
 
 BELOW: Final = 12
-"""Actors below one that are shown of it."""
+"""Children of an actor that are shown."""
 
 NAME: Final = 80
 """Characters of an actor's name that are shown."""
 
 TREE_BYTES: Final = 64_000
-"""What the actors of a page may take of it."""
+"""Bytes of a page that its actors may take."""
 
 _BYTES_AROUND: Final = 190
-"""What is written around an actor's name at most."""
+"""Most bytes that are written around an actor's name."""
 
 _WELL: Final = frozenset(
     {"active", "busy", "consuming", "idle", "paused", "running", "waiting", "watching"}
@@ -41,7 +41,7 @@ pages: Final = Pages()
 
 @pages("GET /ui/nodes")
 async def show_nodes(visit: Visit) -> Response:
-    """List the nodes; those who may, empty one."""
+    """List the nodes; viewers with the right to drain a node are offered that."""
     who, nodes = await asyncio.gather(visit.api.get("/whoami"), visit.api.get("/nodes"))
     viewer = Viewer.of(let_in(who).body)
     listed = let_in(nodes).body["data"]
@@ -66,7 +66,7 @@ def _begin(visit: Visit) -> int:
 
 @pages("GET /ui/actors")
 async def show_actors(visit: Visit) -> Response:
-    """Show a node's tree of actors: what hangs below what, its state, its mailbox, restarts."""
+    """Show a node's tree of actors, each with its state, mailbox and restarts."""
     node = visit.given.get("node") or None
     who, status = await asyncio.gather(
         visit.api.get("/whoami"), visit.api.get("/status", node=node)
@@ -101,7 +101,7 @@ async def show_actors(visit: Visit) -> Response:
 
 
 def _fitting(actors: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
-    """Give the first of some actors, as many as a page holds with what is shown below them."""
+    """Return the first actors, as many as fit on a page with their children; at least one."""
     left = TREE_BYTES
     for number, one in enumerate(actors):
         left -= _size(one)
@@ -116,7 +116,7 @@ def _size(actor: Mapping[str, Any]) -> int:
 
 
 def is_well(actor: Mapping[str, Any]) -> bool:
-    """Tell whether an actor and those below it are in a state that needs nobody."""
+    """Tell whether an actor and all below it are in a state that needs no attention."""
     return actor["state"] in _WELL and all(map(is_well, actor["children"]))
 
 

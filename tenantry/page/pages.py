@@ -1,4 +1,4 @@
-"""The pages: which there are, and how a request comes to its own."""
+"""The registry of pages, and how a request is routed to its page."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from tenantry.page.viewing import NotLetIn, Viewer
 MOST_FIELDS: Final = 1100
 
 LOGGED_OUT: Final = "ui/logged-out"
-"""The page for who has logged out where people log in by a provider."""
+"""The page after logging out, where users log in by an identity provider."""
 
 _MOST_KEPT: Final = 40_000
-"""Bytes of a page that what was filled in may take."""
+"""Bytes of a page that repeated form input may take."""
 
 _FORM: Final = "application/x-www-form-urlencoded"
 
@@ -50,7 +50,7 @@ class Visit:
 
     @property
     def kept(self) -> Mapping[str, str]:
-        """What was filled in, to be shown again; what would make the page large is left out."""
+        """The form input, to be shown again; fields that would make the page large are left out."""
         kept, left = {}, _MOST_KEPT
         for name, value in self.given.items():
             if (size := rendering.size(value)) <= left:
@@ -58,24 +58,24 @@ class Visit:
         return kept
 
     def html(self, template: str, viewer: Viewer, status: int = 200, **shown: Any) -> Response:
-        """Write a page for who looks."""
+        """Write a page for a viewer."""
         return rendering.html(template, self.path, status, viewer=viewer, **shown)
 
     def json(self, shown: Mapping[str, str]) -> Response:
-        """Write what the page's script puts in place of what is there."""
+        """Write texts by name, for the page's script to put in place of the old ones."""
         return rendering.json(shown)
 
     def lead_to(self, to: str, headers: Mapping[str, str] | None = None) -> Response:
-        """Lead on to another page: `ui/tenants/acme`, say."""
+        """Redirect to another page: `ui/tenants/acme`, say."""
         return rendering.see_other(self.path, to, headers)
 
     def lead_to_saying(self, to: str, done: str) -> Response:
-        """Lead on to another page, which says to this viewer what has been done."""
+        """Redirect to another page, which tells this viewer what has been done."""
         return self.lead_to(f"{to}?done={self.api.note(done, to)}")
 
     @property
     def done(self) -> str:
-        """What has been done by the form that has led here; empty where none has just now."""
+        """What the form that led here has done; empty if no form just has."""
         return self.api.noted(self.given.get("done", ""), self.path.strip("/"))
 
 
@@ -86,7 +86,7 @@ class Pages(dict[tuple[str, str], Show]):
     """Pages by method and path."""
 
     def __call__(self, call: str) -> Callable[[Show], Show]:
-        """Make a function the page under a path: `GET /ui/nodes`, say."""
+        """Decorate a function as the page of a method and path: `GET /ui/nodes`, say."""
         method, _, path = call.partition(" ")
 
         def add(show: Show) -> Show:
@@ -97,7 +97,7 @@ class Pages(dict[tuple[str, str], Show]):
 
 
 class Page:
-    """Serves what is under `/ui`; all else goes on. `pages` are those that there are."""
+    """Middleware that serves `pages` under `/ui`, and passes every other request on."""
 
     def __init__(self, app: ASGIApp, *, pages: Mapping[tuple[str, str], Show]) -> None:
         self._app = app
@@ -139,17 +139,18 @@ class Page:
 
 
 async def _ask_who(request: Request, reason: str) -> Response:
-    """Ask for a token, or to log in by a provider where that can be."""
+    """Ask for a token, and offer a login by an identity provider where one is set up."""
     path: str = request.scope["path"]
     left = path == f"/{LOGGED_OUT}"
     here = "ui" if left or request.method == "POST" else path.removeprefix("/")
     logins, provider, way, has_way_out = logins_of(request.scope), "", "", False
     if logins is not None:
-        # Not relative: people come back to this address, and there their browser has to be known.
+        # An absolute URL: the provider sends users back to this address, and the cookie that
+        # identifies their browser has to be set for it.
         way = f"{logins.registration.public_url}/ui/oidc?{urlencode({'to': here})}"
         provider = logins.provider
         has_way_out = left and await _has_way_out(logins)
-    # `Bearer` is what the API takes; browsers ask nothing for it.
+    # The API takes `Bearer`; browsers show no password prompt for it.
     return rendering.html(
         "login.html",
         path,

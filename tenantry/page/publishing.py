@@ -1,4 +1,4 @@
-"""A test message: published from a form, and where it is then."""
+"""A form that publishes a test message, and then links to it."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ CALLS: Final[Mapping[str, str]] = {"/ui/tenants/{tenant_id}/publish": _CALL}
 """The call of the form."""
 
 _REFUSED: Final = frozenset({400, 404, 409, 422, 429, 503, 504})
-"""What can be put right on the form, or tried again as it stands."""
+"""Statuses after which the form is shown again, to be corrected or sent again as it stands."""
 
 pages: Final = Pages()
 
 
 @pages("GET /ui/tenants/{tenant_id}/publish")
 async def ask_for_message(visit: Visit) -> Response:
-    """Ask what is to be published, and where."""
+    """Show the form: what to publish, and where."""
     viewer, tenant = await _publisher(visit)
     return _form(visit, viewer, tenant)
 
 
 @pages("POST /ui/tenants/{tenant_id}/publish")
 async def publish(visit: Visit) -> Response:
-    """Publish a message, and tell what has come of it, beside the form as it was filled in."""
+    """Publish a message, and show the result beside the form as it was filled in."""
     viewer, tenant = await _publisher(visit)
     try:
         wanted = publication(visit.given)
@@ -79,9 +79,9 @@ def _form(
 
 
 def publication(given: Mapping[str, str]) -> dict[str, Any]:
-    """Read a message as the API takes it, JSON to its last digit. Raises `ValueError`.
+    """Read a message in the API's form, its JSON to the last digit. Raises `ValueError`.
 
-    A browser sends the ends of lines as CR LF: of text they are as they were typed.
+    A browser sends the ends of lines as CR LF; they are turned back into LF.
     """
     text = given.get("payload", "").replace("\r\n", "\n")
     wanted = {name: given[name] for name in ("topic", "key", "id") if given.get(name)}

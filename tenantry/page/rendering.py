@@ -1,4 +1,4 @@
-"""How the page is written: templates, numbers and times as people read them, headers, files."""
+"""How pages are written: templates, numbers and times for people, headers, static files."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ HEADERS: Final[Mapping[str, str]] = {
     "Content-Security-Policy": POLICY,
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
-    # Not `no-referrer`: with that, browsers keep from a form where it came from.
+    # Not `no-referrer`: with that, browsers do not say where a form came from.
     "Referrer-Policy": "same-origin",
     "X-Frame-Options": "DENY",
 }
 LONGEST_TEXT: Final = 300
-"""Characters that are shown of a text that somebody else has chosen."""
+"""Characters shown of a text that was chosen by a tenant or another outsider."""
 
 _ESCAPED: Final = {"&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&#34;", "'": "&#39;"}
 _BYTES_A_CHARACTER: Final = 2
@@ -52,10 +52,10 @@ def html(
     path: str,
     status: int = 200,
     headers: Mapping[str, str] | None = None,
-    /,  # whatever is shown has a name of its own
+    /,  # `shown` may use these names as well
     **shown: Any,
 ) -> Response:
-    """Write a page for a request's path, from which its links lead."""
+    """Write a page; its links are relative to `path`, the request's."""
     text = _environment().get_template(template).render(root=root_of(path), **shown)
     return Response(
         text, status_code=status, media_type="text/html", headers={**HEADERS, **(headers or {})}
@@ -63,29 +63,29 @@ def html(
 
 
 def json(shown: Mapping[str, str]) -> Response:
-    """Write texts by name."""
+    """Write texts by name, as JSON."""
     return Response(orjson.dumps(shown), media_type="application/json", headers=HEADERS)
 
 
 def see_other(path: str, to: str, headers: Mapping[str, str] | None = None) -> Response:
-    """Lead on to another page, named from the root of the API, after a form."""
+    """Redirect from a form to another page; `to` is relative to the root of the API."""
     given = {**HEADERS, **(headers or {}), "Location": f"{root_of(path)}{to}"}
     return Response(status_code=303, headers=given)
 
 
 def elsewhere(url: str, headers: Mapping[str, str] | None = None) -> Response:
-    """Lead to an address of somebody else's, which is told nothing of where this came from."""
+    """Redirect to another site, which is not told the page that led there."""
     given = {**HEADERS, "Referrer-Policy": "no-referrer", **(headers or {}), "Location": url}
     return Response(status_code=303, headers=given)
 
 
 def root_of(path: str) -> str:
-    """Give the way from a page to the root of the API, which a proxy may have put anywhere."""
+    """Return the relative path from a page to the API's root, which a proxy may put anywhere."""
     return "../" * (path.count("/") - 1) or "./"
 
 
 def file(name: str) -> Response:
-    """Give a file that belongs to the page, by the name with its digest in it; 404."""
+    """Return a static file, by its name with its digest in it. Raises `Problem`, a 404."""
     stem, _, rest = name.partition(".")
     _, _, ending = rest.partition(".")
     plain = f"{stem}.{ending}"
@@ -97,7 +97,7 @@ def file(name: str) -> Response:
 
 @cache
 def named(plain: str) -> str:
-    """Give a file's name with the digest of what is in it: under one name it never changes."""
+    """Return a file's name with its digest: what is served under one name never changes."""
     stem, _, ending = plain.partition(".")
     return f"{stem}.{hashlib.sha256(_content(plain)).hexdigest()[:16]}.{ending}"
 
@@ -109,7 +109,7 @@ def _content(plain: str) -> bytes:
 
 @cache
 def _environment() -> Environment:
-    # Loaded when somebody looks for the first time: a daemon starts without it.
+    # Loaded for the first page that is written, so that a daemon starts without it.
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
@@ -131,12 +131,12 @@ def _json(value: object) -> str:
 
 
 def number(value: float | None) -> str:
-    """Write a count exactly, its digits in threes."""
+    """Write a number exactly, its digits in groups of three."""
     return UNKNOWN if value is None else f"{value:,}"
 
 
 def rate(value: float | None) -> str:
-    """Write how many there are a second."""
+    """Write a number per second."""
     return UNKNOWN if value is None else f"{value:,.1f}"
 
 
@@ -148,10 +148,10 @@ def moment(written: str | None) -> str:
 
 
 def clipped(text: object, most: int = LONGEST_TEXT) -> str:
-    """Write the beginning of a text, and that there is more of it.
+    """Write the beginning of a text; if it is cut, its whole length follows.
 
-    That is `most` characters, and fewer where they would take more than twice as many bytes: a page
-    full of quotes is not five times as large as another.
+    It has `most` characters, fewer where those would take more than twice as many bytes: escaping
+    must not make a page full of quotes five times as large as another.
     """
     whole = str(text)
     shown = _within(whole[:most], _BYTES_A_CHARACTER * most)
@@ -159,13 +159,13 @@ def clipped(text: object, most: int = LONGEST_TEXT) -> str:
 
 
 def size(text: str) -> int:
-    """Count the bytes that a text takes on a page."""
+    """Count the bytes that a text takes on a page, escaped."""
     escaped = sum(text.count(one) * (len(more) - 1) for one, more in _ESCAPED.items())
     return len(text.encode(errors="replace")) + escaped
 
 
 def _within(text: str, most: int) -> str:
-    """Give as much of a text as takes `most` bytes on a page."""
+    """Return as much of a text's beginning as takes at most `most` bytes on a page."""
     if size(text) <= most:
         return text
     for place, one in enumerate(text):

@@ -1,4 +1,4 @@
-"""The page as what stands before the routes of the API."""
+"""The page as a middleware before the routes of the API."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ PAGES: Final[Mapping[tuple[str, str], Show]] = {
     **nodes.pages,
     **actions.pages,
 }
-"""All there are, by method and path."""
+"""All pages, by method and path."""
 
 FORMS: Final[Mapping[str, str]] = {
     **{path: action.call for path, action in actions.ACTIONS.items()},
@@ -54,7 +54,7 @@ FORMS: Final[Mapping[str, str]] = {
     **checks.CALLS,
     **administering.CALLS,
 }
-"""The call that each form makes, by the path that it is sent to."""
+"""The API call that each form makes, by the form's path."""
 
 _OF_SESSIONS: Final = {"/ui/login", "/ui/logout"}
 for _call in FORMS.values():

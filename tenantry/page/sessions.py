@@ -1,7 +1,7 @@
-"""Who looks: their token in a cookie that only this page gets, and no other page's forms.
+"""The viewer's session: a token in a cookie, which no other site's pages or forms can send.
 
 The cookie holds the token itself. So it is good for as long as the token is, on every node, and
-nothing is kept on the server: logging out has the browser forget it.
+the server keeps nothing: logging out only deletes the cookie in the browser.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from tenantry.http.cookies import SESSION, cookie_of, is_token
 from tenantry.http.problems import Problem
 
 MOST_BYTES: Final = 4000
-"""Browsers drop a cookie that is longer than some bytes more."""
+"""Longest token; browsers drop a cookie that is only a few bytes longer than this."""
 
 LOGIN_COOKIE: Final = "tenantry_login"
 
@@ -25,13 +25,13 @@ _BROWSER: Final = re.compile(r"[A-Za-z0-9_-]{43}", re.ASCII)
 
 
 def browser_of(headers: Headers) -> str | None:
-    """Give what only the browser knows that has begun to log in by a provider, if it has."""
+    """Return the secret of a browser that has begun a login by a provider; None without one."""
     browser = cookie_of(headers, LOGIN_COOKIE)
     return browser if browser is not None and _BROWSER.fullmatch(browser) else None
 
 
 def checked_token(text: str) -> str:
-    """Give a token that somebody has pasted as a cookie can hold it; 422."""
+    """Return a pasted token in a form that a cookie can hold. Raises `Problem`, a 422."""
     token = text.strip().removeprefix("Bearer ").strip()
     if len(token) > MOST_BYTES:
         raise Problem(422, f"the token is longer than {MOST_BYTES} bytes, which no cookie holds")
@@ -41,34 +41,34 @@ def checked_token(text: str) -> str:
 
 
 def is_by_tls(headers: Headers) -> bool:
-    """Tell whether a form of the page's was sent by HTTPS, to a proxy perhaps."""
+    """Tell whether the browser sent the form by HTTPS, be it to a proxy."""
     return _origin(headers).startswith("https://")
 
 
 def begin(token: str, *, secure: bool) -> str:
-    """Give the `Set-Cookie` of a session; its path is where the request was, `/ui`."""
+    """Return the `Set-Cookie` of a session; its path defaults to the request's, `/ui`."""
     return f"{SESSION}={token}; HttpOnly; SameSite=Strict{_SECURE if secure else ''}"
 
 
 def end(*, secure: bool) -> str:
-    """Give the `Set-Cookie` that ends it."""
+    """Return the `Set-Cookie` that ends a session."""
     return f"{begin('', secure=secure)}; Max-Age=0"
 
 
 def begin_login(browser: str, seconds: int, *, secure: bool) -> str:
-    """Give the `Set-Cookie` by which a browser is known that comes back from a provider.
+    """Return the `Set-Cookie` that identifies a browser when it comes back from a provider.
 
-    It comes back by a link of another site, with which browsers send nothing that is `Strict`.
+    It comes back by a link of another site, with which browsers send no `Strict` cookie.
     """
     kept = f"HttpOnly; SameSite=Lax; Max-Age={seconds}{_SECURE if secure else ''}"
     return f"{LOGIN_COOKIE}={browser}; {kept}"
 
 
 def refuse_foreign_forms(headers: Headers) -> None:
-    """Let nobody but this page's own forms do anything; 403.
+    """Refuse any form that is not this page's own. Raises `Problem`, a 403.
 
-    A browser says where a form comes from: by `Sec-Fetch-Site`, which it keeps for TLS and this
-    machine, or by `Origin`.
+    A browser says where a form comes from by `Sec-Fetch-Site`, which it sends over TLS and to
+    this machine only, or by `Origin`.
     """
     site = headers.get("sec-fetch-site")
     own = site == "same-origin" if site is not None else _is_own(headers)

@@ -1,7 +1,7 @@
-"""A tenant's messages as they are stored: the API's stream, made into what a page shows of it.
+"""A tenant's messages as they are stored: the API's stream, turned into rows for the page.
 
-A tenant may store thousands a second, and large ones: few are shown of a second, and of each the
-beginning. How many were passed over is told.
+A tenant may store thousands of large messages a second. The page shows few of each second, the
+beginning of each, and how many it left out.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from tenantry.page.messages import SHOWN, text_of
 from tenantry.page.pages import Pages, Visit
 
 EACH_SECOND: Final = 40
-"""Messages that are shown of one second."""
+"""Messages shown of one second."""
 
 LARGEST: Final = 32 * 1024
-"""Bytes of an event that is read here, on the event loop that all share."""
+"""Bytes of the largest event that is parsed; that happens on the event loop all requests share."""
 
 _HELD: Final = 1024 * 1024
 _END: Final = b"\n\n"
@@ -41,13 +41,13 @@ pages: Final = Pages()
 
 @pages("GET /ui/tail")
 async def follow_messages(visit: Visit) -> Response:
-    """Follow a tenant's messages, for the page's script: from now on, or from where it was."""
+    """Stream a tenant's messages to the page's script: from now on, or from its cursor."""
     names = ("tenant_id", "topic", "cursor")
     return _Tail(visit.api, {name: visit.given.get(name) or None for name in names})
 
 
 class _Tail(Response):
-    """An answer that goes on. One that is not well has its status, and says no more."""
+    """An endless answer. An error of the API is passed on as its status, without a body."""
 
     def __init__(self, api: Api, query: Mapping[str, str | None]) -> None:
         super().__init__()
@@ -73,9 +73,9 @@ class _Tail(Response):
 
 
 class Events:
-    """Turns events of the API into those of the page, each of several messages.
+    """Turns the API's events into the page's, each of several messages.
 
-    Theirs: the API's `id`, and as `data` an object of `rows`, and how many are `left_out`.
+    A page's event has the API's `id`; its `data` is an object with `rows` and the count `left_out`.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -86,7 +86,7 @@ class Events:
         self._shown = 0
 
     def shown(self, part: bytes) -> bytes:
-        """Give what the page gets for the next part of the API's answer; it may be nothing."""
+        """Return the page's bytes for the next part of the API's answer; they may be empty."""
         *events, self._rest = (self._rest + part).split(_END)
         left_out = 0
         if self._broken and events:
@@ -104,7 +104,7 @@ class Events:
         return _HEARTBEAT if events else b""
 
     def _few(self, messages: Sequence[bytes]) -> Sequence[bytes]:
-        """Give the last of some messages, as many as this second has left."""
+        """Return the last messages, as many as may still be shown in this second."""
         now = int(self._clock())
         if now != self._second:
             self._second, self._shown = now, 0
@@ -119,7 +119,7 @@ def _cursor(event: bytes) -> bytes:
 
 
 def _row(event: bytes) -> dict[str, str]:
-    """Write a message as text, by the names of the cells of the page's table."""
+    """Write a message as texts, by the names of the cells in the page's table."""
     if len(event) > LARGEST:
         return {"text": f"too large to be shown here: some {len(event):,} bytes"}
     message: Any = exact.loads(event.partition(b"\ndata: ")[2].decode())

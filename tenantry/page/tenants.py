@@ -1,4 +1,4 @@
-"""One tenant's pages: how it is, what it has done for a day, and how it was."""
+"""One tenant's pages: its present state, its last day, and its past states."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ EVENTS: Final = 50
 """Events on a page."""
 
 STEPS: Final = 1000
-"""Times that a slider has."""
+"""Steps of the slider."""
 
 _WINDOW: Final = "24h"
 _PASSING: Final = frozenset(
     {"messages_pending", "workers_current", "rate", "dead_lettered", "node", "epoch", "trouble"}
 )
-"""Of a tenant, what is known of the present alone."""
+"""Fields of a tenant that are known for the present only."""
 
 pages: Final = Pages()
 
 
 @pages("GET /ui/tenants/{tenant_id}")
 async def show_tenant(visit: Visit) -> Response:
-    """Show a tenant as it is, its day, and what can be done."""
+    """Show a tenant's present state, its last day, and the actions on it."""
     path = f"/tenants/{visit.names['tenant_id']}"
     who, tenant, day = await asyncio.gather(
         visit.api.get("/whoami"),
@@ -62,7 +62,7 @@ async def show_tenant(visit: Visit) -> Response:
 
 @pages("GET /ui/tenants/{tenant_id}/figures")
 async def show_figures(visit: Visit) -> Response:
-    """Give a tenant's figures anew."""
+    """Return a tenant's current figures."""
     tenant = await visit.api.get(f"/tenants/{visit.names['tenant_id']}")
     return visit.json(_figures(let_in(tenant).body))
 
@@ -79,7 +79,7 @@ def _figures(tenant: Mapping[str, Any]) -> dict[str, str]:
 
 @pages("GET /ui/tenants/{tenant_id}/journal")
 async def show_journal(visit: Visit) -> Response:
-    """Show what has happened to a tenant, how it was at one moment, and what differs to another."""
+    """Show a tenant's events, its state at one moment, and how that differs from another."""
     path = f"/tenants/{visit.names['tenant_id']}"
     who, tenant, events = await asyncio.gather(
         visit.api.get("/whoami"),
@@ -117,13 +117,13 @@ async def _moment(visit: Visit, path: str, asked: str) -> Moment:
     if not asked:
         return Moment("", {})
     answer = await visit.api.get(path, at=asked)
-    if answer.status in {410, 422}:  # what it would need is archived; it is none
+    if answer.status in {410, 422}:  # its events are archived; this is no moment
         raise Problem(answer.status, answer.problem)
     return Moment(asked, answer.body if answer.well else {})
 
 
 def _life(created_at: str) -> range:
-    """Give the seconds since 1970 from a tenant's creation till now, in steps for a slider."""
+    """Return the seconds since 1970 from a tenant's creation till now, in the slider's steps."""
     began, now = seconds(created_at), int(time.time())
     return range(began, now + 1, max(1, (now - began) // STEPS))
 
@@ -137,12 +137,12 @@ class Difference(NamedTuple):
 
     @property
     def differs(self) -> bool:
-        """Whether it does."""
+        """Whether the two values differ."""
         return self.then != self.other
 
 
 def differences(then: Mapping[str, Any], other: Mapping[str, Any]) -> list[Difference]:
-    """Hold a tenant at one moment against the same at another, field by field."""
+    """Compare a tenant at two moments, field by field."""
     left, right = dict(flat(then)), dict(flat(other))
     names = [*left, *(name for name in right if name not in left)]
     return [
@@ -153,7 +153,7 @@ def differences(then: Mapping[str, Any], other: Mapping[str, Any]) -> list[Diffe
 
 
 def flat(value: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, str]]:
-    """Give the fields of an object, and of those in it, as text; what is null is left out."""
+    """Yield the fields of an object, and of objects in it, as text; null fields are left out."""
     for name, one in value.items():
         if isinstance(one, Mapping):
             yield from flat(one, f"{before}{name}.")

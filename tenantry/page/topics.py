@@ -1,4 +1,4 @@
-"""A tenant's topics: those that it has, and more of them."""
+"""A tenant's topics, and a form that adds topics."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ pages: Final = Pages()
 
 @pages("GET /ui/tenants/{tenant_id}/topics")
 async def show_topics(visit: Visit) -> Response:
-    """Show a tenant's topics, and ask for more."""
+    """Show a tenant's topics, and the form that adds topics."""
     return await _form(visit)
 
 
 @pages("POST /ui/tenants/{tenant_id}/topics")
 async def add_topics(visit: Visit) -> Response:
-    """Add topics; what is wrong is said on the form."""
+    """Add topics; the form shows what is wrong."""
     tenant_id = visit.names["tenant_id"]
     try:
         wanted = topics_in(visit.given.get("topics", ""))

@@ -23,7 +23,7 @@ class Viewer:
 
     @classmethod
     def of(cls, told: Any) -> Self:
-        """Make it from the answer of `GET /whoami`."""
+        """Make a viewer from the answer of `GET /whoami`."""
         return cls(
             name=told["name"],
             scope=Scope(told["scope"]),
@@ -33,12 +33,12 @@ class Viewer:
         )
 
     def may(self, call: str) -> bool:
-        """Tell whether they may make a call, such as `POST /tenants/{tenant_id}/pause`."""
+        """Tell whether the viewer may make a call, such as `POST /tenants/{tenant_id}/pause`."""
         method, _, path = call.partition(" ")
         return access.may((method, path), self.scope, payloads=self.payloads)
 
     def must(self, call: str) -> None:
-        """Raise `Problem`, a 403, unless they may make a call."""
+        """Raise `Problem`, a 403, unless the viewer may make a call."""
         if not self.may(call):
             raise Problem(403, f"the scope {self.scope.value} is not good for this")
 
@@ -69,12 +69,12 @@ def let_in_or_ask_again(api: Api, who: Answer) -> Answer:
 
 
 async def viewer_of(api: Api) -> Viewer:
-    """Give the viewer. Raises `NotLetIn`, `Problem`."""
+    """Return the viewer. Raises `NotLetIn`, `Problem`."""
     return Viewer.of(let_in(await api.get("/whoami")).body)
 
 
 async def admitted(api: Api, call: str) -> Viewer:
-    """Give the viewer, if they may make a call. Raises `NotLetIn`, `Problem`."""
+    """Return the viewer if they may make a call. Raises `NotLetIn`, `Problem`."""
     viewer = await viewer_of(api)
     viewer.must(call)
     return viewer

@@ -1,4 +1,4 @@
-"""What the pages show: answers of the API, asked for all at a time."""
+"""The overview of all tenants, and the static files."""
 
 from __future__ import annotations
 
@@ -35,21 +35,21 @@ pages: Final = Pages()
 
 @pages("GET /ui/static/{name}")
 async def show_file(visit: Visit) -> Response:
-    """Give a file."""
+    """Return a static file."""
     return rendering.file(visit.names["name"])
 
 
 @pages("GET /ui/")
 async def lead_to_overview(visit: Visit) -> Response:
-    """Lead to the overview whoever has typed a slash too many."""
+    """Redirect to the overview from an address with a slash too many."""
     return visit.lead_to("ui")
 
 
 @pages("GET /ui")
 async def show_overview(visit: Visit) -> Response:
-    """Show how everything is, and the tenants."""
+    """Show the state of the whole system, and the tenants."""
     query = _list_query(visit)
-    # Before all else: nothing is asked for a stranger.
+    # Before all else: for an unknown viewer, nothing more is asked of the API.
     viewer = Viewer.of(let_in_or_ask_again(visit.api, await visit.api.get("/whoami")).body)
     if viewer.is_tenant:
         return visit.lead_to(f"ui/tenants/{viewer.tenant_id}")
@@ -59,7 +59,7 @@ async def show_overview(visit: Visit) -> Response:
         visit.api.get("/overview"),
         visit.api.get("/tenants", **query),
     )
-    if tenants.status in {400, 422}:  # a parameter that somebody has made up
+    if tenants.status in {400, 422}:  # the viewer has made a parameter up
         raise Problem(tenants.status, tenants.problem)
     return visit.html(
         "overview.html",
@@ -81,7 +81,7 @@ async def show_overview(visit: Visit) -> Response:
 
 @pages("GET /ui/figures")
 async def show_figures(visit: Visit) -> Response:
-    """Give all tenants' figures anew."""
+    """Return the current figures of all tenants."""
     return visit.json(_figures(let_in(await visit.api.get("/overview")).body))
 
 
@@ -101,7 +101,7 @@ def _list_query(visit: Visit) -> dict[str, Any]:
 
 
 def _column(name: str, title: str, query: dict[str, Any]) -> dict[str, Any]:
-    """Say of a column how the list is sorted by it, and what a click on its head asks for."""
+    """Describe a column: how the list is sorted by it, and what a click on its head asks for."""
     ascending, descending = name, f"-{name}"
     first, other = (descending, ascending) if name in _GREATEST_FIRST else (ascending, descending)
     wanted = other if query["sort"] == first else first
