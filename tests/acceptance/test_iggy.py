@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import uuid
 from collections.abc import Iterator
@@ -115,6 +116,53 @@ def test_what_a_tenant_sends_is_a_row_with_id_headers_and_bytes(
     (binary,) = [row for row in rows if row.body is not None]
     assert (binary.body, binary.content_type) == (b"\x00\xff", "application/octet-stream")
     eventually(lambda: program.runtime(tenant)["duplicates"] == 1, what="the second is a duplicate")
+
+
+def test_an_event_is_stored_as_it_came_and_a_wrong_one_is_a_dead_letter(
+    program: Program, senders: Any
+) -> None:
+    tenant = program.create(topics=["events"])
+    sender = senders(tenant.amqp_url)
+    event = {"specversion": "1.0", "id": "7", "source": "/shop", "type": "order.created"}
+    binary = {f"cloudEvents:{name}": value for name, value in event.items()}
+    structured = {"content-type": "application/cloudevents+json"}
+    body = json.dumps(event | {"id": "8"}).encode()
+    sender.send(
+        tenant.stream,
+        "events",
+        iggy.SendMessage(b'{"total": 99.90}', binary | {"content-type": "application/json"}),
+        iggy.SendMessage(body, structured),
+        iggy.SendMessage(b"{}", binary | {"cloudEvents:time": "now"}),
+    )
+    first, second = rows_of(program, tenant, 2)
+    assert (first.payload, first.headers) == ({"total": 99.90}, binary)
+    assert (second.body, second.content_type) == (body, structured["content-type"])
+    assert second.headers == binary | {"cloudEvents:id": "8"}
+    path = f"/tenants/{tenant.id}/dead-letters"
+    (letter,) = eventually(lambda: program.get(path)["data"], what="the dead letter")
+    assert letter["reason"] == "invalid_cloudevent"
+
+
+def test_a_tenant_that_is_moved_to_another_node_loses_and_doubles_nothing(
+    program: Program, senders: Any
+) -> None:
+    tenant = program.create(topics=["events"])
+    sender = senders(tenant.amqp_url)
+    here = program.get("/nodes")["data"][0]["name"]
+    with Program(None, program.database_url) as other:
+        other.settings = program.settings | {"TENANTRY_NODE_NAME": "another"}
+        other.start()
+        for number, node in enumerate(["another", here, "another"]):
+            sender.send(tenant.stream, "events", iggy.SendMessage(b"%d" % number))
+            path = f"/tenants/{tenant.id}/move"
+            answer = program.call("POST", path, {"node": node}, timeout=DEADLINE)
+            assert answer.status_code == 200, answer.text
+            sender.send(tenant.stream, "events", iggy.SendMessage(b"%d" % (number + 10)))
+            rows = rows_of(program, tenant, 2 * number + 2)
+            assert len(rows) == 2 * number + 2
+            assert program.get(f"/tenants/{tenant.id}")["node"] == node
+        assert [row.payload for row in rows] == [0, 10, 1, 11, 2, 12]
+        other.check_no_traceback()
 
 
 def test_a_tenant_sends_to_its_own_stream_alone(program: Program, senders: Any) -> None:
