@@ -13,7 +13,7 @@ from tenantry.http.tokens import Scope
 
 
 class _Any(Convertor[str]):
-    """The rest of a path, whatever is in it: `path` stops at a line's end."""
+    """The rest of a path, line breaks included, at which Starlette's `path` would stop."""
 
     regex = r"[\s\S]+"
 
@@ -83,25 +83,25 @@ TABLE: Final[dict[tuple[str, str], Access]] = {
 }
 
 LOOKS_BY_POST: Final = frozenset({("POST", "/runtime")})
-"""What changes nothing although it is no GET: what is asked about would not fit into a URL."""
+"""Calls that change nothing although they are no GET: their input would not fit into a URL."""
 
 
 _COMPILED: Final = [(call, compile_path(call[1])[0]) for call in TABLE]
 
 
 PAGE: Final = "/ui"
-"""Where the operator's page is. To be shown it takes no right: whatever is on it, and whatever is
-done by it, is asked of the routes above in its viewer's name.
+"""The path of the operator's page. The page itself takes no right: everything it shows or does is a
+call of the routes above, in its viewer's name.
 """
 
 
 def is_page(path: str) -> bool:
-    """Tell whether a path is one of the operator's page."""
+    """Tell whether a path belongs to the operator's page."""
     return path == PAGE or path.startswith(f"{PAGE}/")
 
 
 def may(call: tuple[str, str], scope: Scope, *, payloads: bool) -> bool:
-    """Tell whether a scope is good for a call; a tenant's, for one about itself."""
+    """Tell whether a scope permits a call; for the scope `tenant`, a call about that tenant."""
     access = TABLE[call]
     if scope is Scope.TENANT:
         return access is Access.PUBLIC or access.is_tenants
@@ -109,7 +109,7 @@ def may(call: tuple[str, str], scope: Scope, *, payloads: bool) -> bool:
 
 
 def rule_for(method: str, path: str) -> Rule | None:
-    """Find the rule of a request; None where no route answers it. HEAD is as GET."""
+    """Find the rule of a request; None if no route answers it. HEAD counts as GET."""
     if is_page(path):
         return Rule(access=Access.PUBLIC, tenant_id=None)
     found = call_of("GET" if method == "HEAD" else method, path)
@@ -117,7 +117,7 @@ def rule_for(method: str, path: str) -> Rule | None:
 
 
 def call_of(method: str, path: str) -> tuple[tuple[str, str], str | None] | None:
-    """Find the call that a request is, as in `TABLE`, and the tenant in its path, if one is."""
+    """Find the call in `TABLE` that a request makes, and the tenant in its path, if any."""
     for call, pattern in _COMPILED:
         if call[0] == method and (match := pattern.match(path)):
             return call, match.groupdict().get("tenant_id")
@@ -136,9 +136,9 @@ def methods_of(path: str) -> list[str]:
 
 
 def check_routes(routes: Iterable[BaseRoute]) -> None:
-    """Raise `RuntimeError` unless the table and the routes are the same, to the last method.
+    """Raise `RuntimeError` unless the table and the routes agree, to the last method.
 
-    What changes something is for no one who may only read.
+    Raise it as well if a call that changes something is open to the scope `read`.
     """
     there = set()
     for route in routes:

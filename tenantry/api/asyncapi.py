@@ -1,7 +1,7 @@
-"""A tenant described in AsyncAPI 3.0: where its messages go, how they look, what holds for them.
+"""A tenant described in AsyncAPI 3.0: where its messages go, how they look, which limits hold.
 
 The application described is Tenantry, at work for this tenant: it *receives* what clients publish.
-There is no secret in it, and nothing of another tenant's.
+The document has no secrets, and nothing of other tenants.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _POSTED: Final = ("publications", "cloudevent", "cloudevents", "cloudeventOverHt
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HttpPlace:
-    """Where a tenant's clients find the API, and whether they need a token there."""
+    """The API's address for a tenant's clients, and whether they need a token there."""
 
     host: str
     tls: bool = False

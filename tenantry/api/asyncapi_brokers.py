@@ -18,9 +18,9 @@ _AMQP_BINDING: Final = "0.3.0"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BrokerPlace:
-    """Where a tenant's clients find its broker: `system` is its kind, as traces call it.
+    """The broker's address for a tenant's clients; `system` is its kind, named as in traces.
 
-    `scheme` is that of the broker's URL, `path` RabbitMQ's virtual host, or the database.
+    `scheme` is that of the broker's URL; `path` is RabbitMQ's virtual host, or the database.
     """
 
     system: str = "postgresql"
@@ -30,29 +30,29 @@ class BrokerPlace:
 
 
 class BrokerKind(ABC):
-    """How a kind of broker is described."""
+    """Describes one kind of broker."""
 
     @abstractmethod
     def server(self, broker: BrokerPlace) -> Json:
-        """Describe where it is."""
+        """Describe the broker's address."""
 
     @abstractmethod
     def user(self, state: TenantState) -> str:
-        """Say what the tenant's user may."""
+        """Say what the tenant's broker user may do."""
 
     @abstractmethod
     def channels(self, state: TenantState, broker: BrokerPlace, topic: str) -> Json:
         """Describe where messages of a topic go; the first one has the topic's name."""
 
     def operations(self, state: TenantState, topic: str) -> Json:
-        """Describe what is done with a topic: it is stored, and read by who may."""
+        """Describe a topic's operations: Tenantry stores it; with consumer access it is read."""
         made = {f"{topic}.publish": self.publish(topic)}
         if state.consumer_access:
             made[f"{topic}.consume"] = self.consume(state, topic)
         return made
 
     def publish(self, topic: str) -> Json:
-        """Describe that what is published to a topic is stored."""
+        """Describe that Tenantry stores what is published to a topic."""
         return {
             "action": "receive",
             "channel": ref(f"channels/{topic}"),
@@ -114,7 +114,7 @@ class _RabbitMQ(BrokerKind):
         return made
 
     def publish(self, topic: str) -> Json:
-        # As Tenantry wishes it: what is unroutable is told, and a restart loses nothing.
+        # The properties Tenantry wants: unroutable messages are returned, a restart loses none.
         wanted = {"deliveryMode": 2, "mandatory": True, "timestamp": True, "ack": True}
         return super().publish(topic) | {"bindings": _amqp(wanted)}
 
@@ -183,7 +183,7 @@ KINDS: Final[Mapping[str, BrokerKind]] = {
     "postgresql": _Embedded(),
     "iggy": _Iggy(),
 }
-"""By the names that traces have for them."""
+"""The kinds of brokers, by their names in traces."""
 
 
 def partitions_of(state: TenantState, topic: str) -> int:
@@ -218,7 +218,7 @@ def _messages(wanted: Iterable[str]) -> Json:
 
 
 def _renumbered(arguments: str) -> str:
-    """Give the arguments of the call that has one parameter less before them."""
+    """Return the arguments for the call that has one parameter less before them."""
     for number in (3, 4, 5):
         arguments = arguments.replace(f"${number}", f"${number - 1}")
     return arguments

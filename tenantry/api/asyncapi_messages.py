@@ -1,4 +1,4 @@
-"""Messages of a tenant in AsyncAPI: what they look like, and which headers are understood."""
+"""A tenant's messages in AsyncAPI: their form, and the headers that Tenantry understands."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PUBLISHED: Final = ("json", "bytes", "cloudevent", "cloudeventBinary")
 
 
 def ref(path: str) -> Json:
-    """Refer to a place in the document."""
+    """Make a reference to a place in the document."""
     return {"$ref": f"#/{path}"}
 
 

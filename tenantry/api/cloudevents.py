@@ -1,7 +1,7 @@
-"""CloudEvents as HTTP brings them: which calls have some, and which messages they become.
+"""CloudEvents over HTTP: which calls carry them, and which messages they become.
 
-The event is the body, or the body is its data and headers have the rest; so topic and key are
-parameters of the call. (The binding for HTTP, version 1.0.)
+In structured mode the event is the body; in binary mode the body is its data, and headers have the
+attributes. So topic and key are parameters of the call. (The HTTP binding, version 1.0.)
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tenantry.messages import cloudevents, validation
 from tenantry.messages.cloudevents import Attributes, InvalidEventError
 
 PREFIX: Final = b"ce-"
-"""Before an attribute's name, among the headers of a request."""
+"""The prefix of an attribute's name in the headers of a request."""
 
 LONGEST_KEY: Final = 1024
 LONGEST_TYPE: Final = 255
@@ -37,7 +37,7 @@ _ESCAPED: Final = re.compile(r"\\(.)", re.DOTALL)
 
 
 class EventMessage(NamedTuple):
-    """What is published of an event: its own bytes, and headers where it is not all in these."""
+    """The message made of an event; in binary mode the attributes are `headers`."""
 
     id: str
     key: str | None
@@ -47,14 +47,14 @@ class EventMessage(NamedTuple):
 
 
 class Called(NamedTuple):
-    """What a call with events says of where they go; None where it says nothing."""
+    """Where a call sends its events; None for a parameter it leaves out."""
 
     topic: str | None
     key: str | None
 
 
 def has_events(request: Request) -> bool:
-    """Tell whether a call brings CloudEvents, whether these are well or not."""
+    """Tell whether a call carries CloudEvents, valid or not."""
     kind = request.headers.get("content-type", "")
     if cloudevents.media_type(kind).startswith(cloudevents.MEDIA_TYPE):
         return True
@@ -77,7 +77,7 @@ def called(request: Request) -> Called:
 
 
 def events_of(request: Request, body: bytes) -> list[EventMessage]:
-    """Read the events of a call that has some. Takes a while for many. Raises `Problem`."""
+    """Read the events of a call that carries some. Many take a while. Raises `Problem`."""
     encoding = request.headers.get("content-encoding", "identity")
     if encoding.strip().lower() not in ("", "identity"):
         raise Problem(415, "events are taken as they are, without a Content-Encoding")
@@ -101,7 +101,7 @@ def events_of(request: Request, body: bytes) -> list[EventMessage]:
 
 
 def said_by(request: Request, body: bytes) -> bytes:
-    """Give all that makes a call the same as another: in binary mode that is not the body alone."""
+    """Return all bytes that two equal calls share: in binary mode the body alone is not enough."""
     named = sorted(one for one in request.scope["headers"] if one[0].startswith(PREFIX))
     said = [request.scope["query_string"], request.headers.get("content-type", "").encode()]
     return b"\n".join([*said, *(b"%b: %b" % one for one in named), body])
@@ -181,7 +181,7 @@ def _named(request: Request) -> dict[str, object]:
 
 
 def _decoded(name: str, value: bytes) -> str:
-    """Read a header's value: of a quoted text what is quoted, and once what is in per cent."""
+    """Read a header's value: strip the quotes of a quoted text, then percent-decode it once."""
     try:
         text = value.decode("ascii").strip()
         if len(text) > 1 and text.startswith('"') and text.endswith('"'):
@@ -194,7 +194,7 @@ def _decoded(name: str, value: bytes) -> str:
 
 
 def _key(attributes: Attributes, place: str) -> str | None:
-    """Give the extension for partitioning, if the event has it."""
+    """Return the event's extension `partitionkey`, if it has one. Raises `Problem`."""
     key = attributes.get("partitionkey")
     if key is None:
         return None

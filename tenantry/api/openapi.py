@@ -1,7 +1,7 @@
 """The API's own description: the OpenAPI document, and Swagger UI, which needs no internet.
 
-FastAPI makes the document of the routes and what they say of themselves (`Routes`); problems and
-tokens are added.
+FastAPI makes the document from the routes and their declarations (`Routes`); this module adds
+problems and tokens.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ _IN_PATHS: Final = {
         "8a9c6f0e-3f5f-4c55-a36e-0d6a3f9f0f11",
     ),
 }
-"""What a parameter in a path means, and an example."""
+"""The description of each parameter in a path, and an example."""
 
 _PUBLIC: Final = {
     (method, shown(path)) for (method, path), rule in TABLE.items() if rule is Access.PUBLIC
@@ -60,12 +60,12 @@ _PUBLIC: Final = {
 
 
 def document_of(app: FastAPI) -> dict[str, Any]:
-    """Describe `app`; made once."""
+    """Return the document of `app`, which is made once."""
     if app.openapi_schema is None:
         made = get_openapi(
             title=app.title, version=app.version, description=app.description, routes=app.routes
         )
-        # Where the document itself was found, whatever prefix a proxy has put before that.
+        # Relative to the document's own URL, so that a proxy may put any prefix before it.
         made["servers"] = [{"url": "."}]
         components = made["components"]
         for foreign in ("HTTPValidationError", "ValidationError"):
@@ -79,8 +79,8 @@ def document_of(app: FastAPI) -> dict[str, Any]:
             for method, operation in operations.items():
                 for parameter in operation.get("parameters", ()):
                     _tidy(parameter)
-                # FastAPI adds its own 422 wherever a path has a parameter; here these are text,
-                # and what can be invalid is said by the route.
+                # FastAPI adds its own 422 wherever a path has a parameter. These are text here;
+                # a route with invalid input declares its 422 itself.
                 if "application/json" in operation["responses"].get("422", {}).get("content", {}):
                     del operation["responses"]["422"]
                 public = (method.upper(), path) in _PUBLIC
@@ -90,7 +90,7 @@ def document_of(app: FastAPI) -> dict[str, Any]:
 
 
 def _tidy(parameter: dict[str, Any]) -> None:
-    """Say what FastAPI does not of a parameter, and not what makes no sense for one: null."""
+    """Describe a parameter in the path, which FastAPI does not; drop null, which none can be."""
     schema = parameter["schema"]
     kinds = [kind for kind in schema.get("anyOf", ()) if kind != {"type": "null"}]
     if len(kinds) == 1:
@@ -135,7 +135,7 @@ _EXAMPLES: Final = {
     503: ("not-taking-commands", "Unavailable for now", "the daemon is draining"),
     504: ("command-timeout", "No answer in time", "the command may still be carried out"),
 }
-"""Of each status: code, title and detail."""
+"""By status: code, title and detail."""
 
 _ALWAYS: Final = (500, 503)
 _WITH_TOKENS: Final = (401, 403, 429)
@@ -165,11 +165,12 @@ class Routes(list[JsonRoute]):
         extra: dict[str, Any] | None = None,
         response_class: type[Response] = Response,
     ) -> Callable[[_Endpoint], _Endpoint]:
-        """Make a function the route of a call: `GET /tenants`, say.
+        """Decorate a function as the route of a call: `GET /tenants`, say.
 
-        `model` describes the JSON it answers with, if it does, `success` what else the document
-        says of that answer; a page's has a link. It may fail with `errors`, and with what any
-        route may that is like it. `extra` is added to what the document says of the call.
+        `model` describes its JSON answer, None without one; `success` adds to the document's entry
+        of that answer, and `paged` puts a `Link` header there instead. The route may fail with
+        `errors`, besides the statuses common to all routes, or to all with a token or a body.
+        `extra` is added to the document's entry of the call.
         """
         method, path = call.split()
         kind = {"response_class": response_class} if model is None else {}
@@ -196,7 +197,7 @@ class Routes(list[JsonRoute]):
 
 
 def _error_answers(route: JsonRoute, statuses: Collection[int]) -> dict[int | str, Any]:
-    """Give the `responses` of a route that may fail in these ways, beside the usual ones."""
+    """Return the `responses` for a route's errors: these statuses, and the usual ones."""
     all_of_them = {*statuses, *_ALWAYS}
     if not any((method, route.path_format) in _PUBLIC for method in route.methods or ()):
         all_of_them.update(_WITH_TOKENS)
@@ -222,13 +223,13 @@ def _example(status: int) -> dict[str, Any]:
     return document | {"correlation_id": "4a644fdfc7ba4c4daeaf84a122772ce3"}
 
 
-# The package's own application object is not used: only the files of Swagger UI it brings along.
+# Only the package's files of Swagger UI are used, not its application object.
 _PACKAGE: Final = "fastapi_offline"
 _FILES: Final = {
     "swagger-ui.css": "text/css",
     "swagger-ui-bundle.js": "text/javascript",
 }
-# Everything is named from where it is, so that a proxy may put any prefix before it.
+# All addresses are relative, so that a proxy may put any prefix before them.
 _PAGE: Final = """\
 <!doctype html>
 <html lang="en">
@@ -254,7 +255,7 @@ SwaggerUIBundle({
   validatorUrl: null,
 });
 """
-# Whatever the files might try: the browser fetches from this server only.
+# The browser fetches from this server only, whatever the files of Swagger UI might try.
 _POLICY: Final = (
     "default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
     "frame-ancestors 'none'"

@@ -1,4 +1,4 @@
-"""All tenants together: what each node's actors do, added up."""
+"""All tenants together: the figures of each node's actors, added up."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _ASKED: Final = frozenset({NodeState.ACTIVE, NodeState.DRAINING})
 
 
 async def overview(services: Services, scope: Scope) -> Overview:
-    """Show all nodes' tenants; for a node that asks, this one's alone."""
+    """Add up the tenants of all nodes; answer another node with this node's alone."""
     own = await services.pools.reads.run(_own, services)
     if any(name == HANDED_ON for name, _ in scope["headers"]):
         return own
@@ -61,7 +61,7 @@ def _is_troubled(one: TenantRuntime) -> bool:
 def _read(answer: Any) -> Overview | None:
     try:
         return None if answer is None else Overview.model_validate(answer)
-    except ValueError:  # of another version
+    except ValueError:  # the node runs another version
         return None
 
 

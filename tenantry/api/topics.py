@@ -33,7 +33,7 @@ def topics_in(text: str) -> list[str | dict[str, Any]]:
 
 
 def shown(settings: Iterable[Mapping[str, Any]]) -> list[str]:
-    """Write topics as they are read here."""
+    """Write topics in the form that `topics_in` reads."""
     return [
         f"{one['name']}:{one['partitions']}"
         + (f":{ORDERED}" if one["ordering"] == Ordering.PARTITION else "")

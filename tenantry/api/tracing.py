@@ -1,6 +1,6 @@
-"""What is asked of the API as spans: those requests that change something.
+"""Spans for the API's requests that change something.
 
-Publishing is followed where it is done, by the front as well; who only looks is not followed.
+Publishing has its own spans, in the front as well. Requests that only read have none.
 """
 
 from __future__ import annotations
@@ -17,13 +17,16 @@ _APART: Final = access.LOOKS_BY_POST | {("POST", "/tenants/{tenant_id}/messages"
 
 
 def trace_of(scope: Scope) -> TraceContext | None:
-    """Give what is recorded of a request, to be told to others; None where nothing is."""
+    """Return the trace context of a request, to be passed on; None if it is not recorded."""
     context = scope.get(_KEY)
     return context if isinstance(context, TraceContext) and context.sampled else None
 
 
 class Traced:
-    """Within it a request that changes something is a span, here and where it is handed on to."""
+    """Middleware that makes a span of each request that changes something.
+
+    A request that is handed on is a span on both nodes.
+    """
 
     def __init__(self, app: ASGIApp, *, tracer: Tracer) -> None:
         self._app = app
@@ -50,7 +53,7 @@ class Traced:
 
 
 def _call(scope: Scope) -> tuple[tuple[str, str], str | None] | None:
-    """Tell which call a request is, and of which tenant; None for one that is not followed."""
+    """Return the call that a request makes, and its tenant; None for a request without a span."""
     if scope["type"] != "http" or scope["method"] == "GET":
         return None
     found = access.call_of(scope["method"], scope["path"])

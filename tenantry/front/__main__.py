@@ -1,4 +1,4 @@
-"""Starts the front; while it is loaded, which takes a moment, it ends with its daemon already."""
+"""Starts the front. Loading takes a moment; if its daemon ends meanwhile, the front ends too."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def main() -> None:
 
 
 def _end_with_daemon(loaded: threading.Event) -> None:
-    """End the process once nobody is left to tell it anything: its port is the next daemon's."""
+    """End the process once its daemon has closed standard input: the next daemon needs the port."""
     hung_up = select.poll()
     hung_up.register(sys.stdin.fileno(), 0)
     while not loaded.is_set():

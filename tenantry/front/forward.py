@@ -34,13 +34,13 @@ MAX_IDLE: Final = 64
 class Forward:
     """The daemon's application, at the other end of the relay.
 
-    Who is answered by it has passed everything that stands before the application here; there it
-    passes the same again, with the peer's name as the front has seen it.
+    A request has passed the front's middleware before it comes here. In the daemon it passes the
+    same middleware again, with the peer's name as the front has seen it.
     """
 
     def __init__(self, relay: socket.socket) -> None:
         self._pool = httpcore.AsyncConnectionPool(
-            uds="the relay",  # no TCP; it is no path
+            uds="the relay",  # not TCP; a label, not a path
             network_backend=RelayBackend(relay),
             max_connections=MAX_CONNECTIONS,
             max_keepalive_connections=MAX_IDLE,
@@ -61,7 +61,8 @@ class Forward:
         try:
             response = await self._pool.handle_async_request(request)
         except FAILURES as error:
-            # Whether it was carried out is not known here; keys and message ids tell a repetition.
+            # The front can't know whether the daemon carried the request out; a repetition is
+            # recognized by its idempotency key or message ids.
             _log.warning("front.daemon_does_not_answer", error=f"{type(error).__name__}: {error}")
             problem = unavailable("the daemon does not answer; try again", code="no-answer")
             await problem.response()({"type": "http", "method": "GET"}, _nothing, send)
@@ -70,7 +71,7 @@ class Forward:
 
 
 def _request(scope: Scope, body: bytes) -> httpcore.Request:
-    # Between nodes, the marks of a request that was handed on go through the front.
+    # A request that another node hands on keeps its marks on the way through the front.
     add = [pair for pair in scope["headers"] if pair[0].lower() in MARKS]
     add.append((RELAYED_PEER, connection_of(scope).peer.encode()))
     url = httpcore.URL(scheme=b"http", host=b"daemon", port=None, target=target_of(scope))

@@ -1,8 +1,8 @@
-"""What the daemon tells its front, a line of JSON each, on the front's standard input.
+"""Messages from the daemon to its front: lines of JSON on the front's standard input.
 
-First how to serve, then, once the daemon has them, what to work with; at last to stop. Whose tokens
-are to be taken it tells again when that changes.
-The end of the input without that means that the daemon is gone.
+The first is `Serve`; `WorkWith` follows once the daemon has its backends, and `Trust` whenever the
+secrets of accepted tokens change. The last is `Stop`. If the input ends without it, the daemon is
+gone.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from typing import Any, Final
 class Serve:
     """How to serve: the descriptors of the listening socket and of the relay's far end.
 
-    `secrets` are those of our own tokens, `provider` the fields of the `Provider` of others; `tls`
-    names the files of a certificate and its key; `tracing` has the fields of the `Export` of spans.
+    `secrets` sign Tenantry's own tokens; `provider` has the fields of an identity `Provider`, `tls`
+    the paths of a certificate and its key, `tracing` the fields of the `Export` of spans.
     """
 
     descriptor: int
@@ -33,10 +33,10 @@ class Serve:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkWith:
-    """Where messages are, the key of cursors (in hexadecimal digits), and where messages go.
+    """The database with the messages, the key of cursors (in hexadecimal digits), and the broker.
 
-    `broker` is what `select.open_publishing` takes. To the database there may be `pool_size`
-    connections, and `page_connections` that read pages.
+    `select.open_publishing` takes `broker`. The front may open `pool_size` connections to the
+    database, and `page_connections` more to read pages.
     """
 
     database_url: str
@@ -55,7 +55,7 @@ class Trust:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stop:
-    """Let requests end, then end."""
+    """Finish the requests in flight, then end."""
 
 
 Message = Serve | WorkWith | Trust | Stop

@@ -36,14 +36,14 @@ KILL_SECONDS: Final = 5.0
 FIRST_DELAY: Final = 0.1
 LONGEST_DELAY: Final = 5.0
 LONGEST_LAUNCH: Final = 60.0
-"""Seconds after which it is taken to hang: a process is made, and told a few lines."""
+"""Seconds after which a launch counts as hung: it only starts a process and writes a few lines."""
 
 HEALTHY_SECONDS: Final = 30.0
 """How long a front has to live for its next failure to count as the first one again."""
 
 
 def _bind(address: tuple[str, int]) -> socket.socket:
-    """Listen; a front whose daemon was killed a moment ago gets the time to end."""
+    """Listen; retry while the front of a daemon that was killed a moment ago may still end."""
     until = time.monotonic() + BIND_SECONDS
     while True:
         try:
@@ -55,7 +55,7 @@ def _bind(address: tuple[str, int]) -> socket.socket:
 
 
 def _serves(process: subprocess.Popen[bytes]) -> bool:
-    """Tell whether a front has said that it serves, which it does once."""
+    """Tell whether a front has reported, which it does once, that it serves."""
     if process.stdout is None:
         return False
     readable, _, _ = select.select([process.stdout], [], [], 0)
@@ -63,9 +63,10 @@ def _serves(process: subprocess.Popen[bytes]) -> bool:
 
 
 class Front:
-    """Runs the front, and starts it again when it ends by itself. `run` is its owner's to call.
+    """Runs the front, and starts it again when it ends by itself. Its owner calls `run`.
 
-    The listening socket is the daemon's own: while the front is away, clients wait in its queue.
+    The daemon owns the listening socket: while the front is away, clients wait in the socket's
+    queue.
     """
 
     def __init__(self, settings: Settings, relay: Relay) -> None:
@@ -76,7 +77,7 @@ class Front:
         self._provider = Provider.of(settings)
         self._tracing = export_of(settings)
         self.lost_spans: IO[bytes] | None = None
-        """The file in which the front counts spans that did not arrive, where it is traced."""
+        """The file in which the front counts lost spans; None without tracing."""
         self._socket: socket.socket | None = None
         self._backends: messages.WorkWith | None = None
         self._process: subprocess.Popen[bytes] | None = None
@@ -87,12 +88,12 @@ class Front:
 
     @property
     def pid(self) -> int | None:
-        """The process that serves now."""
+        """The id of the process that serves now."""
         process = self._process
         return None if process is None else process.pid
 
     def bind(self) -> None:
-        """Take the address. Raises `ListenError`, for files of TLS that can't be used as well."""
+        """Listen on the address. Raises `ListenError`, also for TLS files that can't be used."""
         server = self._settings.server
         if server.tls is not None:
             tls_context(*server.tls)
@@ -135,7 +136,7 @@ class Front:
             self._close()
 
     def work_with(self, backends: messages.WorkWith) -> None:
-        """Have the front do by itself what it can, from now on."""
+        """Have the front use `backends` from now on, and do itself what it can with them."""
         with self._guard:
             self._backends = backends
             self._tell(backends)
@@ -147,7 +148,7 @@ class Front:
             self._tell(messages.Trust(secrets=list(secrets)))
 
     def stop(self) -> None:
-        """Let the front's requests end, and the front with them."""
+        """Let the front finish its requests and end; kill it after `END_SECONDS`."""
         self._stopping.set()
         with self._guard:
             process = self._process
@@ -159,7 +160,7 @@ class Front:
             self._close()
             return
         if not _serves(process):
-            process.kill()  # still being loaded: nobody has asked it for anything
+            process.kill()  # still loading: it has accepted no request
         try:
             process.wait(END_SECONDS)
         except subprocess.TimeoutExpired:
@@ -173,7 +174,7 @@ class Front:
                 one.close()
 
     def _launch(self) -> subprocess.Popen[bytes] | None:
-        """Start a front and tell it all it has to know; None where the end has come meanwhile."""
+        """Start a front and send it its messages; None if `stop` was called meanwhile."""
         assert self._socket is not None  # noqa: S101 - bound before it is run
         descriptor, relay = self._socket.fileno(), self._relay.far.fileno()
         with self._guard:
@@ -184,10 +185,10 @@ class Front:
                 [sys.executable, "-m", "tenantry.front"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                # A terminal's Ctrl-C is the daemon's to hear.
+                # A terminal's Ctrl-C goes to the daemon only.
                 process_group=0,
                 pass_fds=[descriptor, relay, *counted],
-                # Found where this process has found it, wherever that was started.
+                # The front imports from the same places as this process.
                 env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
             )
             tls, log_settings = self._settings.server.tls, self._settings.log
@@ -208,7 +209,7 @@ class Front:
             return self._process
 
     def _tell(self, message: messages.Message) -> None:
-        """Send the front a message; a front that has ended is told all when it is started again."""
+        """Send the front a message; if it has ended, its restart sends the current state."""
         process = self._process
         if process is not None and process.stdin is not None and not process.stdin.closed:
             with suppress(OSError):

@@ -1,7 +1,7 @@
 """The front: its application, its start and its end.
 
-It hears no signals: when to end is the daemon's to say, by messages on standard input, and the
-daemon's end is its own.
+The front ignores signals. It ends when the daemon says so, by a message on standard input, or when
+the daemon itself ends.
 """
 
 from __future__ import annotations
@@ -50,11 +50,11 @@ from tenantry.telemetry import logging
 from tenantry.tracing import Export, Tracer, open_tracer
 
 _PATIENCE: Final = 5.0
-"""Seconds more than the daemon has for a request, so that it is the one who says what is late."""
+"""Seconds a request gets beyond the daemon's own limit, so that the daemon reports a late one."""
 
 
 class FrontApplication:
-    """Serves what the daemon's application serves, under the same rules, before it is reached."""
+    """Serves the daemon's API under the same rules: some routes itself, the rest by the daemon."""
 
     def __init__(self, relay: socket.socket, way_in: Sequence[Middleware]) -> None:
         self._forward = Forward(relay)
@@ -64,7 +64,7 @@ class FrontApplication:
             self._outer = layer.cls(self._outer, *layer.args, **layer.kwargs)
 
     def use(self, routes: Sequence[FastRoute]) -> None:
-        """Serve these here from now on; on the event loop only."""
+        """Serve these routes here from now on. Call it on the event loop only."""
         self._inner = FastRoutes(self._forward, routes=routes)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -117,13 +117,13 @@ def main() -> None:
     try:
         os.write(sys.stdout.fileno(), b"serving\n")
     except BrokenPipeError:
-        return  # the daemon has died meanwhile: nobody is left to serve for
+        return  # the daemon has died meanwhile
     server.run()
     worker.close()
 
 
 class Worker:
-    """What the front does by itself, once it may: reading pages, and publishing."""
+    """The front's own work once it has its backends: reading pages, and publishing."""
 
     def __init__(
         self, app: FrontApplication, server: ApiServer, identity: Identity, tracer: Tracer
@@ -137,7 +137,7 @@ class Worker:
         self._opened = ExitStack()
 
     def work_with(self, wanted: WorkWith) -> None:
-        """Open what `wanted` names, for as long as that takes; until then the daemon does all."""
+        """Open the backends, however long that takes; until then the daemon does all the work."""
         self._thread = threading.Thread(target=self._open, args=(wanted,), name="backends")
         self._thread.start()
 
@@ -149,12 +149,12 @@ class Worker:
         self._opened.callback(loop.stop)
 
     def stop(self) -> None:
-        """Let requests end."""
+        """Let the server finish its requests and end."""
         self._ended.set()
         self._server.stop(0)
 
     def close(self) -> None:
-        """Close what was opened."""
+        """Close the backends and the tracer."""
         self._ended.set()
         if self._thread is not None:
             self._thread.join()
@@ -198,7 +198,7 @@ class Worker:
         return [*fast_routes(reading), fast_route(publisher)]
 
     def _keep(self, refusals: Refusals, store: PostgresRefusals) -> None:
-        """Have what is refused here counted with what others refuse, at the end as well."""
+        """Add the refusals counted here to those of all processes, periodically and at the end."""
 
         def hand_over() -> None:
             try:
@@ -220,4 +220,4 @@ def _listen(messages: BinaryIO, worker: Worker) -> None:
             case Stop():
                 worker.stop()
                 return
-    os._exit(0)  # the daemon is gone: nobody is left to ask
+    os._exit(0)  # standard input has ended without `Stop`: the daemon is gone

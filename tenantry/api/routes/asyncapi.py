@@ -1,4 +1,4 @@
-"""A tenant's messages, described for programs that publish and read them."""
+"""A tenant's messages, described in AsyncAPI for programs that publish and read them."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ routes = Routes("tenants")
 async def describe(services: Injected, tenant_id: str, who: Who, request: Request) -> Response:
     """Describe where a tenant's messages go and what they look like: AsyncAPI 3.0.
 
-    With its broker's channels, users and addresses as they are, its limits, the headers that are
-    understood, and no secret.
+    With the tenant's channels, user and address on its broker, its limits, and the headers that
+    Tenantry understands; without any secret.
     """
     http = _http(services, request)
 
@@ -48,7 +48,7 @@ async def describe(services: Injected, tenant_id: str, who: Who, request: Reques
 
 
 def _http(services: Services, request: Request) -> HttpPlace:
-    """Say where the API is: by its public URL, as it was found, or else by the settings."""
+    """Return the API's place: from its public URL, the request's `Host`, or else the settings."""
     told = services.info.get("server")
     server: Mapping[str, Any] = told if isinstance(told, Mapping) else {}
     tokens = services.identity.is_asked_for

@@ -1,4 +1,4 @@
-"""Does it add up, and do tenants stay apart: audits, and proofs of isolation."""
+"""Audits of tenants' counts, and proofs of tenants' isolation."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ routes, isolation_routes = Routes(_TAG), Routes("isolation")
 async def audit_tenants(
     services: Injected, request: Request, query: Annotated[AuditsQuery, Query()]
 ) -> Response:
-    """Hold the counts of tenants against rows, dead letters and queues, by id.
+    """Compare tenants' counts with their rows, dead letters and queues, by id.
 
     Each tenant is read in one snapshot, while messages pour in. Counting very many rows takes
-    its time: a page may then be shorter than `limit`, and the next goes on.
+    long: a page may then be shorter than `limit`, and the next one continues.
     """
     cursors = services.cursors
     after = None if query.cursor is None else cursors.open(query.cursor, _TAG).decode()
@@ -64,7 +64,7 @@ async def audit_tenants(
 async def audit_tenant(
     services: Injected, tenant_id: str, who: Who, query: Annotated[AuditQuery, Query()]
 ) -> Response:
-    """Hold a tenant's counts against its rows, dead letters and queues."""
+    """Compare a tenant's counts with its rows, dead letters and queues."""
 
     def read() -> bytes:
         services.lookup.readable(tenant_id, who)
@@ -80,11 +80,11 @@ async def audit_tenant(
 async def prove_isolation(
     services: Injected, wanted: ProofWanted, caller: Caller, who: Who
 ) -> Response:
-    """Try, in each tenant's place, to reach what is its own and what is others'.
+    """Try, in each tenant's place, to reach its own resources and those of others.
 
-    No password is needed or changed: a user and a role are made with the rights the tenant's
-    really have, and removed afterwards. Among very many tenants each is tried on twenty
-    others. Nothing is left behind; the outcome is journalled.
+    No password is needed or changed: a user and a role are made with the same rights as the
+    tenant's, and removed afterwards. Among very many tenants each is tried on twenty others.
+    Nothing is left behind; the outcome is journalled.
     """
 
     def run() -> bytes:

@@ -1,4 +1,4 @@
-"""Dead letters: messages that could not be stored, to be looked at, replayed or discarded."""
+"""Dead letters: messages that could not be stored; they are shown, replayed or discarded."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ from tenantry.http.problems import Problem
 _TAG = "dead letters"
 
 SHORTEST_TURN: Final = 1.0
-"""Seconds that a call works for, at least, before it leaves the rest to the next one.
+"""Seconds that a call works for, at least, before it leaves the rest to a later call.
 
-It does so where another tenant's waits for a thread, which it does for some seconds.
+It does so only while another tenant's call waits for a thread; a call waits a few seconds at most.
 """
 
 routes = Routes(_TAG)
@@ -56,9 +56,9 @@ async def list_dead_letters(
     who: Who,
     query: Annotated[LettersQuery, Query()],
 ) -> Response:
-    """List messages that could not be stored, oldest first, with why, and their bytes.
+    """List messages that could not be stored, oldest first, with the reasons and their bytes.
 
-    Who may not see what is in messages gets them as with `payload=false`.
+    Callers who may not see payloads get them as with `payload=false`.
     """
     bound = (_TAG, tenant_id, query.bound)
     cursors = services.cursors
@@ -98,9 +98,9 @@ async def show_dead_letter(
     who: Who,
     query: Annotated[LetterQuery, Query()],
 ) -> Response:
-    """Show a dead letter by its `letter_id`, or by its message's id where that is one only.
+    """Show a dead letter by its `letter_id`, or by its message's id if no other letter has it.
 
-    Who may not see what is in messages gets it as with `payload=false`.
+    Callers who may not see payloads get it as with `payload=false`.
     """
 
     def read() -> bytes:
@@ -124,9 +124,9 @@ async def replay_dead_letters(
 ) -> Response:
     """Publish dead letters to their own topic and partition again, marked as replayed.
 
-    What is stored by then is stored once, however often it is replayed. A letter that fails
-    again is listed again, with its `replays` counted; one that has failed too often takes
-    `force`. A call takes a minute at most: `complete` is false where letters are left.
+    A message is stored once, however often it is replayed. A letter that fails again is listed
+    again, with its `replays` counted; one that has failed too often takes `force`. A call takes
+    a minute at most: `complete` is false if letters are left.
     """
 
     def run() -> Answer:
@@ -153,10 +153,10 @@ async def replay_dead_letters(
 async def discard_dead_letters(
     services: Injected, tenant_id: str, wanted: LettersToDiscard, caller: Caller, who: Who
 ) -> Response:
-    """Throw dead letters away for good; the journal keeps that they were.
+    """Throw dead letters away for good; the journal records that they existed.
 
-    A call takes a minute at most, and a second while others' calls wait: `complete` is false
-    where letters are left.
+    A call takes a minute at most, and a second while other tenants' calls wait: `complete` is
+    false if letters are left.
     """
 
     def run() -> Answer:
@@ -170,9 +170,9 @@ async def discard_dead_letters(
 
 
 def _giving_way(services: Services) -> Callable[[], bool]:
-    """Tell, from now on, when a call has had its time while another tenant's waits for a thread.
+    """Return a check that says when a call has to stop for another tenant's, which waits.
 
-    Whoever asks it before each step takes one step at least.
+    Its first answer is always no, so that a call that checks before each step takes one at least.
     """
     until = time.monotonic() + SHORTEST_TURN
     pool, steps = services.pools.dead_letters, itertools.count()
@@ -186,7 +186,7 @@ async def _work_off(
     check: Callable[[], object],
     run: Callable[[], Answer],
 ) -> bytes:
-    """Do it, or tell what would be done where that is all that is wanted."""
+    """Do the work, or with `dry_run` report what would be done."""
 
     def preview() -> bytes:
         check()
@@ -198,13 +198,13 @@ async def _work_off(
 
     if wanted.dry_run:
         return await services.pools.reads.run(preview)
-    # Only who may do it waits for a turn; and what holds by then is looked at again.
+    # Checked first, so that only permitted calls wait for a turn; and checked again in the turn.
     await services.pools.reads.run(check)
     return await services.turns.run(tenant_id, services.pools.dead_letters, work)
 
 
 def _the_letter(letters: DeadLetterIndex, tenant_id: str, name: str) -> DeadLetter:
-    """Find one letter by an id of its own, or of its message. Blocks; 404, 409."""
+    """Find one letter by its own id or its message's. Blocks. Raises `Problem`: 404, 409."""
     found, more = letters.page(tenant_id, which=Selection(names=frozenset((name,))), limit=50)
     own = [letter for letter in found if str(letter.id) == name]
     if not found:

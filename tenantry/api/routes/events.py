@@ -35,8 +35,8 @@ async def read_events(
 ) -> Response:
     """Read every event, oldest first, and wait for more if asked.
 
-    Without a cursor it begins with the oldest that is kept, and says in `archived` what is not. A
-    cursor before that is 410, and tells where the archive is.
+    Without a cursor the list begins with the oldest event that is kept; `archived` says which are
+    not. A cursor before that gets a 410, which says where the archive is.
     """
 
     def read(after: int) -> list[RecordedEvent]:
@@ -61,8 +61,8 @@ async def read_tenant_events(
 ) -> Response:
     """Read a tenant's life and dead letters, oldest first, deleted tenants' too.
 
-    An admin reads of all tenants that have had the id, a tenant of itself alone. Of archived events
-    it is told as `GET /events` does.
+    Operators read the events of all tenants that have had the id, a tenant only its own. Archived
+    events are reported as by `GET /events`.
     """
     run, journal = services.pools.reads.run, services.journal
     state = await run(services.lookup.known, tenant_id, who)
@@ -109,7 +109,7 @@ async def _page(
     try:
         found = await read_from(after)
     except EventsArchivedError as error:
-        # Who comes back with a cursor would not notice what is missing.
+        # A client that comes back with a cursor would not notice the missing events.
         if query.cursor is not None:
             raise errors.archived(error, who) from error
         told["archived"] = ArchivedEvents.of(error, shown=who.scope is not Scope.TENANT)
@@ -122,7 +122,7 @@ async def _page(
         entries = [JournalEntry.of(one) for one in found]
         return dumps(EventPage(data=entries, next_cursor=end, **told))
 
-    # The cursor is always there, to come back with; the link only where there may be more now.
+    # The cursor is always given, to come back with; the link only if there may be more already.
     more = end if len(found) == query.limit else None
     return json_response(await services.pools.reads.run(write), headers=link_header(request, more))
 
@@ -133,12 +133,12 @@ def _first_position(journal: EventStore, state: TenantState) -> int:
     try:
         (created,) = journal.read_stream(stream, after=state.created_version - 1, limit=1)
     except EventsArchivedError:
-        return 0  # and with it everything of the tenants before
+        return 0  # it is archived, and with it all events of former tenants
     return created.position - 1
 
 
 def _own(state: TenantState, found: list[RecordedEvent]) -> list[RecordedEvent]:
-    """Keep what is the tenant's own, and not the next one's who has its id."""
+    """Keep the tenant's own events, and drop those of the next tenant of its id."""
 
     def is_own(one: RecordedEvent) -> bool:
         return not isinstance(one.event, TenantCreated) or one.version <= state.created_version

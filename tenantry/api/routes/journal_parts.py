@@ -1,7 +1,7 @@
-"""The journal in parts: old ones are archived by whoever has written them down, and restored.
+"""The journal in parts: clients archive old parts, and restore them.
 
-The daemon writes no archive: who asks for the lines of a part keeps them where they like, and then
-says so. What is removed is only what was written down to the last byte: its digest tells.
+The daemon writes no archive: a client reads the lines of a part, keeps them where it likes, and
+then reports their digest. A part is removed only if the digest proves that no byte is missing.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ routes = Routes("events")
 
 @routes("GET /events/parts", "List the parts of the journal", PartList)
 async def list_parts(services: Injected) -> Response:
-    """List the parts there have been, oldest first: the archived ones, those kept, the open one."""
+    """List all parts, oldest first: the archived ones, those still kept, and the open one."""
     found = await services.pools.reads.run(services.parts.listed)
     return answer(PartList(data=[PartShown.of(one) for one in found]))
 
 
 @routes("POST /events/parts", "Begin another part of the journal", PartList)
 async def begin_part(services: Injected) -> Response:
-    """End the open part, if it has any events, so that it can be archived. Gives all parts.
+    """End the open part, if it has any events, so that it can be archived. Returns all parts.
 
-    One ends by itself each month, and with a million events.
+    A part also ends by itself each month, and at a million events.
     """
 
     def begin() -> PartList:
@@ -60,7 +60,7 @@ async def begin_part(services: Injected) -> Response:
 async def read_lines(
     services: Injected, part: Number, query: Annotated[LinesQuery, Query()]
 ) -> Response:
-    """Read events of a part as an archive holds them, oldest first; none is the end."""
+    """Read events of a part as an archive holds them, oldest first; an empty list is the end."""
 
     def read() -> bytes:
         found = services.parts.lines(part, after=query.after, limit=query.limit)
@@ -79,10 +79,11 @@ async def read_lines(
 async def archive_part(
     services: Injected, part: Number, archived: Archived, caller: Caller
 ) -> Response:
-    """Take the oldest kept part out of the journal, once an archive has all that is in it.
+    """Remove the oldest kept part from the journal, once an archive has all its events.
 
-    Nothing is removed unless `digest` is that of its lines: else 409. Tenants' states at its end
-    are kept, so they stay as they are; calls that need its events say that they are archived.
+    If `digest` is not that of the part's lines, the answer is 409 and nothing is removed. Tenants
+    stay as they are: their states at its end are kept. Calls that need its events say that they
+    are archived.
     """
 
     def archive() -> PartShown:
@@ -98,7 +99,7 @@ async def archive_part(
     "PUT /events/parts/{part}/lines", "Put an archived part back", Lines, errors=(404, 409, 422)
 )
 async def put_back(services: Injected, part: Number, given: PutBack) -> Response:
-    """Take lines of the part that was archived last, in order, for `restore` to show them."""
+    """Take lines of the part that was archived last, in order; `restore` puts them in force."""
 
     def put() -> Lines:
         last = services.parts.put_back(part, given.lines, after=given.after)
@@ -114,6 +115,6 @@ async def put_back(services: Injected, part: Number, given: PutBack) -> Response
     errors=(404, 409, 422),
 )
 async def restore_part(services: Injected, part: Number, caller: Caller) -> Response:
-    """Make what was put back a part of the journal again; 409 unless it is what was archived."""
+    """Make the lines put back a part of the journal again; 409 if the archived part differs."""
     restored = await services.pools.commands.run(services.parts.restore, part, caller)
     return answer(PartShown.of(restored))

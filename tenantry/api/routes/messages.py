@@ -1,4 +1,4 @@
-"""Messages that are stored, read page by page."""
+"""Reading stored messages, page by page or one by its id."""
 
 from __future__ import annotations
 
@@ -44,14 +44,14 @@ _Written = TypeVar("_Written", WrittenPage, WrittenMessage)
 
 TAG: Final = "messages"
 _ALL: Final = "*"
-"""Stands for all tenants in what a cursor belongs to: no tenant is called so."""
+"""Stands for all tenants in a cursor's binding: no tenant has this id."""
 
 _PATH: Final = re.compile("/messages")
 _PATH_OF_ONE: Final = re.compile("/tenants/([^/]+)/messages/(.+)", re.DOTALL)
 
 
 def binding(tenant_id: str, topic: str | None, order: Order) -> tuple[str, ...]:
-    """Give what a cursor of messages belongs to."""
+    """Return the binding of a cursor of messages."""
     return (TAG, tenant_id, topic or "*", order.value)
 
 
@@ -62,9 +62,9 @@ def topic_can_be(topic: str | None) -> bool:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MessageReading:
-    """What stored messages are read with, in the daemon or in its front.
+    """What reading stored messages takes, in the daemon or in its front.
 
-    `lookup` tells an empty page from no tenant, on `threads`.
+    `lookup`, run on `threads`, tells a tenant without messages from a tenant that does not exist.
     """
 
     page_reader: PageReader
@@ -79,7 +79,7 @@ routes = Routes(TAG)
 
 
 def fast_routes(reading: MessageReading) -> tuple[FastRoute, FastRoute]:
-    """Give the short ways to pages, and to one message."""
+    """Return the fast routes for pages, and for one message."""
 
     async def serve(request: Request, _: object, __: bytes) -> Response | None:
         query = _plain(request.scope["query_string"])
@@ -170,7 +170,7 @@ async def _page(reading: MessageReading, request: Request, query: MessagesQuery)
     if query.cursor is not None:
         after, of = cursors.open_place(query.cursor, *bound)
     checked_id(tenant_id)
-    # A topic that can't be is asked for like one that isn't there: whose page it is still counts.
+    # An impossible topic is read like an unknown one: the tenant still has to be checked.
     topic = query.topic if topic_can_be(query.topic) else ""
 
     def read(retained: int | None) -> Awaitable[WrittenPage]:
@@ -187,7 +187,7 @@ async def _page(reading: MessageReading, request: Request, query: MessagesQuery)
     if of not in {None, page.whose.incarnation}:
         raise FormerCursorError
     if not page.text and query.incarnation is None:
-        # Where messages are, there is their tenant: they go with it.
+        # Only an empty page needs this check: rows are removed with their tenant.
         await reading.threads.run(reading.lookup.readable, tenant_id, who)
     end = cursors.seal_place(page.last, page.whose.incarnation, *bound)
     more = end if page.more else None
@@ -210,10 +210,10 @@ async def _read(
     wanted: int | None,
     read: Callable[[int | None], Awaitable[_Written]],
 ) -> _Written:
-    """Read what is a tenant's: of the tenant that has the id, or of the incarnation `wanted`.
+    """Read messages of the tenant that has the id, or of the incarnation `wanted`.
 
-    401 where the token is a former tenant's of this id; 404 for an incarnation of which nothing
-    was retained. A deleted tenant's may have been put aside already for another to come.
+    401 for the token of a former tenant of this id; 404 for an incarnation of which nothing was
+    retained. A deleted tenant's rows may have been put aside already for the id's next tenant.
     """
     if wanted is not None:
         with suppress(PartitionMissingError):

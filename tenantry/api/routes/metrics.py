@@ -19,7 +19,7 @@ from tenantry.metrics.merged import Metrics
 
 PATH = "/metrics"
 ALONE = "Tenantry-Alone"
-"""The header of a process that merges the pages of its siblings: each gives its own."""
+"""The header by which a process that merges its siblings' pages asks each for its own alone."""
 
 _AT_ONCE = 2
 _BODY_BYTES = 0
@@ -38,7 +38,7 @@ async def show(request: Request, services: Injected) -> Response:
 
 
 async def _answer(page: Metrics, pool: Pool, headers: Headers) -> Response:
-    """Answer with a page. Writing it takes a while with many tenants, so it has a thread."""
+    """Answer with a page. With many tenants writing it takes long, so a thread does that."""
     # Prometheus may send the header more than once.
     accept, encoding = (",".join(headers.getlist(name)) for name in ("accept", "accept-encoding"))
     if ALONE in headers:

@@ -1,4 +1,4 @@
-"""Nodes: who shares the tenants, who is to be empty, and what tenants' actors do on one."""
+"""Nodes: the daemons that share the tenants, draining them, and tenants' actors on this node."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ routes = Routes("nodes")
 
 @routes("GET /nodes", "List the nodes", NodeList)
 async def list_nodes(services: Injected) -> Response:
-    """List the daemons on this database, with how many tenants are each one's.
+    """List the daemons on this database, with the number of tenants each one has.
 
-    One that was lost stays on the list until it is back.
+    A lost node stays on the list until it is back.
     """
     listed = await services.pools.reads.run(services.cluster.listed)
     return answer(NodeList(data=[NodeShown.of(one) for one in listed]))
@@ -32,7 +32,8 @@ async def list_nodes(services: Injected) -> Response:
 async def drain_node(services: Injected, node: str, caller: Caller) -> Response:
     """Have a node's tenants handed over one by one; it stays up, and takes none until `undrain`.
 
-    Answers at once: `GET /nodes` tells how many are left. 409 where no other node could have them.
+    Answers at once: `GET /nodes` tells how many tenants are left. 409 if no other node could take
+    them.
     """
     return await _set_draining(services, node, caller, draining=True)
 
@@ -45,7 +46,7 @@ async def undrain_node(services: Injected, node: str, caller: Caller) -> Respons
 
 @routes("POST /runtime", "Show what tenants' actors do here", Runtimes)
 async def show_runtime(services: Injected, asked: TenantsAsked) -> Response:
-    """Show what the actors of these tenants do on this node; those of other nodes' are left out."""
+    """Show what the actors of these tenants do on this node; other nodes' tenants are left out."""
     found = {one: services.control.runtime(one) for one in asked.tenants}
     return json_response(runtimes_json({one: told for one, told in found.items() if told}))
 

@@ -1,4 +1,4 @@
-"""Messages: published with confirms, from lists of payloads or as CloudEvents."""
+"""Publishing messages with confirms, from lists of payloads or as CloudEvents."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ from tenantry.tracing import TraceContext, Tracer
 
 PUBLISH_SECONDS: Final = 10.0
 LARGE: Final = 8192
-"""Bytes of a body from which on to read it takes a while: a millisecond or more."""
+"""Bytes from which on parsing a body takes a while: a millisecond or more."""
 
 _CONTENT_TYPE: Final = "application/json"
 _PATH: Final = re.compile("/tenants/([^/]+)/messages")
@@ -51,7 +51,7 @@ _KEY: Final = re.compile(r"[\x21-\x7e]{1,255}")
 
 
 def partition_of_key(key: str, partitions: int) -> int:
-    """Give the partition of a key: CRC-32 (as in zlib) of its UTF-8 bytes, modulo `partitions`.
+    """Return the partition of a key: CRC-32 (as in zlib) of its UTF-8 bytes, modulo `partitions`.
 
     It never changes for the same number of partitions, and any producer can compute it.
     """
@@ -59,7 +59,7 @@ def partition_of_key(key: str, partitions: int) -> int:
 
 
 class Router:
-    """Gives routing keys; messages without a key take turns over a topic's partitions.
+    """Makes routing keys; messages without a key go to a topic's partitions in turn.
 
     Callable from any thread.
     """
@@ -68,7 +68,7 @@ class Router:
         self._turns: dict[tuple[str, str], Iterator[int]] = {}
 
     def routing_key(self, tenant_id: str, topic: str, partitions: int, key: str | None) -> str:
-        """Give the routing key of a message; the default topic has one queue and no partitions."""
+        """Return the routing key of a message; the default topic has one queue, no partitions."""
         if topic == names.DEFAULT_TOPIC:
             return topic
         if key is not None:
@@ -78,14 +78,14 @@ class Router:
     def _turn(self, tenant_id: str, topic: str) -> int:
         turn = self._turns.get((tenant_id, topic))
         if turn is None:
-            if len(self._turns) >= _MAX_TURNS:  # begun anew, a turn is still balanced
+            if len(self._turns) >= _MAX_TURNS:  # turns that begin anew are still balanced
                 self._turns.clear()
             turn = self._turns.setdefault((tenant_id, topic), itertools.count())
         return next(turn)
 
 
 class Wanted(NamedTuple):
-    """A message to be published; without an id it gets one."""
+    """A message to be published; if `id` is None, it gets a new one."""
 
     topic: str | None
     key: str | None
@@ -96,7 +96,7 @@ class Wanted(NamedTuple):
 
 
 class Call(NamedTuple):
-    """A call of publishing: whose, by whom, what was sent, its idempotency key and its trace."""
+    """A publishing call: its tenant, caller, body, idempotency key, and the caller's trace."""
 
     tenant_id: str
     who: Principal
@@ -107,12 +107,11 @@ class Call(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Publisher:
-    """What messages are published with, in the daemon or in its front.
+    """What publishing takes, in the daemon or in its front.
 
-    `timeout` is how long the broker has to confirm, in seconds; `threads` wait for it. The keys of
-    `idempotency` are the daemon's: calls with one are not for the fast route. `asked` is the trace
-    that a call belongs to, if it does. What is refused for a limit of its tenant is noted in
-    `refusals`.
+    The broker has `timeout` seconds to confirm; `threads` wait for it. Only the daemon has the keys
+    of `idempotency`: a call with a key is not for the front. `asked` is the trace that a call
+    belongs to, if any. `refusals` counts calls that a limit of their tenant refused.
     """
 
     lookup: TenantLookup
@@ -136,7 +135,7 @@ class Publisher:
         key: str | None = None,
         asked: TraceContext | None = None,
     ) -> Response:
-        """Publish what was read of a body; the answer, once the broker has confirmed all."""
+        """Publish the messages read from `body`; answer once the broker has confirmed all."""
         call = Call(tenant_id, who, body, key, asked)
         sent = await self.threads.run(self._publish_read, call, publications)
         return json_response(sent, 202)
@@ -144,9 +143,9 @@ class Publisher:
     async def read_and_publish(
         self, tenant_id: str, who: Principal, body: bytes, asked: TraceContext | None = None
     ) -> Response | None:
-        """Publish what is in a body; None where it can't be read.
+        """Read a body and publish its messages; None if it can't be read.
 
-        It is read once it is the tenant's turn: thousands of messages take some time.
+        It is read in the tenant's turn for a thread: thousands of messages take some time.
         """
 
         def work() -> bytes | None:
@@ -163,7 +162,7 @@ class Publisher:
     async def publish_events(
         self, request: Request, tenant_id: str, who: Principal, body: bytes
     ) -> Response:
-        """Publish the CloudEvents of a call, which are known by their own ids. Raises `Problem`."""
+        """Publish the CloudEvents of a call, each under its own id. Raises `Problem`."""
         key = request.headers.get(idempotency.HEADER)
         if key is not None and not _KEY.fullmatch(key):
             problem = "must be 1 to 255 visible ASCII characters"
@@ -204,7 +203,7 @@ class Publisher:
         return self._send(call, len(several), cut)
 
     def _send(self, call: Call, count: int, make: Callable[[], Sequence[Wanted]]) -> bytes:
-        """Publish so many messages, which are made once they are let in; give the answer."""
+        """Publish `count` messages, made by `make` once the rate admits them; return the answer."""
         state = self.lookup.publishable(call.tenant_id, call.who)
         self._admit(state, count)
         with self._alone(call.body):
@@ -220,8 +219,8 @@ class Publisher:
     def _alone(self, body: bytes) -> AbstractContextManager[object]:
         """Let one thread at a time work on a large body.
 
-        A dozen that all want the interpreter would have everybody else in this process wait for
-        all of them, each time that somebody wants it.
+        If a dozen threads competed for the interpreter, every other thread of this process would
+        wait for all of them each time it needs the interpreter.
         """
         return self._working if len(body) > LARGE else nullcontext()
 
@@ -240,7 +239,7 @@ class Publisher:
             raise
         except MessagesRefusedError as error:
             if state.limits.has_backlog:
-                # By far the likeliest reason, and who publishes too much can do something about it.
+                # By far the likeliest reason, and one that the publisher can do something about.
                 self._refused(state, Reason.BACKLOG)
                 raise BacklogFullError(
                     f"the backlog of tenant {state.tenant_id!r} is full"
@@ -284,7 +283,7 @@ class Publisher:
 
 
 def _carrying(trace: TraceContext | None, messages: list[Outgoing]) -> list[Outgoing]:
-    """Give messages that say of which trace they are a part."""
+    """Return the messages, with the trace they belong to in their headers."""
     if trace is None:
         return messages
     headers = trace.headers()
@@ -299,22 +298,22 @@ def _partitions(state: TenantState, topic: str) -> int:
 
 
 def _call(state: TenantState) -> str:
-    """Name a call that a key is for: a key of a former tenant of the id is not this one's."""
+    """Name the call that a key is for: a former tenant of the id has keys of its own."""
     call = f"POST /tenants/{state.tenant_id}/messages"
     return call if state.incarnation == 1 else f"{call} {state.incarnation}"
 
 
 def fast_route(publisher: Publisher) -> FastRoute:
-    """Give the short way to publishing, for calls without an idempotency key.
+    """Return the fast route for publishing, for calls without an idempotency key.
 
-    For CloudEvents it is the only one: their bodies are not what the route describes.
+    For CloudEvents it is the only route: the other one's model does not describe their bodies.
     """
 
     async def serve(request: Request, match: re.Match[str], body: bytes) -> Response | None:
         keyed = idempotency.HEADER in request.headers
         who = principal_of(request.scope)
         if cloudevents.has_events(request):
-            if keyed and publisher.idempotency is None:  # for the daemon, which has them
+            if keyed and publisher.idempotency is None:  # the daemon has the keys
                 return None
             return await publisher.publish_events(request, match[1], who, body)
         if keyed or not is_json(request):

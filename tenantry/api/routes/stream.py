@@ -64,9 +64,10 @@ async def follow_messages(
 ) -> Response:
     """Send every message in commit order, each once, from a cursor or from now on.
 
-    A stream ends with its token, soon after that is taken no more, after an hour at most, when the
-    server stops, and for who reads too slowly; come back with `Last-Event-ID`, and nothing is
-    missed. `Last-Event-ID` goes before `cursor`, which may be a `follow_cursor` of `GET /messages`.
+    A stream ends when its token expires, soon after the token is revoked, after an hour at most,
+    when the server stops, and if the client reads too slowly; reconnect with `Last-Event-ID`, and
+    nothing is missed. It takes precedence over `cursor`, which may be a `follow_cursor` of
+    `GET /messages`.
     """
     bound = binding(query.tenant_id, query.topic, Order.ASCENDING)
     cursor = last_event_id or query.cursor
@@ -89,10 +90,10 @@ async def follow_messages(
             rows = services.messages.page(
                 query.tenant_id, topic=topic, after=position, limit=streams.PAGE
             )
-        # Looked at after the rows were read: before another tenant of this id has any, its
-        # actor has shown it in the runtime state.
+        # Checked after the rows were read: the actor of another tenant of this id appears in the
+        # runtime state before that tenant has any rows.
         runtime = services.control.runtime(query.tenant_id)
-        if runtime is None:  # its actors are another node's, or none: the directory tells
+        if runtime is None:  # its actors are on another node, or nowhere: ask the directory
             now = services.directory.get(query.tenant_id)
             whose = None if now is None else now.incarnation
         else:
@@ -121,7 +122,7 @@ async def follow_messages(
 
 
 class _Events(Response):
-    """An answer that goes on for as long as there are events; it gives its place back."""
+    """A streaming answer; it holds one of the client's places until its events end."""
 
     def __init__(self, events: AsyncGenerator[bytes], place: AbstractContextManager[None]) -> None:
         super().__init__(media_type="text/event-stream")
@@ -137,6 +138,6 @@ class _Events(Response):
 
 
 def _event(cursor: str, row: StoredMessage) -> bytes:
-    # Between the tokens of JSON a line's end may stand; in an event it would end the data.
+    # JSON may have line ends between its tokens; in an event they would end the data.
     data = message_json(row).translate(_ONE_LINE)
     return b"id: %b\ndata: %b\n\n" % (cursor.encode(), data)

@@ -1,6 +1,6 @@
 """The daemon itself: its health, its state, its end.
 
-Health, readiness and status touch no thread: they answer when every thread is stuck.
+Health, readiness and status use no thread of a pool: they answer even if every thread is stuck.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ routes = Routes("daemon")
 
 @routes("GET /healthz", "Is the daemon alive?", dict[str, str])
 async def health(services: Injected) -> Response:
-    """Answer 200 while the actors live, whatever they stand on may do.
+    """Answer 200 while the actors live, whatever state the broker and the database are in.
 
     A 503 names what is dead or hangs: an actor, or a loop that all depend on.
     """
@@ -72,9 +72,9 @@ async def show_overview(services: Injected, request: Request) -> Response:
 
 @routes("GET /whoami", "Show who calls", WhoAmI, errors=(404,))
 async def show_caller(services: Injected, who: Who) -> Response:
-    """Show what the caller's token is good for, as the rules of all calls take it.
+    """Show what the caller's token permits, as the rules of all calls understand it.
 
-    Of a tenant's token 404 once there is no such tenant.
+    For a tenant's token the answer is 404 once that tenant no longer exists.
     """
     if who.tenant_id is not None:
         await services.pools.reads.run(services.lookup.existing, who.tenant_id, who)
@@ -83,7 +83,7 @@ async def show_caller(services: Injected, who: Who) -> Response:
 
 @routes("POST /login-codes", "Make a code for the page", LoginCode, errors=(409,), status=201)
 async def make_login_code(services: Injected, who: Who) -> Response:
-    """Make a code that begins a session of the operator's page, in the caller's name, for all."""
+    """Make a code that begins an admin's session of the page, in the caller's name."""
     code = services.login_codes.issue(who, datetime.now(UTC))
     return answer(LoginCode(code=code), 201)
 

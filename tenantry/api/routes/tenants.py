@@ -1,4 +1,4 @@
-"""Tenants: made (once for each idempotency key), looked at, changed, deleted."""
+"""Tenants: created (once for each idempotency key), shown, changed, deleted."""
 
 from __future__ import annotations
 
@@ -86,9 +86,9 @@ async def create_tenant(
 ) -> Response:
     """Make a tenant with its stream, queues, broker user and partition, and consume.
 
-    A step that fails leaves nothing behind. After no answer, or a 503 or 504, call again with
-    the same `Idempotency-Key`: a tenant that was made by then is answered without
-    `credentials`, which are kept nowhere. Rotate them to have others.
+    If a step fails, nothing is left behind. After no answer, or a 503 or 504, call again with
+    the same `Idempotency-Key`: if the tenant was made by then, the answer is without its
+    `credentials`, which are kept nowhere. Rotate them to get new ones.
     """
     once = None
     if idempotency_key is not None:
@@ -105,11 +105,11 @@ async def create_tenant(
 async def list_tenants(
     services: Injected, request: Request, query: Annotated[TenantsQuery, Query()]
 ) -> Response:
-    """List the tenants that exist, by id, or those that are searched for in another order.
+    """List the tenants that exist, by id; or search them, or sort them otherwise.
 
-    What runs of those on other nodes is asked there, for two seconds at most. Sorted by what
-    tenants do, or searched, a page begins so many tenants after the first: who has moved meanwhile
-    may be shown twice, or not at all.
+    Other nodes are asked for the figures of their tenants, for two seconds at most. If searched or
+    sorted otherwise, a page begins at an offset: a tenant whose place has changed meanwhile may be
+    shown twice, or not at all.
     """
     cursors = services.cursors
     plain = query.sort == "id" and not query.search
@@ -150,7 +150,7 @@ async def show_tenant(
         if owned is None:
             owned = services.cluster.owners([tenant_id]).get(tenant_id)
         runtime = services.control.runtime(tenant_id)
-        # Here only where it can't be handed on: its node has been asked otherwise.
+        # Another node's tenant comes here only if the request could not be handed on to that node.
         known = owned is None or owned.node in (None, services.cluster.name)
         to_operator = who.scope is not Scope.TENANT
         return dumps(Tenant.of(now, runtime, owned, known=known, to_operator=to_operator))
@@ -234,7 +234,7 @@ async def rotate_credentials(services: Injected, tenant_id: str, caller: Caller)
 async def grant_sql_access(services: Injected, tenant_id: str, caller: Caller) -> Response:
     """Give the tenant a database role that reads its own rows of `public.messages` only.
 
-    One it has already gets a new password. It is shown this once.
+    A role it has already gets a new password. The password is shown this once.
     """
     command = GrantSqlAccess(tenant_id=checked_id(tenant_id))
     return answer(SqlAccessData.of(await _execute(services, command, caller)))
@@ -262,8 +262,8 @@ async def revoke_sql_access(services: Injected, tenant_id: str, caller: Caller) 
 async def grant_consumer_access(services: Injected, tenant_id: str, caller: Caller) -> Response:
     """Give the tenant a broker user that reads copies of what is published from now on.
 
-    What is stored does not depend on it. A user it has already gets a new password. It is shown
-    this once.
+    Storing messages does not depend on it. A user it has already gets a new password. The password
+    is shown this once.
     """
     return await _carry_out(services, GrantConsumerAccess(tenant_id=checked_id(tenant_id)), caller)
 
@@ -287,9 +287,9 @@ async def revoke_consumer_access(services: Injected, tenant_id: str, caller: Cal
 async def add_topics(
     services: Injected, tenant_id: str, wanted: NewTopics, caller: Caller
 ) -> Response:
-    """Give the tenant more topics; by their names alone, with its usual number of partitions.
+    """Give the tenant more topics; those given by name alone get its usual number of partitions.
 
-    What is said of one that is there already must be so: partitions and ordering stay.
+    A topic that exists keeps its partitions and ordering; if the call gives any, they must match.
     """
     command = AddTopics(tenant_id=checked_id(tenant_id), topics=topics_of(wanted.topics))
     return await _carry_out(services, command, caller)
@@ -312,8 +312,8 @@ async def move(
 ) -> Response:
     """Have a node take a tenant over, in order, and keep it there; answers once it consumes there.
 
-    With `node` null placement chooses again, and the answer does not wait. Should the node be
-    lost, the tenant is at work elsewhere until it is back.
+    With `node` null, placement chooses again, and the answer does not wait. If the node is lost,
+    the tenant works elsewhere until it is back.
     """
     moving = Move(services, request.scope)
     return answer(await moving.run(checked_id(tenant_id), wanted.node, who, caller))
@@ -355,7 +355,7 @@ def _create(
             command, metadata=caller, timeout=services.command_timeout
         )
     except TenantExistsError:
-        # The same call may have come in twice at a time.
+        # The same call may have come in twice at once.
         if once is None or (made := _made_before(services, tenant_id, once)) is None:
             raise
         return made, True
@@ -363,7 +363,7 @@ def _create(
 
 
 def _made_before(services: Services, tenant_id: str, once: Once) -> Outcome | None:
-    """Find the tenant this very call has made: the journal knows who caused what."""
+    """Find the tenant that this very call has made, by the cause recorded with its events."""
     if not names.is_tenant_id(tenant_id):
         return None
     state = services.directory.get(tenant_id)
@@ -402,7 +402,7 @@ def _made_before(services: Services, tenant_id: str, once: Once) -> Outcome | No
 def _past(services: Services, tenant_id: str, at: str, who: Principal) -> TenantState:
     """Find a tenant as of a time or version. Blocks; 401, 404 before it was created, 410, 422.
 
-    A tenant itself sees its own past, not that of a former one.
+    A tenant sees its own past only, not that of a former tenant of its id.
     """
     checked_id(tenant_id)
     own = services.lookup.known(tenant_id, who).incarnation if who.scope is Scope.TENANT else None

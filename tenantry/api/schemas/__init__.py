@@ -1,1 +1,1 @@
-"""What comes in and what goes out, a file a resource; the OpenAPI document is made of it."""
+"""Models of requests and answers, a file per resource; the OpenAPI document is made of them."""

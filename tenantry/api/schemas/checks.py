@@ -1,4 +1,4 @@
-"""Audits and proofs of isolation: of whom they are wanted, and what they have found."""
+"""Audits and proofs of isolation: what is asked for, and what they have found."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class LetterBooks(Answer):
 
 
 class RemovedMessages(Answer):
-    """Stored messages that were removed by the tenant's retention, by what they were beyond."""
+    """Stored messages that the tenant's retention removed, by the limit that they exceeded."""
 
     age: int = Field(description="Too old.", examples=[120])
     rows: int = Field(description="Too many.", examples=[0])
@@ -62,7 +62,7 @@ class AuditDifference(Answer):
 
 
 class TenantAudit(Answer):
-    """What was counted of a tenant since its creation, held against what is there."""
+    """A tenant's counts since its creation, compared with what is there."""
 
     tenant_id: str = Field(examples=["acme"])
     balanced: bool = Field(description="It adds up.")

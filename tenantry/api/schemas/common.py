@@ -1,7 +1,7 @@
-"""What the schemas of all resources are made of, and how an answer is written.
+"""Base models and types of all resources' schemas, and how an answer is written.
 
-What comes in is strict: no number as text, no unknown field, no misspelt parameter. An answer is
-written from the model that the OpenAPI document describes; a field that was not set is left out.
+Input is strict: no number as text, no unknown field, no misspelt parameter. An answer is written
+from the model that the OpenAPI document describes; a field that was not set is left out.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ class StrictQuery(BaseModel):
 
 
 class Answer(BaseModel):
-    """A body of an answer, or part of one; made of fields, or of what has them as attributes."""
+    """A body of an answer, or part of one; made of fields, or of an object's attributes."""
 
     model_config: ClassVar[ConfigDict] = ConfigDict(from_attributes=True)
 
     @classmethod
     def made_of(cls, source: object, *, without: Collection[str] = (), **given: Any) -> Self:
-        """Take the fields that are not given from `source`, by their names, but for some."""
+        """Take the fields not `given` from `source`'s attributes, except those in `without`."""
         names = cls.model_fields.keys() - given.keys() - set(without)
         return cls(
             **{name: getattr(source, name) for name in names if hasattr(source, name)}, **given
@@ -102,16 +102,16 @@ JsonText: TypeAlias = Annotated[
     PlainSerializer(_json_text),
     WithJsonSchema({"anyOf": [{"additionalProperties": True, "type": "object"}, {"type": "null"}]}),
 ]
-"""An object, or none, that is JSON text already, and stays as it is: no number is changed."""
+"""An object or null that is JSON text already; it is written unchanged, so no number changes."""
 
 
 def values_of(kinds: type[Enum]) -> dict[str, Any]:
-    """Give what the schema of a text says that is one of an enumeration's values."""
+    """Return the schema's `enum` for a text that is one of an enumeration's values."""
     return {"enum": [one.value for one in kinds]}
 
 
 def dumps(answer: object) -> bytes:
-    """Write an answer as JSON; of a model only what was set."""
+    """Write an answer as JSON; of a model only the fields that were set."""
     if isinstance(answer, BaseModel):
         answer = answer.model_dump(exclude_unset=True)
     return orjson.dumps(answer)

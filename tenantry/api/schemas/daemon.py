@@ -1,4 +1,4 @@
-"""The daemon as a whole: how it is, and what its actors do."""
+"""The daemon as a whole: its state, and what its actors do."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ MAX_NODE_NAME: Final = 63
 
 
 class State(Answer):
-    """How the daemon as a whole is."""
+    """The state of the daemon as a whole."""
 
     state: str = Field(examples=["running"])
 
@@ -76,7 +76,7 @@ class Runtime(Answer):
 
 
 class Term(Answer):
-    """Who acts, of several daemons on one database."""
+    """The daemon that acts, of several on one database."""
 
     number: int = Field(examples=[7])
     host: str = Field(examples=["ingest-1"])
@@ -115,7 +115,7 @@ class Status(Answer):
 
 
 class WhoAmI(Answer):
-    """Who calls, and what they may."""
+    """The caller, and what they may do."""
 
     name: str = Field(description="As the journal names them.", examples=["ann"])
     scope: str = Field(examples=["operate"], json_schema_extra=values_of(Scope))
@@ -134,7 +134,7 @@ class LoginCode(Answer):
 
 
 class Overview(Answer):
-    """All nodes' tenants together, as their actors tell."""
+    """All nodes' tenants together, as their actors report them."""
 
     tenants: int = Field(description="How many exist.", examples=[41])
     states: dict[str, int] = Field(
@@ -178,25 +178,25 @@ class TenantsAsked(StrictInput):
 
 
 class Runtimes(Answer):
-    """What tenants' actors do; those that have none here are left out."""
+    """What tenants' actors do; tenants without actors here are left out."""
 
     data: dict[str, Runtime]
 
 
 def status_json(status: SystemStatus) -> bytes:
-    """Write it as `Status` describes it: a model for each of thousands of actors takes long."""
+    """Write a status as `Status` describes it, without models: thousands of them take long."""
     shown = {name: getattr(status, name) for name in Status.model_fields}
     shown["tenants"] = _shown(status.tenants)
     return _written(shown)
 
 
 def runtimes_json(runtimes: Mapping[str, TenantRuntime]) -> bytes:
-    """Write them as `Runtimes` describes them."""
+    """Write runtimes as `Runtimes` describes them."""
     return _written({"data": _shown(runtimes)})
 
 
 def runtime_of(written: Mapping[str, Any]) -> TenantRuntime:
-    """Read what another node has written as `Runtime`; one of an earlier version tells less.
+    """Read what another node has written as `Runtime`; earlier versions write fewer fields.
 
     Raises `ValueError`, `KeyError` or `TypeError`.
     """

@@ -1,4 +1,4 @@
-"""Dead letters: which of them are meant, what a call may do, and how they are described."""
+"""Dead letters: how a call selects them, what it may do with them, and how they are shown."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class LettersQuery(_Conditions, PageQuery):
 
     @property
     def bound(self) -> str:
-        """What a cursor is good for: these letters alone."""
+        """The conditions, in a cursor's binding: it is good for the same letters only."""
         return repr((self.reason, self.topic, self.since, self.until))
 
 
@@ -169,7 +169,7 @@ class ReplayAll(_All, _Replay):
 
 
 class ReplayByFilter(_ByFilter, _Replay):
-    """The dead letters that conditions hold for, to be replayed."""
+    """The dead letters that a filter selects, to be replayed."""
 
 
 class DiscardById(_ById, _Discard):
@@ -181,7 +181,7 @@ class DiscardAll(_All, _Discard):
 
 
 class DiscardByFilter(_ByFilter, _Discard):
-    """The dead letters that conditions hold for, to be thrown away."""
+    """The dead letters that a filter selects, to be thrown away."""
 
 
 def _kind(value: object) -> str:
@@ -291,7 +291,7 @@ class Replayed(Answer):
 
     @classmethod
     def of(cls, done: Reprocessed) -> Self:
-        """Tell what was done; what was not done only where there is something."""
+        """Report what was done, and what was not done if there is anything."""
         worn: dict[str, Any] = {"replayed_too_often": done.worn} if done.worn else {}
         return cls(replayed=done.count, **worn, **_left(done))
 
@@ -305,7 +305,7 @@ class Discarded(Answer):
 
     @classmethod
     def of(cls, done: Reprocessed) -> Self:
-        """Tell what was done; what was not done only where there is something."""
+        """Report what was done, and what was not done if there is anything."""
         return cls(discarded=done.count, **_left(done))
 
 

@@ -1,4 +1,4 @@
-"""Parts of the journal: which there are, and what is archived and restored of them."""
+"""Parts of the journal: how they are listed, archived and restored."""
 
 from __future__ import annotations
 

@@ -38,13 +38,13 @@ def _shown(name: str) -> object:
 
 
 def _seconds(value: object) -> object:
-    """Take text like `7d` for its seconds; what is none is refused as it is."""
+    """Turn text like `7d` into seconds; any other value is left to the validation after this."""
     if isinstance(value, str) and (seconds := parse_span(value)) is not None:
         return seconds
     return value
 
 
-# The domain checks the ranges: a tenant's other limits count, too.
+# The domain checks the ranges, as a tenant's other limits count, too.
 _Whole: TypeAlias = Annotated[int | None, AS_WHOLE]
 _Span: TypeAlias = Annotated[int | None, BeforeValidator(_seconds), AS_WHOLE]
 
@@ -77,7 +77,7 @@ class LimitsChange(StrictInput):
     retention: RetentionChange | None = None
 
     def changes(self) -> dict[str, int | None]:
-        """Give what is to change, by the names of `Limits`."""
+        """Return the changes, by the names of `Limits`."""
         changes: dict[str, int | None] = {}
         for name in Limits.__dataclass_fields__:
             group, _, part = SHOWN.get(name, name).partition(".")

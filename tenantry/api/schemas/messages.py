@@ -1,6 +1,6 @@
-"""Messages: what is published, which are read, and how they are described.
+"""Messages: how they are published, selected and shown.
 
-Pages are written by the database: no row of them becomes an object.
+The database writes pages as JSON: no row of them becomes an object.
 """
 
 from __future__ import annotations
@@ -89,13 +89,13 @@ Incarnation: TypeAlias = Annotated[
 
 
 class MessageQuery(StrictQuery):
-    """Whose message."""
+    """Which incarnation's message is shown."""
 
     incarnation: Incarnation = None
 
 
 class MessagesQuery(PageQuery):
-    """Which messages."""
+    """Which messages are listed."""
 
     tenant_id: str | None = Field(
         default=None,
@@ -178,6 +178,6 @@ def message_json(row: StoredMessage) -> bytes:
 
 
 def page_json(text: bytes, *, next_cursor: str | None, follow_cursor: str | None) -> bytes:
-    """Write a page of messages that are written already, with commas between them."""
+    """Write a page; `text` has its messages as JSON already, with commas between them."""
     cursors = dumps({"next_cursor": next_cursor, "follow_cursor": follow_cursor})
     return b'{"data":[%b],%b' % (text, cursors[1:])

@@ -60,7 +60,7 @@ class NodeList(Answer):
 
 
 class Destination(StrictInput):
-    """Where a tenant is wanted."""
+    """The node that a tenant is to move to."""
 
     node: str | None = Field(
         max_length=MAX_NODE_NAME,

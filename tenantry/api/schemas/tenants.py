@@ -1,4 +1,4 @@
-"""Tenants: what is taken in to make and change them, and how they are described."""
+"""Tenants: the input that makes and changes them, and how they are shown."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ _ORDERING: Final = (
 
 
 class TopicWanted(StrictInput):
-    """A topic; as text it is a name, and nothing more is said of it."""
+    """A topic; a plain text is a name without settings."""
 
     name: _TopicName
     partitions: Annotated[
@@ -87,7 +87,7 @@ class TopicWanted(StrictInput):
         return {"name": given} if isinstance(given, str) else given
 
     def as_topic(self) -> Topic:
-        """Give what is asked for."""
+        """Return the topic asked for."""
         ordering = None if self.ordering is None else Ordering(self.ordering)
         return Topic(name=self.name, partitions=self.partitions, ordering=ordering)
 
@@ -113,11 +113,11 @@ Topics: TypeAlias = Annotated[
 
 
 def topics_of(wanted: Sequence[TopicWanted]) -> tuple[Topic, ...]:
-    """Give the topics that are asked for."""
+    """Return the topics asked for."""
     return tuple(one.as_topic() for one in wanted)
 
 
-# In answers the limits are told, and not insisted on: a tenant may have been made under others.
+# Answers state these limits without enforcing them: a tenant may have been made under others.
 _WorkersShown: TypeAlias = Annotated[
     int,
     Field(
@@ -205,7 +205,7 @@ class NewTopics(StrictInput):
 
 
 class TenantQuery(StrictQuery):
-    """When a tenant is looked at."""
+    """The moment at which a tenant is shown."""
 
     at: str | None = Field(
         default=None,
@@ -234,7 +234,7 @@ class TopicSettings(Answer):
 
 
 class Tenant(Answer):
-    """A tenant. What is running is null where the past is shown."""
+    """A tenant. Figures of what is running are null where the past is shown."""
 
     id: str = Field(examples=["acme"])
     name: str = Field(examples=["Acme Ltd"])
@@ -300,9 +300,9 @@ class Tenant(Answer):
         known: bool = True,
         to_operator: bool = True,
     ) -> Self:
-        """Describe a tenant as it is now; without a runtime, if that is `known`, nothing runs.
+        """Describe a tenant as it is now. No runtime means that nothing runs, if that is `known`.
 
-        What its trouble is may name what is others': that is told to operators.
+        Its trouble may name what belongs to others, so only operators are told it.
         """
         trouble = None if runtime is None else runtime.trouble
         return cls.made_of(
@@ -338,7 +338,7 @@ class Tenant(Answer):
 
 
 def _names(state: TenantState) -> dict[str, str]:
-    """Give what is called otherwise in a tenant's state, or follows from its id."""
+    """Return the fields with another name in a tenant's state, or that follow from its id."""
     return {
         "id": state.tenant_id,
         "state": state.lifecycle.value,
@@ -348,7 +348,7 @@ def _names(state: TenantState) -> dict[str, str]:
 
 
 class AccessData(Answer):
-    """A tenant's way to the broker, shown this once: by the URL of its kind."""
+    """A tenant's credentials for the broker, shown this once, with a URL for its kind."""
 
     username: str = Field(examples=["tenant_acme_producer"])
     password: str = Field(examples=["mU3q…"])
@@ -397,7 +397,7 @@ class TenantWithCredentials(Tenant):
 
 
 class SqlAccessData(Answer):
-    """A tenant's way to its rows with SQL. The password is shown this once."""
+    """A tenant's credentials to read its rows with SQL. The password is shown this once."""
 
     tenant_id: str = Field(examples=["acme"])
     username: str = Field(examples=["tenant_acme_sql_16384"])
