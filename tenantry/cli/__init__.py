@@ -4,6 +4,6 @@ import sys
 
 from tenantry.process import startup_signals
 
-# Here, because what the commands import takes a while, and memory.
+# Before the imports of the commands, which take time and memory.
 startup_signals.stand_before(sys.argv[1:])
 startup_signals.hear(sys.argv[1:])

@@ -1,4 +1,4 @@
-"""Commands about old events: archive them, read archives, bring them back, list the parts."""
+"""Commands for old events: archive them, read archives, restore them, list the parts."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from tenantry.journal import archives
 from tenantry.journal.archives import Archive, ArchiveError
 
 PART_SECONDS: Final = 600.0
-"""Seconds the daemon may take to look at all of a part, and to remove it."""
+"""Seconds the daemon may take to read a whole part, and to remove it."""
 
 LINES: Final = 500
 CHUNK_BYTES: Final = 400_000
-"""Bytes of lines that are put back with one call: as JSON within JSON they become more."""
+"""Bytes of lines in one call that puts them back; as JSON within JSON they grow."""
 
 
 def _moment(_context: click.Context, _parameter: click.Parameter, given: str) -> datetime:
-    """Read a time, or a date, whose first moment (UTC) is meant."""
+    """Read a time, or a date, which means its first moment (UTC)."""
     try:
         read = datetime.fromisoformat(given)
         return (read if read.tzinfo else read.replace(tzinfo=UTC)).astimezone(UTC)
@@ -61,10 +61,11 @@ def archive(
 ) -> None:
     """Write old events to files, read these back, and remove the events from the journal.
 
-    It goes by whole parts of the journal, oldest first: a part goes once all its events were
-    recorded before TIME. One begins each month, and after a million events; the open one is ended
-    if all in it is old enough. Nothing is removed before its file is complete, on the disk, and has
-    been read back. Tenants stay as they are; whatever needs the events says where they are.
+    Whole parts of the journal are archived, oldest first: a part goes once all its events were
+    recorded before TIME. A part begins each month, and after a million events; the open one is
+    ended if all its events are old enough. Nothing is removed before its file is complete, on the
+    disk, and has been read back. Tenants stay as they are; calls that need the events say where
+    they are.
     """
     failpoints.arm(os.environ.get(failpoints.VARIABLE, ""))
     target = (
@@ -79,7 +80,7 @@ def archive(
     done = []
     for part in due:
         if part["state"] == "open" and not dry_run:
-            break  # another command has just begun it
+            break  # another command has just begun this part
         if dry_run:
             done.append({**part, "file": str(target / archives.file_name(part["part"]))})
         else:
@@ -95,7 +96,7 @@ def archive(
 
 
 def _due(parts: list[dict[str, Any]], before: datetime) -> list[dict[str, Any]]:
-    """Give the parts that may go, oldest first."""
+    """Return the parts that may be archived, oldest first."""
     due = []
     for part in parts:
         if part["state"] == "archived":
@@ -153,8 +154,8 @@ def _nothing(kept: list[dict[str, Any]]) -> str:
 def restore(client: ControlClient, *, as_json: bool, place: Path) -> None:
     """Bring archived events back into the journal, from a directory or a file of it.
 
-    What was archived last comes back first; of a directory, all parts that are in it, up to one
-    that is not. The files stay.
+    The part archived last comes back first; from a directory, one part after the other, up to the
+    first that it lacks. The files stay.
     """
     done = []
     found = {one.summary.part: one for one in _found(place)}
@@ -203,7 +204,7 @@ def _chunks(archive: Archive) -> Iterator[list[str]]:
 
 
 def _check(archive: Archive, part: Mapping[str, Any] | None) -> None:
-    """Raise unless an archive is what was archived, as its summary and the database say."""
+    """Raise `CommandError` unless an archive agrees with its summary and with the database."""
     try:
         archive.check()
     except ArchiveError as error:
@@ -225,10 +226,10 @@ def _found(place: Path) -> list[Archive]:
 def archived_events(
     client: ControlClient, place: Path, tenant_id: str | None
 ) -> Iterator[dict[str, Any]]:
-    """Give the events of archives, oldest first, of one tenant or all, as the API describes them.
+    """Yield the events of archives, oldest first, of one tenant or all, in the API's form.
 
-    Each archive is checked before any of its events is given, against what the database knows of
-    it as well, if a daemon can be asked. Raises `CommandError`.
+    Each archive is checked before its first event is yielded, and if a daemon can be asked, against
+    the database's digest as well. Raises `CommandError`.
     """
     found = _found(place)
     try:
@@ -261,7 +262,7 @@ def _shown(event: dict[str, Any]) -> dict[str, Any]:
 @click.command(epilog=example("tenantry events parts"))
 @with_client
 def parts(client: ControlClient, *, as_json: bool) -> None:
-    """List the parts of the journal: those that are archived, and where; those that are kept."""
+    """List the parts of the journal: the archived ones and where they are, and those still kept."""
     found = client.call("GET", "/events/parts")
     if as_json:
         output.print_json(found["data"])

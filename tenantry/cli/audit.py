@@ -1,4 +1,4 @@
-"""The command that asks whether everything adds up."""
+"""The command that audits tenants' counts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tenantry.cli.options import example, tenant_argument, with_client
 from tenantry.cli.output import FAILED
 
 TIMEOUT: Final = 100.0
-"""Seconds for a call: the daemon counts for a minute, and then ends the page."""
+"""Seconds for a call: the daemon counts rows for a minute at most, then ends the page."""
 
 _FIELDS: Final = (
     "tenant_id", "accepted", "stored", "duplicates", "dead_lettered", "in_flight", "rows",
@@ -32,9 +32,9 @@ _COLUMNS: Final = (
 def audit(client: ControlClient, *, as_json: bool, tenant_id: str | None, quick: bool) -> None:
     """Tell whether it adds up: accepted = stored + duplicates + dead-lettered + in flight.
 
-    For each TENANT (all, if none is named) what was counted is held against the rows, the list of
-    dead letters and the broker's queues, also while messages pour in. Exits with 1 if something
-    differs, and says what. Counting takes a second for some three million rows.
+    The counts of each TENANT (all, if none is named) are compared with its rows, its list of dead
+    letters and the broker's queues, also while messages pour in. Exits with 1 if something differs,
+    and says what. Counting takes a second for some three million rows.
     """
     params = {"quick": "true"} if quick else {}
     with output.working("auditing"):

@@ -1,4 +1,4 @@
-"""Commands for the broker itself: moving from one to another."""
+"""Commands for the broker itself: moving messages from one to another."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
     from tenantry.settings import Settings
 
 LAST_SECONDS: Final = 10.0
-"""Seconds a loop may take to settle the last messages; what it does not comes again."""
+"""Seconds a loop may take to settle the last messages; those not settled are delivered again."""
 
 
 @click.group()
 def broker() -> None:
-    """See to the broker."""
+    """Manage the broker."""
 
 
 @broker.command(
@@ -66,14 +66,14 @@ def migrate(
     to: str | None,
     management_to: str | None,
 ) -> None:
-    """Move what lies in one broker to another.
+    """Move the messages in one broker to another.
 
     From the embedded broker to RabbitMQ or Apache Iggy, or from Iggy to one of the others. The
     daemon must have been stopped. Tenants' streams, queues and users are made on the other broker;
-    messages and dead letters go there in their order, and none leaves before it is confirmed.
-    Broken off, it is run again. Afterwards set the broker's URL for the daemon, start it, and
-    rotate the tenants' credentials: their passwords don't come along. While anybody still publishes
-    to the former broker, run this again once they have moved, too.
+    messages and dead letters go there in their order, and none leaves before it is confirmed. If
+    the command is broken off, run it again. Afterwards set the broker's URL for the daemon, start
+    it, and rotate the tenants' credentials: their passwords don't come along. If clients still
+    publish to the former broker, run this again once they have moved, too.
     """
     from tenantry.broker.port import BrokerError
     from tenantry.database.errors import DatabaseError
@@ -99,7 +99,7 @@ def migrate(
 
 
 def _broker_of(url: str | None) -> dict[str, object]:
-    """Give the settings that choose a broker by its URL; None: those there are anyway."""
+    """Return the settings that choose a broker by its URL; None changes no setting."""
     if url is None:
         return {}
     rabbitmq = url.startswith("amqp")

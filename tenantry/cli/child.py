@@ -1,4 +1,4 @@
-"""A daemon of one's own, as a subprocess: started, waited for, stopped, its log at hand."""
+"""A daemon in a subprocess of the command: started, waited for, stopped; its log can be read."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ _OF_RABBITMQ: Final = (
 class ChildDaemon:
     """`tenantry run` in a subprocess that keeps everything in `directory`.
 
-    With `broker`, a URL, its messages are there. Nothing else of the caller's configuration reaches
-    it, but what the environment says of how a RabbitMQ is reached.
+    With `broker`, a URL, it uses that broker. The rest of the caller's configuration does not reach
+    it, except the environment's variables for connections to RabbitMQ.
     """
 
     def __init__(self, directory: Path, broker: str = "") -> None:
@@ -45,7 +45,7 @@ class ChildDaemon:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Start it; `wait_ready` tells when it serves."""
+        """Start the daemon; `wait_ready` returns once it consumes."""
         empty = self._directory / "config.toml"
         empty.touch(mode=0o600)
         mine = {variable for variable, _ in ENVIRONMENT.values()} | set(_FOREIGN)
@@ -69,16 +69,16 @@ class ChildDaemon:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                # Ctrl-C on the terminal is for the parent, which stops this one in order.
+                # Ctrl-C on the terminal goes to the parent only, which stops the daemon in order.
                 start_new_session=True,
             )
 
     def client(self, timeout: float = 60.0) -> ControlClient:
-        """Make a client of its control socket."""
+        """Make a client of the daemon's control socket."""
         return ControlClient(self.socket, timeout=timeout)
 
     def wait_ready(self, timeout: float) -> None:
-        """Return once it consumes. Raises `CommandError` if it ends or takes too long."""
+        """Return once the daemon consumes. Raises `CommandError` if it ends or takes too long."""
         deadline = time.monotonic() + timeout
         with self.client(timeout=5.0) as client:
             while True:
@@ -94,11 +94,11 @@ class ChildDaemon:
 
     @property
     def running(self) -> bool:
-        """Whether it has been started and has not ended."""
+        """Whether the daemon has been started and has not ended."""
         return self._process is not None and self._process.poll() is None
 
     def check(self) -> None:
-        """Raise `CommandError` if it has ended by itself."""
+        """Raise `CommandError` if the daemon has ended by itself."""
         if not self.running:
             code = None if self._process is None else self._process.returncode
             reason = next((line for line in reversed(self._lines()) if line[:1] != "{"), "")
@@ -106,7 +106,7 @@ class ChildDaemon:
             raise CommandError(f"the daemon ended by itself (exit status {code}){told}")
 
     def drain(self, timeout: float) -> int:
-        """Ask it to shut down gracefully, and give its exit status, also if it has ended before.
+        """Shut the daemon down gracefully, unless it has ended, and return its exit status.
 
         Raises `CommandError` if it takes too long.
         """
@@ -120,7 +120,7 @@ class ChildDaemon:
             raise CommandError(f"the daemon did not shut down within {timeout:g} s") from None
 
     def stop(self, timeout: float) -> None:
-        """End it, gracefully if it can, in any case; harmless if it has ended."""
+        """End the daemon, gracefully or else by force; harmless if it has ended."""
         process, self._process = self._process, None
         if process is None or process.poll() is not None:
             return
@@ -132,7 +132,7 @@ class ChildDaemon:
             process.wait(KILL_TIMEOUT)
 
     def last_words(self) -> str:
-        """Give the last lines of its log."""
+        """Return the last lines of the daemon's log."""
         return "\n".join(self._lines())
 
     def _lines(self) -> list[str]:

@@ -22,7 +22,7 @@ from tenantry.cli.output import ApiError, CommandError, DaemonUnreachableError
 from tenantry.unixpath import addressed
 
 TIMEOUT: Final = 60.0
-"""Seconds an answer may take where a call says nothing else: a command waits for its effect."""
+"""Seconds an answer may take by default: the daemon answers a command after its effect."""
 
 CONNECT_TIMEOUT: Final = 5.0
 PAGE: Final = 500
@@ -30,7 +30,7 @@ _LONGEST_TRACE: Final = 512
 
 
 class ControlClient:
-    """Calls the API on the Unix socket at `path`, from any thread; calls end in their time."""
+    """Calls the API on the Unix socket at `path`, from any thread; each call has a timeout."""
 
     def __init__(self, path: Path, *, timeout: float = TIMEOUT) -> None:
         self.path = path
@@ -46,12 +46,12 @@ class ControlClient:
         self.close()
 
     def close(self) -> None:
-        """Close the connection; the next call makes another."""
+        """Close the kept connections; the next call makes another."""
         while self._kept:
             self._kept.pop().close()
 
     def abort(self) -> None:
-        """End calls that are under way on other threads, and all that follow: they fail at once."""
+        """Make calls that are under way on other threads, and all later calls, fail at once."""
         self._aborted = True
         for connection in self._busy.copy():
             connection.end()
@@ -65,9 +65,9 @@ class ControlClient:
         params: Mapping[str, str | int] | None = None,
         timeout: float | None = None,
     ) -> tuple[int, Any]:
-        """Make one call and give its status and decoded body, whatever the status.
+        """Make one call and return its status and decoded body, whatever the status.
 
-        Raises `DaemonUnreachableError`, or `CommandError` where no answer comes in time.
+        Raises `DaemonUnreachableError`, or `CommandError` if no answer comes in time.
         """
         wait = self._timeout if timeout is None else timeout
         connection = self._reach()
@@ -107,7 +107,7 @@ class ControlClient:
         params: Mapping[str, str | int] | None = None,
         timeout: float | None = None,
     ) -> Any:
-        """Make one call and give its body. Raises as `send`, and `ApiError` on a problem."""
+        """Make one call and return its body. Raises as `send` does, and `ApiError` on a problem."""
         status, decoded = self.send(method, path, body, params=params, timeout=timeout)
         if status >= HTTPStatus.BAD_REQUEST:
             raise ApiError(status, describe_problem(status, decoded))
@@ -123,9 +123,10 @@ class ControlClient:
         sparse: bool = False,
         seen: Callable[[dict[str, Any]], object] = lambda _: None,
     ) -> Iterator[dict[str, Any]]:
-        """Give a paged collection's items one by one, at most `limit`.
+        """Yield a paged collection's items one by one, at most `limit`.
 
-        In a `sparse` one a page may be empty though more follow. `seen` is told of each page.
+        In a `sparse` collection a page may be empty though more follow. `seen` is called with each
+        page.
         """
         query: dict[str, str | int] = dict(params or {})
         given = 0
@@ -142,7 +143,7 @@ class ControlClient:
             query["cursor"] = cursor
 
     def daemon_pid(self) -> int | None:
-        """Tell who listens on the socket, as the kernel knows it; None where it can't tell."""
+        """Return the id of the process that listens on the socket; None if it can't be found."""
         if not hasattr(socket, "SO_PEERCRED"):
             return None
         try:
@@ -152,10 +153,10 @@ class ControlClient:
         except OSError:
             return None
         pid: int = struct.unpack("3i", raw)[0]
-        return pid or None  # 0: it lives in another process namespace
+        return pid or None  # 0: the process is in another process namespace
 
     def _reach(self) -> _Connection:
-        """Give a connection that is kept, if the daemon has not closed it, or another."""
+        """Return a kept connection that the daemon has not closed, or a new one."""
         with suppress(IndexError):
             while True:
                 kept = self._kept.pop()
@@ -186,7 +187,7 @@ class ControlClient:
 
 
 def _trace() -> dict[str, str]:
-    """Give the trace that this command is a part of, if its environment names one."""
+    """Return the headers of the trace that the environment names, if it names one."""
     given = {name: os.environ.get(name.upper(), "") for name in ("traceparent", "tracestate")}
     return {
         name: value
@@ -196,7 +197,7 @@ def _trace() -> dict[str, str]:
 
 
 class _Connection(HTTPConnection):
-    """HTTP on a socket that is connected already: once that is closed, it is of no more use."""
+    """HTTP on a socket that is connected already; it is not connected again once it is closed."""
 
     sock: socket.socket
 
@@ -206,19 +207,19 @@ class _Connection(HTTPConnection):
         self.sock = sock
 
     def end(self) -> None:
-        """End what another thread waits for on it."""
+        """Make another thread's wait on this connection fail."""
         sock = self.sock
         with suppress(OSError):  # it has ended by itself
             if sock is not None:
                 sock.shutdown(socket.SHUT_RDWR)
 
     def is_quiet(self) -> bool:
-        """Tell whether it is open, and the daemon has said nothing unasked, such as goodbye."""
+        """Tell whether it is open, and the daemon has neither sent data unasked nor closed it."""
         return self.sock is not None and not select.select([self.sock], [], [], 0)[0]
 
 
 def tenant_path(tenant_id: str, *rest: str) -> str:
-    """Give the path of a tenant's resource, safe for whatever the user typed."""
+    """Return the path of a tenant's resource, safe whatever the user typed as the id."""
     return "/".join(["/tenants", quote(tenant_id, safe=""), *rest])
 
 

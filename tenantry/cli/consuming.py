@@ -1,4 +1,4 @@
-"""The command that reads as many tenants at once."""
+"""The command that consumes as several tenants at once."""
 
 from __future__ import annotations
 
@@ -58,17 +58,17 @@ def consume(
 
     Each tenant has a user that only reads: nothing is taken from the daemon. On RabbitMQ it reads
     copies, which are kept from the first run on, a day and 64 MiB a topic at most; on the embedded
-    broker what is stored from the first run on; on Apache Iggy it goes on from stored offsets, at
-    first from the beginning. A batch is committed once it is told; what was not committed comes
-    again.
+    broker it reads what is stored from the first run on; on Apache Iggy it continues from stored
+    offsets, at first from the beginning. A batch is committed once it is reported; messages that
+    were not committed are delivered again.
 
-    Tenants 1, 2, ... are created where they don't exist; the reading user of an existing one gets a
-    new password, which ends another run for it. With --credentials those that it names read. Runs
-    beside one another share what comes, and where one dies the others have its part; only on Apache
-    Iggy they read the same.
+    Tenants 1, 2, ... are created where they don't exist; the reading user of an existing tenant
+    gets a new password, which ends another run for it. With --credentials the tenants in that file
+    read. Runs beside one another share the messages, and if one dies the others get its share; only
+    on Apache Iggy they all read the same.
 
     Without --follow it ends when nothing waits any more: on RabbitMQ, when the queue of each topic
-    is empty; on the embedded broker, when all that is stored was given out; on Apache Iggy, when no
+    is empty; on the embedded broker, when all that is stored was delivered; on Apache Iggy, when no
     partition has anything beyond its offset. With --json the lines go to stderr. Exits with 1 if a
     consumer gave up or a tenant reaches another's objects.
     """
@@ -108,7 +108,7 @@ def consume(
 
 @contextmanager
 def _stopped_by_signals(stop: threading.Event) -> Iterator[None]:
-    """Have the first signal end the run after the batches at hand, and a second one at once."""
+    """Let the first signal end the run after the batches in hand, and a second one at once."""
     former = {one: signal.getsignal(one) for one in _SIGNALS}
 
     def restore() -> None:

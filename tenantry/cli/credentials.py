@@ -1,4 +1,4 @@
-"""Tenants' credentials that a command is given, so that it need not make new ones."""
+"""Tenants' credentials given to a command in a file, so that it need not make new ones."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def credentials_option(function: Function) -> Function:
 
 
 def read_credentials(file: Path) -> dict[str, dict[str, str]]:
-    """Read a file of credentials. Raises `click.UsageError`, which does not repeat its content."""
+    """Read a file of credentials. Raises `click.UsageError`, which quotes none of its content."""
     wanted = ("username", "password")
     urls = ("amqp_url", "postgres_url", "iggy_url")
     try:
@@ -48,7 +48,7 @@ def read_credentials(file: Path) -> dict[str, dict[str, str]]:
 
 
 def given_tenants(file: Path | None) -> dict[str, Credentials] | None:
-    """Read the tenants, and their credentials, that take the place of `--tenants`, if any."""
+    """Read tenants and their credentials, in place of `--tenants`; None without a file."""
     from tenantry.tenant_client.access import credentials_of
 
     if file is None:

@@ -1,4 +1,4 @@
-"""Commands about dead letters: looked at, replayed, thrown away."""
+"""Commands that show, replay and discard dead letters."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _UNITS: Final = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
 
 def moment(text: str) -> str:
-    """Give a moment as RFC 3339 in UTC: given so, or as a while ago (90s, 15m, 2h, 7d).
+    """Read a time, or how long ago it was (90s, 15m, 2h, 7d); return it as RFC 3339 in UTC.
 
     Raises `click.BadParameter`.
     """
@@ -107,7 +107,7 @@ def _row(letter: Mapping[str, Any], *, payload: bool) -> list[object]:
     row = [
         letter["id"],
         f"{letter['topic']}.{letter['partition']}",
-        # To the second: a line is short of room.
+        # To the second, to save room on the line.
         f"{letter['dead_lettered_at'][:19]}Z",
         *(letter[name] for name in ("reason", "attempts", "replays", "size")),
     ]
@@ -160,8 +160,8 @@ def replay(
 ) -> None:
     """Publish dead letters to their own topic and partition again.
 
-    Name them, or give conditions, or --all. What fails again is listed again; what has been
-    stored is stored once, however often it is replayed.
+    Name them, or give conditions, or --all. A letter that fails again is listed again; a message
+    is stored once, however often it is replayed.
     """
     which = chosen(ids, everything=everything, filters=filters)
     work = ReplayClient(client, tenant_id, "replayed", which, {"force": True} if force else {})
@@ -187,7 +187,7 @@ def discard(
     yes: bool,
     **filters: str | None,
 ) -> None:
-    """Throw dead letters away for good; the journal keeps that they were.
+    """Throw dead letters away for good; the journal records that they existed.
 
     Name them, or give conditions, or --all.
     """
@@ -208,7 +208,7 @@ def discard(
 
 
 def quoted(letter: str) -> str:
-    """Give an id as part of a path. Raises `CommandError` for one that can't be."""
+    """Return an id as part of a path. Raises `CommandError` for an id that can't be one."""
     from urllib.parse import quote
 
     if "/" in letter or letter in {".", ".."}:
@@ -221,12 +221,12 @@ _MOST_CHARACTERS: Final = 4000
 
 
 def preview_of(letter: Mapping[str, Any]) -> str:
-    """Give the beginning of a body, for a cell of a table."""
+    """Return the beginning of a body, for a cell of a table."""
     return _cut(_body_text(letter), _IN_A_TABLE)
 
 
 def body_lines(letter: Mapping[str, Any]) -> Iterator[str]:
-    """Give a body, line by line; control characters are escaped."""
+    """Yield a body line by line; control characters are escaped."""
     text = _cut(_body_text(letter), _MOST_CHARACTERS)
     yield ""
     yield from (output.clean(line) for line in text.split("\n"))

@@ -1,4 +1,4 @@
-"""The command that shows everything at once, on this machine alone, and proves that it adds up."""
+"""The command that shows everything at once, on this machine alone, and checks the counts."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ EMBEDDED: Final = "embedded"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Line:
-    """What the demo found out about one tenant; `stored` counts rows read back through the API."""
+    """The demo's result for one tenant; `stored` counts rows read back through the API."""
 
     tenant: str
     sent: int
@@ -63,7 +63,7 @@ class Line:
 
 
 def _broker_url(_context: click.Context, _parameter: click.Parameter, value: str) -> str:
-    """Check a broker's URL, and give it, without ever telling it; nothing for the embedded one."""
+    """Check and return a broker's URL, which no error quotes; empty for the embedded broker."""
     from pydantic import SecretStr, ValidationError
 
     from tenantry.settings.model import Broker
@@ -97,12 +97,12 @@ def demo(*, as_json: bool, keep: bool, broker: str, **_config: object) -> None:
 
     Needs no configuration and leaves nothing behind: it starts the daemon on a PostgreSQL of its
     own, which is the broker as well, lets 3 tenants publish with their own users, proves that none
-    reaches another's, counts that what was sent is stored, and drains the daemon. Exits with 0
-    only if nothing was lost or leaked. It reads no configuration: --config is accepted, as by
-    every command, and has no effect.
+    reaches another's objects, checks that every message sent is stored, and drains the daemon.
+    Exits with 0 only if nothing was lost or leaked. It reads no configuration: --config is
+    accepted, as by every command, and has no effect.
 
-    With --broker the tenants, 1, 2 and 3, are made there and deleted at the end. It must not have
-    such tenants. RABBITMQ_MANAGEMENT_URL and RABBITMQ_CA_FILE hold for it.
+    With --broker the tenants, 1, 2 and 3, are made on that broker and deleted at the end; it must
+    not have such tenants yet. RABBITMQ_MANAGEMENT_URL and RABBITMQ_CA_FILE apply to it.
     """
     from tenantry.telemetry.logging import configure
 
@@ -125,7 +125,7 @@ def demo(*, as_json: bool, keep: bool, broker: str, **_config: object) -> None:
 
 
 def _directory() -> Path:
-    """Make a directory for it all."""
+    """Make a directory for the demo's state and logs."""
     try:
         return Path(tempfile.mkdtemp(prefix="tenantry-demo-"))
     except OSError as error:
@@ -136,7 +136,7 @@ def _directory() -> Path:
 
 
 def _look_for(broker: str) -> None:
-    """Raise `CommandError` where the broker can't be used, before anything is started."""
+    """Raise `CommandError` if the broker can't be reached, before anything is started."""
     if not broker:
         return
     parts = urlsplit(alternatives(broker)[0])
@@ -159,7 +159,7 @@ def _look_for(broker: str) -> None:
 
 
 def _show(directory: Path, broker: str, *, as_json: bool, keep: bool) -> tuple[list[Line], int]:
-    """Run it all, leaving nothing running; give what was found, and the daemon's exit status."""
+    """Run the demo, and stop all it has started; return its lines and the daemon's exit status."""
     say = output.notice if as_json else click.echo
     with ExitStack() as stack:
         daemon = ChildDaemon(directory, broker)
@@ -210,9 +210,9 @@ def _publish_and_count(daemon: ChildDaemon, say: Callable[[str], None]) -> list[
 def _wait_stored(
     daemon: ChildDaemon, client: ControlClient, result: RunResult[Tally]
 ) -> dict[str, float]:
-    """Wait until each tenant's messages are dealt with; give when each was.
+    """Wait until each tenant's messages are stored or dead letters; return when each was done.
 
-    A tenant whose count stands still for too long is taken as it is: the summary tells.
+    If no count rises for too long, the wait ends: the summary shows what is missing.
     """
     ended: dict[str, float] = {}
     best = -1
@@ -290,7 +290,7 @@ def _judge(lines: list[Line], code: int, directory: Path) -> None:
 def _keep(daemon: ChildDaemon) -> None:
     with daemon.client() as client:
         server = client.call("GET", "/info")["server"]
-    # A path too long for the key is found by its directory.
+    # A path too long for that key is found by the state directory.
     fits = len(os.fsencode(daemon.socket)) <= MAX_SOCKET_PATH
     key, place = (
         ("TENANTRY_CONTROL_SOCKET", daemon.socket)
@@ -305,12 +305,12 @@ def _keep(daemon: ChildDaemon) -> None:
         f"  try              {key}={shlex.quote(str(place))} tenantry status"
     )
     with suppress(KeyboardInterrupt):
-        while daemon.running:  # it may be ended by `tenantry stop`, too
+        while daemon.running:  # `tenantry stop` may end it, too
             time.sleep(0.5)
 
 
 def _remove_tenants(daemon: ChildDaemon) -> None:
-    """Delete the daemon's tenants, so that nothing of them is left on a broker of somebody's."""
+    """Delete the daemon's tenants, so that nothing of them is left on the user's broker."""
     if not daemon.running:
         return
     try:
@@ -323,7 +323,7 @@ def _remove_tenants(daemon: ChildDaemon) -> None:
 
 
 def _stop_database(directory: Path) -> None:
-    """Stop the embedded server, should the daemon have left it behind."""
+    """Stop the embedded server if the daemon has left it behind."""
     if not (directory / "postmaster.pid").exists():
         return
     from tenantry.database.embedded import EmbeddedPostgres
@@ -331,7 +331,7 @@ def _stop_database(directory: Path) -> None:
 
     server = EmbeddedPostgres(directory)
     try:
-        server.start()  # takes the running one over
+        server.start()  # takes over the running server
         server.stop()
     except DatabaseError as error:
         output.notice(str(error))
@@ -348,7 +348,7 @@ def _stage(description: str) -> Iterator[None]:
 
 @contextmanager
 def _terminable() -> Iterator[None]:
-    """Make SIGTERM and SIGHUP end the demo as Ctrl-C does: in order."""
+    """Make SIGTERM and SIGHUP end the demo in order, as Ctrl-C does."""
 
     def end(_number: int, _frame: FrameType | None) -> NoReturn:
         raise KeyboardInterrupt

@@ -15,6 +15,6 @@ from tenantry.cli.options import example, tenant_argument, with_client
 def asyncapi(client: ControlClient, *, as_json: bool, tenant_id: str) -> None:  # noqa: ARG001
     """Print a tenant's AsyncAPI document: where its messages go, what they look like.
 
-    It is JSON with --json and without, and holds no secret: give it to who publishes or reads.
+    It is JSON with --json and without, and holds no secret: give it to those who publish or read.
     """
     output.print_json(client.call("GET", tenant_path(tenant_id, "asyncapi.json")))

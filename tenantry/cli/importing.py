@@ -1,4 +1,4 @@
-"""`tenantry tenant import`: the tenants of a file, several at once, from where it broke off."""
+"""`tenantry tenant import`: creates the tenants of a file, several at once; it can be repeated."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ if TYPE_CHECKING:
     from tenantry.api.schemas.tenants import TenantCreation
 
 MOST_NAMED: Final = 20
-"""Problems of a file, or tenants that failed, that are told one by one."""
+"""Most problems of a file, or failed tenants, that are listed one by one."""
 
 PAUSES: Final = (0.5, 1.0, 2.0, 5.0, 10.0)
-"""Seconds before a call is made again that the daemon could not serve."""
+"""Seconds before each repetition of a call that the daemon could not serve."""
 
 _NOT_NOW: Final = frozenset({429, 503, 504})
 _CONFLICT: Final = 409
@@ -50,22 +50,22 @@ class Wanted:
 
     @property
     def id(self) -> str:
-        """Its id."""
+        """The tenant's id."""
         return str(self.body["id"])
 
 
 @dataclass(slots=True)
 class Import:
-    """What has come of the file's tenants."""
+    """The outcome for the file's tenants."""
 
     created: list[str] = field(default_factory=list)
     existed: list[str] = field(default_factory=list)
     failed: list[tuple[Wanted, str]] = field(default_factory=list)
     unknown: list[str] = field(default_factory=list)
-    """Those that exist, and whose credentials are not in the file for them."""
+    """Tenants that existed, and whose credentials are not in the credentials file."""
 
     def as_json(self) -> dict[str, Any]:
-        """Tell it as one document."""
+        """Return the outcome as one JSON document."""
         return {
             "created": len(self.created),
             "existed": len(self.existed),
@@ -117,10 +117,10 @@ def import_(
 ) -> None:
     """Create the tenants of a file: CSV with a header, or JSON lines; - is standard input.
 
-    Each needs an id; name, topics (in CSV with spaces between them), partitions and workers may be
-    left out. A topic is a name, or as in orders:8:ordered; in JSON an object, as the API takes it.
-    Nothing is made of a file with a mistake in it. Tenants that exist are left as they
-    are, so that the same command goes on where it broke off.
+    Each tenant needs an id; name, topics (in CSV with spaces between them), partitions and workers
+    may be left out. A topic is a name, or as in orders:8:ordered; in JSON also an object, as the
+    API takes it. If the file has a mistake, no tenant is created. Tenants that exist are left as
+    they are, so that the same command continues where it broke off.
     """
     if (credentials is None) != no_credentials and not dry_run:
         raise click.UsageError(
@@ -152,7 +152,7 @@ def import_(
 
 
 def read(file: IO[str]) -> list[Wanted]:
-    """Read and check the whole file. Raises `click.UsageError` that names the lines at fault."""
+    """Read and check the whole file. Raises `click.UsageError`, which names the faulty lines."""
     from pydantic import ValidationError
 
     from tenantry.api.schemas.tenants import TenantCreation
@@ -187,7 +187,7 @@ def read(file: IO[str]) -> list[Wanted]:
 
 
 def _rows(file: IO[str]) -> Iterator[tuple[int, object]]:
-    """Give what each line of the file says, with its number."""
+    """Yield each line's number and the tenant it describes, or its error."""
     numbered = enumerate(file, 1)
     begun, first = next(((n, line) for n, line in numbered if line.strip()), (1, ""))
     if first.lstrip().startswith("{"):
@@ -234,7 +234,7 @@ def _topics(text: str) -> object:
 
 
 def _checked(given: object, model: type[TenantCreation]) -> dict[str, Any]:
-    """Give the body of the call that makes a tenant. Raises `ValueError`."""
+    """Return the body of the call that creates a tenant. Raises `ValueError`."""
     if isinstance(given, ValueError):
         raise given
     if not isinstance(given, dict):
@@ -270,7 +270,7 @@ def _preview(wanted: Sequence[Wanted], there: dict[str, Any], *, as_json: bool) 
 
 
 def _compare(one: Wanted, found: dict[str, Any], done: Import) -> None:
-    """Note a tenant that exists, or how it is not the one that is wanted."""
+    """Record a tenant that exists, as a failure if it differs from the wanted one."""
     wanted = {"topics": [], "partitions": 1, **one.body}
     for name in _COMPARED:
         same = wanted[name] == found[name]
@@ -289,33 +289,33 @@ def _name(topic: str | Mapping[str, Any]) -> str:
 
 
 def _is_so(wanted: str | Mapping[str, Any], found: Mapping[str, Any] | None) -> bool:
-    """Tell whether a tenant has a topic, with all that is said of it."""
+    """Tell whether a tenant has a topic, with all the settings that are wanted."""
     if isinstance(wanted, str) or found is None:
         return found is not None
     return all(found[name] == value for name, value in wanted.items() if value is not None)
 
 
 class Credentials:
-    """The file for the credentials: a tenant's are on the disk before the next one is begun."""
+    """The credentials file; a thread writes a tenant's to the disk before it begins the next."""
 
     def __init__(self, file: IO[str], path: Path) -> None:
         self._file = file
         self._path = path
         self._lock = threading.Lock()
         self.kept: Final = set[str]()
-        """The ids of the tenants that were in it at first."""
+        """The ids of the tenants that were in the file when it was opened."""
         ends = True
         for line in file:
             ends = line.endswith("\n")
             with suppress(ValueError, TypeError, KeyError):
                 self.kept.add(json.loads(line)["id"])
         if not ends:
-            file.write("\n")  # the machine stopped in the middle of it
+            file.write("\n")  # an earlier run was cut off in the middle of a line
 
     @classmethod
     @contextmanager
     def at(cls, path: Path) -> Iterator[Self]:
-        """Open it for its owner alone. Raises `CommandError`."""
+        """Open the file, readable by its owner only. Raises `CommandError`."""
         try:
             number = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
         except OSError as error:
@@ -326,7 +326,7 @@ class Credentials:
                 raise CommandError(f"others may read {path}: chmod 600 it, or name another file")
             yield cls(file, path)
         finally:
-            # What could not be written has been told; what was told as written is on the disk.
+            # A failed write was reported already; credentials reported as written are on disk.
             with suppress(OSError):
                 file.close()
 
@@ -356,7 +356,7 @@ class _Creating:
     def all(
         self, missing: Sequence[Wanted], advance: Callable[[int], None], *, at_once: int
     ) -> None:
-        """Create them. After an error, or Ctrl-C, what is under way is finished, and no more."""
+        """Create the tenants. After an error or Ctrl-C, only those under way are finished."""
         waiting = iter(missing)
         with ThreadPoolExecutor(at_once) as pool:
             under_way = {pool.submit(self.one, one) for one in islice(waiting, at_once)}
@@ -368,13 +368,13 @@ class _Creating:
                 under_way |= {pool.submit(self.one, one) for one in islice(waiting, len(ended))}
 
     def one(self, one: Wanted) -> None:
-        """Create a tenant, and keep its credentials; or note what the daemon has against it."""
+        """Create a tenant and keep its credentials; or record why the daemon refused it."""
         for pause in (*PAUSES, None):
             try:
                 made = self.client.call("POST", "/tenants", one.body)
             except ApiError as error:
                 if error.status == _CONFLICT:
-                    # Made by a call that had no answer, or by somebody else this moment.
+                    # Created by a call that had no answer, or by another client just now.
                     self.exists(one, self.client.call("GET", tenant_path(one.id)))
                     return
                 if error.status not in _NOT_NOW or pause is None:
@@ -388,14 +388,14 @@ class _Creating:
                 return
 
     def exists(self, one: Wanted, found: dict[str, Any]) -> None:
-        """Note a tenant that is there already."""
+        """Record a tenant that exists already."""
         _compare(one, found, self.done)
         if self.credentials is not None and one.id not in self.credentials.kept:
             self.done.unknown.append(one.id)
 
 
 def _tell(done: Import, *, as_json: bool) -> None:
-    """Print what was done. Raises `CommandError` where something failed."""
+    """Print what was done. Raises `CommandError` if something failed."""
     if as_json:
         output.print_json(done.as_json())
     else:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from tenantry.tenant_client.access import TenantAccess
 
 AT_ONCE: Final = 10
-"""Tenants the daemon is asked about in one call."""
+"""Most tenants that one call asks the daemon about."""
 
 TIMEOUT: Final = 100.0
 
@@ -53,11 +53,10 @@ def verify_isolation(
     """Prove that tenants can't reach one another.
 
     Each tenant (all, if none is named) connects with its own credentials and tries to write and
-    to read what is its own and what is every other tenant's, and RabbitMQ's management
-    API. No message is left behind or taken. On Apache Iggy, where another user reads, the daemon
-    tries that with users of its own.
-    In the database a role is made for a while that reads with SQL as the tenant's may. Exits with 1
-    on any leak, and where there is no verdict.
+    read its own objects and those of every other tenant, and to use RabbitMQ's management API. No
+    message is left behind or taken. On Apache Iggy, where another user reads, the daemon tries
+    reading with users of its own. In the database a role is made for a while that reads with SQL as
+    the tenant's role may. Exits with 1 on any leak, and if there is no verdict.
 
     THE PASSWORDS OF THESE TENANTS ARE ROTATED to get at their credentials, so their producers need
     the new ones afterwards. With --credentials or --probe no password is changed.
@@ -97,7 +96,7 @@ def verify_isolation(
     rows = _daemons_proof(
         client,
         tuple(one.topology.tenant_id for one in accesses),
-        # On Iggy another user reads, whose password nobody has.
+        # On Iggy another user reads, whose password is not known here.
         broker=any(one.credentials.iggy_url and one.reader is None for one in accesses),
     )
     found = _report_document(report)
@@ -106,7 +105,7 @@ def verify_isolation(
 
 
 def _management(client: ControlClient) -> str | None:
-    """Ask the daemon where RabbitMQ's management API is; None, if its broker has none."""
+    """Ask the daemon for the URL of RabbitMQ's management API; None if its broker has none."""
     broker = client.call("GET", "/info").get("rabbitmq")
     return broker.get("management_url") if broker else None
 
@@ -114,7 +113,7 @@ def _management(client: ControlClient) -> str | None:
 def _daemons_proof(
     client: ControlClient, tenant_ids: Sequence[str], *, broker: bool
 ) -> dict[str, Any]:
-    """Have the daemon prove it, for so many tenants at a time that each call ends in time."""
+    """Have the daemon prove isolation, for so few tenants at a time that each call ends in time."""
     found: dict[str, Any] = {
         "isolated": True, "leaks": [], "denials": [], "unjudged": [], "open": [], "checks": []
     }  # fmt: skip
@@ -127,7 +126,7 @@ def _daemons_proof(
 
 
 def _add(found: dict[str, Any], part: Mapping[str, Any]) -> None:
-    """Add the proof of other tenants, or of the database's side, to what was found."""
+    """Add to `found` the proof of other tenants, or of the database's side."""
     found["isolated"] = found["isolated"] and part["isolated"]
     for name in ("leaks", "denials", "unjudged", "checks"):
         found[name] += part[name]
@@ -135,7 +134,7 @@ def _add(found: dict[str, Any], part: Mapping[str, Any]) -> None:
 
 
 def _finish(found: Mapping[str, Any], *, as_json: bool, told: int = 0, denied: int = 0) -> None:
-    """Print what has not been told yet, and exit."""
+    """Print what has not been printed yet; exit with 1 unless the tenants are isolated."""
     if as_json:
         output.print_json(found)
     else:
@@ -165,7 +164,7 @@ def _accesses(
     known = {one.tenant_id: one for one in everybody}
     for tenant_id in tenant_ids:
         if tenant_id not in known:
-            client.call("GET", tenant_path(tenant_id))  # says so, if there is none
+            client.call("GET", tenant_path(tenant_id))  # raises if there is no such tenant
             raise CommandError(f"tenant {tenant_id} has no objects on the broker now")
         if given is not None and tenant_id not in given:
             raise CommandError(f"the credentials file has no entry for tenant {tenant_id}")

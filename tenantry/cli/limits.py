@@ -1,4 +1,4 @@
-"""`tenantry tenant limits`: what a tenant may take of what all share."""
+"""`tenantry tenant limits`: a tenant's limits on what all tenants share."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Value = int | dict[str, int] | None
 _Callback = Callable[[click.Context, click.Parameter, str | None], object]
 
 _LEFT: Final = object()
-"""In place of a value that was not given: null is one that was."""
+"""Stands for an option that was not given; None is the value of one that lifts its limit."""
 
 
 def _number(_context: click.Context, _parameter: click.Parameter, given: str | None) -> object:
@@ -32,7 +32,7 @@ def _number(_context: click.Context, _parameter: click.Parameter, given: str | N
 
 
 def _parts(read: Mapping[str, Callable[[str], int | None]], wanted: str) -> _Callback:
-    """Read values that are told apart by their form, with commas between them."""
+    """Make a callback that reads values with commas between them, told apart by their form."""
 
     def callback(_context: click.Context, _parameter: click.Parameter, given: str | None) -> object:
         if given is None:
@@ -115,7 +115,7 @@ def _option(
 def limits(client: ControlClient, *, as_json: bool, tenant_id: str, **given: Any) -> None:
     """Show or change a tenant's limits; in force at once.
 
-    What is left out stays as it is; `none` lifts a limit. Without options the limits are shown.
+    Limits without an option stay as they are; `none` lifts one. Without options all are shown.
     """
     changes = {name: value for name, value in given.items() if value is not _LEFT}
     if changes:
@@ -131,7 +131,7 @@ def limits(client: ControlClient, *, as_json: bool, tenant_id: str, **given: Any
 
 
 def shown(told: Mapping[str, Any]) -> dict[str, object]:
-    """Give limits as lines: those in groups by their full names, `none` where there is no limit."""
+    """Return limits as lines: grouped ones by their full names, `none` where there is no limit."""
     lines: dict[str, object] = {}
     for name, parts in (("backlog", ("messages", "bytes")), ("retention", ("age", "rows"))):
         group = told[name] or {}

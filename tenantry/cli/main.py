@@ -52,11 +52,11 @@ COMMANDS: Final[Mapping[str, str]] = MappingProxyType(
         "completion": "main:completion",
     }
 )
-"""The commands by their names, and where in this package each is."""
+"""The module and function of each command, by the command's name."""
 
 
 class Commands(click.Group):
-    """A group whose commands are imported when they are asked for: a program starts as it must."""
+    """A group that imports a command only when it is asked for, so that the program starts fast."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
         """Give the names of all commands."""
@@ -126,7 +126,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except CommandError as error:
         return _fail(str(error), error.exit_code)
     except BrokenPipeError:
-        output.give_up_output()  # the reader has gone, and knows
+        output.give_up_output()  # the reader has gone: there is nothing to report
         return BROKEN_PIPE
     except Exception as error:  # noqa: BLE001 - the last resort: a line, not a traceback
         if _is_about_settings(error):
@@ -141,13 +141,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _is_about_settings(error: Exception) -> bool:
-    """Tell whether the configuration can't be used; who has not loaded it can't say so."""
+    """Tell whether an error is about the settings; if their module is not loaded, it is not."""
     settings = sys.modules.get("tenantry.settings")
     return settings is not None and isinstance(error, settings.SettingsError)
 
 
 def _fail(message: str, code: int) -> int:
-    with suppress(OSError):  # where nobody hears it, the exit code is what is left
+    with suppress(OSError):  # if stderr can't be written to, only the exit code tells
         click.echo(f"{click.style('error:', fg='red')} {message}", err=True)
     return code
 

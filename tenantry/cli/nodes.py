@@ -1,4 +1,4 @@
-"""Commands about nodes: who shares the tenants, and who is to be empty."""
+"""Commands about nodes: list those that share the tenants, and drain one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What commands have in common: their configuration, their client, their shared options."""
+"""What commands share: loading the configuration, making a client, common options."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ json_option = click.option(
 
 
 def example(*lines: str) -> str:
-    """Make the end of a command's help: an example, its lines as they are."""
+    """Make the end of a command's help: an example, whose lines are not wrapped."""
     return "\n".join(["\b", "Example:", *(f"  {line}" for line in lines)])
 
 
 def load_settings(
     config: Path | None, *, client: bool = False, overrides: dict[str, object] | None = None
 ) -> Settings:
-    """Load the configuration, from the group's `--config` where the command has none."""
+    """Load the configuration; without `config`, from the group's `--config`."""
     from tenantry.settings import load
 
     context = click.get_current_context(silent=True)
@@ -84,9 +84,9 @@ def with_client(function: Callable[Concatenate[ControlClient, P], T]) -> Callabl
 
 
 def broker_tls() -> Tls:
-    """Give the files of `rabbitmq.ca_file` and so on, by the settings of a `with_client` command.
+    """Return the TLS files (`rabbitmq.ca_file` and so on) in a `with_client` command's settings.
 
-    Raises `CommandError` where they can't be used.
+    Raises `CommandError` if they can't be used.
     """
     from tenantry.broker.port import BrokerError
     from tenantry.broker.rabbitmq.tls import Tls
@@ -103,7 +103,7 @@ def broker_tls() -> Tls:
 def complete_tenant(
     context: click.Context, _parameter: click.Parameter, incomplete: str
 ) -> list[CompletionItem]:
-    """Offer the ids of the tenants there are; nothing where the daemon can't be asked."""
+    """Offer the ids of all tenants; nothing if the daemon can't be asked."""
     return _offered(
         context,
         incomplete,
@@ -114,7 +114,7 @@ def complete_tenant(
 def complete_node(
     context: click.Context, _parameter: click.Parameter, incomplete: str
 ) -> list[CompletionItem]:
-    """Offer the names of the nodes; nothing where the daemon can't be asked."""
+    """Offer the names of the nodes; nothing if the daemon can't be asked."""
     return _offered(
         context,
         incomplete,
@@ -127,10 +127,10 @@ def complete_node(
 def complete_topic(
     context: click.Context, _parameter: click.Parameter, incomplete: str
 ) -> list[CompletionItem]:
-    """Offer the topics of the tenant that is named on the line already; nothing where none is."""
+    """Offer the topics of the tenant named earlier on the line; nothing if none is."""
     from tenantry.cli.client import tenant_path
 
-    # With an option that lacks its value, the arguments before it are not told apart yet.
+    # While an option lacks its value, the arguments before it are not parsed yet.
     tenant_id = context.params.get("tenant_id") or next(iter(context.args), None)
     if not tenant_id:
         return []
@@ -146,7 +146,7 @@ def _offered(
     incomplete: str,
     ask: Callable[[ControlClient], Sequence[tuple[str, str]]],
 ) -> list[CompletionItem]:
-    """Offer what the daemon tells, each with a word of help; nothing where it can't be asked."""
+    """Offer the daemon's answers, each with a word of help; nothing if it can't be asked."""
     from click.shell_completion import CompletionItem
 
     from tenantry.cli.client import ControlClient

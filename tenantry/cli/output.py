@@ -1,9 +1,9 @@
-"""What commands print, where to, and how they end badly.
+"""How commands print, and how they report a failure.
 
-JSON, tables and trees go to stdout, notices and progress to stderr. On a terminal it is rich's;
-piped, it is plain aligned text without colours or boxes. Text that came from elsewhere is shown
-with its control characters escaped, and never as markup. A failure is one clear line on stderr and
-an exit code of the contract.
+JSON, tables and trees go to stdout, notices and progress to stderr. On a terminal rich draws them;
+piped, they are plain aligned text without colours or boxes. Text from elsewhere is shown with its
+control characters escaped, and never as markup. A failure is one clear line on stderr and one of
+the exit codes below.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ BROKEN_PIPE: Final = 141
 
 
 class CommandError(Exception):
-    """The operation failed; the message is what the user reads."""
+    """The operation failed; the user reads the message."""
 
     exit_code: ClassVar[int] = FAILED
 
@@ -59,12 +59,12 @@ def print_json(value: object) -> None:
 
 
 def compact_json(value: object) -> str:
-    """Give a value as JSON on one line, in ASCII, so that nothing in it can break the line."""
+    """Return a value as JSON on one line, in ASCII, so that nothing in it can break the line."""
     return exact.dumps(value, ascii_only=True)
 
 
 def clean(value: object) -> str:
-    """Give a cell's text: nothing for None, yes and no, control characters escaped."""
+    """Return a cell's text: `-` for None, yes or no for a bool, control characters escaped."""
     if value is None:
         return "-"
     if isinstance(value, bool):
@@ -80,7 +80,7 @@ def clean(value: object) -> str:
 
 
 def body_text(body: str) -> str:
-    """Give a body, which the API writes in base64: as text where it is text."""
+    """Decode a body, which the API writes in base64, to text; if it is none, keep the base64."""
     try:
         return base64.b64decode(body).decode()
     except UnicodeDecodeError:
@@ -104,7 +104,7 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Non
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Table:
-    """Make rich's table of rows."""
+    """Make a rich table of rows."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
     from rich.text import Text
@@ -121,7 +121,7 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Table:
 def _cells(
     columns: Sequence[str], rows: Sequence[Sequence[object]]
 ) -> tuple[list[list[str]], list[bool]]:
-    """Give every cell's text, and which columns are numbers."""
+    """Return every cell's text, and which columns are numeric."""
     cells = [[clean(cell) for cell in row] for row in rows]
     right = [
         bool(rows)
@@ -140,10 +140,10 @@ def print_fields(fields: Mapping[str, object]) -> None:
 
 
 class Node(Protocol):
-    """Makes a tree's node into text: its name, and what is said about it."""
+    """Turns a tree's node into text: its name, and the rest of its line."""
 
     def __call__(self, node: Mapping[str, Any]) -> tuple[str, str]:
-        """Give the name and the rest of the line."""
+        """Return the name and the rest of the line."""
 
 
 def print_tree(root: Mapping[str, Any], label: Node) -> None:
@@ -162,7 +162,8 @@ def print_tree(root: Mapping[str, Any], label: Node) -> None:
 def working(description: str, total: int | None = None) -> Iterator[Callable[[int], None]]:
     """Show on a terminal's stderr what is under way, for how long, and how much of a `total`.
 
-    Gives what is told how much more is done. What is printed meanwhile goes where it always does.
+    Yields a function to call with the amount of each advance. Other output goes where it always
+    does.
     """
     if not sys.stderr.isatty():
         yield lambda _count: None
@@ -221,16 +222,16 @@ class OutputError(CommandError):
 
 
 class _Output(io.TextIOWrapper):
-    """Standard output: what its encoding lacks is escaped, and a failure is one clear line."""
+    """Standard output: characters its encoding lacks are escaped; a failure is one clear line."""
 
     @property
     def encoding(self) -> str:  # type: ignore[override]
-        """The encoding; click would take a stream that says it is ASCII for misconfigured."""
+        """The encoding; if it is ASCII, under a name that click does not take for a mistake."""
         real = super().encoding
         return _ASCII if real.lower() in {"ascii", "us-ascii", "ansi_x3.4-1968"} else real
 
     def write(self, text: str, /) -> int:
-        """Write."""
+        """Write a text. Raises `OutputError`."""
         try:
             return super().write(text)
         except BrokenPipeError:
@@ -239,7 +240,7 @@ class _Output(io.TextIOWrapper):
             raise _output_error(error) from error
 
     def flush(self) -> None:
-        """Write what is waiting."""
+        """Write what is buffered. Raises `OutputError`."""
         try:
             super().flush()
         except BrokenPipeError:
@@ -249,10 +250,10 @@ class _Output(io.TextIOWrapper):
 
 
 def prepare() -> None:
-    """See that the process has its three streams, and that any text can be printed."""
+    """Make sure that the process has its three streams, and that any text can be printed."""
     for number, mode in enumerate((os.O_RDONLY, os.O_RDONLY, os.O_WRONLY)):
-        # Where one is closed, the next file or socket would be taken for it. What is printed
-        # to a closed output fails, as it would have; what is logged is lost.
+        # The next file or socket would take the number of a closed stream. Printing to a closed
+        # output still fails; log lines to a closed stderr are lost.
         try:
             os.fstat(number)
         except OSError:
@@ -262,7 +263,7 @@ def prepare() -> None:
     closed = sys.stdout is None
     if closed:
         sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
-    # Not where a test has put another in its place.
+    # Not if a test has replaced the stream.
     if (closed or sys.stdout is sys.__stdout__) and isinstance(sys.stdout, io.TextIOWrapper):
         encoding, at_once = sys.stdout.encoding, sys.stdout.line_buffering
         through = sys.stdout.write_through
@@ -276,12 +277,12 @@ def prepare() -> None:
 
 
 def give_up_output() -> None:
-    """Throw away what is still to be printed: the interpreter would try again at its end."""
+    """Throw away unwritten output: the interpreter would try to write it again when it exits."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def takes(text: str) -> bool:
-    """Tell whether standard output can show all of a text as it is."""
+    """Tell whether standard output's encoding has all characters of a text."""
     encoding = sys.stdout.encoding or "utf-8"
     try:
         text.encode("ascii" if encoding == _ASCII else encoding)

@@ -1,4 +1,4 @@
-"""`tenantry ui`: the way to the operator's page."""
+"""`tenantry ui`: the address of the operator's page."""
 
 from __future__ import annotations
 

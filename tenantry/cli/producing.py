@@ -1,4 +1,4 @@
-"""The command that publishes as many tenants at once."""
+"""The command that publishes as several tenants at once."""
 
 from __future__ import annotations
 
@@ -59,12 +59,12 @@ def _option(name: str, port: str) -> Callable[[Function], Function]:
 
 
 def address_options(function: Function) -> Function:
-    """Add the options of the brokers' addresses; `addresses` reads them."""
+    """Add the options for the brokers' addresses; `addresses` makes their value."""
     return _option("amqp", "5672")(_option("iggy", "8090")(function))
 
 
 def addresses(amqp_address: str | None, iggy_address: str | None) -> Addresses:
-    """Give what the options say."""
+    """Return the addresses that the options name."""
     from tenantry.tenant_client.connecting import Addresses
 
     return Addresses(amqp=amqp_address, iggy=iggy_address)
@@ -111,8 +111,8 @@ def produce(
     """Publish as many tenants at once, and count.
 
     Each tenant has its own user. Tenants 1, 2, ... are created where they don't exist; an existing
-    one gets a new password, which ends another run for it. With --credentials those that it names
-    publish, in as many runs beside one another as are wanted. By default 3 tenants x 3 topics x
+    one gets a new password, which ends another run for it. With --credentials the tenants in that
+    file publish, and any number of runs may go on at once. By default 3 tenants x 3 topics x
     3 producers x 10 batches x 10 messages are sent. With --json the lines go to stderr. Exits with
     1 if a message was not confirmed or a tenant reaches another's objects.
     """
@@ -143,7 +143,7 @@ def produce(
 
 
 def finish(result: RunResult[Any], *, as_json: bool) -> None:
-    """Print a run's result as a document, if that is wanted; exit with 1 unless it succeeded."""
+    """Print a run's result as a document with `as_json`; exit with 1 unless it succeeded."""
     if as_json:
         document = {
             "tenants": {tenant_id: {**one.counts} for tenant_id, one in result.tallies.items()},
@@ -156,7 +156,7 @@ def finish(result: RunResult[Any], *, as_json: bool) -> None:
 
 
 def log_quietly() -> None:
-    """Keep libraries from talking between the lines; what matters is said in them."""
+    """Log errors only: the command's own lines report all else that matters."""
     from tenantry.telemetry.logging import configure
 
     configure("error")

@@ -1,4 +1,4 @@
-"""Commands that read what was written: the journal and the stored messages."""
+"""Commands that read the journal and the stored messages."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
 LONG_POLL: Final = 20
-"""Seconds the daemon may hold a follower's call until something happens."""
+"""Seconds the daemon may hold the call of `--follow` until an event comes."""
 
 
 class Events(click.Group):
-    """Prints the journal; a word of `COMMANDS` in the tenant's place is a command about it."""
+    """Prints the journal, unless a word of `COMMANDS` in the tenant's place names a subcommand."""
 
     COMMANDS: Final = ("archive", "parts", "restore")
     allow_interspersed_args = True
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
-        """Give the words."""
+        """Return the subcommands' names."""
         return list(self.COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
-        """Import the command that a word names."""
+        """Import the subcommand of this name, if there is one."""
         if cmd_name not in self.COMMANDS:
             return None
         from tenantry.cli import archiving
@@ -54,14 +54,14 @@ class Events(click.Group):
         parent: click.Context | None = None,
         **extra: Any,
     ) -> click.Context:
-        """Go on with the command that the first word names, if it names one."""
+        """Make the context of the subcommand that the first word names, or of this command."""
         named = self.get_command(click.Context(self), args[0]) if args else None
         if named is not None:
             return named.make_context(f"{info_name} {args[0]}", args[1:], parent, **extra)
         return super().make_context(info_name, args, parent, **extra)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Read the words as those of a command that has none below it."""
+        """Parse the arguments as a command without subcommands does."""
         return click.Command.parse_args(self, ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -117,8 +117,8 @@ def events(
     object a line as they come.
 
     Old events can be archived: `tenantry events archive` writes them to files and removes them,
-    `events restore` brings them back, `events parts` lists what there is. (Of a tenant that is
-    called so: `tenantry events -- archive`.)
+    `events restore` brings them back, `events parts` lists the parts of the journal. (For a tenant
+    with such a name: `tenantry events -- archive`.)
     """
     path = tenant_path(tenant_id, "events") if tenant_id is not None else "/events"
     found: Iterable[Mapping[str, Any]]
@@ -160,7 +160,7 @@ def _follow(client: ControlClient, path: str, limit: int | None, *, as_json: boo
 
 
 def _tell_of_archived(page: Mapping[str, Any]) -> None:
-    """Say what is missing before a first page."""
+    """Report the archived events that are missing before a first page."""
     if archived := page.get("archived"):
         places = ", ".join(output.clean(one) for one in archived["archives"])
         output.notice(
@@ -231,6 +231,6 @@ def messages(
 
 
 def _payload(message: Mapping[str, Any]) -> str:
-    """Show a payload as JSON, a body as text where it is text, else in base64."""
+    """Show a payload as JSON; a body as text, or in base64 if it is no text."""
     body = message.get("body")
     return exact.dumps(message.get("payload")) if body is None else output.body_text(body)

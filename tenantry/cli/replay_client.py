@@ -19,14 +19,14 @@ from tenantry.cli.output import ApiError, CommandError
 Which = dict[str, Any]
 
 MOST_IDS: Final = 1000
-"""Ids in one call."""
+"""Most ids in one call."""
 
 AT_ONCE: Final = 5000
-"""Letters in one call where progress is shown."""
+"""Most letters in one call while progress is shown."""
 
 TIMEOUT: Final = 100.0
 PAUSES: Final = (1.0, 2.0, 5.0, 10.0)
-"""Seconds before the same call is made again while a service is away or the queue in use."""
+"""Seconds before each repetition of a call, while a service is away or the queue is in use."""
 
 _NOT_NOW: Final = frozenset({409, 503})
 _LEFT: Final = {
@@ -36,12 +36,12 @@ _LEFT: Final = {
 
 
 def given_filter(filters: Mapping[str, str | None]) -> dict[str, str]:
-    """Give the conditions that were given."""
+    """Return the conditions that were given, without the others."""
     return {name: value for name, value in filters.items() if value is not None}
 
 
 def chosen(ids: Sequence[str], *, everything: bool, filters: Mapping[str, str | None]) -> Which:
-    """Make of a command's arguments what the API is told. Raises `click.UsageError`."""
+    """Turn a command's arguments into the API's selection. Raises `click.UsageError`."""
     conditions = given_filter(filters)
     if sum((bool(ids), everything, bool(conditions))) != 1:
         raise click.UsageError(
@@ -55,9 +55,9 @@ def chosen(ids: Sequence[str], *, everything: bool, filters: Mapping[str, str | 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class ReplayClient:
-    """Does something with letters until it is done: a call does not take them all at once.
+    """Replays or discards letters, with as many calls as it takes.
 
-    `done` is what the API calls its count: `replayed` or `discarded`.
+    `done` is the API's name for the count: `replayed` or `discarded`.
     """
 
     client: ControlClient
@@ -67,7 +67,7 @@ class ReplayClient:
     extra: Mapping[str, object] = field(default_factory=dict)
 
     def preview(self) -> dict[str, Any]:
-        """Ask what it would come to."""
+        """Ask what would be done."""
         parts = [self._call(part | {"dry_run": True}) for part in self._parts()]
         places: Counter[tuple[str, int]] = Counter()
         for part in parts:
@@ -85,7 +85,7 @@ class ReplayClient:
         }
 
     def show_preview(self, *, as_json: bool) -> None:
-        """Print what it would come to."""
+        """Print what would be done."""
         preview = self.preview()
         if as_json:
             output.print_json(preview)
@@ -101,7 +101,7 @@ class ReplayClient:
             )
 
     def run(self, *, as_json: bool) -> None:
-        """Do it and print what was done. Raises `CommandError` where letters were left."""
+        """Do the work and print what was done. Raises `CommandError` if letters were left."""
         total: Counter[str] = Counter({self.done: 0})
         preview = self.preview()
         with output.working(self.done, preview["count"]) as advance:
@@ -125,7 +125,7 @@ class ReplayClient:
             count = answer[self.done]
             total[self.done] += count
             for name in _LEFT:
-                # What is left is met, and counted, by each call.
+                # Each call meets, and counts, the same letters that are left.
                 total[name] = max(total[name], answer.get(name, 0))
             advance(count)
             if answer.get("complete", True):
@@ -138,7 +138,7 @@ class ReplayClient:
 
     @staticmethod
     def _up_to(part: Which, as_of: str) -> Which:
-        """Leave out what dies from now on: what is replayed in vain must not be replayed again."""
+        """Exclude letters that die from now on: a replay that failed must not be repeated."""
         if "ids" in part:
             return part
         conditions = part.get("filter", {})
@@ -154,7 +154,7 @@ class ReplayClient:
             yield {"ids": ids[start : start + MOST_IDS]}
 
     def _call_again(self, body: Which) -> dict[str, Any]:
-        """Make a call, and make it again where it could not be done now: that does no harm."""
+        """Make a call, and repeat it while it can't be served now: a repetition does no harm."""
         for pause in PAUSES:
             try:
                 return self._call(body)

@@ -44,8 +44,8 @@ def run(
 ) -> None:
     """Run the daemon in the foreground.
 
-    It runs until SIGTERM, SIGINT or `tenantry stop`. Exits with 0 when all that was taken in has
-    been finished in time. SIGUSR1 writes every thread's stack to stderr.
+    It runs until SIGTERM, SIGINT or `tenantry stop`. Exits with 0 if all accepted messages were
+    finished in time. SIGUSR1 writes every thread's stack to stderr.
     """
     overrides: dict[str, object] = {
         "state_dir": state_dir,
@@ -95,8 +95,8 @@ def run(
 def migrate(settings: Settings, *, as_json: bool, check: bool, rebuild: bool) -> None:
     """Bring the database's schema up to date.
 
-    Harmless when it is. Where `database.url` is empty, the embedded server is started for the
-    moment.
+    Harmless if it is up to date already. If `database.url` is empty, the embedded server is started
+    for the duration of the command.
     """
     from tenantry.database import migrations
     from tenantry.database.errors import DatabaseError
@@ -130,7 +130,7 @@ def migrate(settings: Settings, *, as_json: bool, check: bool, rebuild: bool) ->
 
 @contextmanager
 def database_url(settings: Settings) -> Iterator[str]:
-    """Give the database's URL; the embedded server runs as long as it is needed."""
+    """Yield the database's URL; an embedded server runs within the `with` block only."""
     url = settings.database.url.get_secret_value()
     if url:
         yield url

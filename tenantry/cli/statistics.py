@@ -35,8 +35,8 @@ _LINES: Final = (
 def stats(client: ControlClient, *, as_json: bool, tenant_id: str, window: str) -> None:
     """Show what became of a tenant's messages over time: rates, latency, backlog.
 
-    Kept for a day by minutes, and for a week by hours. A line goes from then to now; its highest
-    point is the most there was.
+    They are kept for a day by minutes, and for a week by hours. A line goes from the past to now;
+    its highest point is the maximum.
     """
     found = client.call("GET", tenant_path(tenant_id, "stats"), params={"window": window})
     if as_json:
@@ -54,7 +54,7 @@ def stats(client: ControlClient, *, as_json: bool, tenant_id: str, window: str) 
 
 
 def sparkline(values: Sequence[float | None], bars: str, width: int) -> str:
-    """Draw values in so many columns at most: of several in one the highest, of none a blank."""
+    """Draw values in at most `width` columns: each shows its highest value, or a blank for none."""
     columns = min(width, len(values))
     bounds = [len(values) * column // columns for column in range(columns + 1)]
     highest = [

@@ -45,7 +45,7 @@ _wait_seconds = click.option(
     help="Seconds to wait for the answer.",
 )
 def healthcheck(client: ControlClient, *, as_json: bool, ready: bool, timeout: float) -> None:
-    """Tell whether the daemon is healthy, for whoever watches over it, as containers do.
+    """Tell whether the daemon is healthy, for a monitor such as a container's health check.
 
     Exit 0 while its actors live; with --ready, while it consumes. Otherwise 1, with the reason.
     """
@@ -128,7 +128,7 @@ def _describe_actor(node: Mapping[str, Any]) -> tuple[str, str]:
 @click.option("--wait/--no-wait", default=True, show_default=True, help="Wait until it is done.")
 @_wait_seconds
 def drain(client: ControlClient, *, as_json: bool, wait: bool, timeout: float) -> None:
-    """Stop consuming but stay up; what has been taken in is finished."""
+    """Stop consuming but stay up; messages already accepted are finished."""
     client.call("POST", "/drain")
     state = "draining"
     if wait:
@@ -207,7 +207,7 @@ def _answers(client: ControlClient) -> bool:
 
 
 def _process(pid: int | None) -> int | None:
-    """Open a handle on a process, which can't be mistaken for a later one of the same number."""
+    """Open a handle on a process, which never refers to a later process of the same id."""
     if pid is None or not hasattr(os, "pidfd_open"):
         return None
     try:

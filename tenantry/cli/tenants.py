@@ -48,7 +48,7 @@ def _show(found: Tenant, *, as_json: bool, renewed_by: str = "`rotate-credential
     fields = {name: found[name] for name in _FIELDS if name in found}
     if settings := found.get("topic_settings"):
         fields["topics"] = shown(settings)
-    # A past state has none, and most tenants have none now.
+    # Past states lack these fields, and most tenants have none set.
     fields |= {name: found[name] for name in ("parked_at", "trouble") if found.get(name)}
     credentials = found.get("credentials")
     if credentials:
@@ -91,7 +91,7 @@ def create(
     """Create a tenant; once it is there, it consumes.
 
     Prints its credentials, which are shown this once. --topics also takes a list, as in
-    events,logs. A topic may have partitions of its own, and keep each one's order, as in
+    events,logs. A topic may have its own number of partitions, and keep the order in each, as in
     orders:8:ordered: its messages are then handled and stored strictly as they were published.
     """
     if name and name_option:
@@ -190,8 +190,8 @@ def move(
 ) -> None:
     """Have another node take the tenant over, in order, and keep it there.
 
-    Comes back once it consumes there. Should that node be lost, the tenant is at work on another
-    until it is back.
+    The command returns once the tenant consumes there. If that node is lost, the tenant works on
+    another until it is back.
     """
     if bool(node) == anywhere:
         raise click.UsageError("say where to: --to NODE, or --anywhere")
@@ -220,8 +220,8 @@ def rotate_credentials(client: ControlClient, *, as_json: bool, tenant_id: str) 
 def sql_access(client: ControlClient, *, as_json: bool, tenant_id: str, revoke: bool) -> None:
     """Let the tenant read its stored messages with SQL, and nothing else.
 
-    Makes a database role and prints its credentials, this once. Called again, it replaces the
-    password. The role is gone when the tenant is deleted.
+    Makes a database role and prints its credentials, this once. Called again, the command replaces
+    the password. The role is gone when the tenant is deleted.
     """
     path = tenant_path(tenant_id, "sql-access")
     if revoke:
@@ -246,9 +246,9 @@ def sql_access(client: ControlClient, *, as_json: bool, tenant_id: str, revoke: 
 def consumer_access(client: ControlClient, *, as_json: bool, tenant_id: str, revoke: bool) -> None:
     """Let the tenant's own consumers read its topics on the broker, and nothing else.
 
-    Makes a broker user and prints its credentials, this once. It reads copies of what is published
-    from then on, so that nothing is taken from what the daemon stores. Called again, it replaces
-    the password. The user is gone when the tenant is deleted.
+    Makes a broker user and prints its credentials, this once. The user reads copies of what is
+    published from then on, so that nothing is taken from what the daemon stores. Called again, the
+    command replaces the password. The user is gone when the tenant is deleted.
     """
     path = tenant_path(tenant_id, "consumer-access")
     if not revoke:

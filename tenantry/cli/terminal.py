@@ -1,6 +1,6 @@
-"""A terminal that a program has to itself for a while: keys, text that can't break it, its end.
+"""A terminal that a program has to itself for a while: reading keys, drawing safe text, leaving.
 
-Whatever ends the program, Ctrl-C, SIGTERM or a mistake, the terminal is given back as it was.
+Whether Ctrl-C, SIGTERM or an exception ends the program, the terminal is restored.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 ESCAPE_SECONDS: Final = 0.05
-"""How long the rest of a key's sequence may take; what comes later is another key."""
+"""How long the rest of a key's escape sequence may take; later bytes are another key."""
 
 _SEQUENCE: Final = re.compile(rb"\x1b(?:\[[0-?]*[ -/]*[@-~]|O[@-~])")
 _BEGUN: Final = re.compile(rb"\x1b(?:\[[0-?]*[ -/]*|O)?")
@@ -46,9 +46,9 @@ class Line(NamedTuple):
 
 
 class Keys:
-    """Makes names of keys out of what a terminal sends, in however many pieces it comes.
+    """Turns a terminal's bytes into names of keys, in however many pieces the bytes come.
 
-    A character is its own name. What is no key of ours is left out.
+    A character is its own name. Unknown keys are left out.
     """
 
     def __init__(self) -> None:
@@ -56,11 +56,11 @@ class Keys:
 
     @property
     def begun(self) -> bool:
-        """Whether what was sent last may go on."""
+        """Whether the last bytes may be the beginning of an escape sequence."""
         return bool(self._left)
 
     def feed(self, sent: bytes) -> list[str]:
-        """Give the keys that are complete with what was sent now."""
+        """Add bytes, and return the keys that are complete now."""
         self._left += sent
         found: list[str] = []
         while self._left:
@@ -82,7 +82,7 @@ class Keys:
         return found
 
     def end(self) -> list[str]:
-        """Give what has been begun as it is: nothing more belongs to it."""
+        """Return the keys in a sequence that was begun and will not be completed."""
         if not self._left:
             return []
         left, self._left = self._left[1:], b""
@@ -90,10 +90,10 @@ class Keys:
 
 
 def safe(text: str, *, ascii_only: bool = False) -> str:
-    """Give a text in which each character takes its own cells, one beside the other.
+    """Return a text in which each character takes cells of its own, from left to right.
 
-    Escaped are control characters, those that combine with others or have no width, and those
-    that turn what stands beside them around.
+    Escaped are control characters, characters that combine with others or have no width, and
+    those that are written from right to left.
     """
     return "".join(
         char if _stands(char, ascii_only) else char.encode("unicode_escape").decode()
@@ -119,12 +119,12 @@ def cells(text: str) -> int:
 
 
 def cut(text: str, width: int, mark: str) -> str:
-    """Give as much of a safe text as so many cells take; `mark`, one cell, says that it goes on."""
+    """Cut a safe text to `width` cells; `mark`, which takes one, says that something is missing."""
     return text if cells(text) <= width else _begin(text, width - 1) + mark if width > 0 else ""
 
 
 def shortened(text: str, width: int, mark: str) -> str:
-    """Give a safe text in so many cells, with `mark` in place of its middle if need be."""
+    """Shorten a safe text to `width` cells, with `mark` in place of its middle if need be."""
     if cells(text) <= width:
         return text
     if width < 5:
@@ -143,10 +143,10 @@ def _begin(text: str, width: int) -> str:
 
 
 class Terminal:
-    """The terminal while it is ours: what is drawn, which keys are pressed.
+    """The terminal while the program has it: draws lines, reads keys.
 
-    `wake` ends a wait, from any thread. A Ctrl-Z is told, for the owner to give the terminal back
-    before it stops.
+    `wake` ends a wait, from any thread. Ctrl-Z sets `suspended`, for the owner to give the terminal
+    back before it stops.
     """
 
     def __init__(self, console: Console, keyboard: int | None) -> None:
@@ -159,13 +159,13 @@ class Terminal:
             os.set_blocking(end, False)
 
     def close(self) -> None:
-        """Let go of what a wake-up takes."""
+        """Close the pipe that wakes a wait."""
         os.close(self._ear)
         os.close(self._mouth)
 
     @property
     def size(self) -> tuple[int, int]:
-        """The columns and lines there are."""
+        """The terminal's columns and lines, at least one of each."""
         width, height = self._console.size
         return max(1, width), max(1, height)
 
@@ -176,11 +176,11 @@ class Terminal:
 
     def wake(self, *_signal: int | FrameType | None) -> None:
         """End a wait."""
-        with suppress(BlockingIOError):  # it is to wake already
+        with suppress(BlockingIOError):  # a full pipe wakes it already
             os.write(self._mouth, b"\0")
 
     def draw(self, lines: Sequence[Line]) -> None:
-        """Show these lines and nothing else. Each begins where it should, whatever its width is."""
+        """Show these lines and nothing else; each begins at its own place, whatever its width."""
         from rich.segment import Segment
         from rich.style import Style
 
@@ -194,7 +194,7 @@ class Terminal:
         )
 
     def wait(self) -> list[str]:
-        """Wait for keys or a wake-up; give the keys. `EOFError` says that the terminal is gone."""
+        """Wait for keys or a wake-up; return the keys. `EOFError` if the terminal is gone."""
         keyboard, patience = self._keyboard, ESCAPE_SECONDS if self._keys.begun else None
         watched = [self._ear] if keyboard is None else [self._ear, keyboard]
         ready = select.select(watched, [], [], patience)[0]
@@ -212,7 +212,7 @@ class Terminal:
 
     @contextmanager
     def taken(self) -> Iterator[None]:
-        """Have the terminal to ourselves: another screen, no cursor, each key as it is pressed."""
+        """Take the terminal: an alternate screen, no cursor, each key as it is pressed."""
         self.suspended = False
         with ExitStack() as stack:
             for number, handler in (
@@ -226,7 +226,7 @@ class Terminal:
                 stack.enter_context(_each_key(self._keyboard))
             stack.callback(self._write, _WRAP)
             self._write(_NO_WRAP)
-            # What drawing leaves unwritten where it is cut short is written as this ends.
+            # If drawing is cut short, leaving the screen writes the rest.
             stack.enter_context(self._console.screen())
             yield
 

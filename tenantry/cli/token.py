@@ -59,9 +59,8 @@ def token(
 ) -> None:
     """Print a token for the HTTP API on TCP.
 
-    It can't be taken back before it expires, but by taking the secret that has signed it out of
-    security.jwt_secret. The tenant need
-    not exist.
+    A token can be revoked before it expires only by removing the secret that has signed it from
+    security.jwt_secret. The tenant need not exist.
     """
     wanted = {"tenant": tenant_id is not None, "admin": admin, "operate": operate, "read": read}
     words = [word for word, given in wanted.items() if given]

@@ -16,7 +16,7 @@ from tenantry.cli.top_screen import ORDERS, share_of_backlog
 
 TIMEOUT: Final = 10.0
 OTHER_TIMEOUT: Final = 3.0
-"""Seconds another node may take; what it does is left out of a frame that it is late for."""
+"""Seconds another node may take to answer; a late node's tenants are missing from the frame."""
 
 Row = dict[str, Any]
 
@@ -39,10 +39,10 @@ COLUMNS: Final = (
 def top(client: ControlClient, *, as_json: bool, interval: float, sort: str) -> None:
     """Show the tenants as they work, until `q` or Ctrl-C; with --json or piped, one frame.
 
-    WORKERS is busy of allowed, MAILBOX what waits for the tenant's actors, RATE/S the messages
-    settled a second over the last ten. P99 MS is from published to committed, in the last minute
-    that is over; LIMIT/S and FULL are of the tenant's limits. The last line tells the keys: they
-    sort, filter by id, and show the nodes. A daemon that goes away is waited for.
+    WORKERS are those busy of those allowed, MAILBOX what waits for the tenant's actors, RATE/S the
+    messages settled a second over the last ten. P99 MS is from published to committed, in the last
+    full minute; LIMIT/S and FULL come from the tenant's limits. The last line lists the keys: they
+    sort, filter by id, and show the nodes. If the daemon goes away, the command waits for it.
     """
     found = _look(client, sort)
     if as_json:
@@ -63,7 +63,7 @@ def top(client: ControlClient, *, as_json: bool, interval: float, sort: str) -> 
 
 
 def _look(client: ControlClient, sort: str) -> dict[str, Any]:
-    """Ask this daemon how it is, and the other nodes at work what their tenants do."""
+    """Ask this daemon for its status, and the other nodes that are not lost for theirs."""
     own = client.call("GET", "/status", timeout=TIMEOUT)
     others: dict[str, Mapping[str, Any] | None] = {}
     for one in own["nodes"]:
@@ -83,9 +83,9 @@ def frame(
     sort: str,
     others: Mapping[str, Mapping[str, Any] | None] | None = None,
 ) -> dict[str, Any]:
-    """Make what is shown at one moment of an answer of `/status`, and of those of `others`.
+    """Make one moment's frame from this node's answer of `/status`, and from those of `others`.
 
-    Of who has not answered there is None.
+    A node that has not answered has None in `others`.
     """
     others = others or {}
     rows = _rows(status)
@@ -129,7 +129,7 @@ def _node(
     status: Mapping[str, Any],
     others: Mapping[str, Mapping[str, Any] | None],
 ) -> Row:
-    """Tell of a node; of one that has not answered, or was not asked, what it does is None."""
+    """Describe a node; its figures are None if it has not answered, or was not asked."""
     name = seen["name"]
     told = status if name == status["node"] else others.get(name)
     silent = told is None and name in others
@@ -157,13 +157,13 @@ def _row(tenant: Mapping[str, Any], actor: Mapping[str, Any] | None) -> Row:
         "stuck": stuck,
         "workers_busy": sum(one["state"] == "busy" for one in below),
         "mailbox": sum(one["mailbox"] for one in everybody),
-        # Children of a kind tell the same number: that of their kind.
+        # All children of a kind report the same number, that of their kind.
         "restarts": sum({one["kind"]: one["restarts"] for one in everybody}.values()),
     }
 
 
 def heading(found: Mapping[str, Any]) -> list[str]:
-    """Give the lines above the table."""
+    """Return the lines above the table."""
     totals = found["totals"]
     ready = "ready" if found["ready"] else f"not ready: {'; '.join(found['reasons'])}"
     lines = [
@@ -187,7 +187,7 @@ def heading(found: Mapping[str, Any]) -> list[str]:
 
 
 def cells(row: Row) -> Sequence[object]:
-    """Give a tenant's cells, in the order of `COLUMNS`."""
+    """Return a tenant's cells, in the order of `COLUMNS`."""
     state = row["state"]
     if row["stuck"]:
         state = f"{state}, stuck: {', '.join(row['stuck'])}"

@@ -1,6 +1,6 @@
-"""`tenantry top` on a terminal: the daemon is looked at on a thread, so that keys never wait.
+"""`tenantry top` on a terminal: a thread asks the daemon, so that keys never wait.
 
-A daemon, or a node beside it, that answers late holds up the figures and nothing else.
+If the daemon or another node answers late, only the figures wait for it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Look = Callable[[ControlClient], Frame]
 
 
 class Looks:
-    """What was seen last, and the trouble there was since. `run` is one thread's."""
+    """The last frame, and the last error since then. One thread calls `run`."""
 
     def __init__(
         self,
@@ -47,7 +47,7 @@ class Looks:
         self._stopped = threading.Event()
 
     def run(self) -> None:
-        """Look, until it is stopped."""
+        """Ask for frames until `stop`."""
         try:
             while not self._stopped.wait(self._interval):
                 try:
@@ -60,7 +60,7 @@ class Looks:
             self._wake()
 
     def stop(self) -> None:
-        """Have it end now, whatever it waits for."""
+        """End `run` now, whatever it waits for."""
         self._stopped.set()
         self._client.abort()
 
@@ -74,7 +74,7 @@ def live(
     interval: float,
     sort: str,
 ) -> None:
-    """Show it until the operator has seen enough."""
+    """Show frames until the operator quits."""
     keyboard = sys.stdin.fileno() if sys.stdin is not None and sys.stdin.isatty() else None
     with closing(Terminal(console, keyboard)) as terminal:
         looks = Looks(client, look, found, interval=interval, wake=terminal.wake)
@@ -88,11 +88,11 @@ def live(
                     if terminal.suspended:
                         os.kill(os.getpid(), signal.SIGSTOP)  # until `fg`
         except (KeyboardInterrupt, EOFError):
-            return  # ways to leave
+            return  # the operator quits
 
 
 def _show(terminal: Terminal, screen: Screen, looks: Looks, view: View) -> View:
-    """Draw whatever is new, until it is enough for now."""
+    """Draw what is new until the operator quits or suspends the program."""
     while not view.left and not terminal.suspended:
         if looks.failure is not None:
             raise looks.failure

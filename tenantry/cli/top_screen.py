@@ -1,7 +1,7 @@
-"""What `tenantry top` shows at one moment on a screen of any size, and what keys change of it.
+"""A frame of `tenantry top` on a screen of any size, and how keys change the view.
 
-A column is there as a whole or not at all: those that matter least are left out where there is no
-room. Only a tenant's id, a node's name and the remark at the end of a row are ever shortened.
+A column is shown as a whole or not at all: if room is short, the least important ones are left out.
+Only a tenant's id, a node's name and the remark at the end of a row are ever shortened.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from tenantry.cli.terminal import Line, cells, cut, safe, shortened
 Row = Mapping[str, Any]
 
 SHORTEST: Final = 16
-"""Cells of an id that are enough to know it by; it has more where there is room."""
+"""Cells that are enough to recognize an id; it gets more if there is room."""
 
 _GAP: Final = "  "
 _REMARK: Final = 20
@@ -52,7 +52,7 @@ _HELP_NODES: Final = ("q quit", "n tenants")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class View:
-    """How the operator wants to see it; `first` is the first row on the screen."""
+    """The operator's choice of what is shown; `first` is the first row on the screen."""
 
     sort: str = "rate"
     backwards: bool = False
@@ -65,7 +65,7 @@ class View:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Drawn:
-    """A screen, the row it begins with, and how many of them there is room for."""
+    """A screen, the row it begins with, and how many rows there is room for."""
 
     lines: Sequence[Line]
     first: int
@@ -74,9 +74,9 @@ class Drawn:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Column:
-    """A column; those of a lower `rank` go first, and `none` tells where it would say nothing.
+    """A column; lower `rank`s get room first, and `none` tells whether the column would be empty.
 
-    What rows are sorted by comes right after their state, and is headed in capitals.
+    The column that rows are sorted by gets room right after the state, and a heading in capitals.
     """
 
     name: str
@@ -90,7 +90,7 @@ class _Column:
 
 
 def pressed(view: View, key: str, drawn: Drawn) -> View:
-    """Give the view after a key was pressed on what was drawn."""
+    """Return the view after a key was pressed on the drawn screen."""
     if view.typing:
         return _typed(view, key)
     match key:
@@ -137,7 +137,7 @@ def _typed(view: View, key: str) -> View:
 
 
 class Screen:
-    """Draws; `mark` says where something was left out. `ascii_only` is for terminals that are."""
+    """Draws frames. `ascii_only` is for terminals that show ASCII only."""
 
     def __init__(self, *, has_keys: bool = True, ascii_only: bool = False) -> None:
         self._has_keys = has_keys
@@ -147,10 +147,10 @@ class Screen:
     def draw(
         self, found: Mapping[str, Any], view: View, trouble: str | None, width: int, height: int
     ) -> Drawn:
-        """Draw a moment. No line is wider than the screen, and there are no more than it has."""
+        """Draw a frame; it has no more lines than the screen, and none is wider."""
         rows = self._rows(found, view)
         above = self._above(found, view, trouble, width)
-        # The last line, the headings, and some rows: what is above them gives way.
+        # The lines above give way to the last line, the headings, and some rows.
         del above[max(1, height - 2 - _LEAST_ROWS) :]
         room = max(1, height - len(above) - (2 if view.nodes else 3))
         first = max(0, min(view.first, len(rows) - room))
@@ -198,7 +198,7 @@ class Screen:
         return lines
 
     def _told_nodes(self, nodes: Sequence[Row], width: int) -> Line:
-        """Tell of the nodes, first of those that something is the matter with."""
+        """Describe the nodes, those in trouble first."""
         well = [one for one in nodes if one["state"] == "active" and not one["silent"]]
         troubled = [one for one in nodes if one not in well]
         parts = []
@@ -232,7 +232,7 @@ class Screen:
             return "Ctrl-C quits"
         if view.nodes:
             return _fitting(_HELP_NODES, width, _GAP)
-        # Those that sort stand closer together.
+        # The keys that sort stand closer together.
         text = _fitting([*_HELP[:4], " ".join(_HELP[4:])], width, _GAP)
         return text if text.endswith(_HELP[-1]) else _fitting(_HELP, width, _GAP)
 
@@ -278,14 +278,14 @@ class Screen:
 
 
 def state_of(row: Row) -> str:
-    """Give a tenant's state in a word, the worst of it first."""
+    """Return a tenant's state in a word, its worst problem first."""
     if row["stuck"]:
         return "stuck"
     return "waiting" if row["state"] == "active" and not row["consuming"] else str(row["state"])
 
 
 def share_of_backlog(row: Row) -> float | None:
-    """Tell how full a tenant's backlog is, in percent; None where nothing limits it."""
+    """Return how full a tenant's backlog is, in percent; None without a limit."""
     limit, pending = row.get("backlog_limit"), row["pending"]
     return None if not limit or pending is None else 100 * pending / limit
 
@@ -325,7 +325,7 @@ def _totals(found: Mapping[str, Any]) -> list[str]:
 
 
 def _fitting(parts: Sequence[str], width: int, gap: str) -> str:
-    """Join as many parts as there is room for."""
+    """Join as many parts as fit into `width` cells."""
     text = ""
     for part in parts:
         longer = text + gap + part if text else part

@@ -1,4 +1,4 @@
-"""`tenantry tenant topics`: a tenant's topics, and more of them."""
+"""`tenantry tenant topics`: shows a tenant's topics, and adds some."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ def topics_of(given: Iterable[str]) -> list[str | dict[str, Any]]:
 def topics(client: ControlClient, *, as_json: bool, tenant_id: str, added: tuple[str, ...]) -> None:
     """Show a tenant's topics, or give it more; at once, while its messages flow.
 
-    --add also takes a list, as in events,logs. By its name alone a topic has the tenant's usual
-    number of partitions, and no order; neither changes later. One that is there already is left as
-    it is, and has to be as it is said to be.
+    --add also takes a list, as in events,logs. A topic given by its name alone has the tenant's
+    usual number of partitions, and no order; neither changes later. A topic that exists is left as
+    it is; partitions and order that are given for it must match.
     """
     wanted = topics_of(added)
     if added and not wanted:
