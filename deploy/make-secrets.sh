@@ -1,7 +1,7 @@
 #!/bin/sh
-# Makes the secrets of compose.yaml, each in a file of deploy/secrets; what is there already stays.
-# The token that Prometheus scrapes with is an administrator's, good for ten years: it is signed here, by the
-# secret that the daemon checks it with, and needs Tenantry installed (`pip install .`).
+# Makes the secrets of compose.yaml, each in a file of deploy/secrets; existing files stay.
+# The token that Prometheus scrapes with is an administrator's, valid for ten years. It is signed here with the
+# secret that the daemon checks it by; this needs Tenantry installed (`pip install .`).
 set -eu
 
 cd "$(dirname "$0")"
@@ -22,8 +22,8 @@ keep rabbitmq_url "amqp://tenantry:$(cat secrets/rabbitmq_password)@rabbitmq:567
 keep database_url "postgresql://tenantry:$(cat secrets/postgres_password)@postgres:5432/tenantry"
 [ -s secrets/metrics_token ] || TENANTRY_JWT_SECRET_FILE=secrets/jwt_secret \
     "${TENANTRY:-tenantry}" token --admin --ttl 3650d | tr -d '\n' >secrets/metrics_token
-# Containers, into which each is mounted by itself, read them as users of their own. Their names are known to everybody: who
-# may but pass through the folder reads them, so nobody else may.
+# Each secret is mounted into containers, whose own users read it: so the files are readable by all. Their names are well
+# known, so any user who may enter the folder could read them: only the owner may.
 chmod 0700 secrets
 chmod 0644 secrets/*
 echo "secrets are in $(pwd)/secrets"
