@@ -49,11 +49,11 @@ async def by_id(services: Services, scope: Scope, after: str | None, limit: int)
 
     def read() -> tuple[list[TenantState], Mapping[str, Owned]]:
         states = services.directory.page(after=after, limit=limit + 1)
-        return states, _owners(services, [one.tenant_id for one in states[:limit]])
+        return states, owners_of(services, [one.tenant_id for one in states[:limit]])
 
     states, owners = await services.pools.reads.run(read)
     page = states[:limit]
-    told = await _told(services, scope, [one.tenant_id for one in page], owners)
+    told = await told_of(services, scope, [one.tenant_id for one in page], owners)
     return Part(states=page, owners=owners, told=told, more=len(states) > limit)
 
 
@@ -65,15 +65,15 @@ async def sorted_by(services: Services, scope: Scope, query: TenantsQuery, begin
     known: Told | None = None
     if key in FIGURES:
         ids = [one.tenant_id for one in found]
-        known = await _told(services, scope, ids, await run(_owners, services, ids))
+        known = await told_of(services, scope, ids, await run(owners_of, services, ids))
         found.sort(key=_by_figure(FIGURES[key], known.runtimes), reverse=descending)
     else:
         found.sort(key=_FACTS[key], reverse=descending)
     page = [one.tenant_id for one in found[begin : begin + query.limit]]
     states = await run(services.directory.several, page)
-    owners = await run(_owners, services, page)
+    owners = await run(owners_of, services, page)
     if known is None:
-        known = await _told(services, scope, page, owners)
+        known = await told_of(services, scope, page, owners)
     more = len(found) > begin + query.limit
     return Part(states=states, owners=owners, told=known, more=more)
 
@@ -88,13 +88,15 @@ def _by_figure(
     return key
 
 
-def _owners(services: Services, tenant_ids: Sequence[str]) -> Mapping[str, Owned]:
+def owners_of(services: Services, tenant_ids: Sequence[str]) -> Mapping[str, Owned]:
+    """Give who owns tenants; of those that nobody owns, nothing."""
     return services.cluster.owners(tenant_ids) if tenant_ids else {}
 
 
-async def _told(
+async def told_of(
     services: Services, scope: Scope, tenant_ids: Sequence[str], owners: Mapping[str, Owned]
 ) -> Told:
+    """Ask the nodes for the runtime state of tenants."""
     return await runtimes_of(
         tenant_ids,
         owners,

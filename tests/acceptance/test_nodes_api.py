@@ -113,6 +113,11 @@ def test_commands_through_the_wrong_node_are_carried_out_and_answered_as_through
     assert one.get(f"{path}/audit")["balanced"]
     assert one.call("POST", f"{path}/messages", {"payload": 1}).status_code == 202
     eventually(lambda: len(one.get(f"/messages?tenant_id={made['id']}")["data"]) == 1, what="a row")
+    for node in (one, two):
+        (audit,) = [
+            told for told in node.get("/audit?limit=200")["data"] if told["tenant_id"] == made["id"]
+        ]
+        assert (audit["in_flight"], audit["accepted"]) == (0, 1), "whichever node is asked"
     # Who has called is known there, and under what id.
     actors = {event["actor"] for event in one.get(f"{path}/events?limit=100")["data"]}
     assert any(

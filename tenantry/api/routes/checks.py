@@ -20,7 +20,8 @@ from tenantry.api.schemas.checks import (
     TenantAudit,
 )
 from tenantry.api.schemas.common import dumps, json_response
-from tenantry.api.services import Injected
+from tenantry.api.services import Injected, Services
+from tenantry.api.tenant_list import owners_of, told_of
 from tenantry.http.problems import no_such_tenant
 
 _TAG = "audit"
@@ -40,7 +41,7 @@ async def audit_tenants(
     cursors = services.cursors
     after = None if query.cursor is None else cursors.open(query.cursor, _TAG).decode()
 
-    def read() -> tuple[bytes, str | None]:
+    def read() -> tuple[AuditPage, str | None]:
         found = services.directory.page(after=after, limit=query.limit + 1)
         wanted = [state.tenant_id for state in found[: query.limit]]
         audits = services.auditor.audit(wanted, quick=query.quick)
@@ -54,10 +55,25 @@ async def audit_tenants(
             data=[TenantAudit.of(one) for one in audits],
             next_cursor=end,
         )
-        return dumps(page), end
+        return page, end
 
-    body, end = await services.pools.audits.run(read)
-    return json_response(body, headers=link_header(request, end))
+    page, end = await services.pools.audits.run(read)
+    await _ask_owners(services, request, page.data)
+    return json_response(dumps(page), headers=link_header(request, end))
+
+
+async def _ask_owners(services: Services, request: Request, audits: list[TenantAudit]) -> None:
+    """Add what other nodes hold of their tenants; null stays where a node gives no answer."""
+    asked = {one.tenant_id: one for one in audits if one.in_flight is None}
+    if not asked or services.peers is None:
+        return
+    ids = list(asked)
+    owners = await services.pools.reads.run(owners_of, services, ids)
+    told = await told_of(services, request.scope, ids, owners)
+    for tenant_id, runtime in told.runtimes.items():
+        if runtime is not None:
+            asked[tenant_id].in_flight = runtime.unsettled
+            asked[tenant_id].accepted += runtime.unsettled
 
 
 @routes("GET /tenants/{tenant_id}/audit", "Audit a tenant", TenantAudit, errors=(404, 422))
