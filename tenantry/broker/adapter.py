@@ -1,6 +1,6 @@
-"""What a kind of broker is to the rest: a package with an `adapter` module like `BrokerAdapter`.
+"""The interface of a kind of broker: a package with an `adapter` module like `BrokerAdapter`.
 
-`select.py` registers them, and nothing else knows which there are.
+Only `select.py` registers them and knows which there are.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class TermFence:
-    """A daemon's term, as its adapters see it: what they send depends on whether it is `valid`.
+    """A daemon's term, as adapters see it: they send only while it is `valid`.
 
-    Terms are counted by node in an `installation`. Without a `number` there is no term: no other
+    Terms are counted per node of an `installation`. Without a `number` there is no term: no other
     daemon acts.
     """
 
@@ -41,7 +41,7 @@ class TermFence:
     node: str = ""
 
     def check(self) -> None:
-        """Raise `BrokerUnavailableError` once the term may be another's."""
+        """Raise `BrokerUnavailableError` once another daemon may have the term."""
         if not self.valid():
             raise BrokerUnavailableError(f"the term {self.number} has lapsed; nothing is sent")
 
@@ -51,26 +51,26 @@ UNFENCED: Final = TermFence()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ring:
-    """What the embedded broker's ring of segments comes to."""
+    """The size of the embedded broker's ring of segments."""
 
     bytes: int
-    """Of all its segments."""
+    """The bytes of all segments."""
     held: int
-    """Segments that ran empty, and that a session keeps from being truncated."""
+    """Segments that are empty and that a session keeps from being truncated."""
     swept: int
     """Messages removed since the start because their tenant was deleted before they came."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BrokerLinks:
-    """A daemon's ways to its broker, behind the ports.
+    """A daemon's links to its broker, behind the ports.
 
-    Nothing is connected before their owner calls `prepare`, which raises `BrokerError` where the
-    broker can't be used, and then runs the `loops`, each on a thread of its own, in their order.
-    `reconnects` counts by connection; `close` gives up what is kept open between calls.
-    `shut_out` closes what a node has left open that did it under a term before the given one; it
-    raises `BrokerError`. Without `probes` no user can take a tenant's place on this broker; `ring`
-    is the embedded one's.
+    Nothing is connected before the owner calls `prepare`, which raises `BrokerError` if the broker
+    can't be used, and then runs the `loops`, each on a thread of its own, in their order.
+    `reconnects` counts by connection; `close` closes what is kept open between calls. `shut_out`
+    takes a node and a term, and closes connections that the node left open under earlier terms; it
+    raises `BrokerError`. Without `probes`, this broker has no probe users; `ring` is for the
+    embedded broker.
     """
 
     administration: Administration
@@ -92,27 +92,27 @@ class BrokerAdapter(Protocol):
     """A kind of broker; the module `adapter` of its package has these functions."""
 
     def links(self, settings: Settings, database: Database, fence: TermFence) -> BrokerLinks:
-        """Make a daemon's ways to the broker of the settings. Raises `BrokerError`.
+        """Make a daemon's links to the broker of the settings. Raises `BrokerError`.
 
-        `database` is the one that messages are stored in, with sessions under the term.
+        `database` is the message store's, with sessions under the term.
         """
 
     def describe(self, settings: Settings) -> Mapping[str, str] | None:
-        """Say where clients find the broker, without a user; None: in the database itself."""
+        """Return the broker's address for clients, without a user; None if it is the database."""
 
     def publishing_access(self, settings: Settings) -> Mapping[str, str]:
-        """Give what another process needs in order to publish, for `publishing` there."""
+        """Return what another process needs in order to call `publishing`."""
 
     def publishing(
         self, access: Mapping[str, str], database: Database
     ) -> tuple[Publishing, Loop | None]:
-        """Make a way to publish alone, without a term; a loop must run as long as it is used."""
+        """Make a publisher without a term; its loop must run as long as it is used."""
 
     def source(
         self, settings: Settings, database: Database, fence: TermFence, *, alone: bool
     ) -> tuple[AbstractContextManager[Source], Loop | None]:
-        """Make a way to move what lies in the broker; a loop must run as long as it is used.
+        """Make a source to move the broker's messages from; its loop must run meanwhile.
 
-        It is `alone` if no daemon runs: then who else seems to read there is gone. Raises
-        `BrokerError` where that can't be.
+        `alone` says that no daemon runs: then any other reader that seems to exist is gone. Raises
+        `BrokerError` if the source can't be used.
         """

@@ -1,7 +1,7 @@
-"""How many bytes of deliveries may be in hand: a tenant's, and all tenants' together.
+"""How many bytes of deliveries may be unsettled: per tenant, and for all tenants together.
 
 Prefetch counts messages, and prefetch times the largest message is more than any machine has. So
-what is delivered and not settled is counted in bytes, too, by the adapter that takes deliveries in.
+the adapter that takes deliveries in counts the unsettled ones in bytes, too.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ OVERHEAD: Final = 256
 """Bytes that a delivery takes beside its body and headers."""
 
 OWN: Final = 256 * 1024
-"""Bytes that a tenant may have in hand though all together are over their limit: so neighbours of
-those who hold much go on."""
+"""Bytes that a tenant may have in hand even if all together are over their limit, so that the
+neighbours of tenants with much in hand go on."""
 
 SMALL_TABLE: Final = 1024
-"""Bytes of headers on the wire up to which they are taken for ordinary ones."""
+"""Bytes of headers on the wire up to which they count as ordinary ones."""
 
 EACH: Final = 32 * 1024 * 1024
 TOTAL: Final = 256 * 1024 * 1024
 
 
 class Budget:
-    """What all tenants may have in hand: `total` together, `each` one alone, in bytes.
+    """The bytes that tenants may have in hand: `total` together, `each` one alone.
 
-    A delivery is taken as long as there is room for one byte of it, so either is passed by one
-    message at most. It belongs to the one thread that takes deliveries in.
+    A delivery is taken as long as there is room for one byte of it, so one message at most exceeds
+    either limit. A budget belongs to the one thread that takes deliveries in.
     """
 
     __slots__ = ("each", "freed", "in_hand", "own", "total")
@@ -43,17 +43,17 @@ class Budget:
         self.total = max(each, total)
         self.in_hand = 0
         self.freed = 0
-        """How often something was settled: what found no room may find some now."""
+        """How often bytes were freed: a message that found no room may find some now."""
 
     @classmethod
     def of(cls, settings: Settings) -> Self:
-        """Give what the settings allow."""
+        """Return the budget that the settings allow."""
         consumer = settings.consumer
         return cls(each=consumer.prefetch_bytes, total=consumer.prefetch_bytes_total)
 
     @property
     def crowded(self) -> bool:
-        """Whether all together have no room: then no message may pass what is a tenant's own."""
+        """Whether the total is used up: then no message may take a tenant beyond `own` bytes."""
         return self.in_hand >= self.total
 
 
@@ -71,7 +71,7 @@ class Account:
 
     @property
     def last(self) -> int:
-        """The highest tag there was."""
+        """The highest tag counted."""
         return self.first + len(self.sizes) - 1
 
     @property
@@ -84,7 +84,7 @@ class Account:
         )
 
     def take(self, size: int) -> bool:
-        """Count the next delivery, of so many bytes, if there is room for it; tell whether."""
+        """Count the next delivery, of `size` bytes, if there is room for it; return whether."""
         budget, mine = self._budget, self.in_hand
         full = mine >= budget.each or budget.in_hand >= budget.total
         if full and mine + size > budget.own:
@@ -95,7 +95,7 @@ class Account:
         return True
 
     def skip(self) -> None:
-        """Note that the next delivery is given back: its tag is used, and nothing is in hand."""
+        """Count the next delivery as given back: its tag is used, and it takes no bytes."""
         self.sizes.append(0)
 
     def add(self, size: int) -> None:
@@ -107,7 +107,7 @@ class Account:
     def settle(
         self, rejects: Iterable[int] = (), acks: Iterable[int] = (), up_to: int | None = None
     ) -> None:
-        """Take deliveries off, some by their tags, and all up to one."""
+        """Remove settled deliveries: some by their tags, and all up to one."""
         sizes, first = self.sizes, self.first
         freed = 0
         for tags in (rejects, acks):
@@ -128,7 +128,7 @@ class Account:
         self._off(freed)
 
     def clear(self) -> None:
-        """Begin anew: the channel is gone, and everything on it."""
+        """Start over: the channel is gone, with all its deliveries."""
         self.sizes.clear()
         self.first = 1
         self._off(self.in_hand)
@@ -141,26 +141,26 @@ class Account:
 
 
 def weight(body: int, table: int) -> int:
-    """Give the bytes a delivery takes in memory: its body, and what becomes of its headers.
+    """Return the bytes that a delivery takes in memory: its body, and its decoded headers.
 
-    Hardly more than they have on the wire, usually; but an empty table in a table is five bytes
-    there, and a hundred and twenty here.
+    Usually headers take hardly more than on the wire. But an empty table in a table takes five
+    bytes there, and a hundred and twenty here.
     """
     return body + OVERHEAD + table * (4 if table <= SMALL_TABLE else 24)
 
 
 class Admission:
-    """What one channel takes and gives back, where the broker counts messages only: RabbitMQ's.
+    """What one channel takes and gives back on RabbitMQ, whose prefetch counts messages only.
 
-    Its prefetch says how many deliveries may be unsettled, however large they are. So what is
-    beyond the budget is read off the wire and dropped, and given back to its queue; then the queues
-    are consumed anew, with a prefetch in which messages fit that are as large as those. Once they
-    are smaller again, it grows back, by another consumer each time. A quorum queue gives what was
-    on its way to the consumer before once more, and not always in its order: so nothing is done for
-    as long as messages fit. An admission belongs to the loop's thread.
+    The prefetch limits unsettled deliveries, however large they are. So deliveries beyond the
+    budget are read off the wire, dropped, and given back to their queue. Then the queues are
+    consumed anew, with a prefetch in which messages of that size fit. Once messages are smaller
+    again, the prefetch grows back, each time by a new consumer. A quorum queue then delivers again
+    what was in flight to the old consumer, and not always in order; so nothing is changed while
+    messages fit. An admission belongs to the loop's thread.
 
     `window` is how many deliveries of one queue may be unsettled just now. From the first delivery
-    that does not fit on, none is taken until `resume`: so what is given back is the last there is.
+    that does not fit on, none is taken until `resume`, so that the last ones are those given back.
     """
 
     __slots__ = (
@@ -187,9 +187,9 @@ class Admission:
         self._mean = 0
 
     def admit(self, body: int, table: int) -> bool:
-        """Count the next delivery, by the bytes of its body and its headers; tell if it is taken.
+        """Count the next delivery, by its bytes of body and headers; return whether it is taken.
 
-        As `weight` and `Account.take`, written out: it is asked for every message.
+        Same as `weight` and `Account.take`, inlined because it runs for every message.
         """
         account, budget = self.account, self._budget
         size = body + table * 4 + OVERHEAD if table <= SMALL_TABLE else weight(body, table)
@@ -208,14 +208,14 @@ class Admission:
         return False
 
     def grows(self) -> bool:
-        """Tell whether the window may be larger by now, and make it so."""
+        """Enlarge the window if messages would fit; return whether it was enlarged."""
         window = self.window
         if window >= self._prefetch or self.shedding:
             return False
         brought = self.account.last - self._grown_at
         if brought < window // 2 or not self.account.in_hand:
             return False
-        # It has been wrong before: step by step.
+        # The estimate has been wrong before: grow step by step.
         fits = min(self._prefetch, self._fitting(self._mean_now()), 4 * window)
         if fits < 2 * window and fits < self._prefetch:
             return False
@@ -223,7 +223,7 @@ class Admission:
         return self.window > window
 
     def has_room(self) -> bool:
-        """Tell whether deliveries may come again that did not fit."""
+        """Return whether there is room again after a delivery that did not fit."""
         account, budget = self.account, self._budget
         if budget.crowded:
             return account.in_hand + self._mean <= budget.own
@@ -239,7 +239,7 @@ class Admission:
         self.shedding = False
 
     def begin(self) -> None:
-        """Begin anew: the channel is another."""
+        """Start over on a new channel."""
         self.account.clear()
         self.shedding = False
         self.shed = []

@@ -1,6 +1,6 @@
-"""Dead letters that lie in a table of the database, all tenants' in one: browsed from the oldest.
+"""Dead letters in a database table, of all tenants in one: browsed from the oldest on.
 
-The embedded broker and Iggy keep them so, each with statements and rows of its own.
+The embedded broker and Iggy use it, each with its own statements and rows.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from tenantry.database.pool import Database
 from tenantry.sql import queries
 
 BYTES: Final = 8 * 1024 * 1024
-"""How much is read at once; one message always is."""
+"""Bytes read at once; one message always is."""
 
 REJECTED: Final = "rejected"
-"""Why a message is a dead letter: neither queues with limits nor messages that expire make one."""
+"""The reason of every dead letter here: neither full queues nor expiry make any."""
 
 Statements: TypeAlias = Mapping[str, bytes]
 """`last_rejected`, `next_rejected` (rows that begin with a number, which rises) and
@@ -39,7 +39,7 @@ _ERRORS: Final = PortErrors(
 
 
 class TableBrowser:
-    """Browses, on a connection of its own: no other browser begins while its session lives."""
+    """Browses on a connection of its own: while its session lives, no other browser can begin."""
 
     gone = True
     complete = True
@@ -62,11 +62,11 @@ class TableBrowser:
 
     @property
     def numbers(self) -> Sequence[int]:
-        """The numbers, in the table, of what `next` gave last."""
+        """The numbers, in the table, of the messages last returned by `next`."""
         return self._given
 
     def next(self, most: int) -> list[QueuedDeadLetter]:
-        """Give further messages; none at the end of what was there at the start."""
+        """Return further messages; none once those of the start are through."""
         rows = self._execute(
             "next_rejected", after=self._after, last=self._last, most=most, bytes=BYTES
         ).fetchall()
@@ -76,7 +76,7 @@ class TableBrowser:
         return [self._read_row(row) for row in rows]
 
     def remove(self, indexes: Collection[int]) -> None:
-        """Remove messages, by their place in what `next` gave last."""
+        """Remove messages, by their index in the latest result of `next`."""
         self._execute("remove_rejected", seqs=[self._given[index] for index in indexes])
 
     def _execute(self, name: str, **parameters: object) -> psycopg.Cursor[Any]:
@@ -107,6 +107,6 @@ class TableDeadLetters:
             try:
                 yield TableBrowser(connection, tenant_id, self._statements, self._read_row)
             finally:
-                # Else it ends with the session, which takes the server a moment to notice.
+                # Otherwise it ends with the session, and the server takes a moment to notice that.
                 with suppress(psycopg.Error):
                     connection.execute(self._sql["end_browse"], {"tenant": tenant_id})

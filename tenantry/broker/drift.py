@@ -1,8 +1,8 @@
-"""How what the broker has differs from what a tenant needs, and whose a user is.
+"""How the broker's objects differ from what a tenant needs, and who owns a user.
 
-Users are a whole server's, and one server may serve several of us. Each installation (one database
-and what runs on it) has a name, and its users carry it. What carries another's, or nobody's without
-being provably ours, is refused and never taken.
+Users belong to a whole server, which several installations may use. Each installation (one database
+and what runs on it) has a name, and its users carry it as a mark. A user with another's mark, or
+with none and not provably ours, is refused and never taken.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tenantry.domain import names
 from tenantry.domain.names import UserKind
 
 NAME: Final = re.compile(r"[a-z][a-z0-9-]{0,39}")
-"""What an installation's name looks like."""
+"""The pattern of an installation's name."""
 
 NO_LIMITS: Final[Mapping[str, object]] = MappingProxyType({})
 
@@ -36,11 +36,11 @@ def differences(
     consuming: bool,
     limits: Mapping[str, object] = NO_LIMITS,
 ) -> tuple[Drift, ...]:
-    """List what is missing or otherwise of a tenant; nothing, if all is as it should be.
+    """List what is missing or different of a tenant; empty if all is as it should be.
 
     A queue may be of either type: the setting is for queues made from now on. Without a known
-    `password` the user's is not compared; consumers are looked at if the tenant is `consuming`.
-    `limits` are what holds it to its limits, as the broker says it.
+    `password`, the user's is not compared. Consumers are checked if the tenant is `consuming`.
+    `limits` are the broker's settings that enforce the tenant's limits.
     """
     if not survey.copies:
         topology = replace(topology, consumer_access=False, ordered=())
@@ -53,7 +53,7 @@ def differences(
 
 
 def group_queues(survey: Survey) -> Mapping[str, list[str]]:
-    """Give the queues of tenants' consumer groups, by tenant."""
+    """Return the queues of tenants' consumer groups, by tenant."""
     found: dict[str, list[str]] = {}
     for queue in survey.queues:
         if layout.is_group_queue(queue):
@@ -67,10 +67,10 @@ def group_differences(
     survey: Survey,
     queues: Mapping[str, list[str]],
 ) -> tuple[Drift, ...]:
-    """List what is otherwise of the user that reads a tenant's topics, beside `differences`.
+    """List the differences of the user that reads a tenant's topics, beside `differences`.
 
-    Without consumer access there is neither; what there is then was left. `queues` are the survey's
-    `group_queues`.
+    Without consumer access, neither this user nor group queues should exist: what is found is a
+    leftover. `queues` are the survey's `group_queues`.
     """
     if topology.consumer_access:
         return tuple(_user(topology.tenant_id, UserKind.CONSUMER, password, survey))
@@ -82,7 +82,7 @@ def group_differences(
 
 
 def owners(survey: Survey) -> Mapping[str, list[str]]:
-    """Give the tenants that anything on the broker is named after, and these things."""
+    """Return the tenants that objects on the broker are named after, each with these objects."""
     found: dict[str, list[str]] = {}
     for kind, things in (
         ("queue", survey.queues),
@@ -99,20 +99,20 @@ def owners(survey: Survey) -> Mapping[str, list[str]]:
 
 
 def is_marked(tenant_id: str, survey: Survey) -> bool:
-    """Tell whether a tenant's user carries our mark, and no other; or marks mean nothing there."""
+    """Return whether a tenant's user carries our mark alone; true if this broker has no marks."""
     user = survey.users.get(names.username(tenant_id))
     return user is not None and (not survey.installation or user.marks == {survey.installation})
 
 
 def _is_anothers(tenant_id: str, survey: Survey) -> bool:
-    """Tell whether another installation that shares our place has the tenant there."""
+    """Return whether another installation that shares our virtual host has the tenant there."""
     user = survey.users.get(names.username(tenant_id))
     others = frozenset() if user is None else user.marks - {survey.installation}
     return bool(others) and user is not None and user.permissions is not None
 
 
 def _left_here(user: User, installation: str) -> bool:
-    """Tell whether a user is something of this installation: all others are passed over."""
+    """Return whether a user belongs to this installation; others are ignored."""
     if not installation:
         return user.permissions is not None
     return user.marks == {installation}
@@ -145,7 +145,7 @@ def _objects(topology: TenantTopology, survey: Survey) -> Iterator[Drift]:
 
 
 def _types(topology: TenantTopology, survey: Survey) -> tuple[layout.QueueType, ...]:
-    """Give the types of queues to compare with: mostly all of a tenant's are of one."""
+    """Return the queue types to compare with: mostly all queues of a tenant have the same one."""
     found = {
         survey.queues[name].get("x-queue-type")
         for name in (
@@ -195,28 +195,29 @@ def _limits(tenant_id: str, wanted: Mapping[str, object], survey: Survey) -> Ite
 
 def _consumers(topology: TenantTopology, survey: Survey) -> Iterator[Drift]:
     for queue in topology.queues():
-        # A queue that is missing is told of already.
+        # A missing queue has been reported already.
         if queue.name in survey.queues and queue.name not in survey.consumed:
             yield Drift(kind=DriftKind.CONSUMER, found=f"queue {queue.name} had no consumer")
 
 
 def mark_of(installation: str) -> str:
-    """Give the word by which a user is known to be an installation's."""
+    """Return the mark, a word, that shows a user to be an installation's."""
     return _PREFIX + installation
 
 
 def marks_in(words: Iterable[str]) -> frozenset[str]:
-    """Name the installations whose marks are among some words, tags for example."""
+    """Return the installations whose marks are among some words, such as tags."""
     return frozenset(
         match[1] for word in words if (match := _MARK.fullmatch(word.strip())) is not None
     )
 
 
 def stranger(user: User, installation: str, known: PasswordHash | None) -> str | None:
-    """Say whose a user is, where it is not ours; None, where it is.
+    """Return what is wrong with a user that is not ours; None if it is ours.
 
-    One without any mark, as they were made once, is ours if it enters nothing but our place, and
-    if it has the password that is `known` of the tenant, or rights there and a tenant of ours.
+    A user without any mark, as once made, is ours on two conditions: it has rights in our virtual
+    host alone, and it has either the tenant's `known` password, or rights there and a tenant of
+    ours.
     """
     others = user.marks - {installation}
     if others:

@@ -1,10 +1,10 @@
-"""Moving on: what lies in one broker goes to another, none lost and none doubled.
+"""Moves one broker's messages to another broker: none is lost and none doubled.
 
-Nobody else reads the queues meanwhile. A message leaves its queue once the other broker has
+No other consumer reads the queues meanwhile. A message leaves its queue once the other broker has
 confirmed it. If the move breaks off in between, the next one publishes such messages again, under
-the same ids: those without one get an id made of their place. The store takes an id once. What the
-other broker does not take stays where it is, and keeps nothing else from going but what is behind
-it in a partition in order.
+the same ids; a message without an id gets one made of its place. The store takes an id once. A
+message that the other broker refuses stays in its queue, and holds up only the messages behind it
+in an ordered partition.
 """
 
 from __future__ import annotations
@@ -42,64 +42,64 @@ from tenantry.messages.headers import JsonHeaders, UnfitHeaders, UnreadableHeade
 log = structlog.get_logger(__name__)
 
 MESSAGES: Final = 1000
-"""Messages that are published at once."""
+"""Messages published at once."""
 
 CONFIRM_TIMEOUT: Final = 60.0
 """Seconds the other broker may take for a batch."""
 
 NO_PASSWORD: Final = PasswordHash(value="")
-"""What the other broker is told of a password that it can't check: nobody logs in with it."""
+"""The hash for a user whose password the other broker can't check: it permits no login."""
 
 _CONFIRMED: Final = "SELECT password_hash FROM tenantry.credentials WHERE tenant_id = %s"
 
 
 class Batch(NamedTuple):
-    """Messages of one queue, in its order; where it is `ordered`, none is to pass another."""
+    """Messages of one queue, in its order; in an `ordered` one, no message may overtake another."""
 
     messages: Sequence[Outgoing]
     ordered: bool
 
 
 class Reading(Protocol):
-    """What lies in a tenant's queues. Calls raise `BrokerError`, `psycopg.Error`."""
+    """The messages in a tenant's queues. Calls raise `BrokerError`, `psycopg.Error`."""
 
     @property
     def left(self) -> int:
-        """How many messages have come up that stay."""
+        """The number of messages read so far that stay."""
 
     def next(self) -> Batch | None:
-        """Give the next messages, until there are none."""
+        """Return the next messages, or None if there are none."""
 
     def settle(self, refused: Sequence[bool]) -> None:
-        """Take out what has gone of the last batch; what was refused stays, and is not given again.
+        """Remove the moved messages of the last batch; refused ones stay, and are not given again.
 
-        Nor is what is behind it in an ordered queue.
+        In an ordered queue, neither are the messages behind a refused one.
         """
 
 
 class Source(Protocol):
-    """A broker that is left. Calls raise `BrokerError`, `psycopg.Error`."""
+    """The broker to move away from. Calls raise `BrokerError`, `psycopg.Error`."""
 
     @property
     def hashes(self) -> str:
-        """How the hashes of passwords begin that are this broker's."""
+        """The prefix of this broker's password hashes."""
 
     @property
     def dead_letters(self) -> TableDeadLetters:
-        """The dead letters there."""
+        """The dead letters in this broker."""
 
     def tenants(self) -> Sequence[TenantTopology]:
-        """Give the tenants, with what each has there."""
+        """Return the tenants, each with its topics and partitions."""
 
     def read(self, tenant: TenantTopology) -> AbstractContextManager[Reading]:
-        """Begin to read a tenant's queues. Raises `BrokerError` where somebody else does."""
+        """Begin to read a tenant's queues. Raises `BrokerError` if another reader has them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Moved:
-    """How many of a tenant's messages and dead letters have gone over, and how many have not.
+    """How many of a tenant's messages and dead letters have moved, and how many have not.
 
-    The other broker does not take those that are `left`.
+    The other broker refuses those counted in `left`.
     """
 
     messages: int
@@ -110,9 +110,9 @@ class Moved:
 class Move:
     """Moves everything from a source to the broker behind `administration` and `publishing`.
 
-    Tenants' objects are made there first; their users get no password, and need their credentials
-    rotated: those that were rotated there already keep them. Every call may raise `BrokerError`;
-    whatever has not gone over by then is still where it was.
+    Tenants' objects are made there first. Their users get no password, so their credentials must be
+    rotated; a user whose credentials were rotated there already keeps them. Every call may raise
+    `BrokerError`; whatever has not moved by then is still in its old place.
     """
 
     def __init__(
@@ -130,9 +130,9 @@ class Move:
         self._publishing = publishing
 
     def run(self, *, progress: Callable[[int], None] = lambda _: None) -> Mapping[str, Moved]:
-        """Move until nothing is left; what is published there meanwhile goes along.
+        """Move until nothing is left, including messages published meanwhile.
 
-        `progress` is told how many more messages have gone over.
+        `progress` is called with the number of messages just moved.
         """
         with self._errors:
             moved = {
@@ -162,7 +162,7 @@ class Move:
         return Moved(messages=count, dead_letters=dead_letters, left=reading.left + kept)
 
     def _make_room(self, tenant: TenantTopology) -> None:
-        """Make the tenant's objects, and its user where it has none of that broker's by now."""
+        """Make the tenant's objects, and its user unless its credentials were rotated there."""
         with self._database.connection() as connection:
             row = connection.execute(_CONFIRMED, [tenant.tenant_id]).fetchone()
         confirmed = "" if row is None else row[0] or ""
@@ -174,9 +174,9 @@ class Move:
             self._administration.ensure_user(tenant.tenant_id, NO_PASSWORD)
 
     def _publish(self, batch: Batch) -> list[bool]:
-        """Publish messages; tell of each whether it stays, since the other broker refuses it.
+        """Publish messages; return for each whether the other broker refuses it, so that it stays.
 
-        In order, so does all that is behind it.
+        In an ordered batch, the messages behind a refused one stay too.
         """
         messages = batch.messages
         try:
@@ -203,7 +203,7 @@ class Move:
     def _move_dead_letters(
         self, tenant_id: str, progress: Callable[[int], None]
     ) -> tuple[int, int]:
-        """Move the dead letters; tell how many have gone, and how many stay."""
+        """Move the dead letters; return how many have moved, and how many stay."""
         count = kept = 0
         with self._source.dead_letters.browse(tenant_id) as browser:
             while found := browser.next(MESSAGES):
@@ -221,7 +221,7 @@ class Move:
 
 
 def _dead_letter(tenant_id: str, queued: QueuedDeadLetter, number: int) -> Outgoing:
-    """Make what is published of a dead letter; it says itself from where it was rejected."""
+    """Make the message for a dead letter; its headers name the queue that it was rejected from."""
     one = queued.message
     return Outgoing(
         exchange=names.DEAD_LETTER_EXCHANGE,
@@ -239,9 +239,9 @@ def _dead_letter(tenant_id: str, queued: QueuedDeadLetter, number: int) -> Outgo
 
 
 def amqp_headers(headers: Mapping[str, object]) -> Mapping[str, object]:
-    """Give headers as AMQP can say them: a number it has no type for goes as its digits.
+    """Return headers in AMQP's types: a number that none of them can hold becomes its digits.
 
-    Bytes go as a row has them. Headers that can't be read go as one, by the name of `undecodable`.
+    Bytes look as in a stored row. Unreadable headers become a single header, `undecodable`.
     """
     if not isinstance(headers, JsonHeaders):
         headers = JsonHeaders(headers_json(headers).decode())

@@ -1,4 +1,4 @@
-"""The hashes of the broker users' passwords: a broker that lost its users gets them back."""
+"""The hashes of broker users' passwords: a broker that lost its users gets them back."""
 
 from __future__ import annotations
 

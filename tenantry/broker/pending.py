@@ -1,4 +1,4 @@
-"""How many messages wait in each tenant's queues, asked for now and then."""
+"""The number of messages ready in each tenant's queues, polled now and then."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from tenantry.loops import PeriodicService
 log = structlog.get_logger(__name__)
 
 EVERY: Final = 3.0
-"""Seconds between questions. The broker's own counts are up to 5 seconds old; 10 is promised."""
+"""Seconds between polls. The broker's own counts are up to 5 seconds old; 10 is promised."""
 
 SLACK: Final = 1.0
-"""Seconds by which the next answer may be late, and the latest is as good as any other."""
+"""Seconds by which the next answer may be late while the latest still serves."""
 
 STALE: Final = 10.0
-"""Seconds after which an answer is none any more: the broker is slow to give another."""
+"""Seconds after which an answer no longer counts: the broker is slow to give another."""
 
 
 class PendingCounts(PeriodicService):
-    """How many messages wait, by tenant, as last counted; dead letters are none of them.
+    """The latest counts of ready messages, by tenant, without dead letters.
 
-    Others who want to know what lies in the queues, and need not know it of this moment, ask here
-    (`tenantry.broker.port.Queues`): with thousands of tenants each question is a long answer.
+    Callers that can do with counts a few seconds old ask here (`tenantry.broker.port.Queues`): with
+    thousands of tenants each question to the broker has a long answer.
     """
 
     def __init__(self, queues: Queues, *, every: float = EVERY) -> None:
@@ -36,14 +36,14 @@ class PendingCounts(PeriodicService):
         self._latest: tuple[float, Mapping[str, QueueCounts], Mapping[str, int]] | None = None
 
     def counts(self) -> Mapping[str, int] | None:
-        """Give the latest counts; None while the broker can't be asked, or does not answer."""
+        """Return the latest counts; None while the broker can't be reached, or does not answer."""
         latest = self._latest
         if latest is None or time.monotonic() - latest[0] > STALE:
             return None
         return latest[2]
 
     def queue_counts(self) -> Mapping[str, QueueCounts]:
-        """Count what lies in the queues of each tenant, as of a few seconds ago."""
+        """Return each tenant's counts, as of a few seconds ago."""
         latest = self._latest
         if latest is None or time.monotonic() - latest[0] > self._every + SLACK:
             return self._queues.queue_counts()

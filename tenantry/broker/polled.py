@@ -1,8 +1,8 @@
-"""Consuming from what is asked and never sends by itself: one thread reads for many tenants.
+"""Consuming by polling: one thread reads the queues of many tenants.
 
-RabbitMQ sends deliveries on channels. The embedded broker and Iggy give messages to those who ask,
-so a reader asks for all tenants, and what it gets it gives out on channels of its own making. What
-such readers have in common, and such channels, is here.
+RabbitMQ pushes deliveries on channels. The embedded broker and Iggy must be asked for messages: a
+reader fetches for all tenants and gives the messages out on channels of its own making. This module
+holds what the two readers have in common, and their channels.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class HeldQueue(Protocol):
     """A queue that is read here, as its reader knows it."""
 
     hungry: bool
-    """Whether it may have messages that were not given out."""
+    """Whether the queue may have messages that were not given out."""
     unsettled: int
 
     @property
@@ -48,13 +48,13 @@ class Reader(Protocol):
     """What a channel asks of the reader that serves it."""
 
     def call(self, job: Callable[[], None]) -> None:
-        """Have something done on the thread; at once, where it has ended."""
+        """Run `job` on the reader's thread; on the caller's, at once, if that thread has ended."""
 
     def seek(self, subscription: Any) -> None:
-        """Try to have its queues, from `retry_at` on, until it holds them or wants them no more."""
+        """Try to take its queues, from `retry_at` on, until it holds or drops them."""
 
     def forget(self, subscription: Any) -> None:
-        """Leave it out of everything from now on."""
+        """Ignore the subscription from now on."""
 
 
 H = TypeVar("H", bound=HeldQueue)
@@ -62,9 +62,9 @@ R = TypeVar("R", bound=Reader)
 
 
 class PolledSubscription(ABC, Generic[H, R]):
-    """One tenant's channel (`tenantry.broker.port.Subscription`): generations, and who wants what.
+    """One tenant's channel (`tenantry.broker.port.Subscription`), with its generations and credit.
 
-    Its fields belong to the reader's thread; the public calls go there.
+    Its fields belong to the reader's thread; the public calls are passed to that thread.
     """
 
     def __init__(
@@ -80,14 +80,14 @@ class PolledSubscription(ABC, Generic[H, R]):
         self.prefetch: Final = prefetch
         self.account: Final = Account(budget)
         self.held: tuple[H, ...] = ()
-        """The queues, while they are read here; none while they are not."""
+        """The queues while they are read here; empty otherwise."""
         self.retry_at = 0.0
-        """When the reader tries the next time to have the queues."""
+        """When the reader tries next to take the queues."""
         self._reader = reader
         self._sink = sink
         self._budget = budget
         self._found_no_room_at = -1
-        """`Budget.freed` as it was when a message found no room."""
+        """The value of `Budget.freed` when a message last found no room; -1 if there was room."""
         self._generation = 0
         self._tag = 0
         self._open = False
@@ -109,12 +109,12 @@ class PolledSubscription(ABC, Generic[H, R]):
         acks: Sequence[int] = (),
         ack_up_to: int | None = None,
     ) -> None:
-        """Reject some tags, ack some, ack the rest up to one."""
+        """Reject `rejects`, ack `acks`, then ack all others up to a tag."""
         settle = partial(self._settle, generation, tuple(rejects), tuple(acks), ack_up_to)
         self._reader.call(settle)
 
     def renew_prefetch(self, generation: int, queue: QueueSpec) -> None:
-        """Count what is unsettled of a queue no longer against its prefetch."""
+        """Stop counting a queue's unsettled deliveries against its prefetch."""
         self._reader.call(partial(self._renew_prefetch, generation, queue))
 
     def cancel(self) -> None:
@@ -126,14 +126,14 @@ class PolledSubscription(ABC, Generic[H, R]):
         self._reader.call(self._resubscribe)
 
     def close(self) -> None:
-        """Leave the queues to others, with what is unsettled in them, and hear nothing more."""
+        """Release the queues, with their unsettled messages; call the sink no more."""
         self._reader.call(self._close)
 
     # On the reader's thread.
 
     @property
     def waits(self) -> bool:
-        """Whether its queues are wanted and not held."""
+        """Whether the queues are wanted and not held."""
         return self._wanted and not self._missing and not self._open
 
     @property
@@ -142,9 +142,9 @@ class PolledSubscription(ABC, Generic[H, R]):
         return self._wanted and self._open
 
     def hungry(self) -> list[H]:
-        """Give the queues that may have messages, and credit.
+        """Return the queues that may have messages, and have credit.
 
-        Those of which least is in hand come first: the room may not do for all.
+        Queues with the fewest unsettled deliveries come first: the room may not do for all queues.
         """
         if not self.consumes:
             return []
@@ -153,11 +153,11 @@ class PolledSubscription(ABC, Generic[H, R]):
         return found
 
     def has_room(self) -> bool:
-        """Tell whether more bytes may come; what is settled next wakes the reader where not."""
+        """Return whether more bytes may come; if not, the next settlement wakes the reader."""
         return self.account.room > 0 and self._found_no_room_at != self._budget.freed
 
     def found_room(self, *, found: bool = True) -> None:
-        """Note whether there was room for a message; where not, nothing is asked for until then."""
+        """Record whether a message found room; if not, nothing is fetched until bytes are freed."""
         self._found_no_room_at = -1 if found else self._budget.freed
 
     def opened(self, held: Sequence[H]) -> None:
@@ -169,13 +169,13 @@ class PolledSubscription(ABC, Generic[H, R]):
         self._sink.consuming(self._generation)
 
     def absent(self, reason: str) -> None:
-        """Note that a queue is not there: nothing is consumed until `resubscribe`."""
+        """Record that a queue does not exist: nothing is consumed until `resubscribe`."""
         self._generation += 1
         self._missing = True
         self._sink.lost(self._generation, reason, missing=True)
 
     def silent(self) -> None:
-        """Tell that the queues can't be had, though they are there."""
+        """Tell the sink that the queues exist and can't be taken."""
         self._sink.silent([one.name for one in self.queues])
 
     def lose(self, reason: str, *, missing: bool) -> None:
@@ -191,21 +191,21 @@ class PolledSubscription(ABC, Generic[H, R]):
     def _settle_tags(
         self, rejects: Sequence[int], acks: Sequence[int], ack_up_to: int | None
     ) -> None:
-        """Reject and ack deliveries of this channel; those that are settled already don't count."""
+        """Reject and ack deliveries of this channel; settled ones are ignored."""
 
     @abstractmethod
     def _excuse(self, queue: QueueSpec) -> None:
-        """Count what is unsettled of a queue no longer against its prefetch."""
+        """Stop counting a queue's unsettled deliveries against its prefetch."""
 
     def _shut(self) -> None:
-        """Forget what is unsettled, and hold nothing."""
+        """Forget the unsettled deliveries, and hold no queue."""
         self._open = False
         self.held = ()
         self.account.clear()
         self.found_room()
 
     def _give_back(self, held: Sequence[H]) -> None:
-        """Leave queues to others that were given up here."""
+        """Release the given-up queues to other readers."""
 
     def _settle(
         self, generation: int, rejects: Sequence[int], acks: Sequence[int], ack_up_to: int | None
@@ -250,7 +250,7 @@ class PolledConsuming(ABC, Generic[S]):
     """All subscriptions (`tenantry.broker.port.Consuming`). `run` and `stop` are the owner's."""
 
     outages: tuple[type[Exception], ...]
-    """What is raised where the connection is lost, or can't be had."""
+    """The exceptions raised when the connection is lost or can't be made."""
 
     def __init__(self, budget: Budget | None = None) -> None:
         self.heartbeat: Final = Heartbeat()
@@ -260,17 +260,17 @@ class PolledConsuming(ABC, Generic[S]):
         self._guard = threading.Lock()
         self._stopping = threading.Event()
         self._ended = False
-        # Of the thread that runs.
+        # Fields of the thread that runs.
         self._subscriptions: dict[S, None] = {}
         self._seeking: dict[S, None] = {}
-        """Those whose queues are to be had; the others need not be looked at for that."""
+        """The subscriptions whose queues are still to be taken; only these are tried."""
         self._connections = 0
         self._failures = 0
 
     @property
     @abstractmethod
     def connected(self) -> bool:
-        """Whether what is read from can be reached now."""
+        """Whether the broker can be reached now."""
 
     @property
     def reconnects(self) -> int:
@@ -278,7 +278,7 @@ class PolledConsuming(ABC, Generic[S]):
         return max(0, self._connections - 1)
 
     def subscribe(self, queues: Sequence[QueueSpec], *, prefetch: int, sink: DeliverySink) -> S:
-        """Consume `queues`, now or as soon as they can be had."""
+        """Consume `queues`, now or as soon as they can be taken."""
         subscription = self._subscription(queues, prefetch, sink)
         self.call(partial(self._add, subscription))
         return subscription
@@ -291,7 +291,7 @@ class PolledConsuming(ABC, Generic[S]):
             except self.outages as error:
                 self._disconnected(one_line(error))
             except Exception as error:
-                # A mistake of ours with one tenant's queue must not be the end of all: begin anew.
+                # A bug of ours with one tenant's queue must not stop all tenants: connect anew.
                 log.exception("broker.loop_failed")
                 self._disconnected(one_line(error))
             self._wait_away()
@@ -300,14 +300,14 @@ class PolledConsuming(ABC, Generic[S]):
         self._work_off()
 
     def stop(self) -> None:
-        """Leave every queue to others and end `run`."""
+        """Release every queue to other readers and end `run`."""
         self._stopping.set()
         self._wakeup.set()
 
     # For subscriptions.
 
     def call(self, job: Callable[[], None]) -> None:
-        """Do something on the thread; at once, where it has ended."""
+        """Run `job` on the thread; on the caller's, at once, if that thread has ended."""
         with self._guard:
             if not self._ended:
                 self._jobs.append(job)
@@ -316,11 +316,11 @@ class PolledConsuming(ABC, Generic[S]):
         job()
 
     def seek(self, subscription: S) -> None:
-        """Try to have a subscription's queues from now on, when it is time."""
+        """Try to take a subscription's queues from now on, each time it is due."""
         self._seeking[subscription] = None
 
     def forget(self, subscription: S) -> None:
-        """Leave a subscription out of everything from now on."""
+        """Ignore a subscription from now on."""
         self._subscriptions.pop(subscription, None)
         self._seeking.pop(subscription, None)
 
@@ -344,7 +344,7 @@ class PolledConsuming(ABC, Generic[S]):
         log.info("broker.connected", connection="tenantry consuming")
 
     def _waiting(self, now: float) -> Iterator[S]:
-        """Give the subscriptions whose queues are to be tried to be had now."""
+        """Yield the subscriptions whose queues are to be tried now."""
         for subscription in tuple(self._seeking):
             if not subscription.waits:
                 del self._seeking[subscription]
@@ -352,12 +352,12 @@ class PolledConsuming(ABC, Generic[S]):
                 yield subscription
 
     def _all_find_room(self) -> None:
-        """Have everybody asked for once more, whether there was room the last time or not."""
+        """Fetch for every subscription once more, whether its last message found room or not."""
         for subscription in self._subscriptions:
             subscription.found_room()
 
     def _take_turns(self) -> None:
-        """See that what little room there is goes to another subscription first the next time."""
+        """If room is scarce, let another subscription be served first the next time."""
         if self._budget.crowded and self._subscriptions:
             move_first_to_end(self._subscriptions)
 
@@ -366,7 +366,7 @@ class PolledConsuming(ABC, Generic[S]):
             self._jobs.popleft()()
 
     def _wait_away(self) -> None:
-        """Wait for the next attempt to connect; what is asked for meanwhile is answered."""
+        """Wait until the next attempt to connect, and run the jobs that arrive meanwhile."""
         if self._stopping.is_set():
             return
         ceiling = min(LONGEST_BACKOFF, FIRST_BACKOFF * 2 ** min(self._failures, 8))
@@ -386,7 +386,7 @@ class PolledConsuming(ABC, Generic[S]):
 
 
 def move_first_to_end(those: dict[T, None]) -> None:
-    """Let all others have their turn before the one whose turn it was."""
+    """Move the first key to the end, so that all others have their turn before it."""
     first = next(iter(those))
     del those[first]
     those[first] = None

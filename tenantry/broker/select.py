@@ -1,4 +1,4 @@
-"""Which broker it is: here, and only here, the kinds are registered that there are."""
+"""Selects the broker's adapter: the only place where the kinds of brokers are registered."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ ADAPTERS: Final[Mapping[str, BrokerAdapter]] = {
     **dict.fromkeys(AMQP, rabbitmq),
     **dict.fromkeys(IGGY, iggy),
 }
-"""By the scheme of the broker's URL; without a URL it is the embedded one."""
+"""Adapters by the scheme of the broker's URL; without a URL it is the embedded broker."""
 
 SYSTEMS: Final[Mapping[str, str]] = {
     "": "postgresql",
     **dict.fromkeys(AMQP, "rabbitmq"),
     **dict.fromkeys(IGGY, "iggy"),
 }
-"""What traces call them, by the same schemes."""
+"""The brokers' names in traces, by the same schemes."""
 
 
 def connect(settings: Settings, database: Database, fence: TermFence) -> BrokerLinks:
-    """Make a daemon's ways to its broker. Raises `BrokerError`, `DatabaseError`.
+    """Make a daemon's links to its broker. Raises `BrokerError`, `DatabaseError`.
 
-    The log says so if the embedded broker, which is not it, still holds messages.
+    Warns in the log if the embedded broker is not in use and still holds messages.
     """
     adapter = _adapter(_url(settings))
     links = adapter.links(settings, database, fence)
@@ -48,17 +48,17 @@ def connect(settings: Settings, database: Database, fence: TermFence) -> BrokerL
 
 
 def describe(settings: Settings) -> Mapping[str, str] | None:
-    """Say where clients find the broker, without a user; None: in the database itself."""
+    """Return the broker's address for clients, without a user; None if it is the database."""
     return _adapter(_url(settings)).describe(settings)
 
 
 def system(settings: Settings) -> str:
-    """Give what traces call the kind of broker."""
+    """Return the name of the broker's kind in traces."""
     return SYSTEMS[split(_url(settings)).scheme]
 
 
 def publishing_access(settings: Settings) -> Mapping[str, str]:
-    """Give what another process needs in order to publish: texts, passwords among them."""
+    """Return what another process needs in order to publish: texts, passwords among them."""
     url = _url(settings)
     return {"url": url, **_adapter(url).publishing_access(settings)}
 
@@ -66,9 +66,9 @@ def publishing_access(settings: Settings) -> Mapping[str, str]:
 def open_publishing(
     access: Mapping[str, str], database: Database
 ) -> tuple[Publishing, Loop | None]:
-    """Make a way to publish of what `publishing_access` gave.
+    """Make a publisher from the result of `publishing_access`.
 
-    The loop, if there is one, is the caller's to run, on a thread of its own. Raises `BrokerError`.
+    The caller runs the loop, if there is one, on a thread of its own. Raises `BrokerError`.
     """
     return _adapter(access["url"]).publishing(access, database)
 
@@ -76,9 +76,9 @@ def open_publishing(
 def source(
     settings: Settings, database: Database, fence: TermFence, *, alone: bool
 ) -> tuple[AbstractContextManager[Source], Loop | None]:
-    """Make a way to move what lies in the broker of the settings, `alone` if no daemon runs.
+    """Make a source to move the broker's messages from; it is `alone` if no daemon runs.
 
-    The loop, if there is one, is the caller's to run, on a thread of its own. Raises `BrokerError`.
+    The caller runs the loop, if there is one, on a thread of its own. Raises `BrokerError`.
     """
     return _adapter(_url(settings)).source(settings, database, fence, alone=alone)
 

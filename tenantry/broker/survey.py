@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 
 
 class DriftKind(StrEnum):
-    """What has drifted: bounded, so that it may be a metric's label."""
+    """The kind of object that has drifted: bounded, so that it may be a metric's label."""
 
     EXCHANGE = "exchange"
     QUEUE = "queue"
@@ -36,20 +36,20 @@ class Drift:
 
     @property
     def mendable(self) -> bool:
-        """Whether making what is missing mends it.
+        """Whether making what is missing repairs it.
 
-        A queue's arguments can't be changed, and what is another's is not touched.
+        A queue's arguments can't be changed, and another installation's objects are not touched.
         """
         return self.kind not in _REMEDIES
 
     @property
     def remedy(self) -> str:
-        """What an operator has to do where it can't be mended."""
+        """What an operator has to do if the drift can't be repaired; otherwise empty."""
         return _REMEDIES.get(self.kind, "")
 
 
 LOST_PASSWORD: Final = "lost"  # noqa: S105 - as above
-"""In place of a hash: nobody knows the user's password, and this broker sets none by its hash."""
+"""In place of a hash: the password is lost, and this broker can't set one by its hash."""
 
 _EMPTY_IT: Final = "take out what is in it, and delete it: it is made again as it should be"
 _REMEDIES: Final = {
@@ -71,23 +71,23 @@ class Permissions(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class User:
-    """A broker user: the hash of its password, its tags, what it may do in our virtual host.
+    """A broker user: its password's hash, its tags, and its permissions in our virtual host.
 
-    `marks` are the installations that it carries the marks of, which are not among its tags;
-    `elsewhere` are other places of the same server that it may enter.
+    `marks` are the installations whose marks it carries, which are not among its tags; `elsewhere`
+    are other places of the same server that it may enter.
     """
 
     password_hash: str = field(repr=False)
     tags: frozenset[str] = frozenset()
     permissions: Permissions | None = None
-    """None: it may not enter."""
+    """None: it has no access."""
     marks: frozenset[str] = frozenset()
     elsewhere: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Survey:
-    """A virtual host at a moment, as far as it concerns tenants."""
+    """The tenants' objects in a virtual host at a moment."""
 
     exchanges: Mapping[str, str]
     """Durable exchanges and their types."""
@@ -99,7 +99,7 @@ class Survey:
     consumed: frozenset[str]
     """Queues that have a consumer of our own user."""
     copies: bool = False
-    """Whether a tenant's own consumers read queues of their group, which hold copies."""
+    """Whether tenants' own consumers read copies, from the queues of their groups."""
     limits: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
     """What holds tenants to limits, by tenant and by where it stands; as `limits_of` says it."""
     installation: str = ""

@@ -1,4 +1,4 @@
-"""A tenant's objects on the broker, described: what to declare, bind, allow and consume."""
+"""A tenant's objects on the broker: what to declare, bind, allow and consume."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ puts returned messages back where they were instead of at its end.
 """
 
 ONE_AT_A_TIME: Final[Mapping[str, str | int]] = {"x-single-active-consumer": True}
-"""Of a queue in order one consumer is given messages at a time, and the next one only once the
-first has gone, with what it had in hand back in the queue. Otherwise a second channel, of a daemon
-that has lost its connection before the broker has noticed, would be given what comes after that."""
+"""An ordered queue delivers to one consumer at a time, and to the next one only once the first has
+gone and its unsettled messages are back in the queue. Otherwise a second channel, of a daemon that
+has lost its connection before the broker noticed, would get the messages after those."""
 
 GROUP_BYTES: Final = 64 * 1024 * 1024
 GROUP_SECONDS: Final = 24 * 60 * 60
-"""What a queue of a tenant's consumer group holds at most. Beyond that its oldest messages go: it
-never keeps the tenant from publishing, and a group that nobody reads fills no disk."""
+"""The most that a queue of a tenant's consumer group holds. Beyond that its oldest messages are
+dropped: it never keeps the tenant from publishing, and an unread group fills no disk."""
 
 FIRST_DEATH_QUEUE: Final = "x-first-death-queue"
-"""The header by which a dead letter tells the queue it was rejected from."""
+"""The header of a dead letter that names the queue it was rejected from."""
 
 FIRST_DEATH_NUMBER: Final = "x-first-death-number"
-"""Beside it, where a dead letter comes from another broker: its number there, from 1 on."""
+"""Beside it, for a dead letter from another broker: its number there, from 1 on."""
 
 _OWNED: Final = re.compile(
     rf"tenant_(?P<tenant>{names.TENANT_ID.pattern})_"
@@ -61,7 +61,7 @@ class Queue:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Binding:
-    """What goes from an exchange into a queue."""
+    """A route from an exchange into a queue."""
 
     exchange: str
     queue: str
@@ -70,9 +70,9 @@ class Binding:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """All of a tenant's objects, in the order they are to be made.
+    """All of a tenant's objects, in the order of their making.
 
-    Exchanges are durable and direct. Dead-letter queue and its binding come first, so that a
+    Exchanges are durable and direct. The dead-letter queue and its binding come first, so that a
     message is never dead-lettered into nothing.
     """
 
@@ -112,10 +112,11 @@ def plan(topology: TenantTopology, queue_type: QueueType) -> Plan:
 
 
 def permissions(tenant_id: str, kind: UserKind = UserKind.PRODUCER) -> Permissions:
-    """Say what a tenant's user may do: publish to its exchange, read its queues; no dead letters.
+    """Return a tenant's user's rights: to publish to its exchange and read its queues, no more.
 
-    The one that consumes may read the queues of its group, and nothing else. The patterns match
-    whole names. The default exchange, whose name is empty, matches none.
+    Dead letters are not among these. The user that consumes may read the queues of its group, and
+    nothing else. The patterns match whole names. The default exchange, whose name is empty, matches
+    none.
     """
     if kind is UserKind.CONSUMER:
         group = re.escape(names.group_queue_name(tenant_id, ""))
@@ -130,35 +131,35 @@ def permissions(tenant_id: str, kind: UserKind = UserKind.PRODUCER) -> Permissio
 
 
 def owner_of(name: str) -> str | None:
-    """Give the tenant that an exchange, a queue or a user is named after."""
+    """Return the tenant that an exchange, a queue or a user is named after, or None."""
     match = _NAMED.fullmatch(name)
     return owner(name) if match is None else match["tenant"]
 
 
 def owner(queue: str) -> str | None:
-    """Give the tenant that owns a queue by its name, dead-letter queues included."""
+    """Return the tenant that owns a queue, by the queue's name, or None; dead letters included."""
     match = _OWNED.fullmatch(queue)
     return None if match is None else match["tenant"]
 
 
 def is_dead_letter_queue(queue: str) -> bool:
-    """Tell whether a queue, by its name, keeps a tenant's dead letters."""
+    """Return whether a queue, by its name, holds a tenant's dead letters."""
     match = _OWNED.fullmatch(queue)
     return match is not None and match["dead"] is not None
 
 
 def is_group_queue(queue: str) -> bool:
-    """Tell whether a queue, by its name, is one that a tenant's own consumers read."""
+    """Return whether a queue, by its name, belongs to a tenant's consumer group."""
     match = _OWNED.fullmatch(queue)
     return match is not None and match["group"] is not None
 
 
 def counts_by_tenant(queues: Mapping[str, tuple[int, int]]) -> dict[str, QueueCounts]:
-    """Add up what is ready and unsettled in queues, by the tenant that owns them.
+    """Add up the ready and unsettled messages in queues, by the tenant that owns them.
 
-    The copies that wait for a tenant's own consumers are none of these.
+    Copies for a tenant's own consumers are not counted.
     """
-    # Every few seconds, of thousands of queues: one look at each name.
+    # This runs every few seconds over thousands of queues, so each name is matched once.
     counts: dict[str, list[int]] = {}
     for queue, (ready, unsettled) in queues.items():
         match = _OWNED.fullmatch(queue)
@@ -177,13 +178,13 @@ def counts_by_tenant(queues: Mapping[str, tuple[int, int]]) -> dict[str, QueueCo
 
 
 def _keys(queue: QueueSpec) -> tuple[str, ...]:
-    """Give the routing keys of a queue: a topic's alone leads to its first partition."""
+    """Return the routing keys of a queue: a topic's name alone leads to its first partition."""
     first = (queue.topic,) if queue.partition == 0 else ()
     return tuple(dict.fromkeys((queue.routing_key, *first)))
 
 
 def _group_keys(topology: TenantTopology) -> Mapping[str, tuple[str, ...]]:
-    """Give the routing keys of all of a topic's partitions, by topic."""
+    """Return the routing keys of all of a topic's partitions, by topic."""
     keys: dict[str, tuple[str, ...]] = {}
     for spec in topology.queues():
         keys[spec.topic] = keys.get(spec.topic, ()) + _keys(spec)
@@ -211,8 +212,8 @@ def _arguments(tenant_id: str, queue_type: QueueType) -> Mapping[str, str | int]
     if queue_type == "classic":
         return dead_lettering
     return dead_lettering | {
-        # A dead letter leaves its queue only once the other has confirmed it. RabbitMQ does that
-        # only where a full queue refuses messages instead of dropping the oldest.
+        # A dead letter leaves its queue only once the dead-letter queue has confirmed it. RabbitMQ
+        # does that only if a full queue refuses messages instead of dropping the oldest.
         "x-dead-letter-strategy": "at-least-once",
         "x-overflow": "reject-publish",
         "x-delivery-limit": UNLIMITED_DELIVERIES,
@@ -222,5 +223,5 @@ def _arguments(tenant_id: str, queue_type: QueueType) -> Mapping[str, str | int]
 def _dead_letter_arguments(queue_type: QueueType) -> Mapping[str, str | int]:
     if queue_type == "classic":
         return {"x-queue-type": queue_type}
-    # Who lists dead letters gives them back each time, which counts as a delivery.
+    # Browsing gives the dead letters back each time, which counts as a delivery.
     return {"x-queue-type": queue_type, "x-delivery-limit": UNLIMITED_DELIVERIES}

@@ -1,7 +1,7 @@
-"""What lies on an Iggy server and was not stored, for one that moves it to another broker.
+"""Reads the messages on an Iggy server that were not stored, for a move to another broker.
 
-It is read as a daemon reads it, as a member of its group: what has gone over is passed by the
-group's offset. The streams stay, with all that is in their logs.
+Like a daemon, the move reads as a member of the tenant's consumer group, and the group's offset
+passes what has moved. The streams stay, with everything in their logs.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from tenantry.database.pool import Database
 from tenantry.messages.headers import UnfitHeaders
 
 PATIENCE: Final = 10.0
-"""Seconds without a message, while there are some, after which no more is waited for."""
+"""Seconds without a message, while some are ready, after which the move stops waiting."""
 
 LOOK_EVERY: Final = 0.1
 
@@ -42,7 +42,7 @@ FROM tenantry.tenants WHERE lifecycle <> 'deleted' ORDER BY id
 
 
 class IggyReading:
-    """A tenant's partitions (`tenantry.broker.moving.Reading`), and who receives of them."""
+    """A tenant's partitions (`tenantry.broker.moving.Reading`), and their delivery sink."""
 
     def __init__(self, tenant: TenantTopology, administration: IggyAdministration) -> None:
         self._tenant = tenant
@@ -76,16 +76,16 @@ class IggyReading:
             self._leave(self._queue_of(self._given[0]), refused.count(True))
 
     def _leave(self, queue: QueueSpec, count: int) -> None:
-        """Let messages be, and have others come all the same."""
+        """Leave messages in place, and let others come all the same."""
         self.left += count
         if queue.ordered:
             self._closed.add(queue)
         self._subscription.renew_prefetch(self._generation, queue)
 
     def _run(self) -> list[Delivery] | None:
-        """Wait for messages, and give some of one queue; None once there are none any more.
+        """Wait for messages, and return some of one queue, or None once there are none left.
 
-        All of them go, or all stay.
+        Either all of them move, or all stay.
         """
         until = time.monotonic() + PATIENCE
         while True:
@@ -102,7 +102,7 @@ class IggyReading:
                     return self._cut() if self._arrived else None
             if time.monotonic() > until:
                 if self.left:
-                    # They fill the memory that is for messages under way: no others come.
+                    # The messages that stay fill the memory for messages in flight: no others come.
                     self.left += counts.ready
                     return None
                 raise BrokerUnavailableError(
@@ -121,17 +121,17 @@ class IggyReading:
         return run
 
     def _stays(self, delivery: Delivery) -> bool:
-        """Tell whether a message can't go: what was read of too many headers is not all of them."""
+        """Return whether a message can't move: too many headers were not read completely."""
         unfit = isinstance(delivery.message.headers, UnfitHeaders)
         return unfit or self._queue_of(delivery) in self._closed
 
     def _queue_of(self, delivery: Delivery) -> QueueSpec:
         return self._queues[delivery.message.topic, delivery.message.partition]
 
-    # Of the subscription, on its thread.
+    # Called by the subscription, on its thread.
 
     def begin(self, subscription: Subscription) -> None:
-        """Receive of a subscription."""
+        """Set the subscription whose deliveries come here."""
         self._subscription = subscription
 
     def consuming(self, generation: int) -> None:
@@ -164,7 +164,7 @@ class IggyReading:
 
 
 class Nothing:
-    """What a tenant has that has nothing."""
+    """The reading of a tenant without messages."""
 
     left = 0
 
@@ -183,14 +183,14 @@ class IggySource:
     def __init__(
         self, database: Database, administration: IggyAdministration, consuming: IggyConsuming
     ) -> None:
-        """Somebody runs `consuming`."""
+        """The caller runs `consuming`."""
         self.dead_letters: Final = IggyDeadLetters(database)
         self._database = database
         self._administration = administration
         self._consuming = consuming
 
     def tenants(self) -> Sequence[TenantTopology]:
-        """See `Source.tenants`: those that there are, as far as they have a stream."""
+        """See `Source.tenants`: the tenants that are not deleted and have a stream."""
         with self._database.connection() as connection:
             rows = connection.execute(_TENANTS).fetchall()
         there = self._administration.queue_counts()

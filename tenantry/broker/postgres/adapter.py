@@ -1,4 +1,4 @@
-"""The embedded broker (`BrokerAdapter`): it is in the database that messages are stored in."""
+"""The embedded broker (`BrokerAdapter`), in the database that messages are stored in."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 
 def links(settings: Settings, database: Database, fence: TermFence) -> BrokerLinks:
-    """See `BrokerAdapter.links`; the term is that of the database's sessions."""
-    # The message store takes what it stores out of the queues: an ack has nothing to remove.
+    """See `BrokerAdapter.links`; the database's sessions carry the term."""
+    # The message store removes stored messages from the queues: an ack has nothing to do.
     consuming = PostgresConsuming(database, acks_remove=False, budget=Budget.of(settings))
     administration = PostgresAdministration(
         database, installation=fence.installation, in_hand=consuming.in_hand
@@ -47,7 +47,7 @@ def describe(_settings: Settings) -> None:
 
 
 def publishing_access(_settings: Settings) -> Mapping[str, str]:
-    """See `BrokerAdapter.publishing_access`: the database is known there."""
+    """See `BrokerAdapter.publishing_access`: the publishing process knows the database."""
     return {}
 
 

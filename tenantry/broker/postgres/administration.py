@@ -46,7 +46,7 @@ TRIES: Final = 5
 class PostgresAdministration:
     """Makes and removes tenants' objects. Callable from any thread.
 
-    `in_hand` tells what is being worked on, by tenant: that is not pending any more.
+    `in_hand` gives each tenant's number of unsettled messages, which are not pending any more.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class PostgresAdministration:
         self._sql = queries("queues")
 
     def ensure_topology(self, topology: TenantTopology) -> None:
-        """Make the tenant's exchange and queues, where missing."""
+        """Make the tenant's missing exchange and queues."""
         queues = topology.queues()
         plan = layout.plan(replace(topology, consumer_access=False), "classic")
         bindings = [one for one in plan.bindings if one.exchange == topology.exchange]
@@ -93,7 +93,7 @@ class PostgresAdministration:
                 connection.execute(self._sql["ensure_group"], parameters)
 
     def remove_topology(self, tenant_id: str) -> int:
-        """Delete the tenant's exchange and all its queues; give how many messages they held."""
+        """Delete the tenant's exchange and all its queues; return how many messages they held."""
         with self._connection() as connection, connection.transaction():
             self._lock(connection, tenant_id)
             connection.execute(self._sql["remove_group"], {"tenant": tenant_id})
@@ -111,7 +111,7 @@ class PostgresAdministration:
         known: PasswordHash | None = None,
         kind: UserKind = UserKind.PRODUCER,
     ) -> None:
-        """Raise `NotOursError` where the name of the tenant's role is taken by another."""
+        """Raise `NotOursError` if another installation has the name of the tenant's role."""
         with self._connection() as connection:
             self._ours(connection, names.username(tenant_id, kind), known)
 
@@ -121,7 +121,7 @@ class PostgresAdministration:
         known: PasswordHash | None = None,
         kind: UserKind = UserKind.PRODUCER,
     ) -> None:
-        """Make sure that the tenant's role is ours, and that there is one."""
+        """Make sure that the tenant's role exists and is ours."""
         with self._roles() as connection:
             if self._ours(connection, names.username(tenant_id, kind), known) is not None:
                 return
@@ -129,7 +129,7 @@ class PostgresAdministration:
                 with connection.transaction():
                     users.make(connection, names.username(tenant_id, kind), self._installation)
             except (errors.DuplicateObject, errors.UniqueViolation):
-                # Another database's daemon has been faster. Its role is seen once it commits.
+                # Another database's daemon was faster. Its role is visible once it commits.
                 self._ours(connection, names.username(tenant_id, kind), known)
 
     def ensure_user(
@@ -151,8 +151,8 @@ class PostgresAdministration:
     ) -> None:
         """End all publishing for the tenant, and drop its role, unless that is another's.
 
-        A session that publishes for it in an open transaction may end that within some seconds;
-        then it is ended. So nothing is committed to a queue that is no more.
+        A session that publishes for the tenant in an open transaction may finish within some
+        seconds; then it is ended. So nothing is committed to a deleted queue.
         """
         name = names.username(tenant_id, kind)
         ours = True
@@ -194,7 +194,7 @@ class PostgresAdministration:
                     insist(connection, name, partial(users.limit, connection, name))
 
     def remove_group(self, tenant_id: str) -> None:
-        """See `Administration.remove_group`: it is how far rows have been given out."""
+        """See `Administration.remove_group`: here a group is only its progress through the rows."""
         with self._connection() as connection:
             connection.execute(self._sql["remove_group"], {"tenant": tenant_id})
 
@@ -206,7 +206,7 @@ class PostgresAdministration:
     def new_credentials(
         self, tenant_id: str, kind: UserKind = UserKind.PRODUCER
     ) -> tuple[Credentials, PasswordHash]:
-        """Generate a password and the hash that stands for it; nothing changes yet."""
+        """Generate a password and its hash; nothing changes on the broker yet."""
         password = secrets.token_urlsafe(32)
         name = names.username(tenant_id, kind)
         credentials = Credentials(
@@ -217,7 +217,7 @@ class PostgresAdministration:
         return credentials, users.scram(password)
 
     def queue_counts(self) -> Mapping[str, QueueCounts]:
-        """Count what lies in each tenant's queues, now."""
+        """Count the messages in each tenant's queues, now."""
         in_hand = self._in_hand()
         with self._connection() as connection:
             rows = connection.execute(self._sql["queue_counts"]).fetchall()
@@ -231,9 +231,9 @@ class PostgresAdministration:
         }
 
     def survey(self) -> Survey:
-        """Give what there is of all tenants, in a few queries; one more for each limited backlog.
+        """Survey all tenants' objects, in a few queries and one more for each limited backlog.
 
-        That is counted anew by then.
+        Such a backlog is recounted by the way.
         """
         with self._connection() as connection:
             queues = connection.execute(self._sql["surveyed_queues"]).fetchall()
@@ -249,7 +249,7 @@ class PostgresAdministration:
         return replace(found, limits=dict(map(_limits_found, limits)))
 
     def check(self) -> None:
-        """Raise `BrokerError` with a clear line where the database can't be the broker."""
+        """Raise `BrokerError`, with a clear line, if the database can't be the broker."""
         if 0 < self._database.server_version < OLDEST_SERVER:
             raise BrokerError(
                 f"{self._database.where} is too old for the embedded broker: it needs"
@@ -279,7 +279,7 @@ class PostgresAdministration:
         return dict(rows)
 
     def _ours(self, connection: Connection, name: str, known: PasswordHash | None) -> User | None:
-        """Give a tenant's role, if there is one. Raises `NotOursError`."""
+        """Return a tenant's role, or None if there is none. Raises `NotOursError`."""
         user = users.find(connection, name)
         whose = None if user is None else stranger(user, self._installation, known)
         if user is not None and whose is not None:
@@ -302,14 +302,14 @@ class PostgresAdministration:
 
     @contextmanager
     def _roles(self) -> Iterator[Connection]:
-        """Give a connection that alone changes roles in this database."""
+        """Open a connection that alone changes roles in this database."""
         with self._connection() as connection, connection.transaction():
-            # Refused under a past term, too: no table of ours has a say in what becomes of roles.
+            # This also refuses a past term: changes of roles pass no table of ours that would.
             connection.execute("SELECT tenantry.hold('roles')")
             try:
                 yield connection
             except errors.InternalError as error:
-                # Roles belong to the whole server, and another database's daemon has no lock here.
+                # Roles are the whole server's, and another database's daemon has no lock here.
                 raise BrokerUnavailableError(
                     f"{self._database.where}: {one_line(error)}"
                 ) from error
@@ -339,8 +339,8 @@ def _surveyed(
 ) -> Survey:
     """Make a survey of rows.
 
-    What every tenant has here without being asked is there as long as its default queue is: the
-    dead-letter exchange, its own queue on it, and that a queue's rejects go there.
+    Some objects have no rows and exist as long as the tenant's default queue does: the dead-letter
+    exchange, the tenant's queue on it, and that rejected messages go there.
     """
     exchanges = {names.DEAD_LETTER_EXCHANGE: "direct"}
     arguments: dict[str, Mapping[str, object]] = {}

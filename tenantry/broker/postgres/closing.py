@@ -1,4 +1,4 @@
-"""Ends publishing for a tenant that is going, before its queues go."""
+"""Ends publishing for a tenant that is being deleted, before its queues are removed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ GRACE: Final = 2.0
 """Seconds a transaction that has published may take to end by itself."""
 
 ENDING: Final = 5.0
-"""Seconds to wait in all for those whose sessions are ended, or that can't be."""
+"""Seconds to wait in all for transactions whose sessions are ended, or can't be ended."""
 
 AGAIN: Final = 0.02
 
@@ -27,7 +27,7 @@ _GRACE_MS: Final = round(GRACE * 1000)
 
 
 class Publisher(NamedTuple):
-    """A transaction that has put something into a queue, and may act for the tenant."""
+    """A transaction that has put messages into a queue, and may act for the tenant."""
 
     transaction: str
     pid: int
@@ -36,11 +36,12 @@ class Publisher(NamedTuple):
 
 
 def close_exchange(connection: Connection, exchange: str, user: str) -> None:
-    """Take an exchange's keys away, and wait for transactions that have published by them.
+    """Remove an exchange's routing keys, and wait for transactions that have published by them.
 
-    The order is what matters: a transaction that reads the keys from now on finds none, and one
-    that has read them holds a lock of the queues' table since before that. They are ended after a
-    while. Those that can't be are named in the log; what they commit after all is swept.
+    The order matters: a transaction that reads the keys from now on finds none, and one that has
+    read them has held a lock on the queues' table since before that. After a while the sessions of
+    such transactions are ended. Those that can't be ended are named in the log; what they commit
+    after all is swept.
     """
     until = time.monotonic() + GRACE
     for left in reversed(range(TRIES)):
@@ -49,7 +50,7 @@ def close_exchange(connection: Connection, exchange: str, user: str) -> None:
                 connection.execute(f"SET LOCAL lock_timeout = {_GRACE_MS}".encode())
                 connection.execute(queries("queues")["close_exchange"], {"stream": exchange})
         except errors.LockNotAvailable:
-            # A transaction at REPEATABLE READ has published by them.
+            # A transaction at REPEATABLE READ has published by these keys.
             if not left:
                 raise
             _end(connection, publishing(connection, user))
@@ -71,7 +72,7 @@ def close_exchange(connection: Connection, exchange: str, user: str) -> None:
 
 
 def publishing(connection: Connection, user: str) -> list[Publisher]:
-    """List the open transactions that may have published for a tenant, whose user is named."""
+    """List the open transactions that may have published as a tenant's `user`."""
     rows = connection.execute(queries("queues")["publishing"], {"user": user})
     return [Publisher(*row) for row in rows]
 
@@ -83,7 +84,7 @@ def _end(connection: Connection, known: list[Publisher]) -> None:
         try:
             connection.execute(sql.SQL("SELECT pg_terminate_backend(%s)"), [one.pid])
         except errors.InsufficientPrivilege:
-            continue  # blamed, if it does not end by itself
+            continue  # logged by `_blame`, if it does not end by itself
         log.warning("broker.publisher_ended", pid=one.pid, user=one.user, reason="tenant_deleted")
 
 

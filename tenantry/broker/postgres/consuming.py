@@ -64,7 +64,7 @@ class PostgresConsuming(PolledConsuming[PostgresSubscription]):
         super().__init__(budget)
         self._database = database
         self._acks_remove = acks_remove
-        # Of the thread that runs.
+        # Fields of the thread that runs.
         self._session: QueueSession | None = None
         self._by_id: dict[int, QueueReading] = {}
         self._whose: dict[int, PostgresSubscription] = {}
@@ -211,9 +211,9 @@ class PostgresConsuming(PolledConsuming[PostgresSubscription]):
             self._rouse(one.id for one in looking_back)
 
     def _looking_back(self) -> Sequence[QueueReading]:
-        """Give the queues to check again, without those that are fetched from anyway.
+        """Return the queues to check again, without those that are fetched from anyway.
 
-        They are not marked for a fetch any more: the caller finds out whether they have messages.
+        They are no longer marked for a fetch: the caller finds out whether they have messages.
         """
         found = [
             one
@@ -258,7 +258,7 @@ class PostgresConsuming(PolledConsuming[PostgresSubscription]):
         self._rouse(wanted & self._by_id.keys())
 
     def _take_up(self, session: QueueSession, now: float) -> bool:
-        """Acquire queues for subscriptions without, some at a time; tell whether more are left."""
+        """Acquire queues for waiting subscriptions, some at a time; return whether more wait."""
         taken: list[int] = []
         more = False
         for number, subscription in enumerate(self._waiting(now)):

@@ -14,7 +14,7 @@ from tenantry.sql import queries
 
 
 class PostgresDeadLetters(TableDeadLetters):
-    """Dead letters (`tenantry.broker.port.DeadLetters`) as the queues' reader has put them away."""
+    """Dead letters (`tenantry.broker.port.DeadLetters`) as stored by the queues' reader."""
 
     def __init__(self, database: Database) -> None:
         super().__init__(database, queries("queues"), _dead_letter)

@@ -1,7 +1,6 @@
-"""What lies in the embedded broker, for one that moves it to another broker.
+"""Reads the embedded broker's messages for a move to another broker.
 
-The queues are read under the lease that any reader of them needs, so that no daemon reads them
-meanwhile.
+The queues are read under the lease that every reader needs, so that no daemon reads them meanwhile.
 """
 
 from __future__ import annotations
@@ -98,7 +97,7 @@ class EmbeddedSource:
     @classmethod
     @contextmanager
     def opened(cls, database: Database) -> Iterator[EmbeddedSource]:
-        """Become a reader of the queues, for a while."""
+        """Become a reader of the queues, for the length of the block."""
         with database.listen_connection() as connection:
             source = cls(connection, database)
             source._session.begin()
@@ -138,7 +137,7 @@ class EmbeddedSource:
 
 
 def warn_of_what_is_left(database: Database) -> None:
-    """Say in the log if the embedded broker still holds messages, which nobody reads any more."""
+    """Warn in the log if the embedded broker, which is read no more, still holds messages."""
     with database.connection() as connection:
         row = connection.execute("SELECT EXISTS (SELECT FROM tenantry.queued)").fetchone()
     if row is not None and row[0]:

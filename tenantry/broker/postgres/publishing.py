@@ -1,4 +1,4 @@
-"""Publishing to the embedded broker: a message is confirmed by the commit that puts it in."""
+"""Publishing to the embedded broker: a message is confirmed by the commit that inserts it."""
 
 from __future__ import annotations
 
@@ -34,16 +34,16 @@ from tenantry.messages.headers import UnreadableHeadersError
 from tenantry.sql import queries
 
 BACKLOG_FULL: Final = "TN003"
-"""What `tenantry.admit_to_backlog` says to who would put in more than may wait."""
+"""The SQLSTATE that `tenantry.admit_to_backlog` raises when a tenant's backlog is full."""
 
 EXACT_TIME: Final = "timestamp_in_ms"
 
 AT_ONCE: Final = 1000
-"""Messages put in by one call of the database."""
+"""Messages inserted by one call of the database."""
 
 
 class PostgresPublishing:
-    """Publishes in one transaction a call: all messages are taken, or none."""
+    """Publishes in one transaction per call: all messages are taken, or none."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -100,7 +100,7 @@ class PostgresPublishing:
         connection.execute(self._enqueue, parameters, prepare=True)
 
     def _put_among_dead_letters(self, connection: Connection, part: Sequence[Outgoing]) -> None:
-        """Keep what comes from another broker, with the place that it says it died in."""
+        """Store another broker's dead letters, with the queue that their headers name."""
         now = time.time_ns() // 1_000_000
         marks = (layout.FIRST_DEATH_QUEUE, layout.FIRST_DEATH_NUMBER, EXACT_TIME)
         for one in part:
@@ -125,7 +125,7 @@ class PostgresPublishing:
 
 
 def _published_at(message: Outgoing, now: int) -> int:
-    """Give the time a message says it was published at, as over AMQP; else the present."""
+    """Return the publishing time in a message's header, as over AMQP; else the present."""
     try:
         given = (message.headers or {}).get(EXACT_TIME)
     except UnreadableHeadersError:

@@ -1,10 +1,10 @@
-"""When publishers need to wake the reader: not while it looks by itself.
+"""When publishers need to wake the reader: not while it polls.
 
 NOTIFY makes commits wait for one another, each for the other's flush to disk. So a publisher
-notifies only where it reads that the reader is asleep for a queue. A publisher that has read the
-row before the reader fell asleep does not notify, and may be under way still: the reader dozes
-until all transactions have ended that were open then, and looks by itself meanwhile, less and less
-often. From `LONGEST_PAUSE` on that is no more than it does for every queue.
+notifies only if it reads that the reader is asleep for a queue. A publisher that has read that row
+before the reader fell asleep does not notify, and its transaction may still be open. So the reader
+dozes until all transactions open at that time have ended: it polls meanwhile, less and less often.
+A doze ends beyond `LONGEST_PAUSE` too, as every queue is polled that often anyway.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from math import inf
 from typing import Final
 
 LOOK: Final = 0.005
-"""Seconds between looks while awake."""
+"""Seconds between polls while awake."""
 
 QUIET: Final = 0.1
 """Seconds without a message after which the reader falls asleep for a queue."""
 
 LONGEST_PAUSE: Final = 1.0
-"""Seconds between looks beyond which the reader no longer dozes, but sleeps."""
+"""The longest seconds between polls while dozing; beyond that the reader sleeps."""
 
 
 @dataclass(slots=True)
 class _Doze:
-    """Queues fallen asleep for together; `until` no transaction below this number is open."""
+    """Queues for which the reader dozes `until` no transaction below this number is open."""
 
     queues: set[int]
     until: int
@@ -35,7 +35,7 @@ class _Doze:
 
 
 class ReaderWakeup:
-    """Which queues the reader looks at by itself, and until when."""
+    """The queues that the reader polls, and until when."""
 
     def __init__(self) -> None:
         self._awake: dict[int, float] = {}
@@ -43,7 +43,7 @@ class ReaderWakeup:
         self._dozes: list[_Doze] = []
 
     def stay_awake(self, queues: Iterable[int], now: float) -> list[int]:
-        """Stay awake for queues that something happens in; give those it had fallen asleep for."""
+        """Stay awake for queues with activity; return those that were fallen asleep for."""
         awake = set(queues)
         left = awake & self._asleep
         self._asleep -= left
@@ -56,21 +56,21 @@ class ReaderWakeup:
         return list(left)
 
     def quiet(self, now: float) -> list[int]:
-        """Give the queues in which nothing has happened for a while."""
+        """Return the queues without activity for a while."""
         return [queue for queue, until in self._awake.items() if until <= now]
 
     def fall_asleep(self, queues: Collection[int], until: int, now: float) -> None:
-        """Doze, now that publishers can read it; transactions below `until` may not have."""
+        """Doze for queues marked as asleep; transactions below `until` may not see the mark."""
         for queue in queues:
             self._awake.pop(queue, None)
         self._dozes.append(_Doze(set(queues), until, now))
 
     def any_due(self, now: float) -> bool:
-        """Tell whether it is time to look at queues that the reader dozes for."""
+        """Return whether it is time to poll queues that the reader dozes for."""
         return any(doze.look_at <= now for doze in self._dozes)
 
     def due(self, oldest_open: int, now: float) -> set[int]:
-        """Give those to look at, with all transactions below `oldest_open` ended before."""
+        """Return the queues to poll now; all transactions below `oldest_open` have ended."""
         due = [doze for doze in self._dozes if doze.look_at <= now]
         for doze in due:
             doze.pause *= 2
@@ -81,7 +81,7 @@ class ReaderWakeup:
         return {queue for doze in due for queue in doze.queues}
 
     def forget(self, queues: Iterable[int]) -> None:
-        """Leave out queues that are not read any more."""
+        """Drop queues that are not read any more."""
         gone = set(queues)
         for queue in gone:
             self._awake.pop(queue, None)
@@ -91,11 +91,11 @@ class ReaderWakeup:
         self._dozes = [doze for doze in self._dozes if doze.queues]
 
     def awake(self) -> list[int]:
-        """Give the queues that are looked at without being told."""
+        """Return the queues that are polled without a notification."""
         return list(self._awake)
 
     def pause(self, now: float) -> float:
-        """Give the seconds until the next look; for ever while the reader sleeps for all."""
+        """Return the seconds until the next poll; infinity while asleep for all queues."""
         if self._awake:
             return LOOK
         return max(0.0, min((doze.look_at for doze in self._dozes), default=inf) - now)

@@ -1,4 +1,4 @@
-"""A queue as one reader sees it: how far it has read, and what it has in hand."""
+"""A queue as its reader sees it: how far it has read, and what is unsettled."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from dataclasses import dataclass, field
 from tenantry.broker.port import QueueSpec
 
 MESSAGES: int = 1000
-"""Messages of a queue that are fetched at once."""
+"""Messages of a queue fetched at once."""
 
 BYTES: int = 8 * 1024 * 1024
-"""Bytes of a queue's messages that are fetched at once; one message always is."""
+"""Bytes of a queue's messages fetched at once; one message always is."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OpenTransactions:
-    """Transactions that were under way at a moment: of those in [`oldest`, `newest`) these.
+    """The transactions that were open at a moment, among those numbered in [`oldest`, `newest`).
 
-    All below `oldest` had ended. Of those from `newest` on nothing is known: PostgreSQL's snapshots
+    All below `oldest` had ended. Nothing is known of those from `newest` on: PostgreSQL's snapshots
     end with the last transaction that has ended, and younger ones may be open.
     """
 
@@ -28,29 +28,29 @@ class OpenTransactions:
 
 
 class Stragglers:
-    """Transactions that stay open for long, and what queues owe to them.
+    """Transactions that stay open for long, and the floors that queues must read again from.
 
-    A floor rises past numbers that no open transaction may still use. One that stays open, of
-    whichever tenant, would keep it where it is, and each fetch would pass over all that has been
-    taken out meanwhile. So a transaction that is met twice, about a second apart, is a straggler,
-    and not waited for: what it may have put below a floor is looked for when it has ended.
+    A floor rises past numbers that no open transaction may still use. A transaction of any tenant
+    that stays open would hold the floor back, and each fetch would step over all rows removed
+    meanwhile. So a transaction seen twice, about a second apart, is a straggler and not waited for:
+    once it has ended, queues are searched for messages that it may have put below a floor.
     """
 
     def __init__(self) -> None:
         self._known: frozenset[int] = frozenset()
         self._met: frozenset[int] = frozenset()
         self.oldest_other = 0
-        """Below this every transaction had ended that is no straggler."""
+        """Every transaction below this number has ended, except for stragglers."""
 
     def __bool__(self) -> bool:
         return bool(self._known)
 
     def greet(self, reading: QueueReading) -> None:
-        """Have a queue look from its floor when one of those known has ended."""
+        """Have a newly acquired queue look from its floor when a known straggler ends."""
         reading.owed.update(dict.fromkeys(self._known, reading.floor))
 
     def note(self, now: OpenTransactions, readings: Collection[QueueReading]) -> bool:
-        """Note who is under way now, about a second after the last time, and `settle`."""
+        """Record the transactions open now, about a second after the last call, and `settle`."""
         fresh = (self._met & now.open) - self._known
         if fresh:
             for reading in readings:
@@ -60,7 +60,7 @@ class Stragglers:
         return self.settle(now, readings)
 
     def settle(self, now: OpenTransactions, readings: Iterable[QueueReading]) -> bool:
-        """Have queues look for what those have left behind that have ended; tell if any have."""
+        """Have queues look for messages of ended stragglers; return whether any has ended."""
         ended = self._known - now.open
         if ended:
             self._known -= ended
@@ -70,7 +70,7 @@ class Stragglers:
         return bool(ended)
 
     def oldest(self, now: OpenTransactions) -> int:
-        """Give the number below which every transaction has ended that is no straggler."""
+        """Return the number below which every transaction has ended, except for stragglers."""
         return min(now.open - self._known, default=now.newest)
 
 
@@ -84,8 +84,9 @@ class QueueReading:
     that is younger than all that may have been open then. Once all those have ended, a fetch that
     misses nothing below the mark has seen everything below it.
 
-    `owed` has the floors at which transactions were left out of account (see `Stragglers`). When
-    one ends, the queue is read from there again, once; then its floor is `ahead`, where it was.
+    `owed` maps stragglers to the floor when they were disregarded (see `Stragglers`). When a
+    straggler ends, the queue is read once more from that floor; then its floor returns to `ahead`,
+    where it was.
     """
 
     spec: QueueSpec
@@ -107,10 +108,10 @@ class QueueReading:
         return self.prefetch - (self.unsettled - self.excused)
 
     def fetched(self, last: int, *, exhausted: bool, oldest_open: int, youngest: int) -> None:
-        """Note a fetch by its highest number.
+        """Record a fetch by its highest number.
 
-        All transactions below `oldest_open` had ended in its snapshot; all that had a number by
-        then have one below `youngest`.
+        In its snapshot all transactions below `oldest_open` had ended; every transaction with a
+        number by then has one below `youngest`.
         """
         complete = exhausted or last >= self.highest
         self.highest = max(self.highest, last)
@@ -125,12 +126,12 @@ class QueueReading:
             self.mark = (self.highest, youngest)
 
     def caught_up(self) -> None:
-        """Note that all there is beyond the floor has been seen."""
+        """Record that everything beyond the floor has been seen."""
         if self.ahead is not None:
             self.floor, self.ahead = max(self.floor, self.ahead), None
 
     def look_back(self, ended: Iterable[int]) -> None:
-        """Read again from where transactions were left out of account that have ended now."""
+        """Read again from the floors at which stragglers that have `ended` were disregarded."""
         since = [self.owed.pop(one) for one in ended if one in self.owed]
         if since and min(since) < self.floor:
             self.ahead = self.floor if self.ahead is None else self.ahead

@@ -1,4 +1,4 @@
-"""Keeps the ring of segments small: an empty segment is truncated, a full one is left behind."""
+"""Keeps the ring of segments small: truncates empty segments, and moves on from a full one."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ EVERY: Final = 1.0
 """Seconds between looks."""
 
 FULL: Final = 32 * 1024 * 1024
-"""Bytes of the current segment from which on another becomes the current one."""
+"""Bytes at which the current segment is full and another becomes current."""
 
 LOCK_MS: Final = 20
-"""Milliseconds to wait for a segment: meanwhile everybody else waits behind us."""
+"""Milliseconds to wait for a segment's lock: all other sessions queue up behind this wait."""
 
 SWEEP_EVERY: Final = 30
-"""Looks between sweeps of messages whose queue is no more."""
+"""Looks between sweeps of messages whose queue no longer exists."""
 
 LONGEST_REST: Final = 8
-"""Looks for which a segment that a session keeps in use is left alone, at most."""
+"""The most looks for which a segment that a session keeps in use is left alone."""
 
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """One of the ring."""
+    """A segment of the ring."""
 
     number: int
     bytes: int
@@ -44,12 +44,12 @@ class Segment:
 
 
 class QueueRotation(PeriodicService):
-    """Turns the ring.
+    """Rotates the ring of segments.
 
-    A segment in which a message waits for long, a paused tenant's say, is left alone; should none
-    be free, the current one grows on, and VACUUM does what TRUNCATE would have done. Who holds an
-    empty one for long is named in the log, not ended: it may be publishing, and no tenant's
-    transaction lasts longer than a minute.
+    A segment in which a message stays long, of a paused tenant say, is left alone. If no segment is
+    free, the current one grows on, and VACUUM does what TRUNCATE would have done. A session that
+    holds an empty segment for long is named in the log, not ended: it may be publishing, and no
+    tenant's transaction lasts longer than a minute.
     """
 
     def __init__(self, database: Database, *, every: float = EVERY, full: int = FULL) -> None:
@@ -64,7 +64,7 @@ class QueueRotation(PeriodicService):
         self._swept = 0
 
     def ring(self) -> Ring | None:
-        """Tell how large the ring was at the last look; None before the first. From any thread."""
+        """Return the ring as last looked at; None before the first look. From any thread."""
         return self._ring
 
     def _look(self) -> None:
@@ -76,7 +76,7 @@ class QueueRotation(PeriodicService):
             log.warning("broker.ring_stands_still", error=one_line(error))
 
     def turn(self) -> None:
-        """Truncate what is empty; move on from what is full; sweep now and then."""
+        """Truncate empty segments; move on from a full one; sweep now and then."""
         self._turns += 1
         with self._database.connection() as connection:
             if self._turns % SWEEP_EVERY == 1:
@@ -98,7 +98,7 @@ class QueueRotation(PeriodicService):
                 connection.execute(self._sql["make_current"], {"segment": free.number})
 
     def sweep(self, connection: Connection) -> int:
-        """Remove the messages of queues that are no more; give how many there were."""
+        """Remove the messages of deleted queues; return how many there were."""
         row = connection.execute(self._sql["sweep"]).fetchone()
         swept = 0 if row is None else int(row[0])
         if swept:
@@ -116,13 +116,13 @@ class QueueRotation(PeriodicService):
             with connection.transaction():
                 connection.execute(f"SET LOCAL lock_timeout = {LOCK_MS}")
                 connection.execute("SELECT tenantry.refuse_past_term()")
-                # Who has put a message in and not committed yet holds a lock against this one.
+                # A transaction that has inserted and not committed holds a lock against this one.
                 connection.execute(sql.SQL("LOCK TABLE {} IN ACCESS EXCLUSIVE MODE").format(table))
                 if _yes(connection, empty):
                     connection.execute(sql.SQL("TRUNCATE {}").format(table))
             self._rests.pop(segment.number, None)
         except errors.LockNotAvailable:
-            # All others have waited behind us: so not again at once, where it is of no use.
+            # All others have waited behind this lock: rest before trying again in vain.
             before = self._rests.get(segment.number, 0)
             rest = min(LONGEST_REST, 2 * before or 1)
             self._rests[segment.number] = rest

@@ -1,4 +1,4 @@
-"""The connection that reads queues, and its place among the readers."""
+"""The database connection that reads queues, and its registration as a reader."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ SET enable_mergejoin = off; SET jit = off
 
 @dataclass(slots=True)
 class Told:
-    """What others have told: queues with new messages, and whether some have gone."""
+    """Notifications: queues with new messages, and whether queues were deleted."""
 
     queues: set[int] = field(default_factory=set)
     gone: bool = False
@@ -40,7 +40,7 @@ class Told:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AcquiredQueues:
-    """The queues that are there, by name; `readings` of them, unless another reads one."""
+    """The names of the queues that exist, and their `readings`, unless another reader has one."""
 
     names: frozenset[str]
     readings: tuple[QueueReading, ...]
@@ -58,7 +58,7 @@ class QueueSession:
     def begin(self) -> None:
         """Become a reader."""
         connection = self._connection
-        # Not psycopg's own, which decodes what it is given, and raises where it can't.
+        # Psycopg's own handler decodes the payload, and raises if it can't.
         connection.pgconn.notify_handler = self._on_notify
         connection.execute(_PLANS)
         channel = connection.execute(self._sql["channel"]).fetchone()
@@ -68,28 +68,28 @@ class QueueSession:
         self._consumer = 0 if row is None else row[0]
 
     def end(self, readings: Sequence[QueueReading]) -> None:
-        """Give queues back and be no reader any more."""
+        """Release the queues and stop being a reader."""
         self.release(readings)
         self._connection.execute(self._sql["forget_consumer"], {"consumer": self._consumer})
 
     def ask_for_notify(self, queues: Sequence[int]) -> int:
-        """Have publishers notify from now on; transactions below the number given may not."""
+        """Have publishers notify from now on; transactions below the returned number may not."""
         self._set_asleep("ask_for_notify", queues)
         row = self._connection.execute(self._sql["youngest_transaction"]).fetchone()
         return 0 if row is None else int(row[0])
 
     def no_notify(self, queues: Sequence[int]) -> None:
-        """Have publishers not notify: the reader looks by itself."""
+        """Have publishers not notify: the reader polls these queues."""
         self._set_asleep("no_notify", queues)
 
     def open_transactions(self) -> OpenTransactions:
-        """Tell which transactions are under way that have changed something."""
+        """Return the open transactions that have changed something."""
         row = self._connection.execute(self._sql["open_transactions"]).fetchone()
         oldest, newest, still = (0, 0, ()) if row is None else row
         return OpenTransactions(oldest=oldest, newest=newest, open=frozenset(still))
 
     def told(self) -> Told:
-        """Give what others have told since the last call, without waiting."""
+        """Return the notifications since the last call, without waiting."""
         pgconn = self._connection.pgconn
         pgconn.consume_input()
         while (notice := pgconn.notifies()) is not None:
@@ -98,7 +98,7 @@ class QueueSession:
         return told
 
     def renew(self) -> frozenset[int]:
-        """Keep the lease; give the queues it is for. Raises where it has been lost."""
+        """Renew the lease; return the ids of the queues it covers. Raises if it has been lost."""
         row = self._connection.execute(
             self._sql["renew"], {"lease": LEASE, "consumer": self._consumer}
         ).fetchone()
@@ -107,7 +107,7 @@ class QueueSession:
         return frozenset(row[0])
 
     def acquire(self, queues: Sequence[QueueSpec], prefetch: int) -> AcquiredQueues:
-        """Become the reader of queues: of all, or of none."""
+        """Become the reader of the queues: of all, or of none."""
         specs = {queue.name: queue for queue in queues}
         parameters = {"consumer": self._consumer, "names": list(specs)}
         rows = self._connection.execute(self._sql["acquire"], parameters).fetchall()
@@ -120,7 +120,7 @@ class QueueSession:
         return AcquiredQueues(names=names, readings=readings if len(names) == len(specs) else ())
 
     def release(self, readings: Sequence[QueueReading]) -> None:
-        """Leave queues to others; what was given out of them is marked as redelivered."""
+        """Release queues to other readers; messages given out are marked as redelivered."""
         parameters = {
             "consumer": self._consumer,
             "queues": [one.id for one in readings],
@@ -129,17 +129,18 @@ class QueueSession:
         self._connection.execute(self._sql["release"], parameters)
 
     def existing(self, readings: Sequence[QueueReading]) -> frozenset[int]:
-        """Tell which queues there are still."""
+        """Return the ids of the queues that still exist."""
         rows = self._connection.execute(
             "SELECT id FROM tenantry.queues WHERE id = ANY(%s)", [[one.id for one in readings]]
         )
         return frozenset(row[0] for row in rows)
 
     def promising(self, floors: Mapping[int, int], known: Iterable[int]) -> list[tuple[int, int]]:
-        """Give queues in which something lies, be it in hand, each with its last message's number.
+        """Return queues with messages, unsettled ones too, each with its last message's number.
 
-        Of the `known` those with a floor are told of where something lies beyond it, the others
-        never; of all the rest, and they are not only this reader's, where anything lies.
+        A `known` queue with a floor is returned if a message lies beyond it, and one without a
+        floor never. All other queues, not only this reader's, are returned if they hold any
+        message.
         """
         bounds = sorted(known)
         parameters = {
@@ -160,10 +161,10 @@ class QueueSession:
         whole: bool = False,
         oldest_other: int = 0,
     ) -> list[tuple[QueueReading, list[Row]]]:
-        """Read what has come to some queues, as far as their credit goes, and the `room` in bytes.
+        """Fetch new messages of some queues, within their credit and the `room` in bytes.
 
-        The last message may go beyond the room, unless it is to fit as a `whole`. Of the
-        transactions below `oldest_other` none is waited for.
+        The last message may exceed the room, unless messages must fit as a `whole`. No transaction
+        below `oldest_other` is waited for.
         """
         room = min(room, BYTES)
         most = [min(one.credit, MESSAGES) for one in readings]
@@ -178,7 +179,7 @@ class QueueSession:
         }
         cursor = self._connection.cursor(binary=True)
         found = cursor.execute(self._sql["fetch"], parameters, prepare=True).fetchall()
-        # Where bytes were the limit, there may be more in any of the queues.
+        # If bytes were the limit, any of the queues may have more.
         full = whole or sum(row[7] for row in found) >= room
         for reading in readings:
             reading.hungry = full
@@ -212,7 +213,7 @@ class QueueSession:
         )
 
     def _on_notify(self, notice: pq.PGnotify) -> None:
-        # Whatever it says, it is a hint and no more.
+        # Whatever the payload says is only a hint.
         payload = notice.extra
         if payload.isdigit() and len(payload) < 10:
             self._told.queues.add(int(payload))

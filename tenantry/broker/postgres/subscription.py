@@ -1,4 +1,4 @@
-"""A channel of the embedded broker: what is given out on it, and what is unsettled."""
+"""A channel of the embedded broker: the messages given out on it, and which are unsettled."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from tenantry.messages.headers import JsonHeaders
 from tenantry.messages.port import Incoming
 
 Row: TypeAlias = tuple[int, int, int, str | None, str | None, str | None, bytes, int, int, int]
-"""The queue's place, number, time of publishing, id, content type, headers (JSON that is not
-read on this thread), body, bytes in all; transactions."""
+"""The queue's place in the fetch, then the message's number, time of publishing, id, content type,
+headers (JSON that is not parsed on this thread), body, bytes in all; then two transactions."""
 
 Place: TypeAlias = tuple[QueueReading, int]
 """A message's queue and its number."""
@@ -25,7 +25,7 @@ class QueueReader(Reader, Protocol):
     """The connection that reads for all subscriptions, and its thread."""
 
     def give_back(self, readings: Sequence[QueueReading]) -> None:
-        """Leave queues to others."""
+        """Release queues to other readers."""
 
     def acknowledge(self, places: Sequence[Place]) -> None:
         """Remove messages from their queues."""
@@ -35,7 +35,7 @@ class QueueReader(Reader, Protocol):
 
 
 class PostgresSubscription(PolledSubscription[QueueReading, QueueReader]):
-    """One tenant's channel: which messages of which queues its tags stand for."""
+    """One tenant's channel: it maps each tag to a message's queue and number."""
 
     def __init__(
         self,
@@ -52,16 +52,16 @@ class PostgresSubscription(PolledSubscription[QueueReading, QueueReader]):
         self._excused: set[int] = set()
 
     def in_hand(self, readings: Iterable[QueueReading]) -> list[int]:
-        """List the numbers of what is unsettled of some queues."""
+        """List the numbers of the unsettled messages of some queues."""
         wanted = {reading.id for reading in readings}
         return [seq for reading, seq in self._unsettled.values() if reading.id in wanted]
 
     def counts(self) -> Counter[str]:
-        """Count what is unsettled, by queue."""
+        """Count the unsettled messages, by queue."""
         return Counter({one.spec.name: one.unsettled for one in self.held if one.unsettled})
 
     def deliver(self, parts: Sequence[tuple[QueueReading, Sequence[Row]]]) -> None:
-        """Hand over what was fetched, queue by queue."""
+        """Hand the fetched messages to the sink, queue by queue."""
         batch: list[Delivery] = []
         tag = self._tag
         unsettled, count_in = self._unsettled, self.account.add

@@ -1,6 +1,6 @@
-"""Tenants' database roles: one publishes to its own exchange and looks into its own queues.
+"""Tenants' database roles: one publishes to the tenant's exchange and looks into its queues.
 
-Another, where access is granted, consumes what is stored.
+Another, if consumer access is granted, consumes what is stored.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ GROUP BY r.oid
 """
 
 VERIFIER: Final = "SCRAM-SHA-256$"
-"""How a hash begins that is PostgreSQL's, and not another broker's."""
+"""The prefix of PostgreSQL's password hashes, unlike another broker's."""
 
 _ITERATIONS: Final = 4096
 _SALT_BYTES: Final = 16
 
 
 def scram(password: str) -> PasswordHash:
-    """Make what PostgreSQL keeps of a password (RFC 5803), so that it never sees the password."""
+    """Make PostgreSQL's verifier of a password (RFC 5803), so that it never sees the password."""
     salt = secrets.token_bytes(_SALT_BYTES)
     salted = hashlib.pbkdf2_hmac("sha256", password.encode(), salt, _ITERATIONS)
     client = hmac.digest(salted, b"Client Key", "sha256")
@@ -63,18 +63,19 @@ FUNCTIONS: Final[Mapping[UserKind, Sequence[str]]] = {
     UserKind.PRODUCER: ("publish", "publish_bytes", "publish_many", "look"),
     UserKind.CONSUMER: ("receive", "settle"),
 }
-"""What tenants' roles may call, by what they are for."""
+"""The functions that a tenant's role may call, by its kind."""
 
 
 def kind_of(name: str) -> UserKind:
-    """Tell what a tenant's role is for, by its name."""
+    """Return the kind of a tenant's role, by its name."""
     return UserKind(name.rpartition("_")[2])
 
 
 def group_of(connection: Connection, kind: UserKind) -> str:
-    """Name the role whose members may call what is for tenants.
+    """Return the name of the group role whose members may call the tenants' functions.
 
-    Roles are the whole server's, so it has the database's number: who is in it is a tenant here.
+    Roles belong to the whole server, so the name ends with the database's oid: the group's members
+    are this database's tenants.
     """
     row = connection.execute(
         "SELECT format('tenantry_%%ss_%%s', %s::text, oid) FROM pg_database"
@@ -85,7 +86,7 @@ def group_of(connection: Connection, kind: UserKind) -> str:
 
 
 def ensure_group(connection: Connection, kind: UserKind) -> None:
-    """Make the group and give it its rights in this database."""
+    """Make the group role and grant it its rights in this database."""
     name = group_of(connection, kind)
     group = sql.Identifier(name)
     if not _exists(connection, name):
@@ -111,9 +112,9 @@ def ensure_group(connection: Connection, kind: UserKind) -> None:
 
 
 def find(connection: Connection, name: str) -> User | None:
-    """Give a role as it is now, if there is one; what is known of its password is not told.
+    """Return a role as it is now, or None; its password hash is not read.
 
-    It is of this database by its group, and of others by theirs.
+    It belongs to this database by its group, and to others by theirs.
     """
     row = connection.execute(
         _FIND, {"role": name, "group": group_of(connection, kind_of(name))}
@@ -133,7 +134,7 @@ def told_of(
     password: str = "",
     powerful: bool = False,
 ) -> User:
-    """Make a user of what the server says of a role: its comment, and the groups it is in."""
+    """Make a `User` of a role's comment and the groups it is in."""
     return User(
         password_hash=password,
         tags=frozenset({"powerful"} if powerful else ()),
@@ -152,7 +153,7 @@ def make(connection: Connection, name: str, installation: str) -> None:
 
 
 def mark(connection: Connection, name: str, installation: str) -> None:
-    """Have a role carry the installation's mark, beside what else is said of it."""
+    """Add the installation's mark to a role's comment."""
     row = connection.execute(
         "SELECT pg_catalog.shobj_description(oid, 'pg_authid')"
         " FROM pg_catalog.pg_roles WHERE rolname = %s",
@@ -168,7 +169,7 @@ def mark(connection: Connection, name: str, installation: str) -> None:
 
 
 def end_sessions(connection: Connection, name: str) -> None:
-    """End what is logged in as a role, or on its way in; see migration 0028."""
+    """End a role's sessions, and those still logging in; see migration 0028."""
     connection.execute("SELECT tenantry.end_sessions(%s)", [name])
 
 
@@ -177,7 +178,7 @@ def ensure_user(
 ) -> None:
     """Make a tenant's role with this password, and mark it as ours.
 
-    A hash of another broker's kind leaves it without a password, until it is given a new one.
+    A hash of another broker's kind leaves the role without a password, until it is given a new one.
     """
     verifier = password.value if password.value.startswith(VERIFIER) else None
     if verifier is None:
@@ -195,13 +196,13 @@ def ensure_user(
     )
     group = sql.Identifier(group_of(connection, kind_of(name)))
     connection.execute(sql.SQL("GRANT {} TO {}").format(group, role))
-    # Who is no superuser may end the sessions only of roles that are its own.
+    # A user without SUPERUSER may end only the sessions of roles that it is a member of.
     connection.execute(sql.SQL("GRANT {} TO CURRENT_USER").format(role))
     limit(connection, name)
 
 
 def limit(connection: Connection, name: str) -> None:
-    """Give a tenant's role its settings, and as many connections as the tenant may have."""
+    """Set a tenant's role's settings and its limit of connections."""
     connection.execute(
         "SELECT tenantry.limit_role(%s, 'producer', coalesce(("
         " SELECT l.connections FROM tenantry.broker_limits AS l WHERE l.tenant_id = %s), %s))",
@@ -210,21 +211,21 @@ def limit(connection: Connection, name: str) -> None:
 
 
 def lock_out(connection: Connection, name: str) -> None:
-    """Let nobody log in as a tenant any more, from the commit on."""
+    """Bar a tenant's role from logging in, from the commit on."""
     if _exists(connection, name):
         role = sql.Identifier(name)
         connection.execute(sql.SQL("ALTER ROLE {} NOLOGIN PASSWORD NULL").format(role))
 
 
 def remove_user(connection: Connection, name: str) -> None:
-    """End the sessions of a tenant's role that is locked out, and drop it.
+    """End the sessions of a tenant's locked-out role, and drop it.
 
-    A role that owns things is locked out for good.
+    A role that owns objects stays, locked out for good.
     """
     if not _exists(connection, name):
         return
     role = sql.Identifier(name)
-    # Sessions are ended by members of their role, and it may have thrown its members out.
+    # Only a role's members may end its sessions, and the role may have revoked that membership.
     connection.execute(sql.SQL("GRANT {} TO CURRENT_USER").format(role))
     end_sessions(connection, name)
     group = sql.Identifier(group_of(connection, kind_of(name)))
@@ -242,7 +243,7 @@ def remove_user(connection: Connection, name: str) -> None:
 
 
 def _rights_too_many(connection: Connection, name: str) -> list[str]:
-    """Say what to take away. Only what is there is named: not everybody may speak of the rest."""
+    """Return the attributes to revoke; only set ones, as naming others may need more rights."""
     row = connection.execute(
         "SELECT rolsuper, rolcreatedb, rolcreaterole, rolbypassrls"
         " FROM pg_roles WHERE rolname = %s",

@@ -78,7 +78,7 @@ def describe(settings: Settings) -> Mapping[str, str]:
 
 
 def publishing_access(settings: Settings) -> Mapping[str, str]:
-    """See `BrokerAdapter.publishing_access`: the URL is there already."""
+    """See `BrokerAdapter.publishing_access`: the caller adds the URL."""
     return asdict(Tls.of(settings))
 
 

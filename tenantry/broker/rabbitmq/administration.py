@@ -83,16 +83,16 @@ class RabbitAdministration(RabbitUsers):
         return f"{type(self).__name__}({self._where!r})"
 
     def close(self) -> None:
-        """Give up what is kept open between calls."""
+        """Close the connections kept open between calls."""
         self.late.close()
         self._channels.close()
         self.management.close()
 
     def ensure_topology(self, topology: TenantTopology) -> None:
-        """Make the tenant's exchange, queues, bindings and dead-letter queue, where missing.
+        """Make the tenant's missing exchange, queues, bindings and dead-letter queue.
 
         A queue of the other type stays as it is: `queue.type` is for queues made from now on.
-        Raises `BrokerError` where one of them exists with other arguments.
+        Raises `BrokerError` if one of the objects exists with other arguments.
         """
         plan = layout.plan(topology, self._queue_type)
         try:
@@ -115,7 +115,7 @@ class RabbitAdministration(RabbitUsers):
                     channel.queue_bind(binding.queue, binding.exchange, binding.routing_key)
 
     def _declare_mixed(self, topology: TenantTopology) -> None:
-        """Declare queue by queue, each as the type it has or else as the type that is wanted."""
+        """Declare queue by queue, each as the type it has, or a new one as the configured type."""
         other: layout.QueueType = "classic" if self._queue_type == "quorum" else "quorum"
         wanted = layout.plan(topology, self._queue_type).queues
         for queue, alternative in zip(wanted, layout.plan(topology, other).queues, strict=True):
@@ -126,10 +126,10 @@ class RabbitAdministration(RabbitUsers):
                 self._declare(replace(one, queues=(alternative,)))
 
     def remove_topology(self, tenant_id: str) -> int:
-        """Delete the tenant's exchange and all its queues; give how many messages they held.
+        """Delete the tenant's exchange and all its queues; return how many messages they held.
 
-        The exchange goes first, so that nothing is published any more; the dead letters last, so
-        that nothing is dead-lettered into nothing meanwhile.
+        The exchange goes first, so that nothing is published any more. The dead-letter queue goes
+        last, so that no message is dead-lettered into nothing meanwhile.
         """
         owned = [
             queue
@@ -180,7 +180,7 @@ class RabbitAdministration(RabbitUsers):
     def new_credentials(
         self, tenant_id: str, kind: UserKind = UserKind.PRODUCER
     ) -> tuple[Credentials, PasswordHash]:
-        """Generate a password and the hash that stands for it; nothing changes on the broker."""
+        """Generate a password and its hash; nothing changes on the broker."""
         password = secrets.token_urlsafe(32)
         name, node = names.username(tenant_id, kind), self._channels.node
         url = amqp_url(
@@ -195,16 +195,16 @@ class RabbitAdministration(RabbitUsers):
         return credentials, PasswordHash(value=hash_password(password))
 
     def shut_out_earlier_terms(self) -> int:
-        """Close what this node has left open under earlier terms; see `term_fence.shut_out`."""
+        """Close this node's connections of earlier terms; see `term_fence.shut_out`."""
         return shut_out(self.management, self._fence, user=self._user)
 
     def shut_out_node(self, node: str, number: int) -> int:
-        """Close what another node has left open under terms before this one."""
+        """Close another node's connections of terms before `number`."""
         earlier = replace(self._fence, node=node, number=number)
         return shut_out(self.management, earlier, user=self._user)
 
     def survey(self) -> Survey:
-        """Give what there is of all tenants, in six calls of the management API."""
+        """Survey all tenants' objects, in six calls of the management API."""
         found = self.management.definitions()
         rights = self.management.permissions()
         users = {
@@ -232,12 +232,12 @@ class RabbitAdministration(RabbitUsers):
         )
 
     def queue_counts(self) -> Mapping[str, QueueCounts]:
-        """Count what is ready and unsettled in each tenant's queues."""
-        self._channels.close_old()  # this is what is called every few seconds, come what may
+        """Count the ready and unsettled messages in each tenant's queues."""
+        self._channels.close_old()  # this call is sure to come every few seconds
         return layout.counts_by_tenant(self.management.message_counts())
 
     def check(self) -> None:
-        """Raise `BrokerError` with a clear line where the broker can't be used."""
+        """Raise `BrokerError`, with a clear line, if the broker can't be used."""
         with self._channels.channel() as channel, _naming("exchange", names.DEAD_LETTER_EXCHANGE):
             channel.exchange_declare(
                 names.DEAD_LETTER_EXCHANGE, exchange_type="direct", durable=True
@@ -251,21 +251,21 @@ class RabbitAdministration(RabbitUsers):
 
     @contextmanager
     def _claiming(self, tenant_id: str) -> Iterator[None]:
-        """Keep all others in this virtual host from claiming the tenant, as long as it takes."""
+        """Keep all other daemons in this virtual host from claiming the tenant meanwhile."""
         with self._channels.channel() as channel:
-            # An exclusive queue is one connection's, and gone with it.
+            # An exclusive queue belongs to one connection, and is deleted with it.
             lock = f"tenantry_claim_{tenant_id}"
             channel.queue_declare(lock, exclusive=True)
             try:
                 yield
             finally:
-                # Where that fails, the channel is lost, and the connection is not kept.
+                # If that fails, the channel is lost, and the connection is not kept.
                 with suppress(AMQPError, OSError):
                     channel.queue_delete(lock)
 
 
 class _OtherArgumentsError(BrokerError):
-    """Something of this name exists and is made otherwise."""
+    """An object of this name exists with other arguments."""
 
     def __init__(self, name: str, message: str) -> None:
         super().__init__(message)
@@ -273,7 +273,7 @@ class _OtherArgumentsError(BrokerError):
 
 
 def hash_password(password: str) -> str:
-    """Hash a password as RabbitMQ keeps it: base64 of a random salt and the SHA-256 of both."""
+    """Hash a password as RabbitMQ stores it: base64 of a random salt and the SHA-256 of both."""
     salt = secrets.token_bytes(_SALT_BYTES)
     digest = hashlib.sha256(salt + password.encode()).digest()
     return base64.b64encode(salt + digest).decode("ascii")
@@ -281,7 +281,7 @@ def hash_password(password: str) -> str:
 
 @contextmanager
 def _naming(kind: str, name: str, queue_type: str | None = None) -> Iterator[None]:
-    """Say of which object the broker refuses a declaration, and what to do."""
+    """Name the object whose declaration the broker refuses, and the remedy."""
     try:
         yield
     except ChannelClosedByBroker as error:

@@ -1,4 +1,4 @@
-"""Channels of RabbitMQ for calls that wait for one answer at a time: declarations, most of them."""
+"""Channels of RabbitMQ for calls that wait for one answer at a time: mostly declarations."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ from tenantry.broker.rabbitmq.tls import problem as tls_problem
 from tenantry.urls import Alternatives
 
 CONNECTIONS: Final = 4
-"""How many declarations go on at once, each on a connection of its own."""
+"""The most declarations at once, each on a connection of its own."""
 
 WAIT: Final = 30.0
-"""Seconds to wait for one of them to end."""
+"""Seconds a declaration waits for another one to end."""
 
 BLOCKED_TIMEOUT: Final = 10.0
 """Seconds a declaration waits for a broker that is out of memory or disk."""
 
 CLOCK_TIMEOUTS: Final = 2.0, 5.0
-"""Seconds to connect, in each step and in all, when only the broker's clock is to be read."""
+"""Seconds to connect, in each step and in all, if only the broker's clock is to be read."""
 
 _ACCESS_REFUSED: Final = 403
 _NOT_FOUND: Final = 404
@@ -49,7 +49,7 @@ _NOT_ALLOWED: Final = 530
 
 
 class BlockingChannels:
-    """Channels on pika's blocking connections, each on its own. Callable from any thread."""
+    """Channels on pika's blocking connections, one per connection. Callable from any thread."""
 
     def __init__(self, url: str, fence: TermFence = UNFENCED, tls: Tls = SYSTEMS) -> None:
         self._nodes = parameters_of_all(url, "administration", fence, tls)
@@ -65,19 +65,19 @@ class BlockingChannels:
 
     @property
     def node(self) -> pika.URLParameters:
-        """The node that is connected to next: of several, the one that was reached last."""
+        """The node to connect to next: of several, the one that was reached last."""
         return self._nodes.current
 
     def close_old(self) -> None:
-        """Close what has not been used for a while; to be called every few seconds."""
+        """Close connections unused for a while; call this every few seconds."""
         self._kept.close_old()
 
     def close(self) -> None:
-        """Close what is kept open between calls, and keep nothing more."""
+        """Close the connections kept open between calls, and keep none from now on."""
         self._kept.close()
 
     def connect_to_read_the_clock(self, name: str) -> pika.BlockingConnection:
-        """Make a connection that the broker knows by this name, quickly or not at all."""
+        """Make a connection with this name for the broker, quickly or not at all."""
         called = [copy(clock) for clock in self._clocks]
         for wanted in called:
             wanted.client_properties = client_properties(self._fence, name)
@@ -85,7 +85,7 @@ class BlockingChannels:
 
     @contextmanager
     def channel(self) -> Iterator[BlockingChannel]:
-        """Give a channel on a connection of its own. What goes wrong becomes `BrokerError`."""
+        """Open a channel on a connection of its own. Errors become `BrokerError`."""
         self._fence.check()
         if not self._free.acquire(timeout=WAIT):
             raise BrokerUnavailableError(
@@ -98,7 +98,7 @@ class BlockingChannels:
                 yield channel
                 in_order = True
             except (AMQPError, OSError) as error:
-                # A connection whose term lapses breaks off by itself: that is the reason then.
+                # A connection whose term lapses breaks off by itself: then that is the reason.
                 self._fence.check()
                 raise self._failed(error) from error
             finally:
@@ -107,7 +107,7 @@ class BlockingChannels:
             self._free.release()
 
     def _open_channel(self) -> tuple[pika.BlockingConnection, BlockingChannel]:
-        """Open a channel, on a connection that was kept if there is one that is still good."""
+        """Open a channel, on a kept connection if one is still good."""
         while (kept := self._kept.take()) is not None:
             try:
                 return kept, kept.channel()
@@ -136,7 +136,7 @@ class BlockingChannels:
             close(connection)
 
     def _connect(self, nodes: Alternatives[pika.URLParameters]) -> pika.BlockingConnection:
-        """Connect to the first node that can be reached; the last one's failure is raised."""
+        """Connect to the first node that can be reached, or raise the last node's failure."""
         for _ in range(len(nodes) - 1):
             node = nodes.current
             try:
@@ -192,5 +192,5 @@ class BlockingChannels:
 
 
 def reply_text(error: ChannelClosedByBroker) -> str:
-    """Give what the broker said on closing a channel, in one line."""
+    """Return in one line what the broker said when it closed a channel."""
     return re.sub(r"\s+", " ", str(error.reply_text)).strip()[:300]

@@ -1,4 +1,4 @@
-"""A connection to RabbitMQ: how it is made, kept open for good, and what all do on its channels."""
+"""A connection to RabbitMQ: how it is opened and kept open, and helpers for its channels."""
 
 from __future__ import annotations
 
@@ -35,26 +35,26 @@ CLOSE_TIMEOUT: Final = 3.0
 """Seconds a closing handshake may take before the loop ends without it."""
 
 OPENING_TIMEOUT: Final = 1.0
-"""Seconds a connection in the making is given to open, once it is only to be closed."""
+"""Seconds that a connection still being opened may take to open, if it is only to be closed."""
 
 FENCE_POLL: Final = 0.1
-"""Seconds between looks at whether a lapsed term is valid again."""
+"""Seconds between checks whether a lapsed term is valid again."""
 
 HEARTBEAT: Final = 8
-"""Seconds, as AMQP has it: RabbitMQ gives us up after two to three without a word from us. Its
-authors advise 6 to 15; below 5, what is merely busy is taken for dead."""
+"""Seconds, in AMQP's sense: RabbitMQ drops a connection after two to three of them without a byte
+from us. Its authors advise 6 to 15; below 5, a busy peer is taken for dead."""
 
 LOOK_EVERY: Final = 1.0
 
 SILENT_AFTER: Final = 2 * HEARTBEAT
-"""Looks that find nothing new until the broker is taken to be silent: four heartbeats missed."""
+"""Looks without a byte received until the broker counts as silent: four heartbeats missed."""
 
 ACKS_SETTLE: Final = 0.3
 """Seconds between the last ack and the end of its channel.
 
-A quorum queue's side of the channel holds acks back while many are under way, and forgets them
-when the channel ends; AMQP has no word by which it would tell that they are through. What is
-forgotten is delivered again, and found to be a duplicate: this only makes that rare.
+A quorum queue's side of the channel holds acks back while many are in flight, and forgets them when
+the channel ends; AMQP has no reply by which it would confirm them. A message whose ack is forgotten
+is delivered again, and found to be a duplicate: this pause only makes that rare.
 """
 
 NOT_FOUND: Final = 404
@@ -63,16 +63,16 @@ NOT_FOUND: Final = 404
 def parameters_of_all(
     url: str, name: str, fence: TermFence = UNFENCED, tls: Tls = SYSTEMS
 ) -> Alternatives[pika.URLParameters]:
-    """Turn an AMQP URL that may name several nodes of a cluster into parameters for each."""
+    """Make parameters for each node of an AMQP URL, which may name several nodes of a cluster."""
     return Alternatives([parameters(one, name, fence, tls) for one in alternatives(url)])
 
 
 def parameters(
     url: str, name: str, fence: TermFence = UNFENCED, tls: Tls = SYSTEMS
 ) -> pika.URLParameters:
-    """Turn an AMQP URL into pika's parameters, with every wait bounded.
+    """Make pika's parameters of an AMQP URL, with every wait bounded.
 
-    Raises `BrokerError` for a URL that pika can't read, which is not repeated, and for files of
+    Raises `BrokerError` for a URL that pika can't read, without repeating the URL, and for files of
     `tls` that can't be used.
     """
     try:
@@ -94,8 +94,8 @@ def parameters(
 def secure(wanted: pika.URLParameters, url: str, tls: Tls) -> None:
     """Have a connection to an amqps URL trust what `tls` trusts, and show its certificate.
 
-    What the URL asks for itself (`?ssl_options=`, as pika has it) stands where `tls` says nothing.
-    Raises `BrokerError`.
+    The URL's own `?ssl_options=`, a feature of pika, holds where `tls` says nothing. Raises
+    `BrokerError`.
     """
     if wanted.ssl_options is None or (tls == SYSTEMS and "ssl_options" in url):
         return
@@ -103,10 +103,11 @@ def secure(wanted: pika.URLParameters, url: str, tls: Tls) -> None:
 
 
 class SilenceWatch:
-    """Breaks a connection that is open and on which nothing comes. Belongs to the loop's thread.
+    """Breaks off an open connection on which nothing arrives. Belongs to the loop's thread.
 
-    RabbitMQ sends something on every connection at least every half heartbeat. pika looks for that
-    too, but once in each heartbeat and 5 s, so that up to twice as long may pass.
+    RabbitMQ sends something on every connection at least every half heartbeat. pika checks for that
+    too, but only once every heartbeat plus 5 s, so that up to twice as long may pass.
+
     Looks are counted, not seconds: the loop reads before it looks, and does neither while it is
     held up. So a daemon that was busy, or frozen, does not blame the broker for it.
     """
@@ -138,11 +139,11 @@ F = TypeVar("F", bound=FencedConnection)
 
 
 class RecoveringConnection(Generic[F]):
-    """A connection on a loop, brought back whenever it is lost, with backoff and jitter.
+    """A connection on a loop, reopened whenever it is lost, with backoff and jitter.
 
     Made before the loop runs, or on its thread; everything but the properties belongs there. While
-    `fence` is not valid nothing is sent, and the connection is given up, which gives its
-    deliveries back.
+    `fence` is not valid nothing is sent, and the connection is closed, which gives its deliveries
+    back.
     """
 
     def __init__(
@@ -158,10 +159,10 @@ class RecoveringConnection(Generic[F]):
         fence: TermFence = UNFENCED,
         tls: Tls = SYSTEMS,
     ) -> None:
-        """`linger` gives the seconds an open connection is kept once it is to be closed.
+        """`linger` returns the seconds to wait before an open connection is closed.
 
-        `on_closed` hears of the loss of an open connection: the error, if there was one, and the
-        reason in words.
+        `on_closed` is called when an open connection is lost, with the error, if there was one, and
+        the reason in words.
         """
         self._loop = loop
         self._nodes = parameters_of_all(url, name, fence, tls)
@@ -191,12 +192,12 @@ class RecoveringConnection(Generic[F]):
         return max(0, self._openings - 1)
 
     def begin(self, ioloop: IOLoop) -> None:
-        """Connect, and again whenever that is lost."""
+        """Connect, and connect again whenever the connection is lost."""
         self._ioloop = ioloop
         self._connect()
 
     def abandon(self, reason: str) -> None:
-        """Note that the loop is gone; the next `begin` connects again."""
+        """Record that the loop is gone; the next `begin` connects again."""
         self._ioloop = self._connection = None
         if self._opened:
             self._opened = False
@@ -212,7 +213,7 @@ class RecoveringConnection(Generic[F]):
             self._end()
             return
         if not self._opened:
-            # Pika can't be told to stop connecting without failing: it closes once it is open.
+            # Pika can't stop connecting without an error: the connection is closed once it is open.
             ioloop.call_later(OPENING_TIMEOUT, self._end)
             return
         delay = self._linger(connection)
@@ -270,7 +271,7 @@ class RecoveringConnection(Generic[F]):
 
     def _not_opened(self, _connection: F, error: BaseException) -> None:
         if not self._closing:
-            # Said once an outage; an operator who wants every attempt has the level debug.
+            # Logged once per outage; the level debug shows every attempt.
             say = log.debug if self._failures else log.warning
             said = {"connection": self._name, "error": describe(error), **self._named()}
             say("broker.unreachable", **said)
@@ -285,15 +286,15 @@ class RecoveringConnection(Generic[F]):
         self._connect_later()
 
     def _named(self) -> dict[str, str]:
-        """Name the node, where there are several."""
+        """Name the node, if there are several."""
         several = len(self._nodes) > 1
         return {"node": f"{self._node.host}:{self._node.port}"} if several else {}
 
 
 class DrivenConnection(Generic[C]):
-    """A connection whose loop runs on its owner's thread, and only while that waits for something.
+    """A connection whose loop runs on its owner's thread, and only while the owner waits.
 
-    Every wait ends in time. What it raises is made by `failed` of the reason in words.
+    Every wait is bounded. `failed` makes the errors raised, from the reason in words.
     """
 
     def __init__(
@@ -304,9 +305,9 @@ class DrivenConnection(Generic[C]):
         failed: Callable[[str], Exception],
         timeout: float,
     ) -> None:
-        """`timeout` is in seconds, of whatever the broker is asked for."""
+        """`timeout` is the seconds that the broker may take to answer any request."""
         self.failure: str | None = None
-        """Why it can't be used any more."""
+        """Why the connection can't be used any more."""
         self._failed = failed
         self._timeout = timeout
         self._opened = self._closed = self._ending = False
@@ -321,11 +322,11 @@ class DrivenConnection(Generic[C]):
 
     @property
     def is_open(self) -> bool:
-        """Whether it can be used; once lost it stays so."""
+        """Whether the connection can be used; once lost it stays lost."""
         return self._opened and self.failure is None
 
     def open(self) -> None:
-        """Wait until it is open."""
+        """Wait until the connection is open."""
         self.wait(lambda: self._opened)
 
     def channel(self) -> Channel:
@@ -339,7 +340,7 @@ class DrivenConnection(Generic[C]):
     def wait(
         self, done: Callable[[], bool], seconds: float | None = None, *, patient: bool = False
     ) -> None:
-        """Serve the connection until something is done; being late is an error unless `patient`."""
+        """Serve the connection until `done()`; being late is an error unless `patient`."""
         seconds = self._timeout if seconds is None else seconds
         loop, until = self.connection.ioloop, time.monotonic() + seconds
         self._done = done
@@ -356,22 +357,22 @@ class DrivenConnection(Generic[C]):
             loop.remove_timeout(timer)
 
     def error(self) -> Exception:
-        """Make the error that says why it can't be used any more."""
+        """Make the error that says why the connection can't be used any more."""
         return self._failed(self.failure or "the broker closed the channel")
 
     def wake(self) -> None:
-        """Let `wait` look again; every callback ends with it."""
+        """Let `wait` check again; every callback ends with this."""
         if self._closed or self.failure is not None or self._done():
             self.connection.ioloop.stop()
 
     def fail(self, error: BaseException) -> None:
-        """Note why it can't be used any more, unless that is known, or it is over."""
+        """Record why the connection can't be used, unless a reason is known or it is closing."""
         if self.failure is None and not self._ending:
             self.failure = describe(error)
         self.wake()
 
     def close(self, seconds: float) -> None:
-        """Say goodbye, for so long at most, and free the connection."""
+        """Close and free the connection, waiting at most so many seconds."""
         connection = self.connection
         self._ending, self.failure = True, None
         try:
@@ -394,7 +395,7 @@ class DrivenConnection(Generic[C]):
 
 
 def describe(error: object) -> str:
-    """Say in one line what pika's exceptions, which nest and are often empty, are about."""
+    """Describe in one line pika's exceptions, which nest and are often empty."""
     secured = tls_problem(error) if isinstance(error, BaseException) else None
     if secured is not None:
         return secured
@@ -412,15 +413,15 @@ def describe(error: object) -> str:
 
 
 def acks_settle_in(settled_at: float) -> float:
-    """Give the seconds after which acks sent at `settled_at` may be taken to be through."""
+    """Return the seconds until acks sent at `settled_at` count as processed."""
     return max(0.0, settled_at + ACKS_SETTLE - time.monotonic())
 
 
 def is_not_found(error: BaseException) -> bool:
-    """Tell whether the broker closed a channel for a queue that does not exist."""
+    """Return whether the broker closed a channel for a queue that does not exist."""
     return isinstance(error, ChannelClosedByBroker) and error.reply_code == NOT_FOUND
 
 
 def passed_by(*_delivery: object) -> None:
-    """Stand in for the callback that pika wants; deliveries take another way."""
+    """Stand in for the callback that pika requires; deliveries are read elsewhere."""
     raise AssertionError("a delivery took pika's way")

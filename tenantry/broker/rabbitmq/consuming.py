@@ -1,9 +1,9 @@
-"""Deliveries from RabbitMQ: one thread for the channels of many tenants, on few connections.
+"""Deliveries from RabbitMQ: one thread serves the channels of many tenants, on few connections.
 
-A connection has room for so many channels, so there is one more for every thousand. And a queue
-that does not answer costs its neighbours theirs: RabbitMQ waits for it a minute, then closes the
-whole connection with an internal error. So a silent queue is left alone on its connection, and
-tried again on one of its own until it answers.
+A connection has room for a limited number of channels, so there is one per thousand subscriptions.
+A queue that does not answer also costs its neighbours their channels: RabbitMQ waits for it for a
+minute, then closes the whole connection with an internal error. So a silent queue is left alone on
+its connection, and tried again on one of its own until it answers.
 """
 
 from __future__ import annotations
@@ -31,25 +31,25 @@ from tenantry.loops import Heartbeat
 log = structlog.get_logger(__name__)
 
 CHANNELS: Final = 1000
-"""Subscriptions a connection; by default RabbitMQ allows 2047 channels, and a new one may begin
-before an old one has ended."""
+"""Subscriptions per connection; by default RabbitMQ allows 2047 channels, and a new channel may
+begin before the old one has ended."""
 
 PATIENCE: Final = 15.0
-"""Seconds a queue may take to answer; RabbitMQ's own are 60 and more."""
+"""Seconds a queue may take to answer; RabbitMQ itself waits 60 and more."""
 
 STILL: Final = 3.0
-"""Seconds without any answer after which it is the queue that is slow, not the broker."""
+"""Seconds since the last answer of any queue after which the queue is slow, not the broker."""
 
 LOOK_EVERY: Final = 1.0
 MOST_ALONE: Final = 8
 """Connections for silent queues; more than these share them."""
 
 GAVE_UP: Final = 541
-"""INTERNAL_ERROR: what RabbitMQ closes a connection with whose queue it has waited for in vain."""
+"""INTERNAL_ERROR, with which RabbitMQ closes a connection after waiting for a queue in vain."""
 
 
 class PooledConnection:
-    """A connection and its members; it is `alone` if it is for those whose queues are silent."""
+    """A connection and its members; it is `alone` if it serves only members with silent queues."""
 
     def __init__(self, name: str, *, alone: bool) -> None:
         self.name = name
@@ -60,14 +60,14 @@ class PooledConnection:
         self.recovery: RecoveringConnection[ReadingConnection] | None = None
 
     def add(self, member: RabbitSubscription) -> None:
-        """Take a member on."""
+        """Put a member on this connection."""
         self.members[member] = None
         if self.connection is not None:
             member.connected(self.connection)
 
 
 class ConnectionPool:
-    """All connections. All but the properties belongs on the loop's thread, or before it runs."""
+    """All connections. Everything but the properties runs on the loop's thread, or before it."""
 
     def __init__(
         self,
@@ -78,7 +78,7 @@ class ConnectionPool:
         tls: Tls,
         opened: Callable[[], None],
     ) -> None:
-        """`opened` hears of each connection that opens."""
+        """`opened` is called for each connection that opens."""
         self._loop = loop
         self._url = url
         self._fence = fence
@@ -93,7 +93,7 @@ class ConnectionPool:
 
     @property
     def connected(self) -> bool:
-        """Whether every connection is open but those of silent queues."""
+        """Whether every connection is open, except those of silent queues."""
         return all(
             pooled.connection is not None for pooled in tuple(self._pool) if not pooled.alone
         )
@@ -109,7 +109,7 @@ class ConnectionPool:
         return self._reconnects_before + now
 
     def take(self, member: RabbitSubscription) -> None:
-        """Put a member on a connection that has room; harmless if it is on one."""
+        """Put a member on a connection that has room, unless it is on one already."""
         if member in self._of:
             return
         free = (one for one in self._pool if not one.alone and len(one.members) < one.room)
@@ -179,7 +179,7 @@ class ConnectionPool:
             self._isolate(pooled, silent)
 
     def _isolate(self, pooled: PooledConnection, silent: list[RabbitSubscription]) -> None:
-        """Give each silent member a connection of its own, or leave it on one where it is alone."""
+        """Move each silent member to a connection of its own; an `alone` connection keeps one."""
         for member in silent[1 if pooled.alone else 0 :]:
             pooled.members.pop(member, None)
             alone = [one for one in self._pool if one.alone and one is not pooled]
@@ -239,7 +239,7 @@ class ConnectionPool:
 class RabbitConsuming:
     """All subscriptions, on as few connections as will do, and one thread.
 
-    `run` and `stop` are the owner's to call.
+    The owner calls `run` and `stop`.
     """
 
     def __init__(
@@ -299,7 +299,7 @@ class RabbitConsuming:
         )
         self._subscriptions.add(subscription)
         self._new.append(subscription)
-        # Where no loop runs yet, the first connection that opens will find it.
+        # If no loop runs yet, the first connection that opens takes the subscription up.
         self._loop.call(self._take_up)
         return subscription
 

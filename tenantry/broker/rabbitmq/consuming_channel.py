@@ -1,8 +1,8 @@
-"""One channel of a tenant's, from its opening to the last word on it.
+"""One channel of a tenant's subscription, from its opening to its end.
 
-Deliveries come on it in batches; they are settled on it, or come again on the next. Everything here
-happens on the thread of the consuming connections' loop, which does frames, batching and acks, and
-nothing else; what is done with a delivery happens behind the sink.
+Deliveries arrive on it in batches. They are settled on it, or come again on the next channel.
+Everything here runs on the loop's thread of the consuming connections, which does frames, batching
+and acks, and nothing else; the work on a delivery is done behind the sink.
 """
 
 from __future__ import annotations
@@ -28,48 +28,48 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 ANSWER_WITHIN: Final = 1.0
-"""Seconds that queues are given to answer on a channel whose deliveries are to stop."""
+"""Seconds that queues may take to answer on a channel that is being cancelled."""
 
 RESUME_AFTER: Final = 0.05
-"""Seconds between looks at whether there is room again for what did not fit."""
+"""Seconds between checks whether there is room again for the deliveries that did not fit."""
 
 
 class Owner(Protocol):
-    """Whose channel it is, and what is to become of it."""
+    """The subscription that owns the channel, and decides what becomes of it."""
 
     @property
     def wanted(self) -> bool:
         """Whether deliveries are wanted."""
 
     def asked(self) -> None:
-        """Note that its queues were asked to be consumed just now."""
+        """Record that the channel has just asked to consume its queues."""
 
     def answered(self) -> None:
-        """Note that one of them has answered."""
+        """Record that one of these queues has answered."""
 
     def finish(self) -> None:
         """Close the channel for good."""
 
     def give_up(self, reason: str, *, missing: bool = False) -> None:
-        """Close the channel; what is unsettled on it comes again."""
+        """Close the channel; its unsettled deliveries come again."""
 
     def begin_again(self, reason: str) -> None:
         """Give the channel up, and go on with another."""
 
     def closed(self, error: Exception) -> None:
-        """Note that the broker has closed the channel."""
+        """Record that the broker has closed the channel."""
 
     def too_large(self, in_hand: int) -> None:
-        """Note that deliveries did not fit, with so many bytes in hand."""
+        """Record that deliveries did not fit, with `in_hand` bytes unsettled."""
 
 
 class ConsumingChannel:
-    """A channel that consumes a tenant's queues, `generation` of its subscription's channels.
+    """A channel that consumes a tenant's queues, number `generation` of its subscription.
 
-    A queue in order has one consumer on a channel, and that ends with the channel: once another
-    has taken its place, what the first one has in hand would come after what follows it. With the
-    channel all of it is in the queue again, and only then the next consumer begins: RabbitMQ gives
-    such a queue's messages to one consumer at a time.
+    An ordered queue has one consumer per channel, which ends with the channel. If another consumer
+    took its place on the channel, the first one's unsettled messages would come after those that
+    follow them. When the channel closes, all of them return to the queue, and only then the next
+    consumer begins: RabbitMQ delivers such a queue's messages to one consumer at a time.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class ConsumingChannel:
         self.unanswered: set[str] = set()
         """The queues that were asked to be consumed and have not answered."""
         self.cancelling = False
-        """Whether deliveries are to stop, and the sink waits to hear that they have."""
+        """Whether deliveries are to stop, and the sink waits for `cancelled`."""
         self.admit = admission.admit
         self._owner = owner
         self._connection = connection
@@ -103,20 +103,20 @@ class ConsumingChannel:
         self._renewals = 0
         self._settled_at = 0.0
         self._stopped = False
-        """Whether it was cancelled, and what still comes is dropped."""
+        """Whether the channel was cancelled: later deliveries are dropped."""
         self._gone = False
         self._channel: Channel = connection.channel(on_open_callback=self._opened)
 
     @property
     def is_open(self) -> bool:
-        """Whether something can be said on it."""
+        """Whether the channel is open."""
         return bool(self._channel.is_open)
 
     # Its beginning.
 
     def _opened(self, channel: Channel) -> None:
         if self._gone:
-            return  # It was given up while it opened: what came on it, another would settle.
+            return  # Given up while it opened: the next channel would settle what came on it.
         channel.add_on_close_callback(self._closed)
         channel.add_on_cancel_callback(self._cancelled_by_broker)
         if not self._owner.wanted:
@@ -158,7 +158,7 @@ class ConsumingChannel:
     def _flush(self) -> None:
         if self._gone or not self._buffer:
             return
-        # The list itself is known to `take`: it is emptied, not replaced.
+        # `take` keeps a reference to the list, so it is emptied, not replaced.
         batch = self._buffer.copy()
         self._buffer.clear()
         if self._stopped:
@@ -169,7 +169,7 @@ class ConsumingChannel:
                 self.renew_prefetch(queue)
 
     def settle(self, rejects: Sequence[int], acks: Sequence[int], ack_up_to: int | None) -> None:
-        """Reject some tags, ack the rest."""
+        """Reject `rejects`, ack `acks`, then ack all others up to a tag."""
         channel, number = self._channel, self._channel.channel_number
         failpoints.reach("before_ack")
         for tag in rejects:
@@ -178,7 +178,7 @@ class ConsumingChannel:
             self._connection.ack_each(number, acks)
         if ack_up_to is not None:
             if self._admission.shed and self._admission.shed[0] <= ack_up_to:
-                # Or else the ack would be for messages that were dropped.
+                # Otherwise the multiple ack would include dropped messages.
                 self._give_back()
             channel.basic_ack(ack_up_to, multiple=True)
         self._admission.account.settle(rejects, acks, ack_up_to)
@@ -186,10 +186,10 @@ class ConsumingChannel:
         self._settled_at = self._connection.settled_at = time.monotonic()
 
     def renew_prefetch(self, queue: QueueSpec) -> None:
-        """Put another consumer in the place of a queue's: the broker counts for each anew.
+        """Replace a queue's consumer by a new one, for which the broker counts the prefetch anew.
 
-        What the first one has brought stays with the channel. The other begins once the first
-        has ended, so that messages come in their order.
+        The first one's deliveries stay with the channel. The new consumer begins once the first has
+        ended, so that messages come in their order.
         """
         place = self._queues.index(queue)
         if place in self._renewing or place in self._in_order:
@@ -221,11 +221,11 @@ class ConsumingChannel:
     # What there is no room for.
 
     def dropped(self, tag: int) -> None:
-        """Stop deliveries once one was dropped; they are given back when no more can come."""
+        """Stop deliveries after a dropped one; those dropped go back when no more can come."""
         shed = self._admission.shed
         shed.append(tag)
         if len(self._paused) == len(self._queues):
-            # RabbitMQ may confirm a cancel before it has sent all that was on its way.
+            # RabbitMQ may confirm a cancel before it has sent all deliveries in flight.
             self._give_back()
         elif len(shed) > 1 or not self._owner.wanted:
             return
@@ -238,10 +238,10 @@ class ConsumingChannel:
                     self._channel.basic_cancel(consumer_tag, callback=partial(self._pause, place))
 
     def _begin_smaller(self) -> None:
-        """Take another channel, on which fewer messages are in hand: so all comes in order.
+        """Begin another channel with fewer messages in hand, so that all come in order.
 
-        Not before there is room again, and what has made it is settled: or else the same would come
-        again and again, and nothing be done with it.
+        Not before there is room again, and the settlements that made it are through: otherwise the
+        same messages would come again and again without being worked on.
         """
         if self._gone or not self._owner.wanted:
             return
@@ -256,7 +256,7 @@ class ConsumingChannel:
         self._owner.begin_again("messages are larger than there is room for so many")
 
     def _pause(self, place: int, _frame: object) -> None:
-        """Note that a queue brings nothing more until there is room."""
+        """Record that a queue delivers nothing more until there is room."""
         if self._gone:
             return
         self._paused.add(place)
@@ -270,7 +270,7 @@ class ConsumingChannel:
     def _give_back(self) -> None:
         shed, self._admission.shed = self._admission.shed, []
         if self._in_order:
-            return  # They come again with the channel: alone, they would come behind others.
+            return  # They come again on the next channel: given back here, they would fall behind.
         if shed and self.is_open:
             self._connection.give_back(self._channel.channel_number, shed)
 
@@ -301,7 +301,7 @@ class ConsumingChannel:
         if not self.unanswered:
             self._cancel_all()
         else:
-            # Most likely they are about to answer, and what the others bring is finished in order.
+            # Most likely they are about to answer, and the others' deliveries can be finished.
             self._connection.ioloop.call_later(ANSWER_WITHIN, self._wait_no_longer)
 
     def _cancel_all(self) -> None:
@@ -313,7 +313,7 @@ class ConsumingChannel:
             self._cancelled()
 
     def _wait_no_longer(self) -> None:
-        """Let go of a channel on which a queue holds up every word: it does not answer."""
+        """Give up a channel that a silent queue blocks for all others."""
         if not self._gone and self.cancelling and self.unanswered:
             self._owner.give_up("a queue does not answer, and is not wanted any more")
 
@@ -343,12 +343,12 @@ class ConsumingChannel:
             self._owner.closed(error)
 
     def let_go(self) -> None:
-        """See that what still comes on it is dropped: it is its owner's no more."""
+        """Drop everything that still arrives: the channel is its owner's no more."""
         self._gone = True
         self._forget()
 
     def close_when_settled(self) -> None:
-        """Close it once what was said of deliveries until now has been heard."""
+        """Close the channel once the broker has processed its latest settlements."""
         delay = acks_settle_in(self._settled_at)
         if delay > 0 and self._connection.is_open:
             self._connection.ioloop.call_later(delay, self.close)
@@ -356,7 +356,7 @@ class ConsumingChannel:
             self.close()
 
     def close(self) -> None:
-        """Close it; it may be closed by now."""
+        """Close the channel; harmless if it is closed."""
         try:
             if self._in_order:
                 close_with_consumers(self._channel)
@@ -370,11 +370,11 @@ class ConsumingChannel:
 
 
 def _taker(buffer: list[Delivery], flush_soon: Callable[[], object]) -> Callable[[Delivery], None]:
-    """Make what takes a channel's deliveries, one by one: the hottest code there is."""
+    """Make the function that takes a channel's deliveries one by one: the hottest code here."""
 
     def take(delivery: Delivery) -> None:
         if not buffer:
-            # Everything one read of the socket brings becomes one batch.
+            # All deliveries of one read from the socket become one batch.
             flush_soon()
         buffer.append(delivery)
 

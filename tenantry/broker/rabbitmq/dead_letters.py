@@ -1,8 +1,8 @@
 """Tenants' dead-letter queues on RabbitMQ, browsed from the oldest message on.
 
-A browser consumes without acknowledging: so each message is met once, and those that are not
-removed go back to where they were when it ends, also when this process dies. It runs its
-connection's loop on the caller's thread, and only while it waits for something.
+A browser consumes without acknowledging. So it meets each message once, and messages that are not
+removed return to their place when it ends, even if this process dies. It runs its connection's loop
+on the caller's thread, and only while it waits for something.
 """
 
 from __future__ import annotations
@@ -48,23 +48,23 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 BATCH_BYTES: Final = 8 * 1024 * 1024
-"""Bytes of messages given at once, but for the last one's."""
+"""Bytes of messages given at once, except for the last one's."""
 
 FIRST_PREFETCH: Final = 5
 GROWS: Final = 4
 PREFETCH: Final = 5_000
-"""Messages held on one channel, the first and any; a browser that holds more goes on on another, of
-which it holds as many as fit into `PREFETCH_BYTES`, by what it has seen, but for `GROWS` times as
-many at most."""
+"""Messages held on one channel: the first, and any. A browser that holds more goes on on another
+channel, with a prefetch that should fit into `PREFETCH_BYTES` by the mean size seen, and is at most
+`GROWS` times the last one."""
 
 PREFETCH_BYTES: Final = 32 * 1024 * 1024
-"""RabbitMQ reads from its disk at once whatever a consumer may hold, and keeps it in memory."""
+"""RabbitMQ reads all that a consumer may hold from its disk at once, and keeps it in memory."""
 
 ANSWER_TIMEOUT: Final = 10.0
 """Seconds the broker may take to answer."""
 
 QUIET_SECONDS: Final = 2.0
-"""Without a byte for so long, what was counted at the start is held by another consumer."""
+"""After so long without a byte, the rest of the counted messages is held by another consumer."""
 
 COUNT_SECONDS: Final = 1.0
 HEARTBEAT: Final = 180
@@ -72,21 +72,21 @@ HEARTBEAT: Final = 180
 
 
 UNKNOWN: Final = "unknown"
-"""The reason of a message that tells none: a client has put it into the queue directly."""
+"""The reason of a message without one: a client has put it into the queue directly."""
 
 
 class WholeReadingConnection(ReadingConnection):
-    """Keeps the properties of the delivery that is being read on each channel, all of them."""
+    """Keeps all properties of the delivery that is being read, on each channel."""
 
     largest_table = 2**32
-    """What the broker tells of a death stands in the table, however large it is."""
+    """The broker writes about deaths in the headers table, which is read whatever its size."""
 
     def __init__(self, *arguments: Any, **keywords: Any) -> None:
         self._properties: dict[int, bytes] = {}
         super().__init__(*arguments, **keywords)
 
     def take_properties(self, channel: int) -> bytes:
-        """Give the properties of the delivery a receiver has just been given."""
+        """Return the properties of the delivery that a receiver has just been given."""
         return self._properties.pop(channel)
 
     def _header(self, channel: int, data: bytes, at: int, stop: int) -> None:
@@ -180,7 +180,7 @@ class RabbitDeadLetterBrowser:
             self._consume()
 
     def _consume(self) -> None:
-        """Consume on another channel: what is held on the one before stays there."""
+        """Consume on another channel; the messages held on the previous one stay there."""
         opened = len(self._channels)
         if self._held:
             # One consumer at a time, so that messages come in their order.
@@ -192,7 +192,7 @@ class RabbitDeadLetterBrowser:
         self._tag = f"dead-letters-{self._tenant_id}-{opened}"
         receiver = ("default", 0, partial(self._take, channel), None)
         self._connection.receive(channel.channel_number, self._tag, receiver)
-        # Without a number a quorum queue gives 2,000 messages; any number has its end.
+        # Without a prefetch a quorum queue gives 2,000 messages; any prefetch is a limit.
         channel.basic_qos(prefetch_count=self._window)
         channel.basic_consume(self._queue, cast("Any", passed_by), consumer_tag=self._tag)
 
@@ -201,14 +201,14 @@ class RabbitDeadLetterBrowser:
         self._driven.wait(lambda: not self._tag)
 
     def _next_window(self) -> int:
-        """Tell how many messages the next channel may hold."""
+        """Return how many messages the next channel may hold."""
         if not self._seen:
             return FIRST_PREFETCH
         fits = PREFETCH_BYTES * self._seen // self._seen_bytes
         return max(1, min(PREFETCH, fits, GROWS * max(1, self._window)))
 
     def _wait_for_more(self) -> None:
-        """Wait for the next message, as long as something of it comes."""
+        """Wait for the next message, as long as bytes of it arrive."""
         more = partial(self._more_than, len(self._arrived))
         received = -1
         while not more() and received != self._connection.bytes_received:
@@ -216,8 +216,8 @@ class RabbitDeadLetterBrowser:
             self._driven.wait(more, QUIET_SECONDS, patient=True)
 
     def end(self, *, well: bool) -> None:
-        """Give back what was not removed; where all went `well`, see whether the rest is gone."""
-        # What is on its way by now comes all the same, and is nobody's.
+        """Give back the messages not removed; if all went `well`, check that the rest is gone."""
+        # Deliveries in flight still arrive, and are dropped.
         for channel in self._channels:
             self._connection.forget(channel.channel_number)
         try:
@@ -227,21 +227,21 @@ class RabbitDeadLetterBrowser:
             self._driven.close(ANSWER_TIMEOUT)
 
     def _settle(self) -> None:
-        """Let the acks through, give everything else back, and count what is there then."""
+        """Wait for the acks to settle, give everything else back, and count the queue again."""
         self._arrived.clear()
         settled_in = acks_settle_in(self._settled_at)
         if settled_in > 0:
             self._driven.wait(lambda: False, settled_in, patient=True)
         self._give_back()
         if self._removed:
-            # More may have come meanwhile; then nothing is known, and nothing is lost by it.
+            # If other messages have arrived meanwhile, `gone` stays False, which loses nothing.
             self.gone = self._counts(lambda count: count == self._there - self._removed)
 
     def _give_back(self) -> None:
-        """Close the channels, so that the queue has what they hold again, in its order.
+        """Close the channels, so that their messages return to the queue in their order.
 
-        Each is given its time: what comes back from two at once gets mixed. And nothing is given
-        out anew meanwhile.
+        Each channel is given time to do so: messages returned by two at once get mixed. Nothing is
+        delivered anew meanwhile.
         """
         if self._tag:
             self._cancel()
@@ -256,7 +256,7 @@ class RabbitDeadLetterBrowser:
             channel.close()
 
     def _counts(self, expected: Callable[[int], bool]) -> bool:
-        """Count, again and again for a while, until as many are there as expected."""
+        """Count repeatedly, for a while, until the count is as expected."""
         until = time.monotonic() + COUNT_SECONDS
         while True:
             self._count()
@@ -341,7 +341,7 @@ class RabbitDeadLetters:
                 self._browsed.discard(tenant_id)
 
     def _open(self, tenant_id: str) -> RabbitDeadLetterBrowser:
-        """Open a browser at the first node that lets it; the last one's failure is raised."""
+        """Open a browser at the first node that accepts, or raise the last node's failure."""
         for left in range(len(self._nodes) - 1, -1, -1):
             node = self._nodes.current
             browser = RabbitDeadLetterBrowser(node, tenant_id, self._fence)
@@ -358,12 +358,12 @@ class RabbitDeadLetters:
 
 
 def queued_dead_letter(tenant_id: str, message: Incoming, properties: bytes) -> QueuedDeadLetter:
-    """Make what a browser gives of a message in the tenant's dead-letter queue."""
+    """Make a browser's result of a message in the tenant's dead-letter queue."""
     headers = message.headers or {}
     own = {name: value for name, value in headers.items() if not name.startswith(BROKERS_HEADERS)}
     death = _last_death(headers)
-    # By the newest death, which only the broker can have written: a client may have sent headers of
-    # these names itself, and then the first one's queue is what it says, or is missing.
+    # Use the newest death, which only the broker can have written: a client may have sent headers
+    # of these names itself, and then `x-first-death-queue` is the client's, or is missing.
     died_in = death.get("queue", headers.get(layout.FIRST_DEATH_QUEUE))
     topic, partition = names.place_in(tenant_id, died_in)
     reason, time = death.get("reason"), death.get("time")
@@ -376,7 +376,7 @@ def queued_dead_letter(tenant_id: str, message: Incoming, properties: bytes) -> 
 
 
 def _last_death(headers: Mapping[str, object]) -> Mapping[str, object]:
-    """Give the newest death, which stands first."""
+    """Return the newest death, which stands first."""
     deaths = headers.get("x-death")
     first = deaths[0] if isinstance(deaths, list) and deaths else None
     return first if isinstance(first, dict) else {}

@@ -1,4 +1,4 @@
-"""HTTP/1.1 to one server, over connections that are kept: what a call costs counts.
+"""HTTP/1.1 to one server, over kept connections, as the cost of each call matters.
 
 A new tenant takes a dozen calls of the management API, and a general client takes three times the
 processor time for each.
@@ -20,21 +20,21 @@ from http.client import HTTPException
 from typing import Final
 
 KEEP: Final = 5.0
-"""Seconds a connection is kept without being used."""
+"""Seconds an unused connection is kept."""
 
 MOST_KEPT: Final = 16
 
 FAILURES: Final = (OSError, HTTPException, zlib.error)
-"""What keeps a request from being answered; trying again may help."""
+"""The errors that leave a request unanswered; trying again may help."""
 
 
 class PoolClosedError(Exception):
-    """The pool has been closed, by whoever made it."""
+    """The pool has been closed by its owner."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """What a server answers; the content is what it was before it was compressed."""
+    """A server's answer; the content is decompressed."""
 
     status: int
     content_type: str
@@ -44,8 +44,8 @@ class Answer:
 class HttpPool:
     """Makes requests, each on a connection that no other uses meanwhile. Callable from any thread.
 
-    `context` is there for https; `headers` go with every request. Neither redirects nor proxies
-    are followed.
+    `context` is for https; `headers` go with every request. Neither redirects nor proxies are
+    followed.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class HttpPool:
         self._closed = False
 
     def close(self) -> None:
-        """Give up all connections; requests under way fail."""
+        """Close all connections; requests in flight fail."""
         with self._lock:
             self._closed = True
             kept, self._kept = self._kept, []
@@ -89,9 +89,9 @@ class HttpPool:
         timeout: float | None,
         before_sending: Callable[[], None],
     ) -> Answer:
-        """Make a request, once; `before_sending` is called when there is a connection.
+        """Make a request, once; `before_sending` is called once there is a connection.
 
-        The timeouts are in seconds: to be connected, and for each step after that. Raises one of
+        The timeouts are in seconds: for connecting, and for each step after that. Raises one of
         `FAILURES`, or `PoolClosedError`.
         """
         connection = self._take()
@@ -142,7 +142,7 @@ class HttpPool:
     def _put(self, connection: http.client.HTTPConnection) -> None:
         with self._lock:
             self._used.discard(connection)
-            # The server may have said that it closes it.
+            # The server may have asked to close the connection.
             if connection.sock is not None and not self._closed and len(self._kept) < MOST_KEPT:
                 self._kept.append((time.monotonic(), connection))
                 return
@@ -160,7 +160,7 @@ class HttpPool:
 
 
 def _is_readable(connection: http.client.HTTPConnection) -> bool:
-    """Tell whether the server has said something unasked: that it has closed the connection."""
+    """Return whether the server has sent something unasked: that it has closed the connection."""
     poll = select.poll()
     poll.register(connection.sock, select.POLLIN)
     return bool(poll.poll(0))

@@ -1,6 +1,6 @@
 """Connections for declarations, kept open for a moment: the next declaration need not connect.
 
-To make a connection costs broker and daemon more than most of what is then declared on it.
+Opening a connection costs broker and daemon more than most declarations on it.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import pika
 from pika.exceptions import AMQPError
 
 KEEP: Final = 3.0
-"""Seconds; nobody answers the broker's heartbeats meanwhile, and it expects one within 16."""
+"""Seconds; the broker's heartbeats stay unanswered meanwhile, and it expects one within 16."""
 
 
 class KeptConnections:
-    """Connections that nobody uses at the moment. Callable from any thread."""
+    """Idle connections. Callable from any thread."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -26,12 +26,12 @@ class KeptConnections:
         self._closed = False
 
     def take(self) -> pika.BlockingConnection | None:
-        """Give one, to be used by the caller alone; it may be lost without that being known yet."""
+        """Return a connection for the caller alone, or None; it may be lost without a sign yet."""
         with self._lock:
             return self._kept.pop()[1] if self._kept else None
 
     def keep(self, connection: pika.BlockingConnection) -> None:
-        """Take one that is in order, and on which nothing is under way."""
+        """Keep a sound connection on which nothing is in progress."""
         with self._lock:
             if not self._closed:
                 self._kept.append((time.monotonic(), connection))
@@ -39,7 +39,7 @@ class KeptConnections:
         close(connection)
 
     def close_old(self) -> None:
-        """Close what has not been used for a while; to be called every few seconds."""
+        """Close connections unused for a while; call this every few seconds."""
         oldest = time.monotonic() - KEEP
         with self._lock:
             old = [one for since, one in self._kept if since < oldest]
@@ -48,7 +48,7 @@ class KeptConnections:
             close(connection)
 
     def close(self) -> None:
-        """Close all, and whatever is to be kept from now on."""
+        """Close all connections, and every one that is to be kept from now on."""
         with self._lock:
             self._closed = True
             kept, self._kept = self._kept, []
@@ -57,6 +57,6 @@ class KeptConnections:
 
 
 def close(connection: pika.BlockingConnection) -> None:
-    """Close a connection, in whichever state it is."""
+    """Close a connection in any state."""
     with suppress(AMQPError, OSError):
         connection.close()

@@ -1,17 +1,18 @@
-"""Connections that a user's earlier password has let in, and that are there only later.
+"""Closes connections that logged in with a user's former password and appear after its change.
 
-RabbitMQ asks for the password when a client logs in, and opens the connection when the client says
-so, up to its `handshake_timeout` (10 s) later: by then the password may be another. Such a
-connection is not there yet when its user's are closed; nor is one that has only just been opened,
-as the broker enters it in its table a moment later. So they are looked for during `LATE` seconds.
+RabbitMQ checks the password when a client logs in, and opens the connection when the client asks
+for it, up to its `handshake_timeout` (10 s) later: by then the password may have changed. Such a
+connection does not exist yet when its user's connections are closed. Neither is one listed that has
+only just been opened, as the broker enters it in its table a moment later. So the connections are
+polled for `LATE` seconds.
 
-A connection is by the former password if the broker has accepted it before the change. The broker
-tells when that was, by its own clock; what its clock showed at the change is known by connections
-of ours, of which it tells the same. In a cluster each node has a clock of its own: they are taken
-to agree. What can't be told until the end of these seconds is closed then.
+A connection used the former password if the broker accepted it before the change. The broker gives
+the time by its own clock; what that clock showed at the change is derived from reference
+connections of ours, whose times it gives as well. In a cluster each node has its own clock: they
+are taken to agree. Connections that are undecided at the end of these seconds are closed then.
 
-What is looked for is kept in memory: if the daemon is killed within `LATE` seconds of the change, a
-connection that comes late stays.
+The changes are kept in memory: if the daemon is killed within `LATE` seconds of a change, a
+connection that appears late stays.
 """
 
 from __future__ import annotations
@@ -38,66 +39,67 @@ LOOK_EVERY: Final = 3.0
 """Seconds between looks."""
 
 LATE: Final = 30.0
-"""Seconds after which all is listed that had begun before: the broker's `handshake_timeout` is
+"""Seconds after which every connection begun before is listed: the broker's `handshake_timeout` is
 10 s by default, and a connection is listed some 5 s after it is open."""
 
 CLOCK_HOLDS: Final = 60.0
-"""Seconds for which what is known of the broker's clock is made use of; clocks drift apart."""
+"""Seconds for which a reading of the broker's clock is used; clocks drift apart."""
 
 REFERENCES: Final = 3
-"""Connections of ours by which the clock is read, one after the other."""
+"""The number of reference connections, made one after the other to read the clock."""
 
 CLOSING: Final = 2.0
-"""Seconds that the broker may take to close a connection, and that are given to a look's closing
-all together; the rest is closed at the next."""
+"""Seconds that the broker may take to close a connection; also the total that one look spends on
+closing. The rest is closed at the next look."""
 
 
 class Change(NamedTuple):
-    """A user's connections were closed, as its password holds no more: when, by our clock.
+    """A password change, after which a user's connections were closed; times are by our clock.
 
-    What is by the former password was accepted before `began`; what is by the next one, which
-    nobody knew until then, after `ended`.
+    The broker accepted connections with the former password before `began`, and connections with
+    the next one, which was unknown until then, after `ended`.
     """
 
     began: float
     ended: float
     reason: str
     closed: bool
-    """Whether the broker has closed those that it knew of."""
+    """Whether the broker has closed the connections that it knew of."""
 
 
 class BrokerClock(NamedTuple):
-    """By how many milliseconds the broker's clock is ahead of ours, which counts from anywhere."""
+    """The bounds, in milliseconds, of the broker's clock minus our monotonic one."""
 
     least: float
     most: float
 
     @classmethod
     def read(cls, at: int, *, after: float, before: float) -> BrokerClock:
-        """Give what it is where the broker's has shown `at`, in whole ms, between two of ours."""
+        """Return the bounds from one reading: `at`, in whole ms, lay between two times of ours."""
         return cls(at - before * 1000, at + 1 - after * 1000)
 
     def narrowed(self, other: BrokerClock) -> BrokerClock:
-        """Give what both allow; where that is nothing, a clock was set, and the other is newer."""
+        """Return the overlap of both; without one a clock was set: the newer `other` holds."""
         both = BrokerClock(max(self.least, other.least), min(self.most, other.most))
         return both if both.least <= both.most else other
 
     def tells(self, change: Change) -> bool:
-        """Tell whether it is known exactly enough to part the former password from the next."""
+        """Return whether the bounds are narrow enough to tell the former password from the next."""
         return self.most - self.least + 1 <= (change.ended - change.began) * 1000
 
     def latest_former(self, change: Change, *, at_last: bool = False) -> float:
-        """Tell until when, by the broker's clock, what it has accepted is by the former password.
+        """Return the last accept time, by the broker's clock, under the former password.
 
-        Nothing by the next one is; and all that is by the former, if the clock `tells`. `at_last`
-        all that may be by the former is, even so: whose password is the next comes back by it.
+        Connections with the next password are accepted later. If the clock `tells`, all with the
+        former one are accepted by then. With `at_last` the limit takes in every connection that may
+        have used the former one: a client with the next password connects again.
         """
         latest = change.began * 1000 + self.most
         return latest if at_last else min(latest, change.ended * 1000 + self.least - 1)
 
 
 class _Reference(NamedTuple):
-    """A connection of ours, by which the broker's clock is read once it is listed."""
+    """A connection of ours by which the broker's clock is read once it is listed."""
 
     connection: pika.BlockingConnection
     called: str
@@ -106,7 +108,7 @@ class _Reference(NamedTuple):
 
 
 class LateConnections:
-    """Closes them. Callable from any thread; one looks at a time."""
+    """Closes late connections. Callable from any thread; one thread looks at a time."""
 
     def __init__(
         self,
@@ -115,7 +117,7 @@ class LateConnections:
         user: str,
         connect: Callable[[str], pika.BlockingConnection],
     ) -> None:
-        """`connect` makes a connection as `user`, which tells the broker that it is called so."""
+        """`connect` makes a connection as `user`, with its argument as the connection's name."""
         self._management = management
         self._user = user
         self._connect = connect
@@ -126,22 +128,22 @@ class LateConnections:
         self._clock_read = 0.0
         self._references: list[_Reference] = []
         self._done: set[ListedConnection] = set()
-        """What was closed: it is listed for a while, and its name may be another's by then."""
+        """Connections already closed: they stay listed a while, and names may be reused."""
 
     def look_for(self, user: str, change: Change) -> None:
-        """Close what comes late by a user's former password, or by one before that."""
+        """Close late connections with a user's former password, or with one before that."""
         with self._changing:
             self._changes[user] = change
 
     def is_made_anew(self, user: str) -> None:
-        """Let what comes by its new password be, if the user was deleted a moment ago."""
+        """Spare connections with the new password, if the user was deleted a moment ago."""
         with self._changing:
             change = self._changes.get(user)
             if change is not None and change.ended == math.inf:
                 self._changes[user] = change._replace(ended=time.monotonic())
 
     def look(self) -> None:
-        """Close what has come. An outage only makes it wait for the next time."""
+        """Close the late connections listed now. After an outage, the next look does."""
         if not self._changes or not self._looking.acquire(blocking=False):
             return
         try:
@@ -155,7 +157,7 @@ class LateConnections:
             self._looking.release()
 
     def close(self) -> None:
-        """Give up what is kept open between looks."""
+        """Close the reference connections kept between looks."""
         if self._looking.acquire(timeout=CLOSING):
             self._let_go()
             self._looking.release()
@@ -167,7 +169,7 @@ class LateConnections:
             self._clock = None
         if self._clock is None and not self._references:
             self._refer()
-            return  # they are not listed at once
+            return  # new connections are not listed at once
         listed = self._management.connections()
         self._read_clock(listed)
         if self._clock is not None:
@@ -189,7 +191,7 @@ class LateConnections:
             self._refer()
 
     def _refer(self) -> None:
-        """Make connections to read the clock by: of several, one will have been made quickly."""
+        """Make the reference connections: of several, one will have been made quickly."""
         while len(self._references) < REFERENCES:
             called = f"clock {secrets.token_hex(8)}"
             after = time.monotonic()
@@ -199,7 +201,7 @@ class LateConnections:
 
     def _read_clock(self, listed: Collection[ListedConnection]) -> None:
         for reference in self._references:
-            # The broker hears from it, and so keeps it.
+            # This answers the broker's heartbeats, so that it keeps the connection.
             reference.connection.process_data_events(time_limit=0)
             for one in listed:
                 ours = one.user == self._user and reference.called in one.called
@@ -219,7 +221,7 @@ class LateConnections:
         clock: BrokerClock,
         listed: Iterable[ListedConnection],
     ) -> Collection[str]:
-        """Close what is by a former password; give the users of which something may be left."""
+        """Close connections with a former password; return the users that may still have some."""
         now = time.monotonic()
         until = now + CLOSING
         left: set[str] = set()
@@ -245,9 +247,9 @@ class LateConnections:
         return left
 
     def _close_all_unclosed(self, changes: Mapping[str, Change]) -> Collection[str]:
-        """Close all of those users of whom none could be: the broker does not tell which are old.
+        """Close all connections of users whose first closing failed: accept times are unknown.
 
-        So does one whose management API gives no statistics.
+        A broker whose management API gives no statistics gives none.
         """
         for user, change in changes.items():
             if not change.closed:

@@ -1,8 +1,8 @@
-"""What RabbitMQ holds a tenant to: limits of its users, and an operator policy for its queues.
+"""How RabbitMQ enforces a tenant's limits: by limits of its users and an operator policy.
 
-An operator policy limits beside whatever policy the queues have. What is beyond is refused, as
-tenants' queues say themselves (`x-overflow`); a classic queue does not, and would drop its oldest
-messages: such a queue gets no limit.
+An operator policy limits queues beside any policy they have. Messages beyond the limit are refused,
+as tenants' queues demand (`x-overflow`). A classic queue does not demand it and would drop its
+oldest messages: it gets no limit.
 """
 
 from __future__ import annotations
@@ -28,23 +28,23 @@ _POLICY: Final = re.compile(rf"tenant_(?P<tenant>{names.TENANT_ID.pattern})_back
 _NEVER_FULL: Final = {"max-length": 10**12, "max-length-bytes": 10**15}
 
 PRIORITY: Final = 100
-"""Above an operator policy for all queues: of several that match, one alone counts."""
+"""Above an operator policy for all queues: of several that match, only one applies."""
 
 
 def kept(queue_type: layout.QueueType) -> KeptLimits:
-    """Say which limits there are where queues are made of this type."""
+    """Return the limits that can be enforced if queues are made of this type."""
     if queue_type == "quorum":
         return KeptLimits(broker="RabbitMQ", names=frozenset({*_OF_USERS, *_OF_QUEUES}))
     return KeptLimits(broker="RabbitMQ with classic queues", names=frozenset(_OF_USERS))
 
 
 def policy_name(tenant_id: str) -> str:
-    """Name the operator policy of a tenant's queues."""
+    """Return the name of the operator policy for a tenant's queues."""
     return f"tenant_{tenant_id}_backlog"
 
 
 def limits_of(topology: TenantTopology, limits: Limits) -> dict[str, object]:
-    """Say what holds a tenant to its limits: by user, and by operator policy."""
+    """Return the settings that enforce a tenant's limits: by user, and by operator policy."""
     found: dict[str, object] = {}
     if of_users := _named(_OF_USERS, limits):
         for kind in UserKind:
@@ -56,14 +56,14 @@ def limits_of(topology: TenantTopology, limits: Limits) -> dict[str, object]:
             "pattern": layout.permissions(topology.tenant_id).read,
             "apply-to": "queues",
             "priority": PRIORITY,
-            # A queue's share: together they hold what the tenant may have waiting.
+            # A queue's share: all queues together hold what the tenant may have waiting.
             "definition": {key: -(-value // queues) for key, value in of_queues.items()},
         }
     return found
 
 
 def surveyed(management: ManagementClient, users: frozenset[str]) -> dict[str, dict[str, object]]:
-    """Give what holds tenants to limits, by tenant; of these users, and in the virtual host."""
+    """Return the settings that limit tenants, by tenant: of `users`, and in the virtual host."""
     found: dict[str, dict[str, object]] = {}
     for user, of_user in management.user_limits().items():
         tenant_id = layout.owner_of(user)
@@ -76,7 +76,7 @@ def surveyed(management: ManagementClient, users: frozenset[str]) -> dict[str, d
 
 
 def limit_user(management: ManagementClient, name: str, wanted: object) -> None:
-    """Hold a user to limits, and to no others."""
+    """Set these limits of a user, and remove all others."""
     limits: Mapping[str, int] = wanted if isinstance(wanted, dict) else {}
     there = management.user_limits(name).get(name, {})
     for limit in _OF_USERS.values():
@@ -87,12 +87,12 @@ def limit_user(management: ManagementClient, name: str, wanted: object) -> None:
 
 
 def limit_queues(management: ManagementClient, tenant_id: str, wanted: object) -> None:
-    """Hold a tenant's queues to a policy; None: to none. Raises `BrokerError` for a classic one."""
+    """Set or remove the policy of a tenant's queues. Raises `BrokerError` for a classic one."""
     name = policy_name(tenant_id)
     if not isinstance(wanted, dict):
         if (there := management.operator_policies().get(name)) is not None:
-            # A queue without any limit would never tell the channels that it has refused that it
-            # takes messages again; one with a higher limit does.
+            # Without any limit, a queue that has refused messages would never tell the channels
+            # that it accepts them again; with a higher limit it does.
             management.put_operator_policy(name, {**there, "definition": _NEVER_FULL})
             management.delete_operator_policy(name)
         return

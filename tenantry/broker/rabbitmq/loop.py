@@ -1,4 +1,4 @@
-"""pika's select loop on a thread of its own, with as many connections as are wanted."""
+"""pika's select loop on a thread of its own, with any number of connections."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ log = structlog.get_logger(__name__)
 BEAT_EVERY: Final = 1.0
 
 AFTER_A_MISTAKE: Final = 1.0
-"""Seconds until a loop that a callback's mistake has ended begins anew."""
+"""Seconds until a loop that a callback's exception has ended begins again."""
 
 
 class Member(Protocol):
@@ -27,16 +27,16 @@ class Member(Protocol):
         """Connect."""
 
     def abandon(self, reason: str) -> None:
-        """Note that the loop has gone, and with it the connection."""
+        """Record that the loop has gone, and the connection with it."""
 
     def close(self) -> None:
-        """Close for good, then have `IoLoop.remove` called."""
+        """Close for good, then call `IoLoop.remove`."""
 
 
 class IoLoop:
     """Runs connections, all on one thread. `run` belongs there; every callback runs there.
 
-    `call` and `stop` come from any thread, `add` and `remove` from the loop's, or before `run`.
+    `call` and `stop` may come from any thread, `add` and `remove` from the loop's, or before `run`.
     """
 
     def __init__(self) -> None:
@@ -52,13 +52,13 @@ class IoLoop:
         return self._stopping.is_set()
 
     def add(self, member: Member) -> None:
-        """Take a connection in; it connects as soon as the loop runs."""
+        """Add a connection; it connects as soon as the loop runs."""
         self._members.append(member)
         if self._ioloop is not None:
             member.begin(self._ioloop)
 
     def remove(self, member: Member) -> None:
-        """Let a connection go that is closed for good; harmless twice."""
+        """Remove a connection that is closed for good; harmless twice."""
         if member in self._members:
             self._members.remove(member)
         self._end_if_done()
@@ -70,7 +70,7 @@ class IoLoop:
             self._stopping.wait(AFTER_A_MISTAKE)
 
     def stop(self) -> None:
-        """Close the connections cleanly, what was sent before included, and end `run`."""
+        """Close the connections cleanly, once everything sent has gone out, and end `run`."""
         self._stopping.set()
         self.call(self._close)
 
@@ -92,7 +92,7 @@ class IoLoop:
             for member in tuple(self._members):
                 member.begin(ioloop)
             if self._stopping.is_set():
-                # `stop` may have looked before there was a loop to tell.
+                # `stop` may have been called before there was a loop.
                 self.call(self._close)
             self._beat(ioloop)
             ioloop.start()

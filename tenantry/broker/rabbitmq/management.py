@@ -1,4 +1,4 @@
-"""RabbitMQ's management API: the few calls made of it, in versions 3.10 to 4.x."""
+"""RabbitMQ's management API: the few calls that are needed, in versions 3.10 to 4.x."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ ATTEMPTS: Final = 4
 FIRST_BACKOFF: Final = 0.1
 LONGEST_BACKOFF: Final = 1.0
 TIMEOUT: Final = httpx.Timeout(10.0, connect=3.0)
-"""Seconds. A call with all its attempts ends within a minute, mostly much sooner."""
+"""Seconds. A call with all its attempts ends within a minute, usually much sooner."""
 
 _PAGE_SIZE: Final = 500
 _HASHING: Final = "rabbit_password_hashing_sha256"
 _USER_COLUMNS: Final = "name,password_hash,tags"
 _CALLED: Final = "client_properties.connection_name"
-"""Of what clients tell about themselves, which may be much, this alone."""
+"""The only client property read: clients may send large ones."""
 
 _LIGHT: Final = {"disable_stats": "true"}
 
 
 class ListedConnection(NamedTuple):
-    """A connection: whose, what its client calls it, and when the broker has accepted it.
+    """A connection: its user, its name by the client, and when the broker accepted it.
 
-    That is in milliseconds by the broker's clock; None where the broker keeps no statistics.
+    `accepted_at` is in milliseconds by the broker's clock; None if the broker keeps no statistics.
     """
 
     name: str
@@ -50,7 +50,7 @@ class ListedConnection(NamedTuple):
 
 
 class _Node:
-    """The management API of one node: where it is, and the connections to it."""
+    """The management API of one node: its address, and the connections to it."""
 
     def __init__(self, url: str, tls: Tls) -> None:
         try:
@@ -70,7 +70,7 @@ class _Node:
         self.pool: Final = HttpPool(
             host,
             port or (443 if self.secured else 80),
-            # As AMQP does it.
+            # The same TLS settings as for AMQP.
             context=tls.context() if self.secured else None,
             headers={"Authorization": f"Basic {login}", "Accept": "*/*"},
         )
@@ -79,9 +79,9 @@ class _Node:
 class ManagementClient:
     """A client of the management API, for one virtual host. Callable from any thread.
 
-    Every call here may be repeated without harm and is, a bounded number of times, when the
-    broker can't be reached or fails. Raises `BrokerUnavailableError` when that does not help,
-    and `BrokerError` where the broker refuses; neither repeats a password.
+    Every call here may be repeated without harm, and is repeated, a bounded number of times, if the
+    broker can't be reached or fails. Raises `BrokerUnavailableError` if that does not help, and
+    `BrokerError` if the broker refuses; neither repeats a password.
     """
 
     def __init__(
@@ -96,17 +96,17 @@ class ManagementClient:
         return f"{type(self).__name__}({self.address!r}, vhost={self.virtual_host!r})"
 
     def close(self) -> None:
-        """Give up the connections to the broker."""
+        """Close the connections to the broker."""
         for node in self._nodes:
             node.pool.close()
 
     @property
     def address(self) -> str:
-        """Where the management API is that is asked."""
+        """The address of the management API in use."""
         return self._nodes.current.address
 
     def user(self, name: str) -> Mapping[str, Any] | None:
-        """Give a user with the hash of its password and its tags, if there is one."""
+        """Return a user with its password's hash and its tags, or None."""
         found = self._call(
             "GET",
             f"users/{_quoted(name)}",
@@ -116,7 +116,7 @@ class ManagementClient:
         return None if found is None else {**found, "tags": _tags(found.get("tags"))}
 
     def put_user(self, name: str, password_hash: str, *, tags: Sequence[str] = ()) -> None:
-        """Make a user, without tags by default, or give one a password, known by its hash only."""
+        """Make a user or change its password, by the hash alone; set its tags, none by default."""
         body = {
             "password_hash": password_hash,
             "hashing_algorithm": _HASHING,
@@ -129,30 +129,30 @@ class ManagementClient:
         self._call("DELETE", f"users/{_quoted(name)}", absent_is_fine=True)
 
     def put_permissions(self, name: str, *, configure: str, write: str, read: str) -> None:
-        """Say what a user may configure, write to and read from, by patterns of names."""
+        """Set the patterns of the names that a user may configure, write to and read from."""
         body = {"configure": configure, "write": write, "read": read}
         self._call("PUT", f"permissions/{self._vhost}/{_quoted(name)}", body=body)
 
     def delete_permissions(self, name: str) -> None:
-        """Take from a user what it may do in the virtual host."""
+        """Revoke a user's permissions in the virtual host."""
         self._call("DELETE", f"permissions/{self._vhost}/{_quoted(name)}", absent_is_fine=True)
 
     def user_limits(self, name: str | None = None) -> Mapping[str, Mapping[str, int]]:
-        """Give users' limits by their names: of one user, or of all that have some."""
+        """Return users' limits by their names: of one user, or of all with limits."""
         path = "user-limits" if name is None else f"user-limits/{_quoted(name)}"
         listed = self._call("GET", path, absent_is_fine=True) or ()
         return {one["user"]: one["value"] for one in listed}
 
     def put_user_limit(self, name: str, limit: str, value: int) -> None:
-        """Hold a user to a limit."""
+        """Set a limit of a user."""
         self._call("PUT", f"user-limits/{_quoted(name)}/{limit}", body={"value": value})
 
     def delete_user_limit(self, name: str, limit: str) -> None:
-        """Lift a limit of a user, if there is such a one."""
+        """Remove a limit of a user, if it is set."""
         self._call("DELETE", f"user-limits/{_quoted(name)}/{limit}", absent_is_fine=True)
 
     def operator_policies(self) -> Mapping[str, Mapping[str, Any]]:
-        """Give the operator policies of the virtual host, by their names."""
+        """Return the operator policies of the virtual host, by their names."""
         return {
             one["name"]: {
                 key: one.get(key) for key in ("pattern", "apply-to", "priority", "definition")
@@ -161,7 +161,7 @@ class ManagementClient:
         }
 
     def put_operator_policy(self, name: str, policy: Mapping[str, Any]) -> None:
-        """Make an operator policy, or put it in the place of one of that name."""
+        """Make an operator policy, or replace the one of that name."""
         self._call("PUT", f"operator-policies/{self._vhost}/{_quoted(name)}", body=policy)
 
     def delete_operator_policy(self, name: str) -> None:
@@ -170,21 +170,21 @@ class ManagementClient:
         self._call("DELETE", path, absent_is_fine=True)
 
     def queue_arguments(self, pattern: str) -> Mapping[str, Mapping[str, Any]]:
-        """Give the arguments of the queues whose names match a regular expression somewhere."""
+        """Return the arguments of the queues whose names match a regular expression somewhere."""
         return {
             item["name"]: item.get("arguments") or {}
             for item in self._pages("queues", pattern, "name,arguments")
         }
 
     def permissions_of(self, name: str) -> Mapping[str, Permissions]:
-        """Give what a user may, by virtual host, in all of them."""
+        """Return a user's permissions, by virtual host, in all of them."""
         listed = self._call("GET", f"users/{_quoted(name)}/permissions", absent_is_fine=True) or ()
         return {one["vhost"]: _permissions(one) for one in listed}
 
     def close_connections(self, name: str, reason: str) -> None:
-        """Close all connections of a user, which gets to know the reason.
+        """Close all connections of a user, which receives the reason.
 
-        Asked twice at most, for an answer within 5 seconds each.
+        At most two attempts, each with 5 seconds for the answer.
         """
         self._call(
             "DELETE",
@@ -196,9 +196,9 @@ class ManagementClient:
         )
 
     def connections_of(self, user: str) -> Sequence[tuple[str, str]]:
-        """List a user's connections to the virtual host: each name, and what its client calls it.
+        """List a user's connections to the virtual host: each name, and the client's name for it.
 
-        Of the others nothing is read but whose they are.
+        Of other users' connections nothing but the user is read.
         """
         columns = {"columns": f"name,user,{_CALLED}"}
         listed = self._call("GET", f"vhosts/{self._vhost}/connections", parameters=columns)
@@ -207,7 +207,7 @@ class ManagementClient:
     def connections(self) -> Sequence[ListedConnection]:
         """List the connections to the virtual host, as of some 5 seconds ago.
 
-        Asked once, for an answer within 15 seconds.
+        One attempt, with 15 seconds for the answer.
         """
         listed = self._call(
             "GET",
@@ -227,10 +227,10 @@ class ManagementClient:
         ]
 
     def close_connection(self, name: str, reason: str, *, seconds: float) -> None:
-        """Close a connection by its name; its client gets to know the reason.
+        """Close a connection by its name; its client receives the reason.
 
-        The broker answers when the connection's channels have ended. Asked once, for an answer
-        within `seconds`.
+        The broker answers when the connection's channels have ended. One attempt, with `seconds`
+        for the answer.
         """
         self._call(
             "DELETE",
@@ -266,42 +266,42 @@ class ManagementClient:
         return [item["name"] for item in self._pages("exchanges", pattern)]
 
     def definitions(self) -> Mapping[str, Sequence[Mapping[str, Any]]]:
-        """Give the durable exchanges, queues and bindings of the virtual host, in one call."""
+        """Return the durable exchanges, queues and bindings of the virtual host, in one call."""
         found = self._call("GET", f"definitions/{self._vhost}")
         return {kind: found.get(kind) or [] for kind in ("exchanges", "queues", "bindings")}
 
     def users(self) -> Sequence[Mapping[str, Any]]:
-        """List all users, with the hashes of their passwords and their tags."""
+        """List all users, with their password hashes and tags."""
         return [
             {**user, "tags": _tags(user.get("tags"))}
             for user in self._call("GET", "users", parameters={"columns": _USER_COLUMNS})
         ]
 
     def permissions(self) -> Mapping[str, Mapping[str, Permissions]]:
-        """Give what each user may, by virtual host."""
+        """Return each user's permissions, by virtual host."""
         found: defaultdict[str, dict[str, Permissions]] = defaultdict(dict)
         for one in self._call("GET", "permissions"):
             found[one["user"]][one["vhost"]] = _permissions(one)
         return found
 
     def consumed_by(self, user: str) -> frozenset[str]:
-        """Name the queues that have a consumer of a user."""
+        """Return the queues that a user consumes."""
         columns = {"columns": "queue.name,channel_details.user"}
         listed = self._call("GET", f"consumers/{self._vhost}", parameters=columns)
         return frozenset(
             one["queue"]["name"]
             for one in listed
-            # A channel that has just gone has no details any more.
+            # A channel that has just been closed has no details any more.
             if isinstance(one.get("channel_details"), dict)
             and one["channel_details"].get("user") == user
         )
 
     def tags(self) -> frozenset[str]:
-        """Give the tags of the user this client is."""
+        """Return the tags of this client's own user."""
         return _tags(self._call("GET", "whoami").get("tags"))
 
     def check_vhost(self) -> None:
-        """Raise `BrokerError` unless the virtual host exists and may be seen."""
+        """Raise `BrokerError` unless the virtual host exists and is accessible."""
         self._call("GET", f"vhosts/{self._vhost}", parameters={"columns": "name"})
 
     def _pages(self, kind: str, pattern: str, columns: str = "name") -> Iterator[Mapping[str, Any]]:
@@ -331,7 +331,7 @@ class ManagementClient:
         timeout: httpx.Timeout = TIMEOUT,
         attempts: int = ATTEMPTS,
     ) -> Any:
-        """Make a call and give its JSON; None, if it has none or answers that there is nothing."""
+        """Make a call and return its JSON; None without content, or if a 404 is fine."""
         target = f"/api/{path}" + (f"?{urlencode(parameters)}" if parameters else "")
         said = dict(headers or {})
         sent = None
@@ -354,7 +354,7 @@ class ManagementClient:
                     headers=said,
                     connect_timeout=timeout.connect,
                     timeout=timeout.read,
-                    # Once there is a connection: to make one may have taken long.
+                    # Again once connected: connecting may have taken long.
                     before_sending=self._fence.check,
                 )
             except FAILURES as error:
@@ -366,7 +366,7 @@ class ManagementClient:
                 )
                 continue
             except PoolClosedError as error:
-                # The daemon ends while a thread is still asking.
+                # The daemon is stopping while a thread still makes calls.
                 raise BrokerUnavailableError("the way to RabbitMQ has been closed") from error
             if answer.status >= httpx.codes.INTERNAL_SERVER_ERROR:
                 self._nodes.failed(node)

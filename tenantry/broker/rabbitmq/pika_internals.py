@@ -1,8 +1,8 @@
-"""All of pika's private names that we use, under names of our own.
+"""All private names of pika that are used, behind names of our own.
 
 pika has no public way to send bytes that are encoded already, to read frames before it decodes
-them, or to break a connection off. Other versions may have none of these names: then nothing is
-connected, and the error says which version it is.
+them, or to break a connection off. Other versions may lack these names: then the import fails, and
+the error names pika's version.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from tenantry.broker.adapter import UNFENCED, TermFence
 from tenantry.broker.port import BrokerUnavailableError
 
 LARGEST_READ: Final = 64 * 1024
-"""Bytes taken from the socket at once. Each read gives up the interpreter's lock and has to wait
-for it again; pika's 4 KiB would do so every dozen messages."""
+"""Bytes read from the socket at once. Each read releases the interpreter's lock and has to wait for
+it again; pika's 4 KiB would do so every dozen messages."""
 
 
 def check_names(names: Iterable[tuple[str, Iterable[str]]]) -> None:
-    """Raise `ImportError` unless each private name is among those that pika has in a place."""
+    """Raise `ImportError` unless each private name is among the names known in its place."""
     missing = [name for name, known in names if name not in known]
     if missing:
         raise ImportError(
@@ -56,17 +56,17 @@ check_names(
 
 
 class TermLapsedError(BrokerUnavailableError, AMQPConnectionError):
-    """A connection was broken off because nothing may be sent on it any more.
+    """A connection was broken off because its term has lapsed: nothing may be sent on it.
 
-    pika raises it from whatever waits on the connection, where its own errors are expected.
+    pika raises it from every call that waits on the connection, where its own errors are expected.
     """
 
 
 class FencedConnection(pika.SelectConnection):
-    """A connection that sends nothing any more once its term has lapsed, and breaks instead.
+    """A connection that breaks off, instead of sending, once its term has lapsed.
 
-    What a frozen daemon had ready to be sent when it was stopped, acknowledgements above all, stays
-    unsent when it wakes up too late.
+    Bytes that a frozen daemon had ready to send, acks above all, stay unsent when it wakes up too
+    late.
     """
 
     fence: TermFence = UNFENCED
@@ -77,15 +77,15 @@ class FencedConnection(pika.SelectConnection):
         self._output_marshaled_frames([frames])
 
     def break_off(self, error: Exception) -> None:
-        """End the connection at once, for this reason: nothing is said on it any more."""
+        """Break the connection off at once, for this reason; nothing more is sent on it."""
         self._terminate_stream(error)
 
     def _output_marshaled_frames(self, marshaled_frames: Any) -> None:
-        """Send frames; everything pika sends goes this way."""
+        """Send frames; everything that pika sends passes here."""
         if self.fence.valid():
             super()._output_marshaled_frames(marshaled_frames)
         elif not self._breaking:
-            # Not before the caller has returned: pika's heartbeat, for one, would go on with a
+            # Only after the caller has returned: pika's heartbeat, for one, would go on with a
             # connection that is closed.
             self._breaking = True
             self._adapter_call_later(0, self._break_off_lapsed)
@@ -99,7 +99,7 @@ class FrameReadingConnection(FencedConnection):
     """A connection whose bytes, once it is open, are read by `read_frames`."""
 
     def read_frames(self, data: bytes) -> bytes:
-        """Read the whole frames in `data`, and give what is left of it."""
+        """Read the whole frames in `data`, and return the rest."""
         raise NotImplementedError
 
     def process_frame(self, frame: Frame | ProtocolHeader) -> None:
@@ -107,7 +107,7 @@ class FrameReadingConnection(FencedConnection):
         self._process_frame(frame)
 
     def read_in_large_pieces(self) -> None:
-        """Take more from the socket at once than pika does; call it when the connection is open."""
+        """Read more from the socket at once than pika does; call it on an open connection."""
         if self._transport is not None:
             cast("Any", self._transport)._MAX_RECV_BYTES = LARGEST_READ  # noqa: SLF001
 
@@ -115,7 +115,7 @@ class FrameReadingConnection(FencedConnection):
         if not self.is_open:
             super()._on_data_available(data_in)
             return
-        # All that comes is a sign of life, a part of a large body on a slow line as well.
+        # Every byte is a sign of life, including parts of a large body on a slow line.
         self.bytes_received += len(data_in)
         data = self._frame_buffer + data_in if self._frame_buffer else data_in
         self._frame_buffer = b""
@@ -125,15 +125,15 @@ class FrameReadingConnection(FencedConnection):
 def close_with_consumers(channel: Channel) -> None:
     """Close a channel, and its consumers with it.
 
-    pika cancels them first. Then the next consumer of a queue begins before what the first one had
-    in hand is in the queue again. Raises `ChannelWrongStateError`.
+    pika cancels them first. Then a queue's next consumer would begin before the first one's
+    unsettled messages are back in the queue. Raises `ChannelWrongStateError`.
     """
     channel._consumers.clear()  # noqa: SLF001
     channel.close()
 
 
 def fenced_blocking_connection(parameters: Parameters, by: TermFence) -> pika.BlockingConnection:
-    """Connect; everything that is said, the first word included, is said under the fence.
+    """Connect; everything sent, from the first byte on, is sent under the fence.
 
     Raises what `pika.BlockingConnection` does.
     """

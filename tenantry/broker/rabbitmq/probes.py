@@ -19,8 +19,8 @@ _PREFIX: Final = "tenantry_probe_"
 class RabbitProbes:
     """Probes (`Probes`) on RabbitMQ.
 
-    A probe has the permissions and tags that the tenant's user has now, whatever gave them. Users
-    are the whole broker's: a probe carries our mark.
+    A probe has the permissions and tags that the tenant's user has now, whoever granted them. Users
+    belong to the whole broker: a probe carries our mark.
     """
 
     def __init__(self, administration: RabbitAdministration) -> None:
@@ -55,7 +55,7 @@ class RabbitProbes:
             yield Probe(sender, self._in_place_of(tenant_id, UserKind.CONSUMER, stack))
 
     def _in_place_of(self, tenant_id: str, kind: UserKind, stack: ExitStack) -> Credentials | None:
-        """Make a user that may what the tenant's user of a kind may now, if there is one."""
+        """Make a probe user with the present rights of the tenant's user of a kind, if any."""
         own = names.username(tenant_id, kind)
         user = self._administration.find(own)
         if user is None or user.permissions is None:

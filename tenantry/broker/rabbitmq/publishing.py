@@ -1,4 +1,4 @@
-"""Publishing to RabbitMQ with confirms: one connection and one thread for everybody's messages."""
+"""Publishing to RabbitMQ with confirms: one connection and one thread for all callers."""
 
 from __future__ import annotations
 
@@ -38,22 +38,22 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 MAX_BURST: Final = 250
-"""Messages sent before the loop looks at its socket again."""
+"""Messages sent before the loop checks its socket again."""
 
 REOPEN_AFTER: Final = 0.5
 """Seconds before a channel that the broker closed is opened again."""
 
 BLOCKED_PATIENCE: Final = 1.0
-"""Seconds a caller waits for a broker that takes no messages now."""
+"""Seconds a caller waits for a broker that accepts no messages now."""
 
 _NOT_FOUND: Final = 404
 
 
 class RabbitPublishing:
-    """Publishes durable messages. `run` and `stop` are the owner's to call.
+    """Publishes durable messages. The owner calls `run` and `stop`.
 
-    What a broken connection leaves unconfirmed is published again on the next one, with the
-    same message ids, until the caller's time is up.
+    Messages left unconfirmed by a broken connection are published again on the next one, with the
+    same message ids, until the caller's timeout.
     """
 
     def __init__(self, url: str, fence: TermFence = UNFENCED, tls: Tls = SYSTEMS) -> None:
@@ -68,7 +68,7 @@ class RabbitPublishing:
             on_closed=self._disconnected,
             kind=FencedConnection,
         )
-        # From here to the loop's thread; everything below belongs to that thread.
+        # Passed from callers to the loop's thread; everything below belongs to that thread.
         self._incoming: deque[Batch] = deque()
         self._stopped = threading.Event()
         self._waiting = Waiting()
@@ -95,7 +95,7 @@ class RabbitPublishing:
         return self._link.reconnects
 
     def run(self) -> None:
-        """Publish what callers bring until `stop`; belongs on a thread of its own."""
+        """Publish the callers' messages until `stop`; belongs on a thread of its own."""
         try:
             self._loop.run()
         finally:
@@ -121,12 +121,12 @@ class RabbitPublishing:
             raise BrokerUnavailableError("publishing has been stopped")
         self._loop.call(self._pump)
         if self._blocked is not None:
-            # It may take long: better to say so than to keep everybody waiting.
+            # It may take long: better to say so than to keep all callers waiting.
             timeout = min(timeout, BLOCKED_PATIENCE)
         if not batch.done.wait(timeout):
             batch.abandoned = True
             with suppress(ValueError, IndexError):
-                # Unless the loop has taken it already, which then sees that it is abandoned.
+                # Unless the loop has taken the batch already: then it sees that it is abandoned.
                 self._incoming.remove(batch)
             raise self._late(timeout)
         if batch.error is not None:
@@ -184,7 +184,7 @@ class RabbitPublishing:
             connection.ioloop.call_later(REOPEN_AFTER, self._open)
 
     def _blame(self, error: ChannelClosedByBroker) -> None:
-        """Fail the batches that made the broker close the channel; the others go out again."""
+        """Fail the batches that made the broker close the channel; the others are sent again."""
         if error.reply_code == _NOT_FOUND:
             for batch, exchange in self._unconfirmed.exchanges():
                 if f"'{exchange}'" in error.reply_text:
@@ -197,7 +197,7 @@ class RabbitPublishing:
     def _lose_channel(self) -> None:
         self._channel = None
         self._ready = False
-        # Before what waits already, and in the old order.
+        # Before the batches that wait already, and in the old order.
         for batch in reversed(self._unconfirmed.lose_channel()):
             self._waiting.put_first(batch)
 
@@ -233,7 +233,7 @@ class RabbitPublishing:
         self._pump()
 
     def _pump(self) -> None:
-        """Send what waits, as far as the window is open, and let others have a turn."""
+        """Send the waiting messages that the window allows, then let the loop's other work run."""
         self._pumping = False
         while self._incoming:
             self._waiting.add(self._incoming.popleft())
@@ -252,8 +252,8 @@ class RabbitPublishing:
                 if len(frames) >= MAX_BURST:
                     break
         if frames:
-            # One write for all. What pika offers instead, `Channel.basic_publish`, makes three
-            # writes a message, and takes three times as long altogether.
+            # One write for all frames. Pika's `Channel.basic_publish` makes three writes per
+            # message, and takes three times as long altogether.
             connection.send_frames(b"".join(frames))
         if len(frames) >= MAX_BURST and not self._pumping:
             self._pumping = True

@@ -1,9 +1,9 @@
-"""Deliveries read straight off the wire: the hottest path of the daemon.
+"""Reads deliveries straight from the bytes received: the hottest path of the daemon.
 
-pika builds five objects a message and looks each of its frames up in a table of callbacks; on that
-path it takes most of the daemon's processor time. Here the three frames of a delivery (method,
-header, body; AMQP 0-9-1, chapter 4.2) become one `Delivery`, and only what is stored is read.
-Everything else the broker sends is pika's business as before.
+pika builds five objects per message and looks each of its frames up in a table of callbacks; on
+that path it takes most of the daemon's processor time. Here the three frames of a delivery (method,
+header, body; AMQP 0-9-1, chapter 4.2) become one `Delivery`, and only stored properties are read.
+All other frames are left to pika.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ from tenantry.messages.port import Incoming
 from tenantry.messages.validation import UNREADABLE, too_large
 
 Receiver: TypeAlias = tuple[str, int, Callable[[Delivery], None], "Gate | None"]
-"""A consumer's topic, its partition, who takes its deliveries, and who says which are taken."""
+"""A consumer's topic, its partition, the function that takes its deliveries, and its gate."""
 
 _REPLAY_MARKS: Final = (REPLAY_HEADER.encode(), REPLAYS_HEADER.encode())
 
@@ -65,13 +65,13 @@ _KEPT: Final = CONTENT_ENCODING_FLAG | CORRELATION_ID_FLAG
 
 
 class Gate(Protocol):
-    """Says of each delivery, before its body is read, whether it is kept."""
+    """Decides for each delivery, before its body is read, whether it is kept."""
 
     def admit(self, body: int, table: int) -> bool:
-        """Hear of the next delivery of a channel, and the bytes of its body and its headers."""
+        """Return whether a channel's next delivery is kept, by its bytes of body and headers."""
 
     def dropped(self, tag: int) -> None:
-        """Hear that a delivery that was not admitted has passed."""
+        """Handle the end of a delivery that was not admitted."""
 
 
 _ACK: Final = struct.Struct(">BHIHHQBB").pack
@@ -81,7 +81,7 @@ _NACK: Final = _ACK
 
 
 class _Partial:
-    """A delivery of which not all frames have come."""
+    """A delivery whose frames have not all arrived."""
 
     __slots__ = (
         "body",
@@ -110,10 +110,10 @@ class _Partial:
 
 
 class ReadingConnection(FrameReadingConnection):
-    """A connection that gives deliveries to receivers, past pika's channels."""
+    """A connection that passes deliveries to receivers, without pika's channels."""
 
     largest_table = MOST_BYTES
-    """Bytes of headers that are read; of larger ones only what a replay is known by."""
+    """The most bytes of headers that are read; of larger ones, only the marks of a replay."""
 
     def __init__(self, *arguments: Any, **keywords: Any) -> None:
         self._receivers: dict[tuple[int, bytes], Receiver] = {}
@@ -123,21 +123,21 @@ class ReadingConnection(FrameReadingConnection):
         super().__init__(*arguments, **keywords)
 
     def receive(self, channel: int, consumer_tag: str, receiver: Receiver) -> None:
-        """Give the deliveries of a consumer to `receiver`; call it before consuming."""
+        """Pass a consumer's deliveries to `receiver`; call it before consuming."""
         self._receivers[channel, consumer_tag.encode()] = receiver
 
     def forget(self, channel: int) -> None:
-        """Drop what still comes on a channel that is being closed."""
+        """Drop deliveries that still arrive on a channel that is being closed."""
         partial = self._partial.get(channel)
         if partial is not None:
-            # What is left of it is ours to read all the same: pika has not seen its beginning.
+            # The rest of a delivery must still be read here: pika has not seen its beginning.
             partial.receiver, partial.dropped = None, True
             partial.body.clear()
         for key in [key for key in self._receivers if key[0] == channel]:
             del self._receivers[key]
 
     def ack_each(self, channel: int, tags: Sequence[int]) -> None:
-        """Ack deliveries one by one; for many that is a tenth of what pika's way takes."""
+        """Ack deliveries one by one; for many, this takes a tenth of pika's time."""
         self.send_frames(_acks(channel, tags))
 
     def give_back(self, channel: int, tags: Sequence[int]) -> None:
@@ -145,7 +145,7 @@ class ReadingConnection(FrameReadingConnection):
         self.send_frames(_nacks(channel, tags))
 
     def read_frames(self, data: bytes) -> bytes:
-        """Read deliveries; everything else the broker sends is pika's."""
+        """Read deliveries; pass all other frames to pika."""
         size = len(data)
         offset = 0
         partial = self._partial
@@ -171,7 +171,7 @@ class ReadingConnection(FrameReadingConnection):
         return data[offset:] if offset else data
 
     def _deliver(self, channel: int, data: bytes, at: int) -> None:
-        """Begin a delivery: consumer tag, delivery tag, redelivered; the rest is known."""
+        """Begin a delivery: read consumer tag, delivery tag and redelivered; the rest is known."""
         end = at + 1 + data[at]
         self._partial[channel] = _Partial(
             self._receivers.get((channel, data[at + 1 : end])),
@@ -180,7 +180,7 @@ class ReadingConnection(FrameReadingConnection):
         )
 
     def _header(self, channel: int, data: bytes, at: int, stop: int) -> None:
-        """Read the properties that are kept, and ask whether the delivery is."""
+        """Read the properties that are kept, and ask the gate whether the delivery is kept."""
         partial = self._partial[channel]
         _, _, missing, flags = _content(data, at)
         partial.missing = missing
@@ -210,7 +210,7 @@ class ReadingConnection(FrameReadingConnection):
                     at += 1 + data[at]
             if flags & MESSAGE_ID_FLAG:
                 end = at + 1 + data[at]
-                # An empty id is none.
+                # An empty id counts as none.
                 if end > at + 1:
                     partial.message_id = data[at + 1 : end].decode("utf-8", "backslashreplace")
                 at = end
@@ -249,7 +249,7 @@ class ReadingConnection(FrameReadingConnection):
         partial = self._partial.pop(channel)
         receiver = partial.receiver
         if receiver is None:
-            # Its channel is being closed: the broker will take it back.
+            # The channel is being closed: the delivery returns to its queue.
             return
         topic, number, take, gate = receiver
         if partial.dropped:
@@ -279,7 +279,7 @@ class ReadingConnection(FrameReadingConnection):
         )
 
     def _content_type(self, raw: bytes) -> str:
-        """Decode a content type, one object for each: there are few, and they recur."""
+        """Decode a content type, and reuse the text: there are few, and they recur."""
         known = self._content_types.get(raw)
         if known is None:
             if len(self._content_types) > 1000:
@@ -297,7 +297,7 @@ def _acks(channel: int, tags: Sequence[int]) -> bytes:
 
 
 def _table(data: bytes, at: int, stop: int) -> tuple[Mapping[str, object] | None, int]:
-    """Read a table of headers; one that can't be read is kept as it came, in hexadecimal."""
+    """Read a table of headers; keep an unreadable one as it came, in hexadecimal."""
     try:
         return read_table(data, at)
     except MalformedTableError:
@@ -314,7 +314,7 @@ def _large_table(data: bytes, at: int, size: int) -> tuple[Mapping[str, object],
 
 
 def _marks(data: bytes, at: int) -> Mapping[str, object]:
-    """Read what tells that a message was replayed, and nothing else."""
+    """Read the marks of a replayed message, and nothing else."""
     found: dict[str, object] = {}
     for name, entry in read_entries(data, at):
         if name in _REPLAY_MARKS:
@@ -326,7 +326,7 @@ def _marks(data: bytes, at: int) -> Mapping[str, object]:
 def _with_properties(
     headers: Mapping[str, object] | None, *, encoding: str, correlation: str
 ) -> Mapping[str, object] | None:
-    """Keep two properties among the headers, unless the sender has put something there."""
+    """Add two properties to the headers, unless the sender has set headers of these names."""
     if isinstance(headers, UnfitHeaders):
         return headers
     given = {CONTENT_ENCODING: encoding, CORRELATION_ID: correlation}
@@ -339,9 +339,9 @@ def _short(data: bytes, at: int) -> str:
 
 
 def _exact_time(headers: Mapping[str, object], otherwise: int | None) -> int | None:
-    """Give the time of publishing in milliseconds that a header tells, if one does.
+    """Return the time of publishing in milliseconds, from its header if there is one.
 
-    One before 1970, or beyond what PostgreSQL is given, is none.
+    None for a time before 1970, or later than PostgreSQL is given.
     """
     exact = headers.get("timestamp_in_ms")
     if type(exact) is not int:

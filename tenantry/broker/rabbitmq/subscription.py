@@ -27,7 +27,7 @@ REOPEN_AFTER: Final = 1.0
 class RabbitSubscription:
     """One tenant's channels, one after the other, each a generation.
 
-    Its fields belong to the loop's thread; the public calls of the port go there.
+    Its fields belong to the loop's thread; the port's public calls are passed to that thread.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class RabbitSubscription:
         self.wanted = True
         """Whether deliveries are wanted."""
         self.asked_at = 0.0
-        """When it last asked its queues to be consumed."""
+        """When the subscription last asked to consume its queues."""
         self.answered_at = 0.0
         self._loop = loop
         self._queues = tuple(queues)
@@ -71,15 +71,15 @@ class RabbitSubscription:
         acks: Sequence[int] = (),
         ack_up_to: int | None = None,
     ) -> None:
-        """Reject some tags, ack the rest; nothing, once the channel they came on is gone."""
+        """Reject some tags, ack the others; does nothing once their channel is gone."""
         self._loop.call(partial(self._settle, generation, rejects, acks, ack_up_to))
 
     def renew_prefetch(self, generation: int, queue: QueueSpec) -> None:
-        """Let more deliveries of a queue come, beside those that are unsettled."""
+        """Allow more deliveries of a queue, beside its unsettled ones."""
         self._loop.call(partial(self._renew_prefetch, generation, queue))
 
     def cancel(self) -> None:
-        """Stop deliveries; the sink hears `cancelled`, at once where nothing is connected."""
+        """Stop deliveries; the sink hears `cancelled`, at once if the loop does not run."""
         if not self._loop.call(self._cancel):
             self._cancel()
 
@@ -92,7 +92,7 @@ class RabbitSubscription:
         if not self._loop.call(self.finish):
             self.finish()
 
-    # On the loop's thread: what its connection tells.
+    # On the loop's thread: called by the connection.
 
     def connected(self, connection: ReadingConnection) -> None:
         """Open a channel on a new connection, if deliveries are wanted."""
@@ -100,7 +100,7 @@ class RabbitSubscription:
         self._reopen()
 
     def disconnected(self, reason: str) -> None:
-        """Note that the connection is gone; the channel's own callback may have come before."""
+        """Record that the connection is gone; the channel's own callback may have come before."""
         self._connection = None
         self._lose(reason)
 
@@ -123,7 +123,7 @@ class RabbitSubscription:
         if channel is not None:
             channel.close_when_settled()
 
-    # What its channel tells.
+    # Called by the channel.
 
     def asked(self) -> None:
         """See `Owner.asked`."""
@@ -154,7 +154,7 @@ class RabbitSubscription:
         self._reopen()
 
     def closed(self, error: Exception) -> None:
-        """See `Owner.closed`: another channel is opened, unless a queue is not there."""
+        """See `Owner.closed`: another channel is opened, unless a queue does not exist."""
         self._lose(describe(error), missing=is_not_found(error))
         connection = self._connection
         if (
@@ -179,7 +179,7 @@ class RabbitSubscription:
                 left_out=left_out,
             )
 
-    # What was asked for.
+    # The requests, on the loop's thread.
 
     def _settle(
         self,
@@ -206,7 +206,7 @@ class RabbitSubscription:
     def _resubscribe(self) -> None:
         self.wanted = True
         if self._channel is not None:
-            # The deliveries of the old channel go back to their queues with it.
+            # When the old channel closes, its deliveries return to their queues.
             self._channel.cancelling = False
         self.give_up("consuming begins again")
         self._open()
@@ -240,7 +240,7 @@ class RabbitSubscription:
             self._sink.cancelled(channel.generation)
 
     def _leave_channel(self) -> ConsumingChannel | None:
-        """Have no channel any more; give the one there was."""
+        """Detach from the channel, if there is one, and return it."""
         channel, self._channel = self._channel, None
         if channel is not None:
             channel.let_go()

@@ -1,7 +1,7 @@
-"""AMQP's tables of headers, read as they were written.
+"""AMQP's header tables, decoded without loss.
 
-pika reads fractions as whole numbers and gives up on a key that is not UTF-8; a message's headers
-are the sender's, and kept as they are. (AMQP 0-9-1, chapter 4.2.5, with RabbitMQ's errata for the
+pika reads fractions as whole numbers and fails on a key that is not UTF-8; a message's headers are
+the sender's, and kept as they are. (AMQP 0-9-1, chapter 4.2.5, with RabbitMQ's errata for the
 letters of the types.)
 """
 
@@ -14,7 +14,7 @@ from decimal import Decimal
 from typing import Any, Final
 
 DEEPEST: Final = 32
-"""Tables and lists within one another; what is deeper is not read."""
+"""The most tables and lists within one another; a deeper table is not read."""
 
 _u32: Final = struct.Struct(">I").unpack_from
 _i32: Final = struct.Struct(">i").unpack_from
@@ -40,11 +40,11 @@ _NUMBERS: Final[dict[int, tuple[Callable[[bytes, int], tuple[Any, ...]], int]]] 
 
 
 class MalformedTableError(ValueError):
-    """The bytes are no table."""
+    """The bytes are not a table."""
 
 
 def read_table(data: bytes, at: int) -> tuple[dict[str, object], int]:
-    """Read the table that begins at `at`; give it and where it ends.
+    """Decode the table that begins at `at`; return it and the offset of its end.
 
     Text that is not UTF-8 stays bytes; keys are always text. Raises `MalformedTableError`.
     """
@@ -55,7 +55,7 @@ def read_table(data: bytes, at: int) -> tuple[dict[str, object], int]:
 
 
 def read_entries(data: bytes, at: int) -> list[tuple[bytes, bytes]]:
-    """Cut the table that begins at `at` into its keys, and each key with its value as it stands.
+    """Split the table that begins at `at` into keys, each with the bytes of its whole entry.
 
     Raises `MalformedTableError`.
     """
@@ -145,7 +145,7 @@ def _text(raw: bytes) -> str | bytes:
 
 
 def _time(seconds: int) -> datetime | int:
-    """Give a time in UTC; a number beyond the year 9999 stays a number."""
+    """Return a time in UTC; a number beyond the year 9999 stays a number."""
     try:
         return datetime.fromtimestamp(seconds, UTC)
     except (ValueError, OverflowError, OSError):

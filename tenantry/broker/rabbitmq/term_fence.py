@@ -1,4 +1,4 @@
-"""What a daemon's term means on RabbitMQ: connections carry its number, and end with it."""
+"""A daemon's term on RabbitMQ: connections carry its number, and are closed after its end."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tenantry.broker.rabbitmq.management import ManagementClient
 log = structlog.get_logger(__name__)
 
 PRODUCT: Final = "Tenantry"
-# A term is a bigint: more digits are nobody's, and Python would refuse to read thousands of them.
+# A term is a bigint: longer numbers are not ours, and Python refuses to parse thousands of digits.
 _NAME: Final = re.compile(
     r"tenantry [^,]*(?:, of (?P<of>[a-z0-9-]+))?(?:, node (?P<node>[A-Za-z0-9._-]+))?"
     r", term (?P<term>[0-9]{1,19})",
@@ -22,11 +22,11 @@ _NAME: Final = re.compile(
 )
 
 SHUT_OUT_SECONDS: Final = 2.0
-"""How long the broker may take to close a connection before the takeover goes on without it."""
+"""Seconds the broker may take to close a connection before the takeover goes on without it."""
 
 
 def client_properties(fence: TermFence, name: str) -> dict[str, str]:
-    """Give what a connection tells the broker about itself: its term, so that others know it."""
+    """Return the client properties of a connection: its name tells other daemons its term."""
     whose = f", of {fence.installation}" if fence.installation else ""
     node = f", node {fence.node}" if fence.node else ""
     term = "" if fence.number is None else f", term {fence.number}"
@@ -34,9 +34,9 @@ def client_properties(fence: TermFence, name: str) -> dict[str, str]:
 
 
 def outlived(fence: TermFence, connection_name: str) -> bool:
-    """Tell whether a connection of this name was made under an earlier term of the fence's node.
+    """Return whether a connection's name is of an earlier term of the fence's node.
 
-    Any client may call its connection so: ask only of those that the broker knows to be our user's.
+    Any client may use such a name: ask only for connections that the broker knows to be our user's.
     """
     match = _NAME.fullmatch(connection_name)
     if match is None or fence.number is None:
@@ -47,15 +47,16 @@ def outlived(fence: TermFence, connection_name: str) -> bool:
 
 
 def shut_out(management: ManagementClient, fence: TermFence, *, user: str) -> int:
-    """Close the connections that were made under earlier terms; give how many there were.
+    """Close the connections made under earlier terms; return how many there were.
 
-    Ours are those of `user`, by which the broker has let them in. What a connection calls itself
-    is said by its client, and so by tenants as well: it counts for nothing before that.
+    Only connections that the broker has authenticated as `user` are ours. A connection's name is
+    chosen by its client, which may be a tenant, and proves nothing by itself.
+
     A frozen daemon keeps its connections, and with them its deliveries. RabbitMQ answers once it
-    has ended a connection's channels: their deliveries are in the queues again, and what that
-    daemon has yet to send is not listened to. It may list the connection for half a minute longer,
-    waiting for a client that says goodbye. A connection that it can't close in time is named in the
-    log: its deliveries come later. Raises `BrokerError` where the connections can't be listed.
+    has ended a connection's channels: their deliveries are in the queues again, and it ignores what
+    that daemon has yet to send. It may list the connection for half a minute longer, waiting for
+    the client's goodbye. A connection that it can't close in time is named in the log: its
+    deliveries come later. Raises `BrokerError` if the connections can't be listed.
     """
     if fence.number is None:
         return 0

@@ -1,4 +1,4 @@
-"""TLS to RabbitMQ, for AMQP and the management API alike: authorities, our certificate, errors."""
+"""TLS to RabbitMQ, for AMQP and the management API: authorities, our certificate, errors."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _UNTRUSTED: Final = {2, 18, 19, 20, 21, 27}
 _OTHER_NAME: Final = {62, 63, 64}
 
 _MOST: Final = 12
-"""How far an error is followed to its cause: libraries wrap each other's."""
+"""How many errors are followed in search of the cause: libraries wrap each other's."""
 
 _REASON: Final = re.compile(r"\[SSL: ([A-Z0-9_]+)\]")
 
@@ -40,9 +40,9 @@ _TRUST: Final = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tls:
-    """PEM files, each empty where there is none.
+    """PEM files; an empty name means none.
 
-    Without `ca_file` the system's trust store is used, and SSL_CERT_FILE where that is set; without
+    Without `ca_file` the system's trust store is used, and SSL_CERT_FILE if that is set; without
     `key_file` the key is looked for in `cert_file`.
     """
 
@@ -50,11 +50,11 @@ class Tls:
     cert_file: str = ""
     key_file: str = ""
     ca_key: str = "rabbitmq.ca_file (RABBITMQ_CA_FILE)"
-    """Where `ca_file` is named."""
+    """The setting that names `ca_file`."""
 
     @classmethod
     def of(cls, settings: Settings) -> Self:
-        """Give the files that the settings name."""
+        """Return the files that the settings name."""
         given = settings.rabbitmq
         mine = cls(ca_file=given.ca_file, cert_file=given.cert_file, key_file=given.key_file)
         if not settings.broker.ca_file:
@@ -64,7 +64,7 @@ class Tls:
         )
 
     def context(self) -> ssl.SSLContext:
-        """Make what connections are secured by. Raises `BrokerError`, which names the key."""
+        """Make the SSL context for connections. Raises `BrokerError`, which names the setting."""
         return _context(self)
 
 
@@ -89,7 +89,7 @@ def _context(tls: Tls) -> ssl.SSLContext:
         ) from error
     if tls.cert_file:
         try:
-            # Asked for a password, OpenSSL would turn to the terminal.
+            # Without this, OpenSSL would ask for the password on the terminal.
             context.load_cert_chain(tls.cert_file, tls.key_file or None, password=_no_password)
         except (ssl.SSLError, OSError, _EncryptedError) as error:
             raise BrokerError(_why_no_chain(tls, error)) from error
@@ -111,7 +111,7 @@ def _see_that_it_can_be_read(key: str, path: str) -> None:
 
 
 class _EncryptedError(Exception):
-    """A key wants a password."""
+    """A key is encrypted and needs a password."""
 
 
 def _no_password() -> str:
@@ -145,16 +145,16 @@ def _has_certificate(path: str) -> bool:
 
 
 def problem(error: BaseException, *, secured: bool = False) -> str | None:
-    """Say in plain words what is wrong where TLS is, or None where that is not it.
+    """Return in plain words what is wrong with TLS, or None if the error is another one.
 
-    Of a `secured` connection that was still being made, an end without a reason is told as well:
-    who has no certificate, or a wrong one, hears of it only after it has said its first word.
+    On a `secured` connection that was still being opened, an end without a reason counts as well: a
+    client without a certificate, or with a wrong one, learns of it only after its first message.
     """
     causes = list(causes_of(error))
     for one in causes:
         if isinstance(one, ssl.SSLCertVerificationError):
             return f"the broker's certificate {_verdict(one)}"
-    # Of some errors pika passes on the words alone.
+    # Pika passes some errors on as words alone.
     words = " ".join(str(one) for one in causes)
     if (said := _REASON.search(words)) is not None:
         return _of_handshake(said[1])
@@ -190,7 +190,7 @@ def _of_handshake(reason: str) -> str:
 
 
 def causes_of(error: BaseException) -> Iterator[BaseException]:
-    """Give an error and what is inside it: pika has lists and attributes beside causes."""
+    """Yield an error and its inner errors: pika keeps them in lists and attributes too."""
     waiting, seen = [error], 0
     while waiting and seen < _MOST:
         one = waiting.pop(0)

@@ -1,4 +1,4 @@
-"""What callers publish and the broker has not confirmed yet: what waits its turn, what was sent."""
+"""The callers' messages that the broker has not confirmed: those waiting, and those sent."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from tenantry.broker.port import BrokerError, Outgoing, UnroutableError
 
 MAX_UNCONFIRMED: Final = 5_000
 MAX_UNCONFIRMED_BYTES: Final = 32 * 1024 * 1024
-"""How much may be on its way to the broker at once; the rest waits here, with its callers."""
+"""The most that may be in flight to the broker at once; the rest waits here, with its callers."""
 
 MAX_OF_ONE: Final = 0.75
-"""How large a part of both may be one exchange's: a queue of its that does not confirm leaves the
-others room."""
+"""The largest part of both that one exchange may use: one of its queues may not confirm, and the
+other exchanges still have room."""
 
 LONGEST_DELAY: Final = 0.1
-"""Seconds until a confirm beyond which no more of an exchange is on its way than `ENOUGH`.
+"""Seconds until a confirm beyond which no more than `ENOUGH` of an exchange is in flight.
 
-The broker takes what is on its way before anybody's next message. It is so while more than one
-exchange is in use: a broker that is far away takes long, too.
+The broker handles the messages in flight before the next one of any exchange. The limit holds while
+more than one exchange is in use: a distant broker takes long, too.
 """
 
 IN_USE: Final = 10.0
@@ -31,10 +31,10 @@ ENOUGH: Final = 250
 ENOUGH_BYTES: Final = 2 * 1024 * 1024
 
 IN_A_ROW: Final = 20
-"""Messages of one exchange that go out before it is another's turn."""
+"""Messages of one exchange that are sent before it is another's turn."""
 
 LARGE: Final = 16 * 1024
-"""Bytes of a message from which on it counts as several: as one more for each time so many."""
+"""A message counts as one, and as one more for each so many bytes of its body."""
 
 _MANY_RETURNS: Final = 1_000
 
@@ -43,16 +43,13 @@ _Key: TypeAlias = tuple[str, str, str | None]
 
 
 class Batch:
-    """The messages of one call, and whether all are confirmed. `done` is set once, for good.
-
-    The caller waits for `done`; everything else but `abandoned` belongs to the loop's thread.
-    """
+    """The messages of one call, and whether all are confirmed. `done` is set once, for good."""
 
     __slots__ = ("_left", "_unsent", "abandoned", "done", "error", "exchange")
 
     def __init__(self, messages: Sequence[Outgoing]) -> None:
         self.exchange = messages[0].exchange
-        """Whose turn it takes: a call's messages go to one exchange."""
+        """The exchange whose turns it uses: all messages of a call go to one exchange."""
         self._unsent = deque(messages)
         self._left = len(messages)
         self.done = threading.Event()
@@ -61,7 +58,7 @@ class Batch:
 
     @property
     def wanted(self) -> bool:
-        """Whether its caller still waits for it."""
+        """Whether the caller still waits."""
         return not self.abandoned and not self.done.is_set()
 
     def next_unsent(self) -> Outgoing | None:
@@ -75,7 +72,7 @@ class Batch:
         self._unsent.extendleft(reversed(list(messages)))
 
     def confirmed(self) -> None:
-        """Count a message as taken by the broker."""
+        """Count a message as confirmed by the broker."""
         self._left -= 1
         if self._left == 0:
             self.done.set()
@@ -88,9 +85,9 @@ class Batch:
 
 
 class Waiting:
-    """Calls that still have messages to be sent. Exchanges take turns, and so do tenants.
+    """Calls with messages to send. Exchanges take turns, and so do tenants.
 
-    However much one of them publishes, another's message goes out after a few of its messages.
+    However much one exchange's callers publish, another's message goes out after a few of theirs.
     """
 
     def __init__(self) -> None:
@@ -105,18 +102,18 @@ class Waiting:
             yield from calls
 
     def add(self, batch: Batch) -> None:
-        """Have a call wait for those before it to the same exchange."""
+        """Queue a call behind those before it to the same exchange."""
         self._calls.setdefault(batch.exchange, deque()).append(batch)
 
     def put_first(self, batch: Batch) -> None:
-        """Have a call go on before the others to its exchange, unless it waits already."""
+        """Queue a call before the others to its exchange, unless it waits already."""
         calls = self._calls.setdefault(batch.exchange, deque())
         if batch not in calls:
             calls.appendleft(batch)
 
     def next(self, is_full: Callable[[str], bool]) -> tuple[Batch, Outgoing] | None:
         """Take the next message to send; none to an exchange that is full."""
-        # Once more for the one that has just had its turn: it may be the only one.
+        # One more round for the exchange that has just had its turn: it may be the only one.
         for _ in range(len(self._calls) + 1):
             if not self._calls:
                 break
@@ -136,7 +133,7 @@ class Waiting:
         return None
 
     def forget_abandoned(self) -> None:
-        """Drop the calls whose callers wait no more."""
+        """Drop the calls whose callers do not wait any more."""
         for exchange, calls in list(self._calls.items()):
             left = deque(batch for batch in calls if not batch.abandoned)
             if left:
@@ -156,7 +153,7 @@ class _Sent(NamedTuple):
 
 
 class _Share:
-    """What one exchange has of the messages on their way."""
+    """One exchange's part of the messages in flight."""
 
     __slots__ = ("bytes", "count", "delay")
 
@@ -164,7 +161,7 @@ class _Share:
         self.count = 0
         self.bytes = 0
         self.delay = 0.0
-        """Seconds that the latest confirm has taken."""
+        """Seconds that the latest confirm took."""
 
 
 class Unconfirmed:
@@ -179,7 +176,7 @@ class Unconfirmed:
         self._latest = ""
         """The exchange of the latest message."""
         self._changed_at = -IN_USE
-        """When that was last another than before."""
+        """When a message last went to another exchange than the one before."""
         self._now = 0.0
         self.bytes = 0
 
@@ -189,7 +186,7 @@ class Unconfirmed:
         return len(self._sent) < MAX_UNCONFIRMED and self.bytes < MAX_UNCONFIRMED_BYTES
 
     def has_its_share(self, exchange: str) -> bool:
-        """Tell whether an exchange has as much on its way as one may have."""
+        """Return whether an exchange has as much in flight as one exchange may have."""
         share = self._shares.get(exchange)
         return share is not None and (
             share.count >= MAX_UNCONFIRMED * MAX_OF_ONE
@@ -205,7 +202,7 @@ class Unconfirmed:
         return len(self._sent)
 
     def sent(self, batch: Batch, message: Outgoing, now: float = 0.0) -> None:
-        """Note a message that was sent just now."""
+        """Record a message that was just sent."""
         self._sent[self._next] = _Sent(batch, message, now)
         self._now = now
         if batch.exchange != self._latest:
@@ -222,10 +219,11 @@ class Unconfirmed:
         share.bytes += size
 
     def returned(self, exchange: str, routing_key: str, message_id: str | None) -> None:
-        """Note that the broker gave a message back, which it then confirms nevertheless.
+        """Record that the broker returned a message, which it confirms nevertheless.
 
-        A return names no sequence number. Every message sent so far that looks the same counts
-        as returned: to say so of one too many is harmless, of one too few would lose it.
+        A return names no sequence number. So every message sent so far that looks the same counts
+        as returned: an error for one message too many is harmless, one too few would lose a
+        message.
         """
         self._returned[exchange, routing_key, message_id] = self._next - 1
         if len(self._returned) > _MANY_RETURNS:
@@ -239,7 +237,7 @@ class Unconfirmed:
         refusal: Callable[[], BrokerError] | None,
         now: float = 0.0,
     ) -> None:
-        """Note the broker's answer to a message, or to all up to it: taken, or refused."""
+        """Record the broker's answer to a message, or to all up to it: confirmed, or refused."""
         self._now = max(self._now, now)
         for one in range(self._oldest, tag + 1) if multiple else (tag,):
             sent = self._sent.pop(one, None)
@@ -273,15 +271,15 @@ class Unconfirmed:
             del self._shares[exchange]
 
     def batches(self) -> list[Batch]:
-        """List the calls some message of which is unconfirmed, in the order they were sent."""
+        """List the calls with an unconfirmed message, in the order of sending."""
         return list(dict.fromkeys(sent.batch for sent in self._sent.values()))
 
     def exchanges(self) -> set[tuple[Batch, str]]:
-        """List the calls some message of which is unconfirmed, each with the exchanges it uses."""
+        """List the calls with an unconfirmed message, each with the exchanges it uses."""
         return {(batch, message.exchange) for batch, message, _ in self._sent.values()}
 
     def lose_channel(self) -> list[Batch]:
-        """Begin anew, as a new channel does; give the calls whose messages must be sent again."""
+        """Start over for a new channel; return the calls whose messages must be sent again."""
         lost: dict[Batch, list[Outgoing]] = {}
         for batch, message, _ in self._sent.values():
             if batch.wanted:

@@ -1,8 +1,8 @@
-"""Tenants' users on RabbitMQ: the whole server's, so that each carries the mark of who made it.
+"""Tenants' users on RabbitMQ: users belong to the whole server, so each carries its maker's mark.
 
-RabbitMQ puts a user whether it is there or not, and has no word that would tell. So the daemon that
-makes a user looks again afterwards. Two that share a virtual host are kept apart by a lock in it;
-two that do not, each by what the other has put by then: the mark, or rights elsewhere.
+RabbitMQ puts a user whether it exists or not, and its answer does not tell which. So a daemon that
+makes a user checks it afterwards. Installations that share a virtual host are kept apart by a lock
+in it. Others recognize each other by what the other has put by then: its mark, or rights elsewhere.
 """
 
 from __future__ import annotations
@@ -27,19 +27,20 @@ from tenantry.domain.names import UserKind
 log = structlog.get_logger(__name__)
 
 ENTERED: Final = 0.1
-"""Seconds after which a connection is mostly in the table that the broker closes a user's by."""
+"""Seconds after which a new connection is mostly listed, so that the broker can close it."""
 
 _CHANGED: Final = "the password was changed"
 _DELETED: Final = "the tenant was deleted"
 
 NO_PASSWORD: Final = ""
-"""The hash of a user without a password: there is no logging in as it."""
+"""The hash of a user without a password: logging in as it is impossible."""
 
 
 class RabbitUsers:
     """The part of `Administration` that is about users. Callable from any thread.
 
-    `alone` keeps others that share the virtual host from making the same tenant meanwhile.
+    `alone` keeps other installations that share the virtual host from making the same tenant
+    meanwhile.
     """
 
     def __init__(
@@ -117,11 +118,11 @@ class RabbitUsers:
             return
         if user is None:
             return
-        # In this order, since a client that is thrown out connects again at once.
+        # In this order, since a client whose connection is closed connects again at once.
         self.management.delete_user(name)
         began = time.monotonic()
         closed = self._close(name, _DELETED)
-        # Who has logged in, and says no more before there is a tenant of this id again, gets in.
+        # A client that has logged in, and opens only once a tenant has this id again, gets in.
         self.late.look_for(name, Change(began, math.inf, _DELETED, closed))
 
     def end_sessions(self, tenant_id: str, kind: UserKind = UserKind.PRODUCER) -> None:
@@ -135,20 +136,21 @@ class RabbitUsers:
         self.late.look_for(name, Change(began, time.monotonic(), _CHANGED, closed))
 
     def is_anothers(self, user: User) -> bool:
-        """Tell whether a user carries another installation's mark."""
+        """Return whether a user carries another installation's mark."""
         return bool(user.marks - {self._installation})
 
     def is_there(self, name: str) -> bool:
-        """Tell whether a user is there. Raises `NotOursError` where it does not carry our mark."""
+        """Return whether a user exists. Raises `NotOursError` unless it carries our mark alone."""
         user = self.find(name, rights=False)
         if user is not None and user.marks != {self._installation}:
             raise NotOursError(self._refusal(name, "is not marked as ours"), here=False)
         return user is not None
 
     def find(self, name: str, *, rights: bool = True) -> User | None:
-        """Give a user as it is now.
+        """Return a user as it is now, or None.
 
-        Without `rights` nobody asks what one may do that carries our mark and no other: it is ours.
+        Without `rights`, the permissions of a user that carries our mark alone are not fetched: it
+        is ours.
         """
         found = self.management.user(name)
         if found is None:
@@ -160,7 +162,7 @@ class RabbitUsers:
     def read(
         self, password_hash: str, tags: frozenset[str], rights: Mapping[str, Permissions]
     ) -> User:
-        """Make a user of what the management API says of it; `rights` are by virtual host."""
+        """Make a `User` of what the management API says; `rights` are by virtual host."""
         ours = self.management.virtual_host
         return User(
             password_hash=password_hash,
@@ -171,7 +173,7 @@ class RabbitUsers:
         )
 
     def _ours(self, name: str, known: PasswordHash | None, *, rights: bool = True) -> User | None:
-        """Give a tenant's user, as `find` does, if there is one. Raises `NotOursError`."""
+        """Return a tenant's user, as `find` does, or None. Raises `NotOursError`."""
         user = self.find(name, rights=rights)
         whose = None if user is None else stranger(user, self._installation, known)
         if user is not None and whose is not None:
@@ -182,9 +184,9 @@ class RabbitUsers:
         return user.marks == {self._installation} and not user.tags
 
     def _see_that_it_is_ours_alone(self, name: str, *, new: bool) -> None:
-        """Find out whether another has made the same user at the same moment; undo it, if so.
+        """Check whether another installation made the same user at the same moment; if so, undo it.
 
-        Whichever of two looks last sees what the other has put: rights, or its mark.
+        The one of the two that checks last sees what the other has put: rights, or its mark.
         """
         try:
             user = self._ours(name, None)

@@ -1,4 +1,4 @@
-"""What is to be known of RabbitMQ's versions: faults of its own that a tenant can make use of."""
+"""Faults of RabbitMQ's versions that a tenant can exploit."""
 
 from __future__ import annotations
 
@@ -11,21 +11,22 @@ import structlog
 log = structlog.get_logger(__name__)
 
 FIRST_SOUND: Final = 4
-"""The first of which no message stops dead-lettering. Before, a header `x-death` that is no list of
-tables ends the process that moves a quorum queue's dead letters, and with it those of all queues of
-the node, until it is started again; and then once more, if the message is still there."""
+"""The first version in which no message stops dead-lettering. Before it, a header `x-death` that is
+not a list of tables ends the process that moves a quorum queue's dead letters, and with it those of
+all queues on the node, until the node is restarted; and then again, if the message is still
+there."""
 
 _MAJOR: Final = re.compile(r"[0-9]{1,4}")
 
 
 class Versions:
-    """Warns of the versions that a broker's nodes have, once of each."""
+    """Warns of faulty versions among a broker's nodes, once per version."""
 
     def __init__(self) -> None:
         self._seen: set[str] = set()
 
     def saw(self, properties: Mapping[str, object] | None) -> None:
-        """Hear what a node tells of itself as a connection begins."""
+        """Check the version that a node reports as a connection opens."""
         version = str((properties or {}).get("version") or "")
         major = _MAJOR.match(version)
         if major is None or version in self._seen:

@@ -1,9 +1,9 @@
-"""A message as AMQP 0-9-1 puts it on the wire, new or to be sent out again unchanged.
+"""Encodes a message for AMQP 0-9-1, whether it is new or republished unchanged.
 
-pika can encode one too, at a third of the speed and without fractions in headers. Of a message that
-is sent out again nothing is decoded that need not be: each of its fourteen properties and each
-header is passed on byte by byte, so that no type is widened and no text is spelt anew. (Chapters
-4.2.3 to 4.2.6 of the specification.)
+pika can encode one too, at a third of the speed and without fractions in headers. A republished
+message is decoded no more than necessary: each of its fourteen properties and each header is passed
+on byte by byte, so that no type is widened and no text is spelt anew. (Chapters 4.2.3 to 4.2.6 of
+the specification.)
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ HEADER: Final = 2
 BODY: Final = 3
 END: Final = 0xCE
 FRAME_OVERHEAD: Final = 8
-"""Bytes of a frame that are not its payload: type, channel, size; and the end mark."""
+"""Bytes of a frame beside its payload: type, channel, size; and the end mark."""
 
 _PROPERTIES: Final = tuple(1 << bit for bit in range(15, 1, -1))
-"""The flags of a message's properties, in the order in which those stand (the class basic)."""
+"""The flags of a message's properties, in the properties' order (the class basic)."""
 
 (
     CONTENT_TYPE_FLAG,
@@ -46,11 +46,11 @@ _SIZES: Final = {DELIVERY_MODE_FLAG: 1, PRIORITY_FLAG: 1, TIMESTAMP_FLAG: 8}
 """In bytes. The headers are a table; all others are short texts."""
 
 USER_HEADER: Final = "x-tenantry-user-id"
-"""Holds the `user-id` of a message that was replayed: RabbitMQ takes that property only from the
+"""Holds the `user-id` of a message that was replayed: RabbitMQ accepts that property only from the
 user it names."""
 
 BROKERS_HEADERS: Final = ("x-death", "x-first-death-", "x-last-death-", "x-delivery-count")
-"""How the headers begin that RabbitMQ adds to a message it has dead-lettered."""
+"""The prefixes of the headers that RabbitMQ adds to a message it has dead-lettered."""
 
 _BROKERS_HEADERS: Final = tuple(name.encode() for name in BROKERS_HEADERS)
 _ROUTES: Final = (b"CC", b"BCC")
@@ -72,7 +72,7 @@ _u64: Callable[..., bytes] = struct.Struct(">Q").pack
 
 
 class UnencodableError(ValueError):
-    """AMQP has no way to say this; the message tells what, not its value."""
+    """AMQP can't express a value; the error says which, without the value itself."""
 
 
 def encode(message: Outgoing, *, channel: int, frame_max: int, timestamp: int) -> bytes:
@@ -127,7 +127,7 @@ def _properties(message: Outgoing, timestamp: int) -> bytes:
 
 
 def _again(message: Outgoing, properties: bytes) -> bytes:
-    """Give a message's properties as they were when it came, but for what `republished` says."""
+    """Return a message's original properties, with the changes that `republished` makes."""
     headers = [
         (_utf8(name), _entry(name, value)) for name, value in (message.headers or {}).items()
     ]
@@ -190,12 +190,12 @@ def _utf8(text: str) -> bytes:
 def republished(
     properties: bytes, *, headers: Sequence[tuple[bytes, bytes]], message_id: bytes | None
 ) -> bytes:
-    """Give properties as they go out again, with `headers` (name and entry) in place of the same.
+    """Return properties for republishing, with `headers` (name and entry) replacing the same names.
 
-    Left out is what would mislead the broker: its own headers about the death, further routes
-    (`CC`, `BCC`: the message goes to one queue), and the expiration, which is what it died of if
-    it had one. `user-id` becomes a header. The message is persistent, whatever it was. `message_id`
-    is for a message without one.
+    Properties that would mislead the broker are left out: its own headers about the death, further
+    routes (`CC`, `BCC`: the message goes to one queue), and the expiration, which may be why it
+    died. `user-id` becomes a header. The message is always persistent. `message_id` is for a
+    message without one.
     """
     values = _split(properties)
     values.pop(EXPIRATION_FLAG, None)
@@ -211,7 +211,7 @@ def republished(
     try:
         entries = read_entries(values[HEADERS_FLAG], 0) if HEADERS_FLAG in values else []
     except MalformedTableError:
-        entries = []  # the broker itself reads them, to tell of the death
+        entries = []  # the broker itself reads them, to add the death
     kept = [
         entry
         for name, entry in entries
@@ -224,7 +224,7 @@ def republished(
 
 
 def _split(properties: bytes) -> dict[int, bytes]:
-    """Cut properties into their values, by flag."""
+    """Split properties into their values, by flag."""
     (flags,) = struct.unpack_from(">H", properties)
     at = 2
     values: dict[int, bytes] = {}
