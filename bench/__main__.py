@@ -60,7 +60,7 @@ def main() -> None:
 
 
 def measure(directory: Path, options: argparse.Namespace) -> dict[str, float]:
-    """Measure everything that is wanted, one after the other."""
+    """Measure the requested parts, one after the other."""
     directory.chmod(0o755)
     console = Console(stderr=True)
     node = PrivateNode(directory / "rabbitmq")

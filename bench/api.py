@@ -53,7 +53,7 @@ class Api:
         self._base = f"http://127.0.0.1:{port}"
 
     def pages(self, plan: Plan) -> dict[str, float]:
-        """Pages of 100 messages, while nothing else goes on and while messages pour in."""
+        """Measure pages of 100 messages, alone and while messages pour in."""
         self._create(PAGES)
         api_rows.fill(self._db, PAGES, 20_000)
         url = f"{self._base}/messages?tenant_id={PAGES}&limit={LIMIT}"
@@ -70,7 +70,7 @@ class Api:
         return figures
 
     def depth(self, plan: Plan) -> dict[str, float]:
-        """The first page against the last, in both orders, of all topics and of one."""
+        """Compare the first page with the last, in both orders, of all topics and of one."""
         self._create(DEEP, topics=api_rows.TOPICS)
         api_rows.fill(self._db, DEEP, plan.deep_rows)
         figures: dict[str, float] = {"deep_rows": plan.deep_rows}
@@ -84,7 +84,7 @@ class Api:
                     partial(api_wrk.get, last_url, seconds=1, connections=1),
                     rounds=DEEP_ROUNDS,
                 )
-                # Of single requests, the quietest round tells most about their cost.
+                # For single requests, the fastest round shows their cost best.
                 name = f"{order.value}_{'topic' if topic else 'all'}"
                 figures[f"first_{name}_ms"] = min(first.p50 for first, _ in pairs)
                 figures[f"last_{name}_ms"] = min(last.p50 for _, last in pairs)
@@ -92,7 +92,7 @@ class Api:
         return figures
 
     def posts(self, plan: Plan) -> dict[str, float]:
-        """Batches of 100 messages, into a queue that waits and into one that is being consumed."""
+        """Publish batches of 100 messages, into a paused queue and into a consumed one."""
         self._create(POSTS)
         url = f"{self._base}/tenants/{POSTS}/messages"
         batch = json.dumps([{"payload": json.loads(body(n))} for n in range(BATCH)]).encode()
@@ -130,7 +130,7 @@ class Api:
         return _named("busy", read) | {"ingestion_alone": alone, "ingestion_beside": beside}
 
     def _ingesting(self, act: Callable[[], Any]) -> tuple[Any, float]:
-        """Do something; give its result, and the messages stored a second meanwhile."""
+        """Call `act`; return its result, and the messages stored a second meanwhile."""
         before, began = self._daemon.stored(), time.perf_counter()
         result = act()
         return result, (self._daemon.stored() - before) / (time.perf_counter() - began)
@@ -165,12 +165,12 @@ def measure(api: Api, plan: Plan) -> dict[str, float]:
 
 
 def _cursor_key(state_dir: Path) -> bytes:
-    """Give the daemon's key of cursors, to begin in the middle; `_check_last` would tell."""
+    """Return the daemon's key of cursors, to begin in the middle; `_check_last` checks it."""
     return hashlib.sha256(b"cursors" + (state_dir / "cursor.key").read_bytes()).digest()
 
 
 def _last_page(rows: int, order: Order, topic: str | None) -> int:
-    """Give the position before the last full page: every row counts, or every third."""
+    """Return the position before the last full page; with a topic only every third row counts."""
     step = 1 if topic is None else len(api_rows.TOPICS)
     last = rows - rows % step  # the first topic's rows have the positions 3, 6, 9 ...
     return last - LIMIT * step if order is Order.ASCENDING else (LIMIT + 1) * step

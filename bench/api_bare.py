@@ -1,6 +1,6 @@
-"""What the API is measured against: a bare FastAPI handler that answers with constant bytes.
+"""The peer of the API: a bare FastAPI handler that answers with constant bytes.
 
-It is served as the daemon serves: the same server with the same settings, on a thread beside the
+It is served as the daemon serves: by the same server with the same settings, on a thread beside the
 main one, in a process of its own.
 """
 
@@ -38,7 +38,7 @@ def application(size: int) -> FastAPI:
 
 @contextmanager
 def running(size: int) -> Iterator[str]:
-    """Serve a bare handler in a process of its own; its URL."""
+    """Serve a bare handler in a process of its own; yield its URL."""
     process = subprocess.Popen(
         [sys.executable, "-m", "bench.api_bare", str(size)], stdout=subprocess.PIPE, text=True
     )

@@ -1,4 +1,4 @@
-"""Rows to be read: a tenant's partition filled in the database itself, faster than by messages."""
+"""Rows to read: fills a tenant's partition in the database itself, faster than by messages."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ FROM generate_series({first}, {last}) AS n
 
 
 def fill(db: str, tenant: str, rows: int) -> None:
-    """Give `tenant`, who exists and is empty, rows with the positions 1 to `rows`."""
+    """Give `tenant`, which exists and has no rows, rows with the positions 1 to `rows`."""
     table = sql.Identifier("tenantry", names.partition_table_name(tenant))
     firsts = iter(range(1, rows + 1, _CHUNK))
     guard = threading.Lock()
@@ -57,6 +57,6 @@ def fill(db: str, tenant: str, rows: int) -> None:
             "UPDATE tenantry.tenant_counters SET position = %s, stored = %s WHERE tenant_id = %s",
             (rows, rows, tenant),
         )
-        # As the server's own autovacuum would leave it.
+        # Leaves the table as the server's own autovacuum would.
         connection.execute(sql.SQL("VACUUM (ANALYZE) {}").format(table))
         connection.execute("CHECKPOINT")

@@ -20,7 +20,7 @@ _BARE |= {"posts_consumed": "posts_bare"}
 
 
 def show(figures: dict[str, float]) -> None:
-    """Print what was measured."""
+    """Print the measured figures."""
     console = Console(width=120)
     table = Table(title="HTTP on loopback TCP, wrk with 16 connections, 250-byte JSON payloads")
     for heading in ("", "requests/s", "of bare", "messages/s", "median ms", "p99 ms"):

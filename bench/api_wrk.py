@@ -1,4 +1,4 @@
-"""wrk, the load of HTTP: as many requests as the server answers, over a few connections."""
+"""HTTP load by wrk: as many requests as the server answers, over a few connections."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 CONNECTIONS = 16
 THREADS = 2
 
-# wrk's own report rounds; this one line does not.
+# wrk's own report rounds its figures; this line gives them exactly.
 _REPORT = """
 function done(summary, latency, requests)
   local errors = summary.errors
@@ -27,7 +27,7 @@ end
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Load:
-    """What a run of wrk saw: requests a second, latencies in milliseconds."""
+    """The figures of a run of wrk: requests a second, latencies in milliseconds."""
 
     rate: float
     p50: float
@@ -35,19 +35,19 @@ class Load:
 
 
 def missing() -> str | None:
-    """Tell what to do where wrk is not installed."""
+    """Return what to install if wrk is missing; None if it is there."""
     if shutil.which("wrk"):
         return None
     return "wrk is missing (Debian and Ubuntu: apt install wrk; macOS: brew install wrk)"
 
 
 def get(url: str, *, seconds: float, connections: int = CONNECTIONS) -> Load:
-    """Get `url` for some seconds."""
+    """Send GET requests to `url` for some seconds."""
     return _run(url, "", seconds, connections)
 
 
 def post(url: str, body: bytes, *, seconds: float, connections: int = CONNECTIONS) -> Load:
-    """Post JSON to `url` for some seconds."""
+    """Send POST requests with JSON to `url` for some seconds."""
     script = (
         f'wrk.method = "POST"\nwrk.body = [==[{body.decode()}]==]\n'
         'wrk.headers["Content-Type"] = "application/json"\n'
@@ -56,7 +56,7 @@ def post(url: str, body: bytes, *, seconds: float, connections: int = CONNECTION
 
 
 def _run(url: str, script: str, seconds: float, connections: int) -> Load:
-    """Run wrk. Raises `RuntimeError` where a single request failed: the rest would mean nothing."""
+    """Run wrk. Raises `RuntimeError` if any request failed: the figures would mean nothing."""
     threads = min(THREADS, connections)
     how = [f"-t{threads}", f"-c{connections}", f"-d{max(1, round(seconds))}s", "--timeout", "10s"]
     with tempfile.TemporaryDirectory(prefix="tenantry-wrk-") as directory:

@@ -1,4 +1,4 @@
-"""Tenants with a backlog each: made, piled up with their own clients, stored by a daemon."""
+"""Tenants with backlogs: created, filled by their own clients, stored by a daemon."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def message(number: int = 0) -> TenantMessage:
 
 
 class Backlogs:
-    """Tenants on some services, and what waits for them."""
+    """Tenants on some services, and their backlogs."""
 
     def __init__(self, services: Services) -> None:
         self._services = services
@@ -41,11 +41,11 @@ class Backlogs:
 
     @property
     def tenants(self) -> list[str]:
-        """All that were made."""
+        """All tenants that were created."""
         return list(self._urls)
 
     def create(self, daemon: Subject, tenants: Iterable[str], *, at_once: int = 1) -> None:
-        """Make those of the tenants that are not there yet, so many at once."""
+        """Create the missing tenants, `at_once` at a time."""
 
         def create(tenant: str) -> None:
             self._urls[tenant] = daemon.create(tenant, topics=[TOPIC])
@@ -60,7 +60,7 @@ class Backlogs:
         return client
 
     def publish(self, tenant: str, count: int) -> None:
-        """Publish so many messages with the tenant's own client."""
+        """Publish `count` messages with the tenant's own client."""
         with closing(self.client(tenant)) as client:
             for start in range(0, count, BATCH):
                 messages = [message(one) for one in range(start, min(start + BATCH, count))]
@@ -68,22 +68,22 @@ class Backlogs:
                 assert len(result.confirmed) == len(messages), result.reason
 
     def pile_up(self, daemon: Subject, backlogs: Mapping[str, int]) -> None:
-        """Publish for tenants that don't consume."""
+        """Pause each tenant and publish its backlog."""
         for tenant, count in backlogs.items():
             daemon.call("POST", f"/tenants/{tenant}/pause")
             self.publish(tenant, count)
 
     def resume(self, daemon: Subject, tenants: Iterable[str]) -> None:
-        """Let the daemon at it."""
+        """Resume the tenants, so that the daemon stores their backlogs."""
         for tenant in tenants:
             daemon.call("POST", f"/tenants/{tenant}/resume")
 
     def store(
         self, daemon: Subject, tenants: Sequence[str], messages: int
     ) -> tuple[float, dict[str, float]]:
-        """Let the daemon at so many messages of some tenants, after some that make all warm.
+        """Let the daemon store `messages` of some tenants, after a fifth as many to warm up.
 
-        Gives messages a second, and microseconds of processor time a message.
+        Return messages a second, and microseconds of processor time a message.
         """
         self._drain(daemon, tenants, messages // 5)
         return self._drain(daemon, tenants, messages)
@@ -102,7 +102,7 @@ class Backlogs:
         return rate, processor.each(before, count / 1e6)
 
     def stored(self, tenants: Iterable[str]) -> dict[str, int]:
-        """Count what is committed, by tenant."""
+        """Count the committed messages, by tenant."""
         with psycopg.connect(self._services.db) as connection:
             rows = connection.execute(
                 "SELECT tenant_id, stored FROM tenantry.tenant_counters WHERE tenant_id = ANY(%s)",

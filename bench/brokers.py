@@ -1,8 +1,8 @@
 """`python -m bench.brokers`: the same messages through each kind of broker, one after the other.
 
-A tenant's own clients publish, the daemon stores meanwhile. What counts on a busy machine is
+A tenant's own clients publish while the daemon stores. The figure that counts on a busy machine is
 processor time a message, by process; the embedded broker's is the database's. Apache Iggy is
-measured where `IGGY_SERVER` names its program.
+measured if `IGGY_SERVER` names its program.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Figures:
 
 
 def publish(url: str, count: int, batch: int, *, publishers: int, rate: float | None) -> list[int]:
-    """Publish so many messages from some processes; give their exit codes."""
+    """Publish `count` messages from several processes; return their exit codes."""
     share = str(count // publishers)
     program = (sys.executable, "-m", "bench.sender")
     pace = [] if rate is None else [str(rate / publishers)]
@@ -58,7 +58,7 @@ def publish(url: str, count: int, batch: int, *, publishers: int, rate: float | 
 
 
 def measure(services: Services, count: int, seconds: int) -> Figures:
-    """Let messages through as fast as they go, and then at a steady rate."""
+    """Publish and store as fast as possible, and then at a steady rate."""
     with services.running() as daemon:
         url = daemon.create(TENANT, topics=["events"], partitions=PUBLISHERS)
         processor = services.processor(daemon)
@@ -79,7 +79,7 @@ def measure(services: Services, count: int, seconds: int) -> Figures:
 
 
 def _latencies(daemon: Subject, url: str, db: str, seconds: int) -> list[float]:
-    """Publish at a steady rate; milliseconds from publishing to commit, sorted."""
+    """Publish at a steady rate; return milliseconds from publishing to commit, sorted."""
     count, stored = STEADY_RATE * seconds, daemon.stored()
     with psycopg.connect(db) as connection:
         since = connection.execute("SELECT now()").fetchone()

@@ -1,7 +1,7 @@
 """`python -m bench.burst`: a burst on a tenant whose workers follow the load.
 
-Its handler takes some milliseconds a message, so that workers are what is missing. Backlog, workers
-and latency are looked at every second, and drawn.
+The tenant's handler takes some milliseconds a message, so too few workers limit the rate. Backlog,
+workers and latency are read every second, and drawn.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def publish(url: str, plan: list[tuple[float, float]], done: threading.Event) ->
 
 
 def watch(daemon: Subject, database: str, seconds: float) -> Seen:
-    """Look every second."""
+    """Read backlog, workers and latency every second."""
     seen: Seen = {"backlog": [], "workers": [], "latency": []}
     query = f"""
         SELECT avg(extract(epoch FROM created_at - published_at))
@@ -94,7 +94,7 @@ def measure(
     plan: list[tuple[float, float]],
     seconds: float,
 ) -> tuple[Seen, dict[str, Any]]:
-    """Let the burst come; give what was seen, and the tenant's events."""
+    """Publish the burst; return the readings, and the tenant's events."""
     url = daemon.create(TENANT, topics=[TOPIC], workers=1)
     daemon.call("PUT", f"/tenants/{TENANT}/limits", json=limits)
     done = threading.Event()

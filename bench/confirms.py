@@ -1,4 +1,4 @@
-"""`python -m bench.confirms`: a producer's batch, beside the same by pika's BlockingConnection."""
+"""`python -m bench.confirms`: a producer's batch, beside pika's BlockingConnection."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ROUNDS = 30
 
 
 def batch(size: int) -> list[TenantMessage]:
-    """Make messages as the producer's are."""
+    """Make messages like the producer's."""
     return [
         TenantMessage(routing_key=QUEUE, body=b"event-1-1", message_id=uuid.uuid4().hex)
         for _ in range(size)
@@ -28,7 +28,7 @@ def batch(size: int) -> list[TenantMessage]:
 
 
 def ours(url: str, size: int) -> float:
-    """Send batches by the producer's own client; give the median of their seconds."""
+    """Send batches by the producer's own client; return the median seconds of a batch."""
     client = AmqpClient(url, name="ours")
     client.open()
 
@@ -57,7 +57,7 @@ def blocking(url: str, size: int) -> float:
 
 
 def median(send: Callable[[], None]) -> float:
-    """Time a call some times."""
+    """Return the median seconds of several calls."""
     taken = []
     for _ in range(ROUNDS):
         began = time.perf_counter()

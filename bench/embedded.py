@@ -1,7 +1,7 @@
 """`python -m bench.embedded`: the embedded broker, beside a job queue for Python on PostgreSQL.
 
-Both get the same messages and do the same with each: one row, once. Then a steady flow, and what
-it leaves behind in the queues' tables.
+Both get the same messages and do the same with each: one row, once. Then messages flow at a steady
+rate, and the size of the queues' tables is measured.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ WHERE c.relname ~ '^queued_[0-9]$'
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """The queues' tables at a moment of the steady flow."""
+    """The size of the queues' tables at one moment of the steady flow."""
 
     stored: int
     megabytes: float
@@ -53,7 +53,7 @@ class Sample:
 
 
 def processor_seconds(running: Subject, db: str) -> float:
-    """Add up what the daemon, the server and the publishers so far have used."""
+    """Add up the processor time of the daemon, the server and the publishers so far."""
     server = server_of(db)
     family = [server, *server.children(), psutil.Process(running.pid)]
     used = sum(sum(one.cpu_times()[:2]) for one in family)
@@ -75,10 +75,10 @@ def publishers(url: str, count: int, rate: float | None) -> list[subprocess.Pope
 
 
 def embedded(running: Subject, db: str, url: str, count: int) -> tuple[float, float]:
-    """Publish and store at once, from the first publish to the last row.
+    """Publish and store at once; measure from the first publish to the last row.
 
-    Gives messages a second, and the microseconds of processor time that each took, of the
-    publishers, the server and the daemon together: the rate of a busy machine says little.
+    Return messages a second, and the microseconds of processor time for each, of the
+    publishers, the server and the daemon together: on a busy machine the rate says little.
     """
     before, count = running.stored(), count // PUBLISHERS * PUBLISHERS
     processor = processor_seconds(running, db)
@@ -91,7 +91,7 @@ def embedded(running: Subject, db: str, url: str, count: int) -> tuple[float, fl
 
 
 def steady(running: Subject, db: str, url: str, count: int, rate: float) -> list[Sample]:
-    """Let messages flow through at a steady rate; look at the tables now and then."""
+    """Publish at a steady rate; measure the queues' tables `SAMPLES` times."""
     before, count = running.stored(), count // PUBLISHERS * PUBLISHERS
     sending = publishers(url, count, rate)
     samples = []

@@ -1,6 +1,6 @@
-"""`python -m bench.exposition`: the page of metrics, beside what prometheus-client writes of it.
+"""`python -m bench.exposition`: the page of metrics, beside the one that prometheus-client writes.
 
-Both ask the same collector; what is measured is processor time, collecting included.
+Both read the same collector; the figure is processor time, collecting included.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ ROUNDS: Final = 7
 
 
 def registry_of(tenants: int) -> CollectorRegistry:
-    """Make the registry of a daemon with so many active tenants, each with a message stored."""
+    """Make the registry of a daemon with `tenants` active tenants, each with a stored message."""
     names = [f"tenant-{number}" for number in range(tenants)]
     recorder = Recorder()
     for name in names:
@@ -77,7 +77,7 @@ def _write(registry: CollectorRegistry, *, openmetrics: bool) -> bytes:
 
 
 def best(act: Callable[[], object]) -> float:
-    """Give the milliseconds of processor time that the quickest of several rounds took."""
+    """Return the processor time of the fastest of several rounds, in milliseconds."""
     spans = []
     for _ in range(ROUNDS):
         began = time.process_time()

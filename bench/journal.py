@@ -1,8 +1,9 @@
 """`python -m bench.journal`: what the journal costs in parts, and what archiving takes.
 
-On a PostgreSQL of its own. Appends of one event each, by the schema from before there were parts,
-with one part and with fifty; reads of a stream and of pages. Then a part is archived as the
-command does, and restored. Processor time is that of the server's process for the session.
+It runs on a PostgreSQL of its own. It measures appends of one event each, with the schema from
+before there were parts, with one part and with fifty, and reads of a stream and of pages. Then it
+archives a part as the command does, and restores it. Processor time is that of the session's server
+process.
 """
 
 from __future__ import annotations
@@ -36,14 +37,14 @@ DATA: Final = json.dumps({"tenant_id": "acme", "error": "x" * 200})
 
 
 def processor_seconds(connection: psycopg.Connection) -> float:
-    """Give the processor time that the server's process of a session has used."""
+    """Return the processor time that a session's server process has used."""
     text = Path(f"/proc/{connection.info.backend_pid}/stat").read_text().rpartition(")")[2]
     user, system = text.split()[11:13]
     return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
 
 
 def cost(connection: psycopg.Connection, times: int, call: Callable[[int], object]) -> float:
-    """Give the microseconds of processor time of a call, the median of some rounds."""
+    """Return the microseconds of processor time of a call, the median of some rounds."""
     for n in range(50):
         call(n)
     rounds = []
@@ -56,7 +57,7 @@ def cost(connection: psycopg.Connection, times: int, call: Callable[[int], objec
 
 
 def figures(url: str, *, parts: int, times: int) -> dict[str, float]:
-    """Measure a journal with so many parts; 0 is the schema from before there were any."""
+    """Measure a journal with `parts` parts; 0 is the schema from before there were any."""
     known = [one for one in migrations() if parts or one.number <= BEFORE_PARTS]
     migrate(url, known=known)
     sql = queries("journal")
@@ -80,7 +81,7 @@ def figures(url: str, *, parts: int, times: int) -> dict[str, float]:
         connection.execute(read_all, given).fetchall()
 
     with psycopg.connect(url, autocommit=True) as connection:
-        connection.execute("SET synchronous_commit = off")  # the disk is not what is measured
+        connection.execute("SET synchronous_commit = off")  # the disk is not measured
         for _ in range(parts - 1):
             for n in range(STREAMS):
                 add(n)
@@ -101,7 +102,7 @@ def figures(url: str, *, parts: int, times: int) -> dict[str, float]:
 
 
 def archive(url: str, directory: Path, events: int) -> None:
-    """Archive a part of so many events and restore it, and tell how long each step took."""
+    """Archive a part with `events` events and restore it; print how long each step took."""
     migrate(url)
     with psycopg.connect(url, autocommit=True) as connection:
         for first in range(0, events, 1000):
@@ -154,7 +155,7 @@ def archive(url: str, directory: Path, events: int) -> None:
 
 
 def main() -> None:
-    """Run it and print the figures."""
+    """Run the benchmark and print the figures."""
     parser = argparse.ArgumentParser(prog="python -m bench.journal", description=__doc__)
     parser.add_argument("--times", type=int, default=1000, help="calls a round")
     parser.add_argument("--events", type=int, default=200_000, help="in the part that is archived")
@@ -178,7 +179,7 @@ def main() -> None:
 
 
 def of(url: str, name: str) -> str:
-    """Give the URL of another database of the server."""
+    """Return the URL of another database of the server."""
     return psycopg.conninfo.make_conninfo(url, dbname=name)
 
 

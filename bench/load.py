@@ -40,7 +40,7 @@ class Filler:
         )
 
     def run(self) -> float:
-        """Publish all; give the messages a second."""
+        """Publish all messages; return the messages a second."""
         started = time.perf_counter()
         self._started = started
         self._connection.ioloop.start()
@@ -85,7 +85,7 @@ class Filler:
 
 
 def wait_until(condition: Callable[[], bool], *, timeout: float, every: float = 0.02) -> None:
-    """Wait for something to be so, at most `timeout` seconds."""
+    """Wait for `condition` at most `timeout` seconds. Raises `TimeoutError` after that."""
     until = time.perf_counter() + timeout
     while not condition():
         if time.perf_counter() > until:

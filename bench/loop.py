@@ -1,7 +1,7 @@
 """`python -m bench.loop`: queries on an event loop, beside psycopg's own pool of connections.
 
-Both have the same connections to the same PostgreSQL, and the same tasks ask for the same page of
-a hundred messages as JSON text. In turns, so that what else the machine does meets both alike.
+Both have as many connections to the same PostgreSQL, and as many tasks ask for the same page of
+a hundred messages as JSON text. They take turns, so that other load on the machine affects both.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ Ask = Callable[[bytes], Awaitable[object]]
 
 
 async def measure(ask: Ask, queries: int, tasks: int, rows: bytes) -> tuple[float, float]:
-    """Give the seconds, by the clock and of this process, that so many queries take."""
+    """Return the seconds that `queries` take, by the clock and of this process's time."""
     left = iter(range(queries))
 
     async def work() -> None:
         for _ in left:
             await ask(rows)
 
-    await asyncio.gather(*[work() for _ in range(tasks)])  # connections are made, plans as well
+    await asyncio.gather(*[work() for _ in range(tasks)])  # makes the connections and the plans
     left = iter(range(queries))
     began, used = time.perf_counter(), time.process_time()
     await asyncio.gather(*[work() for _ in range(tasks)])
@@ -43,7 +43,7 @@ async def measure(ask: Ask, queries: int, tasks: int, rows: bytes) -> tuple[floa
 
 
 async def compare(url: str, queries: int, tasks: int, connections: int, turns: int) -> None:
-    """Measure both in turns and print what a query costs."""
+    """Measure both in turns and print the cost of a query."""
     own = LoopQueries(Database(url), connections=connections)
     text = PAGE.replace("{}", "$1").replace("%%", "%").encode()
 

@@ -1,10 +1,10 @@
 """`python -m bench.nodes`: what several processes cost beside one, and how long a hand-over takes.
 
-The same backlog of the same tenants is stored by one process, and then by several; what counts is
-processor time a message, by process, the parent and its front included. Then, with all tenants
-publishing at a steady rate, one node is drained: the longest time between two commits of a tenant
-is the pause that its hand-over has cost it. Last, one process is killed: how long until each of its
-tenants stores again elsewhere.
+One process stores a backlog, and then several processes store the same backlog of the same tenants;
+the figure is processor time a message, by process, the parent and its front included. Then all
+tenants publish at a steady rate and one node is drained: a tenant's longest time between two
+commits is the pause of its hand-over. Last, one process is killed, and the benchmark measures how
+long it takes until each of its tenants stores again on another node.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from tenantry.domain import names
 from tenantry.nodes.placement import place
 
 RATE = 20.0
-"""Messages a second of each tenant, while nodes come and go."""
+"""Messages a second that each tenant publishes while a node is drained or killed."""
 
 STEADY = 6.0
-"""Seconds of that before and after something is done to a node."""
+"""Seconds of steady publishing before and after a node is drained or killed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,11 +105,11 @@ class Nodes:
 
         wait_until(spread, timeout=120, every=0.2)
 
-    # What it costs a tenant that its node changes.
+    # What a change of its node costs a tenant.
 
     @contextmanager
     def _steady(self) -> Iterator[None]:
-        """Have every tenant publish, a message at a time."""
+        """Let every tenant publish, one message at a time."""
         over = threading.Event()
 
         def go_on(tenant: str) -> None:
@@ -132,7 +132,7 @@ class Nodes:
                 thread.join()
 
     def _gaps(self, tenants: Sequence[str], since: float) -> list[float]:
-        """Give each tenant's longest time between two of its rows."""
+        """Return each tenant's longest time between two of its rows, in seconds, sorted."""
         found = []
         with psycopg.connect(self._services.db) as connection:
             for tenant in tenants:
@@ -176,7 +176,7 @@ class Nodes:
 
 
 def placement(tenants: int = 20_000) -> tuple[float, int]:
-    """Add a fifth node to four: the share of tenants that move, and how many between the four."""
+    """Add a fifth node to four; return the share of tenants that move, and the moves among four."""
     four = dict.fromkeys("abcd", 1.0)
     five = {**four, "e": 1.0}
     placed = [(place(f"t{one}", four), place(f"t{one}", five)) for one in range(tenants)]

@@ -1,7 +1,7 @@
 """`python -m bench.order`: what strict order in eight partitions costs, beside eight without it.
 
-A backlog is stored, of one tenant with one topic: messages a second, and the processor time of the
-daemon for each. Runs alternate, so that what else the machine does meets both alike.
+The daemon stores a backlog of one tenant with one topic; the figures are messages a second, and its
+processor time for each. Runs alternate, so that other load on the machine affects both alike.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def main() -> None:
 def drain(
     daemon: Subject, url: str, ordering: str, partitions: int, count: int
 ) -> tuple[float, float]:
-    """Pile up messages and let the daemon at them; messages and processor seconds a second."""
+    """Queue messages, let the daemon store them; messages a second, processor seconds for each."""
     topic = {"name": TOPIC, "partitions": partitions, "ordering": ordering}
     daemon.call("POST", "/tenants", json={"id": TENANT, "name": TENANT, "topics": [topic]})
     daemon.call("POST", f"/tenants/{TENANT}/pause")

@@ -1,7 +1,7 @@
 """`python -m bench.page`: what the operator's page costs with many tenants, all of them active.
 
-Tenants are made over the API, several at once, and some of them store messages. Then pages are
-asked for over TCP, as browsers do, one after the other.
+Tenants are created over the API, several at once, and some of them store messages. Then pages are
+requested over TCP, as browsers do, one after the other.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ WARMING = 3
 
 @dataclass(slots=True, kw_only=True)
 class Cost:
-    """What a page costs: milliseconds until it is there, of processor time, and its kilobytes."""
+    """What a page costs: milliseconds until it has arrived and of processor time; its kilobytes."""
 
     median_ms: float
     worst_ms: float
@@ -44,7 +44,7 @@ class Cost:
 
 @dataclass(slots=True, kw_only=True)
 class Figures:
-    """What was found, by page."""
+    """The costs, by page."""
 
     tenants: int
     active: int = 0
@@ -52,7 +52,7 @@ class Figures:
 
 
 def measure(services: Services, tenants: int, busy: int, messages: int, times: int) -> Figures:
-    """Make tenants and ask for pages, each so many times."""
+    """Create tenants and request each page `times` times."""
     backlogs, figures = Backlogs(services), Figures(tenants=tenants)
     names = [f"t{number:05}" for number in range(tenants)]
     with services.running() as daemon:

@@ -1,4 +1,4 @@
-"""What the daemon is measured against: pika alone, and a plain handler."""
+"""The peers that the daemon is compared with: pika alone, and a plain handler."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def _fill(url: str, count: int) -> None:
 
 
 def pika_alone(url: str, count: int, *, prefetch: int = 2000, every: int = 500) -> float:
-    """Consume and ack in batches of `every`, and do nothing else; messages a second."""
+    """Only consume and ack in batches of `every`; return messages a second."""
     _fill(url, count)
     seen = 0
     started = ended = 0.0
@@ -51,7 +51,7 @@ def pika_alone(url: str, count: int, *, prefetch: int = 2000, every: int = 500) 
 
 
 def plain_handler(url: str, database: str, count: int, *, prefetch: int = 100) -> float:
-    """Insert, commit and ack each message by itself; messages a second."""
+    """Insert, commit and ack each message by itself; return messages a second."""
     _fill(url, count)
     with (
         psycopg.connect(database, autocommit=True) as store,

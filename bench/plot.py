@@ -17,7 +17,7 @@ Points = Sequence[tuple[float, float]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Panel:
-    """Curves with one scale, each with its name, as (seconds, value)."""
+    """Curves on one scale: each name with its points (seconds, value)."""
 
     title: str
     curves: dict[str, Points]
@@ -25,7 +25,7 @@ class Panel:
 
 
 def write(path: Path, title: str, panels: Sequence[Panel]) -> None:
-    """Write panels, all over the same seconds."""
+    """Write the panels as SVG, over the same time axis."""
     end = max(x for panel in panels for points in panel.curves.values() for x, _ in points)
     height = TOP + len(panels) * (HEIGHT + GAP) + 10
     drawn = [
@@ -71,7 +71,7 @@ def _panel(panel: Panel, top: float, end: float) -> list[str]:
 
 
 def _stepped(points: Points) -> list[tuple[float, float]]:
-    """Hold each value until the next one."""
+    """Return the points of steps: each value stays until the next one."""
     held = list(points[:1])
     for (_, before), (x, y) in pairwise(points):
         held += [(x, before), (x, y)]

@@ -18,7 +18,7 @@ SELECT tenantry.publish_many(
 
 
 def main(key: str, count: int, batch: int, rate: float | None) -> None:
-    """Publish in batches, each confirmed by its commit."""
+    """Publish in batches; the commit of a batch confirms it."""
     payload = body()
     with psycopg.connect(os.environ["BENCH_URL"], autocommit=True) as connection:
         began = time.perf_counter()

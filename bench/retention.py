@@ -1,8 +1,8 @@
 """`python -m bench.retention`: what removing messages costs, beside messages that pour in.
 
-A tenant with very many rows on a PostgreSQL of its own. Messages are stored as fast as they go, by
-a process of their own: first alone, then while as many are removed as come; then without either.
-And, with `--compare`, what the other way would cost that was not taken: partitions by position
+A tenant has very many rows on a PostgreSQL of its own. Another process stores messages as fast as
+possible: first alone, then while as many are removed as are stored; then without removing again.
+With `--compare`, the cost of the rejected alternative is measured, too: partitions by position
 that are dropped as a whole, with the ids in a table of their own.
 """
 
@@ -55,7 +55,7 @@ UPDATE tenantry.tenant_counters SET position = %(rows)s, stored = %(rows)s;
 
 
 def store_messages(url: str, seconds: float, counted: Any, stop: Any) -> None:
-    """Store messages as fast as they go; in a process of its own."""
+    """Store messages as fast as possible; runs in a process of its own."""
     database = Database(url, pool_size=WRITERS)
     database.open()
     store = PostgresMessageStore(database)
@@ -78,7 +78,7 @@ def store_messages(url: str, seconds: float, counted: Any, stop: Any) -> None:
 
 @contextmanager
 def storing(url: str, seconds: float) -> Iterator[Any]:
-    """Store in the background; gives the count."""
+    """Store in the background; yield the count of stored messages."""
     context = get_context("spawn")
     counted, stop = context.Value("q", 0), context.Event()
     process = context.Process(target=store_messages, args=(url, seconds, counted, stop))
@@ -100,14 +100,14 @@ def rate_of(counted: Any, seconds: float) -> float:
 
 
 def processor(connection: psycopg.Connection[Any]) -> float:
-    """Give the processor seconds of a session's process."""
+    """Return the processor seconds of a session's server process."""
     (pid,) = connection.execute("SELECT pg_backend_pid()").fetchone() or (0,)
     fields = Path(f"/proc/{pid}/stat").read_text("utf-8").rsplit(")", 1)[1].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def limit(connection: psycopg.Connection[Any], rows: int | None) -> None:
-    """Have the read model say that the tenant keeps so many rows."""
+    """Set in the read model how many rows the tenant keeps; None for no limit."""
     state = {"limits": {} if rows is None else {"retention_rows": rows}}
     connection.execute(
         "INSERT INTO tenantry.tenants (id, version, lifecycle, state, created_at, updated_at)"
@@ -118,7 +118,7 @@ def limit(connection: psycopg.Connection[Any], rows: int | None) -> None:
 
 
 def held(connection: psycopg.Connection[Any]) -> int:
-    """Count the rows, by the books."""
+    """Return the number of rows by the tenant's counts."""
     row = connection.execute(
         "SELECT c.stored - coalesce(r.by_rows + r.by_age, 0) FROM tenantry.tenant_counters AS c"
         " LEFT JOIN tenantry.removals AS r USING (tenant_id)"
@@ -127,7 +127,7 @@ def held(connection: psycopg.Connection[Any]) -> int:
 
 
 def sizes(connection: psycopg.Connection[Any]) -> str:
-    """Tell how large table and indexes are."""
+    """Return the sizes of table, indexes and remembered ids as text."""
     row = connection.execute(
         "SELECT pg_table_size('tenantry.messages_acme') / 1048576,"
         " pg_indexes_size('tenantry.messages_acme') / 1048576, (SELECT"
@@ -151,7 +151,7 @@ def pages(store: PostgresMessageStore) -> str:
 
 
 def fill(connection: psycopg.Connection[Any], rows: int) -> None:
-    """Make the rows, unless they are there."""
+    """Create the table and its rows, unless it exists."""
     there = connection.execute("SELECT to_regclass('tenantry.messages_acme')").fetchone()
     if there is not None and there[0] is not None:
         return
@@ -165,7 +165,7 @@ def fill(connection: psycopg.Connection[Any], rows: int) -> None:
 
 
 def alone(connection: psycopg.Connection[Any], count: int) -> None:
-    """Measure what it costs to remove messages while nothing else is done."""
+    """Measure the cost of removing messages while nothing else runs."""
     rows = held(connection)
     limit(connection, rows - count)
     connection.execute("SELECT tenantry.turn_remembered()")
@@ -205,7 +205,7 @@ SELECT stored FROM tenantry.store_messages(
 
 
 def looking(connection: psycopg.Connection[Any], count: int) -> None:
-    """Measure what it costs who stores to look at what is remembered, by turns with and without."""
+    """Measure storing with and without a look at the remembered ids, alternately."""
     number = connection.execute("SELECT number FROM tenantry.removals").fetchone()
     used = dict.fromkeys(("without", "with"), 0.0)
     for _ in range(0, count, BATCH):
@@ -226,9 +226,9 @@ def looking(connection: psycopg.Connection[Any], count: int) -> None:
 
 
 def rounds(connection: psycopg.Connection[Any], count: int, rows: int) -> None:
-    """Store and remove the same number again and again; see how large it all gets.
+    """Store and remove the same number again and again; print how large table and indexes get.
 
-    VACUUM comes where autovacuum's would, which looks once a minute: whenever a fifth are dead.
+    VACUUM runs when autovacuum would: whenever a fifth of the rows are dead.
     """
     dead = 0
     limit(connection, held(connection))
@@ -250,7 +250,7 @@ def rounds(connection: psycopg.Connection[Any], count: int, rows: int) -> None:
 def beside(
     connection: psycopg.Connection[Any], url: str, database: Database, seconds: float
 ) -> None:
-    """Measure storing alone, then beside removing as many as come."""
+    """Measure storing alone, then beside removing as many as are stored."""
     store = PostgresMessageStore(database)
     limit(connection, None)
     with storing(url, 600) as counted:
@@ -287,7 +287,7 @@ def beside(
 
 
 def compare(connection: psycopg.Connection[Any], count: int) -> None:
-    """Compare inserts: ids unique in the table, and in one beside a table that is dropped."""
+    """Compare inserts: ids unique in the table, or in a second table beside one without them."""
     connection.execute(
         "CREATE TABLE one (LIKE public.messages INCLUDING ALL);"
         "CREATE UNIQUE INDEX ON one (position); CREATE INDEX ON one (topic, position);"
@@ -301,7 +301,7 @@ def compare(connection: psycopg.Connection[Any], count: int) -> None:
         "SELECT 'acme', m.id, %(at)s + m.n, 'default', 0, %(payload)s::jsonb, now()"
         " FROM unnest(%(ids)s::text[]) WITH ORDINALITY AS m(id, n)"
     )
-    # The index on ids of the second is for messages that are asked for by id.
+    # The second table's index on ids is for reading messages by id.
     ways = {
         "ids unique in the table": f"INSERT INTO one {columns} {given} ON CONFLICT DO NOTHING",
         "ids in a table of their own": "WITH new AS (INSERT INTO ids SELECT hashtextextended(i, 0),"

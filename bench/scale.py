@@ -1,9 +1,9 @@
 """`python -m bench.scale`: how many cells, nodes and cores some tenants and messages take.
 
-A calculation, not a measurement: what a message costs each part comes from `bench.nodes`, what a
-cell may hold is said beside it. The smallest number of cells is looked for by simulation: tenants
-of uneven size are placed on nodes as the program places them, until the fullest node is below what
-a core does.
+This is a calculation, not a measurement: a message's cost in each part comes from `bench.nodes`,
+the capacity of a cell from options. A simulation finds the number of nodes: it places tenants
+of uneven size on nodes as the program does, and adds nodes until the fullest one needs less than
+a core.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ FULLEST = 0.9
 """The share of a core that the fullest node may use."""
 
 SAMPLE = 5_000
-"""Tenants of a cell that are placed at most; more are as even."""
+"""Tenants of a cell that are placed at most; more would be spread as evenly."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Costs:
-    """Microseconds a message, and what a cell may hold."""
+    """Microseconds a message, and the capacity of a cell."""
 
     daemon: float
     database: float
@@ -41,9 +41,9 @@ class Costs:
 
 
 def nodes_of(tenants: int, rate: float, costs: Costs, *, seed: int) -> int:
-    """Give how many nodes a cell needs so that none has more than a core's work."""
+    """Return how many nodes a cell needs so that none has more than a core's work."""
     chance = random.Random(seed)
-    # A few tenants send most: sizes fall off as Zipf's law has it, in some order.
+    # A few tenants send most messages: sizes follow Zipf's law, in random order.
     weights = [1 / (rank + 10) for rank in range(tenants)]
     chance.shuffle(weights)
     share = rate / sum(weights)

@@ -1,4 +1,4 @@
-"""Publishes as a tenant, to whichever broker it is: `python -m bench.sender`."""
+"""Publishes as a tenant, to any kind of broker: `python -m bench.sender`."""
 
 from __future__ import annotations
 

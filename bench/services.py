@@ -1,4 +1,4 @@
-"""What benchmarks stand on: a broker of each kind and a database, which nobody else uses."""
+"""The services under the benchmarks: a broker of each kind and a database, used by nothing else."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ WHO = ("daemon", "broker", "database")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Broker:
-    """A broker that runs: its settings for a daemon, and its process, if it has one of its own."""
+    """A running broker: its settings for a daemon, and its process id if it has its own process."""
 
     settings: Mapping[str, str]
     pid: int | None = None
@@ -39,7 +39,7 @@ class Broker:
 
 @contextmanager
 def embedded(_directory: Path) -> Iterator[Broker]:
-    """Have the database itself be the broker."""
+    """Use the database itself as the broker."""
     yield Broker(settings={})
 
 
@@ -70,7 +70,7 @@ BROKERS: Mapping[str, Callable[[Path], AbstractContextManager[Broker]]] = {
 
 
 def missing(kind: str) -> str | None:
-    """Say why a kind of broker can't be measured here."""
+    """Return why a kind of broker can't be measured here; None if it can."""
     if kind != "Apache Iggy":
         return None
     try:
@@ -83,20 +83,20 @@ def missing(kind: str) -> str | None:
 
 
 class Processor:
-    """What processes have used so far, in seconds, with those of their children that are gone."""
+    """The processor seconds of processes so far, with their ended children's."""
 
     def __init__(self, daemon: int, database: int, broker: int | None) -> None:
         self._roots = {"daemon": daemon, "database": database, "broker": broker}
 
     def used(self) -> dict[str, float]:
-        """Add it up, by who it was."""
+        """Add up the seconds of each process and its children, by name."""
         return {
             who: 0.0 if pid is None else _family(psutil.Process(pid))
             for who, pid in self._roots.items()
         } | {"publishers": sum(os.times()[2:4])}
 
     def each(self, before: Mapping[str, float], count: float) -> dict[str, float]:
-        """Give what the servers have used since then, for each of so many."""
+        """Return the seconds that each server has used since `before`, divided by `count`."""
         after = self.used()
         return {who: (after[who] - before[who]) / count for who in WHO}
 
@@ -113,25 +113,25 @@ def _family(root: psutil.Process) -> float:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Services:
-    """A broker and a database, and where the daemons that come and go on them have their files."""
+    """A broker and a database, and the directory for the files of the daemons on them."""
 
     directory: Path
     broker: Broker
     db: str
     server: int
-    """The process of the database's server."""
+    """The process id of the database server."""
 
     def running(self, settings: Mapping[str, str] | None = None) -> AbstractContextManager[Subject]:
-        """Start a daemon on them, and end it."""
+        """Start a daemon on the services, and stop it at the end."""
         return running(self.directory, {**self.broker.settings, **(settings or {})}, self.db)
 
     def processor(self, daemon: Subject) -> Processor:
-        """Give what adds up their processor time, and a daemon's."""
+        """Return the processor times of the services and of a daemon."""
         return Processor(daemon.pid, self.server, self.broker.pid)
 
 
 def server_of(db: str) -> psutil.Process:
-    """Give the process of a database's server."""
+    """Return the process of a database's server."""
     with psycopg.connect(db) as connection:
         row = connection.execute("SELECT pg_backend_pid()").fetchone()
         assert row is not None
@@ -142,7 +142,7 @@ def server_of(db: str) -> psutil.Process:
 
 @contextmanager
 def alone(kind: str, home: Path) -> Iterator[Services]:
-    """Start a broker of a kind, and a database that notes when something was committed."""
+    """Start a broker of a kind, and a database that records commit times."""
     postgres = EmbeddedPostgres(home / "postgres")
     try:
         with psycopg.connect(postgres.start(), autocommit=True) as connection:
@@ -159,7 +159,7 @@ def alone(kind: str, home: Path) -> Iterator[Services]:
 def parser_for(
     name: str, about: str | None, kinds: Sequence[str] = ("embedded", "RabbitMQ")
 ) -> argparse.ArgumentParser:
-    """Make a parser with the options that all comparisons of brokers have."""
+    """Make a parser with the options that all comparisons of brokers share."""
     parser = argparse.ArgumentParser(prog=f"python -m bench.{name}", description=about)
     parser.add_argument("--broker", choices=list(BROKERS), action="append", help="this one only")
     parser.add_argument("--json", action="store_true", help="one JSON document on stdout")
@@ -170,7 +170,7 @@ def parser_for(
 def compared(
     given: argparse.Namespace, measure: Callable[[Services], Figures], what: str = ""
 ) -> dict[str, Figures]:
-    """Measure `what` on each kind of broker that is asked for, one after the other."""
+    """Measure on each requested kind of broker, one after the other; `what` is for the status."""
     console, found = Console(stderr=True), dict[str, Figures]()
     with tempfile.TemporaryDirectory(prefix="tenantry-bench-") as name:
         directory = Path(name)
@@ -189,10 +189,10 @@ def compared(
 
 
 def as_json(found: Mapping[str, Any]) -> str:
-    """Give the figures of each broker as one document."""
+    """Return the figures of each broker as one document."""
     return json.dumps({kind: asdict(one) for kind, one in found.items()}, indent=2)
 
 
 def by_process(figures: Mapping[str, float], digits: int = 0) -> str:
-    """Tell figures of processor time by who it was."""
+    """Return figures of processor time as text, by process."""
     return ", ".join(f"{who} {figures[who]:.{digits}f}" for who in WHO)

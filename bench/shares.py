@@ -1,10 +1,10 @@
-"""`python -m bench.shares`: what weights share, what that costs, and what a flood costs others.
+"""`python -m bench.shares`: how weights share, what turns cost, and what a flood costs others.
 
-Two tenants with a backlog each, one of three times the weight: the rows of each while both have
-some left. One tenant's backlog, and then ten tenants', with turns and without, by turns, as the
-machine is never the same: messages a second and processor time a message. Then some quiet tenants
-publish now and then, first alone and then while another one's backlog is stored: milliseconds from
-publishing to the commit.
+Two tenants have a backlog each, one has three times the weight: counted are the rows of each while
+both still have messages. Then one tenant's backlog, and ten tenants', is stored with turns and
+without, alternately, as other load on the machine varies: messages a second and processor time a
+message. Then some quiet tenants publish now and then, first alone and then while another tenant's
+backlog is stored: milliseconds from publishing to the commit.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from bench.subject import Subject
 from tenantry.domain import names
 
 THREADS = 10
-"""Threads that publish for the quiet tenants, each for its share of them."""
+"""Threads that publish for the quiet tenants; each thread has its share of the tenants."""
 
 WEIGHTS = {"heavy": 3, "light": 1}
 FLOOD = "flood"
@@ -60,7 +60,7 @@ class Figures:
     loaded: dict[str, list[float]] = field(default_factory=dict)
     flood_rate: dict[str, float] = field(default_factory=dict)
     seen: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
-    """Second by second, with turns: what the flood stored, and what it took the quiet ones."""
+    """By second, with turns: the flood's rows, and the quiet tenants' latencies in ms."""
 
 
 class Shares:
@@ -73,7 +73,7 @@ class Shares:
         self._figures = Figures()
 
     def measure(self) -> Figures:
-        """Measure what is wanted, one after the other."""
+        """Measure the wanted parts, one after the other."""
         only = self._options.only
         if "weights" in only:
             with self._running(turns=True) as daemon:
@@ -92,7 +92,7 @@ class Shares:
     def _running(self, *, turns: bool) -> AbstractContextManager[Subject]:
         return self._services.running({} if turns else {"TENANTRY_CONSUMER_STORED_AT_ONCE": "0"})
 
-    # What weights share.
+    # How weights share.
 
     def _weights(self, daemon: Subject) -> None:
         count, backlogs = self._options.messages, self._backlogs
@@ -102,7 +102,7 @@ class Shares:
         backlogs.pile_up(daemon, dict.fromkeys(WEIGHTS, count))
         began = backlogs.stored(WEIGHTS)
         backlogs.resume(daemon, WEIGHTS)
-        # Both are at it by then; and the first one has some left at the end.
+        # Both store by then, and both still have messages when the first has stored 90 %.
         wait_until(lambda: min(self._gone(began).values()) > count // 50, timeout=60)
         first, at = self._gone(began), time.perf_counter()
         wait_until(lambda: max(self._gone(began).values()) > count * 9 // 10, timeout=600)
@@ -155,7 +155,7 @@ class Shares:
 
     @contextmanager
     def _publishing(self, tenants: Sequence[str]) -> Iterator[None]:
-        """Have each tenant publish a message now and then."""
+        """Let each tenant publish a message now and then."""
         over = threading.Event()
         pause = 1 / self._options.rate
 
@@ -252,7 +252,7 @@ def main() -> None:
 
 
 def draw(path: Path, kind: str, one: Figures) -> None:
-    """Draw a flood, and what it took the quiet tenants beside it."""
+    """Draw a flood, and the latencies of the quiet tenants beside it."""
     panels = [
         Panel(title="messages of the flood stored a second", curves={"flood": one.seen["flood"]}),
         Panel(

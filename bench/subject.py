@@ -35,17 +35,17 @@ class Subject:
 
     @property
     def pid(self) -> int:
-        """The number of its process."""
+        """The daemon's process id."""
         return self._process.pid
 
     def call(self, method: str, path: str, **kwargs: Any) -> Any:
-        """Call the API; the JSON of its answer."""
+        """Call the API; return the JSON of its response."""
         answer = self._http.request(method, path, **kwargs)
         answer.raise_for_status()
         return answer.json() if answer.content else None
 
     def create(self, tenant: str, **settings: Any) -> str:
-        """Create a tenant; give the URL at which its own clients publish."""
+        """Create a tenant; return the URL with which its own clients publish."""
         made = {"id": tenant, "name": tenant, **settings}
         credentials = self.call("POST", "/tenants", json=made)["credentials"]
         return next(value for name, value in credentials.items() if name.endswith("_url"))
@@ -67,19 +67,19 @@ class Subject:
         return float("nan")
 
     def size_of(self, path: str) -> int:
-        """Give the bytes of an answer."""
+        """Return the size of a response in bytes."""
         answer = self._http.get(path)
         answer.raise_for_status()
         return len(answer.content)
 
     def kill(self) -> None:
-        """End it with SIGKILL."""
+        """End the daemon with SIGKILL."""
         self._process.kill()
         self._process.wait()
         self.killed = True
 
     def stored(self) -> int:
-        """Count what is committed, over all tenants."""
+        """Count the committed messages of all tenants."""
         with psycopg.connect(self._db) as connection:
             row = connection.execute(
                 "SELECT coalesce(sum(stored), 0) FROM tenantry.tenant_counters"
@@ -88,7 +88,7 @@ class Subject:
         return int(row[0])
 
     def drain_backlog(self, tenants: int, count: int) -> float:
-        """Pile up `count` messages for `tenants`, let the daemon at them; messages a second."""
+        """Queue `count` messages for `tenants`, let the daemon store them; messages a second."""
         ids = [f"bench-{tenants}-{number}" for number in range(tenants)]
         for tenant in ids:
             self.call("POST", "/tenants", json={"id": tenant, "name": tenant})
@@ -121,10 +121,11 @@ class Subject:
 
 @contextmanager
 def running(directory: Path, broker: Mapping[str, str], db: str) -> Iterator[Subject]:
-    """Start a daemon on these services; stop it with SIGTERM, and see that it has drained.
+    """Start a daemon on these services; stop it with SIGTERM, and check that it has drained.
 
-    One that was killed is gone already. `broker` holds the variables that say where it is; without
-    any it is the embedded one. A second one in the same directory takes over what the first left.
+    A daemon that was killed is not stopped again. `broker` holds the variables that name the
+    broker; without any, it is the embedded one. A second daemon in the same directory takes over
+    the state of the first.
     """
     directory.mkdir(exist_ok=True)
     environ = {
@@ -138,7 +139,7 @@ def running(directory: Path, broker: Mapping[str, str], db: str) -> Iterator[Sub
         "TENANTRY_SERVER_PORT": "0",
         "TENANTRY_LOG_FORMAT": "json",
     }
-    environ.pop("PYTHONDONTWRITEBYTECODE", None)  # a start compiles nothing, as with users
+    environ.pop("PYTHONDONTWRITEBYTECODE", None)  # modules stay compiled, as for users
     with (directory / "log").open("ab") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "tenantry.cli.main", "run"], env=environ, stderr=log

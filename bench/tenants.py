@@ -1,9 +1,9 @@
 """`python -m bench.tenants`: what many tenants cost in one daemon, nearly all of them asleep.
 
-Tenants are made over the API, several at once; the daemon is started again, in order and after it
-was killed; then it idles, and single messages wake tenants that have never had one. What some of
-them store is measured twice: while they are all there is, and among all the others. What counts on
-a busy machine is processor time, by process.
+Tenants are created over the API, several at once; the daemon is started again, in order and after
+a kill; then it idles, and single messages wake tenants that have never had one. Storing for some of
+the tenants is measured twice: while there are only these, and among all the others. The figure that
+counts on a busy machine is processor time, by process.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from bench.services import Services, as_json, by_process, compared, parser_for
 from tenantry.domain import names
 
 SETTLING = 30.0
-"""Seconds before idling is measured: workers have been let go by then, caches are filled."""
+"""Seconds before idling is measured: by then workers have ended and caches are filled."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +42,7 @@ class Options:
 
 @dataclass(slots=True, kw_only=True)
 class Figures:
-    """What was found; processor time a creation or message in ms or µs, idling in % of a core."""
+    """Results: processor time of a creation in ms, of a message in µs, idling in % of a core."""
 
     tenants: int
     created: float = 0.0
@@ -60,7 +60,7 @@ class Figures:
 
 
 class Scale:
-    """The tenants of one database and one broker, and the daemons that come and go."""
+    """The tenants of one database and one broker, and the daemons started on them."""
 
     def __init__(self, services: Services, options: Options) -> None:
         self._services = services
@@ -106,7 +106,7 @@ class Scale:
         return figures
 
     def _wake(self, tenant: str) -> float:
-        """Publish a tenant's first message; milliseconds until it is committed."""
+        """Publish a tenant's first message; return the milliseconds until it is committed."""
         with closing(self._backlogs.client(tenant)) as client:
             began = time.time()
             result = client.publish(names.exchange_name(tenant), [message()])

@@ -1,10 +1,10 @@
 """`python -m bench.tracing`: what tracing costs the daemon, in processor time a message.
 
-Two daemons on one RabbitMQ and one PostgreSQL, each with a tenant of its own: one with an endpoint
-that spans go to, one without. The same messages wait for both, and one after the other stores them,
-in turns, so that what else the machine does meets both. `plain` messages have no trace; of `marked`
-ones each has, and one in a hundred is recorded; of `all` each one is. On a busy machine these
-differ by more than tracing; so what it does for a batch is measured by itself as well.
+Two daemons on one RabbitMQ and one PostgreSQL, each with a tenant of its own: one sends spans to an
+endpoint, the other does not. The same messages wait for both, and the daemons store them in turns,
+so that other load on the machine affects both. `plain` messages have no trace; all `marked`
+messages have one, and one in a hundred is recorded; `all` messages are recorded. On a busy machine
+two daemons differ by more than tracing costs, so tracing a batch is measured by itself as well.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ KINDS: Final = ("plain", "marked", "all")
 
 
 def headers(messages: str, number: int) -> Mapping[str, object] | None:
-    """Give the headers of one of the messages."""
+    """Return the headers of message `number`."""
     if messages == "plain":
         return None
     sampled = messages == "all" or number % 100 == 0
@@ -54,7 +54,7 @@ def headers(messages: str, number: int) -> Mapping[str, object] | None:
 
 
 def fill(url: str, tenant: str, messages: str, count: int, run: str) -> None:
-    """Have messages wait in a tenant's queue."""
+    """Publish messages into a tenant's queue."""
     publishing = RabbitPublishing(url)
     thread = threading.Thread(target=publishing.run)
     thread.start()
@@ -87,28 +87,28 @@ class Side:
         daemon.create(tenant)
 
     def fill(self, messages: str, count: int, run: str) -> None:
-        """Have messages wait."""
+        """Pause the tenant and fill its queue."""
         self._daemon.call("POST", f"/tenants/{self._tenant}/pause")
         fill(self._url, self._tenant, messages, count, run)
 
     def drain(self, count: int) -> float:
-        """Have what waits stored; microseconds of the daemon's processor time a message."""
+        """Let the daemon store the messages; its processor time in microseconds a message."""
         before, began = self._daemon.stored(), self._spent()
         self._daemon.call("POST", f"/tenants/{self._tenant}/resume")
         wait_until(lambda: self._daemon.stored() - before >= count, timeout=300, every=0.05)
         return (self._spent() - began) / count / 1000
 
     def _spent(self) -> int:
-        """Give the nanoseconds of processor time of the daemon, threads that ended included."""
-        # Linux's clock of a process: what clock_getcpuclockid() gives.
+        """Return the daemon's processor time in nanoseconds, ended threads included."""
+        # The clock of a process on Linux, as clock_getcpuclockid() computes it.
         return time.clock_gettime_ns(~self._daemon.pid << 3 | 2)
 
 
 def own_cost(kind: str, endpoint: str) -> float:
-    """Give the microseconds that tracing itself takes for a batch: its calls, and sending.
+    """Return the microseconds that tracing itself takes for a batch: its calls, and sending.
 
-    The least of several hundreds of batches each: what else the machine does makes it more, never
-    less.
+    It is the least of several tries, each of hundreds of batches: other load on the machine only
+    makes a try slower.
     """
     batch = [
         Incoming(f"{number}", "default", 0, b"{}", None, headers(kind, number), None)
@@ -133,7 +133,7 @@ def own_cost(kind: str, endpoint: str) -> float:
 
 
 def off() -> float:
-    """Give the same of what is called where nothing is traced."""
+    """Return the microseconds that the calls take for a batch when nothing is traced."""
     tracer, least = Tracer(), float("inf")
     for _ in range(TRIES):
         began = time.thread_time_ns()
@@ -145,7 +145,7 @@ def off() -> float:
 
 
 def another_database(url: str, name: str) -> str:
-    """Make a database on the server of one; give its URL."""
+    """Create a database on the server of `url`; return the new one's URL."""
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute(f'CREATE DATABASE "{name}"')
     return urlunsplit(urlsplit(url)._replace(path=f"/{name}"))
@@ -178,7 +178,7 @@ def main() -> None:
             }
             daemon = running(directory / name, told, another_database(db, name))
             sides.append(Side(stack.enter_context(daemon), host.url, f"bench-{name}"))
-        for number in range(-1, options.rounds):  # the first one warms up
+        for number in range(-1, options.rounds):  # the first round warms up
             for kind in KINDS:
                 run = f"{number}-{kind}"
                 for side in sides:
@@ -202,7 +202,7 @@ def main() -> None:
 
 
 def _turn(number: int) -> tuple[int, int]:
-    """Say which side is first in a round."""
+    """Return the order of the two sides in a round."""
     return (0, 1) if number % 2 else (1, 0)
 
 
