@@ -1,5 +1,5 @@
-"""The operator's drill: things go wrong, and what is seen of it is written down.
+"""The operator's drill: cause faults, and record what an operator sees of them.
 
 `python -m tests.drill` conducts it on services of its own, with a real Prometheus beside them
-(`make deploy-tools`); `--write` puts what was seen into docs/drill.md.
+(`make deploy-tools`); `--write` puts the record into docs/drill.md.
 """

@@ -20,7 +20,7 @@ PAGE: Final = Path(__file__).parents[2] / "docs" / "drill.md"
 
 
 def main() -> int:
-    """Conduct the scenes that are asked for; one that does not go as it should is a traceback."""
+    """Conduct the named scenes; one that does not go as it should ends in a traceback."""
     listed = "\n".join(f"  {name:<15}{scene.__doc__}" for name, scene in SCENES.items())
     parser = argparse.ArgumentParser(
         prog="python -m tests.drill",
@@ -52,7 +52,7 @@ def main() -> int:
 
 
 def put(page: str, name: str, seen: str) -> str:
-    """Put what was seen of a scene into its place on the page."""
+    """Put a scene's record into its place on the page."""
     place = re.compile(rf"(<!-- drill: {name} -->\n).*?(<!-- as seen -->)", re.DOTALL)
     assert len(place.findall(page)) == 1, f"the page has no place for {name}"
     return place.sub(lambda found: f"{found[1]}\n{seen}\n{found[2]}", page)

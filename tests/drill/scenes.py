@@ -1,4 +1,4 @@
-"""What goes wrong, one after another; each on services of its own, with messages on their way."""
+"""The drill's scenes, each on services of its own, with messages on their way."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ DISK_MB: Final = 300
 
 
 def settings(node: str) -> dict[str, str]:
-    """Give what a node of the drill is set to; it is scraped at the same port after a restart."""
+    """Return the settings of a node; its metrics have the same port after a restart."""
     return {"TENANTRY_METRICS_PORT": str(free_port()), "TENANTRY_NODE_NAME": node}
 
 
 @contextmanager
 def services() -> Iterator[Rig]:
-    """Give a daemon that is not started yet, on a broker and a database that may be broken."""
+    """Yield a daemon that is not started yet, on a broker and a database that scenes may break."""
     with own_node() as node, rig("drill", seed=0, say=print, node=node, own_database=True) as made:
         made.program.settings |= settings("ingest-1")
         yield made
@@ -58,7 +58,7 @@ def make_tenants(made: Rig, *names: str) -> None:
 
 @contextmanager
 def at_work(made: Rig, **settings: str) -> Iterator[Stage]:
-    """Have it work for two tenants, whose clients publish the whole time."""
+    """Run the daemon for two tenants, whose clients publish the whole time."""
     made.start_again(**settings)
     make_tenants(made, *TENANTS)
     with made.load(rate=RATE), stage(made, {"ingest-1": made.program}) as seen:
@@ -67,7 +67,7 @@ def at_work(made: Rig, **settings: str) -> Iterator[Stage]:
 
 
 def sight_of(made: Rig) -> Sight:
-    """Give a sight in which directories are called as on other machines."""
+    """Make a record in which directories have the names they have in production."""
     places = {str(made.program.directory): "/var/lib/tenantry"}
     if made.postgres is not None:
         places[str(made.postgres.directory / "data")] = "/var/run/postgresql"
@@ -77,7 +77,7 @@ def sight_of(made: Rig) -> Sight:
 def in_order_again(
     seen: Stage, sight: Sight, *alerts: str, since: float | None = None, after: str = "its return"
 ) -> None:
-    """Wait until all is well, and show that nothing is lost."""
+    """Wait for recovery, and record that nothing is lost."""
     since = time.monotonic() if since is None else since
     seen.rig.recover(since)
     took = time.monotonic() - since
@@ -166,7 +166,7 @@ def _poison_of_one(tenant_id: str, number: int) -> Draft:
 
 
 def poison_flood() -> Sight:
-    """One tenant's producer sends what its handler can't take, and nothing else."""
+    """One tenant's producer sends nothing but messages that its handler fails on."""
     with services() as made:
         sight = sight_of(made)
         with (
@@ -255,7 +255,7 @@ NEWER: Final = (
 
 
 def wrong_deploy() -> Sight:
-    """A mistake in the configuration, a handler that is not there, a program that is too old."""
+    """A mistake in the configuration, a missing handler, a program older than the schema."""
     with services() as made, at_work(made) as seen:
         sight = sight_of(made)
         program = made.program
@@ -291,18 +291,18 @@ def _refused(program: Program, code: int) -> str:
 
 @contextmanager
 def on_a_small_disk() -> Iterator[Rig]:
-    """Give a daemon that is not started yet, whose embedded database has a disk of its own."""
+    """Yield a daemon that is not started yet, whose embedded database has a disk of its own."""
     with ExitStack() as stack:
         home = Path(stack.enter_context(TemporaryDirectory(prefix="tnt-drill-")))
         program = stack.enter_context(Program(None, ""))
         stack.enter_context(small_disk(program.directory, DISK_MB))
         program.config.touch()
-        program.log = home / "stderr.log"  # as the journal has it: elsewhere
+        program.log = home / "stderr.log"  # on another disk, as systemd's journal is
         program.settings |= settings("ingest-1")
         server = own_server(program.directory / "postgres")
         url = server.start()
         server.stop()
-        # Should the daemon be killed, it leaves its server running.
+        # A killed daemon leaves its server running: take it over, then stop it.
         stack.callback(server.stop)
         stack.callback(server.start)
         record = Record(home / "ledger.jsonl")
@@ -321,7 +321,7 @@ def on_a_small_disk() -> Iterator[Rig]:
 
 
 def disk_full() -> Sight:
-    """The disk of the embedded database is full, and has room again."""
+    """The disk of the embedded database fills up, and gets room again."""
     with on_a_small_disk() as made:
         sight = sight_of(made)
         with at_work(made) as seen:

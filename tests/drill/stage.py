@@ -1,4 +1,4 @@
-"""Where the drill takes place, and what an operator sees there."""
+"""The drill's nodes and Prometheus, and how an operator looks at them."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ WIDEST: Final = 200
 
 @dataclass(slots=True, kw_only=True)
 class Sight:
-    """What is seen at one moment: headings, and what stands below each."""
+    """The record of a scene: headings, each with the text below it."""
 
     parts: list[tuple[str, str]] = field(default_factory=list)
     places: dict[str, str] = field(default_factory=dict)
-    """Directories of this run, and what stands for each."""
+    """Directories of this run, and the name that replaces each."""
 
     def add(self, heading: str, text: str) -> None:
         assert text.strip(), f"nothing is seen: {heading}"
@@ -47,7 +47,7 @@ class Sight:
 
 
 class Stage:
-    """Nodes, a Prometheus that scrapes them with the rules of deploy/, and an operator's eyes."""
+    """Nodes, a Prometheus that scrapes them with the rules of deploy/, and an operator's views."""
 
     def __init__(self, rig: Rig, prometheus: Prometheus, lasts: Mapping[str, str]) -> None:
         self.rig = rig
@@ -57,20 +57,20 @@ class Stage:
         self._seen = len(self.program.stderr)
 
     def page(self, path: str = "/ui", program: Program | None = None) -> str:
-        """Give a page's text, as a reader of it has it."""
+        """Return a page's text as a reader sees it."""
         port = (program or self.program).get("/info")["server"]["port"]
         answer = httpx.get(f"http://127.0.0.1:{port}{path}", timeout=DEADLINE, trust_env=False)
         assert answer.status_code == 200, answer.text
         return _Text(answer.text).said()
 
     def metrics(self, *names: str, program: Program | None = None) -> str:
-        """Give the samples of these metrics that are there, but for buckets."""
+        """Return the samples of these metrics, without buckets."""
         text = (program or self.program).call("GET", "/metrics").text
         wanted = re.compile(rf"^(?:{'|'.join(names)})(?:\{{[^}}]*\}})? .*$", re.MULTILINE)
         return "\n".join(one[0] for one in wanted.finditer(text))
 
     def alerts(self, *expected: str) -> str:
-        """Wait until the alerts expected fire, and give all that do, with what they say."""
+        """Wait until the expected alerts fire, and describe all that do."""
 
         def firing() -> dict[str, dict[str, Any]]:
             found = self.prometheus.alerts()
@@ -93,7 +93,7 @@ class Stage:
         return "\n".join(lines)
 
     def all_is_quiet(self, *gone: str) -> None:
-        """Wait until alerts fire no more."""
+        """Wait until none of the alerts in `gone` is left."""
 
         def quiet() -> bool:
             return not {one["labels"]["alertname"] for one in self.prometheus.alerts()} & set(gone)
@@ -101,7 +101,7 @@ class Stage:
         eventually(quiet, what=f"{gone} are over")
 
     def log(self, *events: str, program: Program | None = None) -> str:
-        """Wait for events, and give the first line of each, and of all from warnings on."""
+        """Wait for events; return the first line of each, and of each from a warning upwards."""
         source = program or self.program
         since = self._seen if program is None else 0
 
@@ -117,20 +117,20 @@ class Stage:
         return "\n".join(eventually(lines, what=f"{events} in the log").values())
 
     def line(self, event: str) -> str:
-        """Wait for an event of the log, and give its first line."""
+        """Wait for an event in the log, and return its first line."""
         self.log(event)
         lines = self.program.stderr[self._seen :].splitlines()
         return next(line for line in lines if f'"event": "{event}"' in line)
 
     def command(self, *arguments: str, code: int = 0, program: Program | None = None) -> str:
-        """Run a command, and give it with what it prints."""
+        """Run a command, and return it with its output."""
         ended = (program or self.program).cli(*arguments)
         assert ended.code == code, (ended.code, ended.stdout, ended.stderr)
         failed = f"\n(exit {code})" if code else ""
         return f"$ tenantry {' '.join(arguments)}\n{ended.stdout}{ended.stderr}".rstrip() + failed
 
     def status(self) -> str:
-        """Give what `tenantry status` says, without the tree of actors."""
+        """Return the output of `tenantry status`, without the tree of actors."""
         head, _, rest = self.command("status").partition("\n\n")
         _, _, tenants = rest.partition("\n\n")
         return f"{head}\n...\n{tenants}"
@@ -155,7 +155,7 @@ class _Text(HTMLParser):
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self._main += tag == "main"
         if self._left_out or tag in self.LEFT_OUT or "hidden" in dict(attrs):
-            # Counted down where it ends: these have what is in them, and an end.
+            # Elements with content have an end tag, which counts this down.
             self._left_out += tag not in self.EMPTY
         if tag in self.BLOCKS:
             self._lines.append("")
@@ -176,9 +176,9 @@ class _Text(HTMLParser):
 
 @contextmanager
 def stage(rig: Rig, nodes: Mapping[str, Program]) -> Iterator[Stage]:
-    """Have a Prometheus scrape daemons that run, by the rules of deploy/ without their waiting.
+    """Have a Prometheus scrape running daemons, by the rules of deploy/ without their `for`.
 
-    How long each alert has to last (`for`) is told beside it.
+    How long each alert has to last (`for`) is recorded beside it.
     """
     rules = yaml.safe_load(RULES.read_text())
     lasts = {}

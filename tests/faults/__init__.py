@@ -1,4 +1,4 @@
-"""Experiments: a fault, again and again, under load; and the ledger afterwards.
+"""Experiments: cause a fault again and again under load, then check the ledger.
 
-`python -m tests.faults --help` runs them. docs/reliability.md has what they have measured.
+`python -m tests.faults --help` lists them. docs/reliability.md has their results.
 """

@@ -20,7 +20,7 @@ from tests.services_rabbitmq import RabbitService
 
 
 def main() -> int:
-    """Run what is asked for; exit 1 where a ledger is not clean or a promise is not kept."""
+    """Run the named experiments; exit 1 if a ledger is not clean or a promise is not kept."""
     listed = "\n".join(
         f"  {name:<18} {one.about} ({one.rounds})" for name, one in EXPERIMENTS.items()
     )
@@ -37,7 +37,7 @@ def main() -> int:
     options = parser.parse_args()
     names = list(EXPERIMENTS) if "all" in options.names else options.names
     seed = random.randrange(2**32) if options.seed is None else options.seed
-    # Told to end, it ends what it has started; also where a shell has made it deaf to Ctrl-C.
+    # On a signal it stops what it has started, even if a shell has made it ignore Ctrl-C.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, _: sys.exit(128 + number))
     # The clients lose their connections on purpose.

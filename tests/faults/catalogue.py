@@ -43,9 +43,9 @@ from tests.services_rabbitmq import own_cluster, own_node
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Experiment:
-    """`rounds` is how many the promise speaks of, `few` how many every change is tried with.
+    """An experiment: `rounds` are those of the promise, `few` are run for every change.
 
-    A thorough run of the tests has `more`, where that is more than the few.
+    A thorough run of the tests has `more` rounds, unless `few` is greater.
     """
 
     run: Callable[[Rig, int], None]
@@ -56,14 +56,14 @@ class Experiment:
     own_cluster: bool = False
     own_database: bool = False
     standby: bool = False
-    """Whether its own database has one."""
+    """Whether it has its own database, with a standby."""
     disk_mb: int | None = None
-    """Megabytes of the disk of its own database."""
+    """The size of its own database's disk, in megabytes."""
     broker: Broker = "rabbitmq"
 
     @property
     def about(self) -> str:
-        """Say in one line what it does."""
+        """The experiment in one line."""
         return (self.run.__globals__["__doc__"] or "").strip().splitlines()[0]
 
 
@@ -126,9 +126,9 @@ def conduct(
     node: PrivateNode | PrivateCluster | PrivateIggy | None = None,
     light: bool = False,
 ) -> Figures:
-    """Run an experiment on the services of this test run; the outcome is in the figures.
+    """Run an experiment on the services of this test run, and return its figures.
 
-    One that breaks its broker does so with `node`, or with a node of its own. A `light` one has
+    An experiment that breaks its broker uses `node`, or else a node of its own. A `light` one has
     fewer messages under way.
     """
     experiment = EXPERIMENTS[name]
@@ -173,7 +173,7 @@ def _conduct(
             experiment.run(made, rounds)
             say(f"{name}: the ledger")
             _check(made)
-        except Exception as error:  # noqa: BLE001 - whatever it is, it is the experiment's outcome
+        except Exception as error:  # noqa: BLE001 - any error is the experiment's outcome
             figures.wrong.append(f"{type(error).__name__}: {error}")
         if figures.wrong:
             figures.notes["evidence"] = str(_keep_evidence(made))
@@ -182,7 +182,7 @@ def _conduct(
 
 
 def _check(made: Rig) -> None:
-    """Compare everything with the ledger, end the daemon in order, and see what it leaves."""
+    """Compare everything with the ledger, stop the daemon gracefully, and check what it leaves."""
     figures, ledger = made.figures, made.ledger
     if not made.program.running:
         made.start_again()

@@ -1,4 +1,4 @@
-"""What an experiment has measured, and what it has found wrong."""
+"""An experiment's measurements, and the faults it has found."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 RECOVERY = 10.0
-"""Seconds after a service's return within which the contract promises all to be well."""
+"""Seconds after a service's return within which the contract promises recovery."""
 
 FLAT_MB = 16.0
 """Megabytes a process's resident set may rise by between the first and the last third of rounds."""
 
 FEWEST_ROUNDS = 9
-"""Rounds that one process must have lived through before its memory is judged."""
+"""Rounds that a process must have lived through for its memory to be judged."""
 
 
 @dataclass(slots=True, kw_only=True)
 class Figures:
-    """An experiment's outcome. It has failed where `wrong` names anything."""
+    """An experiment's outcome. It has failed if `wrong` has any entry."""
 
     experiment: str
     seed: int
@@ -38,7 +38,7 @@ class Figures:
     notes: dict[str, Any] = field(default_factory=dict)
     wrong: list[str] = field(default_factory=list)
     timed: bool = True
-    """Whether what takes longer than promised is wrong: not on a machine that is busy otherwise."""
+    """Whether exceeding a promised time is wrong: on a machine that is busy otherwise it is not."""
     skipped: str | None = None
 
     @property
@@ -46,21 +46,21 @@ class Figures:
         return not self.wrong
 
     def recovered(self, seconds: float) -> None:
-        """Note a recovery, which must come within what is promised."""
+        """Record a recovery, which must take no longer than promised."""
         self.recoveries.append(seconds)
         self.took(seconds, RECOVERY, f"round {self.rounds + 1}: recovery")
 
     def took(self, seconds: float, promised: float, what: str) -> None:
-        """Hold what something has taken against what is promised."""
+        """Compare the seconds that something took with those promised."""
         if self.timed and seconds > promised:
             self.wrong.append(f"{what} took {seconds:.1f} s")
 
     def resident(self, process: int, megabytes: float) -> None:
-        """Note a process's resident set at the end of a round."""
+        """Record a process's resident set at the end of a round."""
         self.rss_by_process.setdefault(process, []).append(megabytes)
 
     def judge_memory(self) -> None:
-        """See that no process has grown from fault to fault."""
+        """Check that no process has grown from fault to fault."""
         for samples in self.rss_by_process.values():
             if len(samples) < FEWEST_ROUNDS:
                 continue
@@ -73,7 +73,7 @@ class Figures:
                 self.wrong.append(f"the resident set grew {grown}")
 
     def document(self) -> dict[str, Any]:
-        """Give everything as JSON can hold it."""
+        """Return the outcome as a JSON document."""
         return {
             "experiment": self.experiment,
             "ok": self.ok,
@@ -96,7 +96,7 @@ class Figures:
         }
 
     def lines(self) -> Iterator[str]:
-        """Say it in words."""
+        """Yield the outcome in words, line by line."""
         if self.skipped is not None:
             yield f"{self.experiment}: skipped: {self.skipped}"
             return

@@ -1,4 +1,4 @@
-"""Messages nobody would send on purpose, made up from a seed."""
+"""Odd and malformed messages, generated from a seed."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ STRANGE_TEXTS = (
 LARGEST = 2_000_000
 
 Content: TypeAlias = tuple[bytes, str | None, Fate]
-"""A body, its content type, and what must become of it."""
+"""A body, its content type, and its expected fate."""
 
 
 class Fuzz:
-    """Makes messages; the same seed makes the same ones."""
+    """Makes messages; the same seed makes the same messages."""
 
     def __init__(self, seed: int) -> None:
         self._seed = seed
 
     def in_sql(self, tenant_id: str, number: int) -> Draft:
-        """Make a message as PostgreSQL takes it: of texts and JSON, with numbers of any length."""
+        """Make a message as SQL takes it: of texts and JSON, with numbers of any length."""
         draft = self(tenant_id, number)
         dice = random.Random(f"{self._seed}/{tenant_id[:2]}/{number}/sql")
         headers = _as_json(draft.headers)
@@ -57,7 +57,7 @@ class Fuzz:
         )
 
     def __call__(self, tenant_id: str, number: int) -> Draft:
-        """Make a tenant's message of a number."""
+        """Make a tenant's message of this number."""
         dice = random.Random(f"{self._seed}/{tenant_id[:2]}/{number}")
         key = str(uuid.UUID(int=dice.getrandbits(128)))
         body, content_type, fate = dice.choice(KINDS)(dice)
@@ -91,7 +91,7 @@ HEADERS_OF_DIGITS: tuple[Any, ...] = (
 
 
 def _as_json(value: Any) -> Any:
-    """Give what is nearest to it in JSON without NUL."""
+    """Return the nearest value that JSON without NUL can hold."""
     match value:
         case bytes():
             return _as_json(value.decode(errors="replace"))
@@ -173,7 +173,7 @@ def _twice(dice: random.Random) -> Content:
 
 
 def _large(dice: random.Random) -> Content:
-    # Seldom: a thousand of them would be all there is to see.
+    # One in a hundred of its kind, or large messages would take all the time.
     if dice.randrange(100):
         return _document(dice)
     size = dice.randrange(100_000, LARGEST)
@@ -220,10 +220,10 @@ def _headers(dice: random.Random) -> dict[str, Any]:
 
 
 def _header(dice: random.Random, name: str, strange: tuple[Any, ...]) -> Any:
-    """Give a header any value but two: what these do is between the client and its broker.
+    """Return any value for a header, except two that concern only the client and its broker.
 
     CC routes. An `x-death` that is a list, but not of tables, makes RabbitMQ 3.10's dead-lettering
-    process of that queue crash for ever: nothing is lost, and nothing comes out either.
+    process of that queue crash for ever: nothing is lost, but nothing comes out either.
     """
     if name == "CC":
         return []

@@ -1,4 +1,4 @@
-"""PostgreSQL's protocol, as far as it takes to see that a client asks for a commit."""
+"""Just enough of PostgreSQL's protocol to notice that a client asks for a commit."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ STORE = b"tenantry.store_messages"
 
 
 class Commits:
-    """Reads what one client sends, and notices what commits: a batch's call, or COMMIT itself."""
+    """Reads one client's bytes, and notices a commit: a call that stores a batch, or COMMIT."""
 
     def __init__(self) -> None:
         self._buffer = b""
@@ -17,7 +17,7 @@ class Commits:
         self._commits = False
 
     def feed(self, data: bytes) -> bool:
-        """Take in a piece; tell whether a commit is asked for once the server has it."""
+        """Read a piece; return whether the server commits once it has it."""
         self._buffer += data
         asked = False
         for kind, body in self._messages():

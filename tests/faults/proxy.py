@@ -1,4 +1,4 @@
-"""A TCP proxy that goes between the daemon and a service, to cut and to freeze what it carries."""
+"""A TCP proxy between the daemon and a service, which can cut or freeze its connections."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ class Link:
         self.client = client
         self.server = server
         self.deaf = False
-        """The client hears nothing more."""
+        """Whether the client is sent nothing more."""
         self._open_ways = 2
         self._lock = threading.Lock()
 
     def way_ended(self) -> bool:
-        """Note that one direction carries nothing more; close both ends after the second."""
+        """Record the end of one direction; after the second, close both ends and return True."""
         with self._lock:
             self._open_ways -= 1
             if self._open_ways:
@@ -35,7 +35,7 @@ class Link:
         return True
 
     def cut(self) -> None:
-        """Reset both sides, as a broken network does; what is on its way is lost."""
+        """Reset both sides, as a broken network does; bytes on their way are lost."""
         for end in (self.client, self.server):
             try:
                 end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -45,10 +45,10 @@ class Link:
 
 
 Watch: TypeAlias = Callable[[Link, bytes], bool]
-"""Sees what a client sends before the server does; False keeps it from being sent."""
+"""Is called with a client's bytes before the server gets them; False withholds them."""
 
 Heard: TypeAlias = Callable[[Link, bytes], bool]
-"""Sees what a server answers before the client does; False keeps it from being told."""
+"""Is called with a server's answer before the client gets it; False withholds it."""
 
 
 class Proxy:
@@ -81,14 +81,14 @@ class Proxy:
         self.cut_all()
 
     def freeze(self) -> None:
-        """Carry nothing more, and close nothing: the worst a network does."""
+        """Carry nothing more, and close nothing: the worst that a network does."""
         self._flowing.clear()
 
     def thaw(self) -> None:
         self._flowing.set()
 
     def cut_all(self) -> int:
-        """Cut every connection; tell how many there were."""
+        """Cut every connection; return how many there were."""
         with self._lock:
             links = list(self._links)
         for link in links:

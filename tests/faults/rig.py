@@ -1,4 +1,4 @@
-"""What every experiment stands on: services, the daemon, tenants, their clients, the ledger."""
+"""The base of every experiment: services, the daemon, tenants, their clients, the ledger."""
 
 from __future__ import annotations
 
@@ -37,16 +37,16 @@ from tests.waiting import eventually
 Broker: TypeAlias = Literal["rabbitmq", "embedded", "iggy"]
 
 PATIENCE = 60.0
-"""Seconds any single wait may take before the experiment gives up."""
+"""Seconds that a single wait may take before the experiment gives up."""
 
 SAMPLE_EVERY = 0.25
 
 FEW = 10
-"""Confirms of a client that a light experiment waits for at most."""
+"""Most confirms that a light experiment waits for."""
 
 
 class Memory:
-    """Looks at the daemon's resident set now and then, beside everything else."""
+    """Samples the daemon's resident set on a thread of its own."""
 
     def __init__(self, program: Program, figures: Figures) -> None:
         self._program = program
@@ -74,7 +74,7 @@ class Memory:
 
 @dataclass(slots=True, kw_only=True)
 class Rig:
-    """An experiment's tools. `node` and `postgres` are there where it has asked for its own."""
+    """An experiment's tools. `node` and `postgres` are set if it has asked for its own."""
 
     program: Program
     ledger: Ledger
@@ -87,13 +87,13 @@ class Rig:
     postgres: Postgres | None = None
     light: bool = False
     beside: str = ""
-    """The URL of a database that is the daemon's own, for who looks into it beside the daemon."""
+    """The URL of the daemon's embedded database, for clients beside the daemon."""
     stack: ExitStack = field(default_factory=ExitStack)
     tenants: list[Tenant] = field(default_factory=list)
 
     @property
     def iggy_url(self) -> str:
-        """Where Iggy is, without a proxy before it."""
+        """Iggy's URL, without a proxy before it."""
         return services_iggy.url() if self.node is None else self.node.url
 
     def proxy_to_database(self, **watch: object) -> Proxy:
@@ -136,7 +136,7 @@ class Rig:
     def load(
         self, *, rate: float = 200, make: Maker = mixed, limit: int | None = None
     ) -> Iterator[None]:
-        """Have every tenant publish, round its queues; at the end all of it is confirmed."""
+        """Publish for every tenant, to its queues in turn; at the end all is confirmed."""
         everyone = [(one.id, self._directly(one.amqp_url)) for one in self.tenants]
         with self.ledger.publishing(
             everyone, TARGETS, rate=rate, make=make, limit=limit, patience=PATIENCE
@@ -144,7 +144,7 @@ class Rig:
             yield
 
     def rounds(self, count: int) -> Iterator[int]:
-        """Count rounds, aloud; after each, what was confirmed by then must be there."""
+        """Count and announce rounds; after each, sample the daemon's memory."""
         for number in range(1, count + 1):
             self.say(f"{self.figures.experiment}: round {number} of {count}")
             yield number
@@ -154,23 +154,23 @@ class Rig:
                 self.figures.resident(process, psutil.Process(process).memory_info().rss / 1e6)
 
     def count_duplicates(self) -> None:
-        """Take in how many messages were delivered again, in all of the daemon's runs."""
+        """Record how many messages were delivered again, in all of the daemon's runs."""
         runtime = [self.program.runtime(one) for one in self.tenants]
         self.figures.duplicates = sum(int(one["duplicates"]) for one in runtime)
 
     def wait_for_some(self, most: int = 400) -> None:
-        """Wait until the clients have got some more confirms, nobody knows how many."""
+        """Wait until the clients have a random number of further confirms, at most `most`."""
         most = min(most, FEW) if self.light else most
         self.ledger.wait_confirmed(self.random.randint(1, most), timeout=PATIENCE)
 
     def moment(self, longest: float) -> None:
-        """Let a moment of random length pass: a fault comes at any point."""
+        """Sleep for a random time, at most `longest`: a fault may come at any point."""
         time.sleep(self.random.uniform(0, longest))
 
     def recover(self, since: float | None = None, *, serves: bool = False) -> None:
-        """Wait until the daemon is ready and stores what is new; note how long that took.
+        """Wait until the daemon is ready and stores new messages; record how long ready took.
 
-        Where it `serves`, who comes first then is not sent away.
+        With `serves`, check that the first request after that is not refused.
         """
         since = time.monotonic() if since is None else since
         eventually(
@@ -180,20 +180,20 @@ class Rig:
         if serves:
             self.first_publish()
         stored = self.ledger.follow()
-        # The clients have to find their way back, too.
+        # The clients have to reconnect, too.
         self.ledger.wait_confirmed(1, timeout=PATIENCE)
         eventually(lambda: self.ledger.follow() > stored, timeout=PATIENCE, what="new rows")
         self.figures.recovered(ready)
 
     def stores_again(self) -> float:
-        """Wait until something new is stored; give the seconds that took."""
+        """Wait until a new message is stored; return the seconds that took."""
         began = time.monotonic()
         stored = self.ledger.follow()
         eventually(lambda: self.ledger.follow() > stored, timeout=PATIENCE, what="new rows")
         return time.monotonic() - began
 
     def first_publish(self) -> None:
-        """See that a daemon which says it is ready takes what is published by HTTP over TCP."""
+        """Check that a daemon that says it is ready takes a message by HTTP over TCP."""
         key = str(uuid.UUID(int=self.random.getrandbits(128)))
         content = {"first": key}
         tenant_id = self.tenants[0].id
@@ -215,7 +215,7 @@ class Rig:
             self.figures.wrong.append(f"ready, and refuses the first message: {answer.text}")
 
     def wait_not_ready(self) -> float:
-        """Wait until the daemon says that it is not ready; give the seconds that took."""
+        """Wait until the daemon says that it is not ready; return the seconds that took."""
         began = time.monotonic()
         eventually(
             lambda: self.program.status_of("/readyz") == 503, timeout=PATIENCE, what="readyz 503"
@@ -223,11 +223,11 @@ class Rig:
         return time.monotonic() - began
 
     def caught_up(self) -> None:
-        """Wait until all that is confirmed by now has arrived."""
+        """Wait until every message confirmed by now has arrived."""
         left = self.ledger.promised()
 
         def arrived() -> bool:
-            # Asked for once, what has arrived is not asked for again: there may be a million.
+            # Messages that have arrived are not asked for again: there may be a million.
             nonlocal left
             left = self.ledger.outstanding(left)
             return not left
@@ -235,7 +235,7 @@ class Rig:
         eventually(arrived, timeout=PATIENCE, what="all that was confirmed")
 
     def nothing_is_pending(self) -> None:
-        """See that the daemon itself takes all for stored."""
+        """Check that the daemon itself reports nothing as pending."""
 
         def pending() -> int | None:
             told = [
@@ -246,9 +246,9 @@ class Rig:
         eventually(lambda: pending() == 0, timeout=PATIENCE, what="nothing pending")
 
     def queues_are_empty(self) -> None:
-        """See that nothing is left over, once the daemon has ended in order.
+        """Check that the queues are empty, once the daemon has ended gracefully.
 
-        Iggy has no queues: what is below the stored offset stays in its topics.
+        Iggy has no queues: messages below the stored offset stay in its topics.
         """
         if self.broker == "iggy":
             return
@@ -258,7 +258,7 @@ class Rig:
             self.figures.wrong.append(f"{left} messages lie in the queues of a drained daemon")
 
     def _directly(self, url: str) -> str:
-        """Lead a client past the proxy."""
+        """Return a client's URL without the proxy."""
         if self.broker == "embedded":
             own = conninfo_to_dict(url)
             place = conninfo_to_dict(self.program.database_url or self.beside)
@@ -293,11 +293,10 @@ def rig(
     broker: Broker = "rabbitmq",
     light: bool = False,
 ) -> Iterator[Rig]:
-    """Set everything up; at the end end it all, whatever has happened.
+    """Set everything up, and tear it down at the end, whatever has happened.
 
-    Services that the experiment needs not to itself are those of the test run; `node` is a broker
-    to break. The embedded
-    broker is the database's server.
+    The experiment shares the test run's services unless it needs its own; `node` is a broker that
+    it may break. The embedded broker is the database's server.
     """
     with ExitStack() as stack:
         postgres = None
@@ -319,7 +318,7 @@ def rig(
         stack.callback(record.close)
         program = stack.enter_context(Program(host, database_url))
         if standby:
-            # Only those beside the daemon have to be told how long to wait for one of the two.
+            # Only clients beside the daemon need to be told how long to wait for one of the two.
             program.settings["DATABASE_URL"] = database_url.replace("&connect_timeout=2", "")
         if broker == "iggy":
             program.settings["BROKER_URL"] = services_iggy.url() if node is None else node.url

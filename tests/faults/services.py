@@ -1,4 +1,4 @@
-"""A database that may be killed, frozen and starved, and is the experiment's own."""
+"""A database of the experiment's own, which may be killed, frozen and starved of disk."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.waiting import eventually
 
 
 class Postgres:
-    """A PostgreSQL server with fsync on, which ends in every way a server can end."""
+    """A PostgreSQL server with fsync on, which can be ended in every way a server ends."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -33,7 +33,7 @@ class Postgres:
         return self._server.log_dir.parent
 
     def start(self) -> None:
-        """Start, or start again after any end; returns once it takes connections."""
+        """Start the server, after any end as well; return once it takes connections."""
         self.url = self._server.start()
 
     @property
@@ -41,11 +41,11 @@ class Postgres:
         return self._server.running
 
     def kill(self) -> None:
-        """Kill it without warning; its children notice by themselves and go."""
+        """Kill the postmaster without warning; its children notice by themselves and exit."""
         os.kill(self._pid(), signal.SIGKILL)
 
     def stop_immediately(self) -> None:
-        """End it as `pg_ctl stop -m immediate` does: all children quit, nothing is flushed."""
+        """Stop it by `pg_ctl stop -m immediate`: all children quit, nothing is flushed."""
         self._server._pg_ctl("stop", "-m", "immediate", "-w")
 
     def stop(self) -> None:
@@ -57,9 +57,9 @@ class Postgres:
 
 @contextmanager
 def own_postgres(*, disk_mb: int | None = None, standby: bool = False) -> Iterator[Postgres]:
-    """Run a server in a directory of its own, or on a disk as small as is wanted; or a pair.
+    """Run a server in a directory of its own, on a small disk if wanted, or with a standby.
 
-    Raises `NoRightsError` where disks can't be mounted.
+    Raises `NoRightsError` if this user can't mount disks.
     """
     with ExitStack() as stack:
         made = stack.enter_context(scratch.directory("tnt-pg-"))
@@ -72,9 +72,9 @@ def own_postgres(*, disk_mb: int | None = None, standby: bool = False) -> Iterat
 
 
 class Pair(Postgres):
-    """A primary, and a standby that confirms what is committed before it is confirmed to others.
+    """A primary with a synchronous standby, which confirms each commit before the client hears it.
 
-    `url` names both; where the primary is, is not said.
+    `url` names both servers, and does not say which is the primary.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -84,7 +84,7 @@ class Pair(Postgres):
         self._gone = 0
 
     def start(self) -> None:
-        """Start both."""
+        """Start both servers."""
         super().start()
         primary = self._data
         self.join()
@@ -95,7 +95,7 @@ class Pair(Postgres):
         )
 
     def stop(self) -> None:
-        """Stop both."""
+        """Stop both servers."""
         if self._former is not None:
             self.fence()
         super().stop()
@@ -103,7 +103,7 @@ class Pair(Postgres):
             self._standby.stop()
 
     def join(self) -> None:
-        """Have a standby beside the primary, where one was before, and wait until it follows."""
+        """Make a standby in the free one of two directories, and wait until it follows."""
         directory = self.directory / ("standby" if self._data.name == "data" else "data")
         self._standby = standby = EmbeddedPostgres(directory)
         primary = self._server
@@ -128,13 +128,13 @@ class Pair(Postgres):
             os.kill(pid, signal.SIGSTOP)
 
     def promote(self) -> None:
-        """Make the standby the primary, which waits for nobody, as a failover manager does."""
+        """Promote the standby, as a failover manager does; the new primary waits for no standby."""
         self._former, self._server, self._standby = self._server, self._other, None
         self._server._pg_ctl("promote", "-w")
         self._set("''")
 
     def fence(self) -> None:
-        """See to it that the former primary is gone for good."""
+        """Make sure that the former primary is gone for good."""
         former, self._former = self._former, None
         assert former is not None, "nobody was taken over from"
         if former.running:
@@ -144,7 +144,7 @@ class Pair(Postgres):
         former._leave()
         data = former.log_dir.parent
         self._gone += 1
-        # What is left of its children may still write there.
+        # Surviving children may still write there.
         data.rename(self.directory / f"gone-{self._gone}")
         shutil.rmtree(self.directory / f"gone-{self._gone - 1}", ignore_errors=True)
 
@@ -167,14 +167,14 @@ class Pair(Postgres):
 
 
 class NoRightsError(Exception):
-    """What is wanted is not for this user to do."""
+    """This user lacks the rights for what is wanted."""
 
 
 @contextmanager
 def small_disk(directory: Path, megabytes: int) -> Iterator[None]:
-    """Put a disk in memory, of so many megabytes, under a directory.
+    """Mount a disk in memory, of so many megabytes, on a directory.
 
-    Raises `NoRightsError` where this user may not.
+    Raises `NoRightsError` if this user may not.
     """
     mount = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tenantry", str(directory)]
     done = subprocess.run(mount, capture_output=True, text=True, check=False)
@@ -183,12 +183,12 @@ def small_disk(directory: Path, megabytes: int) -> Iterator[None]:
     try:
         yield
     finally:
-        # Lazily: what is left of the server's children lets go of it soon.
+        # Lazily: surviving children of the server let go of it soon.
         subprocess.run(["umount", "-l", str(directory)], check=True)
 
 
 def address_of(url: str) -> tuple[str, int] | str:
-    """Give where a database's or broker's URL leads: host and port, or a socket's path."""
+    """Return the address in a database's or broker's URL: host and port, or a socket's path."""
     parts = urlsplit(url)
     query = dict(pair.partition("=")[::2] for pair in parts.query.split("&"))
     directory = query.get("host", "").replace("%2F", "/")

@@ -1,5 +1,5 @@
-"""One module an experiment: `run(rig, rounds)` brings the fault about and waits for the end of it.
+"""One module per experiment: `run(rig, rounds)` causes the fault and waits until it is over.
 
-What goes wrong is an AssertionError, or a line in `rig.figures.wrong`. The ledger is checked by
-whoever runs the experiment.
+A failure is an AssertionError, or a line in `rig.figures.wrong`. The ledger is checked by
+`tests.faults.catalogue`, which runs the experiment.
 """

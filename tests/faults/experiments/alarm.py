@@ -1,4 +1,4 @@
-"""The broker is short of memory and takes nothing in; it gives out what it has."""
+"""The broker raises its memory alarm: it takes no messages, and still delivers those it has."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def run(rig: Rig, rounds: int) -> None:
             try:
                 _blocked(rig)
                 publish_again = _refused(rig)
-                # What the broker has confirmed before still comes through.
+                # Messages confirmed before the alarm are still delivered.
                 rig.caught_up()
                 rig.program.check_running()
                 assert rig.program.status_of("/healthz") == 200
@@ -35,7 +35,7 @@ def run(rig: Rig, rounds: int) -> None:
 
 
 def _blocked(rig: Rig) -> None:
-    """Wait until no client gets a confirm any more."""
+    """Wait until no client gets confirms any more."""
 
     def stands_still() -> bool:
         before = rig.ledger.confirmed
@@ -46,13 +46,13 @@ def _blocked(rig: Rig) -> None:
 
 
 def _refused(rig: Rig) -> Callable[[], None]:
-    """Publish over the API, which says why it can't; give what does it again, later.
+    """Check that the API refuses a message and says why; return a function that publishes it again.
 
     The daemon consumes all the while, and so it is ready.
     """
     client = rig.ledger.clients[0]
     key = str(uuid.uuid4())
-    # The broker may have the first one, and take it in later: both are one message.
+    # The broker may have the first copy, and accept it later: both have the same message id.
     draft = Draft(key=key, message_id=key, body=b"{}", content_type="application/json")
     client.sent[key] = entry(draft, DEFAULT)
     path, body = f"/tenants/{client.tenant_id}/messages", {"payload": {}, "id": key}

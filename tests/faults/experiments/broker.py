@@ -1,4 +1,4 @@
-"""The broker is stopped and killed, and comes back; the daemon stays."""
+"""The broker is stopped or killed, and started again; the daemon stays up."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ def run(rig: Rig, rounds: int) -> None:
 
 @contextmanager
 def _publishing(rig: Rig) -> Iterator[None]:
-    """Publish beside the block as the daemon does: what is under way when the broker goes arrives.
+    """Publish beside the block by the daemon's code: messages must survive the broker's end.
 
-    The daemon's own takes nothing while it is not ready.
+    The daemon itself takes no messages while it is not ready.
     """
     tenant = rig.tenants[0]
     noted = Noted(tenant_id=tenant.id)

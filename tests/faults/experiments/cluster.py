@@ -1,4 +1,4 @@
-"""Of a RabbitMQ cluster of three nodes the one that the daemon uses is killed, and comes back."""
+"""In a RabbitMQ cluster of three nodes, the one that the daemon uses is killed, and comes back."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def run(rig: Rig, rounds: int) -> None:
     settings["RABBITMQ_MANAGEMENT_URL"] = cluster.everywhere(host.management_url)
     rig.start()
     pid = rig.program.process.pid
-    # The tenants' clients are at the last node, which stays: what they get confirmed is to arrive.
+    # The tenants' clients use the last node, which stays up: all they get confirmed must arrive.
     with rig.load(rate=300):
         # A quorum queue that is younger than a second does not survive a kill of its node.
         rig.ledger.wait_confirmed(30 if rig.light else 500)

@@ -1,4 +1,4 @@
-"""The database's connection is cut in the middle of a COMMIT: nobody knows how it went."""
+"""The connection to the database is cut around a COMMIT: the daemon can't know the outcome."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from tests.faults.rig import PATIENCE, Rig
 
 Cut: TypeAlias = Literal["before", "with", "after"]
 CUTS: tuple[Cut, ...] = ("before", "with", "after")
-"""Before the server has it; together with it; after it is done, and before the client knows."""
+"""Before the server has the COMMIT; as it gets it; once it has committed, but not answered."""
 
 
 class Cutter:
-    """Cuts the next connection that commits, once it is told to."""
+    """Cuts the next connection that commits after `cut_next`."""
 
     def __init__(self) -> None:
         self._next: Cut | None = None
@@ -52,7 +52,7 @@ class Cutter:
 
         def down(link: Link, data: bytes) -> bool:
             if link.deaf:
-                # The answer is here, so it is committed; the client will not hear of it.
+                # The answer shows that the server has committed; the client will not get it.
                 link.cut()
                 self.done.set()
             return not link.deaf
@@ -76,6 +76,6 @@ def run(rig: Rig, rounds: int) -> None:
     rig.program.check_running()
     rig.count_duplicates()
     rig.figures.notes["cuts"] = dict(made)
-    # Each cut after the commit leaves a batch that is stored and comes again.
+    # Each cut after the commit leaves a stored batch that is delivered again.
     if made["after"] and not rig.figures.duplicates:
         rig.figures.wrong.append("no batch was cut after its commit: the experiment does not bite")

@@ -1,4 +1,4 @@
-"""The database is killed, and stopped as `pg_ctl stop -m immediate` does; the daemon stays."""
+"""The database is killed, or stopped by `pg_ctl stop -m immediate`; the daemon stays up."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The database's disk is full, and has room again."""
+"""The database's disk fills up, and gets room again."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.services_postgres import in_database
 PIECE = bytes(64 * 1024)
 ROOM = 4_000_000
 ROUGHLY = 4_000_000
-"""Bytes less than there seem to be: the database goes on writing."""
+"""Bytes of the free room that are not allocated in one piece: the database goes on writing."""
 
 
 def run(rig: Rig, rounds: int) -> None:
@@ -27,7 +27,7 @@ def run(rig: Rig, rounds: int) -> None:
     with rig.load():
         for number in rig.rounds(rounds):
             rig.wait_for_some()
-            # Every other time there is room for a while: tables are full before the log is.
+            # Every other round leaves room for a while: tables are full before the log is.
             fill(filler, leave=number % 2 * (ROOM // 10 if rig.light else ROOM))
             try:
                 rig.wait_not_ready()
@@ -36,7 +36,7 @@ def run(rig: Rig, rounds: int) -> None:
             finally:
                 filler.unlink()
             if not rig.postgres.running:
-                # Out of room for its log, PostgreSQL gives up; whoever runs it starts it again.
+                # Without room for its log PostgreSQL gives up; its supervisor starts it again.
                 gave_up += 1
                 rig.postgres.start()
             rig.recover(time.monotonic())
@@ -53,10 +53,10 @@ def _keep_the_log_small(url: str) -> None:
 
 
 def fill(filler: Path, *, leave: int) -> None:
-    """Fill a file's disk with it, but for so many bytes that are left free."""
+    """Fill a disk with the file `filler`, except for `leave` bytes."""
     with filler.open("wb", buffering=0) as file:
         disk = os.statvfs(filler)
-        # The most of it in one piece; written, it would be the processor's time.
+        # Most of it is allocated in one piece; writing it would take the processor's time.
         os.posix_fallocate(file.fileno(), 0, max(1, disk.f_bavail * disk.f_bsize - ROUGHLY))
         file.seek(0, os.SEEK_END)
         try:

@@ -1,4 +1,4 @@
-"""The database's primary is killed, or falls silent for good; its standby takes over."""
+"""The database's primary is killed, or falls silent for good, and its standby is promoted."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ def run(rig: Rig, rounds: int) -> None:
     with rig.load():
         for number in rig.rounds(rounds):
             rig.wait_for_some()
-            # Clients of the database itself would wait for one that is silent for ever.
+            # With the embedded broker, clients connect to the database itself, and would wait
+            # for a silent primary for ever.
             if number % 2 or rig.broker == "embedded":
                 pair.kill()
                 rig.wait_not_ready()
@@ -25,12 +26,14 @@ def run(rig: Rig, rounds: int) -> None:
                 pair.promote()
                 rig.recover(time.monotonic(), serves=True)
             else:
-                # Silence takes its time to be noticed: so long the daemon says that it is ready.
+                # The daemon takes a while to notice the silence, and says meanwhile that it is
+                # ready.
                 pair.freeze()
                 rig.moment(1.0)
                 pair.promote()
                 silent = max(silent, rig.stores_again())
-            # As late as here: who is silent may be found no sooner than somebody else is.
+            # Fenced only now: the daemon has to find the new primary while the former one is
+            # still there, silent.
             pair.fence()
             rig.caught_up()
             pair.join()

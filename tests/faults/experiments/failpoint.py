@@ -8,10 +8,10 @@ from tests.faults.rig import PATIENCE, Rig
 
 POINTS = ("before_commit", "after_commit", "before_ack", "after_ack")
 LATEST, LATEST_LIGHT = 40, 15
-"""The pass at which a place kills is drawn from 1 up to this."""
+"""A failpoint kills at its Nth pass, with N drawn from 1 up to this."""
 
 CATCH_UP_EVERY = 8
-"""Rounds after which the daemon is let catch up; until then it goes from death to death."""
+"""Rounds after which the daemon may catch up; until then one kill follows the other."""
 
 
 def run(rig: Rig, rounds: int) -> None:

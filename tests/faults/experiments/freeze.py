@@ -1,4 +1,4 @@
-"""A proxy before the broker, or before the database, stops carrying and closes nothing."""
+"""The network to the broker, or to the database, carries nothing and closes no connection."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Bodies, properties and headers that nobody would send on purpose, by AMQP or in SQL."""
+"""Odd and malformed bodies, properties and headers are published, by AMQP or in SQL."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ RATE = 2_000
 
 
 def run(rig: Rig, rounds: int) -> None:
-    """Send as many messages as there are rounds."""
+    """Publish as many messages as there are rounds."""
     rig.start(tenants=TENANTS)
     each = -(-rounds // TENANTS)
     fuzz = Fuzz(rig.figures.seed)
@@ -41,7 +41,7 @@ def _progress(rig: Rig) -> int:
 
 
 def _see_that_nothing_was_shaken(rig: Rig) -> None:
-    """No actor failed, no connection was lost, nothing goes round and round."""
+    """Check that no actor failed, no connection was lost, no message was delivered again."""
     for name in (
         "actor.failed",
         "tenant.parked",

@@ -7,7 +7,7 @@ import signal
 from tests.faults.rig import Rig
 
 WHILE_STARTING = 0.3
-"""The share of kills that come before the daemon is ready again."""
+"""The share of kills that come while the daemon starts."""
 
 
 def run(rig: Rig, rounds: int) -> None:

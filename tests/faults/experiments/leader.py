@@ -10,7 +10,7 @@ from tests.faults.rig import PATIENCE, Rig
 from tests.waiting import eventually
 
 TAKEOVER = 15.0
-"""Seconds within which the contract promises a standby to take over."""
+"""Seconds within which the contract promises that a standby takes over."""
 
 
 def run(rig: Rig, rounds: int) -> None:
@@ -30,7 +30,7 @@ def run(rig: Rig, rounds: int) -> None:
             other.wait_ready(PATIENCE)
             takeovers.append(time.monotonic() - began)
             rig.figures.took(takeovers[-1], TAKEOVER, f"round {number}: takeover")
-            # It wakes at once, or when the other is well into its work.
+            # It wakes at once, or when the new leader is well into its work.
             rig.moment(1.0)
             frozen.send(signal.SIGCONT)
             if (code := frozen.wait(PATIENCE)) != 1:

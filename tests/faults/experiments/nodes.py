@@ -1,4 +1,4 @@
-"""One of three nodes is killed, frozen, cut off, drained, its clock stepped, under load."""
+"""One of three nodes is killed, frozen, cut off or stopped, or its clock stepped, under load."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ TAKEOVER = 15.0
 TENANTS = 6
 
 STEPS = (-5400, -3600, -70, 70, 3600, 5400)
-"""Seconds by which a node's clock is off: by more than any lease, and by hours."""
+"""Seconds by which a node's clock is stepped: more than any lease, and hours."""
 
 NO_SETTINGS: Mapping[str, str] = MappingProxyType({})
 
 
 class Member:
-    """A node with proxies of its own before database and broker."""
+    """A node with its own proxies before database and broker."""
 
     def __init__(self, rig: Rig, name: str, program: Program) -> None:
         self.name = name
@@ -58,7 +58,7 @@ DATABASE_QUERY = "sslmode=disable&gssencmode=disable"
 
 
 class Storm:
-    """Faults, one after another, each at a node that is chosen by chance."""
+    """Faults, one after another, each at a random node."""
 
     def __init__(self, rig: Rig, rounds: int) -> None:
         self.rig = rig
@@ -76,7 +76,7 @@ class Storm:
         if rig.broker != "embedded":
             self.faults.append(self.strand)
         self.clocks: dict[str, Clock] = {}
-        if rounds > len(self.faults):  # a daemon that has a clock of its own takes longer to start
+        if rounds > len(self.faults):  # daemons with their own clock take longer to start
             self.clocks = {one.name: Clock(one.program) for one in self.members}
             self.faults.append(self.step)
         self.kinds: Counter[str] = Counter()
@@ -88,12 +88,12 @@ class Storm:
             return Counter(dict(rows.fetchall()))
 
     def one_with_tenants(self) -> Member:
-        """Choose one that others have something to take from, and to shut out for."""
+        """Choose a node that owns tenants, so that the others have some to take over."""
         owned = self.owned_by()
         return self.rig.random.choice([one for one in self.members if owned[one.name]])
 
     def wait_without(self, victim: Member | None) -> None:
-        """Wait until all others consume for all tenants, and a victim for none."""
+        """Wait until the other nodes consume for all tenants, and the victim owns none."""
         there = [one for one in self.members if one is not victim]
 
         def spread() -> bool:
@@ -106,13 +106,13 @@ class Storm:
                 )
                 for one in there
             }
-            # Where tenants belong follows from their ids: a node may have none.
+            # Placement follows from the tenants' ids, so a node may have none.
             return +Counter(consuming) == owned and sum(consuming.values()) == TENANTS
 
         eventually(spread, timeout=PATIENCE, what="the others have all tenants")
 
     def move(self, victim: Member) -> bool:
-        """All tenants are moved to one node, one after another; some of them are let go again."""
+        """Move all tenants to one node, one after another; let placement choose again for half."""
         longest = 0.0
         for tenant in self.rig.tenants:
             asked = self.rig.random.choice(self.members).program
@@ -147,7 +147,7 @@ class Storm:
         return True
 
     def cut(self, victim: Member) -> bool:
-        """Nothing passes between node and database; every connection stays open."""
+        """Let nothing pass between node and database, with every connection open."""
         victim.database.freeze()
         self.took("cut", victim)
         victim.database.thaw()
@@ -155,7 +155,7 @@ class Storm:
         return True
 
     def strand(self, victim: Member) -> bool:
-        """The broker is out of one node's reach alone; its tenants go where it is not."""
+        """Cut one node off from the broker; its tenants go to nodes that reach it."""
         assert victim.broker is not None
         victim.broker.freeze()
         victim.broker.cut_all()
@@ -164,7 +164,7 @@ class Storm:
         return False
 
     def step(self, victim: Member) -> bool:
-        """Its clock jumps, and stays off until another's does: nobody loses a tenant by that."""
+        """Step the node's clock until another node's is stepped; no node may lose a tenant."""
         for name, clock in self.clocks.items():
             clock.step(self.rig.random.choice(STEPS) if name == victim.name else 0)
             eventually(clock.is_stepped, timeout=PATIENCE, what=f"{name}'s clock")
@@ -228,7 +228,7 @@ def run(
             rig.wait_for_some()
             rig.moment(0.3)
             victim = storm.one_with_tenants()
-            # Each kind comes in turn, at whichever node.
+            # The faults come in turn.
             if storm.faults[(number - 1) % len(storm.faults)](victim):
                 victim.program.spawn()
                 victim.program.wait_ready(PATIENCE)

@@ -1,4 +1,4 @@
-"""One message in a hundred is poison; the others pay at most half of their speed for it."""
+"""One message in a hundred is poison; that may cost the others half of their throughput at most."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ AT_MOST = 0.5
 """The share of the throughput that poison may cost."""
 
 BACKLOGS = 3
-"""Backlogs of each kind, taken in turns: a machine has other work to do as well."""
+"""Backlogs of each kind, taken in turns, as the machine may have other work as well."""
 
 RATE = 20_000
 LONGEST = 300.0
 
 POISONS = {"none": None, "no_json": b'{"no": json', "handler_fails": b'{"poison": true}'}
-"""What one message in a hundred says, or nothing special."""
+"""The body of one message in a hundred; None for no poison."""
 
 SETTINGS = {
     "TENANTRY_HANDLERS": ",".join(
@@ -33,7 +33,7 @@ SETTINGS = {
 
 
 def run(rig: Rig, rounds: int) -> None:
-    """Have backlogs of as many messages as there are rounds worked off, each by a handler."""
+    """Let a handler work off backlogs, each of as many messages as there are rounds."""
     rig.program.settings |= SETTINGS
     rig.start(tenants=1)
     (tenant,) = rig.tenants
@@ -53,7 +53,7 @@ def run(rig: Rig, rounds: int) -> None:
 
 
 def _work_off(rig: Rig, tenant: Tenant, count: int, poison: bytes | None) -> float:
-    """Let a backlog build up while the tenant is paused; give the good messages a second after."""
+    """Let a backlog build up while the tenant is paused; return the rate of good messages after."""
 
     def make(tenant_id: str, number: int) -> Draft:
         made = mixed(tenant_id, number)

@@ -20,14 +20,14 @@ LETTERS = 10_000
 FEW_LETTERS = 1_000
 KILLS = 5
 FEW_KILLS = 2
-"""In one replay."""
+"""Kills during one replay."""
 
 POISON_EVERY = 10
 LONGEST = 600.0
 
 
 def make(_tenant_id: str, number: int) -> Draft:
-    """Make good messages, and one in ten that dies again when it is replayed."""
+    """Make a message: mostly good ones; one in ten is poison, and dies again when replayed."""
     key = str(uuid.uuid4())
     poison = number % POISON_EVERY == 0
     body = b"not JSON %d" % number if poison else b'{"number": %d}' % number
@@ -63,9 +63,9 @@ def run(rig: Rig, rounds: int) -> None:
 
 
 def _bury(rig: Rig, tenant: Tenant, letters: int, *, lying: int) -> None:
-    """Publish messages while nobody consumes, and have them all rejected by somebody else.
+    """Publish messages to the paused tenant, and reject them all, so that they become dead letters.
 
-    `lying` dead letters are there before; their queue shows fewer while somebody looks at them.
+    `lying` dead letters are there before; their queue shows fewer while they are browsed.
     """
     assert rig.program.call("POST", f"/tenants/{tenant.id}/pause").status_code == 200
     with rig.load(rate=5_000, make=make, limit=letters):
@@ -98,7 +98,7 @@ def _call(rig: Rig, tenant: Tenant, **body: Any) -> dict[str, Any]:
         answer = rig.program.call("POST", path, asked, timeout=120)
         return None if answer.status_code == 409 else answer
 
-    # Whoever looks through ten thousand letters is busy for a while: as the command line does.
+    # Browsing ten thousand letters keeps the queue in use: retry, as the command line does.
     answer = eventually(ask, timeout=LONGEST, what="its turn")
     assert answer is not None
     assert answer.status_code == 202, answer.text
@@ -107,7 +107,7 @@ def _call(rig: Rig, tenant: Tenant, **body: Any) -> dict[str, Any]:
 
 
 class _replaying:  # noqa: N801 - it is used as a statement
-    """Has a replay going on beside what is done meanwhile."""
+    """Runs a replay beside the block."""
 
     def __init__(self, rig: Rig, tenant: Tenant, which: dict[str, Any]) -> None:
         self._thread = threading.Thread(target=self._run, args=(rig, tenant, which))
@@ -120,7 +120,7 @@ class _replaying:  # noqa: N801 - it is used as a statement
 
     @staticmethod
     def _run(rig: Rig, tenant: Tenant, which: dict[str, Any]) -> None:
-        with suppress(httpx.HTTPError, AssertionError):  # its daemon is killed
+        with suppress(httpx.HTTPError, AssertionError):  # the daemon is killed meanwhile
             _call(rig, tenant, **which)
 
 
@@ -132,7 +132,7 @@ def _replay_the_rest(rig: Rig, tenant: Tenant, which: dict[str, Any]) -> None:
 
 
 def _see_that_it_adds_up(rig: Rig, tenant: Tenant, buried: int) -> None:
-    """Each letter was replayed once, each poison is one letter, and queue and list agree."""
+    """Check: each letter was replayed once, each poison is one letter, queue and list agree."""
     poison = buried // POISON_EVERY
 
     def look() -> tuple[int, ...]:
@@ -153,7 +153,7 @@ def _see_that_it_adds_up(rig: Rig, tenant: Tenant, buried: int) -> None:
     found: tuple[int, ...] = ()
 
     def adds_up() -> bool:
-        # Looked at once: a queue shows fewer letters while somebody goes through it.
+        # Repeated, as the queue shows fewer letters while they are browsed.
         nonlocal found
         found = look()
         return found == expected

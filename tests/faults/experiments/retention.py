@@ -1,4 +1,4 @@
-"""Retention removes what is too much; the daemon, or one of three nodes, is killed meanwhile."""
+"""Retention removes messages; the daemon, or one of three nodes, is killed meanwhile."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from tests.faults.rig import PATIENCE, Rig
 from tests.waiting import eventually
 
 KEPT, KEPT_LIGHT = 200, 20
-"""Messages of a tenant that are kept."""
+"""Messages that retention keeps of each tenant."""
 
 LONGEST_HELD = 1.5
-"""Seconds for which a removal outlives its daemon at most."""
+"""Most seconds for which a removal is held up beyond its daemon's end."""
 
 _REMOVING = (
     "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
@@ -45,7 +45,7 @@ def run(rig: Rig, rounds: int) -> None:
 
 
 def on_nodes(rig: Rig, rounds: int) -> None:
-    """Have what happens to nodes happen to three whose tenants' messages are removed."""
+    """Run the experiment `nodes` with tenants whose messages retention removes."""
     nodes.run(rig, rounds, prepare=_limit)
     _see_that_books_balance(rig)
     _count_removed(rig)
@@ -62,7 +62,7 @@ def _limit(rig: Rig) -> None:
 
 @contextmanager
 def _removing(rig: Rig, tenant: Tenant) -> Iterator[None]:
-    """Hold a removal up in its middle, by the first row that it is to remove."""
+    """Hold a removal up midway, by a lock on the first row that it has to remove."""
     url = rig.program.database_url
     first = sql.SQL("SELECT FROM {} ORDER BY position LIMIT 1 FOR UPDATE").format(
         sql.Identifier("tenantry", names.partition_table_name(tenant.id))

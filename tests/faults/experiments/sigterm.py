@@ -1,4 +1,4 @@
-"""The daemon is told to end, under load; it finishes what it has, and starts again."""
+"""The daemon gets SIGTERM under load; it finishes what it has accepted, and is started again."""
 
 from __future__ import annotations
 

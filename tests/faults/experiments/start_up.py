@@ -1,4 +1,4 @@
-"""The daemon is told to end at any moment of its start."""
+"""The daemon gets SIGTERM at any moment of its start."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections import Counter
 from tests.faults.rig import PATIENCE, Rig
 
 WITHIN = 5.0
-"""Seconds a start may go on once it has been told to end."""
+"""Seconds that a start may go on after SIGTERM."""
 
 
 def run(rig: Rig, rounds: int) -> None:
@@ -35,7 +35,7 @@ def run(rig: Rig, rounds: int) -> None:
             longest = max(longest, took)
             codes[code] += 1
             rig.figures.took(took, WITHIN, f"round {number}: the end")
-            # While Python is still loading nothing has begun, and nobody is there to say 0.
+            # While Python is still loading, no handler can turn the signal into exit code 0.
             loading = len(rig.program.events("daemon.starting")) == begun
             if code != 0 and not (loading and code == -signal.SIGTERM):
                 rig.figures.wrong.append(f"round {number}: it ended with {code}")
