@@ -1,4 +1,4 @@
-"""Where an Iggy server is, and who asks: read from `iggy://user:password@host:port`."""
+"""An Iggy server's address and a user, read from `iggy://user:password@host:port`."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from urllib.parse import unquote, urlsplit
 from tenantry.urls import address, iggy_url
 
 PORT: Final = 8090
-"""Of Iggy's own protocol over TCP; its HTTP API is not used."""
+"""The port of Iggy's own protocol over TCP; its HTTP API is not used."""
 
 SECURE: Final = "iggys"
-"""The scheme of a server that speaks TLS."""
+"""The scheme of a server with TLS."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,13 +25,13 @@ class Access:
     password: str = field(repr=False)
     secure: bool = False
     ca_file: str = ""
-    """The authority to trust, a PEM file; empty: those that the client library knows."""
+    """The authority to trust, a PEM file; empty: those that the client library trusts."""
     source: str = "broker.url"
-    """Where the URL is from, for messages."""
+    """The setting that the URL is from, for messages."""
 
     @classmethod
     def of(cls, url: str, *, ca_file: str = "", source: str = "broker.url") -> Self:
-        """Read a URL; without a user it is Iggy's root with its first password."""
+        """Read a URL; without a user it means Iggy's root user with its initial password."""
         parts = urlsplit(url)
         return cls(
             host=parts.hostname or "",
@@ -49,6 +49,6 @@ class Access:
         return address(self.host, self.port)
 
     def url_for(self, user: str, password: str) -> str:
-        """Give the URL by which another user gets in."""
+        """Return the URL for another user."""
         scheme = SECURE if self.secure else "iggy"
         return iggy_url(scheme=scheme, user=user, password=password, host=self.host, port=self.port)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def links(settings: Settings, database: Database, fence: TermFence) -> BrokerLinks:
-    """See `BrokerAdapter.links`. Raises `BrokerError` where the client library is missing."""
+    """See `BrokerAdapter.links`. Raises `BrokerError` if the client library is missing."""
     library()
     access = _access(settings)
     consuming = IggyConsuming(access, database, fence, budget=Budget.of(settings))
@@ -66,7 +66,7 @@ def describe(settings: Settings) -> Mapping[str, str]:
 
 
 def publishing_access(settings: Settings) -> Mapping[str, str]:
-    """See `BrokerAdapter.publishing_access`: the URL is there already."""
+    """See `BrokerAdapter.publishing_access`: the caller adds the URL."""
     return {"ca_file": settings.broker_ca_file}
 
 

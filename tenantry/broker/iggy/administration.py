@@ -1,4 +1,4 @@
-"""Tenants' objects on Iggy: streams with topics, how full they are, and what there is of all."""
+"""Tenants' objects on Iggy: streams with topics, their counts, and the survey of all."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ log = structlog.get_logger(__name__)
 
 
 COUNTED: Final = 60.0
-"""Seconds for which a stream's counts are taken to hold, if nothing that is seen has changed."""
+"""Seconds for which a stream's counts hold, as long as nothing visible has changed."""
 
 
 class IggyAdministration(IggyUsers):
     """Makes and removes tenants' objects on Iggy. Callable from any thread.
 
-    `standing` tells of the partitions that are consumed here and now, by queue; `consumed` names
-    the queues that are.
+    `standing` returns the progress of the partitions that this process consumes, by queue;
+    `consumed` returns the queues consumed now.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class IggyAdministration(IggyUsers):
         self._counted: dict[str, tuple[tuple[object, ...], Mapping[str, int], float]] = {}
 
     def ensure_topology(self, topology: TenantTopology) -> None:
-        """Make the tenant's stream and topics, where missing."""
+        """Make the tenant's missing stream and topics."""
         with self.sessions.session() as session:
             stream = self.ensure_stream(session, topology.tenant_id)
             there = {topic.name: topic.partitions_count for topic in stream.topics}
@@ -72,7 +72,7 @@ class IggyAdministration(IggyUsers):
                 self._ensure_topic(session, topology.exchange, topic, partitions, there.get(topic))
 
     def remove_topology(self, tenant_id: str) -> int:
-        """Delete the tenant's stream; give how many messages were pending, or dead letters."""
+        """Delete the tenant's stream; return its number of pending messages and dead letters."""
         stream = names.exchange_name(tenant_id)
         with self.sessions.session() as session:
             found = session.call(lambda client: client.get_stream(stream))
@@ -81,7 +81,7 @@ class IggyAdministration(IggyUsers):
                 pending = sum(
                     self._pending(session, tenant_id, found, NONE, self._books.standing()).values()
                 )
-                # Rights go by the stream's number, which another may get at once.
+                # Rights refer to the stream's number, which another stream may get at once.
                 self.disown(session, tenant_id, found.id)
                 try:
                     session.call(lambda client: client.delete_stream(stream))
@@ -91,7 +91,7 @@ class IggyAdministration(IggyUsers):
 
     @property
     def kept_limits(self) -> KeptLimits:
-        """See `Administration.kept_limits`: the server has none of these."""
+        """See `Administration.kept_limits`: the server can enforce none."""
         return KeptLimits(broker="Apache Iggy")
 
     def limits_of(self, topology: TenantTopology, limits: Limits) -> Mapping[str, object]:  # noqa: ARG002
@@ -102,7 +102,7 @@ class IggyAdministration(IggyUsers):
         """See `Administration.ensure_limits`: there is nothing to set."""
 
     def queue_counts(self) -> Mapping[str, QueueCounts]:
-        """Count what lies in each tenant's topics and was not stored, by their offsets."""
+        """Count the messages in each tenant's topics that were not stored, by their offsets."""
         rejected = self._books.rejected()
         standing = self._books.standing()
         counts: dict[str, QueueCounts] = {}
@@ -127,7 +127,7 @@ class IggyAdministration(IggyUsers):
         return counts
 
     def survey(self) -> Survey:
-        """Give what there is of all tenants: a call for each stream, and for each user."""
+        """Survey all tenants' objects: a call for each stream, and for each user."""
         with self.sessions.session() as session:
             streams = session.call(lambda client: client.get_streams())
             details: dict[str, StreamDetails] = {}
@@ -141,7 +141,7 @@ class IggyAdministration(IggyUsers):
         return _surveyed(details, users, self._consumed(), self._installation)
 
     def check(self) -> None:
-        """Raise `BrokerError` with a clear line where the server can't be used."""
+        """Raise `BrokerError`, with a clear line, if the server can't be used."""
         with self.sessions.session() as session:
             user = self.sessions.access.user
             try:
@@ -155,11 +155,11 @@ class IggyAdministration(IggyUsers):
                 ) from error
 
     def close(self) -> None:
-        """Give up what is kept open between calls."""
+        """Close the sessions kept open between calls."""
         self.sessions.close()
 
     def ensure_stream(self, session: Session, tenant_id: str) -> StreamDetails:
-        """Make the tenant's stream, where missing, with the mark that it is ours."""
+        """Make the tenant's stream if it is missing, with our mark in it."""
         stream = names.exchange_name(tenant_id)
         found = session.call(lambda client: client.get_stream(stream))
         if found is None:
@@ -178,7 +178,7 @@ class IggyAdministration(IggyUsers):
     def _ensure_topic(
         self, session: Session, stream: str, topic: str, partitions: int, there: int | None
     ) -> None:
-        """Make a topic that keeps all it is given, or what it lacks of its partitions."""
+        """Make a topic that keeps all messages, or add the partitions it lacks."""
         if there is None:
             request = wire.create_topic(stream, topic, partitions, self._options_of(session))
             try:
@@ -196,7 +196,7 @@ class IggyAdministration(IggyUsers):
         rejected: Rejected,
         standing: Mapping[str, Standing],
     ) -> Mapping[str, int]:
-        """Count what lies in a stream's topics; the server is asked where something has changed."""
+        """Count a stream's pending messages; the server is asked only if something has changed."""
         known = self._counted.get(stream.name)
         now = time.monotonic()
 
@@ -217,7 +217,7 @@ class IggyAdministration(IggyUsers):
         return lying
 
     def _options_of(self, session: Session) -> frozenset[str]:
-        """Name the options of topics that the server knows."""
+        """Return the topic options that the server knows."""
         if self._options is None:
             options = session.call(lambda client: client.describe_options("topic"))
             self._options = frozenset(one.key for one in options)
@@ -231,7 +231,7 @@ class IggyAdministration(IggyUsers):
         rejected: Rejected,
         standing: Mapping[str, Standing],
     ) -> Mapping[str, int]:
-        """Count what the daemon's group is not done with, by queue."""
+        """Count the messages that the daemon's group has not settled, by queue."""
         lying: dict[str, int] = {}
         for topic in stream.topics:
             if marked_by(topic.name) is not None:
@@ -249,7 +249,7 @@ class IggyAdministration(IggyUsers):
         return lying
 
     def _range(self, session: Session, place: Place, partition: Partition) -> dict[str, int]:
-        """Tell from where to where a partition has messages that its group is not done with."""
+        """Return the range of a partition's offsets that its group has not passed."""
         end = partition.current_offset + 1
         if not partition.messages_count:
             return {"floor": end, "end": end}
@@ -271,10 +271,10 @@ def _surveyed(
     consumed: frozenset[str],
     installation: str,
 ) -> Survey:
-    """Make a survey of what was found.
+    """Make a survey of the streams and users found.
 
-    Where dead letters go, and what leads into a topic, is not on the server: it is there as long as
-    the stream and the topic are.
+    The server has no dead-letter routes and no bindings: they exist as long as the stream and the
+    topic do.
     """
     exchanges = {names.DEAD_LETTER_EXCHANGE: "direct"}
     arguments: dict[str, Mapping[str, object]] = {}

@@ -1,4 +1,4 @@
-"""The client library `apache-iggy`: found or missed, and its errors as the port has them."""
+"""The client library `apache-iggy`, which may be missing, and its errors as the port's."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ TIMEOUT: Final = 10.0
 """Seconds the server may take for one request."""
 
 HEARTBEAT: Final = timedelta(seconds=5)
-"""The server gives a client up that it has not heard of for 30 seconds, unless told otherwise."""
+"""By default the server drops a client that it has not heard from for 30 seconds."""
 
 SESSIONS: Final = 4
-"""Connections kept for calls: as many go on at once."""
+"""Connections kept for calls; this many calls can be in flight at once."""
 
 WAIT: Final = 30.0
-"""Seconds to wait for one of them to be free."""
+"""Seconds to wait for a free connection."""
 
 LETTING_GO: Final = 0.2
-"""Seconds the library's threads have at the end of the process."""
+"""Seconds the library's threads get at the end of the process."""
 
 FRESH: Final = 1.0
-"""Seconds a connection is taken to be there without being asked."""
+"""Seconds after a call during which a connection counts as alive without a check."""
 
 _REMEDY: Final = (
     "broker.url is an Iggy server's, and Iggy's client is not installed:"
@@ -49,11 +49,11 @@ _REFUSED: Final = "Invalid credentials"
 
 
 class RefusedError(BrokerError):
-    """The server does not let this user do that."""
+    """The server forbids this user the request."""
 
 
 class CredentialsError(RefusedError):
-    """The server knows no such user, or another password of it."""
+    """The server has no such user, or another password for it."""
 
 
 class MissingError(BrokerError):
@@ -61,11 +61,11 @@ class MissingError(BrokerError):
 
 
 class ExistsError(BrokerError):
-    """There is one of that name already."""
+    """An object of that name exists already."""
 
 
 def library() -> ModuleType:
-    """Give the client library. Raises `BrokerError` that says how to get it."""
+    """Return the client library. Raises `BrokerError` that says how to install it."""
     try:
         import apache_iggy
     except ImportError as error:
@@ -76,16 +76,16 @@ def library() -> ModuleType:
 
 @cache
 def _see_its_threads_out() -> None:
-    """Have the interpreter wait, before it ends, for the library's threads to let go of it.
+    """Have the interpreter wait, before it ends, for the library's threads.
 
-    They drop what they hold of an answered request a moment after the answer. One that does so
-    while the interpreter goes down aborts the process, whatever its exit code was to be.
+    They release the objects of an answered request a moment after the answer. A thread that does so
+    during the interpreter's shutdown aborts the process, whatever its exit code was to be.
     """
     atexit.register(time.sleep, LETTING_GO)
 
 
 def error_of(error: BaseException, where: str, source: str = "broker.url") -> BrokerError:
-    """Give the port's error for one of the library's, which tells them apart by their text."""
+    """Return the port's error for one of the library's, whose kinds differ only by their text."""
     text = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, TimeoutError):
         return BrokerUnavailableError(f"Iggy at {where} does not answer")
@@ -106,7 +106,7 @@ def error_of(error: BaseException, where: str, source: str = "broker.url") -> Br
 
 
 async def connect(access: Access) -> IggyClient:
-    """Open a connection that ends when it is lost: who has it opens the next one."""
+    """Open a connection, which ends when it is lost: its owner opens the next one."""
     iggy = library()
     try:
         client: IggyClient = iggy.IggyClient(
@@ -149,7 +149,7 @@ def _unreachable(error: BrokerError, access: Access) -> BrokerError:
 
 
 async def disconnect(client: IggyClient) -> None:
-    """Say goodbye, as far as there is somebody to hear it."""
+    """Log out, if the server is still there."""
     with suppress(RuntimeError, TimeoutError):
         async with asyncio.timeout(1):
             await client.logout_user()
@@ -169,7 +169,7 @@ class Session:
         self.used_at = time.monotonic()
 
     def lives(self) -> bool:
-        """Tell whether the server still answers here, where that is in doubt."""
+        """Return whether the server still answers; it is asked only after a pause."""
         if time.monotonic() - self.used_at < FRESH:
             return True
         try:
@@ -193,17 +193,17 @@ class Session:
         return answer
 
     def close(self) -> None:
-        """Give the connection up."""
+        """Close the connection."""
         with suppress(RuntimeError):
             self._loop.run_until_complete(disconnect(self._client))
         self._loop.close()
 
 
 class Sessions:
-    """A few sessions as one user, opened when they are needed. Callable from any thread.
+    """A few sessions of one user, opened when needed. Callable from any thread.
 
-    One in which a call was not answered is not used again: the answer may still be on its way.
-    Nothing is sent once the term has lapsed.
+    A session with an unanswered call is not reused: its answer may still arrive. Nothing is sent
+    once the term has lapsed.
     """
 
     def __init__(self, access: Access, fence: TermFence = UNFENCED) -> None:
@@ -213,7 +213,7 @@ class Sessions:
         self._free = threading.BoundedSemaphore(SESSIONS)
         self._idle: list[Session] = []
         self.opened = 0
-        """How many were opened in all."""
+        """How many sessions were opened in all."""
 
     @contextmanager
     def session(self) -> Iterator[Session]:
@@ -246,7 +246,7 @@ class Sessions:
             return session.call(ask, timeout=timeout)
 
     def close(self) -> None:
-        """Close what is kept open between calls."""
+        """Close the sessions kept open between calls."""
         with self._guard:
             idle, self._idle = self._idle, []
         for session in idle:

@@ -1,12 +1,12 @@
 """Deliveries from Iggy: one connection and one event loop read for many tenants.
 
-Iggy is asked for messages and never sends any by itself. So one request tells, some hundred times a
-second while messages come, how many there are in each stream, and only where there are more a
-partition is asked for them.
+Iggy must be asked for messages and never sends any by itself. So a single request counts the
+messages in each stream, some hundred times a second while messages come, and a partition is polled
+only if its stream has more.
 
 A partition is read by its offsets, as a member of the daemon's consumer group: the server gives
-messages, and takes an offset, only from the connection that has the partition then. That offset is
-a hint where to begin again: what makes a message come into the database once is its id.
+messages, and accepts an offset, only from the connection that the partition is assigned to. That
+offset is a hint where to begin again: a message is stored in the database once thanks to its id.
 """
 
 from __future__ import annotations
@@ -43,35 +43,35 @@ log = structlog.get_logger(__name__)
 
 LOOK_BUSY: Final = 0.004
 LOOK_IDLE: Final = 0.025
-"""Seconds between looks at how many messages there are: while some come, and while none do."""
+"""Seconds between counts of messages: while some arrive, and while none do."""
 
 LOOK_SHARE: Final = 0.000_05
-"""Seconds more for each stream: a look costs as much as there are streams."""
+"""Seconds more per stream: the cost of a count grows with the streams."""
 
 BUSY_FOR: Final = 1.0
 """Seconds after a message in which the next is expected soon."""
 
 LOOK_AT_ALL: Final = 1.0
 LOOK_AT_EACH: Final = 0.05
-"""Seconds between times at which every partition is asked, whatever was counted; and seconds more
-for each of them, so that they take a small part of the time however many they are."""
+"""Seconds between polls of every partition, whatever was counted; and seconds more per partition,
+so that these polls take a small part of the time however many partitions there are."""
 
 RENEW_EVERY: Final = 5.0
 RENEW_EACH: Final = 0.1
-"""Seconds between looks at whether topics are as they were, and the group's partitions ours; and
-seconds at least between two subscriptions that are looked at."""
+"""Seconds between checks whether topics are the same, and their partitions assigned to us; and the
+least seconds between the checks of two subscriptions."""
 
 STORE_EVERY: Final = 0.02
-"""Seconds between offsets stored for a partition."""
+"""Seconds between two stores of a partition's offset."""
 
 RETRY_EVERY: Final = 0.5
-"""Seconds until queues are tried again that could not be had."""
+"""Seconds until queues that could not be acquired are tried again."""
 
 LAST_WRITES: Final = 5.0
-"""Seconds that dead letters may take to be written at the end; what is not comes again."""
+"""Seconds to write dead letters at the end; a message not written is delivered again."""
 
 SILENT_AFTER: Final = 5.0
-"""Seconds after which queues that can't be had are told of."""
+"""Seconds after which queues that can't be acquired are reported."""
 
 
 class IggyConsuming(PolledConsuming[IggySubscription]):
@@ -88,14 +88,14 @@ class IggyConsuming(PolledConsuming[IggySubscription]):
         budget: Budget | None = None,
         alone: bool = True,
     ) -> None:
-        """Dead letters are written to `database`. Other readers are waited for, if not `alone`."""
+        """Dead letters go to `database`. If not `alone`, other readers are waited for."""
         super().__init__(budget)
         self._access = access
         self._fence = fence
-        # A large dead letter takes its time: who looks for others' has another connection.
+        # A second writer for quick statements: writing a large dead letter takes long.
         self._dead_letters, self._known = DeadLetterWriter(database), DeadLetterWriter(database)
         self._partitions = Partitions(self._known, fence, alone=alone)
-        # Of the thread that runs.
+        # Fields of the thread that runs.
         self._link: Link | None = None
         self._counted: dict[str, tuple[int, int]] = {}
         self._list: bytes | None = None
@@ -112,29 +112,29 @@ class IggyConsuming(PolledConsuming[IggySubscription]):
         return self._link is not None
 
     def standing(self) -> Mapping[str, Standing]:
-        """Tell how far partitions are that are, or were, consumed here, by queue."""
+        """Return the progress of partitions that are, or were, consumed here, by queue."""
         return {
             name: Standing(one.window.floor, one.window.beyond, one.unsettled if one.seen else 0)
             for name, one in tuple(self._partitions.known.items())
         }
 
     def consumed(self) -> frozenset[str]:
-        """Name the queues that are consumed now."""
+        """Return the queues that are consumed now."""
         return frozenset(name for name, one in tuple(self._partitions.known.items()) if one.seen)
 
     # For subscriptions.
 
     def forget(self, subscription: IggySubscription) -> None:
-        """Leave a subscription out of everything from now on."""
+        """Ignore a subscription from now on."""
         super().forget(subscription)
         self._began_waiting.pop(subscription, None)
 
     def reject(self, partition: Partition, offset: int) -> None:
-        """Make a message a dead letter; it is settled once it is one."""
+        """Make a message a dead letter; it is settled once that is written."""
         self._rejects.append((partition, offset))
 
     def settled(self, partition: Partition) -> None:
-        """Store a partition's floor, soon."""
+        """Have a partition's floor stored soon."""
         self._unstored[partition] = None
 
     # The thread.
@@ -208,7 +208,7 @@ class IggyConsuming(PolledConsuming[IggySubscription]):
                 await _wait(woken, until - time.monotonic())
 
     def _pause(self) -> float:
-        """Tell how long nobody looks how many messages there are."""
+        """Return the seconds until messages are counted again."""
         if not self._partitions.by_stream:
             return LOOK_AT_ALL
         busy = time.monotonic() - self._brought_at < BUSY_FOR
@@ -220,7 +220,7 @@ class IggyConsuming(PolledConsuming[IggySubscription]):
         self._all_find_room()
 
     async def _look(self, link: Link) -> None:
-        """Find out in which streams there is something new."""
+        """Find the streams that have changed, and mark their partitions for a poll."""
         if not self._partitions.by_stream:
             return
         answer = await link.ask(link.client.send_binary_request(wire.GET_STREAMS, b""))
@@ -234,12 +234,12 @@ class IggyConsuming(PolledConsuming[IggySubscription]):
                 for one in self._partitions.by_stream.get(name, ()):
                     one.hungry = True
                     if more > 0 and size > 0:
-                        # An answer is limited by how many messages are in it alone.
+                        # Only a number of messages limits an answer, so the mean must keep up.
                         one.mean = max(one.mean, size // more)
         self._counted = counted
 
     async def _poll(self, link: Link) -> bool:
-        """Ask once for each partition that may have something; tell whether there may be more."""
+        """Poll each partition that may have messages, once; return whether there may be more."""
         more = False
         for subscription in tuple(self._subscriptions):
             for one in subscription.hungry():
@@ -272,7 +272,7 @@ class IggyConsuming(PolledConsuming[IggySubscription]):
         unwritten = {partition.spec.name for partition, _ in self._rejects}
         for subscription in self._waiting(now):
             if not unwritten.isdisjoint(queue.name for queue in subscription.queues):
-                continue  # else they would come, and be rejected, once more
+                continue  # otherwise unwritten dead letters would be delivered and rejected again
             subscription.retry_at = now + RETRY_EVERY
             try:
                 partitions = await self._partitions.acquire(link, subscription.queues)
@@ -295,7 +295,7 @@ class IggyConsuming(PolledConsuming[IggySubscription]):
                     subscription.opened(partitions)
 
     async def _renew(self, link: Link) -> None:
-        """Look at one subscription: whether its topics are the same, and its partitions ours."""
+        """Check for one subscription whether its topics are the same, and its partitions ours."""
         if not self._to_renew:
             self._to_renew.extend(self._subscriptions)
         subscription = self._to_renew.popleft() if self._to_renew else None
@@ -311,9 +311,9 @@ class IggyConsuming(PolledConsuming[IggySubscription]):
         self._work_off()
 
     def _write_aside(self, link: Link, woken: asyncio.Event) -> None:
-        """See that what was rejected is written while all are read: one tenant's may be large.
+        """Have rejected messages written while reading goes on: one tenant's may be large.
 
-        Raises what keeps it from being written but the database.
+        Raises errors of the last writing, except the database's.
         """
         if self._writing is not None and self._writing.done():
             writing, self._writing = self._writing, None
@@ -322,14 +322,14 @@ class IggyConsuming(PolledConsuming[IggySubscription]):
             self._writing = asyncio.create_task(self._write_rejects(link, woken))
 
     async def _write_no_more(self) -> None:
-        """End what is being written: it is written anew once the server is there again."""
+        """Stop writing dead letters: they are written again once the server is back."""
         writing, self._writing = self._writing, None
         if writing is not None:
             writing.cancel()
             await asyncio.wait([writing])
 
     async def _write_rejects(self, link: Link, woken: asyncio.Event) -> None:
-        """Keep what was rejected, each before its offset is passed; what fails is tried again."""
+        """Write rejected messages, each before its offset is passed; a failed write is retried."""
         while self._rejects:
             partition, offset = self._rejects[0]
             try:
@@ -348,7 +348,7 @@ class IggyConsuming(PolledConsuming[IggySubscription]):
                 woken.set()
 
     async def _store(self, link: Link) -> None:
-        """Store how far partitions are settled."""
+        """Store the floors of partitions."""
         unstored, self._unstored = self._unstored, {}
         for one in unstored:
             floor = one.window.floor

@@ -1,4 +1,4 @@
-"""How full tenants' topics are: what lies beyond the stored offset and was not settled yet."""
+"""Counts the messages in tenants' topics: those beyond the stored offset and not settled."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tenantry.sql import queries
 
 
 class Standing(NamedTuple):
-    """What a consumed partition has: all below `floor` is done with, and `beyond` more."""
+    """The progress of a consumed partition: all below `floor` is settled, and `beyond` more."""
 
     floor: int
     beyond: int
@@ -21,7 +21,7 @@ class Standing(NamedTuple):
 
 
 class Rejected(NamedTuple):
-    """Dead letters: how many by tenant, and the offsets at which they lie, by queue."""
+    """Dead letters: their number by tenant, and their offsets, by queue."""
 
     counts: Mapping[str, int]
     places: Mapping[str, Sequence[int]]
@@ -31,7 +31,7 @@ NONE: Final = Rejected({}, {})
 
 
 class StandingBooks:
-    """What is known here of messages and dead letters, beside what the server tells."""
+    """Knowledge of messages and dead letters that the server does not have."""
 
     def __init__(self, database: Database, standing: Callable[[], Mapping[str, Standing]]) -> None:
         self._database = database
@@ -40,11 +40,11 @@ class StandingBooks:
         self._here = standing
 
     def standing(self) -> Mapping[str, Standing]:
-        """Tell of the partitions that are consumed here and now, by queue."""
+        """Return the progress of the partitions consumed by this process, by queue."""
         return self._here()
 
     def rejected(self) -> Rejected:
-        """Count dead letters, and tell where they lie."""
+        """Count the dead letters, and list their offsets."""
         places: defaultdict[str, list[int]] = defaultdict(list)
         with self._errors, self._database.connection() as connection:
             for tenant_id, topic, partition, offset in connection.execute(
@@ -55,7 +55,7 @@ class StandingBooks:
         return Rejected(counts, places)
 
     def drop(self, tenant_id: str) -> int:
-        """Forget a tenant's dead letters, and offsets; give how many dead letters there were."""
+        """Forget a tenant's dead letters and offsets; return how many dead letters there were."""
         with self._errors, self._database.connection() as connection:
             connection.execute(self._sql["drop_offsets"], {"tenant": tenant_id})
             row = connection.execute(self._sql["drop_rejected"], {"tenant": tenant_id}).fetchone()
@@ -64,9 +64,9 @@ class StandingBooks:
     def lying(
         self, queue: str, rejected: Rejected, here: Standing | None, *, floor: int, end: int
     ) -> int:
-        """Count what of a partition, from `floor` up to, not with, `end`, is not done with.
+        """Count the unsettled messages of a partition from `floor` up to, not including, `end`.
 
-        `here` is how far it is consumed, if it is.
+        `here` is the partition's progress, if this process consumes it.
         """
         if here is not None:
             return max(0, end - max(floor, here.floor) - here.beyond)

@@ -1,9 +1,8 @@
-"""Tenants' dead letters on Iggy, which has none: a table in the database, `tenantry.iggy_rejected`.
+"""Tenants' dead letters on Iggy, which has none: they are in a table, `tenantry.iggy_rejected`.
 
-A topic would give none of them up alone, and a replay or a discard takes out single ones.
-
-Those of another broker that is moved from come by the dead-letter exchange, as on every broker, and
-have places that no topic has: they were made at the time 0, at offsets below it.
+A topic can't remove a single message, and a replay or a discard takes out single ones. Dead letters
+moved from another broker come by the dead-letter exchange, as on every broker. They get places that
+no topic has: topics made at the time 0, and offsets below it.
 """
 
 from __future__ import annotations
@@ -43,8 +42,8 @@ if TYPE_CHECKING:
     from apache_iggy import ReceiveMessage
 
 DATABASE_TIMEOUT: Final = 3.0
-"""Seconds the database may take for a statement, and for a dead letter as many more as it takes
-to write it at `SLOWEST`: one that had too little time would be tried for ever."""
+"""Seconds the database may take for a statement. A dead letter has as many more as writing it takes
+at `SLOWEST`: with too little time it would be tried for ever."""
 
 SLOWEST: Final = 1_000_000
 """Bytes a second."""
@@ -55,16 +54,16 @@ _ERRORS: Final = PortErrors(
 
 
 class IggyDeadLetters(TableDeadLetters):
-    """Dead letters (`tenantry.broker.port.DeadLetters`) as `DeadLetterWriter` has written them."""
+    """Dead letters (`tenantry.broker.port.DeadLetters`) as written by `DeadLetterWriter`."""
 
     def __init__(self, database: Database) -> None:
         super().__init__(database, queries("iggy"), _dead_letter)
         self._put = queries("iggy")["reject"]
 
     def put(self, messages: Sequence[Outgoing]) -> None:
-        """Keep what is sent to the dead-letter exchange, all or none.
+        """Store messages sent to the dead-letter exchange, all or none.
 
-        What has a number is kept once. Raises `BrokerError`.
+        A message with a number is stored once. Raises `BrokerError`.
         """
         unknown = time.time_ns()
         try:
@@ -97,7 +96,7 @@ def _moved(message: Outgoing, unknown: int) -> dict[str, object]:
 
 
 class Row(NamedTuple):
-    """A dead letter as it is kept; `properties` are its typed headers and its id on Iggy."""
+    """A stored dead letter; `properties` are its typed headers and its id on Iggy."""
 
     seq: int
     id: str | None
@@ -126,7 +125,7 @@ def _dead_letter(columns: Sequence[Any]) -> QueuedDeadLetter:
 
 
 class DeadLetterWriter:
-    """Writes rejected messages, and offsets put aside, to the database, on a connection of its own.
+    """Writes rejected messages, and saved offsets, to the database, on its own connection.
 
     It belongs to one event loop from its first call until `close`, and takes a call at a time.
     """
@@ -137,9 +136,9 @@ class DeadLetterWriter:
         self._connection: psycopg.AsyncConnection[tuple[object, ...]] | None = None
 
     async def beyond(self, partition: Partition) -> list[int]:
-        """Give the offsets of dead letters that a partition gives once more.
+        """Return the offsets of dead letters that the partition will deliver again.
 
-        Those that were worked off and can't come any more are forgotten.
+        Dead letters that were settled and can't be delivered again are forgotten.
         """
         parameters = self._parameters(partition) | {"floor": partition.window.floor}
         await self._execute("forget_gone", parameters)
@@ -147,7 +146,7 @@ class DeadLetterWriter:
         return [int(str(row[0])) for row in rows]
 
     async def write(self, partition: Partition, message: ReceiveMessage) -> None:
-        """Keep a message, as it is; harmless twice."""
+        """Store a message, as it is; harmless twice."""
         place, stamp, body = partition.place, message.timestamp(), message.payload()
         own = own_id(message, place.topic, place.partition, stamp)
         read = told(message, own, published(message, stamp))
@@ -165,16 +164,16 @@ class DeadLetterWriter:
         )
 
     async def keep_offset(self, place: Place, made: int, offset: int) -> None:
-        """Put aside what the daemon's group has stored for a partition of a topic made then."""
+        """Save the group's stored offset for a partition of a topic made at `made`."""
         await self._execute("keep_offset", _at(place) | {"made": made, "offset": offset})
 
     async def kept_offset(self, place: Place, made: int) -> int | None:
-        """Give what was put aside, if the group was not made anew since."""
+        """Return the saved offset, or None if there is none for the topic made at `made`."""
         rows = await self._execute("kept_offset", _at(place) | {"made": made})
         return int(str(rows[0][0])) if rows else None
 
     async def forget_offsets(self, place: Place) -> None:
-        """Forget what was put aside of all partitions of the topic."""
+        """Forget the saved offsets of all partitions of the topic."""
         await self._execute("forget_offsets", _at(place))
 
     async def close(self) -> None:

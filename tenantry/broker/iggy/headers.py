@@ -1,8 +1,8 @@
-"""Iggy's typed headers: as JSON holds them, as a dead letter keeps them, and as they are sent.
+"""Iggy's typed headers: converted to JSON, packed in dead letters, and made for sending.
 
-Iggy's own header values have a type and at most 255 bytes. What JSON holds beyond that (lists,
-objects, null, long texts) goes in pieces, as JSON, under names of ours; so does an id that is no
-UUID, which is all that Iggy's own field for ids takes.
+Iggy's own header values have a type and at most 255 bytes. JSON values beyond that (lists, objects,
+null, long texts) go in pieces, as JSON, under names of ours. So does an id that is not a UUID, as
+Iggy's own field for ids takes only UUIDs.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ PIECE: Final = "x-tenantry-json."
 """Followed by a number: a piece of the JSON object of all that fits into no header of Iggy's."""
 
 LONG: Final = "x-tenantry-"
-"""Before the names of an id and a content type that are too long for a header of Iggy's."""
+"""The prefix for an id or a content type that is too long for a header of Iggy's."""
 
 EXACT_TIME: Final = "timestamp_in_ms"
 
 LONGEST: Final = 255
-"""Bytes of a header's name, and of its value."""
+"""The most bytes of a header's name, and of its value."""
 
 _KINDS: Final = (
     "Raw", "String", "Bool", "Int8", "Int16", "Int32", "Int64", "Int128", "UnsignedInt8",
@@ -48,7 +48,7 @@ _EXACT_64: Final = range(-(2**63), 2**64)
 
 
 class Told(NamedTuple):
-    """What a message's headers tell, apart from what is kept of them."""
+    """The contents of a message's headers; `headers` are those that are stored as such."""
 
     id: str | None
     content_type: str | None
@@ -59,10 +59,10 @@ class Told(NamedTuple):
 
 
 def own_id(message: ReceiveMessage, topic: str, partition: int, stamp: int) -> str:
-    """Give the id of a message whose headers name none.
+    """Return the id of a message whose headers name none.
 
-    It is Iggy's own, which is a UUID; else its place, with the time at which it was put there: a
-    place is used again once a topic was purged, or made anew.
+    It is Iggy's own, which is a UUID; else the message's place and the time at which it was stored
+    there: a place is used again once a topic was purged, or made anew.
     """
     number = message.id()
     if not number:
@@ -72,15 +72,15 @@ def own_id(message: ReceiveMessage, topic: str, partition: int, stamp: int) -> s
 
 
 def published(message: ReceiveMessage, stamp: int) -> int:
-    """Give the time a message was made at, in milliseconds; else the one it was stored at."""
+    """Return the time a message was made at, in milliseconds; else the one it was stored at."""
     made = message.origin_timestamp()
     return (made if 0 < made <= stamp else stamp) // 1000
 
 
 def told(message: ReceiveMessage, own_id: str, published_at_ms: int) -> Told:
-    """Read a message's headers. Whatever its sender has put there, this raises nothing.
+    """Read a message's headers. Whatever its sender has put there, this never raises.
 
-    `own_id` is its id where no header names one. What can't be read is told by the flaw of
+    `own_id` is the id if no header names one. Unreadable headers are described by the flaw of
     `UnfitHeaders`.
     """
     try:
@@ -91,7 +91,7 @@ def told(message: ReceiveMessage, own_id: str, published_at_ms: int) -> Told:
     except Exception as error:  # noqa: BLE001 - the sender's doing, and this thread is everybody's
         reason = f"its headers: {error}"[:500]
     except BaseException as error:
-        # A panic of the library is no `Exception`; anything else is not ours to keep.
+        # A panic of the library is no `Exception`; all other exceptions must pass.
         if type(error).__name__ != "PanicException":
             raise
         reason = "its headers make the client library fail"
@@ -99,12 +99,12 @@ def told(message: ReceiveMessage, own_id: str, published_at_ms: int) -> Told:
 
 
 def told_by(typed: Mapping[Any, Any], own_id: str, published_at_ms: int) -> Told:
-    """Read typed headers, as `told` does; raises what reading them raises."""
+    """Read typed headers, as `told` does, but without catching errors."""
     if not typed:
         return Told(own_id, None, None, published_at_ms, 0)
     table = as_json(typed)
     size = sum(len(name) + _size(value) for name, value in table.items())
-    # Before the pieces are joined: what has these names there is a header of the sender's.
+    # Before the pieces are joined: headers of these names in the pieces are the sender's own.
     message_id = table.pop(MESSAGE_ID, None)
     content_type = table.pop(CONTENT_TYPE, None)
     pieces = [name for name in table if name.startswith(PIECE)]
@@ -128,7 +128,7 @@ def told_by(typed: Mapping[Any, Any], own_id: str, published_at_ms: int) -> Told
 
 
 def _join(table: dict[str, object], pieces: list[str]) -> None:
-    """Put what the pieces hold in their place, if they hold a JSON object."""
+    """Replace the pieces by the JSON object they hold, if they hold one."""
     try:
         pieces.sort(key=lambda name: int(name[len(PIECE) :]))
         held = orjson.loads(b"".join(_bytes(table[name]) for name in pieces))
@@ -141,9 +141,9 @@ def _join(table: dict[str, object], pieces: list[str]) -> None:
 
 
 def as_json(typed: Mapping[Any, Any]) -> dict[str, object]:
-    """Give typed headers as a table with names that are text.
+    """Convert typed headers to a table whose names are text.
 
-    A name that is no text is shown as one; two that would then be the same carry their types.
+    Other names are converted to text; of two that become equal, the later gets its type added.
     """
     table: dict[str, object] = {}
     for key, value in typed.items():
@@ -158,7 +158,7 @@ def as_json(typed: Mapping[Any, Any]) -> dict[str, object]:
 
 
 def pack(message_id: int, typed: Mapping[HeaderKey, HeaderValue] | None) -> bytes:
-    """Give a message's id and its typed headers as bytes that `unpack` reads again."""
+    """Pack a message's id and its typed headers into bytes for `unpack`."""
     parts = [message_id.to_bytes(_ID_BYTES, "little")]
     for key, value in (typed or {}).items():
         for one in (key, value):
@@ -169,7 +169,7 @@ def pack(message_id: int, typed: Mapping[HeaderKey, HeaderValue] | None) -> byte
 
 
 def unpack(packed: bytes) -> tuple[int, dict[HeaderKey, HeaderValue]]:
-    """Read what `pack` has written."""
+    """Read the result of `pack`."""
     import apache_iggy as iggy
 
     fields: list[tuple[str, object]] = []
@@ -189,7 +189,7 @@ def unpack(packed: bytes) -> tuple[int, dict[HeaderKey, HeaderValue]]:
 
 
 def uuid_of(message_id: str) -> int | None:
-    """Give the number that stands for an id in Iggy's own field; None where none would."""
+    """Return the number for an id in Iggy's own field; None if the id is not such a UUID."""
     try:
         number = uuid.UUID(message_id)
     except ValueError:
@@ -198,16 +198,16 @@ def uuid_of(message_id: str) -> int | None:
 
 
 def needs_header(message_id: str | None) -> bool:
-    """Tell whether an id goes among the headers: Iggy's own field takes none such."""
+    """Return whether an id must go into the headers, as Iggy's own field can't hold it."""
     return message_id is not None and uuid_of(message_id) is None
 
 
 def sendable(
     message_id: str | None, content_type: str | None, headers: Mapping[str, object]
 ) -> dict[HeaderKey, HeaderValue]:
-    """Give the typed headers to send; `message_id` where it goes among them.
+    """Make the typed headers to send; `message_id` only if it goes among them.
 
-    Raises `UnreadableHeadersError` where JSON can't be read, ValueError where there is too much.
+    Raises `UnreadableHeadersError` for JSON that can't be read, ValueError for too much.
     """
     import apache_iggy as iggy
 
@@ -233,7 +233,7 @@ def sendable(
 
 
 def _is_plain(name: str) -> bool:
-    """Tell whether a header of the sender's may have this name on Iggy, too."""
+    """Return whether a sender's header can keep this name on Iggy."""
     ours = name in {MESSAGE_ID, CONTENT_TYPE} or name.startswith(PIECE)
     return not ours and 0 < len(name.encode()) <= LONGEST
 

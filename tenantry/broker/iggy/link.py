@@ -33,7 +33,7 @@ class Link:
         self._at = iggy.PollingStrategy.Offset
 
     async def ask(self, answer: Awaitable[T]) -> T:
-        """Wait for the answer to a request; a server that gives none in time is away."""
+        """Wait for the answer to a request; a server that gives none in time is unavailable."""
         try:
             async with asyncio.timeout(library.TIMEOUT):
                 return await answer
@@ -41,7 +41,7 @@ class Link:
             raise library.error_of(error, self._where) from error
 
     async def messages(self, place: Place, offset: int, count: int) -> list[ReceiveMessage]:
-        """Ask for messages from an offset on."""
+        """Fetch messages from an offset on."""
         return await self.ask(
             self.client.poll_messages(
                 place.stream,
@@ -55,14 +55,14 @@ class Link:
         )
 
     async def topic(self, stream: str, topic: str) -> TopicDetails | None:
-        """Give a topic as it is now, with its partitions."""
+        """Return a topic as it is now, with its partitions, or None."""
         try:
             return await self.ask(self.client.get_topic(stream, topic))
         except MissingError:
             return None
 
     async def join(self, stream: str, topic: str, made: int) -> bool:
-        """Join the daemon's group of a topic; tell whether there was none."""
+        """Join the daemon's group of a topic; return whether the group was missing."""
         if self._joined.get((stream, topic)) == made:
             return False
         fresh = False
@@ -77,34 +77,34 @@ class Link:
         return fresh
 
     def leave(self, stream: str, topic: str) -> None:
-        """Join a topic's group again, before it is read the next time."""
+        """Have a topic's group joined again before the next read."""
         self._joined.pop((stream, topic), None)
 
     async def assigned(self, stream: str, topic: str) -> frozenset[int]:
-        """Tell which partitions of a topic this connection has."""
+        """Return the partitions of a topic that are assigned to this connection."""
         request = wire.sync_group(GROUP, stream, topic)
         return wire.read_assignment(
             await self.ask(self.client.send_binary_request(wire.SYNC_GROUP, request))
         )
 
     async def remake(self, stream: str, topic: str, made: int) -> None:
-        """Send all members of the daemon's group away, and what it has stored with them."""
+        """Delete the daemon's group, with its members and stored offsets, and join it anew."""
         await self.ask(self.client.delete_consumer_group(stream, topic, GROUP))
         self.leave(stream, topic)
         await self.join(stream, topic, made)
 
     async def offsets(self, place: Place) -> wire.Offsets | None:
-        """Tell what the group has stored for a partition."""
+        """Return the group's stored offset for a partition, or None."""
         request = wire.get_offset(GROUP, place)
         return wire.read_offsets(
             await self.ask(self.client.send_binary_request(wire.GET_OFFSET, request))
         )
 
     async def store(self, place: Place, offset: int) -> None:
-        """Store the offset of the last message that is done with."""
+        """Store the offset of the last settled message."""
         request = wire.store_offset(GROUP, place, offset)
         await self.ask(self.client.send_binary_request(wire.STORE_OFFSET, request))
 
     async def close(self) -> None:
-        """Give the connection up."""
+        """Close the connection."""
         await library.disconnect(self.client)

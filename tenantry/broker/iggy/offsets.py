@@ -1,4 +1,4 @@
-"""Which messages of a partition are done with; its offset passes none that is not."""
+"""The settled messages of a partition; its stored offset passes no unsettled one."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Iterator
 
 
 class OffsetWindow:
-    """What is settled of one partition: all below `floor`, and some ranges beyond it.
+    """The settled offsets of one partition: all below `floor`, and some ranges beyond it.
 
-    A server keeps one number for a group and a partition. So of messages that were settled out of
-    order only those are passed for good that lie below the first unsettled one; the others are
-    remembered here, for as long as this process runs.
+    A server stores one number per group and partition. So of messages settled out of order, only
+    those below the first unsettled one are passed for good; the others are remembered here, for as
+    long as this process runs.
     """
 
     __slots__ = ("_ends", "_starts", "floor")
@@ -24,13 +24,13 @@ class OffsetWindow:
 
     @property
     def beyond(self) -> int:
-        """How many messages are settled that lie beyond an unsettled one."""
+        """How many messages beyond an unsettled one are settled."""
         return sum(self._ends) - sum(self._starts)
 
     def settle(self, start: int, end: int) -> bool:
-        """Note that the messages from `start` up to, not with, `end` are settled.
+        """Record that the messages from `start` up to, not including, `end` are settled.
 
-        Tells whether the floor has risen. Settling twice is harmless.
+        Returns whether the floor has risen. Settling twice is harmless.
         """
         start = max(start, self.floor)
         if start >= end:
@@ -56,18 +56,18 @@ class OffsetWindow:
         return False
 
     def is_settled(self, offset: int) -> bool:
-        """Tell whether a message is settled."""
+        """Return whether a message is settled."""
         if offset < self.floor:
             return True
         at = bisect_left(self._ends, offset + 1)
         return at < len(self._starts) and self._starts[at] <= offset
 
     def ranges(self) -> Iterator[tuple[int, int]]:
-        """Give the settled ranges beyond the floor, in order."""
+        """Yield the settled ranges beyond the floor, in order."""
         return zip(self._starts, self._ends, strict=True)
 
     def skip(self, offset: int) -> int:
-        """Give the first offset from `offset` on that is not settled."""
+        """Return the first unsettled offset from `offset` on."""
         offset = max(offset, self.floor)
         at = bisect_left(self._ends, offset + 1)
         if at < len(self._starts) and self._starts[at] <= offset:

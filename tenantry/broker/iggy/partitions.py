@@ -1,4 +1,4 @@
-"""All partitions that are consumed here, and how they come to be: this process alone reads them."""
+"""The partitions consumed here, acquired in a way that this process alone reads them."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ log = structlog.get_logger(__name__)
 
 
 class Partitions:
-    """What is known of partitions. A queue that is consumed no more is kept in mind, too."""
+    """The known partitions. A queue that is no longer consumed stays known, too."""
 
     def __init__(
         self, dead_letters: DeadLetterWriter, fence: TermFence, *, alone: bool = True
     ) -> None:
-        """Other members of the group are shut out, if this process is `alone` by right."""
+        """`alone`: this process alone may read, and shuts out the group's other members."""
         self.known: Final[dict[str, Partition]] = {}
         """By the names of their queues."""
         self.by_stream: Mapping[str, Sequence[Partition]] = {}
@@ -37,12 +37,12 @@ class Partitions:
         self._alone = alone
 
     def add(self, partitions: Iterable[Partition]) -> None:
-        """Know of partitions from now on."""
+        """Remember partitions from now on."""
         self.known.update((one.spec.name, one) for one in partitions)
         self._index()
 
     def forget(self, link: Link, queues: Iterable[QueueSpec]) -> None:
-        """Know nothing of queues any more: they are taken up as if for the first time."""
+        """Forget queues: they are acquired again as if for the first time."""
         for queue in queues:
             self.known.pop(queue.name, None)
             place = place_of(queue)
@@ -50,7 +50,7 @@ class Partitions:
         self._index()
 
     async def acquire(self, link: Link, queues: Sequence[QueueSpec]) -> list[Partition] | None:
-        """Have queues' partitions; None while another member of the group has some of them."""
+        """Acquire queues' partitions; None while another member of the group has some of them."""
         wanted: defaultdict[tuple[str, str], list[QueueSpec]] = defaultdict(list)
         for queue in queues:
             place = place_of(queue)
@@ -77,12 +77,11 @@ class Partitions:
         return partitions
 
     async def _shut_out(self, link: Link, stream: str, topic: TopicDetails) -> frozenset[int]:
-        """Have a topic to ourselves; give the partitions that are ours then.
+        """Take over all partitions of a topic; return those assigned to this connection then.
 
-        Others are members of the group that are no more, but the server does not know of it (it was
-        killed itself), or daemons of earlier terms. No member can be sent away, but the group can,
-        with what it has stored: so that is put aside before, in the database, where no tenant can
-        put anything in its place.
+        The group's other members have died without the server noticing (as it was killed itself),
+        or are daemons of earlier terms. A member can't be removed, but the group can, with its
+        stored offsets. So these are saved in the database first, where no tenant can change them.
         """
         self._fence.check()
         places = [Place(stream, topic.name, one.id) for one in topic.partitions]
@@ -101,7 +100,7 @@ class Partitions:
     async def _partition(
         self, link: Link, queue: QueueSpec, topic: TopicDetails, *, fresh: bool
     ) -> Partition:
-        """Give what is known of a partition; where that is nothing, what the server knows."""
+        """Return the known state of a partition, or make it from what the server has stored."""
         place = place_of(queue)
         counted = next(one for one in topic.partitions if one.id == place.partition)
         end = counted.current_offset + 1 if counted.messages_count else 0
@@ -113,13 +112,13 @@ class Partitions:
             floor = min(offsets.stored + 1, end)
         else:
             kept = await self._dead_letters.kept_offset(place, topic.created_at)
-            # Beyond the end it is one of before the topic was emptied.
+            # A saved offset beyond the end is of the time before the topic was emptied.
             floor = 0 if kept is None or kept >= end else kept + 1
         made = Partition(
             queue,
             made=topic.created_at,
             floor=floor,
-            # Without a group nobody has read them; else it is not known how far they were read.
+            # A new group has read nothing; of an older one it is not known how far it has read.
             redelivered_up_to=0 if fresh else end,
         )
         made.mean = counted.size // counted.messages_count if counted.messages_count else 0
@@ -128,7 +127,7 @@ class Partitions:
         return made
 
     async def lost(self, link: Link, held: Sequence[Partition]) -> str | None:
-        """Say why some are to be taken up anew, if they are; those are forgotten then.
+        """Return why partitions must be acquired anew, and forget them; None if they need not.
 
         Raises `MissingError`.
         """
@@ -154,7 +153,7 @@ class Partitions:
 def _lost(
     partitions: Sequence[Partition], topic: TopicDetails | None, ours: frozenset[int]
 ) -> str | None:
-    """Say why a topic's partitions are to be taken up anew, if they are. Raises `MissingError`."""
+    """Return why a topic's partitions must be acquired anew, or None. Raises `MissingError`."""
     there = {part.id: part for part in topic.partitions} if topic is not None else {}
     for one in partitions:
         name, part = one.spec.name, there.get(one.place.partition)

@@ -1,8 +1,8 @@
-"""What the database knows of passwords that an Iggy server takes, and never tells again.
+"""What the database records of passwords on an Iggy server, which never shows them again.
 
 Iggy is given a password in clear, keeps a hash of its own, and shows none. So a password is known
-to hold as long as the user is the one that was made with it: each has a number and a time at which
-it was made.
+to hold as long as the user is still the one made with it: each user has a number and a creation
+time.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ from tenantry.domain.names import UserKind
 from tenantry.sql import queries
 
 KEPT: Final = 60.0
-"""Seconds a password is remembered that was made and not set yet."""
+"""Seconds a generated password is remembered before it is set."""
 
 PREFIX: Final = "IGGY-PBKDF2-SHA256$"
-"""How a hash begins that is known here, and no other broker's."""
+"""The prefix of the hashes used here, unlike another broker's."""
 
 _ROUNDS: Final = 4096
 
 
 class Made(NamedTuple):
-    """Which user of a server, whatever its name: its number, and when it was made."""
+    """Identifies a user of a server, whatever its name: by its number and creation time."""
 
     number: int
     at: int
 
 
 def hashed(password: str) -> PasswordHash:
-    """Make the hash by which a password is known; no server is given it."""
+    """Hash a password for our own records; no server gets the hash."""
     salt = secrets.token_bytes(16)
     derived = hashlib.pbkdf2_hmac("sha256", password.encode(), salt, _ROUNDS)
     parts = (base64.b64encode(part).decode() for part in (salt, derived))
@@ -46,7 +46,7 @@ def hashed(password: str) -> PasswordHash:
 
 
 class Passwords:
-    """Which user was made with which password. Callable from any thread."""
+    """Records which user was made with which password. Callable from any thread."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -56,7 +56,7 @@ class Passwords:
         self._new: dict[str, tuple[str, float]] = {}
 
     def generate(self) -> tuple[str, PasswordHash]:
-        """Make a password; `take` gives it once more to who has to set it."""
+        """Generate a password; for a while, `take` returns it again by its hash."""
         password = secrets.token_urlsafe(32)
         value = hashed(password)
         with self._guard:
@@ -65,7 +65,7 @@ class Passwords:
         return password, value
 
     def take(self, value: PasswordHash) -> str | None:
-        """Give the password of a hash that was made a moment ago; None afterwards."""
+        """Return the password of a hash generated a moment ago; None afterwards."""
         with self._guard:
             self._forget_old()
             found = self._new.get(value.value)
@@ -77,32 +77,32 @@ class Passwords:
             self._new.pop(value.value, None)
 
     def record(self, tenant_id: str, user: Made, value: PasswordHash) -> None:
-        """Note with which password a user was made."""
+        """Record the password with which a user was made, by its hash."""
         parameters = {**user._asdict(), "tenant": tenant_id, "hash": value.value}
         with self._errors, self._database.connection() as connection:
             connection.execute(self._sql["record_user"], parameters)
 
     def known(self) -> Mapping[Made, str]:
-        """Give the hashes of all users that were made here."""
+        """Return the hashes of all users made by this installation."""
         with self._errors, self._database.connection() as connection:
             rows = connection.execute(self._sql["known_users"]).fetchall()
         return {Made(number, at): value for number, at, value in rows}
 
     def of(self, tenant_id: str) -> Mapping[Made, str]:
-        """Give the hashes of a tenant's users."""
+        """Return the hashes of a tenant's users."""
         with self._errors, self._database.connection() as connection:
             rows = connection.execute(self._sql["known_users_of"], {"tenant": tenant_id}).fetchall()
         return {Made(number, at): value for number, at, value in rows}
 
     def confirmed(self, tenant_id: str, kind: UserKind) -> str | None:
-        """Give the confirmed hash of a tenant's user: of the password that was shown last."""
+        """Return the confirmed hash of a tenant's user: of the password that was shown last."""
         with self._errors, self._database.connection() as connection:
             query = self._sql[f"confirmed_{kind}_hash"]
             row = connection.execute(query, {"tenant": tenant_id}).fetchone()
         return None if row is None else row[0]
 
     def remove(self, tenant_id: str, *, but: tuple[Made, ...] = ()) -> None:
-        """Forget a tenant's users, but those that are still there."""
+        """Forget a tenant's users, except those that still exist."""
         kept = [one.number for one in but]
         with self._errors, self._database.connection() as connection:
             connection.execute(self._sql["forget_users"], {"tenant": tenant_id, "kept": kept})

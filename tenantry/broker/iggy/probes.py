@@ -1,7 +1,7 @@
-"""Users in a tenant's place on Iggy, for a proof, and what its own users may beyond their part.
+"""Probe users in a tenant's place on Iggy, and excessive rights of the tenant's own users.
 
-Nobody needs a tenant's password for it: a probe is another user, with a password of its own and
-the rights that the tenant's user has at this moment, and it is gone afterwards.
+This needs no tenant's password: a probe is another user, with a password of its own and the rights
+that the tenant's user has at this moment. It is removed afterwards.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class _Login(NamedTuple):
 
 
 class _Kept(NamedTuple):
-    """Probes that are to be used again, those `free` now; and how all of them are removed."""
+    """Probes for reuse, those `free` now; and the callbacks that remove all of them."""
 
     removals: ExitStack
     free: list[_Login]
@@ -75,7 +75,7 @@ class IggyProbes:
         self._installation = installation
         self._sessions = sessions
         digest = hashlib.sha256(installation.encode()).hexdigest()[:12]
-        # No tenant's user has a name like that: they begin otherwise.
+        # Tenants' users have other prefixes.
         self._prefix = f"tenantry-probe.{digest}."
         self._kept: _Kept | None = None
 
@@ -88,7 +88,7 @@ class IggyProbes:
 
     @contextmanager
     def several(self) -> Iterator[None]:
-        """See `Probes.several`: the server hashes the password of each user that is made."""
+        """See `Probes.several`: the server hashes a password for each user that is made."""
         with ExitStack() as removals:
             self._kept = _Kept(removals, [])
             removals.callback(self._forget)
@@ -104,7 +104,7 @@ class IggyProbes:
             yield Probe(sender, reader)
 
     def excess(self, tenant_id: str) -> Sequence[Excess]:
-        """See `Probes.excess`: a message can't be taken back, so that topics are not tried."""
+        """See `Probes.excess`: topics are not tried, as a message can't be taken back."""
         with self._sessions.session() as session:
             named = {one.id: one.name for one in session.call(lambda client: client.get_streams())}
             own = {name: number for number, name in named.items()}.get(
@@ -151,7 +151,7 @@ class IggyProbes:
         return made
 
     def _kept_one(self, session: Session, rights: Permissions) -> _Login | None:
-        """Give one that is kept these rights; None where there is none, or it was swept away."""
+        """Give a kept probe these rights; None if there is none, or it was swept away."""
         while self._kept is not None and self._kept.free:
             kept = self._kept.free.pop()
             try:
@@ -163,7 +163,7 @@ class IggyProbes:
         return None
 
     def _keep(self, probe: _Login) -> None:
-        """Take its rights from one, and keep it for the next tenant."""
+        """Revoke a probe's rights, and keep it for the next tenant."""
         with self._sessions.session() as session:
             try:
                 session.call(lambda client: client.update_permissions(probe.name, None))
@@ -188,7 +188,7 @@ class IggyProbes:
             log.debug("broker.probe_was_gone", user=name)
 
     def _empty_mark(self, tenant_id: str) -> None:
-        """Take out of the tenant's mark what probes, its own too, have sent there."""
+        """Purge the tenant's mark of the messages that probes, its own too, have sent there."""
         stream, mark = names.exchange_name(tenant_id), mark_topic(self._installation)
         with self._sessions.session() as session:
             found = session.call(lambda client: client.get_topic(stream, mark))
@@ -226,7 +226,7 @@ def _find(session: Session, name: str) -> UserInfoDetails | None:
 
 
 def _rights(permissions: Permissions | None) -> set[_Right]:
-    """Give every right by itself."""
+    """Return each right as a separate item."""
     if permissions is None:
         return set()
     found = {_Right(name) for name in _given(permissions.global_permissions, _GLOBAL)}

@@ -1,4 +1,4 @@
-"""Publishing to Iggy: what the server answers a batch with is the confirm."""
+"""Publishing to Iggy: the server's answer to a batch is the confirm."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 
 AT_ONCE: Final = 1000
 AT_ONCE_BYTES: Final = 16 * 1024 * 1024
-"""How much goes with one request; a single message may be larger."""
+"""The most in one request; a single message may be larger."""
 
 
 class IggyPublishing:
     """Publishes on a few connections. Callable from any thread."""
 
     def __init__(self, sessions: Sessions, dead_letters: IggyDeadLetters) -> None:
-        """What goes to the dead-letter exchange is put among `dead_letters`."""
+        """Messages to the dead-letter exchange are put among `dead_letters`."""
         self._sessions = sessions
         self._dead_letters = dead_letters
 
@@ -39,8 +39,8 @@ class IggyPublishing:
     def publish(self, messages: Sequence[Outgoing], *, timeout: float) -> None:
         """Return once the server has confirmed every message.
 
-        Raises `UnroutableError`; `BrokerUnavailableError`, when some may have been taken; and
-        `BrokerError` for a message that Iggy does not take.
+        Raises `UnroutableError`; `BrokerUnavailableError`, if some may have been accepted; and
+        `BrokerError` for a message that Iggy refuses.
         """
         if not messages:
             return
@@ -56,7 +56,7 @@ class IggyPublishing:
 
 
 def send(session: Session, place: Place, batch: list[SendMessage], until: float) -> None:
-    """Send messages to a partition with one request, confirmed by a time of the monotonic clock.
+    """Send messages to a partition in one request, confirmed by `until`, a monotonic time.
 
     Raises as `IggyPublishing.publish`.
     """
@@ -90,7 +90,7 @@ def _batches(sent: list[SendMessage], group: list[Outgoing]) -> list[list[SendMe
 
 
 def made(outgoing: Outgoing) -> SendMessage:
-    """Make a message of Iggy's. Raises `BrokerError`."""
+    """Make a message for Iggy. Raises `BrokerError`."""
     iggy = library()
     try:
         if outgoing.properties is not None:

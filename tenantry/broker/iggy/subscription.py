@@ -1,4 +1,4 @@
-"""A channel on Iggy: what is given out on it, and which messages its tags stand for."""
+"""A channel on Iggy: the messages given out on it, and their tags."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class PartitionReader(Reader, Protocol):
     """The connection that reads for all subscriptions, and its thread."""
 
     def reject(self, partition: Partition, offset: int) -> None:
-        """Make a message a dead letter; it is settled once it is one."""
+        """Make a message a dead letter; it is settled once that is written."""
 
     def settled(self, partition: Partition) -> None:
-        """Note that a partition's floor has risen."""
+        """Record that a partition's floor has risen."""
 
 
 class Span:
@@ -38,7 +38,7 @@ class Span:
         self.offset = offset
         self.count = count
         self.apart: set[int] = set()
-        """Tags that were settled by themselves."""
+        """Tags that were settled individually."""
         self.excused = False
 
     def settled(self, count: int) -> None:
@@ -48,7 +48,7 @@ class Span:
             self.partition.excused -= count
 
     def ranges(self, up_to: int) -> Iterator[tuple[int, int]]:
-        """Give the ranges of offsets up to a tag, without what was settled by itself."""
+        """Yield the ranges of offsets up to a tag, without those settled individually."""
         start = self.first
         for tag in sorted(self.apart):
             if tag > up_to:
@@ -60,7 +60,7 @@ class Span:
             yield self._offset(start), self._offset(up_to + 1)
 
     def drop(self, up_to: int) -> None:
-        """Leave out the deliveries up to a tag."""
+        """Remove the deliveries up to a tag."""
         gone = up_to + 1 - self.first
         self.first += gone
         self.offset += gone
@@ -72,7 +72,7 @@ class Span:
 
 
 class IggySubscription(PolledSubscription[Partition, PartitionReader]):
-    """One tenant's channel: which messages of which partitions its tags stand for."""
+    """One tenant's channel: it maps each tag to a message's partition and offset."""
 
     def __init__(
         self,
@@ -93,7 +93,7 @@ class IggySubscription(PolledSubscription[Partition, PartitionReader]):
         super().opened(held)
 
     def deliver(self, partition: Partition, messages: Sequence[ReceiveMessage]) -> bool:
-        """Hand over what was polled, as far as there is room; tell whether all of it was."""
+        """Hand fetched messages to the sink while there is room; return whether all had room."""
         batch: list[Delivery] = []
         topic, number = partition.spec.topic, partition.place.partition
         again, window = partition.redelivered_up_to, partition.window
@@ -104,7 +104,7 @@ class IggySubscription(PolledSubscription[Partition, PartitionReader]):
             if offset != partition.next:
                 span = None
                 if offset > partition.next:
-                    # What was between is no more: expired, or deleted.
+                    # The messages in between are gone: expired, or deleted.
                     window.settle(partition.next, offset)
             if window.is_settled(offset):
                 span = None
@@ -176,7 +176,7 @@ class IggySubscription(PolledSubscription[Partition, PartitionReader]):
         del self._spans[:done]
 
     def _take(self, tag: int) -> Span | None:
-        """Settle a delivery by itself; None where it is settled."""
+        """Settle one delivery; return its span, or None if it is settled already."""
         at = bisect_right(self._spans, tag, key=lambda one: one.first) - 1
         if at < 0:
             return None

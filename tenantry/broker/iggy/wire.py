@@ -1,4 +1,4 @@
-"""Requests that the client library has no call for, as bytes of Iggy's protocol, and their answers.
+"""Requests that the client library lacks, and their answers, as bytes of Iggy's protocol.
 
 They go through `IggyClient.send_binary_request`. Numbers are little-endian.
 """
@@ -23,7 +23,7 @@ _NAME: Final = 2
 _ALONE: Final = 1
 _GROUP: Final = 2
 _REPLICATED: Final = 1
-"""An offset is stored once the server would have it again after a restart."""
+"""An offset counts as stored once it would survive a restart of the server."""
 
 _OFFSETS: Final = struct.Struct("<IQQ")
 _STREAM: Final = struct.Struct("<IQIQQB")
@@ -35,17 +35,17 @@ _UNLIMITED: Final = struct.pack("<Q", 2**64 - 1)
 
 
 class Offsets(NamedTuple):
-    """The last message's offset in a partition, and the one that a group has stored."""
+    """The last message's offset in a partition, and the offset that a group has stored."""
 
     last: int
     stored: int
 
 
 def create_topic(stream: str, topic: str, partitions: int, options: Iterable[str]) -> bytes:
-    """Make a topic that keeps what it is given, on the disk before it is confirmed.
+    """Make a topic that keeps all messages, written to the disk before they are confirmed.
 
     The library's own call names an option that servers before 0.9.0 refuse. `options` are the names
-    of those that this server knows.
+    of the options that this server knows.
     """
     known = frozenset(options)
     if "durability" in known:
@@ -58,25 +58,25 @@ def create_topic(stream: str, topic: str, partitions: int, options: Iterable[str
 
 
 def get_offset(group: str, place: Place, *, alone: bool = False) -> bytes:
-    """Ask for the offset a group has stored; the answer is read by `read_offsets`.
+    """Ask for the offset a group has stored; `read_offsets` reads the answer.
 
-    With `alone` it is that of a consumer without a group, which has the name.
+    With `alone` it is the offset of the consumer of this name without a group.
     """
     return _place(group, place, alone=alone)
 
 
 def store_offset(group: str, place: Place, offset: int, *, alone: bool = False) -> bytes:
-    """Store the offset of the last message of a partition that a group is done with."""
+    """Store the offset of the last message of a partition that a group has settled."""
     return _place(group, place, alone=alone) + struct.pack("<QB", offset, _REPLICATED)
 
 
 def sync_group(group: str, stream: str, topic: str) -> bytes:
-    """Ask which partitions this connection has in a group; see `read_assignment`."""
+    """Ask which partitions of a group are assigned to this connection; see `read_assignment`."""
     return _named(stream) + _named(topic) + _named(group)
 
 
 def read_offsets(answer: bytes) -> Offsets | None:
-    """Read what `get_offset` is answered; None where nothing has been stored."""
+    """Read the answer to `get_offset`; None if no offset has been stored."""
     if not answer:
         return None
     _, last, stored = _OFFSETS.unpack_from(answer)
@@ -84,10 +84,10 @@ def read_offsets(answer: bytes) -> Offsets | None:
 
 
 def read_streams(answer: bytes) -> dict[str, tuple[int, int]]:
-    """Read the list of all streams: how many messages are in each, and how many bytes.
+    """Read the list of all streams: the number of messages in each, and their bytes.
 
-    The library's own call makes an object of each. This list is asked for all the time, and as a
-    rule the answer is the one before, which bytes tell at once.
+    The library's own call makes an object per stream. This list is requested all the time, and the
+    answer is usually the same as before, which comparing its bytes shows at once.
     """
     streams: dict[str, tuple[int, int]] = {}
     at = 0
@@ -101,7 +101,7 @@ def read_streams(answer: bytes) -> dict[str, tuple[int, int]]:
 
 
 def read_assignment(answer: bytes) -> frozenset[int]:
-    """Read what `sync_group` is answered: nothing for one that is no member."""
+    """Read the answer to `sync_group`; empty for a connection that is not a member."""
     if not answer:
         return frozenset()
     _, count = _ASSIGNED.unpack_from(answer)
@@ -131,5 +131,5 @@ _OPTIONS: Final[Mapping[str, bytes]] = {
     "max_topic_size": _field(_UINT64, _UNLIMITED),
     "message_expiry": _field(_UINT64, _UNLIMITED),
 }
-"""A server knows the first two, or else the next two: then it confirms what it has in memory, and
-writes that to the disk once so many messages have come."""
+"""A server knows the first two options, or else the next two: then it confirms messages that it has
+in memory, and writes them to the disk once so many have come."""
