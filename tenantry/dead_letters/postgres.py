@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+import threading
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 from uuid import UUID, uuid4
@@ -10,7 +13,6 @@ from uuid import UUID, uuid4
 from psycopg.rows import dict_row
 
 from tenantry.database.failures import PortErrors
-from tenantry.dead_letters.alone import Alone
 from tenantry.dead_letters.matching import (
     Matching,
     Row,
@@ -234,6 +236,47 @@ class PostgresDeadLetterIndex:
 
         with self._errors:
             return self._database.read(read)
+
+
+@dataclass(slots=True)
+class _Door:
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    users: int = 0
+
+
+class Alone:
+    """A lock for each tenant, with a timeout; threads of different tenants do not wait.
+
+    The database has such a lock as well, for all nodes. But a thread that waits there holds a
+    connection, and a tenant with many workers would hold nearly all of them.
+    """
+
+    def __init__(self, *, patience: float) -> None:
+        """`patience` is the longest wait, in seconds."""
+        self._patience = patience
+        self._guard = threading.Lock()
+        self._doors: dict[str, _Door] = {}
+
+    @contextmanager
+    def with_tenant(self, tenant_id: str) -> Iterator[None]:
+        """Hold the tenant's lock. Raises `StoreUnavailableError` if that takes too long."""
+        with self._guard:
+            door = self._doors.setdefault(tenant_id, _Door())
+            door.users += 1
+        try:
+            if not door.lock.acquire(timeout=self._patience):
+                raise StoreUnavailableError(
+                    f"the dead letters of tenant {tenant_id!r} are being worked on by others"
+                )
+            try:
+                yield
+            finally:
+                door.lock.release()
+        finally:
+            with self._guard:
+                door.users -= 1
+                if not door.users:
+                    del self._doors[tenant_id]
 
 
 def _row(columns: dict[str, Any]) -> Row:

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from tenantry.dead_letters.alone import Alone
+from tenantry.dead_letters.postgres import Alone
 from tenantry.messages.port import StoreUnavailableError
 from tests.waiting import DEADLINE
 
