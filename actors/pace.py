@@ -9,7 +9,7 @@ from tenantry.actors.clock import Clock
 from tenantry.actors.messages import Ref, Reminder
 from tenantry.actors.runtime_state import TenantRuntimeState
 from tenantry.domain.limits import Limits
-from tenantry.domain.token_bucket import TokenBucket
+from tenantry.turns.token_bucket import TokenBucket
 
 GATHERED: Final = 0.05
 """Seconds' worth of messages that are gathered for a batch: a message each would cost a transaction

@@ -16,7 +16,7 @@ from tenantry.actors.messages import Orphan, Ref
 from tenantry.actors.supervision import ActorHeartbeat, heartbeat_of, mailbox_depth
 from tenantry.control.port import ActorStatus, SystemState, TenantRuntime
 from tenantry.domain.tenant import Lifecycle, TenantState
-from tenantry.domain.token_bucket import TokenBucket
+from tenantry.turns.token_bucket import TokenBucket
 
 _WINDOW: Final = 10
 

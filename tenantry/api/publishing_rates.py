@@ -11,8 +11,8 @@ from typing import Final
 
 from tenantry.domain.limits import Limits
 from tenantry.domain.tenant import TenantState
-from tenantry.domain.token_bucket import TokenBucket
 from tenantry.http.problems import Problem, too_many
+from tenantry.turns.token_bucket import TokenBucket
 
 _MANY: Final = 10_000
 

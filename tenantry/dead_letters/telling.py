@@ -20,8 +20,8 @@ import structlog
 
 from tenantry.domain import names
 from tenantry.domain.events import DeadLettersAggregated, MessageDeadLettered
-from tenantry.domain.token_bucket import TokenBucket
 from tenantry.journal.port import ANY, EventStore, Metadata
+from tenantry.turns.token_bucket import TokenBucket
 
 _log: Final[structlog.stdlib.BoundLogger] = structlog.get_logger(__name__)
 

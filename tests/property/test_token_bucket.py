@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tenantry.domain.token_bucket import TokenBucket
+from tenantry.turns.token_bucket import TokenBucket
 
 rates = st.integers(1, 1_000_000)
 bursts = st.none() | st.integers(1, 10_000_000)
