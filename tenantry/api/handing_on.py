@@ -250,7 +250,7 @@ class HandOn:
     async def _node_for(self, tenant_id: str, *, new: bool) -> str:
         """Name the node that is to answer; for a tenant that does not exist, this one."""
         own = self._cluster.name
-        if self._cluster.owned(tenant_id) is not None:
+        if tenant_id in self._cluster.owned:
             return own
         return await self._reads.run(self._look_for, tenant_id, new=new)
 

@@ -43,7 +43,7 @@ async def runtimes_of(
     for one in tenant_ids:
         owned = owners.get(one)
         node = None if owned is None else owned.node
-        if node is None or node == cluster.name or cluster.owned(one) is not None:
+        if node is None or node == cluster.name or one in cluster.owned:
             told.runtimes[one] = control.runtime(one)
         else:
             away[node].append(one)

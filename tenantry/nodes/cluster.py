@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from types import MappingProxyType
 
 from tenantry.nodes.membership import Membership, state_of
 from tenantry.nodes.port import (
@@ -24,11 +25,8 @@ class NodesShown:
 
     def __init__(self, nodes: PostgresNodes) -> None:
         self.name = ""
+        self.owned: Mapping[str, Owned] = MappingProxyType({})
         self._nodes = nodes
-
-    def owned(self, tenant_id: str) -> Owned | None:  # noqa: ARG002
-        """See `Cluster.owned`: it owns none."""
-        return None
 
     def glance(self) -> Sequence[Glance]:
         """See `Cluster.glance`: nothing is known without asking the database."""
@@ -70,7 +68,7 @@ class NodesFromOne(NodesShown):
         super().__init__(nodes)
         self.name = membership.name
         self._membership = membership
-        self.owned = membership.owned  # type: ignore[method-assign]
+        self.owned = membership.owned
 
     def glance(self) -> Sequence[Glance]:
         """See `Cluster.glance`."""

@@ -11,6 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
+from types import MappingProxyType
 from typing import Final
 
 import structlog
@@ -130,6 +131,8 @@ class Membership:
         # A claim and the update of `_owned` after it are one step, whichever thread claims.
         self._lock = threading.Lock()
         self._owned: dict[str, Owned] = {}
+        self.owned: Final[Mapping[str, Owned]] = MappingProxyType(self._owned)
+        """The tenants that this node owns now, to be looked up from any thread."""
         self._gone: set[str] = set()
         self._made: set[str] = set()
         self._to_go: deque[str] = deque()
@@ -152,16 +155,7 @@ class Membership:
         """Tell whether this node owns a tenant."""
         return tenant_id in self._owned
 
-    def owned(self, tenant_id: str) -> Owned | None:
-        """Give the ownership of a tenant, if this node owns it."""
-        return self._owned.get(tenant_id)
-
     expects = owns
-
-    def epoch(self, tenant_id: str) -> int | None:
-        """Give the epoch under which this node owns a tenant; None where it does not."""
-        owned = self._owned.get(tenant_id)
-        return None if owned is None else owned.epoch
 
     def place(self, tenant_id: str, wanted: str | None = None) -> str | None:
         """Choose a tenant's node among the nodes as last seen."""

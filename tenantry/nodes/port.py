@@ -159,8 +159,9 @@ class Cluster(Protocol):
     def name(self) -> str:
         """The name of this node; empty until it has joined."""
 
-    def owned(self, tenant_id: str) -> Owned | None:
-        """Give the ownership of a tenant of this node, without waiting; None for others."""
+    @property
+    def owned(self) -> Mapping[str, Owned]:
+        """The tenants of this node now; it stays the same mapping, and changes with them."""
 
     def glance(self) -> Sequence[Glance]:
         """Give the nodes as last seen, without waiting."""

@@ -196,22 +196,36 @@ class FakeControl:
         self.system = replace(self.system, state=SystemState.STOPPING, ready=False)
 
 
+class AllThatAreHere(Mapping[str, Owned]):
+    """A node's tenants: whichever one may ask for, but those that are elsewhere."""
+
+    def __init__(self, cluster: FakeCluster) -> None:
+        self._cluster = cluster
+
+    def __getitem__(self, tenant_id: str) -> Owned:
+        if tenant_id in self._cluster.elsewhere:
+            raise KeyError(tenant_id)
+        return Owned(tenant_id=tenant_id, node=self._cluster.name, epoch=1)
+
+    def __iter__(self) -> Iterator[str]:
+        raise TypeError("they are without number")
+
+    def __len__(self) -> int:
+        raise TypeError("they are without number")
+
+
 class FakeCluster:
     """Nodes in a table; this one is `one`, and has all tenants but those that are `elsewhere`."""
 
     def __init__(self, name: str = "one") -> None:
         self.name = name
         self.elsewhere: dict[str, Owned] = {}
+        self.owned = AllThatAreHere(self)
         self.states = {name: NodeState.ACTIVE}
         self.wanted: dict[str, str | None] = {}
         self.asked = 0
         self.left: list[int] = []
         """How many tenants each node has, look after look; the last number stays."""
-
-    def owned(self, tenant_id: str) -> Owned | None:
-        if tenant_id in self.elsewhere:
-            return None
-        return Owned(tenant_id=tenant_id, node=self.name, epoch=1)
 
     def glance(self) -> list[Glance]:
         return [Glance(name=name, state=state) for name, state in sorted(self.states.items())]
@@ -228,8 +242,7 @@ class FakeCluster:
 
     def owners(self, tenant_ids: Collection[str]) -> dict[str, Owned]:
         self.asked += 1
-        found = {one: self.elsewhere.get(one) or self.owned(one) for one in tenant_ids}
-        return {one: owned for one, owned in found.items() if owned is not None}
+        return {one: self.elsewhere.get(one) or self.owned[one] for one in tenant_ids}
 
     def listed(self) -> list[Listed]:
         left = (self.left.pop(0) if self.left[1:] else self.left[0]) if self.left else 0

@@ -97,7 +97,7 @@ async def create_tenant(
     headers = {"Location": f"/tenants/{outcome.tenant.tenant_id}"}
     if replayed:
         headers["Idempotency-Replayed"] = "true"
-    owned = services.cluster.owned(outcome.tenant.tenant_id)
+    owned = services.cluster.owned.get(outcome.tenant.tenant_id)
     return answer(CreatedTenant.of_outcome(outcome, owned), 201, headers)
 
 
@@ -146,7 +146,7 @@ async def show_tenant(
         if query.at is not None:
             return dumps(Tenant.past(_past(services, tenant_id, query.at, who)))
         now = services.lookup.existing(tenant_id, who)
-        owned = services.cluster.owned(tenant_id)
+        owned = services.cluster.owned.get(tenant_id)
         if owned is None:
             owned = services.cluster.owners([tenant_id]).get(tenant_id)
         runtime = services.control.runtime(tenant_id)
@@ -327,7 +327,7 @@ async def _execute(services: Services, command: OperatorCommand, caller: Metadat
 
 async def _carry_out(services: Services, command: OperatorCommand, caller: Metadata) -> Response:
     outcome = await _execute(services, command, caller)
-    owned = services.cluster.owned(outcome.tenant.tenant_id)
+    owned = services.cluster.owned.get(outcome.tenant.tenant_id)
     return answer(CreatedTenant.of_outcome(outcome, owned))
 
 
