@@ -81,10 +81,12 @@ class TenantLookup:
 
     def publishable(self, tenant_id: str, who: Principal) -> TenantState:
         """Find a tenant that accepts messages. Blocks; 401, 404, 409."""
-        state = self.existing(tenant_id, who)
-        if state.lifecycle not in (Lifecycle.ACTIVE, Lifecycle.PAUSED):
-            raise WrongStateError(tenant_id, state.lifecycle.value, "take messages")
-        return state
+        state = self.known(tenant_id, who)
+        if state.lifecycle in (Lifecycle.ACTIVE, Lifecycle.PAUSED):
+            return state
+        if not state.exists:
+            raise no_such_tenant()
+        raise WrongStateError(tenant_id, state.lifecycle.value, "take messages")
 
     def readable(self, tenant_id: str, who: Principal) -> TenantState:
         """Find a tenant with readable messages, or a deleted one that retained them. Blocks."""
