@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import pytest
 
 from tenantry.broker.port import BrokerError, BrokerUnavailableError, Outgoing, UnroutableError
+from tenantry.broker.rabbitmq.publishing import IN_A_ROW, LARGE, Batch, Waiting
 from tenantry.broker.rabbitmq.unconfirmed import (
     ENOUGH,
     ENOUGH_BYTES,
-    IN_A_ROW,
     IN_USE,
-    LARGE,
     LONGEST_DELAY,
     MAX_UNCONFIRMED,
-    Batch,
     Unconfirmed,
-    Waiting,
 )
 
 REFUSED = partial(BrokerUnavailableError, "refused")
@@ -27,109 +25,126 @@ def message(key: str = "events", message_id: str | None = None) -> Outgoing:
     return Outgoing(exchange="stream", routing_key=key, body=b"12345", message_id=message_id)
 
 
-def send(unconfirmed: Unconfirmed, batch: Batch) -> None:
+def send(unconfirmed: Unconfirmed[Batch], batch: Batch) -> None:
     while (one := batch.next_unsent()) is not None:
         unconfirmed.sent(batch, one)
 
 
-def sent(unconfirmed: Unconfirmed, *messages: Outgoing) -> Batch:
+def sent(unconfirmed: Unconfirmed[Batch], *messages: Outgoing) -> Batch:
     batch = Batch(messages)
     send(unconfirmed, batch)
     return batch
 
 
+def answer(
+    unconfirmed: Unconfirmed[Batch],
+    tag: int,
+    *,
+    multiple: bool = False,
+    refusal: Callable[[], BrokerError] | None = None,
+    now: float = 0.0,
+) -> None:
+    for batch, error in unconfirmed.settle(tag, multiple=multiple, refusal=refusal, now=now):
+        batch.answered(error)
+
+
 def test_a_batch_is_done_when_its_last_message_is_confirmed() -> None:
-    unconfirmed = Unconfirmed()
+    unconfirmed: Unconfirmed[Batch] = Unconfirmed()
     batch = sent(unconfirmed, message(), message(), message())
     assert unconfirmed.bytes == 15
     for tag in (2, 1):
-        unconfirmed.settle(tag, multiple=False, refusal=None)
+        answer(unconfirmed, tag)
         assert not batch.done.is_set()
-    unconfirmed.settle(3, multiple=False, refusal=None)
+    answer(unconfirmed, 3)
     assert batch.done.is_set()
     assert batch.error is None
     assert (len(unconfirmed), unconfirmed.bytes) == (0, 0)
 
 
 def test_one_answer_may_confirm_many_batches() -> None:
-    unconfirmed = Unconfirmed()
+    unconfirmed: Unconfirmed[Batch] = Unconfirmed()
     batches = [sent(unconfirmed, message(), message()) for _ in range(3)]
-    unconfirmed.settle(5, multiple=True, refusal=None)
+    answer(unconfirmed, 5, multiple=True)
     assert [batch.done.is_set() for batch in batches] == [True, True, False]
-    unconfirmed.settle(6, multiple=True, refusal=None)
+    answer(unconfirmed, 6, multiple=True)
     assert batches[2].done.is_set()
 
 
 def test_a_refused_message_fails_its_batch_only() -> None:
-    unconfirmed = Unconfirmed()
+    unconfirmed: Unconfirmed[Batch] = Unconfirmed()
     one, two = sent(unconfirmed, message()), sent(unconfirmed, message())
-    unconfirmed.settle(1, multiple=False, refusal=REFUSED)
-    unconfirmed.settle(2, multiple=False, refusal=None)
+    answer(unconfirmed, 1, refusal=REFUSED)
+    answer(unconfirmed, 2)
     assert isinstance(one.error, BrokerUnavailableError)
     assert two.error is None
 
 
 def test_a_returned_message_is_unroutable_though_it_is_confirmed() -> None:
-    unconfirmed = Unconfirmed()
+    unconfirmed: Unconfirmed[Batch] = Unconfirmed()
     lost = sent(unconfirmed, message("nothing", "a"))
     kept = sent(unconfirmed, message("events", "b"))
     unconfirmed.returned("stream", "nothing", "a")
-    unconfirmed.settle(2, multiple=True, refusal=None)
+    answer(unconfirmed, 2, multiple=True)
     assert isinstance(lost.error, UnroutableError)
     assert kept.error is None
 
 
 def test_a_return_never_counts_for_what_was_sent_later() -> None:
-    unconfirmed = Unconfirmed()
+    unconfirmed: Unconfirmed[Batch] = Unconfirmed()
     before = sent(unconfirmed, message(message_id="a"))
     unconfirmed.returned("stream", "events", "a")
     after = sent(unconfirmed, message(message_id="a"))
-    unconfirmed.settle(2, multiple=True, refusal=None)
+    answer(unconfirmed, 2, multiple=True)
     assert isinstance(before.error, UnroutableError)
     assert after.done.is_set()
     assert after.error is None
 
 
 def test_many_returns_are_remembered_no_longer_than_needed() -> None:
-    unconfirmed = Unconfirmed()
+    unconfirmed: Unconfirmed[Batch] = Unconfirmed()
     for number in range(5_000):
         sent(unconfirmed, message(message_id=str(number)))
         unconfirmed.returned("stream", "events", str(number))
         if number >= 10:
-            unconfirmed.settle(number - 9, multiple=False, refusal=None)
+            answer(unconfirmed, number - 9)
     assert len(unconfirmed._returned) < 1_100
 
 
 def test_what_a_channel_leaves_unconfirmed_is_sent_again_in_its_order() -> None:
-    unconfirmed = Unconfirmed()
+    unconfirmed: Unconfirmed[Batch] = Unconfirmed()
     batch = Batch([message(message_id=str(number)) for number in range(5)])
     for _ in range(4):
         one = batch.next_unsent()
         assert one is not None
         unconfirmed.sent(batch, one)
-    unconfirmed.settle(2, multiple=False, refusal=None)
-    assert unconfirmed.lose_channel() == [batch]
+    answer(unconfirmed, 2)
+    waiting = Waiting()
+    for lost, messages in unconfirmed.lose_channel().items():
+        waiting.put_back(lost, messages)
+    assert list(waiting) == [batch]
     again = [batch.next_unsent() for _ in range(4)]
     assert [one.message_id for one in again if one] == ["0", "2", "3", "4"]
 
 
 def test_numbers_begin_anew_on_a_new_channel() -> None:
-    unconfirmed = Unconfirmed()
+    unconfirmed: Unconfirmed[Batch] = Unconfirmed()
     batch = sent(unconfirmed, message(), message())
-    unconfirmed.lose_channel()
+    batch.send_again(unconfirmed.lose_channel()[batch])
     send(unconfirmed, batch)
-    unconfirmed.settle(2, multiple=True, refusal=None)
+    answer(unconfirmed, 2, multiple=True)
     assert batch.done.is_set()
 
 
 def test_nobody_waits_for_an_abandoned_or_failed_batch() -> None:
-    unconfirmed = Unconfirmed()
-    abandoned, failed = sent(unconfirmed, message()), sent(unconfirmed, message())
+    waiting = Waiting()
+    abandoned, failed = Batch([message()]), Batch([message()])
     abandoned.abandoned = True
     failed.fail(BrokerError("no"))
     failed.fail(BrokerError("again"))
     assert str(failed.error) == "no"
-    assert unconfirmed.lose_channel() == []
+    for batch in (abandoned, failed):
+        waiting.put_back(batch, [message()])
+    assert not waiting
     assert abandoned.next_unsent() is None
 
 
@@ -191,7 +206,7 @@ def test_an_exchange_whose_queue_does_not_confirm_leaves_the_others_room() -> No
     turn = waiting.next(unconfirmed.has_its_share)
     assert turn is not None
     assert turn[1].exchange == "other"
-    unconfirmed.settle(1, multiple=False, refusal=None)
+    answer(unconfirmed, 1)
     assert waiting.next(unconfirmed.has_its_share) is not None
 
 
@@ -204,7 +219,7 @@ def test_of_what_is_confirmed_late_few_bytes_are_on_their_way_while_others_publi
         turn = waiting.next(unconfirmed.has_its_share)
         assert turn is not None
         unconfirmed.sent(*turn, 100.0)
-    unconfirmed.settle(7, multiple=True, refusal=None, now=100.0 + 2 * LONGEST_DELAY)
+    answer(unconfirmed, 7, multiple=True, now=100.0 + 2 * LONGEST_DELAY)
     while (turn := waiting.next(unconfirmed.has_its_share)) is not None:
         unconfirmed.sent(*turn, 101.0)
     assert unconfirmed.bytes <= ENOUGH_BYTES + large
@@ -222,7 +237,7 @@ def test_of_what_the_broker_confirms_late_little_is_on_its_way_while_others_publ
         nonlocal now, tag
         now += seconds
         tag += len(unconfirmed) - left
-        unconfirmed.settle(tag, multiple=True, refusal=None, now=now)
+        answer(unconfirmed, tag, multiple=True, now=now)
 
     waiting.add(of("busy", 100_000))
     whole = send()

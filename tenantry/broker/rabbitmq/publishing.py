@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
@@ -27,7 +27,7 @@ from tenantry.broker.rabbitmq.connection import RecoveringConnection, describe
 from tenantry.broker.rabbitmq.loop import IoLoop
 from tenantry.broker.rabbitmq.pika_internals import FencedConnection
 from tenantry.broker.rabbitmq.tls import SYSTEMS, Tls
-from tenantry.broker.rabbitmq.unconfirmed import Batch, Unconfirmed, Waiting
+from tenantry.broker.rabbitmq.unconfirmed import Unconfirmed
 from tenantry.broker.rabbitmq.wire import UnencodableError, encode
 from tenantry.loops import Heartbeat
 
@@ -46,7 +46,126 @@ REOPEN_AFTER: Final = 0.5
 BLOCKED_PATIENCE: Final = 1.0
 """Seconds a caller waits for a broker that accepts no messages now."""
 
+IN_A_ROW: Final = 20
+"""Messages of one exchange that are sent before it is another's turn."""
+
+LARGE: Final = 16 * 1024
+"""A message counts as one, and as one more for each so many bytes of its body."""
+
 _NOT_FOUND: Final = 404
+
+
+class Batch:
+    """The messages of one call, and whether all are confirmed. `done` is set once, for good.
+
+    The caller waits for `done` and may set `abandoned`; the rest belongs to the loop's thread.
+    """
+
+    __slots__ = ("_left", "_unsent", "abandoned", "done", "error", "exchange")
+
+    def __init__(self, messages: Sequence[Outgoing]) -> None:
+        self.exchange = messages[0].exchange
+        """The exchange whose turns it uses: all messages of a call go to one exchange."""
+        self._unsent = deque(messages)
+        self._left = len(messages)
+        self.done = threading.Event()
+        self.error: BrokerError | None = None
+        self.abandoned = False
+
+    @property
+    def wanted(self) -> bool:
+        """Whether the caller still waits."""
+        return not self.abandoned and not self.done.is_set()
+
+    def next_unsent(self) -> Outgoing | None:
+        """Take the next message to send; None if there is none, or the caller waits no more."""
+        if not self.wanted or not self._unsent:
+            return None
+        return self._unsent.popleft()
+
+    def send_again(self, messages: Sequence[Outgoing]) -> None:
+        """Put back messages that were sent and lost, before those not sent yet."""
+        self._unsent.extendleft(reversed(messages))
+
+    def answered(self, error: BrokerError | None) -> None:
+        """Count a message as confirmed by the broker; with an error, end the call with it."""
+        if error is not None:
+            self.fail(error)
+            return
+        self._left -= 1
+        if self._left == 0:
+            self.done.set()
+
+    def fail(self, error: BrokerError) -> None:
+        """End the call with an error, unless it has ended."""
+        if not self.done.is_set():
+            self.error = error
+            self.done.set()
+
+
+class Waiting:
+    """Calls with messages to send. Exchanges take turns, and so do tenants.
+
+    However much one exchange's callers publish, another's message goes out after a few of theirs.
+    """
+
+    def __init__(self) -> None:
+        self._calls: OrderedDict[str, deque[Batch]] = OrderedDict()
+        self._in_a_row = 0
+
+    def __bool__(self) -> bool:
+        return bool(self._calls)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for calls in self._calls.values():
+            yield from calls
+
+    def add(self, batch: Batch) -> None:
+        """Queue a call behind those before it to the same exchange."""
+        self._calls.setdefault(batch.exchange, deque()).append(batch)
+
+    def put_back(self, batch: Batch, messages: Sequence[Outgoing]) -> None:
+        """Queue a call's lost messages before all others to its exchange, if it still waits."""
+        if not batch.wanted:
+            return
+        batch.send_again(messages)
+        calls = self._calls.setdefault(batch.exchange, deque())
+        if batch not in calls:
+            calls.appendleft(batch)
+
+    def next(self, is_full: Callable[[str], bool]) -> tuple[Batch, Outgoing] | None:
+        """Take the next message to send; none to an exchange that is full."""
+        # One more round for the exchange that has just had its turn: it may be the only one.
+        for _ in range(len(self._calls) + 1):
+            if not self._calls:
+                break
+            exchange, calls = next(iter(self._calls.items()))
+            if self._in_a_row < IN_A_ROW and not is_full(exchange):
+                while calls:
+                    batch = calls[0]
+                    if (message := batch.next_unsent()) is not None:
+                        self._in_a_row += 1 + len(message.body) // LARGE
+                        return batch, message
+                    calls.popleft()
+            self._in_a_row = 0
+            if calls:
+                self._calls.move_to_end(exchange)
+            else:
+                del self._calls[exchange]
+        return None
+
+    def forget_abandoned(self) -> None:
+        """Drop the calls whose callers do not wait any more."""
+        for exchange, calls in list(self._calls.items()):
+            left = deque(batch for batch in calls if not batch.abandoned)
+            if left:
+                self._calls[exchange] = left
+            else:
+                del self._calls[exchange]
+
+    def clear(self) -> None:
+        """Drop all calls."""
+        self._calls.clear()
 
 
 class RabbitPublishing:
@@ -72,7 +191,7 @@ class RabbitPublishing:
         self._incoming: deque[Batch] = deque()
         self._stopped = threading.Event()
         self._waiting = Waiting()
-        self._unconfirmed = Unconfirmed()
+        self._unconfirmed: Unconfirmed[Batch] = Unconfirmed()
         self._connection: FencedConnection | None = None
         self._channel: Channel | None = None
         self._ready = False
@@ -191,15 +310,15 @@ class RabbitPublishing:
                     batch.fail(UnroutableError(f"there is no stream {exchange!r}"))
             return
         log.warning("broker.publishing_refused", error=describe(error))
-        for batch in self._unconfirmed.batches():
+        for batch, _ in self._unconfirmed.exchanges():
             batch.fail(BrokerError(f"RabbitMQ refuses the messages: {error.reply_text}"))
 
     def _lose_channel(self) -> None:
         self._channel = None
         self._ready = False
         # Before the batches that wait already, and in the old order.
-        for batch in reversed(self._unconfirmed.lose_channel()):
-            self._waiting.put_first(batch)
+        for batch, messages in reversed(self._unconfirmed.lose_channel().items()):
+            self._waiting.put_back(batch, messages)
 
     def _on_blocked(self, _connection: object, frame: Method[Any]) -> None:
         self._blocked = str(getattr(frame.method, "reason", "")) or "it is short of resources"
@@ -224,12 +343,13 @@ class RabbitPublishing:
             refusal = partial(
                 MessagesRefusedError, "RabbitMQ refused messages: a queue is full or failing"
             )
-        self._unconfirmed.settle(
+        for batch, error in self._unconfirmed.settle(
             answer.delivery_tag,
             multiple=answer.multiple,
             refusal=refusal,
             now=time.monotonic(),
-        )
+        ):
+            batch.answered(error)
         self._pump()
 
     def _pump(self) -> None:

@@ -1,17 +1,15 @@
-"""The callers' messages that the broker has not confirmed: those waiting, and those sent."""
+"""Messages that were sent and the broker has not confirmed: how many, and their owners."""
 
 from __future__ import annotations
 
-import threading
-from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Final, NamedTuple, TypeAlias
+from collections.abc import Callable
+from typing import Final, Generic, NamedTuple, TypeAlias, TypeVar
 
 from tenantry.broker.port import BrokerError, Outgoing, UnroutableError
 
 MAX_UNCONFIRMED: Final = 5_000
 MAX_UNCONFIRMED_BYTES: Final = 32 * 1024 * 1024
-"""The most that may be in flight to the broker at once; the rest waits here, with its callers."""
+"""The most that may be in flight to the broker at once; the rest waits with its callers."""
 
 MAX_OF_ONE: Final = 0.75
 """The largest part of both that one exchange may use: one of its queues may not confirm, and the
@@ -30,124 +28,17 @@ IN_USE: Final = 10.0
 ENOUGH: Final = 250
 ENOUGH_BYTES: Final = 2 * 1024 * 1024
 
-IN_A_ROW: Final = 20
-"""Messages of one exchange that are sent before it is another's turn."""
-
-LARGE: Final = 16 * 1024
-"""A message counts as one, and as one more for each so many bytes of its body."""
-
 _MANY_RETURNS: Final = 1_000
 
 _Key: TypeAlias = tuple[str, str, str | None]
 """Exchange, routing key, message id."""
 
-
-class Batch:
-    """The messages of one call, and whether all are confirmed. `done` is set once, for good."""
-
-    __slots__ = ("_left", "_unsent", "abandoned", "done", "error", "exchange")
-
-    def __init__(self, messages: Sequence[Outgoing]) -> None:
-        self.exchange = messages[0].exchange
-        """The exchange whose turns it uses: all messages of a call go to one exchange."""
-        self._unsent = deque(messages)
-        self._left = len(messages)
-        self.done = threading.Event()
-        self.error: BrokerError | None = None
-        self.abandoned = False
-
-    @property
-    def wanted(self) -> bool:
-        """Whether the caller still waits."""
-        return not self.abandoned and not self.done.is_set()
-
-    def next_unsent(self) -> Outgoing | None:
-        """Take the next message to send; None if there is none, or the caller waits no more."""
-        if not self.wanted or not self._unsent:
-            return None
-        return self._unsent.popleft()
-
-    def send_again(self, messages: Iterable[Outgoing]) -> None:
-        """Put back messages that were sent and lost, before those not sent yet."""
-        self._unsent.extendleft(reversed(list(messages)))
-
-    def confirmed(self) -> None:
-        """Count a message as confirmed by the broker."""
-        self._left -= 1
-        if self._left == 0:
-            self.done.set()
-
-    def fail(self, error: BrokerError) -> None:
-        """End the call with an error, unless it has ended."""
-        if not self.done.is_set():
-            self.error = error
-            self.done.set()
+_Owner = TypeVar("_Owner")
+"""The call that a message belongs to."""
 
 
-class Waiting:
-    """Calls with messages to send. Exchanges take turns, and so do tenants.
-
-    However much one exchange's callers publish, another's message goes out after a few of theirs.
-    """
-
-    def __init__(self) -> None:
-        self._calls: OrderedDict[str, deque[Batch]] = OrderedDict()
-        self._in_a_row = 0
-
-    def __bool__(self) -> bool:
-        return bool(self._calls)
-
-    def __iter__(self) -> Iterator[Batch]:
-        for calls in self._calls.values():
-            yield from calls
-
-    def add(self, batch: Batch) -> None:
-        """Queue a call behind those before it to the same exchange."""
-        self._calls.setdefault(batch.exchange, deque()).append(batch)
-
-    def put_first(self, batch: Batch) -> None:
-        """Queue a call before the others to its exchange, unless it waits already."""
-        calls = self._calls.setdefault(batch.exchange, deque())
-        if batch not in calls:
-            calls.appendleft(batch)
-
-    def next(self, is_full: Callable[[str], bool]) -> tuple[Batch, Outgoing] | None:
-        """Take the next message to send; none to an exchange that is full."""
-        # One more round for the exchange that has just had its turn: it may be the only one.
-        for _ in range(len(self._calls) + 1):
-            if not self._calls:
-                break
-            exchange, calls = next(iter(self._calls.items()))
-            if self._in_a_row < IN_A_ROW and not is_full(exchange):
-                while calls:
-                    batch = calls[0]
-                    if (message := batch.next_unsent()) is not None:
-                        self._in_a_row += 1 + len(message.body) // LARGE
-                        return batch, message
-                    calls.popleft()
-            self._in_a_row = 0
-            if calls:
-                self._calls.move_to_end(exchange)
-            else:
-                del self._calls[exchange]
-        return None
-
-    def forget_abandoned(self) -> None:
-        """Drop the calls whose callers do not wait any more."""
-        for exchange, calls in list(self._calls.items()):
-            left = deque(batch for batch in calls if not batch.abandoned)
-            if left:
-                self._calls[exchange] = left
-            else:
-                del self._calls[exchange]
-
-    def clear(self) -> None:
-        """Drop all calls."""
-        self._calls.clear()
-
-
-class _Sent(NamedTuple):
-    batch: Batch
+class _Sent(NamedTuple, Generic[_Owner]):
+    owner: _Owner
     message: Outgoing
     at: float
 
@@ -164,11 +55,11 @@ class _Share:
         """Seconds that the latest confirm took."""
 
 
-class Unconfirmed:
+class Unconfirmed(Generic[_Owner]):
     """One channel's messages by their sequence number, from 1, as the broker counts them too."""
 
     def __init__(self) -> None:
-        self._sent: dict[int, _Sent] = {}
+        self._sent: dict[int, _Sent[_Owner]] = {}
         self._oldest = 1
         self._next = 1
         self._returned: dict[_Key, int] = {}
@@ -201,20 +92,21 @@ class Unconfirmed:
     def __len__(self) -> int:
         return len(self._sent)
 
-    def sent(self, batch: Batch, message: Outgoing, now: float = 0.0) -> None:
+    def sent(self, owner: _Owner, message: Outgoing, now: float = 0.0) -> None:
         """Record a message that was just sent."""
-        self._sent[self._next] = _Sent(batch, message, now)
+        self._sent[self._next] = _Sent(owner, message, now)
         self._now = now
-        if batch.exchange != self._latest:
+        exchange = message.exchange
+        if exchange != self._latest:
             if self._latest:
                 self._changed_at = now
-            self._latest = batch.exchange
+            self._latest = exchange
         self._next += 1
         size = len(message.body)
         self.bytes += size
-        share = self._shares.get(batch.exchange)
+        share = self._shares.get(exchange)
         if share is None:
-            share = self._shares[batch.exchange] = _Share()
+            share = self._shares[exchange] = _Share()
         share.count += 1
         share.bytes += size
 
@@ -236,30 +128,33 @@ class Unconfirmed:
         multiple: bool,
         refusal: Callable[[], BrokerError] | None,
         now: float = 0.0,
-    ) -> None:
-        """Record the broker's answer to a message, or to all up to it: confirmed, or refused."""
+    ) -> list[tuple[_Owner, BrokerError | None]]:
+        """Record the broker's answer to a message, or to all up to it: confirmed, or refused.
+
+        Returns the owner of each of them, with an error if it was refused or returned.
+        """
+        answered: list[tuple[_Owner, BrokerError | None]] = []
         self._now = max(self._now, now)
         for one in range(self._oldest, tag + 1) if multiple else (tag,):
             sent = self._sent.pop(one, None)
             if sent is None:
                 continue
-            batch, message, at = sent
-            self._arrived(batch.exchange, len(message.body), now - at)
+            owner, message, at = sent
+            self._arrived(message.exchange, len(message.body), now - at)
+            error: BrokerError | None = None
             if refusal is not None:
-                batch.fail(refusal())
+                error = refusal()
             elif self._returned and self._was_returned(one, message):
-                batch.fail(
-                    UnroutableError(
-                        f"no queue of {message.exchange!r} takes the key {message.routing_key!r}"
-                    )
+                error = UnroutableError(
+                    f"no queue of {message.exchange!r} takes the key {message.routing_key!r}"
                 )
-            else:
-                batch.confirmed()
+            answered.append((owner, error))
         if multiple:
             self._oldest = max(self._oldest, tag + 1)
         if not self._sent:
             self._oldest = self._next
             self._returned.clear()
+        return answered
 
     def _arrived(self, exchange: str, size: int, delay: float) -> None:
         self.bytes -= size
@@ -270,28 +165,21 @@ class Unconfirmed:
         if not share.count:
             del self._shares[exchange]
 
-    def batches(self) -> list[Batch]:
-        """List the calls with an unconfirmed message, in the order of sending."""
-        return list(dict.fromkeys(sent.batch for sent in self._sent.values()))
+    def exchanges(self) -> set[tuple[_Owner, str]]:
+        """List the owners of unconfirmed messages, each with the exchanges it uses."""
+        return {(owner, message.exchange) for owner, message, _ in self._sent.values()}
 
-    def exchanges(self) -> set[tuple[Batch, str]]:
-        """List the calls with an unconfirmed message, each with the exchanges it uses."""
-        return {(batch, message.exchange) for batch, message, _ in self._sent.values()}
-
-    def lose_channel(self) -> list[Batch]:
-        """Start over for a new channel; return the calls whose messages must be sent again."""
-        lost: dict[Batch, list[Outgoing]] = {}
-        for batch, message, _ in self._sent.values():
-            if batch.wanted:
-                lost.setdefault(batch, []).append(message)
-        for batch, messages in lost.items():
-            batch.send_again(messages)
+    def lose_channel(self) -> dict[_Owner, list[Outgoing]]:
+        """Start over for a new channel; return the lost messages by owner, in their order."""
+        lost: dict[_Owner, list[Outgoing]] = {}
+        for owner, message, _ in self._sent.values():
+            lost.setdefault(owner, []).append(message)
         self._sent.clear()
         self._shares.clear()
         self._returned.clear()
         self._oldest = self._next = 1
         self.bytes = 0
-        return list(lost)
+        return lost
 
     def _was_returned(self, number: int, message: Outgoing) -> bool:
         key = (message.exchange, message.routing_key, message.message_id)
