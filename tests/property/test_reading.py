@@ -17,8 +17,14 @@ from pika import frame, spec
 from pika.connection import Connection
 
 from tenantry.broker.port import Delivery
-from tenantry.broker.rabbitmq.reading import Gate, ReadingConnection, _acks, _nacks
-from tenantry.broker.rabbitmq.tables import MalformedTableError, read_table
+from tenantry.broker.rabbitmq.reading import (
+    Gate,
+    MalformedTableError,
+    ReadingConnection,
+    _acks,
+    _nacks,
+    read_table,
+)
 from tenantry.messages import validation
 from tenantry.messages.encoding import LAST_MS
 from tenantry.messages.headers import REPLAY_HEADER, REPLAYS_HEADER

@@ -4,12 +4,18 @@ pika builds five objects per message and looks each of its frames up in a table 
 that path it takes most of the daemon's processor time. Here the three frames of a delivery (method,
 header, body; AMQP 0-9-1, chapter 4.2) become one `Delivery`, and only stored properties are read.
 All other frames are left to pika.
+
+Header tables are decoded without loss: pika reads fractions as whole numbers and fails on a key
+that is not UTF-8; a message's headers are the sender's, and kept as they are. (Chapter 4.2.5, with
+RabbitMQ's errata for the letters of the types.)
 """
 
 from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from decimal import Decimal
 from typing import Any, Final, Protocol, TypeAlias
 
 from pika import frame as pika_frame
@@ -17,24 +23,6 @@ from pika.exceptions import InvalidFrameError
 
 from tenantry.broker.port import Delivery
 from tenantry.broker.rabbitmq.pika_internals import FrameReadingConnection
-from tenantry.broker.rabbitmq.tables import MalformedTableError, read_entries, read_table
-from tenantry.broker.rabbitmq.wire import (
-    BODY,
-    CONTENT_ENCODING_FLAG,
-    CONTENT_TYPE_FLAG,
-    CORRELATION_ID_FLAG,
-    DELIVERY_MODE_FLAG,
-    END,
-    EXPIRATION_FLAG,
-    FRAME_OVERHEAD,
-    HEADER,
-    HEADERS_FLAG,
-    MESSAGE_ID_FLAG,
-    METHOD,
-    PRIORITY_FLAG,
-    REPLY_TO_FLAG,
-    TIMESTAMP_FLAG,
-)
 from tenantry.messages.encoding import LAST_MS
 from tenantry.messages.headers import (
     CONTENT_ENCODING,
@@ -49,6 +37,33 @@ from tenantry.messages.validation import UNREADABLE, too_large
 
 Receiver: TypeAlias = tuple[str, int, Callable[[Delivery], None], "Gate | None"]
 """A consumer's topic, its partition, the function that takes its deliveries, and its gate."""
+
+METHOD: Final = 1
+HEADER: Final = 2
+BODY: Final = 3
+END: Final = 0xCE
+FRAME_OVERHEAD: Final = 8
+"""Bytes of a frame beside its payload: type, channel, size; and the end mark."""
+
+PROPERTIES: Final = tuple(1 << bit for bit in range(15, 1, -1))
+"""The flags of a message's properties, in the properties' order (the class basic)."""
+
+(
+    CONTENT_TYPE_FLAG,
+    CONTENT_ENCODING_FLAG,
+    HEADERS_FLAG,
+    DELIVERY_MODE_FLAG,
+    PRIORITY_FLAG,
+    CORRELATION_ID_FLAG,
+    REPLY_TO_FLAG,
+    EXPIRATION_FLAG,
+    MESSAGE_ID_FLAG,
+    TIMESTAMP_FLAG,
+    _TYPE_FLAG,
+    USER_ID_FLAG,
+    _APP_ID_FLAG,
+    _CLUSTER_ID_FLAG,
+) = PROPERTIES
 
 _REPLAY_MARKS: Final = (REPLAY_HEADER.encode(), REPLAYS_HEADER.encode())
 
@@ -197,9 +212,9 @@ class ReadingConnection(FrameReadingConnection):
             if flags & HEADERS_FLAG:
                 table = _u32(data, at)[0]
                 if table <= self.largest_table:
-                    partial.headers, at = _table(data, at, stop)
+                    partial.headers, at = _headers(data, at, stop)
                 else:
-                    partial.headers, at = _large_table(data, at, table)
+                    partial.headers, at = _large_headers(data, at, table)
             if flags & DELIVERY_MODE_FLAG:
                 at += 1
             if flags & PRIORITY_FLAG:
@@ -296,7 +311,7 @@ def _acks(channel: int, tags: Sequence[int]) -> bytes:
     return b"".join([_ACK(METHOD, channel, 13, 60, 80, tag, 0, END) for tag in tags])
 
 
-def _table(data: bytes, at: int, stop: int) -> tuple[Mapping[str, object] | None, int]:
+def _headers(data: bytes, at: int, stop: int) -> tuple[Mapping[str, object] | None, int]:
     """Read a table of headers; keep an unreadable one as it came, in hexadecimal."""
     try:
         return read_table(data, at)
@@ -305,7 +320,7 @@ def _table(data: bytes, at: int, stop: int) -> tuple[Mapping[str, object] | None
         return {"undecodable": data[at + 4 : end].hex()}, end
 
 
-def _large_table(data: bytes, at: int, size: int) -> tuple[Mapping[str, object], int]:
+def _large_headers(data: bytes, at: int, size: int) -> tuple[Mapping[str, object], int]:
     try:
         marks = _marks(data, at)
     except MalformedTableError:
@@ -347,3 +362,134 @@ def _exact_time(headers: Mapping[str, object], otherwise: int | None) -> int | N
     if type(exact) is not int:
         exact = otherwise
     return exact if exact is None or 0 <= exact <= LAST_MS else None
+
+
+# Header tables.
+
+DEEPEST: Final = 32
+"""The most tables and lists within one another; a deeper table is not read."""
+
+_CODES: Final = {
+    "t": "?", "b": "b", "B": "B", "U": "h", "s": "h", "u": "H",
+    "I": "i", "i": "I", "L": "q", "l": "q", "f": "f", "d": "d",
+}  # fmt: skip
+"""The types of numbers by RabbitMQ's letters, as `struct` names them."""
+
+_NUMBERS: Final[dict[int, tuple[Callable[[bytes, int], tuple[Any, ...]], int]]] = {
+    ord(letter): (struct.Struct(f">{code}").unpack_from, struct.calcsize(f">{code}"))
+    for letter, code in _CODES.items()
+}
+_i32: Final = struct.Struct(">i").unpack_from
+
+
+class MalformedTableError(ValueError):
+    """The bytes are not a table."""
+
+
+def read_table(data: bytes, at: int) -> tuple[dict[str, object], int]:
+    """Decode the table that begins at `at`; return it and the offset of its end.
+
+    Text that is not UTF-8 stays bytes; keys are always text. Raises `MalformedTableError`.
+    """
+    try:
+        return _table(data, at, 0)
+    except (struct.error, IndexError, OverflowError) as error:
+        raise MalformedTableError(str(error)) from error
+
+
+def read_entries(data: bytes, at: int) -> list[tuple[bytes, bytes]]:
+    """Split the table that begins at `at` into keys, each with the bytes of its whole entry.
+
+    Raises `MalformedTableError`.
+    """
+    try:
+        end = _end(data, at, 0)
+        at += 4
+        entries = []
+        while at < end:
+            stop = at + 1 + data[at]
+            _, after = _value(data, stop, 0)
+            entries.append((data[at + 1 : stop], data[at:after]))
+            at = after
+    except (struct.error, IndexError, OverflowError) as error:
+        raise MalformedTableError(str(error)) from error
+    if at != end:
+        raise MalformedTableError("a value goes beyond its table")
+    return entries
+
+
+def _table(data: bytes, at: int, depth: int) -> tuple[dict[str, object], int]:
+    end = _end(data, at, depth)
+    at += 4
+    table: dict[str, object] = {}
+    while at < end:
+        stop = at + 1 + data[at]
+        key = data[at + 1 : stop].decode("utf-8", "backslashreplace")
+        table[key], at = _value(data, stop, depth)
+    if at != end:
+        raise MalformedTableError("a value goes beyond its table")
+    return table, end
+
+
+def _list(data: bytes, at: int, depth: int) -> tuple[list[object], int]:
+    end = _end(data, at, depth)
+    at += 4
+    items: list[object] = []
+    while at < end:
+        item, at = _value(data, at, depth)
+        items.append(item)
+    if at != end:
+        raise MalformedTableError("a value goes beyond its list")
+    return items, end
+
+
+def _end(data: bytes, at: int, depth: int) -> int:
+    if depth >= DEEPEST:
+        raise MalformedTableError(f"more than {DEEPEST} tables within one another")
+    end: int = at + 4 + _u32(data, at)[0]
+    if end > len(data):
+        raise MalformedTableError("it goes beyond the data")
+    return end
+
+
+def _value(data: bytes, at: int, depth: int) -> tuple[object, int]:
+    kind = data[at]
+    at += 1
+    number = _NUMBERS.get(kind)
+    if number is not None:
+        unpack, size = number
+        return unpack(data, at)[0], at + size
+    match chr(kind):
+        case "S" | "x" as letter:
+            end = at + 4 + _u32(data, at)[0]
+            if end > len(data):
+                raise MalformedTableError("a text goes beyond the data")
+            raw = data[at + 4 : end]
+            return (raw if letter == "x" else _text(raw)), end
+        case "F":
+            return _table(data, at, depth + 1)
+        case "A":
+            return _list(data, at, depth + 1)
+        case "V":
+            return None, at
+        case "T":
+            return _time(_u64(data, at)[0]), at + 8
+        case "D":
+            return Decimal(_i32(data, at + 1)[0]).scaleb(-data[at]), at + 5
+        case letter:
+            raise MalformedTableError(f"{letter!r} is no type of a value")
+
+
+def _text(raw: bytes) -> str | bytes:
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        return raw
+
+
+def _time(seconds: int) -> datetime | int:
+    """Return a time in UTC; a number beyond the year 9999 stays a number."""
+    try:
+        return datetime.fromtimestamp(seconds, UTC)
+    except (ValueError, OverflowError, OSError):
+        return seconds

@@ -14,34 +14,25 @@ from datetime import datetime
 from typing import Final
 
 from tenantry.broker.port import Outgoing
-from tenantry.broker.rabbitmq.tables import MalformedTableError, read_entries
-
-METHOD: Final = 1
-HEADER: Final = 2
-BODY: Final = 3
-END: Final = 0xCE
-FRAME_OVERHEAD: Final = 8
-"""Bytes of a frame beside its payload: type, channel, size; and the end mark."""
-
-_PROPERTIES: Final = tuple(1 << bit for bit in range(15, 1, -1))
-"""The flags of a message's properties, in the properties' order (the class basic)."""
-
-(
+from tenantry.broker.rabbitmq.reading import (
+    BODY,
     CONTENT_TYPE_FLAG,
-    CONTENT_ENCODING_FLAG,
-    HEADERS_FLAG,
     DELIVERY_MODE_FLAG,
-    PRIORITY_FLAG,
-    CORRELATION_ID_FLAG,
-    REPLY_TO_FLAG,
+    END,
     EXPIRATION_FLAG,
+    FRAME_OVERHEAD,
+    HEADER,
+    HEADERS_FLAG,
     MESSAGE_ID_FLAG,
+    METHOD,
+    PRIORITY_FLAG,
+    PROPERTIES,
     TIMESTAMP_FLAG,
-    _TYPE_FLAG,
-    _USER_ID_FLAG,
-    _APP_ID_FLAG,
-    _CLUSTER_ID_FLAG,
-) = _PROPERTIES
+    USER_ID_FLAG,
+    MalformedTableError,
+    read_entries,
+)
+
 _SIZES: Final = {DELIVERY_MODE_FLAG: 1, PRIORITY_FLAG: 1, TIMESTAMP_FLAG: 8}
 """In bytes. The headers are a table; all others are short texts."""
 
@@ -203,7 +194,7 @@ def republished(
     if message_id is not None:
         values.setdefault(MESSAGE_ID_FLAG, message_id)
     added = list(headers)
-    user = values.pop(_USER_ID_FLAG, None)
+    user = values.pop(USER_ID_FLAG, None)
     if user is not None:
         name = USER_HEADER.encode()
         added.append((name, _short(USER_HEADER, "header's name") + b"S" + _u32(user[0]) + user[1:]))
@@ -220,7 +211,7 @@ def republished(
     table = b"".join((*kept, *(entry for _, entry in added)))
     values[HEADERS_FLAG] = _u32(len(table)) + table
     flags = sum(values)
-    return _u16(flags) + b"".join(values[flag] for flag in _PROPERTIES if flag in values)
+    return _u16(flags) + b"".join(values[flag] for flag in PROPERTIES if flag in values)
 
 
 def _split(properties: bytes) -> dict[int, bytes]:
@@ -228,7 +219,7 @@ def _split(properties: bytes) -> dict[int, bytes]:
     (flags,) = struct.unpack_from(">H", properties)
     at = 2
     values: dict[int, bytes] = {}
-    for flag in _PROPERTIES:
+    for flag in PROPERTIES:
         if not flags & flag:
             continue
         if flag == HEADERS_FLAG:
