@@ -29,7 +29,7 @@ from tenantry.tenant_runs import (
 )
 
 TOPICS: Final = ("events", "logs", "notifications")
-"""The topics every tenant gets; those that it has beside them are read as well."""
+"""The topics every tenant gets; its other topics are read as well."""
 
 LINGER: Final = 0.25
 """Seconds that a batch may take to fill."""
@@ -53,7 +53,7 @@ class Tally:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Assignment:
-    """What one consumer reads; it ends when nothing is left, or with `follow` when it is told."""
+    """What one consumer reads; it ends when nothing is left, or with `follow` when stopped."""
 
     url: str
     tenant_id: str
@@ -76,7 +76,7 @@ class Receiver:
         stop: threading.Event,
         received: Callable[[int], None],
     ) -> None:
-        """`received` is told how many messages each committed batch had."""
+        """`received` is called with the size of each committed batch."""
         self._assignment = assignment
         self._say = say
         self._stop = stop
@@ -98,9 +98,10 @@ class Receiver:
         self._where = f"from: {exchange} -> {assignment.topic}"
 
     def run(self) -> Tally:
-        """Receive to the end and count. Never raises for what the broker does.
+        """Receive to the end and count. Never raises for failures of the broker.
 
-        A lost connection is made again, so often, with backoff; what was not committed comes again.
+        A lost connection is opened again, a limited number of times in a row, with backoff;
+        uncommitted messages are delivered again.
         """
         received = failures = 0
         delay = FIRST_BACKOFF
@@ -129,7 +130,7 @@ class Receiver:
         return Tally(received=received, failed=0)
 
     def _receive(self) -> int | None:
-        """Handle a batch and commit it; give how many messages it had, None at the end."""
+        """Receive a batch and commit it; return how many messages it had, None at the end."""
         todo, reader = self._assignment, self._reader
         if not reader.is_open:
             reader.close()
@@ -159,11 +160,11 @@ def consume(
     stop: threading.Event,
     progress: Progress = lambda _count: None,
 ) -> RunResult[Tally]:
-    """Run the consumer to its end, telling each step through `say`, from one thread at a time.
+    """Run the consumer to its end, reporting each step through `say`, from one thread at a time.
 
-    Once `stop` is set it ends after the batches at hand. `progress` is told the numbers of messages
-    received. Threads of its own consume and have ended when this returns or raises. Raises
-    `ProducerError` where the tenants can't be prepared.
+    Once `stop` is set it ends after the current batches. `progress` is called with numbers of
+    messages received. Threads of its own consume and have ended when this returns or raises. Raises
+    `ProducerError` if the tenants can't be prepared.
     """
 
     def receivers(accesses: Sequence[TenantAccess], tell: Say, got: Progress) -> list[Receiver]:
@@ -193,7 +194,7 @@ def _prepare(options: ConsumerOptions, api: Api, tenant_id: str, say: Say) -> Te
 
 
 def _assignments(options: ConsumerOptions, accesses: Sequence[TenantAccess]) -> list[Assignment]:
-    """Deal out the work, so that tenants take turns where not all consumers run at once."""
+    """Distribute the work, so that tenants take turns if not all consumers run at once."""
     topics = dict.fromkeys(topic for access in accesses for topic in access.topology.topics)
     turns = {
         (access.topology.tenant_id, topic): Turns(access.topology.partitions_of(topic))

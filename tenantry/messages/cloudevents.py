@@ -1,8 +1,8 @@
-"""CloudEvents 1.0: what a message says of itself that is one, and the id it is known by.
+"""CloudEvents 1.0: the attributes of a message that is an event, and its message id.
 
-A body stays what it is. In binary mode the attributes are headers of the message, as the binding
-for AMQP names them; in structured mode they are in its body, and put beside it as the same headers,
-so that whoever reads finds them in one place.
+A body stays as it is. In binary mode the attributes are headers of the message, as the binding for
+AMQP names them. In structured mode they are in its body, and are added as the same headers, so that
+readers find them in one place.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ SPECVERSION: Final = "1.0"
 REQUIRED: Final = ("specversion", "id", "source", "type")
 
 PREFIX: Final = "cloudEvents:"
-"""Before an attribute's name, among headers."""
+"""The prefix of an attribute's name, among headers."""
 
 PREFIXES: Final = (PREFIX, "cloudEvents_")
-"""The binding has two: a colon is not for every client."""
+"""The binding has two prefixes: some clients can't use a colon."""
 
 MEDIA_TYPE: Final = "application/cloudevents"
-"""How the content types of all formats begin."""
+"""The prefix of the content types of all formats."""
 
 STRUCTURED: Final = "application/cloudevents+json"
 BATCH: Final = "application/cloudevents-batch+json"
 
 LONGEST_ID: Final = 255
-"""Bytes of a message's id, as AMQP takes it."""
+"""The most bytes of a message's id in AMQP."""
 
 LONGEST_NAME: Final = 128
-"""Characters of an attribute's name; by the specification it should have 20 at most."""
+"""The most characters of an attribute's name; by the specification it should have 20 at most."""
 
 Value: TypeAlias = str | int | bool | bytes | datetime
 Attributes: TypeAlias = Mapping[str, Value]
@@ -49,7 +49,7 @@ _NONCHARACTERS: Final = "".join(
     chr(plane << 16 | end) for plane in range(17) for end in (65534, 65535)
 )
 _FORBIDDEN: Final = re.compile(f"[\x00-\x1f\x7f-\x9f\ud800-\udfff\ufdd0-\ufdef{_NONCHARACTERS}]")
-# Beyond ASCII by the rules for IRIs; what is there of spaces is none of them.
+# Non-ASCII characters are allowed as in IRIs, except for spaces.
 _URI_CHARACTERS: Final = r"""[^\x00-\x20"<>\\^`{|}%\x7f-\xa0\s]"""
 _URI_REFERENCE: Final = re.compile(
     rf"{_URI_CHARACTERS}*+(?:%[0-9A-Fa-f]{{2}}{_URI_CHARACTERS}*+)*+"
@@ -64,7 +64,7 @@ _INTEGERS: Final = range(-(2**31), 2**31)
 
 
 class InvalidEventError(ValueError):
-    """What says that it is a CloudEvent, and is none: which attribute, and what is wrong."""
+    """A message claims to be a CloudEvent, and is not valid: the attribute and the problem."""
 
     def __init__(self, attribute: str, problem: str) -> None:
         super().__init__(f"{attribute}: {problem}" if attribute else problem)
@@ -73,15 +73,15 @@ class InvalidEventError(ValueError):
 
 
 def media_type(content_type: str) -> str:
-    """Give a content type without its parameters."""
+    """Return a content type without its parameters."""
     return content_type.partition(";")[0].strip().lower()
 
 
 def understood(message: Incoming) -> Incoming:
-    """Give a message as it is stored: a CloudEvent has an id, and its attributes as headers.
+    """Return a message as it is stored: a CloudEvent has an id, and its attributes as headers.
 
-    What is no CloudEvent is given back as it is, and so is one of a version or a format that is not
-    known here. Raises `InvalidEventError`.
+    Any other message is returned as it is, and so is an event of an unknown version or format.
+    Raises `InvalidEventError`.
     """
     headers = message.headers
     if message.content_type is not None and (kind := media_type(message.content_type)).startswith(
@@ -95,7 +95,7 @@ def understood(message: Incoming) -> Incoming:
         headers = _beside(headers, attributes)
     elif (attributes := of_headers(headers or {})) is None:
         return message
-    # One that had no id before it was replayed has its dead letter's since.
+    # A message without an id of its own has its dead letter's id since it was replayed.
     has_its_own = message.id is not None and message.id != (headers or {}).get(REPLAY_HEADER)
     return message._replace(
         id=message.id if has_its_own else message_id(attributes), headers=headers
@@ -105,8 +105,8 @@ def understood(message: Incoming) -> Incoming:
 def of_headers(headers: Mapping[str, object]) -> Attributes | None:
     """Read the attributes that are among a message's headers.
 
-    None where not all are there that every CloudEvent has, or the version is another: then these
-    are headers like any others. Raises `InvalidEventError`.
+    None if one that every CloudEvent has is missing, or the version is another: then these are
+    headers like any others. Raises `InvalidEventError`.
     """
     attributes = named_in(headers)
     if attributes.get("specversion") != SPECVERSION or not attributes.keys() >= {*REQUIRED}:
@@ -115,7 +115,7 @@ def of_headers(headers: Mapping[str, object]) -> Attributes | None:
 
 
 def named_in(headers: Mapping[str, object]) -> dict[str, object]:
-    """Give what headers name as attributes, unchecked; null is none."""
+    """Return the attributes named by headers, unchecked; null is no attribute."""
     found: dict[str, object] = {}
     for name, value in headers.items():
         if value is not None and name.startswith(PREFIXES):
@@ -124,7 +124,7 @@ def named_in(headers: Mapping[str, object]) -> dict[str, object]:
 
 
 def of_document(body: bytes) -> Attributes | None:
-    """Read the attributes of an event in JSON; None where its version is another.
+    """Read the attributes of an event in JSON; None if its version is another.
 
     Raises `InvalidEventError`.
     """
@@ -136,7 +136,7 @@ def of_document(body: bytes) -> Attributes | None:
 
 
 def of_object(document: object) -> Attributes | None:
-    """Read the attributes of an event that was read as JSON. As `of_document`."""
+    """Read the attributes of an event that was parsed as JSON, as `of_document` does."""
     if not isinstance(document, dict):
         raise InvalidEventError("", "an event is a JSON object")
     attributes = {name: value for name, value in document.items() if value is not None}
@@ -154,7 +154,7 @@ def of_object(document: object) -> Attributes | None:
 
 
 def told(headers: Mapping[str, object], content_type: str | None) -> dict[str, object] | None:
-    """Give the attributes of a stored message by their names; None where it is no CloudEvent."""
+    """Return the attributes of a stored message by their names; None if it is no CloudEvent."""
     attributes = named_in(headers)
     if attributes.get("specversion") != SPECVERSION or not attributes.keys() >= {*REQUIRED}:
         return None
@@ -164,7 +164,7 @@ def told(headers: Mapping[str, object], content_type: str | None) -> dict[str, o
 
 
 def check(attributes: Mapping[str, object]) -> Attributes:
-    """Give attributes back that are those of a CloudEvent. Raises `InvalidEventError`."""
+    """Check the attributes of a CloudEvent and return them. Raises `InvalidEventError`."""
     for name in REQUIRED:
         if name not in attributes:
             raise InvalidEventError(name, "is required")
@@ -173,7 +173,7 @@ def check(attributes: Mapping[str, object]) -> Attributes:
     left = MOST_BYTES
     checked: dict[str, Value] = {}
     for name, value in attributes.items():
-        # First of all: nothing looks through megabytes, or at a million of them.
+        # The limit comes first, so that neither megabytes nor a million attributes are scanned.
         left -= len(name) + _bytes(value)
         if left < 0:
             raise InvalidEventError("", f"its attributes have more than {MOST_BYTES} bytes")
@@ -182,10 +182,10 @@ def check(attributes: Mapping[str, object]) -> Attributes:
 
 
 def message_id(attributes: Mapping[str, object]) -> str:
-    """Give the id of the message that an event is: its source and its id, with a space between.
+    """Return the message id of an event: its source and its id, with a space between.
 
-    No source has a space, so no two events share one. Where that is longer than AMQP takes, it is
-    `sha256:` and the digest of it.
+    No source has a space, so no two events share one. If that is longer than AMQP accepts, it is
+    `sha256:` and its digest.
     """
     both = f"{attributes['source']} {attributes['id']}"
     data = both.encode()
@@ -193,14 +193,14 @@ def message_id(attributes: Mapping[str, object]) -> str:
 
 
 def as_headers(attributes: Attributes) -> dict[str, object]:
-    """Give attributes as headers; a content type is the message's own."""
+    """Return attributes as headers; a content type is the message's own."""
     return {
         f"{PREFIX}{name}": value for name, value in attributes.items() if name != "datacontenttype"
     }
 
 
 def _beside(headers: Mapping[str, object] | None, attributes: Attributes) -> Mapping[str, object]:
-    """Put the attributes of a body beside it; what its sender has put there stays."""
+    """Add the attributes of a body as headers; the sender's own headers stay."""
     told = named_in(headers or {})
     added = {f"{PREFIX}{name}": one for name, one in attributes.items() if name not in told}
     if isinstance(headers, JsonHeaders):
@@ -255,7 +255,7 @@ _TEXTS: Final[Mapping[str, re.Pattern[str] | None]] = {
     "datacontenttype": _MEDIA_TYPE,
     "time": None,
 }
-"""The attributes of the specification's own, which are text, and how they look."""
+"""The specification's own attributes that are text, and their patterns."""
 
 _MEANT: Final = {
     "source": "URI reference",
@@ -269,7 +269,7 @@ def _is_time(text: str) -> bool:
     match = _TIME.fullmatch(text.upper())
     if match is None:
         return False
-    # A leap second is a time as well, which Python has none for.
+    # A leap second is valid, too, which Python does not know.
     second = "59" if match[2] == "60" else match[2]
     try:
         datetime.fromisoformat(f"{match[1]}{second}{match[3]}")
@@ -288,5 +288,5 @@ def _check_base64(encoded: object) -> None:
 
 
 def _is_encoded(headers: Mapping[str, object] | None) -> bool:
-    """Tell whether a body is compressed, and can't be read as it is."""
+    """Return whether a body is encoded, compressed say, and can't be read as it is."""
     return bool(headers) and CONTENT_ENCODING in (headers or {})

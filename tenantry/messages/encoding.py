@@ -1,10 +1,10 @@
-"""Messages as PostgreSQL's binary arrays: what one round trip a batch is made of.
+"""Messages as PostgreSQL's binary arrays, so that a batch takes one round trip.
 
 psycopg's own list dumpers ask each element how it wants to be dumped; here a column's type is
-known, so its wire format is written straight down. The layout of a one-dimensional array, in
-big-endian numbers: how many dimensions, whether there are NULLs, the oid of the elements' type,
-length, lower bound; then each element with its length before it, -1 for NULL. (PostgreSQL's source,
-`array_send` in arrayfuncs.c.)
+known, so its wire format is written directly. The layout of a one-dimensional array, in big-endian
+numbers: how many dimensions, whether there are NULLs, the oid of the elements' type, length, lower
+bound; then each element with its length before it, -1 for NULL. (PostgreSQL's source, `array_send`
+in arrayfuncs.c.)
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ _JSONB_VERSION: Final = b"\x01"
 _UUID_BYTES: Final = 16
 
 _POSTGRES_EPOCH_US: Final = 946_684_800_000_000
-"""2000-01-01 in microseconds since 1970: where PostgreSQL's timestamps begin."""
+"""2000-01-01 in microseconds since 1970: the origin of PostgreSQL's timestamps."""
 LAST_MS: Final = 253_370_764_800_000
-"""9999-01-01 in milliseconds since 1970: a time of publishing beyond it is none."""
+"""9999-01-01 in milliseconds since 1970: a later time of publishing counts as none."""
 
 
 class Array:
@@ -165,8 +165,8 @@ def headers_array(values: Sequence[Mapping[str, object] | None]) -> JsonbArray:
 def headers_json(headers: Mapping[str, object]) -> bytes:
     """Turn an AMQP header table into JSON that `jsonb` can hold.
 
-    Bytes become text where they are UTF-8, hexadecimal otherwise; NUL characters, which `jsonb`
-    refuses, become U+FFFD. What came as JSON goes as it came.
+    Bytes become text if they are UTF-8, else hexadecimal; NUL characters, which `jsonb` refuses,
+    become U+FFFD. `JsonHeaders` are passed on unchanged.
     """
     if isinstance(headers, JsonHeaders):
         return headers.text.encode()
@@ -179,8 +179,8 @@ def headers_json(headers: Mapping[str, object]) -> bytes:
 def random_uuids(count: int) -> list[str]:
     """Make `count` random UUIDs (version 4), written as text.
 
-    `uuid.uuid4` asks the system each time, and lets go of the interpreter for it: among busy
-    threads every one of them waits for its turn again. Here many cost one question.
+    `uuid.uuid4` asks the system each time, and releases the interpreter's lock for it: among busy
+    threads every call waits for the lock again. Here many UUIDs cost one call.
     """
     noise = os.urandom(_UUID_BYTES * count)
     return [

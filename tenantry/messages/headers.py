@@ -1,4 +1,4 @@
-"""Headers that a tenant has sent: read where one message can fail, and nowhere else."""
+"""Tenants' headers: parsed only where a failure concerns a single message."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ MOST_BYTES: Final = 64 * 1024
 """Bytes of a message's headers: as JSON text, or as a table of AMQP."""
 
 DEEPEST: Final = 32
-"""Objects and lists within one another."""
+"""The deepest nesting of objects and lists."""
 
 CONTENT_ENCODING: Final = "content-encoding"
 CORRELATION_ID: Final = "correlation-id"
-"""Where the two properties of AMQP are kept that have no column; a header a sender gave that name
-itself is left as it is."""
+"""The headers that hold two properties of AMQP without a column; a header that a sender gave that
+name itself is left as it is."""
 
 REPLAY_HEADER: Final = "x-tenantry-replay"
-"""Marks a message that was replayed: the id of the dead letter it was."""
+"""Marks a replayed message: the id of its dead letter."""
 
 REPLAYS_HEADER: Final = "x-tenantry-replays"
 """Beside it: how often the dead letter has been replayed, this time included."""
 
 OUT_OF_ORDER_HEADER: Final = "x-tenantry-out-of-order"
-"""Beside them, where the message's partition is in order: others have passed it."""
+"""Beside them, if the message's partition is ordered: other messages have overtaken this one."""
 
 _STRING_OR_BRACKET: Final = re.compile(r'"(?:[^"\\]|\\.)*"|[\[\]{}]', re.DOTALL)
 
 _LONGEST_INT: Final = 4300
-"""Digits of a whole number that Python turns into an `int`."""
+"""The most digits of a whole number that Python turns into an `int`."""
 
 
 class UnreadableHeadersError(ValueError):
@@ -42,7 +42,7 @@ class UnreadableHeadersError(ValueError):
 
 
 class UnfitHeaders(dict[str, object]):
-    """What was read of headers that are beyond a limit; `flaw` is reason and error."""
+    """The readable part of headers beyond a limit; `flaw` is the reason and the error."""
 
     def __init__(self, read: Mapping[str, object], flaw: tuple[str, str]) -> None:
         super().__init__(read)
@@ -50,9 +50,9 @@ class UnfitHeaders(dict[str, object]):
 
 
 class JsonHeaders(Mapping[str, object]):
-    """Headers as the JSON text the database gave; read when a header is first asked for.
+    """Headers as the JSON text from the database; parsed when a header is first asked for.
 
-    Reading raises `UnreadableHeadersError`; the text itself is always good for `jsonb` again. A
+    Parsing raises `UnreadableHeadersError`; the text itself is always good for `jsonb` again. A
     number that neither `int` nor `float` can hold is a `Decimal`.
     """
 
@@ -75,19 +75,19 @@ class JsonHeaders(Mapping[str, object]):
         return self.text not in ("{}", "null")
 
     def __contains__(self, name: object) -> bool:
-        # Names are seldom there; those that look for one ask for every message.
+        # Names are seldom there, and are looked for in every message: search the text first.
         return isinstance(name, str) and _quoted(name) in self.text and name in self._table()
 
     def get(self, name: str, default: Any = None) -> Any:
-        """Give a header, or the default."""
+        """Return a header, or the default."""
         return self._table()[name] if name in self else default
 
     def with_others(self, others: Mapping[str, object]) -> JsonHeaders:
-        """Give these headers and `others`, which win; these stay as they are, to the last digit."""
+        """Return these headers with `others`, which win; these stay exact to the last digit."""
         added = orjson.dumps(others).decode()
         if not self or not self.text.startswith("{"):
             return JsonHeaders(added)
-        # Of two members of one name `jsonb` keeps the last.
+        # Of two members of the same name `jsonb` keeps the last.
         return JsonHeaders(f"{self.text[:-1]},{added[1:]}" if others else self.text)
 
     def _table(self) -> Mapping[str, object]:
@@ -103,7 +103,7 @@ class JsonHeaders(Mapping[str, object]):
 
 
 def depth(text: str) -> int:
-    """Tell how deep JSON goes, which must be well formed: 1 for a flat object."""
+    """Return how deep well-formed JSON is nested: 1 for a flat object."""
     deepest = level = 0
     for part in _STRING_OR_BRACKET.findall(text):
         if part in ("{", "["):

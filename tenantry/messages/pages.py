@@ -1,7 +1,7 @@
 """The queries that read a page of a tenant's messages, at the same cost however deep it is.
 
-They are to be planned anew each time they are run: the plan that is best while a tenant has few
-messages, kept, would read all of them later.
+They must be planned anew for each run: the best plan for a tenant with few messages, if kept, would
+read all of them later.
 """
 
 from __future__ import annotations
@@ -19,15 +19,14 @@ _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 MAX_POSITION: Final = 2**63 - 1
 
 PAGE_BYTES: Final = 8 * 1024 * 1024
-"""A written page holds no further message once it holds as many bytes of payloads, bodies, headers.
-"""
+"""A written page is full once its payloads, bodies and headers take so many bytes."""
 
 ROWS_BYTES: Final = 1024 * 1024
-"""The same of a page's rows, of which streams hold many at once."""
+"""The same for a page's rows, of which streams hold many at once."""
 
-# A text may be a hundred times as large as what is stored of it, and a number a thousand times: it
-# counts as it is written. To know that takes reading it, so first a guess says of how many it is
-# worth to know.
+# Written out, a text may be a hundred times its stored size, and a number a thousand times; the
+# written size counts. Finding it takes reading the value, so a guess first limits the rows for
+# which it is found.
 _MEASURED: Final[LiteralString] = """
 (
     SELECT *, sum(size) OVER (ROWS UNBOUNDED PRECEDING) - size AS before
@@ -58,7 +57,7 @@ SELECT id, tenant_id, position, topic, partition, payload::text AS payload, body
 FROM {measured} WHERE before < {bytes}
 """
 
-# `concat` passes over what is NULL; what is joined by `||` is then NULL as a whole.
+# `concat` skips NULL, and `||` with a NULL operand is NULL: such members are left out.
 _OBJECT: Final[LiteralString] = """
         concat(
             '{"id":', to_json(id),
@@ -89,16 +88,16 @@ _ONE: Final[LiteralString] = """
 SELECT (SELECT {object} FROM {table} WHERE tenant_id = {tenant} AND id = $1), {whose}
 """
 
-# In the snapshot of the rows: the incarnation, and of all but the first the time it began, in
-# microseconds since 1970.
+# From the same snapshot as the rows: the incarnation and, except for the first, the time it began,
+# in microseconds since 1970.
 _WHOSE: Final[LiteralString] = """
     (SELECT CASE WHEN c.incarnation = 1 THEN '1' ELSE
          concat(c.incarnation, ' ', (extract(epoch FROM c.since) * 1000000)::bigint) END
      FROM tenantry.tenant_counters AS c WHERE c.tenant_id = {tenant})
 """
 
-# Tenants without rows are passed over by the counters, without a look into a partition. The index
-# gives tenants in the order of their ids' bytes; the counters' column sorts in another way.
+# Tenants without rows are excluded by the counters, without reading a partition. The index gives
+# tenants in the order of their ids' bytes; the counters' column sorts differently.
 WITH_MESSAGES: Final = b"""
 SELECT coalesce(string_agg(id, ','), '')
 FROM (
@@ -121,9 +120,9 @@ FROM (
 ) AS found
 """
 
-# Up to this position all was removed: until VACUUM comes by the index still leads to each of them.
-# Who reads backwards comes by them on the very last page only. A range with two ends would be taken
-# for a small one there, and be read and sorted as a whole.
+# Every row up to this position was removed, but until VACUUM the index leads to each of them.
+# Backward reads meet them on the very last page only. With a second bound there, the planner would
+# take the range for a small one, and read and sort it as a whole.
 _FLOOR: Final[LiteralString] = """
     coalesce((SELECT r.up_to FROM tenantry.removals AS r WHERE r.tenant_id = {tenant}), 0)
 """
@@ -133,9 +132,9 @@ _OF_ALL: Final[dict[Order, LiteralString]] = {
     Order.DESCENDING: "position < $1::bigint ORDER BY position DESC",
 }
 
-# Both columns are compared and sorted by together, so that nothing but the index on both will do.
-# Asked for a topic and a position apart, the planner may follow the index on positions and pass
-# over what is not of the topic: all rows of the tenant, where the topic's come late.
+# Both columns are compared and sorted together, so that only the index on both will do. With
+# separate conditions on topic and position, the planner may follow the index on positions and skip
+# rows of other topics: all rows of the tenant, if the topic's come late.
 _OF_TOPIC: Final[dict[Order, LiteralString]] = {
     Order.ASCENDING: """
         (topic, position) > ($3::text, greatest($1::bigint, {floor}))
@@ -149,28 +148,28 @@ _OF_TOPIC: Final[dict[Order, LiteralString]] = {
 
 @lru_cache(maxsize=1024)
 def rows(tenant_id: str, *, of_topic: bool, order: Order) -> bytes:
-    """Give the query of a page's rows: `$1` after, `$2` limit, `$3` topic if wanted.
+    """Return the query of a page's rows: `$1` after, `$2` limit, `$3` topic if wanted.
 
-    They are fewer, one at least, where `ROWS_BYTES` allows no more.
+    Large rows make the page shorter, within `ROWS_BYTES`, but one row always fits.
     """
     return _composed(_ROWS, tenant_id, of_topic, order, None, most=ROWS_BYTES)
 
 
 @lru_cache(maxsize=1024)
 def written(tenant_id: str, *, of_topic: bool, order: Order, retained: int | None = None) -> bytes:
-    """Give the query of a page as JSON: `$1` after, `$2` limit, `$3` topic if wanted.
+    """Return the query of a page as JSON: `$1` after, `$2` limit, `$3` topic if wanted.
 
-    Its one row: how many messages were found and how many of them are given, as `PAGE_BYTES`
-    allows; the furthest position of these; and these, each written as a JSON object as the API
-    shows it, with a comma and a line feed between them: a line feed is nowhere else. Then whose
-    they are, see `read_whose`. With `retained` they are those of a former one.
+    Its one row: the number of messages found, and of those returned, within `PAGE_BYTES`; the
+    furthest position of these; these messages, each written as the API's JSON object, with a comma
+    and a line feed between them: a line feed is nowhere else. Then whose they are, see
+    `read_whose`. With `retained` they are a former tenant's, of that incarnation.
     """
     return _composed(_WRITTEN, tenant_id, of_topic, order, retained, most=PAGE_BYTES)
 
 
 @lru_cache(maxsize=1024)
 def one(tenant_id: str, *, retained: int | None = None) -> bytes:
-    """Give the query of one message as JSON by its id `$1`; NULL if there is none.
+    """Return the query of one message as JSON by its id `$1`; NULL if there is none.
 
     Then whose it is, as in `written`.
     """
@@ -187,7 +186,7 @@ def one(tenant_id: str, *, retained: int | None = None) -> bytes:
 
 
 def begin(order: Order) -> int:
-    """Give the position before the first page."""
+    """Return the position before the first page."""
     return 0 if order is Order.ASCENDING else MAX_POSITION
 
 
@@ -200,7 +199,7 @@ def _composed(
     *,
     most: int,
 ) -> bytes:
-    # What was removed is the living tenant's.
+    # Removals concern the living tenant's rows.
     floor = sql.SQL(_FLOOR if retained is None else "0").format(tenant=sql.Literal(tenant_id))
     condition = sql.SQL((_OF_TOPIC if of_topic else _OF_ALL)[order]).format(floor=floor)
     measured = sql.SQL(_MEASURED).format(
@@ -229,7 +228,7 @@ def _whose(tenant_id: str, retained: int | None) -> sql.Composed:
 
 
 def read_whose(written: bytes | None) -> Whose:
-    """Read whose messages a query has found; NULL where the counters were removed by hand."""
+    """Read whose messages a query has found; NULL if the counters were removed by hand."""
     if written is None:
         return FIRST
     incarnation, _, since = written.partition(b" ")

@@ -1,4 +1,4 @@
-"""What a message store promises. One contract suite holds every adapter to it."""
+"""The message store's promises. One contract suite holds every adapter to them."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from tenantry.unavailable import UnavailableError
 class Incoming(NamedTuple):
     """A message on its way into the store.
 
-    A named tuple, not a dataclass: one is made for every delivery, and it costs a third.
-    `published_at_ms` is milliseconds since 1970 (UTC) or None. A `receipt` says where the message
-    lies in a queue of the store's own database: it is taken out of there as it is stored, in the
-    same transaction, and not stored if it has gone.
+    A named tuple, not a dataclass: one is made for every delivery, at a third of the cost.
+    `published_at_ms` is milliseconds since 1970 (UTC) or None. A `receipt` locates the message in a
+    queue of the store's own database: it is removed from there as it is stored, in the same
+    transaction, and not stored if it has gone.
     """
 
     id: str | None
@@ -34,10 +34,10 @@ class Incoming(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unstorable:
-    """A message the store will never take: `index` in its batch, a stable `reason`, the `error`.
+    """A message the store will never accept: `index` in its batch, a stable `reason`, the `error`.
 
-    `attempts` is how often it was tried; the last one ended in `error`, the first in `first_error`
-    (None: in the same).
+    `attempts` is how often it was tried; the last attempt ended in `error`, the first in
+    `first_error` (None: in the same).
     """
 
     index: int
@@ -48,7 +48,7 @@ class Unstorable:
 
 
 class Tried(NamedTuple):
-    """What is known of a message that was tried before: how often, and why that was in vain."""
+    """The earlier attempts at a message: how many, and why they failed."""
 
     attempts: int
     reason: str
@@ -65,11 +65,11 @@ class Held:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoreResult:
-    """What became of a batch: each message is one of these.
+    """What became of a batch. Each message has one of these outcomes.
 
-    Stored, a duplicate, unstorable, held for another attempt, or left: not looked at for want of
-    time, to be given again at once. `failures` are the reasons of attempts that failed by now.
-    `reused` are the indexes of those duplicates under whose id something else is stored.
+    Stored, a duplicate, unstorable, held for another attempt, or left: not reached in time, to be
+    given again at once. `failures` are the reasons of attempts that failed by now. `reused` are the
+    indexes of duplicates under whose id something else is stored.
     """
 
     stored: int
@@ -99,9 +99,9 @@ class StoredMessage:
 
 
 class Whose(NamedTuple):
-    """Which tenant of an id, of those that have had it: its `incarnation`, `since` when it exists.
+    """Which tenant of an id, of those that have had it: its `incarnation`, and its start.
 
-    `since` is None for the first.
+    `since` is when it began; None for the first.
     """
 
     incarnation: int
@@ -113,12 +113,12 @@ FIRST: Final = Whose(1, None)
 
 
 def whose(state: TenantState) -> Whose:
-    """Tell which tenant of its id a tenant is."""
+    """Return which tenant of its id a tenant is."""
     return Whose(state.incarnation, state.created_at)
 
 
 class WrittenMessage(NamedTuple):
-    """A stored message as JSON, as in a page; None where the tenant has no such one."""
+    """A stored message as JSON, as in a page; `text` is None if the tenant has no such message."""
 
     text: bytes | None
     whose: Whose = FIRST
@@ -129,8 +129,8 @@ class WrittenPage(NamedTuple):
 
     `text` is `rows` objects with commas between them; the members of each are `id`, `tenant_id`,
     `position`, `topic`, `partition`, `payload` or `body` (base64), `content_type`, `headers` and
-    `created_at` (RFC 3339 in UTC, with microseconds). Beyond the position `last` is what follows
-    the page, which tells `more` if it is there already. `whose` they are is as of the same moment.
+    `created_at` (RFC 3339 in UTC, with microseconds). The next page begins beyond the position
+    `last`; `more` tells whether it has messages already. `whose` they are is as of the same moment.
     """
 
     text: bytes
@@ -157,7 +157,7 @@ class Order(StrEnum):
 
 
 NOTHING: Final[Mapping[int, Tried | None]] = MappingProxyType({})
-"""Of a batch in which every message comes for the first time."""
+"""For a batch in which no message was delivered before."""
 
 
 class MessageStoreError(Exception):
@@ -181,9 +181,9 @@ class ForeignRowsError(MessageStoreError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Partitions:
-    """Whose messages there is room for: `whole` have partition and counters, `partial` not all.
+    """Tenants with room for messages: `whole` have partition and counters, `partial` not all.
 
-    Of those that are whole: whose the partition is, and its totals.
+    For the whole ones: which tenant of the id has the partition, and its totals.
     """
 
     whole: Mapping[str, tuple[Whose, Counts]]
@@ -194,27 +194,28 @@ class MessageStore(Protocol):
     """Keeps tenants' messages apart, each stored once."""
 
     def vacate(self, former: TenantState) -> None:
-        """Make room for another tenant of a deleted one's id, before there is one.
+        """Make room for another tenant of a deleted tenant's id, before it is created.
 
-        What was retained stays readable by its incarnation, and nothing else of the former is left.
-        Returns after the second in which the former ended. Raises `ForeignRowsError`.
+        Retained messages stay readable by their incarnation, and nothing else of the former tenant
+        is left. Returns after the second in which the former tenant ended. Raises
+        `ForeignRowsError`.
         """
 
     def create_partition(self, tenant_id: str, whose: Whose = FIRST) -> None:
-        """Make a tenant's partition and its counters, unless they are there; note whose it is.
+        """Make a tenant's partition and its counters, unless they exist; record whose they are.
 
-        A partition that was detached is attached again, with what is in it. Raises
-        `ForeignRowsError` where that is other tenants', too.
+        A detached partition is attached again, with its rows. Raises `ForeignRowsError` if it holds
+        other tenants' rows, too.
         """
 
     def drop_partition(self, tenant_id: str, *, retain: bool) -> int:
-        """Drop the tenant's partition and say how many messages went with it.
+        """Drop the tenant's partition and return how many messages went with it.
 
-        With `retain` nothing is dropped (0). Dropping what is not there is no error (0).
+        With `retain` nothing is dropped (0). A missing partition is no error (0).
         """
 
     def partitions(self) -> Partitions:
-        """Tell whose partitions there are, in one query of the catalogue.
+        """Return which partitions exist, and whose they are, in one query of the catalogue.
 
         Raises `StoreUnavailableError`.
         """
@@ -231,10 +232,10 @@ class MessageStore(Protocol):
 
         A message whose id the tenant has stored before is a duplicate, also within the batch.
         Unstorable messages don't hinder the others. `again` has the indexes of messages that were
-        delivered before: with what `Held` has told of them, or None if that is not known. With
-        `in_order` those of one topic and partition are stored in the order of the batch: all
-        behind one that is held or left are left, too. Raises `StoreUnavailableError` (outcome
-        unknown: store again), `PartitionMissingError`.
+        delivered before: each with `Held.tried`, or None if that is not known. With `in_order`,
+        messages of one topic and partition are stored in the order of the batch: all behind a held
+        or left one are left, too. Raises `StoreUnavailableError` (outcome unknown: store again),
+        `PartitionMissingError`.
         """
 
     def page(
@@ -248,27 +249,27 @@ class MessageStore(Protocol):
     ) -> list[StoredMessage]:
         """Read messages beyond position `after` in the given order; the cost is constant.
 
-        Of large ones it gives fewer than `limit`, one at least.
-        Raises `StoreUnavailableError`, `PartitionMissingError`.
+        Large messages make the page shorter than `limit`, but it has one at least. Raises
+        `StoreUnavailableError`, `PartitionMissingError`.
         """
 
     def counts(self, tenant_id: str) -> Counts:
-        """Give the tenant's running totals; zeros for an unknown tenant."""
+        """Return the tenant's running totals; zeros for an unknown tenant."""
 
 
 class PageReader(Protocol):
-    """Reads messages on an event loop: what `MessageStore.page` reads, as JSON already."""
+    """Reads messages on an event loop: what `MessageStore.page` reads, already as JSON."""
 
     async def with_messages(self, beyond: str | None, *, limit: int, order: Order) -> list[str]:
-        """Give ids of tenants that have messages, in the order of their bytes, from beyond one.
+        """Return ids of tenants that have messages, in byte order, beyond the given one.
 
-        Those that have none are passed over at next to no cost. Raises `StoreUnavailableError`.
+        Tenants without messages are skipped at next to no cost. Raises `StoreUnavailableError`.
         """
 
     async def written_message(
         self, tenant_id: str, message_id: str, *, retained: int | None = None
     ) -> WrittenMessage:
-        """Give one message by its id; with `retained` of a former tenant, of that incarnation.
+        """Return one message by its id; with `retained`, a former tenant's, of that incarnation.
 
         Raises as `MessageStore.page` does.
         """
@@ -285,8 +286,7 @@ class PageReader(Protocol):
     ) -> WrittenPage:
         """Read messages beyond position `after` in the given order; the cost is constant.
 
-        Of large ones it gives fewer than `limit`, one at least.
-        With `retained` they are a former tenant's, of that incarnation. A page of very large
-        messages may hold fewer than `limit`, though more follow. Raises as `MessageStore.page`
-        does.
+        Large messages make the page shorter than `limit`, though more follow, but it has one at
+        least. With `retained` they are a former tenant's, of that incarnation. Raises as
+        `MessageStore.page` does.
         """

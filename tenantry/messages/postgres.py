@@ -61,7 +61,7 @@ FULL JOIN tenantry.tenant_counters AS totals USING (tenant_id)
 """
 
 FOREIGN_ROWS: Final = "TN002"
-"""What `tenantry.refuse_foreign_rows` says of a detached partition."""
+"""The SQLSTATE with which `tenantry.refuse_foreign_rows` refuses a detached partition."""
 
 _STORE: Final[LiteralString] = """
 SELECT stored, duplicates FROM tenantry.store_messages(
@@ -86,8 +86,8 @@ REFUSALS: Final = (
     errors.NotNullViolation,
     UnwritableError,
 )
-"""What PostgreSQL says of a value it will never take, however often it is tried; and the error
-of a value that can't even be written down for it."""
+"""Errors for a value that PostgreSQL will never accept, however often it is tried; and the error of
+a value that can't even be encoded for it."""
 
 LONGEST_ERROR: Final = 500
 
@@ -95,7 +95,7 @@ LONGEST_ERROR: Final = 500
 def store_errors(
     tenant_id: str | None = None, *, waited_for: tuple[type[psycopg.Error], ...] = ()
 ) -> PortErrors:
-    """Give the port's errors of what goes wrong with a tenant's partition, or with no one's."""
+    """Return the port's errors for failures with a tenant's partition, or with no tenant's."""
 
     def otherwise(error: psycopg.Error) -> MessageStoreError | None:
         if tenant_id is not None and isinstance(error, errors.UndefinedTable):
@@ -120,7 +120,7 @@ class PostgresMessageStore:
         turns: StoringTurns | None = None,
         tracer: Tracer | None = None,
     ) -> None:
-        """Where tenants are to take `turns`, a batch waits for its own before it is stored."""
+        """With `turns`, a batch waits for its tenant's turn before it is stored."""
         self._database = database
         self._tracer = tracer or Tracer()
         self._max_bytes = max_bytes
@@ -145,7 +145,7 @@ class PostgresMessageStore:
     def drop_partition(self, tenant_id: str, *, retain: bool) -> int:
         """Drop the tenant's partition, unless `retain`, and the list of its dead letters.
 
-        These have gone with its queues either way.
+        The dead letters themselves are gone with its queues either way.
         """
         self._forget(tenant_id)
         if retain:
@@ -179,10 +179,10 @@ class PostgresMessageStore:
         *,
         in_order: bool = False,  # noqa: ARG002 - positions are given out in the batch's order
     ) -> StoreResult:
-        """Store a batch; what can't be stored is set aside and named in the result.
+        """Store a batch; unstorable messages are set aside and named in the result.
 
-        In order, always: parts of a batch are stored one after the other, and rows are counted as
-        they stand in it. All of it is left where its turn has not come in time.
+        Always in order: parts of a batch are stored one after the other, and rows get their
+        positions in the batch's order. If its turn does not come in time, the whole batch is left.
         """
         turns, turn, bodies = self._turns, None, 0
         if turns is not None:
@@ -218,7 +218,7 @@ class PostgresMessageStore:
         limit: int = 50,
         order: Order = Order.ASCENDING,
     ) -> list[StoredMessage]:
-        """Read a page of a tenant's messages by position; an index gives it at constant cost."""
+        """Read a page of a tenant's messages by position; an index makes the cost constant."""
         query = pages.rows(tenant_id, of_topic=topic is not None, order=order)
         after = pages.begin(order) if after is None else after
         wanted = (after, limit) if topic is None else (after, limit, topic)
@@ -231,7 +231,7 @@ class PostgresMessageStore:
             return self._database.read(read)
 
     def counts(self, tenant_id: str) -> Counts:
-        """Give the tenant's running totals."""
+        """Return the tenant's running totals."""
         row = self._call(
             "SELECT stored, duplicates, dead_lettered FROM tenantry.tenant_counters"
             " WHERE tenant_id = %s",
@@ -242,7 +242,7 @@ class PostgresMessageStore:
         return Counts(stored=row[0], duplicates=row[1], dead_lettered=row[2])
 
     def _forget(self, tenant_id: str) -> None:
-        """Forget what is known of messages that were not stored."""
+        """Forget the records of messages that were not stored."""
         self._call("SELECT tenantry.drop_letters(%s)", tenant_id)
         self._call("DELETE FROM tenantry.attempts WHERE tenant_id = %s RETURNING key", tenant_id)
 
@@ -253,7 +253,7 @@ class PostgresMessageStore:
 
 @dataclass(slots=True, kw_only=True)
 class Sifted:
-    """A batch, the indexes of what may be stored (`is_json` beside them), and what may not.
+    """A batch: the indexes of storable messages (`is_json` beside them), and the unstorable ones.
 
     Parts of a batch share `messages` and `unstorable` with it.
     """
@@ -263,28 +263,28 @@ class Sifted:
     is_json: list[bool] = field(default_factory=list)
     unstorable: list[Unstorable] = field(default_factory=list)
     size: int = 0
-    """Bytes that went to the database, where all of it went at once."""
+    """Bytes sent to the database, if the whole batch was sent at once."""
 
     def refuse(self, index: int, reason: str, error: str) -> None:
         """Set a message aside."""
         self.unstorable.append(Unstorable(index=index, reason=reason, error=error))
 
     def part(self, start: int, end: int) -> Sifted:
-        """Give a part of what may be stored."""
+        """Return a part of the storable messages."""
         return replace(self, indexes=self.indexes[start:end], is_json=self.is_json[start:end])
 
 
 def sift(connection: Connection, messages: Sequence[Incoming], max_bytes: int) -> Sifted:
-    """Set aside what can't be stored before the rest goes to the database, which may be asked.
+    """Set unstorable messages aside before the rest is stored; this may ask the database.
 
-    Events are given as they are stored: under their own ids.
+    CloudEvents are converted to their stored form: under their own ids.
     """
     understood = [*messages]
     sifted = Sifted(messages=understood)
     for index, message in enumerate(messages):
         try:
             flaw = validation.flaw(message, max_bytes)
-            # Nearly all have neither headers nor another type: no call for them.
+            # Nearly all messages are JSON without headers: they skip the check for events.
             is_plain = not message.headers and message.content_type == validation.JSON
             if flaw is None and not is_plain and validation.may_be_event(message):
                 understood[index] = cloudevents.understood(message)
@@ -307,7 +307,7 @@ def sift(connection: Connection, messages: Sequence[Incoming], max_bytes: int) -
 
 
 def insert(connection: Connection, tenant_id: str, batch: Sifted) -> tuple[int, int]:
-    """Insert a batch in one call; where the database refuses a row, find it by halving."""
+    """Insert a batch in one call; if the database refuses a row, find it by halving."""
     try:
         return call_store(connection, tenant_id, batch)
     except REFUSALS as error:
@@ -317,7 +317,7 @@ def insert(connection: Connection, tenant_id: str, batch: Sifted) -> tuple[int, 
 def _halve(
     connection: Connection, tenant_id: str, batch: Sifted, refusal: psycopg.Error
 ) -> tuple[int, int]:
-    """Store the halves of a batch that was refused as a whole, down to the refused row."""
+    """Store the halves of a refused batch, down to the refused row."""
     if len(batch.indexes) == 1:
         batch.refuse(batch.indexes[0], validation.REFUSED, one_line(refusal))
         return 0, 0
@@ -334,7 +334,7 @@ def _halve(
 
 
 def call_store(connection: Connection, tenant_id: str, batch: Sifted) -> tuple[int, int]:
-    """Insert a batch in one call; give how many rows are new, and how many were there."""
+    """Insert a batch in one call; return how many rows are new, and how many existed."""
     messages = [batch.messages[index] for index in batch.indexes]
     try:
         arrays = columns(messages, batch.is_json)
@@ -382,10 +382,10 @@ def differing(
     messages: Sequence[Incoming],
     is_json: Sequence[bool],
 ) -> list[int]:
-    """Give the places of messages under whose id something else is stored.
+    """Return the places of messages under whose id something else is stored.
 
-    JSON is compared as JSON. To be asked after messages were found to be duplicates, in no
-    transaction: what has been stored is stored, and an answer that fails is none.
+    JSON is compared as JSON. Call it once messages were found to be duplicates, outside a
+    transaction: what has been stored stays stored, and a failed answer counts as none.
     """
     try:
         ids, _, _, payloads, bodies, *_ = columns(messages, is_json)

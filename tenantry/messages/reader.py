@@ -20,8 +20,8 @@ _BETWEEN: Final = b",\n"
 class PostgresPageReader:
     """A page reader (`tenantry.messages.port.PageReader`) on PostgreSQL.
 
-    A page or a message costs one query, which takes its tenant's turn; this program copies its
-    text, and looks at no message. Belongs to one event loop.
+    A page or a message costs one query, which takes its tenant's turn; this program copies the
+    text, and parses no message. Belongs to one event loop.
     """
 
     def __init__(self, queries: LoopQueries) -> None:
@@ -42,7 +42,7 @@ class PostgresPageReader:
             given = message_id.encode()
         except UnicodeEncodeError:
             given = b"\0"
-        # PostgreSQL can't be asked for an id with a NUL, and has none; whose it is is asked anyway.
+        # PostgreSQL rejects an id with a NUL, and has none; `whose` is asked for anyway.
         wanted = None if b"\0" in given else given
         query = pages.one(tenant_id, retained=retained)
         text, whose = await self._row(query, [wanted], tenant_id)

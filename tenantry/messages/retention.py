@@ -1,7 +1,7 @@
 """Removes stored messages that are too old, or too many, for their tenant's limits.
 
-A little at a time, from tenants in turns, and at rest most of the time: who stores and who reads
-comes first.
+It removes a little at a time, from tenants in turns, and rests most of the time: storing and
+reading come first.
 """
 
 from __future__ import annotations
@@ -20,30 +20,30 @@ from tenantry.unavailable import UnavailableError
 log = structlog.get_logger(__name__)
 
 EVERY: Final = 5.0
-"""Seconds between looks at what is due."""
+"""Seconds between checks for due removals."""
 
 AT_LEAST_EVERY: Final = 600.0
-"""Seconds after which a tenant is looked at again, whatever was due when."""
+"""Seconds after which a tenant is checked again, whenever its next removal is due."""
 
 AGAIN_AFTER: Final = 60.0
-"""Seconds after which it is tried again where it has failed."""
+"""Seconds after which a failed removal is tried again."""
 
 BATCH: Final = 2000
-"""Messages that are removed in one transaction."""
+"""Messages removed in one transaction."""
 
 REST: Final = 2.0
-"""For how many times as long as a removal took there is a rest after it."""
+"""The rest after a removal, as a multiple of the removal's time."""
 
 FORGET_EVERY: Final = 3600.0
 
 LONGEST_TURN: Final = 20.0
-"""Seconds after which it is looked again who else has something due by now."""
+"""Seconds after which a turn ends, so that the next one sees other tenants' due removals."""
 
 
 class Limited(NamedTuple):
-    """A tenant whose messages are limited: by which `limits`, and how many are too many now.
+    """A tenant whose messages are limited: by which `limits`, and how many are in excess now.
 
-    `aged` and `crowded` were removed so far: as they were too old, and too many.
+    `aged` and `crowded` count the messages removed so far: as too old, and as too many.
     """
 
     limits: tuple[int | None, int | None]
@@ -53,7 +53,7 @@ class Limited(NamedTuple):
 
 
 class Removal(NamedTuple):
-    """What was removed, whether there is more to remove, and in how many seconds there will be."""
+    """What was removed, whether more can be removed now, and in how many seconds more is due."""
 
     aged: int
     crowded: int
@@ -68,17 +68,17 @@ class MessageRemovals(Protocol):
     """
 
     def limited(self) -> Mapping[str, Limited]:
-        """Give the tenants whose messages are limited in age or number."""
+        """Return the tenants whose messages are limited in age or number."""
 
     def remove(self, tenant_id: str, most: int) -> Removal:
         """Remove the tenant's first messages beyond its limits, and remember their ids."""
 
     def forget(self, mine: Callable[[str], bool]) -> None:
-        """Have nothing looked up any more for tenants of which no id is remembered."""
+        """Stop looking up remembered ids for tenants that have none left."""
 
 
 class Retention:
-    """Removes what is due, of tenants that are `mine`. `turn` is one thread's."""
+    """Removes due messages, of tenants that are `mine`. One thread calls `turn`."""
 
     def __init__(
         self,
@@ -100,19 +100,18 @@ class Retention:
         self._forget_at = 0.0
 
     def stop(self) -> None:
-        """Have the turn under way end after its next removal."""
+        """Have the current turn end after its next removal."""
         self._stopping.set()
 
     def removed(self) -> Mapping[tuple[str, str], int]:
-        """Count what was removed of each tenant, by tenant and reason. From any thread."""
+        """Return how many messages were removed, by tenant and reason. Callable from any thread."""
         return self._removed
 
     def turn(self, go_on: Callable[[], None] = lambda: None) -> None:
-        """Remove what is due, for some seconds; calls `go_on` after each removal.
+        """Remove due messages, for some seconds; calls `go_on` after each removal.
 
-        The next turn goes on where this one has ended. What fails with one tenant is logged, and
-        does not keep others from their turns. Raises
-        `UnavailableError`.
+        The next turn goes on where this one has ended. A failure with one tenant is logged, and
+        does not keep others from their turns. Raises `UnavailableError`.
         """
         now = self._now()
         if now >= self._forget_at:
@@ -144,7 +143,7 @@ class Retention:
         return limited.excess > 0 or limits != limited.limits or now >= at
 
     def _remove(self, tenant_id: str, limits: tuple[int | None, int | None]) -> bool:
-        """Remove a little of a tenant's messages; tell whether there is more to remove."""
+        """Remove a batch of a tenant's messages; return whether there are more to remove."""
         wait, more = AGAIN_AFTER, False
         try:
             removal = self._removals.remove(tenant_id, self._batch)
@@ -154,7 +153,7 @@ class Retention:
             log.warning("retention.failed", tenant=tenant_id, error=str(error))
         else:
             more = removal.more
-            # Of a tenant without messages none can be too old before it has had them for so long.
+            # A tenant without messages has none that is too old before the age limit has passed.
             due = limits[0] if removal.due is None else removal.due
             wait = AT_LEAST_EVERY if due is None else min(due, AT_LEAST_EVERY)
             self._count(tenant_id, "age", removal.aged)

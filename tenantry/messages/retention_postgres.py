@@ -1,4 +1,4 @@
-"""Removing messages in PostgreSQL: what is to go, and what is remembered of it, in one function."""
+"""Removing messages in PostgreSQL: one function removes them and remembers their ids."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class PostgresMessageRemovals:
                 connection.execute(self._sql["forget"], {"ids": ids})
 
     def _make_ready(self, connection: Connection, tenant_id: str) -> bool:
-        """Do what is to be done before anything is removed; False where that has to wait."""
+        """Prepare the database for a removal; False if that has to wait."""
         try:
             connection.execute(self._sql["turn"])
         except errors.LockNotAvailable:

@@ -1,4 +1,4 @@
-"""A tenant's way to its own rows with SQL."""
+"""A tenant's access to its own rows with SQL."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Protocol
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SqlCredentials:
-    """A database role's way in. The password is shown once and kept nowhere."""
+    """A database role's credentials. The password is shown once and stored nowhere."""
 
     username: str
     password: str = field(repr=False)
@@ -19,15 +19,15 @@ class SqlCredentials:
 class SqlAccess(Protocol):
     """Gives tenants roles that may read their own rows of `public.messages`, and nothing else.
 
-    Every call is committed when it returns. Raises `StoreUnavailableError`, and
-    `MessageStoreError` where the database refuses.
+    Every call is committed when it returns. Raises `StoreUnavailableError`, and `MessageStoreError`
+    if the database refuses.
     """
 
     def granting(self, tenant_id: str) -> AbstractContextManager[SqlCredentials]:
-        """Give a tenant its role; one it has already gets a new password.
+        """Grant a tenant its role; an existing role gets a new password.
 
         In force, and committed, once the context ends without an error; otherwise nothing changes.
         """
 
     def revoke(self, tenant_id: str) -> bool:
-        """End the role's sessions and drop it; tell whether there was one."""
+        """End the role's sessions and drop it; return whether it existed."""

@@ -38,8 +38,8 @@ class PostgresSqlAccess:
     def granting(self, tenant_id: str) -> Iterator[SqlCredentials]:
         """See `SqlAccess.granting`.
 
-        The connection is none of the pool's: the caller may wait for one of those while the
-        context lasts.
+        It uses no connection of the pool: the caller may wait for one of those while the context
+        lasts.
         """
         password = secrets.token_urlsafe(32)
         with self._errors, self._database.listen_connection() as connection:
@@ -68,7 +68,7 @@ class PostgresSqlAccess:
 
 
 def mark(connection: Connection, role: str) -> None:
-    """Have a role say which installation it is of: roles are the whole server's."""
+    """Mark a role with its installation, as roles belong to the whole server."""
     row = connection.execute("SELECT name FROM tenantry.installation").fetchone()
     if row is not None:
         comment = sql.SQL("COMMENT ON ROLE {} IS {}")
@@ -76,7 +76,7 @@ def mark(connection: Connection, role: str) -> None:
 
 
 def _end_sessions(connection: Connection, role: str) -> None:
-    """End what goes by a password that holds no more. The new one holds whatever comes of this."""
+    """End the sessions of the former password. The new password holds even if this fails."""
     try:
         connection.execute("SELECT tenantry.end_sessions(%s)", (role,))
     except psycopg.Error as error:
@@ -84,13 +84,13 @@ def _end_sessions(connection: Connection, role: str) -> None:
 
 
 def verifier(connection: Connection, role: str, password: str) -> str:
-    """Hash a password as PostgreSQL keeps it (SCRAM-SHA-256)."""
+    """Hash a password as PostgreSQL stores it (SCRAM-SHA-256)."""
     hashed = connection.pgconn.encrypt_password(password.encode(), role.encode(), b"scram-sha-256")
     return hashed.decode()
 
 
 def role_errors(database: Database) -> PortErrors:
-    """Give the port's errors of what goes wrong with tenants' roles."""
+    """Return the port's errors for failures with tenants' roles."""
 
     def otherwise(error: psycopg.Error) -> MessageStoreError | None:
         if isinstance(error, errors.InsufficientPrivilege):

@@ -1,4 +1,4 @@
-"""Which messages the store can take, found out before the database is asked."""
+"""Finds the messages that the store can't hold, before the database is asked."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ INVALID_EVENT: Final = "invalid_cloudevent"
 
 LONGEST_ID: Final = 1024
 LONGEST_CONTENT_TYPE: Final = 1024
-"""Bytes. AMQP's own 255 become up to four times as many where they are no UTF-8; an index of
+"""Bytes. AMQP's own 255 become up to four times as many if they are not UTF-8; an index of
 PostgreSQL takes 2,704."""
 
 _GROWS_LITTLE: Final = 1024
-"""Bytes of a body that is not larger than the largest one, however its numbers are written out."""
+"""Bytes up to which a body stays within the limit, however its numbers are written out."""
 
 _GROWS_LITTLE_AS_FLOATS: Final = 256 * 1024
-"""The same where no number is beyond a float, and none has a negative exponent."""
+"""The same if no number is beyond a float, and none has a negative exponent."""
 
 _GREATEST_EXPONENT: Final = 131_072
 _EXPONENT: Final = re.compile(rb"[0-9][eE][+-]?0*([0-9]+)")
 _STRING: Final = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)
-"""One that has no end goes as far as there is something: not to be looked for again and again."""
+"""An unterminated string extends to the end, so that its end is not searched again and again."""
 
 _EVENTS: Final = "application/cloudevents"
 _VERSION: Final = "cloudEvents:specversion"
@@ -58,18 +58,18 @@ class BodyKind(Enum):
     JSON = "json"
     BYTES = "bytes"
     DOUBTFUL = "doubtful"
-    """Not JSON by our reading; the database, whose word counts, is to be asked."""
+    """Not JSON by our reading; the database, whose word counts, must be asked."""
 
 
 def is_json(content_type: str | None) -> bool:
-    """Tell whether a content type asks for the message to be stored as JSON."""
+    """Return whether a content type asks for the message to be stored as JSON."""
     if content_type is None or content_type == JSON:
         return True
     return content_type.partition(";")[0].strip().lower() == JSON
 
 
 def body_kind(message: Incoming) -> BodyKind:
-    """Judge a message's body."""
+    """Determine how a message's body is stored."""
     if not is_json(message.content_type) or (message.headers and _is_encoded(message)):
         return BodyKind.BYTES
     body = message.body
@@ -77,12 +77,12 @@ def body_kind(message: Incoming) -> BodyKind:
         orjson.loads(body)
     except orjson.JSONDecodeError:
         return BodyKind.DOUBTFUL
-    # An escaped NUL is JSON, but nothing `jsonb` can hold.
+    # An escaped NUL is JSON, but `jsonb` can't hold it.
     return BodyKind.DOUBTFUL if b"\\u0000" in body else BodyKind.JSON
 
 
 def may_be_event(message: Incoming) -> bool:
-    """Tell whether a message may be a CloudEvent, at next to no cost where it is none."""
+    """Return whether a message may be a CloudEvent, at next to no cost if it is none."""
     kind, given = message.content_type, message.headers
     if kind is not None and kind != JSON and kind[:23].lower() == _EVENTS:
         return True
@@ -90,7 +90,7 @@ def may_be_event(message: Incoming) -> bool:
 
 
 def flaw(message: Incoming, max_bytes: int) -> tuple[str, str] | None:
-    """Give reason and error of a message that can't be stored whatever its body says."""
+    """Return reason and error of a message that can't be stored whatever its body, or None."""
     if len(message.body) > max_bytes:
         size = len(message.body)
         return TOO_LARGE, f"the message has {size} bytes; {max_bytes} are allowed"
@@ -110,16 +110,16 @@ def flaw(message: Incoming, max_bytes: int) -> tuple[str, str] | None:
 
 
 def flaw_of_numbers(body: bytes, max_bytes: int, *, doubtful: bool) -> tuple[str, str] | None:
-    """Give reason and error of JSON whose numbers are too large as the database writes them out.
+    """Return reason and error of JSON whose numbers, as the database writes them, are too long.
 
-    `1e-9999` is ten thousand digits there. `doubtful` is what may have numbers beyond a float.
+    `1e-9999` is ten thousand digits there. A `doubtful` body may have numbers beyond a float.
     """
     if len(body) <= _GROWS_LITTLE:
         return None
     may_grow = doubtful or len(body) > _GROWS_LITTLE_AS_FLOATS or b"e-" in body or b"E-" in body
     if not may_grow:
         return None
-    # Most of what looks like an exponent is in strings, and to find these takes longer.
+    # Most apparent exponents are in strings; to leave out strings takes longer, so it comes second.
     digits = _written_out(body)
     if len(body) + digits > max_bytes:
         digits = _written_out(_STRING.sub(b"", body))
@@ -136,7 +136,7 @@ def _written_out(body: bytes) -> int:
 
 
 def too_large(size: int) -> tuple[str, str]:
-    """Give reason and error of headers of so many bytes."""
+    """Return reason and error of headers of so many bytes."""
     return (
         HEADERS_TOO_LARGE,
         f"the headers have {size} bytes; {headers.MOST_BYTES} are allowed",
@@ -144,7 +144,7 @@ def too_large(size: int) -> tuple[str, str]:
 
 
 def shown(identity: str | None) -> str | None:
-    """Give an id as journal, index and log take it: one beyond every limit is cut there."""
+    """Return an id for journal, index and log; one beyond the limit is cut there."""
     if identity is None or len(identity) <= LONGEST_ID:
         return identity
     return f"{identity[:LONGEST_ID]}..."
@@ -175,5 +175,5 @@ def _is_encoded(message: Incoming) -> bool:
 
 
 def _bytes(text: str) -> int:
-    """Count a text's bytes in UTF-8, and look at them only where they may be many."""
+    """Count a text's bytes in UTF-8, or a short text's characters, which is faster."""
     return len(text) if len(text) < 256 else len(text.encode(errors="surrogatepass"))

@@ -1,4 +1,4 @@
-"""Makes sure, again and again, that messages can be stored, and says why not."""
+"""Checks again and again whether messages can be stored, and says why not."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ LOOK_EVERY: Final = 5.0
 """Seconds between looks."""
 
 LONGEST_LOOK: Final = 120.0
-"""Seconds after which it is taken to hang: every wait for the database is shorter."""
+"""Seconds after which a look counts as hanging: every wait for the database is shorter."""
 
 REHEARSAL: Final = """
 WITH counted AS (UPDATE tenantry.tenant_counters SET stored = stored WHERE false)
 INSERT INTO public.messages SELECT (NULL::public.messages).* WHERE false
 """
-"""Everything that storing needs (the rights, the term, the isolation, a server that takes writes),
-and not one row."""
+"""Needs everything that storing needs (the rights, the term, the isolation, a server that accepts
+writes), and writes no row."""
 
 
 class DatabaseWatch(PeriodicService):
-    """Looks whether messages can be stored."""
+    """Checks whether messages can be stored."""
 
     def __init__(self, database: Database, *, every: float = LOOK_EVERY) -> None:
         super().__init__(self.look, every=every, longest=LONGEST_LOOK)
         self.trouble: str | None = None
-        """Why nothing can be stored, as long as it can't; for everybody to read, without secrets
-        and without the place."""
+        """Why nothing can be stored, or None; anyone may read it: it has no secrets and not the
+        server's address."""
         self._database = database
 
     def look(self) -> None:

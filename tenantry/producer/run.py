@@ -31,13 +31,13 @@ from tenantry.tenant_runs import (
 )
 
 KINDS: Final = {"events": "event", "logs": "log", "notifications": "notification"}
-"""The topics every tenant gets, and what a message of each calls itself."""
+"""The topics every tenant gets, and the kind that a message of each names."""
 
 FAILED_BATCHES: Final = 2
-"""Batches that fail for good, one after the other, before the rest is given up."""
+"""Consecutive batches that fail for good before the rest is given up."""
 
 CLOSED_IDLE: Final = 20.0
-"""Intervals from this many seconds on are waited out without a connection."""
+"""Intervals of this many seconds or more are waited out without a connection."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,7 +89,7 @@ class Sender:
         stop: threading.Event,
         sent: Callable[[int], None],
     ) -> None:
-        """`sent` is told how many messages each finished batch had, confirmed or not."""
+        """`sent` is called with the size of each finished batch, confirmed or not."""
         self._assignment = assignment
         self.tenant_id: Final = assignment.tenant_id
         self._say = say
@@ -99,7 +99,7 @@ class Sender:
         self._link = client_for(assignment.url, name=name, tls=assignment.tls)
 
     def run(self) -> Tally:
-        """Send everything and count. Never raises for what the broker does."""
+        """Send everything and count. Never raises for failures of the broker."""
         todo = self._assignment
         confirmed = failures = 0
         try:
@@ -117,7 +117,7 @@ class Sender:
         return Tally(sent=todo.batches * todo.batch_size, confirmed=confirmed)
 
     def _send(self, number: int) -> int:
-        """Send one batch, what was not confirmed again and again; give how many were."""
+        """Send one batch, repeating unconfirmed messages; return how many were confirmed."""
         todo = self._assignment
         left = self._batch(number)
         whom = f"by tenant: {todo.tenant_id}, producer: {todo.producer}"
@@ -140,7 +140,7 @@ class Sender:
         return taken
 
     def _try(self, batch: list[TenantMessage]) -> tuple[list[TenantMessage], str | None]:
-        """Publish once; give what was not confirmed, and why."""
+        """Publish once; return the unconfirmed messages, and the reason."""
         try:
             if not self._link.is_open:
                 self._link.close()
@@ -190,7 +190,7 @@ class ProducerOptions(RunOptions):
 
     @property
     def messages(self) -> int:
-        """How many messages all producers send together."""
+        """The number of messages that all producers send together."""
         return len(self.tenant_ids) * len(KINDS) * self.producers * self.batches * self.batch_size
 
 
@@ -201,11 +201,11 @@ def produce(
     say: Say,
     progress: Progress = lambda _count: None,
 ) -> RunResult[Tally]:
-    """Run the producer to its end, telling each step through `say`, from one thread at a time.
+    """Run the producer to its end, reporting each step through `say`, from one thread at a time.
 
-    `progress` is told the numbers of messages dealt with. Threads of its own send and have ended
-    when this returns or raises; interrupted, they stop after the batch at hand.
-    Raises `ProducerError` where the tenants can't be prepared.
+    `progress` is called with numbers of messages dealt with. Threads of its own send and have ended
+    when this returns or raises; interrupted, they stop after the current batch. Raises
+    `ProducerError` if the tenants can't be prepared.
     """
     stop = threading.Event()
 
@@ -237,7 +237,7 @@ def _prepare(options: ProducerOptions, api: Api, tenant_id: str, say: Say) -> Te
 
 
 def _assignments(options: ProducerOptions, accesses: Sequence[TenantAccess]) -> list[Assignment]:
-    """Deal out the work, so that tenants take turns where not all producers run at once."""
+    """Distribute the work, so that tenants take turns if not all producers run at once."""
     run = uuid.uuid4().hex
     return [
         Assignment(

@@ -20,7 +20,7 @@ CREATED: Final = 201
 CONFLICT: Final = 409
 UNAVAILABLE: Final = 503
 ANOTHERS: Final = "another-installations"
-"""How the type of a conflict ends that is one with another installation."""
+"""The suffix of the problem type of a conflict with another installation."""
 
 TRIES: Final = 6
 FIRST_BACKOFF: Final = 0.25
@@ -31,17 +31,17 @@ class ProducerError(Exception):
 
 
 class Api(Protocol):
-    """The daemon's API, as much of it as is needed here."""
+    """The part of the daemon's API that is needed here."""
 
     def send(self, method: str, path: str, body: object = None) -> tuple[int, Any]:
-        """Make one call; give its status and decoded body."""
+        """Make one call; return its status and decoded body."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TenantAccess:
-    """A tenant and its own way into the broker; `reader` where another of its users reads.
+    """A tenant and its broker credentials; `reader` if another of its users reads.
 
-    `created` is the tenant, `granted` its consumer access, where it was not there before.
+    `created` tells whether the tenant is new, `granted` whether its consumer access is.
     """
 
     topology: TenantTopology
@@ -54,9 +54,9 @@ class TenantAccess:
 def ensure_tenant(
     api: Api, tenant_id: str, *, topics: Sequence[str], partitions: int, say: Say
 ) -> TenantAccess:
-    """Create a tenant, or find it, give it the topics it lacks and rotate its password.
+    """Create a tenant; or find it, add the topics it lacks and rotate its password.
 
-    A tenant that exists keeps its number of partitions. Raises `ProducerError`.
+    An existing tenant keeps its number of partitions. Raises `ProducerError`.
     """
     made, found = _created_or_found(api, tenant_id, topics, partitions, say)
     if made is not None:
@@ -67,9 +67,9 @@ def ensure_tenant(
 def ensure_consumers(
     api: Api, tenant_id: str, *, topics: Sequence[str], partitions: int, say: Say
 ) -> TenantAccess:
-    """Create a tenant, or find it, give it the topics it lacks, and grant consumer access anew.
+    """Create a tenant, or find it and add the topics it lacks; grant consumer access anew.
 
-    The user that publishes keeps its password. Raises `ProducerError`.
+    The publishing user keeps its password. Raises `ProducerError`.
     """
     made, found = _created_or_found(api, tenant_id, topics, partitions, say)
     failed = f"tenant {tenant_id} gets no consumer access: "
@@ -107,7 +107,7 @@ def with_credentials(
 def _created_or_found(
     api: Api, tenant_id: str, topics: Sequence[str], partitions: int, say: Say
 ) -> tuple[Mapping[str, Any] | None, TenantTopology]:
-    """Give the credentials of a tenant that was created, None of one that was there; and it."""
+    """Return a created tenant's credentials, or None for an existing one; and its topology."""
     wanted = {
         "id": tenant_id,
         "name": f"Tenant {tenant_id}",
@@ -143,13 +143,13 @@ def rotate(api: Api, tenant_id: str) -> Credentials:
 
 
 def installation_of(api: Api) -> str:
-    """Ask whose the tenants are; nothing where the daemon does not tell."""
+    """Ask for the tenants' installation; empty if the daemon does not tell."""
     status, info = _send(api, "GET", "/info")
     return str(info.get("installation", "")) if status == OK else ""
 
 
 def every_tenant(api: Api) -> list[TenantTopology]:
-    """List the tenants there are that have their objects on the broker."""
+    """List the tenants that have their objects on the broker."""
     found: list[TenantTopology] = []
     cursor = ""
     while True:
@@ -161,7 +161,7 @@ def every_tenant(api: Api) -> list[TenantTopology]:
 
 
 def topology_of(tenant: Mapping[str, Any]) -> TenantTopology:
-    """Read what names a tenant's objects from the API's answer."""
+    """Read a tenant's topology from the API's answer."""
     settings = tenant.get("topic_settings", ())
     return TenantTopology(
         tenant_id=tenant["id"],
@@ -185,14 +185,14 @@ def credentials_of(found: Mapping[str, Any]) -> Credentials:
 
 
 def problem(status: int, body: object) -> str:
-    """Say in one line what a problem document says."""
+    """Return a problem document's message in one line."""
     if isinstance(body, dict) and (body.get("detail") or body.get("title")):
         return " ".join(str(body.get("detail") or body["title"]).split())
     return f"status {status}"
 
 
 def _call(api: Api, method: str, path: str, body: object = None, *, failed: str = "") -> Any:
-    """Make a call and give its body; what it answers otherwise is told after `failed`."""
+    """Make a call and return its body. Raises `ProducerError`, whose text begins with `failed`."""
     status, answer = _send(api, method, path, body)
     if status != 200:
         raise ProducerError(f"{failed}{problem(status, answer)}")
@@ -200,7 +200,7 @@ def _call(api: Api, method: str, path: str, body: object = None, *, failed: str 
 
 
 def _send(api: Api, method: str, path: str, body: object = None) -> tuple[int, Any]:
-    """Make a call; a daemon that is busy starting or recovering is asked again for some seconds."""
+    """Make a call, again for some seconds while the daemon is busy starting or recovering."""
     delay = FIRST_BACKOFF
     for _ in range(TRIES - 1):
         status, decoded = api.send(method, path, body)

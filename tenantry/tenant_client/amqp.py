@@ -1,4 +1,4 @@
-"""A tenant's own connection to RabbitMQ, driven by the calling thread; every call ends in time."""
+"""A tenant's own connection to RabbitMQ, driven by the calling thread; every call is bounded."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TIMEOUT: Final = 10.0
 """Seconds any single answer of the broker may take."""
 
 GOODBYE: Final = 2.0
-"""Seconds the broker may take to say goodbye."""
+"""Seconds the broker may take for the closing handshake."""
 
 CONFIRMS_A_SECOND: Final = 500
 """The slowest broker that a big batch waits for, in messages confirmed a second."""
@@ -36,12 +36,12 @@ class TenantClientError(Exception):
 
 
 class AttemptResult(Enum):
-    """What the broker said to an attempt."""
+    """The broker's verdict on an attempt."""
 
     ALLOWED = "allowed"
     REFUSED = "refused"
     ABSENT = "absent"
-    """There is no such thing, as the broker says before it looks at rights: that is no verdict."""
+    """There is no such object, as the broker says before it checks rights: that is no verdict."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,12 +99,12 @@ class Confirms:
 
     @property
     def settled(self) -> bool:
-        """Whether no answer is to come any more."""
+        """Whether no further answer is to come."""
         return not self.waiting or not self.channel.is_open
 
     @property
     def confirmed(self) -> frozenset[int]:
-        """The indexes of the batch's messages that have reached a queue for certain."""
+        """The indexes of the batch's messages that have certainly reached a queue."""
         return frozenset(one for one in self._acked if self._ids[one] not in self._returned)
 
     @property
@@ -119,7 +119,7 @@ class Confirms:
     def send(
         self, exchange: str, batch: Sequence[TenantMessage], *, mandatory: bool = True
     ) -> None:
-        """Publish a batch; those before it are forgotten."""
+        """Publish a batch; earlier batches are forgotten."""
         self._ids = [mail.message_id for mail in batch]
         self._acked, self._nacked, self._returned, self.waiting = set(), 0, {}, {}
         for index, mail in enumerate(batch):
@@ -162,7 +162,7 @@ class Confirms:
     def _on_return(
         self, _channel: Channel, method: Basic.Return, properties: BasicProperties, _body: bytes
     ) -> None:
-        """Note an unroutable message; the broker still acks it, right after this."""
+        """Record an unroutable message; the broker still acks it, right after this."""
         self._returned[properties.message_id or ""] = method.reply_text
 
 
@@ -186,7 +186,7 @@ class AmqpClient:
 
     @property
     def is_open(self) -> bool:
-        """Whether it can be used; once lost it stays so until the next `open`."""
+        """Whether the connection can be used; once lost it stays lost until the next `open`."""
         return self._driven is not None and self._driven.is_open
 
     def open(self) -> None:
@@ -202,7 +202,7 @@ class AmqpClient:
             raise
 
     def close(self) -> None:
-        """Say goodbye and free the connection; harmless twice, and before `open`."""
+        """Close and free the connection; harmless twice, and before `open`."""
         driven, self._driven, self._publisher = self._driven, None, None
         if driven is not None:
             driven.close(GOODBYE)
@@ -213,10 +213,10 @@ class AmqpClient:
             self._connection().wait(lambda: False, seconds, patient=True)
 
     def publish(self, exchange: str, batch: Sequence[TenantMessage]) -> PublishResult:
-        """Publish a batch and wait for the broker's word on each message.
+        """Publish a batch and wait for the broker's answer to each message.
 
-        Never raises: what was not confirmed may have been taken all the same, so publish it again
-        with the same message ids.
+        Never raises. Unconfirmed messages may have been accepted all the same, so publish them
+        again with the same message ids.
         """
         confirms: Confirms | None = None
         try:
@@ -227,7 +227,7 @@ class AmqpClient:
                 lambda: confirms.settled, self._timeout + len(batch) / CONFIRMS_A_SECOND
             )
         except (TenantClientError, AMQPError) as error:
-            # The channel is used no more: a late answer must not count for another batch.
+            # The channel is not reused: a late answer must not count for another batch.
             confirmed = frozenset() if confirms is None else confirms.confirmed
             return PublishResult(confirmed=confirmed, reason=describe(error))
         if confirms.channel.is_open:
@@ -237,11 +237,11 @@ class AmqpClient:
     def try_to_publish(
         self, exchange: str, routing_key: str, *, user_id: str | None = None
     ) -> AttemptResult:
-        """Try to publish a message that no queue takes, and tell whether that is allowed.
+        """Try to publish a message that no queue takes, and return whether that is allowed.
 
         It is not mandatory and its key is bound to nothing, so it is confirmed and dropped. With
-        `user_id` it claims to be that user's, which the broker refuses in words of its own.
-        Raises `TenantClientError` where the broker gives no verdict.
+        `user_id` it claims to be that user's, which the broker refuses with an error of its own.
+        Raises `TenantClientError` if the broker gives no verdict.
         """
         confirms = self._confirms()
         probe = TenantMessage(
@@ -255,7 +255,7 @@ class AmqpClient:
     def attempt(
         self, operation: Callable[..., object], *arguments: object, **keywords: object
     ) -> AttemptResult:
-        """Try an operation of `Channel` on one of its own, and tell whether it is allowed.
+        """Try an operation of `Channel` on a channel of its own; return whether it is allowed.
 
         Raises `TenantClientError` as `try_to_publish`.
         """
@@ -273,11 +273,11 @@ class AmqpClient:
         return self._verdict(channel, closing)
 
     def try_to_consume(self, queue: str) -> AttemptResult:
-        """Try to consume from a queue, and tell whether that is allowed; take nothing from it.
+        """Try to consume from a queue, and return whether that is allowed; take nothing from it.
 
-        The right to read is checked when consuming begins. The consumer has the lowest priority,
-        so that a message goes to others first, and one message at most; should it get one, that
-        goes back when the channel is closed at once. Raises as `try_to_publish`.
+        The right to read is checked when consuming begins. The consumer has the lowest priority and
+        gets one message at most, so that messages go to other consumers first. Should it get one,
+        that returns to the queue when the channel is closed at once. Raises as `try_to_publish`.
         """
 
         def consume(channel: Channel, *, callback: Callable[[object], None]) -> None:
@@ -298,7 +298,7 @@ class AmqpClient:
             return AttemptResult.ALLOWED
         error = closing.error
         if isinstance(error, ChannelClosedByBroker):
-            # The broker looks at permissions first: 404 means allowed, had it been there.
+            # The broker checks permissions first: 404 means allowed, had it been there.
             return AttemptResult.REFUSED if error.reply_code in refusals else AttemptResult.ALLOWED
         raise TenantClientError(describe(error))
 

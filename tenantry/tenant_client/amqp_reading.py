@@ -56,7 +56,7 @@ class AmqpReader(AmqpClient):
             raise TenantClientError(describe(error)) from error
 
     def close(self) -> None:
-        """See `TopicReader.close`. What was committed reaches the broker before."""
+        """See `TopicReader.close`. Earlier commits reach the broker first."""
         super().close()
         self._consuming = None
 
@@ -122,7 +122,7 @@ class AmqpReader(AmqpClient):
         return self._consuming
 
     def _check(self) -> None:
-        """Raise `TenantClientError` where nothing can be consumed any more."""
+        """Raise `TenantClientError` if nothing can be consumed any more."""
         if self.is_open:
             return
         if self._cancelled:

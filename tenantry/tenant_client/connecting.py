@@ -1,4 +1,4 @@
-"""Which client a tenant's URL needs, and where it connects."""
+"""Chooses the client for a tenant's URL, and the address it connects to."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tenantry.tenant_client.sql import SqlClient
 
 
 class Kind(Enum):
-    """What a tenant's client speaks."""
+    """The protocol of a tenant's client."""
 
     AMQP = "AMQP"
     IGGY = "Iggy"
@@ -32,36 +32,36 @@ _BROKERS: Final = {
 
 
 class TenantClient(Protocol):
-    """A tenant's connection to whichever broker it is."""
+    """A tenant's connection to a broker of any kind."""
 
     @property
     def is_open(self) -> bool:
-        """Whether it can be used; once lost it stays so until the next `open`."""
+        """Whether the connection can be used; once lost it stays lost until the next `open`."""
 
     def open(self) -> None:
         """Connect and log in. Raises `TenantClientError`."""
 
     def close(self) -> None:
-        """Say goodbye and free the connection; harmless twice, and before `open`."""
+        """Close and free the connection; harmless twice, and before `open`."""
 
     def idle(self, seconds: float) -> None:
-        """Let time pass. Raises `TenantClientError` where the connection is known to be lost."""
+        """Let time pass. Raises `TenantClientError` if the connection is known to be lost."""
 
     def publish(self, exchange: str, batch: Sequence[TenantMessage]) -> PublishResult:
-        """Publish a batch and wait for the broker's word on each message. Never raises."""
+        """Publish a batch and wait for the broker's answer to each message. Never raises."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Addresses:
-    """Where tenants connect, each a HOST:PORT or None: where their credentials say."""
+    """Where tenants connect: each a HOST:PORT, or None for the address in their credentials."""
 
     amqp: str | None = None
     iggy: str | None = None
 
     def at(self, url: str) -> str:
-        """Give a tenant's URL with the address there is for its broker.
+        """Return a tenant's URL with the address given for its broker.
 
-        Raises `TenantClientError` for the address of another kind of broker.
+        Raises `TenantClientError` if an address is given for another kind of broker.
         """
         kind = kind_of(url)
         given = {Kind.AMQP: self.amqp, Kind.IGGY: self.iggy}
@@ -75,11 +75,11 @@ class Addresses:
 
 
 EVERYWHERE: Final = Addresses()
-"""Each where its credentials say."""
+"""Every tenant connects to the address in its credentials."""
 
 
 def kind_of(url: str) -> Kind:
-    """Tell which client a URL needs."""
+    """Return which client a URL needs."""
     return _KINDS.get(urlsplit(url).scheme, Kind.SQL)
 
 

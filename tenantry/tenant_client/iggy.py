@@ -34,13 +34,13 @@ SOURCE: Final = "the tenant's credentials, or --iggy-address"
 
 
 class IggyTenantClient:
-    """One connection. Belongs to the thread that opened it; every call ends in time.
+    """One connection. Belongs to the thread that opened it; every call is bounded in time.
 
     The library sends heartbeats by itself.
     """
 
     def __init__(self, iggy_url: str, *, ca_file: str = "", timeout: float = TIMEOUT) -> None:
-        """Raises `TenantClientError` where the client library is missing.
+        """Raises `TenantClientError` if the client library is missing.
 
         `ca_file` is the authority to trust with `iggys://`.
         """
@@ -54,7 +54,7 @@ class IggyTenantClient:
 
     @property
     def is_open(self) -> bool:
-        """Whether it can be used; once lost it stays so until the next `open`."""
+        """Whether the connection can be used; once lost it stays lost until the next `open`."""
         return self._session is not None
 
     def open(self) -> None:
@@ -66,7 +66,7 @@ class IggyTenantClient:
             raise TenantClientError(str(error)) from error
 
     def close(self) -> None:
-        """Say goodbye and free the connection; harmless twice, and before `open`."""
+        """Close and free the connection; harmless twice, and before `open`."""
         session, self._session = self._session, None
         if session is not None:
             session.close()
@@ -76,10 +76,10 @@ class IggyTenantClient:
         time.sleep(max(0.0, seconds))
 
     def publish(self, exchange: str, batch: Sequence[TenantMessage]) -> PublishResult:
-        """Publish a batch, a request for each partition it goes to.
+        """Publish a batch, in at least one request per partition.
 
-        Never raises: what was not confirmed may have been taken all the same, so publish it again
-        with the same message ids.
+        Never raises. Unconfirmed messages may have been accepted all the same, so publish them
+        again with the same message ids.
         """
         until = time.monotonic() + self._timeout
         places: dict[Place, list[int]] = {}
@@ -116,16 +116,16 @@ class IggyTenantClient:
         *,
         missing: AttemptResult = AttemptResult.ABSENT,
     ) -> AttemptResult:
-        """Make one request, and tell whether it is allowed.
+        """Make one request, and return whether it is allowed.
 
-        Only what the server calls unauthorised is refused. That something is not there it says
-        before it looks at rights, so that this is no verdict, unless `missing` says otherwise.
-        Raises `TenantClientError` where the server gives no answer.
+        Only the server's "unauthorised" is a refusal. It says that something is missing before it
+        checks rights, so that is no verdict, unless `missing` says otherwise. Raises
+        `TenantClientError` if the server gives no answer.
         """
         try:
             self.call(ask)
         except CredentialsError:
-            return AttemptResult.ALLOWED  # it has looked at a password, and so let one ask
+            return AttemptResult.ALLOWED  # it has compared a password, so asking was allowed
         except RefusedError:
             return AttemptResult.REFUSED
         except MissingError:

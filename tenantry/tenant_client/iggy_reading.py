@@ -1,7 +1,8 @@
-"""A tenant's own consumer on Apache Iggy: partitions from stored offsets, by turns with others.
+"""A tenant's own consumer on Apache Iggy: reads partitions from stored offsets, by turns.
 
-Iggy's consumer groups are not for a tenant: who may join one may join the daemon's. So offsets are
-a lone consumer's, and who reads which partition is settled here, among the consumers of a process.
+Iggy's consumer groups are not for a tenant: with the right to join one, it could join the daemon's.
+So offsets are stored for a consumer without a group, and the consumers of a process share the
+partitions out here, among themselves.
 """
 
 from __future__ import annotations
@@ -20,13 +21,13 @@ from tenantry.tenant_client.amqp import TIMEOUT, TenantClientError
 from tenantry.tenant_client.iggy import IggyTenantClient
 
 PAUSE: Final = 0.05
-"""Seconds between looks at partitions that have nothing new."""
+"""Seconds between polls of partitions that have nothing new."""
 
 
 class Turns:
     """A topic's partitions, each read by one consumer at a time. Callable from any thread.
 
-    Whoever dies gives its partition back, and the next one takes it.
+    A consumer that dies gives its partition back, and the next one takes it.
     """
 
     def __init__(self, partitions: int) -> None:
@@ -35,12 +36,12 @@ class Turns:
         self._guard = threading.Lock()
 
     def take(self) -> int | None:
-        """Have the partition that was read longest ago; None while others have all of them."""
+        """Take the partition that was read longest ago; None while other consumers have all."""
         with self._guard:
             return self._free.popleft() if self._free else None
 
     def give(self, partition: int) -> None:
-        """Let others have a partition."""
+        """Release a partition to other consumers."""
         with self._guard:
             self._free.append(partition)
 
@@ -80,7 +81,7 @@ class IggyReader(IggyTenantClient):
             for _ in range(self._turns.partitions):
                 self._held = self._turns.take()
                 if self._held is None:
-                    # Who has them tells what is in them.
+                    # The consumers that hold the partitions see what is in them.
                     break
                 if batch := self._poll(self._held, most):
                     self._empty = False
@@ -104,7 +105,7 @@ class IggyReader(IggyTenantClient):
         self._release()
 
     def at_end(self) -> bool:
-        """See `TopicReader.at_end`: the last look at all partitions has found nothing."""
+        """See `TopicReader.at_end`: the last poll of all partitions found nothing."""
         return self._empty
 
     def _poll(self, partition: int, most: int) -> list[bytes]:

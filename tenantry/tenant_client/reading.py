@@ -1,4 +1,4 @@
-"""A tenant's own consumers: what each kind of broker's reader promises, which a URL needs."""
+"""A tenant's own consumers: the interface of readers, and the reader that a URL needs."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from tenantry.tenant_client.sql_reading import SqlReader
 class TopicReader(Protocol):
     """A consumer of one topic, among others of its group. Belongs to the thread that opened it.
 
-    What was received and not committed comes again, to this one or another, once this one is
-    closed or lost.
+    Messages received and not committed are delivered again, to this consumer or another, once this
+    one is closed or lost.
     """
 
     @property
     def is_open(self) -> bool:
-        """Whether it can be used; once lost it stays so until the next `open`."""
+        """Whether the connection can be used; once lost it stays lost until the next `open`."""
 
     def open(self) -> None:
         """Connect, log in and begin to consume. Raises `TenantClientError`."""
@@ -32,16 +32,16 @@ class TopicReader(Protocol):
         """Leave the group and free the connection; harmless twice, and before `open`."""
 
     def receive(self, most: int, seconds: float) -> Sequence[bytes]:
-        """Give the bodies of up to `most` further messages, those that come within `seconds`.
+        """Return the bodies of up to `most` further messages, those that arrive within `seconds`.
 
         Raises `TenantClientError`.
         """
 
     def commit(self) -> None:
-        """Settle all that was received: none of it comes again. Raises `TenantClientError`."""
+        """Settle all received messages: none is delivered again. Raises `TenantClientError`."""
 
     def at_end(self) -> bool:
-        """Whether nothing waits for the group any more. Raises `TenantClientError`."""
+        """Return whether nothing waits for the group any more. Raises `TenantClientError`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

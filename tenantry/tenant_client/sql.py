@@ -26,7 +26,7 @@ SELECT tenantry.publish_many(
 
 
 class SqlClient:
-    """One connection. Belongs to the thread that opened it; every call ends in time."""
+    """One connection. Belongs to the thread that opened it; every call is bounded in time."""
 
     def __init__(self, url: str, *, name: str, timeout: float = TIMEOUT) -> None:
         self._url = url
@@ -36,7 +36,7 @@ class SqlClient:
 
     @property
     def is_open(self) -> bool:
-        """Whether it can be used; once lost it stays so until the next `open`."""
+        """Whether the connection can be used; once lost it stays lost until the next `open`."""
         return self._connection is not None and not self._connection.closed
 
     def open(self) -> None:
@@ -65,8 +65,8 @@ class SqlClient:
     def publish(self, exchange: str, batch: Sequence[TenantMessage]) -> PublishResult:  # noqa: ARG002
         """Publish a batch to the tenant's own exchange: all of it is confirmed, or nothing.
 
-        Never raises: what was not confirmed may have been taken all the same, so publish it again
-        with the same message ids.
+        Never raises. Unconfirmed messages may have been accepted all the same, so publish them
+        again with the same message ids.
         """
         parameters = (
             text_array([mail.routing_key for mail in batch]),
@@ -90,7 +90,7 @@ class SqlClient:
             raise TenantClientError(one_line(error)) from error
 
     def sees(self, query: str, *parameters: object) -> bool:
-        """Tell whether a query gives a row. Raises `TenantClientError`."""
+        """Return whether a query gives a row. Raises `TenantClientError`."""
         try:
             cursor = self._open_connection().execute(query.encode(), parameters)
             return cursor.fetchone() is not None
@@ -105,11 +105,11 @@ class SqlClient:
         *parameters: object,
         missing: AttemptResult = AttemptResult.ALLOWED,
     ) -> AttemptResult:
-        """Try a statement, tell whether it is allowed, and undo it.
+        """Try a statement, return whether it is allowed, and undo it.
 
-        Only the lack of a privilege is a refusal: an answer that something does not exist
-        means that asking was allowed, unless `missing` says otherwise. Raises
-        `TenantClientError` where the database gives no verdict.
+        Only the lack of a privilege is a refusal: an answer that something does not exist means
+        that asking was allowed, unless `missing` says otherwise. Raises `TenantClientError` if the
+        database gives no verdict.
         """
         connection = self._open_connection()
         query = statement.encode() if isinstance(statement, str) else statement

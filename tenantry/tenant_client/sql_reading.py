@@ -1,4 +1,4 @@
-"""A tenant's own consumer on the embedded broker: leases what is stored, batch by batch."""
+"""A tenant's own consumer on the embedded broker: leases stored messages, batch by batch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tenantry.tenant_client.amqp import TIMEOUT, TenantClientError
 from tenantry.tenant_client.sql import SqlClient
 
 PAUSE: Final = 0.05
-"""Seconds between looks while nothing comes."""
+"""Seconds between polls while nothing arrives."""
 
 _RECEIVE: Final = """
 SELECT lease, coalesce(body, convert_to(payload::text, 'UTF8')) FROM tenantry.receive(%s, %s)
@@ -49,7 +49,7 @@ class SqlReader(SqlClient):
         self._lease = None
 
     def at_end(self) -> bool:
-        """See `TopicReader.at_end`: the last look has found nothing."""
+        """See `TopicReader.at_end`: the last poll found nothing."""
         return self._lease is None
 
     def _ask(self, query: str, *parameters: object) -> list[tuple[object, ...]]:
